@@ -1,0 +1,7 @@
+//! Keybearer: a proxy that injects fresh OAuth tokens, so that services hold no secret.
+//!
+//! `ARCHITECTURE.md` tells the house rules; the modules below stand in reading order, ground last.
+#![forbid(unsafe_code)]
+
+pub mod model;
+pub mod tls;

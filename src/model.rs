@@ -1,0 +1,235 @@
+//! The checked configuration as plain data: what every other room takes for true.
+//!
+//! Not here: YAML and its problems (`config`), sockets, clocks, metrics.
+//! Holds: every value has passed the one validator, so nobody parses or doubts it again.
+
+pub mod connection;
+pub mod origin;
+pub mod secret;
+pub mod token;
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use rustls::pki_types::CertificateDer;
+
+use connection::Connection;
+use origin::Host;
+use secret::SecretDigest;
+
+/// Root certificates that stand in for, or beside, the platform's.
+pub type Roots = Arc<[CertificateDer<'static>]>;
+
+/// The whole configuration, resolved: no references, no defaults left to fill.
+#[derive(Debug)]
+pub struct Model {
+    pub listeners: Listeners,
+    /// Data-plane threads, at least one.
+    pub workers: usize,
+    /// How long `/readyz` waits for first tokens.
+    pub readiness_wait: Duration,
+    /// Names that are dialled at a fixed address; they may be private.
+    pub hosts: Vec<HostOverride>,
+    /// Roots beside the platform's, for every upstream and token endpoint.
+    pub trust: Roots,
+    pub egress: Egress,
+    pub callers: Vec<Caller>,
+    pub timeouts: Timeouts,
+    pub limits: Limits,
+    pub log: Log,
+    pub connections: Vec<Arc<Connection>>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Listeners {
+    pub proxy: Vec<Listener>,
+    pub admin: Listener,
+    pub telemetry: Option<Listener>,
+}
+
+/// An address to listen at; port 0 asks the system for a free one.
+#[derive(Debug, Clone)]
+pub struct Listener {
+    pub name: Name,
+    pub address: SocketAddr,
+}
+
+/// `hosts:` one name and where it is dialled.
+#[derive(Debug, Clone)]
+pub struct HostOverride {
+    pub host: Host,
+    pub address: IpAddr,
+    /// In place of the request's own port.
+    pub port: Option<u16>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct Egress {
+    pub unmatched: Unmatched,
+    /// Private networks that any name may resolve to.
+    pub allow_private: Vec<IpNet>,
+}
+
+/// What happens to a request for a host that no route names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Unmatched {
+    #[default]
+    Forward,
+    Deny,
+}
+
+/// Who may use the proxy. All conditions of one caller hold together.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    pub name: Name,
+    pub secret: Option<SecretDigest>,
+    /// Alternatives; empty: any address.
+    pub cidr: Vec<IpNet>,
+}
+
+/// Every wait of the data plane, each with a finite default.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timeouts {
+    /// From the first byte of a request head to its last.
+    pub client_head: Duration,
+    /// How long a request may wait for a token.
+    pub token_wait: Duration,
+    /// Name resolution, connecting and the TLS handshake together.
+    pub connect: Duration,
+    /// From the end of the request to the head of the answer.
+    pub response_head: Duration,
+    /// Silence within a body or a tunnel.
+    pub idle: Duration,
+    /// Silence between two requests of a kept connection, on either side.
+    pub keep_alive: Duration,
+    /// How long requests in flight may take to finish after SIGTERM.
+    pub drain: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Timeouts {
+            client_head: Duration::from_secs(30),
+            token_wait: Duration::from_secs(10),
+            connect: Duration::from_secs(5),
+            response_head: Duration::from_secs(60),
+            idle: Duration::from_secs(5 * 60),
+            keep_alive: Duration::from_secs(50),
+            drain: Duration::from_secs(25),
+        }
+    }
+}
+
+/// Every bound of the data plane, each with a finite default.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Open connections from callers, all listeners and workers together.
+    pub downstream_connections: usize,
+    /// Requests in flight to one upstream origin, all workers together.
+    pub per_upstream: usize,
+    /// Requests that wait for one of those places.
+    pub queued_per_upstream: usize,
+    /// A message head in bytes, the first line included.
+    pub head_bytes: usize,
+    /// A request body in bytes that is kept for a replay after a rejected token.
+    pub replay_body_bytes: usize,
+    /// Open CONNECT tunnels, all workers together.
+    pub tunnels: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            downstream_connections: 10_000,
+            per_upstream: 1024,
+            queued_per_upstream: 256,
+            head_bytes: 64 * 1024,
+            replay_body_bytes: 64 * 1024,
+            tunnels: 4096,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Log {
+    pub level: LogLevel,
+    pub format: LogFormat,
+    pub requests: LogRequests,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    #[default]
+    Info,
+    Debug,
+    Trace,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON elsewhere.
+    #[default]
+    Auto,
+    Text,
+    Json,
+}
+
+/// Which requests get a line in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogRequests {
+    Off,
+    /// Those that the proxy itself answered with an error.
+    #[default]
+    Errors,
+    All,
+}
+
+/// A name from the configuration: `[a-z0-9][a-z0-9_-]{0,62}`. Safe as a label, in a URL and in a log.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Name(Arc<str>);
+
+impl Name {
+    pub fn parse(text: &str) -> Option<Name> {
+        let bytes = text.as_bytes();
+        let plain = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        let first = bytes.first().is_some_and(plain);
+        let rest = bytes.iter().all(|b| plain(b) || matches!(b, b'_' | b'-'));
+        (first && rest && bytes.len() <= 63).then(|| Name(text.into()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_labels() {
+        for good in ["a", "crm", "0-a_b", &"x".repeat(63)] {
+            assert!(Name::parse(good).is_some(), "{good}");
+        }
+        for bad in ["", "-a", "_a", "A", "a.b", "a b", "ä", &"x".repeat(64)] {
+            assert!(Name::parse(bad).is_none(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! A configured OAuth connection and its routes.
+
+use std::time::Duration;
+
+use http::{HeaderName, Method, StatusCode};
+use url::Url;
+
+use super::origin::{Host, Origin};
+use super::secret::Secret;
+use super::{Name, Roots};
+
+/// A configured OAuth link: how its token is obtained, and which requests get it.
+#[derive(Debug)]
+pub struct Connection {
+    pub name: Name,
+    /// An inactive connection keeps its routes and refuses their requests.
+    pub active: bool,
+    pub comments: Option<String>,
+    pub grant: Grant,
+    pub client_id: String,
+    pub client_auth: ClientAuth,
+    /// https, or loopback, or `allow_cleartext` was given.
+    pub token_url: Url,
+    pub authorization_server: AuthorizationServer,
+    /// In the order of the configuration, without repetitions.
+    pub scopes: Vec<String>,
+    pub audience: Option<String>,
+    pub resource: Option<String>,
+    /// Extra fields of every token request.
+    pub token_params: Vec<(String, String)>,
+    pub lifetimes: Lifetimes,
+    /// Statuses by which the API says that a token has expired.
+    pub token_rejected: Vec<StatusCode>,
+    /// Callers that may use it; `None`: all.
+    pub accessible_from: Option<Vec<Name>>,
+    pub routes: Vec<Route>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Grant {
+    ClientCredentials,
+}
+
+impl Grant {
+    /// The name in the configuration, in labels and in the log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Grant::ClientCredentials => "client_credentials",
+        }
+    }
+}
+
+/// How the client proves who it is (RFC 6749 §2.3). Several secrets while one is being rotated: tried in order.
+#[derive(Debug, Clone)]
+pub enum ClientAuth {
+    /// `client_secret_post`
+    Body(Vec<Secret>),
+    /// `client_secret_basic`
+    Basic(Vec<Secret>, BasicEncoding),
+    /// A public client: only its identifier, in the body.
+    None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BasicEncoding {
+    /// Form-encoded before base64 (RFC 6749 §2.3.1), a space as `%20`.
+    #[default]
+    Form,
+    /// As written, for servers that do not decode.
+    Raw,
+}
+
+/// How the connection's OAuth endpoints are reached.
+#[derive(Debug, Clone)]
+pub struct AuthorizationServer {
+    /// In place of the global roots.
+    pub trust: Option<Roots>,
+    /// A whole call, from the dial to the last byte of the answer.
+    pub timeout: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lifetimes {
+    /// When the answer names none.
+    pub default_token_lifetime: Duration,
+    /// How long before expiry the next token is asked for; at most half of the token's life.
+    pub refresh_ahead: Duration,
+    /// Never injected with less left; at most a quarter of the token's life.
+    pub usable_margin: Duration,
+}
+
+impl Default for Lifetimes {
+    fn default() -> Self {
+        Lifetimes {
+            default_token_lifetime: Duration::from_secs(3600),
+            refresh_ahead: Duration::from_secs(5 * 60),
+            usable_margin: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Which requests get the connection's token, and how.
+#[derive(Debug, Clone)]
+pub struct Route {
+    pub place: Place,
+    /// Requests below this path; `/` is every path.
+    pub path: PathPrefix,
+    /// `None`: all methods.
+    pub methods: Option<Vec<Method>>,
+    pub tls: UpstreamTls,
+    pub inject: Inject,
+    pub existing: Existing,
+    pub without_token: WithoutToken,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// Forward mode: requests whose target names this host.
+    Host { pattern: HostPattern, port: PortRule },
+    /// Reverse mode: `http://keybearer<prefix>/x` goes to `<upstream><base>/x`.
+    Mount { prefix: PathPrefix, upstream: Origin, base: PathPrefix },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum HostPattern {
+    Exact(Host),
+    /// One or more labels before this suffix (`*.a.com` holds `a.com`), never the suffix itself.
+    Below(Host),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PortRule {
+    /// No port was written: 443, and http requests for port 80 leave for it over TLS. Without upstream TLS: 80.
+    Default,
+    Stated(u16),
+    /// `:*`
+    Any,
+}
+
+/// A path with all that lies below it, on segment boundaries: `/v1` holds `/v1` and `/v1/x`, not `/v10`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PathPrefix(String);
+
+impl PathPrefix {
+    pub fn root() -> PathPrefix {
+        PathPrefix(String::new())
+    }
+
+    /// `None` unless the text is an absolute path in plain segments: no query, no escapes, no `.` or `..`, no `//`.
+    pub fn parse(text: &str) -> Option<PathPrefix> {
+        let body = text.strip_prefix('/')?.trim_end_matches('/');
+        if body.is_empty() {
+            return (text == "/").then(PathPrefix::root);
+        }
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,=:@".contains(&b);
+        let segment = |s: &str| !s.is_empty() && s != "." && s != ".." && s.bytes().all(plain);
+        (text.len() - body.len() <= 2 && body.split('/').all(segment)).then(|| PathPrefix(format!("/{body}")))
+    }
+
+    /// Without a trailing slash; the root is empty.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    pub fn is_root(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What follows the prefix in `path`: empty, or from a slash on.
+    pub fn rest<'a>(&self, path: &'a str) -> Option<&'a str> {
+        let rest = path.strip_prefix(self.0.as_str())?;
+        (rest.is_empty() || rest.starts_with('/')).then_some(rest)
+    }
+}
+
+/// How the upstream is reached.
+#[derive(Debug, Clone, Default)]
+pub struct UpstreamTls {
+    /// Plain http requests leave over TLS. An https request always does.
+    pub upgrade: bool,
+    /// In place of the global roots.
+    pub trust: Option<Roots>,
+    /// The name in SNI and in the certificate, in place of the host.
+    pub server_name: Option<Host>,
+}
+
+/// Where the token is put.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Inject {
+    /// `<header>: <scheme> <token>`; an empty scheme is the token alone.
+    Header { header: HeaderName, scheme: String },
+    /// A route that forwards without a token.
+    Nothing,
+}
+
+/// What becomes of what the caller sent in the token's place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Existing {
+    #[default]
+    Overwrite,
+    Keep,
+    Refuse,
+}
+
+/// What becomes of a request for which there is no usable token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WithoutToken {
+    #[default]
+    Fail,
+    Forward,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_ends_at_a_segment() {
+        let v1 = PathPrefix::parse("/v1/").unwrap();
+        assert_eq!(v1, PathPrefix::parse("/v1").unwrap());
+        for (path, rest) in [("/v1", Some("")), ("/v1/", Some("/")), ("/v1/x", Some("/x"))] {
+            assert_eq!(v1.rest(path), rest);
+        }
+        for path in ["/v10", "/v1x", "/v1%20", "/V1/x", "/", ""] {
+            assert_eq!(v1.rest(path), None, "{path}");
+        }
+        assert_eq!(PathPrefix::root().rest("/x"), Some("/x"));
+    }
+
+    #[test]
+    fn a_prefix_is_written_plainly() {
+        for bad in ["", "v1", "/a//b", "/a/../b", "/.", "/a%2fb", "/a?b", "/a;b", "/a\\b", "//", "/a//"] {
+            assert!(PathPrefix::parse(bad).is_none(), "{bad}");
+        }
+    }
+}

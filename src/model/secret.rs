@@ -1,0 +1,85 @@
+//! Values that must never be shown.
+//!
+//! Holds: `Secret::expose` is the one door; `Debug` prints `***`; memory is wiped on drop.
+
+use std::fmt;
+
+use aws_lc_rs::digest;
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+/// A secret text: client secret, token, password.
+#[derive(Clone)]
+pub struct Secret(Zeroizing<String>);
+
+impl Secret {
+    pub fn new(text: impl Into<String>) -> Secret {
+        Secret(Zeroizing::new(text.into()))
+    }
+
+    /// The text itself, for the wire only.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    pub fn digest(&self) -> SecretDigest {
+        SecretDigest::of(self.expose().as_bytes())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl PartialEq for Secret {
+    fn eq(&self, other: &Secret) -> bool {
+        self.0.as_bytes().ct_eq(other.0.as_bytes()).into()
+    }
+}
+
+impl Eq for Secret {}
+
+/// The SHA-256 of a secret that is only ever compared.
+#[derive(Clone, Copy)]
+pub struct SecretDigest([u8; 32]);
+
+impl SecretDigest {
+    pub fn new(sha256: [u8; 32]) -> SecretDigest {
+        SecretDigest(sha256)
+    }
+
+    pub fn of(presented: &[u8]) -> SecretDigest {
+        let mut sha256 = [0; 32];
+        sha256.copy_from_slice(digest::digest(&digest::SHA256, presented).as_ref());
+        SecretDigest(sha256)
+    }
+}
+
+impl PartialEq for SecretDigest {
+    fn eq(&self, other: &SecretDigest) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl Eq for SecretDigest {}
+
+impl fmt::Debug for SecretDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_shows_nothing_and_digests_compare() {
+        let secret = Secret::new("hunter2");
+        assert_eq!(format!("{secret:?} {:?}", secret.digest()), "*** ***");
+        assert_eq!(secret.digest(), SecretDigest::of(b"hunter2"));
+        assert_ne!(secret.digest(), SecretDigest::of(b"hunter3"));
+    }
+}
