@@ -1,0 +1,125 @@
+//! What time it is, on two clocks: since boot (counting suspension) and by the wall.
+//!
+//! A token's life is kept on both: the wall clock may be set, the boot clock may be frozen with a virtual machine.
+//! Whatever is due or over by either of them is due or over.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// One moment on both clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// Since boot, suspension included (`CLOCK_BOOTTIME`).
+    pub boot: Duration,
+    /// Since the Unix epoch.
+    pub wall: Duration,
+}
+
+impl Now {
+    pub fn plus(self, span: Duration) -> Now {
+        Now { boot: self.boot.saturating_add(span), wall: self.wall.saturating_add(span) }
+    }
+
+    /// True once either clock says that `moment` has come.
+    pub fn reached(self, moment: Now) -> bool {
+        self.boot >= moment.boot || self.wall >= moment.wall
+    }
+
+    /// How long until `moment` comes by the clock on which it comes first.
+    pub fn until(self, moment: Now) -> Duration {
+        let boot = moment.boot.saturating_sub(self.boot);
+        boot.min(moment.wall.saturating_sub(self.wall))
+    }
+}
+
+/// Where `Now` comes from; cloned freely.
+#[derive(Debug, Clone, Default)]
+pub struct Clock {
+    #[cfg(test)]
+    simulated: Option<std::sync::Arc<simulated::Simulated>>,
+}
+
+impl Clock {
+    pub fn system() -> Clock {
+        Clock::default()
+    }
+
+    pub fn now(&self) -> Now {
+        #[cfg(test)]
+        if let Some(simulated) = &self.simulated {
+            return simulated.now();
+        }
+        let boot = clock_gettime(ClockId::Boottime);
+        let boot = Duration::new(boot.tv_sec.unsigned_abs(), u32::try_from(boot.tv_nsec).unwrap_or(0));
+        Now { boot, wall: wall_now() }
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "the one place that reads the wall clock for token lifetimes")]
+fn wall_now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod simulated {
+    //! A clock that follows tokio's (paused) time, with a wall that can be set and a machine that can be suspended.
+
+    use std::sync::atomic::{AtomicI64, Ordering};
+    use std::sync::{Arc, Mutex};
+    use std::time::Duration;
+
+    use super::{Clock, Now};
+
+    #[derive(Debug)]
+    pub struct Simulated {
+        start: tokio::time::Instant,
+        suspended: Mutex<Duration>,
+        wall_offset_seconds: AtomicI64,
+    }
+
+    impl Simulated {
+        pub fn now(&self) -> Now {
+            let boot = Duration::from_secs(1000) + self.start.elapsed() + *self.suspended.lock().unwrap();
+            let offset = self.wall_offset_seconds.load(Ordering::Relaxed);
+            let wall = Duration::from_secs(1_800_000_000u64.saturating_add_signed(offset)) + boot;
+            Now { boot, wall }
+        }
+    }
+
+    impl Clock {
+        pub fn simulated() -> Clock {
+            let simulated = Simulated {
+                start: tokio::time::Instant::now(),
+                suspended: Mutex::default(),
+                wall_offset_seconds: AtomicI64::new(0),
+            };
+            Clock { simulated: Some(Arc::new(simulated)) }
+        }
+
+        /// Sets the wall clock forwards or backwards.
+        pub fn step_wall(&self, seconds: i64) {
+            self.simulated.as_ref().unwrap().wall_offset_seconds.fetch_add(seconds, Ordering::Relaxed);
+        }
+
+        /// The machine sleeps: both clocks go on, timers do not.
+        pub fn suspend(&self, span: Duration) {
+            *self.simulated.as_ref().unwrap().suspended.lock().unwrap() += span;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn either_clock_ends_a_life() {
+        let now = Clock::system().now();
+        let end = now.plus(Duration::from_secs(10));
+        assert!(!now.reached(end));
+        assert!(Now { boot: end.boot, ..now }.reached(end));
+        assert!(Now { wall: end.wall, ..now }.reached(end));
+        assert_eq!(Now { wall: now.wall + Duration::from_secs(4), ..now }.until(end), Duration::from_secs(6));
+    }
+}

@@ -1,0 +1,157 @@
+//! From an origin to an open connection: resolve, check the address, connect to the address that was checked.
+//!
+//! Serves upstreams and token endpoints alike. Not here: TLS (`tls`), pools (`proxy::upstream`).
+//! Holds: only an address that [`AddressPolicy`] permits is dialled, and it is the very one that was checked, so a name
+//! whose answer changes in between reaches nothing.
+
+mod policy;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::net::TcpStream;
+
+use crate::model::HostOverride;
+use crate::model::origin::{Host, Origin};
+pub use policy::{AddressPolicy, Denied};
+
+/// Addresses of one name that are tried at most.
+const ADDRESSES_MAX: usize = 8;
+/// How long an attempt runs alone before the next address is tried beside it (RFC 8305 §5).
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+
+/// Resolves and connects; cloned freely.
+#[derive(Debug, Clone)]
+pub struct Dialer(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    hosts: HashMap<Host, (IpAddr, Option<u16>)>,
+    policy: AddressPolicy,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    #[error("{host} has the address {address}, which is {denied}")]
+    Denied { host: Host, address: IpAddr, denied: Denied },
+    #[error("the name {host} cannot be resolved")]
+    Resolve { host: Host, source: Option<io::Error> },
+    #[error("no connection to {host} port {port}")]
+    Connect { host: Host, port: u16, source: io::Error },
+}
+
+impl Dialer {
+    pub fn new(hosts: &[HostOverride], policy: AddressPolicy) -> Dialer {
+        let hosts = hosts.iter().map(|entry| (entry.host.clone(), (entry.address, entry.port))).collect();
+        Dialer(Arc::new(Inner { hosts, policy }))
+    }
+
+    /// A connection to `origin`. The caller sets the deadline.
+    pub async fn connect(&self, origin: &Origin) -> Result<TcpStream, DialError> {
+        let addresses = self.addresses(&origin.host, origin.port).await?;
+        let stream = race(&addresses).await;
+        let stream = stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream));
+        stream.map_err(|source| DialError::Connect { host: origin.host.clone(), port: origin.port, source })
+    }
+
+    /// The permitted addresses of a host, in the order in which they are tried. One forbidden address among them
+    /// denies the host: an honest name does not point there.
+    pub async fn addresses(&self, host: &Host, port: u16) -> Result<Vec<SocketAddr>, DialError> {
+        let mut addresses = match self.0.hosts.get(host) {
+            Some((address, own_port)) => vec![SocketAddr::new(*address, own_port.unwrap_or(port))],
+            None => resolve(host, port).await?,
+        };
+        addresses.truncate(ADDRESSES_MAX);
+        for address in &addresses {
+            self.0.policy.check(host, *address).map_err(|denied| DialError::Denied {
+                host: host.clone(),
+                address: address.ip(),
+                denied,
+            })?;
+        }
+        interleave(&mut addresses);
+        Ok(addresses)
+    }
+}
+
+async fn resolve(host: &Host, port: u16) -> Result<Vec<SocketAddr>, DialError> {
+    let name = match host {
+        Host::Ip(address) => return Ok(vec![SocketAddr::new(*address, port)]),
+        Host::Name(name) => name,
+    };
+    let failed = |source| DialError::Resolve { host: host.clone(), source };
+    let found: Vec<_> = tokio::net::lookup_host((&**name, port)).await.map_err(|e| failed(Some(e)))?.collect();
+    if found.is_empty() { Err(failed(None)) } else { Ok(found) }
+}
+
+/// Alternates the address families, the resolver's first choice first (RFC 8305 §4).
+fn interleave(addresses: &mut Vec<SocketAddr>) {
+    let Some(first) = addresses.first().copied() else { return };
+    let (same, other): (Vec<_>, Vec<_>) = addresses.drain(..).partition(|a| a.is_ipv4() == first.is_ipv4());
+    let (mut same, mut other) = (same.into_iter(), other.into_iter());
+    loop {
+        let (a, b) = (same.next(), other.next());
+        if a.is_none() && b.is_none() {
+            return;
+        }
+        addresses.extend(a.into_iter().chain(b));
+    }
+}
+
+/// Happy Eyeballs: the next address joins when the ones before have failed or been silent for [`ATTEMPT_DELAY`].
+async fn race(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+    let mut waiting = addresses.iter();
+    let mut attempts = FuturesUnordered::new();
+    let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    loop {
+        if let Some(address) = waiting.next() {
+            attempts.push(TcpStream::connect(*address));
+        } else if attempts.is_empty() {
+            return Err(failure);
+        }
+        let patience = if waiting.len() == 0 { Duration::MAX } else { ATTEMPT_DELAY };
+        match tokio::time::timeout(patience, attempts.next()).await {
+            Ok(Some(Ok(stream))) => return Ok(stream),
+            Ok(Some(Err(error))) => failure = error,
+            Ok(None) | Err(_) => {}
+        }
+    }
+}
+
+/// For the token endpoints' client, which dials by itself: the same overrides and the same check.
+impl reqwest::dns::Resolve for Dialer {
+    fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
+        let dialer = self.clone();
+        Box::pin(async move {
+            let host = Host::parse(name.as_str())?;
+            let addresses = dialer.addresses(&host, 0).await?;
+            Ok(Box::new(addresses.into_iter()) as reqwest::dns::Addrs)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_alternate() {
+        let parse = |list: &str| list.split(' ').map(|a| a.parse().unwrap()).collect::<Vec<SocketAddr>>();
+        let mut addresses = parse("[2001:db8::1]:1 [2001:db8::2]:1 192.0.2.1:1");
+        interleave(&mut addresses);
+        assert_eq!(addresses, parse("[2001:db8::1]:1 192.0.2.1:1 [2001:db8::2]:1"));
+    }
+
+    #[tokio::test]
+    async fn a_dead_address_does_not_hide_a_live_one() {
+        let live = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let stream = race(&[dead, live.local_addr().unwrap()]).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), live.local_addr().unwrap());
+        assert!(race(&[dead]).await.is_err());
+    }
+}

@@ -1,0 +1,212 @@
+//! Which route takes a request: `find(origin, path, method, caller)`.
+//!
+//! Knows nothing of tokens: `T` is whatever the caller binds to a route. The order is the contract's: exact host, longer
+//! wildcard, stated port, longer path, stated methods. Holds: matching happens on the one parsed origin and on a path
+//! that has one reading; where a prefix decides, a path with two readings is refused.
+
+mod path;
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use http::Method;
+
+use crate::model::connection::{HostPattern, PathPrefix, Place, PortRule, Route};
+use crate::model::origin::{Host, Origin, Scheme};
+
+/// A caller's place in the list of callers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CallerId(pub u32);
+
+/// Who may use a route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Callers {
+    All,
+    Only(Vec<CallerId>),
+}
+
+impl Callers {
+    fn permit(&self, caller: Option<CallerId>) -> bool {
+        match self {
+            Callers::All => true,
+            Callers::Only(list) => caller.is_some_and(|caller| list.contains(&caller)),
+        }
+    }
+}
+
+/// What the routes say to a request.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Found<'a, T> {
+    Route(&'a T),
+    /// A route fits, but not for this caller.
+    NotAllowed(&'a T),
+    /// Some route names the place, but none takes this path and method.
+    NoRoute,
+    /// Routes here differ by path, and this path has more than one reading.
+    AmbiguousPath,
+    /// No route names the place.
+    Unmatched,
+}
+
+#[derive(Debug)]
+struct Entry<T> {
+    port: PortRule,
+    upgrade: bool,
+    path: PathPrefix,
+    methods: Option<Vec<Method>>,
+    callers: Callers,
+    bound: T,
+}
+
+/// Entries of one host pattern or of one mount, best first.
+#[derive(Debug)]
+struct Group<T> {
+    entries: Vec<Entry<T>>,
+    by_path: bool,
+}
+
+#[derive(Debug)]
+pub struct Router<T> {
+    exact: HashMap<Host, Group<T>>,
+    /// By the suffix that `*.` stands before.
+    below: HashMap<Host, Group<T>>,
+    /// Longest prefix first.
+    mounts: Vec<(PathPrefix, Group<T>)>,
+}
+
+impl<T> Router<T> {
+    /// Takes the routes in any order. Two routes of equal rank stand in the order given; the validator refuses them.
+    pub fn new(routes: impl IntoIterator<Item = (Route, Callers, T)>) -> Router<T> {
+        let mut router = Router { exact: HashMap::new(), below: HashMap::new(), mounts: Vec::new() };
+        let mut mounts: HashMap<PathPrefix, Group<T>> = HashMap::new();
+        for (route, callers, bound) in routes {
+            let (group, port) = match route.place {
+                Place::Host { pattern: HostPattern::Exact(host), port } => {
+                    (router.exact.entry(host).or_default(), port)
+                }
+                Place::Host { pattern: HostPattern::Below(host), port } => {
+                    (router.below.entry(host).or_default(), port)
+                }
+                Place::Mount { prefix, .. } => (mounts.entry(prefix).or_default(), PortRule::Any),
+            };
+            let upgrade = route.tls.upgrade;
+            group.entries.push(Entry { port, upgrade, path: route.path, methods: route.methods, callers, bound });
+        }
+        router.mounts = mounts.into_iter().collect();
+        router.mounts.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.as_str().len()));
+        let groups = router.exact.values_mut().chain(router.below.values_mut());
+        groups.chain(router.mounts.iter_mut().map(|(_, group)| group)).for_each(Group::sort);
+        router
+    }
+
+    /// The route of a request whose target names `origin`; `path` is without its query.
+    pub fn find(&self, origin: &Origin, path: &str, method: &Method, caller: Option<CallerId>) -> Found<'_, T> {
+        let exact = self.exact.get(&origin.host);
+        let mut best = Found::Unmatched;
+        for group in exact.into_iter().chain(self.wildcards(&origin.host)) {
+            match group.find(|entry| entry.takes_port(origin), path, method, caller) {
+                route @ (Found::Route(_) | Found::AmbiguousPath) => return route,
+                Found::Unmatched => {}
+                refused => best = better(best, refused),
+            }
+        }
+        best
+    }
+
+    /// The route of an origin-form request, and what follows its mount in `path`.
+    pub fn find_mount<'a>(&self, path: &'a str, method: &Method, caller: Option<CallerId>) -> (Found<'_, T>, &'a str) {
+        let mut best = (Found::Unmatched, path);
+        for (prefix, group) in &self.mounts {
+            let Some(rest) = prefix.rest(path) else { continue };
+            if path::climbs(path) {
+                return (Found::AmbiguousPath, rest);
+            }
+            match group.find(|_| true, rest, method, caller) {
+                route @ (Found::Route(_) | Found::AmbiguousPath) => return (route, rest),
+                refused => best.0 = better(best.0, refused),
+            }
+        }
+        best
+    }
+
+    /// The wildcard groups that hold `host`, longest suffix first.
+    fn wildcards<'a>(&'a self, host: &Host) -> impl Iterator<Item = &'a Group<T>> {
+        let name = match host {
+            Host::Name(name) if !self.below.is_empty() => name.clone(),
+            _ => "".into(),
+        };
+        let dots: Vec<Range<usize>> = name.match_indices('.').map(|(at, _)| at + 1..name.len()).collect();
+        dots.into_iter().filter_map(move |suffix| self.below.get(&Host::Name(name[suffix].into())))
+    }
+}
+
+fn better<'a, T>(a: Found<'a, T>, b: Found<'a, T>) -> Found<'a, T> {
+    match (&a, &b) {
+        (Found::NotAllowed(_), _) | (Found::NoRoute, Found::Unmatched) => a,
+        _ => b,
+    }
+}
+
+impl<T> Default for Group<T> {
+    fn default() -> Self {
+        Group { entries: Vec::new(), by_path: false }
+    }
+}
+
+impl<T> Group<T> {
+    fn sort(&mut self) {
+        self.by_path = self.entries.iter().any(|entry| !entry.path.is_root());
+        self.entries.sort_by_key(|entry| {
+            let port = match entry.port {
+                PortRule::Stated(_) => 0,
+                PortRule::Default => 1,
+                PortRule::Any => 2,
+            };
+            (port, std::cmp::Reverse(entry.path.as_str().len()), entry.methods.is_none())
+        });
+    }
+
+    fn find(
+        &self,
+        takes_port: impl Fn(&Entry<T>) -> bool,
+        path: &str,
+        method: &Method,
+        caller: Option<CallerId>,
+    ) -> Found<'_, T> {
+        let mut here = self.entries.iter().filter(|entry| takes_port(entry)).peekable();
+        if here.peek().is_none() {
+            return Found::Unmatched;
+        }
+        if self.by_path && path::is_ambiguous(path) {
+            return Found::AmbiguousPath;
+        }
+        let mut refused = Found::NoRoute;
+        for entry in here.filter(|entry| entry.takes(path, method)) {
+            if entry.callers.permit(caller) {
+                return Found::Route(&entry.bound);
+            }
+            refused = better(refused, Found::NotAllowed(&entry.bound));
+        }
+        refused
+    }
+}
+
+impl<T> Entry<T> {
+    /// `host: a.com` is port 443, and http requests for port 80, which leave for 443; without upstream TLS it is port 80.
+    fn takes_port(&self, origin: &Origin) -> bool {
+        let http_on_80 = origin.scheme == Scheme::Http && origin.port == 80;
+        match (self.port, self.upgrade) {
+            (PortRule::Any, _) => true,
+            (PortRule::Stated(port), _) => origin.port == port,
+            (PortRule::Default, true) => origin.port == 443 || http_on_80,
+            (PortRule::Default, false) => http_on_80,
+        }
+    }
+
+    fn takes(&self, path: &str, method: &Method) -> bool {
+        self.path.rest(path).is_some() && self.methods.as_ref().is_none_or(|methods| methods.contains(method))
+    }
+}
+
+#[cfg(test)]
+mod tests;

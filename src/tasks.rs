@@ -1,0 +1,109 @@
+//! Every task and thread of the program starts here, with a name, and ends with the phases.
+//!
+//! Phases only go forward: `Serve` (normal), `Drain` (nothing new, what is in flight may finish), `Stop` (end now).
+//! Holds: a task that panics is logged by the panic hook and ends alone.
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use tokio::sync::watch;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    Serve,
+    Drain,
+    Stop,
+}
+
+/// The owner of all tasks; cloned freely.
+#[derive(Debug, Clone)]
+pub struct Tasks {
+    phase: Arc<watch::Sender<Phase>>,
+}
+
+impl Default for Tasks {
+    fn default() -> Self {
+        Tasks { phase: Arc::new(watch::Sender::new(Phase::Serve)) }
+    }
+}
+
+impl Tasks {
+    /// Runs `future` on the current runtime until it ends or the `Stop` phase begins.
+    #[allow(clippy::disallowed_methods, reason = "this is the owner of every task")]
+    pub fn spawn<F>(&self, name: &'static str, future: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let mut stop = self.watch();
+        tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                () = future => {}
+                () = stop.reached(Phase::Stop) => tracing::debug!(task = name, "task stopped"),
+            }
+        });
+    }
+
+    /// Runs `future` on the current worker's own runtime; it ends with that runtime.
+    #[allow(clippy::disallowed_methods, reason = "this is the owner of every task")]
+    pub fn spawn_local<F>(&self, future: F)
+    where
+        F: Future<Output = ()> + 'static,
+    {
+        tokio::task::spawn_local(future);
+    }
+
+    /// Starts a thread; its name shows in `top -H` and in panics.
+    pub fn thread<F>(&self, name: String, body: F) -> io::Result<JoinHandle<()>>
+    where
+        F: FnOnce() + Send + 'static,
+    {
+        std::thread::Builder::new().name(name).spawn(body)
+    }
+
+    pub fn enter(&self, phase: Phase) {
+        self.phase.send_if_modified(|current| {
+            let forward = phase > *current;
+            if forward {
+                *current = phase;
+            }
+            forward
+        });
+    }
+
+    pub fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    pub fn watch(&self) -> PhaseWatch {
+        PhaseWatch(self.phase.subscribe())
+    }
+}
+
+/// Waits for a phase.
+#[derive(Debug, Clone)]
+pub struct PhaseWatch(watch::Receiver<Phase>);
+
+impl PhaseWatch {
+    /// Returns once `phase` or a later one has begun.
+    pub async fn reached(&mut self, phase: Phase) {
+        let _ = self.0.wait_for(|current| *current >= phase).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn phases_only_go_forward() {
+        let tasks = Tasks::default();
+        let mut watch = tasks.watch();
+        tasks.enter(Phase::Drain);
+        tasks.enter(Phase::Serve);
+        watch.reached(Phase::Drain).await;
+        assert_eq!(tasks.phase(), Phase::Drain);
+    }
+}

@@ -1,0 +1,199 @@
+//! The Prometheus metrics, each with its name, its labels and its help.
+//!
+//! Holds: label values are names from the configuration or closed lists, never text from a request. The hot path keeps
+//! handles ([`RequestCounters`]) and looks no label up.
+
+use prometheus::core::Collector;
+use prometheus::process_collector::ProcessCollector;
+use prometheus::{
+    Encoder, Error, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
+};
+
+/// All metrics of one program; handles are cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    pub errors: IntCounterVec,
+    pub in_flight: IntGauge,
+    pub duration: HistogramVec,
+    pub overhead: Histogram,
+    pub token_wait: Histogram,
+    injections: IntCounterVec,
+    pub token_requests: IntCounterVec,
+    pub token_request_duration: HistogramVec,
+    pub token_expiry: GaugeVec,
+    pub tokens: IntGaugeVec,
+    pub replays: IntCounterVec,
+    pub upstream_connections: IntGaugeVec,
+}
+
+impl Metrics {
+    /// # Errors
+    /// Only if two metrics had one name, which a test rules out.
+    pub fn new() -> Result<Metrics, Error> {
+        let registry = Registry::new();
+        let overhead = [25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 100e-3];
+        let waits = [0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+        let counter = |name: &str, help: &str, labels: &[&str]| {
+            register(&registry, IntCounterVec::new(Opts::new(name, help), labels)?)
+        };
+        let gauge = |name: &str, help: &str, labels: &[&str]| {
+            register(&registry, IntGaugeVec::new(Opts::new(name, help), labels)?)
+        };
+        let histogram = |name: &str, help: &str, buckets: &[f64]| {
+            let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            register(&registry, Histogram::with_opts(options)?)
+        };
+        let histograms = |name: &str, help: &str, buckets: &[f64], labels: &[&str]| {
+            let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            register(&registry, HistogramVec::new(options, labels)?)
+        };
+        let metrics = Metrics {
+            requests: counter(
+                "keybearer_requests_total",
+                "Requests, by who answered: the upstream or the proxy itself.",
+                &["connection", "profile", "caller", "origin", "status_class"],
+            )?,
+            errors: counter(
+                "keybearer_errors_total",
+                "Requests that the proxy itself answered with an error.",
+                &["connection", "code"],
+            )?,
+            in_flight: register(
+                &registry,
+                IntGauge::new(
+                    "keybearer_requests_in_flight",
+                    "Requests between their head and the end of their answer.",
+                )?,
+            )?,
+            duration: histograms(
+                "keybearer_request_duration_seconds",
+                "From the head of a request to the end of its answer.",
+                &waits,
+                &["connection"],
+            )?,
+            overhead: histogram(
+                "keybearer_request_overhead_seconds",
+                "Time the proxy itself adds before an answer begins, waits for tokens and upstreams apart.",
+                &overhead,
+            )?,
+            token_wait: histogram(
+                "keybearer_token_wait_seconds",
+                "How long requests waited for a token, of those that had to.",
+                &waits,
+            )?,
+            injections: counter(
+                "keybearer_injections_total",
+                "Requests to routes with a token, by what became of them.",
+                &["connection", "profile", "outcome"],
+            )?,
+            token_requests: counter(
+                "keybearer_token_requests_total",
+                "Requests to token endpoints.",
+                &["connection", "profile", "grant", "outcome"],
+            )?,
+            token_request_duration: histograms(
+                "keybearer_token_request_duration_seconds",
+                "Duration of requests to token endpoints.",
+                &waits,
+                &["connection"],
+            )?,
+            token_expiry: register(
+                &registry,
+                GaugeVec::new(
+                    Opts::new("keybearer_token_expiry_timestamp_seconds", "When the current access token expires."),
+                    &["connection", "profile"],
+                )?,
+            )?,
+            tokens: gauge("keybearer_tokens", "Tokens, by state.", &["connection", "profile", "state"])?,
+            replays: counter(
+                "keybearer_replays_total",
+                "Requests that were sent again because the upstream had rejected their token.",
+                &["connection", "outcome"],
+            )?,
+            upstream_connections: gauge("keybearer_upstream_connections", "Open upstream connections.", &["state"])?,
+            registry: registry.clone(),
+        };
+        let build = gauge("keybearer_build_info", "What is running.", &["version", "revision", "rustc"])?;
+        let revision = env!("KEYBEARER_REVISION");
+        let rustc = env!("KEYBEARER_RUSTC");
+        build.with_label_values(&[env!("CARGO_PKG_VERSION"), revision, rustc]).set(1);
+        for state in ["active", "idle"] {
+            metrics.upstream_connections.with_label_values(&[state]);
+        }
+        registry.register(Box::new(ProcessCollector::for_self()))?;
+        Ok(metrics)
+    }
+
+    /// The counters of one connection and caller; "" where there is none.
+    pub fn request_counters(&self, connection: &str, profile: &str, caller: &str) -> RequestCounters {
+        let class = |origin, class| self.requests.with_label_values(&[connection, profile, caller, origin, class]);
+        let origin = |origin| CLASSES.map(|name| class(origin, name));
+        RequestCounters { upstream: origin("upstream"), proxy: origin("proxy") }
+    }
+
+    pub fn injection_counters(&self, connection: &str, profile: &str) -> InjectionCounters {
+        let outcome = |outcome| self.injections.with_label_values(&[connection, profile, outcome]);
+        InjectionCounters {
+            injected: outcome("injected"),
+            kept: outcome("kept"),
+            forwarded: outcome("forwarded"),
+            refused: outcome("refused"),
+        }
+    }
+
+    /// Prometheus text format 0.0.4.
+    pub fn render(&self) -> Result<Vec<u8>, Error> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> Result<C, Error> {
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// Ready-made handles: `requests_total` of one connection and caller.
+#[derive(Debug)]
+pub struct RequestCounters {
+    upstream: [IntCounter; 5],
+    proxy: [IntCounter; 5],
+}
+
+impl RequestCounters {
+    pub fn count(&self, from_upstream: bool, status: http::StatusCode) {
+        let counters = if from_upstream { &self.upstream } else { &self.proxy };
+        let class = usize::from(status.as_u16() / 100).clamp(1, 5) - 1;
+        counters[class].inc();
+    }
+}
+
+/// Ready-made handles: `injections_total` of one connection and profile.
+#[derive(Debug)]
+pub struct InjectionCounters {
+    pub injected: IntCounter,
+    pub kept: IntCounter,
+    pub forwarded: IntCounter,
+    pub refused: IntCounter,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_metrics_register_and_render() {
+        let metrics = Metrics::new().unwrap();
+        metrics.request_counters("crm", "default", "").count(true, http::StatusCode::NOT_FOUND);
+        let text = String::from_utf8(metrics.render().unwrap()).unwrap();
+        let line = "keybearer_requests_total{caller=\"\",connection=\"crm\",origin=\"upstream\",profile=\"default\",status_class=\"4xx\"} 1";
+        assert!(text.contains(line), "{text}");
+        assert!(text.contains("process_open_fds"));
+    }
+}
