@@ -1,0 +1,102 @@
+//! Holds the list under `[bans]` of `deny.toml` without cargo-deny, which CI does not have.
+//!
+//! Not here: advisories, licences, sources; they need the tool. `Cargo.lock` also names crates that a feature left off
+//! would bring (ring, by way of rustls-webpki), so what is banned and stands there is looked for in the real build.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+#[test]
+fn no_banned_crate_is_built() {
+    let lock = lock();
+    let named = |ban: &Ban| !ban.one_version && !versions(&lock, &ban.name).is_empty();
+    let suspects: Vec<Ban> = bans().into_iter().filter(named).collect();
+    if suspects.is_empty() {
+        return;
+    }
+    let built = built();
+    let found: Vec<_> = suspects.iter().filter(|ban| built.contains(&ban.name)).collect();
+    assert!(found.is_empty(), "banned by deny.toml; `cargo tree -i NAME` shows who brings it: {found:#?}");
+}
+
+#[test]
+fn hyper_reqwest_rustls_and_tokio_come_once() {
+    let lock = lock();
+    for ban in bans().iter().filter(|ban| ban.one_version) {
+        let found = versions(&lock, &ban.name);
+        assert_eq!(found.len(), 1, "{ban:?}: Cargo.lock has versions {found:?}; `cargo tree -d` shows who brings them");
+    }
+}
+
+#[test]
+fn the_ban_list_is_read_whole() {
+    let names = |one_version| -> Vec<String> {
+        bans().into_iter().filter(|ban| ban.one_version == one_version).map(|ban| ban.name).collect()
+    };
+    assert_eq!(names(true), ["hyper", "reqwest", "rustls", "tokio"]);
+    for name in ["ring", "openssl-sys", "rsa", "serde_yml", "serde_yaml"] {
+        assert!(names(false).iter().any(|banned| banned == name), "{name} has left the list of deny.toml");
+    }
+}
+
+#[test]
+fn two_versions_of_a_crate_are_seen() {
+    let lock = "[[package]]\nname = \"a\"\nversion = \"1.0.0\"\n\n[[package]]\nname = \"a\"\nversion = \"2.0.0\"\n\n\
+                [[package]]\nname = \"a-b\"\nversion = \"3.0.0\"\ndependencies = [\n \"a 1.0.0\",\n]\n";
+    assert_eq!(versions(lock, "a"), ["1.0.0", "2.0.0"]);
+    assert_eq!(versions(lock, "b"), [""; 0]);
+}
+
+/// An entry of `[bans] deny`.
+#[derive(Debug)]
+struct Ban {
+    name: String,
+    /// Not banned as such: only a second version is.
+    one_version: bool,
+}
+
+fn bans() -> Vec<Ban> {
+    let text = read("deny.toml");
+    let (_, after) = text.split_once("\n[bans]\n").expect("deny.toml has [bans]");
+    let (_, list) = after.split_once("\ndeny = [\n").expect("[bans] has `deny`, one entry a line");
+    let (list, _) = list.split_once("\n]").expect("the list ends");
+    let entry = |line: &str| {
+        let (_, name) = line.split_once("crate = \"").unwrap_or_else(|| panic!("no `crate = \"…\"` in: {line}"));
+        let (name, _) = name.split_once('"').expect("the name ends");
+        Ban { name: name.into(), one_version: line.contains("deny-multiple-versions = true") }
+    };
+    list.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).map(entry).collect()
+}
+
+fn lock() -> String {
+    read("Cargo.lock")
+}
+
+fn read(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn versions<'a>(lock: &'a str, name: &str) -> Vec<&'a str> {
+    let head = format!("name = \"{name}\"");
+    let lines = || lock.lines();
+    let version = |line: &'a str| line.strip_prefix("version = \"").and_then(|rest| rest.strip_suffix('"'));
+    lines().zip(lines().skip(1)).filter(|(line, _)| *line == head).filter_map(|(_, next)| version(next)).collect()
+}
+
+/// The crates of this system's build and tests, with every feature of ours.
+fn built() -> BTreeSet<String> {
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--locked", "--all-features", "--prefix", "none", "--format", "{p}", "--color", "never"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo can be started");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "cargo tree failed: {}", String::from_utf8_lossy(&output.stderr));
+    let found: BTreeSet<String> =
+        text.lines().filter_map(|line| line.split_whitespace().next()).map(String::from).collect();
+    assert!(found.contains("rustls"), "cargo tree shows no rustls, so it cannot be trusted with ring: {text}");
+    found
+}
