@@ -1,0 +1,199 @@
+//! The one validator: YAML files in, a checked [`Model`] out, or every problem at once.
+//!
+//! The way of a file: `document` makes a marked tree, `spot` looks up the keys of each map in its serde twin (`file`),
+//! `resolve`, `connection` and `route` check the values (`value`, `endpoint`, `reference`), `conflict` compares
+//! connections. Not here: watching files, swapping what is in use (`reload`).
+//! Holds: a mistake hides no other; each problem has file, line, column and path; no message holds a secret.
+
+mod conflict;
+mod connection;
+mod document;
+mod endpoint;
+mod file;
+mod listener;
+mod problem;
+mod reference;
+mod resolve;
+mod route;
+mod spot;
+mod value;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub use problem::{Problem, Problems};
+
+use crate::model::Model;
+use document::BYTES_MAX;
+use file::TopFile;
+use problem::Sink;
+use spot::{Source, Spot, Unit};
+
+/// More files than any directory of connections should hold.
+const INCLUDED_FILES_MAX: usize = 4096;
+
+/// A configuration without problems.
+#[derive(Debug)]
+pub struct Loaded {
+    pub model: Model,
+    pub warnings: Vec<Problem>,
+    /// Every file that was read: YAML, secrets, certificates.
+    pub files: Vec<PathBuf>,
+}
+
+/// Reads `path` with everything it includes.
+///
+/// # Errors
+/// All problems at once, those of the main file first.
+pub fn load(path: &Path) -> Result<Loaded, Problems> {
+    let mut sink = Sink::default();
+    match read(path, &mut sink) {
+        Some(source) => assemble(&source, sink),
+        None => Err(refused(path, sink)),
+    }
+}
+
+/// The same for a text that stands in no file yet; paths are relative to the directory of `path`.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_text(text: &str, path: &Path) -> Result<Loaded, Problems> {
+    let mut sink = Sink::default();
+    match Source::parse(text, path, &mut sink) {
+        Some(source) => assemble(&source, sink),
+        None => Err(refused(path, sink)),
+    }
+}
+
+fn assemble(source: &Source, mut sink: Sink) -> Result<Loaded, Problems> {
+    let path = &source.path;
+    let empty = Source { path: path.clone(), document: document::empty() };
+    let Some(top) = source.root().or_else(|| empty.root()).and_then(|root| root.unit::<TopFile>(&mut sink)) else {
+        return Err(refused(path, sink));
+    };
+    let included = included(&top, &mut sink);
+    let settings = resolve::settings(&top, &mut sink);
+    let units: Vec<_> = included.iter().filter_map(|source| included_unit(source, &mut sink)).collect();
+    let mut drafts = Vec::new();
+    for unit in std::iter::once(&top).chain(&units) {
+        let items = unit.get(unit.keys.connections).and_then(|list| list.items(&mut sink));
+        for item in items.unwrap_or_default() {
+            drafts.extend(connection::connection(&item, &settings.caller_names, &mut sink));
+        }
+    }
+    conflict::check(&drafts, &settings.hosts, &mut sink);
+    if drafts.is_empty() {
+        let hint = "add one under `connections`";
+        top.at("connections").warning(&mut sink, "no connection is configured", hint);
+    }
+    let connections: Option<Vec<_>> = drafts.into_iter().map(|draft| draft.connection.map(Arc::new)).collect();
+    let (Some(connections), Some(listeners)) = (connections, settings.listeners) else {
+        return Err(refused(path, sink));
+    };
+    let (warnings, files) = sink.finish(path)?;
+    let model = Model {
+        listeners,
+        workers: settings.workers,
+        readiness_wait: settings.readiness_wait,
+        hosts: settings.hosts,
+        trust: settings.trust,
+        egress: settings.egress,
+        callers: settings.callers,
+        timeouts: settings.timeouts,
+        limits: settings.limits,
+        log: settings.log,
+        connections,
+    };
+    Ok(Loaded { model, warnings, files })
+}
+
+/// The problems of a load that failed; never an empty list.
+fn refused(path: &Path, sink: Sink) -> Problems {
+    match sink.finish(path) {
+        Err(problems) => problems,
+        Ok((warnings, _)) => {
+            let message = "the configuration could not be resolved".to_owned();
+            let (file, within, hint) = (path.to_owned(), String::new(), "report this as a bug".to_owned());
+            Problems { problems: vec![Problem { file, line: 1, column: 1, path: within, message, hint }], warnings }
+        }
+    }
+}
+
+fn read(path: &Path, sink: &mut Sink) -> Option<Source> {
+    sink.file(path);
+    let mut problem = |line: usize, column: usize, message: String, hint: &str| {
+        let (file, path, hint) = (path.to_owned(), String::new(), hint.to_owned());
+        sink.problem(Problem { file, line, column, path, message, hint });
+    };
+    let bytes = match reference::read_bounded(path, BYTES_MAX) {
+        Ok(bytes) => bytes,
+        Err(reason) => {
+            problem(1, 1, format!("cannot be read ({reason})"), "give another path, or divide a large file");
+            return None;
+        }
+    };
+    match String::from_utf8(bytes) {
+        Ok(text) => Source::parse(&text, path, sink),
+        Err(error) => {
+            let good = String::from_utf8_lossy(&error.as_bytes()[..error.utf8_error().valid_up_to()]).into_owned();
+            let line = good.rsplit('\n').next().unwrap_or_default();
+            problem(
+                good.matches('\n').count() + 1,
+                line.chars().count() + 1,
+                "is not UTF-8".to_owned(),
+                "save it as UTF-8",
+            );
+            None
+        }
+    }
+}
+
+/// Every `*.yaml` in the directories of `include`, in the order of the list and of names.
+fn included(top: &Unit<'_, TopFile>, sink: &mut Sink) -> Vec<Source> {
+    let directories = top.get(top.keys.include).and_then(|list| list.items(sink)).unwrap_or_default();
+    let mut paths: Vec<PathBuf> = Vec::new();
+    for item in directories {
+        let Some(directory) = item.file(sink) else { continue };
+        match yaml_files(&directory) {
+            Ok(files) => paths.extend(files),
+            Err(error) => {
+                let message = format!("{} cannot be read ({})", directory.display(), error.kind());
+                item.problem(sink, message, "make the directory or remove it from the list");
+            }
+        }
+        if paths.len() > INCLUDED_FILES_MAX {
+            item.problem(sink, format!("more than {INCLUDED_FILES_MAX} files are included"), "put more into each file");
+            return Vec::new();
+        }
+    }
+    paths.iter().filter_map(|path| read(path, sink)).collect()
+}
+
+/// Regular files; hidden ones are editors' and Kubernetes' own.
+fn yaml_files(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
+        if !hidden && path.extension().is_some_and(|end| end == "yaml") && !path.is_dir() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// An included file holds `connections:` alone.
+fn included_unit<'a>(source: &'a Source, sink: &mut Sink) -> Option<Unit<'a, TopFile>> {
+    let root: Spot<'a> = source.root()?;
+    let unit = root.unit::<TopFile>(sink)?;
+    for (key, place, _) in root.pairs(sink) {
+        if key != "connections" && unit.knows(key) {
+            place.problem(sink, format!("`{key}` cannot stand in an included file"), "move it to the main file");
+        }
+    }
+    Some(unit)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,87 @@
+//! What connections must not have in common: names, and routes that would take the same request.
+
+use std::collections::HashMap;
+
+use super::connection::Draft;
+use super::problem::Sink;
+use super::spot::Spot;
+use crate::model::connection::{HostPattern, PathPrefix, Place, PortRule, Route};
+use crate::model::{HostOverride, Name};
+
+pub fn check(drafts: &[Draft<'_>], hosts: &[HostOverride], sink: &mut Sink) {
+    names(drafts, sink);
+    routes(drafts, sink);
+    ports(drafts, hosts, sink);
+}
+
+fn names(drafts: &[Draft<'_>], sink: &mut Sink) {
+    let mut first: HashMap<&Name, &Spot<'_>> = HashMap::new();
+    for (name, spot) in drafts.iter().filter_map(|draft| draft.name.as_ref()) {
+        match first.get(name) {
+            Some(other) => {
+                let message = format!("another connection is named `{name}` ({})", other.place());
+                spot.problem(sink, message, "give each its own name");
+            }
+            None => drop(first.insert(name, spot)),
+        }
+    }
+}
+
+/// What two routes must share to be equals in the order of routes.
+#[derive(PartialEq, Eq, Hash)]
+enum Rank<'m> {
+    Host(&'m HostPattern, PortRule, &'m PathPrefix),
+    Mount(&'m PathPrefix),
+}
+
+fn routes(drafts: &[Draft<'_>], sink: &mut Sink) {
+    let mut equals: HashMap<Rank<'_>, Vec<(&Draft<'_>, &Spot<'_>, &Route)>> = HashMap::new();
+    for draft in drafts {
+        for (spot, route) in &draft.routes {
+            let rank = match &route.place {
+                Place::Host { pattern, port } => Rank::Host(pattern, *port, &route.path),
+                Place::Mount { prefix, .. } => Rank::Mount(prefix),
+            };
+            let rivals = equals.entry(rank).or_default();
+            let rival = rivals.iter().find(|(other, _, rival)| {
+                callers_meet(draft.callers.as_deref(), other.callers.as_deref()) && methods_meet(route, rival)
+            });
+            if let Some((_, other, _)) = rival {
+                let message = format!("takes the same requests as {} ({})", other.path, other.place());
+                let hint = "give them different hosts, paths, methods or callers (`accessible_from`)";
+                spot.problem(sink, message, hint);
+            }
+            rivals.push((draft, spot, route));
+        }
+    }
+}
+
+fn callers_meet(one: Option<&[Name]>, other: Option<&[Name]>) -> bool {
+    match (one, other) {
+        (None, None) => true,
+        (Some(list), None) | (None, Some(list)) => !list.is_empty(),
+        (Some(one), Some(other)) => one.iter().any(|name| other.contains(name)),
+    }
+}
+
+/// A route with methods goes before one without, so only two of a kind can meet.
+fn methods_meet(one: &Route, other: &Route) -> bool {
+    match (&one.methods, &other.methods) {
+        (None, None) => true,
+        (Some(one), Some(other)) => one.iter().any(|method| other.contains(method)),
+        _ => false,
+    }
+}
+
+/// A token URL and `hosts` that both state a port must not state two.
+fn ports(drafts: &[Draft<'_>], hosts: &[HostOverride], sink: &mut Sink) {
+    for (authority, spot) in drafts.iter().filter_map(|draft| draft.token_url.as_ref()) {
+        let entry = hosts.iter().find(|entry| entry.host == authority.host);
+        if let (Some(port), Some(other)) = (authority.port, entry.and_then(|entry| entry.port))
+            && port != other
+        {
+            let message = format!("states port {port}, but `hosts` sends {} to port {other}", authority.host);
+            spot.problem(sink, message, "write the port in one place");
+        }
+    }
+}

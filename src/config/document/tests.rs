@@ -1,0 +1,91 @@
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// The flaws as `LINE:COLUMN: PATH: MESSAGE`, the fatal one last.
+fn flaws(text: &str) -> Vec<String> {
+    let flaws = Document::parse(text).map_or_else(|flaw| vec![flaw], |(_, flaws)| flaws);
+    flaws.iter().map(|f| format!("{}:{}: {}: {}", f.line, f.column, f.path, f.message)).collect()
+}
+
+#[track_caller]
+fn check(text: &str, expected: &[&str]) {
+    let got = flaws(text);
+    assert_eq!(got.len(), expected.len(), "{got:?}");
+    for (got, expected) in got.iter().zip(expected) {
+        assert!(got.starts_with(expected), "{got} is not {expected}");
+    }
+}
+
+#[test]
+fn duplicates_are_found_with_their_places() {
+    check(
+        "a: 1\nb:\n  - x: 1\n    y: 2\n    x: 3\n\"a\": 4\n",
+        &["5:5: b[0].x: the key stands here a second time (first in line 3)", "6:1: a: the key"],
+    );
+    check("a: {b: 1, 'b': 2}", &["1:11: a.b: the key"]);
+}
+
+#[test]
+fn what_is_not_one_plain_document_is_refused() {
+    check("a: 1\n---\nb: 2\n", &["2:1: : a second document"]);
+    check("---\na: 1\n...\n", &[]);
+    check("", &[]);
+    check("a: !secret x", &["1:12: a: a tag"]);
+    check("a: !!str x", &["1:10: a: a tag"]);
+    check("? [a]\n: b", &["1:3: : a key must be a text"]);
+    check("a: &x [*x]", &["1:8: a[0]: an alias stands within its own anchor"]);
+    check("a: *x", &["1:4: a: is not YAML"]);
+    check("a: [1", &["2:1: "]);
+    check("a: b: c", &["1:5: : is not YAML"]);
+    check("a:\n\tb: c", &["2:2: "]);
+}
+
+#[test]
+fn aliases_are_counted_written_out() {
+    let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for level in 1..20 {
+        let before = format!("*a{}, ", level - 1).repeat(9);
+        bomb += &format!("a{level}: &a{level} [{before}]\n");
+    }
+    let start = Instant::now();
+    check(&bomb, &["6:40: a5[6]: the document has more than 500000 values"]);
+    let deep: String = (1..40).map(|level| format!("a{level}: &a{level} [*a{}]\n", level - 1)).collect();
+    check(&format!("a0: &a0 x\n{deep}"), &["33:12: a32[0]: lists and maps stand more than 32 deep"]);
+    assert!(start.elapsed() < Duration::from_secs(1));
+}
+
+#[test]
+fn an_alias_is_its_anchors_value() {
+    let (document, flaws) = Document::parse("a: &x {k: v}\nb: *x\n").unwrap();
+    let Kind::Map(range) = &document.node(document.root().unwrap()).kind else { panic!("no map") };
+    let values: Vec<_> = range.clone().map(|entry| document.entry(entry).value).collect();
+    assert_eq!((values[0], flaws), (values[1], vec![]));
+}
+
+#[test]
+fn depth_and_size_are_bounded() {
+    let start = Instant::now();
+    let flow = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
+    check(&flow, &["1:"]);
+    check(&"- ".repeat(10_000), &["1:65: [0][0]"]);
+    let block: String = (0..1900).map(|depth| format!("{}a:\n", " ".repeat(depth))).collect();
+    check(&block, &["33:33: a.a"]);
+    check(&"x".repeat(BYTES_MAX + 1), &["1:1: : is larger than 4 MiB"]);
+    check(&"- a\n".repeat(NODES_MAX), &["500000:3: [499999]: the document has more"]);
+    check(&"[,".repeat(BYTES_MAX / 2), &["1:"]);
+    check(&"a".repeat(BYTES_MAX), &[]);
+    check(&"# \n".repeat(BYTES_MAX / 3), &[]);
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
+
+    #[test]
+    fn no_text_is_a_panic(text in "[-a:\\[\\]{}&*x!|>?%#'\" \n\t,.~\\\\é]{0,60}") {
+        let _ = Document::parse(&text);
+    }
+}

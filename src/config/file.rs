@@ -1,0 +1,91 @@
+//! The serde twins of the configuration: which keys each map has, and which of the contract are not built yet.
+//!
+//! Not here: what the values may be (`resolve`, `connection`, `route`). A twin holds marks, not values, so that every
+//! value keeps its place and may have any of its shapes without `untagged`.
+
+use serde::Deserialize;
+
+use super::spot::{Field, Keys};
+
+/// A twin: its keys, then those that are refused by name.
+macro_rules! twins {
+    ($($(#[$doc:meta])* $name:ident { $($key:ident),* } not [$($refused:literal),*];)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct $name {
+            $(pub $key: Field,)*
+        }
+
+        impl Keys for $name {
+            const NOT_BUILT: &'static [&'static str] = &[$($refused),*];
+        }
+    )*};
+}
+
+twins! {
+    TopFile {
+        listeners, workers, readiness, include, hosts, trust, egress, callers, store, timeouts, limits, log, connections
+    } not ["public_url", "providers", "state_dir", "require_header", "interception", "admin", "audit", "tracing"];
+
+    ListenersFile { proxy, admin, telemetry } not ["public"];
+
+    ListenerFile { name, address, open } not ["mode", "tls"];
+
+    ReadinessFile { wait_for_tokens } not [];
+
+    EgressFile { unmatched, allow_private } not ["connect_ports", "proxy", "no_proxy"];
+
+    CallerFile { name, secret, cidr } not ["listener", "unix_user", "certificate", "subjects"];
+
+    StoreFile { memory } not ["embedded", "redis", "seal_key"];
+
+    MemoryFile {} not [];
+
+    TimeoutsFile { client_head, token_wait, connect, response_head, idle, keep_alive, drain } not [];
+
+    LimitsFile {
+        downstream_connections, per_upstream, queued_per_upstream, head, replay_body, tunnels
+    } not [];
+
+    LogFile { level, format, requests } not [];
+
+    ConnectionFile {
+        name, active, comments, grant, client_id, client_secret, send_credentials, basic_encoding, token_url,
+        allow_cleartext, authorization_server, scopes, audience, resource, token_params, default_token_lifetime,
+        refresh_ahead, usable_margin, token_rejected, accessible_from, routes
+    } not [
+        "provider", "variables", "logo_url", "application", "grant_type", "client_assertion", "authorization_url",
+        "revocation_url", "device_authorization_url", "issuer", "mutual_tls", "redirect_url", "available_scopes",
+        "authorize_params", "pkce", "username", "password", "assertion", "subject_token", "subject_token_type",
+        "requested_token_type", "actor_token", "refresh_token_lifespan", "keep_warm", "tokens", "token_request",
+        "token_response", "script", "profiles"
+    ];
+
+    AuthorizationServerFile { trust, timeout } not ["proxy"];
+
+    TokenRejectedFile { status } not [];
+
+    RouteFile {
+        host, mount, upstream, path, methods, upstream_tls, inject, existing, without_token
+    } not ["profile", "intercept", "set_headers", "only_when_named"];
+
+    UpstreamTlsFile { trust, server_name } not ["mutual_tls"];
+
+    InjectFile { header, scheme } not ["query", "connection"];
+}
+
+/// A secret that is not written out.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecretFile {
+    pub file: Field,
+    pub env: Field,
+    /// Only for a secret that is compared and never sent.
+    pub sha256: Field,
+}
+
+impl Keys for SecretFile {
+    const NOT_BUILT: &'static [&'static str] = &["store"];
+    const SECRET: bool = true;
+}

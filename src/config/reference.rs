@@ -1,0 +1,236 @@
+//! What a file takes from elsewhere: `${env:NAME}`, `${file:PATH}`, secrets, certificates.
+//!
+//! Holds: what is filled in is never read again as YAML or as a reference; every file is bounded and noted; messages
+//! name the variable or the file, never its content.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::file::SecretFile;
+use super::problem::Sink;
+use super::spot::Spot;
+use crate::model::Roots;
+use crate::model::secret::{Secret, SecretDigest};
+use crate::tls;
+
+/// The longest secret, or file behind `${file:…}`, in bytes.
+const TEXT_BYTES_MAX: usize = 64 * 1024;
+/// The longest file of certificates, in bytes.
+const ROOTS_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// A scalar with its references filled.
+pub struct Text<'a> {
+    pub value: String,
+    /// As it stands in the file; this, not the value, may be repeated.
+    pub written: &'a str,
+    /// It held a reference.
+    pub filled: bool,
+}
+
+/// The text at `spot`; a list, a map, or a reference without a value is a problem.
+pub fn text<'a>(spot: &Spot<'a>, sink: &mut Sink) -> Option<Text<'a>> {
+    let Some(written) = spot.written() else {
+        spot.problem(sink, "must be a single value", "write one text or number here, not a list or a map");
+        return None;
+    };
+    let (mut value, mut rest, mut filled, mut whole) = (String::new(), written, false, true);
+    while let Some(at) = rest.find("${") {
+        if rest[..at].ends_with('$') {
+            value += &rest[..at - 1];
+            value += "${";
+            rest = &rest[at + 2..];
+            continue;
+        }
+        value += &rest[..at];
+        let (inside, tail) = rest[at + 2..].split_once('}').unwrap_or(("", ""));
+        match reference(spot, inside, sink) {
+            Some(text) => value += &text,
+            None => whole = false,
+        }
+        (filled, rest) = (true, tail);
+    }
+    value += rest;
+    whole.then_some(Text { value, written, filled })
+}
+
+fn reference(spot: &Spot<'_>, inside: &str, sink: &mut Sink) -> Option<String> {
+    if let Some(name) = inside.strip_prefix("env:") {
+        return variable(spot, name, sink);
+    }
+    if let Some(path) = inside.strip_prefix("file:") {
+        return file_text(spot, &spot.source.resolve(path), sink);
+    }
+    spot.problem(sink, "holds `${` without a reference", "write ${env:NAME}, ${file:PATH}, or $${ for a plain `${`");
+    None
+}
+
+#[allow(clippy::disallowed_methods, reason = "references of the configuration are what the ban leaves open")]
+fn variable(spot: &Spot<'_>, name: &str, sink: &mut Sink) -> Option<String> {
+    match std::env::var(name) {
+        Ok(value) => return Some(value),
+        Err(std::env::VarError::NotPresent) => {
+            spot.problem(sink, format!("environment variable `{name}` is not set"), "set it for this process")
+        }
+        Err(std::env::VarError::NotUnicode(_)) => {
+            spot.problem(sink, format!("environment variable `{name}` is not UTF-8"), "set it to a UTF-8 text")
+        }
+    }
+    None
+}
+
+/// A file's text without one trailing line break.
+fn file_text(spot: &Spot<'_>, path: &Path, sink: &mut Sink) -> Option<String> {
+    let bytes = bytes(spot, path, TEXT_BYTES_MAX, sink)?;
+    let Ok(mut text) = String::from_utf8(bytes) else {
+        spot.problem(sink, format!("{} is not UTF-8", path.display()), "store the value as plain text");
+        return None;
+    };
+    if text.ends_with('\n') {
+        text.pop();
+        if text.ends_with('\r') {
+            text.pop();
+        }
+    }
+    Some(text)
+}
+
+fn bytes(spot: &Spot<'_>, path: &Path, max: usize, sink: &mut Sink) -> Option<Vec<u8>> {
+    sink.file(path);
+    match read_bounded(path, max) {
+        Ok(bytes) => Some(bytes),
+        Err(reason) => {
+            let message = format!("{} cannot be read ({reason})", path.display());
+            spot.problem(sink, message, "mount it or give another path");
+            None
+        }
+    }
+}
+
+/// A regular file of at most `max` bytes, or why not.
+pub fn read_bounded(path: &Path, max: usize) -> Result<Vec<u8>, String> {
+    let why = |error: std::io::Error| match error.kind() {
+        ErrorKind::NotFound => "no such file".to_owned(),
+        kind => kind.to_string(),
+    };
+    // Looked at before it is opened: opening a pipe would wait for its other end.
+    if !std::fs::metadata(path).map_err(why)?.is_file() {
+        return Err("not a regular file".to_owned());
+    }
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(why)?;
+    file.take(max as u64 + 1).read_to_end(&mut bytes).map_err(why)?;
+    if bytes.len() > max {
+        return Err(format!("larger than {max} bytes"));
+    }
+    Ok(bytes)
+}
+
+/// A secret that is sent: text, `{file: PATH}` or `{env: NAME}`.
+pub fn secret(spot: &Spot<'_>, sink: &mut Sink) -> Option<Secret> {
+    match either(spot, sink)? {
+        Either::Secret(secret) => Some(secret),
+        Either::Digest(_, spot) => {
+            spot.problem(sink, "a digest cannot be sent", "give the secret itself: {file: PATH} or {env: NAME}");
+            None
+        }
+    }
+}
+
+/// A secret that is only compared: the same, or `{sha256: HEX}`.
+pub fn compared(spot: &Spot<'_>, sink: &mut Sink) -> Option<SecretDigest> {
+    match either(spot, sink)? {
+        Either::Secret(secret) => Some(secret.digest()),
+        Either::Digest(digest, _) => Some(digest),
+    }
+}
+
+enum Either<'a> {
+    Secret(Secret),
+    Digest(SecretDigest, Spot<'a>),
+}
+
+fn either<'a>(spot: &Spot<'a>, sink: &mut Sink) -> Option<Either<'a>> {
+    let value = if spot.is_map() {
+        let unit = spot.unit::<SecretFile>(sink)?;
+        let keys = &unit.keys;
+        match (unit.get(keys.file), unit.get(keys.env), unit.get(keys.sha256)) {
+            (Some(at), None, None) => secret_file(&at, sink)?,
+            (None, Some(at), None) => variable(&at, &text(&at, sink)?.value, sink)?,
+            (None, None, Some(at)) => return Some(Either::Digest(digest(&at, sink)?, at)),
+            (None, None, None) if spot.pairs(sink).iter().any(|(key, ..)| !unit.knows(key)) => return None,
+            _ => {
+                spot.problem(sink, "must have exactly one source", "write {file: PATH} or {env: NAME}");
+                return None;
+            }
+        }
+    } else {
+        let text = text(spot, sink)?;
+        if !text.filled {
+            spot.warning(sink, "the secret stands in the file as text", "write {file: PATH} or {env: NAME}");
+        }
+        text.value
+    };
+    if value.is_empty() {
+        spot.problem(sink, "the secret is empty", "put a value where it comes from");
+        return None;
+    }
+    Some(Either::Secret(Secret::new(value)))
+}
+
+fn secret_file(spot: &Spot<'_>, sink: &mut Sink) -> Option<String> {
+    let path = spot.file(sink)?;
+    let value = file_text(spot, &path, sink)?;
+    if std::fs::metadata(&path).is_ok_and(|metadata| metadata.mode() & 0o004 != 0) {
+        spot.warning(sink, format!("everybody may read {}", path.display()), "take the right away: chmod o-r");
+    }
+    Some(value)
+}
+
+fn digest(spot: &Spot<'_>, sink: &mut Sink) -> Option<SecretDigest> {
+    let hex = text(spot, sink)?.value;
+    let pair = |at: usize| hex.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());
+    let digits = hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit());
+    let bytes: Option<Vec<u8>> = (0..64).step_by(2).map(|at| pair(at).filter(|_| digits)).collect();
+    let array = bytes.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+    if array.is_none() {
+        spot.problem(sink, "is not a SHA-256 digest", "write 64 hexadecimal digits, as `sha256sum` prints them");
+    }
+    array.map(SecretDigest::new)
+}
+
+/// The certificates of a list of PEM files.
+pub fn roots(spot: &Spot<'_>, sink: &mut Sink) -> Option<Roots> {
+    let mut roots = Vec::new();
+    let mut whole = true;
+    for item in spot.items(sink)? {
+        let Some(path) = item.file(sink) else {
+            whole = false;
+            continue;
+        };
+        let Some(pem) = bytes(&item, &path, ROOTS_BYTES_MAX, sink) else {
+            whole = false;
+            continue;
+        };
+        match tls::read_roots(&pem) {
+            Ok(certificates) => roots.extend(certificates),
+            Err(error) => {
+                item.problem(sink, format!("{} {error}", path.display()), "give a PEM file of CA certificates");
+                whole = false;
+            }
+        }
+    }
+    whole.then(|| Arc::from(roots))
+}
+
+/// The same where it stands in place of other roots, so that none at all would trust nobody.
+pub fn own_roots(spot: &Spot<'_>, sink: &mut Sink) -> Option<Roots> {
+    let roots = roots(spot, sink)?;
+    if roots.is_empty() {
+        spot.problem(sink, "names no certificate", "name a PEM file, or remove the key to use the global roots");
+        return None;
+    }
+    Some(roots)
+}

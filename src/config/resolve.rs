@@ -1,0 +1,232 @@
+//! Everything but the connections: from marks to the checked model, with defaults filled.
+
+use std::collections::{HashMap, HashSet};
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::document::Kind;
+use super::file::*;
+use super::problem::Sink;
+use super::spot::{Field, Spot, Unit};
+use super::{listener, reference, value};
+use crate::model::origin::{Host, HostError};
+use crate::model::*;
+
+const READINESS_WAIT: Duration = Duration::from_secs(5);
+const WORKERS_MAX: usize = 64;
+/// Counts of connections and requests: more than any machine serves.
+const COUNT_MAX: usize = 10_000_000;
+/// What `allow_private: true` stands for.
+const PRIVATE: [&str; 7] =
+    ["127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"];
+
+/// A [`Model`] without its connections. A field that was refused has its default: the load fails anyway.
+pub struct Settings {
+    pub listeners: Option<Listeners>,
+    pub workers: usize,
+    pub readiness_wait: Duration,
+    pub hosts: Vec<HostOverride>,
+    pub trust: Roots,
+    pub egress: Egress,
+    pub callers: Vec<Caller>,
+    /// Names of all callers, those with other problems included.
+    pub caller_names: HashSet<Name>,
+    pub timeouts: Timeouts,
+    pub limits: Limits,
+    pub log: Log,
+}
+
+pub fn settings(top: &Unit<'_, TopFile>, sink: &mut Sink) -> Settings {
+    let keys = &top.keys;
+    let (callers, caller_names) = callers(top.get(keys.callers), sink);
+    let listed = |spot: Spot<'_>| matches!(spot.kind(), Kind::List(items) if !items.is_empty());
+    let has_callers = top.get(keys.callers).is_some_and(listed);
+    store(top.get(keys.store), sink);
+    Settings {
+        listeners: listener::listeners(top.get(keys.listeners), has_callers, sink),
+        workers: workers(top.get(keys.workers), sink),
+        readiness_wait: readiness(top.get(keys.readiness), sink).unwrap_or(READINESS_WAIT),
+        hosts: hosts(top.get(keys.hosts), sink),
+        trust: top.get(keys.trust).and_then(|spot| reference::roots(&spot, sink)).unwrap_or_else(|| [].into()),
+        egress: egress(top.get(keys.egress), sink),
+        callers,
+        caller_names,
+        timeouts: timeouts(top.get(keys.timeouts), sink),
+        limits: limits(top.get(keys.limits), sink),
+        log: log(top.get(keys.log), sink),
+    }
+}
+
+fn workers(spot: Option<Spot<'_>>, sink: &mut Sink) -> usize {
+    let written = spot.and_then(|spot| spot.parse(sink, |text| value::integer(text, 1..=WORKERS_MAX)));
+    written.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(4))
+}
+
+fn readiness(spot: Option<Spot<'_>>, sink: &mut Sink) -> Option<Duration> {
+    let unit = spot?.unit::<ReadinessFile>(sink)?;
+    unit.get(unit.keys.wait_for_tokens)?.parse(sink, value::duration)
+}
+
+fn hosts(spot: Option<Spot<'_>>, sink: &mut Sink) -> Vec<HostOverride> {
+    let mut seen = HashMap::new();
+    let mut hosts = Vec::new();
+    for (key, place, value) in spot.map(|spot| spot.pairs(sink)).unwrap_or_default() {
+        let host = match Host::parse(key) {
+            Ok(Host::Ip(_)) => Err("is an address, not a name".to_owned()),
+            Ok(host) => Ok(host),
+            Err(HostError::Label) if key.contains(['*', ':', '/']) => Err("is not a name alone".to_owned()),
+            Err(error) => Err(format!("is refused: {error}")),
+        };
+        let host = host.map_err(|why| {
+            place.problem(sink, format!("the key {why}"), "write a host name: {api.acme.test: \"127.0.0.1:9443\"}")
+        });
+        let Some(value) = value else {
+            place.problem(sink, "has no address", "write IP or IP:PORT, such as \"127.0.0.1:9443\"");
+            continue;
+        };
+        let (Ok(host), Some((address, port))) = (host, value.parse(sink, value::dial_address)) else { continue };
+        if let Some(first) = seen.insert(host.clone(), place.line) {
+            place.problem(sink, format!("the same host stands in line {first}"), "keep one of the two");
+        }
+        hosts.push(HostOverride { host, address, port });
+    }
+    hosts
+}
+
+fn egress(spot: Option<Spot<'_>>, sink: &mut Sink) -> Egress {
+    let mut egress = Egress::default();
+    let Some(unit) = spot.and_then(|spot| spot.unit::<EgressFile>(sink)) else { return egress };
+    let words = [("forward", Unmatched::Forward), ("deny", Unmatched::Deny)];
+    if let Some(unmatched) = unit.get(unit.keys.unmatched).and_then(|spot| spot.choice(sink, &words)) {
+        egress.unmatched = unmatched;
+    }
+    if let Some(spot) = unit.get(unit.keys.allow_private) {
+        egress.allow_private = allow_private(&spot, sink);
+    }
+    egress
+}
+
+fn allow_private(spot: &Spot<'_>, sink: &mut Sink) -> Vec<IpNet> {
+    if spot.is_list() {
+        return networks(spot, sink);
+    }
+    match spot.boolean(sink) {
+        Some(true) => PRIVATE.iter().filter_map(|network| value::network(network).ok()).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn networks(spot: &Spot<'_>, sink: &mut Sink) -> Vec<IpNet> {
+    let items = spot.items(sink).unwrap_or_default();
+    items.iter().filter_map(|item| item.parse(sink, value::network)).collect()
+}
+
+fn callers(spot: Option<Spot<'_>>, sink: &mut Sink) -> (Vec<Caller>, HashSet<Name>) {
+    let mut places: HashMap<Name, usize> = HashMap::new();
+    let mut callers = Vec::new();
+    for item in spot.and_then(|spot| spot.items(sink)).unwrap_or_default() {
+        let Some(unit) = item.unit::<CallerFile>(sink) else { continue };
+        let at = unit.require(unit.keys.name, "name", "give the caller a name", sink);
+        let name = at.as_ref().and_then(|spot| spot.parse(sink, value::name));
+        if let (Some(at), Some(name)) = (at, &name) {
+            match places.get(name) {
+                Some(line) => at.problem(
+                    sink,
+                    format!("another caller is named `{name}` (line {line})"),
+                    "give each its own name",
+                ),
+                None => drop(places.insert(name.clone(), at.line)),
+            }
+        }
+        callers.extend(caller(&unit, name, sink));
+    }
+    (callers, places.into_keys().collect())
+}
+
+fn caller(unit: &Unit<'_, CallerFile>, name: Option<Name>, sink: &mut Sink) -> Option<Caller> {
+    let (secret, cidr) = (unit.get(unit.keys.secret), unit.get(unit.keys.cidr));
+    if secret.is_none() && cidr.is_none() {
+        unit.spot.problem(sink, "the caller has no condition", "give it a `secret` or `cidr`");
+    }
+    let secret = secret.map(|spot| reference::compared(&spot, sink));
+    let cidr = cidr.map(|spot| {
+        let networks = networks(&spot, sink);
+        if matches!(spot.kind(), Kind::List(items) if items.is_empty()) {
+            spot.problem(sink, "names no network", "write one such as 10.0.0.0/8, or remove the key");
+        }
+        networks
+    });
+    Some(Caller { name: name?, secret: secret.flatten(), cidr: cidr.unwrap_or_default() })
+}
+
+fn store(spot: Option<Spot<'_>>, sink: &mut Sink) {
+    let Some(spot) = spot else { return };
+    let Some(unit) = spot.unit::<StoreFile>(sink) else { return };
+    if let Some(memory) = unit.get(unit.keys.memory) {
+        memory.unit::<MemoryFile>(sink);
+    }
+}
+
+fn timeouts(spot: Option<Spot<'_>>, sink: &mut Sink) -> Timeouts {
+    let mut timeouts = Timeouts::default();
+    let Some(unit) = spot.and_then(|spot| spot.unit::<TimeoutsFile>(sink)) else { return timeouts };
+    let keys = &unit.keys;
+    let all: [(Field, &mut Duration); 7] = [
+        (keys.client_head, &mut timeouts.client_head),
+        (keys.token_wait, &mut timeouts.token_wait),
+        (keys.connect, &mut timeouts.connect),
+        (keys.response_head, &mut timeouts.response_head),
+        (keys.idle, &mut timeouts.idle),
+        (keys.keep_alive, &mut timeouts.keep_alive),
+        (keys.drain, &mut timeouts.drain),
+    ];
+    for (field, timeout) in all {
+        if let Some(written) = unit.get(field).and_then(|spot| spot.parse(sink, value::wait)) {
+            *timeout = written;
+        }
+    }
+    timeouts
+}
+
+fn limits(spot: Option<Spot<'_>>, sink: &mut Sink) -> Limits {
+    let mut limits = Limits::default();
+    let Some(unit) = spot.and_then(|spot| spot.unit::<LimitsFile>(sink)) else { return limits };
+    let keys = &unit.keys;
+    let counts: [(Field, &mut usize); 4] = [
+        (keys.downstream_connections, &mut limits.downstream_connections),
+        (keys.per_upstream, &mut limits.per_upstream),
+        (keys.queued_per_upstream, &mut limits.queued_per_upstream),
+        (keys.tunnels, &mut limits.tunnels),
+    ];
+    for (field, limit) in counts {
+        let parse = |text: &str| value::integer(text, 1..=COUNT_MAX);
+        if let Some(written) = unit.get(field).and_then(|spot| spot.parse(sink, parse)) {
+            *limit = written;
+        }
+    }
+    let sizes = [
+        (keys.head, &mut limits.head_bytes, 8 << 10..=1 << 20),
+        (keys.replay_body, &mut limits.replay_body_bytes, 1..=64 << 20),
+    ];
+    for (field, limit, range) in sizes {
+        if let Some(written) = unit.get(field).and_then(|spot| spot.parse(sink, |text| value::size(text, range))) {
+            *limit = written;
+        }
+    }
+    limits
+}
+
+fn log(spot: Option<Spot<'_>>, sink: &mut Sink) -> Log {
+    let Some(unit) = spot.and_then(|spot| spot.unit::<LogFile>(sink)) else { return Log::default() };
+    use LogLevel::*;
+    let levels = [("error", Error), ("warn", Warn), ("info", Info), ("debug", Debug), ("trace", Trace)];
+    let formats = [("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)];
+    let requests = [("off", LogRequests::Off), ("errors", LogRequests::Errors), ("all", LogRequests::All)];
+    Log {
+        level: unit.get(unit.keys.level).and_then(|spot| spot.choice(sink, &levels)).unwrap_or_default(),
+        format: unit.get(unit.keys.format).and_then(|spot| spot.choice(sink, &formats)).unwrap_or_default(),
+        requests: unit.get(unit.keys.requests).and_then(|spot| spot.choice(sink, &requests)).unwrap_or_default(),
+    }
+}

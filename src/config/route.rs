@@ -1,0 +1,259 @@
+//! One item of `routes:` from marks to the checked [`Route`].
+
+use http::{HeaderName, Method};
+
+use super::endpoint::{self, PLAIN_PATH};
+use super::file::{InjectFile, RouteFile, UpstreamTlsFile};
+use super::problem::Sink;
+use super::reference;
+use super::spot::{Spot, Unit};
+use super::value::Fault;
+use crate::model::connection::*;
+use crate::model::origin::{Authority, Host, HostError, Scheme};
+
+/// Headers that frame a message or belong to the proxy: a token there would break or betray it.
+const RESERVED_HEADERS: [&str; 12] = [
+    "host",
+    "content-length",
+    "connection",
+    "transfer-encoding",
+    "te",
+    "trailer",
+    "upgrade",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authorization",
+    "proxy-authenticate",
+    "via",
+];
+
+pub fn route(spot: &Spot<'_>, allow_cleartext: bool, sink: &mut Sink) -> Option<Route> {
+    let unit = spot.unit::<RouteFile>(sink)?;
+    let keys = &unit.keys;
+    let tls = unit.get(keys.upstream_tls).map(|spot| upstream_tls(&spot, sink));
+    let place = place(&unit, tls.as_ref(), allow_cleartext, sink);
+    let path = match unit.get(keys.path) {
+        None => Some(PathPrefix::root()),
+        Some(spot) if unit.get(keys.mount).is_some() => {
+            spot.problem(sink, "`path` goes with `host`", "write the path into `mount` or `upstream`");
+            None
+        }
+        Some(spot) => spot.parse(sink, prefix),
+    };
+    let methods = unit.get(keys.methods).map(|spot| methods(&spot, sink));
+    let inject = unit.get(keys.inject).map_or_else(|| Some(standard_inject()), |spot| inject(&spot, sink));
+    let words = [("overwrite", Existing::Overwrite), ("keep", Existing::Keep), ("refuse", Existing::Refuse)];
+    let existing = unit.get(keys.existing).and_then(|spot| spot.choice(sink, &words));
+    let words = [("fail", WithoutToken::Fail), ("forward", WithoutToken::Forward)];
+    let without_token = unit.get(keys.without_token).and_then(|spot| spot.choice(sink, &words));
+    let (place, tls) = (place?, tls.unwrap_or_default());
+    Some(Route {
+        tls: UpstreamTls { upgrade: upgrade(&place, tls.upgrade), trust: tls.trust, server_name: tls.server_name },
+        place,
+        path: path?,
+        methods,
+        inject: inject?,
+        existing: existing.unwrap_or_default(),
+        without_token: without_token.unwrap_or_default(),
+    })
+}
+
+/// `upstream_tls` as written; `upgrade` is `None` where it did not say.
+#[derive(Default)]
+struct WrittenTls {
+    upgrade: Option<bool>,
+    trust: Option<crate::model::Roots>,
+    server_name: Option<Host>,
+}
+
+fn upgrade(place: &Place, written: Option<bool>) -> bool {
+    match place {
+        Place::Mount { upstream, .. } => upstream.scheme == Scheme::Https,
+        Place::Host { pattern: HostPattern::Exact(host), .. } => written.unwrap_or(!host.is_loopback()),
+        Place::Host { pattern: HostPattern::Below(_), .. } => written.unwrap_or(true),
+    }
+}
+
+fn upstream_tls(spot: &Spot<'_>, sink: &mut Sink) -> WrittenTls {
+    if !spot.is_map() {
+        return WrittenTls { upgrade: spot.boolean(sink), ..WrittenTls::default() };
+    }
+    let Some(unit) = spot.unit::<UpstreamTlsFile>(sink) else { return WrittenTls::default() };
+    let server_name = unit.get(unit.keys.server_name).and_then(|spot| spot.parse(sink, server_name));
+    let trust = unit.get(unit.keys.trust).and_then(|spot| reference::own_roots(&spot, sink));
+    WrittenTls { upgrade: Some(true), trust, server_name }
+}
+
+fn server_name(text: &str) -> Result<Host, Fault> {
+    let refused = |error: HostError| Fault::new(format!("is refused: {error}"), "write the name in the certificate");
+    Host::parse(text).map_err(refused)
+}
+
+/// Exactly one of `host` and `mount`; `upstream` with the latter alone.
+fn place(
+    unit: &Unit<'_, RouteFile>,
+    tls: Option<&WrittenTls>,
+    allow_cleartext: bool,
+    sink: &mut Sink,
+) -> Option<Place> {
+    let keys = &unit.keys;
+    match (unit.get(keys.host), unit.get(keys.mount)) {
+        (Some(host), None) => {
+            if let Some(upstream) = unit.get(keys.upstream) {
+                upstream.problem(sink, "`upstream` goes with `mount`", "remove it: the request names the upstream");
+            }
+            let (pattern, port) = host.parse(sink, host_pattern)?;
+            Some(Place::Host { pattern, port })
+        }
+        (None, Some(mount)) => {
+            let prefix = mount.parse(sink, prefix);
+            let hint = "write where the mount leads, such as https://api.acme.test";
+            let at = unit.require(keys.upstream, "upstream", hint, sink)?;
+            let (upstream, base) = at.secretive(sink, endpoint::upstream)?;
+            let written = tls.and_then(|tls| tls.upgrade);
+            check_scheme(&at, (upstream.scheme, &upstream.host), written, allow_cleartext, sink);
+            Some(Place::Mount { prefix: prefix?, upstream, base })
+        }
+        (Some(_), Some(mount)) => {
+            mount.problem(sink, "the route has both `host` and `mount`", "make two routes of it");
+            None
+        }
+        (None, None) => {
+            let hint = "write `host: api.acme.test`, or `mount: /acme` with `upstream: https://api.acme.test`";
+            unit.spot.problem(sink, "the route has neither `host` nor `mount`", hint);
+            None
+        }
+    }
+}
+
+/// The scheme of a mount's upstream decides; `upstream_tls` may only agree, and http to other machines must be meant.
+fn check_scheme(
+    at: &Spot<'_>,
+    (scheme, host): (Scheme, &Host),
+    written: Option<bool>,
+    allow_cleartext: bool,
+    sink: &mut Sink,
+) {
+    match (scheme, written) {
+        (Scheme::Https, Some(false)) => at.problem(sink, "is https, but `upstream_tls` is false", "write http://…"),
+        (Scheme::Http, Some(true)) => at.problem(sink, "is http, but `upstream_tls` is on", "write https://…"),
+        (Scheme::Http, None) if !host.is_loopback() && !allow_cleartext => at.problem(
+            sink,
+            "sends the token in the clear",
+            "write https://…, or `upstream_tls: false` if that is meant",
+        ),
+        _ => {}
+    }
+}
+
+fn prefix(text: &str) -> Result<PathPrefix, Fault> {
+    PathPrefix::parse(text).ok_or_else(|| Fault::new("is not a plain path", PLAIN_PATH))
+}
+
+/// `host`, `*.suffix`, with `:port` or `:*`.
+fn host_pattern(text: &str) -> Result<(HostPattern, PortRule), Fault> {
+    if text.contains("://") {
+        return Err(Fault::new("is a URL", "write the host alone; `path` limits a route to a path"));
+    }
+    if text.contains('/') {
+        return Err(Fault::new("holds a path", "write the host alone, and the path under `path`"));
+    }
+    let (rest, any) = text.strip_suffix(":*").map_or((text, false), |rest| (rest, true));
+    let (rest, below) = rest.strip_prefix("*.").map_or((rest, false), |rest| (rest, true));
+    if rest.contains('*') {
+        let hint = "`*` may stand for the first labels (*.acme.test) or the port (acme.test:*)";
+        return Err(Fault::new("has a `*` where none can stand", hint));
+    }
+    let refused = |error: HostError| {
+        Fault::new(format!("is refused: {error}"), "write a name, *.NAME or an address, with :PORT or :* at most")
+    };
+    let authority = if any {
+        Authority { host: Host::parse(rest).map_err(refused)?, port: None }
+    } else {
+        Authority::parse(rest).map_err(refused)?
+    };
+    let port = match authority.port {
+        _ if any => PortRule::Any,
+        Some(port) => PortRule::Stated(port),
+        None => PortRule::Default,
+    };
+    match (below, authority.host) {
+        (true, Host::Ip(_)) => Err(Fault::new("has a `*` before an address", "write the address alone")),
+        (true, host) => Ok((HostPattern::Below(host), port)),
+        (false, host) => Ok((HostPattern::Exact(host), port)),
+    }
+}
+
+fn methods(spot: &Spot<'_>, sink: &mut Sink) -> Vec<Method> {
+    let items = spot.items(sink);
+    if items.as_ref().is_some_and(Vec::is_empty) {
+        spot.problem(sink, "names no method", "write some, or remove the key for all");
+    }
+    let mut methods = Vec::new();
+    for method in items.unwrap_or_default().iter().filter_map(|item| item.parse(sink, method)) {
+        if !methods.contains(&method) {
+            methods.push(method);
+        }
+    }
+    methods
+}
+
+fn method(text: &str) -> Result<Method, Fault> {
+    let upper = "write it in capitals, such as GET";
+    match Method::from_bytes(text.as_bytes()) {
+        Ok(Method::TRACE | Method::CONNECT) => Err(Fault::new("never carries a token", "remove it")),
+        Ok(method) if !text.bytes().any(|b| b.is_ascii_lowercase()) => Ok(method),
+        Ok(_) => Err(Fault::new("is in small letters", upper)),
+        Err(_) => Err(Fault::new("is not a method", upper)),
+    }
+}
+
+fn standard_inject() -> Inject {
+    Inject::Header { header: http::header::AUTHORIZATION, scheme: "Bearer".to_owned() }
+}
+
+/// A map over the standard, or `none`.
+fn inject(spot: &Spot<'_>, sink: &mut Sink) -> Option<Inject> {
+    if spot.is_list() {
+        spot.problem(sink, "a list of places is not built yet", "write one place: {header: NAME, scheme: WORD}");
+        return None;
+    }
+    if !spot.is_map() {
+        return spot.parse(sink, |text| match text {
+            "none" => Ok(Inject::Nothing),
+            _ => Err(Fault::new("is not known here", "write {header: NAME, scheme: WORD} or none")),
+        });
+    }
+    let unit = spot.unit::<InjectFile>(sink)?;
+    let header = match unit.get(unit.keys.header) {
+        None => Some(http::header::AUTHORIZATION),
+        Some(spot) => spot.parse(sink, header),
+    };
+    let scheme = match unit.get(unit.keys.scheme) {
+        None => Some("Bearer".to_owned()),
+        Some(spot) => spot.parse(sink, scheme),
+    };
+    Some(Inject::Header { header: header?, scheme: scheme? })
+}
+
+fn header(text: &str) -> Result<HeaderName, Fault> {
+    let Ok(name) = HeaderName::from_bytes(text.as_bytes()) else {
+        return Err(Fault::new("is not a header name", "write a name such as Authorization or X-Api-Key"));
+    };
+    if RESERVED_HEADERS.contains(&name.as_str()) || name.as_str().starts_with("keybearer-") {
+        return Err(Fault::new("cannot carry a token", "write a name such as Authorization or X-Api-Key"));
+    }
+    Ok(name)
+}
+
+/// Empty, or a token (RFC 9110 §5.6.2).
+fn scheme(text: &str) -> Result<String, Fault> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    if text.bytes().all(plain) {
+        return Ok(text.to_owned());
+    }
+    Err(Fault::new("is not one word", "write a scheme such as Bearer, or \"\" for the token alone"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,58 @@
+//! The validator as a whole: texts in, problems or a model out.
+
+mod accepted;
+mod files;
+mod refused;
+
+use std::path::Path;
+
+use super::*;
+
+/// A connection that lacks nothing, as the first two lines of a list item.
+const GOOD: &str = "name: crm, client_id: id, token_url: \"https://login.acme.test/token\"";
+
+#[track_caller]
+fn accept(text: &str) -> Loaded {
+    load_text(text, Path::new("a.yaml")).unwrap_or_else(|problems| panic!("{problems}"))
+}
+
+/// Each problem must begin with what is expected: `LINE:COLUMN: PATH: MESSAGE`.
+#[track_caller]
+fn check(text: &str, expected: &[&str]) {
+    let Err(problems) = load_text(text, Path::new("a.yaml")) else { panic!("accepted:\n{text}") };
+    compare(&problems, "a.yaml:", expected);
+}
+
+#[track_caller]
+fn compare(problems: &Problems, prefix: &str, expected: &[&str]) {
+    let got = problems.to_string();
+    assert_eq!(got.lines().count(), expected.len(), "{got}");
+    for (line, expected) in got.lines().zip(expected) {
+        assert!(line.starts_with(&format!("{prefix}{expected}")), "{line}\n  is not {expected}");
+    }
+    for problem in &problems.problems {
+        assert!(!problem.hint.is_empty(), "{problem} has no way out");
+    }
+}
+
+/// A second connection with `keys` (`GOOD` stands for all that one needs); its second line begins at column 5.
+#[track_caller]
+fn check_connection(keys: &str, expected: &[&str]) {
+    let keys = keys.replace("GOOD", &GOOD.replace("crm", "two")).replace('\n', "\n    ");
+    check(&format!("connections:\n  - {{{GOOD}}}\n  - {{{keys}}}\n"), expected);
+}
+
+/// A route with `keys`; columns of line 4 are counted from the first of them, after seven.
+#[track_caller]
+fn check_route(keys: &str, expected: &str) {
+    let text = format!("connections:\n  - {{{GOOD},\n     routes: [\n      {{{keys}}}]}}\n");
+    check(&text, &[&shift(expected, 7)]);
+}
+
+/// `LINE:COLUMN: …` with the column moved to the right.
+fn shift(expected: &str, columns: usize) -> String {
+    let mut parts = expected.splitn(3, ':');
+    let mut number = || parts.next().and_then(|part| part.parse::<usize>().ok()).unwrap();
+    let (line, column) = (number(), number());
+    format!("{line}:{}:{}", column + columns, parts.next().unwrap())
+}

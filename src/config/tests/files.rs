@@ -1,0 +1,174 @@
+//! What stands in other files: includes, references, secrets, certificates.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new(files: &[(&str, &str)]) -> Folder {
+        let folder = Folder(tempfile::tempdir().unwrap());
+        for (name, text) in files {
+            let path = folder.path(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+        }
+        folder
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    #[track_caller]
+    fn accept(&self) -> Loaded {
+        load(&self.path("main.yaml")).unwrap_or_else(|problems| panic!("{problems}"))
+    }
+
+    #[track_caller]
+    fn check(&self, expected: &[&str]) {
+        let Err(problems) = load(&self.path("main.yaml")) else { panic!("accepted") };
+        compare(&problems, &format!("{}/", self.0.path().display()), expected);
+    }
+}
+
+fn connection(name: &str, more: &str) -> String {
+    format!("connections:\n  - {{{}{more}}}\n", GOOD.replace("crm", name))
+}
+
+#[test]
+fn included_files_hold_connections_in_order_of_names() {
+    let folder = Folder::new(&[
+        ("main.yaml", &format!("include: [more]\n{}", connection("a", ""))),
+        ("more/2.yaml", &connection("c", ", client_secret: {file: s}")),
+        ("more/1.yaml", &connection("b", "")),
+        ("more/s", "secret\r\n"),
+        ("more/.hidden.yaml", "nonsense"),
+        ("more/3.yml", "nonsense"),
+        ("more/4.yaml", ""),
+    ]);
+    let loaded = folder.accept();
+    let names: Vec<_> = loaded.model.connections.iter().map(|c| c.name.as_str()).collect();
+    assert_eq!(names, ["a", "b", "c"]);
+    let auth = &loaded.model.connections[2].client_auth;
+    assert!(matches!(auth, crate::model::connection::ClientAuth::Body(s) if s[0].expose() == "secret"));
+    let files = ["main.yaml", "more/1.yaml", "more/2.yaml", "more/4.yaml", "more/s"].map(|name| folder.path(name));
+    assert_eq!((loaded.files, loaded.warnings), (files.to_vec(), vec![]));
+}
+
+#[test]
+fn problems_of_included_files_have_their_own_place() {
+    let folder = Folder::new(&[
+        ("main.yaml", &format!("include: [more, nowhere]\n{}", connection("a", ", colour: red"))),
+        ("more/1.yaml", &connection("a", ", grant: password")),
+        ("more/2.yaml", "workers: 2\nnonsense: 1\nconnections: []\n"),
+        ("more/3.yaml", "a: [\n"),
+    ]);
+    let nowhere = format!("main.yaml:1:17: include[1]: {} cannot be read", folder.path("nowhere").display());
+    let first = format!(
+        "more/1.yaml:2:12: connections[0].name: another connection is named `a` ({}:3)",
+        folder.path("main.yaml").display()
+    );
+    folder.check(&[
+        &nowhere,
+        "main.yaml:3:74: connections[0].colour: unknown key `colour`",
+        &first,
+        "more/1.yaml:2:81: connections[0].grant: `password` is not built yet",
+        "more/2.yaml:1:1: workers: `workers` cannot stand in an included file",
+        "more/2.yaml:2:1: nonsense: unknown key `nonsense`",
+        "more/3.yaml:2:1: ",
+    ]);
+}
+
+#[test]
+fn references_are_filled_once_and_never_read_again() {
+    let text = connection(
+        "a",
+        ",\n    audience: \"<${file:tricky}>\", resource: \"$${env:HOME}$${\", comments: \"${file:nothing}\"",
+    );
+    let folder = Folder::new(&[("main.yaml", &text), ("tricky", "${env:HOME}: [&x]\n"), ("nothing", "")]);
+    let model = folder.accept().model;
+    let connection = &model.connections[0];
+    assert_eq!(connection.audience.as_deref(), Some("<${env:HOME}: [&x]>"));
+    assert_eq!((connection.resource.as_deref(), connection.comments.as_deref()), (Some("${env:HOME}${"), Some("")));
+}
+
+#[test]
+fn references_without_a_value_are_problems_that_tell_no_content() {
+    let text = connection(
+        "a",
+        ",\n    audience: \"${env:KEYBEARER_NOT_SET}\",\n    resource: \"${file:gone}\",\n    refresh_ahead: \"${file:secret}\",\n    scopes: \"${env:X\",\n    comments: \"${file:binary}\"",
+    );
+    let folder = Folder::new(&[("main.yaml", &text), ("secret", "hunter2")]);
+    fs::write(folder.path("binary"), [0xff, 0xfe]).unwrap();
+    let gone = format!(
+        "main.yaml:4:15: connections[0].resource: {} cannot be read (no such file)",
+        folder.path("gone").display()
+    );
+    folder.check(&[
+        "main.yaml:3:15: connections[0].audience: environment variable `KEYBEARER_NOT_SET` is not set",
+        &gone,
+        "main.yaml:5:20: connections[0].refresh_ahead: `${file:secret}` is not a duration",
+        "main.yaml:6:13: connections[0].scopes: holds `${` without a reference",
+        &format!("main.yaml:7:15: connections[0].comments: {} is not UTF-8", folder.path("binary").display()),
+    ]);
+}
+
+#[test]
+fn secrets_are_taken_from_files_with_care() {
+    let files = [
+        ("main.yaml", &*connection("a", ", client_secret: [{file: open}, \"${file:shut}\", {env: PATH}]")),
+        ("open", "one\n\n"),
+        ("shut", "two"),
+    ];
+    let folder = Folder::new(&files);
+    fs::set_permissions(folder.path("open"), Permissions::from_mode(0o644)).unwrap();
+    let loaded = folder.accept();
+    let crate::model::connection::ClientAuth::Body(secrets) = &loaded.model.connections[0].client_auth else {
+        panic!()
+    };
+    assert_eq!((secrets[0].expose(), secrets[1].expose()), ("one\n", "two"));
+    assert_eq!(loaded.warnings.len(), 1, "{:?}", loaded.warnings);
+    assert!(loaded.warnings[0].message.starts_with("everybody may read"));
+    fs::write(folder.path("shut"), "\n").unwrap();
+    fs::write(folder.path("open"), "x".repeat(70_000)).unwrap();
+    let large = format!(
+        "main.yaml:2:97: connections[0].client_secret[0].file: {} cannot be read (larger",
+        folder.path("open").display()
+    );
+    folder.check(&[&large, "main.yaml:2:104: connections[0].client_secret[1]: the secret is empty"]);
+}
+
+#[test]
+fn certificates_are_read_or_refused() {
+    let authority = include_str!("ca.pem");
+    let own = connection("a", ", authorization_server: {trust: [ca.pem, ca.pem]}");
+    let folder = Folder::new(&[("main.yaml", &format!("trust: [ca.pem]\n{own}")), ("ca.pem", authority)]);
+    let loaded = folder.accept();
+    let server = &loaded.model.connections[0].authorization_server;
+    assert_eq!((loaded.model.trust.len(), server.trust.as_ref().map(|roots| roots.len())), (1, Some(2)));
+    assert_eq!(loaded.files, [folder.path("ca.pem"), folder.path("main.yaml")]);
+    fs::write(folder.path("ca.pem"), "nonsense").unwrap();
+    let empty = format!("{} holds no certificate", folder.path("ca.pem").display());
+    folder.check(&[
+        &format!("main.yaml:1:9: trust[0]: {empty}"),
+        &format!("main.yaml:3:105: connections[0].authorization_server.trust[0]: {empty}"),
+        &format!("main.yaml:3:113: connections[0].authorization_server.trust[1]: {empty}"),
+    ]);
+}
+
+#[test]
+fn a_main_file_that_cannot_be_read_is_a_problem() {
+    Folder::new(&[]).check(&["main.yaml:1:1: cannot be read (no such file)"]);
+    let folder = Folder::new(&[]);
+    fs::create_dir(folder.path("main.yaml")).unwrap();
+    folder.check(&["main.yaml:1:1: cannot be read (not a regular file)"]);
+    let folder = Folder::new(&[("main.yaml", "")]);
+    fs::write(folder.path("main.yaml"), b"a: 1\nb: \xff").unwrap();
+    folder.check(&["main.yaml:2:4: is not UTF-8"]);
+    fs::File::create(folder.path("main.yaml")).unwrap().set_len(100 << 20).unwrap();
+    folder.check(&["main.yaml:1:1: cannot be read (larger than 4194304 bytes)"]);
+}

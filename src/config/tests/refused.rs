@@ -1,0 +1,261 @@
+//! Each kind of mistake with its exact place.
+
+use super::*;
+
+#[test]
+fn every_mistake_of_a_connection_is_reported() {
+    let text = "\
+connections:
+  - name: CRM
+    client_id: id
+    tokn_url: https://login.acme.test/token
+    provider: salesforce
+    refresh_ahead: 5
+    active: yes
+    routes:
+      - host: \"*\"
+        mehods: [GET]
+      - mount: /a
+        upstream: https://acme.test
+        existing: keeps
+";
+    let expected = [
+        "2:5: connections[0].token_url: `token_url` is missing",
+        "2:11: connections[0].name: `CRM` is not a name",
+        "4:5: connections[0].tokn_url: unknown key `tokn_url`; did you mean `token_url`?",
+        "5:5: connections[0].provider: `provider` is not built yet; remove it",
+        "6:20: connections[0].refresh_ahead: `5` has no unit; write integers with units",
+        "7:13: connections[0].active: `yes` is neither true nor false",
+        "9:15: connections[0].routes[0].host: `*` has a `*`",
+        "10:9: connections[0].routes[0].mehods: unknown key `mehods`; did you mean `methods`?",
+        "13:19: connections[0].routes[1].existing: `keeps` is not known here; did you mean `keep`?",
+    ];
+    check(text, &expected);
+}
+
+#[test]
+fn top_level_mistakes_are_reported_together() {
+    let text = "\
+listeners: {proxy: 0.0.0.0:8080, admin: \"[::]:8081\", public: 1.2.3.4:5}
+workers: 65
+readiness: {wait_for_tokens: 5}
+include: nowhere
+hosts: {\"*.a.test\": 127.0.0.1, b.test: localhost, 1.2.3.4: 127.0.0.1, c.test: }
+trust: [nowhere.pem]
+egress: {unmatched: drop, allow_private: [10.1.1.1/8], proxy: x}
+callers:
+  - {name: a}
+  - {name: a, cidr: [10.0.0.0/8]}
+  - {secret: {sha256: abc}, unix_user: x}
+store: {redis: {url: x}}
+timeouts: {idle: 0s, connect: 1}
+limits: {head: 4KiB, tunnels: 0, replay_body: 0B}
+log: {level: loud, colour: red}
+interception: {}
+nonsense: 1
+";
+    let expected = [
+        "1:41: listeners.admin: listens beyond loopback although no users are configured",
+        "1:54: listeners.public: `public` is not built yet",
+        "2:10: workers: `65` is not an integer from 1 to 64",
+        "3:30: readiness.wait_for_tokens: `5` has no unit",
+        "4:10: include: must be a list",
+        "5:9: hosts[\"*.a.test\"]: the key is not a name alone",
+        "5:40: hosts[\"b.test\"]: `localhost` is not an address",
+        "5:51: hosts[\"1.2.3.4\"]: the key is an address",
+        "5:71: hosts[\"c.test\"]: has no address",
+        "6:9: trust[0]: nowhere.pem cannot be read (no such file); mount it or give another path",
+        "7:21: egress.unmatched: `drop` is not known here; write one of forward, deny",
+        "7:43: egress.allow_private[0]: `10.1.1.1/8` has bits",
+        "7:56: egress.proxy: `proxy` is not built yet",
+        "9:5: callers[0]: the caller has no condition",
+        "10:12: callers[1].name: another caller is named `a` (line 9)",
+        "11:5: callers[2].name: `name` is missing",
+        "11:23: callers[2].secret.sha256: is not a SHA-256 digest",
+        "11:29: callers[2].unix_user: `unix_user` is not built yet",
+        "12:9: store.redis: `redis` is not built yet",
+        "13:18: timeouts.idle: `0s` is zero",
+        "13:31: timeouts.connect: `1` has no unit",
+        "14:16: limits.head: `4KiB` is out of range; write a size from 8KiB to 1MiB",
+        "14:31: limits.tunnels: `0` is not an integer",
+        "14:47: limits.replay_body: `0B` is out of range",
+        "15:14: log.level: `loud` is not known here",
+        "15:20: log.colour: unknown key `colour`",
+        "16:1: interception: `interception` is not built yet",
+        "17:1: nonsense: unknown key `nonsense`",
+    ];
+    check(text, &expected);
+}
+
+#[test]
+fn listeners_beyond_loopback_need_callers_or_open() {
+    let beyond = "1:19: listeners.proxy[0]: listens beyond loopback although no callers";
+    check("listeners: {proxy: [0.0.0.0:1]}", &[&beyond.replace("1:19", "1:21")]);
+    check("listeners: {proxy: 127.0.0.1:8081}", &["1:20: listeners.proxy: two listeners want the port"]);
+    check(
+        "listeners: {proxy: 127.0.0.1:1, telemetry: 0.0.0.0:1, admin: {name: proxy, address: 127.0.0.1:0}}",
+        &["1:44: listeners.telemetry: two listeners", "1:85: listeners.admin.address: another listener is named"],
+    );
+    check(
+        "listeners: {proxy: {name: a, mode: 1}}",
+        &["1:20: listeners.proxy.address: `address` is missing", "1:30: listeners.proxy.mode: `mode` is not built yet"],
+    );
+    check(
+        "listeners: {proxy: \"unix:/x\"}",
+        &["1:20: listeners.proxy: `unix:/x` is a Unix socket, which is not built"],
+    );
+    check("listeners: {proxy: []}", &["1:20: listeners.proxy: names no address"]);
+}
+
+#[test]
+fn each_key_of_a_connection_is_checked() {
+    let at = |keys: &str, expected: &str| {
+        check_connection(&format!("GOOD,\n{keys}"), &[&shift(&format!("4:{expected}"), 4)])
+    };
+    at("grant: password", "8: connections[1].grant: `password` is not built yet");
+    at("grant: client_credential", "8: connections[1].grant: `client_credential` is not known here; did you mean");
+    at("client_secret: s, send_credentials: tls", "37: connections[1].send_credentials: `tls` is not built yet");
+    let missing = "3:5: connections[1].client_secret: `client_secret` is missing";
+    check_connection("GOOD,\nsend_credentials: basic", &[missing]);
+    at("client_secret: s, send_credentials: none", "16: connections[1].client_secret: a secret is given");
+    at("client_secret: []", "16: connections[1].client_secret: the list holds no secret");
+    at("client_secret: \"\"", "16: connections[1].client_secret: the secret is empty");
+    at("client_secret: {store: x}", "17: connections[1].client_secret.store: `store` is not built yet");
+    at("client_secret: {file: x, env: y}", "16: connections[1].client_secret: must have exactly one source");
+    at("client_secret: s, basic_encoding: raw", "35: connections[1].basic_encoding: `basic_encoding` goes with");
+    at("authorization_server: {timeout: 0s}", "33: connections[1].authorization_server.timeout: `0s` is zero");
+    at("authorization_server: {trust: []}", "31: connections[1].authorization_server.trust: names no certificate");
+    at("scopes: [a, \"b\\n\"]", "13: connections[1].scopes[1]: holds a control character");
+    at("audience: \"a\\0\"", "11: connections[1].audience: holds a control character");
+    at("resource: \"\"", "11: connections[1].resource: is empty");
+    at("token_params: {scope: a}", "16: connections[1].token_params.scope: the grant sets `scope` itself");
+    at("token_params: {a: [b]}", "19: connections[1].token_params.a: must be a single value");
+    at("default_token_lifetime: 0s", "25: connections[1].default_token_lifetime: `0s` is zero");
+    at("token_rejected: [{status: 399}]", "27: connections[1].token_rejected[0].status: `399` is not an integer");
+    at("token_rejected: [401]", "18: connections[1].token_rejected[0]: must be a map");
+    at("accessible_from: [nobody]", "19: connections[1].accessible_from[0]: no caller is named `nobody`");
+    at("routes: {host: a.test}", "9: connections[1].routes: must be a list");
+    at("pkce: {}", "1: connections[1].pkce: `pkce` is not built yet");
+    at("comments: \"${nothing}\"", "11: connections[1].comments: holds `${` without a reference");
+}
+
+#[test]
+fn token_urls_are_https_and_plain() {
+    let at = |url: &str, more: &str, expected: &str| {
+        let keys = format!("name: a, client_id: id{more},\ntoken_url: \"{url}\"");
+        check_connection(&keys, &[&format!("4:16: connections[1].token_url: {expected}")]);
+    };
+    at("http://a.test/t", "", "sends the client's secret in the clear");
+    at("https://u:hunter2@a.test/t", "", "the URL has a user name");
+    at("https://a.test/t#x", ", allow_cleartext: true", "the URL has a fragment");
+    at("https://127.1/t", "", "the URL has a host that is refused");
+    let two = format!("hosts: {{login.acme.test: \"127.0.0.1:9443\"}}\nconnections:\n  - {{{GOOD}}}\n");
+    accept(&two);
+    accept(&two.replace("test/token", "test:9443/token"));
+    check(&two.replace("test/token", "test:8443/token"), &["3:43: connections[0].token_url: states port 8443"]);
+}
+
+#[test]
+fn each_key_of_a_route_is_checked() {
+    check_route("path: /", "4:0: connections[0].routes[0]: the route has neither");
+    check_route(
+        "host: a.test, mount: /a, upstream: \"https://a.test\"",
+        "4:22: connections[0].routes[0].mount: the route has both",
+    );
+    check_route("mount: /a", "4:0: connections[0].routes[0].upstream: `upstream` is missing");
+    check_route(
+        "host: a.test, upstream: \"https://a.test\"",
+        "4:25: connections[0].routes[0].upstream: `upstream` goes with",
+    );
+    check_route(
+        "mount: /a, upstream: \"http://a.test\"",
+        "4:22: connections[0].routes[0].upstream: sends the token in the clear",
+    );
+    check_route(
+        "mount: /a, upstream: \"https://a.test\", upstream_tls: false",
+        "4:22: connections[0].routes[0].upstream: is https",
+    );
+    check_route(
+        "mount: /a, upstream: \"https://a.test\", path: /b",
+        "4:46: connections[0].routes[0].path: `path` goes with",
+    );
+    check_route(
+        "mount: a, upstream: \"https://a.test\"",
+        "4:8: connections[0].routes[0].mount: `a` is not a plain path",
+    );
+    check_route("host: a.test, path: /a/../b", "4:21: connections[0].routes[0].path: `/a/../b` is not a plain path");
+    check_route("host: a.test, methods: [get]", "4:25: connections[0].routes[0].methods[0]: `get` is in small");
+    check_route("host: a.test, methods: [TRACE]", "4:25: connections[0].routes[0].methods[0]: `TRACE` never");
+    check_route("host: a.test, methods: []", "4:24: connections[0].routes[0].methods: names no method");
+    check_route("host: a.test, inject: [none]", "4:23: connections[0].routes[0].inject: a list of places is not built");
+    check_route(
+        "host: a.test, inject: {query: t}",
+        "4:24: connections[0].routes[0].inject.query: `query` is not built yet",
+    );
+    check_route("host: a.test, inject: {header: Host}", "4:32: connections[0].routes[0].inject.header: `Host` cannot");
+    check_route(
+        "host: a.test, inject: {scheme: \"a b\"}",
+        "4:32: connections[0].routes[0].inject.scheme: `a b` is not",
+    );
+    check_route(
+        "host: a.test, upstream_tls: {server_name: a b}",
+        "4:43: connections[0].routes[0].upstream_tls.server_name: `a b`",
+    );
+    check_route(
+        "host: a.test, intercept: true",
+        "4:15: connections[0].routes[0].intercept: `intercept` is not built yet",
+    );
+    check_route("host: a.test, without_token: pass", "4:30: connections[0].routes[0].without_token: `pass` is not");
+}
+
+fn two_routes(first: &str, second: &str) -> String {
+    let other = GOOD.replace("crm", "maps");
+    format!(
+        "callers: [{{name: x, cidr: [10.0.0.0/8]}}, {{name: y, cidr: [11.0.0.0/8]}}]\nconnections:\n  - {{{GOOD}, {first}}}\n  - {{{other},\n    {second}}}\n"
+    )
+}
+
+#[test]
+fn equal_routes_for_one_caller_are_refused() {
+    let clash = |first: &str, second: &str| {
+        check(
+            &two_routes(first, second),
+            &["5:14: connections[1].routes[0]: takes the same requests as connections[0].routes[0] (a.yaml:3)"],
+        )
+    };
+    let apart = |first: &str, second: &str| drop(accept(&two_routes(first, second)));
+    clash("routes: [{host: a.test}]", "routes: [{host: A.test., path: /}]");
+    clash("routes: [{host: a.test, methods: [GET, PUT]}]", "routes: [{host: a.test, methods: [PUT]}]");
+    clash(
+        "routes: [{host: \"*.a.test:1\"}], accessible_from: [x, y]",
+        "routes: [{host: \"*.a.test:1\"}], accessible_from: [y]",
+    );
+    clash(
+        "routes: [{mount: /a, upstream: \"https://a.test\"}]",
+        "routes: [{mount: /a/, upstream: \"https://b.test\"}]",
+    );
+    apart("routes: [{host: a.test}]", "routes: [{host: a.test, methods: [GET]}]");
+    apart("routes: [{host: a.test}]", "routes: [{host: \"a.test:443\"}, {host: a.test, path: /a}]");
+    apart("routes: [{host: a.test}], accessible_from: [x]", "routes: [{host: a.test}], accessible_from: [y]");
+    apart("routes: [{host: a.test}]", "routes: [{host: a.test}], accessible_from: []");
+    apart("routes: [{host: a.test, methods: [GET]}]", "routes: [{host: a.test, methods: [PUT]}]");
+}
+
+#[test]
+fn names_are_unique_and_secrets_stay_unsaid() {
+    check(
+        &format!("connections:\n  - {{{GOOD}}}\n  - {{{GOOD}}}\n"),
+        &["3:12: connections[1].name: another connection is named `crm` (a.yaml:2)"],
+    );
+    let text = format!("connections:\n  - {{{GOOD}, client_secret: {{hunter2}}, send_credentials: basik}}\n");
+    let problems = load_text(&text, Path::new("a.yaml")).unwrap_err().to_string();
+    assert!(!problems.contains("hunter2") && problems.contains("holds an unknown key"), "{problems}");
+}
+
+#[test]
+fn a_file_that_is_no_map_is_refused() {
+    check("- a\n", &["1:1: must be a map"]);
+    check("a: [\n", &["2:1: "]);
+    check("connections: x", &["1:14: connections: must be a list"]);
+    check("connections: [x,~]", &["1:15: connections[0]: must be a map", "1:17: connections[1]: the item is empty"]);
+}
