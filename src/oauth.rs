@@ -1,0 +1,149 @@
+//! The token endpoint client: one request of one connection, and what came of it.
+//!
+//! Not here: when to ask again (`token::schedule`), what becomes of the token (`token::acquire`).
+//! Holds: oauth2 builds each request as a form without a secret, and from there every grant goes one way: `client_auth`,
+//! `transport::send`, `response::read`. A request carries one client authentication method. No error holds a secret,
+//! a token or a body.
+
+mod client_auth;
+mod failure;
+mod grant;
+mod json;
+mod response;
+mod retry_after;
+#[cfg(test)]
+mod tests;
+mod transport;
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use http::{HeaderMap, HeaderValue, header};
+use oauth2::{AsyncHttpClient, HttpRequest, HttpResponse, RequestTokenError};
+use url::{Url, form_urlencoded};
+
+use crate::model::connection::{Connection, Grant};
+use crate::model::token::TokenSet;
+
+use client_auth::Proof;
+use failure::Posted;
+use grant::Fields;
+
+pub use failure::{Failure, Outcome, Reason, Refusal};
+pub use transport::{ClientError, HttpClients};
+
+const USER_AGENT: &str = concat!("keybearer/", env!("CARGO_PKG_VERSION"));
+
+/// What oauth2 gets to read once `response::read` has taken the real answer: a token that nobody uses.
+const PLACEHOLDER: &str = r#"{"access_token":"-","token_type":"bearer"}"#;
+
+/// The token endpoint of one connection.
+pub struct TokenEndpoint {
+    connection: Arc<Connection>,
+    url: Url,
+    http: reqwest::Client,
+    oauth: grant::Client,
+    /// Which of the client secrets worked last.
+    preferred: AtomicUsize,
+}
+
+impl TokenEndpoint {
+    pub fn new(connection: Arc<Connection>, clients: &HttpClients) -> Result<TokenEndpoint, ClientError> {
+        let http = clients.get(connection.authorization_server.trust.as_ref())?;
+        let url = transport::without_userinfo(&connection.token_url);
+        let oauth = grant::client(&connection.client_id, &url);
+        Ok(TokenEndpoint { connection, url, http, oauth, preferred: AtomicUsize::new(0) })
+    }
+
+    /// One token request by the connection's own grant. Of several client secrets the next one is tried only when the
+    /// server refuses the client itself, all within one `authorization_server.timeout`.
+    pub async fn first_grant(&self) -> Result<TokenSet, Failure> {
+        let courier = Courier { endpoint: self, delivered: OnceLock::new() };
+        let outcome = match self.connection.grant {
+            Grant::ClientCredentials => {
+                grant::client_credentials(&self.oauth, &self.connection).request_async(&courier).await
+            }
+        };
+        if let Err(RequestTokenError::Request(failure)) = outcome {
+            return Err(failure);
+        }
+        // Nothing delivered and no failure of ours: oauth2 could not even put the request together.
+        courier.delivered.into_inner().ok_or(Failure::Permanent(Refusal::of_code("invalid_token_url")))
+    }
+
+    async fn prove_and_send(&self, fields: &Fields) -> Result<TokenSet, Failure> {
+        let client_id = self.connection.client_id.as_str();
+        let proofs = client_auth::proofs(&self.connection.client_auth);
+        let secrets = proofs.iter().flat_map(|proof| proof.forms(client_id)).collect();
+        let posted = Posted::new(client_id, fields, secrets);
+        let start = self.preferred.load(Ordering::Relaxed);
+        let mut refused = None;
+        for index in (0..proofs.len()).map(|offset| (start + offset) % proofs.len()) {
+            match self.send(&proofs[index], fields.clone(), &posted).await {
+                Err(Failure::Permanent(refusal)) if refusal.is_of_the_client() => refused = Some(refusal),
+                Err(failure) => return Err(failure),
+                Ok(token) => {
+                    self.preferred.store(index, Ordering::Relaxed);
+                    return Ok(token);
+                }
+            }
+        }
+        Err(Failure::Permanent(refused.unwrap_or_else(|| Refusal::of_code("invalid_client"))))
+    }
+
+    async fn send(&self, proof: &Proof<'_>, mut fields: Fields, posted: &Posted) -> Result<TokenSet, Failure> {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+        headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+        proof.apply(&self.connection.client_id, &mut fields, &mut headers);
+
+        let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(&fields).finish();
+        let mut request = reqwest::Request::new(http::Method::POST, self.url.clone());
+        *request.headers_mut() = headers;
+        *request.body_mut() = Some(body.into());
+
+        let answer = transport::send(&self.http, request).await;
+        let _in_span = tracing::warn_span!("token_answer", connection = %self.connection.name).entered();
+        match answer {
+            Ok(answer) => response::read(&answer, posted),
+            Err(fault) => {
+                tracing::debug!(reason = %fault.reason, detail = %fault.detail, "the token endpoint gave no whole answer");
+                Err(retryable(fault.reason))
+            }
+        }
+    }
+}
+
+fn retryable(reason: Reason) -> Failure {
+    Failure::Retryable { reason, retry_after: None }
+}
+
+/// The HTTP client that oauth2 sees: carries the form our way and keeps the token it brought back.
+struct Courier<'a> {
+    endpoint: &'a TokenEndpoint,
+    delivered: OnceLock<TokenSet>,
+}
+
+impl Courier<'_> {
+    async fn carry(&self, request: HttpRequest) -> Result<HttpResponse, Failure> {
+        let fields = grant::fields(request.body());
+        let timeout = self.endpoint.connection.authorization_server.timeout;
+        let token = tokio::time::timeout(timeout, self.endpoint.prove_and_send(&fields)).await;
+        let token = token.unwrap_or_else(|_| Err(retryable(Reason::Timeout)))?;
+        // A courier serves one request, so the place is empty.
+        let _ = self.delivered.set(token);
+        Ok(HttpResponse::new(PLACEHOLDER.into()))
+    }
+}
+
+impl<'c> AsyncHttpClient<'c> for Courier<'_> {
+    type Error = Failure;
+    // Boxed: the compiler cannot see that a closure's future is `Send` for every lifetime.
+    type Future = Pin<Box<dyn Future<Output = Result<HttpResponse, Failure>> + Send + 'c>>;
+
+    fn call(&'c self, request: HttpRequest) -> Self::Future {
+        Box::pin(self.carry(request))
+    }
+}

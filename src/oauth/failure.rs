@@ -1,0 +1,263 @@
+//! Why there is no token, shaped by what the caller does next, and nothing that may not be logged.
+//!
+//! Holds: a [`Refusal`] shows printable ASCII of bounded length; neither a secret nor a posted value nor half of one.
+
+use std::fmt;
+use std::time::Duration;
+
+use http::StatusCode;
+
+use crate::model::secret::Secret;
+
+use super::grant::Fields;
+
+/// What the caller does next decides the shape.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// Try again later, not before `retry_after`.
+    #[error("token endpoint gave no token: {reason}")]
+    Retryable { reason: Reason, retry_after: Option<Duration> },
+    /// The server's verdict: only a changed configuration (or the server's mind) heals it.
+    #[error("token endpoint refused the grant: {0}")]
+    Permanent(Refusal),
+}
+
+impl Failure {
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Failure::Permanent(_) => Outcome::Refused,
+            Failure::Retryable { reason, .. } => reason.outcome(),
+        }
+    }
+}
+
+/// The label of the token request metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Refused,
+    Unavailable,
+    InvalidAnswer,
+}
+
+impl Outcome {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Refused => "refused",
+            Outcome::Unavailable => "unavailable",
+            Outcome::InvalidAnswer => "invalid_answer",
+        }
+    }
+}
+
+/// Why another try may help. `Display` is a stable name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Reason {
+    /// No connection: name, route or port.
+    #[error("unreachable")]
+    Unreachable,
+    #[error("tls")]
+    Tls,
+    #[error("timeout")]
+    Timeout,
+    /// The connection ended before the answer did.
+    #[error("connection_lost")]
+    ConnectionLost,
+    #[error("not_http")]
+    NotHttp,
+    #[error("http_{0}")]
+    HttpStatus(u16),
+    /// RFC 6749 §4.1.2.1, used at token endpoints too.
+    #[error("temporarily_unavailable")]
+    TemporarilyUnavailable,
+    #[error("server_error")]
+    ServerError,
+    /// RFC 8628 §3.5
+    #[error("slow_down")]
+    SlowDown,
+    /// A success without a body.
+    #[error("empty")]
+    Empty,
+    #[error("too_large")]
+    TooLarge,
+    /// Not one JSON object.
+    #[error("not_json")]
+    NotJson,
+    #[error("duplicate_member")]
+    DuplicateMember,
+    #[error("no_access_token")]
+    NoAccessToken,
+    #[error("invalid_access_token")]
+    InvalidAccessToken,
+    /// A token type that is not Bearer.
+    #[error("token_type")]
+    TokenType,
+}
+
+impl Reason {
+    fn outcome(self) -> Outcome {
+        match self {
+            Reason::Unreachable | Reason::Tls | Reason::Timeout | Reason::ConnectionLost => Outcome::Unavailable,
+            Reason::HttpStatus(_) | Reason::TemporarilyUnavailable => Outcome::Unavailable,
+            Reason::ServerError | Reason::SlowDown => Outcome::Unavailable,
+            Reason::NotHttp | Reason::Empty | Reason::TooLarge | Reason::NotJson => Outcome::InvalidAnswer,
+            Reason::DuplicateMember | Reason::NoAccessToken => Outcome::InvalidAnswer,
+            Reason::InvalidAccessToken | Reason::TokenType => Outcome::InvalidAnswer,
+        }
+    }
+}
+
+/// An error answer (RFC 6749 §5.2), cleaned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The server's code, `[A-Za-z0-9_.-]{1,64}`; `http_<status>` when it sent none that can be read.
+    pub error: String,
+    /// Printable ASCII, at most 200 characters, posted values masked.
+    pub description: Option<String>,
+}
+
+const DESCRIPTION_CHARS_MAX: usize = 200;
+/// How much of a description is read at all.
+const DESCRIPTION_CHARS_READ: usize = 1000;
+/// A description that repeats so many bytes of a secret in a row is dropped.
+const SECRET_WINDOW_BYTES: usize = 8;
+/// Posted values shorter than this are no news to anybody and are not masked.
+const MASKED_BYTES_MIN: usize = 3;
+
+impl Refusal {
+    /// What the server said, less what it repeats of the request.
+    pub fn new(status: StatusCode, error: Option<&str>, description: Option<&str>, posted: &Posted) -> Refusal {
+        let error = error.filter(|code| is_known(code) || !posted.is_repeated_by(code));
+        let error = error.map_or_else(|| format!("http_{}", status.as_u16()), str::to_owned);
+        Refusal { error, description: description.and_then(|text| posted.clean(text)) }
+    }
+
+    pub fn of_code(code: &str) -> Refusal {
+        Refusal { error: code.to_owned(), description: None }
+    }
+
+    /// The server does not know the client or its secret; another secret may do.
+    pub fn is_of_the_client(&self) -> bool {
+        matches!(self.error.as_str(), "invalid_client" | "http_401" | "http_403")
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.error)?;
+        self.description.as_ref().map_or(Ok(()), |text| write!(f, " ({text})"))
+    }
+}
+
+/// Codes of RFC 6749 §5.2 and §4.1.2.1 that mean no, whatever the status.
+pub fn is_known(code: &str) -> bool {
+    const KNOWN: [&str; 7] = [
+        "invalid_request",
+        "invalid_client",
+        "invalid_grant",
+        "unauthorized_client",
+        "unsupported_grant_type",
+        "invalid_scope",
+        "access_denied",
+    ];
+    KNOWN.contains(&code)
+}
+
+/// What was sent, so that no message repeats it.
+pub struct Posted {
+    secrets: Vec<Secret>,
+    values: Vec<String>,
+}
+
+impl Posted {
+    /// `secrets`: in every shape that they may come back in. The grant's name is no value: everybody knows it.
+    pub fn new(client_id: &str, fields: &Fields, secrets: Vec<Secret>) -> Posted {
+        let values = fields.iter().filter(|(name, _)| name != "grant_type");
+        let mut values: Vec<_> = values.map(|(_, value)| value.clone()).collect();
+        values.push(client_id.to_owned());
+        values.retain(|value| value.len() >= MASKED_BYTES_MIN);
+        // The longest first, so that none is cut in two by a shorter one.
+        values.sort_by_key(|value| std::cmp::Reverse(value.len()));
+        Posted { secrets, values }
+    }
+
+    fn is_repeated_by(&self, text: &str) -> bool {
+        self.holds_secret(text) || self.values.iter().any(|value| text.contains(value.as_str()))
+    }
+
+    fn holds_secret(&self, text: &str) -> bool {
+        let holds = |part: &[u8]| text.as_bytes().windows(part.len()).any(|window| window.eq_ignore_ascii_case(part));
+        self.secrets.iter().map(|secret| secret.expose().as_bytes()).any(|secret| {
+            let width = secret.len().min(SECRET_WINDOW_BYTES);
+            width > 0 && secret.windows(width).any(holds)
+        })
+    }
+
+    /// A description fit for a log: dropped if it repeats a secret, posted values masked.
+    fn clean(&self, text: &str) -> Option<String> {
+        let mut text: String = text.chars().take(DESCRIPTION_CHARS_READ).collect();
+        if self.holds_secret(&text) {
+            return None;
+        }
+        for value in &self.values {
+            text = text.replace(value.as_str(), "***");
+        }
+        let clean: String = text.trim().chars().map(printable).take(DESCRIPTION_CHARS_MAX).collect();
+        (!clean.is_empty()).then_some(clean)
+    }
+}
+
+/// RFC 6749 §5.2 allows printable ASCII without `"` and `\`.
+pub fn printable(c: char) -> char {
+    match c {
+        '"' => '\'',
+        '\\' => '/',
+        ' '..='~' => c,
+        _ if c.is_whitespace() => ' ',
+        _ => '?',
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(error: &str, description: &str, expected: &str) {
+        let fields = [("grant_type", "client_credentials"), ("audience", "https://api.test"), ("tenant", "x")];
+        let fields = fields.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        let secrets = ["hunter2", "correct horse battery", "kurz\"ü"].map(Secret::new).to_vec();
+        let posted = Posted::new("app-7", &fields, secrets);
+        let refusal = Refusal::new(StatusCode::FORBIDDEN, Some(error), Some(description), &posted);
+        assert_eq!(refusal.to_string(), expected);
+    }
+
+    #[test]
+    fn a_refusal_repeats_nothing_that_was_sent() {
+        check("invalid_scope", "client_credentials: x is wrong", "invalid_scope (client_credentials: x is wrong)");
+        check("e", "no https://api.test here", "e (no *** here)");
+        check("e", "unknown app-7", "e (unknown ***)");
+        check("e", "secret hunter2 is wrong", "e");
+        check("e", "half a HORSE batt... is half too many", "e");
+        check("e", "kurz\"ü", "e");
+        check("e", "a\r\nb\u{1b}[31m \"c\" \\ é", "e (a  b?[31m 'c' / ?)");
+        check("e", " \t ", "e");
+        check("xhunter2x", "", "http_403");
+        let long = format!("{}hunter2", "y".repeat(900));
+        check("e", &long, "e");
+        check("e", &"y".repeat(5000), &format!("e ({})", "y".repeat(200)));
+    }
+
+    #[test]
+    fn every_failure_has_an_outcome() {
+        for (reason, outcome) in [
+            (Reason::Tls, "unavailable"),
+            (Reason::HttpStatus(503), "unavailable"),
+            (Reason::NotJson, "invalid_answer"),
+            (Reason::TokenType, "invalid_answer"),
+        ] {
+            assert_eq!(Failure::Retryable { reason, retry_after: None }.outcome().as_str(), outcome);
+        }
+        assert_eq!(Failure::Permanent(Refusal::of_code("x")).outcome().as_str(), "refused");
+        assert_eq!(Reason::HttpStatus(503).to_string(), "http_503");
+    }
+}

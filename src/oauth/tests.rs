@@ -1,0 +1,275 @@
+//! The token endpoint client against a server that speaks raw HTTP: what is on the wire, and what broken answers do.
+
+mod server;
+
+use std::error::Error as _;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::model::connection::{AuthorizationServer, BasicEncoding, ClientAuth, Lifetimes};
+use crate::model::secret::Secret;
+use crate::model::{Name, Roots};
+use crate::tls::Trust;
+
+use server::{Loopback, Reply, Request, Server, reply};
+
+const CANARY: &str = "c4n4ry+S3cret/%";
+const GOOD: &str = r#"{"access_token":"t0ken","token_type":"Bearer","expires_in":60,"scope":"a"}"#;
+
+/// A self-signed certificate for `localhost`, valid until 2120, and its key.
+const CERTIFICATE: &str = "MIIBMDCB16ADAgECAgEBMAoGCCqGSM49BAMCMBQxEjAQBgNVBAMMCWxvY2FsaG9zdDAgFw0yMDAxMDEwMDAwMDBaGA8yMTIwMDEw\
+    MTAwMDAwMFowFDESMBAGA1UEAwwJbG9jYWxob3N0MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAES5G42iXedMUR+c/0y1R6ZT2w\
+    4FzQpeLln7fwoDjVTW+BeCTqaKB/PYUi8lK/YZz5S+Kykq7wigLDqNyUH4OTlKMYMBYwFAYDVR0RBA0wC4IJbG9jYWxob3N0MAoG\
+    CCqGSM49BAMCA0gAMEUCIDQXgI08tKmxUpCAueVZHMUH9Mru792b4/HG+yeICVKQAiEAhYnIGuqr1IgLaEqIqYu+4S8yRjSgYVch\
+    Pf2q/IR4yWI=";
+const KEY: &str = "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgXMxM0LUFX+Nw84ds82LxbReZWzSVhhnImkBSZ1ndkYuhRANCAARL\
+    kbjaJd50xRH5z/TLVHplPbDgXNCl4uWft/CgONVNb4F4JOpooH89hSLyUr9hnPlL4rKSrvCKAsOo3JQfg5OU";
+
+fn connection(token_url: &str, client_auth: ClientAuth, trust: Option<Roots>) -> Connection {
+    Connection {
+        name: Name::parse("crm").unwrap(),
+        active: true,
+        comments: None,
+        grant: Grant::ClientCredentials,
+        client_id: "id:7".to_owned(),
+        client_auth,
+        token_url: token_url.parse().unwrap(),
+        authorization_server: AuthorizationServer { trust, timeout: Duration::from_millis(700) },
+        scopes: vec!["a".to_owned(), "b/c".to_owned()],
+        audience: Some("https://api.test".to_owned()),
+        resource: None,
+        token_params: vec![("x".to_owned(), "1 & 2".to_owned())],
+        lifetimes: Lifetimes::default(),
+        token_rejected: Vec::new(),
+        accessible_from: None,
+        routes: Vec::new(),
+    }
+}
+
+fn clients() -> HttpClients {
+    HttpClients::new(Trust::new(&Roots::from([])), Arc::new(Loopback))
+}
+
+fn endpoint(url: &str, auth: ClientAuth, trust: Option<Roots>) -> TokenEndpoint {
+    TokenEndpoint::new(Arc::new(connection(url, auth, trust)), &clients()).unwrap()
+}
+
+impl Server {
+    fn endpoint(&self, auth: ClientAuth) -> TokenEndpoint {
+        endpoint(&format!("http://idp.test:{}/token?tenant=7", self.port), auth, None)
+    }
+}
+
+fn body_auth() -> ClientAuth {
+    ClientAuth::Body(vec![Secret::new(CANARY)])
+}
+
+/// The failure's name, once it is sure that it shows no secret.
+#[track_caller]
+fn name(failure: Failure) -> String {
+    let shown = format!("{failure:?} {failure} {:?}", failure.source());
+    for part in [CANARY, "c4n4ry", "S3cret", "t0ken", "api.test"] {
+        assert!(!shown.contains(part), "{shown}");
+    }
+    match failure {
+        Failure::Retryable { reason, .. } => reason.to_string(),
+        Failure::Permanent(refusal) => format!("[{refusal}]"),
+    }
+}
+
+const GRANT_FIELDS: [(&str, &str); 4] =
+    [("grant_type", "client_credentials"), ("scope", "a b/c"), ("audience", "https://api.test"), ("x", "1 & 2")];
+
+async fn sent(auth: ClientAuth) -> Request {
+    let server = Server::start(vec![reply("200 OK", GOOD)], None).await;
+    let token = server.endpoint(auth).first_grant().await.unwrap();
+    assert_eq!(token.access_token.expose(), "t0ken");
+    assert_eq!((token.expires_in, token.scopes), (Some(Duration::from_secs(60)), Some(vec!["a".to_owned()])));
+    let request = server.request(0);
+    assert_eq!(request.line, "POST /token?tenant=7 HTTP/1.1");
+    assert_eq!(request.headers["host"], format!("idp.test:{}", server.port));
+    assert_eq!(request.headers["accept"], "application/json");
+    assert_eq!(request.headers["content-type"], "application/x-www-form-urlencoded");
+    assert_eq!(request.headers["user-agent"], USER_AGENT);
+    assert!(!request.headers.contains_key("accept-encoding"));
+    request
+}
+
+#[tokio::test]
+async fn each_method_is_on_the_wire_once() {
+    let body = sent(body_auth()).await;
+    let own = [("client_id", "id:7"), ("client_secret", CANARY)];
+    assert_eq!(body.fields(), [&GRANT_FIELDS[..], &own].concat());
+    assert!(!body.headers.contains_key("authorization"));
+
+    let none = sent(ClientAuth::None).await;
+    assert_eq!(none.fields(), [&GRANT_FIELDS[..], &own[..1]].concat());
+    assert!(!none.headers.contains_key("authorization"));
+
+    let codings = [(BasicEncoding::Form, "id%3A7:c4n4ry%2BS3cret%2F%25"), (BasicEncoding::Raw, "id:7:c4n4ry+S3cret/%")];
+    for (encoding, credentials) in codings {
+        let basic = sent(ClientAuth::Basic(vec![Secret::new(CANARY)], encoding)).await;
+        assert_eq!(basic.fields(), GRANT_FIELDS);
+        assert_eq!(basic.headers["authorization"], format!("Basic {}", BASE64_STANDARD.encode(credentials)));
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_configured_is_not_sent() {
+    let server = Server::start(vec![reply("201 ", GOOD)], None).await;
+    let url = format!("http://user:pass@idp.test:{}/token#x", server.port);
+    let mut connection = connection(&url, ClientAuth::None, None);
+    (connection.scopes, connection.audience, connection.token_params) = Default::default();
+    connection.resource = Some("urn:r".to_owned());
+    let endpoint = TokenEndpoint::new(Arc::new(connection), &clients()).unwrap();
+    endpoint.first_grant().await.unwrap();
+    let fields = [("grant_type", "client_credentials"), ("resource", "urn:r"), ("client_id", "id:7")];
+    assert_eq!(server.request(0).fields(), fields);
+    assert_eq!(server.request(0).line, "POST /token HTTP/1.1");
+    assert!(!server.request(0).headers.contains_key("authorization"));
+}
+
+#[tokio::test]
+async fn a_redirect_is_not_followed() {
+    for status in ["302 Found", "307 Temporary Redirect", "308 Permanent Redirect"] {
+        let other = Server::start(vec![reply("200 OK", GOOD)], None).await;
+        let answer = format!("HTTP/1.1 {status}\r\nLocation: http://evil.test:{}/\r\n", other.port);
+        let answer = Reply::Text(format!("{answer}Content-Length: 0\r\n\r\n"));
+        let server = Server::start(vec![answer, reply("200 OK", GOOD)], None).await;
+        let failure = server.endpoint(body_auth()).first_grant().await.unwrap_err();
+        assert!(name(failure).contains("set token_url to its final address"));
+        assert_eq!((server.count(), other.count()), (1, 0));
+    }
+}
+
+#[track_caller]
+fn check(failure: Failure, expected: &str, outcome: Outcome) {
+    assert_eq!(failure.outcome(), outcome, "{expected}");
+    assert_eq!(name(failure), expected);
+}
+
+#[tokio::test]
+async fn broken_answers_are_bounded() {
+    let large = reply("200 OK", &format!("{GOOD}{}", " ".repeat(2 << 20)));
+    let heads = Reply::Text(format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "x".repeat(4 << 20)));
+    let gzip = Reply::Text("HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nzip".to_owned());
+    let short = Reply::Text("HTTP/1.1 200 OK\r\nContent-Length: 900\r\nConnection: close\r\n\r\n{".to_owned());
+    for (reply, expected, outcome) in [
+        (large, "too_large", Outcome::InvalidAnswer),
+        (Reply::Endless, "too_large", Outcome::InvalidAnswer),
+        (Reply::Trickle, "timeout", Outcome::Unavailable),
+        (Reply::Reset, "connection_lost", Outcome::Unavailable),
+        (short, "connection_lost", Outcome::Unavailable),
+        (heads, "not_http", Outcome::InvalidAnswer),
+        (Reply::Text("SSH-2.0-x\r\n\r\n".to_owned()), "not_http", Outcome::InvalidAnswer),
+        (gzip, "not_json", Outcome::InvalidAnswer),
+        (reply("200 OK", ""), "empty", Outcome::InvalidAnswer),
+        (reply("503 Busy", "<html>"), "http_503", Outcome::Unavailable),
+    ] {
+        let server = Server::start(vec![reply], None).await;
+        let start = Instant::now();
+        let failure = server.endpoint(body_auth()).first_grant().await.unwrap_err();
+        assert!(start.elapsed() < Duration::from_millis(1500), "{expected}");
+        check(failure, expected, outcome);
+        assert_eq!(server.count(), 1, "{expected}: no second try");
+    }
+}
+
+#[tokio::test]
+async fn nobody_listening_is_unreachable() {
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap().port();
+    let endpoint = endpoint(&format!("http://idp.test:{port}/"), body_auth(), None);
+    check(endpoint.first_grant().await.unwrap_err(), "unreachable", Outcome::Unavailable);
+}
+
+#[tokio::test]
+async fn the_next_secret_is_tried_only_when_the_client_is_refused() {
+    let refused = || reply("401 No", r#"{"error":"invalid_client"}"#);
+    let bare = reply("403 No", "");
+    let good = || reply("200 OK", GOOD);
+    let server = Server::start(vec![refused(), bare, good(), good(), refused(), refused(), refused()], None).await;
+    let secrets = ["one", "two", "three"].map(Secret::new).to_vec();
+    let endpoint = server.endpoint(ClientAuth::Body(secrets));
+    endpoint.first_grant().await.unwrap();
+    endpoint.first_grant().await.unwrap();
+    check(endpoint.first_grant().await.unwrap_err(), "[invalid_client]", Outcome::Refused);
+    let used: Vec<_> = (0..server.count()).map(|i| server.request(i).fields.pop().unwrap().1).collect();
+    assert_eq!(used, ["one", "two", "three", "three", "three", "one", "two"], "the one that worked comes first");
+
+    for (answer, expected) in [
+        (reply("400 No", r#"{"error":"invalid_scope"}"#), "[invalid_scope]"),
+        (reply("403 No", r#"{"error":"access_denied"}"#), "[access_denied]"),
+        (reply("500 No", ""), "http_500"),
+        (Reply::Reset, "connection_lost"),
+    ] {
+        let server = Server::start(vec![answer, good()], None).await;
+        let endpoint = server.endpoint(ClientAuth::Body(["one", "two"].map(Secret::new).to_vec()));
+        assert_eq!(name(endpoint.first_grant().await.unwrap_err()), expected);
+        assert_eq!(server.count(), 1);
+    }
+}
+
+#[tokio::test]
+async fn an_echo_of_the_request_is_not_passed_on() {
+    let basic = BASE64_STANDARD.encode("id%3A7:c4n4ry%2BS3cret%2F%25");
+    for (echo, expected) in [
+        ("secret c4n4ry+S3cret/% for app id:7", "[e]"),
+        ("client_secret=c4n4ry%2BS3cret%2F%25", "[e]"),
+        ("c4n4ry+S3", "[e]"),
+        (basic.as_str(), "[e]"),
+        ("no audience https://api.test", "[e (no audience ***)]"),
+    ] {
+        let body = format!(r#"{{"error":"e","error_description":"{echo}"}}"#);
+        let server = Server::start(vec![reply("400 No", &body)], None).await;
+        let auth = ClientAuth::Basic(vec![Secret::new(CANARY)], BasicEncoding::Form);
+        assert_eq!(name(server.endpoint(auth).first_grant().await.unwrap_err()), expected, "{echo}");
+    }
+}
+
+#[tokio::test]
+async fn certificates_are_checked_against_the_roots_of_the_connection() {
+    let certificate = CertificateDer::from(BASE64_STANDARD.decode(CERTIFICATE).unwrap());
+    let key = PrivatePkcs8KeyDer::from(BASE64_STANDARD.decode(KEY).unwrap());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = builder.with_no_client_auth().with_single_cert(vec![certificate.clone()], key.into()).unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let roots = Roots::from([certificate]);
+    for (host, trust, expected) in [
+        ("localhost", Some(roots.clone()), None),
+        ("localhost", None, Some("tls")),
+        ("other.test", Some(roots), Some("tls")),
+    ] {
+        let server = Server::start(vec![reply("200 OK", GOOD)], Some(acceptor.clone())).await;
+        let endpoint = endpoint(&format!("https://{host}:{}/", server.port), body_auth(), trust);
+        let failure = endpoint.first_grant().await.err().map(name);
+        assert_eq!(failure.as_deref(), expected);
+    }
+    let plain = Server::start(vec![reply("200 OK", GOOD)], None).await;
+    let endpoint = endpoint(&format!("https://localhost:{}/", plain.port), body_auth(), None);
+    assert_eq!(name(endpoint.first_grant().await.unwrap_err()), "timeout", "its server waits for a request head");
+}
+
+#[test]
+fn one_client_for_each_set_of_roots() {
+    let clients = clients();
+    let certificate = CertificateDer::from(BASE64_STANDARD.decode(CERTIFICATE).unwrap());
+    for _ in 0..2 {
+        clients.get(None).unwrap();
+        clients.get(Some(&Roots::from([certificate.clone()]))).unwrap();
+    }
+    assert_eq!(clients.made(), 2);
+}
+
+#[test]
+fn its_future_can_be_spawned() {
+    fn check(_: impl Send) {}
+    check(endpoint("http://localhost/", ClientAuth::None, None).first_grant());
+}
