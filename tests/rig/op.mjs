@@ -1,0 +1,160 @@
+// An OpenID provider (npm oidc-provider) over HTTPS: the first of the rig's two real authorization servers.
+//
+//   node op.mjs '{"tls": DIR, "port": 0, "lifetime": 3, "leaf": "server", "issuer": null, "clients": []}' < held-open-pipe
+//
+// Clients: `machine` (client_secret_post), `machine-basic` (client_secret_basic, a secret full of special characters),
+// `introspector` (may introspect every token). Endpoints: /token, /token/introspection, /token/revocation,
+// /.well-known/openid-configuration. `clients` adds oidc-provider client metadata.
+// Control: GET /__stats; POST /__control {lifetime, delay_ms, status, retry_after, times, revoke_all}: see `apply`.
+
+import https from 'node:https';
+import { unescape } from 'node:querystring';
+import { Provider } from 'oidc-provider';
+import { control, controlServer, endWithStdin, listen, options, readAll, ready, sendJson, sleep, tlsFrom } from './peer.mjs';
+
+const settings = options({ tls: null, leaf: 'server', port: 0, control_port: 0, lifetime: 3, issuer: null, clients: [] });
+const stats = { token_requests: {}, tokens_issued: 0, introspections: 0, revocations: 0, token_requests_at_once: 0 };
+const fault = { delay_ms: 0, status: null, retry_after: null, times: null };
+let lifetime = settings.lifetime;
+let atOnce = 0;
+
+const machine = (client_id, client_secret, token_endpoint_auth_method) => ({
+  client_id,
+  client_secret,
+  token_endpoint_auth_method,
+  grant_types: ['client_credentials'],
+  response_types: [],
+  redirect_uris: [],
+  scope: 'api.read api.write',
+});
+
+// The provider's own store forgets past 1000 entries, and cannot revoke everything at once.
+const store = new Map();
+class Adapter {
+  constructor(model) {
+    this.model = model;
+  }
+
+  async upsert(id, payload, expiresIn) {
+    store.set(`${this.model}:${id}`, { payload, until: expiresIn ? Date.now() + expiresIn * 1000 : Infinity });
+  }
+
+  async find(id) {
+    const entry = store.get(`${this.model}:${id}`);
+    return entry && entry.until > Date.now() ? entry.payload : undefined;
+  }
+
+  async consume(id) {
+    const payload = await this.find(id);
+    if (payload) payload.consumed = Math.floor(Date.now() / 1000);
+  }
+
+  async destroy(id) {
+    store.delete(`${this.model}:${id}`);
+  }
+
+  async findByUid() {}
+
+  async findByUserCode() {}
+
+  async revokeByGrantId() {}
+}
+setInterval(() => {
+  for (const [key, { until }] of store) if (until <= Date.now()) store.delete(key);
+}, 5000).unref();
+
+function makeProvider(issuer) {
+  const provider = new Provider(issuer, {
+    adapter: Adapter,
+    clients: [
+      machine('machine', 'machine-secret', 'client_secret_post'),
+      machine('machine-basic', 'a+b/c:d%e$f g', 'client_secret_basic'),
+      machine('introspector', 'introspector-secret', 'client_secret_basic'),
+      ...settings.clients,
+    ],
+    scopes: ['api.read', 'api.write'],
+    ttl: { ClientCredentials: () => lifetime },
+    clientAuthMethods: ['client_secret_basic', 'client_secret_post'],
+    features: {
+      devInteractions: { enabled: false },
+      clientCredentials: { enabled: true },
+      revocation: { enabled: true },
+      introspection: {
+        enabled: true,
+        allowedPolicy: (_ctx, client, token) => client.clientId === 'introspector' || client.clientId === token.clientId,
+      },
+      resourceIndicators: {
+        enabled: true,
+        getResourceServerInfo: (_ctx, resource) => ({
+          scope: 'api.read api.write',
+          audience: resource,
+          accessTokenTTL: lifetime,
+          accessTokenFormat: 'opaque',
+        }),
+      },
+    },
+  });
+  provider.on('client_credentials.saved', () => {
+    stats.tokens_issued += 1;
+  });
+  provider.on('server_error', (_ctx, error) => console.error(error));
+  return provider;
+}
+
+// The client's name, whichever way it authenticates; only for counting.
+function clientOf(request, body) {
+  const [, basic] = /^basic (.+)$/i.exec(request.headers.authorization ?? '') ?? [];
+  if (basic) return unescape(Buffer.from(basic, 'base64').toString().split(':')[0]);
+  return new URLSearchParams(body.toString()).get('client_id') ?? '(none)';
+}
+
+// Fields left out stay as they are; `times` limits `status` to that many answers; `status: null` ends it.
+function apply(change) {
+  for (const field of ['delay_ms', 'status', 'retry_after', 'times']) if (field in change) fault[field] = change[field];
+  if ('lifetime' in change) lifetime = change.lifetime;
+  if (change.revoke_all) for (const key of store.keys()) if (/^(ClientCredentials|AccessToken):/.test(key)) store.delete(key);
+  return { ...fault, lifetime };
+}
+
+// Resolves to whether the request is already answered.
+async function failOnPurpose(response) {
+  const { status, retry_after } = fault;
+  if (fault.delay_ms) await sleep(fault.delay_ms);
+  if (!status || fault.times === 0) return false;
+  if (fault.times) fault.times -= 1;
+  sendJson(response, status, { error: status < 500 ? 'invalid_client' : 'temporarily_unavailable' }, retry_after === null ? {} : { 'retry-after': retry_after });
+  return true;
+}
+
+async function token(request, response) {
+  request.body = await readAll(request); // the provider takes what is read already
+  const client = clientOf(request, request.body);
+  stats.token_requests[client] = (stats.token_requests[client] ?? 0) + 1;
+  atOnce += 1;
+  stats.token_requests_at_once = Math.max(stats.token_requests_at_once, atOnce);
+  response.once('close', () => {
+    atOnce -= 1;
+  });
+  if (!(await failOnPurpose(response))) serve(request, response);
+}
+
+const endpoints = { '/__stats': () => stats, '/__control': apply };
+let serve;
+const server = https.createServer(tlsFrom(settings.tls, settings.leaf), async (request, response) => {
+  const path = request.url.split('?')[0];
+  if (path === '/token') {
+    await token(request, response).catch((error) => {
+      console.error(error);
+      response.destroy();
+    });
+    return;
+  }
+  if (path === '/token/introspection') stats.introspections += 1;
+  if (path === '/token/revocation') stats.revocations += 1;
+  if (!(await control(endpoints, request, response))) serve(request, response);
+});
+
+endWithStdin();
+const port = await listen(server, settings.port);
+serve = makeProvider(settings.issuer ?? `https://127.0.0.1:${port}`).callback();
+ready({ port, control: await listen(controlServer(endpoints), settings.control_port) });
