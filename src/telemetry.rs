@@ -41,7 +41,9 @@ pub fn start(log: Log) {
     if tracing_subscriber::registry().with(layer).try_init().is_ok() {
         std::panic::set_hook(Box::new(|panic| {
             let place = panic.location().map(ToString::to_string).unwrap_or_default();
-            tracing::error!(%place, "a task panicked; it ends alone");
+            // Only a literal is shown: a formatted message could hold anything.
+            let why = panic.payload().downcast_ref::<&'static str>().copied().unwrap_or_default();
+            tracing::error!(%place, why, "a task panicked; it ends alone");
         }));
     }
 }

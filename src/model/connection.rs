@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::{HeaderName, Method, StatusCode};
 use url::Url;
 
-use super::origin::{Host, Origin};
+use super::origin::{Host, Origin, Scheme};
 use super::secret::Secret;
 use super::{Name, Roots};
 
@@ -184,6 +184,21 @@ pub struct UpstreamTls {
     pub server_name: Option<Host>,
 }
 
+impl UpstreamTls {
+    /// Where a request for `asked` really goes, by a route with this port: over TLS where the route says so, and then to
+    /// 443 where the request's port was only http's own.
+    pub fn leave_for(&self, port: PortRule, asked: &Origin) -> Origin {
+        let upgraded = self.upgrade && asked.scheme == Scheme::Http;
+        let scheme = if upgraded { Scheme::Https } else { asked.scheme };
+        let port = match port {
+            PortRule::Stated(port) => port,
+            PortRule::Default | PortRule::Any if upgraded && asked.port == 80 => 443,
+            PortRule::Default | PortRule::Any => asked.port,
+        };
+        Origin { scheme, host: asked.host.clone(), port }
+    }
+}
+
 /// Where the token is put.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Inject {
@@ -210,9 +225,94 @@ pub enum WithoutToken {
     Forward,
 }
 
+/// The origins that a connection's token may go to: those of its routes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OriginSet(Vec<(HostPattern, PortRule, bool)>);
+
+impl Connection {
+    pub fn origins(&self) -> OriginSet {
+        let origin = |route: &Route| match &route.place {
+            Place::Host { pattern, port } => (pattern.clone(), *port, route.tls.upgrade),
+            Place::Mount { upstream, .. } => {
+                let tls = upstream.scheme == Scheme::Https;
+                (HostPattern::Exact(upstream.host.clone()), PortRule::Stated(upstream.port), tls)
+            }
+        };
+        OriginSet(self.routes.iter().filter(|route| route.inject != Inject::Nothing).map(origin).collect())
+    }
+}
+
+impl OriginSet {
+    /// May a token go to this origin, which is about to be dialled?
+    pub fn permits(&self, origin: &Origin) -> bool {
+        self.0.iter().any(|(pattern, port, tls)| {
+            let port = match port {
+                PortRule::Default => origin.port == if *tls { 443 } else { 80 },
+                PortRule::Stated(port) => origin.port == *port,
+                PortRule::Any => true,
+            };
+            port && (!tls || origin.scheme == Scheme::Https) && pattern.holds(&origin.host)
+        })
+    }
+}
+
+impl HostPattern {
+    pub fn holds(&self, host: &Host) -> bool {
+        match (self, host) {
+            (HostPattern::Exact(own), host) => own == host,
+            (HostPattern::Below(Host::Name(suffix)), Host::Name(name)) => {
+                name.strip_suffix(&**suffix).is_some_and(|labels| labels.ends_with('.'))
+            }
+            (HostPattern::Below(_), _) => false,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::origin::Authority;
+
+    #[test]
+    fn requests_leave_for_the_port_and_scheme_of_the_route() {
+        let origin = |text: &str| {
+            let (scheme, authority) = text.split_once("://").unwrap();
+            let scheme = if scheme == "https" { Scheme::Https } else { Scheme::Http };
+            Origin::new(scheme, Authority::parse(authority).unwrap())
+        };
+        #[track_caller]
+        fn check(leave: Origin, expected: Origin) {
+            assert_eq!(leave, expected);
+        }
+        let tls = UpstreamTls { upgrade: true, ..UpstreamTls::default() };
+        let plain = UpstreamTls::default();
+        check(tls.leave_for(PortRule::Default, &origin("http://a.test")), origin("https://a.test"));
+        check(tls.leave_for(PortRule::Default, &origin("https://a.test")), origin("https://a.test"));
+        check(tls.leave_for(PortRule::Stated(9443), &origin("http://a.test:9443")), origin("https://a.test:9443"));
+        check(tls.leave_for(PortRule::Any, &origin("http://a.test")), origin("https://a.test"));
+        check(tls.leave_for(PortRule::Any, &origin("http://a.test:81")), origin("https://a.test:81"));
+        check(plain.leave_for(PortRule::Default, &origin("http://a.test")), origin("http://a.test"));
+        check(plain.leave_for(PortRule::Any, &origin("https://a.test")), origin("https://a.test"));
+    }
+
+    #[test]
+    fn a_token_goes_only_to_the_origins_of_its_routes() {
+        let set = |pattern: &str, port, tls| {
+            let host = Host::parse(pattern.trim_start_matches("*.")).unwrap();
+            let pattern = if pattern.starts_with('*') { HostPattern::Below(host) } else { HostPattern::Exact(host) };
+            OriginSet(vec![(pattern, port, tls)])
+        };
+        let origin = |scheme, text: &str| Origin::new(scheme, Authority::parse(text).unwrap());
+        let a = set("a.test", PortRule::Default, true);
+        assert!(a.permits(&origin(Scheme::Https, "a.test")));
+        assert!(!a.permits(&origin(Scheme::Http, "a.test:443")));
+        assert!(!a.permits(&origin(Scheme::Https, "a.test:444")));
+        assert!(!a.permits(&origin(Scheme::Https, "b.a.test")));
+        let below = set("*.a.test", PortRule::Any, false);
+        assert!(below.permits(&origin(Scheme::Http, "x.y.a.test:81")));
+        assert!(!below.permits(&origin(Scheme::Http, "a.test")));
+        assert!(!below.permits(&origin(Scheme::Http, "xa.test")));
+    }
 
     #[test]
     fn a_prefix_ends_at_a_segment() {

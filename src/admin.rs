@@ -1,0 +1,103 @@
+//! The control plane's listeners: health and metrics.
+//!
+//! Not here: anything of the data plane. Holds: these listeners answer while the proxy drains, so that `/readyz` can say
+//! so; a connection has a deadline for its head, and there is a bound on connections.
+//! Metrics: `keybearer_tokens`, as seen at the moment of the scrape.
+
+use std::io;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{RawQuery, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::sync::Semaphore;
+
+use crate::clock::Clock;
+use crate::tasks::Tasks;
+use crate::telemetry::health::Health;
+use crate::telemetry::metrics::Metrics;
+use crate::token::TokenCache;
+
+/// Open connections to one of these listeners.
+const CONNECTIONS_MAX: usize = 256;
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What these listeners tell about.
+#[derive(Clone)]
+pub struct Admin {
+    pub health: Arc<Health>,
+    pub metrics: Metrics,
+    pub cache: Arc<TokenCache>,
+    pub clock: Clock,
+}
+
+impl Admin {
+    /// `/livez`, `/readyz` and `/metrics`.
+    pub fn telemetry(self) -> Router {
+        Router::new()
+            .route("/livez", get(|| async { "ok\n" }))
+            .route("/readyz", get(readyz))
+            .route("/metrics", get(metrics))
+            .with_state(self)
+    }
+}
+
+async fn readyz(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Response {
+    let status = if admin.health.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let word = if status == StatusCode::OK { "ready\n" } else { "not ready\n" };
+    let mut text = String::new();
+    if query.as_deref() == Some("verbose") {
+        for (name, passed) in admin.health.checks() {
+            text.push_str(&format!("[{}] {name}\n", if passed { '+' } else { '-' }));
+        }
+    }
+    (status, text + word).into_response()
+}
+
+async fn metrics(State(admin): State<Admin>) -> Response {
+    let now = admin.clock.now();
+    admin.metrics.tokens.reset();
+    for slot in admin.cache.list() {
+        let labels = [slot.key.connection.as_str(), slot.key.profile.as_str(), slot.state().name(now)];
+        admin.metrics.tokens.with_label_values(&labels).set(1);
+    }
+    match admin.metrics.render() {
+        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+/// Serves `router` on `listener` until everything stops.
+pub fn serve(tasks: &Tasks, listener: TcpListener, router: Router) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let service = TowerToHyperService::new(router);
+    let own = tasks.clone();
+    tasks.spawn("admin", async move {
+        loop {
+            let Ok(place) = places.clone().acquire_owned().await else { return };
+            let Ok((stream, _)) = listener.accept().await else {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            };
+            let mut builder = http1::Builder::new();
+            builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+            let connection = builder.serve_connection(TokioIo::new(stream), service.clone());
+            own.spawn("admin connection", async move {
+                if let Err(error) = connection.await {
+                    tracing::debug!(%error, "admin connection ended");
+                }
+                drop(place);
+            });
+        }
+    });
+    Ok(())
+}

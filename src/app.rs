@@ -1,0 +1,166 @@
+//! The only wiring place: a checked model becomes listeners, slots, workers and the admin side.
+//!
+//! `App::build` binds every listener, so that real addresses are known before anything runs; `App::serve` runs until it is
+//! told to end, then drains.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use http::HeaderValue;
+
+use crate::admin::{self, Admin};
+use crate::clock::Clock;
+use crate::dial::{AddressPolicy, Dialer};
+use crate::model::connection::Connection;
+use crate::model::{Listener, Model};
+use crate::oauth::{ClientError, HttpClients, TokenEndpoint};
+use crate::proxy;
+use crate::proxy::worker::Shared;
+use crate::snapshot::Snapshot;
+use crate::store::MemoryStore;
+use crate::tasks::{Phase, Tasks};
+use crate::telemetry::health::Health;
+use crate::telemetry::metrics::Metrics;
+use crate::tls::Trust;
+use crate::token::TokenCache;
+use crate::token::slot::TokenSlot;
+
+/// Why the program could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    #[error(
+        "the listener {name} cannot be opened at {address}: {source}; free the port, or give another address under listeners"
+    )]
+    Bind { name: String, address: SocketAddr, source: io::Error },
+    #[error("connection {connection}: {source}")]
+    Client { connection: String, source: ClientError },
+    #[error("the metrics cannot be set up: {0}")]
+    Metrics(#[from] prometheus::Error),
+    #[error("a thread or socket cannot be started: {0}")]
+    System(#[from] io::Error),
+}
+
+/// Everything bound, nothing running yet.
+pub struct App {
+    model: Model,
+    tasks: Tasks,
+    proxy: Vec<TcpListener>,
+    admin: TcpListener,
+    telemetry: Option<TcpListener>,
+    /// Name and real address of each listener.
+    pub listeners: Vec<Listener>,
+}
+
+impl App {
+    pub fn build(model: Model, tasks: Tasks) -> Result<App, AppError> {
+        let mut listeners = Vec::new();
+        let mut bind = |listener: &Listener| {
+            let failed = |source| AppError::Bind { name: listener.name.to_string(), address: listener.address, source };
+            let socket = TcpListener::bind(listener.address).map_err(failed)?;
+            socket.set_nonblocking(true)?;
+            listeners.push(Listener { name: listener.name.clone(), address: socket.local_addr()? });
+            Ok::<_, AppError>(socket)
+        };
+        let proxy = model.listeners.proxy.iter().map(&mut bind).collect::<Result<_, _>>()?;
+        let admin = bind(&model.listeners.admin)?;
+        let telemetry = model.listeners.telemetry.as_ref().map(&mut bind).transpose()?;
+        Ok(App { model, tasks, proxy, admin, telemetry, listeners })
+    }
+
+    /// Runs on the current (control) runtime until `end` completes, then drains and stops.
+    pub async fn serve(self, end: impl Future<Output = ()>) -> Result<(), AppError> {
+        let started = self.start()?;
+        end.await;
+        started.drain().await;
+        Ok(())
+    }
+
+    fn start(self) -> Result<Running, AppError> {
+        let (model, tasks) = (self.model, self.tasks);
+        let (clock, metrics, health) = (Clock::system(), Metrics::new()?, Arc::new(Health::default()));
+        let trust = Trust::new(&model.trust);
+        let dialer = Dialer::new(&model.hosts, AddressPolicy::new(&model, &self.listeners));
+        let clients = HttpClients::new(trust.clone(), Arc::new(dialer.clone()));
+        let store = Arc::new(MemoryStore::default());
+        let cache = Arc::new(TokenCache::new(store, clock.clone(), tasks.clone(), metrics.clone()));
+        let mut slots = Vec::new();
+        for connection in model.connections.iter().filter(|connection| connection.active) {
+            slots.push(ensure(&cache, connection, &clients)?);
+        }
+        let slot_of =
+            |connection: &Connection| slots.iter().find(|slot| slot.key.connection == connection.name).cloned();
+        let snapshot = Snapshot::build(&model, &trust, dialer, &metrics, slot_of);
+        let admin = Admin { health: health.clone(), metrics: metrics.clone(), cache, clock: clock.clone() };
+        match self.telemetry {
+            Some(telemetry) => {
+                admin::serve(&tasks, telemetry, admin.telemetry())?;
+                admin::serve(&tasks, self.admin, axum::Router::new())?;
+            }
+            None => admin::serve(&tasks, self.admin, admin.telemetry())?,
+        }
+        let via = format!("1.1 keybearer-{:08x}", fastrand::u32(..));
+        let shared = Shared {
+            snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
+            clock,
+            tasks: tasks.clone(),
+            metrics,
+            via: HeaderValue::try_from(via).map_err(|_| io::Error::other("no name for Via"))?,
+            gates: Arc::default(),
+            tunnels: Arc::new(AtomicUsize::new(0)),
+        };
+        let threads = proxy::start(Arc::new(shared), model.workers, self.proxy)?;
+        for listener in &self.listeners {
+            tracing::info!(listener = %listener.name, address = %listener.address, "listening");
+        }
+        tasks.spawn("readiness", settle(slots, model.readiness_wait, health.clone()));
+        Ok(Running { tasks, health, threads, drain: model.timeouts.drain })
+    }
+}
+
+fn ensure(cache: &TokenCache, connection: &Arc<Connection>, clients: &HttpClients) -> Result<Arc<TokenSlot>, AppError> {
+    let endpoint = TokenEndpoint::new(connection.clone(), clients)
+        .map_err(|source| AppError::Client { connection: connection.name.to_string(), source })?;
+    Ok(cache.ensure(connection, Box::new(endpoint)))
+}
+
+/// Readiness follows the first answers, or the end of the wait for them.
+async fn settle(slots: Vec<Arc<TokenSlot>>, wait: Duration, health: Arc<Health>) {
+    let all = async {
+        for slot in &slots {
+            slot.attempted(1).await;
+        }
+    };
+    let _ = tokio::time::timeout(wait, all).await;
+    health.tokens_settled();
+    tracing::info!(connections = slots.len(), "ready");
+}
+
+struct Running {
+    tasks: Tasks,
+    health: Arc<Health>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+    drain: Duration,
+}
+
+impl Running {
+    /// Nothing new; what is in flight may finish within `timeouts.drain`.
+    async fn drain(self) {
+        tracing::info!("draining");
+        self.health.draining();
+        self.tasks.enter(Phase::Drain);
+        let finished = async {
+            while self.threads.iter().any(|thread| !thread.is_finished()) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        if tokio::time::timeout(self.drain, finished).await.is_err() {
+            tracing::warn!("timeouts.drain has passed; what is still in flight is cut off");
+        }
+        self.tasks.enter(Phase::Stop);
+        tracing::info!("stopped");
+    }
+}

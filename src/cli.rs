@@ -1,0 +1,83 @@
+//! The command line: one file a command under `cli/`.
+//!
+//! Exit codes: 0 done, 1 failed at run time, 2 wrong arguments or configuration.
+
+mod check;
+mod demo;
+mod run;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+/// A proxy that injects fresh OAuth tokens, so that services hold no secret.
+#[derive(Debug, Parser)]
+#[command(name = "keybearer", version, disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the proxy
+    Run(ConfigArguments),
+    /// See it work with nothing else installed: an authorization server, an API and the proxy in one process
+    Demo(demo::DemoArguments),
+    /// Say every problem of a configuration at once
+    Check(check::CheckArguments),
+    /// Print the version and what it was built from
+    Version,
+}
+
+#[derive(Debug, Args)]
+struct ConfigArguments {
+    /// The configuration [default: ./config/keybearer.yaml, then /etc/keybearer/keybearer.yaml]
+    #[arg(long, value_name = "PATH", env = "KEYBEARER_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+impl ConfigArguments {
+    /// The file that is given, else the first that exists, else the first.
+    fn path(&self) -> PathBuf {
+        let usual = ["./config/keybearer.yaml", "/etc/keybearer/keybearer.yaml"].map(PathBuf::from);
+        let found = || usual.iter().find(|path| path.exists()).unwrap_or(&usual[0]).clone();
+        self.config.clone().unwrap_or_else(found)
+    }
+}
+
+pub fn main() -> ExitCode {
+    // Libraries that bring no TLS provider of their own take the process's; a second call changes nothing.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    match Arguments::parse().command {
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Demo(arguments) => demo::demo(&arguments),
+        Command::Check(arguments) => check::check(&arguments),
+        Command::Version => {
+            println!(
+                "keybearer {} ({}, {})",
+                env!("CARGO_PKG_VERSION"),
+                env!("KEYBEARER_REVISION"),
+                env!("KEYBEARER_RUSTC")
+            );
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+/// Wrong arguments or configuration.
+const MISCONFIGURED: u8 = 2;
+
+/// Prints the problems of a configuration to stderr.
+fn refuse(path: &Path, problems: &crate::config::Problems) -> ExitCode {
+    for problem in problems.warnings.iter().map(|warning| format!("warning: {warning}")) {
+        eprintln!("{problem}");
+    }
+    for problem in &problems.problems {
+        eprintln!("{problem}");
+    }
+    let count = problems.problems.len();
+    eprintln!("{}: {count} problem{}", path.display(), if count == 1 { "" } else { "s" });
+    ExitCode::from(MISCONFIGURED)
+}

@@ -1,0 +1,64 @@
+//! `keybearer run`: the proxy, until a signal ends it.
+
+use std::io;
+use std::process::ExitCode;
+
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::ConfigArguments;
+use crate::app::{App, AppError};
+use crate::config;
+use crate::tasks::Tasks;
+use crate::telemetry;
+
+pub fn run(arguments: &ConfigArguments) -> ExitCode {
+    let path = arguments.path();
+    let loaded = match config::load(&path) {
+        Ok(loaded) => loaded,
+        Err(problems) => return super::refuse(&path, &problems),
+    };
+    telemetry::start(loaded.model.log);
+    for warning in &loaded.warnings {
+        tracing::warn!(problem = %warning, "configuration");
+    }
+    let tasks = Tasks::default();
+    let result = App::build(loaded.model, tasks).and_then(|app| {
+        let runtime = control_runtime()?;
+        let result = runtime.block_on(until_signalled(app));
+        runtime.shutdown_background();
+        result
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "keybearer cannot run");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The control plane's own runtime: refreshers and the admin side never run on a worker.
+pub fn control_runtime() -> io::Result<Runtime> {
+    Builder::new_multi_thread().worker_threads(2).thread_name("control").enable_all().build()
+}
+
+/// Serves until the first SIGTERM or SIGINT, which drains; a second one ends at once.
+pub async fn until_signalled(app: App) -> Result<(), AppError> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (first, drain) = tokio::sync::oneshot::channel::<()>();
+    let serve = app.serve(async {
+        let _ = drain.await;
+    });
+    let signals = async {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        let _ = first.send(());
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        tracing::warn!("a second signal ends at once");
+    };
+    tokio::select! {
+        result = serve => result,
+        () = signals => Ok(()),
+    }
+}

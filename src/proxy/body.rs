@@ -1,0 +1,305 @@
+//! Bodies on their way through: streamed, watched for silence, and kept for a replay while they are small.
+//!
+//! Holds: what is kept never exceeds `limits.replay_body`; no body is ever shown as complete when it was cut off.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::time::{Instant, Sleep};
+
+use super::headers;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A request body that may be sent twice: what has been read is kept until it grows too large.
+#[derive(Clone)]
+pub struct RequestSource(Rc<RefCell<Source>>);
+
+struct Source {
+    incoming: Incoming,
+    /// Frames read so far, while they may still be needed again.
+    kept: Option<Vec<Bytes>>,
+    kept_bytes: usize,
+    kept_bytes_max: usize,
+    trailers: Option<http::HeaderMap>,
+    finished: bool,
+}
+
+impl RequestSource {
+    pub fn new(incoming: Incoming, kept_bytes_max: usize) -> RequestSource {
+        let finished = incoming.is_end_stream();
+        let kept = (kept_bytes_max > 0 || finished).then(Vec::new);
+        let source = Source { incoming, kept, kept_bytes: 0, kept_bytes_max, trailers: None, finished };
+        RequestSource(Rc::new(RefCell::new(source)))
+    }
+
+    /// May the whole body be sent once more?
+    pub fn is_replayable(&self) -> bool {
+        self.0.borrow().kept.is_some()
+    }
+
+    /// A body that begins at the beginning.
+    pub fn body(&self, progress: Rc<Progress>) -> RequestBody {
+        progress.0.set(if self.0.borrow().finished {
+            Sending::Done(Instant::now())
+        } else {
+            Sending::Upstream(Instant::now())
+        });
+        RequestBody { source: self.clone(), at: 0, trailers_sent: false, progress }
+    }
+}
+
+impl Source {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
+            None => {
+                self.finished = true;
+                return Poll::Ready(None);
+            }
+            Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+            Some(Ok(frame)) => frame,
+        };
+        let frame = match frame.into_data() {
+            Ok(data) => {
+                self.keep(&data);
+                Frame::data(data)
+            }
+            Err(frame) => {
+                let trailers = headers::trailers(frame.into_trailers().unwrap_or_default());
+                self.trailers = Some(trailers.clone());
+                Frame::trailers(trailers)
+            }
+        };
+        self.finished = self.incoming.is_end_stream();
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn keep(&mut self, data: &Bytes) {
+        self.kept_bytes += data.len();
+        match &mut self.kept {
+            Some(kept) if self.kept_bytes <= self.kept_bytes_max => kept.push(data.clone()),
+            _ => self.kept = None,
+        }
+    }
+}
+
+/// Where a request body stands, and since when: tells whose silence it is.
+#[derive(Debug, Clone, Copy)]
+enum Sending {
+    /// Waiting for the client's next bytes.
+    Client(Instant),
+    /// The upstream has what there is and asks for no more.
+    Upstream(Instant),
+    /// All of it was handed over.
+    Done(Instant),
+}
+
+/// The progress of sending one request.
+#[derive(Debug)]
+pub struct Progress(Cell<Sending>);
+
+/// Who has been silent for too long.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Silent {
+    Client,
+    Upstream,
+}
+
+impl Progress {
+    pub fn new() -> Rc<Progress> {
+        Rc::new(Progress(Cell::new(Sending::Done(Instant::now()))))
+    }
+
+    /// When the present silence becomes too long, and whose it then is.
+    pub fn deadline(&self, idle: Duration, response_head: Duration) -> (Instant, Silent) {
+        match self.0.get() {
+            Sending::Client(since) => (since + idle, Silent::Client),
+            Sending::Upstream(since) => (since + idle, Silent::Upstream),
+            Sending::Done(since) => (since + response_head, Silent::Upstream),
+        }
+    }
+}
+
+/// One pass over a [`RequestSource`].
+pub struct RequestBody {
+    source: RequestSource,
+    at: usize,
+    trailers_sent: bool,
+    progress: Rc<Progress>,
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.get_mut();
+        let mut source = this.source.0.borrow_mut();
+        if let Some(data) = source.kept.as_ref().and_then(|kept| kept.get(this.at)).cloned() {
+            this.at += 1;
+            this.progress.0.set(Sending::Upstream(Instant::now()));
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        if source.finished {
+            this.progress.0.set(Sending::Done(Instant::now()));
+            let trailers = source.trailers.clone().filter(|_| !std::mem::replace(&mut this.trailers_sent, true));
+            return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
+        }
+        let Poll::Ready(frame) = source.poll_next(cx) else {
+            if !matches!(this.progress.0.get(), Sending::Client(_)) {
+                this.progress.0.set(Sending::Client(Instant::now()));
+            }
+            return Poll::Pending;
+        };
+        this.at += 1;
+        this.trailers_sent |= matches!(&frame, Some(Ok(frame)) if frame.is_trailers());
+        let now = Instant::now();
+        this.progress.0.set(if source.finished { Sending::Done(now) } else { Sending::Upstream(now) });
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let source = self.source.0.borrow();
+        let read = source.kept.as_ref().map_or(source.finished, |kept| source.finished && self.at >= kept.len());
+        read && (source.trailers.is_none() || self.trailers_sent)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let source = self.source.0.borrow();
+        let again: usize = source.kept.iter().flatten().skip(self.at).map(Bytes::len).sum();
+        let mut hint = source.incoming.size_hint();
+        match hint.exact() {
+            Some(rest) => hint.set_exact(rest + again as u64),
+            None => hint.set_lower(hint.lower() + again as u64),
+        }
+        hint
+    }
+}
+
+/// The body of an answer: the upstream's, or the proxy's own words. Its companion hears of the end exactly once.
+pub struct ResponseBody<T: Companion> {
+    inner: Inner,
+    companion: Option<T>,
+}
+
+enum Inner {
+    Own(Full<Bytes>),
+    Upstream { incoming: Incoming, idle: Duration, silent_since: Option<Instant>, timer: Option<Pin<Box<Sleep>>> },
+}
+
+/// Whoever goes along with a body hears how it ended.
+pub trait Companion {
+    /// `complete` is false where the body was cut off.
+    fn end(self, complete: bool);
+}
+
+impl<T: Companion> ResponseBody<T> {
+    pub fn own(text: Bytes, companion: T) -> ResponseBody<T> {
+        ResponseBody { inner: Inner::Own(Full::new(text)), companion: Some(companion) }
+    }
+
+    pub fn upstream(incoming: Incoming, idle: Duration, companion: T) -> ResponseBody<T> {
+        ResponseBody {
+            inner: Inner::Upstream { incoming, idle, silent_since: None, timer: None },
+            companion: Some(companion),
+        }
+    }
+
+    fn end(&mut self, complete: bool) {
+        if let Some(companion) = self.companion.take() {
+            companion.end(complete);
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        match &self.inner {
+            Inner::Own(full) => full.is_end_stream(),
+            Inner::Upstream { incoming, .. } => incoming.is_end_stream(),
+        }
+    }
+}
+
+impl<T: Companion> Drop for ResponseBody<T> {
+    fn drop(&mut self) {
+        // A body without bytes is never polled; anything else that is dropped early was cut off.
+        self.end(self.is_complete());
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the upstream fell silent within its answer")]
+struct UpstreamSilent;
+
+impl<T: Companion + Unpin> Body for ResponseBody<T> {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.get_mut();
+        let frame = match &mut this.inner {
+            Inner::Own(full) => {
+                ready!(Pin::new(full).poll_frame(cx)).map(|frame| frame.map_err(|never| match never {}))
+            }
+            Inner::Upstream { incoming, idle, silent_since, timer } => match Pin::new(&mut *incoming).poll_frame(cx) {
+                Poll::Ready(frame) => {
+                    *silent_since = None;
+                    frame.map(|frame| frame.map(without_forbidden_trailers).map_err(BoxError::from))
+                }
+                Poll::Pending => {
+                    ready!(poll_silence(*idle, silent_since, timer, cx));
+                    Some(Err(BoxError::from(UpstreamSilent)))
+                }
+            },
+        };
+        match &frame {
+            None => this.end(true),
+            Some(Err(_)) => this.end(false),
+            Some(Ok(_)) if this.is_complete() => this.end(true),
+            Some(Ok(_)) => {}
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.is_complete()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.inner {
+            Inner::Own(full) => full.size_hint(),
+            Inner::Upstream { incoming, .. } => incoming.size_hint(),
+        }
+    }
+}
+
+fn without_forbidden_trailers(frame: Frame<Bytes>) -> Frame<Bytes> {
+    match frame.into_data() {
+        Ok(data) => Frame::data(data),
+        Err(frame) => Frame::trailers(headers::trailers(frame.into_trailers().unwrap_or_default())),
+    }
+}
+
+/// Ready when nothing has come for `idle`. The timer is armed at most once for each `idle`, not for each frame.
+fn poll_silence(
+    idle: Duration,
+    silent_since: &mut Option<Instant>,
+    timer: &mut Option<Pin<Box<Sleep>>>,
+    cx: &mut Context<'_>,
+) -> Poll<()> {
+    let since = *silent_since.get_or_insert_with(Instant::now);
+    let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(since + idle)));
+    loop {
+        ready!(timer.as_mut().poll(cx));
+        if since.elapsed() >= idle {
+            return Poll::Ready(());
+        }
+        timer.as_mut().reset(since + idle);
+    }
+}

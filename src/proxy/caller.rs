@@ -1,0 +1,133 @@
+//! Who is calling. Pure.
+//!
+//! Holds: a credential that is sent decides alone, and a wrong one is never made good by an address. All callers are
+//! compared in full, so the time taken tells nothing about a secret.
+
+use std::net::IpAddr;
+
+use base64::prelude::{BASE64_STANDARD, Engine};
+use http::HeaderValue;
+
+use crate::model::Caller;
+use crate::model::secret::SecretDigest;
+use crate::router::CallerId;
+use crate::snapshot::CallerTable;
+
+/// Nobody whom the configuration names.
+#[derive(Debug, PartialEq, Eq)]
+pub struct UnknownCaller;
+
+/// The caller at `address` with this `Proxy-Authorization` (on a mount `Keybearer-Authorization`). `Ok(None)`: no callers are
+/// configured, so whoever reaches the listener may use it.
+pub fn identify(
+    callers: &CallerTable,
+    address: IpAddr,
+    credential: Option<&HeaderValue>,
+) -> Result<Option<CallerId>, UnknownCaller> {
+    let address = address.to_canonical();
+    let at_home = |caller: &Caller| caller.cidr.is_empty() || caller.cidr.iter().any(|net| net.contains(&address));
+    let Some(credential) = credential else {
+        if callers.is_empty() {
+            return Ok(None);
+        }
+        let mut by_address = callers.iter().filter(|(_, caller)| caller.secret.is_none() && at_home(caller));
+        return by_address.next().map(|(id, _)| Some(id)).ok_or(UnknownCaller);
+    };
+    let (name, secret) = presented(credential).ok_or(UnknownCaller)?;
+    let digest = SecretDigest::of(&secret);
+    let matches = |caller: &Caller| caller.secret == Some(digest) && at_home(caller);
+    let found = match name {
+        Some(name) => callers.named(&name).filter(|(_, caller)| matches(caller)),
+        None => callers.iter().filter(|(_, caller)| matches(caller)).last(),
+    };
+    found.map(|(id, _)| Some(id)).ok_or(UnknownCaller)
+}
+
+/// Name (with `Basic`) and secret of a credential.
+fn presented(credential: &HeaderValue) -> Option<(Option<String>, Vec<u8>)> {
+    let (scheme, value) = credential.to_str().ok()?.trim().split_once(' ')?;
+    let value = value.trim();
+    if scheme.eq_ignore_ascii_case("bearer") {
+        return Some((None, value.as_bytes().to_vec()));
+    }
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return None;
+    }
+    let pair = BASE64_STANDARD.decode(value).ok()?;
+    let colon = pair.iter().position(|b| *b == b':')?;
+    let name = String::from_utf8(pair[..colon].to_vec()).ok()?;
+    Some((Some(name), pair[colon + 1..].to_vec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Name;
+
+    fn table() -> CallerTable {
+        let caller = |name: &str, secret: Option<&str>, cidr: &[&str]| Caller {
+            name: Name::parse(name).unwrap(),
+            secret: secret.map(|secret| SecretDigest::of(secret.as_bytes())),
+            cidr: cidr.iter().map(|net| net.parse().unwrap()).collect(),
+        };
+        CallerTable::new(vec![
+            caller("billing", Some("s3cret"), &[]),
+            caller("batch", None, &["10.1.0.0/16"]),
+            caller("both", Some("other"), &["10.2.0.0/16"]),
+        ])
+    }
+
+    #[track_caller]
+    fn check(address: &str, credential: Option<&str>, expected: Option<&str>) {
+        let credential = credential.map(|text| match text.split_once(':') {
+            Some(_) => format!("Basic {}", BASE64_STANDARD.encode(text)),
+            None => text.to_owned(),
+        });
+        let header = credential.map(|text| HeaderValue::try_from(text).unwrap());
+        let table = table();
+        let found = identify(&table, address.parse().unwrap(), header.as_ref()).ok().flatten();
+        assert_eq!(found.and_then(|id| table.name(id)).map(Name::as_str), expected);
+    }
+
+    #[test]
+    fn a_credential_decides_alone() {
+        check("192.0.2.1", Some("billing:s3cret"), Some("billing"));
+        check("192.0.2.1", Some("Bearer s3cret"), Some("billing"));
+        check("192.0.2.1", Some("basic YmlsbGluZzpzM2NyZXQ="), Some("billing"));
+        for wrong in [
+            "billing:",
+            "billing:s3cre",
+            "batch:s3cret",
+            "batch:",
+            "nobody:s3cret",
+            "Bearer",
+            "Bearer x",
+            "Digest s3cret",
+            "Basic !",
+        ] {
+            check("10.1.0.1", Some(wrong), None);
+        }
+    }
+
+    #[test]
+    fn an_address_counts_where_no_credential_is_sent() {
+        check("10.1.0.1", None, Some("batch"));
+        check("::ffff:10.1.0.1", None, Some("batch"));
+        check("192.0.2.1", None, None);
+        check("10.2.0.1", None, None);
+    }
+
+    #[test]
+    fn all_conditions_of_a_caller_hold_together() {
+        check("10.2.0.1", Some("both:other"), Some("both"));
+        check("10.3.0.1", Some("both:other"), None);
+    }
+
+    #[test]
+    fn without_callers_whoever_reaches_the_listener_may() {
+        let none = CallerTable::default();
+        assert_eq!(identify(&none, "192.0.2.1".parse().unwrap(), None), Ok(None));
+        let sent = HeaderValue::from_static("Bearer x");
+        assert_eq!(identify(&none, "192.0.2.1".parse().unwrap(), Some(&sent)), Err(UnknownCaller));
+    }
+}

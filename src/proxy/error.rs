@@ -1,0 +1,296 @@
+//! What the proxy itself answers: the one place where errors become responses (RFC 9457, RFC 9209).
+//!
+//! Holds: an answer names the connection, the code and the way out; no address, path, token or server text beyond a cleaned
+//! OAuth error code.
+//! Metrics: `keybearer_errors_total` is counted by `exchange` with [`ProxyError::code`].
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, PROXY_AUTHENTICATE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderValue, Response, StatusCode};
+use serde_json::json;
+
+/// Why the proxy answers in an upstream's place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProxyError {
+    BadRequestTarget(&'static str),
+    RequestTimeout,
+    TargetTooLong,
+    HeadTooLarge,
+    NoMount,
+    MethodRefused,
+    AuthorityMismatch,
+    CallerUnknown { mount: bool },
+    CallerNotAllowed,
+    NoRoute,
+    ConnectionInactive,
+    EgressDenied(&'static str),
+    LoopDetected,
+    TokenRefused { error: String },
+    TokenUnavailable { error: String, retry_after: Duration },
+    Overloaded,
+    UpstreamTls,
+    UpstreamUnreachable(Unreachable),
+    UpstreamProtocol,
+    UpstreamTimeout,
+}
+
+/// An error with what the log shall say about it, beyond what the caller is told.
+#[derive(Debug)]
+pub struct Fault {
+    pub error: ProxyError,
+    pub cause: Option<String>,
+}
+
+impl From<ProxyError> for Fault {
+    fn from(error: ProxyError) -> Fault {
+        Fault { error, cause: None }
+    }
+}
+
+impl ProxyError {
+    pub fn because(self, cause: impl ToString) -> Fault {
+        Fault { error: self, cause: Some(cause.to_string()) }
+    }
+}
+
+/// At which step an upstream could not be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unreachable {
+    Name,
+    Connect,
+    Timeout,
+    Closed,
+}
+
+/// What names the connection in an answer.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct About<'a> {
+    pub connection: Option<&'a str>,
+    pub profile: Option<&'a str>,
+    pub request_id: &'a str,
+}
+
+/// Code, status, RFC 9209 error type and action of one error: a row of the contract's table.
+struct Row(&'static str, u16, &'static str, &'static str);
+
+impl ProxyError {
+    fn row(&self) -> Row {
+        use ProxyError::*;
+        match self {
+            BadRequestTarget(_) => Row("bad_request_target", 400, "http_request_error", "fix_request"),
+            RequestTimeout => Row("request_timeout", 408, "http_request_error", "fix_request"),
+            TargetTooLong => Row("target_too_long", 414, "http_request_error", "fix_request"),
+            HeadTooLarge => Row("head_too_large", 431, "http_request_error", "fix_request"),
+            NoMount => Row("no_mount", 404, "destination_not_found", "fix_request"),
+            MethodRefused => Row("method_refused", 405, "http_request_denied", "fix_request"),
+            AuthorityMismatch => Row("authority_mismatch", 421, "http_request_error", "fix_request"),
+            CallerUnknown { mount: false } => Row("caller_unknown", 407, "http_request_denied", "authenticate"),
+            CallerUnknown { mount: true } => Row("caller_unknown", 401, "http_request_denied", "authenticate"),
+            CallerNotAllowed => Row("caller_not_allowed", 403, "http_request_denied", "fix_configuration"),
+            NoRoute => Row("no_route", 403, "http_request_denied", "fix_configuration"),
+            ConnectionInactive => Row("connection_inactive", 403, "http_request_denied", "fix_configuration"),
+            EgressDenied(_) => Row("egress_denied", 403, "destination_ip_prohibited", "fix_configuration"),
+            LoopDetected => Row("loop_detected", 508, "proxy_loop_detected", "fix_configuration"),
+            TokenRefused { .. } => Row("token_refused", 424, "proxy_configuration_error", "fix_configuration"),
+            TokenUnavailable { .. } => Row("token_unavailable", 503, "proxy_internal_error", "retry_later"),
+            Overloaded => Row("overloaded", 503, "connection_limit_reached", "retry_later"),
+            UpstreamTls => Row("upstream_tls", 502, "tls_certificate_error", "fix_configuration"),
+            UpstreamUnreachable(step) => Row("upstream_unreachable", 502, step.proxy_status(), "retry_later"),
+            UpstreamProtocol => Row("upstream_protocol", 502, "http_protocol_error", "retry_later"),
+            UpstreamTimeout => Row("upstream_timeout", 504, "http_response_timeout", "retry_later"),
+        }
+    }
+
+    pub fn code(&self) -> &'static str {
+        self.row().0
+    }
+
+    /// What happened and the way out, for whoever called.
+    fn detail(&self) -> String {
+        use ProxyError::*;
+        match self {
+            BadRequestTarget(why) => (*why).to_owned(),
+            RequestTimeout => "the request stopped arriving before it was complete".to_owned(),
+            TargetTooLong => "the request line is longer than limits.head".to_owned(),
+            HeadTooLarge => "the request head is larger than limits.head".to_owned(),
+            NoMount => "no connection has a mount for this path; use a full URL through the proxy, or add a mount".to_owned(),
+            MethodRefused => "TRACE would show the token to whoever asks; use another method".to_owned(),
+            AuthorityMismatch => "the request names another host than its tunnel; open a tunnel for each host".to_owned(),
+            CallerUnknown { mount: false } => {
+                "send Proxy-Authorization with the name and secret of a configured caller (http://name:secret@proxy)".to_owned()
+            }
+            CallerUnknown { mount: true } => {
+                "send Keybearer-Authorization with the name and secret of a configured caller".to_owned()
+            }
+            CallerNotAllowed => "the connection is not accessible_from this caller; add the caller there".to_owned(),
+            NoRoute => "the host has routes, but none takes this path and method; add one, or change the request".to_owned(),
+            ConnectionInactive => "the connection is switched off (active: false)".to_owned(),
+            EgressDenied(why) => (*why).to_owned(),
+            LoopDetected => "the request has come back to this proxy; do not point a route at it".to_owned(),
+            TokenRefused { error } => format!(
+                "the authorization server refused the token request with `{error}`; correct the connection's client, secret or scopes"
+            ),
+            TokenUnavailable { error, .. } => {
+                format!("no usable token, and the authorization server gave no new one ({error}); it is being asked again")
+            }
+            Overloaded => "a limit of the proxy is reached; try again later, or raise it under `limits`".to_owned(),
+            UpstreamTls => {
+                "the upstream's TLS certificate is not valid for this host; name its CA under trust or upstream_tls.trust".to_owned()
+            }
+            UpstreamUnreachable(step) => step.detail().to_owned(),
+            UpstreamProtocol => "the upstream's answer is not valid HTTP".to_owned(),
+            UpstreamTimeout => "the upstream did not answer in time".to_owned(),
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            ProxyError::TokenUnavailable { retry_after, .. } => Some(*retry_after),
+            ProxyError::Overloaded => Some(Duration::from_secs(1)),
+            _ => None,
+        }
+    }
+
+    pub fn response(&self, about: About<'_>) -> Response<Bytes> {
+        let Row(code, status, proxy_status, action) = self.row();
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let problem = json!({
+            "type": format!("urn:keybearer:error:{code}"),
+            "title": code.replace('_', " "),
+            "status": status.as_u16(),
+            "detail": self.detail(),
+            "code": code,
+            "connection": about.connection,
+            "profile": about.profile,
+            "action": action,
+            "link": null,
+            "request_id": about.request_id,
+        });
+        let mut response = Response::new(Bytes::from(format!("{problem}\n")));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert("keybearer-error", HeaderValue::from_static(code));
+        if let Ok(value) = HeaderValue::try_from(format!("keybearer; error={proxy_status}")) {
+            headers.insert("proxy-status", value);
+        }
+        if let Some(wait) = self.retry_after() {
+            headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_secs_f64().ceil().max(1.0) as u64));
+        }
+        match self {
+            ProxyError::CallerUnknown { mount: false } => {
+                headers.insert(PROXY_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"keybearer\""));
+            }
+            ProxyError::CallerUnknown { mount: true } => {
+                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Keybearer realm=\"keybearer\""));
+            }
+            ProxyError::MethodRefused => {
+                headers.insert(
+                    http::header::ALLOW,
+                    HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
+                );
+            }
+            _ => {}
+        }
+        response
+    }
+}
+
+impl Unreachable {
+    fn proxy_status(self) -> &'static str {
+        match self {
+            Unreachable::Name => "dns_error",
+            Unreachable::Connect => "connection_refused",
+            Unreachable::Timeout => "connection_timeout",
+            Unreachable::Closed => "connection_terminated",
+        }
+    }
+
+    fn detail(self) -> &'static str {
+        match self {
+            Unreachable::Name => "the host name cannot be resolved; correct it, or name its address under hosts",
+            Unreachable::Connect => "the upstream accepts no connection",
+            Unreachable::Timeout => "the upstream did not accept the connection in time",
+            Unreachable::Closed => {
+                "the upstream closed the connection without a complete answer; the request may have been processed"
+            }
+        }
+    }
+}
+
+/// A response as it goes on the wire where hyper no longer serves the connection.
+pub fn to_wire(response: &Response<Bytes>) -> Vec<u8> {
+    let status = response.status();
+    let reason = status.canonical_reason().unwrap_or("Error");
+    let mut wire = format!("HTTP/1.1 {} {reason}\r\n", status.as_u16()).into_bytes();
+    for (name, value) in response.headers() {
+        wire.extend_from_slice(name.as_str().as_bytes());
+        wire.extend_from_slice(b": ");
+        wire.extend_from_slice(value.as_bytes());
+        wire.extend_from_slice(b"\r\n");
+    }
+    wire.extend_from_slice(
+        format!("content-length: {}\r\nconnection: close\r\n\r\n", response.body().len()).as_bytes(),
+    );
+    wire.extend_from_slice(response.body());
+    wire
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(error: ProxyError, status: u16, code: &str, action: &str) {
+        let about = About { connection: Some("crm"), profile: Some("default"), request_id: "r1" };
+        let response = error.response(about);
+        let body: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
+        assert_eq!(response.status().as_u16(), status);
+        assert_eq!(response.headers()["keybearer-error"], code);
+        assert_eq!(body["type"], format!("urn:keybearer:error:{code}"));
+        assert_eq!(
+            (&body["code"], &body["action"], &body["connection"]),
+            (&code.into(), &action.into(), &"crm".into())
+        );
+        assert!(response.headers()["proxy-status"].to_str().unwrap().starts_with("keybearer; error="));
+        let retry = response.headers().contains_key(RETRY_AFTER);
+        assert_eq!(retry, status == 503, "Retry-After belongs to 503");
+    }
+
+    #[test]
+    fn each_error_is_its_row_of_the_contract() {
+        use ProxyError::*;
+        let wait = Duration::from_millis(1);
+        check(BadRequestTarget("x"), 400, "bad_request_target", "fix_request");
+        check(RequestTimeout, 408, "request_timeout", "fix_request");
+        check(TargetTooLong, 414, "target_too_long", "fix_request");
+        check(HeadTooLarge, 431, "head_too_large", "fix_request");
+        check(NoMount, 404, "no_mount", "fix_request");
+        check(MethodRefused, 405, "method_refused", "fix_request");
+        check(AuthorityMismatch, 421, "authority_mismatch", "fix_request");
+        check(CallerUnknown { mount: false }, 407, "caller_unknown", "authenticate");
+        check(CallerUnknown { mount: true }, 401, "caller_unknown", "authenticate");
+        check(CallerNotAllowed, 403, "caller_not_allowed", "fix_configuration");
+        check(NoRoute, 403, "no_route", "fix_configuration");
+        check(ConnectionInactive, 403, "connection_inactive", "fix_configuration");
+        check(EgressDenied("x"), 403, "egress_denied", "fix_configuration");
+        check(LoopDetected, 508, "loop_detected", "fix_configuration");
+        check(TokenRefused { error: "x".into() }, 424, "token_refused", "fix_configuration");
+        check(TokenUnavailable { error: "x".into(), retry_after: wait }, 503, "token_unavailable", "retry_later");
+        check(Overloaded, 503, "overloaded", "retry_later");
+        check(UpstreamTls, 502, "upstream_tls", "fix_configuration");
+        check(UpstreamUnreachable(Unreachable::Name), 502, "upstream_unreachable", "retry_later");
+        check(UpstreamProtocol, 502, "upstream_protocol", "retry_later");
+        check(UpstreamTimeout, 504, "upstream_timeout", "retry_later");
+    }
+
+    #[test]
+    fn the_wire_form_is_one_complete_message() {
+        let wire = String::from_utf8(to_wire(&ProxyError::HeadTooLarge.response(About::default()))).unwrap();
+        let (head, body) = wire.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 431 Request Header Fields Too Large\r\n"));
+        assert!(head.contains(&format!("content-length: {}\r\n", body.len())));
+    }
+}

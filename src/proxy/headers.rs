@@ -1,0 +1,198 @@
+//! Messages are rebuilt, never relayed: what a proxy must remove and add (RFC 9110 §7.6). Pure.
+//!
+//! Holds: framing fields are never copied; hyper writes them from the body that is really sent.
+
+use http::Method;
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, MAX_FORWARDS, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE, VIA,
+};
+
+/// Fields that end at each hop, beside those that Connection names (RFC 9110 §7.6.1, RFC 9113 §8.2.2).
+const HOP_BY_HOP: [HeaderName; 11] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("proxy-authorization"),
+    HeaderName::from_static("proxy-authenticate"),
+    HeaderName::from_static("http2-settings"),
+    TE,
+    TRANSFER_ENCODING,
+    CONTENT_LENGTH,
+    UPGRADE,
+    EXPECT,
+];
+
+/// Fields that mean something only in a head, and must not come in through a trailer (RFC 9110 §6.5.1).
+const NOT_IN_TRAILERS: [HeaderName; 6] =
+    [HOST, http::header::AUTHORIZATION, http::header::SET_COOKIE, http::header::COOKIE, TRAILER, VIA];
+
+/// Our own fields: read by the proxy, then removed.
+const OURS: &str = "keybearer-";
+
+/// What goes upstream of a request's fields: end-to-end fields, Via, and the Host of the place that is dialled.
+pub fn request(headers: &mut HeaderMap, host: HeaderValue, via: &HeaderValue) {
+    remove_hop_by_hop(headers);
+    let ours: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with(OURS)).cloned().collect();
+    for name in ours {
+        headers.remove(name);
+    }
+    headers.insert(HOST, host);
+    headers.append(VIA, via.clone());
+}
+
+/// What goes downstream of an answer's fields. Only the proxy itself may send `Keybearer-Error`.
+pub fn response(headers: &mut HeaderMap, via: &HeaderValue) {
+    // The length of an answer without a body (HEAD, 304) is information, not framing.
+    let length = headers.get(CONTENT_LENGTH).filter(|_| !headers.contains_key(TRANSFER_ENCODING)).cloned();
+    remove_hop_by_hop(headers);
+    headers.remove("keybearer-error");
+    headers.extend(length.map(|length| (CONTENT_LENGTH, length)));
+    headers.append(VIA, via.clone());
+}
+
+/// Trailers without what only a head may say.
+pub fn trailers(mut trailers: HeaderMap) -> HeaderMap {
+    remove_hop_by_hop(&mut trailers);
+    for name in &NOT_IN_TRAILERS {
+        trailers.remove(name);
+    }
+    trailers
+}
+
+/// Counts Max-Forwards down (RFC 9110 §7.6.2). True: this proxy is the last hop, and answers itself.
+pub fn max_forwards_spent(method: &Method, headers: &mut HeaderMap) -> bool {
+    if !matches!(*method, Method::OPTIONS | Method::TRACE) {
+        return false;
+    }
+    let left = headers.get(MAX_FORWARDS).and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
+    if let Some(left) = left.filter(|left| *left > 0) {
+        headers.insert(MAX_FORWARDS, HeaderValue::from(left - 1));
+    }
+    left == Some(0)
+}
+
+/// Has this very proxy seen the message before?
+pub fn is_loop(headers: &HeaderMap, via: &HeaderValue) -> bool {
+    let own = via.as_bytes();
+    let mut hops = headers.get_all(VIA).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
+    hops.any(|hop| hop.trim_ascii().get(4..) == own.get(4..))
+}
+
+/// Removes `name` and every spelling of it with underscores, which some servers read as the same field.
+pub fn remove_with_twins(headers: &mut HeaderMap, name: &HeaderName) {
+    headers.remove(name);
+    let wanted = name.as_str();
+    let twin = |key: &HeaderName| {
+        let key = key.as_str();
+        key.contains('_') && key.trim_end_matches('_').replace('_', "-") == wanted
+    };
+    let twins: Vec<HeaderName> = headers.keys().filter(|key| twin(key)).cloned().collect();
+    for key in twins {
+        headers.remove(key);
+    }
+}
+
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|name| name.trim().parse().ok())
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+    }
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(fields: &[(&str, &str)]) -> HeaderMap {
+        fields.iter().map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap())).collect()
+    }
+
+    const SELF: HeaderValue = HeaderValue::from_static("1.1 keybearer-1");
+
+    #[test]
+    fn only_end_to_end_fields_go_upstream() {
+        let mut headers = map(&[
+            ("host", "evil.test"),
+            ("connection", "close, X-Gone, keep-alive"),
+            ("x-gone", "1"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "keep-alive"),
+            ("proxy-authorization", "Basic eDp5"),
+            ("te", "trailers"),
+            ("upgrade", "h2c"),
+            ("http2-settings", "AAMAAABk"),
+            ("transfer-encoding", "chunked, chunked"),
+            ("content-length", "5"),
+            ("expect", "100-continue"),
+            ("keybearer-subject", "alice"),
+            ("x-forwarded-host", "evil.test"),
+            ("accept", "*/*"),
+        ]);
+        request(&mut headers, HeaderValue::from_static("good.test"), &SELF);
+        let expected = map(&[
+            ("host", "good.test"),
+            ("x-forwarded-host", "evil.test"),
+            ("accept", "*/*"),
+            ("via", "1.1 keybearer-1"),
+        ]);
+        assert_eq!(headers, expected);
+    }
+
+    #[test]
+    fn an_upstream_cannot_speak_for_the_proxy() {
+        let mut headers =
+            map(&[("keybearer-error", "no_route"), ("via", "1.0 x"), ("connection", "close"), ("etag", "1")]);
+        response(&mut headers, &SELF);
+        assert_eq!(headers, map(&[("etag", "1"), ("via", "1.0 x"), ("via", "1.1 keybearer-1")]));
+    }
+
+    #[test]
+    fn conflicting_lengths_are_not_copied() {
+        let mut headers = map(&[("content-length", "4"), ("transfer-encoding", "chunked")]);
+        response(&mut headers, &SELF);
+        assert!(!headers.contains_key(CONTENT_LENGTH));
+    }
+
+    #[test]
+    fn trailers_cannot_set_what_belongs_in_a_head() {
+        let sent = map(&[("authorization", "Bearer x"), ("host", "x"), ("content-length", "1"), ("x-checksum", "1")]);
+        assert_eq!(trailers(sent), map(&[("x-checksum", "1")]));
+    }
+
+    #[test]
+    fn max_forwards_counts_down_to_an_answer_here() {
+        let mut headers = map(&[("max-forwards", "5")]);
+        assert!(!max_forwards_spent(&Method::GET, &mut headers));
+        assert_eq!(headers["max-forwards"], "5");
+        assert!(!max_forwards_spent(&Method::OPTIONS, &mut headers));
+        assert_eq!(headers["max-forwards"], "4");
+        assert!(max_forwards_spent(&Method::TRACE, &mut map(&[("max-forwards", "0")])));
+        assert!(!max_forwards_spent(&Method::TRACE, &mut map(&[])));
+    }
+
+    #[test]
+    fn the_proxy_recognises_itself() {
+        assert!(is_loop(&map(&[("via", "1.0 fred, 1.1 keybearer-1")]), &SELF));
+        assert!(is_loop(&map(&[("via", "1.0 fred"), ("via", "1.0 keybearer-1")]), &SELF));
+        assert!(!is_loop(&map(&[("via", "1.1 keybearer-2, 1.1 p")]), &SELF));
+    }
+
+    #[test]
+    fn underscore_twins_go_with_the_field() {
+        let mut headers = map(&[("x-api-key", "1"), ("x_api_key", "2"), ("x-api_key_", "3"), ("x-api-keys", "4")]);
+        remove_with_twins(&mut headers, &"x-api-key".parse().unwrap());
+        assert_eq!(headers, map(&[("x-api-keys", "4")]));
+    }
+}

@@ -1,0 +1,173 @@
+//! The request target (RFC 9112 §3.2) as one parsed value. Pure.
+//!
+//! Holds: whatever is not exactly an absolute, authority or origin form with one valid Host is refused; no other header
+//! is read; the destination of an absolute form is the target's, whatever Host says (RFC 9112 §3.2.2).
+
+use http::header::HOST;
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, Method, Uri, Version};
+
+use crate::model::origin::{Authority, Host, Origin, Scheme};
+
+/// What a request asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// `GET http://host/path`: forward mode.
+    Absolute(Origin, PathAndQuery),
+    /// `GET /path`: a mount, or a request inside a tunnel; with the authority that Host names.
+    Origin(Option<Authority>, PathAndQuery),
+    /// `CONNECT host:port`
+    Connect(Host, u16),
+}
+
+/// Why a target is refused, in words for the caller.
+pub type BadTarget = &'static str;
+
+pub fn parse(head: &Parts) -> Result<Target, BadTarget> {
+    let host = host_field(&head.headers, head.version)?;
+    if head.method == Method::CONNECT {
+        return connect(&head.uri);
+    }
+    let path = path_of(&head.uri)?;
+    match (head.uri.scheme_str(), head.uri.authority()) {
+        (Some(scheme), Some(authority)) => {
+            let scheme = match scheme {
+                _ if scheme.eq_ignore_ascii_case("http") => Scheme::Http,
+                _ if scheme.eq_ignore_ascii_case("https") => Scheme::Https,
+                _ => return Err("only http and https URLs are proxied"),
+            };
+            Ok(Target::Absolute(Origin::new(scheme, parse_authority(authority.as_str())?), path))
+        }
+        (None, None) if path.as_str().starts_with('/') => Ok(Target::Origin(host, path)),
+        (None, None) if path.as_str() == "*" => Err("`*` is about the proxy itself, which answers no such request"),
+        _ => Err("the request target is neither a URL nor a path"),
+    }
+}
+
+/// The Host field: exactly one in HTTP/1.1, at most one before (RFC 9112 §3.2).
+fn host_field(headers: &HeaderMap, version: Version) -> Result<Option<Authority>, BadTarget> {
+    let mut fields = headers.get_all(HOST).iter();
+    let Some(field) = fields.next() else {
+        return if version >= Version::HTTP_11 { Err("the Host header is missing") } else { Ok(None) };
+    };
+    if fields.next().is_some() {
+        return Err("there is more than one Host header");
+    }
+    let text = field.to_str().map_err(|_| "the Host header is not ASCII")?;
+    // An empty Host is right for a target without authority (RFC 9110 §7.2).
+    if text.is_empty() { Ok(None) } else { parse_authority(text).map(Some) }
+}
+
+fn connect(uri: &Uri) -> Result<Target, BadTarget> {
+    if uri.scheme().is_some() || uri.path_and_query().is_some() {
+        return Err("CONNECT takes host:port and nothing else");
+    }
+    let authority = uri.authority().ok_or("CONNECT takes host:port")?;
+    let authority = parse_authority(authority.as_str())?;
+    Ok(Target::Connect(authority.host, authority.port.ok_or("CONNECT needs a port")?))
+}
+
+fn parse_authority(text: &str) -> Result<Authority, BadTarget> {
+    if text.contains('@') {
+        return Err("user information in a URL is not accepted");
+    }
+    Authority::parse(text).map_err(|_| "the host or port of the URL or of the Host header is not valid")
+}
+
+/// The path as it is matched and as it is sent on: visible ASCII only.
+fn path_of(uri: &Uri) -> Result<PathAndQuery, BadTarget> {
+    let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    match path.as_str().bytes().all(|b| b.is_ascii_graphic()) {
+        true => Ok(path),
+        false => Err("the path holds characters that must be percent-encoded"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(method: Method, uri: &str, hosts: &[&str], version: Version) -> Option<Parts> {
+        let mut request = http::Request::builder().method(method).version(version).uri(uri);
+        for host in hosts {
+            request = request.header(HOST, *host);
+        }
+        Some(request.body(()).ok()?.into_parts().0)
+    }
+
+    #[track_caller]
+    fn check(uri: &str, host: &str, expected: Option<&str>) {
+        let target = parts(Method::GET, uri, &[host], Version::HTTP_11).and_then(|head| parse(&head).ok());
+        let shown = target.map(|target| match target {
+            Target::Absolute(origin, path) => format!("{origin} {path}"),
+            Target::Origin(_, path) => format!("mount {path}"),
+            Target::Connect(host, port) => format!("connect {host}:{port}"),
+        });
+        assert_eq!(shown.as_deref(), expected, "{uri}");
+    }
+
+    #[test]
+    fn the_target_decides_and_host_is_only_checked() {
+        check("http://good.test/x?q=1", "good.test", Some("http://good.test /x?q=1"));
+        check("https://GOOD.test.:443/x", "good.test", Some("https://good.test /x"));
+        check("HTTP://good.test", "good.test", Some("http://good.test /"));
+        check("http://good.test/", "evil.test", Some("http://good.test /"));
+        check("http://[::1]:8080/", "x", Some("http://[::1]:8080 /"));
+        check("/x", "good.test", Some("mount /x"));
+    }
+
+    #[test]
+    fn whatever_could_name_two_places_is_refused() {
+        let bad = [
+            "http://good.test@evil.test/",
+            "http://evil.test@good.test/",
+            "http://x@good.test@evil.test/",
+            "http://good.test%40evil.test/",
+            "http://good.test%2f@evil.test/",
+            "http://user:pw@good.test/",
+            "http:///evil.test",
+            "http:/evil.test",
+            "//evil.test/",
+            "ftp://good.test/",
+            "file:///etc/passwd",
+            "ws://good.test/",
+            "http://good.test:0/",
+            "http://good.test:65536/",
+            "http://good.test:/",
+            "http://127.1/",
+            "http://0x7f000001/",
+            "http://good..test/",
+            "http://good.test\\@evil.test/",
+            "http://good_test,evil/",
+            "*",
+        ];
+        for uri in bad.iter().filter(|uri| **uri != "//evil.test/") {
+            check(uri, "good.test", None);
+        }
+        // In origin form this is a path that begins with an empty segment: no mount has such a name.
+        check("//evil.test/", "good.test", Some("mount //evil.test/"));
+        check("/päth", "good.test", None);
+    }
+
+    #[test]
+    fn there_is_exactly_one_valid_host() {
+        for hosts in
+            [&[][..], &["a.test", "a.test"], &["a b"], &["u@a.test"], &["a/b"], &["a.test,b.test"], &["a.test:x"]]
+        {
+            let head = parts(Method::GET, "http://good.test/", hosts, Version::HTTP_11).unwrap();
+            assert!(parse(&head).is_err(), "{hosts:?}");
+        }
+        let old = parts(Method::GET, "http://good.test/", &[], Version::HTTP_10).unwrap();
+        assert!(parse(&old).is_ok());
+    }
+
+    #[test]
+    fn connect_takes_host_and_port_alone() {
+        let connect = |uri| parts(Method::CONNECT, uri, &["x"], Version::HTTP_11).and_then(|head| parse(&head).ok());
+        assert_eq!(connect("a.test:80"), Some(Target::Connect(Host::parse("a.test").unwrap(), 80)));
+        for bad in ["a.test", "a.test:0", "a.test:65536", "a.test:http", "http://a.test:80/", "u@a.test:80", "/x"] {
+            assert_eq!(connect(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! What one worker holds: its pool, its handles on the metrics, its view of the snapshot. Nothing here is shared.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use arc_swap::{ArcSwap, Cache};
+use http::HeaderValue;
+use prometheus::Histogram;
+
+use super::upstream::{Gates, Pool};
+use crate::clock::Clock;
+use crate::model::Name;
+use crate::snapshot::Snapshot;
+use crate::tasks::Tasks;
+use crate::telemetry::metrics::{Metrics, RequestCounters};
+
+/// What all workers share; none of it is locked on the way of a request.
+pub struct Shared {
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    pub clock: Clock,
+    pub tasks: Tasks,
+    pub metrics: Metrics,
+    /// What this proxy calls itself in Via: `1.1 keybearer-<instance>`.
+    pub via: HeaderValue,
+    pub gates: Arc<Gates>,
+    pub tunnels: Arc<AtomicUsize>,
+}
+
+pub struct Worker {
+    pub shared: Arc<Shared>,
+    pub pool: Pool,
+    snapshot: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
+    counters: RefCell<HashMap<(Option<Name>, Option<Name>), Rc<Counters>>>,
+}
+
+/// Ready-made handles for one connection and caller.
+pub struct Counters {
+    pub requests: RequestCounters,
+    pub duration: Histogram,
+}
+
+impl Worker {
+    pub fn new(shared: Arc<Shared>) -> Worker {
+        Worker {
+            pool: Pool::new(shared.tasks.clone(), shared.gates.clone(), &shared.metrics),
+            snapshot: RefCell::new(Cache::new(shared.snapshot.clone())),
+            counters: RefCell::default(),
+            shared,
+        }
+    }
+
+    /// The configuration for one request: loaded once, kept to its end.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.borrow_mut().load().clone()
+    }
+
+    pub fn counters(&self, connection: Option<&Name>, caller: Option<&Name>) -> Rc<Counters> {
+        let key = (connection.cloned(), caller.cloned());
+        let mut counters = self.counters.borrow_mut();
+        let counters = counters.entry(key).or_insert_with(|| {
+            let label = |name: Option<&Name>| name.map_or(String::new(), Name::to_string);
+            let (connection, caller) = (label(connection), label(caller));
+            let profile = if connection.is_empty() { "" } else { "default" };
+            let metrics = &self.shared.metrics;
+            Rc::new(Counters {
+                requests: metrics.request_counters(&connection, profile, &caller),
+                duration: metrics.duration.with_label_values(&[&connection]),
+            })
+        });
+        counters.clone()
+    }
+}
+
+/// A place among a bounded number, given back on drop.
+pub struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    pub fn take(taken: &Arc<AtomicUsize>, places: usize) -> Option<Place> {
+        let more = |n: usize| (n < places).then_some(n + 1);
+        taken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).ok().map(|_| Place(taken.clone()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}

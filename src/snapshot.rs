@@ -1,0 +1,132 @@
+//! All that a request may know of the configuration: routes bound to token slots, callers, limits.
+//!
+//! Built whole, swapped whole, immutable in between. Holds: a request loads it once, so it never sees two
+//! configurations.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rustls::ClientConfig;
+
+use crate::dial::Dialer;
+use crate::model::connection::{Connection, Route};
+use crate::model::{Caller, Limits, LogRequests, Model, Name, Timeouts, Unmatched};
+use crate::router::{CallerId, Callers, Router};
+use crate::telemetry::metrics::{InjectionCounters, Metrics};
+use crate::tls::Trust;
+use crate::token::slot::TokenSlot;
+
+#[derive(Debug)]
+pub struct Snapshot {
+    pub router: Router<BoundRoute>,
+    pub callers: CallerTable,
+    pub unmatched: Unmatched,
+    /// For requests that no route takes.
+    pub plain: Arc<TlsProfile>,
+    pub dialer: Dialer,
+    pub timeouts: Timeouts,
+    pub limits: Limits,
+    pub log_requests: LogRequests,
+}
+
+/// A route with everything that serving it takes.
+#[derive(Debug)]
+pub struct BoundRoute {
+    pub connection: Arc<Connection>,
+    pub route: Route,
+    /// `None`: the connection is inactive, or the route injects nothing.
+    pub slot: Option<Arc<TokenSlot>>,
+    pub tls: Arc<TlsProfile>,
+    pub injections: InjectionCounters,
+}
+
+/// How TLS upstreams are verified. Connections of one profile are never used for another.
+#[derive(Debug)]
+pub struct TlsProfile {
+    pub id: usize,
+    pub config: Arc<ClientConfig>,
+}
+
+/// The callers, by place and by name.
+#[derive(Debug, Default)]
+pub struct CallerTable {
+    list: Vec<Caller>,
+    by_name: HashMap<Name, CallerId>,
+}
+
+impl Snapshot {
+    /// `slot` gives the slot of an active connection.
+    pub fn build(
+        model: &Model,
+        trust: &Trust,
+        dialer: Dialer,
+        metrics: &Metrics,
+        slot: impl Fn(&Connection) -> Option<Arc<TokenSlot>>,
+    ) -> Snapshot {
+        let callers = CallerTable::new(model.callers.clone());
+        let mut profiles = 0;
+        let mut profile = |roots| {
+            profiles += 1;
+            Arc::new(TlsProfile { id: profiles, config: trust.client_config(roots) })
+        };
+        let plain = profile(None);
+        let mut routes = Vec::new();
+        for connection in &model.connections {
+            let permitted = callers.permitted(connection.accessible_from.as_deref());
+            let slot = slot(connection);
+            for route in &connection.routes {
+                let tls = route.tls.trust.as_ref().map_or_else(|| plain.clone(), |roots| profile(Some(roots)));
+                let bound = BoundRoute {
+                    connection: connection.clone(),
+                    route: route.clone(),
+                    slot: slot.clone(),
+                    tls,
+                    injections: metrics.injection_counters(connection.name.as_str(), "default"),
+                };
+                routes.push((route.clone(), permitted.clone(), bound));
+            }
+        }
+        Snapshot {
+            router: Router::new(routes),
+            callers,
+            unmatched: model.egress.unmatched,
+            plain,
+            dialer,
+            timeouts: model.timeouts.clone(),
+            limits: model.limits.clone(),
+            log_requests: model.log.requests,
+        }
+    }
+}
+
+impl CallerTable {
+    pub fn new(list: Vec<Caller>) -> CallerTable {
+        let ids = (0..).map(CallerId);
+        let by_name = list.iter().map(|caller| caller.name.clone()).zip(ids).collect();
+        CallerTable { list, by_name }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (CallerId, &Caller)> {
+        (0..).map(CallerId).zip(&self.list)
+    }
+
+    pub fn named(&self, name: &str) -> Option<(CallerId, &Caller)> {
+        let id = *self.by_name.get(&Name::parse(name)?)?;
+        self.list.get(id.0 as usize).map(|caller| (id, caller))
+    }
+
+    pub fn name(&self, id: CallerId) -> Option<&Name> {
+        self.list.get(id.0 as usize).map(|caller| &caller.name)
+    }
+
+    fn permitted(&self, names: Option<&[Name]>) -> Callers {
+        match names {
+            None => Callers::All,
+            Some(names) => Callers::Only(names.iter().filter_map(|name| self.by_name.get(name).copied()).collect()),
+        }
+    }
+}

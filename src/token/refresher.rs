@@ -1,0 +1,95 @@
+//! The task of one slot: wait, acquire, publish, repeat. It alone writes the slot.
+//!
+//! Metrics: `keybearer_token_expiry_timestamp_seconds`.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+
+use super::acquire::{AcquireError, Acquirer};
+use super::schedule::{self, Step};
+use super::slot::{InjectedToken, SlotState, TokenSlot, Trouble};
+use crate::model::connection::OriginSet;
+use crate::oauth::Failure;
+use crate::store::StoredToken;
+
+const AFTER_PANIC: Duration = Duration::from_secs(10);
+
+pub(super) struct Refresher {
+    pub slot: Arc<TokenSlot>,
+    pub acquirer: Acquirer,
+    pub origins: Arc<OriginSet>,
+}
+
+impl Refresher {
+    /// Runs until the task is stopped. A slot without a refresher would be dead, so a panic only pauses it.
+    pub async fn run(self) {
+        while AssertUnwindSafe(self.refresh()).catch_unwind().await.is_err() {
+            tokio::time::sleep(AFTER_PANIC).await;
+        }
+    }
+
+    async fn refresh(&self) {
+        loop {
+            let state = self.slot.state();
+            let forced = self.slot.is_forced(&state);
+            match schedule::next(&state, self.acquirer.clock.now(), forced, fastrand::f64()) {
+                Step::Acquire => self.attempt(&state).await,
+                Step::Wait(span) => {
+                    let _ = tokio::time::timeout(span, self.slot.demanded()).await;
+                }
+            }
+        }
+    }
+
+    async fn attempt(&self, before: &SlotState) {
+        let current = before.token.as_ref().map(|token| &token.access_token);
+        match self.acquirer.acquire(current).await {
+            Ok(token) => self.succeed(before, token),
+            Err(error) => self.fail(before, error),
+        }
+    }
+
+    fn succeed(&self, before: &SlotState, stored: StoredToken) {
+        let connection = &self.acquirer.connection;
+        let mut moments = schedule::moments(stored.obtained, stored.lifetime, &connection.lifetimes, fastrand::f64());
+        let same = before.token.as_ref().filter(|token| token.access_token == stored.access_token);
+        if same.is_some() {
+            // The server hands out one token until it expires: asking early again would bring the same.
+            moments.refresh_at = moments.usable_until;
+        }
+        let last = before.token.as_ref().map_or(0, |token| token.generation);
+        let generation = if same.is_some() { last } else { last + 1 };
+        let key = &self.slot.key;
+        let expiry =
+            self.acquirer.metrics.token_expiry.with_label_values(&[key.connection.as_str(), key.profile.as_str()]);
+        expiry.set(moments.expires.wall.as_secs_f64());
+        tracing::info!(connection = %key.connection, profile = %key.profile, lifetime_s = stored.lifetime.as_secs_f64(),
+            generation, "token obtained");
+        let times = (moments.usable_until, moments.expires, moments.refresh_at);
+        let token = InjectedToken::new(generation, stored.access_token, self.origins.clone(), times);
+        self.slot.publish(Some(Arc::new(token)), None);
+    }
+
+    fn fail(&self, before: &SlotState, error: AcquireError) {
+        let (permanent, error, description, retry_after) = match error {
+            AcquireError::Server(Failure::Retryable { reason, retry_after }) => {
+                (false, reason.to_string(), None, retry_after)
+            }
+            AcquireError::Server(Failure::Permanent(refusal)) => (true, refusal.error, refusal.description, None),
+            AcquireError::Store(error) => (false, error.to_string(), None, None),
+        };
+        let failures = before.trouble.as_ref().map_or(0, |trouble| trouble.failures).saturating_add(1);
+        let pause = schedule::pause(permanent, failures, retry_after, fastrand::f64());
+        let now = self.acquirer.clock.now();
+        let key = &self.slot.key;
+        let still_usable = before.token.as_ref().is_some_and(|token| token.is_usable(now));
+        tracing::warn!(connection = %key.connection, profile = %key.profile, error, description,
+            permanent, still_usable, next_try_in_s = pause.as_secs(), endpoint = %self.acquirer.connection.token_url,
+            "no new token");
+        let trouble = Trouble { permanent, error, description, retry_at: now.plus(pause), failures };
+        self.slot.publish(before.token.clone(), Some(trouble));
+    }
+}

@@ -1,0 +1,114 @@
+//! When to ask for the next token: thresholds, jitter, back-off. Pure.
+
+use std::time::Duration;
+
+use super::slot::{SlotState, Verdict};
+use crate::clock::Now;
+use crate::model::connection::Lifetimes;
+
+/// The first retry after a failure; each further failure waits five times as long, up to [`BACKOFF_MAX`], so that one
+/// connection asks a failing server at most three times in its first minute and once a minute later.
+const BACKOFF_FIRST: Duration = Duration::from_secs(2);
+const BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// A refused machine grant is tried again this often: somebody may have mended the server's side.
+const PROBE_EVERY: Duration = Duration::from_secs(15 * 60);
+/// A pause between two looks at the clocks: a wall clock that was set, or a machine that slept, is noticed within it,
+/// and not by all refreshers at once.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
+/// The three moments of a token's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moments {
+    pub usable_until: Now,
+    pub expires: Now,
+    pub refresh_at: Now,
+}
+
+/// `jitter` is from 0 to 1.
+pub fn moments(obtained: Now, lifetime: Duration, lifetimes: &Lifetimes, jitter: f64) -> Moments {
+    let margin = lifetimes.usable_margin.min(lifetime / 4);
+    let ahead = lifetimes.refresh_ahead.min(lifetime / 2).mul_f64(1.0 - 0.1 * jitter).max(margin);
+    Moments {
+        usable_until: obtained.plus(lifetime - margin),
+        expires: obtained.plus(lifetime),
+        refresh_at: obtained.plus(lifetime - ahead),
+    }
+}
+
+/// What the refresher does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    Acquire,
+    /// Look again after this long, or when somebody asks.
+    Wait(Duration),
+}
+
+/// `forced`: the upstream rejected the current token. `jitter` is from 0 to 1.
+pub fn next(state: &SlotState, now: Now, forced: bool, jitter: f64) -> Step {
+    let due = |at: Now| match now.reached(at) {
+        true => Step::Acquire,
+        false => Step::Wait(now.until(at).min(LOOK_AGAIN.mul_f64(0.5 + 0.5 * jitter))),
+    };
+    match (state.standing_trouble(now), state.verdict(now)) {
+        (Some(trouble), _) => due(trouble.retry_at),
+        (None, Verdict::Serve(token)) if !forced => due(token.refresh_at),
+        (None, _) => Step::Acquire,
+    }
+}
+
+/// The pause after the `failures`th failure in a row. `jitter` is from 0 to 1.
+pub fn pause(permanent: bool, failures: u32, retry_after: Option<Duration>, jitter: f64) -> Duration {
+    let base = match permanent {
+        true => PROBE_EVERY,
+        false => BACKOFF_FIRST.saturating_mul(5u32.saturating_pow(failures.saturating_sub(1))).min(BACKOFF_MAX),
+    };
+    let base = base.max(retry_after.unwrap_or_default());
+    base + base.mul_f64(0.2 * jitter)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Now = Now { boot: Duration::from_secs(100), wall: Duration::from_secs(1_000_000) };
+
+    #[track_caller]
+    fn check(lifetime: u64, usable_ms: u64, refresh_ms: u64) {
+        let moments = moments(START, Duration::from_secs(lifetime), &Lifetimes::default(), 0.0);
+        assert_eq!(moments.usable_until, START.plus(Duration::from_millis(usable_ms)), "usable");
+        assert_eq!(moments.refresh_at, START.plus(Duration::from_millis(refresh_ms)), "refresh");
+        assert_eq!(moments.expires, START.plus(Duration::from_secs(lifetime)), "expires");
+    }
+
+    #[test]
+    fn thresholds_shrink_with_short_lives() {
+        check(3600, 3_595_000, 3_300_000);
+        check(60, 55_000, 30_000);
+        check(3, 2_250, 1_500);
+        check(1, 750, 500);
+    }
+
+    #[test]
+    fn jitter_never_asks_earlier_than_half_of_the_life_nor_after_usability() {
+        let refresh = |jitter| moments(START, Duration::from_secs(2), &Lifetimes::default(), jitter);
+        assert!(refresh(0.0).refresh_at.boot < refresh(1.0).refresh_at.boot);
+        let tight = Lifetimes { refresh_ahead: Duration::from_secs(1), ..Lifetimes::default() };
+        let moments = moments(START, Duration::from_secs(3600), &tight, 1.0);
+        assert!(moments.refresh_at.boot <= moments.usable_until.boot);
+    }
+
+    #[test]
+    fn backing_off_spares_the_server() {
+        let seconds = |failures| pause(false, failures, None, 0.0).as_secs();
+        assert_eq!([1, 2, 3, 4, 40].map(seconds), [2, 10, 50, 60, 60]);
+        let first_minute = (1..).scan(0, |at, n| {
+            let asked = *at;
+            *at += seconds(n);
+            Some(asked)
+        });
+        assert_eq!(first_minute.take_while(|at| *at < 60).count(), 3);
+        assert_eq!(pause(false, 1, Some(Duration::from_secs(120)), 0.0).as_secs(), 120);
+        assert_eq!(pause(true, 1, None, 0.0).as_secs(), 900);
+        assert!(pause(false, 1, None, 1.0) > pause(false, 1, None, 0.0));
+    }
+}

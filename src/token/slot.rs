@@ -1,0 +1,270 @@
+//! One token slot: what requests may read and only the refresher may write.
+//!
+//! Not here: when to refresh (`schedule`), how to get a token (`acquire`).
+//! Holds: a failure stands beside the token, never in its place. Waiting requests and the refresher obey the same
+//! [`Verdict`], so a leftover wake-up cannot ask the authorization server through a back-off or a refusal.
+//! Metrics: `keybearer_token_wait_seconds` is observed by whoever waits here (`proxy::exchange`).
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use http::HeaderValue;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use crate::clock::{Clock, Now};
+use crate::model::connection::OriginSet;
+use crate::model::origin::Origin;
+use crate::model::token::{AccessToken, TokenKey};
+
+/// One token may be forced to refresh by a rejection this often.
+const FORCED_EVERY: Duration = Duration::from_secs(10);
+
+/// The cell of one token. Reading a usable token is one atomic load and two comparisons.
+#[derive(Debug)]
+pub struct TokenSlot {
+    pub key: TokenKey,
+    state: ArcSwap<SlotState>,
+    changed: watch::Sender<()>,
+    demand: Notify,
+    rejection: Mutex<Rejection>,
+}
+
+/// A token that may be injected, in the form in which it is injected.
+#[derive(Debug)]
+pub struct InjectedToken {
+    /// Counts the different tokens of this slot.
+    pub generation: u64,
+    pub access_token: AccessToken,
+    bearer: HeaderValue,
+    /// Where it may go: the origins that it was granted for.
+    origins: Arc<OriginSet>,
+    /// Never injected from here on.
+    pub usable_until: Now,
+    pub expires: Now,
+    /// The next one is asked for from here on.
+    pub refresh_at: Now,
+}
+
+/// The refresher's last failure, for as long as it is not made good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    pub permanent: bool,
+    /// The server's `error`, or our word for what went wrong; clean.
+    pub error: String,
+    pub description: Option<String>,
+    /// Nobody asks before.
+    pub retry_at: Now,
+    /// Failures in a row.
+    pub failures: u32,
+}
+
+/// What a slot holds at one moment; replaced whole.
+#[derive(Debug, Clone, Default)]
+pub struct SlotState {
+    pub token: Option<Arc<InjectedToken>>,
+    pub trouble: Option<Trouble>,
+    /// Finished attempts, good or bad.
+    pub attempts: u64,
+}
+
+/// What a request gets, and whether the refresher has anything to do for it.
+#[derive(Debug)]
+pub enum Verdict<'a> {
+    Serve(&'a Arc<InjectedToken>),
+    Fail(&'a Trouble),
+    Acquire,
+}
+
+/// Why a request got no token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NoToken {
+    /// The authorization server could not be used lately; `retry_after` until the next try.
+    Unavailable { error: String, retry_after: Duration },
+    /// The authorization server's verdict.
+    Refused { error: String, description: Option<String> },
+    /// The request's own patience ended.
+    WaitTimeout,
+}
+
+#[derive(Debug, Default)]
+struct Rejection {
+    generation: u64,
+    /// On the boot clock.
+    asked_at: Option<Duration>,
+    pending: bool,
+}
+
+impl InjectedToken {
+    pub fn new(
+        generation: u64,
+        access_token: AccessToken,
+        origins: Arc<OriginSet>,
+        (usable_until, expires, refresh_at): (Now, Now, Now),
+    ) -> InjectedToken {
+        let bearer = header_value("Bearer", &access_token);
+        InjectedToken { generation, access_token, bearer, origins, usable_until, expires, refresh_at }
+    }
+
+    /// The header value for `origin`, or `None` if the token was not granted for it.
+    pub fn header_for(&self, origin: &Origin, scheme: &str) -> Option<HeaderValue> {
+        self.origins.permits(origin).then(|| match scheme {
+            "Bearer" => self.bearer.clone(),
+            scheme => header_value(scheme, &self.access_token),
+        })
+    }
+
+    pub fn is_usable(&self, now: Now) -> bool {
+        !now.reached(self.usable_until)
+    }
+}
+
+fn header_value(scheme: &str, token: &AccessToken) -> HeaderValue {
+    let space = if scheme.is_empty() { "" } else { " " };
+    let text = format!("{scheme}{space}{}", token.expose());
+    let mut value = HeaderValue::try_from(text).expect("an RFC 9110 token and a token68 make a header value");
+    value.set_sensitive(true);
+    value
+}
+
+impl SlotState {
+    pub fn verdict(&self, now: Now) -> Verdict<'_> {
+        if let Some(token) = self.token.as_ref().filter(|token| token.is_usable(now)) {
+            return Verdict::Serve(token);
+        }
+        match self.standing_trouble(now) {
+            Some(trouble) => Verdict::Fail(trouble),
+            None => Verdict::Acquire,
+        }
+    }
+
+    /// The trouble through which nobody may ask yet.
+    pub fn standing_trouble(&self, now: Now) -> Option<&Trouble> {
+        self.trouble.as_ref().filter(|trouble| !now.reached(trouble.retry_at))
+    }
+
+    /// The contract's word for this state of a token.
+    pub fn name(&self, now: Now) -> &'static str {
+        let usable = self.token.as_ref().filter(|token| token.is_usable(now));
+        match (usable, &self.trouble) {
+            (Some(token), _) if now.reached(token.refresh_at) => "due",
+            (Some(_), _) => "fresh",
+            (None, Some(trouble)) if trouble.permanent => "misconfigured",
+            (None, None) if self.token.is_none() => "starting",
+            (None, _) => "expired",
+        }
+    }
+}
+
+impl Trouble {
+    fn no_token(&self, now: Now) -> NoToken {
+        match self.permanent {
+            true => NoToken::Refused { error: self.error.clone(), description: self.description.clone() },
+            false => NoToken::Unavailable { error: self.error.clone(), retry_after: now.until(self.retry_at) },
+        }
+    }
+}
+
+impl TokenSlot {
+    pub fn new(key: TokenKey) -> TokenSlot {
+        TokenSlot {
+            key,
+            state: ArcSwap::default(),
+            changed: watch::Sender::new(()),
+            demand: Notify::new(),
+            rejection: Mutex::default(),
+        }
+    }
+
+    pub fn state(&self) -> Arc<SlotState> {
+        self.state.load_full()
+    }
+
+    /// The usable token, if there is one: the hot path.
+    pub fn fresh(&self, now: Now) -> Option<Arc<InjectedToken>> {
+        let state = self.state.load();
+        state.token.as_ref().filter(|token| token.is_usable(now)).cloned()
+    }
+
+    /// A usable token, waiting for one until `deadline`. Going away cancels nothing.
+    pub async fn token(&self, clock: &Clock, deadline: Instant) -> Result<Arc<InjectedToken>, NoToken> {
+        let mut changed = self.changed.subscribe();
+        loop {
+            let now = clock.now();
+            match self.state.load_full().verdict(now) {
+                Verdict::Serve(token) => return Ok(token.clone()),
+                Verdict::Fail(trouble) => return Err(trouble.no_token(now)),
+                Verdict::Acquire => self.demand.notify_one(),
+            }
+            if tokio::time::timeout_at(deadline, changed.changed()).await.is_err() {
+                return Err(NoToken::WaitTimeout);
+            }
+        }
+    }
+
+    /// Returns after `count` attempts have finished, good or bad.
+    pub async fn attempted(&self, count: u64) {
+        let mut changed = self.changed.subscribe();
+        while self.state.load().attempts < count && changed.changed().await.is_ok() {}
+    }
+
+    /// The upstream refused the token of `generation`: the one to send instead, if there is one by `deadline`.
+    ///
+    /// A token that is no longer the current one is replaced at once. Else one forced refresh serves everybody who saw
+    /// this token, at most every ten seconds, and never through a back-off.
+    pub async fn reject(&self, generation: u64, clock: &Clock, deadline: Instant) -> Option<Arc<InjectedToken>> {
+        let mut changed = self.changed.subscribe();
+        let before = self.state.load_full();
+        let newer = |state: &SlotState| state.token.clone().filter(|token| token.generation != generation);
+        if let Some(token) = newer(&before) {
+            return Some(token).filter(|token| token.is_usable(clock.now()));
+        }
+        if before.standing_trouble(clock.now()).is_some() || !self.ask_for_refresh(generation, clock.now()) {
+            return None;
+        }
+        self.demand.notify_one();
+        loop {
+            tokio::time::timeout_at(deadline, changed.changed()).await.ok()?.ok()?;
+            let state = self.state.load_full();
+            if let Some(token) = newer(&state) {
+                return Some(token).filter(|token| token.is_usable(clock.now()));
+            }
+            if state.attempts > before.attempts {
+                return None;
+            }
+        }
+    }
+
+    /// Joins the forced refresh that is under way, or starts one if none was asked for lately.
+    fn ask_for_refresh(&self, generation: u64, now: Now) -> bool {
+        let mut rejection = self.rejection.lock().unwrap_or_else(PoisonError::into_inner);
+        if rejection.pending && rejection.generation == generation {
+            return true;
+        }
+        if rejection.asked_at.is_some_and(|asked| now.boot < asked + FORCED_EVERY) {
+            return false;
+        }
+        *rejection = Rejection { generation, asked_at: Some(now.boot), pending: true };
+        true
+    }
+
+    /// For the refresher: is a refresh of the current token being forced?
+    pub(super) fn is_forced(&self, state: &SlotState) -> bool {
+        let rejection = self.rejection.lock().unwrap_or_else(PoisonError::into_inner);
+        rejection.pending && state.token.as_ref().is_some_and(|token| token.generation == rejection.generation)
+    }
+
+    /// For the refresher: returns when some request wants an answer.
+    pub(super) async fn demanded(&self) {
+        self.demand.notified().await;
+    }
+
+    /// For the refresher alone: replaces the state after an attempt, then wakes everybody who waits.
+    pub(super) fn publish(&self, token: Option<Arc<InjectedToken>>, trouble: Option<Trouble>) {
+        self.rejection.lock().unwrap_or_else(PoisonError::into_inner).pending = false;
+        let attempts = self.state.load().attempts + 1;
+        self.state.store(Arc::new(SlotState { token, trouble, attempts }));
+        self.changed.send_replace(());
+    }
+}
