@@ -1,3 +1,5 @@
+//! Tables of what is read and what is refused.
+
 use super::*;
 
 #[track_caller]

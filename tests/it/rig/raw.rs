@@ -1,0 +1,176 @@
+//! An HTTP/1.1 client that sends exactly the bytes it is given.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// How long one exchange may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// An answer, its head taken apart, its body with chunks put together.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// 0: the connection was closed without an answer.
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+    /// The body ended as its framing says, not by a cut.
+    pub complete: bool,
+}
+
+impl Answer {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("not JSON: {}", self.text()))
+    }
+
+    /// The proxy's own error code; empty for an upstream's answer.
+    pub fn code(&self) -> &str {
+        self.header("keybearer-error").unwrap_or("")
+    }
+}
+
+/// `GET path` of the server at `address`, on a connection of its own.
+pub async fn get(address: SocketAddr, path: &str) -> Answer {
+    send(address, format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes()).await
+}
+
+/// `GET url` through the proxy at `address`, with further header lines (each ending in CRLF).
+pub async fn get_through(address: SocketAddr, url: &str, lines: &str) -> Answer {
+    let host = url.split("://").nth(1).unwrap_or(url).split('/').next().unwrap_or_default();
+    send(address, format!("GET {url} HTTP/1.1\r\nHost: {host}\r\n{lines}Connection: close\r\n\r\n").as_bytes()).await
+}
+
+/// Sends the bytes and reads one answer.
+pub async fn send(address: SocketAddr, bytes: &[u8]) -> Answer {
+    let mut conn = Conn::open(address).await;
+    conn.write(bytes).await;
+    conn.answer().await
+}
+
+/// A connection on which several requests may follow each other.
+pub struct Conn {
+    pub stream: TcpStream,
+    read: Vec<u8>,
+}
+
+impl Conn {
+    pub async fn open(address: SocketAddr) -> Conn {
+        let stream = timeout(PATIENCE, TcpStream::connect(address)).await.expect("in time").expect("a connection");
+        Conn { stream, read: Vec::new() }
+    }
+
+    /// A peer that has closed already is no failure here: its answer may still be read.
+    pub async fn write(&mut self, bytes: &[u8]) {
+        let _ = timeout(PATIENCE, self.stream.write_all(bytes)).await.expect("the peer reads");
+    }
+
+    /// Reads one answer; a status of 0 if the connection ends before one. Assumes a request that was not HEAD.
+    pub async fn answer(&mut self) -> Answer {
+        timeout(PATIENCE, self.read_answer()).await.expect("an answer in time")
+    }
+
+    /// True once the peer has closed the connection.
+    pub async fn is_closed(&mut self) -> bool {
+        let mut byte = [0];
+        matches!(timeout(PATIENCE, self.stream.read(&mut byte)).await.expect("in time"), Ok(0) | Err(_))
+    }
+
+    async fn read_answer(&mut self) -> Answer {
+        let none = Answer { status: 0, headers: Vec::new(), body: Vec::new(), complete: false };
+        let end = loop {
+            if let Some(at) = find(&self.read, b"\r\n\r\n") {
+                break at;
+            }
+            if !self.more().await {
+                return none;
+            }
+        };
+        let head = String::from_utf8_lossy(&self.read[..end]).into_owned();
+        self.read.drain(..end + 4);
+        let mut lines = head.split("\r\n");
+        let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok()).unwrap_or(0);
+        let headers: Vec<(String, String)> = lines
+            .filter_map(|line| line.split_once(':'))
+            .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
+            .collect();
+        let mut answer = Answer { status, headers, body: Vec::new(), complete: false };
+        if (100..200).contains(&status) && status != 101 {
+            return Box::pin(self.read_answer()).await;
+        }
+        if answer.header("transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case("chunked")) {
+            answer.complete = self.read_chunks(&mut answer.body).await;
+        } else if let Some(length) = answer.header("content-length").and_then(|value| value.parse::<usize>().ok()) {
+            while self.read.len() < length && self.more().await {}
+            answer.complete = self.read.len() >= length;
+            answer.body = self.read.drain(..length.min(self.read.len())).collect();
+        } else if status == 204 || status == 304 || status == 101 {
+            answer.complete = true;
+        } else {
+            while self.more().await {}
+            answer.body = std::mem::take(&mut self.read);
+            answer.complete = true;
+        }
+        answer
+    }
+
+    async fn read_chunks(&mut self, body: &mut Vec<u8>) -> bool {
+        loop {
+            let Some(line) = self.line().await else { return false };
+            let Ok(size) = usize::from_str_radix(line.split(';').next().unwrap_or_default().trim(), 16) else {
+                return false;
+            };
+            if size == 0 {
+                // Trailers, up to an empty line.
+                while self.line().await.is_some_and(|line| !line.is_empty()) {}
+                return true;
+            }
+            while self.read.len() < size + 2 {
+                if !self.more().await {
+                    body.append(&mut self.read);
+                    return false;
+                }
+            }
+            body.extend(self.read.drain(..size));
+            self.read.drain(..2);
+        }
+    }
+
+    async fn line(&mut self) -> Option<String> {
+        loop {
+            if let Some(at) = find(&self.read, b"\r\n") {
+                let line = String::from_utf8_lossy(&self.read[..at]).into_owned();
+                self.read.drain(..at + 2);
+                return Some(line);
+            }
+            if !self.more().await {
+                return None;
+            }
+        }
+    }
+
+    async fn more(&mut self) -> bool {
+        let mut buffer = [0; 16 * 1024];
+        match self.stream.read(&mut buffer).await {
+            Ok(count) if count > 0 => {
+                self.read.extend_from_slice(&buffer[..count]);
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
+    bytes.windows(wanted.len()).position(|window| window == wanted)
+}

@@ -1,0 +1,190 @@
+//! The built program as a child process, with its real addresses, its log and its metrics.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::raw;
+
+/// How long a sidecar may take to start, and a state to come about.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+pub struct Sidecar {
+    child: Child,
+    pub dir: tempfile::TempDir,
+    lines: watch::Receiver<Vec<String>>,
+    addresses: Arc<Mutex<HashMap<String, SocketAddr>>>,
+}
+
+impl Sidecar {
+    /// Runs `config` (without `listeners`: proxy and admin get free ports) and waits until it is ready.
+    pub async fn start(config: &str) -> Sidecar {
+        Self::start_with(config, &[]).await
+    }
+
+    /// The same with files beside the configuration, by relative path.
+    pub async fn start_with(config: &str, files: &[(&str, &str)]) -> Sidecar {
+        let sidecar = Self::spawn(config, files).await;
+        sidecar.until_ready().await;
+        sidecar
+    }
+
+    /// The same without waiting for readiness: it listens.
+    pub async fn spawn(config: &str, files: &[(&str, &str)]) -> Sidecar {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        for (name, text) in files {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
+            std::fs::write(path, text).expect("a file");
+        }
+        let listeners = match config.contains("listeners:") {
+            true => "",
+            false => "listeners: {proxy: \"127.0.0.1:0\", admin: \"127.0.0.1:0\"}\n",
+        };
+        let path = dir.path().join("keybearer.yaml");
+        std::fs::write(&path, format!("{listeners}{config}")).expect("a configuration file");
+        let mut child = program()
+            .args(["run", "--config"])
+            .arg(&path)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let stderr = child.stderr.take().expect("a pipe");
+        let (sender, lines) = watch::channel(Vec::new());
+        let addresses = Arc::<Mutex<HashMap<String, SocketAddr>>>::default();
+        let found = addresses.clone();
+        tokio::spawn(async move {
+            let mut reader = BufReader::new(stderr).lines();
+            while let Ok(Some(line)) = reader.next_line().await {
+                let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+                if event["message"] == "listening" {
+                    let name = event["listener"].as_str().unwrap_or_default().to_owned();
+                    let address = event["address"].as_str().and_then(|text| text.parse().ok());
+                    found.lock().unwrap().extend(address.map(|address| (name, address)));
+                }
+                sender.send_modify(|lines| lines.push(line));
+            }
+        });
+        let sidecar = Sidecar { child, dir, lines, addresses };
+        let expected = if config.contains("telemetry:") { 3 } else { 2 };
+        let mut lines = sidecar.lines.clone();
+        let listening =
+            async { while sidecar.addresses.lock().unwrap().len() < expected && lines.changed().await.is_ok() {} };
+        if timeout(PATIENCE, listening).await.is_err() || sidecar.addresses.lock().unwrap().len() < expected {
+            panic!("the sidecar does not listen:\n{}", sidecar.log());
+        }
+        sidecar
+    }
+
+    pub async fn until_ready(&self) {
+        let ready = async {
+            while raw::get(self.admin(), "/readyz").await.status != 200 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(PATIENCE, ready).await.unwrap_or_else(|_| panic!("the sidecar is not ready:\n{}", self.log()));
+    }
+
+    pub fn address(&self, listener: &str) -> SocketAddr {
+        self.addresses.lock().unwrap()[listener]
+    }
+
+    pub fn proxy(&self) -> SocketAddr {
+        self.address("proxy")
+    }
+
+    pub fn admin(&self) -> SocketAddr {
+        self.address("admin")
+    }
+
+    pub fn proxy_url(&self) -> String {
+        format!("http://{}", self.proxy())
+    }
+
+    /// Everything on stderr so far.
+    pub fn log(&self) -> String {
+        self.lines.borrow().join("\n")
+    }
+
+    /// Waits for a line that holds `text`.
+    pub async fn logged(&self, text: &str) -> String {
+        let mut lines = self.lines.clone();
+        let found = async {
+            loop {
+                if let Some(line) = lines.borrow_and_update().iter().find(|line| line.contains(text)) {
+                    return line.clone();
+                }
+                if lines.changed().await.is_err() {
+                    panic!("{text:?} was never logged:\n{}", self.log());
+                }
+            }
+        };
+        timeout(PATIENCE, found).await.unwrap_or_else(|_| panic!("{text:?} was not logged in time:\n{}", self.log()))
+    }
+
+    /// The value of a series as it stands in `/metrics`, for instance `keybearer_errors_total{connection="",code="no_route"}`
+    /// with its labels in any order; 0 if it is not there.
+    pub async fn metric(&self, series: &str) -> f64 {
+        let wanted = parse_series(series);
+        let text = raw::get(self.admin(), "/metrics").await.text();
+        let value = text.lines().filter(|line| !line.starts_with('#')).find_map(|line| {
+            let (series, value) = line.rsplit_once(' ')?;
+            (parse_series(series) == wanted).then(|| value.parse().expect("a number"))
+        });
+        value.unwrap_or(0.0)
+    }
+
+    /// Waits until a series has a value.
+    pub async fn until_metric(&self, series: &str, is: impl Fn(f64) -> bool) {
+        let reached = async {
+            while !is(self.metric(series).await) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(PATIENCE, reached).await.unwrap_or_else(|_| panic!("{series} never got there:\n{}", self.log()));
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("a running child")
+    }
+
+    /// Sends a signal by name, for instance `TERM`.
+    pub fn signal(&self, name: &str) {
+        let done = std::process::Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status();
+        assert!(done.expect("kill runs").success());
+    }
+
+    pub async fn exit(&mut self) -> ExitStatus {
+        timeout(Duration::from_secs(40), self.child.wait()).await.expect("it exits in time").expect("a status")
+    }
+}
+
+/// The built program; a child of the test, killed with it.
+pub fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_keybearer"));
+    command.kill_on_drop(true).env_remove("KEYBEARER_CONFIG");
+    command
+}
+
+/// The repository's root.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn parse_series(series: &str) -> (String, Vec<String>) {
+    let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+    let mut labels: Vec<_> =
+        labels.trim_end_matches('}').split("\",").map(|l| l.trim_end_matches('"').to_owned()).collect();
+    labels.sort();
+    (name.to_owned(), labels)
+}

@@ -1,0 +1,24 @@
+//! The shortest way through the whole: one request, one token.
+
+use crate::rig::raw;
+use crate::rig::scripted::Scripted;
+use crate::rig::sidecar::Sidecar;
+
+#[tokio::test]
+async fn a_request_without_a_secret_arrives_with_a_token() {
+    let (server, upstream) = (Scripted::tokens(60).await, Scripted::upstream().await);
+    let sidecar = Sidecar::start(&format!(
+        "hosts: {{api.test: \"{}\"}}\nconnections:\n- {{name: crm, client_id: a, client_secret: b, token_url: \"http://{}/token\", routes: [{{host: api.test, upstream_tls: false}}]}}\n",
+        upstream.address, server.address
+    ))
+    .await;
+    let answer = raw::get_through(sidecar.proxy(), "http://api.test/x", "").await;
+    assert_eq!((answer.status, answer.text().as_str()), (200, "ok"));
+    let received = upstream.received();
+    assert_eq!(received[0].values("authorization"), ["Bearer token-1"]);
+    assert_eq!(received[0].values("host"), ["api.test"]);
+    assert_eq!(
+        sidecar.metric("keybearer_injections_total{connection=\"crm\",profile=\"default\",outcome=\"injected\"}").await,
+        1.0
+    );
+}
