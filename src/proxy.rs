@@ -49,6 +49,20 @@ pub struct Peer {
     address: SocketAddr,
     activity: Activity,
     tunnel: Option<Tunnelled>,
+    /// Held by the connection and by the tunnel that it may become.
+    seat: Rc<Seat>,
+}
+
+/// Counts a connection as open, for its worker and against `limits.downstream_connections`.
+struct Seat {
+    open: Arc<AtomicUsize>,
+    _place: Place,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What a CONNECT fixed for everything inside its tunnel.
@@ -98,11 +112,7 @@ fn work(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Accepted>, open: Arc<Atom
         let mut stop = shared.tasks.watch();
         let serve = async {
             while let Some(accepted) = inbox.recv().await {
-                let (worker, open) = (worker.clone(), open.clone());
-                shared.tasks.spawn_local(async move {
-                    serve_one(worker, accepted).await;
-                    open.fetch_sub(1, Ordering::Relaxed);
-                });
+                shared.tasks.spawn_local(serve_one(worker.clone(), accepted, open.clone()));
             }
             while open.load(Ordering::Relaxed) > 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -115,15 +125,15 @@ fn work(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Accepted>, open: Arc<Atom
     });
 }
 
-async fn serve_one(worker: Rc<Worker>, accepted: Accepted) {
+async fn serve_one(worker: Rc<Worker>, accepted: Accepted, open: Arc<AtomicUsize>) {
+    let seat = Rc::new(Seat { open, _place: accepted.place });
     let stream = match TcpStream::from_std(accepted.stream) {
         Ok(stream) => stream,
         Err(error) => return tracing::warn!(%error, "a connection could not be taken over"),
     };
     let io = Watched::new(stream);
     let activity = Activity::new(io.watch.clone());
-    downstream::serve(worker, io, Rc::new(Peer { address: accepted.address, activity, tunnel: None })).await;
-    drop(accepted.place);
+    downstream::serve(worker, io, Rc::new(Peer { address: accepted.address, activity, tunnel: None, seat })).await;
 }
 
 /// Closes idle upstream connections in time.

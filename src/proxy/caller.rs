@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 
 use crate::model::Caller;
 use crate::model::secret::SecretDigest;
@@ -17,13 +17,19 @@ use crate::snapshot::CallerTable;
 #[derive(Debug, PartialEq, Eq)]
 pub struct UnknownCaller;
 
-/// The caller at `address` with this `Proxy-Authorization` (on a mount `Keybearer-Authorization`). `Ok(None)`: no callers are
-/// configured, so whoever reaches the listener may use it.
+/// The caller at `address` with the credential in `field`. `Ok(None)`: no callers are configured, so whoever reaches the
+/// listener may use it.
 pub fn identify(
     callers: &CallerTable,
     address: IpAddr,
-    credential: Option<&HeaderValue>,
+    headers: &HeaderMap,
+    field: &str,
 ) -> Result<Option<CallerId>, UnknownCaller> {
+    let mut credentials = headers.get_all(field).iter();
+    let credential = credentials.next();
+    if credentials.next().is_some() {
+        return Err(UnknownCaller);
+    }
     let address = address.to_canonical();
     let at_home = |caller: &Caller| caller.cidr.is_empty() || caller.cidr.iter().any(|net| net.contains(&address));
     let Some(credential) = credential else {
@@ -77,15 +83,20 @@ mod tests {
         ])
     }
 
+    const FIELD: &str = "proxy-authorization";
+
+    fn headers(credentials: &[String]) -> HeaderMap {
+        credentials.iter().map(|text| (FIELD.parse().unwrap(), HeaderValue::try_from(text).unwrap())).collect()
+    }
+
     #[track_caller]
     fn check(address: &str, credential: Option<&str>, expected: Option<&str>) {
         let credential = credential.map(|text| match text.split_once(':') {
             Some(_) => format!("Basic {}", BASE64_STANDARD.encode(text)),
             None => text.to_owned(),
         });
-        let header = credential.map(|text| HeaderValue::try_from(text).unwrap());
         let table = table();
-        let found = identify(&table, address.parse().unwrap(), header.as_ref()).ok().flatten();
+        let found = identify(&table, address.parse().unwrap(), &headers(credential.as_slice()), FIELD).ok().flatten();
         assert_eq!(found.and_then(|id| table.name(id)).map(Name::as_str), expected);
     }
 
@@ -126,8 +137,14 @@ mod tests {
     #[test]
     fn without_callers_whoever_reaches_the_listener_may() {
         let none = CallerTable::default();
-        assert_eq!(identify(&none, "192.0.2.1".parse().unwrap(), None), Ok(None));
-        let sent = HeaderValue::from_static("Bearer x");
-        assert_eq!(identify(&none, "192.0.2.1".parse().unwrap(), Some(&sent)), Err(UnknownCaller));
+        let address = "192.0.2.1".parse().unwrap();
+        assert_eq!(identify(&none, address, &headers(&[]), FIELD), Ok(None));
+        assert_eq!(identify(&none, address, &headers(&["Bearer x".to_owned()]), FIELD), Err(UnknownCaller));
+    }
+
+    #[test]
+    fn two_credentials_are_none() {
+        let both = headers(&["Bearer s3cret".to_owned(), "Bearer s3cret".to_owned()]);
+        assert_eq!(identify(&table(), "10.1.0.1".parse().unwrap(), &both, FIELD), Err(UnknownCaller));
     }
 }

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
@@ -29,10 +29,11 @@ pub struct Report {
     started: Instant,
     /// Spent waiting for a token or for the upstream.
     waited: Duration,
-    id: String,
+    /// Names the request in the answer and in the log.
+    id: u64,
     method: Method,
-    path: String,
-    host: String,
+    uri: Uri,
+    destination: Option<Origin>,
     connection: Option<Name>,
     caller: Option<Name>,
 }
@@ -45,10 +46,10 @@ impl Report {
             activity: peer.activity.begin(),
             started: Instant::now(),
             waited: Duration::ZERO,
-            id: format!("{:016x}", fastrand::u64(..)),
+            id: fastrand::u64(..),
             method: request.method().clone(),
-            path: request.uri().path().to_owned(),
-            host: String::new(),
+            uri: request.uri().clone(),
+            destination: None,
             connection: None,
             caller: None,
         }
@@ -63,7 +64,11 @@ impl Report {
     }
 
     pub fn destination(&mut self, origin: Option<&Origin>) {
-        self.host = origin.map(Origin::authority).unwrap_or_default();
+        self.destination = origin.cloned();
+    }
+
+    fn host(&self) -> String {
+        self.destination.as_ref().map(Origin::authority).unwrap_or_default()
     }
 
     pub fn waited(&mut self, span: Duration) {
@@ -79,6 +84,7 @@ impl Report {
         let overhead = self.started.elapsed().saturating_sub(self.waited);
         self.worker.shared.metrics.overhead.observe(overhead.as_secs_f64());
         let (mut head, incoming) = response.into_parts();
+        head.version = Version::HTTP_11;
         headers::response(&mut head.headers, &self.worker.shared.via);
         let answer = Answer { report: self, status: head.status, code: None, lease: Some(lease) };
         Response::from_parts(head, ResponseBody::upstream(incoming, idle, answer))
@@ -98,13 +104,14 @@ impl Report {
         let code = fault.error.code();
         let connection = self.connection.as_ref().map(Name::as_str);
         self.worker.shared.metrics.errors.with_label_values(&[connection.unwrap_or(""), code]).inc();
-        let about = About { connection, profile: connection.map(|_| "default"), request_id: &self.id };
+        let id = format!("{:016x}", self.id);
+        let about = About { connection, profile: connection.map(|_| "default"), request_id: &id };
         let (head, text) = fault.error.response(about).into_parts();
         if self.worker.snapshot().log_requests != LogRequests::Off {
             let cause = fault.cause.unwrap_or_default();
             tracing::warn!(code, connection, caller = self.caller.as_ref().map(Name::as_str), status = head.status.as_u16(),
-                request_id = self.id, method = %Clean(self.method.as_str()), host = %Clean(&self.host),
-                path = %Clean(&self.path), cause = %Clean(&cause), "request refused");
+                request_id = id, method = %Clean(self.method.as_str()), host = %Clean(&self.host()),
+                path = %Clean(self.uri.path()), cause = %Clean(&cause), "request refused");
         }
         let answer = Answer { report: self, status: head.status, code: Some(code), lease: None };
         Response::from_parts(head, ResponseBody::own(text, answer))
@@ -133,8 +140,8 @@ impl Companion for Answer {
         counters.duration.observe(took.as_secs_f64());
         if self.code.is_none() && report.worker.snapshot().log_requests == LogRequests::All {
             tracing::info!(connection = report.connection.as_ref().map(Name::as_str), caller = report.caller.as_ref().map(Name::as_str),
-                status = self.status.as_u16(), request_id = report.id, method = %Clean(report.method.as_str()),
-                host = %Clean(&report.host), path = %Clean(&report.path), complete, duration_s = took.as_secs_f64(), "request");
+                status = self.status.as_u16(), request_id = format!("{:016x}", report.id), method = %Clean(report.method.as_str()),
+                host = %Clean(&report.host()), path = %Clean(report.uri.path()), complete, duration_s = took.as_secs_f64(), "request");
         }
     }
 }

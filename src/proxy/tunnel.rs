@@ -21,6 +21,7 @@ use super::report::{Answer, Report};
 use super::target::{self, Target};
 use super::worker::{Place, Worker};
 use super::{Peer, Tunnelled, caller, exchange};
+use crate::tasks::Phase;
 
 /// The first byte of a TLS record that holds a ClientHello (RFC 8446 §5.1).
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -57,7 +58,7 @@ fn admit(
     let Target::Connect(host, port) = target::parse(&head).map_err(ProxyError::BadRequestTarget)? else {
         return Err(ProxyError::BadRequestTarget("CONNECT takes host:port").into());
     };
-    let caller = caller::identify(&snapshot.callers, peer.address.ip(), head.headers.get("proxy-authorization"))
+    let caller = caller::identify(&snapshot.callers, peer.address.ip(), &head.headers, "proxy-authorization")
         .map_err(|_| ProxyError::CallerUnknown { mount: false })?;
     report.caller(caller.and_then(|id| snapshot.callers.name(id)));
     let place = Place::take(&worker.shared.tunnels, snapshot.limits.tunnels)
@@ -73,7 +74,12 @@ async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, upgrade: OnUpgrade, tunnelled
     if first.is_empty() {
         let mut byte = [0];
         let patience = worker.snapshot().timeouts.client_head;
-        match timeout(patience, io.read(&mut byte)).await {
+        let mut drain = worker.shared.tasks.watch();
+        let read = tokio::select! {
+            read = timeout(patience, io.read(&mut byte)) => read,
+            () = drain.reached(Phase::Drain) => return,
+        };
+        match read {
             Ok(Ok(1)) => first = Bytes::copy_from_slice(&byte),
             _ => return,
         }
@@ -84,7 +90,12 @@ async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, upgrade: OnUpgrade, tunnelled
         return;
     }
     let io = io.again(first);
-    let inside = Peer { address: peer.address, activity: Activity::new(io.watch.clone()), tunnel: Some(tunnelled) };
+    let inside = Peer {
+        address: peer.address,
+        activity: Activity::new(io.watch.clone()),
+        tunnel: Some(tunnelled),
+        seat: peer.seat.clone(),
+    };
     Box::pin(downstream::serve(worker, io, Rc::new(inside))).await;
     drop(place);
 }

@@ -1,1 +1,376 @@
+//! The engine on a simulated clock: one source that follows a script, and its calls counted.
 
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::slot::{InjectedToken, NoToken};
+use super::*;
+use crate::model::connection::{AuthorizationServer, ClientAuth, Grant, Lifetimes};
+use crate::model::token::{AccessToken, TokenSet};
+use crate::model::{Name, Roots};
+use crate::oauth::{Failure, Reason, Refusal};
+use crate::store::MemoryStore;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+type Answer = Result<TokenSet, Failure>;
+
+/// Answers by its script, then with a new token each time.
+#[derive(Default)]
+struct Script {
+    answers: Mutex<VecDeque<Answer>>,
+    calls: AtomicUsize,
+    at_once: AtomicUsize,
+    at_once_max: AtomicUsize,
+    times: Mutex<Vec<Instant>>,
+    lifetime: Option<Duration>,
+    takes: Duration,
+}
+
+impl Script {
+    fn calls(&self) -> usize {
+        self.calls.load(Ordering::SeqCst)
+    }
+
+    fn then(&self, answer: Answer) {
+        lock(&self.answers).push_back(answer);
+    }
+}
+
+struct Source(Arc<Script>);
+
+impl TokenSource for Source {
+    fn first_grant(&self) -> Pin<Box<dyn Future<Output = Answer> + Send + '_>> {
+        let script = self.0.clone();
+        Box::pin(async move {
+            let number = script.calls.fetch_add(1, Ordering::SeqCst) + 1;
+            lock(&script.times).push(Instant::now());
+            let at_once = script.at_once.fetch_add(1, Ordering::SeqCst) + 1;
+            script.at_once_max.fetch_max(at_once, Ordering::SeqCst);
+            sleep(script.takes).await;
+            script.at_once.fetch_sub(1, Ordering::SeqCst);
+            let next = lock(&script.answers).pop_front();
+            next.unwrap_or_else(|| token(&format!("token-{number}"), script.lifetime))
+        })
+    }
+}
+
+fn token(text: &str, expires_in: Option<Duration>) -> Answer {
+    Ok(TokenSet { access_token: AccessToken::parse(text).unwrap(), expires_in, scopes: None })
+}
+
+fn unavailable(retry_after: Option<Duration>) -> Answer {
+    Err(Failure::Retryable { reason: Reason::Timeout, retry_after })
+}
+
+fn refused() -> Answer {
+    Err(Failure::Permanent(Refusal { error: "invalid_client".to_owned(), description: None }))
+}
+
+fn connection(name: &str) -> Arc<Connection> {
+    Arc::new(Connection {
+        name: Name::parse(name).unwrap(),
+        active: true,
+        comments: None,
+        grant: Grant::ClientCredentials,
+        client_id: "id".to_owned(),
+        client_auth: ClientAuth::None,
+        token_url: "https://as.test/token".parse().unwrap(),
+        authorization_server: AuthorizationServer { trust: None::<Roots>, timeout: 10 * SECOND },
+        scopes: Vec::new(),
+        audience: None,
+        resource: None,
+        token_params: Vec::new(),
+        lifetimes: Lifetimes::default(),
+        token_rejected: Vec::new(),
+        accessible_from: None,
+        routes: Vec::new(),
+    })
+}
+
+struct Engine {
+    cache: TokenCache,
+    clock: Clock,
+    script: Arc<Script>,
+    slot: Arc<TokenSlot>,
+}
+
+/// One slot whose tokens live `lifetime` and take `takes` to come.
+fn engine(lifetime: Duration, takes: Duration, answers: impl IntoIterator<Item = Answer>) -> Engine {
+    let script = Script { lifetime: Some(lifetime), takes, ..Script::default() };
+    answers.into_iter().for_each(|answer| script.then(answer));
+    let (script, clock) = (Arc::new(script), Clock::simulated());
+    let store = Arc::new(MemoryStore::default());
+    let cache = TokenCache::new(store, clock.clone(), Tasks::default(), Metrics::new().unwrap());
+    let slot = cache.ensure(&connection("crm"), Box::new(Source(script.clone())));
+    Engine { cache, clock, script, slot }
+}
+
+impl Engine {
+    async fn token(&self) -> Result<String, NoToken> {
+        let deadline = Instant::now() + 10 * SECOND;
+        self.slot.token(&self.clock, deadline).await.map(|token| token.access_token.expose().to_owned())
+    }
+
+    fn fresh(&self) -> Option<Arc<InjectedToken>> {
+        self.slot.fresh(self.clock.now())
+    }
+
+    async fn reject(&self, generation: u64) -> Option<String> {
+        let deadline = Instant::now() + 10 * SECOND;
+        let token = self.slot.reject(generation, &self.clock, deadline).await?;
+        Some(token.access_token.expose().to_owned())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_waiters_on_a_cold_slot_cause_one_request() {
+    let engine = Arc::new(engine(60 * SECOND, SECOND / 2, []));
+    let mut waiters = tokio::task::JoinSet::new();
+    for _ in 0..500 {
+        let engine = engine.clone();
+        waiters.spawn(async move { engine.token().await });
+    }
+    for answer in waiters.join_all().await {
+        assert_eq!(answer.as_deref(), Ok("token-1"));
+    }
+    assert_eq!(engine.script.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiter_that_goes_away_cancels_nothing() {
+    let engine = engine(60 * SECOND, SECOND, []);
+    assert!(tokio::time::timeout(SECOND / 2, engine.token()).await.is_err());
+    assert_eq!(engine.token().await.as_deref(), Ok("token-1"));
+    assert_eq!(engine.script.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_token_is_refreshed_at_half_of_its_life() {
+    let engine = engine(2 * SECOND, Duration::ZERO, []);
+    engine.token().await.unwrap();
+    sleep(SECOND + SECOND / 5).await;
+    assert_eq!(engine.fresh().unwrap().access_token.expose(), "token-2");
+    assert_eq!(engine.script.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_refresh_keeps_the_valid_token_and_an_expired_one_is_never_served() {
+    let engine = engine(100 * SECOND, Duration::ZERO, [token("old", Some(100 * SECOND))]);
+    engine.token().await.unwrap();
+    for _ in 0..20 {
+        engine.script.then(unavailable(None));
+    }
+    sleep(94 * SECOND).await;
+    assert_eq!(engine.fresh().unwrap().access_token.expose(), "old");
+    assert_eq!(engine.slot.state().name(engine.clock.now()), "due");
+    sleep(2 * SECOND).await;
+    assert!(engine.fresh().is_none());
+    let Err(NoToken::Unavailable { retry_after, .. }) = engine.token().await else { panic!("a token") };
+    assert!(retry_after <= 72 * SECOND, "{retry_after:?}");
+    lock(&engine.script.answers).clear();
+    sleep(72 * SECOND).await;
+    assert!(engine.fresh().is_some(), "it recovers by itself within one back-off");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_asks_through_a_back_off() {
+    let engine = engine(60 * SECOND, Duration::ZERO, [unavailable(Some(30 * SECOND)), unavailable(None)]);
+    assert!(engine.token().await.is_err());
+    for _ in 0..290 {
+        assert!(engine.token().await.is_err());
+        sleep(SECOND / 10).await;
+    }
+    assert_eq!(engine.script.calls(), 1, "Retry-After is honoured");
+    sleep(8 * SECOND).await;
+    assert_eq!(engine.script.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_permanent_but_for_a_rare_probe() {
+    let engine = engine(3600 * SECOND, Duration::ZERO, [refused()]);
+    for _ in 0..800 {
+        let Err(NoToken::Refused { error, .. }) = engine.token().await else { panic!("no refusal") };
+        assert_eq!(error, "invalid_client");
+        sleep(SECOND).await;
+    }
+    assert_eq!(engine.script.calls(), 1);
+    assert_eq!(engine.slot.state().name(engine.clock.now()), "misconfigured");
+    sleep(300 * SECOND).await;
+    assert_eq!(engine.token().await.as_deref(), Ok("token-2"), "the server's side was mended");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_down_is_asked_three_times_in_its_first_minute_and_once_a_minute_later() {
+    let engine = engine(60 * SECOND, Duration::ZERO, (0..50).map(|_| unavailable(None)));
+    sleep(58 * SECOND).await;
+    assert_eq!(engine.script.calls(), 3);
+    sleep(Duration::from_secs(600)).await;
+    assert!((10..=14).contains(&engine.script.calls()), "{}", engine.script.calls());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rejected_token_is_replaced_once_for_everybody() {
+    let engine = Arc::new(engine(3600 * SECOND, SECOND / 10, []));
+    engine.token().await.unwrap();
+    let mut rejections = tokio::task::JoinSet::new();
+    for _ in 0..50 {
+        let engine = engine.clone();
+        rejections.spawn(async move { engine.reject(1).await });
+    }
+    for replacement in rejections.join_all().await {
+        assert_eq!(replacement.as_deref(), Some("token-2"));
+    }
+    assert_eq!(engine.script.calls(), 2);
+    assert_eq!(engine.reject(1).await.as_deref(), Some("token-2"), "an old rejection asks nobody");
+    assert_eq!(engine.reject(2).await, None, "not again within ten seconds");
+    assert_eq!(engine.script.calls(), 2);
+    sleep(10 * SECOND).await;
+    assert_eq!(engine.reject(2).await.as_deref(), Some("token-3"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rejection_that_brings_no_other_token_ends_the_wait() {
+    let engine = engine(3600 * SECOND, Duration::ZERO, []);
+    engine.token().await.unwrap();
+    engine.script.then(unavailable(None));
+    let started = Instant::now();
+    assert_eq!(engine.reject(1).await, None);
+    assert!(started.elapsed() < SECOND);
+    assert!(engine.fresh().is_some(), "the token may be good elsewhere");
+    sleep(SECOND).await;
+    assert_eq!(engine.reject(1).await, None, "and a back-off is not broken");
+    assert_eq!(engine.script.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_token_again_is_asked_for_only_at_its_end() {
+    let engine = engine(60 * SECOND, Duration::ZERO, (0..100).map(|_| token("same", Some(60 * SECOND))));
+    engine.token().await.unwrap();
+    sleep(50 * SECOND).await;
+    assert!(engine.script.calls() <= 2, "{}", engine.script.calls());
+    sleep(300 * SECOND).await;
+    assert!(engine.script.calls() <= 9, "{}", engine.script.calls());
+    assert_eq!(engine.token().await.as_deref(), Ok("same"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_life_of_a_second_does_not_spin() {
+    let engine = engine(SECOND, Duration::ZERO, []);
+    sleep(10 * SECOND).await;
+    assert!((15..=22).contains(&engine.script.calls()), "{}", engine.script.calls());
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_lifetime_the_default_applies() {
+    let engine = engine(SECOND, Duration::ZERO, [token("endless", None)]);
+    engine.token().await.unwrap();
+    let left = engine.clock.now().until(engine.fresh().unwrap().expires);
+    assert_eq!(left.as_secs().div_ceil(10), 360);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_slept_past_expiry_serves_nothing_old() {
+    let engine = engine(3600 * SECOND, Duration::ZERO, []);
+    engine.token().await.unwrap();
+    engine.clock.suspend(4000 * SECOND);
+    assert!(engine.fresh().is_none());
+    assert_eq!(engine.token().await.as_deref(), Ok("token-2"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wall_clock_that_jumps_ends_lives_forwards_and_prolongs_none_backwards() {
+    let engine = engine(3600 * SECOND, Duration::ZERO, []);
+    engine.token().await.unwrap();
+    engine.clock.step_wall(-7200);
+    sleep(3599 * SECOND).await;
+    assert_ne!(engine.fresh().unwrap().generation, 1, "the boot clock still renews it");
+    let generation = engine.fresh().unwrap().generation;
+    engine.clock.step_wall(2 * 7200);
+    assert!(engine.fresh().is_none());
+    engine.token().await.unwrap();
+    assert_eq!(engine.fresh().unwrap().generation, generation + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_jump_of_the_wall_clock_is_no_storm() {
+    let engine = engine(3600 * SECOND, Duration::ZERO, []);
+    for number in 0..300 {
+        engine.cache.ensure(&connection(&format!("c{number}")), Box::new(Source(engine.script.clone())));
+    }
+    sleep(60 * SECOND).await;
+    let before = engine.script.calls();
+    assert_eq!(before, 301);
+    engine.clock.step_wall(7200);
+    sleep(31 * SECOND).await;
+    let times = lock(&engine.script.times).split_off(before);
+    assert_eq!(times.len(), 301, "everybody noticed within half a minute");
+    for second in 0..31 {
+        let from = times[0] + second * SECOND;
+        let together = times.iter().filter(|at| **at >= from && **at < from + SECOND).count();
+        assert!(together < 60, "{together} in second {second}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn first_tokens_are_asked_for_eight_at_a_time() {
+    let engine = engine(3600 * SECOND, SECOND, []);
+    for number in 0..40 {
+        engine.cache.ensure(&connection(&format!("c{number}")), Box::new(Source(engine.script.clone())));
+    }
+    sleep(7 * SECOND).await;
+    assert_eq!(engine.script.calls(), 41);
+    assert_eq!(engine.script.at_once_max.load(Ordering::SeqCst), 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_key_has_one_slot() {
+    let engine = engine(60 * SECOND, Duration::ZERO, []);
+    let again = engine.cache.ensure(&connection("crm"), Box::new(Source(engine.script.clone())));
+    assert!(Arc::ptr_eq(&engine.slot, &again));
+    assert_eq!(engine.cache.list().len(), 1);
+}
+
+#[test]
+fn readers_see_the_last_token_or_the_one_before_while_it_is_republished() {
+    const GENERATIONS: u64 = 20_000;
+    let slot = TokenSlot::new(TokenKey::of_connection(Name::parse("crm").unwrap()));
+    let clock = Clock::system();
+    let end = clock.now().plus(3600 * SECOND);
+    let publish = |generation: u64| {
+        let text = AccessToken::parse(&format!("t{generation}")).unwrap();
+        let token = InjectedToken::new(generation, text, Arc::new(connection("crm").origins()), (end, end, end));
+        slot.publish(Some(Arc::new(token)), None);
+    };
+    publish(1);
+    let published = std::sync::atomic::AtomicU64::new(1);
+    std::thread::scope(|scope| {
+        let workers = [0, 1].map(|_| {
+            scope.spawn(|| {
+                let mut reads = 0u64;
+                loop {
+                    let before = published.load(Ordering::SeqCst);
+                    let seen = slot.fresh(clock.now()).expect("there is always a token").generation;
+                    let after = published.load(Ordering::SeqCst);
+                    assert!(seen >= before && seen <= after + 1, "saw {seen} between {before} and {after}");
+                    reads += 1;
+                    if after == GENERATIONS {
+                        return reads;
+                    }
+                }
+            })
+        });
+        for generation in 2..=GENERATIONS {
+            publish(generation);
+            published.store(generation, Ordering::SeqCst);
+        }
+        for worker in workers {
+            assert!(worker.join().unwrap() > 0);
+        }
+    });
+}

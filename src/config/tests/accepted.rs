@@ -1,7 +1,5 @@
 //! Good files and what they become.
 
-use std::time::Duration;
-
 use super::*;
 use crate::model::connection::*;
 use crate::model::{LogFormat, LogLevel, LogRequests, Timeouts, Unmatched};
@@ -155,17 +153,17 @@ fn aliases_and_references_work_where_they_stand() {
 }
 
 #[test]
-fn a_large_file_is_read_within_a_second() {
+fn a_large_file_is_read_in_less_than_a_second_of_work() {
     let mut text = "connections:\n".to_owned();
     for index in 0..10_000 {
         let good = GOOD.replace("crm", &format!("c{index}"));
         text +=
             &format!("  - {{{good}, scopes: [a, b], routes: [{{host: \"h{index}.test\", methods: [GET, PUT]}}]}}\n");
     }
-    let start = std::time::Instant::now();
+    let start = cpu_time();
     assert_eq!(accept(&text).model.connections.len(), 10_000);
-    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
-    let start = std::time::Instant::now();
+    assert!(cpu_time() - start < Duration::from_secs(1));
+    let start = cpu_time();
     assert!(load_text(&text.replace("name: c", "name: C"), Path::new("a.yaml")).is_err());
-    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    assert!(cpu_time() - start < Duration::from_secs(1));
 }
