@@ -9,9 +9,12 @@ WORKDIR /build
 # The downloads stay cached until the lock changes; after them the build needs no network.
 COPY Cargo.toml Cargo.lock ./
 RUN cargo fetch --locked
-COPY config config
+COPY build.rs ./
 COPY src src
-RUN cargo build --profile dist --locked --offline
+# The context holds no .git: the build takes the revision from here.
+ARG REVISION=unknown
+ENV KEYBEARER_REVISION=${REVISION}
+RUN cargo build --profile dist --locked --offline --bin keybearer
 
 # No shell and no package manager; root certificates and time zones are in it.
 FROM gcr.io/distroless/cc-debian12:nonroot
@@ -28,7 +31,7 @@ COPY --from=builder /build/target/dist/keybearer /usr/local/bin/keybearer
 
 # By number: Kubernetes' runAsNonRoot cannot judge a name.
 USER 65532:65532
-# Mount the folder, never the single file: a file that is mounted alone does not follow its ConfigMap.
+# Mount the folder, so that what the file names beside itself (`include`, secrets, certificates) is there too.
 ENV KEYBEARER_CONFIG=/etc/keybearer/keybearer.yaml
 # proxy, admin, telemetry
 EXPOSE 8080 8081 8082

@@ -1,5 +1,7 @@
 //! Tells the program what it was built from, for `version` and `keybearer_build_info`.
 
+#![allow(clippy::disallowed_methods, reason = "a build script is told everything by its environment")]
+
 use std::process::Command;
 
 fn main() {

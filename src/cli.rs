@@ -11,6 +11,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::config::Problems;
+
 /// A proxy that injects fresh OAuth tokens, so that services hold no secret.
 #[derive(Debug, Parser)]
 #[command(name = "keybearer", version, disable_help_subcommand = true)]
@@ -69,13 +71,10 @@ pub fn main() -> ExitCode {
 /// Wrong arguments or configuration.
 const MISCONFIGURED: u8 = 2;
 
-/// Prints the problems of a configuration to stderr.
-fn refuse(path: &Path, problems: &crate::config::Problems) -> ExitCode {
-    for problem in problems.warnings.iter().map(|warning| format!("warning: {warning}")) {
-        eprintln!("{problem}");
-    }
-    for problem in &problems.problems {
-        eprintln!("{problem}");
+/// Says how many problems there are, after the warnings; the problems themselves are the caller's to print.
+fn refuse(path: &Path, problems: &Problems) -> ExitCode {
+    for warning in &problems.warnings {
+        eprintln!("warning: {warning}");
     }
     let count = problems.problems.len();
     eprintln!("{}: {count} problem{}", path.display(), if count == 1 { "" } else { "s" });

@@ -223,6 +223,27 @@ impl fmt::Debug for Name {
 mod tests {
     use super::*;
 
+    /// Taken apart field by field, so that a new one cannot be forgotten here.
+    #[test]
+    fn every_default_deadline_and_bound_is_finite() {
+        let Timeouts { client_head, token_wait, connect, response_head, idle, keep_alive, drain } = Timeouts::default();
+        for wait in [client_head, token_wait, connect, response_head, idle, keep_alive, drain] {
+            assert!(wait > Duration::ZERO && wait <= Duration::from_secs(3600), "{wait:?}");
+        }
+        let Limits {
+            downstream_connections,
+            per_upstream,
+            queued_per_upstream,
+            head_bytes,
+            replay_body_bytes,
+            tunnels,
+        } = Limits::default();
+        for bound in [downstream_connections, per_upstream, queued_per_upstream, tunnels, head_bytes, replay_body_bytes]
+        {
+            assert!((1..=1024 * 1024).contains(&bound), "{bound}");
+        }
+    }
+
     #[test]
     fn names_are_labels() {
         for good in ["a", "crm", "0-a_b", &"x".repeat(63)] {

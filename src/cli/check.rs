@@ -29,7 +29,12 @@ pub fn check(arguments: &CheckArguments) -> ExitCode {
         return ExitCode::from(if result.is_ok() { 0 } else { MISCONFIGURED });
     }
     match result {
-        Err(problems) => super::refuse(&path, &problems),
+        Err(problems) => {
+            for problem in &problems.problems {
+                println!("{problem}");
+            }
+            super::refuse(&path, &problems)
+        }
         Ok(loaded) => {
             for warning in &loaded.warnings {
                 eprintln!("warning: {warning}");

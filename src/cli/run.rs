@@ -16,7 +16,10 @@ pub fn run(arguments: &ConfigArguments) -> ExitCode {
     let path = arguments.path();
     let loaded = match config::load(&path) {
         Ok(loaded) => loaded,
-        Err(problems) => return super::refuse(&path, &problems),
+        Err(problems) => {
+            eprintln!("{problems}");
+            return super::refuse(&path, &problems);
+        }
     };
     telemetry::start(loaded.model.log);
     for warning in &loaded.warnings {

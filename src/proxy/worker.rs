@@ -33,8 +33,11 @@ pub struct Worker {
     pub shared: Arc<Shared>,
     pub pool: Pool,
     snapshot: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
-    counters: RefCell<HashMap<(Option<Name>, Option<Name>), Rc<Counters>>>,
+    counters: RefCell<HashMap<Labels, Rc<Counters>>>,
 }
+
+/// Connection and caller, where there is one.
+type Labels = (Option<Name>, Option<Name>);
 
 /// Ready-made handles for one connection and caller.
 pub struct Counters {
