@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use crate::clock::Now;
+use crate::model::connection::Identity;
 use crate::model::token::{AccessToken, TokenKey};
 pub use memory::MemoryStore;
 
@@ -17,6 +18,8 @@ pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>>
 /// What is kept of one token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredToken {
+    /// What it was granted for; under another identity it is nobody's.
+    pub identity: Identity,
     pub access_token: AccessToken,
     /// When the request that obtained it left.
     pub obtained: Now,

@@ -12,16 +12,17 @@ pub mod slot;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 
 use crate::clock::Clock;
-use crate::model::connection::Connection;
+use crate::model::connection::{Connection, Identity, OriginSet};
 use crate::model::token::TokenKey;
 use crate::store::Store;
 use crate::tasks::Tasks;
 use crate::telemetry::metrics::Metrics;
-use acquire::Acquirer;
 pub use acquire::TokenSource;
+use acquire::{Acquirer, Definition};
 use refresher::Refresher;
 use slot::TokenSlot;
 
@@ -30,7 +31,9 @@ const REQUESTS_PER_SERVER: usize = 8;
 
 /// All slots by key.
 pub struct TokenCache {
-    slots: Mutex<HashMap<TokenKey, Arc<TokenSlot>>>,
+    slots: Mutex<HashMap<TokenKey, Entry>>,
+    /// Slots whose connection has another identity now; requests that began before may still wait at them.
+    replaced: Mutex<Vec<Arc<TokenSlot>>>,
     gates: Mutex<HashMap<String, Arc<Semaphore>>>,
     store: Arc<dyn Store>,
     clock: Clock,
@@ -38,35 +41,73 @@ pub struct TokenCache {
     metrics: Metrics,
 }
 
+struct Entry {
+    slot: Arc<TokenSlot>,
+    identity: Identity,
+    origins: Arc<OriginSet>,
+    definition: Arc<ArcSwap<Definition>>,
+}
+
 impl TokenCache {
     pub fn new(store: Arc<dyn Store>, clock: Clock, tasks: Tasks, metrics: Metrics) -> TokenCache {
-        TokenCache { slots: Mutex::default(), gates: Mutex::default(), store, clock, tasks, metrics }
+        TokenCache {
+            slots: Mutex::default(),
+            replaced: Mutex::default(),
+            gates: Mutex::default(),
+            store,
+            clock,
+            tasks,
+            metrics,
+        }
     }
 
-    /// The slot of a connection; its refresher starts on the current runtime with the first call.
+    /// The slot of a connection as it is now defined; the refresher of a new one starts on the current runtime. A slot
+    /// with its token is kept for as long as the token may be: same identity, and no origin that it was not granted for.
     pub fn ensure(&self, connection: &Arc<Connection>, source: Box<dyn TokenSource>) -> Arc<TokenSlot> {
         let key = TokenKey::of_connection(connection.name.clone());
+        let (identity, origins) = (connection.identity(), Arc::new(connection.origins()));
+        let definition = Arc::new(Definition { connection: connection.clone(), source });
         let mut slots = lock(&self.slots);
-        let slot = slots.entry(key.clone()).or_insert_with(|| {
-            let slot = Arc::new(TokenSlot::new(key.clone()));
-            let acquirer = Acquirer {
-                key,
-                connection: connection.clone(),
-                source,
-                store: self.store.clone(),
-                gate: self.gate(connection),
-                clock: self.clock.clone(),
-                metrics: self.metrics.clone(),
-            };
-            let origins = Arc::new(connection.origins());
-            self.tasks.spawn("refresher", Refresher { slot: slot.clone(), acquirer, origins }.run());
-            slot
+        if let Some(entry) = slots.get(&key).filter(|e| e.identity == identity && e.origins.covers(&origins)) {
+            entry.definition.store(definition);
+            entry.slot.reconsider();
+            return entry.slot.clone();
+        }
+        let slot = Arc::new(TokenSlot::new(key.clone()));
+        let definition = Arc::new(ArcSwap::new(definition));
+        let acquirer = Acquirer {
+            key: key.clone(),
+            definition: definition.clone(),
+            store: self.store.clone(),
+            gate: self.gate(connection),
+            clock: self.clock.clone(),
+            metrics: self.metrics.clone(),
+        };
+        let refresher = Refresher { slot: slot.clone(), acquirer, origins: origins.clone() };
+        self.tasks.spawn("refresher", refresher.run());
+        let entry = Entry { slot: slot.clone(), identity, origins, definition };
+        let old = slots.insert(key, entry);
+        lock(&self.replaced).extend(old.map(|entry| entry.slot));
+        slot
+    }
+
+    /// Ends the slots that are not among `kept`, once no new request can reach them.
+    pub fn retain(&self, kept: &[Arc<TokenSlot>]) {
+        lock(&self.replaced).drain(..).for_each(|slot| slot.close());
+        lock(&self.slots).retain(|key, entry| {
+            let keep = kept.iter().any(|slot| Arc::ptr_eq(slot, &entry.slot));
+            if !keep {
+                entry.slot.close();
+                let labels = [key.connection.as_str(), key.profile.as_str()];
+                // It may never have had a token.
+                let _ = self.metrics.token_expiry.remove_label_values(&labels);
+            }
+            keep
         });
-        slot.clone()
     }
 
     pub fn list(&self) -> Vec<Arc<TokenSlot>> {
-        lock(&self.slots).values().cloned().collect()
+        lock(&self.slots).values().map(|entry| entry.slot.clone()).collect()
     }
 
     fn gate(&self, connection: &Connection) -> Arc<Semaphore> {

@@ -242,7 +242,40 @@ impl Connection {
     }
 }
 
+/// What a token belongs to, beside its origins: with another identity the old token is never sent again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    token_url: Url,
+    client_id: String,
+    grant: Grant,
+    /// Sorted: their order means nothing.
+    scopes: Vec<String>,
+    audience: Option<String>,
+    resource: Option<String>,
+}
+
+impl Connection {
+    /// Secrets, margins, callers and paths are no part of it.
+    pub fn identity(&self) -> Identity {
+        let mut scopes = self.scopes.clone();
+        scopes.sort();
+        Identity {
+            token_url: self.token_url.clone(),
+            client_id: self.client_id.clone(),
+            grant: self.grant,
+            scopes,
+            audience: self.audience.clone(),
+            resource: self.resource.clone(),
+        }
+    }
+}
+
 impl OriginSet {
+    /// Is everything that `other` permits permitted here too?
+    pub fn covers(&self, other: &OriginSet) -> bool {
+        other.0.iter().all(|origin| self.0.contains(origin))
+    }
+
     /// May a token go to this origin, which is about to be dialled?
     pub fn permits(&self, origin: &Origin) -> bool {
         self.0.iter().any(|(pattern, port, tls)| {
@@ -264,6 +297,31 @@ impl HostPattern {
                 name.strip_suffix(&**suffix).is_some_and(|labels| labels.ends_with('.'))
             }
             (HostPattern::Below(_), _) => false,
+        }
+    }
+}
+
+#[cfg(test)]
+impl Connection {
+    /// A connection without routes, for the tests of other rooms.
+    pub fn sample(name: &str) -> Connection {
+        Connection {
+            name: Name::parse(name).unwrap(),
+            active: true,
+            comments: None,
+            grant: Grant::ClientCredentials,
+            client_id: "id".to_owned(),
+            client_auth: ClientAuth::None,
+            token_url: "https://as.test/token".parse().unwrap(),
+            authorization_server: AuthorizationServer { trust: None, timeout: Duration::from_secs(10) },
+            scopes: Vec::new(),
+            audience: None,
+            resource: None,
+            token_params: Vec::new(),
+            lifetimes: Lifetimes::default(),
+            token_rejected: Vec::new(),
+            accessible_from: None,
+            routes: Vec::new(),
         }
     }
 }

@@ -361,6 +361,10 @@ fn no_token(why: NoToken) -> Fault {
             Fault { error: ProxyError::TokenRefused { error }, cause: description }
         }
         NoToken::Unavailable { error, retry_after } => ProxyError::TokenUnavailable { error, retry_after }.into(),
+        NoToken::Forgotten => {
+            let retry_after = Duration::from_secs(1);
+            ProxyError::TokenUnavailable { error: "configuration_changed".to_owned(), retry_after }.into()
+        }
         NoToken::WaitTimeout => {
             let retry_after = Duration::from_secs(1);
             ProxyError::TokenUnavailable { error: "timeout".to_owned(), retry_after }

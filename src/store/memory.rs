@@ -65,6 +65,7 @@ mod tests {
     use super::*;
     use crate::clock::Clock;
     use crate::model::Name;
+    use crate::model::connection::Connection;
     use crate::model::token::AccessToken;
 
     #[tokio::test(start_paused = true)]
@@ -73,6 +74,7 @@ mod tests {
         let key = TokenKey::of_connection(Name::parse("crm").unwrap());
         let lease = store.lease(&key, Duration::from_secs(1)).await.unwrap();
         let token = StoredToken {
+            identity: Connection::sample("crm").identity(),
             access_token: AccessToken::parse("a").unwrap(),
             obtained: Clock::simulated().now(),
             lifetime: Duration::from_secs(60),

@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 
 use crate::clock::Clock;
@@ -34,13 +35,19 @@ impl TokenSource for TokenEndpoint {
 
 pub(super) struct Acquirer {
     pub key: TokenKey,
-    pub connection: Arc<Connection>,
-    pub source: Box<dyn TokenSource>,
+    /// As of the last reload.
+    pub definition: Arc<ArcSwap<Definition>>,
     pub store: Arc<dyn Store>,
     /// Requests under way to this authorization server.
     pub gate: Arc<Semaphore>,
     pub clock: Clock,
     pub metrics: Metrics,
+}
+
+/// How the token of one slot is obtained.
+pub(super) struct Definition {
+    pub connection: Arc<Connection>,
+    pub source: Box<dyn TokenSource>,
 }
 
 /// Why there is no next token.
@@ -52,17 +59,22 @@ pub(super) enum AcquireError {
 
 impl Acquirer {
     /// The next token. `current` is the one in use: finding only that in the store is no news.
-    pub async fn acquire(&self, current: Option<&AccessToken>) -> Result<StoredToken, AcquireError> {
-        if let Some(stored) = self.stored(current).await? {
+    pub async fn acquire(
+        &self,
+        definition: &Definition,
+        current: Option<&AccessToken>,
+    ) -> Result<StoredToken, AcquireError> {
+        let connection = &definition.connection;
+        if let Some(stored) = self.stored(connection, current).await? {
             return Ok(stored);
         }
         let _place = self.gate.acquire().await;
-        let patience = self.connection.authorization_server.timeout + LEASE_SLACK;
+        let patience = connection.authorization_server.timeout + LEASE_SLACK;
         let lease = self.store.lease(&self.key, patience).await.map_err(AcquireError::Store)?;
-        if let Some(stored) = self.stored(current).await? {
+        if let Some(stored) = self.stored(connection, current).await? {
             return Ok(stored);
         }
-        let token = self.ask().await.map_err(AcquireError::Server)?;
+        let token = self.ask(definition).await.map_err(AcquireError::Server)?;
         if let Err(error) = self.store.save(&self.key, token.clone(), &*lease).await {
             tracing::error!(connection = %self.key.connection, profile = %self.key.profile, %error,
                 "the token could not be saved; it is used all the same");
@@ -71,28 +83,35 @@ impl Acquirer {
     }
 
     /// A usable token in the store, other than `current`.
-    async fn stored(&self, current: Option<&AccessToken>) -> Result<Option<StoredToken>, AcquireError> {
-        let now = self.clock.now();
+    async fn stored(
+        &self,
+        connection: &Connection,
+        current: Option<&AccessToken>,
+    ) -> Result<Option<StoredToken>, AcquireError> {
+        let (now, identity) = (self.clock.now(), connection.identity());
         let fresh = |stored: &StoredToken| {
-            let margin = self.connection.lifetimes.usable_margin.min(stored.lifetime / 4);
-            Some(&stored.access_token) != current && !now.reached(stored.obtained.plus(stored.lifetime - margin))
+            let margin = connection.lifetimes.usable_margin.min(stored.lifetime / 4);
+            let news = Some(&stored.access_token) != current && stored.identity == identity;
+            news && !now.reached(stored.obtained.plus(stored.lifetime - margin))
         };
         let stored = self.store.load(&self.key).await.map_err(AcquireError::Store)?;
         Ok(stored.filter(fresh))
     }
 
-    async fn ask(&self) -> Result<StoredToken, Failure> {
+    async fn ask(&self, definition: &Definition) -> Result<StoredToken, Failure> {
+        let own = &definition.connection;
         // Lifetimes count from when the request leaves: the answer may have been long on its way.
         let obtained = self.clock.now();
-        let answer = self.source.first_grant().await;
+        let answer = definition.source.first_grant().await;
         let (connection, profile) = (self.key.connection.as_str(), self.key.profile.as_str());
         let outcome = answer.as_ref().map_or_else(|failure| failure.outcome().as_str(), |_| "ok");
         let took = self.clock.now().boot.saturating_sub(obtained.boot);
-        let grant = self.connection.grant.as_str();
+        let grant = own.grant.as_str();
         self.metrics.token_requests.with_label_values(&[connection, profile, grant, outcome]).inc();
         self.metrics.token_request_duration.with_label_values(&[connection]).observe(took.as_secs_f64());
         let answer = answer?;
-        let lifetime = answer.expires_in.unwrap_or(self.connection.lifetimes.default_token_lifetime);
-        Ok(StoredToken { access_token: answer.access_token, obtained, lifetime, scopes: answer.scopes })
+        let lifetime = answer.expires_in.unwrap_or(own.lifetimes.default_token_lifetime);
+        let (access_token, scopes) = (answer.access_token, answer.scopes);
+        Ok(StoredToken { identity: own.identity(), access_token, obtained, lifetime, scopes })
     }
 }

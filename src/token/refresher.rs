@@ -11,7 +11,7 @@ use futures_util::FutureExt;
 use super::acquire::{AcquireError, Acquirer};
 use super::schedule::{self, Step};
 use super::slot::{InjectedToken, SlotState, TokenSlot, Trouble};
-use crate::model::connection::OriginSet;
+use crate::model::connection::{Connection, OriginSet};
 use crate::oauth::Failure;
 use crate::store::StoredToken;
 
@@ -24,7 +24,7 @@ pub(super) struct Refresher {
 }
 
 impl Refresher {
-    /// Runs until the task is stopped. A slot without a refresher would be dead, so a panic only pauses it.
+    /// Runs until the slot is closed. A slot without a refresher would be dead, so a panic only pauses it.
     pub async fn run(self) {
         while AssertUnwindSafe(self.refresh()).catch_unwind().await.is_err() {
             tokio::time::sleep(AFTER_PANIC).await;
@@ -32,7 +32,7 @@ impl Refresher {
     }
 
     async fn refresh(&self) {
-        loop {
+        while !self.slot.is_closed() {
             let state = self.slot.state();
             let forced = self.slot.is_forced(&state);
             match schedule::next(&state, self.acquirer.clock.now(), forced, fastrand::f64()) {
@@ -46,14 +46,16 @@ impl Refresher {
 
     async fn attempt(&self, before: &SlotState) {
         let current = before.token.as_ref().map(|token| &token.access_token);
-        match self.acquirer.acquire(current).await {
-            Ok(token) => self.succeed(before, token),
-            Err(error) => self.fail(before, error),
+        let definition = self.acquirer.definition.load_full();
+        match self.acquirer.acquire(&definition, current).await {
+            Ok(token) => self.succeed(before, &definition.connection, token),
+            // What failed is no longer the definition: the present one has yet to be tried.
+            Err(_) if !Arc::ptr_eq(&definition, &self.acquirer.definition.load()) => {}
+            Err(error) => self.fail(before, &definition.connection, error),
         }
     }
 
-    fn succeed(&self, before: &SlotState, stored: StoredToken) {
-        let connection = &self.acquirer.connection;
+    fn succeed(&self, before: &SlotState, connection: &Connection, stored: StoredToken) {
         let mut moments = schedule::moments(stored.obtained, stored.lifetime, &connection.lifetimes, fastrand::f64());
         let same = before.token.as_ref().filter(|token| token.access_token == stored.access_token);
         if same.is_some() {
@@ -73,7 +75,7 @@ impl Refresher {
         self.slot.publish(Some(Arc::new(token)), None);
     }
 
-    fn fail(&self, before: &SlotState, error: AcquireError) {
+    fn fail(&self, before: &SlotState, connection: &Connection, error: AcquireError) {
         let (permanent, error, description, retry_after) = match error {
             AcquireError::Server(Failure::Retryable { reason, retry_after }) => {
                 (false, reason.to_string(), None, retry_after)
@@ -87,7 +89,7 @@ impl Refresher {
         let key = &self.slot.key;
         let still_usable = before.token.as_ref().is_some_and(|token| token.is_usable(now));
         tracing::warn!(connection = %key.connection, profile = %key.profile, error, description,
-            permanent, still_usable, next_try_in_s = pause.as_secs(), endpoint = %self.acquirer.connection.token_url,
+            permanent, still_usable, next_try_in_s = pause.as_secs(), endpoint = %connection.token_url,
             "no new token");
         let trouble = Trouble { permanent, error, description, retry_at: now.plus(pause), failures };
         self.slot.publish(before.token.clone(), Some(trouble));

@@ -5,6 +5,7 @@
 //! [`Verdict`], so a leftover wake-up cannot ask the authorization server through a back-off or a refusal.
 //! Metrics: `keybearer_token_wait_seconds` is observed by whoever waits here (`proxy::exchange`).
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ pub struct TokenSlot {
     changed: watch::Sender<()>,
     demand: Notify,
     rejection: Mutex<Rejection>,
+    closed: AtomicBool,
 }
 
 /// A token that may be injected, in the form in which it is injected.
@@ -86,6 +88,8 @@ pub enum NoToken {
     Refused { error: String, description: Option<String> },
     /// The request's own patience ended.
     WaitTimeout,
+    /// The slot was forgotten while the request waited: the configuration has changed.
+    Forgotten,
 }
 
 #[derive(Debug, Default)]
@@ -174,6 +178,7 @@ impl TokenSlot {
             changed: watch::Sender::new(()),
             demand: Notify::new(),
             rejection: Mutex::default(),
+            closed: AtomicBool::new(false),
         }
     }
 
@@ -195,6 +200,7 @@ impl TokenSlot {
             match self.state.load_full().verdict(now) {
                 Verdict::Serve(token) => return Ok(token.clone()),
                 Verdict::Fail(trouble) => return Err(trouble.no_token(now)),
+                Verdict::Acquire if self.is_closed() => return Err(NoToken::Forgotten),
                 Verdict::Acquire => self.demand.notify_one(),
             }
             if tokio::time::timeout_at(deadline, changed.changed()).await.is_err() {
@@ -226,6 +232,9 @@ impl TokenSlot {
         self.demand.notify_one();
         loop {
             tokio::time::timeout_at(deadline, changed.changed()).await.ok()?.ok()?;
+            if self.is_closed() {
+                return None;
+            }
             let state = self.state.load_full();
             if let Some(token) = newer(&state) {
                 return Some(token).filter(|token| token.is_usable(clock.now()));
@@ -247,6 +256,23 @@ impl TokenSlot {
         }
         *rejection = Rejection { generation, asked_at: Some(now.boot), pending: true };
         true
+    }
+
+    /// The end of refreshing. Requests that began before may still read what is here; those that wait are answered.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        self.changed.send_replace(());
+        self.demand.notify_one();
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    /// The definition has changed: whatever stood in the way may be gone, so nobody waits for a back-off to end.
+    pub(super) fn reconsider(&self) {
+        self.state.rcu(|state| SlotState { trouble: None, ..(**state).clone() });
+        self.demand.notify_one();
     }
 
     /// For the refresher: is a refresh of the current token being forced?
