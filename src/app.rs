@@ -81,6 +81,9 @@ impl App {
 
     fn start(self) -> Result<Running, AppError> {
         let (model, tasks) = (self.model, self.tasks);
+        for listener in &self.listeners {
+            tracing::info!(listener = %listener.name, address = %listener.address, "listening");
+        }
         let (clock, metrics, health) = (Clock::system(), Metrics::new()?, Arc::new(Health::default()));
         let trust = Trust::new(&model.trust);
         let dialer = Dialer::new(&model.hosts, AddressPolicy::new(&model, &self.listeners));
@@ -113,9 +116,6 @@ impl App {
             tunnels: Arc::new(AtomicUsize::new(0)),
         };
         let threads = proxy::start(Arc::new(shared), model.workers, self.proxy)?;
-        for listener in &self.listeners {
-            tracing::info!(listener = %listener.name, address = %listener.address, "listening");
-        }
         tasks.spawn("readiness", settle(slots, model.readiness_wait, health.clone()));
         Ok(Running { tasks, health, threads, drain: model.timeouts.drain })
     }
@@ -136,7 +136,8 @@ async fn settle(slots: Vec<Arc<TokenSlot>>, wait: Duration, health: Arc<Health>)
     };
     let _ = tokio::time::timeout(wait, all).await;
     health.tokens_settled();
-    tracing::info!(connections = slots.len(), "ready");
+    let without_token = slots.iter().filter(|slot| slot.state().token.is_none()).count();
+    tracing::info!(connections = slots.len(), without_token, "ready");
 }
 
 struct Running {

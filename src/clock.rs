@@ -21,6 +21,11 @@ impl Now {
         Now { boot: self.boot.saturating_add(span), wall: self.wall.saturating_add(span) }
     }
 
+    /// The later of two moments, on each clock.
+    pub fn later(self, other: Now) -> Now {
+        Now { boot: self.boot.max(other.boot), wall: self.wall.max(other.wall) }
+    }
+
     /// True once either clock says that `moment` has come.
     pub fn reached(self, moment: Now) -> bool {
         self.boot >= moment.boot || self.wall >= moment.wall

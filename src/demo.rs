@@ -50,24 +50,27 @@ impl Demo {
         crate::admin::serve(&tasks, server_socket, router).map_err(|error| error.to_string())?;
         crate::admin::serve(&tasks, api_socket, api::router(server)?).map_err(|error| error.to_string())?;
         let presented = serde_json::to_string(presented.unwrap_or(&secret)).map_err(|error| error.to_string())?;
-        let text = format!(
-            "listeners: {{proxy: \"{}\", admin: \"{}\"}}\n\
-             log: {{level: warn, format: text}}\n\
-             hosts: {{{API}: \"{api}\"}}\n\
-             connections:\n\
-             - name: demo\n  \
-               client_id: demo-service\n  \
-               client_secret: {presented}\n  \
-               token_url: http://{server}/token\n  \
-               scopes: hello\n  \
-               routes:\n  \
-               - {{host: {API}, upstream_tls: false}}\n  \
-               - {{mount: /demo, upstream: \"http://{api}\"}}\n",
-            free_or_any("127.0.0.1:8080"),
-            free_or_any("127.0.0.1:8081"),
-        );
-        let loaded = config::load_text(&text, Path::new("demo.yaml")).map_err(|problems| problems.to_string())?;
-        let app = App::build(loaded.model, tasks.clone()).map_err(|error| error.to_string())?;
+        let build = |proxy: &str, admin: &str| {
+            let text = format!(
+                "listeners: {{proxy: \"{proxy}\", admin: \"{admin}\"}}\n\
+                 log: {{level: warn, format: text}}\n\
+                 hosts: {{{API}: \"{api}\"}}\n\
+                 connections:\n\
+                 - name: demo\n  \
+                   client_id: demo-service\n  \
+                   client_secret: {presented}\n  \
+                   token_url: http://{server}/token\n  \
+                   scopes: hello\n  \
+                   routes:\n  \
+                   - {{host: {API}, upstream_tls: false}}\n  \
+                   - {{mount: /demo, upstream: \"http://{api}\"}}\n"
+            );
+            let loaded = config::load_text(&text, Path::new("demo.yaml")).map_err(|problems| problems.to_string())?;
+            App::build(loaded.model, tasks.clone()).map_err(|error| error.to_string())
+        };
+        // The usual addresses where they are free, else whatever the system gives.
+        let usual = build("127.0.0.1:8080", "127.0.0.1:8081");
+        let app = usual.or_else(|_| build("127.0.0.1:0", "127.0.0.1:0"))?;
         let [proxy, admin] = ["proxy", "admin"].map(|name| {
             let listener = app.listeners.iter().find(|listener| listener.name.as_str() == name);
             listener.map_or(server, |listener| listener.address)
@@ -160,11 +163,6 @@ async fn exchange(proxy: SocketAddr, head: &str) -> std::io::Result<String> {
 
 fn indented(text: &str) -> String {
     text.trim().lines().map(|line| format!("    {line}\n")).collect()
-}
-
-/// The usual address if it is free, else one that the system chooses.
-fn free_or_any(usual: &str) -> &str {
-    if TcpListener::bind(usual).is_ok() { usual } else { "127.0.0.1:0" }
 }
 
 /// Prints a line; a closed pipe is no reason to stop.

@@ -109,15 +109,15 @@ impl TokenEndpoint {
         match answer {
             Ok(answer) => response::read(&answer, posted),
             Err(fault) => {
-                tracing::debug!(reason = %fault.reason, detail = %fault.detail, "the token endpoint gave no whole answer");
-                Err(retryable(fault.reason))
+                let detail = Some(fault.detail).filter(|detail| !detail.is_empty());
+                Err(Failure::Retryable { reason: fault.reason, retry_after: None, detail })
             }
         }
     }
 }
 
 fn retryable(reason: Reason) -> Failure {
-    Failure::Retryable { reason, retry_after: None }
+    Failure::Retryable { reason, retry_after: None, detail: None }
 }
 
 /// The HTTP client that oauth2 sees: carries the form our way and keeps the token it brought back.

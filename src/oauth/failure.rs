@@ -16,7 +16,12 @@ use super::grant::Fields;
 pub enum Failure {
     /// Try again later, not before `retry_after`.
     #[error("token endpoint gave no token: {reason}")]
-    Retryable { reason: Reason, retry_after: Option<Duration> },
+    Retryable {
+        reason: Reason,
+        retry_after: Option<Duration>,
+        /// What the libraries say of it, for the log alone; clean.
+        detail: Option<String>,
+    },
     /// The server's verdict: only a changed configuration (or the server's mind) heals it.
     #[error("token endpoint refused the grant: {0}")]
     Permanent(Refusal),
@@ -255,7 +260,7 @@ mod tests {
             (Reason::NotJson, "invalid_answer"),
             (Reason::TokenType, "invalid_answer"),
         ] {
-            assert_eq!(Failure::Retryable { reason, retry_after: None }.outcome().as_str(), outcome);
+            assert_eq!(Failure::Retryable { reason, retry_after: None, detail: None }.outcome().as_str(), outcome);
         }
         assert_eq!(Failure::Permanent(Refusal::of_code("x")).outcome().as_str(), "refused");
         assert_eq!(Reason::HttpStatus(503).to_string(), "http_503");

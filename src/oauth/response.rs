@@ -22,8 +22,8 @@ const REDIRECT: &str = "the token endpoint redirects; set token_url to its final
 
 pub fn read(answer: &Answer, posted: &Posted) -> Result<TokenSet, Failure> {
     judge(answer.status, &answer.body, posted).map_err(|failure| match failure {
-        Failure::Retryable { reason, .. } => {
-            Failure::Retryable { reason, retry_after: retry_after(&answer.headers, answer.received) }
+        Failure::Retryable { reason, detail, .. } => {
+            Failure::Retryable { reason, retry_after: retry_after(&answer.headers, answer.received), detail }
         }
         permanent => permanent,
     })

@@ -108,10 +108,10 @@ impl Report {
         let about = About { connection, profile: connection.map(|_| "default"), request_id: &id };
         let (head, text) = fault.error.response(about).into_parts();
         if self.worker.snapshot().log_requests != LogRequests::Off {
-            let cause = fault.cause.unwrap_or_default();
+            let cause = fault.cause.as_deref().map(|cause| tracing::field::display(Clean(cause)));
             tracing::warn!(code, connection, caller = self.caller.as_ref().map(Name::as_str), status = head.status.as_u16(),
                 request_id = id, method = %Clean(self.method.as_str()), host = %Clean(&self.host()),
-                path = %Clean(self.uri.path()), cause = %Clean(&cause), "request refused");
+                path = %Clean(self.uri.path()), cause, "request refused");
         }
         let answer = Answer { report: self, status: head.status, code: Some(code), lease: None };
         Response::from_parts(head, ResponseBody::own(text, answer))

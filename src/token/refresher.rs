@@ -60,7 +60,7 @@ impl Refresher {
         let same = before.token.as_ref().filter(|token| token.access_token == stored.access_token);
         if same.is_some() {
             // The server hands out one token until it expires: asking early again would bring the same.
-            moments.refresh_at = moments.usable_until;
+            moments.refresh_at = moments.refresh_at.later(moments.usable_until);
         }
         let last = before.token.as_ref().map_or(0, |token| token.generation);
         let generation = if same.is_some() { last } else { last + 1 };
@@ -77,8 +77,8 @@ impl Refresher {
 
     fn fail(&self, before: &SlotState, connection: &Connection, error: AcquireError) {
         let (permanent, error, description, retry_after) = match error {
-            AcquireError::Server(Failure::Retryable { reason, retry_after }) => {
-                (false, reason.to_string(), None, retry_after)
+            AcquireError::Server(Failure::Retryable { reason, retry_after, detail }) => {
+                (false, reason.to_string(), detail, retry_after)
             }
             AcquireError::Server(Failure::Permanent(refusal)) => (true, refusal.error, refusal.description, None),
             AcquireError::Store(error) => (false, error.to_string(), None, None),

@@ -15,6 +15,8 @@ const PROBE_EVERY: Duration = Duration::from_secs(15 * 60);
 /// A pause between two looks at the clocks: a wall clock that was set, or a machine that slept, is noticed within it,
 /// and not by all refreshers at once.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
+/// However short a life the server grants, the next token is not asked for sooner after this one.
+const REFRESH_GAP_MIN: Duration = Duration::from_millis(500);
 
 /// The three moments of a token's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +33,7 @@ pub fn moments(obtained: Now, lifetime: Duration, lifetimes: &Lifetimes, jitter:
     Moments {
         usable_until: obtained.plus(lifetime - margin),
         expires: obtained.plus(lifetime),
-        refresh_at: obtained.plus(lifetime - ahead),
+        refresh_at: obtained.plus((lifetime - ahead).max(REFRESH_GAP_MIN)),
     }
 }
 
@@ -52,6 +54,10 @@ pub fn next(state: &SlotState, now: Now, forced: bool, jitter: f64) -> Step {
     match (state.standing_trouble(now), state.verdict(now)) {
         (Some(trouble), _) => due(trouble.retry_at),
         (None, Verdict::Serve(token)) if !forced => due(token.refresh_at),
+        // Over already, perhaps before the next one may be asked for.
+        (None, Verdict::Acquire) if !forced => {
+            state.token.as_ref().map_or(Step::Acquire, |token| due(token.refresh_at))
+        }
         (None, _) => Step::Acquire,
     }
 }

@@ -1,5 +1,7 @@
 //! The engine on a simulated clock: one source that follows a script, and its calls counted.
 
+mod definition;
+
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
@@ -11,8 +13,6 @@ use tokio::time::{Instant, sleep};
 use super::slot::{InjectedToken, NoToken};
 use super::*;
 use crate::model::Name;
-use crate::model::connection::ClientAuth;
-use crate::model::secret::Secret;
 use crate::model::token::{AccessToken, TokenSet};
 use crate::oauth::{Failure, Reason, Refusal};
 use crate::store::MemoryStore;
@@ -66,7 +66,7 @@ fn token(text: &str, expires_in: Option<Duration>) -> Answer {
 }
 
 fn unavailable(retry_after: Option<Duration>) -> Answer {
-    Err(Failure::Retryable { reason: Reason::Timeout, retry_after })
+    Err(Failure::Retryable { reason: Reason::Timeout, retry_after, detail: None })
 }
 
 fn refused() -> Answer {
@@ -357,62 +357,4 @@ fn readers_see_the_last_token_or_the_one_before_while_it_is_republished() {
             assert!(worker.join().unwrap() > 0);
         }
     });
-}
-
-/// The same connection with a change.
-fn changed(change: impl FnOnce(&mut Connection)) -> Arc<Connection> {
-    let mut connection = Connection::sample("crm");
-    change(&mut connection);
-    Arc::new(connection)
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_token_survives_what_it_does_not_belong_to() {
-    let engine = engine(3600 * SECOND, Duration::ZERO, []);
-    engine.token().await.unwrap();
-    let connection = changed(|connection| {
-        connection.client_auth = ClientAuth::Body(vec![Secret::new("rotated")]);
-        connection.lifetimes.usable_margin = 9 * SECOND;
-        connection.comments = Some("new".to_owned());
-    });
-    let slot = engine.cache.ensure(&connection, Box::new(Source(engine.script.clone())));
-    engine.cache.retain(&[slot.clone()]);
-    assert!(Arc::ptr_eq(&slot, &engine.slot));
-    assert_eq!((engine.token().await.as_deref(), engine.script.calls()), (Ok("token-1"), 1));
-}
-
-#[tokio::test(start_paused = true)]
-async fn another_identity_is_another_token_and_the_old_one_is_refreshed_no_more() {
-    let engine = engine(60 * SECOND, Duration::ZERO, []);
-    engine.token().await.unwrap();
-    let other = engine.cache.ensure(
-        &changed(|connection| connection.scopes = vec!["more".to_owned()]),
-        Box::new(Source(engine.script.clone())),
-    );
-    engine.cache.retain(&[other.clone()]);
-    assert!(!Arc::ptr_eq(&other, &engine.slot));
-    let token = other.token(&engine.clock, Instant::now() + SECOND).await.unwrap();
-    assert_eq!(token.access_token.expose(), "token-2");
-    sleep(45 * SECOND).await;
-    assert_eq!(engine.script.calls(), 3, "only the new slot is refreshed");
-    sleep(60 * SECOND).await;
-    assert_eq!(engine.token().await, Err(NoToken::Forgotten));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_mended_definition_does_not_wait_for_the_next_probe() {
-    let engine = engine(60 * SECOND, Duration::ZERO, [refused()]);
-    assert!(engine.token().await.is_err());
-    let mended = changed(|connection| connection.client_auth = ClientAuth::Body(vec![Secret::new("right")]));
-    engine.cache.ensure(&mended, Box::new(Source(engine.script.clone())));
-    assert_eq!(engine.token().await.as_deref(), Ok("token-2"));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_refusal_of_the_old_definition_does_not_block_the_new_one() {
-    let engine = engine(60 * SECOND, SECOND, [refused()]);
-    sleep(SECOND / 2).await;
-    let mended = changed(|connection| connection.client_auth = ClientAuth::Body(vec![Secret::new("right")]));
-    engine.cache.ensure(&mended, Box::new(Source(engine.script.clone())));
-    assert_eq!(engine.token().await.as_deref(), Ok("token-2"));
 }

@@ -9,6 +9,8 @@ mod rig {
     pub mod sidecar;
 }
 
+mod commands;
+mod examples;
 mod layers;
 mod smoke;
 mod supply;
