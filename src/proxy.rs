@@ -44,6 +44,11 @@ const HANDOVER_MAX: usize = 1024;
 /// A pause after a failed accept (out of file descriptors), so that it does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Connections that are being told that there is no place for them.
+const REFUSED_MAX: usize = 256;
+/// What is read of such a connection, so that its caller reads the answer and no reset.
+const REFUSED_READ_BYTES_MAX: usize = 256 * 1024;
+
 /// Who is at the other end of a connection.
 pub struct Peer {
     address: SocketAddr,
@@ -167,6 +172,7 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, inboxes: Rc<Vec<Inbo
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "a listener could not be used"),
     };
+    let refused = Arc::new(AtomicUsize::new(0));
     loop {
         let (stream, address) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -178,7 +184,7 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, inboxes: Rc<Vec<Inbo
         };
         let places = shared.snapshot.load().limits.downstream_connections;
         let Some(place) = Place::take(&taken, places) else {
-            refuse(&shared, &stream);
+            refuse(&shared, stream, &refused);
             continue;
         };
         let Some(inbox) = inboxes.iter().min_by_key(|inbox| inbox.open.load(Ordering::Relaxed)) else { return };
@@ -190,9 +196,14 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, inboxes: Rc<Vec<Inbo
     }
 }
 
-/// Tells a caller that there is no place for it, if it listens at once; nobody waits for it.
-fn refuse(shared: &Shared, stream: &TcpStream) {
+/// Tells a caller that there is no place for it. Few of those who are told hold up nobody; the others are just closed.
+fn refuse(shared: &Shared, mut stream: TcpStream, refused: &Arc<AtomicUsize>) {
     let error = error::ProxyError::Overloaded;
     shared.metrics.errors.with_label_values(&["", error.code()]).inc();
-    let _ = stream.try_write(&error::to_wire(&error.response(error::About::default())));
+    let Some(place) = Place::take(refused, REFUSED_MAX) else { return };
+    let answer = error::to_wire(&error.response(error::About::default()));
+    shared.tasks.spawn_local(async move {
+        downstream::say_last(&mut stream, &answer, REFUSED_READ_BYTES_MAX).await;
+        drop(place);
+    });
 }

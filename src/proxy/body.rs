@@ -30,13 +30,15 @@ struct Source {
     kept_bytes_max: usize,
     trailers: Option<http::HeaderMap>,
     finished: bool,
+    /// How many passes have begun; only the last may read on.
+    passes: usize,
 }
 
 impl RequestSource {
     pub fn new(incoming: Incoming, kept_bytes_max: usize) -> RequestSource {
         let finished = incoming.is_end_stream();
         let kept = (kept_bytes_max > 0 || finished).then(Vec::new);
-        let source = Source { incoming, kept, kept_bytes: 0, kept_bytes_max, trailers: None, finished };
+        let source = Source { incoming, kept, kept_bytes: 0, kept_bytes_max, trailers: None, finished, passes: 0 };
         RequestSource(Rc::new(RefCell::new(source)))
     }
 
@@ -52,7 +54,12 @@ impl RequestSource {
         } else {
             Sending::Upstream(Instant::now())
         });
-        RequestBody { source: self.clone(), at: 0, trailers_sent: false, progress }
+        let pass = {
+            let mut source = self.0.borrow_mut();
+            source.passes += 1;
+            source.passes
+        };
+        RequestBody { source: self.clone(), pass, at: 0, trailers_sent: false, progress }
     }
 }
 
@@ -130,18 +137,27 @@ impl Progress {
 /// One pass over a [`RequestSource`].
 pub struct RequestBody {
     source: RequestSource,
+    pass: usize,
     at: usize,
     trailers_sent: bool,
     progress: Rc<Progress>,
 }
 
+#[derive(Debug, thiserror::Error)]
+#[error("the request is being sent again")]
+struct Superseded;
+
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BoxError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
         let mut source = this.source.0.borrow_mut();
+        if source.passes != this.pass {
+            // The connection of an earlier pass may outlive it; what it took now would be missing from the later one.
+            return Poll::Ready(Some(Err(BoxError::from(Superseded))));
+        }
         if let Some(data) = source.kept.as_ref().and_then(|kept| kept.get(this.at)).cloned() {
             this.at += 1;
             this.progress.0.set(Sending::Upstream(Instant::now()));
@@ -162,7 +178,7 @@ impl Body for RequestBody {
         this.trailers_sent |= matches!(&frame, Some(Ok(frame)) if frame.is_trailers());
         let now = Instant::now();
         this.progress.0.set(if source.finished { Sending::Done(now) } else { Sending::Upstream(now) });
-        Poll::Ready(frame)
+        Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)))
     }
 
     fn is_end_stream(&self) -> bool {

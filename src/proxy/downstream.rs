@@ -104,12 +104,18 @@ async fn refuse(worker: &Worker, mut io: Watched, error: ProxyError, limits: &Li
     worker.shared.metrics.errors.with_label_values(&["", error.code()]).inc();
     let request_id = format!("{:016x}", fastrand::u64(..));
     let answer = to_wire(&error.response(About { request_id: &request_id, ..About::default() }));
+    say_last(&mut io, &answer, 4 * limits.head_bytes).await;
+}
+
+/// Sends the last bytes of a connection and discards what the peer still says for a moment: closing with bytes unread
+/// would reset the connection, and the peer might never see the answer.
+pub async fn say_last<T: AsyncRead + AsyncWrite + Unpin>(io: &mut T, answer: &[u8], discard_bytes_max: usize) {
     let talk = async {
-        io.write_all(&answer).await?;
+        io.write_all(answer).await?;
         io.shutdown().await?;
         let mut rest = [0; 4096];
         let mut discarded = 0;
-        while discarded < 4 * limits.head_bytes {
+        while discarded < discard_bytes_max {
             match io.read(&mut rest).await? {
                 0 => break,
                 count => discarded += count,
@@ -183,6 +189,11 @@ impl Watch {
     /// When to look at this connection again, and what is then wrong with it.
     fn next(&self, timeouts: &Timeouts) -> (Instant, Option<Overdue>) {
         let since = self.at(self.since_ms.load(Ordering::Relaxed));
+        // The last bytes of an answer may still wait for the caller when nothing is being served any more.
+        let blocked = self.blocked_since_ms.load(Ordering::Relaxed);
+        if blocked > 0 {
+            return (self.at(blocked) + timeouts.idle, Some(Overdue::Stalled));
+        }
         if !self.serving.load(Ordering::Relaxed) {
             let begun = self.head_bytes.load(Ordering::Relaxed) > 0;
             return match (begun, self.served.load(Ordering::Relaxed)) {
@@ -191,10 +202,7 @@ impl Watch {
                 (false, true) => (since + timeouts.keep_alive, Some(Overdue::Idle)),
             };
         }
-        match self.blocked_since_ms.load(Ordering::Relaxed) {
-            0 => (Instant::now() + timeouts.idle, None),
-            blocked => (self.at(blocked) + timeouts.idle, Some(Overdue::Stalled)),
-        }
+        (Instant::now() + timeouts.idle, None)
     }
 
     fn deadline(&self, timeouts: &Timeouts) -> Instant {
@@ -222,7 +230,11 @@ impl Watch {
     fn has_written(&self, pending: bool) {
         match (pending, self.blocked_since_ms.load(Ordering::Relaxed)) {
             (true, 0) => self.blocked_since_ms.store(self.now_ms().max(1), Ordering::Relaxed),
-            (false, 1..) => self.blocked_since_ms.store(0, Ordering::Relaxed),
+            (false, 1..) => {
+                self.blocked_since_ms.store(0, Ordering::Relaxed);
+                // An idle connection is one that has said all it had to say.
+                self.since_ms.store(self.now_ms(), Ordering::Relaxed);
+            }
             _ => {}
         }
     }

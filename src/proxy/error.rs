@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, PROXY_AUTHENTICATE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{CONNECTION, CONTENT_TYPE, PROXY_AUTHENTICATE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
 use serde_json::json;
 
@@ -185,6 +185,10 @@ impl ProxyError {
             }
             ProxyError::CallerUnknown { mount: true } => {
                 headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Keybearer realm=\"keybearer\""));
+            }
+            // Whoever cannot be understood once is not listened to again on this connection.
+            ProxyError::BadRequestTarget(_) => {
+                headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
             ProxyError::MethodRefused => {
                 headers.insert(

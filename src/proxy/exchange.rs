@@ -90,10 +90,17 @@ impl<'a> Exchange<'a> {
 
     /// The parsed target and who asks for it.
     fn admit(&mut self, head: &Parts) -> Result<(Target, Option<CallerId>), Fault> {
+        if !headers::is_framing_plain(&head.headers) {
+            return Err(ProxyError::BadRequestTarget("the Transfer-Encoding is not `chunked` alone").into());
+        }
         let target = target::parse(head).map_err(ProxyError::BadRequestTarget)?;
         let callers = &self.snapshot.callers;
+        let looped = headers::is_loop(&head.headers, &self.worker.shared.via);
         if let Some(tunnel) = &self.peer.tunnel {
             self.report.caller(tunnel.caller.and_then(|id| callers.name(id)));
+            if looped {
+                return Err(ProxyError::LoopDetected.into());
+            }
             return Ok((inside(tunnel, target)?, tunnel.caller));
         }
         let mount = matches!(target, Target::Origin(..));
@@ -101,7 +108,7 @@ impl<'a> Exchange<'a> {
         let caller = caller::identify(callers, self.peer.address.ip(), &head.headers, field)
             .map_err(|_| ProxyError::CallerUnknown { mount })?;
         self.report.caller(caller.and_then(|id| callers.name(id)));
-        if headers::is_loop(&head.headers, &self.worker.shared.via) {
+        if looped {
             return Err(ProxyError::LoopDetected.into());
         }
         Ok((target, caller))

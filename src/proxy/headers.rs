@@ -72,6 +72,13 @@ pub fn max_forwards_spent(method: &Method, headers: &mut HeaderMap) -> bool {
     left == Some(0)
 }
 
+/// Is the body framed in the one way that all readers understand (RFC 9112 §6.1)? The parser takes more than that.
+pub fn is_framing_plain(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let first = codings.next();
+    first.is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked")) && codings.next().is_none()
+}
+
 /// Has this very proxy seen the message before?
 pub fn is_loop(headers: &HeaderMap, via: &HeaderValue) -> bool {
     let own = via.as_bytes();
