@@ -1,0 +1,169 @@
+//! Who may use the proxy, and for whom: a credential decides alone, and nobody gets another's token.
+
+use base64::prelude::{BASE64_STANDARD, Engine};
+
+use crate::rig::raw::{self, Conn};
+use crate::rig::scripted::{Reply, Scripted};
+use crate::rig::sidecar::Sidecar;
+
+/// `printf shared | sha256sum`
+const SHA256_OF_SHARED: &str = "a4d26868017c0ccffe2efe50944ef4211834660cca834c6e9f86dec6a88246fa";
+
+struct Scene {
+    sidecar: Sidecar,
+    upstream: Scripted,
+    _tokens: Scripted,
+}
+
+impl Scene {
+    /// Connections `a` and `b` for one host, each for the caller of its name; `both` for either, on a mount.
+    async fn start(callers: &str) -> Scene {
+        let tokens = Scripted::start(|request, _| {
+            let body = String::from_utf8_lossy(&request.body).into_owned();
+            let id =
+                body.split("client_id=").nth(1).and_then(|rest| rest.split('&').next()).unwrap_or("none").to_owned();
+            Reply::token(&format!("token-of-{id}"), 3600)
+        })
+        .await;
+        let upstream = Scripted::upstream().await;
+        let connection = |name: &str, from: &str, route: &str| {
+            format!(
+                "- {{name: {name}, client_id: {name}, client_secret: s, token_url: \"http://{}/token\", \
+                 accessible_from: [{from}], routes: [{{{route}, upstream_tls: false}}]}}\n",
+                tokens.address
+            )
+        };
+        let config = format!(
+            "hosts: {{api.test: \"{0}\", only-a.test: \"{0}\", none.test: \"{0}\", other.test: \"{0}\"}}\ncallers:\n{callers}connections:\n{1}{2}{3}{4}{5}",
+            upstream.address,
+            connection("a", "billing", "host: api.test"),
+            connection("b", "batch", "host: api.test"),
+            connection("only-a", "billing", "host: only-a.test"),
+            connection("none", "", "host: none.test"),
+            connection("mounted", "billing", "mount: /m, upstream: \"http://api.test\""),
+        );
+        Scene { sidecar: Sidecar::start(&config).await, upstream, _tokens: tokens }
+    }
+
+    /// A request with these header lines: status, code, and the Authorization that arrived.
+    async fn ask(&self, url: &str, lines: &str) -> (u16, String, Option<String>) {
+        let before = self.upstream.count();
+        let answer = match url.starts_with('/') {
+            true => {
+                raw::send(
+                    self.sidecar.proxy(),
+                    format!("GET {url} HTTP/1.1\r\nHost: kb\r\n{lines}Connection: close\r\n\r\n").as_bytes(),
+                )
+                .await
+            }
+            false => raw::get_through(self.sidecar.proxy(), url, lines).await,
+        };
+        let received = self.upstream.received();
+        for request in &received {
+            assert!(request.values("proxy-authorization").is_empty(), "{}", request.head);
+            assert!(!request.head.to_ascii_lowercase().contains("keybearer-authorization"), "{}", request.head);
+        }
+        let arrived = received.get(before).map(|request| request.values("authorization").join(" + "));
+        (answer.status, answer.code().to_owned(), arrived)
+    }
+}
+
+const CALLERS: &str = "- {name: billing, secret: s3cret}\n- {name: batch, secret: other}\n\
+    - {name: hashed, secret: {sha256: HEX}}\n- {name: local, cidr: [127.0.0.0/8]}\n- {name: far, secret: far, cidr: [10.0.0.0/8]}\n\
+    - {name: near, secret: near, cidr: [127.0.0.0/8]}\n";
+
+fn basic(name: &str, secret: &str) -> String {
+    format!("Proxy-Authorization: Basic {}\r\n", BASE64_STANDARD.encode(format!("{name}:{secret}")))
+}
+
+#[tokio::test]
+async fn each_caller_gets_its_own_token_for_the_same_host() {
+    let scene = Scene::start(&CALLERS.replace("HEX", SHA256_OF_SHARED)).await;
+    let url = "http://api.test/x";
+    for (row, lines, status, code, token) in [
+        ("TC-25 basic a", basic("billing", "s3cret"), 200, "", Some("Bearer token-of-a")),
+        ("TC-25 basic b", basic("batch", "other"), 200, "", Some("Bearer token-of-b")),
+        ("bearer a", "Proxy-Authorization: Bearer s3cret\r\n".to_owned(), 200, "", Some("Bearer token-of-a")),
+        ("bearer b", "proxy-authorization: bearer other\r\n".to_owned(), 200, "", Some("Bearer token-of-b")),
+        ("a's secret with b's name", basic("batch", "s3cret"), 407, "caller_unknown", None),
+        ("wrong secret although the address fits", basic("local", "x"), 407, "caller_unknown", None),
+        (
+            "wrong bearer although the address fits",
+            "Proxy-Authorization: Bearer x\r\n".to_owned(),
+            407,
+            "caller_unknown",
+            None,
+        ),
+        ("empty credential", "Proxy-Authorization: \r\n".to_owned(), 407, "caller_unknown", None),
+        ("unknown scheme", "Proxy-Authorization: Digest s3cret\r\n".to_owned(), 407, "caller_unknown", None),
+        ("no base64", "Proxy-Authorization: Basic !!\r\n".to_owned(), 407, "caller_unknown", None),
+        ("two credentials", basic("billing", "s3cret") + &basic("batch", "other"), 407, "caller_unknown", None),
+        ("secret from a wrong address", basic("far", "far"), 407, "caller_unknown", None),
+        ("no credential: by address, not allowed", String::new(), 403, "caller_not_allowed", None),
+        ("known, but not allowed", basic("hashed", "shared"), 403, "caller_not_allowed", None),
+        ("the hash is no secret", basic("hashed", SHA256_OF_SHARED), 407, "caller_unknown", None),
+        (
+            "the mount's field does not count here",
+            "Keybearer-Authorization: Bearer s3cret\r\n".to_owned(),
+            403,
+            "caller_not_allowed",
+            None,
+        ),
+    ] {
+        let expected = (status, code.to_owned(), token.map(str::to_owned));
+        assert_eq!(scene.ask(url, &lines).await, expected, "{row}");
+    }
+    let (none, only) = ("http://none.test/", "http://only-a.test/");
+    for (row, url, lines, status, token) in [
+        ("accessible_from: []", none, basic("billing", "s3cret"), 403, None),
+        ("accessible_from names it", only, basic("billing", "s3cret"), 200, Some("Bearer token-of-only-a")),
+        ("accessible_from names another", only, basic("batch", "other"), 403, None),
+        ("both conditions hold", "http://other.test/", basic("near", "near"), 200, Some("")),
+        ("by address, no route", "http://other.test/", String::new(), 200, Some("")),
+        ("sha256", "http://other.test/", basic("hashed", "shared"), 200, Some("")),
+    ] {
+        let (got, _, arrived) = scene.ask(url, &lines).await;
+        assert_eq!((got, arrived.as_deref()), (status, token), "{row}");
+    }
+}
+
+#[tokio::test]
+async fn without_a_credential_or_a_fitting_address_the_proxy_asks_for_one() {
+    let scene = Scene::start("- {name: billing, secret: s3cret}\n- {name: batch, cidr: [10.0.0.0/8]}\n").await;
+    let mut conn = Conn::open(scene.sidecar.proxy()).await;
+    let request = |lines: &str| {
+        format!("POST http://api.test/ HTTP/1.1\r\nHost: api.test\r\nContent-Length: 4\r\n{lines}\r\nbody")
+    };
+    conn.write(request("").as_bytes()).await;
+    let answer = conn.answer().await;
+    assert_eq!(
+        (answer.status, answer.code(), answer.header("proxy-authenticate")),
+        (407, "caller_unknown", Some("Basic realm=\"keybearer\""))
+    );
+    assert_eq!(answer.json()["action"], "authenticate");
+    conn.write(request(&basic("billing", "s3cret")).as_bytes()).await;
+    let answer = conn.answer().await;
+    assert_eq!((answer.status, answer.text().as_str()), (200, "ok"), "the connection stays usable after 407");
+    conn.write(request("").as_bytes()).await;
+    assert_eq!(conn.answer().await.status, 407, "a credential holds for its request, not for the connection");
+    assert_eq!(scene.upstream.count(), 1);
+}
+
+#[tokio::test]
+async fn a_mount_asks_with_401_and_takes_its_own_field() {
+    let scene = Scene::start("- {name: billing, secret: s3cret}\n- {name: batch, secret: other}\n").await;
+    let answer = raw::get(scene.sidecar.proxy(), "/m/x").await;
+    assert_eq!((answer.status, answer.code()), (401, "caller_unknown"));
+    assert!(answer.header("www-authenticate").is_some() && answer.header("proxy-authenticate").is_none());
+    let encoded = BASE64_STANDARD.encode("billing:s3cret");
+    for (row, lines, status, token) in [
+        ("basic", format!("Keybearer-Authorization: Basic {encoded}\r\n"), 200, Some("Bearer token-of-mounted")),
+        ("bearer", "Keybearer-Authorization: Bearer s3cret\r\n".to_owned(), 200, Some("Bearer token-of-mounted")),
+        ("wrong", "Keybearer-Authorization: Bearer nope\r\n".to_owned(), 401, None),
+        ("another's", "Keybearer-Authorization: Bearer other\r\n".to_owned(), 403, None),
+        ("the proxy's field does not count here", basic("billing", "s3cret"), 401, None),
+    ] {
+        let (got, _, arrived) = scene.ask("/m/x", &lines).await;
+        assert_eq!((got, arrived.as_deref()), (status, token), "{row}");
+    }
+}

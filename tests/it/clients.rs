@@ -1,0 +1,118 @@
+//! Real client libraries against real authorization servers: requests one after another over more than three lifetimes.
+//!
+//! Holds: a client has nothing but its proxy variables, and the upstream asks the authorization server about every
+//! token that it gets. One test for each server and each way upstream, so that a failure names its pair.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+
+use crate::rig::peers::{AuthorizationServer, ClientKind, Peers, Upstream, run_client};
+use crate::rig::sidecar::Sidecar;
+
+const LIFETIME_S: u32 = 3;
+/// Three lifetimes and a bit.
+const SPAN_S: u32 = 10;
+const PAUSE_MS: u32 = 100;
+/// What the slowest client (a process for each request) manages on a busy machine.
+const REQUESTS_MIN: u64 = 20;
+
+#[tokio::test]
+async fn every_client_is_served_over_plain_http_with_oidc_provider() {
+    let server = AuthorizationServer::op(json!({"lifetime": LIFETIME_S})).await;
+    check("op.test", &server, Way::Plain).await;
+}
+
+#[tokio::test]
+async fn every_client_is_served_over_tls_with_oidc_provider() {
+    let server = AuthorizationServer::op(json!({"lifetime": LIFETIME_S})).await;
+    check("op.test", &server, Way::Tls).await;
+}
+
+#[tokio::test]
+async fn every_client_is_served_over_plain_http_with_authlib() {
+    let server = AuthorizationServer::al(json!({"lifetime": LIFETIME_S})).await;
+    check("al.test", &server, Way::Plain).await;
+}
+
+#[tokio::test]
+async fn every_client_is_served_over_tls_with_authlib() {
+    let server = AuthorizationServer::al(json!({"lifetime": LIFETIME_S})).await;
+    check("al.test", &server, Way::Tls).await;
+}
+
+/// How the sidecar reaches the upstream for a client that asked for `http://`.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    Plain,
+    Tls,
+}
+
+/// The token URL has no port: `hosts` says where `server_name` is.
+fn config(server_name: &str, server_port: u16, upstream: &Upstream, way: Way) -> String {
+    let ca = Peers::certs().ca.display();
+    let (port, route) = match way {
+        Way::Plain => (upstream.http_port(), "{host: api.test, upstream_tls: false}"),
+        Way::Tls => (upstream.https_port(), "{host: api.test}"),
+    };
+    format!(
+        "hosts: {{{server_name}: \"127.0.0.1:{server_port}\", api.test: \"127.0.0.1:{port}\"}}
+trust: [\"{ca}\"]
+connections:
+- name: crm
+  client_id: machine
+  client_secret: machine-secret
+  token_url: https://{server_name}/token
+  routes: [{route}]
+"
+    )
+}
+
+async fn check(server_name: &str, server: &AuthorizationServer, way: Way) {
+    let upstream = Upstream::start(server).await;
+    let began = Instant::now();
+    let sidecar = Sidecar::start(&config(server_name, server.port(), &upstream, way)).await;
+    let proxy = sidecar.proxy_url();
+
+    let clients = ClientKind::ALL.map(|kind| {
+        let (url, proxy) = (format!("http://api.test/{kind:?}?x=1"), &proxy);
+        async move { (kind, run_client(kind, &url, proxy, SPAN_S, PAUSE_MS).await) }
+    });
+    let mut accepted = 0;
+    for (kind, report) in join_all(clients).await {
+        assert_eq!((report.failed, &report.first_error), (0, &None), "{kind:?}: {report:?}\n{}", sidecar.log());
+        assert!(report.ok >= REQUESTS_MIN, "{kind:?} made too few requests to show anything: {report:?}");
+        accepted += report.ok;
+    }
+
+    let summary = upstream.summary().await;
+    for (verdict, count) in
+        [("missing_token", 0), ("inactive", 0), ("unreachable", 0), ("double", 0), ("active", accepted)]
+    {
+        assert_eq!(summary[verdict], count, "{verdict} in {summary}");
+    }
+    let records = upstream.records().await;
+    assert_eq!(records.len() as u64, accepted);
+    let scheme = if way == Way::Tls { "https" } else { "http" };
+    assert!(records.iter().all(|record| record["scheme"] == scheme && field(record, "host") == ["api.test"]));
+    for kind in ClientKind::ALL {
+        let path = format!("/{kind:?}?x=1");
+        let own: Vec<_> = records.iter().filter(|record| record["url"] == path.as_str()).collect();
+        let tokens: BTreeSet<_> = own.iter().flat_map(|record| field(record, "authorization")).collect();
+        assert!(tokens.len() >= 3, "{kind:?} lived through {} tokens only", tokens.len());
+    }
+
+    // A refresh comes no earlier than at half of a token's life.
+    let lives = began.elapsed().as_secs_f64() / (f64::from(LIFETIME_S) / 2.0);
+    let asked = server.token_requests("machine").await;
+    assert!((4..=lives as u64 + 2).contains(&asked), "{asked} token requests in {:?}", began.elapsed());
+}
+
+/// All values of a field in an upstream's record.
+fn field<'a>(record: &'a Value, name: &str) -> Vec<&'a str> {
+    let raw: Vec<_> = record["headers"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let pairs = raw.chunks_exact(2).filter(|pair| pair[0].eq_ignore_ascii_case(name));
+    pairs.map(|pair| pair[1]).collect()
+}

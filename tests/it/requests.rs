@@ -1,0 +1,344 @@
+//! Requests as raw bytes: what reaches the upstream is one well-formed message, or nothing.
+//!
+//! Rows are named as in the table of hostile peers (HP).
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::rig::raw::{self, Conn};
+use crate::rig::scripted::Reply;
+use crate::stage::{Stage, TOKEN};
+
+/// The message is refused with a 4xx or 5xx and nothing gets anywhere.
+async fn refused(stage: &Stage, row: &str, bytes: impl AsRef<[u8]>) {
+    let before = (stage.good.count(), stage.evil.count());
+    let said = stage.say(&bytes).await;
+    assert!([400, 405, 408, 414, 431, 501, 505].contains(&said.status()), "{row}: {}", said.text());
+    assert_eq!(said.statuses().len(), 1, "{row}: {}", said.text());
+    assert_eq!((stage.good.count(), stage.evil.count()), before, "{row}: {:?}", stage.good.received().last());
+    stage.holds(row, &said).await;
+}
+
+const SMUGGLED: &str = "GET http://evil.test/smuggled HTTP/1.1\r\nHost: evil.test\r\n\r\n";
+
+/// Whatever the answer: upstream is clean, and nothing hidden in or behind the message is served.
+async fn harmless(stage: &Stage, row: &str, bytes: impl AsRef<[u8]>) {
+    let before = stage.good.count();
+    let said = stage.say(&bytes).await;
+    assert!(said.statuses().len() <= 1, "{row}: {}", said.text());
+    assert_eq!(stage.evil.count(), 0, "{row}: {:?}", stage.evil.received());
+    for request in &stage.good.received()[before..] {
+        let (length, coding) = (request.values("content-length"), request.values("transfer-encoding"));
+        assert!(length.len() + coding.len() <= 1, "{row}: {}", request.head);
+        assert!(coding.iter().all(|value| *value == "chunked"), "{row}: {}", request.head);
+        assert!(
+            request.head.bytes().all(|b| b == b'\r' || b == b'\n' || b == b'\t' || (0x20..0x7f).contains(&b)),
+            "{row}"
+        );
+        let bare = request.head.replace("\r\n", "");
+        assert!(!bare.contains(['\r', '\n']), "{row}: {}", request.head);
+    }
+    stage.holds(row, &said).await;
+}
+
+fn post(lines: &str, body: &str) -> String {
+    format!("POST http://good.test/x HTTP/1.1\r\nHost: good.test\r\n{lines}\r\n{body}")
+}
+
+#[tokio::test]
+async fn ambiguous_framing_hides_no_second_request() {
+    let stage = Stage::start("").await;
+    let chunk = format!("0\r\n\r\n{SMUGGLED}");
+    for (row, lines) in [
+        ("HP-01 CL, TE", "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n"),
+        ("HP-01 TE, CL", "Transfer-Encoding: chunked\r\nContent-Length: 4\r\n"),
+        ("HP-07 TE in 1.0", "Connection: keep-alive\r\nTransfer-Encoding: chunked\r\n"),
+    ] {
+        let mut bytes = post(lines, &chunk);
+        if row.contains("HP-07") {
+            bytes = bytes.replacen("HTTP/1.1", "HTTP/1.0", 1);
+        }
+        harmless(&stage, row, bytes).await;
+    }
+    for (row, lines) in [
+        ("HP-02 different lines", "Content-Length: 4\r\nContent-Length: 5\r\n"),
+        ("HP-02 different values", "Content-Length: 4, 5\r\n"),
+        ("HP-02 sign", "Content-Length: +4\r\n"),
+        ("HP-02 hex", "Content-Length: 0x4\r\n"),
+        ("HP-02 empty", "Content-Length: \r\n"),
+        ("HP-02 negative", "Content-Length: -1\r\n"),
+        ("HP-02 huge", "Content-Length: 99999999999999999999999\r\n"),
+        ("HP-05 unknown", "Transfer-Encoding: gzip\r\n"),
+        ("HP-05 chunked not last", "Transfer-Encoding: chunked, gzip\r\n"),
+        ("HP-05 parameter", "Transfer-Encoding: chunked;a=b\r\n"),
+        ("HP-05 quoted", "Transfer-Encoding: \"chunked\"\r\n"),
+        ("HP-05 VT", "Transfer-Encoding: \x0bchunked\r\n"),
+        ("HP-05 identity", "Transfer-Encoding: identity\r\n"),
+        ("HP-05 twice", "Transfer-Encoding: chunked, chunked\r\n"),
+        ("HP-05 empty item", "Transfer-Encoding: ,chunked\r\n"),
+        ("HP-06 two fields", "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n"),
+        ("HP-06 space before the colon", "Transfer-Encoding : chunked\r\n"),
+        ("HP-06 folded", "Transfer-Encoding:\r\n chunked\r\n"),
+        ("HP-06 behind a bare CR", "X: a\rTransfer-Encoding: chunked\r\n"),
+    ] {
+        refused(&stage, row, post(lines, &chunk)).await;
+    }
+    for (row, lines) in [
+        ("HP-03 equal lines", "Content-Length: 4\r\nContent-Length: 4\r\nConnection: close\r\n"),
+        ("HP-03 equal values", "Content-Length: 4, 4\r\nConnection: close\r\n"),
+    ] {
+        harmless(&stage, row, post(lines, &format!("abcd{SMUGGLED}"))).await;
+    }
+}
+
+#[tokio::test]
+async fn bytes_that_are_not_plain_http_get_nowhere() {
+    let stage = Stage::start("").await;
+    let head = |line: &str| format!("{line}\r\nHost: good.test\r\nConnection: close\r\n\r\n");
+    let field = |field: &str| {
+        format!("GET http://good.test/ HTTP/1.1\r\nHost: good.test\r\n{field}\r\nConnection: close\r\n\r\n")
+    };
+    for (row, bytes) in [
+        ("HP-11 obs-fold", field("X: a\r\n b")),
+        ("HP-11 space first", "GET http://good.test/ HTTP/1.1\r\n X: y\r\nHost: good.test\r\n\r\n".to_owned()),
+        ("HP-11 bare CR", field("X: a\rb")),
+        ("HP-11 NUL", field("X: a\0b")),
+        ("HP-11 space in the name", field("X Y: a")),
+        ("HP-11 no colon", field("XY")),
+        ("HP-11 empty name", field(": a")),
+        ("HP-11 no token", field("X(Y): a")),
+        ("HP-13 no version", head("GET http://good.test/")),
+        ("HP-13 0.9", "GET http://good.test/\r\n".to_owned()),
+        ("HP-13 2.0", head("GET http://good.test/ HTTP/2.0")),
+        ("HP-13 1.10", head("GET http://good.test/ HTTP/1.10")),
+        ("HP-13 lower case", head("GET http://good.test/ http/1.1")),
+        ("HP-13 extra word", head("GET http://good.test/ x HTTP/1.1")),
+        ("HP-13 tab", head("GET\thttp://good.test/\tHTTP/1.1")),
+        ("HP-13 bad method", head("G(T http://good.test/ HTTP/1.1")),
+        ("HP-13 NUL", head("GET http://good.test/\0 HTTP/1.1")),
+        ("HP-13 CR", head("GET http://good.test/\r HTTP/1.1")),
+        ("HP-14 UTF-8", head("GET http://good.test/p\u{e4}th HTTP/1.1")),
+        ("HP-14 DEL", head("GET http://good.test/\x7f HTTP/1.1")),
+        ("HP-34 ftp", head("GET ftp://good.test/ HTTP/1.1")),
+        ("HP-34 gopher", head("GET gopher://good.test/ HTTP/1.1")),
+        ("HP-34 wss", head("GET wss://good.test/ HTTP/1.1")),
+        ("HP-23 asterisk", head("OPTIONS * HTTP/1.1")),
+        ("HP-23 authority form", head("GET good.test:80 HTTP/1.1")),
+        ("HP-25 a header of 200 KiB", field(&format!("X: {}", "a".repeat(200 * 1024)))),
+        ("HP-25 5000 headers", field(&"X: y\r\n".repeat(5000))),
+        ("HP-25 a target of 128 KiB", head(&format!("GET http://good.test/{} HTTP/1.1", "a".repeat(128 * 1024)))),
+    ] {
+        refused(&stage, row, bytes).await;
+    }
+    for (row, bytes) in [
+        ("HP-12 bare LF", "GET http://good.test/ HTTP/1.1\nHost: good.test\nConnection: close\n\n".to_owned()),
+        ("HP-12 leading CRLF", format!("\r\n{}", head("GET http://good.test/ HTTP/1.1"))),
+        ("HP-14 fragment", head("GET http://good.test/x#frag HTTP/1.1")),
+        (
+            "HP-09 chunk extensions",
+            post(
+                "Transfer-Encoding: chunked\r\nConnection: close\r\n",
+                &format!("1;{}\r\na\r\n0\r\n\r\n", "x".repeat(1 << 20)),
+            ),
+        ),
+    ] {
+        harmless(&stage, row, bytes).await;
+    }
+    assert!(!stage.good.received().iter().any(|request| request.head.contains("frag")), "HP-14");
+}
+
+#[tokio::test]
+async fn fields_of_this_hop_end_here() {
+    let stage = Stage::start("").await;
+    let lines = "Connection: close, X-Gone\r\nX-Gone: 1\r\nKeep-Alive: timeout=5\r\nProxy-Connection: keep-alive\r\nTE: trailers\r\n\
+                 Upgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\nKeybearer-Subject: alice\r\nKeybearer-Anything: 1\r\n\
+                 X-Kept: 1\r\nVia: 1.0 fred\r\nCookie: a=b\r\n";
+    let answer = raw::get_through(stage.sidecar.proxy(), "http://good.test/x?q=1", lines).await;
+    assert_eq!(answer.status, 200, "HP-17");
+    assert!(answer.header("via").is_some_and(|via| via.contains("keybearer")), "HP-21");
+    let received = stage.good.received();
+    let request = &received[0];
+    assert_eq!(request.request_line(), "GET /x?q=1 HTTP/1.1");
+    for name in [
+        "x-gone",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "upgrade",
+        "http2-settings",
+        "keybearer-subject",
+        "keybearer-anything",
+        "proxy-authorization",
+    ] {
+        assert!(request.values(name).is_empty(), "HP-17 HP-19 {name}: {}", request.head);
+    }
+    assert_eq!((request.values("x-kept"), request.values("cookie")), (vec!["1"], vec!["a=b"]), "HP-17");
+    let via = request.values("via");
+    assert_eq!((via.len(), via[0]), (2, "1.0 fred"), "HP-21");
+    assert!(via[1].starts_with("1.1 keybearer"), "HP-21: {via:?}");
+}
+
+#[tokio::test]
+async fn max_forwards_counts_down_to_an_answer_here() {
+    let stage = Stage::start("").await;
+    let options =
+        |left: &str| format!("OPTIONS http://good.test/ HTTP/1.1\r\nHost: good.test\r\nMax-Forwards: {left}\r\n\r\n");
+    let said = stage.say(options("0")).await;
+    assert_eq!((said.status(), stage.good.count()), (200, 0), "HP-21 0: {}", said.text());
+    assert_eq!(stage.say(options("5")).await.status(), 200, "HP-21 5");
+    assert_eq!(stage.good.received()[0].values("max-forwards"), ["4"], "HP-21 5");
+    let trace = "TRACE http://evil.test/ HTTP/1.1\r\nHost: evil.test\r\nMax-Forwards: 0\r\n\r\n";
+    let said = stage.say(trace).await;
+    assert_eq!((said.status(), stage.evil.count()), (200, 0), "HP-21 TRACE: {}", said.text());
+}
+
+#[tokio::test]
+async fn an_upgrade_is_never_answered_101_without_a_tunnel() {
+    let stage = Stage::answering("", |request, _| match request.request_line().contains("/ws") {
+        true => Reply::Bytes(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n".to_vec(),
+        ),
+        false => Reply::ok(),
+    })
+    .await;
+    let lines = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let said = stage.say(format!("GET http://good.test/ws HTTP/1.1\r\nHost: good.test\r\n{lines}\r\n")).await;
+    assert_eq!((said.status(), said.code().as_str()), (502, "upstream_protocol"), "HP-20: {}", said.text());
+    stage.holds("HP-20", &said).await;
+}
+
+#[tokio::test]
+async fn every_way_of_sending_requests_is_answered_in_order() {
+    let stage = Stage::answering("", |request, _| match request.request_line().split(' ').nth(1) {
+        Some("/afterwards") => Reply::ok(),
+        Some(path) => Reply::text(200, "text/plain", &format!("answer to {path}")),
+        None => Reply::Close,
+    })
+    .await;
+    let get =
+        |path: &str, lines: &str| format!("GET http://good.test{path} HTTP/1.1\r\nHost: good.test\r\n{lines}\r\n");
+    let said =
+        stage.say([get("/1", ""), get("/2", ""), get("/3", "Connection: close\r\n"), get("/4", "")].concat()).await;
+    let order: Vec<usize> =
+        ["to /1", "to /2", "to /3"].iter().map(|text| said.text().find(text).expect(text)).collect();
+    assert!(order.is_sorted() && said.statuses() == [200, 200, 200], "HP-23 pipelining: {}", said.text());
+    stage.holds("HP-23 pipelining", &said).await;
+
+    let mut conn = Conn::open(stage.sidecar.proxy()).await;
+    conn.stream.set_nodelay(true).expect("an option");
+    for byte in get("/slow", "").as_bytes() {
+        conn.write(&[*byte]).await;
+    }
+    assert_eq!(conn.answer().await.text(), "answer to /slow", "HP-23 byte by byte");
+
+    let said = stage.say("GET http://good.test/old HTTP/1.0\r\n\r\n").await;
+    assert_eq!((said.status(), said.body().as_str()), (200, "answer to /old"), "HP-23 1.0: {}", said.text());
+    let said = stage
+        .say("GET http://good.test/a HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET http://good.test/b HTTP/1.0\r\n\r\n")
+        .await;
+    assert_eq!(said.statuses(), [200, 200], "HP-23 1.0 keep-alive: {}", said.text());
+    let said = stage.say("GET http://good.test/a HTTP/1.0\r\n\r\nGET http://good.test/b HTTP/1.0\r\n\r\n").await;
+    assert_eq!(said.statuses(), [200], "HP-23 1.0 closes: {}", said.text());
+}
+
+#[tokio::test]
+async fn bodies_arrive_as_they_were_sent() {
+    let stage = Stage::start("").await;
+    let said = stage
+        .say("GET http://good.test/body HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nConnection: close\r\n\r\nbody")
+        .await;
+    assert_eq!(said.status(), 200, "HP-24 GET with a body");
+    assert_eq!(
+        (stage.good.received()[0].body.as_slice(), stage.good.received()[0].values("content-length")),
+        (&b"body"[..], vec!["4"])
+    );
+
+    for expectation in ["100-continue", "x-unknown"] {
+        let mut conn = Conn::open(stage.sidecar.proxy()).await;
+        let head = format!(
+            "PUT http://good.test/{expectation} HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nExpect: {expectation}\r\n\r\n"
+        );
+        conn.write(head.as_bytes()).await;
+        if expectation == "100-continue" {
+            let mut interim = [0; 25];
+            conn.stream.read_exact(&mut interim).await.expect("an interim answer");
+            assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n");
+        }
+        conn.write(b"abc").await;
+        let answer = conn.answer().await;
+        assert!(answer.status == 200 || answer.status == 417, "HP-24 {expectation}: {}", answer.status);
+        let received = stage.good.received();
+        assert!(received.iter().all(|request| request.values("expect").is_empty()), "HP-24 {expectation}");
+    }
+}
+
+#[tokio::test]
+async fn trailers_pass_but_cannot_say_what_belongs_in_a_head() {
+    let (stage, listener) = Stage::with_raw_good("").await;
+    let upstream = async {
+        let (mut stream, _) = listener.accept().await.expect("a connection");
+        let (mut all, mut buffer) = (Vec::new(), vec![0; 4096]);
+        while !String::from_utf8_lossy(&all).split_once("\r\n0\r\n").is_some_and(|(_, end)| end.ends_with("\r\n")) {
+            let count = stream.read(&mut buffer).await.expect("bytes");
+            assert!(count > 0, "HP-10: cut: {}", String::from_utf8_lossy(&all));
+            all.extend_from_slice(&buffer[..count]);
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.expect("it reads");
+        String::from_utf8_lossy(&all).into_owned()
+    };
+    let bytes = post(
+        "Transfer-Encoding: chunked\r\nTrailer: Authorization, Host, Content-Length, X-Sum\r\nConnection: close\r\n",
+        "3\r\nabc\r\n0\r\nAuthorization: Bearer mine\r\nHost: evil.test\r\nContent-Length: 9\r\nX-Sum: 1\r\n\r\n",
+    );
+    let (arrived, said) = tokio::join!(upstream, stage.say(bytes));
+    assert_eq!(said.status(), 200, "HP-10: {}", said.text());
+    let (head, body) = arrived.split_once("\r\n\r\n").expect("a head");
+    assert!(head.contains(&format!("authorization: Bearer {TOKEN}")), "HP-10: {head}");
+    assert_eq!(body.to_ascii_lowercase(), "3\r\nabc\r\n0\r\nx-sum: 1\r\n\r\n", "HP-10");
+}
+
+#[tokio::test]
+async fn ten_mebibytes_of_chunks_arrive_intact() {
+    let (stage, listener) = Stage::with_raw_good("").await;
+    let upstream = async {
+        let (mut stream, _) = listener.accept().await.expect("a connection");
+        let (mut all, mut buffer) = (Vec::new(), vec![0; 1 << 16]);
+        while !all.ends_with(b"0\r\n\r\n") {
+            let count = stream.read(&mut buffer).await.expect("bytes");
+            assert!(count > 0, "HP-24: the upload was cut at {}", all.len());
+            all.extend_from_slice(&buffer[..count]);
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.expect("it reads");
+        unchunk(&all)
+    };
+    let caller = async {
+        let mut conn = Conn::open(stage.sidecar.proxy()).await;
+        conn.write(b"POST http://good.test/ HTTP/1.1\r\nHost: good.test\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+        let mut sent = Vec::new();
+        for number in 0..160_u32 {
+            let chunk: Vec<u8> = (0..65_536_u32).map(|at| (at.wrapping_mul(31) ^ number) as u8).collect();
+            conn.write(b"10000\r\n").await;
+            conn.write(&chunk).await;
+            conn.write(b"\r\n").await;
+            sent.extend(chunk);
+        }
+        conn.write(b"0\r\n\r\n").await;
+        (conn.answer().await, sent)
+    };
+    let (arrived, (answer, sent)) = tokio::join!(upstream, caller);
+    assert_eq!((answer.status, arrived.len()), (200, 10 << 20), "HP-24");
+    assert!(arrived == sent, "HP-24: the body was changed");
+}
+
+fn unchunk(message: &[u8]) -> Vec<u8> {
+    let start = message.windows(4).position(|w| w == b"\r\n\r\n").expect("a head") + 4;
+    let (mut rest, mut body) = (&message[start..], Vec::new());
+    loop {
+        let end = rest.windows(2).position(|w| w == b"\r\n").expect("a size");
+        let size = usize::from_str_radix(std::str::from_utf8(&rest[..end]).expect("ASCII"), 16).expect("hex");
+        if size == 0 {
+            return body;
+        }
+        body.extend_from_slice(&rest[end + 2..end + 2 + size]);
+        rest = &rest[end + 4 + size..];
+    }
+}
