@@ -57,6 +57,7 @@ async fn readyz(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Respon
         for (name, passed) in admin.health.checks() {
             text.push_str(&format!("[{}] {name}\n", if passed { '+' } else { '-' }));
         }
+        text.push_str(&format!("configuration {}\n", admin.health.configuration()));
     }
     (status, text + word).into_response()
 }

@@ -1,31 +1,29 @@
-//! The only wiring place: a checked model becomes listeners, slots, workers and the admin side.
+//! The only wiring place: a checked configuration becomes listeners, slots, workers and the admin side.
 //!
 //! `App::build` binds every listener, so that real addresses are known before anything runs; `App::serve` runs until it is
 //! told to end, then drains.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use http::HeaderValue;
 
 use crate::admin::{self, Admin};
 use crate::clock::Clock;
-use crate::dial::{AddressPolicy, Dialer};
-use crate::model::connection::Connection;
-use crate::model::{Listener, Model};
-use crate::oauth::{ClientError, HttpClients, TokenEndpoint};
+use crate::config::Loaded;
+use crate::model::Listener;
 use crate::proxy;
 use crate::proxy::worker::Shared;
-use crate::snapshot::Snapshot;
+use crate::reload::{Parts, Reloader, Wiring, WiringError};
 use crate::store::MemoryStore;
 use crate::tasks::{Phase, Tasks};
+use crate::telemetry::Logging;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
-use crate::tls::Trust;
 use crate::token::TokenCache;
 use crate::token::slot::TokenSlot;
 
@@ -36,8 +34,8 @@ pub enum AppError {
         "the listener {name} cannot be opened at {address}: {source}; free the port, or give another address under listeners"
     )]
     Bind { name: String, address: SocketAddr, source: io::Error },
-    #[error("connection {connection}: {source}")]
-    Client { connection: String, source: ClientError },
+    #[error(transparent)]
+    Wiring(#[from] WiringError),
     #[error("the metrics cannot be set up: {0}")]
     Metrics(#[from] prometheus::Error),
     #[error("a thread or socket cannot be started: {0}")]
@@ -46,7 +44,9 @@ pub enum AppError {
 
 /// Everything bound, nothing running yet.
 pub struct App {
-    model: Model,
+    loaded: Loaded,
+    /// The file to reload, and the log that a reload may change.
+    source: Option<(PathBuf, Logging)>,
     tasks: Tasks,
     proxy: Vec<TcpListener>,
     admin: TcpListener,
@@ -56,7 +56,9 @@ pub struct App {
 }
 
 impl App {
-    pub fn build(model: Model, tasks: Tasks) -> Result<App, AppError> {
+    /// `source` is the file that `loaded` came from, if its changes are to be followed.
+    pub fn build(loaded: Loaded, source: Option<(PathBuf, Logging)>, tasks: Tasks) -> Result<App, AppError> {
+        let model = &loaded.model;
         let mut listeners = Vec::new();
         let mut bind = |listener: &Listener| {
             let failed = |source| AppError::Bind { name: listener.name.to_string(), address: listener.address, source };
@@ -68,7 +70,7 @@ impl App {
         let proxy = model.listeners.proxy.iter().map(&mut bind).collect::<Result<_, _>>()?;
         let admin = bind(&model.listeners.admin)?;
         let telemetry = model.listeners.telemetry.as_ref().map(&mut bind).transpose()?;
-        Ok(App { model, tasks, proxy, admin, telemetry, listeners })
+        Ok(App { loaded, source, tasks, proxy, admin, telemetry, listeners })
     }
 
     /// Runs on the current (control) runtime until `end` completes, then drains and stops.
@@ -80,23 +82,23 @@ impl App {
     }
 
     fn start(self) -> Result<Running, AppError> {
-        let (model, tasks) = (self.model, self.tasks);
+        let (loaded, tasks) = (self.loaded, self.tasks);
         for listener in &self.listeners {
             tracing::info!(listener = %listener.name, address = %listener.address, "listening");
         }
         let (clock, metrics, health) = (Clock::system(), Metrics::new()?, Arc::new(Health::default()));
-        let trust = Trust::new(&model.trust);
-        let dialer = Dialer::new(&model.hosts, AddressPolicy::new(&model, &self.listeners));
-        let clients = HttpClients::new(trust.clone(), Arc::new(dialer.clone()));
         let store = Arc::new(MemoryStore::default());
         let cache = Arc::new(TokenCache::new(store, clock.clone(), tasks.clone(), metrics.clone()));
-        let mut slots = Vec::new();
-        for connection in model.connections.iter().filter(|connection| connection.active) {
-            slots.push(ensure(&cache, connection, &clients)?);
-        }
-        let slot_of =
-            |connection: &Connection| slots.iter().find(|slot| slot.key.connection == connection.name).cloned();
-        let snapshot = Snapshot::build(&model, &trust, dialer, &metrics, slot_of);
+        let parts = Parts {
+            clock: clock.clone(),
+            tasks: tasks.clone(),
+            metrics: metrics.clone(),
+            health: health.clone(),
+            cache: cache.clone(),
+            listeners: self.listeners,
+        };
+        let (wiring, slots) = Wiring::start(parts, &loaded.model)?;
+        wiring.in_force(&loaded.fingerprint, false);
         let admin = Admin { health: health.clone(), metrics: metrics.clone(), cache, clock: clock.clone() };
         match self.telemetry {
             Some(telemetry) => {
@@ -106,25 +108,22 @@ impl App {
             None => admin::serve(&tasks, self.admin, admin.telemetry())?,
         }
         let via = format!("1.1 keybearer-{:08x}", fastrand::u32(..));
-        let shared = Shared {
-            snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
+        let shared = Arc::new(Shared {
+            snapshot: wiring.snapshot.clone(),
             clock,
             tasks: tasks.clone(),
             metrics,
             via: HeaderValue::try_from(via).map_err(|_| io::Error::other("no name for Via"))?,
             gates: Arc::default(),
             tunnels: Arc::new(AtomicUsize::new(0)),
-        };
-        let threads = proxy::start(Arc::new(shared), model.workers, self.proxy)?;
-        tasks.spawn("readiness", settle(slots, model.readiness_wait, health.clone()));
-        Ok(Running { tasks, health, threads, drain: model.timeouts.drain })
+        });
+        let threads = proxy::start(shared.clone(), loaded.model.workers, self.proxy)?;
+        tasks.spawn("readiness", settle(slots, loaded.model.readiness_wait, health.clone()));
+        if let Some((path, logging)) = self.source {
+            tasks.spawn("reload", Reloader::new(path, &loaded, wiring, logging).run());
+        }
+        Ok(Running { tasks, health, threads, shared })
     }
-}
-
-fn ensure(cache: &TokenCache, connection: &Arc<Connection>, clients: &HttpClients) -> Result<Arc<TokenSlot>, AppError> {
-    let endpoint = TokenEndpoint::new(connection.clone(), clients)
-        .map_err(|source| AppError::Client { connection: connection.name.to_string(), source })?;
-    Ok(cache.ensure(connection, Box::new(endpoint)))
 }
 
 /// Readiness follows the first answers, or the end of the wait for them.
@@ -144,7 +143,7 @@ struct Running {
     tasks: Tasks,
     health: Arc<Health>,
     threads: Vec<std::thread::JoinHandle<()>>,
-    drain: Duration,
+    shared: Arc<Shared>,
 }
 
 impl Running {
@@ -158,7 +157,7 @@ impl Running {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        if tokio::time::timeout(self.drain, finished).await.is_err() {
+        if tokio::time::timeout(self.shared.snapshot.load().timeouts.drain, finished).await.is_err() {
             tracing::warn!("timeouts.drain has passed; what is still in flight is cut off");
         }
         self.tasks.enter(Phase::Stop);

@@ -39,6 +39,10 @@ pub struct Loaded {
     pub warnings: Vec<Problem>,
     /// Every file that was read: YAML, secrets, certificates.
     pub files: Vec<PathBuf>,
+    /// The directories under `include`, where files may come and go.
+    pub directories: Vec<PathBuf>,
+    /// Equal for equal contents of those files.
+    pub fingerprint: String,
 }
 
 /// Reads `path` with everything it includes.
@@ -90,6 +94,7 @@ fn assemble(source: &Source, mut sink: Sink) -> Result<Loaded, Problems> {
     let (Some(connections), Some(listeners)) = (connections, settings.listeners) else {
         return Err(refused(path, sink));
     };
+    let (directories, fingerprint) = (sink.directories(), sink.fingerprint());
     let (warnings, files) = sink.finish(path)?;
     let model = Model {
         listeners,
@@ -104,7 +109,7 @@ fn assemble(source: &Source, mut sink: Sink) -> Result<Loaded, Problems> {
         log: settings.log,
         connections,
     };
-    Ok(Loaded { model, warnings, files })
+    Ok(Loaded { model, warnings, files, directories, fingerprint })
 }
 
 /// The problems of a load that failed; never an empty list.
@@ -121,23 +126,25 @@ fn refused(path: &Path, sink: Sink) -> Problems {
 
 fn read(path: &Path, sink: &mut Sink) -> Option<Source> {
     sink.file(path);
-    let mut problem = |line: usize, column: usize, message: String, hint: &str| {
+    let problem = |sink: &mut Sink, line: usize, column: usize, message: String, hint: &str| {
         let (file, path, hint) = (path.to_owned(), String::new(), hint.to_owned());
         sink.problem(Problem { file, line, column, path, message, hint });
     };
     let bytes = match reference::read_bounded(path, BYTES_MAX) {
         Ok(bytes) => bytes,
         Err(reason) => {
-            problem(1, 1, format!("cannot be read ({reason})"), "give another path, or divide a large file");
+            problem(sink, 1, 1, format!("cannot be read ({reason})"), "give another path, or divide a large file");
             return None;
         }
     };
+    sink.content(&bytes);
     match String::from_utf8(bytes) {
         Ok(text) => Source::parse(&text, path, sink),
         Err(error) => {
             let good = String::from_utf8_lossy(&error.as_bytes()[..error.utf8_error().valid_up_to()]).into_owned();
             let line = good.rsplit('\n').next().unwrap_or_default();
             problem(
+                sink,
                 good.matches('\n').count() + 1,
                 line.chars().count() + 1,
                 "is not UTF-8".to_owned(),
@@ -154,6 +161,7 @@ fn included(top: &Unit<'_, TopFile>, sink: &mut Sink) -> Vec<Source> {
     let mut paths: Vec<PathBuf> = Vec::new();
     for item in directories {
         let Some(directory) = item.file(sink) else { continue };
+        sink.directory(&directory);
         match yaml_files(&directory) {
             Ok(files) => paths.extend(files),
             Err(error) => {

@@ -66,7 +66,7 @@ impl Demo {
                    - {{mount: /demo, upstream: \"http://{api}\"}}\n"
             );
             let loaded = config::load_text(&text, Path::new("demo.yaml")).map_err(|problems| problems.to_string())?;
-            App::build(loaded.model, tasks.clone()).map_err(|error| error.to_string())
+            App::build(loaded, None, tasks.clone()).map_err(|error| error.to_string())
         };
         // The usual addresses where they are free, else whatever the system gives.
         let usual = build("127.0.0.1:8080", "127.0.0.1:8081");

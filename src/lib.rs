@@ -6,6 +6,7 @@
 pub mod cli;
 pub mod demo;
 pub mod app;
+pub mod reload;
 pub mod proxy;
 pub mod admin;
 pub mod snapshot;

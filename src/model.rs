@@ -43,7 +43,7 @@ pub struct Model {
     pub connections: Vec<Arc<Connection>>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listeners {
     pub proxy: Vec<Listener>,
     pub admin: Listener,
@@ -51,7 +51,7 @@ pub struct Listeners {
 }
 
 /// An address to listen at; port 0 asks the system for a free one.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listener {
     pub name: Name,
     pub address: SocketAddr,

@@ -10,7 +10,7 @@ use rustls::ClientConfig;
 
 use crate::dial::Dialer;
 use crate::model::connection::{Connection, Route};
-use crate::model::{Caller, Limits, LogRequests, Model, Name, Timeouts, Unmatched};
+use crate::model::{Caller, Limits, LogRequests, Model, Name, Roots, Timeouts, Unmatched};
 use crate::router::{CallerId, Callers, Router};
 use crate::telemetry::metrics::{InjectionCounters, Metrics};
 use crate::tls::Trust;
@@ -47,6 +47,34 @@ pub struct TlsProfile {
     pub config: Arc<ClientConfig>,
 }
 
+/// The TLS profiles in use. An id is given once and never means other roots, whatever is reloaded.
+#[derive(Debug, Default)]
+pub struct TlsProfiles {
+    made: Vec<(Roots, Option<Roots>, Arc<TlsProfile>)>,
+    given: usize,
+}
+
+impl TlsProfiles {
+    /// The profile over the shared roots with `extra`, or over `own` in their place.
+    fn get(&mut self, trust: &Trust, extra: &Roots, own: Option<&Roots>) -> Arc<TlsProfile> {
+        let same = |made: &&(Roots, Option<Roots>, Arc<TlsProfile>)| {
+            made.1.as_ref() == own && (own.is_some() || made.0 == *extra)
+        };
+        if let Some((.., profile)) = self.made.iter().find(same) {
+            return profile.clone();
+        }
+        self.given += 1;
+        let profile = Arc::new(TlsProfile { id: self.given, config: trust.client_config(own) });
+        self.made.push((extra.clone(), own.cloned(), profile.clone()));
+        profile
+    }
+
+    /// Forgets what no snapshot uses.
+    pub fn sweep(&mut self) {
+        self.made.retain(|(.., profile)| Arc::strong_count(profile) > 1);
+    }
+}
+
 /// The callers, by place and by name.
 #[derive(Debug, Default)]
 pub struct CallerTable {
@@ -59,23 +87,19 @@ impl Snapshot {
     pub fn build(
         model: &Model,
         trust: &Trust,
+        profiles: &mut TlsProfiles,
         dialer: Dialer,
         metrics: &Metrics,
         slot: impl Fn(&Connection) -> Option<Arc<TokenSlot>>,
     ) -> Snapshot {
         let callers = CallerTable::new(model.callers.clone());
-        let mut profiles = 0;
-        let mut profile = |roots| {
-            profiles += 1;
-            Arc::new(TlsProfile { id: profiles, config: trust.client_config(roots) })
-        };
-        let plain = profile(None);
+        let plain = profiles.get(trust, &model.trust, None);
         let mut routes = Vec::new();
         for connection in &model.connections {
             let permitted = callers.permitted(connection.accessible_from.as_deref());
             let slot = slot(connection);
             for route in &connection.routes {
-                let tls = route.tls.trust.as_ref().map_or_else(|| plain.clone(), |roots| profile(Some(roots)));
+                let tls = profiles.get(trust, &model.trust, route.tls.trust.as_ref());
                 let bound = BoundRoute {
                     connection: connection.clone(),
                     route: route.clone(),

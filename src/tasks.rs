@@ -55,6 +55,16 @@ impl Tasks {
         tokio::task::spawn_local(future);
     }
 
+    /// Runs `work` where it may block; `None` if it panicked.
+    #[allow(clippy::disallowed_methods, reason = "this is the owner of every task")]
+    pub async fn blocking<T, F>(&self, work: F) -> Option<T>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        tokio::task::spawn_blocking(work).await.ok()
+    }
+
     /// Starts a thread; its name shows in `top -H` and in panics.
     pub fn thread<F>(&self, name: String, body: F) -> io::Result<JoinHandle<()>>
     where

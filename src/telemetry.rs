@@ -10,15 +10,49 @@ use std::fmt::{self, Write as _};
 use std::io::IsTerminal;
 
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::Layer;
 use tracing_subscriber::filter::Targets;
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::layer::{Layered, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, Registry, reload};
 
 use crate::model::{Log, LogFormat, LogLevel};
 
-/// Starts logging to stderr and routes panics there; later calls change nothing.
-pub fn start(log: Log) {
+type Filtered = Layered<reload::Layer<Targets, Registry>, Registry>;
+type Lines = Box<dyn Layer<Filtered> + Send + Sync>;
+
+/// The running log; what is in its configuration can be changed.
+#[derive(Clone)]
+pub struct Logging {
+    filter: reload::Handle<Targets, Registry>,
+    lines: reload::Handle<Lines, Filtered>,
+}
+
+impl Logging {
+    /// Starts logging to stderr and routes panics there. In a process that logs already, this changes nothing.
+    pub fn start(log: Log) -> Logging {
+        let (filter, filter_handle) = reload::Layer::new(filter(log));
+        let (lines, lines_handle) = reload::Layer::new(lines(log));
+        if tracing_subscriber::registry().with(filter).with(lines).try_init().is_ok() {
+            std::panic::set_hook(Box::new(|panic| {
+                let place = panic.location().map(ToString::to_string).unwrap_or_default();
+                // Only a literal is shown: a formatted message could hold anything.
+                let why = panic.payload().downcast_ref::<&'static str>().copied().unwrap_or_default();
+                tracing::error!(%place, why, "a task panicked; it ends alone");
+            }));
+        }
+        Logging { filter: filter_handle, lines: lines_handle }
+    }
+
+    /// Logs as `log` says from now on.
+    pub fn change(&self, log: Log) {
+        // Both fail only when the subscriber is gone, and then nobody logs.
+        let _ = self.filter.reload(filter(log));
+        let _ = self.lines.reload(lines(log));
+    }
+}
+
+/// Ours alone, down to the level.
+fn filter(log: Log) -> Targets {
     let level = match log.level {
         LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Warn => LevelFilter::WARN,
@@ -26,25 +60,20 @@ pub fn start(log: Log) {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
+    Targets::new().with_target("keybearer", level)
+}
+
+fn lines(log: Log) -> Lines {
     let terminal = std::io::stderr().is_terminal();
     let text = match log.format {
         LogFormat::Text => true,
         LogFormat::Json => false,
         LogFormat::Auto => terminal,
     };
-    let ours = Targets::new().with_target("keybearer", level);
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false).with_ansi(terminal);
-    let layer = match text {
-        true => layer.with_filter(ours).boxed(),
-        false => layer.json().flatten_event(true).with_current_span(false).with_filter(ours).boxed(),
-    };
-    if tracing_subscriber::registry().with(layer).try_init().is_ok() {
-        std::panic::set_hook(Box::new(|panic| {
-            let place = panic.location().map(ToString::to_string).unwrap_or_default();
-            // Only a literal is shown: a formatted message could hold anything.
-            let why = panic.payload().downcast_ref::<&'static str>().copied().unwrap_or_default();
-            tracing::error!(%place, why, "a task panicked; it ends alone");
-        }));
+    match text {
+        true => layer.boxed(),
+        false => layer.json().flatten_event(true).with_current_span(false).boxed(),
     }
 }
 

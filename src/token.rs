@@ -9,7 +9,7 @@ mod refresher;
 pub mod schedule;
 pub mod slot;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -93,9 +93,10 @@ impl TokenCache {
 
     /// Ends the slots that are not among `kept`, once no new request can reach them.
     pub fn retain(&self, kept: &[Arc<TokenSlot>]) {
+        let kept: HashSet<*const TokenSlot> = kept.iter().map(Arc::as_ptr).collect();
         lock(&self.replaced).drain(..).for_each(|slot| slot.close());
         lock(&self.slots).retain(|key, entry| {
-            let keep = kept.iter().any(|slot| Arc::ptr_eq(slot, &entry.slot));
+            let keep = kept.contains(&Arc::as_ptr(&entry.slot));
             if !keep {
                 entry.slot.close();
                 let labels = [key.connection.as_str(), key.profile.as_str()];

@@ -7,7 +7,7 @@ use clap::Args;
 use super::run::{control_runtime, until_signalled};
 use crate::demo::Demo;
 use crate::model::{Log, LogFormat, LogLevel};
-use crate::telemetry;
+use crate::telemetry::Logging;
 
 #[derive(Debug, Args)]
 pub struct DemoArguments {
@@ -20,7 +20,7 @@ pub struct DemoArguments {
 }
 
 pub fn demo(arguments: &DemoArguments) -> ExitCode {
-    telemetry::start(Log { level: LogLevel::Warn, format: LogFormat::Text, ..Log::default() });
+    Logging::start(Log { level: LogLevel::Warn, format: LogFormat::Text, ..Log::default() });
     let result = control_runtime().map_err(|error| error.to_string()).and_then(|runtime| {
         let accepted = runtime.block_on(show(arguments));
         runtime.shutdown_background();

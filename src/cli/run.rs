@@ -10,7 +10,7 @@ use super::ConfigArguments;
 use crate::app::{App, AppError};
 use crate::config;
 use crate::tasks::Tasks;
-use crate::telemetry;
+use crate::telemetry::Logging;
 
 pub fn run(arguments: &ConfigArguments) -> ExitCode {
     let path = arguments.path();
@@ -21,12 +21,12 @@ pub fn run(arguments: &ConfigArguments) -> ExitCode {
             return super::refuse(&path, &problems);
         }
     };
-    telemetry::start(loaded.model.log);
+    let logging = Logging::start(loaded.model.log);
     for warning in &loaded.warnings {
         tracing::warn!(problem = %warning, "configuration");
     }
     let tasks = Tasks::default();
-    let result = App::build(loaded.model, tasks).and_then(|app| {
+    let result = App::build(loaded, Some((path, logging)), tasks).and_then(|app| {
         let runtime = control_runtime()?;
         let result = runtime.block_on(until_signalled(app));
         runtime.shutdown_background();

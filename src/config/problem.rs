@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use aws_lc_rs::digest;
 use serde::Serialize;
 
 /// More than a person reads; a file of nonsense must not become a list as long as itself.
@@ -75,7 +76,24 @@ pub struct Sink {
     problems: Vec<Problem>,
     warnings: Vec<Problem>,
     files: BTreeSet<PathBuf>,
+    directories: Vec<PathBuf>,
+    contents: Contents,
     left_out: usize,
+}
+
+/// What was read so far, as a running digest.
+struct Contents(digest::Context);
+
+impl Default for Contents {
+    fn default() -> Self {
+        Contents(digest::Context::new(&digest::SHA256))
+    }
+}
+
+impl fmt::Debug for Contents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
 }
 
 impl Sink {
@@ -96,6 +114,27 @@ impl Sink {
     /// Notes a file that the configuration depends on.
     pub fn file(&mut self, path: &Path) {
         self.files.insert(path.to_owned());
+    }
+
+    /// Notes a directory whose files belong to the configuration.
+    pub fn directory(&mut self, path: &Path) {
+        self.directories.push(path.to_owned());
+    }
+
+    pub fn directories(&self) -> Vec<PathBuf> {
+        self.directories.clone()
+    }
+
+    /// Notes what stood in it, for the fingerprint of the whole.
+    pub fn content(&mut self, bytes: &[u8]) {
+        self.contents.0.update(&bytes.len().to_le_bytes());
+        self.contents.0.update(bytes);
+    }
+
+    /// Equal for equal contents of all files read; short, and tells nothing of them.
+    pub fn fingerprint(&self) -> String {
+        let digest = self.contents.0.clone().finish();
+        digest.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// Warnings and files, or all the problems: the main file's first, each file's from top to bottom.

@@ -100,7 +100,10 @@ fn file_text(spot: &Spot<'_>, path: &Path, sink: &mut Sink) -> Option<String> {
 fn bytes(spot: &Spot<'_>, path: &Path, max: usize, sink: &mut Sink) -> Option<Vec<u8>> {
     sink.file(path);
     match read_bounded(path, max) {
-        Ok(bytes) => Some(bytes),
+        Ok(bytes) => {
+            sink.content(&bytes);
+            Some(bytes)
+        }
         Err(reason) => {
             let message = format!("{} cannot be read ({reason})", path.display());
             spot.problem(sink, message, "mount it or give another path");

@@ -1,12 +1,15 @@
 //! Is the program ready: a few facts that others report here, and the answer for `/readyz`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// What readiness hangs on. Live from the start; ready once tokens were tried or the wait is over; not while draining.
 #[derive(Debug, Default)]
 pub struct Health {
     tokens_settled: AtomicBool,
     draining: AtomicBool,
+    /// Of the configuration in force.
+    configuration: Mutex<String>,
 }
 
 impl Health {
@@ -17,6 +20,15 @@ impl Health {
 
     pub fn draining(&self) {
         self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Names the configuration in force by its fingerprint.
+    pub fn configured(&self, fingerprint: &str) {
+        *self.configuration.lock().unwrap_or_else(PoisonError::into_inner) = fingerprint.to_owned();
+    }
+
+    pub fn configuration(&self) -> String {
+        self.configuration.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The checks by name, in the order in which they are shown.

@@ -3,11 +3,13 @@
 //! Holds: label values are names from the configuration or closed lists, never text from a request. The hot path keeps
 //! handles ([`RequestCounters`]) and looks no label up.
 
+use std::time::Duration;
+
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
-    Encoder, Error, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder,
+    Encoder, Error, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 /// All metrics of one program; handles are cheap to clone.
@@ -27,6 +29,10 @@ pub struct Metrics {
     pub tokens: IntGaugeVec,
     pub replays: IntCounterVec,
     pub upstream_connections: IntGaugeVec,
+    reloads: IntCounterVec,
+    last_reload_successful: IntGauge,
+    last_reload_success: Gauge,
+    restart_required: IntGauge,
 }
 
 impl Metrics {
@@ -114,8 +120,33 @@ impl Metrics {
                 &["connection", "outcome"],
             )?,
             upstream_connections: gauge("keybearer_upstream_connections", "Open upstream connections.", &["state"])?,
+            reloads: counter("keybearer_config_reloads_total", "Attempts to reload the configuration.", &["outcome"])?,
+            last_reload_successful: register(
+                &registry,
+                IntGauge::new(
+                    "keybearer_config_last_reload_successful",
+                    "1: the configuration as it stands is in force.",
+                )?,
+            )?,
+            last_reload_success: register(
+                &registry,
+                Gauge::new(
+                    "keybearer_config_last_reload_success_timestamp_seconds",
+                    "When the configuration in force was loaded.",
+                )?,
+            )?,
+            restart_required: register(
+                &registry,
+                IntGauge::new(
+                    "keybearer_config_restart_required",
+                    "1: some change takes effect only after a restart.",
+                )?,
+            )?,
             registry: registry.clone(),
         };
+        for outcome in ["applied", "refused"] {
+            metrics.reloads.with_label_values(&[outcome]);
+        }
         let build = gauge("keybearer_build_info", "What is running.", &["version", "revision", "rustc"])?;
         let revision = env!("KEYBEARER_REVISION");
         let rustc = env!("KEYBEARER_RUSTC");
@@ -142,6 +173,23 @@ impl Metrics {
             forwarded: outcome("forwarded"),
             refused: outcome("refused"),
         }
+    }
+
+    /// A configuration is in force from `wall` (since the Unix epoch) on.
+    pub fn configured(&self, wall: Duration, restart_required: bool) {
+        self.last_reload_successful.set(1);
+        self.last_reload_success.set(wall.as_secs_f64());
+        self.restart_required.set(restart_required.into());
+    }
+
+    pub fn reload_applied(&self) {
+        self.reloads.with_label_values(&["applied"]).inc();
+    }
+
+    /// The configuration as it stands is refused; the one before stays in force.
+    pub fn reload_refused(&self) {
+        self.reloads.with_label_values(&["refused"]).inc();
+        self.last_reload_successful.set(0);
     }
 
     /// Prometheus text format 0.0.4.
