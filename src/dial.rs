@@ -26,10 +26,14 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
 /// Resolves and connects; cloned freely.
 #[derive(Debug, Clone)]
-pub struct Dialer(Arc<Inner>);
+pub struct Dialer {
+    /// Dialers of one number reach the same places: a connection made by one is good for another.
+    pub number: usize,
+    rules: Arc<Rules>,
+}
 
-#[derive(Debug)]
-struct Inner {
+#[derive(Debug, PartialEq, Eq)]
+struct Rules {
     hosts: HashMap<Host, (IpAddr, Option<u16>)>,
     policy: AddressPolicy,
 }
@@ -45,9 +49,14 @@ pub enum DialError {
 }
 
 impl Dialer {
-    pub fn new(hosts: &[HostOverride], policy: AddressPolicy) -> Dialer {
+    /// The dialer for these rules: `before`, if it has the same ones, else one with the next number.
+    pub fn new(hosts: &[HostOverride], policy: AddressPolicy, before: Option<&Dialer>) -> Dialer {
         let hosts = hosts.iter().map(|entry| (entry.host.clone(), (entry.address, entry.port))).collect();
-        Dialer(Arc::new(Inner { hosts, policy }))
+        let rules = Rules { hosts, policy };
+        match before {
+            Some(before) if *before.rules == rules => before.clone(),
+            before => Dialer { number: before.map_or(1, |before| before.number + 1), rules: Arc::new(rules) },
+        }
     }
 
     /// A connection to `origin`. The caller sets the deadline.
@@ -61,13 +70,13 @@ impl Dialer {
     /// The permitted addresses of a host, in the order in which they are tried. One forbidden address among them
     /// denies the host: an honest name does not point there.
     pub async fn addresses(&self, host: &Host, port: u16) -> Result<Vec<SocketAddr>, DialError> {
-        let mut addresses = match self.0.hosts.get(host) {
+        let mut addresses = match self.rules.hosts.get(host) {
             Some((address, own_port)) => vec![SocketAddr::new(*address, own_port.unwrap_or(port))],
             None => resolve(host, port).await?,
         };
         addresses.truncate(ADDRESSES_MAX);
         for address in &addresses {
-            self.0.policy.check(host, *address).map_err(|denied| DialError::Denied {
+            self.rules.policy.check(host, *address).map_err(|denied| DialError::Denied {
                 host: host.clone(),
                 address: address.ip(),
                 denied,

@@ -74,6 +74,11 @@ impl Reloader {
             Ok(hangup) => hangup,
             Err(error) => return tracing::error!(%error, "SIGHUP cannot be received; nothing is reloaded"),
         };
+        // What changed between the first load and the start of the watch would not be noticed otherwise.
+        let outcome = self.reload().await;
+        if !matches!(outcome, Outcome::Unchanged) {
+            tell(&outcome);
+        }
         loop {
             tokio::select! {
                 _ = hangup.recv() => {}

@@ -6,10 +6,11 @@ mod memory;
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Now;
-use crate::model::connection::Identity;
+use crate::model::connection::{Identity, OriginSet};
 use crate::model::token::{AccessToken, TokenKey};
 pub use memory::MemoryStore;
 
@@ -20,6 +21,8 @@ pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>>
 pub struct StoredToken {
     /// What it was granted for; under another identity it is nobody's.
     pub identity: Identity,
+    /// Where it may go.
+    pub origins: Arc<OriginSet>,
     pub access_token: AccessToken,
     /// When the request that obtained it left.
     pub obtained: Now,

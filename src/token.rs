@@ -44,7 +44,7 @@ pub struct TokenCache {
 struct Entry {
     slot: Arc<TokenSlot>,
     identity: Identity,
-    origins: Arc<OriginSet>,
+    origins: OriginSet,
     definition: Arc<ArcSwap<Definition>>,
 }
 
@@ -65,7 +65,7 @@ impl TokenCache {
     /// with its token is kept for as long as the token may be: same identity, and no origin that it was not granted for.
     pub fn ensure(&self, connection: &Arc<Connection>, source: Box<dyn TokenSource>) -> Arc<TokenSlot> {
         let key = TokenKey::of_connection(connection.name.clone());
-        let (identity, origins) = (connection.identity(), Arc::new(connection.origins()));
+        let (identity, origins) = (connection.identity(), connection.origins());
         let definition = Arc::new(Definition { connection: connection.clone(), source });
         let mut slots = lock(&self.slots);
         if let Some(entry) = slots.get(&key).filter(|e| e.identity == identity && e.origins.covers(&origins)) {
@@ -83,7 +83,7 @@ impl TokenCache {
             clock: self.clock.clone(),
             metrics: self.metrics.clone(),
         };
-        let refresher = Refresher { slot: slot.clone(), acquirer, origins: origins.clone() };
+        let refresher = Refresher { slot: slot.clone(), acquirer };
         self.tasks.spawn("refresher", refresher.run());
         let entry = Entry { slot: slot.clone(), identity, origins, definition };
         let old = slots.insert(key, entry);

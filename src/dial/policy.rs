@@ -23,7 +23,7 @@ pub enum Denied {
     OwnListener,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct AddressPolicy {
     allow_private: Vec<IpNet>,
     /// Names that stand exactly in a route, in `hosts` or in a URL of a connection.

@@ -25,7 +25,7 @@ use tokio_rustls::TlsConnector;
 
 use super::body::RequestBody;
 use super::error::{Fault, ProxyError, Unreachable};
-use crate::dial::{Denied, DialError};
+use crate::dial::{Denied, DialError, Dialer};
 use crate::model::origin::{Host, Origin, Scheme};
 use crate::snapshot::{Snapshot, TlsProfile};
 use crate::tasks::Tasks;
@@ -46,14 +46,15 @@ pub struct Destination {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Key {
     origin: Origin,
+    dialer: usize,
     tls: usize,
     server_name: Option<Host>,
 }
 
 impl Destination {
-    fn key(&self) -> Key {
+    fn key(&self, dialer: &Dialer) -> Key {
         let tls = if self.origin.scheme == Scheme::Https { self.tls.id } else { 0 };
-        Key { origin: self.origin.clone(), tls, server_name: self.server_name.clone() }
+        Key { origin: self.origin.clone(), dialer: dialer.number, tls, server_name: self.server_name.clone() }
     }
 }
 
@@ -113,7 +114,7 @@ impl Pool {
 
     /// A connection to `destination`: an idle one, or a new one.
     pub async fn checkout(&self, snapshot: &Snapshot, destination: &Destination) -> Result<Lease, Fault> {
-        let entry = self.entry(destination);
+        let entry = self.entry(&snapshot.dialer, destination);
         let limits = &snapshot.limits;
         let place = entry.gate.enter(limits.per_upstream, limits.queued_per_upstream);
         let permit = match timeout(snapshot.timeouts.connect, place).await {
@@ -174,8 +175,8 @@ impl Pool {
         Ok(Sender { request, state: self.active.clone() })
     }
 
-    fn entry(&self, destination: &Destination) -> Rc<Entry> {
-        let key = destination.key();
+    fn entry(&self, dialer: &Dialer, destination: &Destination) -> Rc<Entry> {
+        let key = destination.key(dialer);
         let mut entries = self.entries.borrow_mut();
         if let Some(entry) = entries.get(&key) {
             return entry.clone();

@@ -49,7 +49,7 @@ impl Wiring {
     /// Puts the first configuration into force; also gives the slots of its active connections.
     pub fn start(parts: Parts, model: &Model) -> Result<(Wiring, Vec<Arc<TokenSlot>>), WiringError> {
         let mut profiles = TlsProfiles::default();
-        let (snapshot, slots) = parts.build(model, &mut profiles)?;
+        let (snapshot, slots) = parts.build(model, &mut profiles, None)?;
         let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
         Ok((Wiring { parts, snapshot, profiles: Mutex::new(profiles) }, slots))
     }
@@ -57,7 +57,8 @@ impl Wiring {
     /// Puts another one into force. Requests that have begun end under the old one.
     pub fn apply(&self, model: &Model) -> Result<(), WiringError> {
         let mut profiles = self.profiles.lock().unwrap_or_else(PoisonError::into_inner);
-        let (snapshot, slots) = self.parts.build(model, &mut profiles)?;
+        let before = self.snapshot.load_full();
+        let (snapshot, slots) = self.parts.build(model, &mut profiles, Some(&before.dialer))?;
         self.snapshot.store(Arc::new(snapshot));
         self.parts.cache.retain(&slots);
         profiles.sweep();
@@ -72,9 +73,14 @@ impl Wiring {
 }
 
 impl Parts {
-    fn build(&self, model: &Model, profiles: &mut TlsProfiles) -> Result<(Snapshot, Vec<Arc<TokenSlot>>), WiringError> {
+    fn build(
+        &self,
+        model: &Model,
+        profiles: &mut TlsProfiles,
+        dialer_before: Option<&Dialer>,
+    ) -> Result<(Snapshot, Vec<Arc<TokenSlot>>), WiringError> {
         let trust = Trust::new(&model.trust);
-        let dialer = Dialer::new(&model.hosts, AddressPolicy::new(model, &self.listeners));
+        let dialer = Dialer::new(&model.hosts, AddressPolicy::new(model, &self.listeners), dialer_before);
         let clients = HttpClients::new(trust.clone(), Arc::new(dialer.clone()));
         // All clients first: what can fail fails before anything has changed.
         let mut endpoints = Vec::new();

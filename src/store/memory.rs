@@ -75,6 +75,7 @@ mod tests {
         let lease = store.lease(&key, Duration::from_secs(1)).await.unwrap();
         let token = StoredToken {
             identity: Connection::sample("crm").identity(),
+            origins: Arc::new(Connection::sample("crm").origins()),
             access_token: AccessToken::parse("a").unwrap(),
             obtained: Clock::simulated().now(),
             lifetime: Duration::from_secs(60),

@@ -88,11 +88,12 @@ impl Acquirer {
         connection: &Connection,
         current: Option<&AccessToken>,
     ) -> Result<Option<StoredToken>, AcquireError> {
-        let (now, identity) = (self.clock.now(), connection.identity());
+        let (now, identity, origins) = (self.clock.now(), connection.identity(), connection.origins());
         let fresh = |stored: &StoredToken| {
             let margin = connection.lifetimes.usable_margin.min(stored.lifetime / 4);
-            let news = Some(&stored.access_token) != current && stored.identity == identity;
-            news && !now.reached(stored.obtained.plus(stored.lifetime - margin))
+            let ours = stored.identity == identity && stored.origins.covers(&origins);
+            let news = Some(&stored.access_token) != current;
+            ours && news && !now.reached(stored.obtained.plus(stored.lifetime - margin))
         };
         let stored = self.store.load(&self.key).await.map_err(AcquireError::Store)?;
         Ok(stored.filter(fresh))
@@ -112,6 +113,7 @@ impl Acquirer {
         let answer = answer?;
         let lifetime = answer.expires_in.unwrap_or(own.lifetimes.default_token_lifetime);
         let (access_token, scopes) = (answer.access_token, answer.scopes);
-        Ok(StoredToken { identity: own.identity(), access_token, obtained, lifetime, scopes })
+        let (identity, origins) = (own.identity(), Arc::new(own.origins()));
+        Ok(StoredToken { identity, origins, access_token, obtained, lifetime, scopes })
     }
 }

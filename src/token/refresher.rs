@@ -11,7 +11,7 @@ use futures_util::FutureExt;
 use super::acquire::{AcquireError, Acquirer};
 use super::schedule::{self, Step};
 use super::slot::{InjectedToken, SlotState, TokenSlot, Trouble};
-use crate::model::connection::{Connection, OriginSet};
+use crate::model::connection::Connection;
 use crate::oauth::Failure;
 use crate::store::StoredToken;
 
@@ -20,7 +20,6 @@ const AFTER_PANIC: Duration = Duration::from_secs(10);
 pub(super) struct Refresher {
     pub slot: Arc<TokenSlot>,
     pub acquirer: Acquirer,
-    pub origins: Arc<OriginSet>,
 }
 
 impl Refresher {
@@ -71,7 +70,7 @@ impl Refresher {
         tracing::info!(connection = %key.connection, profile = %key.profile, lifetime_s = stored.lifetime.as_secs_f64(),
             generation, "token obtained");
         let times = (moments.usable_until, moments.expires, moments.refresh_at);
-        let token = InjectedToken::new(generation, stored.access_token, self.origins.clone(), times);
+        let token = InjectedToken::new(generation, stored.access_token, stored.origins, times);
         self.slot.publish(Some(Arc::new(token)), None);
     }
 

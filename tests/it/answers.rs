@@ -9,8 +9,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::rig::raw::{self, Conn};
-use crate::rig::scripted::Reply;
-use crate::stage::{Said, Stage};
+use crate::rig::scripted::{Reply, Scripted};
+use crate::rig::sidecar::Sidecar;
+use crate::stage::{Said, Stage, until};
 
 const OK: &str = "HTTP/1.1 200 OK\r\n";
 
@@ -328,4 +329,55 @@ fn resident_kib(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a running process");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
     line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+/// TL-19: an upstream that refuses the token before it has read the body gets the body again from its first byte, or not
+/// at all.
+#[tokio::test]
+async fn a_replay_sends_the_whole_body_or_none() {
+    const TOTAL: usize = 1 << 20;
+    let tokens = Scripted::tokens(3600).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let sidecar = Sidecar::start(&format!(
+        "hosts: {{api.test: \"{address}\"}}\nconnections:\n- {{name: crm, client_id: a, client_secret: b, \
+         token_url: \"http://{}/token\", routes: [{{host: api.test, upstream_tls: false}}]}}\n",
+        tokens.address
+    ))
+    .await;
+    let upstream = async {
+        let (mut first, _) = listener.accept().await.expect("a connection");
+        assert!(next_head(&mut first).await.expect("a request").contains("token-1"));
+        first.write_all(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n").await.expect("it reads");
+        let drain = async { drop(tokio::io::copy(&mut first, &mut tokio::io::sink()).await) };
+        let second = async {
+            let (mut second, _) = listener.accept().await.expect("a second connection");
+            assert!(next_head(&mut second).await.expect("a request").contains("token-2"));
+            let mut body = vec![0; TOTAL];
+            match second.read_exact(&mut body).await {
+                Ok(_) => {
+                    assert!(
+                        body.iter().enumerate().all(|(at, byte)| *byte == (at / 1000) as u8),
+                        "TL-19: another body"
+                    );
+                    second.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.expect("it reads");
+                }
+                Err(_) => drop(second),
+            }
+        };
+        tokio::join!(drain, second)
+    };
+    let caller = async {
+        let mut conn = Conn::open(sidecar.proxy()).await;
+        let body: Vec<u8> = (0..TOTAL).map(|at| (at / 1000) as u8).collect();
+        conn.write(format!("PUT http://api.test/ HTTP/1.1\r\nHost: x\r\nContent-Length: {TOTAL}\r\n\r\n").as_bytes())
+            .await;
+        conn.write(&body[..1000]).await;
+        until("a second token", || tokens.count() == 2).await;
+        conn.write(&body[1000..]).await;
+        conn.answer().await
+    };
+    let answer =
+        tokio::select! { answer = caller => answer, _ = upstream => panic!("TL-19: the upstream is done first") };
+    assert!([200, 401].contains(&answer.status), "TL-19: {answer:?}");
 }

@@ -9,8 +9,19 @@ mod rig {
     pub mod sidecar;
 }
 
+mod answers;
+mod callers;
+mod clients;
 mod commands;
+mod destination;
+mod drain;
 mod examples;
 mod layers;
+mod lifecycle;
+mod limits;
+mod reload;
+mod requests;
 mod smoke;
+mod stage;
 mod supply;
+mod tunnel;
