@@ -18,6 +18,7 @@ mod report;
 mod target;
 mod tunnel;
 mod upstream;
+mod watched;
 pub mod worker;
 
 use std::io;
@@ -35,8 +36,8 @@ use tokio::sync::mpsc;
 use crate::model::origin::Host;
 use crate::router::CallerId;
 use crate::tasks::Phase;
-use downstream::{Activity, Watched};
 pub use upstream::Gates;
+use watched::{Activity, Watched};
 use worker::{Place, Shared, Worker};
 
 /// Connections that wait for their worker to look at them.

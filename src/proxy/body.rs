@@ -12,9 +12,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
 use super::headers;
+use super::watched::Upload;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -32,13 +34,16 @@ struct Source {
     finished: bool,
     /// How many passes have begun; only the last may read on.
     passes: usize,
+    /// Told when the caller has sent everything.
+    upload: Option<Upload>,
 }
 
 impl RequestSource {
-    pub fn new(incoming: Incoming, kept_bytes_max: usize) -> RequestSource {
+    pub fn new(incoming: Incoming, kept_bytes_max: usize, upload: Option<Upload>) -> RequestSource {
         let finished = incoming.is_end_stream();
         let kept = (kept_bytes_max > 0 || finished).then(Vec::new);
-        let source = Source { incoming, kept, kept_bytes: 0, kept_bytes_max, trailers: None, finished, passes: 0 };
+        let source =
+            Source { incoming, kept, kept_bytes: 0, kept_bytes_max, trailers: None, finished, passes: 0, upload };
         RequestSource(Rc::new(RefCell::new(source)))
     }
 
@@ -49,7 +54,7 @@ impl RequestSource {
 
     /// A body that begins at the beginning.
     pub fn body(&self, progress: Rc<Progress>) -> RequestBody {
-        progress.0.set(if self.0.borrow().finished {
+        progress.set(if self.0.borrow().finished {
             Sending::Done(Instant::now())
         } else {
             Sending::Upstream(Instant::now())
@@ -67,7 +72,7 @@ impl Source {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
             None => {
-                self.finished = true;
+                self.finish();
                 return Poll::Ready(None);
             }
             Some(Err(error)) => return Poll::Ready(Some(Err(error))),
@@ -84,8 +89,17 @@ impl Source {
                 Frame::trailers(trailers)
             }
         };
-        self.finished = self.incoming.is_end_stream();
+        if self.incoming.is_end_stream() {
+            self.finish();
+        }
         Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn finish(&mut self) {
+        self.finished = true;
+        if let Some(upload) = self.upload.take() {
+            upload.finish();
+        }
     }
 
     fn keep(&mut self, data: &Bytes) {
@@ -110,7 +124,10 @@ enum Sending {
 
 /// The progress of sending one request.
 #[derive(Debug)]
-pub struct Progress(Cell<Sending>);
+pub struct Progress {
+    sending: Cell<Sending>,
+    done: Notify,
+}
 
 /// Who has been silent for too long.
 #[derive(Debug, PartialEq, Eq)]
@@ -121,12 +138,24 @@ pub enum Silent {
 
 impl Progress {
     pub fn new() -> Rc<Progress> {
-        Rc::new(Progress(Cell::new(Sending::Done(Instant::now()))))
+        Rc::new(Progress { sending: Cell::new(Sending::Done(Instant::now())), done: Notify::new() })
+    }
+
+    fn set(&self, sending: Sending) {
+        let was_done = matches!(self.sending.replace(sending), Sending::Done(_));
+        if !was_done && matches!(sending, Sending::Done(_)) {
+            self.done.notify_one();
+        }
+    }
+
+    /// Returns when the body has been handed over, because the deadline may then come sooner.
+    pub async fn done(&self) {
+        self.done.notified().await;
     }
 
     /// When the present silence becomes too long, and whose it then is.
     pub fn deadline(&self, idle: Duration, response_head: Duration) -> (Instant, Silent) {
-        match self.0.get() {
+        match self.sending.get() {
             Sending::Client(since) => (since + idle, Silent::Client),
             Sending::Upstream(since) => (since + idle, Silent::Upstream),
             Sending::Done(since) => (since + response_head, Silent::Upstream),
@@ -160,24 +189,24 @@ impl Body for RequestBody {
         }
         if let Some(data) = source.kept.as_ref().and_then(|kept| kept.get(this.at)).cloned() {
             this.at += 1;
-            this.progress.0.set(Sending::Upstream(Instant::now()));
+            this.progress.set(Sending::Upstream(Instant::now()));
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
         if source.finished {
-            this.progress.0.set(Sending::Done(Instant::now()));
+            this.progress.set(Sending::Done(Instant::now()));
             let trailers = source.trailers.clone().filter(|_| !std::mem::replace(&mut this.trailers_sent, true));
             return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
         }
         let Poll::Ready(frame) = source.poll_next(cx) else {
-            if !matches!(this.progress.0.get(), Sending::Client(_)) {
-                this.progress.0.set(Sending::Client(Instant::now()));
+            if !matches!(this.progress.sending.get(), Sending::Client(_)) {
+                this.progress.set(Sending::Client(Instant::now()));
             }
             return Poll::Pending;
         };
         this.at += 1;
         this.trailers_sent |= matches!(&frame, Some(Ok(frame)) if frame.is_trailers());
         let now = Instant::now();
-        this.progress.0.set(if source.finished { Sending::Done(now) } else { Sending::Upstream(now) });
+        this.progress.set(if source.finished { Sending::Done(now) } else { Sending::Upstream(now) });
         Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)))
     }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use tokio::time::{Instant, sleep_until};
 
 use super::body::{Progress, RequestSource, ResponseBody, Silent};
@@ -24,6 +24,7 @@ use super::inject::{self, Place};
 use super::report::{Answer, Report};
 use super::target::{self, Target};
 use super::upstream::{Destination, Lease};
+use super::watched::Upload;
 use super::worker::Worker;
 use super::{Peer, Tunnelled};
 use crate::model::Unmatched;
@@ -37,9 +38,10 @@ use crate::token::slot::{InjectedToken, NoToken, TokenSlot};
 pub async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, request: Request<Incoming>) -> Response<ResponseBody<Answer>> {
     let mut report = Report::begin(&worker, &peer, &request);
     let (head, incoming) = request.into_parts();
+    let upload = (!incoming.is_end_stream()).then(|| peer.activity.upload());
     let snapshot = worker.snapshot();
     let mut exchange = Exchange { worker: &worker, snapshot: &snapshot, peer: &peer, report: &mut report };
-    match exchange.run(head, incoming).await {
+    match exchange.run(head, incoming, upload).await {
         Ok(Served::Upstream(response, lease)) => report.upstream_answer(response, lease, snapshot.timeouts.idle),
         Ok(Served::Here(status)) => report.own_answer(status),
         Err(fault) => report.error(fault),
@@ -67,7 +69,7 @@ struct Way<'a> {
 }
 
 impl<'a> Exchange<'a> {
-    async fn run(&mut self, mut head: Parts, incoming: Incoming) -> Result<Served, Fault> {
+    async fn run(&mut self, mut head: Parts, incoming: Incoming, upload: Option<Upload>) -> Result<Served, Fault> {
         let (target, caller) = self.admit(&head)?;
         let way = self.route(target, &head.method, caller)?;
         if headers::max_forwards_spent(&head.method, &mut head.headers) {
@@ -78,7 +80,7 @@ impl<'a> Exchange<'a> {
             .map_err(|_| ProxyError::BadRequestTarget("the host is not valid"))?;
         headers::request(&mut head.headers, host, &self.worker.shared.via);
         let replay = if token.is_some() { self.snapshot.limits.replay_body_bytes } else { 0 };
-        let source = RequestSource::new(incoming, replay);
+        let source = RequestSource::new(incoming, replay, upload);
         let first = self.send(&way, &head, token.as_deref(), &source).await?;
         match (token, way.bound) {
             (Some(token), Some(bound)) if bound.connection.token_rejected.contains(&first.0.status()) => {
@@ -281,6 +283,7 @@ impl<'a> Exchange<'a> {
                         biased;
                         sent = &mut sending => break sent,
                         () = sleep_until(deadline) => {}
+                        () = progress.done() => {}
                     }
                     match self.patience(&progress) {
                         (deadline, _) if deadline > Instant::now() => {}

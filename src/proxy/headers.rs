@@ -2,11 +2,11 @@
 //!
 //! Holds: framing fields are never copied; hyper writes them from the body that is really sent.
 
-use http::Method;
 use http::header::{
     CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, MAX_FORWARDS, TE, TRAILER,
     TRANSFER_ENCODING, UPGRADE, VIA,
 };
+use http::{Method, Uri};
 
 /// Fields that end at each hop, beside those that Connection names (RFC 9110 §7.6.1, RFC 9113 §8.2.2).
 const HOP_BY_HOP: [HeaderName; 11] = [
@@ -70,6 +70,16 @@ pub fn max_forwards_spent(method: &Method, headers: &mut HeaderMap) -> bool {
         headers.insert(MAX_FORWARDS, HeaderValue::from(left - 1));
     }
     left == Some(0)
+}
+
+/// The bytes of a request line and of the whole head, as they were sent or a little less.
+pub fn head_bytes(method: &Method, uri: &Uri, headers: &HeaderMap) -> (usize, usize) {
+    let scheme = uri.scheme_str().map_or(0, |scheme| scheme.len() + "://".len());
+    let authority = uri.authority().map_or(0, |authority| authority.as_str().len());
+    let path = uri.path_and_query().map_or(0, |path| path.as_str().len());
+    let line = method.as_str().len() + scheme + authority + path + "  HTTP/1.1\r\n".len();
+    let field = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + ": \r\n".len();
+    (line, line + headers.iter().map(field).sum::<usize>() + "\r\n".len())
 }
 
 /// Is the body framed in the one way that all readers understand (RFC 9112 §6.1)? The parser takes more than that.

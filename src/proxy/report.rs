@@ -12,12 +12,13 @@ use http::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
+use super::Peer;
 use super::body::{Companion, ResponseBody};
 use super::error::{About, Fault};
 use super::headers;
 use super::upstream::Lease;
+use super::watched::Activity;
 use super::worker::Worker;
-use super::{Peer, downstream::Activity};
 use crate::model::connection::Connection;
 use crate::model::origin::Origin;
 use crate::model::{LogRequests, Name};

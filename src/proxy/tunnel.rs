@@ -15,10 +15,12 @@ use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
 use super::body::ResponseBody;
-use super::downstream::{self, Activity, Watched};
+use super::downstream;
 use super::error::{Fault, ProxyError};
+use super::headers;
 use super::report::{Answer, Report};
 use super::target::{self, Target};
+use super::watched::{Activity, Watched};
 use super::worker::{Place, Worker};
 use super::{Peer, Tunnelled, caller, exchange};
 use crate::tasks::Phase;
@@ -32,6 +34,19 @@ pub async fn or_exchange(
     peer: Rc<Peer>,
     mut request: Request<Incoming>,
 ) -> Result<Response<ResponseBody<Answer>>, Infallible> {
+    let head_bytes_max = worker.snapshot().limits.head_bytes;
+    // What was read so far is at least the head; only where that is too much is the head measured.
+    if peer.activity.read_bytes() > head_bytes_max {
+        let (line, head) = headers::head_bytes(request.method(), request.uri(), request.headers());
+        let error = match () {
+            () if line > head_bytes_max => Some(ProxyError::TargetTooLong),
+            () if head > head_bytes_max => Some(ProxyError::HeadTooLarge),
+            () => None,
+        };
+        if let Some(error) = error {
+            return Ok(Report::begin(&worker, &peer, &request).error(error.into()));
+        }
+    }
     if request.method() != Method::CONNECT || peer.tunnel.is_some() {
         return Ok(exchange::serve(worker, peer, request).await);
     }

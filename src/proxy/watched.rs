@@ -1,0 +1,252 @@
+//! A caller's stream, watched: what stands open on it, since when, and how large a head has grown.
+//!
+//! Not here: what becomes of a caller that is late (`downstream`). Holds: reading and writing cost a few relaxed atomics;
+//! a clock is read only where a silence begins or ends.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use crate::model::Timeouts;
+
+/// A caller's stream with what was already read of it, watched for time and size.
+pub struct Watched {
+    stream: TcpStream,
+    /// Read before, not yet served.
+    buffered: Bytes,
+    pub watch: Arc<Watch>,
+}
+
+impl Watched {
+    pub fn new(stream: TcpStream) -> Watched {
+        Watched { stream, buffered: Bytes::new(), watch: Arc::new(Watch::new()) }
+    }
+
+    /// The same stream served anew, as inside a tunnel, with what was read of it so far.
+    pub fn again(self, buffered: Bytes) -> Watched {
+        Watched { stream: self.stream, buffered, watch: Arc::new(Watch::new()) }
+    }
+}
+
+/// Where a connection stands. Atomics, because hyper hands the stream over between threads when it is upgraded.
+#[derive(Debug)]
+pub struct Watch {
+    epoch: Instant,
+    serving: AtomicBool,
+    /// When the present silence, head or stall began; milliseconds since `epoch`.
+    since_ms: AtomicU64,
+    head_bytes: AtomicUsize,
+    head_bytes_max: AtomicUsize,
+    /// Has this connection served a request?
+    served: AtomicBool,
+    /// Since when the caller reads nothing; 0: it reads.
+    blocked_since_ms: AtomicU64,
+    /// Request bodies that are not read to their end; at most one but for moments.
+    uploads: AtomicUsize,
+    /// Was a body left unread?
+    abandoned: AtomicBool,
+}
+
+/// With what a caller is late.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Overdue {
+    Head,
+    Idle,
+    Stalled,
+}
+
+impl Watch {
+    fn new() -> Watch {
+        Watch {
+            epoch: Instant::now(),
+            serving: AtomicBool::new(false),
+            since_ms: AtomicU64::new(0),
+            head_bytes: AtomicUsize::new(0),
+            head_bytes_max: AtomicUsize::new(usize::MAX),
+            served: AtomicBool::new(false),
+            blocked_since_ms: AtomicU64::new(0),
+            uploads: AtomicUsize::new(0),
+            abandoned: AtomicBool::new(false),
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn at(&self, ms: u64) -> Instant {
+        self.epoch + Duration::from_millis(ms)
+    }
+
+    /// When the caller will be late, and with what; `None` while its request is being served.
+    pub fn next(&self, timeouts: &Timeouts) -> Option<(Instant, Overdue)> {
+        // The last bytes of an answer may still wait for the caller when nothing is being served any more.
+        let blocked = self.blocked_since_ms.load(Ordering::Relaxed);
+        if blocked > 0 {
+            return Some((self.at(blocked) + timeouts.idle, Overdue::Stalled));
+        }
+        if self.serving.load(Ordering::Relaxed) {
+            return None;
+        }
+        let since = self.at(self.since_ms.load(Ordering::Relaxed));
+        let begun = self.head_bytes.load(Ordering::Relaxed) > 0;
+        Some(match (begun, self.served.load(Ordering::Relaxed)) {
+            _ if self.uploads.load(Ordering::Relaxed) > 0 => (since + timeouts.idle, Overdue::Idle),
+            (true, _) => (since + timeouts.client_head, Overdue::Head),
+            (false, false) => (since + timeouts.client_head, Overdue::Idle),
+            (false, true) => (since + timeouts.keep_alive, Overdue::Idle),
+        })
+    }
+
+    pub fn is_head_over(&self) -> bool {
+        let over = self.head_bytes.load(Ordering::Relaxed) > self.head_bytes_max.load(Ordering::Relaxed);
+        over && !self.serving.load(Ordering::Relaxed)
+    }
+
+    /// A head larger than this is over.
+    pub fn bound_head(&self, bytes_max: usize) {
+        self.head_bytes_max.store(bytes_max, Ordering::Relaxed);
+    }
+
+    /// Was a request body left unread?
+    pub fn has_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Relaxed)
+    }
+
+    fn has_read(&self, count: usize) {
+        if self.serving.load(Ordering::Relaxed) || count == 0 {
+            return;
+        }
+        // The rest of a body whose answer is complete is no head.
+        let uploading = self.uploads.load(Ordering::Relaxed) > 0;
+        if uploading || self.head_bytes.fetch_add(count, Ordering::Relaxed) == 0 {
+            self.since_ms.store(self.now_ms(), Ordering::Relaxed);
+        }
+    }
+
+    fn has_written(&self, pending: bool) {
+        match (pending, self.blocked_since_ms.load(Ordering::Relaxed)) {
+            (true, 0) => self.blocked_since_ms.store(self.now_ms().max(1), Ordering::Relaxed),
+            (false, 1..) => {
+                self.blocked_since_ms.store(0, Ordering::Relaxed);
+                // An idle connection is one that has said all it had to say.
+                self.since_ms.store(self.now_ms(), Ordering::Relaxed);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Tells the watch that a request is being served.
+pub struct Activity(Arc<Watch>);
+
+impl Activity {
+    pub fn new(watch: Arc<Watch>) -> Activity {
+        Activity(watch)
+    }
+
+    pub fn begin(&self) -> Activity {
+        self.0.serving.store(true, Ordering::Relaxed);
+        Activity(self.0.clone())
+    }
+
+    /// A request body begins.
+    pub fn upload(&self) -> Upload {
+        self.0.uploads.fetch_add(1, Ordering::Relaxed);
+        Upload { watch: self.0.clone(), finished: false }
+    }
+
+    /// What was read when the present request began: its head and perhaps more.
+    pub fn read_bytes(&self) -> usize {
+        self.0.head_bytes.load(Ordering::Relaxed)
+    }
+
+    pub fn end(&self) {
+        self.0.head_bytes.store(0, Ordering::Relaxed);
+        self.0.served.store(true, Ordering::Relaxed);
+        self.0.since_ms.store(self.0.now_ms(), Ordering::Relaxed);
+        self.0.serving.store(false, Ordering::Relaxed);
+    }
+}
+
+/// A request body on its way in; it may outlast the answer.
+pub struct Upload {
+    watch: Arc<Watch>,
+    finished: bool,
+}
+
+impl Upload {
+    pub fn finish(mut self) {
+        self.finished = true;
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.watch.abandoned.store(true, Ordering::Relaxed);
+        }
+        self.watch.since_ms.store(self.watch.now_ms(), Ordering::Relaxed);
+        self.watch.uploads.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.watch.is_head_over() {
+            // Nothing wakes this up: `until` looks right after the poll, and answers.
+            return Poll::Pending;
+        }
+        if this.buffered.has_remaining() {
+            let count = this.buffered.len().min(buffer.remaining());
+            buffer.put_slice(&this.buffered.split_to(count));
+            this.watch.has_read(count);
+            return Poll::Ready(Ok(()));
+        }
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
+        this.watch.has_read(buffer.filled().len() - before);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.stream).poll_write(cx, bytes);
+        this.watch.has_written(result.is_pending());
+        result
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.stream).poll_write_vectored(cx, slices);
+        this.watch.has_written(result.is_pending());
+        result
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}

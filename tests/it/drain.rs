@@ -1,0 +1,78 @@
+//! The end of the program: what is in flight finishes, nothing new begins, and nothing holds it up for ever.
+
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::rig::raw::{self, Conn};
+use crate::stage::{GET, Stage};
+
+#[tokio::test]
+async fn a_request_in_flight_finishes_and_nothing_new_begins() {
+    for name in ["TERM", "INT"] {
+        let (mut stage, listener) = Stage::with_raw_good("").await;
+        let mut idle = Conn::open(stage.sidecar.proxy()).await;
+        let mut conn = Conn::open(stage.sidecar.proxy()).await;
+        conn.write(GET).await;
+        let (mut upstream, _) = listener.accept().await.expect("a connection");
+        upstream.read_u8().await.expect("a request");
+        stage.sidecar.signal(name);
+        stage.sidecar.logged("\"draining\"").await;
+        assert!(idle.is_closed().await, "{name}: an idle connection is closed");
+        let refused = async { while TcpStream::connect(stage.sidecar.proxy()).await.is_ok() {} };
+        tokio::time::timeout(Duration::from_secs(5), refused).await.expect("new connections are refused");
+        assert_eq!(raw::get(stage.sidecar.admin(), "/readyz").await.status, 503, "{name}");
+        assert_eq!(raw::get(stage.sidecar.admin(), "/livez").await.status, 200, "{name}");
+        upstream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.expect("it reads");
+        let answer = conn.answer().await;
+        assert_eq!((answer.status, answer.text().as_str()), (200, "ok"), "{name}");
+        assert_eq!(stage.sidecar.exit().await.code(), Some(0), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn an_idle_program_ends_at_once() {
+    let mut stage = Stage::start("").await;
+    let mut conn = Conn::open(stage.sidecar.proxy()).await;
+    conn.write(GET).await;
+    assert_eq!(conn.answer().await.status, 200);
+    let mut tunnel = Conn::open(stage.sidecar.proxy()).await;
+    tunnel.write(b"CONNECT good.test:80 HTTP/1.1\r\nHost: good.test:80\r\n\r\n").await;
+    let mut byte = [0; 64];
+    assert!(tunnel.stream.read(&mut byte).await.expect("an answer") > 0);
+    let _fresh = Conn::open(stage.sidecar.proxy()).await;
+    let started = Instant::now();
+    stage.sidecar.signal("TERM");
+    assert_eq!(stage.sidecar.exit().await.code(), Some(0));
+    assert!(started.elapsed() < Duration::from_secs(4), "after {:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_stuck_request_is_cut_at_the_deadline() {
+    let (mut stage, listener) = Stage::with_raw_good("timeouts: {drain: 1s}\n").await;
+    let mut conn = Conn::open(stage.sidecar.proxy()).await;
+    conn.write(GET).await;
+    let _held = listener.accept().await.expect("a connection");
+    let started = Instant::now();
+    stage.sidecar.signal("TERM");
+    let status = stage.sidecar.exit().await;
+    let took = started.elapsed();
+    assert_eq!(status.code(), Some(0));
+    assert!(took > Duration::from_millis(900) && took < Duration::from_secs(4), "after {took:?}");
+    assert_eq!(conn.answer().await.status, 0);
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_at_once() {
+    let (mut stage, listener) = Stage::with_raw_good("timeouts: {drain: 30s}\n").await;
+    let mut conn = Conn::open(stage.sidecar.proxy()).await;
+    conn.write(GET).await;
+    let _held = listener.accept().await.expect("a connection");
+    stage.sidecar.signal("TERM");
+    stage.sidecar.logged("\"draining\"").await;
+    let started = Instant::now();
+    stage.sidecar.signal("INT");
+    stage.sidecar.exit().await;
+    assert!(started.elapsed() < Duration::from_secs(3), "after {:?}", started.elapsed());
+}

@@ -1,0 +1,197 @@
+//! Every bound of `limits` at small values: who is too many or too large hears so, and the others notice nothing.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::rig::raw::{self, Conn};
+use crate::stage::{GET, Stage, patient, s, say, until};
+
+#[tokio::test]
+async fn the_connection_above_the_bound_hears_that_there_is_no_place() {
+    let stage = Stage::start("limits: {downstream_connections: 2}\n").await;
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let mut conn = Conn::open(stage.sidecar.proxy()).await;
+        conn.write(GET).await;
+        assert_eq!(conn.answer().await.status, 200);
+        held.push(conn);
+    }
+    for row in ["waits", "talks", "talks much"] {
+        let mut conn = Conn::open(stage.sidecar.proxy()).await;
+        match row {
+            "talks" => conn.write(GET).await,
+            "talks much" => conn.write(&[GET, &vec![b'x'; 100_000]].concat()).await,
+            _ => {}
+        }
+        let answer = conn.answer().await;
+        assert_eq!((answer.status, answer.code()), (503, "overloaded"), "{row}");
+        assert_eq!(answer.header("retry-after"), Some("1"), "{row}");
+    }
+    drop(held.pop());
+    let free = async { while raw::send(stage.sidecar.proxy(), GET).await.status != 200 {} };
+    tokio::time::timeout(s(5.0), free).await.expect("the place is free again");
+}
+
+#[tokio::test]
+async fn one_full_upstream_holds_up_no_other() {
+    let stage = patient("limits: {per_upstream: 2, queued_per_upstream: 1}\ntimeouts: {response_head: 20s}\n").await;
+    let silent = b"GET http://good.test/silent HTTP/1.1\r\nHost: x\r\n\r\n";
+    let mut held = Vec::new();
+    for count in 1..=2 {
+        let mut conn = Conn::open(stage.sidecar.proxy()).await;
+        conn.write(silent).await;
+        held.push(conn);
+        until("a held request", || stage.good.count() == count).await;
+    }
+    let mut queued = Conn::open(stage.sidecar.proxy()).await;
+    queued.write(GET).await;
+    stage.sidecar.until_metric("keybearer_requests_in_flight", |value| value == 3.0).await;
+    let answer = raw::send(stage.sidecar.proxy(), GET).await;
+    assert_eq!((answer.status, answer.code()), (503, "overloaded"));
+    assert!(answer.header("retry-after").is_some());
+    assert_eq!(raw::get_through(stage.sidecar.proxy(), "http://evil.test/", "").await.status, 200, "RS-11");
+    assert_eq!(stage.good.count(), 2, "the queue waits");
+}
+
+#[tokio::test]
+async fn the_queue_drains_when_places_become_free() {
+    let (stage, listener) =
+        Stage::with_raw_good("limits: {per_upstream: 1, queued_per_upstream: 8}\ntimeouts: {connect: 10s}\n").await;
+    let upstream = async {
+        let mut held = Vec::new();
+        for _ in 0..4 {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            assert!(tokio::time::timeout(s(0.1), listener.accept()).await.is_err(), "one at a time");
+            stream.read_u8().await.expect("a request");
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+                .await
+                .expect("it reads");
+            held.push(stream);
+        }
+    };
+    let ask = || raw::send(stage.sidecar.proxy(), GET);
+    let (_, a, b, c, d) = tokio::join!(upstream, ask(), ask(), ask(), ask());
+    assert_eq!([a.status, b.status, c.status, d.status], [200; 4]);
+}
+
+#[tokio::test]
+async fn heads_and_targets_have_a_bound_and_an_answer() {
+    let stage = Stage::start("limits: {head: 8KiB}\n").await;
+    let field = |bytes: usize| {
+        format!("GET http://good.test/ HTTP/1.1\r\nHost: x\r\nX: {}\r\nConnection: close\r\n\r\n", "a".repeat(bytes))
+    };
+    let target = |bytes: usize| {
+        format!("GET http://good.test/{} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "a".repeat(bytes))
+    };
+    for (row, bytes, status, code) in [
+        ("a head within", field(7_000), 200, ""),
+        ("a head above", field(9_000), 431, "head_too_large"),
+        ("a head far above", field(200_000), 431, "head_too_large"),
+        ("a target within", target(7_000), 200, ""),
+        ("a target above", target(9_000), 414, "target_too_long"),
+        ("a target far above", target(200_000), 414, "target_too_long"),
+    ] {
+        let before = stage.good.count();
+        let said = stage.say(&bytes).await;
+        assert_eq!((said.status(), said.code().as_str()), (status, code), "{row}: {}", said.text());
+        if status != 200 {
+            assert_eq!(said.header("content-type").as_deref(), Some("application/problem+json"), "{row}");
+            assert_eq!(stage.good.count(), before, "{row}");
+        }
+        stage.holds(row, &said).await;
+    }
+    // The bound is on heads alone: a body after a small head may be of any size.
+    let body = "b".repeat(100_000);
+    let said = stage
+        .say(format!(
+            "POST http://good.test/ HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            body.len()
+        ))
+        .await;
+    assert_eq!(said.status(), 200, "{}", said.text());
+}
+
+#[tokio::test]
+async fn tunnels_have_a_bound() {
+    let stage = Stage::start("limits: {tunnels: 1}\n").await;
+    let connect = b"CONNECT good.test:80 HTTP/1.1\r\nHost: good.test:80\r\n\r\n";
+    let mut first = TcpStream::connect(stage.sidecar.proxy()).await.expect("a connection");
+    first.write_all(connect).await.expect("it reads");
+    let mut status = [0; 12];
+    first.read_exact(&mut status).await.expect("an answer");
+    assert_eq!(&status, b"HTTP/1.1 200");
+    let answer = raw::send(stage.sidecar.proxy(), connect).await;
+    assert_eq!((answer.status, answer.code()), (503, "overloaded"));
+    drop(first);
+    let free = async { while say(stage.sidecar.proxy(), connect).await.status() != 200 {} };
+    tokio::time::timeout(s(5.0), free).await.expect("the place is free again");
+}
+
+/// What an upstream says before it has read everything arrives whole and alone, and the rest of the upload does no harm.
+#[tokio::test]
+async fn an_early_answer_is_the_only_one() {
+    for framing in ["Content-Length: 3000000", "Transfer-Encoding: chunked"] {
+        let (stage, listener) = Stage::with_raw_good("limits: {head: 8KiB}\n").await;
+        let upstream = async {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            stream.read_u8().await.expect("a request");
+            stream.write_all(b"HTTP/1.1 413 Too Large\r\nContent-Length: 5\r\n\r\nsorry").await.expect("it reads");
+            let _ = tokio::time::timeout(s(3.0), tokio::io::copy(&mut stream, &mut tokio::io::sink())).await;
+        };
+        let caller = async {
+            let mut stream = TcpStream::connect(stage.sidecar.proxy()).await.expect("a connection");
+            stream
+                .write_all(format!("POST http://good.test/ HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n").as_bytes())
+                .await
+                .expect("it reads");
+            let (mut reader, mut writer) = stream.split();
+            let write = async {
+                for _ in 0..30 {
+                    let block = match framing.contains("chunked") {
+                        true => [b"186a0\r\n".as_slice(), &vec![b'x'; 100_000], b"\r\n"].concat(),
+                        false => vec![b'x'; 100_000],
+                    };
+                    if writer.write_all(&block).await.is_err() {
+                        return;
+                    }
+                    tokio::time::sleep(s(0.01)).await;
+                }
+                let _ = writer.shutdown().await;
+            };
+            let mut said = Vec::new();
+            let read = async {
+                let _ = tokio::time::timeout(s(10.0), reader.read_to_end(&mut said)).await;
+            };
+            tokio::join!(write, read);
+            crate::stage::Said(said)
+        };
+        let (_, said) = tokio::join!(upstream, caller);
+        assert_eq!((said.statuses(), said.body().as_str()), (vec![413], "sorry"), "{framing}: {}", said.text());
+    }
+}
+
+/// Who is refused while it still uploads reads why, and no reset.
+#[tokio::test]
+async fn a_refused_upload_hears_why() {
+    let stage = Stage::start("").await;
+    let body = vec![b'x'; 3_000_000];
+    for (row, target, status) in [("no mount", "/nowhere", 404), ("denied", "http://127.0.0.1:1/", 403)] {
+        for _ in 0..5 {
+            let head = format!("POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
+            let said = stage.say([head.as_bytes(), &body].concat()).await;
+            assert_eq!(said.statuses(), [status], "{row}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_port_without_a_listener_is_502() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    drop(listener);
+    let stage = Stage::start("egress: {allow_private: true}\n").await;
+    let answer = raw::get_through(stage.sidecar.proxy(), &format!("http://127.0.0.1:{port}/"), "").await;
+    assert_eq!((answer.status, answer.code()), (502, "upstream_unreachable"));
+    assert_eq!(answer.header("proxy-status"), Some("keybearer; error=connection_refused"));
+}
