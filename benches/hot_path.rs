@@ -1,0 +1,109 @@
+//! What a request costs on its way to a token: match, slot, header value. `cargo bench --profile dist`.
+//!
+//! Times are told as multiples of one look-up in a `HashMap` of the same size in the same run, because absolute times
+//! mean nothing on a shared machine. Each figure is the best of several slices, taken in turn.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::hint::black_box;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::Method;
+use keybearer::clock::Clock;
+use keybearer::config;
+use keybearer::model::connection::Connection;
+use keybearer::model::origin::{Authority, Origin, Scheme};
+use keybearer::model::token::{AccessToken, TokenSet};
+use keybearer::oauth::Failure;
+use keybearer::router::{Callers, Router};
+use keybearer::store::MemoryStore;
+use keybearer::tasks::Tasks;
+use keybearer::telemetry::metrics::Metrics;
+use keybearer::token::{TokenCache, TokenSource};
+
+const ROUNDS: usize = 9;
+const SLICE: u32 = 200_000;
+
+/// A name and the work to be timed.
+type Case<'a> = (&'a str, &'a dyn Fn());
+
+struct Fixed;
+
+impl TokenSource for Fixed {
+    fn first_grant(&self) -> Pin<Box<dyn Future<Output = Result<TokenSet, Failure>> + Send + '_>> {
+        let access_token = AccessToken::parse(&"t".repeat(600)).expect("a token");
+        Box::pin(async { Ok(TokenSet { access_token, expires_in: Some(Duration::from_secs(3600)), scopes: None }) })
+    }
+}
+
+fn main() {
+    for routes in [10, 1_000, 10_000] {
+        compare(routes);
+    }
+}
+
+/// `routes` connections with a host each; the middle one is asked for.
+fn compare(routes: usize) {
+    let connections = connections(routes);
+    let origin = |index: usize| {
+        let authority = Authority::parse(&format!("h{index}.test")).expect("a host");
+        Origin::new(Scheme::Http, authority)
+    };
+    let wanted = origin(routes / 2);
+    let map: HashMap<Origin, usize> = (0..routes).map(|index| (origin(index), index)).collect();
+    let entries =
+        connections.iter().flat_map(|c| c.routes.iter().map(|route| (route.clone(), Callers::All, c.name.clone())));
+    let router = Router::new(entries);
+
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let clock = Clock::system();
+    let metrics = Metrics::new().expect("metrics");
+    let cache = TokenCache::new(Arc::new(MemoryStore::default()), clock.clone(), Tasks::default(), metrics);
+    let slot = runtime.block_on(async {
+        let slot = cache.ensure(&connections[routes / 2], Box::new(Fixed));
+        slot.attempted(1).await;
+        slot
+    });
+    let target = Origin { scheme: Scheme::Https, port: 443, ..wanted.clone() };
+
+    let cases: [Case; 4] = [
+        ("HashMap look-up", &|| {
+            black_box(map.get(black_box(&wanted)));
+        }),
+        ("match", &|| {
+            black_box(router.find(black_box(&wanted), "/v1/x", &Method::GET, None));
+        }),
+        ("slot", &|| {
+            black_box(slot.fresh(clock.now()));
+        }),
+        ("slot and header value", &|| {
+            let token = slot.fresh(clock.now()).expect("a token");
+            black_box(token.header_for(black_box(&target), "Bearer"));
+        }),
+    ];
+    let mut best = [Duration::MAX; 4];
+    for _ in 0..ROUNDS {
+        for (best, (_, case)) in best.iter_mut().zip(&cases) {
+            let start = Instant::now();
+            (0..SLICE).for_each(|_| case());
+            *best = (*best).min(start.elapsed());
+        }
+    }
+    println!("{routes} routes, in look-ups:");
+    for (best_of, (name, _)) in best.iter().zip(&cases) {
+        println!("  {name:24}{:6.2}", best_of.as_secs_f64() / best[0].as_secs_f64());
+    }
+}
+
+fn connections(count: usize) -> Vec<Arc<Connection>> {
+    let mut text = "connections:\n".to_owned();
+    for index in 0..count {
+        text += &format!(
+            "- {{name: c{index}, client_id: a, token_url: \"https://as.test/token\", routes: [{{host: h{index}.test}}]}}\n"
+        );
+    }
+    config::load_text(&text, std::path::Path::new("bench.yaml")).expect("a configuration").model.connections
+}
