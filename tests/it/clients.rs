@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use crate::rig::peers::{AuthorizationServer, ClientKind, Peers, Upstream, run_client};
-use crate::rig::sidecar::Sidecar;
+use crate::rig::sidecar::{Sidecar, scale};
 
 const LIFETIME_S: u32 = 3;
 /// Three lifetimes and a bit.
@@ -78,7 +78,7 @@ async fn check(server_name: &str, server: &AuthorizationServer, way: Way) {
 
     let clients = ClientKind::ALL.map(|kind| {
         let (url, proxy) = (format!("http://api.test/{kind:?}?x=1"), &proxy);
-        async move { (kind, run_client(kind, &url, proxy, SPAN_S, PAUSE_MS).await) }
+        async move { (kind, run_client(kind, &url, proxy, SPAN_S * scale(), PAUSE_MS).await) }
     });
     let mut accepted = 0;
     for (kind, report) in join_all(clients).await {

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::rig::raw::{self, Conn};
 use crate::rig::scripted::{Reply, Scripted};
-use crate::rig::sidecar::Sidecar;
+use crate::rig::sidecar::{Sidecar, scale};
 
 const LISTENERS: &str = "listeners: {proxy: \"127.0.0.1:0\", admin: \"127.0.0.1:0\"}\n";
 const APPLIED: &str = "keybearer_config_reloads_total{outcome=\"applied\"}";
@@ -218,7 +218,7 @@ async fn a_thousand_requests_a_second_notice_nothing_of_a_reload_every_100_ms() 
     let stop = Arc::new(AtomicBool::new(false));
     let callers = load(&sidecar, 40, stop.clone()).await;
     let reloads = AtomicUsize::new(0);
-    for round in 0..100 {
+    for round in 0..100 * scale() as usize {
         match round {
             30 => sidecar.write("connections: [{name: crm, client_id}]\n"),
             31..35 => {}
@@ -242,7 +242,7 @@ async fn a_thousand_requests_a_second_notice_nothing_of_a_reload_every_100_ms() 
     let wrong: Vec<_> = results.iter().flat_map(|(_, wrong)| wrong).collect();
     let requests: usize = results.iter().map(|(count, _)| count).sum();
     assert!(wrong.is_empty(), "{} of {requests}: {:?}", wrong.len(), &wrong[..wrong.len().min(5)]);
-    assert!(requests > 5_000, "{requests} requests");
+    assert!(requests > 5_000 * scale() as usize, "{requests} requests");
     assert!(sidecar.metric(APPLIED).await > 50.0, "{} of {reloads:?}", sidecar.metric(APPLIED).await);
     assert!(sidecar.metric("keybearer_config_reloads_total{outcome=\"refused\"}").await >= 1.0);
 }

@@ -176,6 +176,11 @@ pub fn program() -> Command {
     command
 }
 
+/// How many times longer than in CI the tests under load run: `.ci/long` sets KEYBEARER_LONG.
+pub fn scale() -> u32 {
+    if std::env::var_os("KEYBEARER_LONG").is_some() { 12 } else { 1 }
+}
+
 /// The repository's root.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
