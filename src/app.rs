@@ -24,6 +24,7 @@ use crate::tasks::{Phase, Tasks};
 use crate::telemetry::Logging;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::system;
 use crate::token::TokenCache;
 use crate::token::slot::TokenSlot;
 
@@ -86,6 +87,7 @@ impl App {
         for listener in &self.listeners {
             tracing::info!(listener = %listener.name, address = %listener.address, "listening");
         }
+        system::raise_open_files(loaded.model.limits.downstream_connections);
         let (clock, metrics, health) = (Clock::system(), Metrics::new()?, Arc::new(Health::default()));
         let store = Arc::new(MemoryStore::default());
         let cache = Arc::new(TokenCache::new(store, clock.clone(), tasks.clone(), metrics.clone()));
@@ -137,6 +139,7 @@ async fn settle(slots: Vec<Arc<TokenSlot>>, wait: Duration, health: Arc<Health>)
     health.tokens_settled();
     let without_token = slots.iter().filter(|slot| slot.state().token.is_none()).count();
     tracing::info!(connections = slots.len(), without_token, "ready");
+    system::ready();
 }
 
 struct Running {
@@ -150,6 +153,7 @@ impl Running {
     /// Nothing new; what is in flight may finish within `timeouts.drain`.
     async fn drain(self) {
         tracing::info!("draining");
+        system::stopping();
         self.health.draining();
         self.tasks.enter(Phase::Drain);
         let finished = async {

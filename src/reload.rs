@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{self, Loaded, Problems};
 use crate::model::Listeners;
-use crate::telemetry::Logging;
+use crate::telemetry::{Logging, system};
 use watch::Watch;
 pub use wiring::{Parts, Wiring, WiringError};
 
@@ -84,8 +84,10 @@ impl Reloader {
                 _ = hangup.recv() => {}
                 () = self.watch.changed() => {}
             }
+            system::reloading();
             let outcome = self.reload().await;
             tell(&outcome);
+            system::ready();
         }
     }
 

@@ -5,6 +5,7 @@
 
 pub mod health;
 pub mod metrics;
+pub mod system;
 
 use std::fmt::{self, Write as _};
 use std::io::IsTerminal;

@@ -23,6 +23,7 @@ mod lifecycle;
 mod limits;
 mod reload;
 mod requests;
+mod service;
 mod smoke;
 mod stage;
 mod supply;
