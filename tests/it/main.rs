@@ -12,5 +12,6 @@ mod rig {
 mod commands;
 mod examples;
 mod layers;
+mod problems;
 mod smoke;
 mod supply;
