@@ -13,5 +13,6 @@ mod commands;
 mod examples;
 mod layers;
 mod problems;
+mod schema;
 mod smoke;
 mod supply;
