@@ -6,12 +6,13 @@ mod check;
 mod demo;
 mod run;
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::Problems;
+use crate::config::{self, Problems};
 
 /// A proxy that injects fresh OAuth tokens, so that services hold no secret.
 #[derive(Debug, Parser)]
@@ -29,6 +30,8 @@ enum Command {
     Demo(demo::DemoArguments),
     /// Say every problem of a configuration at once
     Check(check::CheckArguments),
+    /// Print the configuration's JSON Schema, for editors
+    Schema,
     /// Print the version and what it was built from
     Version,
 }
@@ -56,6 +59,7 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments),
         Command::Demo(arguments) => demo::demo(&arguments),
         Command::Check(arguments) => check::check(&arguments),
+        Command::Schema => schema(),
         Command::Version => {
             println!(
                 "keybearer {} ({}, {})",
@@ -65,6 +69,14 @@ pub fn main() -> ExitCode {
             );
             ExitCode::SUCCESS
         }
+    }
+}
+
+/// Whoever reads it may stop early, which is no failure.
+fn schema() -> ExitCode {
+    match std::io::stdout().write_all(config::SCHEMA.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
     }
 }
 

@@ -2,26 +2,30 @@
 //!
 //! The way of a file: `document` makes a marked tree, `spot` looks up the keys of each map in its serde twin (`file`),
 //! `resolve`, `connection` and `route` check the values (`value`, `endpoint`, `reference`), `conflict` compares
-//! connections. Not here: watching files, swapping what is in use (`reload`).
+//! connections. Beside that way: `schema` for editors, `excerpt` for terminals. Not here: watching files, swapping what is in use (`reload`).
 //! Holds: a mistake hides no other; each problem has file, line, column and path; no message holds a secret.
 
 mod conflict;
 mod connection;
 mod document;
 mod endpoint;
+mod excerpt;
 mod file;
 mod listener;
 mod problem;
 mod reference;
 mod resolve;
 mod route;
+mod schema;
 mod spot;
 mod value;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use excerpt::Excerpts;
 pub use problem::{Problem, Problems};
+pub use schema::SCHEMA;
 
 use crate::model::Model;
 use document::BYTES_MAX;

@@ -1,12 +1,13 @@
-//! `keybearer check`: every problem in one run.
+//! `keybearer check`: every problem in one run; on a terminal each with its line of the file.
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::json;
 
 use super::{ConfigArguments, MISCONFIGURED};
-use crate::config;
+use crate::config::{self, Excerpts};
 
 #[derive(Debug, Args)]
 pub struct CheckArguments {
@@ -30,8 +31,12 @@ pub fn check(arguments: &CheckArguments) -> ExitCode {
     }
     match result {
         Err(problems) => {
+            let mut excerpts = std::io::stdout().is_terminal().then(Excerpts::default);
             for problem in &problems.problems {
                 println!("{problem}");
+                if let Some(lines) = excerpts.as_mut().and_then(|excerpts| excerpts.of(problem)) {
+                    println!("{lines}");
+                }
             }
             super::refuse(&path, &problems)
         }

@@ -20,7 +20,12 @@ macro_rules! twins {
         impl Keys for $name {
             const NOT_BUILT: &'static [&'static str] = &[$($refused),*];
         }
-    )*};
+    )*
+
+    /// Every twin with its keys.
+    pub const TWINS: &[(&str, &[&str])] =
+        &[$((stringify!($name), &[$(stringify!($key)),*]),)* ("SecretFile", &["file", "env", "sha256"])];
+    };
 }
 
 twins! {

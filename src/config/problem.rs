@@ -54,7 +54,7 @@ impl fmt::Display for Problem {
 }
 
 /// Characters that end a line, move the cursor or turn the direction of reading.
-fn misleads(c: char) -> bool {
+pub fn misleads(c: char) -> bool {
     c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
 }
 

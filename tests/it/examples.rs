@@ -124,7 +124,7 @@ fn blocks(text: &str, language: &str) -> Vec<String> {
     found
 }
 
-fn yaml_files(folder: &Path) -> Vec<PathBuf> {
+pub fn yaml_files(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).expect("a folder") {
         let path = entry.expect("an entry").path();

