@@ -22,6 +22,7 @@ mod layers;
 mod lifecycle;
 mod limits;
 mod problems;
+mod prometheus;
 mod reload;
 mod requests;
 mod schema;
