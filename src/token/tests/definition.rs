@@ -21,7 +21,7 @@ async fn a_token_survives_what_it_does_not_belong_to() {
         connection.comments = Some("new".to_owned());
     });
     let slot = engine.cache.ensure(&connection, Box::new(Source(engine.script.clone())));
-    engine.cache.retain(&[slot.clone()]);
+    engine.cache.retain(std::slice::from_ref(&slot));
     assert!(Arc::ptr_eq(&slot, &engine.slot));
     assert_eq!((engine.token().await.as_deref(), engine.script.calls()), (Ok("token-1"), 1));
 }
@@ -34,7 +34,7 @@ async fn another_identity_is_another_token_and_the_old_one_is_refreshed_no_more(
         &changed(|connection| connection.scopes = vec!["more".to_owned()]),
         Box::new(Source(engine.script.clone())),
     );
-    engine.cache.retain(&[other.clone()]);
+    engine.cache.retain(std::slice::from_ref(&other));
     assert!(!Arc::ptr_eq(&other, &engine.slot));
     let token = other.token(&engine.clock, Instant::now() + SECOND).await.unwrap();
     assert_eq!(token.access_token.expose(), "token-2");
