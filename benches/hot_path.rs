@@ -20,6 +20,7 @@ use keybearer::oauth::Failure;
 use keybearer::router::{Callers, Router};
 use keybearer::store::MemoryStore;
 use keybearer::tasks::Tasks;
+use keybearer::telemetry::events::Events;
 use keybearer::telemetry::metrics::Metrics;
 use keybearer::token::{TokenCache, TokenSource};
 
@@ -61,7 +62,8 @@ fn compare(routes: usize) {
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     let clock = Clock::system();
     let metrics = Metrics::new().expect("metrics");
-    let cache = TokenCache::new(Arc::new(MemoryStore::default()), clock.clone(), Tasks::default(), metrics);
+    let (store, tasks) = (Arc::new(MemoryStore::default()), Tasks::default());
+    let cache = TokenCache::new(store, clock.clone(), tasks, metrics, Events::default());
     let slot = runtime.block_on(async {
         let slot = cache.ensure(&connections[routes / 2], Box::new(Fixed));
         slot.attempted(1).await;

@@ -1,33 +1,70 @@
-//! The control plane's listeners: health and metrics.
+//! The control plane's listeners: health, metrics and the API.
 //!
-//! Not here: anything of the data plane. Holds: these listeners answer while the proxy drains, so that `/readyz` can say
-//! so; a connection has a deadline for its head, and there is a bound on connections.
+//! Not here: anything of the data plane; what a reload does (`reload`, which is asked through a channel).
+//! Holds: these listeners answer while the proxy drains, so that `/readyz` can say so; a connection has a deadline for
+//! its head, and there is a bound on connections; the API shows nothing without a token of a user.
 //! Metrics: `keybearer_tokens`, as seen at the moment of the scrape.
 
+mod actions;
+mod api;
+mod auth;
+mod events;
+mod openapi;
+mod problem;
+mod time;
+mod token_file;
+mod trial;
+mod view;
+
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use axum::Router;
 use axum::extract::{RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::clock::Clock;
+use crate::config::Problem;
+use crate::snapshot::Snapshot;
 use crate::tasks::Tasks;
+use crate::telemetry::events::Events;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 use crate::token::TokenCache;
+pub use auth::Access;
+pub use events::LISTENERS_MAX;
 
 /// Open connections to one of these listeners.
 const CONNECTIONS_MAX: usize = 256;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What came of a reload that was asked for.
+#[derive(Debug)]
+pub enum Reloaded {
+    /// In force; the keys named need a restart.
+    Applied {
+        restart_required: Vec<&'static str>,
+    },
+    /// The files hold what is in force already.
+    Unchanged,
+    Refused(Vec<Problem>),
+    Failed(String),
+}
+
+/// Whoever asks for a reload gets the answer back.
+pub type ReloadSender = mpsc::Sender<oneshot::Sender<Reloaded>>;
 
 /// What these listeners tell about.
 #[derive(Clone)]
@@ -36,7 +73,18 @@ pub struct Admin {
     pub metrics: Metrics,
     pub cache: Arc<TokenCache>,
     pub clock: Clock,
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    pub access: Arc<Access>,
+    pub events: Events,
+    /// Places for those that listen to events.
+    pub listeners: Arc<Semaphore>,
+    /// `None`: there is no file to reload.
+    pub reload: Option<ReloadSender>,
 }
+
+/// The address at which a connection arrived.
+#[derive(Debug, Clone, Copy)]
+struct Arrived(SocketAddr);
 
 impl Admin {
     /// `/livez`, `/readyz` and `/metrics`.
@@ -46,6 +94,11 @@ impl Admin {
             .route("/readyz", get(readyz))
             .route("/metrics", get(metrics))
             .with_state(self)
+    }
+
+    /// Everything below `/api/v1`.
+    pub fn api(self) -> Router {
+        Router::new().nest(api::BASE, api::router(self))
     }
 }
 
@@ -85,13 +138,19 @@ pub fn serve(tasks: &Tasks, listener: TcpListener, router: Router) -> io::Result
     tasks.spawn("admin", async move {
         loop {
             let Ok(place) = places.clone().acquire_owned().await else { return };
-            let Ok((stream, _)) = listener.accept().await else {
+            let accepted = listener.accept().await.and_then(|(stream, _)| Ok((stream.local_addr()?, stream)));
+            let Ok((arrived, stream)) = accepted else {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
+            let service = service.clone();
+            let service = service_fn(move |mut request: Request<Incoming>| {
+                request.extensions_mut().insert(Arrived(arrived));
+                service.call(request)
+            });
             let mut builder = http1::Builder::new();
             builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-            let connection = builder.serve_connection(TokioIo::new(stream), service.clone());
+            let connection = builder.serve_connection(TokioIo::new(stream), service);
             own.spawn("admin connection", async move {
                 if let Err(error) = connection.await {
                     tracing::debug!(%error, "admin connection ended");

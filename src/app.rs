@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use http::HeaderValue;
 
-use crate::admin::{self, Admin};
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::admin::{self, Access, Admin};
 use crate::clock::Clock;
 use crate::config::Loaded;
 use crate::model::Listener;
@@ -22,6 +24,7 @@ use crate::reload::{Parts, Reloader, Wiring, WiringError};
 use crate::store::MemoryStore;
 use crate::tasks::{Phase, Tasks};
 use crate::telemetry::Logging;
+use crate::telemetry::events::Events;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::system;
@@ -42,6 +45,9 @@ pub enum AppError {
     #[error("a thread or socket cannot be started: {0}")]
     System(#[from] io::Error),
 }
+
+/// Reloads that may wait for one under way.
+const RELOADS_WAITING_MAX: usize = 8;
 
 /// Everything bound, nothing running yet.
 pub struct App {
@@ -89,25 +95,40 @@ impl App {
         }
         system::raise_open_files(loaded.model.limits.downstream_connections);
         let (clock, metrics, health) = (Clock::system(), Metrics::new()?, Arc::new(Health::default()));
-        let store = Arc::new(MemoryStore::default());
-        let cache = Arc::new(TokenCache::new(store, clock.clone(), tasks.clone(), metrics.clone()));
+        let (store, events) = (Arc::new(MemoryStore::default()), Events::default());
+        let cache = TokenCache::new(store, clock.clone(), tasks.clone(), metrics.clone(), events.clone());
+        let (cache, access) = (Arc::new(cache), Arc::new(Access::new(&loaded.model)));
         let parts = Parts {
             clock: clock.clone(),
             tasks: tasks.clone(),
             metrics: metrics.clone(),
             health: health.clone(),
             cache: cache.clone(),
+            access: access.clone(),
+            events: events.clone(),
             listeners: self.listeners,
         };
         let (wiring, slots) = Wiring::start(parts, &loaded.model)?;
         wiring.in_force(&loaded.fingerprint, false);
-        let admin = Admin { health: health.clone(), metrics: metrics.clone(), cache, clock: clock.clone() };
+        let (reload, reloads) = mpsc::channel(RELOADS_WAITING_MAX);
+        let admin = Admin {
+            health: health.clone(),
+            metrics: metrics.clone(),
+            cache,
+            clock: clock.clone(),
+            snapshot: wiring.snapshot.clone(),
+            access,
+            events,
+            listeners: Arc::new(Semaphore::new(admin::LISTENERS_MAX)),
+            reload: self.source.is_some().then_some(reload),
+        };
+        let api = admin.clone().api();
         match self.telemetry {
             Some(telemetry) => {
                 admin::serve(&tasks, telemetry, admin.telemetry())?;
-                admin::serve(&tasks, self.admin, axum::Router::new())?;
+                admin::serve(&tasks, self.admin, api)?;
             }
-            None => admin::serve(&tasks, self.admin, admin.telemetry())?,
+            None => admin::serve(&tasks, self.admin, admin.telemetry().merge(api))?,
         }
         let via = format!("1.1 keybearer-{:08x}", fastrand::u32(..));
         let shared = Arc::new(Shared {
@@ -122,7 +143,7 @@ impl App {
         let threads = proxy::start(shared.clone(), loaded.model.workers, self.proxy)?;
         tasks.spawn("readiness", settle(slots, loaded.model.readiness_wait, health.clone()));
         if let Some((path, logging)) = self.source {
-            tasks.spawn("reload", Reloader::new(path, &loaded, wiring, logging).run());
+            tasks.spawn("reload", Reloader::new(path, &loaded, wiring, logging, reloads).run());
         }
         Ok(Running { tasks, health, threads, shared })
     }

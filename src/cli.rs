@@ -2,9 +2,11 @@
 //!
 //! Exit codes: 0 done, 1 failed at run time, 2 wrong arguments or configuration.
 
+mod ask;
 mod check;
 mod demo;
 mod run;
+mod table;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -32,6 +34,14 @@ enum Command {
     Check(check::CheckArguments),
     /// Print the configuration's JSON Schema, for editors
     Schema,
+    /// Show the connections of a running instance, with their state
+    Connections(ask::AskArguments),
+    /// Get another token of a connection now
+    Refresh(ask::RefreshArguments),
+    /// Send one request with a connection's token and show how it was answered
+    Test(ask::TestArguments),
+    /// Exit 0 when a running instance is ready, else 1
+    Healthcheck(ask::AskArguments),
     /// Print the version and what it was built from
     Version,
 }
@@ -60,6 +70,10 @@ pub fn main() -> ExitCode {
         Command::Demo(arguments) => demo::demo(&arguments),
         Command::Check(arguments) => check::check(&arguments),
         Command::Schema => schema(),
+        Command::Connections(arguments) => ask::connections(&arguments),
+        Command::Refresh(arguments) => ask::refresh(&arguments),
+        Command::Test(arguments) => ask::test(&arguments),
+        Command::Healthcheck(arguments) => ask::healthcheck(&arguments),
         Command::Version => {
             println!(
                 "keybearer {} ({}, {})",

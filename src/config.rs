@@ -5,6 +5,7 @@
 //! connections. Beside that way: `schema` for editors, `excerpt` for terminals. Not here: watching files, swapping what is in use (`reload`).
 //! Holds: a mistake hides no other; each problem has file, line, column and path; no message holds a secret.
 
+mod admin;
 mod conflict;
 mod connection;
 mod document;
@@ -23,6 +24,7 @@ mod value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use admin::{Whereabouts, presented_token, read_token, whereabouts};
 pub use excerpt::Excerpts;
 pub use problem::{Problem, Problems};
 pub use schema::SCHEMA;
@@ -108,6 +110,8 @@ fn assemble(source: &Source, mut sink: Sink) -> Result<Loaded, Problems> {
         trust: settings.trust,
         egress: settings.egress,
         callers: settings.callers,
+        admin: settings.admin,
+        state_dir: settings.state_dir,
         timeouts: settings.timeouts,
         limits: settings.limits,
         log: settings.log,

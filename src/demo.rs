@@ -49,10 +49,13 @@ impl Demo {
         let router = authorization_server::router(secret.clone(), issues);
         crate::admin::serve(&tasks, server_socket, router).map_err(|error| error.to_string())?;
         crate::admin::serve(&tasks, api_socket, api::router(server)?).map_err(|error| error.to_string())?;
+        // Of nobody: without listed users the admin side would keep a token on the disk.
+        let nobody = authorization_server::random_text();
         let presented = serde_json::to_string(presented.unwrap_or(&secret)).map_err(|error| error.to_string())?;
         let build = |proxy: &str, admin: &str| {
             let text = format!(
                 "listeners: {{proxy: \"{proxy}\", admin: \"{admin}\"}}\n\
+                 admin: {{users: [{{name: demo, role: viewer, token: \"{nobody}\"}}]}}\n\
                  log: {{level: warn, format: text}}\n\
                  hosts: {{{API}: \"{api}\"}}\n\
                  connections:\n\

@@ -3,6 +3,7 @@
 //! Not here: YAML and its problems (`config`), sockets, clocks, metrics.
 //! Holds: every value has passed the one validator, so nobody parses or doubts it again.
 
+pub mod access;
 pub mod connection;
 pub mod origin;
 pub mod secret;
@@ -10,12 +11,14 @@ pub mod token;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use rustls::pki_types::CertificateDer;
 
+pub use access::{AdminAccess, Role, User};
 use connection::Connection;
 use origin::Host;
 use secret::SecretDigest;
@@ -37,6 +40,9 @@ pub struct Model {
     pub trust: Roots,
     pub egress: Egress,
     pub callers: Vec<Caller>,
+    pub admin: AdminAccess,
+    /// Where the program keeps what outlives it.
+    pub state_dir: PathBuf,
     pub timeouts: Timeouts,
     pub limits: Limits,
     pub log: Log,

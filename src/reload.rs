@@ -1,6 +1,6 @@
 //! A changed configuration goes into force whole, or not at all.
 //!
-//! Load → ensure slots → swap the snapshot → forget old slots. Asked for by SIGHUP and by changed files.
+//! Load → ensure slots → swap the snapshot → forget old slots. Asked for by SIGHUP, by changed files and by the API.
 //! Not here: what is valid (`config`). Holds: one reload at a time, the last one wins; a refused configuration changes
 //! nothing and is told in log and metrics; what is fixed at start is named in `restart_required`, the rest is applied.
 //! Metrics: `keybearer_config_*`.
@@ -11,9 +11,12 @@ mod wiring;
 use std::path::PathBuf;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
 
+use crate::admin::Reloaded;
 use crate::config::{self, Loaded, Problems};
 use crate::model::Listeners;
+use crate::telemetry::events::Event;
 use crate::telemetry::{Logging, system};
 use watch::Watch;
 pub use wiring::{Parts, Wiring, WiringError};
@@ -23,16 +26,22 @@ pub use wiring::{Parts, Wiring, WiringError};
 struct Fixed {
     listeners: Listeners,
     workers: usize,
+    state_dir: PathBuf,
 }
 
 impl Fixed {
     fn of(loaded: &Loaded) -> Fixed {
-        Fixed { listeners: loaded.model.listeners.clone(), workers: loaded.model.workers }
+        let model = &loaded.model;
+        Fixed { listeners: model.listeners.clone(), workers: model.workers, state_dir: model.state_dir.clone() }
     }
 
     /// The keys by which `other` differs.
     fn differing(&self, other: &Fixed) -> Vec<&'static str> {
-        let keys = [("listeners", self.listeners != other.listeners), ("workers", self.workers != other.workers)];
+        let keys = [
+            ("listeners", self.listeners != other.listeners),
+            ("workers", self.workers != other.workers),
+            ("state_dir", self.state_dir != other.state_dir),
+        ];
         keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
     }
 }
@@ -59,16 +68,24 @@ pub struct Reloader {
     /// Of the configuration in force.
     fingerprint: String,
     watch: Watch,
+    /// Those that ask through the API.
+    asked: mpsc::Receiver<oneshot::Sender<Reloaded>>,
 }
 
 impl Reloader {
     /// For the configuration at `path`, of which `loaded` is in force.
-    pub fn new(path: PathBuf, loaded: &Loaded, wiring: Wiring, logging: Logging) -> Reloader {
+    pub fn new(
+        path: PathBuf,
+        loaded: &Loaded,
+        wiring: Wiring,
+        logging: Logging,
+        asked: mpsc::Receiver<oneshot::Sender<Reloaded>>,
+    ) -> Reloader {
         let (fixed, fingerprint) = (Fixed::of(loaded), loaded.fingerprint.clone());
-        Reloader { path, wiring, logging, fixed, fingerprint, watch: Watch::new(watched(loaded)) }
+        Reloader { path, wiring, logging, fixed, fingerprint, watch: Watch::new(watched(loaded)), asked }
     }
 
-    /// Reloads on SIGHUP and whenever the files change, until the task is stopped.
+    /// Reloads on SIGHUP, when the files change and when the API is asked to, until the task is stopped.
     pub async fn run(mut self) {
         let mut hangup = match signal(SignalKind::hangup()) {
             Ok(hangup) => hangup,
@@ -80,15 +97,33 @@ impl Reloader {
             tell(&outcome);
         }
         loop {
-            tokio::select! {
-                _ = hangup.recv() => {}
-                () = self.watch.changed() => {}
-            }
+            let asker = tokio::select! {
+                _ = hangup.recv() => None,
+                () = self.watch.changed() => None,
+                Some(asker) = self.asked.recv() => Some(asker),
+            };
             system::reloading();
             let outcome = self.reload().await;
             tell(&outcome);
+            self.announce(&outcome);
             system::ready();
+            if let Some(asker) = asker {
+                // Whoever asked may have gone.
+                let _ = asker.send(outcome.into());
+            }
         }
+    }
+
+    fn announce(&self, outcome: &Outcome) {
+        let event = match outcome {
+            Outcome::Applied { restart_required } => {
+                Event::ConfigurationReloaded { restart_required: restart_required.clone() }
+            }
+            Outcome::Unchanged => return,
+            Outcome::Refused(problems) => Event::ConfigurationRefused { problems: problems.problems.len() },
+            Outcome::Failed(_) => Event::ConfigurationRefused { problems: 1 },
+        };
+        self.wiring.parts.events.tell(self.wiring.parts.clock.now().wall, event);
     }
 
     async fn reload(&mut self) -> Outcome {
@@ -120,6 +155,17 @@ impl Reloader {
         self.wiring.in_force(&loaded.fingerprint, !restart_required.is_empty());
         self.fingerprint = loaded.fingerprint;
         if unchanged { Outcome::Unchanged } else { Outcome::Applied { restart_required } }
+    }
+}
+
+impl From<Outcome> for Reloaded {
+    fn from(outcome: Outcome) -> Reloaded {
+        match outcome {
+            Outcome::Applied { restart_required } => Reloaded::Applied { restart_required },
+            Outcome::Unchanged => Reloaded::Unchanged,
+            Outcome::Refused(problems) => Reloaded::Refused(problems.problems),
+            Outcome::Failed(error) => Reloaded::Failed(error.to_string()),
+        }
     }
 }
 

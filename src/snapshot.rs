@@ -18,6 +18,8 @@ use crate::token::slot::TokenSlot;
 
 #[derive(Debug)]
 pub struct Snapshot {
+    /// In the order of the configuration.
+    pub connections: Vec<BoundConnection>,
     pub router: Router<BoundRoute>,
     pub callers: CallerTable,
     pub unmatched: Unmatched,
@@ -27,6 +29,16 @@ pub struct Snapshot {
     pub timeouts: Timeouts,
     pub limits: Limits,
     pub log_requests: LogRequests,
+}
+
+/// A connection as it is in force, for whoever asks about it.
+#[derive(Debug)]
+pub struct BoundConnection {
+    pub connection: Arc<Connection>,
+    /// `None`: the connection is inactive.
+    pub slot: Option<Arc<TokenSlot>>,
+    /// Of its routes, in their order.
+    pub tls: Vec<Arc<TlsProfile>>,
 }
 
 /// A route with everything that serving it takes.
@@ -94,12 +106,14 @@ impl Snapshot {
     ) -> Snapshot {
         let callers = CallerTable::new(model.callers.clone());
         let plain = profiles.get(trust, &model.trust, None);
-        let mut routes = Vec::new();
+        let (mut connections, mut routes) = (Vec::new(), Vec::new());
         for connection in &model.connections {
             let permitted = callers.permitted(connection.accessible_from.as_deref());
             let slot = slot(connection);
+            let mut profiles_of_routes = Vec::new();
             for route in &connection.routes {
                 let tls = profiles.get(trust, &model.trust, route.tls.trust.as_ref());
+                profiles_of_routes.push(tls.clone());
                 let bound = BoundRoute {
                     connection: connection.clone(),
                     route: route.clone(),
@@ -109,8 +123,10 @@ impl Snapshot {
                 };
                 routes.push((route.clone(), permitted.clone(), bound));
             }
+            connections.push(BoundConnection { connection: connection.clone(), slot, tls: profiles_of_routes });
         }
         Snapshot {
+            connections,
             router: Router::new(routes),
             callers,
             unmatched: model.egress.unmatched,

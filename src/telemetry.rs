@@ -3,6 +3,7 @@
 //! Holds: only our own events are logged, whatever the level: what libraries say at `trace` may hold headers and
 //! bodies. Text from the network goes through [`Clean`].
 
+pub mod events;
 pub mod health;
 pub mod metrics;
 pub mod system;

@@ -20,6 +20,7 @@ use crate::model::connection::{Connection, Identity, OriginSet};
 use crate::model::token::TokenKey;
 use crate::store::Store;
 use crate::tasks::Tasks;
+use crate::telemetry::events::Events;
 use crate::telemetry::metrics::Metrics;
 pub use acquire::TokenSource;
 use acquire::{Acquirer, Definition};
@@ -39,6 +40,7 @@ pub struct TokenCache {
     clock: Clock,
     tasks: Tasks,
     metrics: Metrics,
+    events: Events,
 }
 
 struct Entry {
@@ -49,7 +51,7 @@ struct Entry {
 }
 
 impl TokenCache {
-    pub fn new(store: Arc<dyn Store>, clock: Clock, tasks: Tasks, metrics: Metrics) -> TokenCache {
+    pub fn new(store: Arc<dyn Store>, clock: Clock, tasks: Tasks, metrics: Metrics, events: Events) -> TokenCache {
         TokenCache {
             slots: Mutex::default(),
             replaced: Mutex::default(),
@@ -58,6 +60,7 @@ impl TokenCache {
             clock,
             tasks,
             metrics,
+            events,
         }
     }
 
@@ -83,7 +86,7 @@ impl TokenCache {
             clock: self.clock.clone(),
             metrics: self.metrics.clone(),
         };
-        let refresher = Refresher { slot: slot.clone(), acquirer };
+        let refresher = Refresher { slot: slot.clone(), acquirer, events: self.events.clone() };
         self.tasks.spawn("refresher", refresher.run());
         let entry = Entry { slot: slot.clone(), identity, origins, definition };
         let old = slots.insert(key, entry);
@@ -105,6 +108,10 @@ impl TokenCache {
             }
             keep
         });
+    }
+
+    pub fn get(&self, key: &TokenKey) -> Option<Arc<TokenSlot>> {
+        lock(&self.slots).get(key).map(|entry| entry.slot.clone())
     }
 
     pub fn list(&self) -> Vec<Arc<TokenSlot>> {

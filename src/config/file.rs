@@ -30,8 +30,9 @@ macro_rules! twins {
 
 twins! {
     TopFile {
-        listeners, workers, readiness, include, hosts, trust, egress, callers, store, timeouts, limits, log, connections
-    } not ["public_url", "providers", "state_dir", "require_header", "interception", "admin", "audit", "tracing"];
+        listeners, workers, readiness, include, hosts, trust, state_dir, egress, callers, store, admin, timeouts, limits,
+        log, connections
+    } not ["public_url", "providers", "require_header", "interception", "audit", "tracing"];
 
     ListenersFile { proxy, admin, telemetry } not ["public"];
 
@@ -46,6 +47,10 @@ twins! {
     StoreFile { memory } not ["embedded", "redis", "seal_key"];
 
     MemoryFile {} not [];
+
+    AdminFile { users, hosts } not ["editing"];
+
+    UserFile { name, role, token } not [];
 
     TimeoutsFile { client_head, token_wait, connect, response_head, idle, keep_alive, drain } not [];
 

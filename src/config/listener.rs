@@ -12,7 +12,7 @@ use super::value;
 use crate::model::{Listener, Listeners, Name};
 
 const PROXY_PORT: u16 = 8080;
-const ADMIN_PORT: u16 = 8081;
+pub const ADMIN_PORT: u16 = 8081;
 
 /// A listener as read, with its place unless it is a default.
 struct Draft<'a> {
@@ -44,7 +44,7 @@ impl Draft<'_> {
 }
 
 /// The listeners; `None` after a problem that leaves none to speak of.
-pub fn listeners(spot: Option<Spot<'_>>, has_callers: bool, sink: &mut Sink) -> Option<Listeners> {
+pub fn listeners(spot: Option<Spot<'_>>, has_callers: bool, has_users: bool, sink: &mut Sink) -> Option<Listeners> {
     let unit = spot.and_then(|spot| spot.unit::<ListenersFile>(sink));
     let get = |pick: fn(&ListenersFile) -> super::spot::Field| unit.as_ref().and_then(|u| u.get(pick(&u.keys)));
     let proxy = match get(|keys| keys.proxy) {
@@ -61,8 +61,8 @@ pub fn listeners(spot: Option<Spot<'_>>, has_callers: bool, sink: &mut Sink) -> 
             listener.refuse_beyond_loopback("although no callers are configured", "name them under `callers`", sink);
         }
     }
-    if let Some(admin) = &admin {
-        admin.refuse_beyond_loopback("although no users are configured", "listen at 127.0.0.1", sink);
+    if let Some(admin) = admin.as_ref().filter(|_| !has_users) {
+        admin.refuse_beyond_loopback("although no users are configured", "name them under `admin.users`", sink);
     }
     refuse_equals(&proxy.iter().chain(&admin).chain(&telemetry).collect::<Vec<_>>(), sink);
     Some(Listeners {

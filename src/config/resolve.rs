@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -10,7 +11,7 @@ use super::document::Kind;
 use super::file::*;
 use super::problem::Sink;
 use super::spot::{Field, Spot, Unit};
-use super::{listener, reference, value};
+use super::{admin, listener, reference, value};
 use crate::model::origin::{Host, HostError};
 use crate::model::*;
 
@@ -25,6 +26,8 @@ const PRIVATE: [&str; 7] =
 /// A [`Model`] without its connections. A field that was refused has its default: the load fails anyway.
 pub struct Settings {
     pub listeners: Option<Listeners>,
+    pub admin: AdminAccess,
+    pub state_dir: PathBuf,
     pub workers: usize,
     pub readiness_wait: Duration,
     pub hosts: Vec<HostOverride>,
@@ -43,9 +46,12 @@ pub fn settings(top: &Unit<'_, TopFile>, sink: &mut Sink) -> Settings {
     let (callers, caller_names) = callers(top.get(keys.callers), sink);
     let listed = |spot: Spot<'_>| matches!(spot.kind(), Kind::List(items) if !items.is_empty());
     let has_callers = top.get(keys.callers).is_some_and(listed);
+    let (admin, has_users) = admin::access(top.get(keys.admin), sink);
     store(top.get(keys.store), sink);
     Settings {
-        listeners: listener::listeners(top.get(keys.listeners), has_callers, sink),
+        listeners: listener::listeners(top.get(keys.listeners), has_callers, has_users, sink),
+        admin,
+        state_dir: admin::state_dir(top.get(keys.state_dir), sink),
         workers: workers(top.get(keys.workers), sink),
         readiness_wait: readiness(top.get(keys.readiness), sink).unwrap_or(READINESS_WAIT),
         hosts: hosts(top.get(keys.hosts), sink),

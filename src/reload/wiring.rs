@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 
+use crate::admin::Access;
 use crate::clock::Clock;
 use crate::dial::{AddressPolicy, Dialer};
 use crate::model::connection::Connection;
@@ -12,6 +13,7 @@ use crate::model::{Listener, Model, Name};
 use crate::oauth::{ClientError, HttpClients, TokenEndpoint};
 use crate::snapshot::{Snapshot, TlsProfiles};
 use crate::tasks::Tasks;
+use crate::telemetry::events::Events;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::Trust;
@@ -34,6 +36,8 @@ pub struct Parts {
     pub metrics: Metrics,
     pub health: Arc<Health>,
     pub cache: Arc<TokenCache>,
+    pub access: Arc<Access>,
+    pub events: Events,
     /// Real addresses of our listeners.
     pub listeners: Vec<Listener>,
 }
@@ -61,6 +65,7 @@ impl Wiring {
         let (snapshot, slots) = self.parts.build(model, &mut profiles, Some(&before.dialer))?;
         self.snapshot.store(Arc::new(snapshot));
         self.parts.cache.retain(&slots);
+        self.parts.access.follow(model);
         profiles.sweep();
         Ok(())
     }

@@ -10,16 +10,18 @@ use futures_util::FutureExt;
 
 use super::acquire::{AcquireError, Acquirer};
 use super::schedule::{self, Step};
-use super::slot::{InjectedToken, SlotState, TokenSlot, Trouble};
+use super::slot::{Granted, InjectedToken, SlotState, TokenSlot, Trouble};
 use crate::model::connection::Connection;
 use crate::oauth::Failure;
 use crate::store::StoredToken;
+use crate::telemetry::events::{Event, Events};
 
 const AFTER_PANIC: Duration = Duration::from_secs(10);
 
 pub(super) struct Refresher {
     pub slot: Arc<TokenSlot>,
     pub acquirer: Acquirer,
+    pub events: Events,
 }
 
 impl Refresher {
@@ -70,11 +72,19 @@ impl Refresher {
         tracing::info!(connection = %key.connection, profile = %key.profile, lifetime_s = stored.lifetime.as_secs_f64(),
             generation, "token obtained");
         let times = (moments.usable_until, moments.expires, moments.refresh_at);
-        let token = InjectedToken::new(generation, stored.access_token, stored.origins, times);
+        let scopes = stored.scopes.unwrap_or_else(|| connection.scopes.clone());
+        let granted = Granted { obtained: stored.obtained, scopes };
+        let token = InjectedToken::new(generation, stored.access_token, stored.origins, granted, times);
         self.slot.publish(Some(Arc::new(token)), None);
+        let event = Event::TokenObtained { key: key.clone(), expires: moments.expires.wall };
+        self.events.tell(self.acquirer.clock.now().wall, event);
     }
 
     fn fail(&self, before: &SlotState, connection: &Connection, error: AcquireError) {
+        let outcome = match &error {
+            AcquireError::Server(failure) => failure.outcome().as_str(),
+            AcquireError::Store(_) => "unavailable",
+        };
         let (permanent, error, description, retry_after) = match error {
             AcquireError::Server(Failure::Retryable { reason, retry_after, detail }) => {
                 (false, reason.to_string(), detail, retry_after)
@@ -90,7 +100,10 @@ impl Refresher {
         tracing::warn!(connection = %key.connection, profile = %key.profile, error, description,
             permanent, still_usable, next_try_in_s = pause.as_secs(), endpoint = %connection.token_url,
             "no new token");
-        let trouble = Trouble { permanent, error, description, retry_at: now.plus(pause), failures };
+        let retry_at = now.plus(pause);
+        let event = Event::TokenFailed { key: key.clone(), outcome, error: error.clone(), retry: retry_at.wall };
+        let trouble = Trouble { at: now, permanent, outcome, error, description, retry_at, failures };
         self.slot.publish(before.token.clone(), Some(trouble));
+        self.events.tell(now.wall, event);
     }
 }

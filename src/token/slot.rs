@@ -5,6 +5,8 @@
 //! [`Verdict`], so a leftover wake-up cannot ask the authorization server through a back-off or a refusal.
 //! Metrics: `keybearer_token_wait_seconds` is observed by whoever waits here (`proxy::exchange`).
 
+mod refresh;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,6 +20,7 @@ use crate::clock::{Clock, Now};
 use crate::model::connection::OriginSet;
 use crate::model::origin::Origin;
 use crate::model::token::{AccessToken, TokenKey};
+pub use refresh::NotRefreshed;
 
 /// One token may be forced to refresh by a rejection this often.
 const FORCED_EVERY: Duration = Duration::from_secs(10);
@@ -42,6 +45,7 @@ pub struct InjectedToken {
     bearer: HeaderValue,
     /// Where it may go: the origins that it was granted for.
     origins: Arc<OriginSet>,
+    pub granted: Granted,
     /// Never injected from here on.
     pub usable_until: Now,
     pub expires: Now,
@@ -49,10 +53,21 @@ pub struct InjectedToken {
     pub refresh_at: Now,
 }
 
+/// What the server granted.
+#[derive(Debug)]
+pub struct Granted {
+    /// When the request that obtained it left.
+    pub obtained: Now,
+    pub scopes: Vec<String>,
+}
+
 /// The refresher's last failure, for as long as it is not made good.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trouble {
+    pub at: Now,
     pub permanent: bool,
+    /// As in the metrics of token requests.
+    pub outcome: &'static str,
     /// The server's `error`, or our word for what went wrong; clean.
     pub error: String,
     pub description: Option<String>,
@@ -105,10 +120,11 @@ impl InjectedToken {
         generation: u64,
         access_token: AccessToken,
         origins: Arc<OriginSet>,
+        granted: Granted,
         (usable_until, expires, refresh_at): (Now, Now, Now),
     ) -> InjectedToken {
         let bearer = header_value("Bearer", &access_token);
-        InjectedToken { generation, access_token, bearer, origins, usable_until, expires, refresh_at }
+        InjectedToken { generation, access_token, bearer, origins, granted, usable_until, expires, refresh_at }
     }
 
     /// The header value for `origin`, or `None` if the token was not granted for it.

@@ -1,6 +1,7 @@
 //! The engine on a simulated clock: one source that follows a script, and its calls counted.
 
 mod definition;
+mod refresh;
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -10,8 +11,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::slot::{InjectedToken, NoToken};
+use super::slot::{Granted, InjectedToken, NoToken};
 use super::*;
+use crate::clock::Now;
 use crate::model::Name;
 use crate::model::token::{AccessToken, TokenSet};
 use crate::oauth::{Failure, Reason, Refusal};
@@ -73,6 +75,10 @@ fn refused() -> Answer {
     Err(Failure::Permanent(Refusal { error: "invalid_client".to_owned(), description: None }))
 }
 
+fn granted(obtained: Now) -> Granted {
+    Granted { obtained, scopes: Vec::new() }
+}
+
 fn connection(name: &str) -> Arc<Connection> {
     Arc::new(Connection::sample(name))
 }
@@ -90,7 +96,7 @@ fn engine(lifetime: Duration, takes: Duration, answers: impl IntoIterator<Item =
     answers.into_iter().for_each(|answer| script.then(answer));
     let (script, clock) = (Arc::new(script), Clock::simulated());
     let store = Arc::new(MemoryStore::default());
-    let cache = TokenCache::new(store, clock.clone(), Tasks::default(), Metrics::new().unwrap());
+    let cache = TokenCache::new(store, clock.clone(), Tasks::default(), Metrics::new().unwrap(), Events::default());
     let slot = cache.ensure(&connection("crm"), Box::new(Source(script.clone())));
     Engine { cache, clock, script, slot }
 }
@@ -328,7 +334,8 @@ fn readers_see_the_last_token_or_the_one_before_while_it_is_republished() {
     let end = clock.now().plus(3600 * SECOND);
     let publish = |generation: u64| {
         let text = AccessToken::parse(&format!("t{generation}")).unwrap();
-        let token = InjectedToken::new(generation, text, Arc::new(connection("crm").origins()), (end, end, end));
+        let token =
+            InjectedToken::new(generation, text, Arc::new(connection("crm").origins()), granted(end), (end, end, end));
         slot.publish(Some(Arc::new(token)), None);
     };
     publish(1);

@@ -9,6 +9,7 @@ mod rig {
     pub mod sidecar;
 }
 
+mod admin;
 mod answers;
 mod callers;
 mod clients;

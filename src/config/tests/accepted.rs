@@ -167,3 +167,35 @@ fn a_large_file_is_read_in_less_than_a_second_of_work() {
     assert!(load_text(&text.replace("name: c", "name: C"), Path::new("a.yaml")).is_err());
     assert!(cpu_time() - start < Duration::from_secs(1));
 }
+
+#[test]
+fn users_of_the_admin_side_are_read_and_let_it_listen_beyond_loopback() {
+    use crate::model::Role;
+    let digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    let loaded = accept(&format!(
+        "listeners: {{admin: 0.0.0.0:8081}}\nstate_dir: kept\nadmin:\n  hosts: [Keys.test, \"[::1]:80\"]\n  users: [{{name: a, \
+         role: operator, token: {{sha256: {digest}}}}}, {{name: b, role: viewer, token: x}}]\n"
+    ));
+    let admin = &loaded.model.admin;
+    let users: Vec<_> = admin.users.iter().map(|user| (user.name.as_str(), user.role)).collect();
+    assert_eq!(users, [("a", Role::Operator), ("b", Role::Viewer)]);
+    assert_eq!(admin.users[0].token, crate::model::secret::SecretDigest::of(b"abc"));
+    let hosts: Vec<_> = admin.hosts.iter().map(|host| (host.host.to_string(), host.port)).collect();
+    assert_eq!(hosts, [("keys.test".to_owned(), None), ("[::1]".to_owned(), Some(80))]);
+    assert_eq!(loaded.model.state_dir, Path::new("kept"));
+    let warnings: Vec<_> = loaded.warnings.iter().map(|warning| warning.path.as_str()).collect();
+    assert_eq!(warnings, ["connections", "admin.users[1].token"]);
+}
+
+#[test]
+fn an_instance_is_found_although_its_secrets_are_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.yaml");
+    let text = "listeners: {admin: \"0.0.0.0:9\", telemetry: \"[::]:8\"}\nstate_dir: s\n\
+                connections: [{name: a, client_secret: {file: gone}}]\n";
+    std::fs::write(&file, text).unwrap();
+    let found = whereabouts(&file);
+    assert_eq!((found.admin, found.health), ("127.0.0.1:9".parse().unwrap(), "[::1]:8".parse().unwrap()));
+    assert_eq!(found.state_dir, dir.path().join("s"));
+    assert_eq!(whereabouts(Path::new("/nowhere/a.yaml")).admin, "127.0.0.1:8081".parse().unwrap());
+}

@@ -259,3 +259,39 @@ fn a_file_that_is_no_map_is_refused() {
     check("connections: x", &["1:14: connections: must be a list"]);
     check("connections: [x,~]", &["1:15: connections[0]: must be a map", "1:17: connections[1]: the item is empty"]);
 }
+
+#[test]
+fn mistakes_of_the_admin_side_are_reported() {
+    let text = "\
+state_dir: [a]
+admin:
+  editing: true
+  hosts: [\"https://a.test\", a.test, a.test:8443]
+  users:
+    - {name: A, role: manager, token: {sha256: abc}}
+    - {name: a, role: owner, token: {env: KEYBEARER_TEST_UNSET}}
+    - {name: a, role: viewer, token: same}
+    - {name: b, role: viewer, token: same, colour: red}
+    - {}
+";
+    let expected = [
+        "1:12: state_dir: must be a single value",
+        "3:3: admin.editing: `editing` is not built yet",
+        "4:11: admin.hosts[0]: `https://a.test` is no Host value",
+        "6:14: admin.users[0].name: `A` is not a name",
+        "6:48: admin.users[0].token.sha256: is not a SHA-256 digest",
+        "7:23: admin.users[1].role: `owner` is not known here; write one of viewer, operator, manager",
+        "7:43: admin.users[1].token.env: environment variable `KEYBEARER_TEST_UNSET` is not set",
+        "8:14: admin.users[2].name: another user is named `a` (line 7)",
+        "9:38: admin.users[3].token: is the token of `a` too; give each user a token of its own",
+        "9:44: admin.users[3].colour: unknown key `colour`",
+        "10:7: admin.users[4].name: `name` is missing",
+        "10:7: admin.users[4].role: `role` is missing",
+        "10:7: admin.users[4].token: `token` is missing",
+    ];
+    check(text, &expected);
+    check(
+        "listeners: {admin: 0.0.0.0:1}\nadmin: {hosts: [a.test]}\n",
+        &["1:20: listeners.admin: listens beyond loopback"],
+    );
+}

@@ -54,6 +54,7 @@ impl Sidecar {
         let mut child = program()
             .args(["run", "--config"])
             .arg(&path)
+            .env("STATE_DIRECTORY", dir.path().join("state"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -172,7 +173,10 @@ impl Sidecar {
 /// The built program; a child of the test, killed with it.
 pub fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_keybearer"));
-    command.kill_on_drop(true).env_remove("KEYBEARER_CONFIG");
+    command.kill_on_drop(true);
+    for name in ["KEYBEARER_CONFIG", "KEYBEARER_ADMIN_URL", "KEYBEARER_ADMIN_TOKEN", "STATE_DIRECTORY"] {
+        command.env_remove(name);
+    }
     command
 }
 

@@ -1,0 +1,210 @@
+//! The API: one table of operations, from which the router and its description are made, and what it shows.
+//!
+//! Not here: who may ask (`auth`), what changes something (`actions`), how things look (`view`).
+//! Holds: an operation is reachable only through the table, with the role that stands there.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::{MethodRouter, get, post};
+use axum::{Json, Router};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::problem::Problem;
+use super::{Admin, actions, auth, events, openapi, view};
+use crate::model::Role;
+use crate::snapshot::{BoundConnection, Snapshot};
+use crate::token::slot::TokenSlot;
+
+pub const BASE: &str = "/api/v1";
+/// Items of one page.
+const LIMIT_MAX: usize = 1000;
+
+/// One method of one path.
+pub struct Operation {
+    pub method: &'static str,
+    /// Below [`BASE`].
+    pub path: &'static str,
+    /// The lowest that may.
+    pub role: Role,
+    pub summary: &'static str,
+    /// Answers beside those that every operation has.
+    pub answers: &'static [(u16, &'static str)],
+    /// Takes a JSON body with these members.
+    pub members: &'static [(&'static str, &'static str)],
+    handler: fn() -> MethodRouter<Admin>,
+}
+
+const UNKNOWN: (u16, &str) = (404, "no connection has this name");
+const NO_TOKEN: [(u16, &str); 4] = [
+    UNKNOWN,
+    (409, "the connection is inactive, or its token was refreshed a moment ago"),
+    (424, "the authorization server refused"),
+    (503, "the authorization server cannot be used"),
+];
+
+pub const OPERATIONS: &[Operation] = &[
+    Operation {
+        method: "get",
+        path: "/openapi.json",
+        role: Role::Viewer,
+        summary: "This description",
+        answers: &[(200, "OpenAPI 3.1")],
+        members: &[],
+        handler: || get(async || Json(openapi::document())),
+    },
+    Operation {
+        method: "get",
+        path: "/connections",
+        role: Role::Viewer,
+        summary: "All connections with their state",
+        answers: &[(200, "{items: [connection]}")],
+        members: &[],
+        handler: || get(connections),
+    },
+    Operation {
+        method: "get",
+        path: "/connections/{name}",
+        role: Role::Viewer,
+        summary: "One connection with its state",
+        answers: &[(200, "the connection"), UNKNOWN],
+        members: &[],
+        handler: || get(connection),
+    },
+    Operation {
+        method: "get",
+        path: "/connections/{name}/tokens",
+        role: Role::Viewer,
+        summary: "The state of its tokens, by `profile`, `subject` and `state`; never a token",
+        answers: &[(200, "{items: [token], cursor}"), (400, "the query is not understood"), UNKNOWN],
+        members: &[],
+        handler: || get(tokens),
+    },
+    Operation {
+        method: "post",
+        path: "/connections/{name}/refresh",
+        role: Role::Operator,
+        summary: "Gets another token now, through the same single flight as the proxy",
+        answers: &[(200, "the token's new state"), NO_TOKEN[0], NO_TOKEN[1], NO_TOKEN[2], NO_TOKEN[3]],
+        members: &[("profile", "the profile; absent: default")],
+        handler: || post(actions::refresh),
+    },
+    Operation {
+        method: "post",
+        path: "/connections/{name}/test",
+        role: Role::Operator,
+        summary: "Sends one request with the token, without a body either way",
+        answers: &[
+            (200, "{token, url, method, status, duration_ms}"),
+            NO_TOKEN[0],
+            NO_TOKEN[1],
+            (422, "no route of the connection takes the URL"),
+            NO_TOKEN[2],
+            (502, "the upstream cannot be reached"),
+            NO_TOKEN[3],
+            (504, "the upstream did not answer in time"),
+        ],
+        members: &[("url", "absent: the first route's own"), ("method", "GET or HEAD; absent: GET")],
+        handler: || post(actions::test),
+    },
+    Operation {
+        method: "post",
+        path: "/reload",
+        role: Role::Manager,
+        summary: "Reads the configuration again; all or nothing",
+        answers: &[
+            (200, "{outcome, restart_required}"),
+            (409, "there is no file to read again"),
+            (422, "{problems: [{file, line, column, path, message, hint}]}"),
+            (503, "too many reloads wait"),
+        ],
+        members: &[],
+        handler: || post(actions::reload),
+    },
+    Operation {
+        method: "get",
+        path: "/events",
+        role: Role::Viewer,
+        summary: "Server-sent events: tokens and reloads as they happen",
+        answers: &[(200, "text/event-stream"), (503, "too many listen already")],
+        members: &[],
+        handler: || get(events::events),
+    },
+];
+
+/// The router of the table, with everything around it.
+pub fn router(admin: Admin) -> Router {
+    let mut router = Router::new();
+    for operation in OPERATIONS {
+        let role = operation.role;
+        let checked = from_fn(move |request, next| auth::permit(role, request, next));
+        router = router.route(operation.path, (operation.handler)().route_layer(checked));
+    }
+    router
+        .fallback(async || {
+            Problem::new(StatusCode::NOT_FOUND, "not_found", "no such resource; see /api/v1/openapi.json")
+        })
+        .method_not_allowed_fallback(async || {
+            let detail = "this resource has other methods; see /api/v1/openapi.json";
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_refused", detail)
+        })
+        .layer(from_fn_with_state(admin.clone(), auth::guard))
+        .with_state(admin)
+}
+
+async fn connections(State(admin): State<Admin>) -> Json<Value> {
+    let (snapshot, now) = (admin.snapshot.load_full(), admin.clock.now());
+    let items: Vec<_> = snapshot.connections.iter().map(|bound| view::connection(bound, now)).collect();
+    Json(json!({ "items": items }))
+}
+
+async fn connection(State(admin): State<Admin>, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
+    let snapshot = admin.snapshot.load_full();
+    Ok(Json(view::connection(bound(&snapshot, &name)?, admin.clock.now())))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Filter {
+    profile: Option<String>,
+    subject: Option<String>,
+    state: Option<String>,
+    limit: Option<usize>,
+    cursor: Option<String>,
+}
+
+async fn tokens(
+    State(admin): State<Admin>,
+    Path(name): Path<String>,
+    filter: Result<Query<Filter>, axum::extract::rejection::QueryRejection>,
+) -> Result<Json<Value>, Problem> {
+    let unclear = |detail: String| Problem::new(StatusCode::BAD_REQUEST, "bad_request", detail);
+    let Query(filter) = filter.map_err(|error| unclear(error.body_text()))?;
+    if filter.limit.is_some_and(|limit| !(1..=LIMIT_MAX).contains(&limit)) {
+        return Err(unclear(format!("limit is from 1 to {LIMIT_MAX}")));
+    }
+    if filter.cursor.is_some() {
+        return Err(unclear("no answer has given this cursor".to_owned()));
+    }
+    let snapshot = admin.snapshot.load_full();
+    let now = admin.clock.now();
+    let wanted = |slot: &&Arc<TokenSlot>| {
+        let profile = filter.profile.as_deref().is_none_or(|profile| slot.key.profile.as_str() == profile);
+        // Shared tokens have no subject.
+        profile
+            && filter.subject.is_none()
+            && filter.state.as_deref().is_none_or(|state| slot.state().name(now) == state)
+    };
+    let items: Vec<_> =
+        bound(&snapshot, &name)?.slot.iter().filter(wanted).map(|slot| view::token(slot, now)).collect();
+    Ok(Json(json!({ "items": items, "cursor": null })))
+}
+
+/// The connection of this name.
+pub fn bound<'a>(snapshot: &'a Snapshot, name: &str) -> Result<&'a BoundConnection, Problem> {
+    let found = snapshot.connections.iter().find(|bound| bound.connection.name.as_str() == name);
+    found.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "connection_unknown", "no connection has this name"))
+}

@@ -1,0 +1,154 @@
+//! Who asks, and whether under a name of ours.
+//!
+//! Holds: Host is checked before the token, so that a page that rebinds its own name learns nothing; every user's token
+//! is compared, in constant time; a wrong token is answered late.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::problem::Problem;
+use super::{Admin, Arrived, token_file};
+use crate::model::origin::{Authority, Host};
+use crate::model::secret::SecretDigest;
+use crate::model::{AdminAccess, Model, Name, Role, User};
+
+const FILE: &str = "admin-token";
+/// Whom the token file makes its holder.
+const HOLDER: &str = "admin-token";
+/// One connection guesses at most so often.
+const AFTER_WRONG_TOKEN: Duration = Duration::from_millis(100);
+
+/// The users and names in force; a reload replaces them.
+#[derive(Debug)]
+pub struct Access {
+    state_dir: PathBuf,
+    current: ArcSwap<AdminAccess>,
+}
+
+/// Whoever asks, once known.
+#[derive(Debug, Clone)]
+pub struct Asker {
+    pub name: Name,
+    pub role: Role,
+}
+
+impl Access {
+    pub fn new(model: &Model) -> Access {
+        let access = Access { state_dir: model.state_dir.clone(), current: ArcSwap::default() };
+        access.follow(model);
+        access
+    }
+
+    /// Puts the users of `model` into force. Without any, the holder of the token file is a manager.
+    pub fn follow(&self, model: &Model) {
+        let mut access = model.admin.clone();
+        if access.users.is_empty() {
+            access.users.extend(self.holder());
+        }
+        self.current.store(Arc::new(access));
+    }
+
+    fn holder(&self) -> Option<User> {
+        let path = self.state_dir.join(FILE);
+        match token_file::read_or_make(&path) {
+            Ok(token) => {
+                tracing::info!(path = %path.display(), "no users are configured; the admin token is in this file");
+                Some(User { name: Name::parse(HOLDER)?, role: Role::Manager, token: token.digest() })
+            }
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error,
+                    "no admin token can be kept, so nobody may use the API; set state_dir, or list admin.users");
+                None
+            }
+        }
+    }
+
+    fn user(&self, headers: &HeaderMap) -> Option<Asker> {
+        let mut values = headers.get_all(header::AUTHORIZATION).iter();
+        let (value, None) = (values.next()?.to_str().ok()?, values.next()) else { return None };
+        let (scheme, token) = value.split_once(' ')?;
+        let digest = SecretDigest::of(token.trim().as_bytes());
+        let access = self.current.load();
+        // To the end: how long it takes tells nothing about whose token it is.
+        let found = access.users.iter().fold(None, |found, user| if user.token == digest { Some(user) } else { found });
+        let user = found.filter(|_| scheme.eq_ignore_ascii_case("Bearer"))?;
+        Some(Asker { name: user.name.clone(), role: user.role })
+    }
+
+    /// Is this one of the names that we answer to, at the address where the request arrived?
+    fn answers_to(&self, named: &Authority, arrived: SocketAddr) -> bool {
+        let own = match &named.host {
+            Host::Ip(address) => address.to_canonical() == arrived.ip().to_canonical(),
+            Host::Name(name) => &**name == "localhost" && arrived.ip().to_canonical().is_loopback(),
+        };
+        let listed = |host: &Authority| host.host == named.host && (host.port.is_none() || host.port == named.port);
+        own && named.port.unwrap_or(80) == arrived.port() || self.current.load().hosts.iter().any(listed)
+    }
+
+    fn knows_host(&self, uri: &Uri, headers: &HeaderMap, arrived: SocketAddr) -> bool {
+        let known = |text: &str| Authority::parse(text).is_ok_and(|named| self.answers_to(&named, arrived));
+        let mut hosts = headers.get_all(header::HOST).iter();
+        let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
+        host.to_str().is_ok_and(known) && uri.authority().is_none_or(|authority| known(authority.as_str()))
+    }
+}
+
+/// Around every answer of the API: who asks is known before anything is said, and what is said is not kept.
+pub async fn guard(State(admin): State<Admin>, mut request: Request, next: Next) -> Response {
+    let mut response = match admit(&admin, &request) {
+        Ok(asker) => {
+            request.extensions_mut().insert(asker);
+            next.run(request).await
+        }
+        Err(problem) => {
+            if request.headers().contains_key(header::AUTHORIZATION) {
+                tokio::time::sleep(AFTER_WRONG_TOKEN).await;
+            }
+            problem.into_response()
+        }
+    };
+    const HEADERS: [(HeaderName, &str); 5] = [
+        (header::CACHE_CONTROL, "no-store"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    ];
+    for (name, value) in HEADERS {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+fn admit(admin: &Admin, request: &Request) -> Result<Asker, Problem> {
+    let nowhere = SocketAddr::new(IpAddr::from([0, 0, 0, 0]), 0);
+    let arrived = request.extensions().get::<Arrived>().map_or(nowhere, |arrived| arrived.0);
+    if !admin.access.knows_host(request.uri(), request.headers(), arrived) {
+        let detail = "the Host header is neither this listener's address nor in `admin.hosts`";
+        return Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, "host_unknown", detail));
+    }
+    if let Some(asker) = admin.access.user(request.headers()) {
+        return Ok(asker);
+    }
+    let detail = "send `Authorization: Bearer <token>` with the token of a user, or the one in <state_dir>/admin-token";
+    Err(Problem::new(StatusCode::UNAUTHORIZED, "user_unknown", detail))
+}
+
+/// Before a handler: may this user do that?
+pub async fn permit(role: Role, request: Request, next: Next) -> Response {
+    match request.extensions().get::<Asker>() {
+        Some(asker) if asker.role >= role => next.run(request).await,
+        _ => {
+            let detail = format!("this takes the role {} or a higher one", role.as_str());
+            Problem::new(StatusCode::FORBIDDEN, "role_too_low", detail).into_response()
+        }
+    }
+}

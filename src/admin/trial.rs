@@ -1,0 +1,199 @@
+//! `POST test`: one request with the connection's token, and how it was answered.
+//!
+//! Not here: the proxy, which this never goes through. Holds: only a URL that a route of the connection takes, dialled as
+//! the proxy would dial it; the token goes where it was granted for and nowhere else; no redirect, no body.
+
+use std::time::Duration;
+
+use axum::http::{Method, StatusCode};
+use bytes::Bytes;
+use http::{HeaderValue, Request, header};
+use http_body_util::Empty;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
+use url::Url;
+
+use super::actions::no_token;
+use super::problem::Problem;
+use crate::clock::Clock;
+use crate::model::connection::{HostPattern, Inject, PathPrefix, Place, PortRule, Route};
+use crate::model::origin::{Authority, Host, Origin, Scheme};
+use crate::router::{Callers, Found, Router};
+use crate::snapshot::{BoundConnection, Snapshot, TlsProfile};
+use crate::token::slot::TokenSlot;
+
+/// The whole of it, the wait for a token included.
+const DEADLINE: Duration = Duration::from_secs(10);
+const USER_AGENT: &str = concat!("keybearer/", env!("CARGO_PKG_VERSION"));
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Asked {
+    url: Option<String>,
+    method: Option<String>,
+}
+
+/// A request that may be sent.
+pub struct Trial<'a> {
+    url: Url,
+    method: Method,
+    /// Where it leaves for.
+    origin: Origin,
+    route: &'a Route,
+    tls: &'a TlsProfile,
+}
+
+fn unfit(detail: impl Into<String>) -> Problem {
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "url_refused", detail)
+}
+
+impl<'a> Trial<'a> {
+    pub fn new(bound: &'a BoundConnection, asked: Asked) -> Result<Trial<'a>, Problem> {
+        let method = match asked.method.as_deref() {
+            None | Some("GET") => Method::GET,
+            Some("HEAD") => Method::HEAD,
+            Some(_) => return Err(unfit("the method must be GET or HEAD")),
+        };
+        let routes = &bound.connection.routes;
+        let url = match asked.url {
+            Some(url) => url,
+            None => routes.iter().find_map(own_url).ok_or_else(|| unfit("no route names one host: give a `url`"))?,
+        };
+        let url = Url::parse(&url).map_err(|_| unfit("the URL cannot be read"))?;
+        let asked = origin(&url)?;
+        let places = (0..).zip(routes).filter_map(|(at, route)| Some((as_host(route)?, Callers::All, at)));
+        let router: Router<usize> = Router::new(places);
+        let Found::Route(at) = router.find(&asked, url.path(), &method, None) else {
+            return Err(unfit("no route of this connection takes this URL and method"));
+        };
+        let (Some(route), Some(tls)) = (routes.get(*at), bound.tls.get(*at)) else {
+            return Err(unfit("no route of this connection takes this URL and method"));
+        };
+        let origin = match &route.place {
+            Place::Host { port, .. } => route.tls.leave_for(*port, &asked),
+            Place::Mount { upstream, .. } => upstream.clone(),
+        };
+        Ok(Trial { url, method, origin, route, tls })
+    }
+
+    pub async fn run(self, snapshot: &Snapshot, slot: &TokenSlot, clock: &Clock) -> Result<Value, Problem> {
+        let deadline = Instant::now() + DEADLINE;
+        let mut request = Request::builder()
+            .method(self.method.clone())
+            .uri(&self.url[url::Position::BeforePath..url::Position::AfterQuery]);
+        request = request.header(header::HOST, self.origin.authority()).header(header::USER_AGENT, USER_AGENT);
+        if let Inject::Header { header, scheme } = &self.route.inject {
+            let wait = deadline.min(Instant::now() + snapshot.timeouts.token_wait);
+            let token = slot.token(clock, wait).await.map_err(no_token)?;
+            let value = token.header_for(&self.origin, scheme);
+            let value = value.ok_or_else(|| unfit("the token was not granted for where this URL leads"))?;
+            request = request.header(header, value);
+        }
+        let request = request.header(header::ACCEPT, HeaderValue::from_static("*/*")).body(Empty::new());
+        let request = request.map_err(|_| unfit("the URL cannot be sent"))?;
+        let started = Instant::now();
+        let status = match tokio::time::timeout_at(deadline, self.send(snapshot, request)).await {
+            Ok(status) => status?,
+            Err(_) => {
+                let detail = "the upstream did not answer within ten seconds";
+                return Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", detail));
+            }
+        };
+        let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let mut shown = self.url.clone();
+        // What was asked for may hold a key.
+        shown.set_query(None);
+        shown.set_fragment(None);
+        Ok(json!({
+            "token": slot.state().name(clock.now()),
+            "url": shown.as_str(),
+            "method": self.method.as_str(),
+            "status": status.as_u16(),
+            "duration_ms": duration_ms,
+        }))
+    }
+
+    async fn send(&self, snapshot: &Snapshot, request: Request<Empty<Bytes>>) -> Result<StatusCode, Problem> {
+        let failed = |code, what: String| Problem::new(StatusCode::BAD_GATEWAY, code, what);
+        let stream = snapshot.dialer.connect(&self.origin).await;
+        let stream = stream.map_err(|error| failed("upstream_unreachable", error.to_string()))?;
+        if self.origin.scheme == Scheme::Http {
+            return exchange(stream, request).await;
+        }
+        let name = self.route.tls.server_name.as_ref().unwrap_or(&self.origin.host);
+        let name = match name {
+            Host::Ip(address) => ServerName::from(*address),
+            Host::Name(name) => {
+                ServerName::try_from(name.to_string()).map_err(|_| unfit("the host is no name for TLS"))?
+            }
+        };
+        let stream = TlsConnector::from(self.tls.config.clone()).connect(name, stream).await;
+        exchange(stream.map_err(|error| failed("upstream_tls", format!("no TLS with the upstream: {error}")))?, request)
+            .await
+    }
+}
+
+/// Sends the request and reads the head of the answer; the connection ends with it.
+async fn exchange<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<StatusCode, Problem>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let failed = |_: hyper::Error| {
+        let detail = "the upstream does not answer in HTTP/1.1";
+        Problem::new(StatusCode::BAD_GATEWAY, "upstream_protocol", detail)
+    };
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
+    let answer = sender.send_request(request);
+    tokio::pin!(answer, connection);
+    tokio::select! {
+        biased;
+        answer = &mut answer => answer.map(|answer| answer.status()).map_err(failed),
+        // It may end in the same moment as the answer's head is read, for better or worse.
+        _ = &mut connection => answer.await.map(|answer| answer.status()).map_err(failed),
+    }
+}
+
+fn origin(url: &Url) -> Result<Origin, Problem> {
+    let scheme = match url.scheme() {
+        "http" => Scheme::Http,
+        "https" => Scheme::Https,
+        _ => return Err(unfit("the URL must be http or https")),
+    };
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(unfit("the URL holds a user name or password: remove it"));
+    }
+    let host =
+        url.host_str().and_then(|host| Host::parse(host).ok()).ok_or_else(|| unfit("the URL's host cannot be read"))?;
+    Ok(Origin::new(scheme, Authority { host, port: url.port() }))
+}
+
+/// The route as one of a host: a mount is where its upstream lies.
+fn as_host(route: &Route) -> Option<Route> {
+    let Place::Mount { upstream, base, .. } = &route.place else { return Some(route.clone()) };
+    let mut own = route.clone();
+    let pattern = HostPattern::Exact(upstream.host.clone());
+    own.tls.upgrade = upstream.scheme == Scheme::Https;
+    own.place = Place::Host { pattern, port: PortRule::Stated(upstream.port) };
+    let path = format!("{}{}", base.as_str(), route.path.as_str());
+    own.path = if path.is_empty() { PathPrefix::root() } else { PathPrefix::parse(&path)? };
+    Some(own)
+}
+
+/// What the route takes for certain, if it names one host.
+fn own_url(route: &Route) -> Option<String> {
+    let route = as_host(route)?;
+    let Place::Host { pattern: HostPattern::Exact(host), port } = &route.place else { return None };
+    let scheme = if route.tls.upgrade { "https" } else { "http" };
+    let port = match port {
+        PortRule::Stated(port) => format!(":{port}"),
+        PortRule::Default | PortRule::Any => String::new(),
+    };
+    let path = if route.path.is_root() { "/" } else { route.path.as_str() };
+    Some(format!("{scheme}://{host}{port}{path}"))
+}

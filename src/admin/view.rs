@@ -1,0 +1,141 @@
+//! How connections and tokens look in the API.
+//!
+//! Holds: no token and no secret; of what may hold one (parameters, queries), the name alone.
+
+use serde_json::{Value, json};
+use url::Url;
+
+use super::time::rfc3339;
+use crate::clock::Now;
+use crate::model::connection::*;
+use crate::snapshot::BoundConnection;
+use crate::token::slot::{SlotState, TokenSlot};
+
+pub fn connection(bound: &BoundConnection, now: Now) -> Value {
+    let connection = &bound.connection;
+    let state = bound.slot.as_ref().map(|slot| slot.state());
+    let token = state.as_ref().and_then(|state| state.token.as_ref());
+    let (send_credentials, secret) = match &connection.client_auth {
+        ClientAuth::Body(_) => ("body", true),
+        ClientAuth::Basic(..) => ("basic", true),
+        ClientAuth::None => ("none", false),
+    };
+    let set = |set: bool| set.then(|| json!({ "set": true }));
+    let params = connection.token_params.iter().map(|(name, _)| (name.clone(), json!({ "set": true })));
+    json!({
+        "name": connection.name.as_str(),
+        "active": connection.active,
+        "state": state.as_ref().map_or("inactive", |state| state.name(now)),
+        "expires_at": token.map(|token| rfc3339(token.expires.wall)),
+        "last_attempt": state.as_ref().map(|state| last_attempt(state)),
+        "comments": connection.comments,
+        "grant": connection.grant.as_str(),
+        "client_id": connection.client_id,
+        "client_secret": set(secret),
+        "send_credentials": send_credentials,
+        "token_url": place(&connection.token_url),
+        "scopes": connection.scopes,
+        "audience": connection.audience,
+        "resource": connection.resource,
+        "token_params": params.collect::<serde_json::Map<_, _>>(),
+        "accessible_from": connection.accessible_from.as_ref().map(|names| names.iter().map(|n| n.as_str()).collect::<Vec<_>>()),
+        "routes": connection.routes.iter().map(route).collect::<Vec<_>>(),
+    })
+}
+
+/// A URL without what might be a credential.
+fn place(url: &Url) -> String {
+    let mut place = url.clone();
+    // Both fail only where a URL cannot have them.
+    let _ = place.set_username("");
+    let _ = place.set_password(None);
+    place.set_query(None);
+    place.set_fragment(None);
+    place.into()
+}
+
+fn route(route: &Route) -> Value {
+    let (host, mount, upstream) = match &route.place {
+        Place::Host { pattern, port } => (Some(host(pattern, *port)), None, None),
+        Place::Mount { prefix, upstream, base } => {
+            (None, Some(slashed(prefix)), Some(format!("{upstream}{}", base.as_str())))
+        }
+    };
+    let inject = match &route.inject {
+        Inject::Header { header, scheme } => json!({ "header": header.as_str(), "scheme": scheme }),
+        Inject::Nothing => "none".into(),
+    };
+    let existing = match route.existing {
+        Existing::Overwrite => "overwrite",
+        Existing::Keep => "keep",
+        Existing::Refuse => "refuse",
+    };
+    let without_token = match route.without_token {
+        WithoutToken::Fail => "fail",
+        WithoutToken::Forward => "forward",
+    };
+    json!({
+        "host": host,
+        "mount": mount,
+        "upstream": upstream,
+        "path": slashed(&route.path),
+        "methods": route.methods.as_ref().map(|methods| methods.iter().map(|m| m.as_str()).collect::<Vec<_>>()),
+        "upstream_tls": route.tls.upgrade,
+        "inject": inject,
+        "existing": existing,
+        "without_token": without_token,
+    })
+}
+
+fn slashed(path: &PathPrefix) -> &str {
+    if path.is_root() { "/" } else { path.as_str() }
+}
+
+/// As the configuration writes it.
+fn host(pattern: &HostPattern, port: PortRule) -> String {
+    let name = match pattern {
+        HostPattern::Exact(host) => host.to_string(),
+        HostPattern::Below(host) => format!("*.{host}"),
+    };
+    match port {
+        PortRule::Default => name,
+        PortRule::Stated(port) => format!("{name}:{port}"),
+        PortRule::Any => format!("{name}:*"),
+    }
+}
+
+pub fn token(slot: &TokenSlot, now: Now) -> Value {
+    let state = slot.state();
+    let token = state.token.as_ref();
+    json!({
+        "profile": slot.key.profile.as_str(),
+        "subject": null,
+        "state": state.name(now),
+        "scopes": token.map(|token| &token.granted.scopes),
+        "obtained_at": token.map(|token| rfc3339(token.granted.obtained.wall)),
+        "expires_at": token.map(|token| rfc3339(token.expires.wall)),
+        "refresh_at": token.map(|token| rfc3339(token.refresh_at.wall)),
+        "refresh_token_expires_at": null,
+        "last_attempt": last_attempt(&state),
+    })
+}
+
+fn last_attempt(state: &SlotState) -> Value {
+    if let Some(trouble) = &state.trouble {
+        return json!({
+            "at": rfc3339(trouble.at.wall),
+            "outcome": trouble.outcome,
+            "error": trouble.error,
+            "description": trouble.description,
+            "next_at": rfc3339(trouble.retry_at.wall),
+        });
+    }
+    let Some(token) = &state.token else { return Value::Null };
+    json!({
+        "at": rfc3339(token.granted.obtained.wall),
+        "outcome": "ok",
+        "error": null,
+        "description": null,
+        "next_at": rfc3339(token.refresh_at.wall),
+    })
+}

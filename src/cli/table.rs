@@ -1,0 +1,78 @@
+//! Answers of a running instance as people read them.
+//!
+//! Holds: what comes from elsewhere cannot move the cursor or end the line.
+
+use serde_json::Value;
+
+/// Columns beside each other, each as wide as its widest cell.
+fn aligned(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let wide = |at: usize| rows.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..columns).map(|at| wide(at).unwrap_or(0)).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+pub fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().map_or_else(|| "-".to_owned(), clean)
+}
+
+pub fn connections(answer: &Value) -> String {
+    let items = answer["items"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if items.is_empty() {
+        return "no connection is configured".to_owned();
+    }
+    let mut rows = vec![["NAME", "STATE", "GRANT", "EXPIRES", "ROUTES", "LAST ERROR"].map(str::to_owned).to_vec()];
+    rows.extend(items.iter().map(|item| {
+        let routes = item["routes"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let routes: Vec<_> = routes.iter().map(place).collect();
+        let routes = if routes.is_empty() { "-".to_owned() } else { routes.join(",") };
+        let error = text(&item["last_attempt"]["error"]);
+        vec![text(&item["name"]), text(&item["state"]), text(&item["grant"]), text(&item["expires_at"]), routes, error]
+    }));
+    aligned(&rows)
+}
+
+fn place(route: &Value) -> String {
+    let place = if route["host"].is_string() { &route["host"] } else { &route["mount"] };
+    let path = route["path"].as_str().filter(|path| *path != "/").unwrap_or_default();
+    format!("{}{}", text(place), clean(path))
+}
+
+pub fn refreshed(name: &str, token: &Value) -> String {
+    let (profile, state, expires) = (text(&token["profile"]), text(&token["state"]), text(&token["expires_at"]));
+    format!("{}/{profile}: {state}, expires {expires}", clean(name))
+}
+
+pub fn tested(answer: &Value) -> String {
+    let (method, url, token) = (text(&answer["method"]), text(&answer["url"]), text(&answer["token"]));
+    format!("{method} {url}: {} in {} ms (token {token})", answer["status"], answer["duration_ms"])
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned_and_nothing_moves_the_cursor() {
+        let route = json!({"host": "api.test", "path": "/v1"});
+        let attempt = json!({"error": "bad\u{1b}[31m\nthing"});
+        let crm = json!({"name": "crm", "state": "fresh", "grant": "client_credentials", "expires_at": null,
+            "routes": [route, {"host": null, "mount": "/m", "path": "/"}], "last_attempt": attempt});
+        let answer = json!({"items": [crm, {"name": "longer-name", "state": "inactive", "grant": "g", "routes": []}]});
+        let expected = "\
+NAME         STATE     GRANT               EXPIRES  ROUTES          LAST ERROR
+crm          fresh     client_credentials  -        api.test/v1,/m  bad?[31m?thing
+longer-name  inactive  g                   -        -               -";
+        assert_eq!(connections(&answer), expected);
+    }
+}

@@ -1,0 +1,58 @@
+//! A person asks for another token now.
+//!
+//! Holds: the same single flight as a rejected token's, and through no back-off and no refusal.
+
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{FORCED_EVERY, NoToken, TokenSlot};
+use crate::clock::Clock;
+
+/// Why nobody was asked for another token, or none came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotRefreshed {
+    /// One refresh of this slot was forced a moment ago.
+    TooSoon {
+        retry_after: Duration,
+    },
+    NoToken(NoToken),
+}
+
+impl TokenSlot {
+    /// Returns once the authorization server has given another token, or why none came by `deadline`. A failure counts
+    /// although the token before it may still be usable.
+    pub async fn refresh_now(&self, clock: &Clock, deadline: Instant) -> Result<(), NotRefreshed> {
+        let mut changed = self.changed.subscribe();
+        let (before, now) = (self.state.load_full(), clock.now());
+        if let Some(trouble) = before.standing_trouble(now) {
+            return Err(NotRefreshed::NoToken(trouble.no_token(now)));
+        }
+        if let Some(token) = &before.token
+            && !self.ask_for_refresh(token.generation, now)
+        {
+            return Err(NotRefreshed::TooSoon { retry_after: self.forced_again_in(now.boot) });
+        }
+        self.demand.notify_one();
+        loop {
+            let state = self.state.load_full();
+            if state.attempts > before.attempts {
+                let failed = |trouble: &super::Trouble| NotRefreshed::NoToken(trouble.no_token(clock.now()));
+                return state.trouble.as_ref().map_or(Ok(()), |trouble| Err(failed(trouble)));
+            }
+            if self.is_closed() {
+                return Err(NotRefreshed::NoToken(NoToken::Forgotten));
+            }
+            if tokio::time::timeout_at(deadline, changed.changed()).await.is_err() {
+                return Err(NotRefreshed::NoToken(NoToken::WaitTimeout));
+            }
+        }
+    }
+
+    /// `boot`: now.
+    fn forced_again_in(&self, boot: Duration) -> Duration {
+        let rejection = self.rejection.lock().unwrap_or_else(PoisonError::into_inner);
+        rejection.asked_at.map_or(Duration::ZERO, |asked| (asked + FORCED_EVERY).saturating_sub(boot))
+    }
+}

@@ -1,0 +1,39 @@
+//! What a person may ask of a slot.
+
+use super::*;
+use crate::token::slot::NotRefreshed;
+
+#[tokio::test(start_paused = true)]
+async fn a_person_gets_one_new_token_through_one_flight_and_no_back_off() {
+    let engine = engine(3600 * SECOND, SECOND, []);
+    engine.token().await.unwrap();
+    let deadline = Instant::now() + 10 * SECOND;
+    let ask = || engine.slot.refresh_now(&engine.clock, deadline);
+    let generation = engine.fresh().unwrap().generation;
+    let (one, other, rejected) = tokio::join!(ask(), ask(), engine.reject(generation));
+    assert_eq!((one, other, rejected.as_deref()), (Ok(()), Ok(()), Some("token-2")));
+    assert_eq!(engine.script.calls(), 2);
+    let Err(NotRefreshed::TooSoon { retry_after }) = ask().await else { panic!("asked again at once") };
+    assert!(retry_after > 8 * SECOND && retry_after <= 10 * SECOND, "{retry_after:?}");
+    sleep(10 * SECOND).await;
+    engine.script.then(unavailable(None));
+    let ask = || engine.slot.refresh_now(&engine.clock, Instant::now() + 10 * SECOND);
+    for _ in 0..2 {
+        let Err(NotRefreshed::NoToken(NoToken::Unavailable { .. })) = ask().await else { panic!("no failure") };
+    }
+    assert_eq!(engine.script.calls(), 3);
+    assert_eq!(engine.token().await.as_deref(), Ok("token-2"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_persons_wish_ends_with_its_deadline_and_with_the_slot() {
+    let engine = engine(3600 * SECOND, 60 * SECOND, []);
+    let late = engine.slot.refresh_now(&engine.clock, Instant::now() + SECOND).await;
+    assert_eq!(late, Err(NotRefreshed::NoToken(NoToken::WaitTimeout)));
+    let waiting = engine.slot.refresh_now(&engine.clock, Instant::now() + 10 * SECOND);
+    let forgotten = async {
+        sleep(SECOND).await;
+        engine.cache.retain(&[]);
+    };
+    assert_eq!(tokio::join!(waiting, forgotten).0, Err(NotRefreshed::NoToken(NoToken::Forgotten)));
+}
