@@ -171,7 +171,7 @@ impl SlotState {
             (Some(token), _) if now.reached(token.refresh_at) => "due",
             (Some(_), _) => "fresh",
             (None, Some(trouble)) if trouble.permanent => "misconfigured",
-            (None, None) if self.token.is_none() => "starting",
+            (None, _) if self.token.is_none() => "starting",
             (None, _) => "expired",
         }
     }
