@@ -98,7 +98,7 @@ impl Admin {
 
     /// Everything below `/api/v1`.
     pub fn api(self) -> Router {
-        Router::new().nest(api::BASE, api::router(self))
+        Router::new().nest(openapi::BASE, api::router(self))
     }
 }
 

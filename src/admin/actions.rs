@@ -14,12 +14,11 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::api::bound;
 use super::auth::Asker;
-use super::problem::Problem;
+use super::problem::{Problem, bound, no_token};
 use super::{Admin, Reloaded, trial, view};
 use crate::model::token::default_profile;
-use crate::token::slot::{NoToken, NotRefreshed};
+use crate::token::slot::NotRefreshed;
 
 const BODY_BYTES_MAX: usize = 64 * 1024;
 const BODY_WAIT: Duration = Duration::from_secs(10);
@@ -117,27 +116,6 @@ pub async fn reload(
 
 fn inactive() -> Problem {
     Problem::new(StatusCode::CONFLICT, "connection_inactive", "the connection has `active: false`")
-}
-
-/// Why there is no token, with the proxy's own words for it.
-pub fn no_token(reason: NoToken) -> Problem {
-    let unavailable = |detail: String| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "token_unavailable", detail);
-    match reason {
-        NoToken::Unavailable { error, retry_after } => {
-            let problem = unavailable(format!("the authorization server gave no token: {error}"));
-            problem.retry_after(retry_after).with("error", error)
-        }
-        NoToken::Refused { error, description } => {
-            let said = description.as_deref().map(|text| format!(" ({text})")).unwrap_or_default();
-            let detail = format!("the authorization server refused: {error}{said}");
-            let problem = Problem::new(StatusCode::FAILED_DEPENDENCY, "token_refused", detail);
-            problem.with("error", error).with("description", description)
-        }
-        NoToken::WaitTimeout => unavailable("no token came within timeouts.token_wait".to_owned()),
-        NoToken::Forgotten => {
-            Problem::new(StatusCode::CONFLICT, "configuration_changed", "the connection changed meanwhile; ask again")
-        }
-    }
 }
 
 /// A JSON body, or nothing at all.

@@ -8,35 +8,20 @@ use std::sync::Arc;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::problem::Problem;
+use super::openapi::Operation;
+use super::problem::{Problem, bound};
 use super::{Admin, actions, auth, events, openapi, view};
 use crate::model::Role;
-use crate::snapshot::{BoundConnection, Snapshot};
+
 use crate::token::slot::TokenSlot;
 
-pub const BASE: &str = "/api/v1";
 /// Items of one page.
 const LIMIT_MAX: usize = 1000;
-
-/// One method of one path.
-pub struct Operation {
-    pub method: &'static str,
-    /// Below [`BASE`].
-    pub path: &'static str,
-    /// The lowest that may.
-    pub role: Role,
-    pub summary: &'static str,
-    /// Answers beside those that every operation has.
-    pub answers: &'static [(u16, &'static str)],
-    /// Takes a JSON body with these members.
-    pub members: &'static [(&'static str, &'static str)],
-    handler: fn() -> MethodRouter<Admin>,
-}
 
 const UNKNOWN: (u16, &str) = (404, "no connection has this name");
 const NO_TOKEN: [(u16, &str); 4] = [
@@ -46,7 +31,7 @@ const NO_TOKEN: [(u16, &str); 4] = [
     (503, "the authorization server cannot be used"),
 ];
 
-pub const OPERATIONS: &[Operation] = &[
+const OPERATIONS: &[Operation] = &[
     Operation {
         method: "get",
         path: "/openapi.json",
@@ -54,7 +39,7 @@ pub const OPERATIONS: &[Operation] = &[
         summary: "This description",
         answers: &[(200, "OpenAPI 3.1")],
         members: &[],
-        handler: || get(async || Json(openapi::document())),
+        handler: || get(async || Json(openapi::document(OPERATIONS))),
     },
     Operation {
         method: "get",
@@ -201,10 +186,4 @@ async fn tokens(
     let items: Vec<_> =
         bound(&snapshot, &name)?.slot.iter().filter(wanted).map(|slot| view::token(slot, now)).collect();
     Ok(Json(json!({ "items": items, "cursor": null })))
-}
-
-/// The connection of this name.
-pub fn bound<'a>(snapshot: &'a Snapshot, name: &str) -> Result<&'a BoundConnection, Problem> {
-    let found = snapshot.connections.iter().find(|bound| bound.connection.name.as_str() == name);
-    found.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "connection_unknown", "no connection has this name"))
 }

@@ -1,8 +1,27 @@
-//! The API's description in OpenAPI 3.1, made from its table.
+//! What an operation of the API is, and the description of a table of them in OpenAPI 3.1.
 
+use axum::routing::MethodRouter;
 use serde_json::{Map, Value, json};
 
-use super::api::{BASE, OPERATIONS, Operation};
+use super::Admin;
+use crate::model::Role;
+
+pub const BASE: &str = "/api/v1";
+
+/// One method of one path.
+pub struct Operation {
+    pub method: &'static str,
+    /// Below [`BASE`].
+    pub path: &'static str,
+    /// The lowest that may.
+    pub role: Role,
+    pub summary: &'static str,
+    /// Answers beside those that every operation has.
+    pub answers: &'static [(u16, &'static str)],
+    /// Takes a JSON body with these members.
+    pub members: &'static [(&'static str, &'static str)],
+    pub handler: fn() -> MethodRouter<Admin>,
+}
 
 /// Answers that every operation may give.
 const ALWAYS: [(u16, &str); 3] =
@@ -15,9 +34,9 @@ const WITH_BODY: [(u16, &str); 4] = [
     (415, "the body is not JSON"),
 ];
 
-pub fn document() -> Value {
+pub fn document(operations: &[Operation]) -> Value {
     let mut paths = Map::new();
-    for operation in OPERATIONS {
+    for operation in operations {
         let path = paths.entry(format!("{BASE}{}", operation.path)).or_insert_with(|| json!({}));
         if let Some(methods) = path.as_object_mut() {
             methods.insert(operation.method.to_owned(), described(operation));

@@ -6,6 +6,9 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
+use crate::snapshot::{BoundConnection, Snapshot};
+use crate::token::slot::NoToken;
+
 /// A refusal with a stable code and a sentence that says the way out.
 #[derive(Debug)]
 pub struct Problem {
@@ -51,5 +54,32 @@ impl IntoResponse for Problem {
             headers.insert(header::RETRY_AFTER, (span.as_secs() + u64::from(span.subsec_nanos() > 0)).into());
         }
         response
+    }
+}
+
+/// The connection of this name.
+pub fn bound<'a>(snapshot: &'a Snapshot, name: &str) -> Result<&'a BoundConnection, Problem> {
+    let found = snapshot.connections.iter().find(|bound| bound.connection.name.as_str() == name);
+    found.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "connection_unknown", "no connection has this name"))
+}
+
+/// Why there is no token, with the proxy's own words for it.
+pub fn no_token(reason: NoToken) -> Problem {
+    let unavailable = |detail: String| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "token_unavailable", detail);
+    match reason {
+        NoToken::Unavailable { error, retry_after } => {
+            let problem = unavailable(format!("the authorization server gave no token: {error}"));
+            problem.retry_after(retry_after).with("error", error)
+        }
+        NoToken::Refused { error, description } => {
+            let said = description.as_deref().map(|text| format!(" ({text})")).unwrap_or_default();
+            let detail = format!("the authorization server refused: {error}{said}");
+            let problem = Problem::new(StatusCode::FAILED_DEPENDENCY, "token_refused", detail);
+            problem.with("error", error).with("description", description)
+        }
+        NoToken::WaitTimeout => unavailable("no token came within timeouts.token_wait".to_owned()),
+        NoToken::Forgotten => {
+            Problem::new(StatusCode::CONFLICT, "configuration_changed", "the connection changed meanwhile; ask again")
+        }
     }
 }

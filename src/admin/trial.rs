@@ -19,8 +19,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use url::Url;
 
-use super::actions::no_token;
-use super::problem::Problem;
+use super::problem::{Problem, no_token};
 use crate::clock::Clock;
 use crate::model::connection::{HostPattern, Inject, PathPrefix, Place, PortRule, Route};
 use crate::model::origin::{Authority, Host, Origin, Scheme};
