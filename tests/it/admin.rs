@@ -40,6 +40,16 @@ struct Stage {
 }
 
 impl Stage {
+    /// A viewer's connection on which events arrive from now on.
+    async fn listen(&self) -> Conn {
+        let admin = self.sidecar.admin();
+        let mut events = Conn::open(admin).await;
+        let head = format!("GET /api/v1/events HTTP/1.1\r\nHost: {admin}\r\nAuthorization: Bearer {VIEWER}\r\n\r\n");
+        events.write(head.as_bytes()).await;
+        until(&mut events, ": heartbeat").await;
+        events
+    }
+
     async fn start() -> Stage {
         Stage::with("", |_, before| Reply::token(&format!("{ACCESS_TOKEN}-{before}"), 3600)).await
     }
@@ -272,14 +282,7 @@ async fn connections_and_tokens_are_shown_without_a_secret() {
 async fn no_answer_holds_a_token_or_a_secret() {
     let stage = Stage::start().await;
     let admin = stage.sidecar.admin();
-    let mut events = Conn::open(admin).await;
-    events
-        .write(
-            format!("GET /api/v1/events HTTP/1.1\r\nHost: {admin}\r\nAuthorization: Bearer {VIEWER}\r\n\r\n")
-                .as_bytes(),
-        )
-        .await;
-    until(&mut events, ": heartbeat").await;
+    let mut events = stage.listen().await;
     let mut said = String::new();
     for (method, path, _) in ROWS.iter().filter(|(_, path, _)| !path.ends_with("/events")) {
         for name in ["crm", "off", "nobody"] {
@@ -412,15 +415,7 @@ async fn a_reload_answers_with_what_came_of_it() {
     let path = stage.sidecar.dir.path().join("keybearer.yaml");
     let text = std::fs::read_to_string(&path).expect("the configuration");
     let reload = || stage.call("post", "/api/v1/reload", MANAGER, None);
-    let admin = stage.sidecar.admin();
-    let mut events = Conn::open(admin).await;
-    events
-        .write(
-            format!("GET /api/v1/events HTTP/1.1\r\nHost: {admin}\r\nAuthorization: Bearer {VIEWER}\r\n\r\n")
-                .as_bytes(),
-        )
-        .await;
-    until(&mut events, ": heartbeat").await;
+    let mut events = stage.listen().await;
     let unchanged = reload().await;
     assert_eq!((unchanged.status, unchanged.json()), (200, json!({"outcome": "unchanged", "restart_required": []})));
     std::fs::write(&path, text.replace("the-client,", "the-client, nonsense: 1,")).expect("written");
