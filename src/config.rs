@@ -19,6 +19,7 @@ mod resolve;
 mod route;
 mod schema;
 mod spot;
+mod store;
 mod value;
 
 use std::path::{Path, PathBuf};
@@ -112,6 +113,7 @@ fn assemble(source: &Source, mut sink: Sink) -> Result<Loaded, Problems> {
         callers: settings.callers,
         admin: settings.admin,
         state_dir: settings.state_dir,
+        store: settings.store,
         timeouts: settings.timeouts,
         limits: settings.limits,
         log: settings.log,

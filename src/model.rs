@@ -21,7 +21,8 @@ use rustls::pki_types::CertificateDer;
 pub use access::{AdminAccess, Role, User};
 use connection::Connection;
 use origin::Host;
-use secret::SecretDigest;
+use secret::{SealKey, SecretDigest};
+use token::Subject;
 
 /// Root certificates that stand in for, or beside, the platform's.
 pub type Roots = Arc<[CertificateDer<'static>]>;
@@ -43,6 +44,7 @@ pub struct Model {
     pub admin: AdminAccess,
     /// Where the program keeps what outlives it.
     pub state_dir: PathBuf,
+    pub store: StoreSettings,
     pub timeouts: Timeouts,
     pub limits: Limits,
     pub log: Log,
@@ -61,6 +63,24 @@ pub struct Listeners {
 pub struct Listener {
     pub name: Name,
     pub address: SocketAddr,
+}
+
+/// Where tokens are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreSettings {
+    pub kind: StoreKind,
+    /// The first seals, all open. Empty: a key is made in the state directory.
+    pub seal_keys: Vec<SealKey>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreKind {
+    Embedded {
+        path: PathBuf,
+        /// It stands in the configuration; the default may give way to memory where nothing can be written.
+        chosen: bool,
+    },
+    Memory,
 }
 
 /// `hosts:` one name and where it is dialled.
@@ -94,6 +114,26 @@ pub struct Caller {
     pub secret: Option<SecretDigest>,
     /// Alternatives; empty: any address.
     pub cidr: Vec<IpNet>,
+    /// For whom it may act; `None`: for itself alone.
+    pub subjects: Option<Vec<SubjectPattern>>,
+}
+
+/// A subject, or all that begin alike (`team-*`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SubjectPattern {
+    Exact(Subject),
+    /// Empty: every subject.
+    Prefix(String),
+}
+
+impl Caller {
+    pub fn may_act_for(&self, subject: &Subject) -> bool {
+        let Some(subjects) = &self.subjects else { return subject.as_str() == self.name.as_str() };
+        subjects.iter().any(|pattern| match pattern {
+            SubjectPattern::Exact(own) => own == subject,
+            SubjectPattern::Prefix(prefix) => subject.as_str().starts_with(prefix.as_str()),
+        })
+    }
 }
 
 /// Every wait of the data plane, each with a finite default.

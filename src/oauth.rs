@@ -20,11 +20,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use http::{HeaderMap, HeaderValue, header};
+use oauth2::basic::BasicErrorResponse;
 use oauth2::{AsyncHttpClient, HttpRequest, HttpResponse, RequestTokenError};
 use url::{Url, form_urlencoded};
 
-use crate::model::connection::{Connection, Grant};
-use crate::model::token::TokenSet;
+use crate::model::connection::Connection;
+use crate::model::token::{RefreshToken, TokenSet};
 
 use client_auth::Proof;
 use failure::Posted;
@@ -32,6 +33,12 @@ use grant::Fields;
 
 pub use failure::{Failure, Outcome, Reason, Refusal};
 pub use transport::{ClientError, HttpClients};
+
+/// The contract's word for a connection that waits for a person.
+pub const CONSENT_REQUIRED: &str = "consent_required";
+
+/// Form fields, those of the client's own proof apart, that no message may repeat.
+const SECRET_FIELDS: [&str; 2] = ["password", "refresh_token"];
 
 const USER_AGENT: &str = concat!("keybearer/", env!("CARGO_PKG_VERSION"));
 
@@ -56,26 +63,30 @@ impl TokenEndpoint {
         Ok(TokenEndpoint { connection, url, http, oauth, preferred: AtomicUsize::new(0) })
     }
 
-    /// One token request by the connection's own grant. Of several client secrets the next one is tried only when the
-    /// server refuses the client itself, all within one `authorization_server.timeout`.
+    /// One token request by the connection's own grant; a grant that needs a person is refused without asking. Of several
+    /// client secrets the next one is tried only when the server refuses the client itself, all within one
+    /// `authorization_server.timeout`.
     pub async fn first_grant(&self) -> Result<TokenSet, Failure> {
         let courier = Courier { endpoint: self, delivered: OnceLock::new() };
-        let outcome = match self.connection.grant {
-            Grant::ClientCredentials => {
-                grant::client_credentials(&self.oauth, &self.connection).request_async(&courier).await
-            }
-        };
-        if let Err(RequestTokenError::Request(failure)) = outcome {
-            return Err(failure);
+        match grant::first(&self.oauth, &self.connection, &courier).await {
+            Some(outcome) => courier.delivered(outcome),
+            None => Err(Failure::Permanent(Refusal::of_code(CONSENT_REQUIRED))),
         }
-        // Nothing delivered and no failure of ours: oauth2 could not even put the request together.
-        courier.delivered.into_inner().ok_or(Failure::Permanent(Refusal::of_code("invalid_token_url")))
+    }
+
+    /// One token request with a refresh token, in the same way.
+    pub async fn refresh(&self, token: &RefreshToken) -> Result<TokenSet, Failure> {
+        let courier = Courier { endpoint: self, delivered: OnceLock::new() };
+        let outcome = grant::refresh(&self.oauth, &self.connection, token, &courier).await;
+        courier.delivered(outcome)
     }
 
     async fn prove_and_send(&self, fields: &Fields) -> Result<TokenSet, Failure> {
         let client_id = self.connection.client_id.as_str();
         let proofs = client_auth::proofs(&self.connection.client_auth);
-        let secrets = proofs.iter().flat_map(|proof| proof.forms(client_id)).collect();
+        let posted_secrets = fields.iter().filter(|(name, _)| SECRET_FIELDS.contains(&name.as_str()));
+        let posted_secrets = posted_secrets.flat_map(|(_, value)| client_auth::forms(value));
+        let secrets = proofs.iter().flat_map(|proof| proof.forms(client_id)).chain(posted_secrets).collect();
         let posted = Posted::new(client_id, fields, secrets);
         let start = self.preferred.load(Ordering::Relaxed);
         let mut refused = None;
@@ -126,7 +137,18 @@ struct Courier<'a> {
     delivered: OnceLock<TokenSet>,
 }
 
+/// What oauth2 says of a request that it could not carry out.
+type Failed = RequestTokenError<Failure, BasicErrorResponse>;
+
 impl Courier<'_> {
+    fn delivered(self, outcome: Result<(), Failed>) -> Result<TokenSet, Failure> {
+        if let Err(RequestTokenError::Request(failure)) = outcome {
+            return Err(failure);
+        }
+        // Nothing delivered and no failure of ours: oauth2 could not even put the request together.
+        self.delivered.into_inner().ok_or(Failure::Permanent(Refusal::of_code("invalid_token_url")))
+    }
+
     async fn carry(&self, request: HttpRequest) -> Result<HttpResponse, Failure> {
         let fields = grant::fields(request.body());
         let timeout = self.endpoint.connection.authorization_server.timeout;

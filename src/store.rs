@@ -1,7 +1,10 @@
 //! Where tokens are kept between requests, restarts and replicas.
 //!
 //! The order that every caller keeps: take the lease, read again, ask the server, save, publish.
+//! Not here: when to ask (`token`), which store a configuration means (`config`).
+//! Holds: what leaves memory is sealed; a record that cannot be opened is the problem of its key alone.
 
+mod lease;
 mod memory;
 
 use std::future::Future;
@@ -10,8 +13,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Now;
+use crate::model::Name;
 use crate::model::connection::{Identity, OriginSet};
-use crate::model::token::{AccessToken, TokenKey};
+use crate::model::secret::Secret;
+use crate::model::token::{AccessToken, RefreshToken, TokenKey};
 pub use memory::MemoryStore;
 
 pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
@@ -27,17 +32,39 @@ pub struct StoredToken {
     /// When the request that obtained it left.
     pub obtained: Now,
     pub lifetime: Duration,
+    /// Scopes as granted; `None`: as requested.
     pub scopes: Option<Vec<String>>,
+    pub refresh: Refresh,
+}
+
+/// How the next token is obtained.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refresh {
+    /// The server gave no refresh token.
+    None,
+    Token(RefreshToken),
+    /// The server refused the refresh token with this code: it is never sent again.
+    Refused {
+        error: String,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     #[error("another holder kept the lease of {key} for too long")]
     LeaseTimeout { key: TokenKey },
+    /// The store as a whole: a full disk, a file that went away. It may pass.
+    #[error("the store cannot be used: {0}")]
+    Unavailable(String),
+    /// One record: torn, tampered with, or sealed under a key that is not at hand.
+    #[error("the record {record} cannot be opened: {why}")]
+    Damaged { record: String, why: &'static str },
+    #[error("{0}")]
+    Unsupported(&'static str),
 }
 
 /// The right to ask the server for one token; it ends when dropped.
-pub trait Lease: Send {}
+pub trait Lease: Send + Sync {}
 
 pub trait Store: Send + Sync {
     fn load<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, Option<StoredToken>>;
@@ -45,6 +72,27 @@ pub trait Store: Send + Sync {
     /// Waits at most `patience` for the lease of `key`.
     fn lease<'a>(&'a self, key: &'a TokenKey, patience: Duration) -> StoreFuture<'a, Box<dyn Lease>>;
 
-    /// Replaces what is kept under `key`. Only a holder of its lease may save.
+    /// Replaces what is kept under `key`; on success it outlasts a crash, as far as this store outlasts any. Only a
+    /// holder of its lease may save.
     fn save<'a>(&'a self, key: &'a TokenKey, token: StoredToken, lease: &'a dyn Lease) -> StoreFuture<'a, ()>;
+
+    /// Removes what is kept under `key`. Only a holder of its lease may.
+    fn forget<'a>(&'a self, key: &'a TokenKey, lease: &'a dyn Lease) -> StoreFuture<'a, ()>;
+
+    /// At most `limit` records of a connection in the order of their keys, from the first after `after`.
+    fn list<'a>(&'a self, connection: &'a Name, after: Option<&'a TokenKey>, limit: usize) -> StoreFuture<'a, Page>;
+
+    /// The secret that `{store: NAME}` means.
+    fn secret<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Secret>>;
+
+    fn put_secret<'a>(&'a self, name: &'a str, secret: Secret) -> StoreFuture<'a, ()>;
+
+    /// True if there was one.
+    fn remove_secret<'a>(&'a self, name: &'a str) -> StoreFuture<'a, bool>;
+
+    /// The names of all secrets, in order.
+    fn secret_names(&self) -> StoreFuture<'_, Vec<String>>;
 }
+
+/// Records with their keys.
+pub type Page = Vec<(TokenKey, Result<StoredToken, StoreError>)>;

@@ -19,18 +19,20 @@ use crate::model::secret::Secret;
 
 const ENDPOINT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 /// Grants of the contract that are refused by name.
-const GRANTS_NOT_BUILT: [&str; 6] =
-    ["authorization_code", "password", "jwt_bearer", "saml2_bearer", "device_code", "token_exchange"];
+const GRANTS_NOT_BUILT: [&str; 4] = ["jwt_bearer", "saml2_bearer", "device_code", "token_exchange"];
 /// The same for ways to authenticate.
 const METHODS_NOT_BUILT: [&str; 3] = ["private_key_jwt", "client_secret_jwt", "tls"];
 /// Form fields that the grant sets, each with the way to set it.
-const OWN_FIELDS: [(&str, &str); 6] = [
+const OWN_FIELDS: [(&str, &str); 9] = [
     ("grant_type", "`grant` sets it"),
     ("client_id", "use the key `client_id` of the connection"),
     ("client_secret", "use the key `client_secret` of the connection"),
     ("scope", "use the key `scopes` of the connection"),
     ("audience", "use the key `audience` of the connection"),
     ("resource", "use the key `resource` of the connection"),
+    ("username", "use the key `username` of the connection"),
+    ("password", "use the key `password` of the connection"),
+    ("refresh_token", "import it: `keybearer connect NAME --import -`"),
 ];
 
 /// A connection with what the checks across connections need, even where `connection` itself failed.
@@ -70,7 +72,7 @@ fn assemble(
     sink: &mut Sink,
 ) -> Option<Connection> {
     let keys = &unit.keys;
-    let grant = grant(unit.get(keys.grant), sink);
+    let grant = grant(unit, sink);
     let client_id = unit.require(keys.client_id, "client_id", "write the client's identifier", sink);
     let client_id = client_id.and_then(|spot| spot.line(sink));
     let client_auth = client_auth(unit, sink);
@@ -82,6 +84,8 @@ fn assemble(
     let resource = unit.get(keys.resource).and_then(|spot| spot.line(sink));
     let token_params = unit.get(keys.token_params).map(|spot| token_params(&spot, sink)).unwrap_or_default();
     let lifetimes = lifetimes(unit, sink);
+    let words = [("shared", Tokens::Shared), ("per_subject", Tokens::PerSubject)];
+    let tokens = unit.get(keys.tokens).map_or(Some(Tokens::Shared), |spot| spot.choice(sink, &words));
     let rejected = unit.get(keys.token_rejected);
     let token_rejected = rejected.map_or_else(|| vec![StatusCode::UNAUTHORIZED], |spot| statuses(&spot, sink));
     Some(Connection {
@@ -98,6 +102,7 @@ fn assemble(
         resource,
         token_params,
         lifetimes,
+        tokens: tokens?,
         token_rejected,
         accessible_from,
         routes,
@@ -118,12 +123,44 @@ fn token_url<'a>(
     Some((endpoint, at))
 }
 
-fn grant(spot: Option<Spot<'_>>, sink: &mut Sink) -> Option<Grant> {
-    let Some(spot) = spot else { return Some(Grant::ClientCredentials) };
-    if refuse_unbuilt(&spot, &GRANTS_NOT_BUILT, "client_credentials is", sink) {
-        return None;
+#[derive(Clone, Copy, PartialEq)]
+enum GrantName {
+    ClientCredentials,
+    Password,
+    AuthorizationCode,
+}
+
+fn grant(unit: &Unit<'_, ConnectionFile>, sink: &mut Sink) -> Option<Grant> {
+    const NAMES: [(&str, GrantName); 3] = [
+        ("client_credentials", GrantName::ClientCredentials),
+        ("password", GrantName::Password),
+        ("authorization_code", GrantName::AuthorizationCode),
+    ];
+    let keys = &unit.keys;
+    let built = "client_credentials, password and authorization_code are";
+    let name = match unit.get(keys.grant) {
+        None => Some(GrantName::ClientCredentials),
+        Some(spot) if refuse_unbuilt(&spot, &GRANTS_NOT_BUILT, built, sink) => None,
+        Some(spot) => spot.choice(sink, &NAMES),
+    };
+    let (username, password) = (unit.get(keys.username), unit.get(keys.password));
+    if name.is_some_and(|name| name != GrantName::Password) {
+        for spot in [&username, &password].into_iter().flatten() {
+            spot.problem(sink, "goes with `grant: password` alone", "set that grant, or remove the key");
+        }
     }
-    spot.choice(sink, &[("client_credentials", Grant::ClientCredentials)])
+    match name? {
+        GrantName::ClientCredentials => Some(Grant::ClientCredentials),
+        GrantName::AuthorizationCode => Some(Grant::AuthorizationCode),
+        GrantName::Password => {
+            let hint = "write the resource owner's name";
+            let username = unit.require(keys.username, "username", hint, sink).and_then(|spot| spot.line(sink));
+            let hint = "give it as {file: PATH} or {env: NAME}";
+            let password = unit.require(keys.password, "password", hint, sink);
+            let password = password.and_then(|spot| reference::secret(&spot, sink));
+            Some(Grant::Password { username: username?, password: password? })
+        }
+    }
 }
 
 fn refuse_unbuilt(spot: &Spot<'_>, names: &[&str], built: &str, sink: &mut Sink) -> bool {
@@ -241,6 +278,9 @@ fn lifetimes(unit: &Unit<'_, ConnectionFile>, sink: &mut Sink) -> Lifetimes {
     }
     if let Some(spot) = unit.get(unit.keys.usable_margin) {
         lifetimes.usable_margin = spot.parse(sink, value::duration).unwrap_or_default();
+    }
+    if let Some(spot) = unit.get(unit.keys.keep_warm) {
+        lifetimes.keep_warm = spot.parse(sink, value::wait);
     }
     lifetimes
 }

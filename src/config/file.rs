@@ -42,9 +42,11 @@ twins! {
 
     EgressFile { unmatched, allow_private } not ["connect_ports", "proxy", "no_proxy"];
 
-    CallerFile { name, secret, cidr } not ["listener", "unix_user", "certificate", "subjects"];
+    CallerFile { name, secret, cidr, subjects } not ["listener", "unix_user", "certificate"];
 
-    StoreFile { memory } not ["embedded", "redis", "seal_key"];
+    StoreFile { embedded, memory, seal_key } not ["redis"];
+
+    EmbeddedFile { path } not [];
 
     MemoryFile {} not [];
 
@@ -63,12 +65,12 @@ twins! {
     ConnectionFile {
         name, active, comments, grant, client_id, client_secret, send_credentials, basic_encoding, token_url,
         allow_cleartext, authorization_server, scopes, audience, resource, token_params, default_token_lifetime,
-        refresh_ahead, usable_margin, token_rejected, accessible_from, routes
+        refresh_ahead, usable_margin, keep_warm, tokens, username, password, token_rejected, accessible_from, routes
     } not [
         "provider", "variables", "logo_url", "application", "grant_type", "client_assertion", "authorization_url",
         "revocation_url", "device_authorization_url", "issuer", "mutual_tls", "redirect_url", "available_scopes",
-        "authorize_params", "pkce", "username", "password", "assertion", "subject_token", "subject_token_type",
-        "requested_token_type", "actor_token", "refresh_token_lifespan", "keep_warm", "tokens", "token_request",
+        "authorize_params", "pkce", "assertion", "subject_token", "subject_token_type",
+        "requested_token_type", "actor_token", "refresh_token_lifespan", "token_request",
         "token_response", "script", "profiles"
     ];
 

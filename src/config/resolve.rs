@@ -11,7 +11,7 @@ use super::document::Kind;
 use super::file::*;
 use super::problem::Sink;
 use super::spot::{Field, Spot, Unit};
-use super::{admin, listener, reference, value};
+use super::{admin, listener, reference, store, value};
 use crate::model::origin::{Host, HostError};
 use crate::model::*;
 
@@ -28,6 +28,7 @@ pub struct Settings {
     pub listeners: Option<Listeners>,
     pub admin: AdminAccess,
     pub state_dir: PathBuf,
+    pub store: StoreSettings,
     pub workers: usize,
     pub readiness_wait: Duration,
     pub hosts: Vec<HostOverride>,
@@ -47,11 +48,13 @@ pub fn settings(top: &Unit<'_, TopFile>, sink: &mut Sink) -> Settings {
     let listed = |spot: Spot<'_>| matches!(spot.kind(), Kind::List(items) if !items.is_empty());
     let has_callers = top.get(keys.callers).is_some_and(listed);
     let (admin, has_users) = admin::access(top.get(keys.admin), sink);
-    store(top.get(keys.store), sink);
+    let state_dir = admin::state_dir(top.get(keys.state_dir), sink);
+    let store = store::settings(top.get(keys.store), &state_dir, sink);
     Settings {
         listeners: listener::listeners(top.get(keys.listeners), has_callers, has_users, sink),
         admin,
-        state_dir: admin::state_dir(top.get(keys.state_dir), sink),
+        state_dir,
+        store,
         workers: workers(top.get(keys.workers), sink),
         readiness_wait: readiness(top.get(keys.readiness), sink).unwrap_or(READINESS_WAIT),
         hosts: hosts(top.get(keys.hosts), sink),
@@ -164,15 +167,11 @@ fn caller(unit: &Unit<'_, CallerFile>, name: Option<Name>, sink: &mut Sink) -> O
         }
         networks
     });
-    Some(Caller { name: name?, secret: secret.flatten(), cidr: cidr.unwrap_or_default() })
-}
-
-fn store(spot: Option<Spot<'_>>, sink: &mut Sink) {
-    let Some(spot) = spot else { return };
-    let Some(unit) = spot.unit::<StoreFile>(sink) else { return };
-    if let Some(memory) = unit.get(unit.keys.memory) {
-        memory.unit::<MemoryFile>(sink);
-    }
+    let subjects = unit.get(unit.keys.subjects).map(|spot| {
+        let items = spot.items(sink).unwrap_or_default();
+        items.iter().filter_map(|item| item.parse(sink, value::subjects)).collect()
+    });
+    Some(Caller { name: name?, secret: secret.flatten(), cidr: cidr.unwrap_or_default(), subjects })
 }
 
 fn timeouts(spot: Option<Spot<'_>>, sink: &mut Sink) -> Timeouts {

@@ -10,7 +10,8 @@ use ipnet::IpNet;
 use super::problem::{Sink, suggest};
 use super::reference;
 use super::spot::Spot;
-use crate::model::Name;
+use crate::model::token::Subject;
+use crate::model::{Name, SubjectPattern};
 
 /// No setting is longer.
 const DURATION_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -182,6 +183,18 @@ pub fn integer(text: &str, range: std::ops::RangeInclusive<usize>) -> Result<usi
             format!("write one from {} to {}", range.start(), range.end()),
         )
     })
+}
+
+/// `ann`, or all that begin alike: `team-*`.
+pub fn subjects(text: &str) -> Result<SubjectPattern, Fault> {
+    let (start, every) = text.strip_suffix('*').map_or((text, false), |start| (start, true));
+    let pattern = match (every, Subject::parse(start)) {
+        (true, None) if start.is_empty() => Some(SubjectPattern::Prefix(String::new())),
+        (true, subject) => subject.map(|_| SubjectPattern::Prefix(start.to_owned())),
+        (false, subject) => subject.map(SubjectPattern::Exact),
+    };
+    let hint = "use 1 to 128 letters, digits and `._@:+-`, with a `*` at the end for all that begin so";
+    pattern.ok_or_else(|| Fault::new("is not a subject", hint))
 }
 
 pub fn network(text: &str) -> Result<IpNet, Fault> {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use aws_lc_rs::digest;
 use http::{HeaderName, Method, StatusCode};
 use url::Url;
 
@@ -29,6 +30,7 @@ pub struct Connection {
     /// Extra fields of every token request.
     pub token_params: Vec<(String, String)>,
     pub lifetimes: Lifetimes,
+    pub tokens: Tokens,
     /// Statuses by which the API says that a token has expired.
     pub token_rejected: Vec<StatusCode>,
     /// Callers that may use it; `None`: all.
@@ -36,18 +38,42 @@ pub struct Connection {
     pub routes: Vec<Route>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Grant {
     ClientCredentials,
+    /// RFC 6749 §4.3
+    Password {
+        username: String,
+        password: Secret,
+    },
+    /// RFC 6749 §4.1: a person is needed for the first token.
+    AuthorizationCode,
 }
 
 impl Grant {
     /// The name in the configuration, in labels and in the log.
-    pub fn as_str(self) -> &'static str {
+    pub fn as_str(&self) -> &'static str {
         match self {
             Grant::ClientCredentials => "client_credentials",
+            Grant::Password { .. } => "password",
+            Grant::AuthorizationCode => "authorization_code",
         }
     }
+
+    /// Can only a person give the first token?
+    pub fn needs_person(&self) -> bool {
+        matches!(self, Grant::AuthorizationCode)
+    }
+}
+
+/// Whose the tokens of a connection are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Tokens {
+    /// One token for whoever may use the connection.
+    #[default]
+    Shared,
+    /// One for each subject.
+    PerSubject,
 }
 
 /// How the client proves who it is (RFC 6749 §2.3). Several secrets while one is being rotated: tried in order.
@@ -87,6 +113,8 @@ pub struct Lifetimes {
     pub refresh_ahead: Duration,
     /// Never injected with less left; at most a quarter of the token's life.
     pub usable_margin: Duration,
+    /// A subject's token is refreshed at least this often although nobody asks; `None`: only while in use.
+    pub keep_warm: Option<Duration>,
 }
 
 impl Default for Lifetimes {
@@ -95,6 +123,7 @@ impl Default for Lifetimes {
             default_token_lifetime: Duration::from_secs(3600),
             refresh_ahead: Duration::from_secs(5 * 60),
             usable_margin: Duration::from_secs(5),
+            keep_warm: None,
         }
     }
 }
@@ -242,31 +271,50 @@ impl Connection {
     }
 }
 
-/// What a token belongs to, beside its origins: with another identity the old token is never sent again.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
-    token_url: Url,
-    client_id: String,
-    grant: Grant,
-    /// Sorted: their order means nothing.
-    scopes: Vec<String>,
-    audience: Option<String>,
-    resource: Option<String>,
+/// The digest of what a token belongs to, beside its origins: with another identity the old token is never sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity([u8; 32]);
+
+impl Identity {
+    pub fn new(digest: [u8; 32]) -> Identity {
+        Identity(digest)
+    }
+
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
 }
 
 impl Connection {
-    /// Secrets, margins, callers and paths are no part of it.
+    /// Token URL, client, grant, scopes in any order, audience, resource and username; secrets, margins, callers and
+    /// paths are no part of it. It is stored: what is digested here never changes but with the store's format.
     pub fn identity(&self) -> Identity {
-        let mut scopes = self.scopes.clone();
-        scopes.sort();
-        Identity {
-            token_url: self.token_url.clone(),
-            client_id: self.client_id.clone(),
-            grant: self.grant,
-            scopes,
-            audience: self.audience.clone(),
-            resource: self.resource.clone(),
+        let mut scopes: Vec<&str> = self.scopes.iter().map(String::as_str).collect();
+        scopes.sort_unstable();
+        let username = match &self.grant {
+            Grant::Password { username, .. } => Some(username.as_str()),
+            Grant::ClientCredentials | Grant::AuthorizationCode => None,
+        };
+        let scopes = scopes.join(" ");
+        let parts = [
+            Some(self.token_url.as_str()),
+            Some(&self.client_id),
+            Some(self.grant.as_str()),
+            Some(&scopes),
+            self.audience.as_deref(),
+            self.resource.as_deref(),
+            username,
+        ];
+        let mut context = digest::Context::new(&digest::SHA256);
+        for part in parts {
+            // Its length before each part: two different lists never make one text.
+            let length = part.map_or(u64::MAX, |part| part.len() as u64);
+            context.update(&length.to_be_bytes());
+            context.update(part.unwrap_or_default().as_bytes());
         }
+        let mut sha256 = [0; 32];
+        sha256.copy_from_slice(context.finish().as_ref());
+        Identity(sha256)
     }
 }
 
@@ -274,6 +322,47 @@ impl OriginSet {
     /// Is everything that `other` permits permitted here too?
     pub fn covers(&self, other: &OriginSet) -> bool {
         other.0.iter().all(|origin| self.0.contains(origin))
+    }
+
+    /// One line for each origin, for the store.
+    pub fn lines(&self) -> impl Iterator<Item = String> {
+        self.0.iter().map(|(pattern, port, tls)| {
+            let tls = if *tls { "tls" } else { "plain" };
+            let pattern = match pattern {
+                HostPattern::Exact(host) => host.to_string(),
+                HostPattern::Below(host) => format!("*.{host}"),
+            };
+            match port {
+                PortRule::Default => format!("{tls} {pattern}"),
+                PortRule::Stated(port) => format!("{tls} {pattern} {port}"),
+                PortRule::Any => format!("{tls} {pattern} *"),
+            }
+        })
+    }
+
+    /// Reads what [`OriginSet::lines`] wrote; `None` for anything else.
+    pub fn from_lines<'a>(lines: impl IntoIterator<Item = &'a str>) -> Option<OriginSet> {
+        let origin = |line: &str| {
+            let mut parts = line.split(' ');
+            let tls = match parts.next()? {
+                "tls" => true,
+                "plain" => false,
+                _ => return None,
+            };
+            let pattern = parts.next()?;
+            let pattern = match pattern.strip_prefix("*.") {
+                Some(suffix) => HostPattern::Below(Host::parse(suffix).ok()?),
+                None => HostPattern::Exact(Host::parse(pattern).ok()?),
+            };
+            let port = match (parts.next(), parts.next()) {
+                (None, _) => PortRule::Default,
+                (Some("*"), None) => PortRule::Any,
+                (Some(port), None) => PortRule::Stated(port.parse().ok()?),
+                (Some(_), Some(_)) => return None,
+            };
+            Some((pattern, port, tls))
+        };
+        lines.into_iter().map(origin).collect::<Option<_>>().map(OriginSet)
     }
 
     /// May a token go to this origin, which is about to be dialled?
@@ -319,6 +408,7 @@ impl Connection {
             resource: None,
             token_params: Vec::new(),
             lifetimes: Lifetimes::default(),
+            tokens: Tokens::default(),
             token_rejected: Vec::new(),
             accessible_from: None,
             routes: Vec::new(),
@@ -370,6 +460,56 @@ mod tests {
         assert!(below.permits(&origin(Scheme::Http, "x.y.a.test:81")));
         assert!(!below.permits(&origin(Scheme::Http, "a.test")));
         assert!(!below.permits(&origin(Scheme::Http, "xa.test")));
+    }
+
+    #[test]
+    fn origins_are_read_as_they_are_written() {
+        let host = |text: &str| Host::parse(text).unwrap();
+        let set = OriginSet(vec![
+            (HostPattern::Exact(host("a.test")), PortRule::Default, true),
+            (HostPattern::Below(host("b.test")), PortRule::Any, false),
+            (HostPattern::Exact(host("[::1]")), PortRule::Stated(8443), true),
+        ]);
+        let lines: Vec<_> = set.lines().collect();
+        assert_eq!(OriginSet::from_lines(lines.iter().map(String::as_str)), Some(set));
+        for bad in ["", "tls", "ssl a.test", "tls a.test x", "tls a.test 1 2", "tls *", "tls a.test 70000"] {
+            assert_eq!(OriginSet::from_lines([bad]), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_identity_is_what_a_token_belongs_to_and_nothing_else() {
+        let changed = |change: fn(&mut Connection)| {
+            let mut connection = Connection::sample("crm");
+            connection.scopes = vec!["a".to_owned(), "b".to_owned()];
+            change(&mut connection);
+            connection.identity()
+        };
+        let password = |username: &str, password: &str| Grant::Password {
+            username: username.to_owned(),
+            password: Secret::new(password),
+        };
+        let own = changed(|_| {});
+        assert_eq!(changed(|c| c.scopes.reverse()), own);
+        assert_eq!(changed(|c| c.client_auth = ClientAuth::Body(vec![Secret::new("x")])), own);
+        assert_eq!(changed(|c| c.lifetimes.keep_warm = Some(Duration::from_secs(1))), own);
+        for other in [
+            changed(|c| c.token_url = "https://as.test/other".parse().unwrap()),
+            changed(|c| c.client_id = "other".to_owned()),
+            changed(|c| c.grant = Grant::AuthorizationCode),
+            changed(|c| c.scopes.truncate(1)),
+            changed(|c| c.audience = Some(String::new())),
+            changed(|c| c.resource = Some(String::new())),
+        ] {
+            assert_ne!(other, own);
+        }
+        let mut connection = Connection::sample("crm");
+        let mut of = |grant| {
+            connection.grant = grant;
+            connection.identity()
+        };
+        assert_eq!(of(password("ann", "x")), of(password("ann", "y")));
+        assert_ne!(of(password("ann", "x")), of(password("bob", "x")));
     }
 
     #[test]

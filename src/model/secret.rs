@@ -5,6 +5,8 @@
 use std::fmt;
 
 use aws_lc_rs::digest;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
@@ -40,6 +42,33 @@ impl PartialEq for Secret {
 }
 
 impl Eq for Secret {}
+
+/// A key that seals records of the store.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SealKey(Zeroizing<[u8; 32]>);
+
+impl SealKey {
+    pub fn new(bytes: [u8; 32]) -> SealKey {
+        SealKey(Zeroizing::new(bytes))
+    }
+
+    /// 32 bytes in base64; `None` for anything else.
+    pub fn parse(text: &str) -> Option<SealKey> {
+        let bytes = Zeroizing::new(BASE64_STANDARD.decode(text.trim()).ok()?);
+        Some(SealKey(Zeroizing::new(bytes.as_slice().try_into().ok()?)))
+    }
+
+    /// The key itself, for the store's seal only.
+    pub fn expose(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for SealKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
 
 /// The SHA-256 of a secret that is only ever compared.
 #[derive(Clone, Copy)]

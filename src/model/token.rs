@@ -4,6 +4,7 @@
 //! cannot split a header.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Name;
@@ -14,12 +15,62 @@ use super::secret::Secret;
 pub struct TokenKey {
     pub connection: Name,
     pub profile: Name,
+    /// Whose token it is; `None`: everybody's who may use the connection.
+    pub subject: Option<Subject>,
 }
 
 impl TokenKey {
-    /// The token of the connection itself, without a named profile.
+    /// The shared token of the connection itself, without a named profile.
     pub fn of_connection(connection: Name) -> TokenKey {
-        TokenKey { connection, profile: default_profile() }
+        TokenKey { connection, profile: default_profile(), subject: None }
+    }
+
+    /// The same for one subject of a connection with `tokens: per_subject`.
+    pub fn of_subject(connection: Name, subject: Subject) -> TokenKey {
+        TokenKey { subject: Some(subject), ..TokenKey::of_connection(connection) }
+    }
+
+    /// What [`fmt::Display`] writes.
+    pub fn parse(text: &str) -> Option<TokenKey> {
+        let mut parts = text.splitn(3, '/');
+        let (connection, profile) = (Name::parse(parts.next()?)?, Name::parse(parts.next()?)?);
+        let subject = match parts.next() {
+            Some(subject) => Some(Subject::parse(subject)?),
+            None => None,
+        };
+        Some(TokenKey { connection, profile, subject })
+    }
+}
+
+/// For whom a request acts: `[A-Za-z0-9._@:+-]{1,128}`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Subject(Arc<str>);
+
+impl Subject {
+    pub fn parse(text: &str) -> Option<Subject> {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"._@:+-".contains(&b);
+        ((1..=128).contains(&text.len()) && text.bytes().all(plain)).then(|| Subject(text.into()))
+    }
+
+    /// A caller's own subject.
+    pub fn of_caller(name: &Name) -> Subject {
+        Subject(name.as_str().into())
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
 
@@ -30,7 +81,8 @@ pub fn default_profile() -> Name {
 
 impl fmt::Display for TokenKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.connection, self.profile)
+        write!(f, "{}/{}", self.connection, self.profile)?;
+        self.subject.as_ref().map_or(Ok(()), |subject| write!(f, "/{subject}"))
     }
 }
 
@@ -40,6 +92,8 @@ pub struct TokenSet {
     pub access_token: AccessToken,
     /// Lifetime; `None` when the answer names none.
     pub expires_in: Option<Duration>,
+    /// `None`: the one before, if there is one, stays in use (RFC 6749 §6).
+    pub refresh_token: Option<RefreshToken>,
     /// Scopes as granted; `None` means as requested.
     pub scopes: Option<Vec<String>>,
 }
@@ -65,9 +119,40 @@ impl AccessToken {
     }
 }
 
+/// A refresh token: visible ASCII and spaces (RFC 6749 appendix A.17), at most 16 KiB.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefreshToken(Secret);
+
+/// Longest refresh token that is accepted, in bytes.
+pub const REFRESH_TOKEN_BYTES_MAX: usize = 16 * 1024;
+
+impl RefreshToken {
+    /// `None` unless the text is one or more visible ASCII characters or spaces.
+    pub fn parse(text: &str) -> Option<RefreshToken> {
+        let plain = text.bytes().all(|b| (0x20..=0x7e).contains(&b));
+        ((1..=REFRESH_TOKEN_BYTES_MAX).contains(&text.len()) && plain).then(|| RefreshToken(Secret::new(text)))
+    }
+
+    pub fn expose(&self) -> &str {
+        self.0.expose()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_is_read_as_it_is_written() {
+        let crm = Name::parse("crm").unwrap();
+        let subject = Subject::parse("alice+x@acme.test").unwrap();
+        for key in [TokenKey::of_connection(crm.clone()), TokenKey::of_subject(crm, subject)] {
+            assert_eq!(TokenKey::parse(&key.to_string()), Some(key));
+        }
+        for bad in ["crm", "crm/", "crm/default/", "crm/default/a/b", "crm/default/a b", "/default"] {
+            assert_eq!(TokenKey::parse(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn only_token68_reaches_a_header() {

@@ -51,17 +51,18 @@ impl Proof<'_> {
     /// Every shape in which the secret is on the wire or could come back from there.
     pub fn forms(&self, client_id: &str) -> Vec<Secret> {
         let (Proof::Body(secret) | Proof::Basic(secret, _)) = self else { return Vec::new() };
-        let text = secret.expose();
-        let mut forms = vec![
-            (*secret).clone(),
-            Secret::new(encode(text)),
-            Secret::new(form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>()),
-        ];
+        let mut forms = forms(secret.expose());
         if let Proof::Basic(secret, encoding) = self {
             forms.push(Secret::new(basic(client_id, secret, *encoding)));
         }
         forms
     }
+}
+
+/// A secret as it is and as forms write it.
+pub fn forms(text: &str) -> Vec<Secret> {
+    let form = form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
+    vec![Secret::new(text), Secret::new(encode(text)), Secret::new(form)]
 }
 
 /// The credentials of RFC 7617 §2, encoded first as RFC 6749 §2.3.1 says unless the server does not decode.

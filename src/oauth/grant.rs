@@ -3,11 +3,17 @@
 //! Not here: client authentication (`client_auth`); oauth2 knows no secret and its form is taken apart again.
 //! Holds: scope, audience and resource are left out when there is nothing to say (some servers refuse an empty `scope=`).
 
-use oauth2::basic::{BasicClient, BasicErrorResponse, BasicTokenResponse};
-use oauth2::{AuthType, ClientCredentialsTokenRequest, ClientId, EndpointNotSet, EndpointSet, Scope, TokenUrl};
+use oauth2::basic::BasicClient;
+use oauth2::{
+    AuthType, ClientId, EndpointNotSet, EndpointSet, RefreshToken as SentRefreshToken, ResourceOwnerPassword,
+    ResourceOwnerUsername, Scope, TokenUrl,
+};
 use url::{Url, form_urlencoded};
 
-use crate::model::connection::Connection;
+use crate::model::connection::{Connection, Grant};
+use crate::model::token::RefreshToken;
+
+use super::{Courier, Failed};
 
 /// oauth2's client with a token endpoint and nothing else.
 pub type Client = BasicClient<EndpointNotSet, EndpointNotSet, EndpointNotSet, EndpointNotSet, EndpointSet>;
@@ -15,18 +21,45 @@ pub type Client = BasicClient<EndpointNotSet, EndpointNotSet, EndpointNotSet, En
 /// Names and values of a form, in order.
 pub type Fields = Vec<(String, String)>;
 
-type ClientCredentials<'a> = ClientCredentialsTokenRequest<'a, BasicErrorResponse, BasicTokenResponse>;
-
 pub fn client(client_id: &str, token_url: &Url) -> Client {
     BasicClient::new(ClientId::new(client_id.to_owned()))
         .set_auth_type(AuthType::RequestBody)
         .set_token_uri(TokenUrl::from_url(token_url.clone()))
 }
 
-/// RFC 6749 §4.4, with RFC 8707's `resource`.
-pub fn client_credentials<'a>(client: &'a Client, connection: &'a Connection) -> ClientCredentials<'a> {
-    let request = client.exchange_client_credentials().add_scopes(scopes(connection));
-    extras(connection).fold(request, |request, (name, value)| request.add_extra_param(name, value))
+/// The connection's own grant, with RFC 8707's `resource`. `None`: only a person can begin it.
+pub async fn first(client: &Client, connection: &Connection, courier: &Courier<'_>) -> Option<Result<(), Failed>> {
+    let outcome = match &connection.grant {
+        Grant::ClientCredentials => {
+            let request = client.exchange_client_credentials().add_scopes(scopes(connection));
+            let request =
+                extras(connection).fold(request, |request, (name, value)| request.add_extra_param(name, value));
+            request.request_async(courier).await.map(drop)
+        }
+        Grant::Password { username, password } => {
+            let username = ResourceOwnerUsername::new(username.clone());
+            let password = ResourceOwnerPassword::new(password.expose().to_owned());
+            let request = client.exchange_password(&username, &password).add_scopes(scopes(connection));
+            let request =
+                extras(connection).fold(request, |request, (name, value)| request.add_extra_param(name, value));
+            request.request_async(courier).await.map(drop)
+        }
+        Grant::AuthorizationCode => return None,
+    };
+    Some(outcome)
+}
+
+/// RFC 6749 §6: the scopes stay as they were granted, so none are named.
+pub async fn refresh(
+    client: &Client,
+    connection: &Connection,
+    token: &RefreshToken,
+    courier: &Courier<'_>,
+) -> Result<(), Failed> {
+    let token = SentRefreshToken::new(token.expose().to_owned());
+    let request = client.exchange_refresh_token(&token);
+    let request = extras(connection).fold(request, |request, (name, value)| request.add_extra_param(name, value));
+    request.request_async(courier).await.map(drop)
 }
 
 fn scopes(connection: &Connection) -> impl Iterator<Item = Scope> {

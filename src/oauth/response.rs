@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::model::token::{AccessToken, TokenSet};
+use crate::model::token::{AccessToken, RefreshToken, TokenSet};
 
 use super::failure::{Failure, Posted, Reason, Refusal, is_known};
 use super::json::{Json, Members};
@@ -80,7 +80,17 @@ fn token_set(members: &Members) -> Result<TokenSet, Reason> {
         return Err(Reason::TokenType);
     }
     let expires_in = member(members, "expires_in").and_then(lifetime);
-    Ok(TokenSet { access_token, expires_in, scopes: member(members, "scope").and_then(scopes) })
+    let refresh_token = member(members, "refresh_token").and_then(refresh_token);
+    Ok(TokenSet { access_token, expires_in, refresh_token, scopes: member(members, "scope").and_then(scopes) })
+}
+
+/// One that no form could carry back is none: the token before it, if there is one, stays in use.
+fn refresh_token(value: &Json) -> Option<RefreshToken> {
+    let token = value.as_text().and_then(RefreshToken::parse);
+    if token.is_none() {
+        tracing::warn!("token answer has a refresh_token that is no text of visible characters, or too long");
+    }
+    token
 }
 
 /// Seconds as a number or as a numeric text; `None` is the connection's default lifetime.
@@ -145,9 +155,11 @@ mod tests {
     /// `token/seconds/scopes`, or the failure's name in brackets for a refusal.
     fn told(answer: &Answer) -> String {
         match read(answer, &Posted::new("", &Vec::new(), Vec::new())) {
-            Ok(TokenSet { access_token, expires_in, scopes }) => {
+            Ok(TokenSet { access_token, expires_in, scopes, refresh_token }) => {
                 let life = expires_in.map_or("-".to_owned(), |life| life.as_secs_f64().to_string());
-                format!("{}/{life}/{}", access_token.expose(), scopes.map_or("-".to_owned(), |all| all.join(" ")))
+                let refresh = refresh_token.map_or_else(String::new, |token| format!("/{}", token.expose()));
+                let scopes = scopes.map_or("-".to_owned(), |all| all.join(" "));
+                format!("{}/{life}/{scopes}{refresh}", access_token.expose())
             }
             Err(Failure::Permanent(refusal)) => format!("[{refusal}]"),
             Err(Failure::Retryable { reason, .. }) => reason.to_string(),
@@ -207,6 +219,11 @@ mod tests {
             ("\"a \\u0007x b\"", "a b"),
         ] {
             check_with(&format!("\"scope\":{value}"), &format!("t/-/{scopes}"));
+        }
+        check_with("\"refresh_token\":\"r 1~\"", "t/-/-/r 1~");
+        let long = format!("\"{}\"", "r".repeat(16 * 1024 + 1));
+        for none in ["null", "\"\"", "7", "[\"r\"]", "\"r\\u0000\"", "\"ä\"", &long] {
+            check_with(&format!("\"refresh_token\":{none}"), "t/-/-");
         }
         check_with("\"error\":null", "t/-/-");
         check_with("\"error\":\"\"", "t/-/-");

@@ -1,78 +1,90 @@
 //! A store that lasts as long as the process.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
-use super::{Lease, Store, StoreError, StoreFuture, StoredToken};
+use super::lease::Leases;
+use super::{Lease, Page, Store, StoreError, StoreFuture, StoredToken};
+use crate::model::Name;
+use crate::model::secret::Secret;
 use crate::model::token::TokenKey;
+
+const NO_SECRETS: StoreError =
+    StoreError::Unsupported("a store in memory keeps no secrets; configure `store: {embedded: {}}`");
 
 #[derive(Debug, Default)]
 pub struct MemoryStore {
-    records: Mutex<HashMap<TokenKey, Record>>,
+    records: Mutex<BTreeMap<TokenKey, StoredToken>>,
+    leases: Leases,
 }
-
-#[derive(Debug)]
-struct Record {
-    token: Option<StoredToken>,
-    lease: Arc<Semaphore>,
-}
-
-impl Default for Record {
-    fn default() -> Self {
-        Record { token: None, lease: Arc::new(Semaphore::new(1)) }
-    }
-}
-
-struct MemoryLease {
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Lease for MemoryLease {}
 
 impl MemoryStore {
-    fn records(&self) -> MutexGuard<'_, HashMap<TokenKey, Record>> {
+    fn records(&self) -> MutexGuard<'_, BTreeMap<TokenKey, StoredToken>> {
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Store for MemoryStore {
     fn load<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, Option<StoredToken>> {
-        let token = self.records().get(key).and_then(|record| record.token.clone());
+        let token = self.records().get(key).cloned();
         Box::pin(async move { Ok(token) })
     }
 
     fn lease<'a>(&'a self, key: &'a TokenKey, patience: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
-        let lease = self.records().entry(key.clone()).or_default().lease.clone();
-        Box::pin(async move {
-            match tokio::time::timeout(patience, lease.acquire_owned()).await {
-                Ok(Ok(permit)) => Ok(Box::new(MemoryLease { _permit: permit }) as Box<dyn Lease>),
-                _ => Err(StoreError::LeaseTimeout { key: key.clone() }),
-            }
-        })
+        Box::pin(self.leases.take(key, patience))
     }
 
     fn save<'a>(&'a self, key: &'a TokenKey, token: StoredToken, _lease: &'a dyn Lease) -> StoreFuture<'a, ()> {
-        self.records().entry(key.clone()).or_default().token = Some(token);
-        Box::pin(async move { Ok(()) })
+        self.records().insert(key.clone(), token);
+        Box::pin(async { Ok(()) })
+    }
+
+    fn forget<'a>(&'a self, key: &'a TokenKey, _lease: &'a dyn Lease) -> StoreFuture<'a, ()> {
+        self.records().remove(key);
+        Box::pin(async { Ok(()) })
+    }
+
+    fn list<'a>(&'a self, connection: &'a Name, after: Option<&'a TokenKey>, limit: usize) -> StoreFuture<'a, Page> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let records = self.records();
+        let own =
+            records.range::<TokenKey, _>((from, Bound::Unbounded)).filter(|(key, _)| key.connection == *connection);
+        let page = own.take(limit).map(|(key, token)| (key.clone(), Ok(token.clone()))).collect();
+        Box::pin(async move { Ok(page) })
+    }
+
+    fn secret<'a>(&'a self, _name: &'a str) -> StoreFuture<'a, Option<Secret>> {
+        Box::pin(async { Ok(None) })
+    }
+
+    fn put_secret<'a>(&'a self, _name: &'a str, _secret: Secret) -> StoreFuture<'a, ()> {
+        Box::pin(async { Err(NO_SECRETS) })
+    }
+
+    fn remove_secret<'a>(&'a self, _name: &'a str) -> StoreFuture<'a, bool> {
+        Box::pin(async { Ok(false) })
+    }
+
+    fn secret_names(&self) -> StoreFuture<'_, Vec<String>> {
+        Box::pin(async { Ok(Vec::new()) })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::clock::Clock;
-    use crate::model::Name;
     use crate::model::connection::Connection;
-    use crate::model::token::AccessToken;
+    use crate::model::token::{AccessToken, Subject};
+    use crate::store::Refresh;
 
     #[tokio::test(start_paused = true)]
-    async fn a_lease_has_one_holder_at_a_time() {
+    async fn what_is_saved_is_listed_by_connection_in_pages() {
         let store = MemoryStore::default();
-        let key = TokenKey::of_connection(Name::parse("crm").unwrap());
-        let lease = store.lease(&key, Duration::from_secs(1)).await.unwrap();
         let token = StoredToken {
             identity: Connection::sample("crm").identity(),
             origins: Arc::new(Connection::sample("crm").origins()),
@@ -80,11 +92,24 @@ mod tests {
             obtained: Clock::simulated().now(),
             lifetime: Duration::from_secs(60),
             scopes: None,
+            refresh: Refresh::None,
         };
-        store.save(&key, token.clone(), &*lease).await.unwrap();
-        assert_eq!(store.load(&key).await, Ok(Some(token)));
-        assert!(store.lease(&key, Duration::from_secs(1)).await.is_err());
-        drop(lease);
-        assert!(store.lease(&key, Duration::from_secs(1)).await.is_ok());
+        let name = |text| Name::parse(text).unwrap();
+        let subject = |text| TokenKey::of_subject(name("crm"), Subject::parse(text).unwrap());
+        let keys = [TokenKey::of_connection(name("crm")), subject("ann"), subject("bob")];
+        for key in keys.iter().chain([&TokenKey::of_connection(name("a"))]) {
+            let lease = store.lease(key, Duration::from_secs(1)).await.unwrap();
+            store.save(key, token.clone(), &*lease).await.unwrap();
+        }
+        assert_eq!(store.load(&keys[1]).await, Ok(Some(token)));
+        let listed = async |after: Option<&TokenKey>, limit| {
+            let page = store.list(&keys[0].connection, after, limit).await.unwrap();
+            page.into_iter().map(|(key, _)| key).collect::<Vec<_>>()
+        };
+        assert_eq!(listed(None, 10).await, keys);
+        assert_eq!(listed(Some(&keys[0]), 1).await, [keys[1].clone()]);
+        let lease = store.lease(&keys[1], Duration::from_secs(1)).await.unwrap();
+        store.forget(&keys[1], &*lease).await.unwrap();
+        assert_eq!(listed(Some(&keys[0]), 10).await, [keys[2].clone()]);
     }
 }

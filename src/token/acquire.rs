@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::model::connection::Connection;
 use crate::model::token::{AccessToken, TokenKey, TokenSet};
 use crate::oauth::{Failure, TokenEndpoint};
-use crate::store::{Store, StoreError, StoredToken};
+use crate::store::{Refresh, Store, StoreError, StoredToken};
 use crate::telemetry::metrics::Metrics;
 
 /// What a lease is waited for beyond the longest call that its holder may make.
@@ -114,6 +114,7 @@ impl Acquirer {
         let lifetime = answer.expires_in.unwrap_or(own.lifetimes.default_token_lifetime);
         let (access_token, scopes) = (answer.access_token, answer.scopes);
         let (identity, origins) = (own.identity(), Arc::new(own.origins()));
-        Ok(StoredToken { identity, origins, access_token, obtained, lifetime, scopes })
+        let refresh = Refresh::None;
+        Ok(StoredToken { identity, origins, access_token, obtained, lifetime, scopes, refresh })
     }
 }

@@ -64,7 +64,7 @@ impl TokenSource for Source {
 }
 
 fn token(text: &str, expires_in: Option<Duration>) -> Answer {
-    Ok(TokenSet { access_token: AccessToken::parse(text).unwrap(), expires_in, scopes: None })
+    Ok(TokenSet { access_token: AccessToken::parse(text).unwrap(), expires_in, refresh_token: None, scopes: None })
 }
 
 fn unavailable(retry_after: Option<Duration>) -> Answer {
