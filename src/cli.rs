@@ -122,6 +122,13 @@ fn refuse(path: &Path, problems: &Problems) -> ExitCode {
 //STUB-BEGIN
 struct Stub;
 impl crate::model::secret::Vault for Stub {
-    fn secret(&self, _: &crate::model::StoreSettings, _: &Path, _: &str) -> Result<Option<crate::model::secret::Secret>, crate::model::secret::NoVault> { Ok(None) }
+    fn secret(
+        &self,
+        _: &crate::model::StoreSettings,
+        _: &Path,
+        _: &str,
+    ) -> Result<Option<crate::model::secret::Secret>, crate::model::secret::NoVault> {
+        Ok(None)
+    }
 }
 //STUB-END

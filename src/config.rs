@@ -31,8 +31,8 @@ pub use problem::{Problem, Problems};
 pub use reference::is_stored_name;
 pub use schema::SCHEMA;
 
-use crate::model::{Model, StoreSettings};
 use crate::model::secret::Vault;
+use crate::model::{Model, StoreSettings};
 use document::BYTES_MAX;
 use file::TopFile;
 use problem::Sink;

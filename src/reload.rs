@@ -35,7 +35,12 @@ struct Fixed {
 impl Fixed {
     fn of(loaded: &Loaded) -> Fixed {
         let model = &loaded.model;
-        Fixed { listeners: model.listeners.clone(), workers: model.workers, state_dir: model.state_dir.clone(), store: model.store.clone() }
+        Fixed {
+            listeners: model.listeners.clone(),
+            workers: model.workers,
+            state_dir: model.state_dir.clone(),
+            store: model.store.clone(),
+        }
     }
 
     /// The keys by which `other` differs.

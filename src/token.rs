@@ -28,12 +28,12 @@ use crate::store::Store;
 use crate::tasks::Tasks;
 use crate::telemetry::events::Events;
 use crate::telemetry::metrics::Metrics;
-pub use acquire::{Answer, TokenSource};
 use acquire::{Acquirer, Definition};
+pub use acquire::{Answer, TokenSource};
 use refresher::Refresher;
 use slot::TokenSlot;
-pub use subjects::SubjectSlots;
 use subjects::InMemory;
+pub use subjects::SubjectSlots;
 
 /// Token requests under way at once to one authorization server.
 const REQUESTS_PER_SERVER: usize = 8;

@@ -164,9 +164,8 @@ pub async fn reload(
 fn subject_slot(bound: &BoundConnection, subject: Option<&str>) -> Result<Arc<TokenSlot>, Problem> {
     let slots = bound.slots.as_ref().ok_or_else(inactive)?;
     let unknown = |detail| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "subject_required", detail);
-    let subject = subject.map(|text| {
-        Subject::parse(text).ok_or_else(|| unknown("`subject` is 1 to 128 letters, digits and `._@:+-`"))
-    });
+    let subject = subject
+        .map(|text| Subject::parse(text).ok_or_else(|| unknown("`subject` is 1 to 128 letters, digits and `._@:+-`")));
     let subject = subject.transpose()?;
     if subject.is_some() && slots.shared().is_some() {
         return Err(unknown("the connection has one token for everybody; leave `subject` out"));

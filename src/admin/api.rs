@@ -80,11 +80,7 @@ const OPERATIONS: &[Operation] = &[
             (409, "the connection is inactive, or another token is being proven"),
             (422, "it gave no access token; nothing has changed"),
         ],
-        members: &[
-            ("refresh_token", "the refresh token"),
-            ("profile", "the profile; absent: default"),
-            SUBJECT,
-        ],
+        members: &[("refresh_token", "the refresh token"), ("profile", "the profile; absent: default"), SUBJECT],
         handler: || put(actions::import),
     },
     Operation {

@@ -84,7 +84,8 @@ pub fn no_token(reason: NoToken) -> Problem {
             problem.with("error", error).with("description", description)
         }
         NoToken::Person { person, error } => {
-            let detail = format!("a person has to connect this connection ({error}): `keybearer connect NAME --import -`");
+            let detail =
+                format!("a person has to connect this connection ({error}): `keybearer connect NAME --import -`");
             Problem::new(StatusCode::FAILED_DEPENDENCY, person.code(), detail).with("error", error)
         }
         NoToken::WaitTimeout => unavailable("no token came within timeouts.token_wait".to_owned()),

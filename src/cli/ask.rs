@@ -162,7 +162,11 @@ pub fn healthcheck(arguments: &AskArguments) -> ExitCode {
     }
 }
 
-pub fn finish(arguments: &AskArguments, answer: Result<Value, Failed>, show: impl FnOnce(&Value) -> String) -> ExitCode {
+pub fn finish(
+    arguments: &AskArguments,
+    answer: Result<Value, Failed>,
+    show: impl FnOnce(&Value) -> String,
+) -> ExitCode {
     match answer {
         Ok(answer) => {
             say(&if arguments.json { answer.to_string() } else { show(&answer) });

@@ -58,11 +58,15 @@ pub fn subject(callers: &CallerTable, caller: Option<CallerId>, headers: &Header
     let subject = match (named.next(), named.next()) {
         (None, _) => {
             let own = caller.map(|caller| Subject::of_caller(&caller.name));
-            own.ok_or(ProxyError::SubjectRequired("the connection has a token for each subject; send Keybearer-Subject"))?
+            own.ok_or(ProxyError::SubjectRequired(
+                "the connection has a token for each subject; send Keybearer-Subject",
+            ))?
         }
-        (Some(value), None) => value.to_str().ok().and_then(Subject::parse).ok_or(ProxyError::SubjectRequired(
-            "Keybearer-Subject is 1 to 128 letters, digits and `._@:+-`",
-        ))?,
+        (Some(value), None) => value
+            .to_str()
+            .ok()
+            .and_then(Subject::parse)
+            .ok_or(ProxyError::SubjectRequired("Keybearer-Subject is 1 to 128 letters, digits and `._@:+-`"))?,
         (Some(_), Some(_)) => return Err(ProxyError::SubjectRequired("send Keybearer-Subject once")),
     };
     match caller {
@@ -166,9 +170,9 @@ mod tests {
         fn check(caller: Option<&str>, named: &[&str], expected: Result<&str, &str>) {
             let table = table();
             let id = caller.map(|name| table.named(name).unwrap().0);
-            let headers = named.iter().map(|text| {
-                ("keybearer-subject".parse().unwrap(), HeaderValue::from_bytes(text.as_bytes()).unwrap())
-            });
+            let headers = named
+                .iter()
+                .map(|text| ("keybearer-subject".parse().unwrap(), HeaderValue::from_bytes(text.as_bytes()).unwrap()));
             let found = subject(&table, id, &headers.collect());
             let found = found.as_ref().map(Subject::as_str).map_err(|error| error.code());
             assert_eq!(found, expected, "{caller:?} {named:?}");

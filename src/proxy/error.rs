@@ -100,9 +100,7 @@ impl ProxyError {
             EgressDenied(_) => Row("egress_denied", 403, "destination_ip_prohibited", "fix_configuration"),
             LoopDetected => Row("loop_detected", 508, "proxy_loop_detected", "fix_configuration"),
             ConsentRequired => Row("consent_required", 424, "proxy_configuration_error", "reauthorize"),
-            RefreshTokenExpired { .. } => {
-                Row("refresh_token_expired", 424, "proxy_configuration_error", "reauthorize")
-            }
+            RefreshTokenExpired { .. } => Row("refresh_token_expired", 424, "proxy_configuration_error", "reauthorize"),
             TokenRefused { .. } => Row("token_refused", 424, "proxy_configuration_error", "fix_configuration"),
             TokenUnavailable { .. } => Row("token_unavailable", 503, "proxy_internal_error", "retry_later"),
             Overloaded => Row("overloaded", 503, "connection_limit_reached", "retry_later"),

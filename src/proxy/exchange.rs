@@ -30,9 +30,9 @@ use super::{Peer, Tunnelled};
 use crate::model::Unmatched;
 use crate::model::connection::{Inject, Place as RoutePlace, WithoutToken};
 use crate::model::origin::{Origin, Scheme};
+use crate::model::token::Subject;
 use crate::router::{CallerId, Found};
 use crate::snapshot::{BoundRoute, Snapshot};
-use crate::model::token::Subject;
 use crate::token::Slots;
 use crate::token::slot::{InjectedToken, NoToken, Person};
 

@@ -17,8 +17,8 @@ use crate::telemetry::events::Events;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::Trust;
-use crate::token::{Slots, TokenCache};
 use crate::token::slot::TokenSlot;
+use crate::token::{Slots, TokenCache};
 
 /// Why a valid configuration could not be put into force.
 #[derive(Debug, thiserror::Error)]

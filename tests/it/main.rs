@@ -25,6 +25,7 @@ mod limits;
 mod problems;
 mod prometheus;
 mod reload;
+mod renewal;
 mod requests;
 mod schema;
 mod service;

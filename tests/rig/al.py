@@ -239,6 +239,8 @@ def apply():
     change = request.get_json(force=True)
     with LOCK:
         FAULT.update({key: value for key, value in change.items() if key in FAULT})
+        if change.get("forget_refresh_tokens"):
+            REFRESH.clear()
         if change.get("revoke_all"):
             TOKENS.clear()
         return jsonify(FAULT)

@@ -206,7 +206,8 @@ fn a_secret_may_lie_in_the_store() {
     with("{store: broken}", "").check(&[&format!("{at} `broken` cannot be looked up: it is damaged; mend")]);
     with("{store: \"a b\"}", "").check(&[&format!("{at} is no name of a stored secret")]);
     with("{store: x}", "store: {memory: {}}").check(&[&format!("{at} a store in memory keeps no secrets")]);
-    with("{store: x, file: y}", "").check(&["main.yaml:2:54: connections[0].client_secret: must have exactly one source"]);
+    with("{store: x, file: y}", "")
+        .check(&["main.yaml:2:54: connections[0].client_secret: must have exactly one source"]);
     let own = with("x", "store: {seal_key: {store: x}}");
     own.check(&["main.yaml:1:26: store.seal_key.store: the store's own key cannot lie in it"]);
 }
