@@ -88,30 +88,31 @@ impl From<StoreError> for AcquireError {
 }
 
 impl Acquirer {
-    /// The next token. `current` is the one in use: finding only that in the store is no news.
+    /// The next token, and whether the server gave it just now. `current` is the one in use: finding only that in the
+    /// store is no news.
     pub async fn acquire(
         &self,
         definition: &Definition,
         current: Option<&AccessToken>,
-    ) -> Result<StoredToken, AcquireError> {
+    ) -> Result<(StoredToken, bool), AcquireError> {
         let connection = &definition.connection;
         let held = self.held(connection).await?;
         if let Some(token) = held.as_ref().filter(|held| self.is_news(held, connection, current)) {
-            return Ok(token.clone());
+            return Ok((token.clone(), false));
         }
         person_needed(connection, held.as_ref())?;
         let (_place, lease) = self.right_to_ask(connection).await?;
         for _ in 0..ROUNDS_MAX {
             let held = self.held(connection).await?;
             if let Some(token) = held.as_ref().filter(|held| self.is_news(held, connection, current)) {
-                return Ok(token.clone());
+                return Ok((token.clone(), false));
             }
             person_needed(connection, held.as_ref())?;
             let Some((held, Refresh::Token(token))) = held.as_ref().map(|held| (held, &held.refresh)) else { break };
             match self.refresh(definition, token).await {
                 Ok(answer) => {
                     let next = StoredToken { origins: held.origins.clone(), ..answer };
-                    return Ok(self.keep(next, &*lease).await);
+                    return Ok((self.keep(next, &*lease).await, true));
                 }
                 Err(AcquireError::Server { failure: Failure::Permanent(refusal), .. }) if refusal.is_of_the_grant() => {
                     let now_held = self.held(connection).await?;
@@ -128,7 +129,7 @@ impl Acquirer {
             }
         }
         let token = self.ask(definition, None).await?;
-        Ok(self.keep(token, &*lease).await)
+        Ok((self.keep(token, &*lease).await, true))
     }
 
     /// Spends a refresh token from elsewhere; only if the server accepts it, it replaces what is kept.

@@ -82,7 +82,7 @@ impl Refresher {
         let current = before.token.as_ref().map(|token| &token.access_token);
         let definition = self.acquirer.definition.load_full();
         match self.acquirer.acquire(&definition, current).await {
-            Ok(token) => self.succeed(before, &definition.connection, token),
+            Ok((token, new)) => self.succeed(before, &definition.connection, token, new),
             // What failed is no longer the definition: the present one has yet to be tried.
             Err(_) if !Arc::ptr_eq(&definition, &self.acquirer.definition.load()) => {}
             Err(error) => self.fail(before, &definition.connection, error),
@@ -94,7 +94,7 @@ impl Refresher {
         let definition = self.acquirer.definition.load_full();
         let outcome = match self.acquirer.import(&definition, &import.token).await {
             Ok(token) => {
-                self.succeed(&self.slot.state(), &definition.connection, token);
+                self.succeed(&self.slot.state(), &definition.connection, token, true);
                 Ok(())
             }
             Err(error) => {
@@ -106,7 +106,8 @@ impl Refresher {
         let _ = import.reply.send(outcome);
     }
 
-    fn succeed(&self, before: &SlotState, connection: &Connection, stored: StoredToken) {
+    /// `new`: the server gave it just now.
+    fn succeed(&self, before: &SlotState, connection: &Connection, stored: StoredToken, new: bool) {
         let mut moments = schedule::moments(stored.obtained, stored.lifetime, &connection.lifetimes, fastrand::f64());
         let same = before.token.as_ref().filter(|token| token.access_token == stored.access_token);
         if same.is_some() {
@@ -123,7 +124,7 @@ impl Refresher {
         }
         let subject = key.subject.as_ref().map(|subject| subject.as_str());
         tracing::info!(connection = %key.connection, profile = %key.profile, subject,
-            lifetime_s = stored.lifetime.as_secs_f64(), generation, "token obtained");
+            lifetime_s = stored.lifetime.as_secs_f64(), generation, "{}", if new { "token obtained" } else { "token read from the store" });
         let times = (moments.usable_until, moments.expires, moments.refresh_at);
         let scopes = stored.scopes.unwrap_or_else(|| connection.scopes.clone());
         let granted = Granted { obtained: stored.obtained, scopes };

@@ -15,14 +15,14 @@ use crate::rig::raw::{self, Answer};
 use crate::rig::sidecar::{Sidecar, program};
 
 const PATIENCE: Duration = Duration::from_secs(20);
-const MANAGER: &str = "a-manager-of-these-tests-0123456789";
+pub const MANAGER: &str = "a-manager-of-these-tests-0123456789";
 
 /// A connection of the client `person` that waits for a refresh token. `keys` are further ones of the connection.
-fn person(server: &AuthorizationServer, upstream: &Upstream, top: &str, keys: &str) -> String {
+pub fn person(server: &AuthorizationServer, upstream: &Upstream, top: &str, keys: &str) -> String {
     connection(server, upstream, top, &format!("client_id: person, client_secret: person-secret{keys}"))
 }
 
-fn connection(server: &AuthorizationServer, upstream: &Upstream, top: &str, keys: &str) -> String {
+pub fn connection(server: &AuthorizationServer, upstream: &Upstream, top: &str, keys: &str) -> String {
     let (ca, url, port) = (Peers::certs().ca.display(), server.token_url(), upstream.http_port());
     format!(
         "{top}admin: {{users: [{{name: ops, role: manager, token: {MANAGER}}}]}}\ntrust: [\"{ca}\"]\n\
@@ -31,12 +31,12 @@ fn connection(server: &AuthorizationServer, upstream: &Upstream, top: &str, keys
     )
 }
 
-async fn get(sidecar: &Sidecar, lines: &str) -> Answer {
+pub async fn get(sidecar: &Sidecar, lines: &str) -> Answer {
     raw::get_through(sidecar.proxy(), "http://api.test/x", lines).await
 }
 
 /// One call of the API as a manager.
-async fn call(admin: SocketAddr, method: &str, path: &str, body: &Value) -> Answer {
+pub async fn call(admin: SocketAddr, method: &str, path: &str, body: &Value) -> Answer {
     let body = body.to_string();
     let head = format!(
         "{method} /api/v1{path} HTTP/1.1\r\nHost: {admin}\r\nAuthorization: Bearer {MANAGER}\r\n\
@@ -46,7 +46,7 @@ async fn call(admin: SocketAddr, method: &str, path: &str, body: &Value) -> Answ
     raw::send(admin, &[head.as_bytes(), body.as_bytes()].concat()).await
 }
 
-async fn hand_in(sidecar: &Sidecar, token: &str, subject: Option<&str>) -> Answer {
+pub async fn hand_in(sidecar: &Sidecar, token: &str, subject: Option<&str>) -> Answer {
     let mut body = json!({ "refresh_token": token });
     if let Some(subject) = subject {
         body["subject"] = subject.into();
