@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
@@ -9,14 +10,14 @@ use crate::admin::Access;
 use crate::clock::Clock;
 use crate::dial::{AddressPolicy, Dialer};
 use crate::model::connection::Connection;
-use crate::model::{Listener, Model, Name};
+use crate::model::{Listener, Model, Name, Roots};
 use crate::oauth::{ClientError, HttpClients, TokenEndpoint};
 use crate::snapshot::{Snapshot, TlsProfiles};
 use crate::tasks::Tasks;
 use crate::telemetry::events::Events;
 use crate::telemetry::health::Health;
-use crate::telemetry::metrics::Metrics;
-use crate::tls::Trust;
+use crate::telemetry::metrics::{CertificateUse, Metrics};
+use crate::tls::{self, Trust};
 use crate::token::TokenCache;
 use crate::token::slot::TokenSlot;
 
@@ -54,6 +55,7 @@ impl Wiring {
     pub fn start(parts: Parts, model: &Model) -> Result<(Wiring, Vec<Arc<TokenSlot>>), WiringError> {
         let mut profiles = TlsProfiles::default();
         let (snapshot, slots) = parts.build(model, &mut profiles, None)?;
+        parts.metrics.certificates(&certificates(model));
         let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
         Ok((Wiring { parts, snapshot, profiles: Mutex::new(profiles) }, slots))
     }
@@ -66,6 +68,7 @@ impl Wiring {
         self.snapshot.store(Arc::new(snapshot));
         self.parts.cache.retain(&slots);
         self.parts.access.follow(model);
+        self.parts.metrics.certificates(&certificates(model));
         profiles.sweep();
         Ok(())
     }
@@ -101,4 +104,22 @@ impl Parts {
         let snapshot = Snapshot::build(model, &trust, profiles, dialer, &self.metrics, slot);
         Ok((snapshot, slots.into_values().collect()))
     }
+}
+
+/// Of each bundle of certificates in the configuration the first end.
+fn certificates(model: &Model) -> Vec<(CertificateUse, String, Duration)> {
+    let mut found = Vec::new();
+    let mut add = |r#use, name: &str, roots: &mut dyn Iterator<Item = &Roots>| {
+        let ends = roots.flat_map(|roots| roots.iter()).filter_map(tls::expiry);
+        found.extend(ends.min().map(|first| (r#use, name.to_owned(), first)));
+    };
+    add(CertificateUse::Trust, "", &mut std::iter::once(&model.trust));
+    for connection in &model.connections {
+        let name = connection.name.as_str();
+        let server = &connection.authorization_server.trust;
+        add(CertificateUse::AuthorizationServerTrust, name, &mut server.iter());
+        let upstreams = connection.routes.iter().filter_map(|route| route.tls.trust.as_ref());
+        add(CertificateUse::UpstreamTrust, name, &mut { upstreams });
+    }
+    found
 }
