@@ -24,6 +24,7 @@ mod lifecycle;
 mod limits;
 mod problems;
 mod prometheus;
+mod read_only;
 mod reload;
 mod requests;
 mod schema;
