@@ -463,6 +463,14 @@ async fn only_listed_names_are_exposed_and_promtool_is_content() {
     assert!(output.status.success() && said.trim().is_empty(), "{said}");
 }
 
+#[test]
+fn the_readme_tells_of_each_metric() {
+    let readme = std::fs::read_to_string(root().join("README.md")).expect("README.md");
+    let rows = readme.lines().filter_map(|line| line.strip_prefix("| `keybearer_")?.split_once('`'));
+    let listed: BTreeSet<String> = rows.map(|(name, _)| format!("keybearer_{name}")).collect();
+    assert_eq!(listed, BUILT.map(str::to_owned).into());
+}
+
 #[tokio::test]
 async fn a_real_prometheus_scrapes_it() {
     let (server, upstream) = peers().await;
