@@ -49,6 +49,9 @@ pub enum AppError {
 /// Reloads that may wait for one under way.
 const RELOADS_WAITING_MAX: usize = 8;
 
+/// How long the collector of traces may hold up the end of the program.
+const TRACES_FLUSH: Duration = Duration::from_secs(2);
+
 /// Everything bound, nothing running yet.
 pub struct App {
     loaded: Loaded,
@@ -185,6 +188,8 @@ impl Running {
         if tokio::time::timeout(self.shared.snapshot.load().timeouts.drain, finished).await.is_err() {
             tracing::warn!("timeouts.drain has passed; what is still in flight is cut off");
         }
+        let tracer = self.shared.snapshot.load().tracer.clone();
+        tracer.flush(TRACES_FLUSH).await;
         self.tasks.enter(Phase::Stop);
         tracing::info!("stopped");
     }

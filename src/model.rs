@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use rustls::pki_types::CertificateDer;
+use url::Url;
 
 pub use access::{AdminAccess, Role, User};
 use connection::Connection;
@@ -46,6 +47,8 @@ pub struct Model {
     pub timeouts: Timeouts,
     pub limits: Limits,
     pub log: Log,
+    /// `None`: no traces.
+    pub tracing: Option<Tracing>,
     pub connections: Vec<Arc<Connection>>,
 }
 
@@ -164,6 +167,15 @@ pub struct Log {
     pub level: LogLevel,
     pub format: LogFormat,
     pub requests: LogRequests,
+}
+
+/// Where traces go.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tracing {
+    /// Takes OTLP over HTTP; the whole URL.
+    pub collector: Url,
+    /// Of the traces that begin here, the part that is recorded: 0 to 1.
+    pub sample: f64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -7,6 +7,7 @@ pub mod events;
 pub mod health;
 pub mod metrics;
 pub mod system;
+pub mod traces;
 
 use std::fmt::{self, Write as _};
 use std::io::IsTerminal;

@@ -11,7 +11,7 @@ use super::document::Kind;
 use super::file::*;
 use super::problem::Sink;
 use super::spot::{Field, Spot, Unit};
-use super::{admin, listener, reference, value};
+use super::{admin, endpoint, listener, reference, value};
 use crate::model::origin::{Host, HostError};
 use crate::model::*;
 
@@ -39,6 +39,7 @@ pub struct Settings {
     pub timeouts: Timeouts,
     pub limits: Limits,
     pub log: Log,
+    pub tracing: Option<Tracing>,
 }
 
 pub fn settings(top: &Unit<'_, TopFile>, sink: &mut Sink) -> Settings {
@@ -62,6 +63,7 @@ pub fn settings(top: &Unit<'_, TopFile>, sink: &mut Sink) -> Settings {
         timeouts: timeouts(top.get(keys.timeouts), sink),
         limits: limits(top.get(keys.limits), sink),
         log: log(top.get(keys.log), sink),
+        tracing: tracing(top.get(keys.tracing), sink),
     }
 }
 
@@ -235,4 +237,13 @@ fn log(spot: Option<Spot<'_>>, sink: &mut Sink) -> Log {
         format: unit.get(unit.keys.format).and_then(|spot| spot.choice(sink, &formats)).unwrap_or_default(),
         requests: unit.get(unit.keys.requests).and_then(|spot| spot.choice(sink, &requests)).unwrap_or_default(),
     }
+}
+
+fn tracing(spot: Option<Spot<'_>>, sink: &mut Sink) -> Option<Tracing> {
+    let unit = spot?.unit::<TracingFile>(sink)?;
+    let hint = "write the collector's URL, such as http://collector:4318";
+    let collector = unit.require(unit.keys.otlp, "otlp", hint, sink);
+    let collector = collector.and_then(|spot| spot.secretive(sink, endpoint::collector));
+    let sample = unit.get(unit.keys.sample).map_or(Some(1.0), |spot| spot.parse(sink, value::fraction));
+    Some(Tracing { collector: collector?, sample: sample? })
 }

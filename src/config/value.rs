@@ -184,6 +184,14 @@ pub fn integer(text: &str, range: std::ops::RangeInclusive<usize>) -> Result<usi
     })
 }
 
+/// A part of the whole, from 0 to 1.
+pub fn fraction(text: &str) -> Result<f64, Fault> {
+    let plain = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    text.parse().ok().filter(|part| plain && (0.0..=1.0).contains(part)).ok_or_else(|| {
+        Fault::new("is not a number from 0 to 1", "write a part of the whole, such as 0.01 for one in a hundred")
+    })
+}
+
 pub fn network(text: &str) -> Result<IpNet, Fault> {
     let hint = "write an address and the length of its prefix, such as 10.0.0.0/8 or fd00::/8";
     let network: IpNet = text.parse().map_err(|_| match text.parse::<IpAddr>() {

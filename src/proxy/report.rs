@@ -1,4 +1,4 @@
-//! What is remembered of one request, and told when its answer ends: metrics, a line in the log.
+//! What is remembered of one request, and told when its answer ends: metrics, spans, a line in the log.
 //!
 //! Holds: labels are names from the configuration; a query string is never logged.
 //! Metrics: `keybearer_requests_total`, `keybearer_requests_in_flight`, `keybearer_request_duration_seconds`,
@@ -16,6 +16,7 @@ use super::Peer;
 use super::body::{Companion, ResponseBody};
 use super::error::{About, Fault};
 use super::headers;
+use super::spans::{Spans, Summary};
 use super::upstream::Lease;
 use super::watched::Activity;
 use super::worker::Worker;
@@ -37,6 +38,7 @@ pub struct Report {
     destination: Option<Origin>,
     connection: Option<Name>,
     caller: Option<Name>,
+    pub spans: Spans,
 }
 
 impl Report {
@@ -53,6 +55,7 @@ impl Report {
             destination: None,
             connection: None,
             caller: None,
+            spans: Spans::begin(worker, request),
         }
     }
 
@@ -89,6 +92,13 @@ impl Report {
         headers::response(&mut head.headers, &self.worker.shared.via);
         let answer = Answer { report: self, status: head.status, code: None, lease: Some(lease) };
         Response::from_parts(head, ResponseBody::upstream(incoming, idle, answer))
+    }
+
+    /// Ends the spans; only the first call counts. Without a status: there was no answer.
+    fn traced(&mut self, status: Option<StatusCode>, code: Option<&'static str>) {
+        let (path, origin) = (self.uri.path(), self.destination.as_ref());
+        let (connection, caller) = (self.connection.as_ref(), self.caller.as_ref());
+        self.spans.end(&Summary { path, origin, connection, caller, status, code });
     }
 
     /// An answer without a body that is neither an upstream's nor an error.
@@ -134,7 +144,8 @@ impl Companion for Answer {
         if let Some(lease) = self.lease.filter(|_| complete) {
             lease.give_back();
         }
-        let report = self.report;
+        let mut report = self.report;
+        report.traced(Some(self.status), self.code);
         let took = report.started.elapsed();
         let counters = report.worker.counters(report.connection.as_ref(), report.caller.as_ref());
         counters.requests.count(from_upstream, self.status);
@@ -149,6 +160,7 @@ impl Companion for Answer {
 
 impl Drop for Report {
     fn drop(&mut self) {
+        self.traced(None, None);
         self.worker.shared.metrics.in_flight.dec();
         self.activity.end();
     }

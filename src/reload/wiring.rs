@@ -10,13 +10,15 @@ use crate::admin::Access;
 use crate::clock::Clock;
 use crate::dial::{AddressPolicy, Dialer};
 use crate::model::connection::Connection;
-use crate::model::{Listener, Model, Name, Roots};
+use crate::model::origin::Host;
+use crate::model::{Listener, Model, Name, Roots, Tracing};
 use crate::oauth::{ClientError, HttpClients, TokenEndpoint};
 use crate::snapshot::{Snapshot, TlsProfiles};
 use crate::tasks::Tasks;
 use crate::telemetry::events::Events;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::{CertificateUse, Metrics};
+use crate::telemetry::traces::{self, Tracer};
 use crate::tls::{self, Trust};
 use crate::token::TokenCache;
 use crate::token::slot::TokenSlot;
@@ -26,8 +28,19 @@ use crate::token::slot::TokenSlot;
 pub enum WiringError {
     #[error("connection {connection}: {source}")]
     Client { connection: Name, source: ClientError },
+    #[error("tracing: {0}")]
+    Tracing(#[from] TracingError),
     #[error("the configuration could not be read to its end; this is a bug")]
     Panicked,
+}
+
+/// Why nothing can be sent to a collector.
+#[derive(Debug, thiserror::Error)]
+pub enum TracingError {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Exporter(#[from] traces::BuildError),
 }
 
 /// What every configuration is put into force with.
@@ -89,7 +102,9 @@ impl Parts {
     ) -> Result<(Snapshot, Vec<Arc<TokenSlot>>), WiringError> {
         let trust = Trust::new(&model.trust);
         let dialer = Dialer::new(&model.hosts, AddressPolicy::new(model, &self.listeners), dialer_before);
-        let clients = HttpClients::new(trust.clone(), Arc::new(dialer.clone()));
+        let tracer = self.tracer(model, &trust)?;
+        let mut clients = HttpClients::new(trust.clone(), Arc::new(dialer.clone()));
+        clients.tracer = tracer.clone();
         // All clients first: what can fail fails before anything has changed.
         let mut endpoints = Vec::new();
         for connection in model.connections.iter().filter(|connection| connection.active) {
@@ -101,8 +116,22 @@ impl Parts {
         };
         let slots: HashMap<Name, Arc<TokenSlot>> = endpoints.into_iter().map(ensure).collect();
         let slot = |connection: &Connection| slots.get(&connection.name).cloned();
-        let snapshot = Snapshot::build(model, &trust, profiles, dialer, &self.metrics, slot);
+        let snapshot = Snapshot::build(model, &trust, profiles, dialer, (&self.metrics, tracer), slot);
         Ok((snapshot, slots.into_values().collect()))
+    }
+
+    /// A new tracer with each configuration: the one before ends with the last request that uses it.
+    fn tracer(&self, model: &Model, trust: &Trust) -> Result<Tracer, TracingError> {
+        let Some(Tracing { collector, sample }) = &model.tracing else { return Ok(Tracer::default()) };
+        // The collector's name may be private, for this client alone: callers do not get there by it.
+        let host = collector.host_str().and_then(|host| Host::parse(host).ok());
+        let policy = AddressPolicy::new(model, &self.listeners);
+        let policy = host.into_iter().fold(policy, AddressPolicy::naming);
+        let dialer = Dialer::new(&model.hosts, policy, None);
+        let client = HttpClients::new(trust.clone(), Arc::new(dialer)).get(None)?;
+        let (tracer, exporter) = traces::start(client, collector, *sample)?;
+        self.tasks.spawn("traces", exporter.run());
+        Ok(tracer)
     }
 }
 

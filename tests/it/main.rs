@@ -32,4 +32,5 @@ mod service;
 mod smoke;
 mod stage;
 mod supply;
+mod traces;
 mod tunnel;

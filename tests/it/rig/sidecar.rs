@@ -37,8 +37,19 @@ impl Sidecar {
         sidecar
     }
 
+    /// The same with more in the environment.
+    pub async fn start_in(config: &str, environment: &[(&str, String)]) -> Sidecar {
+        let sidecar = Self::spawn_in(config, &[], environment).await;
+        sidecar.until_ready().await;
+        sidecar
+    }
+
     /// The same without waiting for readiness: it listens.
     pub async fn spawn(config: &str, files: &[(&str, &str)]) -> Sidecar {
+        Self::spawn_in(config, files, &[]).await
+    }
+
+    async fn spawn_in(config: &str, files: &[(&str, &str)], environment: &[(&str, String)]) -> Sidecar {
         let dir = tempfile::tempdir().expect("a temporary directory");
         for (name, text) in files {
             let path = dir.path().join(name);
@@ -55,6 +66,7 @@ impl Sidecar {
             .args(["run", "--config"])
             .arg(&path)
             .env("STATE_DIRECTORY", dir.path().join("state"))
+            .envs(environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
