@@ -11,7 +11,6 @@ mod auth;
 mod events;
 mod openapi;
 mod problem;
-mod time;
 mod token_file;
 mod trial;
 mod view;

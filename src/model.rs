@@ -7,6 +7,7 @@ pub mod access;
 pub mod connection;
 pub mod origin;
 pub mod secret;
+pub mod time;
 pub mod token;
 
 use std::fmt;
