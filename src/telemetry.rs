@@ -79,7 +79,14 @@ fn lines(log: Log) -> Lines {
     }
 }
 
-/// Shows text from outside on one line: control characters escaped, at most 200 characters.
+/// Characters that end a line, move the cursor or turn the direction of reading.
+pub fn misleads(c: char) -> bool {
+    let turns = matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' | '\u{61c}');
+    c.is_control() || turns
+}
+
+/// Shows text from outside on one line: what misleads is escaped, at most 200 characters.
+#[derive(Debug, Clone, Copy)]
 pub struct Clean<'a>(pub &'a str);
 
 impl fmt::Display for Clean<'_> {
@@ -88,7 +95,7 @@ impl fmt::Display for Clean<'_> {
             if position == 200 {
                 return f.write_char('…');
             }
-            if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}') {
+            if misleads(c) {
                 write!(f, "{}", c.escape_default())?;
             } else {
                 f.write_char(c)?;
