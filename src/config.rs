@@ -115,6 +115,7 @@ fn assemble(source: &Source, mut sink: Sink) -> Result<Loaded, Problems> {
         timeouts: settings.timeouts,
         limits: settings.limits,
         log: settings.log,
+        audit: settings.audit,
         connections,
     };
     Ok(Loaded { model, warnings, files, directories, fingerprint })

@@ -3,6 +3,7 @@
 //! Holds: only our own events are logged, whatever the level: what libraries say at `trace` may hold headers and
 //! bodies. Text from the network goes through [`Clean`].
 
+pub mod audit;
 pub mod events;
 pub mod health;
 pub mod metrics;
@@ -11,6 +12,7 @@ pub mod system;
 use std::fmt::{self, Write as _};
 use std::io::IsTerminal;
 
+use serde::{Serialize, Serializer};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Layered, SubscriberExt};
@@ -53,7 +55,7 @@ impl Logging {
     }
 }
 
-/// Ours alone, down to the level.
+/// Ours alone, down to the level; what is the audit is written in any case.
 fn filter(log: Log) -> Targets {
     let level = match log.level {
         LogLevel::Error => LevelFilter::ERROR,
@@ -62,7 +64,7 @@ fn filter(log: Log) -> Targets {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    Targets::new().with_target("keybearer", level)
+    Targets::new().with_target("keybearer", level).with_target(audit::TARGET, level.max(LevelFilter::INFO))
 }
 
 fn lines(log: Log) -> Lines {
@@ -102,6 +104,12 @@ impl fmt::Display for Clean<'_> {
             }
         }
         Ok(())
+    }
+}
+
+impl Serialize for Clean<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

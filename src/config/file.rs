@@ -31,8 +31,8 @@ macro_rules! twins {
 twins! {
     TopFile {
         listeners, workers, readiness, include, hosts, trust, state_dir, egress, callers, store, admin, timeouts, limits,
-        log, connections
-    } not ["public_url", "providers", "require_header", "interception", "audit", "tracing"];
+        log, audit, connections
+    } not ["public_url", "providers", "require_header", "interception", "tracing"];
 
     ListenersFile { proxy, admin, telemetry } not ["public"];
 
@@ -59,6 +59,10 @@ twins! {
     } not [];
 
     LogFile { level, format, requests } not [];
+
+    AuditFile { to } not [];
+
+    AuditToFile { file } not [];
 
     ConnectionFile {
         name, active, comments, grant, client_id, client_secret, send_credentials, basic_encoding, token_url,

@@ -14,6 +14,7 @@ use super::spot::{Field, Spot, Unit};
 use super::{admin, listener, reference, value};
 use crate::model::origin::{Host, HostError};
 use crate::model::*;
+use crate::telemetry::audit::openable;
 
 const READINESS_WAIT: Duration = Duration::from_secs(5);
 const WORKERS_MAX: usize = 64;
@@ -39,6 +40,7 @@ pub struct Settings {
     pub timeouts: Timeouts,
     pub limits: Limits,
     pub log: Log,
+    pub audit: Audit,
 }
 
 pub fn settings(top: &Unit<'_, TopFile>, sink: &mut Sink) -> Settings {
@@ -62,6 +64,7 @@ pub fn settings(top: &Unit<'_, TopFile>, sink: &mut Sink) -> Settings {
         timeouts: timeouts(top.get(keys.timeouts), sink),
         limits: limits(top.get(keys.limits), sink),
         log: log(top.get(keys.log), sink),
+        audit: audit(top.get(keys.audit), sink).unwrap_or_default(),
     }
 }
 
@@ -235,4 +238,21 @@ fn log(spot: Option<Spot<'_>>, sink: &mut Sink) -> Log {
         format: unit.get(unit.keys.format).and_then(|spot| spot.choice(sink, &formats)).unwrap_or_default(),
         requests: unit.get(unit.keys.requests).and_then(|spot| spot.choice(sink, &requests)).unwrap_or_default(),
     }
+}
+
+fn audit(spot: Option<Spot<'_>>, sink: &mut Sink) -> Option<Audit> {
+    let unit = spot?.unit::<AuditFile>(sink)?;
+    let to = unit.get(unit.keys.to)?;
+    if !to.is_map() {
+        return to.choice(sink, &[("off", Audit::Off), ("log", Audit::Log)]);
+    }
+    let unit = to.unit::<AuditToFile>(sink)?;
+    let at = unit.require(unit.keys.file, "file", "write {file: PATH}", sink)?;
+    let path = at.file(sink)?;
+    // The program opens it later; whoever only checks makes nothing.
+    if let Err(error) = openable(&path) {
+        let message = format!("{} cannot be opened for writing ({error})", path.display());
+        at.problem(sink, message, "give a file in a folder that Keybearer may write to");
+    }
+    Some(Audit::File(path))
 }
