@@ -116,6 +116,7 @@ fn assemble(source: &Source, mut sink: Sink) -> Result<Loaded, Problems> {
         limits: settings.limits,
         log: settings.log,
         tracing: settings.tracing,
+        audit: settings.audit,
         connections,
     };
     Ok(Loaded { model, warnings, files, directories, fingerprint })

@@ -7,6 +7,7 @@ pub mod access;
 pub mod connection;
 pub mod origin;
 pub mod secret;
+pub mod time;
 pub mod token;
 
 use std::fmt;
@@ -49,6 +50,7 @@ pub struct Model {
     pub log: Log,
     /// `None`: no traces.
     pub tracing: Option<Tracing>,
+    pub audit: Audit,
     pub connections: Vec<Arc<Connection>>,
 }
 
@@ -205,6 +207,17 @@ pub enum LogRequests {
     #[default]
     Errors,
     All,
+}
+
+/// Where it is recorded who used, was denied, refreshed or changed what.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Audit {
+    Off,
+    /// Among the lines of the log.
+    #[default]
+    Log,
+    /// JSON lines in a file of their own.
+    File(PathBuf),
 }
 
 /// A name from the configuration: `[a-z0-9][a-z0-9_-]{0,62}`. Safe as a label, in a URL and in a log.

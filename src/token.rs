@@ -20,6 +20,7 @@ use crate::model::connection::{Connection, Identity, OriginSet};
 use crate::model::token::TokenKey;
 use crate::store::Store;
 use crate::tasks::Tasks;
+use crate::telemetry::audit::Audit;
 use crate::telemetry::events::Events;
 use crate::telemetry::metrics::Metrics;
 pub use acquire::TokenSource;
@@ -41,6 +42,7 @@ pub struct TokenCache {
     tasks: Tasks,
     metrics: Metrics,
     events: Events,
+    audit: Audit,
 }
 
 struct Entry {
@@ -51,7 +53,14 @@ struct Entry {
 }
 
 impl TokenCache {
-    pub fn new(store: Arc<dyn Store>, clock: Clock, tasks: Tasks, metrics: Metrics, events: Events) -> TokenCache {
+    pub fn new(
+        store: Arc<dyn Store>,
+        clock: Clock,
+        tasks: Tasks,
+        metrics: Metrics,
+        events: Events,
+        audit: Audit,
+    ) -> TokenCache {
         TokenCache {
             slots: Mutex::default(),
             replaced: Mutex::default(),
@@ -61,6 +70,7 @@ impl TokenCache {
             tasks,
             metrics,
             events,
+            audit,
         }
     }
 
@@ -85,6 +95,7 @@ impl TokenCache {
             gate: self.gate(connection),
             clock: self.clock.clone(),
             metrics: self.metrics.clone(),
+            audit: self.audit.clone(),
         };
         let refresher = Refresher { slot: slot.clone(), acquirer, events: self.events.clone() };
         self.tasks.spawn("refresher", refresher.run());

@@ -16,8 +16,10 @@ use tokio::time::Instant;
 
 use super::auth::Asker;
 use super::problem::{Problem, bound, no_token};
-use super::{Admin, Reloaded, trial, view};
+use super::{Admin, ReloadAsked, Reloaded, trial, view};
 use crate::model::token::default_profile;
+use crate::telemetry::Clean;
+use crate::telemetry::audit::{self, Kind};
 use crate::token::slot::NotRefreshed;
 
 const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -49,7 +51,7 @@ pub async fn refresh(
     let slot = bound.slot.as_ref().ok_or_else(inactive)?;
     tracing::info!(user = %asker.name, connection = %bound.connection.name, "a refresh is asked for");
     let deadline = Instant::now() + snapshot.timeouts.token_wait;
-    match slot.refresh_now(&admin.clock, deadline).await {
+    match slot.refresh_now(&admin.clock, deadline, &asker.person()).await {
         Ok(()) => Ok(Json(view::token(slot, admin.clock.now()))),
         Err(NotRefreshed::TooSoon { retry_after }) => {
             let detail = "another token was forced less than ten seconds ago";
@@ -71,7 +73,25 @@ pub async fn test(
     let slot = bound.slot.as_ref().ok_or_else(inactive)?;
     let trial = trial::Trial::new(bound, asked)?;
     tracing::info!(user = %asker.name, connection = %bound.connection.name, "a test is asked for");
-    trial.run(&snapshot, slot, &admin.clock).await.map(Json)
+    let (host, path, method) = (trial.host(), trial.path().to_owned(), trial.method().to_owned());
+    let (injected, profile) = (trial.injects(), default_profile());
+    let result = trial.run(&snapshot, slot, &admin.clock).await;
+    let (status, code) = match &result {
+        Ok((status, _)) => (status.as_u16(), None),
+        Err(problem) => (problem.status().as_u16(), Some(problem.code())),
+    };
+    let record = audit::Request {
+        user: Some(asker.name.as_str()),
+        listener: Some("admin"),
+        connection: Some(bound.connection.name.as_str()),
+        profile: Some(profile.as_str()),
+        host: Some(Clean(&host)),
+        code,
+        injected: Some(injected),
+        ..audit::Request::new(asker.from, &method, &path, status)
+    };
+    admin.audit.now().admin(admin.clock.now().wall, Kind::Use, &record);
+    result.map(|(_, answer)| Json(answer))
 }
 
 pub async fn reload(
@@ -93,7 +113,7 @@ pub async fn reload(
     tracing::info!(user = %asker.name, "a reload is asked for");
     let (answer, answered) = oneshot::channel();
     let busy = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", "a reload is under way; look again");
-    sender.try_send(answer).map_err(|error| match error {
+    sender.try_send(ReloadAsked { by: asker.person(), answer }).map_err(|error| match error {
         mpsc::error::TrySendError::Full(_) => busy().retry_after(Duration::from_secs(1)),
         mpsc::error::TrySendError::Closed(_) => busy(),
     })?;

@@ -24,6 +24,14 @@ impl Problem {
         Problem { status, code, detail: detail.into(), retry_after: None, more: Map::new() }
     }
 
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
     pub fn retry_after(self, span: Duration) -> Problem {
         Problem { retry_after: Some(span), ..self }
     }

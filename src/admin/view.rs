@@ -5,9 +5,9 @@
 use serde_json::{Value, json};
 use url::Url;
 
-use super::time::rfc3339;
 use crate::clock::Now;
 use crate::model::connection::*;
+use crate::model::time::rfc3339;
 use crate::snapshot::BoundConnection;
 use crate::token::slot::{SlotState, TokenSlot};
 

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use aws_lc_rs::digest;
 use serde::Serialize;
 
+use crate::telemetry::misleads;
+
 /// More than a person reads; a file of nonsense must not become a list as long as itself.
 const PROBLEMS_MAX: usize = 1000;
 
@@ -51,11 +53,6 @@ impl fmt::Display for Problem {
             c => f.write_char(c),
         })
     }
-}
-
-/// Characters that end a line, move the cursor or turn the direction of reading.
-pub fn misleads(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
 }
 
 impl fmt::Display for Problems {

@@ -14,6 +14,7 @@ use super::spot::{Field, Spot, Unit};
 use super::{admin, endpoint, listener, reference, value};
 use crate::model::origin::{Host, HostError};
 use crate::model::*;
+use crate::telemetry::audit::openable;
 
 const READINESS_WAIT: Duration = Duration::from_secs(5);
 const WORKERS_MAX: usize = 64;
@@ -40,6 +41,7 @@ pub struct Settings {
     pub limits: Limits,
     pub log: Log,
     pub tracing: Option<Tracing>,
+    pub audit: Audit,
 }
 
 pub fn settings(top: &Unit<'_, TopFile>, sink: &mut Sink) -> Settings {
@@ -64,6 +66,7 @@ pub fn settings(top: &Unit<'_, TopFile>, sink: &mut Sink) -> Settings {
         limits: limits(top.get(keys.limits), sink),
         log: log(top.get(keys.log), sink),
         tracing: tracing(top.get(keys.tracing), sink),
+        audit: audit(top.get(keys.audit), sink).unwrap_or_default(),
     }
 }
 
@@ -246,4 +249,21 @@ fn tracing(spot: Option<Spot<'_>>, sink: &mut Sink) -> Option<Tracing> {
     let collector = collector.and_then(|spot| spot.secretive(sink, endpoint::collector));
     let sample = unit.get(unit.keys.sample).map_or(Some(1.0), |spot| spot.parse(sink, value::fraction));
     Some(Tracing { collector: collector?, sample: sample? })
+}
+
+fn audit(spot: Option<Spot<'_>>, sink: &mut Sink) -> Option<Audit> {
+    let unit = spot?.unit::<AuditFile>(sink)?;
+    let to = unit.get(unit.keys.to)?;
+    if !to.is_map() {
+        return to.choice(sink, &[("off", Audit::Off), ("log", Audit::Log)]);
+    }
+    let unit = to.unit::<AuditToFile>(sink)?;
+    let at = unit.require(unit.keys.file, "file", "write {file: PATH}", sink)?;
+    let path = at.file(sink)?;
+    // The program opens it later; whoever only checks makes nothing.
+    if let Err(error) = openable(&path) {
+        let message = format!("{} cannot be opened for writing ({error})", path.display());
+        at.problem(sink, message, "give a file in a folder that Keybearer may write to");
+    }
+    Some(Audit::File(path))
 }

@@ -53,9 +53,9 @@ impl Spot<'_> {
     }
 
     /// One of a few words.
-    pub fn choice<T: Copy>(&self, sink: &mut Sink, words: &[(&str, T)]) -> Option<T> {
+    pub fn choice<T: Clone>(&self, sink: &mut Sink, words: &[(&str, T)]) -> Option<T> {
         self.parse(sink, |text| match words.iter().find(|(word, _)| *word == text) {
-            Some((_, value)) => Ok(*value),
+            Some((_, value)) => Ok(value.clone()),
             None => {
                 let names: Vec<_> = words.iter().map(|(word, _)| *word).collect();
                 let all = format!("write one of {}", names.join(", "));

@@ -107,6 +107,18 @@ impl ProxyError {
         self.row().0
     }
 
+    /// Not permitted, whoever is to change that: a denial in the audit.
+    pub fn is_denial(&self) -> bool {
+        use ProxyError::*;
+        match self {
+            CallerUnknown { .. } | CallerNotAllowed | NoRoute | ConnectionInactive | EgressDenied(_) => true,
+            MethodRefused | AuthorityMismatch | LoopDetected => true,
+            BadRequestTarget(_) | RequestTimeout | TargetTooLong | HeadTooLarge | NoMount => false,
+            TokenRefused { .. } | TokenUnavailable { .. } | Overloaded => false,
+            UpstreamTls | UpstreamUnreachable(_) | UpstreamProtocol | UpstreamTimeout => false,
+        }
+    }
+
     /// What happened and the way out, for whoever called.
     fn detail(&self) -> String {
         use ProxyError::*;

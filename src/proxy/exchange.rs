@@ -77,6 +77,7 @@ impl<'a> Exchange<'a> {
             return Ok(Served::Here(StatusCode::OK));
         }
         let token = self.token(&way, &mut head.headers).await?;
+        self.report.injected(token.is_some());
         let host = HeaderValue::try_from(way.destination.origin.authority())
             .map_err(|_| ProxyError::BadRequestTarget("the host is not valid"))?;
         headers::request(&mut head.headers, host, &self.worker.shared.via);

@@ -1,6 +1,7 @@
 //! From a checked model to a snapshot in force, at the start and at every reload.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use crate::model::{Listener, Model, Name, Roots, Tracing};
 use crate::oauth::{ClientError, HttpClients, TokenEndpoint};
 use crate::snapshot::{Snapshot, TlsProfiles};
 use crate::tasks::Tasks;
+use crate::telemetry::audit::{Audit, Prepared};
 use crate::telemetry::events::Events;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::{CertificateUse, Metrics};
@@ -30,6 +32,8 @@ pub enum WiringError {
     Client { connection: Name, source: ClientError },
     #[error("tracing: {0}")]
     Tracing(#[from] TracingError),
+    #[error("the audit cannot be opened: {0}; give another file under audit.to")]
+    Audit(#[from] io::Error),
     #[error("the configuration could not be read to its end; this is a bug")]
     Panicked,
 }
@@ -52,6 +56,7 @@ pub struct Parts {
     pub cache: Arc<TokenCache>,
     pub access: Arc<Access>,
     pub events: Events,
+    pub audit: Audit,
     /// Real addresses of our listeners.
     pub listeners: Vec<Listener>,
 }
@@ -67,23 +72,27 @@ impl Wiring {
     /// Puts the first configuration into force; also gives the slots of its active connections.
     pub fn start(parts: Parts, model: &Model) -> Result<(Wiring, Vec<Arc<TokenSlot>>), WiringError> {
         let mut profiles = TlsProfiles::default();
+        let audit = parts.audit(model)?;
+        parts.audit.follow(audit);
         let (snapshot, slots) = parts.build(model, &mut profiles, None)?;
         parts.metrics.certificates(&certificates(model));
         let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
         Ok((Wiring { parts, snapshot, profiles: Mutex::new(profiles) }, slots))
     }
 
-    /// Puts another one into force. Requests that have begun end under the old one.
-    pub fn apply(&self, model: &Model) -> Result<(), WiringError> {
+    /// Puts another one into force, all but its audit, which is given back. Requests that have begun end under the old one.
+    pub fn apply(&self, model: &Model) -> Result<(Differences, Prepared), WiringError> {
         let mut profiles = self.profiles.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.snapshot.load_full();
+        let audit = self.parts.audit(model)?;
         let (snapshot, slots) = self.parts.build(model, &mut profiles, Some(&before.dialer))?;
         self.snapshot.store(Arc::new(snapshot));
         self.parts.cache.retain(&slots);
         self.parts.access.follow(model);
         self.parts.metrics.certificates(&certificates(model));
         profiles.sweep();
-        Ok(())
+        let before = before.connections.iter().map(|bound| &bound.connection);
+        Ok((Differences::of(before, &model.connections), audit))
     }
 
     /// Tells what is in force.
@@ -93,7 +102,37 @@ impl Wiring {
     }
 }
 
+/// Names of connections by which two configurations differ.
+#[derive(Debug, Default)]
+pub struct Differences {
+    pub added: Vec<String>,
+    pub changed: Vec<String>,
+    pub removed: Vec<String>,
+}
+
+impl Differences {
+    fn of<'a>(before: impl Iterator<Item = &'a Arc<Connection>>, after: &[Arc<Connection>]) -> Differences {
+        let mut before: HashMap<&Name, &Arc<Connection>> =
+            before.map(|connection| (&connection.name, connection)).collect();
+        let mut differences = Differences::default();
+        for connection in after {
+            match before.remove(&connection.name) {
+                None => differences.added.push(connection.name.to_string()),
+                Some(old) if old != connection => differences.changed.push(connection.name.to_string()),
+                Some(_) => {}
+            }
+        }
+        differences.removed = before.into_keys().map(Name::to_string).collect();
+        differences.removed.sort_unstable();
+        differences
+    }
+}
+
 impl Parts {
+    fn audit(&self, model: &Model) -> io::Result<Prepared> {
+        self.audit.prepare(&model.audit, |writer| self.tasks.thread("audit".to_owned(), writer))
+    }
+
     fn build(
         &self,
         model: &Model,

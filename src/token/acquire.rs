@@ -17,6 +17,7 @@ use crate::model::connection::Connection;
 use crate::model::token::{AccessToken, TokenKey, TokenSet};
 use crate::oauth::{Failure, TokenEndpoint};
 use crate::store::{Store, StoreError, StoredToken};
+use crate::telemetry::audit::{Audit, Cause, Refresh};
 use crate::telemetry::metrics::Metrics;
 
 /// What a lease is waited for beyond the longest call that its holder may make.
@@ -42,6 +43,7 @@ pub(super) struct Acquirer {
     pub gate: Arc<Semaphore>,
     pub clock: Clock,
     pub metrics: Metrics,
+    pub audit: Audit,
 }
 
 /// How the token of one slot is obtained.
@@ -58,11 +60,12 @@ pub(super) enum AcquireError {
 }
 
 impl Acquirer {
-    /// The next token. `current` is the one in use: finding only that in the store is no news.
+    /// The next token, asked for because of `cause`. `current` is the one in use: finding only that in the store is no news.
     pub async fn acquire(
         &self,
         definition: &Definition,
         current: Option<&AccessToken>,
+        cause: &Cause,
     ) -> Result<StoredToken, AcquireError> {
         let connection = &definition.connection;
         if let Some(stored) = self.stored(connection, current).await? {
@@ -74,7 +77,7 @@ impl Acquirer {
         if let Some(stored) = self.stored(connection, current).await? {
             return Ok(stored);
         }
-        let token = self.ask(definition).await.map_err(AcquireError::Server)?;
+        let token = self.ask(definition, cause).await.map_err(AcquireError::Server)?;
         if let Err(error) = self.store.save(&self.key, token.clone(), &*lease).await {
             tracing::error!(connection = %self.key.connection, profile = %self.key.profile, %error,
                 "the token could not be saved; it is used all the same");
@@ -99,7 +102,7 @@ impl Acquirer {
         Ok(stored.filter(fresh))
     }
 
-    async fn ask(&self, definition: &Definition) -> Result<StoredToken, Failure> {
+    async fn ask(&self, definition: &Definition, cause: &Cause) -> Result<StoredToken, Failure> {
         let own = &definition.connection;
         // Lifetimes count from when the request leaves: the answer may have been long on its way.
         let obtained = self.clock.now();
@@ -110,10 +113,30 @@ impl Acquirer {
         let grant = own.grant.as_str();
         self.metrics.token_requests.with_label_values(&[connection, profile, grant, outcome]).inc();
         self.metrics.token_request_duration.with_label_values(&[connection]).observe(took.as_secs_f64());
+        self.record(grant, outcome, answer.as_ref().err(), cause);
         let answer = answer?;
         let lifetime = answer.expires_in.unwrap_or(own.lifetimes.default_token_lifetime);
         let (access_token, scopes) = (answer.access_token, answer.scopes);
         let (identity, origins) = (own.identity(), Arc::new(own.origins()));
         Ok(StoredToken { identity, origins, access_token, obtained, lifetime, scopes })
+    }
+
+    fn record(&self, grant: &str, outcome: &str, failure: Option<&Failure>, cause: &Cause) {
+        let error = failure.map(|failure| match failure {
+            Failure::Retryable { reason, .. } => reason.to_string(),
+            Failure::Permanent(refusal) => refusal.error.clone(),
+        });
+        let (user, from) = cause.person().map(|person| (person.user.as_str(), person.from)).unzip();
+        let record = Refresh {
+            connection: self.key.connection.as_str(),
+            profile: self.key.profile.as_str(),
+            grant,
+            outcome,
+            error: error.as_deref(),
+            cause: cause.as_str(),
+            user,
+            from,
+        };
+        self.audit.now().refresh(self.clock.now().wall, &record);
     }
 }

@@ -11,9 +11,11 @@ use futures_util::FutureExt;
 use super::acquire::{AcquireError, Acquirer};
 use super::schedule::{self, Step};
 use super::slot::{Granted, InjectedToken, SlotState, TokenSlot, Trouble};
+use crate::clock::Now;
 use crate::model::connection::Connection;
 use crate::oauth::Failure;
 use crate::store::StoredToken;
+use crate::telemetry::audit::Cause;
 use crate::telemetry::events::{Event, Events};
 
 const AFTER_PANIC: Duration = Duration::from_secs(10);
@@ -33,22 +35,25 @@ impl Refresher {
     }
 
     async fn refresh(&self) {
+        let mut demanded = false;
         while !self.slot.is_closed() {
-            let state = self.slot.state();
-            let forced = self.slot.is_forced(&state);
-            match schedule::next(&state, self.acquirer.clock.now(), forced, fastrand::f64()) {
-                Step::Acquire => self.attempt(&state).await,
-                Step::Wait(span) => {
-                    let _ = tokio::time::timeout(span, self.slot.demanded()).await;
+            let (state, now) = (self.slot.state(), self.acquirer.clock.now());
+            let forced = self.slot.forced(&state);
+            match schedule::next(&state, now, forced.is_some(), fastrand::f64()) {
+                Step::Acquire => {
+                    let cause = forced.unwrap_or_else(|| cause(&state, now, demanded));
+                    self.attempt(&state, &cause).await;
+                    demanded = false;
                 }
+                Step::Wait(span) => demanded = tokio::time::timeout(span, self.slot.demanded()).await.is_ok(),
             }
         }
     }
 
-    async fn attempt(&self, before: &SlotState) {
+    async fn attempt(&self, before: &SlotState, cause: &Cause) {
         let current = before.token.as_ref().map(|token| &token.access_token);
         let definition = self.acquirer.definition.load_full();
-        match self.acquirer.acquire(&definition, current).await {
+        match self.acquirer.acquire(&definition, current, cause).await {
             Ok(token) => self.succeed(before, &definition.connection, token),
             // What failed is no longer the definition: the present one has yet to be tried.
             Err(_) if !Arc::ptr_eq(&definition, &self.acquirer.definition.load()) => {}
@@ -105,5 +110,50 @@ impl Refresher {
         let trouble = Trouble { at: now, permanent, outcome, error, description, retry_at, failures };
         self.slot.publish(before.token.clone(), Some(trouble));
         self.events.tell(now.wall, event);
+    }
+}
+
+/// What asks for the next token where nobody forces it.
+fn cause(state: &SlotState, now: Now, demanded: bool) -> Cause {
+    match &state.token {
+        None if state.trouble.is_none() => Cause::Start,
+        token if demanded && !token.as_ref().is_some_and(|token| token.is_usable(now)) => Cause::Demand,
+        _ => Cause::Due,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::token::AccessToken;
+
+    const NOW: Now = Now { boot: Duration::from_secs(100), wall: Duration::from_secs(1_000_000) };
+
+    fn token(lifetime: Duration) -> Option<Arc<InjectedToken>> {
+        let connection = Connection::sample("crm");
+        let granted = Granted { obtained: NOW, scopes: Vec::new() };
+        let end = NOW.plus(lifetime);
+        let (token, origins) = (AccessToken::parse("t").unwrap(), Arc::new(connection.origins()));
+        Some(Arc::new(InjectedToken::new(1, token, origins, granted, (end, end, end))))
+    }
+
+    fn trouble() -> Option<Trouble> {
+        let (outcome, error) = ("unavailable", "timeout".to_owned());
+        Some(Trouble { at: NOW, permanent: false, outcome, error, description: None, retry_at: NOW, failures: 1 })
+    }
+
+    #[test]
+    fn what_asks_is_the_start_the_time_or_a_request() {
+        let check = |token, trouble, demanded, expected| {
+            assert_eq!(cause(&SlotState { token, trouble, attempts: 0 }, NOW, demanded), expected);
+        };
+        let (over, usable) = (token(Duration::ZERO), token(Duration::from_secs(1)));
+        check(None, None, false, Cause::Start);
+        check(None, None, true, Cause::Start);
+        check(None, trouble(), false, Cause::Due);
+        check(None, trouble(), true, Cause::Demand);
+        check(over.clone(), None, true, Cause::Demand);
+        check(over, None, false, Cause::Due);
+        check(usable, None, true, Cause::Due);
     }
 }

@@ -20,6 +20,7 @@ use crate::clock::{Clock, Now};
 use crate::model::connection::OriginSet;
 use crate::model::origin::Origin;
 use crate::model::token::{AccessToken, TokenKey};
+use crate::telemetry::audit::{Cause, Person};
 pub use refresh::NotRefreshed;
 
 /// One token may be forced to refresh by a rejection this often.
@@ -113,6 +114,8 @@ struct Rejection {
     /// On the boot clock.
     asked_at: Option<Duration>,
     pending: bool,
+    /// Who asked first, if not a request.
+    person: Option<Person>,
 }
 
 impl InjectedToken {
@@ -242,7 +245,7 @@ impl TokenSlot {
         if let Some(token) = newer(&before) {
             return Some(token).filter(|token| token.is_usable(clock.now()));
         }
-        if before.standing_trouble(clock.now()).is_some() || !self.ask_for_refresh(generation, clock.now()) {
+        if before.standing_trouble(clock.now()).is_some() || !self.ask_for_refresh(generation, clock.now(), None) {
             return None;
         }
         self.demand.notify_one();
@@ -262,7 +265,7 @@ impl TokenSlot {
     }
 
     /// Joins the forced refresh that is under way, or starts one if none was asked for lately.
-    fn ask_for_refresh(&self, generation: u64, now: Now) -> bool {
+    fn ask_for_refresh(&self, generation: u64, now: Now, person: Option<&Person>) -> bool {
         let mut rejection = self.rejection.lock().unwrap_or_else(PoisonError::into_inner);
         if rejection.pending && rejection.generation == generation {
             return true;
@@ -270,7 +273,7 @@ impl TokenSlot {
         if rejection.asked_at.is_some_and(|asked| now.boot < asked + FORCED_EVERY) {
             return false;
         }
-        *rejection = Rejection { generation, asked_at: Some(now.boot), pending: true };
+        *rejection = Rejection { generation, asked_at: Some(now.boot), pending: true, person: person.cloned() };
         true
     }
 
@@ -291,10 +294,12 @@ impl TokenSlot {
         self.demand.notify_one();
     }
 
-    /// For the refresher: is a refresh of the current token being forced?
-    pub(super) fn is_forced(&self, state: &SlotState) -> bool {
+    /// For the refresher: what forces a refresh of the current token, if anything does.
+    pub(super) fn forced(&self, state: &SlotState) -> Option<Cause> {
         let rejection = self.rejection.lock().unwrap_or_else(PoisonError::into_inner);
-        rejection.pending && state.token.as_ref().is_some_and(|token| token.generation == rejection.generation)
+        let current = state.token.as_ref().is_some_and(|token| token.generation == rejection.generation);
+        let cause = || rejection.person.clone().map_or(Cause::Rejected, Cause::Person);
+        (rejection.pending && current).then(cause)
     }
 
     /// For the refresher: returns when some request wants an answer.

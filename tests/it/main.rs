@@ -11,6 +11,7 @@ mod rig {
 
 mod admin;
 mod answers;
+mod audit;
 mod callers;
 mod clients;
 mod commands;

@@ -68,7 +68,7 @@ impl Sidecar {
             .env("STATE_DIRECTORY", dir.path().join("state"))
             .envs(environment.iter().cloned())
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(std::fs::File::create(dir.path().join("stdout")).expect("a file"))
             .stderr(Stdio::piped())
             .spawn()
             .expect("the program starts");
@@ -77,8 +77,10 @@ impl Sidecar {
         let addresses = Arc::<Mutex<HashMap<String, SocketAddr>>>::default();
         let found = addresses.clone();
         tokio::spawn(async move {
-            let mut reader = BufReader::new(stderr).lines();
-            while let Ok(Some(line)) = reader.next_line().await {
+            let (mut reader, mut bytes) = (BufReader::new(stderr), Vec::new());
+            while reader.read_until(b'\n', &mut bytes).await.is_ok_and(|count| count > 0) {
+                let line = String::from_utf8_lossy(bytes.strip_suffix(b"\n").unwrap_or(&bytes)).into_owned();
+                bytes.clear();
                 let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
                 if event["message"] == "listening" {
                     let name = event["listener"].as_str().unwrap_or_default().to_owned();
@@ -127,6 +129,11 @@ impl Sidecar {
     /// Everything on stderr so far.
     pub fn log(&self) -> String {
         self.lines.borrow().join("\n")
+    }
+
+    /// Everything on stdout so far.
+    pub fn stdout(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("stdout")).expect("a file")
     }
 
     /// Waits for a line that holds `text`.
