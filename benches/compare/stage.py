@@ -128,6 +128,8 @@ class Stage:
         return self
 
     def __exit__(self, *_):
+        # A second signal must not leave half of it running.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         for proxy in reversed(self.running):
             proxy.stop()
         shutil.rmtree(self.dir, ignore_errors=True)
@@ -157,7 +159,9 @@ class Stage:
 
     def start(self, name, template, command, port, cores, **more):
         """Starts a program with its template filled; it is ready when its port answers."""
-        path = self.dir / f"{name}{Path(template).suffix}"
+        # A directory of its own, because Keybearer watches the one of its configuration.
+        path = self.dir / "config" / name / template
+        path.parent.mkdir(parents=True)
         path.write_text(Template((HERE / template).read_text()).substitute(self.values, name=name, port=port, **more))
         log = self.dir / f"{name}.out"
         pin = ["taskset", "-c", cores] if cores else []
@@ -222,7 +226,7 @@ class Stage:
 
 
 def nginx_command(path):
-    return [shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin"), "-p", str(path.parent), "-c", str(path)]
+    return [shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin"), "-p", str(path.parent), "-e", "stderr", "-c", str(path)]
 
 
 def haproxy_command(path):
