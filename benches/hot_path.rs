@@ -20,6 +20,7 @@ use keybearer::oauth::Failure;
 use keybearer::router::{Callers, Router};
 use keybearer::store::MemoryStore;
 use keybearer::tasks::Tasks;
+use keybearer::telemetry::audit::Audit;
 use keybearer::telemetry::events::Events;
 use keybearer::telemetry::metrics::Metrics;
 use keybearer::token::{TokenCache, TokenSource};
@@ -63,7 +64,7 @@ fn compare(routes: usize) {
     let clock = Clock::system();
     let metrics = Metrics::new().expect("metrics");
     let (store, tasks) = (Arc::new(MemoryStore::default()), Tasks::default());
-    let cache = TokenCache::new(store, clock.clone(), tasks, metrics, Events::default());
+    let cache = TokenCache::new(store, clock.clone(), tasks, metrics, Events::default(), Audit::default());
     let slot = runtime.block_on(async {
         let slot = cache.ensure(&connections[routes / 2], Box::new(Fixed));
         slot.attempted(1).await;

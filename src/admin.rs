@@ -12,7 +12,6 @@ mod events;
 mod openapi;
 mod problem;
 mod secrets;
-mod time;
 mod token_file;
 mod trial;
 mod view;
@@ -40,6 +39,7 @@ use crate::clock::Clock;
 use crate::config::Problem;
 use crate::snapshot::Snapshot;
 use crate::tasks::Tasks;
+use crate::telemetry::audit::{Audit, Person};
 use crate::telemetry::events::Events;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
@@ -64,8 +64,12 @@ pub enum Reloaded {
     Failed(String),
 }
 
-/// Whoever asks for a reload gets the answer back.
-pub type ReloadSender = mpsc::Sender<oneshot::Sender<Reloaded>>;
+/// A reload that a person asks for, and where the answer goes.
+#[derive(Debug)]
+pub struct ReloadAsked {
+    pub by: Person,
+    pub answer: oneshot::Sender<Reloaded>,
+}
 
 /// What these listeners tell about.
 #[derive(Clone)]
@@ -77,15 +81,19 @@ pub struct Admin {
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     pub access: Arc<Access>,
     pub events: Events,
+    pub audit: Audit,
     /// Places for those that listen to events.
     pub listeners: Arc<Semaphore>,
     /// `None`: there is no file to reload.
-    pub reload: Option<ReloadSender>,
+    pub reload: Option<mpsc::Sender<ReloadAsked>>,
 }
 
-/// The address at which a connection arrived.
+/// Both ends of a connection.
 #[derive(Debug, Clone, Copy)]
-struct Arrived(SocketAddr);
+struct Arrived {
+    at: SocketAddr,
+    from: SocketAddr,
+}
 
 impl Admin {
     /// `/livez`, `/readyz` and `/metrics`.
@@ -98,11 +106,11 @@ impl Admin {
     }
 
     /// Has the configuration read again, if there is a file; nobody waits for the outcome, which is in the log.
-    fn read_again(&self) {
+    fn read_again(&self, asker: &auth::Asker) {
         if let Some(reload) = &self.reload {
             let (answer, _) = oneshot::channel();
             // A full queue means that it is about to be read anyway.
-            let _ = reload.try_send(answer);
+            let _ = reload.try_send(ReloadAsked { by: asker.person(), answer });
         }
     }
 
@@ -148,14 +156,17 @@ pub fn serve(tasks: &Tasks, listener: TcpListener, router: Router) -> io::Result
     tasks.spawn("admin", async move {
         loop {
             let Ok(place) = places.clone().acquire_owned().await else { return };
-            let accepted = listener.accept().await.and_then(|(stream, _)| Ok((stream.local_addr()?, stream)));
+            let accepted = listener
+                .accept()
+                .await
+                .and_then(|(stream, from)| Ok((Arrived { at: stream.local_addr()?, from }, stream)));
             let Ok((arrived, stream)) = accepted else {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
             let service = service.clone();
             let service = service_fn(move |mut request: Request<Incoming>| {
-                request.extensions_mut().insert(Arrived(arrived));
+                request.extensions_mut().insert(arrived);
                 service.call(request)
             });
             let mut builder = http1::Builder::new();

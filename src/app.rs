@@ -8,6 +8,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use http::HeaderValue;
@@ -26,6 +27,7 @@ use crate::reload::{Parts, Reloader, Wiring, WiringError};
 use crate::store::MemoryStore;
 use crate::tasks::{Phase, Tasks};
 use crate::telemetry::Logging;
+use crate::telemetry::audit::Audit;
 use crate::telemetry::events::Events;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
@@ -54,6 +56,12 @@ const REST: Duration = Duration::from_secs(2);
 /// Reloads that may wait for one under way.
 const RELOADS_WAITING_MAX: usize = 8;
 
+/// How long the collector of traces may hold up the end of the program.
+const TRACES_FLUSH: Duration = Duration::from_secs(2);
+/// How long the workers take at most to drop what they serve.
+const STOP_WAIT: Duration = Duration::from_secs(1);
+/// The last records may take so long to reach their file.
+const AUDIT_WAIT: Duration = Duration::from_secs(5);
 /// The file to reload, and what a reload works with.
 pub struct Source {
     pub path: PathBuf,
@@ -107,8 +115,9 @@ impl App {
         }
         system::raise_open_files(loaded.model.limits.downstream_connections);
         let (clock, metrics, health) = (Clock::system(), Metrics::new()?, Arc::new(Health::default()));
-        let (store, events) = (Arc::new(MemoryStore::default()), Events::default());
-        let cache = TokenCache::new(store, clock.clone(), tasks.clone(), metrics.clone(), events.clone());
+        let (store, events, audit) = (Arc::new(MemoryStore::default()), Events::default(), Audit::default());
+        let (own_clock, own_tasks, own_metrics) = (clock.clone(), tasks.clone(), metrics.clone());
+        let cache = TokenCache::new(store, own_clock, own_tasks, own_metrics, events.clone(), audit.clone());
         let (cache, access) = (Arc::new(cache), Arc::new(Access::new(&loaded.model)));
         let parts = Parts {
             clock: clock.clone(),
@@ -118,6 +127,7 @@ impl App {
             cache: cache.clone(),
             access: access.clone(),
             events: events.clone(),
+            audit: audit.clone(),
             listeners: self.listeners,
         };
         let (wiring, slots) = Wiring::start(parts, &loaded.model)?;
@@ -131,6 +141,7 @@ impl App {
             snapshot: wiring.snapshot.clone(),
             access,
             events,
+            audit: audit.clone(),
             listeners: Arc::new(Semaphore::new(admin::LISTENERS_MAX)),
             reload: self.source.is_some().then_some(reload),
         };
@@ -148,6 +159,7 @@ impl App {
             clock,
             tasks: tasks.clone(),
             metrics,
+            audit,
             via: HeaderValue::try_from(via).map_err(|_| io::Error::other("no name for Via"))?,
             gates: Arc::default(),
             tunnels: Arc::new(AtomicUsize::new(0)),
@@ -175,11 +187,17 @@ async fn settle(slots: Vec<Arc<TokenSlot>>, wait: Duration, health: Arc<Health>)
     system::ready();
 }
 
+async fn all_finished(threads: &[JoinHandle<()>]) {
+    while threads.iter().any(|thread| !thread.is_finished()) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 struct Running {
     tasks: Tasks,
     health: Arc<Health>,
     cache: Arc<TokenCache>,
-    threads: Vec<std::thread::JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
     shared: Arc<Shared>,
 }
 
@@ -190,17 +208,20 @@ impl Running {
         system::stopping();
         self.health.draining();
         self.tasks.enter(Phase::Drain);
-        let finished = async {
-            while self.threads.iter().any(|thread| !thread.is_finished()) {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
         let end = Instant::now() + self.shared.snapshot.load().timeouts.drain;
-        if tokio::time::timeout_at(end, finished).await.is_err() {
+        if tokio::time::timeout_at(end, all_finished(&self.threads)).await.is_err() {
             tracing::warn!("timeouts.drain has passed; what is still in flight is cut off");
         }
         self.cache.rest(end.saturating_duration_since(Instant::now()).max(REST)).await;
+        let tracer = self.shared.snapshot.load().tracer.clone();
+        tracer.flush(TRACES_FLUSH).await;
         self.tasks.enter(Phase::Stop);
+        // What was cut off just now has a record too.
+        let _ = tokio::time::timeout(STOP_WAIT, all_finished(&self.threads)).await;
+        let writers = self.shared.audit.close();
+        if tokio::time::timeout(AUDIT_WAIT, all_finished(&writers)).await.is_err() {
+            tracing::error!("the audit could not be written to its end in time");
+        }
         tracing::info!("stopped");
     }
 }

@@ -122,6 +122,8 @@ fn assemble(source: &Source, mut sink: Sink) -> Result<Loaded, Problems> {
         timeouts: settings.timeouts,
         limits: settings.limits,
         log: settings.log,
+        tracing: settings.tracing,
+        audit: settings.audit,
         connections,
     };
     Ok(Loaded { model, warnings, files, directories, fingerprint })

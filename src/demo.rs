@@ -57,6 +57,7 @@ impl Demo {
                 "listeners: {{proxy: \"{proxy}\", admin: \"{admin}\"}}\n\
                  admin: {{users: [{{name: demo, role: viewer, token: \"{nobody}\"}}]}}\n\
                  log: {{level: warn, format: text}}\n\
+                 audit: {{to: off}}\n\
                  hosts: {{{API}: \"{api}\"}}\n\
                  connections:\n\
                  - name: demo\n  \

@@ -7,6 +7,7 @@ pub mod access;
 pub mod connection;
 pub mod origin;
 pub mod secret;
+pub mod time;
 pub mod token;
 
 use std::fmt;
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use rustls::pki_types::CertificateDer;
+use url::Url;
 
 pub use access::{AdminAccess, Role, User};
 use connection::Connection;
@@ -48,6 +50,9 @@ pub struct Model {
     pub timeouts: Timeouts,
     pub limits: Limits,
     pub log: Log,
+    /// `None`: no traces.
+    pub tracing: Option<Tracing>,
+    pub audit: Audit,
     pub connections: Vec<Arc<Connection>>,
 }
 
@@ -206,6 +211,15 @@ pub struct Log {
     pub requests: LogRequests,
 }
 
+/// Where traces go.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tracing {
+    /// Takes OTLP over HTTP; the whole URL.
+    pub collector: Url,
+    /// Of the traces that begin here, the part that is recorded: 0 to 1.
+    pub sample: f64,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LogLevel {
     Error,
@@ -233,6 +247,17 @@ pub enum LogRequests {
     #[default]
     Errors,
     All,
+}
+
+/// Where it is recorded who used, was denied, refreshed or changed what.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Audit {
+    Off,
+    /// Among the lines of the log.
+    #[default]
+    Log,
+    /// JSON lines in a file of their own.
+    File(PathBuf),
 }
 
 /// A name from the configuration: `[a-z0-9][a-z0-9_-]{0,62}`. Safe as a label, in a URL and in a log.

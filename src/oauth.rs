@@ -19,13 +19,15 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use oauth2::basic::BasicErrorResponse;
 use oauth2::{AsyncHttpClient, HttpRequest, HttpResponse, RequestTokenError};
 use url::{Url, form_urlencoded};
 
+use crate::clock::Clock;
 use crate::model::connection::Connection;
 use crate::model::token::{RefreshToken, TokenSet};
+use crate::telemetry::traces::{Span, Tracer};
 
 use client_auth::Proof;
 use failure::Posted;
@@ -51,6 +53,7 @@ pub struct TokenEndpoint {
     url: Url,
     http: reqwest::Client,
     oauth: grant::Client,
+    tracer: Tracer,
     /// Which of the client secrets worked last.
     preferred: AtomicUsize,
 }
@@ -60,7 +63,8 @@ impl TokenEndpoint {
         let http = clients.get(connection.authorization_server.trust.as_ref())?;
         let url = transport::without_userinfo(&connection.token_url);
         let oauth = grant::client(&connection.client_id, &url);
-        Ok(TokenEndpoint { connection, url, http, oauth, preferred: AtomicUsize::new(0) })
+        let tracer = clients.tracer.clone();
+        Ok(TokenEndpoint { connection, url, http, oauth, tracer, preferred: AtomicUsize::new(0) })
     }
 
     /// One token request by the connection's own grant; a grant that needs a person is refused without asking. Of several
@@ -115,15 +119,37 @@ impl TokenEndpoint {
         *request.headers_mut() = headers;
         *request.body_mut() = Some(body.into());
 
+        let span = self.tracer.root(&http::Method::POST, || Clock::system().now().wall);
         let answer = transport::send(&self.http, request).await;
         let _in_span = tracing::warn_span!("token_answer", connection = %self.connection.name).entered();
-        match answer {
+        let status = answer.as_ref().ok().map(|answer| answer.status);
+        let token = match answer {
             Ok(answer) => response::read(&answer, posted),
             Err(fault) => {
                 let detail = Some(fault.detail).filter(|detail| !detail.is_empty());
                 Err(Failure::Retryable { reason: fault.reason, retry_after: None, detail })
             }
+        };
+        if let Some(span) = span {
+            self.end(span, status, token.as_ref().err());
         }
+        token
+    }
+
+    fn end(&self, mut span: Span, status: Option<StatusCode>, failure: Option<&Failure>) {
+        span.set("url.scheme", self.url.scheme().to_owned());
+        span.set("url.path", self.url.path().to_owned());
+        span.set("server.address", self.url.host_str().unwrap_or_default().to_owned());
+        span.set("server.port", i64::from(self.url.port_or_known_default().unwrap_or(0)));
+        span.set("keybearer.connection", self.connection.name.to_string());
+        span.set("keybearer.profile", "default");
+        if let Some(status) = status {
+            span.set("http.response.status_code", i64::from(status.as_u16()));
+        }
+        if let Some(failure) = failure {
+            span.fail(failure.outcome().as_str());
+        }
+        span.end();
     }
 }
 

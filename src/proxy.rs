@@ -15,6 +15,7 @@ mod exchange;
 mod headers;
 mod inject;
 mod report;
+mod spans;
 mod target;
 mod tunnel;
 mod upstream;

@@ -12,15 +12,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
-use crate::admin::Reloaded;
+use crate::admin::{ReloadAsked, Reloaded};
 use crate::config::{self, Loaded, Problems};
 use crate::model::secret::Vault;
 use crate::model::{Listeners, StoreSettings};
+use crate::telemetry::audit::{Change, Prepared};
 use crate::telemetry::events::Event;
 use crate::telemetry::{Logging, system};
 use watch::Watch;
+use wiring::Differences;
 pub use wiring::{Parts, Wiring, WiringError};
 
 /// What a running program cannot change.
@@ -61,11 +63,20 @@ enum Outcome {
     /// In force; the keys named need a restart.
     Applied {
         restart_required: Vec<&'static str>,
+        differences: Differences,
     },
     /// The files hold what is in force already.
     Unchanged,
     Refused(Problems),
     Failed(WiringError),
+}
+
+/// What asked for a reload.
+#[derive(Debug)]
+enum Cause {
+    Signal,
+    File,
+    Person(ReloadAsked),
 }
 
 /// Reloads one configuration file with all that belongs to it.
@@ -80,7 +91,9 @@ pub struct Reloader {
     fingerprint: String,
     watch: Watch,
     /// Those that ask through the API.
-    asked: mpsc::Receiver<oneshot::Sender<Reloaded>>,
+    asked: mpsc::Receiver<ReloadAsked>,
+    /// Of the configuration in force, but not followed yet.
+    audit: Option<Prepared>,
 }
 
 impl Reloader {
@@ -90,10 +103,11 @@ impl Reloader {
         loaded: &Loaded,
         wiring: Wiring,
         logging: Logging,
-        asked: mpsc::Receiver<oneshot::Sender<Reloaded>>,
+        asked: mpsc::Receiver<ReloadAsked>,
     ) -> Reloader {
         let (fixed, fingerprint) = (Fixed::of(loaded), loaded.fingerprint.clone());
-        Reloader { path, vault, wiring, logging, fixed, fingerprint, watch: Watch::new(watched(loaded)), asked }
+        let watch = Watch::new(watched(loaded), wiring.parts.audit.clone());
+        Reloader { path, vault, wiring, logging, fixed, fingerprint, watch, asked, audit: None }
     }
 
     /// Reloads on SIGHUP, when the files change and when the API is asked to, until the task is stopped.
@@ -106,28 +120,32 @@ impl Reloader {
         let outcome = self.reload().await;
         if !matches!(outcome, Outcome::Unchanged) {
             tell(&outcome);
+            self.record(&outcome, &Cause::File);
         }
         loop {
-            let asker = tokio::select! {
-                _ = hangup.recv() => None,
-                () = self.watch.changed() => None,
-                Some(asker) = self.asked.recv() => Some(asker),
+            let cause = tokio::select! {
+                _ = hangup.recv() => Cause::Signal,
+                () = self.watch.changed() => Cause::File,
+                Some(asked) = self.asked.recv() => Cause::Person(asked),
             };
             system::reloading();
             let outcome = self.reload().await;
             tell(&outcome);
             self.announce(&outcome);
+            self.record(&outcome, &cause);
             system::ready();
-            if let Some(asker) = asker {
+            match cause {
                 // Whoever asked may have gone.
-                let _ = asker.send(outcome.into());
+                Cause::Person(asked) => drop(asked.answer.send(outcome.into())),
+                Cause::Signal => self.wiring.parts.audit.look(),
+                Cause::File => {}
             }
         }
     }
 
     fn announce(&self, outcome: &Outcome) {
         let event = match outcome {
-            Outcome::Applied { restart_required } => {
+            Outcome::Applied { restart_required, .. } => {
                 Event::ConfigurationReloaded { restart_required: restart_required.clone() }
             }
             Outcome::Unchanged => return,
@@ -135,6 +153,39 @@ impl Reloader {
             Outcome::Failed(_) => Event::ConfigurationRefused { problems: 1 },
         };
         self.wiring.parts.events.tell(self.wiring.parts.clock.now().wall, event);
+    }
+
+    /// In the audit as it was, and in the new one where that goes elsewhere: nobody switches it off unseen.
+    fn record(&mut self, outcome: &Outcome, cause: &Cause) {
+        let none = Differences::default();
+        let (word, differences, keys, problems) = match outcome {
+            Outcome::Applied { restart_required, differences } => ("applied", differences, &restart_required[..], None),
+            Outcome::Unchanged => return,
+            Outcome::Refused(problems) => ("refused", &none, &[][..], Some(problems.problems.len())),
+            Outcome::Failed(_) => ("failed", &none, &[][..], None),
+        };
+        let (cause, person) = match cause {
+            Cause::Signal => ("signal", None),
+            Cause::File => ("file", None),
+            Cause::Person(asked) => ("api", Some(&asked.by)),
+        };
+        let change = Change {
+            outcome: word,
+            cause,
+            user: person.map(|person| person.user.as_str()),
+            from: person.map(|person| person.from),
+            added: &differences.added,
+            changed: &differences.changed,
+            removed: &differences.removed,
+            restart_required: keys,
+            problems,
+        };
+        let Parts { audit, clock, .. } = &self.wiring.parts;
+        let at = clock.now().wall;
+        audit.now().change(at, &change);
+        if self.audit.take().is_some_and(|next| audit.follow(next)) {
+            audit.now().change(at, &change);
+        }
     }
 
     async fn reload(&mut self) -> Outcome {
@@ -155,24 +206,28 @@ impl Reloader {
         self.watch.follow(watched(&loaded));
         let restart_required = self.fixed.differing(&Fixed::of(&loaded));
         let unchanged = loaded.fingerprint == self.fingerprint;
+        let mut differences = Differences::default();
         if !unchanged {
-            if let Err(error) = self.wiring.apply(&loaded.model) {
-                self.wiring.parts.metrics.reload_refused();
-                return Outcome::Failed(error);
+            match self.wiring.apply(&loaded.model) {
+                Ok((found, audit)) => (differences, self.audit) = (found, Some(audit)),
+                Err(error) => {
+                    self.wiring.parts.metrics.reload_refused();
+                    return Outcome::Failed(error);
+                }
             }
             self.logging.change(loaded.model.log);
             self.wiring.parts.metrics.reload_applied();
         }
         self.wiring.in_force(&loaded.fingerprint, !restart_required.is_empty());
         self.fingerprint = loaded.fingerprint;
-        if unchanged { Outcome::Unchanged } else { Outcome::Applied { restart_required } }
+        if unchanged { Outcome::Unchanged } else { Outcome::Applied { restart_required, differences } }
     }
 }
 
 impl From<Outcome> for Reloaded {
     fn from(outcome: Outcome) -> Reloaded {
         match outcome {
-            Outcome::Applied { restart_required } => Reloaded::Applied { restart_required },
+            Outcome::Applied { restart_required, .. } => Reloaded::Applied { restart_required },
             Outcome::Unchanged => Reloaded::Unchanged,
             Outcome::Refused(problems) => Reloaded::Refused(problems.problems),
             Outcome::Failed(error) => Reloaded::Failed(error.to_string()),
@@ -182,10 +237,10 @@ impl From<Outcome> for Reloaded {
 
 fn tell(outcome: &Outcome) {
     match outcome {
-        Outcome::Applied { restart_required } if restart_required.is_empty() => {
+        Outcome::Applied { restart_required, .. } if restart_required.is_empty() => {
             tracing::info!("configuration reloaded");
         }
-        Outcome::Applied { restart_required } => {
+        Outcome::Applied { restart_required, .. } => {
             let keys = restart_required.join(" ");
             tracing::warn!(restart_required = keys, "configuration reloaded, but for what needs a restart");
         }

@@ -13,6 +13,7 @@ use crate::model::connection::{Connection, Route};
 use crate::model::{Caller, Limits, LogRequests, Model, Name, Roots, Timeouts, Unmatched};
 use crate::router::{CallerId, Callers, Router};
 use crate::telemetry::metrics::{InjectionCounters, Metrics};
+use crate::telemetry::traces::Tracer;
 use crate::tls::Trust;
 use crate::token::Slots;
 
@@ -29,6 +30,7 @@ pub struct Snapshot {
     pub timeouts: Timeouts,
     pub limits: Limits,
     pub log_requests: LogRequests,
+    pub tracer: Tracer,
 }
 
 /// A connection as it is in force, for whoever asks about it.
@@ -101,7 +103,7 @@ impl Snapshot {
         trust: &Trust,
         profiles: &mut TlsProfiles,
         dialer: Dialer,
-        metrics: &Metrics,
+        (metrics, tracer): (&Metrics, Tracer),
         slots: impl Fn(&Connection) -> Option<Slots>,
     ) -> Snapshot {
         let callers = CallerTable::new(model.callers.clone());
@@ -135,6 +137,7 @@ impl Snapshot {
             timeouts: model.timeouts.clone(),
             limits: model.limits.clone(),
             log_requests: model.log.requests,
+            tracer,
         }
     }
 }

@@ -3,14 +3,17 @@
 //! Holds: only our own events are logged, whatever the level: what libraries say at `trace` may hold headers and
 //! bodies. Text from the network goes through [`Clean`].
 
+pub mod audit;
 pub mod events;
 pub mod health;
 pub mod metrics;
 pub mod system;
+pub mod traces;
 
 use std::fmt::{self, Write as _};
 use std::io::IsTerminal;
 
+use serde::{Serialize, Serializer};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Layered, SubscriberExt};
@@ -53,7 +56,7 @@ impl Logging {
     }
 }
 
-/// Ours alone, down to the level.
+/// Ours alone, down to the level; what is the audit is written in any case.
 fn filter(log: Log) -> Targets {
     let level = match log.level {
         LogLevel::Error => LevelFilter::ERROR,
@@ -62,7 +65,7 @@ fn filter(log: Log) -> Targets {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    Targets::new().with_target("keybearer", level)
+    Targets::new().with_target("keybearer", level).with_target(audit::TARGET, level.max(LevelFilter::INFO))
 }
 
 fn lines(log: Log) -> Lines {
@@ -79,7 +82,14 @@ fn lines(log: Log) -> Lines {
     }
 }
 
-/// Shows text from outside on one line: control characters escaped, at most 200 characters.
+/// Characters that end a line, move the cursor or turn the direction of reading.
+pub fn misleads(c: char) -> bool {
+    let turns = matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' | '\u{61c}');
+    c.is_control() || turns
+}
+
+/// Shows text from outside on one line: what misleads is escaped, at most 200 characters.
+#[derive(Debug, Clone, Copy)]
 pub struct Clean<'a>(pub &'a str);
 
 impl fmt::Display for Clean<'_> {
@@ -88,13 +98,19 @@ impl fmt::Display for Clean<'_> {
             if position == 200 {
                 return f.write_char('…');
             }
-            if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}') {
+            if misleads(c) {
                 write!(f, "{}", c.escape_default())?;
             } else {
                 f.write_char(c)?;
             }
         }
         Ok(())
+    }
+}
+
+impl Serialize for Clean<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

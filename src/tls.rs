@@ -4,6 +4,7 @@
 //! Holds: certificates are always verified; nothing in the configuration can switch that off.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -62,6 +63,13 @@ pub fn read_roots(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, RootsError
         store.add(certificate.clone()).map_err(|_| RootsError::Certificate)?;
     }
     Ok(certificates)
+}
+
+/// The end of a certificate's validity (RFC 5280 §4.1.2.5), since the Unix epoch; `None` where it cannot be read.
+pub fn expiry(certificate: &CertificateDer<'_>) -> Option<Duration> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    // Before 1970 is over, too.
+    Some(Duration::from_secs(certificate.validity().not_after.timestamp().try_into().unwrap_or(0)))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -26,6 +26,7 @@ use crate::model::connection::{Connection, Identity, OriginSet, Tokens};
 use crate::model::token::{Subject, TokenKey};
 use crate::store::Store;
 use crate::tasks::Tasks;
+use crate::telemetry::audit::Audit;
 use crate::telemetry::events::Events;
 use crate::telemetry::metrics::Metrics;
 use acquire::{Acquirer, Definition};
@@ -64,6 +65,7 @@ struct Tools {
     events: Events,
     /// A permit for each attempt under way.
     under_way: Arc<Semaphore>,
+    audit: Audit,
 }
 
 struct Entry {
@@ -135,6 +137,7 @@ impl Maker {
             gate: self.gate.clone(),
             clock: tools.clock.clone(),
             metrics: tools.metrics.clone(),
+            audit: tools.audit.clone(),
             unsaved: Mutex::default(),
         };
         let refresher = Refresher {
@@ -151,14 +154,21 @@ impl Maker {
 
 impl TokenCache {
     /// Refreshers run on the current runtime.
-    pub fn new(store: Arc<dyn Store>, clock: Clock, tasks: Tasks, metrics: Metrics, events: Events) -> TokenCache {
+    pub fn new(
+        store: Arc<dyn Store>,
+        clock: Clock,
+        tasks: Tasks,
+        metrics: Metrics,
+        events: Events,
+        audit: Audit,
+    ) -> TokenCache {
         let under_way = Arc::new(Semaphore::new(UNDER_WAY_MAX as usize));
         TokenCache {
             entries: Mutex::default(),
             replaced: Mutex::default(),
             gates: Mutex::default(),
             subjects: InMemory::new(SUBJECTS_IN_MEMORY_MAX),
-            tools: Tools { store, clock, tasks, runtime: Handle::current(), metrics, events, under_way },
+            tools: Tools { store, clock, tasks, runtime: Handle::current(), metrics, events, under_way, audit },
         }
     }
 

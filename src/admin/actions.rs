@@ -18,9 +18,11 @@ use zeroize::Zeroizing;
 
 use super::auth::Asker;
 use super::problem::{Problem, bound, no_token};
-use super::{Admin, Reloaded, trial, view};
+use super::{Admin, ReloadAsked, Reloaded, trial, view};
 use crate::model::token::{RefreshToken, Subject, default_profile};
 use crate::snapshot::BoundConnection;
+use crate::telemetry::Clean;
+use crate::telemetry::audit::{self, Cause, Kind};
 use crate::token::slot::{NotImported, NotRefreshed, TokenSlot};
 
 const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -69,7 +71,7 @@ pub async fn refresh(
     let slot = which.slot(bound)?;
     tracing::info!(user = %asker.name, connection = %bound.connection.name, "a refresh is asked for");
     let deadline = Instant::now() + snapshot.timeouts.token_wait;
-    match slot.refresh_now(&admin.clock, deadline).await {
+    match slot.refresh_now(&admin.clock, deadline, Cause::Person(asker.person())).await {
         Ok(()) => Ok(Json(view::token(&slot, admin.clock.now()))),
         Err(NotRefreshed::TooSoon { retry_after }) => {
             let detail = "another token was forced less than ten seconds ago";
@@ -95,7 +97,7 @@ pub async fn import(
     })?;
     let slot = Which { profile, subject }.slot(bound)?;
     tracing::info!(user = %asker.name, connection = %bound.connection.name, "a refresh token is handed in");
-    match slot.import(token, Instant::now() + IMPORT_WAIT).await {
+    match slot.import(token, asker.person(), Instant::now() + IMPORT_WAIT).await {
         Ok(()) => Ok(Json(view::token(&slot, admin.clock.now()))),
         Err(NotImported::Busy) => {
             let problem = Problem::new(StatusCode::CONFLICT, "overloaded", "another token is being proven; ask again");
@@ -117,7 +119,25 @@ pub async fn test(
     let slot = subject_slot(bound, asked.subject.as_deref())?;
     let trial = trial::Trial::new(bound, asked)?;
     tracing::info!(user = %asker.name, connection = %bound.connection.name, "a test is asked for");
-    trial.run(&snapshot, &slot, &admin.clock).await.map(Json)
+    let (host, path, method) = (trial.host(), trial.path().to_owned(), trial.method().to_owned());
+    let (injected, profile) = (trial.injects(), default_profile());
+    let result = trial.run(&snapshot, &slot, &admin.clock).await;
+    let (status, code) = match &result {
+        Ok((status, _)) => (status.as_u16(), None),
+        Err(problem) => (problem.status().as_u16(), Some(problem.code())),
+    };
+    let record = audit::Request {
+        user: Some(asker.name.as_str()),
+        listener: Some("admin"),
+        connection: Some(bound.connection.name.as_str()),
+        profile: Some(profile.as_str()),
+        host: Some(Clean(&host)),
+        code,
+        injected: Some(injected),
+        ..audit::Request::new(asker.from, &method, &path, status)
+    };
+    admin.audit.now().admin(admin.clock.now().wall, Kind::Use, &record);
+    result.map(|(_, answer)| Json(answer))
 }
 
 pub async fn reload(
@@ -139,7 +159,7 @@ pub async fn reload(
     tracing::info!(user = %asker.name, "a reload is asked for");
     let (answer, answered) = oneshot::channel();
     let busy = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", "a reload is under way; look again");
-    sender.try_send(answer).map_err(|error| match error {
+    sender.try_send(ReloadAsked { by: asker.person(), answer }).map_err(|error| match error {
         mpsc::error::TrySendError::Full(_) => busy().retry_after(Duration::from_secs(1)),
         mpsc::error::TrySendError::Closed(_) => busy(),
     })?;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use axum::extract::{Request, State};
+use axum::extract::{OriginalUri, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -19,12 +19,23 @@ use super::{Admin, Arrived, token_file};
 use crate::model::origin::{Authority, Host};
 use crate::model::secret::SecretDigest;
 use crate::model::{AdminAccess, Model, Name, Role, User};
+use crate::telemetry::audit::{self, Kind, Person};
 
 const FILE: &str = "admin-token";
 /// Whom the token file makes its holder.
 const HOLDER: &str = "admin-token";
 /// One connection guesses at most so often.
 const AFTER_WRONG_TOKEN: Duration = Duration::from_millis(100);
+
+const HOST_UNKNOWN: &str = "host_unknown";
+const USER_UNKNOWN: &str = "user_unknown";
+const ROLE_TOO_LOW: &str = "role_too_low";
+/// What is a denial in the audit, each for one reason.
+const DENIED: [(StatusCode, &str); 3] = [
+    (StatusCode::MISDIRECTED_REQUEST, HOST_UNKNOWN),
+    (StatusCode::UNAUTHORIZED, USER_UNKNOWN),
+    (StatusCode::FORBIDDEN, ROLE_TOO_LOW),
+];
 
 /// The users and names in force; a reload replaces them.
 #[derive(Debug)]
@@ -38,6 +49,13 @@ pub struct Access {
 pub struct Asker {
     pub name: Name,
     pub role: Role,
+    pub from: SocketAddr,
+}
+
+impl Asker {
+    pub fn person(&self) -> Person {
+        Person { user: self.name.clone(), from: self.from }
+    }
 }
 
 impl Access {
@@ -71,7 +89,7 @@ impl Access {
         }
     }
 
-    fn user(&self, headers: &HeaderMap) -> Option<Asker> {
+    fn user(&self, headers: &HeaderMap, from: SocketAddr) -> Option<Asker> {
         let mut values = headers.get_all(header::AUTHORIZATION).iter();
         let (value, None) = (values.next()?.to_str().ok()?, values.next()) else { return None };
         let (scheme, token) = value.split_once(' ')?;
@@ -80,7 +98,7 @@ impl Access {
         // To the end: how long it takes tells nothing about whose token it is.
         let found = access.users.iter().fold(None, |found, user| if user.token == digest { Some(user) } else { found });
         let user = found.filter(|_| scheme.eq_ignore_ascii_case("Bearer"))?;
-        Some(Asker { name: user.name.clone(), role: user.role })
+        Some(Asker { name: user.name.clone(), role: user.role, from })
     }
 
     /// Is this one of the names that we answer to, at the address where the request arrived?
@@ -103,8 +121,11 @@ impl Access {
 
 /// Around every answer of the API: who asks is known before anything is said, and what is said is not kept.
 pub async fn guard(State(admin): State<Admin>, mut request: Request, next: Next) -> Response {
-    let mut response = match admit(&admin, &request) {
+    let (method, uri, arrived) = (request.method().clone(), whole_uri(&request), arrived(&request));
+    let mut user = None;
+    let mut response = match admit(&admin, &request, arrived) {
         Ok(asker) => {
+            user = Some(asker.name.clone());
             request.extensions_mut().insert(asker);
             next.run(request).await
         }
@@ -125,21 +146,39 @@ pub async fn guard(State(admin): State<Admin>, mut request: Request, next: Next)
     for (name, value) in HEADERS {
         response.headers_mut().insert(name, HeaderValue::from_static(value));
     }
+    if let Some(code) = DENIED.iter().find_map(|(status, code)| (*status == response.status()).then_some(*code)) {
+        let record = audit::Request {
+            user: user.as_ref().map(Name::as_str),
+            listener: Some("admin"),
+            code: Some(code),
+            ..audit::Request::new(arrived.from, method.as_str(), uri.path(), response.status().as_u16())
+        };
+        admin.audit.now().admin(admin.clock.now().wall, Kind::Denial, &record);
+    }
     response
 }
 
-fn admit(admin: &Admin, request: &Request) -> Result<Asker, Problem> {
+/// As it was before the router took the API's base away.
+fn whole_uri(request: &Request) -> Uri {
+    let whole = request.extensions().get::<OriginalUri>().map(|uri| &uri.0);
+    whole.unwrap_or(request.uri()).clone()
+}
+
+fn arrived(request: &Request) -> Arrived {
     let nowhere = SocketAddr::new(IpAddr::from([0, 0, 0, 0]), 0);
-    let arrived = request.extensions().get::<Arrived>().map_or(nowhere, |arrived| arrived.0);
-    if !admin.access.knows_host(request.uri(), request.headers(), arrived) {
+    request.extensions().get().copied().unwrap_or(Arrived { at: nowhere, from: nowhere })
+}
+
+fn admit(admin: &Admin, request: &Request, arrived: Arrived) -> Result<Asker, Problem> {
+    if !admin.access.knows_host(request.uri(), request.headers(), arrived.at) {
         let detail = "the Host header is neither this listener's address nor in `admin.hosts`";
-        return Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, "host_unknown", detail));
+        return Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, HOST_UNKNOWN, detail));
     }
-    if let Some(asker) = admin.access.user(request.headers()) {
+    if let Some(asker) = admin.access.user(request.headers(), arrived.from) {
         return Ok(asker);
     }
     let detail = "send `Authorization: Bearer <token>` with the token of a user, or the one in <state_dir>/admin-token";
-    Err(Problem::new(StatusCode::UNAUTHORIZED, "user_unknown", detail))
+    Err(Problem::new(StatusCode::UNAUTHORIZED, USER_UNKNOWN, detail))
 }
 
 /// Before a handler: may this user do that?
@@ -148,7 +187,7 @@ pub async fn permit(role: Role, request: Request, next: Next) -> Response {
         Some(asker) if asker.role >= role => next.run(request).await,
         _ => {
             let detail = format!("this takes the role {} or a higher one", role.as_str());
-            Problem::new(StatusCode::FORBIDDEN, "role_too_low", detail).into_response()
+            Problem::new(StatusCode::FORBIDDEN, ROLE_TOO_LOW, detail).into_response()
         }
     }
 }

@@ -18,7 +18,7 @@ use tokio::time::{Interval, interval};
 
 use super::Admin;
 use super::problem::Problem;
-use super::time::rfc3339;
+use crate::model::time::rfc3339;
 use crate::model::token::TokenKey;
 use crate::telemetry::events::Event;
 

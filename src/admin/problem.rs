@@ -24,6 +24,14 @@ impl Problem {
         Problem { status, code, detail: detail.into(), retry_after: None, more: Map::new() }
     }
 
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
     pub fn retry_after(self, span: Duration) -> Problem {
         Problem { retry_after: Some(span), ..self }
     }
@@ -83,10 +91,10 @@ pub fn no_token(reason: NoToken) -> Problem {
             let problem = Problem::new(StatusCode::FAILED_DEPENDENCY, "token_refused", detail);
             problem.with("error", error).with("description", description)
         }
-        NoToken::Person { person, error } => {
+        NoToken::Person { consent, error } => {
             let detail =
                 format!("a person has to connect this connection ({error}): `keybearer connect NAME --import -`");
-            Problem::new(StatusCode::FAILED_DEPENDENCY, person.code(), detail).with("error", error)
+            Problem::new(StatusCode::FAILED_DEPENDENCY, consent.code(), detail).with("error", error)
         }
         NoToken::WaitTimeout => unavailable("no token came within timeouts.token_wait".to_owned()),
         NoToken::Forgotten => {

@@ -47,7 +47,7 @@ pub async fn put(
     }
     admin.cache.store().put_secret(&name, Secret::new(value.as_str())).await.map_err(refused)?;
     tracing::info!(user = %asker.name, secret = name, "a secret was put into the store");
-    admin.read_again();
+    admin.read_again(&asker);
     Ok(Json(json!({ "name": name })))
 }
 
@@ -60,7 +60,7 @@ pub async fn remove(
         return Err(Problem::new(StatusCode::NOT_FOUND, "secret_unknown", "the store has no secret of this name"));
     }
     tracing::info!(user = %asker.name, secret = name, "a secret was removed from the store");
-    admin.read_again();
+    admin.read_again(&asker);
     Ok(Json(json!({ "name": name })))
 }
 

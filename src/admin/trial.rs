@@ -82,7 +82,29 @@ impl<'a> Trial<'a> {
         Ok(Trial { url, method, origin, route, tls })
     }
 
-    pub async fn run(self, snapshot: &Snapshot, slot: &TokenSlot, clock: &Clock) -> Result<Value, Problem> {
+    pub fn host(&self) -> String {
+        self.origin.authority()
+    }
+
+    pub fn path(&self) -> &str {
+        self.url.path()
+    }
+
+    pub fn method(&self) -> &str {
+        self.method.as_str()
+    }
+
+    pub fn injects(&self) -> bool {
+        matches!(self.route.inject, Inject::Header { .. })
+    }
+
+    /// The answer's status, and what is told of the whole.
+    pub async fn run(
+        self,
+        snapshot: &Snapshot,
+        slot: &TokenSlot,
+        clock: &Clock,
+    ) -> Result<(StatusCode, Value), Problem> {
         let deadline = Instant::now() + DEADLINE;
         let mut request = Request::builder()
             .method(self.method.clone())
@@ -110,13 +132,14 @@ impl<'a> Trial<'a> {
         // What was asked for may hold a key.
         shown.set_query(None);
         shown.set_fragment(None);
-        Ok(json!({
+        let told = json!({
             "token": slot.state().name(clock.now()),
             "url": shown.as_str(),
             "method": self.method.as_str(),
             "status": status.as_u16(),
             "duration_ms": duration_ms,
-        }))
+        });
+        Ok((status, told))
     }
 
     async fn send(&self, snapshot: &Snapshot, request: Request<Empty<Bytes>>) -> Result<StatusCode, Problem> {

@@ -5,9 +5,9 @@
 use serde_json::{Value, json};
 use url::Url;
 
-use super::time::rfc3339;
 use crate::clock::Now;
 use crate::model::connection::*;
+use crate::model::time::rfc3339;
 use crate::model::token::TokenKey;
 use crate::snapshot::BoundConnection;
 use crate::store::{Refresh, StoreError, StoredToken};
@@ -168,7 +168,7 @@ fn last_attempt(state: &SlotState) -> Value {
             "outcome": trouble.outcome,
             "error": trouble.error,
             "description": trouble.description,
-            "next_at": trouble.person.is_none().then(|| rfc3339(trouble.retry_at.wall)),
+            "next_at": trouble.consent.is_none().then(|| rfc3339(trouble.retry_at.wall)),
         });
     }
     let Some(token) = &state.token else { return Value::Null };

@@ -1,4 +1,4 @@
-//! URLs of endpoints: token URLs and the upstreams of mounts. Pure.
+//! URLs of endpoints: token URLs, the upstreams of mounts, the collector of traces. Pure.
 //!
 //! Holds: the authority is read from the text as written, by the one parser of hosts, so nothing that another URL parser
 //! mends or reads differently gets through.
@@ -37,6 +37,22 @@ pub fn token_url(text: &str) -> Result<Endpoint, Fault> {
         return Err(broken());
     }
     Ok(Endpoint { url, scheme, authority })
+}
+
+/// A collector's base URL, with the path for traces added (OTLP/HTTP).
+pub fn collector(text: &str) -> Result<Url, Fault> {
+    const PATH: &str = "/v1/traces";
+    if text.contains(['?', '#', '@']) {
+        return Err(Fault::new(
+            "has a user name, a query or a fragment",
+            "write http://HOST:4318, with a path at most",
+        ));
+    }
+    let base = text.trim_end_matches('/');
+    if base.ends_with(PATH) {
+        return Err(Fault::new("names the path for traces", format!("leave {PATH} out; it is added")));
+    }
+    Ok(token_url(&format!("{base}{PATH}"))?.url)
 }
 
 /// `https://host[:port][/base]`
@@ -104,6 +120,15 @@ mod tests {
         check("https://a.test:/t", Err("port"));
         check("https:///t", Err("empty"));
         check("https://a%2etest/t", Err("refused"));
+    }
+
+    #[test]
+    fn a_collector_gets_the_path_for_traces() {
+        assert_eq!(collector("http://Otel.test:4318/").unwrap().as_str(), "http://otel.test:4318/v1/traces");
+        assert_eq!(collector("https://otel.test/otlp").unwrap().as_str(), "https://otel.test/otlp/v1/traces");
+        for bad in ["http://a/v1/traces", "http://u:p@a", "http://a?x", "http://a#x", "grpc://a", "a:4318", ""] {
+            assert!(collector(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

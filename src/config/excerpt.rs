@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 use super::document::BYTES_MAX;
 use super::file::TWINS;
-use super::problem::{Problem, misleads};
+use super::problem::Problem;
 use super::reference;
+use crate::telemetry::misleads;
 
 /// Characters before the mark, and of the word that is marked.
 const WIDTH_MAX: usize = 60;

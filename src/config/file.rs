@@ -31,8 +31,8 @@ macro_rules! twins {
 twins! {
     TopFile {
         listeners, workers, readiness, include, hosts, trust, state_dir, egress, callers, store, admin, timeouts, limits,
-        log, connections
-    } not ["public_url", "providers", "require_header", "interception", "audit", "tracing"];
+        log, audit, tracing, connections
+    } not ["public_url", "providers", "require_header", "interception"];
 
     ListenersFile { proxy, admin, telemetry } not ["public"];
 
@@ -61,6 +61,11 @@ twins! {
     } not [];
 
     LogFile { level, format, requests } not [];
+
+    TracingFile { otlp, sample } not [];
+    AuditFile { to } not [];
+
+    AuditToFile { file } not [];
 
     ConnectionFile {
         name, active, comments, grant, client_id, client_secret, send_credentials, basic_encoding, token_url,

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::model::StoreSettings;
 use crate::model::secret::Vault;
+use crate::telemetry::misleads;
 
 /// More than a person reads; a file of nonsense must not become a list as long as itself.
 const PROBLEMS_MAX: usize = 1000;
@@ -55,11 +56,6 @@ impl fmt::Display for Problem {
             c => f.write_char(c),
         })
     }
-}
-
-/// Characters that end a line, move the cursor or turn the direction of reading.
-pub fn misleads(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
 }
 
 impl fmt::Display for Problems {

@@ -8,10 +8,14 @@ use std::io::{ErrorKind, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
+
+use rustls::pki_types::CertificateDer;
 
 use super::file::SecretFile;
 use super::problem::Sink;
 use super::spot::Spot;
+use crate::clock::Clock;
 use crate::model::secret::{NoVault, Secret, SecretDigest};
 use crate::model::{Roots, StoreKind};
 use crate::tls;
@@ -270,7 +274,10 @@ pub fn roots(spot: &Spot<'_>, sink: &mut Sink) -> Option<Roots> {
             continue;
         };
         match tls::read_roots(&pem) {
-            Ok(certificates) => roots.extend(certificates),
+            Ok(certificates) => {
+                warn_of_expired(&certificates, &item, &path, sink);
+                roots.extend(certificates);
+            }
             Err(error) => {
                 item.problem(sink, format!("{} {error}", path.display()), "give a PEM file of CA certificates");
                 whole = false;
@@ -278,6 +285,16 @@ pub fn roots(spot: &Spot<'_>, sink: &mut Sink) -> Option<Roots> {
         }
     }
     whole.then(|| Arc::from(roots))
+}
+
+fn warn_of_expired(certificates: &[CertificateDer<'_>], item: &Spot<'_>, path: &Path, sink: &mut Sink) {
+    let now = Clock::system().now().wall;
+    let ended = certificates.iter().filter_map(tls::expiry).filter(|end| *end <= now).min();
+    if let Some(end) = ended {
+        let date = httpdate::fmt_http_date(UNIX_EPOCH + end);
+        let message = format!("{} holds a certificate that expired on {date}", path.display());
+        item.warning(sink, message, "replace it, or take it out");
+    }
 }
 
 /// The same where it stands in place of other roots, so that none at all would trust nobody.

@@ -11,9 +11,10 @@ use super::document::Kind;
 use super::file::*;
 use super::problem::Sink;
 use super::spot::{Field, Spot, Unit};
-use super::{admin, listener, reference, store, value};
+use super::{admin, endpoint, listener, reference, store, value};
 use crate::model::origin::{Host, HostError};
 use crate::model::*;
+use crate::telemetry::audit::openable;
 
 const READINESS_WAIT: Duration = Duration::from_secs(5);
 const WORKERS_MAX: usize = 64;
@@ -40,6 +41,8 @@ pub struct Settings {
     pub timeouts: Timeouts,
     pub limits: Limits,
     pub log: Log,
+    pub tracing: Option<Tracing>,
+    pub audit: Audit,
 }
 
 pub fn settings(top: &Unit<'_, TopFile>, sink: &mut Sink) -> Settings {
@@ -67,6 +70,8 @@ pub fn settings(top: &Unit<'_, TopFile>, sink: &mut Sink) -> Settings {
         timeouts: timeouts(top.get(keys.timeouts), sink),
         limits: limits(top.get(keys.limits), sink),
         log: log(top.get(keys.log), sink),
+        tracing: tracing(top.get(keys.tracing), sink),
+        audit: audit(top.get(keys.audit), sink).unwrap_or_default(),
     }
 }
 
@@ -236,4 +241,30 @@ fn log(spot: Option<Spot<'_>>, sink: &mut Sink) -> Log {
         format: unit.get(unit.keys.format).and_then(|spot| spot.choice(sink, &formats)).unwrap_or_default(),
         requests: unit.get(unit.keys.requests).and_then(|spot| spot.choice(sink, &requests)).unwrap_or_default(),
     }
+}
+
+fn tracing(spot: Option<Spot<'_>>, sink: &mut Sink) -> Option<Tracing> {
+    let unit = spot?.unit::<TracingFile>(sink)?;
+    let hint = "write the collector's URL, such as http://collector:4318";
+    let collector = unit.require(unit.keys.otlp, "otlp", hint, sink);
+    let collector = collector.and_then(|spot| spot.secretive(sink, endpoint::collector));
+    let sample = unit.get(unit.keys.sample).map_or(Some(1.0), |spot| spot.parse(sink, value::fraction));
+    Some(Tracing { collector: collector?, sample: sample? })
+}
+
+fn audit(spot: Option<Spot<'_>>, sink: &mut Sink) -> Option<Audit> {
+    let unit = spot?.unit::<AuditFile>(sink)?;
+    let to = unit.get(unit.keys.to)?;
+    if !to.is_map() {
+        return to.choice(sink, &[("off", Audit::Off), ("log", Audit::Log)]);
+    }
+    let unit = to.unit::<AuditToFile>(sink)?;
+    let at = unit.require(unit.keys.file, "file", "write {file: PATH}", sink)?;
+    let path = at.file(sink)?;
+    // The program opens it later; whoever only checks makes nothing.
+    if let Err(error) = openable(&path) {
+        let message = format!("{} cannot be opened for writing ({error})", path.display());
+        at.problem(sink, message, "give a file in a folder that Keybearer may write to");
+    }
+    Some(Audit::File(path))
 }

@@ -93,7 +93,7 @@ mod tests {
         whole["authorization_server"] = defaults("authorization_server");
         whole["routes"] = json!([written(route, &defaults("route"))]);
         let mut top = json!({ "connections": [whole] });
-        for part in ["listeners", "readiness", "egress", "store", "timeouts", "limits", "log"] {
+        for part in ["listeners", "readiness", "egress", "store", "timeouts", "limits", "log", "audit"] {
             top[part] = defaults(part);
         }
         // JSON is YAML.

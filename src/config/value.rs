@@ -54,9 +54,9 @@ impl Spot<'_> {
     }
 
     /// One of a few words.
-    pub fn choice<T: Copy>(&self, sink: &mut Sink, words: &[(&str, T)]) -> Option<T> {
+    pub fn choice<T: Clone>(&self, sink: &mut Sink, words: &[(&str, T)]) -> Option<T> {
         self.parse(sink, |text| match words.iter().find(|(word, _)| *word == text) {
-            Some((_, value)) => Ok(*value),
+            Some((_, value)) => Ok(value.clone()),
             None => {
                 let names: Vec<_> = words.iter().map(|(word, _)| *word).collect();
                 let all = format!("write one of {}", names.join(", "));
@@ -195,6 +195,14 @@ pub fn subjects(text: &str) -> Result<SubjectPattern, Fault> {
     };
     let hint = "use 1 to 128 letters, digits and `._@:+-`, with a `*` at the end for all that begin so";
     pattern.ok_or_else(|| Fault::new("is not a subject", hint))
+}
+
+/// A part of the whole, from 0 to 1.
+pub fn fraction(text: &str) -> Result<f64, Fault> {
+    let plain = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    text.parse().ok().filter(|part| plain && (0.0..=1.0).contains(part)).ok_or_else(|| {
+        Fault::new("is not a number from 0 to 1", "write a part of the whole, such as 0.01 for one in a hundred")
+    })
 }
 
 pub fn network(text: &str) -> Result<IpNet, Fault> {

@@ -59,6 +59,12 @@ impl AddressPolicy {
         policy
     }
 
+    /// The same with one more name that may be private.
+    pub fn naming(mut self, host: Host) -> AddressPolicy {
+        self.named.insert(host);
+        self
+    }
+
     /// May `host`, which resolved to `address`, be dialled?
     pub fn check(&self, host: &Host, address: SocketAddr) -> Result<(), Denied> {
         let ip = unwrap(address.ip());

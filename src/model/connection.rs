@@ -11,7 +11,7 @@ use super::secret::Secret;
 use super::{Name, Roots};
 
 /// A configured OAuth link: how its token is obtained, and which requests get it.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Connection {
     pub name: Name,
     /// An inactive connection keeps its routes and refuses their requests.
@@ -77,7 +77,7 @@ pub enum Tokens {
 }
 
 /// How the client proves who it is (RFC 6749 §2.3). Several secrets while one is being rotated: tried in order.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClientAuth {
     /// `client_secret_post`
     Body(Vec<Secret>),
@@ -97,7 +97,7 @@ pub enum BasicEncoding {
 }
 
 /// How the connection's OAuth endpoints are reached.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuthorizationServer {
     /// In place of the global roots.
     pub trust: Option<Roots>,
@@ -129,7 +129,7 @@ impl Default for Lifetimes {
 }
 
 /// Which requests get the connection's token, and how.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     pub place: Place,
     /// Requests below this path; `/` is every path.
@@ -203,7 +203,7 @@ impl PathPrefix {
 }
 
 /// How the upstream is reached.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct UpstreamTls {
     /// Plain http requests leave over TLS. An https request always does.
     pub upgrade: bool,

@@ -14,6 +14,7 @@ use url::Url;
 use zeroize::Zeroizing;
 
 use crate::model::Roots;
+use crate::telemetry::traces::Tracer;
 use crate::tls::Trust;
 
 use super::failure::{Reason, printable};
@@ -30,11 +31,13 @@ pub struct HttpClients {
     trust: Trust,
     resolver: Arc<dyn Resolve>,
     made: Mutex<Vec<(Option<Roots>, reqwest::Client)>>,
+    /// What the users of these clients do is told to it.
+    pub tracer: Tracer,
 }
 
 impl HttpClients {
     pub fn new(trust: Trust, resolver: Arc<dyn Resolve>) -> HttpClients {
-        HttpClients { trust, resolver, made: Mutex::default() }
+        HttpClients { trust, resolver, made: Mutex::default(), tracer: Tracer::default() }
     }
 
     /// The client that trusts `roots`, or the shared roots. Equal certificates are the same set.
@@ -70,7 +73,7 @@ impl HttpClients {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("HTTP client for token endpoints cannot be made")]
+#[error("HTTP client cannot be made")]
 pub struct ClientError(#[source] reqwest::Error);
 
 /// A whole answer. No `Debug`: the body may hold tokens.

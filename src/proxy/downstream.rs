@@ -4,6 +4,7 @@
 //! dropped. On drain the request in flight finishes and the connection closes.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
@@ -19,7 +20,7 @@ use super::error::{About, ProxyError, to_wire};
 use super::watched::{Overdue, Watch, Watched};
 use super::worker::Worker;
 use super::{Peer, tunnel};
-use crate::model::{Limits, Timeouts};
+use crate::model::{Limits, LogRequests, Timeouts};
 use crate::tasks::Phase;
 
 /// Serves `io` until either side has had enough.
@@ -27,7 +28,7 @@ pub async fn serve(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
     let snapshot = worker.snapshot();
     let (timeouts, limits) = (snapshot.timeouts.clone(), snapshot.limits.clone());
     drop(snapshot);
-    let watch = io.watch.clone();
+    let (watch, from) = (io.watch.clone(), peer.address);
     watch.bound_head(limits.head_bytes);
     let service = {
         let (worker, peer) = (worker.clone(), peer.clone());
@@ -67,9 +68,9 @@ pub async fn serve(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
     match error {
         None => say_last(&mut io, &[], LATE_BYTES_MAX).await,
         Some(ProxyError::HeadTooLarge) if !parts.read_buf.contains(&b'\n') => {
-            refuse(&worker, io, ProxyError::TargetTooLong, &limits).await;
+            refuse(&worker, from, io, ProxyError::TargetTooLong, &limits).await;
         }
-        Some(error) => refuse(&worker, io, error, &limits).await,
+        Some(error) => refuse(&worker, from, io, error, &limits).await,
     }
 }
 
@@ -118,9 +119,12 @@ where
 }
 
 /// Answers in hyper's place, then lets the caller finish talking for a moment, so that it reads the answer.
-async fn refuse(worker: &Worker, mut io: Watched, error: ProxyError, limits: &Limits) {
+async fn refuse(worker: &Worker, from: SocketAddr, mut io: Watched, error: ProxyError, limits: &Limits) {
     worker.shared.metrics.errors.with_label_values(&["", error.code()]).inc();
     let request_id = format!("{:016x}", fastrand::u64(..));
+    if worker.snapshot().log_requests != LogRequests::Off {
+        tracing::warn!(code = error.code(), request_id, %from, "request refused");
+    }
     let answer = to_wire(&error.response(About { request_id: &request_id, ..About::default() }));
     say_last(&mut io, &answer, 4 * limits.head_bytes).await;
 }

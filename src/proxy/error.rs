@@ -115,6 +115,22 @@ impl ProxyError {
         self.row().0
     }
 
+    /// Not permitted, whoever is to change that: a denial in the audit.
+    pub fn is_denial(&self) -> bool {
+        use ProxyError::*;
+        match self {
+            CallerUnknown { .. } | CallerNotAllowed | SubjectNotAllowed | NoRoute | ConnectionInactive => true,
+            EgressDenied(_) | MethodRefused | AuthorityMismatch | LoopDetected => true,
+            BadRequestTarget(_) | SubjectRequired(_) | RequestTimeout | TargetTooLong | HeadTooLarge | NoMount => false,
+            ConsentRequired
+            | RefreshTokenExpired { .. }
+            | TokenRefused { .. }
+            | TokenUnavailable { .. }
+            | Overloaded => false,
+            UpstreamTls | UpstreamUnreachable(_) | UpstreamProtocol | UpstreamTimeout => false,
+        }
+    }
+
     /// What happened and the way out, for whoever called.
     fn detail(&self) -> String {
         use ProxyError::*;

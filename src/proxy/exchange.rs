@@ -33,8 +33,9 @@ use crate::model::origin::{Origin, Scheme};
 use crate::model::token::Subject;
 use crate::router::{CallerId, Found};
 use crate::snapshot::{BoundRoute, Snapshot};
+use crate::telemetry::traces::Propagation;
 use crate::token::Slots;
-use crate::token::slot::{InjectedToken, NoToken, Person};
+use crate::token::slot::{Consent, InjectedToken, NoToken};
 
 /// Serves one request. Whatever happens, there is an answer.
 pub async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, request: Request<Incoming>) -> Response<ResponseBody<Answer>> {
@@ -84,6 +85,7 @@ impl<'a> Exchange<'a> {
             self.subject = Some(caller::subject(&self.snapshot.callers, caller, &head.headers)?);
         }
         let token = self.token(&way, &mut head.headers).await?;
+        self.report.injected(token.is_some());
         let host = HeaderValue::try_from(way.destination.origin.authority())
             .map_err(|_| ProxyError::BadRequestTarget("the host is not valid"))?;
         headers::request(&mut head.headers, host, &self.worker.shared.via);
@@ -270,8 +272,12 @@ impl<'a> Exchange<'a> {
         source: &RequestSource,
     ) -> Result<(Response<Incoming>, Lease), Fault> {
         let started = Instant::now();
-        let result = self.send_once_or_renewed(way, head, token, source).await;
+        let connection = way.bound.map(|bound| &bound.connection.name);
+        let trace = self.report.spans.send(&head.method, &way.destination.origin, way.path.path(), connection);
+        let result = self.send_once_or_renewed(way, head, token, source, trace.as_ref()).await;
         self.report.waited(started.elapsed());
+        let answer = result.as_ref().map(|(response, _)| response.status());
+        self.report.spans.answered(answer.map_err(|fault| fault.error.code()));
         let (response, lease) = result?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Err(ProxyError::UpstreamProtocol.because("101 to a request that asked for no upgrade"));
@@ -285,12 +291,13 @@ impl<'a> Exchange<'a> {
         head: &Parts,
         token: Option<&InjectedToken>,
         source: &RequestSource,
+        trace: Option<&Propagation>,
     ) -> Result<(Response<Incoming>, Lease), Fault> {
         let pool = &self.worker.pool;
         let mut lease = pool.checkout(self.snapshot, &way.destination).await?;
         loop {
             let progress = Progress::new();
-            let request = way.request(head, token, source, progress.clone())?;
+            let request = way.request(head, token, source, progress.clone(), trace)?;
             let sent = {
                 let sending = lease.send(request);
                 tokio::pin!(sending);
@@ -355,12 +362,16 @@ impl<'a> Way<'a> {
         token: Option<&InjectedToken>,
         source: &RequestSource,
         progress: Rc<Progress>,
+        trace: Option<&Propagation>,
     ) -> Result<Request<super::body::RequestBody>, Fault> {
         let mut request = Request::new(source.body(progress));
         *request.method_mut() = head.method.clone();
         *request.version_mut() = Version::HTTP_11;
         *request.uri_mut() = Uri::from(self.path.clone());
         *request.headers_mut() = head.headers.clone();
+        if let Some(trace) = trace {
+            trace.apply(request.headers_mut());
+        }
         if let (Some(token), Some(bound)) = (token, self.bound) {
             inject::inject(request.headers_mut(), &self.destination.origin, &bound.route.inject, token)
                 .map_err(|_| ProxyError::EgressDenied("the token was not granted for this origin"))?;
@@ -387,8 +398,8 @@ fn no_token(why: NoToken) -> Fault {
         NoToken::Refused { error, description } => {
             Fault { error: ProxyError::TokenRefused { error }, cause: description }
         }
-        NoToken::Person { person: Person::Consent, .. } => ProxyError::ConsentRequired.into(),
-        NoToken::Person { person: Person::ConsentAgain, error } => ProxyError::RefreshTokenExpired { error }.into(),
+        NoToken::Person { consent: Consent::First, .. } => ProxyError::ConsentRequired.into(),
+        NoToken::Person { consent: Consent::Again, error } => ProxyError::RefreshTokenExpired { error }.into(),
         NoToken::Unavailable { error, retry_after } => ProxyError::TokenUnavailable { error, retry_after }.into(),
         NoToken::Forgotten => {
             let retry_after = Duration::from_secs(1);

@@ -89,6 +89,15 @@ pub fn is_framing_plain(headers: &HeaderMap) -> bool {
     first.is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked")) && codings.next().is_none()
 }
 
+/// The caller's own name for its request, where there is one that can stand in a log: a single field, 1 to 128 characters
+/// of a strict set.
+pub fn client_request_id(headers: &HeaderMap) -> Option<&HeaderValue> {
+    let mut ids = headers.get_all(HeaderName::from_static("x-request-id")).iter();
+    let id = ids.next().filter(|id| (1..=128).contains(&id.len()))?;
+    let plain = |b: &u8| b.is_ascii_alphanumeric() || b"-._~:/+=@,".contains(b);
+    (ids.next().is_none() && id.as_bytes().iter().all(plain)).then_some(id)
+}
+
 /// Has this very proxy seen the message before?
 pub fn is_loop(headers: &HeaderMap, via: &HeaderValue) -> bool {
     let own = via.as_bytes();
@@ -211,5 +220,17 @@ mod tests {
         let mut headers = map(&[("x-api-key", "1"), ("x_api_key", "2"), ("x-api_key_", "3"), ("x-api-keys", "4")]);
         remove_with_twins(&mut headers, &"x-api-key".parse().unwrap());
         assert_eq!(headers, map(&[("x-api-keys", "4")]));
+    }
+
+    #[test]
+    fn a_callers_own_id_is_one_short_plain_text() {
+        let id = |fields: &[(&str, &str)]| client_request_id(&map(fields)).map(|id| id.to_str().unwrap().to_owned());
+        let name = "x-request-id";
+        assert_eq!(id(&[(name, "a-1_.~:/+=@,")]).as_deref(), Some("a-1_.~:/+=@,"));
+        assert_eq!(id(&[(name, &"x".repeat(128))]), Some("x".repeat(128)));
+        for wrong in ["", "a b", "a\"b", "a\\b", "<a>", "a{b", &"x".repeat(129)] {
+            assert_eq!(id(&[(name, wrong)]), None, "{wrong}");
+        }
+        assert_eq!(id(&[(name, "a"), (name, "b")]), None);
     }
 }

@@ -1,21 +1,26 @@
-//! What is remembered of one request, and told when its answer ends: metrics, a line in the log.
+//! What is remembered of one request, and told when its answer ends: metrics, spans, a line in the log, a record in the
+//! audit.
 //!
-//! Holds: labels are names from the configuration; a query string is never logged.
+//! Holds: labels are names from the configuration; a query string is never told; where the log is the audit, a request
+//! has one line in it, and a denial has that line whatever `log` says.
 //! Metrics: `keybearer_requests_total`, `keybearer_requests_in_flight`, `keybearer_request_duration_seconds`,
 //! `keybearer_request_overhead_seconds`, `keybearer_errors_total`.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, Uri, Version};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 use tokio::time::Instant;
+use tracing::Level;
 
 use super::Peer;
 use super::body::{Companion, ResponseBody};
 use super::error::{About, Fault};
 use super::headers;
+use super::spans::{Spans, Summary};
 use super::upstream::Lease;
 use super::watched::Activity;
 use super::worker::Worker;
@@ -23,6 +28,10 @@ use crate::model::connection::Connection;
 use crate::model::origin::Origin;
 use crate::model::{LogRequests, Name};
 use crate::telemetry::Clean;
+use crate::telemetry::audit::{self, Kind};
+
+/// Connections have this profile alone.
+const PROFILE: &str = "default";
 
 pub struct Report {
     worker: Rc<Worker>,
@@ -30,13 +39,18 @@ pub struct Report {
     started: Instant,
     /// Spent waiting for a token or for the upstream.
     waited: Duration,
-    /// Names the request in the answer and in the log.
+    /// Names the request in the answer, in the log and in the audit.
     id: u64,
+    /// The caller's own name for it, if it fits a log; never trusted as ours.
+    client_id: Option<HeaderValue>,
+    from: SocketAddr,
     method: Method,
     uri: Uri,
     destination: Option<Origin>,
     connection: Option<Name>,
     caller: Option<Name>,
+    pub spans: Spans,
+    injected: bool,
 }
 
 impl Report {
@@ -48,11 +62,15 @@ impl Report {
             started: Instant::now(),
             waited: Duration::ZERO,
             id: fastrand::u64(..),
+            client_id: headers::client_request_id(request.headers()).cloned(),
+            from: peer.address,
             method: request.method().clone(),
             uri: request.uri().clone(),
             destination: None,
             connection: None,
             caller: None,
+            spans: Spans::begin(worker, request),
+            injected: false,
         }
     }
 
@@ -68,12 +86,22 @@ impl Report {
         self.destination = origin.cloned();
     }
 
-    fn host(&self) -> String {
-        self.destination.as_ref().map(Origin::authority).unwrap_or_default()
+    pub fn injected(&mut self, injected: bool) {
+        self.injected = injected;
     }
 
     pub fn waited(&mut self, span: Duration) {
         self.waited += span;
+    }
+
+    fn id(&self) -> String {
+        format!("{:016x}", self.id)
+    }
+
+    /// Where the request went, or was to go; a mount names no host.
+    fn host(&self) -> Option<String> {
+        let asked = || self.uri.authority()?.as_str().rsplit('@').next().map(str::to_owned);
+        self.destination.as_ref().map(Origin::authority).or_else(asked)
     }
 
     pub fn upstream_answer(
@@ -87,14 +115,21 @@ impl Report {
         let (mut head, incoming) = response.into_parts();
         head.version = Version::HTTP_11;
         headers::response(&mut head.headers, &self.worker.shared.via);
-        let answer = Answer { report: self, status: head.status, code: None, lease: Some(lease) };
+        let answer = Answer { report: self, status: head.status, refusal: None, lease: Some(lease) };
         Response::from_parts(head, ResponseBody::upstream(incoming, idle, answer))
+    }
+
+    /// Ends the spans; only the first call counts. Without a status: there was no answer.
+    fn traced(&mut self, status: Option<StatusCode>, code: Option<&'static str>) {
+        let (path, origin) = (self.uri.path(), self.destination.as_ref());
+        let (connection, caller) = (self.connection.as_ref(), self.caller.as_ref());
+        self.spans.end(&Summary { path, origin, connection, caller, status, code });
     }
 
     /// An answer without a body that is neither an upstream's nor an error.
     pub fn own_answer(self, status: StatusCode) -> Response<ResponseBody<Answer>> {
         let via = self.worker.shared.via.clone();
-        let answer = Answer { report: self, status, code: None, lease: None };
+        let answer = Answer { report: self, status, refusal: None, lease: None };
         let mut response = Response::new(ResponseBody::own(Bytes::new(), answer));
         *response.status_mut() = status;
         response.headers_mut().insert(http::header::VIA, via);
@@ -105,50 +140,117 @@ impl Report {
         let code = fault.error.code();
         let connection = self.connection.as_ref().map(Name::as_str);
         self.worker.shared.metrics.errors.with_label_values(&[connection.unwrap_or(""), code]).inc();
-        let id = format!("{:016x}", self.id);
-        let about = About { connection, profile: connection.map(|_| "default"), request_id: &id };
+        let about = About { connection, profile: connection.map(|_| PROFILE), request_id: &self.id() };
         let (head, text) = fault.error.response(about).into_parts();
-        if self.worker.snapshot().log_requests != LogRequests::Off {
-            let cause = fault.cause.as_deref().map(|cause| tracing::field::display(Clean(cause)));
-            tracing::warn!(code, connection, caller = self.caller.as_ref().map(Name::as_str), status = head.status.as_u16(),
-                request_id = id, method = %Clean(self.method.as_str()), host = %Clean(&self.host()),
-                path = %Clean(self.uri.path()), cause, "request refused");
-        }
-        let answer = Answer { report: self, status: head.status, code: Some(code), lease: None };
+        let refusal = Refusal { code, denial: fault.error.is_denial(), cause: fault.cause };
+        let answer = Answer { report: self, status: head.status, refusal: Some(refusal), lease: None };
         Response::from_parts(head, ResponseBody::own(text, answer))
     }
+}
+
+/// An error that the proxy itself answered.
+struct Refusal {
+    code: &'static str,
+    denial: bool,
+    cause: Option<String>,
 }
 
 /// Goes along with the answer's body.
 pub struct Answer {
     report: Report,
     status: StatusCode,
-    /// Of an error that the proxy itself answered.
-    code: Option<&'static str>,
+    refusal: Option<Refusal>,
     lease: Option<Lease>,
 }
 
 impl Companion for Answer {
-    fn end(self, complete: bool) {
-        let from_upstream = self.lease.is_some();
-        if let Some(lease) = self.lease.filter(|_| complete) {
+    fn end(mut self, complete: bool) {
+        let lease = self.lease.take();
+        let from_upstream = lease.is_some();
+        if let Some(lease) = lease.filter(|_| complete) {
             lease.give_back();
         }
-        let report = self.report;
+        let code = self.refusal.as_ref().map(|refusal| refusal.code);
+        self.report.traced(Some(self.status), code);
+        let report = &self.report;
         let took = report.started.elapsed();
         let counters = report.worker.counters(report.connection.as_ref(), report.caller.as_ref());
         counters.requests.count(from_upstream, self.status);
         counters.duration.observe(took.as_secs_f64());
-        if self.code.is_none() && report.worker.snapshot().log_requests == LogRequests::All {
-            tracing::info!(connection = report.connection.as_ref().map(Name::as_str), caller = report.caller.as_ref().map(Name::as_str),
-                status = self.status.as_u16(), request_id = format!("{:016x}", report.id), method = %Clean(report.method.as_str()),
-                host = %Clean(&report.host()), path = %Clean(report.uri.path()), complete, duration_s = took.as_secs_f64(), "request");
+        self.tell(complete, took);
+    }
+}
+
+/// One line of the log. A macro: the name of an event's target is a constant.
+macro_rules! line {
+    ($answer:ident, $target:expr, $level:expr, $audit:ident, $complete:ident, $took:ident, $message:literal) => {{
+        let report = &$answer.report;
+        let refusal = $answer.refusal.as_ref();
+        let connection = report.connection.as_ref().map(Name::as_str);
+        let denial = refusal.is_some_and(|refusal| refusal.denial);
+        let host = report.host();
+        tracing::event!(target: $target, $level, audit = $audit, code = refusal.map(|refusal| refusal.code), connection,
+            profile = connection.map(|_| PROFILE), caller = report.caller.as_ref().map(Name::as_str), from = %report.from,
+            status = $answer.status.as_u16(), request_id = report.id(),
+            client_request_id = report.client_id.as_ref().and_then(|id| id.to_str().ok()),
+            method = %Clean(report.method.as_str()), host = host.as_deref().map(Clean).map(tracing::field::display),
+            path = %Clean(report.uri.path()), injected = connection.filter(|_| !denial).map(|_| report.injected),
+            complete = (!denial).then_some($complete), duration_s = $took.as_secs_f64(),
+            cause = refusal.and_then(|refusal| refusal.cause.as_deref()).map(|cause| Clean(cause).to_string()), $message)
+    }};
+}
+
+impl Answer {
+    fn tell(&self, complete: bool, took: Duration) {
+        let shared = &self.report.worker.shared;
+        let audit = shared.audit.now();
+        let kind = match &self.refusal {
+            Some(refusal) if refusal.denial => Some(Kind::Denial),
+            _ => self.report.connection.is_some().then_some(Kind::Use),
+        };
+        if let Some(kind) = kind {
+            self.record(&audit, kind, complete);
         }
+        let word = kind.and_then(|kind| audit.in_log(kind));
+        let requests = self.report.worker.snapshot().log_requests;
+        match (&self.refusal, requests) {
+            (Some(refusal), _) if refusal.denial && word.is_some() => {
+                line!(self, audit::TARGET, Level::WARN, word, complete, took, "request refused");
+            }
+            (Some(_), LogRequests::Errors | LogRequests::All) => {
+                line!(self, module_path!(), Level::WARN, word, complete, took, "request refused");
+            }
+            (None, LogRequests::All) => line!(self, module_path!(), Level::INFO, word, complete, took, "request"),
+            _ => {}
+        }
+    }
+
+    fn record(&self, audit: &audit::Target, kind: Kind, complete: bool) {
+        let report = &self.report;
+        audit.request(|| {
+            let (used, id, host) = (kind == Kind::Use, report.id(), report.host());
+            let connection = report.connection.as_ref().map(Name::as_str);
+            let record = audit::Request {
+                request_id: Some(&id),
+                client_request_id: report.client_id.as_ref().and_then(|id| id.to_str().ok()),
+                caller: report.caller.as_ref().map(Name::as_str),
+                connection,
+                profile: connection.map(|_| PROFILE),
+                host: host.as_deref().map(Clean),
+                code: self.refusal.as_ref().map(|refusal| refusal.code),
+                injected: used.then_some(report.injected),
+                complete: used.then_some(complete),
+                ..audit::Request::new(report.from, report.method.as_str(), report.uri.path(), self.status.as_u16())
+            };
+            let at = report.worker.shared.clock.now().wall;
+            (at, record.line(at, kind))
+        });
     }
 }
 
 impl Drop for Report {
     fn drop(&mut self) {
+        self.traced(None, None);
         self.worker.shared.metrics.in_flight.dec();
         self.activity.end();
     }

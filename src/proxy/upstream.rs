@@ -189,8 +189,9 @@ impl Pool {
 
     /// Closes what has been idle for too long and forgets origins without connections.
     pub fn sweep(&self, keep_alive: Duration) {
+        let now = Instant::now();
         self.entries.borrow_mut().retain(|_, entry| {
-            entry.idle.borrow_mut().retain(|idle| !idle.is_over(keep_alive));
+            entry.idle.borrow_mut().retain(|idle| !idle.is_over(now, keep_alive));
             Rc::strong_count(entry) > 1 || !entry.idle.borrow().is_empty()
         });
         self.gates.sweep();
@@ -198,18 +199,25 @@ impl Pool {
 }
 
 impl Entry {
-    /// The connection that was used last and is ready for another request.
+    /// The connection that was used last and is ready for another request. Older ones are left to `sweep`, so that a
+    /// checkout costs the same however many are idle.
     fn take_idle(&self, keep_alive: Duration) -> Option<Sender> {
         let mut idle = self.idle.borrow_mut();
-        idle.retain(|idle| !idle.is_over(keep_alive));
-        let ready = idle.iter().rposition(|idle| idle.sender.request.is_ready())?;
-        Some(idle.remove(ready).sender)
+        let now = Instant::now();
+        for at in (0..idle.len()).rev() {
+            if idle[at].is_over(now, keep_alive) {
+                idle.remove(at);
+            } else if idle[at].sender.request.is_ready() {
+                return Some(idle.remove(at).sender);
+            }
+        }
+        None
     }
 }
 
 impl Idle {
-    fn is_over(&self, keep_alive: Duration) -> bool {
-        self.sender.request.is_closed() || self.since.elapsed() >= keep_alive
+    fn is_over(&self, now: Instant, keep_alive: Duration) -> bool {
+        self.sender.request.is_closed() || now.duration_since(self.since) >= keep_alive
     }
 }
 

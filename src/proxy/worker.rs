@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::model::Name;
 use crate::snapshot::Snapshot;
 use crate::tasks::Tasks;
+use crate::telemetry::audit::Audit;
 use crate::telemetry::metrics::{Metrics, RequestCounters};
 
 /// What all workers share; none of it is locked on the way of a request.
@@ -23,6 +24,7 @@ pub struct Shared {
     pub clock: Clock,
     pub tasks: Tasks,
     pub metrics: Metrics,
+    pub audit: Audit,
     /// What this proxy calls itself in Via: `1.1 keybearer-<instance>`.
     pub via: HeaderValue,
     pub gates: Arc<Gates>,

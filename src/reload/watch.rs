@@ -9,6 +9,8 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use crate::telemetry::audit::Audit;
+
 /// A change is acted on when nothing has happened for this long, so that a half-written file is not read.
 const QUIET: Duration = Duration::from_millis(200);
 /// … or when it has gone on for this long.
@@ -29,11 +31,13 @@ pub struct Watch {
 }
 
 impl Watch {
-    pub fn new(files: Vec<PathBuf>) -> Watch {
+    /// What is written to the file of `audit` is no change of the configuration, wherever that file lies.
+    pub fn new(files: Vec<PathBuf>, audit: Audit) -> Watch {
         // One waiting notice is as good as many. Reading the files is no change of them.
         let (notice, notices) = mpsc::channel(1);
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            if !event.is_ok_and(|event| event.kind.is_access()) {
+            let nothing = |event: notify::Event| event.kind.is_access() || is_only(&event.paths, audit.path());
+            if !event.is_ok_and(nothing) {
                 let _ = notice.try_send(());
             }
         });
@@ -88,6 +92,12 @@ impl Watch {
         let rest = async { while let Ok(Some(())) = timeout(QUIET, self.notices.recv()).await {} };
         let _ = timeout(QUIET_WAIT_MAX, rest).await;
     }
+}
+
+/// Notices have absolute paths.
+fn is_only(paths: &[PathBuf], file: Option<PathBuf>) -> bool {
+    let file = file.and_then(|file| std::path::absolute(file).ok());
+    file.is_some_and(|file| !paths.is_empty() && paths.iter().all(|path| *path == file))
 }
 
 fn look(file: &Path) -> Look {

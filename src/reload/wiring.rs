@@ -1,7 +1,9 @@
 //! From a checked model to a snapshot in force, at the start and at every reload.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
@@ -9,14 +11,17 @@ use crate::admin::Access;
 use crate::clock::Clock;
 use crate::dial::{AddressPolicy, Dialer};
 use crate::model::connection::Connection;
-use crate::model::{Listener, Model, Name};
+use crate::model::origin::Host;
+use crate::model::{Listener, Model, Name, Roots, Tracing};
 use crate::oauth::{ClientError, HttpClients, TokenEndpoint};
 use crate::snapshot::{Snapshot, TlsProfiles};
 use crate::tasks::Tasks;
+use crate::telemetry::audit::{Audit, Prepared};
 use crate::telemetry::events::Events;
 use crate::telemetry::health::Health;
-use crate::telemetry::metrics::Metrics;
-use crate::tls::Trust;
+use crate::telemetry::metrics::{CertificateUse, Metrics};
+use crate::telemetry::traces::{self, Tracer};
+use crate::tls::{self, Trust};
 use crate::token::slot::TokenSlot;
 use crate::token::{Slots, TokenCache};
 
@@ -25,8 +30,21 @@ use crate::token::{Slots, TokenCache};
 pub enum WiringError {
     #[error("connection {connection}: {source}")]
     Client { connection: Name, source: ClientError },
+    #[error("tracing: {0}")]
+    Tracing(#[from] TracingError),
+    #[error("the audit cannot be opened: {0}; give another file under audit.to")]
+    Audit(#[from] io::Error),
     #[error("the configuration could not be read to its end; this is a bug")]
     Panicked,
+}
+
+/// Why nothing can be sent to a collector.
+#[derive(Debug, thiserror::Error)]
+pub enum TracingError {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Exporter(#[from] traces::BuildError),
 }
 
 /// What every configuration is put into force with.
@@ -38,6 +56,7 @@ pub struct Parts {
     pub cache: Arc<TokenCache>,
     pub access: Arc<Access>,
     pub events: Events,
+    pub audit: Audit,
     /// Real addresses of our listeners.
     pub listeners: Vec<Listener>,
 }
@@ -53,22 +72,28 @@ impl Wiring {
     /// Puts the first configuration into force; also gives the shared slots of its active connections.
     pub fn start(parts: Parts, model: &Model) -> Result<(Wiring, Vec<Arc<TokenSlot>>), WiringError> {
         let mut profiles = TlsProfiles::default();
+        let audit = parts.audit(model)?;
+        parts.audit.follow(audit);
         let (snapshot, slots) = parts.build(model, &mut profiles, None)?;
+        parts.metrics.certificates(&certificates(model));
         let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
         let shared = slots.values().filter_map(|slots| slots.shared().cloned()).collect();
         Ok((Wiring { parts, snapshot, profiles: Mutex::new(profiles) }, shared))
     }
 
-    /// Puts another one into force. Requests that have begun end under the old one.
-    pub fn apply(&self, model: &Model) -> Result<(), WiringError> {
+    /// Puts another one into force, all but its audit, which is given back. Requests that have begun end under the old one.
+    pub fn apply(&self, model: &Model) -> Result<(Differences, Prepared), WiringError> {
         let mut profiles = self.profiles.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.snapshot.load_full();
+        let audit = self.parts.audit(model)?;
         let (snapshot, slots) = self.parts.build(model, &mut profiles, Some(&before.dialer))?;
         self.snapshot.store(Arc::new(snapshot));
         self.parts.cache.retain(&slots.into_keys().collect());
         self.parts.access.follow(model);
+        self.parts.metrics.certificates(&certificates(model));
         profiles.sweep();
-        Ok(())
+        let before = before.connections.iter().map(|bound| &bound.connection);
+        Ok((Differences::of(before, &model.connections), audit))
     }
 
     /// Tells what is in force.
@@ -78,7 +103,37 @@ impl Wiring {
     }
 }
 
+/// Names of connections by which two configurations differ.
+#[derive(Debug, Default)]
+pub struct Differences {
+    pub added: Vec<String>,
+    pub changed: Vec<String>,
+    pub removed: Vec<String>,
+}
+
+impl Differences {
+    fn of<'a>(before: impl Iterator<Item = &'a Arc<Connection>>, after: &[Arc<Connection>]) -> Differences {
+        let mut before: HashMap<&Name, &Arc<Connection>> =
+            before.map(|connection| (&connection.name, connection)).collect();
+        let mut differences = Differences::default();
+        for connection in after {
+            match before.remove(&connection.name) {
+                None => differences.added.push(connection.name.to_string()),
+                Some(old) if old != connection => differences.changed.push(connection.name.to_string()),
+                Some(_) => {}
+            }
+        }
+        differences.removed = before.into_keys().map(Name::to_string).collect();
+        differences.removed.sort_unstable();
+        differences
+    }
+}
+
 impl Parts {
+    fn audit(&self, model: &Model) -> io::Result<Prepared> {
+        self.audit.prepare(&model.audit, |writer| self.tasks.thread("audit".to_owned(), writer))
+    }
+
     fn build(
         &self,
         model: &Model,
@@ -87,7 +142,9 @@ impl Parts {
     ) -> Result<(Snapshot, HashMap<Name, Slots>), WiringError> {
         let trust = Trust::new(&model.trust);
         let dialer = Dialer::new(&model.hosts, AddressPolicy::new(model, &self.listeners), dialer_before);
-        let clients = HttpClients::new(trust.clone(), Arc::new(dialer.clone()));
+        let tracer = self.tracer(model, &trust)?;
+        let mut clients = HttpClients::new(trust.clone(), Arc::new(dialer.clone()));
+        clients.tracer = tracer.clone();
         // All clients first: what can fail fails before anything has changed.
         let mut endpoints = Vec::new();
         for connection in model.connections.iter().filter(|connection| connection.active) {
@@ -99,7 +156,39 @@ impl Parts {
         };
         let slots: HashMap<Name, Slots> = endpoints.into_iter().map(ensure).collect();
         let of = |connection: &Connection| slots.get(&connection.name).cloned();
-        let snapshot = Snapshot::build(model, &trust, profiles, dialer, &self.metrics, of);
+        let snapshot = Snapshot::build(model, &trust, profiles, dialer, (&self.metrics, tracer), of);
         Ok((snapshot, slots))
     }
+
+    /// A new tracer with each configuration: the one before ends with the last request that uses it.
+    fn tracer(&self, model: &Model, trust: &Trust) -> Result<Tracer, TracingError> {
+        let Some(Tracing { collector, sample }) = &model.tracing else { return Ok(Tracer::default()) };
+        // The collector's name may be private, for this client alone: callers do not get there by it.
+        let host = collector.host_str().and_then(|host| Host::parse(host).ok());
+        let policy = AddressPolicy::new(model, &self.listeners);
+        let policy = host.into_iter().fold(policy, AddressPolicy::naming);
+        let dialer = Dialer::new(&model.hosts, policy, None);
+        let client = HttpClients::new(trust.clone(), Arc::new(dialer)).get(None)?;
+        let (tracer, exporter) = traces::start(client, collector, *sample)?;
+        self.tasks.spawn("traces", exporter.run());
+        Ok(tracer)
+    }
+}
+
+/// Of each bundle of certificates in the configuration the first end.
+fn certificates(model: &Model) -> Vec<(CertificateUse, String, Duration)> {
+    let mut found = Vec::new();
+    let mut add = |r#use, name: &str, roots: &mut dyn Iterator<Item = &Roots>| {
+        let ends = roots.flat_map(|roots| roots.iter()).filter_map(tls::expiry);
+        found.extend(ends.min().map(|first| (r#use, name.to_owned(), first)));
+    };
+    add(CertificateUse::Trust, "", &mut std::iter::once(&model.trust));
+    for connection in &model.connections {
+        let name = connection.name.as_str();
+        let server = &connection.authorization_server.trust;
+        add(CertificateUse::AuthorizationServerTrust, name, &mut server.iter());
+        let upstreams = connection.routes.iter().filter_map(|route| route.tls.trust.as_ref());
+        add(CertificateUse::UpstreamTrust, name, &mut { upstreams });
+    }
+    found
 }

@@ -29,6 +29,7 @@ pub struct Metrics {
     pub tokens: IntGaugeVec,
     pub replays: IntCounterVec,
     pub upstream_connections: IntGaugeVec,
+    certificate_expiry: GaugeVec,
     reloads: IntCounterVec,
     last_reload_successful: IntGauge,
     last_reload_success: Gauge,
@@ -120,6 +121,16 @@ impl Metrics {
                 &["connection", "outcome"],
             )?,
             upstream_connections: gauge("keybearer_upstream_connections", "Open upstream connections.", &["state"])?,
+            certificate_expiry: register(
+                &registry,
+                GaugeVec::new(
+                    Opts::new(
+                        "keybearer_certificate_expiry_timestamp_seconds",
+                        "When the first certificate of a use ends.",
+                    ),
+                    &["use", "name"],
+                )?,
+            )?,
             reloads: counter("keybearer_config_reloads_total", "Attempts to reload the configuration.", &["outcome"])?,
             last_reload_successful: register(
                 &registry,
@@ -182,6 +193,15 @@ impl Metrics {
         self.restart_required.set(restart_required.into());
     }
 
+    /// The certificates of the configuration in force: the use, the name of what uses them ("" for the whole program), and
+    /// when the first of them ends (since the Unix epoch).
+    pub fn certificates(&self, found: &[(CertificateUse, String, Duration)]) {
+        self.certificate_expiry.reset();
+        for (r#use, name, expiry) in found {
+            self.certificate_expiry.with_label_values(&[r#use.as_str(), name]).set(expiry.as_secs_f64());
+        }
+    }
+
     pub fn reload_applied(&self) {
         self.reloads.with_label_values(&["applied"]).inc();
     }
@@ -203,6 +223,27 @@ impl Metrics {
 fn register<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> Result<C, Error> {
     registry.register(Box::new(metric.clone()))?;
     Ok(metric)
+}
+
+/// What a certificate of the configuration is used for: the label `use`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CertificateUse {
+    /// Vouches for every host.
+    Trust,
+    /// Vouches for the authorization server of a connection.
+    AuthorizationServerTrust,
+    /// Vouches for the upstreams of a connection.
+    UpstreamTrust,
+}
+
+impl CertificateUse {
+    fn as_str(self) -> &'static str {
+        match self {
+            CertificateUse::Trust => "trust",
+            CertificateUse::AuthorizationServerTrust => "authorization_server_trust",
+            CertificateUse::UpstreamTrust => "upstream_trust",
+        }
+    }
 }
 
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];

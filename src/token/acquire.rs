@@ -13,12 +13,13 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 
-use super::slot::Person;
+use super::slot::Consent;
 use crate::clock::Clock;
 use crate::model::connection::Connection;
 use crate::model::token::{AccessToken, RefreshToken, TokenKey, TokenSet};
 use crate::oauth::{Failure, TokenEndpoint};
 use crate::store::{Lease, Refresh, Store, StoreError, StoredToken};
+use crate::telemetry::audit::{self, Audit, Cause};
 use crate::telemetry::metrics::Metrics;
 
 /// What a lease is waited for beyond the longest call that its holder may make.
@@ -56,6 +57,7 @@ pub(super) struct Acquirer {
     pub gate: Arc<Semaphore>,
     pub clock: Clock,
     pub metrics: Metrics,
+    pub audit: Audit,
     /// What the store could not take yet.
     pub unsaved: Mutex<Option<StoredToken>>,
 }
@@ -76,7 +78,7 @@ pub(super) enum AcquireError {
     },
     Store(StoreError),
     Person {
-        person: Person,
+        consent: Consent,
         error: String,
     },
 }
@@ -88,12 +90,13 @@ impl From<StoreError> for AcquireError {
 }
 
 impl Acquirer {
-    /// The next token, and whether the server gave it just now. `current` is the one in use: finding only that in the
-    /// store is no news.
+    /// The next token, asked for because of `cause`, and whether the server gave it just now. `current` is the one in use:
+    /// finding only that in the store is no news.
     pub async fn acquire(
         &self,
         definition: &Definition,
         current: Option<&AccessToken>,
+        cause: &Cause,
     ) -> Result<(StoredToken, bool), AcquireError> {
         let connection = &definition.connection;
         let held = self.held(connection).await?;
@@ -109,7 +112,7 @@ impl Acquirer {
             }
             person_needed(connection, held.as_ref())?;
             let Some((held, Refresh::Token(token))) = held.as_ref().map(|held| (held, &held.refresh)) else { break };
-            match self.refresh(definition, token).await {
+            match self.refresh(definition, token, cause).await {
                 Ok(answer) => {
                     let next = StoredToken { origins: held.origins.clone(), ..answer };
                     return Ok((self.keep(next, &*lease).await, true));
@@ -128,14 +131,19 @@ impl Acquirer {
                 Err(error) => return Err(error),
             }
         }
-        let token = self.ask(definition, None).await?;
+        let token = self.ask(definition, None, cause).await?;
         Ok((self.keep(token, &*lease).await, true))
     }
 
     /// Spends a refresh token from elsewhere; only if the server accepts it, it replaces what is kept.
-    pub async fn import(&self, definition: &Definition, token: &RefreshToken) -> Result<StoredToken, AcquireError> {
+    pub async fn import(
+        &self,
+        definition: &Definition,
+        token: &RefreshToken,
+        cause: &Cause,
+    ) -> Result<StoredToken, AcquireError> {
         let (_place, lease) = self.right_to_ask(&definition.connection).await?;
-        let token = self.refresh(definition, token).await?;
+        let token = self.refresh(definition, token, cause).await?;
         Ok(self.keep(token, &*lease).await)
     }
 
@@ -205,8 +213,13 @@ impl Acquirer {
     }
 
     /// One refresh (RFC 6749 §6): an answer without a refresh token leaves the old one in use.
-    async fn refresh(&self, definition: &Definition, token: &RefreshToken) -> Result<StoredToken, AcquireError> {
-        let mut answer = self.ask(definition, Some(token)).await?;
+    async fn refresh(
+        &self,
+        definition: &Definition,
+        token: &RefreshToken,
+        cause: &Cause,
+    ) -> Result<StoredToken, AcquireError> {
+        let mut answer = self.ask(definition, Some(token), cause).await?;
         if answer.refresh == Refresh::None {
             answer.refresh = Refresh::Token(token.clone());
         }
@@ -214,7 +227,12 @@ impl Acquirer {
     }
 
     /// One request to the token endpoint: with a refresh token, else by the connection's own grant.
-    async fn ask(&self, definition: &Definition, token: Option<&RefreshToken>) -> Result<StoredToken, AcquireError> {
+    async fn ask(
+        &self,
+        definition: &Definition,
+        token: Option<&RefreshToken>,
+        cause: &Cause,
+    ) -> Result<StoredToken, AcquireError> {
         let own = &definition.connection;
         // Lifetimes count from when the request leaves: the answer may have been long on its way.
         let obtained = self.clock.now();
@@ -227,6 +245,7 @@ impl Acquirer {
         let took = self.clock.now().boot.saturating_sub(obtained.boot);
         self.metrics.token_requests.with_label_values(&[connection, profile, grant, outcome]).inc();
         self.metrics.token_request_duration.with_label_values(&[connection]).observe(took.as_secs_f64());
+        self.record(grant, outcome, answer.as_ref().err(), cause);
         let answer = answer.map_err(|failure| {
             let in_doubt = token.is_some() && failure.may_have_been_granted();
             AcquireError::Server { failure, in_doubt }
@@ -241,6 +260,25 @@ impl Acquirer {
             refresh: answer.refresh_token.map_or(Refresh::None, Refresh::Token),
         })
     }
+
+    fn record(&self, grant: &str, outcome: &str, failure: Option<&Failure>, cause: &Cause) {
+        let error = failure.map(|failure| match failure {
+            Failure::Retryable { reason, .. } => reason.to_string(),
+            Failure::Permanent(refusal) => refusal.error.clone(),
+        });
+        let (user, from) = cause.person().map(|person| (person.user.as_str(), person.from)).unzip();
+        let record = audit::Refresh {
+            connection: self.key.connection.as_str(),
+            profile: self.key.profile.as_str(),
+            grant,
+            outcome,
+            error: error.as_deref(),
+            cause: cause.as_str(),
+            user,
+            from,
+        };
+        self.audit.now().refresh(self.clock.now().wall, &record);
+    }
 }
 
 /// Is there no way to a token without a person?
@@ -250,12 +288,10 @@ fn person_needed(connection: &Connection, held: Option<&StoredToken>) -> Result<
     }
     match held.map(|held| &held.refresh) {
         Some(Refresh::Token(_)) => Ok(()),
-        Some(Refresh::Refused { error }) => {
-            Err(AcquireError::Person { person: Person::ConsentAgain, error: error.clone() })
-        }
+        Some(Refresh::Refused { error }) => Err(AcquireError::Person { consent: Consent::Again, error: error.clone() }),
         Some(Refresh::None) | None => {
-            let person = Person::Consent;
-            Err(AcquireError::Person { person, error: person.code().to_owned() })
+            let consent = Consent::First;
+            Err(AcquireError::Person { consent, error: consent.code().to_owned() })
         }
     }
 }

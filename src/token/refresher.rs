@@ -18,6 +18,7 @@ use crate::model::connection::Connection;
 use crate::oauth::Failure;
 use crate::store::StoredToken;
 use crate::tasks::{Phase, PhaseWatch};
+use crate::telemetry::audit::Cause;
 use crate::telemetry::events::{Event, Events};
 
 const AFTER_PANIC: Duration = Duration::from_secs(10);
@@ -43,11 +44,16 @@ impl Refresher {
     }
 
     async fn refresh(&self) {
-        let (mut save_again, mut end, mut ending) = (SAVE_AGAIN, self.phases.clone(), false);
+        let (mut save_again, mut end, mut ending, mut demanded) = (SAVE_AGAIN, self.phases.clone(), false, false);
         while !self.slot.is_closed() {
-            let state = self.slot.state();
-            let wanted = Wanted { forced: self.slot.is_forced(&state), in_use: self.slot.is_in_use() };
-            let mut step = schedule::next(&state, self.acquirer.clock.now(), wanted, fastrand::f64());
+            if let Some(import) = self.slot.take_import() {
+                self.import(import).await;
+                continue;
+            }
+            let (state, now) = (self.slot.state(), self.acquirer.clock.now());
+            let forced = self.slot.forced(&state);
+            let wanted = Wanted { forced: forced.is_some(), in_use: self.slot.is_in_use() };
+            let mut step = schedule::next(&state, now, wanted, fastrand::f64());
             if self.acquirer.has_unsaved() {
                 // Memory is the only place that has it: it is not given back yet, and looked after more often.
                 step = match step {
@@ -56,15 +62,15 @@ impl Refresher {
                     Step::Rest => Step::Wait(save_again),
                 };
             }
-            if let Some(import) = self.slot.take_import() {
-                self.import(import).await;
-                continue;
-            }
             match step {
-                Step::Acquire => self.attempt(&state).await,
+                Step::Acquire => {
+                    let cause = forced.unwrap_or_else(|| cause(&state, now, demanded));
+                    self.attempt(&state, &cause).await;
+                    demanded = false;
+                }
                 Step::Wait(span) => tokio::select! {
-                    () = self.slot.demanded() => {}
-                    () = tokio::time::sleep(span) => {}
+                    () = self.slot.demanded() => demanded = true,
+                    () = tokio::time::sleep(span) => demanded = false,
                     () = end.reached(Phase::Drain), if !ending => ending = true,
                 },
                 Step::Rest => return self.slot.close(),
@@ -77,11 +83,11 @@ impl Refresher {
         }
     }
 
-    async fn attempt(&self, before: &SlotState) {
+    async fn attempt(&self, before: &SlotState, cause: &Cause) {
         let Ok(_under_way) = self.under_way.acquire().await else { return };
         let current = before.token.as_ref().map(|token| &token.access_token);
         let definition = self.acquirer.definition.load_full();
-        match self.acquirer.acquire(&definition, current).await {
+        match self.acquirer.acquire(&definition, current, cause).await {
             Ok((token, new)) => self.succeed(before, &definition.connection, token, new),
             // What failed is no longer the definition: the present one has yet to be tried.
             Err(_) if !Arc::ptr_eq(&definition, &self.acquirer.definition.load()) => {}
@@ -92,7 +98,7 @@ impl Refresher {
     async fn import(&self, import: Import) {
         let Ok(_under_way) = self.under_way.acquire().await else { return };
         let definition = self.acquirer.definition.load_full();
-        let outcome = match self.acquirer.import(&definition, &import.token).await {
+        let outcome = match self.acquirer.import(&definition, &import.token, &Cause::Person(import.by)).await {
             Ok(token) => {
                 self.succeed(&self.slot.state(), &definition.connection, token, true);
                 Ok(())
@@ -153,7 +159,7 @@ impl Refresher {
         trouble.failures = failures;
         let key = &self.slot.key;
         let subject = key.subject.as_ref().map(|subject| subject.as_str());
-        let next_try_in_s = trouble.person.is_none().then(|| now.until(trouble.retry_at).as_secs());
+        let next_try_in_s = trouble.consent.is_none().then(|| now.until(trouble.retry_at).as_secs());
         tracing::warn!(connection = %key.connection, profile = %key.profile, subject, error = trouble.error,
             description = trouble.description, permanent = trouble.permanent, in_doubt, still_usable = usable.is_some(),
             next_try_in_s, endpoint = %connection.token_url, "no new token");
@@ -161,7 +167,7 @@ impl Refresher {
             key: key.clone(),
             outcome: trouble.outcome,
             error: trouble.error.clone(),
-            retry: trouble.person.is_none().then_some(trouble.retry_at.wall),
+            retry: trouble.consent.is_none().then_some(trouble.retry_at.wall),
         };
         self.slot.publish(before.token.clone(), Some(trouble));
         self.events.tell(now.wall, event);
@@ -175,7 +181,7 @@ fn trouble(error: AcquireError, now: Now, retry_at: Now) -> Trouble {
         AcquireError::Store(_) => "unavailable",
         AcquireError::Person { .. } => "refused",
     };
-    let (permanent, person, error, description) = match error {
+    let (permanent, consent, error, description) = match error {
         AcquireError::Server { failure: Failure::Retryable { reason, detail, .. }, .. } => {
             (false, None, reason.to_string(), detail)
         }
@@ -183,10 +189,63 @@ fn trouble(error: AcquireError, now: Now, retry_at: Now) -> Trouble {
             (true, None, refusal.error, refusal.description)
         }
         AcquireError::Store(error) => (false, None, "store_unavailable".to_owned(), Some(error.to_string())),
-        AcquireError::Person { person, error } => (true, Some(person), error, None),
+        AcquireError::Person { consent, error } => (true, Some(consent), error, None),
     };
-    let retry_at = if person.is_some() { NEVER } else { retry_at };
-    Trouble { at: now, permanent, person, outcome, error, description, retry_at, failures: 1 }
+    let retry_at = if consent.is_some() { NEVER } else { retry_at };
+    Trouble { at: now, permanent, consent, outcome, error, description, retry_at, failures: 1 }
 }
 
 const NEVER: Now = Now { boot: Duration::MAX, wall: Duration::MAX };
+/// What asks for the next token where nobody forces it.
+fn cause(state: &SlotState, now: Now, demanded: bool) -> Cause {
+    match &state.token {
+        None if state.trouble.is_none() => Cause::Start,
+        token if demanded && !token.as_ref().is_some_and(|token| token.is_usable(now)) => Cause::Demand,
+        _ => Cause::Due,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::token::AccessToken;
+
+    const NOW: Now = Now { boot: Duration::from_secs(100), wall: Duration::from_secs(1_000_000) };
+
+    fn token(lifetime: Duration) -> Option<Arc<InjectedToken>> {
+        let connection = Connection::sample("crm");
+        let granted = Granted { obtained: NOW, scopes: Vec::new() };
+        let end = NOW.plus(lifetime);
+        let (token, origins) = (AccessToken::parse("t").unwrap(), Arc::new(connection.origins()));
+        Some(Arc::new(InjectedToken::new(1, token, origins, granted, (end, end, end))))
+    }
+
+    fn trouble() -> Option<Trouble> {
+        let (outcome, error) = ("unavailable", "timeout".to_owned());
+        Some(Trouble {
+            at: NOW,
+            permanent: false,
+            consent: None,
+            outcome,
+            error,
+            description: None,
+            retry_at: NOW,
+            failures: 1,
+        })
+    }
+
+    #[test]
+    fn what_asks_is_the_start_the_time_or_a_request() {
+        let check = |token, trouble, demanded, expected| {
+            assert_eq!(cause(&SlotState { token, trouble, attempts: 0 }, NOW, demanded), expected);
+        };
+        let (over, usable) = (token(Duration::ZERO), token(Duration::from_secs(1)));
+        check(None, None, false, Cause::Start);
+        check(None, None, true, Cause::Start);
+        check(None, trouble(), false, Cause::Due);
+        check(None, trouble(), true, Cause::Demand);
+        check(over.clone(), None, true, Cause::Demand);
+        check(over, None, false, Cause::Due);
+        check(usable, None, true, Cause::Due);
+    }
+}

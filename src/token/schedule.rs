@@ -65,7 +65,7 @@ pub fn next(state: &SlotState, now: Now, wanted: Wanted, jitter: f64) -> Step {
         return match (state.verdict(now), state.standing_trouble(now)) {
             (Verdict::Serve(token), _) => wait(token.usable_until),
             // Whoever asks next is told at once, without another request to the server.
-            (_, Some(trouble)) if trouble.person.is_none() => wait(trouble.retry_at),
+            (_, Some(trouble)) if trouble.consent.is_none() => wait(trouble.retry_at),
             _ => Step::Rest,
         };
     }

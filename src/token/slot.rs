@@ -22,10 +22,11 @@ use crate::clock::{Clock, Now};
 use crate::model::connection::OriginSet;
 use crate::model::origin::Origin;
 use crate::model::token::{AccessToken, TokenKey};
+use crate::telemetry::audit::Cause;
 use import::Desk;
 pub use import::{Import, NotImported};
 pub use refresh::NotRefreshed;
-pub use trouble::{NoToken, Person, Trouble};
+pub use trouble::{Consent, NoToken, Trouble};
 
 /// One token may be forced to refresh by a rejection this often.
 const FORCED_EVERY: Duration = Duration::from_secs(10);
@@ -92,6 +93,7 @@ struct Rejection {
     /// On the boot clock.
     asked_at: Option<Duration>,
     pending: bool,
+    cause: Option<Cause>,
 }
 
 impl InjectedToken {
@@ -149,7 +151,7 @@ impl SlotState {
         match (usable, &self.trouble) {
             (Some(token), _) if now.reached(token.refresh_at) => "due",
             (Some(_), _) => "fresh",
-            (None, Some(trouble)) if trouble.person.is_some() => "reauthorize",
+            (None, Some(trouble)) if trouble.consent.is_some() => "reauthorize",
             (None, Some(trouble)) if trouble.permanent => "misconfigured",
             (None, _) if self.token.is_none() => "starting",
             (None, _) => "expired",
@@ -230,7 +232,9 @@ impl TokenSlot {
         if let Some(token) = newer(&before) {
             return Some(token).filter(|token| token.is_usable(clock.now()));
         }
-        if before.standing_trouble(clock.now()).is_some() || !self.ask_for_refresh(generation, clock.now()) {
+        if before.standing_trouble(clock.now()).is_some()
+            || !self.ask_for_refresh(generation, clock.now(), Cause::Rejected)
+        {
             return None;
         }
         self.demand.notify_one();
@@ -250,7 +254,7 @@ impl TokenSlot {
     }
 
     /// Joins the forced refresh that is under way, or starts one if none was asked for lately.
-    fn ask_for_refresh(&self, generation: u64, now: Now) -> bool {
+    fn ask_for_refresh(&self, generation: u64, now: Now, cause: Cause) -> bool {
         let mut rejection = self.rejection.lock().unwrap_or_else(PoisonError::into_inner);
         if rejection.pending && rejection.generation == generation {
             return true;
@@ -258,7 +262,7 @@ impl TokenSlot {
         if rejection.asked_at.is_some_and(|asked| now.boot < asked + FORCED_EVERY) {
             return false;
         }
-        *rejection = Rejection { generation, asked_at: Some(now.boot), pending: true };
+        *rejection = Rejection { generation, asked_at: Some(now.boot), pending: true, cause: Some(cause) };
         true
     }
 
@@ -286,10 +290,11 @@ impl TokenSlot {
         self.key.subject.is_none() || self.used.load(Ordering::Relaxed)
     }
 
-    /// For the refresher: is a refresh of the current token being forced?
-    pub(super) fn is_forced(&self, state: &SlotState) -> bool {
+    /// For the refresher: what forces a refresh of the current token, if anything does.
+    pub(super) fn forced(&self, state: &SlotState) -> Option<Cause> {
         let rejection = self.rejection.lock().unwrap_or_else(PoisonError::into_inner);
-        rejection.pending && state.token.as_ref().is_some_and(|token| token.generation == rejection.generation)
+        let current = state.token.as_ref().is_some_and(|token| token.generation == rejection.generation);
+        rejection.cause.clone().filter(|_| rejection.pending && current)
     }
 
     /// For the refresher: returns when some request wants an answer.

@@ -113,7 +113,14 @@ fn engine(lifetime: Duration, takes: Duration, answers: impl IntoIterator<Item =
     answers.into_iter().for_each(|answer| script.then(answer));
     let (script, clock) = (Arc::new(script), Clock::simulated());
     let store = Arc::new(MemoryStore::default());
-    let cache = TokenCache::new(store, clock.clone(), Tasks::default(), Metrics::new().unwrap(), Events::default());
+    let cache = TokenCache::new(
+        store,
+        clock.clone(),
+        Tasks::default(),
+        Metrics::new().unwrap(),
+        Events::default(),
+        Audit::default(),
+    );
     let slot = shared(cache.ensure(&connection("crm"), Box::new(Source(script.clone()))));
     Engine { cache, clock, script, slot }
 }

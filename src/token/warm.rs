@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::subjects::SubjectSlots;
 use crate::model::token::TokenKey;
 use crate::store::{Refresh, StoredToken};
+use crate::telemetry::audit::Cause;
 
 /// Records read at once.
 const PAGE: usize = 256;
@@ -65,7 +66,9 @@ async fn refresh(slots: &SubjectSlots, subject: &crate::model::token::Subject, s
     let deadline = Instant::now() + PATIENCE;
     // From the store it may come as it is, still usable: then another one is asked for.
     match slot.token(clock, deadline).await {
-        Ok(token) if token.access_token == stored.access_token => drop(slot.refresh_now(clock, deadline).await),
+        Ok(token) if token.access_token == stored.access_token => {
+            drop(slot.refresh_now(clock, deadline, Cause::Due).await)
+        }
         // A failure is in the log, and the next walk comes by again.
         Ok(_) | Err(_) => {}
     }

@@ -2,7 +2,7 @@
 //!
 //! Not here: client libraries (`clients`). Real servers where they can be made to show it, `Scripted` ones otherwise.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -930,7 +930,8 @@ async fn a_basic_secret_full_of_special_characters_is_understood_by_real_servers
 // --- secrets ---------------------------------------------------------------------------------------------------------
 
 #[tokio::test]
-async fn no_secret_is_in_logs_metrics_or_errors_at_trace_level() {
+async fn no_secret_is_told_anywhere_at_trace_level() {
+    const ADMIN: &str = "admin-token-9c3e-0123456789";
     const CALLER: &str = "caller-secret-0d1f";
     const REFUSED: &str = "refused-secret-77aa";
     const QUERY: &str = "query-secret-5b5b";
@@ -948,6 +949,8 @@ async fn no_secret_is_in_logs_metrics_or_errors_at_trace_level() {
     let ca = Peers::certs().ca.display().to_string();
     let config = format!(
         "log: {{level: trace, requests: all}}
+audit: {{to: {{file: audit.jsonl}}}}
+admin: {{users: [{{name: ops, role: manager, token: {ADMIN}}}]}}
 trust: [\"{ca}\"]
 hosts: {{api.test: \"{at}\", body.test: \"{at}\", basic.test: \"{at}\"}}
 callers: [{{name: billing, secret: {CALLER}}}]
@@ -962,11 +965,22 @@ connections:
         real.token_url(),
         echo = echo.address,
     );
-    let sidecar = Sidecar::start(&config).await;
+    let mut sidecar = Sidecar::start(&config).await;
     let credential = |secret: &str| BASE64_STANDARD.encode(format!("billing:{secret}"));
     let good = format!("Proxy-Authorization: Basic {}\r\nAuthorization: Bearer {OWN}\r\n", credential(CALLER));
     let wrong = format!("Proxy-Authorization: Basic {}\r\n", credential("caller-secret-0d1f-x"));
-    let mut told = String::new();
+    let mut told: BTreeMap<&str, String> = BTreeMap::new();
+    let mut tell = |place: &'static str, text: &str| told.entry(place).or_default().push_str(text);
+    let admin = sidecar.admin();
+    let as_admin = async |path: &str, token: &str| {
+        let head = format!(
+            "GET {path} HTTP/1.1\r\nHost: {admin}\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n"
+        );
+        raw::send(admin, head.as_bytes()).await
+    };
+    let mut events = Conn::open(admin).await;
+    let head = format!("GET /api/v1/events HTTP/1.1\r\nHost: {admin}\r\nAuthorization: Bearer {ADMIN}\r\n\r\n");
+    events.write(head.as_bytes()).await;
     for (path, lines, status) in [
         (format!("api.test/{CANARY}?access_token={QUERY}"), &good, 200),
         (format!("api.test/status/401?access_token={QUERY}"), &good, 401),
@@ -978,20 +992,42 @@ connections:
         let answer = raw::get_through(sidecar.proxy(), &format!("http://{path}"), lines).await;
         assert_eq!(answer.status, status, "{path}: {}", answer.text());
         if !answer.code().is_empty() {
-            told.push_str(&answer.text());
-            told.push_str(&format!("{:?}", answer.headers));
+            tell("answers", &format!("{}{:?}", answer.text(), answer.headers));
         }
     }
     // An outage, so that the failing refresh speaks as well.
     real.control(json!({"status": 503})).await;
     until("a refresh fails", async || token_requests(&sidecar, "crm", "unavailable").await >= 1.0).await;
-    for path in ["/metrics", "/readyz?verbose", "/", "/livez"] {
-        told.push_str(&raw::get(sidecar.admin(), path).await.text());
+    tell("metrics", &raw::get(admin, "/metrics").await.text());
+    for path in ["/readyz?verbose", "/", "/livez"] {
+        tell("admin", &raw::get(admin, path).await.text());
     }
+    let document = as_admin("/api/v1/openapi.json", ADMIN).await.json();
+    for (path, methods) in document["paths"].as_object().expect("paths") {
+        if methods["get"].is_null() || path.ends_with("/events") {
+            continue;
+        }
+        for name in ["crm", "refused-body", "refused-basic"] {
+            let answer = as_admin(&path.replace("{name}", name), ADMIN).await;
+            assert_eq!(answer.status, 200, "{path}");
+            tell("API", &answer.text());
+        }
+        tell("API", &as_admin(&path.replace("{name}", "crm"), &format!("{ADMIN}-x")).await.text());
+    }
+    let mut read = Vec::new();
+    while !String::from_utf8_lossy(&read).contains("token_failed") {
+        let mut bytes = [0; 4096];
+        let count = events.stream.read(&mut bytes).await.expect("events");
+        assert!(count > 0, "the events ended");
+        read.extend_from_slice(&bytes[..count]);
+    }
+    tell("events", &String::from_utf8_lossy(&read));
     sidecar.logged("no new token").await;
     sidecar.signal("TERM");
-    sidecar.logged("stopped").await;
-    told.push_str(&sidecar.log());
+    sidecar.exit().await;
+    tell("stderr", &sidecar.log());
+    tell("stdout", &sidecar.stdout());
+    tell("audit", &std::fs::read_to_string(sidecar.dir.path().join("audit.jsonl")).expect("the audit"));
 
     let records = upstream.records().await;
     let headers = records.iter().flat_map(|record| record["headers"].as_array().into_iter().flatten());
@@ -999,12 +1035,17 @@ connections:
     let tokens: BTreeSet<_> = tokens.map(str::to_owned).collect();
     assert!(!tokens.is_empty());
     let basic = BASE64_STANDARD.encode(format!("canary-client:{REFUSED}"));
-    let secrets = [CLIENT_SECRET, CALLER, REFUSED, QUERY, OWN, &basic, &credential(CALLER)].map(str::to_owned);
+    let secrets = [CLIENT_SECRET, CALLER, REFUSED, QUERY, OWN, ADMIN, &basic, &credential(CALLER)].map(str::to_owned);
+    let places = |secret: &str| {
+        told.iter().filter(|(_, text)| text.contains(secret)).map(|(place, _)| *place).collect::<Vec<_>>()
+    };
     for secret in tokens.iter().chain(&secrets) {
-        assert!(!told.contains(secret.as_str()), "{secret} is in:\n{told}");
+        assert_eq!(places(secret), [""; 0], "{secret} is in:\n{told:?}");
     }
-    // The same search finds what may be told: a path, a caller, a connection, a code.
-    for shown in [CANARY, "billing", "refused-body", "invalid_client", "keybearer_errors_total"] {
-        assert!(told.contains(shown), "{shown} is not in:\n{told}");
-    }
+    // The same search finds what may be told, in every place that tells anything.
+    assert_eq!(places(CANARY), ["audit", "stderr"]);
+    assert_eq!(places("canary-client"), ["API"]);
+    assert_eq!(places("refused-body"), ["API", "answers", "audit", "metrics", "stderr"]);
+    assert_eq!(places("[+]"), ["admin"]);
+    assert_eq!(told["stdout"], "", "`run` says nothing there");
 }

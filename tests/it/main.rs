@@ -11,6 +11,7 @@ mod rig {
 
 mod admin;
 mod answers;
+mod audit;
 mod callers;
 mod clients;
 mod commands;
@@ -25,6 +26,7 @@ mod lifecycle;
 mod limits;
 mod problems;
 mod prometheus;
+mod read_only;
 mod reload;
 mod renewal;
 mod requests;
@@ -34,4 +36,5 @@ mod smoke;
 mod stage;
 mod store;
 mod supply;
+mod traces;
 mod tunnel;

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::connection::*;
-use crate::model::{LogFormat, LogLevel, LogRequests, Timeouts, Unmatched};
+use crate::model::{LogFormat, LogLevel, LogRequests, Timeouts, Tracing, Unmatched};
 
 const COMPLETE: &str = "\
 listeners:
@@ -19,6 +19,7 @@ store: {memory: {}}
 timeouts: {idle: 1h30m}
 limits: {head: 8KiB, tunnels: 7}
 log: {level: debug, format: json, requests: all}
+tracing: {otlp: \"https://collector.test\", sample: 0.5}
 connections:
   - name: crm
     active: false
@@ -56,6 +57,8 @@ fn a_complete_file_becomes_a_model() {
     assert_eq!(proxies, ["proxy 127.0.0.1:8080", "fleet 0.0.0.0:8443", "proxy-3 127.0.0.1:0"]);
     assert_eq!(model.listeners.admin.address, "0.0.0.0:9090".parse().unwrap());
     assert_eq!(model.listeners.telemetry.as_ref().unwrap().name.as_str(), "telemetry");
+    let collector = "https://collector.test/v1/traces".parse().unwrap();
+    assert_eq!(model.tracing, Some(Tracing { collector, sample: 0.5 }));
     assert_eq!((model.workers, model.readiness_wait), (3, Duration::ZERO));
     assert_eq!((model.hosts[0].host.to_string().as_str(), model.hosts[0].port), ("api.acme.test", Some(9443)));
     assert_eq!((model.egress.unmatched, model.egress.allow_private.len()), (Unmatched::Deny, 7));
@@ -67,7 +70,7 @@ fn a_complete_file_becomes_a_model() {
         (LogLevel::Debug, LogFormat::Json, LogRequests::All)
     );
     let warnings: Vec<_> = loaded.warnings.iter().map(|w| (w.line, w.path.as_str())).collect();
-    assert_eq!(warnings, [(23, "connections[0].client_secret[0]"), (23, "connections[0].client_secret[1]")]);
+    assert_eq!(warnings, [(24, "connections[0].client_secret[0]"), (24, "connections[0].client_secret[1]")]);
     assert!(loaded.files.is_empty());
 }
 

@@ -10,11 +10,14 @@ use tokio::time::Instant;
 
 use super::{NoToken, TokenSlot};
 use crate::model::token::RefreshToken;
+use crate::telemetry::audit::Person;
 
 /// A token that waits to be proven, and who waits for the outcome.
 #[derive(Debug)]
 pub struct Import {
     pub token: RefreshToken,
+    /// Who hands it in.
+    pub by: Person,
     pub reply: oneshot::Sender<Result<(), NoToken>>,
 }
 
@@ -33,7 +36,7 @@ pub enum NotImported {
 impl TokenSlot {
     /// Returns once the token has given an access token and both are kept, or why not. It is proven although the
     /// caller goes away.
-    pub async fn import(&self, token: RefreshToken, deadline: Instant) -> Result<(), NotImported> {
+    pub async fn import(&self, token: RefreshToken, by: Person, deadline: Instant) -> Result<(), NotImported> {
         let (reply, outcome) = oneshot::channel();
         {
             let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
@@ -43,7 +46,7 @@ impl TokenSlot {
             if self.is_closed() {
                 return Err(NotImported::NotProven(NoToken::Forgotten));
             }
-            *desk = Some(Import { token, reply });
+            *desk = Some(Import { token, by, reply });
         }
         self.used.store(true, Ordering::Relaxed);
         self.demand.notify_one();

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::{FORCED_EVERY, NoToken, TokenSlot};
 use crate::clock::Clock;
+use crate::telemetry::audit::Cause;
 
 /// Why nobody was asked for another token, or none came.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,16 +23,16 @@ pub enum NotRefreshed {
 }
 
 impl TokenSlot {
-    /// Returns once the authorization server has given another token, or why none came by `deadline`. A failure counts
+    /// Returns once the authorization server has given another token because of `cause`, or why none came by `deadline`. A failure counts
     /// although the token before it may still be usable.
-    pub async fn refresh_now(&self, clock: &Clock, deadline: Instant) -> Result<(), NotRefreshed> {
+    pub async fn refresh_now(&self, clock: &Clock, deadline: Instant, cause: Cause) -> Result<(), NotRefreshed> {
         let mut changed = self.changed.subscribe();
         let (before, now) = (self.state.load_full(), clock.now());
         if let Some(trouble) = before.standing_trouble(now) {
             return Err(NotRefreshed::NoToken(trouble.no_token(now)));
         }
         if let Some(token) = &before.token
-            && !self.ask_for_refresh(token.generation, now)
+            && !self.ask_for_refresh(token.generation, now, cause)
         {
             return Err(NotRefreshed::TooSoon { retry_after: self.forced_again_in(now.boot) });
         }

@@ -10,7 +10,7 @@ pub struct Trouble {
     pub at: Now,
     pub permanent: bool,
     /// Only a person can end it.
-    pub person: Option<Person>,
+    pub consent: Option<Consent>,
     /// As in the metrics of token requests.
     pub outcome: &'static str,
     /// The server's `error`, or our word for what went wrong; clean.
@@ -24,19 +24,19 @@ pub struct Trouble {
 
 /// What a person has to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Person {
+pub enum Consent {
     /// Connect: there is no token, or none for the connection as it is now.
-    Consent,
+    First,
     /// Connect again: the server has refused the refresh token.
-    ConsentAgain,
+    Again,
 }
 
-impl Person {
+impl Consent {
     /// The contract's code for it.
     pub fn code(self) -> &'static str {
         match self {
-            Person::Consent => "consent_required",
-            Person::ConsentAgain => "refresh_token_expired",
+            Consent::First => "consent_required",
+            Consent::Again => "refresh_token_expired",
         }
     }
 }
@@ -49,7 +49,7 @@ pub enum NoToken {
     /// The authorization server's verdict.
     Refused { error: String, description: Option<String> },
     /// A person has to act.
-    Person { person: Person, error: String },
+    Person { consent: Consent, error: String },
     /// The request's own patience ended.
     WaitTimeout,
     /// The slot was forgotten while the request waited: the configuration has changed.
@@ -59,8 +59,8 @@ pub enum NoToken {
 impl Trouble {
     /// What a request is told of it.
     pub fn no_token(&self, now: Now) -> NoToken {
-        if let Some(person) = self.person {
-            return NoToken::Person { person, error: self.error.clone() };
+        if let Some(consent) = self.consent {
+            return NoToken::Person { consent, error: self.error.clone() };
         }
         match self.permanent {
             true => NoToken::Refused { error: self.error.clone(), description: self.description.clone() },

@@ -1,14 +1,20 @@
 //! What a person may ask of a slot.
 
 use super::*;
+use crate::telemetry::audit::Person;
 use crate::token::slot::NotRefreshed;
+
+pub(super) fn person() -> Person {
+    Person { user: Name::parse("ops").unwrap(), from: "127.0.0.1:1".parse().unwrap() }
+}
 
 #[tokio::test(start_paused = true)]
 async fn a_person_gets_one_new_token_through_one_flight_and_no_back_off() {
+    let person = person();
     let engine = engine(3600 * SECOND, SECOND, []);
     engine.token().await.unwrap();
     let deadline = Instant::now() + 10 * SECOND;
-    let ask = || engine.slot.refresh_now(&engine.clock, deadline);
+    let ask = || engine.slot.refresh_now(&engine.clock, deadline, Cause::Person(person.clone()));
     let generation = engine.fresh().unwrap().generation;
     let (one, other, rejected) = tokio::join!(ask(), ask(), engine.reject(generation));
     assert_eq!((one, other, rejected.as_deref()), (Ok(()), Ok(()), Some("token-2")));
@@ -17,7 +23,7 @@ async fn a_person_gets_one_new_token_through_one_flight_and_no_back_off() {
     assert!(retry_after > 8 * SECOND && retry_after <= 10 * SECOND, "{retry_after:?}");
     sleep(10 * SECOND).await;
     engine.script.then(unavailable(None));
-    let ask = || engine.slot.refresh_now(&engine.clock, Instant::now() + 10 * SECOND);
+    let ask = || engine.slot.refresh_now(&engine.clock, Instant::now() + 10 * SECOND, Cause::Person(person.clone()));
     for _ in 0..2 {
         let Err(NotRefreshed::NoToken(NoToken::Unavailable { .. })) = ask().await else { panic!("no failure") };
     }
@@ -27,10 +33,11 @@ async fn a_person_gets_one_new_token_through_one_flight_and_no_back_off() {
 
 #[tokio::test(start_paused = true)]
 async fn a_persons_wish_ends_with_its_deadline_and_with_the_slot() {
+    let person = person();
     let engine = engine(3600 * SECOND, 60 * SECOND, []);
-    let late = engine.slot.refresh_now(&engine.clock, Instant::now() + SECOND).await;
+    let late = engine.slot.refresh_now(&engine.clock, Instant::now() + SECOND, Cause::Person(person.clone())).await;
     assert_eq!(late, Err(NotRefreshed::NoToken(NoToken::WaitTimeout)));
-    let waiting = engine.slot.refresh_now(&engine.clock, Instant::now() + 10 * SECOND);
+    let waiting = engine.slot.refresh_now(&engine.clock, Instant::now() + 10 * SECOND, Cause::Person(person.clone()));
     let forgotten = async {
         sleep(SECOND).await;
         engine.cache.retain(&HashSet::new());

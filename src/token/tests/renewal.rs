@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use super::super::slot::{NotImported, Person};
+use super::super::slot::{Consent, NotImported};
 use super::*;
 use crate::model::connection::Grant;
 use crate::model::secret::Secret;
@@ -88,7 +88,7 @@ fn start(disk: Arc<Disk>, connection: Arc<Connection>, answers: impl IntoIterato
     answers.into_iter().for_each(|answer| script.then(answer));
     let (script, clock) = (Arc::new(script), Clock::simulated());
     let (tasks, metrics) = (Tasks::default(), Metrics::new().unwrap());
-    let cache = TokenCache::new(disk.clone(), clock.clone(), tasks, metrics, Events::default());
+    let cache = TokenCache::new(disk.clone(), clock.clone(), tasks, metrics, Events::default(), Audit::default());
     let slot = shared(cache.ensure(&connection, Box::new(Source(script.clone()))));
     Renewal { engine: Engine { cache, clock, script, slot }, disk, connection }
 }
@@ -103,7 +103,10 @@ impl Renewal {
     }
 
     async fn import(&self, text: &str) -> Result<(), NotImported> {
-        self.engine.slot.import(RefreshToken::parse(text).unwrap(), Instant::now() + 10 * SECOND).await
+        self.engine
+            .slot
+            .import(RefreshToken::parse(text).unwrap(), super::refresh::person(), Instant::now() + 10 * SECOND)
+            .await
     }
 
     /// The program ends and another one starts.
@@ -161,7 +164,7 @@ async fn a_refused_refresh_token_of_a_machine_is_replaced_by_a_first_grant() {
 #[tokio::test(start_paused = true)]
 async fn without_a_person_nothing_is_asked_and_a_token_that_is_handed_in_makes_it_green() {
     let run = start(Arc::default(), with_grant(Grant::AuthorizationCode), [refused_grant(), renewing("a1", None)]);
-    let consent = NoToken::Person { person: Person::Consent, error: "consent_required".to_owned() };
+    let consent = NoToken::Person { consent: Consent::First, error: "consent_required".to_owned() };
     for _ in 0..100 {
         assert_eq!(run.engine.token().await, Err(consent.clone()));
         sleep(60 * SECOND).await;
@@ -188,7 +191,7 @@ async fn a_refused_refresh_token_waits_for_a_person_through_every_restart() {
     assert_eq!(run.spent(), ["r0", "r1"]);
     assert_eq!(run.engine.token().await.as_deref(), Ok("a1"), "still usable");
     sleep(30 * SECOND).await;
-    let again = Err(NoToken::Person { person: Person::ConsentAgain, error: "invalid_grant".to_owned() });
+    let again = Err(NoToken::Person { consent: Consent::Again, error: "invalid_grant".to_owned() });
     assert_eq!(run.engine.token().await, again);
     let run = run.restart([]);
     sleep(7200 * SECOND).await;

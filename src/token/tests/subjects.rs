@@ -14,7 +14,7 @@ fn subjects(keep_warm: Option<Duration>, in_memory_max: usize) -> Subjects {
     let script = Arc::new(Script { lifetime: Some(60 * SECOND), ..Script::default() });
     let (store, clock) = (Arc::new(MemoryStore::default()), Clock::simulated());
     let (tasks, metrics) = (Tasks::default(), Metrics::new().unwrap());
-    let mut cache = TokenCache::new(store, clock.clone(), tasks, metrics, Events::default());
+    let mut cache = TokenCache::new(store, clock.clone(), tasks, metrics, Events::default(), Audit::default());
     cache.subjects = InMemory::new(NonZeroUsize::new(in_memory_max).unwrap());
     let lifetimes = Lifetimes { keep_warm, ..Lifetimes::default() };
     let connection = Connection { tokens: Tokens::PerSubject, lifetimes, ..Connection::sample("crm") };

@@ -185,6 +185,49 @@ impl Upstream {
     }
 }
 
+/// A collector of traces.
+pub struct Collector {
+    peer: Peer,
+}
+
+impl Collector {
+    pub async fn start() -> Self {
+        Self { peer: Peer::start("collector.py", &json!({})).await }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.peer.port("port"))
+    }
+
+    /// Every span so far: `tests/rig/collector.py` names the fields.
+    pub async fn spans(&self) -> Vec<Value> {
+        let Value::Array(spans) = self.peer.get("/__spans").await else { panic!("spans are not an array") };
+        spans
+    }
+
+    /// All bodies that arrived, and all heads as they were parsed.
+    pub async fn raw(&self) -> (Vec<u8>, Value) {
+        let raw = self.peer.get("/__raw").await;
+        let hex = raw["bytes"].as_str().expect("hexadecimal");
+        let bytes = (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).expect("a byte"));
+        (bytes.collect(), raw["heads"].clone())
+    }
+
+    /// What it answers from now on.
+    pub async fn answers(&self, status: u16) {
+        self.peer.post("/__control", json!({ "status": status })).await;
+    }
+
+    /// Stops the process where it is: connections open and are never answered.
+    pub fn pause(&self) {
+        self.peer.pause();
+    }
+
+    pub fn resume(&self) {
+        self.peer.resume();
+    }
+}
+
 /// A client library as its users run it, with proxy variables and nothing else in the environment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientKind {

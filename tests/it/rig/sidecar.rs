@@ -37,8 +37,19 @@ impl Sidecar {
         sidecar
     }
 
+    /// The same with more in the environment.
+    pub async fn start_in(config: &str, environment: &[(&str, String)]) -> Sidecar {
+        let sidecar = Self::spawn_in(config, &[], environment).await;
+        sidecar.until_ready().await;
+        sidecar
+    }
+
     /// The same without waiting for readiness: it listens.
     pub async fn spawn(config: &str, files: &[(&str, &str)]) -> Sidecar {
+        Self::spawn_in(config, files, &[]).await
+    }
+
+    async fn spawn_in(config: &str, files: &[(&str, &str)], environment: &[(&str, String)]) -> Sidecar {
         let dir = tempfile::tempdir().expect("a temporary directory");
         for (name, text) in files {
             let path = dir.path().join(name);
@@ -70,9 +81,9 @@ impl Sidecar {
             .args(["run", "--config"])
             .arg(dir.path().join("keybearer.yaml"))
             .env("STATE_DIRECTORY", dir.path().join("state"))
-            .envs(environment.iter().copied())
+            .envs(environment.iter().cloned())
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(std::fs::File::create(dir.path().join("stdout")).expect("a file"))
             .stderr(Stdio::piped())
             .spawn()
             .expect("the program starts");
@@ -81,8 +92,10 @@ impl Sidecar {
         let addresses = Arc::<Mutex<HashMap<String, SocketAddr>>>::default();
         let found = addresses.clone();
         tokio::spawn(async move {
-            let mut reader = BufReader::new(stderr).lines();
-            while let Ok(Some(line)) = reader.next_line().await {
+            let (mut reader, mut bytes) = (BufReader::new(stderr), Vec::new());
+            while reader.read_until(b'\n', &mut bytes).await.is_ok_and(|count| count > 0) {
+                let line = String::from_utf8_lossy(bytes.strip_suffix(b"\n").unwrap_or(&bytes)).into_owned();
+                bytes.clear();
                 let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
                 if event["message"] == "listening" {
                     let name = event["listener"].as_str().unwrap_or_default().to_owned();
@@ -146,6 +159,11 @@ impl Sidecar {
     /// Everything on stderr so far.
     pub fn log(&self) -> String {
         self.lines.borrow().join("\n")
+    }
+
+    /// Everything on stdout so far.
+    pub fn stdout(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("stdout")).expect("a file")
     }
 
     /// Waits for a line that holds `text`.

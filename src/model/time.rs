@@ -1,4 +1,4 @@
-//! Times as the API writes them: RFC 3339 in UTC.
+//! Times as the API and the audit write them: RFC 3339 in UTC.
 
 use std::time::Duration;
 
@@ -8,6 +8,15 @@ const LAST_S: u64 = 253_402_300_799;
 
 /// `since_epoch` is wall time; what is finer than a second is dropped.
 pub fn rfc3339(since_epoch: Duration) -> String {
+    format!("{}Z", seconds(since_epoch))
+}
+
+/// The same with milliseconds.
+pub fn rfc3339_ms(since_epoch: Duration) -> String {
+    format!("{}.{:03}Z", seconds(since_epoch), since_epoch.subsec_millis())
+}
+
+fn seconds(since_epoch: Duration) -> String {
     let seconds = since_epoch.as_secs().min(LAST_S);
     let (days, second) = (seconds / DAY_S, seconds % DAY_S);
     // Days are counted from 0000-03-01, so that a leap day ends its year; 400 years have 146 097 days.
@@ -20,7 +29,7 @@ pub fn rfc3339(since_epoch: Duration) -> String {
     let month = if month < 10 { month + 3 } else { month - 9 };
     let year = era * 400 + year + u64::from(month <= 2);
     let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}")
 }
 
 #[cfg(test)]
@@ -43,5 +52,6 @@ mod tests {
         check(4_107_542_399, "2100-02-28T23:59:59Z");
         check(4_107_542_400, "2100-03-01T00:00:00Z");
         check(u64::MAX, "9999-12-31T23:59:59Z");
+        assert_eq!(rfc3339_ms(Duration::from_millis(1_709_210_096_007)), "2024-02-29T12:34:56.007Z");
     }
 }

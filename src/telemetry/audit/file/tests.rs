@@ -1,0 +1,89 @@
+//! The file and its writer without the program: what fits, what does not, and what is refused.
+
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+
+const AT: Duration = Duration::from_millis(1_709_210_096_007);
+
+fn path(dir: &tempfile::TempDir) -> PathBuf {
+    dir.path().join("audit.jsonl")
+}
+
+/// What the writer makes of a queue that is closed already.
+fn written(queue: Queue, writer: Writer) -> String {
+    let path = queue.path.clone();
+    queue.close();
+    drop(queue);
+    writer.run();
+    std::fs::read_to_string(path).unwrap()
+}
+
+#[test]
+fn what_finds_no_place_is_counted_and_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let (queue, writer) = open_with(&path(&dir), 3).unwrap();
+    for number in 0..10 {
+        queue.push(AT, format!("{number}\n"));
+    }
+    let lost = "{\"time\":\"2024-02-29T12:34:56.007Z\",\"event\":\"lost\",\"count\":7}\n";
+    assert_eq!(written(queue, writer), format!("0\n1\n2\n{lost}"));
+}
+
+#[test]
+fn the_file_is_appended_to_and_its_owners_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    for expected in ["a\n", "a\na\n"] {
+        let (queue, writer) = open(&path(&dir)).unwrap();
+        queue.push(AT, "a\n".to_owned());
+        assert_eq!(written(queue, writer), expected);
+    }
+    assert_eq!(std::fs::metadata(path(&dir)).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn what_is_no_plain_file_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    for (name, target) in [("dangling", "nowhere"), ("link", "there")] {
+        std::os::unix::fs::symlink(at(target), at(name)).unwrap();
+    }
+    std::fs::write(at("there"), "").unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, at("pipe"), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    for (name, why) in [("dangling", "a symbolic link"), ("link", "a symbolic link"), ("pipe", "not a regular file")] {
+        assert_eq!(openable(&at(name)).unwrap_err().to_string(), why, "{name}");
+        assert_eq!(open(&at(name)).unwrap_err().to_string(), why, "{name}");
+    }
+    assert!(openable(dir.path()).is_err() && openable(&at("none/audit")).is_err());
+    assert!(openable(&at("new")).is_ok() && !at("new").exists(), "looking makes nothing");
+}
+
+#[test]
+fn a_line_is_never_divided_between_two_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_queue, mut writer) = open(&path(&dir)).unwrap();
+    // As if the disk had been full within the second line.
+    writer.batch = b"one\ntwo\nthree\n".to_vec();
+    writer.written_bytes = 6;
+    std::fs::rename(path(&dir), dir.path().join("old")).unwrap();
+    writer.try_write().unwrap();
+    assert_eq!(std::fs::read_to_string(path(&dir)).unwrap(), "two\nthree\n");
+    // In the same file it goes on where it stopped.
+    writer.batch = b"four\n".to_vec();
+    writer.written_bytes = 2;
+    writer.try_write().unwrap();
+    assert_eq!(std::fs::read_to_string(path(&dir)).unwrap(), "two\nthree\nur\n");
+}
+
+#[test]
+fn a_closed_queue_before_a_full_disk_ends() {
+    let (queue, writer) = open(Path::new("/dev/full")).unwrap();
+    (0..1000).for_each(|_| queue.push(AT, "a\n".to_owned()));
+    let started = Instant::now();
+    let thread = std::thread::Builder::new().spawn(move || writer.run()).unwrap();
+    queue.wakes(thread.thread());
+    queue.close();
+    drop(queue);
+    thread.join().unwrap();
+    assert!(started.elapsed() < Duration::from_millis(900), "{:?}", started.elapsed());
+}
