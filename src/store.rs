@@ -4,8 +4,13 @@
 //! Not here: when to ask (`token`), which store a configuration means (`config`).
 //! Holds: what leaves memory is sealed; a record that cannot be opened is the problem of its key alone.
 
+mod counted;
+pub mod embedded;
 mod lease;
 mod memory;
+mod open;
+mod record;
+pub mod seal;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -17,7 +22,9 @@ use crate::model::Name;
 use crate::model::connection::{Identity, OriginSet};
 use crate::model::secret::Secret;
 use crate::model::token::{AccessToken, RefreshToken, TokenKey};
+pub use counted::Counted;
 pub use memory::MemoryStore;
+pub use open::{OpenError, Opened, keyring, open};
 
 pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 

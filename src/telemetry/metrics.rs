@@ -29,6 +29,7 @@ pub struct Metrics {
     pub tokens: IntGaugeVec,
     pub replays: IntCounterVec,
     pub upstream_connections: IntGaugeVec,
+    pub store_operations: IntCounterVec,
     reloads: IntCounterVec,
     last_reload_successful: IntGauge,
     last_reload_success: Gauge,
@@ -120,6 +121,11 @@ impl Metrics {
                 &["connection", "outcome"],
             )?,
             upstream_connections: gauge("keybearer_upstream_connections", "Open upstream connections.", &["state"])?,
+            store_operations: counter(
+                "keybearer_store_operations_total",
+                "Operations on the store of tokens and secrets.",
+                &["operation", "outcome"],
+            )?,
             reloads: counter("keybearer_config_reloads_total", "Attempts to reload the configuration.", &["outcome"])?,
             last_reload_successful: register(
                 &registry,
