@@ -11,6 +11,7 @@ mod auth;
 mod events;
 mod openapi;
 mod problem;
+mod secrets;
 mod time;
 mod token_file;
 mod trial;
@@ -94,6 +95,15 @@ impl Admin {
             .route("/readyz", get(readyz))
             .route("/metrics", get(metrics))
             .with_state(self)
+    }
+
+    /// Has the configuration read again, if there is a file; nobody waits for the outcome, which is in the log.
+    fn read_again(&self) {
+        if let Some(reload) = &self.reload {
+            let (answer, _) = oneshot::channel();
+            // A full queue means that it is about to be read anyway.
+            let _ = reload.try_send(answer);
+        }
     }
 
     /// Everything below `/api/v1`.

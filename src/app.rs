@@ -13,11 +13,13 @@ use std::time::Duration;
 use http::HeaderValue;
 
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
 
 use crate::admin::{self, Access, Admin};
 use crate::clock::Clock;
 use crate::config::Loaded;
 use crate::model::Listener;
+use crate::model::secret::Vault;
 use crate::proxy;
 use crate::proxy::worker::Shared;
 use crate::reload::{Parts, Reloader, Wiring, WiringError};
@@ -46,14 +48,24 @@ pub enum AppError {
     System(#[from] io::Error),
 }
 
+/// A token request that is under way at the end has at least so long: its answer may hold a refresh token that nobody has
+/// yet.
+const REST: Duration = Duration::from_secs(2);
 /// Reloads that may wait for one under way.
 const RELOADS_WAITING_MAX: usize = 8;
+
+/// The file to reload, and what a reload works with.
+pub struct Source {
+    pub path: PathBuf,
+    pub logging: Logging,
+    /// The store that is open.
+    pub vault: Arc<dyn Vault>,
+}
 
 /// Everything bound, nothing running yet.
 pub struct App {
     loaded: Loaded,
-    /// The file to reload, and the log that a reload may change.
-    source: Option<(PathBuf, Logging)>,
+    source: Option<Source>,
     tasks: Tasks,
     proxy: Vec<TcpListener>,
     admin: TcpListener,
@@ -64,7 +76,7 @@ pub struct App {
 
 impl App {
     /// `source` is the file that `loaded` came from, if its changes are to be followed.
-    pub fn build(loaded: Loaded, source: Option<(PathBuf, Logging)>, tasks: Tasks) -> Result<App, AppError> {
+    pub fn build(loaded: Loaded, source: Option<Source>, tasks: Tasks) -> Result<App, AppError> {
         let model = &loaded.model;
         let mut listeners = Vec::new();
         let mut bind = |listener: &Listener| {
@@ -114,7 +126,7 @@ impl App {
         let admin = Admin {
             health: health.clone(),
             metrics: metrics.clone(),
-            cache,
+            cache: cache.clone(),
             clock: clock.clone(),
             snapshot: wiring.snapshot.clone(),
             access,
@@ -142,10 +154,10 @@ impl App {
         });
         let threads = proxy::start(shared.clone(), loaded.model.workers, self.proxy)?;
         tasks.spawn("readiness", settle(slots, loaded.model.readiness_wait, health.clone()));
-        if let Some((path, logging)) = self.source {
-            tasks.spawn("reload", Reloader::new(path, &loaded, wiring, logging, reloads).run());
+        if let Some(Source { path, logging, vault }) = self.source {
+            tasks.spawn("reload", Reloader::new((path, vault), &loaded, wiring, logging, reloads).run());
         }
-        Ok(Running { tasks, health, threads, shared })
+        Ok(Running { tasks, health, cache, threads, shared })
     }
 }
 
@@ -166,6 +178,7 @@ async fn settle(slots: Vec<Arc<TokenSlot>>, wait: Duration, health: Arc<Health>)
 struct Running {
     tasks: Tasks,
     health: Arc<Health>,
+    cache: Arc<TokenCache>,
     threads: Vec<std::thread::JoinHandle<()>>,
     shared: Arc<Shared>,
 }
@@ -182,9 +195,11 @@ impl Running {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        if tokio::time::timeout(self.shared.snapshot.load().timeouts.drain, finished).await.is_err() {
+        let end = Instant::now() + self.shared.snapshot.load().timeouts.drain;
+        if tokio::time::timeout_at(end, finished).await.is_err() {
             tracing::warn!("timeouts.drain has passed; what is still in flight is cut off");
         }
+        self.cache.rest(end.saturating_duration_since(Instant::now()).max(REST)).await;
         self.tasks.enter(Phase::Stop);
         tracing::info!("stopped");
     }

@@ -28,9 +28,11 @@ use std::sync::Arc;
 pub use admin::{Whereabouts, presented_token, read_token, whereabouts};
 pub use excerpt::Excerpts;
 pub use problem::{Problem, Problems};
+pub use reference::is_stored_name;
 pub use schema::SCHEMA;
 
-use crate::model::Model;
+use crate::model::secret::Vault;
+use crate::model::{Model, StoreSettings};
 use document::BYTES_MAX;
 use file::TopFile;
 use problem::Sink;
@@ -52,19 +54,20 @@ pub struct Loaded {
     pub fingerprint: String,
 }
 
-/// Reads `path` with everything it includes.
+/// Reads `path` with everything it includes; `{store: NAME}` is looked up in `vault`.
 ///
 /// # Errors
 /// All problems at once, those of the main file first.
-pub fn load(path: &Path) -> Result<Loaded, Problems> {
+pub fn load(path: &Path, vault: Arc<dyn Vault>) -> Result<Loaded, Problems> {
     let mut sink = Sink::default();
+    sink.vault = Some(vault);
     match read(path, &mut sink) {
         Some(source) => assemble(&source, sink),
         None => Err(refused(path, sink)),
     }
 }
 
-/// The same for a text that stands in no file yet; paths are relative to the directory of `path`.
+/// The same for a text that stands in no file yet; paths are relative to the directory of `path`, and no store is at hand.
 ///
 /// # Errors
 /// As [`load`].
@@ -93,6 +96,8 @@ fn assemble(source: &Source, mut sink: Sink) -> Result<Loaded, Problems> {
         }
     }
     conflict::check(&drafts, &settings.hosts, &mut sink);
+    let person = drafts.iter().any(|draft| draft.connection.as_ref().is_some_and(|own| own.grant.needs_person()));
+    store::check_place(&top, &settings.store, person, &mut sink);
     if drafts.is_empty() {
         let hint = "add one under `connections`";
         top.at("connections").warning(&mut sink, "no connection is configured", hint);
@@ -120,6 +125,20 @@ fn assemble(source: &Source, mut sink: Sink) -> Result<Loaded, Problems> {
         connections,
     };
     Ok(Loaded { model, warnings, files, directories, fingerprint })
+}
+
+/// The store of a configuration and its state directory, whatever else it holds.
+///
+/// # Errors
+/// The problems of those two keys, and of the file as a whole.
+pub fn store_of(path: &Path) -> Result<(StoreSettings, PathBuf), Problems> {
+    let mut sink = Sink::default();
+    let source = read(path, &mut sink);
+    let top = source.as_ref().and_then(|source| source.root()?.unit::<TopFile>(&mut sink));
+    let state_dir = admin::state_dir(top.as_ref().and_then(|top| top.get(top.keys.state_dir)), &mut sink);
+    let store = top.as_ref().and_then(|top| top.get(top.keys.store));
+    let settings = store::settings(store, &state_dir, &mut sink);
+    sink.finish(path).map(|_| (settings, state_dir))
 }
 
 /// The problems of a load that failed; never an empty list.

@@ -9,13 +9,15 @@ mod watch;
 mod wiring;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::admin::Reloaded;
 use crate::config::{self, Loaded, Problems};
-use crate::model::Listeners;
+use crate::model::secret::Vault;
+use crate::model::{Listeners, StoreSettings};
 use crate::telemetry::events::Event;
 use crate::telemetry::{Logging, system};
 use watch::Watch;
@@ -27,12 +29,18 @@ struct Fixed {
     listeners: Listeners,
     workers: usize,
     state_dir: PathBuf,
+    store: StoreSettings,
 }
 
 impl Fixed {
     fn of(loaded: &Loaded) -> Fixed {
         let model = &loaded.model;
-        Fixed { listeners: model.listeners.clone(), workers: model.workers, state_dir: model.state_dir.clone() }
+        Fixed {
+            listeners: model.listeners.clone(),
+            workers: model.workers,
+            state_dir: model.state_dir.clone(),
+            store: model.store.clone(),
+        }
     }
 
     /// The keys by which `other` differs.
@@ -41,6 +49,7 @@ impl Fixed {
             ("listeners", self.listeners != other.listeners),
             ("workers", self.workers != other.workers),
             ("state_dir", self.state_dir != other.state_dir),
+            ("store", self.store != other.store),
         ];
         keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
     }
@@ -62,6 +71,8 @@ enum Outcome {
 /// Reloads one configuration file with all that belongs to it.
 pub struct Reloader {
     path: PathBuf,
+    /// The store that is open.
+    vault: Arc<dyn Vault>,
     wiring: Wiring,
     logging: Logging,
     fixed: Fixed,
@@ -75,14 +86,14 @@ pub struct Reloader {
 impl Reloader {
     /// For the configuration at `path`, of which `loaded` is in force.
     pub fn new(
-        path: PathBuf,
+        (path, vault): (PathBuf, Arc<dyn Vault>),
         loaded: &Loaded,
         wiring: Wiring,
         logging: Logging,
         asked: mpsc::Receiver<oneshot::Sender<Reloaded>>,
     ) -> Reloader {
         let (fixed, fingerprint) = (Fixed::of(loaded), loaded.fingerprint.clone());
-        Reloader { path, wiring, logging, fixed, fingerprint, watch: Watch::new(watched(loaded)), asked }
+        Reloader { path, vault, wiring, logging, fixed, fingerprint, watch: Watch::new(watched(loaded)), asked }
     }
 
     /// Reloads on SIGHUP, when the files change and when the API is asked to, until the task is stopped.
@@ -127,10 +138,10 @@ impl Reloader {
     }
 
     async fn reload(&mut self) -> Outcome {
-        let path = self.path.clone();
+        let (path, vault) = (self.path.clone(), self.vault.clone());
         // What changes from here on is noticed again.
         self.watch.look_again();
-        let loaded = match self.wiring.parts.tasks.blocking(move || config::load(&path)).await {
+        let loaded = match self.wiring.parts.tasks.blocking(move || config::load(&path, vault)).await {
             Some(Ok(loaded)) => loaded,
             Some(Err(problems)) => {
                 self.wiring.parts.metrics.reload_refused();

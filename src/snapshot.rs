@@ -14,7 +14,7 @@ use crate::model::{Caller, Limits, LogRequests, Model, Name, Roots, Timeouts, Un
 use crate::router::{CallerId, Callers, Router};
 use crate::telemetry::metrics::{InjectionCounters, Metrics};
 use crate::tls::Trust;
-use crate::token::slot::TokenSlot;
+use crate::token::Slots;
 
 #[derive(Debug)]
 pub struct Snapshot {
@@ -36,7 +36,7 @@ pub struct Snapshot {
 pub struct BoundConnection {
     pub connection: Arc<Connection>,
     /// `None`: the connection is inactive.
-    pub slot: Option<Arc<TokenSlot>>,
+    pub slots: Option<Slots>,
     /// Of its routes, in their order.
     pub tls: Vec<Arc<TlsProfile>>,
 }
@@ -47,7 +47,7 @@ pub struct BoundRoute {
     pub connection: Arc<Connection>,
     pub route: Route,
     /// `None`: the connection is inactive, or the route injects nothing.
-    pub slot: Option<Arc<TokenSlot>>,
+    pub slots: Option<Slots>,
     pub tls: Arc<TlsProfile>,
     pub injections: InjectionCounters,
 }
@@ -95,21 +95,21 @@ pub struct CallerTable {
 }
 
 impl Snapshot {
-    /// `slot` gives the slot of an active connection.
+    /// `slots` gives those of an active connection.
     pub fn build(
         model: &Model,
         trust: &Trust,
         profiles: &mut TlsProfiles,
         dialer: Dialer,
         metrics: &Metrics,
-        slot: impl Fn(&Connection) -> Option<Arc<TokenSlot>>,
+        slots: impl Fn(&Connection) -> Option<Slots>,
     ) -> Snapshot {
         let callers = CallerTable::new(model.callers.clone());
         let plain = profiles.get(trust, &model.trust, None);
         let (mut connections, mut routes) = (Vec::new(), Vec::new());
         for connection in &model.connections {
             let permitted = callers.permitted(connection.accessible_from.as_deref());
-            let slot = slot(connection);
+            let slots = slots(connection);
             let mut profiles_of_routes = Vec::new();
             for route in &connection.routes {
                 let tls = profiles.get(trust, &model.trust, route.tls.trust.as_ref());
@@ -117,13 +117,13 @@ impl Snapshot {
                 let bound = BoundRoute {
                     connection: connection.clone(),
                     route: route.clone(),
-                    slot: slot.clone(),
+                    slots: slots.clone(),
                     tls,
                     injections: metrics.injection_counters(connection.name.as_str(), "default"),
                 };
                 routes.push((route.clone(), permitted.clone(), bound));
             }
-            connections.push(BoundConnection { connection: connection.clone(), slot, tls: profiles_of_routes });
+            connections.push(BoundConnection { connection: connection.clone(), slots, tls: profiles_of_routes });
         }
         Snapshot {
             connections,
@@ -157,6 +157,10 @@ impl CallerTable {
     pub fn named(&self, name: &str) -> Option<(CallerId, &Caller)> {
         let id = *self.by_name.get(&Name::parse(name)?)?;
         self.list.get(id.0 as usize).map(|caller| (id, caller))
+    }
+
+    pub fn get(&self, id: CallerId) -> Option<&Caller> {
+        self.list.get(id.0 as usize)
     }
 
     pub fn name(&self, id: CallerId) -> Option<&Name> {

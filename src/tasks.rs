@@ -8,6 +8,7 @@ use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,13 +32,21 @@ impl Default for Tasks {
 
 impl Tasks {
     /// Runs `future` on the current runtime until it ends or the `Stop` phase begins.
-    #[allow(clippy::disallowed_methods, reason = "this is the owner of every task")]
     pub fn spawn<F>(&self, name: &'static str, future: F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
+        self.spawn_on(&Handle::current(), name, future);
+    }
+
+    /// The same on another runtime.
+    #[allow(clippy::disallowed_methods, reason = "this is the owner of every task")]
+    pub fn spawn_on<F>(&self, runtime: &Handle, name: &'static str, future: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let mut stop = self.watch();
-        tokio::spawn(async move {
+        runtime.spawn(async move {
             tokio::select! {
                 biased;
                 () = future => {}

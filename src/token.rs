@@ -1,121 +1,237 @@
 //! Tokens in memory: one slot and one refresher for each key.
 //!
-//! The life of a token: `ensure` → stored and fresh? publish → else lease, read again, ask the token endpoint → save →
-//! publish, waiters wake → sleep until it is due, or somebody asks → again. A retryable failure keeps the token and backs
-//! off; a permanent one blocks until the next probe.
+//! The life of a token: `ensure` → stored and fresh? publish → else lease, read again, refresh token or the connection's
+//! own grant → save → publish, waiters wake → sleep until it is due, or somebody asks → again. A retryable failure keeps
+//! the token and backs off; a permanent one blocks until the next probe, or until a person acts.
 
 mod acquire;
 mod refresher;
 pub mod schedule;
 pub mod slot;
+mod subjects;
+mod warm;
 
 use std::collections::{HashMap, HashSet};
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use crate::clock::Clock;
-use crate::model::connection::{Connection, Identity, OriginSet};
-use crate::model::token::TokenKey;
+use crate::model::Name;
+use crate::model::connection::{Connection, Identity, OriginSet, Tokens};
+use crate::model::token::{Subject, TokenKey};
 use crate::store::Store;
 use crate::tasks::Tasks;
 use crate::telemetry::events::Events;
 use crate::telemetry::metrics::Metrics;
-pub use acquire::TokenSource;
 use acquire::{Acquirer, Definition};
+pub use acquire::{Answer, TokenSource};
 use refresher::Refresher;
 use slot::TokenSlot;
+use subjects::InMemory;
+pub use subjects::SubjectSlots;
 
 /// Token requests under way at once to one authorization server.
 const REQUESTS_PER_SERVER: usize = 8;
+/// Subjects whose token is in memory at once; the others are in the store.
+const SUBJECTS_IN_MEMORY_MAX: NonZeroUsize = NonZeroUsize::new(16_384).expect("not zero");
+/// More attempts than there are slots.
+const UNDER_WAY_MAX: u32 = 1 << 20;
 
 /// All slots by key.
 pub struct TokenCache {
-    slots: Mutex<HashMap<TokenKey, Entry>>,
+    entries: Mutex<HashMap<Name, Entry>>,
     /// Slots whose connection has another identity now; requests that began before may still wait at them.
-    replaced: Mutex<Vec<Arc<TokenSlot>>>,
+    replaced: Mutex<Vec<Slots>>,
     gates: Mutex<HashMap<String, Arc<Semaphore>>>,
+    subjects: InMemory,
+    tools: Tools,
+}
+
+/// What every refresher works with.
+#[derive(Clone)]
+struct Tools {
     store: Arc<dyn Store>,
     clock: Clock,
     tasks: Tasks,
+    /// Where refreshers run, whoever asks for them.
+    runtime: Handle,
     metrics: Metrics,
     events: Events,
+    /// A permit for each attempt under way.
+    under_way: Arc<Semaphore>,
 }
 
 struct Entry {
-    slot: Arc<TokenSlot>,
+    slots: Slots,
+    tokens: Tokens,
     identity: Identity,
     origins: OriginSet,
     definition: Arc<ArcSwap<Definition>>,
 }
 
-impl TokenCache {
-    pub fn new(store: Arc<dyn Store>, clock: Clock, tasks: Tasks, metrics: Metrics, events: Events) -> TokenCache {
-        TokenCache {
-            slots: Mutex::default(),
-            replaced: Mutex::default(),
-            gates: Mutex::default(),
-            store,
-            clock,
-            tasks,
-            metrics,
-            events,
+/// Where the tokens of one connection are.
+#[derive(Debug, Clone)]
+pub enum Slots {
+    Shared(Arc<TokenSlot>),
+    PerSubject(Arc<SubjectSlots>),
+}
+
+impl Slots {
+    /// The slot of everybody's token.
+    pub fn shared(&self) -> Option<&Arc<TokenSlot>> {
+        match self {
+            Slots::Shared(slot) => Some(slot),
+            Slots::PerSubject(_) => None,
         }
     }
 
-    /// The slot of a connection as it is now defined; the refresher of a new one starts on the current runtime. A slot
-    /// with its token is kept for as long as the token may be: same identity, and no origin that it was not granted for.
-    pub fn ensure(&self, connection: &Arc<Connection>, source: Box<dyn TokenSource>) -> Arc<TokenSlot> {
-        let key = TokenKey::of_connection(connection.name.clone());
-        let (identity, origins) = (connection.identity(), connection.origins());
-        let definition = Arc::new(Definition { connection: connection.clone(), source });
-        let mut slots = lock(&self.slots);
-        if let Some(entry) = slots.get(&key).filter(|e| e.identity == identity && e.origins.covers(&origins)) {
-            entry.definition.store(definition);
-            entry.slot.reconsider();
-            return entry.slot.clone();
+    /// The slot of this subject's token; `None`: there is one for each subject, and none is named.
+    pub fn slot(&self, subject: Option<&Subject>) -> Option<Arc<TokenSlot>> {
+        match self {
+            Slots::Shared(slot) => Some(slot.clone()),
+            Slots::PerSubject(slots) => subject.map(|subject| slots.slot(subject)),
         }
+    }
+
+    fn reconsider(&self) {
+        match self {
+            Slots::Shared(slot) => slot.reconsider(),
+            Slots::PerSubject(slots) => slots.reconsider(),
+        }
+    }
+
+    fn close(&self) {
+        match self {
+            Slots::Shared(slot) => slot.close(),
+            Slots::PerSubject(slots) => slots.close(),
+        }
+    }
+}
+
+/// Makes the slots of one connection, each with its refresher.
+struct Maker {
+    definition: Arc<ArcSwap<Definition>>,
+    gate: Arc<Semaphore>,
+    tools: Tools,
+}
+
+impl Maker {
+    fn connection(&self) -> Name {
+        self.definition.load().connection.name.clone()
+    }
+
+    fn make(&self, key: TokenKey) -> Arc<TokenSlot> {
+        let tools = &self.tools;
         let slot = Arc::new(TokenSlot::new(key.clone()));
-        let definition = Arc::new(ArcSwap::new(definition));
         let acquirer = Acquirer {
-            key: key.clone(),
-            definition: definition.clone(),
-            store: self.store.clone(),
-            gate: self.gate(connection),
-            clock: self.clock.clone(),
-            metrics: self.metrics.clone(),
+            key,
+            definition: self.definition.clone(),
+            store: tools.store.clone(),
+            gate: self.gate.clone(),
+            clock: tools.clock.clone(),
+            metrics: tools.metrics.clone(),
+            unsaved: Mutex::default(),
         };
-        let refresher = Refresher { slot: slot.clone(), acquirer, events: self.events.clone() };
-        self.tasks.spawn("refresher", refresher.run());
-        let entry = Entry { slot: slot.clone(), identity, origins, definition };
-        let old = slots.insert(key, entry);
-        lock(&self.replaced).extend(old.map(|entry| entry.slot));
+        let refresher = Refresher {
+            slot: slot.clone(),
+            acquirer,
+            events: tools.events.clone(),
+            under_way: tools.under_way.clone(),
+            phases: tools.tasks.watch(),
+        };
+        tools.tasks.spawn_on(&tools.runtime, "refresher", refresher.run());
         slot
     }
+}
 
-    /// Ends the slots that are not among `kept`, once no new request can reach them.
-    pub fn retain(&self, kept: &[Arc<TokenSlot>]) {
-        let kept: HashSet<*const TokenSlot> = kept.iter().map(Arc::as_ptr).collect();
-        lock(&self.replaced).drain(..).for_each(|slot| slot.close());
-        lock(&self.slots).retain(|key, entry| {
-            let keep = kept.contains(&Arc::as_ptr(&entry.slot));
+impl TokenCache {
+    /// Refreshers run on the current runtime.
+    pub fn new(store: Arc<dyn Store>, clock: Clock, tasks: Tasks, metrics: Metrics, events: Events) -> TokenCache {
+        let under_way = Arc::new(Semaphore::new(UNDER_WAY_MAX as usize));
+        TokenCache {
+            entries: Mutex::default(),
+            replaced: Mutex::default(),
+            gates: Mutex::default(),
+            subjects: InMemory::new(SUBJECTS_IN_MEMORY_MAX),
+            tools: Tools { store, clock, tasks, runtime: Handle::current(), metrics, events, under_way },
+        }
+    }
+
+    /// The slots of a connection as it is now defined. One with its token is kept for as long as the token may be: same
+    /// identity, and no origin that it was not granted for.
+    pub fn ensure(&self, connection: &Arc<Connection>, source: Box<dyn TokenSource>) -> Slots {
+        let (identity, origins) = (connection.identity(), connection.origins());
+        let definition = Arc::new(Definition { connection: connection.clone(), source });
+        let mut entries = lock(&self.entries);
+        let same = |entry: &&Entry| {
+            entry.tokens == connection.tokens && entry.identity == identity && entry.origins.covers(&origins)
+        };
+        if let Some(entry) = entries.get(&connection.name).filter(same) {
+            entry.definition.store(definition);
+            entry.slots.reconsider();
+            return entry.slots.clone();
+        }
+        let definition = Arc::new(ArcSwap::new(definition));
+        let maker = Maker { definition: definition.clone(), gate: self.gate(connection), tools: self.tools.clone() };
+        let slots = match connection.tokens {
+            Tokens::Shared => Slots::Shared(maker.make(TokenKey::of_connection(connection.name.clone()))),
+            Tokens::PerSubject => {
+                let slots = Arc::new(SubjectSlots::new(maker, self.subjects.clone()));
+                self.tools.tasks.spawn_on(&self.tools.runtime, "warm", warm::keep(Arc::downgrade(&slots)));
+                Slots::PerSubject(slots)
+            }
+        };
+        let entry = Entry { slots: slots.clone(), tokens: connection.tokens, identity, origins, definition };
+        let old = entries.insert(connection.name.clone(), entry);
+        lock(&self.replaced).extend(old.map(|entry| entry.slots));
+        slots
+    }
+
+    /// Ends the slots of connections that are not among `kept`, once no new request can reach them.
+    pub fn retain(&self, kept: &HashSet<Name>) {
+        lock(&self.replaced).drain(..).for_each(|slots| slots.close());
+        lock(&self.entries).retain(|name, entry| {
+            let keep = kept.contains(name);
             if !keep {
-                entry.slot.close();
-                let labels = [key.connection.as_str(), key.profile.as_str()];
+                entry.slots.close();
+                let labels = [name.as_str(), "default"];
                 // It may never have had a token.
-                let _ = self.metrics.token_expiry.remove_label_values(&labels);
+                let _ = self.tools.metrics.token_expiry.remove_label_values(&labels);
             }
             keep
         });
     }
 
-    pub fn get(&self, key: &TokenKey) -> Option<Arc<TokenSlot>> {
-        lock(&self.slots).get(key).map(|entry| entry.slot.clone())
+    /// Lets what is under way finish and be saved, until `wait` is over; from here on nothing new begins.
+    pub async fn rest(&self, wait: Duration) {
+        let all = self.tools.under_way.acquire_many(UNDER_WAY_MAX);
+        match tokio::time::timeout(wait, all).await {
+            Ok(Ok(permits)) => permits.forget(),
+            _ => tracing::warn!("a token request is still under way; what it brings may be lost"),
+        }
     }
 
+    /// The slot of this key, if it is in memory.
+    pub fn get(&self, key: &TokenKey) -> Option<Arc<TokenSlot>> {
+        if key.subject.is_some() {
+            return self.subjects.get(key);
+        }
+        lock(&self.entries).get(&key.connection).and_then(|entry| entry.slots.shared().cloned())
+    }
+
+    /// Every slot in memory.
     pub fn list(&self) -> Vec<Arc<TokenSlot>> {
-        lock(&self.slots).values().map(|entry| entry.slot.clone()).collect()
+        let shared: Vec<_> = lock(&self.entries).values().filter_map(|entry| entry.slots.shared().cloned()).collect();
+        shared.into_iter().chain(self.subjects.list()).collect()
+    }
+
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.tools.store
     }
 
     fn gate(&self, connection: &Connection) -> Arc<Semaphore> {

@@ -1,8 +1,9 @@
-//! What the API does when it is asked to: refresh, test, reload.
+//! What the API does when it is asked to: refresh, import, test, reload.
 //!
 //! Not here: the request of a test (`trial`), the reload itself (`reload`).
 //! Holds: a request body is JSON, with a bound and a deadline; who asked for what is in the log.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Path, Request, State};
@@ -13,21 +14,47 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use zeroize::Zeroizing;
 
 use super::auth::Asker;
 use super::problem::{Problem, bound, no_token};
 use super::{Admin, Reloaded, trial, view};
-use crate::model::token::default_profile;
-use crate::token::slot::NotRefreshed;
+use crate::model::token::{RefreshToken, Subject, default_profile};
+use crate::snapshot::BoundConnection;
+use crate::token::slot::{NotImported, NotRefreshed, TokenSlot};
 
 const BODY_BYTES_MAX: usize = 64 * 1024;
 const BODY_WAIT: Duration = Duration::from_secs(10);
+/// Longer than the longest token request that is waited for.
+const IMPORT_WAIT: Duration = Duration::from_secs(40);
 const RELOAD_WAIT: Duration = Duration::from_secs(30);
 
+/// Which token of a connection is meant.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Which {
     profile: Option<String>,
+    subject: Option<String>,
+}
+
+impl Which {
+    fn slot(self, bound: &BoundConnection) -> Result<Arc<TokenSlot>, Problem> {
+        if self.profile.is_some_and(|profile| profile != default_profile().as_str()) {
+            let detail = "the connection has the profile `default` alone";
+            return Err(Problem::new(StatusCode::NOT_FOUND, "profile_unknown", detail));
+        }
+        subject_slot(bound, self.subject.as_deref())
+    }
+}
+
+/// A refresh token from elsewhere.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Imported {
+    profile: Option<String>,
+    subject: Option<String>,
+    #[serde(default)]
+    refresh_token: String,
 }
 
 pub async fn refresh(
@@ -39,23 +66,42 @@ pub async fn refresh(
     let which: Which = body(request).await?;
     let snapshot = admin.snapshot.load_full();
     let bound = bound(&snapshot, &name)?;
-    if which.profile.is_some_and(|profile| profile != default_profile().as_str()) {
-        return Err(Problem::new(
-            StatusCode::NOT_FOUND,
-            "profile_unknown",
-            "the connection has the profile `default` alone",
-        ));
-    }
-    let slot = bound.slot.as_ref().ok_or_else(inactive)?;
+    let slot = which.slot(bound)?;
     tracing::info!(user = %asker.name, connection = %bound.connection.name, "a refresh is asked for");
     let deadline = Instant::now() + snapshot.timeouts.token_wait;
     match slot.refresh_now(&admin.clock, deadline).await {
-        Ok(()) => Ok(Json(view::token(slot, admin.clock.now()))),
+        Ok(()) => Ok(Json(view::token(&slot, admin.clock.now()))),
         Err(NotRefreshed::TooSoon { retry_after }) => {
             let detail = "another token was forced less than ten seconds ago";
             Err(Problem::new(StatusCode::CONFLICT, "refreshed_lately", detail).retry_after(retry_after))
         }
         Err(NotRefreshed::NoToken(reason)) => Err(no_token(reason)),
+    }
+}
+
+pub async fn import(
+    State(admin): State<Admin>,
+    Path(name): Path<String>,
+    Extension(asker): Extension<Asker>,
+    request: Request,
+) -> Result<Json<Value>, Problem> {
+    let Imported { profile, subject, refresh_token } = body(request).await?;
+    let refresh_token = Zeroizing::new(refresh_token);
+    let snapshot = admin.snapshot.load_full();
+    let bound = bound(&snapshot, &name)?;
+    let token = RefreshToken::parse(&refresh_token).ok_or_else(|| {
+        let detail = "`refresh_token` is missing, too long, or holds what is no visible character";
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "not_proven", detail)
+    })?;
+    let slot = Which { profile, subject }.slot(bound)?;
+    tracing::info!(user = %asker.name, connection = %bound.connection.name, "a refresh token is handed in");
+    match slot.import(token, Instant::now() + IMPORT_WAIT).await {
+        Ok(()) => Ok(Json(view::token(&slot, admin.clock.now()))),
+        Err(NotImported::Busy) => {
+            let problem = Problem::new(StatusCode::CONFLICT, "overloaded", "another token is being proven; ask again");
+            Err(problem.retry_after(Duration::from_secs(1)))
+        }
+        Err(NotImported::NotProven(why)) => Err(no_token(why).not_proven()),
     }
 }
 
@@ -68,10 +114,10 @@ pub async fn test(
     let asked: trial::Asked = body(request).await?;
     let snapshot = admin.snapshot.load_full();
     let bound = bound(&snapshot, &name)?;
-    let slot = bound.slot.as_ref().ok_or_else(inactive)?;
+    let slot = subject_slot(bound, asked.subject.as_deref())?;
     let trial = trial::Trial::new(bound, asked)?;
     tracing::info!(user = %asker.name, connection = %bound.connection.name, "a test is asked for");
-    trial.run(&snapshot, slot, &admin.clock).await.map(Json)
+    trial.run(&snapshot, &slot, &admin.clock).await.map(Json)
 }
 
 pub async fn reload(
@@ -114,12 +160,25 @@ pub async fn reload(
     }
 }
 
+/// The slot of a shared token, or of one subject's.
+fn subject_slot(bound: &BoundConnection, subject: Option<&str>) -> Result<Arc<TokenSlot>, Problem> {
+    let slots = bound.slots.as_ref().ok_or_else(inactive)?;
+    let unknown = |detail| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "subject_required", detail);
+    let subject = subject
+        .map(|text| Subject::parse(text).ok_or_else(|| unknown("`subject` is 1 to 128 letters, digits and `._@:+-`")));
+    let subject = subject.transpose()?;
+    if subject.is_some() && slots.shared().is_some() {
+        return Err(unknown("the connection has one token for everybody; leave `subject` out"));
+    }
+    slots.slot(subject.as_ref()).ok_or_else(|| unknown("the connection has a token for each subject; name one"))
+}
+
 fn inactive() -> Problem {
     Problem::new(StatusCode::CONFLICT, "connection_inactive", "the connection has `active: false`")
 }
 
 /// A JSON body, or nothing at all.
-async fn body<T: DeserializeOwned + Default>(request: Request) -> Result<T, Problem> {
+pub async fn body<T: DeserializeOwned + Default>(request: Request) -> Result<T, Problem> {
     let (parts, body) = request.into_parts();
     let read = tokio::time::timeout(BODY_WAIT, axum::body::to_bytes(body, BODY_BYTES_MAX)).await;
     let bytes = match read {

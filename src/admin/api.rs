@@ -3,26 +3,27 @@
 //! Not here: who may ask (`auth`), what changes something (`actions`), how things look (`view`).
 //! Holds: an operation is reachable only through the table, with the role that stands there.
 
-use std::sync::Arc;
-
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::openapi::Operation;
 use super::problem::{Problem, bound};
-use super::{Admin, actions, auth, events, openapi, view};
+use super::{Admin, actions, auth, events, openapi, secrets, view};
 use crate::model::Role;
-
-use crate::token::slot::TokenSlot;
+use crate::model::token::{Subject, TokenKey, default_profile};
+use crate::token::Slots;
 
 /// Items of one page.
+const LIMIT: usize = 100;
 const LIMIT_MAX: usize = 1000;
+const UNAVAILABLE: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
 
+const SUBJECT: (&str, &str) = ("subject", "whose token is meant, of a connection with one for each subject");
 const UNKNOWN: (u16, &str) = (404, "no connection has this name");
 const NO_TOKEN: [(u16, &str); 4] = [
     UNKNOWN,
@@ -69,12 +70,26 @@ const OPERATIONS: &[Operation] = &[
         handler: || get(tokens),
     },
     Operation {
+        method: "put",
+        path: "/connections/{name}/tokens",
+        role: Role::Operator,
+        summary: "Takes over a refresh token from elsewhere, if it gives an access token",
+        answers: &[
+            (200, "the token's new state"),
+            UNKNOWN,
+            (409, "the connection is inactive, or another token is being proven"),
+            (422, "it gave no access token; nothing has changed"),
+        ],
+        members: &[("refresh_token", "the refresh token"), ("profile", "the profile; absent: default"), SUBJECT],
+        handler: || put(actions::import),
+    },
+    Operation {
         method: "post",
         path: "/connections/{name}/refresh",
         role: Role::Operator,
         summary: "Gets another token now, through the same single flight as the proxy",
         answers: &[(200, "the token's new state"), NO_TOKEN[0], NO_TOKEN[1], NO_TOKEN[2], NO_TOKEN[3]],
-        members: &[("profile", "the profile; absent: default")],
+        members: &[("profile", "the profile; absent: default"), SUBJECT],
         handler: || post(actions::refresh),
     },
     Operation {
@@ -92,7 +107,7 @@ const OPERATIONS: &[Operation] = &[
             NO_TOKEN[3],
             (504, "the upstream did not answer in time"),
         ],
-        members: &[("url", "absent: the first route's own"), ("method", "GET or HEAD; absent: GET")],
+        members: &[("url", "absent: the first route's own"), ("method", "GET or HEAD; absent: GET"), SUBJECT],
         handler: || post(actions::test),
     },
     Operation {
@@ -108,6 +123,33 @@ const OPERATIONS: &[Operation] = &[
         ],
         members: &[],
         handler: || post(actions::reload),
+    },
+    Operation {
+        method: "get",
+        path: "/secrets",
+        role: Role::Manager,
+        summary: "The names of the secrets in the store; never a secret",
+        answers: &[(200, "{items: [name]}"), (503, "the store cannot be used")],
+        members: &[],
+        handler: || get(secrets::list),
+    },
+    Operation {
+        method: "put",
+        path: "/secrets/{secret}",
+        role: Role::Manager,
+        summary: "Seals a secret in the store, then reads the configuration again, where `{store: NAME}` may mean it",
+        answers: &[(200, "{name}"), (422, "the name or the secret is refused"), (503, "the store cannot be used")],
+        members: &[("value", "the secret")],
+        handler: || put(secrets::put),
+    },
+    Operation {
+        method: "delete",
+        path: "/secrets/{secret}",
+        role: Role::Manager,
+        summary: "Removes a secret from the store",
+        answers: &[(200, "{name}"), (404, "the store has none of this name"), (503, "the store cannot be used")],
+        members: &[],
+        handler: || delete(secrets::remove),
     },
     Operation {
         method: "get",
@@ -171,19 +213,47 @@ async fn tokens(
     if filter.limit.is_some_and(|limit| !(1..=LIMIT_MAX).contains(&limit)) {
         return Err(unclear(format!("limit is from 1 to {LIMIT_MAX}")));
     }
-    if filter.cursor.is_some() {
-        return Err(unclear("no answer has given this cursor".to_owned()));
-    }
     let snapshot = admin.snapshot.load_full();
     let now = admin.clock.now();
-    let wanted = |slot: &&Arc<TokenSlot>| {
-        let profile = filter.profile.as_deref().is_none_or(|profile| slot.key.profile.as_str() == profile);
-        // Shared tokens have no subject.
-        profile
-            && filter.subject.is_none()
-            && filter.state.as_deref().is_none_or(|state| slot.state().name(now) == state)
+    let bound = bound(&snapshot, &name)?;
+    if filter.profile.as_deref().is_some_and(|profile| profile != default_profile().as_str()) {
+        return Ok(Json(json!({ "items": [], "cursor": null })));
+    }
+    let subject = |text: &str| Subject::parse(text).ok_or_else(|| unclear("no subject looks like this".to_owned()));
+    let key = |subject| TokenKey::of_subject(bound.connection.name.clone(), subject);
+    let (items, cursor) = match (&bound.slots, &filter.subject) {
+        (Some(Slots::PerSubject(_)), None) => {
+            let after = filter.cursor.as_deref().map(subject).transpose()?.map(key);
+            let limit = filter.limit.unwrap_or(LIMIT);
+            let page = admin.cache.store().list(&bound.connection.name, after.as_ref(), limit).await;
+            let page = page.map_err(|error| Problem::new(UNAVAILABLE, "store_unavailable", error.to_string()))?;
+            let last = page.last().filter(|_| page.len() == limit).and_then(|(key, _)| key.subject.clone());
+            let of_subjects = page.iter().filter(|(key, _)| key.subject.is_some());
+            let items = of_subjects.map(|(key, record)| match admin.cache.get(key) {
+                Some(slot) => view::token(&slot, now),
+                None => view::stored(key, record),
+            });
+            (items.collect(), last.map(|subject| subject.to_string()))
+        }
+        (Some(Slots::PerSubject(_)), Some(text)) => {
+            let key = key(subject(text)?);
+            let in_memory = admin.cache.get(&key).map(|slot| view::token(&slot, now));
+            let item = match in_memory {
+                Some(item) => Some(item),
+                None => match admin.cache.store().load(&key).await {
+                    Ok(None) => None,
+                    Ok(Some(token)) => Some(view::stored(&key, &Ok(token))),
+                    Err(error) => Some(view::stored(&key, &Err(error))),
+                },
+            };
+            (item.into_iter().collect(), None)
+        }
+        (_, _) if filter.cursor.is_some() => return Err(unclear("no answer has given this cursor".to_owned())),
+        (Some(Slots::Shared(slot)), None) => (vec![view::token(slot, now)], None),
+        // A shared token has no subject.
+        (Some(Slots::Shared(_)), Some(_)) | (None, _) => (Vec::new(), None),
     };
-    let items: Vec<_> =
-        bound(&snapshot, &name)?.slot.iter().filter(wanted).map(|slot| view::token(slot, now)).collect();
-    Ok(Json(json!({ "items": items, "cursor": null })))
+    let wanted = |item: &Value| filter.state.as_deref().is_none_or(|state| item["state"] == state);
+    let items: Vec<Value> = items.into_iter().filter(wanted).collect();
+    Ok(Json(json!({ "items": items, "cursor": cursor })))
 }

@@ -71,7 +71,7 @@ fn written(at: Duration, event: &Event) -> String {
         }
         Event::TokenFailed { key, outcome, error, retry } => {
             let (connection, profile) = token(key);
-            let next = rfc3339(*retry);
+            let next = retry.map(rfc3339);
             let data = json!({ "at": at, "connection": connection, "profile": profile, "outcome": outcome,
                 "error": error, "next_at": next });
             framed("token_failed", &data)

@@ -56,7 +56,7 @@ pub fn document(operations: &[Operation]) -> Value {
 }
 
 fn described(operation: &Operation) -> Value {
-    let with_body: &[_] = if operation.method == "post" { &WITH_BODY } else { &[] };
+    let with_body: &[_] = if matches!(operation.method, "post" | "put") { &WITH_BODY } else { &[] };
     let answer = |(status, what): &(u16, &str)| (status.to_string(), json!({ "description": what }));
     let answers: Map<_, _> = operation.answers.iter().chain(&ALWAYS).chain(with_body).map(answer).collect();
     let mut described = json!({

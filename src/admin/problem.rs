@@ -28,6 +28,12 @@ impl Problem {
         Problem { retry_after: Some(span), ..self }
     }
 
+    /// The same as the answer to a refresh token that gave no access token.
+    pub fn not_proven(self) -> Problem {
+        let detail = format!("the refresh token gave no access token, and nothing has changed: {}", self.detail);
+        Problem { status: StatusCode::UNPROCESSABLE_ENTITY, code: "not_proven", detail, ..self }
+    }
+
     /// The same with another member.
     pub fn with(mut self, name: &str, value: impl Into<Value>) -> Problem {
         self.more.insert(name.to_owned(), value.into());
@@ -76,6 +82,11 @@ pub fn no_token(reason: NoToken) -> Problem {
             let detail = format!("the authorization server refused: {error}{said}");
             let problem = Problem::new(StatusCode::FAILED_DEPENDENCY, "token_refused", detail);
             problem.with("error", error).with("description", description)
+        }
+        NoToken::Person { person, error } => {
+            let detail =
+                format!("a person has to connect this connection ({error}): `keybearer connect NAME --import -`");
+            Problem::new(StatusCode::FAILED_DEPENDENCY, person.code(), detail).with("error", error)
         }
         NoToken::WaitTimeout => unavailable("no token came within timeouts.token_wait".to_owned()),
         NoToken::Forgotten => {

@@ -34,6 +34,7 @@ const USER_AGENT: &str = concat!("keybearer/", env!("CARGO_PKG_VERSION"));
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Asked {
+    pub subject: Option<String>,
     url: Option<String>,
     method: Option<String>,
 }

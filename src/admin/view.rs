@@ -8,12 +8,17 @@ use url::Url;
 use super::time::rfc3339;
 use crate::clock::Now;
 use crate::model::connection::*;
+use crate::model::token::TokenKey;
 use crate::snapshot::BoundConnection;
+use crate::store::{Refresh, StoreError, StoredToken};
 use crate::token::slot::{SlotState, TokenSlot};
 
 pub fn connection(bound: &BoundConnection, now: Now) -> Value {
     let connection = &bound.connection;
-    let state = bound.slot.as_ref().map(|slot| slot.state());
+    let shared = bound.slots.as_ref().and_then(|slots| slots.shared());
+    let state = shared.map(|slot| slot.state());
+    // A connection with a token for each subject has no state of its own.
+    let word = if bound.slots.is_none() { "inactive" } else { state.as_ref().map_or("idle", |state| state.name(now)) };
     let token = state.as_ref().and_then(|state| state.token.as_ref());
     let (send_credentials, secret) = match &connection.client_auth {
         ClientAuth::Body(_) => ("body", true),
@@ -21,15 +26,25 @@ pub fn connection(bound: &BoundConnection, now: Now) -> Value {
         ClientAuth::None => ("none", false),
     };
     let set = |set: bool| set.then(|| json!({ "set": true }));
+    let username = match &connection.grant {
+        Grant::Password { username, .. } => Some(username),
+        Grant::ClientCredentials | Grant::AuthorizationCode => None,
+    };
+    let tokens = match connection.tokens {
+        Tokens::Shared => "shared",
+        Tokens::PerSubject => "per_subject",
+    };
     let params = connection.token_params.iter().map(|(name, _)| (name.clone(), json!({ "set": true })));
     json!({
         "name": connection.name.as_str(),
         "active": connection.active,
-        "state": state.as_ref().map_or("inactive", |state| state.name(now)),
+        "state": word,
         "expires_at": token.map(|token| rfc3339(token.expires.wall)),
         "last_attempt": state.as_ref().map(|state| last_attempt(state)),
         "comments": connection.comments,
         "grant": connection.grant.as_str(),
+        "username": username,
+        "password": set(username.is_some()),
         "client_id": connection.client_id,
         "client_secret": set(secret),
         "send_credentials": send_credentials,
@@ -38,6 +53,7 @@ pub fn connection(bound: &BoundConnection, now: Now) -> Value {
         "audience": connection.audience,
         "resource": connection.resource,
         "token_params": params.collect::<serde_json::Map<_, _>>(),
+        "tokens": tokens,
         "accessible_from": connection.accessible_from.as_ref().map(|names| names.iter().map(|n| n.as_str()).collect::<Vec<_>>()),
         "routes": connection.routes.iter().map(route).collect::<Vec<_>>(),
     })
@@ -109,7 +125,7 @@ pub fn token(slot: &TokenSlot, now: Now) -> Value {
     let token = state.token.as_ref();
     json!({
         "profile": slot.key.profile.as_str(),
-        "subject": null,
+        "subject": slot.key.subject.as_ref().map(|subject| subject.as_str()),
         "state": state.name(now),
         "scopes": token.map(|token| &token.granted.scopes),
         "obtained_at": token.map(|token| rfc3339(token.granted.obtained.wall)),
@@ -120,6 +136,31 @@ pub fn token(slot: &TokenSlot, now: Now) -> Value {
     })
 }
 
+/// A token that is stored and not in memory.
+pub fn stored(key: &TokenKey, record: &Result<StoredToken, StoreError>) -> Value {
+    let token = record.as_ref().ok();
+    let refused = token.and_then(|token| match &token.refresh {
+        Refresh::Refused { error } => Some(error),
+        Refresh::None | Refresh::Token(_) => None,
+    });
+    let state = if refused.is_some() { "reauthorize" } else { "idle" };
+    let last = token.map(|token| {
+        let outcome = if refused.is_some() { "refused" } else { "ok" };
+        json!({ "at": rfc3339(token.obtained.wall), "outcome": outcome, "error": refused, "description": null, "next_at": null })
+    });
+    json!({
+        "profile": key.profile.as_str(),
+        "subject": key.subject.as_ref().map(|subject| subject.as_str()),
+        "state": if token.is_some() { state } else { "misconfigured" },
+        "scopes": token.and_then(|token| token.scopes.as_ref()),
+        "obtained_at": token.map(|token| rfc3339(token.obtained.wall)),
+        "expires_at": token.map(|token| rfc3339(token.obtained.plus(token.lifetime).wall)),
+        "refresh_at": null,
+        "refresh_token_expires_at": null,
+        "last_attempt": last,
+    })
+}
+
 fn last_attempt(state: &SlotState) -> Value {
     if let Some(trouble) = &state.trouble {
         return json!({
@@ -127,7 +168,7 @@ fn last_attempt(state: &SlotState) -> Value {
             "outcome": trouble.outcome,
             "error": trouble.error,
             "description": trouble.description,
-            "next_at": rfc3339(trouble.retry_at.wall),
+            "next_at": trouble.person.is_none().then(|| rfc3339(trouble.retry_at.wall)),
         });
     }
     let Some(token) = &state.token else { return Value::Null };

@@ -1,10 +1,10 @@
-//! The commands that ask a running instance: `connections`, `refresh`, `test`, `healthcheck`.
+//! The commands that ask a running instance: `connections`, `refresh`, `connect`, `test`, `healthcheck`.
 //!
 //! Not here: what the answers hold (`admin`), how they look to people (`table`).
 //! Holds: what comes from elsewhere is printed without control characters; the admin token is never printed; when no
 //! instance answers, one sentence names the address and the way out.
 
-use std::io::Write;
+use std::io::{Read as _, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use clap::Args;
 use http::Method;
 use serde_json::{Value, json};
 use url::Url;
+use zeroize::Zeroizing;
 
 use super::{ConfigArguments, table};
 use crate::config::{self, Whereabouts};
@@ -24,6 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(45);
 const HEALTH_PATIENCE: Duration = Duration::from_secs(5);
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 const TOKEN_BYTES_MAX: usize = 4 * 1024;
+const SECRET_BYTES_MAX: u64 = 64 * 1024;
 
 #[derive(Debug, Args)]
 pub struct AskArguments {
@@ -47,6 +49,26 @@ pub struct RefreshArguments {
     /// Its profile [default: default]
     #[arg(long)]
     profile: Option<String>,
+    /// Whose token is meant, of a connection with one for each subject
+    #[arg(long)]
+    subject: Option<String>,
+    #[command(flatten)]
+    ask: AskArguments,
+}
+
+#[derive(Debug, Args)]
+pub struct ConnectArguments {
+    /// The connection
+    name: String,
+    /// Take over a refresh token from standard input (`-`)
+    #[arg(long, value_name = "-", required = true, value_parser = ["-"])]
+    import: String,
+    /// Its profile [default: default]
+    #[arg(long)]
+    profile: Option<String>,
+    /// Whose token it is, of a connection with one for each subject
+    #[arg(long)]
+    subject: Option<String>,
     #[command(flatten)]
     ask: AskArguments,
 }
@@ -60,12 +82,15 @@ pub struct TestArguments {
     /// GET or HEAD
     #[arg(long, default_value = "GET")]
     method: String,
+    /// Whose token is meant, of a connection with one for each subject
+    #[arg(long)]
+    subject: Option<String>,
     #[command(flatten)]
     ask: AskArguments,
 }
 
 /// Why there is nothing to show.
-enum Failed {
+pub enum Failed {
     /// A sentence for people.
     Said(String),
     /// The instance's own refusal.
@@ -77,16 +102,43 @@ pub fn connections(arguments: &AskArguments) -> ExitCode {
 }
 
 pub fn refresh(arguments: &RefreshArguments) -> ExitCode {
-    let body = arguments.profile.as_ref().map_or_else(|| json!({}), |profile| json!({ "profile": profile }));
+    let body = given([("profile", &arguments.profile), ("subject", &arguments.subject)]);
     let answer = arguments.ask.ask(Method::POST, &["connections", &arguments.name, "refresh"], Some(body));
     finish(&arguments.ask, answer, |token| table::refreshed(&arguments.name, token))
 }
 
-pub fn test(arguments: &TestArguments) -> ExitCode {
-    let mut body = json!({ "method": arguments.method });
-    if let Some(url) = &arguments.url {
-        body["url"] = url.as_str().into();
+/// Reads a refresh token from standard input and hands it in; the server has to accept it.
+pub fn connect(arguments: &ConnectArguments) -> ExitCode {
+    let token = match read_secret("the refresh token") {
+        Ok(token) => token,
+        Err(text) => return fail(&arguments.ask, Failed::Said(text)),
+    };
+    let mut body = given([("profile", &arguments.profile), ("subject", &arguments.subject)]);
+    body["refresh_token"] = token.expose().into();
+    let answer = arguments.ask.ask(Method::PUT, &["connections", &arguments.name, "tokens"], Some(body));
+    finish(&arguments.ask, answer, |token| table::refreshed(&arguments.name, token))
+}
+
+/// One value from standard input, less its last line break.
+pub fn read_secret(what: &str) -> Result<Secret, String> {
+    let mut text = Zeroizing::new(String::new());
+    let read = std::io::stdin().take(SECRET_BYTES_MAX).read_to_string(&mut text);
+    read.map_err(|error| format!("{what} cannot be read from standard input: {error}"))?;
+    match text.strip_suffix('\n').map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line)) {
+        "" => Err(format!("{what} is empty; write it to standard input")),
+        value => Ok(Secret::new(value)),
     }
+}
+
+/// The members that were given.
+fn given<const N: usize>(members: [(&str, &Option<String>); N]) -> Value {
+    let given = members.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.as_deref()?.into())));
+    Value::Object(given.collect())
+}
+
+pub fn test(arguments: &TestArguments) -> ExitCode {
+    let mut body = given([("url", &arguments.url), ("subject", &arguments.subject)]);
+    body["method"] = arguments.method.as_str().into();
     let answer = arguments.ask.ask(Method::POST, &["connections", &arguments.name, "test"], Some(body));
     finish(&arguments.ask, answer, table::tested)
 }
@@ -110,7 +162,11 @@ pub fn healthcheck(arguments: &AskArguments) -> ExitCode {
     }
 }
 
-fn finish(arguments: &AskArguments, answer: Result<Value, Failed>, show: impl FnOnce(&Value) -> String) -> ExitCode {
+pub fn finish(
+    arguments: &AskArguments,
+    answer: Result<Value, Failed>,
+    show: impl FnOnce(&Value) -> String,
+) -> ExitCode {
     match answer {
         Ok(answer) => {
             say(&if arguments.json { answer.to_string() } else { show(&answer) });
@@ -120,7 +176,7 @@ fn finish(arguments: &AskArguments, answer: Result<Value, Failed>, show: impl Fn
     }
 }
 
-fn fail(arguments: &AskArguments, failed: Failed) -> ExitCode {
+pub fn fail(arguments: &AskArguments, failed: Failed) -> ExitCode {
     match failed {
         Failed::Answered(problem) if arguments.json => say(&problem.to_string()),
         Failed::Answered(problem) => {
@@ -173,7 +229,7 @@ impl AskArguments {
     }
 
     /// One call of the API; `Err` also where the instance refuses.
-    fn ask(&self, method: Method, path: &[&str], body: Option<Value>) -> Result<Value, Failed> {
+    pub fn ask(&self, method: Method, path: &[&str], body: Option<Value>) -> Result<Value, Failed> {
         let found = self.whereabouts();
         let base = self.base(found.admin)?;
         let token = self.token(&found)?;

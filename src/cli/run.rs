@@ -14,7 +14,7 @@ use crate::telemetry::Logging;
 
 pub fn run(arguments: &ConfigArguments) -> ExitCode {
     let path = arguments.path();
-    let loaded = match config::load(&path) {
+    let loaded = match config::load(&path, std::sync::Arc::new(super::Stub)) {
         Ok(loaded) => loaded,
         Err(problems) => {
             eprintln!("{problems}");
@@ -26,12 +26,14 @@ pub fn run(arguments: &ConfigArguments) -> ExitCode {
         tracing::warn!(problem = %warning, "configuration");
     }
     let tasks = Tasks::default();
-    let result = App::build(loaded, Some((path, logging)), tasks).and_then(|app| {
-        let runtime = control_runtime()?;
-        let result = runtime.block_on(until_signalled(app));
-        runtime.shutdown_background();
-        result
-    });
+    let result =
+        App::build(loaded, Some(crate::app::Source { path, logging, vault: std::sync::Arc::new(super::Stub) }), tasks)
+            .and_then(|app| {
+                let runtime = control_runtime()?;
+                let result = runtime.block_on(until_signalled(app));
+                runtime.shutdown_background();
+                result
+            });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

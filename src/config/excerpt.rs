@@ -177,7 +177,7 @@ mod tests {
             &mark(23, 6),
         );
         check("  hunter2, colour: 1}", 12, "unknown key `colour`", "  …, colour: …", &mark(5, 6));
-        check("password: x # hunter2 {x}", 23, "is odd", "…: … { …", &mark(5, 1));
+        check("passphrase: x # hunter2 {x}", 25, "is odd", "…: … { …", &mark(5, 1));
     }
 
     #[test]

@@ -24,7 +24,7 @@ macro_rules! twins {
 
     /// Every twin with its keys.
     pub const TWINS: &[(&str, &[&str])] =
-        &[$((stringify!($name), &[$(stringify!($key)),*]),)* ("SecretFile", &["file", "env", "sha256"])];
+        &[$((stringify!($name), &[$(stringify!($key)),*]),)* ("SecretFile", &["file", "env", "store", "sha256"])];
     };
 }
 
@@ -93,11 +93,13 @@ twins! {
 pub struct SecretFile {
     pub file: Field,
     pub env: Field,
+    /// A name in the sealed store.
+    pub store: Field,
     /// Only for a secret that is compared and never sent.
     pub sha256: Field,
 }
 
 impl Keys for SecretFile {
-    const NOT_BUILT: &'static [&'static str] = &["store"];
+    const NOT_BUILT: &'static [&'static str] = &[];
     const SECRET: bool = true;
 }

@@ -6,9 +6,13 @@
 use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use aws_lc_rs::digest;
 use serde::Serialize;
+
+use crate::model::StoreSettings;
+use crate::model::secret::Vault;
 
 /// More than a person reads; a file of nonsense must not become a list as long as itself.
 const PROBLEMS_MAX: usize = 1000;
@@ -71,8 +75,12 @@ impl fmt::Display for Problems {
 impl std::error::Error for Problems {}
 
 /// What one load gathers on its way.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Sink {
+    /// Where `{store: NAME}` is looked up.
+    pub vault: Option<Arc<dyn Vault>>,
+    /// The store and the state directory, once they are known.
+    pub store: Option<(StoreSettings, PathBuf)>,
     problems: Vec<Problem>,
     warnings: Vec<Problem>,
     files: BTreeSet<PathBuf>,

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use super::file::SecretFile;
 use super::problem::Sink;
 use super::spot::Spot;
-use crate::model::Roots;
-use crate::model::secret::{Secret, SecretDigest};
+use crate::model::secret::{NoVault, Secret, SecretDigest};
+use crate::model::{Roots, StoreKind};
 use crate::tls;
 
 /// The longest secret, or file behind `${file:…}`, in bytes.
@@ -159,11 +159,12 @@ fn either<'a>(spot: &Spot<'a>, sink: &mut Sink) -> Option<Either<'a>> {
     let value = if spot.is_map() {
         let unit = spot.unit::<SecretFile>(sink)?;
         let keys = &unit.keys;
-        match (unit.get(keys.file), unit.get(keys.env), unit.get(keys.sha256)) {
-            (Some(at), None, None) => secret_file(&at, sink)?,
-            (None, Some(at), None) => variable(&at, &text(&at, sink)?.value, sink)?,
-            (None, None, Some(at)) => return Some(Either::Digest(digest(&at, sink)?, at)),
-            (None, None, None) if spot.pairs(sink).iter().any(|(key, ..)| !unit.knows(key)) => return None,
+        match (unit.get(keys.file), unit.get(keys.env), unit.get(keys.store), unit.get(keys.sha256)) {
+            (Some(at), None, None, None) => secret_file(&at, sink)?,
+            (None, Some(at), None, None) => variable(&at, &text(&at, sink)?.value, sink)?,
+            (None, None, Some(at), None) => return Some(Either::Secret(stored(&at, sink)?)),
+            (None, None, None, Some(at)) => return Some(Either::Digest(digest(&at, sink)?, at)),
+            (None, None, None, None) if spot.pairs(sink).iter().any(|(key, ..)| !unit.knows(key)) => return None,
             _ => {
                 spot.problem(sink, "must have exactly one source", "write {file: PATH} or {env: NAME}");
                 return None;
@@ -181,6 +182,57 @@ fn either<'a>(spot: &Spot<'a>, sink: &mut Sink) -> Option<Either<'a>> {
         return None;
     }
     Some(Either::Secret(Secret::new(value)))
+}
+
+/// The secret of this name in the sealed store.
+fn stored(spot: &Spot<'_>, sink: &mut Sink) -> Option<Secret> {
+    let name = text(spot, sink)?.value;
+    if !is_stored_name(&name) {
+        let hint = "use 1 to 200 letters, digits and `._-/`";
+        spot.problem(sink, "is no name of a stored secret", hint);
+        return None;
+    }
+    let Some((store, state_dir)) = sink.store.clone() else {
+        spot.problem(sink, "the store's own key cannot lie in it", "write {file: PATH} or {env: NAME}");
+        return None;
+    };
+    if store.kind == StoreKind::Memory {
+        spot.problem(sink, "a store in memory keeps no secrets", "write `store: {embedded: {}}`, or {file: PATH}");
+        return None;
+    }
+    let Some(vault) = sink.vault.clone() else {
+        spot.problem(sink, "no store is at hand here", "write {file: PATH} or {env: NAME}");
+        return None;
+    };
+    match vault.secret(&store, &state_dir, &name) {
+        Ok(Some(secret)) => {
+            sink.content(secret.digest().as_bytes());
+            Some(secret)
+        }
+        Ok(None) => {
+            let hint = format!("put it there: `keybearer secret set {name}`");
+            spot.problem(sink, format!("the store has no secret `{name}`"), hint);
+            None
+        }
+        Err(NoVault::InUse) => {
+            let hint = "the instance that runs has looked it up itself";
+            spot.warning(sink, format!("`{name}` cannot be looked up while an instance uses the store"), hint);
+            Some(Secret::new(UNKNOWN))
+        }
+        Err(NoVault::Failed(why)) => {
+            spot.problem(sink, format!("`{name}` cannot be looked up: {why}"), "mend the store, or write {file: PATH}");
+            None
+        }
+    }
+}
+
+/// Stands for a secret that only a running instance can look up, while a configuration is checked beside it.
+const UNKNOWN: &str = "(in the store)";
+
+/// `[A-Za-z0-9._/-]{1,200}`: what `secret set` takes.
+pub fn is_stored_name(text: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-/".contains(&b);
+    (1..=200).contains(&text.len()) && text.bytes().all(plain)
 }
 
 fn secret_file(spot: &Spot<'_>, sink: &mut Sink) -> Option<String> {

@@ -44,12 +44,14 @@ pub struct Settings {
 
 pub fn settings(top: &Unit<'_, TopFile>, sink: &mut Sink) -> Settings {
     let keys = &top.keys;
+    // First of all: what follows may refer to secrets that lie there.
+    let state_dir = admin::state_dir(top.get(keys.state_dir), sink);
+    let store = store::settings(top.get(keys.store), &state_dir, sink);
+    sink.store = Some((store.clone(), state_dir.clone()));
     let (callers, caller_names) = callers(top.get(keys.callers), sink);
     let listed = |spot: Spot<'_>| matches!(spot.kind(), Kind::List(items) if !items.is_empty());
     let has_callers = top.get(keys.callers).is_some_and(listed);
     let (admin, has_users) = admin::access(top.get(keys.admin), sink);
-    let state_dir = admin::state_dir(top.get(keys.state_dir), sink);
-    let store = store::settings(top.get(keys.store), &state_dir, sink);
     Settings {
         listeners: listener::listeners(top.get(keys.listeners), has_callers, has_users, sink),
         admin,

@@ -4,10 +4,12 @@
 
 use std::path::Path;
 
-use super::file::{EmbeddedFile, MemoryFile, StoreFile};
+use rustix::fs::Access;
+
+use super::file::{EmbeddedFile, MemoryFile, StoreFile, TopFile};
 use super::problem::Sink;
 use super::reference;
-use super::spot::Spot;
+use super::spot::{Spot, Unit};
 use crate::model::secret::SealKey;
 use crate::model::{StoreKind, StoreSettings};
 
@@ -60,4 +62,26 @@ fn seal_keys(spot: &Spot<'_>, sink: &mut Sink) -> Vec<SealKey> {
         }
     }
     keys
+}
+
+/// Tokens that only a person can give again need a place that outlasts the process; for others memory will do.
+pub fn check_place(top: &Unit<'_, TopFile>, store: &StoreSettings, person: bool, sink: &mut Sink) {
+    let StoreKind::Embedded { path, .. } = &store.kind else {
+        if person {
+            let message = "a connection needs a person, and a store in memory forgets at every restart";
+            top.at("store").warning(sink, message, "write `store: {embedded: {}}`");
+        }
+        return;
+    };
+    let existing = path.ancestors().skip(1).find(|directory| directory.exists());
+    let writable = existing.is_some_and(|it| rustix::fs::access(it, Access::WRITE_OK | Access::EXEC_OK).is_ok());
+    if writable {
+        return;
+    }
+    let message = format!("{} cannot be written", path.display());
+    let hint = "set `state_dir` to a directory that may be written";
+    match person {
+        true => top.at("store").problem(sink, message + ", and a connection needs a person", hint),
+        false => top.at("store").warning(sink, message + "; tokens are kept in memory", hint),
+    }
 }

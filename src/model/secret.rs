@@ -3,12 +3,15 @@
 //! Holds: `Secret::expose` is the one door; `Debug` prints `***`; memory is wiped on drop.
 
 use std::fmt;
+use std::path::Path;
 
 use aws_lc_rs::digest;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
+
+use super::StoreSettings;
 
 /// A secret text: client secret, token, password.
 #[derive(Clone)]
@@ -70,6 +73,24 @@ impl fmt::Debug for SealKey {
     }
 }
 
+/// Where the secret that `{store: NAME}` means is looked up.
+pub trait Vault: Send + Sync {
+    /// `None`: the store has none of this name. `state_dir` holds the seal key where none is configured.
+    ///
+    /// # Errors
+    /// [`NoVault`], when the store cannot be looked into.
+    fn secret(&self, store: &StoreSettings, state_dir: &Path, name: &str) -> Result<Option<Secret>, NoVault>;
+}
+
+/// Why a store cannot be looked into.
+#[derive(Debug)]
+pub enum NoVault {
+    /// A running instance has it open; it alone can look.
+    InUse,
+    /// A sentence with the way out.
+    Failed(String),
+}
+
 /// The SHA-256 of a secret that is only ever compared.
 #[derive(Clone, Copy)]
 pub struct SecretDigest([u8; 32]);
@@ -77,6 +98,11 @@ pub struct SecretDigest([u8; 32]);
 impl SecretDigest {
     pub fn new(sha256: [u8; 32]) -> SecretDigest {
         SecretDigest(sha256)
+    }
+
+    /// For a digest of digests.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
     }
 
     pub fn of(presented: &[u8]) -> SecretDigest {

@@ -36,6 +36,17 @@ impl Failure {
     }
 }
 
+impl Failure {
+    /// The server may have granted what was asked for, and we do not have it: no answer, or one that cannot be read.
+    pub fn may_have_been_granted(&self) -> bool {
+        match self {
+            Failure::Permanent(_) => false,
+            Failure::Retryable { reason: Reason::Timeout | Reason::ConnectionLost, .. } => true,
+            Failure::Retryable { reason, .. } => reason.outcome() == Outcome::InvalidAnswer,
+        }
+    }
+}
+
 /// The label of the token request metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
@@ -143,6 +154,14 @@ impl Refusal {
     /// The server does not know the client or its secret; another secret may do.
     pub fn is_of_the_client(&self) -> bool {
         matches!(self.error.as_str(), "invalid_client" | "http_401" | "http_403")
+    }
+}
+
+impl Refusal {
+    /// The server does not accept the refresh token (RFC 6749 §5.2), in the words of those who have words of their own.
+    pub fn is_of_the_grant(&self) -> bool {
+        let codes = ["invalid_grant", "invalid_refresh_token", "bad_refresh_token", "expired_refresh_token"];
+        codes.contains(&self.error.as_str())
     }
 }
 

@@ -8,8 +8,10 @@ use std::net::IpAddr;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use http::{HeaderMap, HeaderValue};
 
+use super::error::ProxyError;
 use crate::model::Caller;
 use crate::model::secret::SecretDigest;
+use crate::model::token::Subject;
 use crate::router::CallerId;
 use crate::snapshot::CallerTable;
 
@@ -49,6 +51,30 @@ pub fn identify(
     found.map(|(id, _)| Some(id)).ok_or(UnknownCaller)
 }
 
+/// For whom the request acts: as `Keybearer-Subject` says, if the caller may, else for the caller itself.
+pub fn subject(callers: &CallerTable, caller: Option<CallerId>, headers: &HeaderMap) -> Result<Subject, ProxyError> {
+    let mut named = headers.get_all("keybearer-subject").iter();
+    let caller = caller.and_then(|id| callers.get(id));
+    let subject = match (named.next(), named.next()) {
+        (None, _) => {
+            let own = caller.map(|caller| Subject::of_caller(&caller.name));
+            own.ok_or(ProxyError::SubjectRequired(
+                "the connection has a token for each subject; send Keybearer-Subject",
+            ))?
+        }
+        (Some(value), None) => value
+            .to_str()
+            .ok()
+            .and_then(Subject::parse)
+            .ok_or(ProxyError::SubjectRequired("Keybearer-Subject is 1 to 128 letters, digits and `._@:+-`"))?,
+        (Some(_), Some(_)) => return Err(ProxyError::SubjectRequired("send Keybearer-Subject once")),
+    };
+    match caller {
+        Some(caller) if !caller.may_act_for(&subject) => Err(ProxyError::SubjectNotAllowed),
+        _ => Ok(subject),
+    }
+}
+
 /// Name (with `Basic`) and secret of a credential.
 fn presented(credential: &HeaderValue) -> Option<(Option<String>, Vec<u8>)> {
     let (scheme, value) = credential.to_str().ok()?.trim().split_once(' ')?;
@@ -68,13 +94,17 @@ fn presented(credential: &HeaderValue) -> Option<(Option<String>, Vec<u8>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Name;
+    use crate::model::{Name, SubjectPattern};
 
     fn table() -> CallerTable {
         let caller = |name: &str, secret: Option<&str>, cidr: &[&str]| Caller {
             name: Name::parse(name).unwrap(),
             secret: secret.map(|secret| SecretDigest::of(secret.as_bytes())),
             cidr: cidr.iter().map(|net| net.parse().unwrap()).collect(),
+            subjects: (name == "both").then(|| {
+                let ann = Subject::parse("ann").unwrap();
+                vec![SubjectPattern::Exact(ann), SubjectPattern::Prefix("team-".to_owned())]
+            }),
         };
         CallerTable::new(vec![
             caller("billing", Some("s3cret"), &[]),
@@ -132,6 +162,34 @@ mod tests {
     fn all_conditions_of_a_caller_hold_together() {
         check("10.2.0.1", Some("both:other"), Some("both"));
         check("10.3.0.1", Some("both:other"), None);
+    }
+
+    #[test]
+    fn a_caller_acts_for_itself_or_for_whom_it_may() {
+        #[track_caller]
+        fn check(caller: Option<&str>, named: &[&str], expected: Result<&str, &str>) {
+            let table = table();
+            let id = caller.map(|name| table.named(name).unwrap().0);
+            let headers = named
+                .iter()
+                .map(|text| ("keybearer-subject".parse().unwrap(), HeaderValue::from_bytes(text.as_bytes()).unwrap()));
+            let found = subject(&table, id, &headers.collect());
+            let found = found.as_ref().map(Subject::as_str).map_err(|error| error.code());
+            assert_eq!(found, expected, "{caller:?} {named:?}");
+        }
+        check(Some("billing"), &[], Ok("billing"));
+        check(Some("billing"), &["billing"], Ok("billing"));
+        check(Some("billing"), &["ann"], Err("subject_not_allowed"));
+        check(Some("both"), &["ann"], Ok("ann"));
+        check(Some("both"), &["team-7"], Ok("team-7"));
+        check(Some("both"), &["annx"], Err("subject_not_allowed"));
+        check(Some("both"), &[], Err("subject_not_allowed"));
+        check(None, &["ann@acme.test"], Ok("ann@acme.test"));
+        check(None, &[], Err("subject_required"));
+        for bad in ["", "a b", "a/b", "ä", &"x".repeat(129)] {
+            check(None, &[bad], Err("subject_required"));
+        }
+        check(None, &["ann", "ann"], Err("subject_required"));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use serde_json::json;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProxyError {
     BadRequestTarget(&'static str),
+    SubjectRequired(&'static str),
     RequestTimeout,
     TargetTooLong,
     HeadTooLarge,
@@ -23,10 +24,13 @@ pub enum ProxyError {
     AuthorityMismatch,
     CallerUnknown { mount: bool },
     CallerNotAllowed,
+    SubjectNotAllowed,
     NoRoute,
     ConnectionInactive,
     EgressDenied(&'static str),
     LoopDetected,
+    ConsentRequired,
+    RefreshTokenExpired { error: String },
     TokenRefused { error: String },
     TokenUnavailable { error: String, retry_after: Duration },
     Overloaded,
@@ -80,6 +84,7 @@ impl ProxyError {
         use ProxyError::*;
         match self {
             BadRequestTarget(_) => Row("bad_request_target", 400, "http_request_error", "fix_request"),
+            SubjectRequired(_) => Row("subject_required", 400, "http_request_error", "fix_request"),
             RequestTimeout => Row("request_timeout", 408, "http_request_error", "fix_request"),
             TargetTooLong => Row("target_too_long", 414, "http_request_error", "fix_request"),
             HeadTooLarge => Row("head_too_large", 431, "http_request_error", "fix_request"),
@@ -89,10 +94,13 @@ impl ProxyError {
             CallerUnknown { mount: false } => Row("caller_unknown", 407, "http_request_denied", "authenticate"),
             CallerUnknown { mount: true } => Row("caller_unknown", 401, "http_request_denied", "authenticate"),
             CallerNotAllowed => Row("caller_not_allowed", 403, "http_request_denied", "fix_configuration"),
+            SubjectNotAllowed => Row("subject_not_allowed", 403, "http_request_denied", "fix_configuration"),
             NoRoute => Row("no_route", 403, "http_request_denied", "fix_configuration"),
             ConnectionInactive => Row("connection_inactive", 403, "http_request_denied", "fix_configuration"),
             EgressDenied(_) => Row("egress_denied", 403, "destination_ip_prohibited", "fix_configuration"),
             LoopDetected => Row("loop_detected", 508, "proxy_loop_detected", "fix_configuration"),
+            ConsentRequired => Row("consent_required", 424, "proxy_configuration_error", "reauthorize"),
+            RefreshTokenExpired { .. } => Row("refresh_token_expired", 424, "proxy_configuration_error", "reauthorize"),
             TokenRefused { .. } => Row("token_refused", 424, "proxy_configuration_error", "fix_configuration"),
             TokenUnavailable { .. } => Row("token_unavailable", 503, "proxy_internal_error", "retry_later"),
             Overloaded => Row("overloaded", 503, "connection_limit_reached", "retry_later"),
@@ -111,7 +119,7 @@ impl ProxyError {
     fn detail(&self) -> String {
         use ProxyError::*;
         match self {
-            BadRequestTarget(why) => (*why).to_owned(),
+            BadRequestTarget(why) | SubjectRequired(why) => (*why).to_owned(),
             RequestTimeout => "the request stopped arriving before it was complete".to_owned(),
             TargetTooLong => "the request line is longer than limits.head".to_owned(),
             HeadTooLarge => "the request head is larger than limits.head".to_owned(),
@@ -125,10 +133,17 @@ impl ProxyError {
                 "send Keybearer-Authorization with the name and secret of a configured caller".to_owned()
             }
             CallerNotAllowed => "the connection is not accessible_from this caller; add the caller there".to_owned(),
+            SubjectNotAllowed => "this caller may not act for that subject; add it to the caller's `subjects`".to_owned(),
             NoRoute => "the host has routes, but none takes this path and method; add one, or change the request".to_owned(),
             ConnectionInactive => "the connection is switched off (active: false)".to_owned(),
             EgressDenied(why) => (*why).to_owned(),
             LoopDetected => "the request has come back to this proxy; do not point a route at it".to_owned(),
+            ConsentRequired => {
+                "nobody has connected this connection as it is now; hand in a refresh token with `keybearer connect NAME --import -`".to_owned()
+            }
+            RefreshTokenExpired { error } => format!(
+                "the authorization server refused the refresh token with `{error}`; connect again: `keybearer connect NAME --import -`"
+            ),
             TokenRefused { error } => format!(
                 "the authorization server refused the token request with `{error}`; correct the connection's client, secret or scopes"
             ),
@@ -268,6 +283,10 @@ mod tests {
         use ProxyError::*;
         let wait = Duration::from_millis(1);
         check(BadRequestTarget("x"), 400, "bad_request_target", "fix_request");
+        check(SubjectRequired("x"), 400, "subject_required", "fix_request");
+        check(SubjectNotAllowed, 403, "subject_not_allowed", "fix_configuration");
+        check(ConsentRequired, 424, "consent_required", "reauthorize");
+        check(RefreshTokenExpired { error: "x".into() }, 424, "refresh_token_expired", "reauthorize");
         check(RequestTimeout, 408, "request_timeout", "fix_request");
         check(TargetTooLong, 414, "target_too_long", "fix_request");
         check(HeadTooLarge, 431, "head_too_large", "fix_request");

@@ -30,9 +30,11 @@ use super::{Peer, Tunnelled};
 use crate::model::Unmatched;
 use crate::model::connection::{Inject, Place as RoutePlace, WithoutToken};
 use crate::model::origin::{Origin, Scheme};
+use crate::model::token::Subject;
 use crate::router::{CallerId, Found};
 use crate::snapshot::{BoundRoute, Snapshot};
-use crate::token::slot::{InjectedToken, NoToken, TokenSlot};
+use crate::token::Slots;
+use crate::token::slot::{InjectedToken, NoToken, Person};
 
 /// Serves one request. Whatever happens, there is an answer.
 pub async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, request: Request<Incoming>) -> Response<ResponseBody<Answer>> {
@@ -40,7 +42,8 @@ pub async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, request: Request<Incoming
     let (head, incoming) = request.into_parts();
     let upload = (!incoming.is_end_stream()).then(|| peer.activity.upload());
     let snapshot = worker.snapshot();
-    let mut exchange = Exchange { worker: &worker, snapshot: &snapshot, peer: &peer, report: &mut report };
+    let mut exchange =
+        Exchange { worker: &worker, snapshot: &snapshot, peer: &peer, report: &mut report, subject: None };
     match exchange.run(head, incoming, upload).await {
         Ok(Served::Upstream(response, lease)) => report.upstream_answer(response, lease, snapshot.timeouts.idle),
         Ok(Served::Here(status)) => report.own_answer(status),
@@ -59,6 +62,8 @@ struct Exchange<'a> {
     snapshot: &'a Snapshot,
     peer: &'a Peer,
     report: &'a mut Report,
+    /// Whose token is wanted, of a connection that has one for each.
+    subject: Option<Subject>,
 }
 
 /// Where a request goes, by which route, and under which path.
@@ -74,6 +79,9 @@ impl<'a> Exchange<'a> {
         let way = self.route(target, &head.method, caller)?;
         if headers::max_forwards_spent(&head.method, &mut head.headers) {
             return Ok(Served::Here(StatusCode::OK));
+        }
+        if let Some(BoundRoute { slots: Some(Slots::PerSubject(_)), .. }) = way.bound {
+            self.subject = Some(caller::subject(&self.snapshot.callers, caller, &head.headers)?);
         }
         let token = self.token(&way, &mut head.headers).await?;
         let host = HeaderValue::try_from(way.destination.origin.authority())
@@ -168,7 +176,7 @@ impl<'a> Exchange<'a> {
     /// The token that the route injects, or `None` where the request goes without.
     async fn token(&mut self, way: &Way<'_>, headers: &mut HeaderMap) -> Result<Option<Arc<InjectedToken>>, Fault> {
         let Some(bound) = way.bound else { return Ok(None) };
-        let (Inject::Header { header, .. }, Some(slot)) = (&bound.route.inject, &bound.slot) else { return Ok(None) };
+        let (Inject::Header { header, .. }, Some(slots)) = (&bound.route.inject, &bound.slots) else { return Ok(None) };
         match inject::look(headers, header, bound.route.existing) {
             Place::Free => {}
             Place::Kept => {
@@ -183,7 +191,7 @@ impl<'a> Exchange<'a> {
                 .into());
             }
         }
-        match self.usable(slot).await {
+        match self.usable(slots).await {
             Ok(token) => {
                 bound.injections.injected.inc();
                 Ok(Some(token))
@@ -200,13 +208,22 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    async fn usable(&mut self, slot: &TokenSlot) -> Result<Arc<InjectedToken>, NoToken> {
+    async fn usable(&mut self, slots: &Slots) -> Result<Arc<InjectedToken>, NoToken> {
         let clock = &self.worker.shared.clock;
+        let of_subject = slots.shared().is_none().then(|| slots.slot(self.subject.as_ref())).flatten();
+        let Some(slot) = slots.shared().or(of_subject.as_ref()) else { return Err(NoToken::Forgotten) };
         if let Some(token) = slot.fresh(clock.now()) {
             return Ok(token);
         }
         let started = Instant::now();
-        let result = slot.token(clock, started + self.snapshot.timeouts.token_wait).await;
+        let deadline = started + self.snapshot.timeouts.token_wait;
+        let mut result = slot.token(clock, deadline).await;
+        if let (Err(NoToken::Forgotten), Slots::PerSubject(_)) = (&result, slots) {
+            // It left memory at this very moment: it is taken in again.
+            if let Some(slot) = slots.slot(self.subject.as_ref()) {
+                result = slot.token(clock, deadline).await;
+            }
+        }
         let waited = started.elapsed();
         self.worker.shared.metrics.token_wait.observe(waited.as_secs_f64());
         self.report.waited(waited);
@@ -229,7 +246,7 @@ impl<'a> Exchange<'a> {
             self.worker.shared.metrics.replays.with_label_values(&[connection, outcome]).inc();
         };
         let deadline = Instant::now() + self.snapshot.timeouts.token_wait;
-        let another = match &bound.slot {
+        let another = match bound.slots.as_ref().and_then(|slots| slots.slot(self.subject.as_ref())) {
             Some(slot) => slot.reject(token.generation, clock, deadline).await,
             None => None,
         };
@@ -370,6 +387,8 @@ fn no_token(why: NoToken) -> Fault {
         NoToken::Refused { error, description } => {
             Fault { error: ProxyError::TokenRefused { error }, cause: description }
         }
+        NoToken::Person { person: Person::Consent, .. } => ProxyError::ConsentRequired.into(),
+        NoToken::Person { person: Person::ConsentAgain, error } => ProxyError::RefreshTokenExpired { error }.into(),
         NoToken::Unavailable { error, retry_after } => ProxyError::TokenUnavailable { error, retry_after }.into(),
         NoToken::Forgotten => {
             let retry_after = Duration::from_secs(1);

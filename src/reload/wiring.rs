@@ -17,8 +17,8 @@ use crate::telemetry::events::Events;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::Trust;
-use crate::token::TokenCache;
 use crate::token::slot::TokenSlot;
+use crate::token::{Slots, TokenCache};
 
 /// Why a valid configuration could not be put into force.
 #[derive(Debug, thiserror::Error)]
@@ -50,12 +50,13 @@ pub struct Wiring {
 }
 
 impl Wiring {
-    /// Puts the first configuration into force; also gives the slots of its active connections.
+    /// Puts the first configuration into force; also gives the shared slots of its active connections.
     pub fn start(parts: Parts, model: &Model) -> Result<(Wiring, Vec<Arc<TokenSlot>>), WiringError> {
         let mut profiles = TlsProfiles::default();
         let (snapshot, slots) = parts.build(model, &mut profiles, None)?;
         let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
-        Ok((Wiring { parts, snapshot, profiles: Mutex::new(profiles) }, slots))
+        let shared = slots.values().filter_map(|slots| slots.shared().cloned()).collect();
+        Ok((Wiring { parts, snapshot, profiles: Mutex::new(profiles) }, shared))
     }
 
     /// Puts another one into force. Requests that have begun end under the old one.
@@ -64,7 +65,7 @@ impl Wiring {
         let before = self.snapshot.load_full();
         let (snapshot, slots) = self.parts.build(model, &mut profiles, Some(&before.dialer))?;
         self.snapshot.store(Arc::new(snapshot));
-        self.parts.cache.retain(&slots);
+        self.parts.cache.retain(&slots.into_keys().collect());
         self.parts.access.follow(model);
         profiles.sweep();
         Ok(())
@@ -83,7 +84,7 @@ impl Parts {
         model: &Model,
         profiles: &mut TlsProfiles,
         dialer_before: Option<&Dialer>,
-    ) -> Result<(Snapshot, Vec<Arc<TokenSlot>>), WiringError> {
+    ) -> Result<(Snapshot, HashMap<Name, Slots>), WiringError> {
         let trust = Trust::new(&model.trust);
         let dialer = Dialer::new(&model.hosts, AddressPolicy::new(model, &self.listeners), dialer_before);
         let clients = HttpClients::new(trust.clone(), Arc::new(dialer.clone()));
@@ -96,9 +97,9 @@ impl Parts {
         let ensure = |(connection, endpoint): (&Arc<Connection>, TokenEndpoint)| {
             (connection.name.clone(), self.cache.ensure(connection, Box::new(endpoint)))
         };
-        let slots: HashMap<Name, Arc<TokenSlot>> = endpoints.into_iter().map(ensure).collect();
-        let slot = |connection: &Connection| slots.get(&connection.name).cloned();
-        let snapshot = Snapshot::build(model, &trust, profiles, dialer, &self.metrics, slot);
-        Ok((snapshot, slots.into_values().collect()))
+        let slots: HashMap<Name, Slots> = endpoints.into_iter().map(ensure).collect();
+        let of = |connection: &Connection| slots.get(&connection.name).cloned();
+        let snapshot = Snapshot::build(model, &trust, profiles, dialer, &self.metrics, of);
+        Ok((snapshot, slots))
     }
 }

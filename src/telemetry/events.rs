@@ -16,8 +16,8 @@ const BEHIND_MAX: usize = 256;
 pub enum Event {
     /// `expires`: since the Unix epoch.
     TokenObtained { key: TokenKey, expires: Duration },
-    /// `retry`: since the Unix epoch.
-    TokenFailed { key: TokenKey, outcome: &'static str, error: String, retry: Duration },
+    /// `retry`: since the Unix epoch; `None`: not before a person acts.
+    TokenFailed { key: TokenKey, outcome: &'static str, error: String, retry: Option<Duration> },
     /// In force, but for the keys that need a restart.
     ConfigurationReloaded { restart_required: Vec<&'static str> },
     /// The one before stays in force.

@@ -1,35 +1,49 @@
 //! One way to the next token: stored? leased? then ask the server, save, and hand it over.
 //!
 //! Holds: the store is read again after the lease is taken, because another holder may have won; what the server gave is
-//! saved before anybody uses it.
+//! saved before anybody uses it; a refresh token that was refused is never sent again, which is saved too; what the store
+//! could not take stays here, is what the next refresh spends, and is offered to the store again.
 //! Metrics: `keybearer_token_requests_total`, `keybearer_token_request_duration_seconds`.
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 
+use super::slot::Person;
 use crate::clock::Clock;
 use crate::model::connection::Connection;
-use crate::model::token::{AccessToken, TokenKey, TokenSet};
+use crate::model::token::{AccessToken, RefreshToken, TokenKey, TokenSet};
 use crate::oauth::{Failure, TokenEndpoint};
-use crate::store::{Refresh, Store, StoreError, StoredToken};
+use crate::store::{Lease, Refresh, Store, StoreError, StoredToken};
 use crate::telemetry::metrics::Metrics;
 
 /// What a lease is waited for beyond the longest call that its holder may make.
 const LEASE_SLACK: Duration = Duration::from_secs(5);
+/// A store that takes longer is out of order: the token is used before it is saved.
+const SAVE_WAIT: Duration = Duration::from_secs(3);
+/// Another holder may win again while we find that it has won; more often than this it is a fault.
+const ROUNDS_MAX: u32 = 3;
+
+pub type Answer<'a> = Pin<Box<dyn Future<Output = Result<TokenSet, Failure>> + Send + 'a>>;
 
 /// Whoever answers token requests: a token endpoint, or a test.
 pub trait TokenSource: Send + Sync {
-    fn first_grant(&self) -> Pin<Box<dyn Future<Output = Result<TokenSet, Failure>> + Send + '_>>;
+    fn first_grant(&self) -> Answer<'_>;
+
+    fn refresh<'a>(&'a self, token: &'a RefreshToken) -> Answer<'a>;
 }
 
 impl TokenSource for TokenEndpoint {
-    fn first_grant(&self) -> Pin<Box<dyn Future<Output = Result<TokenSet, Failure>> + Send + '_>> {
+    fn first_grant(&self) -> Answer<'_> {
         Box::pin(self.first_grant())
+    }
+
+    fn refresh<'a>(&'a self, token: &'a RefreshToken) -> Answer<'a> {
+        Box::pin(self.refresh(token))
     }
 }
 
@@ -42,6 +56,8 @@ pub(super) struct Acquirer {
     pub gate: Arc<Semaphore>,
     pub clock: Clock,
     pub metrics: Metrics,
+    /// What the store could not take yet.
+    pub unsaved: Mutex<Option<StoredToken>>,
 }
 
 /// How the token of one slot is obtained.
@@ -53,68 +69,193 @@ pub(super) struct Definition {
 /// Why there is no next token.
 #[derive(Debug)]
 pub(super) enum AcquireError {
-    Server(Failure),
+    Server {
+        failure: Failure,
+        /// A refresh token was sent, and whether it is spent is not known.
+        in_doubt: bool,
+    },
     Store(StoreError),
+    Person {
+        person: Person,
+        error: String,
+    },
+}
+
+impl From<StoreError> for AcquireError {
+    fn from(error: StoreError) -> AcquireError {
+        AcquireError::Store(error)
+    }
 }
 
 impl Acquirer {
-    /// The next token. `current` is the one in use: finding only that in the store is no news.
+    /// The next token, and whether the server gave it just now. `current` is the one in use: finding only that in the
+    /// store is no news.
     pub async fn acquire(
         &self,
         definition: &Definition,
         current: Option<&AccessToken>,
-    ) -> Result<StoredToken, AcquireError> {
+    ) -> Result<(StoredToken, bool), AcquireError> {
         let connection = &definition.connection;
-        if let Some(stored) = self.stored(connection, current).await? {
-            return Ok(stored);
+        let held = self.held(connection).await?;
+        if let Some(token) = held.as_ref().filter(|held| self.is_news(held, connection, current)) {
+            return Ok((token.clone(), false));
         }
-        let _place = self.gate.acquire().await;
-        let patience = connection.authorization_server.timeout + LEASE_SLACK;
-        let lease = self.store.lease(&self.key, patience).await.map_err(AcquireError::Store)?;
-        if let Some(stored) = self.stored(connection, current).await? {
-            return Ok(stored);
+        person_needed(connection, held.as_ref())?;
+        let (_place, lease) = self.right_to_ask(connection).await?;
+        for _ in 0..ROUNDS_MAX {
+            let held = self.held(connection).await?;
+            if let Some(token) = held.as_ref().filter(|held| self.is_news(held, connection, current)) {
+                return Ok((token.clone(), false));
+            }
+            person_needed(connection, held.as_ref())?;
+            let Some((held, Refresh::Token(token))) = held.as_ref().map(|held| (held, &held.refresh)) else { break };
+            match self.refresh(definition, token).await {
+                Ok(answer) => {
+                    let next = StoredToken { origins: held.origins.clone(), ..answer };
+                    return Ok((self.keep(next, &*lease).await, true));
+                }
+                Err(AcquireError::Server { failure: Failure::Permanent(refusal), .. }) if refusal.is_of_the_grant() => {
+                    let now_held = self.held(connection).await?;
+                    if now_held.is_some_and(|now_held| now_held.refresh != held.refresh) {
+                        continue;
+                    }
+                    tracing::warn!(connection = %self.key.connection, profile = %self.key.profile,
+                        subject = self.key.subject.as_ref().map(|subject| subject.as_str()), error = refusal.error,
+                        "the authorization server refused the refresh token");
+                    let refused = Refresh::Refused { error: refusal.error };
+                    self.keep(StoredToken { refresh: refused, ..held.clone() }, &*lease).await;
+                }
+                Err(error) => return Err(error),
+            }
         }
-        let token = self.ask(definition).await.map_err(AcquireError::Server)?;
-        if let Err(error) = self.store.save(&self.key, token.clone(), &*lease).await {
-            tracing::error!(connection = %self.key.connection, profile = %self.key.profile, %error,
-                "the token could not be saved; it is used all the same");
-        }
-        Ok(token)
+        let token = self.ask(definition, None).await?;
+        Ok((self.keep(token, &*lease).await, true))
     }
 
-    /// A usable token in the store, other than `current`.
-    async fn stored(
+    /// Spends a refresh token from elsewhere; only if the server accepts it, it replaces what is kept.
+    pub async fn import(&self, definition: &Definition, token: &RefreshToken) -> Result<StoredToken, AcquireError> {
+        let (_place, lease) = self.right_to_ask(&definition.connection).await?;
+        let token = self.refresh(definition, token).await?;
+        Ok(self.keep(token, &*lease).await)
+    }
+
+    /// Offers the store again what it could not take; true if nothing is left.
+    pub async fn save_again(&self) -> bool {
+        let Some(token) = self.unsaved().clone() else { return true };
+        let Ok(lease) = self.store.lease(&self.key, LEASE_SLACK).await else { return false };
+        self.keep(token, &*lease).await;
+        self.unsaved().is_none()
+    }
+
+    pub fn has_unsaved(&self) -> bool {
+        self.unsaved().is_some()
+    }
+
+    /// A place among the requests to this server, and the lease of this token.
+    async fn right_to_ask(
         &self,
         connection: &Connection,
-        current: Option<&AccessToken>,
-    ) -> Result<Option<StoredToken>, AcquireError> {
-        let (now, identity, origins) = (self.clock.now(), connection.identity(), connection.origins());
-        let fresh = |stored: &StoredToken| {
-            let margin = connection.lifetimes.usable_margin.min(stored.lifetime / 4);
-            let ours = stored.identity == identity && stored.origins.covers(&origins);
-            let news = Some(&stored.access_token) != current;
-            ours && news && !now.reached(stored.obtained.plus(stored.lifetime - margin))
-        };
-        let stored = self.store.load(&self.key).await.map_err(AcquireError::Store)?;
-        Ok(stored.filter(fresh))
+    ) -> Result<(tokio::sync::SemaphorePermit<'_>, Box<dyn Lease>), AcquireError> {
+        // The gate is never closed.
+        let place = self.gate.acquire().await.map_err(|_| StoreError::LeaseTimeout { key: self.key.clone() })?;
+        let patience = connection.authorization_server.timeout + LEASE_SLACK;
+        Ok((place, self.store.lease(&self.key, patience).await?))
     }
 
-    async fn ask(&self, definition: &Definition) -> Result<StoredToken, Failure> {
+    /// What is kept for this token under its present definition.
+    async fn held(&self, connection: &Connection) -> Result<Option<StoredToken>, StoreError> {
+        let unsaved = self.unsaved().clone();
+        let held = match unsaved {
+            Some(token) => Some(token),
+            None => match self.store.load(&self.key).await {
+                Err(StoreError::Damaged { record, why }) => {
+                    tracing::error!(record, why, "a stored token cannot be opened; it is as if there were none");
+                    None
+                }
+                loaded => loaded?,
+            },
+        };
+        let (identity, origins) = (connection.identity(), connection.origins());
+        Ok(held.filter(|held| held.identity == identity && held.origins.covers(&origins)))
+    }
+
+    /// Is it usable, and another one than `current`?
+    fn is_news(&self, held: &StoredToken, connection: &Connection, current: Option<&AccessToken>) -> bool {
+        let margin = connection.lifetimes.usable_margin.min(held.lifetime / 4);
+        let usable = !self.clock.now().reached(held.obtained.plus(held.lifetime - margin));
+        usable && Some(&held.access_token) != current
+    }
+
+    /// Saves `token` and hands it back. The store's refusal is no reason to lose it.
+    async fn keep(&self, token: StoredToken, lease: &dyn Lease) -> StoredToken {
+        let saving = self.store.save(&self.key, token.clone(), lease);
+        let saved = tokio::time::timeout(SAVE_WAIT, saving).await;
+        let saved = saved.unwrap_or_else(|_| Err(StoreError::Unavailable("it does not answer in time".to_owned())));
+        *self.unsaved() = saved.as_ref().is_err().then(|| token.clone());
+        if let Err(error) = saved {
+            let subject = self.key.subject.as_ref().map(|subject| subject.as_str());
+            tracing::error!(connection = %self.key.connection, profile = %self.key.profile, subject, %error,
+                "the token could not be saved; it is used all the same, and offered to the store again");
+        }
+        token
+    }
+
+    fn unsaved(&self) -> std::sync::MutexGuard<'_, Option<StoredToken>> {
+        self.unsaved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One refresh (RFC 6749 §6): an answer without a refresh token leaves the old one in use.
+    async fn refresh(&self, definition: &Definition, token: &RefreshToken) -> Result<StoredToken, AcquireError> {
+        let mut answer = self.ask(definition, Some(token)).await?;
+        if answer.refresh == Refresh::None {
+            answer.refresh = Refresh::Token(token.clone());
+        }
+        Ok(answer)
+    }
+
+    /// One request to the token endpoint: with a refresh token, else by the connection's own grant.
+    async fn ask(&self, definition: &Definition, token: Option<&RefreshToken>) -> Result<StoredToken, AcquireError> {
         let own = &definition.connection;
         // Lifetimes count from when the request leaves: the answer may have been long on its way.
         let obtained = self.clock.now();
-        let answer = definition.source.first_grant().await;
+        let (grant, answer) = match token {
+            Some(token) => ("refresh_token", definition.source.refresh(token).await),
+            None => (own.grant.as_str(), definition.source.first_grant().await),
+        };
         let (connection, profile) = (self.key.connection.as_str(), self.key.profile.as_str());
         let outcome = answer.as_ref().map_or_else(|failure| failure.outcome().as_str(), |_| "ok");
         let took = self.clock.now().boot.saturating_sub(obtained.boot);
-        let grant = own.grant.as_str();
         self.metrics.token_requests.with_label_values(&[connection, profile, grant, outcome]).inc();
         self.metrics.token_request_duration.with_label_values(&[connection]).observe(took.as_secs_f64());
-        let answer = answer?;
-        let lifetime = answer.expires_in.unwrap_or(own.lifetimes.default_token_lifetime);
-        let (access_token, scopes) = (answer.access_token, answer.scopes);
-        let (identity, origins) = (own.identity(), Arc::new(own.origins()));
-        let refresh = Refresh::None;
-        Ok(StoredToken { identity, origins, access_token, obtained, lifetime, scopes, refresh })
+        let answer = answer.map_err(|failure| {
+            let in_doubt = token.is_some() && failure.may_have_been_granted();
+            AcquireError::Server { failure, in_doubt }
+        })?;
+        Ok(StoredToken {
+            identity: own.identity(),
+            origins: Arc::new(own.origins()),
+            access_token: answer.access_token,
+            obtained,
+            lifetime: answer.expires_in.unwrap_or(own.lifetimes.default_token_lifetime),
+            scopes: answer.scopes,
+            refresh: answer.refresh_token.map_or(Refresh::None, Refresh::Token),
+        })
+    }
+}
+
+/// Is there no way to a token without a person?
+fn person_needed(connection: &Connection, held: Option<&StoredToken>) -> Result<(), AcquireError> {
+    if !connection.grant.needs_person() {
+        return Ok(());
+    }
+    match held.map(|held| &held.refresh) {
+        Some(Refresh::Token(_)) => Ok(()),
+        Some(Refresh::Refused { error }) => {
+            Err(AcquireError::Person { person: Person::ConsentAgain, error: error.clone() })
+        }
+        Some(Refresh::None) | None => {
+            let person = Person::Consent;
+            Err(AcquireError::Person { person, error: person.code().to_owned() })
+        }
     }
 }

@@ -1,27 +1,37 @@
 //! The task of one slot: wait, acquire, publish, repeat. It alone writes the slot.
 //!
-//! Metrics: `keybearer_token_expiry_timestamp_seconds`.
+//! Holds: while the program ends, what is under way is finished and saved, and nothing new is begun.
+//! Metrics: `keybearer_token_expiry_timestamp_seconds` (shared tokens).
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use tokio::sync::Semaphore;
 
 use super::acquire::{AcquireError, Acquirer};
-use super::schedule::{self, Step};
-use super::slot::{Granted, InjectedToken, SlotState, TokenSlot, Trouble};
+use super::schedule::{self, Step, Wanted};
+use super::slot::{Granted, Import, InjectedToken, SlotState, TokenSlot, Trouble};
+use crate::clock::Now;
 use crate::model::connection::Connection;
 use crate::oauth::Failure;
 use crate::store::StoredToken;
+use crate::tasks::{Phase, PhaseWatch};
 use crate::telemetry::events::{Event, Events};
 
 const AFTER_PANIC: Duration = Duration::from_secs(10);
+/// A token that could not be saved is offered again after this long, then half as often each time.
+const SAVE_AGAIN: Duration = Duration::from_secs(1);
+const SAVE_AGAIN_MAX: Duration = Duration::from_secs(60);
 
 pub(super) struct Refresher {
     pub slot: Arc<TokenSlot>,
     pub acquirer: Acquirer,
     pub events: Events,
+    /// A permit for each attempt under way; none is left once the program ends.
+    pub under_way: Arc<Semaphore>,
+    pub phases: PhaseWatch,
 }
 
 impl Refresher {
@@ -33,30 +43,71 @@ impl Refresher {
     }
 
     async fn refresh(&self) {
+        let (mut save_again, mut end, mut ending) = (SAVE_AGAIN, self.phases.clone(), false);
         while !self.slot.is_closed() {
             let state = self.slot.state();
-            let forced = self.slot.is_forced(&state);
-            match schedule::next(&state, self.acquirer.clock.now(), forced, fastrand::f64()) {
+            let wanted = Wanted { forced: self.slot.is_forced(&state), in_use: self.slot.is_in_use() };
+            let mut step = schedule::next(&state, self.acquirer.clock.now(), wanted, fastrand::f64());
+            if self.acquirer.has_unsaved() {
+                // Memory is the only place that has it: it is not given back yet, and looked after more often.
+                step = match step {
+                    Step::Acquire => Step::Acquire,
+                    Step::Wait(span) => Step::Wait(span.min(save_again)),
+                    Step::Rest => Step::Wait(save_again),
+                };
+            }
+            if let Some(import) = self.slot.take_import() {
+                self.import(import).await;
+                continue;
+            }
+            match step {
                 Step::Acquire => self.attempt(&state).await,
-                Step::Wait(span) => {
-                    let _ = tokio::time::timeout(span, self.slot.demanded()).await;
-                }
+                Step::Wait(span) => tokio::select! {
+                    () = self.slot.demanded() => {}
+                    () = tokio::time::sleep(span) => {}
+                    () = end.reached(Phase::Drain), if !ending => ending = true,
+                },
+                Step::Rest => return self.slot.close(),
+            }
+            if self.acquirer.has_unsaved() {
+                let Ok(_under_way) = self.under_way.acquire().await else { return };
+                let saved = self.acquirer.save_again().await;
+                save_again = if saved { SAVE_AGAIN } else { (save_again * 2).min(SAVE_AGAIN_MAX) };
             }
         }
     }
 
     async fn attempt(&self, before: &SlotState) {
+        let Ok(_under_way) = self.under_way.acquire().await else { return };
         let current = before.token.as_ref().map(|token| &token.access_token);
         let definition = self.acquirer.definition.load_full();
         match self.acquirer.acquire(&definition, current).await {
-            Ok(token) => self.succeed(before, &definition.connection, token),
+            Ok((token, new)) => self.succeed(before, &definition.connection, token, new),
             // What failed is no longer the definition: the present one has yet to be tried.
             Err(_) if !Arc::ptr_eq(&definition, &self.acquirer.definition.load()) => {}
             Err(error) => self.fail(before, &definition.connection, error),
         }
     }
 
-    fn succeed(&self, before: &SlotState, connection: &Connection, stored: StoredToken) {
+    async fn import(&self, import: Import) {
+        let Ok(_under_way) = self.under_way.acquire().await else { return };
+        let definition = self.acquirer.definition.load_full();
+        let outcome = match self.acquirer.import(&definition, &import.token).await {
+            Ok(token) => {
+                self.succeed(&self.slot.state(), &definition.connection, token, true);
+                Ok(())
+            }
+            Err(error) => {
+                let now = self.acquirer.clock.now();
+                Err(trouble(error, now, now).no_token(now))
+            }
+        };
+        // Whoever handed it in may have gone.
+        let _ = import.reply.send(outcome);
+    }
+
+    /// `new`: the server gave it just now.
+    fn succeed(&self, before: &SlotState, connection: &Connection, stored: StoredToken, new: bool) {
         let mut moments = schedule::moments(stored.obtained, stored.lifetime, &connection.lifetimes, fastrand::f64());
         let same = before.token.as_ref().filter(|token| token.access_token == stored.access_token);
         if same.is_some() {
@@ -66,11 +117,14 @@ impl Refresher {
         let last = before.token.as_ref().map_or(0, |token| token.generation);
         let generation = if same.is_some() { last } else { last + 1 };
         let key = &self.slot.key;
-        let expiry =
-            self.acquirer.metrics.token_expiry.with_label_values(&[key.connection.as_str(), key.profile.as_str()]);
-        expiry.set(moments.expires.wall.as_secs_f64());
-        tracing::info!(connection = %key.connection, profile = %key.profile, lifetime_s = stored.lifetime.as_secs_f64(),
-            generation, "token obtained");
+        if key.subject.is_none() {
+            let labels = [key.connection.as_str(), key.profile.as_str()];
+            let expiry = self.acquirer.metrics.token_expiry.with_label_values(&labels);
+            expiry.set(moments.expires.wall.as_secs_f64());
+        }
+        let subject = key.subject.as_ref().map(|subject| subject.as_str());
+        tracing::info!(connection = %key.connection, profile = %key.profile, subject,
+            lifetime_s = stored.lifetime.as_secs_f64(), generation, "{}", if new { "token obtained" } else { "token read from the store" });
         let times = (moments.usable_until, moments.expires, moments.refresh_at);
         let scopes = stored.scopes.unwrap_or_else(|| connection.scopes.clone());
         let granted = Granted { obtained: stored.obtained, scopes };
@@ -81,29 +135,58 @@ impl Refresher {
     }
 
     fn fail(&self, before: &SlotState, connection: &Connection, error: AcquireError) {
-        let outcome = match &error {
-            AcquireError::Server(failure) => failure.outcome().as_str(),
-            AcquireError::Store(_) => "unavailable",
-        };
-        let (permanent, error, description, retry_after) = match error {
-            AcquireError::Server(Failure::Retryable { reason, retry_after, detail }) => {
-                (false, reason.to_string(), detail, retry_after)
-            }
-            AcquireError::Server(Failure::Permanent(refusal)) => (true, refusal.error, refusal.description, None),
-            AcquireError::Store(error) => (false, error.to_string(), None, None),
+        let now = self.acquirer.clock.now();
+        let usable = before.token.as_ref().filter(|token| token.is_usable(now));
+        let in_doubt = matches!(error, AcquireError::Server { in_doubt: true, .. });
+        let retry_after = match &error {
+            AcquireError::Server { failure: Failure::Retryable { retry_after, .. }, .. } => *retry_after,
+            _ => None,
         };
         let failures = before.trouble.as_ref().map_or(0, |trouble| trouble.failures).saturating_add(1);
-        let pause = schedule::pause(permanent, failures, retry_after, fastrand::f64());
-        let now = self.acquirer.clock.now();
+        let permanent = matches!(error, AcquireError::Server { failure: Failure::Permanent(_), .. });
+        let mut retry_at = now.plus(schedule::pause(permanent, failures, retry_after, fastrand::f64()));
+        if let Some(token) = usable.filter(|_| in_doubt) {
+            // The refresh token may be spent, and a server may punish its second use: not before we have to.
+            retry_at = retry_at.later(token.usable_until);
+        }
+        let mut trouble = trouble(error, now, retry_at);
+        trouble.failures = failures;
         let key = &self.slot.key;
-        let still_usable = before.token.as_ref().is_some_and(|token| token.is_usable(now));
-        tracing::warn!(connection = %key.connection, profile = %key.profile, error, description,
-            permanent, still_usable, next_try_in_s = pause.as_secs(), endpoint = %connection.token_url,
-            "no new token");
-        let retry_at = now.plus(pause);
-        let event = Event::TokenFailed { key: key.clone(), outcome, error: error.clone(), retry: retry_at.wall };
-        let trouble = Trouble { at: now, permanent, outcome, error, description, retry_at, failures };
+        let subject = key.subject.as_ref().map(|subject| subject.as_str());
+        let next_try_in_s = trouble.person.is_none().then(|| now.until(trouble.retry_at).as_secs());
+        tracing::warn!(connection = %key.connection, profile = %key.profile, subject, error = trouble.error,
+            description = trouble.description, permanent = trouble.permanent, in_doubt, still_usable = usable.is_some(),
+            next_try_in_s, endpoint = %connection.token_url, "no new token");
+        let event = Event::TokenFailed {
+            key: key.clone(),
+            outcome: trouble.outcome,
+            error: trouble.error.clone(),
+            retry: trouble.person.is_none().then_some(trouble.retry_at.wall),
+        };
         self.slot.publish(before.token.clone(), Some(trouble));
         self.events.tell(now.wall, event);
     }
 }
+
+/// What is remembered of a failure, the first one in a row.
+fn trouble(error: AcquireError, now: Now, retry_at: Now) -> Trouble {
+    let outcome = match &error {
+        AcquireError::Server { failure, .. } => failure.outcome().as_str(),
+        AcquireError::Store(_) => "unavailable",
+        AcquireError::Person { .. } => "refused",
+    };
+    let (permanent, person, error, description) = match error {
+        AcquireError::Server { failure: Failure::Retryable { reason, detail, .. }, .. } => {
+            (false, None, reason.to_string(), detail)
+        }
+        AcquireError::Server { failure: Failure::Permanent(refusal), .. } => {
+            (true, None, refusal.error, refusal.description)
+        }
+        AcquireError::Store(error) => (false, None, "store_unavailable".to_owned(), Some(error.to_string())),
+        AcquireError::Person { person, error } => (true, Some(person), error, None),
+    };
+    let retry_at = if person.is_some() { NEVER } else { retry_at };
+    Trouble { at: now, permanent, person, outcome, error, description, retry_at, failures: 1 }
+}
+
+const NEVER: Now = Now { boot: Duration::MAX, wall: Duration::MAX };

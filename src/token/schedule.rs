@@ -43,14 +43,32 @@ pub enum Step {
     Acquire,
     /// Look again after this long, or when somebody asks.
     Wait(Duration),
+    /// Nobody uses it: what is stored stays there, and memory is given back.
+    Rest,
 }
 
-/// `forced`: the upstream rejected the current token. `jitter` is from 0 to 1.
-pub fn next(state: &SlotState, now: Now, forced: bool, jitter: f64) -> Step {
-    let due = |at: Now| match now.reached(at) {
-        true => Step::Acquire,
-        false => Step::Wait(now.until(at).min(LOOK_AGAIN.mul_f64(0.5 + 0.5 * jitter))),
-    };
+/// Who wants the next token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Wanted {
+    /// The upstream rejected the current one, or a person asks for another.
+    pub forced: bool,
+    /// It is everybody's, or somebody has asked since the last attempt.
+    pub in_use: bool,
+}
+
+/// `jitter` is from 0 to 1.
+pub fn next(state: &SlotState, now: Now, wanted: Wanted, jitter: f64) -> Step {
+    let Wanted { forced, in_use } = wanted;
+    let wait = |at: Now| Step::Wait(now.until(at).min(LOOK_AGAIN.mul_f64(0.5 + 0.5 * jitter)));
+    let due = |at: Now| if now.reached(at) { Step::Acquire } else { wait(at) };
+    if !in_use && !forced {
+        return match (state.verdict(now), state.standing_trouble(now)) {
+            (Verdict::Serve(token), _) => wait(token.usable_until),
+            // Whoever asks next is told at once, without another request to the server.
+            (_, Some(trouble)) if trouble.person.is_none() => wait(trouble.retry_at),
+            _ => Step::Rest,
+        };
+    }
     match (state.standing_trouble(now), state.verdict(now)) {
         (Some(trouble), _) => due(trouble.retry_at),
         (None, Verdict::Serve(token)) if !forced => due(token.refresh_at),

@@ -5,7 +5,9 @@
 //! [`Verdict`], so a leftover wake-up cannot ask the authorization server through a back-off or a refusal.
 //! Metrics: `keybearer_token_wait_seconds` is observed by whoever waits here (`proxy::exchange`).
 
+mod import;
 mod refresh;
+mod trouble;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,7 +22,10 @@ use crate::clock::{Clock, Now};
 use crate::model::connection::OriginSet;
 use crate::model::origin::Origin;
 use crate::model::token::{AccessToken, TokenKey};
+use import::Desk;
+pub use import::{Import, NotImported};
 pub use refresh::NotRefreshed;
+pub use trouble::{NoToken, Person, Trouble};
 
 /// One token may be forced to refresh by a rejection this often.
 const FORCED_EVERY: Duration = Duration::from_secs(10);
@@ -33,6 +38,9 @@ pub struct TokenSlot {
     changed: watch::Sender<()>,
     demand: Notify,
     rejection: Mutex<Rejection>,
+    desk: Desk,
+    /// Of a subject's token: somebody has asked for it since the last attempt to get one.
+    used: AtomicBool,
     closed: AtomicBool,
 }
 
@@ -61,22 +69,6 @@ pub struct Granted {
     pub scopes: Vec<String>,
 }
 
-/// The refresher's last failure, for as long as it is not made good.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Trouble {
-    pub at: Now,
-    pub permanent: bool,
-    /// As in the metrics of token requests.
-    pub outcome: &'static str,
-    /// The server's `error`, or our word for what went wrong; clean.
-    pub error: String,
-    pub description: Option<String>,
-    /// Nobody asks before.
-    pub retry_at: Now,
-    /// Failures in a row.
-    pub failures: u32,
-}
-
 /// What a slot holds at one moment; replaced whole.
 #[derive(Debug, Clone, Default)]
 pub struct SlotState {
@@ -92,19 +84,6 @@ pub enum Verdict<'a> {
     Serve(&'a Arc<InjectedToken>),
     Fail(&'a Trouble),
     Acquire,
-}
-
-/// Why a request got no token.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NoToken {
-    /// The authorization server could not be used lately; `retry_after` until the next try.
-    Unavailable { error: String, retry_after: Duration },
-    /// The authorization server's verdict.
-    Refused { error: String, description: Option<String> },
-    /// The request's own patience ended.
-    WaitTimeout,
-    /// The slot was forgotten while the request waited: the configuration has changed.
-    Forgotten,
 }
 
 #[derive(Debug, Default)]
@@ -170,18 +149,10 @@ impl SlotState {
         match (usable, &self.trouble) {
             (Some(token), _) if now.reached(token.refresh_at) => "due",
             (Some(_), _) => "fresh",
+            (None, Some(trouble)) if trouble.person.is_some() => "reauthorize",
             (None, Some(trouble)) if trouble.permanent => "misconfigured",
             (None, _) if self.token.is_none() => "starting",
             (None, _) => "expired",
-        }
-    }
-}
-
-impl Trouble {
-    fn no_token(&self, now: Now) -> NoToken {
-        match self.permanent {
-            true => NoToken::Refused { error: self.error.clone(), description: self.description.clone() },
-            false => NoToken::Unavailable { error: self.error.clone(), retry_after: now.until(self.retry_at) },
         }
     }
 }
@@ -194,6 +165,8 @@ impl TokenSlot {
             changed: watch::Sender::new(()),
             demand: Notify::new(),
             rejection: Mutex::default(),
+            desk: Desk::default(),
+            used: AtomicBool::new(true),
             closed: AtomicBool::new(false),
         }
     }
@@ -205,7 +178,19 @@ impl TokenSlot {
     /// The usable token, if there is one: the hot path.
     pub fn fresh(&self, now: Now) -> Option<Arc<InjectedToken>> {
         let state = self.state.load();
-        state.token.as_ref().filter(|token| token.is_usable(now)).cloned()
+        let token = state.token.as_ref().filter(|token| token.is_usable(now))?;
+        self.note_use(token, now);
+        Some(token.clone())
+    }
+
+    /// A subject's token is refreshed ahead only while it is in use.
+    fn note_use(&self, token: &InjectedToken, now: Now) {
+        if self.key.subject.is_some() && !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
+            if now.reached(token.refresh_at) {
+                self.demand.notify_one();
+            }
+        }
     }
 
     /// A usable token, waiting for one until `deadline`. Going away cancels nothing.
@@ -217,7 +202,10 @@ impl TokenSlot {
                 Verdict::Serve(token) => return Ok(token.clone()),
                 Verdict::Fail(trouble) => return Err(trouble.no_token(now)),
                 Verdict::Acquire if self.is_closed() => return Err(NoToken::Forgotten),
-                Verdict::Acquire => self.demand.notify_one(),
+                Verdict::Acquire => {
+                    self.used.store(true, Ordering::Relaxed);
+                    self.demand.notify_one();
+                }
             }
             if tokio::time::timeout_at(deadline, changed.changed()).await.is_err() {
                 return Err(NoToken::WaitTimeout);
@@ -277,6 +265,8 @@ impl TokenSlot {
     /// The end of refreshing. Requests that began before may still read what is here; those that wait are answered.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
+        // Whoever waits for an import is told by its end.
+        drop(self.take_import());
         self.changed.send_replace(());
         self.demand.notify_one();
     }
@@ -289,6 +279,11 @@ impl TokenSlot {
     pub(super) fn reconsider(&self) {
         self.state.rcu(|state| SlotState { trouble: None, ..(**state).clone() });
         self.demand.notify_one();
+    }
+
+    /// For the refresher: is the next token wanted before anybody waits for it?
+    pub(super) fn is_in_use(&self) -> bool {
+        self.key.subject.is_none() || self.used.load(Ordering::Relaxed)
     }
 
     /// For the refresher: is a refresh of the current token being forced?
@@ -305,6 +300,7 @@ impl TokenSlot {
     /// For the refresher alone: replaces the state after an attempt, then wakes everybody who waits.
     pub(super) fn publish(&self, token: Option<Arc<InjectedToken>>, trouble: Option<Trouble>) {
         self.rejection.lock().unwrap_or_else(PoisonError::into_inner).pending = false;
+        self.used.store(false, Ordering::Relaxed);
         let attempts = self.state.load().attempts + 1;
         self.state.store(Arc::new(SlotState { token, trouble, attempts }));
         self.changed.send_replace(());

@@ -2,10 +2,10 @@
 
 mod definition;
 mod refresh;
+mod renewal;
+mod subjects;
 
 use std::collections::VecDeque;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use super::slot::{Granted, InjectedToken, NoToken};
 use super::*;
 use crate::clock::Now;
 use crate::model::Name;
-use crate::model::token::{AccessToken, TokenSet};
+use crate::model::token::{AccessToken, RefreshToken, TokenSet};
 use crate::oauth::{Failure, Reason, Refusal};
 use crate::store::MemoryStore;
 
@@ -31,6 +31,8 @@ struct Script {
     at_once: AtomicUsize,
     at_once_max: AtomicUsize,
     times: Mutex<Vec<Instant>>,
+    /// Refresh tokens that were sent.
+    spent: Mutex<Vec<String>>,
     lifetime: Option<Duration>,
     takes: Duration,
 }
@@ -48,9 +50,20 @@ impl Script {
 struct Source(Arc<Script>);
 
 impl TokenSource for Source {
-    fn first_grant(&self) -> Pin<Box<dyn Future<Output = Answer> + Send + '_>> {
+    fn first_grant(&self) -> super::Answer<'_> {
+        self.answer(None)
+    }
+
+    fn refresh<'a>(&'a self, token: &'a RefreshToken) -> super::Answer<'a> {
+        self.answer(Some(token.expose().to_owned()))
+    }
+}
+
+impl Source {
+    fn answer(&self, spent: Option<String>) -> super::Answer<'_> {
         let script = self.0.clone();
         Box::pin(async move {
+            lock(&script.spent).extend(spent);
             let number = script.calls.fetch_add(1, Ordering::SeqCst) + 1;
             lock(&script.times).push(Instant::now());
             let at_once = script.at_once.fetch_add(1, Ordering::SeqCst) + 1;
@@ -83,6 +96,10 @@ fn connection(name: &str) -> Arc<Connection> {
     Arc::new(Connection::sample(name))
 }
 
+fn shared(slots: Slots) -> Arc<TokenSlot> {
+    slots.shared().expect("a shared token").clone()
+}
+
 struct Engine {
     cache: TokenCache,
     clock: Clock,
@@ -97,7 +114,7 @@ fn engine(lifetime: Duration, takes: Duration, answers: impl IntoIterator<Item =
     let (script, clock) = (Arc::new(script), Clock::simulated());
     let store = Arc::new(MemoryStore::default());
     let cache = TokenCache::new(store, clock.clone(), Tasks::default(), Metrics::new().unwrap(), Events::default());
-    let slot = cache.ensure(&connection("crm"), Box::new(Source(script.clone())));
+    let slot = shared(cache.ensure(&connection("crm"), Box::new(Source(script.clone()))));
     Engine { cache, clock, script, slot }
 }
 
@@ -322,7 +339,7 @@ async fn first_tokens_are_asked_for_eight_at_a_time() {
 async fn one_key_has_one_slot() {
     let engine = engine(60 * SECOND, Duration::ZERO, []);
     let again = engine.cache.ensure(&connection("crm"), Box::new(Source(engine.script.clone())));
-    assert!(Arc::ptr_eq(&engine.slot, &again));
+    assert!(Arc::ptr_eq(&engine.slot, &shared(again)));
     assert_eq!(engine.cache.list().len(), 1);
 }
 

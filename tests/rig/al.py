@@ -3,6 +3,7 @@
   python al.py '{"tls": DIR or null, "port": 0, "lifetime": 3, "leaf": "server", "issuer": null}' < held-open-pipe
 
 Clients: `machine` (client_secret_post), `machine-basic` (client_secret_basic, a secret full of special characters),
+`owner` (client_secret_post; the password grant of `ann` with `ann-password`, refresh tokens that rotate),
 `introspector` (may introspect every token). Endpoints: /token, /introspect, /.well-known/oauth-authorization-server.
 Without `tls` it serves plain http. It differs from op: Basic credentials are %-decoded but `+` stays `+`.
 Control, also on a plain-http port: GET /__stats; POST /__control {lifetime, announce_lifetime, delay_ms, status,
@@ -25,7 +26,8 @@ if not SETTINGS["tls"]:
 
 from authlib.integrations.flask_oauth2 import AuthorizationServer  # noqa: E402
 from authlib.oauth2.rfc6749 import ClientMixin, TokenMixin  # noqa: E402
-from authlib.oauth2.rfc6749.grants import ClientCredentialsGrant  # noqa: E402
+from authlib.oauth2.rfc6749.grants import (  # noqa: E402
+    ClientCredentialsGrant, RefreshTokenGrant, ResourceOwnerPasswordCredentialsGrant)
 from authlib.oauth2.rfc6749.util import list_to_scope, scope_to_list  # noqa: E402
 from authlib.oauth2.rfc6750 import BearerTokenGenerator  # noqa: E402
 from authlib.common.security import generate_token  # noqa: E402
@@ -34,10 +36,13 @@ from flask import Flask, jsonify, request  # noqa: E402
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler  # noqa: E402
 
 LOCK = threading.Lock()
-STATS = {"token_requests": {}, "tokens_issued": 0, "introspections": 0, "token_requests_at_once": 0}
+STATS = {"token_requests": {}, "tokens_issued": 0, "introspections": 0, "token_requests_at_once": 0,
+         "rotations": 0, "reused": 0}
 FAULT = {"delay_ms": 0, "status": None, "retry_after": None, "times": None,
          "lifetime": SETTINGS["lifetime"], "announce_lifetime": True}
 TOKENS = {}
+REFRESH = {}  # refresh token → (client_id, scope)
+SPENT = set()
 AT_ONCE = [0]
 
 
@@ -59,7 +64,8 @@ class Client(ClientMixin):
         return method in self.methods
 
     def check_grant_type(self, grant_type):
-        return grant_type == "client_credentials"
+        owner = self.client_id == "owner"
+        return grant_type in (("password", "refresh_token") if owner else ("client_credentials",))
 
 
 class Token(TokenMixin):
@@ -76,6 +82,7 @@ class Token(TokenMixin):
 CLIENTS = {client.client_id: client for client in [
     Client("machine", "machine-secret", ["client_secret_post"]),
     Client("machine-basic", "a+b/c:d%e$f g", ["client_secret_basic"]),
+    Client("owner", "owner-secret", ["client_secret_post"]),
     Client("introspector", "introspector-secret", ["client_secret_basic", "client_secret_post"]),
 ]}
 
@@ -88,12 +95,56 @@ def save_token(token, oauth_request):
         TOKENS[token["access_token"]] = Token(oauth_request.client.client_id, token.get("scope", ""),
                                               now + FAULT["lifetime"])
         STATS["tokens_issued"] += 1
+        if "refresh_token" in token:
+            REFRESH[token["refresh_token"]] = (oauth_request.client.client_id, token.get("scope", ""))
     if not FAULT["announce_lifetime"]:
         token.pop("expires_in", None)
 
 
 class Grant(ClientCredentialsGrant):
     TOKEN_ENDPOINT_AUTH_METHODS = ["client_secret_basic", "client_secret_post"]
+
+
+class Password(ResourceOwnerPasswordCredentialsGrant):
+    TOKEN_ENDPOINT_AUTH_METHODS = ["client_secret_post"]
+
+    def authenticate_user(self, username, password):
+        return username if (username, password) == ("ann", "ann-password") else None
+
+
+class Spendable:
+    def __init__(self, value, client_id, scope):
+        self.value, self.client_id, self.scope = value, client_id, scope
+
+    def check_client(self, client):
+        return client.client_id == self.client_id
+
+    def get_scope(self):
+        return self.scope
+
+
+class Refresh(RefreshTokenGrant):
+    """Each refresh token is good once; a second use is counted and takes away what came of the first."""
+    TOKEN_ENDPOINT_AUTH_METHODS = ["client_secret_post"]
+    INCLUDE_NEW_REFRESH_TOKEN = True
+
+    def authenticate_refresh_token(self, refresh_token):
+        with LOCK:
+            if refresh_token in SPENT:
+                STATS["reused"] += 1
+                REFRESH.clear()
+                return None
+            kept = REFRESH.get(refresh_token)
+            return Spendable(refresh_token, *kept) if kept else None
+
+    def authenticate_user(self, refresh_token):
+        return "ann"
+
+    def revoke_old_credential(self, refresh_token):
+        with LOCK:
+            REFRESH.pop(refresh_token.value, None)
+            SPENT.add(refresh_token.value)
+            STATS["rotations"] += 1
 
 
 class Introspection(IntrospectionEndpoint):
@@ -113,8 +164,10 @@ class Introspection(IntrospectionEndpoint):
 app = Flask(__name__)
 server = AuthorizationServer(app, query_client=CLIENTS.get, save_token=save_token)
 server.register_token_generator("default", BearerTokenGenerator(
-    lambda **_: generate_token(42), expires_generator=lambda client, grant: FAULT["lifetime"]))
+    lambda **_: generate_token(42), refresh_token_generator=lambda **_: generate_token(48), expires_generator=lambda client, grant: FAULT["lifetime"]))
 server.register_grant(Grant)
+server.register_grant(Password)
+server.register_grant(Refresh)
 server.register_endpoint(Introspection)
 
 
@@ -186,6 +239,8 @@ def apply():
     change = request.get_json(force=True)
     with LOCK:
         FAULT.update({key: value for key, value in change.items() if key in FAULT})
+        if change.get("forget_refresh_tokens"):
+            REFRESH.clear()
         if change.get("revoke_all"):
             TOKENS.clear()
         return jsonify(FAULT)

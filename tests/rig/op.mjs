@@ -3,9 +3,11 @@
 //   node op.mjs '{"tls": DIR, "port": 0, "lifetime": 3, "leaf": "server", "issuer": null, "clients": []}' < held-open-pipe
 //
 // Clients: `machine` (client_secret_post), `machine-basic` (client_secret_basic, a secret full of special characters),
+// `person` (client_secret_post; refresh tokens that rotate, and a second use of one revokes everything that came of it),
 // `introspector` (may introspect every token). Endpoints: /token, /token/introspection, /token/revocation,
 // /.well-known/openid-configuration. `clients` adds oidc-provider client metadata.
-// Control: GET /__stats; POST /__control {lifetime, delay_ms, status, retry_after, times, revoke_all}: see `apply`.
+// Control: GET /__stats; POST /__control {lifetime, delay_ms, status, retry_after, times, revoke_all, hold}: see `apply`;
+// POST /__refresh_token {account}: a refresh token of `person` as a consent would have given it.
 
 import https from 'node:https';
 import { unescape } from 'node:querystring';
@@ -13,8 +15,9 @@ import { Provider } from 'oidc-provider';
 import { control, controlServer, endWithStdin, listen, options, readAll, ready, sendJson, sleep, tlsFrom } from './peer.mjs';
 
 const settings = options({ tls: null, leaf: 'server', port: 0, control_port: 0, lifetime: 3, issuer: null, clients: [] });
-const stats = { token_requests: {}, tokens_issued: 0, introspections: 0, revocations: 0, token_requests_at_once: 0 };
-const fault = { delay_ms: 0, status: null, retry_after: null, times: null };
+const stats = { token_requests: {}, tokens_issued: 0, introspections: 0, revocations: 0, token_requests_at_once: 0,
+  rotations: 0, refused: 0, grants_revoked: 0, held: 0 };
+const fault = { delay_ms: 0, status: null, retry_after: null, times: null, hold: false };
 let lifetime = settings.lifetime;
 let atOnce = 0;
 
@@ -57,7 +60,9 @@ class Adapter {
 
   async findByUserCode() {}
 
-  async revokeByGrantId() {}
+  async revokeByGrantId(grantId) {
+    for (const [key, { payload }] of store) if (payload.grantId === grantId) store.delete(key);
+  }
 }
 setInterval(() => {
   for (const [key, { until }] of store) if (until <= Date.now()) store.delete(key);
@@ -69,11 +74,20 @@ function makeProvider(issuer) {
     clients: [
       machine('machine', 'machine-secret', 'client_secret_post'),
       machine('machine-basic', 'a+b/c:d%e$f g', 'client_secret_basic'),
+      {
+        ...machine('person', 'person-secret', 'client_secret_post'),
+        grant_types: ['authorization_code', 'refresh_token'],
+        response_types: ['code'],
+        redirect_uris: ['http://localhost/oauth/callback'],
+        scope: 'openid offline_access api.read api.write',
+      },
       machine('introspector', 'introspector-secret', 'client_secret_basic'),
       ...settings.clients,
     ],
-    scopes: ['api.read', 'api.write'],
-    ttl: { ClientCredentials: () => lifetime },
+    scopes: ['openid', 'offline_access', 'api.read', 'api.write'],
+    ttl: { ClientCredentials: () => lifetime, AccessToken: () => lifetime, RefreshToken: () => 3600, Grant: () => 3600 },
+    rotateRefreshToken: true,
+    findAccount: (_ctx, id) => ({ accountId: id, claims: () => ({ sub: id }) }),
     clientAuthMethods: ['client_secret_basic', 'client_secret_post'],
     features: {
       devInteractions: { enabled: false },
@@ -97,6 +111,18 @@ function makeProvider(issuer) {
   provider.on('client_credentials.saved', () => {
     stats.tokens_issued += 1;
   });
+  provider.on('access_token.saved', () => {
+    stats.tokens_issued += 1;
+  });
+  provider.on('refresh_token.consumed', () => {
+    stats.rotations += 1;
+  });
+  provider.on('grant.error', () => {
+    stats.refused += 1;
+  });
+  provider.on('grant.revoked', () => {
+    stats.grants_revoked += 1;
+  });
   provider.on('server_error', (_ctx, error) => console.error(error));
   return provider;
 }
@@ -108,9 +134,43 @@ function clientOf(request, body) {
   return new URLSearchParams(body.toString()).get('client_id') ?? '(none)';
 }
 
+// A refresh token of the client `person`, without the walk through a browser.
+async function refreshToken({ account = 'ann' }) {
+  const client = await provider.Client.find('person');
+  const grant = new provider.Grant({ accountId: account, clientId: 'person' });
+  grant.addOIDCScope('openid offline_access api.read api.write');
+  const token = new provider.RefreshToken({
+    accountId: account,
+    client,
+    grantId: await grant.save(),
+    gty: 'authorization_code',
+    scope: 'openid offline_access api.read api.write',
+    rotations: 0,
+    iiat: Math.floor(Date.now() / 1000),
+  });
+  return { refresh_token: await token.save() };
+}
+
+// The answer lacks its last byte until `hold` is false again: what it tells has happened.
+function holdBack(response) {
+  const end = response.end.bind(response);
+  response.end = (chunk, ...rest) => {
+    const whole = Buffer.from(chunk ?? '');
+    if (!fault.hold || whole.length < 2 || response.statusCode !== 200) return end(chunk, ...rest);
+    response.write(whole.subarray(0, -1));
+    stats.held += 1;
+    const timer = setInterval(() => {
+      if (fault.hold && !response.destroyed) return;
+      clearInterval(timer);
+      end(whole.subarray(-1));
+    }, 5);
+    return response;
+  };
+}
+
 // Fields left out stay as they are; `times` limits `status` to that many answers; `status: null` ends it.
 function apply(change) {
-  for (const field of ['delay_ms', 'status', 'retry_after', 'times']) if (field in change) fault[field] = change[field];
+  for (const field of ['delay_ms', 'status', 'retry_after', 'times', 'hold']) if (field in change) fault[field] = change[field];
   if ('lifetime' in change) lifetime = change.lifetime;
   if (change.revoke_all) for (const key of store.keys()) if (/^(ClientCredentials|AccessToken):/.test(key)) store.delete(key);
   return { ...fault, lifetime };
@@ -135,10 +195,13 @@ async function token(request, response) {
   response.once('close', () => {
     atOnce -= 1;
   });
-  if (!(await failOnPurpose(response))) serve(request, response);
+  if (await failOnPurpose(response)) return;
+  holdBack(response);
+  serve(request, response);
 }
 
-const endpoints = { '/__stats': () => stats, '/__control': apply };
+const endpoints = { '/__stats': () => stats, '/__control': apply, '/__refresh_token': refreshToken };
+let provider;
 let serve;
 const server = https.createServer(tlsFrom(settings.tls, settings.leaf), async (request, response) => {
   const path = request.url.split('?')[0];
@@ -156,5 +219,6 @@ const server = https.createServer(tlsFrom(settings.tls, settings.leaf), async (r
 
 endWithStdin();
 const port = await listen(server, settings.port);
-serve = makeProvider(settings.issuer ?? `https://127.0.0.1:${port}`).callback();
+provider = makeProvider(settings.issuer ?? `https://127.0.0.1:${port}`);
+serve = provider.callback();
 ready({ port, control: await listen(controlServer(endpoints), settings.control_port) });

@@ -53,7 +53,7 @@ export async function control(endpoints, request, response) {
   if (!endpoint) return false;
   try {
     const body = await readAll(request);
-    sendJson(response, 200, endpoint(body.length ? JSON.parse(body) : undefined) ?? {});
+    sendJson(response, 200, (await endpoint(body.length ? JSON.parse(body) : undefined)) ?? {});
   } catch (error) {
     sendJson(response, 400, { error: String(error) });
   }

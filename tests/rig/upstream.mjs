@@ -2,7 +2,7 @@
 //
 //   node upstream.mjs '{"tls": DIR, "introspect": URL, "client_id": "introspector", "client_secret": "…"}' < held-open-pipe
 //
-// Serves http and https. Active token: 200 {method, url, headers, authorization_count, active, client_id, body_bytes};
+// Serves http and https. Active token: 200 {method, url, headers, authorization_count, active, client_id, sub, body_bytes};
 // otherwise 401 invalid_token; authorization server out of reach: 503 (or as `unreachable` says, see `apply`).
 // Paths: /status/NNN /redirect?to= /sse /slow?ms= /echo /bytes?n= /drop /half; each needs an active token too.
 // Control: GET /__records (returns and clears), GET /__summary (since the start), POST /__control {unreachable, reset}.
@@ -76,7 +76,7 @@ async function judge(request) {
   try {
     // A pooled connection may have died while idle; a fresh one tells.
     const answer = await introspectOnce(token).catch((error) => (error.reused ? introspectOnce(token) : Promise.reject(error)));
-    return { verdict: answer.active ? ACTIVE : INACTIVE, client_id: answer.client_id ?? null, scope: answer.scope ?? null, audience: answer.aud ?? null };
+    return { verdict: answer.active ? ACTIVE : INACTIVE, client_id: answer.client_id ?? null, sub: answer.sub ?? null, scope: answer.scope ?? null, audience: answer.aud ?? null };
   } catch (error) {
     return { verdict: UNREACHABLE, detail: String(error) };
   }
@@ -89,8 +89,8 @@ function refuse(response, verdict) {
 }
 
 function describe(record) {
-  const { method, url, headers, authorization_count, client_id, body_bytes } = record;
-  return { method, url, headers, authorization_count, active: record.verdict === ACTIVE, client_id, body_bytes };
+  const { method, url, headers, authorization_count, client_id, sub, body_bytes } = record;
+  return { method, url, headers, authorization_count, active: record.verdict === ACTIVE, client_id, sub, body_bytes };
 }
 
 function sendStatus(response, record, status) {

@@ -87,8 +87,12 @@ fn a_complete_connection_is_read() {
     assert_eq!((crm.audience.as_deref(), crm.resource.as_deref()), (Some("aud"), Some("res")));
     assert_eq!(crm.token_params, [("x".to_owned(), "1".to_owned()), ("y".to_owned(), "${z}".to_owned())]);
     let seconds = Duration::from_secs;
-    let lifetimes =
-        Lifetimes { default_token_lifetime: seconds(7200), refresh_ahead: seconds(60), usable_margin: seconds(0) };
+    let lifetimes = Lifetimes {
+        default_token_lifetime: seconds(7200),
+        refresh_ahead: seconds(60),
+        usable_margin: seconds(0),
+        keep_warm: None,
+    };
     assert_eq!(crm.lifetimes, lifetimes);
     assert_eq!(crm.token_rejected, [401, 403]);
     assert_eq!(crm.accessible_from.as_ref().unwrap()[0].as_str(), "billing");

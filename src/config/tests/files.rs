@@ -4,8 +4,23 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
+use crate::model::secret::{NoVault, Secret};
 
 struct Folder(tempfile::TempDir);
+
+/// A store with one secret, which no instance uses but in one case.
+struct Shelf;
+
+impl Vault for Shelf {
+    fn secret(&self, _: &StoreSettings, _: &Path, name: &str) -> Result<Option<Secret>, NoVault> {
+        match name {
+            "crm/secret" => Ok(Some(Secret::new("s3cret"))),
+            "in-use" => Err(NoVault::InUse),
+            "broken" => Err(NoVault::Failed("it is damaged".to_owned())),
+            _ => Ok(None),
+        }
+    }
+}
 
 impl Folder {
     fn new(files: &[(&str, &str)]) -> Folder {
@@ -25,12 +40,12 @@ impl Folder {
 
     #[track_caller]
     fn accept(&self) -> Loaded {
-        load(&self.path("main.yaml")).unwrap_or_else(|problems| panic!("{problems}"))
+        load(&self.path("main.yaml"), Arc::new(Shelf)).unwrap_or_else(|problems| panic!("{problems}"))
     }
 
     #[track_caller]
     fn check(&self, expected: &[&str]) {
-        let Err(problems) = load(&self.path("main.yaml")) else { panic!("accepted") };
+        let Err(problems) = load(&self.path("main.yaml"), Arc::new(Shelf)) else { panic!("accepted") };
         compare(&problems, &format!("{}/", self.0.path().display()), expected);
     }
 }
@@ -63,7 +78,7 @@ fn included_files_hold_connections_in_order_of_names() {
 fn problems_of_included_files_have_their_own_place() {
     let folder = Folder::new(&[
         ("main.yaml", &format!("include: [more, nowhere]\n{}", connection("a", ", colour: red"))),
-        ("more/1.yaml", &connection("a", ", grant: password")),
+        ("more/1.yaml", &connection("a", ", grant: jwt_bearer")),
         ("more/2.yaml", "workers: 2\nnonsense: 1\nconnections: []\n"),
         ("more/3.yaml", "a: [\n"),
     ]);
@@ -76,7 +91,7 @@ fn problems_of_included_files_have_their_own_place() {
         &nowhere,
         "main.yaml:3:74: connections[0].colour: unknown key `colour`",
         &first,
-        "more/1.yaml:2:81: connections[0].grant: `password` is not built yet",
+        "more/1.yaml:2:81: connections[0].grant: `jwt_bearer` is not built yet",
         "more/2.yaml:1:1: workers: `workers` cannot stand in an included file",
         "more/2.yaml:2:1: nonsense: unknown key `nonsense`",
         "more/3.yaml:2:1: ",
@@ -171,4 +186,28 @@ fn a_main_file_that_cannot_be_read_is_a_problem() {
     folder.check(&["main.yaml:2:4: is not UTF-8"]);
     fs::File::create(folder.path("main.yaml")).unwrap().set_len(100 << 20).unwrap();
     folder.check(&["main.yaml:1:1: cannot be read (larger than 4194304 bytes)"]);
+}
+
+#[test]
+fn a_secret_may_lie_in_the_store() {
+    let with = |secret: &str, top: &str| {
+        let url = "https://as.test/token";
+        let connection = format!("{{name: a, client_id: b, client_secret: {secret}, token_url: {url}}}");
+        Folder::new(&[("main.yaml", &format!("{top}\nconnections: [{connection}]\n"))])
+    };
+    let loaded = with("{store: crm/secret}", "").accept();
+    let auth = &loaded.model.connections[0].client_auth;
+    assert!(matches!(auth, crate::model::connection::ClientAuth::Body(s) if s[0].expose() == "s3cret"));
+    let other = with("{store: in-use}", "").accept();
+    assert_ne!(loaded.fingerprint, other.fingerprint);
+    assert!(other.warnings[0].message.contains("while an instance uses the store"), "{:?}", other.warnings);
+    let at = "main.yaml:2:62: connections[0].client_secret.store:";
+    with("{store: nothing}", "").check(&[&format!("{at} the store has no secret `nothing`; put it there")]);
+    with("{store: broken}", "").check(&[&format!("{at} `broken` cannot be looked up: it is damaged; mend")]);
+    with("{store: \"a b\"}", "").check(&[&format!("{at} is no name of a stored secret")]);
+    with("{store: x}", "store: {memory: {}}").check(&[&format!("{at} a store in memory keeps no secrets")]);
+    with("{store: x, file: y}", "")
+        .check(&["main.yaml:2:54: connections[0].client_secret: must have exactly one source"]);
+    let own = with("x", "store: {seal_key: {store: x}}");
+    own.check(&["main.yaml:1:26: store.seal_key.store: the store's own key cannot lie in it"]);
 }

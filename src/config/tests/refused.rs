@@ -112,7 +112,10 @@ fn each_key_of_a_connection_is_checked() {
     let at = |keys: &str, expected: &str| {
         check_connection(&format!("GOOD,\n{keys}"), &[&shift(&format!("4:{expected}"), 4)])
     };
-    at("grant: password", "8: connections[1].grant: `password` is not built yet");
+    at("tokens: mine", "9: connections[1].tokens: `mine` is not known");
+    at("keep_warm: 0s", "12: connections[1].keep_warm: ");
+    at("username: ann", "11: connections[1].username: goes with `grant: password` alone");
+    at("grant: jwt_bearer", "8: connections[1].grant: `jwt_bearer` is not built yet");
     at("grant: client_credential", "8: connections[1].grant: `client_credential` is not known here; did you mean");
     at("client_secret: s, send_credentials: tls", "37: connections[1].send_credentials: `tls` is not built yet");
     let missing = "3:5: connections[1].client_secret: `client_secret` is missing";

@@ -3,6 +3,7 @@
 //! Holds: the same single flight as a rejected token's, and through no back-off and no refusal.
 
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -34,6 +35,7 @@ impl TokenSlot {
         {
             return Err(NotRefreshed::TooSoon { retry_after: self.forced_again_in(now.boot) });
         }
+        self.used.store(true, Ordering::Relaxed);
         self.demand.notify_one();
         loop {
             let state = self.state.load_full();

@@ -20,8 +20,8 @@ async fn a_token_survives_what_it_does_not_belong_to() {
         connection.lifetimes.usable_margin = 9 * SECOND;
         connection.comments = Some("new".to_owned());
     });
-    let slot = engine.cache.ensure(&connection, Box::new(Source(engine.script.clone())));
-    engine.cache.retain(std::slice::from_ref(&slot));
+    let slot = shared(engine.cache.ensure(&connection, Box::new(Source(engine.script.clone()))));
+    engine.cache.retain(&HashSet::from([connection.name.clone()]));
     assert!(Arc::ptr_eq(&slot, &engine.slot));
     assert_eq!((engine.token().await.as_deref(), engine.script.calls()), (Ok("token-1"), 1));
 }
@@ -30,11 +30,11 @@ async fn a_token_survives_what_it_does_not_belong_to() {
 async fn another_identity_is_another_token_and_the_old_one_is_refreshed_no_more() {
     let engine = engine(60 * SECOND, Duration::ZERO, []);
     engine.token().await.unwrap();
-    let other = engine.cache.ensure(
+    let other = shared(engine.cache.ensure(
         &changed(|connection| connection.scopes = vec!["more".to_owned()]),
         Box::new(Source(engine.script.clone())),
-    );
-    engine.cache.retain(std::slice::from_ref(&other));
+    ));
+    engine.cache.retain(&HashSet::from([other.key.connection.clone()]));
     assert!(!Arc::ptr_eq(&other, &engine.slot));
     let token = other.token(&engine.clock, Instant::now() + SECOND).await.unwrap();
     assert_eq!(token.access_token.expose(), "token-2");

@@ -33,7 +33,7 @@ async fn a_persons_wish_ends_with_its_deadline_and_with_the_slot() {
     let waiting = engine.slot.refresh_now(&engine.clock, Instant::now() + 10 * SECOND);
     let forgotten = async {
         sleep(SECOND).await;
-        engine.cache.retain(&[]);
+        engine.cache.retain(&HashSet::new());
     };
     assert_eq!(tokio::join!(waiting, forgotten).0, Err(NotRefreshed::NoToken(NoToken::Forgotten)));
 }

@@ -110,8 +110,14 @@ impl AuthorizationServer {
         self.stats().await["token_requests"][client_id].as_u64().unwrap_or(0)
     }
 
+    /// A refresh token of the client `person`, as a consent would have given it (oidc-provider alone).
+    pub async fn refresh_token(&self, account: &str) -> String {
+        let made = self.peer.post("/__refresh_token", json!({ "account": account })).await;
+        made["refresh_token"].as_str().expect("a refresh token").to_owned()
+    }
+
     /// Changes how it answers: `lifetime`, `delay_ms`, `status`, `retry_after`, `times`, `revoke_all`,
-    /// and `announce_lifetime` (Authlib alone). Fields left out stay as they are.
+    /// `hold` (oidc-provider alone: the last byte of a token answer) and `announce_lifetime` (Authlib alone). Fields left out stay as they are.
     pub async fn control(&self, change: Value) -> Value {
         self.peer.post("/__control", change).await
     }

@@ -51,10 +51,26 @@ impl Sidecar {
         };
         let path = dir.path().join("keybearer.yaml");
         std::fs::write(&path, format!("{listeners}{config}")).expect("a configuration file");
+        let expected = if config.contains("telemetry:") { 3 } else { 2 };
+        Self::launch(dir, expected, &[]).await
+    }
+
+    /// The program over what is in `dir`, until it listens at `expected` addresses.
+    async fn launch(dir: tempfile::TempDir, expected: usize, environment: &[(&str, &str)]) -> Sidecar {
+        let mut sidecar = Self::begin(dir, environment);
+        if !sidecar.listens(expected).await {
+            panic!("the sidecar does not listen:\n{}", sidecar.log());
+        }
+        sidecar
+    }
+
+    /// The program over what is in `dir`, whatever comes of it.
+    pub fn begin(dir: tempfile::TempDir, environment: &[(&str, &str)]) -> Sidecar {
         let mut child = program()
             .args(["run", "--config"])
-            .arg(&path)
+            .arg(dir.path().join("keybearer.yaml"))
             .env("STATE_DIRECTORY", dir.path().join("state"))
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -76,14 +92,29 @@ impl Sidecar {
                 sender.send_modify(|lines| lines.push(line));
             }
         });
-        let sidecar = Sidecar { child, dir, lines, addresses };
-        let expected = if config.contains("telemetry:") { 3 } else { 2 };
-        let mut lines = sidecar.lines.clone();
-        let listening =
-            async { while sidecar.addresses.lock().unwrap().len() < expected && lines.changed().await.is_ok() {} };
-        if timeout(PATIENCE, listening).await.is_err() || sidecar.addresses.lock().unwrap().len() < expected {
-            panic!("the sidecar does not listen:\n{}", sidecar.log());
-        }
+        Sidecar { child, dir, lines, addresses }
+    }
+
+    /// Waits until it listens at `expected` addresses; false if it ends before.
+    pub async fn listens(&mut self, expected: usize) -> bool {
+        let (lines, addresses) = (&mut self.lines, &self.addresses);
+        let listening = async { while addresses.lock().unwrap().len() < expected && lines.changed().await.is_ok() {} };
+        timeout(PATIENCE, listening).await.is_ok() && self.addresses.lock().unwrap().len() >= expected
+    }
+
+    /// Ends it as a crash would (SIGKILL): its directory, how many addresses it had, and its whole log.
+    pub async fn crash(mut self) -> (tempfile::TempDir, usize, String) {
+        self.child.kill().await.expect("it is killed");
+        // To the end of what it has written.
+        while self.lines.changed().await.is_ok() {}
+        let (addresses, log) = (self.addresses.lock().unwrap().len(), self.log());
+        (self.dir, addresses, log)
+    }
+
+    /// The program over what another one has left in `dir`, ready.
+    pub async fn start_over(dir: tempfile::TempDir, addresses: usize, environment: &[(&str, &str)]) -> Sidecar {
+        let sidecar = Self::launch(dir, addresses, environment).await;
+        sidecar.until_ready().await;
         sidecar
     }
 

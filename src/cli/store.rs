@@ -1,0 +1,135 @@
+//! `keybearer store`: what the store holds, moved or sealed anew.
+//!
+//! Holds: only while no instance has the store open; an export holds sealed records, and nothing else.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Args, Subcommand};
+use tokio::runtime::Runtime;
+
+use super::{ConfigArguments, MISCONFIGURED, run};
+use crate::clock::Clock;
+use crate::config;
+use crate::model::StoreKind;
+use crate::store::{EmbeddedStore, Keeper, OpenError, transfer};
+use crate::tasks::Tasks;
+
+#[derive(Debug, Subcommand)]
+pub enum StoreCommand {
+    /// Write every record, sealed as it is, to a file
+    Export(FileArguments),
+    /// Read an export; a newer record stays unless --overwrite is given
+    Import(ImportArguments),
+    /// Seal every record with the first of the seal keys
+    Reseal(ResealArguments),
+}
+
+#[derive(Debug, Args)]
+pub struct FileArguments {
+    /// The export
+    file: PathBuf,
+    #[command(flatten)]
+    config: ConfigArguments,
+}
+
+#[derive(Debug, Args)]
+pub struct ImportArguments {
+    #[command(flatten)]
+    file: FileArguments,
+    /// Replace records that are there already, newer ones too
+    #[arg(long)]
+    overwrite: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ResealArguments {
+    #[command(flatten)]
+    config: ConfigArguments,
+}
+
+/// Why a store is not open.
+pub enum NotOpen {
+    Store(OpenError),
+    Said(String),
+    /// The problems have been printed.
+    Misconfigured,
+}
+
+pub fn store(command: &StoreCommand) -> ExitCode {
+    let (config, work): (_, Box<dyn FnOnce(&EmbeddedStore) -> Result<String, String>>) = match command {
+        StoreCommand::Export(arguments) => (&arguments.config, {
+            Box::new(|store| {
+                let count = transfer::export(store, &arguments.file, &mut progress("exported"));
+                Ok(format!("{} records are in {}", count.map_err(text)?, arguments.file.display()))
+            })
+        }),
+        StoreCommand::Import(arguments) => (&arguments.file.config, {
+            Box::new(|store| {
+                let file = &arguments.file.file;
+                let done = transfer::import(store, file, arguments.overwrite, &mut progress("imported")).map_err(text)?;
+                Ok(format!("{} records imported, {} left as they were", done.written, done.kept))
+            })
+        }),
+        StoreCommand::Reseal(arguments) => (&arguments.config, {
+            Box::new(|store| {
+                let done = transfer::reseal(store, &mut progress("sealed")).map_err(text)?;
+                Ok(format!("{} records are sealed with the first key; the others may go", done.written))
+            })
+        }),
+    };
+    match open(&config.path()) {
+        Ok((_runtime, store)) => match work(&store) {
+            Ok(said) => {
+                println!("{said}");
+                ExitCode::SUCCESS
+            }
+            Err(said) => failed(&said),
+        },
+        Err(NotOpen::Store(error @ OpenError::InUse { .. })) => failed(&format!("{error}; stop the instance first")),
+        Err(NotOpen::Store(error)) => failed(&error.to_string()),
+        Err(NotOpen::Said(said)) => failed(&said),
+        Err(NotOpen::Misconfigured) => ExitCode::from(MISCONFIGURED),
+    }
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+fn failed(said: &str) -> ExitCode {
+    eprintln!("{said}");
+    ExitCode::FAILURE
+}
+
+/// Shows how far it is, on a terminal in one line that changes.
+fn progress(verb: &'static str) -> impl FnMut(u64, u64) {
+    let terminal = std::io::stderr().is_terminal();
+    move |done, total| {
+        let mut stderr = std::io::stderr().lock();
+        // A closed pipe is no reason to stop.
+        let _ = match terminal {
+            true if done == total => writeln!(stderr, "\r{done} of {total} {verb}"),
+            true => write!(stderr, "\r{done} of {total} {verb}").and_then(|()| stderr.flush()),
+            false => writeln!(stderr, "{done} of {total} {verb}"),
+        };
+    }
+}
+
+/// The store of the configuration at `path`, with a runtime to use it on.
+pub fn open(path: &Path) -> Result<(Runtime, Arc<EmbeddedStore>), NotOpen> {
+    let (settings, state_dir) = config::store_of(path).map_err(|problems| {
+        eprintln!("{problems}");
+        super::refuse(path, &problems);
+        NotOpen::Misconfigured
+    })?;
+    let StoreKind::Embedded { path, .. } = &settings.kind else {
+        return Err(NotOpen::Said("the configuration keeps its store in memory, which nothing outlasts".to_owned()));
+    };
+    let runtime = run::control_runtime().map_err(|error| NotOpen::Said(format!("no threads can be started: {error}")))?;
+    let keeper = Keeper::new(Clock::system(), Tasks::default());
+    let store = keeper.open(path, &settings, &state_dir).map_err(NotOpen::Store)?;
+    Ok((runtime, store))
+}

@@ -1,0 +1,70 @@
+//! Why a slot has no next token, as the refresher knows it and as a request is told.
+
+use std::time::Duration;
+
+use crate::clock::Now;
+
+/// The refresher's last failure, for as long as it is not made good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    pub at: Now,
+    pub permanent: bool,
+    /// Only a person can end it.
+    pub person: Option<Person>,
+    /// As in the metrics of token requests.
+    pub outcome: &'static str,
+    /// The server's `error`, or our word for what went wrong; clean.
+    pub error: String,
+    pub description: Option<String>,
+    /// Nobody asks before.
+    pub retry_at: Now,
+    /// Failures in a row.
+    pub failures: u32,
+}
+
+/// What a person has to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Person {
+    /// Connect: there is no token, or none for the connection as it is now.
+    Consent,
+    /// Connect again: the server has refused the refresh token.
+    ConsentAgain,
+}
+
+impl Person {
+    /// The contract's code for it.
+    pub fn code(self) -> &'static str {
+        match self {
+            Person::Consent => "consent_required",
+            Person::ConsentAgain => "refresh_token_expired",
+        }
+    }
+}
+
+/// Why a request got no token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NoToken {
+    /// The authorization server could not be used lately; `retry_after` until the next try.
+    Unavailable { error: String, retry_after: Duration },
+    /// The authorization server's verdict.
+    Refused { error: String, description: Option<String> },
+    /// A person has to act.
+    Person { person: Person, error: String },
+    /// The request's own patience ended.
+    WaitTimeout,
+    /// The slot was forgotten while the request waited: the configuration has changed.
+    Forgotten,
+}
+
+impl Trouble {
+    /// What a request is told of it.
+    pub fn no_token(&self, now: Now) -> NoToken {
+        if let Some(person) = self.person {
+            return NoToken::Person { person, error: self.error.clone() };
+        }
+        match self.permanent {
+            true => NoToken::Refused { error: self.error.clone(), description: self.description.clone() },
+            false => NoToken::Unavailable { error: self.error.clone(), retry_after: now.until(self.retry_at) },
+        }
+    }
+}

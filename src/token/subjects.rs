@@ -1,0 +1,111 @@
+//! The slots of subjects: those in use are in memory, all others are in the store alone.
+//!
+//! Holds: there is a bound on them, and who was not used for longest leaves first; a lookup takes one lock for a moment,
+//! never across an await.
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use lru::LruCache;
+
+use super::slot::TokenSlot;
+use super::{Maker, lock};
+use crate::model::token::{Subject, TokenKey};
+use crate::store::StoredToken;
+
+/// Slots of subjects in memory, over all connections.
+#[derive(Debug, Clone)]
+pub(super) struct InMemory(Arc<Mutex<LruCache<TokenKey, Arc<TokenSlot>>>>);
+
+impl InMemory {
+    pub fn new(slots_max: NonZeroUsize) -> InMemory {
+        InMemory(Arc::new(Mutex::new(LruCache::new(slots_max))))
+    }
+
+    pub fn list(&self) -> Vec<Arc<TokenSlot>> {
+        lock(&self.0).iter().map(|(_, slot)| slot.clone()).collect()
+    }
+
+    pub fn get(&self, key: &TokenKey) -> Option<Arc<TokenSlot>> {
+        lock(&self.0).peek(key).filter(|slot| !slot.is_closed()).cloned()
+    }
+}
+
+/// The slots of one connection with a token for each subject, under one definition.
+pub struct SubjectSlots {
+    pub(super) maker: Maker,
+    in_memory: InMemory,
+    closed: AtomicBool,
+}
+
+impl fmt::Debug for SubjectSlots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SubjectSlots({})", self.maker.connection())
+    }
+}
+
+impl SubjectSlots {
+    pub(super) fn new(maker: Maker, in_memory: InMemory) -> SubjectSlots {
+        SubjectSlots { maker, in_memory, closed: AtomicBool::new(false) }
+    }
+
+    /// The slot of one subject, made and filled from the store if it is not in memory.
+    pub fn slot(&self, subject: &Subject) -> Arc<TokenSlot> {
+        let key = TokenKey::of_subject(self.maker.connection(), subject.clone());
+        let mut slots = lock(&self.in_memory.0);
+        if let Some(slot) = slots.get(&key).filter(|slot| !slot.is_closed()) {
+            return slot.clone();
+        }
+        if self.is_closed() {
+            // The connection has changed since this request began.
+            let slot = TokenSlot::new(key);
+            slot.close();
+            return Arc::new(slot);
+        }
+        let slot = self.maker.make(key.clone());
+        let pushed_out = slots.push(key, slot.clone());
+        drop(slots);
+        if let Some((_, old)) = pushed_out {
+            old.close();
+        }
+        slot
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    /// Was this token granted for the connection as it is now?
+    pub(super) fn is_of_this_definition(&self, token: &StoredToken) -> bool {
+        let definition = self.maker.definition.load();
+        let connection = &definition.connection;
+        token.identity == connection.identity() && token.origins.covers(&connection.origins())
+    }
+
+    /// The definition has changed, the identity has not.
+    pub(super) fn reconsider(&self) {
+        self.own().iter().for_each(|slot| slot.reconsider());
+    }
+
+    /// No token of this definition is used again.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        let own = self.own();
+        let mut slots = lock(&self.in_memory.0);
+        for slot in own {
+            // Another definition of the connection may have put its own there.
+            if slots.peek(&slot.key).is_some_and(|present| Arc::ptr_eq(present, &slot)) {
+                slots.pop(&slot.key);
+            }
+            slot.close();
+        }
+    }
+
+    fn own(&self) -> Vec<Arc<TokenSlot>> {
+        let connection = self.maker.connection();
+        let slots = lock(&self.in_memory.0);
+        slots.iter().filter(|(key, _)| key.connection == connection).map(|(_, slot)| slot.clone()).collect()
+    }
+}

@@ -1,0 +1,259 @@
+//! Refresh tokens: rotated, kept, refused, in doubt, unsaved, handed in.
+
+use std::sync::atomic::AtomicBool;
+
+use super::super::slot::{NotImported, Person};
+use super::*;
+use crate::model::connection::Grant;
+use crate::model::secret::Secret;
+use crate::store::{Lease, Page, Refresh, Store, StoreError, StoreFuture, StoredToken};
+
+/// A memory store whose disk can be full.
+#[derive(Default)]
+struct Disk {
+    memory: MemoryStore,
+    full: AtomicBool,
+    saves: AtomicUsize,
+}
+
+impl Store for Disk {
+    fn load<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, Option<StoredToken>> {
+        self.memory.load(key)
+    }
+
+    fn lease<'a>(&'a self, key: &'a TokenKey, patience: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
+        self.memory.lease(key, patience)
+    }
+
+    fn save<'a>(&'a self, key: &'a TokenKey, token: StoredToken, lease: &'a dyn Lease) -> StoreFuture<'a, ()> {
+        self.saves.fetch_add(1, Ordering::SeqCst);
+        match self.full.load(Ordering::SeqCst) {
+            true => Box::pin(async { Err(StoreError::Unavailable("the disk is full".to_owned())) }),
+            false => self.memory.save(key, token, lease),
+        }
+    }
+
+    fn forget<'a>(&'a self, key: &'a TokenKey, lease: &'a dyn Lease) -> StoreFuture<'a, ()> {
+        self.memory.forget(key, lease)
+    }
+
+    fn list<'a>(&'a self, connection: &'a Name, after: Option<&'a TokenKey>, limit: usize) -> StoreFuture<'a, Page> {
+        self.memory.list(connection, after, limit)
+    }
+
+    fn secret<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Secret>> {
+        self.memory.secret(name)
+    }
+
+    fn put_secret<'a>(&'a self, name: &'a str, secret: Secret) -> StoreFuture<'a, ()> {
+        self.memory.put_secret(name, secret)
+    }
+
+    fn remove_secret<'a>(&'a self, name: &'a str) -> StoreFuture<'a, bool> {
+        self.memory.remove_secret(name)
+    }
+
+    fn secret_names(&self) -> StoreFuture<'_, Vec<String>> {
+        self.memory.secret_names()
+    }
+}
+
+struct Renewal {
+    engine: Engine,
+    disk: Arc<Disk>,
+    connection: Arc<Connection>,
+}
+
+fn with_grant(grant: Grant) -> Arc<Connection> {
+    Arc::new(Connection { grant, ..Connection::sample("crm") })
+}
+
+fn password() -> Arc<Connection> {
+    with_grant(Grant::Password { username: "ann".to_owned(), password: Secret::new("x") })
+}
+
+fn renewing(access: &str, refresh: Option<&str>) -> Answer {
+    let refresh_token = refresh.map(|text| RefreshToken::parse(text).unwrap());
+    let access_token = AccessToken::parse(access).unwrap();
+    Ok(TokenSet { access_token, expires_in: Some(60 * SECOND), refresh_token, scopes: None })
+}
+
+fn refused_grant() -> Answer {
+    Err(Failure::Permanent(Refusal { error: "invalid_grant".to_owned(), description: None }))
+}
+
+/// A program that starts over what an earlier one has left on the disk.
+fn start(disk: Arc<Disk>, connection: Arc<Connection>, answers: impl IntoIterator<Item = Answer>) -> Renewal {
+    let script = Script { lifetime: Some(60 * SECOND), ..Script::default() };
+    answers.into_iter().for_each(|answer| script.then(answer));
+    let (script, clock) = (Arc::new(script), Clock::simulated());
+    let (tasks, metrics) = (Tasks::default(), Metrics::new().unwrap());
+    let cache = TokenCache::new(disk.clone(), clock.clone(), tasks, metrics, Events::default());
+    let slot = shared(cache.ensure(&connection, Box::new(Source(script.clone()))));
+    Renewal { engine: Engine { cache, clock, script, slot }, disk, connection }
+}
+
+impl Renewal {
+    fn spent(&self) -> Vec<String> {
+        lock(&self.engine.script.spent).clone()
+    }
+
+    async fn stored(&self) -> Refresh {
+        self.disk.load(&self.engine.slot.key).await.unwrap().map_or(Refresh::None, |token| token.refresh)
+    }
+
+    async fn import(&self, text: &str) -> Result<(), NotImported> {
+        self.engine.slot.import(RefreshToken::parse(text).unwrap(), Instant::now() + 10 * SECOND).await
+    }
+
+    /// The program ends and another one starts.
+    fn restart(self, answers: impl IntoIterator<Item = Answer>) -> Renewal {
+        self.engine.cache.retain(&HashSet::new());
+        start(self.disk, self.connection, answers)
+    }
+}
+
+fn kept(text: &str) -> Refresh {
+    Refresh::Token(RefreshToken::parse(text).unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rotated_refresh_token_is_saved_before_its_access_token_is_used_and_the_old_one_never_sent_again() {
+    let answers = (1..=4).map(|n| renewing(&format!("a{n}"), Some(&format!("r{n}"))));
+    let run = start(Arc::default(), password(), answers);
+    for n in 1..=4 {
+        run.engine.slot.attempted(n).await;
+        assert_eq!(run.stored().await, kept(&format!("r{n}")));
+    }
+    assert_eq!(run.spent(), ["r1", "r2", "r3"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_without_a_refresh_token_leaves_the_old_one_in_use() {
+    let answers = [renewing("a1", Some("r1")), renewing("a2", None), renewing("a3", None)];
+    let run = start(Arc::default(), password(), answers);
+    run.engine.slot.attempted(3).await;
+    assert_eq!(run.spent(), ["r1", "r1"]);
+    assert_eq!(run.stored().await, kept("r1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_uses_what_is_stored_and_asks_nobody() {
+    let run = start(Arc::default(), password(), [renewing("a1", Some("r1"))]);
+    assert_eq!(run.engine.token().await.as_deref(), Ok("a1"));
+    let run = run.restart([renewing("a2", Some("r2"))]);
+    assert_eq!(run.engine.token().await.as_deref(), Ok("a1"));
+    assert_eq!(run.engine.script.calls(), 0);
+    run.engine.slot.attempted(2).await;
+    assert_eq!((run.engine.script.calls(), run.spent()), (1, vec!["r1".to_owned()]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_refresh_token_of_a_machine_is_replaced_by_a_first_grant() {
+    let answers = [renewing("a1", Some("r1")), refused_grant(), renewing("a2", Some("r2"))];
+    let run = start(Arc::default(), password(), answers);
+    run.engine.slot.attempted(2).await;
+    assert_eq!(run.engine.token().await.as_deref(), Ok("a2"));
+    assert_eq!(run.spent(), ["r1"]);
+    assert_eq!(run.stored().await, kept("r2"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_person_nothing_is_asked_and_a_token_that_is_handed_in_makes_it_green() {
+    let run = start(Arc::default(), with_grant(Grant::AuthorizationCode), [refused_grant(), renewing("a1", None)]);
+    let consent = NoToken::Person { person: Person::Consent, error: "consent_required".to_owned() };
+    for _ in 0..100 {
+        assert_eq!(run.engine.token().await, Err(consent.clone()));
+        sleep(60 * SECOND).await;
+    }
+    assert_eq!(run.engine.script.calls(), 0);
+    assert_eq!(run.engine.slot.state().name(run.engine.clock.now()), "reauthorize");
+
+    let Err(NotImported::NotProven(NoToken::Refused { error, .. })) = run.import("bad").await else { panic!("kept") };
+    assert_eq!((error.as_str(), run.stored().await), ("invalid_grant", Refresh::None));
+    assert_eq!(run.engine.token().await, Err(consent), "nothing has changed");
+
+    assert_eq!(run.import("good").await, Ok(()));
+    assert_eq!(run.engine.token().await.as_deref(), Ok("a1"));
+    assert_eq!(run.spent(), ["bad", "good"]);
+    assert_eq!(run.stored().await, kept("good"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_refresh_token_waits_for_a_person_through_every_restart() {
+    let answers = [renewing("a1", Some("r1")), refused_grant()];
+    let run = start(Arc::default(), with_grant(Grant::AuthorizationCode), answers);
+    run.import("r0").await.unwrap();
+    sleep(40 * SECOND).await;
+    assert_eq!(run.spent(), ["r0", "r1"]);
+    assert_eq!(run.engine.token().await.as_deref(), Ok("a1"), "still usable");
+    sleep(30 * SECOND).await;
+    let again = Err(NoToken::Person { person: Person::ConsentAgain, error: "invalid_grant".to_owned() });
+    assert_eq!(run.engine.token().await, again);
+    let run = run.restart([]);
+    sleep(7200 * SECOND).await;
+    assert_eq!(run.engine.token().await, again);
+    assert_eq!(run.engine.script.calls(), 0);
+    lock(&run.engine.script.answers).push_back(renewing("b1", Some("s1")));
+    assert_eq!(run.import("s0").await, Ok(()));
+    assert_eq!(run.engine.token().await.as_deref(), Ok("b1"));
+}
+
+/// The server may have rotated and died, and some servers revoke everything when a refresh token comes twice.
+#[tokio::test(start_paused = true)]
+async fn a_refresh_without_an_answer_is_tried_again_only_when_the_token_ends() {
+    let lost = || Err(Failure::Retryable { reason: Reason::ConnectionLost, retry_after: None, detail: None });
+    let run = start(Arc::default(), password(), [renewing("a1", Some("r1")), lost()]);
+    let begun = Instant::now();
+    run.engine.slot.attempted(3).await;
+    let times = lock(&run.engine.script.times).clone();
+    assert!(times[1] - begun <= 31 * SECOND, "ahead of expiry");
+    assert_eq!((times[2] - begun).as_secs(), 55, "and again at its end");
+    assert_eq!(run.spent(), ["r1", "r1"]);
+    assert!(run.engine.fresh().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_the_server_answered_with_a_failure_backs_off_as_usual() {
+    let busy = Err(Failure::Retryable { reason: Reason::HttpStatus(503), retry_after: None, detail: None });
+    let run = start(Arc::default(), password(), [renewing("a1", Some("r1")), busy, renewing("a2", Some("r2"))]);
+    run.engine.slot.attempted(3).await;
+    let times = lock(&run.engine.script.times).clone();
+    assert!(times[2] - times[1] < 3 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_store_refuses_is_used_renewed_and_saved_when_it_can_be() {
+    let answers = (1..=3).map(|n| renewing(&format!("a{n}"), Some(&format!("r{n}"))));
+    let run = start(Arc::default(), password(), answers);
+    run.engine.slot.attempted(1).await;
+    run.disk.full.store(true, Ordering::SeqCst);
+    run.engine.slot.attempted(2).await;
+    assert_eq!(run.engine.token().await.as_deref(), Ok("a2"), "used all the same");
+    assert_eq!(run.stored().await, kept("r1"));
+    run.engine.slot.attempted(3).await;
+    assert_eq!(run.spent(), ["r1", "r2"], "memory, not the store, says which one is next");
+    let saves = run.disk.saves.load(Ordering::SeqCst);
+    assert!((4..=12).contains(&saves), "offered again, ever more rarely: {saves}");
+    run.disk.full.store(false, Ordering::SeqCst);
+    sleep(60 * SECOND).await;
+    assert_eq!(run.spent().last().map(String::as_str), Some("r3"));
+    assert_ne!(run.stored().await, kept("r1"), "healed by itself");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_waits_for_what_is_under_way_and_begins_nothing_new() {
+    let run = start(Arc::default(), password(), [renewing("a1", Some("r1"))]);
+    run.engine.slot.attempted(1).await;
+    let slow = Script { takes: 5 * SECOND, ..Script::default() };
+    slow.then(renewing("a2", Some("r2")));
+    let slow = Arc::new(slow);
+    run.engine.cache.ensure(&run.connection, Box::new(Source(slow.clone())));
+    while slow.calls() == 0 {
+        sleep(SECOND).await;
+    }
+    run.engine.cache.rest(30 * SECOND).await;
+    assert_eq!(run.stored().await, kept("r2"));
+    sleep(600 * SECOND).await;
+    assert_eq!(slow.calls(), 1);
+}

@@ -1,0 +1,72 @@
+//! `keep_warm`: stored tokens of subjects are refreshed now and then although nobody asks, so that their refresh tokens do
+//! not grow too old at the authorization server.
+//!
+//! Holds: it walks over the store page by page, so its memory does not grow with the number of subjects; the requests
+//! pass the same gate, lease and slot as all others.
+
+use std::sync::Weak;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::subjects::SubjectSlots;
+use crate::model::token::TokenKey;
+use crate::store::{Refresh, StoredToken};
+
+/// Records read at once.
+const PAGE: usize = 256;
+/// A walk begins so many times within `keep_warm`, within these bounds.
+const WALKS: u32 = 4;
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(3600);
+/// How long one subject may hold up the walk.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Walks for as long as the connection has these slots.
+pub(super) async fn keep(slots: Weak<SubjectSlots>) {
+    loop {
+        let keep_warm = match slots.upgrade() {
+            Some(slots) if !slots.is_closed() => slots.maker.definition.load().connection.lifetimes.keep_warm,
+            _ => return,
+        };
+        tokio::time::sleep(keep_warm.map_or(PAUSE_MAX, |span| (span / WALKS).clamp(PAUSE_MIN, PAUSE_MAX))).await;
+        if let Some(keep_warm) = keep_warm {
+            walk(&slots, keep_warm).await;
+        }
+    }
+}
+
+async fn walk(slots: &Weak<SubjectSlots>, keep_warm: Duration) {
+    let mut after: Option<TokenKey> = None;
+    loop {
+        let Some(slots) = slots.upgrade().filter(|slots| !slots.is_closed()) else { return };
+        let (tools, connection) = (&slots.maker.tools, slots.maker.connection());
+        let page = match tools.store.list(&connection, after.as_ref(), PAGE).await {
+            Ok(page) => page,
+            Err(error) => return tracing::warn!(%connection, %error, "keep_warm cannot read the store"),
+        };
+        for (key, record) in &page {
+            let Some((subject, token)) = key.subject.as_ref().zip(record.as_ref().ok()) else { continue };
+            // Spent before it is due, so that walk and pause together stay below `keep_warm`.
+            let old = tools.clock.now().reached(token.obtained.plus(keep_warm - keep_warm / WALKS));
+            if old && slots.is_of_this_definition(token) && matches!(token.refresh, Refresh::Token(_)) {
+                refresh(&slots, subject, token).await;
+            }
+        }
+        match page.into_iter().next_back() {
+            Some((last, _)) => after = Some(last),
+            None => return,
+        }
+    }
+}
+
+async fn refresh(slots: &SubjectSlots, subject: &crate::model::token::Subject, stored: &StoredToken) {
+    let (slot, clock) = (slots.slot(subject), &slots.maker.tools.clock);
+    let deadline = Instant::now() + PATIENCE;
+    // From the store it may come as it is, still usable: then another one is asked for.
+    match slot.token(clock, deadline).await {
+        Ok(token) if token.access_token == stored.access_token => drop(slot.refresh_now(clock, deadline).await),
+        // A failure is in the log, and the next walk comes by again.
+        Ok(_) | Err(_) => {}
+    }
+}
