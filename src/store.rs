@@ -5,12 +5,14 @@
 //! Holds: what leaves memory is sealed; a record that cannot be opened is the problem of its key alone.
 
 mod counted;
-pub mod embedded;
+mod embedded;
+mod keeper;
 mod lease;
 mod memory;
 mod open;
 mod record;
-pub mod seal;
+mod seal;
+pub mod transfer;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -23,8 +25,11 @@ use crate::model::connection::{Identity, OriginSet};
 use crate::model::secret::Secret;
 use crate::model::token::{AccessToken, RefreshToken, TokenKey};
 pub use counted::Counted;
+pub use embedded::EmbeddedStore;
+pub use keeper::Keeper;
 pub use memory::MemoryStore;
-pub use open::{OpenError, Opened, keyring, open};
+pub use open::{OpenError, Opened, open};
+pub use seal::{KeyId, Keyring};
 
 pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 

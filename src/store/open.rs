@@ -15,12 +15,10 @@ use zeroize::Zeroizing;
 use super::counted::Counted;
 use super::embedded::EmbeddedStore;
 use super::seal::{KeyId, Keyring};
-use super::{MemoryStore, Store};
-use crate::clock::Clock;
+use super::{Keeper, MemoryStore, Store};
 use crate::model::secret::SealKey;
 use crate::model::{StoreKind, StoreSettings};
 use crate::private_file;
-use crate::tasks::Tasks;
 use crate::telemetry::metrics::Metrics;
 
 const KEY_FILE: &str = "seal-key";
@@ -96,18 +94,17 @@ pub struct Opened {
 pub fn open(
     settings: &StoreSettings,
     state_dir: &Path,
-    clock: Clock,
+    keeper: &Keeper,
     metrics: &Metrics,
-    tasks: &Tasks,
 ) -> Result<Opened, OpenError> {
     let embedded = match &settings.kind {
         StoreKind::Memory => None,
-        StoreKind::Embedded { path, chosen } => match open_embedded(settings, path, state_dir, clock, tasks) {
+        StoreKind::Embedded { path, chosen } => match keeper.open(path, settings, state_dir) {
             Err(error @ OpenError::Unwritable { .. }) if !chosen => {
                 tracing::warn!(%error, "tokens are kept in memory only and will not outlast this process");
                 None
             }
-            other => Some(Arc::new(other?)),
+            other => Some(other?),
         },
     };
     let store: Arc<dyn Store> = match &embedded {
@@ -117,32 +114,27 @@ pub fn open(
     Ok(Opened { store, embedded })
 }
 
-fn open_embedded(
-    settings: &StoreSettings,
-    path: &Path,
-    state_dir: &Path,
-    clock: Clock,
-    tasks: &Tasks,
-) -> Result<EmbeddedStore, OpenError> {
-    EmbeddedStore::open(path, keyring(settings, path, state_dir)?, clock, tasks)
+impl Keyring {
+    /// The configured keys; where there are none, the one in the state directory, which is made for a store that is new.
+    pub fn of(settings: &StoreSettings, state_dir: &Path) -> Result<Keyring, OpenError> {
+        let file = state_dir.join(KEY_FILE);
+        let made;
+        let (first, others) = match (settings.seal_keys.split_first(), &settings.kind) {
+            (Some(keys), _) => keys,
+            (None, kind) => {
+                let store = match kind {
+                    StoreKind::Embedded { path, .. } => Some(path.as_path()),
+                    StoreKind::Memory => None,
+                };
+                made = own_key(&file, store)?;
+                (&made, &[][..])
+            }
+        };
+        Keyring::new(first, others).map_err(|error| OpenError::Key { path: file, why: error.to_string() })
+    }
 }
 
-/// The configured keys; where there are none, the one in the state directory, which is made for a store that is new.
-pub fn keyring(settings: &StoreSettings, store: &Path, state_dir: &Path) -> Result<Keyring, OpenError> {
-    let file = state_dir.join(KEY_FILE);
-    let no_key = |why: String| OpenError::Key { path: file.clone(), why };
-    let made;
-    let (first, others) = match settings.seal_keys.split_first() {
-        Some(keys) => keys,
-        None => {
-            made = own_key(&file, store)?;
-            (&made, &[][..])
-        }
-    };
-    Keyring::new(first, others).map_err(|error| no_key(error.to_string()))
-}
-
-fn own_key(file: &Path, store: &Path) -> Result<SealKey, OpenError> {
+fn own_key(file: &Path, store: Option<&Path>) -> Result<SealKey, OpenError> {
     let failed = |error: io::Error| match OpenError::of_io(file, error) {
         OpenError::Io { path, source } => OpenError::Key { path, why: source.to_string() },
         unwritable => unwritable,
@@ -156,7 +148,9 @@ fn own_key(file: &Path, store: &Path) -> Result<SealKey, OpenError> {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(failed(error)),
     }
-    if store.symlink_metadata().is_ok_and(|store| store.len() > 0) {
+    if let Some(store) = store
+        && store.symlink_metadata().is_ok_and(|store| store.len() > 0)
+    {
         let why = format!(
             "it is missing, and {} is sealed already; restore it from your backup, set `store.seal_key`, or move the \
              store away to begin anew",
