@@ -7,6 +7,7 @@
 
 mod engine;
 mod file;
+mod probe;
 #[cfg(test)]
 mod tests;
 

@@ -15,6 +15,7 @@ use redb::{
     TableHandle as _, WriteTransaction,
 };
 
+use super::probe::Probe;
 use crate::private_file;
 use crate::store::open::OpenError;
 use crate::store::seal::{Keyring, Place, Unopened};
@@ -54,8 +55,13 @@ pub fn open(path: &Path, keyring: &Keyring, missing: Missing) -> Result<Database
     if fresh && missing == Missing::Refuse {
         return Err(OpenError::damaged(path, "it is empty"));
     }
-    let backend = FileBackend::new(file).map_err(|error| OpenError::damaged(path, error.to_string()))?;
-    let database = open_backend(path, backend, keyring, missing)?;
+    let unread = |error| OpenError::of_io(path, error);
+    let backend = |file| FileBackend::new(file).map_err(|error| OpenError::damaged(path, error.to_string()));
+    if !fresh {
+        let probe = Probe::new(backend(file.try_clone().map_err(unread)?)?).map_err(unread)?;
+        close(open_backend(path, probe, keyring, missing)?);
+    }
+    let database = open_backend(path, backend(file)?, keyring, missing)?;
     if fresh {
         private_file::sync_directory_of(path).map_err(|error| OpenError::of_io(path, error))?;
     }

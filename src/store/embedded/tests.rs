@@ -1,5 +1,9 @@
 //! The embedded store over real files.
 
+mod damage;
+mod failure;
+mod moved;
+
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 
 use tempfile::TempDir;
@@ -191,4 +195,53 @@ async fn a_new_first_key_needs_the_old_one_until_all_is_sealed_anew() {
     assert!(store.load(&key("crm", "old")).await.unwrap().is_some());
     let Err(StoreError::Damaged { record, .. }) = store.load(&key("crm", "new")).await else { panic!("it opened") };
     assert_eq!(record, "crm/default/new");
+}
+
+#[test]
+fn a_newer_format_is_refused_and_left_as_it_is() {
+    let (_dir, path, store) = store();
+    store.fill(&[(key("crm", "a"), token("a"))]).unwrap();
+    store
+        .write_blocking(|tx| {
+            let mut meta = tx.open_table(redb::TableDefinition::<&str, &[u8]>::new("meta"))?;
+            meta.insert("format", (FORMAT + 1).to_be_bytes().as_slice())?;
+            Ok(())
+        })
+        .unwrap();
+    drop(store);
+    let before = std::fs::read(&path).unwrap();
+    for keys in [ring(1, &[]), ring(2, &[])] {
+        let refused = open_at(&path, keys).err().unwrap();
+        assert!(matches!(refused, OpenError::NewerFormat { found: 2, .. }), "{refused}");
+    }
+    assert!(std::fs::read(&path).unwrap() == before);
+}
+
+#[test]
+fn a_key_of_our_own_is_made_once_and_never_for_a_store_that_has_one() {
+    use crate::model::{StoreKind, StoreSettings};
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let kind = StoreKind::Embedded { path: state.join("tokens.redb"), chosen: true };
+    let settings = StoreSettings { kind, seal_keys: Vec::new() };
+    let first = Keyring::of(&settings, &state).unwrap();
+    assert_eq!(Keyring::of(&settings, &state).unwrap().sealing(), first.sealing());
+    let file = state.join("seal-key");
+    assert_eq!(file.metadata().unwrap().mode() & 0o777, 0o600);
+    drop(open_at(&state.join("tokens.redb"), first).unwrap());
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::rename(&file, state.join("elsewhere")).unwrap();
+    #[track_caller]
+    fn refused(settings: &StoreSettings, state: &Path, says: &str) {
+        let error = Keyring::of(settings, state).err().unwrap();
+        let text = error.to_string();
+        assert!(matches!(error, OpenError::Key { .. }) && text.contains(says), "{text}");
+    }
+    refused(&settings, &state, "is missing");
+    assert!(!file.exists(), "no other key is made");
+    symlink(state.join("elsewhere"), &file).unwrap();
+    refused(&settings, &state, "seal-key");
+    std::fs::remove_file(&file).unwrap();
+    std::fs::write(&file, &text[..20]).unwrap();
+    refused(&settings, &state, "holds no key");
 }
