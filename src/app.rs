@@ -20,11 +20,10 @@ use crate::admin::{self, Access, Admin};
 use crate::clock::Clock;
 use crate::config::Loaded;
 use crate::model::Listener;
-use crate::model::secret::Vault;
 use crate::proxy;
 use crate::proxy::worker::Shared;
 use crate::reload::{Parts, Reloader, Wiring, WiringError};
-use crate::store::MemoryStore;
+use crate::store::{self, Keeper, OpenError};
 use crate::tasks::{Phase, Tasks};
 use crate::telemetry::Logging;
 use crate::telemetry::audit::Audit;
@@ -42,6 +41,8 @@ pub enum AppError {
         "the listener {name} cannot be opened at {address}: {source}; free the port, or give another address under listeners"
     )]
     Bind { name: String, address: SocketAddr, source: io::Error },
+    #[error(transparent)]
+    Store(#[from] OpenError),
     #[error(transparent)]
     Wiring(#[from] WiringError),
     #[error("the metrics cannot be set up: {0}")]
@@ -66,13 +67,12 @@ const AUDIT_WAIT: Duration = Duration::from_secs(5);
 pub struct Source {
     pub path: PathBuf,
     pub logging: Logging,
-    /// The store that is open.
-    pub vault: Arc<dyn Vault>,
 }
 
 /// Everything bound, nothing running yet.
 pub struct App {
     loaded: Loaded,
+    keeper: Arc<Keeper>,
     source: Option<Source>,
     tasks: Tasks,
     proxy: Vec<TcpListener>,
@@ -84,7 +84,7 @@ pub struct App {
 
 impl App {
     /// `source` is the file that `loaded` came from, if its changes are to be followed.
-    pub fn build(loaded: Loaded, source: Option<Source>, tasks: Tasks) -> Result<App, AppError> {
+    pub fn build(loaded: Loaded, keeper: Arc<Keeper>, source: Option<Source>, tasks: Tasks) -> Result<App, AppError> {
         let model = &loaded.model;
         let mut listeners = Vec::new();
         let mut bind = |listener: &Listener| {
@@ -97,7 +97,7 @@ impl App {
         let proxy = model.listeners.proxy.iter().map(&mut bind).collect::<Result<_, _>>()?;
         let admin = bind(&model.listeners.admin)?;
         let telemetry = model.listeners.telemetry.as_ref().map(&mut bind).transpose()?;
-        Ok(App { loaded, source, tasks, proxy, admin, telemetry, listeners })
+        Ok(App { loaded, keeper, source, tasks, proxy, admin, telemetry, listeners })
     }
 
     /// Runs on the current (control) runtime until `end` completes, then drains and stops.
@@ -115,7 +115,8 @@ impl App {
         }
         system::raise_open_files(loaded.model.limits.downstream_connections);
         let (clock, metrics, health) = (Clock::system(), Metrics::new()?, Arc::new(Health::default()));
-        let (store, events, audit) = (Arc::new(MemoryStore::default()), Events::default(), Audit::default());
+        let (events, audit) = (Events::default(), Audit::default());
+        let store = store::open(&loaded.model.store, &loaded.model.state_dir, &self.keeper, &metrics)?.store;
         let (own_clock, own_tasks, own_metrics) = (clock.clone(), tasks.clone(), metrics.clone());
         let cache = TokenCache::new(store, own_clock, own_tasks, own_metrics, events.clone(), audit.clone());
         let (cache, access) = (Arc::new(cache), Arc::new(Access::new(&loaded.model)));
@@ -166,8 +167,8 @@ impl App {
         });
         let threads = proxy::start(shared.clone(), loaded.model.workers, self.proxy)?;
         tasks.spawn("readiness", settle(slots, loaded.model.readiness_wait, health.clone()));
-        if let Some(Source { path, logging, vault }) = self.source {
-            tasks.spawn("reload", Reloader::new((path, vault), &loaded, wiring, logging, reloads).run());
+        if let Some(Source { path, logging }) = self.source {
+            tasks.spawn("reload", Reloader::new((path, self.keeper), &loaded, wiring, logging, reloads).run());
         }
         Ok(Running { tasks, health, cache, threads, shared })
     }

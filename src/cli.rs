@@ -6,8 +6,8 @@ mod ask;
 mod check;
 mod demo;
 mod run;
-//STUB mod secret;
-//STUB mod store;
+mod secret;
+mod store;
 mod table;
 
 use std::io::Write as _;
@@ -44,12 +44,12 @@ enum Command {
     Test(ask::TestArguments),
     /// Connect a connection: hand in a refresh token that exists already
     Connect(ask::ConnectArguments),
-    //STUBDOC Secrets in the sealed store, for `{store: NAME}`
-    //STUBSUB
-    //STUB Secret(secret::SecretCommand),
-    //STUBDOC Move or re-seal what the store holds
-    //STUBSUB
-    //STUB Store(store::StoreCommand),
+    /// Secrets in the sealed store, for `{store: NAME}`
+    #[command(subcommand)]
+    Secret(secret::SecretCommand),
+    /// Move or re-seal what the store holds
+    #[command(subcommand)]
+    Store(store::StoreCommand),
     /// Exit 0 when a running instance is ready, else 1
     Healthcheck(ask::AskArguments),
     /// Print the version and what it was built from
@@ -84,8 +84,8 @@ pub fn main() -> ExitCode {
         Command::Refresh(arguments) => ask::refresh(&arguments),
         Command::Test(arguments) => ask::test(&arguments),
         Command::Connect(arguments) => ask::connect(&arguments),
-        //STUB Command::Secret(command) => secret::secret(&command),
-        //STUB Command::Store(command) => store::store(&command),
+        Command::Secret(command) => secret::secret(&command),
+        Command::Store(command) => store::store(&command),
         Command::Healthcheck(arguments) => ask::healthcheck(&arguments),
         Command::Version => {
             println!(
@@ -119,16 +119,3 @@ fn refuse(path: &Path, problems: &Problems) -> ExitCode {
     eprintln!("{}: {count} problem{}", path.display(), if count == 1 { "" } else { "s" });
     ExitCode::from(MISCONFIGURED)
 }
-//STUB-BEGIN
-struct Stub;
-impl crate::model::secret::Vault for Stub {
-    fn secret(
-        &self,
-        _: &crate::model::StoreSettings,
-        _: &Path,
-        _: &str,
-    ) -> Result<Option<crate::model::secret::Secret>, crate::model::secret::NoVault> {
-        Ok(None)
-    }
-}
-//STUB-END

@@ -9,6 +9,7 @@ mod authorization_server;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -16,7 +17,9 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use crate::app::App;
+use crate::clock::Clock;
 use crate::config;
+use crate::store::Keeper;
 use crate::tasks::Tasks;
 use authorization_server::Issued;
 
@@ -58,6 +61,7 @@ impl Demo {
                  admin: {{users: [{{name: demo, role: viewer, token: \"{nobody}\"}}]}}\n\
                  log: {{level: warn, format: text}}\n\
                  audit: {{to: off}}\n\
+                 store: {{memory: {{}}}}\n\
                  hosts: {{{API}: \"{api}\"}}\n\
                  connections:\n\
                  - name: demo\n  \
@@ -70,7 +74,8 @@ impl Demo {
                    - {{mount: /demo, upstream: \"http://{api}\"}}\n"
             );
             let loaded = config::load_text(&text, Path::new("demo.yaml")).map_err(|problems| problems.to_string())?;
-            App::build(loaded, None, tasks.clone()).map_err(|error| error.to_string())
+            let keeper = Arc::new(Keeper::new(Clock::system(), tasks.clone()));
+            App::build(loaded, keeper, None, tasks.clone()).map_err(|error| error.to_string())
         };
         // The usual addresses where they are free, else whatever the system gives.
         let usual = build("127.0.0.1:8080", "127.0.0.1:8081");

@@ -80,10 +80,9 @@ pub struct StoreSettings {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoreKind {
+    /// One file.
     Embedded {
         path: PathBuf,
-        /// It stands in the configuration; the default may give way to memory where nothing can be written.
-        chosen: bool,
     },
     Memory,
 }

@@ -4,8 +4,15 @@
 //! Not here: when to ask (`token`), which store a configuration means (`config`).
 //! Holds: what leaves memory is sealed; a record that cannot be opened is the problem of its key alone.
 
+mod counted;
+mod embedded;
+mod keeper;
 mod lease;
 mod memory;
+mod open;
+mod record;
+mod seal;
+pub mod transfer;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -17,7 +24,12 @@ use crate::model::Name;
 use crate::model::connection::{Identity, OriginSet};
 use crate::model::secret::Secret;
 use crate::model::token::{AccessToken, RefreshToken, TokenKey};
+pub use counted::Counted;
+pub use embedded::EmbeddedStore;
+pub use keeper::Keeper;
 pub use memory::MemoryStore;
+pub use open::{OpenError, Opened, open};
+pub use seal::{KeyId, Keyring};
 
 pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 

@@ -2,17 +2,15 @@
 //!
 //! Holds: the file is nobody else's to read, no link is followed to it, and its value is in no log.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use aws_lc_rs::rand;
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use rustix::fs::OFlags;
 
 use crate::model::secret::Secret;
+use crate::private_file;
 
 const TOKEN_BYTES: usize = 32;
 /// A token that somebody put there is at least and at most so long.
@@ -24,9 +22,7 @@ pub fn read_or_make(path: &Path) -> io::Result<Secret> {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         other => return other,
     }
-    if let Some(directory) = path.parent() {
-        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    }
+    private_file::make_directory_of(path)?;
     match make(path) {
         // Another instance was quicker.
         Err(error) if error.kind() == ErrorKind::AlreadyExists => read(path),
@@ -35,18 +31,7 @@ pub fn read_or_make(path: &Path) -> io::Result<Secret> {
 }
 
 fn read(path: &Path) -> io::Result<Secret> {
-    let file = open(OpenOptions::new().read(true), path)?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(io::Error::other("not a regular file"));
-    }
-    if metadata.mode() & 0o077 != 0 {
-        tracing::warn!(path = %path.display(), "others could read the admin token; delete the file for a new one");
-        // A mounted file may refuse it; the warning stands.
-        let _ = file.set_permissions(std::fs::Permissions::from_mode(0o600));
-    }
-    let mut text = zeroize::Zeroizing::new(String::new());
-    file.take(*LENGTH.end() as u64 + 2).read_to_string(&mut text)?;
+    let text = private_file::read(path, LENGTH.end() + 2, "admin token")?;
     let token = text.trim_end();
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
     match LENGTH.contains(&token.len()) && token.bytes().all(plain) {
@@ -59,24 +44,14 @@ fn make(path: &Path) -> io::Result<Secret> {
     let mut bytes = [0; TOKEN_BYTES];
     rand::fill(&mut bytes).map_err(|_| io::Error::other("no random bytes"))?;
     let token = Secret::new(BASE64_URL_SAFE_NO_PAD.encode(bytes));
-    let mut file = open(OpenOptions::new().write(true).create_new(true).mode(0o600), path)?;
-    let written = writeln!(file, "{}", token.expose()).and_then(|()| file.sync_all());
-    if let Err(error) = written {
-        // Half a token would stand in the way of every later start.
-        let _ = std::fs::remove_file(path);
-        return Err(error);
-    }
+    private_file::create(path, token.expose())?;
     Ok(token)
-}
-
-fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-    // Opening a pipe would wait for its other end.
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    options.custom_flags(flags.bits().cast_signed()).open(path)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+
     use super::*;
 
     #[test]

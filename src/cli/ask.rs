@@ -195,6 +195,15 @@ fn say(text: &str) {
 }
 
 impl AskArguments {
+    /// Is an instance meant by its address, rather than by the configuration?
+    pub fn names_instance(&self) -> bool {
+        self.admin.is_some()
+    }
+
+    pub fn config_path(&self) -> PathBuf {
+        self.config.path()
+    }
+
     fn whereabouts(&self) -> Whereabouts {
         config::whereabouts(&self.config.path())
     }

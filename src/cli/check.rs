@@ -2,12 +2,16 @@
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Args;
 use serde_json::json;
 
 use super::{ConfigArguments, MISCONFIGURED};
+use crate::clock::Clock;
 use crate::config::{self, Excerpts};
+use crate::store::Keeper;
+use crate::tasks::Tasks;
 
 #[derive(Debug, Args)]
 pub struct CheckArguments {
@@ -20,7 +24,7 @@ pub struct CheckArguments {
 
 pub fn check(arguments: &CheckArguments) -> ExitCode {
     let path = arguments.config.path();
-    let result = config::load(&path, std::sync::Arc::new(super::Stub));
+    let result = config::load(&path, Arc::new(Keeper::new(Clock::system(), Tasks::default())));
     if arguments.json {
         let (problems, warnings) = match &result {
             Ok(loaded) => (&[][..], &loaded.warnings),

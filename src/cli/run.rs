@@ -2,19 +2,23 @@
 
 use std::io;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::ConfigArguments;
-use crate::app::{App, AppError};
+use crate::app::{App, AppError, Source};
+use crate::clock::Clock;
 use crate::config;
+use crate::store::Keeper;
 use crate::tasks::Tasks;
 use crate::telemetry::Logging;
 
 pub fn run(arguments: &ConfigArguments) -> ExitCode {
-    let path = arguments.path();
-    let loaded = match config::load(&path, std::sync::Arc::new(super::Stub)) {
+    let (path, tasks) = (arguments.path(), Tasks::default());
+    let keeper = Arc::new(Keeper::new(Clock::system(), tasks.clone()));
+    let loaded = match config::load(&path, keeper.clone()) {
         Ok(loaded) => loaded,
         Err(problems) => {
             eprintln!("{problems}");
@@ -25,15 +29,12 @@ pub fn run(arguments: &ConfigArguments) -> ExitCode {
     for warning in &loaded.warnings {
         tracing::warn!(problem = %warning, "configuration");
     }
-    let tasks = Tasks::default();
-    let result =
-        App::build(loaded, Some(crate::app::Source { path, logging, vault: std::sync::Arc::new(super::Stub) }), tasks)
-            .and_then(|app| {
-                let runtime = control_runtime()?;
-                let result = runtime.block_on(until_signalled(app));
-                runtime.shutdown_background();
-                result
-            });
+    let result = App::build(loaded, keeper, Some(Source { path, logging }), tasks).and_then(|app| {
+        let runtime = control_runtime()?;
+        let result = runtime.block_on(until_signalled(app));
+        runtime.shutdown_background();
+        result
+    });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -3,7 +3,6 @@
 //! Holds: while no instance runs, the store is opened here; while one does, it is asked, for it alone may write. A secret
 //! comes from standard input and is never printed.
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
@@ -11,7 +10,8 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::ask::{self, AskArguments, Failed};
-use super::{MISCONFIGURED, store};
+use super::store::{self, NotOpen};
+use super::{MISCONFIGURED, table};
 use crate::config;
 use crate::model::secret::Secret;
 use crate::store::{EmbeddedStore, OpenError, Store as _, StoreError};
@@ -34,92 +34,79 @@ pub struct NamedArguments {
     ask: AskArguments,
 }
 
+/// What is to be done, here or by the instance that has the store open.
+enum Wish<'a> {
+    List,
+    Set(&'a str, Secret),
+    Remove(&'a str),
+}
+
 pub fn secret(command: &SecretCommand) -> ExitCode {
-    match command {
-        SecretCommand::List(ask) => {
-            let answer = carry_out(
-                ask,
-                |store| Box::pin(async { Ok(json!({ "items": store.secret_names().await? })) }),
-                || ask.ask(Method::GET, &["secrets"], None),
-            );
-            finish(ask, answer, |answer| {
-                let names = answer["items"].as_array().into_iter().flatten().filter_map(Value::as_str);
-                names.collect::<Vec<_>>().join("\n")
-            })
-        }
+    let (wish, ask) = match command {
+        SecretCommand::List(ask) => (Wish::List, ask),
+        SecretCommand::Remove(NamedArguments { name, ask }) => (Wish::Remove(name), ask),
         SecretCommand::Set(NamedArguments { name, ask }) => {
             if !config::is_stored_name(name) {
                 return ask::fail(ask, Failed::Said("a name is 1 to 200 letters, digits and `._-/`".to_owned()));
             }
-            let value = match ask::read_secret("the secret") {
-                Ok(value) => value,
+            match ask::read_secret("the secret") {
+                Ok(value) => (Wish::Set(name, value), ask),
                 Err(text) => return ask::fail(ask, Failed::Said(text)),
-            };
-            let answer = carry_out(
-                ask,
-                |store| Box::pin(set(store, name, value.clone())),
-                || ask.ask(Method::PUT, &["secrets", name], Some(json!({ "value": value.expose() }))),
-            );
-            finish(ask, answer, |_| format!("{name} is in the store; refer to it as {{store: {name}}}"))
+            }
         }
-        SecretCommand::Remove(NamedArguments { name, ask }) => {
-            let answer = carry_out(
-                ask,
-                |store| Box::pin(remove(store, name)),
-                || ask.ask(Method::DELETE, &["secrets", name], None),
-            );
-            finish(ask, answer, |_| format!("{name} is removed"))
-        }
-    }
-}
-
-async fn set(store: &EmbeddedStore, name: &str, value: Secret) -> Result<Value, StoreError> {
-    store.put_secret(name, value).await?;
-    Ok(json!({ "name": name }))
-}
-
-async fn remove(store: &EmbeddedStore, name: &str) -> Result<Value, StoreError> {
-    let removed = store.remove_secret(name).await?;
-    Ok(if removed { json!({ "name": name }) } else { Value::Null })
-}
-
-type Done<'a> = std::pin::Pin<Box<dyn Future<Output = Result<Value, StoreError>> + 'a>>;
-
-/// Why nothing was done.
-enum NotDone {
-    Asked(Failed),
-    Misconfigured(ExitCode),
-}
-
-/// On the store itself, or through the instance that has it open.
-fn carry_out(
-    ask: &AskArguments,
-    here: impl for<'a> FnOnce(&'a EmbeddedStore) -> Done<'a>,
-    there: impl FnOnce() -> Result<Value, Failed>,
-) -> Result<Value, NotDone> {
-    let said = |text: String| NotDone::Asked(Failed::Said(text));
-    if ask.names_instance() {
-        return there().map_err(NotDone::Asked);
-    }
-    match store::open(&ask.config_path()) {
-        Ok((runtime, store)) => match runtime.block_on(here(&store)) {
-            Ok(Value::Null) => Err(said("the store has no secret of this name".to_owned())),
-            done => done.map_err(|error| said(error.to_string())),
+    };
+    let said = |text: String| Err(Failed::Said(text));
+    let answer = match ask.names_instance() {
+        true => wish.there(ask),
+        false => match store::open(&ask.config_path()) {
+            Ok((runtime, store)) => match runtime.block_on(wish.here(&store)) {
+                Ok(Value::Null) => said("the store has no secret of this name".to_owned()),
+                Ok(answer) => Ok(answer),
+                Err(error) => said(error.to_string()),
+            },
+            Err(NotOpen::Store(OpenError::InUse { .. })) => wish.there(ask),
+            Err(NotOpen::Store(error)) => said(error.to_string()),
+            Err(NotOpen::Said(text)) => said(text),
+            Err(NotOpen::Misconfigured) => return ExitCode::from(MISCONFIGURED),
         },
-        Err(store::NotOpen::Store(OpenError::InUse { .. })) => there().map_err(NotDone::Asked),
-        Err(store::NotOpen::Store(error)) => Err(said(error.to_string())),
-        Err(store::NotOpen::Said(text)) => Err(said(text)),
-        Err(store::NotOpen::Misconfigured) => Err(NotDone::Misconfigured(ExitCode::from(MISCONFIGURED))),
-    }
+    };
+    ask::finish(ask, answer, |answer| wish.shown(answer))
 }
 
-fn finish(ask: &AskArguments, answer: Result<Value, NotDone>, show: impl FnOnce(&Value) -> String) -> ExitCode {
-    match answer {
-        Ok(answer) => ask::finish(ask, Ok(answer), show),
-        Err(NotDone::Asked(failed)) => ask::finish(ask, Err(failed), show),
-        Err(NotDone::Misconfigured(code)) => {
-            let _ = std::io::stdout().flush();
-            code
+impl Wish<'_> {
+    /// `null`: there is no such secret.
+    async fn here(&self, store: &EmbeddedStore) -> Result<Value, StoreError> {
+        match self {
+            Wish::List => Ok(json!({ "items": store.secret_names().await? })),
+            Wish::Set(name, value) => {
+                store.put_secret(name, value.clone()).await?;
+                Ok(json!({ "name": name }))
+            }
+            Wish::Remove(name) => {
+                let removed = store.remove_secret(name).await?;
+                Ok(if removed { json!({ "name": name }) } else { Value::Null })
+            }
+        }
+    }
+
+    fn there(&self, ask: &AskArguments) -> Result<Value, Failed> {
+        match self {
+            Wish::List => ask.ask(Method::GET, &["secrets"], None),
+            Wish::Set(name, value) => {
+                ask.ask(Method::PUT, &["secrets", name], Some(json!({ "value": value.expose() })))
+            }
+            Wish::Remove(name) => ask.ask(Method::DELETE, &["secrets", name], None),
+        }
+    }
+
+    fn shown(&self, answer: &Value) -> String {
+        match self {
+            Wish::List => {
+                let names = answer["items"].as_array().into_iter().flatten().filter_map(Value::as_str);
+                names.map(table::clean).collect::<Vec<_>>().join("\n")
+            }
+            Wish::Set(name, _) => format!("{name} is in the store; refer to it as {{store: {name}}}"),
+            Wish::Remove(name) => format!("{name} is removed"),
         }
     }
 }

@@ -69,7 +69,8 @@ pub fn store(command: &StoreCommand) -> ExitCode {
         StoreCommand::Import(arguments) => (&arguments.file.config, {
             Box::new(|store| {
                 let file = &arguments.file.file;
-                let done = transfer::import(store, file, arguments.overwrite, &mut progress("imported")).map_err(text)?;
+                let done =
+                    transfer::import(store, file, arguments.overwrite, &mut progress("imported")).map_err(text)?;
                 Ok(format!("{} records imported, {} left as they were", done.written, done.kept))
             })
         }),
@@ -128,7 +129,8 @@ pub fn open(path: &Path) -> Result<(Runtime, Arc<EmbeddedStore>), NotOpen> {
     let StoreKind::Embedded { path, .. } = &settings.kind else {
         return Err(NotOpen::Said("the configuration keeps its store in memory, which nothing outlasts".to_owned()));
     };
-    let runtime = run::control_runtime().map_err(|error| NotOpen::Said(format!("no threads can be started: {error}")))?;
+    let runtime =
+        run::control_runtime().map_err(|error| NotOpen::Said(format!("no threads can be started: {error}")))?;
     let keeper = Keeper::new(Clock::system(), Tasks::default());
     let store = keeper.open(path, &settings, &state_dir).map_err(NotOpen::Store)?;
     Ok((runtime, store))

@@ -16,7 +16,7 @@ use crate::model::{StoreKind, StoreSettings};
 const FILE: &str = "tokens.redb";
 
 pub fn settings(spot: Option<Spot<'_>>, state_dir: &Path, sink: &mut Sink) -> StoreSettings {
-    let kind = StoreKind::Embedded { path: state_dir.join(FILE), chosen: false };
+    let kind = StoreKind::Embedded { path: state_dir.join(FILE) };
     let mut settings = StoreSettings { kind, seal_keys: Vec::new() };
     let Some((spot, unit)) = spot.and_then(|spot| Some((spot.clone(), spot.unit::<StoreFile>(sink)?))) else {
         return settings;
@@ -29,7 +29,7 @@ pub fn settings(spot: Option<Spot<'_>>, state_dir: &Path, sink: &mut Sink) -> St
             let unit = embedded.unit::<EmbeddedFile>(sink);
             let path = unit.and_then(|unit| unit.get(unit.keys.path)?.line(sink));
             let path = state_dir.join(path.as_deref().unwrap_or(FILE));
-            settings.kind = StoreKind::Embedded { path, chosen: true };
+            settings.kind = StoreKind::Embedded { path };
         }
         (None, Some(memory)) => {
             memory.unit::<MemoryFile>(sink);

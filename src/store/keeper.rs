@@ -27,7 +27,12 @@ impl Keeper {
     ///
     /// # Errors
     /// A sentence with the path and the way out.
-    pub fn open(&self, path: &Path, settings: &StoreSettings, state_dir: &Path) -> Result<Arc<EmbeddedStore>, OpenError> {
+    pub fn open(
+        &self,
+        path: &Path,
+        settings: &StoreSettings,
+        state_dir: &Path,
+    ) -> Result<Arc<EmbeddedStore>, OpenError> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(store) = &*open {
             return Ok(store.clone());

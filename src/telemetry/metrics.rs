@@ -30,6 +30,7 @@ pub struct Metrics {
     pub replays: IntCounterVec,
     pub upstream_connections: IntGaugeVec,
     certificate_expiry: GaugeVec,
+    pub store_operations: IntCounterVec,
     reloads: IntCounterVec,
     last_reload_successful: IntGauge,
     last_reload_success: Gauge,
@@ -130,6 +131,11 @@ impl Metrics {
                     ),
                     &["use", "name"],
                 )?,
+            )?,
+            store_operations: counter(
+                "keybearer_store_operations_total",
+                "Operations on the store of tokens and secrets.",
+                &["operation", "outcome"],
             )?,
             reloads: counter("keybearer_config_reloads_total", "Attempts to reload the configuration.", &["outcome"])?,
             last_reload_successful: register(

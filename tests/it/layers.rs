@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 /// From the ground up. Rooms on one floor never use each other.
 const FLOORS: [&[&str]; 13] = [
     &["model"],
-    &["clock", "telemetry", "tasks"],
+    &["clock", "telemetry", "tasks", "private_file"],
     &["tls", "router", "provider", "script"],
     &["dial", "store", "config"],
     &["oauth"],

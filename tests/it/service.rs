@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use crate::rig::scripted::Scripted;
-use crate::rig::sidecar::program;
+use crate::rig::sidecar::{program, unused_state};
 
 /// The next notice, its lines joined by blanks.
 fn notice(socket: &UnixDatagram) -> String {
@@ -63,6 +63,7 @@ async fn the_limit_of_open_files_is_raised_or_complained_of() {
         let mut command = tokio::process::Command::new("bash");
         command
             .args(["-c", &script, env!("CARGO_BIN_EXE_keybearer")])
+            .env("STATE_DIRECTORY", unused_state())
             .arg(&path)
             .kill_on_drop(true)
             .stdout(Stdio::piped());

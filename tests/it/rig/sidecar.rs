@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::peers::Peers;
 use super::raw;
 
 /// How long a sidecar may take to start, and a state to come about.
@@ -219,14 +221,22 @@ impl Sidecar {
     }
 }
 
-/// The built program; a child of the test, killed with it.
+/// The built program; a child of the test, killed with it, with a state directory of its own that nobody has made yet.
 pub fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_keybearer"));
     command.kill_on_drop(true);
-    for name in ["KEYBEARER_CONFIG", "KEYBEARER_ADMIN_URL", "KEYBEARER_ADMIN_TOKEN", "STATE_DIRECTORY"] {
+    for name in ["KEYBEARER_CONFIG", "KEYBEARER_ADMIN_URL", "KEYBEARER_ADMIN_TOKEN"] {
         command.env_remove(name);
     }
+    command.env("STATE_DIRECTORY", unused_state());
     command
+}
+
+/// A state directory that no other program of any test uses.
+pub fn unused_state() -> PathBuf {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    Peers::certs().dir.join(format!("state-{number}"))
 }
 
 /// How many times longer than in CI the tests under load run: `.ci/long` sets KEYBEARER_LONG.

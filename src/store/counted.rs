@@ -1,0 +1,112 @@
+//! Any store, with its operations counted.
+//!
+//! Not here: leases, which are no operation on what is kept.
+//! Metrics: `keybearer_store_operations_total`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus::IntCounter;
+
+use super::{Lease, Page, Store, StoreError, StoreFuture, StoredToken};
+use crate::model::Name;
+use crate::model::secret::Secret;
+use crate::model::token::TokenKey;
+use crate::telemetry::metrics::Metrics;
+
+struct Operation {
+    ok: IntCounter,
+    failed: IntCounter,
+}
+
+impl Operation {
+    fn new(metrics: &Metrics, name: &str) -> Operation {
+        let outcome = |outcome| metrics.store_operations.with_label_values(&[name, outcome]);
+        Operation { ok: outcome("ok"), failed: outcome("failed") }
+    }
+
+    async fn counted<T>(&self, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        let outcome = work.await;
+        let counter = if outcome.is_ok() { &self.ok } else { &self.failed };
+        counter.inc();
+        outcome
+    }
+}
+
+pub struct Counted {
+    store: Arc<dyn Store>,
+    load: Operation,
+    save: Operation,
+    forget: Operation,
+    list: Operation,
+    secret: Operation,
+}
+
+impl Counted {
+    pub fn new(store: Arc<dyn Store>, metrics: &Metrics) -> Counted {
+        let operation = |name| Operation::new(metrics, name);
+        let (load, save, forget) = (operation("load"), operation("save"), operation("forget"));
+        Counted { store, load, save, forget, list: operation("list"), secret: operation("secret") }
+    }
+}
+
+impl Store for Counted {
+    fn load<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, Option<StoredToken>> {
+        Box::pin(self.load.counted(self.store.load(key)))
+    }
+
+    fn lease<'a>(&'a self, key: &'a TokenKey, patience: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
+        self.store.lease(key, patience)
+    }
+
+    fn save<'a>(&'a self, key: &'a TokenKey, token: StoredToken, lease: &'a dyn Lease) -> StoreFuture<'a, ()> {
+        Box::pin(self.save.counted(self.store.save(key, token, lease)))
+    }
+
+    fn forget<'a>(&'a self, key: &'a TokenKey, lease: &'a dyn Lease) -> StoreFuture<'a, ()> {
+        Box::pin(self.forget.counted(self.store.forget(key, lease)))
+    }
+
+    fn list<'a>(&'a self, connection: &'a Name, after: Option<&'a TokenKey>, limit: usize) -> StoreFuture<'a, Page> {
+        Box::pin(self.list.counted(self.store.list(connection, after, limit)))
+    }
+
+    fn secret<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Secret>> {
+        Box::pin(self.secret.counted(self.store.secret(name)))
+    }
+
+    fn put_secret<'a>(&'a self, name: &'a str, secret: Secret) -> StoreFuture<'a, ()> {
+        Box::pin(self.secret.counted(self.store.put_secret(name, secret)))
+    }
+
+    fn remove_secret<'a>(&'a self, name: &'a str) -> StoreFuture<'a, bool> {
+        Box::pin(self.secret.counted(self.store.remove_secret(name)))
+    }
+
+    fn secret_names(&self) -> StoreFuture<'_, Vec<String>> {
+        Box::pin(self.secret.counted(self.store.secret_names()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::MemoryStore;
+
+    #[tokio::test]
+    async fn operations_are_counted_by_outcome_from_zero() {
+        let metrics = Metrics::new().unwrap();
+        let store = Counted::new(Arc::new(MemoryStore::default()), &metrics);
+        let value = |operation: &str, outcome: &str| {
+            let text = String::from_utf8(metrics.render().unwrap()).unwrap();
+            let line = format!("keybearer_store_operations_total{{operation=\"{operation}\",outcome=\"{outcome}\"}} ");
+            text.lines().find_map(|found| found.strip_prefix(&line).map(str::to_owned)).unwrap_or_default()
+        };
+        for operation in ["load", "save", "forget", "list", "secret"] {
+            assert_eq!((value(operation, "ok"), value(operation, "failed")), ("0".to_owned(), "0".to_owned()));
+        }
+        store.load(&TokenKey::of_connection(Name::parse("crm").unwrap())).await.unwrap();
+        assert!(store.put_secret("a", Secret::new("b")).await.is_err());
+        assert_eq!((value("load", "ok"), value("secret", "failed")), ("1".to_owned(), "1".to_owned()));
+    }
+}

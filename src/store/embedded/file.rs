@@ -1,0 +1,179 @@
+//! The database file: opening it, and the check that it is ours, of a known format, and sealed under a key at hand.
+//!
+//! Tables: `tokens` and `secrets` (name → sealed record), `meta` (`format`; `check`, a record sealed with the key in
+//! force, so that a wrong key is noticed before anything is written).
+//! Holds: nothing of ours is written to a file that was there before it has passed the check.
+
+use std::fs::OpenOptions;
+use std::io::ErrorKind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use redb::backends::FileBackend;
+use redb::{
+    Builder, Database, DatabaseError, ReadableDatabase as _, StorageBackend, StorageError, TableDefinition,
+    TableHandle as _, WriteTransaction,
+};
+
+use super::probe::Probe;
+use crate::private_file;
+use crate::store::open::OpenError;
+use crate::store::seal::{Keyring, Place, Unopened};
+
+pub type Table = TableDefinition<'static, &'static [u8], &'static [u8]>;
+
+pub const TOKENS: Table = TableDefinition::new("tokens");
+pub const SECRETS: Table = TableDefinition::new("secrets");
+const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+
+/// The layout of the whole; a program refuses one that is newer than its own.
+pub const FORMAT: u32 = 1;
+const FORMAT_KEY: &str = "format";
+const CHECK_KEY: &str = "check";
+const CHECK: Place<'static> = Place { table: "meta", name: b"check" };
+const CHECK_TEXT: &[u8] = b"keybearer";
+
+/// Pages of the file that are kept in memory.
+const CACHE_BYTES: usize = 4 << 20;
+
+/// May the file be missing?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    Make,
+    Refuse,
+}
+
+/// Opens and checks the file at `path`.
+pub fn open(path: &Path, keyring: &Keyring, missing: Missing) -> Result<Database, OpenError> {
+    if missing == Missing::Make {
+        private_file::make_directory_of(path).map_err(|error| OpenError::of_io(path, error))?;
+    }
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(missing == Missing::Make);
+    let file = private_file::open(&mut options, path, "store").map_err(|error| OpenError::of_io(path, error))?;
+    let fresh = file.metadata().map_err(|error| OpenError::of_io(path, error))?.len() == 0;
+    if fresh && missing == Missing::Refuse {
+        return Err(OpenError::damaged(path, "it is empty"));
+    }
+    let unread = |error| OpenError::of_io(path, error);
+    let backend = |file| FileBackend::new(file).map_err(|error| OpenError::damaged(path, error.to_string()));
+    if !fresh {
+        let probe = Probe::new(backend(file.try_clone().map_err(unread)?)?).map_err(unread)?;
+        close(open_backend(path, probe, keyring, missing)?);
+    }
+    let database = open_backend(path, backend(file)?, keyring, missing)?;
+    if fresh {
+        private_file::sync_directory_of(path).map_err(|error| OpenError::of_io(path, error))?;
+    }
+    Ok(database)
+}
+
+/// The same over any backend; `path` names it in errors.
+pub fn open_backend(
+    path: &Path,
+    backend: impl StorageBackend,
+    keyring: &Keyring,
+    missing: Missing,
+) -> Result<Database, OpenError> {
+    let database = guarded(path, || Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(backend))?;
+    checked(path, database, keyring, missing)
+}
+
+fn checked(path: &Path, database: Database, keyring: &Keyring, missing: Missing) -> Result<Database, OpenError> {
+    let checked = catch_unwind(AssertUnwindSafe(|| check(path, &database, keyring, missing)));
+    match checked {
+        Ok(Ok(())) => Ok(database),
+        Ok(Err(error)) => {
+            close(database);
+            Err(error)
+        }
+        Err(_) => {
+            close(database);
+            Err(OpenError::damaged(path, "its pages contradict each other"))
+        }
+    }
+}
+
+fn close(database: Database) {
+    // A damaged file may fail here, too.
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(database)));
+}
+
+fn guarded(path: &Path, open: impl FnOnce() -> Result<Database, DatabaseError>) -> Result<Database, OpenError> {
+    let failed = |error| match error {
+        DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => {
+            OpenError::InUse { path: path.to_owned() }
+        }
+        DatabaseError::Storage(StorageError::Io(error)) => match error.kind() {
+            ErrorKind::InvalidData | ErrorKind::UnexpectedEof => OpenError::damaged(path, error.to_string()),
+            _ => OpenError::of_io(path, error),
+        },
+        other => OpenError::damaged(path, other.to_string()),
+    };
+    match catch_unwind(AssertUnwindSafe(open)) {
+        Ok(opened) => opened.map_err(failed),
+        Err(_) => Err(OpenError::damaged(path, "its pages contradict each other")),
+    }
+}
+
+fn check(path: &Path, database: &Database, keyring: &Keyring, missing: Missing) -> Result<(), OpenError> {
+    let failed = |error: redb::Error| match error {
+        redb::Error::Io(error) if error.kind() != ErrorKind::UnexpectedEof => OpenError::of_io(path, error),
+        other => OpenError::damaged(path, other.to_string()),
+    };
+    let (tables, format, check) = look(database).map_err(failed)?;
+    if tables == 0 && missing == Missing::Make {
+        return initialise(database, keyring).map_err(failed);
+    }
+    let format = format.and_then(|format| Some(u32::from_be_bytes(format.as_slice().try_into().ok()?)));
+    match format {
+        None => return Err(OpenError::damaged(path, "it holds no tables of keybearer")),
+        Some(found) if found > FORMAT => return Err(OpenError::NewerFormat { path: path.to_owned(), found }),
+        Some(_) => {}
+    }
+    let check = check.ok_or_else(|| OpenError::damaged(path, "its check record is missing"))?;
+    match keyring.open(CHECK, &check) {
+        Ok((_, text)) if *text == CHECK_TEXT => Ok(()),
+        Err(Unopened::Key(sealed_under)) => {
+            Err(OpenError::WrongKey { path: path.to_owned(), sealed_under, at_hand: keyring.ids().collect() })
+        }
+        Ok(_) => Err(OpenError::damaged(path, "its check record says something else")),
+        Err(unopened) => Err(OpenError::damaged(path, format!("its check record does not open: {unopened}"))),
+    }
+}
+
+type Meta = (usize, Option<Vec<u8>>, Option<Vec<u8>>);
+
+/// How many tables there are, and what stands under `format` and `check`.
+fn look(database: &Database) -> Result<Meta, redb::Error> {
+    let transaction = database.begin_read()?;
+    let names: Vec<String> = transaction.list_tables()?.map(|table| table.name().to_owned()).collect();
+    if !names.iter().any(|name| name == META.name()) {
+        return Ok((names.len(), None, None));
+    }
+    let meta = transaction.open_table(META)?;
+    let text = |key| Ok::<_, redb::Error>(meta.get(key)?.map(|value| value.value().to_vec()));
+    Ok((names.len(), text(FORMAT_KEY)?, text(CHECK_KEY)?))
+}
+
+fn initialise(database: &Database, keyring: &Keyring) -> Result<(), redb::Error> {
+    let mut transaction = database.begin_write()?;
+    transaction.set_quick_repair(true);
+    transaction.open_table(TOKENS)?;
+    transaction.open_table(SECRETS)?;
+    transaction.open_table(META)?.insert(FORMAT_KEY, FORMAT.to_be_bytes().as_slice())?;
+    put_check(&transaction, keyring)?;
+    Ok(transaction.commit()?)
+}
+
+/// From now on the first key is the one that the store cannot be opened without.
+pub fn put_check(transaction: &WriteTransaction, keyring: &Keyring) -> Result<(), redb::Error> {
+    let sealed = keyring.seal(CHECK, 1, CHECK_TEXT).map_err(unsealed)?;
+    transaction.open_table(META)?.insert(CHECK_KEY, sealed.as_slice())?;
+    Ok(())
+}
+
+/// A seal that failed, as an error of the transaction that it would have been part of.
+pub fn unsealed(error: crate::store::seal::Unsealed) -> redb::Error {
+    redb::Error::Io(std::io::Error::other(error))
+}

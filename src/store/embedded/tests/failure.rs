@@ -1,0 +1,142 @@
+//! A disk that fails and recovers.
+
+use std::io;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use redb::StorageBackend;
+
+use super::*;
+
+/// A disk in memory that outlives those who open it.
+#[derive(Debug, Default)]
+struct Disk {
+    bytes: Mutex<Vec<u8>>,
+    /// Writes and syncs that still succeed; then all fail until it is mended.
+    good_writes: AtomicUsize,
+    panics: AtomicBool,
+    opened: AtomicUsize,
+    commits: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Opened(Arc<Disk>);
+
+impl Opened {
+    fn spend(&self) -> io::Result<()> {
+        assert!(!self.0.panics.load(Ordering::SeqCst), "a fault that panics");
+        let left = self.0.good_writes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        left.map(|_| ()).map_err(|_| io::Error::new(io::ErrorKind::StorageFull, "no space left on device"))
+    }
+}
+
+impl StorageBackend for Opened {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.bytes.lock().unwrap().len() as u64)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let bytes = self.0.bytes.lock().unwrap();
+        let start = usize::try_from(offset).unwrap();
+        let found = bytes.get(start..start + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        out.copy_from_slice(found);
+        Ok(())
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        self.spend()?;
+        self.0.bytes.lock().unwrap().resize(usize::try_from(length).unwrap(), 0);
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.commits.fetch_add(1, Ordering::SeqCst);
+        self.spend()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.spend()?;
+        let start = usize::try_from(offset).unwrap();
+        self.0.bytes.lock().unwrap()[start..start + data.len()].copy_from_slice(data);
+        Ok(())
+    }
+}
+
+fn over(disk: &Arc<Disk>) -> EmbeddedStore {
+    disk.good_writes.store(usize::MAX, Ordering::SeqCst);
+    let keyring = Arc::new(ring(1, &[]));
+    let path = Path::new("disk");
+    let (again, keys) = (disk.clone(), keyring.clone());
+    let open = move |missing| {
+        again.opened.fetch_add(1, Ordering::SeqCst);
+        file::open_backend(Path::new("disk"), Opened(again.clone()), &keys, missing)
+    };
+    let database = open(Missing::Make).unwrap();
+    let opener = Box::new(move || open(Missing::Refuse)) as Opener;
+    EmbeddedStore::over(path, Engine::new(database, opener), keyring, Clock::system(), &Tasks::default()).unwrap()
+}
+
+#[tokio::test]
+async fn a_full_disk_at_any_moment_loses_nothing_and_passes() {
+    let disk = Arc::new(Disk::default());
+    let store = over(&disk);
+    save(&store, &key("crm", "a"), token("first")).await.unwrap();
+    let mut failed = 0;
+    for good in 0..40 {
+        let before = store.load(&key("crm", "a")).await.unwrap().unwrap().access_token;
+        disk.good_writes.store(good, Ordering::SeqCst);
+        let saved = save(&store, &key("crm", "a"), token(&good.to_string())).await;
+        disk.good_writes.store(usize::MAX, Ordering::SeqCst);
+        failed += usize::from(saved.is_err());
+        // It may have to be opened again, which is tried once a second.
+        let after = loop {
+            match store.load(&key("crm", "a")).await {
+                Ok(found) => break found.unwrap().access_token,
+                Err(StoreError::Unavailable(why)) => assert!(why.contains("disk"), "{why}"),
+                Err(other) => panic!("{other}"),
+            }
+            tokio::time::sleep(SECOND / 50).await;
+        };
+        let new = token(&good.to_string()).access_token;
+        match saved {
+            Ok(()) => assert_eq!(after, new),
+            Err(_) => assert!(after == before || after == new, "old or new, after {good} writes"),
+        }
+    }
+    assert!(failed > 3, "{failed}");
+    assert!(disk.opened.load(Ordering::SeqCst) > 3);
+}
+
+#[tokio::test]
+async fn a_panic_below_is_an_error_above() {
+    let disk = Arc::new(Disk::default());
+    let store = over(&disk);
+    save(&store, &key("crm", "a"), token("a")).await.unwrap();
+    disk.panics.store(true, Ordering::SeqCst);
+    let failed = save(&store, &key("crm", "a"), token("b")).await;
+    assert!(matches!(failed, Err(StoreError::Damaged { .. })), "{failed:?}");
+    disk.panics.store(false, Ordering::SeqCst);
+    loop {
+        match store.load(&key("crm", "a")).await {
+            Ok(found) => break assert!(found.is_some()),
+            Err(_) => tokio::time::sleep(SECOND / 50).await,
+        }
+    }
+    save(&store, &key("crm", "a"), token("b")).await.unwrap();
+}
+
+#[tokio::test]
+async fn writes_that_wait_are_committed_together() {
+    let disk = Arc::new(Disk::default());
+    let store = over(&disk);
+    let before = disk.commits.load(Ordering::SeqCst);
+    save(&store, &key("crm", "a"), token("a")).await.unwrap();
+    let alone = disk.commits.load(Ordering::SeqCst) - before;
+    // The first is on its way while the others gather.
+    let keys: Vec<_> = (0..64).map(|number| key("crm", &number.to_string())).collect();
+    for saved in futures_util::future::join_all(keys.iter().map(|key| save(&store, key, token("a")))).await {
+        saved.unwrap();
+    }
+    let together = disk.commits.load(Ordering::SeqCst) - before - alone;
+    assert!(together <= 16 * alone, "{together} syncs for 64, {alone} for one");
+}

@@ -1,0 +1,292 @@
+//! What lies in a record before it is sealed, and how records are named.
+//!
+//! A name is connection, profile and subject with a zero byte between, which sorts as keys do. Numbers are big-endian;
+//! every text has its length before it.
+//! Not here: the seal (`seal`).
+//! Holds: a moment is kept with the boot that its boot clock counts from; under another boot the wall clock alone tells
+//! a token's age.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use zeroize::Zeroizing;
+
+use super::{Refresh, StoredToken};
+use crate::clock::Now;
+use crate::model::Name;
+use crate::model::connection::{Identity, OriginSet};
+use crate::model::token::{AccessToken, RefreshToken, TokenKey};
+
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Between the parts of a name; no part contains it.
+const BETWEEN: u8 = 0;
+
+/// The name of a key's record.
+pub fn name_of(key: &TokenKey) -> Vec<u8> {
+    let mut name = prefix_of(&key.connection);
+    name.extend_from_slice(key.profile.as_str().as_bytes());
+    if let Some(subject) = &key.subject {
+        name.push(BETWEEN);
+        name.extend_from_slice(subject.as_str().as_bytes());
+    }
+    name
+}
+
+/// What the names of a connection's records begin with.
+pub fn prefix_of(connection: &Name) -> Vec<u8> {
+    [connection.as_str().as_bytes(), &[BETWEEN]].concat()
+}
+
+/// The first name after all that begin with `prefix`, which ends with the separator.
+pub fn end_of(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    if let Some(last) = end.last_mut() {
+        *last = BETWEEN + 1;
+    }
+    end
+}
+
+/// Reads what [`name_of`] wrote; `None` for anything else.
+pub fn key_of(name: &[u8]) -> Option<TokenKey> {
+    let parts = std::str::from_utf8(name).ok()?.replace(char::from(BETWEEN), "/");
+    TokenKey::parse(&parts).filter(|key| name_of(key) == name)
+}
+
+/// Which start of the machine the boot clock counts from; `None`: the system does not say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Boot(Option<u128>);
+
+impl Boot {
+    pub fn present() -> Boot {
+        let hex = std::fs::read_to_string(BOOT_ID).unwrap_or_default().trim().replace('-', "");
+        Boot(u128::from_str_radix(&hex, 16).ok())
+    }
+}
+
+/// What a record of the tokens' table says.
+pub fn encode(token: &StoredToken, boot: Boot) -> Zeroizing<Vec<u8>> {
+    let origins: Vec<String> = token.origins.lines().collect();
+    let scopes = token.scopes.as_deref().unwrap_or_default();
+    let refresh = match &token.refresh {
+        Refresh::None => "",
+        Refresh::Token(token) => token.expose(),
+        Refresh::Refused { error } => error,
+    };
+    let texts = origins.iter().chain(scopes).map(|text| text.len() + 4).sum::<usize>();
+    // All of it at once: a vector that grows leaves what it held behind.
+    let length = 128 + texts + token.access_token.expose().len() + refresh.len();
+    let mut out = Writer(Zeroizing::new(Vec::with_capacity(length)));
+    out.bytes(token.identity.as_bytes());
+    out.bytes(&boot.0.unwrap_or_default().to_be_bytes());
+    for span in [token.obtained.boot, token.obtained.wall, token.lifetime] {
+        out.span(span);
+    }
+    out.texts(&origins);
+    out.text(token.access_token.expose());
+    out.bytes(&[u8::from(token.scopes.is_some())]);
+    out.texts(scopes);
+    out.bytes(&[match token.refresh {
+        Refresh::None => 0,
+        Refresh::Token(_) => 1,
+        Refresh::Refused { .. } => 2,
+    }]);
+    out.text(refresh);
+    out.0
+}
+
+/// Reads what [`encode`] wrote, at `now` of this boot; `None` for anything else.
+pub fn decode(bytes: &[u8], boot: Boot, now: Now) -> Option<StoredToken> {
+    let mut from = Reader(bytes);
+    let identity = Identity::new(*from.array()?);
+    let written = Boot(Some(u128::from_be_bytes(*from.array()?)).filter(|id| *id != 0));
+    let obtained = Now { boot: from.span()?, wall: from.span()? };
+    let lifetime = from.span()?;
+    let origins = OriginSet::from_lines(from.texts()?)?;
+    let access_token = AccessToken::parse(from.text()?)?;
+    let stated = from.flag()?;
+    let scopes: Vec<String> = from.texts()?.into_iter().map(str::to_owned).collect();
+    let (kind, refresh) = (from.array::<1>()?[0], from.text()?);
+    let refresh = match kind {
+        0 => Refresh::None,
+        1 => Refresh::Token(RefreshToken::parse(refresh)?),
+        2 => Refresh::Refused { error: refresh.to_owned() },
+        _ => return None,
+    };
+    let obtained = if written == boot && boot.0.is_some() { obtained } else { of_another_boot(obtained, now) };
+    let token = StoredToken {
+        identity,
+        origins: Arc::new(origins),
+        access_token,
+        obtained,
+        lifetime,
+        scopes: stated.then_some(scopes),
+        refresh,
+    };
+    from.0.is_empty().then_some(token)
+}
+
+/// The same moment on this boot's clock, by its age on the wall; behind `obtained`, a wall clock says nothing.
+fn of_another_boot(obtained: Now, now: Now) -> Now {
+    let age = now.wall.saturating_sub(obtained.wall);
+    Now { boot: now.boot.saturating_sub(age), ..obtained }
+}
+
+struct Writer(Zeroizing<Vec<u8>>);
+
+impl Writer {
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
+    fn length(&mut self, length: usize) {
+        // Everything that is stored is far below 4 GiB; a longer one is read as damaged.
+        self.bytes(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
+    }
+
+    fn text(&mut self, text: &str) {
+        self.length(text.len());
+        self.bytes(text.as_bytes());
+    }
+
+    fn texts(&mut self, texts: &[String]) {
+        self.length(texts.len());
+        texts.iter().for_each(|text| self.text(text));
+    }
+
+    fn span(&mut self, span: Duration) {
+        self.bytes(&span.as_secs().to_be_bytes());
+        self.bytes(&span.subsec_nanos().to_be_bytes());
+    }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn bytes(&mut self, count: usize) -> Option<&'a [u8]> {
+        let (bytes, rest) = self.0.split_at_checked(count)?;
+        self.0 = rest;
+        Some(bytes)
+    }
+
+    fn array<const N: usize>(&mut self) -> Option<&'a [u8; N]> {
+        self.bytes(N)?.try_into().ok()
+    }
+
+    fn length(&mut self) -> Option<usize> {
+        usize::try_from(u32::from_be_bytes(*self.array()?)).ok()
+    }
+
+    fn flag(&mut self) -> Option<bool> {
+        match self.array::<1>()?[0] {
+            0 => Some(false),
+            1 => Some(true),
+            _ => None,
+        }
+    }
+
+    fn text(&mut self) -> Option<&'a str> {
+        let length = self.length()?;
+        std::str::from_utf8(self.bytes(length)?).ok()
+    }
+
+    fn texts(&mut self) -> Option<Vec<&'a str>> {
+        (0..self.length()?).map(|_| self.text()).collect()
+    }
+
+    fn span(&mut self) -> Option<Duration> {
+        let seconds = u64::from_be_bytes(*self.array()?);
+        let nanos = u32::from_be_bytes(*self.array()?);
+        (nanos < 1_000_000_000).then(|| Duration::new(seconds, nanos))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::connection::Connection;
+    use crate::model::token::Subject;
+
+    fn token(refresh: Refresh, scopes: Option<Vec<String>>) -> StoredToken {
+        StoredToken {
+            identity: Connection::sample("crm").identity(),
+            origins: Arc::new(OriginSet::from_lines(["tls a.test", "plain *.b.test 81"]).unwrap()),
+            access_token: AccessToken::parse("access").unwrap(),
+            obtained: Now { boot: Duration::new(500, 7), wall: Duration::new(1_800_000_000, 9) },
+            lifetime: Duration::from_secs(3600),
+            scopes,
+            refresh,
+        }
+    }
+
+    fn sample() -> StoredToken {
+        token(Refresh::Token(RefreshToken::parse("refresh").unwrap()), Some(vec!["a".to_owned(), "b c".to_owned()]))
+    }
+
+    #[test]
+    fn a_token_is_read_as_it_was_written() {
+        let (boot, refused) = (Boot(Some(1)), Refresh::Refused { error: "invalid_grant".to_owned() });
+        for token in [sample(), token(Refresh::None, None), token(refused, Some(Vec::new()))] {
+            let bytes = encode(&token, boot);
+            assert_eq!(decode(&bytes, boot, token.obtained), Some(token.clone()));
+            for cut in 0..bytes.len() {
+                assert_eq!(decode(&bytes[..cut], boot, token.obtained), None, "{cut}");
+            }
+            assert_eq!(decode(&[&bytes[..], &[0]].concat(), boot, token.obtained), None);
+        }
+    }
+
+    #[test]
+    fn after_a_reboot_the_wall_clock_alone_tells_the_age() {
+        #[track_caller]
+        fn check(now: (u64, u64), written: Boot, present: Boot, boot: Duration) {
+            let now = Now { boot: Duration::from_secs(now.0), wall: Duration::new(now.1, 9) };
+            let read = decode(&encode(&sample(), written), present, now).unwrap();
+            assert_eq!(read.obtained, Now { boot, ..sample().obtained });
+        }
+        let (one, other, unknown) = (Boot(Some(1)), Boot(Some(2)), Boot(None));
+        let seconds = Duration::from_secs;
+        check((900, 1_800_000_100), one, one, Duration::new(500, 7));
+        check((900, 1_800_000_100), one, other, seconds(800));
+        check((900, 1_800_000_100), unknown, unknown, seconds(800));
+        check((900, 1_800_000_100), one, unknown, seconds(800));
+        check((20, 1_800_000_100), one, other, seconds(0));
+        check((20, 1_700_000_000), one, other, seconds(20));
+        assert!(Boot::present().0.is_some());
+    }
+
+    #[test]
+    fn names_sort_as_keys_do_and_are_read_as_they_are_written() {
+        let name = |text| Name::parse(text).unwrap();
+        let key = |connection, profile, subject: Option<&str>| TokenKey {
+            connection: name(connection),
+            profile: name(profile),
+            subject: subject.map(|text| Subject::parse(text).unwrap()),
+        };
+        let every: String =
+            (0u8..128).map(char::from).filter(|c| c.is_ascii_alphanumeric() || "._@:+-".contains(*c)).collect();
+        let mut keys = vec![
+            key("crm", "default", None),
+            key("crm", "default", Some("a")),
+            key("crm", "default", Some("+")),
+            key("crm", "default", Some(&every)),
+            key("crm", "default", Some(&"x".repeat(128))),
+            key("crm", "default-x", None),
+            key("crm", "default_x", Some("a")),
+            key("crm", "a", None),
+            key("crm-2", "a", None),
+            key("crm2", "a", None),
+            key("cr", "z", None),
+        ];
+        for key in &keys {
+            assert_eq!(key_of(&name_of(key)).as_ref(), Some(key));
+            let prefix = prefix_of(&key.connection);
+            assert!(name_of(key).starts_with(&prefix) && name_of(key) < end_of(&prefix));
+        }
+        keys.sort();
+        assert!(keys.is_sorted_by_key(name_of));
+        for bad in [&b"crm"[..], b"crm\0", b"crm\0default\0", b"crm/default", b"crm\0default/ann", b"\xff\0default"] {
+            assert_eq!(key_of(bad), None, "{bad:?}");
+        }
+    }
+}

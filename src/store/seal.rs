@@ -1,0 +1,273 @@
+//! The seal of the store's records: AES-256-GCM under a key of its own for each record name.
+//!
+//! A sealed record is `format (1) | key id (8) | version (8) | nonce (12) | ciphertext | tag (16)`. Table, name and the
+//! first three parts are associated data, so a record opens only in its own place and only as it was written.
+//! Not here: what is sealed (`record`), where it lies (`embedded`).
+//! Holds: a nonce is random and its key is that of one name (HKDF-SHA256, RFC 5869), so no two records share both.
+
+use std::fmt;
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use aws_lc_rs::error::Unspecified;
+use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Prk, Salt};
+use aws_lc_rs::rand;
+use zeroize::Zeroizing;
+
+use crate::model::secret::SealKey;
+
+/// How a record is laid out; a newer program may write a higher one.
+pub const FORMAT: u8 = 1;
+
+const ID_BYTES: usize = 8;
+const VERSION_AT: usize = 1 + ID_BYTES;
+const NONCE_AT: usize = VERSION_AT + 8;
+const TEXT_AT: usize = NONCE_AT + NONCE_LEN;
+const TAG_BYTES: usize = 16;
+const SALT: &[u8] = b"keybearer store 1";
+
+/// A short digest that names a key and tells nothing of it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct KeyId([u8; ID_BYTES]);
+
+impl KeyId {
+    pub fn parse(hex: &str) -> Option<KeyId> {
+        let number = u64::from_str_radix(hex, 16).ok()?;
+        (hex.len() == 2 * ID_BYTES).then(|| KeyId(number.to_be_bytes()))
+    }
+}
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", u64::from_be_bytes(self.0))
+    }
+}
+
+impl fmt::Debug for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// Where a record lies.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    pub table: &'a str,
+    pub name: &'a [u8],
+}
+
+impl Place<'_> {
+    /// Table and name as one text that no other place has.
+    fn info(&self) -> Vec<u8> {
+        [self.table.as_bytes(), &[0], self.name].concat()
+    }
+}
+
+/// What can be read of a sealed record without its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    pub format: u8,
+    pub key: KeyId,
+    pub version: u64,
+}
+
+impl Header {
+    /// `None`: it is too short for a record.
+    pub fn of(sealed: &[u8]) -> Option<Header> {
+        if sealed.len() < TEXT_AT + TAG_BYTES {
+            return None;
+        }
+        let key = KeyId(sealed[1..VERSION_AT].try_into().ok()?);
+        let version = u64::from_be_bytes(sealed[VERSION_AT..NONCE_AT].try_into().ok()?);
+        Some(Header { format: sealed[0], key, version })
+    }
+}
+
+/// Why a record does not open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unopened {
+    #[error("it is torn")]
+    Torn,
+    #[error("a newer version of keybearer wrote it; upgrade, or restore a backup")]
+    Newer,
+    #[error("it is sealed under a key that is not at hand; add that key to `store.seal_key`")]
+    Key(KeyId),
+    #[error("it was changed, or belongs elsewhere")]
+    Changed,
+}
+
+impl Unopened {
+    pub fn why(self) -> &'static str {
+        match self {
+            Unopened::Torn => "it is torn",
+            Unopened::Newer => "a newer version of keybearer wrote it; upgrade, or restore a backup",
+            Unopened::Key(_) => "it is sealed under a key that is not at hand; add that key to `store.seal_key`",
+            Unopened::Changed => "it was changed, or belongs elsewhere",
+        }
+    }
+}
+
+struct Key {
+    id: KeyId,
+    root: Prk,
+}
+
+/// The keys of a store: the first seals, all open.
+pub struct Keyring {
+    first: Key,
+    others: Vec<Key>,
+}
+
+/// The cipher failed, which its length limits alone could cause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a record cannot be sealed")]
+pub struct Unsealed;
+
+impl From<Unspecified> for Unsealed {
+    fn from(_: Unspecified) -> Self {
+        Unsealed
+    }
+}
+
+impl Keyring {
+    pub fn new(first: &SealKey, others: &[SealKey]) -> Result<Keyring, Unsealed> {
+        let others = others.iter().map(Key::new).collect::<Result<_, _>>()?;
+        Ok(Keyring { first: Key::new(first)?, others })
+    }
+
+    /// The key that seals, then the others.
+    pub fn ids(&self) -> impl Iterator<Item = KeyId> {
+        self.keys().map(|key| key.id)
+    }
+
+    pub fn sealing(&self) -> KeyId {
+        self.first.id
+    }
+
+    fn keys(&self) -> impl Iterator<Item = &Key> {
+        std::iter::once(&self.first).chain(&self.others)
+    }
+
+    pub fn seal(&self, place: Place<'_>, version: u64, text: &[u8]) -> Result<Vec<u8>, Unsealed> {
+        let info = place.info();
+        let mut sealed = Vec::with_capacity(TEXT_AT + text.len() + TAG_BYTES);
+        sealed.push(FORMAT);
+        sealed.extend_from_slice(&self.first.id.0);
+        sealed.extend_from_slice(&version.to_be_bytes());
+        let mut nonce = [0; NONCE_LEN];
+        rand::fill(&mut nonce)?;
+        sealed.extend_from_slice(&nonce);
+        sealed.extend_from_slice(text);
+        let bound = bound(&info, &sealed);
+        let key = self.first.of(&info)?;
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        let tag = key.seal_in_place_separate_tag(nonce, Aad::from(bound), &mut sealed[TEXT_AT..])?;
+        sealed.extend_from_slice(tag.as_ref());
+        Ok(sealed)
+    }
+
+    /// The version of a record and what is in it.
+    pub fn open(&self, place: Place<'_>, sealed: &[u8]) -> Result<(u64, Zeroizing<Vec<u8>>), Unopened> {
+        let header = Header::of(sealed).ok_or(Unopened::Torn)?;
+        if header.format > FORMAT {
+            return Err(Unopened::Newer);
+        }
+        let key = self.keys().find(|key| key.id == header.key).ok_or(Unopened::Key(header.key))?;
+        let info = place.info();
+        let (key, bound) = (key.of(&info).map_err(|_| Unopened::Changed)?, bound(&info, sealed));
+        let nonce = Nonce::try_assume_unique_for_key(&sealed[NONCE_AT..TEXT_AT]).map_err(|_| Unopened::Torn)?;
+        let mut text = Zeroizing::new(sealed[TEXT_AT..].to_vec());
+        let length = match key.open_in_place(nonce, Aad::from(bound), &mut text) {
+            Ok(text) => text.len(),
+            Err(Unspecified) => return Err(Unopened::Changed),
+        };
+        text.truncate(length);
+        Ok((header.version, text))
+    }
+}
+
+impl fmt::Debug for Keyring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.ids()).finish()
+    }
+}
+
+/// What the seal holds beside the text: the place, its length, and all before the nonce.
+fn bound(info: &[u8], sealed: &[u8]) -> Vec<u8> {
+    [info, &(info.len() as u64).to_be_bytes(), &sealed[..NONCE_AT]].concat()
+}
+
+impl Key {
+    fn new(key: &SealKey) -> Result<Key, Unsealed> {
+        let root = Salt::new(HKDF_SHA256, SALT).extract(key.expose());
+        let mut id = [0; ID_BYTES];
+        // No record's name begins so: its table stands before it.
+        root.expand(&[b"\0key id"], Length(ID_BYTES))?.fill(&mut id)?;
+        Ok(Key { id: KeyId(id), root })
+    }
+
+    /// The key of one record.
+    fn of(&self, info: &[u8]) -> Result<LessSafeKey, Unspecified> {
+        let mut bytes = Zeroizing::new([0; 32]);
+        self.root.expand(&[info], Length(32))?.fill(&mut *bytes)?;
+        Ok(LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &*bytes)?))
+    }
+}
+
+struct Length(usize);
+
+impl KeyType for Length {
+    fn len(&self) -> usize {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(byte: u8) -> SealKey {
+        SealKey::new([byte; 32])
+    }
+
+    const PLACE: Place<'static> = Place { table: "tokens", name: b"crm\0default" };
+
+    #[test]
+    fn what_is_sealed_opens_in_its_place_and_nowhere_else() {
+        let ring = Keyring::new(&key(1), &[]).unwrap();
+        let sealed = ring.seal(PLACE, 7, b"text").unwrap();
+        assert_eq!(ring.open(PLACE, &sealed).unwrap(), (7, Zeroizing::new(b"text".to_vec())));
+        for place in [Place { table: "secrets", ..PLACE }, Place { name: b"crm\0default\0", ..PLACE }] {
+            assert_eq!(ring.open(place, &sealed), Err(Unopened::Changed));
+        }
+        assert_ne!(ring.seal(PLACE, 7, b"text").unwrap(), sealed, "the nonce is fresh");
+    }
+
+    #[test]
+    fn every_byte_and_the_length_are_held() {
+        let ring = Keyring::new(&key(1), &[]).unwrap();
+        let sealed = ring.seal(PLACE, 7, b"text").unwrap();
+        for at in 0..sealed.len() {
+            for bit in 0..8 {
+                let mut changed = sealed.clone();
+                changed[at] ^= 1 << bit;
+                assert!(ring.open(PLACE, &changed).is_err(), "bit {bit} of byte {at}");
+            }
+            assert!(ring.open(PLACE, &sealed[..at]).is_err(), "{at} bytes");
+        }
+        assert_eq!(ring.open(PLACE, &[&sealed[..], &[0]].concat()), Err(Unopened::Changed));
+        let newer = [&[FORMAT + 1], &sealed[1..]].concat();
+        assert_eq!(ring.open(PLACE, &newer), Err(Unopened::Newer));
+    }
+
+    #[test]
+    fn the_first_key_seals_and_all_open() {
+        let (old, both) = (Keyring::new(&key(1), &[]).unwrap(), Keyring::new(&key(2), &[key(1)]).unwrap());
+        let sealed = old.seal(PLACE, 1, b"text").unwrap();
+        assert!(both.open(PLACE, &sealed).is_ok());
+        let sealed = both.seal(PLACE, 1, b"text").unwrap();
+        assert_eq!(old.open(PLACE, &sealed), Err(Unopened::Key(both.sealing())));
+        assert_eq!(Header::of(&sealed).unwrap().key, both.sealing());
+        assert_eq!(KeyId::parse(&both.sealing().to_string()), Some(both.sealing()));
+        assert_eq!(format!("{both:?}"), format!("[{}, {}]", both.sealing(), old.sealing()));
+    }
+}
