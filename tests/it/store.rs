@@ -32,12 +32,12 @@ impl Kept {
     async fn start() -> Kept {
         let server = Scripted::start(|request, number| {
             let erp = request.request_line().contains("/erp");
-            let refresh = if erp { String::new() } else { format!(",\"refresh_token\":\"canary-refresh-{number}\"") };
-            let access = if erp { "erp" } else { "crm" };
-            Reply::json(
-                200,
-                &format!("{{\"access_token\":\"canary-access-{access}-{number}\",\"expires_in\":3600{refresh}}}"),
-            )
+            let access = format!("canary-access-{}-{number}", if erp { "erp" } else { "crm" });
+            let mut answer = json!({ "access_token": access, "expires_in": 3600 });
+            if !erp {
+                answer["refresh_token"] = format!("canary-refresh-{number}").into();
+            }
+            Reply::json(200, &answer)
         })
         .await;
         Kept { server, upstream: Scripted::upstream().await }

@@ -65,11 +65,11 @@ impl Sidecar {
         let path = dir.path().join("keybearer.yaml");
         std::fs::write(&path, format!("{listeners}{config}")).expect("a configuration file");
         let expected = if config.contains("telemetry:") { 3 } else { 2 };
-        Self::launch(dir, expected, &[]).await
+        Self::launch(dir, expected, environment).await
     }
 
     /// The program over what is in `dir`, until it listens at `expected` addresses.
-    async fn launch(dir: tempfile::TempDir, expected: usize, environment: &[(&str, &str)]) -> Sidecar {
+    async fn launch(dir: tempfile::TempDir, expected: usize, environment: &[(&str, String)]) -> Sidecar {
         let mut sidecar = Self::begin(dir, environment);
         if !sidecar.listens(expected).await {
             panic!("the sidecar does not listen:\n{}", sidecar.log());
@@ -78,7 +78,7 @@ impl Sidecar {
     }
 
     /// The program over what is in `dir`, whatever comes of it.
-    pub fn begin(dir: tempfile::TempDir, environment: &[(&str, &str)]) -> Sidecar {
+    pub fn begin(dir: tempfile::TempDir, environment: &[(&str, String)]) -> Sidecar {
         let mut child = program()
             .args(["run", "--config"])
             .arg(dir.path().join("keybearer.yaml"))
@@ -127,7 +127,7 @@ impl Sidecar {
     }
 
     /// The program over what another one has left in `dir`, ready.
-    pub async fn start_over(dir: tempfile::TempDir, addresses: usize, environment: &[(&str, &str)]) -> Sidecar {
+    pub async fn start_over(dir: tempfile::TempDir, addresses: usize, environment: &[(&str, String)]) -> Sidecar {
         let sidecar = Self::launch(dir, addresses, environment).await;
         sidecar.until_ready().await;
         sidecar
