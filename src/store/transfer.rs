@@ -84,6 +84,8 @@ struct Line {
 
 /// A name and a sealed record.
 type Sealed = (Vec<u8>, Vec<u8>);
+/// The same with its table.
+type Placed = (TableName, Vec<u8>, Vec<u8>);
 
 /// Writes every record to a new file, which takes the place of one that is there.
 pub fn export(store: &EmbeddedStore, to: &Path, progress: Progress<'_>) -> Result<u64, TransferError> {
@@ -280,7 +282,7 @@ impl<'a> Lines<'a> {
         }
     }
 
-    fn next(&mut self) -> Result<Option<(TableName, Vec<u8>, Vec<u8>)>, TransferError> {
+    fn next(&mut self) -> Result<Option<Placed>, TransferError> {
         let Some(line) = self.line()? else { return Ok(None) };
         let record = serde_json::from_slice(&line).ok().and_then(|line: Line| {
             let table = TABLES.into_iter().find(|table| table.name() == line.table)?;

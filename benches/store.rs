@@ -1,0 +1,159 @@
+//! What the sealed store costs as it grows. `cargo bench --profile dist --bench store [-- --full]`.
+//!
+//! Times on a shared machine are honest only as growth, so each has its multiple of the smallest store's beside it. Cold
+//! means that the kernel was asked to forget the file (`posix_fadvise`), which it may do in part only, and that the
+//! store was opened anew; the disk's own cache stays.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use keybearer::clock::Clock;
+use keybearer::model::Name;
+use keybearer::model::connection::{Identity, OriginSet};
+use keybearer::model::secret::SealKey;
+use keybearer::model::token::{AccessToken, RefreshToken, Subject, TokenKey};
+use keybearer::store::{EmbeddedStore, Keyring, Refresh, Store as _, StoreError, StoredToken};
+use keybearer::tasks::Tasks;
+use rustix::fs::{Advice, fadvise};
+
+const BATCH: usize = 5_000;
+const LOOKUPS: usize = 500;
+const OPENINGS: usize = 9;
+const SAVES: usize = 50;
+const TOGETHER: usize = 64;
+
+/// One column of the table: sizes in bytes, times in microseconds.
+struct Figures {
+    subjects: usize,
+    file: u64,
+    values: Vec<(&'static str, f64)>,
+}
+
+fn main() {
+    let full = std::env::args().any(|argument| argument == "--full");
+    let sizes: &[usize] = if full { &[1_000, 10_000, 100_000, 1_000_000] } else { &[1_000, 10_000, 100_000] };
+    let all: Vec<_> = sizes.iter().map(|subjects| measure(*subjects).expect("a store that works")).collect();
+    table(&all);
+}
+
+fn measure(subjects: usize) -> Result<Figures, StoreError> {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("tokens.redb");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let store = open(&path);
+    let numbers: Vec<usize> = (0..subjects).collect();
+    for batch in numbers.chunks(BATCH) {
+        store.fill(&batch.iter().map(|number| (key(*number), token(*number))).collect::<Vec<_>>())?;
+    }
+    drop(store);
+    let file = path.metadata().expect("a file").len();
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut values = vec![("bytes each", file as f64 / subjects as f64)];
+    let openings = (0..OPENINGS).map(|_| {
+        forget(&path);
+        let (opened, store) = timed(|| open(&path));
+        drop(store);
+        opened
+    });
+    values.push(("open, cold: median", quantile(openings.collect(), 0.5)));
+    forget(&path);
+    let store = open(&path);
+    let wanted: Vec<_> = (0..LOOKUPS).map(|_| key(random.usize(..subjects))).collect();
+    let look = || -> Result<Vec<f64>, StoreError> {
+        let one = |key| {
+            let (took, found) = timed(|| runtime.block_on(store.load(key)));
+            assert!(found?.is_some(), "every subject is there");
+            Ok(took)
+        };
+        wanted.iter().map(one).collect()
+    };
+    let cold = look()?;
+    // A few megabytes of pages are kept; the rest comes from the kernel.
+    let warm = look()?;
+    values.push(("look-up, cold: p50", quantile(cold.clone(), 0.5)));
+    values.push(("look-up, cold: p99", quantile(cold, 0.99)));
+    values.push(("look-up, warm: p50", quantile(warm.clone(), 0.5)));
+    values.push(("look-up, warm: p99", quantile(warm, 0.99)));
+    let save = async |number: usize| {
+        let key = key(number);
+        let lease = store.lease(&key, Duration::from_secs(10)).await?;
+        store.save(&key, token(number), &*lease).await
+    };
+    let alone: Vec<_> = (0..SAVES)
+        .map(|_| {
+            let number = random.usize(..subjects);
+            let (took, saved) = timed(|| runtime.block_on(save(number)));
+            saved.map(|()| took)
+        })
+        .collect::<Result<_, _>>()?;
+    values.push(("save, durable, alone: p50", quantile(alone, 0.5)));
+    let together: Vec<_> = (0..SAVES / 5)
+        .map(|_| {
+            let first = random.usize(..subjects - TOGETHER);
+            let (took, saved) = timed(|| runtime.block_on(join_all((first..first + TOGETHER).map(&save))));
+            saved.into_iter().collect::<Result<Vec<()>, _>>().map(|_| took / TOGETHER as f64)
+        })
+        .collect::<Result<_, _>>()?;
+    values.push(("save, durable, 64 at once: each", quantile(together, 0.5)));
+    Ok(Figures { subjects, file, values })
+}
+
+fn open(path: &Path) -> EmbeddedStore {
+    let keyring = Keyring::new(&SealKey::new([1; 32]), &[]).expect("a key");
+    EmbeddedStore::open(path, keyring, Clock::system(), &Tasks::default()).expect("a store")
+}
+
+fn key(number: usize) -> TokenKey {
+    let subject = Subject::parse(&format!("user-{number}@acme.test")).expect("a subject");
+    TokenKey::of_subject(Name::parse("crm").expect("a name"), subject)
+}
+
+fn token(number: usize) -> StoredToken {
+    StoredToken {
+        identity: Identity::new([7; 32]),
+        origins: Arc::new(OriginSet::from_lines(["tls api.acme.test"]).expect("origins")),
+        access_token: AccessToken::parse(&format!("{number:0>600}")).expect("a token"),
+        obtained: Clock::system().now(),
+        lifetime: Duration::from_secs(3600),
+        scopes: Some(vec!["read".to_owned(), "write".to_owned()]),
+        refresh: Refresh::Token(RefreshToken::parse(&format!("{number:0>64}")).expect("a token")),
+    }
+}
+
+/// Asks the kernel to drop the file from memory, as far as it will.
+fn forget(path: &Path) {
+    let file = File::open(path).expect("the file");
+    file.sync_all().expect("a sync");
+    fadvise(&file, 0, None, Advice::DontNeed).expect("advice");
+}
+
+fn timed<T>(work: impl FnOnce() -> T) -> (f64, T) {
+    let start = Instant::now();
+    let value = work();
+    (start.elapsed().as_secs_f64() * 1e6, value)
+}
+
+fn quantile(mut values: Vec<f64>, part: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[((values.len() - 1) as f64 * part).round() as usize]
+}
+
+/// Markdown; behind each figure its multiple of the smallest store's.
+fn table(all: &[Figures]) {
+    let row = |name: &str, cells: Vec<String>| println!("| {name} | {} |", cells.join(" | "));
+    row("subjects", all.iter().map(|figures| figures.subjects.to_string()).collect());
+    row("---", all.iter().map(|_| "---:".to_owned()).collect());
+    row("file, MiB", all.iter().map(|figures| format!("{:.1}", figures.file as f64 / 1048576.0)).collect());
+    for (index, (name, smallest)) in all[0].values.iter().enumerate() {
+        let unit = if name.starts_with("bytes") { "" } else { ", µs" };
+        let cell = |figures: &Figures| {
+            let value = figures.values[index].1;
+            format!("{value:.0} (×{:.2})", value / smallest)
+        };
+        row(&format!("{name}{unit}"), all.iter().map(cell).collect());
+    }
+}
