@@ -110,13 +110,14 @@ impl App {
 
     fn start(self) -> Result<Running, AppError> {
         let (loaded, tasks) = (self.loaded, self.tasks);
-        for listener in &self.listeners {
-            tracing::info!(listener = %listener.name, address = %listener.address, "listening");
-        }
         system::raise_open_files(loaded.model.limits.downstream_connections);
         let (clock, metrics, health) = (Clock::system(), Metrics::new()?, Arc::new(Health::default()));
         let (events, audit) = (Events::default(), Audit::default());
-        let store = store::open(&loaded.model.store, &loaded.model.state_dir, &self.keeper, &metrics)?.store;
+        let store = store::open(&loaded.model, &self.keeper, &metrics)?;
+        // Not sooner: without its store nobody is served.
+        for listener in &self.listeners {
+            tracing::info!(listener = %listener.name, address = %listener.address, "listening");
+        }
         let (own_clock, own_tasks, own_metrics) = (clock.clone(), tasks.clone(), metrics.clone());
         let cache = TokenCache::new(store, own_clock, own_tasks, own_metrics, events.clone(), audit.clone());
         let (cache, access) = (Arc::new(cache), Arc::new(Access::new(&loaded.model)));

@@ -28,7 +28,7 @@ pub use counted::Counted;
 pub use embedded::EmbeddedStore;
 pub use keeper::Keeper;
 pub use memory::MemoryStore;
-pub use open::{OpenError, Opened, open};
+pub use open::{OpenError, open};
 pub use seal::{KeyId, Keyring};
 
 pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;

@@ -74,7 +74,8 @@ pub fn check_place(top: &Unit<'_, TopFile>, store: &StoreSettings, person: bool,
         return;
     };
     let existing = path.ancestors().skip(1).find(|directory| directory.exists());
-    let writable = existing.is_some_and(|it| rustix::fs::access(it, Access::WRITE_OK | Access::EXEC_OK).is_ok());
+    let may_write = |it: &Path| rustix::fs::access(it, Access::WRITE_OK | Access::EXEC_OK).is_ok();
+    let writable = existing.is_some_and(|it| it.is_dir() && may_write(it));
     if writable {
         return;
     }

@@ -13,11 +13,10 @@ use base64::prelude::BASE64_STANDARD;
 use zeroize::Zeroizing;
 
 use super::counted::Counted;
-use super::embedded::EmbeddedStore;
 use super::seal::{KeyId, Keyring};
 use super::{Keeper, MemoryStore, Store};
 use crate::model::secret::SealKey;
-use crate::model::{StoreKind, StoreSettings};
+use crate::model::{Model, StoreKind, StoreSettings};
 use crate::private_file;
 use crate::telemetry::metrics::Metrics;
 
@@ -81,38 +80,22 @@ impl OpenError {
     }
 }
 
-/// A store that is open.
-#[derive(Clone)]
-pub struct Opened {
-    /// For everybody; its operations are counted.
-    pub store: Arc<dyn Store>,
-    /// The same one, where it is a file: for `{store: NAME}`, export, import and reseal.
-    pub embedded: Option<Arc<EmbeddedStore>>,
-}
-
-/// Opens what the settings mean. A file gives way to memory, with a warning, where nothing can be written: a configuration
-/// with a connection that needs a person has been refused there.
-pub fn open(
-    settings: &StoreSettings,
-    state_dir: &Path,
-    keeper: &Keeper,
-    metrics: &Metrics,
-) -> Result<Opened, OpenError> {
-    let embedded = match &settings.kind {
-        StoreKind::Memory => None,
-        StoreKind::Embedded { path } => match keeper.open(path, settings, state_dir) {
-            Err(error @ OpenError::Unwritable { .. }) => {
+/// Opens the store that a configuration means; its operations are counted. A file gives way to memory, with a warning, where
+/// nothing can be written and no connection needs a person.
+pub fn open(model: &Model, keeper: &Keeper, metrics: &Metrics) -> Result<Arc<dyn Store>, OpenError> {
+    let person = model.connections.iter().any(|connection| connection.grant.needs_person());
+    let store: Arc<dyn Store> = match &model.store.kind {
+        StoreKind::Memory => Arc::new(MemoryStore::default()),
+        StoreKind::Embedded { path } => match keeper.open(path, &model.store, &model.state_dir) {
+            Ok(store) => store,
+            Err(error @ OpenError::Unwritable { .. }) if !person => {
                 tracing::warn!(%error, "tokens are kept in memory only and will not outlast this process");
-                None
+                Arc::new(MemoryStore::default())
             }
-            other => Some(other?),
+            Err(error) => return Err(error),
         },
     };
-    let store: Arc<dyn Store> = match &embedded {
-        Some(embedded) => Arc::new(Counted::new(embedded.clone(), metrics)),
-        None => Arc::new(Counted::new(Arc::new(MemoryStore::default()), metrics)),
-    };
-    Ok(Opened { store, embedded })
+    Ok(Arc::new(Counted::new(store, metrics)))
 }
 
 impl Keyring {

@@ -291,7 +291,7 @@ async fn a_link_in_place_of_the_store_or_its_key_is_refused() {
 #[tokio::test]
 async fn without_a_place_for_it_tokens_are_in_memory_unless_a_person_is_needed() {
     let kept = Kept::start().await;
-    let top = "state_dir: /proc/nowhere\n";
+    let top = "state_dir: /dev/null/nowhere\n";
     let sidecar = Sidecar::start(&kept.config(top)).await;
     assert_eq!(get(&sidecar, "").await.status, 200);
     assert!(sidecar.log().contains("in memory"), "{}", sidecar.log());
