@@ -73,7 +73,8 @@ pub fn check_place(top: &Unit<'_, TopFile>, store: &StoreSettings, person: bool,
         }
         return;
     };
-    let existing = path.ancestors().skip(1).find(|directory| directory.exists());
+    let here = |directory| if directory == Path::new("") { Path::new(".") } else { directory };
+    let existing = path.ancestors().skip(1).map(here).find(|directory| directory.exists());
     let may_write = |it: &Path| rustix::fs::access(it, Access::WRITE_OK | Access::EXEC_OK).is_ok();
     let writable = existing.is_some_and(|it| it.is_dir() && may_write(it));
     if writable {

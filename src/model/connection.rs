@@ -1,14 +1,18 @@
 //! A configured OAuth connection and its routes.
 
+mod identity;
+mod origins;
+
 use std::time::Duration;
 
-use aws_lc_rs::digest;
 use http::{HeaderName, Method, StatusCode};
 use url::Url;
 
 use super::origin::{Host, Origin, Scheme};
 use super::secret::Secret;
 use super::{Name, Roots};
+pub use identity::Identity;
+pub use origins::OriginSet;
 
 /// A configured OAuth link: how its token is obtained, and which requests get it.
 #[derive(Debug, PartialEq, Eq)]
@@ -254,130 +258,6 @@ pub enum WithoutToken {
     Forward,
 }
 
-/// The origins that a connection's token may go to: those of its routes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OriginSet(Vec<(HostPattern, PortRule, bool)>);
-
-impl Connection {
-    pub fn origins(&self) -> OriginSet {
-        let origin = |route: &Route| match &route.place {
-            Place::Host { pattern, port } => (pattern.clone(), *port, route.tls.upgrade),
-            Place::Mount { upstream, .. } => {
-                let tls = upstream.scheme == Scheme::Https;
-                (HostPattern::Exact(upstream.host.clone()), PortRule::Stated(upstream.port), tls)
-            }
-        };
-        OriginSet(self.routes.iter().filter(|route| route.inject != Inject::Nothing).map(origin).collect())
-    }
-}
-
-/// The digest of what a token belongs to, beside its origins: with another identity the old token is never sent again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Identity([u8; 32]);
-
-impl Identity {
-    pub fn new(digest: [u8; 32]) -> Identity {
-        Identity(digest)
-    }
-
-    pub fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
-}
-
-impl Connection {
-    /// Token URL, client, grant, scopes in any order, audience, resource and username; secrets, margins, callers and
-    /// paths are no part of it. It is stored: what is digested here never changes but with the store's format.
-    pub fn identity(&self) -> Identity {
-        let mut scopes: Vec<&str> = self.scopes.iter().map(String::as_str).collect();
-        scopes.sort_unstable();
-        let username = match &self.grant {
-            Grant::Password { username, .. } => Some(username.as_str()),
-            Grant::ClientCredentials | Grant::AuthorizationCode => None,
-        };
-        let scopes = scopes.join(" ");
-        let parts = [
-            Some(self.token_url.as_str()),
-            Some(&self.client_id),
-            Some(self.grant.as_str()),
-            Some(&scopes),
-            self.audience.as_deref(),
-            self.resource.as_deref(),
-            username,
-        ];
-        let mut context = digest::Context::new(&digest::SHA256);
-        for part in parts {
-            // Its length before each part: two different lists never make one text.
-            let length = part.map_or(u64::MAX, |part| part.len() as u64);
-            context.update(&length.to_be_bytes());
-            context.update(part.unwrap_or_default().as_bytes());
-        }
-        let mut sha256 = [0; 32];
-        sha256.copy_from_slice(context.finish().as_ref());
-        Identity(sha256)
-    }
-}
-
-impl OriginSet {
-    /// Is everything that `other` permits permitted here too?
-    pub fn covers(&self, other: &OriginSet) -> bool {
-        other.0.iter().all(|origin| self.0.contains(origin))
-    }
-
-    /// One line for each origin, for the store.
-    pub fn lines(&self) -> impl Iterator<Item = String> {
-        self.0.iter().map(|(pattern, port, tls)| {
-            let tls = if *tls { "tls" } else { "plain" };
-            let pattern = match pattern {
-                HostPattern::Exact(host) => host.to_string(),
-                HostPattern::Below(host) => format!("*.{host}"),
-            };
-            match port {
-                PortRule::Default => format!("{tls} {pattern}"),
-                PortRule::Stated(port) => format!("{tls} {pattern} {port}"),
-                PortRule::Any => format!("{tls} {pattern} *"),
-            }
-        })
-    }
-
-    /// Reads what [`OriginSet::lines`] wrote; `None` for anything else.
-    pub fn from_lines<'a>(lines: impl IntoIterator<Item = &'a str>) -> Option<OriginSet> {
-        let origin = |line: &str| {
-            let mut parts = line.split(' ');
-            let tls = match parts.next()? {
-                "tls" => true,
-                "plain" => false,
-                _ => return None,
-            };
-            let pattern = parts.next()?;
-            let pattern = match pattern.strip_prefix("*.") {
-                Some(suffix) => HostPattern::Below(Host::parse(suffix).ok()?),
-                None => HostPattern::Exact(Host::parse(pattern).ok()?),
-            };
-            let port = match (parts.next(), parts.next()) {
-                (None, _) => PortRule::Default,
-                (Some("*"), None) => PortRule::Any,
-                (Some(port), None) => PortRule::Stated(port.parse().ok()?),
-                (Some(_), Some(_)) => return None,
-            };
-            Some((pattern, port, tls))
-        };
-        lines.into_iter().map(origin).collect::<Option<_>>().map(OriginSet)
-    }
-
-    /// May a token go to this origin, which is about to be dialled?
-    pub fn permits(&self, origin: &Origin) -> bool {
-        self.0.iter().any(|(pattern, port, tls)| {
-            let port = match port {
-                PortRule::Default => origin.port == if *tls { 443 } else { 80 },
-                PortRule::Stated(port) => origin.port == *port,
-                PortRule::Any => true,
-            };
-            port && (!tls || origin.scheme == Scheme::Https) && pattern.holds(&origin.host)
-        })
-    }
-}
-
 impl HostPattern {
     pub fn holds(&self, host: &Host) -> bool {
         match (self, host) {
@@ -441,75 +321,6 @@ mod tests {
         check(tls.leave_for(PortRule::Any, &origin("http://a.test:81")), origin("https://a.test:81"));
         check(plain.leave_for(PortRule::Default, &origin("http://a.test")), origin("http://a.test"));
         check(plain.leave_for(PortRule::Any, &origin("https://a.test")), origin("https://a.test"));
-    }
-
-    #[test]
-    fn a_token_goes_only_to_the_origins_of_its_routes() {
-        let set = |pattern: &str, port, tls| {
-            let host = Host::parse(pattern.trim_start_matches("*.")).unwrap();
-            let pattern = if pattern.starts_with('*') { HostPattern::Below(host) } else { HostPattern::Exact(host) };
-            OriginSet(vec![(pattern, port, tls)])
-        };
-        let origin = |scheme, text: &str| Origin::new(scheme, Authority::parse(text).unwrap());
-        let a = set("a.test", PortRule::Default, true);
-        assert!(a.permits(&origin(Scheme::Https, "a.test")));
-        assert!(!a.permits(&origin(Scheme::Http, "a.test:443")));
-        assert!(!a.permits(&origin(Scheme::Https, "a.test:444")));
-        assert!(!a.permits(&origin(Scheme::Https, "b.a.test")));
-        let below = set("*.a.test", PortRule::Any, false);
-        assert!(below.permits(&origin(Scheme::Http, "x.y.a.test:81")));
-        assert!(!below.permits(&origin(Scheme::Http, "a.test")));
-        assert!(!below.permits(&origin(Scheme::Http, "xa.test")));
-    }
-
-    #[test]
-    fn origins_are_read_as_they_are_written() {
-        let host = |text: &str| Host::parse(text).unwrap();
-        let set = OriginSet(vec![
-            (HostPattern::Exact(host("a.test")), PortRule::Default, true),
-            (HostPattern::Below(host("b.test")), PortRule::Any, false),
-            (HostPattern::Exact(host("[::1]")), PortRule::Stated(8443), true),
-        ]);
-        let lines: Vec<_> = set.lines().collect();
-        assert_eq!(OriginSet::from_lines(lines.iter().map(String::as_str)), Some(set));
-        for bad in ["", "tls", "ssl a.test", "tls a.test x", "tls a.test 1 2", "tls *", "tls a.test 70000"] {
-            assert_eq!(OriginSet::from_lines([bad]), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn an_identity_is_what_a_token_belongs_to_and_nothing_else() {
-        let changed = |change: fn(&mut Connection)| {
-            let mut connection = Connection::sample("crm");
-            connection.scopes = vec!["a".to_owned(), "b".to_owned()];
-            change(&mut connection);
-            connection.identity()
-        };
-        let password = |username: &str, password: &str| Grant::Password {
-            username: username.to_owned(),
-            password: Secret::new(password),
-        };
-        let own = changed(|_| {});
-        assert_eq!(changed(|c| c.scopes.reverse()), own);
-        assert_eq!(changed(|c| c.client_auth = ClientAuth::Body(vec![Secret::new("x")])), own);
-        assert_eq!(changed(|c| c.lifetimes.keep_warm = Some(Duration::from_secs(1))), own);
-        for other in [
-            changed(|c| c.token_url = "https://as.test/other".parse().unwrap()),
-            changed(|c| c.client_id = "other".to_owned()),
-            changed(|c| c.grant = Grant::AuthorizationCode),
-            changed(|c| c.scopes.truncate(1)),
-            changed(|c| c.audience = Some(String::new())),
-            changed(|c| c.resource = Some(String::new())),
-        ] {
-            assert_ne!(other, own);
-        }
-        let mut connection = Connection::sample("crm");
-        let mut of = |grant| {
-            connection.grant = grant;
-            connection.identity()
-        };
-        assert_eq!(of(password("ann", "x")), of(password("ann", "y")));
-        assert_ne!(of(password("ann", "x")), of(password("bob", "x")));
     }
 
     #[test]

@@ -6,16 +6,18 @@
 //! Metrics: `keybearer_request_overhead_seconds`, `keybearer_token_wait_seconds`, `keybearer_injections_total`,
 //! `keybearer_replays_total`.
 
+mod way;
+
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::request::Parts;
-use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
 use tokio::time::{Instant, sleep_until};
 
+use super::Peer;
 use super::body::{Progress, RequestSource, ResponseBody, Silent};
 use super::caller;
 use super::error::{Fault, ProxyError};
@@ -26,16 +28,15 @@ use super::target::{self, Target};
 use super::upstream::{Destination, Lease};
 use super::watched::Upload;
 use super::worker::Worker;
-use super::{Peer, Tunnelled};
 use crate::model::Unmatched;
-use crate::model::connection::{Inject, Place as RoutePlace, WithoutToken};
-use crate::model::origin::{Origin, Scheme};
+use crate::model::connection::{Inject, WithoutToken};
 use crate::model::token::Subject;
 use crate::router::{CallerId, Found};
 use crate::snapshot::{BoundRoute, Snapshot};
 use crate::telemetry::traces::Propagation;
 use crate::token::Slots;
 use crate::token::slot::{Consent, InjectedToken, NoToken};
+use way::{Way, inside};
 
 /// Serves one request. Whatever happens, there is an answer.
 pub async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, request: Request<Incoming>) -> Response<ResponseBody<Answer>> {
@@ -65,13 +66,6 @@ struct Exchange<'a> {
     report: &'a mut Report,
     /// Whose token is wanted, of a connection that has one for each.
     subject: Option<Subject>,
-}
-
-/// Where a request goes, by which route, and under which path.
-struct Way<'a> {
-    bound: Option<&'a BoundRoute>,
-    destination: Destination,
-    path: PathAndQuery,
 }
 
 impl<'a> Exchange<'a> {
@@ -332,64 +326,6 @@ impl<'a> Exchange<'a> {
     fn patience(&self, progress: &Progress) -> (Instant, Silent) {
         let timeouts = &self.snapshot.timeouts;
         progress.deadline(timeouts.idle, timeouts.response_head)
-    }
-}
-
-impl<'a> Way<'a> {
-    /// `rest` is what follows the mount.
-    fn by_route(bound: &'a BoundRoute, target: &Target, rest: &str) -> Result<Way<'a>, Fault> {
-        let (origin, path) = match (&bound.route.place, target) {
-            (RoutePlace::Host { port, .. }, Target::Absolute(origin, path)) => {
-                (bound.route.tls.leave_for(*port, origin), path.clone())
-            }
-            (RoutePlace::Mount { upstream, base, .. }, Target::Origin(_, path)) => {
-                let slash = if rest.is_empty() && base.is_root() { "/" } else { "" };
-                let query = path.query().map_or(String::new(), |query| format!("?{query}"));
-                let mapped = PathAndQuery::try_from(format!("{}{rest}{slash}{query}", base.as_str()));
-                (upstream.clone(), mapped.map_err(|_| ProxyError::BadRequestTarget("the path is not valid"))?)
-            }
-            _ => return Err(ProxyError::NoRoute.into()),
-        };
-        let destination =
-            Destination { origin, tls: bound.tls.clone(), server_name: bound.route.tls.server_name.clone() };
-        Ok(Way { bound: Some(bound), destination, path })
-    }
-
-    /// The request as it goes upstream, the token last.
-    fn request(
-        &self,
-        head: &Parts,
-        token: Option<&InjectedToken>,
-        source: &RequestSource,
-        progress: Rc<Progress>,
-        trace: Option<&Propagation>,
-    ) -> Result<Request<super::body::RequestBody>, Fault> {
-        let mut request = Request::new(source.body(progress));
-        *request.method_mut() = head.method.clone();
-        *request.version_mut() = Version::HTTP_11;
-        *request.uri_mut() = Uri::from(self.path.clone());
-        *request.headers_mut() = head.headers.clone();
-        if let Some(trace) = trace {
-            trace.apply(request.headers_mut());
-        }
-        if let (Some(token), Some(bound)) = (token, self.bound) {
-            inject::inject(request.headers_mut(), &self.destination.origin, &bound.route.inject, token)
-                .map_err(|_| ProxyError::EgressDenied("the token was not granted for this origin"))?;
-        }
-        Ok(request)
-    }
-}
-
-/// A request inside a tunnel: it goes where the tunnel goes, or nowhere.
-fn inside(tunnel: &Tunnelled, target: Target) -> Result<Target, Fault> {
-    let origin = Origin { scheme: Scheme::Http, host: tunnel.host.clone(), port: tunnel.port };
-    match target {
-        Target::Origin(Some(host), path) if Origin::new(Scheme::Http, host.clone()) == origin => {
-            Ok(Target::Absolute(origin, path))
-        }
-        Target::Absolute(asked, path) if asked == origin => Ok(Target::Absolute(origin, path)),
-        Target::Connect(..) => Err(ProxyError::BadRequestTarget("a tunnel inside a tunnel").into()),
-        _ => Err(ProxyError::AuthorityMismatch.into()),
     }
 }
 

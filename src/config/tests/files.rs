@@ -209,5 +209,5 @@ fn a_secret_may_lie_in_the_store() {
     with("{store: x, file: y}", "")
         .check(&["main.yaml:2:54: connections[0].client_secret: must have exactly one source"]);
     let own = with("x", "store: {seal_key: {store: x}}");
-    own.check(&["main.yaml:1:26: store.seal_key.store: the store's own key cannot lie in it"]);
+    own.check(&["main.yaml:1:27: store.seal_key.store: the store's own key cannot lie in it"]);
 }

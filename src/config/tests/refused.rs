@@ -123,7 +123,7 @@ fn each_key_of_a_connection_is_checked() {
     at("client_secret: s, send_credentials: none", "16: connections[1].client_secret: a secret is given");
     at("client_secret: []", "16: connections[1].client_secret: the list holds no secret");
     at("client_secret: \"\"", "16: connections[1].client_secret: the secret is empty");
-    at("client_secret: {store: x}", "17: connections[1].client_secret.store: `store` is not built yet");
+    at("client_secret: {store: x}", "24: connections[1].client_secret.store: no store is at hand here");
     at("client_secret: {file: x, env: y}", "16: connections[1].client_secret: must have exactly one source");
     at("client_secret: s, basic_encoding: raw", "35: connections[1].basic_encoding: `basic_encoding` goes with");
     at("authorization_server: {timeout: 0s}", "33: connections[1].authorization_server.timeout: `0s` is zero");

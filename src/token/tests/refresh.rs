@@ -1,7 +1,7 @@
 //! What a person may ask of a slot.
 
 use super::*;
-use crate::telemetry::audit::Person;
+use crate::telemetry::audit::{Cause, Person};
 use crate::token::slot::NotRefreshed;
 
 pub(super) fn person() -> Person {

@@ -1,0 +1,96 @@
+//! What a token belongs to, beside the origins that it was granted for.
+
+use aws_lc_rs::digest;
+
+use super::{Connection, Grant};
+
+/// The digest of what a token belongs to, beside its origins: with another identity the old token is never sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity([u8; 32]);
+
+impl Identity {
+    pub fn new(digest: [u8; 32]) -> Identity {
+        Identity(digest)
+    }
+
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl Connection {
+    /// Token URL, client, grant, scopes in any order, audience, resource and username; secrets, margins, callers and
+    /// paths are no part of it. It is stored: what is digested here never changes but with the store's format.
+    pub fn identity(&self) -> Identity {
+        let mut scopes: Vec<&str> = self.scopes.iter().map(String::as_str).collect();
+        scopes.sort_unstable();
+        let username = match &self.grant {
+            Grant::Password { username, .. } => Some(username.as_str()),
+            Grant::ClientCredentials | Grant::AuthorizationCode => None,
+        };
+        let scopes = scopes.join(" ");
+        let parts = [
+            Some(self.token_url.as_str()),
+            Some(&self.client_id),
+            Some(self.grant.as_str()),
+            Some(&scopes),
+            self.audience.as_deref(),
+            self.resource.as_deref(),
+            username,
+        ];
+        let mut context = digest::Context::new(&digest::SHA256);
+        for part in parts {
+            // Its length before each part: two different lists never make one text.
+            let length = part.map_or(u64::MAX, |part| part.len() as u64);
+            context.update(&length.to_be_bytes());
+            context.update(part.unwrap_or_default().as_bytes());
+        }
+        let mut sha256 = [0; 32];
+        sha256.copy_from_slice(context.finish().as_ref());
+        Identity(sha256)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::model::connection::ClientAuth;
+    use crate::model::secret::Secret;
+
+    #[test]
+    fn an_identity_is_what_a_token_belongs_to_and_nothing_else() {
+        let changed = |change: fn(&mut Connection)| {
+            let mut connection = Connection::sample("crm");
+            connection.scopes = vec!["a".to_owned(), "b".to_owned()];
+            change(&mut connection);
+            connection.identity()
+        };
+        let password = |username: &str, password: &str| Grant::Password {
+            username: username.to_owned(),
+            password: Secret::new(password),
+        };
+        let own = changed(|_| {});
+        assert_eq!(changed(|c| c.scopes.reverse()), own);
+        assert_eq!(changed(|c| c.client_auth = ClientAuth::Body(vec![Secret::new("x")])), own);
+        assert_eq!(changed(|c| c.lifetimes.keep_warm = Some(Duration::from_secs(1))), own);
+        for other in [
+            changed(|c| c.token_url = "https://as.test/other".parse().unwrap()),
+            changed(|c| c.client_id = "other".to_owned()),
+            changed(|c| c.grant = Grant::AuthorizationCode),
+            changed(|c| c.scopes.truncate(1)),
+            changed(|c| c.audience = Some(String::new())),
+            changed(|c| c.resource = Some(String::new())),
+        ] {
+            assert_ne!(other, own);
+        }
+        let mut connection = Connection::sample("crm");
+        let mut of = |grant| {
+            connection.grant = grant;
+            connection.identity()
+        };
+        assert_eq!(of(password("ann", "x")), of(password("ann", "y")));
+        assert_ne!(of(password("ann", "x")), of(password("bob", "x")));
+    }
+}

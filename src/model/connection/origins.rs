@@ -1,0 +1,121 @@
+//! Where a connection's token may go, as it is compared, stored and shown.
+
+use super::{Connection, HostPattern, Inject, Place, PortRule, Route};
+use crate::model::origin::{Host, Origin, Scheme};
+
+/// The origins that a connection's token may go to: those of its routes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OriginSet(Vec<(HostPattern, PortRule, bool)>);
+
+impl Connection {
+    pub fn origins(&self) -> OriginSet {
+        let origin = |route: &Route| match &route.place {
+            Place::Host { pattern, port } => (pattern.clone(), *port, route.tls.upgrade),
+            Place::Mount { upstream, .. } => {
+                let tls = upstream.scheme == Scheme::Https;
+                (HostPattern::Exact(upstream.host.clone()), PortRule::Stated(upstream.port), tls)
+            }
+        };
+        OriginSet(self.routes.iter().filter(|route| route.inject != Inject::Nothing).map(origin).collect())
+    }
+}
+
+impl OriginSet {
+    /// Is everything that `other` permits permitted here too?
+    pub fn covers(&self, other: &OriginSet) -> bool {
+        other.0.iter().all(|origin| self.0.contains(origin))
+    }
+
+    /// One line for each origin, for the store.
+    pub fn lines(&self) -> impl Iterator<Item = String> {
+        self.0.iter().map(|(pattern, port, tls)| {
+            let tls = if *tls { "tls" } else { "plain" };
+            let pattern = match pattern {
+                HostPattern::Exact(host) => host.to_string(),
+                HostPattern::Below(host) => format!("*.{host}"),
+            };
+            match port {
+                PortRule::Default => format!("{tls} {pattern}"),
+                PortRule::Stated(port) => format!("{tls} {pattern} {port}"),
+                PortRule::Any => format!("{tls} {pattern} *"),
+            }
+        })
+    }
+
+    /// Reads what [`OriginSet::lines`] wrote; `None` for anything else.
+    pub fn from_lines<'a>(lines: impl IntoIterator<Item = &'a str>) -> Option<OriginSet> {
+        let origin = |line: &str| {
+            let mut parts = line.split(' ');
+            let tls = match parts.next()? {
+                "tls" => true,
+                "plain" => false,
+                _ => return None,
+            };
+            let pattern = parts.next()?;
+            let pattern = match pattern.strip_prefix("*.") {
+                Some(suffix) => HostPattern::Below(Host::parse(suffix).ok()?),
+                None => HostPattern::Exact(Host::parse(pattern).ok()?),
+            };
+            let port = match (parts.next(), parts.next()) {
+                (None, _) => PortRule::Default,
+                (Some("*"), None) => PortRule::Any,
+                (Some(port), None) => PortRule::Stated(port.parse().ok()?),
+                (Some(_), Some(_)) => return None,
+            };
+            Some((pattern, port, tls))
+        };
+        lines.into_iter().map(origin).collect::<Option<_>>().map(OriginSet)
+    }
+
+    /// May a token go to this origin, which is about to be dialled?
+    pub fn permits(&self, origin: &Origin) -> bool {
+        self.0.iter().any(|(pattern, port, tls)| {
+            let port = match port {
+                PortRule::Default => origin.port == if *tls { 443 } else { 80 },
+                PortRule::Stated(port) => origin.port == *port,
+                PortRule::Any => true,
+            };
+            port && (!tls || origin.scheme == Scheme::Https) && pattern.holds(&origin.host)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::origin::Authority;
+
+    #[test]
+    fn a_token_goes_only_to_the_origins_of_its_routes() {
+        let set = |pattern: &str, port, tls| {
+            let host = Host::parse(pattern.trim_start_matches("*.")).unwrap();
+            let pattern = if pattern.starts_with('*') { HostPattern::Below(host) } else { HostPattern::Exact(host) };
+            OriginSet(vec![(pattern, port, tls)])
+        };
+        let origin = |scheme, text: &str| Origin::new(scheme, Authority::parse(text).unwrap());
+        let a = set("a.test", PortRule::Default, true);
+        assert!(a.permits(&origin(Scheme::Https, "a.test")));
+        assert!(!a.permits(&origin(Scheme::Http, "a.test:443")));
+        assert!(!a.permits(&origin(Scheme::Https, "a.test:444")));
+        assert!(!a.permits(&origin(Scheme::Https, "b.a.test")));
+        let below = set("*.a.test", PortRule::Any, false);
+        assert!(below.permits(&origin(Scheme::Http, "x.y.a.test:81")));
+        assert!(!below.permits(&origin(Scheme::Http, "a.test")));
+        assert!(!below.permits(&origin(Scheme::Http, "xa.test")));
+    }
+
+    #[test]
+    fn origins_are_read_as_they_are_written() {
+        let host = |text: &str| Host::parse(text).unwrap();
+        let set = OriginSet(vec![
+            (HostPattern::Exact(host("a.test")), PortRule::Default, true),
+            (HostPattern::Below(host("b.test")), PortRule::Any, false),
+            (HostPattern::Exact(host("[::1]")), PortRule::Stated(8443), true),
+        ]);
+        let lines: Vec<_> = set.lines().collect();
+        assert_eq!(OriginSet::from_lines(lines.iter().map(String::as_str)), Some(set));
+        for bad in ["", "tls", "ssl a.test", "tls a.test x", "tls a.test 1 2", "tls *", "tls a.test 70000"] {
+            assert_eq!(OriginSet::from_lines([bad]), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Where one request goes: its route, its destination and its path there, and the request as it leaves.
+//!
+//! Holds: the token goes in last, by the one function that injects.
+
+use std::rc::Rc;
+
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{Request, Uri, Version};
+
+use crate::model::connection::Place as RoutePlace;
+use crate::model::origin::{Origin, Scheme};
+use crate::proxy::Tunnelled;
+use crate::proxy::body::{Progress, RequestBody, RequestSource};
+use crate::proxy::error::{Fault, ProxyError};
+use crate::proxy::inject;
+use crate::proxy::target::Target;
+use crate::proxy::upstream::Destination;
+use crate::snapshot::BoundRoute;
+use crate::telemetry::traces::Propagation;
+use crate::token::slot::InjectedToken;
+
+/// Where a request goes, by which route, and under which path.
+pub struct Way<'a> {
+    pub bound: Option<&'a BoundRoute>,
+    pub destination: Destination,
+    pub path: PathAndQuery,
+}
+
+impl<'a> Way<'a> {
+    /// `rest` is what follows the mount.
+    pub fn by_route(bound: &'a BoundRoute, target: &Target, rest: &str) -> Result<Way<'a>, Fault> {
+        let (origin, path) = match (&bound.route.place, target) {
+            (RoutePlace::Host { port, .. }, Target::Absolute(origin, path)) => {
+                (bound.route.tls.leave_for(*port, origin), path.clone())
+            }
+            (RoutePlace::Mount { upstream, base, .. }, Target::Origin(_, path)) => {
+                let slash = if rest.is_empty() && base.is_root() { "/" } else { "" };
+                let query = path.query().map_or(String::new(), |query| format!("?{query}"));
+                let mapped = PathAndQuery::try_from(format!("{}{rest}{slash}{query}", base.as_str()));
+                (upstream.clone(), mapped.map_err(|_| ProxyError::BadRequestTarget("the path is not valid"))?)
+            }
+            _ => return Err(ProxyError::NoRoute.into()),
+        };
+        let destination =
+            Destination { origin, tls: bound.tls.clone(), server_name: bound.route.tls.server_name.clone() };
+        Ok(Way { bound: Some(bound), destination, path })
+    }
+
+    /// The request as it goes upstream, the token last.
+    pub fn request(
+        &self,
+        head: &Parts,
+        token: Option<&InjectedToken>,
+        source: &RequestSource,
+        progress: Rc<Progress>,
+        trace: Option<&Propagation>,
+    ) -> Result<Request<RequestBody>, Fault> {
+        let mut request = Request::new(source.body(progress));
+        *request.method_mut() = head.method.clone();
+        *request.version_mut() = Version::HTTP_11;
+        *request.uri_mut() = Uri::from(self.path.clone());
+        *request.headers_mut() = head.headers.clone();
+        if let Some(trace) = trace {
+            trace.apply(request.headers_mut());
+        }
+        if let (Some(token), Some(bound)) = (token, self.bound) {
+            inject::inject(request.headers_mut(), &self.destination.origin, &bound.route.inject, token)
+                .map_err(|_| ProxyError::EgressDenied("the token was not granted for this origin"))?;
+        }
+        Ok(request)
+    }
+}
+
+/// A request inside a tunnel: it goes where the tunnel goes, or nowhere.
+pub fn inside(tunnel: &Tunnelled, target: Target) -> Result<Target, Fault> {
+    let origin = Origin { scheme: Scheme::Http, host: tunnel.host.clone(), port: tunnel.port };
+    match target {
+        Target::Origin(Some(host), path) if Origin::new(Scheme::Http, host.clone()) == origin => {
+            Ok(Target::Absolute(origin, path))
+        }
+        Target::Absolute(asked, path) if asked == origin => Ok(Target::Absolute(origin, path)),
+        Target::Connect(..) => Err(ProxyError::BadRequestTarget("a tunnel inside a tunnel").into()),
+        _ => Err(ProxyError::AuthorityMismatch.into()),
+    }
+}
