@@ -168,6 +168,7 @@ async fn a_wrong_key_opens_nothing_and_changes_nothing() {
     let (_dir, path, store) = store();
     save(&store, &key("crm", "a"), token("a")).await.unwrap();
     drop(store);
+    let before = std::fs::read(&path).unwrap();
     let (right, wrong) = (ring(1, &[]).sealing(), ring(2, &[3]));
     let wrong_ids: Vec<_> = wrong.ids().collect();
     let refused = open_at(&path, wrong).err().unwrap();
@@ -176,6 +177,7 @@ async fn a_wrong_key_opens_nothing_and_changes_nothing() {
     for id in wrong_ids.iter().chain([&right]) {
         assert!(text.contains(&id.to_string()), "{text}");
     }
+    assert!(std::fs::read(&path).unwrap() == before);
     let store = open_at(&path, ring(1, &[])).unwrap();
     assert!(store.load(&key("crm", "a")).await.unwrap().is_some());
 }

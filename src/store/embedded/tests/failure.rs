@@ -76,6 +76,18 @@ fn over(disk: &Arc<Disk>) -> EmbeddedStore {
     EmbeddedStore::over(path, Engine::new(database, opener), keyring, Clock::system(), &Tasks::default()).unwrap()
 }
 
+/// The record, once the file is open again, which is tried once a second.
+async fn loaded_again(store: &EmbeddedStore) -> StoredToken {
+    let end = Instant::now() + 5 * SECOND;
+    loop {
+        match store.load(&key("crm", "a")).await {
+            Ok(found) => return found.unwrap(),
+            Err(error) => assert!(Instant::now() < end, "{error}"),
+        }
+        tokio::time::sleep(SECOND / 50).await;
+    }
+}
+
 #[tokio::test]
 async fn a_full_disk_at_any_moment_loses_nothing_and_passes() {
     let disk = Arc::new(Disk::default());
@@ -88,15 +100,7 @@ async fn a_full_disk_at_any_moment_loses_nothing_and_passes() {
         let saved = save(&store, &key("crm", "a"), token(&good.to_string())).await;
         disk.good_writes.store(usize::MAX, Ordering::SeqCst);
         failed += usize::from(saved.is_err());
-        // It may have to be opened again, which is tried once a second.
-        let after = loop {
-            match store.load(&key("crm", "a")).await {
-                Ok(found) => break found.unwrap().access_token,
-                Err(StoreError::Unavailable(why)) => assert!(why.contains("disk"), "{why}"),
-                Err(other) => panic!("{other}"),
-            }
-            tokio::time::sleep(SECOND / 50).await;
-        };
+        let after = loaded_again(&store).await.access_token;
         let new = token(&good.to_string()).access_token;
         match saved {
             Ok(()) => assert_eq!(after, new),
@@ -116,12 +120,7 @@ async fn a_panic_below_is_an_error_above() {
     let failed = save(&store, &key("crm", "a"), token("b")).await;
     assert!(matches!(failed, Err(StoreError::Damaged { .. })), "{failed:?}");
     disk.panics.store(false, Ordering::SeqCst);
-    loop {
-        match store.load(&key("crm", "a")).await {
-            Ok(found) => break assert!(found.is_some()),
-            Err(_) => tokio::time::sleep(SECOND / 50).await,
-        }
-    }
+    loaded_again(&store).await;
     save(&store, &key("crm", "a"), token("b")).await.unwrap();
 }
 
