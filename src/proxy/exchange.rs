@@ -290,7 +290,7 @@ impl<'a> Exchange<'a> {
                         biased;
                         sent = &mut sending => break sent,
                         () = sleep_until(deadline) => {}
-                        () = progress.done() => {}
+                        () = progress.done(), if !progress.is_done() => {}
                     }
                     match self.patience(&progress) {
                         (deadline, _) if deadline > Instant::now() => {}
@@ -327,8 +327,8 @@ impl<'a> Way<'a> {
             }
             (RoutePlace::Mount { upstream, base, .. }, Target::Origin(_, path)) => {
                 let slash = if rest.is_empty() && base.is_root() { "/" } else { "" };
-                let query = path.query().map_or(String::new(), |query| format!("?{query}"));
-                let mapped = PathAndQuery::try_from(format!("{}{rest}{slash}{query}", base.as_str()));
+                let (mark, query) = path.query().map_or(("", ""), |query| ("?", query));
+                let mapped = PathAndQuery::try_from([base.as_str(), rest, slash, mark, query].concat());
                 (upstream.clone(), mapped.map_err(|_| ProxyError::BadRequestTarget("the path is not valid"))?)
             }
             _ => return Err(ProxyError::NoRoute.into()),
