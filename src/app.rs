@@ -167,10 +167,11 @@ impl App {
             tunnels: Arc::new(AtomicUsize::new(0)),
         });
         let threads = proxy::start(shared.clone(), loaded.model.workers, self.proxy)?;
-        tasks.spawn("readiness", settle(slots, loaded.model.readiness_wait, health.clone()));
+        // Before anybody hears that we are ready, and may send SIGHUP.
         if let Some(Source { path, logging }) = self.source {
-            tasks.spawn("reload", Reloader::new((path, self.keeper), &loaded, wiring, logging, reloads).run());
+            tasks.spawn("reload", Reloader::new((path, self.keeper), &loaded, wiring, logging, reloads)?.run());
         }
+        tasks.spawn("readiness", settle(slots, loaded.model.readiness_wait, health.clone()));
         Ok(Running { tasks, health, cache, threads, shared })
     }
 }

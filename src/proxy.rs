@@ -13,7 +13,7 @@ mod downstream;
 mod error;
 mod exchange;
 mod headers;
-mod inject;
+pub mod inject;
 mod report;
 mod spans;
 mod target;

@@ -8,10 +8,11 @@
 mod watch;
 mod wiring;
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::admin::{ReloadAsked, Reloaded};
@@ -90,6 +91,7 @@ pub struct Reloader {
     /// Of the configuration in force.
     fingerprint: String,
     watch: Watch,
+    hangup: Signal,
     /// Those that ask through the API.
     asked: mpsc::Receiver<ReloadAsked>,
     /// Of the configuration in force, but not followed yet.
@@ -97,25 +99,23 @@ pub struct Reloader {
 }
 
 impl Reloader {
-    /// For the configuration at `path`, of which `loaded` is in force.
+    /// For the configuration at `path`, of which `loaded` is in force. From here on SIGHUP is heard; before, it would end
+    /// the program.
     pub fn new(
         (path, vault): (PathBuf, Arc<dyn Vault>),
         loaded: &Loaded,
         wiring: Wiring,
         logging: Logging,
         asked: mpsc::Receiver<ReloadAsked>,
-    ) -> Reloader {
+    ) -> io::Result<Reloader> {
         let (fixed, fingerprint) = (Fixed::of(loaded), loaded.fingerprint.clone());
         let watch = Watch::new(watched(loaded), wiring.parts.audit.clone());
-        Reloader { path, vault, wiring, logging, fixed, fingerprint, watch, asked, audit: None }
+        let hangup = signal(SignalKind::hangup())?;
+        Ok(Reloader { path, vault, wiring, logging, fixed, fingerprint, watch, hangup, asked, audit: None })
     }
 
     /// Reloads on SIGHUP, when the files change and when the API is asked to, until the task is stopped.
     pub async fn run(mut self) {
-        let mut hangup = match signal(SignalKind::hangup()) {
-            Ok(hangup) => hangup,
-            Err(error) => return tracing::error!(%error, "SIGHUP cannot be received; nothing is reloaded"),
-        };
         // What changed between the first load and the start of the watch would not be noticed otherwise.
         let outcome = self.reload().await;
         if !matches!(outcome, Outcome::Unchanged) {
@@ -124,7 +124,7 @@ impl Reloader {
         }
         loop {
             let cause = tokio::select! {
-                _ = hangup.recv() => Cause::Signal,
+                _ = self.hangup.recv() => Cause::Signal,
                 () = self.watch.changed() => Cause::File,
                 Some(asked) = self.asked.recv() => Cause::Person(asked),
             };

@@ -168,7 +168,10 @@ impl Origin {
 
     /// The value of `Host` and `:authority`: the port only where it is not the scheme's own.
     pub fn authority(&self) -> String {
-        let mut text = self.host.to_string();
+        let mut text = match &self.host {
+            Host::Name(name) => String::from(&**name),
+            host => host.to_string(),
+        };
         if self.port != self.scheme.default_port() {
             let _ = write!(text, ":{}", self.port);
         }

@@ -148,6 +148,11 @@ impl Progress {
         }
     }
 
+    /// Has the body been handed over?
+    pub fn is_done(&self) -> bool {
+        matches!(self.sending.get(), Sending::Done(_))
+    }
+
     /// Returns when the body has been handed over, because the deadline may then come sooner.
     pub async fn done(&self) {
         self.done.notified().await;

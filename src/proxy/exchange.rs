@@ -301,7 +301,7 @@ impl<'a> Exchange<'a> {
                         biased;
                         sent = &mut sending => break sent,
                         () = sleep_until(deadline) => {}
-                        () = progress.done() => {}
+                        () = progress.done(), if !progress.is_done() => {}
                     }
                     match self.patience(&progress) {
                         (deadline, _) if deadline > Instant::now() => {}

@@ -3,25 +3,27 @@
 //! Holds: framing fields are never copied; hyper writes them from the body that is really sent.
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, MAX_FORWARDS, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE, VIA,
+    CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, MAX_FORWARDS, TRAILER, TRANSFER_ENCODING, VIA,
 };
 use http::{Method, Uri};
 
 /// Fields that end at each hop, beside those that Connection names (RFC 9110 §7.6.1, RFC 9113 §8.2.2).
-const HOP_BY_HOP: [HeaderName; 11] = [
-    CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    HeaderName::from_static("proxy-authorization"),
-    HeaderName::from_static("proxy-authenticate"),
-    HeaderName::from_static("http2-settings"),
-    TE,
-    TRANSFER_ENCODING,
-    CONTENT_LENGTH,
-    UPGRADE,
-    EXPECT,
-];
+fn is_hop_by_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authorization"
+            | "proxy-authenticate"
+            | "http2-settings"
+            | "te"
+            | "transfer-encoding"
+            | "content-length"
+            | "upgrade"
+            | "expect"
+    )
+}
 
 /// Fields that mean something only in a head, and must not come in through a trailer (RFC 9110 §6.5.1).
 const NOT_IN_TRAILERS: [HeaderName; 6] =
@@ -32,11 +34,7 @@ const OURS: &str = "keybearer-";
 
 /// What goes upstream of a request's fields: end-to-end fields, Via, and the Host of the place that is dialled.
 pub fn request(headers: &mut HeaderMap, host: HeaderValue, via: &HeaderValue) {
-    remove_hop_by_hop(headers);
-    let ours: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with(OURS)).cloned().collect();
-    for name in ours {
-        headers.remove(name);
-    }
+    remove_hop_by_hop_and(headers, |name| name.starts_with(OURS));
     headers.insert(HOST, host);
     headers.append(VIA, via.clone());
 }
@@ -45,15 +43,14 @@ pub fn request(headers: &mut HeaderMap, host: HeaderValue, via: &HeaderValue) {
 pub fn response(headers: &mut HeaderMap, via: &HeaderValue) {
     // The length of an answer without a body (HEAD, 304) is information, not framing.
     let length = headers.get(CONTENT_LENGTH).filter(|_| !headers.contains_key(TRANSFER_ENCODING)).cloned();
-    remove_hop_by_hop(headers);
-    headers.remove("keybearer-error");
+    remove_hop_by_hop_and(headers, |name| name == "keybearer-error");
     headers.extend(length.map(|length| (CONTENT_LENGTH, length)));
     headers.append(VIA, via.clone());
 }
 
 /// Trailers without what only a head may say.
 pub fn trailers(mut trailers: HeaderMap) -> HeaderMap {
-    remove_hop_by_hop(&mut trailers);
+    remove_hop_by_hop_and(&mut trailers, |_| false);
     for name in &NOT_IN_TRAILERS {
         trailers.remove(name);
     }
@@ -111,7 +108,7 @@ pub fn remove_with_twins(headers: &mut HeaderMap, name: &HeaderName) {
     let wanted = name.as_str();
     let twin = |key: &HeaderName| {
         let key = key.as_str();
-        key.contains('_') && key.trim_end_matches('_').replace('_', "-") == wanted
+        key.as_bytes().contains(&b'_') && key.trim_end_matches('_').replace('_', "-") == wanted
     };
     let twins: Vec<HeaderName> = headers.keys().filter(|key| twin(key)).cloned().collect();
     for key in twins {
@@ -119,20 +116,17 @@ pub fn remove_with_twins(headers: &mut HeaderMap, name: &HeaderName) {
     }
 }
 
-fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(CONNECTION) {
-        let named: Vec<HeaderName> = headers
-            .get_all(CONNECTION)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .filter_map(|name| name.trim().parse().ok())
-            .collect();
-        for name in named {
-            headers.remove(name);
-        }
+/// Most messages hold one or two such fields: looking at each name once costs less than asking for each that may be there.
+fn remove_hop_by_hop_and(headers: &mut HeaderMap, is_unwanted: impl Fn(&str) -> bool) {
+    let listed = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let named: Vec<HeaderName> =
+        listed.flat_map(|value| value.split(',')).filter_map(|name| name.trim().parse().ok()).collect();
+    for name in named {
+        headers.remove(name);
     }
-    for name in &HOP_BY_HOP {
+    let unwanted = |name: &&HeaderName| is_hop_by_hop(name.as_str()) || is_unwanted(name.as_str());
+    let unwanted: Vec<HeaderName> = headers.keys().filter(unwanted).cloned().collect();
+    for name in unwanted {
         headers.remove(name);
     }
 }

@@ -115,12 +115,9 @@ impl Pool {
     /// A connection to `destination`: an idle one, or a new one.
     pub async fn checkout(&self, snapshot: &Snapshot, destination: &Destination) -> Result<Lease, Fault> {
         let entry = self.entry(&snapshot.dialer, destination);
-        let limits = &snapshot.limits;
-        let place = entry.gate.enter(limits.per_upstream, limits.queued_per_upstream);
-        let permit = match timeout(snapshot.timeouts.connect, place).await {
-            Ok(Ok(permit)) => permit,
-            Ok(Err(Full)) => return Err(ProxyError::Overloaded.because("limits.queued_per_upstream is reached")),
-            Err(_) => return Err(ProxyError::Overloaded.because("no place below limits.per_upstream became free")),
+        let permit = match entry.gate.try_enter(snapshot.limits.per_upstream) {
+            Some(permit) => permit,
+            None => entry.wait_for_place(snapshot).await?,
         };
         if let Some(mut sender) = entry.take_idle(snapshot.timeouts.keep_alive) {
             sender.move_to(&self.active);
@@ -199,6 +196,16 @@ impl Pool {
 }
 
 impl Entry {
+    async fn wait_for_place(&self, snapshot: &Snapshot) -> Result<Permit, Fault> {
+        let limits = &snapshot.limits;
+        let place = self.gate.enter(limits.per_upstream, limits.queued_per_upstream);
+        match timeout(snapshot.timeouts.connect, place).await {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(Full)) => Err(ProxyError::Overloaded.because("limits.queued_per_upstream is reached")),
+            Err(_) => Err(ProxyError::Overloaded.because("no place below limits.per_upstream became free")),
+        }
+    }
+
     /// The connection that was used last and is ready for another request. Older ones are left to `sweep`, so that a
     /// checkout costs the same however many are idle.
     fn take_idle(&self, keep_alive: Duration) -> Option<Sender> {

@@ -17,6 +17,10 @@ pub fn is_ambiguous(path: &str) -> bool {
 
 /// Does some reading of this path hold a dot segment, so that it could climb out of the prefix it begins with?
 pub fn climbs(path: &str) -> bool {
+    // Without these bytes no reading differs from the path itself, and no segment is a dot.
+    if !path.bytes().any(|b| matches!(b, b'.' | b'%' | 0)) {
+        return false;
+    }
     let mut reading = path.as_bytes().to_vec();
     for _ in 0..3 {
         let dots = |segment: &[u8]| {

@@ -36,8 +36,8 @@ impl<'a> Way<'a> {
             }
             (RoutePlace::Mount { upstream, base, .. }, Target::Origin(_, path)) => {
                 let slash = if rest.is_empty() && base.is_root() { "/" } else { "" };
-                let query = path.query().map_or(String::new(), |query| format!("?{query}"));
-                let mapped = PathAndQuery::try_from(format!("{}{rest}{slash}{query}", base.as_str()));
+                let (mark, query) = path.query().map_or(("", ""), |query| ("?", query));
+                let mapped = PathAndQuery::try_from([base.as_str(), rest, slash, mark, query].concat());
                 (upstream.clone(), mapped.map_err(|_| ProxyError::BadRequestTarget("the path is not valid"))?)
             }
             _ => return Err(ProxyError::NoRoute.into()),

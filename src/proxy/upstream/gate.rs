@@ -55,7 +55,7 @@ impl Gate {
         }
     }
 
-    fn try_enter(self: &Arc<Gate>, places: usize) -> Option<Permit> {
+    pub fn try_enter(self: &Arc<Gate>, places: usize) -> Option<Permit> {
         let more = |inside: usize| (inside < places).then_some(inside + 1);
         let entered = self.inside.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more);
         entered.ok().map(|_| Permit(self.clone()))
