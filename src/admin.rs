@@ -138,7 +138,7 @@ async fn metrics(State(admin): State<Admin>) -> Response {
     admin.metrics.tokens.reset();
     for slot in admin.cache.list() {
         let labels = [slot.key.connection.as_str(), slot.key.profile.as_str(), slot.state().name(now)];
-        admin.metrics.tokens.with_label_values(&labels).set(1);
+        admin.metrics.tokens.with_label_values(&labels).inc();
     }
     match admin.metrics.render() {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),

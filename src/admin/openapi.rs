@@ -64,9 +64,12 @@ fn described(operation: &Operation) -> Value {
         "x-role": operation.role.as_str(),
         "responses": answers,
     });
-    if operation.path.contains("{name}") {
-        let schema = json!({ "type": "string", "pattern": "^[a-z0-9][a-z0-9_-]{0,62}$" });
-        described["parameters"] = json!([{ "name": "name", "in": "path", "required": true, "schema": schema }]);
+    let parameters = [("name", "^[a-z0-9][a-z0-9_-]{0,62}$"), ("secret", "^[A-Za-z0-9._/-]{1,200}$")];
+    for (name, pattern) in parameters {
+        if operation.path.contains(&format!("{{{name}}}")) {
+            let schema = json!({ "type": "string", "pattern": pattern });
+            described["parameters"] = json!([{ "name": name, "in": "path", "required": true, "schema": schema }]);
+        }
     }
     if !operation.members.is_empty() {
         let member =

@@ -76,7 +76,9 @@ impl<'a> Exchange<'a> {
             return Ok(Served::Here(StatusCode::OK));
         }
         if let Some(BoundRoute { slots: Some(Slots::PerSubject(_)), .. }) = way.bound {
-            self.subject = Some(caller::subject(&self.snapshot.callers, caller, &head.headers)?);
+            let subject = caller::subject(&self.snapshot.callers, caller, &head.headers)?;
+            self.report.subject(&subject);
+            self.subject = Some(subject);
         }
         let token = self.token(&way, &mut head.headers).await?;
         self.report.injected(token.is_some());

@@ -26,6 +26,7 @@ use super::watched::Activity;
 use super::worker::Worker;
 use crate::model::connection::Connection;
 use crate::model::origin::Origin;
+use crate::model::token::Subject;
 use crate::model::{LogRequests, Name};
 use crate::telemetry::Clean;
 use crate::telemetry::audit::{self, Kind};
@@ -49,6 +50,7 @@ pub struct Report {
     destination: Option<Origin>,
     connection: Option<Name>,
     caller: Option<Name>,
+    subject: Option<Subject>,
     pub spans: Spans,
     injected: bool,
 }
@@ -69,6 +71,7 @@ impl Report {
             destination: None,
             connection: None,
             caller: None,
+            subject: None,
             spans: Spans::begin(worker, request),
             injected: false,
         }
@@ -76,6 +79,10 @@ impl Report {
 
     pub fn caller(&mut self, caller: Option<&Name>) {
         self.caller = caller.cloned();
+    }
+
+    pub fn subject(&mut self, subject: &Subject) {
+        self.subject = Some(subject.clone());
     }
 
     pub fn connection(&mut self, connection: &Connection) {
@@ -190,7 +197,7 @@ macro_rules! line {
         let denial = refusal.is_some_and(|refusal| refusal.denial);
         let host = report.host();
         tracing::event!(target: $target, $level, audit = $audit, code = refusal.map(|refusal| refusal.code), connection,
-            profile = connection.map(|_| PROFILE), caller = report.caller.as_ref().map(Name::as_str), from = %report.from,
+            profile = connection.map(|_| PROFILE), subject = report.subject.as_ref().map(Subject::as_str), caller = report.caller.as_ref().map(Name::as_str), from = %report.from,
             status = $answer.status.as_u16(), request_id = report.id(),
             client_request_id = report.client_id.as_ref().and_then(|id| id.to_str().ok()),
             method = %Clean(report.method.as_str()), host = host.as_deref().map(Clean).map(tracing::field::display),
@@ -236,6 +243,7 @@ impl Answer {
                 caller: report.caller.as_ref().map(Name::as_str),
                 connection,
                 profile: connection.map(|_| PROFILE),
+                subject: report.subject.as_ref().map(Subject::as_str),
                 host: host.as_deref().map(Clean),
                 code: self.refusal.as_ref().map(|refusal| refusal.code),
                 injected: used.then_some(report.injected),

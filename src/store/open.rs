@@ -68,9 +68,10 @@ impl OpenError {
     pub fn of_io(path: &Path, source: io::Error) -> OpenError {
         let path = path.to_owned();
         match source.kind() {
-            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem | ErrorKind::NotFound => {
-                OpenError::Unwritable { path, source }
-            }
+            ErrorKind::PermissionDenied
+            | ErrorKind::ReadOnlyFilesystem
+            | ErrorKind::NotFound
+            | ErrorKind::NotADirectory => OpenError::Unwritable { path, source },
             _ => OpenError::Io { path, source },
         }
     }

@@ -80,10 +80,10 @@ impl Target {
             Target::Off => {}
             Target::File(queue) => queue.push(at, line(at, Kind::Refresh.as_str(), record)),
             Target::Log => {
-                let Refresh { connection, profile, grant, outcome, error, cause, user, from } = record;
+                let Refresh { connection, profile, subject, grant, outcome, error, cause, user, from } = record;
                 let from = from.map(tracing::field::display);
-                tracing::info!(target: TARGET, audit = Kind::Refresh.as_str(), connection, profile, grant, outcome, error, cause,
-                    user, from, "token request");
+                tracing::info!(target: TARGET, audit = Kind::Refresh.as_str(), connection, profile, subject, grant, outcome,
+                    error, cause, user, from, "token request");
             }
         }
     }

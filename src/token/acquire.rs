@@ -270,6 +270,7 @@ impl Acquirer {
         let record = audit::Refresh {
             connection: self.key.connection.as_str(),
             profile: self.key.profile.as_str(),
+            subject: self.key.subject.as_ref().map(|subject| subject.as_str()),
             grant,
             outcome,
             error: error.as_deref(),

@@ -21,11 +21,17 @@ const ACCESS_TOKEN: &str = "very-secret-access-token";
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Every operation: the statuses for no token, a wrong one, viewer, operator, manager.
-const ROWS: [(&str, &str, [u16; 5]); 8] = [
+const ROWS: [(&str, &str, [u16; 5]); 12] = [
     ("get", "/api/v1/openapi.json", [401, 401, 200, 200, 200]),
     ("get", "/api/v1/connections", [401, 401, 200, 200, 200]),
     ("get", "/api/v1/connections/{name}", [401, 401, 200, 200, 200]),
     ("get", "/api/v1/connections/{name}/tokens", [401, 401, 200, 200, 200]),
+    // Without a refresh token.
+    ("put", "/api/v1/connections/{name}/tokens", [401, 401, 403, 422, 422]),
+    ("get", "/api/v1/secrets", [401, 401, 403, 403, 200]),
+    // Without a value; and none of that name.
+    ("put", "/api/v1/secrets/{secret}", [401, 401, 403, 403, 422]),
+    ("delete", "/api/v1/secrets/{secret}", [401, 401, 403, 403, 404]),
     // Forced a moment ago by the operator.
     ("post", "/api/v1/connections/{name}/refresh", [401, 401, 403, 200, 409]),
     ("post", "/api/v1/connections/{name}/test", [401, 401, 403, 200, 200]),
@@ -135,7 +141,7 @@ async fn every_route_is_open_to_its_roles_alone() {
             let (.., expected) = row.unwrap_or_else(|| panic!("{method} {path} has no row in this test: add one"));
             walked += 1;
             for (token, expected) in ["", "wrong", VIEWER, OPERATOR, MANAGER].into_iter().zip(expected) {
-                let real = path.replace("{name}", "crm");
+                let real = path.replace("{name}", "crm").replace("{secret}", "spare");
                 let got = if path.ends_with("/test") && *expected == 200 {
                     let url = json!({ "url": "http://api.test/v1/x" });
                     stage.call(method, &real, token, Some(&url)).await.status

@@ -10,13 +10,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use crate::renewal::{MANAGER, call};
 use crate::rig::peers::Peers;
 use crate::rig::raw::{self, Conn};
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::{Sidecar, root, scale};
 
 /// Every metric of the contract whose subject exists.
-const BUILT: [&str; 19] = [
+const BUILT: [&str; 20] = [
     "keybearer_build_info",
     "keybearer_certificate_expiry_timestamp_seconds",
     "keybearer_config_last_reload_success_timestamp_seconds",
@@ -30,6 +31,7 @@ const BUILT: [&str; 19] = [
     "keybearer_request_overhead_seconds",
     "keybearer_requests_in_flight",
     "keybearer_requests_total",
+    "keybearer_store_operations_total",
     "keybearer_token_expiry_timestamp_seconds",
     "keybearer_token_request_duration_seconds",
     "keybearer_token_requests_total",
@@ -318,10 +320,62 @@ async fn each_error_is_counted_by_its_code() {
         assert_eq!(sidecar.metric(&counted(code, "")).await, 1.0, "{code}");
         seen.insert(code.to_owned());
     }
+    seen.extend(errors_of_people().await);
     let source = std::fs::read_to_string(root().join("src/proxy/error.rs")).expect("the rows of the errors");
     let codes: BTreeSet<_> =
         source.split("Row(\"").skip(1).filter_map(|row| Some(row.split_once('"')?.0.to_owned())).collect();
     assert_eq!(seen, codes, "a code that no request here brings about");
+}
+
+/// The codes of connections that wait for a person, each counted once.
+async fn errors_of_people() -> Vec<String> {
+    let upstream = Scripted::upstream().await;
+    let server = Scripted::start(|_, before| match before {
+        0 => Reply::json(200, &serde_json::json!({"access_token": "t", "expires_in": 1, "refresh_token": "r"})),
+        _ => Reply::json(400, &serde_json::json!({"error": "invalid_grant"})),
+    })
+    .await;
+    let (up, url) = (upstream.address, format!("http://{}/token", server.address));
+    let connection = |name: &str, keys: &str| {
+        format!(
+            "- {{name: {name}, client_id: a, token_url: \"{url}\", grant: authorization_code{keys}, \
+             routes: [{{host: {name}.test, upstream_tls: false}}]}}\n"
+        )
+    };
+    let each = ", tokens: per_subject";
+    let sidecar = Sidecar::start(&format!(
+        "hosts: {{new.test: \"{up}\", worn.test: \"{up}\", each.test: \"{up}\"}}\n\
+         callers: [{{name: billing, secret: s3cret}}]\nadmin: {{users: [{{name: ops, role: manager, token: {MANAGER}}}]}}\n\
+         connections:\n{}{}{}",
+        connection("new", ""),
+        connection("worn", ""),
+        connection("each", each)
+    ))
+    .await;
+    let handed_in = serde_json::json!({ "refresh_token": "from-elsewhere" });
+    assert_eq!(call(sidecar.admin(), "PUT", "/connections/worn/tokens", &handed_in).await.status, 200);
+    let worn = async || call(sidecar.admin(), "GET", "/connections/worn", &serde_json::Value::Null).await.json();
+    while worn().await["state"] != "reauthorize" {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let mut seen = Vec::new();
+    for (code, name, lines) in [
+        ("consent_required", "new", ""),
+        ("refresh_token_expired", "worn", ""),
+        ("subject_required", "each", "Keybearer-Subject: a b\r\n"),
+        ("subject_not_allowed", "each", "Keybearer-Subject: ann\r\n"),
+    ] {
+        let (url, lines) = (format!("http://{name}.test/"), format!("{CALLER}{lines}"));
+        assert_eq!(raw::get_through(sidecar.proxy(), &url, &lines).await.code(), code);
+        let series = format!("keybearer_errors_total{{connection=\"{name}\",code=\"{code}\"}}");
+        assert_eq!(sidecar.metric(&series).await, 1.0, "{code}");
+        seen.push(code.to_owned());
+    }
+    let tokens = "keybearer_tokens{connection=\"worn\",profile=\"default\",state=\"reauthorize\"}";
+    assert_eq!(sidecar.metric(tokens).await, 1.0);
+    let saved = "keybearer_store_operations_total{operation=\"save\",outcome=\"ok\"}";
+    assert_eq!(sidecar.metric(saved).await, 2.0, "the token that was handed in, and that it is refused");
+    seen
 }
 
 /// How many series there are.

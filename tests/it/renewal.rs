@@ -176,8 +176,7 @@ async fn the_password_grant_renews_with_refresh_tokens_and_falls_back_to_the_pas
 async fn two_callers_and_three_subjects_each_get_the_right_token() {
     let server = AuthorizationServer::op(json!({ "lifetime": 3 })).await;
     let upstream = Upstream::start(&server).await;
-    let top =
-        "callers:\n- {name: web, secret: web-secret, subjects: [ann, \"team-*\"]}\n- {name: eve, secret: eve-secret}\n";
+    let top = "log: {requests: all}\ncallers:\n- {name: web, secret: web-secret, subjects: [ann, \"team-*\"]}\n- {name: eve, secret: eve-secret}\n";
     let keys = ", grant: authorization_code, tokens: per_subject";
     let sidecar = Sidecar::start(&person(&server, &upstream, top, keys)).await;
     for subject in ["ann", "team-1", "eve"] {
@@ -212,6 +211,8 @@ async fn two_callers_and_three_subjects_each_get_the_right_token() {
         }
     }
 
+    let used = sidecar.logged("\"audit\":\"use\"").await;
+    assert!(used.contains("\"subject\":\"ann\""), "{used}");
     let asked = server.token_requests("person").await;
     for (caller, subject, status, code) in [
         ("web", Some("eve"), 403, "subject_not_allowed"),

@@ -93,6 +93,9 @@ pub struct Request<'a> {
     pub connection: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub profile: Option<&'a str>,
+    /// Whose token it was, of a connection with one for each subject.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subject: Option<&'a str>,
     pub method: Clean<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host: Option<Clean<'a>>,
@@ -120,6 +123,7 @@ impl<'a> Request<'a> {
             listener: None,
             connection: None,
             profile: None,
+            subject: None,
             method: Clean(method),
             host: None,
             path: Clean(path),
@@ -141,6 +145,8 @@ impl<'a> Request<'a> {
 pub struct Refresh<'a> {
     pub connection: &'a str,
     pub profile: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subject: Option<&'a str>,
     pub grant: &'a str,
     /// As in the metrics of token requests.
     pub outcome: &'a str,
