@@ -5,9 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::future::Future;
 use std::hint::black_box;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,8 +14,7 @@ use keybearer::clock::Clock;
 use keybearer::config;
 use keybearer::model::connection::Connection;
 use keybearer::model::origin::{Authority, Origin, Scheme};
-use keybearer::model::token::{AccessToken, TokenSet};
-use keybearer::oauth::Failure;
+use keybearer::model::token::{AccessToken, RefreshToken, TokenSet};
 use keybearer::proxy::inject;
 use keybearer::router::{Callers, Router};
 use keybearer::store::MemoryStore;
@@ -25,7 +22,7 @@ use keybearer::tasks::Tasks;
 use keybearer::telemetry::audit::Audit;
 use keybearer::telemetry::events::Events;
 use keybearer::telemetry::metrics::Metrics;
-use keybearer::token::{TokenCache, TokenSource};
+use keybearer::token::{Answer, TokenCache, TokenSource};
 
 const ROUNDS: usize = 9;
 const SLICE: u32 = 200_000;
@@ -36,9 +33,14 @@ type Case<'a> = (&'a str, &'a dyn Fn());
 struct Fixed;
 
 impl TokenSource for Fixed {
-    fn first_grant(&self) -> Pin<Box<dyn Future<Output = Result<TokenSet, Failure>> + Send + '_>> {
+    fn first_grant(&self) -> Answer<'_> {
         let access_token = AccessToken::parse(&"t".repeat(600)).expect("a token");
-        Box::pin(async { Ok(TokenSet { access_token, expires_in: Some(Duration::from_secs(3600)), scopes: None }) })
+        let expires_in = Some(Duration::from_secs(3600));
+        Box::pin(async move { Ok(TokenSet { access_token, expires_in, refresh_token: None, scopes: None }) })
+    }
+
+    fn refresh<'a>(&'a self, _: &'a RefreshToken) -> Answer<'a> {
+        self.first_grant()
     }
 }
 
@@ -66,9 +68,10 @@ fn compare(routes: usize) {
     let clock = Clock::system();
     let metrics = Metrics::new().expect("metrics");
     let (store, tasks) = (Arc::new(MemoryStore::default()), Tasks::default());
-    let cache = TokenCache::new(store, clock.clone(), tasks, metrics, Events::default(), Audit::default());
     let slot = runtime.block_on(async {
-        let slot = cache.ensure(&connections[routes / 2], Box::new(Fixed));
+        let cache = TokenCache::new(store, clock.clone(), tasks, metrics, Events::default(), Audit::default());
+        let slots = cache.ensure(&connections[routes / 2], Box::new(Fixed));
+        let slot = slots.shared().expect("a shared token").clone();
         slot.attempted(1).await;
         slot
     });

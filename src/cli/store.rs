@@ -58,8 +58,11 @@ pub enum NotOpen {
     Misconfigured,
 }
 
+/// What is done with an open store, and what is said of it.
+type Work<'a> = Box<dyn FnOnce(&EmbeddedStore) -> Result<String, String> + 'a>;
+
 pub fn store(command: &StoreCommand) -> ExitCode {
-    let (config, work): (_, Box<dyn FnOnce(&EmbeddedStore) -> Result<String, String>>) = match command {
+    let (config, work): (_, Work<'_>) = match command {
         StoreCommand::Export(arguments) => (&arguments.config, {
             Box::new(|store| {
                 let count = transfer::export(store, &arguments.file, &mut progress("exported"));
