@@ -110,6 +110,7 @@ impl App {
 
     fn start(self) -> Result<Running, AppError> {
         let (loaded, tasks) = (self.loaded, self.tasks);
+        system::no_core_files();
         system::raise_open_files(loaded.model.limits.downstream_connections);
         let (clock, metrics, health) = (Clock::system(), Metrics::new()?, Arc::new(Health::default()));
         let (events, audit) = (Events::default(), Audit::default());

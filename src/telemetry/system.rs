@@ -1,5 +1,5 @@
 //! What the system around the program is told, and what it is asked for: the service manager's notices (`sd_notify`),
-//! and the limit of open files.
+//! the limit of open files, and that a crash writes no memory to a disk.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
@@ -27,6 +27,14 @@ pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => notify(&[NotifyState::Reloading, now]),
         Err(error) => tracing::warn!(%error, "the service manager could not be told"),
+    }
+}
+
+/// A core file would hold every token and key in the clear.
+pub fn no_core_files() {
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    if let Err(error) = setrlimit(Resource::Core, none) {
+        tracing::warn!(%error, "core files cannot be switched off; they would hold secrets");
     }
 }
 

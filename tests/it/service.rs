@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use crate::rig::scripted::Scripted;
-use crate::rig::sidecar::{program, unused_state};
+use crate::rig::sidecar::{Sidecar, program, unused_state};
 
 /// The next notice, its lines joined by blanks.
 fn notice(socket: &UnixDatagram) -> String {
@@ -49,6 +49,14 @@ async fn the_service_manager_hears_of_readiness_reloads_and_the_end() {
     signal("-TERM");
     tokio::task::spawn_blocking(move || assert_eq!(notice(&socket), "STOPPING=1")).await.unwrap();
     assert!(child.wait().await.unwrap().success());
+}
+
+#[tokio::test]
+async fn a_crash_writes_no_memory_to_a_disk() {
+    let sidecar = Sidecar::start("connections: []\n").await;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", sidecar.pid())).expect("its limits");
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a line for core files");
+    assert_eq!(core.split_whitespace().collect::<Vec<_>>(), ["Max", "core", "file", "size", "0", "0", "bytes"]);
 }
 
 #[tokio::test]
