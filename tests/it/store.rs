@@ -330,6 +330,9 @@ async fn a_full_disk_loses_no_token_and_heals_by_itself() {
     let saved = "keybearer_store_operations_total{operation=\"save\",outcome=\"ok\"}";
     let before = sidecar.metric(saved).await;
     sidecar.until_metric(saved, |count| count > before).await;
+    // The crash shall not fall between a rotation and its write: the next token lasts, and is saved before it is told of.
+    server.control(json!({ "lifetime": 60 })).await;
+    sidecar.logged("\"lifetime_s\":60.0").await;
     let (dir, addresses, _) = sidecar.crash().await;
     let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
     assert_eq!(get(&sidecar, "").await.status, 200);
