@@ -129,9 +129,9 @@ impl Maker {
 
     fn make(&self, key: TokenKey) -> Arc<TokenSlot> {
         let tools = &self.tools;
-        let slot = Arc::new(TokenSlot::new(key.clone()));
+        let slot = Arc::new(TokenSlot::new(key));
         let acquirer = Acquirer {
-            key,
+            slot: slot.clone(),
             definition: self.definition.clone(),
             store: tools.store.clone(),
             gate: self.gate.clone(),

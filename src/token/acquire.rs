@@ -13,10 +13,10 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 
-use super::slot::Consent;
+use super::slot::{Consent, TokenSlot};
 use crate::clock::Clock;
 use crate::model::connection::Connection;
-use crate::model::token::{AccessToken, RefreshToken, TokenKey, TokenSet};
+use crate::model::token::{AccessToken, RefreshToken, TokenSet};
 use crate::oauth::{Failure, TokenEndpoint};
 use crate::store::{Lease, Refresh, Store, StoreError, StoredToken};
 use crate::telemetry::audit::{self, Audit, Cause};
@@ -49,7 +49,7 @@ impl TokenSource for TokenEndpoint {
 }
 
 pub(super) struct Acquirer {
-    pub key: TokenKey,
+    pub slot: Arc<TokenSlot>,
     /// As of the last reload.
     pub definition: Arc<ArcSwap<Definition>>,
     pub store: Arc<dyn Store>,
@@ -122,8 +122,8 @@ impl Acquirer {
                     if now_held.is_some_and(|now_held| now_held.refresh != held.refresh) {
                         continue;
                     }
-                    tracing::warn!(connection = %self.key.connection, profile = %self.key.profile,
-                        subject = self.key.subject.as_ref().map(|subject| subject.as_str()), error = refusal.error,
+                    tracing::warn!(connection = %self.slot.key.connection, profile = %self.slot.key.profile,
+                        subject = self.slot.key.subject.as_ref().map(|subject| subject.as_str()), error = refusal.error,
                         "the authorization server refused the refresh token");
                     let refused = Refresh::Refused { error: refusal.error };
                     self.keep(StoredToken { refresh: refused, ..held.clone() }, &*lease).await;
@@ -150,7 +150,7 @@ impl Acquirer {
     /// Offers the store again what it could not take; true if nothing is left.
     pub async fn save_again(&self) -> bool {
         let Some(token) = self.unsaved().clone() else { return true };
-        let Ok(lease) = self.store.lease(&self.key, LEASE_SLACK).await else { return false };
+        let Ok(lease) = self.store.lease(&self.slot.key, LEASE_SLACK).await else { return false };
         self.keep(token, &*lease).await;
         self.unsaved().is_none()
     }
@@ -165,9 +165,9 @@ impl Acquirer {
         connection: &Connection,
     ) -> Result<(tokio::sync::SemaphorePermit<'_>, Box<dyn Lease>), AcquireError> {
         // The gate is never closed.
-        let place = self.gate.acquire().await.map_err(|_| StoreError::LeaseTimeout { key: self.key.clone() })?;
+        let place = self.gate.acquire().await.map_err(|_| StoreError::LeaseTimeout { key: self.slot.key.clone() })?;
         let patience = connection.authorization_server.timeout + LEASE_SLACK;
-        Ok((place, self.store.lease(&self.key, patience).await?))
+        Ok((place, self.store.lease(&self.slot.key, patience).await?))
     }
 
     /// What is kept for this token under its present definition.
@@ -175,7 +175,7 @@ impl Acquirer {
         let unsaved = self.unsaved().clone();
         let held = match unsaved {
             Some(token) => Some(token),
-            None => match self.store.load(&self.key).await {
+            None => match self.store.load(&self.slot.key).await {
                 Err(StoreError::Damaged { record, why }) => {
                     tracing::error!(record, why, "a stored token cannot be opened; it is as if there were none");
                     None
@@ -196,16 +196,24 @@ impl Acquirer {
 
     /// Saves `token` and hands it back. The store's refusal is no reason to lose it.
     async fn keep(&self, token: StoredToken, lease: &dyn Lease) -> StoredToken {
-        let saving = self.store.save(&self.key, token.clone(), lease);
+        if self.slot.is_closed() && self.is_replaced(&token).await {
+            return token;
+        }
+        let saving = self.store.save(&self.slot.key, token.clone(), lease);
         let saved = tokio::time::timeout(SAVE_WAIT, saving).await;
         let saved = saved.unwrap_or_else(|_| Err(StoreError::Unavailable("it does not answer in time".to_owned())));
         *self.unsaved() = saved.as_ref().is_err().then(|| token.clone());
         if let Err(error) = saved {
-            let subject = self.key.subject.as_ref().map(|subject| subject.as_str());
-            tracing::error!(connection = %self.key.connection, profile = %self.key.profile, subject, %error,
+            let subject = self.slot.key.subject.as_ref().map(|subject| subject.as_str());
+            tracing::error!(connection = %self.slot.key.connection, profile = %self.slot.key.profile, subject, %error,
                 "the token could not be saved; it is used all the same, and offered to the store again");
         }
         token
+    }
+
+    /// Has the definition that took the place of ours kept a token already?
+    async fn is_replaced(&self, token: &StoredToken) -> bool {
+        matches!(self.store.load(&self.slot.key).await, Ok(Some(held)) if held.identity != token.identity)
     }
 
     fn unsaved(&self) -> std::sync::MutexGuard<'_, Option<StoredToken>> {
@@ -240,7 +248,7 @@ impl Acquirer {
             Some(token) => ("refresh_token", definition.source.refresh(token).await),
             None => (own.grant.as_str(), definition.source.first_grant().await),
         };
-        let (connection, profile) = (self.key.connection.as_str(), self.key.profile.as_str());
+        let (connection, profile) = (self.slot.key.connection.as_str(), self.slot.key.profile.as_str());
         let outcome = answer.as_ref().map_or_else(|failure| failure.outcome().as_str(), |_| "ok");
         let took = self.clock.now().boot.saturating_sub(obtained.boot);
         self.metrics.token_requests.with_label_values(&[connection, profile, grant, outcome]).inc();
@@ -268,9 +276,9 @@ impl Acquirer {
         });
         let (user, from) = cause.person().map(|person| (person.user.as_str(), person.from)).unzip();
         let record = audit::Refresh {
-            connection: self.key.connection.as_str(),
-            profile: self.key.profile.as_str(),
-            subject: self.key.subject.as_ref().map(|subject| subject.as_str()),
+            connection: self.slot.key.connection.as_str(),
+            profile: self.slot.key.profile.as_str(),
+            subject: self.slot.key.subject.as_ref().map(|subject| subject.as_str()),
             grant,
             outcome,
             error: error.as_deref(),

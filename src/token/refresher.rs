@@ -21,6 +21,8 @@ use crate::tasks::{Phase, PhaseWatch};
 use crate::telemetry::audit::Cause;
 use crate::telemetry::events::{Event, Events};
 
+/// Between reading the configuration and asking for a token a request takes far less.
+const LINGER: Duration = Duration::from_secs(2);
 const AFTER_PANIC: Duration = Duration::from_secs(10);
 /// A token that could not be saved is offered again after this long, then half as often each time.
 const SAVE_AGAIN: Duration = Duration::from_secs(1);
@@ -73,12 +75,27 @@ impl Refresher {
                     () = tokio::time::sleep(span) => demanded = false,
                     () = end.reached(Phase::Drain), if !ending => ending = true,
                 },
-                Step::Rest => return self.slot.close(),
+                Step::Rest => return self.slot.end(),
             }
             if self.acquirer.has_unsaved() {
                 let Ok(_under_way) = self.under_way.acquire().await else { return };
                 let saved = self.acquirer.save_again().await;
                 save_again = if saved { SAVE_AGAIN } else { (save_again * 2).min(SAVE_AGAIN_MAX) };
+            }
+        }
+        self.serve_the_last().await;
+        self.slot.end();
+    }
+
+    /// Requests that began under the definition that is gone still get their token by it.
+    async fn serve_the_last(&self) {
+        let end = tokio::time::Instant::now() + LINGER;
+        loop {
+            while self.slot.is_awaited(self.acquirer.clock.now()) {
+                self.attempt(&self.slot.state(), &Cause::Demand).await;
+            }
+            if tokio::time::timeout_at(end, self.slot.demanded()).await.is_err() {
+                return;
             }
         }
     }

@@ -43,6 +43,7 @@ pub struct TokenSlot {
     /// Of a subject's token: somebody has asked for it since the last attempt to get one.
     used: AtomicBool,
     closed: AtomicBool,
+    over: AtomicBool,
 }
 
 /// A token that may be injected, in the form in which it is injected.
@@ -170,6 +171,7 @@ impl TokenSlot {
             desk: Desk::default(),
             used: AtomicBool::new(true),
             closed: AtomicBool::new(false),
+            over: AtomicBool::new(false),
         }
     }
 
@@ -203,7 +205,7 @@ impl TokenSlot {
             match self.state.load_full().verdict(now) {
                 Verdict::Serve(token) => return Ok(token.clone()),
                 Verdict::Fail(trouble) => return Err(trouble.no_token(now)),
-                Verdict::Acquire if self.is_closed() => return Err(NoToken::Forgotten),
+                Verdict::Acquire if self.over.load(Ordering::SeqCst) => return Err(NoToken::Forgotten),
                 Verdict::Acquire => {
                     self.used.store(true, Ordering::Relaxed);
                     self.demand.notify_one();
@@ -266,7 +268,7 @@ impl TokenSlot {
         true
     }
 
-    /// The end of refreshing. Requests that began before may still read what is here; those that wait are answered.
+    /// The end of refreshing ahead. Requests that began before still read what is here, or get what they wait for.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         // Whoever waits for an import is told by its end.
@@ -277,6 +279,17 @@ impl TokenSlot {
 
     pub(super) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::SeqCst)
+    }
+
+    /// Nobody gets another token for this slot: whoever waits is told.
+    pub(super) fn end(&self) {
+        self.over.store(true, Ordering::SeqCst);
+        self.close();
+    }
+
+    /// For the refresher: does anybody wait for a token?
+    pub(super) fn is_awaited(&self, now: Now) -> bool {
+        self.changed.receiver_count() > 0 && matches!(self.state.load().verdict(now), Verdict::Acquire)
     }
 
     /// The definition has changed: whatever stood in the way may be gone, so nobody waits for a back-off to end.

@@ -61,7 +61,7 @@ impl SubjectSlots {
         if self.is_closed() {
             // The connection has changed since this request began.
             let slot = TokenSlot::new(key);
-            slot.close();
+            slot.end();
             return Arc::new(slot);
         }
         let slot = self.maker.make(key.clone());

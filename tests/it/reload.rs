@@ -195,8 +195,9 @@ async fn load(sidecar: &Sidecar, connections: usize, stop: Arc<AtomicBool>) -> J
 }
 
 /// A server and an upstream that belong together: the upstream takes this server's tokens alone.
-async fn pair(name: &'static str) -> (Scripted, Scripted) {
-    let server = Scripted::start(move |_, before| Reply::token(&format!("{name}-{before}"), 600)).await;
+async fn pair(name: &'static str, answer_after: Duration) -> (Scripted, Scripted) {
+    let token = move |_: &_, before| Reply::token(&format!("{name}-{before}"), 600).late(answer_after);
+    let server = Scripted::start(token).await;
     let mine = format!("Bearer {name}-");
     let upstream = Scripted::start(move |request, _| {
         let fields = request.values("authorization");
@@ -208,7 +209,8 @@ async fn pair(name: &'static str) -> (Scripted, Scripted) {
 
 #[tokio::test]
 async fn a_thousand_requests_a_second_notice_nothing_of_a_reload_every_100_ms() {
-    let ((server_a, upstream_a), (server_b, upstream_b)) = (pair("a").await, pair("b").await);
+    let ((server_a, upstream_a), (server_b, upstream_b)) =
+        (pair("a", Duration::ZERO).await, pair("b", Duration::ZERO).await);
     let secret = ", client_secret: {file: secret}";
     let configs = [config(&server_a, &upstream_a, secret), config(&server_b, &upstream_b, secret)];
     let sidecar =
@@ -245,4 +247,24 @@ async fn a_thousand_requests_a_second_notice_nothing_of_a_reload_every_100_ms() 
     assert!(requests > 5_000 * scale() as usize, "{requests} requests");
     assert!(sidecar.metric(APPLIED).await > 50.0, "{} of {reloads:?}", sidecar.metric(APPLIED).await);
     assert!(sidecar.metric("keybearer_config_reloads_total{outcome=\"refused\"}").await >= 1.0);
+}
+
+#[tokio::test]
+async fn a_request_that_waits_for_its_token_is_served_though_reloads_overtake_it() {
+    let slow = Duration::from_millis(250);
+    let ((server_a, upstream_a), (server_b, upstream_b)) = (pair("a", slow).await, pair("b", slow).await);
+    let configs = [config(&server_a, &upstream_a, ""), config(&server_b, &upstream_b, "")];
+    let sidecar = Sidecar::start(&configs[0]).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let callers = load(&sidecar, 10, stop.clone()).await;
+    for round in 0..20 {
+        sidecar.write(&configs[round % 2]);
+        sidecar.signal("HUP");
+        sleep(Duration::from_millis(100)).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let results = callers.join_all().await;
+    let wrong: Vec<_> = results.iter().flat_map(|(_, wrong)| wrong).collect();
+    assert!(wrong.is_empty(), "{}: {:?}", wrong.len(), &wrong[..wrong.len().min(5)]);
+    assert!(server_a.count() + server_b.count() > 10, "each reload means another token");
 }

@@ -61,3 +61,33 @@ async fn a_refusal_of_the_old_definition_does_not_block_the_new_one() {
     engine.cache.ensure(&mended, Box::new(Source(engine.script.clone())));
     assert_eq!(engine.token().await.as_deref(), Ok("token-2"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_waits_gets_the_token_of_the_definition_under_which_it_began() {
+    let engine = engine(60 * SECOND, SECOND, []);
+    let replaced = async {
+        sleep(SECOND / 2).await;
+        let other = changed(|connection| connection.scopes = vec!["more".to_owned()]);
+        let slot = shared(engine.cache.ensure(&other, Box::new(Source(engine.script.clone()))));
+        engine.cache.retain(&HashSet::from([other.name.clone()]));
+        slot.token(&engine.clock, Instant::now() + 10 * SECOND).await.unwrap().access_token.expose().to_owned()
+    };
+    let (waited, new) = tokio::join!(engine.token(), replaced);
+    assert_eq!((waited.as_deref(), new.as_str()), (Ok("token-1"), "token-2"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_asks_just_after_a_reload_is_served_and_the_new_record_stays() {
+    let engine = engine(60 * SECOND, Duration::ZERO, [token("old", Some(SECOND))]);
+    engine.token().await.unwrap();
+    let other = changed(|connection| connection.scopes = vec!["more".to_owned()]);
+    let slot = shared(engine.cache.ensure(&other, Box::new(Source(engine.script.clone()))));
+    engine.cache.retain(&HashSet::from([other.name.clone()]));
+    slot.token(&engine.clock, Instant::now() + SECOND).await.unwrap();
+    sleep(SECOND * 3 / 2).await;
+    assert_eq!(engine.token().await.as_deref(), Ok("token-3"));
+    let kept = engine.cache.store().load(&slot.key).await.unwrap().unwrap();
+    assert_eq!(kept.access_token.expose(), "token-2");
+    sleep(60 * SECOND).await;
+    assert_eq!(engine.token().await, Err(NoToken::Forgotten));
+}

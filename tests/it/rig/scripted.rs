@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -37,6 +38,8 @@ pub enum Reply {
     BytesThenClose(Vec<u8>),
     /// Closes without a byte.
     Close,
+    /// Sends the bytes after a while and keeps the connection.
+    Late(Duration, Vec<u8>),
     /// Says nothing and keeps the connection open.
     Silence,
 }
@@ -55,6 +58,14 @@ impl Reply {
     /// A success answer of a token endpoint.
     pub fn token(token: &str, expires_in: u64) -> Reply {
         Reply::json(200, &json!({"access_token": token, "token_type": "Bearer", "expires_in": expires_in}))
+    }
+
+    /// The same bytes, sent after `wait`.
+    pub fn late(self, wait: Duration) -> Reply {
+        match self {
+            Reply::Bytes(bytes) => Reply::Late(wait, bytes),
+            other => other,
+        }
     }
 
     pub fn ok() -> Reply {
@@ -126,6 +137,10 @@ where
         let (bytes, close) = match reply(&request, before) {
             Reply::Bytes(bytes) => (bytes, false),
             Reply::BytesThenClose(bytes) => (bytes, true),
+            Reply::Late(wait, bytes) => {
+                tokio::time::sleep(wait).await;
+                (bytes, false)
+            }
             Reply::Close => (Vec::new(), true),
             Reply::Silence => (Vec::new(), false),
         };
