@@ -11,6 +11,7 @@ mod auth;
 mod events;
 mod openapi;
 mod problem;
+mod revoke;
 mod secrets;
 mod token_file;
 mod trial;

@@ -40,6 +40,8 @@ enum Command {
     Connections(ask::AskArguments),
     /// Get another token of a connection now
     Refresh(ask::RefreshArguments),
+    /// Revoke a connection's token at the authorization server, and forget it here
+    Revoke(ask::RefreshArguments),
     /// Send one request with a connection's token and show how it was answered
     Test(ask::TestArguments),
     /// Connect a connection: hand in a refresh token that exists already
@@ -82,6 +84,7 @@ pub fn main() -> ExitCode {
         Command::Schema => schema(),
         Command::Connections(arguments) => ask::connections(&arguments),
         Command::Refresh(arguments) => ask::refresh(&arguments),
+        Command::Revoke(arguments) => ask::revoke(&arguments),
         Command::Test(arguments) => ask::test(&arguments),
         Command::Connect(arguments) => ask::connect(&arguments),
         Command::Secret(command) => secret::secret(&command),

@@ -6,18 +6,22 @@
 //! Holds: a mistake hides no other; each problem has file, line, column and path; no message holds a secret.
 
 mod admin;
+mod answer;
+mod client;
 mod conflict;
 mod connection;
 mod document;
 mod endpoint;
 mod excerpt;
 mod file;
+mod grant;
 mod listener;
 mod problem;
 mod reference;
 mod resolve;
 mod route;
 mod schema;
+mod script;
 mod spot;
 mod store;
 mod value;

@@ -59,6 +59,12 @@ impl Dialer {
         }
     }
 
+    /// The same with one more name that may be private.
+    pub fn naming(&self, host: Host) -> Dialer {
+        let (hosts, policy) = (self.rules.hosts.clone(), self.rules.policy.clone().naming(host));
+        Dialer { number: self.number, rules: Arc::new(Rules { hosts, policy }) }
+    }
+
     /// A connection to `origin`. The caller sets the deadline.
     pub async fn connect(&self, origin: &Origin) -> Result<TcpStream, DialError> {
         let addresses = self.addresses(&origin.host, origin.port).await?;

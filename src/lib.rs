@@ -16,6 +16,8 @@ pub mod config;
 pub mod dial;
 pub mod store;
 pub mod router;
+pub mod script;
+pub mod jwt;
 pub mod tls;
 pub mod private_file;
 pub mod clock;

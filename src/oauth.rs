@@ -1,11 +1,15 @@
-//! The token endpoint client: one request of one connection, and what came of it.
+//! The OAuth endpoints of one connection: one wish, and what came of it.
 //!
 //! Not here: when to ask again (`token::schedule`), what becomes of the token (`token::acquire`).
-//! Holds: oauth2 builds each request as a form without a secret, and from there every grant goes one way: `client_auth`,
-//! `transport::send`, `response::read`. A request carries one client authentication method. No error holds a secret,
-//! a token or a body.
+//! Holds: oauth2 builds the standard requests as forms without a secret, and from there every grant goes one way:
+//! `client_auth` → script → `transport::send` → script → `response::read` (`call`). A request carries one client
+//! authentication method. No error holds a secret, a token or a body.
 
+mod assertion;
+mod call;
 mod client_auth;
+mod clients;
+mod discovery;
 mod failure;
 mod grant;
 mod json;
@@ -16,43 +20,54 @@ mod tests;
 mod transport;
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
 
-use http::{HeaderMap, HeaderValue, StatusCode, header};
 use oauth2::basic::BasicErrorResponse;
 use oauth2::{AsyncHttpClient, HttpRequest, HttpResponse, RequestTokenError};
-use url::{Url, form_urlencoded};
+use url::Url;
 
 use crate::clock::Clock;
-use crate::model::connection::Connection;
-use crate::model::token::{RefreshToken, TokenSet};
-use crate::telemetry::traces::{Span, Tracer};
+use crate::model::connection::{Connection, Grant};
+use crate::model::secret::Secret;
+use crate::model::token::{RefreshToken, Subject, TokenSet};
+use crate::script::Script;
+use crate::telemetry::traces::Tracer;
 
+use assertion::{Moment, Signer};
 use client_auth::Proof;
-use failure::Posted;
-use grant::Fields;
+use discovery::{Discovery, Metadata};
+use grant::{Fields, field};
 
+pub use clients::{ClientError, HttpClients};
 pub use failure::{Failure, Outcome, Reason, Refusal};
-pub use transport::{ClientError, HttpClients};
 
 /// The contract's word for a connection that waits for a person.
 pub const CONSENT_REQUIRED: &str = "consent_required";
-
-/// Form fields, those of the client's own proof apart, that no message may repeat.
-const SECRET_FIELDS: [&str; 2] = ["password", "refresh_token"];
-
-const USER_AGENT: &str = concat!("keybearer/", env!("CARGO_PKG_VERSION"));
+/// A grant that needs the caller's own token, and there is none.
+const NO_SUBJECT_TOKEN: &str = "subject_token_missing";
 
 /// What oauth2 gets to read once `response::read` has taken the real answer: a token that nobody uses.
 const PLACEHOLDER: &str = r#"{"access_token":"-","token_type":"bearer"}"#;
 
-/// The token endpoint of one connection.
+/// For whom a token is asked, where a connection has one for each.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Whose<'a> {
+    pub subject: Option<&'a Subject>,
+    /// The caller's own token, to be exchanged.
+    pub token: Option<&'a Secret>,
+}
+
+/// The OAuth endpoints of one connection.
 pub struct TokenEndpoint {
     connection: Arc<Connection>,
-    url: Url,
     http: reqwest::Client,
     oauth: grant::Client,
+    discovery: Option<Arc<Discovery>>,
+    proofs: Vec<Proof>,
+    /// Of the `jwt_bearer` grant.
+    signer: Option<Signer>,
+    script: Option<Script>,
     tracer: Tracer,
     /// Which of the client secrets worked last.
     preferred: AtomicUsize,
@@ -60,96 +75,126 @@ pub struct TokenEndpoint {
 
 impl TokenEndpoint {
     pub fn new(connection: Arc<Connection>, clients: &HttpClients) -> Result<TokenEndpoint, ClientError> {
-        let http = clients.get(connection.authorization_server.trust.as_ref())?;
-        let url = transport::without_userinfo(&connection.token_url);
-        let oauth = grant::client(&connection.client_id, &url);
-        let tracer = clients.tracer.clone();
-        Ok(TokenEndpoint { connection, url, http, oauth, tracer, preferred: AtomicUsize::new(0) })
+        let http = clients.get(&connection.authorization_server, connection.mutual_tls.as_ref())?;
+        let discovery = clients.discovery(&connection, &http);
+        let oauth = grant::client(&connection.client_id, &transport::without_userinfo(&connection.endpoints.server));
+        let signer = match &connection.grant {
+            Grant::JwtBearer(assertion) => Some(Signer::of_key(&assertion.key, &assertion.audience)),
+            _ => None,
+        };
+        // It has been compiled before: the configuration is checked.
+        let script = connection.script.as_ref().and_then(|source| Script::compile(&source.text).ok());
+        Ok(TokenEndpoint {
+            http,
+            oauth,
+            discovery,
+            proofs: client_auth::proofs(&connection),
+            signer,
+            script,
+            tracer: clients.tracer.clone(),
+            preferred: AtomicUsize::new(0),
+            connection,
+        })
     }
 
     /// One token request by the connection's own grant; a grant that needs a person is refused without asking. Of several
     /// client secrets the next one is tried only when the server refuses the client itself, all within one
     /// `authorization_server.timeout`.
-    pub async fn first_grant(&self) -> Result<TokenSet, Failure> {
-        let courier = Courier { endpoint: self, delivered: OnceLock::new() };
-        match grant::first(&self.oauth, &self.connection, &courier).await {
-            Some(outcome) => courier.delivered(outcome),
-            None => Err(Failure::Permanent(Refusal::of_code(CONSENT_REQUIRED))),
+    pub async fn first_grant(&self, whose: Whose<'_>) -> Result<TokenSet, Failure> {
+        let courier = Courier { endpoint: self, whose, first: true, delivered: OnceLock::new() };
+        if let Some(outcome) = grant::standard(&self.oauth, &self.connection, &courier).await {
+            return courier.delivered(outcome);
         }
+        self.in_time(async {
+            let fields = match &self.connection.grant {
+                Grant::JwtBearer(assertion) => {
+                    let (token_url, client_id) = (self.token_url().await?, &*self.connection.client_id);
+                    let signer = self.signer.as_ref().ok_or_else(|| refused("assertion_not_signed"))?;
+                    let whom = (client_id, whose.subject.map(Subject::as_str));
+                    let signed = signer.grant_assertion(assertion, whom, &self.moment(&token_url))?;
+                    Some(grant::of_assertion(&self.connection, signed.expose()))
+                }
+                Grant::Saml2Bearer { assertion } => {
+                    let assertion = grant::saml2_assertion(assertion);
+                    Some(grant::of_assertion(&self.connection, assertion.expose()))
+                }
+                Grant::TokenExchange(exchange) => grant::of_exchange(&self.connection, exchange, whose),
+                Grant::ClientCredentials | Grant::Password { .. } | Grant::AuthorizationCode => {
+                    return Err(refused(CONSENT_REQUIRED));
+                }
+            };
+            self.ask(fields.ok_or_else(|| refused(NO_SUBJECT_TOKEN))?, true, whose).await
+        })
+        .await
     }
 
     /// One token request with a refresh token, in the same way.
-    pub async fn refresh(&self, token: &RefreshToken) -> Result<TokenSet, Failure> {
-        let courier = Courier { endpoint: self, delivered: OnceLock::new() };
+    pub async fn refresh(&self, token: &RefreshToken, whose: Whose<'_>) -> Result<TokenSet, Failure> {
+        let courier = Courier { endpoint: self, whose, first: false, delivered: OnceLock::new() };
         let outcome = grant::refresh(&self.oauth, &self.connection, token, &courier).await;
         courier.delivered(outcome)
     }
 
-    async fn prove_and_send(&self, fields: &Fields) -> Result<TokenSet, Failure> {
-        let client_id = self.connection.client_id.as_str();
-        let proofs = client_auth::proofs(&self.connection.client_auth);
-        let posted_secrets = fields.iter().filter(|(name, _)| SECRET_FIELDS.contains(&name.as_str()));
-        let posted_secrets = posted_secrets.flat_map(|(_, value)| client_auth::forms(value));
-        let secrets = proofs.iter().flat_map(|proof| proof.forms(client_id)).chain(posted_secrets).collect();
-        let posted = Posted::new(client_id, fields, secrets);
-        let start = self.preferred.load(Ordering::Relaxed);
-        let mut refused = None;
-        for index in (0..proofs.len()).map(|offset| (start + offset) % proofs.len()) {
-            match self.send(&proofs[index], fields.clone(), &posted).await {
-                Err(Failure::Permanent(refusal)) if refusal.is_of_the_client() => refused = Some(refusal),
-                Err(failure) => return Err(failure),
-                Ok(token) => {
-                    self.preferred.store(index, Ordering::Relaxed);
-                    return Ok(token);
-                }
-            }
-        }
-        Err(Failure::Permanent(refused.unwrap_or_else(|| Refusal::of_code("invalid_client"))))
+    /// Revokes one token (RFC 7009 §2.1); `false`: the server has no endpoint for it. `hint` is `refresh_token` or
+    /// `access_token`.
+    pub async fn revoke(&self, token: &str, hint: &str) -> Result<bool, Failure> {
+        self.in_time(async {
+            let url = match &self.connection.endpoints.revocation {
+                Some(url) => Some(url.clone()),
+                None => self.metadata().await?.and_then(|metadata| metadata.revocation.clone()),
+            };
+            let Some(url) = url else { return Ok(false) };
+            let fields = vec![field("token", token), field("token_type_hint", hint)];
+            let call =
+                call::Call { endpoint: self, url: transport::without_userinfo(&url), kind: call::Kind::Revocation };
+            call.prove_and_send(&fields, |answer, posted| response::revoked(answer, posted)).await.map(|()| true)
+        })
+        .await
     }
 
-    async fn send(&self, proof: &Proof<'_>, mut fields: Fields, posted: &Posted) -> Result<TokenSet, Failure> {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
-        headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-        proof.apply(&self.connection.client_id, &mut fields, &mut headers);
-
-        let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(&fields).finish();
-        let mut request = reqwest::Request::new(http::Method::POST, self.url.clone());
-        *request.headers_mut() = headers;
-        *request.body_mut() = Some(body.into());
-
-        let span = self.tracer.root(&http::Method::POST, || Clock::system().now().wall);
-        let answer = transport::send(&self.http, request).await;
-        let _in_span = tracing::warn_span!("token_answer", connection = %self.connection.name).entered();
-        let status = answer.as_ref().ok().map(|answer| answer.status);
-        let token = match answer {
-            Ok(answer) => response::read(&answer, posted),
-            Err(fault) => {
-                let detail = Some(fault.detail).filter(|detail| !detail.is_empty());
-                Err(Failure::Retryable { reason: fault.reason, retry_after: None, detail })
-            }
-        };
-        if let Some(span) = span {
-            self.end(span, status, token.as_ref().err());
+    async fn ask(&self, mut fields: Fields, first: bool, whose: Whose<'_>) -> Result<TokenSet, Failure> {
+        let own_name = self.connection.grant_type.as_ref().filter(|_| first);
+        if let Some(own_name) = own_name {
+            fields
+                .iter_mut()
+                .filter(|(name, _)| name == "grant_type")
+                .for_each(|(_, value)| value.clone_from(own_name));
         }
-        token
+        let grant = if first { self.connection.grant.as_str() } else { "refresh_token" };
+        let url = transport::without_userinfo(&self.token_url().await?);
+        let call = call::Call { endpoint: self, url, kind: call::Kind::Token { grant, subject: whose.subject } };
+        let outcome = call.prove_and_send(&fields, |answer, posted| call.token_set(answer, posted)).await;
+        if let (Some(discovery), Err(Failure::Permanent(refusal))) = (&self.discovery, &outcome)
+            && refusal.is_of_the_place()
+        {
+            discovery.forget();
+        }
+        outcome
     }
 
-    fn end(&self, mut span: Span, status: Option<StatusCode>, failure: Option<&Failure>) {
-        span.set("url.scheme", self.url.scheme().to_owned());
-        span.set("url.path", self.url.path().to_owned());
-        span.set("server.address", self.url.host_str().unwrap_or_default().to_owned());
-        span.set("server.port", i64::from(self.url.port_or_known_default().unwrap_or(0)));
-        span.set("keybearer.connection", self.connection.name.to_string());
-        span.set("keybearer.profile", "default");
-        if let Some(status) = status {
-            span.set("http.response.status_code", i64::from(status.as_u16()));
+    /// Configured, else as the issuer says.
+    async fn token_url(&self) -> Result<Url, Failure> {
+        if let Some(url) = &self.connection.endpoints.token {
+            return Ok(url.clone());
         }
-        if let Some(failure) = failure {
-            span.fail(failure.outcome().as_str());
-        }
-        span.end();
+        let token = self.metadata().await?.and_then(|metadata| metadata.token.clone());
+        token.ok_or_else(|| discovery::incomplete("names no token_endpoint"))
+    }
+
+    async fn metadata(&self) -> Result<Option<Arc<Metadata>>, Failure> {
+        let Some(discovery) = &self.discovery else { return Ok(None) };
+        discovery.metadata(Clock::system().now().boot).await.map(Some)
+    }
+
+    fn moment<'a>(&'a self, token_url: &'a Url) -> Moment<'a> {
+        let issuer = self.connection.endpoints.issuer.as_deref();
+        Moment { token_url: token_url.as_str(), issuer, now: Clock::system().now().wall }
+    }
+
+    /// Everything that one wish takes has one deadline.
+    async fn in_time<T>(&self, call: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        let timeout = self.connection.authorization_server.timeout;
+        tokio::time::timeout(timeout, call).await.unwrap_or_else(|_| Err(retryable(Reason::Timeout)))
     }
 }
 
@@ -157,9 +202,16 @@ fn retryable(reason: Reason) -> Failure {
     Failure::Retryable { reason, retry_after: None, detail: None }
 }
 
+fn refused(code: &str) -> Failure {
+    Failure::Permanent(Refusal::of_code(code))
+}
+
 /// The HTTP client that oauth2 sees: carries the form our way and keeps the token it brought back.
 struct Courier<'a> {
     endpoint: &'a TokenEndpoint,
+    whose: Whose<'a>,
+    /// Not a refresh.
+    first: bool,
     delivered: OnceLock<TokenSet>,
 }
 
@@ -172,14 +224,12 @@ impl Courier<'_> {
             return Err(failure);
         }
         // Nothing delivered and no failure of ours: oauth2 could not even put the request together.
-        self.delivered.into_inner().ok_or(Failure::Permanent(Refusal::of_code("invalid_token_url")))
+        self.delivered.into_inner().ok_or_else(|| refused("invalid_token_url"))
     }
 
     async fn carry(&self, request: HttpRequest) -> Result<HttpResponse, Failure> {
         let fields = grant::fields(request.body());
-        let timeout = self.endpoint.connection.authorization_server.timeout;
-        let token = tokio::time::timeout(timeout, self.endpoint.prove_and_send(&fields)).await;
-        let token = token.unwrap_or_else(|_| Err(retryable(Reason::Timeout)))?;
+        let token = self.endpoint.in_time(self.endpoint.ask(fields, self.first, self.whose)).await?;
         // A courier serves one request, so the place is empty.
         let _ = self.delivered.set(token);
         Ok(HttpResponse::new(PLACEHOLDER.into()))

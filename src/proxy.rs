@@ -7,6 +7,7 @@
 //! Holds: an accept thread hands each connection to the worker with the fewest; workers share no lock; `limits` bound
 //! connections and queues. Never here: the control plane.
 
+mod answered;
 mod body;
 mod caller;
 mod downstream;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rustls::ClientConfig;
 
 use crate::dial::Dialer;
-use crate::model::connection::{Connection, Route};
+use crate::model::connection::{Connection, Route, UpstreamTls};
 use crate::model::{Caller, Limits, LogRequests, Model, Name, Roots, Timeouts, Unmatched};
 use crate::router::{CallerId, Callers, Router};
 use crate::telemetry::metrics::{InjectionCounters, Metrics};
@@ -64,22 +64,24 @@ pub struct TlsProfile {
 /// The TLS profiles in use. An id is given once and never means other roots, whatever is reloaded.
 #[derive(Debug, Default)]
 pub struct TlsProfiles {
-    made: Vec<(Roots, Option<Roots>, Arc<TlsProfile>)>,
+    made: Vec<(Roots, UpstreamTls, Arc<TlsProfile>)>,
     given: usize,
 }
 
 impl TlsProfiles {
-    /// The profile over the shared roots with `extra`, or over `own` in their place.
-    fn get(&mut self, trust: &Trust, extra: &Roots, own: Option<&Roots>) -> Arc<TlsProfile> {
-        let same = |made: &&(Roots, Option<Roots>, Arc<TlsProfile>)| {
-            made.1.as_ref() == own && (own.is_some() || made.0 == *extra)
+    /// The profile over the shared roots with `extra`, or over those of `tls` in their place, with its certificate.
+    fn get(&mut self, trust: &Trust, extra: &Roots, tls: &UpstreamTls) -> Arc<TlsProfile> {
+        let (own, shown) = (tls.trust.as_ref(), tls.certificate.as_ref());
+        let same = |made: &&(Roots, UpstreamTls, Arc<TlsProfile>)| {
+            let alike = made.1.trust.as_ref() == own && made.1.certificate.as_ref() == shown;
+            alike && (own.is_some() || made.0 == *extra)
         };
         if let Some((.., profile)) = self.made.iter().find(same) {
             return profile.clone();
         }
         self.given += 1;
-        let profile = Arc::new(TlsProfile { id: self.given, config: trust.client_config(own) });
-        self.made.push((extra.clone(), own.cloned(), profile.clone()));
+        let profile = Arc::new(TlsProfile { id: self.given, config: trust.client_config(own, shown) });
+        self.made.push((extra.clone(), tls.clone(), profile.clone()));
         profile
     }
 
@@ -107,14 +109,14 @@ impl Snapshot {
         slots: impl Fn(&Connection) -> Option<Slots>,
     ) -> Snapshot {
         let callers = CallerTable::new(model.callers.clone());
-        let plain = profiles.get(trust, &model.trust, None);
+        let plain = profiles.get(trust, &model.trust, &UpstreamTls::default());
         let (mut connections, mut routes) = (Vec::new(), Vec::new());
         for connection in &model.connections {
             let permitted = callers.permitted(connection.accessible_from.as_deref());
             let slots = slots(connection);
             let mut profiles_of_routes = Vec::new();
             for route in &connection.routes {
-                let tls = profiles.get(trust, &model.trust, route.tls.trust.as_ref());
+                let tls = profiles.get(trust, &model.trust, &route.tls);
                 profiles_of_routes.push(tls.clone());
                 let bound = BoundRoute {
                     connection: connection.clone(),

@@ -13,6 +13,7 @@ mod open;
 mod record;
 mod seal;
 pub mod transfer;
+mod unkept;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -30,6 +31,7 @@ pub use keeper::Keeper;
 pub use memory::MemoryStore;
 pub use open::{OpenError, open};
 pub use seal::{KeyId, Keyring};
+pub use unkept::Unkept;
 
 pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
@@ -47,6 +49,16 @@ pub struct StoredToken {
     /// Scopes as granted; `None`: as requested.
     pub scopes: Option<Vec<String>>,
     pub refresh: Refresh,
+    pub refresh_life: RefreshLife,
+}
+
+/// How long the refresh token is good for, as far as anybody has said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RefreshLife {
+    /// When the request left that brought it, since the Unix epoch. An answer that repeats the token changes nothing.
+    pub since: Duration,
+    /// As the answer stated it.
+    pub stated: Option<Duration>,
 }
 
 /// How the next token is obtained.

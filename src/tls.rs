@@ -1,20 +1,29 @@
-//! Trust anchors and TLS client configurations.
+//! Trust anchors, client certificates and TLS client configurations.
 //!
 //! Not here: who is dialled (`dial`), which roots a connection or a route names (`config`).
 //! Holds: certificates are always verified; nothing in the configuration can switch that off.
 
+mod proxied;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, InconsistentKeys, RootCertStore};
+
+pub use proxied::Proxied;
 
 use crate::model::Roots;
+use crate::model::connection::ClientCertificate;
+use crate::model::secret::Secret;
+use proxied::ByName;
 
 /// The roots that vouch where neither a connection nor a route names its own.
 #[derive(Clone)]
 pub struct Trust {
+    roots: Arc<RootCertStore>,
     shared: Arc<ClientConfig>,
 }
 
@@ -27,20 +36,81 @@ impl Trust {
             roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
         }
         roots.add_parsable_certificates(extra.iter().cloned());
-        Trust { shared: Arc::new(client_config(roots)) }
+        let roots = Arc::new(roots);
+        Trust { shared: Arc::new(client_config(roots.clone())), roots }
     }
 
-    /// A client configuration over the shared roots, or over `own` in their place.
-    pub fn client_config(&self, own: Option<&Roots>) -> Arc<ClientConfig> {
-        let Some(own) = own else { return self.shared.clone() };
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(own.iter().cloned());
-        Arc::new(client_config(roots))
+    /// A client configuration over the shared roots, or over `own` in their place, which shows `certificate` to a server
+    /// that asks for one.
+    pub fn client_config(&self, own: Option<&Roots>, certificate: Option<&ClientCertificate>) -> Arc<ClientConfig> {
+        self.client_config_through(own, certificate, None)
+    }
+
+    /// The same, for servers behind a proxy that speaks TLS itself.
+    pub fn client_config_through(
+        &self,
+        own: Option<&Roots>,
+        certificate: Option<&ClientCertificate>,
+        proxied: Option<Proxied>,
+    ) -> Arc<ClientConfig> {
+        if own.is_none() && certificate.is_none() && proxied.is_none() {
+            return self.shared.clone();
+        }
+        let roots = own.map_or_else(|| self.roots.clone(), roots_of);
+        let mut config = client_config(roots.clone());
+        if let Some(shown) = certificate.and_then(|certificate| certified_key(certificate).ok()) {
+            config.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(shown));
+        }
+        let verifier = proxied.and_then(|proxied| ByName::new(proxied, roots, &self.roots));
+        if let Some(verifier) = verifier {
+            config.dangerous().set_certificate_verifier(Arc::new(verifier));
+        }
+        Arc::new(config)
     }
 }
 
+fn roots_of(certificates: &Roots) -> Arc<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(certificates.iter().cloned());
+    Arc::new(roots)
+}
+
+/// A certificate with its chain, and the key that belongs to it, each in PEM.
+pub fn read_client_certificate(pem: &[u8], key: Secret) -> Result<ClientCertificate, ClientCertificateError> {
+    let chain = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().map_err(|_| RootsError::Pem)?;
+    if chain.is_empty() {
+        return Err(RootsError::Empty.into());
+    }
+    let certificate = ClientCertificate { chain: chain.into(), key };
+    certified_key(&certificate).map(|_| certificate)
+}
+
+fn certified_key(certificate: &ClientCertificate) -> Result<CertifiedKey, ClientCertificateError> {
+    let key = PrivateKeyDer::from_pem_slice(certificate.key.expose().as_bytes());
+    let key = key.map_err(|_| ClientCertificateError::NoKey)?;
+    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).map_err(|_| ClientCertificateError::Kind)?;
+    let certified = CertifiedKey::new(certificate.chain.to_vec(), key);
+    match certified.keys_match() {
+        Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(certified),
+        Err(rustls::Error::InconsistentKeys(_)) => Err(ClientCertificateError::Pair),
+        Err(_) => Err(RootsError::Certificate.into()),
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ClientCertificateError {
+    #[error(transparent)]
+    Certificate(#[from] RootsError),
+    #[error("is no unencrypted private key in PEM")]
+    NoKey,
+    #[error("is of a kind that TLS does not take")]
+    Kind,
+    #[error("does not belong to the certificate")]
+    Pair,
+}
+
 /// TLS 1.2 and 1.3, HTTP/1.1 by ALPN, no client certificate.
-fn client_config(roots: RootCertStore) -> ClientConfig {
+fn client_config(roots: Arc<RootCertStore>) -> ClientConfig {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -78,7 +148,7 @@ pub enum RootsError {
     Pem,
     #[error("holds no certificate")]
     Empty,
-    #[error("holds a certificate that cannot be a trust anchor")]
+    #[error("holds a certificate that cannot be used")]
     Certificate,
 }
 

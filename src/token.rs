@@ -23,14 +23,15 @@ use tokio::sync::Semaphore;
 use crate::clock::Clock;
 use crate::model::Name;
 use crate::model::connection::{Connection, Identity, OriginSet, Tokens};
+use crate::model::secret::Secret;
 use crate::model::token::{Subject, TokenKey};
-use crate::store::Store;
+use crate::store::{Store, Unkept};
 use crate::tasks::Tasks;
 use crate::telemetry::audit::Audit;
 use crate::telemetry::events::Events;
 use crate::telemetry::metrics::Metrics;
 use acquire::{Acquirer, Definition};
-pub use acquire::{Answer, TokenSource};
+pub use acquire::{Answer, Ending, TokenSource};
 use refresher::Refresher;
 use slot::TokenSlot;
 use subjects::InMemory;
@@ -81,6 +82,8 @@ struct Entry {
 pub enum Slots {
     Shared(Arc<TokenSlot>),
     PerSubject(Arc<SubjectSlots>),
+    /// One for each caller's own token, which is exchanged.
+    PerCallerToken(Arc<SubjectSlots>),
 }
 
 impl Slots {
@@ -88,29 +91,30 @@ impl Slots {
     pub fn shared(&self) -> Option<&Arc<TokenSlot>> {
         match self {
             Slots::Shared(slot) => Some(slot),
-            Slots::PerSubject(_) => None,
+            Slots::PerSubject(_) | Slots::PerCallerToken(_) => None,
         }
     }
 
-    /// The slot of this subject's token; `None`: there is one for each subject, and none is named.
+    /// The slot of this subject's token; `None`: there is one for each subject, and none is named, or for each caller.
     pub fn slot(&self, subject: Option<&Subject>) -> Option<Arc<TokenSlot>> {
         match self {
             Slots::Shared(slot) => Some(slot.clone()),
             Slots::PerSubject(slots) => subject.map(|subject| slots.slot(subject)),
+            Slots::PerCallerToken(_) => None,
         }
     }
 
     fn reconsider(&self) {
         match self {
             Slots::Shared(slot) => slot.reconsider(),
-            Slots::PerSubject(slots) => slots.reconsider(),
+            Slots::PerSubject(slots) | Slots::PerCallerToken(slots) => slots.reconsider(),
         }
     }
 
     fn close(&self) {
         match self {
             Slots::Shared(slot) => slot.close(),
-            Slots::PerSubject(slots) => slots.close(),
+            Slots::PerSubject(slots) | Slots::PerCallerToken(slots) => slots.close(),
         }
     }
 }
@@ -127,13 +131,15 @@ impl Maker {
         self.definition.load().connection.name.clone()
     }
 
-    fn make(&self, key: TokenKey) -> Arc<TokenSlot> {
+    fn make(&self, key: TokenKey, caller_token: Option<Secret>) -> Arc<TokenSlot> {
         let tools = &self.tools;
-        let slot = Arc::new(TokenSlot::new(key));
+        // What a caller's own token is exchanged for is of no use to anybody later.
+        let store = if caller_token.is_some() { Arc::new(Unkept) } else { tools.store.clone() };
+        let slot = Arc::new(TokenSlot::new(key, caller_token));
         let acquirer = Acquirer {
             slot: slot.clone(),
             definition: self.definition.clone(),
-            store: tools.store.clone(),
+            store,
             gate: self.gate.clone(),
             clock: tools.clock.clone(),
             metrics: tools.metrics.clone(),
@@ -189,7 +195,10 @@ impl TokenCache {
         let definition = Arc::new(ArcSwap::new(definition));
         let maker = Maker { definition: definition.clone(), gate: self.gate(connection), tools: self.tools.clone() };
         let slots = match connection.tokens {
-            Tokens::Shared => Slots::Shared(maker.make(TokenKey::of_connection(connection.name.clone()))),
+            _ if connection.grant.takes_callers_token() => {
+                Slots::PerCallerToken(Arc::new(SubjectSlots::new(maker, self.subjects.clone())))
+            }
+            Tokens::Shared => Slots::Shared(maker.make(TokenKey::of_connection(connection.name.clone()), None)),
             Tokens::PerSubject => {
                 let slots = Arc::new(SubjectSlots::new(maker, self.subjects.clone()));
                 self.tools.tasks.spawn_on(&self.tools.runtime, "warm", warm::keep(Arc::downgrade(&slots)));
@@ -212,6 +221,7 @@ impl TokenCache {
                 let labels = [name.as_str(), "default"];
                 // It may never have had a token.
                 let _ = self.tools.metrics.token_expiry.remove_label_values(&labels);
+                let _ = self.tools.metrics.refresh_token_expiry.remove_label_values(&labels);
             }
             keep
         });
@@ -245,7 +255,7 @@ impl TokenCache {
     }
 
     fn gate(&self, connection: &Connection) -> Arc<Semaphore> {
-        let server = connection.token_url.origin().ascii_serialization();
+        let server = connection.endpoints.server.origin().ascii_serialization();
         lock(&self.gates).entry(server).or_insert_with(|| Arc::new(Semaphore::new(REQUESTS_PER_SERVER))).clone()
     }
 }

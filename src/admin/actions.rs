@@ -34,13 +34,13 @@ const RELOAD_WAIT: Duration = Duration::from_secs(30);
 /// Which token of a connection is meant.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Which {
+pub struct Which {
     profile: Option<String>,
     subject: Option<String>,
 }
 
 impl Which {
-    fn slot(self, bound: &BoundConnection) -> Result<Arc<TokenSlot>, Problem> {
+    pub fn slot(self, bound: &BoundConnection) -> Result<Arc<TokenSlot>, Problem> {
         if self.profile.is_some_and(|profile| profile != default_profile().as_str()) {
             let detail = "the connection has the profile `default` alone";
             return Err(Problem::new(StatusCode::NOT_FOUND, "profile_unknown", detail));

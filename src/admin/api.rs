@@ -3,6 +3,8 @@
 //! Not here: who may ask (`auth`), what changes something (`actions`), how things look (`view`).
 //! Holds: an operation is reachable only through the table, with the role that stands there.
 
+use std::sync::Arc;
+
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::middleware::{from_fn, from_fn_with_state};
@@ -13,10 +15,11 @@ use serde_json::{Value, json};
 
 use super::openapi::Operation;
 use super::problem::{Problem, bound};
-use super::{Admin, actions, auth, events, openapi, secrets, view};
+use super::{Admin, actions, auth, events, openapi, revoke, secrets, view};
 use crate::model::Role;
 use crate::model::token::{Subject, TokenKey, default_profile};
 use crate::token::Slots;
+use crate::token::slot::TokenSlot;
 
 /// Items of one page.
 const LIMIT: usize = 100;
@@ -30,6 +33,13 @@ const NO_TOKEN: [(u16, &str); 4] = [
     (409, "the connection is inactive, or its token was refreshed a moment ago"),
     (424, "the authorization server refused"),
     (503, "the authorization server cannot be used"),
+];
+
+const REVOKED: &[(u16, &str)] = &[
+    (200, "{forgotten, refresh_token: {outcome, reason}, access_token: {outcome, reason}}: what the server made of it"),
+    UNKNOWN,
+    (409, "the connection is inactive, or another errand is under way"),
+    (503, "the store cannot be used; nothing is forgotten"),
 ];
 
 const OPERATIONS: &[Operation] = &[
@@ -91,6 +101,24 @@ const OPERATIONS: &[Operation] = &[
         answers: &[(200, "the token's new state"), NO_TOKEN[0], NO_TOKEN[1], NO_TOKEN[2], NO_TOKEN[3]],
         members: &[("profile", "the profile; absent: default"), SUBJECT],
         handler: || post(actions::refresh),
+    },
+    Operation {
+        method: "delete",
+        path: "/connections/{name}/tokens",
+        role: Role::Operator,
+        summary: "Revokes a token at the server, then forgets it; `?profile&subject` in the query",
+        answers: REVOKED,
+        members: &[],
+        handler: || delete(revoke::delete),
+    },
+    Operation {
+        method: "post",
+        path: "/connections/{name}/revoke",
+        role: Role::Operator,
+        summary: "The same, with the token named in the body",
+        answers: REVOKED,
+        members: &[("profile", "the profile; absent: default"), SUBJECT],
+        handler: || post(revoke::post),
     },
     Operation {
         method: "post",
@@ -219,6 +247,7 @@ async fn tokens(
     if filter.profile.as_deref().is_some_and(|profile| profile != default_profile().as_str()) {
         return Ok(Json(json!({ "items": [], "cursor": null })));
     }
+    let lifespan = bound.connection.lifetimes.refresh_token;
     let subject = |text: &str| Subject::parse(text).ok_or_else(|| unclear("no subject looks like this".to_owned()));
     let key = |subject| TokenKey::of_subject(bound.connection.name.clone(), subject);
     let (items, cursor) = match (&bound.slots, &filter.subject) {
@@ -231,7 +260,7 @@ async fn tokens(
             let of_subjects = page.iter().filter(|(key, _)| key.subject.is_some());
             let items = of_subjects.map(|(key, record)| match admin.cache.get(key) {
                 Some(slot) => view::token(&slot, now),
-                None => view::stored(key, record),
+                None => view::stored(key, record, lifespan),
             });
             (items.collect(), last.map(|subject| subject.to_string()))
         }
@@ -242,14 +271,24 @@ async fn tokens(
                 Some(item) => Some(item),
                 None => match admin.cache.store().load(&key).await {
                     Ok(None) => None,
-                    Ok(Some(token)) => Some(view::stored(&key, &Ok(token))),
-                    Err(error) => Some(view::stored(&key, &Err(error))),
+                    Ok(Some(token)) => Some(view::stored(&key, &Ok(token), lifespan)),
+                    Err(error) => Some(view::stored(&key, &Err(error), lifespan)),
                 },
             };
             (item.into_iter().collect(), None)
         }
         (_, _) if filter.cursor.is_some() => return Err(unclear("no answer has given this cursor".to_owned())),
         (Some(Slots::Shared(slot)), None) => (vec![view::token(slot, now)], None),
+        // What callers' own tokens are exchanged for is in memory alone.
+        (Some(Slots::PerCallerToken(_)), text) => {
+            let own = admin.cache.list().into_iter().filter(|slot| slot.key.connection == bound.connection.name);
+            let wanted = |slot: &Arc<TokenSlot>| {
+                let subject = slot.key.subject.as_ref().map(Subject::as_str);
+                text.is_none() || subject == text.as_deref()
+            };
+            let items = own.filter(wanted).take(filter.limit.unwrap_or(LIMIT));
+            (items.map(|slot| view::token(&slot, now)).collect(), None)
+        }
         // A shared token has no subject.
         (Some(Slots::Shared(_)), Some(_)) | (None, _) => (Vec::new(), None),
     };

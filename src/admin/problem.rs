@@ -91,6 +91,10 @@ pub fn no_token(reason: NoToken) -> Problem {
             let problem = Problem::new(StatusCode::FAILED_DEPENDENCY, "token_refused", detail);
             problem.with("error", error).with("description", description)
         }
+        NoToken::Script { message } => {
+            let detail = format!("the connection's script gave no token: {message}");
+            Problem::new(StatusCode::FAILED_DEPENDENCY, "script_failed", detail).with("error", "script_failed")
+        }
         NoToken::Person { consent, error } => {
             let detail =
                 format!("a person has to connect this connection ({error}): `keybearer connect NAME --import -`");

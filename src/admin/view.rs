@@ -2,6 +2,8 @@
 //!
 //! Holds: no token and no secret; of what may hold one (parameters, queries), the name alone.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use url::Url;
 
@@ -11,7 +13,7 @@ use crate::model::time::rfc3339;
 use crate::model::token::TokenKey;
 use crate::snapshot::BoundConnection;
 use crate::store::{Refresh, StoreError, StoredToken};
-use crate::token::slot::{SlotState, TokenSlot};
+use crate::token::slot::{Fate, Revoked, SlotState, TokenSlot};
 
 pub fn connection(bound: &BoundConnection, now: Now) -> Value {
     let connection = &bound.connection;
@@ -20,16 +22,13 @@ pub fn connection(bound: &BoundConnection, now: Now) -> Value {
     // A connection with a token for each subject has no state of its own.
     let word = if bound.slots.is_none() { "inactive" } else { state.as_ref().map_or("idle", |state| state.name(now)) };
     let token = state.as_ref().and_then(|state| state.token.as_ref());
-    let (send_credentials, secret) = match &connection.client_auth {
-        ClientAuth::Body(_) => ("body", true),
-        ClientAuth::Basic(..) => ("basic", true),
-        ClientAuth::None => ("none", false),
-    };
+    let secret = !connection.client_auth.secrets().is_empty();
     let set = |set: bool| set.then(|| json!({ "set": true }));
     let username = match &connection.grant {
         Grant::Password { username, .. } => Some(username),
-        Grant::ClientCredentials | Grant::AuthorizationCode => None,
+        _ => None,
     };
+    let endpoints = &connection.endpoints;
     let tokens = match connection.tokens {
         Tokens::Shared => "shared",
         Tokens::PerSubject => "per_subject",
@@ -43,16 +42,21 @@ pub fn connection(bound: &BoundConnection, now: Now) -> Value {
         "last_attempt": state.as_ref().map(|state| last_attempt(state)),
         "comments": connection.comments,
         "grant": connection.grant.as_str(),
+        "grant_type": connection.grant_type,
         "username": username,
         "password": set(username.is_some()),
         "client_id": connection.client_id,
         "client_secret": set(secret),
-        "send_credentials": send_credentials,
-        "token_url": place(&connection.token_url),
+        "send_credentials": connection.client_auth.as_str(),
+        "mutual_tls": set(connection.mutual_tls.is_some()),
+        "token_url": endpoints.token.as_ref().map(place),
+        "revocation_url": endpoints.revocation.as_ref().map(place),
+        "issuer": endpoints.issuer,
         "scopes": connection.scopes,
         "audience": connection.audience,
         "resource": connection.resource,
         "token_params": params.collect::<serde_json::Map<_, _>>(),
+        "script": set(connection.script.is_some()),
         "tokens": tokens,
         "accessible_from": connection.accessible_from.as_ref().map(|names| names.iter().map(|n| n.as_str()).collect::<Vec<_>>()),
         "routes": connection.routes.iter().map(route).collect::<Vec<_>>(),
@@ -131,14 +135,18 @@ pub fn token(slot: &TokenSlot, now: Now) -> Value {
         "obtained_at": token.map(|token| rfc3339(token.granted.obtained.wall)),
         "expires_at": token.map(|token| rfc3339(token.expires.wall)),
         "refresh_at": token.map(|token| rfc3339(token.refresh_at.wall)),
-        "refresh_token_expires_at": null,
+        "refresh_token_expires_at": token.and_then(|token| token.granted.refresh_token_ends).map(rfc3339),
         "last_attempt": last_attempt(&state),
     })
 }
 
-/// A token that is stored and not in memory.
-pub fn stored(key: &TokenKey, record: &Result<StoredToken, StoreError>) -> Value {
+/// A token that is stored and not in memory. `lifespan`: of a refresh token, as the configuration has it.
+pub fn stored(key: &TokenKey, record: &Result<StoredToken, StoreError>, lifespan: Option<Duration>) -> Value {
     let token = record.as_ref().ok();
+    let ends = token.filter(|token| matches!(token.refresh, Refresh::Token(_))).and_then(|token| {
+        let life = token.refresh_life;
+        Some(life.since + life.stated.or(lifespan)?).filter(|_| !life.since.is_zero())
+    });
     let refused = token.and_then(|token| match &token.refresh {
         Refresh::Refused { error } => Some(error),
         Refresh::None | Refresh::Token(_) => None,
@@ -156,8 +164,27 @@ pub fn stored(key: &TokenKey, record: &Result<StoredToken, StoreError>) -> Value
         "obtained_at": token.map(|token| rfc3339(token.obtained.wall)),
         "expires_at": token.map(|token| rfc3339(token.obtained.plus(token.lifetime).wall)),
         "refresh_at": null,
-        "refresh_token_expires_at": null,
+        "refresh_token_expires_at": ends.map(rfc3339),
         "last_attempt": last,
+    })
+}
+
+/// What became of tokens that are forgotten here.
+pub fn revoked(revoked: &Revoked) -> Value {
+    let fate = |fate: &Fate| match fate {
+        Fate::None => json!({ "outcome": "none" }),
+        Fate::Revoked => json!({ "outcome": "revoked" }),
+        Fate::NoEndpoint => json!({ "outcome": "not_revoked", "reason": "the server has no revocation endpoint" }),
+        Fate::Shared(other) => {
+            let reason = format!("the connection {other} uses the same grant at the server");
+            json!({ "outcome": "not_revoked", "reason": reason })
+        }
+        Fate::Failed(why) => json!({ "outcome": "failed", "reason": why }),
+    };
+    json!({
+        "forgotten": true,
+        "refresh_token": fate(&revoked.refresh_token),
+        "access_token": fate(&revoked.access_token),
     })
 }
 

@@ -107,6 +107,17 @@ pub fn refresh(arguments: &RefreshArguments) -> ExitCode {
     finish(&arguments.ask, answer, |token| table::refreshed(&arguments.name, token))
 }
 
+/// Revokes a token at the server and forgets it; what the server did not do is a failure, though it is forgotten.
+pub fn revoke(arguments: &RefreshArguments) -> ExitCode {
+    let body = given([("profile", &arguments.profile), ("subject", &arguments.subject)]);
+    let answer = arguments.ask.ask(Method::POST, &["connections", &arguments.name, "revoke"], Some(body));
+    let failed = answer.as_ref().is_ok_and(|answer| {
+        ["refresh_token", "access_token"].iter().any(|token| answer[*token]["outcome"] == "failed")
+    });
+    let code = finish(&arguments.ask, answer, |answer| table::revoked(&arguments.name, answer));
+    if failed { ExitCode::from(1) } else { code }
+}
+
 /// Reads a refresh token from standard input and hands it in; the server has to accept it.
 pub fn connect(arguments: &ConnectArguments) -> ExitCode {
     let token = match read_secret("the refresh token") {
@@ -280,7 +291,7 @@ fn send(base: &Url, request: reqwest::Request, patience: Duration) -> Result<(u1
     let mut builder =
         reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).timeout(patience);
     if base.scheme() == "https" {
-        let tls = Trust::new(&[].into()).client_config(None);
+        let tls = Trust::new(&[].into()).client_config(None, None);
         builder = builder.tls_backend_preconfigured(std::sync::Arc::unwrap_or_clone(tls));
     }
     let client = builder.build().map_err(|error| failed(&error))?;

@@ -51,6 +51,15 @@ pub fn refreshed(name: &str, token: &Value) -> String {
     format!("{}/{profile}: {state}, expires {expires}", clean(name))
 }
 
+pub fn revoked(name: &str, answer: &Value) -> String {
+    let fate = |token: &str| {
+        let (outcome, reason) = (text(&answer[token]["outcome"]), &answer[token]["reason"]);
+        let reason = if reason.is_null() { String::new() } else { format!(" ({})", text(reason)) };
+        format!("{} {outcome}{reason}", token.replace('_', " "))
+    };
+    format!("{}: forgotten here; at the server: {}, {}", clean(name), fate("refresh_token"), fate("access_token"))
+}
+
 pub fn tested(answer: &Value) -> String {
     let (method, url, token) = (text(&answer["method"]), text(&answer["url"]), text(&answer["token"]));
     format!("{method} {url}: {} in {} ms (token {token})", answer["status"], answer["duration_ms"])

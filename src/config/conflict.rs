@@ -73,9 +73,9 @@ fn methods_meet(one: &Route, other: &Route) -> bool {
     }
 }
 
-/// A token URL and `hosts` that both state a port must not state two.
+/// An endpoint's URL and `hosts` that both state a port must not state two.
 fn ports(drafts: &[Draft<'_>], hosts: &[HostOverride], sink: &mut Sink) {
-    for (authority, spot) in drafts.iter().filter_map(|draft| draft.token_url.as_ref()) {
+    for (authority, spot) in drafts.iter().flat_map(|draft| &draft.endpoints) {
         let entry = hosts.iter().find(|entry| entry.host == authority.host);
         if let (Some(port), Some(other)) = (authority.port, entry.and_then(|entry| entry.port))
             && port != other

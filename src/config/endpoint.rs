@@ -39,6 +39,23 @@ pub fn token_url(text: &str) -> Result<Endpoint, Fault> {
     Ok(Endpoint { url, scheme, authority })
 }
 
+/// An issuer: RFC 8414 §2 gives it neither a query nor a fragment.
+pub fn issuer(text: &str) -> Result<(), Fault> {
+    match text.contains(['?', '#']) {
+        true => Err(Fault::new("has a query or a fragment", "write the issuer as its metadata does")),
+        false => Ok(()),
+    }
+}
+
+/// A proxy on the way out: host and port alone.
+pub fn proxy(text: &str) -> Result<Url, Fault> {
+    let endpoint = token_url(text)?;
+    match endpoint.url.path() == "/" && endpoint.url.query().is_none() {
+        true => Ok(endpoint.url),
+        false => Err(Fault::new("has a path or a query", "write http://HOST:PORT")),
+    }
+}
+
 /// A collector's base URL, with the path for traces added (OTLP/HTTP).
 pub fn collector(text: &str) -> Result<Url, Fault> {
     const PATH: &str = "/v1/traces";

@@ -76,7 +76,7 @@ fn excerpt(line: &str, problem: &Problem) -> Option<(String, String)> {
         source.push(' ');
         source.push(ELLIPSIS);
     }
-    Some((source, " ".repeat(indent) + &"^".repeat(carets)))
+    Some((source, format!("{}{}", " ".repeat(indent), "^".repeat(carets))))
 }
 
 /// How many bytes at the beginning of `rest` the message quotes anyway.

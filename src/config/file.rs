@@ -68,26 +68,49 @@ twins! {
     AuditToFile { file } not [];
 
     ConnectionFile {
-        name, active, comments, grant, client_id, client_secret, send_credentials, basic_encoding, token_url,
-        allow_cleartext, authorization_server, scopes, audience, resource, token_params, default_token_lifetime,
-        refresh_ahead, usable_margin, keep_warm, tokens, username, password, token_rejected, accessible_from, routes
+        name, active, comments, variables, grant, grant_type, client_id, client_secret, send_credentials,
+        basic_encoding, client_assertion, mutual_tls, token_url, revocation_url, issuer, allow_cleartext,
+        authorization_server, scopes, audience, resource, token_params, token_request, token_response, script,
+        refresh_token_lifespan, default_token_lifetime, refresh_ahead, usable_margin, keep_warm, tokens, username,
+        password, assertion, subject_token, subject_token_type, requested_token_type, actor_token, token_rejected,
+        accessible_from, routes
     } not [
-        "provider", "variables", "logo_url", "application", "grant_type", "client_assertion", "authorization_url",
-        "revocation_url", "device_authorization_url", "issuer", "mutual_tls", "redirect_url", "available_scopes",
-        "authorize_params", "pkce", "assertion", "subject_token", "subject_token_type",
-        "requested_token_type", "actor_token", "refresh_token_lifespan", "token_request",
-        "token_response", "script", "profiles"
+        "provider", "logo_url", "application", "authorization_url", "device_authorization_url", "redirect_url",
+        "available_scopes", "authorize_params", "pkce", "profiles"
     ];
 
-    AuthorizationServerFile { trust, timeout } not ["proxy"];
+    ClientAssertionFile { key, algorithm, key_id, certificate, thumbprint, audience } not [];
 
-    TokenRejectedFile { status } not [];
+    MutualTlsFile { certificate, key } not [];
+
+    AssertionFile { key, algorithm, key_id, issuer, subject, audience, lifetime, claims } not [];
+
+    SubjectTokenFile { from } not [];
+
+    ActorTokenFile { token, token_type } not [];
+
+    AuthorizationServerFile { trust, proxy, timeout } not [];
+
+    ForwardProxyFile { url, username, password, trust } not [];
+
+    TokenRequestFile { encoding, headers } not [];
+
+    TokenResponseFile {
+        encoding, access_token, refresh_token, token_type, scope, expires_in, expires_in_unit, expires_at,
+        refresh_token_expires_in, error, error_description, failure
+    } not [];
+
+    FailureFile { pointer, equals } not [];
+
+    ScriptFile { file, source } not [];
+
+    TokenRejectedFile { status, header, contains, pointer, equals } not [];
 
     RouteFile {
         host, mount, upstream, path, methods, upstream_tls, inject, existing, without_token
     } not ["profile", "intercept", "set_headers", "only_when_named"];
 
-    UpstreamTlsFile { trust, server_name } not ["mutual_tls"];
+    UpstreamTlsFile { trust, server_name, mutual_tls } not [];
 
     InjectFile { header, scheme } not ["query", "connection"];
 }

@@ -86,7 +86,7 @@ fn variable(spot: &Spot<'_>, name: &str, sink: &mut Sink) -> Option<String> {
 }
 
 /// A file's text without one trailing line break.
-fn file_text(spot: &Spot<'_>, path: &Path, sink: &mut Sink) -> Option<String> {
+pub fn file_text(spot: &Spot<'_>, path: &Path, sink: &mut Sink) -> Option<String> {
     let bytes = bytes(spot, path, TEXT_BYTES_MAX, sink)?;
     let Ok(mut text) = String::from_utf8(bytes) else {
         spot.problem(sink, format!("{} is not UTF-8", path.display()), "store the value as plain text");
@@ -260,6 +260,11 @@ fn digest(spot: &Spot<'_>, sink: &mut Sink) -> Option<SecretDigest> {
     array.map(SecretDigest::new)
 }
 
+/// The bytes of a file in PEM.
+pub fn pem(spot: &Spot<'_>, path: &Path, sink: &mut Sink) -> Option<Vec<u8>> {
+    bytes(spot, path, ROOTS_BYTES_MAX, sink)
+}
+
 /// The certificates of a list of PEM files.
 pub fn roots(spot: &Spot<'_>, sink: &mut Sink) -> Option<Roots> {
     let mut roots = Vec::new();
@@ -287,7 +292,7 @@ pub fn roots(spot: &Spot<'_>, sink: &mut Sink) -> Option<Roots> {
     whole.then(|| Arc::from(roots))
 }
 
-fn warn_of_expired(certificates: &[CertificateDer<'_>], item: &Spot<'_>, path: &Path, sink: &mut Sink) {
+pub fn warn_of_expired(certificates: &[CertificateDer<'_>], item: &Spot<'_>, path: &Path, sink: &mut Sink) {
     let now = Clock::system().now().wall;
     let ended = certificates.iter().filter_map(tls::expiry).filter(|end| *end <= now).min();
     if let Some(end) = ended {

@@ -27,10 +27,16 @@ const RESERVED_HEADERS: [&str; 12] = [
     "via",
 ];
 
-pub fn route(spot: &Spot<'_>, allow_cleartext: bool, sink: &mut Sink) -> Option<Route> {
+/// `certificate`: the connection's own, if it has one; `Some(None)`: one is given and no good.
+pub fn route(
+    spot: &Spot<'_>,
+    allow_cleartext: bool,
+    certificate: Option<Option<&ClientCertificate>>,
+    sink: &mut Sink,
+) -> Option<Route> {
     let unit = spot.unit::<RouteFile>(sink)?;
     let keys = &unit.keys;
-    let tls = unit.get(keys.upstream_tls).map(|spot| upstream_tls(&spot, sink));
+    let tls = unit.get(keys.upstream_tls).map(|spot| upstream_tls(&spot, certificate, sink));
     let place = place(&unit, tls.as_ref(), allow_cleartext, sink);
     let path = match unit.get(keys.path) {
         None => Some(PathPrefix::root()),
@@ -48,7 +54,12 @@ pub fn route(spot: &Spot<'_>, allow_cleartext: bool, sink: &mut Sink) -> Option<
     let without_token = unit.get(keys.without_token).and_then(|spot| spot.choice(sink, &words));
     let (place, tls) = (place?, tls.unwrap_or_default());
     Some(Route {
-        tls: UpstreamTls { upgrade: upgrade(&place, tls.upgrade), trust: tls.trust, server_name: tls.server_name },
+        tls: UpstreamTls {
+            upgrade: upgrade(&place, tls.upgrade),
+            trust: tls.trust,
+            server_name: tls.server_name,
+            certificate: tls.certificate,
+        },
         place,
         path: path?,
         methods,
@@ -64,6 +75,7 @@ struct WrittenTls {
     upgrade: Option<bool>,
     trust: Option<crate::model::Roots>,
     server_name: Option<Host>,
+    certificate: Option<ClientCertificate>,
 }
 
 fn upgrade(place: &Place, written: Option<bool>) -> bool {
@@ -74,14 +86,23 @@ fn upgrade(place: &Place, written: Option<bool>) -> bool {
     }
 }
 
-fn upstream_tls(spot: &Spot<'_>, sink: &mut Sink) -> WrittenTls {
+fn upstream_tls(spot: &Spot<'_>, certificate: Option<Option<&ClientCertificate>>, sink: &mut Sink) -> WrittenTls {
     if !spot.is_map() {
         return WrittenTls { upgrade: spot.boolean(sink), ..WrittenTls::default() };
     }
     let Some(unit) = spot.unit::<UpstreamTlsFile>(sink) else { return WrittenTls::default() };
     let server_name = unit.get(unit.keys.server_name).and_then(|spot| spot.parse(sink, server_name));
     let trust = unit.get(unit.keys.trust).and_then(|spot| reference::own_roots(&spot, sink));
-    WrittenTls { upgrade: Some(true), trust, server_name }
+    let mutual = unit.get(unit.keys.mutual_tls).is_some_and(|spot| {
+        let shown = spot.boolean(sink).unwrap_or(false);
+        if shown && certificate.is_none() {
+            let hint = "add `mutual_tls` with a certificate to the connection, or remove this";
+            spot.problem(sink, "the connection has no `mutual_tls`, so there is no certificate to show", hint);
+        }
+        shown
+    });
+    let certificate = certificate.flatten().filter(|_| mutual).cloned();
+    WrittenTls { upgrade: Some(true), trust, server_name, certificate }
 }
 
 fn server_name(text: &str) -> Result<Host, Fault> {

@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use ipnet::IpNet;
+use url::Url;
 
 use crate::model::connection::{HostPattern, Place};
 use crate::model::origin::Host;
@@ -23,7 +24,7 @@ pub enum Denied {
     OwnListener,
 }
 
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AddressPolicy {
     allow_private: Vec<IpNet>,
     /// Names that stand exactly in a route, in `hosts` or in a URL of a connection.
@@ -43,7 +44,11 @@ impl AddressPolicy {
         };
         policy.named.extend(model.hosts.iter().map(|entry| entry.host.clone()));
         for connection in &model.connections {
-            policy.named.extend(connection.token_url.host_str().and_then(|host| Host::parse(host).ok()));
+            let endpoints = &connection.endpoints;
+            let urls = [Some(&endpoints.server), endpoints.revocation.as_ref()].into_iter().flatten().cloned();
+            let issuer = endpoints.issuer.as_ref().and_then(|issuer| issuer.parse().ok());
+            let hosts = urls.chain(issuer).filter_map(|url: Url| Host::parse(url.host_str()?).ok());
+            policy.named.extend(hosts);
             for route in &connection.routes {
                 let host = match &route.place {
                     Place::Host { pattern: HostPattern::Exact(host), .. } => host,

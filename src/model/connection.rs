@@ -1,16 +1,21 @@
 //! A configured OAuth connection and its routes.
 
+mod answer;
+mod client;
+mod grant;
 mod identity;
 mod origins;
 
 use std::time::Duration;
 
-use http::{HeaderName, Method, StatusCode};
+use http::{HeaderName, Method};
 use url::Url;
 
 use super::origin::{Host, Origin, Scheme};
-use super::secret::Secret;
 use super::{Name, Roots};
+pub use answer::*;
+pub use client::*;
+pub use grant::*;
 pub use identity::Identity;
 pub use origins::OriginSet;
 
@@ -21,11 +26,16 @@ pub struct Connection {
     /// An inactive connection keeps its routes and refuses their requests.
     pub active: bool,
     pub comments: Option<String>,
+    /// What a script may read.
+    pub variables: Vec<(String, String)>,
     pub grant: Grant,
+    /// `grant_type` of the first grant, where the server has a name of its own.
+    pub grant_type: Option<String>,
     pub client_id: String,
     pub client_auth: ClientAuth,
-    /// https, or loopback, or `allow_cleartext` was given.
-    pub token_url: Url,
+    /// At the token and the revocation endpoint, with whatever method.
+    pub mutual_tls: Option<ClientCertificate>,
+    pub endpoints: Endpoints,
     pub authorization_server: AuthorizationServer,
     /// In the order of the configuration, without repetitions.
     pub scopes: Vec<String>,
@@ -33,41 +43,39 @@ pub struct Connection {
     pub resource: Option<String>,
     /// Extra fields of every token request.
     pub token_params: Vec<(String, String)>,
+    pub token_request: TokenRequest,
+    pub token_response: TokenResponse,
+    pub script: Option<ScriptSource>,
     pub lifetimes: Lifetimes,
     pub tokens: Tokens,
-    /// Statuses by which the API says that a token has expired.
-    pub token_rejected: Vec<StatusCode>,
+    /// Any of them: the API says that a token has expired.
+    pub token_rejected: Vec<RejectionSign>,
     /// Callers that may use it; `None`: all.
     pub accessible_from: Option<Vec<Name>>,
     pub routes: Vec<Route>,
 }
 
+/// Each is https, or loopback, or `allow_cleartext` was given.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Grant {
-    ClientCredentials,
-    /// RFC 6749 §4.3
-    Password {
-        username: String,
-        password: Secret,
-    },
-    /// RFC 6749 §4.1: a person is needed for the first token.
-    AuthorizationCode,
+pub struct Endpoints {
+    /// What names the authorization server: the token URL, else the issuer.
+    pub server: Url,
+    /// `None`: the issuer tells.
+    pub token: Option<Url>,
+    /// `None`: the issuer may tell; without one, nothing is revoked.
+    pub revocation: Option<Url>,
+    /// As written, since it is compared as a text (RFC 8414 §3.3).
+    pub issuer: Option<String>,
+    /// What the issuer tells may be http, too.
+    pub allow_cleartext: bool,
 }
 
-impl Grant {
-    /// The name in the configuration, in labels and in the log.
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            Grant::ClientCredentials => "client_credentials",
-            Grant::Password { .. } => "password",
-            Grant::AuthorizationCode => "authorization_code",
-        }
-    }
-
-    /// Can only a person give the first token?
-    pub fn needs_person(&self) -> bool {
-        matches!(self, Grant::AuthorizationCode)
-    }
+/// A script that compiles.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScriptSource {
+    /// Where it stands, for messages.
+    pub place: String,
+    pub text: String,
 }
 
 /// Whose the tokens of a connection are.
@@ -80,35 +88,6 @@ pub enum Tokens {
     PerSubject,
 }
 
-/// How the client proves who it is (RFC 6749 §2.3). Several secrets while one is being rotated: tried in order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ClientAuth {
-    /// `client_secret_post`
-    Body(Vec<Secret>),
-    /// `client_secret_basic`
-    Basic(Vec<Secret>, BasicEncoding),
-    /// A public client: only its identifier, in the body.
-    None,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum BasicEncoding {
-    /// Form-encoded before base64 (RFC 6749 §2.3.1), a space as `%20`.
-    #[default]
-    Form,
-    /// As written, for servers that do not decode.
-    Raw,
-}
-
-/// How the connection's OAuth endpoints are reached.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AuthorizationServer {
-    /// In place of the global roots.
-    pub trust: Option<Roots>,
-    /// A whole call, from the dial to the last byte of the answer.
-    pub timeout: Duration,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lifetimes {
     /// When the answer names none.
@@ -117,6 +96,8 @@ pub struct Lifetimes {
     pub refresh_ahead: Duration,
     /// Never injected with less left; at most a quarter of the token's life.
     pub usable_margin: Duration,
+    /// What a refresh token is good for where the answer names nothing; a forecast.
+    pub refresh_token: Option<Duration>,
     /// A subject's token is refreshed at least this often although nobody asks; `None`: only while in use.
     pub keep_warm: Option<Duration>,
 }
@@ -127,6 +108,7 @@ impl Default for Lifetimes {
             default_token_lifetime: Duration::from_secs(3600),
             refresh_ahead: Duration::from_secs(5 * 60),
             usable_margin: Duration::from_secs(5),
+            refresh_token: None,
             keep_warm: None,
         }
     }
@@ -215,6 +197,8 @@ pub struct UpstreamTls {
     pub trust: Option<Roots>,
     /// The name in SNI and in the certificate, in place of the host.
     pub server_name: Option<Host>,
+    /// Shown to the upstream, for tokens that are bound to it (RFC 8705 §3).
+    pub certificate: Option<ClientCertificate>,
 }
 
 impl UpstreamTls {
@@ -271,6 +255,14 @@ impl HostPattern {
 }
 
 #[cfg(test)]
+impl Endpoints {
+    pub fn of_token_url(url: Url) -> Endpoints {
+        let (server, token) = (url.clone(), Some(url));
+        Endpoints { server, token, revocation: None, issuer: None, allow_cleartext: false }
+    }
+}
+
+#[cfg(test)]
 impl Connection {
     /// A connection without routes, for the tests of other rooms.
     pub fn sample(name: &str) -> Connection {
@@ -278,15 +270,21 @@ impl Connection {
             name: Name::parse(name).unwrap(),
             active: true,
             comments: None,
+            variables: Vec::new(),
             grant: Grant::ClientCredentials,
+            grant_type: None,
             client_id: "id".to_owned(),
             client_auth: ClientAuth::None,
-            token_url: "https://as.test/token".parse().unwrap(),
-            authorization_server: AuthorizationServer { trust: None, timeout: Duration::from_secs(10) },
+            mutual_tls: None,
+            endpoints: Endpoints::of_token_url("https://as.test/token".parse().unwrap()),
+            authorization_server: AuthorizationServer { trust: None, proxy: None, timeout: Duration::from_secs(10) },
             scopes: Vec::new(),
             audience: None,
             resource: None,
             token_params: Vec::new(),
+            token_request: TokenRequest::default(),
+            token_response: TokenResponse::default(),
+            script: None,
             lifetimes: Lifetimes::default(),
             tokens: Tokens::default(),
             token_rejected: Vec::new(),

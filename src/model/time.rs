@@ -32,6 +32,44 @@ fn seconds(since_epoch: Duration) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}")
 }
 
+/// A time since the Unix epoch, with a zone and perhaps a fraction (RFC 3339 §5.6); `None` for anything else.
+pub fn parse_rfc3339(text: &str) -> Option<Duration> {
+    let number = |range: std::ops::Range<usize>, of: &str| {
+        let digits = of.get(range).filter(|part| part.bytes().all(|b| b.is_ascii_digit()))?;
+        digits.parse::<i64>().ok()
+    };
+    let mark = |at: usize, allowed: &[u8]| text.as_bytes().get(at).is_some_and(|b| allowed.contains(b));
+    if !(mark(4, b"-") && mark(7, b"-") && mark(10, b"Tt ") && mark(13, b":") && mark(16, b":")) {
+        return None;
+    }
+    let (year, month, day) = (number(0..4, text)?, number(5..7, text)?, number(8..10, text)?);
+    let (hour, minute, second) = (number(11..13, text)?, number(14..16, text)?, number(17..19, text)?);
+    if !(1..=12).contains(&month) || !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 60 {
+        return None;
+    }
+    let rest = text.get(19..)?;
+    let (fraction, zone) = rest.split_at(rest.find(['Z', 'z', '+', '-'])?);
+    let nanos = match fraction.strip_prefix('.') {
+        None if fraction.is_empty() => 0,
+        None => return None,
+        Some(digits) => number(0..9, &format!("{digits:0<9}"))?,
+    };
+    let offset_s = match zone.as_bytes() {
+        b"Z" | b"z" => 0,
+        [sign, _, _, b':', _, _] => {
+            let offset = number(1..3, zone)? * 3600 + number(4..6, zone)? * 60;
+            if *sign == b'-' { -offset } else { offset }
+        }
+        _ => return None,
+    };
+    // As in `seconds`, backwards: a year begins in March.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let (era, year) = (year.div_euclid(400), year.rem_euclid(400));
+    let days = era * 146_097 + year * 365 + year / 4 - year / 100 + (153 * month + 2) / 5 + day - 1 - 719_468;
+    let seconds = days * 86_400 + hour * 3600 + minute * 60 + second - offset_s;
+    Some(Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanos).ok()?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -39,6 +77,29 @@ mod tests {
     #[track_caller]
     fn check(seconds: u64, expected: &str) {
         assert_eq!(rfc3339(Duration::from_secs(seconds)), expected);
+    }
+
+    #[test]
+    fn times_are_read_with_zone_and_fraction() {
+        for seconds in [0, 951_782_399, 951_782_400, 951_868_800, 1_704_067_199, 4_107_542_400] {
+            assert_eq!(parse_rfc3339(&rfc3339(Duration::from_secs(seconds))), Some(Duration::from_secs(seconds)));
+        }
+        let expected = Some(Duration::from_millis(1_709_210_096_500));
+        for text in ["2024-02-29T12:34:56.5Z", "2024-02-29t14:34:56.500+02:00", "2024-02-29 07:04:56.5000-05:30"] {
+            assert_eq!(parse_rfc3339(text), expected, "{text}");
+        }
+        for bad in [
+            "",
+            "2024-02-29",
+            "2024-02-29T12:34:56",
+            "2024-13-01T00:00:00Z",
+            "2024-02-29T12:34:56,5Z",
+            "1969-12-31T23:59:59Z",
+            "2024-02-29T12:34:56+2:00",
+            "2024-02-29T12:34:5é.0Z",
+        ] {
+            assert_eq!(parse_rfc3339(bad), None, "{bad}");
+        }
     }
 
     #[test]

@@ -7,6 +7,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+
 use super::Name;
 use super::secret::Secret;
 
@@ -53,6 +56,11 @@ impl Subject {
     }
 
     /// A caller's own subject.
+    /// Stands for whoever holds this token: a digest, so that the token itself is nowhere.
+    pub fn of_token(token: &Secret) -> Subject {
+        Subject(BASE64_URL_SAFE_NO_PAD.encode(token.digest().as_bytes()).into())
+    }
+
     pub fn of_caller(name: &Name) -> Subject {
         Subject(name.as_str().into())
     }
@@ -94,6 +102,8 @@ pub struct TokenSet {
     pub expires_in: Option<Duration>,
     /// `None`: the one before, if there is one, stays in use (RFC 6749 §6).
     pub refresh_token: Option<RefreshToken>,
+    /// As the answer states it.
+    pub refresh_token_expires_in: Option<Duration>,
     /// Scopes as granted; `None` means as requested.
     pub scopes: Option<Vec<String>>,
 }

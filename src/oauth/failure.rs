@@ -8,6 +8,7 @@ use std::time::Duration;
 use http::StatusCode;
 
 use crate::model::secret::Secret;
+use crate::script;
 
 use super::grant::Fields;
 
@@ -25,12 +26,38 @@ pub enum Failure {
     /// The server's verdict: only a changed configuration (or the server's mind) heals it.
     #[error("token endpoint refused the grant: {0}")]
     Permanent(Refusal),
+    /// The connection's own script gave up, before the request left or, with `answered`, after.
+    #[error("the script failed: {message}")]
+    Script { message: String, answered: bool },
 }
 
 impl Failure {
+    /// What the script threw, or what went wrong in it; nothing of it repeats what was sent.
+    pub fn of_script(failure: script::Failure, posted: &Posted) -> Failure {
+        if let script::Failure::RetryLater { after, .. } = failure {
+            return Failure::Retryable { reason: Reason::Script, retry_after: Some(after), detail: None };
+        }
+        let message = posted.clean(&failure.to_string()).unwrap_or_else(|| "it repeated a secret".to_owned());
+        Failure::Script { message, answered: false }
+    }
+
+    /// The request had left before.
+    pub fn after_the_answer(self) -> Failure {
+        match self {
+            Failure::Script { message, .. } => Failure::Script { message, answered: true },
+            other => other,
+        }
+    }
+
+    /// Asking again is of no use before somebody has changed something.
+    pub fn is_permanent(&self) -> bool {
+        !matches!(self, Failure::Retryable { .. })
+    }
+
     pub fn outcome(&self) -> Outcome {
         match self {
             Failure::Permanent(_) => Outcome::Refused,
+            Failure::Script { .. } => Outcome::Script,
             Failure::Retryable { reason, .. } => reason.outcome(),
         }
     }
@@ -41,6 +68,7 @@ impl Failure {
     pub fn may_have_been_granted(&self) -> bool {
         match self {
             Failure::Permanent(_) => false,
+            Failure::Script { answered, .. } => *answered,
             Failure::Retryable { reason: Reason::Timeout | Reason::ConnectionLost, .. } => true,
             Failure::Retryable { reason, .. } => reason.outcome() == Outcome::InvalidAnswer,
         }
@@ -53,6 +81,7 @@ pub enum Outcome {
     Refused,
     Unavailable,
     InvalidAnswer,
+    Script,
 }
 
 impl Outcome {
@@ -61,6 +90,7 @@ impl Outcome {
             Outcome::Refused => "refused",
             Outcome::Unavailable => "unavailable",
             Outcome::InvalidAnswer => "invalid_answer",
+            Outcome::Script => "script",
         }
     }
 }
@@ -107,6 +137,9 @@ pub enum Reason {
     /// A token type that is not Bearer.
     #[error("token_type")]
     TokenType,
+    /// The script asks for a pause.
+    #[error("script_retry")]
+    Script,
 }
 
 impl Reason {
@@ -118,6 +151,7 @@ impl Reason {
             Reason::NotHttp | Reason::Empty | Reason::TooLarge | Reason::NotJson => Outcome::InvalidAnswer,
             Reason::DuplicateMember | Reason::NoAccessToken => Outcome::InvalidAnswer,
             Reason::InvalidAccessToken | Reason::TokenType => Outcome::InvalidAnswer,
+            Reason::Script => Outcome::Script,
         }
     }
 }
@@ -149,6 +183,11 @@ impl Refusal {
 
     pub fn of_code(code: &str) -> Refusal {
         Refusal { error: code.to_owned(), description: None }
+    }
+
+    /// There is nothing at the URL, or something else.
+    pub fn is_of_the_place(&self) -> bool {
+        matches!(self.error.as_str(), "http_404" | "http_405" | "http_410")
     }
 
     /// The server does not know the client or its secret; another secret may do.
@@ -217,7 +256,7 @@ impl Posted {
     }
 
     /// A description fit for a log: dropped if it repeats a secret, posted values masked.
-    fn clean(&self, text: &str) -> Option<String> {
+    pub fn clean(&self, text: &str) -> Option<String> {
         let mut text: String = text.chars().take(DESCRIPTION_CHARS_READ).collect();
         if self.holds_secret(&text) {
             return None;

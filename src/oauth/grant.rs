@@ -1,8 +1,10 @@
-//! A grant as oauth2 builds it, and the fields of the form that comes out.
+//! A grant's form: what oauth2 builds of the standard ones, and what it does not know.
 //!
 //! Not here: client authentication (`client_auth`); oauth2 knows no secret and its form is taken apart again.
 //! Holds: scope, audience and resource are left out when there is nothing to say (some servers refuse an empty `scope=`).
 
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use oauth2::basic::BasicClient;
 use oauth2::{
     AuthType, ClientId, EndpointNotSet, EndpointSet, RefreshToken as SentRefreshToken, ResourceOwnerPassword,
@@ -10,25 +12,26 @@ use oauth2::{
 };
 use url::{Url, form_urlencoded};
 
-use crate::model::connection::{Connection, Grant};
+use crate::model::connection::{Connection, Grant, SubjectToken, TokenExchange};
+use crate::model::secret::Secret;
 use crate::model::token::RefreshToken;
 
-use super::{Courier, Failed};
+use super::{Courier, Failed, Whose};
 
-/// oauth2's client with a token endpoint and nothing else.
 pub type Client = BasicClient<EndpointNotSet, EndpointNotSet, EndpointNotSet, EndpointNotSet, EndpointSet>;
 
 /// Names and values of a form, in order.
 pub type Fields = Vec<(String, String)>;
 
-pub fn client(client_id: &str, token_url: &Url) -> Client {
+/// `url` has to be there for oauth2; where the request goes is ours to say.
+pub fn client(client_id: &str, url: &Url) -> Client {
     BasicClient::new(ClientId::new(client_id.to_owned()))
         .set_auth_type(AuthType::RequestBody)
-        .set_token_uri(TokenUrl::from_url(token_url.clone()))
+        .set_token_uri(TokenUrl::from_url(url.clone()))
 }
 
-/// The connection's own grant, with RFC 8707's `resource`. `None`: only a person can begin it.
-pub async fn first(client: &Client, connection: &Connection, courier: &Courier<'_>) -> Option<Result<(), Failed>> {
+/// The grants that oauth2 knows: delivered by `courier`. `None`: it is none of them.
+pub async fn standard(client: &Client, connection: &Connection, courier: &Courier<'_>) -> Option<Result<(), Failed>> {
     let outcome = match &connection.grant {
         Grant::ClientCredentials => {
             let request = client.exchange_client_credentials().add_scopes(scopes(connection));
@@ -44,12 +47,13 @@ pub async fn first(client: &Client, connection: &Connection, courier: &Courier<'
                 extras(connection).fold(request, |request, (name, value)| request.add_extra_param(name, value));
             request.request_async(courier).await.map(drop)
         }
-        Grant::AuthorizationCode => return None,
+        Grant::JwtBearer(_) | Grant::Saml2Bearer { .. } | Grant::TokenExchange(_) | Grant::AuthorizationCode => {
+            return None;
+        }
     };
     Some(outcome)
 }
 
-/// RFC 6749 §6: the scopes stay as they were granted, so none are named.
 pub async fn refresh(
     client: &Client,
     connection: &Connection,
@@ -62,10 +66,51 @@ pub async fn refresh(
     request.request_async(courier).await.map(drop)
 }
 
+/// RFC 7521 §4.1: the grants of an assertion.
+pub fn of_assertion(connection: &Connection, assertion: &str) -> Fields {
+    with_extras(connection, vec![field("assertion", assertion)])
+}
+
+/// RFC 7522 §2.1: base64url of the XML; what is no XML has been encoded already.
+pub fn saml2_assertion(assertion: &Secret) -> Secret {
+    let text = assertion.expose().trim();
+    Secret::new(if text.starts_with('<') { BASE64_URL_SAFE_NO_PAD.encode(text) } else { text.to_owned() })
+}
+
+/// RFC 8693 §2.1; `None`: the token is the caller's, and there is none.
+pub fn of_exchange(connection: &Connection, exchange: &TokenExchange, whose: Whose<'_>) -> Option<Fields> {
+    let subject_token = match &exchange.subject_token {
+        SubjectToken::Given(token) => token,
+        SubjectToken::OfCaller => whose.token?,
+    };
+    let mut fields =
+        vec![field("subject_token", subject_token.expose()), field("subject_token_type", &exchange.subject_token_type)];
+    fields.extend(exchange.requested_token_type.as_ref().map(|requested| field("requested_token_type", requested)));
+    if let Some(actor) = &exchange.actor {
+        fields.push(field("actor_token", actor.token.expose()));
+        fields.push(field("actor_token_type", &actor.token_type));
+    }
+    Some(with_extras(connection, fields))
+}
+
+fn with_extras(connection: &Connection, mut fields: Fields) -> Fields {
+    fields.insert(0, field("grant_type", connection.grant.wire_name()));
+    if !connection.scopes.is_empty() {
+        fields.push(field("scope", &connection.scopes.join(" ")));
+    }
+    fields.extend(extras(connection).map(|(name, value)| field(name, value)));
+    fields
+}
+
+pub fn field(name: &str, value: &str) -> (String, String) {
+    (name.to_owned(), value.to_owned())
+}
+
 fn scopes(connection: &Connection) -> impl Iterator<Item = Scope> {
     connection.scopes.iter().map(|scope| Scope::new(scope.clone()))
 }
 
+/// What goes with every token request, in the order in which it is written.
 fn extras(connection: &Connection) -> impl Iterator<Item = (&str, &str)> {
     let audience = connection.audience.iter().map(|value| ("audience", value.as_str()));
     let resource = connection.resource.iter().map(|value| ("resource", value.as_str()));
@@ -73,7 +118,7 @@ fn extras(connection: &Connection) -> impl Iterator<Item = (&str, &str)> {
     audience.chain(resource).chain(params)
 }
 
-/// oauth2's form as fields. The client's own fields are left out: `client_auth` alone says who the client is.
+/// The fields of a form less what `client_auth` says in its own way.
 pub fn fields(form: &[u8]) -> Fields {
     form_urlencoded::parse(form)
         .filter(|(name, _)| name != "client_id" && name != "client_secret")

@@ -6,9 +6,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use url::form_urlencoded;
 use zeroize::Zeroizing;
 
 use super::failure::Reason;
+use crate::model::connection::Pointer;
 
 /// No `Debug`: it may hold tokens.
 pub enum Json {
@@ -32,6 +34,45 @@ impl Json {
             // The visitor below takes any value, so the only complaint of that class is its own.
             Err(error) if error.is_data() => Err(Reason::DuplicateMember),
             Err(_) => Err(Reason::NotJson),
+        }
+    }
+
+    /// A form's fields as an object of texts.
+    pub fn form(bytes: &[u8]) -> Result<Members, Reason> {
+        let mut members = Members::new();
+        for (name, value) in form_urlencoded::parse(bytes.trim_ascii()) {
+            let value = Json::Text(Zeroizing::new(value.into_owned()));
+            if members.insert(name.into_owned(), value).is_some() {
+                return Err(Reason::DuplicateMember);
+            }
+        }
+        Ok(members)
+    }
+
+    /// What a pointer leads to; null and an empty text say nothing, and are nothing.
+    pub fn at<'a>(members: &'a Members, pointer: &Pointer) -> Option<&'a Json> {
+        Json::stated(members, pointer).filter(|value| value.as_text() != Some(""))
+    }
+
+    /// The same, where an empty text says something.
+    pub fn stated<'a>(members: &'a Members, pointer: &Pointer) -> Option<&'a Json> {
+        let (first, rest) = pointer.parts().split_first()?;
+        let found = rest.iter().try_fold(members.get(first)?, |value, part| match value {
+            Json::Object(members) => members.get(part),
+            Json::List(items) => items.get(part.parse::<usize>().ok()?),
+            _ => None,
+        });
+        found.filter(|value| !matches!(value, Json::Null))
+    }
+
+    /// A scalar, written out.
+    pub fn is(&self, text: &str) -> bool {
+        match self {
+            Json::Null => text == "null",
+            Json::Bool(value) => text == if *value { "true" } else { "false" },
+            Json::Number(number) => text.parse::<f64>() == Ok(*number),
+            Json::Text(own) => own.as_str() == text,
+            Json::List(_) | Json::Object(_) => false,
         }
     }
 

@@ -4,11 +4,13 @@
 //! Holds: lenient reading, strict result (RFC 6749 §5.1, §5.2; RFC 6750 §2.1). The `error` member decides before the
 //! status, except where the status says "not now". Pure, but for warnings.
 
-use std::time::Duration;
+mod lifetime;
 
 use http::StatusCode;
 
+use crate::model::connection::{AnswerEncoding, TokenResponse};
 use crate::model::token::{AccessToken, RefreshToken, TokenSet};
+use crate::script::{self, Context, Script};
 
 use super::failure::{Failure, Posted, Reason, Refusal, is_known};
 use super::json::{Json, Members};
@@ -16,12 +18,11 @@ use super::retry_after::retry_after;
 use super::retryable;
 use super::transport::Answer;
 
-/// Longest token lifetime that is believed: ten years.
-const EXPIRES_IN_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 const REDIRECT: &str = "the token endpoint redirects; set token_url to its final address";
 
-pub fn read(answer: &Answer, posted: &Posted) -> Result<TokenSet, Failure> {
-    judge(answer.status, &answer.body, posted).map_err(|failure| match failure {
+/// The token set of an answer whose members are where `shape` says.
+pub fn read(answer: &Answer, shape: &TokenResponse, posted: &Posted) -> Result<TokenSet, Failure> {
+    judge(answer, shape, posted).map_err(|failure| match failure {
         Failure::Retryable { reason, detail, .. } => {
             Failure::Retryable { reason, retry_after: retry_after(&answer.headers, answer.received), detail }
         }
@@ -29,23 +30,61 @@ pub fn read(answer: &Answer, posted: &Posted) -> Result<TokenSet, Failure> {
     })
 }
 
-fn judge(status: StatusCode, body: &[u8], posted: &Posted) -> Result<TokenSet, Failure> {
+/// What the script makes of an answer, and whether it wrote the members itself, at their standard places.
+pub fn scripted(script: &Script, answer: &Answer, context: &Context) -> Result<(Answer, bool), script::Failure> {
+    let header = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
+        Some((name.to_string(), value.to_str().ok()?.to_owned()))
+    };
+    let text = String::from_utf8_lossy(&answer.body);
+    let given = script::Response {
+        status: answer.status.as_u16(),
+        headers: answer.headers.iter().filter_map(header).collect(),
+        text: text[..text.floor_char_boundary(script::TEXT_BYTES_MAX)].to_owned(),
+    };
+    let made = script.token_response(given, context)?;
+    let status = StatusCode::from_u16(made.status).unwrap_or(answer.status);
+    let body = zeroize::Zeroizing::new(made.body.into_bytes());
+    Ok((Answer { status, headers: answer.headers.clone(), body, received: answer.received }, made.is_short))
+}
+
+/// The answer of a revocation endpoint (RFC 7009 §2.2): a token that it does not know is revoked, too.
+pub fn revoked(answer: &Answer, posted: &Posted) -> Result<(), Failure> {
+    if answer.status.is_success() {
+        return Ok(());
+    }
+    match read(answer, &TokenResponse::default(), posted) {
+        Err(failure) => Err(failure),
+        Ok(_) => Err(failure(answer.status, None, None, posted)),
+    }
+}
+
+fn judge(answer: &Answer, shape: &TokenResponse, posted: &Posted) -> Result<TokenSet, Failure> {
+    let (status, body) = (answer.status, answer.body.as_slice());
     if status.is_redirection() {
         let description = Some(REDIRECT.to_owned());
         return Err(Failure::Permanent(Refusal { description, ..Refusal::new(status, None, None, posted) }));
     }
-    let members = if body.is_empty() { Err(Reason::Empty) } else { Json::object(body) };
-    if let Ok(members) = &members
-        && let Some(error) = member(members, "error")
-        && !matches!(error, Json::Bool(false))
-    {
-        let description = member(members, "error_description").and_then(Json::as_text);
-        return Err(failure(status, error.as_text().and_then(code), description, posted));
+    let members = match shape.encoding {
+        _ if body.is_empty() => Err(Reason::Empty),
+        AnswerEncoding::Json => Json::object(body),
+        // Errors come as JSON from servers whose tokens do not.
+        AnswerEncoding::Form => Json::object(body).or_else(|_| Json::form(body)),
+    };
+    if let Ok(members) = &members {
+        let error = Json::at(members, &shape.error).filter(|error| !matches!(error, Json::Bool(false)));
+        let failed = shape
+            .failure
+            .as_ref()
+            .is_some_and(|sign| Json::at(members, &sign.pointer).is_some_and(|value| value.is(&sign.equals)));
+        if error.is_some() || failed {
+            let description = Json::at(members, &shape.error_description).and_then(Json::as_text);
+            return Err(failure(status, error.and_then(Json::as_text).and_then(code), description, posted));
+        }
     }
     if !status.is_success() {
         return Err(failure(status, None, None, posted));
     }
-    members.and_then(|members| token_set(&members)).map_err(retryable)
+    members.and_then(|members| token_set(&members, shape, answer)).map_err(retryable)
 }
 
 fn failure(status: StatusCode, error: Option<&str>, description: Option<&str>, posted: &Posted) -> Failure {
@@ -67,21 +106,20 @@ fn code(text: &str) -> Option<&str> {
     ((1..=64).contains(&text.len()) && text.bytes().all(plain)).then_some(text)
 }
 
-/// A member that says something: null and an empty text are absence.
-fn member<'a>(members: &'a Members, name: &str) -> Option<&'a Json> {
-    members.get(name).filter(|value| !matches!(value, Json::Null) && value.as_text() != Some(""))
-}
-
-fn token_set(members: &Members) -> Result<TokenSet, Reason> {
-    let text = member(members, "access_token").ok_or(Reason::NoAccessToken)?.as_text();
+fn token_set(members: &Members, shape: &TokenResponse, answer: &Answer) -> Result<TokenSet, Reason> {
+    let text = Json::at(members, &shape.access_token).ok_or(Reason::NoAccessToken)?.as_text();
     let access_token = text.and_then(AccessToken::parse).ok_or(Reason::InvalidAccessToken)?;
-    let bearer = |value: &Json| value.as_text().is_some_and(|text| text.eq_ignore_ascii_case("bearer"));
-    if !matches!(members.get("token_type"), None | Some(Json::Null)) && !members.get("token_type").is_some_and(bearer) {
+    let other = |value: &Json| !value.as_text().is_some_and(|text| text.eq_ignore_ascii_case("bearer"));
+    if shape.token_type.as_ref().and_then(|place| Json::stated(members, place)).is_some_and(other) {
         return Err(Reason::TokenType);
     }
-    let expires_in = member(members, "expires_in").and_then(lifetime);
-    let refresh_token = member(members, "refresh_token").and_then(refresh_token);
-    Ok(TokenSet { access_token, expires_in, refresh_token, scopes: member(members, "scope").and_then(scopes) })
+    Ok(TokenSet {
+        access_token,
+        expires_in: lifetime::of_access_token(members, shape, answer),
+        refresh_token: Json::at(members, &shape.refresh_token).and_then(refresh_token),
+        refresh_token_expires_in: Json::at(members, &shape.refresh_token_expires_in).and_then(lifetime::seconds),
+        scopes: Json::at(members, &shape.scope).and_then(scopes),
+    })
 }
 
 /// One that no form could carry back is none: the token before it, if there is one, stays in use.
@@ -91,35 +129,6 @@ fn refresh_token(value: &Json) -> Option<RefreshToken> {
         tracing::warn!("token answer has a refresh_token that is no text of visible characters, or too long");
     }
     token
-}
-
-/// Seconds as a number or as a numeric text; `None` is the connection's default lifetime.
-fn lifetime(value: &Json) -> Option<Duration> {
-    let seconds = match value {
-        Json::Number(seconds) => Some(*seconds),
-        Json::Text(text) => numeric(text.trim()),
-        _ => None,
-    };
-    match seconds {
-        Some(0.0) => None,
-        Some(seconds) if seconds > 0.0 => {
-            Some(Duration::try_from_secs_f64(seconds).map_or(EXPIRES_IN_MAX, |life| life.min(EXPIRES_IN_MAX)))
-        }
-        Some(_) => {
-            tracing::warn!("token answer has a negative expires_in; the default lifetime applies");
-            None
-        }
-        None => {
-            tracing::warn!("token answer has an expires_in that is no number; the default lifetime applies");
-            None
-        }
-    }
-}
-
-/// Digits with sign and fraction; Rust's own parser knows `inf`, `nan` and exponents as well.
-fn numeric(text: &str) -> Option<f64> {
-    let plain = text.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'+'));
-    text.parse().ok().filter(|_| plain)
 }
 
 /// Granted scopes from a text or a list; `None` when nothing is said. What is no scope (RFC 6749 §3.3) is left out.
@@ -136,149 +145,4 @@ fn scopes(value: &Json) -> Option<Vec<String>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::SystemTime;
-
-    use http::HeaderMap;
-
-    use super::*;
-
-    fn answer(status: u16, body: &str) -> Answer {
-        Answer {
-            status: StatusCode::from_u16(status).unwrap(),
-            headers: HeaderMap::new(),
-            body: body.as_bytes().to_vec().into(),
-            received: SystemTime::UNIX_EPOCH,
-        }
-    }
-
-    /// `token/seconds/scopes`, or the failure's name in brackets for a refusal.
-    fn told(answer: &Answer) -> String {
-        match read(answer, &Posted::new("", &Vec::new(), Vec::new())) {
-            Ok(TokenSet { access_token, expires_in, scopes, refresh_token }) => {
-                let life = expires_in.map_or("-".to_owned(), |life| life.as_secs_f64().to_string());
-                let refresh = refresh_token.map_or_else(String::new, |token| format!("/{}", token.expose()));
-                let scopes = scopes.map_or("-".to_owned(), |all| all.join(" "));
-                format!("{}/{life}/{scopes}{refresh}", access_token.expose())
-            }
-            Err(Failure::Permanent(refusal)) => format!("[{refusal}]"),
-            Err(Failure::Retryable { reason, .. }) => reason.to_string(),
-        }
-    }
-
-    #[track_caller]
-    fn check(status: u16, body: &str, expected: &str) {
-        assert_eq!(told(&answer(status, body)), expected);
-    }
-
-    #[track_caller]
-    fn check_with(members: &str, expected: &str) {
-        check(200, &format!(r#"{{"access_token":"t",{members}}}"#), expected);
-    }
-
-    #[test]
-    fn success_is_read_leniently() {
-        check(200, r#"{"access_token":"t"}"#, "t/-/-");
-        check(201, r#"{"iat":1,"access_token":"a.b-c==","token_type":"bearer","id_token":"x"}"#, "a.b-c==/-/-");
-        check(200, "\u{feff}{\"access_token\":\"t\",\"token_type\":\"BEARER\"}", "t/-/-");
-        for (value, seconds) in [
-            ("600", "600"),
-            ("600.5", "600.5"),
-            ("\"600\"", "600"),
-            ("\" 600.0 \"", "600"),
-            ("1", "1"),
-            ("6e2", "600"),
-            ("0", "-"),
-            ("-0", "-"),
-            ("\"0\"", "-"),
-            ("null", "-"),
-            ("\"\"", "-"),
-            ("-1", "-"),
-            ("\"-600\"", "-"),
-            ("\"3600abc\"", "-"),
-            ("\"inf\"", "-"),
-            ("\"NaN\"", "-"),
-            ("\"1e9\"", "-"),
-            ("true", "-"),
-            ("[600]", "-"),
-            ("{\"s\":1}", "-"),
-            ("1576800000", "315360000"),
-            ("99999999999999999999999999", "315360000"),
-            ("1e300", "315360000"),
-        ] {
-            check_with(&format!("\"expires_in\":{value}"), &format!("t/{seconds}/-"));
-        }
-        for (value, scopes) in [
-            ("\"a b\"", "a b"),
-            ("\"a, b,c\\td\"", "a b c d"),
-            ("[\"a\",\"b\",1,\"c d\"]", "a b"),
-            ("\"\"", "-"),
-            ("null", "-"),
-            ("\" \"", "-"),
-            ("7", "-"),
-            ("\"a \\u0007x b\"", "a b"),
-        ] {
-            check_with(&format!("\"scope\":{value}"), &format!("t/-/{scopes}"));
-        }
-        check_with("\"refresh_token\":\"r 1~\"", "t/-/-/r 1~");
-        let long = format!("\"{}\"", "r".repeat(16 * 1024 + 1));
-        for none in ["null", "\"\"", "7", "[\"r\"]", "\"r\\u0000\"", "\"ä\"", &long] {
-            check_with(&format!("\"refresh_token\":{none}"), "t/-/-");
-        }
-        check_with("\"error\":null", "t/-/-");
-        check_with("\"error\":\"\"", "t/-/-");
-        check_with("\"error\":false", "t/-/-");
-    }
-
-    #[test]
-    fn a_success_that_is_none_gives_no_token() {
-        for body in ["<html>", " ", "null", "[]", "[{\"access_token\":\"t\"}]", "access_token=t", "{", "\"t\""] {
-            check(200, body, "not_json");
-        }
-        check(200, "", "empty");
-        check(204, "", "empty");
-        check(200, "{}", "no_access_token");
-        for value in ["null", "\"\""] {
-            check(200, &format!("{{\"access_token\":{value}}}"), "no_access_token");
-        }
-        let long = format!("\"{}\"", "x".repeat(8193));
-        let bad = ["\"a b\"", "\"a,b\"", "\"a\\r\\nX: y\"", "\"a\\u0000\"", "\"ä\"", "\"=\"", "7", "[\"t\"]", &long];
-        for value in bad {
-            check(200, &format!("{{\"access_token\":{value}}}"), "invalid_access_token");
-        }
-        for value in ["\"mac\"", "\"DPoP\"", "\"N_A\"", "\"\"", "7", "\"Bearer x\""] {
-            check_with(&format!("\"token_type\":{value}"), "token_type");
-        }
-        check_with("\"access_token\":\"u\"", "duplicate_member");
-        check_with("\"x\":{\"a\":1,\"a\":1}", "duplicate_member");
-        check_with("\"token_type\":null", "t/-/-");
-    }
-
-    #[test]
-    fn the_error_member_decides_then_the_status() {
-        check(401, r#"{"error":"invalid_client"}"#, "[invalid_client]");
-        check(400, r#"{"error":"invalid_client","error_description":"expired"}"#, "[invalid_client (expired)]");
-        check(200, r#"{"error":"bad_verification_code","access_token":"t"}"#, "[bad_verification_code]");
-        check(200, r#"{"error":{"message":"no"}}"#, "[http_200]");
-        check(400, r#"{"error":" invalid_grant "}"#, "[invalid_grant]");
-        check(400, r#"{"error":"in valid"}"#, "[http_400]");
-        check(400, &format!(r#"{{"error":"{}"}}"#, "x".repeat(65)), "[http_400]");
-        check(400, r#"{"error":"a","error":"b"}"#, "[http_400]");
-        check(403, "", "[http_403]");
-        check(403, r#"{"error":"invalid_code"}"#, "[invalid_code]");
-        check(404, "<html>", "[http_404]");
-        check(500, r#"{"error":"invalid_scope"}"#, "[invalid_scope]");
-        check(500, r#"{"error":"oops"}"#, "http_500");
-        check(503, "<html>fault</html>", "http_503");
-        for code in ["temporarily_unavailable", "server_error", "slow_down"] {
-            check(400, &format!(r#"{{"error":"{code}"}}"#), code);
-        }
-        for status in [408, 425, 429] {
-            check(status, "", &format!("http_{status}"));
-            check(status, r#"{"error":"access_denied"}"#, &format!("http_{status}"));
-        }
-        for status in [301, 302, 304, 307, 308] {
-            check(status, r#"{"access_token":"t"}"#, &format!("[http_{status} ({REDIRECT})]"));
-        }
-    }
-}
+mod tests;

@@ -13,12 +13,14 @@ use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::model::connection::{AuthorizationServer, BasicEncoding, ClientAuth, Lifetimes};
+use crate::dial::{AddressPolicy, Dialer};
+use crate::model::connection::{AuthorizationServer, BasicEncoding, ClientAuth, Endpoints};
+use crate::model::origin::Host;
 use crate::model::secret::Secret;
-use crate::model::{Name, Roots};
+use crate::model::{HostOverride, Roots};
 use crate::tls::Trust;
 
-use server::{Loopback, Reply, Request, Server, reply};
+use server::{Reply, Request, Server, reply};
 
 const CANARY: &str = "c4n4ry+S3cret/%";
 const GOOD: &str = r#"{"access_token":"t0ken","token_type":"Bearer","expires_in":60,"scope":"a"}"#;
@@ -34,28 +36,22 @@ const KEY: &str = "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgXMxM0LUFX+Nw8
 
 fn connection(token_url: &str, client_auth: ClientAuth, trust: Option<Roots>) -> Connection {
     Connection {
-        name: Name::parse("crm").unwrap(),
-        active: true,
-        comments: None,
-        grant: crate::model::connection::Grant::ClientCredentials,
         client_id: "id:7".to_owned(),
         client_auth,
-        token_url: token_url.parse().unwrap(),
-        authorization_server: AuthorizationServer { trust, timeout: Duration::from_millis(700) },
+        endpoints: Endpoints::of_token_url(token_url.parse().unwrap()),
+        authorization_server: AuthorizationServer { trust, proxy: None, timeout: Duration::from_millis(700) },
         scopes: vec!["a".to_owned(), "b/c".to_owned()],
         audience: Some("https://api.test".to_owned()),
-        resource: None,
         token_params: vec![("x".to_owned(), "1 & 2".to_owned())],
-        lifetimes: Lifetimes::default(),
-        tokens: Default::default(),
-        token_rejected: Vec::new(),
-        accessible_from: None,
-        routes: Vec::new(),
+        ..Connection::sample("crm")
     }
 }
 
 fn clients() -> HttpClients {
-    HttpClients::new(Trust::new(&Roots::from([])), Arc::new(Loopback))
+    let names = ["idp.test", "other.test", "localhost"].map(|name| Host::parse(name).unwrap());
+    let policy = names.iter().cloned().fold(AddressPolicy::default(), AddressPolicy::naming);
+    let hosts = names.map(|host| HostOverride { host, address: Ipv4Addr::LOCALHOST.into(), port: None });
+    HttpClients::new(Trust::new(&Roots::from([])), Dialer::new(&hosts, policy, None))
 }
 
 fn endpoint(url: &str, auth: ClientAuth, trust: Option<Roots>) -> TokenEndpoint {
@@ -82,6 +78,7 @@ fn name(failure: Failure) -> String {
     match failure {
         Failure::Retryable { reason, .. } => reason.to_string(),
         Failure::Permanent(refusal) => format!("[{refusal}]"),
+        Failure::Script { message, .. } => message,
     }
 }
 
@@ -90,7 +87,7 @@ const GRANT_FIELDS: [(&str, &str); 4] =
 
 async fn sent(auth: ClientAuth) -> Request {
     let server = Server::start(vec![reply("200 OK", GOOD)], None).await;
-    let token = server.endpoint(auth).first_grant().await.unwrap();
+    let token = server.endpoint(auth).first_grant(Whose::default()).await.unwrap();
     assert_eq!(token.access_token.expose(), "t0ken");
     assert_eq!((token.expires_in, token.scopes), (Some(Duration::from_secs(60)), Some(vec!["a".to_owned()])));
     let request = server.request(0);
@@ -130,7 +127,7 @@ async fn what_is_not_configured_is_not_sent() {
     (connection.scopes, connection.audience, connection.token_params) = Default::default();
     connection.resource = Some("urn:r".to_owned());
     let endpoint = TokenEndpoint::new(Arc::new(connection), &clients()).unwrap();
-    endpoint.first_grant().await.unwrap();
+    endpoint.first_grant(Whose::default()).await.unwrap();
     let fields = [("grant_type", "client_credentials"), ("resource", "urn:r"), ("client_id", "id:7")];
     assert_eq!(server.request(0).fields(), fields);
     assert_eq!(server.request(0).line, "POST /token HTTP/1.1");
@@ -144,7 +141,7 @@ async fn a_redirect_is_not_followed() {
         let answer = format!("HTTP/1.1 {status}\r\nLocation: http://evil.test:{}/\r\n", other.port);
         let answer = Reply::Text(format!("{answer}Content-Length: 0\r\n\r\n"));
         let server = Server::start(vec![answer, reply("200 OK", GOOD)], None).await;
-        let failure = server.endpoint(body_auth()).first_grant().await.unwrap_err();
+        let failure = server.endpoint(body_auth()).first_grant(Whose::default()).await.unwrap_err();
         assert!(name(failure).contains("set token_url to its final address"));
         assert_eq!((server.count(), other.count()), (1, 0));
     }
@@ -176,7 +173,7 @@ async fn broken_answers_are_bounded() {
     ] {
         let server = Server::start(vec![reply], None).await;
         let start = Instant::now();
-        let failure = server.endpoint(body_auth()).first_grant().await.unwrap_err();
+        let failure = server.endpoint(body_auth()).first_grant(Whose::default()).await.unwrap_err();
         assert!(start.elapsed() < Duration::from_millis(1500), "{expected}");
         check(failure, expected, outcome);
         assert_eq!(server.count(), 1, "{expected}: no second try");
@@ -187,7 +184,7 @@ async fn broken_answers_are_bounded() {
 async fn nobody_listening_is_unreachable() {
     let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap().port();
     let endpoint = endpoint(&format!("http://idp.test:{port}/"), body_auth(), None);
-    check(endpoint.first_grant().await.unwrap_err(), "unreachable", Outcome::Unavailable);
+    check(endpoint.first_grant(Whose::default()).await.unwrap_err(), "unreachable", Outcome::Unavailable);
 }
 
 #[tokio::test]
@@ -198,9 +195,9 @@ async fn the_next_secret_is_tried_only_when_the_client_is_refused() {
     let server = Server::start(vec![refused(), bare, good(), good(), refused(), refused(), refused()], None).await;
     let secrets = ["one", "two", "three"].map(Secret::new).to_vec();
     let endpoint = server.endpoint(ClientAuth::Body(secrets));
-    endpoint.first_grant().await.unwrap();
-    endpoint.first_grant().await.unwrap();
-    check(endpoint.first_grant().await.unwrap_err(), "[invalid_client]", Outcome::Refused);
+    endpoint.first_grant(Whose::default()).await.unwrap();
+    endpoint.first_grant(Whose::default()).await.unwrap();
+    check(endpoint.first_grant(Whose::default()).await.unwrap_err(), "[invalid_client]", Outcome::Refused);
     let used: Vec<_> = (0..server.count()).map(|i| server.request(i).fields.pop().unwrap().1).collect();
     assert_eq!(used, ["one", "two", "three", "three", "three", "one", "two"], "the one that worked comes first");
 
@@ -212,7 +209,7 @@ async fn the_next_secret_is_tried_only_when_the_client_is_refused() {
     ] {
         let server = Server::start(vec![answer, good()], None).await;
         let endpoint = server.endpoint(ClientAuth::Body(["one", "two"].map(Secret::new).to_vec()));
-        assert_eq!(name(endpoint.first_grant().await.unwrap_err()), expected);
+        assert_eq!(name(endpoint.first_grant(Whose::default()).await.unwrap_err()), expected);
         assert_eq!(server.count(), 1);
     }
 }
@@ -230,7 +227,7 @@ async fn an_echo_of_the_request_is_not_passed_on() {
         let body = format!(r#"{{"error":"e","error_description":"{echo}"}}"#);
         let server = Server::start(vec![reply("400 No", &body)], None).await;
         let auth = ClientAuth::Basic(vec![Secret::new(CANARY)], BasicEncoding::Form);
-        assert_eq!(name(server.endpoint(auth).first_grant().await.unwrap_err()), expected, "{echo}");
+        assert_eq!(name(server.endpoint(auth).first_grant(Whose::default()).await.unwrap_err()), expected, "{echo}");
     }
 }
 
@@ -250,12 +247,16 @@ async fn certificates_are_checked_against_the_roots_of_the_connection() {
     ] {
         let server = Server::start(vec![reply("200 OK", GOOD)], Some(acceptor.clone())).await;
         let endpoint = endpoint(&format!("https://{host}:{}/", server.port), body_auth(), trust);
-        let failure = endpoint.first_grant().await.err().map(name);
+        let failure = endpoint.first_grant(Whose::default()).await.err().map(name);
         assert_eq!(failure.as_deref(), expected);
     }
     let plain = Server::start(vec![reply("200 OK", GOOD)], None).await;
     let endpoint = endpoint(&format!("https://localhost:{}/", plain.port), body_auth(), None);
-    assert_eq!(name(endpoint.first_grant().await.unwrap_err()), "timeout", "its server waits for a request head");
+    assert_eq!(
+        name(endpoint.first_grant(Whose::default()).await.unwrap_err()),
+        "timeout",
+        "its server waits for a request head"
+    );
 }
 
 #[test]
@@ -263,8 +264,9 @@ fn one_client_for_each_set_of_roots() {
     let clients = clients();
     let certificate = CertificateDer::from(BASE64_STANDARD.decode(CERTIFICATE).unwrap());
     for _ in 0..2 {
-        clients.get(None).unwrap();
-        clients.get(Some(&Roots::from([certificate.clone()]))).unwrap();
+        let server = |trust| AuthorizationServer { trust, proxy: None, timeout: Duration::from_secs(1) };
+        clients.get(&server(None), None).unwrap();
+        clients.get(&server(Some(Roots::from([certificate.clone()]))), None).unwrap();
     }
     assert_eq!(clients.made(), 2);
 }
@@ -272,5 +274,6 @@ fn one_client_for_each_set_of_roots() {
 #[test]
 fn its_future_can_be_spawned() {
     fn check(_: impl Send) {}
-    check(endpoint("http://localhost/", ClientAuth::None, None).first_grant());
+    let endpoint = endpoint("http://localhost/", ClientAuth::None, None);
+    check(endpoint.first_grant(Whose::default()));
 }

@@ -1,82 +1,22 @@
-//! How a token request travels: one HTTP client for each set of roots, one limit of size.
+//! How a request to an authorization server travels, and how its answer is read: with one limit of size.
 //!
-//! Not here: deadlines (`oauth`), what the answer means (`response`), name resolution (a resolver is handed in).
-//! Holds: no redirect is followed, no proxy of the environment used, nothing decompressed, no request sent twice.
+//! Not here: the clients themselves (`clients`), deadlines (`oauth`), what the answer means (`response`).
+//! Holds: an answer that is too large is not read to its end; no error shows a URL's query.
 
 use std::error::Error;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use http::{HeaderMap, StatusCode};
-use reqwest::dns::Resolve;
 use url::Url;
 use zeroize::Zeroizing;
-
-use crate::model::Roots;
-use crate::telemetry::traces::Tracer;
-use crate::tls::Trust;
 
 use super::failure::{Reason, printable};
 
 /// Longest answer that is read, in bytes.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
-/// Token requests are rare and servers close idle connections after 5 seconds or more: an older one is mostly dead.
-const POOL_IDLE: Duration = Duration::from_secs(4);
-const POOL_IDLE_CONNECTIONS_MAX: usize = 8;
 const DETAIL_CHARS_MAX: usize = 300;
 
-/// HTTP clients, one for each set of roots: made on first use (that costs 10 ms), then shared.
-pub struct HttpClients {
-    trust: Trust,
-    resolver: Arc<dyn Resolve>,
-    made: Mutex<Vec<(Option<Roots>, reqwest::Client)>>,
-    /// What the users of these clients do is told to it.
-    pub tracer: Tracer,
-}
-
-impl HttpClients {
-    pub fn new(trust: Trust, resolver: Arc<dyn Resolve>) -> HttpClients {
-        HttpClients { trust, resolver, made: Mutex::default(), tracer: Tracer::default() }
-    }
-
-    /// The client that trusts `roots`, or the shared roots. Equal certificates are the same set.
-    pub fn get(&self, roots: Option<&Roots>) -> Result<reqwest::Client, ClientError> {
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, client)) = made.iter().find(|(own, _)| own.as_ref() == roots) {
-            return Ok(client.clone());
-        }
-        let client = self.make(roots)?;
-        made.push((roots.cloned(), client.clone()));
-        Ok(client)
-    }
-
-    #[cfg(test)]
-    pub fn made(&self) -> usize {
-        self.made.lock().unwrap_or_else(PoisonError::into_inner).len()
-    }
-
-    fn make(&self, roots: Option<&Roots>) -> Result<reqwest::Client, ClientError> {
-        let tls = Arc::unwrap_or_clone(self.trust.client_config(roots));
-        let builder = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
-            .dns_resolver(self.resolver.clone())
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .referer(false)
-            .http1_only()
-            .pool_idle_timeout(POOL_IDLE)
-            .pool_max_idle_per_host(POOL_IDLE_CONNECTIONS_MAX);
-        builder.build().map_err(ClientError)
-    }
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("HTTP client cannot be made")]
-pub struct ClientError(#[source] reqwest::Error);
-
-/// A whole answer. No `Debug`: the body may hold tokens.
 pub struct Answer {
     pub status: StatusCode,
     pub headers: HeaderMap,

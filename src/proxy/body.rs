@@ -12,6 +12,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+
+use super::answered::UpstreamBody;
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
@@ -241,7 +243,7 @@ pub struct ResponseBody<T: Companion> {
 
 enum Inner {
     Own(Full<Bytes>),
-    Upstream { incoming: Incoming, idle: Duration, silent_since: Option<Instant>, timer: Option<Pin<Box<Sleep>>> },
+    Upstream { incoming: UpstreamBody, idle: Duration, silent_since: Option<Instant>, timer: Option<Pin<Box<Sleep>>> },
 }
 
 /// Whoever goes along with a body hears how it ended.
@@ -255,7 +257,7 @@ impl<T: Companion> ResponseBody<T> {
         ResponseBody { inner: Inner::Own(Full::new(text)), companion: Some(companion) }
     }
 
-    pub fn upstream(incoming: Incoming, idle: Duration, companion: T) -> ResponseBody<T> {
+    pub fn upstream(incoming: UpstreamBody, idle: Duration, companion: T) -> ResponseBody<T> {
         ResponseBody {
             inner: Inner::Upstream { incoming, idle, silent_since: None, timer: None },
             companion: Some(companion),

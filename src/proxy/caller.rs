@@ -6,12 +6,12 @@
 use std::net::IpAddr;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, header};
 
 use super::error::ProxyError;
 use crate::model::Caller;
-use crate::model::secret::SecretDigest;
-use crate::model::token::Subject;
+use crate::model::secret::{Secret, SecretDigest};
+use crate::model::token::{ACCESS_TOKEN_BYTES_MAX, Subject};
 use crate::router::CallerId;
 use crate::snapshot::CallerTable;
 
@@ -52,6 +52,20 @@ pub fn identify(
 }
 
 /// For whom the request acts: as `Keybearer-Subject` says, if the caller may, else for the caller itself.
+/// The bearer token that the caller's request carries, to be exchanged.
+pub fn own_token(headers: &HeaderMap) -> Result<Secret, ProxyError> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let value = values.next().filter(|_| values.next().is_none()).and_then(|value| value.to_str().ok());
+    let token = value.and_then(|text| {
+        let (scheme, token) = text.split_once(' ')?;
+        let token = token.trim();
+        let fits = scheme.eq_ignore_ascii_case("bearer") && !token.is_empty() && token.len() <= ACCESS_TOKEN_BYTES_MAX;
+        fits.then(|| Secret::new(token))
+    });
+    token
+        .ok_or(ProxyError::SubjectRequired("send the token that is to be exchanged: Authorization: Bearer TOKEN, once"))
+}
+
 pub fn subject(callers: &CallerTable, caller: Option<CallerId>, headers: &HeaderMap) -> Result<Subject, ProxyError> {
     let mut named = headers.get_all("keybearer-subject").iter();
     let caller = caller.and_then(|id| callers.get(id));

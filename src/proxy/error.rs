@@ -32,6 +32,7 @@ pub enum ProxyError {
     ConsentRequired,
     RefreshTokenExpired { error: String },
     TokenRefused { error: String },
+    ScriptFailed { message: String },
     TokenUnavailable { error: String, retry_after: Duration },
     Overloaded,
     UpstreamTls,
@@ -101,6 +102,7 @@ impl ProxyError {
             LoopDetected => Row("loop_detected", 508, "proxy_loop_detected", "fix_configuration"),
             ConsentRequired => Row("consent_required", 424, "proxy_configuration_error", "reauthorize"),
             RefreshTokenExpired { .. } => Row("refresh_token_expired", 424, "proxy_configuration_error", "reauthorize"),
+            ScriptFailed { .. } => Row("script_failed", 424, "proxy_configuration_error", "fix_configuration"),
             TokenRefused { .. } => Row("token_refused", 424, "proxy_configuration_error", "fix_configuration"),
             TokenUnavailable { .. } => Row("token_unavailable", 503, "proxy_internal_error", "retry_later"),
             Overloaded => Row("overloaded", 503, "connection_limit_reached", "retry_later"),
@@ -125,6 +127,7 @@ impl ProxyError {
             ConsentRequired
             | RefreshTokenExpired { .. }
             | TokenRefused { .. }
+            | ScriptFailed { .. }
             | TokenUnavailable { .. }
             | Overloaded => false,
             UpstreamTls | UpstreamUnreachable(_) | UpstreamProtocol | UpstreamTimeout => false,
@@ -163,6 +166,7 @@ impl ProxyError {
             TokenRefused { error } => format!(
                 "the authorization server refused the token request with `{error}`; correct the connection's client, secret or scopes"
             ),
+            ScriptFailed { message } => format!("the connection's script gave no token: {message}; correct the script"),
             TokenUnavailable { error, .. } => {
                 format!("no usable token, and the authorization server gave no new one ({error}); it is being asked again")
             }

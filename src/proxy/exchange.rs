@@ -13,11 +13,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::{Body, Incoming};
 use tokio::time::{Instant, sleep_until};
 
 use super::Peer;
+use super::answered::{UpstreamBody, is_rejection};
 use super::body::{Progress, RequestSource, ResponseBody, Silent};
 use super::caller;
 use super::error::{Fault, ProxyError};
@@ -30,12 +31,13 @@ use super::watched::Upload;
 use super::worker::Worker;
 use crate::model::Unmatched;
 use crate::model::connection::{Inject, WithoutToken};
+use crate::model::secret::Secret;
 use crate::model::token::Subject;
 use crate::router::{CallerId, Found};
 use crate::snapshot::{BoundRoute, Snapshot};
 use crate::telemetry::traces::Propagation;
 use crate::token::Slots;
-use crate::token::slot::{Consent, InjectedToken, NoToken};
+use crate::token::slot::{Consent, InjectedToken, NoToken, TokenSlot};
 use way::{Way, inside};
 
 /// Serves one request. Whatever happens, there is an answer.
@@ -45,7 +47,7 @@ pub async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, request: Request<Incoming
     let upload = (!incoming.is_end_stream()).then(|| peer.activity.upload());
     let snapshot = worker.snapshot();
     let mut exchange =
-        Exchange { worker: &worker, snapshot: &snapshot, peer: &peer, report: &mut report, subject: None };
+        Exchange { worker: &worker, snapshot: &snapshot, peer: &peer, report: &mut report, whose: Whose::Everybody };
     match exchange.run(head, incoming, upload).await {
         Ok(Served::Upstream(response, lease)) => report.upstream_answer(response, lease, snapshot.timeouts.idle),
         Ok(Served::Here(status)) => report.own_answer(status),
@@ -53,8 +55,27 @@ pub async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, request: Request<Incoming
     }
 }
 
+/// Whose token a request wants.
+enum Whose {
+    Everybody,
+    Subject(Subject),
+    /// What this token of the caller's own is exchanged for.
+    Caller(Secret),
+}
+
+impl Whose {
+    /// The slot that is this one's alone.
+    fn slot(&self, slots: &Slots) -> Option<Arc<TokenSlot>> {
+        match (self, slots) {
+            (Whose::Subject(subject), Slots::PerSubject(slots)) => Some(slots.slot(subject)),
+            (Whose::Caller(token), Slots::PerCallerToken(slots)) => Some(slots.slot_of_token(token)),
+            _ => None,
+        }
+    }
+}
+
 enum Served {
-    Upstream(Response<Incoming>, Lease),
+    Upstream(Response<UpstreamBody>, Lease),
     /// Answered by the proxy as the last hop that the request allows.
     Here(StatusCode),
 }
@@ -65,7 +86,7 @@ struct Exchange<'a> {
     peer: &'a Peer,
     report: &'a mut Report,
     /// Whose token is wanted, of a connection that has one for each.
-    subject: Option<Subject>,
+    whose: Whose,
 }
 
 impl<'a> Exchange<'a> {
@@ -75,10 +96,18 @@ impl<'a> Exchange<'a> {
         if headers::max_forwards_spent(&head.method, &mut head.headers) {
             return Ok(Served::Here(StatusCode::OK));
         }
-        if let Some(BoundRoute { slots: Some(Slots::PerSubject(_)), .. }) = way.bound {
-            let subject = caller::subject(&self.snapshot.callers, caller, &head.headers)?;
-            self.report.subject(&subject);
-            self.subject = Some(subject);
+        match way.bound.and_then(|bound| bound.slots.as_ref()) {
+            Some(Slots::PerSubject(_)) => {
+                let subject = caller::subject(&self.snapshot.callers, caller, &head.headers)?;
+                self.report.subject(&subject);
+                self.whose = Whose::Subject(subject);
+            }
+            Some(Slots::PerCallerToken(_)) => {
+                self.whose = Whose::Caller(caller::own_token(&head.headers)?);
+                // It is exchanged, and goes no further.
+                headers::remove_with_twins(&mut head.headers, &header::AUTHORIZATION);
+            }
+            Some(Slots::Shared(_)) | None => {}
         }
         let token = self.token(&way, &mut head.headers).await?;
         self.report.injected(token.is_some());
@@ -87,9 +116,9 @@ impl<'a> Exchange<'a> {
         headers::request(&mut head.headers, host, &self.worker.shared.via);
         let replay = if token.is_some() { self.snapshot.limits.replay_body_bytes } else { 0 };
         let source = RequestSource::new(incoming, replay, upload);
-        let first = self.send(&way, &head, token.as_deref(), &source).await?;
+        let mut first = self.send(&way, &head, token.as_deref(), &source).await?;
         match (token, way.bound) {
-            (Some(token), Some(bound)) if bound.connection.token_rejected.contains(&first.0.status()) => {
+            (Some(token), Some(bound)) if self.is_rejected(bound, &mut first.0).await => {
                 self.replay(first, &token, bound, &way, &head, &source).await
             }
             _ => Ok(Served::Upstream(first.0, first.1)),
@@ -208,19 +237,17 @@ impl<'a> Exchange<'a> {
 
     async fn usable(&mut self, slots: &Slots) -> Result<Arc<InjectedToken>, NoToken> {
         let clock = &self.worker.shared.clock;
-        let of_subject = slots.shared().is_none().then(|| slots.slot(self.subject.as_ref())).flatten();
-        let Some(slot) = slots.shared().or(of_subject.as_ref()) else { return Err(NoToken::Forgotten) };
+        let own = self.whose.slot(slots);
+        let Some(slot) = slots.shared().or(own.as_ref()) else { return Err(NoToken::Forgotten) };
         if let Some(token) = slot.fresh(clock.now()) {
             return Ok(token);
         }
         let started = Instant::now();
         let deadline = started + self.snapshot.timeouts.token_wait;
         let mut result = slot.token(clock, deadline).await;
-        if let (Err(NoToken::Forgotten), Slots::PerSubject(_)) = (&result, slots) {
-            // It left memory at this very moment: it is taken in again.
-            if let Some(slot) = slots.slot(self.subject.as_ref()) {
-                result = slot.token(clock, deadline).await;
-            }
+        // It left memory at this very moment: it is taken in again.
+        if let (Err(NoToken::Forgotten), Some(slot)) = (&result, self.whose.slot(slots)) {
+            result = slot.token(clock, deadline).await;
         }
         let waited = started.elapsed();
         self.worker.shared.metrics.token_wait.observe(waited.as_secs_f64());
@@ -231,7 +258,7 @@ impl<'a> Exchange<'a> {
     /// The upstream refused the token: once more with another one, if there is one and the body can be sent again.
     async fn replay(
         &mut self,
-        first: (Response<Incoming>, Lease),
+        first: (Response<UpstreamBody>, Lease),
         token: &InjectedToken,
         bound: &BoundRoute,
         way: &Way<'_>,
@@ -244,7 +271,8 @@ impl<'a> Exchange<'a> {
             self.worker.shared.metrics.replays.with_label_values(&[connection, outcome]).inc();
         };
         let deadline = Instant::now() + self.snapshot.timeouts.token_wait;
-        let another = match bound.slots.as_ref().and_then(|slots| slots.slot(self.subject.as_ref())) {
+        let own = bound.slots.as_ref().and_then(|slots| slots.shared().cloned().or_else(|| self.whose.slot(slots)));
+        let another = match own {
             Some(slot) => slot.reject(token.generation, clock, deadline).await,
             None => None,
         };
@@ -253,10 +281,14 @@ impl<'a> Exchange<'a> {
             return Ok(Served::Upstream(first.0, first.1));
         };
         drop(first);
-        let (response, lease) = self.send(way, head, Some(&another), source).await?;
-        let rejected = bound.connection.token_rejected.contains(&response.status());
+        let (mut response, lease) = self.send(way, head, Some(&another), source).await?;
+        let rejected = self.is_rejected(bound, &mut response).await;
         replays(if rejected { "rejected" } else { "accepted" });
         Ok(Served::Upstream(response, lease))
+    }
+
+    async fn is_rejected(&self, bound: &BoundRoute, response: &mut Response<UpstreamBody>) -> bool {
+        is_rejection(response, &bound.connection.token_rejected, self.snapshot.timeouts.idle).await
     }
 
     /// One request upstream, and its answer's head.
@@ -266,7 +298,7 @@ impl<'a> Exchange<'a> {
         head: &Parts,
         token: Option<&InjectedToken>,
         source: &RequestSource,
-    ) -> Result<(Response<Incoming>, Lease), Fault> {
+    ) -> Result<(Response<UpstreamBody>, Lease), Fault> {
         let started = Instant::now();
         let connection = way.bound.map(|bound| &bound.connection.name);
         let trace = self.report.spans.send(&head.method, &way.destination.origin, way.path.path(), connection);
@@ -278,7 +310,7 @@ impl<'a> Exchange<'a> {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Err(ProxyError::UpstreamProtocol.because("101 to a request that asked for no upgrade"));
         }
-        Ok((response, lease))
+        Ok((response.map(UpstreamBody::from), lease))
     }
 
     async fn send_once_or_renewed(
@@ -336,6 +368,7 @@ fn no_token(why: NoToken) -> Fault {
         NoToken::Refused { error, description } => {
             Fault { error: ProxyError::TokenRefused { error }, cause: description }
         }
+        NoToken::Script { message } => ProxyError::ScriptFailed { message }.into(),
         NoToken::Person { consent: Consent::First, .. } => ProxyError::ConsentRequired.into(),
         NoToken::Person { consent: Consent::Again, error } => ProxyError::RefreshTokenExpired { error }.into(),
         NoToken::Unavailable { error, retry_after } => ProxyError::TokenUnavailable { error, retry_after }.into(),

@@ -13,6 +13,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
+
+use super::answered::UpstreamBody;
 use tokio::time::Instant;
 use tracing::Level;
 
@@ -113,7 +115,7 @@ impl Report {
 
     pub fn upstream_answer(
         self,
-        response: Response<Incoming>,
+        response: Response<UpstreamBody>,
         lease: Lease,
         idle: Duration,
     ) -> Response<ResponseBody<Answer>> {

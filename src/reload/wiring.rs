@@ -143,7 +143,7 @@ impl Parts {
         let trust = Trust::new(&model.trust);
         let dialer = Dialer::new(&model.hosts, AddressPolicy::new(model, &self.listeners), dialer_before);
         let tracer = self.tracer(model, &trust)?;
-        let mut clients = HttpClients::new(trust.clone(), Arc::new(dialer.clone()));
+        let mut clients = HttpClients::new(trust.clone(), dialer.clone());
         clients.tracer = tracer.clone();
         // All clients first: what can fail fails before anything has changed.
         let mut endpoints = Vec::new();
@@ -168,7 +168,7 @@ impl Parts {
         let policy = AddressPolicy::new(model, &self.listeners);
         let policy = host.into_iter().fold(policy, AddressPolicy::naming);
         let dialer = Dialer::new(&model.hosts, policy, None);
-        let client = HttpClients::new(trust.clone(), Arc::new(dialer)).get(None)?;
+        let client = HttpClients::new(trust.clone(), dialer).standard()?;
         let (tracer, exporter) = traces::start(client, collector, *sample)?;
         self.tasks.spawn("traces", exporter.run());
         Ok(tracer)
@@ -187,6 +187,8 @@ fn certificates(model: &Model) -> Vec<(CertificateUse, String, Duration)> {
         let name = connection.name.as_str();
         let server = &connection.authorization_server.trust;
         add(CertificateUse::AuthorizationServerTrust, name, &mut server.iter());
+        let shown = connection.mutual_tls.as_ref().map(|certificate| Roots::from(&certificate.chain[..1]));
+        add(CertificateUse::MutualTls, name, &mut shown.iter());
         let upstreams = connection.routes.iter().filter_map(|route| route.tls.trust.as_ref());
         add(CertificateUse::UpstreamTrust, name, &mut { upstreams });
     }

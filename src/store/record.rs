@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::{Refresh, StoredToken};
+use super::{Refresh, RefreshLife, StoredToken};
 use crate::clock::Now;
 use crate::model::Name;
 use crate::model::connection::{Identity, OriginSet};
@@ -75,7 +75,7 @@ pub fn encode(token: &StoredToken, boot: Boot) -> Zeroizing<Vec<u8>> {
     };
     let texts = origins.iter().chain(scopes).map(|text| text.len() + 4).sum::<usize>();
     // All of it at once: a vector that grows leaves what it held behind.
-    let length = 128 + texts + token.access_token.expose().len() + refresh.len();
+    let length = 160 + texts + token.access_token.expose().len() + refresh.len();
     let mut out = Writer(Zeroizing::new(Vec::with_capacity(length)));
     out.bytes(token.identity.as_bytes());
     out.bytes(&boot.0.unwrap_or_default().to_be_bytes());
@@ -92,6 +92,8 @@ pub fn encode(token: &StoredToken, boot: Boot) -> Zeroizing<Vec<u8>> {
         Refresh::Refused { .. } => 2,
     }]);
     out.text(refresh);
+    out.span(token.refresh_life.since);
+    out.span(token.refresh_life.stated.unwrap_or_default());
     out.0
 }
 
@@ -113,6 +115,13 @@ pub fn decode(bytes: &[u8], boot: Boot, now: Now) -> Option<StoredToken> {
         2 => Refresh::Refused { error: refresh.to_owned() },
         _ => return None,
     };
+    // Records of before had nothing here.
+    let refresh_life = if from.0.is_empty() {
+        RefreshLife::default()
+    } else {
+        let (since, stated) = (from.span()?, from.span()?);
+        RefreshLife { since, stated: Some(stated).filter(|stated| !stated.is_zero()) }
+    };
     let obtained = if written == boot && boot.0.is_some() { obtained } else { of_another_boot(obtained, now) };
     let token = StoredToken {
         identity,
@@ -122,6 +131,7 @@ pub fn decode(bytes: &[u8], boot: Boot, now: Now) -> Option<StoredToken> {
         lifetime,
         scopes: stated.then_some(scopes),
         refresh,
+        refresh_life,
     };
     from.0.is_empty().then_some(token)
 }
@@ -216,6 +226,7 @@ mod tests {
             lifetime: Duration::from_secs(3600),
             scopes,
             refresh,
+            refresh_life: RefreshLife::default(),
         }
     }
 

@@ -26,6 +26,7 @@ pub struct Metrics {
     pub token_requests: IntCounterVec,
     pub token_request_duration: HistogramVec,
     pub token_expiry: GaugeVec,
+    pub refresh_token_expiry: GaugeVec,
     pub tokens: IntGaugeVec,
     pub replays: IntCounterVec,
     pub upstream_connections: IntGaugeVec,
@@ -112,6 +113,16 @@ impl Metrics {
                 &registry,
                 GaugeVec::new(
                     Opts::new("keybearer_token_expiry_timestamp_seconds", "When the current access token expires."),
+                    &["connection", "profile"],
+                )?,
+            )?,
+            refresh_token_expiry: register(
+                &registry,
+                GaugeVec::new(
+                    Opts::new(
+                        "keybearer_refresh_token_expiry_timestamp_seconds",
+                        "When the current refresh token is expected to expire, as far as anybody has said.",
+                    ),
                     &["connection", "profile"],
                 )?,
             )?,
@@ -240,6 +251,8 @@ pub enum CertificateUse {
     AuthorizationServerTrust,
     /// Vouches for the upstreams of a connection.
     UpstreamTrust,
+    /// Says who we are.
+    MutualTls,
 }
 
 impl CertificateUse {
@@ -248,6 +261,7 @@ impl CertificateUse {
             CertificateUse::Trust => "trust",
             CertificateUse::AuthorizationServerTrust => "authorization_server_trust",
             CertificateUse::UpstreamTrust => "upstream_trust",
+            CertificateUse::MutualTls => "mutual_tls",
         }
     }
 }

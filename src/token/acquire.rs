@@ -13,12 +13,13 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 
-use super::slot::{Consent, TokenSlot};
+use super::slot::{Consent, Fate, Revoked, TokenSlot};
 use crate::clock::Clock;
+use crate::model::Name;
 use crate::model::connection::Connection;
 use crate::model::token::{AccessToken, RefreshToken, TokenSet};
-use crate::oauth::{Failure, TokenEndpoint};
-use crate::store::{Lease, Refresh, Store, StoreError, StoredToken};
+use crate::oauth::{Failure, TokenEndpoint, Whose};
+use crate::store::{Lease, Refresh, RefreshLife, Store, StoreError, StoredToken};
 use crate::telemetry::audit::{self, Audit, Cause};
 use crate::telemetry::metrics::Metrics;
 
@@ -31,20 +32,29 @@ const ROUNDS_MAX: u32 = 3;
 
 pub type Answer<'a> = Pin<Box<dyn Future<Output = Result<TokenSet, Failure>> + Send + 'a>>;
 
+pub type Ending<'a> = Pin<Box<dyn Future<Output = Result<bool, Failure>> + Send + 'a>>;
+
 /// Whoever answers token requests: a token endpoint, or a test.
 pub trait TokenSource: Send + Sync {
-    fn first_grant(&self) -> Answer<'_>;
+    fn first_grant<'a>(&'a self, whose: Whose<'a>) -> Answer<'a>;
 
-    fn refresh<'a>(&'a self, token: &'a RefreshToken) -> Answer<'a>;
+    fn refresh<'a>(&'a self, token: &'a RefreshToken, whose: Whose<'a>) -> Answer<'a>;
+
+    /// Revokes one token; `false`: the server has no endpoint for that.
+    fn revoke<'a>(&'a self, token: &'a str, hint: &'static str) -> Ending<'a>;
 }
 
 impl TokenSource for TokenEndpoint {
-    fn first_grant(&self) -> Answer<'_> {
-        Box::pin(self.first_grant())
+    fn first_grant<'a>(&'a self, whose: Whose<'a>) -> Answer<'a> {
+        Box::pin(self.first_grant(whose))
     }
 
-    fn refresh<'a>(&'a self, token: &'a RefreshToken) -> Answer<'a> {
-        Box::pin(self.refresh(token))
+    fn refresh<'a>(&'a self, token: &'a RefreshToken, whose: Whose<'a>) -> Answer<'a> {
+        Box::pin(self.refresh(token, whose))
+    }
+
+    fn revoke<'a>(&'a self, token: &'a str, hint: &'static str) -> Ending<'a> {
+        Box::pin(self.revoke(token, hint))
     }
 }
 
@@ -112,7 +122,7 @@ impl Acquirer {
             }
             person_needed(connection, held.as_ref())?;
             let Some((held, Refresh::Token(token))) = held.as_ref().map(|held| (held, &held.refresh)) else { break };
-            match self.refresh(definition, token, cause).await {
+            match self.refresh(definition, token, Some(held.refresh_life), cause).await {
                 Ok(answer) => {
                     let next = StoredToken { origins: held.origins.clone(), ..answer };
                     return Ok((self.keep(next, &*lease).await, true));
@@ -143,7 +153,7 @@ impl Acquirer {
         cause: &Cause,
     ) -> Result<StoredToken, AcquireError> {
         let (_place, lease) = self.right_to_ask(&definition.connection).await?;
-        let token = self.refresh(definition, token, cause).await?;
+        let token = self.refresh(definition, token, None, cause).await?;
         Ok(self.keep(token, &*lease).await)
     }
 
@@ -163,7 +173,7 @@ impl Acquirer {
     async fn right_to_ask(
         &self,
         connection: &Connection,
-    ) -> Result<(tokio::sync::SemaphorePermit<'_>, Box<dyn Lease>), AcquireError> {
+    ) -> Result<(tokio::sync::SemaphorePermit<'_>, Box<dyn Lease>), StoreError> {
         // The gate is never closed.
         let place = self.gate.acquire().await.map_err(|_| StoreError::LeaseTimeout { key: self.slot.key.clone() })?;
         let patience = connection.authorization_server.timeout + LEASE_SLACK;
@@ -216,6 +226,35 @@ impl Acquirer {
         matches!(self.store.load(&self.slot.key).await, Ok(Some(held)) if held.identity != token.identity)
     }
 
+    /// Revokes what is kept, the refresh token first, then forgets it whatever the server said.
+    ///
+    /// With `shared` the tokens are not revoked: another connection uses the same grant at the server.
+    pub async fn revoke(&self, definition: &Definition, shared: Option<Name>) -> Result<Revoked, StoreError> {
+        let (_place, lease) = self.right_to_ask(&definition.connection).await?;
+        let mut revoked = Revoked::default();
+        if let Some(held) = self.held(&definition.connection).await? {
+            let ended = |fate: Result<bool, Failure>| match fate {
+                Ok(true) => Fate::Revoked,
+                Ok(false) => Fate::NoEndpoint,
+                Err(failure) => Fate::Failed(failure.to_string()),
+            };
+            if let Some(other) = shared {
+                let has_refresh_token = matches!(held.refresh, Refresh::Token(_));
+                revoked.refresh_token = has_refresh_token.then(|| Fate::Shared(other.clone())).unwrap_or_default();
+                revoked.access_token = Fate::Shared(other);
+            } else {
+                if let Refresh::Token(token) = &held.refresh {
+                    revoked.refresh_token = ended(definition.source.revoke(token.expose(), "refresh_token").await);
+                }
+                let token = held.access_token.expose();
+                revoked.access_token = ended(definition.source.revoke(token, "access_token").await);
+            }
+        }
+        *self.unsaved() = None;
+        self.store.forget(&self.slot.key, &*lease).await?;
+        Ok(revoked)
+    }
+
     fn unsaved(&self) -> std::sync::MutexGuard<'_, Option<StoredToken>> {
         self.unsaved.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -225,11 +264,15 @@ impl Acquirer {
         &self,
         definition: &Definition,
         token: &RefreshToken,
+        life: Option<RefreshLife>,
         cause: &Cause,
     ) -> Result<StoredToken, AcquireError> {
         let mut answer = self.ask(definition, Some(token), cause).await?;
-        if answer.refresh == Refresh::None {
-            answer.refresh = Refresh::Token(token.clone());
+        let sent = Refresh::Token(token.clone());
+        if answer.refresh == Refresh::None || answer.refresh == sent {
+            // The same one is as old as before, whatever the answer says.
+            answer.refresh_life = life.unwrap_or(answer.refresh_life);
+            answer.refresh = sent;
         }
         Ok(answer)
     }
@@ -245,8 +288,8 @@ impl Acquirer {
         // Lifetimes count from when the request leaves: the answer may have been long on its way.
         let obtained = self.clock.now();
         let (grant, answer) = match token {
-            Some(token) => ("refresh_token", definition.source.refresh(token).await),
-            None => (own.grant.as_str(), definition.source.first_grant().await),
+            Some(token) => ("refresh_token", definition.source.refresh(token, self.whose()).await),
+            None => (own.grant.as_str(), definition.source.first_grant(self.whose()).await),
         };
         let (connection, profile) = (self.slot.key.connection.as_str(), self.slot.key.profile.as_str());
         let outcome = answer.as_ref().map_or_else(|failure| failure.outcome().as_str(), |_| "ok");
@@ -266,13 +309,22 @@ impl Acquirer {
             lifetime: answer.expires_in.unwrap_or(own.lifetimes.default_token_lifetime),
             scopes: answer.scopes,
             refresh: answer.refresh_token.map_or(Refresh::None, Refresh::Token),
+            refresh_life: RefreshLife { since: obtained.wall, stated: answer.refresh_token_expires_in },
         })
+    }
+
+    fn whose(&self) -> Whose<'_> {
+        match self.slot.caller_token() {
+            Some(token) => Whose { subject: None, token: Some(token) },
+            None => Whose { subject: self.slot.key.subject.as_ref(), token: None },
+        }
     }
 
     fn record(&self, grant: &str, outcome: &str, failure: Option<&Failure>, cause: &Cause) {
         let error = failure.map(|failure| match failure {
             Failure::Retryable { reason, .. } => reason.to_string(),
             Failure::Permanent(refusal) => refusal.error.clone(),
+            Failure::Script { .. } => "script_failed".to_owned(),
         });
         let (user, from) = cause.person().map(|person| (person.user.as_str(), person.from)).unzip();
         let record = audit::Refresh {

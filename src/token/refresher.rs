@@ -12,17 +12,20 @@ use tokio::sync::Semaphore;
 
 use super::acquire::{AcquireError, Acquirer};
 use super::schedule::{self, Step, Wanted};
-use super::slot::{Granted, Import, InjectedToken, SlotState, TokenSlot, Trouble};
+use super::slot::{Errand, Granted, Import, InjectedToken, Revoke, SlotState, TokenSlot, Trouble};
 use crate::clock::Now;
 use crate::model::connection::Connection;
+use crate::model::time::rfc3339;
 use crate::oauth::Failure;
-use crate::store::StoredToken;
+use crate::store::{Refresh, RefreshLife, StoredToken};
 use crate::tasks::{Phase, PhaseWatch};
 use crate::telemetry::audit::Cause;
 use crate::telemetry::events::{Event, Events};
 
 /// Between reading the configuration and asking for a token a request takes far less.
 const LINGER: Duration = Duration::from_secs(2);
+/// A refresh token is said to end soon from so long before, or from the last tenth of its life.
+const ENDS_SOON: Duration = Duration::from_secs(7 * 24 * 3600);
 const AFTER_PANIC: Duration = Duration::from_secs(10);
 /// A token that could not be saved is offered again after this long, then half as often each time.
 const SAVE_AGAIN: Duration = Duration::from_secs(1);
@@ -48,9 +51,16 @@ impl Refresher {
     async fn refresh(&self) {
         let (mut save_again, mut end, mut ending, mut demanded) = (SAVE_AGAIN, self.phases.clone(), false, false);
         while !self.slot.is_closed() {
-            if let Some(import) = self.slot.take_import() {
-                self.import(import).await;
-                continue;
+            match self.slot.take_errand() {
+                Some(Errand::Import(import)) => {
+                    self.import(import).await;
+                    continue;
+                }
+                Some(Errand::Revoke(revoke)) => {
+                    self.revoke(revoke).await;
+                    continue;
+                }
+                None => {}
             }
             let (state, now) = (self.slot.state(), self.acquirer.clock.now());
             let forced = self.slot.forced(&state);
@@ -129,6 +139,24 @@ impl Refresher {
         let _ = import.reply.send(outcome);
     }
 
+    async fn revoke(&self, revoke: Revoke) {
+        let Ok(_under_way) = self.under_way.acquire().await else { return };
+        let definition = self.acquirer.definition.load_full();
+        let outcome = self.acquirer.revoke(&definition, revoke.shared).await;
+        if outcome.is_ok() {
+            // From here on nobody sends it; the next one is asked for as if there had been none.
+            self.slot.publish(None, None);
+            let key = &self.slot.key;
+            if key.subject.is_none() {
+                let labels = [key.connection.as_str(), key.profile.as_str()];
+                let _ = self.acquirer.metrics.token_expiry.remove_label_values(&labels);
+                let _ = self.acquirer.metrics.refresh_token_expiry.remove_label_values(&labels);
+            }
+        }
+        // Whoever asked may have gone.
+        let _ = revoke.reply.send(outcome.map_err(|error| error.to_string()));
+    }
+
     /// `new`: the server gave it just now.
     fn succeed(&self, before: &SlotState, connection: &Connection, stored: StoredToken, new: bool) {
         let mut moments = schedule::moments(stored.obtained, stored.lifetime, &connection.lifetimes, fastrand::f64());
@@ -149,12 +177,32 @@ impl Refresher {
         tracing::info!(connection = %key.connection, profile = %key.profile, subject,
             lifetime_s = stored.lifetime.as_secs_f64(), generation, "{}", if new { "token obtained" } else { "token read from the store" });
         let times = (moments.usable_until, moments.expires, moments.refresh_at);
+        let refresh_token_ends = self.refresh_token_ends(connection, &stored);
         let scopes = stored.scopes.unwrap_or_else(|| connection.scopes.clone());
-        let granted = Granted { obtained: stored.obtained, scopes };
+        let granted = Granted { obtained: stored.obtained, scopes, refresh_token_ends };
         let token = InjectedToken::new(generation, stored.access_token, stored.origins, granted, times);
         self.slot.publish(Some(Arc::new(token)), None);
         let event = Event::TokenObtained { key: key.clone(), expires: moments.expires.wall };
         self.events.tell(self.acquirer.clock.now().wall, event);
+    }
+
+    /// A forecast: it shows in the gauge, and a warning comes before it.
+    fn refresh_token_ends(&self, connection: &Connection, stored: &StoredToken) -> Option<Duration> {
+        let (key, now) = (&self.slot.key, self.acquirer.clock.now().wall);
+        let RefreshLife { since, stated } = stored.refresh_life;
+        let has_token = matches!(stored.refresh, Refresh::Token(_));
+        let life = stated.or(connection.lifetimes.refresh_token).filter(|_| has_token && !since.is_zero())?;
+        let ends = since + life;
+        if key.subject.is_none() {
+            let labels = [key.connection.as_str(), key.profile.as_str()];
+            self.acquirer.metrics.refresh_token_expiry.with_label_values(&labels).set(ends.as_secs_f64());
+        }
+        if ends.saturating_sub(now) < (life / 10).min(ENDS_SOON) {
+            let subject = key.subject.as_ref().map(|subject| subject.as_str());
+            tracing::warn!(connection = %key.connection, profile = %key.profile, subject, ends = rfc3339(ends),
+                "the refresh token ends soon, and the server has given no other one");
+        }
+        Some(ends)
     }
 
     fn fail(&self, before: &SlotState, connection: &Connection, error: AcquireError) {
@@ -166,7 +214,7 @@ impl Refresher {
             _ => None,
         };
         let failures = before.trouble.as_ref().map_or(0, |trouble| trouble.failures).saturating_add(1);
-        let permanent = matches!(error, AcquireError::Server { failure: Failure::Permanent(_), .. });
+        let permanent = matches!(&error, AcquireError::Server { failure, .. } if failure.is_permanent());
         let mut retry_at = now.plus(schedule::pause(permanent, failures, retry_after, fastrand::f64()));
         if let Some(token) = usable.filter(|_| in_doubt) {
             // The refresh token may be spent, and a server may punish its second use: not before we have to.
@@ -179,7 +227,7 @@ impl Refresher {
         let next_try_in_s = trouble.consent.is_none().then(|| now.until(trouble.retry_at).as_secs());
         tracing::warn!(connection = %key.connection, profile = %key.profile, subject, error = trouble.error,
             description = trouble.description, permanent = trouble.permanent, in_doubt, still_usable = usable.is_some(),
-            next_try_in_s, endpoint = %connection.token_url, "no new token");
+            next_try_in_s, endpoint = %connection.endpoints.server, "no new token");
         let event = Event::TokenFailed {
             key: key.clone(),
             outcome: trouble.outcome,
@@ -204,6 +252,9 @@ fn trouble(error: AcquireError, now: Now, retry_at: Now) -> Trouble {
         }
         AcquireError::Server { failure: Failure::Permanent(refusal), .. } => {
             (true, None, refusal.error, refusal.description)
+        }
+        AcquireError::Server { failure: Failure::Script { message, .. }, .. } => {
+            (true, None, "script_failed".to_owned(), Some(message))
         }
         AcquireError::Store(error) => (false, None, "store_unavailable".to_owned(), Some(error.to_string())),
         AcquireError::Person { consent, error } => (true, Some(consent), error, None),
@@ -231,7 +282,7 @@ mod tests {
 
     fn token(lifetime: Duration) -> Option<Arc<InjectedToken>> {
         let connection = Connection::sample("crm");
-        let granted = Granted { obtained: NOW, scopes: Vec::new() };
+        let granted = Granted { obtained: NOW, scopes: Vec::new(), refresh_token_ends: None };
         let end = NOW.plus(lifetime);
         let (token, origins) = (AccessToken::parse("t").unwrap(), Arc::new(connection.origins()));
         Some(Arc::new(InjectedToken::new(1, token, origins, granted, (end, end, end))))

@@ -7,6 +7,7 @@
 
 mod import;
 mod refresh;
+mod revoke;
 mod trouble;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,11 +22,13 @@ use tokio::time::Instant;
 use crate::clock::{Clock, Now};
 use crate::model::connection::OriginSet;
 use crate::model::origin::Origin;
+use crate::model::secret::Secret;
 use crate::model::token::{AccessToken, TokenKey};
 use crate::telemetry::audit::Cause;
 use import::Desk;
-pub use import::{Import, NotImported};
+pub use import::{Errand, Import, NotImported};
 pub use refresh::NotRefreshed;
+pub use revoke::{Fate, NotRevoked, Revoke, Revoked};
 pub use trouble::{Consent, NoToken, Trouble};
 
 /// One token may be forced to refresh by a rejection this often.
@@ -35,6 +38,8 @@ const FORCED_EVERY: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct TokenSlot {
     pub key: TokenKey,
+    /// What is exchanged for the slot's token.
+    caller_token: Option<Secret>,
     state: ArcSwap<SlotState>,
     changed: watch::Sender<()>,
     demand: Notify,
@@ -69,6 +74,8 @@ pub struct Granted {
     /// When the request that obtained it left.
     pub obtained: Now,
     pub scopes: Vec<String>,
+    /// Since the Unix epoch; `None`: there is no refresh token, or nobody has said.
+    pub refresh_token_ends: Option<Duration>,
 }
 
 /// What a slot holds at one moment; replaced whole.
@@ -161,9 +168,10 @@ impl SlotState {
 }
 
 impl TokenSlot {
-    pub fn new(key: TokenKey) -> TokenSlot {
+    pub fn new(key: TokenKey, caller_token: Option<Secret>) -> TokenSlot {
         TokenSlot {
             key,
+            caller_token,
             state: ArcSwap::default(),
             changed: watch::Sender::new(()),
             demand: Notify::new(),
@@ -173,6 +181,10 @@ impl TokenSlot {
             closed: AtomicBool::new(false),
             over: AtomicBool::new(false),
         }
+    }
+
+    pub(super) fn caller_token(&self) -> Option<&Secret> {
+        self.caller_token.as_ref()
     }
 
     pub fn state(&self) -> Arc<SlotState> {
@@ -271,8 +283,8 @@ impl TokenSlot {
     /// The end of refreshing ahead. Requests that began before still read what is here, or get what they wait for.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
-        // Whoever waits for an import is told by its end.
-        drop(self.take_import());
+        // Whoever waits for an errand is told by its end.
+        drop(self.take_errand());
         self.changed.send_replace(());
         self.demand.notify_one();
     }

@@ -12,6 +12,7 @@ use lru::LruCache;
 
 use super::slot::TokenSlot;
 use super::{Maker, lock};
+use crate::model::secret::Secret;
 use crate::model::token::{Subject, TokenKey};
 use crate::store::StoredToken;
 
@@ -53,6 +54,15 @@ impl SubjectSlots {
 
     /// The slot of one subject, made and filled from the store if it is not in memory.
     pub fn slot(&self, subject: &Subject) -> Arc<TokenSlot> {
+        self.slot_of(subject, None)
+    }
+
+    /// The slot of what one caller's own token is exchanged for; it is named by a digest of that token.
+    pub fn slot_of_token(&self, token: &Secret) -> Arc<TokenSlot> {
+        self.slot_of(&Subject::of_token(token), Some(token))
+    }
+
+    fn slot_of(&self, subject: &Subject, token: Option<&Secret>) -> Arc<TokenSlot> {
         let key = TokenKey::of_subject(self.maker.connection(), subject.clone());
         let mut slots = lock(&self.in_memory.0);
         if let Some(slot) = slots.get(&key).filter(|slot| !slot.is_closed()) {
@@ -60,11 +70,11 @@ impl SubjectSlots {
         }
         if self.is_closed() {
             // The connection has changed since this request began.
-            let slot = TokenSlot::new(key);
+            let slot = TokenSlot::new(key, None);
             slot.end();
             return Arc::new(slot);
         }
-        let slot = self.maker.make(key.clone());
+        let slot = self.maker.make(key.clone(), token.cloned());
         let pushed_out = slots.push(key, slot.clone());
         drop(slots);
         if let Some((_, old)) = pushed_out {

@@ -16,7 +16,7 @@ use super::*;
 use crate::clock::Now;
 use crate::model::Name;
 use crate::model::token::{AccessToken, RefreshToken, TokenSet};
-use crate::oauth::{Failure, Reason, Refusal};
+use crate::oauth::{Failure, Reason, Refusal, Whose};
 use crate::store::MemoryStore;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -33,6 +33,8 @@ struct Script {
     times: Mutex<Vec<Instant>>,
     /// Refresh tokens that were sent.
     spent: Mutex<Vec<String>>,
+    /// Each with its hint.
+    revoked: Mutex<Vec<String>>,
     lifetime: Option<Duration>,
     takes: Duration,
 }
@@ -50,12 +52,17 @@ impl Script {
 struct Source(Arc<Script>);
 
 impl TokenSource for Source {
-    fn first_grant(&self) -> super::Answer<'_> {
+    fn first_grant<'a>(&'a self, _: Whose<'a>) -> super::Answer<'a> {
         self.answer(None)
     }
 
-    fn refresh<'a>(&'a self, token: &'a RefreshToken) -> super::Answer<'a> {
+    fn refresh<'a>(&'a self, token: &'a RefreshToken, _: Whose<'a>) -> super::Answer<'a> {
         self.answer(Some(token.expose().to_owned()))
+    }
+
+    fn revoke<'a>(&'a self, token: &'a str, hint: &'static str) -> Ending<'a> {
+        lock(&self.0.revoked).push(format!("{hint} {token}"));
+        Box::pin(async { Ok(true) })
     }
 }
 
@@ -77,7 +84,13 @@ impl Source {
 }
 
 fn token(text: &str, expires_in: Option<Duration>) -> Answer {
-    Ok(TokenSet { access_token: AccessToken::parse(text).unwrap(), expires_in, refresh_token: None, scopes: None })
+    Ok(TokenSet {
+        access_token: AccessToken::parse(text).unwrap(),
+        expires_in,
+        refresh_token: None,
+        refresh_token_expires_in: None,
+        scopes: None,
+    })
 }
 
 fn unavailable(retry_after: Option<Duration>) -> Answer {
@@ -89,7 +102,7 @@ fn refused() -> Answer {
 }
 
 fn granted(obtained: Now) -> Granted {
-    Granted { obtained, scopes: Vec::new() }
+    Granted { obtained, scopes: Vec::new(), refresh_token_ends: None }
 }
 
 fn connection(name: &str) -> Arc<Connection> {

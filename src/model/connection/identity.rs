@@ -2,7 +2,7 @@
 
 use aws_lc_rs::digest;
 
-use super::{Connection, Grant};
+use super::Connection;
 
 /// The digest of what a token belongs to, beside its origins: with another identity the old token is never sent again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,24 +19,20 @@ impl Identity {
 }
 
 impl Connection {
-    /// Token URL, client, grant, scopes in any order, audience, resource and username; secrets, margins, callers and
+    /// Token URL (or issuer), client, grant, scopes in any order, audience, resource and owner; secrets, margins, callers and
     /// paths are no part of it. It is stored: what is digested here never changes but with the store's format.
     pub fn identity(&self) -> Identity {
         let mut scopes: Vec<&str> = self.scopes.iter().map(String::as_str).collect();
         scopes.sort_unstable();
-        let username = match &self.grant {
-            Grant::Password { username, .. } => Some(username.as_str()),
-            Grant::ClientCredentials | Grant::AuthorizationCode => None,
-        };
         let scopes = scopes.join(" ");
         let parts = [
-            Some(self.token_url.as_str()),
+            Some(self.endpoints.server.as_str()),
             Some(&self.client_id),
             Some(self.grant.as_str()),
             Some(&scopes),
             self.audience.as_deref(),
             self.resource.as_deref(),
-            username,
+            self.grant.owner(),
         ];
         let mut context = digest::Context::new(&digest::SHA256);
         for part in parts {
@@ -76,7 +72,7 @@ mod tests {
         assert_eq!(changed(|c| c.client_auth = ClientAuth::Body(vec![Secret::new("x")])), own);
         assert_eq!(changed(|c| c.lifetimes.keep_warm = Some(Duration::from_secs(1))), own);
         for other in [
-            changed(|c| c.token_url = "https://as.test/other".parse().unwrap()),
+            changed(|c| c.endpoints.server = "https://as.test/other".parse().unwrap()),
             changed(|c| c.client_id = "other".to_owned()),
             changed(|c| c.grant = Grant::AuthorizationCode),
             changed(|c| c.scopes.truncate(1)),

@@ -1,23 +1,13 @@
 //! A server for tests that speaks raw HTTP/1.1, and what it was sent.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use url::form_urlencoded;
-
-/// Everything resolves to loopback.
-pub struct Loopback;
-
-impl reqwest::dns::Resolve for Loopback {
-    fn resolve(&self, _: reqwest::dns::Name) -> reqwest::dns::Resolving {
-        let addresses = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0))];
-        Box::pin(async move { Ok(Box::new(addresses.into_iter()) as reqwest::dns::Addrs) })
-    }
-}
 
 pub enum Reply {
     Text(String),

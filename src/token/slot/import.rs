@@ -1,4 +1,4 @@
-//! A refresh token from elsewhere, on its way to the refresher, which alone may spend it.
+//! Errands for the refresher, which alone writes the slot: a refresh token from elsewhere, or a wish to revoke.
 //!
 //! Holds: one at a time; whoever handed it in may go away, and it is proven and kept all the same.
 
@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::{NoToken, TokenSlot};
+use super::{NoToken, Revoke, TokenSlot};
 use crate::model::token::RefreshToken;
 use crate::telemetry::audit::Person;
 
@@ -21,8 +21,15 @@ pub struct Import {
     pub reply: oneshot::Sender<Result<(), NoToken>>,
 }
 
-/// Where an import lies until the refresher takes it.
-pub(super) type Desk = Mutex<Option<Import>>;
+/// What a person asks of the refresher.
+#[derive(Debug)]
+pub enum Errand {
+    Import(Import),
+    Revoke(Revoke),
+}
+
+/// Where an errand lies until the refresher takes it.
+pub(super) type Desk = Mutex<Option<Errand>>;
 
 /// Why a refresh token was not kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +53,7 @@ impl TokenSlot {
             if self.is_closed() {
                 return Err(NotImported::NotProven(NoToken::Forgotten));
             }
-            *desk = Some(Import { token, by, reply });
+            *desk = Some(Errand::Import(Import { token, by, reply }));
         }
         self.used.store(true, Ordering::Relaxed);
         self.demand.notify_one();
@@ -58,7 +65,7 @@ impl TokenSlot {
     }
 
     /// For the refresher.
-    pub(in crate::token) fn take_import(&self) -> Option<Import> {
+    pub(in crate::token) fn take_errand(&self) -> Option<Errand> {
         self.desk.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }

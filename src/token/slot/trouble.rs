@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use crate::clock::Now;
 
+/// The outcome of a token request that the connection's script gave up.
+const SCRIPT: &str = "script";
+
 /// The refresher's last failure, for as long as it is not made good.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trouble {
@@ -48,6 +51,8 @@ pub enum NoToken {
     Unavailable { error: String, retry_after: Duration },
     /// The authorization server's verdict.
     Refused { error: String, description: Option<String> },
+    /// The connection's own script.
+    Script { message: String },
     /// A person has to act.
     Person { consent: Consent, error: String },
     /// The request's own patience ended.
@@ -63,6 +68,7 @@ impl Trouble {
             return NoToken::Person { consent, error: self.error.clone() };
         }
         match self.permanent {
+            true if self.outcome == SCRIPT => NoToken::Script { message: self.description.clone().unwrap_or_default() },
             true => NoToken::Refused { error: self.error.clone(), description: self.description.clone() },
             false => NoToken::Unavailable { error: self.error.clone(), retry_after: now.until(self.retry_at) },
         }

@@ -116,7 +116,13 @@ async fn what_is_to_be_kept_warm_is_renewed_though_nobody_asks() {
         let refresh_token = RefreshToken::parse(&format!("r{answer}")).unwrap();
         let access_token = AccessToken::parse(&format!("a{answer}")).unwrap();
         let expires_in = Some(60 * SECOND);
-        run.script.then(Ok(TokenSet { access_token, expires_in, refresh_token: Some(refresh_token), scopes: None }));
+        run.script.then(Ok(TokenSet {
+            access_token,
+            expires_in,
+            refresh_token: Some(refresh_token),
+            refresh_token_expires_in: None,
+            scopes: None,
+        }));
     }
     run.token("ann").await.unwrap();
     run.token("bob").await.unwrap();

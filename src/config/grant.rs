@@ -1,0 +1,213 @@
+//! The grant of a connection and what it needs: from marks to the checked model.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use super::client::{self, KeyMarks};
+use super::document::Kind;
+use super::file::{ActorTokenFile, AssertionFile, ConnectionFile, SubjectTokenFile};
+use super::problem::Sink;
+use super::spot::{Field, Spot, Unit};
+use super::value::Fault;
+use super::{reference, value};
+use crate::model::connection::*;
+
+/// Grants of the contract that are refused by name.
+const GRANTS_NOT_BUILT: [&str; 1] = ["device_code"];
+const ASSERTION_LIFETIME: Duration = Duration::from_secs(3 * 60);
+const ASSERTION_LIFETIME_MAX: Duration = Duration::from_secs(3600);
+/// Claims that have a key of their own, or that each assertion gets anew.
+const OWN_CLAIMS: [&str; 6] = ["iss", "sub", "aud", "exp", "iat", "jti"];
+/// RFC 8693 §3
+const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
+const JWT: &str = "urn:ietf:params:oauth:token-type:jwt";
+
+#[derive(Clone, Copy, PartialEq)]
+enum GrantName {
+    ClientCredentials,
+    Password,
+    JwtBearer,
+    Saml2Bearer,
+    TokenExchange,
+    AuthorizationCode,
+}
+
+impl GrantName {
+    const WORDS: [(&str, GrantName); 6] = [
+        ("client_credentials", GrantName::ClientCredentials),
+        ("password", GrantName::Password),
+        ("jwt_bearer", GrantName::JwtBearer),
+        ("saml2_bearer", GrantName::Saml2Bearer),
+        ("token_exchange", GrantName::TokenExchange),
+        ("authorization_code", GrantName::AuthorizationCode),
+    ];
+}
+
+pub fn grant(unit: &Unit<'_, ConnectionFile>, has_issuer: bool, sink: &mut Sink) -> Option<Grant> {
+    let keys = &unit.keys;
+    let name = match unit.get(keys.grant) {
+        None => Some(GrantName::ClientCredentials),
+        Some(spot) if refuse_unbuilt(&spot, sink) => None,
+        Some(spot) => spot.choice(sink, &GrantName::WORDS),
+    }?;
+    let with = |key: &str, fields: &[Field], names: &[GrantName], sink: &mut Sink| {
+        for spot in fields.iter().filter(|_| !names.contains(&name)).filter_map(|field| unit.get(*field)) {
+            spot.problem(sink, format!("goes with `grant: {key}` alone"), "set that grant, or remove the key");
+        }
+    };
+    with("password", &[keys.username, keys.password], &[GrantName::Password], sink);
+    with("jwt_bearer` or `saml2_bearer", &[keys.assertion], &[GrantName::JwtBearer, GrantName::Saml2Bearer], sink);
+    let exchange = [keys.subject_token, keys.subject_token_type, keys.requested_token_type, keys.actor_token];
+    with("token_exchange", &exchange, &[GrantName::TokenExchange], sink);
+    match name {
+        GrantName::ClientCredentials => Some(Grant::ClientCredentials),
+        GrantName::AuthorizationCode => Some(Grant::AuthorizationCode),
+        GrantName::Password => {
+            let hint = "write the resource owner's name";
+            let username = unit.require(keys.username, "username", hint, sink).and_then(|spot| spot.line(sink));
+            let hint = "give it as {file: PATH} or {env: NAME}";
+            let password = unit.require(keys.password, "password", hint, sink);
+            let password = password.and_then(|spot| reference::secret(&spot, sink));
+            Some(Grant::Password { username: username?, password: password? })
+        }
+        GrantName::JwtBearer => {
+            let hint = "write assertion: {key: {file: PATH}, subject: NAME}";
+            let spot = unit.require(keys.assertion, "assertion", hint, sink)?;
+            jwt_assertion(&spot, has_issuer, sink).map(Grant::JwtBearer)
+        }
+        GrantName::Saml2Bearer => {
+            let hint = "write assertion: {file: PATH} of the signed assertion";
+            let spot = unit.require(keys.assertion, "assertion", hint, sink)?;
+            Some(Grant::Saml2Bearer { assertion: reference::secret(&spot, sink)? })
+        }
+        GrantName::TokenExchange => token_exchange(unit, sink).map(Grant::TokenExchange),
+    }
+}
+
+fn refuse_unbuilt(spot: &Spot<'_>, sink: &mut Sink) -> bool {
+    let Some(name) = spot.written().and_then(|text| GRANTS_NOT_BUILT.iter().find(|name| **name == text)) else {
+        return false;
+    };
+    let built: Vec<_> = GrantName::WORDS.iter().map(|(word, _)| *word).collect();
+    spot.problem(sink, format!("`{name}` is not built yet"), format!("this version has {}", built.join(", ")));
+    true
+}
+
+fn jwt_assertion(spot: &Spot<'_>, has_issuer: bool, sink: &mut Sink) -> Option<JwtAssertion> {
+    let unit = spot.unit::<AssertionFile>(sink)?;
+    let keys = &unit.keys;
+    let issuer = unit.get(keys.issuer).map(|spot| spot.line(sink));
+    let subject = unit.get(keys.subject).map(|spot| spot.line(sink));
+    let audience = client::audience(unit.get(keys.audience), has_issuer, sink);
+    let lifetime = unit.get(keys.lifetime).map_or(Some(ASSERTION_LIFETIME), |spot| spot.parse(sink, lifetime));
+    let claims = unit.get(keys.claims).map_or_else(|| Some(Map::new()), |spot| claims(&spot, sink));
+    let AssertionFile { key, algorithm, key_id, .. } = unit.keys;
+    let marks = KeyMarks { key, algorithm, key_id, certificate: None, thumbprint: None };
+    Some(JwtAssertion {
+        key: client::assertion_key(&unit, marks, sink)?,
+        issuer: issuer.flatten(),
+        subject: subject.flatten(),
+        audience: audience?,
+        lifetime: lifetime?,
+        claims: claims?,
+    })
+}
+
+fn lifetime(text: &str) -> Result<Duration, Fault> {
+    let lifetime = value::wait(text)?;
+    if lifetime.subsec_nanos() != 0 {
+        return Err(Fault::new("is no number of whole seconds", "write a duration such as 3m"));
+    }
+    match lifetime > ASSERTION_LIFETIME_MAX {
+        true => Err(Fault::new("is longer than an hour", "write a duration such as 3m: each attempt gets a new one")),
+        false => Ok(lifetime),
+    }
+}
+
+fn claims(spot: &Spot<'_>, sink: &mut Sink) -> Option<Map<String, Value>> {
+    let (mut claims, mut whole) = (Map::new(), true);
+    for (key, place, value) in spot.pairs(sink) {
+        if OWN_CLAIMS.contains(&key) {
+            let hint = "use `issuer`, `subject`, `audience` or `lifetime`; `iat` and `jti` are made anew each time";
+            place.problem(sink, format!("the claim `{key}` is not set here"), hint);
+            continue;
+        }
+        match value.map_or(Some(Value::Null), |value| json(&value, sink)) {
+            Some(value) => drop(claims.insert(key.to_owned(), value)),
+            None => whole = false,
+        }
+    }
+    whole.then_some(claims)
+}
+
+/// A value as JSON: plain numbers and booleans as such, whatever is quoted or filled in as a text.
+fn json(spot: &Spot<'_>, sink: &mut Sink) -> Option<Value> {
+    match spot.kind() {
+        Kind::List(_) => {
+            spot.items(sink)?.iter().map(|item| json(item, sink)).collect::<Option<Vec<_>>>().map(Value::from)
+        }
+        Kind::Map(_) => {
+            let pairs = spot.pairs(sink).into_iter();
+            let member = |(key, _, value): (&str, Spot<'_>, Option<Spot<'_>>)| {
+                Some((key.to_owned(), value.map_or(Some(Value::Null), |value| json(&value, sink))?))
+            };
+            pairs.map(member).collect::<Option<Map<_, _>>>().map(Value::from)
+        }
+        Kind::Scalar { plain, .. } => {
+            let text = reference::text(spot, sink)?;
+            let typed =
+                serde_json::from_str(&text.value).ok().filter(|value: &Value| value.is_number() || value.is_boolean());
+            Some(typed.filter(|_| *plain && !text.filled).unwrap_or(Value::String(text.value)))
+        }
+    }
+}
+
+fn token_exchange(unit: &Unit<'_, ConnectionFile>, sink: &mut Sink) -> Option<TokenExchange> {
+    let keys = &unit.keys;
+    let hint = "write subject_token: {from: caller} or {file: PATH}";
+    let subject_token = unit.require(keys.subject_token, "subject_token", hint, sink);
+    let subject_token = subject_token.and_then(|spot| subject_token_at(&spot, sink));
+    let subject_token_type = unit.get(keys.subject_token_type).map(|spot| spot.parse(sink, token_type));
+    let requested = unit.get(keys.requested_token_type).map(|spot| spot.parse(sink, token_type));
+    let actor = unit.get(keys.actor_token).map(|spot| actor(&spot, sink));
+    let subject_token = subject_token?;
+    let default = if subject_token == SubjectToken::OfCaller { ACCESS_TOKEN } else { JWT };
+    Some(TokenExchange {
+        subject_token,
+        subject_token_type: subject_token_type.unwrap_or_else(|| Some(default.to_owned()))?,
+        requested_token_type: requested.flatten(),
+        actor: actor.flatten(),
+    })
+}
+
+fn subject_token_at(spot: &Spot<'_>, sink: &mut Sink) -> Option<SubjectToken> {
+    if spot.is_map() && spot.pairs(sink).iter().any(|(key, ..)| *key == "from") {
+        let unit = spot.unit::<SubjectTokenFile>(sink)?;
+        return unit.get(unit.keys.from)?.choice(sink, &[("caller", SubjectToken::OfCaller)]);
+    }
+    reference::secret(spot, sink).map(SubjectToken::Given)
+}
+
+/// A token, or `{token: …, token_type: …}`.
+fn actor(spot: &Spot<'_>, sink: &mut Sink) -> Option<Actor> {
+    if spot.is_map() && spot.pairs(sink).iter().any(|(key, ..)| *key == "token") {
+        let unit = spot.unit::<ActorTokenFile>(sink)?;
+        let token = unit.get(unit.keys.token).and_then(|spot| reference::secret(&spot, sink));
+        let token_type =
+            unit.get(unit.keys.token_type).map_or(Some(JWT.to_owned()), |spot| spot.parse(sink, token_type));
+        return Some(Actor { token: token?, token_type: token_type? });
+    }
+    Some(Actor { token: reference::secret(spot, sink)?, token_type: JWT.to_owned() })
+}
+
+/// A URN of RFC 8693 §3, its last word alone, or another URI.
+fn token_type(text: &str) -> Result<String, Fault> {
+    const WORDS: [&str; 6] = ["access_token", "refresh_token", "id_token", "saml1", "saml2", "jwt"];
+    if WORDS.contains(&text) {
+        return Ok(format!("urn:ietf:params:oauth:token-type:{text}"));
+    }
+    let plain = text.contains(':') && text.bytes().all(|b| b.is_ascii_graphic());
+    let hint = format!("write one of {}, or a URI", WORDS.join(", "));
+    plain.then(|| text.to_owned()).ok_or_else(|| Fault::new("is no token type", hint))
+}

@@ -1,0 +1,92 @@
+//! JWTs by which we speak to an authorization server: who the client is (RFC 7523 §2.2), and for whom a token is asked
+//! (RFC 7523 §2.1).
+//!
+//! Not here: signing itself (`jwt`).
+//! Holds: a `jti` is never used twice; a client assertion lives for a minute.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use crate::jwt::{self, SigningKey};
+use crate::model::connection::{Algorithm, AssertionKey, Audience, JwtAssertion};
+use crate::model::secret::Secret;
+
+use super::failure::{Failure, Refusal};
+
+/// Long enough for a clock that is a little wrong, far below the five minutes that servers allow at least.
+const CLIENT_ASSERTION_LIFETIME: Duration = Duration::from_secs(60);
+
+/// What an assertion needs to know of the request that it is made for.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment<'a> {
+    pub token_url: &'a str,
+    pub issuer: Option<&'a str>,
+    /// Since the Unix epoch.
+    pub now: Duration,
+}
+
+/// A key with all that the JWTs signed by it have in common.
+#[derive(Debug)]
+pub struct Signer {
+    /// `None`: the key fits no more. The configuration is checked, so nobody sees it.
+    key: Option<SigningKey>,
+    header: Map<String, Value>,
+    audience: Audience,
+}
+
+impl Signer {
+    pub fn of_key(key: &AssertionKey, audience: &Audience) -> Signer {
+        let mut header = Map::new();
+        header.extend(key.key_id.as_ref().map(|id| ("kid".to_owned(), json!(id))));
+        header.extend(key.thumbprint.as_ref().map(|(name, value)| ((*name).to_owned(), json!(value))));
+        Signer { key: SigningKey::from_pem(&key.pem, key.algorithm).ok(), header, audience: audience.clone() }
+    }
+
+    pub fn of_secret(secret: &Secret, algorithm: Algorithm, audience: &Audience) -> Signer {
+        let key = SigningKey::from_secret(secret, algorithm).ok();
+        Signer { key, header: Map::new(), audience: audience.clone() }
+    }
+
+    /// Says that we are `client_id`.
+    pub fn client_assertion(&self, client_id: &str, moment: &Moment<'_>) -> Result<Secret, Failure> {
+        self.sign(client_id, Some(client_id), moment, CLIENT_ASSERTION_LIFETIME, &Map::new())
+    }
+
+    /// Asks for a token of `subject`, or of the one that the configuration names.
+    pub fn grant_assertion(
+        &self,
+        assertion: &JwtAssertion,
+        (client_id, subject): (&str, Option<&str>),
+        moment: &Moment<'_>,
+    ) -> Result<Secret, Failure> {
+        let issuer = assertion.issuer.as_deref().unwrap_or(client_id);
+        let subject = assertion.subject.as_deref().or(subject).unwrap_or(issuer);
+        self.sign(issuer, Some(subject), moment, assertion.lifetime, &assertion.claims)
+    }
+
+    fn sign(
+        &self,
+        issuer: &str,
+        subject: Option<&str>,
+        moment: &Moment<'_>,
+        lifetime: Duration,
+        more: &Map<String, Value>,
+    ) -> Result<Secret, Failure> {
+        let audience = match &self.audience {
+            Audience::TokenUrl => moment.token_url,
+            Audience::Issuer => moment.issuer.unwrap_or(moment.token_url),
+            Audience::Text(text) => text,
+        };
+        let now = moment.now.as_secs();
+        let mut claims = more.clone();
+        claims.insert("iss".to_owned(), json!(issuer));
+        claims.extend(subject.map(|subject| ("sub".to_owned(), json!(subject))));
+        claims.insert("aud".to_owned(), json!(audience));
+        claims.insert("iat".to_owned(), json!(now));
+        claims.insert("exp".to_owned(), json!(now + lifetime.as_secs()));
+        claims.insert("jti".to_owned(), json!(jwt::unique_id()));
+        let signed = self.key.as_ref().and_then(|key| key.sign(&self.header, &claims).ok());
+        signed.ok_or_else(|| Failure::Permanent(Refusal::of_code("assertion_not_signed")))
+    }
+}

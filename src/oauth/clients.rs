@@ -1,0 +1,132 @@
+//! HTTP clients for authorization servers: one for each way to reach one.
+//!
+//! Holds: no redirect is followed, no proxy of the environment used, nothing decompressed, no request sent twice; names
+//! are resolved, and addresses checked, by the one dialer.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::dial::Dialer;
+use crate::model::Roots;
+use crate::model::connection::{AuthorizationServer, ClientCertificate, Connection, ForwardProxy};
+use crate::model::origin::Host;
+use crate::telemetry::traces::Tracer;
+use crate::tls::{Proxied, Trust};
+
+use super::discovery::Discovery;
+
+/// Token requests are rare and servers close idle connections after 5 seconds or more: an older one is mostly dead.
+const POOL_IDLE: Duration = Duration::from_secs(4);
+const POOL_IDLE_CONNECTIONS_MAX: usize = 8;
+
+/// Made on first use (that costs 10 ms), then shared.
+pub struct HttpClients {
+    trust: Trust,
+    dialer: Dialer,
+    made: Mutex<Vec<(Way, reqwest::Client)>>,
+    /// By issuer, and by what else decides what is found.
+    discoveries: Mutex<HashMap<(String, bool, bool), Vec<(Way, Arc<Discovery>)>>>,
+    /// What the users of these clients do is told to it.
+    pub tracer: Tracer,
+}
+
+/// How a server is reached. Equal certificates are the same.
+#[derive(Clone, PartialEq, Eq)]
+struct Way {
+    roots: Option<Roots>,
+    certificate: Option<ClientCertificate>,
+    proxy: Option<ForwardProxy>,
+}
+
+impl Way {
+    fn to(server: &AuthorizationServer, certificate: Option<&ClientCertificate>) -> Way {
+        Way { roots: server.trust.clone(), certificate: certificate.cloned(), proxy: server.proxy.clone() }
+    }
+}
+
+impl HttpClients {
+    pub fn new(trust: Trust, dialer: Dialer) -> HttpClients {
+        let (made, discoveries) = (Mutex::default(), Mutex::default());
+        HttpClients { trust, dialer, made, discoveries, tracer: Tracer::default() }
+    }
+
+    /// The client that reaches such a server and shows `certificate` to it.
+    pub fn get(
+        &self,
+        server: &AuthorizationServer,
+        certificate: Option<&ClientCertificate>,
+    ) -> Result<reqwest::Client, ClientError> {
+        let way = Way::to(server, certificate);
+        let mut made = lock(&self.made);
+        if let Some((_, client)) = made.iter().find(|(own, _)| *own == way) {
+            return Ok(client.clone());
+        }
+        let client = self.make(&way)?;
+        made.push((way, client.clone()));
+        Ok(client)
+    }
+
+    /// A client over the shared roots.
+    pub fn standard(&self) -> Result<reqwest::Client, ClientError> {
+        self.make(&Way { roots: None, certificate: None, proxy: None })
+    }
+
+    /// What the connection's issuer says, shared by all who reach it in the same way.
+    pub fn discovery(&self, connection: &Connection, http: &reqwest::Client) -> Option<Arc<Discovery>> {
+        let issuer = connection.endpoints.issuer.clone()?;
+        let (cleartext, mutual) = (connection.endpoints.allow_cleartext, connection.mutual_tls.is_some());
+        let way = Way::to(&connection.authorization_server, connection.mutual_tls.as_ref());
+        let mut discoveries = lock(&self.discoveries);
+        let alike = discoveries.entry((issuer.clone(), cleartext, mutual)).or_default();
+        if let Some((_, discovery)) = alike.iter().find(|(own, _)| *own == way) {
+            return Some(discovery.clone());
+        }
+        let discovery = Arc::new(Discovery::new(issuer, http.clone(), self.dialer.clone(), cleartext, mutual));
+        alike.push((way, discovery.clone()));
+        Some(discovery)
+    }
+
+    #[cfg(test)]
+    pub fn made(&self) -> usize {
+        lock(&self.made).len()
+    }
+
+    fn make(&self, way: &Way) -> Result<reqwest::Client, ClientError> {
+        let proxy_host = way.proxy.as_ref().and_then(|proxy| Host::parse(proxy.url.host_str()?).ok());
+        // Its own name may be private, for this client alone: callers do not get there by it.
+        let dialer = proxy_host.iter().fold(self.dialer.clone(), |dialer, host| dialer.naming(host.clone()));
+        let proxied = way.proxy.as_ref().filter(|proxy| proxy.url.scheme() == "https");
+        let proxied = proxied.and_then(|proxy| Proxied::new(proxy.url.host_str()?, proxy.trust.as_ref()));
+        let tls = self.trust.client_config_through(way.roots.as_ref(), way.certificate.as_ref(), proxied);
+        let builder = reqwest::Client::builder()
+            .tls_backend_preconfigured(Arc::unwrap_or_clone(tls))
+            .dns_resolver(Arc::new(dialer))
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .referer(false)
+            .http1_only()
+            .pool_idle_timeout(POOL_IDLE)
+            .pool_max_idle_per_host(POOL_IDLE_CONNECTIONS_MAX);
+        let builder = match &way.proxy {
+            None => builder,
+            Some(proxy) => {
+                let through = reqwest::Proxy::all(proxy.url.clone()).map_err(ClientError)?;
+                builder.proxy(match &proxy.credentials {
+                    None => through,
+                    Some((username, password)) => through.basic_auth(username, password.expose()),
+                })
+            }
+        };
+        builder.build().map_err(ClientError)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("HTTP client cannot be made")]
+pub struct ClientError(#[source] reqwest::Error);

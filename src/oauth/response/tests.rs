@@ -1,0 +1,147 @@
+//! Token answers in every shape that servers send.
+
+use std::time::SystemTime;
+
+use http::HeaderMap;
+
+use super::*;
+
+fn answer(status: u16, body: &str) -> Answer {
+    Answer {
+        status: StatusCode::from_u16(status).unwrap(),
+        headers: HeaderMap::new(),
+        body: body.as_bytes().to_vec().into(),
+        received: SystemTime::UNIX_EPOCH,
+    }
+}
+
+/// `token/seconds/scopes`, or the failure's name in brackets for a refusal.
+fn told(answer: &Answer) -> String {
+    match read(answer, &TokenResponse::default(), &Posted::new("", &Vec::new(), Vec::new())) {
+        Ok(TokenSet { access_token, expires_in, scopes, refresh_token, .. }) => {
+            let life = expires_in.map_or("-".to_owned(), |life| life.as_secs_f64().to_string());
+            let refresh = refresh_token.map_or_else(String::new, |token| format!("/{}", token.expose()));
+            let scopes = scopes.map_or("-".to_owned(), |all| all.join(" "));
+            format!("{}/{life}/{scopes}{refresh}", access_token.expose())
+        }
+        Err(Failure::Permanent(refusal)) => format!("[{refusal}]"),
+        Err(Failure::Retryable { reason, .. }) => reason.to_string(),
+        Err(Failure::Script { message, .. }) => message,
+    }
+}
+
+#[track_caller]
+fn check(status: u16, body: &str, expected: &str) {
+    assert_eq!(told(&answer(status, body)), expected);
+}
+
+#[track_caller]
+fn check_with(members: &str, expected: &str) {
+    check(200, &format!(r#"{{"access_token":"t",{members}}}"#), expected);
+}
+
+#[test]
+fn success_is_read_leniently() {
+    check(200, r#"{"access_token":"t"}"#, "t/-/-");
+    check(201, r#"{"iat":1,"access_token":"a.b-c==","token_type":"bearer","id_token":"x"}"#, "a.b-c==/-/-");
+    check(200, "\u{feff}{\"access_token\":\"t\",\"token_type\":\"BEARER\"}", "t/-/-");
+    for (value, seconds) in [
+        ("600", "600"),
+        ("600.5", "600.5"),
+        ("\"600\"", "600"),
+        ("\" 600.0 \"", "600"),
+        ("1", "1"),
+        ("6e2", "600"),
+        ("0", "-"),
+        ("-0", "-"),
+        ("\"0\"", "-"),
+        ("null", "-"),
+        ("\"\"", "-"),
+        ("-1", "-"),
+        ("\"-600\"", "-"),
+        ("\"3600abc\"", "-"),
+        ("\"inf\"", "-"),
+        ("\"NaN\"", "-"),
+        ("\"1e9\"", "-"),
+        ("true", "-"),
+        ("[600]", "-"),
+        ("{\"s\":1}", "-"),
+        ("1576800000", "315360000"),
+        ("99999999999999999999999999", "315360000"),
+        ("1e300", "315360000"),
+    ] {
+        check_with(&format!("\"expires_in\":{value}"), &format!("t/{seconds}/-"));
+    }
+    for (value, scopes) in [
+        ("\"a b\"", "a b"),
+        ("\"a, b,c\\td\"", "a b c d"),
+        ("[\"a\",\"b\",1,\"c d\"]", "a b"),
+        ("\"\"", "-"),
+        ("null", "-"),
+        ("\" \"", "-"),
+        ("7", "-"),
+        ("\"a \\u0007x b\"", "a b"),
+    ] {
+        check_with(&format!("\"scope\":{value}"), &format!("t/-/{scopes}"));
+    }
+    check_with("\"refresh_token\":\"r 1~\"", "t/-/-/r 1~");
+    let long = format!("\"{}\"", "r".repeat(16 * 1024 + 1));
+    for none in ["null", "\"\"", "7", "[\"r\"]", "\"r\\u0000\"", "\"ä\"", &long] {
+        check_with(&format!("\"refresh_token\":{none}"), "t/-/-");
+    }
+    check_with("\"error\":null", "t/-/-");
+    check_with("\"error\":\"\"", "t/-/-");
+    check_with("\"error\":false", "t/-/-");
+}
+
+#[test]
+fn a_success_that_is_none_gives_no_token() {
+    for body in ["<html>", " ", "null", "[]", "[{\"access_token\":\"t\"}]", "access_token=t", "{", "\"t\""] {
+        check(200, body, "not_json");
+    }
+    check(200, "", "empty");
+    check(204, "", "empty");
+    check(200, "{}", "no_access_token");
+    for value in ["null", "\"\""] {
+        check(200, &format!("{{\"access_token\":{value}}}"), "no_access_token");
+    }
+    let long = format!("\"{}\"", "x".repeat(8193));
+    let bad = ["\"a b\"", "\"a,b\"", "\"a\\r\\nX: y\"", "\"a\\u0000\"", "\"ä\"", "\"=\"", "7", "[\"t\"]", &long];
+    for value in bad {
+        check(200, &format!("{{\"access_token\":{value}}}"), "invalid_access_token");
+    }
+    for value in ["\"mac\"", "\"DPoP\"", "\"N_A\"", "\"\"", "7", "\"Bearer x\""] {
+        check_with(&format!("\"token_type\":{value}"), "token_type");
+    }
+    check_with("\"access_token\":\"u\"", "duplicate_member");
+    check_with("\"x\":{\"a\":1,\"a\":1}", "duplicate_member");
+    check_with("\"token_type\":null", "t/-/-");
+}
+
+#[test]
+fn the_error_member_decides_then_the_status() {
+    check(401, r#"{"error":"invalid_client"}"#, "[invalid_client]");
+    check(400, r#"{"error":"invalid_client","error_description":"expired"}"#, "[invalid_client (expired)]");
+    check(200, r#"{"error":"bad_verification_code","access_token":"t"}"#, "[bad_verification_code]");
+    check(200, r#"{"error":{"message":"no"}}"#, "[http_200]");
+    check(400, r#"{"error":" invalid_grant "}"#, "[invalid_grant]");
+    check(400, r#"{"error":"in valid"}"#, "[http_400]");
+    check(400, &format!(r#"{{"error":"{}"}}"#, "x".repeat(65)), "[http_400]");
+    check(400, r#"{"error":"a","error":"b"}"#, "[http_400]");
+    check(403, "", "[http_403]");
+    check(403, r#"{"error":"invalid_code"}"#, "[invalid_code]");
+    check(404, "<html>", "[http_404]");
+    check(500, r#"{"error":"invalid_scope"}"#, "[invalid_scope]");
+    check(500, r#"{"error":"oops"}"#, "http_500");
+    check(503, "<html>fault</html>", "http_503");
+    for code in ["temporarily_unavailable", "server_error", "slow_down"] {
+        check(400, &format!(r#"{{"error":"{code}"}}"#), code);
+    }
+    for status in [408, 425, 429] {
+        check(status, "", &format!("http_{status}"));
+        check(status, r#"{"error":"access_denied"}"#, &format!("http_{status}"));
+    }
+    for status in [301, 302, 304, 307, 308] {
+        check(status, r#"{"access_token":"t"}"#, &format!("[http_{status} ({REDIRECT})]"));
+    }
+}

@@ -1,0 +1,117 @@
+//! The body of an upstream's answer, of which a part may have been looked at.
+//!
+//! Holds: what was looked at is passed on as it came, and a failure comes at the place where it happened.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Response;
+use http_body_util::BodyExt;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+
+use crate::model::connection::{RejectionSign, SIGN_BYTES_MAX};
+
+pub struct UpstreamBody {
+    seen: VecDeque<Result<Frame<Bytes>, hyper::Error>>,
+    incoming: Incoming,
+}
+
+impl From<Incoming> for UpstreamBody {
+    fn from(incoming: Incoming) -> UpstreamBody {
+        UpstreamBody { seen: VecDeque::new(), incoming }
+    }
+}
+
+impl UpstreamBody {
+    /// The whole body, if it is short and arrives within `wait`.
+    async fn look(&mut self, wait: Duration) -> Option<Vec<u8>> {
+        if self.size_hint().lower() > SIGN_BYTES_MAX as u64 {
+            return None;
+        }
+        let reading = async {
+            let mut bytes = Vec::new();
+            for frame in &self.seen {
+                bytes.extend_from_slice(frame.as_ref().ok()?.data_ref().map_or(&[], |data| data));
+            }
+            while let Some(frame) = self.incoming.frame().await {
+                if let Ok(data) = frame.as_ref().map(Frame::data_ref) {
+                    bytes.extend_from_slice(data.map_or(&[], |data| data));
+                }
+                let failed = frame.is_err();
+                self.seen.push_back(frame);
+                if failed || bytes.len() > SIGN_BYTES_MAX {
+                    return None;
+                }
+            }
+            Some(bytes)
+        };
+        tokio::time::timeout(wait, reading).await.ok().flatten()
+    }
+}
+
+impl Body for UpstreamBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.get_mut();
+        match this.seen.pop_front() {
+            Some(frame) => Poll::Ready(Some(frame)),
+            None => Pin::new(&mut this.incoming).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.seen.is_empty() && self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let mut hint = self.incoming.size_hint();
+        let seen: u64 = self.seen.iter().flatten().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum();
+        if seen > 0 {
+            let exact = hint.exact();
+            hint.set_lower(hint.lower() + seen);
+            if let Some(rest) = exact {
+                hint.set_exact(rest + seen);
+            }
+        }
+        hint
+    }
+}
+
+/// Is this what an expired token looks like? The body is looked at only where a sign is in it.
+pub async fn is_rejection(response: &mut Response<UpstreamBody>, signs: &[RejectionSign], wait: Duration) -> bool {
+    let status = response.status();
+    for sign in signs.iter().filter(|sign| sign.status == status) {
+        let holds = |(name, text): &(http::HeaderName, String)| {
+            let values = response.headers().get_all(name).iter();
+            let text = text.to_ascii_lowercase();
+            values.filter_map(|value| value.to_str().ok()).any(|value| value.to_ascii_lowercase().contains(&text))
+        };
+        if !sign.header.as_ref().is_none_or(holds) {
+            continue;
+        }
+        let Some(member) = &sign.body else { return true };
+        let body = response.body_mut().look(wait).await;
+        let json = body.and_then(|body| serde_json::from_slice::<serde_json::Value>(&body).ok());
+        let path = member.pointer.parts();
+        let found = json.as_ref().and_then(|json| {
+            path.iter().try_fold(json, |value, part| match value {
+                serde_json::Value::Array(items) => items.get(part.parse::<usize>().ok()?),
+                value => value.get(part),
+            })
+        });
+        let is = |value: &serde_json::Value| match value {
+            serde_json::Value::String(text) => *text == member.equals,
+            serde_json::Value::Array(_) | serde_json::Value::Object(_) => false,
+            scalar => scalar.to_string() == member.equals,
+        };
+        if found.is_some_and(is) {
+            return true;
+        }
+    }
+    false
+}

@@ -1,0 +1,73 @@
+//! A person wants a token to be of no use any more.
+//!
+//! Holds: what is kept here is forgotten even where the server fails to revoke it, and the answer says so.
+
+use std::sync::PoisonError;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::import::Errand;
+use super::{NoToken, TokenSlot};
+use crate::model::Name;
+
+/// A wish that waits for the refresher, and who waits for the outcome.
+#[derive(Debug)]
+pub struct Revoke {
+    /// Another connection uses the same grant at the server.
+    pub shared: Option<Name>,
+    pub reply: oneshot::Sender<Result<Revoked, String>>,
+}
+
+/// What became of the tokens at the server; here they are forgotten.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Revoked {
+    pub refresh_token: Fate,
+    pub access_token: Fate,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Fate {
+    /// There was none.
+    #[default]
+    None,
+    Revoked,
+    /// The server has no endpoint for it.
+    NoEndpoint,
+    /// Left alone for this connection's sake.
+    Shared(Name),
+    Failed(String),
+}
+
+/// Why nothing was forgotten.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotRevoked {
+    /// Another errand is under way.
+    Busy,
+    /// The store could not be used.
+    Store(String),
+    NoToken(NoToken),
+}
+
+impl TokenSlot {
+    /// Returns once the tokens are forgotten here, with what the server said. It is done although the caller goes away.
+    pub async fn revoke(&self, shared: Option<Name>, deadline: Instant) -> Result<Revoked, NotRevoked> {
+        let (reply, outcome) = oneshot::channel();
+        {
+            let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
+            if desk.is_some() {
+                return Err(NotRevoked::Busy);
+            }
+            if self.is_closed() {
+                return Err(NotRevoked::NoToken(NoToken::Forgotten));
+            }
+            *desk = Some(Errand::Revoke(Revoke { shared, reply }));
+        }
+        self.demand.notify_one();
+        match tokio::time::timeout_at(deadline, outcome).await {
+            Ok(Ok(outcome)) => outcome.map_err(NotRevoked::Store),
+            Ok(Err(_)) => Err(NotRevoked::NoToken(NoToken::Forgotten)),
+            Err(_) => Err(NotRevoked::NoToken(NoToken::WaitTimeout)),
+        }
+    }
+}
