@@ -121,7 +121,7 @@ fn token(number: usize) -> StoredToken {
         lifetime: Duration::from_secs(3600),
         scopes: Some(vec!["read".to_owned(), "write".to_owned()]),
         refresh: Refresh::Token(RefreshToken::parse(&format!("{number:0>64}")).expect("a token")),
-        refresh_life: RefreshLife::default(),
+        refresh_life: Default::default(),
     }
 }
 

@@ -201,6 +201,6 @@ mod tests {
     }
 
     fn mark(indent: usize, carets: usize) -> String {
-        " ".repeat(indent) + &"^".repeat(carets)
+        format!("{}{}", " ".repeat(indent), "^".repeat(carets))
     }
 }

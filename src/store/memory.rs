@@ -93,7 +93,7 @@ mod tests {
             lifetime: Duration::from_secs(60),
             scopes: None,
             refresh: Refresh::None,
-            refresh_life: RefreshLife::default(),
+            refresh_life: crate::store::RefreshLife::default(),
         };
         let name = |text| Name::parse(text).unwrap();
         let subject = |text| TokenKey::of_subject(name("crm"), Subject::parse(text).unwrap());

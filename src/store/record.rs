@@ -226,7 +226,10 @@ mod tests {
             lifetime: Duration::from_secs(3600),
             scopes,
             refresh,
-            refresh_life: RefreshLife::default(),
+            refresh_life: RefreshLife {
+                since: Duration::from_secs(1_799_999_999),
+                stated: Some(Duration::from_secs(9)),
+            },
         }
     }
 
@@ -240,9 +243,13 @@ mod tests {
         for token in [sample(), token(Refresh::None, None), token(refused, Some(Vec::new()))] {
             let bytes = encode(&token, boot);
             assert_eq!(decode(&bytes, boot, token.obtained), Some(token.clone()));
-            for cut in 0..bytes.len() {
+            // What records were before they knew of the refresh token's life.
+            let before = bytes.len() - 24;
+            for cut in (0..bytes.len()).filter(|cut| *cut != before) {
                 assert_eq!(decode(&bytes[..cut], boot, token.obtained), None, "{cut}");
             }
+            let unknown = StoredToken { refresh_life: RefreshLife::default(), ..token.clone() };
+            assert_eq!(decode(&bytes[..before], boot, token.obtained), Some(unknown));
             assert_eq!(decode(&[&bytes[..], &[0]].concat(), boot, token.obtained), None);
         }
     }

@@ -81,7 +81,7 @@ fn a_complete_connection_is_read() {
     assert_eq!((crm.active, crm.comments.as_deref(), crm.client_id.as_str()), (false, Some("Billing's\nown\n"), "id"));
     let ClientAuth::Basic(secrets, BasicEncoding::Raw) = &crm.client_auth else { panic!("{:?}", crm.client_auth) };
     assert_eq!(secrets.iter().map(|secret| secret.expose()).collect::<Vec<_>>(), ["one", "two"]);
-    assert_eq!(crm.token_url.as_str(), "https://login.acme.test:8443/token?x=1");
+    assert_eq!(crm.endpoints.token.as_ref().unwrap().as_str(), "https://login.acme.test:8443/token?x=1");
     assert_eq!(
         (crm.authorization_server.timeout, crm.authorization_server.trust.is_none()),
         (Duration::from_secs(3), true)
@@ -91,13 +91,15 @@ fn a_complete_connection_is_read() {
     assert_eq!(crm.token_params, [("x".to_owned(), "1".to_owned()), ("y".to_owned(), "${z}".to_owned())]);
     let seconds = Duration::from_secs;
     let lifetimes = Lifetimes {
+        refresh_token: None,
         default_token_lifetime: seconds(7200),
         refresh_ahead: seconds(60),
         usable_margin: seconds(0),
         keep_warm: None,
     };
     assert_eq!(crm.lifetimes, lifetimes);
-    assert_eq!(crm.token_rejected, [401, 403]);
+    let statuses: Vec<_> = crm.token_rejected.iter().map(|sign| sign.status.as_u16()).collect();
+    assert_eq!(statuses, [401, 403]);
     assert_eq!(crm.accessible_from.as_ref().unwrap()[0].as_str(), "billing");
     let b = &model.connections[1];
     assert!(matches!(b.client_auth, ClientAuth::None) && b.audience.is_none() && b.active);
@@ -107,7 +109,7 @@ fn a_complete_connection_is_read() {
     );
     assert_eq!(
         (b.lifetimes, b.token_rejected.as_slice()),
-        (Lifetimes::default(), &[http::StatusCode::UNAUTHORIZED][..])
+        (Lifetimes::default(), &[RejectionSign::of_status(http::StatusCode::UNAUTHORIZED)][..])
     );
 }
 

@@ -52,7 +52,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::model::connection::ClientAuth;
+    use crate::model::connection::{ClientAuth, Grant};
     use crate::model::secret::Secret;
 
     #[test]

@@ -43,7 +43,7 @@ fn token(text: &str) -> StoredToken {
         lifetime: Duration::from_secs(60),
         scopes: Some(vec!["read".to_owned()]),
         refresh: Refresh::Token(RefreshToken::parse(&format!("refresh-{text}")).unwrap()),
-        refresh_life: RefreshLife::default(),
+        refresh_life: crate::store::RefreshLife::default(),
     }
 }
 

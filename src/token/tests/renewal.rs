@@ -10,7 +10,7 @@ use crate::store::{Lease, Page, Refresh, Store, StoreError, StoreFuture, StoredT
 
 /// A memory store whose disk can be full.
 #[derive(Default)]
-struct Disk {
+pub(super) struct Disk {
     memory: MemoryStore,
     full: AtomicBool,
     saves: AtomicUsize,
@@ -58,24 +58,30 @@ impl Store for Disk {
     }
 }
 
-struct Renewal {
-    engine: Engine,
+pub(super) struct Renewal {
+    pub(super) engine: Engine,
     disk: Arc<Disk>,
     connection: Arc<Connection>,
 }
 
-fn with_grant(grant: Grant) -> Arc<Connection> {
+pub(super) fn with_grant(grant: Grant) -> Arc<Connection> {
     Arc::new(Connection { grant, ..Connection::sample("crm") })
 }
 
-fn password() -> Arc<Connection> {
+pub(super) fn password() -> Arc<Connection> {
     with_grant(Grant::Password { username: "ann".to_owned(), password: Secret::new("x") })
 }
 
-fn renewing(access: &str, refresh: Option<&str>) -> Answer {
+pub(super) fn renewing(access: &str, refresh: Option<&str>) -> Answer {
     let refresh_token = refresh.map(|text| RefreshToken::parse(text).unwrap());
     let access_token = AccessToken::parse(access).unwrap();
-    Ok(TokenSet { access_token, expires_in: Some(60 * SECOND), refresh_token, scopes: None })
+    Ok(TokenSet {
+        access_token,
+        expires_in: Some(60 * SECOND),
+        refresh_token,
+        refresh_token_expires_in: None,
+        scopes: None,
+    })
 }
 
 fn refused_grant() -> Answer {
@@ -83,7 +89,11 @@ fn refused_grant() -> Answer {
 }
 
 /// A program that starts over what an earlier one has left on the disk.
-fn start(disk: Arc<Disk>, connection: Arc<Connection>, answers: impl IntoIterator<Item = Answer>) -> Renewal {
+pub(super) fn start(
+    disk: Arc<Disk>,
+    connection: Arc<Connection>,
+    answers: impl IntoIterator<Item = Answer>,
+) -> Renewal {
     let script = Script { lifetime: Some(60 * SECOND), ..Script::default() };
     answers.into_iter().for_each(|answer| script.then(answer));
     let (script, clock) = (Arc::new(script), Clock::simulated());
@@ -94,15 +104,15 @@ fn start(disk: Arc<Disk>, connection: Arc<Connection>, answers: impl IntoIterato
 }
 
 impl Renewal {
-    fn spent(&self) -> Vec<String> {
+    pub(super) fn spent(&self) -> Vec<String> {
         lock(&self.engine.script.spent).clone()
     }
 
-    async fn stored(&self) -> Refresh {
+    pub(super) async fn stored(&self) -> Refresh {
         self.disk.load(&self.engine.slot.key).await.unwrap().map_or(Refresh::None, |token| token.refresh)
     }
 
-    async fn import(&self, text: &str) -> Result<(), NotImported> {
+    pub(super) async fn import(&self, text: &str) -> Result<(), NotImported> {
         self.engine
             .slot
             .import(RefreshToken::parse(text).unwrap(), super::refresh::person(), Instant::now() + 10 * SECOND)

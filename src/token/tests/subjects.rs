@@ -20,7 +20,7 @@ fn subjects(keep_warm: Option<Duration>, in_memory_max: usize) -> Subjects {
     let connection = Connection { tokens: Tokens::PerSubject, lifetimes, ..Connection::sample("crm") };
     let slots = match cache.ensure(&Arc::new(connection), Box::new(Source(script.clone()))) {
         Slots::PerSubject(slots) => slots,
-        Slots::Shared(_) => panic!("a shared token"),
+        Slots::Shared(_) | Slots::PerCallerToken(_) => panic!("a shared token"),
     };
     Subjects { cache, clock, script, slots }
 }

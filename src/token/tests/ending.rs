@@ -1,0 +1,110 @@
+//! How tokens end: revoked by a person, or with the refresh token that made them.
+
+use super::renewal::{Renewal, password, renewing, start, with_grant};
+use super::*;
+use crate::model::connection::{Actor, Grant, Lifetimes, SubjectToken, TokenExchange};
+use crate::model::secret::Secret;
+use crate::token::slot::{Consent, Fate, Revoked};
+
+async fn revoke(run: &Renewal, shared: Option<&str>) -> Revoked {
+    let shared = shared.map(|name| Name::parse(name).unwrap());
+    run.engine.slot.revoke(shared, Instant::now() + 10 * SECOND).await.unwrap()
+}
+
+fn revoked(run: &Renewal) -> Vec<String> {
+    lock(&run.engine.script.revoked).clone()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_refresh_token_is_revoked_first_and_nothing_is_sent_again() {
+    let run = start(Default::default(), password(), [renewing("a1", Some("r1")), renewing("a2", Some("r2"))]);
+    run.engine.token().await.unwrap();
+    let outcome = revoke(&run, None).await;
+    assert_eq!(outcome, Revoked { refresh_token: Fate::Revoked, access_token: Fate::Revoked });
+    assert_eq!(revoked(&run), ["refresh_token r1", "access_token a1"]);
+    assert_eq!(run.engine.token().await.as_deref(), Ok("a2"));
+    assert!(run.spent().is_empty(), "the next token is a first one");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_persons_token_needs_the_person_again() {
+    let run = start(Default::default(), with_grant(Grant::AuthorizationCode), [renewing("a1", Some("r2"))]);
+    run.import("r1").await.unwrap();
+    assert_eq!(revoke(&run, None).await.refresh_token, Fate::Revoked);
+    let Err(NoToken::Person { consent: Consent::First, .. }) = run.engine.token().await else { panic!("a token") };
+    assert_eq!(run.stored().await, crate::store::Refresh::None);
+    assert_eq!(run.engine.script.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_connection_uses_is_left_alone_at_the_server() {
+    let run = start(Default::default(), password(), [renewing("a1", Some("r1"))]);
+    run.engine.token().await.unwrap();
+    let outcome = revoke(&run, Some("other")).await;
+    let other = Fate::Shared(Name::parse("other").unwrap());
+    assert_eq!(outcome, Revoked { refresh_token: other.clone(), access_token: other });
+    assert!(revoked(&run).is_empty());
+    run.engine.token().await.unwrap();
+    assert!(run.spent().is_empty());
+}
+
+fn of_ten_hours() -> Arc<Connection> {
+    let lifetimes = Lifetimes { refresh_token: Some(36_000 * SECOND), ..Lifetimes::default() };
+    let grant = Grant::Password { username: "ann".to_owned(), password: Secret::new("x") };
+    Arc::new(Connection { lifetimes, grant, ..Connection::sample("crm") })
+}
+
+/// Seconds that the refresh token has from the first moment on.
+async fn ends(run: &Renewal, begun: Duration) -> Option<f64> {
+    run.engine.token().await.unwrap();
+    let ends = run.engine.fresh().unwrap().granted.refresh_token_ends;
+    ends.map(|ends| (ends.as_secs_f64() - begun.as_secs_f64()).round())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repeated_or_missing_refresh_token_is_no_longer_good_for_it() {
+    let stating = |access: &str, refresh: &str, seconds: u32| {
+        renewing(access, Some(refresh)).map(|set| TokenSet { refresh_token_expires_in: Some(seconds * SECOND), ..set })
+    };
+    let answers =
+        [renewing("a1", Some("r1")), renewing("a2", Some("r1")), renewing("a3", None), stating("a4", "r2", 100)];
+    let run = start(Default::default(), of_ten_hours(), answers);
+    let begun = run.engine.clock.now().wall;
+    assert_eq!(ends(&run, begun).await, Some(36_000.0));
+    // The next token comes after 30 to 33 seconds.
+    for wait in [45, 30] {
+        sleep(wait * SECOND).await;
+        assert_eq!(ends(&run, begun).await, Some(36_000.0));
+    }
+    sleep(30 * SECOND).await;
+    let stated = ends(&run, begun).await.unwrap();
+    assert!((190.0..200.0).contains(&stated), "{stated}: its own value, from the request that brought it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_callers_token_is_exchanged_for_one_of_its_own_and_none_is_kept() {
+    let script = Arc::new(Script { lifetime: Some(60 * SECOND), ..Script::default() });
+    let (store, clock) = (Arc::new(MemoryStore::default()), Clock::simulated());
+    let (tasks, metrics) = (Tasks::default(), Metrics::new().unwrap());
+    let cache = TokenCache::new(store.clone(), clock.clone(), tasks, metrics, Events::default(), Audit::default());
+    let exchange = TokenExchange {
+        subject_token: SubjectToken::OfCaller,
+        subject_token_type: "urn:x".to_owned(),
+        requested_token_type: None,
+        actor: Some(Actor { token: Secret::new("a"), token_type: "urn:x".to_owned() }),
+    };
+    let connection = with_grant(Grant::TokenExchange(exchange));
+    let Slots::PerCallerToken(slots) = cache.ensure(&connection, Box::new(Source(script.clone()))) else {
+        panic!("another kind")
+    };
+    let mut tokens = Vec::new();
+    for own in ["one", "other", "one"] {
+        let slot = slots.slot_of_token(&Secret::new(own));
+        assert!(!slot.key.to_string().contains(own));
+        let token = slot.token(&clock, Instant::now() + SECOND).await.unwrap();
+        tokens.push(token.access_token.expose().to_owned());
+    }
+    assert_eq!(tokens, ["token-1", "token-2", "token-1"]);
+    assert_eq!(*lock(&script.exchanged), ["one", "other"]);
+    assert!(crate::store::Store::list(&*store, &connection.name, None, 10).await.unwrap().is_empty());
+}
