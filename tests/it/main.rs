@@ -36,5 +36,6 @@ mod smoke;
 mod stage;
 mod store;
 mod supply;
+mod token_client;
 mod traces;
 mod tunnel;
