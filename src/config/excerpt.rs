@@ -76,7 +76,7 @@ fn excerpt(line: &str, problem: &Problem) -> Option<(String, String)> {
         source.push(' ');
         source.push(ELLIPSIS);
     }
-    Some((source, " ".repeat(indent) + &"^".repeat(carets)))
+    Some((source, format!("{}{}", " ".repeat(indent), "^".repeat(carets))))
 }
 
 /// How many bytes at the beginning of `rest` the message quotes anyway.
@@ -201,6 +201,6 @@ mod tests {
     }
 
     fn mark(indent: usize, carets: usize) -> String {
-        " ".repeat(indent) + &"^".repeat(carets)
+        format!("{}{}", " ".repeat(indent), "^".repeat(carets))
     }
 }

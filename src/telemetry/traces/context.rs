@@ -121,7 +121,7 @@ mod tests {
             GOOD.to_owned() + "-x",
             GOOD.replacen("00", "ff", 1),
             GOOD.replacen("00", "cc", 1) + "x",
-            GOOD.replacen("00", "cc", 1) + "-" + &"x".repeat(300),
+            format!("{}-{}", GOOD.replacen("00", "cc", 1), "x".repeat(300)),
             GOOD.replace("4bf9", "4BF9"),
             GOOD.replace("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32)),
             GOOD.replace("00f067aa0ba902b7", &"0".repeat(16)),
