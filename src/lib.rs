@@ -17,6 +17,7 @@ pub mod dial;
 pub mod store;
 pub mod router;
 pub mod tls;
+pub mod script;
 pub mod jwt;
 pub mod private_file;
 pub mod clock;

@@ -1,0 +1,122 @@
+//! The functions that scripts have beside Rhai's own.
+//!
+//! Not here: `now`, which is the call's (`sandbox`).
+//! Holds: what a function makes is bounded before it is made; `replace` and `pad` stand in for Rhai's, which may
+//! fill the memory and run for ever.
+
+use aws_lc_rs::{digest, hmac, rand};
+use base64::Engine as _;
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use rhai::{Blob, Dynamic, EvalAltResult, ImmutableString, Module, Position};
+
+use super::sandbox::STRING_BYTES_MAX;
+use super::value::{from_json, kind, to_json};
+
+type Made<T> = Result<T, Box<EvalAltResult>>;
+
+pub fn module() -> Module {
+    let mut module = Module::new();
+    module.set_native_fn("hmac_sha256", |key: Dynamic, data: Dynamic| -> Made<Blob> {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &bytes(&key)?);
+        Ok(hmac::sign(&key, &bytes(&data)?).as_ref().to_vec())
+    });
+    module.set_native_fn("sha256", |data: Dynamic| -> Made<Blob> {
+        Ok(digest::digest(&digest::SHA256, &bytes(&data)?).as_ref().to_vec())
+    });
+    module.set_native_fn("base64", |data: Dynamic| -> Made<String> { Ok(BASE64_STANDARD.encode(bytes(&data)?)) });
+    module.set_native_fn("base64url", |data: Dynamic| -> Made<String> {
+        Ok(BASE64_URL_SAFE_NO_PAD.encode(bytes(&data)?))
+    });
+    module.set_native_fn("hex", |data: Dynamic| -> Made<String> { Ok(hex(&bytes(&data)?)) });
+    module.set_native_fn("url_encode", |text: Dynamic| -> Made<String> { Ok(url_encode(&bytes(&text)?)) });
+    module.set_native_fn("json", |value: Dynamic| -> Made<String> {
+        let value = to_json(&value).map_err(|kind| mismatch("a value that JSON has", kind))?;
+        Ok(value.to_string())
+    });
+    module.set_native_fn("parse_json", |text: ImmutableString| -> Made<Dynamic> {
+        let value = serde_json::from_str(&text).map_err(|_| mismatch("JSON", "other text"))?;
+        Ok(from_json(&value))
+    });
+    module.set_native_fn("uuid", uuid);
+    module.set_native_fn("replace", |text: &mut ImmutableString, old: ImmutableString, new: ImmutableString| {
+        replace(text, &old, &new)
+    });
+    module.set_native_fn("replace", |text: &mut ImmutableString, old: char, new: ImmutableString| {
+        replace(text, old.encode_utf8(&mut [0; 4]), &new)
+    });
+    module.set_native_fn("pad", |text: &mut ImmutableString, chars: i64, padding: ImmutableString| {
+        pad(text, chars, &padding)
+    });
+    module
+}
+
+/// A string's UTF-8, or a blob.
+fn bytes(data: &Dynamic) -> Made<Vec<u8>> {
+    if let Ok(text) = data.as_immutable_string_ref() {
+        return Ok(text.as_bytes().to_vec());
+    }
+    match data.as_blob_ref() {
+        Ok(blob) => Ok(blob.to_vec()),
+        Err(_) => Err(mismatch("a string or a blob", kind(data))),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// All but the unreserved characters of RFC 3986 §2.3 as `%XX`.
+fn url_encode(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len()), |mut text, byte| {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(byte) {
+            text.push(char::from(*byte));
+        } else {
+            let _ = write!(text, "%{byte:02X}");
+        }
+        text
+    })
+}
+
+/// RFC 9562 §5.4.
+fn uuid() -> Made<String> {
+    let mut random = [0; 16];
+    rand::fill(&mut random).map_err(|_| mismatch("randomness", "none"))?;
+    random[6] = random[6] & 0x0f | 0x40;
+    random[8] = random[8] & 0x3f | 0x80;
+    let hex = hex(&random);
+    Ok(format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]))
+}
+
+fn replace(text: &mut ImmutableString, old: &str, new: &str) -> Made<()> {
+    // An empty `old` is found between all characters, too.
+    let found = text.matches(old).count();
+    if found * new.len() > STRING_BYTES_MAX {
+        return Err(too_long());
+    }
+    *text = text.replace(old, new).into();
+    Ok(())
+}
+
+/// Appends `padding`, cut where needed, until `text` has that many characters.
+fn pad(text: &mut ImmutableString, chars: i64, padding: &str) -> Made<()> {
+    let missing = usize::try_from(chars).unwrap_or(0).saturating_sub(text.chars().count());
+    if missing > STRING_BYTES_MAX {
+        return Err(too_long());
+    }
+    let padded: String = text.chars().chain(padding.chars().cycle().take(missing)).collect();
+    *text = padded.into();
+    Ok(())
+}
+
+fn mismatch(wanted: &str, given: &str) -> Box<EvalAltResult> {
+    EvalAltResult::ErrorMismatchDataType(wanted.into(), given.into(), Position::NONE).into()
+}
+
+fn too_long() -> Box<EvalAltResult> {
+    EvalAltResult::ErrorDataTooLarge("Length of string".into(), Position::NONE).into()
+}
