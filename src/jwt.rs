@@ -107,7 +107,7 @@ enum Key {
     Rsa(RsaKeyPair, &'static dyn RsaEncoding),
     Ecdsa(EcdsaKeyPair),
     Ed25519(Ed25519KeyPair),
-    Hmac(hmac::Key),
+    Hmac(Box<hmac::Key>),
 }
 
 impl SigningKey {
@@ -156,7 +156,7 @@ impl SigningKey {
         if secret.expose().is_empty() {
             return Err(KeyError::Empty);
         }
-        let key = Key::Hmac(hmac::Key::new(method, secret.expose().as_bytes()));
+        let key = Key::Hmac(Box::new(hmac::Key::new(method, secret.expose().as_bytes())));
         Ok(SigningKey { algorithm, key: Arc::new(key) })
     }
 

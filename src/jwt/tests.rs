@@ -1,3 +1,5 @@
+//! What is signed is checked with what OpenSSL made of the same keys; keys and certificates that do not fit are named.
+
 use aws_lc_rs::signature::{UnparsedPublicKey, VerificationAlgorithm};
 use rustls::pki_types::SubjectPublicKeyInfoDer;
 use x509_parser::prelude::FromDer as _;

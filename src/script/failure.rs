@@ -52,6 +52,10 @@ impl From<ParseError> for ScriptError {
         let message = match *kind {
             ParseErrorType::BadInput(LexError::UnterminatedString) => "a string does not end".into(),
             ParseErrorType::BadInput(LexError::StringTooLong(_)) => "a string is too long".into(),
+            // Disabled and reserved words are among these.
+            ParseErrorType::BadInput(LexError::ImproperSymbol(word, _)) if is_word(&word) => {
+                format!("`{word}` is not available here")
+            }
             // These quote what the source says.
             ParseErrorType::BadInput(_) => "a literal or a symbol that Rhai does not know".into(),
             ParseErrorType::DuplicatedProperty(_) => "a map has the same key twice".into(),
@@ -138,6 +142,10 @@ fn described(error: &EvalAltResult) -> String {
         E::ErrorDotExpr(..) => "a `.` where it means nothing".into(),
         _ => "an error in the script".into(),
     }
+}
+
+fn is_word(text: &str) -> bool {
+    text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
 fn printable(text: &str) -> String {

@@ -8,6 +8,7 @@
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rhai::packages::{
@@ -37,6 +38,12 @@ const MAP_ENTRIES_MAX: usize = 256;
 const VARIABLES_MAX: usize = 64;
 /// The most functions of a script.
 const FUNCTIONS_MAX: usize = 64;
+
+/// The most bytes of all variables of one function, counted every [`WEIGHED_EVERY`] uses of a variable.
+const VARIABLES_BYTES_MAX: usize = 4 * 1024 * 1024;
+const WEIGHED_EVERY: u32 = 16;
+/// What a value counts beside the bytes that it holds.
+const VALUE_BYTES: usize = 64;
 
 /// What every call's engine is made of: an engine lives for one call, since its clocks are the call's.
 #[derive(Clone)]
@@ -97,6 +104,7 @@ impl Sandbox {
             let mut engine = self.engine();
             let deadline = Instant::now() + CALL_TIME_MAX;
             engine.on_progress(move |_| (Instant::now() >= deadline).then_some(Dynamic::UNIT));
+            weigh_variables(&mut engine);
             let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
             engine.register_fn("now", move || now);
             let options = CallFnOptions::new().eval_ast(false);
@@ -126,6 +134,39 @@ impl Sandbox {
             .disable_symbol("curry");
         engine
     }
+}
+
+/// Rhai checks the size of what is assigned to `map[key]` or `array[index]`, and not of the whole: a loop would fill the
+/// memory before its time is over.
+#[expect(deprecated, reason = "marked as volatile, not as going away")]
+fn weigh_variables(engine: &mut Engine) {
+    let uses = AtomicU32::new(0);
+    engine.on_var(move |_, _, context| {
+        if uses.fetch_add(1, Ordering::Relaxed).is_multiple_of(WEIGHED_EVERY) {
+            let mut left = VARIABLES_BYTES_MAX;
+            let fits = context.scope().iter_raw().all(|(_, _, value)| weigh(value, &mut left));
+            if !fits || context.this_ptr().is_some_and(|value| !weigh(value, &mut left)) {
+                let what = "The variables of a function are".into();
+                return Err(EvalAltResult::ErrorDataTooLarge(what, rhai::Position::NONE).into());
+            }
+        }
+        Ok(None)
+    });
+}
+
+/// Takes the bytes of `value` off `left`; false when there are too few, or an array or a map has grown over its bound.
+fn weigh(value: &Dynamic, left: &mut usize) -> bool {
+    let own =
+        value.as_immutable_string_ref().map_or(0, |text| text.len()) + value.as_blob_ref().map_or(0, |blob| blob.len());
+    let Some(rest) = left.checked_sub(VALUE_BYTES + own) else { return false };
+    *left = rest;
+    let fits_array = value
+        .as_array_ref()
+        .map_or(true, |items| items.len() <= ARRAY_ITEMS_MAX && items.iter().all(|item| weigh(item, left)));
+    fits_array
+        && value
+            .as_map_ref()
+            .map_or(true, |map| map.len() <= MAP_ENTRIES_MAX && map.values().all(|item| weigh(item, left)))
 }
 
 impl fmt::Debug for Sandbox {

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 13] = [
     &["model"],
     &["clock", "telemetry", "tasks", "private_file"],
-    &["tls", "router", "provider", "script"],
+    &["tls", "router", "provider", "script", "jwt"],
     &["dial", "store", "config"],
     &["oauth"],
     &["token"],

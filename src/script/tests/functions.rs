@@ -19,8 +19,8 @@ fn digests_and_encodings() {
     check("base64url(\"foob\")", "Zm9vYg");
     check("base64url(blob(3, 0xff))", "____");
     check("base64(blob(3, 0xff))", "////");
-    check("hex(\"\\u{e9}\")", "c3a9");
-    check("url_encode(\"a-._~ /+\\u{e9}\")", "a-._~%20%2F%2B%C3%A9");
+    check("hex(\"\\u00e9\")", "c3a9");
+    check("url_encode(\"a-._~ /+\\u00e9\")", "a-._~%20%2F%2B%C3%A9");
 }
 
 #[test]
@@ -29,7 +29,7 @@ fn json_goes_both_ways() {
     check("json(\"a\\\"\\n\")", r#""a\"\n""#);
     check("json(#{a: true, c: 'x', d: ()})", r#"{"a":true,"c":"x","d":null}"#);
     check("`${parse_json(\"{\\\"a\\\": {\\\"b\\\": 3}}\").a.b + 1}`", "4");
-    check("try { parse_json(\"{\") } catch { \"caught\" }", "caught");
+    check("{ let t = 1; try { parse_json(\"{\") } catch { t = \"caught\" } t }", "caught");
 }
 
 #[test]

@@ -48,7 +48,7 @@ fn no_door_leads_out() {
     let inside = |body: &str| format!("fn token_request(r, c) {{\n{body} }}");
     check(&inside("eval(\"s3cret\")"), Some(2), "eval");
     check(&inside("import \"s3cret\" as x;"), Some(2), "import");
-    check(&inside("let f = Fn(\"g\").curry(1); r"), Some(2), "curry");
+    check(&inside("let f = Fn(\"g\").curry(1); r"), Some(2), "name of a property");
     check(&inside("let x = 1; let f = || x; r"), Some(2), "Undefined variable: x");
 }
 
