@@ -69,15 +69,13 @@ impl Body for UpstreamBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        let mut hint = self.incoming.size_hint();
+        let rest = self.incoming.size_hint();
         let seen: u64 = self.seen.iter().flatten().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum();
-        if seen > 0 {
-            let exact = hint.exact();
-            hint.set_lower(hint.lower() + seen);
-            if let Some(rest) = exact {
-                hint.set_exact(rest + seen);
-            }
+        let mut hint = SizeHint::new();
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper + seen);
         }
+        hint.set_lower(rest.lower() + seen);
         hint
     }
 }
