@@ -1,11 +1,20 @@
-"""Makes the rig's certificates: `certs.py DIR` writes PEM files there in a few hundredths of a second.
+"""Makes the rig's certificates and keys: `certs.py DIR` writes PEM files there in a few tenths of a second.
 
 ca.pem            the test CA, which the tests trust
 server.pem/.key   leaf for localhost, 127.0.0.1, ::1, op.test, al.test, api.test, *.api.test
 expired.pem/.key  the same names, ended yesterday
 wrong.pem/.key    a leaf of the test CA for other.test only
 unknown.pem/.key  the same names as server, by a CA (unknown-ca.pem) that nobody trusts
-Each .pem of a leaf holds the leaf alone; all keys are EC P-256.
+
+What clients of the authorization servers prove themselves with (al.py and op.mjs know the public halves):
+client-rsa.pem/.key        RSA 2048, self-signed
+client-ec.pem/.key         self-signed
+client-ed.key              Ed25519
+mtls-ca-issued.pem/.key    by the test CA for TLS clients: CN=mtls-client, DNS name mtls-client.test
+mtls-self-signed.pem/.key  a TLS client's self-signed certificate
+saml-idp.pem/.key          self-signed: signs SAML assertions (saml.py)
+
+Each .pem of a leaf holds the leaf alone; all keys are PKCS#8, and EC P-256 where nothing else is said.
 """
 
 import datetime
@@ -15,7 +24,7 @@ import sys
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 NAMES = ["localhost", "127.0.0.1", "::1", "op.test", "al.test", "api.test", "*.api.test"]
@@ -55,16 +64,25 @@ def make_ca(common_name):
     return cert, key
 
 
-def make_leaf(ca, names, start=NOW - DAY, end=NOW + 7 * DAY):
+def make_leaf(ca, names, start=NOW - DAY, end=NOW + 7 * DAY, common_name=None, purpose=ExtendedKeyUsageOID.SERVER_AUTH):
     ca_cert, ca_key = ca
     key = ec.generate_private_key(ec.SECP256R1())
-    cert = (builder(subject(names[0]), ca_cert.subject, key, start, end)
+    cert = (builder(subject(common_name or names[0]), ca_cert.subject, key, start, end)
             .add_extension(x509.SubjectAlternativeName([alternative(name) for name in names]), False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), True)
             .add_extension(usage(digital_signature=True), True)
-            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False)
+            .add_extension(x509.ExtendedKeyUsage([purpose]), False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), False)
             .sign(ca_key, hashes.SHA256()))
+    return cert, key
+
+
+def make_self_signed(common_name, key=None):
+    key, name = key or ec.generate_private_key(ec.SECP256R1()), subject(common_name)
+    cert = (builder(name, name, key, NOW - DAY, NOW + 7 * DAY)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), True)
+            .add_extension(usage(digital_signature=True), True)
+            .sign(key, hashes.SHA256()))
     return cert, key
 
 
@@ -72,6 +90,10 @@ def write(directory, name, pair):
     cert, key = pair
     with open(os.path.join(directory, name + ".pem"), "wb") as file:
         file.write(cert.public_bytes(serialization.Encoding.PEM))
+    write_key(directory, name, key)
+
+
+def write_key(directory, name, key):
     with open(os.path.join(directory, name + ".key"), "wb") as file:
         os.chmod(file.fileno(), 0o600)
         file.write(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
@@ -87,6 +109,13 @@ def main(directory):
     write(directory, "expired", make_leaf(ca, NAMES, start=NOW - 10 * DAY, end=NOW - DAY))
     write(directory, "wrong", make_leaf(ca, ["other.test"]))
     write(directory, "unknown", make_leaf(unknown, NAMES))
+    write(directory, "client-rsa", make_self_signed("client-rsa", rsa.generate_private_key(65537, 2048)))
+    write(directory, "client-ec", make_self_signed("client-ec"))
+    write_key(directory, "client-ed", ed25519.Ed25519PrivateKey.generate())
+    write(directory, "mtls-ca-issued", make_leaf(ca, ["mtls-client.test"], common_name="mtls-client",
+                                                 purpose=ExtendedKeyUsageOID.CLIENT_AUTH))
+    write(directory, "mtls-self-signed", make_self_signed("mtls-self-signed"))
+    write(directory, "saml-idp", make_self_signed("saml-idp"))
 
 
 if __name__ == "__main__":

@@ -4,22 +4,36 @@
 //
 // Clients: `machine` (client_secret_post), `machine-basic` (client_secret_basic, a secret full of special characters),
 // `person` (client_secret_post; refresh tokens that rotate, and a second use of one revokes everything that came of it),
-// `introspector` (may introspect every token). Endpoints: /token, /token/introspection, /token/revocation,
-// /.well-known/openid-configuration. `clients` adds oidc-provider client metadata.
+// `introspector` (may introspect every token), and one `m-…` for each client authentication method (op_clients.mjs).
+// Endpoints: /token, /token/introspection, /token/revocation, /.well-known/openid-configuration and
+// /.well-known/oauth-authorization-server; the same on a second port, `mtls`, which asks for a client certificate and
+// which discovery announces as `mtls_endpoint_aliases`. `clients` adds oidc-provider client metadata.
+// Grants: client_credentials, refresh_token, and those of op_grants.mjs.
 // Control: GET /__stats; POST /__control {lifetime, delay_ms, status, retry_after, times, revoke_all, hold}: see `apply`;
 // POST /__refresh_token {account}: a refresh token of `person` as a consent would have given it.
 
+import { readFileSync } from 'node:fs';
 import https from 'node:https';
 import { unescape } from 'node:querystring';
-import { Provider } from 'oidc-provider';
+import { decodeJwt } from 'jose';
+import { errors, Provider } from 'oidc-provider';
+import { AUTH_METHODS, clientKeys, endpointAliases, JWT_BEARER, methodClients, mutualTls } from './op_clients.mjs';
+import { registerGrants, USED_BEFORE } from './op_grants.mjs';
 import { control, controlServer, endWithStdin, listen, options, readAll, ready, sendJson, sleep, tlsFrom } from './peer.mjs';
 
-const settings = options({ tls: null, leaf: 'server', port: 0, control_port: 0, lifetime: 3, issuer: null, clients: [] });
+const settings = options({ tls: null, leaf: 'server', port: 0, mtls_port: 0, control_port: 0, lifetime: 3, issuer: null,
+  clients: [] });
 const stats = { token_requests: {}, tokens_issued: 0, introspections: 0, revocations: 0, token_requests_at_once: 0,
-  rotations: 0, refused: 0, grants_revoked: 0, held: 0 };
+  rotations: 0, refused: 0, grants_revoked: 0, held: 0, grants: {}, revoked: {}, jti_reused: 0 };
 const fault = { delay_ms: 0, status: null, retry_after: null, times: null, hold: false };
 let lifetime = settings.lifetime;
 let atOnce = 0;
+
+// stats.grants: client → grant type → tokens given; stats.revoked: client → access_token or refresh_token → revoked.
+function count(counts, client, kind) {
+  counts[client] ??= {};
+  counts[client][kind] = (counts[client][kind] ?? 0) + 1;
+}
 
 const machine = (client_id, client_secret, token_endpoint_auth_method) => ({
   client_id,
@@ -68,7 +82,7 @@ setInterval(() => {
   for (const [key, { until }] of store) if (until <= Date.now()) store.delete(key);
 }, 5000).unref();
 
-function makeProvider(issuer) {
+function makeProvider(issuer, mtlsPort) {
   const provider = new Provider(issuer, {
     adapter: Adapter,
     clients: [
@@ -82,17 +96,22 @@ function makeProvider(issuer) {
         scope: 'openid offline_access api.read api.write',
       },
       machine('introspector', 'introspector-secret', 'client_secret_basic'),
+      ...methodClients(settings.tls),
       ...settings.clients,
     ],
+    discovery: { mtls_endpoint_aliases: endpointAliases(issuer, mtlsPort) },
     scopes: ['openid', 'offline_access', 'api.read', 'api.write'],
     ttl: { ClientCredentials: () => lifetime, AccessToken: () => lifetime, RefreshToken: () => 3600, Grant: () => 3600 },
     rotateRefreshToken: true,
     findAccount: (_ctx, id) => ({ accountId: id, claims: () => ({ sub: id }) }),
-    clientAuthMethods: ['client_secret_basic', 'client_secret_post'],
+    clientAuthMethods: AUTH_METHODS,
+    issueRefreshToken: (ctx, client, source) => client.grantTypeAllowed('refresh_token')
+      && (source.scopes.has('offline_access') || ['password', JWT_BEARER].includes(ctx.oidc.params.grant_type)),
     features: {
       devInteractions: { enabled: false },
       clientCredentials: { enabled: true },
-      revocation: { enabled: true },
+      mTLS: mutualTls,
+      revocation: { enabled: true, allowedPolicy: mayRevoke },
       introspection: {
         enabled: true,
         allowedPolicy: (_ctx, client, token) => client.clientId === 'introspector' || client.clientId === token.clientId,
@@ -117,21 +136,50 @@ function makeProvider(issuer) {
   provider.on('refresh_token.consumed', () => {
     stats.rotations += 1;
   });
+  provider.on('grant.success', ({ oidc }) => count(stats.grants, oidc.client.clientId, oidc.params.grant_type));
   provider.on('grant.error', () => {
     stats.refused += 1;
   });
+  for (const event of ['grant.error', 'revocation.error', 'introspection.error']) {
+    provider.on(event, (_ctx, { error_detail, error_description }) => {
+      if (error_detail === ASSERTION_REUSED || error_description === USED_BEFORE) stats.jti_reused += 1;
+    });
+  }
   provider.on('grant.revoked', () => {
     stats.grants_revoked += 1;
   });
   provider.on('server_error', (_ctx, error) => console.error(error));
+  registerGrants(provider, clientKeys(settings.tls));
   return provider;
+}
+
+// What oidc-provider says of a client assertion's second use.
+const ASSERTION_REUSED = 'client assertion tokens must only be used once';
+
+// oidc-provider's own rule, and it counts.
+function mayRevoke(_ctx, client, token) {
+  if (token.clientId !== client.clientId) {
+    if (client.clientAuthMethod === 'none') return false;
+    throw new errors.InvalidRequest('client is not authorized to revoke the presented token');
+  }
+  count(stats.revoked, client.clientId, token.kind === 'RefreshToken' ? 'refresh_token' : 'access_token');
+  return true;
 }
 
 // The client's name, whichever way it authenticates; only for counting.
 function clientOf(request, body) {
   const [, basic] = /^basic (.+)$/i.exec(request.headers.authorization ?? '') ?? [];
   if (basic) return unescape(Buffer.from(basic, 'base64').toString().split(':')[0]);
-  return new URLSearchParams(body.toString()).get('client_id') ?? '(none)';
+  const fields = new URLSearchParams(body.toString());
+  return fields.get('client_id') ?? subjectOf(fields.get('client_assertion')) ?? '(none)';
+}
+
+function subjectOf(assertion) {
+  try {
+    return decodeJwt(assertion).sub;
+  } catch {
+    return undefined;
+  }
 }
 
 // A refresh token of the client `person`, without the walk through a browser.
@@ -203,7 +251,7 @@ async function token(request, response) {
 const endpoints = { '/__stats': () => stats, '/__control': apply, '/__refresh_token': refreshToken };
 let provider;
 let serve;
-const server = https.createServer(tlsFrom(settings.tls, settings.leaf), async (request, response) => {
+async function answer(request, response) {
   const path = request.url.split('?')[0];
   if (path === '/token') {
     await token(request, response).catch((error) => {
@@ -215,10 +263,13 @@ const server = https.createServer(tlsFrom(settings.tls, settings.leaf), async (r
   if (path === '/token/introspection') stats.introspections += 1;
   if (path === '/token/revocation') stats.revocations += 1;
   if (!(await control(endpoints, request, response))) serve(request, response);
-});
+}
 
 endWithStdin();
-const port = await listen(server, settings.port);
-provider = makeProvider(settings.issuer ?? `https://127.0.0.1:${port}`);
+const tls = tlsFrom(settings.tls, settings.leaf);
+const askForCertificate = { requestCert: true, rejectUnauthorized: false, ca: readFileSync(`${settings.tls}/ca.pem`) };
+const port = await listen(https.createServer(tls, answer), settings.port);
+const mtls = await listen(https.createServer({ ...tls, ...askForCertificate }, answer), settings.mtls_port);
+provider = makeProvider(settings.issuer ?? `https://127.0.0.1:${port}`, mtls);
 serve = provider.callback();
-ready({ port, control: await listen(controlServer(endpoints), settings.control_port) });
+ready({ port, mtls, control: await listen(controlServer(endpoints), settings.control_port) });

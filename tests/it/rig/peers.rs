@@ -30,7 +30,7 @@ pub const BASIC_CLIENT_SECRET: &str = "a+b/c:d%e$f g";
 /// What all peers of one test process share.
 pub struct Peers;
 
-/// Certificates that `tests/rig/certs.py` made; each leaf `name` is `name.pem` and `name.key`.
+/// Certificates and keys that `tests/rig/certs.py` made and names; each leaf `name` is `name.pem` and `name.key`.
 pub struct Certs {
     pub dir: PathBuf,
     /// The test CA, in PEM.
@@ -53,7 +53,8 @@ impl Peers {
 }
 
 impl Certs {
-    /// The chain and key files of a leaf: `server`, `expired`, `wrong` or `unknown`.
+    /// The chain and key files of a leaf: `server`, `expired`, `wrong` or `unknown`; for clients `client-rsa`, `client-ec`,
+    /// `client-ed` (a key alone), `mtls-ca-issued` or `mtls-self-signed`.
     pub fn leaf(&self, name: &str) -> (PathBuf, PathBuf) {
         (self.dir.join(format!("{name}.pem")), self.dir.join(format!("{name}.key")))
     }
@@ -65,26 +66,45 @@ pub struct AuthorizationServer {
     script: &'static str,
     options: Value,
     introspection_path: &'static str,
+    revocation_path: &'static str,
 }
 
 impl AuthorizationServer {
     /// oidc-provider. Options, all optional: `lifetime` (seconds, 3), `leaf`, `port`, `issuer`, `clients`.
     pub async fn op(options: Value) -> Self {
-        Self::start("op.mjs", "/token/introspection", options).await
+        Self::start("op.mjs", "/token/introspection", "/token/revocation", options).await
     }
 
     /// Authlib. Options, all optional: `lifetime` (seconds, 3), `leaf`, `port`, `issuer`.
     pub async fn al(options: Value) -> Self {
-        Self::start("al.py", "/introspect", options).await
+        Self::start("al.py", "/introspect", "/revoke", options).await
     }
 
-    async fn start(script: &'static str, introspection_path: &'static str, options: Value) -> Self {
+    async fn start(
+        script: &'static str,
+        introspection_path: &'static str,
+        revocation_path: &'static str,
+        options: Value,
+    ) -> Self {
         let options = with_tls(options);
-        Self { peer: Peer::start(script, &options).await, script, options, introspection_path }
+        Self { peer: Peer::start(script, &options).await, script, options, introspection_path, revocation_path }
     }
 
     pub fn port(&self) -> u16 {
         self.peer.port("port")
+    }
+
+    /// The port that asks for a client certificate; its paths are those of the usual port.
+    pub fn mtls_port(&self) -> u16 {
+        self.peer.port("mtls")
+    }
+
+    pub fn mtls_token_url(&self) -> String {
+        format!("https://127.0.0.1:{}/token", self.mtls_port())
+    }
+
+    pub fn mtls_revocation_url(&self) -> String {
+        format!("https://127.0.0.1:{}{}", self.mtls_port(), self.revocation_path)
     }
 
     /// The address that the leaf `server` covers; other names of the leaf reach the same port.
@@ -100,7 +120,12 @@ impl AuthorizationServer {
         format!("{}{}", self.issuer(), self.introspection_path)
     }
 
-    /// What it counted: `token_requests` by client, `tokens_issued`, `introspections`, `token_requests_at_once` (peak).
+    pub fn revocation_url(&self) -> String {
+        format!("{}{}", self.issuer(), self.revocation_path)
+    }
+
+    /// What it counted: `token_requests` by client, `tokens_issued`, `introspections`, `token_requests_at_once` (peak),
+    /// `grants` (client, grant type), `revocations`, `revoked` (client, `access_token` or `refresh_token`), `jti_reused`.
     pub async fn stats(&self) -> Value {
         self.peer.get("/__stats").await
     }
@@ -140,6 +165,7 @@ impl AuthorizationServer {
     pub async fn start_again_on_same_port(&mut self) {
         self.stop().await;
         self.options["port"] = json!(self.port());
+        self.options["mtls_port"] = json!(self.mtls_port());
         self.peer = Peer::start(self.script, &self.options).await;
     }
 }
