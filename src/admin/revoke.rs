@@ -73,7 +73,8 @@ async fn shares_grant(admin: &Admin, snapshot: &Snapshot, own: &Connection, key:
         let alike = other.name != own.name
             && other.endpoints.server == own.endpoints.server
             && other.client_id == own.client_id
-            && other.grant.as_str() == own.grant.as_str();
+            && other.grant.as_str() == own.grant.as_str()
+            && other.grant_type == own.grant_type;
         if !alike {
             continue;
         }

@@ -21,6 +21,7 @@ mod destination;
 mod drain;
 mod egress;
 mod examples;
+mod grants;
 mod layers;
 mod lifecycle;
 mod limits;

@@ -70,13 +70,21 @@ function introspectOnce(token) {
   });
 }
 
+function thumbprint(request) {
+  const certificate = request.socket.getPeerCertificate?.();
+  return certificate?.raw ? createHash('sha256').update(certificate.raw).digest('base64url') : null;
+}
+
 async function judge(request) {
   const [, token] = /^bearer +(\S+)$/i.exec(request.headers.authorization ?? '') ?? [];
   if (!token) return { verdict: MISSING };
   try {
     // A pooled connection may have died while idle; a fresh one tells.
     const answer = await introspectOnce(token).catch((error) => (error.reused ? introspectOnce(token) : Promise.reject(error)));
-    return { verdict: answer.active ? ACTIVE : INACTIVE, client_id: answer.client_id ?? null, sub: answer.sub ?? null, scope: answer.scope ?? null, audience: answer.aud ?? null };
+    // RFC 8705 §3.1: a bound token is good only with its certificate.
+    const bound = answer.cnf?.['x5t#S256'];
+    const held = !bound || bound === thumbprint(request);
+    return { verdict: answer.active && held ? ACTIVE : INACTIVE, client_id: answer.client_id ?? null, sub: answer.sub ?? null, scope: answer.scope ?? null, audience: answer.aud ?? null };
   } catch (error) {
     return { verdict: UNREACHABLE, detail: String(error) };
   }
@@ -198,6 +206,6 @@ const on = (scheme) => (request, response) => handle(scheme, request, response).
 endWithStdin();
 ready({
   http: await listen(http.createServer(on('http')), settings.http_port),
-  https: await listen(https.createServer(tlsFrom(settings.tls, settings.leaf), on('https')), settings.https_port),
+  https: await listen(https.createServer({ ...tlsFrom(settings.tls, settings.leaf), requestCert: true, rejectUnauthorized: false }, on('https')), settings.https_port),
   control: await listen(controlServer(endpoints)),
 });
