@@ -90,7 +90,9 @@ mod tests {
         let mut whole = written(connection, &defaults("connection"));
         // It goes with `basic` alone.
         assert_eq!(whole.as_object_mut().unwrap().remove("basic_encoding"), Some("form".into()));
-        whole["authorization_server"] = defaults("authorization_server");
+        for part in ["authorization_server", "token_request", "token_response"] {
+            whole[part] = defaults(part);
+        }
         whole["routes"] = json!([written(route, &defaults("route"))]);
         let mut top = json!({ "connections": [whole] });
         for part in ["listeners", "readiness", "egress", "store", "timeouts", "limits", "log", "audit"] {

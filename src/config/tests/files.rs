@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use super::*;
 use crate::model::secret::{NoVault, Secret};
 
-struct Folder(tempfile::TempDir);
+pub(super) struct Folder(tempfile::TempDir);
 
 /// A store with one secret, which no instance uses but in one case.
 struct Shelf;
@@ -23,7 +23,7 @@ impl Vault for Shelf {
 }
 
 impl Folder {
-    fn new(files: &[(&str, &str)]) -> Folder {
+    pub(super) fn new(files: &[(&str, &str)]) -> Folder {
         let folder = Folder(tempfile::tempdir().unwrap());
         for (name, text) in files {
             let path = folder.path(name);
@@ -39,8 +39,15 @@ impl Folder {
     }
 
     #[track_caller]
-    fn accept(&self) -> Loaded {
+    pub(super) fn accept(&self) -> Loaded {
         load(&self.path("main.yaml"), Arc::new(Shelf)).unwrap_or_else(|problems| panic!("{problems}"))
+    }
+
+    /// Every problem, a line each.
+    #[track_caller]
+    pub(super) fn problems(&self) -> String {
+        let Err(problems) = load(&self.path("main.yaml"), Arc::new(Shelf)) else { panic!("accepted") };
+        problems.to_string()
     }
 
     #[track_caller]
@@ -78,7 +85,7 @@ fn included_files_hold_connections_in_order_of_names() {
 fn problems_of_included_files_have_their_own_place() {
     let folder = Folder::new(&[
         ("main.yaml", &format!("include: [more, nowhere]\n{}", connection("a", ", colour: red"))),
-        ("more/1.yaml", &connection("a", ", grant: jwt_bearer")),
+        ("more/1.yaml", &connection("a", ", grant: device_code")),
         ("more/2.yaml", "workers: 2\nnonsense: 1\nconnections: []\n"),
         ("more/3.yaml", "a: [\n"),
     ]);
@@ -91,7 +98,7 @@ fn problems_of_included_files_have_their_own_place() {
         &nowhere,
         "main.yaml:3:74: connections[0].colour: unknown key `colour`",
         &first,
-        "more/1.yaml:2:81: connections[0].grant: `jwt_bearer` is not built yet",
+        "more/1.yaml:2:81: connections[0].grant: `device_code` is not built yet",
         "more/2.yaml:1:1: workers: `workers` cannot stand in an included file",
         "more/2.yaml:2:1: nonsense: unknown key `nonsense`",
         "more/3.yaml:2:1: ",

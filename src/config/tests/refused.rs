@@ -115,9 +115,12 @@ fn each_key_of_a_connection_is_checked() {
     at("tokens: mine", "9: connections[1].tokens: `mine` is not known");
     at("keep_warm: 0s", "12: connections[1].keep_warm: ");
     at("username: ann", "11: connections[1].username: goes with `grant: password` alone");
-    at("grant: jwt_bearer", "8: connections[1].grant: `jwt_bearer` is not built yet");
+    at("grant: device_code", "8: connections[1].grant: `device_code` is not built yet");
     at("grant: client_credential", "8: connections[1].grant: `client_credential` is not known here; did you mean");
-    at("client_secret: s, send_credentials: tls", "37: connections[1].send_credentials: `tls` is not built yet");
+    at(
+        "client_secret: s, send_credentials: tls",
+        "16: connections[1].client_secret: a secret is given, but `send_credentials` is tls",
+    );
     let missing = "3:5: connections[1].client_secret: `client_secret` is missing";
     check_connection("GOOD,\nsend_credentials: basic", &[missing]);
     at("client_secret: s, send_credentials: none", "16: connections[1].client_secret: a secret is given");

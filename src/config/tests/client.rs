@@ -1,0 +1,267 @@
+//! Grants that need no person, proofs of the client, shapes of requests and answers, scripts: good values and bad ones.
+
+use serde_json::json;
+
+use super::files::Folder;
+use super::*;
+use crate::model::connection::*;
+
+const RSA: &str = include_str!("../../jwt/tests/rsa-pkcs8.pem");
+const EC: &str = include_str!("../../jwt/tests/p256-pkcs8.pem");
+const CERTIFICATE: &str = include_str!("../../jwt/tests/rsa-certificate.pem");
+const SCRIPT: &str = "fn token_request(request, ctx) {\n    request\n}\n";
+const TOKEN_URL: &str = "token_url: \"https://as.test/token\"";
+
+fn folder(keys: &str) -> Folder {
+    let text = format!("connections:\n- {{name: crm, client_id: id, {keys}}}\n");
+    Folder::new(&[
+        ("main.yaml", &text),
+        ("rsa.key", RSA),
+        ("ec.key", EC),
+        ("cert.pem", CERTIFICATE),
+        ("a.xml", "<A/>"),
+        ("s", "secret"),
+        ("good.rhai", SCRIPT),
+        ("bad.rhai", "fn token_request(request, ctx) {\n    let x = ;\n}\n"),
+    ])
+}
+
+fn connection(keys: &str) -> Arc<Connection> {
+    folder(&format!("{TOKEN_URL}, {keys}")).accept().model.connections[0].clone()
+}
+
+/// One problem, whose line holds all of `expected`.
+#[track_caller]
+fn refused(keys: &str, expected: &[&str]) {
+    let all = if keys.contains("token_url") || keys.contains("issuer: \"") {
+        keys.to_owned()
+    } else {
+        format!("{TOKEN_URL}, {keys}")
+    };
+    let problems = folder(&all).problems();
+    assert_eq!(problems.lines().count(), 1, "{keys}\n{problems}");
+    assert!(expected.iter().all(|part| problems.contains(part)), "{keys}\n{problems} is not {expected:?}");
+}
+
+#[test]
+fn each_grant_has_what_it_needs() {
+    let jwt = connection(
+        "grant: jwt_bearer, grant_type: own, assertion: {key: {file: ec.key}, algorithm: ES256, key_id: k, issuer: me, \
+         subject: ann, audience: text, lifetime: 10m, claims: {a: 1, b: \"1\", c: true, d: [x, 2.5], e: {f: null}}}",
+    );
+    let Grant::JwtBearer(assertion) = &jwt.grant else { panic!("{:?}", jwt.grant) };
+    assert_eq!((assertion.key.algorithm, assertion.key.key_id.as_deref()), (Algorithm::ES256, Some("k")));
+    assert_eq!((assertion.issuer.as_deref(), assertion.subject.as_deref()), (Some("me"), Some("ann")));
+    assert_eq!(
+        (&assertion.audience, assertion.lifetime),
+        (&Audience::Text("text".to_owned()), Duration::from_secs(600))
+    );
+    let claims = json!({"a": 1, "b": "1", "c": true, "d": ["x", 2.5], "e": {"f": null}});
+    assert_eq!(serde_json::Value::from(assertion.claims.clone()), claims);
+    assert_eq!((jwt.grant_type.as_deref(), jwt.grant.owner()), (Some("own"), Some("ann")));
+    let saml = connection("grant: saml2_bearer, assertion: {file: a.xml}");
+    assert!(matches!(&saml.grant, Grant::Saml2Bearer { assertion } if assertion.expose() == "<A/>"));
+    let exchange = connection(
+        "grant: token_exchange, subject_token: {file: s}, actor_token: {file: s}, requested_token_type: id_token",
+    );
+    let Grant::TokenExchange(exchange) = &exchange.grant else { panic!("another grant") };
+    assert_eq!(exchange.subject_token_type, "urn:ietf:params:oauth:token-type:jwt");
+    assert_eq!(exchange.requested_token_type.as_deref(), Some("urn:ietf:params:oauth:token-type:id_token"));
+    assert!(exchange.actor.is_some());
+    let caller = connection("grant: token_exchange, subject_token: {from: caller}, subject_token_type: \"urn:x:y\"");
+    assert!(caller.grant.takes_callers_token());
+}
+
+#[test]
+fn a_grant_refuses_what_belongs_to_another() {
+    let at = |key: &str, message: &str| (format!("connections[0].{key}: "), message.to_owned());
+    for (keys, (place, message)) in [
+        ("assertion: {file: a.xml}", at("assertion", "goes with `grant: jwt_bearer` or `saml2_bearer` alone")),
+        ("subject_token: {from: caller}", at("subject_token", "goes with `grant: token_exchange` alone")),
+        ("grant: jwt_bearer", at("assertion", "`assertion` is missing")),
+        ("grant: jwt_bearer, assertion: {subject: a}", at("assertion.key", "`key` is missing")),
+        ("grant: jwt_bearer, assertion: {key: {file: ec.key}}", at("assertion.key", "RS256")),
+        ("grant: jwt_bearer, assertion: {key: {file: s}}", at("assertion.key", "the key holds no private key in PEM")),
+        (
+            "grant: jwt_bearer, assertion: {key: {file: rsa.key}, algorithm: HS256}",
+            at("assertion.algorithm", "`HS256` is not known"),
+        ),
+        (
+            "grant: jwt_bearer, assertion: {key: {file: rsa.key}, lifetime: 2h}",
+            at("assertion.lifetime", "longer than an hour"),
+        ),
+        (
+            "grant: jwt_bearer, assertion: {key: {file: rsa.key}, audience: issuer}",
+            at("assertion.audience", "names no `issuer`"),
+        ),
+        (
+            "grant: jwt_bearer, assertion: {key: {file: rsa.key}, claims: {exp: 1}}",
+            at("assertion.claims.exp", "the claim `exp` is not set here"),
+        ),
+        ("grant: token_exchange", at("subject_token", "`subject_token` is missing")),
+        ("grant: token_exchange, subject_token: {from: nobody}", at("subject_token.from", "`nobody` is not known")),
+        (
+            "grant: token_exchange, subject_token: {file: s}, subject_token_type: thing",
+            at("subject_token_type", "is no token type"),
+        ),
+        (
+            "grant: token_exchange, subject_token: {from: caller}, tokens: per_subject",
+            at("tokens", "makes one of its own already"),
+        ),
+        (
+            "grant: token_exchange, subject_token: {from: caller}, routes: [{host: a.test, existing: keep}]",
+            at("routes", "`existing` stands against"),
+        ),
+        ("token_params: {assertion: x}", at("token_params.assertion", "the grant sets `assertion` itself")),
+    ] {
+        refused(keys, &[&place, &message]);
+    }
+}
+
+#[test]
+fn each_proof_of_the_client_is_whole() {
+    let signed = connection(
+        "send_credentials: private_key_jwt, client_assertion: {key: {file: rsa.key}, algorithm: PS256, certificate: cert.pem, thumbprint: x5t}",
+    );
+    let ClientAuth::PrivateKeyJwt(key, Audience::TokenUrl) = &signed.client_auth else { panic!("another") };
+    assert_eq!((key.algorithm, key.thumbprint.as_ref().unwrap().0), (Algorithm::PS256, "x5t"));
+    let mac = connection(
+        "client_secret: {file: s}, send_credentials: client_secret_jwt, client_assertion: {algorithm: HS384, audience: x}",
+    );
+    assert!(matches!(&mac.client_auth, ClientAuth::ClientSecretJwt(_, Algorithm::HS384, Audience::Text(_))));
+    for (keys, place, message) in [
+        ("send_credentials: private_key_jwt", "client_assertion", "`client_assertion` is missing"),
+        (
+            "client_assertion: {key: {file: rsa.key}}",
+            "client_assertion",
+            "goes with `send_credentials: private_key_jwt`",
+        ),
+        (
+            "send_credentials: private_key_jwt, client_secret: {file: s}, client_assertion: {key: {file: rsa.key}}",
+            "client_secret",
+            "a secret is given",
+        ),
+        ("send_credentials: client_secret_jwt", "client_secret", "`client_secret` is missing"),
+        (
+            "send_credentials: client_secret_jwt, client_secret: {file: s}, client_assertion: {key: {file: rsa.key}}",
+            "client_assertion.key",
+            "here the secret is the key",
+        ),
+        (
+            "send_credentials: client_secret_jwt, client_secret: {file: s}, client_assertion: {algorithm: RS256}",
+            "client_assertion.algorithm",
+            "`RS256` is not known",
+        ),
+        (
+            "send_credentials: private_key_jwt, client_assertion: {key: {file: rsa.key}, thumbprint: x5t}",
+            "client_assertion.thumbprint",
+            "goes with `certificate`",
+        ),
+        (
+            "send_credentials: private_key_jwt, client_assertion: {key: {file: rsa.key}, certificate: s}",
+            "client_assertion.certificate",
+            "holds no certificate",
+        ),
+        ("send_credentials: tls", "mutual_tls", "`mutual_tls` is missing"),
+        ("mutual_tls: {certificate: cert.pem}", "mutual_tls.key", "`key` is missing"),
+        (
+            "mutual_tls: {certificate: cert.pem, key: {file: ec.key}}",
+            "mutual_tls.key",
+            "does not belong to the certificate",
+        ),
+        ("mutual_tls: {certificate: s, key: {file: rsa.key}}", "mutual_tls.certificate", "holds no certificate"),
+        ("basic_encoding: raw, send_credentials: none", "basic_encoding", "goes with `send_credentials: basic`"),
+        (
+            "routes: [{host: a.test, upstream_tls: {mutual_tls: true}}]",
+            "routes[0].upstream_tls.mutual_tls",
+            "has no `mutual_tls`",
+        ),
+    ] {
+        refused(keys, &[&format!("connections[0].{place}: "), message]);
+    }
+}
+
+#[test]
+fn endpoints_and_their_proxy_are_plain() {
+    let found = folder(
+        "issuer: \"https://as.test/tenant\", revocation_url: \"https://as.test/revoke\", send_credentials: none",
+    )
+    .accept();
+    let endpoints = &found.model.connections[0].endpoints;
+    assert_eq!((endpoints.issuer.as_deref(), &endpoints.token), (Some("https://as.test/tenant"), &None));
+    assert_eq!(endpoints.server.as_str(), "https://as.test/tenant");
+    let proxied = connection(
+        "authorization_server: {proxy: {url: \"https://proxy.test:3128\", username: u, password: {file: s}}}",
+    );
+    assert_eq!(proxied.authorization_server.proxy.as_ref().unwrap().credentials.as_ref().unwrap().0, "u");
+    for words in ["inherit", "none"] {
+        assert!(connection(&format!("authorization_server: {{proxy: {words}}}")).authorization_server.proxy.is_none());
+    }
+    for (keys, place, message) in [
+        ("issuer: \"http://as.test\"", "issuer", "in the clear"),
+        ("issuer: \"https://as.test?x\"", "issuer", "has a query or a fragment"),
+        ("revocation_url: \"http://as.test/r\"", "revocation_url", "in the clear"),
+        ("authorization_server: {proxy: \"http://p.test/x\"}", "authorization_server.proxy", "has a path or a query"),
+        (
+            "authorization_server: {proxy: {url: \"http://p.test\", username: u}}",
+            "authorization_server.proxy.username",
+            "go together",
+        ),
+    ] {
+        refused(keys, &[&format!("connections[0].{place}: "), message]);
+    }
+    let problems = folder("scopes: a").problems();
+    assert!(problems.contains("token_url: `token_url` is missing"), "{problems}");
+}
+
+#[test]
+fn requests_and_answers_have_their_shapes() {
+    let shaped = connection(
+        "token_request: {encoding: json, headers: {X-A: \"1\", X-B: {file: s}}}, \
+         token_response: {access_token: /a~1b/0, token_type: any, expires_in_unit: ms, expires_at: /end, failure: {pointer: /ok, equals: false}}, \
+         token_rejected: [{status: 200, pointer: /code, equals: 17}, {status: 401, header: X, contains: y}]",
+    );
+    assert_eq!((shaped.token_request.encoding, shaped.token_request.headers.len()), (RequestEncoding::Json, 2));
+    let response = &shaped.token_response;
+    assert_eq!(response.access_token.parts(), ["a/b", "0"]);
+    assert!(response.token_type.is_none() && response.expires_at.is_some());
+    assert_eq!(response.failure.as_ref().unwrap().equals, "false");
+    assert_eq!(shaped.token_rejected.len(), 2);
+    for (keys, place, message) in [
+        ("token_request: {encoding: xml}", "token_request.encoding", "`xml` is not known"),
+        (
+            "token_request: {headers: {Content-Length: 1}}",
+            "token_request.headers.Content-Length",
+            "belongs to the message itself",
+        ),
+        ("token_request: {headers: {\"a b\": 1}}", "token_request.headers[\"a b\"]", "is not a header name"),
+        ("token_request: {headers: {X: \"a\\nb\"}}", "token_request.headers.X", "a line break"),
+        ("token_response: {access_token: data}", "token_response.access_token", "is no JSON pointer"),
+        ("token_response: {failure: {pointer: /ok}}", "token_response.failure.equals", "`equals` is missing"),
+        ("token_rejected: [{status: 302}]", "token_rejected[0].status", "`302` is not an integer"),
+        ("token_rejected: [{status: 200, pointer: /a}]", "token_rejected[0].pointer", "go together"),
+    ] {
+        if keys.contains("pointer: /a}") {
+            assert!(folder(&format!("{TOKEN_URL}, {keys}")).problems().contains(message));
+            continue;
+        }
+        refused(keys, &[&format!("connections[0].{place}: "), message]);
+    }
+}
+
+#[test]
+fn a_script_is_compiled_where_it_stands() {
+    let with_script = connection("script: {file: good.rhai}, variables: {a: b}");
+    assert!(with_script.script.as_ref().unwrap().text.starts_with("fn token_request"));
+    assert_eq!(with_script.variables, [("a".to_owned(), "b".to_owned())]);
+    let problems = folder(&format!("{TOKEN_URL}, script: {{file: bad.rhai}}")).problems();
+    assert!(
+        problems.contains("bad.rhai:2:") && problems.contains("connections[0].script.file: the script"),
+        "{problems}"
+    );
+    let inline = "script: {source: \"fn token_request(request, ctx) { let x = ; }\"}";
+    refused(inline, &["connections[0].script.source: the script", "(its line 1, column"]);
+    refused("script: {}", &["connections[0].script: ", "exactly one source"]);
+    refused("script: {source: \"fn other() { 1 }\"}", &["connections[0].script.source: the script"]);
+    refused("variables: {a: b}", &["connections[0].variables: ", "they go with `script`"]);
+}
