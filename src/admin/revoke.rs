@@ -18,6 +18,7 @@ use crate::model::Name;
 use crate::model::connection::{Connection, Grant};
 use crate::model::token::TokenKey;
 use crate::snapshot::Snapshot;
+use crate::telemetry::audit::{self, Kind};
 use crate::token::slot::NotRevoked;
 
 /// Longer than the two calls that are waited for.
@@ -50,10 +51,21 @@ async fn revoke(admin: &Admin, name: &str, which: Which, asker: &Asker) -> Resul
     let slot = which.slot(bound)?;
     let shared = shares_grant(admin, &snapshot, &bound.connection, &slot.key).await;
     let outcome = slot.revoke(shared, Instant::now() + REVOKE_WAIT).await;
-    let (subject, said) =
-        (slot.key.subject.as_ref().map(|subject| subject.as_str()), outcome.as_ref().map(view::revoked));
-    tracing::info!(target: "keybearer::audit", user = %asker.name, from = %asker.from, connection = %bound.connection.name,
-        profile = %slot.key.profile, subject, outcome = said.as_ref().map_or("failed", |_| "forgotten"), "token revoked");
+    let status = match &outcome {
+        Ok(_) => StatusCode::OK,
+        Err(NotRevoked::Store(_)) => StatusCode::SERVICE_UNAVAILABLE,
+        Err(_) => StatusCode::CONFLICT,
+    };
+    let path = format!("/api/v1/connections/{name}/revoke");
+    let record = audit::Request {
+        user: Some(asker.name.as_str()),
+        listener: Some("admin"),
+        connection: Some(bound.connection.name.as_str()),
+        profile: Some(slot.key.profile.as_str()),
+        ..audit::Request::new(asker.from, "POST", &path, status.as_u16())
+    };
+    admin.audit.now().admin(admin.clock.now().wall, Kind::Change, &record);
+    tracing::info!(user = %asker.name, connection = %bound.connection.name, ?outcome, "a token is revoked");
     outcome.map(|revoked| Json(view::revoked(&revoked))).map_err(|why| match why {
         NotRevoked::Busy => {
             let problem = Problem::new(StatusCode::CONFLICT, "overloaded", "another errand is under way; ask again");

@@ -21,13 +21,15 @@ const ACCESS_TOKEN: &str = "very-secret-access-token";
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Every operation: the statuses for no token, a wrong one, viewer, operator, manager.
-const ROWS: [(&str, &str, [u16; 5]); 12] = [
+const ROWS: [(&str, &str, [u16; 5]); 14] = [
     ("get", "/api/v1/openapi.json", [401, 401, 200, 200, 200]),
     ("get", "/api/v1/connections", [401, 401, 200, 200, 200]),
     ("get", "/api/v1/connections/{name}", [401, 401, 200, 200, 200]),
     ("get", "/api/v1/connections/{name}/tokens", [401, 401, 200, 200, 200]),
     // Without a refresh token.
     ("put", "/api/v1/connections/{name}/tokens", [401, 401, 403, 422, 422]),
+    ("delete", "/api/v1/connections/{name}/tokens", [401, 401, 403, 200, 200]),
+    ("post", "/api/v1/connections/{name}/revoke", [401, 401, 403, 200, 200]),
     ("get", "/api/v1/secrets", [401, 401, 403, 403, 200]),
     // Without a value; and none of that name.
     ("put", "/api/v1/secrets/{secret}", [401, 401, 403, 403, 422]),

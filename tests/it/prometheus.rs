@@ -258,7 +258,7 @@ async fn each_error_is_counted_by_its_code() {
         format!("- {{name: {name}, client_id: a, token_url: \"http://{}/token\", {rest}}}\n", server.address)
     };
     let sidecar = Sidecar::start(&format!(
-        "hosts: {{api.test: \"{up}\", scoped.test: \"{up}\", off.test: \"{up}\", closed.test: \"{up}\", tls.test: \"{plain}\", refused.test: \"{up}\", away.test: \"{up}\", gone.test: \"{gone}\"}}\n\
+        "hosts: {{api.test: \"{up}\", scoped.test: \"{up}\", off.test: \"{up}\", closed.test: \"{up}\", tls.test: \"{plain}\", refused.test: \"{up}\", away.test: \"{up}\", odd.test: \"{up}\", gone.test: \"{gone}\"}}\n\
          callers: [{{name: billing, secret: s3cret}}, {{name: other, secret: s4cret}}]\n\
          timeouts: {{client_head: 1s, response_head: 1s, token_wait: 100ms}}\nlimits: {{head: 8KiB, tunnels: 1}}\nconnections:\n{}",
         [
@@ -267,6 +267,7 @@ async fn each_error_is_counted_by_its_code() {
             connection("closed", &server, "accessible_from: [other], routes: [{host: closed.test}]"),
             connection("broken", &refused, "routes: [{host: refused.test, upstream_tls: false}]"),
             connection("away", &away, "routes: [{host: away.test, upstream_tls: false}]"),
+            connection("odd", &server, "script: {source: 'fn token_response(r, c) { throw \"no\" }'}, routes: [{host: odd.test, upstream_tls: false}]"),
         ]
         .concat()
     ))
@@ -290,6 +291,7 @@ async fn each_error_is_counted_by_its_code() {
         ("head_too_large", "", get("http://api.test/").replace("Connection", &format!("X: {long}\r\nConnection"))),
         ("request_timeout", "", "GET http://api.test/ HTTP/1.1\r\nHo".to_owned()),
         ("token_refused", "broken", get("http://refused.test/")),
+        ("script_failed", "odd", get("http://odd.test/")),
         ("token_unavailable", "away", get("http://away.test/")),
         ("upstream_unreachable", "crm", get("http://gone.test/")),
         ("upstream_protocol", "crm", get("http://api.test/nonsense")),

@@ -19,7 +19,7 @@ pub enum Kind {
     Denial,
     /// A request to a token endpoint.
     Refresh,
-    /// A reload that was applied or refused.
+    /// A reload that was applied or refused, or a token that a person has revoked.
     Change,
 }
 
