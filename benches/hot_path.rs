@@ -15,6 +15,7 @@ use keybearer::config;
 use keybearer::model::connection::Connection;
 use keybearer::model::origin::{Authority, Origin, Scheme};
 use keybearer::model::token::{AccessToken, RefreshToken, TokenSet};
+use keybearer::oauth::Whose;
 use keybearer::proxy::inject;
 use keybearer::router::{Callers, Router};
 use keybearer::store::MemoryStore;
@@ -22,7 +23,7 @@ use keybearer::tasks::Tasks;
 use keybearer::telemetry::audit::Audit;
 use keybearer::telemetry::events::Events;
 use keybearer::telemetry::metrics::Metrics;
-use keybearer::token::{Answer, TokenCache, TokenSource};
+use keybearer::token::{Answer, Ending, TokenCache, TokenSource};
 
 const ROUNDS: usize = 9;
 const SLICE: u32 = 200_000;
@@ -33,14 +34,20 @@ type Case<'a> = (&'a str, &'a dyn Fn());
 struct Fixed;
 
 impl TokenSource for Fixed {
-    fn first_grant(&self) -> Answer<'_> {
+    fn first_grant<'a>(&'a self, _: Whose<'a>) -> Answer<'a> {
         let access_token = AccessToken::parse(&"t".repeat(600)).expect("a token");
         let expires_in = Some(Duration::from_secs(3600));
-        Box::pin(async move { Ok(TokenSet { access_token, expires_in, refresh_token: None, scopes: None }) })
+        Box::pin(async move {
+            Ok(TokenSet { access_token, expires_in, refresh_token: None, refresh_token_expires_in: None, scopes: None })
+        })
     }
 
-    fn refresh<'a>(&'a self, _: &'a RefreshToken) -> Answer<'a> {
-        self.first_grant()
+    fn refresh<'a>(&'a self, _: &'a RefreshToken, whose: Whose<'a>) -> Answer<'a> {
+        self.first_grant(whose)
+    }
+
+    fn revoke<'a>(&'a self, _: &'a str, _: &'static str) -> Ending<'a> {
+        Box::pin(async { Ok(false) })
     }
 }
 

@@ -147,7 +147,7 @@ impl TokenEndpoint {
             let fields = vec![field("token", token), field("token_type_hint", hint)];
             let call =
                 call::Call { endpoint: self, url: transport::without_userinfo(&url), kind: call::Kind::Revocation };
-            call.prove_and_send(&fields, |answer, posted| response::revoked(answer, posted)).await.map(|()| true)
+            call.prove_and_send(&fields, response::revoked).await.map(|()| true)
         })
         .await
     }

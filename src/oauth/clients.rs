@@ -26,10 +26,14 @@ pub struct HttpClients {
     dialer: Dialer,
     made: Mutex<Vec<(Way, reqwest::Client)>>,
     /// By issuer, and by what else decides what is found.
-    discoveries: Mutex<HashMap<(String, bool, bool), Vec<(Way, Arc<Discovery>)>>>,
+    discoveries: Mutex<Discoveries>,
     /// What the users of these clients do is told to it.
     pub tracer: Tracer,
 }
+
+/// An issuer, whether it may name http endpoints, and whether those for a certificate go first.
+type Asked = (String, bool, bool);
+type Discoveries = HashMap<Asked, Vec<(Way, Arc<Discovery>)>>;
 
 /// How a server is reached. Equal certificates are the same.
 #[derive(Clone, PartialEq, Eq)]

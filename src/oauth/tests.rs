@@ -14,11 +14,12 @@ use tokio::net::TcpListener;
 
 use super::*;
 use crate::dial::{AddressPolicy, Dialer};
+use crate::model::connection::ClientCertificate;
 use crate::model::connection::{AuthorizationServer, BasicEncoding, ClientAuth, Endpoints};
 use crate::model::origin::Host;
 use crate::model::secret::Secret;
 use crate::model::{HostOverride, Roots};
-use crate::tls::Trust;
+use crate::tls::{Trust, read_client_certificate};
 
 use server::{Reply, Request, Server, reply};
 
@@ -276,4 +277,47 @@ fn its_future_can_be_spawned() {
     fn check(_: impl Send) {}
     let endpoint = endpoint("http://localhost/", ClientAuth::None, None);
     check(endpoint.first_grant(Whose::default()));
+}
+
+/// A server that takes nobody without the client certificate.
+fn demanding() -> (tokio_rustls::TlsAcceptor, Roots, ClientCertificate) {
+    let certificate = CertificateDer::from(BASE64_STANDARD.decode(CERTIFICATE).unwrap());
+    let key = PrivatePkcs8KeyDer::from(BASE64_STANDARD.decode(KEY).unwrap());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let pem = |kind: &str, text: &str| format!("-----BEGIN {kind}-----\n{text}\n-----END {kind}-----\n");
+    let own = (pem("CERTIFICATE", CERTIFICATE), Secret::new(pem("PRIVATE KEY", KEY)));
+    let shown = read_client_certificate(own.0.as_bytes(), own.1).unwrap();
+    let mut known = rustls::RootCertStore::empty();
+    known.add_parsable_certificates(shown.chain.iter().cloned());
+    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(known), provider.clone());
+    let builder = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let builder = builder.with_client_cert_verifier(verifier.build().unwrap());
+    let config = builder.with_single_cert(vec![certificate.clone()], key.into()).unwrap();
+    (tokio_rustls::TlsAcceptor::from(Arc::new(config)), Roots::from([certificate]), shown)
+}
+
+#[tokio::test]
+async fn a_certificate_is_shown_at_both_endpoints_beside_any_method() {
+    let (acceptor, roots, shown) = demanding();
+    for with in [true, false] {
+        let replies = vec![reply("200 OK", GOOD), reply("200 OK", "")];
+        let server = Server::start(replies, Some(acceptor.clone())).await;
+        let url = format!("https://localhost:{}/", server.port);
+        let mut connection = connection(&url, body_auth(), Some(roots.clone()));
+        connection.endpoints.revocation = Some(format!("{url}revoke").parse().unwrap());
+        connection.mutual_tls = with.then(|| shown.clone());
+        let endpoint = TokenEndpoint::new(Arc::new(connection), &clients()).unwrap();
+        let granted = endpoint.first_grant(Whose::default()).await;
+        if !with {
+            assert_eq!(granted.err().map(name).as_deref(), Some("tls"));
+            continue;
+        }
+        assert_eq!(granted.unwrap().access_token.expose(), "t0ken");
+        assert_eq!(endpoint.revoke("t0ken", "access_token").await, Ok(true));
+        let revocation = server.request(1);
+        assert_eq!(revocation.line, "POST /revoke HTTP/1.1");
+        let expected =
+            [("token", "t0ken"), ("token_type_hint", "access_token"), ("client_id", "id:7"), ("client_secret", CANARY)];
+        assert_eq!(revocation.fields(), expected);
+    }
 }

@@ -14,14 +14,19 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use crate::model::connection::{RejectionSign, SIGN_BYTES_MAX};
 
+/// Frames that have been looked at, or the failure behind them.
+#[derive(Default)]
+struct Seen(VecDeque<Result<Frame<Bytes>, hyper::Error>>);
+
 pub struct UpstreamBody {
-    seen: VecDeque<Result<Frame<Bytes>, hyper::Error>>,
+    /// `None`: nothing was looked at, as with nearly every answer.
+    seen: Option<Box<Seen>>,
     incoming: Incoming,
 }
 
 impl From<Incoming> for UpstreamBody {
     fn from(incoming: Incoming) -> UpstreamBody {
-        UpstreamBody { seen: VecDeque::new(), incoming }
+        UpstreamBody { seen: None, incoming }
     }
 }
 
@@ -33,7 +38,8 @@ impl UpstreamBody {
         }
         let reading = async {
             let mut bytes = Vec::new();
-            for frame in &self.seen {
+            let seen = &mut self.seen.get_or_insert_default().0;
+            for frame in seen.iter() {
                 bytes.extend_from_slice(frame.as_ref().ok()?.data_ref().map_or(&[], |data| data));
             }
             while let Some(frame) = self.incoming.frame().await {
@@ -41,7 +47,7 @@ impl UpstreamBody {
                     bytes.extend_from_slice(data.map_or(&[], |data| data));
                 }
                 let failed = frame.is_err();
-                self.seen.push_back(frame);
+                seen.push_back(frame);
                 if failed || bytes.len() > SIGN_BYTES_MAX {
                     return None;
                 }
@@ -58,19 +64,20 @@ impl Body for UpstreamBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
-        match this.seen.pop_front() {
+        match this.seen.as_mut().and_then(|seen| seen.0.pop_front()) {
             Some(frame) => Poll::Ready(Some(frame)),
             None => Pin::new(&mut this.incoming).poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.seen.is_empty() && self.incoming.is_end_stream()
+        self.seen.as_ref().is_none_or(|seen| seen.0.is_empty()) && self.incoming.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
         let rest = self.incoming.size_hint();
-        let seen: u64 = self.seen.iter().flatten().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum();
+        let Some(seen) = &self.seen else { return rest };
+        let seen: u64 = seen.0.iter().flatten().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum();
         let mut hint = SizeHint::new();
         if let Some(upper) = rest.upper() {
             hint.set_upper(upper + seen);
@@ -105,7 +112,9 @@ pub async fn is_rejection(response: &mut Response<UpstreamBody>, signs: &[Reject
         let is = |value: &serde_json::Value| match value {
             serde_json::Value::String(text) => *text == member.equals,
             serde_json::Value::Array(_) | serde_json::Value::Object(_) => false,
-            scalar => scalar.to_string() == member.equals,
+            serde_json::Value::Null => member.equals == "null",
+            serde_json::Value::Bool(value) => member.equals == if *value { "true" } else { "false" },
+            serde_json::Value::Number(number) => member.equals == format!("{number}"),
         };
         if found.is_some_and(is) {
             return true;

@@ -239,8 +239,9 @@ impl Acquirer {
                 Err(failure) => Fate::Failed(failure.to_string()),
             };
             if let Some(other) = shared {
-                let has_refresh_token = matches!(held.refresh, Refresh::Token(_));
-                revoked.refresh_token = has_refresh_token.then(|| Fate::Shared(other.clone())).unwrap_or_default();
+                if let Refresh::Token(_) = held.refresh {
+                    revoked.refresh_token = Fate::Shared(other.clone());
+                }
                 revoked.access_token = Fate::Shared(other);
             } else {
                 if let Refresh::Token(token) = &held.refresh {

@@ -1,10 +1,12 @@
 //! What the documentation shows is true: every example configuration loads, every command that the README names exists.
 
+use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::rig::peers::Peers;
 use crate::rig::sidecar::{program, root};
 
 /// The commands that the README starts with and that build something.
@@ -12,8 +14,20 @@ const COMMANDS: [&str; 2] = ["cargo run --release -- demo", "tests/run"];
 
 #[tokio::test]
 async fn every_configuration_under_config_loads_without_a_problem() {
-    let files = yaml_files(&root().join("config"));
-    assert!(files.len() >= 5, "{files:?}");
+    // A copy, with the files that the examples want beside them.
+    let copy = tempfile::tempdir().expect("a temporary directory");
+    let copied = std::process::Command::new("cp").arg("-r").arg(root().join("config")).arg(copy.path()).status();
+    assert!(copied.expect("cp runs").success());
+    let examples = copy.path().join("config/examples");
+    let (certificate, key) = Peers::certs().leaf("client-rsa");
+    for (from, name) in [(certificate, "client.pem"), (key, "client.key")] {
+        std::fs::copy(from, examples.join(name)).expect("a file");
+        std::fs::set_permissions(examples.join(name), Permissions::from_mode(0o600)).expect("a mode");
+    }
+    std::fs::write(examples.join("service-account-token"), "a.b.c").expect("a file");
+    std::fs::set_permissions(examples.join("service-account-token"), Permissions::from_mode(0o600)).expect("a mode");
+    let files = yaml_files(&copy.path().join("config"));
+    assert!(files.len() >= 10, "{files:?}");
     for file in files {
         let text = std::fs::read_to_string(&file).expect("a readable file");
         let report = check(&file, &exported(&text)).await;

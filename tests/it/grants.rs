@@ -317,3 +317,33 @@ async fn a_bound_token_travels_with_its_certificate() {
     let series = "keybearer_certificate_expiry_timestamp_seconds{name=\"bound\",use=\"mutual_tls\"}";
     assert!(sidecar.metric(series).await > 0.0);
 }
+
+/// A certificate that is replaced in its file is the one that is shown from then on.
+#[tokio::test]
+async fn a_replaced_certificate_is_read_again() {
+    let server = AuthorizationServer::op(json!({"lifetime": 60})).await;
+    let upstream = Upstream::start(&server).await;
+    let files = tempfile::tempdir().unwrap();
+    let put = |leaf_name: &str| {
+        let (certificate, key) = leaf(leaf_name);
+        std::fs::copy(key, files.path().join("c.key")).unwrap();
+        std::fs::copy(certificate, files.path().join("c.pem")).unwrap();
+    };
+    put("mtls-self-signed");
+    let (ca, port, dir, issuer) =
+        (Peers::certs().ca.display(), upstream.http_port(), files.path().display(), server.issuer());
+    let text = format!(
+        "trust: [\"{ca}\"]\nhosts: {{api.test: \"127.0.0.1:{port}\"}}\nconnections:\n- {{name: crm, client_id: m-tls-ca, issuer: \"{issuer}\", \
+         send_credentials: tls, mutual_tls: {{certificate: \"{dir}/c.pem\", key: {{file: \"{dir}/c.key\"}}}}, \
+         routes: [{{host: api.test, upstream_tls: false}}]}}\n"
+    );
+    let sidecar = Sidecar::start(&text).await;
+    let ask = async || raw::get_through(sidecar.proxy(), "http://api.test/x", "").await;
+    assert_eq!(ask().await.code(), "token_refused");
+    put("mtls-ca-issued");
+    let end = Instant::now() + PATIENCE;
+    while ask().await.status != 200 {
+        assert!(Instant::now() < end, "the new certificate is not shown: {}", sidecar.log());
+        sleep(Duration::from_millis(100)).await;
+    }
+}

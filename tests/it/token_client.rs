@@ -555,6 +555,7 @@ async fn what_is_revoked_is_forgotten_whatever_the_server_says() {
     );
     assert!(answer["access_token"]["reason"].as_str().unwrap().contains("http_500"), "{answer}");
     assert_ne!(injected(&sidecar, &upstream).await, "Bearer a3");
+    sidecar.logged("/api/v1/connections/crm/revoke").await;
     // The command says it, too, and fails.
     let admin = format!("http://{}", sidecar.admin());
     let output = program()
@@ -646,4 +647,19 @@ async fn a_refresh_tokens_end_is_forecast_and_warned_of() {
     injected(&sidecar, &upstream).await;
     let later = sidecar.metric(series).await;
     assert!((later - ends - 20.0 * 86_400.0).abs() < 60.0, "30 days from now, not 10: {later} {ends}");
+}
+
+#[tokio::test]
+async fn a_refresh_token_past_its_forecast_is_warned_of_and_used() {
+    let upstream = Scripted::upstream().await;
+    let token = |number: usize| json!({"access_token": format!("a{number}"), "refresh_token": "r", "expires_in": 2});
+    let server = Scripted::start(move |_, before| Reply::json(200, &token(before))).await;
+    let keys = "grant: password, username: ann, password: {file: p}, refresh_token_lifespan: 1s";
+    let sidecar = Sidecar::start_with(&config(&server, &upstream, keys), &[("p", "pass")]).await;
+    injected(&sidecar, &upstream).await;
+    sidecar.logged("the refresh token ends soon").await;
+    let refreshes =
+        "keybearer_token_requests_total{connection=\"crm\",grant=\"refresh_token\",outcome=\"ok\",profile=\"default\"}";
+    sidecar.until_metric(refreshes, |count| count >= 2.0).await;
+    assert_ne!(injected(&sidecar, &upstream).await, "Bearer a0", "a forecast stops nothing");
 }
