@@ -58,6 +58,8 @@ async fn lived(server: &Scripted, upstream: &Scripted) -> Sidecar {
     let refused = Scripted::start(|_, _| Reply::json(400, &serde_json::json!({"error": "invalid_scope"}))).await;
     let away = Scripted::start(|_, _| Reply::text(503, "text/plain", "away")).await;
     let nonsense = Scripted::start(|_, _| Reply::text(200, "text/plain", "no JSON")).await;
+    let token = serde_json::json!({"access_token": "t", "refresh_token": "r", "refresh_token_expires_in": 864_000});
+    let lasting = Scripted::start(move |_, _| Reply::json(200, &token)).await;
     let connection = |name: &str, server: &Scripted, routes: &str| {
         format!(
             "- {{name: {name}, client_id: a, token_url: \"http://{}/token\", routes: [{routes}]}}\n",
@@ -78,6 +80,7 @@ async fn lived(server: &Scripted, upstream: &Scripted) -> Sidecar {
         ),
         connection("away", &away, ""),
         connection("nonsense", &nonsense, ""),
+        connection("lasting", &lasting, ""),
     ];
     let sidecar = Sidecar::start(&format!(
         "hosts: {{api.test: \"{up}\", kept.test: \"{up}\", refused.test: \"{up}\", replayed.test: \"{up}\"}}\n\
@@ -189,6 +192,9 @@ async fn each_outcome_is_counted_where_the_contract_says() {
     let expiry = "keybearer_token_expiry_timestamp_seconds{connection=\"crm\",profile=\"default\"}";
     let left = sidecar.metric(expiry).await - now_s();
     assert!((500.0..=601.0).contains(&left), "{left} s left of 600");
+    let expiry = "keybearer_refresh_token_expiry_timestamp_seconds{connection=\"lasting\",profile=\"default\"}";
+    let left = sidecar.metric(expiry).await - now_s();
+    assert!((863_800.0..=864_001.0).contains(&left), "{left} s left of ten days");
     let build = raw::get(sidecar.admin(), "/metrics").await.text();
     let build = build.lines().find(|line| line.starts_with("keybearer_build_info{")).expect("it is there").to_owned();
     let rustc = std::process::Command::new("rustc").arg("--version").output().expect("rustc runs").stdout;
