@@ -38,6 +38,10 @@ fn headers(spot: &Spot<'_>, sink: &mut Sink) -> Vec<(HeaderName, crate::model::s
             None => None,
         };
         let Some(value) = value else { continue };
+        if headers.iter().any(|(before, _)| *before == name) {
+            place.problem(sink, format!("`{name}` stands here twice"), "remove one of them");
+            continue;
+        }
         if HeaderValue::try_from(value.expose()).is_err() {
             place.problem(sink, "the value holds a line break or another control character", "write it on one line");
             continue;
@@ -124,7 +128,9 @@ fn sign(unit: &Unit<'_, TokenRejectedFile>, sink: &mut Sink) -> Option<Rejection
     let header = pair((keys.header, "header"), (keys.contains, "contains"), "write the field's name and a text in it");
     let body = pair((keys.pointer, "pointer"), (keys.equals, "equals"), "write where in the body, and which value");
     // A success is a sign of nothing, unless more is said of it.
-    let least = if header.is_some() || body.is_some() { 200 } else { 400 };
+    let more =
+        [keys.header, keys.contains, keys.pointer, keys.equals].into_iter().any(|field| unit.get(field).is_some());
+    let least = if more { 200 } else { 400 };
     let at = unit.require(keys.status, "status", "write a status such as 401", sink);
     let status = at.and_then(|at| at.parse(sink, |text| value::integer(text, least..=599)));
     let status = status.and_then(|status| StatusCode::from_u16(u16::try_from(status).ok()?).ok());

@@ -62,32 +62,31 @@ pub fn connection<'a>(spot: &Spot<'a>, callers: &HashSet<Name>, sink: &mut Sink)
     let shown = certificate.as_ref().map(Option::as_ref);
     let read = |item: &Spot<'a>| Some((item.clone(), route::route(item, allow_cleartext, shown, sink)?));
     let routes: Vec<_> = items.iter().filter_map(read).collect();
-    let model_routes = routes.iter().map(|(_, route)| route.clone()).collect();
     let parts = Parts {
         name: name.as_ref().map(|(name, _)| name.clone()),
         endpoints,
         certificate,
         accessible_from: accessible_from.clone(),
-        routes: model_routes,
+        routes: &routes,
     };
     let connection = assemble(&unit, parts, sink);
     Some(Draft { name, endpoints: places, callers: accessible_from, routes, connection })
 }
 
 /// What has been read before the rest.
-struct Parts {
+struct Parts<'a> {
     name: Option<Name>,
     endpoints: Option<Endpoints>,
     /// `Some(None)`: one is given and no good.
     certificate: Option<Option<ClientCertificate>>,
     accessible_from: Option<Vec<Name>>,
-    routes: Vec<Route>,
+    routes: &'a [(Spot<'a>, Route)],
 }
 
 /// Reads every other key before it gives up, so that no problem hides another.
-fn assemble(unit: &Unit<'_, ConnectionFile>, parts: Parts, sink: &mut Sink) -> Option<Connection> {
+fn assemble(unit: &Unit<'_, ConnectionFile>, parts: Parts<'_>, sink: &mut Sink) -> Option<Connection> {
     let keys = &unit.keys;
-    let has_issuer = keys.issuer.is_some();
+    let has_issuer = unit.get(keys.issuer).is_some();
     let grant = grant(unit, has_issuer, sink);
     let grant_type = unit.get(keys.grant_type).and_then(|spot| spot.line(sink));
     let client_id = unit.require(keys.client_id, "client_id", "write the client's identifier", sink);
@@ -106,6 +105,9 @@ fn assemble(unit: &Unit<'_, ConnectionFile>, parts: Parts, sink: &mut Sink) -> O
     let token_response = unit.get(keys.token_response);
     let token_response =
         token_response.map_or_else(|| Some(TokenResponse::default()), |s| answer::token_response(&s, sink));
+    if let (Some(ClientAuth::Basic(..)), Some(request)) = (&client_auth, &token_request) {
+        one_authorization(unit, request, sink);
+    }
     let variables = script::variables(unit, sink);
     let script = unit.get(keys.script).map(|spot| script::script(&spot, sink));
     let lifetimes = lifetimes(unit, sink);
@@ -115,7 +117,7 @@ fn assemble(unit: &Unit<'_, ConnectionFile>, parts: Parts, sink: &mut Sink) -> O
     let unauthorized = || vec![RejectionSign::of_status(StatusCode::UNAUTHORIZED)];
     let token_rejected = rejected.map_or_else(unauthorized, |spot| answer::token_rejected(&spot, sink));
     if let Some(grant) = &grant {
-        of_callers(unit, grant, tokens, &parts.routes, sink);
+        of_callers(unit, grant, tokens, parts.routes, sink);
     }
     Some(Connection {
         name: parts.name?,
@@ -140,7 +142,7 @@ fn assemble(unit: &Unit<'_, ConnectionFile>, parts: Parts, sink: &mut Sink) -> O
         tokens: tokens?,
         token_rejected,
         accessible_from: parts.accessible_from,
-        routes: parts.routes,
+        routes: parts.routes.iter().map(|(_, route)| route.clone()).collect(),
     })
 }
 
@@ -149,7 +151,7 @@ fn of_callers(
     unit: &Unit<'_, ConnectionFile>,
     grant: &Grant,
     tokens: Option<Tokens>,
-    routes: &[Route],
+    routes: &[(Spot<'_>, Route)],
     sink: &mut Sink,
 ) {
     if !grant.takes_callers_token() {
@@ -158,9 +160,18 @@ fn of_callers(
     if let Some(spot) = unit.get(unit.keys.tokens).filter(|_| tokens == Some(Tokens::PerSubject)) {
         spot.problem(sink, "each caller's own token makes one of its own already", "remove the key");
     }
-    if routes.iter().any(|route| route.existing != Existing::Overwrite) {
+    for (spot, _) in routes.iter().filter(|(_, route)| route.existing != Existing::Overwrite) {
         let hint = "remove `existing`: the caller's token is exchanged, and never sent on";
-        unit.at("routes").problem(sink, "`existing` stands against `subject_token: {from: caller}`", hint);
+        spot.problem(sink, "`existing` stands against `subject_token: {from: caller}`", hint);
+    }
+}
+
+/// `send_credentials: basic` has the one place in which another Authorization would stand.
+fn one_authorization(unit: &Unit<'_, ConnectionFile>, request: &TokenRequest, sink: &mut Sink) {
+    let is_set = request.headers.iter().any(|(name, _)| *name == http::header::AUTHORIZATION);
+    if let Some(spot) = unit.get(unit.keys.token_request).filter(|_| is_set) {
+        let hint = "remove the header, or choose another `send_credentials`";
+        spot.problem(sink, "`send_credentials: basic` sets Authorization itself", hint);
     }
 }
 

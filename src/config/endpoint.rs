@@ -49,10 +49,15 @@ pub fn issuer(text: &str) -> Result<(), Fault> {
 
 /// A proxy on the way out: host and port alone.
 pub fn proxy(text: &str) -> Result<Url, Fault> {
-    let endpoint = token_url(text)?;
+    const HINT: &str = "write http://HOST:PORT";
+    if text.contains('@') {
+        let hint = "write {url: http://HOST:PORT, username: NAME, password: {file: PATH}}";
+        return Err(Fault::new("has a user name", hint));
+    }
+    let endpoint = token_url(text).map_err(|fault| Fault::new(fault.message, HINT))?;
     match endpoint.url.path() == "/" && endpoint.url.query().is_none() {
         true => Ok(endpoint.url),
-        false => Err(Fault::new("has a path or a query", "write http://HOST:PORT")),
+        false => Err(Fault::new("has a path or a query", HINT)),
     }
 }
 

@@ -184,7 +184,8 @@ fn token_exchange(unit: &Unit<'_, ConnectionFile>, sink: &mut Sink) -> Option<To
 fn subject_token_at(spot: &Spot<'_>, sink: &mut Sink) -> Option<SubjectToken> {
     if spot.is_map() && spot.pairs(sink).iter().any(|(key, ..)| *key == "from") {
         let unit = spot.unit::<SubjectTokenFile>(sink)?;
-        return unit.get(unit.keys.from)?.choice(sink, &[("caller", SubjectToken::OfCaller)]);
+        let from = unit.require(unit.keys.from, "from", "write {from: caller}", sink)?;
+        return from.choice(sink, &[("caller", SubjectToken::OfCaller)]);
     }
     reference::secret(spot, sink).map(SubjectToken::Given)
 }
@@ -193,7 +194,8 @@ fn subject_token_at(spot: &Spot<'_>, sink: &mut Sink) -> Option<SubjectToken> {
 fn actor(spot: &Spot<'_>, sink: &mut Sink) -> Option<Actor> {
     if spot.is_map() && spot.pairs(sink).iter().any(|(key, ..)| *key == "token") {
         let unit = spot.unit::<ActorTokenFile>(sink)?;
-        let token = unit.get(unit.keys.token).and_then(|spot| reference::secret(&spot, sink));
+        let token = unit.require(unit.keys.token, "token", "write token: {file: PATH}", sink);
+        let token = token.and_then(|spot| reference::secret(&spot, sink));
         let token_type =
             unit.get(unit.keys.token_type).map_or(Some(JWT.to_owned()), |spot| spot.parse(sink, token_type));
         return Some(Actor { token: token?, token_type: token_type? });

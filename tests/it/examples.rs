@@ -1,4 +1,5 @@
-//! What the documentation shows is true: every example configuration loads, every command that the README names exists.
+//! What the documentation shows is true: every example configuration loads and its script works, every command that the
+//! README names exists.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -6,34 +7,98 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::rig::peers::Peers;
-use crate::rig::sidecar::{program, root};
+use crate::rig::raw::{self, Answer};
+use crate::rig::scripted::{Reply, Scripted};
+use crate::rig::sidecar::{Sidecar, program, root};
 
 /// The commands that the README starts with and that build something.
 const COMMANDS: [&str; 2] = ["cargo run --release -- demo", "tests/run"];
 
 #[tokio::test]
 async fn every_configuration_under_config_loads_without_a_problem() {
-    // A copy, with the files that the examples want beside them.
-    let copy = tempfile::tempdir().expect("a temporary directory");
-    let copied = std::process::Command::new("cp").arg("-r").arg(root().join("config")).arg(copy.path()).status();
-    assert!(copied.expect("cp runs").success());
-    let examples = copy.path().join("config/examples");
-    let (certificate, key) = Peers::certs().leaf("client-rsa");
-    for (from, name) in [(certificate, "client.pem"), (key, "client.key")] {
-        std::fs::copy(from, examples.join(name)).expect("a file");
-        std::fs::set_permissions(examples.join(name), Permissions::from_mode(0o600)).expect("a mode");
-    }
-    std::fs::write(examples.join("service-account-token"), "a.b.c").expect("a file");
-    std::fs::set_permissions(examples.join("service-account-token"), Permissions::from_mode(0o600)).expect("a mode");
-    let files = yaml_files(&copy.path().join("config"));
-    assert!(files.len() >= 10, "{files:?}");
+    // In a copy, since a header may say how the files beside it are made.
+    let dir = copied(&root().join("config"));
+    let files = yaml_files(dir.path());
+    assert!(files.len() >= 5, "{files:?}");
     for file in files {
         let text = std::fs::read_to_string(&file).expect("a readable file");
+        make(&text, file.parent().expect("a folder"));
         let report = check(&file, &exported(&text)).await;
         let none = Value::Array(vec![]);
         assert_eq!((&report["problems"], &report["warnings"]), (&none, &none), "{}", file.display());
     }
+}
+
+/// An example before a token endpoint that answers `answer`, with one request to `path` sent through it.
+struct Driven {
+    answer: Answer,
+    /// What the API received, and what the token endpoint.
+    upstream: Scripted,
+    server: Scripted,
+}
+
+async fn drive(example: &str, script: &str, (host, path): (&str, &str), answer: &'static str) -> Driven {
+    let folder = root().join("config/examples");
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).expect("a readable file");
+    let upstream = Scripted::upstream().await;
+    let server = Scripted::start(move |_, _| Reply::text(200, "text/plain", answer)).await;
+    let mut text = read(example);
+    for (name, value) in exported(&text) {
+        text = text.replace(&format!("{{env: {name}}}"), &value);
+    }
+    let text = text.replace("listeners: {proxy: 127.0.0.1:8080, admin: 127.0.0.1:8081}\n", "");
+    let text = text.replace(&format!("token_url: https://{host}"), &format!("token_url: http://{}", server.address));
+    let text = text.replace(&format!("- host: {host}"), &format!("- upstream_tls: false\n        host: {host}"));
+    let text = format!("hosts: {{{host}: \"{}\"}}\n{text}", upstream.address);
+    let sidecar = Sidecar::start_with(&text, &[(script, &read(script))]).await;
+    let answer = raw::get_through(sidecar.proxy(), &format!("http://{host}{path}"), "").await;
+    Driven { answer, upstream, server }
+}
+
+#[tokio::test]
+async fn the_script_that_signs_keeps_the_secret_to_itself() {
+    let answer = r#"{"access_token": "t", "token_type": "Bearer", "expires_in": 600}"#;
+    let place = ("payments.example.com", "/v2/balance");
+    let driven = drive("script-signed-request.yaml", "signed-request.rhai", place, answer).await;
+    assert_eq!((driven.answer.status, driven.upstream.received()[0].values("authorization")), (200, vec!["Bearer t"]));
+    let request = driven.server.received().remove(0);
+    let form = String::from_utf8(request.body.clone()).expect("a form");
+    assert!(form.contains("merchant=acme") && !form.contains("secret"), "{form}");
+    let time = request.values("x-timestamp")[0].to_owned();
+    let line =
+        format!("printf %s {time}.shop-4711.acme | openssl dgst -sha256 -hmac the-client-secret -r | cut -d' ' -f1");
+    let openssl = std::process::Command::new("sh").args(["-c", &line]).output().expect("openssl");
+    let expected = format!("v1={}", String::from_utf8_lossy(&openssl.stdout).trim());
+    assert_eq!(request.values("x-signature"), [expected]);
+}
+
+#[tokio::test]
+async fn the_script_that_reads_xml_finds_the_token_or_says_what_is_missing() {
+    let drive = async |answer| {
+        drive("script-xml-answer.yaml", "xml-answer.rhai", ("archive.example.com", "/api/x"), answer).await
+    };
+    let good = drive("<?xml version=\"1.0\"?><session><token>abc</token><minutes>30</minutes></session>").await;
+    assert_eq!((good.answer.status, good.upstream.received()[0].values("x-session")), (200, vec!["abc"]));
+    let bad = drive("<session><minutes>30</minutes></session>").await;
+    assert_eq!((bad.answer.status, bad.answer.code()), (424, "script_failed"));
+    assert!(bad.answer.text().contains("the answer has no <token>"), "{}", bad.answer.text());
+}
+
+#[tokio::test]
+async fn the_script_that_finds_failures_in_a_success_tells_them_apart() {
+    let drive = async |answer| {
+        let place = ("chat.example.com", "/api/x");
+        drive("script-failure-in-success.yaml", "failure-in-success.rhai", place, answer).await
+    };
+    let good =
+        drive(r#"{"ok": true, "authed_user": {"access_token": "x", "token_type": "user", "expires_in": 43200}}"#);
+    let good = good.await;
+    assert_eq!((good.answer.status, good.upstream.received()[0].values("authorization")), (200, vec!["Bearer x"]));
+    let later = drive(r#"{"ok": false, "error": "ratelimited"}"#).await.answer;
+    assert_eq!((later.status, later.code()), (503, "token_unavailable"), "{}", later.text());
+    let refused = drive(r#"{"ok": false, "error": "invalid_client_id"}"#).await.answer;
+    assert_eq!((refused.status, refused.code()), (424, "token_refused"), "{}", refused.text());
+    assert!(refused.text().contains("invalid_client_id"), "{}", refused.text());
 }
 
 #[tokio::test]
@@ -115,6 +180,23 @@ fn exported(text: &str) -> Vec<(String, String)> {
     let exports = text.lines().filter_map(|line| line.strip_prefix("# export "));
     let pairs = exports.flat_map(str::split_whitespace).filter_map(|word| word.split_once('='));
     pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+/// Runs what a header says of the files that it needs: `# $ command`.
+fn make(text: &str, folder: &Path) {
+    for command in text.lines().filter_map(|line| line.strip_prefix("# $ ")) {
+        let output = std::process::Command::new("sh").args(["-c", command]).current_dir(folder).output();
+        let output = output.expect("a shell");
+        assert!(output.status.success(), "{command}\n{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+/// A copy of `from` and of the folders in it.
+fn copied(from: &Path) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let output = std::process::Command::new("cp").arg("-R").arg(from.join(".")).arg(dir.path()).output();
+    assert!(output.expect("cp").status.success());
+    dir
 }
 
 async fn check(file: &Path, variables: &[(String, String)]) -> Value {
