@@ -1,7 +1,6 @@
 //! What the documentation shows is true: every example configuration loads and its script works, every command that the
 //! README names exists.
 
-use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
