@@ -14,6 +14,9 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use crate::model::connection::{RejectionSign, SIGN_BYTES_MAX};
 
+/// A body that takes longer to arrive is a stream, and no sign of anything.
+const LOOK_MAX: Duration = Duration::from_secs(2);
+
 /// Frames that have been looked at, or the failure behind them.
 #[derive(Default)]
 struct Seen(VecDeque<Result<Frame<Bytes>, hyper::Error>>);
@@ -36,6 +39,7 @@ impl UpstreamBody {
         if self.size_hint().lower() > SIGN_BYTES_MAX as u64 {
             return None;
         }
+        let wait = wait.min(LOOK_MAX);
         let reading = async {
             let mut bytes = Vec::new();
             let seen = &mut self.seen.get_or_insert_default().0;
@@ -100,6 +104,10 @@ pub async fn is_rejection(response: &mut Response<UpstreamBody>, signs: &[Reject
             continue;
         }
         let Some(member) = &sign.body else { return true };
+        let streams = |value: &http::HeaderValue| value.as_bytes().starts_with(b"text/event-stream");
+        if response.headers().get(http::header::CONTENT_TYPE).is_some_and(streams) {
+            continue;
+        }
         let body = response.body_mut().look(wait).await;
         let json = body.and_then(|body| serde_json::from_slice::<serde_json::Value>(&body).ok());
         let path = member.pointer.parts();

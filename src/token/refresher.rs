@@ -50,6 +50,8 @@ impl Refresher {
 
     async fn refresh(&self) {
         let (mut save_again, mut end, mut ending, mut demanded) = (SAVE_AGAIN, self.phases.clone(), false, false);
+        // What a person has revoked is asked for anew only when somebody wants it.
+        let mut resting = false;
         while !self.slot.is_closed() {
             match self.slot.take_errand() {
                 Some(Errand::Import(import)) => {
@@ -57,11 +59,22 @@ impl Refresher {
                     continue;
                 }
                 Some(Errand::Revoke(revoke)) => {
-                    self.revoke(revoke).await;
+                    resting = self.revoke(revoke).await;
                     continue;
                 }
                 None => {}
             }
+            if resting && !self.slot.is_awaited(self.acquirer.clock.now()) {
+                if self.slot.key.subject.is_some() {
+                    return self.slot.end();
+                }
+                tokio::select! {
+                    () = self.slot.demanded() => {}
+                    () = end.reached(Phase::Drain), if !ending => ending = true,
+                }
+                continue;
+            }
+            resting = false;
             let (state, now) = (self.slot.state(), self.acquirer.clock.now());
             let forced = self.slot.forced(&state);
             let wanted = Wanted { forced: forced.is_some(), in_use: self.slot.is_in_use() };
@@ -139,11 +152,13 @@ impl Refresher {
         let _ = import.reply.send(outcome);
     }
 
-    async fn revoke(&self, revoke: Revoke) {
-        let Ok(_under_way) = self.under_way.acquire().await else { return };
+    /// True if there is nothing left to use.
+    async fn revoke(&self, revoke: Revoke) -> bool {
+        let Ok(_under_way) = self.under_way.acquire().await else { return false };
         let definition = self.acquirer.definition.load_full();
         let outcome = self.acquirer.revoke(&definition, revoke.shared).await;
-        if outcome.is_ok() {
+        let forgotten = outcome.is_ok();
+        if forgotten {
             // From here on nobody sends it; the next one is asked for as if there had been none.
             self.slot.publish(None, None);
             let key = &self.slot.key;
@@ -155,6 +170,7 @@ impl Refresher {
         }
         // Whoever asked may have gone.
         let _ = revoke.reply.send(outcome.map_err(|error| error.to_string()));
+        forgotten
     }
 
     /// `new`: the server gave it just now.

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
 
 use crate::renewal::{MANAGER, call};
 use crate::rig::peers::Peers;
-use crate::rig::raw::{self, Answer};
+use crate::rig::raw::{self, Answer, Conn};
 use crate::rig::scripted::{Received, Reply, Scripted};
 use crate::rig::sidecar::{Sidecar, program};
 
@@ -364,6 +365,9 @@ async fn an_expired_token_is_known_by_its_signs() {
             "/plain" => reply(403, "WWW-Authenticate: Bearer error=\"scope\"\r\n", "other"),
             "/code" if first => reply(200, "", session),
             "/long" => reply(200, "", &format!("{{\"code\":17,\"x\":\"{}\"}}", "x".repeat(70_000))),
+            "/events" => Reply::Bytes(
+                b"HTTP/1.1 200 X\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n6\r\ndata:1\r\n".to_vec(),
+            ),
             "/bare" => reply(401, "", "[{\"errorCode\":\"OTHER\"}]"),
             _ => reply(200, "", "fine"),
         }
@@ -389,6 +393,18 @@ async fn an_expired_token_is_known_by_its_signs() {
             None => assert_eq!(answer.text().len(), 70_000 + 18, "{path}: a long body passes whole"),
         }
     }
+    // A stream is passed on at once, whatever might come in it.
+    let server = Scripted::tokens(3600).await;
+    let sidecar = Sidecar::start(&config(&server, &upstream, keys)).await;
+    let mut events = Conn::open(sidecar.proxy()).await;
+    events.write(b"GET http://api.test/events HTTP/1.1\r\nHost: api.test\r\n\r\n").await;
+    let first = async {
+        let mut seen = Vec::new();
+        while !seen.ends_with(b"data:1") {
+            seen.push(events.stream.read_u8().await.unwrap());
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_millis(1500), first).await.expect("it is not held back");
 }
 
 const SCRIPT: &str = r#"

@@ -22,6 +22,8 @@ async fn the_refresh_token_is_revoked_first_and_nothing_is_sent_again() {
     let outcome = revoke(&run, None).await;
     assert_eq!(outcome, Revoked { refresh_token: Fate::Revoked, access_token: Fate::Revoked });
     assert_eq!(revoked(&run), ["refresh_token r1", "access_token a1"]);
+    sleep(600 * SECOND).await;
+    assert_eq!(run.engine.script.calls(), 1, "nobody has asked for another");
     assert_eq!(run.engine.token().await.as_deref(), Ok("a2"));
     assert!(run.spent().is_empty(), "the next token is a first one");
 }
