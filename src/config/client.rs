@@ -79,7 +79,6 @@ pub fn client_auth(
     if let Some(at) = secret.as_ref().filter(|_| !send.has_secret()) {
         let message = format!("a secret is given, but `send_credentials` is {}", send.name());
         at.problem(sink, message, "remove one of the two");
-        return None;
     }
     if send.has_secret() && secret.is_none() {
         let hint = "give the secret as {file: PATH} or {env: NAME}";

@@ -117,10 +117,11 @@ fn each_key_of_a_connection_is_checked() {
     at("username: ann", "11: connections[1].username: goes with `grant: password` alone");
     at("grant: device_code", "8: connections[1].grant: `device_code` is not built yet");
     at("grant: client_credential", "8: connections[1].grant: `client_credential` is not known here; did you mean");
-    at(
-        "client_secret: s, send_credentials: tls",
-        "16: connections[1].client_secret: a secret is given, but `send_credentials` is tls",
-    );
+    let both = [
+        "3:5: connections[1].mutual_tls: `mutual_tls` is missing for `send_credentials: tls`",
+        "4:20: connections[1].client_secret: a secret is given, but `send_credentials` is tls",
+    ];
+    check_connection("GOOD,\nclient_secret: s, send_credentials: tls", &both);
     let missing = "3:5: connections[1].client_secret: `client_secret` is missing";
     check_connection("GOOD,\nsend_credentials: basic", &[missing]);
     at("client_secret: s, send_credentials: none", "16: connections[1].client_secret: a secret is given");
