@@ -24,6 +24,7 @@ pub use request::Request;
 pub use response::{Answered, Response, TEXT_BYTES_MAX};
 pub use sandbox::CALL_TIME_MAX;
 
+use crate::model::secret::Secret;
 use sandbox::Sandbox;
 use value::{entry, text};
 
@@ -52,7 +53,7 @@ pub struct Context {
     pub profile: String,
     pub subject: Option<String>,
     pub grant: String,
-    pub variables: Vec<(String, String)>,
+    pub variables: Vec<(String, Secret)>,
     /// Since the Unix epoch, for `now()`.
     pub now: Duration,
 }
@@ -152,7 +153,7 @@ impl fmt::Debug for Script {
 
 impl Context {
     fn to_map(&self) -> Map {
-        let variables: Map = self.variables.iter().map(|(name, value)| entry(name, text(value))).collect();
+        let variables: Map = self.variables.iter().map(|(name, value)| entry(name, text(value.expose()))).collect();
         Map::from_iter([
             entry("connection", text(&self.connection)),
             entry("profile", text(&self.profile)),

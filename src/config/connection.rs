@@ -160,6 +160,10 @@ fn of_callers(
     if let Some(spot) = unit.get(unit.keys.tokens).filter(|_| tokens == Some(Tokens::PerSubject)) {
         spot.problem(sink, "each caller's own token makes one of its own already", "remove the key");
     }
+    if let Some(spot) = unit.get(unit.keys.keep_warm) {
+        let hint = "remove the key: only a caller that asks again has the token to exchange";
+        spot.problem(sink, "`keep_warm` stands against `subject_token: {from: caller}`", hint);
+    }
     for (spot, _) in routes.iter().filter(|(_, route)| route.existing != Existing::Overwrite) {
         let hint = "remove `existing`: the caller's token is exchanged, and never sent on";
         spot.problem(sink, "`existing` stands against `subject_token: {from: caller}`", hint);

@@ -5,6 +5,7 @@ use super::problem::{Problem, Sink};
 use super::reference;
 use super::spot::{Spot, Unit};
 use crate::model::connection::ScriptSource;
+use crate::model::secret::Secret;
 use crate::script::Script;
 
 pub fn script(spot: &Spot<'_>, sink: &mut Sink) -> Option<ScriptSource> {
@@ -47,13 +48,13 @@ pub fn script(spot: &Spot<'_>, sink: &mut Sink) -> Option<ScriptSource> {
 }
 
 /// Names and values that a script may read.
-pub fn variables(unit: &Unit<'_, ConnectionFile>, sink: &mut Sink) -> Vec<(String, String)> {
+pub fn variables(unit: &Unit<'_, ConnectionFile>, sink: &mut Sink) -> Vec<(String, Secret)> {
     let Some(spot) = unit.get(unit.keys.variables) else { return Vec::new() };
     if unit.get(unit.keys.script).is_none() {
         spot.problem(sink, "nothing reads them: they go with `script`", "remove them, or add the script");
     }
     let value = |(key, _, value): (&str, Spot<'_>, Option<Spot<'_>>), sink: &mut Sink| {
-        Some((key.to_owned(), reference::text(&value?, sink)?.value))
+        Some((key.to_owned(), Secret::new(reference::text(&value?, sink)?.value)))
     };
     spot.pairs(sink).into_iter().filter_map(|pair| value(pair, sink)).collect()
 }

@@ -12,6 +12,7 @@ use http::{HeaderName, Method};
 use url::Url;
 
 use super::origin::{Host, Origin, Scheme};
+use super::secret::Secret;
 use super::{Name, Roots};
 pub use answer::*;
 pub use client::*;
@@ -26,8 +27,8 @@ pub struct Connection {
     /// An inactive connection keeps its routes and refuses their requests.
     pub active: bool,
     pub comments: Option<String>,
-    /// What a script may read.
-    pub variables: Vec<(String, String)>,
+    /// What a script may read; a value may be a key, so none is shown.
+    pub variables: Vec<(String, Secret)>,
     pub grant: Grant,
     /// `grant_type` of the first grant, where the server has a name of its own.
     pub grant_type: Option<String>,

@@ -51,7 +51,6 @@ pub fn identify(
     found.map(|(id, _)| Some(id)).ok_or(UnknownCaller)
 }
 
-/// For whom the request acts: as `Keybearer-Subject` says, if the caller may, else for the caller itself.
 /// The bearer token that the caller's request carries, to be exchanged.
 pub fn own_token(headers: &HeaderMap) -> Result<Secret, ProxyError> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
@@ -66,6 +65,7 @@ pub fn own_token(headers: &HeaderMap) -> Result<Secret, ProxyError> {
         .ok_or(ProxyError::SubjectRequired("send the token that is to be exchanged: Authorization: Bearer TOKEN, once"))
 }
 
+/// For whom the request acts: as `Keybearer-Subject` says, if the caller may, else for the caller itself.
 pub fn subject(callers: &CallerTable, caller: Option<CallerId>, headers: &HeaderMap) -> Result<Subject, ProxyError> {
     let mut named = headers.get_all("keybearer-subject").iter();
     let caller = caller.and_then(|id| callers.get(id));

@@ -3,6 +3,7 @@
 //! Not here: bombs (`bombs`), sources that are refused (`refused`), what the functions compute (`functions`).
 
 use super::*;
+use crate::model::secret::Secret;
 
 mod bombs;
 mod functions;
@@ -14,7 +15,7 @@ fn context() -> Context {
         profile: "default".into(),
         subject: None,
         grant: "client_credentials".into(),
-        variables: vec![("account".into(), "a1".into())],
+        variables: vec![("account".into(), Secret::new("a1"))],
         now: Duration::from_secs(1_700_000_000),
     }
 }

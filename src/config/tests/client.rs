@@ -5,6 +5,7 @@ use serde_json::json;
 use super::files::Folder;
 use super::*;
 use crate::model::connection::*;
+use crate::model::secret::Secret;
 
 const RSA: &str = include_str!("../../jwt/tests/rsa-pkcs8.pem");
 const EC: &str = include_str!("../../jwt/tests/p256-pkcs8.pem");
@@ -110,6 +111,10 @@ fn a_grant_refuses_what_belongs_to_another() {
         (
             "grant: token_exchange, subject_token: {from: caller}, tokens: per_subject",
             at("tokens", "makes one of its own already"),
+        ),
+        (
+            "grant: token_exchange, subject_token: {from: caller}, keep_warm: 1d",
+            at("keep_warm", "only a caller that asks again"),
         ),
         (
             "grant: token_exchange, subject_token: {from: caller}, routes: [{host: a.test, existing: keep}]",
@@ -329,7 +334,7 @@ fn requests_and_answers_have_their_shapes() {
 fn a_script_is_compiled_where_it_stands() {
     let with_script = connection("script: {file: good.rhai}, variables: {a: b}");
     assert!(with_script.script.as_ref().unwrap().text.starts_with("fn token_request"));
-    assert_eq!(with_script.variables, [("a".to_owned(), "b".to_owned())]);
+    assert_eq!(with_script.variables, [("a".to_owned(), Secret::new("b"))]);
     let problems = folder(&format!("{TOKEN_URL}, script: {{file: bad.rhai}}")).problems();
     assert!(
         problems.contains("bad.rhai:2:13: connections[0].script.file: the script")

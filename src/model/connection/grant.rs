@@ -35,7 +35,7 @@ pub struct JwtAssertion {
     pub subject: Option<String>,
     pub audience: Audience,
     pub lifetime: Duration,
-    /// Further claims; they come last and win.
+    /// Further claims; those of RFC 7523 §3 win over them.
     pub claims: serde_json::Map<String, serde_json::Value>,
 }
 
