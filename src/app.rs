@@ -115,6 +115,7 @@ impl App {
         let (clock, metrics, health) = (Clock::system(), Metrics::new()?, Arc::new(Health::default()));
         let (events, audit) = (Events::default(), Audit::default());
         let store = store::open(&loaded.model, &self.keeper, &metrics)?;
+        let seal = Arc::new(store::sealer(&loaded.model)?);
         // Not sooner: without its store nobody is served.
         for listener in &self.listeners {
             tracing::info!(listener = %listener.name, address = %listener.address, "listening");
@@ -131,6 +132,7 @@ impl App {
             access: access.clone(),
             events: events.clone(),
             audit: audit.clone(),
+            seal: seal.clone(),
             listeners: self.listeners,
         };
         let (wiring, slots) = Wiring::start(parts, &loaded.model)?;

@@ -10,6 +10,7 @@ mod answer;
 mod client;
 mod conflict;
 mod connection;
+mod consent;
 mod document;
 mod endpoint;
 mod excerpt;
@@ -102,6 +103,9 @@ fn assemble(source: &Source, mut sink: Sink) -> Result<Loaded, Problems> {
     conflict::check(&drafts, &settings.hosts, &mut sink);
     let person = drafts.iter().any(|draft| draft.connection.as_ref().is_some_and(|own| own.grant.needs_person()));
     store::check_place(&top, &settings.store, person, &mut sink);
+    if let (Some(listeners), None) = (&settings.listeners, &settings.public_url) {
+        consent::check_redirects(&drafts, listeners, &mut sink);
+    }
     if drafts.is_empty() {
         let hint = "add one under `connections`";
         top.at("connections").warning(&mut sink, "no connection is configured", hint);
@@ -121,6 +125,7 @@ fn assemble(source: &Source, mut sink: Sink) -> Result<Loaded, Problems> {
         egress: settings.egress,
         callers: settings.callers,
         admin: settings.admin,
+        public_url: settings.public_url,
         state_dir: settings.state_dir,
         store: settings.store,
         timeouts: settings.timeouts,

@@ -44,6 +44,8 @@ pub struct Model {
     pub egress: Egress,
     pub callers: Vec<Caller>,
     pub admin: AdminAccess,
+    /// Where people's browsers reach `/connect` and `/oauth/callback`; `None`: on loopback, where they are served.
+    pub public_url: Option<Url>,
     /// Where the program keeps what outlives it.
     pub state_dir: PathBuf,
     pub store: StoreSettings,
@@ -61,6 +63,8 @@ pub struct Listeners {
     pub proxy: Vec<Listener>,
     pub admin: Listener,
     pub telemetry: Option<Listener>,
+    /// `/connect` and `/oauth/callback`, in place of the admin listener.
+    pub public: Option<Listener>,
 }
 
 /// An address to listen at; port 0 asks the system for a free one.

@@ -6,6 +6,7 @@
 //! authentication method. No error holds a secret, a token or a body.
 
 mod assertion;
+mod authorization;
 mod call;
 mod client_auth;
 mod clients;
@@ -19,6 +20,7 @@ mod retry_after;
 mod tests;
 mod transport;
 
+use std::fmt;
 use std::pin::Pin;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
@@ -39,6 +41,7 @@ use client_auth::Proof;
 use discovery::{Discovery, Metadata};
 use grant::{Fields, field};
 
+pub use authorization::{Asked, DeviceAsked};
 pub use clients::{ClientError, HttpClients};
 pub use failure::{Failure, Outcome, Reason, Refusal};
 
@@ -56,6 +59,17 @@ pub struct Whose<'a> {
     pub subject: Option<&'a Subject>,
     /// The caller's own token, to be exchanged.
     pub token: Option<&'a Secret>,
+    /// What a person has brought.
+    pub consented: Option<&'a Consented>,
+}
+
+/// What the authorization server hands out once a person has agreed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Consented {
+    /// RFC 6749 §4.1.3, with what was said in the authorization request.
+    Code { code: Secret, verifier: Option<Secret>, redirect_uri: String },
+    /// RFC 8628 §3.4; the person may still be on the way.
+    Device { device_code: Secret },
 }
 
 /// The OAuth endpoints of one connection.
@@ -71,6 +85,13 @@ pub struct TokenEndpoint {
     tracer: Tracer,
     /// Which of the client secrets worked last.
     preferred: AtomicUsize,
+}
+
+/// Its parts may hold secrets.
+impl fmt::Debug for TokenEndpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TokenEndpoint({})", self.connection.name)
+    }
 }
 
 impl TokenEndpoint {
@@ -119,6 +140,10 @@ impl TokenEndpoint {
                     Some(grant::of_assertion(&self.connection, assertion.expose()))
                 }
                 Grant::TokenExchange(exchange) => grant::of_exchange(&self.connection, exchange, whose),
+                Grant::DeviceCode => match whose.consented {
+                    Some(Consented::Device { device_code }) => Some(grant::of_device(&self.connection, device_code)),
+                    _ => return Err(refused(CONSENT_REQUIRED)),
+                },
                 Grant::ClientCredentials | Grant::Password { .. } | Grant::AuthorizationCode => {
                     return Err(refused(CONSENT_REQUIRED));
                 }

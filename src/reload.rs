@@ -172,7 +172,7 @@ impl Reloader {
         let change = Change {
             outcome: word,
             cause,
-            user: person.map(|person| person.user.as_str()),
+            user: person.and_then(|person| person.user.as_ref()).map(|user| user.as_str()),
             from: person.map(|person| person.from),
             added: &differences.added,
             changed: &differences.changed,

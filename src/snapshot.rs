@@ -3,6 +3,8 @@
 //! Built whole, swapped whole, immutable in between. Holds: a request loads it once, so it never sees two
 //! configurations.
 
+mod links;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -11,11 +13,13 @@ use rustls::ClientConfig;
 use crate::dial::Dialer;
 use crate::model::connection::{Connection, Route, UpstreamTls};
 use crate::model::{Caller, Limits, LogRequests, Model, Name, Roots, Timeouts, Unmatched};
+use crate::oauth::TokenEndpoint;
 use crate::router::{CallerId, Callers, Router};
 use crate::telemetry::metrics::{InjectionCounters, Metrics};
 use crate::telemetry::traces::Tracer;
 use crate::tls::Trust;
 use crate::token::Slots;
+pub use links::Links;
 
 #[derive(Debug)]
 pub struct Snapshot {
@@ -31,6 +35,14 @@ pub struct Snapshot {
     pub limits: Limits,
     pub log_requests: LogRequests,
     pub tracer: Tracer,
+    pub links: Links,
+}
+
+/// What an active connection obtains its tokens with.
+#[derive(Clone)]
+pub struct Live {
+    pub slots: Slots,
+    pub endpoint: Arc<TokenEndpoint>,
 }
 
 /// A connection as it is in force, for whoever asks about it.
@@ -39,6 +51,8 @@ pub struct BoundConnection {
     pub connection: Arc<Connection>,
     /// `None`: the connection is inactive.
     pub slots: Option<Slots>,
+    /// The same.
+    pub endpoint: Option<Arc<TokenEndpoint>>,
     /// Of its routes, in their order.
     pub tls: Vec<Arc<TlsProfile>>,
 }
@@ -99,21 +113,21 @@ pub struct CallerTable {
 }
 
 impl Snapshot {
-    /// `slots` gives those of an active connection.
+    /// `live` gives what an active connection has.
     pub fn build(
         model: &Model,
         trust: &Trust,
         profiles: &mut TlsProfiles,
         dialer: Dialer,
-        (metrics, tracer): (&Metrics, Tracer),
-        slots: impl Fn(&Connection) -> Option<Slots>,
+        (metrics, tracer, links): (&Metrics, Tracer, Links),
+        live: impl Fn(&Connection) -> Option<Live>,
     ) -> Snapshot {
         let callers = CallerTable::new(model.callers.clone());
         let plain = profiles.get(trust, &model.trust, &UpstreamTls::default());
         let (mut connections, mut routes) = (Vec::new(), Vec::new());
         for connection in &model.connections {
             let permitted = callers.permitted(connection.accessible_from.as_deref());
-            let slots = slots(connection);
+            let (slots, endpoint) = live(connection).map(|live| (live.slots, live.endpoint)).unzip();
             let mut profiles_of_routes = Vec::new();
             for route in &connection.routes {
                 let tls = profiles.get(trust, &model.trust, &route.tls);
@@ -127,7 +141,12 @@ impl Snapshot {
                 };
                 routes.push((route.clone(), permitted.clone(), bound));
             }
-            connections.push(BoundConnection { connection: connection.clone(), slots, tls: profiles_of_routes });
+            connections.push(BoundConnection {
+                connection: connection.clone(),
+                slots,
+                endpoint,
+                tls: profiles_of_routes,
+            });
         }
         Snapshot {
             connections,
@@ -140,6 +159,7 @@ impl Snapshot {
             limits: model.limits.clone(),
             log_requests: model.log.requests,
             tracer,
+            links,
         }
     }
 }

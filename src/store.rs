@@ -29,8 +29,8 @@ pub use counted::Counted;
 pub use embedded::EmbeddedStore;
 pub use keeper::Keeper;
 pub use memory::MemoryStore;
-pub use open::{OpenError, open};
-pub use seal::{KeyId, Keyring};
+pub use open::{OpenError, open, sealer};
+pub use seal::{KeyId, Keyring, Place as SealedIn};
 pub use unkept::Unkept;
 
 pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
@@ -116,7 +116,32 @@ pub trait Store: Send + Sync {
 
     /// The names of all secrets, in order.
     fn secret_names(&self) -> StoreFuture<'_, Vec<String>>;
+
+    /// What was noted under `name`, unless its time is over.
+    fn note<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Note>>;
+
+    /// Notes something until `ends` (since the Unix epoch) in place of the version `over`, or where nothing is noted;
+    /// false: somebody was quicker.
+    fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: Duration, over: Option<u64>) -> StoreFuture<'a, bool>;
+
+    /// The names of all notes that begin so, in order.
+    fn note_names<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<String>>;
 }
+
+/// What is kept for a while: an authorization that waits for a person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    pub text: Secret,
+    /// Of several that wrote over one version, one alone succeeds.
+    pub version: u64,
+}
+
+/// Notes at once; nobody makes one without a link or a token of ours.
+pub const NOTES_MAX: usize = 10_000;
+/// Longest note, in bytes.
+pub const NOTE_BYTES_MAX: usize = 64 * 1024;
+const TOO_MANY_NOTES: &str = "too many authorizations are under way; try again in a few minutes";
+const LONG_NOTE: StoreError = StoreError::Unsupported("a note has at most 64 KiB");
 
 /// Records with their keys.
 pub type Page = Vec<(TokenKey, Result<StoredToken, StoreError>)>;

@@ -23,7 +23,7 @@ use crate::model::token::{RefreshToken, Subject, default_profile};
 use crate::snapshot::BoundConnection;
 use crate::telemetry::Clean;
 use crate::telemetry::audit::{self, Cause, Kind};
-use crate::token::slot::{NotImported, NotRefreshed, TokenSlot};
+use crate::token::slot::{Handed, NotImported, NotRefreshed, TokenSlot};
 
 const BODY_BYTES_MAX: usize = 64 * 1024;
 const BODY_WAIT: Duration = Duration::from_secs(10);
@@ -97,7 +97,7 @@ pub async fn import(
     })?;
     let slot = Which { profile, subject }.slot(bound)?;
     tracing::info!(user = %asker.name, connection = %bound.connection.name, "a refresh token is handed in");
-    match slot.import(token, asker.person(), Instant::now() + IMPORT_WAIT).await {
+    match slot.import(Handed::RefreshToken(token), asker.person(), Instant::now() + IMPORT_WAIT).await {
         Ok(()) => Ok(Json(view::token(&slot, admin.clock.now()))),
         Err(NotImported::Busy) => {
             let problem = Problem::new(StatusCode::CONFLICT, "overloaded", "another token is being proven; ask again");

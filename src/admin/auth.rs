@@ -54,7 +54,7 @@ pub struct Asker {
 
 impl Asker {
     pub fn person(&self) -> Person {
-        Person { user: self.name.clone(), from: self.from }
+        Person { user: Some(self.name.clone()), from: self.from }
     }
 }
 

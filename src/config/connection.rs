@@ -13,13 +13,13 @@ use super::grant::grant;
 use super::problem::{Sink, suggest};
 use super::route;
 use super::spot::{Spot, Unit};
-use super::{answer, reference, script, value};
+use super::{answer, consent, reference, script, value};
 use crate::model::Name;
 use crate::model::connection::*;
 use crate::model::origin::Authority;
 
 /// Form fields that the grant sets, each with the way to set it.
-const OWN_FIELDS: [(&str, &str); 16] = [
+const OWN_FIELDS: [(&str, &str); 20] = [
     ("grant_type", "use the key `grant_type` of the connection"),
     ("client_id", "use the key `client_id` of the connection"),
     ("client_secret", "use the key `client_secret` of the connection"),
@@ -36,6 +36,10 @@ const OWN_FIELDS: [(&str, &str); 16] = [
     ("subject_token_type", "use the key `subject_token_type` of the connection"),
     ("requested_token_type", "use the key `requested_token_type` of the connection"),
     ("actor_token", "use the key `actor_token` of the connection"),
+    ("code", "the authorization server gives it for each authorization"),
+    ("device_code", "the authorization server gives it for each authorization"),
+    ("redirect_uri", "use the key `redirect_url` of the connection"),
+    ("code_verifier", "use the key `pkce` of the connection"),
 ];
 
 /// A connection with what the checks across connections need, even where `connection` itself failed.
@@ -47,6 +51,7 @@ pub struct Draft<'a> {
     pub callers: Option<Vec<Name>>,
     pub routes: Vec<(Spot<'a>, Route)>,
     pub connection: Option<Connection>,
+    pub spot: Spot<'a>,
 }
 
 pub fn connection<'a>(spot: &Spot<'a>, callers: &HashSet<Name>, sink: &mut Sink) -> Option<Draft<'a>> {
@@ -70,7 +75,7 @@ pub fn connection<'a>(spot: &Spot<'a>, callers: &HashSet<Name>, sink: &mut Sink)
         routes: &routes,
     };
     let connection = assemble(&unit, parts, sink);
-    Some(Draft { name, endpoints: places, callers: accessible_from, routes, connection })
+    Some(Draft { name, endpoints: places, callers: accessible_from, routes, connection, spot: spot.clone() })
 }
 
 /// What has been read before the rest.
@@ -88,6 +93,7 @@ fn assemble(unit: &Unit<'_, ConnectionFile>, parts: Parts<'_>, sink: &mut Sink) 
     let keys = &unit.keys;
     let has_issuer = unit.get(keys.issuer).is_some();
     let grant = grant(unit, has_issuer, sink);
+    let authorization = consent::authorization(unit, grant.as_ref(), sink);
     let grant_type = unit.get(keys.grant_type).and_then(|spot| spot.line(sink));
     let client_id = unit.require(keys.client_id, "client_id", "write the client's identifier", sink);
     let client_id = client_id.and_then(|spot| spot.line(sink));
@@ -98,7 +104,7 @@ fn assemble(unit: &Unit<'_, ConnectionFile>, parts: Parts<'_>, sink: &mut Sink) 
     let scopes = unit.get(keys.scopes).map(|spot| scopes(&spot, sink)).unwrap_or_default();
     let audience = unit.get(keys.audience).and_then(|spot| spot.line(sink));
     let resource = unit.get(keys.resource).and_then(|spot| spot.line(sink));
-    let token_params = unit.get(keys.token_params).map(|spot| token_params(&spot, sink)).unwrap_or_default();
+    let token_params = unit.get(keys.token_params).map(|spot| params(&spot, &OWN_FIELDS, sink)).unwrap_or_default();
     let token_request = unit.get(keys.token_request);
     let token_request =
         token_request.map_or_else(|| Some(TokenRequest::default()), |s| answer::token_request(&s, sink));
@@ -130,6 +136,7 @@ fn assemble(unit: &Unit<'_, ConnectionFile>, parts: Parts<'_>, sink: &mut Sink) 
         client_auth: client_auth?,
         mutual_tls: parts.certificate.flatten(),
         endpoints: parts.endpoints?,
+        authorization: authorization?,
         authorization_server,
         scopes,
         audience,
@@ -203,7 +210,8 @@ fn endpoints<'a>(
         Some(_) => unit.get(keys.token_url),
     };
     let token = token.map(|at| read(at, sink));
-    let revocation = unit.get(keys.revocation_url).map(|at| read(at, sink));
+    let others = [keys.revocation_url, keys.authorization_url, keys.device_authorization_url];
+    let [revocation, authorization, device] = others.map(|key| unit.get(key).map(|at| read(at, sink)));
     let issuer = unit.get(keys.issuer).map(|at| {
         let url = at.secretive(sink, endpoint::issuer).and_then(|_| read(at.clone(), sink))?;
         Some((reference::text(&at, sink)?.value, url))
@@ -211,7 +219,17 @@ fn endpoints<'a>(
     let (token, revocation, issuer) = (token.unwrap_or_default(), revocation.flatten(), issuer.flatten());
     let server = token.clone().or_else(|| issuer.as_ref().map(|(_, url)| url.clone()));
     let issuer = issuer.map(|(text, _)| text);
-    (server.map(|server| Endpoints { server, token, revocation, issuer, allow_cleartext }), places)
+    let (authorization, device_authorization) = (authorization.flatten(), device.flatten());
+    let of = |server| Endpoints {
+        server,
+        token,
+        revocation,
+        authorization,
+        device_authorization,
+        issuer,
+        allow_cleartext,
+    };
+    (server.map(of), places)
 }
 
 /// Text is split at commas and white space; items of a list are taken whole.
@@ -229,10 +247,11 @@ fn scopes(spot: &Spot<'_>, sink: &mut Sink) -> Vec<String> {
     scopes
 }
 
-fn token_params(spot: &Spot<'_>, sink: &mut Sink) -> Vec<(String, String)> {
+/// Extra parameters; `own` are those that the grant sets, each with the way to set it.
+pub fn params(spot: &Spot<'_>, own: &[(&str, &str)], sink: &mut Sink) -> Vec<(String, String)> {
     let mut params = Vec::new();
     for (key, place, value) in spot.pairs(sink) {
-        if let Some((_, hint)) = OWN_FIELDS.iter().find(|(own, _)| *own == key) {
+        if let Some((_, hint)) = own.iter().find(|(own, _)| *own == key) {
             place.problem(sink, format!("the grant sets `{key}` itself"), *hint);
             continue;
         }

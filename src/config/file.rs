@@ -31,10 +31,10 @@ macro_rules! twins {
 twins! {
     TopFile {
         listeners, workers, readiness, include, hosts, trust, state_dir, egress, callers, store, admin, timeouts, limits,
-        log, audit, tracing, connections
-    } not ["public_url", "providers", "require_header", "interception"];
+        log, audit, tracing, public_url, connections
+    } not ["providers", "require_header", "interception"];
 
-    ListenersFile { proxy, admin, telemetry } not ["public"];
+    ListenersFile { proxy, admin, telemetry, public } not [];
 
     ListenerFile { name, address, open } not ["mode", "tls"];
 
@@ -69,19 +69,20 @@ twins! {
 
     ConnectionFile {
         name, active, comments, variables, grant, grant_type, client_id, client_secret, send_credentials,
-        basic_encoding, client_assertion, mutual_tls, token_url, revocation_url, issuer, allow_cleartext,
-        authorization_server, scopes, audience, resource, token_params, token_request, token_response, script,
+        basic_encoding, client_assertion, mutual_tls, token_url, revocation_url, authorization_url,
+        device_authorization_url, redirect_url, authorize_params, pkce, issuer, allow_cleartext, authorization_server, scopes, audience, resource, token_params, token_request, token_response, script,
         refresh_token_lifespan, default_token_lifetime, refresh_ahead, usable_margin, keep_warm, tokens, username,
         password, assertion, subject_token, subject_token_type, requested_token_type, actor_token, token_rejected,
         accessible_from, routes
     } not [
-        "provider", "logo_url", "application", "authorization_url", "device_authorization_url", "redirect_url",
-        "available_scopes", "authorize_params", "pkce", "profiles"
+        "provider", "logo_url", "application", "available_scopes", "profiles"
     ];
 
     ClientAssertionFile { key, algorithm, key_id, certificate, thumbprint, audience } not [];
 
     MutualTlsFile { certificate, key } not [];
+
+    PkceFile { required, method } not [];
 
     AssertionFile { key, algorithm, key_id, issuer, subject, audience, lifetime, claims } not [];
 

@@ -13,8 +13,6 @@ use super::value::Fault;
 use super::{reference, value};
 use crate::model::connection::*;
 
-/// Grants of the contract that are refused by name.
-const GRANTS_NOT_BUILT: [&str; 1] = ["device_code"];
 const ASSERTION_LIFETIME: Duration = Duration::from_secs(3 * 60);
 const ASSERTION_LIFETIME_MAX: Duration = Duration::from_secs(3600);
 /// Claims that have a key of their own, or that each assertion gets anew.
@@ -31,24 +29,26 @@ enum GrantName {
     Saml2Bearer,
     TokenExchange,
     AuthorizationCode,
+    DeviceCode,
 }
 
 impl GrantName {
-    const WORDS: [(&str, GrantName); 6] = [
+    const WORDS: [(&str, GrantName); 7] = [
         ("client_credentials", GrantName::ClientCredentials),
         ("password", GrantName::Password),
         ("jwt_bearer", GrantName::JwtBearer),
         ("saml2_bearer", GrantName::Saml2Bearer),
         ("token_exchange", GrantName::TokenExchange),
         ("authorization_code", GrantName::AuthorizationCode),
+        ("device_code", GrantName::DeviceCode),
     ];
 }
 
 pub fn grant(unit: &Unit<'_, ConnectionFile>, has_issuer: bool, sink: &mut Sink) -> Option<Grant> {
     let keys = &unit.keys;
     let name = match unit.get(keys.grant) {
+        None if unit.get(keys.authorization_url).is_some() => Some(GrantName::AuthorizationCode),
         None => Some(GrantName::ClientCredentials),
-        Some(spot) if refuse_unbuilt(&spot, sink) => None,
         Some(spot) => spot.choice(sink, &GrantName::WORDS),
     }?;
     let with = |key: &str, fields: &[Field], names: &[GrantName], sink: &mut Sink| {
@@ -62,7 +62,16 @@ pub fn grant(unit: &Unit<'_, ConnectionFile>, has_issuer: bool, sink: &mut Sink)
     with("token_exchange", &exchange, &[GrantName::TokenExchange], sink);
     match name {
         GrantName::ClientCredentials => Some(Grant::ClientCredentials),
-        GrantName::AuthorizationCode => Some(Grant::AuthorizationCode),
+        GrantName::AuthorizationCode | GrantName::DeviceCode => {
+            let (grant, key, field) = match name {
+                GrantName::AuthorizationCode => (Grant::AuthorizationCode, "authorization_url", keys.authorization_url),
+                _ => (Grant::DeviceCode, "device_authorization_url", keys.device_authorization_url),
+            };
+            if !has_issuer {
+                unit.require(field, key, "write the URL, or an `issuer` that names it", sink)?;
+            }
+            Some(grant)
+        }
         GrantName::Password => {
             let hint = "write the resource owner's name";
             let username = unit.require(keys.username, "username", hint, sink).and_then(|spot| spot.line(sink));
@@ -83,15 +92,6 @@ pub fn grant(unit: &Unit<'_, ConnectionFile>, has_issuer: bool, sink: &mut Sink)
         }
         GrantName::TokenExchange => token_exchange(unit, sink).map(Grant::TokenExchange),
     }
-}
-
-fn refuse_unbuilt(spot: &Spot<'_>, sink: &mut Sink) -> bool {
-    let Some(name) = spot.written().and_then(|text| GRANTS_NOT_BUILT.iter().find(|name| **name == text)) else {
-        return false;
-    };
-    let built: Vec<_> = GrantName::WORDS.iter().map(|(word, _)| *word).collect();
-    spot.problem(sink, format!("`{name}` is not built yet"), format!("this version has {}", built.join(", ")));
-    true
 }
 
 fn jwt_assertion(spot: &Spot<'_>, has_issuer: bool, sink: &mut Sink) -> Option<JwtAssertion> {

@@ -56,6 +56,7 @@ pub fn listeners(spot: Option<Spot<'_>>, has_callers: bool, has_users: bool, sin
         Some(spot) => listener(&spot, "admin", sink),
     };
     let telemetry = get(|keys| keys.telemetry).and_then(|spot| listener(&spot, "telemetry", sink));
+    let public = get(|keys| keys.public).and_then(|spot| listener(&spot, "public", sink));
     if !has_callers {
         for listener in &proxy {
             listener.refuse_beyond_loopback("although no callers are configured", "name them under `callers`", sink);
@@ -64,11 +65,12 @@ pub fn listeners(spot: Option<Spot<'_>>, has_callers: bool, has_users: bool, sin
     if let Some(admin) = admin.as_ref().filter(|_| !has_users) {
         admin.refuse_beyond_loopback("although no users are configured", "name them under `admin.users`", sink);
     }
-    refuse_equals(&proxy.iter().chain(&admin).chain(&telemetry).collect::<Vec<_>>(), sink);
+    refuse_equals(&proxy.iter().chain(&admin).chain(&telemetry).chain(&public).collect::<Vec<_>>(), sink);
     Some(Listeners {
         proxy: proxy.into_iter().map(Draft::finish).collect::<Option<_>>()?,
         admin: admin?.finish()?,
         telemetry: telemetry.and_then(Draft::finish),
+        public: public.and_then(Draft::finish),
     })
 }
 

@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use url::Url;
 
 use super::document::Kind;
 use super::file::*;
 use super::problem::Sink;
 use super::spot::{Field, Spot, Unit};
-use super::{admin, endpoint, listener, reference, store, value};
+use super::{admin, consent, endpoint, listener, reference, store, value};
 use crate::model::origin::{Host, HostError};
 use crate::model::*;
 use crate::telemetry::audit::openable;
@@ -28,6 +29,7 @@ const PRIVATE: [&str; 7] =
 pub struct Settings {
     pub listeners: Option<Listeners>,
     pub admin: AdminAccess,
+    pub public_url: Option<Url>,
     pub state_dir: PathBuf,
     pub store: StoreSettings,
     pub workers: usize,
@@ -58,6 +60,7 @@ pub fn settings(top: &Unit<'_, TopFile>, sink: &mut Sink) -> Settings {
     Settings {
         listeners: listener::listeners(top.get(keys.listeners), has_callers, has_users, sink),
         admin,
+        public_url: top.get(keys.public_url).and_then(|spot| spot.parse(sink, consent::public_url)),
         state_dir,
         store,
         workers: workers(top.get(keys.workers), sink),

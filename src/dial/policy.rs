@@ -45,7 +45,8 @@ impl AddressPolicy {
         policy.named.extend(model.hosts.iter().map(|entry| entry.host.clone()));
         for connection in &model.connections {
             let endpoints = &connection.endpoints;
-            let urls = [Some(&endpoints.server), endpoints.revocation.as_ref()].into_iter().flatten().cloned();
+            let others = [&endpoints.revocation, &endpoints.authorization, &endpoints.device_authorization];
+            let urls = std::iter::once(&endpoints.server).chain(others.into_iter().flatten()).cloned();
             let issuer = endpoints.issuer.as_ref().and_then(|issuer| issuer.parse().ok());
             let hosts = urls.chain(issuer).filter_map(|url: Url| Host::parse(url.host_str()?).ok());
             policy.named.extend(hosts);

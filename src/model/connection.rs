@@ -37,6 +37,8 @@ pub struct Connection {
     /// At the token and the revocation endpoint, with whatever method.
     pub mutual_tls: Option<ClientCertificate>,
     pub endpoints: Endpoints,
+    /// Of the `authorization_code` grant.
+    pub authorization: Authorization,
     pub authorization_server: AuthorizationServer,
     /// In the order of the configuration, without repetitions.
     pub scopes: Vec<String>,
@@ -65,6 +67,10 @@ pub struct Endpoints {
     pub token: Option<Url>,
     /// `None`: the issuer may tell; without one, nothing is revoked.
     pub revocation: Option<Url>,
+    /// Where a person's browser is sent, with a query of its own; `None`: the issuer tells.
+    pub authorization: Option<Url>,
+    /// Of the `device_code` grant; `None`: the issuer tells.
+    pub device_authorization: Option<Url>,
     /// As written, since it is compared as a text (RFC 8414 §3.3).
     pub issuer: Option<String>,
     /// What the issuer tells may be http, too.
@@ -259,7 +265,15 @@ impl HostPattern {
 impl Endpoints {
     pub fn of_token_url(url: Url) -> Endpoints {
         let (server, token) = (url.clone(), Some(url));
-        Endpoints { server, token, revocation: None, issuer: None, allow_cleartext: false }
+        Endpoints {
+            server,
+            token,
+            revocation: None,
+            authorization: None,
+            device_authorization: None,
+            issuer: None,
+            allow_cleartext: false,
+        }
     }
 }
 
@@ -278,6 +292,7 @@ impl Connection {
             client_auth: ClientAuth::None,
             mutual_tls: None,
             endpoints: Endpoints::of_token_url("https://as.test/token".parse().unwrap()),
+            authorization: Authorization::default(),
             authorization_server: AuthorizationServer { trust: None, proxy: None, timeout: Duration::from_secs(10) },
             scopes: Vec::new(),
             audience: None,

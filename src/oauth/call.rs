@@ -21,7 +21,7 @@ use super::transport::{self, Answer};
 use super::{TokenEndpoint, response};
 
 /// Form fields that no message may repeat.
-const SECRET_FIELDS: [&str; 8] = [
+const SECRET_FIELDS: [&str; 12] = [
     "password",
     "refresh_token",
     "client_secret",
@@ -30,6 +30,10 @@ const SECRET_FIELDS: [&str; 8] = [
     "subject_token",
     "actor_token",
     "token",
+    "code",
+    "code_verifier",
+    "device_code",
+    "state",
 ];
 /// Headers whose values are no secrets, whoever set them.
 const PLAIN_HEADERS: [HeaderName; 4] =
@@ -46,6 +50,8 @@ pub struct Call<'a> {
 pub enum Kind<'a> {
     Token { grant: &'a str, subject: Option<&'a Subject> },
     Revocation,
+    /// RFC 9126, RFC 8628 §3.1: nothing is granted yet.
+    Preparation,
 }
 
 /// A request as it is about to leave.
@@ -109,7 +115,7 @@ impl Call<'_> {
         let connection = &self.endpoint.connection;
         let token_url = match self.kind {
             Kind::Token { .. } => self.url.clone(),
-            Kind::Revocation => self.endpoint.token_url().await.unwrap_or_else(|_| self.url.clone()),
+            Kind::Revocation | Kind::Preparation => self.endpoint.token_url().await.unwrap_or_else(|_| self.url.clone()),
         };
         let mut headers = HeaderMap::new();
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
@@ -153,7 +159,7 @@ impl Call<'_> {
     fn request(&self, Outgoing { mut headers, fields }: Outgoing) -> reqwest::Request {
         let encoding = match self.kind {
             Kind::Token { .. } => self.endpoint.connection.token_request.encoding,
-            Kind::Revocation => RequestEncoding::Form,
+            Kind::Revocation | Kind::Preparation => RequestEncoding::Form,
         };
         let mut url = self.url.clone();
         let (content_type, body) = match encoding {
@@ -197,11 +203,11 @@ impl Call<'_> {
         }
     }
 
-    fn context(&self) -> Context {
+    pub fn context(&self) -> Context {
         let connection = &self.endpoint.connection;
         let (grant, subject) = match self.kind {
             Kind::Token { grant, subject } => (grant, subject.map(|subject| subject.as_str().to_owned())),
-            Kind::Revocation => ("revocation", None),
+            Kind::Revocation | Kind::Preparation => (self.endpoint.connection.grant.as_str(), None),
         };
         Context {
             connection: connection.name.to_string(),
@@ -220,7 +226,7 @@ impl Call<'_> {
         Posted::new(&self.endpoint.connection.client_id, &outgoing.fields, secrets)
     }
 
-    fn posted_fields(&self, fields: &Fields) -> Posted {
+    pub fn posted_fields(&self, fields: &Fields) -> Posted {
         Posted::new(&self.endpoint.connection.client_id, fields, self.secrets(fields).collect())
     }
 

@@ -20,6 +20,7 @@ use super::json::{Json, Members};
 use super::transport::{self, Answer};
 use super::{refused, retryable};
 
+const PUSHED: &str = "pushed_authorization_request_endpoint";
 const GOOD_FOR: Duration = Duration::from_secs(24 * 3600);
 
 /// Endpoints that an issuer has told of. With a client certificate, those for it (RFC 8705 §5) go first.
@@ -27,6 +28,13 @@ const GOOD_FOR: Duration = Duration::from_secs(24 * 3600);
 pub struct Metadata {
     pub token: Option<Url>,
     pub revocation: Option<Url>,
+    pub authorization: Option<Url>,
+    pub device_authorization: Option<Url>,
+    /// RFC 9126 §5
+    pub pushed_authorization_request: Option<Url>,
+    pub requires_pushed_requests: bool,
+    /// Its answers name it (RFC 9207 §3).
+    pub names_itself: bool,
 }
 
 /// One issuer, asked once for everybody.
@@ -108,9 +116,17 @@ impl Discovery {
             _ => None,
         };
         let of = |name: &str| aliases.and_then(|aliases| text(aliases, name)).or_else(|| text(&members, name));
+        let is_true = |name: &str| matches!(members.get(name), Some(Json::Bool(true)));
         Ok(Metadata {
             token: self.endpoint("token_endpoint", of("token_endpoint")).await?,
             revocation: self.endpoint("revocation_endpoint", of("revocation_endpoint")).await?,
+            authorization: self.endpoint("authorization_endpoint", text(&members, "authorization_endpoint")).await?,
+            device_authorization: self
+                .endpoint("device_authorization_endpoint", of("device_authorization_endpoint"))
+                .await?,
+            pushed_authorization_request: self.endpoint(PUSHED, of(PUSHED)).await?,
+            requires_pushed_requests: is_true("require_pushed_authorization_requests"),
+            names_itself: is_true("authorization_response_iss_parameter_supported"),
         })
     }
 

@@ -3,12 +3,14 @@
 //! Not here: client authentication (`client_auth`); oauth2 knows no secret and its form is taken apart again.
 //! Holds: scope, audience and resource are left out when there is nothing to say (some servers refuse an empty `scope=`).
 
+use std::borrow::Cow;
+
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use oauth2::basic::BasicClient;
 use oauth2::{
-    AuthType, ClientId, EndpointNotSet, EndpointSet, RefreshToken as SentRefreshToken, ResourceOwnerPassword,
-    ResourceOwnerUsername, Scope, TokenUrl,
+    AuthType, AuthorizationCode, ClientId, EndpointNotSet, EndpointSet, RefreshToken as SentRefreshToken, ResourceOwnerPassword,
+    PkceCodeVerifier, RedirectUrl, ResourceOwnerUsername, Scope, TokenUrl,
 };
 use url::{Url, form_urlencoded};
 
@@ -16,7 +18,7 @@ use crate::model::connection::{Connection, Grant, SubjectToken, TokenExchange};
 use crate::model::secret::Secret;
 use crate::model::token::RefreshToken;
 
-use super::{Courier, Failed, Whose};
+use super::{Consented, Courier, Failed, Whose};
 
 pub type Client = BasicClient<EndpointNotSet, EndpointNotSet, EndpointNotSet, EndpointNotSet, EndpointSet>;
 
@@ -47,9 +49,20 @@ pub async fn standard(client: &Client, connection: &Connection, courier: &Courie
                 extras(connection).fold(request, |request, (name, value)| request.add_extra_param(name, value));
             request.request_async(courier).await.map(drop)
         }
-        Grant::JwtBearer(_) | Grant::Saml2Bearer { .. } | Grant::TokenExchange(_) | Grant::AuthorizationCode => {
-            return None;
+        Grant::AuthorizationCode => {
+            let Some(Consented::Code { code, verifier, redirect_uri }) = courier.whose.consented else { return None };
+            let request = client
+                .exchange_code(AuthorizationCode::new(code.expose().to_owned()))
+                .set_redirect_uri(Cow::Owned(RedirectUrl::new(redirect_uri.clone()).ok()?));
+            let request = match verifier {
+                Some(verifier) => request.set_pkce_verifier(PkceCodeVerifier::new(verifier.expose().to_owned())),
+                None => request,
+            };
+            let request =
+                extras(connection).fold(request, |request, (name, value)| request.add_extra_param(name, value));
+            request.request_async(courier).await.map(drop)
         }
+        Grant::JwtBearer(_) | Grant::Saml2Bearer { .. } | Grant::TokenExchange(_) | Grant::DeviceCode => return None,
     };
     Some(outcome)
 }
@@ -93,6 +106,13 @@ pub fn of_exchange(connection: &Connection, exchange: &TokenExchange, whose: Who
     Some(with_extras(connection, fields))
 }
 
+/// RFC 8628 §3.4
+pub fn of_device(connection: &Connection, device_code: &Secret) -> Fields {
+    let mut fields = vec![field("grant_type", Grant::DeviceCode.wire_name()), field("device_code", device_code.expose())];
+    fields.extend(extras(connection).map(|(name, value)| field(name, value)));
+    fields
+}
+
 fn with_extras(connection: &Connection, mut fields: Fields) -> Fields {
     fields.insert(0, field("grant_type", connection.grant.wire_name()));
     if !connection.scopes.is_empty() {
@@ -110,12 +130,16 @@ fn scopes(connection: &Connection) -> impl Iterator<Item = Scope> {
     connection.scopes.iter().map(|scope| Scope::new(scope.clone()))
 }
 
-/// What goes with every token request, in the order in which it is written.
+/// Audience and resource, which go with every request; then the token request's own.
 fn extras(connection: &Connection) -> impl Iterator<Item = (&str, &str)> {
-    let audience = connection.audience.iter().map(|value| ("audience", value.as_str()));
-    let resource = connection.resource.iter().map(|value| ("resource", value.as_str()));
     let params = connection.token_params.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-    audience.chain(resource).chain(params)
+    whom(connection).chain(params)
+}
+
+/// For whom the token shall be.
+pub fn whom(connection: &Connection) -> impl Iterator<Item = (&str, &str)> {
+    let audience = connection.audience.iter().map(|value| ("audience", value.as_str()));
+    audience.chain(connection.resource.iter().map(|value| ("resource", value.as_str())))
 }
 
 /// The fields of a form less what `client_auth` says in its own way.

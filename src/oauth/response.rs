@@ -17,6 +17,7 @@ use super::json::{Json, Members};
 use super::retry_after::retry_after;
 use super::retryable;
 use super::transport::Answer;
+pub use lifetime::seconds;
 
 const REDIRECT: &str = "the token endpoint redirects; set token_url to its final address";
 
@@ -52,9 +53,14 @@ pub fn revoked(answer: &Answer, posted: &Posted) -> Result<(), Failure> {
     if answer.status.is_success() {
         return Ok(());
     }
+    Err(refusal(answer, posted))
+}
+
+/// What an answer that is no success says.
+pub fn refusal(answer: &Answer, posted: &Posted) -> Failure {
     match read(answer, &TokenResponse::default(), posted) {
-        Err(failure) => Err(failure),
-        Ok(_) => Err(failure(answer.status, None, None, posted)),
+        Err(failure) => failure,
+        Ok(_) => failure(answer.status, None, None, posted),
     }
 }
 

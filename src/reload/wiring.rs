@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use url::Url;
 
 use crate::admin::Access;
 use crate::clock::Clock;
@@ -14,7 +15,8 @@ use crate::model::connection::Connection;
 use crate::model::origin::Host;
 use crate::model::{Listener, Model, Name, Roots, Tracing};
 use crate::oauth::{ClientError, HttpClients, TokenEndpoint};
-use crate::snapshot::{Snapshot, TlsProfiles};
+use crate::snapshot::{Links, Live, Snapshot, TlsProfiles};
+use crate::store::Keyring;
 use crate::tasks::Tasks;
 use crate::telemetry::audit::{Audit, Prepared};
 use crate::telemetry::events::Events;
@@ -57,6 +59,8 @@ pub struct Parts {
     pub access: Arc<Access>,
     pub events: Events,
     pub audit: Audit,
+    /// Seals what is handed out and comes back.
+    pub seal: Arc<Keyring>,
     /// Real addresses of our listeners.
     pub listeners: Vec<Listener>,
 }
@@ -149,15 +153,27 @@ impl Parts {
         let mut endpoints = Vec::new();
         for connection in model.connections.iter().filter(|connection| connection.active) {
             let failed = |source| WiringError::Client { connection: connection.name.clone(), source };
-            endpoints.push((connection, TokenEndpoint::new(connection.clone(), &clients).map_err(failed)?));
+            endpoints.push((connection, Arc::new(TokenEndpoint::new(connection.clone(), &clients).map_err(failed)?)));
         }
-        let ensure = |(connection, endpoint): (&Arc<Connection>, TokenEndpoint)| {
-            (connection.name.clone(), self.cache.ensure(connection, Box::new(endpoint)))
+        let ensure = |(connection, endpoint): (&Arc<Connection>, Arc<TokenEndpoint>)| {
+            let slots = self.cache.ensure(connection, Box::new(endpoint.clone()));
+            (connection.name.clone(), Live { slots, endpoint })
         };
-        let slots: HashMap<Name, Slots> = endpoints.into_iter().map(ensure).collect();
-        let of = |connection: &Connection| slots.get(&connection.name).cloned();
-        let snapshot = Snapshot::build(model, &trust, profiles, dialer, (&self.metrics, tracer), of);
-        Ok((snapshot, slots))
+        let live: HashMap<Name, Live> = endpoints.into_iter().map(ensure).collect();
+        let of = |connection: &Connection| live.get(&connection.name).cloned();
+        let links = Links::new(self.seal.clone(), self.public_base(model));
+        let snapshot = Snapshot::build(model, &trust, profiles, dialer, (&self.metrics, tracer, links), of);
+        Ok((snapshot, live.into_iter().map(|(name, live)| (name, live.slots)).collect()))
+    }
+
+    /// Where people's browsers reach us: as configured, else where they are served, if that is on loopback.
+    fn public_base(&self, model: &Model) -> Option<Url> {
+        let listener = |name: &Listener| self.listeners.iter().find(|own| own.name == name.name);
+        let served = model.listeners.public.as_ref().unwrap_or(&model.listeners.admin);
+        let address = listener(served).unwrap_or(served).address;
+        let local = address.ip().to_canonical().is_loopback();
+        let default = || format!("http://localhost:{}", address.port()).parse().ok().filter(|_| local);
+        model.public_url.clone().or_else(default)
     }
 
     /// A new tracer with each configuration: the one before ends with the last request that uses it.

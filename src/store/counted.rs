@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use prometheus::IntCounter;
 
-use super::{Lease, Page, Store, StoreError, StoreFuture, StoredToken};
+use super::{Lease, Note, Page, Store, StoreError, StoreFuture, StoredToken};
 use crate::model::Name;
 use crate::model::secret::Secret;
 use crate::model::token::TokenKey;
@@ -40,13 +40,14 @@ pub struct Counted {
     forget: Operation,
     list: Operation,
     secret: Operation,
+    note: Operation,
 }
 
 impl Counted {
     pub fn new(store: Arc<dyn Store>, metrics: &Metrics) -> Counted {
         let operation = |name| Operation::new(metrics, name);
         let (load, save, forget) = (operation("load"), operation("save"), operation("forget"));
-        Counted { store, load, save, forget, list: operation("list"), secret: operation("secret") }
+        Counted { store, load, save, forget, list: operation("list"), secret: operation("secret"), note: operation("note") }
     }
 }
 
@@ -86,6 +87,18 @@ impl Store for Counted {
     fn secret_names(&self) -> StoreFuture<'_, Vec<String>> {
         Box::pin(self.secret.counted(self.store.secret_names()))
     }
+
+    fn note<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Note>> {
+        Box::pin(self.note.counted(self.store.note(name)))
+    }
+
+    fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: Duration, over: Option<u64>) -> StoreFuture<'a, bool> {
+        Box::pin(self.note.counted(self.store.put_note(name, text, ends, over)))
+    }
+
+    fn note_names<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<String>> {
+        Box::pin(self.note.counted(self.store.note_names(prefix)))
+    }
 }
 
 #[cfg(test)]
@@ -102,7 +115,7 @@ mod tests {
             let line = format!("keybearer_store_operations_total{{operation=\"{operation}\",outcome=\"{outcome}\"}} ");
             text.lines().find_map(|found| found.strip_prefix(&line).map(str::to_owned)).unwrap_or_default()
         };
-        for operation in ["load", "save", "forget", "list", "secret"] {
+        for operation in ["load", "save", "forget", "list", "secret", "note"] {
             assert_eq!((value(operation, "ok"), value(operation, "failed")), ("0".to_owned(), "0".to_owned()));
         }
         store.load(&TokenKey::of_connection(Name::parse("crm").unwrap())).await.unwrap();

@@ -7,11 +7,12 @@
 
 mod engine;
 mod file;
+mod notes;
+mod page;
 mod probe;
 #[cfg(test)]
 mod tests;
 
-use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc as std_mpsc;
@@ -26,7 +27,7 @@ use super::lease::Leases;
 use super::open::OpenError;
 use super::record::{self, Boot};
 use super::seal::{Keyring, Place, Unopened};
-use super::{Lease, Page, Store, StoreError, StoreFuture, StoredToken};
+use super::{Lease, Note, Page, Store, StoreError, StoreFuture, StoredToken};
 use crate::clock::Clock;
 use crate::model::Name;
 use crate::model::secret::Secret;
@@ -34,7 +35,7 @@ use crate::model::token::TokenKey;
 use crate::tasks::Tasks;
 use engine::{Ask, Engine, Failure, Opener, Outcome, Reply, Request};
 use file::Missing;
-pub use file::{FORMAT, SECRETS, TOKENS, Table as TableName, put_check, unsealed};
+pub use file::{FORMAT, NOTES, SECRETS, TOKENS, Table as TableName, put_check, unsealed};
 
 /// How long anybody waits for the store.
 pub const WAIT: Duration = Duration::from_secs(10);
@@ -274,34 +275,6 @@ pub(super) fn place<'a>(table: &'a TableName, name: &'a [u8]) -> Place<'a> {
     Place { table: redb::TableHandle::name(table), name }
 }
 
-type SealedPage = Vec<(TokenKey, Vec<u8>)>;
-
-fn page(
-    transaction: &ReadTransaction,
-    prefix: &[u8],
-    after: Option<&[u8]>,
-    limit: usize,
-) -> Result<SealedPage, redb::Error> {
-    let end = record::end_of(prefix);
-    let start = match after {
-        Some(after) if after >= end.as_slice() => return Ok(Vec::new()),
-        Some(after) if after >= prefix => Bound::Excluded(after),
-        _ => Bound::Included(prefix),
-    };
-    let mut page = Vec::new();
-    for item in transaction.open_table(TOKENS)?.range::<&[u8]>((start, Bound::Excluded(end.as_slice())))? {
-        if page.len() == limit {
-            break;
-        }
-        let (name, sealed) = item?;
-        match record::key_of(name.value()) {
-            Some(key) => page.push((key, sealed.value().to_vec())),
-            None => tracing::warn!("the store has a record whose name is damaged; it is left out"),
-        }
-    }
-    Ok(page)
-}
-
 impl Store for EmbeddedStore {
     fn load<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, Option<StoredToken>> {
         Box::pin(async move {
@@ -337,7 +310,7 @@ impl Store for EmbeddedStore {
     fn list<'a>(&'a self, connection: &'a Name, after: Option<&'a TokenKey>, limit: usize) -> StoreFuture<'a, Page> {
         Box::pin(async move {
             let (prefix, after) = (record::prefix_of(connection), after.map(record::name_of));
-            let sealed = self.read(move |transaction| page(transaction, &prefix, after.as_deref(), limit)).await;
+            let sealed = self.read(move |transaction| page::read(transaction, &prefix, after.as_deref(), limit)).await;
             let opened = |(key, sealed): (TokenKey, Vec<u8>)| {
                 let token = self.open_token(&key, &sealed);
                 (key, token)
@@ -386,5 +359,17 @@ impl Store for EmbeddedStore {
             });
             self.whole(names.await)
         })
+    }
+
+    fn note<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Note>> {
+        Box::pin(self.load_note(name))
+    }
+
+    fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: Duration, over: Option<u64>) -> StoreFuture<'a, bool> {
+        Box::pin(self.save_note(name, text, ends, over))
+    }
+
+    fn note_names<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<String>> {
+        Box::pin(self.names_of_notes(prefix))
     }
 }

@@ -6,7 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::lease::Leases;
-use super::{Lease, Page, Store, StoreError, StoreFuture, StoredToken};
+use super::{LONG_NOTE, Lease, NOTE_BYTES_MAX, NOTES_MAX, Note, Page, TOO_MANY_NOTES, Store, StoreError, StoreFuture, StoredToken};
+use crate::clock::Clock;
 use crate::model::Name;
 use crate::model::secret::Secret;
 use crate::model::token::TokenKey;
@@ -17,12 +18,36 @@ const NO_SECRETS: StoreError =
 #[derive(Debug, Default)]
 pub struct MemoryStore {
     records: Mutex<BTreeMap<TokenKey, StoredToken>>,
+    /// With their ends.
+    notes: Mutex<BTreeMap<String, (Note, Duration)>>,
     leases: Leases,
+    clock: Clock,
 }
 
 impl MemoryStore {
     fn records(&self) -> MutexGuard<'_, BTreeMap<TokenKey, StoredToken>> {
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn notes(&self) -> MutexGuard<'_, BTreeMap<String, (Note, Duration)>> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn noted(&self, name: &str, text: Secret, ends: Duration, over: Option<u64>) -> Result<bool, StoreError> {
+        if text.expose().len() > NOTE_BYTES_MAX {
+            return Err(LONG_NOTE);
+        }
+        let (mut notes, wall) = (self.notes(), self.clock.now().wall);
+        notes.retain(|_, (_, ends)| *ends > wall);
+        let present = notes.get(name).map(|(note, _)| note.version);
+        if present != over {
+            return Ok(false);
+        }
+        if present.is_none() && notes.len() >= NOTES_MAX {
+            return Err(StoreError::Unavailable(TOO_MANY_NOTES.to_owned()));
+        }
+        notes.insert(name.to_owned(), (Note { text, version: over.unwrap_or(0) + 1 }, ends));
+        Ok(true)
     }
 }
 
@@ -69,6 +94,25 @@ impl Store for MemoryStore {
 
     fn secret_names(&self) -> StoreFuture<'_, Vec<String>> {
         Box::pin(async { Ok(Vec::new()) })
+    }
+
+    fn note<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Note>> {
+        let wall = self.clock.now().wall;
+        let note = self.notes().get(name).filter(|(_, ends)| *ends > wall).map(|(note, _)| note.clone());
+        Box::pin(async move { Ok(note) })
+    }
+
+    fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: Duration, over: Option<u64>) -> StoreFuture<'a, bool> {
+        let put = self.noted(name, text, ends, over);
+        Box::pin(async move { put })
+    }
+
+    fn note_names<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<String>> {
+        let wall = self.clock.now().wall;
+        let notes = self.notes();
+        let live = notes.iter().filter(|(name, (_, ends))| name.starts_with(prefix) && *ends > wall);
+        let names = live.map(|(name, _)| name.clone()).collect();
+        Box::pin(async move { Ok(names) })
     }
 }
 

@@ -99,6 +99,25 @@ pub fn open(model: &Model, keeper: &Keeper, metrics: &Metrics) -> Result<Arc<dyn
     Ok(Arc::new(Counted::new(store, metrics)))
 }
 
+/// What is handed out and comes back is sealed with the store's keys, so that every replica opens it; where there are
+/// none, with a key that lasts as long as the process.
+pub fn sealer(model: &Model) -> Result<Keyring, OpenError> {
+    if model.store.kind == StoreKind::Memory && model.store.seal_keys.is_empty() {
+        return passing_key();
+    }
+    match Keyring::of(&model.store, &model.state_dir) {
+        Err(OpenError::Unwritable { .. }) => passing_key(),
+        keyring => keyring,
+    }
+}
+
+fn passing_key() -> Result<Keyring, OpenError> {
+    let failed = |why: &str| OpenError::Key { path: PathBuf::from("(in memory)"), why: why.to_owned() };
+    let mut bytes = Zeroizing::new([0; 32]);
+    rand::fill(&mut *bytes).map_err(|_| failed("no random bytes"))?;
+    Keyring::new(&SealKey::new(*bytes), &[]).map_err(|error| failed(&error.to_string()))
+}
+
 impl Keyring {
     /// The configured keys; where there are none, the one in the state directory, which is made for a store that is new.
     pub fn of(settings: &StoreSettings, state_dir: &Path) -> Result<Keyring, OpenError> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Lease, Page, Store, StoreError, StoreFuture, StoredToken};
+use super::{Lease, Note, Page, Store, StoreError, StoreFuture, StoredToken};
 use crate::model::Name;
 use crate::model::secret::Secret;
 use crate::model::token::TokenKey;
@@ -50,6 +50,18 @@ impl Store for Unkept {
     }
 
     fn secret_names(&self) -> StoreFuture<'_, Vec<String>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    fn note<'a>(&'a self, _: &'a str) -> StoreFuture<'a, Option<Note>> {
+        Box::pin(async { Ok(None) })
+    }
+
+    fn put_note<'a>(&'a self, _: &'a str, _: Secret, _: Duration, _: Option<u64>) -> StoreFuture<'a, bool> {
+        Box::pin(async { Ok(false) })
+    }
+
+    fn note_names<'a>(&'a self, _: &'a str) -> StoreFuture<'a, Vec<String>> {
         Box::pin(async { Ok(Vec::new()) })
     }
 }

@@ -13,12 +13,12 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 
-use super::slot::{Consent, Fate, Revoked, TokenSlot};
-use crate::clock::Clock;
+use super::slot::{Consent, Fate, Handed, Revoked, TokenSlot};
+use crate::clock::{Clock, Now};
 use crate::model::Name;
 use crate::model::connection::Connection;
 use crate::model::token::{AccessToken, RefreshToken, TokenSet};
-use crate::oauth::{Failure, TokenEndpoint, Whose};
+use crate::oauth::{Consented, Failure, TokenEndpoint, Whose};
 use crate::store::{Lease, Refresh, RefreshLife, Store, StoreError, StoredToken};
 use crate::telemetry::audit::{self, Audit, Cause};
 use crate::telemetry::metrics::Metrics;
@@ -44,17 +44,17 @@ pub trait TokenSource: Send + Sync {
     fn revoke<'a>(&'a self, token: &'a str, hint: &'static str) -> Ending<'a>;
 }
 
-impl TokenSource for TokenEndpoint {
+impl TokenSource for Arc<TokenEndpoint> {
     fn first_grant<'a>(&'a self, whose: Whose<'a>) -> Answer<'a> {
-        Box::pin(self.first_grant(whose))
+        Box::pin(TokenEndpoint::first_grant(self, whose))
     }
 
     fn refresh<'a>(&'a self, token: &'a RefreshToken, whose: Whose<'a>) -> Answer<'a> {
-        Box::pin(self.refresh(token, whose))
+        Box::pin(TokenEndpoint::refresh(self, token, whose))
     }
 
     fn revoke<'a>(&'a self, token: &'a str, hint: &'static str) -> Ending<'a> {
-        Box::pin(self.revoke(token, hint))
+        Box::pin(TokenEndpoint::revoke(self, token, hint))
     }
 }
 
@@ -76,6 +76,16 @@ pub(super) struct Acquirer {
 pub(super) struct Definition {
     pub connection: Arc<Connection>,
     pub source: Box<dyn TokenSource>,
+}
+
+/// What a token request is made with.
+#[derive(Clone, Copy)]
+enum Way<'a> {
+    Refresh(&'a RefreshToken),
+    /// The connection's own grant.
+    Grant,
+    /// The same, with what a person has brought.
+    Consented(&'a Consented),
 }
 
 /// Why there is no next token.
@@ -141,19 +151,24 @@ impl Acquirer {
                 Err(error) => return Err(error),
             }
         }
-        let token = self.ask(definition, None, cause).await?;
+        let token = self.ask(definition, Way::Grant, cause).await?;
         Ok((self.keep(token, &*lease).await, true))
     }
 
-    /// Spends a refresh token from elsewhere; only if the server accepts it, it replaces what is kept.
+    /// Spends a refresh token or a code from elsewhere; only if the server accepts it, what comes of it replaces what is
+    /// kept.
     pub async fn import(
         &self,
         definition: &Definition,
-        token: &RefreshToken,
+        handed: Handed,
         cause: &Cause,
     ) -> Result<StoredToken, AcquireError> {
         let (_place, lease) = self.right_to_ask(&definition.connection).await?;
-        let token = self.refresh(definition, token, None, cause).await?;
+        let token = match handed {
+            Handed::RefreshToken(token) => self.refresh(definition, &token, None, cause).await?,
+            Handed::Consented(consented) => self.ask(definition, Way::Consented(&consented), cause).await?,
+            Handed::Tokens(set, asked) => self.answered(definition, Way::Grant, (Ok(set), asked), cause)?,
+        };
         Ok(self.keep(token, &*lease).await)
     }
 
@@ -268,7 +283,7 @@ impl Acquirer {
         life: Option<RefreshLife>,
         cause: &Cause,
     ) -> Result<StoredToken, AcquireError> {
-        let mut answer = self.ask(definition, Some(token), cause).await?;
+        let mut answer = self.ask(definition, Way::Refresh(token), cause).await?;
         let sent = Refresh::Token(token.clone());
         if answer.refresh == Refresh::None || answer.refresh == sent {
             // The same one is as old as before, whatever the answer says.
@@ -278,20 +293,32 @@ impl Acquirer {
         Ok(answer)
     }
 
-    /// One request to the token endpoint: with a refresh token, else by the connection's own grant.
-    async fn ask(
+    /// One request to the token endpoint.
+    async fn ask(&self, definition: &Definition, way: Way<'_>, cause: &Cause) -> Result<StoredToken, AcquireError> {
+        // Lifetimes count from when the request leaves: the answer may have been long on its way.
+        let obtained = self.clock.now();
+        let answer = match way {
+            Way::Refresh(token) => definition.source.refresh(token, self.whose()).await,
+            Way::Grant => definition.source.first_grant(self.whose()).await,
+            Way::Consented(consented) => {
+                let whose = Whose { consented: Some(consented), ..self.whose() };
+                definition.source.first_grant(whose).await
+            }
+        };
+        self.answered(definition, way, (answer, obtained), cause)
+    }
+
+    /// What a token request has brought, counted and recorded.
+    fn answered(
         &self,
         definition: &Definition,
-        token: Option<&RefreshToken>,
+        way: Way<'_>,
+        (answer, obtained): (Result<TokenSet, Failure>, Now),
         cause: &Cause,
     ) -> Result<StoredToken, AcquireError> {
         let own = &definition.connection;
-        // Lifetimes count from when the request leaves: the answer may have been long on its way.
-        let obtained = self.clock.now();
-        let (grant, answer) = match token {
-            Some(token) => ("refresh_token", definition.source.refresh(token, self.whose()).await),
-            None => (own.grant.as_str(), definition.source.first_grant(self.whose()).await),
-        };
+        let is_refresh = matches!(way, Way::Refresh(_));
+        let grant = if is_refresh { "refresh_token" } else { own.grant.as_str() };
         let (connection, profile) = (self.slot.key.connection.as_str(), self.slot.key.profile.as_str());
         let outcome = answer.as_ref().map_or_else(|failure| failure.outcome().as_str(), |_| "ok");
         let took = self.clock.now().boot.saturating_sub(obtained.boot);
@@ -299,7 +326,7 @@ impl Acquirer {
         self.metrics.token_request_duration.with_label_values(&[connection]).observe(took.as_secs_f64());
         self.record(grant, outcome, answer.as_ref().err(), cause);
         let answer = answer.map_err(|failure| {
-            let in_doubt = token.is_some() && failure.may_have_been_granted();
+            let in_doubt = is_refresh && failure.may_have_been_granted();
             AcquireError::Server { failure, in_doubt }
         })?;
         Ok(StoredToken {
@@ -316,8 +343,8 @@ impl Acquirer {
 
     fn whose(&self) -> Whose<'_> {
         match self.slot.caller_token() {
-            Some(token) => Whose { subject: None, token: Some(token) },
-            None => Whose { subject: self.slot.key.subject.as_ref(), token: None },
+            Some(token) => Whose { token: Some(token), ..Whose::default() },
+            None => Whose { subject: self.slot.key.subject.as_ref(), ..Whose::default() },
         }
     }
 
@@ -327,7 +354,7 @@ impl Acquirer {
             Failure::Permanent(refusal) => refusal.error.clone(),
             Failure::Script { .. } => "script_failed".to_owned(),
         });
-        let (user, from) = cause.person().map(|person| (person.user.as_str(), person.from)).unzip();
+        let person = cause.person();
         let record = audit::Refresh {
             connection: self.slot.key.connection.as_str(),
             profile: self.slot.key.profile.as_str(),
@@ -336,8 +363,8 @@ impl Acquirer {
             outcome,
             error: error.as_deref(),
             cause: cause.as_str(),
-            user,
-            from,
+            user: person.and_then(|person| person.user.as_ref()).map(Name::as_str),
+            from: person.map(|person| person.from),
         };
         self.audit.now().refresh(self.clock.now().wall, &record);
     }

@@ -138,7 +138,7 @@ impl Refresher {
     async fn import(&self, import: Import) {
         let Ok(_under_way) = self.under_way.acquire().await else { return };
         let definition = self.acquirer.definition.load_full();
-        let outcome = match self.acquirer.import(&definition, &import.token, &Cause::Person(import.by)).await {
+        let outcome = match self.acquirer.import(&definition, import.handed, &Cause::Person(import.by)).await {
             Ok(token) => {
                 self.succeed(&self.slot.state(), &definition.connection, token, true);
                 Ok(())

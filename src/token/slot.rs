@@ -26,7 +26,7 @@ use crate::model::secret::Secret;
 use crate::model::token::{AccessToken, TokenKey};
 use crate::telemetry::audit::Cause;
 use import::Desk;
-pub use import::{Errand, Import, NotImported};
+pub use import::{Errand, Handed, Import, NotImported};
 pub use refresh::NotRefreshed;
 pub use revoke::{Fate, NotRevoked, Revoke, Revoked};
 pub use trouble::{Consent, NoToken, Trouble};

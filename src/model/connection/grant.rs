@@ -23,6 +23,38 @@ pub enum Grant {
     TokenExchange(TokenExchange),
     /// RFC 6749 §4.1: a person is needed for the first token.
     AuthorizationCode,
+    /// RFC 8628: the same, where the person has a browser elsewhere.
+    DeviceCode,
+}
+
+/// How a person is asked (RFC 6749 §4.1.1).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Authorization {
+    /// As written, since servers compare it as a text; `None`: `<public_url>/oauth/callback`.
+    pub redirect_url: Option<String>,
+    pub pkce: Pkce,
+    /// Extra parameters of the authorization request.
+    pub params: Vec<(String, String)>,
+}
+
+/// How the code is bound to whoever asked for it (RFC 7636).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Pkce {
+    #[default]
+    S256,
+    Plain,
+    None,
+}
+
+impl Pkce {
+    /// As the configuration writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Pkce::S256 => "S256",
+            Pkce::Plain => "plain",
+            Pkce::None => "none",
+        }
+    }
 }
 
 /// What the JWT of a [`Grant::JwtBearer`] says (RFC 7523 §3).
@@ -79,6 +111,7 @@ impl Grant {
             Grant::Saml2Bearer { .. } => "saml2_bearer",
             Grant::TokenExchange(_) => "token_exchange",
             Grant::AuthorizationCode => "authorization_code",
+            Grant::DeviceCode => "device_code",
         }
     }
 
@@ -91,12 +124,13 @@ impl Grant {
             Grant::Saml2Bearer { .. } => "urn:ietf:params:oauth:grant-type:saml2-bearer",
             Grant::TokenExchange(_) => "urn:ietf:params:oauth:grant-type:token-exchange",
             Grant::AuthorizationCode => "authorization_code",
+            Grant::DeviceCode => "urn:ietf:params:oauth:grant-type:device_code",
         }
     }
 
     /// Can only a person give the first token?
     pub fn needs_person(&self) -> bool {
-        matches!(self, Grant::AuthorizationCode)
+        matches!(self, Grant::AuthorizationCode | Grant::DeviceCode)
     }
 
     /// Whose token it is, where the configuration says so: the user name, or the subject of the assertion.
@@ -107,7 +141,8 @@ impl Grant {
             Grant::ClientCredentials
             | Grant::Saml2Bearer { .. }
             | Grant::TokenExchange(_)
-            | Grant::AuthorizationCode => None,
+            | Grant::AuthorizationCode
+            | Grant::DeviceCode => None,
         }
     }
 

@@ -1,6 +1,6 @@
 //! The database file: opening it, and the check that it is ours, of a known format, and sealed under a key at hand.
 //!
-//! Tables: `tokens` and `secrets` (name → sealed record), `meta` (`format`; `check`, a record sealed with the key in
+//! Tables: `tokens`, `secrets` and `notes` (name → sealed record), `meta` (`format`; `check`, a record sealed with the key in
 //! force, so that a wrong key is noticed before anything is written).
 //! Holds: nothing of ours is written to a file that was there before it has passed the check.
 
@@ -24,6 +24,7 @@ pub type Table = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
 pub const TOKENS: Table = TableDefinition::new("tokens");
 pub const SECRETS: Table = TableDefinition::new("secrets");
+pub const NOTES: Table = TableDefinition::new("notes");
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 
 /// The layout of the whole; a program refuses one that is newer than its own.
@@ -161,6 +162,7 @@ fn initialise(database: &Database, keyring: &Keyring) -> Result<(), redb::Error>
     transaction.set_quick_repair(true);
     transaction.open_table(TOKENS)?;
     transaction.open_table(SECRETS)?;
+    transaction.open_table(NOTES)?;
     transaction.open_table(META)?.insert(FORMAT_KEY, FORMAT.to_be_bytes().as_slice())?;
     put_check(&transaction, keyring)?;
     Ok(transaction.commit()?)

@@ -34,10 +34,11 @@ impl Kind {
     }
 }
 
-/// A user of the admin side, and where the request came from.
+/// Who acts on the admin side, and where the request came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Person {
-    pub user: Name,
+    /// `None`: whoever holds a link of ours.
+    pub user: Option<Name>,
     pub from: SocketAddr,
 }
 

@@ -1,4 +1,4 @@
-//! Errands for the refresher, which alone writes the slot: a refresh token from elsewhere, or a wish to revoke.
+//! Errands for the refresher, which alone writes the slot: a token or a code from elsewhere, or a wish to revoke.
 //!
 //! Holds: one at a time; whoever handed it in may go away, and it is proven and kept all the same.
 
@@ -9,13 +9,25 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{NoToken, Revoke, TokenSlot};
-use crate::model::token::RefreshToken;
+use crate::clock::Now;
+use crate::model::token::{RefreshToken, TokenSet};
+use crate::oauth::Consented;
 use crate::telemetry::audit::Person;
 
-/// A token that waits to be proven, and who waits for the outcome.
+/// What comes from elsewhere.
+#[derive(Debug)]
+pub enum Handed {
+    RefreshToken(RefreshToken),
+    /// To be exchanged for a token.
+    Consented(Consented),
+    /// A token that was asked for when it was not yet known whether there would be one, and when that was.
+    Tokens(TokenSet, Now),
+}
+
+/// Something that waits to be proven, and who waits for the outcome.
 #[derive(Debug)]
 pub struct Import {
-    pub token: RefreshToken,
+    pub handed: Handed,
     /// Who hands it in.
     pub by: Person,
     pub reply: oneshot::Sender<Result<(), NoToken>>,
@@ -41,9 +53,9 @@ pub enum NotImported {
 }
 
 impl TokenSlot {
-    /// Returns once the token has given an access token and both are kept, or why not. It is proven although the
+    /// Returns once what is handed in has given an access token and it is kept, or why not. It is proven although the
     /// caller goes away.
-    pub async fn import(&self, token: RefreshToken, by: Person, deadline: Instant) -> Result<(), NotImported> {
+    pub async fn import(&self, handed: Handed, by: Person, deadline: Instant) -> Result<(), NotImported> {
         let (reply, outcome) = oneshot::channel();
         {
             let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
@@ -53,7 +65,7 @@ impl TokenSlot {
             if self.is_closed() {
                 return Err(NotImported::NotProven(NoToken::Forgotten));
             }
-            *desk = Some(Errand::Import(Import { token, by, reply }));
+            *desk = Some(Errand::Import(Import { handed, by, reply }));
         }
         self.used.store(true, Ordering::Relaxed);
         self.demand.notify_one();

@@ -1,0 +1,201 @@
+//! What a person is asked, and how: the authorization request with PKCE (RFC 6749 §4.1.1, RFC 7636, RFC 9126), and the
+//! device authorization request (RFC 8628 §3.1).
+//!
+//! Not here: what becomes of the person's answer (`admin::consent`), the exchange of a code (`grant`).
+//! Holds: PKCE is what the configuration says, whatever the server says of itself; the query of the authorization URL is
+//! kept; a server that asks for pushed requests gets nothing else through the browser.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use http::StatusCode;
+use oauth2::{AuthUrl, CsrfToken, PkceCodeChallenge, RedirectUrl, Scope};
+use url::Url;
+
+use super::call::{Call, Kind};
+use super::failure::{Failure, Posted, Reason};
+use super::grant::{self, Fields, field};
+use super::json::{Json, Members};
+use super::transport::{self, Answer};
+use super::{TokenEndpoint, discovery, refused, response, retryable};
+use crate::model::connection::Pkce;
+use crate::model::secret::Secret;
+use crate::script;
+
+/// RFC 8628 §3.2: where the answer says nothing.
+const INTERVAL: Duration = Duration::from_secs(5);
+const INTERVAL_MAX: Duration = Duration::from_secs(60);
+/// Longest life of a device code that is believed.
+const DEVICE_CODE_MAX: Duration = Duration::from_secs(30 * 60);
+const DEVICE_CODE_DEFAULT: Duration = Duration::from_secs(10 * 60);
+const USER_CODE_CHARS_MAX: usize = 64;
+
+/// Where the browser goes, and what the exchange of the code will have to show.
+pub struct Asked {
+    pub url: Url,
+    pub verifier: Option<Secret>,
+}
+
+/// What a person types elsewhere, and what we ask with meanwhile.
+pub struct DeviceAsked {
+    pub device_code: Secret,
+    pub user_code: String,
+    pub verification_uri: Url,
+    pub verification_uri_complete: Option<Url>,
+    pub expires_in: Duration,
+    pub interval: Duration,
+}
+
+impl TokenEndpoint {
+    /// The authorization request, pushed to the server first where it asks for that.
+    pub async fn ask_person(&self, state: &Secret, redirect_uri: &str) -> Result<Asked, Failure> {
+        self.in_time(async {
+            let metadata = self.metadata().await?.unwrap_or_default();
+            let place = match &self.connection.endpoints.authorization {
+                Some(url) => url.clone(),
+                None => {
+                    let url = metadata.authorization.clone();
+                    url.ok_or_else(|| discovery::incomplete("names no authorization_endpoint"))?
+                }
+            };
+            let (url, verifier) = self.authorization_request(&place, state, redirect_uri)?;
+            let url = self.shaped_by_script(&place, url)?;
+            let url = match &metadata.pushed_authorization_request {
+                Some(endpoint) if metadata.requires_pushed_requests => self.pushed(&place, &url, endpoint).await?,
+                _ => url,
+            };
+            Ok(Asked { url, verifier })
+        })
+        .await
+    }
+
+    fn authorization_request(
+        &self,
+        place: &Url,
+        state: &Secret,
+        redirect_uri: &str,
+    ) -> Result<(Url, Option<Secret>), Failure> {
+        let redirect = RedirectUrl::new(redirect_uri.to_owned()).map_err(|_| refused("invalid_redirect_url"))?;
+        let client = self.oauth.clone().set_auth_uri(AuthUrl::from_url(place.clone()));
+        let (challenge, verifier) = match self.connection.authorization.pkce {
+            Pkce::S256 => Some(PkceCodeChallenge::new_random_sha256()),
+            Pkce::Plain => Some(PkceCodeChallenge::new_random_plain()),
+            Pkce::None => None,
+        }
+        .unzip();
+        let mut request = client
+            .authorize_url(|| CsrfToken::new(state.expose().to_owned()))
+            .set_redirect_uri(Cow::Owned(redirect))
+            .add_scopes(self.connection.scopes.iter().map(|scope| Scope::new(scope.clone())));
+        if let Some(challenge) = challenge {
+            request = request.set_pkce_challenge(challenge);
+        }
+        let params = self.connection.authorization.params.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        for (name, value) in grant::whom(&self.connection).chain(params) {
+            request = request.add_extra_param(name, value);
+        }
+        let (url, _) = request.url();
+        Ok((url, verifier.map(|verifier| Secret::new(verifier.into_secret()))))
+    }
+
+    /// The parameters as the script wants them; those of the configured URL are not its business.
+    fn shaped_by_script(&self, place: &Url, url: Url) -> Result<Url, Failure> {
+        let Some(script) = self.script.as_ref().filter(|script| script.has_authorization_request()) else {
+            return Ok(url);
+        };
+        let call = self.preparation(place.clone());
+        let form = added(place, &url);
+        let request = script::Request { url: place.to_string(), headers: Vec::new(), form: form.clone() };
+        let shaped = script.authorization_request(request, &call.context());
+        let shaped = shaped.map_err(|failure| Failure::of_script(failure, &call.posted_fields(&form)))?;
+        let mut url = place.clone();
+        url.query_pairs_mut().extend_pairs(shaped.form);
+        Ok(url)
+    }
+
+    /// RFC 9126 §2: the server keeps the parameters, and the browser carries their name.
+    async fn pushed(&self, place: &Url, url: &Url, endpoint: &Url) -> Result<Url, Failure> {
+        let fields: Fields = added(place, url).into_iter().filter(|(name, _)| name != "client_id").collect();
+        let call = self.preparation(transport::without_userinfo(endpoint));
+        let uri = call.prove_and_send(&fields, |answer, posted| {
+            let members = granted(answer, posted)?;
+            let uri = members.get("request_uri").and_then(Json::as_text).filter(|uri| !uri.is_empty());
+            uri.map(str::to_owned).ok_or_else(|| retryable(Reason::NotJson))
+        });
+        let uri = uri.await?;
+        let mut url = place.clone();
+        url.query_pairs_mut().append_pair("client_id", &self.connection.client_id).append_pair("request_uri", &uri);
+        Ok(url)
+    }
+
+    /// A code for the person, and one for us.
+    pub async fn ask_device(&self) -> Result<DeviceAsked, Failure> {
+        self.in_time(async {
+            let url = match &self.connection.endpoints.device_authorization {
+                Some(url) => url.clone(),
+                None => {
+                    let url = self.metadata().await?.and_then(|metadata| metadata.device_authorization.clone());
+                    url.ok_or_else(|| discovery::incomplete("names no device_authorization_endpoint"))?
+                }
+            };
+            let mut fields = Fields::new();
+            if !self.connection.scopes.is_empty() {
+                fields.push(field("scope", &self.connection.scopes.join(" ")));
+            }
+            fields.extend(grant::whom(&self.connection).map(|(name, value)| field(name, value)));
+            let call = self.preparation(transport::without_userinfo(&url));
+            call.prove_and_send(&fields, |answer, posted| {
+                device_asked(&granted(answer, posted)?).ok_or_else(|| retryable(Reason::NotJson))
+            })
+            .await
+        })
+        .await
+    }
+
+    /// Does an answer in the browser come from the server that was asked (RFC 9207 §2.4)?
+    pub async fn is_from_issuer(&self, named: Option<&str>) -> Result<bool, Failure> {
+        let metadata = self.in_time(self.metadata()).await?;
+        let must = metadata.is_some_and(|metadata| metadata.names_itself);
+        Ok(match (named, &self.connection.endpoints.issuer) {
+            (Some(named), Some(issuer)) => named == issuer,
+            (Some(_), None) => true,
+            (None, _) => !must,
+        })
+    }
+
+    fn preparation(&self, url: Url) -> Call<'_> {
+        Call { endpoint: self, url, kind: Kind::Preparation }
+    }
+}
+
+/// What `url` has beyond the query of `place`.
+fn added(place: &Url, url: &Url) -> Fields {
+    let own = place.query_pairs().count();
+    url.query_pairs().skip(own).map(|(name, value)| (name.into_owned(), value.into_owned())).collect()
+}
+
+/// The members of a success, or why it is none.
+fn granted(answer: &Answer, posted: &Posted) -> Result<Members, Failure> {
+    match Json::object(&answer.body) {
+        Ok(members) if answer.status.is_success() && !members.contains_key("error") => Ok(members),
+        _ if answer.status == StatusCode::OK && answer.body.is_empty() => Err(retryable(Reason::Empty)),
+        _ => Err(response::refusal(answer, posted)),
+    }
+}
+
+fn device_asked(members: &Members) -> Option<DeviceAsked> {
+    let text = |name: &str| members.get(name).and_then(Json::as_text).filter(|text| !text.is_empty());
+    let url = |name: &str| text(name)?.parse::<Url>().ok().filter(|url| matches!(url.scheme(), "https" | "http"));
+    let span = |name: &str| members.get(name).and_then(response::seconds);
+    let user_code = text("user_code")?;
+    let plain = user_code.chars().all(|c| ('!'..='~').contains(&c) || c == ' ');
+    Some(DeviceAsked {
+        device_code: Secret::new(text("device_code")?),
+        user_code: Some(user_code).filter(|code| plain && code.len() <= USER_CODE_CHARS_MAX)?.to_owned(),
+        // Google's name for it.
+        verification_uri: url("verification_uri").or_else(|| url("verification_url"))?,
+        verification_uri_complete: url("verification_uri_complete"),
+        expires_in: span("expires_in").unwrap_or(DEVICE_CODE_DEFAULT).min(DEVICE_CODE_MAX),
+        interval: span("interval").filter(|span| !span.is_zero()).unwrap_or(INTERVAL).min(INTERVAL_MAX),
+    })
+}

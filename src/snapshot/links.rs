@@ -1,0 +1,123 @@
+//! Links that people follow to connect a connection.
+//!
+//! Not here: what happens when one is opened (`admin::consent`).
+//! Holds: a link for one subject is sealed to connection, profile and subject, and good for ten minutes; any replica with
+//! the same key opens it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use url::Url;
+
+use crate::model::token::TokenKey;
+use crate::store::{Keyring, SealedIn};
+
+/// How long a link for a subject is good for.
+const LINK_LIFE: Duration = Duration::from_secs(10 * 60);
+const PLACE: SealedIn<'static> = SealedIn { table: "links", name: b"connect" };
+/// Longest sealed link that is looked at.
+const SEALED_CHARS_MAX: usize = 1024;
+
+pub struct Links {
+    seal: Arc<Keyring>,
+    /// Where browsers reach us; `None`: nobody has said.
+    base: Option<Url>,
+}
+
+impl fmt::Debug for Links {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Links({:?})", self.base.as_ref().map(Url::as_str))
+    }
+}
+
+impl Links {
+    pub fn new(seal: Arc<Keyring>, base: Option<Url>) -> Links {
+        Links { seal, base }
+    }
+
+    pub fn base(&self) -> Option<&Url> {
+        self.base.as_ref()
+    }
+
+    /// Where authorization servers send browsers back to.
+    pub fn callback(&self) -> Option<String> {
+        self.at(&["oauth", "callback"]).map(String::from)
+    }
+
+    /// Where a token is connected; for a subject's, without signing in. `wall`: now, since the Unix epoch.
+    pub fn connect(&self, key: &TokenKey, wall: Duration) -> Option<String> {
+        let mut url = self.of_connection(key)?;
+        if key.subject.is_some() {
+            let ends = (wall + LINK_LIFE).as_secs();
+            let sealed = self.seal.seal(PLACE, ends, key.to_string().as_bytes()).ok()?;
+            url.set_query(Some(&format!("for={}", BASE64_URL_SAFE_NO_PAD.encode(sealed))));
+        } else if key.profile.as_str() != "default" {
+            url.set_query(Some(&format!("profile={}", key.profile)));
+        }
+        Some(url.into())
+    }
+
+    /// The same for an authorization that somebody has begun; `secret` alone opens it.
+    pub fn of_authorization(&self, key: &TokenKey, secret: &str) -> Option<String> {
+        let mut url = self.of_connection(key)?;
+        url.set_query(Some(&format!("flow={secret}")));
+        Some(url.into())
+    }
+
+    /// Which token a sealed link is for; `None`: it is not ours, or its time is over.
+    pub fn open(&self, sealed: &str, wall: Duration) -> Option<TokenKey> {
+        let sealed = (sealed.len() <= SEALED_CHARS_MAX).then(|| BASE64_URL_SAFE_NO_PAD.decode(sealed).ok())??;
+        let (ends, text) = self.seal.open(PLACE, &sealed).ok()?;
+        let key = TokenKey::parse(std::str::from_utf8(&text).ok()?)?;
+        (wall < Duration::from_secs(ends)).then_some(key)
+    }
+
+    fn of_connection(&self, key: &TokenKey) -> Option<Url> {
+        self.at(&["connect", key.connection.as_str()])
+    }
+
+    fn at(&self, path: &[&str]) -> Option<Url> {
+        let mut url = self.base.clone()?;
+        url.path_segments_mut().ok()?.pop_if_empty().extend(path);
+        Some(url)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Name;
+    use crate::model::secret::SealKey;
+    use crate::model::token::Subject;
+
+    fn links(base: &str, key: u8) -> Links {
+        let keyring = Keyring::new(&SealKey::new([key; 32]), &[]).unwrap();
+        Links::new(Arc::new(keyring), Some(base.parse().unwrap()))
+    }
+
+    #[test]
+    fn a_link_leads_to_one_token_for_ten_minutes() {
+        let crm = TokenKey::of_connection(Name::parse("crm").unwrap());
+        let other = TokenKey { profile: Name::parse("other").unwrap(), ..crm.clone() };
+        let ann = TokenKey { subject: Subject::parse("ann@acme.test"), ..other.clone() };
+        let (own, base, now) = (links("https://keys.test/kb/", 1), "https://keys.test/kb/connect/crm", Duration::from_secs(900));
+        assert_eq!(own.callback().as_deref(), Some("https://keys.test/kb/oauth/callback"));
+        assert_eq!(own.connect(&crm, now).as_deref(), Some(base));
+        assert_eq!(own.connect(&other, now), Some(format!("{base}?profile=other")));
+        let link = own.connect(&ann, now).unwrap();
+        let sealed = link.strip_prefix(&format!("{base}?for=")).unwrap();
+        assert!(!link.contains("ann"));
+        assert_eq!(own.open(sealed, now), Some(ann.clone()));
+        assert_eq!(own.open(sealed, now + LINK_LIFE - Duration::from_secs(1)), Some(ann));
+        assert_eq!(own.open(sealed, now + LINK_LIFE), None);
+        let mut changed = sealed.to_owned().into_bytes();
+        changed[40] ^= 1;
+        for bad in ["", "x", &sealed[1..], std::str::from_utf8(&changed).unwrap(), &sealed.repeat(9)] {
+            assert_eq!(own.open(bad, now), None, "{bad}");
+        }
+        assert_eq!(links("https://keys.test", 2).open(sealed, now), None);
+    }
+}
