@@ -8,11 +8,14 @@
 mod actions;
 mod api;
 mod auth;
+mod consent;
+mod cookie;
 mod events;
 mod openapi;
 mod problem;
 mod revoke;
 mod secrets;
+mod session;
 mod token_file;
 mod trial;
 mod view;
@@ -39,6 +42,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use crate::clock::Clock;
 use crate::config::Problem;
 use crate::snapshot::Snapshot;
+use crate::store::Keyring;
 use crate::tasks::Tasks;
 use crate::telemetry::audit::{Audit, Person};
 use crate::telemetry::events::Events;
@@ -46,6 +50,7 @@ use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 use crate::token::TokenCache;
 pub use auth::Access;
+pub use consent::device::Bell as DeviceBell;
 pub use events::LISTENERS_MAX;
 
 /// Open connections to one of these listeners.
@@ -83,6 +88,11 @@ pub struct Admin {
     pub access: Arc<Access>,
     pub events: Events,
     pub audit: Audit,
+    /// Seals what browsers keep for us.
+    pub seal: Arc<Keyring>,
+    pub tasks: Tasks,
+    /// Wakes whoever asks about devices.
+    pub device_bell: DeviceBell,
     /// Places for those that listen to events.
     pub listeners: Arc<Semaphore>,
     /// `None`: there is no file to reload.
@@ -91,7 +101,7 @@ pub struct Admin {
 
 /// Both ends of a connection.
 #[derive(Debug, Clone, Copy)]
-struct Arrived {
+pub struct Arrived {
     at: SocketAddr,
     from: SocketAddr,
 }
@@ -113,6 +123,16 @@ impl Admin {
             // A full queue means that it is about to be read anyway.
             let _ = reload.try_send(ReloadAsked { by: asker.person(), answer });
         }
+    }
+
+    /// `/connect` and `/oauth/callback`.
+    pub fn public(self) -> Router {
+        consent::router(self)
+    }
+
+    /// Asks authorization servers about devices, until the program ends.
+    pub async fn ask_about_devices(self) {
+        consent::device::ask_servers(self).await;
     }
 
     /// Everything below `/api/v1`.

@@ -16,7 +16,7 @@ use http::HeaderValue;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
-use crate::admin::{self, Access, Admin};
+use crate::admin::{self, Access, Admin, DeviceBell};
 use crate::clock::Clock;
 use crate::config::Loaded;
 use crate::model::Listener;
@@ -78,6 +78,7 @@ pub struct App {
     proxy: Vec<TcpListener>,
     admin: TcpListener,
     telemetry: Option<TcpListener>,
+    public: Option<TcpListener>,
     /// Name and real address of each listener.
     pub listeners: Vec<Listener>,
 }
@@ -97,7 +98,8 @@ impl App {
         let proxy = model.listeners.proxy.iter().map(&mut bind).collect::<Result<_, _>>()?;
         let admin = bind(&model.listeners.admin)?;
         let telemetry = model.listeners.telemetry.as_ref().map(&mut bind).transpose()?;
-        Ok(App { loaded, keeper, source, tasks, proxy, admin, telemetry, listeners })
+        let public = model.listeners.public.as_ref().map(&mut bind).transpose()?;
+        Ok(App { loaded, keeper, source, tasks, proxy, admin, telemetry, public, listeners })
     }
 
     /// Runs on the current (control) runtime until `end` completes, then drains and stops.
@@ -148,16 +150,23 @@ impl App {
             events,
             audit: audit.clone(),
             listeners: Arc::new(Semaphore::new(admin::LISTENERS_MAX)),
+            seal,
+            tasks: tasks.clone(),
+            device_bell: DeviceBell::default(),
             reload: self.source.is_some().then_some(reload),
         };
         let api = admin.clone().api();
+        tasks.spawn("devices", admin.clone().ask_about_devices());
+        let mut inside = api;
         match self.telemetry {
-            Some(telemetry) => {
-                admin::serve(&tasks, telemetry, admin.telemetry())?;
-                admin::serve(&tasks, self.admin, api)?;
-            }
-            None => admin::serve(&tasks, self.admin, admin.telemetry().merge(api))?,
+            Some(telemetry) => admin::serve(&tasks, telemetry, admin.clone().telemetry())?,
+            None => inside = inside.merge(admin.clone().telemetry()),
         }
+        match self.public {
+            Some(public) => admin::serve(&tasks, public, admin.public())?,
+            None => inside = inside.merge(admin.public()),
+        }
+        admin::serve(&tasks, self.admin, inside)?;
         let via = format!("1.1 keybearer-{:08x}", fastrand::u32(..));
         let shared = Arc::new(Shared {
             snapshot: wiring.snapshot.clone(),

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed at run time, 2 wrong arguments or configuration.
 
 mod ask;
+mod connect;
 mod check;
 mod demo;
 mod run;
@@ -44,8 +45,8 @@ enum Command {
     Revoke(ask::RefreshArguments),
     /// Send one request with a connection's token and show how it was answered
     Test(ask::TestArguments),
-    /// Connect a connection: hand in a refresh token that exists already
-    Connect(ask::ConnectArguments),
+    /// Connect a connection: a link or a code for the person, and the wait for the token
+    Connect(connect::ConnectArguments),
     /// Secrets in the sealed store, for `{store: NAME}`
     #[command(subcommand)]
     Secret(secret::SecretCommand),
@@ -86,7 +87,7 @@ pub fn main() -> ExitCode {
         Command::Refresh(arguments) => ask::refresh(&arguments),
         Command::Revoke(arguments) => ask::revoke(&arguments),
         Command::Test(arguments) => ask::test(&arguments),
-        Command::Connect(arguments) => ask::connect(&arguments),
+        Command::Connect(arguments) => connect::connect(&arguments),
         Command::Secret(command) => secret::secret(&command),
         Command::Store(command) => store::store(&command),
         Command::Healthcheck(arguments) => ask::healthcheck(&arguments),

@@ -30,7 +30,7 @@ mod value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use admin::{Whereabouts, presented_token, read_token, whereabouts};
+pub use admin::{Whereabouts, has_desktop, presented_token, read_token, whereabouts};
 pub use excerpt::Excerpts;
 pub use problem::{Problem, Problems};
 pub use reference::is_stored_name;

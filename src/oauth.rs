@@ -43,7 +43,7 @@ use grant::{Fields, field};
 
 pub use authorization::{Asked, DeviceAsked};
 pub use clients::{ClientError, HttpClients};
-pub use failure::{Failure, Outcome, Reason, Refusal};
+pub use failure::{Failure, Outcome, Reason, Refusal, clean_error};
 
 /// The contract's word for a connection that waits for a person.
 pub const CONSENT_REQUIRED: &str = "consent_required";

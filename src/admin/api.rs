@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::openapi::Operation;
 use super::problem::{Problem, bound};
-use super::{Admin, actions, auth, events, openapi, revoke, secrets, view};
+use super::{Admin, actions, auth, consent, events, openapi, revoke, secrets, session, view};
 use crate::model::Role;
 use crate::model::token::{Subject, TokenKey, default_profile};
 use crate::token::Slots;
@@ -137,6 +137,55 @@ const OPERATIONS: &[Operation] = &[
         ],
         members: &[("url", "absent: the first route's own"), ("method", "GET or HEAD; absent: GET"), SUBJECT],
         handler: || post(actions::test),
+    },
+    Operation {
+        method: "post",
+        path: "/connections/{name}/authorize",
+        role: Role::Operator,
+        summary: "Begins a person's part: a link to open once, or a code to type elsewhere",
+        answers: &[
+            (
+                201,
+                "{id, expires_at, authorization_url}, or {id, expires_at, user_code, verification_uri, verification_uri_complete, interval}",
+            ),
+            UNKNOWN,
+            (409, "the connection is inactive, or its grant needs nobody"),
+            (422, "the connection has a token for each subject; name one"),
+            NO_TOKEN[2],
+            (503, "the store or the authorization server cannot be used"),
+        ],
+        members: &[("profile", "the profile; absent: default"), SUBJECT],
+        handler: || post(consent::authorize),
+    },
+    Operation {
+        method: "get",
+        path: "/authorizations/{id}",
+        role: Role::Viewer,
+        summary: "What has come of it: pending, connected, denied, expired or failed",
+        answers: &[
+            (200, "{id, connection, profile, subject, status, error, description, expires_at}"),
+            (404, "no authorization has this id"),
+        ],
+        members: &[],
+        handler: || get(consent::authorization),
+    },
+    Operation {
+        method: "post",
+        path: auth::SESSION_PATH,
+        role: Role::Viewer,
+        summary: "Signs a browser in with a user's token: a cookie, and what its page must send with every change",
+        answers: &[(200, "{user, role, csrf_token, expires_at}")],
+        members: &[("token", "the user's token")],
+        handler: || post(session::post),
+    },
+    Operation {
+        method: "delete",
+        path: auth::SESSION_PATH,
+        role: Role::Viewer,
+        summary: "Signs the browser out",
+        answers: &[(204, "the cookie is gone")],
+        members: &[],
+        handler: || delete(session::delete),
     },
     Operation {
         method: "post",

@@ -10,14 +10,17 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use axum::extract::{OriginalUri, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use url::Url;
 
+pub use super::Arrived;
 use super::problem::Problem;
-use super::{Admin, Arrived, token_file};
+use super::{Admin, session, token_file};
 use crate::model::origin::{Authority, Host};
 use crate::model::secret::SecretDigest;
+use crate::model::token::{Subject, TokenKey};
 use crate::model::{AdminAccess, Model, Name, Role, User};
 use crate::telemetry::audit::{self, Kind, Person};
 
@@ -28,8 +31,10 @@ const HOLDER: &str = "admin-token";
 const AFTER_WRONG_TOKEN: Duration = Duration::from_millis(100);
 
 const HOST_UNKNOWN: &str = "host_unknown";
-const USER_UNKNOWN: &str = "user_unknown";
+pub const USER_UNKNOWN: &str = "user_unknown";
 const ROLE_TOO_LOW: &str = "role_too_low";
+/// Below the API's base.
+pub const SESSION_PATH: &str = "/session";
 /// What is a denial in the audit, each for one reason.
 const DENIED: [(StatusCode, &str); 3] = [
     (StatusCode::MISDIRECTED_REQUEST, HOST_UNKNOWN),
@@ -93,12 +98,21 @@ impl Access {
         let mut values = headers.get_all(header::AUTHORIZATION).iter();
         let (value, None) = (values.next()?.to_str().ok()?, values.next()) else { return None };
         let (scheme, token) = value.split_once(' ')?;
-        let digest = SecretDigest::of(token.trim().as_bytes());
+        let user = self.holder_of(token.trim()).filter(|_| scheme.eq_ignore_ascii_case("Bearer"))?;
+        Some(Asker { name: user.name, role: user.role, from })
+    }
+
+    /// Whose token this is.
+    pub fn holder_of(&self, token: &str) -> Option<User> {
+        let digest = SecretDigest::of(token.as_bytes());
         let access = self.current.load();
         // To the end: how long it takes tells nothing about whose token it is.
         let found = access.users.iter().fold(None, |found, user| if user.token == digest { Some(user) } else { found });
-        let user = found.filter(|_| scheme.eq_ignore_ascii_case("Bearer"))?;
-        Some(Asker { name: user.name.clone(), role: user.role, from })
+        found.cloned()
+    }
+
+    pub fn named(&self, name: &Name) -> Option<User> {
+        self.current.load().users.iter().find(|user| user.name == *name).cloned()
     }
 
     /// Is this one of the names that we answer to, at the address where the request arrived?
@@ -111,7 +125,7 @@ impl Access {
         own && named.port.unwrap_or(80) == arrived.port() || self.current.load().hosts.iter().any(listed)
     }
 
-    fn knows_host(&self, uri: &Uri, headers: &HeaderMap, arrived: SocketAddr) -> bool {
+    pub fn knows_host(&self, uri: &Uri, headers: &HeaderMap, arrived: SocketAddr) -> bool {
         let known = |text: &str| Authority::parse(text).is_ok_and(|named| self.answers_to(&named, arrived));
         let mut hosts = headers.get_all(header::HOST).iter();
         let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
@@ -129,9 +143,11 @@ pub async fn guard(State(admin): State<Admin>, mut request: Request, next: Next)
             request.extensions_mut().insert(asker);
             next.run(request).await
         }
+        // The one operation of somebody who has yet to say who it is.
+        Err(problem) if problem.code() == USER_UNKNOWN && is_sign_in(&request) => next.run(request).await,
         Err(problem) => {
             if request.headers().contains_key(header::AUTHORIZATION) {
-                tokio::time::sleep(AFTER_WRONG_TOKEN).await;
+                after_wrong_token().await;
             }
             problem.into_response()
         }
@@ -147,15 +163,13 @@ pub async fn guard(State(admin): State<Admin>, mut request: Request, next: Next)
         response.headers_mut().insert(name, HeaderValue::from_static(value));
     }
     if let Some(code) = DENIED.iter().find_map(|(status, code)| (*status == response.status()).then_some(*code)) {
-        let record = audit::Request {
-            user: user.as_ref().map(Name::as_str),
-            listener: Some("admin"),
-            code: Some(code),
-            ..audit::Request::new(arrived.from, method.as_str(), uri.path(), response.status().as_u16())
-        };
-        admin.audit.now().admin(admin.clock.now().wall, Kind::Denial, &record);
+        record_denial(&admin, arrived.from, &method, uri.path(), (user.as_ref(), code, response.status()));
     }
     response
+}
+
+fn is_sign_in(request: &Request) -> bool {
+    request.method() == Method::POST && request.uri().path() == SESSION_PATH
 }
 
 /// As it was before the router took the API's base away.
@@ -164,7 +178,8 @@ fn whole_uri(request: &Request) -> Uri {
     whole.unwrap_or(request.uri()).clone()
 }
 
-fn arrived(request: &Request) -> Arrived {
+/// Both ends of the connection that brought it.
+pub fn arrived(request: &Request) -> Arrived {
     let nowhere = SocketAddr::new(IpAddr::from([0, 0, 0, 0]), 0);
     request.extensions().get().copied().unwrap_or(Arrived { at: nowhere, from: nowhere })
 }
@@ -174,16 +189,75 @@ fn admit(admin: &Admin, request: &Request, arrived: Arrived) -> Result<Asker, Pr
         let detail = "the Host header is neither this listener's address nor in `admin.hosts`";
         return Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, HOST_UNKNOWN, detail));
     }
-    if let Some(asker) = admin.access.user(request.headers(), arrived.from) {
-        return Ok(asker);
-    }
-    let detail = "send `Authorization: Bearer <token>` with the token of a user, or the one in <state_dir>/admin-token";
-    Err(Problem::new(StatusCode::UNAUTHORIZED, USER_UNKNOWN, detail))
+    // A token that is sent decides alone.
+    let asker = match request.headers().contains_key(header::AUTHORIZATION) {
+        true => admin.access.user(request.headers(), arrived.from),
+        false => session::asker(admin, request.method(), request.headers(), arrived.from),
+    };
+    asker.ok_or_else(user_unknown)
+}
+
+pub fn user_unknown() -> Problem {
+    let detail = "send `Authorization: Bearer <token>` with the token of a user, or the one in <state_dir>/admin-token; \
+                  a page that has signed in sends its X-CSRF-Token with every change";
+    Problem::new(StatusCode::UNAUTHORIZED, USER_UNKNOWN, detail)
+}
+
+pub async fn after_wrong_token() {
+    tokio::time::sleep(AFTER_WRONG_TOKEN).await;
+}
+
+/// Does the request name the host of `base`?
+pub fn is_host_of(base: Option<&Url>, headers: &HeaderMap) -> bool {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
+    let asked = host.to_str().ok().and_then(|text| Authority::parse(text).ok());
+    let (Some(base), Some(asked)) = (base, asked) else { return false };
+    let port = base.port_or_known_default();
+    base.host_str() == Some(asked.host.to_string().as_str()) && asked.port.or(port) == port
+}
+
+/// What is not permitted, in the audit.
+pub fn record_denial(
+    admin: &Admin,
+    from: SocketAddr,
+    method: &Method,
+    path: &str,
+    (user, code, status): (Option<&Name>, &str, StatusCode),
+) {
+    let record = audit::Request {
+        user: user.map(Name::as_str),
+        listener: Some("admin"),
+        code: Some(code),
+        ..audit::Request::new(from, method.as_str(), path, status.as_u16())
+    };
+    admin.audit.now().admin(admin.clock.now().wall, Kind::Denial, &record);
+}
+
+/// What somebody has changed about a token, in the audit; `code`: why it came to nothing.
+pub fn record_change(
+    admin: &Admin,
+    by: &Person,
+    (method, path): (&Method, &str),
+    key: &TokenKey,
+    (status, code): (StatusCode, Option<&str>),
+) {
+    let record = audit::Request {
+        user: by.user.as_ref().map(Name::as_str),
+        listener: Some("admin"),
+        connection: Some(key.connection.as_str()),
+        profile: Some(key.profile.as_str()),
+        subject: key.subject.as_ref().map(Subject::as_str),
+        code,
+        ..audit::Request::new(by.from, method.as_str(), path, status.as_u16())
+    };
+    admin.audit.now().admin(admin.clock.now().wall, Kind::Change, &record);
 }
 
 /// Before a handler: may this user do that?
 pub async fn permit(role: Role, request: Request, next: Next) -> Response {
     match request.extensions().get::<Asker>() {
+        None if is_sign_in(&request) => next.run(request).await,
         Some(asker) if asker.role >= role => next.run(request).await,
         _ => {
             let detail = format!("this takes the role {} or a higher one", role.as_str());

@@ -64,7 +64,8 @@ fn described(operation: &Operation) -> Value {
         "x-role": operation.role.as_str(),
         "responses": answers,
     });
-    let parameters = [("name", "^[a-z0-9][a-z0-9_-]{0,62}$"), ("secret", "^[A-Za-z0-9._/-]{1,200}$")];
+    let parameters =
+        [("name", "^[a-z0-9][a-z0-9_-]{0,62}$"), ("secret", "^[A-Za-z0-9._/-]{1,200}$"), ("id", "^[A-Za-z0-9_-]{23}$")];
     for (name, pattern) in parameters {
         if operation.path.contains(&format!("{{{name}}}")) {
             let schema = json!({ "type": "string", "pattern": pattern });

@@ -96,8 +96,7 @@ pub fn no_token(reason: NoToken) -> Problem {
             Problem::new(StatusCode::FAILED_DEPENDENCY, "script_failed", detail).with("error", "script_failed")
         }
         NoToken::Person { consent, error } => {
-            let detail =
-                format!("a person has to connect this connection ({error}): `keybearer connect NAME --import -`");
+            let detail = format!("a person has to connect this connection ({error}): `keybearer connect NAME`");
             Problem::new(StatusCode::FAILED_DEPENDENCY, consent.code(), detail).with("error", error)
         }
         NoToken::WaitTimeout => unavailable("no token came within timeouts.token_wait".to_owned()),

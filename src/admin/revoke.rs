@@ -94,7 +94,7 @@ async fn shares_grant(admin: &Admin, snapshot: &Snapshot, own: &Connection, key:
             (Grant::Saml2Bearer { assertion: one }, Grant::Saml2Bearer { assertion: two }) => one == two,
             (Grant::TokenExchange(one), Grant::TokenExchange(two)) => one.subject_token == two.subject_token,
             // Who has connected is known to the server alone; what may be the same person's is left alone.
-            (Grant::AuthorizationCode, Grant::AuthorizationCode) => {
+            (Grant::AuthorizationCode | Grant::DeviceCode, _) => {
                 let key = TokenKey { connection: other.name.clone(), ..key.clone() };
                 !matches!(admin.cache.store().load(&key).await, Ok(None))
             }

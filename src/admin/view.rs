@@ -33,7 +33,7 @@ pub fn connection(bound: &BoundConnection, now: Now) -> Value {
         Tokens::Shared => "shared",
         Tokens::PerSubject => "per_subject",
     };
-    let params = connection.token_params.iter().map(|(name, _)| (name.clone(), json!({ "set": true })));
+    let pkce = (connection.grant == Grant::AuthorizationCode).then(|| connection.authorization.pkce.as_str());
     json!({
         "name": connection.name.as_str(),
         "active": connection.active,
@@ -51,16 +51,26 @@ pub fn connection(bound: &BoundConnection, now: Now) -> Value {
         "mutual_tls": set(connection.mutual_tls.is_some()),
         "token_url": endpoints.token.as_ref().map(place),
         "revocation_url": endpoints.revocation.as_ref().map(place),
+        "authorization_url": endpoints.authorization.as_ref().map(place),
+        "device_authorization_url": endpoints.device_authorization.as_ref().map(place),
+        "redirect_url": connection.authorization.redirect_url,
+        "pkce": pkce,
+        "authorize_params": set_names(&connection.authorization.params),
         "issuer": endpoints.issuer,
         "scopes": connection.scopes,
         "audience": connection.audience,
         "resource": connection.resource,
-        "token_params": params.collect::<serde_json::Map<_, _>>(),
+        "token_params": set_names(&connection.token_params),
         "script": set(connection.script.is_some()),
         "tokens": tokens,
         "accessible_from": connection.accessible_from.as_ref().map(|names| names.iter().map(|n| n.as_str()).collect::<Vec<_>>()),
         "routes": connection.routes.iter().map(route).collect::<Vec<_>>(),
     })
+}
+
+/// The names of parameters whose values may be secrets.
+fn set_names(params: &[(String, String)]) -> Value {
+    params.iter().map(|(name, _)| (name.clone(), json!({ "set": true }))).collect()
 }
 
 /// A URL without what might be a credential.

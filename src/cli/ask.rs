@@ -1,6 +1,6 @@
-//! The commands that ask a running instance: `connections`, `refresh`, `connect`, `test`, `healthcheck`.
+//! The commands that ask a running instance: `connections`, `refresh`, `revoke`, `test`, `healthcheck`.
 //!
-//! Not here: what the answers hold (`admin`), how they look to people (`table`).
+//! Not here: `connect`, which waits for a person (`connect`); what the answers hold (`admin`), how they look to people (`table`).
 //! Holds: what comes from elsewhere is printed without control characters; the admin token is never printed; when no
 //! instance answers, one sentence names the address and the way out.
 
@@ -39,7 +39,7 @@ pub struct AskArguments {
     admin_token_file: Option<PathBuf>,
     /// The answer as JSON on standard output, for programs
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -50,23 +50,6 @@ pub struct RefreshArguments {
     #[arg(long)]
     profile: Option<String>,
     /// Whose token is meant, of a connection with one for each subject
-    #[arg(long)]
-    subject: Option<String>,
-    #[command(flatten)]
-    ask: AskArguments,
-}
-
-#[derive(Debug, Args)]
-pub struct ConnectArguments {
-    /// The connection
-    name: String,
-    /// Take over a refresh token from standard input (`-`)
-    #[arg(long, value_name = "-", required = true, value_parser = ["-"])]
-    import: String,
-    /// Its profile [default: default]
-    #[arg(long)]
-    profile: Option<String>,
-    /// Whose token it is, of a connection with one for each subject
     #[arg(long)]
     subject: Option<String>,
     #[command(flatten)]
@@ -118,18 +101,6 @@ pub fn revoke(arguments: &RefreshArguments) -> ExitCode {
     if failed { ExitCode::from(1) } else { code }
 }
 
-/// Reads a refresh token from standard input and hands it in; the server has to accept it.
-pub fn connect(arguments: &ConnectArguments) -> ExitCode {
-    let token = match read_secret("the refresh token") {
-        Ok(token) => token,
-        Err(text) => return fail(&arguments.ask, Failed::Said(text)),
-    };
-    let mut body = given([("profile", &arguments.profile), ("subject", &arguments.subject)]);
-    body["refresh_token"] = token.expose().into();
-    let answer = arguments.ask.ask(Method::PUT, &["connections", &arguments.name, "tokens"], Some(body));
-    finish(&arguments.ask, answer, |token| table::refreshed(&arguments.name, token))
-}
-
 /// One value from standard input, less its last line break.
 pub fn read_secret(what: &str) -> Result<Secret, String> {
     let mut text = Zeroizing::new(String::new());
@@ -142,7 +113,7 @@ pub fn read_secret(what: &str) -> Result<Secret, String> {
 }
 
 /// The members that were given.
-fn given<const N: usize>(members: [(&str, &Option<String>); N]) -> Value {
+pub fn given<const N: usize>(members: [(&str, &Option<String>); N]) -> Value {
     let given = members.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.as_deref()?.into())));
     Value::Object(given.collect())
 }
@@ -201,7 +172,7 @@ pub fn fail(arguments: &AskArguments, failed: Failed) -> ExitCode {
 }
 
 /// Prints a line; a closed pipe is no reason to fail.
-fn say(text: &str) {
+pub fn say(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 

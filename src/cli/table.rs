@@ -51,6 +51,11 @@ pub fn refreshed(name: &str, token: &Value) -> String {
     format!("{}/{profile}: {state}, expires {expires}", clean(name))
 }
 
+pub fn connected(answer: &Value) -> String {
+    let subject = answer["subject"].as_str().map(|subject| format!(" for {}", clean(subject))).unwrap_or_default();
+    format!("{}/{}{subject}: connected", text(&answer["connection"]), text(&answer["profile"]))
+}
+
 pub fn revoked(name: &str, answer: &Value) -> String {
     let fate = |token: &str| {
         let (outcome, reason) = (text(&answer[token]["outcome"]), &answer[token]["reason"]);

@@ -113,6 +113,11 @@ pub fn presented_token() -> Option<Secret> {
     variable("KEYBEARER_ADMIN_TOKEN").and_then(|value| String::from_utf8(value).ok()).map(Secret::new)
 }
 
+/// Is there a desktop on which a link can be opened?
+pub fn has_desktop() -> bool {
+    cfg!(target_os = "macos") || ["DISPLAY", "WAYLAND_DISPLAY"].into_iter().any(|name| variable(name).is_some())
+}
+
 /// The admin token that a file holds, or why not.
 pub fn read_token(file: &Path, bytes_max: usize) -> Result<Secret, String> {
     let bytes = reference::read_bounded(file, bytes_max)?;

@@ -220,15 +220,8 @@ fn endpoints<'a>(
     let server = token.clone().or_else(|| issuer.as_ref().map(|(_, url)| url.clone()));
     let issuer = issuer.map(|(text, _)| text);
     let (authorization, device_authorization) = (authorization.flatten(), device.flatten());
-    let of = |server| Endpoints {
-        server,
-        token,
-        revocation,
-        authorization,
-        device_authorization,
-        issuer,
-        allow_cleartext,
-    };
+    let of =
+        |server| Endpoints { server, token, revocation, authorization, device_authorization, issuer, allow_cleartext };
     (server.map(of), places)
 }
 

@@ -25,11 +25,7 @@ const OWN_PARAMS: [(&str, &str); 10] = [
     ("client_secret", "a browser must never see it"),
 ];
 
-pub fn authorization(
-    unit: &Unit<'_, ConnectionFile>,
-    grant: Option<&Grant>,
-    sink: &mut Sink,
-) -> Option<Authorization> {
+pub fn authorization(unit: &Unit<'_, ConnectionFile>, grant: Option<&Grant>, sink: &mut Sink) -> Option<Authorization> {
     let keys = &unit.keys;
     if grant.is_some_and(|grant| *grant != Grant::AuthorizationCode) {
         for spot in [keys.pkce, keys.authorize_params].into_iter().filter_map(|key| unit.get(key)) {
@@ -98,7 +94,8 @@ pub fn check_redirects(drafts: &[Draft<'_>], listeners: &Listeners, sink: &mut S
         connection.is_some_and(|own| own.grant.needs_person() && own.authorization.redirect_url.is_none())
     };
     for draft in drafts.iter().filter(blank) {
-        let hint = "write `public_url: https://…`, where browsers reach the listener, or the connection's `redirect_url`";
+        let hint =
+            "write `public_url: https://…`, where browsers reach the listener, or the connection's `redirect_url`";
         draft.spot.problem(sink, "its redirect URL comes from `public_url`, which is missing", hint);
     }
 }

@@ -62,15 +62,20 @@ pub fn grant(unit: &Unit<'_, ConnectionFile>, has_issuer: bool, sink: &mut Sink)
     with("token_exchange", &exchange, &[GrantName::TokenExchange], sink);
     match name {
         GrantName::ClientCredentials => Some(Grant::ClientCredentials),
-        GrantName::AuthorizationCode | GrantName::DeviceCode => {
-            let (grant, key, field) = match name {
-                GrantName::AuthorizationCode => (Grant::AuthorizationCode, "authorization_url", keys.authorization_url),
-                _ => (Grant::DeviceCode, "device_authorization_url", keys.device_authorization_url),
-            };
-            if !has_issuer {
-                unit.require(field, key, "write the URL, or an `issuer` that names it", sink)?;
+        GrantName::AuthorizationCode => {
+            if !has_issuer && unit.get(keys.authorization_url).is_none() {
+                let hint =
+                    "write `authorization_url`, or an `issuer` that names it; `connect NAME --import -` works without";
+                unit.at("grant").warning(sink, "nobody can connect it in a browser", hint);
             }
-            Some(grant)
+            Some(Grant::AuthorizationCode)
+        }
+        GrantName::DeviceCode => {
+            if !has_issuer {
+                let hint = "write the URL, or an `issuer` that names it";
+                unit.require(keys.device_authorization_url, "device_authorization_url", hint, sink)?;
+            }
+            Some(Grant::DeviceCode)
         }
         GrantName::Password => {
             let hint = "write the resource owner's name";

@@ -13,7 +13,7 @@ use oauth2::{AuthUrl, CsrfToken, PkceCodeChallenge, RedirectUrl, Scope};
 use url::Url;
 
 use super::call::{Call, Kind};
-use super::failure::{Failure, Posted, Reason};
+use super::failure::{Failure, Posted, Reason, Refusal};
 use super::grant::{self, Fields, field};
 use super::json::{Json, Members};
 use super::transport::{self, Answer};
@@ -55,7 +55,7 @@ impl TokenEndpoint {
                 Some(url) => url.clone(),
                 None => {
                     let url = metadata.authorization.clone();
-                    url.ok_or_else(|| discovery::incomplete("names no authorization_endpoint"))?
+                    url.ok_or_else(|| self.nowhere("authorization_url", "authorization_endpoint"))?
                 }
             };
             let (url, verifier) = self.authorization_request(&place, state, redirect_uri)?;
@@ -135,7 +135,7 @@ impl TokenEndpoint {
                 Some(url) => url.clone(),
                 None => {
                     let url = self.metadata().await?.and_then(|metadata| metadata.device_authorization.clone());
-                    url.ok_or_else(|| discovery::incomplete("names no device_authorization_endpoint"))?
+                    url.ok_or_else(|| self.nowhere("device_authorization_url", "device_authorization_endpoint"))?
                 }
             };
             let mut fields = Fields::new();
@@ -161,6 +161,15 @@ impl TokenEndpoint {
             (Some(_), None) => true,
             (None, _) => !must,
         })
+    }
+
+    /// Neither the configuration nor the issuer says where.
+    fn nowhere(&self, key: &str, member: &str) -> Failure {
+        if self.connection.endpoints.issuer.is_some() {
+            return discovery::incomplete(&format!("names no {member}"));
+        }
+        let description = Some(format!("the connection has neither {key} nor an issuer"));
+        Failure::Permanent(Refusal { description, ..Refusal::of_code("invalid_configuration") })
     }
 
     fn preparation(&self, url: Url) -> Call<'_> {

@@ -48,7 +48,10 @@ pub struct Call<'a> {
 
 #[derive(Clone, Copy)]
 pub enum Kind<'a> {
-    Token { grant: &'a str, subject: Option<&'a Subject> },
+    Token {
+        grant: &'a str,
+        subject: Option<&'a Subject>,
+    },
     Revocation,
     /// RFC 9126, RFC 8628 §3.1: nothing is granted yet.
     Preparation,
@@ -115,7 +118,9 @@ impl Call<'_> {
         let connection = &self.endpoint.connection;
         let token_url = match self.kind {
             Kind::Token { .. } => self.url.clone(),
-            Kind::Revocation | Kind::Preparation => self.endpoint.token_url().await.unwrap_or_else(|_| self.url.clone()),
+            Kind::Revocation | Kind::Preparation => {
+                self.endpoint.token_url().await.unwrap_or_else(|_| self.url.clone())
+            }
         };
         let mut headers = HeaderMap::new();
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));

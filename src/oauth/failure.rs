@@ -269,6 +269,14 @@ impl Posted {
     }
 }
 
+/// An error as a browser brings it (RFC 6749 §4.1.2.1), fit for a page and a log: anybody may have written it.
+pub fn clean_error(error: &str, description: Option<&str>) -> (String, Option<String>) {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+    let fits = (1..=64).contains(&error.len()) && error.bytes().all(plain);
+    let error = if fits { error.to_owned() } else { "unreadable_error".to_owned() };
+    (error, description.and_then(|text| Posted { secrets: Vec::new(), values: Vec::new() }.clean(text)))
+}
+
 /// RFC 6749 §5.2 allows printable ASCII without `"` and `\`.
 pub fn printable(c: char) -> char {
     match c {

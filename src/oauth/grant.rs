@@ -9,8 +9,8 @@ use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use oauth2::basic::BasicClient;
 use oauth2::{
-    AuthType, AuthorizationCode, ClientId, EndpointNotSet, EndpointSet, RefreshToken as SentRefreshToken, ResourceOwnerPassword,
-    PkceCodeVerifier, RedirectUrl, ResourceOwnerUsername, Scope, TokenUrl,
+    AuthType, AuthorizationCode, ClientId, EndpointNotSet, EndpointSet, PkceCodeVerifier, RedirectUrl,
+    RefreshToken as SentRefreshToken, ResourceOwnerPassword, ResourceOwnerUsername, Scope, TokenUrl,
 };
 use url::{Url, form_urlencoded};
 
@@ -108,7 +108,8 @@ pub fn of_exchange(connection: &Connection, exchange: &TokenExchange, whose: Who
 
 /// RFC 8628 §3.4
 pub fn of_device(connection: &Connection, device_code: &Secret) -> Fields {
-    let mut fields = vec![field("grant_type", Grant::DeviceCode.wire_name()), field("device_code", device_code.expose())];
+    let mut fields =
+        vec![field("grant_type", Grant::DeviceCode.wire_name()), field("device_code", device_code.expose())];
     fields.extend(extras(connection).map(|(name, value)| field(name, value)));
     fields
 }

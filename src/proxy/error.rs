@@ -29,8 +29,8 @@ pub enum ProxyError {
     ConnectionInactive,
     EgressDenied(&'static str),
     LoopDetected,
-    ConsentRequired,
-    RefreshTokenExpired { error: String },
+    ConsentRequired { link: Option<String> },
+    RefreshTokenExpired { error: String, link: Option<String> },
     TokenRefused { error: String },
     ScriptFailed { message: String },
     TokenUnavailable { error: String, retry_after: Duration },
@@ -100,7 +100,7 @@ impl ProxyError {
             ConnectionInactive => Row("connection_inactive", 403, "http_request_denied", "fix_configuration"),
             EgressDenied(_) => Row("egress_denied", 403, "destination_ip_prohibited", "fix_configuration"),
             LoopDetected => Row("loop_detected", 508, "proxy_loop_detected", "fix_configuration"),
-            ConsentRequired => Row("consent_required", 424, "proxy_configuration_error", "reauthorize"),
+            ConsentRequired { .. } => Row("consent_required", 424, "proxy_configuration_error", "reauthorize"),
             RefreshTokenExpired { .. } => Row("refresh_token_expired", 424, "proxy_configuration_error", "reauthorize"),
             ScriptFailed { .. } => Row("script_failed", 424, "proxy_configuration_error", "fix_configuration"),
             TokenRefused { .. } => Row("token_refused", 424, "proxy_configuration_error", "fix_configuration"),
@@ -124,7 +124,7 @@ impl ProxyError {
             CallerUnknown { .. } | CallerNotAllowed | SubjectNotAllowed | NoRoute | ConnectionInactive => true,
             EgressDenied(_) | MethodRefused | AuthorityMismatch | LoopDetected => true,
             BadRequestTarget(_) | SubjectRequired(_) | RequestTimeout | TargetTooLong | HeadTooLarge | NoMount => false,
-            ConsentRequired
+            ConsentRequired { .. }
             | RefreshTokenExpired { .. }
             | TokenRefused { .. }
             | ScriptFailed { .. }
@@ -157,11 +157,12 @@ impl ProxyError {
             ConnectionInactive => "the connection is switched off (active: false)".to_owned(),
             EgressDenied(why) => (*why).to_owned(),
             LoopDetected => "the request has come back to this proxy; do not point a route at it".to_owned(),
-            ConsentRequired => {
-                "nobody has connected this connection as it is now; hand in a refresh token with `keybearer connect NAME --import -`".to_owned()
+            ConsentRequired { link } => {
+                format!("nobody has connected this connection as it is now; {}", way_to_connect(link.as_deref()))
             }
-            RefreshTokenExpired { error } => format!(
-                "the authorization server refused the refresh token with `{error}`; connect again: `keybearer connect NAME --import -`"
+            RefreshTokenExpired { error, link } => format!(
+                "the authorization server refused the refresh token with `{error}`; {}",
+                way_to_connect(link.as_deref())
             ),
             TokenRefused { error } => format!(
                 "the authorization server refused the token request with `{error}`; correct the connection's client, secret or scopes"
@@ -188,6 +189,14 @@ impl ProxyError {
         }
     }
 
+    /// Where a person can end it.
+    fn link(&self) -> Option<&str> {
+        match self {
+            ProxyError::ConsentRequired { link } | ProxyError::RefreshTokenExpired { link, .. } => link.as_deref(),
+            _ => None,
+        }
+    }
+
     pub fn response(&self, about: About<'_>) -> Response<Bytes> {
         let Row(code, status, proxy_status, action) = self.row();
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -200,7 +209,7 @@ impl ProxyError {
             "connection": about.connection,
             "profile": about.profile,
             "action": action,
-            "link": null,
+            "link": self.link(),
             "request_id": about.request_id,
         });
         let mut response = Response::new(Bytes::from(format!("{problem}\n")));
@@ -234,6 +243,13 @@ impl ProxyError {
             _ => {}
         }
         response
+    }
+}
+
+fn way_to_connect(link: Option<&str>) -> &'static str {
+    match link {
+        Some(_) => "open the link in a browser, or run `keybearer connect NAME`",
+        None => "run `keybearer connect NAME`, or set `public_url` for a link to open",
     }
 }
 
@@ -305,8 +321,8 @@ mod tests {
         check(BadRequestTarget("x"), 400, "bad_request_target", "fix_request");
         check(SubjectRequired("x"), 400, "subject_required", "fix_request");
         check(SubjectNotAllowed, 403, "subject_not_allowed", "fix_configuration");
-        check(ConsentRequired, 424, "consent_required", "reauthorize");
-        check(RefreshTokenExpired { error: "x".into() }, 424, "refresh_token_expired", "reauthorize");
+        check(ConsentRequired { link: None }, 424, "consent_required", "reauthorize");
+        check(RefreshTokenExpired { error: "x".into(), link: None }, 424, "refresh_token_expired", "reauthorize");
         check(RequestTimeout, 408, "request_timeout", "fix_request");
         check(TargetTooLong, 414, "target_too_long", "fix_request");
         check(HeadTooLarge, 431, "head_too_large", "fix_request");

@@ -230,9 +230,18 @@ impl<'a> Exchange<'a> {
             }
             Err(why) => {
                 bound.injections.refused.inc();
-                Err(no_token(why))
+                let link = self.link(slots, &why);
+                Err(no_token(why, link))
             }
         }
+    }
+
+    /// Where a person ends what stands in the way, if a person can.
+    fn link(&self, slots: &Slots, why: &NoToken) -> Option<String> {
+        let NoToken::Person { .. } = why else { return None };
+        let own = self.whose.slot(slots);
+        let slot = slots.shared().or(own.as_ref())?;
+        self.snapshot.links.connect(&slot.key, self.worker.shared.clock.now().wall)
     }
 
     async fn usable(&mut self, slots: &Slots) -> Result<Arc<InjectedToken>, NoToken> {
@@ -363,14 +372,14 @@ impl<'a> Exchange<'a> {
     }
 }
 
-fn no_token(why: NoToken) -> Fault {
+fn no_token(why: NoToken, link: Option<String>) -> Fault {
     match why {
         NoToken::Refused { error, description } => {
             Fault { error: ProxyError::TokenRefused { error }, cause: description }
         }
         NoToken::Script { message } => ProxyError::ScriptFailed { message }.into(),
-        NoToken::Person { consent: Consent::First, .. } => ProxyError::ConsentRequired.into(),
-        NoToken::Person { consent: Consent::Again, error } => ProxyError::RefreshTokenExpired { error }.into(),
+        NoToken::Person { consent: Consent::First, .. } => ProxyError::ConsentRequired { link }.into(),
+        NoToken::Person { consent: Consent::Again, error } => ProxyError::RefreshTokenExpired { error, link }.into(),
         NoToken::Unavailable { error, retry_after } => ProxyError::TokenUnavailable { error, retry_after }.into(),
         NoToken::Forgotten => {
             let retry_after = Duration::from_secs(1);

@@ -103,7 +103,8 @@ mod tests {
         let crm = TokenKey::of_connection(Name::parse("crm").unwrap());
         let other = TokenKey { profile: Name::parse("other").unwrap(), ..crm.clone() };
         let ann = TokenKey { subject: Subject::parse("ann@acme.test"), ..other.clone() };
-        let (own, base, now) = (links("https://keys.test/kb/", 1), "https://keys.test/kb/connect/crm", Duration::from_secs(900));
+        let (own, base, now) =
+            (links("https://keys.test/kb/", 1), "https://keys.test/kb/connect/crm", Duration::from_secs(900));
         assert_eq!(own.callback().as_deref(), Some("https://keys.test/kb/oauth/callback"));
         assert_eq!(own.connect(&crm, now).as_deref(), Some(base));
         assert_eq!(own.connect(&other, now), Some(format!("{base}?profile=other")));

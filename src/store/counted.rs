@@ -47,7 +47,15 @@ impl Counted {
     pub fn new(store: Arc<dyn Store>, metrics: &Metrics) -> Counted {
         let operation = |name| Operation::new(metrics, name);
         let (load, save, forget) = (operation("load"), operation("save"), operation("forget"));
-        Counted { store, load, save, forget, list: operation("list"), secret: operation("secret"), note: operation("note") }
+        Counted {
+            store,
+            load,
+            save,
+            forget,
+            list: operation("list"),
+            secret: operation("secret"),
+            note: operation("note"),
+        }
     }
 }
 

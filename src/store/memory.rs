@@ -6,7 +6,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::lease::Leases;
-use super::{LONG_NOTE, Lease, NOTE_BYTES_MAX, NOTES_MAX, Note, Page, TOO_MANY_NOTES, Store, StoreError, StoreFuture, StoredToken};
+use super::{
+    LONG_NOTE, Lease, NOTE_BYTES_MAX, NOTES_MAX, Note, Page, Store, StoreError, StoreFuture, StoredToken,
+    TOO_MANY_NOTES,
+};
 use crate::clock::Clock;
 use crate::model::Name;
 use crate::model::secret::Secret;

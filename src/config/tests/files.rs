@@ -85,7 +85,7 @@ fn included_files_hold_connections_in_order_of_names() {
 fn problems_of_included_files_have_their_own_place() {
     let folder = Folder::new(&[
         ("main.yaml", &format!("include: [more, nowhere]\n{}", connection("a", ", colour: red"))),
-        ("more/1.yaml", &connection("a", ", grant: device_code")),
+        ("more/1.yaml", &connection("a", ", grant: pigeon")),
         ("more/2.yaml", "workers: 2\nnonsense: 1\nconnections: []\n"),
         ("more/3.yaml", "a: [\n"),
     ]);
@@ -98,7 +98,7 @@ fn problems_of_included_files_have_their_own_place() {
         &nowhere,
         "main.yaml:3:74: connections[0].colour: unknown key `colour`",
         &first,
-        "more/1.yaml:2:81: connections[0].grant: `device_code` is not built yet",
+        "more/1.yaml:2:81: connections[0].grant: `pigeon` is not known here",
         "more/2.yaml:1:1: workers: `workers` cannot stand in an included file",
         "more/2.yaml:2:1: nonsense: unknown key `nonsense`",
         "more/3.yaml:2:1: ",

@@ -56,7 +56,6 @@ nonsense: 1
 ";
     let expected = [
         "1:41: listeners.admin: listens beyond loopback although no users are configured",
-        "1:54: listeners.public: `public` is not built yet",
         "2:10: workers: `65` is not an integer from 1 to 64",
         "3:30: readiness.wait_for_tokens: `5` has no unit",
         "4:10: include: must be a list",
@@ -115,7 +114,28 @@ fn each_key_of_a_connection_is_checked() {
     at("tokens: mine", "9: connections[1].tokens: `mine` is not known");
     at("keep_warm: 0s", "12: connections[1].keep_warm: ");
     at("username: ann", "11: connections[1].username: goes with `grant: password` alone");
-    at("grant: device_code", "8: connections[1].grant: `device_code` is not built yet");
+    let missing = "3:5: connections[1].device_authorization_url: `device_authorization_url` is missing";
+    check_connection("GOOD,\ngrant: device_code", &[missing]);
+    at("pkce: {method: S256}", "7: connections[1].pkce: goes with `grant: authorization_code` alone");
+    at("authorize_params: {a: b}", "19: connections[1].authorize_params: goes with `grant: authorization_code`");
+    at(
+        "redirect_url: \"http://keys.test/oauth/callback\"",
+        "15: connections[1].redirect_url: `http://keys.test/oauth/callback` would bring the code",
+    );
+    at(
+        "authorization_url: \"http://as.test/a\"",
+        "20: connections[1].authorization_url: `http://as.test/a` sends the client's secret",
+    );
+    let person = |keys: &str, expected: &str| {
+        let whole = format!("GOOD, authorization_url: \"https://as.test/a\",\n{keys}");
+        check_connection(&whole, &[&shift(&format!("4:{expected}"), 4)]);
+    };
+    person("pkce: {method: S512}", "16: connections[1].pkce.method: `S512` is not known here");
+    person(
+        "pkce: {required: true, method: none}",
+        "32: connections[1].pkce.method: `required: true` stands against it",
+    );
+    person("authorize_params: {state: x}", "20: connections[1].authorize_params.state: the grant sets `state` itself");
     at("grant: client_credential", "8: connections[1].grant: `client_credential` is not known here; did you mean");
     let both = [
         "3:5: connections[1].mutual_tls: `mutual_tls` is missing for `send_credentials: tls`",

@@ -30,7 +30,9 @@ impl EmbeddedStore {
             Err(error) => Err(error.into()),
         });
         let of_note = || format!("note {name}");
-        let Some(record) = self.of(of_note, read.await)?.filter(|record| is_live(record, wall)) else { return Ok(None) };
+        let Some(record) = self.of(of_note, read.await)?.filter(|record| is_live(record, wall)) else {
+            return Ok(None);
+        };
         let damaged = |why| StoreError::Damaged { record: of_note(), why };
         let sealed = record.get(ENDS_BYTES..).unwrap_or_default();
         let opened = self.keyring.open(place(&NOTES, name.as_bytes()), sealed);
@@ -62,7 +64,8 @@ impl EmbeddedStore {
                 return Ok(Written::Full);
             }
             let version = over.unwrap_or(0) + 1;
-            let sealed = keyring.seal(place(&NOTES, &name_bytes), version, text.expose().as_bytes()).map_err(unsealed)?;
+            let sealed =
+                keyring.seal(place(&NOTES, &name_bytes), version, text.expose().as_bytes()).map_err(unsealed)?;
             let record = [ends.as_secs().to_be_bytes().as_slice(), &sealed].concat();
             table.insert(name_bytes.as_slice(), record.as_slice())?;
             Ok(Written::Done)

@@ -2,11 +2,11 @@
 
 use std::sync::atomic::AtomicBool;
 
-use super::super::slot::{Consent, NotImported};
+use super::super::slot::{Consent, Handed, NotImported};
 use super::*;
 use crate::model::connection::Grant;
 use crate::model::secret::Secret;
-use crate::store::{Lease, Page, Refresh, Store, StoreError, StoreFuture, StoredToken};
+use crate::store::{Lease, Note, Page, Refresh, Store, StoreError, StoreFuture, StoredToken};
 
 /// A memory store whose disk can be full.
 #[derive(Default)]
@@ -55,6 +55,18 @@ impl Store for Disk {
 
     fn secret_names(&self) -> StoreFuture<'_, Vec<String>> {
         self.memory.secret_names()
+    }
+
+    fn note<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Note>> {
+        self.memory.note(name)
+    }
+
+    fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: Duration, over: Option<u64>) -> StoreFuture<'a, bool> {
+        self.memory.put_note(name, text, ends, over)
+    }
+
+    fn note_names<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<String>> {
+        self.memory.note_names(prefix)
     }
 }
 
@@ -115,7 +127,11 @@ impl Renewal {
     pub(super) async fn import(&self, text: &str) -> Result<(), NotImported> {
         self.engine
             .slot
-            .import(RefreshToken::parse(text).unwrap(), super::refresh::person(), Instant::now() + 10 * SECOND)
+            .import(
+                Handed::RefreshToken(RefreshToken::parse(text).unwrap()),
+                super::refresh::person(),
+                Instant::now() + 10 * SECOND,
+            )
             .await
     }
 

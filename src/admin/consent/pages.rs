@@ -1,0 +1,155 @@
+//! The pages that people see on the way: what happened, and what to do next.
+//!
+//! Holds: whatever is not a literal of ours is escaped; a page loads nothing, runs nothing, is kept by nobody and tells no
+//! other site where it was.
+
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+
+use crate::model::secret::SecretDigest;
+use crate::model::token::TokenKey;
+
+const STYLE: &str = "body{font:1rem/1.5 system-ui,sans-serif;max-width:34rem;margin:4rem auto;padding:0 1rem;\
+color:#1c1c1c;background:#fff}h1{font-size:1.4rem}code{font-size:1.5rem;letter-spacing:.1em}\
+input,button{font:inherit;padding:.4rem .6rem}.note{color:#555}\
+@media(prefers-color-scheme:dark){body{color:#eee;background:#181818}.note{color:#aaa}}";
+
+/// A page under way: a sentence after another.
+pub struct Page {
+    status: StatusCode,
+    title: String,
+    body: String,
+    /// Where the browser goes on by itself, after so many seconds.
+    next: Option<(u32, String)>,
+}
+
+impl Page {
+    pub fn new(status: StatusCode, title: &str) -> Page {
+        Page { status, title: title.to_owned(), body: String::new(), next: None }
+    }
+
+    pub fn refused(title: &str) -> Page {
+        Page::new(StatusCode::BAD_REQUEST, title)
+    }
+
+    /// A paragraph of plain text.
+    pub fn says(mut self, text: &str) -> Page {
+        self.body.push_str(&format!("<p>{}</p>\n", escaped(text)));
+        self
+    }
+
+    /// A smaller one.
+    pub fn notes(mut self, text: &str) -> Page {
+        self.body.push_str(&format!("<p class=\"note\">{}</p>\n", escaped(text)));
+        self
+    }
+
+    pub fn code(mut self, text: &str) -> Page {
+        self.body.push_str(&format!("<p><code>{}</code></p>\n", escaped(text)));
+        self
+    }
+
+    /// `url` is http or https.
+    pub fn link(mut self, url: &str, text: &str) -> Page {
+        let (url, text) = (escaped(url), escaped(text));
+        self.body.push_str(&format!("<p><a rel=\"noreferrer\" href=\"{url}\">{text}</a></p>\n"));
+        self
+    }
+
+    /// Asks for the token of a user, and sends it to where the page is.
+    pub fn asks_for_token(mut self) -> Page {
+        self.body.push_str(
+            "<form method=\"post\">\n<p><label for=\"token\">Admin token</label><br>\n\
+             <input id=\"token\" name=\"token\" type=\"password\" autocomplete=\"current-password\" required autofocus>\n\
+             <button type=\"submit\">Sign in</button></p>\n</form>\n",
+        );
+        self
+    }
+
+    pub fn goes_on(mut self, after_s: u32, url: &str) -> Page {
+        self.next = Some((after_s, url.to_owned()));
+        self
+    }
+}
+
+impl IntoResponse for Page {
+    fn into_response(self) -> Response {
+        let (title, body) = (escaped(&self.title), self.body);
+        let next = self
+            .next
+            .map(|(after, url)| format!("<meta http-equiv=\"refresh\" content=\"{after}; url={}\">\n", escaped(&url)));
+        let text = format!(
+            "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n{}\
+             <title>{title} · Keybearer</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>\n\
+             {body}</main>\n</body>\n</html>\n",
+            next.unwrap_or_default()
+        );
+        (self.status, [(header::CONTENT_TYPE, "text/html; charset=utf-8")], text).into_response()
+    }
+}
+
+/// What every answer to a browser carries.
+pub fn guarded(mut response: Response) -> Response {
+    let style = BASE64_STANDARD.encode(SecretDigest::of(STYLE.as_bytes()).as_bytes());
+    let policy = format!(
+        "default-src 'none'; style-src 'sha256-{style}'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    );
+    let headers = response.headers_mut();
+    if let Ok(policy) = HeaderValue::try_from(policy) {
+        headers.insert(header::CONTENT_SECURITY_POLICY, policy);
+    }
+    const HEADERS: [(HeaderName, &str); 6] = [
+        (header::CACHE_CONTROL, "no-store"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    ];
+    for (name, value) in HEADERS {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+/// How people call a token.
+pub fn called(key: &TokenKey) -> String {
+    let profile = if key.profile.as_str() == "default" { String::new() } else { format!(" ({})", key.profile) };
+    let subject = key.subject.as_ref().map(|subject| format!(" for {subject}")).unwrap_or_default();
+    format!("{}{profile}{subject}", key.connection)
+}
+
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            c if c.is_control() => out.push(' '),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_from_outside_becomes_markup() {
+        assert_eq!(escaped("<b a='1'>\"&\r\n\u{7f}é"), "&lt;b a=&#39;1&#39;&gt;&quot;&amp;   é");
+        let page = Page::refused("<t>").says("<p>").notes("<n>").code("<c>").link("https://a.test/?a=1&b='", "<l>");
+        let page = page.goes_on(1, "https://a.test/\"><script>");
+        let shown = format!("{}{}", page.body, page.title);
+        for part in ["<p>&lt;p&gt;</p>", "&lt;n&gt;", "&lt;c&gt;", "&amp;b=&#39;", "&lt;l&gt;", "<t>"] {
+            assert!(shown.contains(part), "{part}");
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Signing in with a browser: a sealed cookie in place of a token, good for a working day.
+//!
+//! Holds: a cookie is good only as long as its user has the token that it was made with; what changes something needs a
+//! second token that no other site can read; any replica with the same key opens it.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use serde::Deserialize;
+use serde_json::json;
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+use super::actions::body;
+use super::auth::{self, Asker};
+use super::problem::Problem;
+use super::{Admin, cookie};
+use crate::model::secret::SecretDigest;
+use crate::model::time::rfc3339;
+use crate::model::{Name, User};
+use crate::store::SealedIn;
+
+pub const SESSION_LIFE: Duration = Duration::from_secs(12 * 3600);
+const COOKIE: &str = "keybearer_session";
+const PLACE: SealedIn<'static> = SealedIn { table: "sessions", name: b"cookie" };
+const COOKIE_CHARS_MAX: usize = 1024;
+/// What a page must send beside the cookie to change something.
+const CSRF_HEADER: &str = "x-csrf-token";
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SignIn {
+    #[serde(default)]
+    token: String,
+}
+
+/// `POST session`
+pub async fn post(State(admin): State<Admin>, request: Request) -> Result<Response, Problem> {
+    let (headers, from) = (request.headers().clone(), auth::arrived(&request).from);
+    let SignIn { token } = body(request).await?;
+    let token = Zeroizing::new(token);
+    let Some(user) = admin.access.holder_of(&token) else {
+        auth::after_wrong_token().await;
+        return Err(auth::user_unknown());
+    };
+    let made = begin(&admin, &user, &headers)?;
+    tracing::info!(user = %user.name, %from, "signed in");
+    let answer = json!({
+        "user": user.name.as_str(),
+        "role": user.role.as_str(),
+        "csrf_token": csrf_token(&made.value),
+        "expires_at": rfc3339(made.ends),
+    });
+    Ok(([(header::SET_COOKIE, made.cookie)], Json(answer)).into_response())
+}
+
+/// `DELETE session`
+pub async fn delete(State(admin): State<Admin>, headers: HeaderMap) -> Response {
+    let gone = cookie::gone(COOKIE, cookie::is_secure(&admin, &headers));
+    ([(header::SET_COOKIE, gone)], StatusCode::NO_CONTENT).into_response()
+}
+
+/// A session as it goes to the browser.
+pub struct Made {
+    pub cookie: HeaderValue,
+    value: String,
+    ends: Duration,
+}
+
+pub fn begin(admin: &Admin, user: &User, headers: &HeaderMap) -> Result<Made, Problem> {
+    let failed = || Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "session_failed", "no session can be made");
+    let ends = admin.clock.now().wall + SESSION_LIFE;
+    let text = format!("{}\n{}", user.name, BASE64_URL_SAFE_NO_PAD.encode(user.token.as_bytes()));
+    let sealed = admin.seal.seal(PLACE, ends.as_secs(), text.as_bytes()).map_err(|_| failed())?;
+    let value = BASE64_URL_SAFE_NO_PAD.encode(sealed);
+    let cookie = cookie::set(COOKIE, &value, SESSION_LIFE, cookie::is_secure(admin, headers)).ok_or_else(failed)?;
+    Ok(Made { cookie, value, ends })
+}
+
+/// Who has signed in with this browser. What changes something must come from our own page.
+pub fn asker(admin: &Admin, method: &Method, headers: &HeaderMap, from: SocketAddr) -> Option<Asker> {
+    let value = cookie::get(headers, COOKIE, cookie::is_secure(admin, headers))?;
+    if !method.is_safe() && !proves_page(headers, &value) {
+        return None;
+    }
+    let sealed = (value.len() <= COOKIE_CHARS_MAX).then(|| BASE64_URL_SAFE_NO_PAD.decode(&value).ok())??;
+    let (ends, text) = admin.seal.open(PLACE, &sealed).ok()?;
+    if admin.clock.now().wall >= Duration::from_secs(ends) {
+        return None;
+    }
+    let (name, digest) = std::str::from_utf8(&text).ok()?.split_once('\n')?;
+    let digest: [u8; 32] = BASE64_URL_SAFE_NO_PAD.decode(digest).ok()?.try_into().ok()?;
+    let user = admin.access.named(&Name::parse(name)?)?;
+    (user.token == SecretDigest::new(digest)).then(|| Asker { name: user.name, role: user.role, from })
+}
+
+fn proves_page(headers: &HeaderMap, session: &str) -> bool {
+    let given = headers.get(CSRF_HEADER).map_or(&[][..], HeaderValue::as_bytes);
+    csrf_token(session).as_bytes().ct_eq(given).into()
+}
+
+/// Known to whoever can read the session's cookie or its first answer: neither can another site.
+fn csrf_token(session: &str) -> String {
+    let digest = SecretDigest::of(format!("csrf {session}").as_bytes());
+    BASE64_URL_SAFE_NO_PAD.encode(digest.as_bytes())
+}
