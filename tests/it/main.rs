@@ -2,7 +2,8 @@
 #![allow(clippy::disallowed_methods, reason = "tests have no phases to obey")]
 
 mod rig {
-    //! Peers on port 0: authorization servers, upstreams, clients, and the sidecar itself.
+    //! Peers on port 0: authorization servers, upstreams, clients, a browser, and the sidecar itself.
+    pub mod browser;
     pub mod peers;
     pub mod raw;
     pub mod scripted;

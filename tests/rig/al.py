@@ -4,13 +4,15 @@
 
 Clients: `machine` (client_secret_post), `machine-basic` (client_secret_basic, a secret full of special characters),
 `owner` (client_secret_post; the password grant of `ann` with `ann-password`, refresh tokens that rotate),
-`introspector` (may introspect every token), and one `m-…` for each client authentication method (al_auth.py).
-Grants: al_grants.py. Endpoints: /token, /introspect, /revoke (that token alone), /.well-known/oauth-authorization-server
+`introspector` (may introspect every token), one `m-…` for each client authentication method (al_auth.py), and `p-…`, whose
+grants need a person and a browser (al_people.py). Grants: al_grants.py and al_people.py. Endpoints: /authorize, /device,
+/device/auth, /token, /introspect, /revoke (that token alone), /.well-known/oauth-authorization-server
 and /.well-known/openid-configuration; the same on a second port, `mtls`, which asks for a client certificate (it refuses
 the handshake of one that is neither by the test CA nor mtls-self-signed) and is announced as `mtls_endpoint_aliases`.
 Without `tls` it serves plain http, and no such port. It differs from op: Basic credentials are %-decoded but `+` stays `+`.
-Control, also on a plain-http port: GET /__stats; POST /__control {lifetime, announce_lifetime, delay_ms, status,
-retry_after, times, revoke_all}: see `apply`. The peer ends when its stdin closes.
+Control, also on a plain-http port: GET /__stats; POST /__control {lifetime, announce_lifetime, delay_ms, status, retry_after,
+times, revoke_all, interval, device_lifetime}: see `apply`; POST /__device and /__end_grants: see al_people.py.
+The peer ends when its stdin closes.
 """
 
 import base64
@@ -35,6 +37,7 @@ from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
 import al_auth
 import al_grants
+import al_people
 
 AT_ONCE = [0]
 
@@ -77,6 +80,7 @@ server.register_token_generator("default", BearerTokenGenerator(
     expires_generator=lambda client, grant: FAULT["lifetime"]))
 al_auth.register(server)
 al_grants.register(server)
+al_people.register(app, server)
 server.register_endpoint(Introspection)
 server.register_endpoint(Revocation)
 
@@ -114,6 +118,7 @@ def token():
     client = client_of(request)
     with LOCK:
         STATS["token_requests"][client] = STATS["token_requests"].get(client, 0) + 1
+        al_people.count_token(client, request.form.get("grant_type"))
         AT_ONCE[0] += 1
         STATS["token_requests_at_once"] = max(STATS["token_requests_at_once"], AT_ONCE[0])
     try:
@@ -146,7 +151,7 @@ def endpoints_at(base):
 @app.get("/.well-known/openid-configuration")
 def metadata():
     issuer = SETTINGS["issuer"] or request.host_url.rstrip("/")
-    told = {"issuer": issuer, **endpoints_at(issuer), "grant_types_supported": al_auth.GRANTS, "response_types_supported": [],
+    told = {"issuer": issuer, **endpoints_at(issuer), **al_people.metadata_at(issuer),
             "token_endpoint_auth_methods_supported": al_auth.METHODS,
             "token_endpoint_auth_signing_alg_values_supported": ["HS256", *al_auth.KEYS]}
     if "mtls" in PORTS:

@@ -4,13 +4,15 @@
 //
 // Clients: `machine` (client_secret_post), `machine-basic` (client_secret_basic, a secret full of special characters),
 // `person` (client_secret_post; refresh tokens that rotate, and a second use of one revokes everything that came of it),
-// `introspector` (may introspect every token), and one `m-…` for each client authentication method (op_clients.mjs).
-// Endpoints: /token, /token/introspection, /token/revocation, /.well-known/openid-configuration and
+// `introspector` (may introspect every token), one `m-…` for each client authentication method (op_clients.mjs), and `p-…`,
+// whose grants need a person and a browser (op_people.mjs).
+// Endpoints: /auth, /request (pushed), /device/auth, /token, /token/introspection, /token/revocation, /.well-known/openid-configuration and
 // /.well-known/oauth-authorization-server; the same on a second port, `mtls`, which asks for a client certificate and
 // which discovery announces as `mtls_endpoint_aliases`. `clients` adds oidc-provider client metadata.
-// Grants: client_credentials, refresh_token, and those of op_grants.mjs.
+// Grants: authorization_code, device_code, client_credentials, refresh_token, and those of op_grants.mjs.
 // Control: GET /__stats; POST /__control {lifetime, delay_ms, status, retry_after, times, revoke_all, hold}: see `apply`;
-// POST /__refresh_token {account}: a refresh token of `person` as a consent would have given it.
+// POST /__refresh_token {account}: a refresh token of `person` as a consent would have given it;
+// POST /__end_grants {account, client}: the account withdraws its consent (to all clients, if none is named).
 
 import { readFileSync } from 'node:fs';
 import https from 'node:https';
@@ -19,21 +21,20 @@ import { decodeJwt } from 'jose';
 import { errors, Provider } from 'oidc-provider';
 import { AUTH_METHODS, clientKeys, endpointAliases, JWT_BEARER, methodClients, mutualTls } from './op_clients.mjs';
 import { registerGrants, USED_BEFORE } from './op_grants.mjs';
+import {
+  count, countPerson, countReuse, countToken, endGrants, interaction, lifetimeOf, peopleClients, peopleFeatures, peopleStats,
+  registerPeople,
+} from './op_people.mjs';
 import { control, controlServer, endWithStdin, listen, options, readAll, ready, sendJson, sleep, tlsFrom } from './peer.mjs';
 
 const settings = options({ tls: null, leaf: 'server', port: 0, mtls_port: 0, control_port: 0, lifetime: 3, issuer: null,
   clients: [] });
 const stats = { token_requests: {}, tokens_issued: 0, introspections: 0, revocations: 0, token_requests_at_once: 0,
-  rotations: 0, refused: 0, grants_revoked: 0, held: 0, grants: {}, revoked: {}, jti_reused: 0 };
-const fault = { delay_ms: 0, status: null, retry_after: null, times: null, hold: false };
+  rotations: 0, refused: 0, grants_revoked: 0, held: 0, grants: {}, revoked: {}, jti_reused: 0,
+  ...peopleStats() };
+const fault = { device_lifetime: 600, delay_ms: 0, status: null, retry_after: null, times: null, hold: false };
 let lifetime = settings.lifetime;
 let atOnce = 0;
-
-// stats.grants: client → grant type → tokens given; stats.revoked: client → access_token or refresh_token → revoked.
-function count(counts, client, kind) {
-  counts[client] ??= {};
-  counts[client][kind] = (counts[client][kind] ?? 0) + 1;
-}
 
 const machine = (client_id, client_secret, token_endpoint_auth_method) => ({
   client_id,
@@ -70,9 +71,18 @@ class Adapter {
     store.delete(`${this.model}:${id}`);
   }
 
-  async findByUid() {}
+  async findByUid(uid) {
+    return this.findBy('uid', uid);
+  }
 
-  async findByUserCode() {}
+  async findByUserCode(userCode) {
+    return this.findBy('userCode', userCode);
+  }
+
+  async findBy(field, value) {
+    const own = ([key, { payload, until }]) => key.startsWith(`${this.model}:`) && payload[field] === value && until > Date.now();
+    return [...store].find(own)?.[1].payload;
+  }
 
   async revokeByGrantId(grantId) {
     for (const [key, { payload }] of store) if (payload.grantId === grantId) store.delete(key);
@@ -97,11 +107,19 @@ function makeProvider(issuer, mtlsPort) {
       },
       machine('introspector', 'introspector-secret', 'client_secret_basic'),
       ...methodClients(settings.tls),
+      ...peopleClients,
       ...settings.clients,
     ],
     discovery: { mtls_endpoint_aliases: endpointAliases(issuer, mtlsPort) },
     scopes: ['openid', 'offline_access', 'api.read', 'api.write'],
-    ttl: { ClientCredentials: () => lifetime, AccessToken: () => lifetime, RefreshToken: () => 3600, Grant: () => 3600 },
+    ttl: {
+      ClientCredentials: () => lifetime,
+      AccessToken: (_ctx, _token, client) => lifetimeOf(client, lifetime),
+      RefreshToken: () => 3600,
+      Grant: () => 3600,
+      DeviceCode: () => fault.device_lifetime,
+    },
+    interactions: { url: (_ctx, { uid }) => `/interaction/${uid}` },
     rotateRefreshToken: true,
     findAccount: (_ctx, id) => ({ accountId: id, claims: () => ({ sub: id }) }),
     clientAuthMethods: AUTH_METHODS,
@@ -109,6 +127,7 @@ function makeProvider(issuer, mtlsPort) {
       && (source.scopes.has('offline_access') || ['password', JWT_BEARER].includes(ctx.oidc.params.grant_type)),
     features: {
       devInteractions: { enabled: false },
+      ...peopleFeatures,
       clientCredentials: { enabled: true },
       mTLS: mutualTls,
       revocation: { enabled: true, allowedPolicy: mayRevoke },
@@ -118,10 +137,10 @@ function makeProvider(issuer, mtlsPort) {
       },
       resourceIndicators: {
         enabled: true,
-        getResourceServerInfo: (_ctx, resource) => ({
+        getResourceServerInfo: (_ctx, resource, client) => ({
           scope: 'api.read api.write',
           audience: resource,
-          accessTokenTTL: lifetime,
+          accessTokenTTL: lifetimeOf(client, lifetime),
           accessTokenFormat: 'opaque',
         }),
       },
@@ -140,6 +159,7 @@ function makeProvider(issuer, mtlsPort) {
   provider.on('grant.error', () => {
     stats.refused += 1;
   });
+  provider.on('grant.error', (ctx, error) => countReuse(stats, ctx, error));
   for (const event of ['grant.error', 'revocation.error', 'introspection.error']) {
     provider.on(event, (_ctx, { error_detail, error_description }) => {
       if (error_detail === ASSERTION_REUSED || error_description === USED_BEFORE) stats.jti_reused += 1;
@@ -150,6 +170,7 @@ function makeProvider(issuer, mtlsPort) {
   });
   provider.on('server_error', (_ctx, error) => console.error(error));
   registerGrants(provider, clientKeys(settings.tls));
+  registerPeople(provider);
   return provider;
 }
 
@@ -218,7 +239,7 @@ function holdBack(response) {
 
 // Fields left out stay as they are; `times` limits `status` to that many answers; `status: null` ends it.
 function apply(change) {
-  for (const field of ['delay_ms', 'status', 'retry_after', 'times', 'hold']) if (field in change) fault[field] = change[field];
+  for (const field of ['delay_ms', 'device_lifetime', 'status', 'retry_after', 'times', 'hold']) if (field in change) fault[field] = change[field];
   if ('lifetime' in change) lifetime = change.lifetime;
   if (change.revoke_all) for (const key of store.keys()) if (/^(ClientCredentials|AccessToken):/.test(key)) store.delete(key);
   return { ...fault, lifetime };
@@ -238,6 +259,7 @@ async function token(request, response) {
   request.body = await readAll(request); // the provider takes what is read already
   const client = clientOf(request, request.body);
   stats.token_requests[client] = (stats.token_requests[client] ?? 0) + 1;
+  countToken(stats, client, new URLSearchParams(request.body.toString()).get('grant_type'));
   atOnce += 1;
   stats.token_requests_at_once = Math.max(stats.token_requests_at_once, atOnce);
   response.once('close', () => {
@@ -248,13 +270,25 @@ async function token(request, response) {
   serve(request, response);
 }
 
-const endpoints = { '/__stats': () => stats, '/__control': apply, '/__refresh_token': refreshToken };
+// What comes from a browser, or makes ready for one; the token endpoint apart.
+async function forPeople(path, request, response) {
+  if (path.startsWith('/interaction/')) return interaction(provider, request, response);
+  request.body = await readAll(request);
+  const client = path === '/auth' ? new URL(request.url, provider.issuer).searchParams.get('client_id') : clientOf(request, request.body);
+  countPerson(stats, client, path, request);
+  return serve(request, response);
+}
+
+const endpoints = { '/__stats': () => stats, '/__control': apply, '/__refresh_token': refreshToken,
+  '/__end_grants': (whose) => endGrants(store, whose) };
 let provider;
 let serve;
 async function answer(request, response) {
   const path = request.url.split('?')[0];
-  if (path === '/token') {
-    await token(request, response).catch((error) => {
+  const own = path === '/token' ? token(request, response)
+    : /^\/(auth|request|device\/auth|interaction\/.*)$/.test(path) && forPeople(path, request, response);
+  if (own) {
+    await own.catch((error) => {
       console.error(error);
       response.destroy();
     });

