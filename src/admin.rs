@@ -14,6 +14,7 @@ mod problem;
 mod revoke;
 mod secrets;
 mod token_file;
+mod tokens;
 mod trial;
 mod view;
 

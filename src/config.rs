@@ -17,6 +17,7 @@ mod file;
 mod grant;
 mod listener;
 mod problem;
+mod profile;
 mod reference;
 mod resolve;
 mod route;
@@ -35,6 +36,7 @@ pub use problem::{Problem, Problems};
 pub use reference::is_stored_name;
 pub use schema::SCHEMA;
 
+use crate::model::connection::Connection;
 use crate::model::secret::Vault;
 use crate::model::{Model, StoreSettings};
 use document::BYTES_MAX;
@@ -100,7 +102,9 @@ fn assemble(source: &Source, mut sink: Sink) -> Result<Loaded, Problems> {
         }
     }
     conflict::check(&drafts, &settings.hosts, &mut sink);
-    let person = drafts.iter().any(|draft| draft.connection.as_ref().is_some_and(|own| own.grant.needs_person()));
+    let needs_person =
+        |own: &Connection| own.grant.needs_person() || own.profiles.iter().any(|profile| profile.grant.needs_person());
+    let person = drafts.iter().any(|draft| draft.connection.as_ref().is_some_and(needs_person));
     store::check_place(&top, &settings.store, person, &mut sink);
     if drafts.is_empty() {
         let hint = "add one under `connections`";

@@ -73,11 +73,13 @@ twins! {
         authorization_server, scopes, audience, resource, token_params, token_request, token_response, script,
         refresh_token_lifespan, default_token_lifetime, refresh_ahead, usable_margin, keep_warm, tokens, username,
         password, assertion, subject_token, subject_token_type, requested_token_type, actor_token, token_rejected,
-        accessible_from, routes
+        accessible_from, available_scopes, profiles, routes
     } not [
         "provider", "logo_url", "application", "authorization_url", "device_authorization_url", "redirect_url",
-        "available_scopes", "authorize_params", "pkce", "profiles"
+        "authorize_params", "pkce"
     ];
+
+    ProfileFile { name, grant, scopes, audience, resource, token_params } not ["authorize_params"];
 
     ClientAssertionFile { key, algorithm, key_id, certificate, thumbprint, audience } not [];
 
@@ -107,8 +109,8 @@ twins! {
     TokenRejectedFile { status, header, contains, pointer, equals } not [];
 
     RouteFile {
-        host, mount, upstream, path, methods, upstream_tls, inject, existing, without_token
-    } not ["profile", "intercept", "set_headers", "only_when_named"];
+        host, mount, upstream, path, methods, profile, upstream_tls, inject, existing, without_token, only_when_named
+    } not ["intercept", "set_headers"];
 
     UpstreamTlsFile { trust, server_name, mutual_tls } not [];
 

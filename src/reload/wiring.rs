@@ -12,6 +12,7 @@ use crate::clock::Clock;
 use crate::dial::{AddressPolicy, Dialer};
 use crate::model::connection::Connection;
 use crate::model::origin::Host;
+use crate::model::token::TokenKey;
 use crate::model::{Listener, Model, Name, Roots, Tracing};
 use crate::oauth::{ClientError, HttpClients, TokenEndpoint};
 use crate::snapshot::{Snapshot, TlsProfiles};
@@ -139,7 +140,7 @@ impl Parts {
         model: &Model,
         profiles: &mut TlsProfiles,
         dialer_before: Option<&Dialer>,
-    ) -> Result<(Snapshot, HashMap<Name, Slots>), WiringError> {
+    ) -> Result<(Snapshot, HashMap<TokenKey, Slots>), WiringError> {
         let trust = Trust::new(&model.trust);
         let dialer = Dialer::new(&model.hosts, AddressPolicy::new(model, &self.listeners), dialer_before);
         let tracer = self.tracer(model, &trust)?;
@@ -147,15 +148,16 @@ impl Parts {
         clients.tracer = tracer.clone();
         // All clients first: what can fail fails before anything has changed.
         let mut endpoints = Vec::new();
-        for connection in model.connections.iter().filter(|connection| connection.active) {
+        let active = model.connections.iter().filter(|connection| connection.active);
+        for connection in active.flat_map(|connection| connection.definitions()) {
             let failed = |source| WiringError::Client { connection: connection.name.clone(), source };
             endpoints.push((connection, TokenEndpoint::new(connection.clone(), &clients).map_err(failed)?));
         }
         let ensure = |(connection, endpoint): (&Arc<Connection>, TokenEndpoint)| {
-            (connection.name.clone(), self.cache.ensure(connection, Box::new(endpoint)))
+            (connection.token_key(None), self.cache.ensure(connection, Box::new(endpoint)))
         };
-        let slots: HashMap<Name, Slots> = endpoints.into_iter().map(ensure).collect();
-        let of = |connection: &Connection| slots.get(&connection.name).cloned();
+        let slots: HashMap<TokenKey, Slots> = endpoints.into_iter().map(ensure).collect();
+        let of = |connection: &Connection| slots.get(&connection.token_key(None)).cloned();
         let snapshot = Snapshot::build(model, &trust, profiles, dialer, (&self.metrics, tracer), of);
         Ok((snapshot, slots))
     }
