@@ -17,7 +17,7 @@ use keybearer::model::origin::{Authority, Origin, Scheme};
 use keybearer::model::token::{AccessToken, RefreshToken, TokenSet};
 use keybearer::oauth::Whose;
 use keybearer::proxy::inject;
-use keybearer::router::{Callers, Router};
+use keybearer::router::{Callers, Label, Router};
 use keybearer::store::MemoryStore;
 use keybearer::tasks::Tasks;
 use keybearer::telemetry::audit::Audit;
@@ -66,8 +66,10 @@ fn compare(routes: usize) {
     };
     let wanted = origin(routes / 2);
     let map: HashMap<Origin, usize> = (0..routes).map(|index| (origin(index), index)).collect();
-    let entries =
-        connections.iter().flat_map(|c| c.routes.iter().map(|route| (route.clone(), Callers::All, c.name.clone())));
+    let label = |c: &Connection| Label { connection: c.name.clone(), profile: c.profile.clone(), bare: true };
+    let entries = connections
+        .iter()
+        .flat_map(|c| c.routes.iter().map(move |route| (route.clone(), label(c), Callers::All, c.name.clone())));
     let router = Router::new(entries);
 
     let runtime =
@@ -91,7 +93,7 @@ fn compare(routes: usize) {
             black_box(map.get(black_box(&wanted)));
         }),
         ("match", &|| {
-            black_box(router.find(black_box(&wanted), "/v1/x", &Method::GET, None));
+            black_box(router.find(black_box(&wanted), "/v1/x", &Method::GET, None, None));
         }),
         ("slot", &|| {
             black_box(slot.fresh(clock.now()));

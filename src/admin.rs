@@ -17,6 +17,7 @@ mod revoke;
 mod secrets;
 mod session;
 mod token_file;
+mod tokens;
 mod trial;
 mod view;
 

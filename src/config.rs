@@ -18,6 +18,7 @@ mod file;
 mod grant;
 mod listener;
 mod problem;
+mod profile;
 mod reference;
 mod resolve;
 mod route;
@@ -36,6 +37,7 @@ pub use problem::{Problem, Problems};
 pub use reference::is_stored_name;
 pub use schema::SCHEMA;
 
+use crate::model::connection::Connection;
 use crate::model::secret::Vault;
 use crate::model::{Model, StoreSettings};
 use document::BYTES_MAX;
@@ -101,7 +103,7 @@ fn assemble(source: &Source, mut sink: Sink) -> Result<Loaded, Problems> {
         }
     }
     conflict::check(&drafts, &settings.hosts, &mut sink);
-    let person = drafts.iter().any(|draft| draft.connection.as_ref().is_some_and(|own| own.grant.needs_person()));
+    let person = drafts.iter().any(|draft| draft.connection.as_ref().is_some_and(Connection::needs_person));
     store::check_place(&top, &settings.store, person, &mut sink);
     if let (Some(listeners), None) = (&settings.listeners, &settings.public_url) {
         consent::check_redirects(&drafts, listeners, &mut sink);

@@ -269,11 +269,15 @@ pub struct Name(Arc<str>);
 
 impl Name {
     pub fn parse(text: &str) -> Option<Name> {
+        Name::is_name(text).then(|| Name(text.into()))
+    }
+
+    pub fn is_name(text: &str) -> bool {
         let bytes = text.as_bytes();
         let plain = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
         let first = bytes.first().is_some_and(plain);
         let rest = bytes.iter().all(|b| plain(b) || matches!(b, b'_' | b'-'));
-        (first && rest && bytes.len() <= 63).then(|| Name(text.into()))
+        first && rest && bytes.len() <= 63
     }
 
     pub fn as_str(&self) -> &str {

@@ -1,6 +1,7 @@
-//! Which route takes a request: `find(origin, path, method, caller)`.
+//! Which route takes a request: `find(origin, path, method, caller, named)`.
 //!
-//! Knows nothing of tokens: `T` is whatever the caller binds to a route. The order is the contract's: exact host, longer
+//! Knows nothing of tokens: `T` is whatever the caller binds to a route. A request may name a connection, and then only
+//! what has that label takes part. The order is the contract's: exact host, longer
 //! wildcard, stated port, longer path, stated methods. Holds: matching happens on the one parsed origin and on a path
 //! that has one reading; where a prefix decides, a path with two readings is refused.
 
@@ -11,8 +12,10 @@ use std::ops::Range;
 
 use http::Method;
 
+use crate::model::Name;
 use crate::model::connection::{HostPattern, PathPrefix, Place, PortRule, Route};
 use crate::model::origin::{Host, Origin, Scheme};
+use crate::model::token::default_profile;
 
 /// A caller's place in the list of callers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -32,6 +35,22 @@ impl Callers {
             Callers::Only(list) => caller.is_some_and(|caller| list.contains(&caller)),
         }
     }
+}
+
+/// By which names a request may ask for a route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Label {
+    pub connection: Name,
+    pub profile: Name,
+    /// Also without the name of the profile.
+    pub bare: bool,
+}
+
+/// The connection that a request names, and perhaps one of its profiles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Named<'n> {
+    pub connection: &'n str,
+    pub profile: Option<&'n str>,
 }
 
 /// What the routes say to a request.
@@ -55,6 +74,8 @@ struct Entry<T> {
     path: PathPrefix,
     methods: Option<Vec<Method>>,
     callers: Callers,
+    label: Label,
+    only_when_named: bool,
     bound: T,
 }
 
@@ -76,10 +97,10 @@ pub struct Router<T> {
 
 impl<T> Router<T> {
     /// Takes the routes in any order. Two routes of equal rank stand in the order given; the validator refuses them.
-    pub fn new(routes: impl IntoIterator<Item = (Route, Callers, T)>) -> Router<T> {
+    pub fn new(routes: impl IntoIterator<Item = (Route, Label, Callers, T)>) -> Router<T> {
         let mut router = Router { exact: HashMap::new(), below: HashMap::new(), mounts: Vec::new() };
         let mut mounts: HashMap<PathPrefix, Group<T>> = HashMap::new();
-        for (route, callers, bound) in routes {
+        for (route, label, callers, bound) in routes {
             let (group, port) = match route.place {
                 Place::Host { pattern: HostPattern::Exact(host), port } => {
                     (router.exact.entry(host).or_default(), port)
@@ -89,8 +110,16 @@ impl<T> Router<T> {
                 }
                 Place::Mount { prefix, .. } => (mounts.entry(prefix).or_default(), PortRule::Any),
             };
-            let upgrade = route.tls.upgrade;
-            group.entries.push(Entry { port, upgrade, path: route.path, methods: route.methods, callers, bound });
+            group.entries.push(Entry {
+                port,
+                upgrade: route.tls.upgrade,
+                path: route.path,
+                methods: route.methods,
+                callers,
+                label,
+                only_when_named: route.only_when_named,
+                bound,
+            });
         }
         router.mounts = mounts.into_iter().collect();
         router.mounts.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.as_str().len()));
@@ -100,11 +129,18 @@ impl<T> Router<T> {
     }
 
     /// The route of a request whose target names `origin`; `path` is without its query.
-    pub fn find(&self, origin: &Origin, path: &str, method: &Method, caller: Option<CallerId>) -> Found<'_, T> {
+    pub fn find(
+        &self,
+        origin: &Origin,
+        path: &str,
+        method: &Method,
+        caller: Option<CallerId>,
+        named: Option<Named<'_>>,
+    ) -> Found<'_, T> {
         let exact = self.exact.get(&origin.host);
         let mut best = Found::Unmatched;
         for group in exact.into_iter().chain(self.wildcards(&origin.host)) {
-            match group.find(|entry| entry.takes_port(origin), path, method, caller) {
+            match group.find(|entry| entry.takes_port(origin), path, method, (caller, named)) {
                 route @ (Found::Route(_) | Found::AmbiguousPath) => return route,
                 Found::Unmatched => {}
                 refused => best = better(best, refused),
@@ -114,14 +150,20 @@ impl<T> Router<T> {
     }
 
     /// The route of an origin-form request, and what follows its mount in `path`.
-    pub fn find_mount<'a>(&self, path: &'a str, method: &Method, caller: Option<CallerId>) -> (Found<'_, T>, &'a str) {
+    pub fn find_mount<'a>(
+        &self,
+        path: &'a str,
+        method: &Method,
+        caller: Option<CallerId>,
+        named: Option<Named<'_>>,
+    ) -> (Found<'_, T>, &'a str) {
         let mut best = (Found::Unmatched, path);
         for (prefix, group) in &self.mounts {
             let Some(rest) = prefix.rest(path) else { continue };
             if path::climbs(path) {
                 return (Found::AmbiguousPath, rest);
             }
-            match group.find(|_| true, rest, method, caller) {
+            match group.find(|_| true, rest, method, (caller, named)) {
                 route @ (Found::Route(_) | Found::AmbiguousPath) => return (route, rest),
                 refused => best.0 = better(best.0, refused),
             }
@@ -156,13 +198,16 @@ impl<T> Default for Group<T> {
 impl<T> Group<T> {
     fn sort(&mut self) {
         self.by_path = self.entries.iter().any(|entry| !entry.path.is_root());
+        let default = default_profile();
         self.entries.sort_by_key(|entry| {
             let port = match entry.port {
                 PortRule::Stated(_) => 0,
                 PortRule::Default => 1,
                 PortRule::Any => 2,
             };
-            (port, std::cmp::Reverse(entry.path.as_str().len()), entry.methods.is_none())
+            // Among equals a name alone means the connection itself, and what waits for its name goes first.
+            let unstated = (entry.label.profile != default, !entry.only_when_named);
+            (port, std::cmp::Reverse(entry.path.as_str().len()), entry.methods.is_none(), unstated)
         });
     }
 
@@ -171,7 +216,7 @@ impl<T> Group<T> {
         takes_port: impl Fn(&Entry<T>) -> bool,
         path: &str,
         method: &Method,
-        caller: Option<CallerId>,
+        (caller, named): (Option<CallerId>, Option<Named<'_>>),
     ) -> Found<'_, T> {
         let mut here = self.entries.iter().filter(|entry| takes_port(entry)).peekable();
         if here.peek().is_none() {
@@ -181,7 +226,7 @@ impl<T> Group<T> {
             return Found::AmbiguousPath;
         }
         let mut refused = Found::NoRoute;
-        for entry in here.filter(|entry| entry.takes(path, method)) {
+        for entry in here.filter(|entry| entry.takes(path, method) && entry.is_meant(named)) {
             if entry.callers.permit(caller) {
                 return Found::Route(&entry.bound);
             }
@@ -201,6 +246,14 @@ impl<T> Entry<T> {
             (PortRule::Default, true) => origin.port == 443 || http_on_80,
             (PortRule::Default, false) => http_on_80,
         }
+    }
+
+    /// Is it this entry that a request with this name, or with none, asks for?
+    fn is_meant(&self, named: Option<Named<'_>>) -> bool {
+        let Some(Named { connection, profile }) = named else { return !self.only_when_named };
+        let label = &self.label;
+        label.connection.as_str() == connection
+            && profile.map_or(label.bare, |profile| label.profile.as_str() == profile)
     }
 
     fn takes(&self, path: &str, method: &Method) -> bool {

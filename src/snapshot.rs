@@ -12,9 +12,10 @@ use rustls::ClientConfig;
 
 use crate::dial::Dialer;
 use crate::model::connection::{Connection, Route, UpstreamTls};
+use crate::model::token::default_profile;
 use crate::model::{Caller, Limits, LogRequests, Model, Name, Roots, Timeouts, Unmatched};
 use crate::oauth::TokenEndpoint;
-use crate::router::{CallerId, Callers, Router};
+use crate::router::{CallerId, Callers, Label, Router};
 use crate::telemetry::metrics::{InjectionCounters, Metrics};
 use crate::telemetry::traces::Tracer;
 use crate::tls::Trust;
@@ -49,17 +50,32 @@ pub struct Live {
 #[derive(Debug)]
 pub struct BoundConnection {
     pub connection: Arc<Connection>,
+    /// The connection itself first, then its profiles.
+    pub definitions: Vec<BoundDefinition>,
+    /// Of its routes, in their order.
+    pub tls: Vec<Arc<TlsProfile>>,
+}
+
+impl BoundConnection {
+    pub fn definition(&self, profile: &str) -> Option<&BoundDefinition> {
+        self.definitions.iter().find(|definition| definition.connection.profile.as_str() == profile)
+    }
+}
+
+/// A connection, or a profile of one, with its tokens.
+#[derive(Debug, Clone)]
+pub struct BoundDefinition {
+    pub connection: Arc<Connection>,
     /// `None`: the connection is inactive.
     pub slots: Option<Slots>,
     /// The same.
     pub endpoint: Option<Arc<TokenEndpoint>>,
-    /// Of its routes, in their order.
-    pub tls: Vec<Arc<TlsProfile>>,
 }
 
 /// A route with everything that serving it takes.
 #[derive(Debug)]
 pub struct BoundRoute {
+    /// The definition whose token the route carries here.
     pub connection: Arc<Connection>,
     pub route: Route,
     /// `None`: the connection is inactive, or the route injects nothing.
@@ -113,7 +129,7 @@ pub struct CallerTable {
 }
 
 impl Snapshot {
-    /// `live` gives what an active connection has.
+    /// `live` gives what an active connection's definition has.
     pub fn build(
         model: &Model,
         trust: &Trust,
@@ -127,26 +143,28 @@ impl Snapshot {
         let (mut connections, mut routes) = (Vec::new(), Vec::new());
         for connection in &model.connections {
             let permitted = callers.permitted(connection.accessible_from.as_deref());
-            let (slots, endpoint) = live(connection).map(|live| (live.slots, live.endpoint)).unzip();
+            let bind = |own: &Arc<Connection>| {
+                let (slots, endpoint) = live(own).map(|live| (live.slots, live.endpoint)).unzip();
+                BoundDefinition { connection: own.clone(), slots, endpoint }
+            };
+            let definitions: Vec<_> = connection.definitions().map(bind).collect();
             let mut profiles_of_routes = Vec::new();
             for route in &connection.routes {
                 let tls = profiles.get(trust, &model.trust, &route.tls);
                 profiles_of_routes.push(tls.clone());
-                let bound = BoundRoute {
-                    connection: connection.clone(),
-                    route: route.clone(),
-                    slots: slots.clone(),
-                    tls,
-                    injections: metrics.injection_counters(connection.name.as_str(), "default"),
-                };
-                routes.push((route.clone(), permitted.clone(), bound));
+                let carried = |definition: &&BoundDefinition| route.carries(&definition.connection.profile);
+                for definition in definitions.iter().filter(carried) {
+                    let BoundDefinition { connection, slots, .. } = definition.clone();
+                    let Connection { name, profile, .. } = &*connection;
+                    let bare = route.profile.is_some() || *profile == default_profile();
+                    let label = Label { connection: name.clone(), profile: profile.clone(), bare };
+                    let injections = metrics.injection_counters(name.as_str(), profile.as_str());
+                    let (route, tls) = (route.clone(), tls.clone());
+                    let bound = BoundRoute { connection, route, slots, tls, injections };
+                    routes.push((bound.route.clone(), label, permitted.clone(), bound));
+                }
             }
-            connections.push(BoundConnection {
-                connection: connection.clone(),
-                slots,
-                endpoint,
-                tls: profiles_of_routes,
-            });
+            connections.push(BoundConnection { connection: connection.clone(), definitions, tls: profiles_of_routes });
         }
         Snapshot {
             connections,

@@ -21,7 +21,6 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use crate::clock::Clock;
-use crate::model::Name;
 use crate::model::connection::{Connection, Identity, OriginSet, Tokens};
 use crate::model::secret::Secret;
 use crate::model::token::{Subject, TokenKey};
@@ -46,7 +45,8 @@ const UNDER_WAY_MAX: u32 = 1 << 20;
 
 /// All slots by key.
 pub struct TokenCache {
-    entries: Mutex<HashMap<Name, Entry>>,
+    /// Each by the key of what would be its shared token.
+    entries: Mutex<HashMap<TokenKey, Entry>>,
     /// Slots whose connection has another identity now; requests that began before may still wait at them.
     replaced: Mutex<Vec<Slots>>,
     gates: Mutex<HashMap<String, Arc<Semaphore>>>,
@@ -77,7 +77,7 @@ struct Entry {
     definition: Arc<ArcSwap<Definition>>,
 }
 
-/// Where the tokens of one connection are.
+/// Where the tokens of one connection, or of one of its profiles, are.
 #[derive(Debug, Clone)]
 pub enum Slots {
     Shared(Arc<TokenSlot>),
@@ -119,7 +119,7 @@ impl Slots {
     }
 }
 
-/// Makes the slots of one connection, each with its refresher.
+/// Makes the slots of one definition, each with its refresher.
 struct Maker {
     definition: Arc<ArcSwap<Definition>>,
     gate: Arc<Semaphore>,
@@ -127,8 +127,8 @@ struct Maker {
 }
 
 impl Maker {
-    fn connection(&self) -> Name {
-        self.definition.load().connection.name.clone()
+    fn key(&self, subject: Option<Subject>) -> TokenKey {
+        self.definition.load().connection.token_key(subject)
     }
 
     fn make(&self, key: TokenKey, caller_token: Option<Secret>) -> Arc<TokenSlot> {
@@ -178,16 +178,16 @@ impl TokenCache {
         }
     }
 
-    /// The slots of a connection as it is now defined. One with its token is kept for as long as the token may be: same
+    /// The slots of a connection, or of one of its profiles, as it is now defined. One with its token is kept for as long as the token may be: same
     /// identity, and no origin that it was not granted for.
     pub fn ensure(&self, connection: &Arc<Connection>, source: Box<dyn TokenSource>) -> Slots {
-        let (identity, origins) = (connection.identity(), connection.origins());
+        let (key, identity, origins) = (connection.token_key(None), connection.identity(), connection.origins());
         let definition = Arc::new(Definition { connection: connection.clone(), source });
         let mut entries = lock(&self.entries);
         let same = |entry: &&Entry| {
             entry.tokens == connection.tokens && entry.identity == identity && entry.origins.covers(&origins)
         };
-        if let Some(entry) = entries.get(&connection.name).filter(same) {
+        if let Some(entry) = entries.get(&key).filter(same) {
             entry.definition.store(definition);
             entry.slots.reconsider();
             return entry.slots.clone();
@@ -198,7 +198,7 @@ impl TokenCache {
             _ if connection.grant.takes_callers_token() => {
                 Slots::PerCallerToken(Arc::new(SubjectSlots::new(maker, self.subjects.clone())))
             }
-            Tokens::Shared => Slots::Shared(maker.make(TokenKey::of_connection(connection.name.clone()), None)),
+            Tokens::Shared => Slots::Shared(maker.make(key.clone(), None)),
             Tokens::PerSubject => {
                 let slots = Arc::new(SubjectSlots::new(maker, self.subjects.clone()));
                 self.tools.tasks.spawn_on(&self.tools.runtime, "warm", warm::keep(Arc::downgrade(&slots)));
@@ -206,19 +206,19 @@ impl TokenCache {
             }
         };
         let entry = Entry { slots: slots.clone(), tokens: connection.tokens, identity, origins, definition };
-        let old = entries.insert(connection.name.clone(), entry);
+        let old = entries.insert(key, entry);
         lock(&self.replaced).extend(old.map(|entry| entry.slots));
         slots
     }
 
-    /// Ends the slots of connections that are not among `kept`, once no new request can reach them.
-    pub fn retain(&self, kept: &HashSet<Name>) {
+    /// Ends the slots of definitions that are not among `kept`, once no new request can reach them.
+    pub fn retain(&self, kept: &HashSet<TokenKey>) {
         lock(&self.replaced).drain(..).for_each(|slots| slots.close());
-        lock(&self.entries).retain(|name, entry| {
-            let keep = kept.contains(name);
+        lock(&self.entries).retain(|key, entry| {
+            let keep = kept.contains(key);
             if !keep {
                 entry.slots.close();
-                let labels = [name.as_str(), "default"];
+                let labels = [key.connection.as_str(), key.profile.as_str()];
                 // It may never have had a token.
                 let _ = self.tools.metrics.token_expiry.remove_label_values(&labels);
                 let _ = self.tools.metrics.refresh_token_expiry.remove_label_values(&labels);
@@ -241,7 +241,7 @@ impl TokenCache {
         if key.subject.is_some() {
             return self.subjects.get(key);
         }
-        lock(&self.entries).get(&key.connection).and_then(|entry| entry.slots.shared().cloned())
+        lock(&self.entries).get(key).and_then(|entry| entry.slots.shared().cloned())
     }
 
     /// Every slot in memory.

@@ -17,10 +17,10 @@ use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::auth::Asker;
-use super::problem::{Problem, bound, no_token};
+use super::problem::{Problem, bound, definition, no_token};
 use super::{Admin, ReloadAsked, Reloaded, trial, view};
-use crate::model::token::{RefreshToken, Subject, default_profile};
-use crate::snapshot::BoundConnection;
+use crate::model::token::{RefreshToken, Subject};
+use crate::snapshot::{BoundConnection, BoundDefinition};
 use crate::telemetry::Clean;
 use crate::telemetry::audit::{self, Cause, Kind};
 use crate::token::slot::{Handed, NotImported, NotRefreshed, TokenSlot};
@@ -41,11 +41,7 @@ pub struct Which {
 
 impl Which {
     pub fn slot(self, bound: &BoundConnection) -> Result<Arc<TokenSlot>, Problem> {
-        if self.profile.is_some_and(|profile| profile != default_profile().as_str()) {
-            let detail = "the connection has the profile `default` alone";
-            return Err(Problem::new(StatusCode::NOT_FOUND, "profile_unknown", detail));
-        }
-        subject_slot(bound, self.subject.as_deref())
+        subject_slot(definition(bound, self.profile.as_deref())?, self.subject.as_deref())
     }
 }
 
@@ -69,7 +65,7 @@ pub async fn refresh(
     let snapshot = admin.snapshot.load_full();
     let bound = bound(&snapshot, &name)?;
     let slot = which.slot(bound)?;
-    tracing::info!(user = %asker.name, connection = %bound.connection.name, "a refresh is asked for");
+    tracing::info!(user = %asker.name, connection = %slot.key.connection, profile = %slot.key.profile, "a refresh is asked for");
     let deadline = Instant::now() + snapshot.timeouts.token_wait;
     match slot.refresh_now(&admin.clock, deadline, Cause::Person(asker.person())).await {
         Ok(()) => Ok(Json(view::token(&slot, admin.clock.now()))),
@@ -96,7 +92,7 @@ pub async fn import(
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "not_proven", detail)
     })?;
     let slot = Which { profile, subject }.slot(bound)?;
-    tracing::info!(user = %asker.name, connection = %bound.connection.name, "a refresh token is handed in");
+    tracing::info!(user = %asker.name, connection = %slot.key.connection, profile = %slot.key.profile, "a refresh token is handed in");
     match slot.import(Handed::RefreshToken(token), asker.person(), Instant::now() + IMPORT_WAIT).await {
         Ok(()) => Ok(Json(view::token(&slot, admin.clock.now()))),
         Err(NotImported::Busy) => {
@@ -116,11 +112,12 @@ pub async fn test(
     let asked: trial::Asked = body(request).await?;
     let snapshot = admin.snapshot.load_full();
     let bound = bound(&snapshot, &name)?;
-    let slot = subject_slot(bound, asked.subject.as_deref())?;
-    let trial = trial::Trial::new(bound, asked)?;
-    tracing::info!(user = %asker.name, connection = %bound.connection.name, "a test is asked for");
+    let definition = definition(bound, asked.profile.as_deref())?;
+    let slot = subject_slot(definition, asked.subject.as_deref())?;
+    let trial = trial::Trial::new(bound, &definition.connection, asked)?;
+    tracing::info!(user = %asker.name, connection = %slot.key.connection, profile = %slot.key.profile, "a test is asked for");
     let (host, path, method) = (trial.host(), trial.path().to_owned(), trial.method().to_owned());
-    let (injected, profile) = (trial.injects(), default_profile());
+    let injected = trial.injects();
     let result = trial.run(&snapshot, &slot, &admin.clock).await;
     let (status, code) = match &result {
         Ok((status, _)) => (status.as_u16(), None),
@@ -129,8 +126,8 @@ pub async fn test(
     let record = audit::Request {
         user: Some(asker.name.as_str()),
         listener: Some("admin"),
-        connection: Some(bound.connection.name.as_str()),
-        profile: Some(profile.as_str()),
+        connection: Some(slot.key.connection.as_str()),
+        profile: Some(slot.key.profile.as_str()),
         host: Some(Clean(&host)),
         code,
         injected: Some(injected),
@@ -181,7 +178,7 @@ pub async fn reload(
 }
 
 /// The slot of a shared token, or of one subject's.
-fn subject_slot(bound: &BoundConnection, subject: Option<&str>) -> Result<Arc<TokenSlot>, Problem> {
+fn subject_slot(bound: &BoundDefinition, subject: Option<&str>) -> Result<Arc<TokenSlot>, Problem> {
     let slots = bound.slots.as_ref().ok_or_else(inactive)?;
     let unknown = |detail| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "subject_required", detail);
     let subject = subject

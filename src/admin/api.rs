@@ -3,31 +3,21 @@
 //! Not here: who may ask (`auth`), what changes something (`actions`), how things look (`view`).
 //! Holds: an operation is reachable only through the table, with the role that stands there.
 
-use std::sync::Arc;
-
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::openapi::Operation;
 use super::problem::{Problem, bound};
-use super::{Admin, actions, auth, consent, events, openapi, revoke, secrets, session, view};
+use super::{Admin, actions, auth, consent, events, openapi, revoke, secrets, session, tokens, view};
 use crate::model::Role;
-use crate::model::token::{Subject, TokenKey, default_profile};
-use crate::token::Slots;
-use crate::token::slot::TokenSlot;
-
-/// Items of one page.
-const LIMIT: usize = 100;
-const LIMIT_MAX: usize = 1000;
-const UNAVAILABLE: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
 
 const SUBJECT: (&str, &str) = ("subject", "whose token is meant, of a connection with one for each subject");
-const UNKNOWN: (u16, &str) = (404, "no connection has this name");
+const PROFILE: (&str, &str) = ("profile", "which of its profiles; absent: default");
+const UNKNOWN: (u16, &str) = (404, "no connection, or none of its profiles, has this name");
 const NO_TOKEN: [(u16, &str); 4] = [
     UNKNOWN,
     (409, "the connection is inactive, or its token was refreshed a moment ago"),
@@ -74,10 +64,10 @@ const OPERATIONS: &[Operation] = &[
         method: "get",
         path: "/connections/{name}/tokens",
         role: Role::Viewer,
-        summary: "The state of its tokens, by `profile`, `subject` and `state`; never a token",
+        summary: "The state of its tokens, of all profiles or by `profile`, `subject` and `state`; never a token",
         answers: &[(200, "{items: [token], cursor}"), (400, "the query is not understood"), UNKNOWN],
         members: &[],
-        handler: || get(tokens),
+        handler: || get(tokens::list),
     },
     Operation {
         method: "put",
@@ -90,7 +80,7 @@ const OPERATIONS: &[Operation] = &[
             (409, "the connection is inactive, or another token is being proven"),
             (422, "it gave no access token; nothing has changed"),
         ],
-        members: &[("refresh_token", "the refresh token"), ("profile", "the profile; absent: default"), SUBJECT],
+        members: &[("refresh_token", "the refresh token"), PROFILE, SUBJECT],
         handler: || put(actions::import),
     },
     Operation {
@@ -99,7 +89,7 @@ const OPERATIONS: &[Operation] = &[
         role: Role::Operator,
         summary: "Gets another token now, through the same single flight as the proxy",
         answers: &[(200, "the token's new state"), NO_TOKEN[0], NO_TOKEN[1], NO_TOKEN[2], NO_TOKEN[3]],
-        members: &[("profile", "the profile; absent: default"), SUBJECT],
+        members: &[PROFILE, SUBJECT],
         handler: || post(actions::refresh),
     },
     Operation {
@@ -117,7 +107,7 @@ const OPERATIONS: &[Operation] = &[
         role: Role::Operator,
         summary: "The same, with the token named in the body",
         answers: REVOKED,
-        members: &[("profile", "the profile; absent: default"), SUBJECT],
+        members: &[PROFILE, SUBJECT],
         handler: || post(revoke::post),
     },
     Operation {
@@ -135,7 +125,7 @@ const OPERATIONS: &[Operation] = &[
             NO_TOKEN[3],
             (504, "the upstream did not answer in time"),
         ],
-        members: &[("url", "absent: the first route's own"), ("method", "GET or HEAD; absent: GET"), SUBJECT],
+        members: &[("url", "absent: the first route's own"), ("method", "GET or HEAD; absent: GET"), PROFILE, SUBJECT],
         handler: || post(actions::test),
     },
     Operation {
@@ -268,80 +258,4 @@ async fn connections(State(admin): State<Admin>) -> Json<Value> {
 async fn connection(State(admin): State<Admin>, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
     let snapshot = admin.snapshot.load_full();
     Ok(Json(view::connection(bound(&snapshot, &name)?, admin.clock.now())))
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Filter {
-    profile: Option<String>,
-    subject: Option<String>,
-    state: Option<String>,
-    limit: Option<usize>,
-    cursor: Option<String>,
-}
-
-async fn tokens(
-    State(admin): State<Admin>,
-    Path(name): Path<String>,
-    filter: Result<Query<Filter>, axum::extract::rejection::QueryRejection>,
-) -> Result<Json<Value>, Problem> {
-    let unclear = |detail: String| Problem::new(StatusCode::BAD_REQUEST, "bad_request", detail);
-    let Query(filter) = filter.map_err(|error| unclear(error.body_text()))?;
-    if filter.limit.is_some_and(|limit| !(1..=LIMIT_MAX).contains(&limit)) {
-        return Err(unclear(format!("limit is from 1 to {LIMIT_MAX}")));
-    }
-    let snapshot = admin.snapshot.load_full();
-    let now = admin.clock.now();
-    let bound = bound(&snapshot, &name)?;
-    if filter.profile.as_deref().is_some_and(|profile| profile != default_profile().as_str()) {
-        return Ok(Json(json!({ "items": [], "cursor": null })));
-    }
-    let lifespan = bound.connection.lifetimes.refresh_token;
-    let subject = |text: &str| Subject::parse(text).ok_or_else(|| unclear("no subject looks like this".to_owned()));
-    let key = |subject| TokenKey::of_subject(bound.connection.name.clone(), subject);
-    let (items, cursor) = match (&bound.slots, &filter.subject) {
-        (Some(Slots::PerSubject(_)), None) => {
-            let after = filter.cursor.as_deref().map(subject).transpose()?.map(key);
-            let limit = filter.limit.unwrap_or(LIMIT);
-            let page = admin.cache.store().list(&bound.connection.name, after.as_ref(), limit).await;
-            let page = page.map_err(|error| Problem::new(UNAVAILABLE, "store_unavailable", error.to_string()))?;
-            let last = page.last().filter(|_| page.len() == limit).and_then(|(key, _)| key.subject.clone());
-            let of_subjects = page.iter().filter(|(key, _)| key.subject.is_some());
-            let items = of_subjects.map(|(key, record)| match admin.cache.get(key) {
-                Some(slot) => view::token(&slot, now),
-                None => view::stored(key, record, lifespan),
-            });
-            (items.collect(), last.map(|subject| subject.to_string()))
-        }
-        (Some(Slots::PerSubject(_)), Some(text)) => {
-            let key = key(subject(text)?);
-            let in_memory = admin.cache.get(&key).map(|slot| view::token(&slot, now));
-            let item = match in_memory {
-                Some(item) => Some(item),
-                None => match admin.cache.store().load(&key).await {
-                    Ok(None) => None,
-                    Ok(Some(token)) => Some(view::stored(&key, &Ok(token), lifespan)),
-                    Err(error) => Some(view::stored(&key, &Err(error), lifespan)),
-                },
-            };
-            (item.into_iter().collect(), None)
-        }
-        (_, _) if filter.cursor.is_some() => return Err(unclear("no answer has given this cursor".to_owned())),
-        (Some(Slots::Shared(slot)), None) => (vec![view::token(slot, now)], None),
-        // What callers' own tokens are exchanged for is in memory alone.
-        (Some(Slots::PerCallerToken(_)), text) => {
-            let own = admin.cache.list().into_iter().filter(|slot| slot.key.connection == bound.connection.name);
-            let wanted = |slot: &Arc<TokenSlot>| {
-                let subject = slot.key.subject.as_ref().map(Subject::as_str);
-                text.is_none() || subject == text.as_deref()
-            };
-            let items = own.filter(wanted).take(filter.limit.unwrap_or(LIMIT));
-            (items.map(|slot| view::token(&slot, now)).collect(), None)
-        }
-        // A shared token has no subject.
-        (Some(Slots::Shared(_)), Some(_)) | (None, _) => (Vec::new(), None),
-    };
-    let wanted = |item: &Value| filter.state.as_deref().is_none_or(|state| item["state"] == state);
-    let items: Vec<Value> = items.into_iter().filter(wanted).collect();
-    Ok(Json(json!({ "items": items, "cursor": cursor })))
 }

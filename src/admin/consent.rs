@@ -115,9 +115,9 @@ struct Definition {
 
 impl Definition {
     fn of(bound: &BoundConnection, key: &TokenKey) -> Option<Definition> {
-        let named = *key == TokenKey { profile: crate::model::token::default_profile(), ..key.clone() };
-        let live = bound.endpoint.clone().zip(bound.slots.clone()).filter(|_| named);
-        live.map(|(endpoint, slots)| Definition { connection: bound.connection.clone(), endpoint, slots })
+        let own = bound.definition(key.profile.as_str())?;
+        let (endpoint, slots) = own.endpoint.clone().zip(own.slots.clone())?;
+        Some(Definition { connection: own.connection.clone(), endpoint, slots })
     }
 
     fn slot(&self, key: &TokenKey) -> Option<Arc<TokenSlot>> {

@@ -6,7 +6,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
-use crate::snapshot::{BoundConnection, Snapshot};
+use crate::model::token::default_profile;
+use crate::snapshot::{BoundConnection, BoundDefinition, Snapshot};
 use crate::token::slot::NoToken;
 
 /// A refusal with a stable code and a sentence that says the way out.
@@ -75,6 +76,17 @@ impl IntoResponse for Problem {
 pub fn bound<'a>(snapshot: &'a Snapshot, name: &str) -> Result<&'a BoundConnection, Problem> {
     let found = snapshot.connections.iter().find(|bound| bound.connection.name.as_str() == name);
     found.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "connection_unknown", "no connection has this name"))
+}
+
+/// Its definition by this profile; absent: the connection itself.
+pub fn definition<'a>(bound: &'a BoundConnection, profile: Option<&str>) -> Result<&'a BoundDefinition, Problem> {
+    let default = default_profile();
+    bound.definition(profile.unwrap_or(default.as_str())).ok_or_else(|| {
+        let names: Vec<_> = bound.definitions.iter().map(|own| format!("`{}`", own.connection.profile)).collect();
+        let word = if names.len() == 1 { "profile" } else { "profiles" };
+        let detail = format!("the connection has the {word} {}", names.join(", "));
+        Problem::new(StatusCode::NOT_FOUND, "profile_unknown", detail)
+    })
 }
 
 /// Why there is no token, with the proxy's own words for it.

@@ -1,6 +1,6 @@
 //! A token is to be of no use any more: revoked at the server, forgotten here.
 //!
-//! Holds: at the server nothing is revoked that another connection uses, too.
+//! Holds: at the server nothing is revoked that another connection or profile uses, too.
 
 use std::time::Duration;
 
@@ -14,7 +14,6 @@ use super::actions::{Which, body};
 use super::auth::Asker;
 use super::problem::{Problem, bound, no_token};
 use super::{Admin, view};
-use crate::model::Name;
 use crate::model::connection::{Connection, Grant};
 use crate::model::token::TokenKey;
 use crate::snapshot::Snapshot;
@@ -49,7 +48,8 @@ async fn revoke(admin: &Admin, name: &str, which: Which, asker: &Asker) -> Resul
     let snapshot = admin.snapshot.load_full();
     let bound = bound(&snapshot, name)?;
     let slot = which.slot(bound)?;
-    let shared = shares_grant(admin, &snapshot, &bound.connection, &slot.key).await;
+    let own = bound.definition(slot.key.profile.as_str()).map_or(&bound.connection, |own| &own.connection);
+    let shared = shares_grant(admin, &snapshot, own, &slot.key).await;
     let outcome = slot.revoke(shared, Instant::now() + REVOKE_WAIT).await;
     let status = match &outcome {
         Ok(_) => StatusCode::OK,
@@ -65,7 +65,7 @@ async fn revoke(admin: &Admin, name: &str, which: Which, asker: &Asker) -> Resul
         ..audit::Request::new(asker.from, "POST", &path, status.as_u16())
     };
     admin.audit.now().admin(admin.clock.now().wall, Kind::Change, &record);
-    tracing::info!(user = %asker.name, connection = %bound.connection.name, ?outcome, "a token is revoked");
+    tracing::info!(user = %asker.name, connection = %slot.key.connection, profile = %slot.key.profile, ?outcome, "a token is revoked");
     outcome.map(|revoked| Json(view::revoked(&revoked))).map_err(|why| match why {
         NotRevoked::Busy => {
             let problem = Problem::new(StatusCode::CONFLICT, "overloaded", "another errand is under way; ask again");
@@ -79,11 +79,11 @@ async fn revoke(admin: &Admin, name: &str, which: Which, asker: &Asker) -> Resul
     })
 }
 
-/// Another connection whose tokens the server cannot tell from this one's.
-async fn shares_grant(admin: &Admin, snapshot: &Snapshot, own: &Connection, key: &TokenKey) -> Option<Name> {
-    for other in snapshot.connections.iter().map(|bound| &bound.connection) {
-        let alike = other.name != own.name
-            && other.endpoints.server == own.endpoints.server
+/// Another connection, or another profile, whose tokens the server cannot tell from this one's: the key of its token.
+async fn shares_grant(admin: &Admin, snapshot: &Snapshot, own: &Connection, key: &TokenKey) -> Option<TokenKey> {
+    let definitions = snapshot.connections.iter().flat_map(|bound| bound.connection.definitions());
+    for other in definitions.filter(|other| other.token_key(None) != own.token_key(None)) {
+        let alike = other.endpoints.server == own.endpoints.server
             && other.client_id == own.client_id
             && other.grant.as_str() == own.grant.as_str()
             && other.grant_type == own.grant_type;
@@ -91,17 +91,21 @@ async fn shares_grant(admin: &Admin, snapshot: &Snapshot, own: &Connection, key:
             continue;
         }
         let same = match (&own.grant, &other.grant) {
+            // Each answer to a client's own credentials is a grant by itself (RFC 7009 §2.1), unless it is the same answer.
+            (Grant::ClientCredentials, Grant::ClientCredentials) if other.name == own.name => {
+                other.identity() == own.identity()
+            }
             (Grant::Saml2Bearer { assertion: one }, Grant::Saml2Bearer { assertion: two }) => one == two,
             (Grant::TokenExchange(one), Grant::TokenExchange(two)) => one.subject_token == two.subject_token,
             // Who has connected is known to the server alone; what may be the same person's is left alone.
             (Grant::AuthorizationCode | Grant::DeviceCode, _) => {
-                let key = TokenKey { connection: other.name.clone(), ..key.clone() };
+                let key = other.token_key(key.subject.clone());
                 !matches!(admin.cache.store().load(&key).await, Ok(None))
             }
             (one, two) => one.owner() == two.owner(),
         };
         if same {
-            return Some(other.name.clone());
+            return Some(other.token_key(None));
         }
     }
     None

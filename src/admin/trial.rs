@@ -21,9 +21,9 @@ use url::Url;
 
 use super::problem::{Problem, no_token};
 use crate::clock::Clock;
-use crate::model::connection::{HostPattern, Inject, PathPrefix, Place, PortRule, Route};
+use crate::model::connection::{Connection, HostPattern, Inject, PathPrefix, Place, PortRule, Route};
 use crate::model::origin::{Authority, Host, Origin, Scheme};
-use crate::router::{Callers, Found, Router};
+use crate::router::{Callers, Found, Label, Named, Router};
 use crate::snapshot::{BoundConnection, Snapshot, TlsProfile};
 use crate::token::slot::TokenSlot;
 
@@ -34,6 +34,7 @@ const USER_AGENT: &str = concat!("keybearer/", env!("CARGO_PKG_VERSION"));
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Asked {
+    pub profile: Option<String>,
     pub subject: Option<String>,
     url: Option<String>,
     method: Option<String>,
@@ -54,7 +55,8 @@ fn unfit(detail: impl Into<String>) -> Problem {
 }
 
 impl<'a> Trial<'a> {
-    pub fn new(bound: &'a BoundConnection, asked: Asked) -> Result<Trial<'a>, Problem> {
+    /// By the routes that carry the token of this `definition` of the connection.
+    pub fn new(bound: &'a BoundConnection, definition: &Connection, asked: Asked) -> Result<Trial<'a>, Problem> {
         let method = match asked.method.as_deref() {
             None | Some("GET") => Method::GET,
             Some("HEAD") => Method::HEAD,
@@ -63,18 +65,25 @@ impl<'a> Trial<'a> {
         let routes = &bound.connection.routes;
         let url = match asked.url {
             Some(url) => url,
-            None => routes.iter().find_map(own_url).ok_or_else(|| unfit("no route names one host: give a `url`"))?,
+            None => {
+                let mut carrying = routes.iter().filter(|route| route.carries(&definition.profile));
+                carrying.find_map(own_url).ok_or_else(|| unfit("no route names one host: give a `url`"))?
+            }
         };
         let url = Url::parse(&url).map_err(|_| unfit("the URL cannot be read"))?;
         let asked = origin(&url)?;
-        let places = (0..).zip(routes).filter_map(|(at, route)| Some((as_host(route)?, Callers::All, at)));
+        let Connection { name, profile, .. } = definition;
+        let label = || Label { connection: name.clone(), profile: profile.clone(), bare: true };
+        let carrying = (0..).zip(routes).filter(|(_, route)| route.carries(profile));
+        let places = carrying.filter_map(|(at, route)| Some((as_host(route)?, label(), Callers::All, at)));
         let router: Router<usize> = Router::new(places);
-        let Found::Route(at) = router.find(&asked, url.path(), &method, None) else {
-            return Err(unfit("no route of this connection takes this URL and method"));
+        let named = Named { connection: name.as_str(), profile: None };
+        let none =
+            || unfit(format!("no route of this connection with the profile `{profile}` takes this URL and method"));
+        let Found::Route(at) = router.find(&asked, url.path(), &method, None, Some(named)) else {
+            return Err(none());
         };
-        let (Some(route), Some(tls)) = (routes.get(*at), bound.tls.get(*at)) else {
-            return Err(unfit("no route of this connection takes this URL and method"));
-        };
+        let (Some(route), Some(tls)) = (routes.get(*at), bound.tls.get(*at)) else { return Err(none()) };
         let origin = match &route.place {
             Place::Host { port, .. } => route.tls.leave_for(*port, &asked),
             Place::Mount { upstream, .. } => upstream.clone(),
@@ -133,6 +142,7 @@ impl<'a> Trial<'a> {
         shown.set_query(None);
         shown.set_fragment(None);
         let told = json!({
+            "profile": slot.key.profile.as_str(),
             "token": slot.state().name(clock.now()),
             "url": shown.as_str(),
             "method": self.method.as_str(),

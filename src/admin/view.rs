@@ -17,11 +17,17 @@ use crate::token::slot::{Fate, Revoked, SlotState, TokenSlot};
 
 pub fn connection(bound: &BoundConnection, now: Now) -> Value {
     let connection = &bound.connection;
-    let shared = bound.slots.as_ref().and_then(|slots| slots.shared());
-    let state = shared.map(|slot| slot.state());
-    // A connection with a token for each subject has no state of its own.
-    let word = if bound.slots.is_none() { "inactive" } else { state.as_ref().map_or("idle", |state| state.name(now)) };
-    let token = state.as_ref().and_then(|state| state.token.as_ref());
+    let shared: Vec<_> = bound.definitions.iter().filter_map(|own| own.slots.as_ref()?.shared()).collect();
+    let states = shared.iter().map(|slot| slot.state());
+    // The first of those that are worst.
+    let state = states.rev().max_by_key(|state| badness(state.name(now)));
+    let word = match &state {
+        _ if !connection.active => "inactive",
+        Some(state) => state.name(now),
+        // A connection with a token for each subject has no state of its own.
+        None => "idle",
+    };
+    let current = state.as_ref().and_then(|state| state.token.as_ref());
     let secret = !connection.client_auth.secrets().is_empty();
     let set = |set: bool| set.then(|| json!({ "set": true }));
     let username = match &connection.grant {
@@ -34,11 +40,12 @@ pub fn connection(bound: &BoundConnection, now: Now) -> Value {
         Tokens::PerSubject => "per_subject",
     };
     let pkce = (connection.grant == Grant::AuthorizationCode).then(|| connection.authorization.pkce.as_str());
+    let available = connection.available_scopes.iter().map(|(name, scopes)| (name.clone(), json!(scopes.join(" "))));
     json!({
         "name": connection.name.as_str(),
         "active": connection.active,
         "state": word,
-        "expires_at": token.map(|token| rfc3339(token.expires.wall)),
+        "expires_at": current.map(|token| rfc3339(token.expires.wall)),
         "last_attempt": state.as_ref().map(|state| last_attempt(state)),
         "comments": connection.comments,
         "grant": connection.grant.as_str(),
@@ -58,11 +65,14 @@ pub fn connection(bound: &BoundConnection, now: Now) -> Value {
         "authorize_params": set_names(&connection.authorization.params),
         "issuer": endpoints.issuer,
         "scopes": connection.scopes,
+        "available_scopes": available.collect::<serde_json::Map<_, _>>(),
         "audience": connection.audience,
         "resource": connection.resource,
         "token_params": set_names(&connection.token_params),
+        "profiles": connection.profiles.iter().map(|own| profile(own)).collect::<Vec<_>>(),
         "script": set(connection.script.is_some()),
         "tokens": tokens,
+        "shared_tokens": shared.iter().map(|slot| token(slot, now)).collect::<Vec<_>>(),
         "accessible_from": connection.accessible_from.as_ref().map(|names| names.iter().map(|n| n.as_str()).collect::<Vec<_>>()),
         "routes": connection.routes.iter().map(route).collect::<Vec<_>>(),
     })
@@ -71,6 +81,23 @@ pub fn connection(bound: &BoundConnection, now: Now) -> Value {
 /// The names of parameters whose values may be secrets.
 fn set_names(params: &[(String, String)]) -> Value {
     params.iter().map(|(name, _)| (name.clone(), json!({ "set": true }))).collect()
+}
+
+/// How much is wrong with a token in this state.
+fn badness(state: &str) -> Option<usize> {
+    ["fresh", "due", "starting", "expired", "reauthorize", "misconfigured"].iter().position(|one| *one == state)
+}
+
+fn profile(own: &Connection) -> Value {
+    json!({
+        "name": own.profile.as_str(),
+        "grant": own.grant.as_str(),
+        "scopes": own.scopes,
+        "audience": own.audience,
+        "resource": own.resource,
+        "authorize_params": set_names(&own.authorization.params),
+        "token_params": set_names(&own.token_params),
+    })
 }
 
 /// A URL without what might be a credential.
@@ -114,6 +141,8 @@ fn route(route: &Route) -> Value {
         "inject": inject,
         "existing": existing,
         "without_token": without_token,
+        "profile": route.profile.as_ref().map(|profile| profile.as_str()),
+        "only_when_named": route.only_when_named,
     })
 }
 
@@ -186,7 +215,12 @@ pub fn revoked(revoked: &Revoked) -> Value {
         Fate::Revoked => json!({ "outcome": "revoked" }),
         Fate::NoEndpoint => json!({ "outcome": "not_revoked", "reason": "the server has no revocation endpoint" }),
         Fate::Shared(other) => {
-            let reason = format!("the connection {other} uses the same grant at the server");
+            let TokenKey { connection, profile, .. } = other;
+            let other = match profile.as_str() {
+                "default" => format!("connection {connection}"),
+                profile => format!("profile {connection}/{profile}"),
+            };
+            let reason = format!("the {other} uses the same grant at the server");
             json!({ "outcome": "not_revoked", "reason": reason })
         }
         Fate::Failed(why) => json!({ "outcome": "failed", "reason": why }),

@@ -65,6 +65,9 @@ pub struct TestArguments {
     /// GET or HEAD
     #[arg(long, default_value = "GET")]
     method: String,
+    /// Its profile [default: default]
+    #[arg(long)]
+    profile: Option<String>,
     /// Whose token is meant, of a connection with one for each subject
     #[arg(long)]
     subject: Option<String>,
@@ -97,8 +100,14 @@ pub fn revoke(arguments: &RefreshArguments) -> ExitCode {
     let failed = answer.as_ref().is_ok_and(|answer| {
         ["refresh_token", "access_token"].iter().any(|token| answer[*token]["outcome"] == "failed")
     });
-    let code = finish(&arguments.ask, answer, |answer| table::revoked(&arguments.name, answer));
+    let name = with_profile(&arguments.name, arguments.profile.as_deref());
+    let code = finish(&arguments.ask, answer, |answer| table::revoked(&name, answer));
     if failed { ExitCode::from(1) } else { code }
+}
+
+/// A connection as it is called in sentences.
+fn with_profile(name: &str, profile: Option<&str>) -> String {
+    profile.map_or_else(|| name.to_owned(), |profile| format!("{name}/{profile}"))
 }
 
 /// One value from standard input, less its last line break.
@@ -119,7 +128,7 @@ pub fn given<const N: usize>(members: [(&str, &Option<String>); N]) -> Value {
 }
 
 pub fn test(arguments: &TestArguments) -> ExitCode {
-    let mut body = given([("url", &arguments.url), ("subject", &arguments.subject)]);
+    let mut body = given([("url", &arguments.url), ("profile", &arguments.profile), ("subject", &arguments.subject)]);
     body["method"] = arguments.method.as_str().into();
     let answer = arguments.ask.ask(Method::POST, &["connections", &arguments.name, "test"], Some(body));
     finish(&arguments.ask, answer, table::tested)

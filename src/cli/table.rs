@@ -30,14 +30,29 @@ pub fn connections(answer: &Value) -> String {
         return "no connection is configured".to_owned();
     }
     let mut rows = vec![["NAME", "STATE", "GRANT", "EXPIRES", "ROUTES", "LAST ERROR"].map(str::to_owned).to_vec()];
-    rows.extend(items.iter().map(|item| {
-        let routes = item["routes"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let routes: Vec<_> = routes.iter().map(place).collect();
-        let routes = if routes.is_empty() { "-".to_owned() } else { routes.join(",") };
-        let error = text(&item["last_attempt"]["error"]);
-        vec![text(&item["name"]), text(&item["state"]), text(&item["grant"]), text(&item["expires_at"]), routes, error]
-    }));
+    for item in items {
+        rows.push(connection(item));
+        let tokens = item["shared_tokens"].as_array().map(Vec::as_slice).unwrap_or_default();
+        // Of one token alone the connection's own line says it all.
+        rows.extend(tokens.iter().filter(|_| tokens.len() > 1).map(|token| profile(item, token)));
+    }
     aligned(&rows)
+}
+
+fn connection(item: &Value) -> Vec<String> {
+    let routes = item["routes"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let routes: Vec<_> = routes.iter().map(place).collect();
+    let routes = if routes.is_empty() { "-".to_owned() } else { routes.join(",") };
+    let error = text(&item["last_attempt"]["error"]);
+    vec![text(&item["name"]), text(&item["state"]), text(&item["grant"]), text(&item["expires_at"]), routes, error]
+}
+
+/// The line of one profile's token, below that of its connection.
+fn profile(item: &Value, token: &Value) -> Vec<String> {
+    let profiles = item["profiles"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let own = profiles.iter().find(|own| own["name"] == token["profile"]).unwrap_or(item);
+    let (name, error) = (format!("  {}", text(&token["profile"])), text(&token["last_attempt"]["error"]));
+    vec![name, text(&token["state"]), text(&own["grant"]), text(&token["expires_at"]), String::new(), error]
 }
 
 fn place(route: &Value) -> String {
@@ -67,6 +82,8 @@ pub fn revoked(name: &str, answer: &Value) -> String {
 
 pub fn tested(answer: &Value) -> String {
     let (method, url, token) = (text(&answer["method"]), text(&answer["url"]), text(&answer["token"]));
+    let profile = answer["profile"].as_str().filter(|profile| *profile != "default");
+    let token = profile.map_or(token.clone(), |profile| format!("{token}, profile {}", clean(profile)));
     format!("{method} {url}: {} in {} ms (token {token})", answer["status"], answer["duration_ms"])
 }
 
@@ -88,5 +105,20 @@ NAME         STATE     GRANT               EXPIRES  ROUTES          LAST ERROR
 crm          fresh     client_credentials  -        api.test/v1,/m  bad?[31m?thing
 longer-name  inactive  g                   -        -               -";
         assert_eq!(connections(&answer), expected);
+    }
+
+    #[test]
+    fn profiles_stand_below_their_connection() {
+        let tokens = json!([{"profile": "default", "state": "fresh", "expires_at": "soon", "last_attempt": {"error": null}},
+            {"profile": "all", "state": "misconfigured", "expires_at": null, "last_attempt": {"error": "invalid_scope"}}]);
+        let crm = json!({"name": "crm", "state": "misconfigured", "grant": "client_credentials", "expires_at": null,
+            "routes": [{"host": "a.test", "path": "/"}], "last_attempt": {"error": "invalid_scope"},
+            "profiles": [{"name": "all", "grant": "password"}], "shared_tokens": tokens});
+        let expected = "\
+NAME       STATE          GRANT               EXPIRES  ROUTES  LAST ERROR
+crm        misconfigured  client_credentials  -        a.test  invalid_scope
+  default  fresh          client_credentials  soon             -
+  all      misconfigured  password            -                invalid_scope";
+        assert_eq!(connections(&json!({"items": [crm]})), expected);
     }
 }

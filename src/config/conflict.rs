@@ -44,7 +44,9 @@ fn routes(drafts: &[Draft<'_>], sink: &mut Sink) {
             };
             let rivals = equals.entry(rank).or_default();
             let rival = rivals.iter().find(|(other, _, rival)| {
-                callers_meet(draft.callers.as_deref(), other.callers.as_deref()) && methods_meet(route, rival)
+                callers_meet(draft.callers.as_deref(), other.callers.as_deref())
+                    && methods_meet(route, rival)
+                    && names_meet(std::ptr::eq(draft, *other), route, rival)
             });
             if let Some((_, other, _)) = rival {
                 let message = format!("takes the same requests as {} ({})", other.path, other.place());
@@ -69,6 +71,18 @@ fn methods_meet(one: &Route, other: &Route) -> bool {
     match (&one.methods, &other.methods) {
         (None, None) => true,
         (Some(one), Some(other)) => one.iter().any(|method| other.contains(method)),
+        _ => false,
+    }
+}
+
+/// A request names one connection at most. Two that wait for the name of the same one may state two profiles of it.
+fn names_meet(same_connection: bool, one: &Route, other: &Route) -> bool {
+    match (one.only_when_named, other.only_when_named) {
+        (false, false) => true,
+        (true, true) => {
+            let profiles = one.profile.as_ref().zip(other.profile.as_ref());
+            same_connection && profiles.is_none_or(|(one, other)| one == other)
+        }
         _ => false,
     }
 }

@@ -9,17 +9,17 @@ use http::StatusCode;
 use super::client::{authorization_server, client_auth, mutual_tls};
 use super::endpoint::{self, Endpoint};
 use super::file::ConnectionFile;
-use super::grant::grant;
+use super::grant::grants;
 use super::problem::{Sink, suggest};
-use super::route;
 use super::spot::{Spot, Unit};
-use super::{answer, consent, reference, script, value};
+use super::{answer, consent, profile, reference, route, script, value};
 use crate::model::Name;
 use crate::model::connection::*;
 use crate::model::origin::Authority;
+use crate::model::token::default_profile;
 
 /// Form fields that the grant sets, each with the way to set it.
-const OWN_FIELDS: [(&str, &str); 20] = [
+pub const OWN_FIELDS: [(&str, &str); 20] = [
     ("grant_type", "use the key `grant_type` of the connection"),
     ("client_id", "use the key `client_id` of the connection"),
     ("client_secret", "use the key `client_secret` of the connection"),
@@ -65,13 +65,17 @@ pub fn connection<'a>(spot: &Spot<'a>, callers: &HashSet<Name>, sink: &mut Sink)
     let certificate = unit.get(keys.mutual_tls).map(|spot| mutual_tls(&spot, sink));
     let items = unit.get(keys.routes).and_then(|spot| spot.items(sink)).unwrap_or_default();
     let shown = certificate.as_ref().map(Option::as_ref);
-    let read = |item: &Spot<'a>| Some((item.clone(), route::route(item, allow_cleartext, shown, sink)?));
+    let profiles = profile::units(unit.get(keys.profiles), sink);
+    let names = profile::names(&profiles);
+    let read =
+        |item: &Spot<'a>| Some((item.clone(), route::route(item, allow_cleartext, shown, names.as_deref(), sink)?));
     let routes: Vec<_> = items.iter().filter_map(read).collect();
     let parts = Parts {
         name: name.as_ref().map(|(name, _)| name.clone()),
         endpoints,
         certificate,
         accessible_from: accessible_from.clone(),
+        profiles,
         routes: &routes,
     };
     let connection = assemble(&unit, parts, sink);
@@ -85,6 +89,7 @@ struct Parts<'a> {
     /// `Some(None)`: one is given and no good.
     certificate: Option<Option<ClientCertificate>>,
     accessible_from: Option<Vec<Name>>,
+    profiles: Vec<profile::Written<'a>>,
     routes: &'a [(Spot<'a>, Route)],
 }
 
@@ -92,8 +97,9 @@ struct Parts<'a> {
 fn assemble(unit: &Unit<'_, ConnectionFile>, parts: Parts<'_>, sink: &mut Sink) -> Option<Connection> {
     let keys = &unit.keys;
     let has_issuer = unit.get(keys.issuer).is_some();
-    let grant = grant(unit, has_issuer, sink);
-    let authorization = consent::authorization(unit, grant.as_ref(), sink);
+    let profiles = parts.profiles;
+    let (grant, grants) = grants(unit, profiles.iter().map(|profile| profile.grant()), has_issuer, sink);
+    let authorization = consent::authorization(unit, grants.iter().chain([&grant]).flatten(), sink);
     let grant_type = unit.get(keys.grant_type).and_then(|spot| spot.line(sink));
     let client_id = unit.require(keys.client_id, "client_id", "write the client's identifier", sink);
     let client_id = client_id.and_then(|spot| spot.line(sink));
@@ -101,7 +107,10 @@ fn assemble(unit: &Unit<'_, ConnectionFile>, parts: Parts<'_>, sink: &mut Sink) 
     let active = unit.get(keys.active).map_or(Some(true), |spot| spot.boolean(sink));
     let comments = unit.get(keys.comments).and_then(|spot| Some(reference::text(&spot, sink)?.value));
     let authorization_server = authorization_server(unit.get(keys.authorization_server), sink);
-    let scopes = unit.get(keys.scopes).map(|spot| scopes(&spot, sink)).unwrap_or_default();
+    let available_scopes = unit.get(keys.available_scopes).map(|spot| profile::available_scopes(&spot, sink));
+    let available = available_scopes.as_deref();
+    let scopes = unit.get(keys.scopes).map(|spot| profile::scopes(&spot, available, sink)).unwrap_or_default();
+    let stated: Vec<_> = profiles.iter().map(|profile| profile.read(available, sink)).collect();
     let audience = unit.get(keys.audience).and_then(|spot| spot.line(sink));
     let resource = unit.get(keys.resource).and_then(|spot| spot.line(sink));
     let token_params = unit.get(keys.token_params).map(|spot| params(&spot, &OWN_FIELDS, sink)).unwrap_or_default();
@@ -122,11 +131,14 @@ fn assemble(unit: &Unit<'_, ConnectionFile>, parts: Parts<'_>, sink: &mut Sink) 
     let rejected = unit.get(keys.token_rejected);
     let unauthorized = || vec![RejectionSign::of_status(StatusCode::UNAUTHORIZED)];
     let token_rejected = rejected.map_or_else(unauthorized, |spot| answer::token_rejected(&spot, sink));
-    if let Some(grant) = &grant {
-        of_callers(unit, grant, tokens, parts.routes, sink);
-    }
-    Some(Connection {
+    let names = profile::names(&profiles).unwrap_or_default().into_iter();
+    let named = names.zip(&grants).filter_map(|(name, grant)| Some((name, grant.as_ref()?)));
+    let definitions: Vec<_> = grant.iter().map(|grant| (default_profile(), grant)).chain(named).collect();
+    of_callers(unit, &definitions, tokens, parts.routes, sink);
+    let connection = Connection {
         name: parts.name?,
+        profile: default_profile(),
+        profiles: Vec::new(),
         active: active?,
         comments,
         variables,
@@ -139,6 +151,7 @@ fn assemble(unit: &Unit<'_, ConnectionFile>, parts: Parts<'_>, sink: &mut Sink) 
         authorization: authorization?,
         authorization_server,
         scopes,
+        available_scopes: available_scopes.unwrap_or_default(),
         audience,
         resource,
         token_params,
@@ -150,18 +163,27 @@ fn assemble(unit: &Unit<'_, ConnectionFile>, parts: Parts<'_>, sink: &mut Sink) 
         token_rejected,
         accessible_from: parts.accessible_from,
         routes: parts.routes.iter().map(|(_, route)| route.clone()).collect(),
-    })
+    };
+    profile::with_profiles(connection, stated.into_iter().zip(grants))
 }
 
 /// Where each caller's own token makes one of its own, nothing may stand in its way.
 fn of_callers(
     unit: &Unit<'_, ConnectionFile>,
-    grant: &Grant,
+    grants: &[(Name, &Grant)],
     tokens: Option<Tokens>,
     routes: &[(Spot<'_>, Route)],
     sink: &mut Sink,
 ) {
-    if !grant.takes_callers_token() {
+    let exchanged: Vec<_> = grants.iter().filter(|(_, grant)| grant.takes_callers_token()).collect();
+    let refused = |(_, route): &&(Spot<'_>, Route)| {
+        route.existing != Existing::Overwrite && exchanged.iter().any(|(profile, _)| route.carries(profile))
+    };
+    for (spot, _) in routes.iter().filter(refused) {
+        let hint = "remove `existing`: the caller's token is exchanged, and never sent on";
+        spot.problem(sink, "`existing` stands against `subject_token: {from: caller}`", hint);
+    }
+    if exchanged.is_empty() || exchanged.len() < grants.len() {
         return;
     }
     if let Some(spot) = unit.get(unit.keys.tokens).filter(|_| tokens == Some(Tokens::PerSubject)) {
@@ -170,10 +192,6 @@ fn of_callers(
     if let Some(spot) = unit.get(unit.keys.keep_warm) {
         let hint = "remove the key: only a caller that asks again has the token to exchange";
         spot.problem(sink, "`keep_warm` stands against `subject_token: {from: caller}`", hint);
-    }
-    for (spot, _) in routes.iter().filter(|(_, route)| route.existing != Existing::Overwrite) {
-        let hint = "remove `existing`: the caller's token is exchanged, and never sent on";
-        spot.problem(sink, "`existing` stands against `subject_token: {from: caller}`", hint);
     }
 }
 
@@ -223,21 +241,6 @@ fn endpoints<'a>(
     let of =
         |server| Endpoints { server, token, revocation, authorization, device_authorization, issuer, allow_cleartext };
     (server.map(of), places)
-}
-
-/// Text is split at commas and white space; items of a list are taken whole.
-fn scopes(spot: &Spot<'_>, sink: &mut Sink) -> Vec<String> {
-    let mut scopes: Vec<String> = Vec::new();
-    if spot.is_list() {
-        let items = spot.items(sink).unwrap_or_default();
-        scopes.extend(items.iter().filter_map(|item| item.line(sink)));
-    } else if let Some(text) = reference::text(spot, sink) {
-        let parts = text.value.split(|c: char| c == ',' || c.is_whitespace()).filter(|part| !part.is_empty());
-        scopes.extend(parts.filter_map(|part| spot.without_controls(part.to_owned(), sink)));
-    }
-    let mut seen = HashSet::new();
-    scopes.retain(|scope| seen.insert(scope.clone()));
-    scopes
 }
 
 /// Extra parameters; `own` are those that the grant sets, each with the way to set it.

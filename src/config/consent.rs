@@ -12,7 +12,7 @@ use crate::model::Listeners;
 use crate::model::connection::{Authorization, Grant, Pkce};
 
 /// Parameters of the authorization request that it sets itself, each with the way to set it.
-const OWN_PARAMS: [(&str, &str); 10] = [
+pub const OWN_PARAMS: [(&str, &str); 10] = [
     ("response_type", "it is always `code`"),
     ("client_id", "use the key `client_id` of the connection"),
     ("redirect_uri", "use the key `redirect_url` of the connection"),
@@ -25,9 +25,15 @@ const OWN_PARAMS: [(&str, &str); 10] = [
     ("client_secret", "a browser must never see it"),
 ];
 
-pub fn authorization(unit: &Unit<'_, ConnectionFile>, grant: Option<&Grant>, sink: &mut Sink) -> Option<Authorization> {
+/// `grants`: those of all definitions.
+pub fn authorization<'g>(
+    unit: &Unit<'_, ConnectionFile>,
+    grants: impl Iterator<Item = &'g Grant>,
+    sink: &mut Sink,
+) -> Option<Authorization> {
     let keys = &unit.keys;
-    if grant.is_some_and(|grant| *grant != Grant::AuthorizationCode) {
+    let mut grants = grants.peekable();
+    if grants.peek().is_some() && grants.all(|grant| *grant != Grant::AuthorizationCode) {
         for spot in [keys.pkce, keys.authorize_params].into_iter().filter_map(|key| unit.get(key)) {
             let hint = "set that grant, or remove the key";
             spot.problem(sink, "goes with `grant: authorization_code` alone", hint);
@@ -91,7 +97,9 @@ pub fn check_redirects(drafts: &[Draft<'_>], listeners: &Listeners, sink: &mut S
     }
     let blank = |draft: &&Draft<'_>| {
         let connection = draft.connection.as_ref();
-        connection.is_some_and(|own| own.grant.needs_person() && own.authorization.redirect_url.is_none())
+        connection.is_some_and(|own| {
+            own.grants().any(|grant| *grant == Grant::AuthorizationCode) && own.authorization.redirect_url.is_none()
+        })
     };
     for draft in drafts.iter().filter(blank) {
         let hint =

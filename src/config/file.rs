@@ -70,13 +70,16 @@ twins! {
     ConnectionFile {
         name, active, comments, variables, grant, grant_type, client_id, client_secret, send_credentials,
         basic_encoding, client_assertion, mutual_tls, token_url, revocation_url, authorization_url,
-        device_authorization_url, redirect_url, authorize_params, pkce, issuer, allow_cleartext, authorization_server, scopes, audience, resource, token_params, token_request, token_response, script,
+        device_authorization_url, redirect_url, authorize_params, pkce, issuer, allow_cleartext, authorization_server,
+        scopes, audience, resource, token_params, token_request, token_response, script,
         refresh_token_lifespan, default_token_lifetime, refresh_ahead, usable_margin, keep_warm, tokens, username,
         password, assertion, subject_token, subject_token_type, requested_token_type, actor_token, token_rejected,
-        accessible_from, routes
+        accessible_from, available_scopes, profiles, routes
     } not [
-        "provider", "logo_url", "application", "available_scopes", "profiles"
+        "provider", "logo_url", "application"
     ];
+
+    ProfileFile { name, grant, scopes, audience, resource, authorize_params, token_params } not [];
 
     ClientAssertionFile { key, algorithm, key_id, certificate, thumbprint, audience } not [];
 
@@ -108,8 +111,8 @@ twins! {
     TokenRejectedFile { status, header, contains, pointer, equals } not [];
 
     RouteFile {
-        host, mount, upstream, path, methods, upstream_tls, inject, existing, without_token
-    } not ["profile", "intercept", "set_headers", "only_when_named"];
+        host, mount, upstream, path, methods, profile, upstream_tls, inject, existing, without_token, only_when_named
+    } not ["intercept", "set_headers"];
 
     UpstreamTlsFile { trust, server_name, mutual_tls } not [];
 

@@ -1,5 +1,6 @@
 //! The grant of a connection and what it needs: from marks to the checked model.
 
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use serde_json::{Map, Value};
@@ -21,7 +22,7 @@ const OWN_CLAIMS: [&str; 6] = ["iss", "sub", "aud", "exp", "iat", "jti"];
 const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
 const JWT: &str = "urn:ietf:params:oauth:token-type:jwt";
 
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum GrantName {
     ClientCredentials,
     Password,
@@ -44,15 +45,41 @@ impl GrantName {
     ];
 }
 
-pub fn grant(unit: &Unit<'_, ConnectionFile>, has_issuer: bool, sink: &mut Sink) -> Option<Grant> {
-    let keys = &unit.keys;
-    let name = match unit.get(keys.grant) {
-        None if unit.get(keys.authorization_url).is_some() => Some(GrantName::AuthorizationCode),
-        None => Some(GrantName::ClientCredentials),
+/// The grant of the connection, and those of its `profiles`, some of which state their own. What a grant needs stands at
+/// the connection, for whichever of them has it.
+pub fn grants<'a>(
+    unit: &Unit<'a, ConnectionFile>,
+    profiles: impl Iterator<Item = Option<Spot<'a>>>,
+    has_issuer: bool,
+    sink: &mut Sink,
+) -> (Option<Grant>, Vec<Option<Grant>>) {
+    let mut name = |spot: Option<Spot<'_>>, absent: Option<GrantName>| match spot {
+        None => absent,
         Some(spot) => spot.choice(sink, &GrantName::WORDS),
-    }?;
+    };
+    // Where an authorization URL is known, a person is meant.
+    let person = unit.get(unit.keys.authorization_url).is_some();
+    let absent = if person { GrantName::AuthorizationCode } else { GrantName::ClientCredentials };
+    let own = name(unit.get(unit.keys.grant), Some(absent));
+    let profiles: Vec<_> = profiles.map(|spot| name(spot, own)).collect();
+    let used: HashSet<_> = profiles.iter().chain([&own]).copied().collect();
+    if !used.contains(&None) {
+        refuse_unused(unit, &used, sink);
+    }
+    let mut read: HashMap<GrantName, Option<Grant>> = HashMap::new();
+    let mut grant = |name: Option<GrantName>| {
+        let name = name?;
+        read.entry(name).or_insert_with(|| grant(unit, name, has_issuer, sink)).clone()
+    };
+    (grant(own), profiles.into_iter().map(grant).collect())
+}
+
+/// Keys of a grant that no definition has.
+fn refuse_unused(unit: &Unit<'_, ConnectionFile>, used: &HashSet<Option<GrantName>>, sink: &mut Sink) {
+    let keys = &unit.keys;
     let with = |key: &str, fields: &[Field], names: &[GrantName], sink: &mut Sink| {
-        for spot in fields.iter().filter(|_| !names.contains(&name)).filter_map(|field| unit.get(*field)) {
+        let is_used = names.iter().any(|name| used.contains(&Some(*name)));
+        for spot in fields.iter().filter(|_| !is_used).filter_map(|field| unit.get(*field)) {
             spot.problem(sink, format!("goes with `grant: {key}` alone"), "set that grant, or remove the key");
         }
     };
@@ -60,6 +87,10 @@ pub fn grant(unit: &Unit<'_, ConnectionFile>, has_issuer: bool, sink: &mut Sink)
     with("jwt_bearer` or `saml2_bearer", &[keys.assertion], &[GrantName::JwtBearer, GrantName::Saml2Bearer], sink);
     let exchange = [keys.subject_token, keys.subject_token_type, keys.requested_token_type, keys.actor_token];
     with("token_exchange", &exchange, &[GrantName::TokenExchange], sink);
+}
+
+fn grant(unit: &Unit<'_, ConnectionFile>, name: GrantName, has_issuer: bool, sink: &mut Sink) -> Option<Grant> {
+    let keys = &unit.keys;
     match name {
         GrantName::ClientCredentials => Some(Grant::ClientCredentials),
         GrantName::AuthorizationCode => {

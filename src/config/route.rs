@@ -4,10 +4,11 @@ use http::{HeaderName, Method};
 
 use super::endpoint::{self, PLAIN_PATH};
 use super::file::{InjectFile, RouteFile, UpstreamTlsFile};
-use super::problem::Sink;
+use super::problem::{Sink, suggest};
 use super::reference;
 use super::spot::{Spot, Unit};
-use super::value::Fault;
+use super::value::{self, Fault};
+use crate::model::Name;
 use crate::model::connection::*;
 use crate::model::origin::{Authority, Host, HostError, Scheme};
 
@@ -27,11 +28,13 @@ const RESERVED_HEADERS: [&str; 12] = [
     "via",
 ];
 
-/// `certificate`: the connection's own, if it has one; `Some(None)`: one is given and no good.
+/// `certificate`: the connection's own, if it has one; `Some(None)`: one is given and no good. `profiles`: those that the
+/// connection has; `None`: one of them has no good name.
 pub fn route(
     spot: &Spot<'_>,
     allow_cleartext: bool,
     certificate: Option<Option<&ClientCertificate>>,
+    profiles: Option<&[Name]>,
     sink: &mut Sink,
 ) -> Option<Route> {
     let unit = spot.unit::<RouteFile>(sink)?;
@@ -52,6 +55,8 @@ pub fn route(
     let existing = unit.get(keys.existing).and_then(|spot| spot.choice(sink, &words));
     let words = [("fail", WithoutToken::Fail), ("forward", WithoutToken::Forward)];
     let without_token = unit.get(keys.without_token).and_then(|spot| spot.choice(sink, &words));
+    let profile = unit.get(keys.profile).map(|spot| profile(&spot, profiles, sink));
+    let only_when_named = unit.get(keys.only_when_named).and_then(|spot| spot.boolean(sink));
     let (place, tls) = (place?, tls.unwrap_or_default());
     Some(Route {
         tls: UpstreamTls {
@@ -66,7 +71,20 @@ pub fn route(
         inject: inject?,
         existing: existing.unwrap_or_default(),
         without_token: without_token.unwrap_or_default(),
+        profile: profile.flatten(),
+        only_when_named: only_when_named.unwrap_or_default(),
     })
+}
+
+/// A profile of the connection, or `default`.
+fn profile(spot: &Spot<'_>, profiles: Option<&[Name]>, sink: &mut Sink) -> Option<Name> {
+    let name = spot.parse(sink, value::name)?;
+    let known = profiles.into_iter().flatten().map(Name::as_str).chain(["default"]);
+    if profiles.is_some() && !known.clone().any(|known| known == name.as_str()) {
+        let hint = suggest(name.as_str(), known, "add it under `profiles` of the connection, or remove the key");
+        spot.problem(sink, format!("the connection has no profile `{name}`"), hint);
+    }
+    Some(name)
 }
 
 /// `upstream_tls` as written; `upgrade` is `None` where it did not say.

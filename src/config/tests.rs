@@ -3,6 +3,7 @@
 mod accepted;
 mod client;
 mod files;
+mod profiles;
 mod refused;
 
 use std::path::Path;

@@ -5,7 +5,9 @@ mod client;
 mod grant;
 mod identity;
 mod origins;
+mod profile;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, Method};
@@ -21,9 +23,13 @@ pub use identity::Identity;
 pub use origins::OriginSet;
 
 /// A configured OAuth link: how its token is obtained, and which requests get it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Connection {
     pub name: Name,
+    /// Which definition this is: `default`, or one of `profiles`.
+    pub profile: Name,
+    /// Other definitions over the same client, in the order of the configuration; they have none of their own.
+    pub profiles: Vec<Arc<Connection>>,
     /// An inactive connection keeps its routes and refuses their requests.
     pub active: bool,
     pub comments: Option<String>,
@@ -42,6 +48,8 @@ pub struct Connection {
     pub authorization_server: AuthorizationServer,
     /// In the order of the configuration, without repetitions.
     pub scopes: Vec<String>,
+    /// Names that stand for scopes, each with what is asked for in its place.
+    pub available_scopes: Vec<(String, Vec<String>)>,
     pub audience: Option<String>,
     pub resource: Option<String>,
     /// Extra fields of every token request.
@@ -133,6 +141,10 @@ pub struct Route {
     pub inject: Inject,
     pub existing: Existing,
     pub without_token: WithoutToken,
+    /// Whose token it carries, as written.
+    pub profile: Option<Name>,
+    /// Takes part only if the request names the connection.
+    pub only_when_named: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -283,6 +295,8 @@ impl Connection {
     pub fn sample(name: &str) -> Connection {
         Connection {
             name: Name::parse(name).unwrap(),
+            profile: super::token::default_profile(),
+            profiles: Vec::new(),
             active: true,
             comments: None,
             variables: Vec::new(),
@@ -295,6 +309,7 @@ impl Connection {
             authorization: Authorization::default(),
             authorization_server: AuthorizationServer { trust: None, proxy: None, timeout: Duration::from_secs(10) },
             scopes: Vec::new(),
+            available_scopes: Vec::new(),
             audience: None,
             resource: None,
             token_params: Vec::new(),

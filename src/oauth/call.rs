@@ -99,7 +99,10 @@ impl Call<'_> {
         let request = self.request(outgoing);
         let span = self.endpoint.tracer.root(&Method::POST, || Clock::system().now().wall);
         let answer = transport::send(&self.endpoint.http, request).await;
-        let _in_span = tracing::warn_span!("token_answer", connection = %self.endpoint.connection.name).entered();
+        let connection = &self.endpoint.connection;
+        let span_of_log =
+            tracing::warn_span!("token_answer", connection = %connection.name, profile = %connection.profile);
+        let _in_span = span_of_log.entered();
         let status = answer.as_ref().ok().map(|answer| answer.status);
         let value = match answer {
             Ok(answer) => read(&answer, &posted),
@@ -216,7 +219,7 @@ impl Call<'_> {
         };
         Context {
             connection: connection.name.to_string(),
-            profile: "default".to_owned(),
+            profile: connection.profile.to_string(),
             subject,
             grant: grant.to_owned(),
             variables: connection.variables.clone(),
@@ -248,7 +251,7 @@ impl Call<'_> {
         span.set("server.address", self.url.host_str().unwrap_or_default().to_owned());
         span.set("server.port", i64::from(self.url.port_or_known_default().unwrap_or(0)));
         span.set("keybearer.connection", self.endpoint.connection.name.to_string());
-        span.set("keybearer.profile", "default");
+        span.set("keybearer.profile", self.endpoint.connection.profile.to_string());
         if let Some(status) = status {
             span.set("http.response.status_code", i64::from(status.as_u16()));
         }

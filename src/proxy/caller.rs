@@ -1,4 +1,4 @@
-//! Who is calling. Pure.
+//! Who is calling, for whom, and by which connection. Pure.
 //!
 //! Holds: a credential that is sent decides alone, and a wrong one is never made good by an address. All callers are
 //! compared in full, so the time taken tells nothing about a secret.
@@ -9,10 +9,10 @@ use base64::prelude::{BASE64_STANDARD, Engine};
 use http::{HeaderMap, HeaderValue, header};
 
 use super::error::ProxyError;
-use crate::model::Caller;
 use crate::model::secret::{Secret, SecretDigest};
 use crate::model::token::{ACCESS_TOKEN_BYTES_MAX, Subject};
-use crate::router::CallerId;
+use crate::model::{Caller, Name};
+use crate::router::{CallerId, Named};
 use crate::snapshot::CallerTable;
 
 /// Nobody whom the configuration names.
@@ -89,6 +89,23 @@ pub fn subject(callers: &CallerTable, caller: Option<CallerId>, headers: &Header
     }
 }
 
+/// The connection that `Keybearer-Connection` names, and perhaps its profile.
+pub fn named(headers: &HeaderMap) -> Result<Option<Named<'_>>, ProxyError> {
+    let mut values = headers.get_all("keybearer-connection").iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let text = value.to_str().ok().filter(|_| values.next().is_none());
+    let named = text.and_then(|text| {
+        let (connection, profile) = match text.split_once('/') {
+            None => (text, None),
+            Some((connection, profile)) => (connection, Some(profile)),
+        };
+        let are_names = Name::is_name(connection) && profile.is_none_or(Name::is_name);
+        are_names.then_some(Named { connection, profile })
+    });
+    let detail = "Keybearer-Connection is the name of a connection, or `connection/profile`; send it once";
+    named.map(Some).ok_or(ProxyError::BadRequestTarget(detail))
+}
+
 /// Name (with `Basic`) and secret of a credential.
 fn presented(credential: &HeaderValue) -> Option<(Option<String>, Vec<u8>)> {
     let (scheme, value) = credential.to_str().ok()?.trim().split_once(' ')?;
@@ -108,7 +125,7 @@ fn presented(credential: &HeaderValue) -> Option<(Option<String>, Vec<u8>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Name, SubjectPattern};
+    use crate::model::SubjectPattern;
 
     fn table() -> CallerTable {
         let caller = |name: &str, secret: Option<&str>, cidr: &[&str]| Caller {
@@ -204,6 +221,26 @@ mod tests {
             check(None, &[bad], Err("subject_required"));
         }
         check(None, &["ann", "ann"], Err("subject_required"));
+    }
+
+    #[test]
+    fn a_request_names_a_connection_and_perhaps_its_profile() {
+        #[track_caller]
+        fn check(values: &[&[u8]], expected: Result<Option<(&str, Option<&str>)>, &str>) {
+            let value = |bytes: &&[u8]| (NAMED.parse().unwrap(), HeaderValue::from_bytes(bytes).unwrap());
+            let headers: HeaderMap = values.iter().map(value).collect();
+            let found = named(&headers).map(|named| named.map(|Named { connection, profile }| (connection, profile)));
+            assert_eq!(found.map_err(|error| error.code()), expected, "{values:?}");
+        }
+        const NAMED: &str = "keybearer-connection";
+        check(&[], Ok(None));
+        check(&[b"crm"], Ok(Some(("crm", None))));
+        check(&[b"crm/read-only"], Ok(Some(("crm", Some("read-only")))));
+        let bad: [&[u8]; 7] = [b"", b"crm/", b"/read", b"CRM", b"crm, erp", b"crm/a/b", "cr\u{e4}m".as_bytes()];
+        for bad in bad {
+            check(&[bad], Err("bad_request_target"));
+        }
+        check(&[b"crm", b"crm"], Err("bad_request_target"));
     }
 
     #[test]

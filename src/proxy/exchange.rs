@@ -92,7 +92,7 @@ struct Exchange<'a> {
 impl<'a> Exchange<'a> {
     async fn run(&mut self, mut head: Parts, incoming: Incoming, upload: Option<Upload>) -> Result<Served, Fault> {
         let (target, caller) = self.admit(&head)?;
-        let way = self.route(target, &head.method, caller)?;
+        let way = self.route(target, &head, caller)?;
         if headers::max_forwards_spent(&head.method, &mut head.headers) {
             return Ok(Served::Here(StatusCode::OK));
         }
@@ -151,14 +151,15 @@ impl<'a> Exchange<'a> {
         Ok((target, caller))
     }
 
-    fn route(&mut self, target: Target, method: &Method, caller: Option<CallerId>) -> Result<Way<'a>, Fault> {
-        let router = &self.snapshot.router;
+    fn route(&mut self, target: Target, head: &Parts, caller: Option<CallerId>) -> Result<Way<'a>, Fault> {
+        let (router, method) = (&self.snapshot.router, &head.method);
+        let named = caller::named(&head.headers)?;
         let (found, asked, rest) = match &target {
             Target::Absolute(origin, path) => {
-                (router.find(origin, path.path(), method, caller), Some(origin), path.path())
+                (router.find(origin, path.path(), method, caller, named), Some(origin), path.path())
             }
             Target::Origin(_, path) => {
-                let (found, rest) = router.find_mount(path.path(), method, caller);
+                let (found, rest) = router.find_mount(path.path(), method, caller, named);
                 (found, None, rest)
             }
             Target::Connect(..) => return Err(ProxyError::BadRequestTarget("a tunnel inside a tunnel").into()),
@@ -177,6 +178,8 @@ impl<'a> Exchange<'a> {
             Found::AmbiguousPath => {
                 return Err(ProxyError::BadRequestTarget("the path could be read in two ways; write it plainly").into());
             }
+            // Who names a connection wants its token, and does not go without.
+            Found::Unmatched if asked.is_some() && named.is_some() => return Err(ProxyError::NoRoute.into()),
             Found::Unmatched => return self.unmatched(target),
         };
         self.report.connection(&bound.connection);
@@ -309,7 +312,7 @@ impl<'a> Exchange<'a> {
         source: &RequestSource,
     ) -> Result<(Response<UpstreamBody>, Lease), Fault> {
         let started = Instant::now();
-        let connection = way.bound.map(|bound| &bound.connection.name);
+        let connection = way.bound.map(|bound| &*bound.connection);
         let trace = self.report.spans.send(&head.method, &way.destination.origin, way.path.path(), connection);
         let result = self.send_once_or_renewed(way, head, token, source, trace.as_ref()).await;
         self.report.waited(started.elapsed());

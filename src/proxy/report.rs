@@ -8,6 +8,7 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -33,9 +34,6 @@ use crate::model::{LogRequests, Name};
 use crate::telemetry::Clean;
 use crate::telemetry::audit::{self, Kind};
 
-/// Connections have this profile alone.
-const PROFILE: &str = "default";
-
 pub struct Report {
     worker: Rc<Worker>,
     activity: Activity,
@@ -50,7 +48,8 @@ pub struct Report {
     method: Method,
     uri: Uri,
     destination: Option<Origin>,
-    connection: Option<Name>,
+    /// The definition of the route's.
+    connection: Option<Arc<Connection>>,
     caller: Option<Name>,
     subject: Option<Subject>,
     pub spans: Spans,
@@ -87,8 +86,8 @@ impl Report {
         self.subject = Some(subject.clone());
     }
 
-    pub fn connection(&mut self, connection: &Connection) {
-        self.connection = Some(connection.name.clone());
+    pub fn connection(&mut self, connection: &Arc<Connection>) {
+        self.connection = Some(connection.clone());
     }
 
     pub fn destination(&mut self, origin: Option<&Origin>) {
@@ -101,6 +100,11 @@ impl Report {
 
     pub fn waited(&mut self, span: Duration) {
         self.waited += span;
+    }
+
+    /// Connection and profile.
+    fn names(&self) -> (Option<&str>, Option<&str>) {
+        self.connection.as_ref().map(|own| (own.name.as_str(), own.profile.as_str())).unzip()
     }
 
     fn id(&self) -> String {
@@ -131,7 +135,7 @@ impl Report {
     /// Ends the spans; only the first call counts. Without a status: there was no answer.
     fn traced(&mut self, status: Option<StatusCode>, code: Option<&'static str>) {
         let (path, origin) = (self.uri.path(), self.destination.as_ref());
-        let (connection, caller) = (self.connection.as_ref(), self.caller.as_ref());
+        let (connection, caller) = (self.connection.as_deref(), self.caller.as_ref());
         self.spans.end(&Summary { path, origin, connection, caller, status, code });
     }
 
@@ -147,9 +151,9 @@ impl Report {
 
     pub fn error(self, fault: Fault) -> Response<ResponseBody<Answer>> {
         let code = fault.error.code();
-        let connection = self.connection.as_ref().map(Name::as_str);
+        let (connection, profile) = self.names();
         self.worker.shared.metrics.errors.with_label_values(&[connection.unwrap_or(""), code]).inc();
-        let about = About { connection, profile: connection.map(|_| PROFILE), request_id: &self.id() };
+        let about = About { connection, profile, request_id: &self.id() };
         let (head, text) = fault.error.response(about).into_parts();
         let refusal = Refusal { code, denial: fault.error.is_denial(), cause: fault.cause };
         let answer = Answer { report: self, status: head.status, refusal: Some(refusal), lease: None };
@@ -183,7 +187,7 @@ impl Companion for Answer {
         self.report.traced(Some(self.status), code);
         let report = &self.report;
         let took = report.started.elapsed();
-        let counters = report.worker.counters(report.connection.as_ref(), report.caller.as_ref());
+        let counters = report.worker.counters(report.connection.as_deref(), report.caller.as_ref());
         counters.requests.count(from_upstream, self.status);
         counters.duration.observe(took.as_secs_f64());
         self.tell(complete, took);
@@ -195,11 +199,11 @@ macro_rules! line {
     ($answer:ident, $target:expr, $level:expr, $audit:ident, $complete:ident, $took:ident, $message:literal) => {{
         let report = &$answer.report;
         let refusal = $answer.refusal.as_ref();
-        let connection = report.connection.as_ref().map(Name::as_str);
+        let (connection, profile) = report.names();
         let denial = refusal.is_some_and(|refusal| refusal.denial);
         let host = report.host();
         tracing::event!(target: $target, $level, audit = $audit, code = refusal.map(|refusal| refusal.code), connection,
-            profile = connection.map(|_| PROFILE), subject = report.subject.as_ref().map(Subject::as_str), caller = report.caller.as_ref().map(Name::as_str), from = %report.from,
+            profile, subject = report.subject.as_ref().map(Subject::as_str), caller = report.caller.as_ref().map(Name::as_str), from = %report.from,
             status = $answer.status.as_u16(), request_id = report.id(),
             client_request_id = report.client_id.as_ref().and_then(|id| id.to_str().ok()),
             method = %Clean(report.method.as_str()), host = host.as_deref().map(Clean).map(tracing::field::display),
@@ -238,13 +242,13 @@ impl Answer {
         let report = &self.report;
         audit.request(|| {
             let (used, id, host) = (kind == Kind::Use, report.id(), report.host());
-            let connection = report.connection.as_ref().map(Name::as_str);
+            let (connection, profile) = report.names();
             let record = audit::Request {
                 request_id: Some(&id),
                 client_request_id: report.client_id.as_ref().and_then(|id| id.to_str().ok()),
                 caller: report.caller.as_ref().map(Name::as_str),
                 connection,
-                profile: connection.map(|_| PROFILE),
+                profile,
                 subject: report.subject.as_ref().map(Subject::as_str),
                 host: host.as_deref().map(Clean),
                 code: self.refusal.as_ref().map(|refusal| refusal.code),

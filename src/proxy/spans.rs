@@ -8,6 +8,7 @@ use hyper::body::Incoming;
 
 use super::worker::Worker;
 use crate::model::Name;
+use crate::model::connection::Connection;
 use crate::model::origin::Origin;
 use crate::telemetry::traces::{Part, Propagation, Span};
 
@@ -28,7 +29,7 @@ struct Leg {
 pub struct Summary<'a> {
     pub path: &'a str,
     pub origin: Option<&'a Origin>,
-    pub connection: Option<&'a Name>,
+    pub connection: Option<&'a Connection>,
     pub caller: Option<&'a Name>,
     /// `None`: the caller went away.
     pub status: Option<StatusCode>,
@@ -48,7 +49,7 @@ impl Spans {
         method: &Method,
         origin: &Origin,
         path: &str,
-        connection: Option<&Name>,
+        connection: Option<&Connection>,
     ) -> Option<Propagation> {
         let own = match &self.own {
             Part::Pass => return None,
@@ -108,7 +109,7 @@ impl Spans {
     }
 }
 
-fn describe(span: &mut Span, path: &str, origin: Option<&Origin>, connection: Option<&Name>) {
+fn describe(span: &mut Span, path: &str, origin: Option<&Origin>, connection: Option<&Connection>) {
     span.set("url.path", path.to_owned());
     if let Some(origin) = origin {
         span.set("url.scheme", origin.scheme.as_str());
@@ -116,7 +117,7 @@ fn describe(span: &mut Span, path: &str, origin: Option<&Origin>, connection: Op
         span.set("server.port", i64::from(origin.port));
     }
     if let Some(connection) = connection {
-        span.set("keybearer.connection", connection.to_string());
-        span.set("keybearer.profile", "default");
+        span.set("keybearer.connection", connection.name.to_string());
+        span.set("keybearer.profile", connection.profile.to_string());
     }
 }

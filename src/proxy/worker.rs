@@ -13,6 +13,7 @@ use prometheus::Histogram;
 use super::upstream::{Gates, Pool};
 use crate::clock::Clock;
 use crate::model::Name;
+use crate::model::connection::Connection;
 use crate::snapshot::Snapshot;
 use crate::tasks::Tasks;
 use crate::telemetry::audit::Audit;
@@ -38,10 +39,10 @@ pub struct Worker {
     counters: RefCell<HashMap<Labels, Rc<Counters>>>,
 }
 
-/// Connection and caller, where there is one.
-type Labels = (Option<Name>, Option<Name>);
+/// Connection with profile, and caller, where there is one.
+type Labels = (Option<(Name, Name)>, Option<Name>);
 
-/// Ready-made handles for one connection and caller.
+/// Ready-made handles for one profile of a connection and one caller.
 pub struct Counters {
     pub requests: RequestCounters,
     pub duration: Histogram,
@@ -62,16 +63,16 @@ impl Worker {
         self.snapshot.borrow_mut().load().clone()
     }
 
-    pub fn counters(&self, connection: Option<&Name>, caller: Option<&Name>) -> Rc<Counters> {
-        let key = (connection.cloned(), caller.cloned());
+    pub fn counters(&self, connection: Option<&Connection>, caller: Option<&Name>) -> Rc<Counters> {
+        let key = (connection.map(|own| (own.name.clone(), own.profile.clone())), caller.cloned());
         let mut counters = self.counters.borrow_mut();
         let counters = counters.entry(key).or_insert_with(|| {
             let label = |name: Option<&Name>| name.map_or(String::new(), Name::to_string);
-            let (connection, caller) = (label(connection), label(caller));
-            let profile = if connection.is_empty() { "" } else { "default" };
+            let (name, profile) = connection.map(|own| (&own.name, &own.profile)).unzip();
+            let (connection, profile, caller) = (label(name), label(profile), label(caller));
             let metrics = &self.shared.metrics;
             Rc::new(Counters {
-                requests: metrics.request_counters(&connection, profile, &caller),
+                requests: metrics.request_counters(&connection, &profile, &caller),
                 duration: metrics.duration.with_label_values(&[&connection]),
             })
         });

@@ -13,6 +13,7 @@ use crate::clock::Clock;
 use crate::dial::{AddressPolicy, Dialer};
 use crate::model::connection::Connection;
 use crate::model::origin::Host;
+use crate::model::token::TokenKey;
 use crate::model::{Listener, Model, Name, Roots, Tracing};
 use crate::oauth::{ClientError, HttpClients, TokenEndpoint};
 use crate::snapshot::{Links, Live, Snapshot, TlsProfiles};
@@ -143,7 +144,7 @@ impl Parts {
         model: &Model,
         profiles: &mut TlsProfiles,
         dialer_before: Option<&Dialer>,
-    ) -> Result<(Snapshot, HashMap<Name, Slots>), WiringError> {
+    ) -> Result<(Snapshot, HashMap<TokenKey, Slots>), WiringError> {
         let trust = Trust::new(&model.trust);
         let dialer = Dialer::new(&model.hosts, AddressPolicy::new(model, &self.listeners), dialer_before);
         let tracer = self.tracer(model, &trust)?;
@@ -151,19 +152,20 @@ impl Parts {
         clients.tracer = tracer.clone();
         // All clients first: what can fail fails before anything has changed.
         let mut endpoints = Vec::new();
-        for connection in model.connections.iter().filter(|connection| connection.active) {
+        let active = model.connections.iter().filter(|connection| connection.active);
+        for connection in active.flat_map(|connection| connection.definitions()) {
             let failed = |source| WiringError::Client { connection: connection.name.clone(), source };
             endpoints.push((connection, Arc::new(TokenEndpoint::new(connection.clone(), &clients).map_err(failed)?)));
         }
         let ensure = |(connection, endpoint): (&Arc<Connection>, Arc<TokenEndpoint>)| {
             let slots = self.cache.ensure(connection, Box::new(endpoint.clone()));
-            (connection.name.clone(), Live { slots, endpoint })
+            (connection.token_key(None), Live { slots, endpoint })
         };
-        let live: HashMap<Name, Live> = endpoints.into_iter().map(ensure).collect();
-        let of = |connection: &Connection| live.get(&connection.name).cloned();
+        let live: HashMap<TokenKey, Live> = endpoints.into_iter().map(ensure).collect();
+        let of = |connection: &Connection| live.get(&connection.token_key(None)).cloned();
         let links = Links::new(self.seal.clone(), self.public_base(model));
         let snapshot = Snapshot::build(model, &trust, profiles, dialer, (&self.metrics, tracer, links), of);
-        Ok((snapshot, live.into_iter().map(|(name, live)| (name, live.slots)).collect()))
+        Ok((snapshot, live.into_iter().map(|(key, live)| (key, live.slots)).collect()))
     }
 
     /// Where people's browsers reach us: as configured, else where they are served, if that is on loopback.

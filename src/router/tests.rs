@@ -4,15 +4,31 @@ use super::*;
 use crate::model::connection::{Existing, Inject, UpstreamTls, WithoutToken};
 use crate::model::origin::Authority;
 
+#[derive(Clone, Copy)]
 struct Rule {
     host: &'static str,
     path: &'static str,
     methods: &'static [Method],
     callers: &'static [u32],
     upgrade: bool,
+    connection: &'static str,
+    /// As stated, and as served; none is served bare as the connection itself.
+    profile: Option<&'static str>,
+    serves: Option<&'static str>,
+    only_when_named: bool,
 }
 
-const RULE: Rule = Rule { host: "", path: "/", methods: &[], callers: &[], upgrade: true };
+const RULE: Rule = Rule {
+    host: "",
+    path: "/",
+    methods: &[],
+    callers: &[],
+    upgrade: true,
+    connection: "crm",
+    profile: None,
+    serves: None,
+    only_when_named: false,
+};
 
 fn host_place(text: &str) -> Place {
     let (host, port) = match text.rsplit_once(':') {
@@ -27,7 +43,7 @@ fn host_place(text: &str) -> Place {
     Place::Host { pattern, port }
 }
 
-fn route(rule: &Rule) -> (Route, Callers, &'static str) {
+fn route(rule: &Rule) -> (Route, Label, Callers, &'static str) {
     let place = match PathPrefix::parse(rule.host) {
         Some(prefix) => Place::Mount {
             prefix,
@@ -44,12 +60,19 @@ fn route(rule: &Rule) -> (Route, Callers, &'static str) {
         inject: Inject::Nothing,
         existing: Existing::default(),
         without_token: WithoutToken::default(),
+        profile: rule.profile.and_then(Name::parse),
+        only_when_named: rule.only_when_named,
     };
     let callers = match rule.callers {
         [] => Callers::All,
         list => Callers::Only(list.iter().map(|id| CallerId(*id)).collect()),
     };
-    (route, callers, rule.host)
+    let label = Label {
+        connection: Name::parse(rule.connection).unwrap(),
+        profile: rule.profile.or(rule.serves).and_then(Name::parse).unwrap_or_else(default_profile),
+        bare: rule.profile.is_some() || rule.serves.is_none(),
+    };
+    (route, label, callers, rule.host)
 }
 
 fn found(rules: &[Rule], url: &str, caller: Option<u32>) -> String {
@@ -57,12 +80,21 @@ fn found(rules: &[Rule], url: &str, caller: Option<u32>) -> String {
 }
 
 fn found_by(rules: &[Rule], method: Method, url: &str, caller: Option<u32>) -> String {
+    found_as(rules, (method, url), caller, None)
+}
+
+/// `named` as in the request's header.
+fn found_as(rules: &[Rule], (method, url): (Method, &str), caller: Option<u32>, named: Option<&str>) -> String {
     let router = Router::new(rules.iter().map(route));
     let (scheme, rest) = url.split_once("://").unwrap();
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let scheme = if scheme == "https" { Scheme::Https } else { Scheme::Http };
     let origin = Origin::new(scheme, Authority::parse(authority).unwrap());
-    match router.find(&origin, path, &method, caller.map(CallerId)) {
+    let named = named.map(|text| match text.split_once('/') {
+        Some((connection, profile)) => Named { connection, profile: Some(profile) },
+        None => Named { connection: text, profile: None },
+    });
+    match router.find(&origin, path, &method, caller.map(CallerId), named) {
         Found::Route(name) => (*name).to_owned(),
         Found::NotAllowed(name) => format!("not allowed: {name}"),
         Found::NoRoute => "no route".to_owned(),
@@ -184,7 +216,7 @@ fn two_callers_have_their_own_routes_for_one_host() {
 fn a_mount_is_the_longest_prefix_and_never_climbs() {
     let rules = [Rule { host: "/crm", ..RULE }, Rule { host: "/crm/eu", ..RULE }];
     let router = Router::new(rules.iter().map(route));
-    let find = |path| router.find_mount(path, &Method::GET, None);
+    let find = |path| router.find_mount(path, &Method::GET, None, None);
     assert_eq!(find("/crm/x"), (Found::Route(&"/crm"), "/x"));
     assert_eq!(find("/crm"), (Found::Route(&"/crm"), ""));
     assert_eq!(find("/crm/eu/x"), (Found::Route(&"/crm/eu"), "/x"));
@@ -193,4 +225,98 @@ fn a_mount_is_the_longest_prefix_and_never_climbs() {
     for path in ["/crm/../x", "/crm/%2e%2e/x", "/crm/a%2f../x", "/crm/..;/x"] {
         assert_eq!(find(path).0, Found::AmbiguousPath, "{path}");
     }
+}
+
+/// The name in the header, and the route's host as written.
+#[track_caller]
+fn check_named(rules: &[Rule], url: &str, table: &[(Option<&str>, &str)]) {
+    for (named, expected) in table {
+        assert_eq!(&found_as(rules, (Method::GET, url), None, *named), expected, "{url} {named:?}");
+    }
+}
+
+#[test]
+fn what_waits_for_its_name_takes_part_only_then() {
+    let own = Rule { host: "a.test", ..RULE };
+    let read = Rule { host: "a.test:443", profile: Some("read"), only_when_named: true, ..RULE };
+    let erp = Rule { host: "a.test:*", connection: "erp", only_when_named: true, ..RULE };
+    let table = [
+        (None, "a.test"),
+        (Some("crm/default"), "a.test"),
+        (Some("crm/read"), "a.test:443"),
+        (Some("erp"), "a.test:*"),
+        (Some("erp/default"), "a.test:*"),
+        (Some("erp/read"), "no route"),
+        (Some("crm/write"), "no route"),
+        (Some("other"), "no route"),
+    ];
+    check_named(&[own, read, erp], "https://a.test/x", &table);
+    let only = Rule { host: "b.test", only_when_named: true, ..RULE };
+    let table = [(None, "no route"), (Some("crm"), "b.test"), (Some("erp"), "no route")];
+    check_named(&[only], "https://b.test/", &table);
+    check_named(&[only], "https://c.test/", &[(Some("crm"), "unmatched")]);
+}
+
+#[test]
+fn a_name_alone_means_the_connection_itself_where_it_stands() {
+    let own = Rule { host: "*.a.test", ..RULE };
+    let read = Rule { host: "*.a.test:443", profile: Some("read"), ..RULE };
+    // A route that states no profile serves each that is named.
+    let named = |serves| Rule { host: "*.a.test", serves, path: "/named", only_when_named: true, ..RULE };
+    let rules = [read, own, named(None), named(Some("read"))];
+    let url = "https://x.a.test/named/y";
+    check_named(&rules, url, &[(None, "*.a.test:443"), (Some("crm"), "*.a.test:443")]);
+    let rules = [named(Some("read")), named(None)];
+    let named_by = |named| {
+        let router = Router::new(rules.iter().zip(["read", "own"]).map(|(rule, bound)| {
+            let (route, label, callers, _) = route(rule);
+            (route, label, callers, bound)
+        }));
+        let origin = Origin::new(Scheme::Https, Authority::parse("x.a.test").unwrap());
+        let named = Named { connection: "crm", profile: named };
+        match router.find(&origin, "/named", &Method::GET, None, Some(named)) {
+            Found::Route(bound) => *bound,
+            _ => "none",
+        }
+    };
+    assert_eq!(
+        [named_by(None), named_by(Some("default")), named_by(Some("read")), named_by(Some("x"))],
+        ["own", "own", "read", "none"]
+    );
+}
+
+#[test]
+fn a_name_is_no_way_around_who_may_use_a_connection() {
+    let rules = [
+        Rule { host: "a.test", callers: &[1], ..RULE },
+        Rule { host: "a.test:443", connection: "erp", callers: &[2], only_when_named: true, ..RULE },
+    ];
+    let by = |caller, named| found_as(&rules, (Method::GET, "https://a.test/"), Some(caller), named);
+    assert_eq!(by(2, Some("erp")), "a.test:443");
+    assert_eq!(by(1, Some("erp")), "not allowed: a.test:443");
+    assert_eq!(by(2, Some("crm")), "not allowed: a.test");
+    assert_eq!(by(2, None), "not allowed: a.test");
+}
+
+#[test]
+fn mounts_are_named_alike() {
+    let rules = [
+        Rule { host: "/api", ..RULE },
+        Rule { host: "/api", profile: Some("read"), only_when_named: true, ..RULE },
+        Rule { host: "/api/erp", connection: "erp", only_when_named: true, ..RULE },
+    ];
+    let router = Router::new(rules.iter().enumerate().map(|(at, rule)| {
+        let (route, label, callers, _) = route(rule);
+        (route, label, callers, at)
+    }));
+    let find = |path, connection, profile| {
+        let named = Some(connection).filter(|name: &&str| !name.is_empty());
+        let named = named.map(|connection| Named { connection, profile });
+        router.find_mount(path, &Method::GET, None, named)
+    };
+    assert_eq!(find("/api/erp/x", "", None), (Found::Route(&0), "/erp/x"));
+    assert_eq!(find("/api/erp/x", "erp", None), (Found::Route(&2), "/x"));
+    assert_eq!(find("/api/x", "crm", Some("read")), (Found::Route(&1), "/x"));
+    assert_eq!(find("/api/x", "crm", None).0, Found::Route(&0));
+    assert_eq!(find("/api/x", "erp", None).0, Found::NoRoute);
 }

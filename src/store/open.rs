@@ -84,7 +84,7 @@ impl OpenError {
 /// Opens the store that a configuration means; its operations are counted. A file gives way to memory, with a warning, where
 /// nothing can be written and no connection needs a person.
 pub fn open(model: &Model, keeper: &Keeper, metrics: &Metrics) -> Result<Arc<dyn Store>, OpenError> {
-    let person = model.connections.iter().any(|connection| connection.grant.needs_person());
+    let person = model.connections.iter().any(|connection| connection.needs_person());
     let store: Arc<dyn Store> = match &model.store.kind {
         StoreKind::Memory => Arc::new(MemoryStore::default()),
         StoreKind::Embedded { path } => match keeper.open(path, &model.store, &model.state_dir) {

@@ -17,7 +17,7 @@ use super::slot::{Consent, Fate, Handed, Revoked, TokenSlot};
 use crate::clock::{Clock, Now};
 use crate::model::Name;
 use crate::model::connection::Connection;
-use crate::model::token::{AccessToken, RefreshToken, TokenSet};
+use crate::model::token::{AccessToken, RefreshToken, TokenKey, TokenSet};
 use crate::oauth::{Consented, Failure, TokenEndpoint, Whose};
 use crate::store::{Lease, Refresh, RefreshLife, Store, StoreError, StoredToken};
 use crate::telemetry::audit::{self, Audit, Cause};
@@ -243,8 +243,8 @@ impl Acquirer {
 
     /// Revokes what is kept, the refresh token first, then forgets it whatever the server said.
     ///
-    /// With `shared` the tokens are not revoked: another connection uses the same grant at the server.
-    pub async fn revoke(&self, definition: &Definition, shared: Option<Name>) -> Result<Revoked, StoreError> {
+    /// With `shared` the tokens are not revoked: another connection or profile uses the same grant at the server.
+    pub async fn revoke(&self, definition: &Definition, shared: Option<TokenKey>) -> Result<Revoked, StoreError> {
         let (_place, lease) = self.right_to_ask(&definition.connection).await?;
         let mut revoked = Revoked::default();
         if let Some(held) = self.held(&definition.connection).await? {

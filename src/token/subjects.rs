@@ -34,7 +34,7 @@ impl InMemory {
     }
 }
 
-/// The slots of one connection with a token for each subject, under one definition.
+/// The slots of one definition with a token for each subject.
 pub struct SubjectSlots {
     pub(super) maker: Maker,
     in_memory: InMemory,
@@ -43,7 +43,7 @@ pub struct SubjectSlots {
 
 impl fmt::Debug for SubjectSlots {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SubjectSlots({})", self.maker.connection())
+        write!(f, "SubjectSlots({})", self.maker.key(None))
     }
 }
 
@@ -63,7 +63,7 @@ impl SubjectSlots {
     }
 
     fn slot_of(&self, subject: &Subject, token: Option<&Secret>) -> Arc<TokenSlot> {
-        let key = TokenKey::of_subject(self.maker.connection(), subject.clone());
+        let key = self.maker.key(Some(subject.clone()));
         let mut slots = lock(&self.in_memory.0);
         if let Some(slot) = slots.get(&key).filter(|slot| !slot.is_closed()) {
             return slot.clone();
@@ -105,7 +105,7 @@ impl SubjectSlots {
         let own = self.own();
         let mut slots = lock(&self.in_memory.0);
         for slot in own {
-            // Another definition of the connection may have put its own there.
+            // What took the place of this definition may have put its own there.
             if slots.peek(&slot.key).is_some_and(|present| Arc::ptr_eq(present, &slot)) {
                 slots.pop(&slot.key);
             }
@@ -114,8 +114,9 @@ impl SubjectSlots {
     }
 
     fn own(&self) -> Vec<Arc<TokenSlot>> {
-        let connection = self.maker.connection();
+        let own = self.maker.key(None);
+        let is_own = |key: &TokenKey| key.connection == own.connection && key.profile == own.profile;
         let slots = lock(&self.in_memory.0);
-        slots.iter().filter(|(key, _)| key.connection == connection).map(|(_, slot)| slot.clone()).collect()
+        slots.iter().filter(|(key, _)| is_own(key)).map(|(_, slot)| slot.clone()).collect()
     }
 }

@@ -41,12 +41,16 @@ async fn walk(slots: &Weak<SubjectSlots>, keep_warm: Duration) {
     let mut after: Option<TokenKey> = None;
     loop {
         let Some(slots) = slots.upgrade().filter(|slots| !slots.is_closed()) else { return };
-        let (tools, connection) = (&slots.maker.tools, slots.maker.connection());
-        let page = match tools.store.list(&connection, after.as_ref(), PAGE).await {
+        let (tools, own) = (&slots.maker.tools, slots.maker.key(None));
+        let from = after.as_ref().unwrap_or(&own);
+        let page = match tools.store.list(&own.connection, Some(from), PAGE).await {
             Ok(page) => page,
-            Err(error) => return tracing::warn!(%connection, %error, "keep_warm cannot read the store"),
+            Err(error) => {
+                let TokenKey { connection, profile, .. } = &own;
+                return tracing::warn!(%connection, %profile, %error, "keep_warm cannot read the store");
+            }
         };
-        for (key, record) in &page {
+        for (key, record) in page.iter().take_while(|(key, _)| key.profile == own.profile) {
             let Some((subject, token)) = key.subject.as_ref().zip(record.as_ref().ok()) else { continue };
             // Spent before it is due, so that walk and pause together stay below `keep_warm`.
             let old = tools.clock.now().reached(token.obtained.plus(keep_warm - keep_warm / WALKS));
@@ -55,8 +59,8 @@ async fn walk(slots: &Weak<SubjectSlots>, keep_warm: Duration) {
             }
         }
         match page.into_iter().next_back() {
-            Some((last, _)) => after = Some(last),
-            None => return,
+            Some((last, _)) if last.profile == own.profile => after = Some(last),
+            _ => return,
         }
     }
 }

@@ -124,7 +124,7 @@ fn each_key_of_a_connection_is_checked() {
     );
     at(
         "authorization_url: \"http://as.test/a\"",
-        "20: connections[1].authorization_url: `http://as.test/a` sends the client's secret",
+        "20: connections[1].authorization_url: sends the client's secret",
     );
     let person = |keys: &str, expected: &str| {
         let whole = format!("GOOD, authorization_url: \"https://as.test/a\",\n{keys}");

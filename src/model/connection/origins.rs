@@ -1,9 +1,9 @@
-//! Where a connection's token may go, as it is compared, stored and shown.
+//! Where the token of a connection, or of one of its profiles, may go, as it is compared, stored and shown.
 
 use super::{Connection, HostPattern, Inject, Place, PortRule, Route};
 use crate::model::origin::{Host, Origin, Scheme};
 
-/// The origins that a connection's token may go to: those of its routes.
+/// The origins that a definition's token may go to: those of the routes that carry it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OriginSet(Vec<(HostPattern, PortRule, bool)>);
 
@@ -16,7 +16,8 @@ impl Connection {
                 (HostPattern::Exact(upstream.host.clone()), PortRule::Stated(upstream.port), tls)
             }
         };
-        OriginSet(self.routes.iter().filter(|route| route.inject != Inject::Nothing).map(origin).collect())
+        let carrying = |route: &&Route| route.inject != Inject::Nothing && route.carries(&self.profile);
+        OriginSet(self.routes.iter().filter(carrying).map(origin).collect())
     }
 }
 
@@ -83,6 +84,8 @@ impl OriginSet {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Name;
+    use crate::model::connection::{Existing, PathPrefix, UpstreamTls, WithoutToken};
     use crate::model::origin::Authority;
 
     #[test]
@@ -102,6 +105,36 @@ mod tests {
         assert!(below.permits(&origin(Scheme::Http, "x.y.a.test:81")));
         assert!(!below.permits(&origin(Scheme::Http, "a.test")));
         assert!(!below.permits(&origin(Scheme::Http, "xa.test")));
+    }
+
+    #[test]
+    fn a_profile_goes_where_its_routes_lead_and_the_connection_where_the_others_do() {
+        let own = |profile: Option<&str>, only_when_named, port| Route {
+            place: Place::Host { pattern: HostPattern::Exact(Host::parse("a.test").unwrap()), port },
+            path: PathPrefix::root(),
+            methods: None,
+            tls: UpstreamTls::default(),
+            inject: Inject::Header { header: http::header::AUTHORIZATION, scheme: String::new() },
+            existing: Existing::default(),
+            without_token: WithoutToken::default(),
+            profile: profile.map(|name| Name::parse(name).unwrap()),
+            only_when_named,
+        };
+        let mut connection = Connection::sample("crm");
+        connection.routes = vec![
+            own(None, false, PortRule::Stated(1)),
+            own(Some("read"), false, PortRule::Stated(2)),
+            own(Some("read"), true, PortRule::Stated(3)),
+            own(None, true, PortRule::Stated(4)),
+            own(Some("default"), true, PortRule::Stated(5)),
+        ];
+        let mut lines = |profile: &str| {
+            connection.profile = Name::parse(profile).unwrap();
+            connection.origins().lines().map(|line| line.replace("plain a.test ", "")).collect::<Vec<_>>()
+        };
+        assert_eq!(lines("default"), ["1", "4", "5"]);
+        assert_eq!(lines("read"), ["2", "3", "4"]);
+        assert_eq!(lines("write"), ["4"]);
     }
 
     #[test]

@@ -9,13 +9,13 @@ use tokio::time::Instant;
 
 use super::import::Errand;
 use super::{NoToken, TokenSlot};
-use crate::model::Name;
+use crate::model::token::TokenKey;
 
 /// A wish that waits for the refresher, and who waits for the outcome.
 #[derive(Debug)]
 pub struct Revoke {
-    /// Another connection uses the same grant at the server.
-    pub shared: Option<Name>,
+    /// Another connection or profile uses the same grant at the server: the key of its token.
+    pub shared: Option<TokenKey>,
     pub reply: oneshot::Sender<Result<Revoked, String>>,
 }
 
@@ -34,8 +34,8 @@ pub enum Fate {
     Revoked,
     /// The server has no endpoint for it.
     NoEndpoint,
-    /// Left alone for this connection's sake.
-    Shared(Name),
+    /// Left alone for this one's sake.
+    Shared(TokenKey),
     Failed(String),
 }
 
@@ -51,7 +51,7 @@ pub enum NotRevoked {
 
 impl TokenSlot {
     /// Returns once the tokens are forgotten here, with what the server said. It is done although the caller goes away.
-    pub async fn revoke(&self, shared: Option<Name>, deadline: Instant) -> Result<Revoked, NotRevoked> {
+    pub async fn revoke(&self, shared: Option<TokenKey>, deadline: Instant) -> Result<Revoked, NotRevoked> {
         let (reply, outcome) = oneshot::channel();
         {
             let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);

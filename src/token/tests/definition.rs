@@ -21,7 +21,7 @@ async fn a_token_survives_what_it_does_not_belong_to() {
         connection.comments = Some("new".to_owned());
     });
     let slot = shared(engine.cache.ensure(&connection, Box::new(Source(engine.script.clone()))));
-    engine.cache.retain(&HashSet::from([connection.name.clone()]));
+    engine.cache.retain(&HashSet::from([connection.token_key(None)]));
     assert!(Arc::ptr_eq(&slot, &engine.slot));
     assert_eq!((engine.token().await.as_deref(), engine.script.calls()), (Ok("token-1"), 1));
 }
@@ -34,7 +34,7 @@ async fn another_identity_is_another_token_and_the_old_one_is_refreshed_no_more(
         &changed(|connection| connection.scopes = vec!["more".to_owned()]),
         Box::new(Source(engine.script.clone())),
     ));
-    engine.cache.retain(&HashSet::from([other.key.connection.clone()]));
+    engine.cache.retain(&HashSet::from([other.key.clone()]));
     assert!(!Arc::ptr_eq(&other, &engine.slot));
     let token = other.token(&engine.clock, Instant::now() + SECOND).await.unwrap();
     assert_eq!(token.access_token.expose(), "token-2");
@@ -69,7 +69,7 @@ async fn a_request_that_waits_gets_the_token_of_the_definition_under_which_it_be
         sleep(SECOND / 2).await;
         let other = changed(|connection| connection.scopes = vec!["more".to_owned()]);
         let slot = shared(engine.cache.ensure(&other, Box::new(Source(engine.script.clone()))));
-        engine.cache.retain(&HashSet::from([other.name.clone()]));
+        engine.cache.retain(&HashSet::from([other.token_key(None)]));
         slot.token(&engine.clock, Instant::now() + 10 * SECOND).await.unwrap().access_token.expose().to_owned()
     };
     let (waited, new) = tokio::join!(engine.token(), replaced);
@@ -82,7 +82,7 @@ async fn a_request_that_asks_just_after_a_reload_is_served_and_the_new_record_st
     engine.token().await.unwrap();
     let other = changed(|connection| connection.scopes = vec!["more".to_owned()]);
     let slot = shared(engine.cache.ensure(&other, Box::new(Source(engine.script.clone()))));
-    engine.cache.retain(&HashSet::from([other.name.clone()]));
+    engine.cache.retain(&HashSet::from([other.token_key(None)]));
     slot.token(&engine.clock, Instant::now() + SECOND).await.unwrap();
     sleep(SECOND * 3 / 2).await;
     assert_eq!(engine.token().await.as_deref(), Ok("token-3"));
@@ -90,4 +90,29 @@ async fn a_request_that_asks_just_after_a_reload_is_served_and_the_new_record_st
     assert_eq!(kept.access_token.expose(), "token-2");
     sleep(60 * SECOND).await;
     assert_eq!(engine.token().await, Err(NoToken::Forgotten));
+}
+
+#[tokio::test(start_paused = true)]
+async fn profiles_have_tokens_of_their_own_and_one_outlives_the_other() {
+    let engine = engine(3600 * SECOND, Duration::ZERO, []);
+    engine.token().await.unwrap();
+    let read = |scope: &str| {
+        changed(|connection| {
+            connection.profile = Name::parse("read").unwrap();
+            connection.scopes = vec![scope.to_owned()];
+        })
+    };
+    let ensure = |own: &Arc<Connection>| shared(engine.cache.ensure(own, Box::new(Source(engine.script.clone()))));
+    let (first, own) = (ensure(&read("a")), engine.slot.key.clone());
+    let token = first.token(&engine.clock, Instant::now() + SECOND).await.unwrap();
+    assert_eq!((first.key.to_string().as_str(), token.access_token.expose()), ("crm/read", "token-2"));
+    assert!(Arc::ptr_eq(&engine.cache.get(&first.key).unwrap(), &first));
+    // Another definition of the profile, then none.
+    let second = ensure(&read("b"));
+    engine.cache.retain(&HashSet::from([own.clone(), second.key.clone()]));
+    let token = second.token(&engine.clock, Instant::now() + SECOND).await.unwrap();
+    assert_eq!((token.access_token.expose(), engine.script.calls()), ("token-3", 3));
+    engine.cache.retain(&HashSet::from([own]));
+    assert!(engine.cache.get(&second.key).is_none());
+    assert_eq!((engine.token().await.as_deref(), engine.script.calls()), (Ok("token-1"), 3));
 }

@@ -7,7 +7,7 @@ use crate::model::secret::Secret;
 use crate::token::slot::{Consent, Fate, Revoked};
 
 async fn revoke(run: &Renewal, shared: Option<&str>) -> Revoked {
-    let shared = shared.map(|name| Name::parse(name).unwrap());
+    let shared = shared.map(|name| TokenKey::of_connection(Name::parse(name).unwrap()));
     run.engine.slot.revoke(shared, Instant::now() + 10 * SECOND).await.unwrap()
 }
 
@@ -43,7 +43,7 @@ async fn what_another_connection_uses_is_left_alone_at_the_server() {
     let run = start(Default::default(), password(), [renewing("a1", Some("r1"))]);
     run.engine.token().await.unwrap();
     let outcome = revoke(&run, Some("other")).await;
-    let other = Fate::Shared(Name::parse("other").unwrap());
+    let other = Fate::Shared(TokenKey::of_connection(Name::parse("other").unwrap()));
     assert_eq!(outcome, Revoked { refresh_token: other.clone(), access_token: other });
     assert!(revoked(&run).is_empty());
     run.engine.token().await.unwrap();

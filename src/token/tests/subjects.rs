@@ -143,10 +143,28 @@ async fn another_identity_ends_the_tokens_of_all_subjects() {
     let slots = run.cache.ensure(&Arc::new(connection), Box::new(Source(run.script.clone())));
     let ann = Subject::parse("ann").unwrap();
     let before = run.slots.slot(&ann);
-    run.cache.retain(&HashSet::from([before.key.connection.clone()]));
+    run.cache.retain(&HashSet::from([TokenKey { subject: None, ..before.key.clone() }]));
     assert_eq!(run.token("ann").await, Err(NoToken::Forgotten));
     let slot = slots.slot(Some(&ann)).unwrap();
     let token = slot.token(&run.clock, Instant::now() + SECOND).await.unwrap();
     assert_eq!(token.access_token.expose(), "token-2");
     assert_eq!(run.in_memory(), ["crm/default/ann"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_subjects_of_one_profile_are_none_of_the_others() {
+    let run = subjects(Some(3600 * SECOND), 10);
+    let profile = Name::parse("other").unwrap();
+    let own = Connection { tokens: Tokens::PerSubject, profile, ..Connection::sample("crm") };
+    let others = run.cache.ensure(&Arc::new(own), Box::new(Source(run.script.clone())));
+    let ann = Subject::parse("ann").unwrap();
+    let other = others.slot(Some(&ann)).unwrap();
+    other.token(&run.clock, Instant::now() + SECOND).await.unwrap();
+    run.token("ann").await.unwrap();
+    assert_eq!(run.in_memory(), ["crm/default/ann", "crm/other/ann"]);
+    // Only one of the two profiles is to be kept warm, and its walk meets the other's records.
+    sleep(10 * 3600 * SECOND).await;
+    assert_eq!(run.in_memory(), ["crm/default/ann", "crm/other/ann"]);
+    run.cache.retain(&HashSet::from([TokenKey { subject: None, ..other.key.clone() }]));
+    assert_eq!(run.in_memory(), ["crm/other/ann"]);
 }

@@ -1,0 +1,187 @@
+//! `GET tokens`: the state of a connection's tokens, in memory and in the store, page by page.
+//!
+//! Not here: how one looks (`view`). Holds: profiles come in the order of the configuration, and subjects in the order of
+//! the store; a cursor says after which token the next page begins.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::problem::{Problem, bound, definition};
+use super::{Admin, view};
+use crate::model::connection::Connection;
+use crate::model::token::{Subject, TokenKey};
+use crate::snapshot::{BoundConnection, BoundDefinition};
+use crate::store::{StoreError, StoredToken};
+use crate::token::Slots;
+use crate::token::slot::TokenSlot;
+
+/// Items of one page.
+const LIMIT: usize = 100;
+const LIMIT_MAX: usize = 1000;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Filter {
+    profile: Option<String>,
+    subject: Option<String>,
+    state: Option<String>,
+    limit: Option<usize>,
+    cursor: Option<String>,
+}
+
+/// Where a token is.
+enum Found {
+    InMemory(Arc<TokenSlot>),
+    Stored(TokenKey, Result<StoredToken, StoreError>),
+}
+
+impl Found {
+    fn key(&self) -> &TokenKey {
+        match self {
+            Found::InMemory(slot) => &slot.key,
+            Found::Stored(key, _) => key,
+        }
+    }
+}
+
+/// `profile`, or `profile/subject`.
+struct Cursor {
+    profile: String,
+    subject: Option<Subject>,
+}
+
+impl Cursor {
+    fn parse(text: &str, bound: &BoundConnection) -> Option<Cursor> {
+        let (profile, subject) = match text.split_once('/') {
+            Some((profile, subject)) => (profile, Some(Subject::parse(subject)?)),
+            None => (text, None),
+        };
+        let slots = bound.definition(profile)?.slots.as_ref()?;
+        (slots.shared().is_some() == subject.is_none()).then(|| Cursor { profile: profile.to_owned(), subject })
+    }
+
+    fn after(key: &TokenKey) -> String {
+        let TokenKey { profile, subject, .. } = key;
+        subject.as_ref().map_or_else(|| profile.to_string(), |subject| format!("{profile}/{subject}"))
+    }
+}
+
+fn unclear(detail: String) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "bad_request", detail)
+}
+
+pub async fn list(
+    State(admin): State<Admin>,
+    Path(name): Path<String>,
+    filter: Result<Query<Filter>, axum::extract::rejection::QueryRejection>,
+) -> Result<Json<Value>, Problem> {
+    let Query(filter) = filter.map_err(|error| unclear(error.body_text()))?;
+    let limit = filter.limit.unwrap_or(LIMIT);
+    if !(1..=LIMIT_MAX).contains(&limit) {
+        return Err(unclear(format!("limit is from 1 to {LIMIT_MAX}")));
+    }
+    let subject = |text: &str| Subject::parse(text).ok_or_else(|| unclear("no subject looks like this".to_owned()));
+    let subject = filter.subject.as_deref().map(subject).transpose()?;
+    let snapshot = admin.snapshot.load_full();
+    let bound = bound(&snapshot, &name)?;
+    let wanted = filter.profile.as_deref().map(|profile| definition(bound, Some(profile))).transpose()?;
+    let cursor = |text: &str| {
+        let cursor = Cursor::parse(text, bound).filter(|_| subject.is_none());
+        cursor.ok_or_else(|| unclear("no answer has given this cursor".to_owned()))
+    };
+    let mut cursor = filter.cursor.as_deref().map(cursor).transpose()?;
+    let mut found: Vec<Found> = Vec::new();
+    for definition in &bound.definitions {
+        let profile = definition.connection.profile.as_str();
+        let after = match cursor.take_if(|cursor| cursor.profile == profile) {
+            Some(Cursor { subject: None, .. }) => continue,
+            Some(Cursor { subject, .. }) => subject,
+            // The page begins with a later profile.
+            None if cursor.is_some() => continue,
+            None => None,
+        };
+        if wanted.is_some_and(|wanted| wanted.connection.profile != definition.connection.profile) {
+            continue;
+        }
+        // One more than are shown tells whether there are more.
+        let rest = limit + 1 - found.len();
+        found.extend(tokens(&admin, definition, subject.as_ref(), after, rest).await?);
+        if found.len() > limit {
+            break;
+        }
+    }
+    let more = found.len() > limit;
+    found.truncate(limit);
+    let cursor = found.last().filter(|_| more).map(|last| Cursor::after(last.key()));
+    let (now, lifespan) = (admin.clock.now(), bound.connection.lifetimes.refresh_token);
+    let items = found.iter().map(|found| match found {
+        Found::InMemory(slot) => view::token(slot, now),
+        Found::Stored(key, record) => view::stored(key, record, lifespan),
+    });
+    let wanted = |item: &Value| filter.state.as_deref().is_none_or(|state| item["state"] == state);
+    let items: Vec<Value> = items.filter(wanted).collect();
+    Ok(Json(json!({ "items": items, "cursor": cursor })))
+}
+
+/// At most `limit` tokens of one definition: of one subject, or of all after one.
+async fn tokens(
+    admin: &Admin,
+    definition: &BoundDefinition,
+    subject: Option<&Subject>,
+    after: Option<Subject>,
+    limit: usize,
+) -> Result<Vec<Found>, Problem> {
+    let own = &definition.connection;
+    Ok(match (&definition.slots, subject) {
+        (Some(Slots::Shared(slot)), None) => vec![Found::InMemory(slot.clone())],
+        // A shared token has no subject.
+        (Some(Slots::Shared(_)), Some(_)) | (None, _) => Vec::new(),
+        (Some(Slots::PerSubject(_)), None) => of_subjects(admin, own, after, limit).await?,
+        (Some(Slots::PerSubject(_)), Some(subject)) => {
+            let key = own.token_key(Some(subject.clone()));
+            if let Some(slot) = admin.cache.get(&key) {
+                return Ok(vec![Found::InMemory(slot)]);
+            }
+            let record = admin.cache.store().load(&key).await.transpose();
+            record.map(|record| Found::Stored(key, record)).into_iter().collect()
+        }
+        // What callers' own tokens are exchanged for is in memory alone.
+        (Some(Slots::PerCallerToken(_)), subject) => {
+            let is_wanted = |slot: &Arc<TokenSlot>| {
+                let TokenKey { connection, profile, subject: of } = &slot.key;
+                let is_own = *connection == own.name && *profile == own.profile;
+                is_own && of.is_some() && of.as_ref() > after.as_ref() && (subject.is_none() || of.as_ref() == subject)
+            };
+            let mut slots: Vec<_> = admin.cache.list().into_iter().filter(is_wanted).collect();
+            slots.sort_by(|one, other| one.key.cmp(&other.key));
+            slots.into_iter().take(limit).map(Found::InMemory).collect()
+        }
+    })
+}
+
+async fn of_subjects(
+    admin: &Admin,
+    own: &Connection,
+    after: Option<Subject>,
+    limit: usize,
+) -> Result<Vec<Found>, Problem> {
+    // Without a subject it stands before all those of the profile.
+    let after = own.token_key(after);
+    let page = admin
+        .cache
+        .store()
+        .list(&own.name, Some(&after), limit)
+        .await
+        .map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", error.to_string()))?;
+    let of_profile = page.into_iter().take_while(|(key, _)| key.profile == own.profile);
+    let found = of_profile.map(|(key, record)| match admin.cache.get(&key) {
+        Some(slot) => Found::InMemory(slot),
+        None => Found::Stored(key, record),
+    });
+    Ok(found.collect())
+}
