@@ -115,7 +115,9 @@ impl TokenEndpoint {
 
     /// RFC 9126 §2: the server keeps the parameters, and the browser carries their name.
     async fn pushed(&self, place: &Url, url: &Url, endpoint: &Url) -> Result<Url, Failure> {
-        let fields: Fields = added(place, url).into_iter().filter(|(name, _)| name != "client_id").collect();
+        // The query of the configured URL is part of the request, too.
+        let fields = url.query_pairs().filter(|(name, _)| name != "client_id");
+        let fields: Fields = fields.map(|(name, value)| (name.into_owned(), value.into_owned())).collect();
         let call = self.preparation(transport::without_userinfo(endpoint));
         let uri = call.prove_and_send(&fields, |answer, posted| {
             let members = granted(answer, posted)?;
@@ -124,7 +126,10 @@ impl TokenEndpoint {
         });
         let uri = uri.await?;
         let mut url = place.clone();
-        url.query_pairs_mut().append_pair("client_id", &self.connection.client_id).append_pair("request_uri", &uri);
+        url.query_pairs_mut()
+            .clear()
+            .append_pair("client_id", &self.connection.client_id)
+            .append_pair("request_uri", &uri);
         Ok(url)
     }
 

@@ -21,7 +21,7 @@ const ACCESS_TOKEN: &str = "very-secret-access-token";
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Every operation: the statuses for no token, a wrong one, viewer, operator, manager.
-const ROWS: [(&str, &str, [u16; 5]); 14] = [
+const ROWS: [(&str, &str, [u16; 5]); 18] = [
     ("get", "/api/v1/openapi.json", [401, 401, 200, 200, 200]),
     ("get", "/api/v1/connections", [401, 401, 200, 200, 200]),
     ("get", "/api/v1/connections/{name}", [401, 401, 200, 200, 200]),
@@ -37,6 +37,12 @@ const ROWS: [(&str, &str, [u16; 5]); 14] = [
     // Forced a moment ago by the operator.
     ("post", "/api/v1/connections/{name}/refresh", [401, 401, 403, 200, 409]),
     ("post", "/api/v1/connections/{name}/test", [401, 401, 403, 200, 200]),
+    // Its grant needs nobody; there is no such authorization.
+    ("post", "/api/v1/connections/{name}/authorize", [401, 401, 403, 409, 409]),
+    ("get", "/api/v1/authorizations/{id}", [401, 401, 404, 404, 404]),
+    // Without a token in the body.
+    ("post", "/api/v1/session", [401, 401, 401, 401, 401]),
+    ("delete", "/api/v1/session", [401, 401, 204, 204, 204]),
     ("post", "/api/v1/reload", [401, 401, 403, 403, 200]),
     ("get", "/api/v1/events", [401, 401, 200, 200, 200]),
 ];
@@ -143,7 +149,7 @@ async fn every_route_is_open_to_its_roles_alone() {
             let (.., expected) = row.unwrap_or_else(|| panic!("{method} {path} has no row in this test: add one"));
             walked += 1;
             for (token, expected) in ["", "wrong", VIEWER, OPERATOR, MANAGER].into_iter().zip(expected) {
-                let real = path.replace("{name}", "crm").replace("{secret}", "spare");
+                let real = path.replace("{name}", "crm").replace("{secret}", "spare").replace("{id}", "c");
                 let got = if path.ends_with("/test") && *expected == 200 {
                     let url = json!({ "url": "http://api.test/v1/x" });
                     stage.call(method, &real, token, Some(&url)).await.status

@@ -26,6 +26,7 @@ mod grants;
 mod layers;
 mod lifecycle;
 mod limits;
+mod people;
 mod problems;
 mod prometheus;
 mod read_only;

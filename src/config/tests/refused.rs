@@ -122,10 +122,7 @@ fn each_key_of_a_connection_is_checked() {
         "redirect_url: \"http://keys.test/oauth/callback\"",
         "15: connections[1].redirect_url: `http://keys.test/oauth/callback` would bring the code",
     );
-    at(
-        "authorization_url: \"http://as.test/a\"",
-        "20: connections[1].authorization_url: sends the client's secret",
-    );
+    at("authorization_url: \"http://as.test/a\"", "20: connections[1].authorization_url: sends the client's secret");
     let person = |keys: &str, expected: &str| {
         let whole = format!("GOOD, authorization_url: \"https://as.test/a\",\n{keys}");
         check_connection(&whole, &[&shift(&format!("4:{expected}"), 4)]);

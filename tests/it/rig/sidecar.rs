@@ -64,7 +64,7 @@ impl Sidecar {
         };
         let path = dir.path().join("keybearer.yaml");
         std::fs::write(&path, format!("{listeners}{config}")).expect("a configuration file");
-        let expected = if config.contains("telemetry:") { 3 } else { 2 };
+        let expected = 2 + ["telemetry:", "public:"].iter().filter(|name| config.contains(*name)).count();
         Self::launch(dir, expected, environment).await
     }
 

@@ -1,0 +1,76 @@
+"""A person with a browser, without the browser: follows a link to the pages of op.mjs or al.py, answers them, and comes back.
+
+    person.py LINK ACCOUNT [deny] [--sign-in TOKEN] [--stop-before-callback]
+
+Follows redirects, forms and the refresh of a page with one cookie jar, as a browser does. Prints a JSON line: the status, the
+address and the text of the last page; with --stop-before-callback the address of the callback and the jar's cookies.
+"""
+
+import html
+import json
+import re
+import sys
+import urllib.parse
+
+import requests
+import urllib3
+
+urllib3.disable_warnings()
+STEPS_MAX = 30
+
+
+def text_of(page):
+    page = re.sub(r"<(style|title)>.*?</\1>", "", page, flags=re.S)
+    return html.unescape(re.sub(r"<[^>]+>", " ", page)).strip()
+
+
+def form_of(page):
+    return re.search(r"<form[^>]*>.*?</form>", page, flags=re.S)
+
+
+def fields_of(form, account, deny):
+    fields = {}
+    for tag in re.findall(r"<input[^>]*>", form):
+        name = re.search(r'name="([^"]+)"', tag)
+        value = re.search(r'value="([^"]*)"', tag)
+        if name:
+            fields[name[1]] = html.unescape(value[1]) if value else account
+    wanted = "deny" if deny else "go"
+    for tag in re.findall(r"<button[^>]*>", form):
+        name, value = re.search(r'name="([^"]+)"', tag), re.search(r'value="([^"]*)"', tag)
+        if f'id="{wanted}"' in tag and name:
+            fields[name[1]] = value[1] if value else ""
+    return fields
+
+
+def main(link, account, *options):
+    deny, stop = "deny" in options, "--stop-before-callback" in options
+    token = options[options.index("--sign-in") + 1] if "--sign-in" in options else None
+    browser = requests.Session()
+    browser.verify = False
+    answer = browser.get(link, allow_redirects=False)
+    for _ in range(STEPS_MAX):
+        if answer.is_redirect:
+            place = urllib.parse.urljoin(answer.url, answer.headers["location"])
+            if stop and urllib.parse.urlparse(place).path.endswith("/oauth/callback"):
+                cookies = "; ".join(f"{cookie.name}={cookie.value}" for cookie in browser.cookies)
+                return {"callback": place, "cookies": cookies}
+            answer = browser.get(place, allow_redirects=False)
+            continue
+        form = form_of(answer.text)
+        if form and 'name="token"' in form[0] and token:
+            answer = browser.post(answer.url, data={"token": token}, allow_redirects=False)
+            token = None
+            onward = re.search(r'http-equiv="refresh" content="0; url=([^"]*)"', answer.text)
+            answer = browser.get(urllib.parse.urljoin(answer.url, html.unescape(onward[1])), allow_redirects=False)
+            continue
+        if form and 'name="token"' not in form[0]:
+            action = re.search(r'<form[^>]*action="([^"]*)"', form[0])
+            place = urllib.parse.urljoin(answer.url, html.unescape(action[1])) if action else answer.url
+            answer = browser.post(place, data=fields_of(form[0], account, deny), allow_redirects=False)
+            continue
+        break
+    return {"status": answer.status_code, "url": answer.url, "text": text_of(answer.text)}
+
+
+print(json.dumps(main(*sys.argv[1:])))
