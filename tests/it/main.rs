@@ -26,6 +26,7 @@ mod layers;
 mod lifecycle;
 mod limits;
 mod problems;
+mod profiles;
 mod prometheus;
 mod read_only;
 mod reload;
