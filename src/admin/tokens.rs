@@ -34,20 +34,8 @@ pub struct Filter {
     cursor: Option<String>,
 }
 
-/// Where a token is.
-enum Found {
-    InMemory(Arc<TokenSlot>),
-    Stored(TokenKey, Result<StoredToken, StoreError>),
-}
-
-impl Found {
-    fn key(&self) -> &TokenKey {
-        match self {
-            Found::InMemory(slot) => &slot.key,
-            Found::Stored(key, _) => key,
-        }
-    }
-}
+/// A token as it looks, by its key.
+type Shown = (TokenKey, Value);
 
 /// `profile`, or `profile/subject`.
 struct Cursor {
@@ -95,7 +83,7 @@ pub async fn list(
         cursor.ok_or_else(|| unclear("no answer has given this cursor".to_owned()))
     };
     let mut cursor = filter.cursor.as_deref().map(cursor).transpose()?;
-    let mut found: Vec<Found> = Vec::new();
+    let mut found: Vec<Shown> = Vec::new();
     for definition in &bound.definitions {
         let profile = definition.connection.profile.as_str();
         let after = match cursor.take_if(|cursor| cursor.profile == profile) {
@@ -117,14 +105,9 @@ pub async fn list(
     }
     let more = found.len() > limit;
     found.truncate(limit);
-    let cursor = found.last().filter(|_| more).map(|last| Cursor::after(last.key()));
-    let (now, lifespan) = (admin.clock.now(), bound.connection.lifetimes.refresh_token);
-    let items = found.iter().map(|found| match found {
-        Found::InMemory(slot) => view::token(slot, now),
-        Found::Stored(key, record) => view::stored(key, record, lifespan),
-    });
+    let cursor = found.last().filter(|_| more).map(|last| Cursor::after(&last.0));
     let wanted = |item: &Value| filter.state.as_deref().is_none_or(|state| item["state"] == state);
-    let items: Vec<Value> = items.filter(wanted).collect();
+    let items: Vec<Value> = found.into_iter().map(|(_, item)| item).filter(wanted).collect();
     Ok(Json(json!({ "items": items, "cursor": cursor })))
 }
 
@@ -135,20 +118,21 @@ async fn tokens(
     subject: Option<&Subject>,
     after: Option<Subject>,
     limit: usize,
-) -> Result<Vec<Found>, Problem> {
-    let own = &definition.connection;
+) -> Result<Vec<Shown>, Problem> {
+    let (own, now) = (&definition.connection, admin.clock.now());
+    let in_memory = |slot: &Arc<TokenSlot>| (slot.key.clone(), view::token(slot, now));
     Ok(match (&definition.slots, subject) {
-        (Some(Slots::Shared(slot)), None) => vec![Found::InMemory(slot.clone())],
+        (Some(Slots::Shared(slot)), None) => vec![in_memory(slot)],
         // A shared token has no subject.
         (Some(Slots::Shared(_)), Some(_)) | (None, _) => Vec::new(),
         (Some(Slots::PerSubject(_)), None) => of_subjects(admin, own, after, limit).await?,
         (Some(Slots::PerSubject(_)), Some(subject)) => {
             let key = own.token_key(Some(subject.clone()));
             if let Some(slot) = admin.cache.get(&key) {
-                return Ok(vec![Found::InMemory(slot)]);
+                return Ok(vec![in_memory(&slot)]);
             }
             let record = admin.cache.store().load(&key).await.transpose();
-            record.map(|record| Found::Stored(key, record)).into_iter().collect()
+            record.map(|record| stored(own, key, &record)).into_iter().collect()
         }
         // What callers' own tokens are exchanged for is in memory alone.
         (Some(Slots::PerCallerToken(_)), subject) => {
@@ -159,7 +143,7 @@ async fn tokens(
             };
             let mut slots: Vec<_> = admin.cache.list().into_iter().filter(is_wanted).collect();
             slots.sort_by(|one, other| one.key.cmp(&other.key));
-            slots.into_iter().take(limit).map(Found::InMemory).collect()
+            slots.iter().take(limit).map(in_memory).collect()
         }
     })
 }
@@ -169,7 +153,8 @@ async fn of_subjects(
     own: &Connection,
     after: Option<Subject>,
     limit: usize,
-) -> Result<Vec<Found>, Problem> {
+) -> Result<Vec<Shown>, Problem> {
+    let now = admin.clock.now();
     // Without a subject it stands before all those of the profile.
     let after = own.token_key(after);
     let page = admin
@@ -180,8 +165,13 @@ async fn of_subjects(
         .map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", error.to_string()))?;
     let of_profile = page.into_iter().take_while(|(key, _)| key.profile == own.profile);
     let found = of_profile.map(|(key, record)| match admin.cache.get(&key) {
-        Some(slot) => Found::InMemory(slot),
-        None => Found::Stored(key, record),
+        Some(slot) => (key, view::token(&slot, now)),
+        None => stored(own, key, &record),
     });
     Ok(found.collect())
+}
+
+fn stored(own: &Connection, key: TokenKey, record: &Result<StoredToken, StoreError>) -> Shown {
+    let shown = view::stored(&key, record, own.lifetimes.refresh_token);
+    (key, shown)
 }

@@ -153,7 +153,7 @@ impl ProxyError {
             }
             CallerNotAllowed => "the connection is not accessible_from this caller; add the caller there".to_owned(),
             SubjectNotAllowed => "this caller may not act for that subject; add it to the caller's `subjects`".to_owned(),
-            NoRoute => "the host has routes, but none takes this path and method; add one, or change the request".to_owned(),
+            NoRoute => "the host has routes, but none takes this path and method, or none by the name in Keybearer-Connection; add one, or change the request".to_owned(),
             ConnectionInactive => "the connection is switched off (active: false)".to_owned(),
             EgressDenied(why) => (*why).to_owned(),
             LoopDetected => "the request has come back to this proxy; do not point a route at it".to_owned(),

@@ -178,8 +178,6 @@ impl<'a> Exchange<'a> {
             Found::AmbiguousPath => {
                 return Err(ProxyError::BadRequestTarget("the path could be read in two ways; write it plainly").into());
             }
-            // Who names a connection wants its token, and does not go without.
-            Found::Unmatched if asked.is_some() && named.is_some() => return Err(ProxyError::NoRoute.into()),
             Found::Unmatched => return self.unmatched(target),
         };
         self.report.connection(&bound.connection);

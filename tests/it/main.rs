@@ -28,6 +28,7 @@ mod lifecycle;
 mod limits;
 mod people;
 mod problems;
+mod profiles;
 mod prometheus;
 mod read_only;
 mod reload;
