@@ -125,7 +125,7 @@ impl Access {
         own && named.port.unwrap_or(80) == arrived.port() || self.current.load().hosts.iter().any(listed)
     }
 
-    pub fn knows_host(&self, uri: &Uri, headers: &HeaderMap, arrived: SocketAddr) -> bool {
+    fn knows_host(&self, uri: &Uri, headers: &HeaderMap, arrived: SocketAddr) -> bool {
         let known = |text: &str| Authority::parse(text).is_ok_and(|named| self.answers_to(&named, arrived));
         let mut hosts = headers.get_all(header::HOST).iter();
         let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
@@ -185,7 +185,7 @@ pub fn arrived(request: &Request) -> Arrived {
 }
 
 fn admit(admin: &Admin, request: &Request, arrived: Arrived) -> Result<Asker, Problem> {
-    if !admin.access.knows_host(request.uri(), request.headers(), arrived.at) {
+    if !knows_host(admin, request, arrived.at) {
         let detail = "the Host header is neither this listener's address nor in `admin.hosts`";
         return Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, HOST_UNKNOWN, detail));
     }
@@ -207,8 +207,14 @@ pub async fn after_wrong_token() {
     tokio::time::sleep(AFTER_WRONG_TOKEN).await;
 }
 
+/// Does the request name a host of ours: the listener's address, one of `admin.hosts`, or that of `public_url`?
+pub fn knows_host(admin: &Admin, request: &Request, arrived: SocketAddr) -> bool {
+    let own = admin.access.knows_host(request.uri(), request.headers(), arrived);
+    own || request.uri().authority().is_none() && is_host_of(admin.snapshot.load().links.base(), request.headers())
+}
+
 /// Does the request name the host of `base`?
-pub fn is_host_of(base: Option<&Url>, headers: &HeaderMap) -> bool {
+fn is_host_of(base: Option<&Url>, headers: &HeaderMap) -> bool {
     let mut hosts = headers.get_all(header::HOST).iter();
     let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
     let asked = host.to_str().ok().and_then(|text| Authority::parse(text).ok());

@@ -38,6 +38,21 @@ pub use begin::{authorization, authorize};
 use flow::Status;
 use pages::Page;
 
+/// What browsers say when nobody has clicked yet.
+const AHEAD: [&str; 3] = ["prefetch", "preview", "prerender"];
+/// What fetches links to show them, by its name for itself.
+const BOTS: [&str; 10] = [
+    "bot/",
+    "bot)",
+    "slackbot",
+    "preview",
+    "facebookexternalhit",
+    "whatsapp/",
+    "embedly",
+    "unfurl",
+    "crawler",
+    "spider",
+];
 const FORM_BYTES_MAX: usize = 16 * 1024;
 const QUERY_BYTES_MAX: usize = 16 * 1024;
 
@@ -80,13 +95,10 @@ impl Visit {
     /// Somebody who looks ahead and has not asked for anything.
     fn is_preview(&self) -> bool {
         const PURPOSES: [&str; 4] = ["sec-purpose", "purpose", "x-purpose", "x-moz"];
-        const BOTS: [&str; 9] =
-            ["bot", "preview", "facebookexternalhit", "whatsapp", "slurp", "embed", "unfurl", "crawler", "spider"];
         let text = |name: &str| {
             self.headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase())
         };
-        let ahead =
-            |value: String| value.contains("prefetch") || value.contains("preview") || value.contains("prerender");
+        let ahead = |value: String| AHEAD.iter().any(|word| value.contains(word));
         let embedded = text("sec-fetch-dest").is_some_and(|dest| dest != "document");
         let bot = text("user-agent").is_some_and(|agent| BOTS.iter().any(|bot| agent.contains(bot)));
         embedded || bot || PURPOSES.iter().any(|name| text(name).is_some_and(ahead))
@@ -129,7 +141,7 @@ impl Definition {
 /// Around every page: under our own names alone, and nothing is kept.
 async fn guard(State(admin): State<Admin>, request: Request, next: Next) -> Response {
     let Arrived { at, .. } = auth::arrived(&request);
-    let known = admin.access.knows_host(request.uri(), request.headers(), at) || is_public_host(&admin, &request);
+    let known = auth::knows_host(&admin, &request, at);
     let fits = request.uri().query().is_none_or(|query| query.len() <= QUERY_BYTES_MAX);
     pages::guarded(match (known, fits) {
         (false, _) => Page::new(StatusCode::MISDIRECTED_REQUEST, "Not this address")
@@ -139,10 +151,6 @@ async fn guard(State(admin): State<Admin>, request: Request, next: Next) -> Resp
         (true, false) => StatusCode::URI_TOO_LONG.into_response(),
         (true, true) => next.run(request).await,
     })
-}
-
-fn is_public_host(admin: &Admin, request: &Request) -> bool {
-    auth::is_host_of(admin.snapshot.load().links.base(), request.headers())
 }
 
 async fn connect(State(admin): State<Admin>, Path(name): Path<String>, request: Request) -> Response {
@@ -242,4 +250,30 @@ fn changed() -> Page {
     Page::refused("The connection has changed")
         .says("Its configuration is another one now, so what was begun cannot be finished.")
         .notes("Begin again with a new link.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_only_looks_begins_nothing() {
+        #[track_caller]
+        fn check(name: &'static str, value: &str, expected: bool) {
+            let headers = HeaderMap::from_iter([(header::HeaderName::from_static(name), value.parse().unwrap())]);
+            let from = SocketAddr::from(([127, 0, 0, 1], 1));
+            let visit = Visit { method: Method::GET, uri: Uri::from_static("/connect/crm"), headers, from };
+            assert_eq!(visit.is_preview(), expected, "{name}: {value}");
+        }
+        check("sec-purpose", "prefetch;prerender", true);
+        check("purpose", "prefetch", true);
+        check("x-moz", "Prefetch", true);
+        check("sec-fetch-dest", "iframe", true);
+        check("sec-fetch-dest", "document", false);
+        check("user-agent", "Slackbot-LinkExpanding 1.0 (+https://api.slack.com/robots)", true);
+        check("user-agent", "TelegramBot (like TwitterBot)", true);
+        check("user-agent", "Mozilla/5.0 (Windows NT 6.1; WOW64) SkypeUriPreview Preview/0.5", true);
+        check("user-agent", "Mozilla/5.0 (Linux; Android 9; CUBOT_NOTE_7) AppleWebKit/537.36 Chrome/90 Mobile", false);
+        check("user-agent", "curl/8.5.0", false);
+    }
 }

@@ -97,7 +97,7 @@ pub fn asker(admin: &Admin, method: &Method, headers: &HeaderMap, from: SocketAd
     let (name, digest) = std::str::from_utf8(&text).ok()?.split_once('\n')?;
     let digest: [u8; 32] = BASE64_URL_SAFE_NO_PAD.decode(digest).ok()?.try_into().ok()?;
     let user = admin.access.named(&Name::parse(name)?)?;
-    (user.token == SecretDigest::new(digest)).then(|| Asker { name: user.name, role: user.role, from })
+    (user.token == SecretDigest::new(digest)).then_some(Asker { name: user.name, role: user.role, from })
 }
 
 fn proves_page(headers: &HeaderMap, session: &str) -> bool {

@@ -94,7 +94,7 @@ fn open(link: &str) {
             Command::new(program).arg(link).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         started.is_ok()
     };
-    let _ = OPENERS.iter().any(|program| quiet(&program));
+    let _ = OPENERS.iter().any(|program| quiet(program));
 }
 
 /// Asks until the authorization has ended, and tells how.
@@ -108,7 +108,7 @@ fn wait(arguments: &ConnectArguments, id: &str) -> ExitCode {
             (Ok(_), Some("pending")) => progress.waiting(begun.elapsed()),
             (Ok(answer), Some("connected")) => {
                 progress.end();
-                return finish(&arguments.ask, Ok(answer), |answer| table::connected(answer));
+                return finish(&arguments.ask, Ok(answer), table::connected);
             }
             (Ok(answer), _) => {
                 progress.end();

@@ -16,6 +16,7 @@ use super::slot::{Errand, Granted, Import, InjectedToken, Revoke, SlotState, Tok
 use crate::clock::Now;
 use crate::model::connection::Connection;
 use crate::model::time::rfc3339;
+use crate::model::token::TokenKey;
 use crate::oauth::Failure;
 use crate::store::{Refresh, RefreshLife, StoredToken};
 use crate::tasks::{Phase, PhaseWatch};
@@ -195,6 +196,9 @@ impl Refresher {
         let times = (moments.usable_until, moments.expires, moments.refresh_at);
         let refresh_token_ends = self.refresh_token_ends(connection, &stored);
         let scopes = stored.scopes.unwrap_or_else(|| connection.scopes.clone());
+        if before.token.as_ref().is_none_or(|token| token.granted.scopes != scopes) {
+            warn_of_less(key, &connection.scopes, &scopes);
+        }
         let granted = Granted { obtained: stored.obtained, scopes, refresh_token_ends };
         let token = InjectedToken::new(generation, stored.access_token, stored.origins, granted, times);
         self.slot.publish(Some(Arc::new(token)), None);
@@ -277,6 +281,16 @@ fn trouble(error: AcquireError, now: Now, retry_at: Now) -> Trouble {
     };
     let retry_at = if consent.is_some() { NEVER } else { retry_at };
     Trouble { at: now, permanent, consent, outcome, error, description, retry_at, failures: 1 }
+}
+
+/// The server may grant less than it was asked for (RFC 6749 §3.3).
+fn warn_of_less(key: &TokenKey, asked: &[String], granted: &[String]) {
+    let missing: Vec<_> = asked.iter().filter(|scope| !granted.contains(scope)).map(String::as_str).collect();
+    if !missing.is_empty() {
+        let subject = key.subject.as_ref().map(|subject| subject.as_str());
+        tracing::warn!(connection = %key.connection, profile = %key.profile, subject, missing = missing.join(" "),
+            "the authorization server has not granted all scopes");
+    }
 }
 
 const NEVER: Now = Now { boot: Duration::MAX, wall: Duration::MAX };

@@ -143,7 +143,7 @@ async fn a_withdrawn_consent_stands_until_a_person_connects_again_and_then_every
     assert!(line("\"outcome\":\"refused\"").is_some_and(|line| line.contains("invalid_grant")), "{audit}");
 
     // By the API this time; a forced refresh is refused until then.
-    let forced = call(sidecar.admin(), "POST", "/connections/crm/refresh", &Value::Null).await;
+    let forced = call(sidecar.admin(), "POST", "/connections/crm/refresh", &json!({})).await;
     assert_eq!(forced.status, 424, "{}", forced.text());
     let begun = call(sidecar.admin(), "POST", "/connections/crm/authorize", &json!({})).await.json();
     let end = person(begun["authorization_url"].as_str().expect("a link"), "bob", &[]).await;

@@ -253,8 +253,8 @@ async fn people_ask_for_a_profile_by_name() {
     assert_eq!((&shown["state"], &shown["scopes"]), (&json!("fresh"), &json!(["read"])), "{shown}");
     assert_eq!(shown["available_scopes"], json!({"Read": "read", "Write": "write"}));
     let profiles = json!([
-        {"name": "write", "grant": "client_credentials", "scopes": ["write"], "audience": "other", "resource": null, "token_params": {}},
-        {"name": "person", "grant": "password", "scopes": [], "audience": "own", "resource": null, "token_params": {}},
+        {"name": "write", "grant": "client_credentials", "scopes": ["write"], "audience": "other", "resource": null, "authorize_params": {}, "token_params": {}},
+        {"name": "person", "grant": "password", "scopes": [], "audience": "own", "resource": null, "authorize_params": {}, "token_params": {}},
     ]);
     assert_eq!(shown["profiles"], profiles);
     assert_eq!(

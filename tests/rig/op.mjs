@@ -299,6 +299,7 @@ async function answer(request, response) {
   if (!(await control(endpoints, request, response))) serve(request, response);
 }
 
+console.info = console.error; // nobody reads stdout after the line of ports
 endWithStdin();
 const tls = tlsFrom(settings.tls, settings.leaf);
 const askForCertificate = { requestCert: true, rejectUnauthorized: false, ca: readFileSync(`${settings.tls}/ca.pem`) };

@@ -180,8 +180,16 @@ fn no_random() -> Page {
 
 pub fn not_asked(failure: &Failure) -> Page {
     Page::new(StatusCode::BAD_GATEWAY, "The authorization server cannot be asked")
-        .says(&failure.to_string())
+        .says(&why(failure))
         .notes("Nothing was connected. Try again; if it stays so, an administrator has to look at the connection.")
+}
+
+fn why(failure: &Failure) -> String {
+    match failure {
+        Failure::Permanent(refusal) => format!("It refused: {refusal}"),
+        Failure::Retryable { reason, .. } => format!("It did not answer as it should: {reason}"),
+        Failure::Script { message, .. } => format!("The connection's script failed: {message}"),
+    }
 }
 
 /// `POST connections/{name}/authorize`
