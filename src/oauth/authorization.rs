@@ -18,7 +18,7 @@ use super::grant::{self, Fields, field};
 use super::json::{Json, Members};
 use super::transport::{self, Answer};
 use super::{TokenEndpoint, discovery, refused, response, retryable};
-use crate::model::connection::Pkce;
+use crate::model::connection::{ClientAuth, Pkce};
 use crate::model::secret::Secret;
 use crate::script;
 
@@ -116,7 +116,9 @@ impl TokenEndpoint {
     /// RFC 9126 §2: the server keeps the parameters, and the browser carries their name.
     async fn pushed(&self, place: &Url, url: &Url, endpoint: &Url) -> Result<Url, Failure> {
         // The query of the configured URL is part of the request, too.
-        let fields = url.query_pairs().filter(|(name, _)| name != "client_id");
+        // It names the client in any case (§2.1); beside `Basic`, nothing else in the form does.
+        let unnamed = matches!(self.connection.client_auth, ClientAuth::Basic(..));
+        let fields = url.query_pairs().filter(|(name, _)| unnamed || name != "client_id");
         let fields: Fields = fields.map(|(name, value)| (name.into_owned(), value.into_owned())).collect();
         let call = self.preparation(transport::without_userinfo(endpoint));
         let uri = call.prove_and_send(&fields, |answer, posted| {

@@ -16,6 +16,7 @@ mod audit;
 mod callers;
 mod clients;
 mod commands;
+mod consent;
 mod crash;
 mod deadlines;
 mod destination;

@@ -11,7 +11,7 @@ and /.well-known/openid-configuration; the same on a second port, `mtls`, which 
 the handshake of one that is neither by the test CA nor mtls-self-signed) and is announced as `mtls_endpoint_aliases`.
 Without `tls` it serves plain http, and no such port. It differs from op: Basic credentials are %-decoded but `+` stays `+`.
 Control, also on a plain-http port: GET /__stats; POST /__control {lifetime, announce_lifetime, delay_ms, status, retry_after,
-times, revoke_all, interval, device_lifetime}: see `apply`; POST /__device and /__end_grants: see al_people.py.
+times, revoke_all, interval, slow_downs, device_lifetime}: see `apply`; POST /__device and /__end_grants: see al_people.py.
 The peer ends when its stdin closes.
 """
 
@@ -118,7 +118,7 @@ def token():
     client = client_of(request)
     with LOCK:
         STATS["token_requests"][client] = STATS["token_requests"].get(client, 0) + 1
-        al_people.count_token(client, request.form.get("grant_type"))
+        al_people.count_token(client, request.form)
         AT_ONCE[0] += 1
         STATS["token_requests_at_once"] = max(STATS["token_requests_at_once"], AT_ONCE[0])
     try:

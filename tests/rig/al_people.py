@@ -11,7 +11,8 @@ whose path is /oauth/callback, whatever its port:
   p-device-bare as p-device; the answer has neither `interval` nor `verification_uri_complete`
 All have refresh tokens, which rotate. Callbacks carry no `iss`. Pages: any account name signs in (`input[name=account]`), and
 the browser keeps who it is; each page has `#go` and `#deny`; consent is asked every time.
-A poll that comes before the interval is over is answered `slow_down`, and the interval grows by 5 s.
+A poll that comes before the interval is over is answered `slow_down`, and the interval grows by 5 s; control `slow_downs` does
+the same to the next so many.
 Not here: refresh tokens and revocation (al_grants.py, al.py), the same for oidc-provider (op_people.mjs).
 """
 
@@ -116,8 +117,9 @@ class ByDevice(DeviceCodeGrant):
     def should_slow_down(self, credential):
         with LOCK:
             now = time.time()
-            early = now < credential["next_at"] - LATE_S
+            early = now < credential["next_at"] - LATE_S or FAULT["slow_downs"] > 0
             if early:
+                FAULT["slow_downs"] = max(0, FAULT["slow_downs"] - 1)
                 STATS["slowed_down"] += 1
                 credential["interval"] += 5
             credential["next_at"] = now + credential["interval"]
@@ -253,14 +255,17 @@ def device_question(account, code):
 
 
 # --- counts: all by client, as op_people.mjs has them ------------------------------------------------------------------
-STATS.update({"asked": {}, "authorizations": {}, "device_authorizations": {}, "polls": {}, "second_uses": {},
-              "slowed_down": 0})
-FAULT.update({"interval": 1, "device_lifetime": 600})
+STATS.update({"asked": {}, "authorizations": {}, "device_authorizations": {}, "polls": {}, "forms": {},
+              "second_uses": {}, "slowed_down": 0})
+FAULT.update({"interval": 1, "device_lifetime": 600, "slow_downs": 0})
 
 
-def count_token(client_id, grant_type):
+def count_token(client_id, fields):
     """Under LOCK."""
-    count(STATS["asked"], client_id, grant_type or "(none)")
+    grant_type = fields.get("grant_type", "(none)")
+    count(STATS["asked"], client_id, grant_type)
+    if client_id.startswith("p-"):
+        STATS["forms"].setdefault(client_id, []).append(fields.to_dict())
     if grant_type == DEVICE_CODE:
         STATS["polls"].setdefault(client_id, []).append(int(time.time() * 1000))
 

@@ -8,10 +8,10 @@
 //   back, reload, close         (close: that tab)
 //   until {url, text, within_ms}   waits until the page's address and its text hold these
 //   hold {part}                 from now on no page is loaded in this tab whose address holds `part`; `state.held` has them
-//   state                       {url, status, headers, title, text, html, cookies, visited, held, requests, problems}
+//   state                       {url, status, headers, title, text, html, cookies, documents, held, requests, problems}
 // Every command but `close` answers {ok: {…state}} or {error: text}. `status`, `headers`: of the page shown, names in lower case.
-// `cookies`: all of the context. `visited`: each page asked for, redirects included, in order. `requests`: {url, failed} of
-// everything that was loaded. `problems`: errors and warnings on the console (CSP violations are among them), uncaught
+// `cookies`: all of the context. `documents`: {url, status, headers} of each page that was answered, redirects included, in
+// order. `requests`: {url, failed} of everything that was loaded. `problems`: errors and warnings on the console (CSP violations are among them), uncaught
 // exceptions, and failed requests but for held ones; all since the tab was made.
 // Certificates are not checked: the rig's servers have a test CA, and what is tested is not the browser. No name outside this
 // machine is resolved; names below .test are 127.0.0.1.
@@ -44,7 +44,7 @@ async function tabOf({ context = 'a', tab = '1' }) {
 }
 
 async function watched(page) {
-  const seen = { visited: [], held: [], hold: null, requests: [], problems: [], document: null };
+  const seen = { documents: [], held: [], hold: null, requests: [], problems: [], document: null };
   const ofPage = (request) => request.isNavigationRequest() && request.frame() === page.mainFrame();
   page.setDefaultTimeout(settings.within_ms);
   page.on('console', (message) => {
@@ -55,8 +55,7 @@ async function watched(page) {
     const url = request.url();
     const held = seen.hold !== null && ofPage(request) && url.includes(seen.hold);
     if (held) seen.held.push(url);
-    else if (ofPage(request)) seen.visited.push(url);
-    if (!held) seen.requests.push({ url, failed: null });
+    else seen.requests.push({ url, failed: null });
     if (seen.hold !== null) (held ? request.abort('aborted') : request.continue()).catch(() => {});
   });
   page.on('requestfailed', (request) => {
@@ -67,14 +66,17 @@ async function watched(page) {
     seen.problems.push(`not loaded: ${url}: ${failed}`);
   });
   page.on('response', (response) => {
-    if (ofPage(response.request()) && !(response.status() >= 300 && response.status() < 400)) seen.document = response;
+    if (!ofPage(response.request())) return;
+    const [status, headers] = [response.status(), response.headers()];
+    seen.documents.push({ url: response.url(), status, headers });
+    if (status < 300 || status >= 400) seen.document = response;
   });
   return { page, seen };
 }
 
 async function state({ page, seen, context }) {
   const inPage = (what) => page.evaluate(what).catch(() => null); // null while it goes on to another page
-  const { visited, held, requests, problems, document: shown } = seen;
+  const { documents, held, requests, problems, document: shown } = seen;
   return {
     url: page.url(),
     status: shown?.status() ?? null,
@@ -83,13 +85,13 @@ async function state({ page, seen, context }) {
     text: await inPage('document.body?.innerText ?? ""'),
     html: await inPage('document.documentElement.outerHTML'),
     cookies: await context.cookies(),
-    visited, held, requests, problems,
+    documents, held, requests, problems,
   };
 }
 
-// A navigation that ended without a page (held, or refused) is told by the state.
+// A navigation that ended without a page (held, refused, or past the first one) is told by the state.
 const gone = (error) => {
-  if (!/net::ERR_|Navigation timeout/.test(String(error))) throw error;
+  if (!/net::ERR_|Navigation timeout|History entry/.test(String(error))) throw error;
 };
 
 const commands = {

@@ -8,7 +8,8 @@
 // whose grants need a person and a browser (op_people.mjs).
 // Endpoints: /auth, /request (pushed), /device/auth, /token, /token/introspection, /token/revocation, /.well-known/openid-configuration and
 // /.well-known/oauth-authorization-server; the same on a second port, `mtls`, which asks for a client certificate and
-// which discovery announces as `mtls_endpoint_aliases`. `clients` adds oidc-provider client metadata.
+// which discovery announces as `mtls_endpoint_aliases`. `clients` adds oidc-provider client metadata; with `pushed_only` the
+// server takes no authorization request that was not pushed, and says so.
 // Grants: authorization_code, device_code, client_credentials, refresh_token, and those of op_grants.mjs.
 // Control: GET /__stats; POST /__control {lifetime, delay_ms, status, retry_after, times, revoke_all, hold}: see `apply`;
 // POST /__refresh_token {account}: a refresh token of `person` as a consent would have given it;
@@ -28,7 +29,7 @@ import {
 import { control, controlServer, endWithStdin, listen, options, readAll, ready, sendJson, sleep, tlsFrom } from './peer.mjs';
 
 const settings = options({ tls: null, leaf: 'server', port: 0, mtls_port: 0, control_port: 0, lifetime: 3, issuer: null,
-  clients: [] });
+  clients: [], pushed_only: false });
 const stats = { token_requests: {}, tokens_issued: 0, introspections: 0, revocations: 0, token_requests_at_once: 0,
   rotations: 0, refused: 0, grants_revoked: 0, held: 0, grants: {}, revoked: {}, jti_reused: 0,
   ...peopleStats() };
@@ -128,6 +129,7 @@ function makeProvider(issuer, mtlsPort) {
     features: {
       devInteractions: { enabled: false },
       ...peopleFeatures,
+      pushedAuthorizationRequests: { enabled: true, requirePushedAuthorizationRequests: settings.pushed_only },
       clientCredentials: { enabled: true },
       mTLS: mutualTls,
       revocation: { enabled: true, allowedPolicy: mayRevoke },
@@ -259,7 +261,7 @@ async function token(request, response) {
   request.body = await readAll(request); // the provider takes what is read already
   const client = clientOf(request, request.body);
   stats.token_requests[client] = (stats.token_requests[client] ?? 0) + 1;
-  countToken(stats, client, new URLSearchParams(request.body.toString()).get('grant_type'));
+  countToken(stats, client, request.body);
   atOnce += 1;
   stats.token_requests_at_once = Math.max(stats.token_requests_at_once, atOnce);
   response.once('close', () => {

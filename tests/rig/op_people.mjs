@@ -121,9 +121,9 @@ export function registerPeople(provider) {
 
 // --- counts: all by client ---------------------------------------------------------------------------------------------
 // `asked`: token requests by grant type, refused ones included. `authorizations` and `pushed`: the parameters of each
-// authorization request and of each pushed one. `device_authorizations`: how many. `polls`: when each came, in ms.
+// authorization request and of each pushed one. `device_authorizations`: how many. `polls`: when each came, in ms. `forms`: the fields of each token request.
 // `second_uses` of an authorization code or a refresh token, by grant type.
-export const peopleStats = () => ({ asked: {}, authorizations: {}, pushed: {}, device_authorizations: {}, polls: {}, second_uses: {} });
+export const peopleStats = () => ({ asked: {}, authorizations: {}, pushed: {}, device_authorizations: {}, polls: {}, forms: {}, second_uses: {} });
 
 // stats.grants: client → grant type → tokens given; stats.revoked: client → access_token or refresh_token → revoked.
 export function count(counts, client, kind) {
@@ -136,8 +136,11 @@ const keep = (lists, client, value) => {
   lists[client].push(value);
 };
 
-export function countToken(stats, client, grantType) {
-  count(stats.asked, client, grantType ?? '(none)');
+export function countToken(stats, client, body) {
+  const fields = Object.fromEntries(new URLSearchParams(body.toString()));
+  const grantType = fields.grant_type ?? '(none)';
+  count(stats.asked, client, grantType);
+  if (client.startsWith('p-')) keep(stats.forms, client, fields);
   if (grantType === DEVICE_CODE) keep(stats.polls, client, Date.now());
 }
 

@@ -95,7 +95,7 @@ impl Tab<'_> {
 
     /// Waits until the address holds `url` and the page `text`.
     pub async fn until(&self, url: &str, text: &str) -> Page {
-        self.run(json!({"cmd": "until", "url": url, "text": text})).await
+        self.run(json!({"cmd": "until", "url": url, "text": text, "within_ms": 20_000})).await
     }
 
     /// From now on no page is loaded whose address holds `part`; `Page::held` has them.
@@ -162,9 +162,9 @@ impl Page {
         self.0["headers"][name].as_str().unwrap_or_default()
     }
 
-    /// Every page that was asked for, redirects included, in order.
-    pub fn visited(&self) -> Vec<String> {
-        self.texts("visited")
+    /// `url`, `status` and `headers` of every page that was answered, redirects included, in order.
+    pub fn documents(&self) -> Vec<Value> {
+        self.0["documents"].as_array().cloned().unwrap_or_default()
     }
 
     pub fn held(&self) -> Vec<String> {

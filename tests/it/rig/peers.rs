@@ -80,7 +80,7 @@ const OP_PATHS: Paths =
 const AL_PATHS: Paths = Paths { introspection: "/introspect", revocation: "/revoke", authorization: "/authorize" };
 
 impl AuthorizationServer {
-    /// oidc-provider. Options, all optional: `lifetime` (seconds, 3), `leaf`, `port`, `issuer`, `clients`.
+    /// oidc-provider. Options, all optional: `lifetime` (seconds, 3), `leaf`, `port`, `issuer`, `clients`, `pushed_only`.
     pub async fn op(options: Value) -> Self {
         Self::start("op.mjs", &OP_PATHS, options).await
     }
@@ -159,6 +159,11 @@ impl AuthorizationServer {
         self.stats().await["authorizations"][client_id].as_array().cloned().unwrap_or_default()
     }
 
+    /// The fields of each token request of a client that acts for people.
+    pub async fn forms(&self, client_id: &str) -> Vec<Value> {
+        self.stats().await["forms"][client_id].as_array().cloned().unwrap_or_default()
+    }
+
     /// The account withdraws its consent to every client; how many grants (or refresh tokens) this ends.
     pub async fn end_grants(&self, account: &str) -> u64 {
         let told = self.peer.post("/__end_grants", json!({ "account": account })).await;
@@ -177,8 +182,8 @@ impl AuthorizationServer {
     }
 
     /// Changes how it answers: `lifetime`, `delay_ms`, `status`, `retry_after`, `times`, `revoke_all`,
-    /// `device_lifetime`, `hold` (oidc-provider alone: the last byte of a token answer), `announce_lifetime` and `interval`
-    /// (Authlib alone: between polls, in seconds). Fields left out stay as they are.
+    /// `device_lifetime`, `hold` (oidc-provider alone: the last byte of a token answer), `announce_lifetime`, `interval`
+    /// (Authlib alone: between polls, in seconds) and `slow_downs` (Authlib alone: so many polls are too early). Fields left out stay as they are.
     pub async fn control(&self, change: Value) -> Value {
         self.peer.post("/__control", change).await
     }
