@@ -159,7 +159,7 @@ fn each_key_of_a_connection_is_checked() {
     at("token_rejected: [401]", "18: connections[1].token_rejected[0]: must be a map");
     at("accessible_from: [nobody]", "19: connections[1].accessible_from[0]: no caller is named `nobody`");
     at("routes: {host: a.test}", "9: connections[1].routes: must be a list");
-    at("pkce: {}", "1: connections[1].pkce: `pkce` is not built yet");
+    at("provider: {}", "1: connections[1].provider: `provider` is not built yet");
     at("comments: \"${nothing}\"", "11: connections[1].comments: holds `${` without a reference");
 }
 
