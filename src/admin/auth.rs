@@ -189,12 +189,15 @@ fn admit(admin: &Admin, request: &Request, arrived: Arrived) -> Result<Asker, Pr
         let detail = "the Host header is neither this listener's address nor in `admin.hosts`";
         return Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, HOST_UNKNOWN, detail));
     }
-    // A token that is sent decides alone.
-    let asker = match request.headers().contains_key(header::AUTHORIZATION) {
-        true => admin.access.user(request.headers(), arrived.from),
-        false => session::asker(admin, request.method(), request.headers(), arrived.from),
-    };
-    asker.ok_or_else(user_unknown)
+    asker(admin, request.method(), request.headers(), arrived.from).ok_or_else(user_unknown)
+}
+
+/// Who asks, by a token or by a session. A token that is sent decides alone.
+pub fn asker(admin: &Admin, method: &Method, headers: &HeaderMap, from: SocketAddr) -> Option<Asker> {
+    match headers.contains_key(header::AUTHORIZATION) {
+        true => admin.access.user(headers, from),
+        false => session::asker(admin, method, headers, from),
+    }
 }
 
 pub fn user_unknown() -> Problem {

@@ -216,7 +216,7 @@ fn no_store(error: &StoreError) -> Page {
 }
 
 fn signed_in(admin: &Admin, visit: &Visit) -> Result<auth::Asker, Page> {
-    match session::asker(admin, &Method::GET, &visit.headers, visit.from) {
+    match auth::asker(admin, &Method::GET, &visit.headers, visit.from) {
         Some(asker) if asker.role >= Role::Operator => Ok(asker),
         Some(asker) => Err(Page::new(StatusCode::FORBIDDEN, "Not permitted")
             .says(&format!("{} may look at connections, not connect them.", asker.name))

@@ -194,6 +194,88 @@ async fn a_restarted_program_finishes_what_a_person_has_begun() {
 }
 
 #[tokio::test]
+async fn a_link_and_what_was_begun_with_it_are_over_after_ten_minutes() {
+    let server = AuthorizationServer::op(json!({})).await;
+    let upstream = Upstream::start(&server).await;
+    let clock = tempfile::NamedTempFile::new().expect("a file");
+    let set = |text: &str| std::fs::write(clock.path(), text).expect("it is written");
+    set("+0");
+    let environment = [
+        ("LD_PRELOAD", "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1".to_owned()),
+        ("FAKETIME_TIMESTAMP_FILE", clock.path().display().to_string()),
+        ("FAKETIME_NO_CACHE", "1".to_owned()),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
+    ];
+    let keys = format!("{}tokens: per_subject, ", web(&server));
+    let sidecar = Sidecar::start_in(&connection(&server, &upstream, "", "p-web", &keys), &environment).await;
+    let sealed = link(&ask(&sidecar, "Keybearer-Subject: ann\r\n").await);
+    let begun = call(sidecar.admin(), "POST", "/connections/crm/authorize", &json!({ "subject": "ann" })).await.json();
+    let opened = begun["authorization_url"].as_str().expect("a link");
+    let back = person(opened, "ann", &["--stop-before-callback"]).await;
+    set("+9m");
+    assert_eq!(person(&sealed, "ann", &["--stop-before-callback"]).await["callback"].is_string(), true);
+    set("+11m");
+    for link in [sealed.as_str(), opened] {
+        let page = person(link, "ann", &[]).await;
+        assert_eq!(page["status"], 400, "{page}");
+        assert!(page["text"].as_str().expect("a text").contains("has expired"), "{page}");
+    }
+    let path = back["callback"].as_str().and_then(|url| url.split_once("/oauth/")).expect("a callback").1.to_owned();
+    let (admin, cookies) = (sidecar.admin(), back["cookies"].as_str().expect("cookies"));
+    let request =
+        format!("GET /oauth/{path} HTTP/1.1\r\nHost: {admin}\r\nCookie: {cookies}\r\nConnection: close\r\n\r\n");
+    let late = raw::send(admin, request.as_bytes()).await;
+    assert_eq!((late.status, late.text().contains("has expired")), (400, true), "{}", late.text());
+    let told = call(admin, "GET", &format!("/authorizations/{}", begun["id"].as_str().expect("an id")), &Value::Null);
+    assert_eq!(told.await.json()["status"], "expired");
+    assert_eq!(server.asked("p-web", "authorization_code").await, 0);
+}
+
+#[tokio::test]
+async fn a_hundred_at_once_and_reloads_at_the_edge_of_a_life_spend_no_refresh_token_twice() {
+    let server = AuthorizationServer::op(json!({})).await;
+    let upstream = Upstream::start(&server).await;
+    let config = connection(&server, &upstream, "", "p-short", &web(&server));
+    let sidecar = Sidecar::start(&config).await;
+    connect_shared(&sidecar, "ann").await;
+    let file = sidecar.dir.path().join("keybearer.yaml");
+    let text = std::fs::read_to_string(&file).expect("the configuration");
+    let end = Instant::now() + Duration::from_secs(9);
+    let reloads = async {
+        let mut count = 0;
+        while Instant::now() < end {
+            count += 1;
+            let changed = text.replace(
+                "- {name: crm,",
+                &format!("- {{name: crm, comments: number {count}, refresh_ahead: {}ms,", 500 + count % 9),
+            );
+            std::fs::write(&file, changed).expect("it is written");
+            assert_eq!(call(sidecar.admin(), "POST", "/reload", &json!({})).await.status, 200);
+            sleep(Duration::from_millis(200)).await;
+        }
+        count
+    };
+    let requests = async {
+        let mut count = 0;
+        while Instant::now() < end {
+            let answers = futures_util::future::join_all((0..100).map(|_| ask(&sidecar, ""))).await;
+            for answer in &answers {
+                assert_eq!((answer.status, &answer.json()["sub"]), (200, &json!("ann")), "{}", answer.text());
+            }
+            count += answers.len();
+            sleep(Duration::from_millis(100)).await;
+        }
+        count
+    };
+    let (reloads, requests) = tokio::join!(reloads, requests);
+    assert!(reloads > 10 && requests > 1000, "{reloads} reloads, {requests} requests");
+    let stats = server.stats().await;
+    let refreshes = stats["asked"]["p-short"]["refresh_token"].as_u64().expect("a count");
+    assert!((3..=8).contains(&refreshes), "{stats}");
+    assert_eq!((&stats["second_uses"]["p-short"], &stats["refused"]), (&Value::Null, &json!(0)), "{stats}");
+}
+
+#[tokio::test]
 async fn a_connection_that_changed_meanwhile_takes_no_code() {
     let server = AuthorizationServer::op(json!({})).await;
     let upstream = Upstream::start(&server).await;

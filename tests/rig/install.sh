@@ -36,6 +36,7 @@ need python3 python3
 need cc gcc libc6-dev
 need promtool prometheus
 need chromium chromium
+[[ -e /usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1 ]] || missing+=(libfaketime)
 [[ -e /etc/ssl/certs/ca-certificates.crt ]] || missing+=(ca-certificates)
 # Debian splits venv's pip out of python3: `import venv` alone succeeds without it.
 python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv)
