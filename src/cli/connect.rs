@@ -94,7 +94,7 @@ fn open(link: &str) {
             Command::new(program).arg(link).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         started.is_ok()
     };
-    let _ = OPENERS.iter().any(|program| quiet(program));
+    let _ = OPENERS.iter().any(quiet);
 }
 
 /// Asks until the authorization has ended, and tells how.

@@ -37,9 +37,8 @@ impl House {
     async fn secrets(&self, page: &Page) -> Vec<(String, String)> {
         let mut secrets = vec![("admin token".to_owned(), MANAGER.to_owned())];
         secrets.push(("client secret".to_owned(), secret_of(self.client)));
-        let mut add = |kind: &str, value: &Value| match value.as_str() {
-            Some(value) => secrets.push((kind.to_owned(), value.to_owned())),
-            None => {}
+        let mut add = |kind: &str, value: &Value| {
+            secrets.extend(value.as_str().map(|value| (kind.to_owned(), value.to_owned())));
         };
         for form in self.server.forms(self.client).await {
             FIELDS.iter().for_each(|name| add(name, &form[*name]));
