@@ -226,8 +226,8 @@ async fn a_link_and_what_was_begun_with_it_are_over_after_ten_minutes() {
         format!("GET /oauth/{path} HTTP/1.1\r\nHost: {admin}\r\nCookie: {cookies}\r\nConnection: close\r\n\r\n");
     let late = raw::send(admin, request.as_bytes()).await;
     assert_eq!((late.status, late.text().contains("has expired")), (400, true), "{}", late.text());
-    let told = call(admin, "GET", &format!("/authorizations/{}", begun["id"].as_str().expect("an id")), &Value::Null);
-    assert_eq!(told.await.json()["status"], "expired");
+    let path = format!("/authorizations/{}", begun["id"].as_str().expect("an id"));
+    assert_eq!(call(admin, "GET", &path, &Value::Null).await.json()["status"], "expired");
     assert_eq!(server.asked("p-web", "authorization_code").await, 0);
 }
 
