@@ -180,6 +180,12 @@ fn read(path: &Path, sink: &mut Sink) -> Option<Source> {
         }
     };
     sink.content(&bytes);
+    if bytes.trim_ascii().is_empty() {
+        // Whoever writes a file in place empties it first: read at that moment, it would take everything away.
+        let hint = "if it is not just being written, write `connections: []` for none, or remove it";
+        problem(sink, 1, 1, "is empty".to_owned(), hint);
+        return None;
+    }
     match String::from_utf8(bytes) {
         Ok(text) => Source::parse(&text, path, sink),
         Err(error) => {

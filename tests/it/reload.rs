@@ -118,6 +118,9 @@ async fn a_broken_configuration_changes_nothing_and_says_so() {
     sidecar.write(&good.replace("client_id", "clint_id"));
     sidecar.until_metric(SUCCESSFUL, |value| value == 0.0).await;
     sidecar.logged("did you mean `client_id`?").await;
+    // As it is for a moment when somebody writes it in place.
+    sidecar.write("");
+    sidecar.logged("is empty; if it is not just being written").await;
     assert_eq!(sidecar.token().await, "Bearer token-1");
     assert_eq!(raw::get(sidecar.admin(), "/readyz?verbose").await.text(), configured);
     sidecar.write(&good);

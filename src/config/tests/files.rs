@@ -70,7 +70,7 @@ fn included_files_hold_connections_in_order_of_names() {
         ("more/s", "secret\r\n"),
         ("more/.hidden.yaml", "nonsense"),
         ("more/3.yml", "nonsense"),
-        ("more/4.yaml", ""),
+        ("more/4.yaml", "connections: []\n"),
     ]);
     let loaded = folder.accept();
     let names: Vec<_> = loaded.model.connections.iter().map(|c| c.name.as_str()).collect();
