@@ -2,6 +2,8 @@
 //!
 //! `ARCHITECTURE.md` tells the house rules; the modules below stand in reading order, ground last.
 #![forbid(unsafe_code)]
+// No input may end the program; tests say what they expect by failing.
+#![cfg_attr(not(test), deny(clippy::unwrap_used))]
 
 pub mod cli;
 pub mod demo;
