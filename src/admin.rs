@@ -8,6 +8,7 @@
 mod actions;
 mod api;
 mod auth;
+mod body;
 mod consent;
 mod cookie;
 mod events;

@@ -17,6 +17,7 @@ mod excerpt;
 mod file;
 mod grant;
 mod listener;
+mod params;
 mod problem;
 mod profile;
 mod reference;
@@ -106,7 +107,7 @@ fn assemble(source: &Source, mut sink: Sink) -> Result<Loaded, Problems> {
     let person = drafts.iter().any(|draft| draft.connection.as_ref().is_some_and(Connection::needs_person));
     store::check_place(&top, &settings.store, person, &mut sink);
     if let (Some(listeners), None) = (&settings.listeners, &settings.public_url) {
-        consent::check_redirects(&drafts, listeners, &mut sink);
+        conflict::redirects(&drafts, listeners, &mut sink);
     }
     if drafts.is_empty() {
         let hint = "add one under `connections`";

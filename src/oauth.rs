@@ -41,7 +41,7 @@ use client_auth::Proof;
 use discovery::{Discovery, Metadata};
 use grant::{Fields, field};
 
-pub use authorization::{Asked, DeviceAsked};
+pub use authorization::{BrowserAsked, DeviceAsked};
 pub use clients::{ClientError, HttpClients};
 pub use failure::{Failure, Outcome, Reason, Refusal, clean_error};
 

@@ -173,7 +173,7 @@ impl Reloader {
             outcome: word,
             cause,
             user: person.and_then(|person| person.user.as_ref()).map(|user| user.as_str()),
-            from: person.map(|person| person.from),
+            from: person.and_then(|person| person.from),
             added: &differences.added,
             changed: &differences.changed,
             removed: &differences.removed,

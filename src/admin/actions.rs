@@ -1,22 +1,22 @@
 //! What the API does when it is asked to: refresh, import, test, reload.
 //!
 //! Not here: the request of a test (`trial`), the reload itself (`reload`).
-//! Holds: a request body is JSON, with a bound and a deadline; who asked for what is in the log.
+//! Holds: who asked for what is in the log.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Path, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::{Extension, Json};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::auth::Asker;
+use super::body::body;
 use super::problem::{Problem, bound, definition, no_token};
 use super::{Admin, ReloadAsked, Reloaded, trial, view};
 use crate::model::token::{RefreshToken, Subject};
@@ -25,8 +25,6 @@ use crate::telemetry::Clean;
 use crate::telemetry::audit::{self, Cause, Kind};
 use crate::token::slot::{Handed, NotImported, NotRefreshed, TokenSlot};
 
-const BODY_BYTES_MAX: usize = 64 * 1024;
-const BODY_WAIT: Duration = Duration::from_secs(10);
 /// Longer than the longest token request that is waited for.
 const IMPORT_WAIT: Duration = Duration::from_secs(40);
 const RELOAD_WAIT: Duration = Duration::from_secs(30);
@@ -192,40 +190,4 @@ fn subject_slot(bound: &BoundDefinition, subject: Option<&str>) -> Result<Arc<To
 
 fn inactive() -> Problem {
     Problem::new(StatusCode::CONFLICT, "connection_inactive", "the connection has `active: false`")
-}
-
-/// A JSON body, or nothing at all.
-pub async fn body<T: DeserializeOwned + Default>(request: Request) -> Result<T, Problem> {
-    let (parts, body) = request.into_parts();
-    let read = tokio::time::timeout(BODY_WAIT, axum::body::to_bytes(body, BODY_BYTES_MAX)).await;
-    let bytes = match read {
-        Ok(Ok(bytes)) => bytes,
-        Ok(Err(error)) => return Err(unread(&error)),
-        Err(_) => {
-            return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", "the body stopped arriving"));
-        }
-    };
-    if bytes.is_empty() {
-        return Ok(T::default());
-    }
-    let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let kind = kind.split(';').next().unwrap_or_default().trim();
-    if !kind.eq_ignore_ascii_case("application/json") {
-        let detail = "the body must be application/json";
-        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not_json", detail));
-    }
-    serde_json::from_slice(&bytes).map_err(|error| {
-        // Where, not what: the body is not repeated.
-        let detail = format!("the body is not understood (line {}, column {})", error.line(), error.column());
-        Problem::new(StatusCode::BAD_REQUEST, "bad_request", detail)
-    })
-}
-
-fn unread(error: &axum::Error) -> Problem {
-    let inner = std::error::Error::source(error);
-    if inner.is_some_and(|inner| inner.is::<http_body_util::LengthLimitError>()) {
-        let detail = format!("the body is larger than {BODY_BYTES_MAX} bytes");
-        return Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail);
-    }
-    Problem::new(StatusCode::BAD_REQUEST, "bad_request", "the body did not arrive whole")
 }

@@ -59,7 +59,7 @@ pub struct Asker {
 
 impl Asker {
     pub fn person(&self) -> Person {
-        Person { user: Some(self.name.clone()), from: self.from }
+        Person { user: Some(self.name.clone()), from: Some(self.from) }
     }
 }
 
@@ -217,7 +217,7 @@ pub fn knows_host(admin: &Admin, request: &Request, arrived: SocketAddr) -> bool
 }
 
 /// Does the request name the host of `base`?
-fn is_host_of(base: Option<&Url>, headers: &HeaderMap) -> bool {
+pub fn is_host_of(base: Option<&Url>, headers: &HeaderMap) -> bool {
     let mut hosts = headers.get_all(header::HOST).iter();
     let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
     let asked = host.to_str().ok().and_then(|text| Authority::parse(text).ok());
@@ -246,19 +246,19 @@ pub fn record_denial(
 /// What somebody has changed about a token, in the audit; `code`: why it came to nothing.
 pub fn record_change(
     admin: &Admin,
-    by: &Person,
+    (user, from): (Option<&Name>, SocketAddr),
     (method, path): (&Method, &str),
     key: &TokenKey,
     (status, code): (StatusCode, Option<&str>),
 ) {
     let record = audit::Request {
-        user: by.user.as_ref().map(Name::as_str),
+        user: user.map(Name::as_str),
         listener: Some("admin"),
         connection: Some(key.connection.as_str()),
         profile: Some(key.profile.as_str()),
         subject: key.subject.as_ref().map(Subject::as_str),
         code,
-        ..audit::Request::new(by.from, method.as_str(), path, status.as_u16())
+        ..audit::Request::new(from, method.as_str(), path, status.as_u16())
     };
     admin.audit.now().admin(admin.clock.now().wall, Kind::Change, &record);
 }

@@ -8,6 +8,7 @@
 mod begin;
 mod callback;
 pub mod device;
+mod finish;
 mod flow;
 mod pages;
 
@@ -29,7 +30,7 @@ use super::{Admin, session};
 use crate::model::Role;
 use crate::model::connection::Connection;
 use crate::model::token::TokenKey;
-use crate::oauth::TokenEndpoint;
+use crate::oauth::{Failure, TokenEndpoint};
 use crate::snapshot::BoundConnection;
 use crate::store::StoreError;
 use crate::token::Slots;
@@ -243,6 +244,21 @@ fn over(status: &Status) -> Option<Page> {
         }
     };
     Some(page.notes(again))
+}
+
+/// The authorization server gave nothing to begin with.
+fn not_asked(failure: &Failure) -> Page {
+    Page::new(StatusCode::BAD_GATEWAY, "The authorization server cannot be asked")
+        .says(&why(failure))
+        .notes("Nothing was connected. Try again; if it stays so, an administrator has to look at the connection.")
+}
+
+fn why(failure: &Failure) -> String {
+    match failure {
+        Failure::Permanent(refusal) => format!("It refused: {refusal}"),
+        Failure::Retryable { reason, .. } => format!("It did not answer as it should: {reason}"),
+        Failure::Script { message, .. } => format!("The connection's script failed: {message}"),
+    }
 }
 
 /// A token that no longer is what it was when somebody began.

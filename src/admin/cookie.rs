@@ -6,20 +6,15 @@ use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderValue, header};
 
-use super::Admin;
-use crate::model::origin::Authority;
+use super::{Admin, auth};
 
 const HOST_PREFIX: &str = "__Host-";
 
 /// Did the browser come by `public_url`, and is that https?
 pub fn is_secure(admin: &Admin, headers: &HeaderMap) -> bool {
     let snapshot = admin.snapshot.load();
-    let Some(base) = snapshot.links.base().filter(|base| base.scheme() == "https") else { return false };
-    let host = headers.get(header::HOST).and_then(|host| Authority::parse(host.to_str().ok()?).ok());
-    host.is_some_and(|asked| {
-        let same_port = asked.port.unwrap_or(443) == base.port_or_known_default().unwrap_or(443);
-        same_port && base.host_str() == Some(asked.host.to_string().as_str())
-    })
+    let base = snapshot.links.base().filter(|base| base.scheme() == "https");
+    auth::is_host_of(base, headers)
 }
 
 /// `Set-Cookie` for this whole host; `None`: the value fits no header.

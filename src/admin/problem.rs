@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::model::token::default_profile;
 use crate::snapshot::{BoundConnection, BoundDefinition, Snapshot};
+use crate::store::StoreError;
 use crate::token::slot::NoToken;
 
 /// A refusal with a stable code and a sentence that says the way out.
@@ -87,6 +88,11 @@ pub fn definition<'a>(bound: &'a BoundConnection, profile: Option<&str>) -> Resu
         let detail = format!("the connection has the {word} {}", names.join(", "));
         Problem::new(StatusCode::NOT_FOUND, "profile_unknown", detail)
     })
+}
+
+/// The store cannot be used.
+pub fn store_unavailable(error: &StoreError) -> Problem {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", error.to_string())
 }
 
 /// Why there is no token, with the proxy's own words for it.

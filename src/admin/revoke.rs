@@ -5,19 +5,19 @@
 use std::time::Duration;
 
 use axum::extract::{Path, Query, Request, State};
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode};
 use axum::{Extension, Json};
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::actions::{Which, body};
-use super::auth::Asker;
+use super::actions::Which;
+use super::auth::{self, Asker};
+use super::body::body;
 use super::problem::{Problem, bound, no_token};
 use super::{Admin, view};
 use crate::model::connection::{Connection, Grant};
 use crate::model::token::TokenKey;
 use crate::snapshot::Snapshot;
-use crate::telemetry::audit::{self, Kind};
 use crate::token::slot::NotRevoked;
 
 /// Longer than the two calls that are waited for.
@@ -57,14 +57,7 @@ async fn revoke(admin: &Admin, name: &str, which: Which, asker: &Asker) -> Resul
         Err(_) => StatusCode::CONFLICT,
     };
     let path = format!("/api/v1/connections/{name}/revoke");
-    let record = audit::Request {
-        user: Some(asker.name.as_str()),
-        listener: Some("admin"),
-        connection: Some(bound.connection.name.as_str()),
-        profile: Some(slot.key.profile.as_str()),
-        ..audit::Request::new(asker.from, "POST", &path, status.as_u16())
-    };
-    admin.audit.now().admin(admin.clock.now().wall, Kind::Change, &record);
+    auth::record_change(admin, (Some(&asker.name), asker.from), (&Method::POST, &path), &slot.key, (status, None));
     tracing::info!(user = %asker.name, connection = %slot.key.connection, profile = %slot.key.profile, ?outcome, "a token is revoked");
     outcome.map(|revoked| Json(view::revoked(&revoked))).map_err(|why| match why {
         NotRevoked::Busy => {

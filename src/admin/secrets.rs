@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use super::Admin;
-use super::actions::body;
 use super::auth::Asker;
-use super::problem::Problem;
+use super::body::body;
+use super::problem::{Problem, store_unavailable};
 use crate::config;
 use crate::model::secret::Secret;
 use crate::store::StoreError;
@@ -65,9 +65,8 @@ pub async fn remove(
 }
 
 fn refused(error: StoreError) -> Problem {
-    let (status, code) = match error {
-        StoreError::Unsupported(_) => (StatusCode::CONFLICT, "store_keeps_nothing"),
-        _ => (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable"),
-    };
-    Problem::new(status, code, error.to_string())
+    match error {
+        StoreError::Unsupported(_) => Problem::new(StatusCode::CONFLICT, "store_keeps_nothing", error.to_string()),
+        other => store_unavailable(&other),
+    }
 }

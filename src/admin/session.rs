@@ -17,8 +17,8 @@ use serde_json::json;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use super::actions::body;
 use super::auth::{self, Asker};
+use super::body::body;
 use super::problem::Problem;
 use super::{Admin, cookie};
 use crate::model::secret::SecretDigest;
@@ -76,7 +76,7 @@ pub struct Made {
 pub fn begin(admin: &Admin, user: &User, headers: &HeaderMap) -> Result<Made, Problem> {
     let failed = || Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "session_failed", "no session can be made");
     let ends = admin.clock.now().wall + SESSION_LIFE;
-    let text = format!("{}\n{}", user.name, BASE64_URL_SAFE_NO_PAD.encode(user.token.as_bytes()));
+    let text = format!("{}\n{}", user.name, user.token.text());
     let sealed = admin.seal.seal(PLACE, ends.as_secs(), text.as_bytes()).map_err(|_| failed())?;
     let value = BASE64_URL_SAFE_NO_PAD.encode(sealed);
     let cookie = cookie::set(COOKIE, &value, SESSION_LIFE, cookie::is_secure(admin, headers)).ok_or_else(failed)?;
@@ -107,6 +107,5 @@ fn proves_page(headers: &HeaderMap, session: &str) -> bool {
 
 /// Known to whoever can read the session's cookie or its first answer: neither can another site.
 fn csrf_token(session: &str) -> String {
-    let digest = SecretDigest::of(format!("csrf {session}").as_bytes());
-    BASE64_URL_SAFE_NO_PAD.encode(digest.as_bytes())
+    SecretDigest::of(format!("csrf {session}").as_bytes()).text()
 }

@@ -11,7 +11,7 @@ use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::problem::{Problem, bound, definition};
+use super::problem::{Problem, bound, definition, store_unavailable};
 use super::{Admin, view};
 use crate::model::connection::Connection;
 use crate::model::token::{Subject, TokenKey};
@@ -157,12 +157,8 @@ async fn of_subjects(
     let now = admin.clock.now();
     // Without a subject it stands before all those of the profile.
     let after = own.token_key(after);
-    let page = admin
-        .cache
-        .store()
-        .list(&own.name, Some(&after), limit)
-        .await
-        .map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", error.to_string()))?;
+    let page =
+        admin.cache.store().list(&own.name, Some(&after), limit).await.map_err(|error| store_unavailable(&error))?;
     let of_profile = page.into_iter().take_while(|(key, _)| key.profile == own.profile);
     let found = of_profile.map(|(key, record)| match admin.cache.get(&key) {
         Some(slot) => (key, view::token(&slot, now)),

@@ -1,17 +1,37 @@
-//! What connections must not have in common: names, and routes that would take the same request.
+//! What connections must not have in common: names, and routes that would take the same request; what they lack together
+//! with the listeners: an address to which browsers come back.
 
 use std::collections::HashMap;
 
 use super::connection::Draft;
 use super::problem::Sink;
 use super::spot::Spot;
-use crate::model::connection::{HostPattern, PathPrefix, Place, PortRule, Route};
-use crate::model::{HostOverride, Name};
+use crate::model::connection::{Grant, HostPattern, PathPrefix, Place, PortRule, Route};
+use crate::model::{HostOverride, Listeners, Name};
 
 pub fn check(drafts: &[Draft<'_>], hosts: &[HostOverride], sink: &mut Sink) {
     names(drafts, sink);
     routes(drafts, sink);
     ports(drafts, hosts, sink);
+}
+
+/// A blank redirect URL comes from `public_url`, which has a default on loopback alone.
+pub fn redirects(drafts: &[Draft<'_>], listeners: &Listeners, sink: &mut Sink) {
+    let address = listeners.public.as_ref().unwrap_or(&listeners.admin).address;
+    if address.ip().to_canonical().is_loopback() {
+        return;
+    }
+    let blank = |draft: &&Draft<'_>| {
+        let connection = draft.connection.as_ref();
+        connection.is_some_and(|own| {
+            own.grants().any(|grant| *grant == Grant::AuthorizationCode) && own.authorization.redirect_url.is_none()
+        })
+    };
+    for draft in drafts.iter().filter(blank) {
+        let hint =
+            "write `public_url: https://…`, where browsers reach the listener, or the connection's `redirect_url`";
+        draft.spot.problem(sink, "its redirect URL comes from `public_url`, which is missing", hint);
+    }
 }
 
 fn names(drafts: &[Draft<'_>], sink: &mut Sink) {

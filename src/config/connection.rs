@@ -10,6 +10,7 @@ use super::client::{authorization_server, client_auth, mutual_tls};
 use super::endpoint::{self, Endpoint};
 use super::file::ConnectionFile;
 use super::grant::grants;
+use super::params::{TOKEN_REQUEST_OWN, params};
 use super::problem::{Sink, suggest};
 use super::spot::{Spot, Unit};
 use super::{answer, consent, profile, reference, route, script, value};
@@ -17,30 +18,6 @@ use crate::model::Name;
 use crate::model::connection::*;
 use crate::model::origin::Authority;
 use crate::model::token::default_profile;
-
-/// Form fields that the grant sets, each with the way to set it.
-pub const OWN_FIELDS: [(&str, &str); 20] = [
-    ("grant_type", "use the key `grant_type` of the connection"),
-    ("client_id", "use the key `client_id` of the connection"),
-    ("client_secret", "use the key `client_secret` of the connection"),
-    ("scope", "use the key `scopes` of the connection"),
-    ("audience", "use the key `audience` of the connection"),
-    ("resource", "use the key `resource` of the connection"),
-    ("username", "use the key `username` of the connection"),
-    ("password", "use the key `password` of the connection"),
-    ("refresh_token", "import it: `keybearer connect NAME --import -`"),
-    ("assertion", "use the key `assertion` of the connection"),
-    ("client_assertion", "use the key `client_assertion` of the connection"),
-    ("client_assertion_type", "use the key `client_assertion` of the connection"),
-    ("subject_token", "use the key `subject_token` of the connection"),
-    ("subject_token_type", "use the key `subject_token_type` of the connection"),
-    ("requested_token_type", "use the key `requested_token_type` of the connection"),
-    ("actor_token", "use the key `actor_token` of the connection"),
-    ("code", "the authorization server gives it for each authorization"),
-    ("device_code", "the authorization server gives it for each authorization"),
-    ("redirect_uri", "use the key `redirect_url` of the connection"),
-    ("code_verifier", "use the key `pkce` of the connection"),
-];
 
 /// A connection with what the checks across connections need, even where `connection` itself failed.
 pub struct Draft<'a> {
@@ -113,7 +90,8 @@ fn assemble(unit: &Unit<'_, ConnectionFile>, parts: Parts<'_>, sink: &mut Sink) 
     let stated: Vec<_> = profiles.iter().map(|profile| profile.read(available, sink)).collect();
     let audience = unit.get(keys.audience).and_then(|spot| spot.line(sink));
     let resource = unit.get(keys.resource).and_then(|spot| spot.line(sink));
-    let token_params = unit.get(keys.token_params).map(|spot| params(&spot, &OWN_FIELDS, sink)).unwrap_or_default();
+    let token_params =
+        unit.get(keys.token_params).map(|spot| params(&spot, &TOKEN_REQUEST_OWN, sink)).unwrap_or_default();
     let token_request = unit.get(keys.token_request);
     let token_request =
         token_request.map_or_else(|| Some(TokenRequest::default()), |s| answer::token_request(&s, sink));
@@ -241,27 +219,6 @@ fn endpoints<'a>(
     let of =
         |server| Endpoints { server, token, revocation, authorization, device_authorization, issuer, allow_cleartext };
     (server.map(of), places)
-}
-
-/// Extra parameters; `own` are those that the grant sets, each with the way to set it.
-pub fn params(spot: &Spot<'_>, own: &[(&str, &str)], sink: &mut Sink) -> Vec<(String, String)> {
-    let mut params = Vec::new();
-    for (key, place, value) in spot.pairs(sink) {
-        if let Some((_, hint)) = own.iter().find(|(own, _)| *own == key) {
-            place.problem(sink, format!("the grant sets `{key}` itself"), *hint);
-            continue;
-        }
-        if key.is_empty() || key.chars().any(char::is_control) {
-            place.problem(sink, "the name is empty or holds a control character", "write the parameter's name");
-            continue;
-        }
-        let value = value.and_then(|value| {
-            let text = reference::text(&value, sink)?.value;
-            value.without_controls(text, sink)
-        });
-        params.extend(value.map(|value| (key.to_owned(), value)));
-    }
-    params
 }
 
 fn lifetimes(unit: &Unit<'_, ConnectionFile>, sink: &mut Sink) -> Lifetimes {

@@ -2,28 +2,13 @@
 
 use url::Url;
 
-use super::connection::{Draft, params};
 use super::endpoint;
 use super::file::{ConnectionFile, PkceFile};
+use super::params::{AUTHORIZATION_OWN, params};
 use super::problem::Sink;
 use super::spot::{Spot, Unit};
 use super::value::Fault;
-use crate::model::Listeners;
 use crate::model::connection::{Authorization, Grant, Pkce};
-
-/// Parameters of the authorization request that it sets itself, each with the way to set it.
-pub const OWN_PARAMS: [(&str, &str); 10] = [
-    ("response_type", "it is always `code`"),
-    ("client_id", "use the key `client_id` of the connection"),
-    ("redirect_uri", "use the key `redirect_url` of the connection"),
-    ("scope", "use the key `scopes` of the connection"),
-    ("state", "it is made anew for each authorization"),
-    ("code_challenge", "use the key `pkce` of the connection"),
-    ("code_challenge_method", "use the key `pkce` of the connection"),
-    ("audience", "use the key `audience` of the connection"),
-    ("resource", "use the key `resource` of the connection"),
-    ("client_secret", "a browser must never see it"),
-];
 
 /// `grants`: those of all definitions.
 pub fn authorization<'g>(
@@ -40,7 +25,8 @@ pub fn authorization<'g>(
         }
     }
     let redirect_url = unit.get(keys.redirect_url).map(|spot| spot.parse(sink, redirect_url));
-    let params = unit.get(keys.authorize_params).map(|spot| params(&spot, &OWN_PARAMS, sink)).unwrap_or_default();
+    let params =
+        unit.get(keys.authorize_params).map(|spot| params(&spot, &AUTHORIZATION_OWN, sink)).unwrap_or_default();
     let pkce = unit.get(keys.pkce).map_or(Some(Pkce::S256), |spot| pkce(&spot, sink));
     Some(Authorization { redirect_url: redirect_url.map_or(Some(None), |url| url.map(Some))?, pkce: pkce?, params })
 }
@@ -86,24 +72,5 @@ pub fn public_url(text: &str) -> Result<Url, Fault> {
     match endpoint.is_cleartext() {
         true => Err(Fault::new("would carry codes and sign-ins in the clear", "write https, loopback apart")),
         false => Ok(endpoint.url),
-    }
-}
-
-/// A blank redirect URL comes from `public_url`, which has a default on loopback alone.
-pub fn check_redirects(drafts: &[Draft<'_>], listeners: &Listeners, sink: &mut Sink) {
-    let address = listeners.public.as_ref().unwrap_or(&listeners.admin).address;
-    if address.ip().to_canonical().is_loopback() {
-        return;
-    }
-    let blank = |draft: &&Draft<'_>| {
-        let connection = draft.connection.as_ref();
-        connection.is_some_and(|own| {
-            own.grants().any(|grant| *grant == Grant::AuthorizationCode) && own.authorization.redirect_url.is_none()
-        })
-    };
-    for draft in drafts.iter().filter(blank) {
-        let hint =
-            "write `public_url: https://…`, where browsers reach the listener, or the connection's `redirect_url`";
-        draft.spot.problem(sink, "its redirect URL comes from `public_url`, which is missing", hint);
     }
 }

@@ -5,9 +5,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::connection::{OWN_FIELDS, params};
-use super::consent::OWN_PARAMS;
 use super::file::ProfileFile;
+use super::params::{AUTHORIZATION_OWN, TOKEN_REQUEST_OWN, params};
 use super::problem::{Sink, suggest};
 use super::reference;
 use super::spot::{Spot, Unit};
@@ -74,8 +73,8 @@ impl<'a> Written<'a> {
             scopes: unit.get(keys.scopes).map(|spot| scopes(&spot, available, sink)),
             audience: unit.get(keys.audience).map(|spot| spot.line(sink)),
             resource: unit.get(keys.resource).map(|spot| spot.line(sink)),
-            authorize_params: unit.get(keys.authorize_params).map(|spot| params(&spot, &OWN_PARAMS, sink)),
-            token_params: unit.get(keys.token_params).map(|spot| params(&spot, &OWN_FIELDS, sink)),
+            authorize_params: unit.get(keys.authorize_params).map(|spot| params(&spot, &AUTHORIZATION_OWN, sink)),
+            token_params: unit.get(keys.token_params).map(|spot| params(&spot, &TOKEN_REQUEST_OWN, sink)),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use aws_lc_rs::digest;
 use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
@@ -103,6 +103,11 @@ impl SecretDigest {
     /// For a digest of digests.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
+    }
+
+    /// In base64url: names what it is the digest of, and does not give it away.
+    pub fn text(&self) -> String {
+        BASE64_URL_SAFE_NO_PAD.encode(self.0)
     }
 
     pub fn of(presented: &[u8]) -> SecretDigest {

@@ -31,7 +31,7 @@ const DEVICE_CODE_DEFAULT: Duration = Duration::from_secs(10 * 60);
 const USER_CODE_CHARS_MAX: usize = 64;
 
 /// Where the browser goes, and what the exchange of the code will have to show.
-pub struct Asked {
+pub struct BrowserAsked {
     pub url: Url,
     pub verifier: Option<Secret>,
 }
@@ -48,7 +48,7 @@ pub struct DeviceAsked {
 
 impl TokenEndpoint {
     /// The authorization request, pushed to the server first where it asks for that.
-    pub async fn ask_person(&self, state: &Secret, redirect_uri: &str) -> Result<Asked, Failure> {
+    pub async fn ask_person(&self, state: &Secret, redirect_uri: &str) -> Result<BrowserAsked, Failure> {
         self.in_time(async {
             let metadata = self.metadata().await?.unwrap_or_default();
             let place = match &self.connection.endpoints.authorization {
@@ -64,7 +64,7 @@ impl TokenEndpoint {
                 Some(endpoint) if metadata.requires_pushed_requests => self.pushed(&place, &url, endpoint).await?,
                 _ => url,
             };
-            Ok(Asked { url, verifier })
+            Ok(BrowserAsked { url, verifier })
         })
         .await
     }

@@ -364,7 +364,7 @@ impl Acquirer {
             error: error.as_deref(),
             cause: cause.as_str(),
             user: person.and_then(|person| person.user.as_ref()).map(Name::as_str),
-            from: person.map(|person| person.from),
+            from: person.and_then(|person| person.from),
         };
         self.audit.now().refresh(self.clock.now().wall, &record);
     }

@@ -12,18 +12,18 @@ use subtle::ConstantTimeEq;
 
 use super::device;
 use super::flow::{self, Attempt, Flow, FlowId, Kind, LIFE, Status};
-use super::pages::{Page, called};
-use super::{Definition, Visit, changed, no_store, over, signed_in};
-use crate::admin::actions::{Which, body};
+use super::pages::Page;
+use super::{Definition, Visit, changed, no_store, not_asked, over, signed_in};
+use crate::admin::actions::Which;
 use crate::admin::auth::{Asker, record_change};
-use crate::admin::problem::{Problem, bound};
+use crate::admin::body::body;
+use crate::admin::problem::{Problem, bound, store_unavailable};
 use crate::admin::{Admin, cookie};
 use crate::model::Name;
 use crate::model::connection::Grant;
 use crate::model::secret::Secret;
 use crate::model::time::rfc3339;
 use crate::model::token::{Subject, TokenKey, default_profile};
-use crate::oauth::Failure;
 use crate::snapshot::Snapshot;
 
 /// What somebody opens a link for.
@@ -125,8 +125,7 @@ async fn send_away(
         Some((flow, _)) if flow.status_at(wall) == Status::Pending && flow.is_of(&definition.connection) => {}
         Some((flow, _)) if once => return Err(over(&flow.status_at(wall)).unwrap_or_else(changed)),
         other => {
-            let mut flow = Flow::new(&key, &definition.connection, wall, LIFE, Kind::Code { attempts: Vec::new() });
-            flow.by = by.as_ref().map(Name::to_string);
+            let flow = Flow::new(&key, &definition.connection, wall, LIFE, Kind::Code { attempts: Vec::new() });
             // Somebody else may have made it at this very moment: then it is joined.
             let version = other.map(|(_, version)| version);
             flow::put(store, &id, &flow, version).await.map_err(|error| no_store(&error))?;
@@ -140,11 +139,16 @@ async fn send_away(
         cookie: flow::digest(cookie.expose()),
         verifier: asked.verifier,
         redirect_uri,
+        by: by.as_ref().map(Name::to_string),
     };
-    let name = cookie_name(&attempt);
+    let name = attempt.cookie_name();
     let added = flow::change(store, &id, |flow| match flow.status_at(wall) {
         Status::Pending => {
             flow.add(attempt.clone());
+            if !once {
+                // Each of an operator's own visits has its ten minutes; a link has them once.
+                flow.ends = (wall + LIFE).as_secs();
+            }
             Ok(())
         }
         other => Err(other),
@@ -163,11 +167,6 @@ async fn send_away(
     Ok((StatusCode::SEE_OTHER, [(header::LOCATION, place), (header::SET_COOKIE, cookie)]).into_response())
 }
 
-/// One for each browser's attempt, so that two tabs do not take each other's away.
-pub fn cookie_name(attempt: &Attempt) -> String {
-    format!("keybearer_flow_{}", attempt.state.get(..12).unwrap_or_default())
-}
-
 fn no_public_url() -> Page {
     Page::new(StatusCode::CONFLICT, "Where shall the browser come back?")
         .says("Keybearer does not know under which address browsers reach it.")
@@ -176,20 +175,6 @@ fn no_public_url() -> Page {
 
 fn no_random() -> Page {
     Page::new(StatusCode::INTERNAL_SERVER_ERROR, "Not now").says("Something went wrong here. Try again.")
-}
-
-pub fn not_asked(failure: &Failure) -> Page {
-    Page::new(StatusCode::BAD_GATEWAY, "The authorization server cannot be asked")
-        .says(&why(failure))
-        .notes("Nothing was connected. Try again; if it stays so, an administrator has to look at the connection.")
-}
-
-fn why(failure: &Failure) -> String {
-    match failure {
-        Failure::Permanent(refusal) => format!("It refused: {refusal}"),
-        Failure::Retryable { reason, .. } => format!("It did not answer as it should: {reason}"),
-        Failure::Script { message, .. } => format!("The connection's script failed: {message}"),
-    }
 }
 
 /// `POST connections/{name}/authorize`
@@ -212,7 +197,7 @@ pub async fn authorize(
         Grant::DeviceCode => device::begun(&admin, &definition, &key, &asker).await?,
         _ => return Err(conflict("nobody_needed", "the connection's grant needs no person")),
     };
-    record_change(&admin, &asker.person(), (&Method::POST, &path), &key, (StatusCode::CREATED, None));
+    record_change(&admin, (Some(&asker.name), asker.from), (&Method::POST, &path), &key, (StatusCode::CREATED, None));
     tracing::info!(user = %asker.name, connection = %key.connection, profile = %key.profile,
         subject = key.subject.as_ref().map(Subject::as_str), "an authorization is begun");
     Ok((StatusCode::CREATED, Json(made)))
@@ -236,7 +221,7 @@ async fn begun(
     let mut flow = Flow::new(key, &definition.connection, wall, LIFE, Kind::Code { attempts: Vec::new() });
     flow.by = Some(asker.name.to_string());
     flow.link = Some(flow::digest(secret.expose()));
-    let put = flow::put(&**admin.cache.store(), &id, &flow, None).await.map_err(unavailable)?;
+    let put = flow::put(&**admin.cache.store(), &id, &flow, None).await.map_err(|error| store_unavailable(&error))?;
     if !put {
         return Err(failed());
     }
@@ -244,15 +229,11 @@ async fn begun(
     Ok(json!({ "id": id.as_str(), "expires_at": rfc3339(ends), "authorization_url": link }))
 }
 
-pub fn unavailable(error: crate::store::StoreError) -> Problem {
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", error.to_string())
-}
-
 /// `GET authorizations/{id}`
 pub async fn authorization(State(admin): State<Admin>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
     let unknown = || Problem::new(StatusCode::NOT_FOUND, "authorization_unknown", "no authorization has this id");
     let known = FlowId::parse(&id).ok_or_else(unknown)?;
-    let found = flow::load(&**admin.cache.store(), &known).await.map_err(unavailable)?;
+    let found = flow::load(&**admin.cache.store(), &known).await.map_err(|error| store_unavailable(&error))?;
     let (flow, _) = found.ok_or_else(unknown)?;
     let key = flow.key().ok_or_else(unknown)?;
     let (status, error, description) = match flow.status_at(admin.clock.now().wall) {
@@ -272,9 +253,4 @@ pub async fn authorization(State(admin): State<Admin>, Path(id): Path<String>) -
         "description": description,
         "expires_at": rfc3339(std::time::Duration::from_secs(flow.ends)),
     })))
-}
-
-/// What the page of a token that is being connected is called.
-pub fn title(key: &TokenKey) -> String {
-    format!("Connect {}", called(key))
 }

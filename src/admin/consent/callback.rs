@@ -3,18 +3,15 @@
 //! Holds: state and cookie are checked before anything else, and the issuer where it names itself; a code is sent to the
 //! token endpoint by the one callback that claims the flow; the address with the code does not stay in the browser.
 
-use std::time::Duration;
-
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use subtle::ConstantTimeEq;
-use tokio::time::{Instant, sleep};
 
-use super::begin::cookie_name;
+use super::finish::{connected, failed, hand_in, settle, status_code};
 use super::flow::{self, Attempt, Flow, FlowId, Status};
 use super::pages::{Page, called};
-use super::{Definition, Visit, changed, idle, no_store, not_allowed, over};
+use super::{Definition, Visit, changed, idle, no_store, not_allowed, not_asked, over};
 use crate::admin::problem::bound;
 use crate::admin::{Admin, auth, cookie};
 use crate::model::Name;
@@ -22,13 +19,8 @@ use crate::model::secret::Secret;
 use crate::model::token::{Subject, TokenKey};
 use crate::oauth::{Consented, clean_error};
 use crate::telemetry::audit::Person;
-use crate::token::slot::{Handed, NoToken, NotImported, TokenSlot};
+use crate::token::slot::Handed;
 
-/// Longer than the one token request that is waited for.
-const EXCHANGE_WAIT: Duration = Duration::from_secs(45);
-/// Another errand of the same token has this long to end.
-const BUSY_WAIT: Duration = Duration::from_secs(10);
-const BUSY_PAUSE: Duration = Duration::from_millis(100);
 /// Longest code that is taken.
 const CODE_BYTES_MAX: usize = 8 * 1024;
 
@@ -62,7 +54,7 @@ async fn returned(admin: &Admin, visit: &Visit) -> Result<Response, Page> {
                 .says("It does not name the authorization server that was asked, so it is not used.")
                 .notes("Begin again with a new link. If it happens again, an administrator has to look at it."));
         }
-        Err(failure) => return Err(super::begin::not_asked(&failure)),
+        Err(failure) => return Err(not_asked(&failure)),
     }
     match (code, error) {
         (Some(code), None) if (1..=CODE_BYTES_MAX).contains(&code.len()) => {
@@ -87,7 +79,7 @@ async fn known(admin: &Admin, visit: &Visit, state: Option<&str>) -> Result<Know
     let found = flow::load(&**admin.cache.store(), &id).await.map_err(|error| no_store(&error))?;
     let (flow, _) = found.ok_or_else(unknown)?;
     let attempt = flow.attempt(&flow::digest(secret)).ok_or_else(unknown)?.clone();
-    let cookie = cookie::get(&visit.headers, &cookie_name(&attempt), cookie::is_secure(admin, &visit.headers));
+    let cookie = cookie::get(&visit.headers, &attempt.cookie_name(), cookie::is_secure(admin, &visit.headers));
     let status = flow.status_at(admin.clock.now().wall);
     let own = cookie.is_some_and(|cookie| flow::digest(&cookie).as_bytes().ct_eq(attempt.cookie.as_bytes()).into());
     // The browser's cookie goes with the first answer, so a second one has none.
@@ -132,7 +124,8 @@ async fn exchange(admin: &Admin, visit: &Visit, known: Known, code: Secret) -> R
     claim(admin, &id, &Status::Exchanging).await?;
     let slot = definition.slot(&key).ok_or_else(changed)?;
     let Attempt { verifier, redirect_uri, .. } = attempt.clone();
-    let by = Person { user: flow.by.as_deref().and_then(Name::parse), from: visit.from };
+    let user = began(&flow, &attempt);
+    let by = Person { user: user.clone(), from: Some(visit.from) };
     let status = match hand_in(
         &slot,
         || {
@@ -150,86 +143,34 @@ async fn exchange(admin: &Admin, visit: &Visit, known: Known, code: Secret) -> R
         Err(why) => failed(why),
     };
     settle(admin, &id, &key, &status).await;
-    recorded(admin, &by, &key, &status);
+    recorded(admin, (user.as_ref(), visit), &key, &status);
     let secure = cookie::is_secure(admin, &visit.headers);
-    let gone = cookie::gone(&cookie_name(&attempt), secure);
+    let gone = cookie::gone(&attempt.cookie_name(), secure);
     // Relative to /oauth/callback, wherever a proxy in front has put it.
     let place = format!("../connect/{}/result?of={}.{}", key.connection, id.as_str(), attempt.state);
     let place = HeaderValue::try_from(place).map_err(|_| changed())?;
     Ok((StatusCode::SEE_OTHER, [(header::LOCATION, place), (header::SET_COOKIE, gone)]).into_response())
 }
 
-/// Hands something to the refresher of `slot`, once nothing else is on its desk.
-pub async fn hand_in(slot: &TokenSlot, handed: impl Fn() -> Handed, by: &Person) -> Result<(), NoToken> {
-    let (deadline, patience) = (Instant::now() + EXCHANGE_WAIT, Instant::now() + BUSY_WAIT);
-    loop {
-        match slot.import(handed(), by.clone(), deadline).await {
-            Ok(()) => return Ok(()),
-            Err(NotImported::NotProven(why)) => return Err(why),
-            Err(NotImported::Busy) if Instant::now() > patience => return Err(NoToken::WaitTimeout),
-            Err(NotImported::Busy) => sleep(BUSY_PAUSE).await,
-        }
-    }
+/// The user in whose name the browser was sent away.
+fn began(flow: &Flow, attempt: &Attempt) -> Option<Name> {
+    attempt.by.as_ref().or(flow.by.as_ref()).and_then(|name| Name::parse(name))
 }
 
-pub fn failed(why: NoToken) -> Status {
-    let (error, description) = match why {
-        NoToken::Refused { error, description } => (error, description),
-        NoToken::Script { message } => ("script_failed".to_owned(), Some(message)),
-        NoToken::Unavailable { error, .. } | NoToken::Person { error, .. } => (error, None),
-        NoToken::WaitTimeout => ("timeout".to_owned(), None),
-        NoToken::Forgotten => ("configuration_changed".to_owned(), None),
-    };
-    Status::Failed { error, description }
-}
-
-/// Keeps what came of it. If the store fails now, the token is there all the same.
-pub async fn settle(admin: &Admin, id: &FlowId, key: &TokenKey, status: &Status) {
-    let kept = flow::change(&**admin.cache.store(), id, |flow| {
-        flow.end(status.clone());
-        Ok::<(), ()>(())
-    });
-    let kept = kept.await;
-    let subject = key.subject.as_ref().map(Subject::as_str);
-    match status {
-        Status::Connected => {
-            tracing::info!(connection = %key.connection, profile = %key.profile, subject, "a person has connected");
-        }
-        _ => {
-            let error = status_code(status);
-            tracing::warn!(connection = %key.connection, profile = %key.profile, subject, error, "connecting has failed");
-        }
-    }
-    if let Err(error) = kept {
-        tracing::error!(%error, "what came of an authorization cannot be kept");
-    }
-}
-
-fn recorded(admin: &Admin, by: &Person, key: &TokenKey, status: &Status) {
+fn recorded(admin: &Admin, (user, visit): (Option<&Name>, &Visit), key: &TokenKey, status: &Status) {
     let code = (*status != Status::Connected).then(|| status_code(status));
     let answer = if code.is_none() { StatusCode::SEE_OTHER } else { StatusCode::BAD_REQUEST };
-    auth::record_change(admin, by, (&Method::GET, "/oauth/callback"), key, (answer, code.as_deref()));
-}
-
-fn status_code(status: &Status) -> String {
-    match status {
-        Status::Pending | Status::Exchanging => "pending".to_owned(),
-        Status::Connected => "connected".to_owned(),
-        Status::Denied => "access_denied".to_owned(),
-        Status::Expired => "expired_token".to_owned(),
-        Status::Failed { error, .. } => error.clone(),
-    }
+    auth::record_change(admin, (user, visit.from), (&Method::GET, "/oauth/callback"), key, (answer, code.as_deref()));
 }
 
 async fn refused(admin: &Admin, visit: &Visit, known: Known, error: &str) -> Result<Response, Page> {
-    let Known { id, flow, key, .. } = known;
+    let Known { id, flow, attempt, key, .. } = known;
     let (error, description) = clean_error(error, visit.query("error_description")?.as_deref());
     let denied = error == "access_denied";
     let status =
         if denied { Status::Denied } else { Status::Failed { error: error.clone(), description: description.clone() } };
     claim(admin, &id, &status).await?;
-    let by = Person { user: flow.by.as_deref().and_then(Name::parse), from: visit.from };
-    recorded(admin, &by, &key, &status);
+    recorded(admin, (began(&flow, &attempt).as_ref(), visit), &key, &status);
     tracing::warn!(connection = %key.connection, profile = %key.profile, error, description,
         subject = key.subject.as_ref().map(Subject::as_str), "the authorization server sent the browser back with an error");
     let page = if denied {
@@ -272,10 +213,4 @@ async fn told(admin: &Admin, name: &str, visit: &Visit) -> Result<Page, Page> {
         }
         status => over(&status).unwrap_or_else(unknown),
     })
-}
-
-pub fn connected(key: &TokenKey) -> Page {
-    Page::new(StatusCode::OK, "Connected")
-        .says(&format!("{} is connected. Requests that waited for it go through now.", called(key)))
-        .notes("You can close this window.")
 }

@@ -13,14 +13,13 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::begin::{not_asked, title, unavailable};
-use super::callback::{connected, failed, hand_in, settle};
+use super::finish::{connected, failed, hand_in, settle};
 use super::flow::{self, Device, Flow, FlowId, Kind, Status};
-use super::pages::Page;
-use super::{Definition, changed, no_store, over};
+use super::pages::{Page, called};
+use super::{Definition, changed, no_store, not_asked, over};
 use crate::admin::Admin;
 use crate::admin::auth::Asker;
-use crate::admin::problem::{Problem, bound, no_token};
+use crate::admin::problem::{Problem, bound, no_token, store_unavailable};
 use crate::model::Name;
 use crate::model::time::rfc3339;
 use crate::model::token::TokenKey;
@@ -72,7 +71,8 @@ pub(super) async fn show(
         }
     };
     let Kind::Device(device) = &flow.kind else { return Err(changed()) };
-    let page = Page::new(StatusCode::OK, &title(&key)).says("Open this page, and give it the code below:");
+    let page = Page::new(StatusCode::OK, &format!("Connect {}", called(&key)))
+        .says("Open this page, and give it the code below:");
     let link = device.verification_uri_complete.as_ref().unwrap_or(&device.verification_uri);
     let page = page.link(link, &device.verification_uri).code(&device.user_code);
     let page = page.notes("This page shows when it has happened. Grant access only if the code there is this one.");
@@ -91,7 +91,7 @@ pub(super) async fn begun(
     let asked = definition.endpoint.ask_device().await.map_err(refusal)?;
     let mut flow = asked_flow(admin, definition, key, asked);
     flow.by = Some(asker.name.to_string());
-    flow::put(&**admin.cache.store(), &id, &flow, None).await.map_err(unavailable)?;
+    flow::put(&**admin.cache.store(), &id, &flow, None).await.map_err(|error| store_unavailable(&error))?;
     admin.device_bell.notify_one();
     let Kind::Device(device) = &flow.kind else { return Ok(Value::Null) };
     Ok(json!({
@@ -220,8 +220,7 @@ async fn ask(admin: Admin, id: FlowId, flow: Flow) {
     let whose = Whose { subject: key.subject.as_ref(), consented: Some(&consented), ..Whose::default() };
     match definition.endpoint.first_grant(whose).await {
         Ok(set) => {
-            let nobody = std::net::SocketAddr::from(([0, 0, 0, 0], 0));
-            let by = Person { user: flow.by.as_deref().and_then(Name::parse), from: nobody };
+            let by = Person { user: flow.by.as_deref().and_then(Name::parse), from: None };
             let handed = hand_in(&slot, || Handed::Tokens(set.clone(), asked), &by).await;
             settle(&admin, &id, &key, &handed.map_or_else(failed, |()| Status::Connected)).await;
         }

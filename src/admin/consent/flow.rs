@@ -72,7 +72,7 @@ pub fn random<const N: usize>() -> Option<Secret> {
 
 /// What is kept of something that opens a flow.
 pub fn digest(text: &str) -> String {
-    BASE64_URL_SAFE_NO_PAD.encode(SecretDigest::of(text.as_bytes()).as_bytes())
+    SecretDigest::of(text.as_bytes()).text()
 }
 
 #[derive(Serialize, Deserialize)]
@@ -84,7 +84,7 @@ pub struct Flow {
     identity: [u8; 32],
     /// Seconds since the Unix epoch.
     pub ends: u64,
-    /// The user who began it.
+    /// The user who began it by the API.
     pub by: Option<String>,
     /// Of the link that opens it without signing in.
     pub link: Option<String>,
@@ -123,6 +123,15 @@ pub struct Attempt {
     #[serde(with = "kept")]
     pub verifier: Option<Secret>,
     pub redirect_uri: String,
+    /// The user whose browser it is, if one has signed in.
+    pub by: Option<String>,
+}
+
+impl Attempt {
+    /// One for each, so that two tabs do not take each other's away.
+    pub fn cookie_name(&self) -> String {
+        format!("keybearer_flow_{}", self.state.get(..12).unwrap_or_default())
+    }
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -268,7 +277,7 @@ mod tests {
 
     fn attempt(state: &str) -> Attempt {
         let verifier = Some(Secret::new("v"));
-        Attempt { state: state.to_owned(), cookie: String::new(), verifier, redirect_uri: String::new() }
+        Attempt { state: state.to_owned(), cookie: String::new(), verifier, redirect_uri: String::new(), by: None }
     }
 
     #[tokio::test]

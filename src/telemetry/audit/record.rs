@@ -34,12 +34,12 @@ impl Kind {
     }
 }
 
-/// Who acts on the admin side, and where the request came from.
+/// Who acts on the admin side, and where the request came from, if it is one of them that acts now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Person {
     /// `None`: whoever holds a link of ours.
     pub user: Option<Name>,
-    pub from: SocketAddr,
+    pub from: Option<SocketAddr>,
 }
 
 /// What asked for a token request.

@@ -5,7 +5,7 @@ use crate::telemetry::audit::{Cause, Person};
 use crate::token::slot::NotRefreshed;
 
 pub(super) fn person() -> Person {
-    Person { user: Name::parse("ops"), from: "127.0.0.1:1".parse().unwrap() }
+    Person { user: Name::parse("ops"), from: "127.0.0.1:1".parse().ok() }
 }
 
 #[tokio::test(start_paused = true)]

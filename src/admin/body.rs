@@ -1,0 +1,50 @@
+//! The body of a request to the API.
+//!
+//! Holds: it is JSON, with a bound and a deadline; no answer repeats it.
+
+use std::time::Duration;
+
+use axum::extract::Request;
+use axum::http::{StatusCode, header};
+use serde::de::DeserializeOwned;
+
+use super::problem::Problem;
+
+const BODY_BYTES_MAX: usize = 64 * 1024;
+const BODY_WAIT: Duration = Duration::from_secs(10);
+
+/// A JSON body, or nothing at all.
+pub async fn body<T: DeserializeOwned + Default>(request: Request) -> Result<T, Problem> {
+    let (parts, body) = request.into_parts();
+    let read = tokio::time::timeout(BODY_WAIT, axum::body::to_bytes(body, BODY_BYTES_MAX)).await;
+    let bytes = match read {
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(error)) => return Err(unread(&error)),
+        Err(_) => {
+            return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", "the body stopped arriving"));
+        }
+    };
+    if bytes.is_empty() {
+        return Ok(T::default());
+    }
+    let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    if !kind.eq_ignore_ascii_case("application/json") {
+        let detail = "the body must be application/json";
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not_json", detail));
+    }
+    serde_json::from_slice(&bytes).map_err(|error| {
+        // Where, not what: the body is not repeated.
+        let detail = format!("the body is not understood (line {}, column {})", error.line(), error.column());
+        Problem::new(StatusCode::BAD_REQUEST, "bad_request", detail)
+    })
+}
+
+fn unread(error: &axum::Error) -> Problem {
+    let inner = std::error::Error::source(error);
+    if inner.is_some_and(|inner| inner.is::<http_body_util::LengthLimitError>()) {
+        let detail = format!("the body is larger than {BODY_BYTES_MAX} bytes");
+        return Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail);
+    }
+    Problem::new(StatusCode::BAD_REQUEST, "bad_request", "the body did not arrive whole")
+}
