@@ -158,13 +158,44 @@ async fn a_withdrawn_consent_stands_until_a_person_connects_again_and_then_every
     let shown = call(sidecar.admin(), "GET", "/connections/crm", &Value::Null).await.json();
     assert!(["fresh", "due"].contains(&shown["state"].as_str().expect("a state")), "{shown}");
     // It rotates on its own again, past the first token's end.
-    sleep(Duration::from_secs(4)).await;
+    let renewed =
+        "keybearer_token_requests_total{connection=\"crm\",profile=\"default\",grant=\"refresh_token\",outcome=\"ok\"}";
+    let before = sidecar.metric(renewed).await;
+    sidecar.until_metric(renewed, |count| count >= before + 2.0).await;
     assert_eq!(ask(&sidecar, "").await.json()["sub"], "bob");
     let stats = server.stats().await;
     assert_eq!(stats["second_uses"]["p-short"], Value::Null, "{stats}");
     for secret in ["code=", "code_verifier", "eyJ"] {
         assert!(!sidecar.log().contains(secret), "{secret}");
     }
+}
+
+#[tokio::test]
+async fn the_audit_names_whoever_signed_in_though_another_began_before() {
+    let server = AuthorizationServer::op(json!({})).await;
+    let upstream = Upstream::start(&server).await;
+    let config = connection(&server, &upstream, "audit: {to: {file: audit.log}}\n", "p-web", &web(&server));
+    let sidecar = Sidecar::start(&config).await;
+    let link = link(&ask(&sidecar, "").await);
+    let first = person(&link, "ann", &["--sign-in", OPERATOR, "--stop-before-callback"]).await;
+    assert!(first["callback"].is_string(), "{first}");
+    let second = person(&link, "bob", &["--sign-in", MANAGER]).await;
+    assert!(is_connected(&second), "{second}");
+    assert_eq!(ask(&sidecar, "").await.json()["sub"], "bob");
+    let audit = std::fs::read_to_string(sidecar.dir.path().join("audit.log")).expect("an audit");
+    let connected: Vec<Value> = audit
+        .lines()
+        .filter(|line| line.contains("/oauth/callback"))
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    assert_eq!(
+        (connected.len(), &connected[0]["user"], &connected[0]["status"]),
+        (1, &json!("ops"), &json!(303)),
+        "{audit}"
+    );
+    let refresh =
+        audit.lines().find(|line| line.contains("\"grant\":\"authorization_code\"")).expect("a token request");
+    assert!(refresh.contains("\"user\":\"ops\"") && refresh.contains("\"cause\":\"person\""), "{refresh}");
 }
 
 #[tokio::test]
