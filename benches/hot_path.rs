@@ -9,6 +9,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use keybearer::clock::Clock;
 use keybearer::config;
@@ -104,7 +105,8 @@ fn compare(routes: usize) {
         }),
         ("slot and inject", &|| {
             let token = slot.fresh(clock.now()).expect("a token");
-            let injected = inject::inject(&mut headers.borrow_mut(), black_box(&target), rule, &token);
+            let mut path = PathAndQuery::from_static("/v1/x");
+            let injected = inject::inject(&mut headers.borrow_mut(), &mut path, black_box(&target), rule, &token);
             assert!(black_box(injected).is_ok());
         }),
     ];

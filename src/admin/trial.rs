@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
 use bytes::Bytes;
-use http::{HeaderValue, Request, header};
+use http::{HeaderMap, HeaderValue, Request, header};
 use http_body_util::Empty;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -25,7 +25,7 @@ use crate::model::connection::{Connection, HostPattern, Inject, PathPrefix, Plac
 use crate::model::origin::{Authority, Host, Origin, Scheme};
 use crate::router::{Callers, Found, Label, Named, Router};
 use crate::snapshot::{BoundConnection, Snapshot, TlsProfile};
-use crate::token::slot::TokenSlot;
+use crate::token::slot::{InjectedToken, TokenSlot};
 
 /// The whole of it, the wait for a token included.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -104,7 +104,7 @@ impl<'a> Trial<'a> {
     }
 
     pub fn injects(&self) -> bool {
-        matches!(self.route.inject, Inject::Header { .. })
+        self.route.inject != Inject::Nothing
     }
 
     /// The answer's status, and what is told of the whole.
@@ -115,18 +115,24 @@ impl<'a> Trial<'a> {
         clock: &Clock,
     ) -> Result<(StatusCode, Value), Problem> {
         let deadline = Instant::now() + DEADLINE;
-        let mut request = Request::builder()
-            .method(self.method.clone())
-            .uri(&self.url[url::Position::BeforePath..url::Position::AfterQuery]);
-        request = request.header(header::HOST, self.origin.authority()).header(header::USER_AGENT, USER_AGENT);
-        if let Inject::Header { header, scheme } = &self.route.inject {
+        let (mut url, mut headers) = (self.url.clone(), HeaderMap::new());
+        headers.extend(self.route.set_headers.iter().map(|(name, value)| (name.clone(), value.clone())));
+        if self.injects() {
             let wait = deadline.min(Instant::now() + snapshot.timeouts.token_wait);
             let token = slot.token(clock, wait).await.map_err(no_token)?;
-            let value = token.header_for(&self.origin, scheme);
-            let value = value.ok_or_else(|| unfit("the token was not granted for where this URL leads"))?;
-            request = request.header(header, value);
+            self.inject(&mut url, &mut headers, &token)
+                .ok_or_else(|| unfit("the token was not granted for where this URL leads"))?;
         }
-        let request = request.header(header::ACCEPT, HeaderValue::from_static("*/*")).body(Empty::new());
+        let mut request = Request::builder()
+            .method(self.method.clone())
+            .uri(&url[url::Position::BeforePath..url::Position::AfterQuery])
+            .header(header::HOST, self.origin.authority())
+            .header(header::USER_AGENT, USER_AGENT)
+            .header(header::ACCEPT, HeaderValue::from_static("*/*"));
+        if let Some(own) = request.headers_mut() {
+            own.extend(headers);
+        }
+        let request = request.body(Empty::new());
         let request = request.map_err(|_| unfit("the URL cannot be sent"))?;
         let started = Instant::now();
         let status = match tokio::time::timeout_at(deadline, self.send(snapshot, request)).await {
@@ -150,6 +156,23 @@ impl<'a> Trial<'a> {
             "duration_ms": duration_ms,
         });
         Ok((status, told))
+    }
+
+    /// As the route says; `None`: the token was not granted for this origin.
+    fn inject(&self, url: &mut Url, headers: &mut HeaderMap, token: &InjectedToken) -> Option<()> {
+        match &self.route.inject {
+            Inject::Header { header, scheme } => {
+                headers.insert(header, token.header_for(&self.origin, scheme)?);
+            }
+            Inject::Query { name } => {
+                let others = url.query_pairs().filter(|(own, _)| own != name);
+                let kept: Vec<_> = others.map(|(own, value)| (own.into_owned(), value.into_owned())).collect();
+                let text = token.text_for(&self.origin)?;
+                url.query_pairs_mut().clear().extend_pairs(kept).append_pair(name, text);
+            }
+            Inject::Nothing => {}
+        }
+        Some(())
     }
 
     async fn send(&self, snapshot: &Snapshot, request: Request<Empty<Bytes>>) -> Result<StatusCode, Problem> {

@@ -120,8 +120,10 @@ fn route(route: &Route) -> Value {
     };
     let inject = match &route.inject {
         Inject::Header { header, scheme } => json!({ "header": header.as_str(), "scheme": scheme }),
+        Inject::Query { name } => json!({ "query": name }),
         Inject::Nothing => "none".into(),
     };
+    let set_headers = route.set_headers.iter().map(|(name, _)| (name.to_string(), json!({ "set": true })));
     let existing = match route.existing {
         Existing::Overwrite => "overwrite",
         Existing::Keep => "keep",
@@ -139,6 +141,7 @@ fn route(route: &Route) -> Value {
         "methods": route.methods.as_ref().map(|methods| methods.iter().map(|m| m.as_str()).collect::<Vec<_>>()),
         "upstream_tls": route.tls.upgrade,
         "inject": inject,
+        "set_headers": set_headers.collect::<serde_json::Map<_, _>>(),
         "existing": existing,
         "without_token": without_token,
         "profile": route.profile.as_ref().map(|profile| profile.as_str()),

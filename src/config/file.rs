@@ -111,12 +111,12 @@ twins! {
     TokenRejectedFile { status, header, contains, pointer, equals } not [];
 
     RouteFile {
-        host, mount, upstream, path, methods, profile, upstream_tls, inject, existing, without_token, only_when_named
-    } not ["intercept", "set_headers"];
+        host, mount, upstream, path, methods, profile, upstream_tls, inject, set_headers, existing, without_token, only_when_named
+    } not ["intercept"];
 
     UpstreamTlsFile { trust, server_name, mutual_tls } not [];
 
-    InjectFile { header, scheme } not ["query", "connection"];
+    InjectFile { header, scheme, query } not ["connection"];
 }
 
 /// A secret that is not written out.

@@ -1,6 +1,6 @@
 //! One item of `routes:` from marks to the checked [`Route`].
 
-use http::{HeaderName, Method};
+use http::{HeaderName, HeaderValue, Method};
 
 use super::endpoint::{self, PLAIN_PATH};
 use super::file::{InjectFile, RouteFile, UpstreamTlsFile};
@@ -52,6 +52,8 @@ pub fn route(
     let methods = unit.get(keys.methods).map(|spot| methods(&spot, sink));
     let inject = unit.get(keys.inject).map_or_else(|| Some(standard_inject()), |spot| inject(&spot, sink));
     let words = [("overwrite", Existing::Overwrite), ("keep", Existing::Keep), ("refuse", Existing::Refuse)];
+    let set_headers =
+        unit.get(keys.set_headers).map(|spot| set_headers(&spot, inject.as_ref(), sink)).unwrap_or_default();
     let existing = unit.get(keys.existing).and_then(|spot| spot.choice(sink, &words));
     let words = [("fail", WithoutToken::Fail), ("forward", WithoutToken::Forward)];
     let without_token = unit.get(keys.without_token).and_then(|spot| spot.choice(sink, &words));
@@ -69,6 +71,7 @@ pub fn route(
         path: path?,
         methods,
         inject: inject?,
+        set_headers,
         existing: existing.unwrap_or_default(),
         without_token: without_token.unwrap_or_default(),
         profile: profile.flatten(),
@@ -260,10 +263,16 @@ fn inject(spot: &Spot<'_>, sink: &mut Sink) -> Option<Inject> {
     if !spot.is_map() {
         return spot.parse(sink, |text| match text {
             "none" => Ok(Inject::Nothing),
-            _ => Err(Fault::new("is not known here", "write {header: NAME, scheme: WORD} or none")),
+            _ => Err(Fault::new("is not known here", "write {header: NAME, scheme: WORD}, {query: NAME} or none")),
         });
     }
     let unit = spot.unit::<InjectFile>(sink)?;
+    if let Some(at) = unit.get(unit.keys.query) {
+        for other in [unit.keys.header, unit.keys.scheme].into_iter().filter_map(|key| unit.get(key)) {
+            other.problem(sink, "stands beside `query`", "write {query: NAME}, or {header: NAME, scheme: WORD}");
+        }
+        return Some(Inject::Query { name: at.parse(sink, parameter)? });
+    }
     let header = match unit.get(unit.keys.header) {
         None => Some(http::header::AUTHORIZATION),
         Some(spot) => spot.parse(sink, header),
@@ -273,6 +282,40 @@ fn inject(spot: &Spot<'_>, sink: &mut Sink) -> Option<Inject> {
         Some(spot) => spot.parse(sink, scheme),
     };
     Some(Inject::Header { header: header?, scheme: scheme? })
+}
+
+fn parameter(text: &str) -> Result<String, Fault> {
+    let plain = |b: u8| b.is_ascii_graphic() && !b"&=#?%+".contains(&b);
+    match !text.is_empty() && text.bytes().all(plain) {
+        true => Ok(text.to_owned()),
+        false => Err(Fault::new("is no name of a parameter", "write a name such as access_token")),
+    }
+}
+
+/// Headers that each request gets, whatever the caller sent there.
+fn set_headers(spot: &Spot<'_>, inject: Option<&Inject>, sink: &mut Sink) -> Vec<(HeaderName, HeaderValue)> {
+    let mut set: Vec<(HeaderName, HeaderValue)> = Vec::new();
+    for (key, place, value) in spot.pairs(sink) {
+        let Ok(name) = header(key) else {
+            place.problem(sink, format!("`{key}` cannot be set"), "write a name such as X-Api-Version");
+            continue;
+        };
+        if matches!(inject, Some(Inject::Header { header, .. }) if *header == name) {
+            place.problem(sink, format!("the token goes into `{key}`"), "remove it, or give `inject` another header");
+        } else if set.iter().any(|(other, _)| *other == name) {
+            place.problem(sink, format!("`{key}` is there twice"), "keep one of the two");
+        }
+        let text = value.and_then(|value| Some((reference::text(&value, sink)?.value, value)));
+        let Some((text, at)) = text else { continue };
+        match HeaderValue::try_from(text) {
+            Ok(mut value) => {
+                value.set_sensitive(true);
+                set.push((name, value));
+            }
+            Err(_) => at.problem(sink, "holds what no header can hold", "remove line breaks and control characters"),
+        }
+    }
+    set
 }
 
 fn header(text: &str) -> Result<HeaderName, Fault> {

@@ -10,7 +10,7 @@ mod profile;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, Method};
+use http::{HeaderName, HeaderValue, Method};
 use url::Url;
 
 use super::origin::{Host, Origin, Scheme};
@@ -139,6 +139,8 @@ pub struct Route {
     pub methods: Option<Vec<Method>>,
     pub tls: UpstreamTls,
     pub inject: Inject,
+    /// Set on each request, whatever the caller sent there; the values may be secrets.
+    pub set_headers: Vec<(HeaderName, HeaderValue)>,
     pub existing: Existing,
     pub without_token: WithoutToken,
     /// Whose token it carries, as written.
@@ -240,6 +242,8 @@ impl UpstreamTls {
 pub enum Inject {
     /// `<header>: <scheme> <token>`; an empty scheme is the token alone.
     Header { header: HeaderName, scheme: String },
+    /// `?<name>=<token>`, for APIs that take it nowhere else.
+    Query { name: String },
     /// A route that forwards without a token.
     Nothing,
 }

@@ -92,7 +92,7 @@ struct Exchange<'a> {
 impl<'a> Exchange<'a> {
     async fn run(&mut self, mut head: Parts, incoming: Incoming, upload: Option<Upload>) -> Result<Served, Fault> {
         let (target, caller) = self.admit(&head)?;
-        let way = self.route(target, &head, caller)?;
+        let mut way = self.route(target, &head, caller)?;
         if headers::max_forwards_spent(&head.method, &mut head.headers) {
             return Ok(Served::Here(StatusCode::OK));
         }
@@ -109,7 +109,7 @@ impl<'a> Exchange<'a> {
             }
             Some(Slots::Shared(_)) | None => {}
         }
-        let token = self.token(&way, &mut head.headers).await?;
+        let token = self.token(&mut way, &mut head.headers).await?;
         self.report.injected(token.is_some());
         let host = HeaderValue::try_from(way.destination.origin.authority())
             .map_err(|_| ProxyError::BadRequestTarget("the host is not valid"))?;
@@ -202,10 +202,12 @@ impl<'a> Exchange<'a> {
     }
 
     /// The token that the route injects, or `None` where the request goes without.
-    async fn token(&mut self, way: &Way<'_>, headers: &mut HeaderMap) -> Result<Option<Arc<InjectedToken>>, Fault> {
+    async fn token(&mut self, way: &mut Way<'_>, headers: &mut HeaderMap) -> Result<Option<Arc<InjectedToken>>, Fault> {
         let Some(bound) = way.bound else { return Ok(None) };
-        let (Inject::Header { header, .. }, Some(slots)) = (&bound.route.inject, &bound.slots) else { return Ok(None) };
-        match inject::look(headers, header, bound.route.existing) {
+        let Some(slots) = bound.slots.as_ref().filter(|_| bound.route.inject != Inject::Nothing) else {
+            return Ok(None);
+        };
+        match inject::look(headers, &way.path, &bound.route.inject, bound.route.existing) {
             Place::Free => {}
             Place::Kept => {
                 bound.injections.kept.inc();
@@ -226,7 +228,7 @@ impl<'a> Exchange<'a> {
             }
             Err(_) if bound.route.without_token == WithoutToken::Forward => {
                 bound.injections.forwarded.inc();
-                inject::clear(headers, &bound.route.inject);
+                inject::clear(headers, &mut way.path, &bound.route.inject);
                 Ok(None)
             }
             Err(why) => {

@@ -124,6 +124,11 @@ impl InjectedToken {
         })
     }
 
+    /// The token itself for `origin`, or `None` if it was not granted for it.
+    pub fn text_for(&self, origin: &Origin) -> Option<&str> {
+        self.origins.permits(origin).then(|| self.access_token.expose())
+    }
+
     pub fn is_usable(&self, now: Now) -> bool {
         !now.reached(self.usable_until)
     }

@@ -28,6 +28,7 @@ mod layers;
 mod lifecycle;
 mod limits;
 mod people;
+mod places;
 mod problems;
 mod profiles;
 mod prometheus;

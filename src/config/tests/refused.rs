@@ -213,8 +213,24 @@ fn each_key_of_a_route_is_checked() {
     check_route("host: a.test, methods: []", "4:24: connections[0].routes[0].methods: names no method");
     check_route("host: a.test, inject: [none]", "4:23: connections[0].routes[0].inject: a list of places is not built");
     check_route(
-        "host: a.test, inject: {query: t}",
-        "4:24: connections[0].routes[0].inject.query: `query` is not built yet",
+        "host: a.test, inject: {query: t, scheme: x}",
+        "4:42: connections[0].routes[0].inject.scheme: stands beside `query`",
+    );
+    check_route(
+        "host: a.test, inject: {query: a&b}",
+        "4:31: connections[0].routes[0].inject.query: `a&b` is no name of a parameter",
+    );
+    check_route(
+        "host: a.test, set_headers: {Host: x}",
+        "4:29: connections[0].routes[0].set_headers.Host: `Host` cannot be set",
+    );
+    check_route(
+        "host: a.test, set_headers: {authorization: x}",
+        "4:29: connections[0].routes[0].set_headers.authorization: the token goes into `authorization`",
+    );
+    check_route(
+        "host: a.test, set_headers: {X-A: \"a\\r\\nb\"}",
+        "4:34: connections[0].routes[0].set_headers.X-A: holds what no header can hold",
     );
     check_route("host: a.test, inject: {header: Host}", "4:32: connections[0].routes[0].inject.header: `Host` cannot");
     check_route(

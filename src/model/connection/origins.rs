@@ -115,6 +115,7 @@ mod tests {
             methods: None,
             tls: UpstreamTls::default(),
             inject: Inject::Header { header: http::header::AUTHORIZATION, scheme: String::new() },
+            set_headers: Vec::new(),
             existing: Existing::default(),
             without_token: WithoutToken::default(),
             profile: profile.map(|name| Name::parse(name).unwrap()),

@@ -13,7 +13,8 @@ use crate::model::origin::{Origin, Scheme};
 use crate::proxy::Tunnelled;
 use crate::proxy::body::{Progress, RequestBody, RequestSource};
 use crate::proxy::error::{Fault, ProxyError};
-use crate::proxy::inject;
+use crate::proxy::headers;
+use crate::proxy::inject::{self, NotInjected};
 use crate::proxy::target::Target;
 use crate::proxy::upstream::Destination;
 use crate::snapshot::BoundRoute;
@@ -59,15 +60,23 @@ impl<'a> Way<'a> {
         let mut request = Request::new(source.body(progress));
         *request.method_mut() = head.method.clone();
         *request.version_mut() = Version::HTTP_11;
-        *request.uri_mut() = Uri::from(self.path.clone());
         *request.headers_mut() = head.headers.clone();
+        let (headers, mut path) = (request.headers_mut(), self.path.clone());
         if let Some(trace) = trace {
-            trace.apply(request.headers_mut());
+            trace.apply(headers);
+        }
+        for (name, value) in self.bound.into_iter().flat_map(|bound| &bound.route.set_headers) {
+            headers::remove_with_twins(headers, name);
+            headers.insert(name, value.clone());
         }
         if let (Some(token), Some(bound)) = (token, self.bound) {
-            inject::inject(request.headers_mut(), &self.destination.origin, &bound.route.inject, token)
-                .map_err(|_| ProxyError::EgressDenied("the token was not granted for this origin"))?;
+            let injected = inject::inject(headers, &mut path, &self.destination.origin, &bound.route.inject, token);
+            injected.map_err(|why| match why {
+                NotInjected::WrongOrigin => ProxyError::EgressDenied("the token was not granted for this origin"),
+                NotInjected::TooLong => ProxyError::TargetTooLong,
+            })?;
         }
+        *request.uri_mut() = Uri::from(path);
         Ok(request)
     }
 }
