@@ -1,0 +1,183 @@
+//! CONNECT where nothing is injected: bytes are relayed as they are, to where they may go.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, timeout};
+
+use crate::rig::peers::{AuthorizationServer, ClientKind, Peers, run_client_with};
+use crate::rig::raw::Conn;
+use crate::rig::scripted::{Reply, Scripted};
+use crate::rig::sidecar::Sidecar;
+use crate::tunnel::opened;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+/// What a TLS client says first, as far as anybody looks.
+const HELLO: &[u8] = b"\x16\x03\x01\x00\x05hello";
+
+/// A server of bytes, which a route names as `named.test:9443`, and none as `free.test`.
+struct Stage {
+    sidecar: Sidecar,
+    server: TcpListener,
+    _tokens: Scripted,
+}
+
+impl Stage {
+    async fn start(top: &str) -> Stage {
+        let server = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let tokens = Scripted::start(|_, _| Reply::token("kb-secret", 3600)).await;
+        let at = server.local_addr().expect("an address");
+        let config = format!(
+            "hosts: {{named.test: \"{at}\", free.test: \"{at}\"}}\n{top}connections:\n- {{name: crm, client_id: a, client_secret: \
+             b, token_url: \"http://{}/token\", routes: [{{host: \"named.test:9443\"}}]}}\n",
+            tokens.address
+        );
+        Stage { sidecar: Sidecar::start(&config).await, server, _tokens: tokens }
+    }
+
+    /// A tunnel to `authority`, and its other end.
+    async fn tunnel(&self, authority: &str) -> (TcpStream, TcpStream) {
+        let mut conn = Conn::open(self.sidecar.proxy()).await;
+        let connect = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n");
+        let (_, accepted) = tokio::join!(conn.write(connect.as_bytes()), timeout(PATIENCE, self.server.accept()));
+        assert!(opened(&mut conn).await.starts_with("HTTP/1.1 200"), "{authority}");
+        (conn.stream, accepted.expect("in time").expect("a connection").0)
+    }
+}
+
+/// What arrives until the other end has said all.
+async fn rest(stream: &mut TcpStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.expect("an end in time").expect("an end, not a reset");
+    bytes
+}
+
+#[tokio::test]
+async fn bytes_arrive_as_they_were_sent_and_each_direction_ends_by_itself() {
+    let stage = Stage::start("").await;
+    let noise: Vec<u8> = (0..1_000_000_u32).map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
+    for (row, authority, first) in [
+        ("CI-11 TLS to a host that no route names", "free.test:443", HELLO),
+        ("CI-11 other bytes there", "free.test:443", b"\0\xffwhatever"),
+        ("TLS to a host with a route", "named.test:9443", HELLO),
+    ] {
+        let (mut caller, mut server) = stage.tunnel(authority).await;
+        let up = async {
+            caller.write_all(first).await.expect("bytes go");
+            caller.write_all(&noise).await.expect("bytes go");
+            caller.shutdown().await.expect("a half-close");
+        };
+        let (_, arrived) = tokio::join!(up, rest(&mut server));
+        assert!(arrived == [first, &noise].concat(), "{row}: {} bytes", arrived.len());
+        let down = async {
+            server.write_all(&noise).await.expect("bytes go after the other half has ended");
+            server.shutdown().await.expect("an end");
+        };
+        let (_, arrived) = tokio::join!(down, rest(&mut caller));
+        assert!(arrived == noise, "{row}: {} bytes", arrived.len());
+    }
+}
+
+#[tokio::test]
+async fn a_server_may_speak_first_where_no_route_looks_inside() {
+    let stage = Stage::start("").await;
+    let (mut caller, mut server) = stage.tunnel("free.test:80").await;
+    server.write_all(b"220 mail.test ESMTP\r\n").await.expect("bytes go");
+    let mut greeting = [0; 21];
+    timeout(PATIENCE, caller.read_exact(&mut greeting)).await.expect("in time").expect("a greeting");
+    assert_eq!(&greeting, b"220 mail.test ESMTP\r\n");
+    caller.write_all(b"GET me\r\n").await.expect("bytes go");
+    caller.shutdown().await.expect("a half-close");
+    assert_eq!(rest(&mut server).await, b"GET me\r\n", "nothing is looked at any more");
+}
+
+#[tokio::test]
+async fn a_refused_tunnel_says_why_before_anything_is_dialled() {
+    let check = async |stage: &Stage, authority: &str, status: u16, code: &str, says: &str| {
+        let mut conn = Conn::open(stage.sidecar.proxy()).await;
+        conn.write(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n").as_bytes()).await;
+        let answer = conn.answer().await;
+        assert_eq!((answer.status, answer.code()), (status, code), "{authority}");
+        assert!(answer.text().contains(says), "{authority}: {}", answer.text());
+        assert!(timeout(Duration::ZERO, stage.server.accept()).await.is_err(), "{authority} was dialled");
+    };
+    let stage = Stage::start("egress: {connect_ports: [8443]}\n").await;
+    check(&stage, "free.test:443", 403, "egress_denied", "connect_ports").await;
+    check(&stage, "named.test:443", 403, "egress_denied", "connect_ports").await;
+    check(&stage, "127.0.0.2:8443", 403, "egress_denied", "private").await;
+    check(&stage, "nowhere.invalid:8443", 502, "upstream_unreachable", "resolved").await;
+    stage.tunnel("free.test:8443").await;
+    stage.tunnel("named.test:9443").await;
+    let stage = Stage::start("egress: {unmatched: deny}\n").await;
+    check(&stage, "free.test:443", 403, "egress_denied", "egress.unmatched").await;
+    stage.tunnel("named.test:9443").await;
+}
+
+#[tokio::test]
+async fn a_tunnel_in_which_nothing_moves_ends_on_both_sides() {
+    let stage = Stage::start("timeouts: {idle: 500ms, client_head: 200ms}\n").await;
+    let (mut caller, mut server) = stage.tunnel("free.test:443").await;
+    let started = Instant::now();
+    caller.write_all(HELLO).await.expect("bytes go");
+    let mut hello = [0; HELLO.len()];
+    server.read_exact(&mut hello).await.expect("it arrives");
+    assert!(rest(&mut server).await.is_empty() && rest(&mut caller).await.is_empty());
+    assert!(started.elapsed() >= Duration::from_millis(500), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn open_tunnels_are_bounded_and_their_places_come_back() {
+    let stage = Stage::start("limits: {tunnels: 1}\n").await;
+    let (caller, mut server) = stage.tunnel("free.test:443").await;
+    let mut second = Conn::open(stage.sidecar.proxy()).await;
+    second.write(b"CONNECT free.test:443 HTTP/1.1\r\nHost: free.test:443\r\n\r\n").await;
+    let answer = second.answer().await;
+    assert_eq!((answer.status, answer.code()), (503, "overloaded"));
+    drop(caller);
+    rest(&mut server).await;
+    drop(server);
+    let opened_again = async {
+        loop {
+            second.write(b"CONNECT free.test:443 HTTP/1.1\r\nHost: free.test:443\r\n\r\n").await;
+            if opened(&mut second).await.starts_with("HTTP/1.1 200") {
+                break;
+            }
+            second = Conn::open(stage.sidecar.proxy()).await;
+        }
+    };
+    timeout(PATIENCE, opened_again).await.expect("the place comes back");
+}
+
+#[tokio::test]
+async fn every_client_speaks_tls_with_the_server_itself() {
+    let server = AuthorizationServer::op(json!({})).await;
+    let ca = Peers::certs().ca.display().to_string();
+    let config = format!(
+        "hosts: {{op.test: \"127.0.0.1:{}\"}}\ntrust: [\"{ca}\"]\nconnections:\n- {{name: crm, client_id: machine, client_secret: \
+         machine-secret, token_url: https://op.test/token, ROUTES}}\n",
+        server.port()
+    );
+    let named = Sidecar::start(&config.replace("ROUTES", "routes: [{host: op.test}]")).await;
+    let free = Sidecar::start(&config.replace("ROUTES", "routes: [{host: other.test}]")).await;
+    for (row, sidecar) in [("a route names the host", &named), ("no route names it", &free)] {
+        let clients = ClientKind::ALL.map(|kind| {
+            let (proxy, environment) = (sidecar.proxy_url(), [(kind.ca_variable(), ca.as_str())]);
+            async move {
+                let url = "https://op.test/.well-known/openid-configuration";
+                (kind, run_client_with(kind, url, &proxy, 1, 100, &environment).await)
+            }
+        });
+        for (kind, report) in join_all(clients).await {
+            assert_eq!(
+                (report.failed, &report.first_error),
+                (0, &None),
+                "{row}, {kind:?}: {report:?}\n{}",
+                sidecar.log()
+            );
+            assert!(report.ok > 0, "{row}, {kind:?}: {report:?}");
+        }
+    }
+}
