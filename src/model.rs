@@ -100,11 +100,19 @@ pub struct HostOverride {
     pub port: Option<u16>,
 }
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Egress {
     pub unmatched: Unmatched,
     /// Private networks that any name may resolve to.
     pub allow_private: Vec<IpNet>,
+    /// Where CONNECT may lead that no route names.
+    pub connect_ports: Vec<u16>,
+}
+
+impl Default for Egress {
+    fn default() -> Self {
+        Egress { unmatched: Unmatched::default(), allow_private: Vec::new(), connect_ports: vec![443, 80] }
+    }
 }
 
 /// What happens to a request for a host that no route names.

@@ -15,6 +15,7 @@ mod error;
 mod exchange;
 mod headers;
 pub mod inject;
+mod relay;
 mod report;
 mod spans;
 mod target;

@@ -13,7 +13,7 @@ use rustls::ClientConfig;
 use crate::dial::Dialer;
 use crate::model::connection::{Connection, Route, UpstreamTls};
 use crate::model::token::default_profile;
-use crate::model::{Caller, Limits, LogRequests, Model, Name, Roots, Timeouts, Unmatched};
+use crate::model::{Caller, Egress, Limits, LogRequests, Model, Name, Roots, Timeouts};
 use crate::oauth::TokenEndpoint;
 use crate::router::{CallerId, Callers, Label, Router};
 use crate::telemetry::metrics::{InjectionCounters, Metrics};
@@ -28,7 +28,7 @@ pub struct Snapshot {
     pub connections: Vec<BoundConnection>,
     pub router: Router<BoundRoute>,
     pub callers: CallerTable,
-    pub unmatched: Unmatched,
+    pub egress: Egress,
     /// For requests that no route takes.
     pub plain: Arc<TlsProfile>,
     pub dialer: Dialer,
@@ -170,7 +170,7 @@ impl Snapshot {
             connections,
             router: Router::new(routes),
             callers,
-            unmatched: model.egress.unmatched,
+            egress: model.egress.clone(),
             plain,
             dialer,
             timeouts: model.timeouts.clone(),

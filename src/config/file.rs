@@ -40,7 +40,7 @@ twins! {
 
     ReadinessFile { wait_for_tokens } not [];
 
-    EgressFile { unmatched, allow_private } not ["connect_ports", "proxy", "no_proxy"];
+    EgressFile { unmatched, allow_private, connect_ports } not ["proxy", "no_proxy"];
 
     CallerFile { name, secret, cidr, subjects } not ["listener", "unix_user", "certificate"];
 

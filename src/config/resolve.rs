@@ -124,6 +124,9 @@ fn egress(spot: Option<Spot<'_>>, sink: &mut Sink) -> Egress {
     if let Some(spot) = unit.get(unit.keys.allow_private) {
         egress.allow_private = allow_private(&spot, sink);
     }
+    if let Some(ports) = unit.get(unit.keys.connect_ports).and_then(|spot| spot.items(sink)) {
+        egress.connect_ports = ports.iter().filter_map(|port| port.parse(sink, value::port)).collect();
+    }
     egress
 }
 

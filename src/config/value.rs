@@ -185,6 +185,12 @@ pub fn integer(text: &str, range: std::ops::RangeInclusive<usize>) -> Result<usi
     })
 }
 
+pub fn port(text: &str) -> Result<u16, Fault> {
+    let refused = || Fault::new("is not a port", "write a number from 1 to 65535");
+    let number = integer(text, 1..=usize::from(u16::MAX)).map_err(|_| refused())?;
+    u16::try_from(number).map_err(|_| refused())
+}
+
 /// `ann`, or all that begin alike: `team-*`.
 pub fn subjects(text: &str) -> Result<SubjectPattern, Fault> {
     let (start, every) = text.strip_suffix('*').map_or((text, false), |start| (start, true));

@@ -189,7 +189,7 @@ impl<'a> Exchange<'a> {
 
     /// A host that no route names.
     fn unmatched(&self, target: Target) -> Result<Way<'a>, Fault> {
-        match (target, self.snapshot.unmatched) {
+        match (target, self.snapshot.egress.unmatched) {
             (Target::Absolute(origin, path), Unmatched::Forward) => {
                 let destination = Destination { origin, tls: self.snapshot.plain.clone(), server_name: None };
                 Ok(Way { bound: None, destination, path })

@@ -1,28 +1,37 @@
 //! CONNECT: the authority is fixed for the life of the tunnel, and what is inside is looked at.
 //!
-//! Plain HTTP inside is served like any other request (Node's fetch does this for http:// URLs); a first byte of TLS closes
-//! the tunnel, because nothing could be injected there. Holds: no byte inside a tunnel reaches another authority.
+//! Plain HTTP inside is served like any other request (Node's fetch does this for http:// URLs). TLS is relayed untouched,
+//! and so is whatever else goes to a place that no route names. Holds: no byte inside a tunnel reaches another authority; a
+//! relay begins on a connection that stood before CONNECT was answered; a tunnel has a place below `limits.tunnels`.
 
 use std::convert::Infallible;
 use std::rc::Rc;
+use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::BytesMut;
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncReadExt;
-use tokio::time::timeout;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
 
 use super::body::ResponseBody;
 use super::downstream;
 use super::error::{Fault, ProxyError};
 use super::headers;
+use super::relay::relay;
 use super::report::{Answer, Report};
 use super::target::{self, Target};
+use super::upstream;
 use super::watched::{Activity, Watched};
 use super::worker::{Place, Worker};
 use super::{Peer, Tunnelled, caller, exchange};
+use crate::model::Unmatched;
+use crate::model::origin::{Origin, Scheme};
+use crate::router::Found;
+use crate::snapshot::Snapshot;
 use crate::tasks::Phase;
 
 /// The first byte of a TLS record that holds a ClientHello (RFC 8446 §5.1).
@@ -52,22 +61,32 @@ pub async fn or_exchange(
     }
     let mut report = Report::begin(&worker, &peer, &request);
     let upgrade = hyper::upgrade::on(&mut request);
-    Ok(match admit(&worker, &peer, request, &mut report) {
+    Ok(match admit(&worker, &peer, request, &mut report).await {
         Err(fault) => report.error(fault),
-        Ok((tunnelled, place)) => {
+        Ok(admitted) => {
             let tasks = worker.shared.tasks.clone();
-            tasks.spawn_local(serve(worker, peer, upgrade, tunnelled, place));
+            tasks.spawn_local(serve(worker, peer, upgrade, admitted));
             report.own_answer(StatusCode::OK)
         }
     })
 }
 
-fn admit(
+/// A tunnel that may be opened.
+struct Admitted {
+    tunnelled: Tunnelled,
+    /// Some route names host and port: TLS is relayed, and the rest is served.
+    matched: bool,
+    /// Whom bytes are relayed to; `None`: routes name the place, but none for https.
+    upstream: Option<TcpStream>,
+    place: Place,
+}
+
+async fn admit(
     worker: &Worker,
     peer: &Peer,
     request: Request<Incoming>,
     report: &mut Report,
-) -> Result<(Tunnelled, Place), Fault> {
+) -> Result<Admitted, Fault> {
     let snapshot = worker.snapshot();
     let (head, _) = request.into_parts();
     let Target::Connect(host, port) = target::parse(&head).map_err(ProxyError::BadRequestTarget)? else {
@@ -76,41 +95,144 @@ fn admit(
     let caller = caller::identify(&snapshot.callers, peer.address.ip(), &head.headers, "proxy-authorization")
         .map_err(|_| ProxyError::CallerUnknown { mount: false })?;
     report.caller(caller.and_then(|id| snapshot.callers.name(id)));
+    let origin = |scheme| Origin { scheme, host: host.clone(), port };
+    let named =
+        |scheme| !matches!(snapshot.router.find(&origin(scheme), "/", &Method::GET, caller, None), Found::Unmatched);
+    let (secure, plain) = (named(Scheme::Https), named(Scheme::Http));
+    let matched = secure || plain;
+    if !matched {
+        permit(&snapshot, port)?;
+    }
     let place = Place::take(&worker.shared.tunnels, snapshot.limits.tunnels)
         .ok_or_else(|| ProxyError::Overloaded.because("limits.tunnels is reached"))?;
-    Ok((Tunnelled { host, port, caller }, place))
+    let asked = origin(Scheme::Https);
+    report.destination(Some(&asked));
+    let mut upstream = None;
+    if secure || !matched {
+        let started = Instant::now();
+        let reached = upstream::reach(&snapshot, &asked).await;
+        report.waited(started.elapsed());
+        upstream = Some(reached?);
+    }
+    Ok(Admitted { tunnelled: Tunnelled { host, port, caller }, matched, upstream, place })
 }
 
-async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, upgrade: OnUpgrade, tunnelled: Tunnelled, place: Place) {
+/// A tunnel to a place that no route names.
+fn permit(snapshot: &Snapshot, port: u16) -> Result<(), Fault> {
+    if snapshot.egress.unmatched == Unmatched::Deny {
+        return Err(ProxyError::EgressDenied("no route names the host, and egress.unmatched is deny").into());
+    }
+    if !snapshot.egress.connect_ports.contains(&port) {
+        let why = "no route names host and port, and egress.connect_ports does not list the port";
+        return Err(ProxyError::EgressDenied(why).into());
+    }
+    Ok(())
+}
+
+async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, upgrade: OnUpgrade, admitted: Admitted) {
     let Ok(upgraded) = upgrade.await else { return };
     let Ok(parts) = upgraded.downcast::<TokioIo<Watched>>() else { return };
+    let Admitted { tunnelled, matched, upstream, place } = admitted;
     let mut io = parts.io.into_inner();
-    let mut first = parts.read_buf;
-    if first.is_empty() {
-        let mut byte = [0];
-        let patience = worker.snapshot().timeouts.client_head;
-        let mut drain = worker.shared.tasks.watch();
-        let read = tokio::select! {
-            read = timeout(patience, io.read(&mut byte)) => read,
-            () = drain.reached(Phase::Drain) => return,
+    let mut first = BytesMut::from(&parts.read_buf[..]);
+    let timeouts = worker.snapshot().timeouts.clone();
+    let look = look(&mut io, &mut first, upstream.as_ref().filter(|_| !matched));
+    let mut drain = worker.shared.tasks.watch();
+    let inside = tokio::select! {
+        inside = timeout(timeouts.client_head, look) => inside.unwrap_or(Inside::Other),
+        () = drain.reached(Phase::Drain) => return,
+    };
+    let io = io.again(first.freeze());
+    match (inside, upstream) {
+        (Inside::Http, _) => {
+            let activity = Activity::new(io.watch.clone());
+            let seat = peer.seat.clone();
+            let inside = Peer { address: peer.address, activity, tunnel: Some(tunnelled), seat };
+            Box::pin(downstream::serve(worker, io, Rc::new(inside))).await;
+        }
+        (Inside::Tls, Some(upstream)) => relayed(io, upstream, &tunnelled, timeouts.idle).await,
+        (Inside::Other, Some(upstream)) if !matched => relayed(io, upstream, &tunnelled, timeouts.idle).await,
+        (Inside::Tls, None) => {
+            tracing::warn!(host = %tunnelled.host, port = tunnelled.port,
+                "a tunnel was closed: TLS inside, but the routes of this host and port are for http");
+        }
+        (Inside::Other, _) => {}
+    }
+    drop(place);
+}
+
+async fn relayed(downstream: Watched, upstream: TcpStream, tunnelled: &Tunnelled, idle: Duration) {
+    let moved = relay(downstream, upstream, idle).await;
+    let (up_bytes, down_bytes) = (moved.up_bytes(), moved.down_bytes());
+    tracing::debug!(host = %tunnelled.host, port = tunnelled.port, up_bytes, down_bytes, "a tunnel ended");
+}
+
+/// What a caller sends first into its tunnel.
+#[derive(Debug, PartialEq, Eq)]
+enum Inside {
+    Tls,
+    Http,
+    /// Neither, or nothing before the server speaks.
+    Other,
+}
+
+/// Reads until it is known what is inside. With `server`, a tunnel to a place that no route names: only what begins like a
+/// request is HTTP, and a server that speaks first is not made to wait.
+async fn look(io: &mut Watched, first: &mut BytesMut, server: Option<&TcpStream>) -> Inside {
+    loop {
+        let known = match first.first() {
+            None => None,
+            Some(&TLS_HANDSHAKE) => Some(Inside::Tls),
+            Some(_) if server.is_none() => Some(Inside::Http),
+            Some(_) => begins_a_request(first).map(|yes| if yes { Inside::Http } else { Inside::Other }),
         };
-        match read {
-            Ok(Ok(1)) => first = Bytes::copy_from_slice(&byte),
-            _ => return,
+        if let Some(known) = known {
+            return known;
+        }
+        let spoken = async {
+            match server {
+                Some(server) => drop(server.readable().await),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            read = io.read_buf(first) => if !matches!(read, Ok(1..)) {
+                return Inside::Other;
+            },
+            () = spoken => return Inside::Other,
         }
     }
-    if first.first() == Some(&TLS_HANDSHAKE) {
-        tracing::warn!(host = %tunnelled.host, port = tunnelled.port,
-            "a tunnel was closed: TLS inside CONNECT is not served yet; let the client call http://, or use a mount");
-        return;
+}
+
+/// `None`: too little of it is there.
+fn begins_a_request(bytes: &[u8]) -> Option<bool> {
+    const METHODS: [&[u8]; 8] = [b"GET ", b"HEAD ", b"POST ", b"PUT ", b"PATCH ", b"DELETE ", b"OPTIONS ", b"TRACE "];
+    let mut open = false;
+    for method in METHODS {
+        if bytes.starts_with(method) {
+            return Some(true);
+        }
+        open |= method.starts_with(bytes);
     }
-    let io = io.again(first);
-    let inside = Peer {
-        address: peer.address,
-        activity: Activity::new(io.watch.clone()),
-        tunnel: Some(tunnelled),
-        seat: peer.seat.clone(),
-    };
-    Box::pin(downstream::serve(worker, io, Rc::new(inside))).await;
-    drop(place);
+    (!open).then_some(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_told_from_other_bytes_by_its_method() {
+        for (bytes, expected) in [
+            ("GET / HTTP/1.1", Some(true)),
+            ("OPTIONS *", Some(true)),
+            ("PO", None),
+            ("P", None),
+            ("SSH-2.0-x", Some(false)),
+            ("PING\r\n", Some(false)),
+            ("get / HTTP/1.1", Some(false)),
+        ] {
+            assert_eq!(begins_a_request(bytes.as_bytes()), expected, "{bytes}");
+        }
+    }
 }

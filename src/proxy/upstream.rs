@@ -20,6 +20,7 @@ use hyper_util::rt::TokioIo;
 use prometheus::IntGauge;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
@@ -267,6 +268,14 @@ impl SendError {
             () if self.is_closed() => ProxyError::UpstreamUnreachable(Unreachable::Closed).because(describe(error)),
             () => ProxyError::UpstreamProtocol.because(describe(error)),
         }
+    }
+}
+
+/// An open stream to `origin`, without TLS.
+pub async fn reach(snapshot: &Snapshot, origin: &Origin) -> Result<TcpStream, Fault> {
+    match timeout(snapshot.timeouts.connect, snapshot.dialer.connect(origin)).await {
+        Ok(result) => result.map_err(dial_fault),
+        Err(_) => Err(ProxyError::UpstreamUnreachable(Unreachable::Timeout).because("timeouts.connect has passed")),
     }
 }
 

@@ -33,6 +33,7 @@ mod problems;
 mod profiles;
 mod prometheus;
 mod read_only;
+mod relay;
 mod reload;
 mod renewal;
 mod requests;
