@@ -198,7 +198,7 @@ pub struct Limits {
     pub head_bytes: usize,
     /// A request body in bytes that is kept for a replay after a rejected token.
     pub replay_body_bytes: usize,
-    /// Open CONNECT tunnels, all workers together.
+    /// Open CONNECT tunnels and WebSockets, all workers together.
     pub tunnels: usize,
 }
 

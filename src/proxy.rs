@@ -20,6 +20,7 @@ mod report;
 mod spans;
 mod target;
 mod tunnel;
+mod upgrade;
 mod upstream;
 mod watched;
 pub mod worker;

@@ -6,6 +6,7 @@
 //! Metrics: `keybearer_request_overhead_seconds`, `keybearer_token_wait_seconds`, `keybearer_injections_total`,
 //! `keybearer_replays_total`.
 
+mod send;
 mod way;
 
 use std::rc::Rc;
@@ -15,27 +16,28 @@ use std::time::Duration;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::{Body, Incoming};
-use tokio::time::{Instant, sleep_until};
+use hyper::upgrade::OnUpgrade;
+use tokio::time::Instant;
 
 use super::Peer;
 use super::answered::{UpstreamBody, is_rejection};
-use super::body::{Progress, RequestSource, ResponseBody, Silent};
+use super::body::{RequestSource, ResponseBody};
 use super::caller;
 use super::error::{Fault, ProxyError};
 use super::headers;
 use super::inject::{self, Place};
 use super::report::{Answer, Report};
 use super::target::{self, Target};
+use super::upgrade::{self, Switch};
 use super::upstream::{Destination, Lease};
 use super::watched::Upload;
-use super::worker::Worker;
+use super::worker::{Place as Seat, Worker};
 use crate::model::Unmatched;
 use crate::model::connection::{Inject, WithoutToken};
 use crate::model::secret::Secret;
 use crate::model::token::Subject;
 use crate::router::{CallerId, Found};
 use crate::snapshot::{BoundRoute, Snapshot};
-use crate::telemetry::traces::Propagation;
 use crate::token::Slots;
 use crate::token::slot::{Consent, InjectedToken, NoToken, TokenSlot};
 use way::{Way, inside};
@@ -46,10 +48,20 @@ pub async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, request: Request<Incoming
     let (head, incoming) = request.into_parts();
     let upload = (!incoming.is_end_stream()).then(|| peer.activity.upload());
     let snapshot = worker.snapshot();
-    let mut exchange =
-        Exchange { worker: &worker, snapshot: &snapshot, peer: &peer, report: &mut report, whose: Whose::Everybody };
+    let mut exchange = Exchange {
+        worker: &worker,
+        snapshot: &snapshot,
+        peer: &peer,
+        report: &mut report,
+        whose: Whose::Everybody,
+        upgrade: None,
+    };
     match exchange.run(head, incoming, upload).await {
         Ok(Served::Upstream(response, lease)) => report.upstream_answer(response, lease, snapshot.timeouts.idle),
+        Ok(Served::Switched(head, switch)) => {
+            worker.shared.tasks.spawn_local(switch.relay(peer, snapshot.timeouts.idle));
+            report.switched(head)
+        }
         Ok(Served::Here(status)) => report.own_answer(status),
         Err(fault) => report.error(fault),
     }
@@ -76,6 +88,8 @@ impl Whose {
 
 enum Served {
     Upstream(Response<UpstreamBody>, Lease),
+    /// The upstream has agreed to another protocol.
+    Switched(Response<()>, Switch),
     /// Answered by the proxy as the last hop that the request allows.
     Here(StatusCode),
 }
@@ -87,6 +101,8 @@ struct Exchange<'a> {
     report: &'a mut Report,
     /// Whose token is wanted, of a connection that has one for each.
     whose: Whose,
+    /// The caller asks for WebSocket: its side of the stream, and a place among the tunnels.
+    upgrade: Option<(OnUpgrade, Seat)>,
 }
 
 impl<'a> Exchange<'a> {
@@ -113,7 +129,14 @@ impl<'a> Exchange<'a> {
         self.report.injected(token.is_some());
         let host = HeaderValue::try_from(way.destination.origin.authority())
             .map_err(|_| ProxyError::BadRequestTarget("the host is not valid"))?;
+        let upgrade = upgrade::asked(&mut head);
         headers::request(&mut head.headers, host, &self.worker.shared.via);
+        if let Some(downstream) = upgrade {
+            let place = Seat::take(&self.worker.shared.tunnels, self.snapshot.limits.tunnels);
+            let place = place.ok_or_else(|| ProxyError::Overloaded.because("limits.tunnels is reached"))?;
+            upgrade::ask(&mut head.headers);
+            self.upgrade = Some((downstream, place));
+        }
         let replay = if token.is_some() { self.snapshot.limits.replay_body_bytes } else { 0 };
         let source = RequestSource::new(incoming, replay, upload);
         let mut first = self.send(&way, &head, token.as_deref(), &source).await?;
@@ -121,7 +144,21 @@ impl<'a> Exchange<'a> {
             (Some(token), Some(bound)) if self.is_rejected(bound, &mut first.0).await => {
                 self.replay(first, &token, bound, &way, &head, &source).await
             }
-            _ => Ok(Served::Upstream(first.0, first.1)),
+            _ => Ok(self.answered(first.0, first.1)),
+        }
+    }
+
+    fn answered(&mut self, mut response: Response<UpstreamBody>, lease: Lease) -> Served {
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Served::Upstream(response, lease);
+        }
+        let upstream = response.extensions_mut().remove::<OnUpgrade>();
+        match (self.upgrade.take(), upstream) {
+            (Some((downstream, place)), Some(upstream)) => {
+                let switch = Switch { downstream, upstream, place, lease };
+                Served::Switched(response.map(|_| ()), switch)
+            }
+            _ => Served::Upstream(response, lease),
         }
     }
 
@@ -296,82 +333,11 @@ impl<'a> Exchange<'a> {
         let (mut response, lease) = self.send(way, head, Some(&another), source).await?;
         let rejected = self.is_rejected(bound, &mut response).await;
         replays(if rejected { "rejected" } else { "accepted" });
-        Ok(Served::Upstream(response, lease))
+        Ok(self.answered(response, lease))
     }
 
     async fn is_rejected(&self, bound: &BoundRoute, response: &mut Response<UpstreamBody>) -> bool {
         is_rejection(response, &bound.connection.token_rejected, self.snapshot.timeouts.idle).await
-    }
-
-    /// One request upstream, and its answer's head.
-    async fn send(
-        &mut self,
-        way: &Way<'_>,
-        head: &Parts,
-        token: Option<&InjectedToken>,
-        source: &RequestSource,
-    ) -> Result<(Response<UpstreamBody>, Lease), Fault> {
-        let started = Instant::now();
-        let connection = way.bound.map(|bound| &*bound.connection);
-        let trace = self.report.spans.send(&head.method, &way.destination.origin, way.path.path(), connection);
-        let result = self.send_once_or_renewed(way, head, token, source, trace.as_ref()).await;
-        self.report.waited(started.elapsed());
-        let answer = result.as_ref().map(|(response, _)| response.status());
-        self.report.spans.answered(answer.map_err(|fault| fault.error.code()));
-        let (response, lease) = result?;
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            return Err(ProxyError::UpstreamProtocol.because("101 to a request that asked for no upgrade"));
-        }
-        Ok((response.map(UpstreamBody::from), lease))
-    }
-
-    async fn send_once_or_renewed(
-        &self,
-        way: &Way<'_>,
-        head: &Parts,
-        token: Option<&InjectedToken>,
-        source: &RequestSource,
-        trace: Option<&Propagation>,
-    ) -> Result<(Response<Incoming>, Lease), Fault> {
-        let pool = &self.worker.pool;
-        let mut lease = pool.checkout(self.snapshot, &way.destination).await?;
-        loop {
-            let progress = Progress::new();
-            let request = way.request(head, token, source, progress.clone(), trace)?;
-            let sent = {
-                let sending = lease.send(request);
-                tokio::pin!(sending);
-                loop {
-                    let (deadline, _) = self.patience(&progress);
-                    tokio::select! {
-                        biased;
-                        sent = &mut sending => break sent,
-                        () = sleep_until(deadline) => {}
-                        () = progress.done(), if !progress.is_done() => {}
-                    }
-                    match self.patience(&progress) {
-                        (deadline, _) if deadline > Instant::now() => {}
-                        (_, Silent::Client) => return Err(ProxyError::RequestTimeout.into()),
-                        (_, Silent::Upstream) => return Err(ProxyError::UpstreamTimeout.into()),
-                    }
-                }
-            };
-            let error = match sent {
-                Ok(response) => return Ok((response, lease)),
-                Err(error) => error,
-            };
-            // A connection that had served before may have been closed by the upstream just now (RFC 9110 §9.2.2).
-            let safe = head.method.is_idempotent() && source.is_replayable() && error.is_closed();
-            if !lease.reused || !(error.unsent || safe) {
-                return Err(error.fault());
-            }
-            lease = pool.renew(self.snapshot, &way.destination, lease).await?;
-        }
-    }
-
-    fn patience(&self, progress: &Progress) -> (Instant, Silent) {
-        let timeouts = &self.snapshot.timeouts;
-        progress.deadline(timeouts.idle, timeouts.response_head)
     }
 }
 

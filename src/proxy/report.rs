@@ -24,6 +24,7 @@ use super::body::{Companion, ResponseBody};
 use super::error::{About, Fault};
 use super::headers;
 use super::spans::{Spans, Summary};
+use super::upgrade;
 use super::upstream::Lease;
 use super::watched::Activity;
 use super::worker::Worker;
@@ -128,7 +129,7 @@ impl Report {
         let (mut head, incoming) = response.into_parts();
         head.version = Version::HTTP_11;
         headers::response(&mut head.headers, &self.worker.shared.via);
-        let answer = Answer { report: self, status: head.status, refusal: None, lease: Some(lease) };
+        let answer = Answer { lease: Some(lease), from_upstream: true, ..Answer::own(self, head.status) };
         Response::from_parts(head, ResponseBody::upstream(incoming, idle, answer))
     }
 
@@ -139,10 +140,19 @@ impl Report {
         self.spans.end(&Summary { path, origin, connection, caller, status, code });
     }
 
+    /// The upstream's 101: what it says of the new protocol is passed on.
+    pub fn switched(self, response: Response<()>) -> Response<ResponseBody<Answer>> {
+        let (mut head, ()) = response.into_parts();
+        headers::response(&mut head.headers, &self.worker.shared.via);
+        upgrade::ask(&mut head.headers);
+        let answer = Answer { from_upstream: true, ..Answer::own(self, head.status) };
+        Response::from_parts(head, ResponseBody::own(Bytes::new(), answer))
+    }
+
     /// An answer without a body that is neither an upstream's nor an error.
     pub fn own_answer(self, status: StatusCode) -> Response<ResponseBody<Answer>> {
         let via = self.worker.shared.via.clone();
-        let answer = Answer { report: self, status, refusal: None, lease: None };
+        let answer = Answer::own(self, status);
         let mut response = Response::new(ResponseBody::own(Bytes::new(), answer));
         *response.status_mut() = status;
         response.headers_mut().insert(http::header::VIA, via);
@@ -156,7 +166,7 @@ impl Report {
         let about = About { connection, profile, request_id: &self.id() };
         let (head, text) = fault.error.response(about).into_parts();
         let refusal = Refusal { code, denial: fault.error.is_denial(), cause: fault.cause };
-        let answer = Answer { report: self, status: head.status, refusal: Some(refusal), lease: None };
+        let answer = Answer { refusal: Some(refusal), ..Answer::own(self, head.status) };
         Response::from_parts(head, ResponseBody::own(text, answer))
     }
 }
@@ -174,13 +184,19 @@ pub struct Answer {
     status: StatusCode,
     refusal: Option<Refusal>,
     lease: Option<Lease>,
+    /// Not the proxy's own.
+    from_upstream: bool,
+}
+
+impl Answer {
+    fn own(report: Report, status: StatusCode) -> Answer {
+        Answer { report, status, refusal: None, lease: None, from_upstream: false }
+    }
 }
 
 impl Companion for Answer {
     fn end(mut self, complete: bool) {
-        let lease = self.lease.take();
-        let from_upstream = lease.is_some();
-        if let Some(lease) = lease.filter(|_| complete) {
+        if let Some(lease) = self.lease.take().filter(|_| complete) {
             lease.give_back();
         }
         let code = self.refusal.as_ref().map(|refusal| refusal.code);
@@ -188,7 +204,7 @@ impl Companion for Answer {
         let report = &self.report;
         let took = report.started.elapsed();
         let counters = report.worker.counters(report.connection.as_deref(), report.caller.as_ref());
-        counters.requests.count(from_upstream, self.status);
+        counters.requests.count(self.from_upstream, self.status);
         counters.duration.observe(took.as_secs_f64());
         self.tell(complete, took);
     }

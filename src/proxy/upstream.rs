@@ -158,14 +158,14 @@ impl Pool {
 
     async fn handshake<T>(&self, stream: T, snapshot: &Snapshot) -> Result<Sender, Fault>
     where
-        T: AsyncRead + AsyncWrite + Unpin + 'static,
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let mut builder = http1::Builder::new();
         builder.max_buf_size(snapshot.limits.head_bytes);
         let handshake = builder.handshake(TokioIo::new(stream)).await;
         let (request, connection) = handshake.map_err(|error| ProxyError::UpstreamProtocol.because(error))?;
         self.tasks.spawn_local(async move {
-            if let Err(error) = connection.await {
+            if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%error, "upstream connection ended");
             }
         });

@@ -46,3 +46,4 @@ mod supply;
 mod token_client;
 mod traces;
 mod tunnel;
+mod websocket;

@@ -192,21 +192,6 @@ async fn max_forwards_counts_down_to_an_answer_here() {
 }
 
 #[tokio::test]
-async fn an_upgrade_is_never_answered_101_without_a_tunnel() {
-    let stage = Stage::answering("", |request, _| match request.request_line().contains("/ws") {
-        true => Reply::Bytes(
-            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n".to_vec(),
-        ),
-        false => Reply::ok(),
-    })
-    .await;
-    let lines = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
-    let said = stage.say(format!("GET http://good.test/ws HTTP/1.1\r\nHost: good.test\r\n{lines}\r\n")).await;
-    assert_eq!((said.status(), said.code().as_str()), (502, "upstream_protocol"), "HP-20: {}", said.text());
-    stage.holds("HP-20", &said).await;
-}
-
-#[tokio::test]
 async fn every_way_of_sending_requests_is_answered_in_order() {
     let stage = Stage::answering("", |request, _| match request.request_line().split(' ').nth(1) {
         Some("/afterwards") => Reply::ok(),

@@ -252,6 +252,22 @@ impl Upstream {
     }
 }
 
+/// An upstream that speaks WebSocket.
+pub struct WebSocketServer {
+    peer: Peer,
+}
+
+impl WebSocketServer {
+    /// `token`: the bearer token that it admits.
+    pub async fn start(options: Value) -> Self {
+        Self { peer: Peer::start("ws.py", &options).await }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.peer.port("ws")
+    }
+}
+
 /// A collector of traces.
 pub struct Collector {
     peer: Peer,

@@ -1,0 +1,93 @@
+//! One request upstream: a connection, the request on it, the wait for its answer.
+//!
+//! Holds: a request that may have been processed is not sent again.
+
+use http::request::Parts;
+use http::{Response, StatusCode};
+use hyper::body::Incoming;
+use tokio::time::{Instant, sleep_until};
+
+use super::Exchange;
+use super::way::Way;
+use crate::proxy::answered::UpstreamBody;
+use crate::proxy::body::{Progress, RequestSource, Silent};
+use crate::proxy::error::{Fault, ProxyError};
+use crate::proxy::upgrade;
+use crate::proxy::upstream::Lease;
+use crate::telemetry::traces::Propagation;
+use crate::token::slot::InjectedToken;
+
+impl Exchange<'_> {
+    /// One request upstream, and its answer's head.
+    pub(super) async fn send(
+        &mut self,
+        way: &Way<'_>,
+        head: &Parts,
+        token: Option<&InjectedToken>,
+        source: &RequestSource,
+    ) -> Result<(Response<UpstreamBody>, Lease), Fault> {
+        let started = Instant::now();
+        let connection = way.bound.map(|bound| &*bound.connection);
+        let trace = self.report.spans.send(&head.method, &way.destination.origin, way.path.path(), connection);
+        let result = self.send_once_or_renewed(way, head, token, source, trace.as_ref()).await;
+        self.report.waited(started.elapsed());
+        let answer = result.as_ref().map(|(response, _)| response.status());
+        self.report.spans.answered(answer.map_err(|fault| fault.error.code()));
+        let (response, lease) = result?;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS
+            && !(self.upgrade.is_some() && upgrade::is_to_websocket(response.headers()))
+        {
+            return Err(ProxyError::UpstreamProtocol.because("101 for an upgrade that nobody asked for"));
+        }
+        Ok((response.map(UpstreamBody::from), lease))
+    }
+
+    async fn send_once_or_renewed(
+        &self,
+        way: &Way<'_>,
+        head: &Parts,
+        token: Option<&InjectedToken>,
+        source: &RequestSource,
+        trace: Option<&Propagation>,
+    ) -> Result<(Response<Incoming>, Lease), Fault> {
+        let pool = &self.worker.pool;
+        let mut lease = pool.checkout(self.snapshot, &way.destination).await?;
+        loop {
+            let progress = Progress::new();
+            let request = way.request(head, token, source, progress.clone(), trace)?;
+            let sent = {
+                let sending = lease.send(request);
+                tokio::pin!(sending);
+                loop {
+                    let (deadline, _) = self.patience(&progress);
+                    tokio::select! {
+                        biased;
+                        sent = &mut sending => break sent,
+                        () = sleep_until(deadline) => {}
+                        () = progress.done(), if !progress.is_done() => {}
+                    }
+                    match self.patience(&progress) {
+                        (deadline, _) if deadline > Instant::now() => {}
+                        (_, Silent::Client) => return Err(ProxyError::RequestTimeout.into()),
+                        (_, Silent::Upstream) => return Err(ProxyError::UpstreamTimeout.into()),
+                    }
+                }
+            };
+            let error = match sent {
+                Ok(response) => return Ok((response, lease)),
+                Err(error) => error,
+            };
+            // A connection that had served before may have been closed by the upstream just now (RFC 9110 §9.2.2).
+            let safe = head.method.is_idempotent() && source.is_replayable() && error.is_closed();
+            if !lease.reused || !(error.unsent || safe) {
+                return Err(error.fault());
+            }
+            lease = pool.renew(self.snapshot, &way.destination, lease).await?;
+        }
+    }
+
+    fn patience(&self, progress: &Progress) -> (Instant, Silent) {
+        let timeouts = &self.snapshot.timeouts;
+        progress.deadline(timeouts.idle, timeouts.response_head)
+    }
+}

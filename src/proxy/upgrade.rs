@@ -1,0 +1,86 @@
+//! WebSocket: a request that asks for it goes upstream as it is, token and all, and then bytes go both ways (RFC 6455).
+//!
+//! Holds: no other protocol is asked for or agreed to; there is no 101 without a tunnel behind it.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use http::header::{CONNECTION, SEC_WEBSOCKET_KEY, UPGRADE};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Version};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+
+use super::Peer;
+use super::relay::relay;
+use super::upstream::Lease;
+use super::worker::Place;
+
+const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
+
+/// The caller's stream after its request, if it asks for WebSocket and for nothing else.
+pub fn asked(head: &mut Parts) -> Option<OnUpgrade> {
+    let fits = head.method == Method::GET && head.version == Version::HTTP_11;
+    let asks = fits && head.headers.contains_key(SEC_WEBSOCKET_KEY) && is_to_websocket(&head.headers);
+    head.extensions.remove::<OnUpgrade>().filter(|_| asks)
+}
+
+/// Do these fields, of a request or of a 101, name WebSocket alone?
+pub fn is_to_websocket(headers: &HeaderMap) -> bool {
+    let mut protocols = headers.get_all(UPGRADE).iter();
+    let alone = protocols.next().is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    let named = headers.get_all(CONNECTION).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
+    alone
+        && protocols.next().is_none()
+        && named.map(<[u8]>::trim_ascii).any(|name| name.eq_ignore_ascii_case(b"upgrade"))
+}
+
+/// Writes the fields that end at each hop anew.
+pub fn ask(headers: &mut HeaderMap) {
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, WEBSOCKET);
+}
+
+/// Both sides have agreed to leave HTTP.
+pub struct Switch {
+    pub downstream: OnUpgrade,
+    pub upstream: OnUpgrade,
+    pub place: Place,
+    /// It counts as a request in flight to its upstream.
+    pub lease: Lease,
+}
+
+impl Switch {
+    /// Until both sides have ended, or nothing has moved for `idle`. `peer` keeps its seat meanwhile.
+    pub async fn relay(self, peer: Rc<Peer>, idle: Duration) {
+        if let (Ok(downstream), Ok(upstream)) = tokio::join!(self.downstream, self.upstream) {
+            let moved = relay(TokioIo::new(downstream), TokioIo::new(upstream), idle).await;
+            let (up_bytes, down_bytes) = (moved.up_bytes(), moved.down_bytes());
+            tracing::debug!(up_bytes, down_bytes, "a WebSocket ended");
+        }
+        drop((self.place, self.lease, peer));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn websocket_is_asked_for_alone() {
+        #[track_caller]
+        fn check(fields: &[(&'static str, &'static str)], expected: bool) {
+            let field = |(name, value): &(&'static str, &'static str)| {
+                (http::HeaderName::from_static(name), HeaderValue::from_static(value))
+            };
+            assert_eq!(is_to_websocket(&fields.iter().map(field).collect()), expected, "{fields:?}");
+        }
+        check(&[("connection", "Upgrade"), ("upgrade", "websocket")], true);
+        check(&[("connection", "keep-alive, Upgrade"), ("upgrade", "WebSocket")], true);
+        check(&[("connection", "keep-alive"), ("upgrade", "websocket")], false);
+        check(&[("upgrade", "websocket")], false);
+        check(&[("connection", "upgrade, http2-settings"), ("upgrade", "h2c")], false);
+        check(&[("connection", "upgrade"), ("upgrade", "websocket, h2c")], false);
+        check(&[("connection", "upgrade"), ("upgrade", "websocket"), ("upgrade", "h2c")], false);
+    }
+}

@@ -1,0 +1,159 @@
+//! WebSocket through the proxy: the token on the handshake, then bytes both ways.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+
+use crate::rig::peers::{WebSocketServer, node, python, rig};
+use crate::rig::raw::Conn;
+use crate::rig::scripted::{Reply, Scripted};
+use crate::rig::sidecar::Sidecar;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+/// What a browser sends (RFC 6455 §1.3).
+const ASK: &str = "Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: \
+                   dGhlIHNhbXBsZSBub25jZQ==\r\n";
+const AGREED: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: \
+                      s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+
+/// A connection with tokens `t-0`, `t-1`, …; its host is `ws.test`, its mount `/chat`.
+async fn start(upstream: u16, top: &str) -> (Sidecar, Scripted) {
+    let tokens = Scripted::start(|_, before| Reply::token(&format!("t-{before}"), 3600)).await;
+    let config = format!(
+        "hosts: {{ws.test: \"127.0.0.1:{upstream}\"}}\n{top}connections:\n- {{name: crm, client_id: a, client_secret: b, token_url: \
+         \"http://{}/token\", routes: [{{host: ws.test, upstream_tls: false}}, {{mount: /chat, upstream: \
+         \"http://127.0.0.1:{upstream}\"}}]}}\n",
+        tokens.address
+    );
+    (Sidecar::start(&config).await, tokens)
+}
+
+async fn talk(program: PathBuf, script: &str, url: &str, proxy: &str) -> Value {
+    let mut client = tokio::process::Command::new(program);
+    client.arg(rig(script)).arg(url).env_clear().env("PYTHONDONTWRITEBYTECODE", "1");
+    client.env("http_proxy", proxy).stdin(Stdio::null()).kill_on_drop(true);
+    let output = timeout(PATIENCE, client.output()).await.expect("an end in time").expect("the client runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{script}: {error}: {said}"))
+}
+
+#[tokio::test]
+async fn real_clients_talk_through_a_tunnel_and_through_a_mount() {
+    // The first token is refused on the handshake, and replaced.
+    let server = WebSocketServer::start(json!({ "token": "t-1" })).await;
+    let (sidecar, tokens) = start(server.port(), "").await;
+    let proxy = sidecar.proxy_url();
+    let mounted = format!("ws://{}/chat/echo?a=1", sidecar.proxy());
+    let said = [
+        (
+            "websockets through the proxy",
+            talk(python(), "clients/websockets_once.py", "ws://ws.test/echo?a=1", &proxy).await,
+        ),
+        ("ws at the mount", talk(node(), "clients/ws_once.mjs", &mounted, "").await),
+    ];
+    for (row, told) in said {
+        assert_eq!((&told["echoed"], &told["code"]), (&json!(true), &json!(4001)), "{row}: {told}\n{}", sidecar.log());
+        assert_eq!(told["first"]["path"], "/echo?a=1", "{row}");
+        let headers: Vec<(String, String)> = serde_json::from_value(told["first"]["headers"].clone()).expect("pairs");
+        let values = |name: &str| -> Vec<&str> {
+            headers.iter().filter(|(own, _)| own == name).map(|(_, value)| value.as_str()).collect()
+        };
+        assert_eq!(values("authorization"), ["Bearer t-1"], "{row}");
+        assert_eq!(values("upgrade"), ["websocket"], "{row}");
+        assert!(values("via").concat().contains("keybearer"), "{row}: {headers:?}");
+        assert!(values("proxy-authorization").is_empty(), "{row}");
+    }
+    assert_eq!(tokens.count(), 2, "one replacement serves both");
+    let counted = "keybearer_requests_total{connection=\"crm\",profile=\"default\",caller=\"\",origin=\"upstream\",status_class=\"1xx\"}";
+    sidecar.until_metric(counted, |count| count == 2.0).await;
+}
+
+/// The upstream's end of a handshake that `ask` began, and the request's head as it arrived.
+async fn accept(listener: &TcpListener) -> (TcpStream, String) {
+    let (mut stream, _) = timeout(PATIENCE, listener.accept()).await.expect("in time").expect("a connection");
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(timeout(PATIENCE, stream.read_u8()).await.expect("in time").expect("a head"));
+    }
+    (stream, String::from_utf8(head).expect("ASCII"))
+}
+
+fn get(lines: &str) -> String {
+    format!("GET http://ws.test/ HTTP/1.1\r\nHost: ws.test\r\n{lines}\r\n")
+}
+
+#[tokio::test]
+async fn there_is_no_101_without_a_websocket_behind_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let (sidecar, _tokens) = start(listener.local_addr().expect("an address").port(), "").await;
+    for (row, lines, answer, status, goes) in [
+        ("a refusal is passed on", ASK, "HTTP/1.1 426 Upgrade Required\r\nContent-Length: 2\r\n\r\nno", 426, true),
+        (
+            "another protocol than was asked for",
+            ASK,
+            "HTTP/1.1 101 x\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
+            502,
+            true,
+        ),
+        ("nothing was asked for", "", AGREED, 502, false),
+        (
+            "HP-19",
+            "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n",
+            AGREED,
+            502,
+            false,
+        ),
+        (
+            "two protocols",
+            "Connection: Upgrade\r\nUpgrade: websocket, h2c\r\nSec-WebSocket-Key: x\r\n",
+            AGREED,
+            502,
+            false,
+        ),
+    ] {
+        let mut conn = Conn::open(sidecar.proxy()).await;
+        conn.write(get(lines).as_bytes()).await;
+        let (mut upstream, head) = accept(&listener).await;
+        assert_eq!(head.to_ascii_lowercase().contains("\r\nupgrade: websocket\r\n"), goes, "{row}: {head}");
+        assert!(!head.to_ascii_lowercase().contains("h2c"), "{row}: {head}");
+        upstream.write_all(answer.as_bytes()).await.expect("an answer");
+        assert_eq!(conn.answer().await.status, status, "{row}");
+    }
+}
+
+#[tokio::test]
+async fn a_websocket_counts_as_a_tunnel_and_ends_when_nothing_moves() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let (sidecar, _tokens) = start(port, "limits: {tunnels: 1}\ntimeouts: {idle: 1s}\n").await;
+    let mut first = Conn::open(sidecar.proxy()).await;
+    // The first message comes together with the head, before anybody has agreed.
+    first.write([get(ASK).as_bytes(), b"early"].concat().as_slice()).await;
+    let (mut upstream, _) = accept(&listener).await;
+    upstream.write_all([AGREED.as_bytes(), b"hello"].concat().as_slice()).await.expect("an answer");
+    let mut head = crate::tunnel::opened(&mut first).await;
+    head.make_ascii_lowercase();
+    assert!(
+        head.starts_with("http/1.1 101") && head.contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo="),
+        "{head}"
+    );
+    let mut five = [0; 5];
+    timeout(PATIENCE, first.stream.read_exact(&mut five)).await.expect("in time").expect("bytes");
+    assert_eq!(&five, b"hello");
+    timeout(PATIENCE, upstream.read_exact(&mut five)).await.expect("in time").expect("bytes");
+    assert_eq!(&five, b"early");
+    let mut second = Conn::open(sidecar.proxy()).await;
+    second.write(get(ASK).as_bytes()).await;
+    let answer = second.answer().await;
+    assert_eq!((answer.status, answer.code()), (503, "overloaded"));
+    assert!(first.is_closed().await, "after a second of silence");
+    second.write(get(ASK).as_bytes()).await;
+    let (mut upstream, _) = accept(&listener).await;
+    upstream.write_all(AGREED.as_bytes()).await.expect("an answer");
+    assert_eq!(second.answer().await.status, 101, "its place is free again");
+}

@@ -1,0 +1,37 @@
+"""A WebSocket server (the websockets library) that admits one bearer token and echoes.
+
+Argument: JSON, {"token": the token that is admitted}. Prints {"listening": {"ws": port}}. The first message of each connection
+tells the handshake as it arrived; a message "close" is answered by closing with code 4001. Ends when its stdin ends.
+"""
+
+import asyncio
+import http
+import json
+import sys
+
+from websockets.asyncio.server import serve
+
+
+async def main(options):
+    def admit(connection, request):
+        if request.headers.get_all("Authorization") != ["Bearer " + options["token"]]:
+            return connection.respond(http.HTTPStatus.UNAUTHORIZED, "no such token\n")
+        return None
+
+    async def echo(socket):
+        request = socket.request
+        told = {"path": request.path, "headers": [[name.lower(), value] for name, value in request.headers.raw_items()]}
+        await socket.send(json.dumps(told))
+        async for message in socket:
+            if message == "close":
+                await socket.close(4001, "as asked")
+                return
+            await socket.send(message)
+
+    async with serve(echo, "127.0.0.1", 0, process_request=admit, max_size=None, ping_interval=None) as server:
+        port = server.sockets[0].getsockname()[1]
+        print(json.dumps({"listening": {"ws": port}}), flush=True)
+        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+
+
+asyncio.run(main(json.loads(sys.argv[1])))
