@@ -49,9 +49,13 @@ impl RequestSource {
         RequestSource(Rc::new(RefCell::new(source)))
     }
 
-    /// May the whole body be sent once more?
-    pub fn is_replayable(&self) -> bool {
-        self.0.borrow().kept.is_some()
+    /// May the whole body be sent once more? Then the pass before reads no further: what it took while the next one is
+    /// prepared would be missing there.
+    pub fn reclaim(&self) -> bool {
+        let mut source = self.0.borrow_mut();
+        let whole = source.kept.is_some();
+        source.passes += usize::from(whole);
+        whole
     }
 
     /// A body that begins at the beginning.

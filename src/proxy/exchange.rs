@@ -325,7 +325,7 @@ impl<'a> Exchange<'a> {
             Some(slot) => slot.reject(token.generation, clock, deadline).await,
             None => None,
         };
-        let Some(another) = another.filter(|_| source.is_replayable()) else {
+        let Some(another) = another.filter(|_| source.reclaim()) else {
             replays("skipped");
             return Ok(Served::Upstream(first.0, first.1));
         };

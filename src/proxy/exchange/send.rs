@@ -78,8 +78,8 @@ impl Exchange<'_> {
                 Err(error) => error,
             };
             // A connection that had served before may have been closed by the upstream just now (RFC 9110 §9.2.2).
-            let safe = head.method.is_idempotent() && source.is_replayable() && error.is_closed();
-            if !lease.reused || !(error.unsent || safe) {
+            let safe = head.method.is_idempotent() && error.is_closed();
+            if !lease.reused || !(error.unsent || safe && source.reclaim()) {
                 return Err(error.fault());
             }
             lease = pool.renew(self.snapshot, &way.destination, lease).await?;
