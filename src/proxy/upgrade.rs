@@ -51,14 +51,16 @@ pub struct Switch {
 }
 
 impl Switch {
-    /// Until both sides have ended, or nothing has moved for `idle`. `peer` keeps its seat meanwhile.
+    /// Until both sides have ended, or nothing has moved for `idle`. `peer` keeps its seat meanwhile; all places are free
+    /// again before either side sees the end.
     pub async fn relay(self, peer: Rc<Peer>, idle: Duration) {
         if let (Ok(downstream), Ok(upstream)) = tokio::join!(self.downstream, self.upstream) {
-            let moved = relay(TokioIo::new(downstream), TokioIo::new(upstream), idle).await;
+            let (mut downstream, mut upstream) = (TokioIo::new(downstream), TokioIo::new(upstream));
+            let moved = relay(&mut downstream, &mut upstream, idle).await;
+            drop((self.place, self.lease, peer));
             let (up_bytes, down_bytes) = (moved.up_bytes(), moved.down_bytes());
             tracing::debug!(up_bytes, down_bytes, "a WebSocket ended");
         }
-        drop((self.place, self.lease, peer));
     }
 }
 
