@@ -18,6 +18,7 @@ pub mod inject;
 mod relay;
 mod report;
 mod spans;
+mod stream;
 mod target;
 mod tunnel;
 mod upgrade;
@@ -40,6 +41,7 @@ use tokio::sync::mpsc;
 use crate::model::origin::Host;
 use crate::router::CallerId;
 use crate::tasks::Phase;
+use stream::Stream;
 pub use upstream::Gates;
 use watched::{Activity, Watched};
 use worker::{Place, Shared, Worker};
@@ -141,7 +143,7 @@ async fn serve_one(worker: Rc<Worker>, accepted: Accepted, open: Arc<AtomicUsize
         Ok(stream) => stream,
         Err(error) => return tracing::warn!(%error, "a connection could not be taken over"),
     };
-    let io = Watched::new(stream);
+    let io = Watched::new(Stream::Tcp(stream));
     let activity = Activity::new(io.watch.clone());
     downstream::serve(worker, io, Rc::new(Peer { address: accepted.address, activity, tunnel: None, seat })).await;
 }

@@ -12,21 +12,21 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::stream::Stream;
 use crate::model::Timeouts;
 
 /// A caller's stream with what was already read of it, watched for time and size.
 pub struct Watched {
-    stream: TcpStream,
+    stream: Stream,
     /// Read before, not yet served.
     buffered: Bytes,
     pub watch: Arc<Watch>,
 }
 
 impl Watched {
-    pub fn new(stream: TcpStream) -> Watched {
+    pub fn new(stream: Stream) -> Watched {
         Watched { stream, buffered: Bytes::new(), watch: Arc::new(Watch::new()) }
     }
 
