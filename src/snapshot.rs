@@ -88,7 +88,10 @@ pub struct BoundRoute {
 #[derive(Debug)]
 pub struct TlsProfile {
     pub id: usize,
-    pub config: Arc<ClientConfig>,
+    /// HTTP/2 where the upstream speaks it, else HTTP/1.1.
+    pub any: Arc<ClientConfig>,
+    /// HTTP/1.1 alone.
+    pub http1: Arc<ClientConfig>,
 }
 
 /// The TLS profiles in use. An id is given once and never means other roots, whatever is reloaded.
@@ -110,7 +113,10 @@ impl TlsProfiles {
             return profile.clone();
         }
         self.given += 1;
-        let profile = Arc::new(TlsProfile { id: self.given, config: trust.client_config(own, shown) });
+        let http1 = trust.client_config(own, shown);
+        let mut any = ClientConfig::clone(&http1);
+        any.alpn_protocols.insert(0, b"h2".to_vec());
+        let profile = Arc::new(TlsProfile { id: self.given, any: Arc::new(any), http1 });
         self.made.push((extra.clone(), tls.clone(), profile.clone()));
         profile
     }

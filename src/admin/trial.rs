@@ -189,7 +189,7 @@ impl<'a> Trial<'a> {
                 ServerName::try_from(name.to_string()).map_err(|_| unfit("the host is no name for TLS"))?
             }
         };
-        let stream = TlsConnector::from(self.tls.config.clone()).connect(name, stream).await;
+        let stream = TlsConnector::from(self.tls.http1.clone()).connect(name, stream).await;
         exchange(stream.map_err(|error| failed("upstream_tls", format!("no TLS with the upstream: {error}")))?, request)
             .await
     }

@@ -3,6 +3,8 @@
 //! Holds: a head has a deadline and a bound, a kept connection a limited silence, and a caller that stops reading is
 //! dropped. On drain the request in flight finishes and the connection closes.
 
+mod multiplexed;
+
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -23,8 +25,29 @@ use super::{Peer, tunnel};
 use crate::model::{Limits, LogRequests, Timeouts};
 use crate::tasks::Phase;
 
-/// Serves `io` until either side has had enough.
-pub async fn serve(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
+/// What a client that speaks HTTP/2 sends first (RFC 9113 §3.4), as far as no request over HTTP/1.1 begins like it.
+const PREFACE: &[u8] = b"PRI ";
+
+/// Serves `io`, whichever version of HTTP is spoken on it.
+pub async fn serve(worker: Rc<Worker>, mut io: Watched, peer: Rc<Peer>) {
+    let snapshot = worker.snapshot();
+    let mut drain = worker.shared.tasks.watch();
+    let first = tokio::select! {
+        first = timeout(snapshot.timeouts.client_head, io.begins_with(PREFACE)) => first,
+        () = drain.reached(Phase::Drain) => return,
+    };
+    match first {
+        Ok(Ok(true)) => multiplexed::serve(worker, io, peer).await,
+        Ok(Ok(false)) => one_by_one(worker, io, peer).await,
+        Err(_) if io.has_begun() => {
+            refuse(&worker, peer.address, io, ProxyError::RequestTimeout, &snapshot.limits).await;
+        }
+        Ok(Err(_)) | Err(_) => {}
+    }
+}
+
+/// HTTP/1.1, until either side has had enough.
+async fn one_by_one(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
     let snapshot = worker.snapshot();
     let (timeouts, limits) = (snapshot.timeouts.clone(), snapshot.limits.clone());
     drop(snapshot);

@@ -4,6 +4,8 @@
 //! OAuth error code.
 //! Metrics: `keybearer_errors_total` is counted by `exchange` with [`ProxyError::code`].
 
+pub mod grpc;
+
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -135,7 +137,7 @@ impl ProxyError {
     }
 
     /// What happened and the way out, for whoever called.
-    fn detail(&self) -> String {
+    pub fn detail(&self) -> String {
         use ProxyError::*;
         match self {
             BadRequestTarget(why) | SubjectRequired(why) => (*why).to_owned(),

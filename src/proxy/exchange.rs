@@ -29,7 +29,7 @@ use super::inject::{self, Place};
 use super::report::{Answer, Report};
 use super::target::{self, Target};
 use super::upgrade::{self, Switch};
-use super::upstream::{Destination, Lease};
+use super::upstream::{Destination, Lease, Protocol};
 use super::watched::Upload;
 use super::worker::{Place as Seat, Worker};
 use crate::model::Unmatched;
@@ -130,6 +130,12 @@ impl<'a> Exchange<'a> {
         let host = HeaderValue::try_from(way.destination.origin.authority())
             .map_err(|_| ProxyError::BadRequestTarget("the host is not valid"))?;
         let upgrade = upgrade::asked(&mut head);
+        way.trailers = headers::takes_trailers(&head.headers);
+        way.destination.protocol = match &upgrade {
+            Some(_) => Protocol::Http1,
+            None if headers::is_grpc(&head.headers) => Protocol::Http2,
+            None => Protocol::Any,
+        };
         headers::request(&mut head.headers, host, &self.worker.shared.via);
         if let Some(downstream) = upgrade {
             let place = Seat::take(&self.worker.shared.tunnels, self.snapshot.limits.tunnels);
@@ -228,8 +234,9 @@ impl<'a> Exchange<'a> {
     fn unmatched(&self, target: Target) -> Result<Way<'a>, Fault> {
         match (target, self.snapshot.egress.unmatched) {
             (Target::Absolute(origin, path), Unmatched::Forward) => {
-                let destination = Destination { origin, tls: self.snapshot.plain.clone(), server_name: None };
-                Ok(Way { bound: None, destination, path })
+                let (tls, protocol) = (self.snapshot.plain.clone(), Protocol::Any);
+                let destination = Destination { origin, tls, server_name: None, protocol };
+                Ok(Way { bound: None, destination, path, trailers: false })
             }
             (Target::Absolute(..), Unmatched::Deny) => {
                 Err(ProxyError::EgressDenied("no route names the host, and egress.unmatched is deny").into())

@@ -3,9 +3,14 @@
 //! Holds: framing fields are never copied; hyper writes them from the body that is really sent.
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, MAX_FORWARDS, TRAILER, TRANSFER_ENCODING, VIA,
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, MAX_FORWARDS, TE,
+    TRAILER, TRANSFER_ENCODING, VIA,
 };
+use http::uri::{PathAndQuery, Scheme as UriScheme};
 use http::{Method, Uri};
+
+use super::error::ProxyError;
+use crate::model::origin::{Origin, Scheme};
 
 /// Fields that end at each hop, beside those that Connection names (RFC 9110 §7.6.1, RFC 9113 §8.2.2).
 fn is_hop_by_hop(name: &str) -> bool {
@@ -46,6 +51,49 @@ pub fn response(headers: &mut HeaderMap, via: &HeaderValue) {
     remove_hop_by_hop_and(headers, |name| name == "keybearer-error");
     headers.extend(length.map(|length| (CONTENT_LENGTH, length)));
     headers.append(VIA, via.clone());
+}
+
+/// Does the caller take trailers (RFC 9110 §10.1.4)?
+pub fn takes_trailers(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TE).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
+    codings.any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+}
+
+/// gRPC needs HTTP/2 and trailers, and reads the outcome there.
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    let rest = headers.get(CONTENT_TYPE).and_then(|value| value.as_bytes().strip_prefix(b"application/grpc"));
+    rest.is_some_and(|rest| rest.is_empty() || matches!(rest[0], b'+' | b';'))
+}
+
+/// What differs in HTTP/2: the host stands in the target, and `te` is the one field of the connection (RFC 9113 §8.2.2).
+pub fn for_http2(
+    headers: &mut HeaderMap,
+    origin: &Origin,
+    path: PathAndQuery,
+    trailers: bool,
+) -> Result<Uri, ProxyError> {
+    headers.remove(HOST);
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    let scheme = match origin.scheme {
+        Scheme::Http => UriScheme::HTTP,
+        Scheme::Https => UriScheme::HTTPS,
+    };
+    let uri = Uri::builder().scheme(scheme).authority(origin.authority()).path_and_query(path).build();
+    uri.map_err(|_| ProxyError::BadRequestTarget("the host is not valid"))
+}
+
+/// A request's fields as HTTP/1.1 has them: a client may have sent its cookies in several (RFC 9113 §8.2.3).
+pub fn join_cookies(headers: &mut HeaderMap) {
+    let mut cookies = headers.get_all(COOKIE).iter();
+    if cookies.next().is_none() || cookies.next().is_none() {
+        return;
+    }
+    let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+        headers.insert(COOKIE, joined);
+    }
 }
 
 /// Trailers without what only a head may say.

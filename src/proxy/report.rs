@@ -21,12 +21,12 @@ use tracing::Level;
 
 use super::Peer;
 use super::body::{Companion, ResponseBody};
-use super::error::{About, Fault};
+use super::error::{About, Fault, grpc};
 use super::headers;
 use super::spans::{Spans, Summary};
 use super::upgrade;
 use super::upstream::Lease;
-use super::watched::Activity;
+use super::watched::Serving;
 use super::worker::Worker;
 use crate::model::connection::Connection;
 use crate::model::origin::Origin;
@@ -37,7 +37,7 @@ use crate::telemetry::audit::{self, Kind};
 
 pub struct Report {
     worker: Rc<Worker>,
-    activity: Activity,
+    _serving: Serving,
     started: Instant,
     /// Spent waiting for a token or for the upstream.
     waited: Duration,
@@ -55,6 +55,7 @@ pub struct Report {
     subject: Option<Subject>,
     pub spans: Spans,
     injected: bool,
+    grpc: bool,
 }
 
 impl Report {
@@ -62,7 +63,7 @@ impl Report {
         worker.shared.metrics.in_flight.inc();
         Report {
             worker: worker.clone(),
-            activity: peer.activity.begin(),
+            _serving: peer.activity.begin(),
             started: Instant::now(),
             waited: Duration::ZERO,
             id: fastrand::u64(..),
@@ -76,6 +77,7 @@ impl Report {
             subject: None,
             spans: Spans::begin(worker, request),
             injected: false,
+            grpc: headers::is_grpc(request.headers()),
         }
     }
 
@@ -164,10 +166,14 @@ impl Report {
         let (connection, profile) = self.names();
         self.worker.shared.metrics.errors.with_label_values(&[connection.unwrap_or(""), code]).inc();
         let about = About { connection, profile, request_id: &self.id() };
-        let (head, text) = fault.error.response(about).into_parts();
+        let mut response = fault.error.response(about);
+        let status = response.status();
+        if self.grpc {
+            response = grpc::trailers_only(&fault.error, response);
+        }
         let refusal = Refusal { code, denial: fault.error.is_denial(), cause: fault.cause };
-        let answer = Answer { refusal: Some(refusal), ..Answer::own(self, head.status) };
-        Response::from_parts(head, ResponseBody::own(text, answer))
+        let answer = Answer { refusal: Some(refusal), ..Answer::own(self, status) };
+        response.map(|text| ResponseBody::own(text, answer))
     }
 }
 
@@ -282,6 +288,5 @@ impl Drop for Report {
     fn drop(&mut self) {
         self.traced(None, None);
         self.worker.shared.metrics.in_flight.dec();
-        self.activity.end();
     }
 }

@@ -23,6 +23,7 @@ use super::error::{Fault, ProxyError};
 use super::headers;
 use super::relay::relay;
 use super::report::{Answer, Report};
+use super::stream::Stream;
 use super::target::{self, Target};
 use super::upstream;
 use super::watched::{Activity, Watched};
@@ -131,10 +132,13 @@ fn permit(snapshot: &Snapshot, port: u16) -> Result<(), Fault> {
 
 async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, upgrade: OnUpgrade, admitted: Admitted) {
     let Ok(upgraded) = upgrade.await else { return };
-    let Ok(parts) = upgraded.downcast::<TokioIo<Watched>>() else { return };
+    // Inside HTTP/2 it is the connection that goes on, and must not look idle.
+    let serving = peer.activity.begin();
+    let (mut io, mut first) = match upgraded.downcast::<TokioIo<Watched>>() {
+        Ok(parts) => (parts.io.into_inner(), BytesMut::from(&parts.read_buf[..])),
+        Err(upgraded) => (Watched::new(Stream::Tunnel(TokioIo::new(upgraded))), BytesMut::new()),
+    };
     let Admitted { tunnelled, matched, upstream, place } = admitted;
-    let mut io = parts.io.into_inner();
-    let mut first = BytesMut::from(&parts.read_buf[..]);
     let timeouts = worker.snapshot().timeouts.clone();
     let look = look(&mut io, &mut first, upstream.as_ref().filter(|_| !matched));
     let mut drain = worker.shared.tasks.watch();
@@ -158,7 +162,7 @@ async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, upgrade: OnUpgrade, admitted:
         }
         (Inside::Other, _) => {}
     }
-    drop(place);
+    drop((place, serving));
 }
 
 async fn relayed(downstream: Watched, upstream: TcpStream, tunnelled: &Tunnelled, idle: Duration) {

@@ -5,9 +5,12 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::header::{CONNECTION, SEC_WEBSOCKET_KEY, UPGRADE};
+use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
+use base64::prelude::{BASE64_STANDARD, Engine};
+use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
@@ -16,6 +19,8 @@ use super::relay::relay;
 use super::upstream::Lease;
 use super::worker::Place;
 
+/// Joined to the key that is proven to have been read (RFC 6455 §1.3).
+const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
 
 /// The caller's stream after its request, if it asks for WebSocket and for nothing else.
@@ -41,6 +46,40 @@ pub fn ask(headers: &mut HeaderMap) {
     headers.insert(UPGRADE, WEBSOCKET);
 }
 
+/// Does the upstream's 101 prove that it has read the key (RFC 6455 §4.2.2)?
+pub fn is_agreed(request: &HeaderMap, answer: &HeaderMap) -> bool {
+    let Some(key) = request.get(SEC_WEBSOCKET_KEY) else { return false };
+    let digest = digest(&SHA1_FOR_LEGACY_USE_ONLY, &[key.as_bytes(), GUID].concat());
+    let expected = BASE64_STANDARD.encode(digest.as_ref());
+    is_to_websocket(answer)
+        && answer.get(SEC_WEBSOCKET_ACCEPT).is_some_and(|accept| accept.as_bytes() == expected.as_bytes())
+}
+
+/// WebSocket as HTTP/2 asks for it (RFC 8441), put as HTTP/1.1 does. False: the request is something else.
+pub fn from_extended_connect<B>(request: &mut Request<B>) -> bool {
+    let protocol = request.extensions_mut().remove::<Protocol>();
+    if protocol.is_none_or(|protocol| protocol.as_str() != "websocket") {
+        return false;
+    }
+    *request.method_mut() = Method::GET;
+    *request.version_mut() = Version::HTTP_11;
+    ask(request.headers_mut());
+    let key: [u8; 16] = std::array::from_fn(|_| fastrand::u8(..));
+    if let Ok(key) = HeaderValue::try_from(BASE64_STANDARD.encode(key)) {
+        request.headers_mut().insert(SEC_WEBSOCKET_KEY, key);
+    }
+    true
+}
+
+/// The answer to such a request, as HTTP/2 has it.
+pub fn to_extended_connect<B>(response: &mut Response<B>) {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        *response.status_mut() = StatusCode::OK;
+        response.headers_mut().remove(SEC_WEBSOCKET_ACCEPT);
+    }
+    response.headers_mut().remove(UPGRADE);
+}
+
 /// Both sides have agreed to leave HTTP.
 pub struct Switch {
     pub downstream: OnUpgrade,
@@ -55,9 +94,10 @@ impl Switch {
     /// again before either side sees the end.
     pub async fn relay(self, peer: Rc<Peer>, idle: Duration) {
         if let (Ok(downstream), Ok(upstream)) = tokio::join!(self.downstream, self.upstream) {
+            let serving = peer.activity.begin();
             let (mut downstream, mut upstream) = (TokioIo::new(downstream), TokioIo::new(upstream));
             let moved = relay(&mut downstream, &mut upstream, idle).await;
-            drop((self.place, self.lease, peer));
+            drop((self.place, self.lease, serving, peer));
             let (up_bytes, down_bytes) = (moved.up_bytes(), moved.down_bytes());
             tracing::debug!(up_bytes, down_bytes, "a WebSocket ended");
         }

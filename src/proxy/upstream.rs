@@ -1,19 +1,20 @@
-//! The worker's pool of upstream connections, keyed by origin and TLS profile, over `hyper::client::conn`.
+//! The worker's pool of upstream connections, keyed by origin, TLS profile and protocol, over `hyper::client::conn`.
 //!
 //! Holds: the origin of the key is the origin that is dialled, named in SNI and checked in the certificate; a connection
 //! is used again only when it is ready again; requests in flight to one origin are bounded over all workers.
 //! Metrics: `keybearer_upstream_connections`.
 
+mod failure;
 mod gate;
+mod shared;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::error::Error;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
@@ -21,18 +22,22 @@ use prometheus::IntGauge;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::body::RequestBody;
 use super::error::{Fault, ProxyError, Unreachable};
-use crate::dial::{Denied, DialError, Dialer};
+use crate::dial::Dialer;
 use crate::model::origin::{Host, Origin, Scheme};
 use crate::snapshot::{Snapshot, TlsProfile};
 use crate::tasks::Tasks;
 use crate::telemetry::metrics::Metrics;
+pub use failure::SendError;
+use failure::{dial_fault, is_tls};
 pub use gate::Gates;
 use gate::{Full, Permit};
+use shared::{Shared, Stream};
 
 /// Where a request goes, and how TLS is verified there.
 #[derive(Debug, Clone)]
@@ -41,6 +46,18 @@ pub struct Destination {
     pub tls: Arc<TlsProfile>,
     /// In SNI and in the certificate, in place of the host.
     pub server_name: Option<Host>,
+    pub protocol: Protocol,
+}
+
+/// What a request may be sent by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// What TLS agrees on; HTTP/1.1 without TLS.
+    Any,
+    /// HTTP/1.1: WebSocket.
+    Http1,
+    /// HTTP/2, without TLS by prior knowledge: gRPC.
+    Http2,
 }
 
 /// Connections of one key are interchangeable.
@@ -50,12 +67,18 @@ pub struct Key {
     dialer: usize,
     tls: usize,
     server_name: Option<Host>,
+    protocol: Protocol,
 }
 
 impl Destination {
     fn key(&self, dialer: &Dialer) -> Key {
         let tls = if self.origin.scheme == Scheme::Https { self.tls.id } else { 0 };
-        Key { origin: self.origin.clone(), dialer: dialer.number, tls, server_name: self.server_name.clone() }
+        let protocol = match (self.origin.scheme, self.protocol) {
+            (Scheme::Https, Protocol::Http2) | (Scheme::Http, Protocol::Http1) => Protocol::Any,
+            (_, protocol) => protocol,
+        };
+        let (origin, server_name) = (self.origin.clone(), self.server_name.clone());
+        Key { origin, dialer: dialer.number, tls, server_name, protocol }
     }
 }
 
@@ -70,6 +93,11 @@ pub struct Pool {
 struct Entry {
     gate: Arc<gate::Gate>,
     idle: RefCell<Vec<Idle>>,
+    shared: RefCell<Vec<Rc<Shared>>>,
+    /// What the last connection spoke; `None`: nobody knows yet, or the last attempt failed.
+    spoken: Cell<Option<Version>>,
+    dialing: Cell<bool>,
+    dialed: Notify,
     idle_gauge: IntGauge,
 }
 
@@ -78,29 +106,42 @@ struct Idle {
     since: Instant,
 }
 
-/// A connection, counted while it is open.
+/// A connection over HTTP/1.1.
 struct Sender {
     request: SendRequest<RequestBody>,
-    state: IntGauge,
+    counted: Counted,
 }
 
-impl Sender {
-    fn move_to(&mut self, state: &IntGauge) {
-        self.state.dec();
+/// Counts a connection while it is open.
+struct Counted(RefCell<IntGauge>);
+
+impl Counted {
+    fn new(state: &IntGauge) -> Counted {
         state.inc();
-        self.state = state.clone();
+        Counted(RefCell::new(state.clone()))
+    }
+
+    fn move_to(&self, state: &IntGauge) {
+        state.inc();
+        self.0.replace(state.clone()).dec();
     }
 }
 
-impl Drop for Sender {
+impl Drop for Counted {
     fn drop(&mut self) {
-        self.state.dec();
+        self.0.borrow().dec();
     }
 }
 
-/// A connection that is ours for one exchange.
+/// What one exchange has of a connection.
+enum Link {
+    Alone(Sender),
+    Among(Stream),
+}
+
+/// A connection that is ours for one exchange, or our stream on one.
 pub struct Lease {
-    sender: Sender,
+    link: Link,
     entry: Rc<Entry>,
     _permit: Permit,
     /// It has served before, so the upstream may have closed it meanwhile.
@@ -120,57 +161,97 @@ impl Pool {
             Some(permit) => permit,
             None => entry.wait_for_place(snapshot).await?,
         };
-        if let Some(mut sender) = entry.take_idle(snapshot.timeouts.keep_alive) {
-            sender.move_to(&self.active);
-            return Ok(Lease { sender, entry, _permit: permit, reused: true });
+        let mut waited = false;
+        loop {
+            if let Some(link) = self.take(&entry, snapshot.timeouts.keep_alive) {
+                return Ok(Lease { link, entry, _permit: permit, reused: true });
+            }
+            // Many who want an upstream that may share one connection wait for the one who opens it, not each for its own.
+            let shares = entry.spoken.get() == Some(Version::HTTP_2) || entry.spoken.get().is_none() && !waited;
+            if shares && entry.dialing.get() {
+                entry.dialed.notified().await;
+                waited = true;
+                continue;
+            }
+            let link = self.open(snapshot, destination, &entry).await?;
+            return Ok(Lease { link, entry, _permit: permit, reused: false });
         }
-        let sender = self.open(snapshot, destination).await?;
-        Ok(Lease { sender, entry, _permit: permit, reused: false })
+    }
+
+    /// A connection that is there already.
+    fn take(&self, entry: &Entry, keep_alive: Duration) -> Option<Link> {
+        if let Some(sender) = entry.take_idle(keep_alive) {
+            sender.counted.move_to(&self.active);
+            return Some(Link::Alone(sender));
+        }
+        entry.shared.borrow().iter().find_map(Shared::stream).map(Link::Among)
     }
 
     /// The same place with a connection that was never used: for one that turned out to be dead.
     pub async fn renew(&self, snapshot: &Snapshot, destination: &Destination, dead: Lease) -> Result<Lease, Fault> {
-        let sender = self.open(snapshot, destination).await?;
-        Ok(Lease { sender, reused: false, ..dead })
+        let link = self.open(snapshot, destination, &dead.entry).await?;
+        Ok(Lease { link, reused: false, ..dead })
     }
 
-    async fn open(&self, snapshot: &Snapshot, destination: &Destination) -> Result<Sender, Fault> {
+    async fn open(&self, snapshot: &Snapshot, destination: &Destination, entry: &Entry) -> Result<Link, Fault> {
+        let _dialing = Dialing::begin(entry);
         let unreachable = ProxyError::UpstreamUnreachable;
-        match timeout(snapshot.timeouts.connect, self.connect(snapshot, destination)).await {
+        let link = match timeout(snapshot.timeouts.connect, self.connect(snapshot, destination, entry)).await {
             Ok(result) => result,
             Err(_) => Err(unreachable(Unreachable::Timeout).because("timeouts.connect has passed")),
+        };
+        if link.is_err() && entry.spoken.get() == Some(Version::HTTP_2) {
+            entry.spoken.set(None);
         }
+        link
     }
 
-    async fn connect(&self, snapshot: &Snapshot, destination: &Destination) -> Result<Sender, Fault> {
+    async fn connect(&self, snapshot: &Snapshot, destination: &Destination, entry: &Entry) -> Result<Link, Fault> {
         let stream = snapshot.dialer.connect(&destination.origin).await.map_err(dial_fault)?;
         if destination.origin.scheme == Scheme::Http {
-            return self.handshake(stream, snapshot).await;
+            let shared = destination.protocol == Protocol::Http2;
+            return self.handshake(stream, snapshot, shared, entry).await;
         }
         let name = server_name(destination.server_name.as_ref().unwrap_or(&destination.origin.host))?;
-        let connector = TlsConnector::from(destination.tls.config.clone());
+        let config = match destination.protocol {
+            Protocol::Http1 => &destination.tls.http1,
+            Protocol::Any | Protocol::Http2 => &destination.tls.any,
+        };
+        let connector = TlsConnector::from(config.clone());
         let stream = connector.connect(name, stream).await.map_err(|error| match is_tls(&error) {
             true => ProxyError::UpstreamTls.because(error),
             false => ProxyError::UpstreamUnreachable(Unreachable::Closed).because(error),
         })?;
-        self.handshake(stream, snapshot).await
+        let shared = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        self.handshake(stream, snapshot, shared, entry).await
     }
 
-    async fn handshake<T>(&self, stream: T, snapshot: &Snapshot) -> Result<Sender, Fault>
+    async fn handshake<T>(&self, stream: T, snapshot: &Snapshot, shared: bool, entry: &Entry) -> Result<Link, Fault>
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
+        let failed = |error: hyper::Error| ProxyError::UpstreamProtocol.because(error);
+        let head_bytes = snapshot.limits.head_bytes;
+        if shared {
+            let gauges = (&self.idle, &self.active);
+            let shared = Shared::open(stream, head_bytes, &self.tasks, gauges).await.map_err(failed)?;
+            let closed = || ProxyError::UpstreamUnreachable(Unreachable::Closed).because("closed at once");
+            let shared = shared.ok_or_else(closed)?;
+            let stream = shared.stream().ok_or_else(closed)?;
+            entry.spoken.set(Some(Version::HTTP_2));
+            entry.shared.borrow_mut().push(shared);
+            return Ok(Link::Among(stream));
+        }
         let mut builder = http1::Builder::new();
-        builder.max_buf_size(snapshot.limits.head_bytes);
-        let handshake = builder.handshake(TokioIo::new(stream)).await;
-        let (request, connection) = handshake.map_err(|error| ProxyError::UpstreamProtocol.because(error))?;
+        builder.max_buf_size(head_bytes);
+        let (request, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(failed)?;
         self.tasks.spawn_local(async move {
             if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%error, "upstream connection ended");
             }
         });
-        self.active.inc();
-        Ok(Sender { request, state: self.active.clone() })
+        entry.spoken.set(Some(Version::HTTP_11));
+        Ok(Link::Alone(Sender { request, counted: Counted::new(&self.active) }))
     }
 
     fn entry(&self, dialer: &Dialer, destination: &Destination) -> Rc<Entry> {
@@ -179,8 +260,19 @@ impl Pool {
         if let Some(entry) = entries.get(&key) {
             return entry.clone();
         }
-        let gate = self.gates.get(&key);
-        let entry = Rc::new(Entry { gate, idle: RefCell::default(), idle_gauge: self.idle.clone() });
+        let entry = Rc::new(Entry {
+            // One bound for the origin, whatever is spoken.
+            gate: self.gates.get(&Key { protocol: Protocol::Any, ..key.clone() }),
+            idle: RefCell::default(),
+            shared: RefCell::default(),
+            spoken: Cell::new(match (key.origin.scheme, key.protocol) {
+                (Scheme::Http, Protocol::Any) | (_, Protocol::Http1) => Some(Version::HTTP_11),
+                _ => None,
+            }),
+            dialing: Cell::new(false),
+            dialed: Notify::new(),
+            idle_gauge: self.idle.clone(),
+        });
         entries.insert(key, entry.clone());
         entry
     }
@@ -190,7 +282,9 @@ impl Pool {
         let now = Instant::now();
         self.entries.borrow_mut().retain(|_, entry| {
             entry.idle.borrow_mut().retain(|idle| !idle.is_over(now, keep_alive));
-            Rc::strong_count(entry) > 1 || !entry.idle.borrow().is_empty()
+            entry.shared.borrow_mut().retain(|shared| !shared.is_over(now, keep_alive));
+            let holds = !entry.idle.borrow().is_empty() || !entry.shared.borrow().is_empty();
+            holds || Rc::strong_count(entry) > 1
         });
         self.gates.sweep();
     }
@@ -223,50 +317,56 @@ impl Entry {
     }
 }
 
+/// One who opens a connection; at its end the others look again.
+struct Dialing<'a>(&'a Entry);
+
+impl<'a> Dialing<'a> {
+    fn begin(entry: &'a Entry) -> Dialing<'a> {
+        entry.dialing.set(true);
+        Dialing(entry)
+    }
+}
+
+impl Drop for Dialing<'_> {
+    fn drop(&mut self) {
+        self.0.dialing.set(false);
+        self.0.dialed.notify_waiters();
+    }
+}
+
 impl Idle {
     fn is_over(&self, now: Instant, keep_alive: Duration) -> bool {
         self.sender.request.is_closed() || now.duration_since(self.since) >= keep_alive
     }
 }
 
-/// Why a request got no answer.
-#[derive(Debug)]
-pub struct SendError {
-    pub error: hyper::Error,
-    /// Not a byte of it was written.
-    pub unsent: bool,
-}
-
 impl Lease {
+    /// In which a request must be put.
+    pub fn version(&self) -> Version {
+        match self.link {
+            Link::Alone(_) => Version::HTTP_11,
+            Link::Among(_) => Version::HTTP_2,
+        }
+    }
+
     pub async fn send(&mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, SendError> {
-        self.sender.request.try_send_request(request).await.map_err(|mut error| {
+        let sent = match &mut self.link {
+            Link::Alone(sender) => sender.request.try_send_request(request).await,
+            Link::Among(stream) => stream.sender().try_send_request(request).await,
+        };
+        sent.map_err(|mut error| {
             let unsent = error.take_message().is_some();
             SendError { error: error.into_error(), unsent }
         })
     }
 
-    /// The answer was read to its end: the connection goes back once it is ready again.
-    pub fn give_back(mut self) {
-        if !self.sender.request.is_closed() {
-            self.sender.move_to(&self.entry.idle_gauge);
-            self.entry.idle.borrow_mut().push(Idle { sender: self.sender, since: Instant::now() });
-        }
-    }
-}
-
-impl SendError {
-    /// The connection was closed before a byte of an answer came.
-    pub fn is_closed(&self) -> bool {
-        let error = &self.error;
-        error.is_incomplete_message() || error.is_closed() || error.is_canceled() || io_error(error).is_some()
-    }
-
-    pub fn fault(&self) -> Fault {
-        let error = &self.error;
-        match () {
-            () if io_error(error).is_some_and(is_tls) => ProxyError::UpstreamTls.because(describe(error)),
-            () if self.is_closed() => ProxyError::UpstreamUnreachable(Unreachable::Closed).because(describe(error)),
-            () => ProxyError::UpstreamProtocol.because(describe(error)),
+    /// The answer was read to its end: a connection of our own goes back once it is ready again.
+    pub fn give_back(self) {
+        if let Link::Alone(sender) = self.link
+            && !sender.request.is_closed()
+        {
+            sender.counted.move_to(&self.entry.idle_gauge);
+            self.entry.idle.borrow_mut().push(Idle { sender, since: Instant::now() });
         }
     }
 }
@@ -286,43 +386,4 @@ fn server_name(host: &Host) -> Result<ServerName<'static>, Fault> {
             ServerName::try_from(name.to_string()).map_err(|error| ProxyError::UpstreamTls.because(error))
         }
     }
-}
-
-fn dial_fault(error: DialError) -> Fault {
-    let why = match &error {
-        DialError::Denied { denied: Denied::Private, .. } => {
-            "the host has a private address; name it exactly in a route or under hosts, or its network in egress.allow_private"
-        }
-        DialError::Denied { denied: Denied::Special, .. } => {
-            "the host has a link-local, metadata, multicast or reserved address; only a route that names the address opens it"
-        }
-        DialError::Denied { denied: Denied::OwnListener, .. } => "the host is this proxy itself",
-        DialError::Resolve { .. } => {
-            return ProxyError::UpstreamUnreachable(Unreachable::Name).because(describe(&error));
-        }
-        DialError::Connect { .. } => {
-            return ProxyError::UpstreamUnreachable(Unreachable::Connect).because(describe(&error));
-        }
-    };
-    ProxyError::EgressDenied(why).because(error)
-}
-
-fn is_tls(error: &std::io::Error) -> bool {
-    error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>())
-}
-
-fn io_error(error: &hyper::Error) -> Option<&std::io::Error> {
-    error.source()?.downcast_ref()
-}
-
-/// An error with its causes, for the log.
-fn describe(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

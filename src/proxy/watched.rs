@@ -10,12 +10,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use super::stream::Stream;
 use crate::model::Timeouts;
+
+/// Taken of a stream at once to see how it begins: a usual head fits.
+const FIRST_READ_BYTES: usize = 2048;
 
 /// A caller's stream with what was already read of it, watched for time and size.
 pub struct Watched {
@@ -30,6 +33,24 @@ impl Watched {
         Watched { stream, buffered: Bytes::new(), watch: Arc::new(Watch::new()) }
     }
 
+    /// Does it begin like this? What is read to know it is read again.
+    pub async fn begins_with(&mut self, prefix: &[u8]) -> io::Result<bool> {
+        while self.buffered.len() < prefix.len() && prefix.starts_with(&self.buffered) {
+            let mut read = BytesMut::with_capacity(FIRST_READ_BYTES);
+            read.extend_from_slice(&self.buffered);
+            if self.stream.read_buf(&mut read).await? == 0 {
+                break;
+            }
+            self.buffered = read.freeze();
+        }
+        Ok(self.buffered.starts_with(prefix))
+    }
+
+    /// Has anything been read that was not yet served?
+    pub fn has_begun(&self) -> bool {
+        self.buffered.has_remaining()
+    }
+
     /// The same stream served anew, as inside a tunnel, with what was read of it so far.
     pub fn again(self, buffered: Bytes) -> Watched {
         Watched { stream: self.stream, buffered, watch: Arc::new(Watch::new()) }
@@ -40,7 +61,10 @@ impl Watched {
 #[derive(Debug)]
 pub struct Watch {
     epoch: Instant,
-    serving: AtomicBool,
+    /// Requests, and tunnels inside HTTP/2.
+    serving: AtomicUsize,
+    /// Many requests at once: what is read is no head, and no sign of one.
+    multiplexed: AtomicBool,
     /// When the present silence, head or stall began; milliseconds since `epoch`.
     since_ms: AtomicU64,
     head_bytes: AtomicUsize,
@@ -67,7 +91,8 @@ impl Watch {
     fn new() -> Watch {
         Watch {
             epoch: Instant::now(),
-            serving: AtomicBool::new(false),
+            serving: AtomicUsize::new(0),
+            multiplexed: AtomicBool::new(false),
             since_ms: AtomicU64::new(0),
             head_bytes: AtomicUsize::new(0),
             head_bytes_max: AtomicUsize::new(usize::MAX),
@@ -93,13 +118,15 @@ impl Watch {
         if blocked > 0 {
             return Some((self.at(blocked) + timeouts.idle, Overdue::Stalled));
         }
-        if self.serving.load(Ordering::Relaxed) {
+        if self.is_serving() {
             return None;
         }
         let since = self.at(self.since_ms.load(Ordering::Relaxed));
         let begun = self.head_bytes.load(Ordering::Relaxed) > 0;
         Some(match (begun, self.served.load(Ordering::Relaxed)) {
-            _ if self.uploads.load(Ordering::Relaxed) > 0 => (since + timeouts.idle, Overdue::Idle),
+            _ if self.uploads.load(Ordering::Relaxed) > 0 && !self.is_multiplexed() => {
+                (since + timeouts.idle, Overdue::Idle)
+            }
             (true, _) => (since + timeouts.client_head, Overdue::Head),
             (false, false) => (since + timeouts.client_head, Overdue::Idle),
             (false, true) => (since + timeouts.keep_alive, Overdue::Idle),
@@ -108,7 +135,21 @@ impl Watch {
 
     pub fn is_head_over(&self) -> bool {
         let over = self.head_bytes.load(Ordering::Relaxed) > self.head_bytes_max.load(Ordering::Relaxed);
-        over && !self.serving.load(Ordering::Relaxed)
+        over && !self.is_serving()
+    }
+
+    fn is_serving(&self) -> bool {
+        self.serving.load(Ordering::Relaxed) > 0
+    }
+
+    fn is_multiplexed(&self) -> bool {
+        self.multiplexed.load(Ordering::Relaxed)
+    }
+
+    /// From here on HTTP/2 is spoken.
+    pub fn multiplex(&self) {
+        self.multiplexed.store(true, Ordering::Relaxed);
+        self.head_bytes.store(0, Ordering::Relaxed);
     }
 
     /// A head larger than this is over.
@@ -122,7 +163,7 @@ impl Watch {
     }
 
     fn has_read(&self, count: usize) {
-        if self.serving.load(Ordering::Relaxed) || count == 0 {
+        if self.is_serving() || count == 0 || self.is_multiplexed() {
             return;
         }
         // The rest of a body whose answer is complete is no head.
@@ -153,9 +194,9 @@ impl Activity {
         Activity(watch)
     }
 
-    pub fn begin(&self) -> Activity {
-        self.0.serving.store(true, Ordering::Relaxed);
-        Activity(self.0.clone())
+    pub fn begin(&self) -> Serving {
+        self.0.serving.fetch_add(1, Ordering::Relaxed);
+        Serving(self.0.clone())
     }
 
     /// A request body begins.
@@ -168,12 +209,17 @@ impl Activity {
     pub fn read_bytes(&self) -> usize {
         self.0.head_bytes.load(Ordering::Relaxed)
     }
+}
 
-    pub fn end(&self) {
+/// A request, or a tunnel inside HTTP/2, until it is dropped.
+pub struct Serving(Arc<Watch>);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
         self.0.head_bytes.store(0, Ordering::Relaxed);
         self.0.served.store(true, Ordering::Relaxed);
         self.0.since_ms.store(self.0.now_ms(), Ordering::Relaxed);
-        self.0.serving.store(false, Ordering::Relaxed);
+        self.0.serving.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -301,7 +301,7 @@ async fn a_slow_reader_keeps_memory_flat() {
         }
         stream
     };
-    let before = resident_kib(stage.sidecar.pid());
+    let before = stage.sidecar.resident_kib();
     let caller = async {
         let mut stream = TcpStream::connect(stage.sidecar.proxy()).await.expect("a connection");
         stream
@@ -312,7 +312,7 @@ async fn a_slow_reader_keeps_memory_flat() {
         // It reads nothing for a second, in which all 256 MiB would fit into the proxy.
         tokio::time::sleep(Duration::from_secs(1)).await;
         loop {
-            highest = highest.max(resident_kib(stage.sidecar.pid()));
+            highest = highest.max(stage.sidecar.resident_kib());
             let count = stream.read(&mut buffer).await.expect("bytes");
             total += count;
             if count == 0 {
@@ -323,12 +323,6 @@ async fn a_slow_reader_keeps_memory_flat() {
     let (_, (total, highest)) = tokio::join!(upstream, caller);
     assert!(total > TOTAL, "RS-08: {total} bytes arrived");
     assert!(highest < before + 16 * 1024, "RS-08: {before} KiB grew to {highest} KiB");
-}
-
-fn resident_kib(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a running process");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
-    line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
 /// TL-19: an upstream that refuses the token before it has read the body gets the body again from its first byte, or not

@@ -24,6 +24,8 @@ mod drain;
 mod egress;
 mod examples;
 mod grants;
+mod grpc;
+mod http2;
 mod layers;
 mod lifecycle;
 mod limits;

@@ -1,15 +1,13 @@
 //! WebSocket through the proxy: the token on the handshake, then bytes both ways.
 
-use std::path::PathBuf;
-use std::process::Stdio;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-use crate::rig::peers::{WebSocketServer, node, python, rig};
+use crate::rig::peers::{WebSocketServer, node, python, told};
 use crate::rig::raw::Conn;
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
@@ -33,15 +31,6 @@ async fn start(upstream: u16, top: &str) -> (Sidecar, Scripted) {
     (Sidecar::start(&config).await, tokens)
 }
 
-async fn talk(program: PathBuf, script: &str, url: &str, proxy: &str) -> Value {
-    let mut client = tokio::process::Command::new(program);
-    client.arg(rig(script)).arg(url).env_clear().env("PYTHONDONTWRITEBYTECODE", "1");
-    client.env("http_proxy", proxy).stdin(Stdio::null()).kill_on_drop(true);
-    let output = timeout(PATIENCE, client.output()).await.expect("an end in time").expect("the client runs");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{script}: {error}: {said}"))
-}
-
 #[tokio::test]
 async fn real_clients_talk_through_a_tunnel_and_through_a_mount() {
     // The first token is refused on the handshake, and replaced.
@@ -52,9 +41,9 @@ async fn real_clients_talk_through_a_tunnel_and_through_a_mount() {
     let said = [
         (
             "websockets through the proxy",
-            talk(python(), "clients/websockets_once.py", "ws://ws.test/echo?a=1", &proxy).await,
+            told(python(), "clients/websockets_once.py", &["ws://ws.test/echo?a=1"], &[("http_proxy", &proxy)]).await,
         ),
-        ("ws at the mount", talk(node(), "clients/ws_once.mjs", &mounted, "").await),
+        ("ws at the mount", told(node(), "clients/ws_once.mjs", &[&mounted], &[]).await),
     ];
     for (row, told) in said {
         assert_eq!((&told["echoed"], &told["code"]), (&json!(true), &json!(4001)), "{row}: {told}\n{}", sidecar.log());

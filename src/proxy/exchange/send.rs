@@ -35,9 +35,9 @@ impl Exchange<'_> {
         self.report.spans.answered(answer.map_err(|fault| fault.error.code()));
         let (response, lease) = result?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS
-            && !(self.upgrade.is_some() && upgrade::is_to_websocket(response.headers()))
+            && !(self.upgrade.is_some() && upgrade::is_agreed(&head.headers, response.headers()))
         {
-            return Err(ProxyError::UpstreamProtocol.because("101 for an upgrade that nobody asked for"));
+            return Err(ProxyError::UpstreamProtocol.because("101, but not to what was asked for"));
         }
         Ok((response.map(UpstreamBody::from), lease))
     }
@@ -54,7 +54,7 @@ impl Exchange<'_> {
         let mut lease = pool.checkout(self.snapshot, &way.destination).await?;
         loop {
             let progress = Progress::new();
-            let request = way.request(head, token, source, progress.clone(), trace)?;
+            let request = way.request(head, lease.version(), token, source, progress.clone(), trace)?;
             let sent = {
                 let sending = lease.send(request);
                 tokio::pin!(sending);
@@ -79,7 +79,7 @@ impl Exchange<'_> {
             };
             // A connection that had served before may have been closed by the upstream just now (RFC 9110 §9.2.2).
             let safe = head.method.is_idempotent() && error.is_closed();
-            if !lease.reused || !(error.unsent || safe && source.reclaim()) {
+            if !lease.reused || !(error.unsent || (safe || error.is_refused()) && source.reclaim()) {
                 return Err(error.fault());
             }
             lease = pool.renew(self.snapshot, &way.destination, lease).await?;

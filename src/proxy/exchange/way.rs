@@ -16,7 +16,7 @@ use crate::proxy::error::{Fault, ProxyError};
 use crate::proxy::headers;
 use crate::proxy::inject::{self, NotInjected};
 use crate::proxy::target::Target;
-use crate::proxy::upstream::Destination;
+use crate::proxy::upstream::{Destination, Protocol};
 use crate::snapshot::BoundRoute;
 use crate::telemetry::traces::Propagation;
 use crate::token::slot::InjectedToken;
@@ -26,6 +26,8 @@ pub struct Way<'a> {
     pub bound: Option<&'a BoundRoute>,
     pub destination: Destination,
     pub path: PathAndQuery,
+    /// The caller takes trailers.
+    pub trailers: bool,
 }
 
 impl<'a> Way<'a> {
@@ -43,15 +45,16 @@ impl<'a> Way<'a> {
             }
             _ => return Err(ProxyError::NoRoute.into()),
         };
-        let destination =
-            Destination { origin, tls: bound.tls.clone(), server_name: bound.route.tls.server_name.clone() };
-        Ok(Way { bound: Some(bound), destination, path })
+        let (tls, server_name) = (bound.tls.clone(), bound.route.tls.server_name.clone());
+        let destination = Destination { origin, tls, server_name, protocol: Protocol::Any };
+        Ok(Way { bound: Some(bound), destination, path, trailers: false })
     }
 
     /// The request as it goes upstream, the token last.
     pub fn request(
         &self,
         head: &Parts,
+        version: Version,
         token: Option<&InjectedToken>,
         source: &RequestSource,
         progress: Rc<Progress>,
@@ -59,7 +62,7 @@ impl<'a> Way<'a> {
     ) -> Result<Request<RequestBody>, Fault> {
         let mut request = Request::new(source.body(progress));
         *request.method_mut() = head.method.clone();
-        *request.version_mut() = Version::HTTP_11;
+        *request.version_mut() = version;
         *request.headers_mut() = head.headers.clone();
         let (headers, mut path) = (request.headers_mut(), self.path.clone());
         if let Some(trace) = trace {
@@ -76,7 +79,11 @@ impl<'a> Way<'a> {
                 NotInjected::TooLong => ProxyError::TargetTooLong,
             })?;
         }
-        *request.uri_mut() = Uri::from(path);
+        *request.uri_mut() = if version == Version::HTTP_2 {
+            headers::for_http2(request.headers_mut(), &self.destination.origin, path, self.trailers)?
+        } else {
+            Uri::from(path)
+        };
         Ok(request)
     }
 }

@@ -20,6 +20,8 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
 const START: Duration = Duration::from_secs(20);
+/// What a client of one conversation may take.
+const CLIENT_END: Duration = Duration::from_secs(30);
 const CONTROL: Duration = Duration::from_secs(10);
 
 pub const CLIENT_ID: &str = "machine";
@@ -266,6 +268,54 @@ impl WebSocketServer {
     pub fn port(&self) -> u16 {
         self.peer.port("ws")
     }
+}
+
+/// An upstream that speaks HTTP/2 alone: `tests/rig/h2_upstream.mjs` names its paths.
+pub struct Http2Server {
+    peer: Peer,
+}
+
+impl Http2Server {
+    /// Over TLS, as `api.test`.
+    pub async fn start(options: Value) -> Self {
+        Self { peer: Peer::start("h2_upstream.mjs", &with_tls(options)).await }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.peer.port("h2")
+    }
+
+    /// How many sessions there were, and how many requests for each path.
+    pub async fn stats(&self) -> Value {
+        self.peer.get("/__stats").await
+    }
+}
+
+/// A server of gRPC without TLS: `tests/rig/grpc_peer.py` names its methods.
+pub struct GrpcServer {
+    peer: Peer,
+}
+
+impl GrpcServer {
+    /// `token`: the bearer token that it admits.
+    pub async fn start(options: Value) -> Self {
+        Self { peer: Peer::start("grpc_peer.py", &options).await }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.peer.port("grpc")
+    }
+}
+
+/// What a program of the rig prints as JSON; it finds `environment` and nothing else there.
+pub async fn told(program: PathBuf, script: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Value {
+    let mut client = Command::new(program);
+    client.arg(rig(script)).args(arguments).env_clear().env("PYTHONDONTWRITEBYTECODE", "1");
+    client.envs(environment.iter().copied()).stdin(Stdio::null()).kill_on_drop(true);
+    let output =
+        tokio::time::timeout(CLIENT_END, client.output()).await.expect("an end in time").expect("the client runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{script}: {error}: {said}"))
 }
 
 /// A collector of traces.

@@ -206,6 +206,13 @@ impl Sidecar {
         timeout(PATIENCE, reached).await.unwrap_or_else(|_| panic!("{series} never got there:\n{}", self.log()));
     }
 
+    /// Memory that the process has now.
+    pub fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("a running process");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id().expect("a running child")
     }

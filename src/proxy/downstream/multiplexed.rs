@@ -1,0 +1,185 @@
+//! HTTP/2 from a caller (RFC 9113): many requests at once on one connection.
+//!
+//! Holds: each request is served as one over HTTP/1.1 would be, in origin form; what a caller may keep open or hold back is
+//! bounded: streams, windows, heads, and the time for which it takes nothing of an answer.
+
+use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONNECTION, HOST};
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method, Request, Response, Uri};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::rt::Executor;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::super::body::ResponseBody;
+use super::super::report::Answer;
+use super::super::watched::{Overdue, Watched};
+use super::super::worker::Worker;
+use super::super::{Peer, headers, tunnel, upgrade};
+use super::{End, until};
+use crate::tasks::{Phase, Tasks};
+
+/// What a caller may have under way at once, as Envoy's guide for edges has it.
+const STREAMS_MAX: u32 = 100;
+/// What a caller may send ahead on one stream and on all of a connection, in bytes.
+const STREAM_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+
+/// Serves `io` until either side has had enough.
+pub async fn serve(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
+    let snapshot = worker.snapshot();
+    let (timeouts, head_bytes_max) = (snapshot.timeouts.clone(), snapshot.limits.head_bytes);
+    drop(snapshot);
+    let watch = io.watch.clone();
+    watch.multiplex();
+    let streams = Streams { tasks: worker.shared.tasks.clone(), idle: timeouts.idle, coming: Rc::default() };
+    let coming = streams.coming.clone();
+    let mut drain = worker.shared.tasks.watch();
+    let service = service_fn(move |request| {
+        let pace = Rc::new(Pace::default());
+        coming.replace(Some(pace.clone()));
+        serve_one(worker.clone(), peer.clone(), request, pace)
+    });
+    let mut connection = http2::Builder::new(streams)
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(u32::try_from(head_bytes_max).unwrap_or(u32::MAX))
+        .keep_alive_interval(timeouts.keep_alive)
+        .enable_connect_protocol()
+        .serve_connection(TokioIo::new(io), service);
+    let mut timer = std::pin::pin!(sleep_until(Instant::now() + timeouts.client_head));
+    let mut draining = false;
+    loop {
+        tokio::select! {
+            biased;
+            end = until(&mut connection, &watch, timer.as_mut(), &timeouts) => {
+                if matches!(end, End::Late(Overdue::Stalled)) {
+                    tracing::debug!("a caller stopped reading and was dropped");
+                }
+                return;
+            }
+            () = drain.reached(Phase::Drain), if !draining => {
+                draining = true;
+                Pin::new(&mut connection).graceful_shutdown();
+            }
+        }
+    }
+}
+
+async fn serve_one(
+    worker: Rc<Worker>,
+    peer: Rc<Peer>,
+    mut request: Request<Incoming>,
+    pace: Rc<Pace>,
+) -> Result<Response<Paced>, Infallible> {
+    let websocket = upgrade::from_extended_connect(&mut request);
+    as_origin_form(&mut request);
+    let mut response = tunnel::or_exchange(worker, peer, request).await?;
+    if websocket {
+        upgrade::to_extended_connect(&mut response);
+    }
+    response.headers_mut().remove(CONNECTION);
+    // Without room for a byte its body is not even asked for one.
+    pace.held_since.set(Some(Instant::now()));
+    Ok(response.map(|inner| Paced { inner, pace }))
+}
+
+/// The authority goes where HTTP/1.1 has it. A Host beside it that says something else stays, and two hosts are refused.
+fn as_origin_form(request: &mut Request<Incoming>) {
+    headers::join_cookies(request.headers_mut());
+    let authority = request.uri().authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
+    if let Some(authority) = authority
+        && request.headers().get_all(HOST).iter().ne([&authority])
+    {
+        request.headers_mut().append(HOST, authority);
+    }
+    if request.method() == Method::CONNECT {
+        return;
+    }
+    let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    *request.uri_mut() = Uri::from(path);
+}
+
+/// Where one answer stands: since when the caller has taken nothing of what there is for it.
+#[derive(Default)]
+struct Pace {
+    held_since: Cell<Option<Instant>>,
+}
+
+/// An answer's body that tells its pace.
+struct Paced {
+    inner: ResponseBody<Answer>,
+    pace: Rc<Pace>,
+}
+
+impl Body for Paced {
+    type Data = Bytes;
+    type Error = <ResponseBody<Answer> as Body>::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let this = self.get_mut();
+        let frame = Pin::new(&mut this.inner).poll_frame(cx);
+        this.pace.held_since.set(frame.is_ready().then(Instant::now));
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// Runs the streams of one connection, and ends one of which the caller takes nothing for `idle`.
+#[derive(Clone)]
+struct Streams {
+    tasks: Tasks,
+    idle: Duration,
+    /// Of the request that has just come: hyper makes its future, then runs it.
+    coming: Rc<RefCell<Option<Rc<Pace>>>>,
+}
+
+impl<F: Future<Output = ()> + 'static> Executor<F> for Streams {
+    fn execute(&self, stream: F) {
+        match self.coming.take() {
+            Some(pace) => self.tasks.spawn_local(taken_in_time(stream, pace, self.idle)),
+            None => self.tasks.spawn_local(stream),
+        }
+    }
+}
+
+async fn taken_in_time(stream: impl Future<Output = ()>, pace: Rc<Pace>, idle: Duration) {
+    let mut stream = std::pin::pin!(stream);
+    let mut timer: Option<Pin<Box<Sleep>>> = None;
+    std::future::poll_fn(|cx| {
+        if stream.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        // Polled again for a window update, it has given out more, or it stands where it stood.
+        let Some(since) = pace.held_since.get() else { return Poll::Pending };
+        let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(since + idle)));
+        while timer.as_mut().poll(cx).is_ready() {
+            if since.elapsed() >= idle {
+                tracing::debug!("a caller took nothing of its answer, and the stream was reset");
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(since + idle);
+        }
+        Poll::Pending
+    })
+    .await;
+}

@@ -1,0 +1,84 @@
+//! Why a request got no answer, and whether it may be sent again.
+
+use std::error::Error;
+
+use super::super::error::{Fault, ProxyError, Unreachable};
+use crate::dial::{Denied, DialError};
+
+/// Why a request got no answer.
+#[derive(Debug)]
+pub struct SendError {
+    pub error: hyper::Error,
+    /// Not a byte of it was written.
+    pub unsent: bool,
+}
+
+impl SendError {
+    /// The connection was closed before a byte of an answer came.
+    pub fn is_closed(&self) -> bool {
+        let error = &self.error;
+        let reset = http2_error(error).is_some_and(|error| error.is_remote() && error.is_reset());
+        error.is_incomplete_message() || error.is_closed() || error.is_canceled() || reset || io_error(error).is_some()
+    }
+
+    /// The upstream says that it has not processed it (RFC 9113 §8.7).
+    pub fn is_refused(&self) -> bool {
+        http2_error(&self.error).is_some_and(|error| {
+            let reason = error.reason();
+            let refused = error.is_reset() && reason == Some(h2::Reason::REFUSED_STREAM);
+            error.is_remote() && (refused || error.is_go_away() && reason == Some(h2::Reason::NO_ERROR))
+        })
+    }
+
+    pub fn fault(&self) -> Fault {
+        let error = &self.error;
+        match () {
+            () if io_error(error).is_some_and(is_tls) => ProxyError::UpstreamTls.because(describe(error)),
+            () if self.is_closed() => ProxyError::UpstreamUnreachable(Unreachable::Closed).because(describe(error)),
+            () => ProxyError::UpstreamProtocol.because(describe(error)),
+        }
+    }
+}
+
+pub fn dial_fault(error: DialError) -> Fault {
+    let why = match &error {
+        DialError::Denied { denied: Denied::Private, .. } => {
+            "the host has a private address; name it exactly in a route or under hosts, or its network in egress.allow_private"
+        }
+        DialError::Denied { denied: Denied::Special, .. } => {
+            "the host has a link-local, metadata, multicast or reserved address; only a route that names the address opens it"
+        }
+        DialError::Denied { denied: Denied::OwnListener, .. } => "the host is this proxy itself",
+        DialError::Resolve { .. } => {
+            return ProxyError::UpstreamUnreachable(Unreachable::Name).because(describe(&error));
+        }
+        DialError::Connect { .. } => {
+            return ProxyError::UpstreamUnreachable(Unreachable::Connect).because(describe(&error));
+        }
+    };
+    ProxyError::EgressDenied(why).because(error)
+}
+
+pub fn is_tls(error: &std::io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>())
+}
+
+fn io_error(error: &hyper::Error) -> Option<&std::io::Error> {
+    error.source()?.downcast_ref().or_else(|| http2_error(error)?.get_io())
+}
+
+fn http2_error(error: &hyper::Error) -> Option<&h2::Error> {
+    error.source()?.downcast_ref()
+}
+
+/// An error with its causes, for the log.
+fn describe(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

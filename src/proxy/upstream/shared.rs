@@ -1,0 +1,149 @@
+//! A connection over HTTP/2, shared by as many requests as its upstream takes at once (RFC 9113 §5.1.2).
+//!
+//! Holds: a request is put on a connection only while there is room for its stream; until the upstream has said how much
+//! room there is, there is none.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use hyper::client::conn::http2::{Builder, SendRequest};
+use hyper::rt::Executor;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus::IntGauge;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, timeout};
+
+use super::super::body::RequestBody;
+use super::Counted;
+use crate::tasks::Tasks;
+
+/// Streams on one connection; beyond them another connection is better.
+const STREAMS_MAX: usize = 100;
+/// What an upstream may send ahead on one stream, in bytes; on a connection as much for each stream, since what one caller
+/// does not take would else hold up the others.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = STREAMS_MAX as u32 * STREAM_WINDOW;
+/// A connection in use on which nothing comes for so long is asked whether it lives, and given so long to answer.
+const PING_AFTER: Duration = Duration::from_secs(20);
+const PING_WAIT: Duration = Duration::from_secs(10);
+
+/// How often a new connection is looked at until the upstream's settings have come.
+const SETTINGS_LOOK: Duration = Duration::from_millis(1);
+
+/// Spawns on the worker's own runtime.
+#[derive(Clone)]
+struct Local(Tasks);
+
+impl<F: Future + 'static> Executor<F> for Local {
+    fn execute(&self, future: F) {
+        self.0.spawn_local(async move {
+            future.await;
+        });
+    }
+}
+
+pub struct Shared {
+    request: SendRequest<RequestBody>,
+    /// How many the upstream takes at once, as far as is known.
+    streams: Rc<Cell<usize>>,
+    in_flight: Cell<usize>,
+    /// When the last stream ended.
+    idle_since: Cell<Instant>,
+    counted: Counted,
+    idle: IntGauge,
+    active: IntGauge,
+}
+
+impl Shared {
+    /// Ready once the upstream has said how many streams it takes; `None`: it has closed instead. The caller sets the deadline.
+    pub async fn open<T>(
+        stream: T,
+        head_bytes_max: usize,
+        tasks: &Tasks,
+        (idle, active): (&IntGauge, &IntGauge),
+    ) -> hyper::Result<Option<Rc<Shared>>>
+    where
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let (request, connection) = Builder::new(Local(tasks.clone()))
+            .timer(TokioTimer::new())
+            .initial_max_send_streams(0)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(u32::try_from(head_bytes_max).unwrap_or(u32::MAX))
+            .keep_alive_interval(PING_AFTER)
+            .keep_alive_timeout(PING_WAIT)
+            .handshake(TokioIo::new(stream))
+            .await?;
+        let streams = Rc::new(Cell::new(0));
+        let mut connection = Box::pin(connection);
+        let told = streams.clone();
+        let mut driving = Box::pin(std::future::poll_fn(move |cx| {
+            let end = connection.as_mut().poll(cx);
+            told.set(connection.current_max_send_streams().min(STREAMS_MAX));
+            end
+        }));
+        // Nothing wakes a task when the settings come; they come at once.
+        while streams.get() == 0 {
+            if let Ok(end) = timeout(SETTINGS_LOOK, &mut driving).await {
+                return end.map(|()| None);
+            }
+        }
+        tasks.spawn_local(async move {
+            if let Err(error) = driving.await {
+                tracing::debug!(%error, "upstream connection ended");
+            }
+        });
+        Ok(Some(Rc::new(Shared {
+            request,
+            streams,
+            in_flight: Cell::new(0),
+            idle_since: Cell::new(Instant::now()),
+            counted: Counted::new(idle),
+            idle: idle.clone(),
+            active: active.clone(),
+        })))
+    }
+
+    /// A place for one request, if there is room.
+    pub fn stream(self: &Rc<Shared>) -> Option<Stream> {
+        let in_flight = self.in_flight.get();
+        if self.is_closed() || in_flight >= self.streams.get() {
+            return None;
+        }
+        self.in_flight.set(in_flight + 1);
+        self.counted.move_to(&self.active);
+        Some(Stream(self.clone()))
+    }
+
+    fn is_closed(&self) -> bool {
+        self.request.is_closed()
+    }
+
+    /// Of no more use: closed, or idle for too long.
+    pub fn is_over(&self, now: Instant, keep_alive: Duration) -> bool {
+        let idle = self.in_flight.get() == 0 && now.duration_since(self.idle_since.get()) >= keep_alive;
+        self.is_closed() || idle
+    }
+}
+
+/// One request's place on a shared connection.
+pub struct Stream(Rc<Shared>);
+
+impl Stream {
+    pub fn sender(&self) -> SendRequest<RequestBody> {
+        self.0.request.clone()
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let left = self.0.in_flight.get() - 1;
+        self.0.in_flight.set(left);
+        if left == 0 {
+            self.0.idle_since.set(Instant::now());
+            self.0.counted.move_to(&self.0.idle);
+        }
+    }
+}

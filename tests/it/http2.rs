@@ -1,0 +1,299 @@
+//! HTTP/2 on both sides of the proxy, and what a caller may do with it.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+
+use crate::rig::peers::{Http2Server, Peers, WebSocketServer, node, python, told};
+use crate::rig::raw;
+use crate::rig::scripted::{Reply, Scripted};
+use crate::rig::sidecar::Sidecar;
+
+/// Tokens `t-0`, `t-1`, …; `https://api.test` is `server`, and so is the mount `/crm`.
+async fn start(server: &Http2Server, top: &str) -> (Sidecar, Scripted) {
+    let tokens = Scripted::start(|_, before| Reply::token(&format!("t-{before}"), 3600)).await;
+    let port = server.port();
+    let config = format!(
+        "hosts: {{api.test: \"127.0.0.1:{port}\"}}\ntrust: [{}]\n{top}connections:\n- {{name: crm, client_id: a, client_secret: b, \
+         token_url: \"http://{}/token\", routes: [{{host: api.test}}, {{mount: /crm, upstream: \"https://api.test\"}}]}}\n",
+        Peers::certs().ca.display(),
+        tokens.address
+    );
+    (Sidecar::start(&config).await, tokens)
+}
+
+/// All of `requests` at once on one session of Node's client, at the proxy itself.
+async fn session(sidecar: &Sidecar, connect: Option<&str>, requests: Vec<Value>) -> Vec<Value> {
+    let options = json!({ "origin": format!("http://{}", sidecar.proxy()), "connect": connect, "requests": requests });
+    match told(node(), "clients/h2.mjs", &[&options.to_string()], &[]).await {
+        Value::Array(answers) => answers,
+        other => panic!("{other}"),
+    }
+}
+
+fn body(answer: &Value) -> Value {
+    serde_json::from_str(answer["body"].as_str().expect("a body")).unwrap_or_else(|_| panic!("{answer}"))
+}
+
+#[tokio::test]
+async fn requests_pass_between_both_versions_each_way() {
+    let server = Http2Server::start(json!({})).await;
+    let (sidecar, _tokens) = start(&server, "").await;
+    let answer =
+        raw::get_through(sidecar.proxy(), "https://api.test/echo?a=1", "TE: trailers\r\nConnection: TE\r\n").await;
+    let sent = answer.json();
+    assert_eq!((answer.status, &sent["headers"]["authorization"]), (200, &json!("Bearer t-0")), "{sent}");
+    assert_eq!((&sent["headers"][":path"], &sent["headers"][":authority"]), (&json!("/echo?a=1"), &json!("api.test")));
+    assert_eq!((&sent["headers"]["te"], &sent["headers"]["host"]), (&json!("trailers"), &Value::Null), "{sent}");
+    assert!(sent["headers"].get("connection").is_none(), "{sent}");
+
+    let upload = "POST https://api.test/echo HTTP/1.1\r\nHost: api.test\r\nTransfer-Encoding: chunked\r\nConnection: \
+                  close\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    assert_eq!(raw::send(sidecar.proxy(), upload.as_bytes()).await.json()["body_bytes"], 5);
+
+    let cookies = json!({ "path": "/crm/echo", "headers": { "cookie": ["a=1", "b=2"] } });
+    let large = json!({ "path": "/crm/echo", "method": "POST", "body_bytes": 3_000_000 });
+    let trailers = json!({ "path": "/crm/trailers", "headers": { "te": "trailers" } });
+    let answers = session(&sidecar, None, vec![cookies, large, trailers]).await;
+    let sent = body(&answers[0]);
+    assert_eq!(sent["headers"]["authorization"], "Bearer t-0", "{sent}");
+    assert_eq!(sent["headers"]["cookie"], "a=1; b=2", "{sent}");
+    assert_eq!(body(&answers[1])["body_bytes"], 3_000_000);
+    assert_eq!(answers[2]["trailers"]["x-sum"], "42", "{}", answers[2]);
+    assert!(answers[0]["headers"]["via"].as_str().is_some_and(|via| via.contains("keybearer")));
+
+    // The upstream is HTTP/1.1 now.
+    let plain = Scripted::upstream().await;
+    let config = format!(
+        "connections:\n- {{name: crm, client_id: a, client_secret: b, token_url: \"http://{}/token\", routes: [{{mount: /crm, \
+         upstream: \"http://{}\"}}]}}\n",
+        _tokens.address, plain.address
+    );
+    let sidecar = Sidecar::start(&config).await;
+    let upload =
+        json!({ "path": "/crm/up", "method": "POST", "body_bytes": 300_000, "headers": { "cookie": ["a=1", "b=2"] } });
+    let answers = session(&sidecar, None, vec![upload]).await;
+    assert_eq!((&answers[0]["status"], &answers[0]["body"]), (&json!(200), &json!("ok")), "{}", answers[0]);
+    let received = plain.received();
+    assert_eq!(received[0].request_line(), "POST /up HTTP/1.1");
+    let body_bytes = received[0].body.iter().filter(|byte| **byte == b'u').count();
+    assert_eq!((body_bytes, received[0].values("cookie")), (300_000, vec!["a=1; b=2"]));
+    assert_eq!(received[0].values("transfer-encoding"), ["chunked"]);
+    assert_eq!(received[0].values("authorization").len(), 1);
+    assert_eq!(received[0].values("host"), [plain.address.to_string()]);
+}
+
+#[tokio::test]
+async fn curl_speaks_it_to_a_mount_without_being_asked() {
+    let server = Http2Server::start(json!({})).await;
+    let (sidecar, _tokens) = start(&server, "").await;
+    let mut curl = tokio::process::Command::new("curl");
+    let url = format!("http://{}/crm/events", sidecar.proxy());
+    curl.args(["--http2-prior-knowledge", "-sS", "--max-time", "20", "-w", "%{http_version}", &url]).env_clear();
+    let output = curl.output().await.expect("curl runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(said, "data: 0\n\ndata: 1\n\ndata: 2\n\ndata: 3\n\n2", "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test]
+async fn events_pass_at_once() {
+    let server = Http2Server::start(json!({})).await;
+    let (sidecar, _tokens) = start(&server, "").await;
+    let answers = session(&sidecar, None, vec![json!({ "path": "/crm/events" })]).await;
+    let ms: Vec<u64> = serde_json::from_value(answers[0]["ms"].clone()).expect("times");
+    assert_eq!(ms.len(), 4, "{}", answers[0]);
+    assert!(ms[3] - ms[0] >= 500, "they came together: {ms:?}");
+}
+
+/// A cold burst finds one connection, and as many more as the upstream's bound on streams makes needed.
+#[tokio::test]
+async fn connections_are_shared_and_spread_when_streams_run_out() {
+    let server = Http2Server::start(json!({ "max_streams": 5 })).await;
+    let (sidecar, _tokens) = start(&server, "workers: 1\n").await;
+    let slow = || raw::get_through(sidecar.proxy(), "https://api.test/slow?ms=1500", "");
+    let statuses: Vec<u16> = join_all((0..20).map(|_| slow())).await.iter().map(|answer| answer.status).collect();
+    assert_eq!(statuses, [200; 20]);
+    let stats = server.stats().await;
+    assert_eq!((&stats["sessions"], &stats["most"]), (&json!(4), &json!(5)), "{stats}");
+    // One after the other they need one, and there is one.
+    for _ in 0..5 {
+        assert_eq!(raw::get_through(sidecar.proxy(), "https://api.test/echo", "").await.status, 200);
+    }
+    assert_eq!(server.stats().await["sessions"], 4);
+    sidecar.until_metric("keybearer_upstream_connections{state=\"active\"}", |count| count == 0.0).await;
+    sidecar.until_metric("keybearer_upstream_connections{state=\"idle\"}", |count| count == 4.0).await;
+}
+
+#[tokio::test]
+async fn what_was_not_processed_is_sent_again_and_nothing_else() {
+    let server = Http2Server::start(json!({})).await;
+    let (sidecar, tokens) = start(&server, "workers: 1\n").await;
+    let post = |path: &str| {
+        let head = "Host: api.test\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello";
+        let request = format!("POST https://api.test/{path} HTTP/1.1\r\n{head}");
+        let at = sidecar.proxy();
+        async move { raw::send(at, request.as_bytes()).await }
+    };
+    assert_eq!(post("echo").await.status, 200);
+    // RFC 9113 §8.7: refused means not processed.
+    let answer = post("refused").await;
+    assert_eq!((answer.status, &answer.json()["body_bytes"]), (200, &json!(5)), "HP-32");
+    assert_eq!(server.stats().await["paths"]["/refused"], 2);
+    let answer = post("reset").await;
+    assert_eq!((answer.status, answer.code()), (502, "upstream_unreachable"), "HP-32");
+    assert_eq!(server.stats().await["paths"]["/reset"], 1, "HP-32");
+    // A session that ends in good order costs nobody a request.
+    for _ in 0..5 {
+        assert_eq!(post("goaway").await.status, 200);
+    }
+    assert_eq!(server.stats().await["paths"]["/goaway"], 5);
+    // The token's rejection is answered as over HTTP/1.1.
+    let answer = post("refuse-token").await;
+    assert_eq!((answer.status, &answer.json()["headers"]["authorization"]), (200, &json!("Bearer t-1")));
+    assert_eq!(tokens.count(), 2);
+}
+
+#[tokio::test]
+async fn a_tunnel_may_be_asked_for_over_it() {
+    let plain = Scripted::upstream().await;
+    let tokens = Scripted::tokens(3600).await;
+    let config = format!(
+        "hosts: {{api.test: \"{}\"}}\nconnections:\n- {{name: crm, client_id: a, client_secret: b, token_url: \"http://{}/token\", \
+         routes: [{{host: api.test, upstream_tls: false}}]}}\n",
+        plain.address, tokens.address
+    );
+    let sidecar = Sidecar::start(&config).await;
+    // HTTP/2 again inside, as gRPC clients do.
+    let answers = session(&sidecar, Some("api.test:80"), vec![json!({ "path": "/x" }), json!({ "path": "/y" })]).await;
+    assert!(answers.iter().all(|answer| answer["status"] == 200), "{answers:?}\n{}", sidecar.log());
+    assert_eq!(plain.received()[0].values("authorization"), ["Bearer token-1"]);
+    let evil = json!({ "path": "/x", "headers": { ":authority": "evil.test" } });
+    let answers = session(&sidecar, Some("api.test:80"), vec![evil]).await;
+    assert_eq!((&answers[0]["status"], plain.count()), (&json!(421), 2), "CI-03");
+}
+
+#[tokio::test]
+async fn websocket_is_taken_over_it() {
+    let server = WebSocketServer::start(json!({ "token": "t-0" })).await;
+    let tokens = Scripted::start(|_, before| Reply::token(&format!("t-{before}"), 3600)).await;
+    let config = format!(
+        "connections:\n- {{name: crm, client_id: a, client_secret: b, token_url: \"http://{}/token\", routes: [{{mount: /chat, \
+         upstream: \"http://127.0.0.1:{}\"}}]}}\n",
+        tokens.address,
+        server.port()
+    );
+    let sidecar = Sidecar::start(&config).await;
+    let told = probe(&sidecar, "websocket", "/chat/echo").await;
+    assert_eq!((&told["offered"], &told["status"]), (&json!(1), &json!(200)), "{told}\n{}", sidecar.log());
+    let first: Value = serde_json::from_str(told["said"][0].as_str().expect("a message")).expect("JSON");
+    assert!(first["headers"].as_array().expect("pairs").contains(&json!(["authorization", "Bearer t-0"])), "{first}");
+    assert_eq!((&told["said"][1], &told["code"]), (&json!("zwölf"), &json!(4001)), "{told}");
+}
+
+/// What `tests/rig/h2_probe.py` sees.
+async fn probe(sidecar: &Sidecar, probe: &str, path: &str) -> Value {
+    let at = sidecar.proxy();
+    let options =
+        json!({ "port": at.port(), "authority": at.to_string(), "path": path, "small": "/crm/echo", "probe": probe });
+    told(python(), "h2_probe.py", &[&options.to_string()], &[]).await
+}
+
+/// HP-35.
+#[tokio::test]
+async fn a_malformed_request_goes_nowhere() {
+    let server = Http2Server::start(json!({})).await;
+    let (sidecar, _tokens) = start(&server, "").await;
+    for name in [
+        "crlf_in_value",
+        "crlf_in_path",
+        "nul_in_value",
+        "bad_method",
+        "te",
+        "connection_field",
+        "transfer_encoding",
+        "upper_case",
+        "pseudo_twice",
+        "pseudo_late",
+        "pseudo_unknown",
+        "userinfo",
+        "two_hosts",
+        "no_path",
+        "content_length_mismatch",
+    ] {
+        let told = probe(&sidecar, name, "/crm/echo").await;
+        let refused = told["status"].as_u64().is_some_and(|status| (400..500).contains(&status));
+        let ended = told.get("reset").is_some() || told.get("goaway").is_some() || told.get("closed").is_some();
+        assert!(refused || ended && told.get("status").is_none(), "HP-35 {name}: {told}");
+        let paths = server.stats().await["paths"].clone();
+        assert_eq!(paths, json!({}), "HP-35 {name} went upstream: {told}");
+    }
+}
+
+/// RS-02, RS-03, RS-04: bounded in memory, and nobody else is kept waiting.
+#[tokio::test]
+async fn floods_are_cut_off_or_cost_little() {
+    let server = Http2Server::start(json!({})).await;
+    let (sidecar, _tokens) = start(&server, "").await;
+    assert_eq!(session(&sidecar, None, vec![json!({ "path": "/crm/echo" })]).await[0]["status"], 200);
+    let before = sidecar.resident_kib();
+    const ENHANCE_YOUR_CALM: u64 = 11;
+    for (row, name, cut) in [
+        ("RS-02", "rapid_reset", true),
+        ("RS-02", "made_you_reset", true),
+        ("RS-03", "continuation", true),
+        ("RS-03", "hpack_bomb", false),
+        ("RS-04", "settings_flood", false),
+        ("RS-04", "ping_flood", false),
+        ("RS-04", "empty_data_flood", false),
+    ] {
+        let told = probe(&sidecar, name, "/crm/slow?ms=60000").await;
+        let ended = told["goaway"] == ENHANCE_YOUR_CALM || told.get("closed").is_some() || told.get("cut").is_some();
+        assert!(ended || !cut, "{row} {name}: {told}");
+        let answer = session(&sidecar, None, vec![json!({ "path": "/crm/echo" })]).await;
+        assert_eq!(answer[0]["status"], 200, "{row} {name}: {told}");
+    }
+    let after = sidecar.resident_kib();
+    assert!(after < before + 24 * 1024, "{before} KiB grew to {after} KiB");
+}
+
+/// RS-05, RS-06.
+#[tokio::test]
+async fn streams_and_windows_are_bounded_and_nobody_may_hold_an_answer_for_long() {
+    let server = Http2Server::start(json!({})).await;
+    let (sidecar, _tokens) = start(&server, "timeouts: {idle: 2s}\n").await;
+    let told = probe(&sidecar, "settings", "/crm/echo").await;
+    let (streams, window, heads) = (&told["settings"]["3"], &told["settings"]["4"], &told["settings"]["6"]);
+    assert_eq!((streams, window, heads), (&json!(100), &json!(65536), &json!(65536)), "RS-06: {told}");
+    let before = sidecar.resident_kib();
+    let told = probe(&sidecar, "zero_window", "/crm/bytes?n=100000000").await;
+    assert_eq!((&told["resets"], &told["status"]), (&json!(100), &json!(200)), "RS-05: {told}\n{}", sidecar.log());
+    let after = sidecar.resident_kib();
+    assert!(after < before + 40 * 1024, "RS-05: {before} KiB grew to {after} KiB");
+    let text = "keybearer_requests_in_flight";
+    sidecar.until_metric(text, |count| count == 0.0).await;
+}
+
+/// A large answer that nobody takes at once stays at the upstream.
+#[tokio::test]
+async fn both_directions_stream_with_memory_flat() {
+    const TOTAL: usize = 200 << 20;
+    let server = Http2Server::start(json!({})).await;
+    let (sidecar, _tokens) = start(&server, "").await;
+    let before = sidecar.resident_kib();
+    let url = format!("https://api.test/bytes?n={TOTAL}");
+    let reading = raw::get_through(sidecar.proxy(), &url, "");
+    let upload = json!({ "path": "/crm/echo", "method": "POST", "body_bytes": TOTAL });
+    let highest = async {
+        let mut highest = 0;
+        for _ in 0..20 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            highest = highest.max(sidecar.resident_kib());
+        }
+        highest
+    };
+    let (answer, uploaded, highest) = tokio::join!(reading, session(&sidecar, None, vec![upload]), highest);
+    assert_eq!((answer.status, answer.body.len()), (200, TOTAL));
+    assert_eq!(body(&uploaded[0])["body_bytes"], TOTAL);
+    assert!(highest < before + 24 * 1024, "{before} KiB grew to {highest} KiB");
+}

@@ -1,0 +1,49 @@
+"""A gRPC server (grpcio) of bytes, in clear: /kb.Echo/{Unary,Down,Both,Fail}.
+
+Argument: JSON, {"token": the bearer token that is admitted}. Prints {"listening": {"grpc": port}}. Unary echoes; Down sends the
+request's bytes one by one, 100 ms apart; Both echoes each message as it comes; Fail ends with RESOURCE_EXHAUSTED and trailing
+metadata. Any other token is UNAUTHENTICATED. Ends when its stdin ends.
+"""
+
+import json
+import sys
+import time
+from concurrent import futures
+
+import grpc
+
+options = json.loads(sys.argv[1])
+
+
+class Admit(grpc.ServerInterceptor):
+    def intercept_service(self, proceed, call):
+        if ("authorization", "Bearer " + options["token"]) in [(pair.key, pair.value) for pair in call.invocation_metadata]:
+            return proceed(call)
+        refuse = lambda _, context: context.abort(grpc.StatusCode.UNAUTHENTICATED, "no such token")
+        return grpc.unary_unary_rpc_method_handler(refuse)
+
+
+def down(request, context):
+    for byte in request:
+        yield bytes([byte])
+        time.sleep(0.1)
+
+
+def fail(request, context):
+    context.set_trailing_metadata((("x-left", "7"),))
+    context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "zwölf sind genug")
+
+
+handlers = {
+    "Unary": grpc.unary_unary_rpc_method_handler(lambda request, _: request),
+    "Down": grpc.unary_stream_rpc_method_handler(down),
+    "Both": grpc.stream_stream_rpc_method_handler(lambda requests, _: requests),
+    "Fail": grpc.unary_unary_rpc_method_handler(fail),
+}
+server = grpc.server(futures.ThreadPoolExecutor(8), interceptors=(Admit(),))
+server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("kb.Echo", handlers),))
+port = server.add_insecure_port("127.0.0.1:0")
+server.start()
+print(json.dumps({"listening": {"grpc": port}}), flush=True)
+sys.stdin.read()
+server.stop(None)

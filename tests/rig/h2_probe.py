@@ -1,0 +1,310 @@
+"""An HTTP/2 client (Python's h2) that says what no polite client says. Argument: JSON {port, authority, path, probe}.
+
+Prints one JSON object: `status`, `reset` (of the stream), `goaway` (the code), `closed`, `settings`, `body_bytes`, whichever came.
+"""
+
+import collections
+import json
+import socket
+import struct
+import sys
+
+import h2.config
+import h2.connection
+import h2.events
+import h2.exceptions
+import h2.settings
+import hpack
+import hyperframe.frame as frames
+import wsproto
+from wsproto.events import CloseConnection, TextMessage
+
+options = json.loads(sys.argv[1])
+told = {}
+
+
+class Session:
+    def __init__(self):
+        self.socket = socket.create_connection(("127.0.0.1", options["port"]), timeout=15)
+        # What is sent is as wrong as it is written.
+        config = h2.config.H2Configuration(validate_outbound_headers=False, normalize_outbound_headers=False)
+        self.h2 = h2.connection.H2Connection(config)
+        self.waiting = collections.deque()
+        self.h2.initiate_connection()
+        self.flush()
+
+    def flush(self):
+        self.socket.sendall(self.h2.data_to_send())
+
+    def raw(self, *list_of_frames):
+        self.socket.sendall(b"".join(frame.serialize() for frame in list_of_frames))
+
+    def events(self):
+        """Until the connection has ended, or nothing comes for the socket's timeout; whoever stops listening may go on later."""
+        while True:
+            while self.waiting:
+                yield self.waiting.popleft()
+            try:
+                data = self.socket.recv(65536)
+            except ConnectionError:
+                data = b""
+            except TimeoutError:
+                told["silent"] = True
+                return
+            if not data:
+                told["closed"] = True
+                return
+            try:
+                self.waiting.extend(self.h2.receive_data(data))
+            except h2.exceptions.ProtocolError:
+                pass
+            try:
+                self.flush()
+            except OSError:
+                pass
+
+    def until(self, *kinds):
+        for event in self.events():
+            note(event)
+            if isinstance(event, kinds):
+                return event
+        return None
+
+    def get(self, stream, headers=(), path=None, end=True):
+        self.h2.send_headers(stream, request(headers, path), end_stream=end)
+
+
+def note(event):
+    if isinstance(event, h2.events.ResponseReceived):
+        told["status"] = int(dict(event.headers)[b":status"])
+    elif isinstance(event, h2.events.StreamReset):
+        told["reset"] = int(event.error_code)
+        told["resets"] = told.get("resets", 0) + 1
+    elif isinstance(event, h2.events.ConnectionTerminated):
+        told["goaway"] = int(event.error_code)
+    elif isinstance(event, h2.events.RemoteSettingsChanged):
+        told["settings"] = {int(key): change.new_value for key, change in event.changed_settings.items()}
+    elif isinstance(event, h2.events.DataReceived):
+        told["body_bytes"] = told.get("body_bytes", 0) + len(event.data)
+
+
+def request(headers=(), path=None, method="GET", authority=None):
+    return [
+        (":method", method),
+        (":scheme", "http"),
+        (":authority", authority or options["authority"]),
+        (":path", path or options["path"]),
+        *headers,
+    ]
+
+
+END = (h2.events.StreamEnded, h2.events.StreamReset, h2.events.ConnectionTerminated)
+
+# --- single requests that are wrong (RFC 9113 §8) ------------------------------------------------------------------------
+WRONG = {
+    "crlf_in_value": request([("x-a", "1\r\nx-b: 2")]),
+    "crlf_in_path": request(path="/x\r\nx-b:2"),
+    "nul_in_value": request([("x-a", "1\0")]),
+    "bad_method": request(method="GE T"),
+    "te": request([("te", "gzip")]),
+    "connection_field": request([("connection", "close")]),
+    "transfer_encoding": request([("transfer-encoding", "chunked")]),
+    "upper_case": request([("X-Upper", "1")]),
+    "pseudo_twice": request() + [(":path", "/other")],
+    "pseudo_late": request([("x-a", "1")]) + [(":scheme", "http")],
+    "pseudo_unknown": request() + [(":other", "1")],
+    "userinfo": request(authority="user:pass@" + options["authority"]),
+    "two_hosts": request([("host", "evil.test")]),
+    "no_path": [field for field in request() if field[0] != ":path"],
+}
+
+
+def wrong(headers):
+    session = Session()
+    block = hpack.Encoder().encode(headers)
+    frame = frames.HeadersFrame(1, block, flags=["END_HEADERS", "END_STREAM"])
+    session.h2.get_next_available_stream_id()
+    # The library keeps no stream that it did not open itself: the answer is read frame by frame.
+    session.raw(frame)
+    read_frames(session)
+
+
+def read_frames(session):
+    buffer = b""
+    decoder = hpack.Decoder()
+    while "status" not in told and "reset" not in told and "goaway" not in told:
+        try:
+            data = session.socket.recv(65536)
+        except (ConnectionError, TimeoutError):
+            data = b""
+        if not data:
+            told["closed"] = True
+            return
+        buffer += data
+        while len(buffer) >= 9:
+            frame, length = frames.Frame.parse_frame_header(memoryview(buffer[:9]))
+            if len(buffer) < 9 + length:
+                break
+            frame.parse_body(memoryview(buffer[9 : 9 + length]))
+            buffer = buffer[9 + length :]
+            if isinstance(frame, frames.HeadersFrame):
+                told["status"] = int(dict(decoder.decode(frame.data))[":status"])
+            elif isinstance(frame, frames.RstStreamFrame):
+                told["reset"] = frame.error_code
+            elif isinstance(frame, frames.GoAwayFrame):
+                told["goaway"] = frame.error_code
+
+
+def content_length_mismatch():
+    session = Session()
+    session.h2.send_headers(1, request([("content-length", "5")], method="POST"))
+    session.raw(frames.DataFrame(1, b"abc", flags=["END_STREAM"]))
+    read_frames(session)
+
+
+# --- floods --------------------------------------------------------------------------------------------------------------
+def flood(session, parts):
+    """Sends until all is sent or the other side ends it; then listens."""
+    session.socket.settimeout(5)
+    try:
+        for part in parts:
+            session.socket.sendall(part)
+        session.socket.sendall(frames.PingFrame(0, b"12345678").serialize())
+    except OSError:
+        told["cut"] = True
+    session.until(h2.events.ConnectionTerminated, h2.events.PingAckReceived)
+
+
+def opening(session):
+    session.until(h2.events.RemoteSettingsChanged)
+
+
+def rapid_reset():
+    session = Session()
+    opening(session)
+    encoder = hpack.Encoder()
+
+    def parts():
+        for number in range(20_000):
+            stream = 2 * number + 1
+            head = frames.HeadersFrame(stream, encoder.encode(request()), flags=["END_HEADERS", "END_STREAM"])
+            yield head.serialize() + frames.RstStreamFrame(stream, 8).serialize()
+
+    flood(session, parts())
+
+
+def made_you_reset():
+    session = Session()
+    opening(session)
+    encoder = hpack.Encoder()
+
+    def parts():
+        for number in range(20_000):
+            stream = 2 * number + 1
+            head = frames.HeadersFrame(stream, encoder.encode(request()), flags=["END_HEADERS", "END_STREAM"])
+            # An increment of nothing: the server itself must reset the stream (RFC 9113 §6.9).
+            yield head.serialize() + struct.pack(">I", 4)[1:] + b"\x08\x00" + struct.pack(">II", stream, 0)
+
+    flood(session, parts())
+
+
+def continuation():
+    session = Session()
+    opening(session)
+    head = frames.HeadersFrame(1, hpack.Encoder().encode(request()), flags=["END_STREAM"])
+    more = frames.ContinuationFrame(1, b"\x00\x01a\x7f\x80\x7e" + b"v" * 16_000).serialize()
+    flood(session, [head.serialize(), *[more] * 2_000])
+
+
+def hpack_bomb():
+    session = Session()
+    opening(session)
+    encoder = hpack.Encoder()
+    encoder.header_table_size = 4096
+    block = encoder.encode([*request(), ("x-big", "b" * 4000)])
+    # Each byte names the entry that was just put in: four thousand bytes of it.
+    head = frames.HeadersFrame(1, block + b"\xbe" * 12_000, flags=["END_HEADERS", "END_STREAM"])
+    flood(session, [head.serialize()])
+
+
+def settings_flood():
+    session = Session()
+    opening(session)
+    flood(session, [frames.SettingsFrame(0, {4: 65535}).serialize()] * 30_000)
+
+
+def ping_flood():
+    session = Session()
+    opening(session)
+    flood(session, [frames.PingFrame(0, b"abcdefgh").serialize()] * 30_000)
+
+
+def empty_data_flood():
+    session = Session()
+    opening(session)
+    session.h2.send_headers(1, request(method="POST"))
+    session.flush()
+    flood(session, [frames.DataFrame(1, b"").serialize()] * 100_000)
+
+
+def zero_window():
+    """Asks for a hundred large answers and takes nothing of them."""
+    session = Session()
+    session.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0})
+    for number in range(100):
+        session.get(2 * number + 1)
+    session.flush()
+    while told.get("resets", 0) < 100 and "closed" not in told and "silent" not in told:
+        session.until(h2.events.StreamReset)
+    session.get(201, path=options["small"])
+    # It takes this one.
+    session.h2.increment_flow_control_window(65536, 201)
+    session.flush()
+    session.until(h2.events.StreamEnded)
+
+
+def settings():
+    opening(Session())
+
+
+def websocket():
+    """WebSocket over HTTP/2 (RFC 8441), a text there and back."""
+    session = Session()
+    opening(session)
+    told["offered"] = told["settings"].get(8)
+    head = request([("sec-websocket-version", "13")], method="CONNECT") + [(":protocol", "websocket")]
+    session.h2.send_headers(1, sorted(head, key=lambda field: not field[0].startswith(":")))
+    session.flush()
+    if session.until(h2.events.ResponseReceived, *END) is None or told.get("status") != 200:
+        return
+    talk = wsproto.connection.Connection(wsproto.ConnectionType.CLIENT)
+    said = []
+    session.h2.send_data(1, talk.send(TextMessage("zwölf")))
+    session.flush()
+    for event in session.events():
+        note(event)
+        if isinstance(event, h2.events.DataReceived):
+            session.h2.acknowledge_received_data(event.flow_controlled_length, 1)
+            if "code" in told:
+                continue
+            talk.receive_data(event.data)
+            for message in talk.events():
+                if isinstance(message, TextMessage):
+                    said.append(message.data)
+                    if len(said) == 2:
+                        session.h2.send_data(1, talk.send(TextMessage("close")))
+                elif isinstance(message, CloseConnection):
+                    told["code"] = message.code
+                    session.h2.send_data(1, talk.send(message.response()), end_stream=True)
+            session.flush()
+        if isinstance(event, END):
+            break
+    told["said"] = said
+
+
+probe = options["probe"]
+if probe in WRONG:
+    wrong(WRONG[probe])
+else:
+    globals()[probe]()
+print(json.dumps(told))
