@@ -4,7 +4,7 @@
 //! told to end, then drains.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -19,9 +19,9 @@ use tokio::time::Instant;
 use crate::admin::{self, Access, Admin, DeviceBell};
 use crate::clock::Clock;
 use crate::config::Loaded;
-use crate::model::Listener;
-use crate::proxy;
+use crate::model::{ListenAt, Listener, Name};
 use crate::proxy::worker::Shared;
+use crate::proxy::{self, Socket};
 use crate::reload::{Parts, Reloader, Wiring, WiringError};
 use crate::store::{self, Keeper, OpenError};
 use crate::tasks::{Phase, Tasks};
@@ -40,7 +40,7 @@ pub enum AppError {
     #[error(
         "the listener {name} cannot be opened at {address}: {source}; free the port, or give another address under listeners"
     )]
-    Bind { name: String, address: SocketAddr, source: io::Error },
+    Bind { name: String, address: String, source: io::Error },
     #[error(transparent)]
     Store(#[from] OpenError),
     #[error(transparent)]
@@ -75,31 +75,49 @@ pub struct App {
     keeper: Arc<Keeper>,
     source: Option<Source>,
     tasks: Tasks,
-    proxy: Vec<TcpListener>,
+    proxy: Vec<Socket>,
     admin: TcpListener,
     telemetry: Option<TcpListener>,
     public: Option<TcpListener>,
-    /// Name and real address of each listener.
+    /// Name and real address of each listener that has one.
     pub listeners: Vec<Listener>,
+    /// All of them, as the log names them.
+    opened: Vec<(Name, String)>,
 }
 
 impl App {
     /// `source` is the file that `loaded` came from, if its changes are to be followed.
     pub fn build(loaded: Loaded, keeper: Arc<Keeper>, source: Option<Source>, tasks: Tasks) -> Result<App, AppError> {
         let model = &loaded.model;
-        let mut listeners = Vec::new();
+        let (mut listeners, mut opened, mut proxy) = (Vec::new(), Vec::new(), Vec::new());
+        for listener in &model.listeners.proxy {
+            let failed =
+                |source| AppError::Bind { name: listener.name.to_string(), address: listener.at.to_string(), source };
+            let socket = Socket::bind(listener).map_err(failed)?;
+            let at = socket.at()?;
+            if let ListenAt::Address(address) = at {
+                listeners.push(Listener { name: listener.name.clone(), address });
+            }
+            opened.push((listener.name.clone(), at.to_string()));
+            proxy.push(socket);
+        }
         let mut bind = |listener: &Listener| {
-            let failed = |source| AppError::Bind { name: listener.name.to_string(), address: listener.address, source };
+            let failed = |source| AppError::Bind {
+                name: listener.name.to_string(),
+                address: listener.address.to_string(),
+                source,
+            };
             let socket = TcpListener::bind(listener.address).map_err(failed)?;
             socket.set_nonblocking(true)?;
-            listeners.push(Listener { name: listener.name.clone(), address: socket.local_addr()? });
+            let address = socket.local_addr()?;
+            opened.push((listener.name.clone(), address.to_string()));
+            listeners.push(Listener { name: listener.name.clone(), address });
             Ok::<_, AppError>(socket)
         };
-        let proxy = model.listeners.proxy.iter().map(&mut bind).collect::<Result<_, _>>()?;
         let admin = bind(&model.listeners.admin)?;
         let telemetry = model.listeners.telemetry.as_ref().map(&mut bind).transpose()?;
         let public = model.listeners.public.as_ref().map(&mut bind).transpose()?;
-        Ok(App { loaded, keeper, source, tasks, proxy, admin, telemetry, public, listeners })
+        Ok(App { loaded, keeper, source, tasks, proxy, admin, telemetry, public, listeners, opened })
     }
 
     /// Runs on the current (control) runtime until `end` completes, then drains and stops.
@@ -119,8 +137,8 @@ impl App {
         let store = store::open(&loaded.model, &self.keeper, &metrics)?;
         let seal = Arc::new(store::sealer(&loaded.model)?);
         // Not sooner: without its store nobody is served.
-        for listener in &self.listeners {
-            tracing::info!(listener = %listener.name, address = %listener.address, "listening");
+        for (name, at) in &self.opened {
+            tracing::info!(listener = %name, address = %at, "listening");
         }
         let (own_clock, own_tasks, own_metrics) = (clock.clone(), tasks.clone(), metrics.clone());
         let cache = TokenCache::new(store, own_clock, own_tasks, own_metrics, events.clone(), audit.clone());

@@ -7,6 +7,7 @@
 
 mod admin;
 mod answer;
+mod caller;
 mod client;
 mod conflict;
 mod connection;
@@ -121,6 +122,7 @@ fn assemble(source: &Source, mut sink: Sink) -> Result<Loaded, Problems> {
     let (warnings, files) = sink.finish(path)?;
     let model = Model {
         listeners,
+        listener_tls: settings.listener_tls,
         workers: settings.workers,
         readiness_wait: settings.readiness_wait,
         hosts: settings.hosts,

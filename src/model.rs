@@ -5,13 +5,15 @@
 
 pub mod access;
 pub mod connection;
+mod listener;
 pub mod origin;
 pub mod secret;
 pub mod time;
 pub mod token;
 
+use std::collections::HashMap;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +24,7 @@ use url::Url;
 
 pub use access::{AdminAccess, Role, User};
 use connection::Connection;
+pub use listener::{ListenAt, Listener, ListenerTls, Listeners, ProxyListener};
 use origin::Host;
 use secret::{SealKey, SecretDigest};
 use token::Subject;
@@ -33,6 +36,8 @@ pub type Roots = Arc<[CertificateDer<'static>]>;
 #[derive(Debug)]
 pub struct Model {
     pub listeners: Listeners,
+    /// Of the listeners that speak TLS, by name.
+    pub listener_tls: HashMap<Name, ListenerTls>,
     /// Data-plane threads, at least one.
     pub workers: usize,
     /// How long `/readyz` waits for first tokens.
@@ -56,22 +61,6 @@ pub struct Model {
     pub tracing: Option<Tracing>,
     pub audit: Audit,
     pub connections: Vec<Arc<Connection>>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listeners {
-    pub proxy: Vec<Listener>,
-    pub admin: Listener,
-    pub telemetry: Option<Listener>,
-    /// `/connect` and `/oauth/callback`, in place of the admin listener.
-    pub public: Option<Listener>,
-}
-
-/// An address to listen at; port 0 asks the system for a free one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listener {
-    pub name: Name,
-    pub address: SocketAddr,
 }
 
 /// Where tokens are kept.
@@ -130,6 +119,12 @@ pub struct Caller {
     pub secret: Option<SecretDigest>,
     /// Alternatives; empty: any address.
     pub cidr: Vec<IpNet>,
+    /// The same for the listener it comes by.
+    pub listeners: Vec<Name>,
+    /// The same for the user who has opened the Unix socket, by number.
+    pub unix_users: Vec<u32>,
+    /// The same for the names in the certificate that it shows.
+    pub certificate_names: Vec<String>,
     /// For whom it may act; `None`: for itself alone.
     pub subjects: Option<Vec<SubjectPattern>>,
 }

@@ -7,7 +7,9 @@
 //! Holds: an accept thread hands each connection to the worker with the fewest; workers share no lock; `limits` bound
 //! connections and queues. Never here: the control plane.
 
+mod accept;
 mod answered;
+pub mod arrival;
 mod body;
 mod caller;
 mod downstream;
@@ -27,20 +29,27 @@ mod watched;
 pub mod worker;
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
+use rustls::ServerConfig;
+use rustls::pki_types::CertificateDer;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 
 use crate::model::origin::Host;
 use crate::router::CallerId;
 use crate::tasks::Phase;
+use crate::tls;
+pub use accept::Socket;
+use accept::{Accepted, Inbox, accept_all};
+use arrival::Arrival;
 use stream::Stream;
 pub use upstream::Gates;
 use watched::{Activity, Watched};
@@ -48,17 +57,10 @@ use worker::{Place, Shared, Worker};
 
 /// Connections that wait for their worker to look at them.
 const HANDOVER_MAX: usize = 1024;
-/// A pause after a failed accept (out of file descriptors), so that it does not spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Connections that are being told that there is no place for them.
-const REFUSED_MAX: usize = 256;
-/// What is read of such a connection, so that its caller reads the answer and no reset.
-const REFUSED_READ_BYTES_MAX: usize = 256 * 1024;
 
 /// Who is at the other end of a connection.
 pub struct Peer {
-    address: SocketAddr,
+    arrival: Rc<Arrival>,
     activity: Activity,
     tunnel: Option<Tunnelled>,
     /// Held by the connection and by the tunnel that it may become.
@@ -84,20 +86,8 @@ struct Tunnelled {
     caller: Option<CallerId>,
 }
 
-struct Accepted {
-    stream: std::net::TcpStream,
-    address: SocketAddr,
-    place: Place,
-}
-
-/// The handle of one worker, for the accept thread.
-struct Inbox {
-    sender: mpsc::Sender<Accepted>,
-    open: Arc<AtomicUsize>,
-}
-
-/// Starts `workers` threads and one that accepts for `listeners`. They end with the phases; join them to wait.
-pub fn start(shared: Arc<Shared>, workers: usize, listeners: Vec<TcpListener>) -> io::Result<Vec<JoinHandle<()>>> {
+/// Starts `workers` threads and one that accepts at `sockets`. They end with the phases; join them to wait.
+pub fn start(shared: Arc<Shared>, workers: usize, sockets: Vec<Socket>) -> io::Result<Vec<JoinHandle<()>>> {
     let tasks = shared.tasks.clone();
     let mut threads = Vec::new();
     let mut inboxes = Vec::new();
@@ -108,7 +98,7 @@ pub fn start(shared: Arc<Shared>, workers: usize, listeners: Vec<TcpListener>) -
         let shared = shared.clone();
         threads.push(tasks.thread(format!("worker-{number}"), move || work(shared, receiver, open))?);
     }
-    threads.push(tasks.thread("accept".to_owned(), move || accept_all(shared, listeners, inboxes))?);
+    threads.push(tasks.thread("accept".to_owned(), move || accept_all(shared, sockets, inboxes))?);
     Ok(threads)
 }
 
@@ -139,13 +129,48 @@ fn work(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Accepted>, open: Arc<Atom
 
 async fn serve_one(worker: Rc<Worker>, accepted: Accepted, open: Arc<AtomicUsize>) {
     let seat = Rc::new(Seat { open, _place: accepted.place });
-    let stream = match TcpStream::from_std(accepted.stream) {
-        Ok(stream) => stream,
+    let stream = match accepted.stream {
+        accept::Stream::Tcp(stream) => TcpStream::from_std(stream).map(Stream::Tcp),
+        accept::Stream::Unix(stream) => UnixStream::from_std(stream).map(Stream::Unix),
+    };
+    let mut io = match stream {
+        Ok(stream) => Watched::new(stream),
         Err(error) => return tracing::warn!(%error, "a connection could not be taken over"),
     };
-    let io = Watched::new(Stream::Tcp(stream));
+    let mut arrival = Arrival { from: accepted.from, listener: accepted.listener, certificate: None };
+    if accepted.secure {
+        let snapshot = worker.snapshot();
+        let Some(config) = snapshot.listener_tls.get(&arrival.listener) else { return };
+        match handshake(&worker, config.clone(), io, snapshot.timeouts.client_head).await {
+            Ok((secured, certificate)) => {
+                io = secured;
+                arrival.certificate = certificate.as_ref().map(tls::names);
+            }
+            Err(error) => {
+                return tracing::info!(%error, from = %arrival.from, listener = %arrival.listener, "no TLS with a caller");
+            }
+        }
+    }
     let activity = Activity::new(io.watch.clone());
-    downstream::serve(worker, io, Rc::new(Peer { address: accepted.address, activity, tunnel: None, seat })).await;
+    let peer = Peer { arrival: Rc::new(arrival), activity, tunnel: None, seat };
+    downstream::serve(worker, io, Rc::new(peer)).await;
+}
+
+/// TLS with a caller, in time; also gives the certificate that it has shown.
+async fn handshake(
+    worker: &Worker,
+    config: Arc<ServerConfig>,
+    io: Watched,
+    patience: Duration,
+) -> io::Result<(Watched, Option<CertificateDer<'static>>)> {
+    let mut drain = worker.shared.tasks.watch();
+    let accepted = tokio::select! {
+        accepted = timeout(patience, TlsAcceptor::from(config).accept(io)) => accepted?,
+        () = drain.reached(Phase::Drain) => return Err(io::ErrorKind::ConnectionAborted.into()),
+    };
+    let stream = accepted?;
+    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).cloned();
+    Ok((Watched::new(Stream::Tls(Box::new(stream))), certificate.map(CertificateDer::into_owned)))
 }
 
 /// Closes idle upstream connections in time.
@@ -155,62 +180,4 @@ async fn sweep(worker: Rc<Worker>) {
         tokio::time::sleep((keep_alive / 2).clamp(Duration::from_millis(10), Duration::from_secs(30))).await;
         worker.pool.sweep(keep_alive);
     }
-}
-
-fn accept_all(shared: Arc<Shared>, listeners: Vec<TcpListener>, inboxes: Vec<Inbox>) {
-    let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
-        Ok(runtime) => runtime,
-        Err(error) => return tracing::error!(%error, "the accept thread could not start"),
-    };
-    runtime.block_on(async move {
-        let inboxes = Rc::new(inboxes);
-        let taken = Arc::new(AtomicUsize::new(0));
-        let mut drain = shared.tasks.watch();
-        for listener in listeners {
-            let accept = accept(shared.clone(), listener, inboxes.clone(), taken.clone());
-            shared.tasks.spawn_local(accept);
-        }
-        drain.reached(Phase::Drain).await;
-    });
-}
-
-async fn accept(shared: Arc<Shared>, listener: TcpListener, inboxes: Rc<Vec<Inbox>>, taken: Arc<AtomicUsize>) {
-    let listener = match tokio::net::TcpListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => return tracing::error!(%error, "a listener could not be used"),
-    };
-    let refused = Arc::new(AtomicUsize::new(0));
-    loop {
-        let (stream, address) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        let places = shared.snapshot.load().limits.downstream_connections;
-        let Some(place) = Place::take(&taken, places) else {
-            refuse(&shared, stream, &refused);
-            continue;
-        };
-        let Some(inbox) = inboxes.iter().min_by_key(|inbox| inbox.open.load(Ordering::Relaxed)) else { return };
-        let Ok(stream) = stream.set_nodelay(true).and_then(|()| stream.into_std()) else { continue };
-        inbox.open.fetch_add(1, Ordering::Relaxed);
-        if inbox.sender.send(Accepted { stream, address, place }).await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Tells a caller that there is no place for it. Few of those who are told hold up nobody; the others are just closed.
-fn refuse(shared: &Shared, mut stream: TcpStream, refused: &Arc<AtomicUsize>) {
-    let error = error::ProxyError::Overloaded;
-    shared.metrics.errors.with_label_values(&["", error.code()]).inc();
-    let Some(place) = Place::take(refused, REFUSED_MAX) else { return };
-    let answer = error::to_wire(&error.response(error::About::default()));
-    shared.tasks.spawn_local(async move {
-        downstream::say_last(&mut stream, &answer, REFUSED_READ_BYTES_MAX).await;
-        drop(place);
-    });
 }

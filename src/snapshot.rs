@@ -8,7 +8,7 @@ mod links;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use rustls::ClientConfig;
+use rustls::{ClientConfig, ServerConfig};
 
 use crate::dial::Dialer;
 use crate::model::connection::{Connection, Route, UpstreamTls};
@@ -37,6 +37,8 @@ pub struct Snapshot {
     pub log_requests: LogRequests,
     pub tracer: Tracer,
     pub links: Links,
+    /// How the listeners speak TLS that do, by name.
+    pub listener_tls: HashMap<Name, Arc<ServerConfig>>,
 }
 
 /// What an active connection obtains its tokens with.
@@ -142,6 +144,7 @@ impl Snapshot {
         profiles: &mut TlsProfiles,
         dialer: Dialer,
         (metrics, tracer, links): (&Metrics, Tracer, Links),
+        listener_tls: HashMap<Name, Arc<ServerConfig>>,
         live: impl Fn(&Connection) -> Option<Live>,
     ) -> Snapshot {
         let callers = CallerTable::new(model.callers.clone());
@@ -184,6 +187,7 @@ impl Snapshot {
             log_requests: model.log.requests,
             tracer,
             links,
+            listener_tls,
         }
     }
 }

@@ -5,19 +5,22 @@
 
 mod proxied;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{ClientConfig, InconsistentKeys, RootCertStore};
+use rustls::{ClientConfig, InconsistentKeys, RootCertStore, ServerConfig};
+use x509_parser::extensions::GeneralName;
 
 pub use proxied::Proxied;
 
-use crate::model::Roots;
 use crate::model::connection::ClientCertificate;
 use crate::model::secret::Secret;
+use crate::model::{ListenerTls, Roots};
 use proxied::ByName;
 
 /// The roots that vouch where neither a connection nor a route names its own.
@@ -119,6 +122,38 @@ fn client_config(roots: Arc<RootCertStore>) -> ClientConfig {
         .with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config
+}
+
+/// How a listener speaks TLS (1.2 and 1.3; HTTP/2 or HTTP/1.1 by ALPN).
+pub fn server_config(listener: &ListenerTls) -> Result<Arc<ServerConfig>, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+    let builder = match &listener.client_ca {
+        None => builder.with_no_client_auth(),
+        Some(roots) => {
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots_of(roots), provider).build();
+            builder.with_client_cert_verifier(verifier.map_err(|error| rustls::Error::General(error.to_string()))?)
+        }
+    };
+    let shown = certified_key(&listener.certificate).map_err(|error| rustls::Error::General(error.to_string()))?;
+    let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(shown)));
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// The names in a certificate's subjectAltName (RFC 5280 §4.2.1.6): DNS, URI, mail and IP addresses.
+pub fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
+    let Ok((_, certificate)) = x509_parser::parse_x509_certificate(certificate) else { return Vec::new() };
+    let Ok(Some(names)) = certificate.subject_alternative_name() else { return Vec::new() };
+    let text = |name: &GeneralName<'_>| match name {
+        GeneralName::DNSName(name) | GeneralName::URI(name) | GeneralName::RFC822Name(name) => Some((*name).to_owned()),
+        GeneralName::IPAddress(bytes) => match bytes.len() {
+            4 => <[u8; 4]>::try_from(*bytes).ok().map(|bytes| IpAddr::from(bytes).to_string()),
+            _ => <[u8; 16]>::try_from(*bytes).ok().map(|bytes| IpAddr::from(bytes).to_string()),
+        },
+        _ => None,
+    };
+    names.value.general_names.iter().filter_map(text).collect()
 }
 
 /// Reads PEM certificates that are to be trust anchors: at least one, each of them usable.

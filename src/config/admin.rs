@@ -144,7 +144,8 @@ pub fn whereabouts(file: &Path) -> Whereabouts {
     let source = super::read(file, &mut sink);
     let top = source.as_ref().and_then(|source| source.root()?.unit::<TopFile>(&mut sink));
     let key = |pick: fn(&TopFile) -> super::spot::Field| top.as_ref().and_then(|top| top.get(pick(&top.keys)));
-    let listeners = listener::listeners(key(|keys| keys.listeners), true, true, &mut sink);
+    let listeners =
+        listener::listeners(key(|keys| keys.listeners), true, true, &mut sink).map(|(listeners, _)| listeners);
     let standard = SocketAddr::from((Ipv4Addr::LOCALHOST, listener::ADMIN_PORT));
     let admin = listeners.as_ref().map_or(standard, |listeners| listeners.admin.address);
     let health = listeners.and_then(|listeners| listeners.telemetry).map_or(admin, |telemetry| telemetry.address);

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::endpoint;
 use super::file::{AuthorizationServerFile, ClientAssertionFile, ConnectionFile, ForwardProxyFile, MutualTlsFile};
 use super::problem::Sink;
-use super::spot::{Spot, Unit};
+use super::spot::{Field, Keys, Spot, Unit};
 use super::value::Fault;
 use super::{reference, value};
 use crate::jwt::{SigningKey, Thumbprint};
@@ -220,14 +220,23 @@ fn secrets(spot: &Spot<'_>, sink: &mut Sink) -> Option<Vec<Secret>> {
 /// A certificate with its chain and the key that belongs to it.
 pub fn mutual_tls(spot: &Spot<'_>, sink: &mut Sink) -> Option<ClientCertificate> {
     let unit = spot.unit::<MutualTlsFile>(sink)?;
+    certificate(&unit, (unit.keys.certificate, unit.keys.key), sink)
+}
+
+/// The same of the two keys of some map.
+pub fn certificate<K: Keys>(
+    unit: &Unit<'_, K>,
+    (certificate, key): (Field, Field),
+    sink: &mut Sink,
+) -> Option<ClientCertificate> {
     let hint = "name the PEM file of the certificate, its chain behind it";
-    let at = unit.require(unit.keys.certificate, "certificate", hint, sink);
+    let at = unit.require(certificate, "certificate", hint, sink);
     let pem = at.as_ref().and_then(|at| {
         let path = at.file(sink)?;
         Some((reference::pem(at, &path, sink)?, path))
     });
     let hint = "write key: {file: PATH} of the private key in PEM";
-    let key_at = unit.require(unit.keys.key, "key", hint, sink);
+    let key_at = unit.require(key, "key", hint, sink);
     let key = key_at.as_ref().and_then(|spot| reference::secret(spot, sink));
     let ((pem, path), at, key) = (pem?, at?, key?);
     match tls::read_client_certificate(&pem, key) {

@@ -36,13 +36,17 @@ twins! {
 
     ListenersFile { proxy, admin, telemetry, public } not [];
 
-    ListenerFile { name, address, open } not ["mode", "tls"];
+    ListenerFile { name, address, open, mode, tls } not [];
+
+    ListenerTlsFile { certificate, key, client_ca } not [];
 
     ReadinessFile { wait_for_tokens } not [];
 
     EgressFile { unmatched, allow_private, connect_ports } not ["proxy", "no_proxy"];
 
-    CallerFile { name, secret, cidr, subjects } not ["listener", "unix_user", "certificate"];
+    CallerFile { name, secret, cidr, listener, unix_user, certificate, subjects } not [];
+
+    CallerCertificateFile { san } not [];
 
     StoreFile { embedded, memory, seal_key } not ["redis"];
 

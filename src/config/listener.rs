@@ -2,36 +2,44 @@
 //!
 //! Holds: nothing listens beyond loopback without somebody having said who may come, or `open: true`.
 
-use std::collections::HashSet;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::collections::{HashMap, HashSet};
+use std::net::Ipv4Addr;
 
-use super::file::{ListenerFile, ListenersFile};
+use super::file::{ListenerFile, ListenerTlsFile, ListenersFile};
 use super::problem::Sink;
-use super::spot::Spot;
-use super::value;
-use crate::model::{Listener, Listeners, Name};
+use super::spot::{Spot, Unit};
+use super::{client, reference, value};
+use crate::model::{ListenAt, Listener, ListenerTls, Listeners, Name, ProxyListener};
 
 const PROXY_PORT: u16 = 8080;
 pub const ADMIN_PORT: u16 = 8081;
 
+/// Who may open a Unix socket, unless that is written.
+const SOCKET_MODE: u32 = 0o600;
+/// A longer path fits no `sockaddr_un`.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
 /// A listener as read, with its place unless it is a default.
 struct Draft<'a> {
     name: Option<Name>,
-    address: SocketAddr,
+    at: ListenAt,
     open: bool,
+    secure: bool,
+    tls: Option<ListenerTls>,
     spot: Option<Spot<'a>>,
 }
 
 impl Draft<'_> {
     fn standard(name: &str, port: u16) -> Self {
-        let address = (Ipv4Addr::LOCALHOST, port).into();
-        Draft { name: Name::parse(name), address, open: false, spot: None }
+        let at = ListenAt::Address((Ipv4Addr::LOCALHOST, port).into());
+        Draft { name: Name::parse(name), at, open: false, secure: false, tls: None, spot: None }
     }
 
     fn refuse_beyond_loopback(&self, why: &str, way_out: &str, sink: &mut Sink) {
         if let Some(spot) = &self.spot
             && !self.open
-            && !self.address.ip().to_canonical().is_loopback()
+            && let ListenAt::Address(address) = self.at
+            && !address.ip().to_canonical().is_loopback()
         {
             let hint = format!("{way_out}, or write {{address: …, open: true}}");
             spot.problem(sink, format!("listens beyond loopback {why}"), hint);
@@ -39,12 +47,22 @@ impl Draft<'_> {
     }
 
     fn finish(self) -> Option<Listener> {
-        Some(Listener { name: self.name?, address: self.address })
+        let ListenAt::Address(address) = self.at else { return None };
+        Some(Listener { name: self.name?, address })
+    }
+
+    fn finish_proxy(self) -> Option<(ProxyListener, Option<ListenerTls>)> {
+        Some((ProxyListener { name: self.name?, at: self.at, secure: self.secure }, self.tls))
     }
 }
 
-/// The listeners; `None` after a problem that leaves none to speak of.
-pub fn listeners(spot: Option<Spot<'_>>, has_callers: bool, has_users: bool, sink: &mut Sink) -> Option<Listeners> {
+/// The listeners, and how those speak TLS that do; `None` after a problem that leaves none to speak of.
+pub fn listeners(
+    spot: Option<Spot<'_>>,
+    has_callers: bool,
+    has_users: bool,
+    sink: &mut Sink,
+) -> Option<(Listeners, HashMap<Name, ListenerTls>)> {
     let unit = spot.and_then(|spot| spot.unit::<ListenersFile>(sink));
     let get = |pick: fn(&ListenersFile) -> super::spot::Field| unit.as_ref().and_then(|u| u.get(pick(&u.keys)));
     let proxy = match get(|keys| keys.proxy) {
@@ -66,12 +84,15 @@ pub fn listeners(spot: Option<Spot<'_>>, has_callers: bool, has_users: bool, sin
         admin.refuse_beyond_loopback("although no users are configured", "name them under `admin.users`", sink);
     }
     refuse_equals(&proxy.iter().chain(&admin).chain(&telemetry).chain(&public).collect::<Vec<_>>(), sink);
-    Some(Listeners {
-        proxy: proxy.into_iter().map(Draft::finish).collect::<Option<_>>()?,
+    let proxy = proxy.into_iter().map(Draft::finish_proxy).collect::<Option<Vec<_>>>()?;
+    let tls = proxy.iter().filter_map(|(listener, tls)| Some((listener.name.clone(), tls.clone()?))).collect();
+    let listeners = Listeners {
+        proxy: proxy.into_iter().map(|(listener, _)| listener).collect(),
         admin: admin?.finish()?,
         telemetry: telemetry.and_then(Draft::finish),
         public: public.and_then(Draft::finish),
-    })
+    };
+    Some((listeners, tls))
 }
 
 fn proxies<'a>(spot: &Spot<'a>, sink: &mut Sink) -> Vec<Draft<'a>> {
@@ -83,26 +104,92 @@ fn proxies<'a>(spot: &Spot<'a>, sink: &mut Sink) -> Vec<Draft<'a>> {
         let name = if index == 0 { "proxy".to_owned() } else { format!("proxy-{}", index + 1) };
         (item, name)
     });
-    named.filter_map(|(item, name)| listener(item, &name, sink)).collect()
+    named.filter_map(|(item, name)| proxy(item, &name, sink)).collect()
+}
+
+/// The same, or a Unix socket, or either with TLS.
+fn proxy<'a>(spot: &Spot<'a>, default_name: &str, sink: &mut Sink) -> Option<Draft<'a>> {
+    if !spot.is_map() {
+        let at = place(spot, None, sink)?;
+        let name = Name::parse(default_name);
+        return Some(Draft { name, at, open: false, secure: false, tls: None, spot: Some(spot.clone()) });
+    }
+    let unit = spot.unit::<ListenerFile>(sink)?;
+    let (name, open) = name_and_open(&unit, default_name, sink);
+    let mode = unit.get(unit.keys.mode);
+    let tls_at = unit.get(unit.keys.tls);
+    let tls = tls_at.as_ref().and_then(|spot| tls(spot, sink));
+    let hint = "write IP:PORT, such as 127.0.0.1:8080, or unix:PATH";
+    let address = unit.require(unit.keys.address, "address", hint, sink)?;
+    let at = place(&address, mode.as_ref(), sink)?;
+    Some(Draft { name, at, open, secure: tls_at.is_some(), tls, spot: Some(address) })
+}
+
+/// `IP:PORT`, or `unix:PATH` with a mode.
+fn place(spot: &Spot<'_>, mode: Option<&Spot<'_>>, sink: &mut Sink) -> Option<ListenAt> {
+    let text = spot.line(sink)?;
+    let Some(path) = text.strip_prefix("unix:") else {
+        if let Some(mode) = mode {
+            mode.problem(sink, "only a Unix socket has a mode", "remove it, or write address: \"unix:PATH\"");
+        }
+        return spot.parse(sink, value::listen_address).map(ListenAt::Address);
+    };
+    if path.is_empty() {
+        spot.problem(sink, "names no path", "write unix:PATH, such as unix:/run/keybearer/proxy.sock");
+        return None;
+    }
+    let path = spot.beside(path);
+    if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+        let message = format!("is longer than {SOCKET_PATH_BYTES_MAX} bytes: {}", path.display());
+        spot.problem(sink, message, "choose a shorter path, such as one under /run");
+        return None;
+    }
+    let mode = match mode {
+        Some(mode) => mode.parse(sink, value::mode)?,
+        None => SOCKET_MODE,
+    };
+    Some(ListenAt::Unix { path, mode })
+}
+
+fn tls(spot: &Spot<'_>, sink: &mut Sink) -> Option<ListenerTls> {
+    let unit = spot.unit::<ListenerTlsFile>(sink)?;
+    let certificate = client::certificate(&unit, (unit.keys.certificate, unit.keys.key), sink);
+    let client_ca = match unit.get(unit.keys.client_ca) {
+        None => None,
+        Some(spot) => Some(reference::roots_of_file(&spot, sink)?),
+    };
+    Some(ListenerTls { certificate: certificate?, client_ca })
+}
+
+fn name_and_open(unit: &Unit<'_, ListenerFile>, default_name: &str, sink: &mut Sink) -> (Option<Name>, bool) {
+    let open = unit.get(unit.keys.open).and_then(|spot| spot.boolean(sink)).unwrap_or(false);
+    let name = match unit.get(unit.keys.name) {
+        Some(spot) => spot.parse(sink, value::name),
+        None => Name::parse(default_name),
+    };
+    (name, open)
 }
 
 /// An address, or a map with one.
 fn listener<'a>(spot: &Spot<'a>, default_name: &str, sink: &mut Sink) -> Option<Draft<'a>> {
-    let name = Name::parse(default_name);
+    let plain = |name, open, address, spot| {
+        let at = ListenAt::Address(address);
+        Some(Draft { name, at, open, secure: false, tls: None, spot: Some(spot) })
+    };
     if !spot.is_map() {
         let address = spot.parse(sink, value::listen_address)?;
-        return Some(Draft { name, address, open: false, spot: Some(spot.clone()) });
+        return plain(Name::parse(default_name), false, address, spot.clone());
     }
     let unit = spot.unit::<ListenerFile>(sink)?;
-    let keys = &unit.keys;
-    let open = unit.get(keys.open).and_then(|spot| spot.boolean(sink)).unwrap_or(false);
-    let name = match unit.get(keys.name) {
-        Some(spot) => spot.parse(sink, value::name),
-        None => name,
-    };
-    let at = unit.require(keys.address, "address", "write IP:PORT, such as 127.0.0.1:8080", sink)?;
+    for (key, field) in [("mode", unit.keys.mode), ("tls", unit.keys.tls)] {
+        if let Some(spot) = unit.get(field) {
+            spot.problem(sink, format!("`{key}` is for listeners of the proxy"), "remove it");
+        }
+    }
+    let (name, open) = name_and_open(&unit, default_name, sink);
+    let at = unit.require(unit.keys.address, "address", "write IP:PORT, such as 127.0.0.1:8080", sink)?;
     let address = at.parse(sink, value::listen_address)?;
-    Some(Draft { name, address, open, spot: Some(at) })
+    plain(name, open, address, at)
 }
 
 fn refuse_equals(all: &[&Draft<'_>], sink: &mut Sink) {
@@ -114,18 +201,23 @@ fn refuse_equals(all: &[&Draft<'_>], sink: &mut Sink) {
             spot.problem(sink, format!("another listener is named `{name}`"), "give each its own `name`");
         }
         names.extend(one.name.as_ref());
-        let clash = all[..index].iter().find(|other| collide(one.address, other.address));
+        let clash = all[..index].iter().find(|other| collide(&one.at, &other.at));
         if let Some(other) = clash
             && let Some(spot) = one.spot.as_ref().or(other.spot.as_ref())
         {
-            let message = format!("two listeners want the port of {}", one.address);
+            let message = format!("two listeners want the place of {}", one.at);
             spot.problem(sink, message, "give each its own address (the defaults are 127.0.0.1:8080 and :8081)");
         }
     }
 }
 
-/// The system would refuse the second: the same port at one address, or at one and all of its family.
-fn collide(one: SocketAddr, other: SocketAddr) -> bool {
+/// The system would refuse the second: the same path, the same port at one address, or at one and all of its family.
+fn collide(one: &ListenAt, other: &ListenAt) -> bool {
+    let (one, other) = match (one, other) {
+        (ListenAt::Address(one), ListenAt::Address(other)) => (one, other),
+        (ListenAt::Unix { path: one, .. }, ListenAt::Unix { path: other, .. }) => return one == other,
+        _ => return false,
+    };
     let family = one.is_ipv4() == other.is_ipv4();
     let all = one.ip().is_unspecified() || other.ip().is_unspecified();
     one.port() != 0 && one.port() == other.port() && (one.ip() == other.ip() || family && all)

@@ -7,7 +7,6 @@ use std::fs::File;
 use std::io::{ErrorKind, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use rustls::pki_types::CertificateDer;
@@ -267,29 +266,25 @@ pub fn pem(spot: &Spot<'_>, path: &Path, sink: &mut Sink) -> Option<Vec<u8>> {
 
 /// The certificates of a list of PEM files.
 pub fn roots(spot: &Spot<'_>, sink: &mut Sink) -> Option<Roots> {
-    let mut roots = Vec::new();
-    let mut whole = true;
-    for item in spot.items(sink)? {
-        let Some(path) = item.file(sink) else {
-            whole = false;
-            continue;
-        };
-        let Some(pem) = bytes(&item, &path, ROOTS_BYTES_MAX, sink) else {
-            whole = false;
-            continue;
-        };
-        match tls::read_roots(&pem) {
-            Ok(certificates) => {
-                warn_of_expired(&certificates, &item, &path, sink);
-                roots.extend(certificates);
-            }
-            Err(error) => {
-                item.problem(sink, format!("{} {error}", path.display()), "give a PEM file of CA certificates");
-                whole = false;
-            }
+    let files: Vec<_> = spot.items(sink)?.iter().map(|item| roots_of_file(item, sink)).collect();
+    let files = files.into_iter().collect::<Option<Vec<_>>>()?;
+    Some(files.iter().flat_map(|roots| roots.iter()).cloned().collect())
+}
+
+/// The certificates of one PEM file.
+pub fn roots_of_file(spot: &Spot<'_>, sink: &mut Sink) -> Option<Roots> {
+    let path = spot.file(sink)?;
+    let pem = bytes(spot, &path, ROOTS_BYTES_MAX, sink)?;
+    match tls::read_roots(&pem) {
+        Ok(certificates) => {
+            warn_of_expired(&certificates, spot, &path, sink);
+            Some(certificates.into())
+        }
+        Err(error) => {
+            spot.problem(sink, format!("{} {error}", path.display()), "give a PEM file of CA certificates");
+            None
         }
     }
-    whole.then(|| Arc::from(roots))
 }
 
 pub fn warn_of_expired(certificates: &[CertificateDer<'_>], item: &Spot<'_>, path: &Path, sink: &mut Sink) {

@@ -12,7 +12,7 @@ use super::document::Kind;
 use super::file::*;
 use super::problem::Sink;
 use super::spot::{Field, Spot, Unit};
-use super::{admin, consent, endpoint, listener, reference, store, value};
+use super::{admin, caller, consent, endpoint, listener, reference, store, value};
 use crate::model::origin::{Host, HostError};
 use crate::model::*;
 use crate::telemetry::audit::openable;
@@ -28,6 +28,7 @@ const PRIVATE: [&str; 7] =
 /// A [`Model`] without its connections. A field that was refused has its default: the load fails anyway.
 pub struct Settings {
     pub listeners: Option<Listeners>,
+    pub listener_tls: HashMap<Name, ListenerTls>,
     pub admin: AdminAccess,
     pub public_url: Option<Url>,
     pub state_dir: PathBuf,
@@ -53,12 +54,15 @@ pub fn settings(top: &Unit<'_, TopFile>, sink: &mut Sink) -> Settings {
     let state_dir = admin::state_dir(top.get(keys.state_dir), sink);
     let store = store::settings(top.get(keys.store), &state_dir, sink);
     sink.store = Some((store.clone(), state_dir.clone()));
-    let (callers, caller_names) = callers(top.get(keys.callers), sink);
     let listed = |spot: Spot<'_>| matches!(spot.kind(), Kind::List(items) if !items.is_empty());
     let has_callers = top.get(keys.callers).is_some_and(listed);
     let (admin, has_users) = admin::access(top.get(keys.admin), sink);
+    let listeners = listener::listeners(top.get(keys.listeners), has_callers, has_users, sink);
+    let (listeners, listener_tls) = listeners.unzip();
+    let (callers, caller_names) = caller::callers(top.get(keys.callers), listeners.as_ref(), sink);
     Settings {
-        listeners: listener::listeners(top.get(keys.listeners), has_callers, has_users, sink),
+        listeners,
+        listener_tls: listener_tls.unwrap_or_default(),
         admin,
         public_url: top.get(keys.public_url).and_then(|spot| spot.parse(sink, consent::public_url)),
         state_dir,
@@ -140,51 +144,9 @@ fn allow_private(spot: &Spot<'_>, sink: &mut Sink) -> Vec<IpNet> {
     }
 }
 
-fn networks(spot: &Spot<'_>, sink: &mut Sink) -> Vec<IpNet> {
+pub fn networks(spot: &Spot<'_>, sink: &mut Sink) -> Vec<IpNet> {
     let items = spot.items(sink).unwrap_or_default();
     items.iter().filter_map(|item| item.parse(sink, value::network)).collect()
-}
-
-fn callers(spot: Option<Spot<'_>>, sink: &mut Sink) -> (Vec<Caller>, HashSet<Name>) {
-    let mut places: HashMap<Name, usize> = HashMap::new();
-    let mut callers = Vec::new();
-    for item in spot.and_then(|spot| spot.items(sink)).unwrap_or_default() {
-        let Some(unit) = item.unit::<CallerFile>(sink) else { continue };
-        let at = unit.require(unit.keys.name, "name", "give the caller a name", sink);
-        let name = at.as_ref().and_then(|spot| spot.parse(sink, value::name));
-        if let (Some(at), Some(name)) = (at, &name) {
-            match places.get(name) {
-                Some(line) => at.problem(
-                    sink,
-                    format!("another caller is named `{name}` (line {line})"),
-                    "give each its own name",
-                ),
-                None => drop(places.insert(name.clone(), at.line)),
-            }
-        }
-        callers.extend(caller(&unit, name, sink));
-    }
-    (callers, places.into_keys().collect())
-}
-
-fn caller(unit: &Unit<'_, CallerFile>, name: Option<Name>, sink: &mut Sink) -> Option<Caller> {
-    let (secret, cidr) = (unit.get(unit.keys.secret), unit.get(unit.keys.cidr));
-    if secret.is_none() && cidr.is_none() {
-        unit.spot.problem(sink, "the caller has no condition", "give it a `secret` or `cidr`");
-    }
-    let secret = secret.map(|spot| reference::compared(&spot, sink));
-    let cidr = cidr.map(|spot| {
-        let networks = networks(&spot, sink);
-        if matches!(spot.kind(), Kind::List(items) if items.is_empty()) {
-            spot.problem(sink, "names no network", "write one such as 10.0.0.0/8, or remove the key");
-        }
-        networks
-    });
-    let subjects = unit.get(unit.keys.subjects).map(|spot| {
-        let items = spot.items(sink).unwrap_or_default();
-        items.iter().filter_map(|item| item.parse(sink, value::subjects)).collect()
-    });
-    Some(Caller { name: name?, secret: secret.flatten(), cidr: cidr.unwrap_or_default(), subjects })
 }
 
 fn timeouts(spot: Option<Spot<'_>>, sink: &mut Sink) -> Timeouts {

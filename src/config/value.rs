@@ -94,7 +94,12 @@ impl Spot<'_> {
     /// A path, relative to the file that holds it.
     pub fn file(&self, sink: &mut Sink) -> Option<std::path::PathBuf> {
         let path = self.line(sink)?;
-        Some(self.source.resolve(&path))
+        Some(self.beside(&path))
+    }
+
+    /// A path as it is meant in the file where this stands.
+    pub fn beside(&self, path: &str) -> std::path::PathBuf {
+        self.source.resolve(path)
     }
 }
 
@@ -226,9 +231,19 @@ pub fn network(text: &str) -> Result<IpNet, Fault> {
 /// Where a listener stands.
 pub fn listen_address(text: &str) -> Result<SocketAddr, Fault> {
     if text.starts_with("unix:") {
-        return Err(Fault::new("is a Unix socket, which is not built yet", "write IP:PORT, such as 127.0.0.1:8080"));
+        return Err(Fault::new(
+            "is a Unix socket, which only a proxy listener may be",
+            "write IP:PORT, such as 127.0.0.1:8080",
+        ));
     }
     text.parse().map_err(|_| Fault::new("is not an address with a port", "write IP:PORT, such as 127.0.0.1:8080"))
+}
+
+/// The mode of a socket in the file system: who may open it.
+pub fn mode(text: &str) -> Result<u32, Fault> {
+    let digits = (3..=4).contains(&text.len()) && text.bytes().all(|b| (b'0'..=b'7').contains(&b));
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| digits && *mode <= 0o777);
+    mode.ok_or_else(|| Fault::new("is not a mode", "write it in octal between quotes, such as \"0660\""))
 }
 
 /// `ip[:port]`, where a name of `hosts` is dialled.

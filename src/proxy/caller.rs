@@ -1,13 +1,12 @@
 //! Who is calling, for whom, and by which connection. Pure.
 //!
-//! Holds: a credential that is sent decides alone, and a wrong one is never made good by an address. All callers are
+//! Holds: a credential that is sent decides alone, and a wrong one is never made good by where it comes from. All callers are
 //! compared in full, so the time taken tells nothing about a secret.
-
-use std::net::IpAddr;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use http::{HeaderMap, HeaderValue, header};
 
+use super::arrival::Arrival;
 use super::error::ProxyError;
 use crate::model::secret::{Secret, SecretDigest};
 use crate::model::token::{ACCESS_TOKEN_BYTES_MAX, Subject};
@@ -19,11 +18,11 @@ use crate::snapshot::CallerTable;
 #[derive(Debug, PartialEq, Eq)]
 pub struct UnknownCaller;
 
-/// The caller at `address` with the credential in `field`. `Ok(None)`: no callers are configured, so whoever reaches the
+/// The caller that arrives so, with the credential in `field`. `Ok(None)`: no callers are configured, so whoever reaches the
 /// listener may use it.
 pub fn identify(
     callers: &CallerTable,
-    address: IpAddr,
+    arrival: &Arrival,
     headers: &HeaderMap,
     field: &str,
 ) -> Result<Option<CallerId>, UnknownCaller> {
@@ -32,18 +31,16 @@ pub fn identify(
     if credentials.next().is_some() {
         return Err(UnknownCaller);
     }
-    let address = address.to_canonical();
-    let at_home = |caller: &Caller| caller.cidr.is_empty() || caller.cidr.iter().any(|net| net.contains(&address));
     let Some(credential) = credential else {
         if callers.is_empty() {
             return Ok(None);
         }
-        let mut by_address = callers.iter().filter(|(_, caller)| caller.secret.is_none() && at_home(caller));
-        return by_address.next().map(|(id, _)| Some(id)).ok_or(UnknownCaller);
+        let mut by_place = callers.iter().filter(|(_, caller)| caller.secret.is_none() && arrival.fits(caller));
+        return by_place.next().map(|(id, _)| Some(id)).ok_or(UnknownCaller);
     };
     let (name, secret) = presented(credential).ok_or(UnknownCaller)?;
     let digest = SecretDigest::of(&secret);
-    let matches = |caller: &Caller| caller.secret == Some(digest) && at_home(caller);
+    let matches = |caller: &Caller| caller.secret == Some(digest) && arrival.fits(caller);
     let found = match name {
         Some(name) => callers.named(&name).filter(|(_, caller)| matches(caller)),
         None => callers.iter().filter(|(_, caller)| matches(caller)).last(),
@@ -124,6 +121,9 @@ fn presented(credential: &HeaderValue) -> Option<(Option<String>, Vec<u8>)> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
+    use super::super::arrival::From;
     use super::*;
     use crate::model::SubjectPattern;
 
@@ -132,6 +132,9 @@ mod tests {
             name: Name::parse(name).unwrap(),
             secret: secret.map(|secret| SecretDigest::of(secret.as_bytes())),
             cidr: cidr.iter().map(|net| net.parse().unwrap()).collect(),
+            listeners: Vec::new(),
+            unix_users: Vec::new(),
+            certificate_names: Vec::new(),
             subjects: (name == "both").then(|| {
                 let ann = Subject::parse("ann").unwrap();
                 vec![SubjectPattern::Exact(ann), SubjectPattern::Prefix("team-".to_owned())]
@@ -146,6 +149,11 @@ mod tests {
 
     const FIELD: &str = "proxy-authorization";
 
+    fn at(ip: &str) -> Arrival {
+        let from = From::Address((ip.parse::<IpAddr>().unwrap(), 40_000).into());
+        Arrival { from, listener: Name::parse("proxy").unwrap(), certificate: None }
+    }
+
     fn headers(credentials: &[String]) -> HeaderMap {
         credentials.iter().map(|text| (FIELD.parse().unwrap(), HeaderValue::try_from(text).unwrap())).collect()
     }
@@ -157,7 +165,7 @@ mod tests {
             None => text.to_owned(),
         });
         let table = table();
-        let found = identify(&table, address.parse().unwrap(), &headers(credential.as_slice()), FIELD).ok().flatten();
+        let found = identify(&table, &at(address), &headers(credential.as_slice()), FIELD).ok().flatten();
         assert_eq!(found.and_then(|id| table.name(id)).map(Name::as_str), expected);
     }
 
@@ -187,6 +195,38 @@ mod tests {
         check("::ffff:10.1.0.1", None, Some("batch"));
         check("192.0.2.1", None, None);
         check("10.2.0.1", None, None);
+    }
+
+    #[test]
+    fn what_a_connection_tells_decides_where_no_credential_is_sent() {
+        let caller = |name: &str| Caller {
+            name: Name::parse(name).unwrap(),
+            secret: None,
+            cidr: Vec::new(),
+            listeners: Vec::new(),
+            unix_users: Vec::new(),
+            certificate_names: Vec::new(),
+            subjects: None,
+        };
+        let jobs = Name::parse("jobs").unwrap();
+        let table = CallerTable::new(vec![
+            Caller { unix_users: vec![1000, 1001], listeners: vec![jobs.clone()], ..caller("user") },
+            Caller { certificate_names: vec!["billing.svc".to_owned()], ..caller("certificate") },
+            Caller { listeners: vec![jobs.clone()], cidr: vec!["10.0.0.0/8".parse().unwrap()], ..caller("listener") },
+        ]);
+        let check = |arrival: Arrival, expected: Option<&str>| {
+            let found = identify(&table, &arrival, &headers(&[]), FIELD).ok().flatten();
+            assert_eq!(found.and_then(|id| table.name(id)).map(Name::as_str), expected, "{}", arrival.from);
+        };
+        let other = Name::parse("other").unwrap();
+        check(Arrival { from: From::User(1001), listener: jobs.clone(), certificate: None }, Some("user"));
+        check(Arrival { from: From::User(1002), listener: jobs.clone(), certificate: None }, None);
+        check(Arrival { from: From::User(1001), listener: other, certificate: None }, None);
+        let shown = |names: &[&str]| Some(names.iter().map(|name| (*name).to_owned()).collect());
+        check(Arrival { certificate: shown(&["x", "billing.svc"]), ..at("10.0.0.1") }, Some("certificate"));
+        check(Arrival { certificate: shown(&["a.billing.svc"]), ..at("10.0.0.1") }, None);
+        check(Arrival { listener: jobs.clone(), ..at("10.0.0.1") }, Some("listener"));
+        check(Arrival { listener: jobs, ..at("11.0.0.1") }, None);
     }
 
     #[test]
@@ -246,14 +286,14 @@ mod tests {
     #[test]
     fn without_callers_whoever_reaches_the_listener_may() {
         let none = CallerTable::default();
-        let address = "192.0.2.1".parse().unwrap();
-        assert_eq!(identify(&none, address, &headers(&[]), FIELD), Ok(None));
-        assert_eq!(identify(&none, address, &headers(&["Bearer x".to_owned()]), FIELD), Err(UnknownCaller));
+        let from = at("192.0.2.1");
+        assert_eq!(identify(&none, &from, &headers(&[]), FIELD), Ok(None));
+        assert_eq!(identify(&none, &from, &headers(&["Bearer x".to_owned()]), FIELD), Err(UnknownCaller));
     }
 
     #[test]
     fn two_credentials_are_none() {
         let both = headers(&["Bearer s3cret".to_owned(), "Bearer s3cret".to_owned()]);
-        assert_eq!(identify(&table(), "10.1.0.1".parse().unwrap(), &both, FIELD), Err(UnknownCaller));
+        assert_eq!(identify(&table(), &at("10.1.0.1"), &both, FIELD), Err(UnknownCaller));
     }
 }

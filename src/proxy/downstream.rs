@@ -6,7 +6,6 @@
 mod multiplexed;
 
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
@@ -18,6 +17,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
+use super::arrival::From;
 use super::error::{About, ProxyError, to_wire};
 use super::watched::{Overdue, Watch, Watched};
 use super::worker::Worker;
@@ -40,7 +40,7 @@ pub async fn serve(worker: Rc<Worker>, mut io: Watched, peer: Rc<Peer>) {
         Ok(Ok(true)) => multiplexed::serve(worker, io, peer).await,
         Ok(Ok(false)) => one_by_one(worker, io, peer).await,
         Err(_) if io.has_begun() => {
-            refuse(&worker, peer.address, io, ProxyError::RequestTimeout, &snapshot.limits).await;
+            refuse(&worker, peer.arrival.from, io, ProxyError::RequestTimeout, &snapshot.limits).await;
         }
         Ok(Err(_)) | Err(_) => {}
     }
@@ -51,7 +51,7 @@ async fn one_by_one(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
     let snapshot = worker.snapshot();
     let (timeouts, limits) = (snapshot.timeouts.clone(), snapshot.limits.clone());
     drop(snapshot);
-    let (watch, from) = (io.watch.clone(), peer.address);
+    let (watch, from) = (io.watch.clone(), peer.arrival.from);
     watch.bound_head(limits.head_bytes);
     let service = {
         let (worker, peer) = (worker.clone(), peer.clone());
@@ -142,7 +142,7 @@ where
 }
 
 /// Answers in hyper's place, then lets the caller finish talking for a moment, so that it reads the answer.
-async fn refuse(worker: &Worker, from: SocketAddr, mut io: Watched, error: ProxyError, limits: &Limits) {
+async fn refuse(worker: &Worker, from: From, mut io: Watched, error: ProxyError, limits: &Limits) {
     worker.shared.metrics.errors.with_label_values(&["", error.code()]).inc();
     let request_id = format!("{:016x}", fastrand::u64(..));
     if worker.snapshot().log_requests != LogRequests::Off {

@@ -185,7 +185,7 @@ impl<'a> Exchange<'a> {
         }
         let mount = matches!(target, Target::Origin(..));
         let field = if mount { "keybearer-authorization" } else { "proxy-authorization" };
-        let caller = caller::identify(callers, self.peer.address.ip(), &head.headers, field)
+        let caller = caller::identify(callers, &self.peer.arrival, &head.headers, field)
             .map_err(|_| ProxyError::CallerUnknown { mount })?;
         self.report.caller(caller.and_then(|id| callers.name(id)));
         if looped {

@@ -6,7 +6,6 @@
 //! Metrics: `keybearer_requests_total`, `keybearer_requests_in_flight`, `keybearer_request_duration_seconds`,
 //! `keybearer_request_overhead_seconds`, `keybearer_errors_total`.
 
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +19,7 @@ use tokio::time::Instant;
 use tracing::Level;
 
 use super::Peer;
+use super::arrival::From;
 use super::body::{Companion, ResponseBody};
 use super::error::{About, Fault, grpc};
 use super::headers;
@@ -45,7 +45,7 @@ pub struct Report {
     id: u64,
     /// The caller's own name for it, if it fits a log; never trusted as ours.
     client_id: Option<HeaderValue>,
-    from: SocketAddr,
+    from: From,
     method: Method,
     uri: Uri,
     destination: Option<Origin>,
@@ -68,7 +68,7 @@ impl Report {
             waited: Duration::ZERO,
             id: fastrand::u64(..),
             client_id: headers::client_request_id(request.headers()).cloned(),
-            from: peer.address,
+            from: peer.arrival.from,
             method: request.method().clone(),
             uri: request.uri().clone(),
             destination: None,

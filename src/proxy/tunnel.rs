@@ -93,7 +93,7 @@ async fn admit(
     let Target::Connect(host, port) = target::parse(&head).map_err(ProxyError::BadRequestTarget)? else {
         return Err(ProxyError::BadRequestTarget("CONNECT takes host:port").into());
     };
-    let caller = caller::identify(&snapshot.callers, peer.address.ip(), &head.headers, "proxy-authorization")
+    let caller = caller::identify(&snapshot.callers, &peer.arrival, &head.headers, "proxy-authorization")
         .map_err(|_| ProxyError::CallerUnknown { mount: false })?;
     report.caller(caller.and_then(|id| snapshot.callers.name(id)));
     let origin = |scheme| Origin { scheme, host: host.clone(), port };
@@ -151,7 +151,7 @@ async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, upgrade: OnUpgrade, admitted:
         (Inside::Http, _) => {
             let activity = Activity::new(io.watch.clone());
             let seat = peer.seat.clone();
-            let inside = Peer { address: peer.address, activity, tunnel: Some(tunnelled), seat };
+            let inside = Peer { arrival: peer.arrival.clone(), activity, tunnel: Some(tunnelled), seat };
             Box::pin(downstream::serve(worker, io, Rc::new(inside))).await;
         }
         (Inside::Tls, Some(upstream)) => relayed(io, upstream, &tunnelled, timeouts.idle).await,

@@ -33,6 +33,8 @@ use crate::token::{Slots, TokenCache};
 pub enum WiringError {
     #[error("connection {connection}: {source}")]
     Client { connection: Name, source: ClientError },
+    #[error("listener {listener}: {source}")]
+    Listener { listener: Name, source: rustls::Error },
     #[error("tracing: {0}")]
     Tracing(#[from] TracingError),
     #[error("the audit cannot be opened: {0}; give another file under audit.to")]
@@ -91,7 +93,7 @@ impl Wiring {
         let mut profiles = self.profiles.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.snapshot.load_full();
         let audit = self.parts.audit(model)?;
-        let (snapshot, slots) = self.parts.build(model, &mut profiles, Some(&before.dialer))?;
+        let (snapshot, slots) = self.parts.build(model, &mut profiles, Some(&before))?;
         self.snapshot.store(Arc::new(snapshot));
         self.parts.cache.retain(&slots.into_keys().collect());
         self.parts.access.follow(model);
@@ -143,14 +145,20 @@ impl Parts {
         &self,
         model: &Model,
         profiles: &mut TlsProfiles,
-        dialer_before: Option<&Dialer>,
+        before: Option<&Snapshot>,
     ) -> Result<(Snapshot, HashMap<TokenKey, Slots>), WiringError> {
         let trust = Trust::new(&model.trust);
-        let dialer = Dialer::new(&model.hosts, AddressPolicy::new(model, &self.listeners), dialer_before);
+        let dialer =
+            Dialer::new(&model.hosts, AddressPolicy::new(model, &self.listeners), before.map(|before| &before.dialer));
         let tracer = self.tracer(model, &trust)?;
         let mut clients = HttpClients::new(trust.clone(), dialer.clone());
         clients.tracer = tracer.clone();
         // All clients first: what can fail fails before anything has changed.
+        let secure = |(name, tls): (&Name, _)| {
+            let failed = |source| WiringError::Listener { listener: name.clone(), source };
+            Ok((name.clone(), tls::server_config(tls).map_err(failed)?))
+        };
+        let secured = model.listener_tls.iter().map(secure).collect::<Result<Vec<_>, WiringError>>()?;
         let mut endpoints = Vec::new();
         let active = model.connections.iter().filter(|connection| connection.active);
         for connection in active.flat_map(|connection| connection.definitions()) {
@@ -164,7 +172,11 @@ impl Parts {
         let live: HashMap<TokenKey, Live> = endpoints.into_iter().map(ensure).collect();
         let of = |connection: &Connection| live.get(&connection.token_key(None)).cloned();
         let links = Links::new(self.seal.clone(), self.public_base(model));
-        let snapshot = Snapshot::build(model, &trust, profiles, dialer, (&self.metrics, tracer, links), of);
+        // A listener that has left the configuration stands until the restart that this takes.
+        let mut listener_tls = before.map(|before| before.listener_tls.clone()).unwrap_or_default();
+        listener_tls.extend(secured);
+        let parts = (&self.metrics, tracer, links);
+        let snapshot = Snapshot::build(model, &trust, profiles, dialer, parts, listener_tls, of);
         Ok((snapshot, live.into_iter().map(|(key, live)| (key, live.slots)).collect()))
     }
 
@@ -201,6 +213,11 @@ fn certificates(model: &Model) -> Vec<(CertificateUse, String, Duration)> {
         found.extend(ends.min().map(|first| (r#use, name.to_owned(), first)));
     };
     add(CertificateUse::Trust, "", &mut std::iter::once(&model.trust));
+    for (name, listener) in &model.listener_tls {
+        let shown = Roots::from(&listener.certificate.chain[..1]);
+        add(CertificateUse::Listener, name.as_str(), &mut std::iter::once(&shown));
+        add(CertificateUse::ClientCa, name.as_str(), &mut listener.client_ca.iter());
+    }
     for connection in &model.connections {
         let name = connection.name.as_str();
         let server = &connection.authorization_server.trust;

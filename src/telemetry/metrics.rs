@@ -253,6 +253,10 @@ pub enum CertificateUse {
     UpstreamTrust,
     /// Says who we are.
     MutualTls,
+    /// Says who we are to callers.
+    Listener,
+    /// Vouches for callers.
+    ClientCa,
 }
 
 impl CertificateUse {
@@ -262,6 +266,8 @@ impl CertificateUse {
             CertificateUse::AuthorizationServerTrust => "authorization_server_trust",
             CertificateUse::UpstreamTrust => "upstream_trust",
             CertificateUse::MutualTls => "mutual_tls",
+            CertificateUse::Listener => "listener",
+            CertificateUse::ClientCa => "client_ca",
         }
     }
 }

@@ -29,6 +29,7 @@ mod http2;
 mod layers;
 mod lifecycle;
 mod limits;
+mod listeners;
 mod people;
 mod places;
 mod problems;

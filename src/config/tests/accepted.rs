@@ -1,6 +1,7 @@
 //! Good files and what they become.
 
 use super::*;
+use crate::model::ListenAt;
 use crate::model::connection::*;
 use crate::model::{LogFormat, LogLevel, LogRequests, Timeouts, Tracing, Unmatched};
 
@@ -53,7 +54,7 @@ connections:
 fn a_complete_file_becomes_a_model() {
     let loaded = accept(COMPLETE);
     let model = &loaded.model;
-    let proxies: Vec<_> = model.listeners.proxy.iter().map(|l| format!("{} {}", l.name, l.address)).collect();
+    let proxies: Vec<_> = model.listeners.proxy.iter().map(|l| format!("{} {}", l.name, l.at)).collect();
     assert_eq!(proxies, ["proxy 127.0.0.1:8080", "fleet 0.0.0.0:8443", "proxy-3 127.0.0.1:0"]);
     assert_eq!(model.listeners.admin.address, "0.0.0.0:9090".parse().unwrap());
     assert_eq!(model.listeners.telemetry.as_ref().unwrap().name.as_str(), "telemetry");
@@ -142,7 +143,7 @@ fn complete_routes_are_read() {
 fn an_empty_file_is_all_defaults() {
     for text in ["", "# nothing\n", "---\n", "~", "{}", "connections:\n", "connections: []"] {
         let loaded = accept(text);
-        assert_eq!(loaded.model.listeners.proxy[0].address, "127.0.0.1:8080".parse().unwrap());
+        assert_eq!(loaded.model.listeners.proxy[0].at, ListenAt::Address("127.0.0.1:8080".parse().unwrap()));
         assert_eq!(loaded.model.listeners.admin.address, "127.0.0.1:8081".parse().unwrap());
         assert!((1..=4).contains(&loaded.model.workers) && loaded.model.listeners.telemetry.is_none());
         assert_eq!(loaded.warnings[0].message, "no connection is configured");

@@ -46,7 +46,7 @@ egress: {unmatched: drop, allow_private: [10.1.1.1/8], proxy: x}
 callers:
   - {name: a}
   - {name: a, cidr: [10.0.0.0/8]}
-  - {secret: {sha256: abc}, unix_user: x}
+  - {secret: {sha256: abc}, unix_user: no such user}
 store: {redis: {url: x}}
 timeouts: {idle: 0s, connect: 1}
 limits: {head: 4KiB, tunnels: 0, replay_body: 0B}
@@ -71,7 +71,7 @@ nonsense: 1
         "10:12: callers[1].name: another caller is named `a` (line 9)",
         "11:5: callers[2].name: `name` is missing",
         "11:23: callers[2].secret.sha256: is not a SHA-256 digest",
-        "11:29: callers[2].unix_user: `unix_user` is not built yet",
+        "11:40: callers[2].unix_user: `no such user` is no user of this machine",
         "12:9: store.redis: `redis` is not built yet",
         "13:18: timeouts.idle: `0s` is zero",
         "13:31: timeouts.connect: `1` has no unit",
@@ -90,18 +90,31 @@ nonsense: 1
 fn listeners_beyond_loopback_need_callers_or_open() {
     let beyond = "1:19: listeners.proxy[0]: listens beyond loopback although no callers";
     check("listeners: {proxy: [0.0.0.0:1]}", &[&beyond.replace("1:19", "1:21")]);
-    check("listeners: {proxy: 127.0.0.1:8081}", &["1:20: listeners.proxy: two listeners want the port"]);
+    check("listeners: {proxy: 127.0.0.1:8081}", &["1:20: listeners.proxy: two listeners want the place of"]);
     check(
         "listeners: {proxy: 127.0.0.1:1, telemetry: 0.0.0.0:1, admin: {name: proxy, address: 127.0.0.1:0}}",
         &["1:44: listeners.telemetry: two listeners", "1:85: listeners.admin.address: another listener is named"],
     );
+    check("listeners: {proxy: {name: a, mode: 1}}", &["1:20: listeners.proxy.address: `address` is missing"]);
     check(
-        "listeners: {proxy: {name: a, mode: 1}}",
-        &["1:20: listeners.proxy.address: `address` is missing", "1:30: listeners.proxy.mode: `mode` is not built yet"],
+        "listeners: {admin: \"unix:/x\"}",
+        &["1:20: listeners.admin: `unix:/x` is a Unix socket, which only a proxy listener may be"],
     );
     check(
-        "listeners: {proxy: \"unix:/x\"}",
-        &["1:20: listeners.proxy: `unix:/x` is a Unix socket, which is not built"],
+        "listeners: {proxy: [{address: \"unix:a\", mode: 9}, {address: \"unix:a\"}, \"unix:\", {address: \"1.2.3.4:5\", mode: \"0600\", open: true}]}",
+        &[
+            "1:47: listeners.proxy[0].mode: `9` is not a mode; write it in octal",
+            "1:72: listeners.proxy[2]: names no path",
+            "1:110: listeners.proxy[3].mode: only a Unix socket has a mode",
+        ],
+    );
+    check(
+        "callers: [{name: a, listener: [proxy, other]}, {name: b, unix_user: []}, {name: c, certificate: {}}]",
+        &[
+            "1:39: callers[0].listener[1]: no listener of the proxy is named `other`; write one of `proxy`",
+            "1:69: callers[1].unix_user: names none",
+            "1:97: callers[2].certificate.san: `san` is missing",
+        ],
     );
     check("listeners: {proxy: []}", &["1:20: listeners.proxy: names no address"]);
 }

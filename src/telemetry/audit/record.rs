@@ -2,6 +2,7 @@
 //!
 //! Holds: a record is one line; text from outside is in it only as [`Clean`].
 
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -86,7 +87,7 @@ pub struct Request<'a> {
     pub caller: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<&'a str>,
-    pub from: SocketAddr,
+    pub from: String,
     /// `admin` for a request to the admin side.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listener: Option<&'a str>,
@@ -114,13 +115,13 @@ pub struct Request<'a> {
 
 impl<'a> Request<'a> {
     /// Without anything that may be absent.
-    pub fn new(from: SocketAddr, method: &'a str, path: &'a str, status: u16) -> Request<'a> {
+    pub fn new(from: impl Display, method: &'a str, path: &'a str, status: u16) -> Request<'a> {
         Request {
             request_id: None,
             client_request_id: None,
             caller: None,
             user: None,
-            from,
+            from: from.to_string(),
             listener: None,
             connection: None,
             profile: None,

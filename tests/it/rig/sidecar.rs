@@ -110,11 +110,15 @@ impl Sidecar {
         Sidecar { child, dir, lines, addresses }
     }
 
-    /// Waits until it listens at `expected` addresses; false if it ends before.
+    /// Waits until it listens at `expected` addresses or more, the admin's among them; false if it ends before.
     pub async fn listens(&mut self, expected: usize) -> bool {
         let (lines, addresses) = (&mut self.lines, &self.addresses);
-        let listening = async { while addresses.lock().unwrap().len() < expected && lines.changed().await.is_ok() {} };
-        timeout(PATIENCE, listening).await.is_ok() && self.addresses.lock().unwrap().len() >= expected
+        let listen = || {
+            let found = addresses.lock().unwrap();
+            found.len() >= expected && found.contains_key("admin")
+        };
+        let listening = async { while !listen() && lines.changed().await.is_ok() {} };
+        timeout(PATIENCE, listening).await.is_ok() && listen()
     }
 
     /// Ends it as a crash would (SIGKILL): its directory, how many addresses it had, and its whole log.

@@ -1,0 +1,253 @@
+//! Sockets that callers reach, and the thread that hands each connection to the worker with the fewest.
+//!
+//! Holds: a connection beyond `limits.downstream_connections` is told so, not left waiting; the socket of a program that
+//! runs is never taken away from it.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::mpsc;
+
+use super::arrival::From;
+use super::worker::{Place, Shared};
+use super::{downstream, error};
+use crate::model::{ListenAt, Name, ProxyListener};
+use crate::tasks::Phase;
+
+/// A pause after a failed accept (out of file descriptors), so that it does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Connections that are being told that there is no place for them.
+const REFUSED_MAX: usize = 256;
+/// What is read of such a connection, so that its caller reads the answer and no reset.
+const REFUSED_READ_BYTES_MAX: usize = 256 * 1024;
+
+/// A listener of the proxy, bound.
+pub struct Socket {
+    pub name: Name,
+    secure: bool,
+    bound: Bound,
+}
+
+enum Bound {
+    Tcp(TcpListener),
+    Unix(UnixListener, SocketFile),
+}
+
+/// Removed when the listener is closed.
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+impl Socket {
+    pub fn bind(listener: &ProxyListener) -> io::Result<Socket> {
+        let bound = match &listener.at {
+            ListenAt::Address(address) => {
+                let socket = TcpListener::bind(address)?;
+                socket.set_nonblocking(true)?;
+                Bound::Tcp(socket)
+            }
+            ListenAt::Unix { path, mode } => {
+                let socket = bind_unix(path, *mode)?;
+                socket.set_nonblocking(true)?;
+                Bound::Unix(socket, SocketFile(path.clone()))
+            }
+        };
+        Ok(Socket { name: listener.name.clone(), secure: listener.secure, bound })
+    }
+
+    /// Where it really listens.
+    pub fn at(&self) -> io::Result<ListenAt> {
+        Ok(match &self.bound {
+            Bound::Tcp(socket) => ListenAt::Address(socket.local_addr()?),
+            Bound::Unix(_, SocketFile(path)) => ListenAt::Unix { path: path.clone(), mode: 0 },
+        })
+    }
+}
+
+/// Bound under another name, given its mode, and moved into its place: nobody meets it before, and what a program that
+/// has ended left there is replaced.
+fn bind_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
+    if UnixStream::connect(path).is_ok() {
+        return Err(io::ErrorKind::AddrInUse.into());
+    }
+    if fs::symlink_metadata(path).is_ok_and(|found| !std::os::unix::fs::FileTypeExt::is_socket(&found.file_type())) {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "something that is no socket stands there"));
+    }
+    let name = format!(".{:x}", fastrand::u32(..));
+    let aside = path.with_file_name(name);
+    let socket = UnixListener::bind(&aside)?;
+    let placed = fs::set_permissions(&aside, Permissions::from_mode(mode)).and_then(|()| fs::rename(&aside, path));
+    if let Err(error) = placed {
+        let _ = fs::remove_file(&aside);
+        return Err(error);
+    }
+    Ok(socket)
+}
+
+pub struct Accepted {
+    pub stream: Stream,
+    pub from: From,
+    pub listener: Name,
+    /// TLS comes first.
+    pub secure: bool,
+    pub place: Place,
+}
+
+/// A stream on its way from one runtime to another.
+pub enum Stream {
+    Tcp(std::net::TcpStream),
+    Unix(UnixStream),
+}
+
+/// The handle of one worker, for the accept thread.
+pub struct Inbox {
+    pub sender: mpsc::Sender<Accepted>,
+    pub open: Arc<AtomicUsize>,
+}
+
+pub fn accept_all(shared: Arc<Shared>, sockets: Vec<Socket>, inboxes: Vec<Inbox>) {
+    let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+        Ok(runtime) => runtime,
+        Err(error) => return tracing::error!(%error, "the accept thread could not start"),
+    };
+    runtime.block_on(async move {
+        let inboxes = Rc::new(inboxes);
+        let (taken, refused) = (Arc::default(), Arc::default());
+        let mut drain = shared.tasks.watch();
+        for socket in sockets {
+            let door = Door {
+                shared: shared.clone(),
+                inboxes: inboxes.clone(),
+                taken: Arc::clone(&taken),
+                refused: Arc::clone(&refused),
+                listener: socket.name,
+                secure: socket.secure,
+            };
+            shared.tasks.spawn_local(door.keep(socket.bound));
+        }
+        drain.reached(Phase::Drain).await;
+    });
+}
+
+/// One listener, while it accepts.
+struct Door {
+    shared: Arc<Shared>,
+    inboxes: Rc<Vec<Inbox>>,
+    taken: Arc<AtomicUsize>,
+    refused: Arc<AtomicUsize>,
+    listener: Name,
+    secure: bool,
+}
+
+/// No worker is left.
+struct Closed;
+
+impl Door {
+    async fn keep(self, bound: Bound) {
+        let result = match bound {
+            Bound::Tcp(socket) => self.accept_tcp(socket).await,
+            Bound::Unix(socket, _file) => self.accept_unix(socket).await,
+        };
+        if let Err(error) = result {
+            tracing::error!(%error, listener = %self.listener, "a listener could not be used");
+        }
+    }
+
+    async fn accept_tcp(&self, socket: TcpListener) -> io::Result<()> {
+        let socket = tokio::net::TcpListener::from_std(socket)?;
+        loop {
+            let Some((stream, address)) = self.next(socket.accept()).await else { continue };
+            let Some((stream, place)) = self.admit(stream) else { continue };
+            let Ok(stream) = stream.set_nodelay(true).and_then(|()| stream.into_std()) else { continue };
+            if self.hand_over(Stream::Tcp(stream), From::Address(address), place).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn accept_unix(&self, socket: UnixListener) -> io::Result<()> {
+        let socket = tokio::net::UnixListener::from_std(socket)?;
+        loop {
+            let Some((stream, _)) = self.next(socket.accept()).await else { continue };
+            let Some((stream, place)) = self.admit(stream) else { continue };
+            let Ok(user) = stream.peer_cred().map(|peer| peer.uid()) else { continue };
+            let Ok(stream) = stream.into_std() else { continue };
+            if self.hand_over(Stream::Unix(stream), From::User(user), place).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn next<T>(&self, accepting: impl Future<Output = io::Result<T>>) -> Option<T> {
+        match accepting.await {
+            Ok(accepted) => Some(accepted),
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                None
+            }
+        }
+    }
+
+    /// With a place among `limits.downstream_connections`. Who gets none is told so; few of those who are told hold up
+    /// nobody, the others are just closed.
+    fn admit<T: AsyncRead + AsyncWrite + Unpin + 'static>(&self, mut stream: T) -> Option<(T, Place)> {
+        if let Some(place) = Place::take(&self.taken, self.shared.snapshot.load().limits.downstream_connections) {
+            return Some((stream, place));
+        }
+        let error = error::ProxyError::Overloaded;
+        self.shared.metrics.errors.with_label_values(&["", error.code()]).inc();
+        // In clear it would be no answer to a TLS client.
+        if let Some(place) = Place::take(&self.refused, REFUSED_MAX).filter(|_| !self.secure) {
+            let answer = error::to_wire(&error.response(error::About::default()));
+            self.shared.tasks.spawn_local(async move {
+                downstream::say_last(&mut stream, &answer, REFUSED_READ_BYTES_MAX).await;
+                drop(place);
+            });
+        }
+        None
+    }
+
+    async fn hand_over(&self, stream: Stream, from: From, place: Place) -> Result<(), Closed> {
+        let fewest = self.inboxes.iter().min_by_key(|inbox| inbox.open.load(Ordering::Relaxed));
+        let inbox = fewest.ok_or(Closed)?;
+        inbox.open.fetch_add(1, Ordering::Relaxed);
+        let (listener, secure) = (self.listener.clone(), self.secure);
+        inbox.sender.send(Accepted { stream, from, listener, secure, place }).await.map_err(|_| Closed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_replaces_what_a_dead_program_left_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kb.sock");
+        let first = bind_unix(&path, 0o640).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+        assert_eq!(bind_unix(&path, 0o600).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(first);
+        bind_unix(&path, 0o600).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left aside");
+        let file = dir.path().join("notes");
+        fs::write(&file, "mine").unwrap();
+        assert!(bind_unix(&file, 0o600).is_err());
+        assert_eq!(fs::read_to_string(&file).unwrap(), "mine");
+    }
+}

@@ -1,0 +1,166 @@
+//! Listeners of every kind side by side, and callers known by how they come.
+
+use std::path::Path;
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+use crate::rig::peers::{Peers, node, told};
+use crate::rig::scripted::Scripted;
+use crate::rig::sidecar::Sidecar;
+
+/// Four listeners, a caller for each way to come, and `/who` for all of them.
+async fn start() -> (Sidecar, Scripted, Scripted) {
+    let (tokens, upstream) = (Scripted::tokens(3600).await, Scripted::upstream().await);
+    let certs = Peers::certs();
+    let (certificate, key) = certs.leaf("server");
+    let (certificate, key) = (read(&certificate), read(&key));
+    let config = format!(
+        "listeners:\n  proxy:\n  - 127.0.0.1:0\n  - {{name: jobs, address: \"unix:jobs.sock\", mode: \"0660\"}}\n  - {{name: fleet, \
+         address: \"127.0.0.1:0\", tls: {{certificate: tls.pem, key: {{file: tls.key}}}}}}\n  - {{name: mutual, address: \"127.0.0.1:0\", \
+         tls: {{certificate: tls.pem, key: {{file: tls.key}}, client_ca: {ca}}}}}\n  admin: 127.0.0.1:0\ncallers:\n- {{name: near, \
+         listener: proxy, cidr: [127.0.0.0/8]}}\n- {{name: job, listener: [jobs], unix_user: [\"{user}\", 4294967]}}\n- {{name: \
+         fleet, listener: fleet}}\n- {{name: shown, certificate: {{san: [other.test, mtls-client.test]}}}}\nconnections:\n- {{name: crm, \
+         client_id: a, client_secret: b, token_url: \"http://{}/token\", routes: [{{mount: /crm, upstream: \"http://{}\"}}]}}\n",
+        tokens.address,
+        upstream.address,
+        ca = certs.ca.display(),
+        user = user(),
+    );
+    let files = [("tls.pem", certificate.as_str()), ("tls.key", key.as_str())];
+    (Sidecar::start_with(&config, &files).await, tokens, upstream)
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).expect("a file")
+}
+
+/// Who runs the tests, and so the proxy's clients.
+fn user() -> String {
+    let output = std::process::Command::new("id").arg("-un").output().expect("id runs");
+    String::from_utf8(output.stdout).expect("a name").trim().to_owned()
+}
+
+/// curl with these arguments: its exit code, and the status and version that it saw.
+async fn curl(arguments: &[&str]) -> (i32, String) {
+    let mut curl = Command::new("curl");
+    curl.args(["-sS", "-o", "/dev/null", "-w", "%{http_code} %{http_version}", "--max-time", "20"]).args(arguments);
+    let output = curl.env_clear().stdin(Stdio::null()).output().await.expect("curl runs");
+    (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[tokio::test]
+async fn each_listener_serves_and_each_caller_is_known_by_how_it_comes() {
+    let (sidecar, _tokens, upstream) = start().await;
+    let certs = Peers::certs();
+    let (ca, socket) = (certs.ca.to_string_lossy(), sidecar.dir.path().join("jobs.sock"));
+    let (shown, shown_key) = certs.leaf("mtls-ca-issued");
+    let (unknown, unknown_key) = certs.leaf("mtls-self-signed");
+    let (shown, shown_key) = (shown.to_string_lossy(), shown_key.to_string_lossy());
+    let (unknown, unknown_key) = (unknown.to_string_lossy(), unknown_key.to_string_lossy());
+    let socket = socket.to_string_lossy();
+    let at = |listener: &str| sidecar.address(listener).port();
+    let plain = format!("http://127.0.0.1:{}/crm/x", at("proxy"));
+    let fleet = format!("https://localhost:{}/crm/x", at("fleet"));
+    let mutual = format!("https://localhost:{}/crm/x", at("mutual"));
+    for (row, caller, expected, arguments) in [
+        ("a plain address", "near", "200 1.1", vec![plain.as_str()]),
+        ("a Unix socket", "job", "200 1.1", vec!["--unix-socket", &socket, "http://kb/crm/x"]),
+        (
+            "HTTP/2 on a Unix socket",
+            "job",
+            "200 2",
+            vec!["--http2-prior-knowledge", "--unix-socket", &socket, "http://kb/crm/x"],
+        ),
+        ("TLS", "fleet", "200 2", vec!["--cacert", &ca, &fleet]),
+        ("TLS, HTTP/1.1", "fleet", "200 1.1", vec!["--http1.1", "--cacert", &ca, &fleet]),
+        ("a certificate", "shown", "200 2", vec!["--cacert", &ca, "--cert", &shown, "--key", &shown_key, &mutual]),
+    ] {
+        let counted = format!(
+            "keybearer_requests_total{{connection=\"crm\",profile=\"default\",caller=\"{caller}\",origin=\"upstream\",status_class=\"2xx\"}}"
+        );
+        let before = sidecar.metric(&counted).await;
+        assert_eq!(curl(&arguments).await, (0, expected.to_owned()), "{row}: {}", sidecar.log());
+        sidecar.until_metric(&counted, |count| count == before + 1.0).await;
+    }
+    let served = upstream.count();
+    for (row, arguments) in [
+        ("no certificate", vec!["--cacert", &ca, mutual.as_str()]),
+        (
+            "a certificate that nobody vouches for",
+            vec!["--cacert", &ca, "--cert", &unknown, "--key", &unknown_key, &mutual],
+        ),
+        ("no TLS", vec![mutual.strip_prefix("https").map(|rest| format!("http{rest}")).as_deref().unwrap_or_default()]),
+    ] {
+        let (code, seen) = curl(&arguments).await;
+        assert!(code != 0 && !seen.starts_with('2'), "{row}: {seen}");
+    }
+    assert_eq!(upstream.count(), served);
+    sidecar.logged("no TLS with a caller").await;
+    // As a proxy behind TLS, too.
+    let (port, url) = (format!("https://localhost:{}", at("fleet")), "http://10.9.8.7/");
+    let (code, seen) = curl(&["--proxy-cacert", &ca, "-x", &port, url]).await;
+    assert_eq!((code, seen.as_str()), (0, "403 1.1"), "a private address that nobody names");
+    let text =
+        std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&*socket).expect("a socket").permissions()) & 0o777;
+    assert_eq!(text, 0o660);
+}
+
+#[tokio::test]
+async fn many_requests_share_a_tls_connection_over_http2() {
+    let (sidecar, _tokens, upstream) = start().await;
+    let options = json!({
+        "origin": format!("https://localhost:{}", sidecar.address("fleet").port()),
+        "ca": Peers::certs().ca,
+        "requests": vec![json!({ "path": "/crm/x" }); 50],
+    });
+    let answers = told(node(), "clients/h2.mjs", &[&options.to_string()], &[]).await;
+    let ok = answers.as_array().expect("answers").iter().filter(|answer| answer["status"] == 200).count();
+    assert_eq!((ok, upstream.count()), (50, 50));
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_shown_without_a_restart_and_a_broken_one_is_not() {
+    let (mut sidecar, _tokens, _upstream) = start().await;
+    let shown = |sidecar: &Sidecar| {
+        let address = sidecar.address("fleet");
+        async move {
+            let mut client = Command::new("openssl");
+            client
+                .args(["s_client", "-connect", &address.to_string(), "-servername", "localhost"])
+                .stdin(Stdio::null());
+            let output = client.output().await.expect("openssl runs");
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            text.lines().find_map(|line| line.trim().strip_prefix("0 s:").map(str::to_owned)).expect("a certificate")
+        }
+    };
+    assert!(!shown(&sidecar).await.contains("other.test"));
+    let (certificate, key) = Peers::certs().leaf("wrong");
+    // Written in two steps, as tools do it: in between the pair does not fit, and the old one stays.
+    std::fs::write(sidecar.dir.path().join("tls.pem"), read(&certificate)).expect("a file");
+    sidecar.logged("configuration refused").await;
+    assert!(!shown(&sidecar).await.contains("other.test"));
+    std::fs::write(sidecar.dir.path().join("tls.key"), read(&key)).expect("a file");
+    sidecar.logged("configuration reloaded").await;
+    assert!(shown(&sidecar).await.contains("other.test"), "{}", sidecar.log());
+    let expiry = "keybearer_certificate_expiry_timestamp_seconds{name=\"fleet\",use=\"listener\"}";
+    assert!(sidecar.metric(expiry).await > 1.0e9);
+    let socket = sidecar.dir.path().join("jobs.sock");
+    assert!(socket.exists());
+    sidecar.signal("TERM");
+    assert!(sidecar.exit().await.success());
+    assert!(!socket.exists(), "the socket is taken away at the end");
+}
+
+/// What the log says of a caller without an address.
+#[tokio::test]
+async fn a_user_stands_in_the_log_in_place_of_an_address() {
+    let (sidecar, _tokens, _upstream) = start().await;
+    let socket = sidecar.dir.path().join("jobs.sock");
+    let (_, seen) = curl(&["--unix-socket", &socket.to_string_lossy(), "http://kb/nowhere"]).await;
+    assert_eq!(seen, "404 1.1");
+    let line = sidecar.logged("no_mount").await;
+    let event: Value = serde_json::from_str(&line).expect("JSON");
+    assert!(event["from"].as_str().is_some_and(|from| from.starts_with("unix:")), "{line}");
+}
