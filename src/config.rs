@@ -17,6 +17,7 @@ mod endpoint;
 mod excerpt;
 mod file;
 mod grant;
+mod inject;
 mod listener;
 mod params;
 mod problem;
@@ -105,6 +106,7 @@ fn assemble(source: &Source, mut sink: Sink) -> Result<Loaded, Problems> {
         }
     }
     conflict::check(&drafts, &settings.hosts, &mut sink);
+    lend(&mut drafts, &mut sink);
     let person = drafts.iter().any(|draft| draft.connection.as_ref().is_some_and(Connection::needs_person));
     store::check_place(&top, &settings.store, person, &mut sink);
     if let (Some(listeners), None) = (&settings.listeners, &settings.public_url) {
@@ -141,6 +143,36 @@ fn assemble(source: &Source, mut sink: Sink) -> Result<Loaded, Problems> {
         connections,
     };
     Ok(Loaded { model, warnings, files, directories, fingerprint })
+}
+
+/// Tells each connection where routes of others carry its token.
+fn lend(drafts: &mut [connection::Draft<'_>], sink: &mut Sink) {
+    let mut lent = Vec::new();
+    for draft in drafts.iter() {
+        let own = draft.name.as_ref().map(|(name, _)| name);
+        for (spot, route) in &draft.routes {
+            for other in &route.others {
+                let name = &other.connection;
+                let known = |draft: &connection::Draft<'_>| draft.name.as_ref().is_some_and(|(known, _)| known == name);
+                if own == Some(name) {
+                    let hint = "leave `connection` out: the token is its own";
+                    spot.problem(sink, format!("`inject` names its own connection `{name}`"), hint);
+                } else if !drafts.iter().any(known) {
+                    let hint = "name one that is configured";
+                    spot.problem(sink, format!("`inject` names the connection `{name}`, which is not there"), hint);
+                }
+                lent.push((name.clone(), route.origin()));
+            }
+        }
+    }
+    for (name, origin) in lent {
+        let named = drafts.iter_mut().filter_map(|draft| draft.connection.as_mut()).find(|own| own.name == name);
+        if let Some(connection) = named
+            && !connection.lent.contains(&origin)
+        {
+            connection.lent.push(origin);
+        }
+    }
 }
 
 /// The store of a configuration and its state directory, whatever else it holds.

@@ -29,6 +29,16 @@ pub enum Callers {
 }
 
 impl Callers {
+    /// Those whom both permit.
+    pub fn both(self, other: Callers) -> Callers {
+        match (self, other) {
+            (Callers::All, rest) | (rest, Callers::All) => rest,
+            (Callers::Only(one), Callers::Only(other)) => {
+                Callers::Only(one.into_iter().filter(|caller| other.contains(caller)).collect())
+            }
+        }
+    }
+
     fn permit(&self, caller: Option<CallerId>) -> bool {
         match self {
             Callers::All => true,

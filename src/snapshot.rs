@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rustls::{ClientConfig, ServerConfig};
 
 use crate::dial::Dialer;
-use crate::model::connection::{Connection, Route, UpstreamTls};
+use crate::model::connection::{Connection, Inject, Route, UpstreamTls};
 use crate::model::token::default_profile;
 use crate::model::{Caller, Egress, Limits, LogRequests, Model, Name, Roots, Timeouts};
 use crate::oauth::TokenEndpoint;
@@ -80,9 +80,18 @@ pub struct BoundRoute {
     /// The definition whose token the route carries here.
     pub connection: Arc<Connection>,
     pub route: Route,
-    /// `None`: the connection is inactive, or the route injects nothing.
-    pub slots: Option<Slots>,
+    /// The tokens that requests carry here.
+    pub tokens: Vec<BoundToken>,
     pub tls: Arc<TlsProfile>,
+}
+
+/// A token that requests carry by a route, and where.
+#[derive(Debug)]
+pub struct BoundToken {
+    pub connection: Arc<Connection>,
+    pub inject: Inject,
+    /// `None`: the connection is inactive.
+    pub slots: Option<Slots>,
     pub injections: InjectionCounters,
 }
 
@@ -163,14 +172,27 @@ impl Snapshot {
                 profiles_of_routes.push(tls.clone());
                 let carried = |definition: &&BoundDefinition| route.carries(&definition.connection.profile);
                 for definition in definitions.iter().filter(carried) {
-                    let BoundDefinition { connection, slots, .. } = definition.clone();
+                    let connection = definition.connection.clone();
                     let Connection { name, profile, .. } = &*connection;
                     let bare = route.profile.is_some() || *profile == default_profile();
                     let label = Label { connection: name.clone(), profile: profile.clone(), bare };
-                    let injections = metrics.injection_counters(name.as_str(), profile.as_str());
-                    let (route, tls) = (route.clone(), tls.clone());
-                    let bound = BoundRoute { connection, route, slots, tls, injections };
-                    routes.push((bound.route.clone(), label, permitted.clone(), bound));
+                    let named = |name: &Name| model.connections.iter().find(|connection| connection.name == *name);
+                    let others =
+                        route.others.iter().filter_map(|other| Some((named(&other.connection)?, &other.inject)));
+                    let others: Vec<_> = others.collect();
+                    let own = Some((&connection, &route.inject)).filter(|(_, inject)| **inject != Inject::Nothing);
+                    let token = |(connection, inject): (&Arc<Connection>, &Inject)| BoundToken {
+                        slots: live(connection).map(|live| live.slots),
+                        injections: metrics.injection_counters(connection.name.as_str(), connection.profile.as_str()),
+                        connection: connection.clone(),
+                        inject: inject.clone(),
+                    };
+                    let tokens = own.into_iter().chain(others.iter().copied()).map(token).collect();
+                    // Who may not use one of the connections may not use the route.
+                    let of = |other: &Arc<Connection>| callers.permitted(other.accessible_from.as_deref());
+                    let all = others.iter().map(|(other, _)| of(other)).fold(permitted.clone(), Callers::both);
+                    let bound = BoundRoute { tokens, route: route.clone(), tls: tls.clone(), connection };
+                    routes.push((bound.route.clone(), label, all, bound));
                 }
             }
             connections.push(BoundConnection { connection: connection.clone(), definitions, tls: profiles_of_routes });

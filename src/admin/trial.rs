@@ -25,6 +25,7 @@ use crate::model::connection::{Connection, HostPattern, Inject, PathPrefix, Plac
 use crate::model::origin::{Authority, Host, Origin, Scheme};
 use crate::router::{Callers, Found, Label, Named, Router};
 use crate::snapshot::{BoundConnection, Snapshot, TlsProfile};
+use crate::token::Slots;
 use crate::token::slot::{InjectedToken, TokenSlot};
 
 /// The whole of it, the wait for a token included.
@@ -120,8 +121,17 @@ impl<'a> Trial<'a> {
         if self.injects() {
             let wait = deadline.min(Instant::now() + snapshot.timeouts.token_wait);
             let token = slot.token(clock, wait).await.map_err(no_token)?;
-            self.inject(&mut url, &mut headers, &token)
-                .ok_or_else(|| unfit("the token was not granted for where this URL leads"))?;
+            self.inject(&self.route.inject, &mut url, &mut headers, &token)?;
+        }
+        for other in &self.route.others {
+            let name = &other.connection;
+            let bound = snapshot.connections.iter().find(|bound| bound.connection.name == *name);
+            let slots = bound.and_then(|bound| bound.definitions.first()?.slots.as_ref());
+            let why = || unfit(format!("the route also wants a token of {name}, which has none for everybody"));
+            let slot = slots.and_then(Slots::shared).ok_or_else(why)?;
+            let wait = deadline.min(Instant::now() + snapshot.timeouts.token_wait);
+            let token = slot.token(clock, wait).await.map_err(no_token)?;
+            self.inject(&other.inject, &mut url, &mut headers, &token)?;
         }
         let mut request = Request::builder()
             .method(self.method.clone())
@@ -158,21 +168,28 @@ impl<'a> Trial<'a> {
         Ok((status, told))
     }
 
-    /// As the route says; `None`: the token was not granted for this origin.
-    fn inject(&self, url: &mut Url, headers: &mut HeaderMap, token: &InjectedToken) -> Option<()> {
-        match &self.route.inject {
+    /// Puts the token in its place, if it was granted for this origin.
+    fn inject(
+        &self,
+        place: &Inject,
+        url: &mut Url,
+        headers: &mut HeaderMap,
+        token: &InjectedToken,
+    ) -> Result<(), Problem> {
+        let denied = || unfit("the token was not granted for where this URL leads");
+        match place {
             Inject::Header { header, scheme } => {
-                headers.insert(header, token.header_for(&self.origin, scheme)?);
+                headers.insert(header, token.header_for(&self.origin, scheme).ok_or_else(denied)?);
             }
             Inject::Query { name } => {
                 let others = url.query_pairs().filter(|(own, _)| own != name);
                 let kept: Vec<_> = others.map(|(own, value)| (own.into_owned(), value.into_owned())).collect();
-                let text = token.text_for(&self.origin)?;
+                let text = token.text_for(&self.origin).ok_or_else(denied)?;
                 url.query_pairs_mut().clear().extend_pairs(kept).append_pair(name, text);
             }
             Inject::Nothing => {}
         }
-        Some(())
+        Ok(())
     }
 
     async fn send(&self, snapshot: &Snapshot, request: Request<Empty<Bytes>>) -> Result<StatusCode, Problem> {

@@ -118,11 +118,16 @@ fn route(route: &Route) -> Value {
             (None, Some(slashed(prefix)), Some(format!("{upstream}{}", base.as_str())))
         }
     };
-    let inject = match &route.inject {
-        Inject::Header { header, scheme } => json!({ "header": header.as_str(), "scheme": scheme }),
-        Inject::Query { name } => json!({ "query": name }),
-        Inject::Nothing => "none".into(),
-    };
+    let mut inject = token_place(&route.inject);
+    if !route.others.is_empty() {
+        let own = (route.inject != Inject::Nothing).then_some(inject);
+        let others = route.others.iter().map(|other| {
+            let mut place = token_place(&other.inject);
+            place["connection"] = other.connection.as_str().into();
+            place
+        });
+        inject = own.into_iter().chain(others).collect();
+    }
     let set_headers = route.set_headers.iter().map(|(name, _)| (name.to_string(), json!({ "set": true })));
     let existing = match route.existing {
         Existing::Overwrite => "overwrite",
@@ -147,6 +152,15 @@ fn route(route: &Route) -> Value {
         "profile": route.profile.as_ref().map(|profile| profile.as_str()),
         "only_when_named": route.only_when_named,
     })
+}
+
+/// Where a token is put.
+fn token_place(inject: &Inject) -> Value {
+    match inject {
+        Inject::Header { header, scheme } => json!({ "header": header.as_str(), "scheme": scheme }),
+        Inject::Query { name } => json!({ "query": name }),
+        Inject::Nothing => "none".into(),
+    }
 }
 
 fn slashed(path: &PathPrefix) -> &str {

@@ -141,6 +141,7 @@ fn assemble(unit: &Unit<'_, ConnectionFile>, parts: Parts<'_>, sink: &mut Sink) 
         token_rejected,
         accessible_from: parts.accessible_from,
         routes: parts.routes.iter().map(|(_, route)| route.clone()).collect(),
+        lent: Vec::new(),
     };
     profile::with_profiles(connection, stated.into_iter().zip(grants))
 }

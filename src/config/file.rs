@@ -120,7 +120,7 @@ twins! {
 
     UpstreamTlsFile { trust, server_name, mutual_tls } not [];
 
-    InjectFile { header, scheme, query } not ["connection"];
+    InjectFile { header, scheme, query, connection } not [];
 }
 
 /// A secret that is not written out.

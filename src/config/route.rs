@@ -3,7 +3,8 @@
 use http::{HeaderName, HeaderValue, Method};
 
 use super::endpoint::{self, PLAIN_PATH};
-use super::file::{InjectFile, RouteFile, UpstreamTlsFile};
+use super::file::{RouteFile, UpstreamTlsFile};
+use super::inject::{self, standard_inject};
 use super::problem::{Sink, suggest};
 use super::reference;
 use super::spot::{Spot, Unit};
@@ -50,16 +51,18 @@ pub fn route(
         Some(spot) => spot.parse(sink, prefix),
     };
     let methods = unit.get(keys.methods).map(|spot| methods(&spot, sink));
-    let inject = unit.get(keys.inject).map_or_else(|| Some(standard_inject()), |spot| inject(&spot, sink));
+    let places =
+        unit.get(keys.inject).map_or_else(|| Some((standard_inject(), Vec::new())), |spot| inject::places(&spot, sink));
     let words = [("overwrite", Existing::Overwrite), ("keep", Existing::Keep), ("refuse", Existing::Refuse)];
     let set_headers =
-        unit.get(keys.set_headers).map(|spot| set_headers(&spot, inject.as_ref(), sink)).unwrap_or_default();
+        unit.get(keys.set_headers).map(|spot| set_headers(&spot, places.as_ref(), sink)).unwrap_or_default();
     let existing = unit.get(keys.existing).and_then(|spot| spot.choice(sink, &words));
     let words = [("fail", WithoutToken::Fail), ("forward", WithoutToken::Forward)];
     let without_token = unit.get(keys.without_token).and_then(|spot| spot.choice(sink, &words));
     let profile = unit.get(keys.profile).map(|spot| profile(&spot, profiles, sink));
     let only_when_named = unit.get(keys.only_when_named).and_then(|spot| spot.boolean(sink));
     let (place, tls) = (place?, tls.unwrap_or_default());
+    let (inject, others) = places?;
     Some(Route {
         tls: UpstreamTls {
             upgrade: upgrade(&place, tls.upgrade),
@@ -70,7 +73,8 @@ pub fn route(
         place,
         path: path?,
         methods,
-        inject: inject?,
+        inject,
+        others,
         set_headers,
         existing: existing.unwrap_or_default(),
         without_token: without_token.unwrap_or_default(),
@@ -250,57 +254,21 @@ fn method(text: &str) -> Result<Method, Fault> {
     }
 }
 
-fn standard_inject() -> Inject {
-    Inject::Header { header: http::header::AUTHORIZATION, scheme: "Bearer".to_owned() }
-}
-
-/// A map over the standard, or `none`.
-fn inject(spot: &Spot<'_>, sink: &mut Sink) -> Option<Inject> {
-    if spot.is_list() {
-        spot.problem(sink, "a list of places is not built yet", "write one place: {header: NAME, scheme: WORD}");
-        return None;
-    }
-    if !spot.is_map() {
-        return spot.parse(sink, |text| match text {
-            "none" => Ok(Inject::Nothing),
-            _ => Err(Fault::new("is not known here", "write {header: NAME, scheme: WORD}, {query: NAME} or none")),
-        });
-    }
-    let unit = spot.unit::<InjectFile>(sink)?;
-    if let Some(at) = unit.get(unit.keys.query) {
-        for other in [unit.keys.header, unit.keys.scheme].into_iter().filter_map(|key| unit.get(key)) {
-            other.problem(sink, "stands beside `query`", "write {query: NAME}, or {header: NAME, scheme: WORD}");
-        }
-        return Some(Inject::Query { name: at.parse(sink, parameter)? });
-    }
-    let header = match unit.get(unit.keys.header) {
-        None => Some(http::header::AUTHORIZATION),
-        Some(spot) => spot.parse(sink, header),
-    };
-    let scheme = match unit.get(unit.keys.scheme) {
-        None => Some("Bearer".to_owned()),
-        Some(spot) => spot.parse(sink, scheme),
-    };
-    Some(Inject::Header { header: header?, scheme: scheme? })
-}
-
-fn parameter(text: &str) -> Result<String, Fault> {
-    let plain = |b: u8| b.is_ascii_graphic() && !b"&=#?%+".contains(&b);
-    match !text.is_empty() && text.bytes().all(plain) {
-        true => Ok(text.to_owned()),
-        false => Err(Fault::new("is no name of a parameter", "write a name such as access_token")),
-    }
-}
-
 /// Headers that each request gets, whatever the caller sent there.
-fn set_headers(spot: &Spot<'_>, inject: Option<&Inject>, sink: &mut Sink) -> Vec<(HeaderName, HeaderValue)> {
+fn set_headers(
+    spot: &Spot<'_>,
+    places: Option<&(Inject, Vec<OtherToken>)>,
+    sink: &mut Sink,
+) -> Vec<(HeaderName, HeaderValue)> {
     let mut set: Vec<(HeaderName, HeaderValue)> = Vec::new();
     for (key, place, value) in spot.pairs(sink) {
         let Ok(name) = header(key) else {
             place.problem(sink, format!("`{key}` cannot be set"), "write a name such as X-Api-Version");
             continue;
         };
-        if matches!(inject, Some(Inject::Header { header, .. }) if *header == name) {
+        let mut taken =
+            places.into_iter().flat_map(|(own, others)| others.iter().map(|other| &other.inject).chain([own]));
+        if taken.any(|place| matches!(place, Inject::Header { header, .. } if *header == name)) {
             place.problem(sink, format!("the token goes into `{key}`"), "remove it, or give `inject` another header");
         } else if set.iter().any(|(other, _)| *other == name) {
             place.problem(sink, format!("`{key}` is there twice"), "keep one of the two");
@@ -318,7 +286,7 @@ fn set_headers(spot: &Spot<'_>, inject: Option<&Inject>, sink: &mut Sink) -> Vec
     set
 }
 
-fn header(text: &str) -> Result<HeaderName, Fault> {
+pub fn header(text: &str) -> Result<HeaderName, Fault> {
     let Ok(name) = HeaderName::from_bytes(text.as_bytes()) else {
         return Err(Fault::new("is not a header name", "write a name such as Authorization or X-Api-Key"));
     };
@@ -326,15 +294,6 @@ fn header(text: &str) -> Result<HeaderName, Fault> {
         return Err(Fault::new("cannot carry a token", "write a name such as Authorization or X-Api-Key"));
     }
     Ok(name)
-}
-
-/// Empty, or a token (RFC 9110 §5.6.2).
-fn scheme(text: &str) -> Result<String, Fault> {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-    if text.bytes().all(plain) {
-        return Ok(text.to_owned());
-    }
-    Err(Fault::new("is not one word", "write a scheme such as Bearer, or \"\" for the token alone"))
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ pub use answer::*;
 pub use client::*;
 pub use grant::*;
 pub use identity::Identity;
-pub use origins::OriginSet;
+pub use origins::{OriginSet, RouteOrigin};
 
 /// A configured OAuth link: how its token is obtained, and which requests get it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +64,8 @@ pub struct Connection {
     /// Callers that may use it; `None`: all.
     pub accessible_from: Option<Vec<Name>>,
     pub routes: Vec<Route>,
+    /// Where routes of other connections lead that carry its token.
+    pub lent: Vec<RouteOrigin>,
 }
 
 /// Each is https, or loopback, or `allow_cleartext` was given.
@@ -138,7 +140,10 @@ pub struct Route {
     /// `None`: all methods.
     pub methods: Option<Vec<Method>>,
     pub tls: UpstreamTls,
+    /// Where the connection's own token goes.
     pub inject: Inject,
+    /// Tokens of other connections that the request carries too.
+    pub others: Vec<OtherToken>,
     /// Set on each request, whatever the caller sent there; the values may be secrets.
     pub set_headers: Vec<(HeaderName, HeaderValue)>,
     pub existing: Existing,
@@ -248,6 +253,13 @@ pub enum Inject {
     Nothing,
 }
 
+/// A token of another connection, and where it is put.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OtherToken {
+    pub connection: Name,
+    pub inject: Inject,
+}
+
 /// What becomes of what the caller sent in the token's place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Existing {
@@ -325,6 +337,7 @@ impl Connection {
             token_rejected: Vec::new(),
             accessible_from: None,
             routes: Vec::new(),
+            lent: Vec::new(),
         }
     }
 }

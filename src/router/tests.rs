@@ -58,6 +58,7 @@ fn route(rule: &Rule) -> (Route, Label, Callers, &'static str) {
         methods: (!rule.methods.is_empty()).then(|| rule.methods.to_vec()),
         tls: UpstreamTls { upgrade: rule.upgrade, ..UpstreamTls::default() },
         inject: Inject::Nothing,
+        others: Vec::new(),
         set_headers: Vec::new(),
         existing: Existing::default(),
         without_token: WithoutToken::default(),

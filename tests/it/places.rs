@@ -116,3 +116,77 @@ async fn a_token_in_the_query_stands_there_once_and_in_no_log() {
         assert!(!log.contains(secret) && !tried.text().contains(secret), "{log}");
     }
 }
+
+/// `crm` with a route that also carries the token of `maps`, in another header.
+async fn start_with_two(more: &str, maps: &str) -> (Sidecar, Scripted, Scripted) {
+    let tokens = Scripted::start(|request, before| {
+        let client = if String::from_utf8_lossy(&request.body).contains("client_id=maps") { "maps" } else { "crm" };
+        Reply::token(&format!("{client}-{before}"), 3600)
+    })
+    .await;
+    let refused = AtomicBool::new(false);
+    let upstream = Scripted::start(move |request, _| {
+        let again = request.request_line().contains("refuse-once") && !refused.swap(true, Ordering::SeqCst);
+        if again { Reply::text(401, "text/plain", "no") } else { Reply::ok() }
+    })
+    .await;
+    let url = format!("http://{}/token", tokens.address);
+    let config = format!(
+        "admin: {{users: [{{name: ops, role: manager, token: {MANAGER}}}]}}\nhosts: {{api.test: \"{}\"}}\ncallers: [{{name: both, \
+         secret: both}}, {{name: one, secret: one}}]\nconnections:\n- {{name: crm, client_id: crm, client_secret: s, send_credentials: \
+         body, token_url: \"{url}\", routes: [{{host: api.test, upstream_tls: false, inject: [{{}}, {{header: X-Maps-Token, \
+         scheme: \"\", connection: maps}}], {more}}}]}}\n- {{name: maps, accessible_from: [both], client_id: maps, client_secret: s, \
+         send_credentials: body, token_url: \"{url}\"{maps}}}\n",
+        upstream.address
+    );
+    (Sidecar::start(&config).await, upstream, tokens)
+}
+
+const BOTH: &str = "Proxy-Authorization: Bearer both\r\n";
+
+#[tokio::test]
+async fn one_request_carries_the_tokens_of_two_connections() {
+    let (sidecar, upstream, tokens) = start_with_two("existing: overwrite", "").await;
+    let ask = |path: &str, lines: String| {
+        let (at, url) = (sidecar.proxy(), format!("http://api.test/{path}"));
+        async move { raw::get_through(at, &url, &lines).await }
+    };
+    let answer = ask("x", format!("{BOTH}X-Maps-Token: mine\r\n")).await;
+    assert_eq!(answer.status, 200, "{}\n{}", answer.text(), sidecar.log());
+    let arrived = upstream.received().remove(0);
+    let sent = |name: &str| arrived.values(name).join(" + ");
+    assert!(sent("authorization").starts_with("Bearer crm-"), "{}", arrived.head);
+    assert!(sent("x-maps-token").starts_with("maps-"), "{}", arrived.head);
+    // Who may not use one of them may not use the route.
+    let answer = ask("x", "Proxy-Authorization: Bearer one\r\n".to_owned()).await;
+    assert_eq!((answer.status, answer.code()), (403, "caller_not_allowed"));
+    // The upstream does not say which it refused: both are renewed, and the request is sent once more.
+    assert_eq!(ask("refuse-once", BOTH.to_owned()).await.status, 200);
+    assert_eq!((upstream.count(), tokens.count()), (3, 4));
+    let again = upstream.received().remove(2);
+    assert_ne!(again.values("authorization"), arrived.values("authorization"));
+    assert_ne!(again.values("x-maps-token"), arrived.values("x-maps-token"));
+    for name in ["crm", "maps"] {
+        let counted =
+            format!("keybearer_injections_total{{connection=\"{name}\",outcome=\"injected\",profile=\"default\"}}");
+        sidecar.until_metric(&counted, |count| count == 2.0).await;
+    }
+    let shown = call(sidecar.admin(), "GET", "/connections/crm", &json!({})).await.json();
+    assert_eq!(
+        shown["routes"][0]["inject"],
+        json!([{ "header": "authorization", "scheme": "Bearer" }, { "header": "x-maps-token", "scheme": "", "connection": "maps" }])
+    );
+    // A test by an operator carries both, too.
+    let told = call(sidecar.admin(), "POST", "/connections/crm/test", &json!({})).await.json();
+    assert_eq!(told["status"], 200, "{told}");
+    let tested = upstream.received().remove(3);
+    assert!(tested.values("x-maps-token").concat().starts_with("maps-"), "{}", tested.head);
+}
+
+#[tokio::test]
+async fn a_connection_that_is_off_takes_the_route_with_it() {
+    let (sidecar, upstream, _tokens) = start_with_two("existing: refuse", ", active: false").await;
+    let answer = raw::get_through(sidecar.proxy(), "http://api.test/x", BOTH).await;
+    assert_eq!((answer.status, answer.code()), (403, "connection_inactive"));
+    assert_eq!((answer.json()["connection"].as_str(), upstream.count()), (Some("maps"), 0));
+}

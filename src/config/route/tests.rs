@@ -40,10 +40,6 @@ fn a_token_stands_in_no_framing_header() {
     for bad in RESERVED_HEADERS.iter().chain(&["Host", "Keybearer-Connection", "", "a b", "a:", "a\r\nb"]) {
         assert!(header(bad).is_err(), "{bad}");
     }
-    assert_eq!((scheme("").unwrap().as_str(), scheme("Zoho-oauthtoken").unwrap().as_str()), ("", "Zoho-oauthtoken"));
-    for bad in ["Bearer ", "a b", "a\n", "é", "a:"] {
-        assert!(scheme(bad).is_err(), "{bad}");
-    }
 }
 
 #[test]

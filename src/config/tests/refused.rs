@@ -224,7 +224,24 @@ fn each_key_of_a_route_is_checked() {
     check_route("host: a.test, methods: [get]", "4:25: connections[0].routes[0].methods[0]: `get` is in small");
     check_route("host: a.test, methods: [TRACE]", "4:25: connections[0].routes[0].methods[0]: `TRACE` never");
     check_route("host: a.test, methods: []", "4:24: connections[0].routes[0].methods: names no method");
-    check_route("host: a.test, inject: [none]", "4:23: connections[0].routes[0].inject: a list of places is not built");
+    check_route("host: a.test, inject: []", "4:23: connections[0].routes[0].inject: names no place");
+    check_route("host: a.test, inject: [none]", "4:24: connections[0].routes[0].inject[0]: is `none` within a list");
+    check_route(
+        "host: a.test, inject: [{query: t}, {query: t, connection: b}]",
+        "4:36: connections[0].routes[0].inject[1]: is the place of two tokens",
+    );
+    check_route(
+        "host: a.test, inject: [{query: t}, {header: X-A}]",
+        "4:36: connections[0].routes[0].inject[1]: is a second place for the connection's own token",
+    );
+    check_route(
+        "host: a.test, inject: [{query: t, connection: nobody}]",
+        "4:0: connections[0].routes[0]: `inject` names the connection `nobody`, which is not there",
+    );
+    check_route(
+        "host: a.test, inject: {query: t, connection: b}",
+        "4:46: connections[0].routes[0].inject.connection: only an item of a list may say whose token it is",
+    );
     check_route(
         "host: a.test, inject: {query: t, scheme: x}",
         "4:42: connections[0].routes[0].inject.scheme: stands beside `query`",

@@ -2,22 +2,34 @@
 
 use super::{Connection, HostPattern, Inject, Place, PortRule, Route};
 use crate::model::origin::{Host, Origin, Scheme};
+use crate::model::token::default_profile;
 
 /// The origins that a definition's token may go to: those of the routes that carry it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OriginSet(Vec<(HostPattern, PortRule, bool)>);
+pub struct OriginSet(Vec<RouteOrigin>);
 
-impl Connection {
-    pub fn origins(&self) -> OriginSet {
-        let origin = |route: &Route| match &route.place {
-            Place::Host { pattern, port } => (pattern.clone(), *port, route.tls.upgrade),
+/// Where a route leads; the last: over TLS alone.
+pub type RouteOrigin = (HostPattern, PortRule, bool);
+
+impl Route {
+    pub fn origin(&self) -> RouteOrigin {
+        match &self.place {
+            Place::Host { pattern, port } => (pattern.clone(), *port, self.tls.upgrade),
             Place::Mount { upstream, .. } => {
                 let tls = upstream.scheme == Scheme::Https;
                 (HostPattern::Exact(upstream.host.clone()), PortRule::Stated(upstream.port), tls)
             }
-        };
+        }
+    }
+}
+
+impl Connection {
+    pub fn origins(&self) -> OriginSet {
         let carrying = |route: &&Route| route.inject != Inject::Nothing && route.carries(&self.profile);
-        OriginSet(self.routes.iter().filter(carrying).map(origin).collect())
+        let own = self.routes.iter().filter(carrying).map(Route::origin);
+        // Other connections' routes carry the token of no profile.
+        let lent = self.lent.iter().filter(|_| self.profile == default_profile());
+        OriginSet(own.chain(lent.cloned()).collect())
     }
 }
 
@@ -115,6 +127,7 @@ mod tests {
             methods: None,
             tls: UpstreamTls::default(),
             inject: Inject::Header { header: http::header::AUTHORIZATION, scheme: String::new() },
+            others: Vec::new(),
             set_headers: Vec::new(),
             existing: Existing::default(),
             without_token: WithoutToken::default(),
@@ -129,11 +142,12 @@ mod tests {
             own(None, true, PortRule::Stated(4)),
             own(Some("default"), true, PortRule::Stated(5)),
         ];
+        connection.lent = vec![own(None, false, PortRule::Stated(6)).origin()];
         let mut lines = |profile: &str| {
             connection.profile = Name::parse(profile).unwrap();
             connection.origins().lines().map(|line| line.replace("plain a.test ", "")).collect::<Vec<_>>()
         };
-        assert_eq!(lines("default"), ["1", "4", "5"]);
+        assert_eq!(lines("default"), ["1", "4", "5", "6"]);
         assert_eq!(lines("read"), ["2", "3", "4"]);
         assert_eq!(lines("write"), ["4"]);
     }

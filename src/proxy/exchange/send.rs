@@ -8,6 +8,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, sleep_until};
 
 use super::Exchange;
+use super::tokens::Tokens;
 use super::way::Way;
 use crate::proxy::answered::UpstreamBody;
 use crate::proxy::body::{Progress, RequestSource, Silent};
@@ -15,7 +16,6 @@ use crate::proxy::error::{Fault, ProxyError};
 use crate::proxy::upgrade;
 use crate::proxy::upstream::Lease;
 use crate::telemetry::traces::Propagation;
-use crate::token::slot::InjectedToken;
 
 impl Exchange<'_> {
     /// One request upstream, and its answer's head.
@@ -23,13 +23,13 @@ impl Exchange<'_> {
         &mut self,
         way: &Way<'_>,
         head: &Parts,
-        token: Option<&InjectedToken>,
+        tokens: &Tokens,
         source: &RequestSource,
     ) -> Result<(Response<UpstreamBody>, Lease), Fault> {
         let started = Instant::now();
         let connection = way.bound.map(|bound| &*bound.connection);
         let trace = self.report.spans.send(&head.method, &way.destination.origin, way.path.path(), connection);
-        let result = self.send_once_or_renewed(way, head, token, source, trace.as_ref()).await;
+        let result = self.send_once_or_renewed(way, head, tokens, source, trace.as_ref()).await;
         self.report.waited(started.elapsed());
         let answer = result.as_ref().map(|(response, _)| response.status());
         self.report.spans.answered(answer.map_err(|fault| fault.error.code()));
@@ -46,7 +46,7 @@ impl Exchange<'_> {
         &self,
         way: &Way<'_>,
         head: &Parts,
-        token: Option<&InjectedToken>,
+        tokens: &Tokens,
         source: &RequestSource,
         trace: Option<&Propagation>,
     ) -> Result<(Response<Incoming>, Lease), Fault> {
@@ -54,7 +54,7 @@ impl Exchange<'_> {
         let mut lease = pool.checkout(self.snapshot, &way.destination).await?;
         loop {
             let progress = Progress::new();
-            let request = way.request(head, lease.version(), token, source, progress.clone(), trace)?;
+            let request = way.request(head, lease.version(), tokens, source, progress.clone(), trace)?;
             let sent = {
                 let sending = lease.send(request);
                 tokio::pin!(sending);

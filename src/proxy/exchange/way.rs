@@ -8,6 +8,7 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{Request, Uri, Version};
 
+use super::tokens::Tokens;
 use crate::model::connection::Place as RoutePlace;
 use crate::model::origin::{Origin, Scheme};
 use crate::proxy::Tunnelled;
@@ -19,7 +20,6 @@ use crate::proxy::target::Target;
 use crate::proxy::upstream::{Destination, Protocol};
 use crate::snapshot::BoundRoute;
 use crate::telemetry::traces::Propagation;
-use crate::token::slot::InjectedToken;
 
 /// Where a request goes, by which route, and under which path.
 pub struct Way<'a> {
@@ -55,7 +55,7 @@ impl<'a> Way<'a> {
         &self,
         head: &Parts,
         version: Version,
-        token: Option<&InjectedToken>,
+        tokens: &Tokens,
         source: &RequestSource,
         progress: Rc<Progress>,
         trace: Option<&Propagation>,
@@ -72,8 +72,9 @@ impl<'a> Way<'a> {
             headers::remove_with_twins(headers, name);
             headers.insert(name, value.clone());
         }
-        if let (Some(token), Some(bound)) = (token, self.bound) {
-            let injected = inject::inject(headers, &mut path, &self.destination.origin, &bound.route.inject, token);
+        let places = self.bound.into_iter().flat_map(|bound| &bound.tokens).zip(tokens);
+        for (place, token) in places.filter_map(|(place, token)| Some((place, token.as_ref()?))) {
+            let injected = inject::inject(headers, &mut path, &self.destination.origin, &place.inject, token);
             injected.map_err(|why| match why {
                 NotInjected::WrongOrigin => ProxyError::EgressDenied("the token was not granted for this origin"),
                 NotInjected::TooLong => ProxyError::TargetTooLong,
