@@ -1,10 +1,11 @@
 //! From an origin to an open connection: resolve, check the address, connect to the address that was checked.
 //!
-//! Serves upstreams and token endpoints alike. Not here: TLS (`tls`), pools (`proxy::upstream`).
+//! Serves upstreams and token endpoints alike. Not here: TLS with either (`tls`), pools (`proxy::upstream`).
 //! Holds: only an address that [`AddressPolicy`] permits is dialled, and it is the very one that was checked, so a name
 //! whose answer changes in between reaches nothing.
 
 mod policy;
+mod proxy;
 
 use std::collections::HashMap;
 use std::io;
@@ -16,8 +17,10 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::net::TcpStream;
 
 use crate::model::HostOverride;
+use crate::model::connection::ForwardProxy;
 use crate::model::origin::{Host, Origin};
 pub use policy::{AddressPolicy, Denied};
+pub use proxy::{Conduit, Forwarding, WayOut};
 
 /// Addresses of one name that are tried at most.
 const ADDRESSES_MAX: usize = 8;
@@ -32,10 +35,13 @@ pub struct Dialer {
     rules: Arc<Rules>,
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Rules {
     hosts: HashMap<Host, (IpAddr, Option<u16>)>,
     policy: AddressPolicy,
+    way_out: Option<WayOut>,
+    /// For the proxy on the way out alone: its name may be private.
+    policy_of_proxy: AddressPolicy,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -46,13 +52,24 @@ pub enum DialError {
     Resolve { host: Host, source: Option<io::Error> },
     #[error("no connection to {host} port {port}")]
     Connect { host: Host, port: u16, source: io::Error },
+    #[error("no way through the egress proxy {proxy}")]
+    Proxy { proxy: String, source: io::Error },
+    #[error("the egress proxy {proxy} refused with status {status}")]
+    ProxyRefused { proxy: String, status: u16 },
 }
 
 impl Dialer {
     /// The dialer for these rules: `before`, if it has the same ones, else one with the next number.
-    pub fn new(hosts: &[HostOverride], policy: AddressPolicy, before: Option<&Dialer>) -> Dialer {
+    pub fn new(
+        hosts: &[HostOverride],
+        policy: AddressPolicy,
+        way_out: Option<WayOut>,
+        before: Option<&Dialer>,
+    ) -> Dialer {
         let hosts = hosts.iter().map(|entry| (entry.host.clone(), (entry.address, entry.port))).collect();
-        let rules = Rules { hosts, policy };
+        let name = way_out.iter().map(|way| way.place().host.clone());
+        let policy_of_proxy = name.fold(policy.clone(), AddressPolicy::naming);
+        let rules = Rules { hosts, policy, way_out, policy_of_proxy };
         match before {
             Some(before) if *before.rules == rules => before.clone(),
             before => Dialer { number: before.map_or(1, |before| before.number + 1), rules: Arc::new(rules) },
@@ -61,32 +78,79 @@ impl Dialer {
 
     /// The same with one more name that may be private.
     pub fn naming(&self, host: Host) -> Dialer {
-        let (hosts, policy) = (self.rules.hosts.clone(), self.rules.policy.clone().naming(host));
-        Dialer { number: self.number, rules: Arc::new(Rules { hosts, policy }) }
+        let Rules { hosts, policy, way_out, policy_of_proxy } = (*self.rules).clone();
+        let policy = policy.naming(host);
+        Dialer { number: self.number, rules: Arc::new(Rules { hosts, policy, way_out, policy_of_proxy }) }
     }
 
-    /// A connection to `origin`. The caller sets the deadline.
-    pub async fn connect(&self, origin: &Origin) -> Result<TcpStream, DialError> {
-        let addresses = self.addresses(&origin.host, origin.port).await?;
+    /// A stream to `origin`, through the proxy on the way out where there is one. The caller sets the deadline.
+    pub async fn connect(&self, origin: &Origin) -> Result<Conduit, DialError> {
+        match self.way_out(origin)? {
+            None => self.reach(origin, &self.rules.policy).await.map(Conduit::Direct),
+            Some(way) => way.tunnel(self.reach(way.place(), &self.rules.policy_of_proxy).await?, origin).await,
+        }
+    }
+
+    /// The same for requests in clear, which such a proxy takes as they are.
+    pub async fn connect_for_requests(&self, origin: &Origin) -> Result<(Conduit, Option<Forwarding>), DialError> {
+        match self.way_out(origin)? {
+            None => Ok((Conduit::Direct(self.reach(origin, &self.rules.policy).await?), None)),
+            Some(way) => {
+                let stream = self.reach(way.place(), &self.rules.policy_of_proxy).await?;
+                Ok((way.reach(stream).await?, Some(way.forwarding())))
+            }
+        }
+    }
+
+    /// The proxy on the way out, if there is one.
+    pub fn proxy(&self) -> Option<&ForwardProxy> {
+        self.rules.way_out.as_ref().map(|way| &way.proxy)
+    }
+
+    /// The proxy by which this host is reached, for whoever dials by itself.
+    pub fn proxy_for(&self, host: &Host, port: u16) -> Option<&ForwardProxy> {
+        let way = self.rules.way_out.as_ref()?;
+        (!self.rules.hosts.contains_key(host) && way.takes(host, port)).then_some(&way.proxy)
+    }
+
+    /// A host under `hosts` is where that says, and nowhere behind a proxy; a literal address is checked here, since the
+    /// proxy knows nothing of the rules.
+    fn way_out(&self, origin: &Origin) -> Result<Option<&WayOut>, DialError> {
+        if self.proxy_for(&origin.host, origin.port).is_none() {
+            return Ok(None);
+        }
+        if let Host::Ip(address) = origin.host {
+            self.check(&origin.host, SocketAddr::new(address, origin.port), &self.rules.policy)?;
+        }
+        Ok(self.rules.way_out.as_ref())
+    }
+
+    async fn reach(&self, origin: &Origin, policy: &AddressPolicy) -> Result<TcpStream, DialError> {
+        let addresses = self.permitted(&origin.host, origin.port, policy).await?;
         let stream = race(&addresses).await;
         let stream = stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream));
         stream.map_err(|source| DialError::Connect { host: origin.host.clone(), port: origin.port, source })
     }
 
+    fn check(&self, host: &Host, address: SocketAddr, policy: &AddressPolicy) -> Result<(), DialError> {
+        let denied = |denied| DialError::Denied { host: host.clone(), address: address.ip(), denied };
+        policy.check(host, address).map_err(denied)
+    }
+
     /// The permitted addresses of a host, in the order in which they are tried. One forbidden address among them
     /// denies the host: an honest name does not point there.
     pub async fn addresses(&self, host: &Host, port: u16) -> Result<Vec<SocketAddr>, DialError> {
+        self.permitted(host, port, &self.rules.policy).await
+    }
+
+    async fn permitted(&self, host: &Host, port: u16, policy: &AddressPolicy) -> Result<Vec<SocketAddr>, DialError> {
         let mut addresses = match self.rules.hosts.get(host) {
             Some((address, own_port)) => vec![SocketAddr::new(*address, own_port.unwrap_or(port))],
             None => resolve(host, port).await?,
         };
         addresses.truncate(ADDRESSES_MAX);
         for address in &addresses {
-            self.rules.policy.check(host, *address).map_err(|denied| DialError::Denied {
-                host: host.clone(),
-                address: address.ip(),
-                denied,
-            })?;
+            self.check(host, *address, policy)?;
         }
         interleave(&mut addresses);
         Ok(addresses)

@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod connection;
+pub mod egress;
 mod listener;
 pub mod origin;
 pub mod secret;
@@ -24,6 +25,7 @@ use url::Url;
 
 pub use access::{AdminAccess, Role, User};
 use connection::Connection;
+pub use egress::{Egress, Unmatched};
 pub use listener::{ListenAt, Listener, ListenerTls, Listeners, ProxyListener};
 use origin::Host;
 use secret::{SealKey, SecretDigest};
@@ -87,29 +89,6 @@ pub struct HostOverride {
     pub address: IpAddr,
     /// In place of the request's own port.
     pub port: Option<u16>,
-}
-
-#[derive(Debug, Clone)]
-pub struct Egress {
-    pub unmatched: Unmatched,
-    /// Private networks that any name may resolve to.
-    pub allow_private: Vec<IpNet>,
-    /// Where CONNECT may lead that no route names.
-    pub connect_ports: Vec<u16>,
-}
-
-impl Default for Egress {
-    fn default() -> Self {
-        Egress { unmatched: Unmatched::default(), allow_private: Vec::new(), connect_ports: vec![443, 80] }
-    }
-}
-
-/// What happens to a request for a host that no route names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Unmatched {
-    #[default]
-    Forward,
-    Deny,
 }
 
 /// Who may use the proxy. All conditions of one caller hold together.

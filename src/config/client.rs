@@ -266,22 +266,24 @@ fn report_certificate(
 }
 
 pub fn authorization_server(spot: Option<Spot<'_>>, sink: &mut Sink) -> AuthorizationServer {
-    let mut server = AuthorizationServer { trust: None, proxy: None, timeout: ENDPOINT_TIMEOUT };
+    let mut server = AuthorizationServer { trust: None, proxy: ServerProxy::Inherit, timeout: ENDPOINT_TIMEOUT };
     let Some(unit) = spot.and_then(|spot| spot.unit::<AuthorizationServerFile>(sink)) else { return server };
     server.trust = unit.get(unit.keys.trust).and_then(|spot| reference::own_roots(&spot, sink));
-    server.proxy = unit.get(unit.keys.proxy).and_then(|spot| proxy(&spot, sink));
+    server.proxy = match unit.get(unit.keys.proxy) {
+        None => ServerProxy::Inherit,
+        Some(spot) if spot.written() == Some("inherit") => ServerProxy::Inherit,
+        Some(spot) if spot.written() == Some("none") => ServerProxy::Direct,
+        Some(spot) => proxy(&spot, sink).map_or(ServerProxy::Inherit, ServerProxy::Own),
+    };
     if let Some(timeout) = unit.get(unit.keys.timeout).and_then(|spot| spot.parse(sink, value::wait)) {
         server.timeout = timeout;
     }
     server
 }
 
-/// `inherit`, `none`, a URL, or a map with one.
-fn proxy(spot: &Spot<'_>, sink: &mut Sink) -> Option<ForwardProxy> {
+/// A URL, or a map with one.
+pub fn proxy(spot: &Spot<'_>, sink: &mut Sink) -> Option<ForwardProxy> {
     if !spot.is_map() {
-        if matches!(spot.written(), Some("inherit" | "none")) {
-            return None;
-        }
         let url = spot.secretive(sink, endpoint::proxy)?;
         return Some(ForwardProxy { url, credentials: None, trust: None });
     }

@@ -42,7 +42,7 @@ twins! {
 
     ReadinessFile { wait_for_tokens } not [];
 
-    EgressFile { unmatched, allow_private, connect_ports } not ["proxy", "no_proxy"];
+    EgressFile { unmatched, allow_private, connect_ports, proxy, no_proxy } not [];
 
     CallerFile { name, secret, cidr, listener, unix_user, certificate, subjects } not [];
 

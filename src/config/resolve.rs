@@ -12,7 +12,7 @@ use super::document::Kind;
 use super::file::*;
 use super::problem::Sink;
 use super::spot::{Field, Spot, Unit};
-use super::{admin, caller, consent, endpoint, listener, reference, store, value};
+use super::{admin, caller, client, consent, endpoint, listener, reference, store, value};
 use crate::model::origin::{Host, HostError};
 use crate::model::*;
 use crate::telemetry::audit::openable;
@@ -130,6 +130,14 @@ fn egress(spot: Option<Spot<'_>>, sink: &mut Sink) -> Egress {
     }
     if let Some(ports) = unit.get(unit.keys.connect_ports).and_then(|spot| spot.items(sink)) {
         egress.connect_ports = ports.iter().filter_map(|port| port.parse(sink, value::port)).collect();
+    }
+    egress.proxy = unit.get(unit.keys.proxy).and_then(|spot| client::proxy(&spot, sink));
+    if let Some(spot) = unit.get(unit.keys.no_proxy) {
+        if egress.proxy.is_none() && unit.get(unit.keys.proxy).is_none() {
+            spot.problem(sink, "goes around a proxy that is not there", "add `proxy`, or remove this");
+        }
+        let items = spot.items(sink).unwrap_or_default();
+        egress.no_proxy = items.iter().filter_map(|item| item.parse(sink, value::bypass)).collect();
     }
     egress
 }

@@ -10,6 +10,8 @@ use ipnet::IpNet;
 use super::problem::{Sink, suggest};
 use super::reference;
 use super::spot::Spot;
+use crate::model::egress::Bypass;
+use crate::model::origin::{Authority, Host};
 use crate::model::token::Subject;
 use crate::model::{Name, SubjectPattern};
 
@@ -237,6 +239,27 @@ pub fn listen_address(text: &str) -> Result<SocketAddr, Fault> {
         ));
     }
     text.parse().map_err(|_| Fault::new("is not an address with a port", "write IP:PORT, such as 127.0.0.1:8080"))
+}
+
+/// `*`, a name with all below it (with or without a dot before it), an address or a network; perhaps with a port.
+pub fn bypass(text: &str) -> Result<Bypass, Fault> {
+    let bad =
+        || Fault::new("is no host", "write a name such as .internal, an address, a network such as 10.0.0.0/8, or *");
+    if text == "*" {
+        return Ok(Bypass::All);
+    }
+    if text.contains('/') {
+        return network(text).map(|network| Bypass::Network(network, None));
+    }
+    let text = text.strip_prefix("*.").or_else(|| text.strip_prefix('.')).unwrap_or(text);
+    let authority = match text.parse::<IpAddr>() {
+        Ok(address) => Authority { host: Host::Ip(address), port: None },
+        Err(_) => Authority::parse(text).map_err(|_| bad())?,
+    };
+    Ok(match authority.host {
+        Host::Ip(address) => Bypass::Network(address.to_canonical().into(), authority.port),
+        Host::Name(name) => Bypass::Name(name.to_string(), authority.port),
+    })
 }
 
 /// The mode of a socket in the file system: who may open it.

@@ -323,7 +323,11 @@ impl Connection {
             mutual_tls: None,
             endpoints: Endpoints::of_token_url("https://as.test/token".parse().unwrap()),
             authorization: Authorization::default(),
-            authorization_server: AuthorizationServer { trust: None, proxy: None, timeout: Duration::from_secs(10) },
+            authorization_server: AuthorizationServer {
+                trust: None,
+                proxy: ServerProxy::Inherit,
+                timeout: Duration::from_secs(10),
+            },
             scopes: Vec::new(),
             available_scopes: Vec::new(),
             audience: None,

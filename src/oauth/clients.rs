@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::dial::Dialer;
 use crate::model::Roots;
-use crate::model::connection::{AuthorizationServer, ClientCertificate, Connection, ForwardProxy};
+use crate::model::connection::{AuthorizationServer, ClientCertificate, Connection, ServerProxy};
 use crate::model::origin::Host;
 use crate::telemetry::traces::Tracer;
 use crate::tls::{Proxied, Trust};
@@ -40,7 +40,7 @@ type Discoveries = HashMap<Asked, Vec<(Way, Arc<Discovery>)>>;
 struct Way {
     roots: Option<Roots>,
     certificate: Option<ClientCertificate>,
-    proxy: Option<ForwardProxy>,
+    proxy: ServerProxy,
 }
 
 impl Way {
@@ -71,9 +71,9 @@ impl HttpClients {
         Ok(client)
     }
 
-    /// A client over the shared roots.
+    /// A client over the shared roots, without a proxy.
     pub fn standard(&self) -> Result<reqwest::Client, ClientError> {
-        self.make(&Way { roots: None, certificate: None, proxy: None })
+        self.make(&Way { roots: None, certificate: None, proxy: ServerProxy::Direct })
     }
 
     /// What the connection's issuer says, shared by all who reach it in the same way.
@@ -97,10 +97,15 @@ impl HttpClients {
     }
 
     fn make(&self, way: &Way) -> Result<reqwest::Client, ClientError> {
-        let proxy_host = way.proxy.as_ref().and_then(|proxy| Host::parse(proxy.url.host_str()?).ok());
+        let proxy = match &way.proxy {
+            ServerProxy::Inherit => self.dialer.proxy(),
+            ServerProxy::Direct => None,
+            ServerProxy::Own(proxy) => Some(proxy),
+        };
+        let proxy_host = proxy.and_then(|proxy| Host::parse(proxy.url.host_str()?).ok());
         // Its own name may be private, for this client alone: callers do not get there by it.
         let dialer = proxy_host.iter().fold(self.dialer.clone(), |dialer, host| dialer.naming(host.clone()));
-        let proxied = way.proxy.as_ref().filter(|proxy| proxy.url.scheme() == "https");
+        let proxied = proxy.filter(|proxy| proxy.url.scheme() == "https");
         let proxied = proxied.and_then(|proxy| Proxied::new(proxy.url.host_str()?, proxy.trust.as_ref()));
         let tls = self.trust.client_config_through(way.roots.as_ref(), way.certificate.as_ref(), proxied);
         let builder = reqwest::Client::builder()
@@ -113,10 +118,13 @@ impl HttpClients {
             .http1_only()
             .pool_idle_timeout(POOL_IDLE)
             .pool_max_idle_per_host(POOL_IDLE_CONNECTIONS_MAX);
-        let builder = match &way.proxy {
+        let builder = match proxy {
             None => builder,
             Some(proxy) => {
-                let through = reqwest::Proxy::all(proxy.url.clone()).map_err(ClientError)?;
+                let through = match &way.proxy {
+                    ServerProxy::Own(_) => reqwest::Proxy::all(proxy.url.clone()).map_err(ClientError)?,
+                    ServerProxy::Inherit | ServerProxy::Direct => through(self.dialer.clone()),
+                };
                 builder.proxy(match &proxy.credentials {
                     None => through,
                     Some((username, password)) => through.basic_auth(username, password.expose()),
@@ -125,6 +133,14 @@ impl HttpClients {
         };
         builder.build().map_err(ClientError)
     }
+}
+
+/// The proxy of `egress`, for what does not go around it.
+fn through(dialer: Dialer) -> reqwest::Proxy {
+    reqwest::Proxy::custom(move |url| {
+        let host = Host::parse(url.host_str()?).ok()?;
+        dialer.proxy_for(&host, url.port_or_known_default()?).map(|proxy| proxy.url.clone())
+    })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use super::*;
 use crate::dial::{AddressPolicy, Dialer};
 use crate::model::connection::ClientCertificate;
-use crate::model::connection::{AuthorizationServer, BasicEncoding, ClientAuth, Endpoints};
+use crate::model::connection::{AuthorizationServer, BasicEncoding, ClientAuth, Endpoints, ServerProxy};
 use crate::model::origin::Host;
 use crate::model::secret::Secret;
 use crate::model::{HostOverride, Roots};
@@ -40,7 +40,11 @@ fn connection(token_url: &str, client_auth: ClientAuth, trust: Option<Roots>) ->
         client_id: "id:7".to_owned(),
         client_auth,
         endpoints: Endpoints::of_token_url(token_url.parse().unwrap()),
-        authorization_server: AuthorizationServer { trust, proxy: None, timeout: Duration::from_millis(700) },
+        authorization_server: AuthorizationServer {
+            trust,
+            proxy: ServerProxy::Inherit,
+            timeout: Duration::from_millis(700),
+        },
         scopes: vec!["a".to_owned(), "b/c".to_owned()],
         audience: Some("https://api.test".to_owned()),
         token_params: vec![("x".to_owned(), "1 & 2".to_owned())],
@@ -52,7 +56,7 @@ fn clients() -> HttpClients {
     let names = ["idp.test", "other.test", "localhost"].map(|name| Host::parse(name).unwrap());
     let policy = names.iter().cloned().fold(AddressPolicy::default(), AddressPolicy::naming);
     let hosts = names.map(|host| HostOverride { host, address: Ipv4Addr::LOCALHOST.into(), port: None });
-    HttpClients::new(Trust::new(&Roots::from([])), Dialer::new(&hosts, policy, None))
+    HttpClients::new(Trust::new(&Roots::from([])), Dialer::new(&hosts, policy, None, None))
 }
 
 fn endpoint(url: &str, auth: ClientAuth, trust: Option<Roots>) -> TokenEndpoint {
@@ -265,7 +269,8 @@ fn one_client_for_each_set_of_roots() {
     let clients = clients();
     let certificate = CertificateDer::from(BASE64_STANDARD.decode(CERTIFICATE).unwrap());
     for _ in 0..2 {
-        let server = |trust| AuthorizationServer { trust, proxy: None, timeout: Duration::from_secs(1) };
+        let server =
+            |trust| AuthorizationServer { trust, proxy: ServerProxy::Inherit, timeout: Duration::from_secs(1) };
         clients.get(&server(None), None).unwrap();
         clients.get(&server(Some(Roots::from([certificate.clone()]))), None).unwrap();
     }

@@ -76,6 +76,11 @@ pub fn for_http2(
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
+    absolute(origin, path)
+}
+
+/// The target as a proxy and HTTP/2 have it, with the host in it.
+pub fn absolute(origin: &Origin, path: PathAndQuery) -> Result<Uri, ProxyError> {
     let scheme = match origin.scheme {
         Scheme::Http => UriScheme::HTTP,
         Scheme::Https => UriScheme::HTTPS,

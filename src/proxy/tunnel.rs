@@ -14,7 +14,6 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::body::ResponseBody;
@@ -29,6 +28,7 @@ use super::upstream;
 use super::watched::{Activity, Watched};
 use super::worker::{Place, Worker};
 use super::{Peer, Tunnelled, caller, exchange};
+use crate::dial::Conduit;
 use crate::model::Unmatched;
 use crate::model::origin::{Origin, Scheme};
 use crate::router::Found;
@@ -78,7 +78,7 @@ struct Admitted {
     /// Some route names host and port: TLS is relayed, and the rest is served.
     matched: bool,
     /// Whom bytes are relayed to; `None`: routes name the place, but none for https.
-    upstream: Option<TcpStream>,
+    upstream: Option<Conduit>,
     place: Place,
 }
 
@@ -165,7 +165,7 @@ async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, upgrade: OnUpgrade, admitted:
     drop((place, serving));
 }
 
-async fn relayed(downstream: Watched, upstream: TcpStream, tunnelled: &Tunnelled, idle: Duration) {
+async fn relayed(downstream: Watched, upstream: Conduit, tunnelled: &Tunnelled, idle: Duration) {
     let moved = relay(downstream, upstream, idle).await;
     let (up_bytes, down_bytes) = (moved.up_bytes(), moved.down_bytes());
     tracing::debug!(host = %tunnelled.host, port = tunnelled.port, up_bytes, down_bytes, "a tunnel ended");
@@ -182,7 +182,7 @@ enum Inside {
 
 /// Reads until it is known what is inside. With `server`, a tunnel to a place that no route names: only what begins like a
 /// request is HTTP, and a server that speaks first is not made to wait.
-async fn look(io: &mut Watched, first: &mut BytesMut, server: Option<&TcpStream>) -> Inside {
+async fn look(io: &mut Watched, first: &mut BytesMut, server: Option<&Conduit>) -> Inside {
     loop {
         let known = match first.first() {
             None => None,
@@ -195,7 +195,7 @@ async fn look(io: &mut Watched, first: &mut BytesMut, server: Option<&TcpStream>
         }
         let spoken = async {
             match server {
-                Some(server) => drop(server.readable().await),
+                Some(server) => server.readable().await,
                 None => std::future::pending().await,
             }
         };

@@ -4,11 +4,12 @@
 //! is used again only when it is ready again; requests in flight to one origin are bounded over all workers.
 //! Metrics: `keybearer_upstream_connections`.
 
+mod entry;
 mod failure;
 mod gate;
 mod shared;
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,28 +17,27 @@ use std::time::Duration;
 
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
-use hyper::client::conn::http1::{self, SendRequest};
+use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use prometheus::IntGauge;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::body::RequestBody;
 use super::error::{Fault, ProxyError, Unreachable};
-use crate::dial::Dialer;
+use crate::dial::{Conduit, Dialer, Forwarding};
 use crate::model::origin::{Host, Origin, Scheme};
 use crate::snapshot::{Snapshot, TlsProfile};
 use crate::tasks::Tasks;
 use crate::telemetry::metrics::Metrics;
+use entry::{Counted, Dialing, Entry, Idle, Link, Sender};
 pub use failure::SendError;
 use failure::{dial_fault, is_tls};
 pub use gate::Gates;
-use gate::{Full, Permit};
-use shared::{Shared, Stream};
+use gate::Permit;
+use shared::Shared;
 
 /// Where a request goes, and how TLS is verified there.
 #[derive(Debug, Clone)]
@@ -88,55 +88,6 @@ pub struct Pool {
     entries: RefCell<HashMap<Key, Rc<Entry>>>,
     idle: IntGauge,
     active: IntGauge,
-}
-
-struct Entry {
-    gate: Arc<gate::Gate>,
-    idle: RefCell<Vec<Idle>>,
-    shared: RefCell<Vec<Rc<Shared>>>,
-    /// What the last connection spoke; `None`: nobody knows yet, or the last attempt failed.
-    spoken: Cell<Option<Version>>,
-    dialing: Cell<bool>,
-    dialed: Notify,
-    idle_gauge: IntGauge,
-}
-
-struct Idle {
-    sender: Sender,
-    since: Instant,
-}
-
-/// A connection over HTTP/1.1.
-struct Sender {
-    request: SendRequest<RequestBody>,
-    counted: Counted,
-}
-
-/// Counts a connection while it is open.
-struct Counted(RefCell<IntGauge>);
-
-impl Counted {
-    fn new(state: &IntGauge) -> Counted {
-        state.inc();
-        Counted(RefCell::new(state.clone()))
-    }
-
-    fn move_to(&self, state: &IntGauge) {
-        state.inc();
-        self.0.replace(state.clone()).dec();
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.borrow().dec();
-    }
-}
-
-/// What one exchange has of a connection.
-enum Link {
-    Alone(Sender),
-    Among(Stream),
 }
 
 /// A connection that is ours for one exchange, or our stream on one.
@@ -207,10 +158,17 @@ impl Pool {
     }
 
     async fn connect(&self, snapshot: &Snapshot, destination: &Destination, entry: &Entry) -> Result<Link, Fault> {
-        let stream = snapshot.dialer.connect(&destination.origin).await.map_err(dial_fault)?;
-        if destination.origin.scheme == Scheme::Http {
-            let shared = destination.protocol == Protocol::Http2;
-            return self.handshake(stream, snapshot, shared, entry).await;
+        let (dialer, origin) = (&snapshot.dialer, &destination.origin);
+        if origin.scheme == Scheme::Http && destination.protocol == Protocol::Any {
+            let (stream, forwarding) = dialer.connect_for_requests(origin).await.map_err(dial_fault)?;
+            return self.alone(stream, snapshot, entry, forwarding).await;
+        }
+        let stream = dialer.connect(origin).await.map_err(dial_fault)?;
+        if origin.scheme == Scheme::Http {
+            return match destination.protocol {
+                Protocol::Http2 => self.among(stream, snapshot, entry).await,
+                Protocol::Any | Protocol::Http1 => self.alone(stream, snapshot, entry, None).await,
+            };
         }
         let name = server_name(destination.server_name.as_ref().unwrap_or(&destination.origin.host))?;
         let config = match destination.protocol {
@@ -222,36 +180,50 @@ impl Pool {
             true => ProxyError::UpstreamTls.because(error),
             false => ProxyError::UpstreamUnreachable(Unreachable::Closed).because(error),
         })?;
-        let shared = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-        self.handshake(stream, snapshot, shared, entry).await
+        match stream.get_ref().1.alpn_protocol() {
+            Some(b"h2") => self.among(stream, snapshot, entry).await,
+            _ => self.alone(stream, snapshot, entry, None).await,
+        }
     }
 
-    async fn handshake<T>(&self, stream: T, snapshot: &Snapshot, shared: bool, entry: &Entry) -> Result<Link, Fault>
+    /// A connection over HTTP/2, and a stream on it.
+    async fn among<T>(&self, stream: T, snapshot: &Snapshot, entry: &Entry) -> Result<Link, Fault>
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let failed = |error: hyper::Error| ProxyError::UpstreamProtocol.because(error);
-        let head_bytes = snapshot.limits.head_bytes;
-        if shared {
-            let gauges = (&self.idle, &self.active);
-            let shared = Shared::open(stream, head_bytes, &self.tasks, gauges).await.map_err(failed)?;
-            let closed = || ProxyError::UpstreamUnreachable(Unreachable::Closed).because("closed at once");
-            let shared = shared.ok_or_else(closed)?;
-            let stream = shared.stream().ok_or_else(closed)?;
-            entry.spoken.set(Some(Version::HTTP_2));
-            entry.shared.borrow_mut().push(shared);
-            return Ok(Link::Among(stream));
-        }
+        let gauges = (&self.idle, &self.active);
+        let shared = Shared::open(stream, snapshot.limits.head_bytes, &self.tasks, gauges).await;
+        let shared = shared.map_err(|error| ProxyError::UpstreamProtocol.because(error))?;
+        let closed = || ProxyError::UpstreamUnreachable(Unreachable::Closed).because("closed at once");
+        let shared = shared.ok_or_else(closed)?;
+        let stream = shared.stream().ok_or_else(closed)?;
+        entry.spoken.set(Some(Version::HTTP_2));
+        entry.shared.borrow_mut().push(shared);
+        Ok(Link::Among(stream))
+    }
+
+    /// One over HTTP/1.1, perhaps to a proxy.
+    async fn alone<T>(
+        &self,
+        stream: T,
+        snapshot: &Snapshot,
+        entry: &Entry,
+        forwarding: Option<Forwarding>,
+    ) -> Result<Link, Fault>
+    where
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         let mut builder = http1::Builder::new();
-        builder.max_buf_size(head_bytes);
-        let (request, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(failed)?;
+        builder.max_buf_size(snapshot.limits.head_bytes);
+        let handshake = builder.handshake(TokioIo::new(stream)).await;
+        let (request, connection) = handshake.map_err(|error| ProxyError::UpstreamProtocol.because(error))?;
         self.tasks.spawn_local(async move {
             if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%error, "upstream connection ended");
             }
         });
         entry.spoken.set(Some(Version::HTTP_11));
-        Ok(Link::Alone(Sender { request, counted: Counted::new(&self.active) }))
+        Ok(Link::Alone(Sender { request, forwarding, counted: Counted::new(&self.active) }))
     }
 
     fn entry(&self, dialer: &Dialer, destination: &Destination) -> Rc<Entry> {
@@ -260,19 +232,7 @@ impl Pool {
         if let Some(entry) = entries.get(&key) {
             return entry.clone();
         }
-        let entry = Rc::new(Entry {
-            // One bound for the origin, whatever is spoken.
-            gate: self.gates.get(&Key { protocol: Protocol::Any, ..key.clone() }),
-            idle: RefCell::default(),
-            shared: RefCell::default(),
-            spoken: Cell::new(match (key.origin.scheme, key.protocol) {
-                (Scheme::Http, Protocol::Any) | (_, Protocol::Http1) => Some(Version::HTTP_11),
-                _ => None,
-            }),
-            dialing: Cell::new(false),
-            dialed: Notify::new(),
-            idle_gauge: self.idle.clone(),
-        });
+        let entry = Rc::new(Entry::new(&key, &self.gates, &self.idle));
         entries.insert(key, entry.clone());
         entry
     }
@@ -290,62 +250,20 @@ impl Pool {
     }
 }
 
-impl Entry {
-    async fn wait_for_place(&self, snapshot: &Snapshot) -> Result<Permit, Fault> {
-        let limits = &snapshot.limits;
-        let place = self.gate.enter(limits.per_upstream, limits.queued_per_upstream);
-        match timeout(snapshot.timeouts.connect, place).await {
-            Ok(Ok(permit)) => Ok(permit),
-            Ok(Err(Full)) => Err(ProxyError::Overloaded.because("limits.queued_per_upstream is reached")),
-            Err(_) => Err(ProxyError::Overloaded.because("no place below limits.per_upstream became free")),
-        }
-    }
-
-    /// The connection that was used last and is ready for another request. Older ones are left to `sweep`, so that a
-    /// checkout costs the same however many are idle.
-    fn take_idle(&self, keep_alive: Duration) -> Option<Sender> {
-        let mut idle = self.idle.borrow_mut();
-        let now = Instant::now();
-        for at in (0..idle.len()).rev() {
-            if idle[at].is_over(now, keep_alive) {
-                idle.remove(at);
-            } else if idle[at].sender.request.is_ready() {
-                return Some(idle.remove(at).sender);
-            }
-        }
-        None
-    }
-}
-
-/// One who opens a connection; at its end the others look again.
-struct Dialing<'a>(&'a Entry);
-
-impl<'a> Dialing<'a> {
-    fn begin(entry: &'a Entry) -> Dialing<'a> {
-        entry.dialing.set(true);
-        Dialing(entry)
-    }
-}
-
-impl Drop for Dialing<'_> {
-    fn drop(&mut self) {
-        self.0.dialing.set(false);
-        self.0.dialed.notify_waiters();
-    }
-}
-
-impl Idle {
-    fn is_over(&self, now: Instant, keep_alive: Duration) -> bool {
-        self.sender.request.is_closed() || now.duration_since(self.since) >= keep_alive
-    }
-}
-
 impl Lease {
     /// In which a request must be put.
     pub fn version(&self) -> Version {
         match self.link {
             Link::Alone(_) => Version::HTTP_11,
             Link::Among(_) => Version::HTTP_2,
+        }
+    }
+
+    /// Where it leads to a proxy, a request is put in absolute form.
+    pub fn forwarding(&self) -> Option<&Forwarding> {
+        match &self.link {
+            Link::Alone(sender) => sender.forwarding.as_ref(),
+            Link::Among(_) => None,
         }
     }
 
@@ -372,7 +290,7 @@ impl Lease {
 }
 
 /// An open stream to `origin`, without TLS.
-pub async fn reach(snapshot: &Snapshot, origin: &Origin) -> Result<TcpStream, Fault> {
+pub async fn reach(snapshot: &Snapshot, origin: &Origin) -> Result<Conduit, Fault> {
     match timeout(snapshot.timeouts.connect, snapshot.dialer.connect(origin)).await {
         Ok(result) => result.map_err(dial_fault),
         Err(_) => Err(ProxyError::UpstreamUnreachable(Unreachable::Timeout).because("timeouts.connect has passed")),

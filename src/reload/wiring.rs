@@ -10,7 +10,7 @@ use url::Url;
 
 use crate::admin::Access;
 use crate::clock::Clock;
-use crate::dial::{AddressPolicy, Dialer};
+use crate::dial::{AddressPolicy, Dialer, WayOut};
 use crate::model::connection::Connection;
 use crate::model::origin::Host;
 use crate::model::token::TokenKey;
@@ -148,8 +148,10 @@ impl Parts {
         before: Option<&Snapshot>,
     ) -> Result<(Snapshot, HashMap<TokenKey, Slots>), WiringError> {
         let trust = Trust::new(&model.trust);
-        let dialer =
-            Dialer::new(&model.hosts, AddressPolicy::new(model, &self.listeners), before.map(|before| &before.dialer));
+        let policy = AddressPolicy::new(model, &self.listeners);
+        let egress = &model.egress;
+        let way_out = egress.proxy.as_ref().and_then(|proxy| WayOut::new(proxy, &egress.no_proxy, &trust));
+        let dialer = Dialer::new(&model.hosts, policy, way_out, before.map(|before| &before.dialer));
         let tracer = self.tracer(model, &trust)?;
         let mut clients = HttpClients::new(trust.clone(), dialer.clone());
         clients.tracer = tracer.clone();
@@ -197,7 +199,7 @@ impl Parts {
         let host = collector.host_str().and_then(|host| Host::parse(host).ok());
         let policy = AddressPolicy::new(model, &self.listeners);
         let policy = host.into_iter().fold(policy, AddressPolicy::naming);
-        let dialer = Dialer::new(&model.hosts, policy, None);
+        let dialer = Dialer::new(&model.hosts, policy, None, None);
         let client = HttpClients::new(trust.clone(), dialer).standard()?;
         let (tracer, exporter) = traces::start(client, collector, *sample)?;
         self.tasks.spawn("traces", exporter.run());

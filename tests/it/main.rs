@@ -22,6 +22,7 @@ mod deadlines;
 mod destination;
 mod drain;
 mod egress;
+mod egress_proxy;
 mod examples;
 mod grants;
 mod grpc;

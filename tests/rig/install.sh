@@ -36,6 +36,8 @@ need python3 python3
 need cc gcc libc6-dev
 need promtool prometheus
 need chromium chromium
+need tinyproxy tinyproxy-bin
+need stunnel4 stunnel4
 [[ -e /usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1 ]] || missing+=(libfaketime)
 [[ -e /etc/ssl/certs/ca-certificates.crt ]] || missing+=(ca-certificates)
 # Debian splits venv's pip out of python3: `import venv` alone succeeds without it.

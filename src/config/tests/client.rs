@@ -250,9 +250,11 @@ fn endpoints_and_their_proxy_are_plain() {
     let proxied = connection(
         "authorization_server: {proxy: {url: \"https://proxy.test:3128\", username: u, password: {file: s}}}",
     );
-    assert_eq!(proxied.authorization_server.proxy.as_ref().unwrap().credentials.as_ref().unwrap().0, "u");
-    for words in ["inherit", "none"] {
-        assert!(connection(&format!("authorization_server: {{proxy: {words}}}")).authorization_server.proxy.is_none());
+    let ServerProxy::Own(own) = &proxied.authorization_server.proxy else { panic!("no proxy of its own") };
+    assert_eq!(own.credentials.as_ref().unwrap().0, "u");
+    for (word, expected) in [("inherit", ServerProxy::Inherit), ("none", ServerProxy::Direct)] {
+        let connection = connection(&format!("authorization_server: {{proxy: {word}}}"));
+        assert_eq!(connection.authorization_server.proxy, expected);
     }
     let signed = folder(
         "issuer: \"https://as.test\", send_credentials: private_key_jwt, client_assertion: {key: {file: rsa.key}, audience: issuer}",

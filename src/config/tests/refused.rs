@@ -66,7 +66,7 @@ nonsense: 1
         "6:9: trust[0]: nowhere.pem cannot be read (no such file); mount it or give another path",
         "7:21: egress.unmatched: `drop` is not known here; write one of forward, deny",
         "7:43: egress.allow_private[0]: `10.1.1.1/8` has bits",
-        "7:56: egress.proxy: `proxy` is not built yet",
+        "7:63: egress.proxy: the URL is not a URL; write http://HOST:PORT",
         "9:5: callers[0]: the caller has no condition",
         "10:12: callers[1].name: another caller is named `a` (line 9)",
         "11:5: callers[2].name: `name` is missing",
@@ -117,6 +117,17 @@ fn listeners_beyond_loopback_need_callers_or_open() {
         ],
     );
     check("listeners: {proxy: []}", &["1:20: listeners.proxy: names no address"]);
+    check(
+        "egress: {no_proxy: [a.test]}",
+        &["1:20: egress.no_proxy: goes around a proxy that is not there; add `proxy`, or remove this"],
+    );
+    check(
+        "egress: {proxy: \"http://p.test:3128\", no_proxy: [.a.test, \"*\", 10.0.0.0/8, \"[::1]:80\", a.test:80, a b, 10.0.0.1/8]}",
+        &[
+            "1:99: egress.no_proxy[5]: `a b` is no host; write a name such as .internal",
+            "1:104: egress.no_proxy[6]: `10.0.0.1/8` has bits",
+        ],
+    );
 }
 
 #[test]

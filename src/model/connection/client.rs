@@ -139,9 +139,19 @@ pub struct ClientCertificate {
 pub struct AuthorizationServer {
     /// In place of the global roots.
     pub trust: Option<Roots>,
-    pub proxy: Option<ForwardProxy>,
+    pub proxy: ServerProxy,
     /// A whole call, from the dial to the last byte of the answer.
     pub timeout: Duration,
+}
+
+/// Through which proxy OAuth endpoints are reached.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum ServerProxy {
+    /// The one of `egress`, if there is one.
+    #[default]
+    Inherit,
+    Direct,
+    Own(ForwardProxy),
 }
 
 /// A proxy on the way out.

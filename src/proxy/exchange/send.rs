@@ -12,7 +12,7 @@ use super::tokens::Tokens;
 use super::way::Way;
 use crate::proxy::answered::UpstreamBody;
 use crate::proxy::body::{Progress, RequestSource, Silent};
-use crate::proxy::error::{Fault, ProxyError};
+use crate::proxy::error::{Fault, ProxyError, Unreachable};
 use crate::proxy::upgrade;
 use crate::proxy::upstream::Lease;
 use crate::telemetry::traces::Propagation;
@@ -34,6 +34,10 @@ impl Exchange<'_> {
         let answer = result.as_ref().map(|(response, _)| response.status());
         self.report.spans.answered(answer.map_err(|fault| fault.error.code()));
         let (response, lease) = result?;
+        if response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED && lease.forwarding().is_some() {
+            let fault = ProxyError::UpstreamUnreachable(Unreachable::Connect);
+            return Err(fault.because("the egress proxy refused with status 407"));
+        }
         if response.status() == StatusCode::SWITCHING_PROTOCOLS
             && !(self.upgrade.is_some() && upgrade::is_agreed(&head.headers, response.headers()))
         {
@@ -54,7 +58,7 @@ impl Exchange<'_> {
         let mut lease = pool.checkout(self.snapshot, &way.destination).await?;
         loop {
             let progress = Progress::new();
-            let request = way.request(head, lease.version(), tokens, source, progress.clone(), trace)?;
+            let request = way.request(head, &lease, tokens, source, progress.clone(), trace)?;
             let sent = {
                 let sending = lease.send(request);
                 tokio::pin!(sending);

@@ -4,11 +4,13 @@
 
 use std::rc::Rc;
 
+use http::header::PROXY_AUTHORIZATION;
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{Request, Uri, Version};
 
 use super::tokens::Tokens;
+use crate::dial::Forwarding;
 use crate::model::connection::Place as RoutePlace;
 use crate::model::origin::{Origin, Scheme};
 use crate::proxy::Tunnelled;
@@ -17,7 +19,7 @@ use crate::proxy::error::{Fault, ProxyError};
 use crate::proxy::headers;
 use crate::proxy::inject::{self, NotInjected};
 use crate::proxy::target::Target;
-use crate::proxy::upstream::{Destination, Protocol};
+use crate::proxy::upstream::{Destination, Lease, Protocol};
 use crate::snapshot::BoundRoute;
 use crate::telemetry::traces::Propagation;
 
@@ -54,7 +56,7 @@ impl<'a> Way<'a> {
     pub fn request(
         &self,
         head: &Parts,
-        version: Version,
+        lease: &Lease,
         tokens: &Tokens,
         source: &RequestSource,
         progress: Rc<Progress>,
@@ -62,7 +64,7 @@ impl<'a> Way<'a> {
     ) -> Result<Request<RequestBody>, Fault> {
         let mut request = Request::new(source.body(progress));
         *request.method_mut() = head.method.clone();
-        *request.version_mut() = version;
+        *request.version_mut() = lease.version();
         *request.headers_mut() = head.headers.clone();
         let (headers, mut path) = (request.headers_mut(), self.path.clone());
         if let Some(trace) = trace {
@@ -80,10 +82,17 @@ impl<'a> Way<'a> {
                 NotInjected::TooLong => ProxyError::TargetTooLong,
             })?;
         }
-        *request.uri_mut() = if version == Version::HTTP_2 {
-            headers::for_http2(request.headers_mut(), &self.destination.origin, path, self.trailers)?
-        } else {
-            Uri::from(path)
+        let origin = &self.destination.origin;
+        *request.uri_mut() = match lease.forwarding() {
+            _ if lease.version() == Version::HTTP_2 => {
+                headers::for_http2(request.headers_mut(), origin, path, self.trailers)?
+            }
+            Some(Forwarding { authorization }) => {
+                let credentials = authorization.iter().map(|value| (PROXY_AUTHORIZATION, value.clone()));
+                request.headers_mut().extend(credentials);
+                headers::absolute(origin, path)?
+            }
+            None => Uri::from(path),
         };
         Ok(request)
     }

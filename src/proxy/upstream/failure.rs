@@ -52,7 +52,7 @@ pub fn dial_fault(error: DialError) -> Fault {
         DialError::Resolve { .. } => {
             return ProxyError::UpstreamUnreachable(Unreachable::Name).because(describe(&error));
         }
-        DialError::Connect { .. } => {
+        DialError::Connect { .. } | DialError::Proxy { .. } | DialError::ProxyRefused { .. } => {
             return ProxyError::UpstreamUnreachable(Unreachable::Connect).because(describe(&error));
         }
     };

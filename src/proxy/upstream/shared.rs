@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout};
 
 use super::super::body::RequestBody;
-use super::Counted;
+use super::entry::Counted;
 use crate::tasks::Tasks;
 
 /// Streams on one connection; beyond them another connection is better.

@@ -1,0 +1,88 @@
+//! What may be reached at all, and how.
+
+use ipnet::IpNet;
+
+use super::connection::ForwardProxy;
+use super::origin::Host;
+
+#[derive(Debug, Clone)]
+pub struct Egress {
+    pub unmatched: Unmatched,
+    /// Private networks that any name may resolve to.
+    pub allow_private: Vec<IpNet>,
+    /// Where CONNECT may lead that no route names.
+    pub connect_ports: Vec<u16>,
+    /// The way out, for upstreams, tunnels and token endpoints.
+    pub proxy: Option<ForwardProxy>,
+    /// What is reached without it.
+    pub no_proxy: Vec<Bypass>,
+}
+
+impl Default for Egress {
+    fn default() -> Self {
+        Egress {
+            unmatched: Unmatched::default(),
+            allow_private: Vec::new(),
+            connect_ports: vec![443, 80],
+            proxy: None,
+            no_proxy: Vec::new(),
+        }
+    }
+}
+
+/// A host that no route names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Unmatched {
+    #[default]
+    Forward,
+    Deny,
+}
+
+/// An entry of `no_proxy`; with a port, for that port alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Bypass {
+    All,
+    /// The name and all below it.
+    Name(String, Option<u16>),
+    /// Addresses that stand literally in a URL: no name is resolved for this.
+    Network(IpNet, Option<u16>),
+}
+
+impl Bypass {
+    pub fn takes(&self, host: &Host, port: u16) -> bool {
+        let at = |wanted: &Option<u16>| wanted.is_none_or(|wanted| wanted == port);
+        match (self, host) {
+            (Bypass::All, _) => true,
+            (Bypass::Name(name, wanted), Host::Name(own)) => {
+                let below = own.strip_suffix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+                below && at(wanted)
+            }
+            (Bypass::Network(network, wanted), Host::Ip(ip)) => network.contains(&ip.to_canonical()) && at(wanted),
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_hold_for_what_is_below_them_and_networks_for_literal_addresses() {
+        #[track_caller]
+        fn check(entry: &Bypass, host: &str, port: u16, expected: bool) {
+            assert_eq!(entry.takes(&Host::parse(host).unwrap(), port), expected, "{entry:?} {host}:{port}");
+        }
+        let name = Bypass::Name("corp.test".to_owned(), None);
+        check(&name, "corp.test", 1, true);
+        check(&name, "a.b.corp.test", 443, true);
+        check(&name, "xcorp.test", 443, false);
+        check(&name, "corp.test.evil", 443, false);
+        check(&Bypass::Name("corp.test".to_owned(), Some(80)), "corp.test", 443, false);
+        let network = Bypass::Network("10.0.0.0/8".parse().unwrap(), None);
+        check(&network, "10.1.2.3", 443, true);
+        check(&network, "11.1.2.3", 443, false);
+        check(&network, "ten.test", 443, false);
+        check(&Bypass::All, "any.test", 1, true);
+    }
+}
