@@ -28,7 +28,7 @@ use connection::Connection;
 pub use egress::{Egress, Unmatched};
 pub use listener::{ListenAt, Listener, ListenerTls, Listeners, ProxyListener};
 use origin::Host;
-use secret::{SealKey, SecretDigest};
+use secret::{SealKey, Secret, SecretDigest};
 use token::Subject;
 
 /// Root certificates that stand in for, or beside, the platform's.
@@ -89,6 +89,15 @@ pub struct HostOverride {
     pub address: IpAddr,
     /// In place of the request's own port.
     pub port: Option<u16>,
+}
+
+/// The CA that vouches, to callers, for the hosts whose tunnels are opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interception {
+    /// Its certificate first, then those above it; never empty.
+    pub chain: Roots,
+    /// In PEM; it belongs to the certificate.
+    pub key: Secret,
 }
 
 /// Who may use the proxy. All conditions of one caller hold together.

@@ -1,14 +1,18 @@
-//! Trust anchors, client certificates and TLS client configurations.
+//! Trust anchors, client certificates and TLS client configurations; the interception CA (`authority`).
 //!
 //! Not here: who is dialled (`dial`), which roots a connection or a route names (`config`).
 //! Holds: certificates are always verified; nothing in the configuration can switch that off.
 
+pub mod authority;
 mod proxied;
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -34,7 +38,7 @@ impl Trust {
     /// The platform's roots (Mozilla's where the platform has none), with `extra` beside them.
     pub fn new(extra: &Roots) -> Trust {
         let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        roots.add_parsable_certificates(platform_roots());
         if roots.is_empty() {
             roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
         }
@@ -70,6 +74,27 @@ impl Trust {
         }
         Arc::new(config)
     }
+}
+
+/// The roots that the platform trusts; none where it has no store.
+pub fn platform_roots() -> Vec<CertificateDer<'static>> {
+    rustls_native_certs::load_native_certs().certs
+}
+
+/// Certificates in PEM, each once.
+pub fn to_pem<'c>(certificates: impl IntoIterator<Item = &'c CertificateDer<'static>>) -> String {
+    let (mut seen, mut pem) = (HashSet::new(), String::new());
+    for certificate in certificates.into_iter().filter(|certificate| seen.insert(*certificate)) {
+        pem += "-----BEGIN CERTIFICATE-----\n";
+        let text = BASE64_STANDARD.encode(certificate);
+        // RFC 7468 §2: 64 characters a line.
+        for at in (0..text.len()).step_by(64) {
+            pem += &text[at..text.len().min(at + 64)];
+            pem.push('\n');
+        }
+        pem += "-----END CERTIFICATE-----\n";
+    }
+    pem
 }
 
 fn roots_of(certificates: &Roots) -> Arc<RootCertStore> {
