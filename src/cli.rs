@@ -3,8 +3,9 @@
 //! Exit codes: 0 done, 1 failed at run time, 2 wrong arguments or configuration.
 
 mod ask;
-mod connect;
+mod ca;
 mod check;
+mod connect;
 mod demo;
 mod run;
 mod secret;
@@ -53,6 +54,9 @@ enum Command {
     /// Move or re-seal what the store holds
     #[command(subcommand)]
     Store(store::StoreCommand),
+    /// The interception CA, with which HTTPS through CONNECT is opened
+    #[command(subcommand)]
+    Ca(ca::CaCommand),
     /// Exit 0 when a running instance is ready, else 1
     Healthcheck(ask::AskArguments),
     /// Print the version and what it was built from
@@ -90,6 +94,7 @@ pub fn main() -> ExitCode {
         Command::Connect(arguments) => connect::connect(&arguments),
         Command::Secret(command) => secret::secret(&command),
         Command::Store(command) => store::store(&command),
+        Command::Ca(command) => ca::ca(&command),
         Command::Healthcheck(arguments) => ask::healthcheck(&arguments),
         Command::Version => {
             println!(

@@ -13,6 +13,7 @@ mod rig {
 mod admin;
 mod answers;
 mod audit;
+mod authority;
 mod callers;
 mod clients;
 mod commands;
