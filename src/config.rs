@@ -18,6 +18,7 @@ mod excerpt;
 mod file;
 mod grant;
 mod inject;
+mod interception;
 mod listener;
 mod params;
 mod problem;
@@ -107,6 +108,7 @@ fn assemble(source: &Source, mut sink: Sink) -> Result<Loaded, Problems> {
     }
     conflict::check(&drafts, &settings.hosts, &mut sink);
     lend(&mut drafts, &mut sink);
+    interception::check(&drafts, top.get(top.keys.interception).is_some(), &mut sink);
     let person = drafts.iter().any(|draft| draft.connection.as_ref().is_some_and(Connection::needs_person));
     store::check_place(&top, &settings.store, person, &mut sink);
     if let (Some(listeners), None) = (&settings.listeners, &settings.public_url) {
@@ -130,6 +132,7 @@ fn assemble(source: &Source, mut sink: Sink) -> Result<Loaded, Problems> {
         hosts: settings.hosts,
         trust: settings.trust,
         egress: settings.egress,
+        interception: settings.interception,
         callers: settings.callers,
         admin: settings.admin,
         public_url: settings.public_url,

@@ -49,6 +49,8 @@ pub struct Model {
     /// Roots beside the platform's, for every upstream and token endpoint.
     pub trust: Roots,
     pub egress: Egress,
+    /// `None`: TLS inside tunnels is relayed.
+    pub interception: Option<Interception>,
     pub callers: Vec<Caller>,
     pub admin: AdminAccess,
     /// Where people's browsers reach `/connect` and `/oauth/callback`; `None`: on loopback, where they are served.

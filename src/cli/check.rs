@@ -10,6 +10,8 @@ use serde_json::json;
 use super::{ConfigArguments, MISCONFIGURED};
 use crate::clock::Clock;
 use crate::config::{self, Excerpts};
+use crate::model::Model;
+use crate::model::connection::{Inject, Place, Route};
 use crate::store::Keeper;
 use crate::tasks::Tasks;
 
@@ -50,7 +52,20 @@ pub fn check(arguments: &CheckArguments) -> ExitCode {
             }
             let connections = loaded.model.connections.len();
             println!("{}: good, {connections} connection{}", path.display(), if connections == 1 { "" } else { "s" });
+            if relays_https(&loaded.model) {
+                println!(
+                    "note: https:// URLs, for which clients send CONNECT, are relayed without a token, since there is no \
+                     `interception`; http:// URLs and mounts get theirs"
+                );
+            }
             ExitCode::SUCCESS
         }
     }
+}
+
+/// Does some tunnel lead to a host whose requests would get a token if it could be opened?
+fn relays_https(model: &Model) -> bool {
+    let hosted = |route: &&Route| matches!(route.place, Place::Host { .. }) && route.tls.upgrade;
+    let mut routes = model.connections.iter().flat_map(|connection| &connection.routes).filter(hosted);
+    model.interception.is_none() && routes.any(|route| route.intercept && route.inject != Inject::Nothing)
 }

@@ -78,7 +78,7 @@ fn routes(drafts: &[Draft<'_>], sink: &mut Sink) {
     }
 }
 
-fn callers_meet(one: Option<&[Name]>, other: Option<&[Name]>) -> bool {
+pub fn callers_meet(one: Option<&[Name]>, other: Option<&[Name]>) -> bool {
     match (one, other) {
         (None, None) => true,
         (Some(list), None) | (None, Some(list)) => !list.is_empty(),

@@ -31,8 +31,10 @@ macro_rules! twins {
 twins! {
     TopFile {
         listeners, workers, readiness, include, hosts, trust, state_dir, egress, callers, store, admin, timeouts, limits,
-        log, audit, tracing, public_url, connections
-    } not ["providers", "require_header", "interception"];
+        log, audit, tracing, public_url, interception, connections
+    } not ["providers", "require_header"];
+
+    InterceptionFile { ca_certificate, ca_key } not [];
 
     ListenersFile { proxy, admin, telemetry, public } not [];
 
@@ -115,8 +117,9 @@ twins! {
     TokenRejectedFile { status, header, contains, pointer, equals } not [];
 
     RouteFile {
-        host, mount, upstream, path, methods, profile, upstream_tls, inject, set_headers, existing, without_token, only_when_named
-    } not ["intercept"];
+        host, mount, upstream, path, methods, profile, upstream_tls, inject, set_headers, existing, without_token, only_when_named,
+        intercept
+    } not [];
 
     UpstreamTlsFile { trust, server_name, mutual_tls } not [];
 

@@ -12,7 +12,7 @@ use super::document::Kind;
 use super::file::*;
 use super::problem::Sink;
 use super::spot::{Field, Spot, Unit};
-use super::{admin, caller, client, consent, endpoint, listener, reference, store, value};
+use super::{admin, caller, client, consent, endpoint, interception, listener, reference, store, value};
 use crate::model::origin::{Host, HostError};
 use crate::model::*;
 use crate::telemetry::audit::openable;
@@ -38,6 +38,7 @@ pub struct Settings {
     pub hosts: Vec<HostOverride>,
     pub trust: Roots,
     pub egress: Egress,
+    pub interception: Option<Interception>,
     pub callers: Vec<Caller>,
     /// Names of all callers, those with other problems included.
     pub caller_names: HashSet<Name>,
@@ -72,6 +73,7 @@ pub fn settings(top: &Unit<'_, TopFile>, sink: &mut Sink) -> Settings {
         hosts: hosts(top.get(keys.hosts), sink),
         trust: top.get(keys.trust).and_then(|spot| reference::roots(&spot, sink)).unwrap_or_else(|| [].into()),
         egress: egress(top.get(keys.egress), sink),
+        interception: top.get(keys.interception).and_then(|spot| interception::interception(&spot, sink)),
         callers,
         caller_names,
         timeouts: timeouts(top.get(keys.timeouts), sink),

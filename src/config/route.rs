@@ -6,9 +6,9 @@ use super::endpoint::{self, PLAIN_PATH};
 use super::file::{RouteFile, UpstreamTlsFile};
 use super::inject::{self, standard_inject};
 use super::problem::{Sink, suggest};
-use super::reference;
 use super::spot::{Spot, Unit};
 use super::value::{self, Fault};
+use super::{interception, reference};
 use crate::model::Name;
 use crate::model::connection::*;
 use crate::model::origin::{Authority, Host, HostError, Scheme};
@@ -61,6 +61,7 @@ pub fn route(
     let without_token = unit.get(keys.without_token).and_then(|spot| spot.choice(sink, &words));
     let profile = unit.get(keys.profile).map(|spot| profile(&spot, profiles, sink));
     let only_when_named = unit.get(keys.only_when_named).and_then(|spot| spot.boolean(sink));
+    let intercept = interception::intercept(&unit, sink);
     let (place, tls) = (place?, tls.unwrap_or_default());
     let (inject, others) = places?;
     Some(Route {
@@ -80,6 +81,7 @@ pub fn route(
         without_token: without_token.unwrap_or_default(),
         profile: profile.flatten(),
         only_when_named: only_when_named.unwrap_or_default(),
+        intercept,
     })
 }
 

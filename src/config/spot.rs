@@ -129,6 +129,13 @@ impl<'a> Spot<'a> {
         range.clone().map(|entry| self.pair(entry)).collect()
     }
 
+    /// The value of one key of a map that was looked through before; `None` where it is absent or null.
+    pub fn value_of(&self, key: &str) -> Option<Spot<'a>> {
+        let Kind::Map(range) = self.kind() else { return None };
+        let entry = range.clone().find(|entry| self.source.document.entry(*entry).key == key)?;
+        self.pair(entry).2
+    }
+
     fn pair(&self, entry: usize) -> (&'a str, Spot<'a>, Option<Spot<'a>>) {
         let entry = self.source.document.entry(entry);
         let value = self.child(entry.value, document::join(&self.path, &entry.key));

@@ -3,6 +3,7 @@
 mod accepted;
 mod client;
 mod files;
+mod interception;
 mod profiles;
 mod refused;
 

@@ -152,6 +152,8 @@ pub struct Route {
     pub profile: Option<Name>,
     /// Takes part only if the request names the connection.
     pub only_when_named: bool,
+    /// Where there is a CA, TLS inside a tunnel to its host is opened.
+    pub intercept: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

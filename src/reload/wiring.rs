@@ -220,6 +220,8 @@ fn certificates(model: &Model) -> Vec<(CertificateUse, String, Duration)> {
         add(CertificateUse::Listener, name.as_str(), &mut std::iter::once(&shown));
         add(CertificateUse::ClientCa, name.as_str(), &mut listener.client_ca.iter());
     }
+    let ca = model.interception.as_ref().map(|interception| Roots::from(&interception.chain[..1]));
+    add(CertificateUse::Interception, "ca", &mut ca.iter());
     for connection in &model.connections {
         let name = connection.name.as_str();
         let server = &connection.authorization_server.trust;

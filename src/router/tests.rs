@@ -64,6 +64,7 @@ fn route(rule: &Rule) -> (Route, Label, Callers, &'static str) {
         without_token: WithoutToken::default(),
         profile: rule.profile.and_then(Name::parse),
         only_when_named: rule.only_when_named,
+        intercept: true,
     };
     let callers = match rule.callers {
         [] => Callers::All,

@@ -257,6 +257,8 @@ pub enum CertificateUse {
     Listener,
     /// Vouches for callers.
     ClientCa,
+    /// Vouches, to callers, for the hosts whose tunnels are opened.
+    Interception,
 }
 
 impl CertificateUse {
@@ -268,6 +270,7 @@ impl CertificateUse {
             CertificateUse::MutualTls => "mutual_tls",
             CertificateUse::Listener => "listener",
             CertificateUse::ClientCa => "client_ca",
+            CertificateUse::Interception => "interception",
         }
     }
 }

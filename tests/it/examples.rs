@@ -183,8 +183,13 @@ fn exported(text: &str) -> Vec<(String, String)> {
 
 /// Runs what a header says of the files that it needs: `# $ command`.
 fn make(text: &str, folder: &Path) {
+    // The built program is on the way to commands, as it is for whoever follows the header.
+    let own = Path::new(env!("CARGO_BIN_EXE_keybearer")).parent().expect("a folder").to_owned();
+    let usual = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths(std::iter::once(own).chain(std::env::split_paths(&usual))).expect("a PATH");
     for command in text.lines().filter_map(|line| line.strip_prefix("# $ ")) {
-        let output = std::process::Command::new("sh").args(["-c", command]).current_dir(folder).output();
+        let mut shell = std::process::Command::new("sh");
+        let output = shell.args(["-c", command]).current_dir(folder).env("PATH", &path).output();
         let output = output.expect("a shell");
         assert!(output.status.success(), "{command}\n{}", String::from_utf8_lossy(&output.stderr));
     }

@@ -30,7 +30,7 @@ callers:
 limits: {head: 1GiB}
 log: {colour: red}
 log: {}
-interception: {}
+require_header: {}
 connections:
   - name: crm
     client_id: a
@@ -66,7 +66,7 @@ async fn fifteen_problems_of_fifteen_kinds_are_fifteen_lines() {
         (&main, 10, 16, "limits.head", "`1GiB` is out of range"),
         (&main, 11, 7, "log.colour", "unknown key `colour`"),
         (&main, 12, 1, "log", "the key stands here a second time (first in line 11)"),
-        (&main, 13, 1, "interception", "`interception` is not built yet"),
+        (&main, 13, 1, "require_header", "`require_header` is not built yet"),
         (&more, 2, 5, "connections[0].client_id", "`client_id` is missing"),
         (&more, 2, 11, "connections[0].name", "`Maps` is not a name"),
         (&more, 3, 27, "connections[0].client_secret.file", "cannot be read (no such file)"),

@@ -80,7 +80,8 @@ nonsense: 1
         "14:47: limits.replay_body: `0B` is out of range",
         "15:14: log.level: `loud` is not known here",
         "15:20: log.colour: unknown key `colour`",
-        "16:1: interception: `interception` is not built yet",
+        "16:15: interception.ca_certificate: `ca_certificate` is missing; name the PEM file of a CA's certificate",
+        "16:15: interception.ca_key: `ca_key` is missing",
         "17:1: nonsense: unknown key `nonsense`",
     ];
     check(text, &expected);
@@ -284,7 +285,7 @@ fn each_key_of_a_route_is_checked() {
     );
     check_route(
         "host: a.test, intercept: true",
-        "4:15: connections[0].routes[0].intercept: `intercept` is not built yet",
+        "4:26: connections[0].routes[0].intercept: there is no `interception`",
     );
     check_route("host: a.test, without_token: pass", "4:30: connections[0].routes[0].without_token: `pass` is not");
 }

@@ -133,6 +133,7 @@ mod tests {
             without_token: WithoutToken::default(),
             profile: profile.map(|name| Name::parse(name).unwrap()),
             only_when_named,
+            intercept: true,
         };
         let mut connection = Connection::sample("crm");
         connection.routes = vec![
