@@ -17,6 +17,7 @@ mod error;
 mod exchange;
 mod headers;
 pub mod inject;
+mod intercept;
 mod relay;
 mod report;
 mod spans;
@@ -43,7 +44,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use crate::model::origin::Host;
+use crate::model::origin::{Host, Scheme};
 use crate::router::CallerId;
 use crate::tasks::Phase;
 use crate::tls;
@@ -81,9 +82,13 @@ impl Drop for Seat {
 
 /// What a CONNECT fixed for everything inside its tunnel.
 struct Tunnelled {
+    /// Of what is inside: https where TLS was opened.
+    scheme: Scheme,
     host: Host,
     port: u16,
     caller: Option<CallerId>,
+    /// TLS inside was asked for under another name, so nothing in it is for this host.
+    misnamed: bool,
 }
 
 /// Starts `workers` threads and one that accepts at `sockets`. They end with the phases; join them to wait.

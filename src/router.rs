@@ -159,6 +159,14 @@ impl<T> Router<T> {
         best
     }
 
+    /// The best route for `origin` of those that the caller may use, whatever the path; where it may use none, of all.
+    pub fn place(&self, origin: &Origin, caller: Option<CallerId>) -> Option<&T> {
+        let groups = || self.exact.get(&origin.host).into_iter().chain(self.wildcards(&origin.host));
+        let entries = || groups().flat_map(|group| &group.entries).filter(|entry| entry.takes_port(origin));
+        let best = entries().find(|entry| entry.callers.permit(caller)).or_else(|| entries().next());
+        best.map(|entry| &entry.bound)
+    }
+
     /// The route of an origin-form request, and what follows its mount in `path`.
     pub fn find_mount<'a>(
         &self,

@@ -19,6 +19,7 @@ use crate::router::{CallerId, Callers, Label, Router};
 use crate::telemetry::metrics::{InjectionCounters, Metrics};
 use crate::telemetry::traces::Tracer;
 use crate::tls::Trust;
+use crate::tls::authority::Authority;
 use crate::token::Slots;
 pub use links::Links;
 
@@ -29,6 +30,8 @@ pub struct Snapshot {
     pub router: Router<BoundRoute>,
     pub callers: CallerTable,
     pub egress: Egress,
+    /// Opens TLS inside tunnels; `None`: it is relayed.
+    pub authority: Option<Arc<Authority>>,
     /// For requests that no route takes.
     pub plain: Arc<TlsProfile>,
     pub dialer: Dialer,
@@ -152,6 +155,7 @@ impl Snapshot {
         trust: &Trust,
         profiles: &mut TlsProfiles,
         dialer: Dialer,
+        authority: Option<Arc<Authority>>,
         (metrics, tracer, links): (&Metrics, Tracer, Links),
         listener_tls: HashMap<Name, Arc<ServerConfig>>,
         live: impl Fn(&Connection) -> Option<Live>,
@@ -202,6 +206,7 @@ impl Snapshot {
             router: Router::new(routes),
             callers,
             egress: model.egress.clone(),
+            authority,
             plain,
             dialer,
             timeouts: model.timeouts.clone(),

@@ -1,11 +1,13 @@
 //! CONNECT: the authority is fixed for the life of the tunnel, and what is inside is looked at.
 //!
-//! Plain HTTP inside is served like any other request (Node's fetch does this for http:// URLs). TLS is relayed untouched,
-//! and so is whatever else goes to a place that no route names. Holds: no byte inside a tunnel reaches another authority; a
-//! relay begins on a connection that stood before CONNECT was answered; a tunnel has a place below `limits.tunnels`.
+//! Plain HTTP inside is served like any other request (Node's fetch does this for http:// URLs). TLS is opened where a CA
+//! and the place's route say so (`intercept`), and its inside is served; else it is relayed untouched, and so is whatever
+//! else goes to a place that no route names. Holds: no byte inside a tunnel reaches another authority; a relay begins on a
+//! connection that stood before CONNECT was answered; a tunnel has a place below `limits.tunnels`.
 
 use std::convert::Infallible;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -27,13 +29,13 @@ use super::target::{self, Target};
 use super::upstream;
 use super::watched::{Activity, Watched};
 use super::worker::{Place, Worker};
-use super::{Peer, Tunnelled, caller, exchange};
+use super::{Peer, Tunnelled, caller, exchange, intercept};
 use crate::dial::Conduit;
 use crate::model::Unmatched;
 use crate::model::origin::{Origin, Scheme};
-use crate::router::Found;
 use crate::snapshot::Snapshot;
 use crate::tasks::Phase;
+use crate::tls::authority::Authority;
 
 /// The first byte of a TLS record that holds a ClientHello (RFC 8446 §5.1).
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -75,11 +77,29 @@ pub async fn or_exchange(
 /// A tunnel that may be opened.
 struct Admitted {
     tunnelled: Tunnelled,
-    /// Some route names host and port: TLS is relayed, and the rest is served.
+    /// Some route names host and port: what is not TLS is served.
     matched: bool,
-    /// Whom bytes are relayed to; `None`: routes name the place, but none for https.
-    upstream: Option<Conduit>,
+    tls: Tls,
     place: Place,
+}
+
+/// What becomes of TLS inside a tunnel.
+enum Tls {
+    Open(Arc<Authority>),
+    /// To whom bytes are relayed, others too where no route names the place.
+    Relay(Conduit),
+    /// Routes name the place, but none for https.
+    Refuse,
+}
+
+impl Tls {
+    /// Where a tunnel leads that nobody looks into.
+    fn server(&self, matched: bool) -> Option<&Conduit> {
+        match self {
+            Tls::Relay(upstream) if !matched => Some(upstream),
+            _ => None,
+        }
+    }
 }
 
 async fn admit(
@@ -97,10 +117,9 @@ async fn admit(
         .map_err(|_| ProxyError::CallerUnknown { mount: false })?;
     report.caller(caller.and_then(|id| snapshot.callers.name(id)));
     let origin = |scheme| Origin { scheme, host: host.clone(), port };
-    let named =
-        |scheme| !matches!(snapshot.router.find(&origin(scheme), "/", &Method::GET, caller, None), Found::Unmatched);
+    let named = |scheme| snapshot.router.place(&origin(scheme), caller);
     let (secure, plain) = (named(Scheme::Https), named(Scheme::Http));
-    let matched = secure || plain;
+    let matched = secure.or(plain).is_some();
     if !matched {
         permit(&snapshot, port)?;
     }
@@ -108,14 +127,19 @@ async fn admit(
         .ok_or_else(|| ProxyError::Overloaded.because("limits.tunnels is reached"))?;
     let asked = origin(Scheme::Https);
     report.destination(Some(&asked));
-    let mut upstream = None;
-    if secure || !matched {
-        let started = Instant::now();
-        let reached = upstream::reach(&snapshot, &asked).await;
-        report.waited(started.elapsed());
-        upstream = Some(reached?);
-    }
-    Ok(Admitted { tunnelled: Tunnelled { host, port, caller }, matched, upstream, place })
+    let intercepted = secure.is_some_and(|bound| bound.route.intercept);
+    let tls = match &snapshot.authority {
+        Some(authority) if intercepted => Tls::Open(authority.clone()),
+        _ if matched && secure.is_none() => Tls::Refuse,
+        _ => {
+            let started = Instant::now();
+            let reached = upstream::reach(&snapshot, &asked).await;
+            report.waited(started.elapsed());
+            Tls::Relay(reached?)
+        }
+    };
+    let tunnelled = Tunnelled { scheme: Scheme::Http, host, port, caller, misnamed: false };
+    Ok(Admitted { tunnelled, matched, tls, place })
 }
 
 /// A tunnel to a place that no route names.
@@ -138,31 +162,41 @@ async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, upgrade: OnUpgrade, admitted:
         Ok(parts) => (parts.io.into_inner(), BytesMut::from(&parts.read_buf[..])),
         Err(upgraded) => (Watched::new(Stream::Tunnel(TokioIo::new(upgraded))), BytesMut::new()),
     };
-    let Admitted { tunnelled, matched, upstream, place } = admitted;
+    let Admitted { tunnelled, matched, tls, place } = admitted;
     let timeouts = worker.snapshot().timeouts.clone();
-    let look = look(&mut io, &mut first, upstream.as_ref().filter(|_| !matched));
+    let look = look(&mut io, &mut first, tls.server(matched));
     let mut drain = worker.shared.tasks.watch();
     let inside = tokio::select! {
         inside = timeout(timeouts.client_head, look) => inside.unwrap_or(Inside::Other),
         () = drain.reached(Phase::Drain) => return,
     };
     let io = io.again(first.freeze());
-    match (inside, upstream) {
-        (Inside::Http, _) => {
-            let activity = Activity::new(io.watch.clone());
-            let seat = peer.seat.clone();
-            let inside = Peer { arrival: peer.arrival.clone(), activity, tunnel: Some(tunnelled), seat };
-            Box::pin(downstream::serve(worker, io, Rc::new(inside))).await;
+    match (inside, tls) {
+        (Inside::Http, _) => served(worker, &peer, io, tunnelled).await,
+        (Inside::Tls, Tls::Open(authority)) => {
+            let opened = tokio::select! {
+                opened = intercept::open(&worker, &authority, io, &tunnelled.host) => opened,
+                () = drain.reached(Phase::Drain) => return,
+            };
+            let Some((io, misnamed)) = opened else { return };
+            served(worker, &peer, io, Tunnelled { scheme: Scheme::Https, misnamed, ..tunnelled }).await;
         }
-        (Inside::Tls, Some(upstream)) => relayed(io, upstream, &tunnelled, timeouts.idle).await,
-        (Inside::Other, Some(upstream)) if !matched => relayed(io, upstream, &tunnelled, timeouts.idle).await,
-        (Inside::Tls, None) => {
+        (Inside::Tls, Tls::Relay(upstream)) => relayed(io, upstream, &tunnelled, timeouts.idle).await,
+        (Inside::Other, Tls::Relay(upstream)) if !matched => relayed(io, upstream, &tunnelled, timeouts.idle).await,
+        (Inside::Tls, Tls::Refuse) => {
             tracing::warn!(host = %tunnelled.host, port = tunnelled.port,
                 "a tunnel was closed: TLS inside, but the routes of this host and port are for http");
         }
         (Inside::Other, _) => {}
     }
     drop((place, serving));
+}
+
+/// Requests inside a tunnel, as on any other connection.
+async fn served(worker: Rc<Worker>, peer: &Peer, io: Watched, tunnelled: Tunnelled) {
+    let (activity, seat) = (Activity::new(io.watch.clone()), peer.seat.clone());
+    let inside = Peer { arrival: peer.arrival.clone(), activity, tunnel: Some(tunnelled), seat };
+    Box::pin(downstream::serve(worker, io, Rc::new(inside))).await;
 }
 
 async fn relayed(downstream: Watched, upstream: Conduit, tunnelled: &Tunnelled, idle: Duration) {

@@ -24,6 +24,7 @@ use crate::telemetry::events::Events;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::{CertificateUse, Metrics};
 use crate::telemetry::traces::{self, Tracer};
+use crate::tls::authority::{Authority, AuthorityError};
 use crate::tls::{self, Trust};
 use crate::token::slot::TokenSlot;
 use crate::token::{Slots, TokenCache};
@@ -37,6 +38,8 @@ pub enum WiringError {
     Listener { listener: Name, source: rustls::Error },
     #[error("tracing: {0}")]
     Tracing(#[from] TracingError),
+    #[error("interception: {0}")]
+    Interception(#[from] AuthorityError),
     #[error("the audit cannot be opened: {0}; give another file under audit.to")]
     Audit(#[from] io::Error),
     #[error("the configuration could not be read to its end; this is a bug")]
@@ -152,6 +155,7 @@ impl Parts {
         let egress = &model.egress;
         let way_out = egress.proxy.as_ref().and_then(|proxy| WayOut::new(proxy, &egress.no_proxy, &trust));
         let dialer = Dialer::new(&model.hosts, policy, way_out, before.map(|before| &before.dialer));
+        let authority = authority(model, before)?;
         let tracer = self.tracer(model, &trust)?;
         let mut clients = HttpClients::new(trust.clone(), dialer.clone());
         clients.tracer = tracer.clone();
@@ -178,7 +182,7 @@ impl Parts {
         let mut listener_tls = before.map(|before| before.listener_tls.clone()).unwrap_or_default();
         listener_tls.extend(secured);
         let parts = (&self.metrics, tracer, links);
-        let snapshot = Snapshot::build(model, &trust, profiles, dialer, parts, listener_tls, of);
+        let snapshot = Snapshot::build(model, &trust, profiles, dialer, authority, parts, listener_tls, of);
         Ok((snapshot, live.into_iter().map(|(key, live)| (key, live.slots)).collect()))
     }
 
@@ -205,6 +209,13 @@ impl Parts {
         self.tasks.spawn("traces", exporter.run());
         Ok(tracer)
     }
+}
+
+/// The one before where its CA is the same: what it has made is kept.
+fn authority(model: &Model, before: Option<&Snapshot>) -> Result<Option<Arc<Authority>>, AuthorityError> {
+    let Some(interception) = &model.interception else { return Ok(None) };
+    let kept = before.and_then(|before| before.authority.as_ref()).filter(|kept| kept.is_of(interception));
+    kept.cloned().map_or_else(|| Authority::new(interception).map(Arc::new), Ok).map(Some)
 }
 
 /// Of each bundle of certificates in the configuration the first end.

@@ -40,6 +40,7 @@ const LEAF_LEFT_MIN: Duration = Duration::from_secs(24 * 3600);
 const CLOCK_SKEW: Duration = Duration::from_secs(3600);
 
 pub struct Authority {
+    interception: Interception,
     maker: Arc<Maker>,
     /// A cell for each host: who comes first makes, the others wait for it.
     made: Mutex<LruCache<Host, Arc<OnceCell<Made>>>>,
@@ -104,7 +105,17 @@ impl Authority {
             provider: Arc::new(rustls::crypto::aws_lc_rs::default_provider()),
         };
         let made = Mutex::new(LruCache::new(MADE_MAX));
-        Ok(Authority { maker: Arc::new(maker), made, places: Semaphore::new(MAKING_MAX) })
+        Ok(Authority {
+            interception: interception.clone(),
+            maker: Arc::new(maker),
+            made,
+            places: Semaphore::new(MAKING_MAX),
+        })
+    }
+
+    /// Is it made of this very CA?
+    pub fn is_of(&self, interception: &Interception) -> bool {
+        self.interception == *interception
     }
 
     /// How TLS is opened in the place of `host`. `wall` is now, since the Unix epoch.
@@ -152,7 +163,7 @@ impl Maker {
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
             .with_cert_resolver(Arc::new(SingleCertAndKey::from(shown)));
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         // Sessions kept for each host would multiply the bound on hosts by theirs.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         // The CA's own end cannot be moved by making another leaf.

@@ -108,6 +108,7 @@ async fn every_configuration_in_the_readme_loads_without_a_problem() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let file = dir.path().join("keybearer.yaml");
         std::fs::write(&file, whole(&block)).expect("a file");
+        make(&block, dir.path());
         let variables: Vec<_> = named_variables(&block).into_iter().map(|name| (name, "x".to_owned())).collect();
         let report = check(&file, &variables).await;
         assert_eq!(report["problems"], Value::Array(vec![]), "in:\n{}", whole(&block));

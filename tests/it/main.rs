@@ -28,6 +28,7 @@ mod examples;
 mod grants;
 mod grpc;
 mod http2;
+mod intercept;
 mod layers;
 mod lifecycle;
 mod limits;

@@ -12,7 +12,7 @@ use http::{Request, Uri, Version};
 use super::tokens::Tokens;
 use crate::dial::Forwarding;
 use crate::model::connection::Place as RoutePlace;
-use crate::model::origin::{Origin, Scheme};
+use crate::model::origin::Origin;
 use crate::proxy::Tunnelled;
 use crate::proxy::body::{Progress, RequestBody, RequestSource};
 use crate::proxy::error::{Fault, ProxyError};
@@ -100,9 +100,10 @@ impl<'a> Way<'a> {
 
 /// A request inside a tunnel: it goes where the tunnel goes, or nowhere.
 pub fn inside(tunnel: &Tunnelled, target: Target) -> Result<Target, Fault> {
-    let origin = Origin { scheme: Scheme::Http, host: tunnel.host.clone(), port: tunnel.port };
+    let origin = Origin { scheme: tunnel.scheme, host: tunnel.host.clone(), port: tunnel.port };
     match target {
-        Target::Origin(Some(host), path) if Origin::new(Scheme::Http, host.clone()) == origin => {
+        _ if tunnel.misnamed => Err(ProxyError::AuthorityMismatch.into()),
+        Target::Origin(Some(host), path) if Origin::new(tunnel.scheme, host.clone()) == origin => {
             Ok(Target::Absolute(origin, path))
         }
         Target::Absolute(asked, path) if asked == origin => Ok(Target::Absolute(origin, path)),

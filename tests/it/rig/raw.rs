@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -58,15 +58,21 @@ pub async fn send(address: SocketAddr, bytes: &[u8]) -> Answer {
     conn.answer().await
 }
 
-/// A connection on which several requests may follow each other.
-pub struct Conn {
-    pub stream: TcpStream,
+/// A connection, of TCP or of what is inside one, on which several requests may follow each other.
+pub struct Conn<S = TcpStream> {
+    pub stream: S,
     read: Vec<u8>,
 }
 
 impl Conn {
     pub async fn open(address: SocketAddr) -> Conn {
         let stream = timeout(PATIENCE, TcpStream::connect(address)).await.expect("in time").expect("a connection");
+        Conn::over(stream)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
+    pub fn over(stream: S) -> Conn<S> {
         Conn { stream, read: Vec::new() }
     }
 
