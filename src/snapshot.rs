@@ -155,9 +155,8 @@ impl Snapshot {
         trust: &Trust,
         profiles: &mut TlsProfiles,
         dialer: Dialer,
-        authority: Option<Arc<Authority>>,
         (metrics, tracer, links): (&Metrics, Tracer, Links),
-        listener_tls: HashMap<Name, Arc<ServerConfig>>,
+        (listener_tls, authority): (HashMap<Name, Arc<ServerConfig>>, Option<Arc<Authority>>),
         live: impl Fn(&Connection) -> Option<Live>,
     ) -> Snapshot {
         let callers = CallerTable::new(model.callers.clone());

@@ -70,9 +70,12 @@ pub fn intercept(unit: &Unit<'_, RouteFile>, sink: &mut Sink) -> bool {
     spot.boolean(sink).unwrap_or(true)
 }
 
+/// A route with its connection and its place.
+type Rival<'d> = (&'d Draft<'d>, &'d Spot<'d>, &'d Route);
+
 /// What routes say together: a tunnel is opened or not before the path of any request is known.
 pub fn check(drafts: &[Draft<'_>], given: bool, sink: &mut Sink) {
-    let mut places: HashMap<(&HostPattern, Option<u16>), Vec<(&Draft<'_>, &Spot<'_>, &Route)>> = HashMap::new();
+    let mut places: HashMap<(&HostPattern, Option<u16>), Vec<Rival<'_>>> = HashMap::new();
     for draft in drafts {
         let mut warned = false;
         for (spot, route) in &draft.routes {

@@ -182,7 +182,7 @@ impl Parts {
         let mut listener_tls = before.map(|before| before.listener_tls.clone()).unwrap_or_default();
         listener_tls.extend(secured);
         let parts = (&self.metrics, tracer, links);
-        let snapshot = Snapshot::build(model, &trust, profiles, dialer, authority, parts, listener_tls, of);
+        let snapshot = Snapshot::build(model, &trust, profiles, dialer, parts, (listener_tls, authority), of);
         Ok((snapshot, live.into_iter().map(|(key, live)| (key, live.slots)).collect()))
     }
 
