@@ -7,6 +7,7 @@ mod ca;
 mod check;
 mod connect;
 mod demo;
+mod environment;
 mod run;
 mod secret;
 mod store;
@@ -57,6 +58,10 @@ enum Command {
     /// The interception CA, with which HTTPS through CONNECT is opened
     #[command(subcommand)]
     Ca(ca::CaCommand),
+    /// Run a command that uses the proxy and trusts its CA; exits as the command does
+    Exec(environment::ExecArguments),
+    /// Print the variables that make clients use the proxy and trust its CA
+    Env(environment::EnvArguments),
     /// Exit 0 when a running instance is ready, else 1
     Healthcheck(ask::AskArguments),
     /// Print the version and what it was built from
@@ -95,6 +100,8 @@ pub fn main() -> ExitCode {
         Command::Secret(command) => secret::secret(&command),
         Command::Store(command) => store::store(&command),
         Command::Ca(command) => ca::ca(&command),
+        Command::Exec(arguments) => environment::exec(&arguments),
+        Command::Env(arguments) => environment::env(&arguments),
         Command::Healthcheck(arguments) => ask::healthcheck(&arguments),
         Command::Version => {
             println!(

@@ -42,8 +42,8 @@ pub use reference::is_stored_name;
 pub use schema::SCHEMA;
 
 use crate::model::connection::Connection;
-use crate::model::secret::Vault;
-use crate::model::{Model, StoreSettings};
+use crate::model::secret::{Secret, Vault};
+use crate::model::{Model, Name, StoreSettings};
 use document::BYTES_MAX;
 use file::TopFile;
 use problem::Sink;
@@ -190,6 +190,24 @@ pub fn store_of(path: &Path) -> Result<(StoreSettings, PathBuf), Problems> {
     let store = top.as_ref().and_then(|top| top.get(top.keys.store));
     let settings = store::settings(store, &state_dir, &mut sink);
     sink.finish(path).map(|_| (settings, state_dir))
+}
+
+/// What the caller `name` proves itself with; `None` where nothing is asked of it.
+///
+/// # Errors
+/// The problems of that secret, such as one of which the configuration has a digest alone.
+pub fn caller_secret(path: &Path, name: &Name, vault: Arc<dyn Vault>) -> Result<Option<Secret>, Problems> {
+    let mut sink = Sink::default();
+    sink.vault = Some(vault);
+    let source = read(path, &mut sink);
+    let top = source.as_ref().and_then(|source| source.root()?.unit::<TopFile>(&mut sink));
+    let secret = top.and_then(|top| {
+        let state_dir = admin::state_dir(top.get(top.keys.state_dir), &mut sink);
+        let store = store::settings(top.get(top.keys.store), &state_dir, &mut sink);
+        sink.store = Some((store, state_dir));
+        caller::secret_to_send(top.get(top.keys.callers), name, &mut sink)
+    });
+    sink.finish(path).map(|_| secret)
 }
 
 /// The problems of a load that failed; never an empty list.

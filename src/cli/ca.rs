@@ -92,8 +92,8 @@ fn init(arguments: &InitArguments) -> ExitCode {
     println!();
     println!("In the configuration (paths are relative to its file):");
     println!("  interception: {{ca_certificate: {certificate}, ca_key: {{file: {key}}}}}");
-    println!("For clients that replace the system's roots:");
-    println!("  keybearer ca export --certificate {certificate} --bundle > bundle.pem");
+    println!("For clients, which then use the proxy and trust the CA:");
+    println!("  keybearer exec -- CMD");
     ExitCode::SUCCESS
 }
 

@@ -13,6 +13,7 @@ use super::reference;
 use super::resolve::networks;
 use super::spot::{Spot, Unit};
 use super::value::{self, Fault};
+use crate::model::secret::Secret;
 use crate::model::{Caller, Listeners, Name};
 
 /// The callers, and the names of all, those with problems included.
@@ -36,6 +37,21 @@ pub fn callers(spot: Option<Spot<'_>>, listeners: Option<&Listeners>, sink: &mut
         callers.extend(caller(&unit, name, listeners, sink));
     }
     (callers, places.into_keys().collect())
+}
+
+/// The secret of the caller `name`, where it has one.
+pub fn secret_to_send(callers: Option<Spot<'_>>, name: &Name, sink: &mut Sink) -> Option<Secret> {
+    for item in callers.and_then(|spot| spot.items(sink)).unwrap_or_default() {
+        let own = item.value_of("name").and_then(|spot| spot.parse(sink, value::name));
+        let Some(spot) = item.value_of("secret").filter(|_| own.as_ref() == Some(name)) else { continue };
+        let secret = reference::secret(&spot, sink)?;
+        if reference::is_unknown(&secret) {
+            let hint = "give the caller's secret as {file: PATH} or {env: NAME}";
+            spot.problem(sink, "cannot be looked up while an instance uses the store", hint);
+        }
+        return Some(secret);
+    }
+    None
 }
 
 fn caller(

@@ -232,6 +232,11 @@ fn stored(spot: &Spot<'_>, sink: &mut Sink) -> Option<Secret> {
 /// Stands for a secret that only a running instance can look up, while a configuration is checked beside it.
 const UNKNOWN: &str = "(in the store)";
 
+/// Does it stand for one that was not looked up?
+pub fn is_unknown(secret: &Secret) -> bool {
+    secret.expose() == UNKNOWN
+}
+
 /// `[A-Za-z0-9._/-]{1,200}`: what `secret set` takes.
 pub fn is_stored_name(text: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-/".contains(&b);

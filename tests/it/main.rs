@@ -24,6 +24,7 @@ mod destination;
 mod drain;
 mod egress;
 mod egress_proxy;
+mod environment;
 mod examples;
 mod grants;
 mod grpc;
