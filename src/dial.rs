@@ -4,6 +4,7 @@
 //! Holds: only an address that [`AddressPolicy`] permits is dialled, and it is the very one that was checked, so a name
 //! whose answer changes in between reaches nothing.
 
+mod names;
 mod policy;
 mod proxy;
 
@@ -19,6 +20,7 @@ use tokio::net::TcpStream;
 use crate::model::HostOverride;
 use crate::model::connection::ForwardProxy;
 use crate::model::origin::{Host, Origin};
+use names::Names;
 pub use policy::{AddressPolicy, Denied};
 pub use proxy::{Conduit, Forwarding, WayOut};
 
@@ -33,6 +35,7 @@ pub struct Dialer {
     /// Dialers of one number reach the same places: a connection made by one is good for another.
     pub number: usize,
     rules: Arc<Rules>,
+    names: Arc<Names>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +52,7 @@ pub enum DialError {
     #[error("{host} has the address {address}, which is {denied}")]
     Denied { host: Host, address: IpAddr, denied: Denied },
     #[error("the name {host} cannot be resolved")]
-    Resolve { host: Host, source: Option<io::Error> },
+    Resolve { host: Host, source: io::Error },
     #[error("no connection to {host} port {port}")]
     Connect { host: Host, port: u16, source: io::Error },
     #[error("no way through the egress proxy {proxy}")]
@@ -72,7 +75,12 @@ impl Dialer {
         let rules = Rules { hosts, policy, way_out, policy_of_proxy };
         match before {
             Some(before) if *before.rules == rules => before.clone(),
-            before => Dialer { number: before.map_or(1, |before| before.number + 1), rules: Arc::new(rules) },
+            before => {
+                let number = before.map_or(1, |before| before.number + 1);
+                // What names mean does not change with the rules.
+                let names = before.map(|before| before.names.clone()).unwrap_or_default();
+                Dialer { number, rules: Arc::new(rules), names }
+            }
         }
     }
 
@@ -80,7 +88,8 @@ impl Dialer {
     pub fn naming(&self, host: Host) -> Dialer {
         let Rules { hosts, policy, way_out, policy_of_proxy } = (*self.rules).clone();
         let policy = policy.naming(host);
-        Dialer { number: self.number, rules: Arc::new(Rules { hosts, policy, way_out, policy_of_proxy }) }
+        let rules = Arc::new(Rules { hosts, policy, way_out, policy_of_proxy });
+        Dialer { number: self.number, rules, names: self.names.clone() }
     }
 
     /// A stream to `origin`, through the proxy on the way out where there is one. The caller sets the deadline.
@@ -128,8 +137,21 @@ impl Dialer {
     async fn reach(&self, origin: &Origin, policy: &AddressPolicy) -> Result<TcpStream, DialError> {
         let addresses = self.permitted(&origin.host, origin.port, policy).await?;
         let stream = race(&addresses).await;
+        if let (Err(_), Host::Name(name)) = (&stream, &origin.host) {
+            self.names.forget(name);
+        }
         let stream = stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream));
         stream.map_err(|source| DialError::Connect { host: origin.host.clone(), port: origin.port, source })
+    }
+
+    async fn resolve(&self, host: &Host, port: u16) -> Result<Vec<SocketAddr>, DialError> {
+        let name = match host {
+            Host::Ip(address) => return Ok(vec![SocketAddr::new(*address, port)]),
+            Host::Name(name) => name,
+        };
+        let found = self.names.addresses(name).await;
+        let found = found.map_err(|source| DialError::Resolve { host: host.clone(), source })?;
+        Ok(found.into_iter().map(|address| SocketAddr::new(address, port)).collect())
     }
 
     fn check(&self, host: &Host, address: SocketAddr, policy: &AddressPolicy) -> Result<(), DialError> {
@@ -146,25 +168,14 @@ impl Dialer {
     async fn permitted(&self, host: &Host, port: u16, policy: &AddressPolicy) -> Result<Vec<SocketAddr>, DialError> {
         let mut addresses = match self.rules.hosts.get(host) {
             Some((address, own_port)) => vec![SocketAddr::new(*address, own_port.unwrap_or(port))],
-            None => resolve(host, port).await?,
+            None => self.resolve(host, port).await?,
         };
-        addresses.truncate(ADDRESSES_MAX);
         for address in &addresses {
             self.check(host, *address, policy)?;
         }
         interleave(&mut addresses);
         Ok(addresses)
     }
-}
-
-async fn resolve(host: &Host, port: u16) -> Result<Vec<SocketAddr>, DialError> {
-    let name = match host {
-        Host::Ip(address) => return Ok(vec![SocketAddr::new(*address, port)]),
-        Host::Name(name) => name,
-    };
-    let failed = |source| DialError::Resolve { host: host.clone(), source };
-    let found: Vec<_> = tokio::net::lookup_host((&**name, port)).await.map_err(|e| failed(Some(e)))?.collect();
-    if found.is_empty() { Err(failed(None)) } else { Ok(found) }
 }
 
 /// Alternates the address families, the resolver's first choice first (RFC 8305 §4).
