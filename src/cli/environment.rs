@@ -173,6 +173,10 @@ impl About {
             // wget reads no variable but for a file of settings; the user's own is read beside this one.
             let wgetrc = keep(&model, "interception-wgetrc", format!("ca_certificate = {bundle}\n").as_bytes())?;
             variables.push(("SYSTEM_WGETRC", wgetrc));
+            // PHP's curl neither; the empty place before the colon stands for PHP's own settings.
+            let ini = format!("curl.cainfo = \"{bundle}\"\nopenssl.cafile = \"{bundle}\"\n");
+            let ini = keep(&model, "interception-php/keybearer.ini", ini.as_bytes())?;
+            variables.push(("PHP_INI_SCAN_DIR", format!(":{}", ini.trim_end_matches("/keybearer.ini"))));
             variables.extend(["NODE_EXTRA_CA_CERTS", "DENO_CERT"].map(|name| (name, ca.clone())));
             java += &java::trusting(&store);
         }

@@ -33,6 +33,7 @@ mod intercept;
 mod layers;
 mod lifecycle;
 mod limits;
+mod matrix;
 mod listeners;
 mod people;
 mod places;

@@ -18,6 +18,24 @@ inputs_checksum() { cat install.sh .npmrc package.json package-lock.json require
 exec 9<"$here"
 flock 9 || fail "another run holds the lock on $here"
 
+# Debian packages by their names.
+install_packages() {
+  local as_root=()
+  if ((EUID != 0)); then
+    command -v sudo >/dev/null || fail "missing packages: $*; install them as root, or install sudo, and run this again"
+    as_root=(sudo)
+  fi
+  command -v apt-get >/dev/null || fail "missing: $*; there is no apt-get here, install them by other means and run this again"
+  echo "installing Debian packages: $*"
+  "${as_root[@]}" apt-get update -qq || fail "apt-get update failed (network or sources.list?)"
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null ||
+    fail "apt-get could not install: $*"
+  hash -r
+}
+
+# What only the tests at length use.
+if [[ -n ${KEYBEARER_LONG:-} ]] && ! command -v go >/dev/null; then install_packages golang-go; fi
+
 wanted="$(inputs_checksum)"
 if [[ -x $node && -x $python && -r $stamp && "$(cat "$stamp")" == "$wanted" ]]; then
   exit 0
@@ -36,6 +54,11 @@ need python3 python3
 need cc gcc libc6-dev
 need promtool prometheus
 need chromium chromium
+need git git
+need wget wget
+need javac openjdk-17-jdk-headless
+need ruby ruby
+php -r 'exit(extension_loaded("curl") ? 0 : 1);' 2>/dev/null || missing+=(php-cli php-curl)
 need tinyproxy tinyproxy-bin
 need stunnel4 stunnel4
 [[ -e /usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1 ]] || missing+=(libfaketime)
@@ -43,19 +66,7 @@ need stunnel4 stunnel4
 # Debian splits venv's pip out of python3: `import venv` alone succeeds without it.
 python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv)
 
-if ((${#missing[@]})); then
-  as_root=()
-  if ((EUID != 0)); then
-    command -v sudo >/dev/null || fail "missing packages: ${missing[*]}; install them as root, or install sudo, and run this again"
-    as_root=(sudo)
-  fi
-  command -v apt-get >/dev/null || fail "missing: ${missing[*]}; there is no apt-get here, install them by other means and run this again"
-  echo "installing Debian packages: ${missing[*]}"
-  "${as_root[@]}" apt-get update -qq || fail "apt-get update failed (network or sources.list?)"
-  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
-    fail "apt-get could not install: ${missing[*]}"
-  hash -r
-fi
+if ((${#missing[@]})); then install_packages "${missing[@]}"; fi
 
 # --- Python ------------------------------------------------------------------------------------------------------------
 # An interpreter that a version manager put in PATH may vanish later; Debian's own stays.

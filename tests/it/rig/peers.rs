@@ -270,6 +270,22 @@ impl WebSocketServer {
     }
 }
 
+/// A repository of git over HTTPS, at /r.git, as `api.test`.
+pub struct GitServer {
+    peer: Peer,
+}
+
+impl GitServer {
+    /// `token`: the bearer token that it admits.
+    pub async fn start(options: Value) -> Self {
+        Self { peer: Peer::start("git_upstream.py", &with_tls(options)).await }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.peer.port("https")
+    }
+}
+
 /// An upstream that speaks HTTP/2 alone: `tests/rig/h2_upstream.mjs` names its paths.
 pub struct Http2Server {
     peer: Peer,
