@@ -2,7 +2,8 @@
 
 use serde_json::json;
 
-use crate::rig::peers::{GrpcServer, python, told};
+use crate::intercept::{interception, interception_ca};
+use crate::rig::peers::{GrpcServer, Peers, python, told};
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
 
@@ -37,6 +38,29 @@ async fn all_kinds_of_calls_pass_through_a_mount_and_through_a_tunnel() {
         assert_eq!(said["fail"][0], "RESOURCE_EXHAUSTED", "{row}");
         assert_eq!((&said["fail"][1], &said["fail"][2]["x-left"]), (&json!("zwölf sind genug"), &json!("7")), "{row}");
     }
+}
+
+/// CI-17: HTTP/2 by ALPN on both legs.
+#[tokio::test]
+async fn all_kinds_of_calls_pass_where_tls_is_opened() {
+    let server = GrpcServer::secure(json!({ "token": "token-1" })).await;
+    let tokens = Scripted::tokens(3600).await;
+    let config = format!(
+        "hosts: {{api.test: \"127.0.0.1:{}\"}}\ntrust: [{}]\n{}connections:\n- {{name: echo, client_id: a, client_secret: b, \
+         token_url: \"http://{}/token\", routes: [{{host: api.test}}]}}\n",
+        server.port(),
+        Peers::certs().ca.display(),
+        interception(),
+        tokens.address
+    );
+    let sidecar = Sidecar::start(&config).await;
+    let (proxy, ca) = (sidecar.proxy_url(), interception_ca().0.display().to_string());
+    let environment = [("https_proxy", proxy.as_str()), ("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", ca.as_str())];
+    let said = told(python(), "clients/grpc_all.py", &["api.test:443", "tls"], &environment).await;
+    assert_eq!(said["unary"], 3_000_000, "{said}\n{}", sidecar.log());
+    assert_eq!(said["both"], json!(["one", "two", "three"]), "{said}");
+    assert_eq!(said["down"].as_array().map(Vec::len), Some(4), "{said}");
+    assert_eq!(said["fail"][0], "RESOURCE_EXHAUSTED", "{said}");
 }
 
 #[tokio::test]

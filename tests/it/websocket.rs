@@ -7,7 +7,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-use crate::rig::peers::{WebSocketServer, node, python, told};
+use crate::intercept::{interception, interception_ca};
+use crate::rig::peers::{Peers, WebSocketServer, node, python, told};
 use crate::rig::raw::Conn;
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
@@ -62,6 +63,26 @@ async fn real_clients_talk_through_a_tunnel_and_through_a_mount() {
     sidecar.until_metric(counted, |count| count == 2.0).await;
 }
 
+#[tokio::test]
+async fn it_passes_where_tls_is_opened() {
+    let server = WebSocketServer::secure(json!({ "token": "token-1" })).await;
+    let tokens = Scripted::tokens(3600).await;
+    let config = format!(
+        "hosts: {{api.test: \"127.0.0.1:{}\"}}\ntrust: [{}]\n{}connections:\n- {{name: crm, client_id: a, client_secret: b, \
+         token_url: \"http://{}/token\", routes: [{{host: api.test}}]}}\n",
+        server.port(),
+        Peers::certs().ca.display(),
+        interception(),
+        tokens.address
+    );
+    let sidecar = Sidecar::start(&config).await;
+    let (proxy, ca) = (sidecar.proxy_url(), interception_ca().0.display().to_string());
+    let environment = [("https_proxy", proxy.as_str()), ("SSL_CERT_FILE", ca.as_str())];
+    let said = told(python(), "clients/websockets_once.py", &["wss://api.test/echo"], &environment).await;
+    assert_eq!((&said["echoed"], &said["code"]), (&json!(true), &json!(4001)), "{said}\n{}", sidecar.log());
+    assert!(said["first"].to_string().contains("Bearer token-1"), "{said}");
+}
+
 /// The upstream's end of a handshake that `ask` began, and the request's head as it arrived.
 async fn accept(listener: &TcpListener) -> (TcpStream, String) {
     let (mut stream, _) = timeout(PATIENCE, listener.accept()).await.expect("in time").expect("a connection");
@@ -86,6 +107,14 @@ async fn there_is_no_101_without_a_websocket_behind_it() {
             "another protocol than was asked for",
             ASK,
             "HTTP/1.1 101 x\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
+            502,
+            true,
+        ),
+        (
+            "an answer to another key",
+            ASK,
+            "HTTP/1.1 101 x\r\nConnection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: \
+             AAAALMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n",
             502,
             true,
         ),

@@ -1,6 +1,6 @@
-"""A gRPC server (grpcio) of bytes, in clear: /kb.Echo/{Unary,Down,Both,Fail}.
+"""A gRPC server (grpcio) of bytes: /kb.Echo/{Unary,Down,Both,Fail}.
 
-Argument: JSON, {"token": the bearer token that is admitted}. Prints {"listening": {"grpc": port}}. Unary echoes; Down sends the
+Argument: JSON, {"token": the bearer token that is admitted, "tls": DIR of certs.py, if it is to speak TLS}. Prints {"listening": {"grpc": port}}. Unary echoes; Down sends the
 request's bytes one by one, 100 ms apart; Both echoes each message as it comes; Fail ends with RESOURCE_EXHAUSTED and trailing
 metadata. Any other token is UNAUTHENTICATED. Ends when its stdin ends.
 """
@@ -42,7 +42,11 @@ handlers = {
 }
 server = grpc.server(futures.ThreadPoolExecutor(8), interceptors=(Admit(),))
 server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("kb.Echo", handlers),))
-port = server.add_insecure_port("127.0.0.1:0")
+if options.get("tls"):
+    pair = tuple(open(f"{options['tls']}/server.{kind}", "rb").read() for kind in ("key", "pem"))
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
+else:
+    port = server.add_insecure_port("127.0.0.1:0")
 server.start()
 print(json.dumps({"listening": {"grpc": port}}), flush=True)
 sys.stdin.read()

@@ -1,12 +1,13 @@
 """A WebSocket server (the websockets library) that admits one bearer token and echoes.
 
-Argument: JSON, {"token": the token that is admitted}. Prints {"listening": {"ws": port}}. The first message of each connection
+Argument: JSON, {"token": the token that is admitted, "tls": DIR of certs.py, if it is to speak TLS}. Prints {"listening": {"ws": port}}. The first message of each connection
 tells the handshake as it arrived; a message "close" is answered by closing with code 4001. Ends when its stdin ends.
 """
 
 import asyncio
 import http
 import json
+import ssl
 import sys
 
 from websockets.asyncio.server import serve
@@ -28,7 +29,11 @@ async def main(options):
                 return
             await socket.send(message)
 
-    async with serve(echo, "127.0.0.1", 0, process_request=admit, max_size=None, ping_interval=None) as server:
+    tls = None
+    if options.get("tls"):
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(f"{options['tls']}/server.pem", f"{options['tls']}/server.key")
+    async with serve(echo, "127.0.0.1", 0, process_request=admit, max_size=None, ping_interval=None, ssl=tls) as server:
         port = server.sockets[0].getsockname()[1]
         print(json.dumps({"listening": {"ws": port}}), flush=True)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)

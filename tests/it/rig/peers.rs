@@ -265,6 +265,11 @@ impl WebSocketServer {
         Self { peer: Peer::start("ws.py", &options).await }
     }
 
+    /// The same over TLS, as `api.test`.
+    pub async fn secure(options: Value) -> Self {
+        Self::start(with_tls(options)).await
+    }
+
     pub fn port(&self) -> u16 {
         self.peer.port("ws")
     }
@@ -307,7 +312,7 @@ impl Http2Server {
     }
 }
 
-/// A server of gRPC without TLS: `tests/rig/grpc_peer.py` names its methods.
+/// A server of gRPC: `tests/rig/grpc_peer.py` names its methods.
 pub struct GrpcServer {
     peer: Peer,
 }
@@ -316,6 +321,11 @@ impl GrpcServer {
     /// `token`: the bearer token that it admits.
     pub async fn start(options: Value) -> Self {
         Self { peer: Peer::start("grpc_peer.py", &options).await }
+    }
+
+    /// The same over TLS, as `api.test`.
+    pub async fn secure(options: Value) -> Self {
+        Self::start(with_tls(options)).await
     }
 
     pub fn port(&self) -> u16 {

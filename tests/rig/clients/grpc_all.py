@@ -1,4 +1,4 @@
-"""Every kind of call of gRPC (grpcio). Arguments: target; it finds a proxy in its environment, as grpcio does.
+"""Every kind of call of gRPC (grpcio). Arguments: target, perhaps `tls`; it finds a proxy, and roots, in its environment, as grpcio does.
 
 Prints JSON: {unary: bytes echoed, down: [ms of each message], both: [texts], fail: [code, details, trailing metadata]}.
 """
@@ -9,7 +9,8 @@ import time
 
 import grpc
 
-channel = grpc.insecure_channel(sys.argv[1])
+secure = sys.argv[2:] == ["tls"]
+channel = grpc.secure_channel(sys.argv[1], grpc.ssl_channel_credentials()) if secure else grpc.insecure_channel(sys.argv[1])
 told = {}
 
 
