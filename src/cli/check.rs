@@ -67,5 +67,6 @@ pub fn check(arguments: &CheckArguments) -> ExitCode {
 fn relays_https(model: &Model) -> bool {
     let hosted = |route: &&Route| matches!(route.place, Place::Host { .. }) && route.tls.upgrade;
     let mut routes = model.connections.iter().flat_map(|connection| &connection.routes).filter(hosted);
-    model.interception.is_none() && routes.any(|route| route.intercept && route.inject != Inject::Nothing)
+    model.interception.is_none()
+        && routes.any(|route| route.intercept && (route.inject != Inject::Nothing || !route.others.is_empty()))
 }

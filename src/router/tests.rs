@@ -323,3 +323,24 @@ fn mounts_are_named_alike() {
     assert_eq!(find("/api/x", "crm", None).0, Found::Route(&0));
     assert_eq!(find("/api/x", "erp", None).0, Found::NoRoute);
 }
+
+#[test]
+fn a_tunnel_is_judged_by_the_best_route_of_its_place() {
+    let rules = [
+        Rule { host: "*.a.test", ..RULE },
+        Rule { host: "b.a.test", path: "/v1", callers: &[1], ..RULE },
+        Rule { host: "b.a.test:*", callers: &[2], ..RULE },
+        Rule { host: "c.test:9443", callers: &[1], ..RULE },
+    ];
+    let router = Router::new(rules.iter().map(route));
+    let place = |authority: &str, caller: u32| {
+        let origin = Origin::new(Scheme::Https, Authority::parse(authority).unwrap());
+        router.place(&origin, Some(CallerId(caller))).copied()
+    };
+    assert_eq!(place("b.a.test", 1), Some("b.a.test"), "whatever its path");
+    assert_eq!(place("b.a.test", 2), Some("b.a.test:*"), "of those that the caller may use");
+    assert_eq!(place("b.a.test", 3), Some("*.a.test"));
+    assert_eq!(place("x.a.test", 3), Some("*.a.test"));
+    assert_eq!(place("c.test:9443", 3), Some("c.test:9443"), "of all, where it may use none");
+    assert_eq!((place("c.test", 1), place("a.test", 1)), (None, None));
+}
