@@ -52,7 +52,8 @@ pub async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, request: Request<Incoming
     match exchange.run(head, incoming, upload).await {
         Ok(Served::Upstream(response, lease)) => report.upstream_answer(response, lease, snapshot.timeouts.idle),
         Ok(Served::Switched(head, switch)) => {
-            worker.shared.tasks.spawn_local(switch.relay(peer, snapshot.timeouts.idle));
+            let drain = worker.shared.tasks.watch();
+            worker.shared.tasks.spawn_local(switch.relay(peer, snapshot.timeouts.idle, drain));
             report.switched(head)
         }
         Ok(Served::Here(status)) => report.own_answer(status),

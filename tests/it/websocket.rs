@@ -145,6 +145,20 @@ async fn there_is_no_101_without_a_websocket_behind_it() {
 }
 
 #[tokio::test]
+async fn an_open_websocket_does_not_hold_up_the_end_of_the_program() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let (mut sidecar, _tokens) = start(listener.local_addr().expect("an address").port(), "").await;
+    let mut caller = Conn::open(sidecar.proxy()).await;
+    caller.write(get(ASK).as_bytes()).await;
+    let (mut upstream, _) = accept(&listener).await;
+    upstream.write_all(AGREED.as_bytes()).await.expect("an answer");
+    crate::tunnel::opened(&mut caller).await;
+    sidecar.signal("TERM");
+    let end = timeout(Duration::from_secs(10), sidecar.exit()).await.expect("long before timeouts.drain");
+    assert!(end.success() && caller.is_closed().await);
+}
+
+#[tokio::test]
 async fn a_websocket_counts_as_a_tunnel_and_ends_when_nothing_moves() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("an address").port();
