@@ -269,5 +269,5 @@ async fn a_request_that_waits_for_its_token_is_served_though_reloads_overtake_it
     let results = callers.join_all().await;
     let wrong: Vec<_> = results.iter().flat_map(|(_, wrong)| wrong).collect();
     assert!(wrong.is_empty(), "{}: {:?}", wrong.len(), &wrong[..wrong.len().min(5)]);
-    assert!(server_a.count() + server_b.count() > 10, "each reload means another token");
+    assert!(server_a.count() + server_b.count() > 4, "a reload means another token");
 }
