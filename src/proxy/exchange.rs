@@ -96,7 +96,7 @@ impl<'a> Exchange<'a> {
         let upgrade = upgrade::asked(&mut head);
         way.trailers = headers::takes_trailers(&head.headers);
         way.destination.protocol = match &upgrade {
-            Some(_) => Protocol::Http1,
+            Some(_) => Protocol::WebSocket,
             None if headers::is_grpc(&head.headers) => Protocol::Http2,
             None => Protocol::Any,
         };

@@ -49,11 +49,15 @@ pub fn ask(headers: &mut HeaderMap) {
 
 /// Does the upstream's 101 prove that it has read the key (RFC 6455 §4.2.2)?
 pub fn is_agreed(request: &HeaderMap, answer: &HeaderMap) -> bool {
-    let Some(key) = request.get(SEC_WEBSOCKET_KEY) else { return false };
+    let proof = proof_of(request);
+    is_to_websocket(answer) && proof.is_some() && proof.as_ref() == answer.get(SEC_WEBSOCKET_ACCEPT)
+}
+
+/// What proves that a request's key was read.
+fn proof_of(request: &HeaderMap) -> Option<HeaderValue> {
+    let key = request.get(SEC_WEBSOCKET_KEY)?;
     let digest = digest(&SHA1_FOR_LEGACY_USE_ONLY, &[key.as_bytes(), GUID].concat());
-    let expected = BASE64_STANDARD.encode(digest.as_ref());
-    is_to_websocket(answer)
-        && answer.get(SEC_WEBSOCKET_ACCEPT).is_some_and(|accept| accept.as_bytes() == expected.as_bytes())
+    HeaderValue::try_from(BASE64_STANDARD.encode(digest.as_ref())).ok()
 }
 
 /// WebSocket as HTTP/2 asks for it (RFC 8441), put as HTTP/1.1 does. False: the request is something else.
@@ -79,6 +83,27 @@ pub fn to_extended_connect<B>(response: &mut Response<B>) {
         response.headers_mut().remove(SEC_WEBSOCKET_ACCEPT);
     }
     response.headers_mut().remove(UPGRADE);
+}
+
+/// A request for WebSocket as HTTP/2 puts it to an upstream.
+pub fn as_extended_connect<B>(request: &mut Request<B>) {
+    *request.method_mut() = Method::CONNECT;
+    request.extensions_mut().insert(Protocol::from_static("websocket"));
+    for name in [CONNECTION, UPGRADE, SEC_WEBSOCKET_KEY] {
+        request.headers_mut().remove(name);
+    }
+}
+
+/// The upstream's consent to that, as HTTP/1.1 has it.
+pub fn from_accepted_connect<B>(request: &HeaderMap, response: &mut Response<B>) {
+    if response.extensions().get::<OnUpgrade>().is_none() {
+        return;
+    }
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    ask(response.headers_mut());
+    if let Some(proof) = proof_of(request) {
+        response.headers_mut().insert(SEC_WEBSOCKET_ACCEPT, proof);
+    }
 }
 
 /// Both sides have agreed to leave HTTP.

@@ -11,6 +11,7 @@ mod shared;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,10 +21,12 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use prometheus::IntGauge;
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::body::RequestBody;
 use super::error::{Fault, ProxyError, Unreachable};
@@ -34,7 +37,7 @@ use crate::tasks::Tasks;
 use crate::telemetry::metrics::Metrics;
 use entry::{Counted, Dialing, Entry, Idle, Link, Sender};
 pub use failure::SendError;
-use failure::{dial_fault, is_tls};
+use failure::{dial_fault, is_other_protocol, is_tls};
 pub use gate::Gates;
 use gate::Permit;
 use shared::Shared;
@@ -54,8 +57,8 @@ pub struct Destination {
 pub enum Protocol {
     /// What TLS agrees on; HTTP/1.1 without TLS.
     Any,
-    /// HTTP/1.1: WebSocket.
-    Http1,
+    /// WebSocket: HTTP/1.1, or HTTP/2 where the upstream refuses the former.
+    WebSocket,
     /// HTTP/2, without TLS by prior knowledge: gRPC.
     Http2,
 }
@@ -74,7 +77,7 @@ impl Destination {
     fn key(&self, dialer: &Dialer) -> Key {
         let tls = if self.origin.scheme == Scheme::Https { self.tls.id } else { 0 };
         let protocol = match (self.origin.scheme, self.protocol) {
-            (Scheme::Https, Protocol::Http2) | (Scheme::Http, Protocol::Http1) => Protocol::Any,
+            (Scheme::Https, Protocol::Http2) | (Scheme::Http, Protocol::WebSocket) => Protocol::Any,
             (_, protocol) => protocol,
         };
         let (origin, server_name) = (self.origin.clone(), self.server_name.clone());
@@ -163,20 +166,21 @@ impl Pool {
             let (stream, forwarding) = dialer.connect_for_requests(origin).await.map_err(dial_fault)?;
             return self.alone(stream, snapshot, entry, forwarding).await;
         }
-        let stream = dialer.connect(origin).await.map_err(dial_fault)?;
         if origin.scheme == Scheme::Http {
+            let stream = dialer.connect(origin).await.map_err(dial_fault)?;
             return match destination.protocol {
                 Protocol::Http2 => self.among(stream, snapshot, entry).await,
-                Protocol::Any | Protocol::Http1 => self.alone(stream, snapshot, entry, None).await,
+                Protocol::Any | Protocol::WebSocket => self.alone(stream, snapshot, entry, None).await,
             };
         }
-        let name = server_name(destination.server_name.as_ref().unwrap_or(&destination.origin.host))?;
-        let config = match destination.protocol {
-            Protocol::Http1 => &destination.tls.http1,
-            Protocol::Any | Protocol::Http2 => &destination.tls.any,
-        };
-        let connector = TlsConnector::from(config.clone());
-        let stream = connector.connect(name, stream).await.map_err(|error| match is_tls(&error) {
+        let tls = &destination.tls;
+        let websocket = destination.protocol == Protocol::WebSocket && entry.spoken.get() != Some(Version::HTTP_2);
+        let config = if websocket { &tls.http1 } else { &tls.any };
+        let mut secured = secure(dialer, destination, config).await?;
+        if websocket && secured.as_ref().is_err_and(is_other_protocol) {
+            secured = secure(dialer, destination, &tls.any).await?;
+        }
+        let stream = secured.map_err(|error| match is_tls(&error) {
             true => ProxyError::UpstreamTls.because(error),
             false => ProxyError::UpstreamUnreachable(Unreachable::Closed).because(error),
         })?;
@@ -259,6 +263,14 @@ impl Lease {
         }
     }
 
+    /// A WebSocket may be asked for on it.
+    pub fn takes_websocket(&self) -> bool {
+        match &self.link {
+            Link::Alone(_) => true,
+            Link::Among(stream) => stream.takes_websocket(),
+        }
+    }
+
     /// Where it leads to a proxy, a request is put in absolute form.
     pub fn forwarding(&self) -> Option<&Forwarding> {
         match &self.link {
@@ -295,6 +307,17 @@ pub async fn reach(snapshot: &Snapshot, origin: &Origin) -> Result<Conduit, Faul
         Ok(result) => result.map_err(dial_fault),
         Err(_) => Err(ProxyError::UpstreamUnreachable(Unreachable::Timeout).because("timeouts.connect has passed")),
     }
+}
+
+/// TLS to a destination, or what became of the handshake.
+async fn secure(
+    dialer: &Dialer,
+    destination: &Destination,
+    config: &Arc<ClientConfig>,
+) -> Result<io::Result<TlsStream<Conduit>>, Fault> {
+    let name = server_name(destination.server_name.as_ref().unwrap_or(&destination.origin.host))?;
+    let stream = dialer.connect(&destination.origin).await.map_err(dial_fault)?;
+    Ok(TlsConnector::from(config.clone()).connect(name, stream).await)
 }
 
 fn server_name(host: &Host) -> Result<ServerName<'static>, Fault> {

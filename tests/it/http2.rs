@@ -191,6 +191,32 @@ async fn websocket_is_taken_over_it() {
     assert_eq!((&told["said"][1], &told["code"]), (&json!("zwölf"), &json!(4001)), "{told}");
 }
 
+#[tokio::test]
+async fn websocket_goes_over_it_to_an_upstream_that_speaks_nothing_else() {
+    let server = Http2Server::start(json!({ "websocket": true })).await;
+    let (sidecar, _tokens) = start(&server, "").await;
+    let mounted = format!("ws://{}/crm/echo?a=1", sidecar.proxy());
+    for row in ["the first", "the second, on the same connection"] {
+        let told = told(node(), "clients/ws_once.mjs", &[&mounted], &[]).await;
+        assert_eq!((&told["echoed"], &told["code"]), (&json!(true), &json!(4001)), "{row}: {told}\n{}", sidecar.log());
+        let fields = &told["first"]["headers"];
+        assert_eq!((&fields[":protocol"], &fields[":path"]), (&json!("websocket"), &json!("/echo?a=1")), "{row}");
+        assert_eq!(fields["authorization"], "Bearer t-0", "{row}: {fields}");
+        assert_eq!(fields["sec-websocket-version"], "13", "{row}: {fields}");
+        assert!(fields.get("sec-websocket-key").is_none(), "{row}: {fields}");
+    }
+    assert_eq!(server.stats().await["sessions"], 1);
+    let over_http2 = probe(&sidecar, "websocket", "/crm/echo").await;
+    assert_eq!((&over_http2["status"], &over_http2["code"]), (&json!(200), &json!(4001)), "{over_http2}");
+
+    let without = Http2Server::start(json!({})).await;
+    let (sidecar, _tokens) = start(&without, "").await;
+    let ask = "GET /crm/echo HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+               Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    let refused = raw::send(sidecar.proxy(), ask.as_bytes()).await;
+    assert_eq!((refused.status, &refused.json()["code"]), (502, &json!("upstream_protocol")), "{}", refused.text());
+}
+
 /// What `tests/rig/h2_probe.py` sees.
 async fn probe(sidecar: &Sidecar, probe: &str, path: &str) -> Value {
     let at = sidecar.proxy();

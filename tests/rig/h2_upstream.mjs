@@ -1,22 +1,38 @@
 // An HTTP/2 server, as Node has it: over TLS (nothing else is spoken there), or by prior knowledge.
 //
-//   node h2_upstream.mjs '{"tls": DIR or null, "leaf": "server", "max_streams": 100}' < held-open-pipe
+//   node h2_upstream.mjs '{"tls": DIR or null, "leaf": "server", "max_streams": 100, "websocket": false}' < held-open-pipe
 //
+// With `websocket` it takes extended CONNECT (RFC 8441): the first message says the request's fields, then all is
+// echoed; "close" is answered by closing with code 4001.
 // Every answer is JSON {session, headers, body_bytes} where nothing else is said. Paths: /echo /slow?ms= /trailers /bytes?n= /events
 // /refused (the first stream there is refused, RFC 9113 §8.7) /goaway (the session takes no stream after this one)
 // /reset (after the request was read) /refuse-token (401 for the first token). Control: GET /__stats {sessions, open, paths,
 // most: the most streams at once on one session}.
 
 import http2 from 'node:http2';
+import WebSocket from 'ws';
 import { controlServer, endWithStdin, listen, options, ready, sleep, tlsFrom } from './peer.mjs';
 
-const settings = options({ tls: null, leaf: 'server', max_streams: 100 });
+const settings = options({ tls: null, leaf: 'server', max_streams: 100, websocket: false });
 const stats = { sessions: 0, open: 0, most: 0, paths: {} };
+
+function serveWebSocket(stream, headers) {
+  stream.respond({ ':status': 200 });
+  const socket = new WebSocket(null, undefined, { autoPong: true });
+  socket.setSocket(stream, Buffer.alloc(0), { maxPayload: 1 << 24, allowSynchronousEvents: true });
+  socket.on('error', () => {});
+  socket.on('message', (data, isBinary) => {
+    if (!isBinary && data.toString() === 'close') return socket.close(4001);
+    socket.send(data, { binary: isBinary });
+  });
+  socket.send(JSON.stringify({ headers }));
+}
 
 async function serve(session, number, stream, headers) {
   const url = new URL(headers[':path'], 'http://any');
   const before = stats.paths[url.pathname] ?? 0;
   stats.paths[url.pathname] = before + 1;
+  if (headers[':protocol'] === 'websocket') return serveWebSocket(stream, headers);
   if (url.pathname === '/refused' && before === 0) return stream.close(http2.constants.NGHTTP2_REFUSED_STREAM);
   if (url.pathname === '/bytes') {
     stream.respond({ ':status': 200, 'content-type': 'application/octet-stream' });
@@ -70,7 +86,7 @@ function onSession(session) {
   });
 }
 
-const http2Settings = { settings: { maxConcurrentStreams: settings.max_streams } };
+const http2Settings = { settings: { maxConcurrentStreams: settings.max_streams, enableConnectProtocol: settings.websocket } };
 const server = settings.tls
   ? http2.createSecureServer({ ...http2Settings, ...tlsFrom(settings.tls, settings.leaf) })
   : http2.createServer(http2Settings);

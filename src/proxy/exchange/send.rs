@@ -3,7 +3,7 @@
 //! Holds: a request that may have been processed is not sent again.
 
 use http::request::Parts;
-use http::{Response, StatusCode};
+use http::{Response, StatusCode, Version};
 use hyper::body::Incoming;
 use tokio::time::{Instant, sleep_until};
 
@@ -33,7 +33,10 @@ impl Exchange<'_> {
         self.report.waited(started.elapsed());
         let answer = result.as_ref().map(|(response, _)| response.status());
         self.report.spans.answered(answer.map_err(|fault| fault.error.code()));
-        let (response, lease) = result?;
+        let (mut response, lease) = result?;
+        if self.upgrade.is_some() && lease.version() == Version::HTTP_2 {
+            upgrade::from_accepted_connect(&head.headers, &mut response);
+        }
         if response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED && lease.forwarding().is_some() {
             let fault = ProxyError::UpstreamUnreachable(Unreachable::Connect);
             return Err(fault.because("the egress proxy refused with status 407"));

@@ -19,6 +19,7 @@ use crate::proxy::error::{Fault, ProxyError};
 use crate::proxy::headers;
 use crate::proxy::inject::{self, NotInjected};
 use crate::proxy::target::Target;
+use crate::proxy::upgrade;
 use crate::proxy::upstream::{Destination, Lease, Protocol};
 use crate::snapshot::BoundRoute;
 use crate::telemetry::traces::Propagation;
@@ -62,6 +63,9 @@ impl<'a> Way<'a> {
         progress: Rc<Progress>,
         trace: Option<&Propagation>,
     ) -> Result<Request<RequestBody>, Fault> {
+        if self.destination.protocol == Protocol::WebSocket && !lease.takes_websocket() {
+            return Err(ProxyError::UpstreamProtocol.because("it speaks HTTP/2 alone, and takes no WebSocket there"));
+        }
         let mut request = Request::new(source.body(progress));
         *request.method_mut() = head.method.clone();
         *request.version_mut() = lease.version();
@@ -85,6 +89,9 @@ impl<'a> Way<'a> {
         let origin = &self.destination.origin;
         *request.uri_mut() = match lease.forwarding() {
             _ if lease.version() == Version::HTTP_2 => {
+                if self.destination.protocol == Protocol::WebSocket {
+                    upgrade::as_extended_connect(&mut request);
+                }
                 headers::for_http2(request.headers_mut(), origin, path, self.trailers)?
             }
             Some(Forwarding { authorization }) => {

@@ -79,7 +79,7 @@ impl Entry {
             idle: RefCell::default(),
             shared: RefCell::default(),
             spoken: Cell::new(match (key.origin.scheme, key.protocol) {
-                (Scheme::Http, Protocol::Any) | (_, Protocol::Http1) => Some(Version::HTTP_11),
+                (Scheme::Http, Protocol::Any) | (_, Protocol::WebSocket) => Some(Version::HTTP_11),
                 _ => None,
             }),
             dialing: Cell::new(false),

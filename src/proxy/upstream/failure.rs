@@ -63,6 +63,12 @@ pub fn is_tls(error: &std::io::Error) -> bool {
     error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>())
 }
 
+/// The upstream speaks none of the protocols that it was asked for (RFC 7301 §3.2).
+pub fn is_other_protocol(error: &std::io::Error) -> bool {
+    let refused = rustls::Error::AlertReceived(rustls::AlertDescription::NoApplicationProtocol);
+    error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).is_some_and(|error| *error == refused)
+}
+
 fn io_error(error: &hyper::Error) -> Option<&std::io::Error> {
     error.source()?.downcast_ref().or_else(|| http2_error(error)?.get_io())
 }

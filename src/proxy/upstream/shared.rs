@@ -43,10 +43,18 @@ impl<F: Future + 'static> Executor<F> for Local {
     }
 }
 
+/// What the upstream has said that it takes.
+#[derive(Clone, Copy, Default)]
+struct Taken {
+    /// Streams at once.
+    streams: usize,
+    /// WebSocket (RFC 8441).
+    websocket: bool,
+}
+
 pub struct Shared {
     request: SendRequest<RequestBody>,
-    /// How many the upstream takes at once, as far as is known.
-    streams: Rc<Cell<usize>>,
+    taken: Rc<Cell<Taken>>,
     in_flight: Cell<usize>,
     /// When the last stream ended.
     idle_since: Cell<Instant>,
@@ -76,16 +84,19 @@ impl Shared {
             .keep_alive_timeout(PING_WAIT)
             .handshake(TokioIo::new(stream))
             .await?;
-        let streams = Rc::new(Cell::new(0));
+        let taken = Rc::new(Cell::new(Taken::default()));
         let mut connection = Box::pin(connection);
-        let told = streams.clone();
+        let told = taken.clone();
         let mut driving = Box::pin(std::future::poll_fn(move |cx| {
             let end = connection.as_mut().poll(cx);
-            told.set(connection.current_max_send_streams().min(STREAMS_MAX));
+            told.set(Taken {
+                streams: connection.current_max_send_streams().min(STREAMS_MAX),
+                websocket: connection.is_extended_connect_protocol_enabled(),
+            });
             end
         }));
         // Nothing wakes a task when the settings come; they come at once.
-        while streams.get() == 0 {
+        while taken.get().streams == 0 {
             if let Ok(end) = timeout(SETTINGS_LOOK, &mut driving).await {
                 return end.map(|()| None);
             }
@@ -97,7 +108,7 @@ impl Shared {
         });
         Ok(Some(Rc::new(Shared {
             request,
-            streams,
+            taken,
             in_flight: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
             counted: Counted::new(idle),
@@ -109,7 +120,7 @@ impl Shared {
     /// A place for one request, if there is room.
     pub fn stream(self: &Rc<Shared>) -> Option<Stream> {
         let in_flight = self.in_flight.get();
-        if self.is_closed() || in_flight >= self.streams.get() {
+        if self.is_closed() || in_flight >= self.taken.get().streams {
             return None;
         }
         self.in_flight.set(in_flight + 1);
@@ -134,6 +145,11 @@ pub struct Stream(Rc<Shared>);
 impl Stream {
     pub fn sender(&self) -> SendRequest<RequestBody> {
         self.0.request.clone()
+    }
+
+    /// The upstream takes WebSocket on it.
+    pub fn takes_websocket(&self) -> bool {
+        self.0.taken.get().websocket
     }
 }
 
