@@ -80,8 +80,8 @@ fn measure(subjects: usize) -> Result<Figures, StoreError> {
     values.push(("look-up, warm: p99", quantile(warm, 0.99)));
     let save = async |number: usize| {
         let key = key(number);
-        let lease = store.lease(&key, Duration::from_secs(10)).await?;
-        store.save(&key, token(number), &*lease).await
+        let lease = store.lease(&key, Duration::from_secs(10), Duration::from_secs(10)).await?;
+        store.save(&key, token(number), &*lease).await.map(|_| ())
     };
     let alone: Vec<_> = (0..SAVES)
         .map(|_| {
@@ -122,6 +122,7 @@ fn token(number: usize) -> StoredToken {
         scopes: Some(vec!["read".to_owned(), "write".to_owned()]),
         refresh: Refresh::Token(RefreshToken::parse(&format!("{number:0>64}")).expect("a token")),
         refresh_life: Default::default(),
+        version: 0,
     }
 }
 

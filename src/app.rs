@@ -174,6 +174,7 @@ impl App {
             reload: self.source.is_some().then_some(reload),
         };
         let api = admin.clone().api();
+        tasks.spawn("news", cache.clone().follow_news());
         tasks.spawn("devices", admin.clone().ask_about_devices());
         let mut inside = api;
         match self.telemetry {

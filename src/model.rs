@@ -75,6 +75,17 @@ pub struct StoreSettings {
     pub seal_keys: Vec<SealKey>,
 }
 
+impl StoreSettings {
+    /// The same without what a running program takes over.
+    pub fn fixed(&self) -> StoreSettings {
+        let mut fixed = self.clone();
+        if let StoreKind::Redis(redis) = &mut fixed.kind {
+            (redis.username, redis.password, redis.trust) = (None, None, None);
+        }
+        fixed
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoreKind {
     /// One file.
@@ -82,6 +93,45 @@ pub enum StoreKind {
         path: PathBuf,
     },
     Memory,
+    /// Shared with other replicas.
+    Redis(Box<RedisSettings>),
+}
+
+/// `store.redis`: where it is, and what it is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RedisSettings {
+    /// One; or the sentinels, which know where it is.
+    pub servers: Vec<RedisAt>,
+    /// By the name by which sentinels know it.
+    pub sentinel_primary: Option<String>,
+    pub tls: bool,
+    /// In place of the platform's roots.
+    pub trust: Option<Roots>,
+    pub database: i64,
+    pub username: Option<String>,
+    pub password: Option<Secret>,
+    /// What every key begins with.
+    pub key_prefix: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RedisAt {
+    /// Name or address.
+    Tcp {
+        host: String,
+        port: u16,
+    },
+    Unix(PathBuf),
+}
+
+impl fmt::Display for RedisAt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RedisAt::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            RedisAt::Tcp { host, port } => write!(f, "{host}:{port}"),
+            RedisAt::Unix(path) => write!(f, "{}", path.display()),
+        }
+    }
 }
 
 /// `hosts:` one name and where it is dialled.

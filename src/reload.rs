@@ -42,7 +42,7 @@ impl Fixed {
             listeners: model.listeners.clone(),
             workers: model.workers,
             state_dir: model.state_dir.clone(),
-            store: model.store.clone(),
+            store: model.store.fixed(),
         }
     }
 
@@ -215,6 +215,7 @@ impl Reloader {
                     return Outcome::Failed(error);
                 }
             }
+            self.vault.follow(&loaded.model.store);
             self.logging.change(loaded.model.log);
             self.wiring.parts.metrics.reload_applied();
         }

@@ -11,7 +11,9 @@ mod lease;
 mod memory;
 mod open;
 mod record;
+mod redis;
 mod seal;
+mod sealed;
 pub mod transfer;
 mod unkept;
 
@@ -19,6 +21,8 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::sync::broadcast;
 
 use crate::clock::Now;
 use crate::model::Name;
@@ -30,6 +34,7 @@ pub use embedded::EmbeddedStore;
 pub use keeper::Keeper;
 pub use memory::MemoryStore;
 pub use open::{OpenError, open, sealer};
+pub use redis::RedisStore;
 pub use seal::{KeyId, Keyring, Place as SealedIn};
 pub use unkept::Unkept;
 
@@ -50,6 +55,16 @@ pub struct StoredToken {
     pub scopes: Option<Vec<String>>,
     pub refresh: Refresh,
     pub refresh_life: RefreshLife,
+    /// Which save it came from: later ones have higher numbers. Of a token that was not saved: that of the record which it
+    /// is to replace, 0 for none.
+    pub version: u64,
+}
+
+impl StoredToken {
+    /// A refresh has left its refresh token as it was, so the server does not rotate.
+    pub fn outlasts_refreshes(&self) -> bool {
+        !self.refresh_life.since.is_zero() && self.refresh_life.since < self.obtained.wall
+    }
 }
 
 /// How long the refresh token is good for, as far as anybody has said.
@@ -77,6 +92,9 @@ pub enum Refresh {
 pub enum StoreError {
     #[error("another holder kept the lease of {key} for too long")]
     LeaseTimeout { key: TokenKey },
+    /// It has lapsed, and another holder may have come.
+    #[error("the lease of {key} was held for too long, and is lost")]
+    LeaseLost { key: TokenKey },
     /// The store as a whole: a full disk, a file that went away. It may pass.
     #[error("the store cannot be used: {0}")]
     Unavailable(String),
@@ -87,18 +105,61 @@ pub enum StoreError {
     Unsupported(&'static str),
 }
 
-/// The right to ask the server for one token; it ends when dropped.
-pub trait Lease: Send + Sync {}
+/// The right to ask the server for one token; it ends when released or dropped, or with its term.
+pub trait Lease: Send + Sync {
+    /// To be called before each token request: begins the term anew, and notes that a refresh token is about to be spent.
+    ///
+    /// # Errors
+    /// [`StoreError::LeaseLost`] if it has ended.
+    fn renew(&self, spends: bool) -> StoreFuture<'_, ()> {
+        let _ = spends;
+        Box::pin(async { Ok(()) })
+    }
+
+    /// An earlier holder was about to spend a refresh token, and has not saved what came of it.
+    fn is_in_doubt(&self) -> bool {
+        false
+    }
+
+    /// What distinguishes this holder, and the version that its next save gets: in a store that several processes share.
+    fn fence(&self) -> Option<Fence> {
+        None
+    }
+
+    /// Gives it back. `settled`: what became of the refresh token that was spent is known.
+    fn release(self: Box<Self>, settled: bool) -> LeaseEnd {
+        let _ = settled;
+        Box::pin(async {})
+    }
+}
+
+pub type LeaseEnd = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// What a write shows, so that nobody writes who has lost the lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fence {
+    pub holder: String,
+    pub version: u64,
+}
+
+/// What another process has changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum News {
+    Changed(TokenKey),
+    /// Something may have been missed.
+    Missed,
+}
 
 pub trait Store: Send + Sync {
     fn load<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, Option<StoredToken>>;
 
-    /// Waits at most `patience` for the lease of `key`.
-    fn lease<'a>(&'a self, key: &'a TokenKey, patience: Duration) -> StoreFuture<'a, Box<dyn Lease>>;
+    /// Waits at most `patience` for the lease of `key`, which then lasts for `term` at most where several processes share
+    /// the store.
+    fn lease<'a>(&'a self, key: &'a TokenKey, term: Duration, patience: Duration) -> StoreFuture<'a, Box<dyn Lease>>;
 
-    /// Replaces what is kept under `key`; on success it outlasts a crash, as far as this store outlasts any. Only a
-    /// holder of its lease may save.
-    fn save<'a>(&'a self, key: &'a TokenKey, token: StoredToken, lease: &'a dyn Lease) -> StoreFuture<'a, ()>;
+    /// Replaces what is kept under `key` and tells the new version; on success it outlasts a crash, as far as this store
+    /// outlasts any. Only a holder of its lease may save.
+    fn save<'a>(&'a self, key: &'a TokenKey, token: StoredToken, lease: &'a dyn Lease) -> StoreFuture<'a, u64>;
 
     /// Removes what is kept under `key`. Only a holder of its lease may.
     fn forget<'a>(&'a self, key: &'a TokenKey, lease: &'a dyn Lease) -> StoreFuture<'a, ()>;
@@ -123,6 +184,17 @@ pub trait Store: Send + Sync {
     /// Notes something until `ends` (since the Unix epoch) in place of the version `over`, or where nothing is noted;
     /// false: somebody was quicker.
     fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: Duration, over: Option<u64>) -> StoreFuture<'a, bool>;
+
+    /// Was what lay under `key` removed on purpose, rather than lost?
+    fn was_removed<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, bool> {
+        let _ = key;
+        Box::pin(async { Ok(true) })
+    }
+
+    /// What other processes change from here on; `None`: there are no others.
+    fn news(&self) -> Option<broadcast::Receiver<News>> {
+        None
+    }
 
     /// The names of all notes that begin so, in order.
     fn note_names<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<String>>;

@@ -19,12 +19,13 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
+use tokio::sync::broadcast::error::RecvError;
 
 use crate::clock::Clock;
 use crate::model::connection::{Connection, Identity, OriginSet, Tokens};
 use crate::model::secret::Secret;
 use crate::model::token::{Subject, TokenKey};
-use crate::store::{Store, Unkept};
+use crate::store::{News, Store, Unkept};
 use crate::tasks::Tasks;
 use crate::telemetry::audit::Audit;
 use crate::telemetry::events::Events;
@@ -58,6 +59,8 @@ pub struct TokenCache {
 #[derive(Clone)]
 struct Tools {
     store: Arc<dyn Store>,
+    /// Other processes use the store too.
+    shared: bool,
     clock: Clock,
     tasks: Tasks,
     /// Where refreshers run, whoever asks for them.
@@ -134,7 +137,10 @@ impl Maker {
     fn make(&self, key: TokenKey, caller_token: Option<Secret>) -> Arc<TokenSlot> {
         let tools = &self.tools;
         // What a caller's own token is exchanged for is of no use to anybody later.
-        let store = if caller_token.is_some() { Arc::new(Unkept) } else { tools.store.clone() };
+        let (store, shared) = match caller_token {
+            Some(_) => (Arc::new(Unkept) as Arc<dyn Store>, false),
+            None => (tools.store.clone(), tools.shared),
+        };
         let slot = Arc::new(TokenSlot::new(key, caller_token));
         let acquirer = Acquirer {
             slot: slot.clone(),
@@ -144,7 +150,8 @@ impl Maker {
             clock: tools.clock.clone(),
             metrics: tools.metrics.clone(),
             audit: tools.audit.clone(),
-            unsaved: Mutex::default(),
+            shared,
+            kept: Mutex::default(),
         };
         let refresher = Refresher {
             slot: slot.clone(),
@@ -174,7 +181,17 @@ impl TokenCache {
             replaced: Mutex::default(),
             gates: Mutex::default(),
             subjects: InMemory::new(SUBJECTS_IN_MEMORY_MAX),
-            tools: Tools { store, clock, tasks, runtime: Handle::current(), metrics, events, under_way, audit },
+            tools: Tools {
+                shared: store.news().is_some(),
+                store,
+                clock,
+                tasks,
+                runtime: Handle::current(),
+                metrics,
+                events,
+                under_way,
+                audit,
+            },
         }
     }
 
@@ -248,6 +265,18 @@ impl TokenCache {
     pub fn list(&self) -> Vec<Arc<TokenSlot>> {
         let shared: Vec<_> = lock(&self.entries).values().filter_map(|entry| entry.slots.shared().cloned()).collect();
         shared.into_iter().chain(self.subjects.list()).collect()
+    }
+
+    /// Lets slots look at what other processes change in the store, for as long as it tells.
+    pub async fn follow_news(self: Arc<Self>) {
+        let Some(mut news) = self.tools.store.news() else { return };
+        loop {
+            match news.recv().await {
+                Ok(News::Changed(key)) => self.get(&key).iter().for_each(|slot| slot.look()),
+                Ok(News::Missed) | Err(RecvError::Lagged(_)) => self.list().iter().for_each(|slot| slot.look()),
+                Err(RecvError::Closed) => return,
+            }
+        }
     }
 
     pub fn store(&self) -> &Arc<dyn Store> {

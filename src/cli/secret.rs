@@ -14,7 +14,7 @@ use super::store::{self, NotOpen};
 use super::{MISCONFIGURED, table};
 use crate::config;
 use crate::model::secret::Secret;
-use crate::store::{EmbeddedStore, OpenError, Store as _, StoreError};
+use crate::store::{OpenError, Store, StoreError};
 
 #[derive(Debug, Subcommand)]
 pub enum SecretCommand {
@@ -59,7 +59,7 @@ pub fn secret(command: &SecretCommand) -> ExitCode {
     let answer = match ask.names_instance() {
         true => wish.there(ask),
         false => match store::open(&ask.config_path()) {
-            Ok((runtime, store)) => match runtime.block_on(wish.here(&store)) {
+            Ok(open) => match open.runtime.block_on(wish.here(open.store())) {
                 Ok(Value::Null) => said("the store has no secret of this name".to_owned()),
                 Ok(answer) => Ok(answer),
                 Err(error) => said(error.to_string()),
@@ -75,7 +75,7 @@ pub fn secret(command: &SecretCommand) -> ExitCode {
 
 impl Wish<'_> {
     /// `null`: there is no such secret.
-    async fn here(&self, store: &EmbeddedStore) -> Result<Value, StoreError> {
+    async fn here(&self, store: &dyn Store) -> Result<Value, StoreError> {
         match self {
             Wish::List => Ok(json!({ "items": store.secret_names().await? })),
             Wish::Set(name, value) => {

@@ -1,6 +1,6 @@
 //! `keybearer store`: what the store holds, moved or sealed anew.
 //!
-//! Holds: only while no instance has the store open; an export holds sealed records, and nothing else.
+//! Holds: a file is opened only while no instance has it; an export holds sealed records, and nothing else.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,8 @@ use super::{ConfigArguments, MISCONFIGURED, run};
 use crate::clock::Clock;
 use crate::config;
 use crate::model::StoreKind;
-use crate::store::{EmbeddedStore, Keeper, OpenError, transfer};
+use crate::store::transfer::Records;
+use crate::store::{EmbeddedStore, Keeper, OpenError, RedisStore, Store, transfer};
 use crate::tasks::Tasks;
 
 #[derive(Debug, Subcommand)]
@@ -59,7 +60,7 @@ pub enum NotOpen {
 }
 
 /// What is done with an open store, and what is said of it.
-type Work<'a> = Box<dyn FnOnce(&EmbeddedStore) -> Result<String, String> + 'a>;
+type Work<'a> = Box<dyn FnOnce(&dyn Records) -> Result<String, String> + 'a>;
 
 pub fn store(command: &StoreCommand) -> ExitCode {
     let (config, work): (_, Work<'_>) = match command {
@@ -85,7 +86,7 @@ pub fn store(command: &StoreCommand) -> ExitCode {
         }),
     };
     match open(&config.path()) {
-        Ok((_runtime, store)) => match work(&store) {
+        Ok(open) => match work(&*open.records()) {
             Ok(said) => {
                 println!("{said}");
                 ExitCode::SUCCESS
@@ -122,19 +123,56 @@ fn progress(verb: &'static str) -> impl FnMut(u64, u64) {
     }
 }
 
-/// The store of the configuration at `path`, with a runtime to use it on.
-pub fn open(path: &Path) -> Result<(Runtime, Arc<EmbeddedStore>), NotOpen> {
+/// An open store, with a runtime to use it on.
+pub struct Open {
+    pub runtime: Runtime,
+    kind: Kind,
+}
+
+enum Kind {
+    Embedded(Arc<EmbeddedStore>),
+    Redis(Arc<RedisStore>),
+}
+
+impl Open {
+    pub fn store(&self) -> &dyn Store {
+        match &self.kind {
+            Kind::Embedded(store) => &**store,
+            Kind::Redis(store) => &**store,
+        }
+    }
+
+    fn records(&self) -> Arc<dyn Records> {
+        match &self.kind {
+            Kind::Embedded(store) => store.clone(),
+            Kind::Redis(store) => Arc::new(store.records(self.runtime.handle().clone())),
+        }
+    }
+}
+
+/// The store of the configuration at `path`.
+pub fn open(path: &Path) -> Result<Open, NotOpen> {
     let (settings, state_dir) = config::store_of(path).map_err(|problems| {
         eprintln!("{problems}");
         super::refuse(path, &problems);
         NotOpen::Misconfigured
     })?;
-    let StoreKind::Embedded { path, .. } = &settings.kind else {
-        return Err(NotOpen::Said("the configuration keeps its store in memory, which nothing outlasts".to_owned()));
-    };
     let runtime =
         run::control_runtime().map_err(|error| NotOpen::Said(format!("no threads can be started: {error}")))?;
     let keeper = Keeper::new(Clock::system(), Tasks::default());
-    let store = keeper.open(path, &settings, &state_dir).map_err(NotOpen::Store)?;
-    Ok((runtime, store))
+    let kind = match &settings.kind {
+        StoreKind::Memory => {
+            return Err(NotOpen::Said(
+                "the configuration keeps its store in memory, which nothing outlasts".to_owned(),
+            ));
+        }
+        StoreKind::Embedded { path } => {
+            Kind::Embedded(keeper.open(path, &settings, &state_dir).map_err(NotOpen::Store)?)
+        }
+        StoreKind::Redis(redis) => {
+            let _in = runtime.enter();
+            Kind::Redis(keeper.redis(redis, &settings, &state_dir).map_err(NotOpen::Store)?)
+        }
+    };
+    Ok(Open { runtime, kind })
 }

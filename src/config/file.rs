@@ -50,7 +50,9 @@ twins! {
 
     CallerCertificateFile { san } not [];
 
-    StoreFile { embedded, memory, seal_key } not ["redis"];
+    StoreFile { embedded, memory, redis, seal_key } not [];
+
+    RedisFile { url, username, password, trust, key_prefix, sentinel_primary } not [];
 
     EmbeddedFile { path } not [];
 

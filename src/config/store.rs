@@ -5,15 +5,19 @@
 use std::path::Path;
 
 use rustix::fs::Access;
+use url::Url;
 
-use super::file::{EmbeddedFile, MemoryFile, StoreFile, TopFile};
+use super::file::{EmbeddedFile, MemoryFile, RedisFile, StoreFile, TopFile};
 use super::problem::Sink;
 use super::reference;
 use super::spot::{Spot, Unit};
+use super::value::Fault;
 use crate::model::secret::SealKey;
-use crate::model::{StoreKind, StoreSettings};
+use crate::model::{RedisAt, RedisSettings, StoreKind, StoreSettings};
 
 const FILE: &str = "tokens.redb";
+const REDIS_PORT: u16 = 6379;
+const KEY_PREFIX: &str = "keybearer:";
 
 pub fn settings(spot: Option<Spot<'_>>, state_dir: &Path, sink: &mut Sink) -> StoreSettings {
     let kind = StoreKind::Embedded { path: state_dir.join(FILE) };
@@ -21,21 +25,28 @@ pub fn settings(spot: Option<Spot<'_>>, state_dir: &Path, sink: &mut Sink) -> St
     let Some((spot, unit)) = spot.and_then(|spot| Some((spot.clone(), spot.unit::<StoreFile>(sink)?))) else {
         return settings;
     };
-    match (unit.get(unit.keys.embedded), unit.get(unit.keys.memory)) {
-        (Some(_), Some(_)) => {
-            spot.problem(sink, "names two stores", "keep one of `embedded` and `memory`");
+    match (unit.get(unit.keys.embedded), unit.get(unit.keys.memory), unit.get(unit.keys.redis)) {
+        (None, None, Some(redis)) => {
+            if let Some(settings_of_redis) = redis_settings(&redis, sink) {
+                settings.kind = StoreKind::Redis(Box::new(settings_of_redis));
+            }
+            if unit.get(unit.keys.seal_key).is_none() {
+                let hint = "write `seal_key: {file: PATH}`, the same key for every replica: `openssl rand -base64 32`";
+                redis.problem(sink, "replicas share this store, and `seal_key` is missing", hint);
+            }
         }
-        (Some(embedded), None) => {
+        (Some(embedded), None, None) => {
             let unit = embedded.unit::<EmbeddedFile>(sink);
             let path = unit.and_then(|unit| unit.get(unit.keys.path)?.line(sink));
             let path = state_dir.join(path.as_deref().unwrap_or(FILE));
             settings.kind = StoreKind::Embedded { path };
         }
-        (None, Some(memory)) => {
+        (None, Some(memory), None) => {
             memory.unit::<MemoryFile>(sink);
             settings.kind = StoreKind::Memory;
         }
-        (None, None) => {}
+        (None, None, None) => {}
+        _ => spot.problem(sink, "names several stores", "keep one of `embedded`, `redis` and `memory`"),
     }
     if let Some(keys) = unit.get(unit.keys.seal_key) {
         if settings.kind == StoreKind::Memory {
@@ -44,6 +55,82 @@ pub fn settings(spot: Option<Spot<'_>>, state_dir: &Path, sink: &mut Sink) -> St
         settings.seal_keys = seal_keys(&keys, sink);
     }
     settings
+}
+
+/// `store.redis`; its problems are told without the URL, in which people write passwords.
+fn redis_settings(spot: &Spot<'_>, sink: &mut Sink) -> Option<RedisSettings> {
+    let unit = spot.unit::<RedisFile>(sink)?;
+    let keys = &unit.keys;
+    let url = unit.require(keys.url, "url", "write rediss://HOST:PORT/DATABASE", sink)?;
+    let urls = if url.is_list() { url.items(sink)? } else { vec![url.clone()] };
+    let places: Vec<_> = urls.iter().filter_map(|url| url.secretive(sink, redis_url)).collect();
+    let sentinel_primary = unit.get(keys.sentinel_primary).and_then(|spot| spot.line(sink));
+    if urls.len() != 1 && sentinel_primary.is_none() {
+        let hint = "write one URL; with `sentinel_primary: NAME`, those of the sentinels";
+        url.problem(sink, format!("names {} servers", urls.len()), hint);
+        return None;
+    }
+    let (first, others) = places.split_first()?;
+    if others.iter().any(|other| (other.tls, other.database) != (first.tls, first.database)) {
+        url.problem(sink, "names sentinels in different ways", "write the same scheme and database in each URL");
+    }
+    Some(RedisSettings {
+        servers: places.iter().map(|place| place.at.clone()).collect(),
+        sentinel_primary,
+        tls: first.tls,
+        trust: unit.get(keys.trust).and_then(|spot| reference::own_roots(&spot, sink)),
+        database: first.database,
+        username: unit.get(keys.username).and_then(|spot| spot.line(sink)),
+        password: unit.get(keys.password).and_then(|spot| reference::secret(&spot, sink)),
+        key_prefix: match unit.get(keys.key_prefix) {
+            Some(spot) => spot.parse(sink, key_prefix)?,
+            None => KEY_PREFIX.to_owned(),
+        },
+    })
+}
+
+/// What a URL of Redis says.
+struct RedisPlace {
+    at: RedisAt,
+    tls: bool,
+    database: i64,
+}
+
+fn redis_url(text: &str) -> Result<RedisPlace, Fault> {
+    let hint = "write rediss://HOST:PORT/DATABASE, redis://HOST:PORT/DATABASE or unix:///PATH";
+    let url = Url::parse(text).map_err(|_| Fault::new("is none of Redis", hint))?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(Fault::new("holds credentials", "write them as `username` and `password: {file: PATH}`"));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(Fault::new("holds more than a place", hint));
+    }
+    let tls = match url.scheme() {
+        "redis" => false,
+        "rediss" => true,
+        "unix" if url.host_str().is_none_or(str::is_empty) && url.path().len() > 1 => {
+            return Ok(RedisPlace { at: RedisAt::Unix(url.path().into()), tls: false, database: 0 });
+        }
+        _ => return Err(Fault::new("is none of Redis", hint)),
+    };
+    let host = url.host_str().filter(|host| !host.is_empty()).ok_or_else(|| Fault::new("names no host", hint))?;
+    let at = RedisAt::Tcp {
+        host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
+        port: url.port().unwrap_or(REDIS_PORT),
+    };
+    let database = match url.path().trim_start_matches('/') {
+        "" => 0,
+        number => number.parse::<u16>().map_err(|_| Fault::new("names no database by its number", hint))?,
+    };
+    Ok(RedisPlace { at, tls, database: i64::from(database) })
+}
+
+fn key_prefix(text: &str) -> Result<String, Fault> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._:/-".contains(&b);
+    match (1..=64).contains(&text.len()) && text.bytes().all(plain) {
+        true => Ok(text.to_owned()),
+        false => Err(Fault::new("is no prefix of keys", "use 1 to 64 letters, digits and `._:/-`")),
+    }
 }
 
 /// One key, or a list of which the first seals and all open.
@@ -67,7 +154,7 @@ fn seal_keys(spot: &Spot<'_>, sink: &mut Sink) -> Vec<SealKey> {
 /// Tokens that only a person can give again need a place that outlasts the process; for others memory will do.
 pub fn check_place(top: &Unit<'_, TopFile>, store: &StoreSettings, person: bool, sink: &mut Sink) {
     let StoreKind::Embedded { path, .. } = &store.kind else {
-        if person {
+        if person && store.kind == StoreKind::Memory {
             let message = "a connection needs a person, and a store in memory forgets at every restart";
             top.at("store").warning(sink, message, "write `store: {embedded: {}}`");
         }

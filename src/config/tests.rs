@@ -6,6 +6,7 @@ mod files;
 mod interception;
 mod profiles;
 mod refused;
+mod store;
 
 use std::path::Path;
 use std::time::Duration;

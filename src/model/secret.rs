@@ -80,6 +80,11 @@ pub trait Vault: Send + Sync {
     /// # Errors
     /// [`NoVault`], when the store cannot be looked into.
     fn secret(&self, store: &StoreSettings, state_dir: &Path, name: &str) -> Result<Option<Secret>, NoVault>;
+
+    /// What a running program may take over of a changed `store:`.
+    fn follow(&self, store: &StoreSettings) {
+        let _ = store;
+    }
 }
 
 /// Why a store cannot be looked into.

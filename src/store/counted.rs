@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::IntCounter;
+use tokio::sync::broadcast;
 
-use super::{Lease, Note, Page, Store, StoreError, StoreFuture, StoredToken};
+use super::{Lease, News, Note, Page, Store, StoreError, StoreFuture, StoredToken};
 use crate::model::Name;
 use crate::model::secret::Secret;
 use crate::model::token::TokenKey;
@@ -64,11 +65,11 @@ impl Store for Counted {
         Box::pin(self.load.counted(self.store.load(key)))
     }
 
-    fn lease<'a>(&'a self, key: &'a TokenKey, patience: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
-        self.store.lease(key, patience)
+    fn lease<'a>(&'a self, key: &'a TokenKey, term: Duration, patience: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
+        self.store.lease(key, term, patience)
     }
 
-    fn save<'a>(&'a self, key: &'a TokenKey, token: StoredToken, lease: &'a dyn Lease) -> StoreFuture<'a, ()> {
+    fn save<'a>(&'a self, key: &'a TokenKey, token: StoredToken, lease: &'a dyn Lease) -> StoreFuture<'a, u64> {
         Box::pin(self.save.counted(self.store.save(key, token, lease)))
     }
 
@@ -102,6 +103,14 @@ impl Store for Counted {
 
     fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: Duration, over: Option<u64>) -> StoreFuture<'a, bool> {
         Box::pin(self.note.counted(self.store.put_note(name, text, ends, over)))
+    }
+
+    fn was_removed<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, bool> {
+        Box::pin(self.load.counted(self.store.was_removed(key)))
+    }
+
+    fn news(&self) -> Option<broadcast::Receiver<News>> {
+        self.store.news()
     }
 
     fn note_names<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<String>> {

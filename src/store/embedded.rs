@@ -10,6 +10,7 @@ mod file;
 mod notes;
 mod page;
 mod probe;
+mod records;
 #[cfg(test)]
 mod tests;
 
@@ -25,8 +26,9 @@ use zeroize::Zeroizing;
 
 use super::lease::Leases;
 use super::open::OpenError;
-use super::record::{self, Boot};
-use super::seal::{Keyring, Place, Unopened};
+use super::record;
+use super::seal::{Keyring, Place};
+use super::sealed::{Sealed, check_secret, secret_record};
 use super::{Lease, Note, Page, Store, StoreError, StoreFuture, StoredToken};
 use crate::clock::Clock;
 use crate::model::Name;
@@ -43,10 +45,6 @@ pub const WAIT: Duration = Duration::from_secs(10);
 const QUEUE_MAX: usize = 1024;
 /// Between two looks for a place in the queue.
 const LOOK: Duration = Duration::from_millis(5);
-/// Longest secret that is kept, in bytes.
-const SECRET_BYTES_MAX: usize = 64 * 1024;
-/// Longest name of a secret, in bytes.
-const SECRET_NAME_BYTES_MAX: usize = 512;
 
 const BUSY: &str = "it did not answer in time";
 const ENDED: &str = "its thread has ended";
@@ -58,9 +56,7 @@ pub struct EmbeddedStore {
     path: PathBuf,
     requests: Option<mpsc::Sender<Request>>,
     thread: JoinHandle<()>,
-    keyring: Arc<Keyring>,
-    clock: Clock,
-    boot: Boot,
+    sealed: Sealed,
     leases: Leases,
 }
 
@@ -84,8 +80,8 @@ impl EmbeddedStore {
         let (requests, waiting) = mpsc::channel(QUEUE_MAX);
         let thread = tasks.thread("store".to_owned(), move || engine.run(waiting));
         let thread = thread.map_err(|error| OpenError::of_io(path, error))?;
-        let (path, boot, leases) = (path.to_owned(), Boot::present(), Leases::default());
-        Ok(EmbeddedStore { path, requests: Some(requests), thread, keyring, clock, boot, leases })
+        let (path, sealed) = (path.to_owned(), Sealed::new(keyring, clock));
+        Ok(EmbeddedStore { path, requests: Some(requests), thread, sealed, leases: Leases::default() })
     }
 
     pub fn path(&self) -> &Path {
@@ -93,24 +89,26 @@ impl EmbeddedStore {
     }
 
     pub(super) fn keyring(&self) -> &Arc<Keyring> {
-        &self.keyring
+        &self.sealed.keyring
     }
 
     /// The secret of a name, for configuration, which is read where nothing can be awaited. Waits at most [`WAIT`].
     pub fn secret_blocking(&self, name: &str) -> Result<Option<Secret>, StoreError> {
         let place = name.as_bytes().to_vec();
         let sealed = self.read_blocking(move |transaction| get(transaction, SECRETS, &place));
-        self.open_secret(name, sealed)
+        sealed?.map(|sealed| self.sealed.secret(name, &sealed)).transpose()
     }
 
     /// Saves many tokens in one commit, without leases: for a store that nobody else uses yet. Blocks.
     pub fn fill(&self, tokens: &[(TokenKey, StoredToken)]) -> Result<(), StoreError> {
         let records: Vec<_> =
-            tokens.iter().map(|(key, token)| (record::name_of(key), record::encode(token, self.boot))).collect();
-        let (keyring, wall) = (self.keyring.clone(), self.wall());
+            tokens.iter().map(|(key, token)| (record::name_of(key), record::encode(token, self.sealed.boot))).collect();
+        let (keyring, wall) = (self.keyring().clone(), self.sealed.wall_ms());
         self.write_blocking(move |transaction| {
             let mut table = transaction.open_table(TOKENS)?;
-            records.iter().try_for_each(|(name, text)| put(&mut table, &keyring, (TOKENS, name), wall, text))
+            records
+                .iter()
+                .try_for_each(|(name, text)| put(&mut table, &keyring, (TOKENS, name), wall, text).map(|_| ()))
         })
     }
 
@@ -202,33 +200,8 @@ impl EmbeddedStore {
         }
     }
 
-    fn open_token(&self, key: &TokenKey, sealed: &[u8]) -> Result<StoredToken, StoreError> {
-        let damaged = |why| StoreError::Damaged { record: key.to_string(), why };
-        let place = Place { table: "tokens", name: &record::name_of(key) };
-        let (_, text) = self.keyring.open(place, sealed).map_err(|unopened| damaged(unopened.why()))?;
-        record::decode(&text, self.boot, self.clock.now()).ok_or_else(|| damaged(Unopened::Changed.why()))
-    }
-
-    fn open_secret(
-        &self,
-        name: &str,
-        sealed: Result<Option<Vec<u8>>, StoreError>,
-    ) -> Result<Option<Secret>, StoreError> {
-        let Some(sealed) = sealed? else { return Ok(None) };
-        let damaged = |why| StoreError::Damaged { record: secret_record(name), why };
-        let place = Place { table: "secrets", name: name.as_bytes() };
-        let (_, text) = self.keyring.open(place, &sealed).map_err(|unopened| damaged(unopened.why()))?;
-        let text = std::str::from_utf8(&text).map_err(|_| damaged(Unopened::Changed.why()))?;
-        Ok(Some(Secret::new(text)))
-    }
-
-    /// Milliseconds since the Unix epoch.
-    fn wall(&self) -> u64 {
-        u64::try_from(self.clock.now().wall.as_millis()).unwrap_or(u64::MAX)
-    }
-
-    async fn put(&self, table: TableName, name: Vec<u8>, text: Zeroizing<Vec<u8>>) -> Outcome<()> {
-        let (keyring, wall) = (self.keyring.clone(), self.wall());
+    async fn put(&self, table: TableName, name: Vec<u8>, text: Zeroizing<Vec<u8>>) -> Outcome<u64> {
+        let (keyring, wall) = (self.keyring().clone(), self.sealed.wall_ms());
         self.write(move |transaction| put(&mut transaction.open_table(table)?, &keyring, (table, &name), wall, &text))
             .await
     }
@@ -245,10 +218,6 @@ impl Drop for EmbeddedStore {
     }
 }
 
-fn secret_record(name: &str) -> String {
-    format!("secret {name}")
-}
-
 fn get(transaction: &ReadTransaction, table: TableName, name: &[u8]) -> Result<Option<Vec<u8>>, redb::Error> {
     Ok(transaction.open_table(table)?.get(name)?.map(|value| value.value().to_vec()))
 }
@@ -260,14 +229,14 @@ fn put(
     (own, name): (TableName, &[u8]),
     wall: u64,
     text: &[u8],
-) -> Result<(), redb::Error> {
+) -> Result<u64, redb::Error> {
     let place = place(&own, name);
     // A record that does not open says nothing about its version either.
     let before = table.get(name)?.and_then(|sealed| Some(keyring.open(place, sealed.value()).ok()?.0));
     let version = before.map_or(wall, |before| before.saturating_add(1).max(wall));
     let sealed = keyring.seal(place, version, text).map_err(unsealed)?;
     table.insert(name, sealed.as_slice())?;
-    Ok(())
+    Ok(version)
 }
 
 /// Where the seal says that a record lies.
@@ -281,17 +250,17 @@ impl Store for EmbeddedStore {
             let name = record::name_of(key);
             let sealed = self.read(move |transaction| get(transaction, TOKENS, &name)).await;
             let sealed = self.of(|| key.to_string(), sealed)?;
-            sealed.map(|sealed| self.open_token(key, &sealed)).transpose()
+            sealed.map(|sealed| self.sealed.token(key, &sealed)).transpose()
         })
     }
 
-    fn lease<'a>(&'a self, key: &'a TokenKey, patience: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
+    fn lease<'a>(&'a self, key: &'a TokenKey, _: Duration, patience: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
         Box::pin(self.leases.take(key, patience))
     }
 
-    fn save<'a>(&'a self, key: &'a TokenKey, token: StoredToken, _lease: &'a dyn Lease) -> StoreFuture<'a, ()> {
+    fn save<'a>(&'a self, key: &'a TokenKey, token: StoredToken, _lease: &'a dyn Lease) -> StoreFuture<'a, u64> {
         Box::pin(async move {
-            let saved = self.put(TOKENS, record::name_of(key), record::encode(&token, self.boot)).await;
+            let saved = self.put(TOKENS, record::name_of(key), record::encode(&token, self.sealed.boot)).await;
             self.of(|| key.to_string(), saved)
         })
     }
@@ -312,7 +281,7 @@ impl Store for EmbeddedStore {
             let (prefix, after) = (record::prefix_of(connection), after.map(record::name_of));
             let sealed = self.read(move |transaction| page::read(transaction, &prefix, after.as_deref(), limit)).await;
             let opened = |(key, sealed): (TokenKey, Vec<u8>)| {
-                let token = self.open_token(&key, &sealed);
+                let token = self.sealed.token(&key, &sealed);
                 (key, token)
             };
             Ok(self.whole(sealed)?.into_iter().map(opened).collect())
@@ -323,18 +292,17 @@ impl Store for EmbeddedStore {
         Box::pin(async move {
             let place = name.as_bytes().to_vec();
             let sealed = self.read(move |transaction| get(transaction, SECRETS, &place)).await;
-            self.open_secret(name, self.of(|| secret_record(name), sealed))
+            let sealed = self.of(|| secret_record(name), sealed)?;
+            sealed.map(|sealed| self.sealed.secret(name, &sealed)).transpose()
         })
     }
 
     fn put_secret<'a>(&'a self, name: &'a str, secret: Secret) -> StoreFuture<'a, ()> {
         Box::pin(async move {
-            if name.is_empty() || name.len() > SECRET_NAME_BYTES_MAX || secret.expose().len() > SECRET_BYTES_MAX {
-                return Err(StoreError::Unsupported("a secret has at most 64 KiB, and its name 1 to 512 bytes"));
-            }
+            check_secret(name, &secret)?;
             let text = Zeroizing::new(secret.expose().as_bytes().to_vec());
             let put = self.put(SECRETS, name.as_bytes().to_vec(), text).await;
-            self.of(|| secret_record(name), put)
+            self.of(|| secret_record(name), put).map(|_| ())
         })
     }
 

@@ -1,26 +1,81 @@
 //! The one open store of a process: opened when somebody first needs it, be it the configuration that refers to a secret
 //! in it or the program that starts.
 //!
-//! Not here: what opening takes (`embedded`, `seal`). Holds: the file is opened once, and nothing is made by looking.
+//! Not here: what opening takes (`embedded`, `redis`, `seal`). Holds: the file is opened once, and nothing is made by
+//! looking; whoever reads the configuration waits for Redis a bounded time.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{EmbeddedStore, Keyring, OpenError};
+use tokio::runtime::{Builder, Runtime};
+
+use super::{EmbeddedStore, Keyring, OpenError, RedisStore, Store as _};
 use crate::clock::Clock;
 use crate::model::secret::{NoVault, Secret, Vault};
-use crate::model::{StoreKind, StoreSettings};
+use crate::model::{RedisSettings, StoreKind, StoreSettings};
 use crate::tasks::Tasks;
 
 pub struct Keeper {
     clock: Clock,
     tasks: Tasks,
     open: Mutex<Option<Arc<EmbeddedStore>>>,
+    /// Of the program.
+    redis: Mutex<Option<Arc<RedisStore>>>,
+    /// Of whoever reads the configuration, with what it was opened for.
+    reader: Mutex<Option<(StoreSettings, Reader)>>,
+}
+
+/// A store of Redis that is used where nothing can be awaited.
+struct Reader {
+    runtime: Runtime,
+    store: RedisStore,
 }
 
 impl Keeper {
     pub fn new(clock: Clock, tasks: Tasks) -> Keeper {
-        Keeper { clock, tasks, open: Mutex::default() }
+        Keeper { clock, tasks, open: Mutex::default(), redis: Mutex::default(), reader: Mutex::default() }
+    }
+
+    pub fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+
+    /// The store in Redis, on the current runtime.
+    pub fn redis(
+        &self,
+        redis: &RedisSettings,
+        settings: &StoreSettings,
+        state_dir: &Path,
+    ) -> Result<Arc<RedisStore>, OpenError> {
+        let keys = Keyring::of(settings, state_dir)?;
+        let store = Arc::new(RedisStore::new(redis.clone(), keys, self.clock.clone(), &self.tasks));
+        *lock(&self.redis) = Some(store.clone());
+        Ok(store)
+    }
+
+    /// The secret of a name in Redis. Blocks.
+    fn secret_of_redis(
+        &self,
+        redis: &RedisSettings,
+        settings: &StoreSettings,
+        state_dir: &Path,
+        name: &str,
+    ) -> Result<Option<Secret>, NoVault> {
+        let failed = |error: &dyn std::fmt::Display| NoVault::Failed(error.to_string());
+        let mut reader = lock(&self.reader);
+        if reader.as_ref().is_none_or(|(of, _)| of != settings) {
+            let runtime = Builder::new_current_thread().enable_all().build().map_err(|error| failed(&error))?;
+            let keys = Keyring::of(settings, state_dir).map_err(|error| failed(&error))?;
+            let store = {
+                let _in = runtime.enter();
+                RedisStore::new(redis.clone(), keys, self.clock.clone(), &self.tasks)
+            };
+            *reader = Some((settings.clone(), Reader { runtime, store }));
+        }
+        let Some((_, Reader { runtime, store })) = &*reader else { return Ok(None) };
+        // A runtime of its own must not be driven from within another.
+        let read = std::thread::scope(|scope| scope.spawn(|| runtime.block_on(store.secret(name))).join());
+        read.unwrap_or_else(|_| Ok(None)).map_err(|error| failed(&error))
     }
 
     /// The embedded store at `path`; made, with its key, where there is none.
@@ -33,7 +88,7 @@ impl Keeper {
         settings: &StoreSettings,
         state_dir: &Path,
     ) -> Result<Arc<EmbeddedStore>, OpenError> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = lock(&self.open);
         if let Some(store) = &*open {
             return Ok(store.clone());
         }
@@ -46,8 +101,14 @@ impl Keeper {
 
 impl Vault for Keeper {
     fn secret(&self, settings: &StoreSettings, state_dir: &Path, name: &str) -> Result<Option<Secret>, NoVault> {
-        let StoreKind::Embedded { path, .. } = &settings.kind else { return Ok(None) };
-        let is_open = self.open.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        let path = match &settings.kind {
+            StoreKind::Embedded { path } => path,
+            StoreKind::Memory => return Ok(None),
+            StoreKind::Redis(redis) => {
+                return self.secret_of_redis(redis, settings, state_dir, name);
+            }
+        };
+        let is_open = lock(&self.open).is_some();
         if !is_open && !path.exists() {
             return Ok(None);
         }
@@ -57,4 +118,14 @@ impl Vault for Keeper {
         })?;
         store.secret_blocking(name).map_err(|error| NoVault::Failed(error.to_string()))
     }
+
+    fn follow(&self, settings: &StoreSettings) {
+        if let (StoreKind::Redis(redis), Some(store)) = (&settings.kind, &*lock(&self.redis)) {
+            store.renew((**redis).clone());
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -60,13 +60,15 @@ impl Store for MemoryStore {
         Box::pin(async move { Ok(token) })
     }
 
-    fn lease<'a>(&'a self, key: &'a TokenKey, patience: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
+    fn lease<'a>(&'a self, key: &'a TokenKey, _: Duration, patience: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
         Box::pin(self.leases.take(key, patience))
     }
 
-    fn save<'a>(&'a self, key: &'a TokenKey, token: StoredToken, _lease: &'a dyn Lease) -> StoreFuture<'a, ()> {
-        self.records().insert(key.clone(), token);
-        Box::pin(async { Ok(()) })
+    fn save<'a>(&'a self, key: &'a TokenKey, token: StoredToken, _lease: &'a dyn Lease) -> StoreFuture<'a, u64> {
+        let mut records = self.records();
+        let version = records.get(key).map_or(0, |before| before.version) + 1;
+        records.insert(key.clone(), StoredToken { version, ..token });
+        Box::pin(async move { Ok(version) })
     }
 
     fn forget<'a>(&'a self, key: &'a TokenKey, _lease: &'a dyn Lease) -> StoreFuture<'a, ()> {
@@ -129,6 +131,8 @@ mod tests {
     use crate::model::token::{AccessToken, Subject};
     use crate::store::Refresh;
 
+    const SECOND: Duration = Duration::from_secs(1);
+
     #[tokio::test(start_paused = true)]
     async fn what_is_saved_is_listed_by_connection_in_pages() {
         let store = MemoryStore::default();
@@ -141,12 +145,13 @@ mod tests {
             scopes: None,
             refresh: Refresh::None,
             refresh_life: crate::store::RefreshLife::default(),
+            version: 1,
         };
         let name = |text| Name::parse(text).unwrap();
         let subject = |text| TokenKey::of_subject(name("crm"), Subject::parse(text).unwrap());
         let keys = [TokenKey::of_connection(name("crm")), subject("ann"), subject("bob")];
         for key in keys.iter().chain([&TokenKey::of_connection(name("a"))]) {
-            let lease = store.lease(key, Duration::from_secs(1)).await.unwrap();
+            let lease = store.lease(key, SECOND, SECOND).await.unwrap();
             store.save(key, token.clone(), &*lease).await.unwrap();
         }
         assert_eq!(store.load(&keys[1]).await, Ok(Some(token)));
@@ -156,7 +161,7 @@ mod tests {
         };
         assert_eq!(listed(None, 10).await, keys);
         assert_eq!(listed(Some(&keys[0]), 1).await, [keys[1].clone()]);
-        let lease = store.lease(&keys[1], Duration::from_secs(1)).await.unwrap();
+        let lease = store.lease(&keys[1], SECOND, SECOND).await.unwrap();
         store.forget(&keys[1], &*lease).await.unwrap();
         assert_eq!(listed(Some(&keys[0]), 10).await, [keys[2].clone()]);
     }

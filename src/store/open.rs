@@ -95,6 +95,11 @@ pub fn open(model: &Model, keeper: &Keeper, metrics: &Metrics) -> Result<Arc<dyn
             }
             Err(error) => return Err(error),
         },
+        StoreKind::Redis(redis) => {
+            let store = keeper.redis(redis, &model.store, &model.state_dir)?;
+            store.follow(keeper.tasks());
+            store
+        }
     };
     Ok(Arc::new(Counted::new(store, metrics)))
 }
@@ -128,7 +133,7 @@ impl Keyring {
             (None, kind) => {
                 let store = match kind {
                     StoreKind::Embedded { path, .. } => Some(path.as_path()),
-                    StoreKind::Memory => None,
+                    StoreKind::Memory | StoreKind::Redis(_) => None,
                 };
                 made = own_key(&file, store)?;
                 (&made, &[][..])

@@ -132,6 +132,7 @@ pub fn decode(bytes: &[u8], boot: Boot, now: Now) -> Option<StoredToken> {
         scopes: stated.then_some(scopes),
         refresh,
         refresh_life,
+        version: 0,
     };
     from.0.is_empty().then_some(token)
 }
@@ -230,6 +231,7 @@ mod tests {
                 since: Duration::from_secs(1_799_999_999),
                 stated: Some(Duration::from_secs(9)),
             },
+            version: 0,
         }
     }
 

@@ -1,32 +1,81 @@
 //! All records of a store at once: to a file, from a file, and under another key.
 //!
 //! An export is JSON lines: a header with format, key ids and count, then a record a line, sealed as it lies in the store.
-//! Not here: the seal (`seal`), arguments and what is printed (`cli`).
+//! Not here: the seal (`seal`), how a store reads and writes many records (its `records`), arguments and what is printed
+//! (`cli`).
 //! Holds: page by page, in constant memory; nothing is ever written in the clear; an export is whole or is refused before
 //! anything is written.
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _, Write};
-use std::ops::Bound;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use redb::{ReadableTable, ReadableTableMetadata as _, TableHandle as _};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::StoreError;
-use super::embedded::{EmbeddedStore, FORMAT, SECRETS, TOKENS, TableName, place, put_check, unsealed};
-use super::seal::{Header, KeyId};
+use super::embedded::FORMAT;
+use super::seal::{Header, KeyId, Keyring, Place};
 use crate::private_file;
 
 /// Records that are held in memory and committed together.
-const PAGE: usize = 256;
+pub const PAGE: usize = 256;
 /// Longest line of an export, in bytes.
 const LINE_BYTES_MAX: u64 = 1 << 20;
-const TABLES: [TableName; 2] = [TOKENS, SECRETS];
+const TABLES: [Table; 2] = [Table::Tokens, Table::Secrets];
+
+/// What outlasts an export; notes do not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Table {
+    Tokens,
+    Secrets,
+}
+
+impl Table {
+    pub fn name(self) -> &'static str {
+        match self {
+            Table::Tokens => "tokens",
+            Table::Secrets => "secrets",
+        }
+    }
+
+    /// Where the seal says that a record lies.
+    pub fn place(self, name: &[u8]) -> Place<'_> {
+        Place { table: self.name(), name }
+    }
+}
+
+/// A store whose records may all be visited. Its calls block.
+pub trait Records {
+    fn keyring(&self) -> &Keyring;
+
+    /// How many there are, as far as is known.
+    fn count(&self) -> Result<u64, StoreError>;
+
+    /// At most [`PAGE`] records in the order of their names, from the first after `after`; none: there are no others.
+    fn page(&self, table: Table, after: Option<&[u8]>) -> Result<Vec<Sealed>, StoreError>;
+
+    /// Seals records under the first key and writes them, but for those that are there and as new, unless `overwrite`: how
+    /// many were written, and how many left as they were.
+    fn put(&self, page: Vec<Opened>, overwrite: bool) -> Result<(u64, u64), StoreError>;
+
+    /// Seals the records that [`Records::page`] would return under the first key: the last name, and what became of them.
+    fn reseal(&self, table: Table, after: Option<&[u8]>) -> Result<(Option<Vec<u8>>, Done), StoreError>;
+
+    /// Every record is sealed under the first key.
+    fn resealed(&self) -> Result<(), StoreError>;
+}
+
+/// A record out of its seal.
+pub struct Opened {
+    pub table: Table,
+    pub name: Vec<u8>,
+    pub version: u64,
+    pub text: Zeroizing<Vec<u8>>,
+}
 
 /// Called with how many are done, of how many.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
@@ -83,12 +132,12 @@ struct Line {
 }
 
 /// A name and a sealed record.
-type Sealed = (Vec<u8>, Vec<u8>);
+pub type Sealed = (Vec<u8>, Vec<u8>);
 /// The same with its table.
-type Placed = (TableName, Vec<u8>, Vec<u8>);
+type Placed = (Table, Vec<u8>, Vec<u8>);
 
 /// Writes every record to a new file, which takes the place of one that is there.
-pub fn export(store: &EmbeddedStore, to: &Path, progress: Progress<'_>) -> Result<u64, TransferError> {
+pub fn export(store: &dyn Records, to: &Path, progress: Progress<'_>) -> Result<u64, TransferError> {
     let failed = |source| TransferError::File { path: to.to_owned(), source };
     let mut head = Head { keybearer_store: FORMAT, key_ids: BTreeSet::new(), count: 0 };
     every(store, |_, (_, record)| {
@@ -136,40 +185,25 @@ fn line(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
 
 /// Visits every record of the store, in the order of tables and names.
 fn every(
-    store: &EmbeddedStore,
-    mut visit: impl FnMut(&TableName, Sealed) -> Result<(), TransferError>,
+    store: &dyn Records,
+    mut visit: impl FnMut(Table, Sealed) -> Result<(), TransferError>,
 ) -> Result<(), TransferError> {
     for table in TABLES {
         let mut after: Option<Vec<u8>> = None;
         loop {
-            let from = after.clone();
-            let page = store.read_blocking(move |tx| page(&tx.open_table(table)?, from.as_deref()))?;
+            let page = store.page(table, after.as_deref())?;
             let Some((last, _)) = page.last() else { break };
             after = Some(last.clone());
-            page.into_iter().try_for_each(|record| visit(&table, record))?;
+            page.into_iter().try_for_each(|record| visit(table, record))?;
         }
     }
     Ok(())
 }
 
-fn page(
-    table: &impl ReadableTable<&'static [u8], &'static [u8]>,
-    after: Option<&[u8]>,
-) -> Result<Vec<Sealed>, redb::Error> {
-    let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-    let records = table.range::<&[u8]>((from, Bound::Unbounded))?.take(PAGE);
-    records
-        .map(|record| {
-            let (name, sealed) = record?;
-            Ok((name.value().to_vec(), sealed.value().to_vec()))
-        })
-        .collect()
-}
-
 /// Takes the records of an export over, sealed under the store's first key. One that is there stays, unless the export's
 /// is newer, or `overwrite`.
 pub fn import(
-    store: &EmbeddedStore,
+    store: &dyn Records,
     from: &Path,
     overwrite: bool,
     progress: Progress<'_>,
@@ -183,7 +217,7 @@ pub fn import(
             && let Some((table, name, sealed)) = lines.next()?
         {
             read += 1;
-            match store.keyring().open(place(&table, &name), &sealed) {
+            match store.keyring().open(table.place(&name), &sealed) {
                 Ok((version, text)) => page.push(Opened { table, name, version, text }),
                 Err(_) => done.unopened += 1,
             }
@@ -191,7 +225,7 @@ pub fn import(
         if page.is_empty() {
             break;
         }
-        let (written, kept) = put(store, page, overwrite)?;
+        let (written, kept) = store.put(page, overwrite)?;
         done = Done { written: done.written + written, kept: done.kept + kept, ..done };
         progress(read, total);
     }
@@ -199,7 +233,7 @@ pub fn import(
 }
 
 /// How many records an export has, if it is whole and some key of it is at hand.
-fn survey(store: &EmbeddedStore, from: &Path) -> Result<u64, TransferError> {
+fn survey(store: &dyn Records, from: &Path) -> Result<u64, TransferError> {
     let (head, mut lines) = Lines::open(from)?;
     let mut found = 0;
     while lines.next()?.is_some() {
@@ -214,37 +248,6 @@ fn survey(store: &EmbeddedStore, from: &Path) -> Result<u64, TransferError> {
         return Err(TransferError::WrongKey { path: from.to_owned(), sealed_under, at_hand: at_hand.join(", ") });
     }
     Ok(found)
-}
-
-struct Opened {
-    table: TableName,
-    name: Vec<u8>,
-    version: u64,
-    text: Zeroizing<Vec<u8>>,
-}
-
-/// How many were written, and how many left as they were.
-fn put(store: &EmbeddedStore, page: Vec<Opened>, overwrite: bool) -> Result<(u64, u64), StoreError> {
-    let keyring = store.keyring().clone();
-    store.write_blocking(move |tx| {
-        let (mut written, mut kept) = (0, 0);
-        for record in &page {
-            let (place, name) = (place(&record.table, &record.name), record.name.as_slice());
-            let mut table = tx.open_table(record.table)?;
-            let stays = match table.get(name)? {
-                Some(own) => keyring.open(place, own.value()).map_or(true, |(version, _)| version >= record.version),
-                None => false,
-            };
-            if stays && !overwrite {
-                kept += 1;
-                continue;
-            }
-            let sealed = keyring.seal(place, record.version, &record.text).map_err(unsealed)?;
-            table.insert(name, sealed.as_slice())?;
-            written += 1;
-        }
-        Ok((written, kept))
-    })
 }
 
 /// The records of an export.
@@ -296,45 +299,24 @@ impl<'a> Lines<'a> {
     }
 }
 
-/// Seals every record, and then the check record, under the first key: the others may go when this is done.
-pub fn reseal(store: &EmbeddedStore, progress: Progress<'_>) -> Result<Done, TransferError> {
-    let count = |tx: &redb::ReadTransaction| {
-        TABLES.into_iter().try_fold(0, |sum, table| Ok::<_, redb::Error>(sum + tx.open_table(table)?.len()?))
-    };
-    let total = store.read_blocking(count)?;
+/// Seals every record under the first key: the others may go when this is done.
+pub fn reseal(store: &dyn Records, progress: Progress<'_>) -> Result<Done, TransferError> {
+    let total = store.count()?;
     let mut done = Done::default();
     for table in TABLES {
-        let mut after = None;
+        let mut after: Option<Vec<u8>> = None;
         loop {
-            let (from, keyring) = (after.clone(), store.keyring().clone());
-            let (next, counted) = store.write_blocking(move |tx| {
-                let mut table_open = tx.open_table(table)?;
-                let records = page(&table_open, from.as_deref())?;
-                let mut counted = done;
-                for (name, sealed) in &records {
-                    let place = place(&table, name);
-                    match keyring.open(place, sealed) {
-                        Err(_) => counted.unopened += 1,
-                        Ok(_) if Header::of(sealed).is_some_and(|header| header.key == keyring.sealing()) => {
-                            counted.kept += 1;
-                        }
-                        Ok((version, text)) => {
-                            let anew = keyring.seal(place, version, &text).map_err(unsealed)?;
-                            table_open.insert(name.as_slice(), anew.as_slice())?;
-                            counted.written += 1;
-                        }
-                    }
-                }
-                Ok((records.last().map(|(name, _)| name.clone()), counted))
-            })?;
+            let (next, page) = store.reseal(table, after.as_deref())?;
             if next.is_none() {
                 break;
             }
-            (after, done) = (next, counted);
+            after = next;
+            done.written += page.written;
+            done.kept += page.kept;
+            done.unopened += page.unopened;
             progress(done.written + done.kept + done.unopened, total);
         }
     }
-    let keyring = store.keyring().clone();
-    store.write_blocking(move |tx| put_check(tx, &keyring))?;
+    store.resealed()?;
     if done.unopened > 0 { Err(TransferError::Unopened(done)) } else { Ok(done) }
 }

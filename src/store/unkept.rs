@@ -21,12 +21,12 @@ impl Store for Unkept {
         Box::pin(async { Ok(None) })
     }
 
-    fn lease<'a>(&'a self, _: &'a TokenKey, _: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
+    fn lease<'a>(&'a self, _: &'a TokenKey, _: Duration, _: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
         Box::pin(async { Ok(Box::new(Granted) as Box<dyn Lease>) })
     }
 
-    fn save<'a>(&'a self, _: &'a TokenKey, _: StoredToken, _: &'a dyn Lease) -> StoreFuture<'a, ()> {
-        Box::pin(async { Ok(()) })
+    fn save<'a>(&'a self, _: &'a TokenKey, _: StoredToken, _: &'a dyn Lease) -> StoreFuture<'a, u64> {
+        Box::pin(async { Ok(0) })
     }
 
     fn forget<'a>(&'a self, _: &'a TokenKey, _: &'a dyn Lease) -> StoreFuture<'a, ()> {

@@ -2,31 +2,38 @@
 //!
 //! Holds: the store is read again after the lease is taken, because another holder may have won; what the server gave is
 //! saved before anybody uses it; a refresh token that was refused is never sent again, which is saved too; what the store
-//! could not take stays here, is what the next refresh spends, and is offered to the store again.
-//! Metrics: `keybearer_token_requests_total`, `keybearer_token_request_duration_seconds`.
+//! could not take stays here, is what the next refresh spends, and is offered to the store again. Where several processes
+//! share the store, a refresh token that another holder may have spent is left alone while the present token lasts.
+//! Not here: the request itself (`request`), what is kept of a token (`kept`).
+
+mod kept;
+mod request;
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::Instant;
 
 use super::slot::{Consent, Fate, Handed, Revoked, TokenSlot};
-use crate::clock::{Clock, Now};
-use crate::model::Name;
+use crate::clock::Clock;
 use crate::model::connection::Connection;
 use crate::model::token::{AccessToken, RefreshToken, TokenKey, TokenSet};
 use crate::oauth::{Consented, Failure, TokenEndpoint, Whose};
-use crate::store::{Lease, Refresh, RefreshLife, Store, StoreError, StoredToken};
-use crate::telemetry::audit::{self, Audit, Cause};
+use crate::store::{Lease, Refresh, Store, StoreError, StoredToken};
+use crate::telemetry::audit::{Audit, Cause};
 use crate::telemetry::metrics::Metrics;
+use kept::Kept;
+pub(super) use kept::Seen;
 
 /// What a lease is waited for beyond the longest call that its holder may make.
 const LEASE_SLACK: Duration = Duration::from_secs(5);
-/// A store that takes longer is out of order: the token is used before it is saved.
-const SAVE_WAIT: Duration = Duration::from_secs(3);
+/// Between two tries to get a lease that another process has: at first, then twice as long each time.
+const LEASE_PAUSE: Duration = Duration::from_millis(20);
+const LEASE_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Another holder may win again while we find that it has won; more often than this it is a fault.
 const ROUNDS_MAX: u32 = 3;
 
@@ -68,8 +75,9 @@ pub(super) struct Acquirer {
     pub clock: Clock,
     pub metrics: Metrics,
     pub audit: Audit,
-    /// What the store could not take yet.
-    pub unsaved: Mutex<Option<StoredToken>>,
+    /// Other processes use the store too.
+    pub shared: bool,
+    pub kept: Mutex<Kept>,
 }
 
 /// How the token of one slot is obtained.
@@ -97,6 +105,8 @@ pub(super) enum AcquireError {
         in_doubt: bool,
     },
     Store(StoreError),
+    /// Another holder may have spent the refresh token: it is not sent while the present token lasts.
+    InDoubt,
     Person {
         consent: Consent,
         error: String,
@@ -118,24 +128,67 @@ impl Acquirer {
         current: Option<&AccessToken>,
         cause: &Cause,
     ) -> Result<(StoredToken, bool), AcquireError> {
+        for _ in 0..ROUNDS_MAX {
+            match self.acquire_leased(definition, current, cause).await {
+                Err(AcquireError::Store(StoreError::LeaseLost { .. })) => {}
+                Err(AcquireError::Store(StoreError::Unavailable(why))) if self.shared => {
+                    return self.acquire_alone(definition, current, cause, why).await;
+                }
+                other => return other,
+            }
+        }
+        Err(StoreError::LeaseLost { key: self.slot.key.clone() }.into())
+    }
+
+    async fn acquire_leased(
+        &self,
+        definition: &Definition,
+        current: Option<&AccessToken>,
+        cause: &Cause,
+    ) -> Result<(StoredToken, bool), AcquireError> {
         let connection = &definition.connection;
         let held = self.held(connection).await?;
         if let Some(token) = held.as_ref().filter(|held| self.is_news(held, connection, current)) {
-            return Ok((token.clone(), false));
+            return Ok((self.remember(token), false));
         }
         person_needed(connection, held.as_ref())?;
         let (_place, lease) = self.right_to_ask(connection).await?;
+        let outcome = self.next(definition, current, cause, &*lease).await;
+        let in_doubt = matches!(outcome, Err(AcquireError::Server { in_doubt: true, .. }));
+        lease.release(!in_doubt && !self.has_unsaved()).await;
+        outcome
+    }
+
+    /// The same for whoever holds the lease.
+    async fn next(
+        &self,
+        definition: &Definition,
+        current: Option<&AccessToken>,
+        cause: &Cause,
+        lease: &dyn Lease,
+    ) -> Result<(StoredToken, bool), AcquireError> {
+        let connection = &definition.connection;
+        let mut version = 0;
         for _ in 0..ROUNDS_MAX {
             let held = self.held(connection).await?;
             if let Some(token) = held.as_ref().filter(|held| self.is_news(held, connection, current)) {
-                return Ok((token.clone(), false));
+                return Ok((self.remember(token), false));
             }
             person_needed(connection, held.as_ref())?;
+            version = held.as_ref().map_or(0, |held| held.version);
             let Some((held, Refresh::Token(token))) = held.as_ref().map(|held| (held, &held.refresh)) else { break };
+            if lease.is_in_doubt() {
+                match connection.grant.needs_person() {
+                    true if self.is_usable(held, connection) => return Err(AcquireError::InDoubt),
+                    true => {}
+                    false => break,
+                }
+            }
+            lease.renew(true).await?;
             match self.refresh(definition, token, Some(held.refresh_life), cause).await {
                 Ok(answer) => {
-                    let next = StoredToken { origins: held.origins.clone(), ..answer };
-                    return Ok((self.keep(next, &*lease).await, true));
+                    let next = StoredToken { origins: held.origins.clone(), version, ..answer };
+                    return Ok((self.keep(next, Some(lease)).await, true));
                 }
                 Err(AcquireError::Server { failure: Failure::Permanent(refusal), .. }) if refusal.is_of_the_grant() => {
                     let now_held = self.held(connection).await?;
@@ -146,13 +199,41 @@ impl Acquirer {
                         subject = self.slot.key.subject.as_ref().map(|subject| subject.as_str()), error = refusal.error,
                         "the authorization server refused the refresh token");
                     let refused = Refresh::Refused { error: refusal.error };
-                    self.keep(StoredToken { refresh: refused, ..held.clone() }, &*lease).await;
+                    self.keep(StoredToken { refresh: refused, ..held.clone() }, Some(lease)).await;
                 }
                 Err(error) => return Err(error),
             }
         }
+        lease.renew(false).await?;
         let token = self.ask(definition, Way::Grant, cause).await?;
-        Ok((self.keep(token, &*lease).await, true))
+        Ok((self.keep(StoredToken { version, ..token }, Some(lease)).await, true))
+    }
+
+    /// The next token while the store is out of reach because of `why`: what spends no refresh token, or one that is known
+    /// to stay the same, may be asked for by several processes at once.
+    async fn acquire_alone(
+        &self,
+        definition: &Definition,
+        current: Option<&AccessToken>,
+        cause: &Cause,
+        why: String,
+    ) -> Result<(StoredToken, bool), AcquireError> {
+        let connection = &definition.connection;
+        let last = self.last_of(connection);
+        if let Some(token) = last.as_ref().filter(|last| self.is_news(last, connection, current)) {
+            return Ok((token.clone(), false));
+        }
+        let _place = self.gate.acquire().await;
+        let version = last.as_ref().map_or(0, |last| last.version);
+        let token = match last.as_ref().map(|last| (last, &last.refresh)) {
+            Some((last, Refresh::Token(token))) if last.outlasts_refreshes() => {
+                let answer = self.refresh(definition, token, Some(last.refresh_life), cause).await?;
+                StoredToken { origins: last.origins.clone(), ..answer }
+            }
+            _ if !connection.grant.needs_person() => self.ask(definition, Way::Grant, cause).await?,
+            _ => return Err(StoreError::Unavailable(why).into()),
+        };
+        Ok((self.keep(StoredToken { version, ..token }, None).await, true))
     }
 
     /// Spends a refresh token or a code from elsewhere; only if the server accepts it, what comes of it replaces what is
@@ -165,80 +246,45 @@ impl Acquirer {
     ) -> Result<StoredToken, AcquireError> {
         let (_place, lease) = self.right_to_ask(&definition.connection).await?;
         let token = match handed {
-            Handed::RefreshToken(token) => self.refresh(definition, &token, None, cause).await?,
-            Handed::Consented(consented) => self.ask(definition, Way::Consented(&consented), cause).await?,
-            Handed::Tokens(set, asked) => self.answered(definition, Way::Grant, (Ok(set), asked), cause)?,
+            Handed::RefreshToken(token) => self.refresh(definition, &token, None, cause).await,
+            Handed::Consented(consented) => self.ask(definition, Way::Consented(&consented), cause).await,
+            Handed::Tokens(set, asked) => self.answered(definition, Way::Grant, (Ok(set), asked), cause),
         };
-        Ok(self.keep(token, &*lease).await)
-    }
-
-    /// Offers the store again what it could not take; true if nothing is left.
-    pub async fn save_again(&self) -> bool {
-        let Some(token) = self.unsaved().clone() else { return true };
-        let Ok(lease) = self.store.lease(&self.slot.key, LEASE_SLACK).await else { return false };
-        self.keep(token, &*lease).await;
-        self.unsaved().is_none()
-    }
-
-    pub fn has_unsaved(&self) -> bool {
-        self.unsaved().is_some()
-    }
-
-    /// A place among the requests to this server, and the lease of this token.
-    async fn right_to_ask(
-        &self,
-        connection: &Connection,
-    ) -> Result<(tokio::sync::SemaphorePermit<'_>, Box<dyn Lease>), StoreError> {
-        // The gate is never closed.
-        let place = self.gate.acquire().await.map_err(|_| StoreError::LeaseTimeout { key: self.slot.key.clone() })?;
-        let patience = connection.authorization_server.timeout + LEASE_SLACK;
-        Ok((place, self.store.lease(&self.slot.key, patience).await?))
-    }
-
-    /// What is kept for this token under its present definition.
-    async fn held(&self, connection: &Connection) -> Result<Option<StoredToken>, StoreError> {
-        let unsaved = self.unsaved().clone();
-        let held = match unsaved {
-            Some(token) => Some(token),
-            None => match self.store.load(&self.slot.key).await {
-                Err(StoreError::Damaged { record, why }) => {
-                    tracing::error!(record, why, "a stored token cannot be opened; it is as if there were none");
-                    None
-                }
-                loaded => loaded?,
-            },
+        let token = match token {
+            Ok(token) => Ok(self.keep(token, Some(&*lease)).await),
+            Err(error) => Err(error),
         };
-        let (identity, origins) = (connection.identity(), connection.origins());
-        Ok(held.filter(|held| held.identity == identity && held.origins.covers(&origins)))
+        lease.release(!self.has_unsaved()).await;
+        token
+    }
+
+    /// A place among the requests to this server, and the lease of this token. While another process has that, the place
+    /// is left to others.
+    async fn right_to_ask(&self, connection: &Connection) -> Result<(SemaphorePermit<'_>, Box<dyn Lease>), StoreError> {
+        let term = connection.authorization_server.timeout + LEASE_SLACK;
+        let (end, mut pause) = (Instant::now() + term + LEASE_SLACK, LEASE_PAUSE);
+        loop {
+            // The gate is never closed.
+            let place =
+                self.gate.acquire().await.map_err(|_| StoreError::LeaseTimeout { key: self.slot.key.clone() })?;
+            let patience = if self.shared { Duration::ZERO } else { term };
+            match self.store.lease(&self.slot.key, term, patience).await {
+                Err(StoreError::LeaseTimeout { .. }) if self.shared && Instant::now() < end => drop(place),
+                lease => return Ok((place, lease?)),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LEASE_PAUSE_MAX);
+        }
     }
 
     /// Is it usable, and another one than `current`?
     fn is_news(&self, held: &StoredToken, connection: &Connection, current: Option<&AccessToken>) -> bool {
+        self.is_usable(held, connection) && Some(&held.access_token) != current
+    }
+
+    fn is_usable(&self, held: &StoredToken, connection: &Connection) -> bool {
         let margin = connection.lifetimes.usable_margin.min(held.lifetime / 4);
-        let usable = !self.clock.now().reached(held.obtained.plus(held.lifetime - margin));
-        usable && Some(&held.access_token) != current
-    }
-
-    /// Saves `token` and hands it back. The store's refusal is no reason to lose it.
-    async fn keep(&self, token: StoredToken, lease: &dyn Lease) -> StoredToken {
-        if self.slot.is_closed() && self.is_replaced(&token).await {
-            return token;
-        }
-        let saving = self.store.save(&self.slot.key, token.clone(), lease);
-        let saved = tokio::time::timeout(SAVE_WAIT, saving).await;
-        let saved = saved.unwrap_or_else(|_| Err(StoreError::Unavailable("it does not answer in time".to_owned())));
-        *self.unsaved() = saved.as_ref().is_err().then(|| token.clone());
-        if let Err(error) = saved {
-            let subject = self.slot.key.subject.as_ref().map(|subject| subject.as_str());
-            tracing::error!(connection = %self.slot.key.connection, profile = %self.slot.key.profile, subject, %error,
-                "the token could not be saved; it is used all the same, and offered to the store again");
-        }
-        token
-    }
-
-    /// Has the definition that took the place of ours kept a token already?
-    async fn is_replaced(&self, token: &StoredToken) -> bool {
-        matches!(self.store.load(&self.slot.key).await, Ok(Some(held)) if held.identity != token.identity)
+        !self.clock.now().reached(held.obtained.plus(held.lifetime - margin))
     }
 
     /// Revokes what is kept, the refresh token first, then forgets it whatever the server said.
@@ -246,8 +292,20 @@ impl Acquirer {
     /// With `shared` the tokens are not revoked: another connection or profile uses the same grant at the server.
     pub async fn revoke(&self, definition: &Definition, shared: Option<TokenKey>) -> Result<Revoked, StoreError> {
         let (_place, lease) = self.right_to_ask(&definition.connection).await?;
+        let revoked = self.revoke_leased(definition, shared, &*lease).await;
+        lease.release(revoked.is_ok()).await;
+        revoked
+    }
+
+    async fn revoke_leased(
+        &self,
+        definition: &Definition,
+        shared: Option<TokenKey>,
+        lease: &dyn Lease,
+    ) -> Result<Revoked, StoreError> {
         let mut revoked = Revoked::default();
         if let Some(held) = self.held(&definition.connection).await? {
+            lease.renew(false).await?;
             let ended = |fate: Result<bool, Failure>| match fate {
                 Ok(true) => Fate::Revoked,
                 Ok(false) => Fate::NoEndpoint,
@@ -266,107 +324,9 @@ impl Acquirer {
                 revoked.access_token = ended(definition.source.revoke(token, "access_token").await);
             }
         }
-        *self.unsaved() = None;
-        self.store.forget(&self.slot.key, &*lease).await?;
+        self.store.forget(&self.slot.key, lease).await?;
+        *self.kept() = Kept::default();
         Ok(revoked)
-    }
-
-    fn unsaved(&self) -> std::sync::MutexGuard<'_, Option<StoredToken>> {
-        self.unsaved.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// One refresh (RFC 6749 §6): an answer without a refresh token leaves the old one in use.
-    async fn refresh(
-        &self,
-        definition: &Definition,
-        token: &RefreshToken,
-        life: Option<RefreshLife>,
-        cause: &Cause,
-    ) -> Result<StoredToken, AcquireError> {
-        let mut answer = self.ask(definition, Way::Refresh(token), cause).await?;
-        let sent = Refresh::Token(token.clone());
-        if answer.refresh == Refresh::None || answer.refresh == sent {
-            // The same one is as old as before, whatever the answer says.
-            answer.refresh_life = life.unwrap_or(answer.refresh_life);
-            answer.refresh = sent;
-        }
-        Ok(answer)
-    }
-
-    /// One request to the token endpoint.
-    async fn ask(&self, definition: &Definition, way: Way<'_>, cause: &Cause) -> Result<StoredToken, AcquireError> {
-        // Lifetimes count from when the request leaves: the answer may have been long on its way.
-        let obtained = self.clock.now();
-        let answer = match way {
-            Way::Refresh(token) => definition.source.refresh(token, self.whose()).await,
-            Way::Grant => definition.source.first_grant(self.whose()).await,
-            Way::Consented(consented) => {
-                let whose = Whose { consented: Some(consented), ..self.whose() };
-                definition.source.first_grant(whose).await
-            }
-        };
-        self.answered(definition, way, (answer, obtained), cause)
-    }
-
-    /// What a token request has brought, counted and recorded.
-    fn answered(
-        &self,
-        definition: &Definition,
-        way: Way<'_>,
-        (answer, obtained): (Result<TokenSet, Failure>, Now),
-        cause: &Cause,
-    ) -> Result<StoredToken, AcquireError> {
-        let own = &definition.connection;
-        let is_refresh = matches!(way, Way::Refresh(_));
-        let grant = if is_refresh { "refresh_token" } else { own.grant.as_str() };
-        let (connection, profile) = (self.slot.key.connection.as_str(), self.slot.key.profile.as_str());
-        let outcome = answer.as_ref().map_or_else(|failure| failure.outcome().as_str(), |_| "ok");
-        let took = self.clock.now().boot.saturating_sub(obtained.boot);
-        self.metrics.token_requests.with_label_values(&[connection, profile, grant, outcome]).inc();
-        self.metrics.token_request_duration.with_label_values(&[connection]).observe(took.as_secs_f64());
-        self.record(grant, outcome, answer.as_ref().err(), cause);
-        let answer = answer.map_err(|failure| {
-            let in_doubt = is_refresh && failure.may_have_been_granted();
-            AcquireError::Server { failure, in_doubt }
-        })?;
-        Ok(StoredToken {
-            identity: own.identity(),
-            origins: Arc::new(own.origins()),
-            access_token: answer.access_token,
-            obtained,
-            lifetime: answer.expires_in.unwrap_or(own.lifetimes.default_token_lifetime),
-            scopes: answer.scopes,
-            refresh: answer.refresh_token.map_or(Refresh::None, Refresh::Token),
-            refresh_life: RefreshLife { since: obtained.wall, stated: answer.refresh_token_expires_in },
-        })
-    }
-
-    fn whose(&self) -> Whose<'_> {
-        match self.slot.caller_token() {
-            Some(token) => Whose { token: Some(token), ..Whose::default() },
-            None => Whose { subject: self.slot.key.subject.as_ref(), ..Whose::default() },
-        }
-    }
-
-    fn record(&self, grant: &str, outcome: &str, failure: Option<&Failure>, cause: &Cause) {
-        let error = failure.map(|failure| match failure {
-            Failure::Retryable { reason, .. } => reason.to_string(),
-            Failure::Permanent(refusal) => refusal.error.clone(),
-            Failure::Script { .. } => "script_failed".to_owned(),
-        });
-        let person = cause.person();
-        let record = audit::Refresh {
-            connection: self.slot.key.connection.as_str(),
-            profile: self.slot.key.profile.as_str(),
-            subject: self.slot.key.subject.as_ref().map(|subject| subject.as_str()),
-            grant,
-            outcome,
-            error: error.as_deref(),
-            cause: cause.as_str(),
-            user: person.and_then(|person| person.user.as_ref()).map(Name::as_str),
-            from: person.and_then(|person| person.from),
-        };
-        self.audit.now().refresh(self.clock.now().wall, &record);
     }
 }
 

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
-use super::acquire::{AcquireError, Acquirer};
+use super::acquire::{AcquireError, Acquirer, Seen};
 use super::schedule::{self, Step, Wanted};
 use super::slot::{Errand, Granted, Import, InjectedToken, Revoke, SlotState, TokenSlot, Trouble};
 use crate::clock::Now;
@@ -31,6 +32,10 @@ const AFTER_PANIC: Duration = Duration::from_secs(10);
 /// A token that could not be saved is offered again after this long, then half as often each time.
 const SAVE_AGAIN: Duration = Duration::from_secs(1);
 const SAVE_AGAIN_MAX: Duration = Duration::from_secs(60);
+/// A store that others use too is looked into so often, whether or not it tells of changes.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+const STORE_UNAVAILABLE: &str = "store_unavailable";
+const IN_DOUBT: &str = "another process may have spent the refresh token; it is not sent while the present token lasts";
 
 pub(super) struct Refresher {
     pub slot: Arc<TokenSlot>,
@@ -53,6 +58,7 @@ impl Refresher {
         let (mut save_again, mut end, mut ending, mut demanded) = (SAVE_AGAIN, self.phases.clone(), false, false);
         // What a person has revoked is asked for anew only when somebody wants it.
         let mut resting = false;
+        let mut looked = Instant::now();
         while !self.slot.is_closed() {
             match self.slot.take_errand() {
                 Some(Errand::Import(import)) => {
@@ -64,6 +70,10 @@ impl Refresher {
                     continue;
                 }
                 None => {}
+            }
+            if self.acquirer.shared && (self.slot.take_look() || looked.elapsed() > LOOK_EVERY) {
+                looked = Instant::now();
+                resting = self.look().await.unwrap_or(resting);
             }
             if resting && !self.slot.is_awaited(self.acquirer.clock.now()) {
                 if self.slot.key.subject.is_some() {
@@ -153,6 +163,39 @@ impl Refresher {
         let _ = import.reply.send(outcome);
     }
 
+    /// Takes over what another process has done; `Some(true)`: there is nothing left to use, `Some(false)`: there is again.
+    async fn look(&self) -> Option<bool> {
+        let (definition, state) = (self.acquirer.definition.load_full(), self.slot.state());
+        let of_the_store = |trouble: &Trouble| trouble.error == STORE_UNAVAILABLE;
+        let waits_for_person = |trouble: &Trouble| trouble.consent.is_some();
+        match self.acquirer.look(&definition.connection).await {
+            Ok(Seen::Token(token)) => {
+                self.succeed(&state, &definition.connection, token, false);
+                return Some(false);
+            }
+            Ok(Seen::Removed) if state.token.is_some() => {
+                self.forget();
+                return Some(true);
+            }
+            Ok(Seen::Record) if state.trouble.as_ref().is_some_and(waits_for_person) => self.slot.reconsider(),
+            // It answers again.
+            Ok(_) if state.trouble.as_ref().is_some_and(of_the_store) => self.slot.reconsider(),
+            Ok(_) | Err(_) => {}
+        }
+        None
+    }
+
+    /// From here on nobody sends the token; the next one is asked for as if there had been none.
+    fn forget(&self) {
+        self.slot.publish(None, None);
+        let key = &self.slot.key;
+        if key.subject.is_none() {
+            let labels = [key.connection.as_str(), key.profile.as_str()];
+            let _ = self.acquirer.metrics.token_expiry.remove_label_values(&labels);
+            let _ = self.acquirer.metrics.refresh_token_expiry.remove_label_values(&labels);
+        }
+    }
+
     /// True if there is nothing left to use.
     async fn revoke(&self, revoke: Revoke) -> bool {
         let Ok(_under_way) = self.under_way.acquire().await else { return false };
@@ -160,14 +203,7 @@ impl Refresher {
         let outcome = self.acquirer.revoke(&definition, revoke.shared).await;
         let forgotten = outcome.is_ok();
         if forgotten {
-            // From here on nobody sends it; the next one is asked for as if there had been none.
-            self.slot.publish(None, None);
-            let key = &self.slot.key;
-            if key.subject.is_none() {
-                let labels = [key.connection.as_str(), key.profile.as_str()];
-                let _ = self.acquirer.metrics.token_expiry.remove_label_values(&labels);
-                let _ = self.acquirer.metrics.refresh_token_expiry.remove_label_values(&labels);
-            }
+            self.forget();
         }
         // Whoever asked may have gone.
         let _ = revoke.reply.send(outcome.map_err(|error| error.to_string()));
@@ -228,7 +264,7 @@ impl Refresher {
     fn fail(&self, before: &SlotState, connection: &Connection, error: AcquireError) {
         let now = self.acquirer.clock.now();
         let usable = before.token.as_ref().filter(|token| token.is_usable(now));
-        let in_doubt = matches!(error, AcquireError::Server { in_doubt: true, .. });
+        let in_doubt = matches!(error, AcquireError::Server { in_doubt: true, .. } | AcquireError::InDoubt);
         let retry_after = match &error {
             AcquireError::Server { failure: Failure::Retryable { retry_after, .. }, .. } => *retry_after,
             _ => None,
@@ -263,7 +299,7 @@ impl Refresher {
 fn trouble(error: AcquireError, now: Now, retry_at: Now) -> Trouble {
     let outcome = match &error {
         AcquireError::Server { failure, .. } => failure.outcome().as_str(),
-        AcquireError::Store(_) => "unavailable",
+        AcquireError::Store(_) | AcquireError::InDoubt => "unavailable",
         AcquireError::Person { .. } => "refused",
     };
     let (permanent, consent, error, description) = match error {
@@ -276,7 +312,8 @@ fn trouble(error: AcquireError, now: Now, retry_at: Now) -> Trouble {
         AcquireError::Server { failure: Failure::Script { message, .. }, .. } => {
             (true, None, "script_failed".to_owned(), Some(message))
         }
-        AcquireError::Store(error) => (false, None, "store_unavailable".to_owned(), Some(error.to_string())),
+        AcquireError::Store(error) => (false, None, STORE_UNAVAILABLE.to_owned(), Some(error.to_string())),
+        AcquireError::InDoubt => (false, None, "refresh_in_doubt".to_owned(), Some(IN_DOUBT.to_owned())),
         AcquireError::Person { consent, error } => (true, Some(consent), error, None),
     };
     let retry_at = if consent.is_some() { NEVER } else { retry_at };

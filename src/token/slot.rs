@@ -47,6 +47,8 @@ pub struct TokenSlot {
     desk: Desk,
     /// Of a subject's token: somebody has asked for it since the last attempt to get one.
     used: AtomicBool,
+    /// The store may have something newer.
+    stale: AtomicBool,
     closed: AtomicBool,
     over: AtomicBool,
 }
@@ -183,6 +185,7 @@ impl TokenSlot {
             rejection: Mutex::default(),
             desk: Desk::default(),
             used: AtomicBool::new(true),
+            stale: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             over: AtomicBool::new(false),
         }
@@ -313,6 +316,17 @@ impl TokenSlot {
     pub(super) fn reconsider(&self) {
         self.state.rcu(|state| SlotState { trouble: None, ..(**state).clone() });
         self.demand.notify_one();
+    }
+
+    /// Another process may have changed what the store has.
+    pub(super) fn look(&self) {
+        self.stale.store(true, Ordering::SeqCst);
+        self.demand.notify_one();
+    }
+
+    /// For the refresher: was it told to look?
+    pub(super) fn take_look(&self) -> bool {
+        self.stale.swap(false, Ordering::SeqCst)
     }
 
     /// For the refresher: is the next token wanted before anybody waits for it?

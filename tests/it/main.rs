@@ -6,8 +6,10 @@ mod rig {
     pub mod browser;
     pub mod peers;
     pub mod raw;
+    pub mod redis;
     pub mod scripted;
     pub mod sidecar;
+    pub mod wire;
 }
 
 mod admin;
@@ -26,6 +28,8 @@ mod egress;
 mod egress_proxy;
 mod environment;
 mod examples;
+mod fleet;
+mod fleet_trouble;
 mod grants;
 mod grpc;
 mod http2;

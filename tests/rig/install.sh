@@ -61,6 +61,8 @@ need ruby ruby
 php -r 'exit(extension_loaded("curl") ? 0 : 1);' 2>/dev/null || missing+=(php-cli php-curl)
 need tinyproxy tinyproxy-bin
 need stunnel4 stunnel4
+need redis-server redis-server
+need redis-cli redis-tools
 [[ -e /usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1 ]] || missing+=(libfaketime)
 [[ -e /etc/ssl/certs/ca-certificates.crt ]] || missing+=(ca-certificates)
 # Debian splits venv's pip out of python3: `import venv` alone succeeds without it.

@@ -9,7 +9,7 @@ use redb::{ReadableTable as _, ReadableTableMetadata as _, TableError};
 use super::{EmbeddedStore, NOTES, place};
 use crate::model::secret::Secret;
 use crate::store::embedded::{Failure, unsealed};
-use crate::store::seal::{Header, Unopened};
+use crate::store::seal::Header;
 use crate::store::{LONG_NOTE, NOTE_BYTES_MAX, NOTES_MAX, Note, StoreError, TOO_MANY_NOTES};
 
 /// Seconds since the Unix epoch at which a note ends, before what is sealed.
@@ -23,7 +23,7 @@ enum Written {
 
 impl EmbeddedStore {
     pub(super) async fn load_note(&self, name: &str) -> Result<Option<Note>, StoreError> {
-        let (place_of, wall) = (name.as_bytes().to_vec(), self.clock.now().wall);
+        let (place_of, wall) = (name.as_bytes().to_vec(), self.sealed.wall());
         let read = self.read(move |transaction| match transaction.open_table(NOTES) {
             Ok(table) => Ok(table.get(place_of.as_slice())?.map(|value| value.value().to_vec())),
             Err(TableError::TableDoesNotExist(_)) => Ok(None),
@@ -33,12 +33,7 @@ impl EmbeddedStore {
         let Some(record) = self.of(of_note, read.await)?.filter(|record| is_live(record, wall)) else {
             return Ok(None);
         };
-        let damaged = |why| StoreError::Damaged { record: of_note(), why };
-        let sealed = record.get(ENDS_BYTES..).unwrap_or_default();
-        let opened = self.keyring.open(place(&NOTES, name.as_bytes()), sealed);
-        let (version, text) = opened.map_err(|unopened| damaged(unopened.why()))?;
-        let text = std::str::from_utf8(&text).map_err(|_| damaged(Unopened::Changed.why()))?;
-        Ok(Some(Note { text: Secret::new(text), version }))
+        self.sealed.note(name, record.get(ENDS_BYTES..).unwrap_or_default()).map(Some)
     }
 
     pub(super) async fn save_note(
@@ -51,7 +46,7 @@ impl EmbeddedStore {
         if text.expose().len() > NOTE_BYTES_MAX {
             return Err(LONG_NOTE);
         }
-        let (keyring, wall, name_bytes) = (self.keyring.clone(), self.clock.now().wall, name.as_bytes().to_vec());
+        let (keyring, wall, name_bytes) = (self.keyring().clone(), self.sealed.wall(), name.as_bytes().to_vec());
         let written = self.write(move |transaction| {
             let mut table = transaction.open_table(NOTES)?;
             table.retain(|_, record: &[u8]| is_live(record, wall))?;
@@ -78,7 +73,7 @@ impl EmbeddedStore {
     }
 
     pub(super) async fn names_of_notes(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
-        let (prefix, wall) = (prefix.to_owned(), self.clock.now().wall);
+        let (prefix, wall) = (prefix.to_owned(), self.sealed.wall());
         let names = self.read(move |transaction| {
             let table = match transaction.open_table(NOTES) {
                 Ok(table) => table,

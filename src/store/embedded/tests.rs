@@ -44,6 +44,7 @@ fn token(text: &str) -> StoredToken {
         scopes: Some(vec!["read".to_owned()]),
         refresh: Refresh::Token(RefreshToken::parse(&format!("refresh-{text}")).unwrap()),
         refresh_life: crate::store::RefreshLife::default(),
+        version: 0,
     }
 }
 
@@ -56,8 +57,8 @@ fn key(connection: &str, subject: &str) -> TokenKey {
 }
 
 async fn save(store: &EmbeddedStore, key: &TokenKey, token: StoredToken) -> Result<(), StoreError> {
-    let lease = store.lease(key, SECOND).await?;
-    store.save(key, token, &*lease).await
+    let lease = store.lease(key, SECOND, SECOND).await?;
+    store.save(key, token, &*lease).await.map(|_| ())
 }
 
 #[tokio::test]
@@ -72,7 +73,7 @@ async fn what_is_saved_outlasts_the_process_and_what_is_forgotten_is_gone() {
         save(&store, key, token(&number.to_string())).await.unwrap();
     }
     save(&store, &key("crm", "gone"), token("gone")).await.unwrap();
-    let lease = store.lease(&key("crm", "gone"), SECOND).await.unwrap();
+    let lease = store.lease(&key("crm", "gone"), SECOND, SECOND).await.unwrap();
     store.forget(&key("crm", "gone"), &*lease).await.unwrap();
     store.put_secret("connections/crm/client_secret", Secret::new("s3cr3t")).await.unwrap();
     store.put_secret("other", Secret::new("x")).await.unwrap();
@@ -82,7 +83,7 @@ async fn what_is_saved_outlasts_the_process_and_what_is_forgotten_is_gone() {
     let store = open_at(&path, ring(1, &[])).unwrap();
     for (number, key) in keys.iter().enumerate() {
         let found = store.load(key).await.unwrap().unwrap();
-        let expected = StoredToken { obtained: found.obtained, ..token(&number.to_string()) };
+        let expected = StoredToken { obtained: found.obtained, version: found.version, ..token(&number.to_string()) };
         assert_eq!(found, expected);
     }
     assert_eq!(store.load(&key("crm", "gone")).await, Ok(None));

@@ -21,11 +21,11 @@ impl Store for Disk {
         self.memory.load(key)
     }
 
-    fn lease<'a>(&'a self, key: &'a TokenKey, patience: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
-        self.memory.lease(key, patience)
+    fn lease<'a>(&'a self, key: &'a TokenKey, term: Duration, patience: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
+        self.memory.lease(key, term, patience)
     }
 
-    fn save<'a>(&'a self, key: &'a TokenKey, token: StoredToken, lease: &'a dyn Lease) -> StoreFuture<'a, ()> {
+    fn save<'a>(&'a self, key: &'a TokenKey, token: StoredToken, lease: &'a dyn Lease) -> StoreFuture<'a, u64> {
         self.saves.fetch_add(1, Ordering::SeqCst);
         match self.full.load(Ordering::SeqCst) {
             true => Box::pin(async { Err(StoreError::Unavailable("the disk is full".to_owned())) }),

@@ -1,0 +1,306 @@
+//! The store in Redis or Valkey, which several replicas share; every record is sealed before it leaves.
+//!
+//! Not here: the connection (`link`), what Redis runs for us (`scripts`), names of keys (`names`), what other replicas
+//! change (`news`).
+//! Holds: a token is written only by who holds its lease and over nothing newer, checked by Redis in one step; whoever
+//! asks waits for a bounded time; a value that is too large or of another kind is never fetched; a record ends with what
+//! it holds.
+
+mod lease;
+mod link;
+mod names;
+mod news;
+mod notes;
+mod records;
+mod scripts;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::broadcast;
+use tokio::time::Instant;
+
+use lease::Held;
+use link::Link;
+use names::Names;
+use scripts::{Scripts, Value};
+
+use super::seal::Keyring;
+use super::sealed::{Sealed, check_secret, secret_record};
+use super::{Lease, News, Note, Page, Refresh, Store, StoreError, StoreFuture, StoredToken};
+use crate::clock::Clock;
+use crate::model::secret::Secret;
+use crate::model::token::TokenKey;
+use crate::model::{Name, RedisSettings};
+use crate::tasks::Tasks;
+
+/// A value of more bytes is not one of ours.
+const VALUE_BYTES_MAX: usize = 256 * 1024;
+/// Records that are read at once.
+const PAGE_MAX: usize = 256;
+/// A record stays so long after its last token, for clocks that differ.
+const LINGER: Duration = Duration::from_secs(600);
+/// How long a refresh token is kept whose end nobody has said. Each refresh begins it anew.
+const UNKNOWN_LIFE: Duration = Duration::from_secs(400 * 24 * 3600);
+/// How long it is known that a token was refused, or removed.
+const ENDED_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Between two looks for a lease that another has.
+const LEASE_PAUSE: Duration = Duration::from_millis(50);
+
+const NO_TOKEN: &str = "what lies there was not written by keybearer";
+const TOO_LARGE: &str = "it is larger than any record of keybearer";
+
+pub struct RedisStore {
+    shared: Arc<Shared>,
+    news: broadcast::Sender<News>,
+}
+
+/// What leases work with too.
+struct Shared {
+    link: Link,
+    names: Names,
+    scripts: Scripts,
+    sealed: Sealed,
+    /// Names this process to the others.
+    instance: String,
+}
+
+impl RedisStore {
+    /// Connects when it is first used.
+    pub fn new(settings: RedisSettings, keyring: Keyring, clock: Clock, tasks: &Tasks) -> RedisStore {
+        let (names, news) = (Names::new(&settings.key_prefix), broadcast::Sender::new(news::QUEUE_MAX));
+        let shared = Shared {
+            link: Link::new(settings, tasks.clone(), names.probe(), news.clone()),
+            names,
+            scripts: Scripts::new(),
+            sealed: Sealed::new(Arc::new(keyring), clock),
+            instance: format!("{:016x}", fastrand::u64(..)),
+        };
+        RedisStore { shared: Arc::new(shared), news }
+    }
+
+    /// Follows what other replicas change, until the program ends.
+    pub fn follow(&self, tasks: &Tasks) {
+        tasks.spawn("store news", news::follow(self.shared.clone(), self.news.clone()));
+        tasks.spawn("store link", news::mend(self.shared.clone()));
+    }
+
+    /// Uses these from the next connection on: a password may have changed.
+    pub fn renew(&self, settings: RedisSettings) {
+        self.shared.link.renew(settings);
+    }
+}
+
+impl Shared {
+    /// A value as a script has found it, `None` if there is none.
+    fn found(&self, record: impl Fn() -> String, value: Value) -> Result<Option<Vec<u8>>, StoreError> {
+        match value {
+            Value::None => Ok(None),
+            Value::Bytes(bytes) => Ok(Some(bytes)),
+            Value::Foreign => Err(StoreError::Damaged { record: record(), why: NO_TOKEN }),
+            Value::Large => Err(StoreError::Damaged { record: record(), why: TOO_LARGE }),
+        }
+    }
+
+    /// How long what is kept of a token is of use to anybody.
+    fn life(&self, token: &StoredToken) -> Duration {
+        let now = self.sealed.clock.now();
+        let access = now.until(token.obtained.plus(token.lifetime));
+        let refresh = match &token.refresh {
+            Refresh::None => Duration::ZERO,
+            Refresh::Refused { .. } => ENDED_LIFE,
+            Refresh::Token(_) => token
+                .refresh_life
+                .stated
+                .map_or(UNKNOWN_LIFE, |stated| (token.refresh_life.since + stated).saturating_sub(now.wall)),
+        };
+        access.max(refresh) + LINGER
+    }
+}
+
+fn ms(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Store for RedisStore {
+    fn load<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, Option<StoredToken>> {
+        Box::pin(async move {
+            let own = &self.shared;
+            let value = own.scripts.get(&own.link, &own.names.token(key)).await?;
+            let sealed = own.found(|| key.to_string(), value)?;
+            sealed.map(|sealed| own.sealed.token(key, &sealed)).transpose()
+        })
+    }
+
+    fn lease<'a>(&'a self, key: &'a TokenKey, term: Duration, patience: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
+        Box::pin(async move {
+            let end = Instant::now() + patience;
+            loop {
+                if let Some(held) = Held::take(&self.shared, key, term).await? {
+                    return Ok(Box::new(held) as Box<dyn Lease>);
+                }
+                if Instant::now() >= end {
+                    return Err(StoreError::LeaseTimeout { key: key.clone() });
+                }
+                tokio::time::sleep_until((Instant::now() + LEASE_PAUSE).min(end)).await;
+            }
+        })
+    }
+
+    fn save<'a>(&'a self, key: &'a TokenKey, token: StoredToken, lease: &'a dyn Lease) -> StoreFuture<'a, u64> {
+        Box::pin(async move {
+            let own = &self.shared;
+            let lost = || StoreError::LeaseLost { key: key.clone() };
+            let fence = lease.fence().ok_or_else(lost)?;
+            let sealed = own.sealed.seal_token(key, &token, fence.version)?;
+            let mut call = own.scripts.save.prepare_invoke();
+            for name in own.names.keys_of(key) {
+                call.key(name);
+            }
+            call.arg(&fence.holder).arg(fence.version).arg(sealed).arg(ms(own.life(&token)));
+            call.arg(names::member(key)).arg(own.names.news()).arg(own.news_of(key));
+            let saved: bool = own.link.run(&call).await?;
+            if !saved {
+                return Err(lost());
+            }
+            own.note_connection(&key.connection).await;
+            Ok(fence.version)
+        })
+    }
+
+    fn forget<'a>(&'a self, key: &'a TokenKey, lease: &'a dyn Lease) -> StoreFuture<'a, ()> {
+        Box::pin(async move {
+            let own = &self.shared;
+            let lost = || StoreError::LeaseLost { key: key.clone() };
+            let fence = lease.fence().ok_or_else(lost)?;
+            let mut call = own.scripts.forget.prepare_invoke();
+            for name in own.names.keys_of(key) {
+                call.key(name);
+            }
+            call.arg(&fence.holder).arg(ms(ENDED_LIFE)).arg(names::member(key));
+            call.arg(own.names.news()).arg(own.news_of(key));
+            match own.link.run(&call).await? {
+                true => Ok(()),
+                false => Err(lost()),
+            }
+        })
+    }
+
+    fn list<'a>(&'a self, connection: &'a Name, after: Option<&'a TokenKey>, limit: usize) -> StoreFuture<'a, Page> {
+        Box::pin(async move {
+            let own = &self.shared;
+            let mut after = match after {
+                Some(key) if key.connection > *connection => return Ok(Page::new()),
+                Some(key) if key.connection == *connection => Some(names::member(key)),
+                _ => None,
+            };
+            let mut page = Page::new();
+            while page.len() < limit {
+                let wanted = (limit - page.len()).min(PAGE_MAX);
+                let members = own.members(connection, after.as_deref(), wanted).await?;
+                let Some(last) = members.last() else { break };
+                after = Some(last.clone());
+                for (key, value) in own.values(connection, &members).await? {
+                    match own.found(|| key.to_string(), value) {
+                        Ok(None) => {}
+                        Ok(Some(sealed)) => {
+                            let token = own.sealed.token(&key, &sealed);
+                            page.push((key, token));
+                        }
+                        Err(damaged) => page.push((key, Err(damaged))),
+                    }
+                }
+            }
+            Ok(page)
+        })
+    }
+
+    fn secret<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Secret>> {
+        Box::pin(async move {
+            let own = &self.shared;
+            let value = own.scripts.field(&own.link, &own.names.secrets(), name).await?;
+            let sealed = own.found(|| secret_record(name), value)?;
+            sealed.map(|sealed| own.sealed.secret(name, &sealed)).transpose()
+        })
+    }
+
+    fn put_secret<'a>(&'a self, name: &'a str, secret: Secret) -> StoreFuture<'a, ()> {
+        Box::pin(async move {
+            check_secret(name, &secret)?;
+            let own = &self.shared;
+            let sealed = own.sealed.seal_secret(name, own.sealed.wall_ms(), &secret)?;
+            own.link.query(redis::cmd("HSET").arg(own.names.secrets()).arg(name).arg(sealed)).await
+        })
+    }
+
+    fn remove_secret<'a>(&'a self, name: &'a str) -> StoreFuture<'a, bool> {
+        Box::pin(async move {
+            let own = &self.shared;
+            own.link.query(redis::cmd("HDEL").arg(own.names.secrets()).arg(name)).await
+        })
+    }
+
+    fn secret_names(&self) -> StoreFuture<'_, Vec<String>> {
+        Box::pin(async move {
+            let own = &self.shared;
+            let mut names: Vec<String> = own.link.query(redis::cmd("HKEYS").arg(own.names.secrets())).await?;
+            names.sort_unstable();
+            Ok(names)
+        })
+    }
+
+    fn note<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Note>> {
+        Box::pin(self.shared.load_note(name))
+    }
+
+    fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: Duration, over: Option<u64>) -> StoreFuture<'a, bool> {
+        Box::pin(self.shared.save_note(name, text, ends, over))
+    }
+
+    fn note_names<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<String>> {
+        Box::pin(self.shared.names_of_notes(prefix))
+    }
+
+    fn was_removed<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, bool> {
+        Box::pin(async move {
+            let own = &self.shared;
+            own.link.query(redis::cmd("EXISTS").arg(own.names.removed(key))).await
+        })
+    }
+
+    fn news(&self) -> Option<broadcast::Receiver<News>> {
+        Some(self.news.subscribe())
+    }
+}
+
+impl Shared {
+    /// The names within a connection of its next records.
+    async fn members(&self, connection: &Name, after: Option<&[u8]>, limit: usize) -> Result<Vec<Vec<u8>>, StoreError> {
+        let from = after.map_or(b"-".to_vec(), |after| [b"(", after].concat());
+        let mut call = redis::cmd("ZRANGEBYLEX");
+        call.arg(self.names.index(connection)).arg(from).arg("+").arg("LIMIT").arg(0).arg(limit);
+        self.link.query(&call).await
+    }
+
+    /// The records of some members; those that have ended leave the index.
+    async fn values(&self, connection: &Name, members: &[Vec<u8>]) -> Result<Vec<(TokenKey, Value)>, StoreError> {
+        let keys: Vec<TokenKey> = members.iter().filter_map(|member| names::key_of(connection, member)).collect();
+        let mut call = self.scripts.get_many.prepare_invoke();
+        call.key(self.names.index(connection)).arg(VALUE_BYTES_MAX);
+        for key in &keys {
+            call.key(self.names.token(key)).arg(names::member(key));
+        }
+        let values: Vec<Value> = self.link.run(&call).await?;
+        Ok(keys.into_iter().zip(values).collect())
+    }
+
+    /// Puts a connection among those that have records; with the next of them, if not now.
+    async fn note_connection(&self, connection: &Name) {
+        let call = redis::cmd("SADD").arg(self.names.connections()).arg(connection.as_str()).clone();
+        if let Err(error) = self.link.query::<()>(&call).await {
+            tracing::debug!(%connection, %error, "a connection is not yet among those that have records");
+        }
+    }
+}

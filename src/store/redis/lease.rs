@@ -1,0 +1,95 @@
+//! The lease of one token in Redis.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::{Shared, ms};
+use crate::model::token::TokenKey;
+use crate::store::{Fence, Lease, LeaseEnd, StoreError, StoreFuture};
+
+/// How long it is known that somebody was about to spend a refresh token: longer than access tokens live.
+const SPENDING_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+pub struct Held {
+    shared: Arc<Shared>,
+    key: TokenKey,
+    holder: String,
+    /// Of the next write.
+    version: AtomicU64,
+    term: Duration,
+    in_doubt: bool,
+    released: AtomicBool,
+}
+
+impl Held {
+    /// The lease of `key`, unless somebody has it.
+    pub async fn take(shared: &Arc<Shared>, key: &TokenKey, term: Duration) -> Result<Option<Held>, StoreError> {
+        let names = &shared.names;
+        let mut call = shared.scripts.take.prepare_invoke();
+        call.key(names.lease(key)).key(names.token(key)).key(names.spending(key));
+        call.arg(&shared.instance).arg(ms(term));
+        let taken: Vec<String> = shared.link.run(&call).await?;
+        let [holder, version, spending] = taken.as_slice() else { return Ok(None) };
+        let version = version.parse().map_err(|_| StoreError::Unavailable("its clock cannot be read".to_owned()))?;
+        Ok(Some(Held {
+            shared: shared.clone(),
+            key: key.clone(),
+            holder: holder.clone(),
+            version: AtomicU64::new(version),
+            term,
+            in_doubt: spending == "1",
+            released: AtomicBool::new(false),
+        }))
+    }
+
+    fn give_back(&self, settled: bool) -> LeaseEnd {
+        self.released.store(true, Ordering::SeqCst);
+        let (shared, key, holder) = (self.shared.clone(), self.key.clone(), self.holder.clone());
+        Box::pin(async move {
+            let mut call = shared.scripts.release.prepare_invoke();
+            call.key(shared.names.lease(&key)).key(shared.names.spending(&key));
+            call.arg(holder).arg(u8::from(settled));
+            if let Err(error) = shared.link.run::<()>(&call).await {
+                tracing::debug!(%key, %error, "a lease was not given back, and ends with its term");
+            }
+        })
+    }
+}
+
+impl Lease for Held {
+    fn renew(&self, spends: bool) -> StoreFuture<'_, ()> {
+        Box::pin(async move {
+            let names = &self.shared.names;
+            let mut call = self.shared.scripts.renew.prepare_invoke();
+            call.key(names.lease(&self.key)).key(names.spending(&self.key));
+            call.arg(&self.holder).arg(ms(self.term)).arg(u8::from(spends)).arg(ms(SPENDING_LIFE));
+            match self.shared.link.run(&call).await? {
+                true => Ok(()),
+                false => Err(StoreError::LeaseLost { key: self.key.clone() }),
+            }
+        })
+    }
+
+    fn is_in_doubt(&self) -> bool {
+        self.in_doubt
+    }
+
+    fn fence(&self) -> Option<Fence> {
+        let version = self.version.fetch_add(1, Ordering::SeqCst);
+        Some(Fence { holder: self.holder.clone(), version })
+    }
+
+    fn release(self: Box<Self>, settled: bool) -> LeaseEnd {
+        self.give_back(settled)
+    }
+}
+
+impl Drop for Held {
+    /// Whoever held it was cut off: what became of a refresh token is not known.
+    fn drop(&mut self) {
+        if !self.released.load(Ordering::SeqCst) {
+            self.shared.link.spawn("lease", self.give_back(false));
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! How keys are named in Redis.
+//!
+//! Connection, profile and subject stand in them as they are; nothing that is a secret does. All keys of one connection
+//! have its name in braces, so that a cluster would keep them together.
+
+use crate::model::Name;
+use crate::model::token::TokenKey;
+use crate::store::record;
+
+pub struct Names {
+    prefix: String,
+}
+
+impl Names {
+    pub fn new(prefix: &str) -> Names {
+        Names { prefix: prefix.to_owned() }
+    }
+
+    fn of(&self, kind: &str, key: &TokenKey) -> String {
+        let subject = key.subject.as_ref().map_or("", |subject| subject.as_str());
+        let between = if key.subject.is_some() { "/" } else { "" };
+        format!("{}{{{}}}:{kind}:{}{between}{subject}", self.prefix, key.connection, key.profile)
+    }
+
+    pub fn token(&self, key: &TokenKey) -> String {
+        self.of("token", key)
+    }
+
+    pub fn lease(&self, key: &TokenKey) -> String {
+        self.of("lease", key)
+    }
+
+    /// Who is about to spend the refresh token.
+    pub fn spending(&self, key: &TokenKey) -> String {
+        self.of("spending", key)
+    }
+
+    /// Stands where a token was removed on purpose.
+    pub fn removed(&self, key: &TokenKey) -> String {
+        self.of("removed", key)
+    }
+
+    /// The members of all tokens of a connection, in order.
+    pub fn index(&self, connection: &Name) -> String {
+        format!("{}{{{connection}}}:tokens", self.prefix)
+    }
+
+    /// The keys of which one step changes any: lease, token, index, spending, removed.
+    pub fn keys_of(&self, key: &TokenKey) -> [String; 5] {
+        [self.lease(key), self.token(key), self.index(&key.connection), self.spending(key), self.removed(key)]
+    }
+
+    /// The names of all connections that ever had a token.
+    pub fn connections(&self) -> String {
+        format!("{}connections", self.prefix)
+    }
+
+    pub fn secrets(&self) -> String {
+        format!("{}secrets", self.prefix)
+    }
+
+    pub fn note(&self, name: &str) -> String {
+        format!("{}{{notes}}:note:{name}", self.prefix)
+    }
+
+    /// The names of all notes, by their ends.
+    pub fn notes(&self) -> String {
+        format!("{}{{notes}}:notes", self.prefix)
+    }
+
+    /// A key that is never there.
+    pub fn probe(&self) -> String {
+        format!("{}probe", self.prefix)
+    }
+
+    /// The channel on which changes are told.
+    pub fn news(&self) -> String {
+        format!("{}news", self.prefix)
+    }
+}
+
+/// A record's name within its connection; members sort as keys do.
+pub fn member(key: &TokenKey) -> Vec<u8> {
+    record::name_of(key).split_off(record::prefix_of(&key.connection).len())
+}
+
+/// Reads what [`member`] wrote.
+pub fn key_of(connection: &Name, member: &[u8]) -> Option<TokenKey> {
+    record::key_of(&[&record::prefix_of(connection), member].concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::token::Subject;
+
+    #[test]
+    fn keys_are_named_plainly_and_members_read_back() {
+        let (names, crm) = (Names::new("kb:"), Name::parse("crm").unwrap());
+        let shared = TokenKey::of_connection(crm.clone());
+        let own = TokenKey::of_subject(crm.clone(), Subject::parse("ann@a.test").unwrap());
+        assert_eq!(names.token(&shared), "kb:{crm}:token:default");
+        assert_eq!(names.lease(&own), "kb:{crm}:lease:default/ann@a.test");
+        assert_eq!(names.index(&crm), "kb:{crm}:tokens");
+        for key in [shared, own] {
+            assert_eq!(key_of(&crm, &member(&key)), Some(key));
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! All records in Redis, page by page: for exports, imports and a new key.
+//!
+//! Holds: replicas may go on meanwhile; what they have written since is not written over.
+
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+
+use super::{RedisStore, Shared, UNKNOWN_LIFE, Value, ms, names};
+use crate::model::Name;
+use crate::model::token::TokenKey;
+use crate::store::seal::{Header, Keyring};
+use crate::store::transfer::{Done, Opened, PAGE, Records, Sealed, Table};
+use crate::store::{StoreError, record};
+
+/// A store in Redis for whoever can wait.
+pub struct RedisRecords {
+    shared: Arc<Shared>,
+    runtime: Handle,
+}
+
+impl RedisStore {
+    /// `runtime`: where its calls are driven; nobody may be on it who makes them.
+    pub fn records(&self, runtime: Handle) -> RedisRecords {
+        RedisRecords { shared: self.shared.clone(), runtime }
+    }
+}
+
+impl Shared {
+    /// Of all tokens, by connection and then by member.
+    async fn page_of_tokens(&self, after: Option<&[u8]>) -> Result<Vec<Sealed>, StoreError> {
+        let mut connections: Vec<String> =
+            self.link.query(redis::cmd("SMEMBERS").arg(self.names.connections())).await?;
+        connections.sort_unstable();
+        let after = after.and_then(record::key_of);
+        let mut page = Vec::new();
+        for connection in connections.iter().filter_map(|text| Name::parse(text)) {
+            let mut from = match &after {
+                Some(key) if key.connection > connection => continue,
+                Some(key) if key.connection == connection => Some(names::member(key)),
+                _ => None,
+            };
+            while page.len() < PAGE {
+                let members = self.members(&connection, from.as_deref(), PAGE - page.len()).await?;
+                let Some(last) = members.last() else { break };
+                from = Some(last.clone());
+                let values = self.values(&connection, &members).await?;
+                page.extend(values.into_iter().filter_map(|(key, value)| match value {
+                    Value::Bytes(sealed) => Some((record::name_of(&key), sealed)),
+                    Value::None | Value::Foreign | Value::Large => None,
+                }));
+            }
+        }
+        Ok(page)
+    }
+
+    async fn page_of_secrets(&self, after: Option<&[u8]>) -> Result<Vec<Sealed>, StoreError> {
+        let mut names: Vec<String> = self.link.query(redis::cmd("HKEYS").arg(self.names.secrets())).await?;
+        names.sort_unstable();
+        let mut page = Vec::new();
+        let rest = names.into_iter().filter(|name| after.is_none_or(|after| name.as_bytes() > after));
+        for name in rest.take(PAGE) {
+            if let Value::Bytes(sealed) = self.scripts.field(&self.link, &self.names.secrets(), &name).await? {
+                page.push((name.into_bytes(), sealed));
+            }
+        }
+        Ok(page)
+    }
+
+    async fn page(&self, table: Table, after: Option<&[u8]>) -> Result<Vec<Sealed>, StoreError> {
+        match table {
+            Table::Tokens => self.page_of_tokens(after).await,
+            Table::Secrets => self.page_of_secrets(after).await,
+        }
+    }
+
+    /// True if it was written.
+    async fn put(&self, record: &Opened, overwrite: bool) -> Result<bool, StoreError> {
+        match (record.table, record::key_of(&record.name)) {
+            (Table::Tokens, Some(key)) => self.put_token(&key, record, overwrite).await,
+            (Table::Tokens, None) => Ok(false),
+            (Table::Secrets, _) => {
+                let name = String::from_utf8_lossy(&record.name).into_owned();
+                let secrets = self.names.secrets();
+                let there = self.scripts.field(&self.link, &secrets, &name).await?;
+                if !overwrite && version_of(&there).is_some_and(|version| version >= record.version) {
+                    return Ok(false);
+                }
+                let sealed = self.anew(record, record.version)?;
+                self.link.query::<()>(redis::cmd("HSET").arg(secrets).arg(name).arg(sealed)).await.map(|()| true)
+            }
+        }
+    }
+
+    async fn put_token(&self, key: &TokenKey, record: &Opened, overwrite: bool) -> Result<bool, StoreError> {
+        let there = self.scripts.get(&self.link, &self.names.token(key)).await?;
+        let version = match version_of(&there) {
+            // Replicas take for newer what has a higher version.
+            Some(version) if overwrite => record.version.max(version + 1),
+            _ => record.version,
+        };
+        let now = self.sealed.clock.now();
+        let token = record::decode(&record.text, self.sealed.boot, now);
+        let life = token.map_or(UNKNOWN_LIFE, |token| self.life(&token));
+        let mut call = self.scripts.import.prepare_invoke();
+        call.key(self.names.token(key)).key(self.names.index(&key.connection)).key(self.names.removed(key));
+        call.arg(version).arg(self.anew(record, version)?).arg(ms(life)).arg(names::member(key));
+        call.arg(self.names.news()).arg(self.news_of(key));
+        let written = self.link.run(&call).await?;
+        self.note_connection(&key.connection).await;
+        Ok(written)
+    }
+
+    fn anew(&self, record: &Opened, version: u64) -> Result<Vec<u8>, StoreError> {
+        let sealed = self.sealed.keyring.seal(record.table.place(&record.name), version, &record.text);
+        sealed.map_err(|error| StoreError::Unavailable(error.to_string()))
+    }
+
+    /// The same record under the first key, unless it has changed since.
+    async fn reseal(&self, record: &Opened) -> Result<(), StoreError> {
+        let sealed = self.anew(record, record.version)?;
+        match (record.table, record::key_of(&record.name)) {
+            (Table::Tokens, Some(key)) => {
+                let mut call = self.scripts.reseal.prepare_invoke();
+                call.key(self.names.token(&key)).arg(record.version).arg(sealed);
+                self.link.run(&call).await
+            }
+            (Table::Tokens, None) => Ok(()),
+            (Table::Secrets, _) => {
+                let name = String::from_utf8_lossy(&record.name).into_owned();
+                self.link.query(redis::cmd("HSET").arg(self.names.secrets()).arg(name).arg(sealed)).await
+            }
+        }
+    }
+}
+
+fn version_of(value: &Value) -> Option<u64> {
+    match value {
+        Value::Bytes(sealed) => Header::of(sealed).map(|header| header.version),
+        Value::None | Value::Foreign | Value::Large => None,
+    }
+}
+
+impl Records for RedisRecords {
+    fn keyring(&self) -> &Keyring {
+        &self.shared.sealed.keyring
+    }
+
+    fn count(&self) -> Result<u64, StoreError> {
+        let own = &self.shared;
+        self.runtime.block_on(async {
+            let connections: Vec<String> = own.link.query(redis::cmd("SMEMBERS").arg(own.names.connections())).await?;
+            let mut count: u64 = own.link.query(redis::cmd("HLEN").arg(own.names.secrets())).await?;
+            for connection in connections.iter().filter_map(|text| Name::parse(text)) {
+                count += own.link.query::<u64>(redis::cmd("ZCARD").arg(own.names.index(&connection))).await?;
+            }
+            Ok(count)
+        })
+    }
+
+    fn page(&self, table: Table, after: Option<&[u8]>) -> Result<Vec<Sealed>, StoreError> {
+        self.runtime.block_on(self.shared.page(table, after))
+    }
+
+    fn put(&self, page: Vec<Opened>, overwrite: bool) -> Result<(u64, u64), StoreError> {
+        self.runtime.block_on(async {
+            let (mut written, mut kept) = (0, 0);
+            for record in &page {
+                match self.shared.put(record, overwrite).await? {
+                    true => written += 1,
+                    false => kept += 1,
+                }
+            }
+            Ok((written, kept))
+        })
+    }
+
+    fn reseal(&self, table: Table, after: Option<&[u8]>) -> Result<(Option<Vec<u8>>, Done), StoreError> {
+        self.runtime.block_on(async {
+            let page = self.shared.page(table, after).await?;
+            let mut done = Done::default();
+            for (name, sealed) in &page {
+                match self.keyring().open(table.place(name), sealed) {
+                    Err(_) => done.unopened += 1,
+                    Ok(_) if Header::of(sealed).is_some_and(|header| header.key == self.keyring().sealing()) => {
+                        done.kept += 1;
+                    }
+                    Ok((version, text)) => {
+                        self.shared.reseal(&Opened { table, name: name.clone(), version, text }).await?;
+                        done.written += 1;
+                    }
+                }
+            }
+            Ok((page.last().map(|(name, _)| name.clone()), done))
+        })
+    }
+
+    fn resealed(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,213 @@
+//! What Redis runs for us, each in one step.
+//!
+//! The version of a record stands in bytes 9 to 16 of its seal's header (`store::seal`). A fence is at least the time in
+//! microseconds, so it grows although Redis has lost everything. Numbers below 2^53 are exact in Lua. Redis refuses the first
+//! write of a script when its memory is full, unless that takes something away: hence DEL before SET.
+
+use redis::{FromRedisValue, ParsingError, Script, Value as Answer};
+
+use super::VALUE_BYTES_MAX;
+use super::link::Link;
+use crate::store::StoreError;
+
+/// What lies under a key.
+pub enum Value {
+    None,
+    Bytes(Vec<u8>),
+    /// Of another kind than ours.
+    Foreign,
+    /// Larger than any of ours; it was not fetched.
+    Large,
+}
+
+impl FromRedisValue for Value {
+    fn from_redis_value(answer: Answer) -> Result<Value, ParsingError> {
+        match answer {
+            Answer::BulkString(bytes) => Ok(Value::Bytes(bytes)),
+            Answer::Int(1) => Ok(Value::Foreign),
+            Answer::Int(2) => Ok(Value::Large),
+            Answer::Int(_) | Answer::Nil => Ok(Value::None),
+            _ => Err(ParsingError::from("neither a value nor what stands for one")),
+        }
+    }
+}
+
+const VERSION_OF: &str = r"
+local function is(key, kind) return redis.call('TYPE', key).ok == kind end
+local function version_of(key)
+  if not is(key, 'string') then return 0 end
+  local head = redis.call('GETRANGE', key, 9, 16)
+  if #head < 8 then return 0 end
+  local version = 0
+  for at = 1, 8 do version = version * 256 + head:byte(at) end
+  if version >= 9007199254740992 then return 0 end
+  return version
+end
+local function held_by(key, holder) return is(key, 'string') and redis.call('GET', key) == holder end
+";
+
+/// A value, if it is a string of at most ARGV[1] bytes.
+const GET: &str = r"
+local function get(key, most)
+  local kind = redis.call('TYPE', key).ok
+  if kind == 'none' then return 0 end
+  if kind ~= 'string' then return 1 end
+  if redis.call('STRLEN', key) > most then return 2 end
+  return redis.call('GET', key)
+end
+";
+
+const GET_ONE: &str = "return get(KEYS[1], tonumber(ARGV[1]))";
+
+/// The same of many: index, then the keys; most, then their members.
+const GET_MANY: &str = r"
+local values = {}
+for at = 2, #KEYS do
+  local value = get(KEYS[at], tonumber(ARGV[1]))
+  if value == 0 then redis.call('ZREM', KEYS[1], ARGV[at]) end
+  values[at - 1] = value
+end
+return values
+";
+
+/// A field of a hash, if it has at most ARGV[2] bytes.
+const FIELD: &str = r"
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind == 'none' then return 0 end
+if kind ~= 'hash' then return 1 end
+if redis.call('HSTRLEN', KEYS[1], ARGV[1]) > tonumber(ARGV[2]) then return 2 end
+return redis.call('HGET', KEYS[1], ARGV[1]) or 0
+";
+
+/// lease, token, spending; instance, term. The holder and the version of its first write, or nothing.
+const TAKE: &str = r"
+if is(KEYS[1], 'string') then return {} end
+local time = redis.call('TIME')
+local version = time[1] * 1000000 + time[2]
+local before = version_of(KEYS[2])
+if before >= version then version = before + 1 end
+version = string.format('%.0f', version)
+local holder = ARGV[1] .. ':' .. version
+redis.call('DEL', KEYS[1])
+redis.call('SET', KEYS[1], holder, 'PX', ARGV[2])
+return {holder, version, is(KEYS[3], 'string') and '1' or '0'}
+";
+
+/// lease, spending; holder, term, whether a refresh token is about to be spent, how long that is noted.
+const RENEW: &str = r"
+if not held_by(KEYS[1], ARGV[1]) then return 0 end
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+if ARGV[3] == '1' then
+  redis.call('DEL', KEYS[2])
+  redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[4])
+end
+return 1
+";
+
+/// lease, spending; holder, whether it is known what became of the refresh token.
+const RELEASE: &str = r"
+if held_by(KEYS[1], ARGV[1]) then redis.call('DEL', KEYS[1]) end
+if ARGV[2] == '1' and held_by(KEYS[2], ARGV[1]) then redis.call('DEL', KEYS[2]) end
+return 1
+";
+
+const INDEX: &str = r"
+local function put_index(key, member, life)
+  if not is(key, 'zset') then redis.call('DEL', key) end
+  redis.call('ZADD', key, 0, member)
+  if redis.call('PTTL', key) < life then redis.call('PEXPIRE', key, life) end
+end
+";
+
+/// lease, token, index, spending, removed; holder, version, record, life, member, channel, news. A lease that has lapsed
+/// and that nobody took since will do, if nothing newer lies there: what was spent for it is not lost.
+const SAVE: &str = r"
+if not held_by(KEYS[1], ARGV[1]) and redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+if version_of(KEYS[2]) >= tonumber(ARGV[2]) then return 0 end
+redis.call('DEL', KEYS[2], KEYS[4], KEYS[5])
+redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[4])
+put_index(KEYS[3], ARGV[5], tonumber(ARGV[4]))
+redis.call('PUBLISH', ARGV[6], ARGV[7])
+return 1
+";
+
+/// The same keys; holder, how long it is known, member, channel, news.
+const FORGET: &str = r"
+if not held_by(KEYS[1], ARGV[1]) then return 0 end
+redis.call('DEL', KEYS[2], KEYS[4])
+if is(KEYS[3], 'zset') then redis.call('ZREM', KEYS[3], ARGV[3]) end
+redis.call('SET', KEYS[5], '1', 'PX', ARGV[2])
+redis.call('PUBLISH', ARGV[4], ARGV[5])
+return 1
+";
+
+/// token, index, removed; version, record, life, member, channel, news. Written unless what is there is as new.
+const IMPORT: &str = r"
+if version_of(KEYS[1]) >= tonumber(ARGV[1]) then return 0 end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+redis.call('DEL', KEYS[3])
+put_index(KEYS[2], ARGV[4], tonumber(ARGV[3]))
+redis.call('PUBLISH', ARGV[5], ARGV[6])
+return 1
+";
+
+/// token; version, record. The same record sealed anew, unless it has changed since.
+const RESEAL: &str = r"
+if version_of(KEYS[1]) ~= tonumber(ARGV[1]) then return 0 end
+redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
+return 1
+";
+
+/// note, notes; name, record, end and now in ms since the Unix epoch, the version that is replaced (0: none), most at
+/// once. 1: done, 0: somebody was quicker, 2: there are too many.
+const PUT_NOTE: &str = r"
+if not is(KEYS[2], 'zset') then redis.call('DEL', KEYS[2]) end
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', ARGV[4])
+if version_of(KEYS[1]) ~= tonumber(ARGV[5]) then return 0 end
+if ARGV[5] == '0' and redis.call('ZCARD', KEYS[2]) >= tonumber(ARGV[6]) then return 2 end
+redis.call('SET', KEYS[1], ARGV[2], 'PXAT', ARGV[3])
+redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
+if redis.call('PTTL', KEYS[2]) < ARGV[3] - ARGV[4] then redis.call('PEXPIREAT', KEYS[2], ARGV[3]) end
+return 1
+";
+
+pub struct Scripts {
+    get: Script,
+    pub get_many: Script,
+    field: Script,
+    pub take: Script,
+    pub renew: Script,
+    pub release: Script,
+    pub save: Script,
+    pub forget: Script,
+    pub import: Script,
+    pub reseal: Script,
+    pub put_note: Script,
+}
+
+impl Scripts {
+    pub fn new() -> Scripts {
+        let script = |parts: &[&str]| Script::new(&parts.concat());
+        Scripts {
+            get: script(&[GET, GET_ONE]),
+            get_many: script(&[GET, GET_MANY]),
+            field: script(&[FIELD]),
+            take: script(&[VERSION_OF, TAKE]),
+            renew: script(&[VERSION_OF, RENEW]),
+            release: script(&[VERSION_OF, RELEASE]),
+            save: script(&[VERSION_OF, INDEX, SAVE]),
+            forget: script(&[VERSION_OF, FORGET]),
+            import: script(&[VERSION_OF, INDEX, IMPORT]),
+            reseal: script(&[VERSION_OF, RESEAL]),
+            put_note: script(&[VERSION_OF, PUT_NOTE]),
+        }
+    }
+
+    pub async fn get(&self, link: &Link, key: &str) -> Result<Value, StoreError> {
+        link.run(self.get.key(key).arg(VALUE_BYTES_MAX)).await
+    }
+
+    pub async fn field(&self, link: &Link, key: &str, field: &str) -> Result<Value, StoreError> {
+        link.run(self.field.key(key).arg(field).arg(VALUE_BYTES_MAX)).await
+    }
+}

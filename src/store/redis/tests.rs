@@ -1,0 +1,198 @@
+//! The store against a real Redis: leases, fences, pages, notes, secrets, news.
+//!
+//! Not here: what replicas make of it (`tests/it/fleet`).
+
+use tokio::time::{sleep, timeout};
+
+use super::*;
+use crate::model::RedisAt;
+use crate::model::connection::{Identity, OriginSet};
+use crate::model::secret::SealKey;
+use crate::model::token::{AccessToken, RefreshToken, Subject};
+use rig::Redis;
+
+#[path = "../../../tests/it/rig/redis.rs"]
+mod rig;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn open(redis: &Redis, key: u8) -> (RedisStore, Tasks) {
+    let settings = RedisSettings {
+        servers: vec![RedisAt::Tcp { host: "127.0.0.1".to_owned(), port: redis.port }],
+        sentinel_primary: None,
+        tls: false,
+        trust: None,
+        database: 0,
+        username: None,
+        password: None,
+        key_prefix: "keybearer:".to_owned(),
+    };
+    let (keyring, tasks) = (Keyring::new(&SealKey::new([key; 32]), &[]).expect("a key"), Tasks::default());
+    (RedisStore::new(settings, keyring, Clock::system(), &tasks), tasks)
+}
+
+fn key(connection: &str, subject: Option<&str>) -> TokenKey {
+    let key = TokenKey::of_connection(Name::parse(connection).expect("a name"));
+    TokenKey { subject: subject.map(|text| Subject::parse(text).expect("a subject")), ..key }
+}
+
+fn token(text: &str, refresh: Refresh) -> StoredToken {
+    StoredToken {
+        identity: Identity::new([7; 32]),
+        origins: Arc::new(OriginSet::from_lines(["tls api.test"]).expect("origins")),
+        access_token: AccessToken::parse(text).expect("a token"),
+        obtained: Clock::system().now(),
+        lifetime: 60 * SECOND,
+        scopes: None,
+        refresh,
+        refresh_life: Default::default(),
+        version: 0,
+    }
+}
+
+fn rotating(text: &str) -> StoredToken {
+    token(text, Refresh::Token(RefreshToken::parse(&format!("r-{text}")).expect("a token")))
+}
+
+async fn save(store: &RedisStore, key: &TokenKey, token: StoredToken) -> Result<u64, StoreError> {
+    let lease = store.lease(key, 5 * SECOND, SECOND).await?;
+    let saved = store.save(key, token, &*lease).await;
+    lease.release(true).await;
+    saved
+}
+
+/// ST-12.
+#[tokio::test]
+async fn a_lease_has_one_holder_and_a_late_write_is_refused() {
+    let redis = Redis::start().await;
+    let ((one, _t), (other, _u)) = (open(&redis, 1), open(&redis, 1));
+    let key = key("crm", None);
+    let late = one.lease(&key, SECOND / 2, SECOND).await.expect("a lease");
+    let busy = other.lease(&key, SECOND, SECOND / 10).await.err();
+    assert_eq!(busy, Some(StoreError::LeaseTimeout { key: key.clone() }));
+    late.renew(true).await.expect("it is ours");
+    let text = redis.cli(&["GET", "keybearer:{crm}:lease:default"]).await;
+    assert!(
+        text.contains(':') && redis.cli(&["PTTL", "keybearer:{crm}:lease:default"]).await.parse().unwrap_or(0) <= 500
+    );
+
+    // It stands still past its term, and another comes.
+    let next = other.lease(&key, 5 * SECOND, 2 * SECOND).await.expect("its term is over");
+    assert!(next.is_in_doubt(), "the one before may have spent the refresh token");
+    let lost = StoreError::LeaseLost { key: key.clone() };
+    assert_eq!(late.renew(true).await, Err(lost.clone()));
+    assert_eq!(one.save(&key, rotating("late"), &*late).await, Err(lost.clone()));
+    let version = other.save(&key, rotating("next"), &*next).await.expect("it is saved");
+    next.release(true).await;
+    assert_eq!(one.save(&key, rotating("late"), &*late).await, Err(lost.clone()), "nor when nobody holds it any more");
+    assert_eq!(one.forget(&key, &*late).await, Err(lost));
+    let loaded = one.load(&key).await.expect("it opens").expect("it is there");
+    assert_eq!((loaded.access_token.expose(), loaded.version), ("next", version));
+    assert!(!one.lease(&key, SECOND, SECOND).await.expect("a lease").is_in_doubt(), "the doubt ended with the save");
+
+    // Nobody came meanwhile: what was spent for it is not lost.
+    sleep(SECOND).await;
+    let late = one.lease(&key, SECOND / 10, SECOND).await.expect("a lease");
+    sleep(SECOND / 5).await;
+    assert!(one.save(&key, rotating("rescued"), &*late).await.expect("it is saved") > version);
+
+    // Whoever is cut off gives it back, and the doubt stays.
+    let dropped = one.lease(&key, 30 * SECOND, SECOND).await.expect("a lease");
+    dropped.renew(true).await.expect("it is ours");
+    drop(dropped);
+    assert!(other.lease(&key, SECOND, SECOND).await.expect("it was given back").is_in_doubt());
+}
+
+#[tokio::test]
+async fn records_are_sealed_listed_in_pages_and_end_with_what_they_hold() {
+    let redis = Redis::start().await;
+    let (store, _tasks) = open(&redis, 1);
+    let mut keys = vec![key("crm", None)];
+    keys.extend(["-", "a", "b", "c", "z@x"].map(|subject| key("crm", Some(subject))));
+    for key in keys.iter().chain(&[key("cr", None), key("crm2", Some("a"))]) {
+        save(&store, key, rotating("t")).await.expect("it is saved");
+    }
+    let listed = async |after: Option<&TokenKey>, limit| {
+        let page = store.list(&keys[0].connection, after, limit).await.expect("a page");
+        page.into_iter().map(|(key, token)| token.map(|_| key).expect("it opens")).collect::<Vec<_>>()
+    };
+    assert_eq!(listed(None, 10).await, keys);
+    assert_eq!(listed(Some(&keys[0]), 2).await, keys[1..3]);
+    assert_eq!(listed(Some(&key("cq", None)), 2).await, keys[..2]);
+    assert_eq!(listed(Some(&key("crn", None)), 2).await, []);
+    // One that has ended leaves the index.
+    redis.cli(&["DEL", "keybearer:{crm}:token:default/a"]).await;
+    assert_eq!(listed(Some(&keys[0]), 2).await, [keys[1].clone(), keys[3].clone()]);
+    assert_eq!(redis.cli(&["ZCARD", "keybearer:{crm}:tokens"]).await, "5");
+
+    assert_eq!(store.was_removed(&keys[0]).await, Ok(false));
+    let lease = store.lease(&keys[0], SECOND, SECOND).await.expect("a lease");
+    store.forget(&keys[0], &*lease).await.expect("it is forgotten");
+    lease.release(true).await;
+    assert_eq!((store.load(&keys[0]).await, store.was_removed(&keys[0]).await), (Ok(None), Ok(true)));
+    save(&store, &keys[0], rotating("again")).await.expect("it is saved");
+    assert_eq!(store.was_removed(&keys[0]).await, Ok(false));
+
+    let life = async |key: &str| redis.cli(&["PTTL", key]).await.parse::<u64>().expect("it ends") / 1000;
+    let day = 24 * 3600;
+    assert!((399 * day..=401 * day).contains(&life("keybearer:{crm}:token:default").await));
+    let mut stated = rotating("stated");
+    stated.refresh_life.since = Clock::system().now().wall;
+    stated.refresh_life.stated = Some(Duration::from_secs(day));
+    save(&store, &keys[0], stated).await.expect("it is saved");
+    assert!((day..day + 700).contains(&life("keybearer:{crm}:token:default").await));
+    save(&store, &keys[0], token("t", Refresh::None)).await.expect("it is saved");
+    assert!((600..=661).contains(&life("keybearer:{crm}:token:default").await));
+    let refused = Refresh::Refused { error: "invalid_grant".to_owned() };
+    save(&store, &keys[0], token("t", refused)).await.expect("it is saved");
+    assert!((29 * day..=31 * day).contains(&life("keybearer:{crm}:token:default").await));
+
+    let (wrong, _tasks) = open(&redis, 2);
+    assert!(matches!(wrong.load(&keys[0]).await, Err(StoreError::Damaged { .. })));
+}
+
+#[tokio::test]
+async fn secrets_and_notes_are_kept_and_a_version_is_written_over_once() {
+    let redis = Redis::start().await;
+    let ((store, _t), (other, _u)) = (open(&redis, 1), open(&redis, 1));
+    store.put_secret("b/secret", Secret::new("s3cr3t")).await.expect("it is kept");
+    store.put_secret("a", Secret::new("x")).await.expect("it is kept");
+    assert_eq!(other.secret("b/secret").await, Ok(Some(Secret::new("s3cr3t"))));
+    assert_eq!(other.secret_names().await.expect("names"), ["a", "b/secret"]);
+    assert_eq!((other.remove_secret("a").await, other.remove_secret("a").await), (Ok(true), Ok(false)));
+    assert_eq!(store.secret("a").await, Ok(None));
+    assert!(!redis.cli(&["HGETALL", "keybearer:secrets"]).await.contains("s3cr3t"));
+
+    let wall = Clock::system().now().wall;
+    let text = |text: &str| Secret::new(text.to_owned());
+    assert_eq!(store.put_note("flow/1", text("one"), wall + 60 * SECOND, None).await, Ok(true));
+    assert_eq!(other.put_note("flow/1", text("late"), wall + 60 * SECOND, None).await, Ok(false));
+    let note = other.note("flow/1").await.expect("it opens").expect("it is there");
+    assert_eq!(note.text, text("one"));
+    assert_eq!(other.put_note("flow/1", text("two"), wall + 60 * SECOND, Some(note.version)).await, Ok(true));
+    assert_eq!(store.put_note("flow/1", text("late"), wall + 60 * SECOND, Some(note.version)).await, Ok(false));
+    assert_eq!(store.put_note("flow/2", text("short"), wall + SECOND, None).await, Ok(true));
+    assert_eq!(store.put_note("other", text("other"), wall + 60 * SECOND, None).await, Ok(true));
+    assert_eq!(other.note_names("flow/").await.expect("names"), ["flow/1", "flow/2"]);
+    sleep(SECOND + SECOND / 5).await;
+    assert_eq!(store.note("flow/2").await, Ok(None));
+    assert_eq!(other.note_names("flow/").await.expect("names"), ["flow/1"]);
+    assert!(redis.cli(&["PTTL", "keybearer:{notes}:note:flow/1"]).await.parse::<u64>().expect("it ends") <= 60_000);
+}
+
+#[tokio::test]
+async fn changes_are_told_to_the_others_and_a_break_is_told_too() {
+    let mut redis = Redis::start().await;
+    let ((one, _t), (other, tasks)) = (open(&redis, 1), open(&redis, 1));
+    let mut news = other.news().expect("it is shared");
+    other.follow(&tasks);
+    assert_eq!(timeout(5 * SECOND, news.recv()).await.expect("in time"), Ok(News::Missed));
+    let key = key("crm", Some("ann"));
+    // Its own changes are no news.
+    save(&other, &key, rotating("own")).await.expect("it is saved");
+    save(&one, &key, rotating("t")).await.expect("it is saved");
+    assert_eq!(timeout(SECOND, news.recv()).await.expect("in time"), Ok(News::Changed(key)));
+    redis.stop().await;
+    redis.start_again().await;
+    assert_eq!(timeout(5 * SECOND, news.recv()).await.expect("in time"), Ok(News::Missed));
+}

@@ -1,0 +1,348 @@
+//! Several replicas with one Redis: one token for all, none spent twice, none lost.
+//!
+//! Not here: the simulation of larger fleets (`src/token/tests/fleet`), Redis out of order (`fleet_trouble`).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+
+use crate::renewal::{MANAGER, call, connection, get, hand_in};
+use crate::rig::peers::{AuthorizationServer, Peers, Upstream, python, told};
+use crate::rig::raw;
+use crate::rig::redis::Redis;
+use crate::rig::scripted::{Reply, Scripted};
+use crate::rig::sidecar::{Sidecar, scale};
+use crate::rig::wire::Wire;
+use crate::stage::until;
+
+pub const SEAL_KEY: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
+
+/// `store:` at a port.
+pub fn store(port: u16) -> String {
+    format!("store: {{redis: {{url: \"redis://127.0.0.1:{port}/0\"}}, seal_key: {SEAL_KEY}}}\n")
+}
+
+/// The connection `crm` of the client `person`, whose refresh tokens rotate, and `machine`.
+pub fn config(server: &AuthorizationServer, upstream: &Upstream, store: &str) -> String {
+    let (ca, url, port) = (Peers::certs().ca.display(), server.token_url(), upstream.http_port());
+    format!(
+        "{store}admin: {{users: [{{name: ops, role: manager, token: {MANAGER}}}]}}\ntrust: [\"{ca}\"]\n\
+         hosts: {{api.test: \"127.0.0.1:{port}\", m.test: \"127.0.0.1:{port}\"}}\nconnections:\n\
+         - {{name: crm, token_url: \"{url}\", client_id: person, client_secret: person-secret, grant: authorization_code, \
+         authorization_server: {{timeout: 2s}}, scopes: [api.read], routes: [{{host: api.test, upstream_tls: false}}]}}\n\
+         - {{name: machine, token_url: \"{url}\", client_id: machine, client_secret: machine-secret, scopes: [api.read], \
+         authorization_server: {{timeout: 2s}}, routes: [{{host: m.test, upstream_tls: false}}]}}\n"
+    )
+}
+
+/// Requests without a pause, and what came of them.
+pub struct Traffic {
+    end: Arc<AtomicBool>,
+    good: Arc<AtomicUsize>,
+    task: JoinHandle<Vec<String>>,
+}
+
+impl Traffic {
+    pub fn through(sidecar: &Sidecar, url: &'static str) -> Traffic {
+        let (end, good) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (over, count, proxy) = (end.clone(), good.clone(), sidecar.proxy());
+        let task = tokio::spawn(async move {
+            let mut bad = Vec::new();
+            while !over.load(Ordering::SeqCst) {
+                let answer = raw::get_through(proxy, url, "").await;
+                match answer.status {
+                    200 => drop(count.fetch_add(1, Ordering::SeqCst)),
+                    status => bad.push(format!("{status} {}", answer.text())),
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+            bad
+        });
+        Traffic { end, good, task }
+    }
+
+    /// How many were accepted, once none has failed.
+    pub async fn end(self, sidecar: &Sidecar) -> usize {
+        self.end.store(true, Ordering::SeqCst);
+        let bad = self.task.await.expect("requests");
+        assert!(bad.is_empty(), "{} failed, first {:?}\n{}", bad.len(), bad.first(), sidecar.log());
+        self.good.load(Ordering::SeqCst)
+    }
+}
+
+pub struct Fleet {
+    pub server: AuthorizationServer,
+    pub upstream: Upstream,
+    pub redis: Redis,
+    pub wires: Vec<Wire>,
+    pub replicas: Vec<Sidecar>,
+}
+
+impl Fleet {
+    /// `count` replicas, each with a wire of its own to Redis; tokens live `lifetime` seconds.
+    pub async fn start(count: usize, lifetime: u64) -> Fleet {
+        let server = AuthorizationServer::op(json!({ "lifetime": lifetime })).await;
+        let upstream = Upstream::start(&server).await;
+        let redis = Redis::start().await;
+        let (mut wires, mut replicas) = (Vec::new(), Vec::new());
+        for _ in 0..count {
+            let wire = Wire::to(redis.port).await;
+            replicas.push(Sidecar::start(&config(&server, &upstream, &store(wire.port))).await);
+            wires.push(wire);
+        }
+        Fleet { server, upstream, redis, wires, replicas }
+    }
+
+    /// One replica gets a refresh token; then all have a token.
+    pub async fn connect(&self) {
+        let token = self.server.refresh_token("ann").await;
+        assert_eq!(hand_in(&self.replicas[0], &token, None).await.status, 200, "{}", self.replicas[0].log());
+        for replica in &self.replicas {
+            served(replica, Duration::from_secs(1)).await;
+        }
+    }
+
+    pub async fn count(&self, name: &str) -> u64 {
+        self.server.stats().await[name].as_u64().unwrap_or(0)
+    }
+
+    /// No refresh token was spent twice, and none in vain.
+    pub async fn is_clean(&self) {
+        let stats = self.server.stats().await;
+        let logs = || self.replicas.iter().map(Sidecar::log).collect::<Vec<_>>().join("\n----\n");
+        assert_eq!((&stats["refused"], &stats["grants_revoked"]), (&json!(0), &json!(0)), "{stats}\n{}", logs());
+        assert_eq!(stats["rotations"], stats["token_requests"]["person"], "{stats}\n{}", logs());
+    }
+
+    /// Returns just after a rotation, when no other is near.
+    pub async fn rotated(&self) {
+        let before = self.count("rotations").await;
+        let end = Instant::now() + Duration::from_secs(10);
+        while self.count("rotations").await == before {
+            assert!(Instant::now() < end, "nobody refreshes any more\n{}", self.replicas[0].log());
+            sleep(Duration::from_millis(20)).await;
+        }
+        sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Waits until requests get a token.
+pub async fn served(replica: &Sidecar, within: Duration) {
+    let begun = Instant::now();
+    loop {
+        let answer = get(replica, "").await;
+        if answer.status == 200 {
+            return;
+        }
+        assert!(begun.elapsed() < within, "{}\n{}", answer.text(), replica.log());
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// TL-15.
+#[tokio::test]
+async fn three_replicas_ask_for_each_token_once() {
+    let fleet = Fleet::start(3, 3).await;
+    fleet.connect().await;
+    let machine = fleet.server.token_requests("machine").await;
+    assert_eq!(machine, 1, "one for the fleet");
+    let traffic: Vec<_> = fleet.replicas.iter().map(|replica| Traffic::through(replica, "http://api.test/x")).collect();
+    sleep(Duration::from_secs(12) * scale()).await;
+    for (traffic, replica) in traffic.into_iter().zip(&fleet.replicas) {
+        assert!(traffic.end(replica).await > 300);
+    }
+    fleet.is_clean().await;
+    let rotations = fleet.count("rotations").await;
+    assert!((5..=9 * u64::from(scale())).contains(&rotations), "{rotations}");
+    let machine = fleet.server.token_requests("machine").await;
+    assert!(machine <= 9 * u64::from(scale()), "{machine}");
+}
+
+/// The same while replicas are killed, stopped beyond the term of a lease, and cut off from Redis.
+#[tokio::test]
+async fn no_request_fails_while_replicas_come_and_go() {
+    const API: &str = "http://api.test/x";
+    let mut fleet = Fleet::start(3, 3).await;
+    fleet.connect().await;
+    for _ in 0..scale() {
+        let [zero, one, two] = &fleet.replicas[..] else { panic!("three") };
+        let traffic = [zero, one, two].map(|replica| Traffic::through(replica, API));
+        // For less time than the token lasts.
+        fleet.rotated().await;
+        fleet.wires[0].cut();
+        sleep(Duration::from_secs(1)).await;
+        fleet.wires[0].mend();
+        fleet.rotated().await;
+        let [zero_traffic, one_traffic, two_traffic] = traffic;
+        zero_traffic.end(zero).await;
+        two_traffic.end(two).await;
+
+        // Two seconds for the token request, five more for the lease.
+        two.signal("STOP");
+        let killed = fleet.replicas.remove(0);
+        let (dir, addresses, _) = killed.crash().await;
+        sleep(Duration::from_secs(8)).await;
+        one_traffic.end(&fleet.replicas[0]).await;
+        fleet.replicas[1].signal("CONT");
+        fleet.replicas.insert(0, Sidecar::start_over(dir, addresses, &[]).await);
+        let traffic: Vec<_> = fleet.replicas.iter().map(|replica| Traffic::through(replica, API)).collect();
+        fleet.rotated().await;
+        for (traffic, replica) in traffic.into_iter().zip(&fleet.replicas) {
+            assert!(traffic.end(replica).await > 10);
+        }
+    }
+    fleet.is_clean().await;
+}
+
+/// ST-12: a holder that stands still past its lease, while another replica rotates.
+#[tokio::test]
+async fn who_has_lost_the_lease_writes_nothing() {
+    let server = Scripted::start(|_, before| {
+        let token = json!({ "access_token": format!("t-{before}"), "token_type": "Bearer", "expires_in": 6,
+            "refresh_token": format!("r-{before}") });
+        let reply = Reply::json(200, &token);
+        if before == 1 { reply.late(Duration::from_millis(500)) } else { reply }
+    })
+    .await;
+    let upstream = Scripted::upstream().await;
+    let redis = Redis::start().await;
+    let config = format!(
+        "{}admin: {{users: [{{name: ops, role: manager, token: {MANAGER}}}]}}\nhosts: {{api.test: \"{}\"}}\nconnections:\n\
+         - {{name: crm, token_url: \"http://{}/token\", client_id: a, client_secret: b, grant: authorization_code, \
+         authorization_server: {{timeout: 2s}}, routes: [{{host: api.test, upstream_tls: false}}]}}\n",
+        store(redis.port),
+        upstream.address,
+        server.address
+    );
+    let spent = || -> Vec<String> {
+        let bodies = server.received().into_iter().map(|request| String::from_utf8_lossy(&request.body).into_owned());
+        bodies.filter_map(|body| Some(body.split("refresh_token=").nth(1)?.split('&').next()?.to_owned())).collect()
+    };
+    let sent = || upstream.received().last().map(|request| request.values("authorization").concat());
+    let holder = Sidecar::start(&config).await;
+    assert_eq!(hand_in(&holder, "r-given", None).await.status, 200, "{}", holder.log());
+    until("the holder refreshes", || server.count() == 2).await;
+    holder.signal("STOP");
+    let other = Sidecar::start(&config).await;
+    assert_eq!((get(&other, "").await.status, sent().as_deref()), (200, Some("Bearer t-0")));
+    // It waits for the lease to end, although its token ends before.
+    until("the other refreshes", || server.count() == 3).await;
+    served(&other, Duration::from_secs(5)).await;
+    assert_eq!(sent().as_deref(), Some("Bearer t-2"));
+    holder.signal("CONT");
+    // It reads the answer, and its write is refused; or its own deadline comes first.
+    let either = async {
+        tokio::select! {
+            line = holder.logged("lease of crm/default was held for too long") => line,
+            line = holder.logged("\"error\":\"timeout\"") => line,
+        }
+    };
+    either.await;
+    served(&holder, Duration::from_secs(2)).await;
+    until("somebody refreshes", || server.count() >= 4).await;
+    assert_eq!(spent()[..4], ["r-given", "r-0", "r-0", "r-2"], "{}", holder.log());
+    for replica in [&holder, &other] {
+        served(replica, Duration::from_secs(2)).await;
+        assert_ne!(sent().as_deref(), Some("Bearer t-1"), "what was not saved is given up");
+    }
+}
+
+#[tokio::test]
+async fn a_consent_that_began_at_one_replica_ends_at_another() {
+    let server = AuthorizationServer::op(json!({ "lifetime": 60 })).await;
+    let upstream = Upstream::start(&server).await;
+    let (redis, balancer) = (Redis::start().await, Wire::to(0).await);
+    let top = format!("{}public_url: \"http://localhost:{}\"\n", store(redis.port), balancer.port);
+    let secret = "p-web-secret-0123456789abcdef0123456789abcdef";
+    let keys = format!(
+        "authorization_url: \"{}?prompt=consent\", client_id: p-web, client_secret: {secret}, grant: authorization_code",
+        server.authorization_url()
+    );
+    let config = connection(&server, &upstream, &top, &keys).replace("scopes: [", "scopes: [openid, offline_access, ");
+    let (one, other) = (Sidecar::start(&config).await, Sidecar::start(&config).await);
+    balancer.turn(one.admin().port());
+    let begun = call(one.admin(), "POST", "/connections/crm/authorize", &json!({})).await.json();
+    let link = begun["authorization_url"].as_str().unwrap_or_else(|| panic!("{begun}")).to_owned();
+    let walked = told(python(), "person.py", &[&link, "ann", "--stop-before-callback"], &[]).await;
+    let callback = walked["callback"].as_str().unwrap_or_else(|| panic!("{walked}")).to_owned();
+    let cookies = walked["cookies"].as_str().expect("cookies");
+    balancer.turn(other.admin().port());
+    let path = callback.split_once("/oauth/").map(|(_, path)| format!("/oauth/{path}")).expect("a path");
+    let ask = format!(
+        "GET {path} HTTP/1.1\r\nHost: localhost:{}\r\nCookie: {cookies}\r\nConnection: close\r\n\r\n",
+        balancer.port
+    );
+    let page = raw::send(format!("127.0.0.1:{}", balancer.port).parse().expect("an address"), ask.as_bytes()).await;
+    assert_eq!(page.status, 303, "{}\n{}", page.text(), other.log());
+    served(&other, Duration::from_secs(2)).await;
+    served(&one, Duration::from_secs(2)).await;
+    let id = begun["id"].as_str().expect("an id");
+    let outcome = call(one.admin(), "GET", &format!("/authorizations/{id}"), &json!({})).await.json();
+    assert_eq!(outcome["status"], "connected", "{outcome}");
+}
+
+/// ST-11.
+#[tokio::test]
+async fn what_lies_in_redis_is_sealed_named_plainly_and_ends() {
+    let fleet = Fleet::start(1, 60).await;
+    fleet.connect().await;
+    let keys = fleet.redis.cli(&["--scan"]).await;
+    let mut keys: Vec<&str> = keys.lines().collect();
+    keys.sort_unstable();
+    assert_eq!(
+        keys,
+        [
+            "keybearer:connections",
+            "keybearer:{crm}:token:default",
+            "keybearer:{crm}:tokens",
+            "keybearer:{machine}:token:default",
+            "keybearer:{machine}:tokens"
+        ]
+    );
+    let record = fleet.upstream.records().await.pop().expect("a request");
+    let token = record["headers"].as_array().expect("fields").iter().filter_map(Value::as_str);
+    let token = token.filter_map(|value| value.strip_prefix("Bearer ")).next().expect("a token").to_owned();
+    for key in &keys[1..] {
+        let kind = fleet.redis.cli(&["TYPE", key]).await;
+        let text = match kind.as_str() {
+            "string" => fleet.redis.cli(&["--no-raw", "GET", key]).await,
+            _ => fleet.redis.cli(&["ZRANGE", key, "0", "-1"]).await,
+        };
+        for secret in [token.as_str(), "person-secret", "machine-secret", "api.read"] {
+            assert!(!text.contains(secret), "{key}: {text}");
+        }
+        let left: i64 = fleet.redis.cli(&["PTTL", key]).await.parse().expect("a number");
+        let most = if key.contains("machine") { 700_000 } else { 401 * 24 * 3_600_000 };
+        assert!((1000..=most).contains(&left), "{key}: {left}");
+    }
+}
+
+#[tokio::test]
+async fn revocation_rejection_and_consent_hold_on_all_replicas() {
+    let fleet = Fleet::start(2, 60).await;
+    let [one, other] = &fleet.replicas[..] else { panic!("two") };
+    assert_eq!(get(other, "").await.code(), "consent_required");
+    fleet.connect().await;
+    fleet.is_clean().await;
+
+    // The token that both have is of no use any more.
+    let before = fleet.count("rotations").await;
+    fleet.server.control(json!({ "revoke_all": true })).await;
+    served(one, Duration::from_secs(5)).await;
+    served(other, Duration::from_secs(5)).await;
+    assert_eq!(fleet.count("rotations").await, before + 1, "one refresh mends both");
+
+    let revoked = call(one.admin(), "POST", "/connections/crm/revoke", &json!({})).await;
+    assert_eq!(revoked.status, 200, "{}", revoked.text());
+    let begun = Instant::now();
+    while get(other, "").await.status == 200 {
+        assert!(begun.elapsed() < Duration::from_secs(1), "{}", other.log());
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(get(other, "").await.code(), "consent_required");
+    fleet.connect().await;
+}

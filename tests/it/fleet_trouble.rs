@@ -1,0 +1,215 @@
+//! Redis out of order: stopped, emptied, slow, refusing, full of other things. Usable tokens are served meanwhile, what
+//! needs no refresh token is renewed, and all heals by itself.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+
+use crate::fleet::{Fleet, SEAL_KEY, Traffic, config, served, store};
+use crate::renewal::call;
+use crate::rig::peers::{AuthorizationServer, Peers, Upstream};
+use crate::rig::redis::Redis;
+use crate::rig::sidecar::Sidecar;
+
+const API: &str = "http://api.test/x";
+const MACHINE: &str = "http://m.test/x";
+const CRM: &str = "keybearer:{crm}:token:default";
+const FAILED: &str = "keybearer_store_operations_total{operation=\"load\",outcome=\"failed\"}";
+
+/// Waits until Redis has a record under `key`.
+async fn kept(redis: &Redis, key: &str) {
+    let end = Instant::now() + Duration::from_secs(15);
+    while redis.cli(&["TYPE", key]).await != "string" || redis.cli(&["STRLEN", key]).await.len() > 5 {
+        assert!(Instant::now() < end, "{key} never comes: {:?}", redis.cli(&["--scan"]).await);
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn refresh(replica: &Sidecar) -> u16 {
+    call(replica.admin(), "POST", "/connections/crm/refresh", &json!({})).await.status
+}
+
+/// Machine tokens of 3 s, whatever the others live.
+async fn short_machine(fleet: &Fleet) {
+    fleet.server.control(json!({ "lifetime": 3 })).await;
+    for replica in &fleet.replicas {
+        assert_eq!(call(replica.admin(), "POST", "/connections/machine/refresh", &json!({})).await.status / 100, 2);
+    }
+}
+
+#[tokio::test]
+async fn redis_stops_and_comes_back_empty() {
+    let mut fleet = Fleet::start(2, 60).await;
+    fleet.connect().await;
+    short_machine(&fleet).await;
+    let traffic: Vec<_> =
+        fleet.replicas.iter().flat_map(|replica| [API, MACHINE].map(|url| Traffic::through(replica, url))).collect();
+    let before = fleet.server.token_requests("machine").await;
+    fleet.redis.stop().await;
+    sleep(Duration::from_secs(6)).await;
+    let asked = fleet.server.token_requests("machine").await - before;
+    assert!(asked >= 2, "machine tokens are renewed without the store: {asked}");
+    let one = &fleet.replicas[0];
+    one.until_metric(FAILED, |count| count > 0.0).await;
+    one.logged("the store is out of reach").await;
+    assert_eq!(refresh(one).await, 503, "a rotating one waits");
+    assert_eq!(fleet.count("rotations").await, 1);
+
+    fleet.redis.start_again().await;
+    kept(&fleet.redis, CRM).await;
+    one.logged("the store is in reach again").await;
+    for (at, traffic) in traffic.into_iter().enumerate() {
+        assert!(traffic.end(&fleet.replicas[at / 2]).await > 100);
+    }
+    // What was written back is what works: a third replica takes it, and it rotates.
+    fleet.server.control(json!({ "lifetime": 60 })).await;
+    let third = Sidecar::start(&config(&fleet.server, &fleet.upstream, &store(fleet.redis.port))).await;
+    served(&third, Duration::from_secs(2)).await;
+    let end = Instant::now() + Duration::from_secs(15);
+    while refresh(&third).await != 200 {
+        assert!(Instant::now() < end, "{}", third.log());
+        sleep(Duration::from_millis(200)).await;
+    }
+    fleet.is_clean().await;
+    assert_eq!(fleet.count("rotations").await, 2);
+}
+
+/// While `trouble` lasts, nothing fails and no refresh token is spent; after `remedy` both tokens are renewed again.
+async fn through(row: &str, trouble: &[&str], remedy: &[&str], said: &str) {
+    let fleet = Fleet::start(1, 20).await;
+    let one = &fleet.replicas[0];
+    fleet.connect().await;
+    let traffic = [API, MACHINE].map(|url| Traffic::through(one, url));
+    for words in trouble {
+        fleet.redis.cli(&words.split(' ').collect::<Vec<_>>()).await;
+    }
+    let rotations = fleet.count("rotations").await;
+    let machine = fleet.server.token_requests("machine").await;
+    // Both are due after ten seconds, and may be used for fifteen.
+    sleep(Duration::from_millis(12_500)).await;
+    assert_eq!(fleet.count("rotations").await, rotations, "{row}: a refresh token was spent without a lease");
+    assert!(fleet.server.token_requests("machine").await > machine, "{row}: nobody has renewed\n{}", one.log());
+    one.logged("store_unavailable").await;
+    fleet.redis.cli(remedy).await;
+    fleet.rotated().await;
+    for traffic in traffic {
+        assert!(traffic.end(one).await > 100, "{row}");
+    }
+    assert!(one.log().contains(said), "{row}: {}", one.log());
+    fleet.is_clean().await;
+    kept(&fleet.redis, CRM).await;
+    kept(&fleet.redis, "keybearer:{machine}:token:default").await;
+}
+
+#[tokio::test]
+async fn redis_is_slow_by_five_seconds() {
+    through("slow", &["CLIENT PAUSE 13000 ALL"], &["PING"], "does not answer in time").await;
+}
+
+#[tokio::test]
+async fn redis_wants_a_password_of_a_sudden() {
+    let remedy = ["-a", "x", "--no-auth-warning", "CONFIG", "SET", "requirepass", ""];
+    through("NOAUTH", &["CONFIG SET requirepass x", "-a x CLIENT KILL TYPE normal"], &remedy, "NOAUTH").await;
+}
+
+#[tokio::test]
+async fn redis_turns_into_a_replica() {
+    let said = "give the address of the primary";
+    through("READONLY", &["REPLICAOF 127.0.0.1 1"], &["REPLICAOF", "NO", "ONE"], said).await;
+}
+
+/// What is written takes the place of what is there.
+#[tokio::test]
+async fn a_full_redis_is_no_trouble() {
+    let fleet = Fleet::start(1, 3).await;
+    fleet.connect().await;
+    let traffic = Traffic::through(&fleet.replicas[0], API);
+    fleet.redis.cli(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    assert!(fleet.redis.cli(&["SET", "a", "b"]).await.contains("OOM"));
+    fleet.rotated().await;
+    fleet.rotated().await;
+    assert!(traffic.end(&fleet.replicas[0]).await > 50);
+    assert!(!fleet.replicas[0].log().contains("could not be saved"), "{}", fleet.replicas[0].log());
+    fleet.is_clean().await;
+}
+
+/// ST-10.
+#[tokio::test]
+async fn values_of_others_are_neither_read_nor_kept() {
+    let fleet = Fleet::start(1, 4).await;
+    fleet.connect().await;
+    let (one, redis) = (&fleet.replicas[0], &fleet.redis);
+    let traffic = Traffic::through(one, API);
+    let lease = "keybearer:{crm}:lease:default";
+    let rows = [
+        ("a list", vec![vec!["DEL", CRM], vec!["RPUSH", CRM, "x"]]),
+        ("a large value", vec![vec!["SETRANGE", CRM, "104857600", "x"]]),
+        ("a record of nobody", vec![vec!["SET", CRM, "not sealed by anybody, and long enough to hold a header"]]),
+        ("nothing", vec![vec!["FLUSHALL"]]),
+        (
+            "other kinds",
+            vec![
+                vec!["RPUSH", lease, "x"],
+                vec!["DEL", "keybearer:{crm}:tokens"],
+                vec!["SET", "keybearer:{crm}:tokens", "x"],
+                vec!["HSET", "keybearer:{crm}:spending:default", "a", "b"],
+            ],
+        ),
+    ];
+    for (row, words) in rows {
+        for words in &words {
+            redis.cli(words).await;
+        }
+        let memory = one.resident_kib();
+        fleet.rotated().await;
+        kept(redis, CRM).await;
+        assert!(one.resident_kib() < memory + 32 * 1024, "{row}");
+    }
+    assert!(traffic.end(one).await > 100);
+    fleet.is_clean().await;
+    assert_eq!(redis.cli(&["ZCARD", "keybearer:{crm}:tokens"]).await, "1");
+    assert!(one.log().contains("it is larger than any record of keybearer"), "{}", one.log());
+}
+
+#[tokio::test]
+async fn credentials_and_names_that_are_wrong_are_told_and_mended_in_the_file() {
+    let server = AuthorizationServer::op(json!({ "lifetime": 60 })).await;
+    let upstream = Upstream::start(&server).await;
+    let (certificate, key) = Peers::certs().leaf("server");
+    let [certificate, key, ca] = [&certificate, &key, &Peers::certs().ca].map(|path| path.display().to_string());
+    let probe = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let tls_port = probe.local_addr().expect("an address").port();
+    drop(probe);
+    let more = ["--tls-port", &tls_port.to_string(), "--tls-cert-file", &certificate, "--tls-key-file", &key];
+    let more = [&more[..], &["--tls-ca-cert-file", &ca, "--tls-auth-clients", "no"]].concat();
+    let user = ["--user", "kb", "on", ">right", "~keybearer:*", "&keybearer:*", "+@all", "-@dangerous"];
+    let redis = Redis::start_with(&[&more[..], &user].concat()).await;
+    let of = |key_prefix: &str| {
+        format!(
+            "store: {{redis: {{url: \"rediss://localhost:{tls_port}/0\", username: kb, password: {{file: password}}, trust: [\"{ca}\"], \
+             key_prefix: \"{key_prefix}\"}}, seal_key: {SEAL_KEY}}}\n"
+        )
+    };
+    let files = [("password", "wrong\n")];
+    let sidecar = Sidecar::start_with(&config(&server, &upstream, &of("keybearer:")), &files).await;
+    sidecar.logged("Password authentication failed").await;
+    assert_eq!(crate::rig::raw::get_through(sidecar.proxy(), MACHINE, "").await.status, 200, "{}", sidecar.log());
+    assert!(!sidecar.log().contains("wrong\""));
+    std::fs::write(sidecar.dir.path().join("password"), "right\n").expect("a file");
+    sidecar.logged("the store is in reach again").await;
+    assert!(!sidecar.log().contains("what needs a restart"), "{}", sidecar.log());
+    kept(&redis, "keybearer:{machine}:token:default").await;
+
+    let sidecar = Sidecar::start_with(&config(&server, &upstream, &of("other:")), &[("password", "right\n")]).await;
+    sidecar.logged("let the user have `~other:* &other:*").await;
+    let (certificate, key) = Peers::certs().leaf("wrong");
+    let [certificate, key] = [certificate, key].map(|path| path.display().to_string());
+    redis.cli(&["CONFIG", "SET", "tls-cert-file", &certificate, "tls-key-file", &key]).await;
+    let sidecar = Sidecar::start_with(&config(&server, &upstream, &of("keybearer:")), &[("password", "right\n")]).await;
+    sidecar.logged("certificate not valid for name").await;
+    assert_eq!(crate::rig::raw::get_through(sidecar.proxy(), MACHINE, "").await.status, 200, "{}", sidecar.log());
+    let cluster = Redis::start_with(&["--cluster-enabled", "yes"]).await;
+    let sidecar = Sidecar::start(&config(&server, &upstream, &store(cluster.port))).await;
+    sidecar.logged("a node of a cluster, which store.redis does not take").await;
+}
