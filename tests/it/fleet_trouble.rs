@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use crate::fleet::{Fleet, SEAL_KEY, Traffic, config, served, store};
-use crate::renewal::call;
+use crate::renewal::{call, hand_in};
 use crate::rig::peers::{AuthorizationServer, Peers, Upstream};
 use crate::rig::redis::Redis;
 use crate::rig::sidecar::Sidecar;
@@ -212,4 +212,58 @@ async fn credentials_and_names_that_are_wrong_are_told_and_mended_in_the_file() 
     let cluster = Redis::start_with(&["--cluster-enabled", "yes"]).await;
     let sidecar = Sidecar::start(&config(&server, &upstream, &store(cluster.port))).await;
     sidecar.logged("a node of a cluster, which store.redis does not take").await;
+}
+
+#[tokio::test]
+async fn sentinels_say_where_the_primary_is() {
+    let server = AuthorizationServer::op(json!({ "lifetime": 4 })).await;
+    let upstream = Upstream::start(&server).await;
+    let primary = Redis::start().await;
+    let replica = Redis::start_with(&["--replicaof", "127.0.0.1", &primary.port.to_string()]).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let probe = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = probe.local_addr().expect("an address").port();
+    drop(probe);
+    let text = format!(
+        "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor main 127.0.0.1 {} 1\nsentinel down-after-milliseconds main 1000\n",
+        dir.path().display(),
+        primary.port
+    );
+    let file = dir.path().join("sentinel.conf");
+    std::fs::write(&file, text).expect("a file");
+    let mut sentinel = tokio::process::Command::new("redis-server");
+    sentinel.arg(&file).arg("--sentinel").stdout(std::process::Stdio::null()).kill_on_drop(true);
+    let _sentinel = sentinel.spawn().expect("it starts");
+    let asked = async |words: &[&str]| {
+        let mut cli = tokio::process::Command::new("redis-cli");
+        let output = cli.args(["-p", &port.to_string()]).args(words).output().await.expect("redis-cli runs");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let end = Instant::now() + Duration::from_secs(15);
+    while !asked(&["SENTINEL", "REPLICAS", "main"]).await.contains(&replica.port.to_string()) {
+        assert!(Instant::now() < end, "the sentinel never finds the replica");
+        sleep(Duration::from_millis(100)).await;
+    }
+    let urls = format!("[\"redis://127.0.0.1:1\", \"redis://127.0.0.1:{port}\"], sentinel_primary: main");
+    let store = format!("store: {{redis: {{url: {urls}}}, seal_key: {SEAL_KEY}}}\n");
+    let sidecar = Sidecar::start(&config(&server, &upstream, &store)).await;
+    let token = server.refresh_token("ann").await;
+    assert_eq!(hand_in(&sidecar, &token, None).await.status, 200, "{}", sidecar.log());
+    kept(&primary, CRM).await;
+    let traffic = Traffic::through(&sidecar, API);
+    assert_eq!(asked(&["SENTINEL", "FAILOVER", "main"]).await.trim(), "OK");
+    let end = Instant::now() + Duration::from_secs(15);
+    while !replica.cli(&["ROLE"]).await.starts_with("master") {
+        assert!(Instant::now() < end, "nobody takes over");
+        sleep(Duration::from_millis(100)).await;
+    }
+    let rotations = server.stats().await["rotations"].as_u64();
+    while server.stats().await["rotations"].as_u64() < rotations.map(|count| count + 2) {
+        assert!(Instant::now() < end, "{}", sidecar.log());
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert!(traffic.end(&sidecar).await > 50);
+    kept(&replica, CRM).await;
+    let stats = server.stats().await;
+    assert_eq!((&stats["refused"], &stats["rotations"]), (&json!(0), &stats["token_requests"]["person"]), "{stats}");
 }
