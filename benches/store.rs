@@ -1,4 +1,5 @@
-//! What the sealed store costs as it grows. `cargo bench --profile dist --bench store [-- --full]`.
+//! What the sealed store costs as it grows, in a file and in Redis (redis-server on loopback, without a disk).
+//! `cargo bench --profile dist --bench store [-- --full]`.
 //!
 //! Times on a shared machine are honest only as growth, so each has its multiple of the smallest store's beside it. Cold
 //! means that the kernel was asked to forget the file (`posix_fadvise`), which it may do in part only, and that the
@@ -11,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use keybearer::clock::Clock;
-use keybearer::model::Name;
 use keybearer::model::connection::{Identity, OriginSet};
 use keybearer::model::secret::SealKey;
 use keybearer::model::token::{AccessToken, RefreshToken, Subject, TokenKey};
-use keybearer::store::{EmbeddedStore, Keyring, Refresh, Store as _, StoreError, StoredToken};
+use keybearer::model::{Name, RedisAt, RedisSettings};
+use keybearer::store::{EmbeddedStore, Keyring, RedisStore, Refresh, Store as _, StoreError, StoredToken};
 use keybearer::tasks::Tasks;
 use rustix::fs::{Advice, fadvise};
 
@@ -36,7 +37,113 @@ fn main() {
     let full = std::env::args().any(|argument| argument == "--full");
     let sizes: &[usize] = if full { &[1_000, 10_000, 100_000, 1_000_000] } else { &[1_000, 10_000, 100_000] };
     let all: Vec<_> = sizes.iter().map(|subjects| measure(*subjects).expect("a store that works")).collect();
-    table(&all);
+    table("file, MiB", &all);
+    println!();
+    let all: Vec<_> = sizes.iter().map(|subjects| measure_redis(*subjects).expect("a store that works")).collect();
+    table("Redis's memory, MiB", &all);
+}
+
+/// redis-server as a child, ended with it.
+struct Server(std::process::Child, u16);
+
+impl Server {
+    fn start() -> Server {
+        let port =
+            std::net::TcpListener::bind("127.0.0.1:0").and_then(|probe| probe.local_addr()).expect("a port").port();
+        let child = std::process::Command::new("redis-server")
+            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--loglevel", "warning"])
+            .spawn();
+        let server = Server(child.expect("redis-server is installed"), port);
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        server
+    }
+
+    fn memory(&self) -> u64 {
+        let output =
+            std::process::Command::new("redis-cli").args(["-p", &self.1.to_string(), "INFO", "memory"]).output();
+        let text = String::from_utf8(output.expect("redis-cli is installed").stdout).expect("text");
+        let line = text.lines().find_map(|line| line.strip_prefix("used_memory:")).expect("a figure");
+        line.trim().parse().expect("a number")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill().and_then(|()| self.0.wait().map(drop));
+    }
+}
+
+fn measure_redis(subjects: usize) -> Result<Figures, StoreError> {
+    let server = Server::start();
+    let empty = server.memory();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let settings = RedisSettings {
+        servers: vec![RedisAt::Tcp { host: "127.0.0.1".to_owned(), port: server.1 }],
+        sentinel_primary: None,
+        tls: false,
+        trust: None,
+        database: 0,
+        username: None,
+        password: None,
+        key_prefix: "keybearer:".to_owned(),
+    };
+    let keyring = Keyring::new(&SealKey::new([1; 32]), &[]).expect("a key");
+    let store = {
+        let _in = runtime.enter();
+        RedisStore::new(settings, keyring, Clock::system(), &Tasks::default())
+    };
+    let numbers: Vec<usize> = (0..subjects).collect();
+    for batch in numbers.chunks(BATCH / 10) {
+        runtime.block_on(store.fill(&batch.iter().map(|number| (key(*number), token(*number))).collect::<Vec<_>>()))?;
+    }
+    let file = server.memory() - empty;
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut values = vec![("bytes each", file as f64 / subjects as f64)];
+    let looked: Vec<f64> = (0..LOOKUPS)
+        .map(|_| {
+            let (took, found) = timed(|| runtime.block_on(store.load(&key(random.usize(..subjects)))));
+            assert!(found?.is_some(), "every subject is there");
+            Ok::<_, StoreError>(took)
+        })
+        .collect::<Result<_, _>>()?;
+    values.push(("look-up: p50", quantile(looked.clone(), 0.5)));
+    values.push(("look-up: p99", quantile(looked, 0.99)));
+    let pages: Vec<f64> = (0..SAVES)
+        .map(|_| {
+            let after = key(random.usize(..subjects));
+            let (took, page) = timed(|| runtime.block_on(store.list(&after.connection, Some(&after), 256)));
+            page.map(|_| took)
+        })
+        .collect::<Result<_, _>>()?;
+    values.push(("page of 256: p50", quantile(pages, 0.5)));
+    let save = async |number: usize| {
+        let key = key(number);
+        let lease = store.lease(&key, Duration::from_secs(10), Duration::from_secs(10)).await?;
+        let saved = store.save(&key, token(number), &*lease).await.map(|_| ());
+        lease.release(true).await;
+        saved
+    };
+    let alone: Vec<f64> = (0..SAVES)
+        .map(|_| {
+            let number = random.usize(..subjects);
+            let (took, saved) = timed(|| runtime.block_on(save(number)));
+            saved.map(|()| took)
+        })
+        .collect::<Result<_, _>>()?;
+    values.push(("lease, save, release, alone: p50", quantile(alone, 0.5)));
+    let together: Vec<f64> = (0..SAVES / 5)
+        .map(|_| {
+            let first = random.usize(..subjects - TOGETHER);
+            let (took, saved) = timed(|| runtime.block_on(join_all((first..first + TOGETHER).map(&save))));
+            saved.into_iter().collect::<Result<Vec<()>, _>>().map(|_| took / TOGETHER as f64)
+        })
+        .collect::<Result<_, _>>()?;
+    values.push(("lease, save, release, 64 at once: each", quantile(together, 0.5)));
+    Ok(Figures { subjects, file, values })
 }
 
 fn measure(subjects: usize) -> Result<Figures, StoreError> {
@@ -145,11 +252,11 @@ fn quantile(mut values: Vec<f64>, part: f64) -> f64 {
 }
 
 /// Markdown; behind each figure its multiple of the smallest store's.
-fn table(all: &[Figures]) {
+fn table(size: &str, all: &[Figures]) {
     let row = |name: &str, cells: Vec<String>| println!("| {name} | {} |", cells.join(" | "));
     row("subjects", all.iter().map(|figures| figures.subjects.to_string()).collect());
     row("---", all.iter().map(|_| "---:".to_owned()).collect());
-    row("file, MiB", all.iter().map(|figures| format!("{:.1}", figures.file as f64 / 1048576.0)).collect());
+    row(size, all.iter().map(|figures| format!("{:.1}", figures.file as f64 / 1048576.0)).collect());
     for (index, (name, smallest)) in all[0].values.iter().enumerate() {
         let unit = if name.starts_with("bytes") { "" } else { ", µs" };
         let cell = |figures: &Figures| {

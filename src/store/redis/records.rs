@@ -3,7 +3,9 @@
 //! Holds: replicas may go on meanwhile; what they have written since is not written over.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::runtime::Handle;
 
 use super::{RedisStore, Shared, UNKNOWN_LIFE, Value, ms, names};
@@ -11,7 +13,7 @@ use crate::model::Name;
 use crate::model::token::TokenKey;
 use crate::store::seal::{Header, Keyring};
 use crate::store::transfer::{Done, Opened, PAGE, Records, Sealed, Table};
-use crate::store::{StoreError, record};
+use crate::store::{StoreError, StoredToken, record};
 
 /// A store in Redis for whoever can wait.
 pub struct RedisRecords {
@@ -23,6 +25,23 @@ impl RedisStore {
     /// `runtime`: where its calls are driven; nobody may be on it who makes them.
     pub fn records(&self, runtime: Handle) -> RedisRecords {
         RedisRecords { shared: self.shared.clone(), runtime }
+    }
+
+    /// Saves many tokens at once, without leases, where there are none: for a store that nobody else uses yet.
+    pub async fn fill(&self, tokens: &[(TokenKey, StoredToken)]) -> Result<(), StoreError> {
+        let own = &self.shared;
+        let version = own.sealed.wall_ms();
+        let imports = tokens.iter().map(async |(key, token)| {
+            let sealed = own.sealed.seal_token(key, token, version)?;
+            own.import(key, version, sealed, own.life(token)).await
+        });
+        for written in join_all(imports).await {
+            written?;
+        }
+        for (key, _) in tokens.first().into_iter().chain(tokens.last()) {
+            own.note_connection(&key.connection).await;
+        }
+        Ok(())
     }
 }
 
@@ -99,16 +118,20 @@ impl Shared {
             Some(version) if overwrite => record.version.max(version + 1),
             _ => record.version,
         };
-        let now = self.sealed.clock.now();
-        let token = record::decode(&record.text, self.sealed.boot, now);
+        let token = record::decode(&record.text, self.sealed.boot, self.sealed.clock.now());
         let life = token.map_or(UNKNOWN_LIFE, |token| self.life(&token));
-        let mut call = self.scripts.import.prepare_invoke();
-        call.key(self.names.token(key)).key(self.names.index(&key.connection)).key(self.names.removed(key));
-        call.arg(version).arg(self.anew(record, version)?).arg(ms(life)).arg(names::member(key));
-        call.arg(self.names.news()).arg(self.news_of(key));
-        let written = self.link.run(&call).await?;
+        let written = self.import(key, version, self.anew(record, version)?, life).await?;
         self.note_connection(&key.connection).await;
         Ok(written)
+    }
+
+    /// True if nothing as new was there.
+    async fn import(&self, key: &TokenKey, version: u64, sealed: Vec<u8>, life: Duration) -> Result<bool, StoreError> {
+        let mut call = self.scripts.import.prepare_invoke();
+        call.key(self.names.token(key)).key(self.names.index(&key.connection)).key(self.names.removed(key));
+        call.arg(version).arg(sealed).arg(ms(life)).arg(names::member(key));
+        call.arg(self.names.news()).arg(self.news_of(key));
+        self.link.run(&call).await
     }
 
     fn anew(&self, record: &Opened, version: u64) -> Result<Vec<u8>, StoreError> {

@@ -49,10 +49,7 @@ impl Acquirer {
         let unsaved = self.kept().unsaved.clone();
         let held = match unsaved {
             Some(unsaved) => Some(unsaved.token),
-            None => match self.load().await? {
-                None if self.store_has_lost(connection).await? => self.last_of(connection),
-                loaded => loaded,
-            },
+            None => self.newest(connection).await?,
         };
         Ok(held.filter(|held| is_of(held, connection)))
     }
@@ -74,16 +71,24 @@ impl Acquirer {
         last.filter(|last| is_of(last, connection)).cloned()
     }
 
-    /// The store has no record: has it lost one that is worth something? Then that is offered to it again.
-    async fn store_has_lost(&self, connection: &Connection) -> Result<bool, StoreError> {
-        let Some(last) = self.kept().last.clone() else { return Ok(false) };
-        let of_worth = matches!(last.refresh, Refresh::Token(_)) || self.is_usable(&last, connection);
-        if !of_worth || self.store.was_removed(&self.slot.key).await? {
-            self.kept().last = None;
-            return Ok(false);
+    /// What the store has, or what it has lost: a record that is not there, or is older than when it was last seen. That is
+    /// offered to it again, unless somebody has removed it.
+    async fn newest(&self, connection: &Connection) -> Result<Option<StoredToken>, StoreError> {
+        let stored = self.load().await?;
+        let Some(last) = self.kept().last.clone() else { return Ok(stored) };
+        match stored {
+            Some(stored) if stored.version >= last.version => return Ok(Some(stored)),
+            Some(_) => {}
+            None => {
+                let of_worth = matches!(last.refresh, Refresh::Token(_)) || self.is_usable(&last, connection);
+                if !of_worth || self.store.was_removed(&self.slot.key).await? {
+                    self.kept().last = None;
+                    return Ok(None);
+                }
+            }
         }
-        self.write_back(last);
-        Ok(true)
+        self.write_back(last.clone());
+        Ok(Some(last))
     }
 
     fn write_back(&self, last: StoredToken) {
@@ -106,18 +111,12 @@ impl Acquirer {
         if self.has_unsaved() {
             return Ok(Seen::Nothing);
         }
-        let last = self.kept().last.clone();
-        let stored = self.load().await?;
-        if stored.is_none() && !self.store_has_lost(connection).await? {
+        let known = self.kept().last.as_ref().map_or(0, |last| last.version);
+        let Some(stored) = self.newest(connection).await? else {
             let removed = self.store.was_removed(&self.slot.key).await?;
             return Ok(if removed { Seen::Removed } else { Seen::Nothing });
-        }
-        let Some(stored) = stored.filter(|stored| is_of(stored, connection)) else { return Ok(Seen::Nothing) };
-        let known = last.as_ref().map_or(0, |last| last.version);
-        if let Some(last) = last.filter(|_| stored.version < known) {
-            self.write_back(last);
-        }
-        if stored.version <= known {
+        };
+        if stored.version <= known || !is_of(&stored, connection) {
             return Ok(Seen::Nothing);
         }
         self.remember(&stored);
