@@ -24,6 +24,7 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use oauth2::basic::BasicErrorResponse;
 use oauth2::{AsyncHttpClient, HttpRequest, HttpResponse, RequestTokenError};
@@ -49,6 +50,9 @@ pub use failure::{Failure, Outcome, Reason, Refusal, clean_error};
 pub const CONSENT_REQUIRED: &str = "consent_required";
 /// A grant that needs the caller's own token, and there is none.
 const NO_SUBJECT_TOKEN: &str = "subject_token_missing";
+
+/// An answer that has arrived is read although its time has passed: the process or the machine may have stood still.
+const LATE: Duration = Duration::from_millis(100);
 
 /// What oauth2 gets to read once `response::read` has taken the real answer: a token that nobody uses.
 const PLACEHOLDER: &str = r#"{"access_token":"-","token_type":"bearer"}"#;
@@ -219,7 +223,11 @@ impl TokenEndpoint {
     /// Everything that one wish takes has one deadline.
     async fn in_time<T>(&self, call: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
         let timeout = self.connection.authorization_server.timeout;
-        tokio::time::timeout(timeout, call).await.unwrap_or_else(|_| Err(retryable(Reason::Timeout)))
+        tokio::pin!(call);
+        if let Ok(answer) = tokio::time::timeout(timeout, &mut call).await {
+            return answer;
+        }
+        tokio::time::timeout(LATE, call).await.unwrap_or_else(|_| Err(retryable(Reason::Timeout)))
     }
 }
 
