@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::broadcast;
+use tokio::time::Instant;
 
 use crate::clock::Now;
 use crate::model::Name;
@@ -107,11 +108,12 @@ pub enum StoreError {
 
 /// The right to ask the server for one token; it ends when released or dropped, or with its term.
 pub trait Lease: Send + Sync {
-    /// To be called before each token request: begins the term anew, and notes that a refresh token is about to be spent.
+    /// To be called before each token request: begins the term anew, and notes that the refresh token of a record's version
+    /// is about to be spent.
     ///
     /// # Errors
-    /// [`StoreError::LeaseLost`] if it has ended.
-    fn renew(&self, spends: bool) -> StoreFuture<'_, ()> {
+    /// [`StoreError::LeaseLost`] if it has ended, or the record is of another version meanwhile.
+    fn renew(&self, spends: Option<u64>) -> StoreFuture<'_, ()> {
         let _ = spends;
         Box::pin(async { Ok(()) })
     }
@@ -189,6 +191,23 @@ pub trait Store: Send + Sync {
     fn was_removed<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, bool> {
         let _ = key;
         Box::pin(async { Ok(true) })
+    }
+
+    /// Was somebody about to spend the refresh token, who has not saved what came of it?
+    fn is_in_doubt<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, bool> {
+        let _ = key;
+        Box::pin(async { Ok(false) })
+    }
+
+    /// Writes back, under its own version, what the store has lost, unless something as new is there or it was removed.
+    fn restore<'a>(&'a self, key: &'a TokenKey, token: StoredToken) -> StoreFuture<'a, ()> {
+        let _ = (key, token);
+        Box::pin(async { Ok(()) })
+    }
+
+    /// When it was last found again after it had been out of reach: leases and the last writes may have been lost before.
+    fn shaken(&self) -> Option<Instant> {
+        None
     }
 
     /// What other processes change from here on; `None`: there are no others.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use prometheus::IntCounter;
 use tokio::sync::broadcast;
+use tokio::time::Instant;
 
 use super::{Lease, News, Note, Page, Store, StoreError, StoreFuture, StoredToken};
 use crate::model::Name;
@@ -107,6 +108,18 @@ impl Store for Counted {
 
     fn was_removed<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, bool> {
         Box::pin(self.load.counted(self.store.was_removed(key)))
+    }
+
+    fn is_in_doubt<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, bool> {
+        Box::pin(self.load.counted(self.store.is_in_doubt(key)))
+    }
+
+    fn restore<'a>(&'a self, key: &'a TokenKey, token: StoredToken) -> StoreFuture<'a, ()> {
+        Box::pin(self.save.counted(self.store.restore(key, token)))
+    }
+
+    fn shaken(&self) -> Option<Instant> {
+        self.store.shaken()
     }
 
     fn news(&self) -> Option<broadcast::Receiver<News>> {

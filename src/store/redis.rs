@@ -25,8 +25,10 @@ use tokio::time::Instant;
 use lease::Held;
 use link::Link;
 use names::Names;
+use records::Removed;
 use scripts::{Scripts, Value};
 
+use super::lease::Leases;
 use super::seal::Keyring;
 use super::sealed::{Sealed, check_secret, secret_record};
 use super::{Lease, News, Note, Page, Refresh, Store, StoreError, StoreFuture, StoredToken};
@@ -54,6 +56,7 @@ const TOO_LARGE: &str = "it is larger than any record of keybearer";
 
 pub struct RedisStore {
     shared: Arc<Shared>,
+    leases: Leases,
     news: broadcast::Sender<News>,
 }
 
@@ -78,7 +81,7 @@ impl RedisStore {
             sealed: Sealed::new(Arc::new(keyring), clock),
             instance: format!("{:016x}", fastrand::u64(..)),
         };
-        RedisStore { shared: Arc::new(shared), news }
+        RedisStore { shared: Arc::new(shared), leases: Leases::default(), news }
     }
 
     /// Follows what other replicas change, until the program ends.
@@ -137,8 +140,10 @@ impl Store for RedisStore {
     fn lease<'a>(&'a self, key: &'a TokenKey, term: Duration, patience: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
         Box::pin(async move {
             let end = Instant::now() + patience;
+            // Within this process, where another holder is known.
+            let own = Arc::new(self.leases.take(key, patience).await?);
             loop {
-                if let Some(held) = Held::take(&self.shared, key, term).await? {
+                if let Some(held) = Held::take(&self.shared, key, term, own.clone()).await? {
                     return Ok(Box::new(held) as Box<dyn Lease>);
                 }
                 if Instant::now() >= end {
@@ -268,6 +273,27 @@ impl Store for RedisStore {
             let own = &self.shared;
             own.link.query(redis::cmd("EXISTS").arg(own.names.removed(key))).await
         })
+    }
+
+    fn is_in_doubt<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, bool> {
+        Box::pin(async move {
+            let own = &self.shared;
+            own.link.run(own.scripts.doubt.key(own.names.spending(key)).key(own.names.token(key))).await
+        })
+    }
+
+    fn restore<'a>(&'a self, key: &'a TokenKey, token: StoredToken) -> StoreFuture<'a, ()> {
+        Box::pin(async move {
+            let own = &self.shared;
+            let sealed = own.sealed.seal_token(key, &token, token.version)?;
+            own.import(key, token.version, sealed, own.life(&token), Removed::Respected).await?;
+            own.note_connection(&key.connection).await;
+            Ok(())
+        })
+    }
+
+    fn shaken(&self) -> Option<Instant> {
+        self.shared.link.shaken()
     }
 
     fn news(&self) -> Option<broadcast::Receiver<News>> {

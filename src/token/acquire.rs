@@ -19,7 +19,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 use super::slot::{Consent, Fate, Handed, Revoked, TokenSlot};
-use crate::clock::Clock;
+use crate::clock::{Clock, Now};
 use crate::model::connection::Connection;
 use crate::model::token::{AccessToken, RefreshToken, TokenKey, TokenSet};
 use crate::oauth::{Consented, Failure, TokenEndpoint, Whose};
@@ -27,6 +27,7 @@ use crate::store::{Lease, Refresh, Store, StoreError, StoredToken};
 use crate::telemetry::audit::{Audit, Cause};
 use crate::telemetry::metrics::Metrics;
 use kept::Kept;
+use kept::Recovers;
 pub(super) use kept::Seen;
 
 /// What a lease is waited for beyond the longest call that its holder may make.
@@ -105,6 +106,8 @@ pub(super) enum AcquireError {
         in_doubt: bool,
     },
     Store(StoreError),
+    /// The store was in trouble a moment ago: the refresh token is not sent for so long.
+    Recovering(Duration),
     /// Another holder may have spent the refresh token: it is not sent while the present token lasts.
     InDoubt,
     Person {
@@ -152,6 +155,17 @@ impl Acquirer {
             return Ok((self.remember(token), false));
         }
         person_needed(connection, held.as_ref())?;
+        if let Some(held) = held.filter(|held| self.shared && self.is_usable(held, connection))
+            && connection.grant.needs_person()
+        {
+            // Who may have something to save is not held up by others who would only wait.
+            if let Some(Recovers::Later(wait)) = self.recovers(&held, connection, term(connection)) {
+                return Err(AcquireError::Recovering(wait));
+            }
+            if self.store.is_in_doubt(&self.slot.key).await? {
+                return Err(AcquireError::InDoubt);
+            }
+        }
         let (_place, lease) = self.right_to_ask(connection).await?;
         let outcome = self.next(definition, current, cause, &*lease).await;
         let in_doubt = matches!(outcome, Err(AcquireError::Server { in_doubt: true, .. }));
@@ -177,6 +191,15 @@ impl Acquirer {
             person_needed(connection, held.as_ref())?;
             version = held.as_ref().map_or(0, |held| held.version);
             let Some((held, Refresh::Token(token))) = held.as_ref().map(|held| (held, &held.refresh)) else { break };
+            match self.recovers(held, connection, term(connection)) {
+                Some(_) if !connection.grant.needs_person() => break,
+                Some(Recovers::Later(wait)) => return Err(AcquireError::Recovering(wait)),
+                Some(Recovers::Shortly(wait)) => {
+                    tokio::time::sleep(wait).await;
+                    continue;
+                }
+                None => {}
+            }
             if lease.is_in_doubt() {
                 match connection.grant.needs_person() {
                     true if self.is_usable(held, connection) => return Err(AcquireError::InDoubt),
@@ -184,7 +207,7 @@ impl Acquirer {
                     false => break,
                 }
             }
-            lease.renew(true).await?;
+            lease.renew(Some(version)).await?;
             match self.refresh(definition, token, Some(held.refresh_life), cause).await {
                 Ok(answer) => {
                     let next = StoredToken { origins: held.origins.clone(), version, ..answer };
@@ -204,7 +227,11 @@ impl Acquirer {
                 Err(error) => return Err(error),
             }
         }
-        lease.renew(false).await?;
+        if connection.grant.needs_person() {
+            // What the store has changes faster than it can be spent.
+            return Err(AcquireError::Recovering(LEASE_PAUSE_MAX));
+        }
+        lease.renew(None).await?;
         let token = self.ask(definition, Way::Grant, cause).await?;
         Ok((self.keep(StoredToken { version, ..token }, Some(lease)).await, true))
     }
@@ -261,7 +288,7 @@ impl Acquirer {
     /// A place among the requests to this server, and the lease of this token. While another process has that, the place
     /// is left to others.
     async fn right_to_ask(&self, connection: &Connection) -> Result<(SemaphorePermit<'_>, Box<dyn Lease>), StoreError> {
-        let term = connection.authorization_server.timeout + LEASE_SLACK;
+        let term = term(connection);
         let (end, mut pause) = (Instant::now() + term + LEASE_SLACK, LEASE_PAUSE);
         loop {
             // The gate is never closed.
@@ -283,8 +310,12 @@ impl Acquirer {
     }
 
     fn is_usable(&self, held: &StoredToken, connection: &Connection) -> bool {
+        !self.clock.now().reached(self.usable_until(held, connection))
+    }
+
+    fn usable_until(&self, held: &StoredToken, connection: &Connection) -> Now {
         let margin = connection.lifetimes.usable_margin.min(held.lifetime / 4);
-        !self.clock.now().reached(held.obtained.plus(held.lifetime - margin))
+        held.obtained.plus(held.lifetime - margin)
     }
 
     /// Revokes what is kept, the refresh token first, then forgets it whatever the server said.
@@ -305,7 +336,7 @@ impl Acquirer {
     ) -> Result<Revoked, StoreError> {
         let mut revoked = Revoked::default();
         if let Some(held) = self.held(&definition.connection).await? {
-            lease.renew(false).await?;
+            lease.renew(None).await?;
             let ended = |fate: Result<bool, Failure>| match fate {
                 Ok(true) => Fate::Revoked,
                 Ok(false) => Fate::NoEndpoint,
@@ -328,6 +359,11 @@ impl Acquirer {
         *self.kept() = Kept::default();
         Ok(revoked)
     }
+}
+
+/// How long a lease lasts: longer than the longest call that its holder may make.
+fn term(connection: &Connection) -> Duration {
+    connection.authorization_server.timeout + LEASE_SLACK
 }
 
 /// Is there no way to a token without a person?

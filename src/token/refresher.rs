@@ -32,9 +32,12 @@ const AFTER_PANIC: Duration = Duration::from_secs(10);
 /// A token that could not be saved is offered again after this long, then half as often each time.
 const SAVE_AGAIN: Duration = Duration::from_secs(1);
 const SAVE_AGAIN_MAX: Duration = Duration::from_secs(60);
+/// The same where another process may spend the same refresh token meanwhile.
+const SAVE_AGAIN_SHARED_MAX: Duration = Duration::from_secs(4);
 /// A store that others use too is looked into so often, whether or not it tells of changes.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 const STORE_UNAVAILABLE: &str = "store_unavailable";
+const RECOVERING: &str = "it was in trouble a moment ago, and other replicas may have kept newer tokens";
 const IN_DOUBT: &str = "another process may have spent the refresh token; it is not sent while the present token lasts";
 
 pub(super) struct Refresher {
@@ -56,6 +59,7 @@ impl Refresher {
 
     async fn refresh(&self) {
         let (mut save_again, mut end, mut ending, mut demanded) = (SAVE_AGAIN, self.phases.clone(), false, false);
+        let save_again_max = if self.acquirer.shared { SAVE_AGAIN_SHARED_MAX } else { SAVE_AGAIN_MAX };
         // What a person has revoked is asked for anew only when somebody wants it.
         let mut resting = false;
         let mut looked = Instant::now();
@@ -114,7 +118,7 @@ impl Refresher {
             if self.acquirer.has_unsaved() {
                 let Ok(_under_way) = self.under_way.acquire().await else { return };
                 let saved = self.acquirer.save_again().await;
-                save_again = if saved { SAVE_AGAIN } else { (save_again * 2).min(SAVE_AGAIN_MAX) };
+                save_again = if saved { SAVE_AGAIN } else { (save_again * 2).min(save_again_max) };
             }
         }
         self.serve_the_last().await;
@@ -170,7 +174,7 @@ impl Refresher {
         let waits_for_person = |trouble: &Trouble| trouble.consent.is_some();
         match self.acquirer.look(&definition.connection).await {
             Ok(Seen::Token(token)) => {
-                self.succeed(&state, &definition.connection, token, false);
+                self.succeed(&state, &definition.connection, *token, false);
                 return Some(false);
             }
             Ok(Seen::Removed) if state.token.is_some() => {
@@ -276,6 +280,9 @@ impl Refresher {
             // The refresh token may be spent, and a server may punish its second use: not before we have to.
             retry_at = retry_at.later(token.usable_until);
         }
+        if let AcquireError::Recovering(wait) = error {
+            retry_at = now.plus(wait);
+        }
         let mut trouble = trouble(error, now, retry_at);
         trouble.failures = failures;
         let key = &self.slot.key;
@@ -299,7 +306,7 @@ impl Refresher {
 fn trouble(error: AcquireError, now: Now, retry_at: Now) -> Trouble {
     let outcome = match &error {
         AcquireError::Server { failure, .. } => failure.outcome().as_str(),
-        AcquireError::Store(_) | AcquireError::InDoubt => "unavailable",
+        AcquireError::Store(_) | AcquireError::Recovering(_) | AcquireError::InDoubt => "unavailable",
         AcquireError::Person { .. } => "refused",
     };
     let (permanent, consent, error, description) = match error {
@@ -313,6 +320,7 @@ fn trouble(error: AcquireError, now: Now, retry_at: Now) -> Trouble {
             (true, None, "script_failed".to_owned(), Some(message))
         }
         AcquireError::Store(error) => (false, None, STORE_UNAVAILABLE.to_owned(), Some(error.to_string())),
+        AcquireError::Recovering(_) => (false, None, STORE_UNAVAILABLE.to_owned(), Some(RECOVERING.to_owned())),
         AcquireError::InDoubt => (false, None, "refresh_in_doubt".to_owned(), Some(IN_DOUBT.to_owned())),
         AcquireError::Person { consent, error } => (true, Some(consent), error, None),
     };

@@ -19,12 +19,19 @@ pub struct Held {
     version: AtomicU64,
     term: Duration,
     in_doubt: bool,
+    /// Within this process.
+    _own: Arc<Box<dyn Lease>>,
     released: AtomicBool,
 }
 
 impl Held {
     /// The lease of `key`, unless somebody has it.
-    pub async fn take(shared: &Arc<Shared>, key: &TokenKey, term: Duration) -> Result<Option<Held>, StoreError> {
+    pub async fn take(
+        shared: &Arc<Shared>,
+        key: &TokenKey,
+        term: Duration,
+        own: Arc<Box<dyn Lease>>,
+    ) -> Result<Option<Held>, StoreError> {
         let names = &shared.names;
         let mut call = shared.scripts.take.prepare_invoke();
         call.key(names.lease(key)).key(names.token(key)).key(names.spending(key));
@@ -39,6 +46,7 @@ impl Held {
             version: AtomicU64::new(version),
             term,
             in_doubt: spending == "1",
+            _own: own,
             released: AtomicBool::new(false),
         }))
     }
@@ -58,12 +66,13 @@ impl Held {
 }
 
 impl Lease for Held {
-    fn renew(&self, spends: bool) -> StoreFuture<'_, ()> {
+    fn renew(&self, spends: Option<u64>) -> StoreFuture<'_, ()> {
         Box::pin(async move {
             let names = &self.shared.names;
             let mut call = self.shared.scripts.renew.prepare_invoke();
-            call.key(names.lease(&self.key)).key(names.spending(&self.key));
-            call.arg(&self.holder).arg(ms(self.term)).arg(u8::from(spends)).arg(ms(SPENDING_LIFE));
+            call.key(names.lease(&self.key)).key(names.spending(&self.key)).key(names.token(&self.key));
+            let version = spends.map_or(String::new(), |version| version.to_string());
+            call.arg(&self.holder).arg(ms(self.term)).arg(version).arg(ms(SPENDING_LIFE));
             match self.shared.link.run(&call).await? {
                 true => Ok(()),
                 false => Err(StoreError::LeaseLost { key: self.key.clone() }),

@@ -4,7 +4,7 @@
 //! after a moment; errors say what to do, and no secret. Sentinels are asked for the primary at each connection.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -48,6 +48,8 @@ pub struct Link {
     /// A key that nobody uses.
     probe: String,
     news: broadcast::Sender<News>,
+    /// When it was last found again.
+    shaken: std::sync::Mutex<Option<Instant>>,
 }
 
 /// How Redis is reached.
@@ -139,7 +141,8 @@ impl Link {
     /// Connections are driven on the current runtime.
     pub fn new(settings: RedisSettings, tasks: Tasks, probe: String, news: broadcast::Sender<News>) -> Link {
         let way = ArcSwap::from_pointee(Way::new(settings));
-        Link { way, tasks, runtime: Handle::current(), state: Mutex::new(State::Never), probe, news }
+        let (state, shaken) = (Mutex::new(State::Never), std::sync::Mutex::default());
+        Link { way, tasks, runtime: Handle::current(), state, probe, news, shaken }
     }
 
     /// From the next connection on.
@@ -198,6 +201,7 @@ impl Link {
             Ok(connection) => {
                 if last {
                     tracing::info!("the store is in reach again");
+                    *self.shaken.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
                     // Nobody may be listening.
                     let _ = self.news.send(News::Missed);
                 }
@@ -210,6 +214,10 @@ impl Link {
                 Err(why)
             }
         }
+    }
+
+    pub fn shaken(&self) -> Option<Instant> {
+        *self.shaken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Looks whether Redis is in reach again, if it was out of reach.

@@ -15,6 +15,13 @@ use crate::store::seal::{Header, Keyring};
 use crate::store::transfer::{Done, Opened, PAGE, Records, Sealed, Table};
 use crate::store::{StoreError, StoredToken, record};
 
+/// What becomes of a mark that something was removed on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removed {
+    Undone,
+    Respected,
+}
+
 /// A store in Redis for whoever can wait.
 pub struct RedisRecords {
     shared: Arc<Shared>,
@@ -33,7 +40,7 @@ impl RedisStore {
         let version = own.sealed.wall_ms();
         let imports = tokens.iter().map(async |(key, token)| {
             let sealed = own.sealed.seal_token(key, token, version)?;
-            own.import(key, version, sealed, own.life(token)).await
+            own.import(key, version, sealed, own.life(token), Removed::Undone).await
         });
         for written in join_all(imports).await {
             written?;
@@ -120,17 +127,24 @@ impl Shared {
         };
         let token = record::decode(&record.text, self.sealed.boot, self.sealed.clock.now());
         let life = token.map_or(UNKNOWN_LIFE, |token| self.life(&token));
-        let written = self.import(key, version, self.anew(record, version)?, life).await?;
+        let written = self.import(key, version, self.anew(record, version)?, life, Removed::Undone).await?;
         self.note_connection(&key.connection).await;
         Ok(written)
     }
 
     /// True if nothing as new was there.
-    async fn import(&self, key: &TokenKey, version: u64, sealed: Vec<u8>, life: Duration) -> Result<bool, StoreError> {
+    pub async fn import(
+        &self,
+        key: &TokenKey,
+        version: u64,
+        sealed: Vec<u8>,
+        life: Duration,
+        removed: Removed,
+    ) -> Result<bool, StoreError> {
         let mut call = self.scripts.import.prepare_invoke();
         call.key(self.names.token(key)).key(self.names.index(&key.connection)).key(self.names.removed(key));
         call.arg(version).arg(sealed).arg(ms(life)).arg(names::member(key));
-        call.arg(self.names.news()).arg(self.news_of(key));
+        call.arg(self.names.news()).arg(self.news_of(key)).arg(u8::from(removed == Removed::Respected));
         self.link.run(&call).await
     }
 

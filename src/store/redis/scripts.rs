@@ -35,13 +35,18 @@ impl FromRedisValue for Value {
 const VERSION_OF: &str = r"
 local function is(key, kind) return redis.call('TYPE', key).ok == kind end
 local function version_of(key)
-  if not is(key, 'string') then return 0 end
+  if not is(key, 'string') or redis.call('STRLEN', key) > MOST then return 0 end
   local head = redis.call('GETRANGE', key, 9, 16)
   if #head < 8 then return 0 end
   local version = 0
   for at = 1, 8 do version = version * 256 + head:byte(at) end
   if version >= 9007199254740992 then return 0 end
   return version
+end
+local function in_doubt(spending, token)
+  if not is(spending, 'string') then return false end
+  local version = redis.call('GET', spending):match(':(%d+)$')
+  return version ~= nil and tonumber(version) > version_of(token)
 end
 local function held_by(key, holder) return is(key, 'string') and redis.call('GET', key) == holder end
 ";
@@ -79,9 +84,10 @@ if redis.call('HSTRLEN', KEYS[1], ARGV[1]) > tonumber(ARGV[2]) then return 2 end
 return redis.call('HGET', KEYS[1], ARGV[1]) or 0
 ";
 
-/// lease, token, spending; instance, term. The holder and the version of its first write, or nothing.
+/// lease, token, spending; instance, term. The holder and the version of its first write, or nothing. What this instance
+/// holds already it has not heard of.
 const TAKE: &str = r"
-if is(KEYS[1], 'string') then return {} end
+if is(KEYS[1], 'string') and redis.call('GET', KEYS[1]):sub(1, #ARGV[1] + 1) ~= ARGV[1] .. ':' then return {} end
 local time = redis.call('TIME')
 local version = time[1] * 1000000 + time[2]
 local before = version_of(KEYS[2])
@@ -90,14 +96,19 @@ version = string.format('%.0f', version)
 local holder = ARGV[1] .. ':' .. version
 redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[1], holder, 'PX', ARGV[2])
-return {holder, version, is(KEYS[3], 'string') and '1' or '0'}
+return {holder, version, in_doubt(KEYS[3], KEYS[2]) and '1' or '0'}
 ";
 
-/// lease, spending; holder, term, whether a refresh token is about to be spent, how long that is noted.
+/// spending, token. Whether what was spent last has not been saved.
+const DOUBT: &str = "return in_doubt(KEYS[1], KEYS[2]) and 1 or 0";
+
+/// lease, spending, token; holder, term, the version of the record whose refresh token is about to be spent or nothing, how
+/// long that is noted.
 const RENEW: &str = r"
 if not held_by(KEYS[1], ARGV[1]) then return 0 end
+if ARGV[3] ~= '' and version_of(KEYS[3]) ~= tonumber(ARGV[3]) then return 0 end
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
-if ARGV[3] == '1' then
+if ARGV[3] ~= '' then
   redis.call('DEL', KEYS[2])
   redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[4])
 end
@@ -120,9 +131,10 @@ end
 ";
 
 /// lease, token, index, spending, removed; holder, version, record, life, member, channel, news. A lease that has lapsed
-/// and that nobody took since will do, if nothing newer lies there: what was spent for it is not lost.
+/// will do if nothing newer lies there and nobody has it, or whoever has it has not spent anything: what was spent for it
+/// is not lost.
 const SAVE: &str = r"
-if not held_by(KEYS[1], ARGV[1]) and redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+if redis.call('EXISTS', KEYS[1]) == 1 and not held_by(KEYS[1], ARGV[1]) and not held_by(KEYS[4], ARGV[1]) then return 0 end
 if version_of(KEYS[2]) >= tonumber(ARGV[2]) then return 0 end
 redis.call('DEL', KEYS[2], KEYS[4], KEYS[5])
 redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[4])
@@ -141,8 +153,10 @@ redis.call('PUBLISH', ARGV[4], ARGV[5])
 return 1
 ";
 
-/// token, index, removed; version, record, life, member, channel, news. Written unless what is there is as new.
+/// token, index, removed; version, record, life, member, channel, news, whether a removal counts. Written unless what is
+/// there is as new.
 const IMPORT: &str = r"
+if ARGV[7] == '1' and redis.call('EXISTS', KEYS[3]) == 1 then return 0 end
 if version_of(KEYS[1]) >= tonumber(ARGV[1]) then return 0 end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 redis.call('DEL', KEYS[3])
@@ -176,6 +190,7 @@ pub struct Scripts {
     pub get_many: Script,
     field: Script,
     pub take: Script,
+    pub doubt: Script,
     pub renew: Script,
     pub release: Script,
     pub save: Script,
@@ -188,18 +203,20 @@ pub struct Scripts {
 impl Scripts {
     pub fn new() -> Scripts {
         let script = |parts: &[&str]| Script::new(&parts.concat());
+        let own = VERSION_OF.replace("MOST", &VALUE_BYTES_MAX.to_string());
         Scripts {
             get: script(&[GET, GET_ONE]),
             get_many: script(&[GET, GET_MANY]),
             field: script(&[FIELD]),
-            take: script(&[VERSION_OF, TAKE]),
-            renew: script(&[VERSION_OF, RENEW]),
-            release: script(&[VERSION_OF, RELEASE]),
-            save: script(&[VERSION_OF, INDEX, SAVE]),
-            forget: script(&[VERSION_OF, FORGET]),
-            import: script(&[VERSION_OF, INDEX, IMPORT]),
-            reseal: script(&[VERSION_OF, RESEAL]),
-            put_note: script(&[VERSION_OF, PUT_NOTE]),
+            take: script(&[&own, TAKE]),
+            doubt: script(&[&own, DOUBT]),
+            renew: script(&[&own, RENEW]),
+            release: script(&[&own, RELEASE]),
+            save: script(&[&own, INDEX, SAVE]),
+            forget: script(&[&own, FORGET]),
+            import: script(&[&own, INDEX, IMPORT]),
+            reseal: script(&[&own, RESEAL]),
+            put_note: script(&[&own, PUT_NOTE]),
         }
     }
 

@@ -70,7 +70,7 @@ async fn a_lease_has_one_holder_and_a_late_write_is_refused() {
     let late = one.lease(&key, SECOND / 2, SECOND).await.expect("a lease");
     let busy = other.lease(&key, SECOND, SECOND / 10).await.err();
     assert_eq!(busy, Some(StoreError::LeaseTimeout { key: key.clone() }));
-    late.renew(true).await.expect("it is ours");
+    late.renew(Some(0)).await.expect("it is ours");
     let text = redis.cli(&["GET", "keybearer:{crm}:lease:default"]).await;
     assert!(
         text.contains(':') && redis.cli(&["PTTL", "keybearer:{crm}:lease:default"]).await.parse().unwrap_or(0) <= 500
@@ -80,7 +80,8 @@ async fn a_lease_has_one_holder_and_a_late_write_is_refused() {
     let next = other.lease(&key, 5 * SECOND, 2 * SECOND).await.expect("its term is over");
     assert!(next.is_in_doubt(), "the one before may have spent the refresh token");
     let lost = StoreError::LeaseLost { key: key.clone() };
-    assert_eq!(late.renew(true).await, Err(lost.clone()));
+    next.renew(Some(0)).await.expect("it is ours");
+    assert_eq!(late.renew(Some(0)).await, Err(lost.clone()));
     assert_eq!(one.save(&key, rotating("late"), &*late).await, Err(lost.clone()));
     let version = other.save(&key, rotating("next"), &*next).await.expect("it is saved");
     next.release(true).await;
@@ -88,6 +89,7 @@ async fn a_lease_has_one_holder_and_a_late_write_is_refused() {
     assert_eq!(one.forget(&key, &*late).await, Err(lost));
     let loaded = one.load(&key).await.expect("it opens").expect("it is there");
     assert_eq!((loaded.access_token.expose(), loaded.version), ("next", version));
+    drop(late);
     assert!(!one.lease(&key, SECOND, SECOND).await.expect("a lease").is_in_doubt(), "the doubt ended with the save");
 
     // Nobody came meanwhile: what was spent for it is not lost.
@@ -96,9 +98,24 @@ async fn a_lease_has_one_holder_and_a_late_write_is_refused() {
     sleep(SECOND / 5).await;
     assert!(one.save(&key, rotating("rescued"), &*late).await.expect("it is saved") > version);
 
+    drop(late);
+    // Nor while somebody has it who has spent nothing.
+    let late = one.lease(&key, SECOND / 10, SECOND).await.expect("a lease");
+    let held = one.load(&key).await.expect("it opens").map_or(0, |held| held.version);
+    assert_eq!(late.renew(Some(held - 1)).await, Err(StoreError::LeaseLost { key: key.clone() }), "it has moved");
+    late.renew(Some(held)).await.expect("it is ours");
+    sleep(SECOND / 5).await;
+    let next = other.lease(&key, SECOND, SECOND).await.expect("its term is over");
+    assert!(next.is_in_doubt() && other.is_in_doubt(&key).await.expect("an answer"));
+    one.save(&key, rotating("settled"), &*late).await.expect("it is saved");
+    assert!(!other.is_in_doubt(&key).await.expect("an answer"));
+    next.release(true).await;
+
+    drop(late);
     // Whoever is cut off gives it back, and the doubt stays.
     let dropped = one.lease(&key, 30 * SECOND, SECOND).await.expect("a lease");
-    dropped.renew(true).await.expect("it is ours");
+    let held = one.load(&key).await.expect("it opens").map_or(0, |held| held.version);
+    dropped.renew(Some(held)).await.expect("it is ours");
     drop(dropped);
     assert!(other.lease(&key, SECOND, SECOND).await.expect("it was given back").is_in_doubt());
 }

@@ -7,28 +7,37 @@
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::{Acquirer, LEASE_SLACK};
 use crate::model::connection::Connection;
 use crate::store::{Lease, Refresh, StoreError, StoredToken};
 
 /// A store that takes longer is out of order: the token is used before it is saved.
 const SAVE_WAIT: Duration = Duration::from_secs(3);
+/// However soon the present token ends.
+const RECOVERY_MIN: Duration = Duration::from_secs(3);
+/// Within which the store is found to have lost the same record again.
+const LOSS_LASTS: Duration = Duration::from_secs(60);
 /// How long a lease is for that is taken to save alone.
 const SAVE_TERM: Duration = Duration::from_secs(10);
 
 #[derive(Default)]
 pub struct Kept {
-    /// What the store could not take yet, or has lost.
-    unsaved: Option<Unsaved>,
+    /// What the store could not take yet; it names the version that it is to replace.
+    unsaved: Option<StoredToken>,
     /// As the store had it when it was last seen; only where several processes share the store.
     last: Option<StoredToken>,
+    /// When the store was last found to have lost it.
+    lost: Option<Instant>,
 }
 
-#[derive(Clone)]
-struct Unsaved {
-    token: StoredToken,
-    /// The server gave it after the version of the store that it names; else it is that version.
-    fresh: bool,
+/// No refresh token is to be spent before, as far as the store's last trouble goes.
+pub enum Recovers {
+    /// The present token will do until then.
+    Later(Duration),
+    /// There is none; it is not long.
+    Shortly(Duration),
 }
 
 /// What a look into a shared store finds.
@@ -36,7 +45,7 @@ pub enum Seen {
     /// Nothing that is not known here.
     Nothing,
     /// A newer token, which may be used.
-    Token(StoredToken),
+    Token(Box<StoredToken>),
     /// A newer record, of no use as it is.
     Record,
     /// It was removed on purpose.
@@ -48,7 +57,7 @@ impl Acquirer {
     pub(super) async fn held(&self, connection: &Connection) -> Result<Option<StoredToken>, StoreError> {
         let unsaved = self.kept().unsaved.clone();
         let held = match unsaved {
-            Some(unsaved) => Some(unsaved.token),
+            Some(unsaved) => Some(unsaved),
             None => self.newest(connection).await?,
         };
         Ok(held.filter(|held| is_of(held, connection)))
@@ -67,12 +76,12 @@ impl Acquirer {
     /// What is known of the token without the store.
     pub(super) fn last_of(&self, connection: &Connection) -> Option<StoredToken> {
         let kept = self.kept();
-        let last = kept.unsaved.as_ref().map(|unsaved| &unsaved.token).or(kept.last.as_ref());
+        let last = kept.unsaved.as_ref().or(kept.last.as_ref());
         last.filter(|last| is_of(last, connection)).cloned()
     }
 
     /// What the store has, or what it has lost: a record that is not there, or is older than when it was last seen. That is
-    /// offered to it again, unless somebody has removed it.
+    /// written back, unless somebody has removed it.
     async fn newest(&self, connection: &Connection) -> Result<Option<StoredToken>, StoreError> {
         let stored = self.load().await?;
         let Some(last) = self.kept().last.clone() else { return Ok(stored) };
@@ -87,15 +96,33 @@ impl Acquirer {
                 }
             }
         }
-        self.write_back(last.clone());
-        Ok(Some(last))
-    }
-
-    fn write_back(&self, last: StoredToken) {
         let subject = self.slot.key.subject.as_ref().map(|subject| subject.as_str());
         tracing::warn!(connection = %self.slot.key.connection, profile = %self.slot.key.profile, subject,
             "the store has lost a token that is held here; it is written back");
-        self.kept().unsaved = Some(Unsaved { token: last, fresh: false });
+        {
+            // One loss may be found more than once.
+            let mut kept = self.kept();
+            kept.lost = kept.lost.filter(|at| at.elapsed() < LOSS_LASTS).or_else(|| Some(Instant::now()));
+        }
+        self.store.restore(&self.slot.key, last.clone()).await?;
+        Ok(Some(last))
+    }
+
+    /// Leases and the last writes may have been lost with the store's last trouble. For so long no refresh token is to be
+    /// spent, so that whoever was spending it, or has seen more of the store, can say so: for the term of a lease that came
+    /// back with an older state, and as long again to take one; beyond the present token's end only for a moment.
+    pub(super) fn recovers(&self, held: &StoredToken, connection: &Connection, term: Duration) -> Option<Recovers> {
+        let since = self.store.shaken().max(self.kept().lost)?;
+        let (now, clock) = (Instant::now(), self.clock.now());
+        let whole = (since + 2 * term).saturating_duration_since(now);
+        let least = (since + RECOVERY_MIN).saturating_duration_since(now);
+        match self.is_usable(held, connection) {
+            true => {
+                let usable = clock.until(self.usable_until(held, connection));
+                Some(Recovers::Later(whole.min(usable))).filter(|_| !whole.is_zero())
+            }
+            false => Some(Recovers::Shortly(least)).filter(|_| !least.is_zero()),
+        }
     }
 
     /// Notes what the store has.
@@ -120,7 +147,7 @@ impl Acquirer {
             return Ok(Seen::Nothing);
         }
         self.remember(&stored);
-        Ok(if self.is_usable(&stored, connection) { Seen::Token(stored) } else { Seen::Record })
+        Ok(if self.is_usable(&stored, connection) { Seen::Token(Box::new(stored)) } else { Seen::Record })
     }
 
     /// Saves `token` and hands it back. The store's refusal is no reason to lose it. `None`: nobody has a lease, since the
@@ -141,19 +168,19 @@ impl Acquirer {
         match saved {
             Ok(version) => {
                 let token = StoredToken { version, ..token };
-                *self.kept() = Kept { unsaved: None, last: self.shared.then(|| token.clone()) };
+                *self.kept() = Kept { last: self.shared.then(|| token.clone()), ..Kept::default() };
                 token
             }
             Err(error) => {
                 tracing::error!(connection = %self.slot.key.connection, profile = %self.slot.key.profile, subject, %error,
                     "the token could not be saved; it is used all the same, and offered to the store again");
-                self.kept().unsaved = Some(Unsaved { token: token.clone(), fresh: true });
+                self.kept().unsaved = Some(token.clone());
                 token
             }
         }
     }
 
-    /// Offers the store again what it could not take or has lost; true if nothing is left.
+    /// Offers the store again what it could not take; true if nothing is left.
     pub async fn save_again(&self) -> bool {
         let Some(unsaved) = self.kept().unsaved.clone() else { return true };
         let Ok(lease) = self.store.lease(&self.slot.key, SAVE_TERM, LEASE_SLACK).await else { return false };
@@ -162,19 +189,19 @@ impl Acquirer {
         saved
     }
 
-    async fn offer(&self, Unsaved { token, fresh }: Unsaved, lease: &dyn Lease) -> bool {
+    async fn offer(&self, token: StoredToken, lease: &dyn Lease) -> bool {
         if self.shared {
             let overtaken = match self.store.load(&self.slot.key).await {
                 // The answer to the write was lost.
                 Ok(Some(stored))
                     if (&stored.access_token, &stored.refresh) == (&token.access_token, &token.refresh) =>
                 {
-                    *self.kept() = Kept { unsaved: None, last: Some(stored) };
+                    *self.kept() = Kept { last: Some(stored), ..Kept::default() };
                     return true;
                 }
                 // Who was refused has spent what this one came of.
                 Ok(Some(stored)) => {
-                    stored.version > token.version && !(fresh && matches!(stored.refresh, Refresh::Refused { .. }))
+                    stored.version > token.version && !matches!(stored.refresh, Refresh::Refused { .. })
                 }
                 Ok(None) => match self.store.was_removed(&self.slot.key).await {
                     Ok(removed) => removed,
