@@ -2,6 +2,7 @@
 
 mod definition;
 mod ending;
+mod fleet;
 mod readers;
 mod refresh;
 mod renewal;

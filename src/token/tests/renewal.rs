@@ -286,3 +286,56 @@ async fn the_end_waits_for_what_is_under_way_and_begins_nothing_new() {
     sleep(600 * SECOND).await;
     assert_eq!(slow.calls(), 1);
 }
+
+/// Another process rotates between our reading and our request.
+struct Rival {
+    store: Arc<Disk>,
+    key: TokenKey,
+    sent: Arc<AtomicUsize>,
+}
+
+impl TokenSource for Rival {
+    fn first_grant<'a>(&'a self, _: Whose<'a>) -> crate::token::Answer<'a> {
+        Box::pin(async { refused_grant() })
+    }
+
+    fn refresh<'a>(&'a self, _: &'a RefreshToken, _: Whose<'a>) -> crate::token::Answer<'a> {
+        Box::pin(async {
+            if self.sent.fetch_add(1, Ordering::SeqCst) == 0 {
+                return renewing("ours", Some("first"));
+            }
+            let held = self.store.load(&self.key).await.unwrap().unwrap();
+            let access_token = AccessToken::parse("theirs").unwrap();
+            let refresh = Refresh::Token(RefreshToken::parse("second").unwrap());
+            let theirs = StoredToken { access_token, refresh, obtained: held.obtained.plus(40 * SECOND), ..held };
+            let nobody = crate::store::Unkept.lease(&self.key, SECOND, SECOND).await.unwrap();
+            self.store.save(&self.key, theirs, &*nobody).await.unwrap();
+            refused_grant()
+        })
+    }
+
+    fn revoke<'a>(&'a self, _: &'a str, _: &'static str) -> Ending<'a> {
+        Box::pin(async { Ok(true) })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_refused_reads_again_before_believing_it() {
+    let (store, clock) = (Arc::new(Disk::default()), Clock::simulated());
+    let connection = with_grant(Grant::AuthorizationCode);
+    let (tasks, metrics) = (Tasks::default(), Metrics::new().unwrap());
+    let cache = TokenCache::new(store.clone(), clock.clone(), tasks, metrics, Events::default(), Audit::default());
+    let (key, sent) = (connection.token_key(None), Arc::new(AtomicUsize::new(0)));
+    let rival = Rival { store: store.clone(), key: key.clone(), sent: sent.clone() };
+    let slot = shared(cache.ensure(&connection, Box::new(rival)));
+    let handed = Handed::RefreshToken(RefreshToken::parse("given").unwrap());
+    slot.import(handed, super::refresh::person(), Instant::now() + 10 * SECOND).await.unwrap();
+    // Due at half of a minute, with what another process has made of no use.
+    sleep(45 * SECOND).await;
+    assert_eq!(sent.load(Ordering::SeqCst), 2);
+    assert_eq!(slot.fresh(clock.now()).unwrap().access_token.expose(), "theirs");
+    assert_eq!(
+        store.load(&key).await.unwrap().unwrap().refresh,
+        Refresh::Token(RefreshToken::parse("second").unwrap())
+    );
+}

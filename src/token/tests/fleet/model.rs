@@ -1,0 +1,220 @@
+//! A model of the shared store and of a server that rotates refresh tokens, with faults between them and each replica.
+//!
+//! Each call is a step, atomic as a script of Redis is (`store::redis::scripts`), with a way there and a way back. A replica
+//! that stands still takes no step and reads no answer; what it has sent goes on.
+
+mod handle;
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use tokio::sync::broadcast;
+
+use super::*;
+use crate::store::{News, StoredToken};
+pub use handle::{Client, Handle, Shared};
+
+/// How far a failover may go back.
+pub const ROLLBACK_MAX: Duration = Duration::from_secs(5);
+const HISTORY: usize = 1024;
+
+/// How often what goes wrong.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Odds {
+    /// A call to the store: lost on the way there, or on the way back.
+    pub store: f64,
+    /// News for one replica.
+    pub news: f64,
+    /// A token request: no connection.
+    pub refused: f64,
+    /// One that never arrives, of which nobody knows.
+    pub lost: f64,
+    /// The replica stands still for a while after a step, of those near a token request.
+    pub pause: f64,
+    /// The store loses what it has, or its last writes, near a token request.
+    pub loss: f64,
+}
+
+#[derive(Clone, Default)]
+struct State {
+    record: Option<StoredToken>,
+    lease: Option<(String, Instant)>,
+    spending: Option<String>,
+}
+
+pub struct World {
+    pub tasks: Tasks,
+    start: Instant,
+    state: State,
+    /// As it was before each change.
+    history: VecDeque<(Instant, State)>,
+    handles: Vec<Arc<Handle>>,
+    down_until: Instant,
+    /// How often it has lost its connections.
+    breaks: u64,
+    pub odds: Odds,
+    pub pause_max: Duration,
+    random: fastrand::Rng,
+    pub steps: u64,
+    pub messages: u64,
+    pub server: Server,
+}
+
+/// The server's side of one grant: refresh tokens are numbers, of which one is current.
+#[derive(Default)]
+pub struct Server {
+    pub current: u64,
+    spent: HashSet<u64>,
+    alive: HashMap<String, Instant>,
+    pub revoked: bool,
+    pub spent_twice: u64,
+    /// By the grant, which nobody may without a person.
+    pub begun_anew: u64,
+    pub requests: u64,
+    pub rotations: u64,
+    pub lost: u64,
+    pub life: Duration,
+}
+
+impl Server {
+    pub fn is_alive(&self, access: &str) -> bool {
+        self.alive.get(access).is_some_and(|end| *end > Instant::now())
+    }
+
+    fn spend(&mut self, number: u64) -> Answer {
+        if self.revoked || number != self.current {
+            self.spent_twice += u64::from(self.spent.contains(&number));
+            self.revoked = true;
+            return Err(Failure::Permanent(Refusal { error: "invalid_grant".to_owned(), description: None }));
+        }
+        self.spent.insert(number);
+        self.current += 1;
+        self.rotations += 1;
+        let access = format!("a{}", self.current);
+        self.alive.insert(access.clone(), Instant::now() + self.life);
+        let refresh = RefreshToken::parse(&format!("r{}", self.current)).unwrap();
+        let access_token = AccessToken::parse(&access).unwrap();
+        let expires_in = Some(self.life);
+        Ok(TokenSet {
+            access_token,
+            expires_in,
+            refresh_token: Some(refresh),
+            refresh_token_expires_in: None,
+            scopes: None,
+        })
+    }
+}
+
+pub fn world(seed: u64, life: Duration) -> Arc<Mutex<World>> {
+    Arc::new(Mutex::new(World {
+        tasks: Tasks::default(),
+        start: Instant::now(),
+        state: State::default(),
+        history: VecDeque::new(),
+        handles: Vec::new(),
+        down_until: Instant::now(),
+        breaks: 0,
+        odds: Odds::default(),
+        pause_max: Duration::ZERO,
+        random: fastrand::Rng::with_seed(seed),
+        steps: 0,
+        messages: 0,
+        server: Server { life, ..Server::default() },
+    }))
+}
+
+impl World {
+    pub fn put(&mut self, token: StoredToken) {
+        self.server.alive.insert(token.access_token.expose().to_owned(), Instant::now() + self.server.life);
+        self.state.record = Some(token);
+    }
+
+    /// In microseconds, as the store's own clock tells it.
+    fn time(&self) -> u64 {
+        1_800_000_000_000_000 + self.start.elapsed().as_micros() as u64
+    }
+
+    pub fn record(&self) -> Option<&StoredToken> {
+        self.state.record.as_ref()
+    }
+
+    pub fn random(&mut self) -> &mut fastrand::Rng {
+        &mut self.random
+    }
+
+    pub fn happens(&mut self, odds: f64) -> bool {
+        odds > 0.0 && self.random.f64() < odds
+    }
+
+    fn millis(&mut self, most: u64) -> Duration {
+        Duration::from_millis(self.random.u64(0..=most))
+    }
+
+    pub fn goes_down(&mut self, span: Duration) {
+        self.down_until = Instant::now() + span;
+        self.breaks += 1;
+    }
+
+    /// It comes back with nothing, or as it was some time ago.
+    pub fn loses(&mut self, back: Option<Duration>) {
+        self.breaks += 1;
+        let then = back.map(|back| Instant::now() - back);
+        let state = then.map(|then| {
+            let later = self.history.iter().find(|(at, _)| *at > then);
+            later.map_or(self.state.clone(), |(_, state)| state.clone())
+        });
+        self.state = state.unwrap_or_default();
+        self.history.clear();
+    }
+
+    /// Everybody who has lost the store finds it again within a second and a half.
+    pub fn mend(&mut self) {
+        for handle in self.handles.clone() {
+            let delay = self.millis(1_500);
+            self.tasks.spawn("mend", async move {
+                sleep(delay).await;
+                handle.mend().await;
+            });
+        }
+    }
+
+    fn is_down(&self) -> bool {
+        Instant::now() < self.down_until
+    }
+
+    fn change(&mut self) -> &mut State {
+        if self.history.len() == HISTORY {
+            self.history.pop_front();
+        }
+        self.history.push_back((Instant::now(), self.state.clone()));
+        &mut self.state
+    }
+
+    fn version(&self) -> u64 {
+        self.state.record.as_ref().map_or(0, |record| record.version)
+    }
+
+    fn is_in_doubt(&self) -> bool {
+        let version = self.state.spending.as_ref().and_then(|holder| holder.rsplit_once(':')?.1.parse().ok());
+        version.is_some_and(|version: u64| version > self.version())
+    }
+
+    fn holder(&self) -> Option<&str> {
+        self.state.lease.as_ref().filter(|(_, end)| *end > Instant::now()).map(|(holder, _)| holder.as_str())
+    }
+
+    /// Tells everybody but `from`; some never hear of it.
+    fn tell(&mut self, from: &str, key: &TokenKey) {
+        let (odds, delay) = (self.odds.news, self.millis(50));
+        let (random, handles) = (&mut self.random, &self.handles);
+        let hear = |handle: &&Arc<Handle>| handle.name != from && !(odds > 0.0 && random.f64() < odds);
+        let who: Vec<_> = handles.iter().filter(hear).cloned().collect();
+        self.messages += who.len() as u64;
+        let key = key.clone();
+        self.tasks.spawn("news", async move {
+            sleep(delay).await;
+            for handle in who.iter().filter(|handle| !handle.is_cut()) {
+                let _ = handle.news.send(News::Changed(key.clone()));
+            }
+        });
+    }
+}
