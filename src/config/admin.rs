@@ -33,6 +33,11 @@ pub fn access(spot: Option<Spot<'_>>, sink: &mut Sink) -> (AdminAccess, bool) {
     let users = unit.get(unit.keys.users);
     let has_users = users.as_ref().is_some_and(listed);
     access.users = users.map(|spot| self::users(&spot, sink)).unwrap_or_default();
+    if let Some(spot) = unit.get(unit.keys.editing)
+        && spot.boolean(sink) == Some(true)
+    {
+        spot.problem(sink, "changing connections over the API is not built yet", "write false, or remove `editing`");
+    }
     for item in unit.get(unit.keys.hosts).and_then(|spot| spot.items(sink)).unwrap_or_default() {
         access.hosts.extend(item.parse(sink, host));
     }

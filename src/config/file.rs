@@ -58,7 +58,7 @@ twins! {
 
     MemoryFile {} not [];
 
-    AdminFile { users, hosts } not ["editing"];
+    AdminFile { users, hosts, editing } not [];
 
     UserFile { name, role, token } not [];
 

@@ -359,7 +359,7 @@ admin:
 ";
     let expected = [
         "1:12: state_dir: must be a single value",
-        "3:3: admin.editing: `editing` is not built yet",
+        "3:12: admin.editing: changing connections over the API is not built yet; write false",
         "4:11: admin.hosts[0]: `https://a.test` is no Host value",
         "6:14: admin.users[0].name: `A` is not a name",
         "6:48: admin.users[0].token.sha256: is not a SHA-256 digest",
