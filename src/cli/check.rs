@@ -32,7 +32,8 @@ pub fn check(arguments: &CheckArguments) -> ExitCode {
             Ok(loaded) => (&[][..], &loaded.warnings),
             Err(problems) => (&problems.problems[..], &problems.warnings),
         };
-        println!("{}", json!({ "file": path, "problems": problems, "warnings": warnings }));
+        let notes: Vec<&str> = result.iter().filter(|loaded| relays_https(&loaded.model)).map(|_| RELAYED).collect();
+        println!("{}", json!({ "file": path, "problems": problems, "warnings": warnings, "notes": notes }));
         return ExitCode::from(if result.is_ok() { 0 } else { MISCONFIGURED });
     }
     match result {
@@ -53,15 +54,15 @@ pub fn check(arguments: &CheckArguments) -> ExitCode {
             let connections = loaded.model.connections.len();
             println!("{}: good, {connections} connection{}", path.display(), if connections == 1 { "" } else { "s" });
             if relays_https(&loaded.model) {
-                println!(
-                    "note: https:// URLs, for which clients send CONNECT, are relayed without a token, since there is no \
-                     `interception`; http:// URLs and mounts get theirs"
-                );
+                println!("note: {RELAYED}");
             }
             ExitCode::SUCCESS
         }
     }
 }
+
+const RELAYED: &str = "https:// URLs, for which clients send CONNECT, are relayed without a token, since there is no \
+                       `interception`; http:// URLs and mounts get theirs";
 
 /// Does some tunnel lead to a host whose requests would get a token if it could be opened?
 fn relays_https(model: &Model) -> bool {

@@ -206,7 +206,7 @@ async fn check_json(file: &Config, exit: i32) -> Value {
     assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(exit), ""));
     let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let keys: Vec<_> = report.as_object().expect("an object").keys().map(String::as_str).collect();
-    assert_eq!(keys, ["file", "problems", "warnings"]);
+    assert_eq!(keys, ["file", "notes", "problems", "warnings"]);
     assert_eq!(report["file"], file.name());
     report
 }
