@@ -310,6 +310,19 @@ async fn openssl_accepts_the_certificate_and_old_versions_are_refused() {
 }
 
 #[tokio::test]
+async fn a_caller_without_permission_gets_403_inside() {
+    let callers = "callers: [{name: guest, cidr: [127.0.0.0/8]}, {name: billing, secret: of-billing-0123456789}]\n";
+    let top = interception() + callers;
+    let server = AuthorizationServer::al(json!({"lifetime": 300})).await;
+    let stage = Stage::with(server, json!({}), &top, "{host: api.test}], accessible_from: [billing").await;
+    let mut conn = stage.open("api.test").await;
+    conn.write(GET).await;
+    let answer = conn.answer().await;
+    assert_eq!((answer.status, answer.code()), (403, "caller_not_allowed"), "{}", stage.sidecar.log());
+    assert_eq!(stage.upstream.records().await.len(), 0);
+}
+
+#[tokio::test]
 async fn a_host_that_is_not_to_be_opened_is_relayed() {
     let stage = Stage::start(ROUTES).await;
     for (row, authority, name) in
