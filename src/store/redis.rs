@@ -324,8 +324,8 @@ impl Shared {
 
     /// Puts a connection among those that have records; with the next of them, if not now.
     async fn note_connection(&self, connection: &Name) {
-        let call = redis::cmd("SADD").arg(self.names.connections()).arg(connection.as_str()).clone();
-        if let Err(error) = self.link.query::<()>(&call).await {
+        let mut call = self.scripts.note_connection.key(self.names.connections());
+        if let Err(error) = self.link.run::<()>(call.arg(connection.as_str()).arg(ms(UNKNOWN_LIFE + LINGER))).await {
             tracing::debug!(%connection, %error, "a connection is not yet among those that have records");
         }
     }

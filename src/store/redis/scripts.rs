@@ -172,6 +172,14 @@ redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
 return 1
 ";
 
+/// connections; name, life. It ends after the last record of any.
+const NOTE_CONNECTION: &str = r"
+if not is(KEYS[1], 'set') then redis.call('DEL', KEYS[1]) end
+redis.call('SADD', KEYS[1], ARGV[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return 1
+";
+
 /// note, notes; name, record, end and now in ms since the Unix epoch, the version that is replaced (0: none), most at
 /// once. 1: done, 0: somebody was quicker, 2: there are too many.
 const PUT_NOTE: &str = r"
@@ -198,6 +206,7 @@ pub struct Scripts {
     pub import: Script,
     pub reseal: Script,
     pub put_note: Script,
+    pub note_connection: Script,
 }
 
 impl Scripts {
@@ -217,6 +226,7 @@ impl Scripts {
             import: script(&[&own, INDEX, IMPORT]),
             reseal: script(&[&own, RESEAL]),
             put_note: script(&[&own, PUT_NOTE]),
+            note_connection: script(&[&own, NOTE_CONNECTION]),
         }
     }
 
