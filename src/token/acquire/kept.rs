@@ -15,6 +15,9 @@ use crate::store::{Lease, Refresh, StoreError, StoredToken};
 
 /// A store that takes longer is out of order: the token is used before it is saved.
 const SAVE_WAIT: Duration = Duration::from_secs(3);
+/// Tries to save under one lease, and what lies between them: more than a connection takes to be made anew.
+const SAVE_TRIES: u32 = 3;
+const SAVE_PAUSE: Duration = Duration::from_millis(600);
 /// However soon the present token ends.
 const RECOVERY_MIN: Duration = Duration::from_secs(3);
 /// Within which the store is found to have lost the same record again.
@@ -157,11 +160,7 @@ impl Acquirer {
             return token;
         }
         let saved = match lease {
-            Some(lease) => {
-                let saving = self.store.save(&self.slot.key, token.clone(), lease);
-                let late = || StoreError::Unavailable("it does not answer in time".to_owned());
-                tokio::time::timeout(SAVE_WAIT, saving).await.unwrap_or_else(|_| Err(late()))
-            }
+            Some(lease) => self.save(&token, lease).await,
             None => Err(StoreError::Unavailable("it is out of reach".to_owned())),
         };
         let subject = self.slot.key.subject.as_ref().map(|subject| subject.as_str());
@@ -177,6 +176,21 @@ impl Acquirer {
                 self.kept().unsaved = Some(token.clone());
                 token
             }
+        }
+    }
+
+    /// Where others may take the lease, it is worth more than one try while it is ours.
+    async fn save(&self, token: &StoredToken, lease: &dyn Lease) -> Result<u64, StoreError> {
+        let mut tries = if self.shared { SAVE_TRIES } else { 1 };
+        loop {
+            let saving = self.store.save(&self.slot.key, token.clone(), lease);
+            let late = || StoreError::Unavailable("it does not answer in time".to_owned());
+            let saved = tokio::time::timeout(SAVE_WAIT, saving).await.unwrap_or_else(|_| Err(late()));
+            tries -= 1;
+            if tries == 0 || !matches!(saved, Err(StoreError::Unavailable(_))) {
+                return saved;
+            }
+            tokio::time::sleep(SAVE_PAUSE).await;
         }
     }
 
