@@ -1,5 +1,5 @@
 //! What the sealed store costs as it grows, in a file and in Redis (redis-server on loopback, without a disk).
-//! `cargo bench --profile dist --bench store [-- --full]`.
+//! `cargo bench --profile dist --bench store [-- --full] [--redis]`: up to a million subjects, in Redis alone.
 //!
 //! Times on a shared machine are honest only as growth, so each has its multiple of the smallest store's beside it. Cold
 //! means that the kernel was asked to forget the file (`posix_fadvise`), which it may do in part only, and that the
@@ -34,11 +34,14 @@ struct Figures {
 }
 
 fn main() {
-    let full = std::env::args().any(|argument| argument == "--full");
-    let sizes: &[usize] = if full { &[1_000, 10_000, 100_000, 1_000_000] } else { &[1_000, 10_000, 100_000] };
-    let all: Vec<_> = sizes.iter().map(|subjects| measure(*subjects).expect("a store that works")).collect();
-    table("file, MiB", &all);
-    println!();
+    let given = |word: &str| std::env::args().any(|argument| argument == word);
+    let sizes: &[usize] =
+        if given("--full") { &[1_000, 10_000, 100_000, 1_000_000] } else { &[1_000, 10_000, 100_000] };
+    if !given("--redis") {
+        let all: Vec<_> = sizes.iter().map(|subjects| measure(*subjects).expect("a store that works")).collect();
+        table("file, MiB", &all);
+        println!();
+    }
     let all: Vec<_> = sizes.iter().map(|subjects| measure_redis(*subjects).expect("a store that works")).collect();
     table("Redis's memory, MiB", &all);
 }
