@@ -1,7 +1,8 @@
 //! Clients as people use them, with nothing but what `keybearer exec` gives them: http:// URLs, https:// URLs that are
 //! opened, https:// URLs that are relayed.
 //!
-//! The README's table of clients says what each needs; a client here has nothing else. Go, for its size, in `.ci/long` alone.
+//! The README's table of clients says what each needs; a client here has nothing else. Go and .NET, for their size, in `.ci/long`
+//! alone.
 
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -96,6 +97,12 @@ fn clients() -> Vec<(&'static str, Vec<String>)> {
     ];
     if scale() > 1 {
         clients.push(("Go", own(&["go", "run", &rig("clients/get.go").display().to_string(), "THE_URL"])));
+        let [python, get, openssl] = [".dotnet/bin/python", "clients/dotnet.py", ".dotnet/openssl"].map(rig);
+        let openssl = format!("LD_LIBRARY_PATH={}", openssl.display());
+        clients.push((
+            ".NET",
+            own(&["env", &openssl, &python.display().to_string(), &get.display().to_string(), "THE_URL"]),
+        ));
     }
     clients
 }

