@@ -56,8 +56,8 @@ pub struct StoredToken {
     pub scopes: Option<Vec<String>>,
     pub refresh: Refresh,
     pub refresh_life: RefreshLife,
-    /// Which save it came from: later ones have higher numbers. Of a token that was not saved: that of the record which it
-    /// is to replace, 0 for none.
+    /// Which save it came from: later ones have higher numbers. Of a token that was not saved: that of the record, or of the
+    /// removal, which it is to replace, 0 for neither.
     pub version: u64,
 }
 
@@ -121,6 +121,11 @@ pub trait Lease: Send + Sync {
     /// An earlier holder was about to spend a refresh token, and has not saved what came of it.
     fn is_in_doubt(&self) -> bool {
         false
+    }
+
+    /// The version of the record that lay there, or of its removal, when the lease was taken; 0: neither.
+    fn replaces(&self) -> u64 {
+        0
     }
 
     /// What distinguishes this holder, and the version that its next save gets: in a store that several processes share.
@@ -187,9 +192,9 @@ pub trait Store: Send + Sync {
     /// false: somebody was quicker.
     fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: Duration, over: Option<u64>) -> StoreFuture<'a, bool>;
 
-    /// Was what lay under `key` removed on purpose, rather than lost?
-    fn was_removed<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, bool> {
-        let _ = key;
+    /// Was the record of version `after`, or a later one, removed on purpose, rather than lost?
+    fn was_removed<'a>(&'a self, key: &'a TokenKey, after: u64) -> StoreFuture<'a, bool> {
+        let _ = (key, after);
         Box::pin(async { Ok(true) })
     }
 

@@ -106,8 +106,8 @@ impl Store for Counted {
         Box::pin(self.note.counted(self.store.put_note(name, text, ends, over)))
     }
 
-    fn was_removed<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, bool> {
-        Box::pin(self.load.counted(self.store.was_removed(key)))
+    fn was_removed<'a>(&'a self, key: &'a TokenKey, after: u64) -> StoreFuture<'a, bool> {
+        Box::pin(self.load.counted(self.store.was_removed(key, after)))
     }
 
     fn is_in_doubt<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, bool> {

@@ -184,7 +184,7 @@ impl Store for RedisStore {
             for name in own.names.keys_of(key) {
                 call.key(name);
             }
-            call.arg(&fence.holder).arg(ms(ENDED_LIFE)).arg(names::member(key));
+            call.arg(&fence.holder).arg(fence.version).arg(ms(ENDED_LIFE)).arg(names::member(key));
             call.arg(own.names.news()).arg(own.news_of(key));
             match own.link.run(&call).await? {
                 true => Ok(()),
@@ -268,10 +268,10 @@ impl Store for RedisStore {
         Box::pin(self.shared.names_of_notes(prefix))
     }
 
-    fn was_removed<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, bool> {
+    fn was_removed<'a>(&'a self, key: &'a TokenKey, after: u64) -> StoreFuture<'a, bool> {
         Box::pin(async move {
             let own = &self.shared;
-            own.link.query(redis::cmd("EXISTS").arg(own.names.removed(key))).await
+            own.link.run(own.scripts.removed.key(own.names.removed(key)).arg(after)).await
         })
     }
 

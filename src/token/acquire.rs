@@ -182,14 +182,14 @@ impl Acquirer {
         lease: &dyn Lease,
     ) -> Result<(StoredToken, bool), AcquireError> {
         let connection = &definition.connection;
-        let mut version = 0;
+        let mut version = lease.replaces();
         for _ in 0..ROUNDS_MAX {
             let held = self.held(connection).await?;
             if let Some(token) = held.as_ref().filter(|held| self.is_news(held, connection, current)) {
                 return Ok((self.remember(token), false));
             }
             person_needed(connection, held.as_ref())?;
-            version = held.as_ref().map_or(0, |held| held.version);
+            version = held.as_ref().map_or(version, |held| held.version);
             let Some((held, Refresh::Token(token))) = held.as_ref().map(|held| (held, &held.refresh)) else { break };
             match self.recovers(held, connection, term(connection)) {
                 Some(_) if !connection.grant.needs_person() => break,
@@ -278,7 +278,8 @@ impl Acquirer {
             Handed::Tokens(set, asked) => self.answered(definition, Way::Grant, (Ok(set), asked), cause),
         };
         let token = match token {
-            Ok(token) => Ok(self.keep(token, Some(&*lease)).await),
+            // It takes the place of whatever was there.
+            Ok(token) => Ok(self.keep(StoredToken { version: lease.replaces(), ..token }, Some(&*lease)).await),
             Err(error) => Err(error),
         };
         lease.release(!self.has_unsaved()).await;
@@ -322,10 +323,16 @@ impl Acquirer {
     ///
     /// With `shared` the tokens are not revoked: another connection or profile uses the same grant at the server.
     pub async fn revoke(&self, definition: &Definition, shared: Option<TokenKey>) -> Result<Revoked, StoreError> {
-        let (_place, lease) = self.right_to_ask(&definition.connection).await?;
-        let revoked = self.revoke_leased(definition, shared, &*lease).await;
-        lease.release(revoked.is_ok()).await;
-        revoked
+        for _ in 0..ROUNDS_MAX {
+            let (_place, lease) = self.right_to_ask(&definition.connection).await?;
+            let revoked = self.revoke_leased(definition, shared.clone(), &*lease).await;
+            lease.release(revoked.is_ok()).await;
+            // Whoever came meanwhile has tokens of its own, which are to go too.
+            if !matches!(revoked, Err(StoreError::LeaseLost { .. })) {
+                return revoked;
+            }
+        }
+        Err(StoreError::LeaseLost { key: self.slot.key.clone() })
     }
 
     async fn revoke_leased(
@@ -336,7 +343,6 @@ impl Acquirer {
     ) -> Result<Revoked, StoreError> {
         let mut revoked = Revoked::default();
         if let Some(held) = self.held(&definition.connection).await? {
-            lease.renew(None).await?;
             let ended = |fate: Result<bool, Failure>| match fate {
                 Ok(true) => Fate::Revoked,
                 Ok(false) => Fate::NoEndpoint,
@@ -348,9 +354,12 @@ impl Acquirer {
                 }
                 revoked.access_token = Fate::Shared(other);
             } else {
+                // Each call may take as long as the lease is made for.
                 if let Refresh::Token(token) = &held.refresh {
+                    lease.renew(None).await?;
                     revoked.refresh_token = ended(definition.source.revoke(token.expose(), "refresh_token").await);
                 }
+                lease.renew(None).await?;
                 let token = held.access_token.expose();
                 revoked.access_token = ended(definition.source.revoke(token, "access_token").await);
             }

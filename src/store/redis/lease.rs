@@ -17,6 +17,8 @@ pub struct Held {
     holder: String,
     /// Of the next write.
     version: AtomicU64,
+    /// Of what lay there, or was removed.
+    replaces: u64,
     term: Duration,
     in_doubt: bool,
     /// Within this process.
@@ -34,16 +36,20 @@ impl Held {
     ) -> Result<Option<Held>, StoreError> {
         let names = &shared.names;
         let mut call = shared.scripts.take.prepare_invoke();
-        call.key(names.lease(key)).key(names.token(key)).key(names.spending(key));
+        call.key(names.lease(key)).key(names.token(key)).key(names.spending(key)).key(names.removed(key));
         call.arg(&shared.instance).arg(ms(term));
         let taken: Vec<String> = shared.link.run(&call).await?;
-        let [holder, version, spending] = taken.as_slice() else { return Ok(None) };
-        let version = version.parse().map_err(|_| StoreError::Unavailable("its clock cannot be read".to_owned()))?;
+        let [holder, version, replaces, spending] = taken.as_slice() else { return Ok(None) };
+        let number = |text: &str| {
+            text.parse().map_err(|_| StoreError::Unavailable("Redis: its clock cannot be read".to_owned()))
+        };
+        let (version, replaces) = (number(version)?, number(replaces)?);
         Ok(Some(Held {
             shared: shared.clone(),
             key: key.clone(),
             holder: holder.clone(),
             version: AtomicU64::new(version),
+            replaces,
             term,
             in_doubt: spending == "1",
             _own: own,
@@ -70,7 +76,8 @@ impl Lease for Held {
         Box::pin(async move {
             let names = &self.shared.names;
             let mut call = self.shared.scripts.renew.prepare_invoke();
-            call.key(names.lease(&self.key)).key(names.spending(&self.key)).key(names.token(&self.key));
+            call.key(names.lease(&self.key)).key(names.spending(&self.key));
+            call.key(names.token(&self.key)).key(names.removed(&self.key));
             let version = spends.map_or(String::new(), |version| version.to_string());
             call.arg(&self.holder).arg(ms(self.term)).arg(version).arg(ms(SPENDING_LIFE));
             match self.shared.link.run(&call).await? {
@@ -82,6 +89,10 @@ impl Lease for Held {
 
     fn is_in_doubt(&self) -> bool {
         self.in_doubt
+    }
+
+    fn replaces(&self) -> u64 {
+        self.replaces
     }
 
     fn fence(&self) -> Option<Fence> {

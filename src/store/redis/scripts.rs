@@ -43,6 +43,8 @@ local function version_of(key)
   if version >= 9007199254740992 then return 0 end
   return version
 end
+local function number(key) return is(key, 'string') and tonumber(redis.call('GET', key)) or 0 end
+local function latest(token, removed) return math.max(version_of(token), number(removed)) end
 local function in_doubt(spending, token)
   if not is(spending, 'string') then return false end
   local version = redis.call('GET', spending):match(':(%d+)$')
@@ -84,29 +86,29 @@ if redis.call('HSTRLEN', KEYS[1], ARGV[1]) > tonumber(ARGV[2]) then return 2 end
 return redis.call('HGET', KEYS[1], ARGV[1]) or 0
 ";
 
-/// lease, token, spending; instance, term. The holder and the version of its first write, or nothing. What this instance
-/// holds already it has not heard of.
+/// lease, token, spending, removed; instance, term. The holder, the version of its first write and that of what lies there
+/// or was removed, or nothing. What this instance holds already it has not heard of.
 const TAKE: &str = r"
 if is(KEYS[1], 'string') and redis.call('GET', KEYS[1]):sub(1, #ARGV[1] + 1) ~= ARGV[1] .. ':' then return {} end
 local time = redis.call('TIME')
 local version = time[1] * 1000000 + time[2]
-local before = version_of(KEYS[2])
+local before = latest(KEYS[2], KEYS[4])
 if before >= version then version = before + 1 end
 version = string.format('%.0f', version)
 local holder = ARGV[1] .. ':' .. version
 redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[1], holder, 'PX', ARGV[2])
-return {holder, version, in_doubt(KEYS[3], KEYS[2]) and '1' or '0'}
+return {holder, version, string.format('%.0f', before), in_doubt(KEYS[3], KEYS[2]) and '1' or '0'}
 ";
 
 /// spending, token. Whether what was spent last has not been saved.
 const DOUBT: &str = "return in_doubt(KEYS[1], KEYS[2]) and 1 or 0";
 
-/// lease, spending, token; holder, term, the version of the record whose refresh token is about to be spent or nothing, how
-/// long that is noted.
+/// lease, spending, token, removed; holder, term, the version of the record whose refresh token is about to be spent or
+/// nothing, how long that is noted.
 const RENEW: &str = r"
 if not held_by(KEYS[1], ARGV[1]) then return 0 end
-if ARGV[3] ~= '' and version_of(KEYS[3]) ~= tonumber(ARGV[3]) then return 0 end
+if ARGV[3] ~= '' and latest(KEYS[3], KEYS[4]) ~= tonumber(ARGV[3]) then return 0 end
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 if ARGV[3] ~= '' then
   redis.call('DEL', KEYS[2])
@@ -122,6 +124,9 @@ if ARGV[2] == '1' and held_by(KEYS[2], ARGV[1]) then redis.call('DEL', KEYS[2]) 
 return 1
 ";
 
+/// removed; version. Whether something of that version, or an earlier one, was removed.
+const REMOVED: &str = "return number(KEYS[1]) > tonumber(ARGV[1]) and 1 or 0";
+
 const INDEX: &str = r"
 local function put_index(key, member, life)
   if not is(key, 'zset') then redis.call('DEL', key) end
@@ -131,11 +136,11 @@ end
 ";
 
 /// lease, token, index, spending, removed; holder, version, record, life, member, channel, news. A lease that has lapsed
-/// will do if nothing newer lies there and nobody has it, or whoever has it has not spent anything: what was spent for it
-/// is not lost.
+/// will do if nothing newer lies there or was removed, and nobody has it, or whoever has it has not spent anything: what was
+/// spent for it is not lost.
 const SAVE: &str = r"
 if redis.call('EXISTS', KEYS[1]) == 1 and not held_by(KEYS[1], ARGV[1]) and not held_by(KEYS[4], ARGV[1]) then return 0 end
-if version_of(KEYS[2]) >= tonumber(ARGV[2]) then return 0 end
+if latest(KEYS[2], KEYS[5]) >= tonumber(ARGV[2]) then return 0 end
 redis.call('DEL', KEYS[2], KEYS[4], KEYS[5])
 redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[4])
 put_index(KEYS[3], ARGV[5], tonumber(ARGV[4]))
@@ -143,23 +148,23 @@ redis.call('PUBLISH', ARGV[6], ARGV[7])
 return 1
 ";
 
-/// The same keys; holder, how long it is known, member, channel, news.
+/// The same keys; holder, version, how long it is known, member, channel, news.
 const FORGET: &str = r"
 if not held_by(KEYS[1], ARGV[1]) then return 0 end
 redis.call('DEL', KEYS[2], KEYS[4])
-if is(KEYS[3], 'zset') then redis.call('ZREM', KEYS[3], ARGV[3]) end
-redis.call('SET', KEYS[5], '1', 'PX', ARGV[2])
-redis.call('PUBLISH', ARGV[4], ARGV[5])
+if is(KEYS[3], 'zset') then redis.call('ZREM', KEYS[3], ARGV[4]) end
+redis.call('SET', KEYS[5], ARGV[2], 'PX', ARGV[3])
+redis.call('PUBLISH', ARGV[5], ARGV[6])
 return 1
 ";
 
 /// token, index, removed; version, record, life, member, channel, news, whether a removal counts. Written unless what is
-/// there is as new.
+/// there is as new, or was removed later.
 const IMPORT: &str = r"
-if ARGV[7] == '1' and redis.call('EXISTS', KEYS[3]) == 1 then return 0 end
+if ARGV[7] == '1' and number(KEYS[3]) >= tonumber(ARGV[1]) then return 0 end
 if version_of(KEYS[1]) >= tonumber(ARGV[1]) then return 0 end
+redis.call('DEL', KEYS[1], KEYS[3])
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
-redis.call('DEL', KEYS[3])
 put_index(KEYS[2], ARGV[4], tonumber(ARGV[3]))
 redis.call('PUBLISH', ARGV[5], ARGV[6])
 return 1
@@ -199,6 +204,7 @@ pub struct Scripts {
     field: Script,
     pub take: Script,
     pub doubt: Script,
+    pub removed: Script,
     pub renew: Script,
     pub release: Script,
     pub save: Script,
@@ -219,6 +225,7 @@ impl Scripts {
             field: script(&[FIELD]),
             take: script(&[&own, TAKE]),
             doubt: script(&[&own, DOUBT]),
+            removed: script(&[&own, REMOVED]),
             renew: script(&[&own, RENEW]),
             release: script(&[&own, RELEASE]),
             save: script(&[&own, INDEX, SAVE]),

@@ -120,6 +120,38 @@ async fn a_lease_has_one_holder_and_a_late_write_is_refused() {
     assert!(other.lease(&key, SECOND, SECOND).await.expect("it was given back").is_in_doubt());
 }
 
+/// A holder that stood still brings back nothing that was removed meanwhile.
+#[tokio::test]
+async fn what_was_removed_is_not_written_back_by_who_is_late() {
+    let redis = Redis::start().await;
+    let ((one, _t), (other, _u)) = (open(&redis, 1), open(&redis, 1));
+    let key = key("crm", None);
+    let version = save(&one, &key, rotating("first")).await.expect("it is saved");
+    let late = one.lease(&key, SECOND / 10, SECOND).await.expect("a lease");
+    late.renew(Some(version)).await.expect("it is ours");
+    sleep(SECOND / 5).await;
+    let lease = other.lease(&key, SECOND, SECOND).await.expect("its term is over");
+    other.forget(&key, &*lease).await.expect("it is forgotten");
+    lease.release(true).await;
+    let lost = Err(StoreError::LeaseLost { key: key.clone() });
+    assert_eq!(one.save(&key, rotating("late"), &*late).await, lost);
+    let first = StoredToken { version, ..rotating("first") };
+    one.restore(&key, first).await.expect("an answer");
+    assert_eq!(other.load(&key).await, Ok(None));
+    // What is newer than the removal, and was lost, comes back.
+    let newer = StoredToken { version: lease_version(&other, &key).await, ..rotating("newer") };
+    one.restore(&key, newer.clone()).await.expect("an answer");
+    assert_eq!(other.load(&key).await.expect("it opens").map(|held| held.access_token), Some(newer.access_token));
+}
+
+/// A version that is newer than all before.
+async fn lease_version(store: &RedisStore, key: &TokenKey) -> u64 {
+    let lease = store.lease(key, SECOND, SECOND).await.expect("a lease");
+    let version = lease.fence().expect("a fence").version;
+    lease.release(true).await;
+    version
+}
+
 #[tokio::test]
 async fn records_are_sealed_listed_in_pages_and_end_with_what_they_hold() {
     let redis = Redis::start().await;
@@ -142,13 +174,18 @@ async fn records_are_sealed_listed_in_pages_and_end_with_what_they_hold() {
     assert_eq!(listed(Some(&keys[0]), 2).await, [keys[1].clone(), keys[3].clone()]);
     assert_eq!(redis.cli(&["ZCARD", "keybearer:{crm}:tokens"]).await, "5");
 
-    assert_eq!(store.was_removed(&keys[0]).await, Ok(false));
+    let removed = async |key, after| store.was_removed(key, after).await.expect("an answer");
+    assert!(!removed(&keys[0], 0).await);
     let lease = store.lease(&keys[0], SECOND, SECOND).await.expect("a lease");
+    let before = lease.replaces();
     store.forget(&keys[0], &*lease).await.expect("it is forgotten");
     lease.release(true).await;
-    assert_eq!((store.load(&keys[0]).await, store.was_removed(&keys[0]).await), (Ok(None), Ok(true)));
+    assert_eq!((store.load(&keys[0]).await, removed(&keys[0], before).await), (Ok(None), true));
+    let lease = store.lease(&keys[0], SECOND, SECOND).await.expect("a lease");
+    assert!(lease.replaces() > before && !removed(&keys[0], lease.replaces()).await, "what comes now is newer");
+    lease.release(true).await;
     save(&store, &keys[0], rotating("again")).await.expect("it is saved");
-    assert_eq!(store.was_removed(&keys[0]).await, Ok(false));
+    assert!(!removed(&keys[0], 0).await);
 
     let life = async |key: &str| redis.cli(&["PTTL", key]).await.parse::<u64>().expect("it ends") / 1000;
     let day = 24 * 3600;

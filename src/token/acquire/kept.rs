@@ -93,7 +93,7 @@ impl Acquirer {
             Some(_) => {}
             None => {
                 let of_worth = matches!(last.refresh, Refresh::Token(_)) || self.is_usable(&last, connection);
-                if !of_worth || self.store.was_removed(&self.slot.key).await? {
+                if !of_worth || self.store.was_removed(&self.slot.key, last.version).await? {
                     self.kept().last = None;
                     return Ok(None);
                 }
@@ -143,7 +143,7 @@ impl Acquirer {
         }
         let known = self.kept().last.as_ref().map_or(0, |last| last.version);
         let Some(stored) = self.newest(connection).await? else {
-            let removed = self.store.was_removed(&self.slot.key).await?;
+            let removed = self.store.was_removed(&self.slot.key, known).await?;
             return Ok(if removed { Seen::Removed } else { Seen::Nothing });
         };
         if stored.version <= known || !is_of(&stored, connection) {
@@ -217,7 +217,7 @@ impl Acquirer {
                 Ok(Some(stored)) => {
                     stored.version > token.version && !matches!(stored.refresh, Refresh::Refused { .. })
                 }
-                Ok(None) => match self.store.was_removed(&self.slot.key).await {
+                Ok(None) => match self.store.was_removed(&self.slot.key, token.version).await {
                     Ok(removed) => removed,
                     Err(_) => return false,
                 },

@@ -39,6 +39,8 @@ struct State {
     record: Option<StoredToken>,
     lease: Option<(String, Instant)>,
     spending: Option<String>,
+    /// The version under which the record was last removed.
+    removed: u64,
 }
 
 pub struct World {
@@ -191,6 +193,11 @@ impl World {
 
     fn version(&self) -> u64 {
         self.state.record.as_ref().map_or(0, |record| record.version)
+    }
+
+    /// Of the record, or of its removal.
+    fn latest(&self) -> u64 {
+        self.version().max(self.state.removed)
     }
 
     fn is_in_doubt(&self) -> bool {

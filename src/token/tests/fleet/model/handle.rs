@@ -154,6 +154,7 @@ struct Held {
     handle: Arc<Handle>,
     key: TokenKey,
     fence: Fence,
+    replaces: u64,
     term: Duration,
     in_doubt: bool,
 }
@@ -163,7 +164,7 @@ impl Lease for Held {
         Box::pin(async move {
             let (holder, term) = (self.fence.holder.clone(), self.term);
             let renewed = self.handle.step(move |world| {
-                let moved = spends.is_some_and(|version| version != world.version());
+                let moved = spends.is_some_and(|version| version != world.latest());
                 let ours = world.holder() == Some(&holder) && !moved;
                 if ours {
                     let state = world.change();
@@ -181,6 +182,10 @@ impl Lease for Held {
 
     fn is_in_doubt(&self) -> bool {
         self.in_doubt
+    }
+
+    fn replaces(&self) -> u64 {
+        self.replaces
     }
 
     fn fence(&self) -> Option<Fence> {
@@ -217,15 +222,18 @@ impl Store for Shared {
                 if world.holder().is_some_and(|holder| !own_name(holder)) {
                     return None;
                 }
-                let version = world.time().max(world.version() + 1);
+                let replaces = world.latest();
+                let version = world.time().max(replaces + 1);
                 let fence = Fence { holder: format!("{}:{version}", own.name), version };
                 let in_doubt = world.is_in_doubt();
                 world.change().lease = Some((fence.holder.clone(), Instant::now() + term));
-                Some((fence, in_doubt))
+                Some((fence, replaces, in_doubt))
             });
-            let (fence, in_doubt) = taken.await?.ok_or_else(|| StoreError::LeaseTimeout { key: key.clone() })?;
+            let (fence, replaces, in_doubt) =
+                taken.await?.ok_or_else(|| StoreError::LeaseTimeout { key: key.clone() })?;
             own.may_pause();
-            Ok(Box::new(Held { handle: own.clone(), key: key.clone(), fence, term, in_doubt }) as Box<dyn Lease>)
+            Ok(Box::new(Held { handle: own.clone(), key: key.clone(), fence, replaces, term, in_doubt })
+                as Box<dyn Lease>)
         })
     }
 
@@ -238,11 +246,11 @@ impl Store for Shared {
             let saved = own.step(|world| {
                 let spent = world.state.spending.as_ref() == Some(&fence.holder);
                 let taken = !spent && world.holder().is_some_and(|holder| holder != fence.holder);
-                if taken || world.version() >= version {
+                if taken || world.latest() >= version {
                     return false;
                 }
                 let state = world.change();
-                (state.record, state.spending) = (Some(StoredToken { version, ..token }), None);
+                (state.record, state.spending, state.removed) = (Some(StoredToken { version, ..token }), None, 0);
                 world.tell(&own.name, key);
                 true
             });
@@ -253,7 +261,7 @@ impl Store for Shared {
 
     fn restore<'a>(&'a self, key: &'a TokenKey, token: StoredToken) -> StoreFuture<'a, ()> {
         Box::pin(self.0.step(move |world| {
-            if world.version() < token.version {
+            if world.latest() < token.version {
                 world.change().record = Some(token);
                 world.tell(&self.0.name, key);
             }
@@ -264,8 +272,8 @@ impl Store for Shared {
         Box::pin(self.0.step(|world| world.is_in_doubt()))
     }
 
-    fn was_removed<'a>(&'a self, _: &'a TokenKey) -> StoreFuture<'a, bool> {
-        Box::pin(self.0.step(|_| false))
+    fn was_removed<'a>(&'a self, _: &'a TokenKey, after: u64) -> StoreFuture<'a, bool> {
+        Box::pin(self.0.step(move |world| world.state.removed > after))
     }
 
     fn shaken(&self) -> Option<Instant> {
@@ -276,8 +284,22 @@ impl Store for Shared {
         Some(self.0.news.subscribe())
     }
 
-    fn forget<'a>(&'a self, _: &'a TokenKey, _: &'a dyn Lease) -> StoreFuture<'a, ()> {
-        Box::pin(self.0.step(|_| ()))
+    fn forget<'a>(&'a self, key: &'a TokenKey, lease: &'a dyn Lease) -> StoreFuture<'a, ()> {
+        Box::pin(async move {
+            let fence = lease.fence().expect("a lease of this store");
+            let own = &self.0;
+            let forgotten = own.step(|world| {
+                let ours = world.holder() == Some(&fence.holder);
+                if ours {
+                    let state = world.change();
+                    (state.record, state.spending, state.removed) = (None, None, fence.version);
+                    world.tell(&own.name, key);
+                }
+                ours
+            });
+            let lost = Err(StoreError::LeaseLost { key: key.clone() });
+            if forgotten.await? { Ok(()) } else { lost }
+        })
     }
 
     fn list<'a>(&'a self, _: &'a Name, _: Option<&'a TokenKey>, _: usize) -> StoreFuture<'a, Page> {
