@@ -8,6 +8,7 @@
 
 mod lease;
 mod link;
+mod mark;
 mod names;
 mod news;
 mod notes;
@@ -24,6 +25,7 @@ use tokio::time::Instant;
 
 use lease::Held;
 use link::Link;
+use mark::Mark;
 use names::Names;
 use records::Removed;
 use scripts::{Scripts, Value};
@@ -74,11 +76,13 @@ impl RedisStore {
     /// Connects when it is first used.
     pub fn new(settings: RedisSettings, keyring: Keyring, clock: Clock, tasks: &Tasks) -> RedisStore {
         let (names, news) = (Names::new(&settings.key_prefix), broadcast::Sender::new(news::QUEUE_MAX));
+        let keyring = Arc::new(keyring);
+        let mark = Mark::new(names.mark(), keyring.clone(), scripts::mark());
         let shared = Shared {
-            link: Link::new(settings, tasks.clone(), names.probe(), news.clone()),
+            link: Link::new(settings, tasks.clone(), (names.probe(), mark), news.clone()),
             names,
             scripts: Scripts::new(),
-            sealed: Sealed::new(Arc::new(keyring), clock),
+            sealed: Sealed::new(keyring, clock),
             instance: format!("{:016x}", fastrand::u64(..)),
         };
         RedisStore { shared: Arc::new(shared), leases: Leases::default(), news }
@@ -132,8 +136,13 @@ impl Store for RedisStore {
         Box::pin(async move {
             let own = &self.shared;
             let value = own.scripts.get(&own.link, &own.names.token(key)).await?;
-            let sealed = own.found(|| key.to_string(), value)?;
-            sealed.map(|sealed| own.sealed.token(key, &sealed)).transpose()
+            let Some(sealed) = own.found(|| key.to_string(), value)? else { return Ok(None) };
+            // Another replica has more of it: it is neither lost nor to be written over.
+            if let Some(unopened) = own.sealed.keyring.of_others(&sealed) {
+                let why = format!("Redis: the record {key} cannot be opened: {unopened}");
+                return Err(StoreError::Unavailable(why));
+            }
+            own.sealed.token(key, &sealed).map(Some)
         })
     }
 

@@ -165,13 +165,28 @@ impl Keyring {
         Ok(sealed)
     }
 
-    /// The version of a record and what is in it.
-    pub fn open(&self, place: Place<'_>, sealed: &[u8]) -> Result<(u64, Zeroizing<Vec<u8>>), Unopened> {
+    fn header(&self, sealed: &[u8]) -> Result<(Header, &Key), Unopened> {
         let header = Header::of(sealed).ok_or(Unopened::Torn)?;
         if header.format > FORMAT {
             return Err(Unopened::Newer);
         }
         let key = self.keys().find(|key| key.id == header.key).ok_or(Unopened::Key(header.key))?;
+        Ok((header, key))
+    }
+
+    /// Why only others can open it, as far as the header tells: a key that is not at hand, or a format of later.
+    pub fn of_others(&self, sealed: &[u8]) -> Option<Unopened> {
+        match self.header(sealed) {
+            // Text is no format.
+            Err(newer @ Unopened::Newer) => sealed.first().filter(|format| **format < b' ').map(|_| newer),
+            Err(key @ Unopened::Key(_)) => Some(key),
+            Err(Unopened::Torn | Unopened::Changed) | Ok(_) => None,
+        }
+    }
+
+    /// The version of a record and what is in it.
+    pub fn open(&self, place: Place<'_>, sealed: &[u8]) -> Result<(u64, Zeroizing<Vec<u8>>), Unopened> {
+        let (header, key) = self.header(sealed)?;
         let info = place.info();
         let (key, bound) = (key.of(&info).map_err(|_| Unopened::Changed)?, bound(&info, sealed));
         let nonce = Nonce::try_assume_unique_for_key(&sealed[NONCE_AT..TEXT_AT]).map_err(|_| Unopened::Torn)?;

@@ -211,7 +211,7 @@ impl Acquirer {
             match self.refresh(definition, token, Some(held.refresh_life), cause).await {
                 Ok(answer) => {
                     let next = StoredToken { origins: held.origins.clone(), version, ..answer };
-                    return Ok((self.keep(next, Some(lease)).await, true));
+                    return Ok((self.keep(next, Ok(lease)).await, true));
                 }
                 Err(AcquireError::Server { failure: Failure::Permanent(refusal), .. }) if refusal.is_of_the_grant() => {
                     let now_held = self.held(connection).await?;
@@ -222,7 +222,7 @@ impl Acquirer {
                         subject = self.slot.key.subject.as_ref().map(|subject| subject.as_str()), error = refusal.error,
                         "the authorization server refused the refresh token");
                     let refused = Refresh::Refused { error: refusal.error };
-                    self.keep(StoredToken { refresh: refused, ..held.clone() }, Some(lease)).await;
+                    self.keep(StoredToken { refresh: refused, ..held.clone() }, Ok(lease)).await;
                 }
                 Err(error) => return Err(error),
             }
@@ -233,7 +233,7 @@ impl Acquirer {
         }
         lease.renew(None).await?;
         let token = self.ask(definition, Way::Grant, cause).await?;
-        Ok((self.keep(StoredToken { version, ..token }, Some(lease)).await, true))
+        Ok((self.keep(StoredToken { version, ..token }, Ok(lease)).await, true))
     }
 
     /// The next token while the store is out of reach because of `why`: what spends no refresh token, or one that is known
@@ -260,7 +260,7 @@ impl Acquirer {
             _ if !connection.grant.needs_person() => self.ask(definition, Way::Grant, cause).await?,
             _ => return Err(StoreError::Unavailable(why).into()),
         };
-        Ok((self.keep(StoredToken { version, ..token }, None).await, true))
+        Ok((self.keep(StoredToken { version, ..token }, Err(why)).await, true))
     }
 
     /// Spends a refresh token or a code from elsewhere; only if the server accepts it, what comes of it replaces what is
@@ -279,7 +279,7 @@ impl Acquirer {
         };
         let token = match token {
             // It takes the place of whatever was there.
-            Ok(token) => Ok(self.keep(StoredToken { version: lease.replaces(), ..token }, Some(&*lease)).await),
+            Ok(token) => Ok(self.keep(StoredToken { version: lease.replaces(), ..token }, Ok(&*lease)).await),
             Err(error) => Err(error),
         };
         lease.release(!self.has_unsaved()).await;

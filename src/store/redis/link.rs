@@ -22,6 +22,7 @@ use tokio::sync::{Mutex, MutexGuard, broadcast};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
+use super::mark::Mark;
 use crate::model::secret::Secret;
 use crate::model::{RedisAt, RedisSettings, Roots};
 use crate::store::{News, StoreError};
@@ -41,6 +42,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Carrier for T {}
 
 pub struct Link {
     way: ArcSwap<Way>,
+    /// Looked at on each connection.
+    pub mark: Mark,
     tasks: Tasks,
     /// Where connections are driven.
     runtime: Handle,
@@ -139,10 +142,15 @@ async fn ask_sentinel(sentinel: &RedisAt, primary: &str) -> Result<RedisAt, Stri
 
 impl Link {
     /// Connections are driven on the current runtime.
-    pub fn new(settings: RedisSettings, tasks: Tasks, probe: String, news: broadcast::Sender<News>) -> Link {
+    pub fn new(
+        settings: RedisSettings,
+        tasks: Tasks,
+        (probe, mark): (String, Mark),
+        news: broadcast::Sender<News>,
+    ) -> Link {
         let way = ArcSwap::from_pointee(Way::new(settings));
         let (state, shaken) = (Mutex::new(State::Never), std::sync::Mutex::default());
-        Link { way, tasks, runtime: Handle::current(), state, probe, news, shaken }
+        Link { way, mark, tasks, runtime: Handle::current(), state, probe, news, shaken }
     }
 
     /// From the next connection on.
@@ -238,7 +246,10 @@ impl Link {
             let mut asked = connection.clone();
             // Connecting succeeds without a password where one is needed, and to a replica: the smallest write does not.
             let answer = redis::cmd("DEL").arg(&self.probe).query_async::<()>(&mut asked).await;
-            answer.map(|()| connection).map_err(|error| self.unavailable(&error))
+            answer.map_err(|error| self.unavailable(&error))?;
+            let found = self.mark.put(false)?.invoke_async(&mut asked).await;
+            self.mark.verify(found.map_err(|error| self.unavailable(&error))?)?;
+            Ok(connection)
         };
         let late = || StoreError::Unavailable("Redis does not let us connect in time".to_owned());
         timeout(CONNECT_WAIT, connecting).await.map_err(|_| late())?

@@ -73,6 +73,11 @@ impl Names {
         format!("{}probe", self.prefix)
     }
 
+    /// What tells which key the records are sealed under.
+    pub fn mark(&self) -> String {
+        format!("{}mark", self.prefix)
+    }
+
     /// The channel on which changes are told.
     pub fn news(&self) -> String {
         format!("{}news", self.prefix)

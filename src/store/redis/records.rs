@@ -233,6 +233,7 @@ impl Records for RedisRecords {
     }
 
     fn resealed(&self) -> Result<(), StoreError> {
-        Ok(())
+        let link = &self.shared.link;
+        self.runtime.block_on(async { link.run::<Value>(&link.mark.put(true)?).await }).map(drop)
     }
 }

@@ -86,6 +86,18 @@ if redis.call('HSTRLEN', KEYS[1], ARGV[1]) > tonumber(ARGV[2]) then return 2 end
 return redis.call('HGET', KEYS[1], ARGV[1]) or 0
 ";
 
+/// mark; most, value, life, whether it takes the place of what is there. What was there, if it is a value.
+const MARK: &str = r"
+local found = get(KEYS[1], tonumber(ARGV[1]))
+if type(found) == 'string' and ARGV[4] == '0' then
+  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+  return found
+end
+redis.call('DEL', KEYS[1])
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+return 0
+";
+
 /// lease, token, spending, removed; instance, term. The holder, the version of its first write and that of what lies there
 /// or was removed, or nothing. What this instance holds already it has not heard of.
 const TAKE: &str = r"
@@ -197,6 +209,11 @@ redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
 if redis.call('PTTL', KEYS[2]) < ARGV[3] - ARGV[4] then redis.call('PEXPIREAT', KEYS[2], ARGV[3]) end
 return 1
 ";
+
+/// What a mark is put with.
+pub fn mark() -> Script {
+    Script::new(&[GET, MARK].concat())
+}
 
 pub struct Scripts {
     get: Script,

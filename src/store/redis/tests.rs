@@ -202,7 +202,9 @@ async fn records_are_sealed_listed_in_pages_and_end_with_what_they_hold() {
     assert!((29 * day..=31 * day).contains(&life("keybearer:{crm}:token:default").await));
 
     let (wrong, _tasks) = open(&redis, 2);
-    assert!(matches!(wrong.load(&keys[0]).await, Err(StoreError::Damaged { .. })));
+    let refused = wrong.load(&keys[0]).await;
+    assert!(matches!(&refused, Err(StoreError::Unavailable(why)) if why.contains("add that key")), "{refused:?}");
+    assert!(wrong.lease(&keys[0], SECOND, SECOND).await.is_err(), "nor is anything written");
 }
 
 #[tokio::test]

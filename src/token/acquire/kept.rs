@@ -153,15 +153,15 @@ impl Acquirer {
         Ok(if self.is_usable(&stored, connection) { Seen::Token(Box::new(stored)) } else { Seen::Record })
     }
 
-    /// Saves `token` and hands it back. The store's refusal is no reason to lose it. `None`: nobody has a lease, since the
-    /// store is out of reach.
-    pub(super) async fn keep(&self, token: StoredToken, lease: Option<&dyn Lease>) -> StoredToken {
+    /// Saves `token` and hands it back. The store's refusal is no reason to lose it; without a lease there is a reason why
+    /// the store cannot be used.
+    pub(super) async fn keep(&self, token: StoredToken, lease: Result<&dyn Lease, String>) -> StoredToken {
         if self.slot.is_closed() && self.is_replaced(&token).await {
             return token;
         }
         let saved = match lease {
-            Some(lease) => self.save(&token, lease).await,
-            None => Err(StoreError::Unavailable("it is out of reach".to_owned())),
+            Ok(lease) => self.save(&token, lease).await,
+            Err(why) => Err(StoreError::Unavailable(why)),
         };
         let subject = self.slot.key.subject.as_ref().map(|subject| subject.as_str());
         match saved {
@@ -232,7 +232,7 @@ impl Acquirer {
                 return true;
             }
         }
-        self.keep(token, Some(lease)).await;
+        self.keep(token, Ok(lease)).await;
         !self.has_unsaved()
     }
 
