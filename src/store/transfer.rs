@@ -3,8 +3,8 @@
 //! An export is JSON lines: a header with format, key ids and count, then a record a line, sealed as it lies in the store.
 //! Not here: the seal (`seal`), how a store reads and writes many records (its `records`), arguments and what is printed
 //! (`cli`).
-//! Holds: page by page, in constant memory; nothing is ever written in the clear; an export is whole or is refused before
-//! anything is written.
+//! Holds: page by page, in constant memory; nothing is ever written in the clear; an import is of a whole export, or is
+//! refused before anything is written.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -136,39 +136,39 @@ pub type Sealed = (Vec<u8>, Vec<u8>);
 /// The same with its table.
 type Placed = (Table, Vec<u8>, Vec<u8>);
 
-/// Writes every record to a new file, which takes the place of one that is there.
+/// Writes every record to a new file, which takes the place of one that is there. Each is written as it is met, so that
+/// others may go on using the store; the header, which says how many there are, is put before them at the end.
 pub fn export(store: &dyn Records, to: &Path, progress: Progress<'_>) -> Result<u64, TransferError> {
     let failed = |source| TransferError::File { path: to.to_owned(), source };
-    let mut head = Head { keybearer_store: FORMAT, key_ids: BTreeSet::new(), count: 0 };
-    every(store, |_, (_, record)| {
-        head.count += 1;
-        head.key_ids.extend(Header::of(&record).map(|header| header.key.to_string()));
-        Ok(())
-    })?;
-    let beside = beside(to);
+    let (records, whole) = (beside(to), beside(to));
     let written = (|| {
-        let mut out = BufWriter::new(private_file::create_empty(&beside).map_err(failed)?);
-        line(&mut out, &head).map_err(failed)?;
-        let mut done = 0;
+        let mut head = Head { keybearer_store: FORMAT, key_ids: BTreeSet::new(), count: 0 };
+        let total = store.count()?;
+        let mut out = BufWriter::new(private_file::create_empty(&records).map_err(failed)?);
         every(store, |table, (name, record)| {
+            head.count += 1;
+            head.key_ids.extend(Header::of(&record).map(|header| header.key.to_string()));
             let [name, record] = [name, record].map(|bytes| BASE64_STANDARD.encode(bytes));
             line(&mut out, &Line { table: table.name().to_owned(), name, record }).map_err(failed)?;
-            done += 1;
-            if done % PAGE as u64 == 0 || done == head.count {
-                progress(done, head.count);
+            if head.count % PAGE as u64 == 0 {
+                progress(head.count, total.max(head.count));
             }
             Ok(())
         })?;
-        if done != head.count {
-            return Err(TransferError::Incomplete { path: to.to_owned(), expected: head.count, found: done });
-        }
+        out.flush().map_err(failed)?;
+        let mut out = BufWriter::new(private_file::create_empty(&whole).map_err(failed)?);
+        line(&mut out, &head).map_err(failed)?;
+        io::copy(&mut File::open(&records).map_err(failed)?, &mut out).map_err(failed)?;
         out.into_inner().map_err(|error| failed(error.into_error()))?.sync_all().map_err(failed)?;
-        std::fs::rename(&beside, to).and_then(|()| private_file::sync_directory_of(to)).map_err(failed)
+        std::fs::rename(&whole, to).and_then(|()| private_file::sync_directory_of(to)).map_err(failed)?;
+        progress(head.count, head.count);
+        Ok(head.count)
     })();
+    let _ = std::fs::remove_file(&records);
     if written.is_err() {
-        let _ = std::fs::remove_file(&beside);
+        let _ = std::fs::remove_file(&whole);
     }
-    written.map(|()| head.count)
+    written
 }
 
 /// A name in the same directory that nobody has.

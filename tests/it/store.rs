@@ -295,6 +295,43 @@ async fn tokens_and_secrets_move_between_the_file_and_redis_and_under_another_ke
     assert!(!text.contains("canary"), "{text}");
 }
 
+/// A backup of a fleet that goes on working.
+#[tokio::test]
+async fn an_export_from_redis_is_whole_although_replicas_write_meanwhile() {
+    let (kept, redis) = (Kept::start().await, Redis::start().await);
+    let store = format!("store: {{redis: {{url: \"redis://127.0.0.1:{}\"}}, seal_key: \"{OLD_KEY}\"}}\n", redis.port);
+    let sidecar = Sidecar::start(&kept.config(&store)).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let text = fs::read_to_string(sidecar.dir.path().join("keybearer.yaml")).expect("a configuration");
+    fs::write(dir.path().join("keybearer.yaml"), text).expect("a file");
+    let export = dir.path().join("export.jsonl").display().to_string();
+    let admin = sidecar.admin();
+    let busy = tokio::spawn(async move {
+        for number in 0.. {
+            let secret = json!({ "value": "s3cr3t" });
+            crate::renewal::call(admin, "PUT", &format!("/secrets/number-{number}"), &secret).await;
+        }
+    });
+    for _ in 0..5 {
+        let output = run(dir.path(), &["store", "export", &export], "").await;
+        assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+        let lines = fs::read_to_string(&export).expect("an export");
+        let count = lines.lines().count() - 1;
+        assert!(lines.starts_with("{\"keybearer_store\"") && lines.contains(&format!("\"count\":{count}")), "{count}");
+    }
+    busy.abort();
+    assert_eq!(
+        fs::read_dir(dir.path())
+            .expect("a directory")
+            .filter(|entry| {
+                entry.as_ref().is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with("export.jsonl."))
+            })
+            .count(),
+        0,
+        "nothing is left beside it"
+    );
+}
+
 /// What is done to the store's file, and what may come of it at the next start.
 #[tokio::test]
 async fn a_damaged_file_is_a_sentence_or_one_connections_problem_and_never_a_panic() {
