@@ -65,6 +65,8 @@ pub struct Whose<'a> {
     pub token: Option<&'a Secret>,
     /// What a person has brought.
     pub consented: Option<&'a Consented>,
+    /// By the clock since boot: a request that has not left before is given up. Then somebody else may have the right to it.
+    pub sent_before: Option<Duration>,
 }
 
 /// What the authorization server hands out once a person has agreed.
@@ -191,7 +193,7 @@ impl TokenEndpoint {
         }
         let grant = if first { self.connection.grant.as_str() } else { "refresh_token" };
         let url = transport::without_userinfo(&self.token_url().await?);
-        let call = call::Call { endpoint: self, url, kind: call::Kind::Token { grant, subject: whose.subject } };
+        let call = call::Call { endpoint: self, url, kind: call::Kind::Token { grant, whose } };
         let outcome = call.prove_and_send(&fields, |answer, posted| call.token_set(answer, posted)).await;
         if let (Some(discovery), Err(Failure::Permanent(refusal))) = (&self.discovery, &outcome)
             && refusal.is_of_the_place()

@@ -10,15 +10,15 @@ use url::{Url, form_urlencoded};
 
 use crate::clock::Clock;
 use crate::model::connection::{RequestEncoding, TokenResponse};
-use crate::model::token::{Subject, TokenSet};
+use crate::model::token::TokenSet;
 use crate::script::{self, Context, Script};
 use crate::telemetry::traces::Span;
 
 use super::client_auth::{self, Proof};
 use super::failure::{Failure, Posted, Refusal};
 use super::grant::Fields;
-use super::transport::{self, Answer};
-use super::{TokenEndpoint, response};
+use super::transport::{self, Answer, Timely};
+use super::{TokenEndpoint, Whose, response};
 
 /// Form fields that no message may repeat.
 const SECRET_FIELDS: [&str; 12] = [
@@ -50,7 +50,7 @@ pub struct Call<'a> {
 pub enum Kind<'a> {
     Token {
         grant: &'a str,
-        subject: Option<&'a Subject>,
+        whose: Whose<'a>,
     },
     Revocation,
     /// RFC 9126, RFC 8628 §3.1: nothing is granted yet.
@@ -190,7 +190,14 @@ impl Call<'_> {
         }
         let mut request = reqwest::Request::new(Method::POST, url);
         *request.headers_mut() = headers;
-        *request.body_mut() = Some(body.into());
+        let sent_before = match self.kind {
+            Kind::Token { whose, .. } => whose.sent_before,
+            Kind::Revocation | Kind::Preparation => None,
+        };
+        *request.body_mut() = Some(match sent_before {
+            Some(before) => reqwest::Body::wrap(Timely::new(body, before)),
+            None => body.into(),
+        });
         request
     }
 
@@ -214,7 +221,7 @@ impl Call<'_> {
     pub fn context(&self) -> Context {
         let connection = &self.endpoint.connection;
         let (grant, subject) = match self.kind {
-            Kind::Token { grant, subject } => (grant, subject.map(|subject| subject.as_str().to_owned())),
+            Kind::Token { grant, whose } => (grant, whose.subject.map(|subject| subject.as_str().to_owned())),
             Kind::Revocation | Kind::Preparation => (self.endpoint.connection.grant.as_str(), None),
         };
         Context {

@@ -103,6 +103,9 @@ pub enum Reason {
     Unreachable,
     #[error("tls")]
     Tls,
+    /// The right to send it ended before there was a connection.
+    #[error("not_sent")]
+    NotSent,
     #[error("timeout")]
     Timeout,
     /// The connection ended before the answer did.
@@ -145,7 +148,8 @@ pub enum Reason {
 impl Reason {
     fn outcome(self) -> Outcome {
         match self {
-            Reason::Unreachable | Reason::Tls | Reason::Timeout | Reason::ConnectionLost => Outcome::Unavailable,
+            Reason::Unreachable | Reason::Tls | Reason::NotSent => Outcome::Unavailable,
+            Reason::Timeout | Reason::ConnectionLost => Outcome::Unavailable,
             Reason::HttpStatus(_) | Reason::TemporarilyUnavailable => Outcome::Unavailable,
             Reason::ServerError | Reason::SlowDown => Outcome::Unavailable,
             Reason::NotHttp | Reason::Empty | Reason::TooLarge | Reason::NotJson => Outcome::InvalidAnswer,

@@ -105,6 +105,31 @@ async fn sent(auth: ClientAuth) -> Request {
     request
 }
 
+/// The right to send a refresh token may end while the connection is being made.
+#[tokio::test]
+async fn a_form_leaves_in_time_or_not_at_all() {
+    let boot = Clock::system().now().boot;
+    let token = RefreshToken::parse("r3fresh").unwrap();
+    for (sent_before, outcome) in [(boot + Duration::from_secs(60), "sent"), (boot, "not_sent")] {
+        let server = Server::start(vec![reply("200 OK", GOOD)], None).await;
+        let whose = Whose { sent_before: Some(sent_before), ..Whose::default() };
+        let got = server.endpoint(body_auth()).refresh(&token, whose).await;
+        match got {
+            Ok(_) => {
+                assert_eq!(outcome, "sent");
+                let request = server.request(0);
+                assert!(request.headers.contains_key("content-length"), "a form is no stream");
+                assert_eq!(request.fields[0], ("grant_type".to_owned(), "refresh_token".to_owned()));
+            }
+            Err(failure) => {
+                assert!(!failure.may_have_been_granted());
+                assert_eq!(name(failure), outcome);
+                assert_eq!(server.count(), 0, "no request is whole");
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn each_method_is_on_the_wire_once() {
     let body = sent(body_auth()).await;

@@ -5,13 +5,18 @@
 
 use std::error::Error;
 use std::io;
-use std::time::SystemTime;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
+use hyper::body::{Body, Frame, SizeHint};
 use url::Url;
 use zeroize::Zeroizing;
 
 use super::failure::{Reason, printable};
+use crate::clock::Clock;
 
 /// Longest answer that is read, in bytes.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
@@ -42,7 +47,9 @@ impl From<reqwest::Error> for Fault {
     fn from(error: reqwest::Error) -> Fault {
         // The URL's query may hold anything.
         let error = error.without_url();
-        let reason = if causes(&error).any(is_tls) {
+        let reason = if causes(&error).any(|cause| cause.is::<TooLate>()) {
+            Reason::NotSent
+        } else if causes(&error).any(is_tls) {
             Reason::Tls
         } else if error.is_connect() {
             Reason::Unreachable
@@ -64,6 +71,44 @@ fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn
 fn is_tls(error: &(dyn Error + 'static)) -> bool {
     let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
     error.is::<rustls::Error>() || wrapped.is_some_and(|inner| is_tls(inner))
+}
+
+/// A form that is given out before a moment of the clock since boot, or not at all: the process may have stood still
+/// between the decision to send it and a connection to send it on.
+pub struct Timely {
+    form: Option<Bytes>,
+    before: Duration,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("it was not sent in time")]
+pub struct TooLate;
+
+impl Timely {
+    pub fn new(form: String, before: Duration) -> Timely {
+        Timely { form: Some(form.into()), before }
+    }
+}
+
+impl Body for Timely {
+    type Data = Bytes;
+    type Error = TooLate;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, TooLate>>> {
+        let own = self.get_mut();
+        if Clock::system().now().boot >= own.before {
+            return Poll::Ready(Some(Err(TooLate)));
+        }
+        Poll::Ready(own.form.take().map(|form| Ok(Frame::data(form))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.form.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.form.as_ref().map_or(0, |form| form.len() as u64))
+    }
 }
 
 /// One request and its whole answer. The caller sets the deadline.
