@@ -56,6 +56,8 @@ pub enum AppError {
 const REST: Duration = Duration::from_secs(2);
 /// Reloads that may wait for one under way.
 const RELOADS_WAITING_MAX: usize = 8;
+/// A store that is out of reach at the start is tried again so often.
+const STORE_AGAIN: Duration = Duration::from_millis(500);
 
 /// How long the collector of traces may hold up the end of the program.
 const TRACES_FLUSH: Duration = Duration::from_secs(2);
@@ -202,13 +204,13 @@ impl App {
         if let Some(Source { path, logging }) = self.source {
             tasks.spawn("reload", Reloader::new((path, self.keeper), &loaded, wiring, logging, reloads)?.run());
         }
-        tasks.spawn("readiness", settle(slots, loaded.model.readiness_wait, health.clone()));
+        tasks.spawn("readiness", settle(slots, loaded.model.readiness_wait, cache.clone(), health.clone()));
         Ok(Running { tasks, health, cache, threads, shared })
     }
 }
 
-/// Readiness follows the first answers, or the end of the wait for them.
-async fn settle(slots: Vec<Arc<TokenSlot>>, wait: Duration, health: Arc<Health>) {
+/// Readiness follows the first answers, or the end of the wait for them, and the store.
+async fn settle(slots: Vec<Arc<TokenSlot>>, wait: Duration, cache: Arc<TokenCache>, health: Arc<Health>) {
     let all = async {
         for slot in &slots {
             slot.attempted(1).await;
@@ -216,6 +218,11 @@ async fn settle(slots: Vec<Arc<TokenSlot>>, wait: Duration, health: Arc<Health>)
     };
     let _ = tokio::time::timeout(wait, all).await;
     health.tokens_settled();
+    while let Err(error) = cache.store().stands().await {
+        tracing::warn!(%error, "not ready: the store cannot be used");
+        tokio::time::sleep(STORE_AGAIN).await;
+    }
+    health.store_stands();
     let without_token = slots.iter().filter(|slot| slot.state().token.is_none()).count();
     tracing::info!(connections = slots.len(), without_token, "ready");
     system::ready();

@@ -128,6 +128,17 @@ pub trait Lease: Send + Sync {
         0
     }
 
+    /// What an earlier holder was told by the server, if nobody is to ask it yet.
+    fn put_off(&self) -> Option<&PutOff> {
+        None
+    }
+
+    /// Tells those who take the lease next, until a token is saved or `put_off.wait` is over.
+    fn put_off_others<'a>(&'a self, put_off: &'a PutOff) -> StoreFuture<'a, ()> {
+        let _ = put_off;
+        Box::pin(async { Ok(()) })
+    }
+
     /// What distinguishes this holder, and the version that its next save gets: in a store that several processes share.
     fn fence(&self) -> Option<Fence> {
         None
@@ -141,6 +152,19 @@ pub trait Lease: Send + Sync {
 }
 
 pub type LeaseEnd = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// The server gives no token, which holds for all who would ask.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PutOff {
+    /// From now on.
+    pub wait: Duration,
+    /// Asking again is of no use before somebody has changed something.
+    pub permanent: bool,
+    /// In a row.
+    pub failures: u32,
+    /// The server's code, or our word for what went wrong; one word.
+    pub error: String,
+}
 
 /// What a write shows, so that nobody writes who has lost the lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -207,6 +231,11 @@ pub trait Store: Send + Sync {
     /// Writes back, under its own version, what the store has lost, unless something as new is there or it was removed.
     fn restore<'a>(&'a self, key: &'a TokenKey, token: StoredToken) -> StoreFuture<'a, ()> {
         let _ = (key, token);
+        Box::pin(async { Ok(()) })
+    }
+
+    /// Can it be used?
+    fn stands(&self) -> StoreFuture<'_, ()> {
         Box::pin(async { Ok(()) })
     }
 

@@ -41,6 +41,8 @@ pub use subjects::SubjectSlots;
 const REQUESTS_PER_SERVER: usize = 8;
 /// Subjects whose token is in memory at once; the others are in the store.
 const SUBJECTS_IN_MEMORY_MAX: NonZeroUsize = NonZeroUsize::new(16_384).expect("not zero");
+/// After a break every slot looks what it has missed; more at once would only wait for each other's answers.
+const LOOKS_AT_ONCE: usize = 64;
 /// More attempts than there are slots.
 const UNDER_WAY_MAX: u32 = 1 << 20;
 
@@ -69,6 +71,8 @@ struct Tools {
     events: Events,
     /// A permit for each attempt under way.
     under_way: Arc<Semaphore>,
+    /// And for each look into a store that others use too.
+    looks: Arc<Semaphore>,
     audit: Audit,
 }
 
@@ -147,11 +151,13 @@ impl Maker {
             definition: self.definition.clone(),
             store,
             gate: self.gate.clone(),
+            looks: tools.looks.clone(),
             clock: tools.clock.clone(),
             metrics: tools.metrics.clone(),
             audit: tools.audit.clone(),
             shared,
             kept: Mutex::default(),
+            tried: Mutex::default(),
         };
         let refresher = Refresher {
             slot: slot.clone(),
@@ -190,6 +196,7 @@ impl TokenCache {
                 metrics,
                 events,
                 under_way,
+                looks: Arc::new(Semaphore::new(LOOKS_AT_ONCE)),
                 audit,
             },
         }

@@ -118,6 +118,10 @@ impl Store for Counted {
         Box::pin(self.save.counted(self.store.restore(key, token)))
     }
 
+    fn stands(&self) -> StoreFuture<'_, ()> {
+        self.store.stands()
+    }
+
     fn shaken(&self) -> Option<Instant> {
         self.store.shaken()
     }

@@ -301,6 +301,10 @@ impl Store for RedisStore {
         })
     }
 
+    fn stands(&self) -> StoreFuture<'_, ()> {
+        Box::pin(self.shared.link.reach())
+    }
+
     fn shaken(&self) -> Option<Instant> {
         self.shared.link.shaken()
     }

@@ -3,9 +3,11 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// What readiness hangs on. Live from the start; ready once tokens were tried or the wait is over; not while draining.
+/// What readiness hangs on. Live from the start; ready once the store was reached, and tokens were tried or the wait is
+/// over; not while draining.
 #[derive(Debug, Default)]
 pub struct Health {
+    store_stands: AtomicBool,
     tokens_settled: AtomicBool,
     draining: AtomicBool,
     /// Of the configuration in force.
@@ -13,6 +15,11 @@ pub struct Health {
 }
 
 impl Health {
+    /// The store could be used once.
+    pub fn store_stands(&self) {
+        self.store_stands.store(true, Ordering::Relaxed);
+    }
+
     /// Each connection has a token or a first answer, or the wait for them is over.
     pub fn tokens_settled(&self) {
         self.tokens_settled.store(true, Ordering::Relaxed);
@@ -32,8 +39,12 @@ impl Health {
     }
 
     /// The checks by name, in the order in which they are shown.
-    pub fn checks(&self) -> [(&'static str, bool); 2] {
-        [("tokens", self.tokens_settled.load(Ordering::Relaxed)), ("serving", !self.draining.load(Ordering::Relaxed))]
+    pub fn checks(&self) -> [(&'static str, bool); 3] {
+        [
+            ("store", self.store_stands.load(Ordering::Relaxed)),
+            ("tokens", self.tokens_settled.load(Ordering::Relaxed)),
+            ("serving", !self.draining.load(Ordering::Relaxed)),
+        ]
     }
 
     pub fn is_ready(&self) -> bool {

@@ -4,14 +4,16 @@
 //! saved before anybody uses it; a refresh token that was refused is never sent again, which is saved too; what the store
 //! could not take stays here, is what the next refresh spends, and is offered to the store again. Where several processes
 //! share the store, a refresh token that another holder may have spent is left alone while the present token lasts.
-//! Not here: the request itself (`request`), what is kept of a token (`kept`).
+//! Not here: the request itself (`request`), what is kept of a token (`kept`), what replicas tell of failures (`put_off`).
 
+mod error;
 mod kept;
+mod put_off;
 mod request;
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -26,9 +28,9 @@ use crate::oauth::{Consented, Failure, TokenEndpoint, Whose};
 use crate::store::{Lease, Refresh, Store, StoreError, StoredToken};
 use crate::telemetry::audit::{Audit, Cause};
 use crate::telemetry::metrics::Metrics;
-use kept::Kept;
-use kept::Recovers;
+pub(super) use error::{AcquireError, STORE_UNAVAILABLE};
 pub(super) use kept::Seen;
+use kept::{Kept, Recovers};
 
 /// What a lease is waited for beyond the longest call that its holder may make.
 const LEASE_SLACK: Duration = Duration::from_secs(5);
@@ -73,12 +75,16 @@ pub(super) struct Acquirer {
     pub store: Arc<dyn Store>,
     /// Requests under way to this authorization server.
     pub gate: Arc<Semaphore>,
+    /// Looks into the store under way, of all slots.
+    pub looks: Arc<Semaphore>,
     pub clock: Clock,
     pub metrics: Metrics,
     pub audit: Audit,
     /// Other processes use the store too.
     pub shared: bool,
     pub kept: Mutex<Kept>,
+    /// The definition under which a token was last asked for.
+    pub tried: Mutex<Weak<Definition>>,
 }
 
 /// How the token of one slot is obtained.
@@ -90,36 +96,12 @@ pub(super) struct Definition {
 /// What a token request is made with.
 #[derive(Clone, Copy)]
 enum Way<'a> {
-    Refresh(&'a RefreshToken),
+    /// Not sent from a moment on: by the clock since boot.
+    Refresh(&'a RefreshToken, Option<Duration>),
     /// The connection's own grant.
     Grant,
     /// The same, with what a person has brought.
     Consented(&'a Consented),
-}
-
-/// Why there is no next token.
-#[derive(Debug)]
-pub(super) enum AcquireError {
-    Server {
-        failure: Failure,
-        /// A refresh token was sent, and whether it is spent is not known.
-        in_doubt: bool,
-    },
-    Store(StoreError),
-    /// The store was in trouble a moment ago: the refresh token is not sent for so long.
-    Recovering(Duration),
-    /// Another holder may have spent the refresh token: it is not sent while the present token lasts.
-    InDoubt,
-    Person {
-        consent: Consent,
-        error: String,
-    },
-}
-
-impl From<StoreError> for AcquireError {
-    fn from(error: StoreError) -> AcquireError {
-        AcquireError::Store(error)
-    }
 }
 
 impl Acquirer {
@@ -127,7 +109,7 @@ impl Acquirer {
     /// finding only that in the store is no news.
     pub async fn acquire(
         &self,
-        definition: &Definition,
+        definition: &Arc<Definition>,
         current: Option<&AccessToken>,
         cause: &Cause,
     ) -> Result<(StoredToken, bool), AcquireError> {
@@ -145,11 +127,11 @@ impl Acquirer {
 
     async fn acquire_leased(
         &self,
-        definition: &Definition,
+        definition: &Arc<Definition>,
         current: Option<&AccessToken>,
         cause: &Cause,
     ) -> Result<(StoredToken, bool), AcquireError> {
-        let connection = &definition.connection;
+        let (connection, tried) = (&definition.connection, self.has_tried(definition));
         let held = self.held(connection).await?;
         if let Some(token) = held.as_ref().filter(|held| self.is_news(held, connection, current)) {
             return Ok((self.remember(token), false));
@@ -166,8 +148,17 @@ impl Acquirer {
                 return Err(AcquireError::InDoubt);
             }
         }
-        let (_place, lease) = self.right_to_ask(connection).await?;
-        let outcome = self.next(definition, current, cause, &*lease).await;
+        let (_place, lease) = tokio::select! {
+            right = self.right_to_ask(connection) => right?,
+            () = self.slot.told(), if self.shared => return Err(AcquireError::Interrupted),
+        };
+        let outcome = match self.put_off(&*lease, cause, tried) {
+            Some(put_off) => Err(AcquireError::PutOff(put_off)),
+            None => self.next(definition, current, cause, &*lease).await,
+        };
+        if let Err(AcquireError::Server { failure, .. }) = &outcome {
+            self.put_off_others(failure, &*lease).await;
+        }
         let in_doubt = matches!(outcome, Err(AcquireError::Server { in_doubt: true, .. }));
         lease.release(!in_doubt && !self.has_unsaved()).await;
         outcome
@@ -207,8 +198,9 @@ impl Acquirer {
                     false => break,
                 }
             }
+            let sent_before = self.shared.then(|| self.clock.now().boot + term(connection));
             lease.renew(Some(version)).await?;
-            match self.refresh(definition, token, Some(held.refresh_life), cause).await {
+            match self.refresh(definition, (token, sent_before), Some(held.refresh_life), cause).await {
                 Ok(answer) => {
                     let next = StoredToken { origins: held.origins.clone(), version, ..answer };
                     return Ok((self.keep(next, Ok(lease)).await, true));
@@ -254,7 +246,7 @@ impl Acquirer {
         let version = last.as_ref().map_or(0, |last| last.version);
         let token = match last.as_ref().map(|last| (last, &last.refresh)) {
             Some((last, Refresh::Token(token))) if last.outlasts_refreshes() => {
-                let answer = self.refresh(definition, token, Some(last.refresh_life), cause).await?;
+                let answer = self.refresh(definition, (token, None), Some(last.refresh_life), cause).await?;
                 StoredToken { origins: last.origins.clone(), ..answer }
             }
             _ if !connection.grant.needs_person() => self.ask(definition, Way::Grant, cause).await?,
@@ -273,7 +265,7 @@ impl Acquirer {
     ) -> Result<StoredToken, AcquireError> {
         let (_place, lease) = self.right_to_ask(&definition.connection).await?;
         let token = match handed {
-            Handed::RefreshToken(token) => self.refresh(definition, &token, None, cause).await,
+            Handed::RefreshToken(token) => self.refresh(definition, (&token, None), None, cause).await,
             Handed::Consented(consented) => self.ask(definition, Way::Consented(&consented), cause).await,
             Handed::Tokens(set, asked) => self.answered(definition, Way::Grant, (Ok(set), asked), cause),
         };

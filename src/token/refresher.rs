@@ -11,7 +11,7 @@ use futures_util::FutureExt;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::acquire::{AcquireError, Acquirer, Seen};
+use super::acquire::{AcquireError, Acquirer, STORE_UNAVAILABLE, Seen};
 use super::schedule::{self, Step, Wanted};
 use super::slot::{Errand, Granted, Import, InjectedToken, Revoke, SlotState, TokenSlot, Trouble};
 use crate::clock::Now;
@@ -36,9 +36,6 @@ const SAVE_AGAIN_MAX: Duration = Duration::from_secs(60);
 const SAVE_AGAIN_SHARED_MAX: Duration = Duration::from_secs(4);
 /// A store that others use too is looked into so often, whether or not it tells of changes.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
-const STORE_UNAVAILABLE: &str = "store_unavailable";
-const RECOVERING: &str = "it was in trouble a moment ago, and other replicas may have kept newer tokens";
-const IN_DOUBT: &str = "another process may have spent the refresh token; it is not sent while the present token lasts";
 
 pub(super) struct Refresher {
     pub slot: Arc<TokenSlot>,
@@ -67,6 +64,7 @@ impl Refresher {
             match self.slot.take_errand() {
                 Some(Errand::Import(import)) => {
                     self.import(import).await;
+                    resting = false;
                     continue;
                 }
                 Some(Errand::Revoke(revoke)) => {
@@ -123,6 +121,12 @@ impl Refresher {
         }
         self.serve_the_last().await;
         self.slot.end();
+        // It may have left memory to make room: what the store could not take yet is nowhere else.
+        while self.acquirer.has_unsaved() {
+            tokio::time::sleep(SAVE_AGAIN_SHARED_MAX).await;
+            let Ok(_under_way) = self.under_way.acquire().await else { return };
+            self.acquirer.save_again().await;
+        }
     }
 
     /// Requests that began under the definition that is gone still get their token by it.
@@ -144,6 +148,7 @@ impl Refresher {
         let definition = self.acquirer.definition.load_full();
         match self.acquirer.acquire(&definition, current, cause).await {
             Ok((token, new)) => self.succeed(before, &definition.connection, token, new),
+            Err(AcquireError::Interrupted) => {}
             // What failed is no longer the definition: the present one has yet to be tried.
             Err(_) if !Arc::ptr_eq(&definition, &self.acquirer.definition.load()) => {}
             Err(error) => self.fail(before, &definition.connection, error),
@@ -160,7 +165,7 @@ impl Refresher {
             }
             Err(error) => {
                 let now = self.acquirer.clock.now();
-                Err(trouble(error, now, now).no_token(now))
+                Err(error.trouble(now, now).no_token(now))
             }
         };
         // Whoever handed it in may have gone.
@@ -273,17 +278,23 @@ impl Refresher {
             AcquireError::Server { failure: Failure::Retryable { retry_after, .. }, .. } => *retry_after,
             _ => None,
         };
-        let failures = before.trouble.as_ref().map_or(0, |trouble| trouble.failures).saturating_add(1);
+        let failures = match &error {
+            AcquireError::PutOff(told) => told.failures,
+            _ => before.trouble.as_ref().map_or(0, |trouble| trouble.failures).saturating_add(1),
+        };
         let permanent = matches!(&error, AcquireError::Server { failure, .. } if failure.is_permanent());
         let mut retry_at = now.plus(schedule::pause(permanent, failures, retry_after, fastrand::f64()));
         if let Some(token) = usable.filter(|_| in_doubt) {
             // The refresh token may be spent, and a server may punish its second use: not before we have to.
             retry_at = retry_at.later(token.usable_until);
         }
-        if let AcquireError::Recovering(wait) = error {
-            retry_at = now.plus(wait);
+        match &error {
+            AcquireError::Recovering(wait) => retry_at = now.plus(*wait),
+            // Not all at once.
+            AcquireError::PutOff(told) => retry_at = now.plus(told.wait.mul_f64(1.0 + 0.1 * fastrand::f64())),
+            _ => {}
         }
-        let mut trouble = trouble(error, now, retry_at);
+        let mut trouble = error.trouble(now, retry_at);
         trouble.failures = failures;
         let key = &self.slot.key;
         let subject = key.subject.as_ref().map(|subject| subject.as_str());
@@ -302,32 +313,6 @@ impl Refresher {
     }
 }
 
-/// What is remembered of a failure, the first one in a row.
-fn trouble(error: AcquireError, now: Now, retry_at: Now) -> Trouble {
-    let outcome = match &error {
-        AcquireError::Server { failure, .. } => failure.outcome().as_str(),
-        AcquireError::Store(_) | AcquireError::Recovering(_) | AcquireError::InDoubt => "unavailable",
-        AcquireError::Person { .. } => "refused",
-    };
-    let (permanent, consent, error, description) = match error {
-        AcquireError::Server { failure: Failure::Retryable { reason, detail, .. }, .. } => {
-            (false, None, reason.to_string(), detail)
-        }
-        AcquireError::Server { failure: Failure::Permanent(refusal), .. } => {
-            (true, None, refusal.error, refusal.description)
-        }
-        AcquireError::Server { failure: Failure::Script { message, .. }, .. } => {
-            (true, None, "script_failed".to_owned(), Some(message))
-        }
-        AcquireError::Store(error) => (false, None, STORE_UNAVAILABLE.to_owned(), Some(error.to_string())),
-        AcquireError::Recovering(_) => (false, None, STORE_UNAVAILABLE.to_owned(), Some(RECOVERING.to_owned())),
-        AcquireError::InDoubt => (false, None, "refresh_in_doubt".to_owned(), Some(IN_DOUBT.to_owned())),
-        AcquireError::Person { consent, error } => (true, Some(consent), error, None),
-    };
-    let retry_at = if consent.is_some() { NEVER } else { retry_at };
-    Trouble { at: now, permanent, consent, outcome, error, description, retry_at, failures: 1 }
-}
-
 /// The server may grant less than it was asked for (RFC 6749 §3.3).
 fn warn_of_less(key: &TokenKey, asked: &[String], granted: &[String]) {
     let missing: Vec<_> = asked.iter().filter(|scope| !granted.contains(scope)).map(String::as_str).collect();
@@ -338,7 +323,6 @@ fn warn_of_less(key: &TokenKey, asked: &[String], granted: &[String]) {
     }
 }
 
-const NEVER: Now = Now { boot: Duration::MAX, wall: Duration::MAX };
 /// What asks for the next token where nobody forces it.
 fn cause(state: &SlotState, now: Now, demanded: bool) -> Cause {
     match &state.token {

@@ -329,6 +329,14 @@ impl TokenSlot {
         self.stale.swap(false, Ordering::SeqCst)
     }
 
+    /// For the refresher, while it waits for its turn: returns when there is something to look at, or an errand.
+    pub(super) async fn told(&self) {
+        let waits = || self.stale.load(Ordering::SeqCst) || self.has_errand();
+        while !waits() {
+            self.demanded().await;
+        }
+    }
+
     /// For the refresher: is the next token wanted before anybody waits for it?
     pub(super) fn is_in_use(&self) -> bool {
         self.key.subject.is_none() || self.used.load(Ordering::Relaxed)

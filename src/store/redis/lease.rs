@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{Shared, ms};
 use crate::model::token::TokenKey;
-use crate::store::{Fence, Lease, LeaseEnd, StoreError, StoreFuture};
+use crate::store::{Fence, Lease, LeaseEnd, PutOff, StoreError, StoreFuture};
 
 /// How long it is known that somebody was about to spend a refresh token: longer than access tokens live.
 const SPENDING_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -21,6 +21,7 @@ pub struct Held {
     replaces: u64,
     term: Duration,
     in_doubt: bool,
+    put_off: Option<PutOff>,
     /// Within this process.
     _own: Arc<Box<dyn Lease>>,
     released: AtomicBool,
@@ -34,12 +35,13 @@ impl Held {
         term: Duration,
         own: Arc<Box<dyn Lease>>,
     ) -> Result<Option<Held>, StoreError> {
-        let names = &shared.names;
         let mut call = shared.scripts.take.prepare_invoke();
-        call.key(names.lease(key)).key(names.token(key)).key(names.spending(key)).key(names.removed(key));
+        for name in shared.names.keys_of(key) {
+            call.key(name);
+        }
         call.arg(&shared.instance).arg(ms(term));
         let taken: Vec<String> = shared.link.run(&call).await?;
-        let [holder, version, replaces, spending] = taken.as_slice() else { return Ok(None) };
+        let [holder, version, replaces, spending, wait_ms, told] = taken.as_slice() else { return Ok(None) };
         let number = |text: &str| {
             text.parse().map_err(|_| StoreError::Unavailable("Redis: its clock cannot be read".to_owned()))
         };
@@ -52,6 +54,7 @@ impl Held {
             replaces,
             term,
             in_doubt: spending == "1",
+            put_off: read_put_off(wait_ms, told),
             _own: own,
             released: AtomicBool::new(false),
         }))
@@ -91,6 +94,20 @@ impl Lease for Held {
         self.in_doubt
     }
 
+    fn put_off(&self) -> Option<&PutOff> {
+        self.put_off.as_ref()
+    }
+
+    fn put_off_others<'a>(&'a self, put_off: &'a PutOff) -> StoreFuture<'a, ()> {
+        Box::pin(async move {
+            let (names, PutOff { permanent, failures, error, .. }) = (&self.shared.names, put_off);
+            let mut call = self.shared.scripts.put_off.prepare_invoke();
+            call.key(names.lease(&self.key)).key(names.put_off(&self.key));
+            call.arg(&self.holder).arg(format!("{failures} {permanent} {error}")).arg(ms(put_off.wait));
+            self.shared.link.run(&call).await
+        })
+    }
+
     fn replaces(&self) -> u64 {
         self.replaces
     }
@@ -103,6 +120,14 @@ impl Lease for Held {
     fn release(self: Box<Self>, settled: bool) -> LeaseEnd {
         self.give_back(settled)
     }
+}
+
+/// As [`Lease::put_off_others`] wrote it.
+fn read_put_off(wait_ms: &str, told: &str) -> Option<PutOff> {
+    let wait = Duration::from_millis(wait_ms.parse().ok()?);
+    let [failures, permanent, error] = told.split(' ').collect::<Vec<_>>().try_into().ok()?;
+    let (failures, permanent) = (failures.parse().ok()?, permanent.parse().ok()?);
+    Some(PutOff { wait, permanent, failures, error: error.to_owned() })
 }
 
 impl Drop for Held {

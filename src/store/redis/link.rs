@@ -224,6 +224,11 @@ impl Link {
         }
     }
 
+    /// Is there a connection, or can one be made?
+    pub async fn reach(&self) -> Result<(), StoreError> {
+        self.connection().await.map(drop)
+    }
+
     pub fn shaken(&self) -> Option<Instant> {
         *self.shaken.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -40,14 +40,20 @@ impl Names {
         self.of("removed", key)
     }
 
+    /// Stands where the server gives no token for now.
+    pub fn put_off(&self, key: &TokenKey) -> String {
+        self.of("put-off", key)
+    }
+
     /// The members of all tokens of a connection, in order.
     pub fn index(&self, connection: &Name) -> String {
         format!("{}{{{connection}}}:tokens", self.prefix)
     }
 
-    /// The keys of which one step changes any: lease, token, index, spending, removed.
-    pub fn keys_of(&self, key: &TokenKey) -> [String; 5] {
-        [self.lease(key), self.token(key), self.index(&key.connection), self.spending(key), self.removed(key)]
+    /// The keys of which one step changes any: lease, token, index, spending, removed, put off.
+    pub fn keys_of(&self, key: &TokenKey) -> [String; 6] {
+        let (lease, token, index) = (self.lease(key), self.token(key), self.index(&key.connection));
+        [lease, token, index, self.spending(key), self.removed(key), self.put_off(key)]
     }
 
     /// The names of all connections that ever had a token.

@@ -21,11 +21,26 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// A silent connection is asked whether it lives, and given so long to answer.
 const SILENCE: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_secs(2);
+/// Less than the usual margin before a token's end.
+const CLOCKS_APART_MAX: Duration = Duration::from_secs(3);
 
 impl Shared {
     /// What the others are told of a change.
     pub fn news_of(&self, key: &TokenKey) -> String {
         format!("{} {key}", self.instance)
+    }
+
+    /// Replicas tell each other when a token was asked for, each by its own clock.
+    async fn compare_clocks(&self) {
+        let Ok((seconds, micros)) = self.link.query::<(u64, u64)>(&redis::cmd("TIME")).await else { return };
+        let (its, ours) = (Duration::from_secs(seconds) + Duration::from_micros(micros), self.sealed.wall());
+        let apart = its.abs_diff(ours);
+        if apart > CLOCKS_APART_MAX {
+            tracing::warn!(
+                apart_s = apart.as_secs(),
+                "the clocks of this machine and of Redis differ: tokens of other replicas are used for too long, or not long enough; set both by NTP"
+            );
+        }
     }
 
     /// What another has told; `None`: it was this process itself, or nothing that can be read.
@@ -59,6 +74,7 @@ async fn listen(shared: &Shared, news: &broadcast::Sender<News>) -> Result<(), S
     let mut pubsub = timeout(ANSWER, PubSub::new(&info, stream)).await.map_err(|_| late())?.map_err(of_redis)?;
     timeout(ANSWER, pubsub.subscribe(shared.names.news())).await.map_err(|_| late())?.map_err(of_redis)?;
     let (mut sink, mut messages) = pubsub.split();
+    shared.compare_clocks().await;
     // Nobody may be listening yet, here and below.
     let _ = news.send(News::Missed);
     loop {

@@ -98,19 +98,22 @@ redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 return 0
 ";
 
-/// lease, token, spending, removed; instance, term. The holder, the version of its first write and that of what lies there
-/// or was removed, or nothing. What this instance holds already it has not heard of.
+/// lease, token, index, spending, removed, put off; instance, term. The holder, the version of its first write, that of what
+/// lies there or was removed, whether what was spent last has not been saved, for how many milliseconds the server gives no
+/// token and what it said; or nothing. What this instance holds already it has not heard of.
 const TAKE: &str = r"
 if is(KEYS[1], 'string') and redis.call('GET', KEYS[1]):sub(1, #ARGV[1] + 1) ~= ARGV[1] .. ':' then return {} end
 local time = redis.call('TIME')
 local version = time[1] * 1000000 + time[2]
-local before = latest(KEYS[2], KEYS[4])
+local before = latest(KEYS[2], KEYS[5])
 if before >= version then version = before + 1 end
 version = string.format('%.0f', version)
 local holder = ARGV[1] .. ':' .. version
 redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[1], holder, 'PX', ARGV[2])
-return {holder, version, string.format('%.0f', before), in_doubt(KEYS[3], KEYS[2]) and '1' or '0'}
+local told = is(KEYS[6], 'string') and redis.call('GETRANGE', KEYS[6], 0, 255):match('^%d+ %a+ [%w_.-]+$') or ''
+local doubt = in_doubt(KEYS[4], KEYS[2]) and '1' or '0'
+return {holder, version, string.format('%.0f', before), doubt, tostring(redis.call('PTTL', KEYS[6])), told}
 ";
 
 /// spending, token. Whether what was spent last has not been saved.
@@ -126,6 +129,14 @@ if ARGV[3] ~= '' then
   redis.call('DEL', KEYS[2])
   redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[4])
 end
+return 1
+";
+
+/// lease, put off; holder, what the server said, for how long.
+const PUT_OFF: &str = r"
+if not held_by(KEYS[1], ARGV[1]) then return 0 end
+redis.call('DEL', KEYS[2])
+redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
 return 1
 ";
 
@@ -147,13 +158,13 @@ local function put_index(key, member, life)
 end
 ";
 
-/// lease, token, index, spending, removed; holder, version, record, life, member, channel, news. A lease that has lapsed
+/// lease, token, index, spending, removed, put off; holder, version, record, life, member, channel, news. A lease that has lapsed
 /// will do if nothing newer lies there or was removed, and nobody has it, or whoever has it has not spent anything: what was
 /// spent for it is not lost.
 const SAVE: &str = r"
 if redis.call('EXISTS', KEYS[1]) == 1 and not held_by(KEYS[1], ARGV[1]) and not held_by(KEYS[4], ARGV[1]) then return 0 end
 if latest(KEYS[2], KEYS[5]) >= tonumber(ARGV[2]) then return 0 end
-redis.call('DEL', KEYS[2], KEYS[4], KEYS[5])
+redis.call('DEL', KEYS[2], KEYS[4], KEYS[5], KEYS[6])
 redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[4])
 put_index(KEYS[3], ARGV[5], tonumber(ARGV[4]))
 redis.call('PUBLISH', ARGV[6], ARGV[7])
@@ -163,7 +174,7 @@ return 1
 /// The same keys; holder, version, how long it is known, member, channel, news.
 const FORGET: &str = r"
 if not held_by(KEYS[1], ARGV[1]) then return 0 end
-redis.call('DEL', KEYS[2], KEYS[4])
+redis.call('DEL', KEYS[2], KEYS[4], KEYS[6])
 if is(KEYS[3], 'zset') then redis.call('ZREM', KEYS[3], ARGV[4]) end
 redis.call('SET', KEYS[5], ARGV[2], 'PX', ARGV[3])
 redis.call('PUBLISH', ARGV[5], ARGV[6])
@@ -223,6 +234,7 @@ pub struct Scripts {
     pub doubt: Script,
     pub removed: Script,
     pub renew: Script,
+    pub put_off: Script,
     pub release: Script,
     pub save: Script,
     pub forget: Script,
@@ -244,6 +256,7 @@ impl Scripts {
             doubt: script(&[&own, DOUBT]),
             removed: script(&[&own, REMOVED]),
             renew: script(&[&own, RENEW]),
+            put_off: script(&[&own, PUT_OFF]),
             release: script(&[&own, RELEASE]),
             save: script(&[&own, INDEX, SAVE]),
             forget: script(&[&own, FORGET]),

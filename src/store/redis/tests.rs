@@ -9,6 +9,7 @@ use crate::model::RedisAt;
 use crate::model::connection::{Identity, OriginSet};
 use crate::model::secret::SealKey;
 use crate::model::token::{AccessToken, RefreshToken, Subject};
+use crate::store::PutOff;
 use rig::Redis;
 
 #[path = "../../../tests/it/rig/redis.rs"]
@@ -142,6 +143,32 @@ async fn what_was_removed_is_not_written_back_by_who_is_late() {
     let newer = StoredToken { version: lease_version(&other, &key).await, ..rotating("newer") };
     one.restore(&key, newer.clone()).await.expect("an answer");
     assert_eq!(other.load(&key).await.expect("it opens").map(|held| held.access_token), Some(newer.access_token));
+}
+
+#[tokio::test]
+async fn who_takes_the_lease_is_told_that_the_server_gives_no_token() {
+    let redis = Redis::start().await;
+    let ((one, _t), (other, _u)) = (open(&redis, 1), open(&redis, 1));
+    let key = key("crm", None);
+    let told = PutOff { wait: 30 * SECOND, permanent: true, failures: 3, error: "invalid_client".to_owned() };
+    let lease = one.lease(&key, SECOND, SECOND).await.expect("a lease");
+    assert_eq!(lease.put_off(), None);
+    lease.put_off_others(&told).await.expect("they are told");
+    lease.release(true).await;
+    let lease = other.lease(&key, SECOND, SECOND).await.expect("a lease");
+    let heard = lease.put_off().expect("it is told").clone();
+    assert!((29 * SECOND..=30 * SECOND).contains(&heard.wait), "{heard:?}");
+    assert_eq!(PutOff { wait: told.wait, ..heard }, told);
+    other.save(&key, rotating("t"), &*lease).await.expect("it is saved");
+    lease.release(true).await;
+    let lease = one.lease(&key, SECOND, SECOND).await.expect("a lease");
+    assert_eq!(lease.put_off(), None, "a token ends it");
+    lease.release(true).await;
+    for foreign in ["x", "1 true a b", "1 true \u{1f600}", "-1 maybe x"] {
+        redis.cli(&["SET", "keybearer:{crm}:put-off:default", foreign]).await;
+        assert_eq!(one.lease(&key, SECOND, SECOND).await.expect("a lease").put_off(), None, "{foreign}");
+        sleep(SECOND / 10).await;
+    }
 }
 
 /// A version that is newer than all before.

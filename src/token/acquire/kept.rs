@@ -141,6 +141,8 @@ impl Acquirer {
         if self.has_unsaved() {
             return Ok(Seen::Nothing);
         }
+        // It is never closed.
+        let _place = self.looks.acquire().await;
         let known = self.kept().last.as_ref().map_or(0, |last| last.version);
         let Some(stored) = self.newest(connection).await? else {
             let removed = self.store.was_removed(&self.slot.key, known).await?;
@@ -157,6 +159,7 @@ impl Acquirer {
     /// the store cannot be used.
     pub(super) async fn keep(&self, token: StoredToken, lease: Result<&dyn Lease, String>) -> StoredToken {
         if self.slot.is_closed() && self.is_replaced(&token).await {
+            *self.kept() = Kept::default();
             return token;
         }
         let saved = match lease {

@@ -3,6 +3,7 @@
 //! Metrics: `keybearer_token_requests_total`, `keybearer_token_request_duration_seconds`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{AcquireError, Acquirer, Definition, Way};
 use crate::clock::Now;
@@ -13,15 +14,15 @@ use crate::store::{Refresh, RefreshLife, StoredToken};
 use crate::telemetry::audit::{self, Cause};
 
 impl Acquirer {
-    /// One refresh (RFC 6749 §6): an answer without a refresh token leaves the old one in use.
+    /// One refresh (RFC 6749 §6), sent before the given moment or not at all: an answer without a refresh token leaves the old one in use.
     pub(super) async fn refresh(
         &self,
         definition: &Definition,
-        token: &RefreshToken,
+        (token, sent_before): (&RefreshToken, Option<Duration>),
         life: Option<RefreshLife>,
         cause: &Cause,
     ) -> Result<StoredToken, AcquireError> {
-        let mut answer = self.ask(definition, Way::Refresh(token), cause).await?;
+        let mut answer = self.ask(definition, Way::Refresh(token, sent_before), cause).await?;
         let sent = Refresh::Token(token.clone());
         if answer.refresh == Refresh::None || answer.refresh == sent {
             // The same one is as old as before, whatever the answer says.
@@ -41,7 +42,9 @@ impl Acquirer {
         // Lifetimes count from when the request leaves: the answer may have been long on its way.
         let obtained = self.clock.now();
         let answer = match way {
-            Way::Refresh(token) => definition.source.refresh(token, self.whose()).await,
+            Way::Refresh(token, sent_before) => {
+                definition.source.refresh(token, Whose { sent_before, ..self.whose() }).await
+            }
             Way::Grant => definition.source.first_grant(self.whose()).await,
             Way::Consented(consented) => {
                 let whose = Whose { consented: Some(consented), ..self.whose() };
@@ -60,7 +63,7 @@ impl Acquirer {
         cause: &Cause,
     ) -> Result<StoredToken, AcquireError> {
         let own = &definition.connection;
-        let is_refresh = matches!(way, Way::Refresh(_));
+        let is_refresh = matches!(way, Way::Refresh(..));
         let grant = if is_refresh { "refresh_token" } else { own.grant.as_str() };
         let (connection, profile) = (self.slot.key.connection.as_str(), self.slot.key.profile.as_str());
         let outcome = answer.as_ref().map_or_else(|failure| failure.outcome().as_str(), |_| "ok");

@@ -76,7 +76,11 @@ impl TokenSlot {
         }
     }
 
-    /// For the refresher.
+    /// For the refresher, as below.
+    pub(in crate::token) fn has_errand(&self) -> bool {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     pub(in crate::token) fn take_errand(&self) -> Option<Errand> {
         self.desk.lock().unwrap_or_else(PoisonError::into_inner).take()
     }

@@ -68,7 +68,7 @@ impl Fleet {
             let store = Arc::new(Shared(handle.clone()));
             let (events, audit) = (Events::default(), Audit::default());
             let cache = TokenCache::new(store, clock.clone(), tasks.clone(), metrics.clone(), events, audit);
-            let slot = shared(cache.ensure(&connection, Box::new(Client(handle.clone()))));
+            let slot = shared(cache.ensure(&connection, Box::new(Client(handle.clone(), clock.clone()))));
             tasks.spawn("news", Arc::new(cache).follow_news());
             (handle, slot)
         };
@@ -235,6 +235,27 @@ async fn what_could_not_be_saved_is_saved_as_soon_as_the_store_is_back() {
         sleep(LIFE).await;
         assert_eq!(lock(&fleet.world).server.spent_twice, 0);
     }
+}
+
+/// Behind the news there is a look of its own, each minute.
+#[tokio::test(start_paused = true)]
+async fn without_news_a_revocation_holds_everywhere_within_a_minute() {
+    let fleet = Fleet::start(1, 3);
+    lock(&fleet.world).odds.news = 1.0;
+    sleep(SECOND).await;
+    let serving = || {
+        let serves = |slot: &TokenSlot| slot.state().token.is_some();
+        fleet.replicas.iter().filter(|(_, slot)| serves(slot)).count()
+    };
+    assert_eq!(serving(), 3);
+    let revoked = fleet.replicas[0].1.revoke(None, Instant::now() + 60 * SECOND).await;
+    assert!(revoked.is_ok(), "{revoked:?}");
+    sleep(SECOND).await;
+    assert_eq!(serving(), 2, "nobody has told them");
+    // Each looks up to half a minute late.
+    sleep(95 * SECOND).await;
+    assert_eq!(serving(), 0);
+    assert!(lock(&fleet.world).record().is_none(), "nobody has written it back");
 }
 
 /// What the argument for larger fleets rests on.

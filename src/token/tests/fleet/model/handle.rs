@@ -336,7 +336,7 @@ impl Store for Shared {
 }
 
 /// A replica's token endpoint.
-pub struct Client(pub Arc<Handle>);
+pub struct Client(pub Arc<Handle>, pub Clock);
 
 impl TokenSource for Client {
     fn first_grant<'a>(&'a self, _: Whose<'a>) -> crate::token::Answer<'a> {
@@ -344,10 +344,15 @@ impl TokenSource for Client {
         Box::pin(async { Err(Failure::Permanent(Refusal { error: "consent_required".to_owned(), description: None })) })
     }
 
-    fn refresh<'a>(&'a self, token: &'a RefreshToken, _: Whose<'a>) -> crate::token::Answer<'a> {
+    fn refresh<'a>(&'a self, token: &'a RefreshToken, whose: Whose<'a>) -> crate::token::Answer<'a> {
         Box::pin(async move {
             let own = &self.0;
+            // Before there is a connection.
+            own.may_pause();
             own.awake().await;
+            if whose.sent_before.is_some_and(|before| self.1.now().boot >= before) {
+                return Err(Failure::Retryable { reason: Reason::NotSent, retry_after: None, detail: None });
+            }
             let (lost, refused, there, back) = {
                 let mut world = lock(&own.world);
                 world.server.requests += 1;
