@@ -3,14 +3,16 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::fleet::{Fleet, SEAL_KEY, Traffic, config, served, store};
 use crate::renewal::{call, hand_in};
 use crate::rig::peers::{AuthorizationServer, Peers, Upstream};
+use crate::rig::raw;
 use crate::rig::redis::Redis;
 use crate::rig::sidecar::Sidecar;
+use crate::rig::wire::Wire;
 
 const API: &str = "http://api.test/x";
 const MACHINE: &str = "http://m.test/x";
@@ -54,6 +56,9 @@ async fn redis_stops_and_comes_back_empty() {
     one.until_metric(FAILED, |count| count > 0.0).await;
     one.logged("the store is out of reach").await;
     assert_eq!(refresh(one).await, 503, "a rotating one waits");
+    let shown = call(one.admin(), "GET", "/connections/crm/tokens", &json!({})).await.json();
+    let last = &shown["items"][0]["last_attempt"];
+    assert_eq!((&last["outcome"], &last["error"]), (&json!("unavailable"), &json!("store_unavailable")), "{shown}");
     assert_eq!(fleet.count("rotations").await, 1);
 
     fleet.redis.start_again().await;
@@ -76,14 +81,12 @@ async fn redis_stops_and_comes_back_empty() {
 }
 
 /// While `trouble` lasts, nothing fails and no refresh token is spent; after `remedy` both tokens are renewed again.
-async fn through(row: &str, trouble: &[&str], remedy: &[&str], said: &str) {
+async fn through(row: &str, trouble: impl AsyncFn(&Fleet), remedy: impl AsyncFn(&Fleet), said: &str) {
     let fleet = Fleet::start(1, 20).await;
     let one = &fleet.replicas[0];
     fleet.connect().await;
     let traffic = [API, MACHINE].map(|url| Traffic::through(one, url));
-    for words in trouble {
-        fleet.redis.cli(&words.split(' ').collect::<Vec<_>>()).await;
-    }
+    trouble(&fleet).await;
     let rotations = fleet.count("rotations").await;
     let machine = fleet.server.token_requests("machine").await;
     // Both are due after ten seconds, and may be used for fifteen.
@@ -91,7 +94,7 @@ async fn through(row: &str, trouble: &[&str], remedy: &[&str], said: &str) {
     assert_eq!(fleet.count("rotations").await, rotations, "{row}: a refresh token was spent without a lease");
     assert!(fleet.server.token_requests("machine").await > machine, "{row}: nobody has renewed\n{}", one.log());
     one.logged("store_unavailable").await;
-    fleet.redis.cli(remedy).await;
+    remedy(&fleet).await;
     fleet.rotated().await;
     for traffic in traffic {
         assert!(traffic.end(one).await > 100, "{row}");
@@ -102,21 +105,113 @@ async fn through(row: &str, trouble: &[&str], remedy: &[&str], said: &str) {
     kept(&fleet.redis, "keybearer:{machine}:token:default").await;
 }
 
+async fn redis(fleet: &Fleet, line: &str) {
+    fleet.redis.cli(&line.split(' ').map(|word| word.trim_matches('_')).collect::<Vec<_>>()).await;
+}
+
 #[tokio::test]
 async fn redis_is_slow_by_five_seconds() {
-    through("slow", &["CLIENT PAUSE 13000 ALL"], &["PING"], "does not answer in time").await;
+    let slow = async |fleet: &Fleet| fleet.wires[0].slow(Duration::from_secs(5));
+    let quick = async |fleet: &Fleet| fleet.wires[0].slow(Duration::ZERO);
+    through("slow", slow, quick, "in time").await;
+}
+
+#[tokio::test]
+async fn redis_does_not_answer() {
+    let stuck = async |fleet: &Fleet| redis(fleet, "CLIENT PAUSE 13000 ALL").await;
+    through("stuck", stuck, async |_: &Fleet| {}, "does not answer in time").await;
 }
 
 #[tokio::test]
 async fn redis_wants_a_password_of_a_sudden() {
-    let remedy = ["-a", "x", "--no-auth-warning", "CONFIG", "SET", "requirepass", ""];
-    through("NOAUTH", &["CONFIG SET requirepass x", "-a x CLIENT KILL TYPE normal"], &remedy, "NOAUTH").await;
+    let asks = async |fleet: &Fleet| {
+        redis(fleet, "CONFIG SET requirepass x").await;
+        redis(fleet, "-a x CLIENT KILL TYPE normal").await;
+    };
+    let no_more = async |fleet: &Fleet| redis(fleet, "-a x --no-auth-warning CONFIG SET requirepass __").await;
+    through("NOAUTH", asks, no_more, "NOAUTH").await;
 }
 
 #[tokio::test]
 async fn redis_turns_into_a_replica() {
-    let said = "give the address of the primary";
-    through("READONLY", &["REPLICAOF 127.0.0.1 1"], &["REPLICAOF", "NO", "ONE"], said).await;
+    let replica = async |fleet: &Fleet| redis(fleet, "REPLICAOF 127.0.0.1 1").await;
+    let primary = async |fleet: &Fleet| redis(fleet, "REPLICAOF NO ONE").await;
+    through("READONLY", replica, primary, "give the address of the primary").await;
+}
+
+/// TL-14: Redis goes away while the server rotates; what it gave is used, and saved as soon as there is a place for it.
+#[tokio::test]
+async fn a_rotation_that_redis_does_not_take_is_not_lost() {
+    // Due after eight seconds at most, and of use for twelve.
+    let fleet = Fleet::start(2, 16).await;
+    fleet.connect().await;
+    let traffic: Vec<_> = fleet.replicas.iter().map(|replica| Traffic::through(replica, API)).collect();
+    // Longer than anybody takes to see that the request is under way.
+    fleet.server.control(json!({ "delay_ms": 1000 })).await;
+    let asked = fleet.server.token_requests("person").await;
+    let end = Instant::now() + Duration::from_secs(15);
+    while fleet.server.token_requests("person").await == asked {
+        assert!(Instant::now() < end, "nobody refreshes");
+        sleep(Duration::from_millis(20)).await;
+    }
+    let rotations = fleet.count("rotations").await;
+    fleet.wires.iter().for_each(Wire::cut);
+    let unsaved = async |replica: &Sidecar| replica.log().contains("the token could not be saved");
+    while !unsaved(&fleet.replicas[0]).await && !unsaved(&fleet.replicas[1]).await {
+        assert!(Instant::now() < end, "{}", fleet.replicas[0].log());
+        sleep(Duration::from_millis(20)).await;
+    }
+    fleet.server.control(json!({ "delay_ms": 0 })).await;
+    fleet.wires.iter().for_each(Wire::mend);
+    while fleet.count("rotations").await < rotations + 2 {
+        assert!(Instant::now() < end + Duration::from_secs(15), "{}", fleet.replicas[0].log());
+        sleep(Duration::from_millis(50)).await;
+    }
+    for (traffic, replica) in traffic.into_iter().zip(&fleet.replicas) {
+        assert!(traffic.end(replica).await > 100);
+    }
+    fleet.is_clean().await;
+}
+
+/// A grant that a person has brought takes the place of an older one, whenever it can be saved.
+#[tokio::test]
+async fn a_new_consent_that_redis_does_not_take_at_once_replaces_the_old_one() {
+    let fleet = Fleet::start(2, 60).await;
+    fleet.connect().await;
+    let [one, other] = &fleet.replicas[..] else { panic!("two") };
+    for revoked in [false, true] {
+        if revoked {
+            let revoked = call(one.admin(), "POST", "/connections/crm/revoke", &json!({})).await;
+            assert_eq!(revoked.status, 200, "{}", revoked.text());
+        }
+        let token = fleet.server.refresh_token("ann").await;
+        fleet.server.control(json!({ "delay_ms": 500 })).await;
+        let (handed, ()) = tokio::join!(hand_in(one, &token, None), async {
+            sleep(Duration::from_millis(250)).await;
+            fleet.wires[0].cut();
+        });
+        assert_eq!(handed.status, 200, "{}\n{}", handed.text(), one.log());
+        fleet.server.control(json!({ "delay_ms": 0 })).await;
+        let sent = async |replica: &Sidecar| {
+            assert_eq!(raw::get_through(replica.proxy(), API, "").await.status, 200, "{}", replica.log());
+            fleet.upstream.records().await.pop().expect("a request")["headers"].clone()
+        };
+        let new = sent(one).await;
+        fleet.wires[0].mend();
+        let end = Instant::now() + Duration::from_secs(20);
+        while raw::get_through(other.proxy(), API, "").await.status != 200
+            || authorization(&sent(other).await) != authorization(&new)
+        {
+            assert!(Instant::now() < end, "revoked {revoked}: {}\n----\n{}", one.log(), other.log());
+            sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!(authorization(&sent(one).await), authorization(&new));
+    }
+}
+
+fn authorization(headers: &Value) -> Option<&str> {
+    let fields = headers.as_array().expect("fields").iter().filter_map(Value::as_str);
+    fields.filter(|value| value.starts_with("Bearer ")).next()
 }
 
 /// What is written takes the place of what is there.
@@ -192,26 +287,64 @@ async fn credentials_and_names_that_are_wrong_are_told_and_mended_in_the_file() 
         )
     };
     let files = [("password", "wrong\n")];
-    let sidecar = Sidecar::start_with(&config(&server, &upstream, &of("keybearer:")), &files).await;
+    let sidecar = Sidecar::spawn(&config(&server, &upstream, &of("keybearer:")), &files).await;
     sidecar.logged("Password authentication failed").await;
-    assert_eq!(crate::rig::raw::get_through(sidecar.proxy(), MACHINE, "").await.status, 200, "{}", sidecar.log());
+    assert_eq!(raw::get_through(sidecar.proxy(), MACHINE, "").await.status, 200, "{}", sidecar.log());
+    sidecar.logged("not ready: the store cannot be used").await;
+    let ready = async || raw::get(sidecar.admin(), "/readyz?verbose").await;
+    let before = ready().await;
+    assert!(before.status == 503 && before.text().contains("store"), "{}", before.text());
     assert!(!sidecar.log().contains("wrong\""));
     std::fs::write(sidecar.dir.path().join("password"), "right\n").expect("a file");
     sidecar.logged("the store is in reach again").await;
+    sidecar.until_ready().await;
     assert!(!sidecar.log().contains("what needs a restart"), "{}", sidecar.log());
     kept(&redis, "keybearer:{machine}:token:default").await;
 
-    let sidecar = Sidecar::start_with(&config(&server, &upstream, &of("other:")), &[("password", "right\n")]).await;
+    let sidecar = Sidecar::spawn(&config(&server, &upstream, &of("other:")), &[("password", "right\n")]).await;
     sidecar.logged("let the user have `~other:* &other:*").await;
     let (certificate, key) = Peers::certs().leaf("wrong");
     let [certificate, key] = [certificate, key].map(|path| path.display().to_string());
     redis.cli(&["CONFIG", "SET", "tls-cert-file", &certificate, "tls-key-file", &key]).await;
-    let sidecar = Sidecar::start_with(&config(&server, &upstream, &of("keybearer:")), &[("password", "right\n")]).await;
+    let sidecar = Sidecar::spawn(&config(&server, &upstream, &of("keybearer:")), &[("password", "right\n")]).await;
     sidecar.logged("certificate not valid for name").await;
-    assert_eq!(crate::rig::raw::get_through(sidecar.proxy(), MACHINE, "").await.status, 200, "{}", sidecar.log());
+    assert_eq!(raw::get_through(sidecar.proxy(), MACHINE, "").await.status, 200, "{}", sidecar.log());
     let cluster = Redis::start_with(&["--cluster-enabled", "yes"]).await;
-    let sidecar = Sidecar::start(&config(&server, &upstream, &store(cluster.port))).await;
+    let sidecar = Sidecar::spawn(&config(&server, &upstream, &store(cluster.port)), &[]).await;
     sidecar.logged("a node of a cluster, which store.redis does not take").await;
+}
+
+/// Under a key that the others do not have nothing is read and nothing written.
+#[tokio::test]
+async fn a_seal_key_that_others_do_not_have_is_told_and_writes_over_nothing() {
+    let fleet = Fleet::start(1, 60).await;
+    fleet.connect().await;
+    let before = fleet.redis.all().await;
+    let odd = store(fleet.redis.port).replace(SEAL_KEY, "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=");
+    let sidecar = Sidecar::spawn(&config(&fleet.server, &fleet.upstream, &odd), &[]).await;
+    sidecar.logged("add that key behind the first").await;
+    assert_eq!(raw::get_through(sidecar.proxy(), MACHINE, "").await.status, 200, "{}", sidecar.log());
+    assert_eq!(raw::get_through(sidecar.proxy(), API, "").await.status, 503, "{}", sidecar.log());
+    sidecar.logged("not ready: the store cannot be used").await;
+    assert_eq!(hand_in(&fleet.replicas[0], "none", None).await.status, 422);
+    for (key, text) in &before {
+        let now = fleet.redis.all().await.into_iter().find(|(name, _)| name == key);
+        assert_eq!(now.map(|(_, text)| text).as_ref(), Some(text), "{key}");
+    }
+}
+
+#[tokio::test]
+async fn clocks_that_differ_are_told() {
+    let server = AuthorizationServer::op(json!({ "lifetime": 60 })).await;
+    let upstream = Upstream::start(&server).await;
+    let redis = Redis::start().await;
+    let environment = [
+        ("LD_PRELOAD", "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1".to_owned()),
+        ("FAKETIME", "+40s".to_owned()),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
+    ];
+    let sidecar = Sidecar::start_in(&config(&server, &upstream, &store(redis.port)), &environment).await;
+    sidecar.logged("the clocks of this machine and of Redis differ").await;
 }
 
 #[tokio::test]
