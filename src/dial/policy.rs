@@ -1,15 +1,15 @@
 //! Which addresses may be dialled.
 //!
 //! Private networks only for names that the configuration names, or inside `egress.allow_private`; link-local, metadata,
-//! unspecified and multicast addresses and our own listeners only where a route names that very address.
+//! unspecified and multicast addresses and our own listeners only where a route names that very address. An address that
+//! stands in a route or a URL is open at the port that stands there, and for who asks for it literally.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use ipnet::IpNet;
-use url::Url;
 
-use crate::model::connection::{HostPattern, Place};
+use crate::model::connection::{HostPattern, PortRule, Route};
 use crate::model::origin::Host;
 use crate::model::{Listener, Model};
 
@@ -27,10 +27,12 @@ pub enum Denied {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AddressPolicy {
     allow_private: Vec<IpNet>,
-    /// Names that stand exactly in a route, in `hosts` or in a URL of a connection.
+    /// What stands in `hosts`, and names that stand exactly in a route or in a URL of a connection.
     named: HashSet<Host>,
-    /// Addresses that a route names literally.
-    literal: HashSet<IpAddr>,
+    /// Addresses that a route names literally, with the port; `None`: all ports.
+    routed: HashSet<(IpAddr, Option<u16>)>,
+    /// Addresses in the URLs of a connection: they may be private, and nothing else.
+    endpoints: HashSet<(IpAddr, u16)>,
     own: Vec<SocketAddr>,
 }
 
@@ -48,24 +50,34 @@ impl AddressPolicy {
             let others = [&endpoints.revocation, &endpoints.authorization, &endpoints.device_authorization];
             let urls = std::iter::once(&endpoints.server).chain(others.into_iter().flatten()).cloned();
             let issuer = endpoints.issuer.as_ref().and_then(|issuer| issuer.parse().ok());
-            let hosts = urls.chain(issuer).filter_map(|url: Url| Host::parse(url.host_str()?).ok());
-            policy.named.extend(hosts);
-            for route in &connection.routes {
-                let host = match &route.place {
-                    Place::Host { pattern: HostPattern::Exact(host), .. } => host,
-                    Place::Host { pattern: HostPattern::Below(_), .. } => continue,
-                    Place::Mount { upstream, .. } => &upstream.host,
-                };
-                policy.named.insert(host.clone());
-                if let Host::Ip(address) = host {
-                    policy.literal.insert(address.to_canonical());
+            for url in urls.chain(issuer) {
+                let host = url.host_str().and_then(|host| Host::parse(host).ok());
+                match (host, url.port_or_known_default()) {
+                    (Some(Host::Ip(address)), Some(port)) => policy.endpoints.extend([(unwrap(address), port)]),
+                    (host, _) => policy.named.extend(host),
                 }
             }
+            connection.routes.iter().for_each(|route| policy.route(route));
         }
         policy
     }
 
-    /// The same with one more name that may be private.
+    fn route(&mut self, route: &Route) {
+        match route.origin() {
+            (HostPattern::Exact(Host::Ip(address)), port, tls) => {
+                let port = match port {
+                    PortRule::Default => Some(if tls { 443 } else { 80 }),
+                    PortRule::Stated(port) => Some(port),
+                    PortRule::Any => None,
+                };
+                self.routed.extend([(unwrap(address), port)]);
+            }
+            (HostPattern::Exact(host), ..) => self.named.extend([host]),
+            (HostPattern::Below(_), ..) => {}
+        }
+    }
+
+    /// The same with one more host that may be private, at whatever port.
     pub fn naming(mut self, host: Host) -> AddressPolicy {
         self.named.insert(host);
         self
@@ -73,18 +85,25 @@ impl AddressPolicy {
 
     /// May `host`, which resolved to `address`, be dialled?
     pub fn check(&self, host: &Host, address: SocketAddr) -> Result<(), Denied> {
-        let ip = unwrap(address.ip());
-        if self.literal.contains(&ip) {
+        let (ip, port) = (unwrap(address.ip()), address.port());
+        let literal = matches!(host, Host::Ip(_));
+        let routed = |port| literal && self.routed.contains(&(ip, port));
+        if routed(Some(port)) {
+            return Ok(());
+        }
+        if self.own.iter().any(|own| own.port() == port && reaches(own.ip(), ip)) {
+            return Err(Denied::OwnListener);
+        }
+        if routed(None) {
             return Ok(());
         }
         if is_special(ip) {
             return Err(Denied::Special);
         }
-        if self.own.iter().any(|own| own.port() == address.port() && reaches(own.ip(), ip)) {
-            return Err(Denied::OwnListener);
-        }
-        let allowed =
-            !is_private(ip) || self.named.contains(host) || self.allow_private.iter().any(|n| n.contains(&ip));
+        let allowed = !is_private(ip)
+            || self.named.contains(host)
+            || literal && self.endpoints.contains(&(ip, port))
+            || self.allow_private.iter().any(|n| n.contains(&ip));
         if allowed { Ok(()) } else { Err(Denied::Private) }
     }
 }
@@ -146,8 +165,18 @@ mod tests {
         AddressPolicy {
             allow_private: vec!["10.1.0.0/16".parse().unwrap()],
             named: [Host::parse("named.test").unwrap()].into(),
-            literal: ["169.254.1.1".parse().unwrap()].into(),
-            own: vec!["127.0.0.1:8080".parse().unwrap(), "0.0.0.0:8082".parse().unwrap()],
+            routed: [
+                ("169.254.1.1".parse().unwrap(), Some(80)),
+                ("127.0.0.2".parse().unwrap(), None),
+                ("127.0.0.1".parse().unwrap(), Some(8083)),
+            ]
+            .into(),
+            endpoints: [("127.0.0.1".parse().unwrap(), 9000), ("127.0.0.1".parse().unwrap(), 8080)].into(),
+            own: vec![
+                "127.0.0.1:8080".parse().unwrap(),
+                "0.0.0.0:8082".parse().unwrap(),
+                "127.0.0.1:8083".parse().unwrap(),
+            ],
         }
     }
 
@@ -192,6 +221,18 @@ mod tests {
             check("named.test", address, Err(Denied::Special));
         }
         check("169.254.1.1", "169.254.1.1:80", Ok(()));
+        check("169.254.1.1", "169.254.1.1:81", Err(Denied::Special));
+        check("named.test", "169.254.1.1:80", Err(Denied::Special));
+    }
+
+    #[test]
+    fn an_address_that_is_named_is_open_at_its_port_for_who_asks_for_it() {
+        check("127.0.0.2", "127.0.0.2:1", Ok(()));
+        check("[::ffff:127.0.0.2]", "[::ffff:127.0.0.2]:1", Ok(()));
+        check("other.test", "127.0.0.2:1", Err(Denied::Private));
+        check("127.0.0.1", "127.0.0.1:9000", Ok(()));
+        check("127.0.0.1", "127.0.0.1:9001", Err(Denied::Private));
+        check("other.test", "127.0.0.1:9000", Err(Denied::Private));
     }
 
     #[test]
@@ -200,5 +241,9 @@ mod tests {
         check("named.test", "127.0.0.1:8082", Err(Denied::OwnListener));
         check("named.test", "127.0.0.1:8081", Ok(()));
         check("other.test", "192.0.2.1:8082", Ok(()));
+        check("127.0.0.1", "127.0.0.1:8080", Err(Denied::OwnListener));
+        check("127.0.0.2", "127.0.0.2:8082", Err(Denied::OwnListener));
+        check("127.0.0.1", "127.0.0.1:8083", Ok(()));
+        check("named.test", "127.0.0.1:8083", Err(Denied::OwnListener));
     }
 }

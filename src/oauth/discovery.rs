@@ -61,6 +61,9 @@ impl Discovery {
         allow_cleartext: bool,
         mutual_tls: bool,
     ) -> Discovery {
+        // An issuer may name endpoints at other ports of its own address.
+        let own = Url::parse(&issuer).ok().and_then(|issuer| Host::parse(issuer.host_str()?).ok());
+        let dialer = own.into_iter().fold(dialer, |dialer, host| dialer.naming(host));
         Discovery { issuer, http, dialer, allow_cleartext, mutual_tls, found: ArcSwap::default() }
     }
 

@@ -2,6 +2,9 @@
 
 use crate::destination::Goes::*;
 use crate::destination::{check, get};
+use crate::rig::raw::{self, Conn};
+use crate::rig::scripted::Scripted;
+use crate::rig::sidecar::Sidecar;
 use crate::stage::Stage;
 
 #[tokio::test]
@@ -54,6 +57,37 @@ async fn allow_private_opens_networks_but_never_our_own_listeners() {
             check(&stage, &row, &bytes, 403, "egress_denied", Nowhere).await;
         }
     }
+}
+
+#[tokio::test]
+async fn an_address_in_a_route_opens_its_own_port_alone() {
+    let (api, tokens, other) = (Scripted::upstream().await, Scripted::tokens(3600).await, Scripted::upstream().await);
+    let admin = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let ports = format!("{}, {admin}", other.address.port());
+    let sidecar = Sidecar::start(&format!(
+        "listeners: {{proxy: \"127.0.0.1:0\", admin: \"127.0.0.1:{admin}\"}}\negress: {{connect_ports: [{ports}]}}\n\
+         hosts: {{me.test: \"127.0.0.1\"}}\nconnections:\n- {{name: crm, client_id: a, client_secret: b, token_url: \"http://{}/token\", \
+         routes: [{{mount: /x, upstream: \"http://{}\"}}, {{mount: /me, upstream: \"http://me.test:{admin}\", upstream_tls: false}}]}}\n",
+        tokens.address, api.address
+    ))
+    .await;
+    let proxy = sidecar.proxy();
+    let mounted = raw::get(proxy, "/x/1").await;
+    assert_eq!((mounted.status, api.count()), (200, 1), "the token endpoint is reached too: {}", sidecar.log());
+    assert_eq!(raw::get_through(proxy, &format!("http://{}/2", api.address), "").await.status, 200);
+    let me = [format!("127.0.0.1:{admin}"), format!("me.test:{admin}"), proxy.to_string()];
+    for place in me.iter().chain([&other.address.to_string(), &format!("127.0.0.2:{}", api.address.port())]) {
+        let answer = raw::get_through(proxy, &format!("http://{place}/livez"), "").await;
+        assert_eq!((answer.status, answer.code()), (403, "egress_denied"), "{place}: {}", answer.text());
+    }
+    for place in [&me[0], &me[1], &other.address.to_string()] {
+        let mut conn = Conn::open(proxy).await;
+        conn.write(format!("CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n\r\n").as_bytes()).await;
+        assert_eq!(conn.answer().await.status, 403, "{place} by CONNECT");
+    }
+    let answer = raw::get(proxy, "/me/livez").await;
+    assert_eq!((answer.status, answer.code()), (403, "egress_denied"), "our own name at a mount: {}", answer.text());
+    assert_eq!(other.count(), 0);
 }
 
 #[tokio::test]
