@@ -18,6 +18,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::DialError;
+use crate::model::Roots;
 use crate::model::connection::ForwardProxy;
 use crate::model::egress::Bypass;
 use crate::model::origin::{Host, Origin, Scheme};
@@ -47,21 +48,24 @@ pub struct WayOut {
     pub around: Vec<Bypass>,
     place: Origin,
     tls: Option<Arc<ClientConfig>>,
+    /// The shared roots beside the platform's, where those vouch for the proxy.
+    shared: Option<Roots>,
     authorization: Option<HeaderValue>,
 }
 
-/// Equal ways lead to the same place as the same user; roots count with the proxy.
+/// Equal ways lead to the same place as the same user, and the same roots vouch for it.
 impl PartialEq for WayOut {
     fn eq(&self, other: &WayOut) -> bool {
-        self.proxy == other.proxy && self.around == other.around
+        self.proxy == other.proxy && self.around == other.around && self.shared == other.shared
     }
 }
 
 impl Eq for WayOut {}
 
 impl WayOut {
-    /// `None` for a URL without a host, which no configuration has.
-    pub fn new(proxy: &ForwardProxy, around: &[Bypass], trust: &Trust) -> Option<WayOut> {
+    /// `extra` are the roots of `trust` that the configuration names. `None` for a URL without a host, which no
+    /// configuration has.
+    pub fn new(proxy: &ForwardProxy, around: &[Bypass], trust: &Trust, extra: &Roots) -> Option<WayOut> {
         let secure = proxy.url.scheme() == "https";
         let host = Host::parse(proxy.url.host_str()?).ok()?;
         let scheme = if secure { Scheme::Https } else { Scheme::Http };
@@ -73,7 +77,8 @@ impl WayOut {
             Some(value)
         });
         let tls = secure.then(|| trust.client_config(proxy.trust.as_ref(), None));
-        Some(WayOut { proxy: proxy.clone(), around: around.to_vec(), place, tls, authorization })
+        let shared = (secure && proxy.trust.is_none()).then(|| extra.clone());
+        Some(WayOut { proxy: proxy.clone(), around: around.to_vec(), place, tls, shared, authorization })
     }
 
     pub fn takes(&self, host: &Host, port: u16) -> bool {

@@ -153,7 +153,8 @@ impl Parts {
         let trust = Trust::new(&model.trust);
         let policy = AddressPolicy::new(model, &self.listeners);
         let egress = &model.egress;
-        let way_out = egress.proxy.as_ref().and_then(|proxy| WayOut::new(proxy, &egress.no_proxy, &trust));
+        let way = |proxy| WayOut::new(proxy, &egress.no_proxy, &trust, &model.trust);
+        let way_out = egress.proxy.as_ref().and_then(way);
         let dialer = Dialer::new(&model.hosts, policy, way_out, before.map(|before| &before.dialer));
         let authority = authority(model, before)?;
         let tracer = self.tracer(model, &trust)?;

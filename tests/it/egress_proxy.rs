@@ -13,6 +13,8 @@ use crate::rig::raw::{self, Conn};
 use crate::rig::scripted::Scripted;
 use crate::rig::sidecar::Sidecar;
 
+const APPLIED: &str = "keybearer_config_reloads_total{outcome=\"applied\"}";
+
 /// A program that listens at a port of its own while this lives.
 struct Program {
     _child: Child,
@@ -154,6 +156,37 @@ async fn everything_leaves_through_the_proxy() {
         assert!(!stage.sidecar.log().contains("s3cr-pw") && !stage.sidecar.log().contains("dTpzM2NyLXB3"), "{row}");
     }
     assert!(!proxy.log().contains("token-1"), "what goes over TLS is unread");
+}
+
+#[tokio::test]
+async fn changed_roots_count_for_a_proxy_that_speaks_tls() {
+    let proxy = Program::tinyproxy().await;
+    let front = Program::stunnel(proxy.port).await;
+    let plain = Scripted::upstream().await;
+    let certs = Peers::certs();
+    let roots = |name: &str| std::fs::read_to_string(certs.dir.join(name)).expect("a file");
+    let (known, unknown) = (roots("ca.pem"), roots("unknown-ca.pem"));
+    let config = format!(
+        "trust: [roots.pem]\negress: {{proxy: {{url: \"https://localhost:{}\", username: u, password: {{file: pw}}}}}}\nconnections:\n\
+         - {{name: crm, active: false, client_id: a, client_secret: b, token_url: \"http://127.0.0.1:1/t\", \
+         routes: [{{host: a.test}}]}}\n",
+        front.port
+    );
+    let sidecar = Sidecar::start_with(&config, &[("pw", "s3cr-pw"), ("roots.pem", &known)]).await;
+    let url = format!("http://localhost:{}/x", plain.address.port());
+    for (row, file, status) in [("as started", None, 200), ("other", Some(&unknown), 502), ("back", Some(&known), 200)] {
+        if let Some(file) = file {
+            let before = sidecar.metric(APPLIED).await;
+            let next = sidecar.dir.path().join("next");
+            std::fs::write(&next, file).expect("a file");
+            std::fs::rename(next, sidecar.dir.path().join("roots.pem")).expect("a file");
+            sidecar.signal("HUP");
+            sidecar.until_metric(APPLIED, |applied| applied > before).await;
+        }
+        let answer = raw::get_through(sidecar.proxy(), &url, "").await;
+        assert_eq!(answer.status, status, "{row}: {}\n{}", answer.text(), sidecar.log());
+    }
+    assert_eq!(plain.count(), 2);
 }
 
 #[tokio::test]
