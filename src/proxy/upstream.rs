@@ -77,7 +77,7 @@ impl Destination {
     fn key(&self, dialer: &Dialer) -> Key {
         let tls = if self.origin.scheme == Scheme::Https { self.tls.id } else { 0 };
         let protocol = match (self.origin.scheme, self.protocol) {
-            (Scheme::Https, Protocol::Http2) | (Scheme::Http, Protocol::WebSocket) => Protocol::Any,
+            (Scheme::Https, Protocol::Http2) => Protocol::Any,
             (_, protocol) => protocol,
         };
         let (origin, server_name) = (self.origin.clone(), self.server_name.clone());

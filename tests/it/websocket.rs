@@ -145,6 +145,38 @@ async fn there_is_no_101_without_a_websocket_behind_it() {
 }
 
 #[tokio::test]
+async fn through_a_forward_proxy_it_goes_by_connect_whatever_went_before() {
+    let proxy = Scripted::start(|request, _| match request.request_line() {
+        line if line.starts_with("CONNECT") => Reply::Bytes(b"HTTP/1.1 200 OK\r\n\r\n".to_vec()),
+        _ if !request.values("upgrade").is_empty() => Reply::Bytes(AGREED.as_bytes().to_vec()),
+        _ => Reply::ok(),
+    })
+    .await;
+    let tokens = Scripted::tokens(3600).await;
+    let config = format!(
+        "workers: 1\negress: {{proxy: \"http://{}\"}}\nconnections:\n- {{name: crm, client_id: a, client_secret: b, token_url: \
+         \"http://{}/token\", authorization_server: {{proxy: none}}, routes: [{{host: ws.test, upstream_tls: false}}]}}\n",
+        proxy.address, tokens.address
+    );
+    let sidecar = Sidecar::start(&config).await;
+    let mut expected: Vec<&str> = Vec::new();
+    for (lines, status) in [(ASK, 101), ("", 200), ("", 200), (ASK, 101), ("", 200)] {
+        let mut conn = Conn::open(sidecar.proxy()).await;
+        conn.write(get(lines).as_bytes()).await;
+        assert_eq!(conn.answer().await.status, status, "{}", sidecar.log());
+        expected.extend(match status {
+            101 => ["CONNECT ws.test:80 HTTP/1.1", "GET / HTTP/1.1"].as_slice(),
+            _ => &["GET http://ws.test/ HTTP/1.1"],
+        });
+    }
+    let received = proxy.received();
+    let lines: Vec<_> = received.iter().map(|request| request.request_line()).collect();
+    assert_eq!(lines, expected);
+    let in_clear: Vec<_> = received.iter().filter(|request| request.head.contains("http://")).map(|r| r.from).collect();
+    assert!(in_clear.iter().all(|from| *from == in_clear[0]), "the connection to the proxy is kept: {in_clear:?}");
+}
+
+#[tokio::test]
 async fn an_open_websocket_does_not_hold_up_the_end_of_the_program() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let (mut sidecar, _tokens) = start(listener.local_addr().expect("an address").port(), "").await;
