@@ -7,6 +7,7 @@
 mod entry;
 mod failure;
 mod gate;
+mod heard;
 mod shared;
 
 use std::cell::RefCell;
@@ -40,6 +41,7 @@ pub use failure::SendError;
 use failure::{dial_fault, is_other_protocol, is_tls};
 pub use gate::Gates;
 use gate::Permit;
+use heard::Counting;
 use shared::Shared;
 
 /// Where a request goes, and how TLS is verified there.
@@ -217,6 +219,7 @@ impl Pool {
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
+        let (stream, heard) = Counting::new(stream);
         let mut builder = http1::Builder::new();
         builder.max_buf_size(snapshot.limits.head_bytes);
         let handshake = builder.handshake(TokioIo::new(stream)).await;
@@ -227,7 +230,7 @@ impl Pool {
             }
         });
         entry.spoken.set(Some(Version::HTTP_11));
-        Ok(Link::Alone(Sender { request, forwarding, counted: Counted::new(&self.active) }))
+        Ok(Link::Alone(Sender { request, forwarding, heard, counted: Counted::new(&self.active) }))
     }
 
     fn entry(&self, dialer: &Dialer, destination: &Destination) -> Rc<Entry> {
@@ -280,13 +283,15 @@ impl Lease {
     }
 
     pub async fn send(&mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, SendError> {
+        let heard = self.link.heard().clone();
+        let before = heard.bytes();
         let sent = match &mut self.link {
             Link::Alone(sender) => sender.request.try_send_request(request).await,
             Link::Among(stream) => stream.sender().try_send_request(request).await,
         };
         sent.map_err(|mut error| {
             let unsent = error.take_message().is_some();
-            SendError { error: error.into_error(), unsent }
+            SendError { error: error.into_error(), unsent, heard: heard.bytes() > before }
         })
     }
 

@@ -174,7 +174,8 @@ async fn changed_roots_count_for_a_proxy_that_speaks_tls() {
     );
     let sidecar = Sidecar::start_with(&config, &[("pw", "s3cr-pw"), ("roots.pem", &known)]).await;
     let url = format!("http://localhost:{}/x", plain.address.port());
-    for (row, file, status) in [("as started", None, 200), ("other", Some(&unknown), 502), ("back", Some(&known), 200)] {
+    for (row, file, status) in [("as started", None, 200), ("other", Some(&unknown), 502), ("back", Some(&known), 200)]
+    {
         if let Some(file) = file {
             let before = sidecar.metric(APPLIED).await;
             let next = sidecar.dir.path().join("next");

@@ -129,20 +129,23 @@ async fn connections_are_shared_and_spread_when_streams_run_out() {
 async fn what_was_not_processed_is_sent_again_and_nothing_else() {
     let server = Http2Server::start(json!({})).await;
     let (sidecar, tokens) = start(&server, "workers: 1\n").await;
-    let post = |path: &str| {
+    let send = |method: &str, path: &str| {
         let head = "Host: api.test\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello";
-        let request = format!("POST https://api.test/{path} HTTP/1.1\r\n{head}");
+        let request = format!("{method} https://api.test/{path} HTTP/1.1\r\n{head}");
         let at = sidecar.proxy();
         async move { raw::send(at, request.as_bytes()).await }
     };
+    let post = |path: &str| send("POST", path);
     assert_eq!(post("echo").await.status, 200);
     // RFC 9113 §8.7: refused means not processed.
     let answer = post("refused").await;
     assert_eq!((answer.status, &answer.json()["body_bytes"]), (200, &json!(5)), "HP-32");
     assert_eq!(server.stats().await["paths"]["/refused"], 2);
-    let answer = post("reset").await;
-    assert_eq!((answer.status, answer.code()), (502, "upstream_unreachable"), "HP-32");
-    assert_eq!(server.stats().await["paths"]["/reset"], 1, "HP-32");
+    for (sent, method) in ["POST", "PUT", "DELETE"].into_iter().enumerate() {
+        let answer = send(method, "reset").await;
+        assert_eq!((answer.status, answer.code()), (502, "upstream_unreachable"), "HP-32 {method}");
+        assert_eq!(server.stats().await["paths"]["/reset"], sent + 1, "HP-32 {method}");
+    }
     // A session that ends in good order costs nobody a request.
     for _ in 0..5 {
         assert_eq!(post("goaway").await.status, 200);

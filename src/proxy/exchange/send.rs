@@ -85,7 +85,7 @@ impl Exchange<'_> {
                 Err(error) => error,
             };
             // A connection that had served before may have been closed by the upstream just now (RFC 9110 §9.2.2).
-            let safe = head.method.is_idempotent() && error.is_closed();
+            let safe = head.method.is_idempotent() && error.is_lost();
             if !lease.reused || !(error.unsent || (safe || error.is_refused()) && source.reclaim()) {
                 return Err(error.fault());
             }

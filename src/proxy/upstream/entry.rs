@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout};
 use super::super::body::RequestBody;
 use super::super::error::{Fault, ProxyError};
 use super::gate::{Full, Gate, Gates, Permit};
+use super::heard::Heard;
 use super::shared::{Shared, Stream};
 use super::{Key, Protocol};
 use crate::dial::Forwarding;
@@ -41,6 +42,7 @@ pub struct Sender {
     pub request: SendRequest<RequestBody>,
     /// It leads to a proxy.
     pub forwarding: Option<Forwarding>,
+    pub heard: Heard,
     pub counted: Counted,
 }
 
@@ -69,6 +71,15 @@ impl Drop for Counted {
 pub enum Link {
     Alone(Sender),
     Among(Stream),
+}
+
+impl Link {
+    pub fn heard(&self) -> &Heard {
+        match self {
+            Link::Alone(sender) => &sender.heard,
+            Link::Among(stream) => stream.heard(),
+        }
+    }
 }
 
 impl Entry {

@@ -11,30 +11,41 @@ pub struct SendError {
     pub error: hyper::Error,
     /// Not a byte of it was written.
     pub unsent: bool,
+    /// Bytes have come on the connection since it was sent.
+    pub heard: bool,
 }
 
 impl SendError {
-    /// The connection was closed before a byte of an answer came.
-    pub fn is_closed(&self) -> bool {
-        let error = &self.error;
-        let reset = http2_error(error).is_some_and(|error| error.is_remote() && error.is_reset());
-        error.is_incomplete_message() || error.is_closed() || error.is_canceled() || reset || io_error(error).is_some()
+    /// The connection was lost, and nothing had come on it.
+    pub fn is_lost(&self) -> bool {
+        self.is_closed() && !self.heard
     }
 
-    /// The upstream says that it has not processed it (RFC 9113 §8.7).
+    /// The upstream says that it has not processed it (RFC 9113 §8.7): it refuses the stream, or goes away and names an
+    /// earlier one as its last; h2 tells no other stream of that.
     pub fn is_refused(&self) -> bool {
         http2_error(&self.error).is_some_and(|error| {
-            let reason = error.reason();
-            let refused = error.is_reset() && reason == Some(h2::Reason::REFUSED_STREAM);
-            error.is_remote() && (refused || error.is_go_away() && reason == Some(h2::Reason::NO_ERROR))
+            let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+            error.is_remote() && (refused || error.is_go_away())
         })
+    }
+
+    fn is_closed(&self) -> bool {
+        let error = &self.error;
+        error.is_incomplete_message() || error.is_closed() || error.is_canceled() || io_error(error).is_some()
+    }
+
+    fn is_reset(&self) -> bool {
+        http2_error(&self.error).is_some_and(|error| error.is_remote() && error.is_reset())
     }
 
     pub fn fault(&self) -> Fault {
         let error = &self.error;
         match () {
             () if io_error(error).is_some_and(is_tls) => ProxyError::UpstreamTls.because(describe(error)),
-            () if self.is_closed() => ProxyError::UpstreamUnreachable(Unreachable::Closed).because(describe(error)),
+            () if self.is_closed() || self.is_reset() => {
+                ProxyError::UpstreamUnreachable(Unreachable::Closed).because(describe(error))
+            }
             () => ProxyError::UpstreamProtocol.because(describe(error)),
         }
     }

@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout};
 
 use super::super::body::RequestBody;
 use super::entry::Counted;
+use super::heard::{Counting, Heard};
 use crate::tasks::Tasks;
 
 /// Streams on one connection; beyond them another connection is better.
@@ -54,6 +55,7 @@ struct Taken {
 
 pub struct Shared {
     request: SendRequest<RequestBody>,
+    heard: Heard,
     taken: Rc<Cell<Taken>>,
     in_flight: Cell<usize>,
     /// When the last stream ended.
@@ -74,6 +76,7 @@ impl Shared {
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
+        let (stream, heard) = Counting::new(stream);
         let (request, connection) = Builder::new(Local(tasks.clone()))
             .timer(TokioTimer::new())
             .initial_max_send_streams(0)
@@ -108,6 +111,7 @@ impl Shared {
         });
         Ok(Some(Rc::new(Shared {
             request,
+            heard,
             taken,
             in_flight: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
@@ -145,6 +149,11 @@ pub struct Stream(Rc<Shared>);
 impl Stream {
     pub fn sender(&self) -> SendRequest<RequestBody> {
         self.0.request.clone()
+    }
+
+    /// What comes for other requests counts, too.
+    pub fn heard(&self) -> &Heard {
+        &self.0.heard
     }
 
     /// The upstream takes WebSocket on it.
