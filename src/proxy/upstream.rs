@@ -100,7 +100,7 @@ pub struct Lease {
     link: Link,
     entry: Rc<Entry>,
     _permit: Permit,
-    /// It has served before, so the upstream may have closed it meanwhile.
+    /// It has served before, so the upstream may have closed it meanwhile; not said of what stands in for a dead one.
     pub reused: bool,
 }
 
@@ -117,10 +117,46 @@ impl Pool {
             Some(permit) => permit,
             None => entry.wait_for_place(snapshot).await?,
         };
+        let (link, reused) = self.link(snapshot, destination, &entry, None).await?;
+        Ok(Lease { link, entry, _permit: permit, reused })
+    }
+
+    /// The same place with another connection, for one that turned out to be dead: a new one, or one that is shared.
+    pub async fn renew(&self, snapshot: &Snapshot, destination: &Destination, dead: Lease) -> Result<Lease, Fault> {
+        let (link, _) = self.link(snapshot, destination, &dead.entry, Some(&dead.link)).await?;
+        Ok(Lease { link, reused: false, ..dead })
+    }
+
+    /// A connection, and whether it has served before.
+    async fn link(
+        &self,
+        snapshot: &Snapshot,
+        destination: &Destination,
+        entry: &Entry,
+        dead: Option<&Link>,
+    ) -> Result<(Link, bool), Fault> {
+        let link = match timeout(snapshot.timeouts.connect, self.take_or_open(snapshot, destination, entry, dead)).await
+        {
+            Ok(result) => result,
+            Err(_) => Err(ProxyError::UpstreamUnreachable(Unreachable::Timeout).because("timeouts.connect has passed")),
+        };
+        if link.is_err() && entry.spoken.get() == Some(Version::HTTP_2) {
+            entry.spoken.set(None);
+        }
+        link
+    }
+
+    async fn take_or_open(
+        &self,
+        snapshot: &Snapshot,
+        destination: &Destination,
+        entry: &Entry,
+        dead: Option<&Link>,
+    ) -> Result<(Link, bool), Fault> {
         let mut waited = false;
         loop {
-            if let Some(link) = self.take(&entry, snapshot.timeouts.keep_alive) {
-                return Ok(Lease { link, entry, _permit: permit, reused: true });
+            if let Some(link) = self.take(entry, snapshot.timeouts.keep_alive, dead) {
+                return Ok((link, true));
             }
             // Many who want an upstream that may share one connection wait for the one who opens it, not each for its own.
             let shares = entry.spoken.get() == Some(Version::HTTP_2) || entry.spoken.get().is_none() && !waited;
@@ -129,37 +165,25 @@ impl Pool {
                 waited = true;
                 continue;
             }
-            let link = self.open(snapshot, destination, &entry).await?;
-            return Ok(Lease { link, entry, _permit: permit, reused: false });
+            let _dialing = Dialing::begin(entry);
+            return Ok((self.connect(snapshot, destination, entry).await?, false));
         }
     }
 
-    /// A connection that is there already.
-    fn take(&self, entry: &Entry, keep_alive: Duration) -> Option<Link> {
-        if let Some(sender) = entry.take_idle(keep_alive) {
+    /// A connection that is there already. Where one was `dead`, those that were idle with it may be so, too.
+    fn take(&self, entry: &Entry, keep_alive: Duration, dead: Option<&Link>) -> Option<Link> {
+        if dead.is_none()
+            && let Some(sender) = entry.take_idle(keep_alive)
+        {
             sender.counted.move_to(&self.active);
             return Some(Link::Alone(sender));
         }
-        entry.shared.borrow().iter().find_map(Shared::stream).map(Link::Among)
-    }
-
-    /// The same place with a connection that was never used: for one that turned out to be dead.
-    pub async fn renew(&self, snapshot: &Snapshot, destination: &Destination, dead: Lease) -> Result<Lease, Fault> {
-        let link = self.open(snapshot, destination, &dead.entry).await?;
-        Ok(Lease { link, reused: false, ..dead })
-    }
-
-    async fn open(&self, snapshot: &Snapshot, destination: &Destination, entry: &Entry) -> Result<Link, Fault> {
-        let _dialing = Dialing::begin(entry);
-        let unreachable = ProxyError::UpstreamUnreachable;
-        let link = match timeout(snapshot.timeouts.connect, self.connect(snapshot, destination, entry)).await {
-            Ok(result) => result,
-            Err(_) => Err(unreachable(Unreachable::Timeout).because("timeouts.connect has passed")),
-        };
-        if link.is_err() && entry.spoken.get() == Some(Version::HTTP_2) {
-            entry.spoken.set(None);
-        }
-        link
+        let shared = entry.shared.borrow();
+        shared
+            .iter()
+            .filter(|shared| !dead.is_some_and(|dead| dead.is_on(shared)))
+            .find_map(Shared::stream)
+            .map(Link::Among)
     }
 
     async fn connect(&self, snapshot: &Snapshot, destination: &Destination, entry: &Entry) -> Result<Link, Fault> {

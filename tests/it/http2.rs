@@ -125,6 +125,19 @@ async fn connections_are_shared_and_spread_when_streams_run_out() {
     sidecar.until_metric("keybearer_upstream_connections{state=\"idle\"}", |count| count == 4.0).await;
 }
 
+/// All who were on a connection that dies share the next one.
+#[tokio::test]
+async fn a_shared_connection_that_dies_is_replaced_by_one() {
+    let server = Http2Server::start(json!({})).await;
+    let (sidecar, _tokens) = start(&server, "workers: 1\n").await;
+    assert_eq!(raw::get_through(sidecar.proxy(), "https://api.test/echo", "").await.status, 200);
+    let cut = || raw::get_through(sidecar.proxy(), "https://api.test/cut?n=40", "");
+    let statuses: Vec<u16> = join_all((0..40).map(|_| cut())).await.iter().map(|answer| answer.status).collect();
+    assert_eq!(statuses, [200; 40], "{}", sidecar.log());
+    let stats = server.stats().await;
+    assert_eq!((&stats["sessions"], &stats["paths"]["/cut"]), (&json!(2), &json!(80)), "{stats}");
+}
+
 #[tokio::test]
 async fn what_was_not_processed_is_sent_again_and_nothing_else() {
     let server = Http2Server::start(json!({})).await;

@@ -6,7 +6,7 @@
 // echoed; "close" is answered by closing with code 4001.
 // Every answer is JSON {session, headers, body_bytes} where nothing else is said. Paths: /echo /slow?ms= /trailers /bytes?n= /events
 // /refused (the first stream there is refused, RFC 9113 §8.7) /goaway (the session takes no stream after this one)
-// /reset (after the request was read) /refuse-token (401 for the first token). Control: GET /__stats {sessions, open, paths,
+// /reset (after the request was read) /cut?n= (the first session's connection is cut without a word once there are so many) /refuse-token (401 for the first token). Control: GET /__stats {sessions, open, paths,
 // most: the most streams at once on one session}.
 
 import http2 from 'node:http2';
@@ -14,6 +14,7 @@ import WebSocket from 'ws';
 import { controlServer, endWithStdin, listen, options, ready, sleep, tlsFrom } from './peer.mjs';
 
 const settings = options({ tls: null, leaf: 'server', max_streams: 100, websocket: false });
+const sockets = new Set();
 const stats = { sessions: 0, open: 0, most: 0, paths: {} };
 
 function serveWebSocket(stream, headers) {
@@ -34,6 +35,10 @@ async function serve(session, number, stream, headers) {
   stats.paths[url.pathname] = before + 1;
   if (headers[':protocol'] === 'websocket') return serveWebSocket(stream, headers);
   if (url.pathname === '/refused' && before === 0) return stream.close(http2.constants.NGHTTP2_REFUSED_STREAM);
+  if (url.pathname === '/cut' && number === 1) {
+    if (before + 1 === Number(url.searchParams.get('n'))) for (const socket of sockets) socket.destroy();
+    return;
+  }
   if (url.pathname === '/bytes') {
     stream.respond({ ':status': 200, 'content-type': 'application/octet-stream' });
     let left = Number(url.searchParams.get('n'));
@@ -91,5 +96,6 @@ const server = settings.tls
   ? http2.createSecureServer({ ...http2Settings, ...tlsFrom(settings.tls, settings.leaf) })
   : http2.createServer(http2Settings);
 server.on('session', onSession);
+server.on('connection', (socket) => sockets.add(socket));
 endWithStdin();
 ready({ control: await listen(controlServer({ '/__stats': () => stats })), h2: await listen(server) });

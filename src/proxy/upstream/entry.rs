@@ -80,6 +80,10 @@ impl Link {
             Link::Among(stream) => stream.heard(),
         }
     }
+
+    pub fn is_on(&self, shared: &Rc<Shared>) -> bool {
+        matches!(self, Link::Among(stream) if stream.is_on(shared))
+    }
 }
 
 impl Entry {

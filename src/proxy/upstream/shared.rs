@@ -151,6 +151,10 @@ impl Stream {
         self.0.request.clone()
     }
 
+    pub fn is_on(&self, shared: &Rc<Shared>) -> bool {
+        Rc::ptr_eq(&self.0, shared)
+    }
+
     /// What comes for other requests counts, too.
     pub fn heard(&self) -> &Heard {
         &self.0.heard
