@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderName;
 use http_body_util::Full;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
@@ -33,6 +34,8 @@ struct Source {
     kept_bytes: usize,
     kept_bytes_max: usize,
     trailers: Option<http::HeaderMap>,
+    /// Fields that the caller's trailers must not hold.
+    reserved: Vec<HeaderName>,
     finished: bool,
     /// How many passes have begun; only the last may read on.
     passes: usize,
@@ -41,11 +44,17 @@ struct Source {
 }
 
 impl RequestSource {
-    pub fn new(incoming: Incoming, kept_bytes_max: usize, upload: Option<Upload>) -> RequestSource {
+    pub fn new(
+        incoming: Incoming,
+        kept_bytes_max: usize,
+        reserved: Vec<HeaderName>,
+        upload: Option<Upload>,
+    ) -> RequestSource {
         let finished = incoming.is_end_stream();
         let kept = (kept_bytes_max > 0 || finished).then(Vec::new);
+        let (trailers, kept_bytes, passes) = (None, 0, 0);
         let source =
-            Source { incoming, kept, kept_bytes: 0, kept_bytes_max, trailers: None, finished, passes: 0, upload };
+            Source { incoming, kept, kept_bytes, kept_bytes_max, trailers, reserved, finished, passes, upload };
         RequestSource(Rc::new(RefCell::new(source)))
     }
 
@@ -90,7 +99,7 @@ impl Source {
                 Frame::data(data)
             }
             Err(frame) => {
-                let trailers = headers::trailers(frame.into_trailers().unwrap_or_default());
+                let trailers = headers::trailers(frame.into_trailers().unwrap_or_default(), &self.reserved);
                 self.trailers = Some(trailers.clone());
                 Frame::trailers(trailers)
             }
@@ -338,7 +347,7 @@ impl<T: Companion + Unpin> Body for ResponseBody<T> {
 fn without_forbidden_trailers(frame: Frame<Bytes>) -> Frame<Bytes> {
     match frame.into_data() {
         Ok(data) => Frame::data(data),
-        Err(frame) => Frame::trailers(headers::trailers(frame.into_trailers().unwrap_or_default())),
+        Err(frame) => Frame::trailers(headers::trailers(frame.into_trailers().unwrap_or_default(), &[])),
     }
 }
 

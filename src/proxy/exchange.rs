@@ -108,7 +108,7 @@ impl<'a> Exchange<'a> {
             self.upgrade = Some((downstream, place));
         }
         let replay = if injected { self.snapshot.limits.replay_body_bytes } else { 0 };
-        let source = RequestSource::new(incoming, replay, upload);
+        let source = RequestSource::new(incoming, replay, way.reserved(), upload);
         let mut first = self.send(&way, &head, &tokens, &source).await?;
         match way.bound {
             Some(bound) if injected && self.is_rejected(bound, &tokens, &mut first.0).await => {

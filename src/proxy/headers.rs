@@ -101,11 +101,14 @@ pub fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// Trailers without what only a head may say.
-pub fn trailers(mut trailers: HeaderMap) -> HeaderMap {
-    remove_hop_by_hop_and(&mut trailers, |_| false);
+/// Trailers without what only a head may say, what only the proxy may say, and the fields that are `reserved` for it.
+pub fn trailers(mut trailers: HeaderMap, reserved: &[HeaderName]) -> HeaderMap {
+    remove_hop_by_hop_and(&mut trailers, |name| name.starts_with(OURS));
     for name in &NOT_IN_TRAILERS {
         trailers.remove(name);
+    }
+    for name in reserved {
+        remove_with_twins(&mut trailers, name);
     }
     trailers
 }
@@ -240,8 +243,17 @@ mod tests {
 
     #[test]
     fn trailers_cannot_set_what_belongs_in_a_head() {
-        let sent = map(&[("authorization", "Bearer x"), ("host", "x"), ("content-length", "1"), ("x-checksum", "1")]);
-        assert_eq!(trailers(sent), map(&[("x-checksum", "1")]));
+        let sent = map(&[
+            ("authorization", "Bearer x"),
+            ("host", "x"),
+            ("content-length", "1"),
+            ("keybearer-error", "no_route"),
+            ("keybearer-subject", "alice"),
+            ("x-api-key", "1"),
+            ("x_api_key", "1"),
+            ("x-checksum", "1"),
+        ]);
+        assert_eq!(trailers(sent, &["x-api-key".parse().unwrap()]), map(&[("x-checksum", "1")]));
     }
 
     #[test]

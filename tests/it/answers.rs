@@ -224,13 +224,16 @@ async fn parts_of_an_answer_arrive_as_they_are_said() {
     let upstream = async {
         let (mut stream, _) = listener.accept().await.expect("a connection");
         next_head(&mut stream).await.expect("a request");
-        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n").await.expect("it reads");
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTrailer: X-Sum, Keybearer-Error\r\nTransfer-Encoding: chunked\r\n\r\n").await.expect("it reads");
         for part in ["a", "b", "c", "d"] {
             tokio::time::sleep(Duration::from_millis(150)).await;
             stream.write_all(format!("7\r\ndata: {part}\r\n").as_bytes()).await.expect("it reads");
         }
         tokio::time::sleep(Duration::from_millis(150)).await;
-        stream.write_all(b"0\r\nX-Sum: 7\r\nSet-Cookie: x=y\r\n\r\n").await.expect("it reads");
+        stream
+            .write_all(b"0\r\nX-Sum: 7\r\nSet-Cookie: x=y\r\nKeybearer-Error: no_route\r\n\r\n")
+            .await
+            .expect("it reads");
         stream
     };
     let caller = async {
@@ -255,6 +258,7 @@ async fn parts_of_an_answer_arrive_as_they_are_said() {
     let spread = times[3] - times[0];
     assert!(spread > Duration::from_millis(300), "HP-31: all parts came within {spread:?}");
     assert!(text.to_lowercase().contains("x-sum: 7") && !text.contains("x=y"), "HP-31 trailers: {text}");
+    assert!(!text.contains("no_route"), "HP-31 only the proxy says that: {text}");
 }
 
 /// A connection is used again; when the upstream closes it, a GET is sent once more, and no more often, and a POST is not.

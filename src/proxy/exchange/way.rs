@@ -7,11 +7,11 @@ use std::rc::Rc;
 use http::header::PROXY_AUTHORIZATION;
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{Request, Uri, Version};
+use http::{HeaderName, Request, Uri, Version};
 
 use super::tokens::Tokens;
 use crate::dial::Forwarding;
-use crate::model::connection::Place as RoutePlace;
+use crate::model::connection::{Inject, Place as RoutePlace};
 use crate::model::origin::Origin;
 use crate::proxy::Tunnelled;
 use crate::proxy::body::{Progress, RequestBody, RequestSource};
@@ -51,6 +51,16 @@ impl<'a> Way<'a> {
         let (tls, server_name) = (bound.tls.clone(), bound.route.tls.server_name.clone());
         let destination = Destination { origin, tls, server_name, protocol: Protocol::Any };
         Ok(Way { bound: Some(bound), destination, path, trailers: false })
+    }
+
+    /// Fields that the proxy sets.
+    pub fn reserved(&self) -> Vec<HeaderName> {
+        let Some(bound) = self.bound else { return Vec::new() };
+        let tokens = bound.tokens.iter().filter_map(|token| match &token.inject {
+            Inject::Header { header, .. } => Some(header),
+            Inject::Query { .. } | Inject::Nothing => None,
+        });
+        tokens.chain(bound.route.set_headers.iter().map(|(name, _)| name)).cloned().collect()
     }
 
     /// The request as it goes upstream, the token last.
