@@ -260,7 +260,7 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     }
 }
 
-/// Writes a file of certificates below the state directory, for everybody to read; its path.
+/// Writes a file of certificates below the state directory, for all to read who may enter that; its path.
 fn keep(model: &Model, name: &str, bytes: &[u8]) -> Result<String, Failed> {
     let path = std::path::absolute(model.state_dir.join(name)).unwrap_or_else(|_| model.state_dir.join(name));
     // A client may be reading it at this moment: it is replaced whole.
