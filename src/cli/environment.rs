@@ -63,12 +63,26 @@ struct About {
     /// Where clients reach the proxy [default: the first plain listener of the configuration]
     #[arg(long, value_name = "HOST:PORT")]
     proxy: Option<String>,
-    /// Hosts that are called directly, beside this machine
-    #[arg(long, value_name = "HOSTS", env = "NO_PROXY", hide_env_values = true)]
+    /// Hosts that are called directly, beside this machine [default: those of $NO_PROXY and $no_proxy]
+    #[arg(long, value_name = "HOSTS")]
     no_proxy: Option<String>,
-    /// What the JVM is told beside
+    #[command(flatten)]
+    before: Before,
+}
+
+/// What the environment holds already of what is set here.
+#[derive(Debug, Args)]
+struct Before {
+    #[arg(long, hide = true, env = "NO_PROXY", hide_env_values = true)]
+    no_proxy_large: Option<String>,
+    #[arg(long, hide = true, env = "no_proxy", hide_env_values = true)]
+    no_proxy_small: Option<String>,
     #[arg(long, hide = true, env = "JAVA_TOOL_OPTIONS", hide_env_values = true)]
     java_tool_options: Option<String>,
+    #[arg(long, hide = true, env = "PHP_INI_SCAN_DIR", hide_env_values = true)]
+    php_ini_scan_dir: Option<String>,
+    #[arg(long, hide = true, env = "SYSTEM_WGETRC", hide_env_values = true)]
+    system_wgetrc: Option<String>,
 }
 
 /// Why there are no variables.
@@ -172,15 +186,19 @@ impl About {
             variables.extend(replace.map(|name| (name, bundle.clone())));
             // wget reads no variable but for a file of settings; the user's own is read beside this one.
             let wgetrc = keep(&model, "interception-wgetrc", format!("ca_certificate = {bundle}\n").as_bytes())?;
+            if let Some(before) = self.before.system_wgetrc.as_ref().filter(|before| **before != wgetrc) {
+                eprintln!("warning: SYSTEM_WGETRC names one file alone: {wgetrc} takes the place of {before}");
+            }
             variables.push(("SYSTEM_WGETRC", wgetrc));
-            // PHP's curl neither; the empty place before the colon stands for PHP's own settings.
+            // PHP's curl neither.
             let ini = format!("curl.cainfo = \"{bundle}\"\nopenssl.cafile = \"{bundle}\"\n");
             let ini = keep(&model, "interception-php/keybearer.ini", ini.as_bytes())?;
-            variables.push(("PHP_INI_SCAN_DIR", format!(":{}", ini.trim_end_matches("/keybearer.ini"))));
+            let php = scanned(self.before.php_ini_scan_dir.as_deref(), ini.trim_end_matches("/keybearer.ini"));
+            variables.push(("PHP_INI_SCAN_DIR", php));
             variables.extend(["NODE_EXTRA_CA_CERTS", "DENO_CERT"].map(|name| (name, ca.clone())));
             java += &java::trusting(&store);
         }
-        let before = self.java_tool_options.as_deref().map(|before| format!("{before} ")).unwrap_or_default();
+        let before = self.before.java_tool_options.as_deref().map(|before| format!("{before} ")).unwrap_or_default();
         variables.push(("JAVA_TOOL_OPTIONS", format!("{before}{java}")));
         Ok(variables)
     }
@@ -216,8 +234,13 @@ impl About {
             .collect();
         let own = [("localhost", "localhost"), ("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")];
         let own = own.iter().filter(|(_, host)| !routed.iter().any(|routed| routed == host)).map(|(name, _)| *name);
-        let before =
-            self.no_proxy.iter().flat_map(|text| text.split(',')).map(str::trim).filter(|name| !name.is_empty());
+        let Before { no_proxy_large, no_proxy_small, .. } = &self.before;
+        let said = match &self.no_proxy {
+            Some(said) => [Some(said), None],
+            None => [no_proxy_large.as_ref(), no_proxy_small.as_ref()],
+        };
+        let before = said.into_iter().flatten().flat_map(|text| text.split(','));
+        let before = before.map(str::trim).filter(|name| !name.is_empty());
         let mut names: Vec<&str> = Vec::new();
         for name in before.chain(own) {
             if !names.contains(&name) {
@@ -225,6 +248,17 @@ impl About {
             }
         }
         names.join(",")
+    }
+}
+
+/// Where PHP looks for settings: where it did before, and in a directory of ours. An empty place stands for PHP's own, and an
+/// empty list for none.
+fn scanned(before: Option<&str>, own: &str) -> String {
+    match before {
+        Some("") => own.to_owned(),
+        Some(before) if before.split(':').any(|directory| directory == own) => before.to_owned(),
+        Some(before) => format!("{before}:{own}"),
+        None => format!(":{own}"),
     }
 }
 
@@ -281,5 +315,19 @@ fn keep(model: &Model, name: &str, bytes: &[u8]) -> Result<String, Failed> {
     match path.to_str() {
         Some(text) => Ok(text.to_owned()),
         None => Err(Failed::Said(format!("{} is not UTF-8; set `state_dir`", path.display()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn php_looks_where_it_did_before() {
+        for (before, expected) in
+            [(None, ":/own"), (Some(""), "/own"), (Some("/a:"), "/a::/own"), (Some("/a:/own"), "/a:/own")]
+        {
+            assert_eq!(scanned(before, "/own"), expected, "{before:?}");
+        }
     }
 }

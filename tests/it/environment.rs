@@ -47,7 +47,15 @@ impl Stage {
         let mut program = program();
         program.args([command, "--config"]).arg(self.config()).args(["--proxy", &self.sidecar.proxy().to_string()]);
         program.args(arguments).env("STATE_DIRECTORY", self.files());
-        for name in ["NO_PROXY", "JAVA_TOOL_OPTIONS", "SSL_CERT_FILE", "SSL_CERT_DIR"] {
+        for name in [
+            "NO_PROXY",
+            "no_proxy",
+            "JAVA_TOOL_OPTIONS",
+            "SSL_CERT_FILE",
+            "SSL_CERT_DIR",
+            "PHP_INI_SCAN_DIR",
+            "SYSTEM_WGETRC",
+        ] {
             program.env_remove(name);
         }
         program
@@ -149,10 +157,20 @@ async fn only_what_is_needed_is_set() {
     );
     assert!(!plain["JAVA_TOOL_OPTIONS"].contains("trustStore") && !stage.files().exists());
     let mut command = stage.command("exec", &["--", "sh", "-c", "echo \"$NO_PROXY\"; echo \"$JAVA_TOOL_OPTIONS\""]);
-    command.env("NO_PROXY", ".corp, localhost").env("JAVA_TOOL_OPTIONS", "-Xmx64m");
+    command.env("NO_PROXY", ".corp, localhost").env("no_proxy", ".small,.corp").env("JAVA_TOOL_OPTIONS", "-Xmx64m");
     let said = text(&end(command).await.stdout);
-    assert!(said.starts_with(".corp,localhost,127.0.0.1,::1\n-Xmx64m -Dhttp.proxyHost=127.0.0.1 "), "{said}");
+    assert!(said.starts_with(".corp,localhost,.small,127.0.0.1,::1\n-Xmx64m -Dhttp.proxyHost=127.0.0.1 "), "{said}");
+    let mut command = stage.command("exec", &["--no-proxy", "a.test", "--", "sh", "-c", "echo \"$no_proxy\""]);
+    command.env("no_proxy", ".small");
+    assert_eq!(text(&end(command).await.stdout), "a.test,localhost,127.0.0.1,::1\n");
     let stage = Stage::start(&interception()).await;
+    let mut command = stage.command("exec", &["--", "sh", "-c", "echo \"$PHP_INI_SCAN_DIR\""]);
+    command.env("PHP_INI_SCAN_DIR", "/mine").env("SYSTEM_WGETRC", "/etc/mine");
+    let output = end(command).await;
+    let files = stage.files().display().to_string();
+    assert_eq!(text(&output.stdout), format!("/mine:{files}/interception-php\n"));
+    let replaced = format!("{files}/interception-wgetrc takes the place of /etc/mine");
+    assert!(text(&output.stderr).contains(&replaced), "{}", text(&output.stderr));
     let trusting = stage.variables(&[]).await;
     let own = std::fs::read_to_string(&interception_ca().0).expect("a certificate");
     for (name, alone) in [

@@ -10,6 +10,7 @@ use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use rustls::pki_types::CertificateDer;
 use url::Url;
 
+use crate::model::origin::Host;
 use crate::tls;
 
 const MAGIC: u32 = 0xFEED_FEED;
@@ -39,8 +40,9 @@ fn pattern(name: &str) -> String {
     match name {
         "::1" => "[::1]".to_owned(),
         "*" => "*".to_owned(),
-        // A name stands for itself and for all below it.
         name if name.starts_with('.') => format!("*{name}"),
+        // A name stands for itself and for all below it.
+        name if Host::parse(name).is_ok_and(|host| matches!(host, Host::Name(_))) => format!("{name}|*.{name}"),
         name => name.to_owned(),
     }
 }
@@ -95,8 +97,8 @@ mod tests {
     fn a_jvm_is_told_of_the_proxy_and_of_direct_hosts() {
         let proxy = "http://billing:secret@127.0.0.1:8080/".parse().unwrap();
         let expected = "-Dhttp.proxyHost=127.0.0.1 -Dhttp.proxyPort=8080 \
-                        \"-Dhttp.nonProxyHosts=*.corp|localhost|[::1]\" -Dhttps.proxyHost=127.0.0.1 -Dhttps.proxyPort=8080";
-        assert_eq!(options(&proxy, ".corp,localhost,::1"), expected);
+                        \"-Dhttp.nonProxyHosts=*.corp|localhost|*.localhost|10.0.0.1|[::1]\" -Dhttps.proxyHost=127.0.0.1 -Dhttps.proxyPort=8080";
+        assert_eq!(options(&proxy, ".corp,localhost,10.0.0.1,::1"), expected);
         assert!(trusting("/a b/c.jks").starts_with(" \"-Djavax.net.ssl.trustStore=/a b/c.jks\" "));
     }
 }
