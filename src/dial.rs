@@ -136,7 +136,7 @@ impl Dialer {
 
     async fn reach(&self, origin: &Origin, policy: &AddressPolicy) -> Result<TcpStream, DialError> {
         let addresses = self.permitted(&origin.host, origin.port, policy).await?;
-        let stream = race(&addresses).await;
+        let stream = race(&addresses, TcpStream::connect).await;
         if let (Err(_), Host::Name(name)) = (&stream, &origin.host) {
             self.names.forget(name);
         }
@@ -193,13 +193,16 @@ fn interleave(addresses: &mut Vec<SocketAddr>) {
 }
 
 /// Happy Eyeballs: the next address joins when the ones before have failed or been silent for [`ATTEMPT_DELAY`].
-async fn race(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+async fn race<T, F>(addresses: &[SocketAddr], connect: impl Fn(SocketAddr) -> F) -> io::Result<T>
+where
+    F: Future<Output = io::Result<T>>,
+{
     let mut waiting = addresses.iter();
     let mut attempts = FuturesUnordered::new();
     let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
     loop {
         if let Some(address) = waiting.next() {
-            attempts.push(TcpStream::connect(*address));
+            attempts.push(connect(*address));
         } else if attempts.is_empty() {
             return Err(failure);
         }
@@ -240,8 +243,39 @@ mod tests {
     async fn a_dead_address_does_not_hide_a_live_one() {
         let live = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-        let stream = race(&[dead, live.local_addr().unwrap()]).await.unwrap();
+        let stream = race(&[dead, live.local_addr().unwrap()], TcpStream::connect).await.unwrap();
         assert_eq!(stream.peer_addr().unwrap(), live.local_addr().unwrap());
-        assert!(race(&[dead]).await.is_err());
+        assert!(race(&[dead], TcpStream::connect).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_next_address_is_tried_after_a_failure_or_a_silence() {
+        let address = |last| SocketAddr::from(([192, 0, 2, last], 1));
+        // The last number says what becomes of an attempt.
+        let connect = |to: SocketAddr| async move {
+            match to.to_string().as_str() {
+                "192.0.2.1:1" => std::future::pending().await,
+                "192.0.2.2:1" => return Err(io::Error::other("refused")),
+                "192.0.2.3:1" => tokio::time::sleep(ATTEMPT_DELAY + Duration::from_millis(50)).await,
+                _ => {}
+            }
+            Ok(to)
+        };
+        for (tried, wins, after_ms) in [
+            (&[4, 1][..], 4, 0),
+            (&[1, 4], 4, 250),
+            (&[2, 4], 4, 0),
+            (&[1, 2, 4], 4, 250),
+            (&[1, 1, 4], 4, 500),
+            (&[3, 1, 4], 3, 300),
+            (&[1, 3], 3, 550),
+        ] {
+            let started = tokio::time::Instant::now();
+            let addresses: Vec<_> = tried.iter().map(|last| address(*last)).collect();
+            assert_eq!(race(&addresses, connect).await.unwrap(), address(wins), "{tried:?}");
+            let took = started.elapsed().as_millis();
+            // The timer counts whole milliseconds.
+            assert!((after_ms..after_ms + 5).contains(&took), "{tried:?}: {took} ms");
+        }
     }
 }

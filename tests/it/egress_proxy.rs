@@ -8,6 +8,7 @@ use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 
+use crate::intercept::{interception, interception_ca};
 use crate::rig::peers::{Http2Server, Peers};
 use crate::rig::raw::{self, Conn};
 use crate::rig::scripted::Scripted;
@@ -79,11 +80,16 @@ struct Stage {
 
 /// Routes to `localhost` by both schemes, and a token endpoint there, by this way out.
 async fn start(egress: &str) -> Stage {
+    start_with(egress, "").await
+}
+
+/// The same with further configuration, whole lines.
+async fn start_with(egress: &str, top: &str) -> Stage {
     let (plain, tokens) = (Scripted::upstream().await, Scripted::tokens(3600).await);
     let secure = Http2Server::start(json!({})).await;
     let ca: PathBuf = Peers::certs().ca.clone();
     let config = format!(
-        "workers: 1\ntrust: [{}]\nlog: {{level: trace}}\negress: {{{egress}}}\nconnections:\n- {{name: crm, client_id: a, client_secret: b, token_url: \
+        "workers: 1\ntrust: [{}]\nlog: {{level: trace}}\negress: {{{egress}}}\n{top}connections:\n- {{name: crm, client_id: a, client_secret: b, token_url: \
          \"http://localhost:{}/token\", routes: [{{host: \"localhost:{}\", upstream_tls: true}}, {{host: \"localhost:{}\"}}]}}\n",
         ca.display(),
         tokens.address.port(),
@@ -156,6 +162,20 @@ async fn everything_leaves_through_the_proxy() {
         assert!(!stage.sidecar.log().contains("s3cr-pw") && !stage.sidecar.log().contains("dTpzM2NyLXB3"), "{row}");
     }
     assert!(!proxy.log().contains("token-1"), "what goes over TLS is unread");
+}
+
+#[tokio::test]
+async fn what_is_opened_inside_a_tunnel_leaves_through_it_too() {
+    let proxy = Program::tinyproxy().await;
+    let url = format!("proxy: {{url: \"http://127.0.0.1:{}\", username: u, password: {{file: pw}}}}", proxy.port);
+    let stage = start_with(&url, &interception()).await;
+    let mut curl = Command::new("curl");
+    curl.args(["-q", "-sS", "-w", "%{http_code}", "--noproxy", "", "-x", &stage.sidecar.proxy_url(), "--cacert"]);
+    curl.arg(&interception_ca().0).arg(format!("https://{}/echo", stage.secure()));
+    let output = curl.env_clear().stdin(Stdio::null()).output().await.expect("curl runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.ends_with("200") && said.contains("Bearer token-1"), "{said}\n{}", stage.sidecar.log());
+    assert_eq!(proxy.saw(&format!("CONNECT {} ", stage.secure())), 1, "{}", proxy.log());
 }
 
 #[tokio::test]

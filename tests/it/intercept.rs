@@ -203,7 +203,7 @@ async fn an_upstream_without_a_valid_certificate_sees_no_request() {
     let server = AuthorizationServer::al(json!({"lifetime": 300})).await;
     let stage = Stage::with(server, json!({"leaf": "expired"}), &interception(), ROUTES).await;
     let mut upstreams = vec![(stage.upstream, stage.sidecar, stage.server)];
-    for leaf in ["wrong", "unknown"] {
+    for leaf in ["wrong", "unknown", "self-signed"] {
         let server = AuthorizationServer::al(json!({"lifetime": 300})).await;
         let Stage { upstream, sidecar, server } =
             Stage::with(server, json!({"leaf": leaf}), &interception(), ROUTES).await;

@@ -107,6 +107,67 @@ async fn each_listener_serves_and_each_caller_is_known_by_how_it_comes() {
     assert_eq!(text, 0o660);
 }
 
+/// What is said at the socket, and at the listener for certificates to who shows this one.
+async fn ask(sidecar: &Sidecar, name: &str) -> [(i32, String); 2] {
+    let certs = Peers::certs();
+    let (shown, key) = certs.leaf(name);
+    let (ca, shown, key) = (certs.ca.to_string_lossy(), shown.to_string_lossy(), key.to_string_lossy());
+    let socket = sidecar.dir.path().join("jobs.sock");
+    let mutual = format!("https://localhost:{}/crm/x", sidecar.address("mutual").port());
+    [
+        curl(&["--http1.1", "--unix-socket", &socket.to_string_lossy(), "http://kb/crm/x"]).await,
+        curl(&["--http1.1", "--cacert", &ca, "--cert", &shown, "--key", &key, &mutual]).await,
+    ]
+}
+
+/// A socket for `user`, and a listener for certificates with the name `san`.
+async fn start_strict(upstream: &Scripted, tokens: &Scripted, user: &str, san: &str) -> Sidecar {
+    let certs = Peers::certs();
+    let (certificate, key) = certs.leaf("server");
+    let config = format!(
+        "listeners:\n  proxy:\n  - {{name: jobs, address: \"unix:jobs.sock\"}}\n  - {{name: mutual, address: \"127.0.0.1:0\", tls: \
+         {{certificate: \"{}\", key: {{file: \"{}\"}}, client_ca: client-ca.pem}}}}\n  admin: 127.0.0.1:0\ncallers:\n- {{name: job, listener: \
+         jobs, unix_user: \"{user}\"}}\n- {{name: shown, certificate: {{san: {san}}}}}\nconnections:\n- {{name: crm, client_id: a, \
+         client_secret: b, token_url: \"http://{}/token\", routes: [{{mount: /crm, upstream: \"http://{}\"}}]}}\n",
+        certificate.display(),
+        key.display(),
+        tokens.address,
+        upstream.address,
+    );
+    Sidecar::start_with(&config, &[("client-ca.pem", read(&certs.ca).as_str())]).await
+}
+
+#[tokio::test]
+async fn another_user_and_another_name_are_nobody() {
+    let (tokens, upstream) = (Scripted::tokens(3600).await, Scripted::upstream().await);
+    let nobody = (0, "401 1.1".to_owned());
+    let sidecar = start_strict(&upstream, &tokens, "4294967", "other.test").await;
+    assert_eq!(ask(&sidecar, "mtls-ca-issued").await, [nobody.clone(), nobody], "{}", sidecar.log());
+    assert_eq!(upstream.count(), 0);
+    let known = (0, "200 1.1".to_owned());
+    let sidecar = start_strict(&upstream, &tokens, &user(), "mtls-client.test").await;
+    assert_eq!(ask(&sidecar, "mtls-ca-issued").await, [known.clone(), known], "{}", sidecar.log());
+}
+
+#[tokio::test]
+async fn a_changed_client_ca_counts_without_a_restart() {
+    const APPLIED: &str = "keybearer_config_reloads_total{outcome=\"applied\"}";
+    let (tokens, upstream) = (Scripted::tokens(3600).await, Scripted::upstream().await);
+    let certs = Peers::certs();
+    let sidecar = start_strict(&upstream, &tokens, &user(), "mtls-client.test").await;
+    for (file, served) in [("ca.pem", true), ("unknown-ca.pem", false), ("ca.pem", true)] {
+        let text = read(&certs.dir.join(file));
+        if text != read(&sidecar.dir.path().join("client-ca.pem")) {
+            let before = sidecar.metric(APPLIED).await;
+            std::fs::write(sidecar.dir.path().join("next"), text).expect("a file");
+            std::fs::rename(sidecar.dir.path().join("next"), sidecar.dir.path().join("client-ca.pem")).expect("a file");
+            sidecar.until_metric(APPLIED, |applied| applied > before).await;
+        }
+        let [_, (code, seen)] = ask(&sidecar, "mtls-ca-issued").await;
+        assert_eq!(code == 0 && seen == "200 1.1", served, "{file}: {code} {seen}\n{}", sidecar.log());
+    }
+}
+
 #[tokio::test]
 async fn many_requests_share_a_tls_connection_over_http2() {
     let (sidecar, _tokens, upstream) = start().await;

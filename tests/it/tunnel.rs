@@ -167,7 +167,15 @@ async fn connect_takes_host_and_port_alone() {
 #[tokio::test]
 async fn addresses_are_checked_for_a_tunnel_too() {
     let stage = Stage::start("").await;
-    for host in ["127.0.0.1", "localhost", "169.254.169.254", "[::ffff:127.0.0.1]", "0.0.0.0"] {
+    for host in [
+        "127.0.0.1",
+        "localhost",
+        "169.254.169.254",
+        "[::ffff:169.254.169.254]",
+        "[fd00:ec2::254]",
+        "[::ffff:127.0.0.1]",
+        "0.0.0.0",
+    ] {
         let authority = format!("{host}:443");
         let said = stage
             .say(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n{}", get("/", &authority)))

@@ -5,6 +5,7 @@ server.pem/.key   leaf for localhost, 127.0.0.1, ::1, op.test, al.test, api.test
 expired.pem/.key  the same names, ended yesterday
 wrong.pem/.key    a leaf of the test CA for other.test only
 unknown.pem/.key  the same names as server, by a CA (unknown-ca.pem) that nobody trusts
+self-signed.pem/.key  the same names as server, by itself
 
 What clients of the authorization servers prove themselves with (al.py and op.mjs know the public halves):
 client-rsa.pem/.key        RSA 2048, self-signed
@@ -77,13 +78,14 @@ def make_leaf(ca, names, start=NOW - DAY, end=NOW + 7 * DAY, common_name=None, p
     return cert, key
 
 
-def make_self_signed(common_name, key=None):
+def make_self_signed(common_name, key=None, names=()):
     key, name = key or ec.generate_private_key(ec.SECP256R1()), subject(common_name)
-    cert = (builder(name, name, key, NOW - DAY, NOW + 7 * DAY)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), True)
-            .add_extension(usage(digital_signature=True), True)
-            .sign(key, hashes.SHA256()))
-    return cert, key
+    unsigned = (builder(name, name, key, NOW - DAY, NOW + 7 * DAY)
+                .add_extension(x509.BasicConstraints(ca=False, path_length=None), True)
+                .add_extension(usage(digital_signature=True), True))
+    if names:
+        unsigned = unsigned.add_extension(x509.SubjectAlternativeName([alternative(name) for name in names]), False)
+    return unsigned.sign(key, hashes.SHA256()), key
 
 
 def write(directory, name, pair):
@@ -109,6 +111,7 @@ def main(directory):
     write(directory, "expired", make_leaf(ca, NAMES, start=NOW - 10 * DAY, end=NOW - DAY))
     write(directory, "wrong", make_leaf(ca, ["other.test"]))
     write(directory, "unknown", make_leaf(unknown, NAMES))
+    write(directory, "self-signed", make_self_signed("self-signed", names=NAMES))
     write(directory, "client-rsa", make_self_signed("client-rsa", rsa.generate_private_key(65537, 2048)))
     write(directory, "client-ec", make_self_signed("client-ec"))
     write_key(directory, "client-ed", ed25519.Ed25519PrivateKey.generate())

@@ -55,7 +55,7 @@ impl Peers {
 }
 
 impl Certs {
-    /// The chain and key files of a leaf: `server`, `expired`, `wrong` or `unknown`; for clients `client-rsa`, `client-ec`,
+    /// The chain and key files of a leaf: `server`, `expired`, `wrong`, `unknown` or `self-signed`; for clients `client-rsa`, `client-ec`,
     /// `client-ed` (a key alone), `mtls-ca-issued` or `mtls-self-signed`.
     pub fn leaf(&self, name: &str) -> (PathBuf, PathBuf) {
         (self.dir.join(format!("{name}.pem")), self.dir.join(format!("{name}.key")))
