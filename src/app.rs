@@ -11,8 +11,6 @@ use std::sync::atomic::AtomicUsize;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use http::HeaderValue;
-
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
@@ -21,7 +19,7 @@ use crate::clock::Clock;
 use crate::config::Loaded;
 use crate::model::{ListenAt, Listener, Name};
 use crate::proxy::worker::Shared;
-use crate::proxy::{self, Socket};
+use crate::proxy::{self, Socket, Via};
 use crate::reload::{Parts, Reloader, Wiring, WiringError};
 use crate::store::{self, Keeper, OpenError};
 use crate::tasks::{Phase, Tasks};
@@ -188,14 +186,14 @@ impl App {
             None => inside = inside.merge(admin.public()),
         }
         admin::serve(&tasks, self.admin, inside)?;
-        let via = format!("1.1 keybearer-{:08x}", fastrand::u32(..));
+        let name = format!("keybearer-{:08x}", fastrand::u32(..));
         let shared = Arc::new(Shared {
             snapshot: wiring.snapshot.clone(),
             clock,
             tasks: tasks.clone(),
             metrics,
             audit,
-            via: HeaderValue::try_from(via).map_err(|_| io::Error::other("no name for Via"))?,
+            via: Via::new(&name).map_err(|_| io::Error::other("no name for Via"))?,
             gates: Arc::default(),
             tunnels: Arc::new(AtomicUsize::new(0)),
         });

@@ -51,6 +51,7 @@ use crate::tls;
 pub use accept::Socket;
 use accept::{Accepted, Inbox, accept_all};
 use arrival::Arrival;
+pub use headers::Via;
 use stream::Stream;
 pub use upstream::Gates;
 use watched::{Activity, Watched};

@@ -100,7 +100,7 @@ impl<'a> Exchange<'a> {
             None if headers::is_grpc(&head.headers) => Protocol::Http2,
             None => Protocol::Any,
         };
-        headers::request(&mut head.headers, host, &self.worker.shared.via);
+        headers::request(&mut head.headers, host, self.worker.shared.via.of(head.version));
         if let Some(downstream) = upgrade {
             let place = Seat::take(&self.worker.shared.tunnels, self.snapshot.limits.tunnels);
             let place = place.ok_or_else(|| ProxyError::Overloaded.because("limits.tunnels is reached"))?;

@@ -2,12 +2,13 @@
 //!
 //! Holds: framing fields are never copied; hyper writes them from the body that is really sent.
 
+use http::header::InvalidHeaderValue;
 use http::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, MAX_FORWARDS, TE,
     TRAILER, TRANSFER_ENCODING, VIA,
 };
 use http::uri::{PathAndQuery, Scheme as UriScheme};
-use http::{Method, Uri};
+use http::{Method, Uri, Version};
 
 use super::error::ProxyError;
 use crate::model::origin::{Origin, Scheme};
@@ -36,6 +37,25 @@ const NOT_IN_TRAILERS: [HeaderName; 6] =
 
 /// Our own fields: read by the proxy, then removed.
 const OURS: &str = "keybearer-";
+
+/// What this proxy calls itself in Via, behind the version in which a message came to it (RFC 9110 §7.6.3).
+pub struct Via([HeaderValue; 3]);
+
+impl Via {
+    pub fn new(name: &str) -> Result<Via, InvalidHeaderValue> {
+        let value = |version: &str| HeaderValue::try_from(format!("{version} {name}"));
+        Ok(Via([value("1.0")?, value("1.1")?, value("2.0")?]))
+    }
+
+    pub fn of(&self, version: Version) -> &HeaderValue {
+        let Via([http10, http11, http2]) = self;
+        match version {
+            Version::HTTP_10 => http10,
+            Version::HTTP_2 => http2,
+            _ => http11,
+        }
+    }
+}
 
 /// What goes upstream of a request's fields: end-to-end fields, Via, and the Host of the place that is dialled.
 pub fn request(headers: &mut HeaderMap, host: HeaderValue, via: &HeaderValue) {
@@ -151,9 +171,9 @@ pub fn client_request_id(headers: &HeaderMap) -> Option<&HeaderValue> {
     (ids.next().is_none() && id.as_bytes().iter().all(plain)).then_some(id)
 }
 
-/// Has this very proxy seen the message before?
-pub fn is_loop(headers: &HeaderMap, via: &HeaderValue) -> bool {
-    let own = via.as_bytes();
+/// Has this very proxy seen the message before, in whatever version?
+pub fn is_loop(headers: &HeaderMap, via: &Via) -> bool {
+    let own = via.of(Version::HTTP_11).as_bytes();
     let mut hops = headers.get_all(VIA).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
     hops.any(|hop| hop.trim_ascii().get(4..) == own.get(4..))
 }
@@ -269,9 +289,11 @@ mod tests {
 
     #[test]
     fn the_proxy_recognises_itself() {
-        assert!(is_loop(&map(&[("via", "1.0 fred, 1.1 keybearer-1")]), &SELF));
-        assert!(is_loop(&map(&[("via", "1.0 fred"), ("via", "1.0 keybearer-1")]), &SELF));
-        assert!(!is_loop(&map(&[("via", "1.1 keybearer-2, 1.1 p")]), &SELF));
+        let via = Via::new("keybearer-1").unwrap();
+        assert!(is_loop(&map(&[("via", "1.0 fred, 1.1 keybearer-1")]), &via));
+        assert!(is_loop(&map(&[("via", "1.0 fred"), ("via", "1.0 keybearer-1")]), &via));
+        assert!(is_loop(&map(&[("via", "2.0 keybearer-1")]), &via));
+        assert!(!is_loop(&map(&[("via", "1.1 keybearer-2, 1.1 p")]), &via));
     }
 
     #[test]

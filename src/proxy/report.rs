@@ -129,8 +129,8 @@ impl Report {
         let overhead = self.started.elapsed().saturating_sub(self.waited);
         self.worker.shared.metrics.overhead.observe(overhead.as_secs_f64());
         let (mut head, incoming) = response.into_parts();
+        headers::response(&mut head.headers, self.worker.shared.via.of(head.version));
         head.version = Version::HTTP_11;
-        headers::response(&mut head.headers, &self.worker.shared.via);
         let answer = Answer { lease: Some(lease), from_upstream: true, ..Answer::own(self, head.status) };
         Response::from_parts(head, ResponseBody::upstream(incoming, idle, answer))
     }
@@ -145,7 +145,7 @@ impl Report {
     /// The upstream's 101: what it says of the new protocol is passed on.
     pub fn switched(self, response: Response<()>) -> Response<ResponseBody<Answer>> {
         let (mut head, ()) = response.into_parts();
-        headers::response(&mut head.headers, &self.worker.shared.via);
+        headers::response(&mut head.headers, self.worker.shared.via.of(head.version));
         upgrade::ask(&mut head.headers);
         let answer = Answer { from_upstream: true, ..Answer::own(self, head.status) };
         Response::from_parts(head, ResponseBody::own(Bytes::new(), answer))
@@ -153,7 +153,7 @@ impl Report {
 
     /// An answer without a body that is neither an upstream's nor an error.
     pub fn own_answer(self, status: StatusCode) -> Response<ResponseBody<Answer>> {
-        let via = self.worker.shared.via.clone();
+        let via = self.worker.shared.via.of(Version::HTTP_11).clone();
         let answer = Answer::own(self, status);
         let mut response = Response::new(ResponseBody::own(Bytes::new(), answer));
         *response.status_mut() = status;

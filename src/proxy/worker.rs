@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arc_swap::{ArcSwap, Cache};
-use http::HeaderValue;
 use prometheus::Histogram;
 
+use super::headers::Via;
 use super::upstream::{Gates, Pool};
 use crate::clock::Clock;
 use crate::model::Name;
@@ -26,8 +26,8 @@ pub struct Shared {
     pub tasks: Tasks,
     pub metrics: Metrics,
     pub audit: Audit,
-    /// What this proxy calls itself in Via: `1.1 keybearer-<instance>`.
-    pub via: HeaderValue,
+    /// `keybearer-<instance>`
+    pub via: Via,
     pub gates: Arc<Gates>,
     pub tunnels: Arc<AtomicUsize>,
 }

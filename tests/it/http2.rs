@@ -47,6 +47,8 @@ async fn requests_pass_between_both_versions_each_way() {
     assert_eq!((&sent["headers"][":path"], &sent["headers"][":authority"]), (&json!("/echo?a=1"), &json!("api.test")));
     assert_eq!((&sent["headers"]["te"], &sent["headers"]["host"]), (&json!("trailers"), &Value::Null), "{sent}");
     assert!(sent["headers"].get("connection").is_none(), "{sent}");
+    assert!(sent["headers"]["via"].as_str().is_some_and(|via| via.starts_with("1.1 keybearer")), "{sent}");
+    assert!(answer.header("via").is_some_and(|via| via.starts_with("2.0 keybearer")), "{:?}", answer.headers);
 
     let upload = "POST https://api.test/echo HTTP/1.1\r\nHost: api.test\r\nTransfer-Encoding: chunked\r\nConnection: \
                   close\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
@@ -61,7 +63,8 @@ async fn requests_pass_between_both_versions_each_way() {
     assert_eq!(sent["headers"]["cookie"], "a=1; b=2", "{sent}");
     assert_eq!(body(&answers[1])["body_bytes"], 3_000_000);
     assert_eq!(answers[2]["trailers"]["x-sum"], "42", "{}", answers[2]);
-    assert!(answers[0]["headers"]["via"].as_str().is_some_and(|via| via.contains("keybearer")));
+    assert!(answers[0]["headers"]["via"].as_str().is_some_and(|via| via.starts_with("2.0 keybearer")));
+    assert!(sent["headers"]["via"].as_str().is_some_and(|via| via.starts_with("2.0 keybearer")), "{sent}");
 
     // The upstream is HTTP/1.1 now.
     let plain = Scripted::upstream().await;
