@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
+use tokio::time::timeout;
 
 use crate::rig::peers::{Http2Server, Peers, WebSocketServer, node, python, told};
 use crate::rig::raw;
@@ -139,6 +141,25 @@ async fn a_shared_connection_that_dies_is_replaced_by_one() {
     assert_eq!(statuses, [200; 40], "{}", sidecar.log());
     let stats = server.stats().await;
     assert_eq!((&stats["sessions"], &stats["paths"]["/cut"]), (&json!(2), &json!(80)), "{stats}");
+}
+
+#[tokio::test]
+async fn an_idle_caller_is_told_that_its_connection_ends() {
+    const GOAWAY: u8 = 7;
+    let server = Http2Server::start(json!({})).await;
+    let (sidecar, _tokens) = start(&server, "timeouts: {client_head: 500ms}\n").await;
+    let mut conn = raw::Conn::open(sidecar.proxy()).await;
+    // The preface, and settings without any (RFC 9113 §3.4).
+    conn.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
+    let mut said = Vec::new();
+    let read = conn.stream.read_to_end(&mut said);
+    timeout(Duration::from_secs(10), read).await.expect("an end in time").expect("bytes");
+    let (mut kinds, mut at) = (Vec::new(), 0);
+    while let Some(head) = said.get(at..at + 9) {
+        kinds.push(head[3]);
+        at += 9 + usize::from(head[0]) * 65_536 + usize::from(head[1]) * 256 + usize::from(head[2]);
+    }
+    assert!(kinds.contains(&GOAWAY), "{kinds:?}");
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::super::body::ResponseBody;
 use super::super::report::Answer;
@@ -34,6 +34,8 @@ const STREAMS_MAX: u32 = 100;
 /// What a caller may send ahead on one stream and on all of a connection, in bytes.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// How long the end of an idle connection may take.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Serves `io` until either side has had enough.
 pub async fn serve(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
@@ -65,8 +67,10 @@ pub async fn serve(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
         tokio::select! {
             biased;
             end = until(&mut connection, &watch, timer.as_mut(), &timeouts) => {
-                if matches!(end, End::Late(Overdue::Stalled)) {
-                    tracing::debug!("a caller stopped reading and was dropped");
+                match end {
+                    End::Late(Overdue::Stalled) => tracing::debug!("a caller stopped reading and was dropped"),
+                    End::Late(_) => break,
+                    _ => {}
                 }
                 return;
             }
@@ -76,6 +80,9 @@ pub async fn serve(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
             }
         }
     }
+    // A caller that would send just now learns by GOAWAY what was not served.
+    Pin::new(&mut connection).graceful_shutdown();
+    let _ = timeout(GOODBYE, &mut connection).await;
 }
 
 async fn serve_one(
