@@ -40,17 +40,17 @@ use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::{Builder, LocalOptions};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use crate::model::origin::{Host, Scheme};
-use crate::router::CallerId;
 use crate::tasks::Phase;
 use crate::tls;
 pub use accept::Socket;
 use accept::{Accepted, Inbox, accept_all};
 use arrival::Arrival;
+use caller::Proven;
 pub use headers::Via;
 use stream::Stream;
 pub use upstream::Gates;
@@ -87,9 +87,22 @@ struct Tunnelled {
     scheme: Scheme,
     host: Host,
     port: u16,
-    caller: Option<CallerId>,
+    /// `None`: no callers were configured.
+    caller: Option<Proven>,
     /// TLS inside was asked for under another name, so nothing in it is for this host.
     misnamed: bool,
+    /// Told when its caller is gone.
+    over: Notify,
+}
+
+impl Peer {
+    /// Returns once nothing more will be served in its tunnel, because who opened it is gone.
+    async fn over(&self) {
+        match &self.tunnel {
+            Some(tunnel) => tunnel.over.notified().await,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// Starts `workers` threads and one that accepts at `sockets`. They end with the phases; join them to wait.

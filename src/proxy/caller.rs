@@ -48,6 +48,33 @@ pub fn identify(
     found.map(|(id, _)| Some(id)).ok_or(UnknownCaller)
 }
 
+/// Who has opened a tunnel, as every later configuration can look it up: a place in one list means nothing in another.
+pub struct Proven {
+    name: Name,
+    secret: Option<SecretDigest>,
+}
+
+impl Proven {
+    pub fn of(caller: &Caller) -> Proven {
+        Proven { name: caller.name.clone(), secret: caller.secret }
+    }
+}
+
+/// The caller that opened a tunnel, in the configuration of a request inside it. What it has proven holds as long as its
+/// secret and the conditions of its arrival do; it never becomes another one.
+pub fn identify_again(
+    callers: &CallerTable,
+    arrival: &Arrival,
+    proven: Option<&Proven>,
+) -> Result<Option<CallerId>, UnknownCaller> {
+    let Some(proven) = proven else {
+        return if callers.is_empty() { Ok(None) } else { Err(UnknownCaller) };
+    };
+    let found = callers.named(proven.name.as_str());
+    let still = found.filter(|(_, caller)| caller.secret == proven.secret && arrival.fits(caller));
+    still.map(|(id, _)| Some(id)).ok_or(UnknownCaller)
+}
+
 /// The bearer token that the caller's request carries, to be exchanged.
 pub fn own_token(headers: &HeaderMap) -> Result<Secret, ProxyError> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
@@ -289,6 +316,42 @@ mod tests {
         let from = at("192.0.2.1");
         assert_eq!(identify(&none, &from, &headers(&[]), FIELD), Ok(None));
         assert_eq!(identify(&none, &from, &headers(&["Bearer x".to_owned()]), FIELD), Err(UnknownCaller));
+    }
+
+    #[test]
+    fn who_opened_a_tunnel_is_never_taken_for_another() {
+        #[track_caller]
+        fn check(
+            address: &str,
+            opened_as: Option<&str>,
+            now: &CallerTable,
+            expected: Result<Option<&str>, UnknownCaller>,
+        ) {
+            let table = table();
+            let proven = opened_as.map(|name| Proven::of(table.named(name).unwrap().1));
+            let found = identify_again(now, &at(address), proven.as_ref());
+            assert_eq!(found.map(|id| id.and_then(|id| now.name(id)).map(Name::as_str)), expected, "{opened_as:?}");
+        }
+        let changed = |change: fn(&mut Vec<Caller>)| {
+            let mut list: Vec<_> = table().iter().map(|(_, caller)| caller.clone()).collect();
+            change(&mut list);
+            CallerTable::new(list)
+        };
+        let (same, swapped) = (table(), changed(|list| list.reverse()));
+        for now in [&same, &swapped] {
+            check("10.2.0.1", Some("billing"), now, Ok(Some("billing")));
+            check("10.2.0.1", Some("both"), now, Ok(Some("both")));
+            check("10.1.0.1", Some("batch"), now, Ok(Some("batch")));
+            check("10.1.0.1", None, now, Err(UnknownCaller));
+        }
+        check("10.1.0.1", Some("billing"), &changed(|list| drop(list.remove(0))), Err(UnknownCaller));
+        check("10.1.0.1", Some("billing"), &changed(|list| list[0].secret = None), Err(UnknownCaller));
+        check("10.1.0.1", Some("batch"), &changed(|list| list[1].secret = list[0].secret), Err(UnknownCaller));
+        let renewed = changed(|list| list[0].secret = Some(SecretDigest::of(b"changed")));
+        check("10.1.0.1", Some("billing"), &renewed, Err(UnknownCaller));
+        check("10.1.0.1", Some("batch"), &changed(|list| list[1].cidr = list[2].cidr.clone()), Err(UnknownCaller));
+        check("10.1.0.1", Some("batch"), &CallerTable::default(), Err(UnknownCaller));
+        check("10.1.0.1", None, &CallerTable::default(), Ok(None));
     }
 
     #[test]

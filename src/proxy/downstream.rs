@@ -23,7 +23,7 @@ use super::watched::{Overdue, Watch, Watched};
 use super::worker::Worker;
 use super::{Peer, tunnel};
 use crate::model::{Limits, LogRequests, Timeouts};
-use crate::tasks::Phase;
+use crate::tasks::{Phase, PhaseWatch};
 
 /// What a client that speaks HTTP/2 sends first (RFC 9113 §3.4), as far as no request over HTTP/1.1 begins like it.
 const PREFACE: &[u8] = b"PRI ";
@@ -71,7 +71,7 @@ async fn one_by_one(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
         tokio::select! {
             biased;
             end = until(&mut connection, &watch, timer.as_mut(), &timeouts) => break end,
-            () = phase.reached(Phase::Drain), if !draining => {
+            () = last_request(&mut phase, &peer), if !draining => {
                 draining = true;
                 Pin::new(&mut connection).graceful_shutdown();
             }
@@ -94,6 +94,14 @@ async fn one_by_one(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
             refuse(&worker, from, io, ProxyError::TargetTooLong, &limits).await;
         }
         Some(error) => refuse(&worker, from, io, error, &limits).await,
+    }
+}
+
+/// Returns when a connection shall serve no more than it does.
+async fn last_request(phase: &mut PhaseWatch, peer: &Peer) {
+    tokio::select! {
+        () = phase.reached(Phase::Drain) => {}
+        () = peer.over() => {}
     }
 }
 

@@ -141,11 +141,17 @@ impl<'a> Exchange<'a> {
         let callers = &self.snapshot.callers;
         let looped = headers::is_loop(&head.headers, &self.worker.shared.via);
         if let Some(tunnel) = &self.peer.tunnel {
-            self.report.caller(tunnel.caller.and_then(|id| callers.name(id)));
+            let caller = caller::identify_again(callers, &self.peer.arrival, tunnel.caller.as_ref()).map_err(|_| {
+                // Who opens the next tunnel proves itself anew.
+                tunnel.over.notify_one();
+                let why = "the caller that opened the tunnel is not configured any more as it was";
+                ProxyError::CallerUnknown { mount: false }.because(why)
+            })?;
+            self.report.caller(caller.and_then(|id| callers.name(id)));
             if looped {
                 return Err(ProxyError::LoopDetected.into());
             }
-            return Ok((inside(tunnel, target)?, tunnel.caller));
+            return Ok((inside(tunnel, target)?, caller));
         }
         let mount = matches!(target, Target::Origin(..));
         let field = if mount { "keybearer-authorization" } else { "proxy-authorization" };

@@ -16,9 +16,11 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncReadExt;
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use super::body::ResponseBody;
+use super::caller::Proven;
 use super::downstream;
 use super::error::{Fault, ProxyError};
 use super::headers;
@@ -138,7 +140,8 @@ async fn admit(
             Tls::Relay(reached?)
         }
     };
-    let tunnelled = Tunnelled { scheme: Scheme::Http, host, port, caller, misnamed: false };
+    let caller = caller.and_then(|id| snapshot.callers.get(id)).map(Proven::of);
+    let tunnelled = Tunnelled { scheme: Scheme::Http, host, port, caller, misnamed: false, over: Notify::new() };
     Ok(Admitted { tunnelled, matched, tls, place })
 }
 

@@ -1,7 +1,12 @@
 //! Who may use the proxy, and for whom: a credential decides alone, and nobody gets another's token.
 
 use base64::prelude::{BASE64_STANDARD, Engine};
+use http::Version;
+use serde_json::json;
 
+use crate::intercept::interception;
+use crate::rig::inside::Inside;
+use crate::rig::peers::{Http2Server, Peers};
 use crate::rig::raw::{self, Conn};
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
@@ -166,4 +171,86 @@ async fn a_mount_asks_with_401_and_takes_its_own_field() {
         let (got, _, arrived) = scene.ask("/m/x", &lines).await;
         assert_eq!((got, arrived.as_deref()), (status, token), "{row}");
     }
+}
+
+#[tokio::test]
+async fn an_open_tunnel_never_becomes_another_callers() {
+    let tokens = Scripted::start(|request, _| {
+        let of = if String::from_utf8_lossy(&request.body).contains("client_id=ca") { "alice" } else { "bob" };
+        Reply::token(&format!("token-of-{of}"), 3600)
+    })
+    .await;
+    let upstream = Http2Server::start(json!({})).await;
+    let config = |callers: [&str; 2]| {
+        let connection = |client: &str, caller: &str| {
+            // The routes of one that is not configured are nobody's.
+            let from = if callers.iter().any(|own| own.contains(caller)) { caller } else { "" };
+            format!(
+                "- {{name: {client}, client_id: {client}, client_secret: s, token_url: \"http://{}/token\", accessible_from: [{from}], \
+                 routes: [{{host: api.test}}]}}\n",
+                tokens.address
+            )
+        };
+        format!(
+            "listeners: {{proxy: \"127.0.0.1:0\", admin: \"127.0.0.1:0\"}}\nhosts: {{api.test: \"127.0.0.1:{}\"}}\ntrust: [{}]\n{}callers: [{}]\n\
+             connections:\n{}{}",
+            upstream.port(),
+            Peers::certs().ca.display(),
+            interception(),
+            callers.join(", "),
+            connection("ca", "alice"),
+            connection("cb", "bob"),
+        )
+    };
+    const ALICE: &str = "{name: alice, secret: of-alice}";
+    const BOB: &str = "{name: bob, secret: of-bob}";
+    let first = config([ALICE, BOB]);
+    let sidecar = Sidecar::start(&first).await;
+    let mut applied = 0.0;
+    let mut reload = async |text: &str| {
+        std::fs::write(sidecar.dir.path().join("keybearer.yaml"), text).expect("a file");
+        sidecar.signal("HUP");
+        applied += 1.0;
+        let series = "keybearer_config_reloads_total{outcome=\"applied\"}";
+        sidecar.until_metric(series, |value| value >= applied).await;
+    };
+    const KINDS: [(bool, Version); 4] =
+        [(false, Version::HTTP_11), (true, Version::HTTP_11), (false, Version::HTTP_2), (true, Version::HTTP_2)];
+    for (row, changed, keeps) in [
+        ("swapped", config([BOB, ALICE]), true),
+        ("removed", config([BOB, "{name: carol, secret: of-carol}"]), false),
+        ("another secret", config(["{name: alice, secret: changed}", BOB]), false),
+        ("another secret, and swapped", config([BOB, "{name: alice, secret: changed}"]), false),
+        ("another network as well", config(["{name: alice, secret: of-alice, cidr: [10.0.0.0/8]}", BOB]), false),
+    ] {
+        let mut tunnels = Vec::new();
+        for (secure, version) in KINDS {
+            let mut tunnel = Inside::open(sidecar.proxy(), &basic("alice", "of-alice"), secure, version).await;
+            let (status, text) = tunnel.ask(secure, "/echo").await;
+            assert!(status == 200 && text.contains("Bearer token-of-alice"), "{row} {version:?} {secure}: {text}");
+            tunnels.push((secure, version, tunnel));
+        }
+        let mut kept = Conn::open(sidecar.proxy()).await;
+        let plain =
+            format!("GET http://api.test/echo HTTP/1.1\r\nHost: api.test\r\n{}\r\n", basic("alice", "of-alice"));
+        kept.write(plain.as_bytes()).await;
+        assert!(kept.answer().await.text().contains("Bearer token-of-alice"), "{row}");
+        reload(&changed).await;
+        for (secure, version, tunnel) in &mut tunnels {
+            let (status, text) = tunnel.ask(*secure, "/echo").await;
+            if keeps {
+                assert!(status == 200 && text.contains("Bearer token-of-alice"), "{row} {version:?} {secure}: {text}");
+                continue;
+            }
+            assert!(status == 407 && text.contains("caller_unknown"), "{row} {version:?} {secure}: {status} {text}");
+            tunnel.ends().await;
+        }
+        kept.write(plain.as_bytes()).await;
+        assert_eq!(kept.answer().await.status, if keeps { 200 } else { 407 }, "{row}: a kept connection");
+        reload(&first).await;
+    }
+    let injected = |connection: &str| {
+        format!("keybearer_injections_total{{connection=\"{connection}\",profile=\"default\",outcome=\"injected\"}}")
+    };
+    assert_eq!((sidecar.metric(&injected("ca")).await, sidecar.metric(&injected("cb")).await), (30.0, 0.0));
 }

@@ -26,8 +26,8 @@ use super::super::report::Answer;
 use super::super::watched::{Overdue, Watched};
 use super::super::worker::Worker;
 use super::super::{Peer, headers, tunnel, upgrade};
-use super::{End, until};
-use crate::tasks::{Phase, Tasks};
+use super::{End, last_request, until};
+use crate::tasks::Tasks;
 
 /// What a caller may have under way at once, as Envoy's guide for edges has it.
 const STREAMS_MAX: u32 = 100;
@@ -47,11 +47,14 @@ pub async fn serve(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
     let streams = Streams { tasks: worker.shared.tasks.clone(), idle: timeouts.idle, coming: Rc::default() };
     let coming = streams.coming.clone();
     let mut drain = worker.shared.tasks.watch();
-    let service = service_fn(move |request| {
-        let pace = Rc::new(Pace::default());
-        coming.replace(Some(pace.clone()));
-        serve_one(worker.clone(), peer.clone(), request, pace)
-    });
+    let service = {
+        let peer = peer.clone();
+        service_fn(move |request| {
+            let pace = Rc::new(Pace::default());
+            coming.replace(Some(pace.clone()));
+            serve_one(worker.clone(), peer.clone(), request, pace)
+        })
+    };
     let mut connection = http2::Builder::new(streams)
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
@@ -74,7 +77,7 @@ pub async fn serve(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
                 }
                 return;
             }
-            () = drain.reached(Phase::Drain), if !draining => {
+            () = last_request(&mut drain, &peer), if !draining => {
                 draining = true;
                 Pin::new(&mut connection).graceful_shutdown();
             }

@@ -1,0 +1,101 @@
+//! A tunnel, open, and the HTTP that is spoken in it by a client of our own.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, Version};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use super::raw::Conn;
+use crate::intercept::interception_ca;
+use crate::tunnel::opened;
+
+/// An open tunnel, and the HTTP that is spoken in it.
+pub enum Inside {
+    One(http1::SendRequest<Empty<Bytes>>),
+    Many(http2::SendRequest<Empty<Bytes>>),
+}
+
+impl Inside {
+    /// To api.test, by a CONNECT with these header lines; `secure`: TLS inside, by the interception CA.
+    pub async fn open(proxy: SocketAddr, lines: &str, secure: bool, version: Version) -> Inside {
+        let authority = if secure { "api.test:443" } else { "api.test:80" };
+        let mut conn = Conn::open(proxy).await;
+        conn.write(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{lines}\r\n").as_bytes()).await;
+        assert!(opened(&mut conn).await.starts_with("HTTP/1.1 200"), "{lines}");
+        if !secure {
+            return Inside::over(conn.stream, version).await;
+        }
+        let mut roots = RootCertStore::empty();
+        let ca = CertificateDer::pem_file_iter(&interception_ca().0).expect("PEM");
+        roots.add_parsable_certificates(ca.map(Result::unwrap));
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("TLS");
+        let mut config = config.with_root_certificates(roots).with_no_client_auth();
+        if version == Version::HTTP_2 {
+            config.alpn_protocols.push(b"h2".to_vec());
+        }
+        let name = ServerName::try_from("api.test").expect("a name");
+        let stream = TlsConnector::from(Arc::new(config)).connect(name, conn.stream).await.expect("a handshake");
+        Inside::over(stream, version).await
+    }
+
+    async fn over<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: T, version: Version) -> Inside {
+        let io = TokioIo::new(stream);
+        match version {
+            Version::HTTP_2 => {
+                let (sender, driver) = http2::handshake(TokioExecutor::new(), io).await.expect("HTTP/2");
+                tokio::spawn(driver);
+                Inside::Many(sender)
+            }
+            _ => {
+                let (sender, driver) = http1::handshake(io).await.expect("HTTP/1.1");
+                tokio::spawn(driver);
+                Inside::One(sender)
+            }
+        }
+    }
+
+    /// The answer to a GET, as it comes.
+    pub async fn get(&mut self, secure: bool, path: &str) -> Response<Incoming> {
+        let scheme = if secure { "https" } else { "http" };
+        let request = Request::get(format!("{scheme}://api.test{path}")).header("host", "api.test");
+        let request = request.body(Empty::new()).expect("a request");
+        let answer = match self {
+            Inside::One(sender) => sender.send_request(request).await,
+            Inside::Many(sender) => sender.send_request(request).await,
+        };
+        answer.expect("an answer")
+    }
+
+    /// Status and text of the answer to a GET.
+    pub async fn ask(&mut self, secure: bool, path: &str) -> (u16, String) {
+        let (head, body) = self.get(secure, path).await.into_parts();
+        let body = body.collect().await.expect("a body").to_bytes();
+        (head.status.as_u16(), String::from_utf8_lossy(&body).into_owned())
+    }
+
+    /// Waits until the proxy has ended the connection.
+    pub async fn ends(&mut self) {
+        let end = async {
+            while !match self {
+                Inside::One(sender) => sender.is_closed(),
+                Inside::Many(sender) => sender.is_closed(),
+            } {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(Duration::from_secs(10), end).await.expect("the tunnel ends");
+    }
+}
