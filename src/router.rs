@@ -161,10 +161,16 @@ impl<T> Router<T> {
 
     /// The best route for `origin` of those that the caller may use, whatever the path; where it may use none, of all.
     pub fn place(&self, origin: &Origin, caller: Option<CallerId>) -> Option<&T> {
-        let groups = || self.exact.get(&origin.host).into_iter().chain(self.wildcards(&origin.host));
-        let entries = || groups().flat_map(|group| &group.entries).filter(|entry| entry.takes_port(origin));
-        let best = entries().find(|entry| entry.callers.permit(caller)).or_else(|| entries().next());
-        best.map(|entry| &entry.bound)
+        let routes = || self.places(origin, caller);
+        let best = routes().find(|(_, permitted)| *permitted).or_else(|| routes().next());
+        best.map(|(bound, _)| bound)
+    }
+
+    /// The routes for `origin`, best first, whatever the path; and may the caller use each of them?
+    pub fn places<'a>(&'a self, origin: &Origin, caller: Option<CallerId>) -> impl Iterator<Item = (&'a T, bool)> {
+        let groups = self.exact.get(&origin.host).into_iter().chain(self.wildcards(&origin.host));
+        let entries = groups.flat_map(|group| &group.entries).filter(|entry| entry.takes_port(origin));
+        entries.map(move |entry| (&entry.bound, entry.callers.permit(caller)))
     }
 
     /// The route of an origin-form request, and what follows its mount in `path`.

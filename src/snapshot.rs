@@ -88,6 +88,14 @@ pub struct BoundRoute {
     pub tls: Arc<TlsProfile>,
 }
 
+impl BoundRoute {
+    /// A connection of the route that is switched off.
+    pub fn inactive(&self) -> Option<&Arc<Connection>> {
+        let others = self.tokens.iter().map(|token| &token.connection);
+        std::iter::once(&self.connection).chain(others).find(|connection| !connection.active)
+    }
+}
+
 /// A token that requests carry by a route, and where.
 #[derive(Debug)]
 pub struct BoundToken {

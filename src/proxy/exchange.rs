@@ -194,11 +194,8 @@ impl<'a> Exchange<'a> {
             Found::Unmatched => return self.unmatched(target),
         };
         self.report.connection(&bound.connection);
-        if !bound.connection.active {
-            return Err(ProxyError::ConnectionInactive.into());
-        }
-        if let Some(inactive) = bound.tokens.iter().find(|token| !token.connection.active) {
-            self.report.connection(&inactive.connection);
+        if let Some(inactive) = bound.inactive() {
+            self.report.connection(inactive);
             return Err(ProxyError::ConnectionInactive.into());
         }
         Way::by_route(bound, &target, rest)

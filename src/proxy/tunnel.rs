@@ -34,7 +34,9 @@ use super::worker::{Place, Worker};
 use super::{Peer, Tunnelled, caller, exchange, intercept};
 use crate::dial::Conduit;
 use crate::model::Unmatched;
+use crate::model::connection::Connection;
 use crate::model::origin::{Origin, Scheme};
+use crate::router::CallerId;
 use crate::snapshot::Snapshot;
 use crate::tasks::Phase;
 use crate::tls::authority::Authority;
@@ -90,7 +92,7 @@ enum Tls {
     Open(Arc<Authority>),
     /// To whom bytes are relayed, others too where no route names the place.
     Relay(Conduit),
-    /// Routes name the place, but none for https.
+    /// Routes name the place, but the caller has none for https.
     Refuse,
 }
 
@@ -133,12 +135,19 @@ async fn admit(
     let tls = match &snapshot.authority {
         Some(authority) if intercepted => Tls::Open(authority.clone()),
         _ if matched && secure.is_none() => Tls::Refuse,
-        _ => {
-            let started = Instant::now();
-            let reached = upstream::reach(&snapshot, &asked).await;
-            report.waited(started.elapsed());
-            Tls::Relay(reached?)
-        }
+        _ => match usable(&snapshot, &asked, caller) {
+            Ok(()) => {
+                let started = Instant::now();
+                let reached = upstream::reach(&snapshot, &asked).await;
+                report.waited(started.elapsed());
+                Tls::Relay(reached?)
+            }
+            Err(_) if expects_http(&snapshot, &origin(Scheme::Http), caller) => Tls::Refuse,
+            Err((error, connection)) => {
+                report.connection(connection);
+                return Err(error.into());
+            }
+        },
     };
     let caller = caller.and_then(|id| snapshot.callers.get(id)).map(Proven::of);
     let tunnelled = Tunnelled { scheme: Scheme::Http, host, port, caller, misnamed: false, over: Notify::new() };
@@ -155,6 +164,31 @@ fn permit(snapshot: &Snapshot, port: u16) -> Result<(), Fault> {
         return Err(ProxyError::EgressDenied(why).into());
     }
     Ok(())
+}
+
+/// May the caller use one of the routes of a place, if there are any? Nobody looks into what is relayed, so it is refused as
+/// each request would be.
+fn usable<'s>(
+    snapshot: &'s Snapshot,
+    origin: &Origin,
+    caller: Option<CallerId>,
+) -> Result<(), (ProxyError, &'s Arc<Connection>)> {
+    let mut refused = Ok(());
+    for (bound, permitted) in snapshot.router.places(origin, caller) {
+        match bound.inactive() {
+            None if permitted => return Ok(()),
+            Some(inactive) if permitted => refused = Err((ProxyError::ConnectionInactive, inactive)),
+            _ if refused.is_ok() => refused = Err((ProxyError::CallerNotAllowed, &bound.connection)),
+            _ => {}
+        }
+    }
+    refused
+}
+
+/// May plain HTTP be what comes? It is served, so whatever is refused is refused inside, in words that its client reads.
+fn expects_http(snapshot: &Snapshot, origin: &Origin, caller: Option<CallerId>) -> bool {
+    let mut routes = snapshot.router.places(origin, caller);
+    routes.any(|(bound, permitted)| !bound.route.tls.upgrade || permitted && bound.inactive().is_none())
 }
 
 async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, upgrade: OnUpgrade, admitted: Admitted) {
@@ -188,7 +222,7 @@ async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, upgrade: OnUpgrade, admitted:
         (Inside::Other, Tls::Relay(upstream)) if !matched => relayed(io, upstream, &tunnelled, timeouts.idle).await,
         (Inside::Tls, Tls::Refuse) => {
             tracing::warn!(host = %tunnelled.host, port = tunnelled.port,
-                "a tunnel was closed: TLS inside, but the routes of this host and port are for http");
+                "a tunnel was closed: TLS inside, but what the caller may use of this host and port is for http");
         }
         (Inside::Other, _) => {}
     }

@@ -343,4 +343,7 @@ fn a_tunnel_is_judged_by_the_best_route_of_its_place() {
     assert_eq!(place("x.a.test", 3), Some("*.a.test"));
     assert_eq!(place("c.test:9443", 3), Some("c.test:9443"), "of all, where it may use none");
     assert_eq!((place("c.test", 1), place("a.test", 1)), (None, None));
+    let origin = Origin::new(Scheme::Https, Authority::parse("b.a.test").unwrap());
+    let all: Vec<_> = router.places(&origin, Some(CallerId(2))).map(|(host, may)| (*host, may)).collect();
+    assert_eq!(all, [("b.a.test", false), ("b.a.test:*", true), ("*.a.test", true)]);
 }

@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout};
 
+use crate::intercept::interception;
 use crate::rig::peers::{AuthorizationServer, ClientKind, Peers, run_client_with};
 use crate::rig::raw::Conn;
 use crate::rig::scripted::{Reply, Scripted};
@@ -114,6 +115,81 @@ async fn a_refused_tunnel_says_why_before_anything_is_dialled() {
     let stage = Stage::start("egress: {unmatched: deny}\n").await;
     check(&stage, "free.test:443", 403, "egress_denied", "egress.unmatched").await;
     stage.tunnel("named.test:9443").await;
+}
+
+/// As a request in absolute form is: nobody can look at what is inside and refuse it there.
+#[tokio::test]
+async fn a_tunnel_that_would_be_relayed_is_refused_to_callers_without_a_route() {
+    let server = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let tokens = Scripted::start(|_, _| Reply::token("kb-secret", 3600)).await;
+    let at = server.local_addr().expect("an address");
+    let connection = |name: &str, more: &str, routes: &str| {
+        format!(
+            "- {{name: {name}, client_id: a, client_secret: b, token_url: \"http://{}/token\", {more}, routes: [{routes}]}}\n",
+            tokens.address
+        )
+    };
+    let names =
+        ["mine", "theirs", "nobodys", "off", "half", "pinned", "plain"].map(|name| format!("{name}.test: \"{at}\""));
+    let config = format!(
+        "hosts: {{{}}}\negress: {{unmatched: deny}}\n{}callers: [{{name: alice, secret: a}}, {{name: bob, secret: b}}]\n\
+         connections:\n{}{}{}{}{}{}",
+        names.join(", "),
+        interception(),
+        connection(
+            "mine",
+            "accessible_from: [alice]",
+            "{host: mine.test, intercept: false}, {host: half.test, path: /v1, intercept: false}, {host: pinned.test}"
+        ),
+        connection(
+            "theirs",
+            "accessible_from: [bob]",
+            "{host: theirs.test, intercept: false}, {host: \"plain.test:50051\", upstream_tls: false, intercept: false}"
+        ),
+        connection("nobodys", "accessible_from: []", "{host: nobodys.test, intercept: false}"),
+        connection("off", "active: false", "{host: off.test, intercept: false}"),
+        connection("half-off", "active: false", "{host: half.test, intercept: false}"),
+        connection("also-theirs", "accessible_from: [bob]", "{host: off.test, path: /x, intercept: false}"),
+    );
+    let sidecar = Sidecar::start(&config).await;
+    let ask = async |target: &str, line: &str, caller: &str| {
+        let mut conn = Conn::open(sidecar.proxy()).await;
+        let request = format!("{line} HTTP/1.1\r\nHost: {target}\r\nProxy-Authorization: Bearer {caller}\r\n\r\n");
+        conn.write(request.as_bytes()).await;
+        conn
+    };
+    for (name, caller, code) in [
+        ("theirs", "a", "caller_not_allowed"),
+        ("mine", "b", "caller_not_allowed"),
+        ("nobodys", "a", "caller_not_allowed"),
+        ("off", "a", "connection_inactive"),
+        ("half", "b", "connection_inactive"),
+    ] {
+        let (host, authority) = (format!("{name}.test"), format!("{name}.test:443"));
+        let tunnel = ask(&authority, &format!("CONNECT {authority}"), caller).await.answer().await;
+        let request = ask(&host, &format!("GET https://{host}/"), caller).await.answer().await;
+        assert_eq!((tunnel.status, tunnel.code()), (403, code), "{name} {caller}");
+        assert_eq!((request.status, request.code()), (403, code), "{name} {caller}: in absolute form");
+        assert_eq!(tunnel.json()["connection"], request.json()["connection"], "{name} {caller}");
+    }
+    // Where plain HTTP is expected, as of gRPC, its client is told inside.
+    let inside = async |bytes: &[u8]| {
+        let mut tunnel = ask("plain.test:50051", "CONNECT plain.test:50051", "a").await;
+        assert!(opened(&mut tunnel).await.starts_with("HTTP/1.1 200"));
+        tunnel.write(bytes).await;
+        tunnel.answer().await
+    };
+    let answer = inside(b"GET / HTTP/1.1\r\nHost: plain.test:50051\r\n\r\n").await;
+    assert_eq!((answer.status, answer.code()), (403, "caller_not_allowed"));
+    assert_eq!(inside(HELLO).await.status, 0, "TLS is closed");
+    assert!(timeout(Duration::ZERO, server.accept()).await.is_err(), "something was dialled");
+    for (name, caller) in [("mine", "a"), ("theirs", "b"), ("half", "a"), ("off", "b")] {
+        let authority = format!("{name}.test:443");
+        let opening = async { opened(&mut ask(&authority, &format!("CONNECT {authority}"), caller).await).await };
+        assert!(timeout(PATIENCE, opening).await.expect("in time").starts_with("HTTP/1.1 200"), "{name} {caller}");
+    }
+    let mut refused_inside = ask("pinned.test:443", "CONNECT pinned.test:443", "b").await;
+    assert!(opened(&mut refused_inside).await.starts_with("HTTP/1.1 200"), "what is opened is refused inside");
 }
 
 #[tokio::test]
