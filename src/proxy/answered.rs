@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -11,7 +12,9 @@ use bytes::Bytes;
 use http::Response;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::time::Instant;
 
+use super::body::Progress;
 use crate::model::connection::{RejectionSign, SIGN_BYTES_MAX};
 
 /// A body that takes longer to arrive is a stream, and no sign of anything.
@@ -25,15 +28,20 @@ pub struct UpstreamBody {
     /// `None`: nothing was looked at, as with nearly every answer.
     seen: Option<Box<Seen>>,
     incoming: Incoming,
-}
-
-impl From<Incoming> for UpstreamBody {
-    fn from(incoming: Incoming) -> UpstreamBody {
-        UpstreamBody { seen: None, incoming }
-    }
+    /// Of the request, whose body may still be on its way.
+    progress: Rc<Progress>,
 }
 
 impl UpstreamBody {
+    pub fn new(incoming: Incoming, progress: Rc<Progress>) -> UpstreamBody {
+        UpstreamBody { seen: None, incoming, progress }
+    }
+
+    /// When the request's own body last moved.
+    pub fn request_moved_at(&self) -> Instant {
+        self.progress.moved_at()
+    }
+
     /// The whole body, if it is short and arrives within `wait`.
     async fn look(&mut self, wait: Duration) -> Option<Vec<u8>> {
         if self.size_hint().lower() > SIGN_BYTES_MAX as u64 {

@@ -1,6 +1,7 @@
 //! Bodies on their way through: streamed, watched for silence, and kept for a replay while they are small.
 //!
-//! Holds: what is kept never exceeds `limits.replay_body`; no body is ever shown as complete when it was cut off.
+//! Holds: what is kept never exceeds `limits.replay_body`; an exchange is silent when neither body moves; no body is ever
+//! shown as complete when it was cut off.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -191,6 +192,13 @@ pub struct RequestBody {
     trailers_sent: bool,
     progress: Rc<Progress>,
 }
+    /// When something of the body was last handed over, or asked for.
+    pub fn moved_at(&self) -> Instant {
+        match self.sending.get() {
+            Sending::Client(since) | Sending::Upstream(since) | Sending::Done(since) => since,
+        }
+    }
+
 
 #[derive(Debug, thiserror::Error)]
 #[error("the request is being sent again")]
@@ -318,7 +326,8 @@ impl<T: Companion + Unpin> Body for ResponseBody<T> {
                     frame.map(|frame| frame.map(without_forbidden_trailers).map_err(BoxError::from))
                 }
                 Poll::Pending => {
-                    ready!(poll_silence(*idle, silent_since, timer, cx));
+                    let moved_at = || incoming.request_moved_at();
+                    ready!(poll_silence(*idle, silent_since, moved_at, timer, cx));
                     Some(Err(BoxError::from(UpstreamSilent)))
                 }
             },
@@ -351,14 +360,15 @@ fn without_forbidden_trailers(frame: Frame<Bytes>) -> Frame<Bytes> {
     }
 }
 
-/// Ready when nothing has come for `idle`. The timer is armed at most once for each `idle`, not for each frame.
+/// Ready when nothing has come, and nothing of the request has gone, for `idle`: a caller may have much to say before the
+/// upstream goes on. The timer is armed at most once for each `idle`, not for each frame.
 fn poll_silence(
     idle: Duration,
     silent_since: &mut Option<Instant>,
     timer: &mut Option<Pin<Box<Sleep>>>,
     cx: &mut Context<'_>,
 ) -> Poll<()> {
-    let since = *silent_since.get_or_insert_with(Instant::now);
+    let since = (*silent_since.get_or_insert_with(Instant::now)).max(request_moved_at());
     let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(since + idle)));
     loop {
         ready!(timer.as_mut().poll(cx));
@@ -368,3 +378,4 @@ fn poll_silence(
         timer.as_mut().reset(since + idle);
     }
 }
+    request_moved_at: impl Fn() -> Instant,

@@ -119,6 +119,54 @@ async fn silence_within_a_request_body_is_408() {
     }
 }
 
+/// As a gRPC client does that streams to a server which answers at the end.
+#[tokio::test]
+async fn a_quiet_answer_is_not_cut_while_the_request_still_arrives() {
+    let (stage, listener) = Stage::with_raw_good("timeouts: {idle: 1s}\n").await;
+    let upstream = async {
+        let (mut stream, _) = listener.accept().await.expect("a connection");
+        stream.read_u8().await.expect("a request");
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel").await.expect("it reads");
+        let mut text = String::new();
+        while !text.ends_with("0\r\n\r\n") {
+            let mut bytes = [0; 4096];
+            let count = stream.read(&mut bytes).await.expect("bytes");
+            assert!(count > 0, "cut after {text}");
+            text.push_str(&String::from_utf8_lossy(&bytes[..count]));
+        }
+        // Nothing moves from here on but this.
+        tokio::time::sleep(s(0.7)).await;
+        stream.write_all(b"lo").await.expect("it reads");
+        stream
+    };
+    let caller = async {
+        let mut conn = Conn::open(stage.sidecar.proxy()).await;
+        conn.write(b"POST http://good.test/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+        for _ in 0..8 {
+            conn.write(b"1\r\nx\r\n").await;
+            tokio::time::sleep(s(0.4)).await;
+        }
+        conn.write(b"0\r\n\r\n").await;
+        conn.answer().await
+    };
+    let (_held, answer) = tokio::join!(upstream, caller);
+    assert_eq!((answer.status, answer.text().as_str(), answer.complete), (200, "hello", true));
+}
+
+#[tokio::test]
+async fn an_answer_is_cut_when_its_request_moves_no_more_either() {
+    let (stage, listener) = Stage::with_raw_good("timeouts: {idle: 600ms}\n").await;
+    let mut conn = Conn::open(stage.sidecar.proxy()).await;
+    conn.write(b"POST http://good.test/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n").await;
+    let (mut stream, _) = listener.accept().await.expect("a connection");
+    stream.read_u8().await.expect("a request");
+    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel").await.expect("it reads");
+    let started = Instant::now();
+    let answer = conn.answer().await;
+    took(started, s(0.5));
+    assert!(answer.status == 200 && !answer.complete, "{answer:?}");
+}
+
 /// RS-08, RS-10: an upstream that never reads blocks the upload; it is not gathered up here.
 #[tokio::test]
 async fn an_upstream_that_stops_reading_is_504() {

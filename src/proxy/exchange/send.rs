@@ -4,7 +4,6 @@
 
 use http::request::Parts;
 use http::{Response, StatusCode, Version};
-use hyper::body::Incoming;
 use tokio::time::{Instant, sleep_until};
 
 use super::Exchange;
@@ -46,7 +45,7 @@ impl Exchange<'_> {
         {
             return Err(ProxyError::UpstreamProtocol.because("101, but not to what was asked for"));
         }
-        Ok((response.map(UpstreamBody::from), lease))
+        Ok((response, lease))
     }
 
     async fn send_once_or_renewed(
@@ -56,7 +55,7 @@ impl Exchange<'_> {
         tokens: &Tokens,
         source: &RequestSource,
         trace: Option<&Propagation>,
-    ) -> Result<(Response<Incoming>, Lease), Fault> {
+    ) -> Result<(Response<UpstreamBody>, Lease), Fault> {
         let pool = &self.worker.pool;
         let mut lease = pool.checkout(self.snapshot, &way.destination).await?;
         loop {
@@ -81,7 +80,7 @@ impl Exchange<'_> {
                 }
             };
             let error = match sent {
-                Ok(response) => return Ok((response, lease)),
+                Ok(response) => return Ok((response.map(|incoming| UpstreamBody::new(incoming, progress)), lease)),
                 Err(error) => error,
             };
             // A connection that had served before may have been closed by the upstream just now (RFC 9110 §9.2.2).
