@@ -209,7 +209,11 @@ async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, upgrade: OnUpgrade, admitted:
     };
     let io = io.again(first.freeze());
     match (inside, tls) {
-        (Inside::Http, _) => served(worker, &peer, io, tunnelled).await,
+        (Inside::Http, tls) => {
+            // The pool sends what is served; a server that was dialled for a relay is let go.
+            drop(tls);
+            served(worker, &peer, io, tunnelled).await;
+        }
         (Inside::Tls, Tls::Open(authority)) => {
             let opened = tokio::select! {
                 opened = intercept::open(&worker, &authority, io, &tunnelled.host) => opened,

@@ -117,6 +117,18 @@ async fn a_refused_tunnel_says_why_before_anything_is_dialled() {
     stage.tunnel("named.test:9443").await;
 }
 
+#[tokio::test]
+async fn a_server_that_was_dialled_is_let_go_when_what_is_inside_is_served() {
+    let stage = Stage::start("").await;
+    let (mut caller, mut dialled) = stage.tunnel("free.test:80").await;
+    caller.write_all(b"GET / HTTP/1.1\r\nHost: free.test\r\n\r\n").await.expect("bytes go");
+    let (mut used, _) = timeout(PATIENCE, stage.server.accept()).await.expect("in time").expect("a connection");
+    assert!(rest(&mut dialled).await.is_empty());
+    used.read_u8().await.expect("the request");
+    used.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.expect("bytes go");
+    caller.read_u8().await.expect("the tunnel still stands");
+}
+
 /// As a request in absolute form is: nobody can look at what is inside and refuse it there.
 #[tokio::test]
 async fn a_tunnel_that_would_be_relayed_is_refused_to_callers_without_a_route() {
