@@ -10,6 +10,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
 use tokio::time::{Instant, sleep_until};
 
+use crate::tasks::{Phase, PhaseWatch};
+
 /// Held for each direction of a tunnel.
 const BUFFER_BYTES: usize = 16 * 1024;
 
@@ -36,8 +38,15 @@ impl Moved {
     }
 }
 
-/// Copies until both sides have ended, one has failed, or nothing has moved for `idle`.
-pub async fn relay<D, U>(downstream: D, upstream: U, idle: Duration) -> Moved
+/// For how long nothing may move.
+pub struct Silence {
+    pub idle: Duration,
+    /// From when a drain has begun: what is silent would only delay its end.
+    pub draining: Duration,
+}
+
+/// Copies until both sides have ended, one has failed, or nothing has moved for too long.
+pub async fn relay<D, U>(downstream: D, upstream: U, bound: Silence, mut drain: PhaseWatch) -> Moved
 where
     D: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
@@ -52,12 +61,18 @@ where
     };
     let started = Instant::now();
     let silence = async {
+        let (mut silence_max, mut draining) = (bound.idle, false);
         loop {
-            let end = moved.at.get().unwrap_or(started) + idle;
+            let end = moved.at.get().unwrap_or(started) + silence_max;
             if end <= Instant::now() {
                 return;
             }
-            sleep_until(end).await;
+            tokio::select! {
+                () = sleep_until(end) => {}
+                () = drain.reached(Phase::Drain), if !draining => {
+                    (silence_max, draining) = (bound.draining.min(bound.idle), true);
+                }
+            }
         }
     };
     tokio::select! {
@@ -87,12 +102,16 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tasks::Tasks;
     use tokio::io::duplex;
+
+    const MINUTE: Silence = Silence { idle: Duration::from_secs(60), draining: Duration::from_secs(2) };
 
     #[tokio::test(start_paused = true)]
     async fn one_direction_may_end_while_the_other_goes_on() {
         let ((mut caller, downstream), (upstream, mut server)) = (duplex(4096), duplex(4096));
-        let relaying = relay(downstream, upstream, Duration::from_secs(60));
+        let tasks = Tasks::default();
+        let relaying = relay(downstream, upstream, MINUTE, tasks.watch());
         let talk = async {
             caller.write_all(b"question").await.unwrap();
             caller.shutdown().await.unwrap();
@@ -112,13 +131,35 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_tunnel_ends_when_nothing_has_moved_for_the_idle_time() {
         let ((mut caller, downstream), (upstream, server)) = (duplex(64), duplex(64));
-        let started = Instant::now();
+        let (tasks, started) = (Tasks::default(), Instant::now());
         let talk = async {
             tokio::time::sleep(Duration::from_secs(40)).await;
             caller.write_all(b"x").await.unwrap();
         };
-        tokio::join!(relay(downstream, upstream, Duration::from_secs(60)), talk);
+        tokio::join!(relay(downstream, upstream, MINUTE, tasks.watch()), talk);
         assert_eq!(started.elapsed(), Duration::from_secs(100));
         drop(server);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn in_a_drain_a_tunnel_lasts_as_long_as_something_moves() {
+        for (sent_at_ms, ends_after_ms) in [(vec![], 5000), (vec![4000], 6000), (vec![4000, 5500, 7000], 9000)] {
+            let ((mut caller, downstream), (upstream, server)) = (duplex(64), duplex(64));
+            let (tasks, started) = (Tasks::default(), Instant::now());
+            let relaying = relay(downstream, upstream, MINUTE, tasks.watch());
+            let drain = async {
+                sleep_until(started + Duration::from_secs(5)).await;
+                tasks.enter(Phase::Drain);
+            };
+            let talk = async {
+                for at in &sent_at_ms {
+                    sleep_until(started + Duration::from_millis(*at)).await;
+                    caller.write_all(b"x").await.unwrap();
+                }
+            };
+            tokio::join!(relaying, drain, talk);
+            assert_eq!(started.elapsed(), Duration::from_millis(ends_after_ms), "{sent_at_ms:?}");
+            drop(server);
+        }
     }
 }

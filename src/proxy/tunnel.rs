@@ -24,7 +24,7 @@ use super::caller::Proven;
 use super::downstream;
 use super::error::{Fault, ProxyError};
 use super::headers;
-use super::relay::relay;
+use super::relay::{Silence, relay};
 use super::report::{Answer, Report};
 use super::stream::Stream;
 use super::target::{self, Target};
@@ -38,11 +38,13 @@ use crate::model::connection::Connection;
 use crate::model::origin::{Origin, Scheme};
 use crate::router::CallerId;
 use crate::snapshot::Snapshot;
-use crate::tasks::Phase;
+use crate::tasks::{Phase, PhaseWatch};
 use crate::tls::authority::Authority;
 
 /// The first byte of a TLS record that holds a ClientHello (RFC 8446 §5.1).
 const TLS_HANDSHAKE: u8 = 0x16;
+/// For how long nothing may move in a relayed tunnel once a drain has begun: it may be a kept connection, or an exchange.
+const DRAIN_SILENCE_MAX: Duration = Duration::from_secs(2);
 
 /// Serves a request; a CONNECT opens a tunnel.
 pub async fn or_exchange(
@@ -222,8 +224,10 @@ async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, upgrade: OnUpgrade, admitted:
             let Some((io, misnamed)) = opened else { return };
             served(worker, &peer, io, Tunnelled { scheme: Scheme::Https, misnamed, ..tunnelled }).await;
         }
-        (Inside::Tls, Tls::Relay(upstream)) => relayed(io, upstream, &tunnelled, timeouts.idle).await,
-        (Inside::Other, Tls::Relay(upstream)) if !matched => relayed(io, upstream, &tunnelled, timeouts.idle).await,
+        (Inside::Tls, Tls::Relay(upstream)) => relayed(io, upstream, &tunnelled, timeouts.idle, drain).await,
+        (Inside::Other, Tls::Relay(upstream)) if !matched => {
+            relayed(io, upstream, &tunnelled, timeouts.idle, drain).await;
+        }
         (Inside::Tls, Tls::Refuse) => {
             tracing::warn!(host = %tunnelled.host, port = tunnelled.port,
                 "a tunnel was closed: TLS inside, but what the caller may use of this host and port is for http");
@@ -240,8 +244,8 @@ async fn served(worker: Rc<Worker>, peer: &Peer, io: Watched, tunnelled: Tunnell
     Box::pin(downstream::serve(worker, io, Rc::new(inside))).await;
 }
 
-async fn relayed(downstream: Watched, upstream: Conduit, tunnelled: &Tunnelled, idle: Duration) {
-    let moved = relay(downstream, upstream, idle).await;
+async fn relayed(downstream: Watched, upstream: Conduit, tunnelled: &Tunnelled, idle: Duration, drain: PhaseWatch) {
+    let moved = relay(downstream, upstream, Silence { idle, draining: DRAIN_SILENCE_MAX }, drain).await;
     let (up_bytes, down_bytes) = (moved.up_bytes(), moved.down_bytes());
     tracing::debug!(host = %tunnelled.host, port = tunnelled.port, up_bytes, down_bytes, "a tunnel ended");
 }

@@ -15,10 +15,10 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
 use super::Peer;
-use super::relay::relay;
+use super::relay::{Silence, relay};
 use super::upstream::Lease;
 use super::worker::Place;
-use crate::tasks::{Phase, PhaseWatch};
+use crate::tasks::PhaseWatch;
 
 /// Joined to the key that is proven to have been read (RFC 6455 §1.3).
 const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
@@ -118,16 +118,14 @@ pub struct Switch {
 impl Switch {
     /// Until both sides have ended, nothing has moved for `idle`, or a drain begins, whose end it would only delay: it has
     /// none of its own. `peer` keeps its seat meanwhile; all places are free again before either side sees the end.
-    pub async fn relay(self, peer: Rc<Peer>, idle: Duration, mut drain: PhaseWatch) {
+    pub async fn relay(self, peer: Rc<Peer>, idle: Duration, drain: PhaseWatch) {
         if let (Ok(downstream), Ok(upstream)) = tokio::join!(self.downstream, self.upstream) {
             let serving = peer.activity.begin();
             let (mut downstream, mut upstream) = (TokioIo::new(downstream), TokioIo::new(upstream));
-            let moved = tokio::select! {
-                moved = relay(&mut downstream, &mut upstream, idle) => Some(moved),
-                () = drain.reached(Phase::Drain) => None,
-            };
+            let silence = Silence { idle, draining: Duration::ZERO };
+            let moved = relay(&mut downstream, &mut upstream, silence, drain).await;
             drop((self.place, self.lease, serving, peer));
-            let (up_bytes, down_bytes) = moved.map(|moved| (moved.up_bytes(), moved.down_bytes())).unzip();
+            let (up_bytes, down_bytes) = (moved.up_bytes(), moved.down_bytes());
             tracing::debug!(up_bytes, down_bytes, "a WebSocket ended");
         }
     }

@@ -7,6 +7,7 @@ use tokio::net::TcpStream;
 
 use crate::rig::raw::{self, Conn};
 use crate::stage::{GET, Stage};
+use crate::tunnel::opened;
 
 #[tokio::test]
 async fn a_request_in_flight_finishes_and_nothing_new_begins() {
@@ -46,6 +47,37 @@ async fn an_idle_program_ends_at_once() {
     stage.sidecar.signal("TERM");
     assert_eq!(stage.sidecar.exit().await.code(), Some(0));
     assert!(started.elapsed() < Duration::from_secs(4), "after {:?}", started.elapsed());
+}
+
+/// Nobody knows what is inside, so what moves is taken for an exchange, and what is silent for a kept connection.
+#[tokio::test]
+async fn a_relayed_tunnel_finishes_what_moves_in_it_and_delays_nothing_else() {
+    let (mut stage, listener) = Stage::with_raw_good("timeouts: {drain: 30s}\n").await;
+    let tunnel = async || {
+        let mut conn = Conn::open(stage.sidecar.proxy()).await;
+        conn.write(b"CONNECT secure.test:443 HTTP/1.1\r\nHost: secure.test:443\r\n\r\n").await;
+        let (server, _) = listener.accept().await.expect("a connection");
+        assert!(opened(&mut conn).await.starts_with("HTTP/1.1 200"));
+        conn.write(b"\x16\x03\x01hello").await;
+        (conn, server)
+    };
+    let ((mut silent, _silent_server), (mut moving, mut server)) = (tunnel().await, tunnel().await);
+    let mut hello = [0; 8];
+    server.read_exact(&mut hello).await.expect("it arrives");
+    stage.sidecar.signal("TERM");
+    let started = Instant::now();
+    let transfer = async {
+        for _ in 0..12 {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            server.write_all(b"x").await.expect("the tunnel stands");
+            moving.stream.read_u8().await.expect("the tunnel stands");
+        }
+    };
+    let (ended, ()) = tokio::join!(silent.is_closed(), transfer);
+    assert!(ended);
+    assert_eq!(stage.sidecar.exit().await.code(), Some(0));
+    let took = started.elapsed();
+    assert!(took > Duration::from_millis(3600) && took < Duration::from_secs(12), "after {took:?}");
 }
 
 #[tokio::test]
