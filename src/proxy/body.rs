@@ -38,6 +38,8 @@ struct Source {
     /// Fields that the caller's trailers must not hold.
     reserved: Vec<HeaderName>,
     finished: bool,
+    /// What came is not valid, or broke off.
+    broken: bool,
     /// How many passes have begun; only the last may read on.
     passes: usize,
     /// Told when the caller has sent everything.
@@ -53,10 +55,23 @@ impl RequestSource {
     ) -> RequestSource {
         let finished = incoming.is_end_stream();
         let kept = (kept_bytes_max > 0 || finished).then(Vec::new);
-        let (trailers, kept_bytes, passes) = (None, 0, 0);
-        let source =
-            Source { incoming, kept, kept_bytes, kept_bytes_max, trailers, reserved, finished, passes, upload };
-        RequestSource(Rc::new(RefCell::new(source)))
+        RequestSource(Rc::new(RefCell::new(Source {
+            incoming,
+            kept,
+            kept_bytes: 0,
+            kept_bytes_max,
+            trailers: None,
+            reserved,
+            finished,
+            broken: false,
+            passes: 0,
+            upload,
+        })))
+    }
+
+    /// Is it the caller's fault that the body was not sent to its end? An error of HTTP/2 does not say so.
+    pub fn is_broken(&self) -> bool {
+        self.0.borrow().broken
     }
 
     /// May the whole body be sent once more? Then the pass before reads no further: what it took while the next one is
@@ -91,7 +106,10 @@ impl Source {
                 self.finish();
                 return Poll::Ready(None);
             }
-            Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+            Some(Err(error)) => {
+                self.broken = true;
+                return Poll::Ready(Some(Err(error)));
+            }
             Some(Ok(frame)) => frame,
         };
         let frame = match frame.into_data() {
@@ -174,6 +192,13 @@ impl Progress {
         self.done.notified().await;
     }
 
+    /// When something of the body was last handed over, or asked for.
+    pub fn moved_at(&self) -> Instant {
+        match self.sending.get() {
+            Sending::Client(since) | Sending::Upstream(since) | Sending::Done(since) => since,
+        }
+    }
+
     /// When the present silence becomes too long, and whose it then is.
     pub fn deadline(&self, idle: Duration, response_head: Duration) -> (Instant, Silent) {
         match self.sending.get() {
@@ -192,13 +217,6 @@ pub struct RequestBody {
     trailers_sent: bool,
     progress: Rc<Progress>,
 }
-    /// When something of the body was last handed over, or asked for.
-    pub fn moved_at(&self) -> Instant {
-        match self.sending.get() {
-            Sending::Client(since) | Sending::Upstream(since) | Sending::Done(since) => since,
-        }
-    }
-
 
 #[derive(Debug, thiserror::Error)]
 #[error("the request is being sent again")]
@@ -365,6 +383,7 @@ fn without_forbidden_trailers(frame: Frame<Bytes>) -> Frame<Bytes> {
 fn poll_silence(
     idle: Duration,
     silent_since: &mut Option<Instant>,
+    request_moved_at: impl Fn() -> Instant,
     timer: &mut Option<Pin<Box<Sleep>>>,
     cx: &mut Context<'_>,
 ) -> Poll<()> {
@@ -378,4 +397,3 @@ fn poll_silence(
         timer.as_mut().reset(since + idle);
     }
 }
-    request_moved_at: impl Fn() -> Instant,

@@ -90,6 +90,18 @@ async fn requests_pass_between_both_versions_each_way() {
 }
 
 #[tokio::test]
+async fn a_body_that_breaks_on_its_way_to_http2_is_the_callers_fault() {
+    let server = Http2Server::start(json!({})).await;
+    let (sidecar, _tokens) = start(&server, "").await;
+    for body in ["zz\r\nabc\r\n0\r\n\r\n", "3\r\nabc\r\nzz\r\n"] {
+        let head = "POST https://api.test/echo HTTP/1.1\r\nHost: api.test\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let answer = raw::send(sidecar.proxy(), format!("{head}{body}").as_bytes()).await;
+        assert_eq!((answer.status, answer.code()), (400, "bad_request_target"), "{body}: {}", answer.text());
+    }
+    assert_eq!(raw::get_through(sidecar.proxy(), "https://api.test/echo", "").await.status, 200);
+}
+
+#[tokio::test]
 async fn curl_speaks_it_to_a_mount_without_being_asked() {
     let server = Http2Server::start(json!({})).await;
     let (sidecar, _tokens) = start(&server, "").await;

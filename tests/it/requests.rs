@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::rig::raw::{self, Conn};
 use crate::rig::scripted::Reply;
-use crate::stage::{Stage, TOKEN};
+use crate::stage::{Said, Stage, TOKEN};
 
 /// The message is refused with a 4xx or 5xx and nothing gets anywhere.
 async fn refused(stage: &Stage, row: &str, bytes: impl AsRef<[u8]>) {
@@ -144,6 +144,36 @@ async fn bytes_that_are_not_plain_http_get_nowhere() {
         harmless(&stage, row, bytes).await;
     }
     assert!(!stage.good.received().iter().any(|request| request.head.contains("frag")), "HP-14");
+}
+
+#[tokio::test]
+async fn a_broken_body_is_the_callers_fault() {
+    let stage = Stage::start("").await;
+    let chunked = "Transfer-Encoding: chunked\r\n";
+    for (row, bytes) in [
+        ("HP-08 bad size", post(chunked, "zz\r\nabc\r\n0\r\n\r\n")),
+        ("HP-08 bad size later", post(chunked, "3\r\nabc\r\nzz\r\nabc\r\n0\r\n\r\n")),
+        ("HP-08 no CRLF after the chunk", post(chunked, "3\r\nabcd0\r\n\r\n")),
+        ("HP-09 chunk extensions", post(chunked, &format!("1;{}\r\na\r\n0\r\n\r\n", "x".repeat(1 << 20)))),
+        ("cut within a chunk", post(chunked, "a\r\nabc")),
+        ("cut between chunks", post(chunked, "3\r\nabc\r\n")),
+        ("cut within a length", post("Content-Length: 10\r\n", "abc")),
+    ] {
+        let said = stage.say(bytes).await;
+        assert_eq!(
+            (said.statuses(), said.code().as_str()),
+            (vec![400], "bad_request_target"),
+            "{row}: {}",
+            said.text()
+        );
+        assert!(said.body().contains("the request body"), "{row}: {}", said.text());
+        assert_eq!(stage.good.count(), 0, "{row}: it never arrives as whole");
+    }
+    stage.holds("HP-09", &Said(Vec::new())).await;
+    for code in ["upstream_protocol", "upstream_unreachable"] {
+        let series = format!("keybearer_errors_total{{connection=\"good\",code=\"{code}\"}}");
+        assert_eq!(stage.sidecar.metric(&series).await, 0.0, "{code}");
+    }
 }
 
 #[tokio::test]

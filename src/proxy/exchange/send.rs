@@ -92,6 +92,10 @@ impl Exchange<'_> {
         }
     }
 
+            if source.is_broken() {
+                let detail = "the request body breaks off, or its chunks are not valid";
+                return Err(Fault { error: ProxyError::BadRequestTarget(detail), ..error.fault() });
+            }
     fn patience(&self, progress: &Progress) -> (Instant, Silent) {
         let timeouts = &self.snapshot.timeouts;
         progress.deadline(timeouts.idle, timeouts.response_head)
