@@ -18,6 +18,7 @@ mod exchange;
 mod headers;
 pub mod inject;
 mod intercept;
+mod interim;
 mod relay;
 mod report;
 mod spans;

@@ -14,6 +14,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
+use super::interim::Saying;
 use super::stream::Stream;
 use crate::model::Timeouts;
 
@@ -25,12 +26,14 @@ pub struct Watched {
     stream: Stream,
     /// Read before, not yet served.
     buffered: Bytes,
+    /// An interim answer of which a part may be written.
+    interim: Bytes,
     pub watch: Arc<Watch>,
 }
 
 impl Watched {
     pub fn new(stream: Stream) -> Watched {
-        Watched { stream, buffered: Bytes::new(), watch: Arc::new(Watch::new()) }
+        Watched { stream, buffered: Bytes::new(), interim: Bytes::new(), watch: Arc::new(Watch::new()) }
     }
 
     /// Does it begin like this? What is read to know it is read again.
@@ -53,7 +56,23 @@ impl Watched {
 
     /// The same stream served anew, as inside a tunnel, with what was read of it so far.
     pub fn again(self, buffered: Bytes) -> Watched {
-        Watched { stream: self.stream, buffered, watch: Arc::new(Watch::new()) }
+        Watched { buffered, ..Watched::new(self.stream) }
+    }
+
+    /// Writes an interim answer to its end, which nothing may break up.
+    fn poll_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.interim.has_remaining() {
+            let written = Pin::new(&mut self.stream).poll_write(cx, &self.interim);
+            self.watch.has_written(written.is_pending());
+            match ready!(written)? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                count => self.interim.advance(count),
+            }
+            if self.interim.is_empty() {
+                self.watch.saying.said();
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -77,6 +96,7 @@ pub struct Watch {
     uploads: AtomicUsize,
     /// Was a body left unread?
     abandoned: AtomicBool,
+    saying: Saying,
 }
 
 /// With what a caller is late.
@@ -100,6 +120,7 @@ impl Watch {
             blocked_since_ms: AtomicU64::new(0),
             uploads: AtomicUsize::new(0),
             abandoned: AtomicBool::new(false),
+            saying: Saying::default(),
         }
     }
 
@@ -205,6 +226,13 @@ impl Activity {
         Upload { watch: self.0.clone(), finished: false }
     }
 
+    /// Passes an interim answer on; hyper gives no way to, where many are under way at once.
+    pub async fn say(&self, head: Bytes) {
+        if !self.0.is_multiplexed() {
+            self.0.saying.say(head).await;
+        }
+    }
+
     /// What was read when the present request began: its head and perhaps more.
     pub fn read_bytes(&self) -> usize {
         self.0.head_bytes.load(Ordering::Relaxed)
@@ -268,6 +296,7 @@ impl AsyncRead for Watched {
 impl AsyncWrite for Watched {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        ready!(this.poll_interim(cx))?;
         let result = Pin::new(&mut this.stream).poll_write(cx, bytes);
         this.watch.has_written(result.is_pending());
         result
@@ -279,6 +308,7 @@ impl AsyncWrite for Watched {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        ready!(this.poll_interim(cx))?;
         let result = Pin::new(&mut this.stream).poll_write_vectored(cx, slices);
         this.watch.has_written(result.is_pending());
         result
@@ -289,7 +319,13 @@ impl AsyncWrite for Watched {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+        let this = self.get_mut();
+        // hyper flushes when all that it has is written, so an interim answer breaks nothing up.
+        if let Some(head) = this.watch.saying.take() {
+            this.interim = head;
+        }
+        ready!(this.poll_interim(cx))?;
+        Pin::new(&mut this.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::rig::raw::{self, Conn};
 use crate::rig::scripted::{Reply, Scripted};
@@ -97,7 +98,7 @@ async fn a_broken_body_is_never_shown_as_whole() {
 
 #[tokio::test]
 async fn an_answer_passes_as_it_came() {
-    let interim = "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n".repeat(3000);
+    let interim = "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n".repeat(5);
     let rows: Vec<(&str, Vec<u8>, u16, &str)> = vec![
         (
             "HP-26 CL and TE",
@@ -111,7 +112,7 @@ async fn an_answer_passes_as_it_came() {
             200,
             "hello",
         ),
-        ("HP-29 3000 interim answers", format!("{interim}{OK}Content-Length: 5\r\n\r\nhello").into(), 200, "hello"),
+        ("a few interim answers", format!("{interim}{OK}Content-Length: 5\r\n\r\nhello").into(), 200, "hello"),
         ("no reason phrase", "HTTP/1.1 200 \r\nContent-Length: 5\r\n\r\nhello".into(), 200, "hello"),
         ("HTTP/1.0 until the end", "HTTP/1.0 200 OK\r\n\r\nhello".into(), 200, "hello"),
         ("until the end", format!("{OK}\r\nhello").into(), 200, "hello"),
@@ -259,6 +260,78 @@ async fn parts_of_an_answer_arrive_as_they_are_said() {
     assert!(spread > Duration::from_millis(300), "HP-31: all parts came within {spread:?}");
     assert!(text.to_lowercase().contains("x-sum: 7") && !text.contains("x=y"), "HP-31 trailers: {text}");
     assert!(!text.contains("no_route"), "HP-31 only the proxy says that: {text}");
+}
+
+/// Each is read by the caller before the next is said.
+#[tokio::test]
+async fn interim_answers_pass_as_they_are_said() {
+    let (stage, listener) = Stage::with_raw_good("").await;
+    let tunnel = "CONNECT good.test:80 HTTP/1.1\r\nHost: good.test:80\r\n\r\n";
+    for (row, before, target) in [("absolute form", "", "http://good.test/"), ("inside a tunnel", tunnel, "/")] {
+        let mut caller = TcpStream::connect(stage.sidecar.proxy()).await.expect("a connection");
+        if !before.is_empty() {
+            caller.write_all(before.as_bytes()).await.expect("it reads");
+            assert!(next_head(&mut caller).await.expect("an answer").starts_with("HTTP/1.1 200"), "{row}");
+        }
+        let mut upstream = None;
+        for _ in 0..2 {
+            caller
+                .write_all(
+                    format!("POST {target} HTTP/1.1\r\nHost: good.test\r\nContent-Length: 2\r\n\r\nhi").as_bytes(),
+                )
+                .await
+                .expect("it reads");
+            if upstream.is_none() {
+                upstream = Some(listener.accept().await.expect("a connection").0);
+            }
+            let stream = upstream.as_mut().expect("a connection");
+            assert!(next_head(stream).await.expect("a request").starts_with("POST"), "{row}");
+            stream.read_exact(&mut [0; 2]).await.expect("the body");
+            for said in ["103 Early Hints", "102 Processing", "103 Early Hints"] {
+                let fields = "Link: </x>\r\nKeybearer-Error: no_route\r\nConnection: X-Hop\r\nX-Hop: 1\r\n";
+                stream.write_all(format!("HTTP/1.1 {said}\r\n{fields}\r\n").as_bytes()).await.expect("it reads");
+                let head =
+                    timeout(Duration::from_secs(10), next_head(&mut caller)).await.expect("at once").expect("a head");
+                assert!(
+                    head.starts_with(&format!("HTTP/1.1 {said}\r\n")) && head.contains("link: </x>\r\n"),
+                    "{row}: {head}"
+                );
+                assert!(!head.contains("keybearer-error") && !head.contains("x-hop"), "{row}: {head}");
+            }
+            // 100 is for whoever expects it, and one said together with the answer comes before it.
+            let last = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\n\r\n";
+            stream.write_all(format!("{last}{OK}Content-Length: 2\r\n\r\nok").as_bytes()).await.expect("it reads");
+            assert!(next_head(&mut caller).await.expect("a head").starts_with("HTTP/1.1 103"), "{row}");
+            assert!(next_head(&mut caller).await.expect("a head").starts_with("HTTP/1.1 200"), "{row}");
+            let mut body = [0; 2];
+            caller.read_exact(&mut body).await.expect("a body");
+            assert_eq!(&body, b"ok", "{row}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn interim_answers_are_bounded_and_not_for_every_caller() {
+    let interim = |count: usize, more: &str| {
+        format!("HTTP/1.1 103 Early Hints\r\nLink: </x>{more}\r\n\r\n").repeat(count)
+            + OK
+            + "Content-Length: 2\r\n\r\nok"
+    };
+    let large = "x".repeat(9000);
+    let rows = [(3000, ""), (1, large.as_str()), (3, "")];
+    let stage = answering(rows.iter().map(|(count, more)| (interim(*count, more).into_bytes(), true)).collect()).await;
+    for row in [0, 1] {
+        let answer = raw::get_through(stage.sidecar.proxy(), &format!("http://good.test/row/{row}"), "").await;
+        assert_eq!((answer.status, answer.code()), (502, "upstream_protocol"), "HP-29, RS-16 {row}: {}", answer.text());
+        stage.holds("RS-16", &Said(answer.body)).await;
+    }
+    let said = stage.say("GET http://good.test/row/2 HTTP/1.0\r\nHost: x\r\n\r\n").await;
+    assert_eq!((said.statuses(), said.body().as_str()), (vec![200], "ok"), "HTTP/1.0: {}", said.text());
+    let mut curl = tokio::process::Command::new("curl");
+    let url = format!("http://{}/api/row/2", stage.sidecar.proxy());
+    let output = curl.args(["-q", "-sS", "--http2-prior-knowledge", "--max-time", "20", &url]).output().await;
+    let output = output.expect("curl runs");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "ok", "HTTP/2: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// A connection is used again; when the upstream closes it, a GET is sent once more, and no more often, and a POST is not.

@@ -2,6 +2,7 @@
 //!
 //! Holds: a request that may have been processed is not sent again.
 
+use bytes::Bytes;
 use http::request::Parts;
 use http::{Response, StatusCode, Version};
 use tokio::time::{Instant, sleep_until};
@@ -12,6 +13,7 @@ use super::way::Way;
 use crate::proxy::answered::UpstreamBody;
 use crate::proxy::body::{Progress, RequestSource, Silent};
 use crate::proxy::error::{Fault, ProxyError, Unreachable};
+use crate::proxy::interim::Heads;
 use crate::proxy::upgrade;
 use crate::proxy::upstream::Lease;
 use crate::telemetry::traces::Propagation;
@@ -60,7 +62,9 @@ impl Exchange<'_> {
         let mut lease = pool.checkout(self.snapshot, &way.destination).await?;
         loop {
             let progress = Progress::new();
-            let request = way.request(head, &lease, tokens, source, progress.clone(), trace)?;
+            let mut request = way.request(head, &lease, tokens, source, progress.clone(), trace)?;
+            let via = self.worker.shared.via.of(lease.version()).clone();
+            let mut interim = Heads::of(&mut request, via);
             let sent = {
                 let sending = lease.send(request);
                 tokio::pin!(sending);
@@ -69,9 +73,11 @@ impl Exchange<'_> {
                     tokio::select! {
                         biased;
                         sent = &mut sending => break sent,
+                        Some(before) = interim.next() => self.pass_on(before, head.version).await,
                         () = sleep_until(deadline) => {}
                         () = progress.done(), if !progress.is_done() => {}
                     }
+                    interim.check()?;
                     match self.patience(&progress) {
                         (deadline, _) if deadline > Instant::now() => {}
                         (_, Silent::Client) => return Err(ProxyError::RequestTimeout.into()),
@@ -79,10 +85,18 @@ impl Exchange<'_> {
                     }
                 }
             };
+            interim.check()?;
+            while let Some(before) = interim.waiting() {
+                self.pass_on(before, head.version).await;
+            }
             let error = match sent {
                 Ok(response) => return Ok((response.map(|incoming| UpstreamBody::new(incoming, progress)), lease)),
                 Err(error) => error,
             };
+            if source.is_broken() {
+                let detail = "the request body breaks off, or its chunks are not valid";
+                return Err(Fault { error: ProxyError::BadRequestTarget(detail), ..error.fault() });
+            }
             // A connection that had served before may have been closed by the upstream just now (RFC 9110 §9.2.2).
             let safe = head.method.is_idempotent() && error.is_lost();
             if !lease.reused || !(error.unsent || (safe || error.is_refused()) && source.reclaim()) {
@@ -92,10 +106,13 @@ impl Exchange<'_> {
         }
     }
 
-            if source.is_broken() {
-                let detail = "the request body breaks off, or its chunks are not valid";
-                return Err(Fault { error: ProxyError::BadRequestTarget(detail), ..error.fault() });
-            }
+    /// An interim answer, to a caller that knows of such; not one over HTTP/1.0.
+    async fn pass_on(&self, before: Bytes, version: Version) {
+        if version == Version::HTTP_11 && !before.is_empty() {
+            self.peer.activity.say(before).await;
+        }
+    }
+
     fn patience(&self, progress: &Progress) -> (Instant, Silent) {
         let timeouts = &self.snapshot.timeouts;
         progress.deadline(timeouts.idle, timeouts.response_head)
