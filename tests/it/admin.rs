@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
+use crate::intercept::{interception, interception_ca};
 use crate::rig::raw::{self, Answer, Conn};
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::{Sidecar, program};
@@ -163,6 +164,33 @@ async fn every_route_is_open_to_its_roles_alone() {
         }
     }
     assert_eq!(walked, ROWS.len(), "a row without a route");
+}
+
+/// CI-15
+#[tokio::test]
+async fn the_interception_ca_is_served_by_no_route() {
+    let stage = Stage::with(&interception(), |_, _| Reply::token("t", 3600)).await;
+    let (certificate, key) = interception_ca();
+    let lines = |path: &std::path::Path| {
+        let text = std::fs::read_to_string(path).expect("PEM");
+        let lines: Vec<_> = text.lines().filter(|line| !line.starts_with("-----")).map(str::to_owned).collect();
+        lines
+    };
+    let secrets = [lines(certificate), lines(key)].concat();
+    let document = stage.call("get", "/api/v1/openapi.json", MANAGER, None).await.json();
+    let mut paths: Vec<String> = ["/", "/metrics", "/livez", "/readyz?verbose"].map(str::to_owned).into();
+    for (path, methods) in document["paths"].as_object().expect("paths") {
+        if methods["get"].is_object() && !path.ends_with("/events") {
+            paths.push(path.replace("{name}", "crm").replace("{id}", "c"));
+        }
+    }
+    assert!(paths.len() > 8, "{paths:?}");
+    for path in paths {
+        let answer = stage.call("get", &path, MANAGER, None).await;
+        let text = format!("{}{:?}", answer.text(), answer.headers);
+        assert!(!text.contains("PRIVATE KEY") && !text.contains("BEGIN CERTIFICATE"), "{path}: {text}");
+        assert!(!secrets.iter().any(|line| text.contains(line)), "{path}: {text}");
+    }
 }
 
 #[tokio::test]

@@ -334,6 +334,39 @@ async fn interim_answers_are_bounded_and_not_for_every_caller() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), "ok", "HTTP/2: {}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// HP-27: with a reset in place of an end.
+#[tokio::test]
+async fn an_answer_that_is_reset_is_never_shown_as_whole() {
+    let (stage, listener) = Stage::with_raw_good("").await;
+    for (row, body) in [
+        ("within a length", "Content-Length: 10\r\n\r\nabc"),
+        ("within a chunk", "Transfer-Encoding: chunked\r\n\r\na\r\nabc"),
+        ("between chunks", "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"),
+    ] {
+        let upstream = async {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            next_head(&mut stream).await.expect("a request");
+            stream.write_all(format!("{OK}{body}").as_bytes()).await.expect("it reads");
+            stream
+        };
+        let caller = async {
+            let mut caller = TcpStream::connect(stage.sidecar.proxy()).await.expect("a connection");
+            caller.write_all(b"GET http://good.test/ HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("it reads");
+            caller
+        };
+        let (stream, mut caller) = tokio::join!(upstream, caller);
+        let mut said = Vec::new();
+        while !said.windows(3).any(|part| part == b"abc") {
+            said.push(caller.read_u8().await.expect("what was said before the reset"));
+        }
+        stream.set_zero_linger().expect("an option");
+        drop(stream);
+        // The caller may be told by a reset, too.
+        let _ = timeout(Duration::from_secs(10), caller.read_to_end(&mut said)).await.expect("an end in time");
+        assert!(!is_whole(&Said(said.clone())), "HP-27 {row}: {}", String::from_utf8_lossy(&said));
+    }
+}
+
 /// A connection is used again; when the upstream closes it, a GET is sent once more, and no more often, and a POST is not.
 #[tokio::test]
 async fn a_kept_connection_that_dies_doubles_no_post_and_trebles_no_get() {

@@ -8,18 +8,22 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use http::Version;
+use http_body_util::BodyExt;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::process::Command;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::rig::peers::{AuthorizationServer, ClientKind, Peers, Upstream, run_client_with};
+use crate::rig::inside::Inside;
+use crate::rig::peers::{AuthorizationServer, ClientKind, Http2Server, Peers, Upstream, run_client_with};
 use crate::rig::raw::Conn;
+use crate::rig::scripted::Scripted;
 use crate::rig::sidecar::{Sidecar, scale};
 use crate::stage::say;
 use crate::tunnel::opened;
@@ -338,6 +342,51 @@ async fn a_host_that_is_not_to_be_opened_is_relayed() {
     let mut conn = without.tls("api.test:443", "api.test", &Peers::certs().ca).await.expect("its own certificate");
     conn.write(GET).await;
     assert_eq!(conn.answer().await.status, 401, "without a CA");
+}
+
+/// CI-12
+#[tokio::test]
+async fn bytes_that_are_neither_tls_nor_http_close_a_tunnel_that_would_be_opened() {
+    let stage = Stage::start(ROUTES).await;
+    for bytes in [&b"SSH-2.0-OpenSSH_9.6\r\n\r\n"[..], b"\0\xff\xfe\r\n\r\n", b"* OK IMAP4 ready\r\n\r\n"] {
+        let mut conn = Conn::open(stage.sidecar.proxy()).await;
+        conn.write(b"CONNECT api.test:443 HTTP/1.1\r\nHost: api.test:443\r\n\r\n").await;
+        assert!(opened(&mut conn).await.starts_with("HTTP/1.1 200"));
+        conn.write(bytes).await;
+        let mut rest = Vec::new();
+        let end = tokio::io::AsyncReadExt::read_to_end(&mut conn.stream, &mut rest);
+        let _ = timeout(PATIENCE, end).await.expect("it is closed");
+        let said = String::from_utf8_lossy(&rest);
+        assert!(said.is_empty() || said.starts_with("HTTP/1.1 400"), "{said}");
+    }
+    assert_eq!(stage.upstream.records().await.len(), 0);
+}
+
+#[tokio::test]
+async fn events_pass_inside_as_they_are_said() {
+    let (server, tokens) = (Http2Server::start(json!({})).await, Scripted::tokens(300).await);
+    let sidecar = Sidecar::start(&format!(
+        "hosts: {{api.test: \"127.0.0.1:{}\"}}\ntrust: [{}]\n{}connections:\n- {{name: crm, client_id: a, client_secret: b, \
+         token_url: \"http://{}/token\", routes: [{{host: api.test}}]}}\n",
+        server.port(),
+        Peers::certs().ca.display(),
+        interception(),
+        tokens.address
+    ))
+    .await;
+    for version in [Version::HTTP_11, Version::HTTP_2] {
+        let mut inside = Inside::open(sidecar.proxy(), "", true, version).await;
+        let mut events = inside.get(true, "/events").await.into_body();
+        let (mut text, mut times) = (String::new(), Vec::new());
+        while let Some(frame) = timeout(PATIENCE, events.frame()).await.expect("in time") {
+            let data = frame.expect("no failure").into_data().unwrap_or_default();
+            text.push_str(&String::from_utf8_lossy(&data));
+            times.push(Instant::now());
+        }
+        assert_eq!(text, "data: 0\n\ndata: 1\n\ndata: 2\n\ndata: 3\n\n", "{version:?}");
+        let spread = times[times.len() - 1] - times[0];
+        assert!(times.len() >= 4 && spread >= Duration::from_millis(400), "{version:?}: they came within {spread:?}");
+    }
 }
 
 #[tokio::test]

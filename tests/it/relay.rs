@@ -129,6 +129,23 @@ async fn a_server_that_was_dialled_is_let_go_when_what_is_inside_is_served() {
     caller.read_u8().await.expect("the tunnel still stands");
 }
 
+#[tokio::test]
+async fn a_wrong_credential_opens_no_tunnel() {
+    let stage = Stage::start("callers: [{name: alice, secret: of-alice}, {name: near, cidr: [127.0.0.0/8]}]\n").await;
+    for authority in ["free.test:443", "named.test:9443"] {
+        for credential in
+            ["Bearer wrong", "Basic YWxpY2U6d3Jvbmc=", "Basic bmVhcjpvZi1hbGljZQ==", "Digest of-alice", ""]
+        {
+            let mut conn = Conn::open(stage.sidecar.proxy()).await;
+            let lines = format!("Host: {authority}\r\nProxy-Authorization: {credential}\r\n");
+            conn.write(format!("CONNECT {authority} HTTP/1.1\r\n{lines}\r\n").as_bytes()).await;
+            let answer = conn.answer().await;
+            assert_eq!((answer.status, answer.code()), (407, "caller_unknown"), "{authority} {credential}");
+        }
+    }
+    assert!(timeout(Duration::ZERO, stage.server.accept()).await.is_err(), "something was dialled");
+}
+
 /// As a request in absolute form is: nobody can look at what is inside and refuse it there.
 #[tokio::test]
 async fn a_tunnel_that_would_be_relayed_is_refused_to_callers_without_a_route() {

@@ -219,6 +219,10 @@ async fn max_forwards_counts_down_to_an_answer_here() {
     let trace = "TRACE http://evil.test/ HTTP/1.1\r\nHost: evil.test\r\nMax-Forwards: 0\r\n\r\n";
     let said = stage.say(trace).await;
     assert_eq!((said.status(), stage.evil.count()), (200, 0), "HP-21 TRACE: {}", said.text());
+    assert_eq!(stage.say(trace.replace("Forwards: 0", "Forwards: 5")).await.status(), 200, "HP-21 TRACE 5");
+    let received = stage.evil.received();
+    assert_eq!(received[0].request_line(), "TRACE / HTTP/1.1", "HP-21 TRACE 5");
+    assert_eq!(received[0].values("max-forwards"), ["4"], "HP-21 TRACE 5");
 }
 
 #[tokio::test]
