@@ -158,6 +158,8 @@ pub type LeaseEnd = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub struct PutOff {
     /// From now on.
     pub wait: Duration,
+    /// How long ago it said so.
+    pub age: Duration,
     /// Asking again is of no use before somebody has changed something.
     pub permanent: bool,
     /// In a row.

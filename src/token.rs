@@ -20,6 +20,7 @@ use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::model::connection::{Connection, Identity, OriginSet, Tokens};
@@ -157,7 +158,6 @@ impl Maker {
             audit: tools.audit.clone(),
             shared,
             kept: Mutex::default(),
-            tried: Mutex::default(),
         };
         let refresher = Refresher {
             slot: slot.clone(),
@@ -206,7 +206,7 @@ impl TokenCache {
     /// identity, and no origin that it was not granted for.
     pub fn ensure(&self, connection: &Arc<Connection>, source: Box<dyn TokenSource>) -> Slots {
         let (key, identity, origins) = (connection.token_key(None), connection.identity(), connection.origins());
-        let definition = Arc::new(Definition { connection: connection.clone(), source });
+        let definition = Arc::new(Definition { connection: connection.clone(), source, since: Instant::now() });
         let mut entries = lock(&self.entries);
         let same = |entry: &&Entry| {
             entry.tokens == connection.tokens && entry.identity == identity && entry.origins.covers(&origins)

@@ -150,7 +150,7 @@ pub fn export(store: &dyn Records, to: &Path, progress: Progress<'_>) -> Result<
             head.key_ids.extend(Header::of(&record).map(|header| header.key.to_string()));
             let [name, record] = [name, record].map(|bytes| BASE64_STANDARD.encode(bytes));
             line(&mut out, &Line { table: table.name().to_owned(), name, record }).map_err(failed)?;
-            if head.count % PAGE as u64 == 0 {
+            if head.count.is_multiple_of(PAGE as u64) {
                 progress(head.count, total.max(head.count));
             }
             Ok(())

@@ -13,7 +13,7 @@ mod request;
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -83,14 +83,14 @@ pub(super) struct Acquirer {
     /// Other processes use the store too.
     pub shared: bool,
     pub kept: Mutex<Kept>,
-    /// The definition under which a token was last asked for.
-    pub tried: Mutex<Weak<Definition>>,
 }
 
 /// How the token of one slot is obtained.
 pub(super) struct Definition {
     pub connection: Arc<Connection>,
     pub source: Box<dyn TokenSource>,
+    /// When it came into force here.
+    pub since: Instant,
 }
 
 /// What a token request is made with.
@@ -109,7 +109,7 @@ impl Acquirer {
     /// finding only that in the store is no news.
     pub async fn acquire(
         &self,
-        definition: &Arc<Definition>,
+        definition: &Definition,
         current: Option<&AccessToken>,
         cause: &Cause,
     ) -> Result<(StoredToken, bool), AcquireError> {
@@ -127,11 +127,11 @@ impl Acquirer {
 
     async fn acquire_leased(
         &self,
-        definition: &Arc<Definition>,
+        definition: &Definition,
         current: Option<&AccessToken>,
         cause: &Cause,
     ) -> Result<(StoredToken, bool), AcquireError> {
-        let (connection, tried) = (&definition.connection, self.has_tried(definition));
+        let connection = &definition.connection;
         let held = self.held(connection).await?;
         if let Some(token) = held.as_ref().filter(|held| self.is_news(held, connection, current)) {
             return Ok((self.remember(token), false));
@@ -152,7 +152,7 @@ impl Acquirer {
             right = self.right_to_ask(connection) => right?,
             () = self.slot.told(), if self.shared => return Err(AcquireError::Interrupted),
         };
-        let outcome = match self.put_off(&*lease, cause, tried) {
+        let outcome = match put_off::holds(definition, &*lease, cause) {
             Some(put_off) => Err(AcquireError::PutOff(put_off)),
             None => self.next(definition, current, cause, &*lease).await,
         };

@@ -130,6 +130,21 @@ impl Fleet {
     }
 }
 
+/// Every key with what lies there, as text.
+pub async fn everything(redis: &Redis) -> Vec<(String, String)> {
+    let mut all = Vec::new();
+    for key in redis.cli(&["--scan"]).await.lines() {
+        let text = match redis.cli(&["TYPE", key]).await.as_str() {
+            "string" => redis.cli(&["--no-raw", "GET", key]).await,
+            "set" => redis.cli(&["--no-raw", "SMEMBERS", key]).await,
+            "hash" => redis.cli(&["--no-raw", "HGETALL", key]).await,
+            _ => redis.cli(&["--no-raw", "ZRANGE", key, "0", "-1", "WITHSCORES"]).await,
+        };
+        all.push((key.to_owned(), text));
+    }
+    all
+}
+
 /// Waits until requests get a token.
 pub async fn served(replica: &Sidecar, within: Duration) {
     let begun = Instant::now();
@@ -248,7 +263,7 @@ async fn who_has_lost_the_lease_writes_nothing() {
         served(replica, Duration::from_secs(2)).await;
         assert_ne!(sent().as_deref(), Some("Bearer t-1"), "what was not saved is given up");
     }
-    for (key, text) in redis.all().await {
+    for (key, text) in everything(&redis).await {
         for secret in spent().iter().map(String::as_str).chain(["t-0", "t-2", "t-3", "r-3"]) {
             assert!(!text.contains(secret), "{key}: {text}");
         }
@@ -303,7 +318,7 @@ async fn a_server_that_gives_no_token_is_asked_by_one_replica_for_all() {
     assert!(told.count() >= 2);
     // Whoever starts may have another secret, and asks once.
     let _late = Sidecar::start(&config).await;
-    assert_eq!(server.count(), 5);
+    until("it asks once", || server.count() == 5).await;
 }
 
 /// A server that hangs while it is to revoke keeps nothing alive here, though it takes longer than a lease lasts.
@@ -397,7 +412,7 @@ async fn a_consent_that_began_at_one_replica_ends_at_another() {
 async fn what_lies_in_redis_is_sealed_named_plainly_and_ends() {
     let fleet = Fleet::start(1, 60).await;
     fleet.connect().await;
-    let mut all = fleet.redis.all().await;
+    let mut all = everything(&fleet.redis).await;
     all.sort_unstable();
     assert_eq!(
         all.iter().map(|(key, _)| key.as_str()).collect::<Vec<_>>(),
@@ -420,15 +435,12 @@ async fn what_lies_in_redis_is_sealed_named_plainly_and_ends() {
     call(admin, "POST", "/connections/machine/revoke", &json!({})).await;
     let set = call(admin, "PUT", "/secrets/shared", &json!({ "value": "s3cr3t-of-the-store" })).await;
     assert_eq!(set.status / 100, 2, "{}\n{}", set.text(), one.log());
-    let all = fleet.redis.all().await;
+    let all = everything(&fleet.redis).await;
     for part in ["put-off", "removed", "secrets", "token", "mark"] {
         assert!(all.iter().any(|(key, _)| key.contains(part)), "{part}: {all:?}");
     }
     for (key, text) in all {
-        for secret in ["s3cr3t-of-the-store"] {
-            assert!(!text.contains(secret), "{key}: {text}");
-        }
-        for secret in [token.as_str(), "person-secret", "machine-secret", "api.read"] {
+        for secret in [token.as_str(), "s3cr3t-of-the-store", "person-secret", "machine-secret", "api.read"] {
             assert!(!text.contains(secret), "{key}: {text}");
         }
         let left: i64 = fleet.redis.cli(&["PTTL", &key]).await.parse().expect("a number");

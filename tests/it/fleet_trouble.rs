@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use crate::fleet::{Fleet, SEAL_KEY, Traffic, config, served, store};
+use crate::fleet::{Fleet, SEAL_KEY, Traffic, config, everything, served, store};
 use crate::renewal::{call, hand_in};
 use crate::rig::peers::{AuthorizationServer, Peers, Upstream};
 use crate::rig::raw;
@@ -210,8 +210,8 @@ async fn a_new_consent_that_redis_does_not_take_at_once_replaces_the_old_one() {
 }
 
 fn authorization(headers: &Value) -> Option<&str> {
-    let fields = headers.as_array().expect("fields").iter().filter_map(Value::as_str);
-    fields.filter(|value| value.starts_with("Bearer ")).next()
+    let mut fields = headers.as_array().expect("fields").iter().filter_map(Value::as_str);
+    fields.find(|value| value.starts_with("Bearer "))
 }
 
 /// What is written takes the place of what is there.
@@ -319,7 +319,7 @@ async fn credentials_and_names_that_are_wrong_are_told_and_mended_in_the_file() 
 async fn a_seal_key_that_others_do_not_have_is_told_and_writes_over_nothing() {
     let fleet = Fleet::start(1, 60).await;
     fleet.connect().await;
-    let before = fleet.redis.all().await;
+    let before = everything(&fleet.redis).await;
     let odd = store(fleet.redis.port).replace(SEAL_KEY, "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=");
     let sidecar = Sidecar::spawn(&config(&fleet.server, &fleet.upstream, &odd), &[]).await;
     sidecar.logged("add that key behind the first").await;
@@ -328,7 +328,7 @@ async fn a_seal_key_that_others_do_not_have_is_told_and_writes_over_nothing() {
     sidecar.logged("not ready: the store cannot be used").await;
     assert_eq!(hand_in(&fleet.replicas[0], "none", None).await.status, 422);
     for (key, text) in &before {
-        let now = fleet.redis.all().await.into_iter().find(|(name, _)| name == key);
+        let now = everything(&fleet.redis).await.into_iter().find(|(name, _)| name == key);
         assert_eq!(now.map(|(_, text)| text).as_ref(), Some(text), "{key}");
     }
 }

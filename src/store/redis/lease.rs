@@ -41,7 +41,7 @@ impl Held {
         }
         call.arg(&shared.instance).arg(ms(term));
         let taken: Vec<String> = shared.link.run(&call).await?;
-        let [holder, version, replaces, spending, wait_ms, told] = taken.as_slice() else { return Ok(None) };
+        let [holder, version, replaces, spending, wait_ms, age_ms, told] = taken.as_slice() else { return Ok(None) };
         let number = |text: &str| {
             text.parse().map_err(|_| StoreError::Unavailable("Redis: its clock cannot be read".to_owned()))
         };
@@ -54,7 +54,7 @@ impl Held {
             replaces,
             term,
             in_doubt: spending == "1",
-            put_off: read_put_off(wait_ms, told),
+            put_off: read_put_off(wait_ms, age_ms, told),
             _own: own,
             released: AtomicBool::new(false),
         }))
@@ -123,11 +123,11 @@ impl Lease for Held {
 }
 
 /// As [`Lease::put_off_others`] wrote it.
-fn read_put_off(wait_ms: &str, told: &str) -> Option<PutOff> {
-    let wait = Duration::from_millis(wait_ms.parse().ok()?);
+fn read_put_off(wait_ms: &str, age_ms: &str, told: &str) -> Option<PutOff> {
+    let [wait, age] = [wait_ms.parse().ok()?, age_ms.parse().ok()?].map(Duration::from_millis);
     let [failures, permanent, error] = told.split(' ').collect::<Vec<_>>().try_into().ok()?;
     let (failures, permanent) = (failures.parse().ok()?, permanent.parse().ok()?);
-    Some(PutOff { wait, permanent, failures, error: error.to_owned() })
+    Some(PutOff { wait, age, permanent, failures, error: error.to_owned() })
 }
 
 impl Drop for Held {

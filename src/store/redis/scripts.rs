@@ -99,8 +99,8 @@ return 0
 ";
 
 /// lease, token, index, spending, removed, put off; instance, term. The holder, the version of its first write, that of what
-/// lies there or was removed, whether what was spent last has not been saved, for how many milliseconds the server gives no
-/// token and what it said; or nothing. What this instance holds already it has not heard of.
+/// lies there or was removed, whether what was spent last has not been saved; for how many milliseconds the server gives no
+/// token, for how many it has been so, and what it said; or nothing. What this instance holds already it has not heard of.
 const TAKE: &str = r"
 if is(KEYS[1], 'string') and redis.call('GET', KEYS[1]):sub(1, #ARGV[1] + 1) ~= ARGV[1] .. ':' then return {} end
 local time = redis.call('TIME')
@@ -111,9 +111,11 @@ version = string.format('%.0f', version)
 local holder = ARGV[1] .. ':' .. version
 redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[1], holder, 'PX', ARGV[2])
-local told = is(KEYS[6], 'string') and redis.call('GETRANGE', KEYS[6], 0, 255):match('^%d+ %a+ [%w_.-]+$') or ''
+local told = is(KEYS[6], 'string') and redis.call('GETRANGE', KEYS[6], 0, 255) or ''
+local at, said = told:match('^(%d+) (%d+ %a+ [%w_.-]+)$')
+local left, age = redis.call('PTTL', KEYS[6]), (time[1] * 1000000 + time[2] - (tonumber(at) or 0)) / 1000
 local doubt = in_doubt(KEYS[4], KEYS[2]) and '1' or '0'
-return {holder, version, string.format('%.0f', before), doubt, tostring(redis.call('PTTL', KEYS[6])), told}
+return {holder, version, string.format('%.0f', before), doubt, tostring(left), string.format('%.0f', math.max(age, 0)), said or ''}
 ";
 
 /// spending, token. Whether what was spent last has not been saved.
@@ -135,8 +137,9 @@ return 1
 /// lease, put off; holder, what the server said, for how long.
 const PUT_OFF: &str = r"
 if not held_by(KEYS[1], ARGV[1]) then return 0 end
+local time = redis.call('TIME')
 redis.call('DEL', KEYS[2])
-redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
+redis.call('SET', KEYS[2], string.format('%.0f ', time[1] * 1000000 + time[2]) .. ARGV[2], 'PX', ARGV[3])
 return 1
 ";
 

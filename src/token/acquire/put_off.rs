@@ -1,9 +1,9 @@
 //! What replicas tell each other of a server that gives no token, so that one of them asks it again and not each.
 //!
-//! Holds: a verdict that lasts is believed only by who has had an answer under the present definition, since a start or a
+//! Holds: a verdict that lasts is believed only where the present definition was in force when it fell, since a start or a
 //! changed definition may be what heals it; what may lie at one replica's network alone is not told.
 
-use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use super::super::schedule;
 use super::{Acquirer, Definition};
@@ -11,19 +11,14 @@ use crate::oauth::{Failure, Reason};
 use crate::store::{Lease, PutOff};
 use crate::telemetry::audit::Cause;
 
+/// What another replica was told, if that holds for us.
+pub fn holds(definition: &Definition, lease: &dyn Lease, cause: &Cause) -> Option<PutOff> {
+    let is_old = |put_off: &PutOff| put_off.age > definition.since.elapsed();
+    let asks_anew = |put_off: &PutOff| put_off.permanent && (is_old(put_off) || cause.person().is_some());
+    lease.put_off().filter(|put_off| !asks_anew(put_off)).cloned()
+}
+
 impl Acquirer {
-    /// Notes that a token is asked for under this definition; false: for the first time.
-    pub(super) fn has_tried(&self, definition: &Arc<Definition>) -> bool {
-        let mut tried = self.tried.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut *tried, Arc::downgrade(definition)).as_ptr() == Arc::as_ptr(definition)
-    }
-
-    /// What another replica was told, if that holds for us.
-    pub(super) fn put_off(&self, lease: &dyn Lease, cause: &Cause, tried: bool) -> Option<PutOff> {
-        let asks_anew = !tried || cause.person().is_some();
-        lease.put_off().filter(|put_off| !(put_off.permanent && asks_anew)).cloned()
-    }
-
     /// Tells the others of a failure that they would meet too.
     pub(super) async fn put_off_others(&self, failure: &Failure, lease: &dyn Lease) {
         let (error, retry_after) = match failure {
@@ -36,7 +31,8 @@ impl Acquirer {
         let failures = self.slot.state().trouble.as_ref().map_or(0, |trouble| trouble.failures).saturating_add(1);
         let permanent = failure.is_permanent();
         let wait = schedule::pause(permanent, failures, retry_after, fastrand::f64());
-        if let Err(error) = lease.put_off_others(&PutOff { wait, permanent, failures, error }).await {
+        let put_off = PutOff { wait, age: Duration::ZERO, permanent, failures, error };
+        if let Err(error) = lease.put_off_others(&put_off).await {
             tracing::debug!(key = %self.slot.key, %error, "other replicas find out by themselves");
         }
     }

@@ -47,21 +47,6 @@ impl Redis {
         String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
     }
 
-    /// Every key with what lies there, as text.
-    pub async fn all(&self) -> Vec<(String, String)> {
-        let mut all = Vec::new();
-        for key in self.cli(&["--scan"]).await.lines() {
-            let text = match self.cli(&["TYPE", key]).await.as_str() {
-                "string" => self.cli(&["--no-raw", "GET", key]).await,
-                "set" => self.cli(&["--no-raw", "SMEMBERS", key]).await,
-                "hash" => self.cli(&["--no-raw", "HGETALL", key]).await,
-                _ => self.cli(&["--no-raw", "ZRANGE", key, "0", "-1", "WITHSCORES"]).await,
-            };
-            all.push((key.to_owned(), text));
-        }
-        all
-    }
-
     /// Ends it as a crash would.
     pub async fn stop(&mut self) {
         self.child.kill().await.expect("it is killed");
