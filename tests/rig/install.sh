@@ -43,10 +43,11 @@ install_for_long() {
   /usr/bin/python3 -m venv .dotnet || fail "python3 -m venv failed"
   .dotnet/bin/pip install --quiet --disable-pip-version-check clr_loader==0.3.1 dotnetcore2==3.1.23 psycopg2-binary==2.9.5 pythonnet==3.2.1 ||
     fail "pip could not install .NET (is PyPI reachable?)"
-  mkdir .dotnet/openssl
+  # Beside what they need themselves.
+  ln -s "$PWD"/.dotnet/lib/python3.*/site-packages/psycopg2_binary.libs .dotnet/openssl
   local library
   for library in crypto ssl; do
-    ln -s "$PWD"/.dotnet/lib/python3.*/site-packages/psycopg2_binary.libs/lib$library-*.so.1.1 ".dotnet/openssl/lib$library.so.1.1"
+    (cd .dotnet/openssl && ln -s lib$library-*.so.1.1 lib$library.so.1.1)
   done
 }
 if [[ -n ${KEYBEARER_LONG:-} ]]; then install_for_long; fi
