@@ -32,7 +32,7 @@ pub(super) use error::{AcquireError, STORE_UNAVAILABLE};
 pub(super) use kept::Seen;
 use kept::{Kept, Recovers};
 
-/// What a lease is waited for beyond the longest call that its holder may make.
+/// What a lease lasts beyond the longest call that its holder may make; so soon the call is on its way, or is not made.
 const LEASE_SLACK: Duration = Duration::from_secs(5);
 /// Between two tries to get a lease that another process has: at first, then twice as long each time.
 const LEASE_PAUSE: Duration = Duration::from_millis(20);
@@ -198,7 +198,8 @@ impl Acquirer {
                     false => break,
                 }
             }
-            let sent_before = self.shared.then(|| self.clock.now().boot + term(connection));
+            // What leaves later might be answered when the lease is over.
+            let sent_before = self.shared.then(|| self.clock.now().boot + LEASE_SLACK);
             lease.renew(Some(version)).await?;
             match self.refresh(definition, (token, sent_before), Some(held.refresh_life), cause).await {
                 Ok(answer) => {

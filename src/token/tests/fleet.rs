@@ -136,6 +136,10 @@ impl Fleet {
                 next = Instant::now() + self.span(LIFE / 20, LIFE / 2);
             }
         }
+        // Nobody is to be in the middle of a rotation.
+        while lock(&self.world).is_held() {
+            sleep(SECOND / 10).await;
+        }
     }
 
     fn look(&self, lacking: &mut [Option<Instant>]) {
@@ -266,6 +270,9 @@ fn what_grows_with_the_fleet() {
         runtime.block_on(async {
             let fleet = Fleet::start(1, replicas);
             sleep(10 * LIFE).await;
+            while lock(&fleet.world).is_held() {
+                sleep(SECOND / 10).await;
+            }
             fleet.holds();
             let world = lock(&fleet.world);
             let rotations = world.server.rotations as f64;

@@ -209,6 +209,11 @@ impl World {
         self.state.lease.as_ref().filter(|(_, end)| *end > Instant::now()).map(|(holder, _)| holder.as_str())
     }
 
+    /// Has somebody the lease?
+    pub fn is_held(&self) -> bool {
+        self.holder().is_some()
+    }
+
     /// Tells everybody but `from`; some never hear of it.
     fn tell(&mut self, from: &str, key: &TokenKey) {
         let (odds, delay) = (self.odds.news, self.millis(50));
