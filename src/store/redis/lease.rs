@@ -11,6 +11,10 @@ use crate::store::{Fence, Lease, LeaseEnd, PutOff, StoreError, StoreFuture};
 /// How long it is known that somebody was about to spend a refresh token: longer than access tokens live.
 const SPENDING_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// Tries to give a lease back, and what lies between them: more than a connection takes to be made anew.
+const RELEASE_TRIES: u32 = 3;
+const RELEASE_PAUSE: Duration = Duration::from_millis(600);
+
 pub struct Held {
     shared: Arc<Shared>,
     key: TokenKey,
@@ -67,8 +71,13 @@ impl Held {
             let mut call = shared.scripts.release.prepare_invoke();
             call.key(shared.names.lease(&key)).key(shared.names.spending(&key));
             call.arg(holder).arg(u8::from(settled));
-            if let Err(error) = shared.link.run::<()>(&call).await {
-                tracing::debug!(%key, %error, "a lease was not given back, and ends with its term");
+            // A mark that stays behind holds everybody up for as long as the present token lasts.
+            for again in (0..RELEASE_TRIES).rev() {
+                let Err(error) = shared.link.run::<()>(&call).await else { return };
+                tracing::debug!(%key, %error, again, "a lease was not given back; it ends with its term");
+                if again > 0 {
+                    tokio::time::sleep(RELEASE_PAUSE).await;
+                }
             }
         })
     }

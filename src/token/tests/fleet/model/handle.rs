@@ -194,17 +194,22 @@ impl Lease for Held {
 
     fn release(self: Box<Self>, settled: bool) -> LeaseEnd {
         Box::pin(async move {
-            let holder = self.fence.holder.clone();
-            let released = self.handle.step(move |world| {
-                if world.holder() == Some(&holder) {
-                    world.change().lease = None;
+            let holder = &self.fence.holder;
+            // As the store in Redis does; then it ends with its term.
+            for _ in 0..3 {
+                let released = self.handle.step(|world| {
+                    if world.holder() == Some(holder) {
+                        world.change().lease = None;
+                    }
+                    if settled && world.state.spending.as_ref() == Some(holder) {
+                        world.change().spending = None;
+                    }
+                });
+                if released.await.is_ok() {
+                    return;
                 }
-                if settled && world.state.spending.as_ref() == Some(&holder) {
-                    world.change().spending = None;
-                }
-            });
-            // Else it ends with its term.
-            let _ = released.await;
+                sleep(Duration::from_millis(600)).await;
+            }
         })
     }
 }
