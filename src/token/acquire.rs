@@ -32,7 +32,7 @@ pub(super) use error::{AcquireError, STORE_UNAVAILABLE};
 pub(super) use kept::Seen;
 use kept::{Kept, Recovers};
 
-/// What a lease lasts beyond the longest call that its holder may make; so soon the call is on its way, or is not made.
+/// What a lease lasts beyond the longest call that its holder may make, within which it has to be on its way.
 const LEASE_SLACK: Duration = Duration::from_secs(5);
 /// Between two tries to get a lease that another process has: at first, then twice as long each time.
 const LEASE_PAUSE: Duration = Duration::from_millis(20);
@@ -198,8 +198,13 @@ impl Acquirer {
                     false => break,
                 }
             }
-            // What leaves later might be answered when the lease is over.
-            let sent_before = self.shared.then(|| self.clock.now().boot + LEASE_SLACK);
+            // What leaves later might be answered when others may ask: the lease is over, and the present token, for whose
+            // life the mark holds them back.
+            let sent_before = self.shared.then(|| {
+                let now = self.clock.now();
+                let usable = now.until(self.usable_until(held, connection));
+                now.boot + usable.saturating_sub(connection.authorization_server.timeout).max(LEASE_SLACK)
+            });
             lease.renew(Some(version)).await?;
             match self.refresh(definition, (token, sent_before), Some(held.refresh_life), cause).await {
                 Ok(answer) => {

@@ -290,6 +290,8 @@ impl Refresher {
         }
         match &error {
             AcquireError::Recovering(wait) => retry_at = now.plus(*wait),
+            // Whoever has caused the doubt may end it before.
+            AcquireError::InDoubt => retry_at = now.plus(now.until(retry_at).min(LOOK_EVERY)),
             // Not all at once.
             AcquireError::PutOff(told) => retry_at = now.plus(told.wait.mul_f64(1.0 + 0.1 * fastrand::f64())),
             _ => {}

@@ -352,8 +352,6 @@ impl TokenSource for Client {
     fn refresh<'a>(&'a self, token: &'a RefreshToken, whose: Whose<'a>) -> crate::token::Answer<'a> {
         Box::pin(async move {
             let own = &self.0;
-            // Before there is a connection.
-            own.may_pause();
             own.awake().await;
             if whose.sent_before.is_some_and(|before| self.1.now().boot >= before) {
                 return Err(Failure::Retryable { reason: Reason::NotSent, retry_after: None, detail: None });
