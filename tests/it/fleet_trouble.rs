@@ -82,15 +82,15 @@ async fn redis_stops_and_comes_back_empty() {
 
 /// While `trouble` lasts, nothing fails and no refresh token is spent; after `remedy` both tokens are renewed again.
 async fn through(row: &str, trouble: impl AsyncFn(&Fleet), remedy: impl AsyncFn(&Fleet), said: &str) {
-    let fleet = Fleet::start(1, 20).await;
+    let fleet = Fleet::start(1, 24).await;
     let one = &fleet.replicas[0];
     fleet.connect().await;
     let traffic = [API, MACHINE].map(|url| Traffic::through(one, url));
     trouble(&fleet).await;
     let rotations = fleet.count("rotations").await;
     let machine = fleet.server.token_requests("machine").await;
-    // Both are due after ten seconds, and may be used for fifteen.
-    sleep(Duration::from_millis(12_500)).await;
+    // Both are due after twelve seconds, and may be used for nineteen.
+    sleep(Duration::from_millis(14_500)).await;
     assert_eq!(fleet.count("rotations").await, rotations, "{row}: a refresh token was spent without a lease");
     assert!(fleet.server.token_requests("machine").await > machine, "{row}: nobody has renewed\n{}", one.log());
     one.logged("store_unavailable").await;
