@@ -19,7 +19,7 @@ use crate::model::connection::Connection;
 use crate::model::time::rfc3339;
 use crate::model::token::TokenKey;
 use crate::oauth::Failure;
-use crate::store::{Refresh, RefreshLife, StoredToken};
+use crate::store::{Refresh, RefreshLife, StoreError, StoredToken};
 use crate::tasks::{Phase, PhaseWatch};
 use crate::telemetry::audit::Cause;
 use crate::telemetry::events::{Event, Events};
@@ -59,7 +59,7 @@ impl Refresher {
         let save_again_max = if self.acquirer.shared { SAVE_AGAIN_SHARED_MAX } else { SAVE_AGAIN_MAX };
         // What a person has revoked is asked for anew only when somebody wants it.
         let mut resting = false;
-        let mut looked = Instant::now();
+        let (mut looked, mut unseen) = (Instant::now(), false);
         while !self.slot.is_closed() {
             match self.slot.take_errand() {
                 Some(Errand::Import(import)) => {
@@ -73,9 +73,11 @@ impl Refresher {
                 }
                 None => {}
             }
-            if self.acquirer.shared && (self.slot.take_look() || looked.elapsed() > LOOK_EVERY) {
+            if self.acquirer.shared && (self.slot.take_look() || unseen || looked.elapsed() > LOOK_EVERY) {
                 looked = Instant::now();
-                resting = self.look().await.unwrap_or(resting);
+                let seen = self.look().await;
+                unseen = seen.is_err();
+                resting = seen.ok().flatten().unwrap_or(resting);
             }
             if resting && !self.slot.is_awaited(self.acquirer.clock.now()) {
                 if self.slot.key.subject.is_some() {
@@ -99,6 +101,10 @@ impl Refresher {
                     Step::Wait(span) => Step::Wait(span.min(save_again)),
                     Step::Rest => Step::Wait(save_again),
                 };
+            }
+            if unseen && let Step::Wait(span) = step {
+                // The store may have lost what is held here, and somebody else may take what it has for the newest.
+                step = Step::Wait(span.min(SAVE_AGAIN_SHARED_MAX));
             }
             match step {
                 Step::Acquire => {
@@ -173,25 +179,25 @@ impl Refresher {
     }
 
     /// Takes over what another process has done; `Some(true)`: there is nothing left to use, `Some(false)`: there is again.
-    async fn look(&self) -> Option<bool> {
+    async fn look(&self) -> Result<Option<bool>, StoreError> {
         let (definition, state) = (self.acquirer.definition.load_full(), self.slot.state());
         let of_the_store = |trouble: &Trouble| trouble.error == STORE_UNAVAILABLE;
         let waits_for_person = |trouble: &Trouble| trouble.consent.is_some();
-        match self.acquirer.look(&definition.connection).await {
-            Ok(Seen::Token(token)) => {
+        match self.acquirer.look(&definition.connection).await? {
+            Seen::Token(token) => {
                 self.succeed(&state, &definition.connection, *token, false);
-                return Some(false);
+                return Ok(Some(false));
             }
-            Ok(Seen::Removed) if state.token.is_some() => {
+            Seen::Removed if state.token.is_some() => {
                 self.forget();
-                return Some(true);
+                return Ok(Some(true));
             }
-            Ok(Seen::Record) if state.trouble.as_ref().is_some_and(waits_for_person) => self.slot.reconsider(),
+            Seen::Record if state.trouble.as_ref().is_some_and(waits_for_person) => self.slot.reconsider(),
             // It answers again.
-            Ok(_) if state.trouble.as_ref().is_some_and(of_the_store) => self.slot.reconsider(),
-            Ok(_) | Err(_) => {}
+            _ if state.trouble.as_ref().is_some_and(of_the_store) => self.slot.reconsider(),
+            _ => {}
         }
-        None
+        Ok(None)
     }
 
     /// From here on nobody sends the token; the next one is asked for as if there had been none.
