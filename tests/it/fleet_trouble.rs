@@ -11,7 +11,7 @@ use crate::renewal::{call, hand_in};
 use crate::rig::peers::{AuthorizationServer, Peers, Upstream};
 use crate::rig::raw;
 use crate::rig::redis::Redis;
-use crate::rig::sidecar::Sidecar;
+use crate::rig::sidecar::{Sidecar, signal};
 use crate::rig::wire::Wire;
 
 const API: &str = "http://api.test/x";
@@ -118,8 +118,9 @@ async fn redis_is_slow_by_five_seconds() {
 
 #[tokio::test]
 async fn redis_does_not_answer() {
-    let stuck = async |fleet: &Fleet| redis(fleet, "CLIENT PAUSE 13000 ALL").await;
-    through("stuck", stuck, async |_: &Fleet| {}, "does not answer in time").await;
+    let stuck = async |fleet: &Fleet| signal(fleet.redis.pid(), "STOP");
+    let goes_on = async |fleet: &Fleet| signal(fleet.redis.pid(), "CONT");
+    through("stuck", stuck, goes_on, "does not answer in time").await;
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ use crate::store::PutOff;
 use rig::Redis;
 
 #[path = "../../../tests/it/rig/redis.rs"]
+#[allow(dead_code, reason = "the integration tests use the rest")]
 mod rig;
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -39,6 +39,10 @@ impl Redis {
         panic!("redis-server does not start");
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("a running child")
+    }
+
     /// What `redis-cli` prints.
     pub async fn cli(&self, arguments: &[&str]) -> String {
         let mut command = Command::new("redis-cli");

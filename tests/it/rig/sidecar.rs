@@ -223,13 +223,18 @@ impl Sidecar {
 
     /// Sends a signal by name, for instance `TERM`.
     pub fn signal(&self, name: &str) {
-        let done = std::process::Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status();
-        assert!(done.expect("kill runs").success());
+        signal(self.pid(), name);
     }
 
     pub async fn exit(&mut self) -> ExitStatus {
         timeout(Duration::from_secs(40), self.child.wait()).await.expect("it exits in time").expect("a status")
     }
+}
+
+/// Sends a signal by name to a process that the test has started.
+pub fn signal(pid: u32, name: &str) {
+    let done = std::process::Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status();
+    assert!(done.expect("kill runs").success());
 }
 
 /// The built program; a child of the test, killed with it, with a state directory of its own that nobody has made yet.
