@@ -11,8 +11,7 @@ use crate::store::{Fence, Lease, LeaseEnd, PutOff, StoreError, StoreFuture};
 /// How long it is known that somebody was about to spend a refresh token: longer than access tokens live.
 const SPENDING_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// Tries to give a lease back, and what lies between them: more than a connection takes to be made anew.
-const RELEASE_TRIES: u32 = 3;
+/// Between two tries to give a lease back: more than a connection takes to be made anew.
 const RELEASE_PAUSE: Duration = Duration::from_millis(600);
 
 pub struct Held {
@@ -68,18 +67,28 @@ impl Held {
         self.released.store(true, Ordering::SeqCst);
         let (shared, key, holder) = (self.shared.clone(), self.key.clone(), self.holder.clone());
         Box::pin(async move {
-            let mut call = shared.scripts.release.prepare_invoke();
-            call.key(shared.names.lease(&key)).key(shared.names.spending(&key));
-            call.arg(holder).arg(u8::from(settled));
-            // A mark that stays behind holds everybody up for as long as the present token lasts.
-            for again in (0..RELEASE_TRIES).rev() {
-                let Err(error) = shared.link.run::<()>(&call).await else { return };
-                tracing::debug!(%key, %error, again, "a lease was not given back; it ends with its term");
-                if again > 0 {
+            if shared.give_back(&key, &holder, settled).await {
+                return;
+            }
+            // The lease ends with its term; a mark that stays behind holds everybody up for as long as the present token lasts.
+            let own = shared.clone();
+            shared.link.spawn("lease", async move {
+                while !own.give_back(&key, &holder, settled).await {
                     tokio::time::sleep(RELEASE_PAUSE).await;
                 }
-            }
+            });
         })
+    }
+}
+
+impl Shared {
+    /// True if Redis has done it.
+    async fn give_back(&self, key: &TokenKey, holder: &str, settled: bool) -> bool {
+        let mut call = self.scripts.release.prepare_invoke();
+        call.key(self.names.lease(key)).key(self.names.spending(key));
+        call.arg(holder).arg(u8::from(settled));
+        let done = self.link.run::<()>(&call).await;
+        done.inspect_err(|error| tracing::debug!(%key, %error, "a lease is not given back")).is_ok()
     }
 }
 

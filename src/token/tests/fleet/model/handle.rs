@@ -119,6 +119,18 @@ impl Handle {
         if lost { Err(out()) } else { Ok(done) }
     }
 
+    async fn give_back(&self, holder: &String, settled: bool) -> bool {
+        let done = self.step(|world| {
+            if world.holder() == Some(holder) {
+                world.change().lease = None;
+            }
+            if settled && world.state.spending.as_ref() == Some(holder) {
+                world.change().spending = None;
+            }
+        });
+        done.await.is_ok()
+    }
+
     /// Near a token request the store likes to lose things.
     fn may_lose(&self) {
         let world = self.world.clone();
@@ -194,21 +206,15 @@ impl Lease for Held {
 
     fn release(self: Box<Self>, settled: bool) -> LeaseEnd {
         Box::pin(async move {
-            let holder = &self.fence.holder;
-            // As the store in Redis does; then it ends with its term.
-            for _ in 0..3 {
-                let released = self.handle.step(|world| {
-                    if world.holder() == Some(holder) {
-                        world.change().lease = None;
-                    }
-                    if settled && world.state.spending.as_ref() == Some(holder) {
-                        world.change().spending = None;
+            let (handle, holder) = (self.handle, self.fence.holder);
+            // As the store in Redis does.
+            if !handle.give_back(&holder, settled).await {
+                let tasks = lock(&handle.world).tasks.clone();
+                tasks.spawn("lease", async move {
+                    while !handle.give_back(&holder, settled).await {
+                        sleep(Duration::from_millis(600)).await;
                     }
                 });
-                if released.await.is_ok() {
-                    return;
-                }
-                sleep(Duration::from_millis(600)).await;
             }
         })
     }
@@ -352,6 +358,7 @@ impl TokenSource for Client {
     fn refresh<'a>(&'a self, token: &'a RefreshToken, whose: Whose<'a>) -> crate::token::Answer<'a> {
         Box::pin(async move {
             let own = &self.0;
+            own.may_pause();
             own.awake().await;
             if whose.sent_before.is_some_and(|before| self.1.now().boot >= before) {
                 return Err(Failure::Retryable { reason: Reason::NotSent, retry_after: None, detail: None });
