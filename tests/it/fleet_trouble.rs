@@ -268,17 +268,21 @@ async fn values_of_others_are_neither_read_nor_kept() {
     assert!(one.log().contains("it is larger than any record of keybearer"), "{}", one.log());
 }
 
+/// Arguments of redis-server.
+fn tls_of(leaf: &str) -> Vec<String> {
+    let (certificate, key) = Peers::certs().leaf(leaf);
+    let [certificate, key, ca] = [&certificate, &key, &Peers::certs().ca].map(|path| path.display().to_string());
+    let words = ["--tls-cert-file", &certificate, "--tls-key-file", &key, "--tls-ca-cert-file", &ca];
+    words.into_iter().chain(["--tls-auth-clients", "no"]).map(str::to_owned).collect()
+}
+
 #[tokio::test]
 async fn credentials_and_names_that_are_wrong_are_told_and_mended_in_the_file() {
     let server = AuthorizationServer::op(json!({ "lifetime": 60 })).await;
     let upstream = Upstream::start(&server).await;
-    let (certificate, key) = Peers::certs().leaf("server");
-    let [certificate, key, ca] = [&certificate, &key, &Peers::certs().ca].map(|path| path.display().to_string());
-    let probe = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let tls_port = probe.local_addr().expect("an address").port();
-    drop(probe);
-    let more = ["--tls-port", &tls_port.to_string(), "--tls-cert-file", &certificate, "--tls-key-file", &key];
-    let more = [&more[..], &["--tls-ca-cert-file", &ca, "--tls-auth-clients", "no"]].concat();
+    let (ca, tls_port) = (Peers::certs().ca.display().to_string(), free_port());
+    let (tls, own) = (tls_of("server"), tls_port.to_string());
+    let more: Vec<&str> = tls.iter().map(String::as_str).chain(["--tls-port", &own]).collect();
     let user = ["--user", "kb", "on", ">right", "~keybearer:*", "&keybearer:*", "+@all", "-@dangerous"];
     let redis = Redis::start_with(&[&more[..], &user].concat()).await;
     let of = |key_prefix: &str| {
@@ -348,26 +352,77 @@ async fn clocks_that_differ_are_told() {
     sidecar.logged("the clocks of this machine and of Redis differ").await;
 }
 
+fn free_port() -> u16 {
+    let probe = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    probe.local_addr().expect("an address").port()
+}
+
+struct Sentinel {
+    _child: tokio::process::Child,
+    _dir: tempfile::TempDir,
+}
+
+impl Sentinel {
+    fn start(settings: &str) -> Sentinel {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("sentinel.conf");
+        let own = format!("bind 127.0.0.1\ndir {}\n", dir.path().display());
+        let text = format!("{own}{settings}sentinel down-after-milliseconds main 1000\n");
+        std::fs::write(&file, text).expect("a file");
+        let mut sentinel = tokio::process::Command::new("redis-server");
+        sentinel.arg(&file).arg("--sentinel").stdout(std::process::Stdio::null()).kill_on_drop(true);
+        Sentinel { _child: sentinel.spawn().expect("it starts"), _dir: dir }
+    }
+}
+
+/// A server and its sentinel, both with TLS alone towards others, both with a password; the sentinel's may be another one.
+#[tokio::test]
+async fn sentinels_are_asked_over_tls_and_with_the_password_if_they_want_one() {
+    let server = AuthorizationServer::op(json!({ "lifetime": 60 })).await;
+    let upstream = Upstream::start(&server).await;
+    let (tls_port, sentinel_port) = (free_port(), free_port());
+    let tls = tls_of("server");
+    let own = tls_port.to_string();
+    let more: Vec<&str> =
+        tls.iter().map(String::as_str).chain(["--tls-port", &own, "--requirepass", "sesame-7"]).collect();
+    let redis = Redis::start_with(&more).await;
+    for (asks, said) in
+        [("", None), ("requirepass sesame-7\n", None), ("requirepass other\n", Some("see `username` and"))]
+    {
+        let pairs = tls.chunks(2).map(|pair| format!("{} {}\n", pair[0].trim_start_matches('-'), pair[1]));
+        let settings = format!(
+            "{}port 0\ntls-port {sentinel_port}\ntls-replication yes\n{asks}sentinel resolve-hostnames yes\n\
+             sentinel announce-hostnames yes\nsentinel monitor main localhost {tls_port} 1\nsentinel auth-pass main sesame-7\n",
+            pairs.collect::<String>()
+        );
+        let _sentinel = Sentinel::start(&settings);
+        let store = format!(
+            "store: {{redis: {{url: [\"rediss://localhost:{sentinel_port}\"], sentinel_primary: main, \
+             password: {{file: password}}, trust: [\"{}\"]}}, seal_key: {SEAL_KEY}}}\n",
+            Peers::certs().ca.display()
+        );
+        let files = [("password", "sesame-7\n")];
+        let sidecar = Sidecar::spawn(&config(&server, &upstream, &store), &files).await;
+        match said {
+            None => {
+                sidecar.until_ready().await;
+                let words = ["-a", "sesame-7", "--no-auth-warning"];
+                assert_eq!(redis.cli(&[&words[..], &["DEL", "keybearer:mark"]].concat()).await, "1", "{asks}");
+            }
+            Some(said) => drop(sidecar.logged(said).await),
+        }
+        assert!(!sidecar.log().contains("sesame-7"), "{}", sidecar.log());
+    }
+}
+
 #[tokio::test]
 async fn sentinels_say_where_the_primary_is() {
     let server = AuthorizationServer::op(json!({ "lifetime": 4 })).await;
     let upstream = Upstream::start(&server).await;
     let primary = Redis::start().await;
     let replica = Redis::start_with(&["--replicaof", "127.0.0.1", &primary.port.to_string()]).await;
-    let dir = tempfile::tempdir().expect("a directory");
-    let probe = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port = probe.local_addr().expect("an address").port();
-    drop(probe);
-    let text = format!(
-        "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor main 127.0.0.1 {} 1\nsentinel down-after-milliseconds main 1000\n",
-        dir.path().display(),
-        primary.port
-    );
-    let file = dir.path().join("sentinel.conf");
-    std::fs::write(&file, text).expect("a file");
-    let mut sentinel = tokio::process::Command::new("redis-server");
-    sentinel.arg(&file).arg("--sentinel").stdout(std::process::Stdio::null()).kill_on_drop(true);
-    let _sentinel = sentinel.spawn().expect("it starts");
+    let port = free_port();
+    let _sentinel = Sentinel::start(&format!("port {port}\nsentinel monitor main 127.0.0.1 {} 1\n", primary.port));
     let asked = async |words: &[&str]| {
         let mut cli = tokio::process::Command::new("redis-cli");
         let output = cli.args(["-p", &port.to_string()]).args(words).output().await.expect("redis-cli runs");

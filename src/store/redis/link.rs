@@ -98,7 +98,7 @@ impl Way {
         };
         let mut why = String::new();
         for sentinel in &self.settings.servers {
-            match timeout(ANSWER_WAIT, ask_sentinel(sentinel, primary)).await {
+            match timeout(ANSWER_WAIT, self.ask_sentinel(sentinel, primary)).await {
                 Ok(Ok(place)) => return Ok(place),
                 Ok(Err(error)) => why = format!("{sentinel}: {error}"),
                 Err(_) => why = format!("{sentinel}: no answer in time"),
@@ -107,37 +107,73 @@ impl Way {
         Err(StoreError::Unavailable(format!("no sentinel knows where `{primary}` is; the last said: {why}")))
     }
 
+    /// Some sentinels want no credentials, and refuse those that are sent all the same.
+    async fn ask_sentinel(&self, sentinel: &RedisAt, primary: &str) -> Result<RedisAt, String> {
+        let stream = self.reach(sentinel).await.map_err(|error| error.to_string())?;
+        let nobody = RedisConnectionInfo::default();
+        let opened = MultiplexedConnection::new(&nobody, stream).await;
+        let (mut connection, driver) = opened.map_err(|error| self.told(&error))?;
+        let mut question = redis::cmd("SENTINEL");
+        question.arg("GET-MASTER-ADDR-BY-NAME").arg(primary);
+        let asking = async {
+            let password = self.settings.password.as_ref().map(Secret::expose);
+            match (question.query_async::<Option<(String, u16)>>(&mut connection).await, password) {
+                (Err(error), Some(password)) if error.code() == Some("NOAUTH") => {
+                    let name = self.settings.username.as_deref();
+                    redis::cmd("AUTH").arg(name).arg(password).query_async::<()>(&mut connection).await?;
+                    question.query_async(&mut connection).await
+                }
+                (answer, _) => answer,
+            }
+        };
+        let answer = tokio::select! {
+            answer = asking => answer.map_err(|error| self.told(&error))?,
+            () = driver => return Err("closed the connection".to_owned()),
+        };
+        answer.map(|(host, port)| RedisAt::Tcp { host, port }).ok_or_else(|| "it knows no such primary".to_owned())
+    }
+
     async fn dial(&self) -> Result<Box<dyn Carrier>, StoreError> {
         let place = self.place().await?;
         let failed = |error: io::Error| StoreError::Unavailable(format!("Redis at {place} cannot be reached: {error}"));
-        let host = match &place {
-            RedisAt::Unix(path) => return Ok(Box::new(UnixStream::connect(path).await.map_err(failed)?)),
+        self.reach(&place).await.map_err(failed)
+    }
+
+    /// A server or a sentinel, by TLS where that is configured.
+    async fn reach(&self, place: &RedisAt) -> io::Result<Box<dyn Carrier>> {
+        let host = match place {
+            RedisAt::Unix(path) => return Ok(Box::new(UnixStream::connect(path).await?)),
             RedisAt::Tcp { host, port } => (host.as_str(), *port),
         };
-        let stream = TcpStream::connect(host).await.map_err(failed)?;
-        stream.set_nodelay(true).map_err(failed)?;
+        let stream = TcpStream::connect(host).await?;
+        stream.set_nodelay(true)?;
         let Some(tls) = &self.tls else { return Ok(Box::new(stream)) };
-        let name = ServerName::try_from(host.0.to_owned()).map_err(|error| failed(io::Error::other(error)))?;
-        Ok(Box::new(TlsConnector::from(tls.clone()).connect(name, stream).await.map_err(failed)?))
+        let name = ServerName::try_from(host.0.to_owned()).map_err(io::Error::other)?;
+        Ok(Box::new(TlsConnector::from(tls.clone()).connect(name, stream).await?))
     }
-}
 
-async fn ask_sentinel(sentinel: &RedisAt, primary: &str) -> Result<RedisAt, String> {
-    let RedisAt::Tcp { host, port } = sentinel else { return Err("is no host and port".to_owned()) };
-    let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(|error| error.to_string())?;
-    let info = RedisConnectionInfo::default();
-    let opened = MultiplexedConnection::new(&info, stream).await;
-    let (mut connection, driver) = opened.map_err(|error| error.to_string())?;
-    let asking = async {
-        let mut call = redis::cmd("SENTINEL");
-        call.arg("GET-MASTER-ADDR-BY-NAME").arg(primary);
-        call.query_async::<Option<(String, u16)>>(&mut connection).await
-    };
-    let answer = tokio::select! {
-        answer = asking => answer.map_err(|error| error.to_string())?,
-        () = driver => return Err("closed the connection".to_owned()),
-    };
-    answer.map(|(host, port)| RedisAt::Tcp { host, port }).ok_or_else(|| "it knows no such primary".to_owned())
+    /// What was said, and the way out.
+    fn told(&self, error: &RedisError) -> String {
+        let prefix = &self.settings.key_prefix;
+        let hint = match error.kind() {
+            ErrorKind::AuthenticationFailed => "; see `username` and `password` in store.redis".to_owned(),
+            ErrorKind::Server(ServerErrorKind::NoPerm) => {
+                format!("; let the user have `~{prefix}* &{prefix}* +@all -@dangerous`")
+            }
+            ErrorKind::Server(ServerErrorKind::ReadOnly) => {
+                "; it is a replica: give the address of the primary, or those of the sentinels".to_owned()
+            }
+            ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::ClusterDown | ServerErrorKind::CrossSlot) => {
+                "; it is a node of a cluster, which store.redis does not take".to_owned()
+            }
+            _ if error.is_timeout() => "; it does not answer in time".to_owned(),
+            _ => match error.code() {
+                Some("NOAUTH" | "WRONGPASS") => "; see `username` and `password` in store.redis".to_owned(),
+                _ => String::new(),
+            },
+        };
+        format!("{error}{hint}")
+    }
 }
 
 impl Link {
@@ -270,26 +306,7 @@ impl Link {
 
     /// What went wrong, and the way out.
     pub fn unavailable(&self, error: &RedisError) -> StoreError {
-        let way = self.way.load();
-        let prefix = &way.settings.key_prefix;
-        let hint = match error.kind() {
-            ErrorKind::AuthenticationFailed => "; see `username` and `password` in store.redis".to_owned(),
-            ErrorKind::Server(ServerErrorKind::NoPerm) => {
-                format!("; let the user have `~{prefix}* &{prefix}* +@all -@dangerous`")
-            }
-            ErrorKind::Server(ServerErrorKind::ReadOnly) => {
-                "; it is a replica: give the address of the primary, or those of the sentinels".to_owned()
-            }
-            ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::ClusterDown | ServerErrorKind::CrossSlot) => {
-                "; it is a node of a cluster, which store.redis does not take".to_owned()
-            }
-            _ if error.is_timeout() => "; it does not answer in time".to_owned(),
-            _ => match error.code() {
-                Some("NOAUTH" | "WRONGPASS") => "; see `username` and `password` in store.redis".to_owned(),
-                _ => String::new(),
-            },
-        };
-        StoreError::Unavailable(format!("Redis: {error}{hint}"))
+        StoreError::Unavailable(format!("Redis: {}", self.way.load().told(error)))
     }
 }
 
