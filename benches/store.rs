@@ -16,7 +16,7 @@ use keybearer::model::connection::{Identity, OriginSet};
 use keybearer::model::secret::SealKey;
 use keybearer::model::token::{AccessToken, RefreshToken, Subject, TokenKey};
 use keybearer::model::{Name, RedisAt, RedisSettings};
-use keybearer::store::{EmbeddedStore, Keyring, RedisStore, Refresh, Store as _, StoreError, StoredToken};
+use keybearer::store::{EmbeddedStore, Keyring, Lent, RedisStore, Refresh, Store as _, StoreError, StoredToken};
 use keybearer::tasks::Tasks;
 use rustix::fs::{Advice, fadvise};
 
@@ -97,7 +97,7 @@ fn measure_redis(subjects: usize) -> Result<Figures, StoreError> {
     let keyring = Keyring::new(&SealKey::new([1; 32]), &[]).expect("a key");
     let store = {
         let _in = runtime.enter();
-        RedisStore::new(settings, keyring, Clock::system(), &Tasks::default())
+        RedisStore::new(settings, keyring, Clock::system(), &Tasks::default(), Lent::default())
     };
     let numbers: Vec<usize> = (0..subjects).collect();
     for batch in numbers.chunks(BATCH / 10) {

@@ -35,7 +35,7 @@ pub use embedded::EmbeddedStore;
 pub use keeper::Keeper;
 pub use memory::MemoryStore;
 pub use open::{OpenError, open, sealer};
-pub use redis::RedisStore;
+pub use redis::{Lent, RedisStore};
 pub use seal::{KeyId, Keyring, Place as SealedIn};
 pub use unkept::Unkept;
 

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::runtime::{Builder, Runtime};
 
+use super::redis::Lent;
 use super::{EmbeddedStore, Keyring, OpenError, RedisStore, Store as _};
 use crate::clock::Clock;
 use crate::model::secret::{NoVault, Secret, Vault};
@@ -21,6 +22,8 @@ pub struct Keeper {
     open: Mutex<Option<Arc<EmbeddedStore>>>,
     /// Of the program.
     redis: Mutex<Option<Arc<RedisStore>>>,
+    /// What the configuration was given of Redis.
+    lent: Lent,
     /// Of whoever reads the configuration, with what it was opened for.
     reader: Mutex<Option<(StoreSettings, Reader)>>,
 }
@@ -33,7 +36,8 @@ struct Reader {
 
 impl Keeper {
     pub fn new(clock: Clock, tasks: Tasks) -> Keeper {
-        Keeper { clock, tasks, open: Mutex::default(), redis: Mutex::default(), reader: Mutex::default() }
+        let (open, redis, reader) = Default::default();
+        Keeper { clock, tasks, open, redis, lent: Lent::default(), reader }
     }
 
     pub fn tasks(&self) -> &Tasks {
@@ -48,7 +52,7 @@ impl Keeper {
         state_dir: &Path,
     ) -> Result<Arc<RedisStore>, OpenError> {
         let keys = Keyring::of(settings, state_dir)?;
-        let store = Arc::new(RedisStore::new(redis.clone(), keys, self.clock.clone(), &self.tasks));
+        let store = Arc::new(RedisStore::new(redis.clone(), keys, self.clock.clone(), &self.tasks, self.lent.clone()));
         *lock(&self.redis) = Some(store.clone());
         Ok(store)
     }
@@ -68,7 +72,7 @@ impl Keeper {
             let keys = Keyring::of(settings, state_dir).map_err(|error| failed(&error))?;
             let store = {
                 let _in = runtime.enter();
-                RedisStore::new(redis.clone(), keys, self.clock.clone(), &self.tasks)
+                RedisStore::new(redis.clone(), keys, self.clock.clone(), &self.tasks, self.lent.clone())
             };
             *reader = Some((settings.clone(), Reader { runtime, store }));
         }

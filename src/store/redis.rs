@@ -14,6 +14,7 @@ mod news;
 mod notes;
 mod records;
 mod scripts;
+mod secrets;
 #[cfg(test)]
 mod tests;
 
@@ -29,10 +30,11 @@ use mark::Mark;
 use names::Names;
 use records::Removed;
 use scripts::{Scripts, Value};
+pub use secrets::Lent;
 
 use super::lease::Leases;
 use super::seal::Keyring;
-use super::sealed::{Sealed, check_secret, secret_record};
+use super::sealed::Sealed;
 use super::{Lease, News, Note, Page, Refresh, Store, StoreError, StoreFuture, StoredToken};
 use crate::clock::Clock;
 use crate::model::secret::Secret;
@@ -53,6 +55,10 @@ const ENDED_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Between two looks for a lease that another has.
 const LEASE_PAUSE: Duration = Duration::from_millis(50);
 
+/// After one in so many saves some members of the index are looked at, four for each save: at most a quarter has ended.
+const SAVES_FOR_A_LOOK: u8 = 4;
+const MEMBERS_LOOKED_AT: usize = 16;
+
 const NO_TOKEN: &str = "what lies there was not written by keybearer";
 const TOO_LARGE: &str = "it is larger than any record of keybearer";
 
@@ -68,13 +74,14 @@ struct Shared {
     names: Names,
     scripts: Scripts,
     sealed: Sealed,
+    lent: Lent,
     /// Names this process to the others.
     instance: String,
 }
 
 impl RedisStore {
     /// Connects when it is first used.
-    pub fn new(settings: RedisSettings, keyring: Keyring, clock: Clock, tasks: &Tasks) -> RedisStore {
+    pub fn new(settings: RedisSettings, keyring: Keyring, clock: Clock, tasks: &Tasks, lent: Lent) -> RedisStore {
         let (names, news) = (Names::new(&settings.key_prefix), broadcast::Sender::new(news::QUEUE_MAX));
         let keyring = Arc::new(keyring);
         let mark = Mark::new(names.mark(), keyring.clone(), scripts::mark());
@@ -83,6 +90,7 @@ impl RedisStore {
             names,
             scripts: Scripts::new(),
             sealed: Sealed::new(keyring, clock),
+            lent,
             instance: format!("{:016x}", fastrand::u64(..)),
         };
         RedisStore { shared: Arc::new(shared), leases: Leases::default(), news }
@@ -180,6 +188,10 @@ impl Store for RedisStore {
                 return Err(lost());
             }
             own.note_connection(&key.connection).await;
+            if fastrand::u8(..SAVES_FOR_A_LOOK) == 0 {
+                let (shared, connection) = (own.clone(), key.connection.clone());
+                own.link.spawn("index", async move { shared.thin_out(&connection).await });
+            }
             Ok(fence.version)
         })
     }
@@ -232,37 +244,19 @@ impl Store for RedisStore {
     }
 
     fn secret<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Secret>> {
-        Box::pin(async move {
-            let own = &self.shared;
-            let value = own.scripts.field(&own.link, &own.names.secrets(), name).await?;
-            let sealed = own.found(|| secret_record(name), value)?;
-            sealed.map(|sealed| own.sealed.secret(name, &sealed)).transpose()
-        })
+        Box::pin(self.shared.secret(name))
     }
 
     fn put_secret<'a>(&'a self, name: &'a str, secret: Secret) -> StoreFuture<'a, ()> {
-        Box::pin(async move {
-            check_secret(name, &secret)?;
-            let own = &self.shared;
-            let sealed = own.sealed.seal_secret(name, own.sealed.wall_ms(), &secret)?;
-            own.link.query(redis::cmd("HSET").arg(own.names.secrets()).arg(name).arg(sealed)).await
-        })
+        Box::pin(self.shared.put_secret(name, secret))
     }
 
     fn remove_secret<'a>(&'a self, name: &'a str) -> StoreFuture<'a, bool> {
-        Box::pin(async move {
-            let own = &self.shared;
-            own.link.query(redis::cmd("HDEL").arg(own.names.secrets()).arg(name)).await
-        })
+        Box::pin(self.shared.remove_secret(name))
     }
 
     fn secret_names(&self) -> StoreFuture<'_, Vec<String>> {
-        Box::pin(async move {
-            let own = &self.shared;
-            let mut names: Vec<String> = own.link.query(redis::cmd("HKEYS").arg(own.names.secrets())).await?;
-            names.sort_unstable();
-            Ok(names)
-        })
+        Box::pin(self.shared.secret_names())
     }
 
     fn note<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Note>> {
@@ -333,6 +327,18 @@ impl Shared {
         }
         let values: Vec<Value> = self.link.run(&call).await?;
         Ok(keys.into_iter().zip(values).collect())
+    }
+
+    /// Looks at some members for those whose records have ended: the index does not grow with all that there ever were.
+    async fn thin_out(&self, connection: &Name) {
+        let looked = async {
+            let call = redis::cmd("ZRANDMEMBER").arg(self.names.index(connection)).arg(MEMBERS_LOOKED_AT).to_owned();
+            let members: Vec<Vec<u8>> = self.link.query(&call).await?;
+            self.values(connection, &members).await.map(drop)
+        };
+        if let Err(error) = looked.await {
+            tracing::debug!(%connection, %error, "no look for records that have ended");
+        }
     }
 
     /// Puts a connection among those that have records; with the next of them, if not now.

@@ -295,6 +295,26 @@ async fn tokens_and_secrets_move_between_the_file_and_redis_and_under_another_ke
     assert!(!text.contains("canary"), "{text}");
 }
 
+/// A replica that has it in use gives it back, and another one starts with it.
+#[tokio::test]
+async fn a_stored_secret_that_redis_has_lost_is_written_back() {
+    let (kept, mut redis) = (Kept::start().await, Redis::start().await);
+    let top = format!("store: {{redis: {{url: \"redis://127.0.0.1:{}\"}}, seal_key: \"{OLD_KEY}\"}}\n", redis.port);
+    let config = kept.config(&top).replace("canary-client-secret", "{store: the-secret}");
+    let dir = tempfile::tempdir().expect("a directory");
+    fs::write(dir.path().join("keybearer.yaml"), &config).expect("a file");
+    let set = run(dir.path(), &["secret", "set", "the-secret"], "canary-client-secret").await;
+    assert_eq!(set.status.code(), Some(0), "{}", said(&set));
+    let sidecar = Sidecar::start(&config).await;
+    assert_eq!(get(&sidecar, "").await.status, 200, "{}", sidecar.log());
+    redis.stop().await;
+    redis.start_again().await;
+    sidecar.logged("the store had lost a secret").await;
+    let other = Sidecar::start(&config).await;
+    assert_eq!(get(&other, "").await.status, 200, "{}", other.log());
+    assert!(!sidecar.log().contains("canary-client-secret"), "{}", sidecar.log());
+}
+
 /// A backup of a fleet that goes on working.
 #[tokio::test]
 async fn an_export_from_redis_is_whole_although_replicas_write_meanwhile() {

@@ -65,6 +65,11 @@ impl Names {
         format!("{}secrets", self.prefix)
     }
 
+    /// Which were removed on purpose, and when.
+    pub fn removed_secrets(&self) -> String {
+        format!("{}removed-secrets", self.prefix)
+    }
+
     pub fn note(&self, name: &str) -> String {
         format!("{}{{notes}}:note:{name}", self.prefix)
     }

@@ -75,6 +75,7 @@ async fn listen(shared: &Shared, news: &broadcast::Sender<News>) -> Result<(), S
     timeout(ANSWER, pubsub.subscribe(shared.names.news())).await.map_err(|_| late())?.map_err(of_redis)?;
     let (mut sink, mut messages) = pubsub.split();
     shared.compare_clocks().await;
+    shared.restore_secrets().await?;
     // Nobody may be listening yet, here and below.
     let _ = news.send(News::Missed);
     loop {

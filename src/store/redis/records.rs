@@ -81,10 +81,9 @@ impl Shared {
     }
 
     async fn page_of_secrets(&self, after: Option<&[u8]>) -> Result<Vec<Sealed>, StoreError> {
-        let mut names: Vec<String> = self.link.query(redis::cmd("HKEYS").arg(self.names.secrets())).await?;
-        names.sort_unstable();
         let mut page = Vec::new();
-        let rest = names.into_iter().filter(|name| after.is_none_or(|after| name.as_bytes() > after));
+        let rest =
+            self.secret_names().await?.into_iter().filter(|name| after.is_none_or(|after| name.as_bytes() > after));
         for name in rest.take(PAGE) {
             if let Value::Bytes(sealed) = self.scripts.field(&self.link, &self.names.secrets(), &name).await? {
                 page.push((name.into_bytes(), sealed));
@@ -112,8 +111,7 @@ impl Shared {
                 if !overwrite && version_of(&there).is_some_and(|version| version >= record.version) {
                     return Ok(false);
                 }
-                let sealed = self.anew(record, record.version)?;
-                self.link.query::<()>(redis::cmd("HSET").arg(secrets).arg(name).arg(sealed)).await.map(|()| true)
+                self.write_secret(&name, self.anew(record, record.version)?).await.map(|()| true)
             }
         }
     }
@@ -165,7 +163,7 @@ impl Shared {
             (Table::Tokens, None) => Ok(()),
             (Table::Secrets, _) => {
                 let name = String::from_utf8_lossy(&record.name).into_owned();
-                self.link.query(redis::cmd("HSET").arg(self.names.secrets()).arg(name).arg(sealed)).await
+                self.write_secret(&name, sealed).await
             }
         }
     }

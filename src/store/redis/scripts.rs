@@ -34,14 +34,16 @@ impl FromRedisValue for Value {
 
 const VERSION_OF: &str = r"
 local function is(key, kind) return redis.call('TYPE', key).ok == kind end
-local function version_of(key)
-  if not is(key, 'string') or redis.call('STRLEN', key) > MOST then return 0 end
-  local head = redis.call('GETRANGE', key, 9, 16)
+local function version_in(head)
   if #head < 8 then return 0 end
   local version = 0
   for at = 1, 8 do version = version * 256 + head:byte(at) end
   if version >= 9007199254740992 then return 0 end
   return version
+end
+local function version_of(key)
+  if not is(key, 'string') or redis.call('STRLEN', key) > MOST then return 0 end
+  return version_in(redis.call('GETRANGE', key, 9, 16))
 end
 local function number(key) return is(key, 'string') and tonumber(redis.call('GET', key)) or 0 end
 local function latest(token, removed) return math.max(version_of(token), number(removed)) end
@@ -196,6 +198,38 @@ redis.call('PUBLISH', ARGV[5], ARGV[6])
 return 1
 ";
 
+/// secrets, removed; name, record.
+const PUT_SECRET: &str = r"
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+if is(KEYS[2], 'hash') then redis.call('HDEL', KEYS[2], ARGV[1]) end
+return 1
+";
+
+/// secrets, removed; name, version, how long that is known. Whether there was one.
+const REMOVE_SECRET: &str = r"
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
+local version = math.max(secret_version(KEYS[1], ARGV[1]), tonumber(ARGV[2]))
+redis.call('HDEL', KEYS[1], ARGV[1])
+if not is(KEYS[2], 'hash') then redis.call('DEL', KEYS[2]) end
+redis.call('HSET', KEYS[2], ARGV[1], string.format('%.0f', version))
+redis.call('PEXPIRE', KEYS[2], ARGV[3])
+return 1
+";
+
+/// secrets, removed; name, version, record. Written unless what is there is as new, or was removed later.
+const RESTORE_SECRET: &str = r"
+local removed = is(KEYS[2], 'hash') and tonumber(redis.call('HGET', KEYS[2], ARGV[1])) or 0
+if math.max(removed, secret_version(KEYS[1], ARGV[1])) >= tonumber(ARGV[2]) then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+return 1
+";
+
+const SECRET_VERSION: &str = r"
+local function secret_version(key, name)
+  return version_in((redis.call('HGET', key, name) or ''):sub(10, 17))
+end
+";
+
 /// token; version, record. The same record sealed anew, unless it has changed since.
 const RESEAL: &str = r"
 if version_of(KEYS[1]) ~= tonumber(ARGV[1]) then return 0 end
@@ -243,6 +277,9 @@ pub struct Scripts {
     pub forget: Script,
     pub import: Script,
     pub reseal: Script,
+    pub put_secret: Script,
+    pub remove_secret: Script,
+    pub restore_secret: Script,
     pub put_note: Script,
     pub note_connection: Script,
 }
@@ -265,6 +302,9 @@ impl Scripts {
             forget: script(&[&own, FORGET]),
             import: script(&[&own, INDEX, IMPORT]),
             reseal: script(&[&own, RESEAL]),
+            put_secret: script(&[&own, PUT_SECRET]),
+            remove_secret: script(&[&own, SECRET_VERSION, REMOVE_SECRET]),
+            restore_secret: script(&[&own, SECRET_VERSION, RESTORE_SECRET]),
             put_note: script(&[&own, PUT_NOTE]),
             note_connection: script(&[&own, NOTE_CONNECTION]),
         }

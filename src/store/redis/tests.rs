@@ -30,7 +30,7 @@ fn open(redis: &Redis, key: u8) -> (RedisStore, Tasks) {
         key_prefix: "keybearer:".to_owned(),
     };
     let (keyring, tasks) = (Keyring::new(&SealKey::new([key; 32]), &[]).expect("a key"), Tasks::default());
-    (RedisStore::new(settings, keyring, Clock::system(), &tasks), tasks)
+    (RedisStore::new(settings, keyring, Clock::system(), &tasks, Lent::default()), tasks)
 }
 
 fn key(connection: &str, subject: Option<&str>) -> TokenKey {
@@ -243,6 +243,27 @@ async fn records_are_sealed_listed_in_pages_and_end_with_what_they_hold() {
 }
 
 #[tokio::test]
+async fn the_index_does_not_grow_with_all_that_there_ever_were() {
+    let redis = Redis::start().await;
+    let (store, _tasks) = open(&redis, 1);
+    let subjects: Vec<String> = (0..60).map(|number| format!("s{number}")).collect();
+    for subject in &subjects {
+        save(&store, &key("crm", Some(subject)), rotating("t")).await.expect("it is saved");
+        redis.cli(&["DEL", &format!("keybearer:{{crm}}:token:default/{subject}")]).await;
+    }
+    let count = async || redis.cli(&["ZCARD", "keybearer:{crm}:tokens"]).await.parse::<usize>().expect("a number");
+    let end = Instant::now() + 15 * SECOND;
+    loop {
+        save(&store, &key("crm", None), rotating("t")).await.expect("it is saved");
+        if count().await == 1 {
+            break;
+        }
+        assert!(Instant::now() < end, "{}", count().await);
+    }
+    assert_eq!(store.list(&key("crm", None).connection, None, 10).await.map(|page| page.len()), Ok(1));
+}
+
+#[tokio::test]
 async fn secrets_and_notes_are_kept_and_a_version_is_written_over_once() {
     let redis = Redis::start().await;
     let ((store, _t), (other, _u)) = (open(&redis, 1), open(&redis, 1));
@@ -269,6 +290,42 @@ async fn secrets_and_notes_are_kept_and_a_version_is_written_over_once() {
     assert_eq!(store.note("flow/2").await, Ok(None));
     assert_eq!(other.note_names("flow/").await.expect("names"), ["flow/1"]);
     assert!(redis.cli(&["PTTL", "keybearer:{notes}:note:flow/1"]).await.parse::<u64>().expect("it ends") <= 60_000);
+}
+
+/// The configuration of a running process has it in use.
+#[tokio::test]
+async fn a_secret_that_redis_has_lost_is_written_back_unless_it_was_removed_or_replaced() {
+    let mut redis = Redis::start().await;
+    let ((early, _t), (late, _u), (nobody, _v)) = (open(&redis, 1), open(&redis, 1), open(&redis, 1));
+    let put = async |name: &str, text: &str| nobody.put_secret(name, Secret::new(text)).await.expect("it is kept");
+    let read = async |store: &RedisStore, name: &str| store.secret(name).await.expect("Redis answers");
+    put("kept", "one").await;
+    put("removed", "r").await;
+    for name in ["kept", "removed"] {
+        assert!(read(&early, name).await.is_some());
+    }
+    sleep(SECOND / 100).await;
+    put("kept", "two").await;
+    assert_eq!(read(&late, "kept").await, Some(Secret::new("two")));
+    put("unread", "u").await;
+    assert_eq!(nobody.remove_secret("removed").await, Ok(true));
+    early.shared.restore_secrets().await.expect("Redis answers");
+    assert_eq!(read(&nobody, "removed").await, None, "somebody has removed it");
+    assert_eq!(read(&nobody, "kept").await, Some(Secret::new("two")), "it is newer");
+
+    redis.stop().await;
+    redis.start_again().await;
+    sleep(SECOND).await;
+    for store in [&late, &early, &nobody] {
+        // The first call meets the connection of before.
+        let _ = store.load(&key("crm", None)).await;
+        sleep(SECOND).await;
+        store.shared.restore_secrets().await.expect("Redis answers");
+    }
+    assert_eq!(read(&early, "kept").await, Some(Secret::new("two")));
+    assert_eq!(read(&early, "unread").await, None);
+    put("removed", "again").await;
+    assert_eq!(read(&early, "removed").await, Some(Secret::new("again")));
 }
 
 #[tokio::test]

@@ -2,8 +2,8 @@
 //! rotates refresh tokens and takes everything away when one is spent twice.
 //!
 //! What is shown, over random schedules of lost calls and answers of the store, lost news, token requests that never arrive,
-//! replicas that stand still near a token request (before it leaves, too) or are cut off, a store that is down, comes back empty or as it was some
-//! seconds ago: no refresh token is spent twice, none is lost, and who reaches the store has a token.
+//! replicas that stand still near a token request (before it leaves, too) or are cut off, a store that is down, comes back
+//! empty or as it was some seconds ago: no refresh token is spent twice, none is lost, and who reaches the store has a token.
 //! What it rests on: a replica that stands still, or cannot save what it got, does so for less time than is left between
 //! the moment a token is due and its end (`refresh_ahead`), and no other token request got lost on the way to it; while the
 //! store loses what it has, nobody stands still. What no
