@@ -15,7 +15,7 @@ use keybearer::clock::Clock;
 use keybearer::model::connection::{Identity, OriginSet};
 use keybearer::model::secret::SealKey;
 use keybearer::model::token::{AccessToken, RefreshToken, Subject, TokenKey};
-use keybearer::model::{Name, RedisAt, RedisSettings};
+use keybearer::model::{Name, RedisAt, RedisKind, RedisSettings};
 use keybearer::store::{EmbeddedStore, Keyring, Lent, RedisStore, Refresh, Store as _, StoreError, StoredToken};
 use keybearer::tasks::Tasks;
 use rustix::fs::{Advice, fadvise};
@@ -86,7 +86,7 @@ fn measure_redis(subjects: usize) -> Result<Figures, StoreError> {
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     let settings = RedisSettings {
         servers: vec![RedisAt::Tcp { host: "127.0.0.1".to_owned(), port: server.1 }],
-        sentinel_primary: None,
+        kind: RedisKind::Server,
         tls: false,
         trust: None,
         database: 0,

@@ -100,10 +100,9 @@ pub enum StoreKind {
 /// `store.redis`: where it is, and what it is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RedisSettings {
-    /// One; or the sentinels, which know where it is.
+    /// One; the sentinels, which know where it is; or some nodes of a cluster.
     pub servers: Vec<RedisAt>,
-    /// By the name by which sentinels know it.
-    pub sentinel_primary: Option<String>,
+    pub kind: RedisKind,
     pub tls: bool,
     /// In place of the platform's roots.
     pub trust: Option<Roots>,
@@ -112,6 +111,16 @@ pub struct RedisSettings {
     pub password: Option<Secret>,
     /// What every key begins with.
     pub key_prefix: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RedisKind {
+    Server,
+    Sentinels {
+        /// The name by which they know it.
+        primary: String,
+    },
+    Cluster,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

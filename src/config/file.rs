@@ -52,7 +52,7 @@ twins! {
 
     StoreFile { embedded, memory, redis, seal_key } not [];
 
-    RedisFile { url, username, password, trust, key_prefix, sentinel_primary } not [];
+    RedisFile { url, username, password, trust, key_prefix, sentinel_primary, cluster } not [];
 
     EmbeddedFile { path } not [];
 

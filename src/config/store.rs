@@ -13,7 +13,7 @@ use super::reference;
 use super::spot::{Spot, Unit};
 use super::value::Fault;
 use crate::model::secret::SealKey;
-use crate::model::{RedisAt, RedisSettings, StoreKind, StoreSettings};
+use crate::model::{RedisAt, RedisKind, RedisSettings, StoreKind, StoreSettings};
 
 const FILE: &str = "tokens.redb";
 const REDIS_PORT: u16 = 6379;
@@ -64,19 +64,23 @@ fn redis_settings(spot: &Spot<'_>, sink: &mut Sink) -> Option<RedisSettings> {
     let url = unit.require(keys.url, "url", "write rediss://HOST:PORT/DATABASE", sink)?;
     let urls = if url.is_list() { url.items(sink)? } else { vec![url.clone()] };
     let places: Vec<_> = urls.iter().filter_map(|url| url.secretive(sink, redis_url)).collect();
-    let sentinel_primary = unit.get(keys.sentinel_primary).and_then(|spot| spot.line(sink));
-    if urls.len() != 1 && sentinel_primary.is_none() {
-        let hint = "write one URL; with `sentinel_primary: NAME`, those of the sentinels";
+    let kind = redis_kind(&unit, sink);
+    if urls.len() != 1 && kind == RedisKind::Server {
+        let hint = "write one URL; with `sentinel_primary: NAME`, those of the sentinels, or with `cluster: true`, of some nodes";
         url.problem(sink, format!("names {} servers", urls.len()), hint);
         return None;
     }
     let (first, others) = places.split_first()?;
     if others.iter().any(|other| (other.tls, other.database) != (first.tls, first.database)) {
-        url.problem(sink, "names sentinels in different ways", "write the same scheme and database in each URL");
+        url.problem(sink, "names servers in different ways", "write the same scheme and database in each URL");
+    }
+    let of_cluster = |place: &RedisPlace| matches!(place.at, RedisAt::Tcp { .. }) && place.database == 0;
+    if kind == RedisKind::Cluster && !places.iter().all(of_cluster) {
+        url.problem(sink, "names no node of a cluster", "write rediss://HOST:PORT; a cluster has no databases");
     }
     Some(RedisSettings {
         servers: places.iter().map(|place| place.at.clone()).collect(),
-        sentinel_primary,
+        kind,
         tls: first.tls,
         trust: unit.get(keys.trust).and_then(|spot| reference::own_roots(&spot, sink)),
         database: first.database,
@@ -87,6 +91,21 @@ fn redis_settings(spot: &Spot<'_>, sink: &mut Sink) -> Option<RedisSettings> {
             None => KEY_PREFIX.to_owned(),
         },
     })
+}
+
+fn redis_kind(unit: &Unit<'_, RedisFile>, sink: &mut Sink) -> RedisKind {
+    let primary = unit.get(unit.keys.sentinel_primary).and_then(|spot| spot.line(sink));
+    let cluster = unit.get(unit.keys.cluster);
+    match (primary, cluster.as_ref().and_then(|spot| spot.boolean(sink)).unwrap_or(false)) {
+        (Some(primary), false) => RedisKind::Sentinels { primary },
+        (None, false) => RedisKind::Server,
+        (primary, true) => {
+            if let Some(spot) = cluster.filter(|_| primary.is_some()) {
+                spot.problem(sink, "a cluster has no sentinels", "keep one of `cluster` and `sentinel_primary`");
+            }
+            RedisKind::Cluster
+        }
+    }
 }
 
 /// What a URL of Redis says.

@@ -1,6 +1,6 @@
 //! The store in Redis or Valkey, which several replicas share; every record is sealed before it leaves.
 //!
-//! Not here: the connection (`link`), what Redis runs for us (`scripts`), names of keys (`names`), what other replicas
+//! Not here: the connection (`link`, `way`), what Redis runs for us (`scripts`), names of keys (`names`), what other replicas
 //! change (`news`).
 //! Holds: a token is written only by who holds its lease and over nothing newer, checked by Redis in one step; whoever
 //! asks waits for a bounded time; a value that is too large or of another kind is never fetched; a record ends with what
@@ -17,6 +17,7 @@ mod scripts;
 mod secrets;
 #[cfg(test)]
 mod tests;
+mod way;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -269,7 +269,7 @@ async fn values_of_others_are_neither_read_nor_kept() {
 }
 
 /// Arguments of redis-server.
-fn tls_of(leaf: &str) -> Vec<String> {
+pub fn tls_of(leaf: &str) -> Vec<String> {
     let (certificate, key) = Peers::certs().leaf(leaf);
     let [certificate, key, ca] = [&certificate, &key, &Peers::certs().ca].map(|path| path.display().to_string());
     let words = ["--tls-cert-file", &certificate, "--tls-key-file", &key, "--tls-ca-cert-file", &ca];
@@ -316,7 +316,7 @@ async fn credentials_and_names_that_are_wrong_are_told_and_mended_in_the_file() 
     assert_eq!(raw::get_through(sidecar.proxy(), MACHINE, "").await.status, 200, "{}", sidecar.log());
     let cluster = Redis::start_with(&["--cluster-enabled", "yes"]).await;
     let sidecar = Sidecar::spawn(&config(&server, &upstream, &store(cluster.port)), &[]).await;
-    sidecar.logged("a node of a cluster, which store.redis does not take").await;
+    sidecar.logged("a cluster needs `cluster: true` in store.redis").await;
 }
 
 /// Under a key that the others do not have nothing is read and nothing written.
@@ -352,7 +352,7 @@ async fn clocks_that_differ_are_told() {
     sidecar.logged("the clocks of this machine and of Redis differ").await;
 }
 
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let probe = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     probe.local_addr().expect("an address").port()
 }

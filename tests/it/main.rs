@@ -19,6 +19,7 @@ mod audit;
 mod authority;
 mod callers;
 mod clients;
+mod cluster;
 mod commands;
 mod consent;
 mod crash;

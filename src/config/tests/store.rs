@@ -1,7 +1,7 @@
 //! `store.redis`: what it takes, and what it refuses without showing a password.
 
 use super::*;
-use crate::model::{RedisAt, RedisSettings, StoreKind};
+use crate::model::{RedisAt, RedisKind, RedisSettings, StoreKind};
 
 const KEY: &str = "seal_key: AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
 
@@ -25,7 +25,10 @@ fn urls_name_a_server_a_socket_or_the_sentinels() {
     assert_eq!(redis("url: \"unix:///run/redis.sock\"").servers, [RedisAt::Unix("/run/redis.sock".into())]);
     let sentinels = redis("url: [\"redis://a:26379/1\", \"redis://b:26379/1\"], sentinel_primary: main");
     assert_eq!(sentinels.servers, [at("a", 26379), at("b", 26379)]);
-    assert_eq!((sentinels.sentinel_primary.as_deref(), sentinels.database), (Some("main"), 1));
+    assert_eq!((sentinels.kind, sentinels.database), (RedisKind::Sentinels { primary: "main".to_owned() }, 1));
+    let cluster = redis("url: [\"redis://a\", \"redis://b\"], cluster: true");
+    assert_eq!((cluster.kind, cluster.servers), (RedisKind::Cluster, vec![at("a", 6379), at("b", 6379)]));
+    assert_eq!(redis("url: redis://a, cluster: false").kind, RedisKind::Server);
 }
 
 #[test]
@@ -46,7 +49,15 @@ fn what_is_no_store_in_redis_is_refused_with_its_place() {
         &["1:22: store.redis.url: names 2 servers; write one URL; with `sentinel_primary"],
     );
     let mixed = "url: [redis://a, rediss://b], sentinel_primary: main";
-    check(&at(mixed), &["1:22: store.redis.url: names sentinels in different ways"]);
+    check(&at(mixed), &["1:22: store.redis.url: names servers in different ways"]);
+    check(
+        &at("url: redis://a, cluster: true, sentinel_primary: main"),
+        &["1:42: store.redis.cluster: a cluster has no sentinels; keep one of"],
+    );
+    check(
+        &at("url: redis://a/1, cluster: true"),
+        &["1:22: store.redis.url: names no node of a cluster; write rediss://"],
+    );
     check(&at("username: kb"), &["1:16: store.redis.url: `url` is missing; write rediss://HOST:PORT/DATABASE"]);
     check(&at("url: redis://a, key_prefix: \"{a}\""), &["1:45: store.redis.key_prefix: `{a}` is no prefix of keys"]);
     let unsealed = "store: {redis: {url: redis://a}}\n";

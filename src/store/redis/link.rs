@@ -1,9 +1,9 @@
 //! The connection to Redis: one for all requests, made when it is needed and made anew when it breaks.
 //!
+//! Not here: how it is reached (`way`).
 //! Holds: connecting and answering have deadlines; while Redis is out of reach nobody waits for it, and it is tried again
-//! after a moment; errors say what to do, and no secret. Sentinels are asked for the primary at each connection.
+//! after a moment.
 
-use std::io;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -13,32 +13,18 @@ use redis::{
     AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, RedisConnectionInfo, RedisError, ScriptInvocation,
     ServerErrorKind,
 };
-use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::Handle;
-use tokio::sync::{Mutex, MutexGuard, broadcast};
+use tokio::sync::{Mutex, MutexGuard, broadcast, oneshot};
 use tokio::time::{Instant, timeout};
-use tokio_rustls::TlsConnector;
 
 use super::mark::Mark;
-use crate::model::secret::Secret;
-use crate::model::{RedisAt, RedisSettings, Roots};
+use super::way::{ANSWER_WAIT, CONNECT_WAIT, Carrier, Connection, Way};
+use crate::model::RedisSettings;
 use crate::store::{News, StoreError};
 use crate::tasks::Tasks;
-use crate::tls::Trust;
 
-/// For a connection, with TLS and authentication.
-const CONNECT_WAIT: Duration = Duration::from_secs(2);
-/// For one answer.
-const ANSWER_WAIT: Duration = Duration::from_secs(1);
 /// After a failure Redis is left alone for so long.
 const AGAIN: Duration = Duration::from_millis(500);
-
-/// Whatever carries it.
-pub trait Carrier: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Carrier for T {}
 
 pub struct Link {
     way: ArcSwap<Way>,
@@ -55,125 +41,10 @@ pub struct Link {
     shaken: std::sync::Mutex<Option<Instant>>,
 }
 
-/// How Redis is reached.
-struct Way {
-    settings: RedisSettings,
-    /// `None`: without TLS.
-    tls: Option<Arc<ClientConfig>>,
-}
-
 enum State {
     Never,
-    Open { connection: MultiplexedConnection, number: u64 },
+    Open { connection: Connection, number: u64 },
     Out { again: Instant, why: StoreError },
-}
-
-impl Way {
-    fn new(settings: RedisSettings) -> Way {
-        let tls = settings.tls.then(|| {
-            let mut config = (*Trust::new(&Roots::from([])).client_config(settings.trust.as_ref(), None)).clone();
-            config.alpn_protocols.clear();
-            Arc::new(config)
-        });
-        Way { settings, tls }
-    }
-
-    fn info(&self) -> RedisConnectionInfo {
-        let info = RedisConnectionInfo::default().set_db(self.settings.database);
-        let info = match &self.settings.username {
-            Some(name) => info.set_username(name),
-            None => info,
-        };
-        match self.settings.password.as_ref().map(Secret::expose) {
-            Some(password) => info.set_password(password),
-            None => info,
-        }
-    }
-
-    /// Where Redis is now.
-    async fn place(&self) -> Result<RedisAt, StoreError> {
-        let Some(primary) = &self.settings.sentinel_primary else {
-            let first = self.settings.servers.first().cloned();
-            return first.ok_or_else(|| StoreError::Unavailable("no server is configured".to_owned()));
-        };
-        let mut why = String::new();
-        for sentinel in &self.settings.servers {
-            match timeout(ANSWER_WAIT, self.ask_sentinel(sentinel, primary)).await {
-                Ok(Ok(place)) => return Ok(place),
-                Ok(Err(error)) => why = format!("{sentinel}: {error}"),
-                Err(_) => why = format!("{sentinel}: no answer in time"),
-            }
-        }
-        Err(StoreError::Unavailable(format!("no sentinel knows where `{primary}` is; the last said: {why}")))
-    }
-
-    /// Some sentinels want no credentials, and refuse those that are sent all the same.
-    async fn ask_sentinel(&self, sentinel: &RedisAt, primary: &str) -> Result<RedisAt, String> {
-        let stream = self.reach(sentinel).await.map_err(|error| error.to_string())?;
-        let nobody = RedisConnectionInfo::default();
-        let opened = MultiplexedConnection::new(&nobody, stream).await;
-        let (mut connection, driver) = opened.map_err(|error| self.told(&error))?;
-        let mut question = redis::cmd("SENTINEL");
-        question.arg("GET-MASTER-ADDR-BY-NAME").arg(primary);
-        let asking = async {
-            let password = self.settings.password.as_ref().map(Secret::expose);
-            match (question.query_async::<Option<(String, u16)>>(&mut connection).await, password) {
-                (Err(error), Some(password)) if error.code() == Some("NOAUTH") => {
-                    let name = self.settings.username.as_deref();
-                    redis::cmd("AUTH").arg(name).arg(password).query_async::<()>(&mut connection).await?;
-                    question.query_async(&mut connection).await
-                }
-                (answer, _) => answer,
-            }
-        };
-        let answer = tokio::select! {
-            answer = asking => answer.map_err(|error| self.told(&error))?,
-            () = driver => return Err("closed the connection".to_owned()),
-        };
-        answer.map(|(host, port)| RedisAt::Tcp { host, port }).ok_or_else(|| "it knows no such primary".to_owned())
-    }
-
-    async fn dial(&self) -> Result<Box<dyn Carrier>, StoreError> {
-        let place = self.place().await?;
-        let failed = |error: io::Error| StoreError::Unavailable(format!("Redis at {place} cannot be reached: {error}"));
-        self.reach(&place).await.map_err(failed)
-    }
-
-    /// A server or a sentinel, by TLS where that is configured.
-    async fn reach(&self, place: &RedisAt) -> io::Result<Box<dyn Carrier>> {
-        let host = match place {
-            RedisAt::Unix(path) => return Ok(Box::new(UnixStream::connect(path).await?)),
-            RedisAt::Tcp { host, port } => (host.as_str(), *port),
-        };
-        let stream = TcpStream::connect(host).await?;
-        stream.set_nodelay(true)?;
-        let Some(tls) = &self.tls else { return Ok(Box::new(stream)) };
-        let name = ServerName::try_from(host.0.to_owned()).map_err(io::Error::other)?;
-        Ok(Box::new(TlsConnector::from(tls.clone()).connect(name, stream).await?))
-    }
-
-    /// What was said, and the way out.
-    fn told(&self, error: &RedisError) -> String {
-        let prefix = &self.settings.key_prefix;
-        let hint = match error.kind() {
-            ErrorKind::AuthenticationFailed => "; see `username` and `password` in store.redis".to_owned(),
-            ErrorKind::Server(ServerErrorKind::NoPerm) => {
-                format!("; let the user have `~{prefix}* &{prefix}* +@all -@dangerous`")
-            }
-            ErrorKind::Server(ServerErrorKind::ReadOnly) => {
-                "; it is a replica: give the address of the primary, or those of the sentinels".to_owned()
-            }
-            ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::ClusterDown | ServerErrorKind::CrossSlot) => {
-                "; it is a node of a cluster, which store.redis does not take".to_owned()
-            }
-            _ if error.is_timeout() => "; it does not answer in time".to_owned(),
-            _ => match error.code() {
-                Some("NOAUTH" | "WRONGPASS") => "; see `username` and `password` in store.redis".to_owned(),
-                _ => String::new(),
-            },
-        };
-        format!("{error}{hint}")
-    }
 }
 
 impl Link {
@@ -233,7 +104,7 @@ impl Link {
         Err(why)
     }
 
-    async fn connection(&self) -> Result<(MultiplexedConnection, u64), StoreError> {
+    async fn connection(&self) -> Result<(Connection, u64), StoreError> {
         let mut state = self.state.lock().await;
         let last = match &*state {
             State::Open { connection, number } => return Ok((connection.clone(), *number)),
@@ -277,13 +148,9 @@ impl Link {
         }
     }
 
-    async fn connect(&self) -> Result<MultiplexedConnection, StoreError> {
+    async fn connect(&self) -> Result<Connection, StoreError> {
         let connecting = async {
-            let (info, stream) = self.dial().await?;
-            let config = AsyncConnectionConfig::new().set_response_timeout(Some(ANSWER_WAIT));
-            let opened = MultiplexedConnection::new_with_config(&info, stream, config).await;
-            let (connection, driver) = opened.map_err(|error| self.unavailable(&error))?;
-            self.spawn("redis", driver);
+            let connection = self.open().await?;
             let mut asked = connection.clone();
             // Connecting succeeds without a password where one is needed, and to a replica: the smallest write does not.
             let answer = redis::cmd("DEL").arg(&self.probe).query_async::<()>(&mut asked).await;
@@ -294,6 +161,25 @@ impl Link {
         };
         let late = || StoreError::Unavailable("Redis does not let us connect in time".to_owned());
         timeout(CONNECT_WAIT, connecting).await.map_err(|_| late())?
+    }
+
+    async fn open(&self) -> Result<Connection, StoreError> {
+        if let Some(client) = self.way.load().cluster()? {
+            let (tell, told) = oneshot::channel();
+            // Driven where it is made.
+            self.spawn("redis", async move {
+                // Nobody waits any more when it has taken too long.
+                let _ = tell.send(client.get_async_connection().await);
+            });
+            let gone = |_| StoreError::Unavailable("the program ends".to_owned());
+            return told.await.map_err(gone)?.map(Connection::Cluster).map_err(|error| self.unavailable(&error));
+        }
+        let (info, stream) = self.dial().await?;
+        let config = AsyncConnectionConfig::new().set_response_timeout(Some(ANSWER_WAIT));
+        let opened = MultiplexedConnection::new_with_config(&info, stream, config).await;
+        let (connection, driver) = opened.map_err(|error| self.unavailable(&error))?;
+        self.spawn("redis", driver);
+        Ok(Connection::Server(connection))
     }
 
     fn lost(&self, state: &mut MutexGuard<'_, State>, why: &StoreError) {

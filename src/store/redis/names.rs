@@ -1,7 +1,7 @@
 //! How keys are named in Redis.
 //!
 //! Connection, profile and subject stand in them as they are; nothing that is a secret does. All keys of one connection
-//! have its name in braces, so that a cluster would keep them together.
+//! have its name in braces, so that a cluster keeps them together.
 
 use crate::model::Name;
 use crate::model::token::TokenKey;
@@ -62,12 +62,12 @@ impl Names {
     }
 
     pub fn secrets(&self) -> String {
-        format!("{}secrets", self.prefix)
+        format!("{}{{secrets}}:secrets", self.prefix)
     }
 
     /// Which were removed on purpose, and when.
     pub fn removed_secrets(&self) -> String {
-        format!("{}removed-secrets", self.prefix)
+        format!("{}{{secrets}}:removed-secrets", self.prefix)
     }
 
     pub fn note(&self, name: &str) -> String {

@@ -5,10 +5,10 @@
 use tokio::time::{sleep, timeout};
 
 use super::*;
-use crate::model::RedisAt;
 use crate::model::connection::{Identity, OriginSet};
 use crate::model::secret::SealKey;
 use crate::model::token::{AccessToken, RefreshToken, Subject};
+use crate::model::{RedisAt, RedisKind};
 use crate::store::PutOff;
 use rig::Redis;
 
@@ -21,7 +21,7 @@ const SECOND: Duration = Duration::from_secs(1);
 fn open(redis: &Redis, key: u8) -> (RedisStore, Tasks) {
     let settings = RedisSettings {
         servers: vec![RedisAt::Tcp { host: "127.0.0.1".to_owned(), port: redis.port }],
-        sentinel_primary: None,
+        kind: RedisKind::Server,
         tls: false,
         trust: None,
         database: 0,
@@ -273,7 +273,7 @@ async fn secrets_and_notes_are_kept_and_a_version_is_written_over_once() {
     assert_eq!(other.secret_names().await.expect("names"), ["a", "b/secret"]);
     assert_eq!((other.remove_secret("a").await, other.remove_secret("a").await), (Ok(true), Ok(false)));
     assert_eq!(store.secret("a").await, Ok(None));
-    assert!(!redis.cli(&["HGETALL", "keybearer:secrets"]).await.contains("s3cr3t"));
+    assert!(!redis.cli(&["HGETALL", "keybearer:{secrets}:secrets"]).await.contains("s3cr3t"));
 
     let wall = Clock::system().now().wall;
     let text = |text: &str| Secret::new(text.to_owned());
