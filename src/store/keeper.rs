@@ -6,8 +6,10 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
+use tokio::time::Instant;
 
 use super::redis::Lent;
 use super::{EmbeddedStore, Keyring, OpenError, RedisStore, Store as _};
@@ -24,15 +26,21 @@ pub struct Keeper {
     redis: Mutex<Option<Arc<RedisStore>>>,
     /// What the configuration was given of Redis.
     lent: Lent,
-    /// Of whoever reads the configuration, with what it was opened for.
-    reader: Mutex<Option<(StoreSettings, Reader)>>,
+    /// Of whoever reads the configuration.
+    reader: Mutex<Option<Reader>>,
 }
 
 /// A store of Redis that is used where nothing can be awaited.
 struct Reader {
+    /// What it was opened for.
+    settings: StoreSettings,
     runtime: Runtime,
     store: RedisStore,
+    used: Instant,
 }
+
+/// Nobody drives a reader's connection between two readings, so that it may have ended.
+const READER_IDLE_MAX: Duration = Duration::from_secs(1);
 
 impl Keeper {
     pub fn new(clock: Clock, tasks: Tasks) -> Keeper {
@@ -67,18 +75,19 @@ impl Keeper {
     ) -> Result<Option<Secret>, NoVault> {
         let failed = |error: &dyn std::fmt::Display| NoVault::Failed(error.to_string());
         let mut reader = lock(&self.reader);
-        if reader.as_ref().is_none_or(|(of, _)| of != settings) {
+        if reader.as_ref().is_none_or(|it| it.settings != *settings || it.used.elapsed() > READER_IDLE_MAX) {
             let runtime = Builder::new_current_thread().enable_all().build().map_err(|error| failed(&error))?;
             let keys = Keyring::of(settings, state_dir).map_err(|error| failed(&error))?;
             let store = {
                 let _in = runtime.enter();
                 RedisStore::new(redis.clone(), keys, self.clock.clone(), &self.tasks, self.lent.clone())
             };
-            *reader = Some((settings.clone(), Reader { runtime, store }));
+            *reader = Some(Reader { settings: settings.clone(), runtime, store, used: Instant::now() });
         }
-        let Some((_, Reader { runtime, store })) = &*reader else { return Ok(None) };
+        let Some(Reader { runtime, store, used, .. }) = &mut *reader else { return Ok(None) };
         // A runtime of its own must not be driven from within another.
         let read = std::thread::scope(|scope| scope.spawn(|| runtime.block_on(store.secret(name))).join());
+        *used = Instant::now();
         read.unwrap_or_else(|_| Ok(None)).map_err(|error| failed(&error))
     }
 

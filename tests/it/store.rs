@@ -312,6 +312,11 @@ async fn a_stored_secret_that_redis_has_lost_is_written_back() {
     sidecar.logged("the store had lost a secret").await;
     let other = Sidecar::start(&config).await;
     assert_eq!(get(&other, "").await.status, 200, "{}", other.log());
+    // A reading of the configuration is not held up by the connection of the one before.
+    let file = sidecar.dir.path().join("keybearer.yaml");
+    let text = fs::read_to_string(&file).expect("a configuration");
+    fs::write(&file, text + "log: {requests: all}\n").expect("a file");
+    sidecar.logged("configuration reloaded").await;
     assert!(!sidecar.log().contains("canary-client-secret"), "{}", sidecar.log());
 }
 
