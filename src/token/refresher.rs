@@ -229,7 +229,7 @@ impl Refresher {
     fn succeed(&self, before: &SlotState, connection: &Connection, stored: StoredToken, new: bool) {
         let mut moments = schedule::moments(stored.obtained, stored.lifetime, &connection.lifetimes, fastrand::f64());
         let same = before.token.as_ref().filter(|token| token.access_token == stored.access_token);
-        if same.is_some() {
+        if same.is_some_and(|token| token.granted.obtained.wall != stored.obtained.wall) {
             // The server hands out one token until it expires: asking early again would bring the same.
             moments.refresh_at = moments.refresh_at.later(moments.usable_until);
         }

@@ -12,6 +12,7 @@ use crate::rig::peers::{AuthorizationServer, Peers, Upstream};
 use crate::rig::raw;
 use crate::rig::redis::Redis;
 use crate::rig::sidecar::Sidecar;
+use crate::store::{run, said};
 
 const API: &str = "http://api.test/x";
 const MACHINE: &str = "http://m.test/x";
@@ -86,6 +87,17 @@ async fn a_shard_that_fails_over_loses_no_token_and_no_request() {
     // Keys of other connections lie in other shards.
     let tokens = call(replicas[1].admin(), "GET", "/connections/machine/tokens", &json!({})).await;
     assert_eq!(tokens.json()["items"].as_array().map(Vec::len), Some(1), "{}", tokens.text());
+    let dir = replicas[0].dir.path();
+    let file = dir.join("export.jsonl").display().to_string();
+    for (arguments, input, answer) in [
+        (&["secret", "set", "vault"][..], "s3cr3t", "vault is in the store"),
+        (&["secret", "list"], "", "vault"),
+        (&["store", "export", &file], "", "3 records"),
+        (&["store", "import", "--overwrite", &file], "", "3 records imported"),
+    ] {
+        let output = run(dir, arguments, input).await;
+        assert!(said(&output).contains(answer), "{arguments:?}: {}", said(&output));
+    }
 
     let failed = primary(&nodes).await.expect("somebody has it");
     nodes[failed].stop().await;

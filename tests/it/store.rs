@@ -65,7 +65,7 @@ fn state(sidecar: &Sidecar) -> PathBuf {
 }
 
 /// A command of the program over the configuration in `dir`.
-async fn run(dir: &Path, arguments: &[&str], input: &str) -> Output {
+pub async fn run(dir: &Path, arguments: &[&str], input: &str) -> Output {
     let mut child = program()
         .args(arguments)
         .arg("--config")
@@ -82,7 +82,7 @@ async fn run(dir: &Path, arguments: &[&str], input: &str) -> Output {
     timeout(PATIENCE, child.wait_with_output()).await.expect("it ends in time").expect("output")
 }
 
-fn said(output: &Output) -> String {
+pub fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
