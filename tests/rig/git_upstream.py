@@ -34,12 +34,12 @@ with tempfile.TemporaryDirectory() as root:
     run = partial(subprocess.run, cwd=root, check=True, stdout=subprocess.DEVNULL, env={
         "PATH": os.environ["PATH"], "HOME": root, "GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@a.test",
         "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@a.test"})
-    run(["git", "init", "--quiet", "work"])
-    with open(f"{root}/work/a", "w") as file:
+    run(["git", "init", "--quiet", "tree"])
+    with open(f"{root}/tree/a", "w") as file:
         file.write("hello\n")
-    run(["git", "-C", "work", "add", "a"])
-    run(["git", "-C", "work", "commit", "--quiet", "-m", "a"])
-    run(["git", "clone", "--quiet", "--bare", "work", "r.git"])
+    run(["git", "-C", "tree", "add", "a"])
+    run(["git", "-C", "tree", "commit", "--quiet", "-m", "a"])
+    run(["git", "clone", "--quiet", "--bare", "tree", "r.git"])
     run(["git", "-C", "r.git", "update-server-info"])
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=root))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -13,7 +13,7 @@ fn redis(keys: &str) -> RedisSettings {
 }
 
 #[test]
-fn urls_name_a_server_a_socket_or_the_sentinels() {
+fn urls_name_a_server_a_socket_the_sentinels_or_nodes_of_a_cluster() {
     let at = |host: &str, port| RedisAt::Tcp { host: host.to_owned(), port };
     let plain = redis("url: redis://r.test");
     assert_eq!((plain.servers, plain.tls, plain.database), (vec![at("r.test", 6379)], false, 0));

@@ -7,8 +7,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
@@ -25,7 +23,7 @@ use tokio_rustls::TlsConnector;
 use crate::model::secret::Secret;
 use crate::model::{RedisAt, RedisKind, RedisSettings, Roots};
 use crate::store::StoreError;
-use crate::tls::Trust;
+use crate::tls::{Trust, to_pem};
 
 /// For a connection, with TLS and authentication.
 pub const CONNECT_WAIT: Duration = Duration::from_secs(2);
@@ -140,7 +138,8 @@ impl Way {
             builder = builder.password(password);
         }
         if let Some(roots) = self.settings.trust.as_ref().filter(|_| self.settings.tls) {
-            builder = builder.certs(TlsCertificates { client_tls: None, root_cert: Some(pem(roots).into_bytes()) });
+            builder =
+                builder.certs(TlsCertificates { client_tls: None, root_cert: Some(to_pem(roots.iter()).into_bytes()) });
         }
         builder.build().map(Some).map_err(|error| StoreError::Unavailable(format!("Redis: {error}")))
     }
@@ -216,10 +215,4 @@ impl ConnectionLike for Connection {
             Connection::Cluster(cluster) => cluster.get_db(),
         }
     }
-}
-
-fn pem(roots: &Roots) -> String {
-    let one =
-        |root| format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", BASE64_STANDARD.encode(root));
-    roots.iter().map(one).collect()
 }
