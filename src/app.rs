@@ -133,6 +133,9 @@ impl App {
         system::no_core_files();
         system::raise_open_files(loaded.model.limits.downstream_connections);
         let (clock, metrics, health) = (Clock::system(), Metrics::new()?, Arc::new(Health::default()));
+        if let Some(source) = &self.source {
+            metrics.watch_log(source.logging.dropped_lines())?;
+        }
         let (events, audit) = (Events::default(), Audit::default());
         let store = store::open(&loaded.model, &self.keeper, &metrics)?;
         let seal = Arc::new(store::sealer(&loaded.model)?);

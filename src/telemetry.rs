@@ -1,7 +1,9 @@
 //! Logs: one structured line for each event on stderr, without secrets and without line breaks from outside.
 //!
 //! Holds: only our own events are logged, whatever the level: what libraries say at `trace` may hold headers and
-//! bodies. Text from the network goes through [`Clean`].
+//! bodies. Text from the network goes through [`Clean`]. Logging never blocks: lines pass through a bounded queue to one
+//! writer thread, and lines that find it full are dropped and counted.
+//! Metrics: `keybearer_log_lines_dropped_total`.
 
 pub mod audit;
 pub mod events;
@@ -15,6 +17,7 @@ use std::io::IsTerminal;
 
 use serde::{Serialize, Serializer};
 use tracing::level_filters::LevelFilter;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Layered, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
@@ -25,18 +28,26 @@ use crate::model::{Log, LogFormat, LogLevel};
 type Filtered = Layered<reload::Layer<Targets, Registry>, Registry>;
 type Lines = Box<dyn Layer<Filtered> + Send + Sync>;
 
+/// Lines that wait for the writer thread while stderr is slow or blocked; a few MiB, since [`Clean`] bounds each field.
+const QUEUE_MAX_LINES: usize = 8192;
+
 /// The running log; what is in its configuration can be changed.
 #[derive(Clone)]
 pub struct Logging {
+    stderr: NonBlocking,
     filter: reload::Handle<Targets, Registry>,
     lines: reload::Handle<Lines, Filtered>,
 }
 
 impl Logging {
     /// Starts logging to stderr and routes panics there. In a process that logs already, this changes nothing.
-    pub fn start(log: Log) -> Logging {
+    ///
+    /// Dropping the guard writes what is queued; it gives up after about a second if stderr stays blocked.
+    pub fn start(log: Log) -> (Logging, WorkerGuard) {
+        let queue = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(QUEUE_MAX_LINES).thread_name("log");
+        let (stderr, guard) = queue.finish(std::io::stderr());
         let (filter, filter_handle) = reload::Layer::new(filter(log));
-        let (lines, lines_handle) = reload::Layer::new(lines(log));
+        let (lines, lines_handle) = reload::Layer::new(lines(log, stderr.clone()));
         if tracing_subscriber::registry().with(filter).with(lines).try_init().is_ok() {
             std::panic::set_hook(Box::new(|panic| {
                 let place = panic.location().map(ToString::to_string).unwrap_or_default();
@@ -45,14 +56,19 @@ impl Logging {
                 tracing::error!(%place, why, "a task panicked; it ends alone");
             }));
         }
-        Logging { filter: filter_handle, lines: lines_handle }
+        (Logging { stderr, filter: filter_handle, lines: lines_handle }, guard)
+    }
+
+    /// Counts the lines that found the queue full.
+    pub fn dropped_lines(&self) -> ErrorCounter {
+        self.stderr.error_counter()
     }
 
     /// Logs as `log` says from now on.
     pub fn change(&self, log: Log) {
         // Both fail only when the subscriber is gone, and then nobody logs.
         let _ = self.filter.reload(filter(log));
-        let _ = self.lines.reload(lines(log));
+        let _ = self.lines.reload(lines(log, self.stderr.clone()));
     }
 }
 
@@ -68,14 +84,14 @@ fn filter(log: Log) -> Targets {
     Targets::new().with_target("keybearer", level).with_target(audit::TARGET, level.max(LevelFilter::INFO))
 }
 
-fn lines(log: Log) -> Lines {
+fn lines(log: Log, stderr: NonBlocking) -> Lines {
     let terminal = std::io::stderr().is_terminal();
     let text = match log.format {
         LogFormat::Text => true,
         LogFormat::Json => false,
         LogFormat::Auto => terminal,
     };
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false).with_ansi(terminal);
+    let layer = tracing_subscriber::fmt::layer().with_writer(stderr).with_target(false).with_ansi(terminal);
     match text {
         true => layer.boxed(),
         false => layer.json().flatten_event(true).with_current_span(false).boxed(),

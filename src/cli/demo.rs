@@ -20,7 +20,8 @@ pub struct DemoArguments {
 }
 
 pub fn demo(arguments: &DemoArguments) -> ExitCode {
-    Logging::start(Log { level: LogLevel::Warn, format: LogFormat::Text, ..Log::default() });
+    let (_, _writes_the_rest) =
+        Logging::start(Log { level: LogLevel::Warn, format: LogFormat::Text, ..Log::default() });
     let result = control_runtime().map_err(|error| error.to_string()).and_then(|runtime| {
         let accepted = runtime.block_on(show(arguments));
         runtime.shutdown_background();

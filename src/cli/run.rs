@@ -25,7 +25,7 @@ pub fn run(arguments: &ConfigArguments) -> ExitCode {
             return super::refuse(&path, &problems);
         }
     };
-    let logging = Logging::start(loaded.model.log);
+    let (logging, _writes_the_rest) = Logging::start(loaded.model.log);
     for warning in &loaded.warnings {
         tracing::warn!(problem = %warning, "configuration");
     }

@@ -5,12 +5,14 @@
 
 use std::time::Duration;
 
-use prometheus::core::Collector;
+use prometheus::core::{Collector, Desc};
 use prometheus::process_collector::ProcessCollector;
+use prometheus::proto::MetricFamily;
 use prometheus::{
     Encoder, Error, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
+use tracing_appender::non_blocking::ErrorCounter;
 
 /// All metrics of one program; handles are cheap to clone.
 #[derive(Debug, Clone)]
@@ -203,6 +205,14 @@ impl Metrics {
         }
     }
 
+    /// Exports the lines that the log has dropped.
+    ///
+    /// # Errors
+    /// If it was called before.
+    pub fn watch_log(&self, dropped: ErrorCounter) -> Result<(), Error> {
+        self.registry.register(Box::new(DroppedLines { zero: DroppedLines::counter()?, dropped }))
+    }
+
     /// A configuration is in force from `wall` (since the Unix epoch) on.
     pub fn configured(&self, wall: Duration, restart_required: bool) {
         self.last_reload_successful.set(1);
@@ -240,6 +250,32 @@ impl Metrics {
 fn register<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> Result<C, Error> {
     registry.register(Box::new(metric.clone()))?;
     Ok(metric)
+}
+
+/// The log's own counter, read at each scrape.
+struct DroppedLines {
+    /// Carries the description.
+    zero: IntCounter,
+    dropped: ErrorCounter,
+}
+
+impl DroppedLines {
+    fn counter() -> Result<IntCounter, Error> {
+        let help = "Log lines dropped because stderr took none and the queue before it was full.";
+        IntCounter::new("keybearer_log_lines_dropped_total", help)
+    }
+}
+
+impl Collector for DroppedLines {
+    fn desc(&self) -> Vec<&Desc> {
+        self.zero.desc()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let Ok(total) = DroppedLines::counter() else { return Vec::new() };
+        total.inc_by(self.dropped.dropped_lines() as u64);
+        total.collect()
+    }
 }
 
 /// What a certificate of the configuration is used for: the label `use`.

@@ -32,6 +32,33 @@ async fn the_connection_above_the_bound_hears_that_there_is_no_place() {
     tokio::time::timeout(s(5.0), free).await.expect("the place is free again");
 }
 
+/// Beyond the log's queue of 8192 lines and the pipe, lines are dropped and counted.
+#[tokio::test]
+async fn an_unread_stderr_stops_no_request() {
+    const CONNECTIONS: usize = 8;
+    let stage = Stage::start("log: {requests: all}\n").await;
+    let dropped = "keybearer_log_lines_dropped_total";
+    assert_eq!(stage.sidecar.metric(dropped).await, 0.0);
+    stage.sidecar.read_log(false);
+    let ask = async || {
+        let mut conn = Conn::open(stage.sidecar.proxy()).await;
+        for _ in 0..10_000 / CONNECTIONS {
+            conn.write(GET).await;
+            assert_eq!(conn.answer().await.status, 200);
+        }
+    };
+    futures_util::future::join_all((0..CONNECTIONS).map(|_| ask())).await;
+    stage.sidecar.until_metric(dropped, |count| count > 0.0).await;
+    stage.sidecar.read_log(true);
+    // Logging recovers: the line of a new request arrives.
+    let last = async {
+        while !stage.sidecar.log().contains("/the-last-one") {
+            raw::get_through(stage.sidecar.proxy(), "http://good.test/the-last-one", "").await;
+        }
+    };
+    tokio::time::timeout(s(15.0), last).await.expect("lines are written again");
+}
+
 #[tokio::test]
 async fn one_full_upstream_holds_up_no_other() {
     let stage = patient("limits: {per_upstream: 2, queued_per_upstream: 1}\ntimeouts: {response_head: 20s}\n").await;

@@ -17,7 +17,7 @@ use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::{Sidecar, root, scale};
 
 /// Every metric of the contract whose subject exists.
-const BUILT: [&str; 21] = [
+const BUILT: [&str; 22] = [
     "keybearer_build_info",
     "keybearer_certificate_expiry_timestamp_seconds",
     "keybearer_config_last_reload_success_timestamp_seconds",
@@ -26,6 +26,7 @@ const BUILT: [&str; 21] = [
     "keybearer_config_restart_required",
     "keybearer_errors_total",
     "keybearer_injections_total",
+    "keybearer_log_lines_dropped_total",
     "keybearer_refresh_token_expiry_timestamp_seconds",
     "keybearer_replays_total",
     "keybearer_request_duration_seconds",

@@ -23,6 +23,7 @@ pub struct Sidecar {
     child: Child,
     pub dir: tempfile::TempDir,
     lines: watch::Receiver<Vec<String>>,
+    reads_log: watch::Sender<bool>,
     addresses: Arc<Mutex<HashMap<String, SocketAddr>>>,
 }
 
@@ -93,9 +94,12 @@ impl Sidecar {
         let (sender, lines) = watch::channel(Vec::new());
         let addresses = Arc::<Mutex<HashMap<String, SocketAddr>>>::default();
         let found = addresses.clone();
+        let (reads_log, mut reads) = watch::channel(true);
         tokio::spawn(async move {
             let (mut reader, mut bytes) = (BufReader::new(stderr), Vec::new());
-            while reader.read_until(b'\n', &mut bytes).await.is_ok_and(|count| count > 0) {
+            while reads.wait_for(|reads| *reads).await.is_ok()
+                && reader.read_until(b'\n', &mut bytes).await.is_ok_and(|count| count > 0)
+            {
                 let line = String::from_utf8_lossy(bytes.strip_suffix(b"\n").unwrap_or(&bytes)).into_owned();
                 bytes.clear();
                 let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
@@ -107,7 +111,7 @@ impl Sidecar {
                 sender.send_modify(|lines| lines.push(line));
             }
         });
-        Sidecar { child, dir, lines, addresses }
+        Sidecar { child, dir, lines, reads_log, addresses }
     }
 
     /// Waits until it listens at `expected` addresses or more, the admin's among them; false if it ends before.
@@ -160,6 +164,11 @@ impl Sidecar {
 
     pub fn proxy_url(&self) -> String {
         format!("http://{}", self.proxy())
+    }
+
+    /// Stops reading stderr, or goes on: an unread pipe fills.
+    pub fn read_log(&self, reads: bool) {
+        self.reads_log.send_replace(reads);
     }
 
     /// Everything on stderr so far.
