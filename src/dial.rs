@@ -20,7 +20,8 @@ use tokio::net::TcpStream;
 use crate::model::HostOverride;
 use crate::model::connection::ForwardProxy;
 use crate::model::origin::{Host, Origin};
-use names::Names;
+use crate::tasks::Tasks;
+use names::{Class, Names};
 pub use policy::{AddressPolicy, Denied};
 pub use proxy::{Conduit, Forwarding, WayOut};
 
@@ -29,13 +30,20 @@ const ADDRESSES_MAX: usize = 8;
 /// How long an attempt runs alone before the next address is tried beside it (RFC 8305 §5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
+/// What a configuration says of the network.
+pub struct Reach<'a> {
+    pub hosts: &'a [HostOverride],
+    pub policy: AddressPolicy,
+    pub way_out: Option<WayOut>,
+}
+
 /// Resolves and connects; cloned freely.
 #[derive(Debug, Clone)]
 pub struct Dialer {
     /// Dialers of one number reach the same places: a connection made by one is good for another.
     pub number: usize,
     rules: Arc<Rules>,
-    names: Arc<Names>,
+    names: Names,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,12 +71,7 @@ pub enum DialError {
 
 impl Dialer {
     /// The dialer for these rules: `before`, if it has the same ones, else one with the next number.
-    pub fn new(
-        hosts: &[HostOverride],
-        policy: AddressPolicy,
-        way_out: Option<WayOut>,
-        before: Option<&Dialer>,
-    ) -> Dialer {
+    pub fn new(Reach { hosts, policy, way_out }: Reach<'_>, tasks: &Tasks, before: Option<&Dialer>) -> Dialer {
         let hosts = hosts.iter().map(|entry| (entry.host.clone(), (entry.address, entry.port))).collect();
         let name = way_out.iter().map(|way| way.place().host.clone());
         let policy_of_proxy = name.fold(policy.clone(), AddressPolicy::naming);
@@ -78,7 +81,7 @@ impl Dialer {
             before => {
                 let number = before.map_or(1, |before| before.number + 1);
                 // What names mean does not change with the rules.
-                let names = before.map(|before| before.names.clone()).unwrap_or_default();
+                let names = before.map_or_else(|| Names::of_system(tasks), |before| before.names.clone());
                 Dialer { number, rules: Arc::new(rules), names }
             }
         }
@@ -144,12 +147,13 @@ impl Dialer {
         stream.map_err(|source| DialError::Connect { host: origin.host.clone(), port: origin.port, source })
     }
 
-    async fn resolve(&self, host: &Host, port: u16) -> Result<Vec<SocketAddr>, DialError> {
+    async fn resolve(&self, host: &Host, port: u16, policy: &AddressPolicy) -> Result<Vec<SocketAddr>, DialError> {
         let name = match host {
             Host::Ip(address) => return Ok(vec![SocketAddr::new(*address, port)]),
             Host::Name(name) => name,
         };
-        let found = self.names.addresses(name).await;
+        let class = if policy.names(host) { Class::Configured } else { Class::Requested };
+        let found = self.names.addresses(name, class).await;
         let found = found.map_err(|source| DialError::Resolve { host: host.clone(), source })?;
         Ok(found.into_iter().map(|address| SocketAddr::new(address, port)).collect())
     }
@@ -168,7 +172,7 @@ impl Dialer {
     async fn permitted(&self, host: &Host, port: u16, policy: &AddressPolicy) -> Result<Vec<SocketAddr>, DialError> {
         let mut addresses = match self.rules.hosts.get(host) {
             Some((address, own_port)) => vec![SocketAddr::new(*address, own_port.unwrap_or(port))],
-            None => self.resolve(host, port).await?,
+            None => self.resolve(host, port, policy).await?,
         };
         for address in &addresses {
             self.check(host, *address, policy)?;

@@ -1,44 +1,82 @@
-//! Names and their addresses, kept for a moment.
+//! Resolved names, cached for a moment.
 //!
-//! The system's resolver is asked, so that `/etc/hosts`, search domains and the machine's own order hold; it tells no
-//! lifetimes, so an answer is kept for [`KEPT`], a failure for [`FAILURE_KEPT`], and a name is asked for anew once its addresses turn
-//! out to be dead. Holds: one lookup of a name at a time, however many wait for it; the memory of names is bounded.
+//! `getaddrinfo` resolves, so that `/etc/hosts`, search domains and the machine's own order hold. It reports no TTL: an
+//! answer is fresh for [`FRESH`], then served stale for up to [`STALE`] while a new lookup runs (RFC 8767). A failure is
+//! cached for [`FAILURE_TTL`], and a name is looked up again once its addresses turn out to be dead.
+//!
+//! Invariants: one lookup of a name at a time. A lookup occupies a thread until `getaddrinfo` returns, even if its waiters
+//! have left; [`LOOKUPS_MAX`] bounds the threads of each [`Class`]. A silent name server delays only names of its own zone,
+//! which may occupy [`ZONE_LOOKUPS_MAX`] threads; a lookup that still waits for its turn is dropped with its last waiter.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lru::LruCache;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
 use tokio::time::Instant;
 
 use super::ADDRESSES_MAX;
+use crate::tasks::Tasks;
 
-/// How long an answer is good: shorter than what clouds give their names.
-const KEPT: Duration = Duration::from_secs(10);
-/// How long nobody asks again after a failure.
-const FAILURE_KEPT: Duration = Duration::from_secs(1);
-/// Names that are remembered; the least recently used leave.
+/// An answer this young is served without another lookup; shorter than the TTLs of cloud services.
+const FRESH: Duration = Duration::from_secs(10);
+/// The oldest answer that is served while a new lookup runs or fails.
+const STALE: Duration = Duration::from_secs(600);
+/// How long a failed lookup is not repeated.
+const FAILURE_TTL: Duration = Duration::from_secs(1);
+/// Cached names; the least recently used is evicted.
 const NAMES_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("more than none");
-/// Lookups at once; each takes a thread.
+/// Concurrent lookups of each class.
 const LOOKUPS_MAX: usize = 32;
+/// Concurrent lookups of one zone in one class.
+const ZONE_LOOKUPS_MAX: usize = 8;
 
 type Lookup = dyn Fn(Arc<str>) -> Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>> + Send + Sync;
 
-pub struct Names {
-    known: Mutex<LruCache<Arc<str>, Arc<OnceCell<Answer>>>>,
-    places: Semaphore,
-    lookup: Box<Lookup>,
+/// Whose name it is. Each class has threads of its own, so that names chosen by callers delay no connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// The configuration contains the name.
+    Configured,
+    /// A request brought it.
+    Requested,
 }
 
-struct Answer {
-    /// What failed, in words.
-    addresses: Result<Vec<IpAddr>, String>,
-    until: Instant,
+/// The cache and its lookups; cloned freely.
+#[derive(Clone)]
+pub struct Names(Arc<Shared>);
+
+struct Shared {
+    cache: Mutex<LruCache<Arc<str>, Entry>>,
+    configured: Semaphore,
+    requested: Semaphore,
+    zones: Mutex<HashMap<(Class, Arc<str>), Arc<Semaphore>>>,
+    lookup: Box<Lookup>,
+    tasks: Tasks,
+}
+
+/// What is known of one name.
+#[derive(Default)]
+struct Entry {
+    /// The last success.
+    answer: Option<(Vec<IpAddr>, Instant)>,
+    /// Why the last lookup failed, if it did.
+    failure: Option<(String, Instant)>,
+    /// A lookup in progress; its end drops the sender.
+    lookup: Option<watch::Sender<()>>,
+}
+
+enum Found {
+    Addresses(Vec<IpAddr>),
+    Failure(String),
+    /// Ends with the lookup in progress.
+    Wait(watch::Receiver<()>),
 }
 
 impl fmt::Debug for Names {
@@ -47,65 +85,156 @@ impl fmt::Debug for Names {
     }
 }
 
-impl Default for Names {
+impl Names {
     /// Over the system's resolver.
-    fn default() -> Self {
-        Names::over(|name| {
+    pub fn of_system(tasks: &Tasks) -> Names {
+        Names::over(tasks, |name| {
             Box::pin(async move {
                 let found = tokio::net::lookup_host((&*name, 0)).await?;
                 Ok(found.map(|address| address.ip()).collect())
             })
         })
     }
-}
 
-impl Names {
-    fn over<F>(lookup: F) -> Names
+    fn over<F>(tasks: &Tasks, lookup: F) -> Names
     where
         F: Fn(Arc<str>) -> Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>> + Send + Sync + 'static,
     {
-        let known = Mutex::new(LruCache::new(NAMES_MAX));
-        Names { known, places: Semaphore::new(LOOKUPS_MAX), lookup: Box::new(lookup) }
+        Names(Arc::new(Shared {
+            cache: Mutex::new(LruCache::new(NAMES_MAX)),
+            configured: Semaphore::new(LOOKUPS_MAX),
+            requested: Semaphore::new(LOOKUPS_MAX),
+            zones: Mutex::default(),
+            lookup: Box::new(lookup),
+            tasks: tasks.clone(),
+        }))
     }
 
-    /// At least one address, and no more than [`ADDRESSES_MAX`].
-    pub async fn addresses(&self, name: &str) -> io::Result<Vec<IpAddr>> {
-        let cell = self.cell(name);
-        let answer = cell.get_or_init(|| self.ask(name.into())).await;
-        answer.addresses.clone().map_err(io::Error::other)
-    }
-
-    /// Nothing answers at the addresses of this name: whoever comes next asks for it anew.
-    pub fn forget(&self, name: &str) {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).pop(name);
-    }
-
-    fn cell(&self, name: &str) -> Arc<OnceCell<Answer>> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let good = known.get(name).filter(|cell| cell.get().is_none_or(|answer| now < answer.until));
-        if let Some(cell) = good {
-            return cell.clone();
+    /// At least one address, and at most [`ADDRESSES_MAX`]. The caller sets the deadline.
+    pub async fn addresses(&self, name: &str, class: Class) -> io::Result<Vec<IpAddr>> {
+        loop {
+            let mut lookup = match self.find(name, class) {
+                Found::Addresses(addresses) => return Ok(addresses),
+                Found::Failure(why) => return Err(io::Error::other(why)),
+                Found::Wait(lookup) => lookup,
+            };
+            // Nothing is ever sent: the end of the lookup ends the wait.
+            let _ = lookup.changed().await;
         }
-        let cell = Arc::<OnceCell<Answer>>::default();
-        known.put(name.into(), cell.clone());
-        cell
     }
 
-    async fn ask(&self, name: Arc<str>) -> Answer {
-        let _place = self.places.acquire().await;
-        let addresses = match (self.lookup)(name).await {
-            Ok(mut found) => {
-                // In the resolver's order; it may repeat itself.
-                let mut seen = std::collections::HashSet::new();
-                found.retain(|address| seen.insert(*address));
-                found.truncate(ADDRESSES_MAX);
-                if found.is_empty() { Err("the name has no address".to_owned()) } else { Ok(found) }
+    /// Drops the answer for a name whose addresses refuse connections, so that the next request waits for a new one.
+    pub fn forget(&self, name: &str) {
+        if let Some(entry) = self.cache().get_mut(name) {
+            (entry.answer, entry.failure) = (None, None);
+        }
+    }
+
+    fn find(&self, name: &str, class: Class) -> Found {
+        let now = Instant::now();
+        let mut cache = self.cache();
+        if !cache.contains(name) {
+            cache.put(name.into(), Entry::default());
+        }
+        let Some(entry) = cache.get_mut(name) else { return Found::Failure("the cache is full".to_owned()) };
+        let answer = entry.answer.as_ref().filter(|(_, at)| now < *at + STALE);
+        let failure = entry.failure.as_ref().filter(|(_, at)| now < *at + FAILURE_TTL);
+        match (answer, failure) {
+            (Some((addresses, at)), _) if now < *at + FRESH => Found::Addresses(addresses.clone()),
+            (Some((addresses, _)), failure) => {
+                let found = Found::Addresses(addresses.clone());
+                if failure.is_none() && entry.lookup.is_none() {
+                    self.begin(name, class, entry, true);
+                }
+                found
             }
-            Err(error) => Err(error.to_string()),
+            (None, Some((why, _))) => Found::Failure(why.clone()),
+            (None, None) => Found::Wait(match &entry.lookup {
+                Some(lookup) => lookup.subscribe(),
+                None => self.begin(name, class, entry, false),
+            }),
+        }
+    }
+
+    /// Starts a lookup. Unless it runs in the `background`, it ends with its last waiter if its turn has not come by then.
+    fn begin(&self, name: &str, class: Class, entry: &mut Entry, background: bool) -> watch::Receiver<()> {
+        let (sender, receiver) = watch::channel(());
+        entry.lookup = Some(sender.clone());
+        let turn = Turn { names: self.clone(), name: name.into(), class, sender };
+        self.0.tasks.spawn("lookup", turn.take(background));
+        receiver
+    }
+
+    fn cache(&self) -> MutexGuard<'_, LruCache<Arc<str>, Entry>> {
+        self.0.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn zones(&self) -> MutexGuard<'_, HashMap<(Class, Arc<str>), Arc<Semaphore>>> {
+        self.0.zones.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One lookup, from the queue to its result. Dropping it ends the wait of all who wait for it.
+struct Turn {
+    names: Names,
+    name: Arc<str>,
+    class: Class,
+    sender: watch::Sender<()>,
+}
+
+impl Turn {
+    async fn take(self, background: bool) {
+        let permits = tokio::select! {
+            permits = self.permits() => permits,
+            () = self.sender.closed(), if !background => return,
         };
-        let kept = if addresses.is_ok() { KEPT } else { FAILURE_KEPT };
-        Answer { addresses, until: Instant::now() + kept }
+        let found = (self.names.0.lookup)(self.name.clone()).await.and_then(|mut found| {
+            // In the resolver's order; it may repeat itself.
+            let mut seen = HashSet::new();
+            found.retain(|address| seen.insert(*address));
+            found.truncate(ADDRESSES_MAX);
+            if found.is_empty() { Err(io::Error::other("the name has no address")) } else { Ok(found) }
+        });
+        drop(permits);
+        let now = Instant::now();
+        if let Some(entry) = self.names.cache().peek_mut(&self.name) {
+            match found {
+                Ok(addresses) => (entry.answer, entry.failure) = (Some((addresses, now)), None),
+                Err(error) => entry.failure = Some((error.to_string(), now)),
+            }
+        }
+    }
+
+    /// First the zone's: a zone that waits for its own threads waits for none of the others'.
+    async fn permits(&self) -> Option<(OwnedSemaphorePermit, SemaphorePermit<'_>)> {
+        let zone =
+            self.names.zones().entry(self.zone()).or_insert_with(|| Arc::new(Semaphore::new(ZONE_LOOKUPS_MAX))).clone();
+        let threads = match self.class {
+            Class::Configured => &self.names.0.configured,
+            Class::Requested => &self.names.0.requested,
+        };
+        // Neither is ever closed.
+        Some((zone.acquire_owned().await.ok()?, threads.acquire().await.ok()?))
+    }
+
+    /// The last two labels: a name server usually serves one zone of its kind.
+    fn zone(&self) -> (Class, Arc<str>) {
+        let from = self.name.rmatch_indices('.').nth(1).map_or(0, |(at, _)| at + 1);
+        (self.class, self.name[from..].into())
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if let Some(entry) = self.names.cache().peek_mut(&self.name)
+            && entry.lookup.as_ref().is_some_and(|lookup| lookup.same_channel(&self.sender))
+        {
+            entry.lookup = None;
+        }
+        let (zone, mut zones) = (self.zone(), self.names.zones());
+        if zones.get(&zone).is_some_and(|semaphore| Arc::strong_count(semaphore) == 1) {
+            zones.remove(&zone);
+        }
     }
 }
 
@@ -117,68 +246,137 @@ mod tests {
 
     use super::*;
 
-    /// Answers after 50 ms with `addresses` addresses, none being a failure; counts.
-    fn names(addresses: u8) -> (Arc<Names>, Arc<AtomicUsize>) {
+    /// Answers after 50 ms with each of so many addresses twice, 0 being a failure; names under `silent.test` after an hour.
+    fn names(addresses: u8) -> (Names, Arc<AtomicUsize>) {
         let asked = Arc::<AtomicUsize>::default();
         let count = asked.clone();
-        let names = Names::over(move |_| {
+        let names = Names::over(&Tasks::default(), move |name| {
             count.fetch_add(1, Ordering::SeqCst);
             Box::pin(async move {
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                let silent = name.contains("silent");
+                tokio::time::sleep(if silent { Duration::from_secs(3600) } else { Duration::from_millis(50) }).await;
                 match addresses {
                     0 => Err(io::Error::other("SERVFAIL")),
                     n => Ok((0..n).flat_map(|last| [IpAddr::from([192, 0, 2, last]); 2]).collect()),
                 }
             })
         });
-        (Arc::new(names), asked)
+        (names, asked)
+    }
+
+    async fn ask(names: &Names, name: &str) -> io::Result<Vec<IpAddr>> {
+        names.addresses(name, Class::Requested).await
+    }
+
+    /// The time of others passes: lookups go on.
+    async fn pass(span: Duration) {
+        tokio::time::sleep(span).await;
     }
 
     #[tokio::test(start_paused = true)]
-    async fn many_ask_once_and_again_when_its_time_is_over() {
+    async fn many_requests_share_one_lookup() {
         let (names, asked) = names(2);
-        let answers = join_all((0..500).map(|_| names.addresses("a.test"))).await;
+        let answers = join_all((0..500).map(|_| ask(&names, "a.test"))).await;
         assert!(answers.iter().all(|answer| answer.as_ref().unwrap().len() == 2));
+        pass(FRESH - Duration::from_millis(1)).await;
+        ask(&names, "a.test").await.unwrap();
         assert_eq!(asked.load(Ordering::SeqCst), 1);
-        tokio::time::advance(KEPT - Duration::from_millis(1)).await;
-        names.addresses("a.test").await.unwrap();
-        assert_eq!(asked.load(Ordering::SeqCst), 1);
-        tokio::time::advance(Duration::from_millis(1)).await;
-        names.addresses("a.test").await.unwrap();
-        assert_eq!(asked.load(Ordering::SeqCst), 2);
         names.forget("a.test");
-        names.addresses("a.test").await.unwrap();
-        assert_eq!(asked.load(Ordering::SeqCst), 3);
+        ask(&names, "a.test").await.unwrap();
+        assert_eq!(asked.load(Ordering::SeqCst), 2);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_failure_is_kept_for_a_moment() {
+    async fn a_stale_answer_is_served_while_a_new_lookup_runs() {
+        let (names, asked) = names(1);
+        ask(&names, "a.test").await.unwrap();
+        pass(FRESH).await;
+        let started = Instant::now();
+        for _ in 0..100 {
+            ask(&names, "a.test").await.unwrap();
+        }
+        assert_eq!(started.elapsed(), Duration::ZERO);
+        pass(Duration::from_millis(50)).await;
+        ask(&names, "a.test").await.unwrap();
+        assert_eq!(asked.load(Ordering::SeqCst), 2, "the new answer is fresh");
+        pass(STALE).await;
+        let started = Instant::now();
+        ask(&names, "a.test").await.unwrap();
+        assert!(started.elapsed() >= Duration::from_millis(50), "an answer this old is not served");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failed_lookup_leaves_the_stale_answer_in_use() {
+        let healthy = Arc::new(std::sync::atomic::AtomicBool::new(true));
+        let answers = healthy.clone();
+        let names = Names::over(&Tasks::default(), move |_| {
+            let healthy = answers.load(Ordering::SeqCst);
+            Box::pin(async move {
+                if healthy { Ok(vec![[192, 0, 2, 1].into()]) } else { Err(io::Error::other("SERVFAIL")) }
+            })
+        });
+        ask(&names, "a.test").await.unwrap();
+        healthy.store(false, Ordering::SeqCst);
+        for _ in 0..10 {
+            pass(FRESH).await;
+            ask(&names, "a.test").await.unwrap();
+        }
+        pass(STALE).await;
+        assert_eq!(ask(&names, "a.test").await.unwrap_err().to_string(), "SERVFAIL");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_is_cached_for_a_moment() {
         let (names, asked) = names(0);
         for _ in 0..100 {
-            assert_eq!(names.addresses("a.test").await.unwrap_err().to_string(), "SERVFAIL");
+            assert_eq!(ask(&names, "a.test").await.unwrap_err().to_string(), "SERVFAIL");
         }
         assert_eq!(asked.load(Ordering::SeqCst), 1);
-        tokio::time::advance(FAILURE_KEPT).await;
-        names.addresses("a.test").await.unwrap_err();
+        pass(FAILURE_TTL).await;
+        ask(&names, "a.test").await.unwrap_err();
         assert_eq!(asked.load(Ordering::SeqCst), 2);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_goes_away_leaves_the_lookup_to_the_next() {
+    async fn a_waiter_that_leaves_cancels_no_lookup_of_the_others() {
         let (names, asked) = names(1);
-        let hurried = tokio::time::timeout(Duration::from_millis(10), names.addresses("a.test"));
-        let (gone, answer) = tokio::join!(hurried, names.addresses("a.test"));
+        let hurried = tokio::time::timeout(Duration::from_millis(10), ask(&names, "a.test"));
+        let (gone, answer) = tokio::join!(hurried, ask(&names, "a.test"));
         assert!(gone.is_err());
-        assert_eq!((answer.unwrap().len(), asked.load(Ordering::SeqCst)), (1, 2));
+        assert_eq!((answer.unwrap().len(), asked.load(Ordering::SeqCst)), (1, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_name_server_delays_no_other_zone_and_no_configured_name() {
+        let (names, asked) = names(1);
+        let hosts: Vec<String> = (0..1000).map(|n| format!("h{n}.silent.test")).collect();
+        let silent = join_all(hosts.iter().map(|host| ask(&names, host)));
+        assert!(tokio::time::timeout(Duration::from_secs(5), silent).await.is_err());
+        assert_eq!(asked.load(Ordering::SeqCst), ZONE_LOOKUPS_MAX, "threads of one zone are bounded");
+        let quick = |name, class| tokio::time::timeout(Duration::from_millis(100), names.addresses(name, class));
+        quick("a.quick.test", Class::Requested).await.unwrap().unwrap();
+        quick("a.silent.example", Class::Requested).await.unwrap_err();
+        quick("a.quick.example", Class::Requested).await.unwrap().unwrap();
+        // Many silent zones occupy every thread of their class, and none of the configuration's.
+        let hosts: Vec<String> = (0..100).map(|n| format!("a.silent{n}.test")).collect();
+        let silent = join_all(hosts.iter().map(|host| ask(&names, host)));
+        assert!(tokio::time::timeout(Duration::from_secs(5), silent).await.is_err());
+        quick("b.quick.test", Class::Requested).await.unwrap_err();
+        quick("c.quick.test", Class::Configured).await.unwrap().unwrap();
+        // What nobody waits for any more has left the queue.
+        let waiting = names.cache().iter().filter(|(_, entry)| entry.lookup.is_some()).count();
+        assert_eq!(waiting, LOOKUPS_MAX);
     }
 
     #[tokio::test(start_paused = true)]
     async fn addresses_and_names_are_bounded() {
         let (names, _) = names(250);
-        assert_eq!(names.addresses("a.test").await.unwrap().len(), ADDRESSES_MAX);
+        assert_eq!(ask(&names, "a.test").await.unwrap().len(), ADDRESSES_MAX);
         for n in 0..2 * NAMES_MAX.get() {
-            names.cell(&format!("{n}.test"));
+            names.find(&format!("{n}.test"), Class::Requested);
         }
-        assert_eq!(names.known.lock().unwrap().len(), NAMES_MAX.get());
+        assert_eq!(names.cache().len(), NAMES_MAX.get());
+        pass(Duration::from_secs(1)).await;
+        assert!(names.zones().is_empty(), "{:?}", names.zones().len());
     }
 }

@@ -83,6 +83,11 @@ impl AddressPolicy {
         self
     }
 
+    /// Does the configuration contain this very host?
+    pub fn names(&self, host: &Host) -> bool {
+        self.named.contains(host)
+    }
+
     /// May `host`, which resolved to `address`, be dialled?
     pub fn check(&self, host: &Host, address: SocketAddr) -> Result<(), Denied> {
         let (ip, port) = (unwrap(address.ip()), address.port());

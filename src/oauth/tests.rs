@@ -13,12 +13,13 @@ use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::dial::{AddressPolicy, Dialer};
+use crate::dial::{AddressPolicy, Dialer, Reach};
 use crate::model::connection::ClientCertificate;
 use crate::model::connection::{AuthorizationServer, BasicEncoding, ClientAuth, Endpoints, ServerProxy};
 use crate::model::origin::Host;
 use crate::model::secret::Secret;
 use crate::model::{HostOverride, Roots};
+use crate::tasks::Tasks;
 use crate::tls::{Trust, read_client_certificate};
 
 use server::{Reply, Request, Server, reply};
@@ -56,7 +57,10 @@ fn clients() -> HttpClients {
     let names = ["idp.test", "other.test", "localhost"].map(|name| Host::parse(name).unwrap());
     let policy = names.iter().cloned().fold(AddressPolicy::default(), AddressPolicy::naming);
     let hosts = names.map(|host| HostOverride { host, address: Ipv4Addr::LOCALHOST.into(), port: None });
-    HttpClients::new(Trust::new(&Roots::from([])), Dialer::new(&hosts, policy, None, None))
+    HttpClients::new(
+        Trust::new(&Roots::from([])),
+        Dialer::new(Reach { hosts: &hosts, policy, way_out: None }, &Tasks::default(), None),
+    )
 }
 
 fn endpoint(url: &str, auth: ClientAuth, trust: Option<Roots>) -> TokenEndpoint {

@@ -10,7 +10,7 @@ use url::Url;
 
 use crate::admin::Access;
 use crate::clock::Clock;
-use crate::dial::{AddressPolicy, Dialer, WayOut};
+use crate::dial::{AddressPolicy, Dialer, Reach, WayOut};
 use crate::model::connection::Connection;
 use crate::model::origin::Host;
 use crate::model::token::TokenKey;
@@ -155,7 +155,8 @@ impl Parts {
         let egress = &model.egress;
         let way = |proxy| WayOut::new(proxy, &egress.no_proxy, &trust, &model.trust);
         let way_out = egress.proxy.as_ref().and_then(way);
-        let dialer = Dialer::new(&model.hosts, policy, way_out, before.map(|before| &before.dialer));
+        let reach = Reach { hosts: &model.hosts, policy, way_out };
+        let dialer = Dialer::new(reach, &self.tasks, before.map(|before| &before.dialer));
         let authority = authority(model, before)?;
         let tracer = self.tracer(model, &trust)?;
         let mut clients = HttpClients::new(trust.clone(), dialer.clone());
@@ -204,7 +205,7 @@ impl Parts {
         let host = collector.host_str().and_then(|host| Host::parse(host).ok());
         let policy = AddressPolicy::new(model, &self.listeners);
         let policy = host.into_iter().fold(policy, AddressPolicy::naming);
-        let dialer = Dialer::new(&model.hosts, policy, None, None);
+        let dialer = Dialer::new(Reach { hosts: &model.hosts, policy, way_out: None }, &self.tasks, None);
         let client = HttpClients::new(trust.clone(), dialer).standard()?;
         let (tracer, exporter) = traces::start(client, collector, *sample)?;
         self.tasks.spawn("traces", exporter.run());

@@ -2,6 +2,7 @@
 
 use crate::destination::Goes::*;
 use crate::destination::{check, get};
+use crate::rig::peers;
 use crate::rig::raw::{self, Conn};
 use crate::rig::scripted::Scripted;
 use crate::rig::sidecar::Sidecar;
@@ -96,4 +97,20 @@ async fn with_deny_only_routes_are_reached() {
     check(&stage, "matched", &get("http://good.test/", "x", ""), 200, "", Good).await;
     check(&stage, "unmatched", &get("http://evil.test/", "x", ""), 403, "egress_denied", Nowhere).await;
     check(&stage, "other port", &get("http://good.test:81/", "x", ""), 403, "egress_denied", Nowhere).await;
+}
+
+/// Against the machine's own resolver, in namespaces of their own: see the script.
+#[tokio::test]
+async fn a_silent_name_server_delays_no_other_name_and_holds_few_threads() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut script = tokio::process::Command::new("unshare");
+    script.args(["--map-root-user", "--mount", "--net"]).arg(peers::python()).arg(peers::rig("silent_dns.py"));
+    script.arg(env!("CARGO_BIN_EXE_keybearer")).arg(dir.path()).kill_on_drop(true);
+    let output = tokio::time::timeout(crate::stage::s(40.0), script.output()).await.expect("it ends in time");
+    let output = output.expect("unshare of util-linux is installed");
+    let seen: serde_json::Value = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
+    assert_eq!(seen["status"], 204, "{seen}");
+    // Eight lookups of the silent zone, and what a program has without any.
+    assert!(seen["threads"].as_u64().expect("a number") < 40, "{seen}");
 }
