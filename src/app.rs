@@ -199,6 +199,7 @@ impl App {
             via: Via::new(&name).map_err(|_| io::Error::other("no name for Via"))?,
             gates: Arc::default(),
             tunnels: Arc::new(AtomicUsize::new(0)),
+            head_budget: Arc::default(),
         });
         let threads = proxy::start(shared.clone(), loaded.model.workers, self.proxy)?;
         // Before anybody hears that we are ready, and may send SIGHUP.

@@ -15,6 +15,7 @@ mod caller;
 mod downstream;
 mod error;
 mod exchange;
+mod head_budget;
 mod headers;
 pub mod inject;
 mod intercept;
@@ -161,7 +162,7 @@ async fn serve_one(worker: Rc<Worker>, accepted: Accepted, open: Arc<AtomicUsize
     if accepted.secure {
         let snapshot = worker.snapshot();
         let Some(config) = snapshot.listener_tls.get(&arrival.listener) else { return };
-        match handshake(&worker, config.clone(), io, snapshot.timeouts.client_head).await {
+        match Box::pin(handshake(&worker, config.clone(), io, snapshot.timeouts.client_head)).await {
             Ok((secured, certificate)) => {
                 io = secured;
                 arrival.certificate = certificate.as_ref().map(tls::names);

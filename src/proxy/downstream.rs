@@ -8,9 +8,12 @@ mod multiplexed;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::Poll;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
+use hyper::body::{Body, Frame, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -18,7 +21,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::arrival::From;
+use super::body::ResponseBody;
 use super::error::{About, ProxyError, to_wire};
+use super::head_budget::HeadShare;
+use super::report::Answer;
 use super::watched::{Overdue, Watch, Watched};
 use super::worker::Worker;
 use super::{Peer, tunnel};
@@ -37,10 +43,10 @@ pub async fn serve(worker: Rc<Worker>, mut io: Watched, peer: Rc<Peer>) {
         () = drain.reached(Phase::Drain) => return,
     };
     match first {
-        Ok(Ok(true)) => multiplexed::serve(worker, io, peer).await,
+        Ok(Ok(true)) => Box::pin(multiplexed::serve(worker, io, peer)).await,
         Ok(Ok(false)) => one_by_one(worker, io, peer).await,
         Err(_) if io.has_begun() => {
-            refuse(&worker, peer.arrival.from, io, ProxyError::RequestTimeout, &snapshot.limits).await;
+            Box::pin(refuse(&worker, peer.arrival.from, io, ProxyError::RequestTimeout, &snapshot.limits)).await;
         }
         Ok(Err(_)) | Err(_) => {}
     }
@@ -55,7 +61,12 @@ async fn one_by_one(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
     watch.bound_head(limits.head_bytes);
     let service = {
         let (worker, peer) = (worker.clone(), peer.clone());
-        service_fn(move |request| tunnel::or_exchange(worker.clone(), peer.clone(), request))
+        let watch = watch.clone();
+        service_fn(move |request| {
+            let (response, watch) = (tunnel::or_exchange(worker.clone(), peer.clone(), request), watch.clone());
+            // Boxed, because hyper keeps room for one future as long as a connection lives, idle or not.
+            Box::pin(async move { response.await.map(|response| response.map(|inner| Unblocked { inner, watch })) })
+        })
     };
     // Larger than our own bound, so that it is we who answer a head that is too large.
     let buffer_bytes = 2 * limits.head_bytes + 16 * 1024;
@@ -65,12 +76,13 @@ async fn one_by_one(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
         .serve_connection(TokioIo::new(io), service)
         .with_upgrades();
     let mut timer = std::pin::pin!(sleep_until(Instant::now() + timeouts.client_head));
+    let mut share = HeadShare::new(worker.shared.head_budget.clone());
     let mut phase = worker.shared.tasks.watch();
     let mut draining = false;
     let end = loop {
         tokio::select! {
             biased;
-            end = until(&mut connection, &watch, timer.as_mut(), &timeouts) => break end,
+            end = until(&mut connection, (&watch, &mut share), timer.as_mut(), &timeouts) => break end,
             () = last_request(&mut phase, &peer), if !draining => {
                 draining = true;
                 Pin::new(&mut connection).graceful_shutdown();
@@ -85,15 +97,45 @@ async fn one_by_one(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
         End::Done => None,
         End::Late(Overdue::Head) => Some(ProxyError::RequestTimeout),
         End::HeadTooLarge => Some(ProxyError::HeadTooLarge),
+        End::Overloaded => Some(ProxyError::Overloaded),
     };
     let Some(parts) = connection.into_parts() else { return };
     let mut io = parts.io.into_inner();
+    let has_line = parts.read_buf.contains(&b'\n');
+    // A refusal lingers for a moment, and many at once must not keep what they have read.
+    drop(parts.read_buf);
     match error {
-        None => say_last(&mut io, &[], LATE_BYTES_MAX).await,
-        Some(ProxyError::HeadTooLarge) if !parts.read_buf.contains(&b'\n') => {
-            refuse(&worker, from, io, ProxyError::TargetTooLong, &limits).await;
+        None => Box::pin(say_last(&mut io, &[], LATE_BYTES_MAX)).await,
+        Some(ProxyError::HeadTooLarge) if !has_line => {
+            Box::pin(refuse(&worker, from, io, ProxyError::TargetTooLong, &limits)).await;
         }
-        Some(error) => refuse(&worker, from, io, error, &limits).await,
+        Some(error) => Box::pin(refuse(&worker, from, io, error, &limits)).await,
+    }
+}
+
+/// A response body that is read from the upstream only while the caller reads: what hyper would take beyond is memory that a
+/// stalled download holds.
+struct Unblocked {
+    inner: ResponseBody<Answer>,
+    watch: Arc<Watch>,
+}
+
+impl Body for Unblocked {
+    type Data = Bytes;
+    type Error = <ResponseBody<Answer> as Body>::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let this = self.get_mut();
+        ready!(this.watch.poll_unblocked(cx));
+        Pin::new(&mut this.inner).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
     }
 }
 
@@ -111,12 +153,19 @@ const LATE_BYTES_MAX: usize = 16 * 1024 * 1024;
 enum End {
     Done,
     HeadTooLarge,
+    /// The memory for unfinished heads is taken.
+    Overloaded,
     Late(Overdue),
 }
 
 /// Drives the connection; ends early where a head outgrows its bound, or somebody is late. The deadline is looked at
 /// after every step, because it may move either way.
-async fn until<C>(connection: &mut C, watch: &Watch, mut timer: Pin<&mut Sleep>, timeouts: &Timeouts) -> End
+async fn until<C>(
+    connection: &mut C,
+    (watch, share): (&Watch, &mut HeadShare),
+    mut timer: Pin<&mut Sleep>,
+    timeouts: &Timeouts,
+) -> End
 where
     C: Future<Output = hyper::Result<()>> + Unpin,
 {
@@ -129,6 +178,9 @@ where
         }
         if watch.is_head_over() {
             return Poll::Ready(End::HeadTooLarge);
+        }
+        if !share.adjust(watch.unfinished_head_bytes()) {
+            return Poll::Ready(End::Overloaded);
         }
         let next = watch.next(timeouts);
         if let Some((deadline, _)) = next

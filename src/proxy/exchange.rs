@@ -112,7 +112,7 @@ impl<'a> Exchange<'a> {
         let mut first = self.send(&way, &head, &tokens, &source).await?;
         match way.bound {
             Some(bound) if injected && self.is_rejected(bound, &tokens, &mut first.0).await => {
-                self.replay(first, tokens, bound, &way, &head, &source).await
+                Box::pin(self.replay(first, tokens, bound, &way, &head, &source)).await
             }
             _ => Ok(self.answered(first.0, first.1)),
         }

@@ -70,7 +70,7 @@ pub async fn or_exchange(
     }
     let mut report = Report::begin(&worker, &peer, &request);
     let upgrade = hyper::upgrade::on(&mut request);
-    Ok(match admit(&worker, &peer, request, &mut report).await {
+    Ok(match Box::pin(admit(&worker, &peer, request, &mut report)).await {
         Err(fault) => report.error(fault),
         Ok(admitted) => {
             let tasks = worker.shared.tasks.clone();

@@ -115,7 +115,7 @@ impl Pool {
         let entry = self.entry(&snapshot.dialer, destination);
         let permit = match entry.gate.try_enter(snapshot.limits.per_upstream) {
             Some(permit) => permit,
-            None => entry.wait_for_place(snapshot).await?,
+            None => Box::pin(entry.wait_for_place(snapshot)).await?,
         };
         let (link, reused) = self.link(snapshot, destination, &entry, None).await?;
         Ok(Lease { link, entry, _permit: permit, reused })
@@ -166,7 +166,7 @@ impl Pool {
                 continue;
             }
             let _dialing = Dialing::begin(entry);
-            return Ok((self.connect(snapshot, destination, entry).await?, false));
+            return Ok((Box::pin(self.connect(snapshot, destination, entry)).await?, false));
         }
     }
 

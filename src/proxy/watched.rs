@@ -11,15 +11,21 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
+use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
+use super::head_budget::is_unfinished;
 use super::interim::Saying;
 use super::stream::Stream;
 use crate::model::Timeouts;
 
 /// Taken of a stream at once to see how it begins: a usual head fits.
 const FIRST_READ_BYTES: usize = 2048;
+/// What hyper makes room for before it reads.
+const HYPER_READ_BYTES: usize = 8 * 1024;
+/// Read over HTTP/2 without a request: settings, window updates and pings.
+const HTTP2_BYTES_FREE: usize = 16 * 1024;
 
 /// A caller's stream with what was already read of it, watched for time and size.
 pub struct Watched {
@@ -36,17 +42,23 @@ impl Watched {
         Watched { stream, buffered: Bytes::new(), interim: Bytes::new(), watch: Arc::new(Watch::new()) }
     }
 
-    /// Does it begin like this? What is read to know it is read again.
+    /// Does the stream begin with `prefix`? If not, the first head is read to its end as well while it is small: here an
+    /// unfinished one takes a tenth of what it takes in hyper. What is read is read again.
     pub async fn begins_with(&mut self, prefix: &[u8]) -> io::Result<bool> {
-        while self.buffered.len() < prefix.len() && prefix.starts_with(&self.buffered) {
+        loop {
+            let undecided = self.buffered.len() < prefix.len() && prefix.starts_with(&self.buffered);
+            let begun = self.buffered.starts_with(prefix);
+            let unfinished = self.buffered.len() < FIRST_READ_BYTES && is_unfinished(&self.buffered);
+            if begun || !undecided && !unfinished {
+                return Ok(begun);
+            }
             let mut read = BytesMut::with_capacity(FIRST_READ_BYTES);
             read.extend_from_slice(&self.buffered);
             if self.stream.read_buf(&mut read).await? == 0 {
-                break;
+                return Ok(false);
             }
             self.buffered = read.freeze();
         }
-        Ok(self.buffered.starts_with(prefix))
     }
 
     /// Has anything been read that was not yet served?
@@ -92,6 +104,8 @@ pub struct Watch {
     served: AtomicBool,
     /// Since when the caller reads nothing; 0: it reads.
     blocked_since_ms: AtomicU64,
+    /// Wakes the response body that waits until the caller reads again.
+    unblocked: AtomicWaker,
     /// Request bodies that are not read to their end; at most one but for moments.
     uploads: AtomicUsize,
     /// Was a body left unread?
@@ -118,6 +132,7 @@ impl Watch {
             head_bytes_max: AtomicUsize::new(usize::MAX),
             served: AtomicBool::new(false),
             blocked_since_ms: AtomicU64::new(0),
+            unblocked: AtomicWaker::new(),
             uploads: AtomicUsize::new(0),
             abandoned: AtomicBool::new(false),
             saying: Saying::default(),
@@ -143,7 +158,7 @@ impl Watch {
             return None;
         }
         let since = self.at(self.since_ms.load(Ordering::Relaxed));
-        let begun = self.head_bytes.load(Ordering::Relaxed) > 0;
+        let begun = self.head_bytes.load(Ordering::Relaxed) > 0 && !self.is_multiplexed();
         Some(match (begun, self.served.load(Ordering::Relaxed)) {
             _ if self.uploads.load(Ordering::Relaxed) > 0 && !self.is_multiplexed() => {
                 (since + timeouts.idle, Overdue::Idle)
@@ -154,9 +169,33 @@ impl Watch {
         })
     }
 
+    /// Does the caller read what is written to it? If not, `cx` is woken once it does.
+    pub fn poll_unblocked(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.blocked_since_ms.load(Ordering::Relaxed) == 0 {
+            return Poll::Ready(());
+        }
+        self.unblocked.register(cx.waker());
+        match self.blocked_since_ms.load(Ordering::Relaxed) {
+            0 => Poll::Ready(()),
+            _ => Poll::Pending,
+        }
+    }
+
     pub fn is_head_over(&self) -> bool {
         let over = self.head_bytes.load(Ordering::Relaxed) > self.head_bytes_max.load(Ordering::Relaxed);
         over && !self.is_serving()
+    }
+
+    /// An estimate of the memory that hyper holds for a head that is not complete.
+    pub fn unfinished_head_bytes(&self) -> usize {
+        let read = self.head_bytes.load(Ordering::Relaxed);
+        match self.is_multiplexed() {
+            _ if read == 0 || self.is_serving() => 0,
+            // Frames of the connection itself are few.
+            true if read <= HTTP2_BYTES_FREE => 0,
+            true => 2 * read,
+            false => (read + HYPER_READ_BYTES).next_power_of_two(),
+        }
     }
 
     fn is_serving(&self) -> bool {
@@ -184,7 +223,11 @@ impl Watch {
     }
 
     fn has_read(&self, count: usize) {
-        if self.is_serving() || count == 0 || self.is_multiplexed() {
+        if self.is_serving() || count == 0 {
+            return;
+        }
+        if self.is_multiplexed() {
+            self.head_bytes.fetch_add(count, Ordering::Relaxed);
             return;
         }
         // The rest of a body whose answer is complete is no head.
@@ -201,6 +244,7 @@ impl Watch {
                 self.blocked_since_ms.store(0, Ordering::Relaxed);
                 // An idle connection is one that has said all it had to say.
                 self.since_ms.store(self.now_ms(), Ordering::Relaxed);
+                self.unblocked.wake();
             }
             _ => {}
         }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use arc_swap::{ArcSwap, Cache};
 use prometheus::Histogram;
 
+use super::head_budget::HeadBudget;
 use super::headers::Via;
 use super::upstream::{Gates, Pool};
 use crate::clock::Clock;
@@ -30,6 +31,7 @@ pub struct Shared {
     pub via: Via,
     pub gates: Arc<Gates>,
     pub tunnels: Arc<AtomicUsize>,
+    pub head_budget: Arc<HeadBudget>,
 }
 
 pub struct Worker {

@@ -1,5 +1,11 @@
 //! Every bound of `limits` at small values: who is too many or too large hears so, and the others notice nothing.
 
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -100,6 +106,111 @@ async fn the_queue_drains_when_places_become_free() {
     let ask = || raw::send(stage.sidecar.proxy(), GET);
     let (_, a, b, c, d) = tokio::join!(upstream, ask(), ask(), ask(), ask());
     assert_eq!([a.status, b.status, c.status, d.status], [200; 4]);
+}
+
+#[tokio::test]
+async fn unfinished_heads_share_a_memory_budget() {
+    let stage = Stage::start("limits: {head: 256KiB}\n").await;
+    let field = format!("X: {}\r\n", "a".repeat(4000));
+    let unfinished = format!("GET http://good.test/ HTTP/1.1\r\nHost: x\r\n{}", field.repeat(60));
+    let before = stage.sidecar.resident_kib();
+    let mut held = Vec::new();
+    for _ in 0..600 {
+        let mut conn = Conn::open(stage.sidecar.proxy()).await;
+        conn.write(unfinished.as_bytes()).await;
+        held.push(conn);
+    }
+    let overloaded = "keybearer_errors_total{connection=\"\",code=\"overloaded\"}";
+    stage.sidecar.until_metric(overloaded, |count| count >= 300.0).await;
+    assert_eq!(held.last_mut().expect("a connection").answer().await.code(), "overloaded");
+    let grown_mib = stage.sidecar.resident_kib().saturating_sub(before) / 1024;
+    assert!(grown_mib < 110, "600 unfinished heads of 240 KB take {grown_mib} MiB");
+    assert_eq!(raw::send(stage.sidecar.proxy(), GET).await.status, 200, "a usual head takes no share");
+}
+
+/// Serves downloads without end over HTTP/1.1, or over HTTP/2 by prior knowledge, and counts what it could send.
+async fn serve_endlessly(listener: TcpListener, http2: bool, sent_bytes: Arc<AtomicUsize>) {
+    const PART: &[u8] = &[b'x'; 16 * 1024];
+    while let Ok((mut stream, _)) = listener.accept().await {
+        let sent_bytes = sent_bytes.clone();
+        tokio::spawn(async move {
+            if !http2 {
+                let mut head = [0; 4096];
+                stream.read(&mut head).await?;
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000000\r\n\r\n").await?;
+                loop {
+                    sent_bytes.fetch_add(stream.write(PART).await?, Ordering::Relaxed);
+                }
+            }
+            let mut conn = h2::server::handshake(stream).await.map_err(std::io::Error::other)?;
+            while let Some(Ok((_, mut respond))) = conn.accept().await {
+                let mut body = respond.send_response(http::Response::new(()), false).map_err(std::io::Error::other)?;
+                let sent_bytes = sent_bytes.clone();
+                tokio::spawn(async move {
+                    body.reserve_capacity(PART.len());
+                    while let Some(Ok(room)) = poll_fn(|cx| body.poll_capacity(cx)).await {
+                        let part = Bytes::from_static(&PART[..room.min(PART.len())]);
+                        sent_bytes.fetch_add(part.len(), Ordering::Relaxed);
+                        if body.send_data(part, false).is_err() {
+                            return;
+                        }
+                        body.reserve_capacity(PART.len());
+                    }
+                });
+            }
+            std::io::Result::Ok(())
+        });
+    }
+}
+
+/// A caller's download over HTTP/2, of which it never takes a byte.
+async fn stall_over_http2(client: &h2::client::SendRequest<Bytes>, authority: SocketAddr) -> h2::RecvStream {
+    let request = http::Request::get(format!("http://{authority}/api/endless")).body(()).expect("a request");
+    let mut client = client.clone().ready().await.expect("room for a stream");
+    let (response, _) = client.send_request(request, true).expect("it is sent");
+    response.await.expect("a response").into_body()
+}
+
+#[tokio::test]
+async fn a_stalled_download_holds_little_memory() {
+    const DOWNLOADS: usize = 100;
+    for (row, http2_caller, http2_upstream) in
+        [("HTTP/1.1", false, false), ("HTTP/2 upstream", false, true), ("HTTP/2 caller", true, false)]
+    {
+        let (stage, listener) = Stage::with_raw_good("").await;
+        let sent_bytes = Arc::<AtomicUsize>::default();
+        let upstream = tokio::spawn(serve_endlessly(listener, http2_upstream, sent_bytes.clone()));
+        let before = stage.sidecar.resident_kib();
+        let (mut conns, mut bodies) = (Vec::new(), Vec::new());
+        if http2_caller {
+            let stream = TcpStream::connect(stage.sidecar.proxy()).await.expect("a connection");
+            let (client, conn) = h2::client::handshake(stream).await.expect("HTTP/2");
+            tokio::spawn(conn);
+            for _ in 0..DOWNLOADS {
+                bodies.push(stall_over_http2(&client, stage.sidecar.proxy()).await);
+            }
+        }
+        for _ in bodies.len()..DOWNLOADS {
+            let mut conn = Conn::open(stage.sidecar.proxy()).await;
+            let kind = if http2_upstream { "application/grpc" } else { "text/plain" };
+            conn.write(format!("GET http://good.test/ HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n\r\n").as_bytes())
+                .await;
+            conns.push(conn);
+        }
+        stage.sidecar.until_metric("keybearer_requests_in_flight", |count| count == DOWNLOADS as f64).await;
+        let stalled = async {
+            let mut last = 0;
+            while sent_bytes.load(Ordering::Relaxed) != last || last == 0 {
+                last = sent_bytes.load(Ordering::Relaxed);
+                tokio::time::sleep(s(0.5)).await;
+            }
+        };
+        tokio::time::timeout(s(20.0), stalled).await.expect("downloads come to a halt");
+        let each_kib = stage.sidecar.resident_kib().saturating_sub(before) / DOWNLOADS as u64;
+        // Beside the body the connection itself: its task, and what was read of it.
+        assert!(each_kib <= 128 + 16, "{row}: {each_kib} KiB");
+        upstream.abort();
+    }
 }
 
 #[tokio::test]

@@ -22,6 +22,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::super::body::ResponseBody;
+use super::super::head_budget::HeadShare;
 use super::super::report::Answer;
 use super::super::watched::{Overdue, Watched};
 use super::super::worker::Worker;
@@ -34,6 +35,8 @@ const STREAMS_MAX: u32 = 100;
 /// What a caller may send ahead on one stream and on all of a connection, in bytes.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// What is taken of a response before its stream's window has room for it.
+const SEND_BUFFER_BYTES: usize = 32 * 1024;
 /// How long the end of an idle connection may take.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -47,6 +50,7 @@ pub async fn serve(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
     let streams = Streams { tasks: worker.shared.tasks.clone(), idle: timeouts.idle, coming: Rc::default() };
     let coming = streams.coming.clone();
     let mut drain = worker.shared.tasks.watch();
+    let mut share = HeadShare::new(worker.shared.head_budget.clone());
     let service = {
         let peer = peer.clone();
         service_fn(move |request| {
@@ -60,6 +64,7 @@ pub async fn serve(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
         .max_concurrent_streams(STREAMS_MAX)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER_BYTES)
         .max_header_list_size(u32::try_from(head_bytes_max).unwrap_or(u32::MAX))
         .keep_alive_interval(timeouts.keep_alive)
         .enable_connect_protocol()
@@ -69,7 +74,7 @@ pub async fn serve(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
     loop {
         tokio::select! {
             biased;
-            end = until(&mut connection, &watch, timer.as_mut(), &timeouts) => {
+            end = until(&mut connection, (&watch, &mut share), timer.as_mut(), &timeouts) => {
                 match end {
                     End::Late(Overdue::Stalled) => tracing::debug!("a caller stopped reading and was dropped"),
                     End::Late(_) => break,

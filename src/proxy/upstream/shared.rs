@@ -21,9 +21,9 @@ use crate::tasks::Tasks;
 
 /// Streams on one connection; beyond them another connection is better.
 const STREAMS_MAX: usize = 100;
-/// What an upstream may send ahead on one stream, in bytes; on a connection as much for each stream, since what one caller
-/// does not take would else hold up the others.
-const STREAM_WINDOW: u32 = 256 * 1024;
+/// Flow control windows, in bytes: what a stalled download holds is bounded by the stream's; the connection's has as much for
+/// each stream, so that one stalled caller does not stop the others.
+const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = STREAMS_MAX as u32 * STREAM_WINDOW;
 /// A connection in use on which nothing comes for so long is asked whether it lives, and given so long to answer.
 const PING_AFTER: Duration = Duration::from_secs(20);
