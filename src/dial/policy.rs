@@ -2,7 +2,8 @@
 //!
 //! Private networks only for names that the configuration names, or inside `egress.allow_private`; link-local, metadata,
 //! unspecified and multicast addresses and our own listeners only where a route names that very address. An address that
-//! stands in a route or a URL is open at the port that stands there, and for who asks for it literally.
+//! stands in a route or a URL is open at the port that stands there, and for who asks for it literally. An address that embeds
+//! others (IPv4-mapped, NAT64, 6to4, Teredo) is judged by each of them, since that is where its packets go.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -53,7 +54,7 @@ impl AddressPolicy {
             for url in urls.chain(issuer) {
                 let host = url.host_str().and_then(|host| Host::parse(host).ok());
                 match (host, url.port_or_known_default()) {
-                    (Some(Host::Ip(address)), Some(port)) => policy.endpoints.extend([(unwrap(address), port)]),
+                    (Some(Host::Ip(address)), Some(port)) => policy.endpoints.extend([(address.to_canonical(), port)]),
                     (host, _) => policy.named.extend(host),
                 }
             }
@@ -70,7 +71,7 @@ impl AddressPolicy {
                     PortRule::Stated(port) => Some(port),
                     PortRule::Any => None,
                 };
-                self.routed.extend([(unwrap(address), port)]);
+                self.routed.extend([(address.to_canonical(), port)]);
             }
             (HostPattern::Exact(host), ..) => self.named.extend([host]),
             (HostPattern::Below(_), ..) => {}
@@ -90,26 +91,26 @@ impl AddressPolicy {
 
     /// May `host`, which resolved to `address`, be dialled?
     pub fn check(&self, host: &Host, address: SocketAddr) -> Result<(), Denied> {
-        let (ip, port) = (unwrap(address.ip()), address.port());
+        let (ip, port) = (address.ip().to_canonical(), address.port());
         let literal = matches!(host, Host::Ip(_));
         let routed = |port| literal && self.routed.contains(&(ip, port));
         if routed(Some(port)) {
             return Ok(());
         }
-        if self.own.iter().any(|own| own.port() == port && reaches(own.ip(), ip)) {
+        let reached = reached(ip);
+        let is_own = |ip: &IpAddr| self.own.iter().any(|own| own.port() == port && reaches(own.ip(), *ip));
+        if reached.iter().any(is_own) {
             return Err(Denied::OwnListener);
         }
         if routed(None) {
             return Ok(());
         }
-        if is_special(ip) {
+        if reached.iter().any(is_special) {
             return Err(Denied::Special);
         }
-        let allowed = !is_private(ip)
-            || self.named.contains(host)
-            || literal && self.endpoints.contains(&(ip, port))
-            || self.allow_private.iter().any(|n| n.contains(&ip));
-        if allowed { Ok(()) } else { Err(Denied::Private) }
+        let named = self.named.contains(host) || literal && self.endpoints.contains(&(ip, port));
+        let is_allowed = |ip: &IpAddr| !is_private(ip) || self.allow_private.iter().any(|network| network.contains(ip));
+        if named || reached.iter().all(is_allowed) { Ok(()) } else { Err(Denied::Private) }
     }
 }
 
@@ -118,36 +119,46 @@ fn reaches(own: IpAddr, ip: IpAddr) -> bool {
     own.to_canonical() == ip || (own.is_unspecified() && UdpSocket::bind((ip, 0)).is_ok())
 }
 
-/// The address that is really meant: IPv4 inside IPv6 (mapped, or translated as in RFC 6052) is IPv4.
-fn unwrap(ip: IpAddr) -> IpAddr {
-    let IpAddr::V6(v6) = ip.to_canonical() else { return ip.to_canonical() };
+/// Where packets to a canonical address go: to the IPv4 addresses that it embeds, else to itself.
+fn reached(ip: IpAddr) -> [IpAddr; 2] {
+    let IpAddr::V6(v6) = ip else { return [ip; 2] };
+    let v4 = |high: u16, low: u16| IpAddr::from(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)));
     match v6.segments() {
-        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => {
-            let [a, b] = high.to_be_bytes();
-            let [c, d] = low.to_be_bytes();
-            Ipv4Addr::new(a, b, c, d).into()
-        }
-        _ => ip,
+        // NAT64 (RFC 6052 §2.1)
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => [v4(high, low); 2],
+        // 6to4 (RFC 3056 §2): the gateway
+        [0x2002, high, low, ..] => [v4(high, low); 2],
+        // Teredo (RFC 4380 §4): the server, and the client behind its NAT with all bits inverted
+        [0x2001, 0, high, low, _, _, client_high, client_low] => [v4(high, low), v4(!client_high, !client_low)],
+        _ => [ip; 2],
     }
 }
 
-fn is_private(ip: IpAddr) -> bool {
+fn is_private(ip: &IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => {
             let [a, b, ..] = ip.octets();
             ip.is_loopback() || ip.is_private() || (a == 100 && b & 0xc0 == 64)
         }
-        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local(),
+        IpAddr::V6(ip) => {
+            // NAT64 within a network (RFC 8215); where the IPv4 address lies in it is that network's own business.
+            let local_nat64 = ip.segments()[..3] == [0x64, 0xff9b, 1];
+            ip.is_loopback() || ip.is_unique_local() || local_nat64
+        }
     }
 }
 
-fn is_special(ip: IpAddr) -> bool {
-    /// The metadata address of a cloud provider inside fc00::/7.
-    const METADATA: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+fn is_special(ip: &IpAddr) -> bool {
+    /// Metadata and host services of clouds outside the link-local ranges: Azure, Oracle and Alibaba.
+    const METADATA_V4: [Ipv4Addr; 3] =
+        [Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(192, 0, 0, 192), Ipv4Addr::new(100, 100, 100, 200)];
+    /// AWS and Google.
+    const METADATA_V6: [Ipv6Addr; 2] =
+        [Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)];
     match ip {
         IpAddr::V4(ip) => {
             let [a, ..] = ip.octets();
-            a == 0 || a >= 224 || ip.is_link_local()
+            a == 0 || a >= 224 || ip.is_link_local() || METADATA_V4.contains(ip)
         }
         IpAddr::V6(ip) => {
             let site_local = ip.segments()[0] & 0xffc0 == 0xfec0;
@@ -157,7 +168,7 @@ fn is_special(ip: IpAddr) -> bool {
                 || ip.is_unicast_link_local()
                 || site_local
                 || compatible
-                || ip == METADATA
+                || METADATA_V6.contains(ip)
         }
     }
 }
@@ -204,6 +215,42 @@ mod tests {
         check("other.test", "192.0.2.1:443", Ok(()));
         check("other.test", "[2001:db8::1]:443", Ok(()));
         check("other.test", "100.128.0.1:443", Ok(()));
+        check("other.test", "[64:ff9b:1::192.0.2.1]:1", Err(Denied::Private));
+        check("named.test", "[64:ff9b:1::192.0.2.1]:1", Ok(()));
+        check("other.test", "[64:ff9b:2::192.0.2.1]:1", Ok(()));
+    }
+
+    #[test]
+    fn an_address_is_judged_by_those_that_it_embeds() {
+        // 10.2.0.1 is private, 10.1.0.1 is in allow_private, 192.0.2.1 is public; a Teredo client is written inverted.
+        for (address, expected) in [
+            ("[::ffff:192.0.2.1]:1", Ok(())),
+            ("[::ffff:10.1.0.1]:1", Ok(())),
+            ("[::ffff:10.2.0.1]:1", Err(Denied::Private)),
+            ("[::ffff:168.63.129.16]:1", Err(Denied::Special)),
+            ("[64:ff9b::192.0.2.1]:1", Ok(())),
+            ("[64:ff9b::10.1.0.1]:1", Ok(())),
+            ("[64:ff9b::127.0.0.1]:1", Err(Denied::Private)),
+            ("[64:ff9b::100.100.100.200]:1", Err(Denied::Special)),
+            ("[2002:c000:201::1]:1", Ok(())),
+            ("[2002:a01:1:5::1]:1", Ok(())),
+            ("[2002:a02:1::]:1", Err(Denied::Private)),
+            ("[2002:7f00:1::]:1", Err(Denied::Private)),
+            ("[2002:a9fe:a9fe::1]:1", Err(Denied::Special)),
+            ("[2002:0:1::1]:1", Err(Denied::Special)),
+            ("[2001:0:c000:201:0:f227:3fff:fdfe]:1", Ok(())),
+            ("[2001:0:c000:201:0:f227:f5fd:fffe]:1", Err(Denied::Private)),
+            ("[2001:0:c000:201:0:f227:f5fe:fffe]:1", Ok(())),
+            ("[2001:0:a02:1:0:f227:3fff:fdfe]:1", Err(Denied::Private)),
+            ("[2001:0:c000:201:0:f227:5601:5601]:1", Err(Denied::Special)),
+            ("[2001:0:a9fe:a9fe:0:f227:3fff:fdfe]:1", Err(Denied::Special)),
+            ("[2001:1:a02:1::1]:1", Ok(())),
+        ] {
+            check("other.test", address, expected);
+        }
+        check("named.test", "[2002:7f00:1::]:1", Ok(()));
+        check("named.test", "[2002:7f00:1::]:8080", Err(Denied::OwnListener));
+        check("named.test", "[2002:a9fe:a9fe::1]:1", Err(Denied::Special));
     }
 
     #[test]
@@ -221,6 +268,10 @@ mod tests {
             "[::ffff:169.254.169.254]:80",
             "[64:ff9b::a9fe:a9fe]:80",
             "[::127.0.0.1]:80",
+            "168.63.129.16:80",
+            "192.0.0.192:80",
+            "100.100.100.200:80",
+            "[fd20:ce::254]:80",
         ];
         for address in special {
             check("named.test", address, Err(Denied::Special));
@@ -228,6 +279,19 @@ mod tests {
         check("169.254.1.1", "169.254.1.1:80", Ok(()));
         check("169.254.1.1", "169.254.1.1:81", Err(Denied::Special));
         check("named.test", "169.254.1.1:80", Err(Denied::Special));
+        check("[::ffff:169.254.1.1]", "[::ffff:169.254.1.1]:80", Ok(()));
+        check("[64:ff9b::169.254.1.1]", "[64:ff9b::169.254.1.1]:80", Err(Denied::Special));
+        let policy = AddressPolicy {
+            allow_private: vec!["100.64.0.0/10".parse().unwrap(), "fc00::/7".parse().unwrap()],
+            routed: [("2002:a9fe:101::".parse().unwrap(), Some(80))].into(),
+            ..AddressPolicy::default()
+        };
+        let check = |host: &str, address: &str| policy.check(&Host::parse(host).unwrap(), address.parse().unwrap());
+        assert_eq!(check("[2002:a9fe:101::]", "[2002:a9fe:101::]:80"), Ok(()));
+        assert_eq!(check("169.254.1.1", "169.254.1.1:80"), Err(Denied::Special));
+        assert_eq!(check("a.test", "100.100.100.200:80"), Err(Denied::Special), "whatever allow_private says");
+        assert_eq!(check("a.test", "100.100.100.201:80"), Ok(()));
+        assert_eq!(check("a.test", "[fd20:ce::254]:80"), Err(Denied::Special));
     }
 
     #[test]

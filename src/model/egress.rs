@@ -10,7 +10,7 @@ pub struct Egress {
     pub unmatched: Unmatched,
     /// Private networks that any name may resolve to.
     pub allow_private: Vec<IpNet>,
-    /// Where CONNECT may lead that no route names.
+    /// Ports of hosts that no route names, by tunnel or not.
     pub connect_ports: Vec<u16>,
     /// The way out, for upstreams, tunnels and token endpoints.
     pub proxy: Option<ForwardProxy>,
@@ -26,6 +26,22 @@ impl Default for Egress {
             connect_ports: vec![443, 80],
             proxy: None,
             no_proxy: Vec::new(),
+        }
+    }
+}
+
+impl Egress {
+    /// May a host be reached at `port` that no route names?
+    ///
+    /// # Errors
+    /// Why not, and what would permit it.
+    pub fn permit_unmatched(&self, port: u16) -> Result<(), &'static str> {
+        match self.unmatched {
+            Unmatched::Deny => Err("no route names the host, and egress.unmatched is deny"),
+            Unmatched::Forward if !self.connect_ports.contains(&port) => {
+                Err("no route names host and port, and egress.connect_ports does not list the port")
+            }
+            Unmatched::Forward => Ok(()),
         }
     }
 }

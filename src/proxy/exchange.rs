@@ -29,7 +29,6 @@ use super::upgrade::{self, Switch};
 use super::upstream::{Destination, Lease, Protocol};
 use super::watched::Upload;
 use super::worker::{Place as Seat, Worker};
-use crate::model::Unmatched;
 use crate::router::{CallerId, Found};
 use crate::snapshot::Snapshot;
 use tokens::Whose;
@@ -203,16 +202,10 @@ impl<'a> Exchange<'a> {
 
     /// A host that no route names.
     fn unmatched(&self, target: Target) -> Result<Way<'a>, Fault> {
-        match (target, self.snapshot.egress.unmatched) {
-            (Target::Absolute(origin, path), Unmatched::Forward) => {
-                let (tls, protocol) = (self.snapshot.plain.clone(), Protocol::Any);
-                let destination = Destination { origin, tls, server_name: None, protocol };
-                Ok(Way { bound: None, destination, path, trailers: false })
-            }
-            (Target::Absolute(..), Unmatched::Deny) => {
-                Err(ProxyError::EgressDenied("no route names the host, and egress.unmatched is deny").into())
-            }
-            _ => Err(ProxyError::NoMount.into()),
-        }
+        let Target::Absolute(origin, path) = target else { return Err(ProxyError::NoMount.into()) };
+        self.snapshot.egress.permit_unmatched(origin.port).map_err(ProxyError::EgressDenied)?;
+        let (tls, protocol) = (self.snapshot.plain.clone(), Protocol::Any);
+        let destination = Destination { origin, tls, server_name: None, protocol };
+        Ok(Way { bound: None, destination, path, trailers: false })
     }
 }

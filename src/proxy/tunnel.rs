@@ -33,7 +33,6 @@ use super::watched::{Activity, Watched};
 use super::worker::{Place, Worker};
 use super::{Peer, Tunnelled, caller, exchange, intercept};
 use crate::dial::Conduit;
-use crate::model::Unmatched;
 use crate::model::connection::Connection;
 use crate::model::origin::{Origin, Scheme};
 use crate::router::CallerId;
@@ -127,7 +126,7 @@ async fn admit(
     let (secure, plain) = (named(Scheme::Https), named(Scheme::Http));
     let matched = secure.or(plain).is_some();
     if !matched {
-        permit(&snapshot, port)?;
+        snapshot.egress.permit_unmatched(port).map_err(ProxyError::EgressDenied)?;
     }
     let place = Place::take(&worker.shared.tunnels, snapshot.limits.tunnels)
         .ok_or_else(|| ProxyError::Overloaded.because("limits.tunnels is reached"))?;
@@ -154,18 +153,6 @@ async fn admit(
     let caller = caller.and_then(|id| snapshot.callers.get(id)).map(Proven::of);
     let tunnelled = Tunnelled { scheme: Scheme::Http, host, port, caller, misnamed: false, over: Notify::new() };
     Ok(Admitted { tunnelled, matched, tls, place })
-}
-
-/// A tunnel to a place that no route names.
-fn permit(snapshot: &Snapshot, port: u16) -> Result<(), Fault> {
-    if snapshot.egress.unmatched == Unmatched::Deny {
-        return Err(ProxyError::EgressDenied("no route names the host, and egress.unmatched is deny").into());
-    }
-    if !snapshot.egress.connect_ports.contains(&port) {
-        let why = "no route names host and port, and egress.connect_ports does not list the port";
-        return Err(ProxyError::EgressDenied(why).into());
-    }
-    Ok(())
 }
 
 /// May the caller use one of the routes of a place, if there are any? Nobody looks into what is relayed, so it is refused as

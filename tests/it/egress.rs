@@ -36,6 +36,13 @@ async fn private_addresses_are_closed_unless_they_are_named() {
         "224.0.0.1",
         "255.255.255.255",
         "[fe80::1]",
+        "168.63.129.16",
+        "192.0.0.192",
+        "100.100.100.200",
+        "[fd20:ce::254]",
+        "[2002:7f00:1::1]",
+        "[2001:0:c000:201:0:f227:80ff:fffe]",
+        "[64:ff9b:1::c000:201]",
     ] {
         let row = format!("special {host}");
         check(&stage, &row, &get(&format!("http://{host}:{port}/"), host, ""), 403, "egress_denied", Nowhere).await;
@@ -44,15 +51,25 @@ async fn private_addresses_are_closed_unless_they_are_named() {
 
 #[tokio::test]
 async fn allow_private_opens_networks_but_never_our_own_listeners() {
-    let stage = Stage::start("egress: {allow_private: true}\n").await;
+    let (proxy, admin) = (free_port().await, free_port().await);
+    let stage = Stage::start(&format!(
+        "listeners: {{proxy: \"127.0.0.1:{proxy}\", admin: \"127.0.0.1:{admin}\"}}\n\
+         egress: {{allow_private: true, connect_ports: [PORTS, {proxy}, {admin}]}}\n"
+    ))
+    .await;
     let port = stage.evil.address.port();
     for host in ["localhost", "127.0.0.1"] {
         check(&stage, host, &get(&format!("http://{host}:{port}/"), host, ""), 200, "", Evil).await;
     }
-    let said = stage.say(get("http://169.254.169.254/", "x", "")).await;
-    assert_eq!((said.status(), said.code().as_str()), (403, "egress_denied"), "metadata stays closed");
+    let wrapped = ["[::ffff:127.0.0.1]", "[2002:7f00:1::1]", "[2001:0:7f00:1:0:f227:80ff:fffe]"];
+    for metadata in
+        ["169.254.169.254", "100.100.100.200", "[64:ff9b::6464:64c8]", "[2002:a83f:8110::1]", "[fd20:ce::254]"]
+    {
+        let said = stage.say(get(&format!("http://{metadata}/"), "x", "")).await;
+        assert_eq!((said.status(), said.code().as_str()), (403, "egress_denied"), "{metadata} stays closed");
+    }
     for (listener, own) in [("proxy", stage.sidecar.proxy()), ("admin", stage.sidecar.admin())] {
-        for host in ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]"] {
+        for host in ["127.0.0.1", "localhost"].iter().chain(&wrapped) {
             let row = format!("AD-04 {listener} as {host}");
             let bytes = get(&format!("http://{host}:{}/livez", own.port()), host, "");
             check(&stage, &row, &bytes, 403, "egress_denied", Nowhere).await;
@@ -60,13 +77,18 @@ async fn allow_private_opens_networks_but_never_our_own_listeners() {
     }
 }
 
+/// One that nobody listens at, at this moment.
+async fn free_port() -> u16 {
+    tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
+}
+
 #[tokio::test]
 async fn an_address_in_a_route_opens_its_own_port_alone() {
     let (api, tokens, other) = (Scripted::upstream().await, Scripted::tokens(3600).await, Scripted::upstream().await);
-    let admin = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
-    let ports = format!("{}, {admin}", other.address.port());
+    let (proxy, admin) = (free_port().await, free_port().await);
+    let ports = format!("{}, {}, {proxy}, {admin}", other.address.port(), api.address.port());
     let sidecar = Sidecar::start(&format!(
-        "listeners: {{proxy: \"127.0.0.1:0\", admin: \"127.0.0.1:{admin}\"}}\negress: {{connect_ports: [{ports}]}}\n\
+        "listeners: {{proxy: \"127.0.0.1:{proxy}\", admin: \"127.0.0.1:{admin}\"}}\negress: {{connect_ports: [{ports}]}}\n\
          hosts: {{me.test: \"127.0.0.1\"}}\nconnections:\n- {{name: crm, client_id: a, client_secret: b, token_url: \"http://{}/token\", \
          routes: [{{mount: /x, upstream: \"http://{}\"}}, {{mount: /me, upstream: \"http://me.test:{admin}\", upstream_tls: false}}]}}\n",
         tokens.address, api.address
@@ -113,4 +135,37 @@ async fn a_silent_name_server_delays_no_other_name_and_holds_few_threads() {
     assert_eq!(seen["status"], 204, "{seen}");
     // Eight lookups of the silent zone, and what a program has without any.
     assert!(seen["threads"].as_u64().expect("a number") < 40, "{seen}");
+}
+
+#[tokio::test]
+async fn unmatched_hosts_are_reached_on_connect_ports_alone_by_tunnel_or_not() {
+    const APPLIED: &str = "keybearer_config_reloads_total{outcome=\"applied\"}";
+    let stage = Stage::start("egress: {connect_ports: [81]}\n").await;
+    for (row, url, status, code, goes) in [
+        ("a listed port", "http://evil.test:81/", 200, "", Evil),
+        ("http's own port", "http://evil.test/", 403, "egress_denied", Nowhere),
+        ("written out", "http://evil.test:80/", 403, "egress_denied", Nowhere),
+        ("https", "https://evil.test/", 403, "egress_denied", Nowhere),
+        ("another port", "http://evil.test:82/", 403, "egress_denied", Nowhere),
+        ("a host with routes at another port", "http://good.test:443/", 403, "egress_denied", Nowhere),
+        ("the same at a listed port", "http://good.test:81/", 200, "", GoodBare),
+        ("a route", "http://good.test/", 200, "", Good),
+    ] {
+        check(&stage, row, &get(url, "x", ""), status, code, goes).await;
+    }
+    let said = stage.say(get("http://evil.test/", "x", "")).await;
+    assert!(said.body().contains("egress.connect_ports"), "{}", said.text());
+    // What is inside a tunnel is bound by what is in force when it is asked for.
+    let mut tunnel = crate::tunnel::open(&stage, "evil.test:81", "").await;
+    tunnel.write(b"GET /inside HTTP/1.1\r\nHost: evil.test:81\r\n\r\n").await;
+    assert_eq!(tunnel.answer().await.status, 200);
+    let file = stage.sidecar.dir.path().join("keybearer.yaml");
+    let text = std::fs::read_to_string(&file).expect("a file").replace("connect_ports: [81]", "connect_ports: [82]");
+    std::fs::write(&file, text).expect("a file");
+    stage.sidecar.signal("HUP");
+    stage.sidecar.until_metric(APPLIED, |applied| applied >= 1.0).await;
+    tunnel.write(b"GET /inside HTTP/1.1\r\nHost: evil.test:81\r\n\r\n").await;
+    let answer = tunnel.answer().await;
+    assert_eq!((answer.status, answer.code()), (403, "egress_denied"), "{}", answer.text());
+    assert_eq!(stage.evil.received().iter().filter(|seen| seen.head.contains("/inside")).count(), 1);
 }

@@ -187,9 +187,10 @@ async fn changed_roots_count_for_a_proxy_that_speaks_tls() {
     let roots = |name: &str| std::fs::read_to_string(certs.dir.join(name)).expect("a file");
     let (known, unknown) = (roots("ca.pem"), roots("unknown-ca.pem"));
     let config = format!(
-        "trust: [roots.pem]\negress: {{proxy: {{url: \"https://localhost:{}\", username: u, password: {{file: pw}}}}}}\nconnections:\n\
+        "trust: [roots.pem]\negress: {{connect_ports: [{}], proxy: {{url: \"https://localhost:{}\", username: u, password: {{file: pw}}}}}}\nconnections:\n\
          - {{name: crm, active: false, client_id: a, client_secret: b, token_url: \"http://127.0.0.1:1/t\", \
          routes: [{{host: a.test}}]}}\n",
+        plain.address.port(),
         front.port
     );
     let sidecar = Sidecar::start_with(&config, &[("pw", "s3cr-pw"), ("roots.pem", &known)]).await;

@@ -328,7 +328,7 @@ async fn a_port_without_a_listener_is_502() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("an address").port();
     drop(listener);
-    let stage = Stage::start("egress: {allow_private: true}\n").await;
+    let stage = Stage::start(&format!("egress: {{allow_private: true, connect_ports: [{port}]}}\n")).await;
     let answer = raw::get_through(stage.sidecar.proxy(), &format!("http://127.0.0.1:{port}/"), "").await;
     assert_eq!((answer.status, answer.code()), (502, "upstream_unreachable"));
     assert_eq!(answer.header("proxy-status"), Some("keybearer; error=connection_refused"));

@@ -39,7 +39,8 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// `top` is further configuration, whole lines.
+    /// `top` is further configuration, whole lines; `PORTS` in it stands for the ports 80, 81 and 443 and evil's own, which are
+    /// those of unmatched hosts unless `top` has an `egress`.
     pub async fn start(top: &str) -> Stage {
         Self::answering(top, |_, _| Reply::ok()).await
     }
@@ -68,6 +69,8 @@ impl Stage {
             names.iter().map(|name| format!("{name}: \"{address}\", ")).collect::<String>()
         };
         let (goods, evils) = (host(&GOOD, good_address), host(&EVIL, evil.address));
+        let egress = if top.contains("egress:") { "" } else { "egress: {connect_ports: [PORTS]}\n" };
+        let top = format!("{egress}{top}").replace("PORTS", &format!("80, 81, 443, {}", evil.address.port()));
         let config = format!(
             "hosts: {{{goods}{evils}idp.test: \"{}\"}}\n{top}connections:\n- {{name: good, client_id: a, \
              client_secret: b, token_url: \"http://idp.test/token\", allow_cleartext: true, routes: [{ROUTES}]}}\n",

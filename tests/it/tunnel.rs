@@ -9,7 +9,7 @@ use crate::rig::raw::Conn;
 use crate::stage::{Said, Stage, TOKEN};
 
 /// A tunnel to `authority`, open.
-async fn open(stage: &Stage, authority: &str, lines: &str) -> Conn {
+pub async fn open(stage: &Stage, authority: &str, lines: &str) -> Conn {
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     conn.write(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{lines}\r\n").as_bytes()).await;
     assert!(opened(&mut conn).await.starts_with("HTTP/1.1 200"), "{authority}");

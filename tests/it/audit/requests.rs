@@ -158,7 +158,7 @@ async fn each_failure_is_told_apart_by_its_answer_a_metric_and_one_line() {
         ("http://refused.test/", "refused", "token_refused", "proxy_configuration_error"),
         ("http://tls.test/", "tls", "upstream_tls", "tls_certificate_error"),
         ("http://down.test/", "down", "upstream_unreachable", "connection_refused"),
-        ("http://10.0.0.1:9/", "", "egress_denied", "destination_ip_prohibited"),
+        ("http://10.0.0.1/", "", "egress_denied", "destination_ip_prohibited"),
         ("ftp://down.test/", "", "bad_request_target", "http_request_error"),
     ] {
         let answer = raw::get_through(sidecar.proxy(), url, "").await;
