@@ -30,6 +30,7 @@ mod schema;
 mod script;
 mod spot;
 mod store;
+mod strip;
 mod value;
 
 use std::path::{Path, PathBuf};

@@ -8,6 +8,7 @@ pub mod connection;
 pub mod egress;
 mod listener;
 pub mod origin;
+pub mod query;
 pub mod secret;
 pub mod time;
 pub mod token;

@@ -8,10 +8,12 @@ mod links;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use http::HeaderName;
+use prometheus::IntCounter;
 use rustls::{ClientConfig, ServerConfig};
 
 use crate::dial::Dialer;
-use crate::model::connection::{Connection, Inject, Route, UpstreamTls};
+use crate::model::connection::{Connection, Inject, OtherBearer, Route, Stripped, UpstreamTls};
 use crate::model::token::default_profile;
 use crate::model::{Caller, Egress, Limits, LogRequests, Model, Name, Roots, Timeouts};
 use crate::oauth::TokenEndpoint;
@@ -85,7 +87,19 @@ pub struct BoundRoute {
     pub route: Route,
     /// The tokens that requests carry here.
     pub tokens: Vec<BoundToken>,
+    /// `None`: what callers bring beside the token is theirs to bring.
+    pub stripping: Option<Stripping>,
+    /// Fields that the proxy alone sets or removes.
+    pub reserved: Arc<[HeaderName]>,
     pub tls: Arc<TlsProfile>,
+}
+
+/// What a route strips from requests.
+#[derive(Debug)]
+pub struct Stripping {
+    pub stripped: Stripped,
+    /// Credentials so far, of the whole connection.
+    pub removed: IntCounter,
 }
 
 impl BoundRoute {
@@ -101,6 +115,8 @@ impl BoundRoute {
 pub struct BoundToken {
     pub connection: Arc<Connection>,
     pub inject: Inject,
+    /// What counts as sent in its place, too.
+    pub other_bearer: Option<OtherBearer>,
     /// `None`: the connection is inactive.
     pub slots: Option<Slots>,
     pub injections: InjectionCounters,
@@ -192,17 +208,25 @@ impl Snapshot {
                         route.others.iter().filter_map(|other| Some((named(&other.connection)?, &other.inject)));
                     let others: Vec<_> = others.collect();
                     let own = Some((&connection, &route.inject)).filter(|(_, inject)| **inject != Inject::Nothing);
+                    let mut other_bearer = route.other_bearer();
                     let token = |(connection, inject): (&Arc<Connection>, &Inject)| BoundToken {
                         slots: live(connection).map(|live| live.slots),
                         injections: metrics.injection_counters(connection.name.as_str(), connection.profile.as_str()),
                         connection: connection.clone(),
                         inject: inject.clone(),
+                        other_bearer: other_bearer.take(),
                     };
                     let tokens = own.into_iter().chain(others.iter().copied()).map(token).collect();
+                    let stripping = Stripped::of(route).map(|stripped| {
+                        let removed = metrics.stripped.with_label_values(&[connection.name.as_str()]);
+                        Stripping { stripped, removed }
+                    });
                     // Who may not use one of the connections may not use the route.
                     let of = |other: &Arc<Connection>| callers.permitted(other.accessible_from.as_deref());
                     let all = others.iter().map(|(other, _)| of(other)).fold(permitted.clone(), Callers::both);
-                    let bound = BoundRoute { tokens, route: route.clone(), tls: tls.clone(), connection };
+                    let reserved = reserved(route, stripping.as_ref());
+                    let (route, tls) = (route.clone(), tls.clone());
+                    let bound = BoundRoute { connection, route, tokens, stripping, reserved, tls };
                     routes.push((bound.route.clone(), label, all, bound));
                 }
             }
@@ -224,6 +248,17 @@ impl Snapshot {
             listener_tls,
         }
     }
+}
+
+/// Fields that a request gets from the proxy, or does not keep.
+fn reserved(route: &Route, stripping: Option<&Stripping>) -> Arc<[HeaderName]> {
+    let injected = route.injection_points().filter_map(|inject| match inject {
+        Inject::Header { header, .. } => Some(header.clone()),
+        Inject::Query { .. } | Inject::Nothing => None,
+    });
+    let set = route.set_headers.iter().map(|(name, _)| name.clone());
+    let stripped = stripping.into_iter().flat_map(|stripping| stripping.stripped.headers());
+    injected.chain(set).chain(stripped).collect()
 }
 
 impl CallerTable {

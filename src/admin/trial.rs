@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
 use bytes::Bytes;
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Request, header};
 use http_body_util::Empty;
 use hyper::client::conn::http1;
@@ -21,8 +22,11 @@ use url::Url;
 
 use super::problem::{Problem, no_token};
 use crate::clock::Clock;
-use crate::model::connection::{Connection, HostPattern, Inject, PathPrefix, Place, PortRule, Route};
+use crate::model::connection::{
+    ACCESS_TOKEN, Connection, HostPattern, Inject, OtherBearer, PathPrefix, Place, PortRule, Route, Stripped,
+};
 use crate::model::origin::{Authority, Host, Origin, Scheme};
+use crate::model::query;
 use crate::router::{Callers, Found, Label, Named, Router};
 use crate::snapshot::{BoundConnection, Snapshot, TlsProfile};
 use crate::token::Slots;
@@ -116,12 +120,12 @@ impl<'a> Trial<'a> {
         clock: &Clock,
     ) -> Result<(StatusCode, Value), Problem> {
         let deadline = Instant::now() + DEADLINE;
-        let (mut url, mut headers) = (self.url.clone(), HeaderMap::new());
+        let (mut target, mut headers) = (self.target()?, HeaderMap::new());
         headers.extend(self.route.set_headers.iter().map(|(name, value)| (name.clone(), value.clone())));
         if self.injects() {
             let wait = deadline.min(Instant::now() + snapshot.timeouts.token_wait);
             let token = slot.token(clock, wait).await.map_err(no_token)?;
-            self.inject(&self.route.inject, &mut url, &mut headers, &token)?;
+            self.inject(&self.route.inject, &mut target, &mut headers, &token)?;
         }
         for other in &self.route.others {
             let name = &other.connection;
@@ -131,11 +135,11 @@ impl<'a> Trial<'a> {
             let slot = slots.and_then(Slots::shared).ok_or_else(why)?;
             let wait = deadline.min(Instant::now() + snapshot.timeouts.token_wait);
             let token = slot.token(clock, wait).await.map_err(no_token)?;
-            self.inject(&other.inject, &mut url, &mut headers, &token)?;
+            self.inject(&other.inject, &mut target, &mut headers, &token)?;
         }
         let mut request = Request::builder()
             .method(self.method.clone())
-            .uri(&url[url::Position::BeforePath..url::Position::AfterQuery])
+            .uri(target)
             .header(header::HOST, self.origin.authority())
             .header(header::USER_AGENT, USER_AGENT)
             .header(header::ACCEPT, HeaderValue::from_static("*/*"));
@@ -168,11 +172,24 @@ impl<'a> Trial<'a> {
         Ok((status, told))
     }
 
+    /// What the URL asks for, without the credentials in its query that the proxy would remove.
+    fn target(&self) -> Result<PathAndQuery, Problem> {
+        let text = &self.url[url::Position::BeforePath..url::Position::AfterQuery];
+        let mut target = PathAndQuery::try_from(text).map_err(|_| unfit("the URL cannot be sent"))?;
+        if let Some(stripped) = Stripped::of(self.route) {
+            query::remove(&mut target, |name| stripped.has_parameter(name));
+        }
+        if self.route.other_bearer() == Some(OtherBearer::Parameter) {
+            query::remove(&mut target, |name| name == ACCESS_TOKEN);
+        }
+        Ok(target)
+    }
+
     /// Puts the token in its place, if it was granted for this origin.
     fn inject(
         &self,
         place: &Inject,
-        url: &mut Url,
+        target: &mut PathAndQuery,
         headers: &mut HeaderMap,
         token: &InjectedToken,
     ) -> Result<(), Problem> {
@@ -182,10 +199,10 @@ impl<'a> Trial<'a> {
                 headers.insert(header, token.header_for(&self.origin, scheme).ok_or_else(denied)?);
             }
             Inject::Query { name } => {
-                let others = url.query_pairs().filter(|(own, _)| own != name);
-                let kept: Vec<_> = others.map(|(own, value)| (own.into_owned(), value.into_owned())).collect();
                 let text = token.text_for(&self.origin).ok_or_else(denied)?;
-                url.query_pairs_mut().clear().extend_pairs(kept).append_pair(name, text);
+                query::remove(target, |own| own == name);
+                *target =
+                    query::append(target, name, text).ok_or_else(|| unfit("the URL is too long with the token"))?;
             }
             Inject::Nothing => {}
         }

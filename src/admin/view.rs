@@ -146,12 +146,26 @@ fn route(route: &Route) -> Value {
         "methods": route.methods.as_ref().map(|methods| methods.iter().map(|m| m.as_str()).collect::<Vec<_>>()),
         "upstream_tls": route.tls.upgrade,
         "inject": inject,
+        "strip": strip(&route.strip),
         "set_headers": set_headers.collect::<serde_json::Map<_, _>>(),
         "existing": existing,
         "without_token": without_token,
         "profile": route.profile.as_ref().map(|profile| profile.as_str()),
         "only_when_named": route.only_when_named,
     })
+/// As the configuration writes it.
+fn strip(strip: &Strip) -> Value {
+    let name = |name: &StripName| match name {
+        StripName::HeaderOrParameter(_, name) => name.clone(),
+        StripName::Parameter(name) => format!("?{name}"),
+    };
+    match (strip.known, strip.names.as_slice()) {
+        (false, []) => Value::Null,
+        (true, []) => KNOWN.into(),
+        (known, names) => known.then(|| KNOWN.to_owned()).into_iter().chain(names.iter().map(name)).collect(),
+    }
+}
+
 }
 
 /// Where a token is put.

@@ -119,8 +119,8 @@ twins! {
     TokenRejectedFile { status, header, contains, pointer, equals } not [];
 
     RouteFile {
-        host, mount, upstream, path, methods, profile, upstream_tls, inject, set_headers, existing, without_token, only_when_named,
-        intercept
+        host, mount, upstream, path, methods, profile, upstream_tls, inject, set_headers, existing, strip, without_token,
+        only_when_named, intercept
     } not [];
 
     UpstreamTlsFile { trust, server_name, mutual_tls } not [];

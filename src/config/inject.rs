@@ -95,7 +95,7 @@ fn place(unit: &Unit<'_, InjectFile>, sink: &mut Sink) -> Option<Inject> {
     Some(Inject::Header { header: header?, scheme: scheme? })
 }
 
-fn parameter(text: &str) -> Result<String, Fault> {
+pub fn parameter(text: &str) -> Result<String, Fault> {
     let plain = |b: u8| b.is_ascii_graphic() && !b"&=#?%+".contains(&b);
     match !text.is_empty() && text.bytes().all(plain) {
         true => Ok(text.to_owned()),

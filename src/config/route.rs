@@ -8,7 +8,7 @@ use super::inject::{self, standard_inject};
 use super::problem::{Sink, suggest};
 use super::spot::{Spot, Unit};
 use super::value::{self, Fault};
-use super::{interception, reference};
+use super::{interception, reference, strip};
 use crate::model::Name;
 use crate::model::connection::*;
 use crate::model::origin::{Authority, Host, HostError, Scheme};
@@ -57,6 +57,7 @@ pub fn route(
     let set_headers =
         unit.get(keys.set_headers).map(|spot| set_headers(&spot, places.as_ref(), sink)).unwrap_or_default();
     let existing = unit.get(keys.existing).and_then(|spot| spot.choice(sink, &words));
+    let strip = unit.get(keys.strip).map(|spot| strip::strip(&spot, places.as_ref(), sink));
     let words = [("fail", WithoutToken::Fail), ("forward", WithoutToken::Forward)];
     let without_token = unit.get(keys.without_token).and_then(|spot| spot.choice(sink, &words));
     let profile = unit.get(keys.profile).map(|spot| profile(&spot, profiles, sink));
@@ -78,6 +79,7 @@ pub fn route(
         others,
         set_headers,
         existing: existing.unwrap_or_default(),
+        strip: strip.unwrap_or_default(),
         without_token: without_token.unwrap_or_default(),
         profile: profile.flatten(),
         only_when_named: only_when_named.unwrap_or_default(),

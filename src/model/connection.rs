@@ -4,8 +4,10 @@ mod answer;
 mod client;
 mod grant;
 mod identity;
+mod inject;
 mod origins;
 mod profile;
+mod strip;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +22,9 @@ pub use answer::*;
 pub use client::*;
 pub use grant::*;
 pub use identity::Identity;
+pub use inject::*;
 pub use origins::{OriginSet, RouteOrigin};
+pub use strip::*;
 
 /// A configured OAuth link: how its token is obtained, and which requests get it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,6 +151,8 @@ pub struct Route {
     /// Set on each request, whatever the caller sent there; the values may be secrets.
     pub set_headers: Vec<(HeaderName, HeaderValue)>,
     pub existing: Existing,
+    /// Credentials that the caller brings and the upstream never sees.
+    pub strip: Strip,
     pub without_token: WithoutToken,
     /// Whose token it carries, as written.
     pub profile: Option<Name>,
@@ -242,33 +248,6 @@ impl UpstreamTls {
         };
         Origin { scheme, host: asked.host.clone(), port }
     }
-}
-
-/// Where the token is put.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Inject {
-    /// `<header>: <scheme> <token>`; an empty scheme is the token alone.
-    Header { header: HeaderName, scheme: String },
-    /// `?<name>=<token>`, for APIs that take it nowhere else.
-    Query { name: String },
-    /// A route that forwards without a token.
-    Nothing,
-}
-
-/// A token of another connection, and where it is put.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OtherToken {
-    pub connection: Name,
-    pub inject: Inject,
-}
-
-/// What becomes of what the caller sent in the token's place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Existing {
-    #[default]
-    Overwrite,
-    Keep,
-    Refuse,
 }
 
 /// What becomes of a request for which there is no usable token.

@@ -7,6 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -36,7 +37,7 @@ struct Source {
     kept_bytes_max: usize,
     trailers: Option<http::HeaderMap>,
     /// Fields that the caller's trailers must not hold.
-    reserved: Vec<HeaderName>,
+    reserved: Arc<[HeaderName]>,
     finished: bool,
     /// What came is not valid, or broke off.
     broken: bool,
@@ -50,7 +51,7 @@ impl RequestSource {
     pub fn new(
         incoming: Incoming,
         kept_bytes_max: usize,
-        reserved: Vec<HeaderName>,
+        reserved: Arc<[HeaderName]>,
         upload: Option<Upload>,
     ) -> RequestSource {
         let finished = incoming.is_end_stream();

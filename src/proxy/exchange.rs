@@ -4,7 +4,7 @@
 //! Holds: one snapshot serves the whole request; a request that carried no token never causes a refresh; a request is
 //! sent twice only if the upstream refused its token, or closed a used connection before answering what is safe to repeat.
 //! Metrics: `keybearer_request_overhead_seconds`, `keybearer_token_wait_seconds`, `keybearer_injections_total`,
-//! `keybearer_replays_total`.
+//! `keybearer_replays_total`, `keybearer_stripped_total`.
 
 mod send;
 mod tokens;
@@ -87,6 +87,7 @@ impl<'a> Exchange<'a> {
             return Ok(Served::Here(StatusCode::OK));
         }
         self.whose(&way, &mut head.headers, caller)?;
+        self.strip(&mut way, &mut head.headers);
         let tokens = self.tokens(&mut way, &mut head.headers).await?;
         let injected = tokens.iter().any(Option::is_some);
         self.report.injected(injected);

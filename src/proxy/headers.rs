@@ -11,6 +11,7 @@ use http::uri::{PathAndQuery, Scheme as UriScheme};
 use http::{Method, Uri, Version};
 
 use super::error::ProxyError;
+use crate::model::connection::canonical_header;
 use crate::model::origin::{Origin, Scheme};
 
 /// Fields that end at each hop, beside those that Connection names (RFC 9110 §7.6.1, RFC 9113 §8.2.2).
@@ -180,16 +181,19 @@ pub fn is_loop(headers: &HeaderMap, via: &Via) -> bool {
 
 /// Removes `name` and every spelling of it with underscores, which some servers read as the same field.
 pub fn remove_with_twins(headers: &mut HeaderMap, name: &HeaderName) {
-    headers.remove(name);
-    let wanted = name.as_str();
-    let twin = |key: &HeaderName| {
-        let key = key.as_str();
-        key.as_bytes().contains(&b'_') && key.trim_end_matches('_').replace('_', "-") == wanted
-    };
-    let twins: Vec<HeaderName> = headers.keys().filter(|key| twin(key)).cloned().collect();
+    let twins: Vec<HeaderName> = headers.keys().filter(|key| is_twin(key, name)).cloned().collect();
     for key in twins {
         headers.remove(key);
     }
+}
+
+/// The values of `name` and of those spellings.
+pub fn values_with_twins<'a>(headers: &'a HeaderMap, name: &'a HeaderName) -> impl Iterator<Item = &'a [u8]> {
+    headers.iter().filter(|(key, _)| is_twin(key, name)).map(|(_, value)| value.as_bytes())
+}
+
+fn is_twin(key: &HeaderName, name: &HeaderName) -> bool {
+    key == name || canonical_header(key.as_str()) == canonical_header(name.as_str())
 }
 
 /// Most messages hold one or two such fields: looking at each name once costs less than asking for each that may be there.
@@ -301,6 +305,10 @@ mod tests {
         let mut headers = map(&[("x-api-key", "1"), ("x_api_key", "2"), ("x-api_key_", "3"), ("x-api-keys", "4")]);
         remove_with_twins(&mut headers, &"x-api-key".parse().unwrap());
         assert_eq!(headers, map(&[("x-api-keys", "4")]));
+        let mut headers = map(&[("x-token", "1"), ("x_token", "2"), ("x_token_", "3"), ("xtoken", "4")]);
+        assert_eq!(values_with_twins(&headers, &"x_token".parse().unwrap()).count(), 3);
+        remove_with_twins(&mut headers, &"x_token".parse().unwrap());
+        assert_eq!(headers, map(&[("xtoken", "4")]));
     }
 
     #[test]

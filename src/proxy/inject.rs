@@ -1,15 +1,17 @@
 //! Puts the token where the route says, and drops what the caller sent there. Pure.
 //!
 //! Holds: this is the only function that writes a token into a request, and it compares the origin that is about to be
-//! dialled with the origins of the token. It runs last, so nothing that the caller sent can remove or double it.
+//! dialled with the origins of the token. It runs last, so nothing that the caller sent can remove or double it. A request
+//! never carries the route's bearer token in one of RFC 6750's ways and the caller's in another.
 
 use http::HeaderMap;
+use http::header::AUTHORIZATION;
 use http::uri::PathAndQuery;
-use url::form_urlencoded;
 
 use super::headers;
-use crate::model::connection::{Existing, Inject};
+use crate::model::connection::{ACCESS_TOKEN, Existing, Inject, OtherBearer, Stripped};
 use crate::model::origin::Origin;
+use crate::model::query;
 use crate::token::slot::InjectedToken;
 
 /// What the caller's own value in the token's place means for the request.
@@ -23,18 +25,58 @@ pub enum Place {
     Refused,
 }
 
-/// Looks at what the caller sent where the token belongs.
-pub fn look(headers: &HeaderMap, path: &PathAndQuery, inject: &Inject, existing: Existing) -> Place {
-    let sent = match inject {
-        Inject::Header { header, .. } => headers.get_all(header).iter().count(),
-        Inject::Query { name } => pieces(path).filter(|piece| is_named(piece, name)).count(),
+/// Looks at what the caller sent where the token belongs, or as the other bearer token.
+pub fn look(
+    headers: &HeaderMap,
+    path: &PathAndQuery,
+    (inject, other): (&Inject, Option<OtherBearer>),
+    existing: Existing,
+) -> Place {
+    if existing == Existing::Overwrite {
+        return Place::Free;
+    }
+    let in_place = match inject {
+        Inject::Header { header, .. } => headers::values_with_twins(headers, header).count(),
+        Inject::Query { name } => query::count(path, |own| own == name),
         Inject::Nothing => 0,
     };
-    match (existing, sent) {
-        (Existing::Overwrite, _) | (_, 0) => Place::Free,
+    let beside = match other {
+        Some(OtherBearer::Header) => headers::values_with_twins(headers, &AUTHORIZATION).filter(is_bearer).count(),
+        Some(OtherBearer::Parameter) => query::count(path, |own| own == ACCESS_TOKEN),
+        None => 0,
+    };
+    match (existing, in_place + beside) {
+        (_, 0) => Place::Free,
         (Existing::Keep, 1) => Place::Kept,
-        (Existing::Keep | Existing::Refuse, _) => Place::Refused,
+        _ => Place::Refused,
     }
+}
+
+/// Removes the caller's other bearer token, which must not travel beside the route's.
+pub fn clear_other(headers: &mut HeaderMap, path: &mut PathAndQuery, other: OtherBearer) {
+    match other {
+        OtherBearer::Header if headers::values_with_twins(headers, &AUTHORIZATION).any(|value| is_bearer(&value)) => {
+            headers::remove_with_twins(headers, &AUTHORIZATION);
+        }
+        OtherBearer::Header => {}
+        OtherBearer::Parameter => drop(query::remove(path, |own| own == ACCESS_TOKEN)),
+    }
+}
+
+fn is_bearer(value: &&[u8]) -> bool {
+    let scheme = value.trim_ascii_start().split(|b| b.is_ascii_whitespace()).next();
+    scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer"))
+}
+
+/// Removes the credentials that the route strips, and returns how many there were.
+pub fn strip(headers: &mut HeaderMap, path: &mut PathAndQuery, stripped: &Stripped) -> usize {
+    let unwanted: Vec<_> = headers.keys().filter(|name| stripped.has_header(name)).cloned().collect();
+    let mut removed = query::remove(path, |name| stripped.has_parameter(name));
+    for name in unwanted {
+        removed += headers.get_all(&name).iter().count();
+        headers.remove(name);
+    }
+    removed
 }
 
 /// Why there is no token in the request.
@@ -62,8 +104,8 @@ pub fn inject(
         }
         Inject::Query { name } => {
             let text = token.text_for(origin).ok_or(NotInjected::WrongOrigin)?;
-            let added = form_urlencoded::Serializer::new(String::new()).append_pair(name, text).finish();
-            *path = with_query(path, name, Some(added)).ok_or(NotInjected::TooLong)?;
+            query::remove(path, |own| own == name);
+            *path = query::append(path, name, text).ok_or(NotInjected::TooLong)?;
         }
         Inject::Nothing => {}
     }
@@ -74,63 +116,73 @@ pub fn inject(
 pub fn clear(headers: &mut HeaderMap, path: &mut PathAndQuery, inject: &Inject) {
     match inject {
         Inject::Header { header, .. } => headers::remove_with_twins(headers, header),
-        Inject::Query { name } => *path = with_query(path, name, None).unwrap_or_else(|| path.clone()),
+        Inject::Query { name } => drop(query::remove(path, |own| own == name)),
         Inject::Nothing => {}
     }
 }
 
-/// The same without what is called `name`, and with `added` at the end; the rest stays as it was written.
-fn with_query(path: &PathAndQuery, name: &str, added: Option<String>) -> Option<PathAndQuery> {
-    let kept = pieces(path).filter(|piece| !is_named(piece, name)).map(str::to_owned);
-    let query = kept.chain(added).collect::<Vec<_>>().join("&");
-    let mark = if query.is_empty() { "" } else { "?" };
-    PathAndQuery::try_from([path.path(), mark, &query].concat()).ok()
-}
-
-fn pieces(path: &PathAndQuery) -> impl Iterator<Item = &str> {
-    path.query().into_iter().flat_map(|query| query.split('&'))
-}
-
-/// However the caller has written it.
-fn is_named(piece: &str, name: &str) -> bool {
-    form_urlencoded::parse(piece.as_bytes()).next().is_some_and(|(own, _)| own == name)
-}
-
 #[cfg(test)]
 mod tests {
+    use http::HeaderName;
+
     use super::*;
 
-    #[test]
-    fn a_parameter_of_the_query_is_found_however_it_is_written_and_the_rest_stays() {
-        #[track_caller]
-        fn check(path: &str, sent: usize, with: &str, without: &str) {
-            let path = PathAndQuery::try_from(path).unwrap();
-            assert_eq!(pieces(&path).filter(|piece| is_named(piece, "access_token")).count(), sent);
-            assert_eq!(with_query(&path, "access_token", Some("access_token=t".to_owned())).unwrap(), with);
-            assert_eq!(with_query(&path, "access_token", None).unwrap(), without);
-        }
-        check("/x", 0, "/x?access_token=t", "/x");
-        check("/x?", 0, "/x?&access_token=t", "/x");
-        check("/x?a=%20b&c", 0, "/x?a=%20b&c&access_token=t", "/x?a=%20b&c");
-        check("/x?access_token=old", 1, "/x?access_token=t", "/x");
-        check("/x?a=1&acc%65ss_token=old&b=2&access_token", 2, "/x?a=1&b=2&access_token=t", "/x?a=1&b=2");
-        check("/x?Access_Token=y", 0, "/x?Access_Token=y&access_token=t", "/x?Access_Token=y");
+    fn path(text: &str) -> PathAndQuery {
+        PathAndQuery::try_from(text).unwrap()
+    }
+
+    fn map(fields: &[(&str, &str)]) -> HeaderMap {
+        fields.iter().map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap())).collect()
+    }
+
+    fn header(name: &str) -> Inject {
+        Inject::Header { header: name.parse().unwrap(), scheme: String::new() }
     }
 
     #[test]
     fn what_the_caller_sent_decides_as_the_route_says() {
-        let path = |text: &str| PathAndQuery::try_from(text).unwrap();
-        let query = Inject::Query { name: "key".to_owned() };
-        for (text, keep, refuse) in [
-            ("/x", Place::Free, Place::Free),
-            ("/x?key=a", Place::Kept, Place::Refused),
-            ("/x?key=a&key=b", Place::Refused, Place::Refused),
-        ] {
-            let look = |existing| look(&HeaderMap::new(), &path(text), &query, existing);
-            assert_eq!(
-                (look(Existing::Overwrite), look(Existing::Keep), look(Existing::Refuse)),
-                (Place::Free, keep, refuse)
-            );
+        const BEARER: (&str, &str) = ("authorization", "bearer mine");
+        #[track_caller]
+        fn check(
+            at: (&Inject, Option<OtherBearer>),
+            fields: &[(&str, &str)],
+            sent: &str,
+            (keep, refuse): (Place, Place),
+        ) {
+            let look = |existing| look(&map(fields), &path(sent), at, existing);
+            let found = (look(Existing::Overwrite), look(Existing::Keep), look(Existing::Refuse));
+            assert_eq!(found, (Place::Free, keep, refuse), "{at:?} {fields:?} {sent}");
         }
+        let (none, one, two) =
+            ((Place::Free, Place::Free), (Place::Kept, Place::Refused), (Place::Refused, Place::Refused));
+        let key = Inject::Query { name: "key".to_owned() };
+        check((&key, None), &[], "/x", none);
+        check((&key, None), &[], "/x?key=a", one);
+        check((&key, None), &[], "/x?key=a&k%65y=b", two);
+        check((&key, None), &[BEARER], "/x?access_token=a", none);
+        let bearer = (&header("authorization"), Some(OtherBearer::Parameter));
+        check(bearer, &[("authorization", "Basic eDp5")], "/x?key=a", one);
+        check(bearer, &[("authorization_", "Basic eDp5")], "/x", one);
+        check(bearer, &[], "/x?acc%65ss_token=a", one);
+        check(bearer, &[BEARER], "/x?access_token=a", two);
+        check(bearer, &[], "/x?access_token=a&access_token=b", two);
+        let parameter = Inject::Query { name: ACCESS_TOKEN.to_owned() };
+        let parameter = (&parameter, Some(OtherBearer::Header));
+        check(parameter, &[BEARER], "/x", one);
+        check(parameter, &[("authorization", "Basic eDp5")], "/x", none);
+        check(parameter, &[BEARER], "/x?access_token=a", two);
+    }
+
+    #[test]
+    fn the_other_bearer_token_is_removed_and_other_credentials_stay() {
+        let fields = [("authorization", "Basic eDp5"), ("authorization", "BEARER a"), ("x-api-key", "k")];
+        let (mut headers, mut target) = (map(&fields), path("/x?access_token=a&b=%20&access_token="));
+        clear_other(&mut headers, &mut target, OtherBearer::Parameter);
+        assert_eq!((headers.clone(), &target), (map(&fields), &path("/x?b=%20")));
+        clear_other(&mut headers, &mut target, OtherBearer::Header);
+        assert_eq!((headers, target), (map(&fields[2..]), path("/x?b=%20")));
+        let mut basic = map(&fields[..1]);
+        clear_other(&mut basic, &mut path("/x"), OtherBearer::Header);
+        assert_eq!(basic, map(&fields[..1]));
     }
 }

@@ -1,7 +1,7 @@
 //! The order of routes and the ways past them, as tables.
 
 use super::*;
-use crate::model::connection::{Existing, Inject, UpstreamTls, WithoutToken};
+use crate::model::connection::UpstreamTls;
 use crate::model::origin::Authority;
 
 #[derive(Clone, Copy)]
@@ -53,18 +53,12 @@ fn route(rule: &Rule) -> (Route, Label, Callers, &'static str) {
         None => host_place(rule.host),
     };
     let route = Route {
-        place,
         path: PathPrefix::parse(rule.path).unwrap(),
         methods: (!rule.methods.is_empty()).then(|| rule.methods.to_vec()),
         tls: UpstreamTls { upgrade: rule.upgrade, ..UpstreamTls::default() },
-        inject: Inject::Nothing,
-        others: Vec::new(),
-        set_headers: Vec::new(),
-        existing: Existing::default(),
-        without_token: WithoutToken::default(),
         profile: rule.profile.and_then(Name::parse),
         only_when_named: rule.only_when_named,
-        intercept: true,
+        ..Route::sample(place)
     };
     let callers = match rule.callers {
         [] => Callers::All,

@@ -25,6 +25,7 @@ pub struct Metrics {
     pub overhead: Histogram,
     pub token_wait: Histogram,
     injections: IntCounterVec,
+    pub stripped: IntCounterVec,
     pub token_requests: IntCounterVec,
     pub token_request_duration: HistogramVec,
     pub token_expiry: GaugeVec,
@@ -99,6 +100,11 @@ impl Metrics {
                 "keybearer_injections_total",
                 "Requests to routes with a token, by what became of them.",
                 &["connection", "profile", "outcome"],
+            )?,
+            stripped: counter(
+                "keybearer_stripped_total",
+                "Credentials of callers that routes with `strip` removed from requests.",
+                &["connection"],
             )?,
             token_requests: counter(
                 "keybearer_token_requests_total",

@@ -24,6 +24,7 @@ mod commands;
 mod consent;
 mod crash;
 mod deadlines;
+mod credentials;
 mod destination;
 mod drain;
 mod egress;

@@ -264,6 +264,25 @@ fn each_key_of_a_route_is_checked() {
         "4:31: connections[0].routes[0].inject.query: `a&b` is no name of a parameter",
     );
     check_route(
+        "host: a.test, strip: all",
+        "4:22: connections[0].routes[0].strip: `all` is not known here; write `known`, or a list of names",
+    );
+    check_route("host: a.test, strip: []", "4:22: connections[0].routes[0].strip: names no credential");
+    check_route(
+        "host: a.test, strip: [known, \"X Y\"]",
+        "4:30: connections[0].routes[0].strip[1]: `X Y` is no name of a credential",
+    );
+    check_route("host: a.test, strip: [\"?a&b\"]", "4:23: connections[0].routes[0].strip[0]: `?a&b` is no name");
+    check_route("host: a.test, strip: [Host]", "4:23: connections[0].routes[0].strip[0]: `Host` is no name");
+    check_route(
+        "host: a.test, strip: [authorization_]",
+        "4:23: connections[0].routes[0].strip[0]: is where the token goes; remove it: `existing` says",
+    );
+    check_route(
+        "host: a.test, inject: {query: key}, strip: [\"?key\"]",
+        "4:45: connections[0].routes[0].strip[0]: is where the token goes",
+    );
+    check_route(
         "host: a.test, set_headers: {Host: x}",
         "4:29: connections[0].routes[0].set_headers.Host: `Host` cannot be set",
     );

@@ -97,7 +97,6 @@ impl OriginSet {
 mod tests {
     use super::*;
     use crate::model::Name;
-    use crate::model::connection::{Existing, PathPrefix, UpstreamTls, WithoutToken};
     use crate::model::origin::Authority;
 
     #[test]
@@ -122,18 +121,10 @@ mod tests {
     #[test]
     fn a_profile_goes_where_its_routes_lead_and_the_connection_where_the_others_do() {
         let own = |profile: Option<&str>, only_when_named, port| Route {
-            place: Place::Host { pattern: HostPattern::Exact(Host::parse("a.test").unwrap()), port },
-            path: PathPrefix::root(),
-            methods: None,
-            tls: UpstreamTls::default(),
             inject: Inject::Header { header: http::header::AUTHORIZATION, scheme: String::new() },
-            others: Vec::new(),
-            set_headers: Vec::new(),
-            existing: Existing::default(),
-            without_token: WithoutToken::default(),
             profile: profile.map(|name| Name::parse(name).unwrap()),
             only_when_named,
-            intercept: true,
+            ..Route::sample(Place::Host { pattern: HostPattern::Exact(Host::parse("a.test").unwrap()), port })
         };
         let mut connection = Connection::sample("crm");
         connection.routes = vec![

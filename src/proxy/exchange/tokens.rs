@@ -75,6 +75,14 @@ impl Exchange<'_> {
         Ok(())
     }
 
+    /// Removes the credentials of the caller's that the route strips.
+    pub(super) fn strip(&self, way: &mut Way<'_>, headers: &mut HeaderMap) {
+        if let Some(stripping) = way.bound.and_then(|bound| bound.stripping.as_ref()) {
+            let removed = inject::strip(headers, &mut way.path, &stripping.stripped);
+            stripping.removed.inc_by(removed as u64);
+        }
+    }
+
     /// What the route injects.
     pub(super) async fn tokens(&mut self, way: &mut Way<'_>, headers: &mut HeaderMap) -> Result<Tokens, Fault> {
         let Some(bound) = way.bound else { return Ok(Tokens::new()) };
@@ -93,8 +101,10 @@ impl Exchange<'_> {
         headers: &mut HeaderMap,
     ) -> Result<Option<Arc<InjectedToken>>, Fault> {
         let Some(slots) = &token.slots else { return Ok(None) };
-        match inject::look(headers, &way.path, &token.inject, bound.route.existing) {
-            Place::Free => {}
+        match inject::look(headers, &way.path, (&token.inject, token.other_bearer), bound.route.existing) {
+            Place::Free => {
+                token.other_bearer.into_iter().for_each(|other| inject::clear_other(headers, &mut way.path, other));
+            }
             Place::Kept => {
                 token.injections.kept.inc();
                 return Ok(None);

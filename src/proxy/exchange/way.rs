@@ -3,6 +3,7 @@
 //! Holds: the token goes in last, by the one function that injects.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use http::header::PROXY_AUTHORIZATION;
 use http::request::Parts;
@@ -11,7 +12,7 @@ use http::{HeaderName, Request, Uri, Version};
 
 use super::tokens::Tokens;
 use crate::dial::Forwarding;
-use crate::model::connection::{Inject, Place as RoutePlace};
+use crate::model::connection::Place as RoutePlace;
 use crate::model::origin::Origin;
 use crate::proxy::Tunnelled;
 use crate::proxy::body::{Progress, RequestBody, RequestSource};
@@ -53,14 +54,9 @@ impl<'a> Way<'a> {
         Ok(Way { bound: Some(bound), destination, path, trailers: false })
     }
 
-    /// Fields that the proxy sets.
-    pub fn reserved(&self) -> Vec<HeaderName> {
-        let Some(bound) = self.bound else { return Vec::new() };
-        let tokens = bound.tokens.iter().filter_map(|token| match &token.inject {
-            Inject::Header { header, .. } => Some(header),
-            Inject::Query { .. } | Inject::Nothing => None,
-        });
-        tokens.chain(bound.route.set_headers.iter().map(|(name, _)| name)).cloned().collect()
+    /// Fields that the caller's trailers must not hold.
+    pub fn reserved(&self) -> Arc<[HeaderName]> {
+        self.bound.map(|bound| bound.reserved.clone()).unwrap_or_default()
     }
 
     /// The request as it goes upstream, the token last.

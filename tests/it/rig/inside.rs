@@ -69,8 +69,14 @@ impl Inside {
 
     /// The answer to a GET, as it comes.
     pub async fn get(&mut self, secure: bool, path: &str) -> Response<Incoming> {
+        self.get_with(secure, path, &[]).await
+    }
+
+    /// The same with further header fields.
+    pub async fn get_with(&mut self, secure: bool, path: &str, fields: &[(&str, &str)]) -> Response<Incoming> {
         let scheme = if secure { "https" } else { "http" };
         let request = Request::get(format!("{scheme}://api.test{path}")).header("host", "api.test");
+        let request = fields.iter().fold(request, |request, (name, value)| request.header(*name, *value));
         let request = request.body(Empty::new()).expect("a request");
         let answer = match self {
             Inside::One(sender) => sender.send_request(request).await,

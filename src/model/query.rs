@@ -1,0 +1,77 @@
+//! The query of a URL as it was written: a parameter is found however its name is spelled, and the others keep their bytes.
+
+use http::uri::PathAndQuery;
+use url::form_urlencoded;
+
+/// How many parameters have a name that is wanted.
+pub fn count(path: &PathAndQuery, is_wanted: impl Fn(&str) -> bool) -> usize {
+    parameters(path).filter(|parameter| is_named(parameter, &is_wanted)).count()
+}
+
+/// Removes every parameter whose name is unwanted, and returns how many there were.
+pub fn remove(path: &mut PathAndQuery, is_unwanted: impl Fn(&str) -> bool) -> usize {
+    let removed = count(path, &is_unwanted);
+    if removed == 0 {
+        return 0;
+    }
+    let kept: Vec<_> = parameters(path).filter(|parameter| !is_named(parameter, &is_unwanted)).collect();
+    let mark = if kept.is_empty() { "" } else { "?" };
+    let shorter = PathAndQuery::try_from([path.path(), mark, &kept.join("&")].concat());
+    *path = shorter.expect("a path with fewer of its own parameters");
+    removed
+}
+
+/// Adds a parameter at the end; `None`: the target would be longer than [`PathAndQuery`] can be.
+pub fn append(path: &PathAndQuery, name: &str, value: &str) -> Option<PathAndQuery> {
+    let separator = match path.query() {
+        None => "?",
+        Some("") => "",
+        Some(_) => "&",
+    };
+    let added = form_urlencoded::Serializer::new(String::new()).append_pair(name, value).finish();
+    PathAndQuery::try_from([path.as_str(), separator, &added].concat()).ok()
+}
+
+fn parameters(path: &PathAndQuery) -> impl Iterator<Item = &str> {
+    path.query().into_iter().flat_map(|query| query.split('&'))
+}
+
+fn is_named(parameter: &str, is_wanted: impl Fn(&str) -> bool) -> bool {
+    form_urlencoded::parse(parameter.as_bytes()).next().is_some_and(|(name, _)| is_wanted(&name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parameter_is_found_however_it_is_written_and_the_rest_keeps_its_bytes() {
+        #[track_caller]
+        fn check(path: &str, found: usize, without: &str, with: &str) {
+            let mut path = PathAndQuery::try_from(path).unwrap();
+            let is_wanted = |name: &str| name == "access_token";
+            assert_eq!(count(&path, is_wanted), found);
+            assert_eq!(remove(&mut path, is_wanted), found);
+            assert_eq!(path, without);
+            assert_eq!(append(&path, "access_token", "t/1:2!").unwrap(), with);
+        }
+        check("/x", 0, "/x", "/x?access_token=t%2F1%3A2%21");
+        check("/x?", 0, "/x?", "/x?access_token=t%2F1%3A2%21");
+        check("/x?a=%20b&c", 0, "/x?a=%20b&c", "/x?a=%20b&c&access_token=t%2F1%3A2%21");
+        check("/x?access_token=old", 1, "/x", "/x?access_token=t%2F1%3A2%21");
+        check(
+            "/x?a=1&acc%65ss_token=old&&b=%7e'+&access_token",
+            2,
+            "/x?a=1&&b=%7e'+",
+            "/x?a=1&&b=%7e'+&access_token=t%2F1%3A2%21",
+        );
+        check("/x?Access_Token=y", 0, "/x?Access_Token=y", "/x?Access_Token=y&access_token=t%2F1%3A2%21");
+    }
+
+    #[test]
+    fn a_target_has_a_longest_length() {
+        let path = PathAndQuery::from_static("/x");
+        assert_eq!(append(&path, "t", &"a".repeat(65_529)).unwrap().as_str().len(), 65_534);
+        assert_eq!(append(&path, "t", &"a".repeat(65_531)), None);
+    }
+}
