@@ -21,7 +21,7 @@ use rhai::{AST, Dynamic, Map};
 
 pub use failure::{Failure, ScriptError};
 pub use request::Request;
-pub use response::{Answered, Response, TEXT_BYTES_MAX};
+pub use response::{Answered, Response};
 pub use sandbox::CALL_TIME_MAX;
 
 use crate::model::secret::Secret;
@@ -113,14 +113,14 @@ impl Script {
     /// What stands for the answer from here on; the answer itself where the script has no such hook.
     ///
     /// # Errors
-    /// As [`Script::token_request`], and where the text is longer than [`TEXT_BYTES_MAX`].
+    /// As [`Script::token_request`].
     pub fn token_response(&self, response: Response, context: &Context) -> Result<Answered, Failure> {
         if !self.has(TOKEN_RESPONSE) {
             return Ok(Answered { status: response.status, body: response.text, is_short: false });
         }
-        let given = response.to_map()?;
+        let given = response.to_map();
         let returned = self.call(TOKEN_RESPONSE, given.clone(), context)?;
-        response::read(&given, returned)
+        response::read(&response, &given, returned)
     }
 
     fn change_request(&self, hook: &str, request: Request, context: &Context) -> Result<Request, Failure> {

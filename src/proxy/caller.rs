@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue, header};
 use super::arrival::Arrival;
 use super::error::ProxyError;
 use crate::model::secret::{Secret, SecretDigest};
-use crate::model::token::{ACCESS_TOKEN_BYTES_MAX, Subject};
+use crate::model::token::{AccessToken, Subject};
 use crate::model::{Caller, Name};
 use crate::router::{CallerId, Named};
 use crate::snapshot::CallerTable;
@@ -81,12 +81,12 @@ pub fn own_token(headers: &HeaderMap) -> Result<Secret, ProxyError> {
     let value = values.next().filter(|_| values.next().is_none()).and_then(|value| value.to_str().ok());
     let token = value.and_then(|text| {
         let (scheme, token) = text.split_once(' ')?;
-        let token = token.trim();
-        let fits = scheme.eq_ignore_ascii_case("bearer") && !token.is_empty() && token.len() <= ACCESS_TOKEN_BYTES_MAX;
-        fits.then(|| Secret::new(token))
+        let token = AccessToken::parse(token.trim()).filter(|_| scheme.eq_ignore_ascii_case("bearer"))?;
+        Some(Secret::new(token.expose()))
     });
-    token
-        .ok_or(ProxyError::SubjectRequired("send the token that is to be exchanged: Authorization: Bearer TOKEN, once"))
+    token.ok_or(ProxyError::SubjectRequired(
+        "send the token that is to be exchanged: Authorization: Bearer TOKEN, once, of visible ASCII and at most 64 KiB",
+    ))
 }
 
 /// For whom the request acts: as `Keybearer-Subject` says, if the caller may, else for the caller itself.

@@ -22,7 +22,7 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::arrival::From;
 use super::body::ResponseBody;
-use super::error::{About, ProxyError, to_wire};
+use super::error::{About, LONG_TARGET, ProxyError, to_wire};
 use super::head_budget::HeadShare;
 use super::report::Answer;
 use super::watched::{Overdue, Watch, Watched};
@@ -107,7 +107,7 @@ async fn one_by_one(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
     match error {
         None => Box::pin(say_last(&mut io, &[], LATE_BYTES_MAX)).await,
         Some(ProxyError::HeadTooLarge) if !has_line => {
-            Box::pin(refuse(&worker, from, io, ProxyError::TargetTooLong, &limits)).await;
+            Box::pin(refuse(&worker, from, io, ProxyError::TargetTooLong(LONG_TARGET), &limits)).await;
         }
         Some(error) => Box::pin(refuse(&worker, from, io, error, &limits)).await,
     }

@@ -19,7 +19,7 @@ pub enum ProxyError {
     BadRequestTarget(&'static str),
     SubjectRequired(&'static str),
     RequestTimeout,
-    TargetTooLong,
+    TargetTooLong(&'static str),
     HeadTooLarge,
     NoMount,
     MethodRefused,
@@ -45,6 +45,9 @@ pub enum ProxyError {
 
 /// An error with what the log shall say about it, beyond what the caller is told.
 #[derive(Debug)]
+/// What [`ProxyError::TargetTooLong`] says of a caller's own target.
+pub const LONG_TARGET: &str = "the request line is longer than limits.head";
+
 pub struct Fault {
     pub error: ProxyError,
     pub cause: Option<String>,
@@ -89,7 +92,7 @@ impl ProxyError {
             BadRequestTarget(_) => Row("bad_request_target", 400, "http_request_error", "fix_request"),
             SubjectRequired(_) => Row("subject_required", 400, "http_request_error", "fix_request"),
             RequestTimeout => Row("request_timeout", 408, "http_request_error", "fix_request"),
-            TargetTooLong => Row("target_too_long", 414, "http_request_error", "fix_request"),
+            TargetTooLong(_) => Row("target_too_long", 414, "http_request_error", "fix_request"),
             HeadTooLarge => Row("head_too_large", 431, "http_request_error", "fix_request"),
             NoMount => Row("no_mount", 404, "destination_not_found", "fix_request"),
             MethodRefused => Row("method_refused", 405, "http_request_denied", "fix_request"),
@@ -125,7 +128,9 @@ impl ProxyError {
         match self {
             CallerUnknown { .. } | CallerNotAllowed | SubjectNotAllowed | NoRoute | ConnectionInactive => true,
             EgressDenied(_) | MethodRefused | AuthorityMismatch | LoopDetected => true,
-            BadRequestTarget(_) | SubjectRequired(_) | RequestTimeout | TargetTooLong | HeadTooLarge | NoMount => false,
+            BadRequestTarget(_) | SubjectRequired(_) | TargetTooLong(_) | RequestTimeout | HeadTooLarge | NoMount => {
+                false
+            }
             ConsentRequired { .. }
             | RefreshTokenExpired { .. }
             | TokenRefused { .. }
@@ -140,9 +145,8 @@ impl ProxyError {
     pub fn detail(&self) -> String {
         use ProxyError::*;
         match self {
-            BadRequestTarget(why) | SubjectRequired(why) => (*why).to_owned(),
+            BadRequestTarget(why) | SubjectRequired(why) | TargetTooLong(why) => (*why).to_owned(),
             RequestTimeout => "the request stopped arriving before it was complete".to_owned(),
-            TargetTooLong => "the request line is longer than limits.head".to_owned(),
             HeadTooLarge => "the request head is larger than limits.head".to_owned(),
             NoMount => "no connection has a mount for this path; use a full URL through the proxy, or add a mount".to_owned(),
             MethodRefused => "TRACE would show the token to whoever asks; use another method".to_owned(),
@@ -326,7 +330,7 @@ mod tests {
         check(ConsentRequired { link: None }, 424, "consent_required", "reauthorize");
         check(RefreshTokenExpired { error: "x".into(), link: None }, 424, "refresh_token_expired", "reauthorize");
         check(RequestTimeout, 408, "request_timeout", "fix_request");
-        check(TargetTooLong, 414, "target_too_long", "fix_request");
+        check(TargetTooLong(LONG_TARGET), 414, "target_too_long", "fix_request");
         check(HeadTooLarge, 431, "head_too_large", "fix_request");
         check(NoMount, 404, "no_mount", "fix_request");
         check(MethodRefused, 405, "method_refused", "fix_request");

@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout};
 use super::body::ResponseBody;
 use super::caller::Proven;
 use super::downstream;
-use super::error::{Fault, ProxyError};
+use super::error::{Fault, LONG_TARGET, ProxyError};
 use super::headers;
 use super::relay::{Silence, relay};
 use super::report::{Answer, Report};
@@ -56,7 +56,7 @@ pub async fn or_exchange(
     if peer.activity.read_bytes() > head_bytes_max {
         let (line, head) = headers::head_bytes(request.method(), request.uri(), request.headers());
         let error = match () {
-            () if line > head_bytes_max => Some(ProxyError::TargetTooLong),
+            () if line > head_bytes_max => Some(ProxyError::TargetTooLong(LONG_TARGET)),
             () if head > head_bytes_max => Some(ProxyError::HeadTooLarge),
             () => None,
         };

@@ -13,8 +13,8 @@ use super::request::{fields_to_map, lower_case};
 use super::sandbox::STRING_BYTES_MAX;
 use super::value::{entry, from_json, kind, map_to_json, text, to_json};
 
-/// The most bytes of an answer's text that a script is given.
-pub const TEXT_BYTES_MAX: usize = 64 * 1024;
+/// The most bytes of an answer's text that a script is given; `json` is read from all of it.
+const TEXT_BYTES_MAX: usize = 64 * 1024;
 
 /// What the authorization server sent.
 #[derive(Clone)]
@@ -48,22 +48,23 @@ impl fmt::Debug for Answered {
 }
 
 impl Response {
-    pub(super) fn to_map(&self) -> Result<Map, Failure> {
-        if self.text.len() > TEXT_BYTES_MAX {
-            return Err(Failure::error(format!("the answer is longer than {TEXT_BYTES_MAX} bytes")));
-        }
+    pub(super) fn to_map(&self) -> Map {
         let json = serde_json::from_str::<Value>(&self.text).map_or(Dynamic::UNIT, |value| from_json(&value));
-        Ok(Map::from_iter([
+        Map::from_iter([
             entry("status", i64::from(self.status).into()),
             entry("headers", fields_to_map(&lower_case(&self.headers)).into()),
-            entry("text", text(&self.text)),
+            entry("text", text(self.shown_text())),
             entry("json", json),
-        ]))
+        ])
+    }
+
+    fn shown_text(&self) -> &str {
+        &self.text[..self.text.floor_char_boundary(TEXT_BYTES_MAX)]
     }
 }
 
-/// What the script returned for `given`: that map, changed, or the fields of a token answer.
-pub(super) fn read(given: &Map, returned: Map) -> Result<Answered, Failure> {
+/// What the script returned for `given`, which is `response` as a map: that map, changed, or the fields of a token answer.
+pub(super) fn read(response: &Response, given: &Map, returned: Map) -> Result<Answered, Failure> {
     if !returned.contains_key("status") && returned.contains_key("access_token") {
         let fields = map_to_json(&returned).map_err(|kind| Failure::error(format!("it returned {kind} in a field")))?;
         return answered(200, fields.to_string(), true);
@@ -83,6 +84,10 @@ pub(super) fn read(given: &Map, returned: Map) -> Result<Answered, Failure> {
     }
     let text = returned.get("text").ok_or_else(|| Failure::error("the returned answer has no `text`"))?;
     match text.as_immutable_string_ref() {
+        // What the script has not changed is whole, however long it is.
+        Ok(text) if text.as_str() == response.shown_text() => {
+            Ok(Answered { status, body: response.text.clone(), is_short: false })
+        }
         Ok(text) => answered(status, text.to_string(), false),
         Err(_) => Err(Failure::error(format!("the returned `text` is {}, not a string", kind(text)))),
     }

@@ -139,7 +139,7 @@ impl InjectedToken {
 fn header_value(scheme: &str, token: &AccessToken) -> HeaderValue {
     let space = if scheme.is_empty() { "" } else { " " };
     let text = format!("{scheme}{space}{}", token.expose());
-    let mut value = HeaderValue::try_from(text).expect("an RFC 9110 token and a token68 make a header value");
+    let mut value = HeaderValue::try_from(text).expect("an RFC 9110 token and visible ASCII make a header value");
     value.set_sensitive(true);
     value
 }

@@ -60,5 +60,6 @@ mod store;
 mod supply;
 mod token_client;
 mod traces;
+mod token_shapes;
 mod tunnel;
 mod websocket;

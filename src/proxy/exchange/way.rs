@@ -25,6 +25,8 @@ use crate::proxy::upstream::{Destination, Lease, Protocol};
 use crate::snapshot::BoundRoute;
 use crate::telemetry::traces::Propagation;
 
+const LONG_TOKEN: &str = "with the token in its query the target is longer than 65534 bytes; let the route inject such a token into a header";
+
 /// Where a request goes, by which route, and under which path.
 pub struct Way<'a> {
     pub bound: Option<&'a BoundRoute>,
@@ -89,7 +91,7 @@ impl<'a> Way<'a> {
             let injected = inject::inject(headers, &mut path, &self.destination.origin, &place.inject, token);
             injected.map_err(|why| match why {
                 NotInjected::WrongOrigin => ProxyError::EgressDenied("the token was not granted for this origin"),
-                NotInjected::TooLong => ProxyError::TargetTooLong,
+                NotInjected::TooLong => ProxyError::TargetTooLong(LONG_TOKEN),
             })?;
         }
         let origin = &self.destination.origin;
