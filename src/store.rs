@@ -27,7 +27,7 @@ use tokio::time::Instant;
 
 use crate::clock::Now;
 use crate::model::Name;
-use crate::model::connection::{Identity, OriginSet};
+use crate::model::connection::{Connection, Identity, OriginSet};
 use crate::model::secret::Secret;
 use crate::model::token::{AccessToken, RefreshToken, TokenKey};
 pub use counted::Counted;
@@ -62,6 +62,11 @@ pub struct StoredToken {
 }
 
 impl StoredToken {
+    /// Was it granted for this definition of the connection?
+    pub fn is_of(&self, connection: &Connection) -> bool {
+        self.identity == connection.identity() && self.origins.covers(&connection.origins())
+    }
+
     /// A refresh has left its refresh token as it was, so the server does not rotate.
     pub fn outlasts_refreshes(&self) -> bool {
         !self.refresh_life.since.is_zero() && self.refresh_life.since < self.obtained.wall

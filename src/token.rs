@@ -34,7 +34,7 @@ use crate::telemetry::metrics::Metrics;
 use acquire::{Acquirer, Definition};
 pub use acquire::{Answer, Ending, TokenSource};
 use refresher::Refresher;
-use slot::TokenSlot;
+use slot::{NEEDS_CONSENT_AGAIN, TokenSlot};
 use subjects::InMemory;
 pub use subjects::SubjectSlots;
 
@@ -230,8 +230,14 @@ impl TokenCache {
             }
         };
         let entry = Entry { slots: slots.clone(), tokens: connection.tokens, identity, origins, definition };
-        let old = entries.insert(key, entry);
-        lock(&self.replaced).extend(old.map(|entry| entry.slots));
+        let old = entries.insert(key, entry).map(|entry| entry.slots);
+        if let (Some(Slots::PerSubject(_)), Slots::PerSubject(_)) = (&old, &slots)
+            && connection.grant.needs_person()
+        {
+            // A shared token's refresher finds that out by itself; nobody may ask for a subject's for long.
+            tracing::warn!(connection = %connection.name, profile = %connection.profile, "each subject {NEEDS_CONSENT_AGAIN}");
+        }
+        lock(&self.replaced).extend(old);
         slots
     }
 

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::model::token::default_profile;
 use crate::snapshot::{BoundConnection, BoundDefinition, Snapshot};
 use crate::store::StoreError;
-use crate::token::slot::NoToken;
+use crate::token::slot::{Consent, NEEDS_CONSENT_AGAIN, NoToken};
 
 /// A refusal with a stable code and a sentence that says the way out.
 #[derive(Debug)]
@@ -114,7 +114,12 @@ pub fn no_token(reason: NoToken) -> Problem {
             Problem::new(StatusCode::FAILED_DEPENDENCY, "script_failed", detail).with("error", "script_failed")
         }
         NoToken::Person { consent, error } => {
-            let detail = format!("a person has to connect this connection ({error}): `keybearer connect NAME`");
+            let detail = match consent {
+                Consent::Changed => format!("the connection {NEEDS_CONSENT_AGAIN}: `keybearer connect NAME`"),
+                Consent::First | Consent::Again => {
+                    format!("a person has to connect this connection ({error}): `keybearer connect NAME`")
+                }
+            };
             Problem::new(StatusCode::FAILED_DEPENDENCY, consent.code(), detail).with("error", error)
         }
         NoToken::WaitTimeout => unavailable("no token came within timeouts.token_wait".to_owned()),

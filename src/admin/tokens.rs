@@ -168,6 +168,6 @@ async fn of_subjects(
 }
 
 fn stored(own: &Connection, key: TokenKey, record: &Result<StoredToken, StoreError>) -> Shown {
-    let shown = view::stored(&key, record, own.lifetimes.refresh_token);
+    let shown = view::stored(own, &key, record);
     (key, shown)
 }

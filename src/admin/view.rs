@@ -2,8 +2,6 @@
 //!
 //! Holds: no token and no secret; of what may hold one (parameters, queries), the name alone.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 use url::Url;
 
@@ -13,7 +11,7 @@ use crate::model::time::rfc3339;
 use crate::model::token::TokenKey;
 use crate::snapshot::BoundConnection;
 use crate::store::{Refresh, StoreError, StoredToken};
-use crate::token::slot::{Fate, Revoked, SlotState, TokenSlot};
+use crate::token::slot::{Consent, Fate, Revoked, SlotState, TokenSlot, needs_consent_again};
 
 pub fn connection(bound: &BoundConnection, now: Now) -> Value {
     let connection = &bound.connection;
@@ -146,13 +144,15 @@ fn route(route: &Route) -> Value {
         "methods": route.methods.as_ref().map(|methods| methods.iter().map(|m| m.as_str()).collect::<Vec<_>>()),
         "upstream_tls": route.tls.upgrade,
         "inject": inject,
-        "strip": strip(&route.strip),
         "set_headers": set_headers.collect::<serde_json::Map<_, _>>(),
         "existing": existing,
+        "strip": strip(&route.strip),
         "without_token": without_token,
         "profile": route.profile.as_ref().map(|profile| profile.as_str()),
         "only_when_named": route.only_when_named,
     })
+}
+
 /// As the configuration writes it.
 fn strip(strip: &Strip) -> Value {
     let name = |name: &StripName| match name {
@@ -164,8 +164,6 @@ fn strip(strip: &Strip) -> Value {
         (true, []) => KNOWN.into(),
         (known, names) => known.then(|| KNOWN.to_owned()).into_iter().chain(names.iter().map(name)).collect(),
     }
-}
-
 }
 
 /// Where a token is put.
@@ -210,21 +208,28 @@ pub fn token(slot: &TokenSlot, now: Now) -> Value {
     })
 }
 
-/// A token that is stored and not in memory. `lifespan`: of a refresh token, as the configuration has it.
-pub fn stored(key: &TokenKey, record: &Result<StoredToken, StoreError>, lifespan: Option<Duration>) -> Value {
-    let token = record.as_ref().ok();
+/// A token of the definition `own` that is stored and not in memory.
+pub fn stored(own: &Connection, key: &TokenKey, record: &Result<StoredToken, StoreError>) -> Value {
+    let (token, lifespan) = (record.as_ref().ok(), own.lifetimes.refresh_token);
+    let outdated = token.is_some_and(|token| own.grant.needs_person() && !token.is_of(own));
     let ends = token.filter(|token| matches!(token.refresh, Refresh::Token(_))).and_then(|token| {
         let life = token.refresh_life;
         Some(life.since + life.stated.or(lifespan)?).filter(|_| !life.since.is_zero())
     });
     let refused = token.and_then(|token| match &token.refresh {
-        Refresh::Refused { error } => Some(error),
+        _ if outdated => Some(Consent::Changed.code()),
+        Refresh::Refused { error } => Some(error.as_str()),
         Refresh::None | Refresh::Token(_) => None,
     });
     let state = if refused.is_some() { "reauthorize" } else { "idle" };
     let last = token.map(|token| {
-        let outcome = if refused.is_some() { "refused" } else { "ok" };
-        json!({ "at": rfc3339(token.obtained.wall), "outcome": outcome, "error": refused, "description": null, "next_at": null })
+        json!({
+            "at": rfc3339(token.obtained.wall),
+            "outcome": if refused.is_some() { "refused" } else { "ok" },
+            "error": refused,
+            "description": outdated.then(|| needs_consent_again(key)),
+            "next_at": null,
+        })
     });
     json!({
         "profile": key.profile.as_str(),

@@ -1,4 +1,8 @@
 //! `keybearer check`: every problem in one run; on a terminal each with its line of the file.
+//!
+//! Not here: whose token the configuration no longer fits (`consent`).
+
+mod consent;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -26,13 +30,14 @@ pub struct CheckArguments {
 
 pub fn check(arguments: &CheckArguments) -> ExitCode {
     let path = arguments.config.path();
-    let result = config::load(&path, Arc::new(Keeper::new(Clock::system(), Tasks::default())));
+    let keeper = Arc::new(Keeper::new(Clock::system(), Tasks::default()));
+    let result = config::load(&path, keeper.clone());
+    let notes = result.as_ref().map(|loaded| notes(&loaded.model, &keeper)).unwrap_or_default();
     if arguments.json {
         let (problems, warnings) = match &result {
             Ok(loaded) => (&[][..], &loaded.warnings),
             Err(problems) => (&problems.problems[..], &problems.warnings),
         };
-        let notes: Vec<&str> = result.iter().filter(|loaded| relays_https(&loaded.model)).map(|_| RELAYED).collect();
         println!("{}", json!({ "file": path, "problems": problems, "warnings": warnings, "notes": notes }));
         return ExitCode::from(if result.is_ok() { 0 } else { MISCONFIGURED });
     }
@@ -53,12 +58,18 @@ pub fn check(arguments: &CheckArguments) -> ExitCode {
             }
             let connections = loaded.model.connections.len();
             println!("{}: good, {connections} connection{}", path.display(), if connections == 1 { "" } else { "s" });
-            if relays_https(&loaded.model) {
-                println!("note: {RELAYED}");
+            for note in &notes {
+                println!("note: {note}");
             }
             ExitCode::SUCCESS
         }
     }
+}
+
+/// What is no mistake, and worth knowing before the configuration is put in force.
+fn notes(model: &Model, keeper: &Keeper) -> Vec<String> {
+    let relayed = relays_https(model).then(|| RELAYED.to_owned());
+    relayed.into_iter().chain(consent::notes(model, keeper)).collect()
 }
 
 const RELAYED: &str = "https:// URLs, for which clients send CONNECT, are relayed without a token, since there is no \

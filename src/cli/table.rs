@@ -43,7 +43,7 @@ fn connection(item: &Value) -> Vec<String> {
     let routes = item["routes"].as_array().map(Vec::as_slice).unwrap_or_default();
     let routes: Vec<_> = routes.iter().map(place).collect();
     let routes = if routes.is_empty() { "-".to_owned() } else { routes.join(",") };
-    let error = text(&item["last_attempt"]["error"]);
+    let error = last_error(item);
     vec![text(&item["name"]), text(&item["state"]), text(&item["grant"]), text(&item["expires_at"]), routes, error]
 }
 
@@ -51,8 +51,17 @@ fn connection(item: &Value) -> Vec<String> {
 fn profile(item: &Value, token: &Value) -> Vec<String> {
     let profiles = item["profiles"].as_array().map(Vec::as_slice).unwrap_or_default();
     let own = profiles.iter().find(|own| own["name"] == token["profile"]).unwrap_or(item);
-    let (name, error) = (format!("  {}", text(&token["profile"])), text(&token["last_attempt"]["error"]));
+    let (name, error) = (format!("  {}", text(&token["profile"])), last_error(token));
     vec![name, text(&token["state"]), text(&own["grant"]), text(&token["expires_at"]), String::new(), error]
+}
+
+/// The last error of a connection or a token; where a person has to act, with what there is to do.
+fn last_error(item: &Value) -> String {
+    let (state, attempt) = (&item["state"], &item["last_attempt"]);
+    match attempt["description"].as_str().filter(|_| state == "reauthorize") {
+        Some(description) => format!("{}: {}", text(&attempt["error"]), clean(description)),
+        None => text(&attempt["error"]),
+    }
 }
 
 fn place(route: &Value) -> String {
@@ -105,6 +114,14 @@ NAME         STATE     GRANT               EXPIRES  ROUTES          LAST ERROR
 crm          fresh     client_credentials  -        api.test/v1,/m  bad?[31m?thing
 longer-name  inactive  g                   -        -               -";
         assert_eq!(connections(&answer), expected);
+    }
+
+    #[test]
+    fn what_a_person_has_to_do_is_said() {
+        let attempt = json!({"error": "consent_required", "description": "needs consent again"});
+        let said = |state: &str| last_error(&json!({"state": state, "last_attempt": attempt}));
+        assert_eq!(said("reauthorize"), "consent_required: needs consent again");
+        assert_eq!(said("misconfigured"), "consent_required");
     }
 
     #[test]

@@ -13,6 +13,8 @@ use http::header::{CONNECTION, CONTENT_TYPE, PROXY_AUTHENTICATE, RETRY_AFTER, WW
 use http::{HeaderValue, Response, StatusCode};
 use serde_json::json;
 
+use crate::token::slot::NEEDS_CONSENT_AGAIN;
+
 /// Why the proxy answers in an upstream's place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProxyError {
@@ -31,7 +33,7 @@ pub enum ProxyError {
     ConnectionInactive,
     EgressDenied(&'static str),
     LoopDetected,
-    ConsentRequired { link: Option<String> },
+    ConsentRequired { again: bool, link: Option<String> },
     RefreshTokenExpired { error: String, link: Option<String> },
     TokenRefused { error: String },
     ScriptFailed { message: String },
@@ -43,11 +45,11 @@ pub enum ProxyError {
     UpstreamTimeout,
 }
 
-/// An error with what the log shall say about it, beyond what the caller is told.
-#[derive(Debug)]
 /// What [`ProxyError::TargetTooLong`] says of a caller's own target.
 pub const LONG_TARGET: &str = "the request line is longer than limits.head";
 
+/// An error with what the log shall say about it, beyond what the caller is told.
+#[derive(Debug)]
 pub struct Fault {
     pub error: ProxyError,
     pub cause: Option<String>,
@@ -163,8 +165,9 @@ impl ProxyError {
             ConnectionInactive => "the connection is switched off (active: false)".to_owned(),
             EgressDenied(why) => (*why).to_owned(),
             LoopDetected => "the request has come back to this proxy; do not point a route at it".to_owned(),
-            ConsentRequired { link } => {
-                format!("nobody has connected this connection as it is now; {}", way_to_connect(link.as_deref()))
+            ConsentRequired { again, link } => {
+                let why = if *again { NEEDS_CONSENT_AGAIN } else { "nobody has connected this connection as it is now" };
+                format!("{why}; {}", way_to_connect(link.as_deref()))
             }
             RefreshTokenExpired { error, link } => format!(
                 "the authorization server refused the refresh token with `{error}`; {}",
@@ -198,7 +201,7 @@ impl ProxyError {
     /// Where a person can end it.
     fn link(&self) -> Option<&str> {
         match self {
-            ProxyError::ConsentRequired { link } | ProxyError::RefreshTokenExpired { link, .. } => link.as_deref(),
+            ProxyError::ConsentRequired { link, .. } | ProxyError::RefreshTokenExpired { link, .. } => link.as_deref(),
             _ => None,
         }
     }
@@ -327,7 +330,7 @@ mod tests {
         check(BadRequestTarget("x"), 400, "bad_request_target", "fix_request");
         check(SubjectRequired("x"), 400, "subject_required", "fix_request");
         check(SubjectNotAllowed, 403, "subject_not_allowed", "fix_configuration");
-        check(ConsentRequired { link: None }, 424, "consent_required", "reauthorize");
+        check(ConsentRequired { again: false, link: None }, 424, "consent_required", "reauthorize");
         check(RefreshTokenExpired { error: "x".into(), link: None }, 424, "refresh_token_expired", "reauthorize");
         check(RequestTimeout, 408, "request_timeout", "fix_request");
         check(TargetTooLong(LONG_TARGET), 414, "target_too_long", "fix_request");

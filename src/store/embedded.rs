@@ -70,6 +70,20 @@ impl EmbeddedStore {
         EmbeddedStore::over(path, Engine::new(database, opener as Opener), keyring, clock, tasks)
     }
 
+    /// Opens a file that is there to read it alone; what is written does not outlast the process. Blocks.
+    pub fn open_unchanged(
+        path: &Path,
+        keyring: Keyring,
+        clock: Clock,
+        tasks: &Tasks,
+    ) -> Result<EmbeddedStore, OpenError> {
+        let keyring = Arc::new(keyring);
+        let database = file::open_unchanged(path, &keyring)?;
+        let (again, keys) = (path.to_owned(), keyring.clone());
+        let opener = Box::new(move || file::open_unchanged(&again, &keys));
+        EmbeddedStore::over(path, Engine::new(database, opener as Opener), keyring, clock, tasks)
+    }
+
     fn over(
         path: &Path,
         engine: Engine,

@@ -12,7 +12,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::Instant;
 
 use super::redis::Lent;
-use super::{EmbeddedStore, Keyring, OpenError, RedisStore, Store as _};
+use super::{EmbeddedStore, Keyring, OpenError, RedisStore, Store};
 use crate::clock::Clock;
 use crate::model::secret::{NoVault, Secret, Vault};
 use crate::model::{RedisSettings, StoreKind, StoreSettings};
@@ -109,6 +109,26 @@ impl Keeper {
         let store = Arc::new(EmbeddedStore::open(path, keys, self.clock.clone(), &self.tasks)?);
         *open = Some(store.clone());
         Ok(store)
+    }
+}
+
+impl Keeper {
+    /// What a configuration's store keeps, to look at: nothing is made and nothing changed by that. `None`: nothing outlasts the
+    /// process, or nothing is there yet. To be called on a runtime.
+    pub fn look(&self, settings: &StoreSettings, state_dir: &Path) -> Result<Option<Arc<dyn Store>>, OpenError> {
+        let path = match &settings.kind {
+            StoreKind::Memory => return Ok(None),
+            StoreKind::Redis(redis) => return Ok(Some(self.redis(redis, settings, state_dir)?)),
+            StoreKind::Embedded { path } => path,
+        };
+        if let Some(store) = &*lock(&self.open) {
+            return Ok(Some(store.clone()));
+        }
+        if !path.metadata().is_ok_and(|file| file.len() > 0) {
+            return Ok(None);
+        }
+        let keys = Keyring::of(settings, state_dir)?;
+        Ok(Some(Arc::new(EmbeddedStore::open_unchanged(path, keys, self.clock.clone(), &self.tasks)?)))
     }
 }
 

@@ -119,6 +119,11 @@ impl Acquirer {
                 Err(AcquireError::Store(StoreError::Unavailable(why))) if self.shared => {
                     return self.acquire_alone(definition, current, cause, why).await;
                 }
+                Err(AcquireError::Person { consent: Consent::First, .. })
+                    if self.has_outdated(&definition.connection).await =>
+                {
+                    return Err(AcquireError::Outdated(self.slot.key.clone()));
+                }
                 other => return other,
             }
         }

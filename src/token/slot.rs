@@ -29,7 +29,7 @@ use import::Desk;
 pub use import::{Errand, Handed, Import, NotImported};
 pub use refresh::NotRefreshed;
 pub use revoke::{Fate, NotRevoked, Revoke, Revoked};
-pub use trouble::{Consent, NoToken, Trouble};
+pub use trouble::{Consent, NEEDS_CONSENT_AGAIN, NoToken, Trouble, needs_consent_again};
 
 /// One token may be forced to refresh by a rejection this often.
 const FORCED_EVERY: Duration = Duration::from_secs(10);

@@ -89,9 +89,7 @@ impl SubjectSlots {
 
     /// Was this token granted for the connection as it is now?
     pub(super) fn is_of_this_definition(&self, token: &StoredToken) -> bool {
-        let definition = self.maker.definition.load();
-        let connection = &definition.connection;
-        token.identity == connection.identity() && token.origins.covers(&connection.origins())
+        token.is_of(&self.maker.definition.load().connection)
     }
 
     /// The definition has changed, the identity has not.

@@ -62,7 +62,7 @@ mod tests {
         check(ProxyError::Overloaded, "14");
         check(ProxyError::UpstreamUnreachable(Unreachable::Connect), "14");
         check(ProxyError::NoRoute, "9");
-        check(ProxyError::ConsentRequired { link: None }, "9");
+        check(ProxyError::ConsentRequired { again: false, link: None }, "9");
     }
 
     #[test]

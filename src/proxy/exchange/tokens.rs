@@ -218,7 +218,9 @@ fn no_token(why: NoToken, link: Option<String>) -> Fault {
             Fault { error: ProxyError::TokenRefused { error }, cause: description }
         }
         NoToken::Script { message } => ProxyError::ScriptFailed { message }.into(),
-        NoToken::Person { consent: Consent::First, .. } => ProxyError::ConsentRequired { link }.into(),
+        NoToken::Person { consent: consent @ (Consent::First | Consent::Changed), .. } => {
+            ProxyError::ConsentRequired { again: consent == Consent::Changed, link }.into()
+        }
         NoToken::Person { consent: Consent::Again, error } => ProxyError::RefreshTokenExpired { error, link }.into(),
         NoToken::Unavailable { error, retry_after } => ProxyError::TokenUnavailable { error, retry_after }.into(),
         NoToken::Forgotten => {

@@ -69,6 +69,16 @@ pub fn open(path: &Path, keyring: &Keyring, missing: Missing) -> Result<Database
     Ok(database)
 }
 
+/// Opens and checks a file that is there, and leaves it as it is: whatever is written stays in memory.
+pub fn open_unchanged(path: &Path, keyring: &Keyring) -> Result<Database, OpenError> {
+    // Its lock is one for writing.
+    let file = private_file::open(OpenOptions::new().read(true).write(true), path, "store");
+    let file = file.map_err(|error| OpenError::of_io(path, error))?;
+    let file = FileBackend::new(file).map_err(|error| OpenError::damaged(path, error.to_string()))?;
+    let probe = Probe::new(file).map_err(|error| OpenError::of_io(path, error))?;
+    open_backend(path, probe, keyring, Missing::Refuse)
+}
+
 /// The same over any backend; `path` names it in errors.
 pub fn open_backend(
     path: &Path,

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use crate::clock::Now;
+use crate::model::token::TokenKey;
 use crate::oauth::Failure;
 use crate::store::{PutOff, StoreError};
-use crate::token::slot::{Consent, Trouble};
+use crate::token::slot::{Consent, Trouble, needs_consent_again};
 
 pub const STORE_UNAVAILABLE: &str = "store_unavailable";
 const RECOVERING: &str = "it was in trouble a moment ago, and other replicas may have kept newer tokens";
@@ -34,6 +35,8 @@ pub enum AcquireError {
         consent: Consent,
         error: String,
     },
+    /// The token of this key was granted for another definition, and a person is needed for the next one.
+    Outdated(TokenKey),
 }
 
 impl From<StoreError> for AcquireError {
@@ -50,7 +53,7 @@ impl AcquireError {
             AcquireError::Store(_) | AcquireError::Recovering(_) => "unavailable",
             AcquireError::InDoubt | AcquireError::Interrupted => "unavailable",
             AcquireError::PutOff(told) if !told.permanent => "unavailable",
-            AcquireError::PutOff(_) | AcquireError::Person { .. } => "refused",
+            AcquireError::PutOff(_) | AcquireError::Person { .. } | AcquireError::Outdated(_) => "refused",
         };
         let (permanent, consent, error, description) = match self {
             AcquireError::Server { failure: Failure::Retryable { reason, detail, .. }, .. } => {
@@ -68,6 +71,10 @@ impl AcquireError {
             AcquireError::Interrupted => (false, None, "interrupted".to_owned(), None),
             AcquireError::InDoubt => (false, None, "refresh_in_doubt".to_owned(), Some(IN_DOUBT.to_owned())),
             AcquireError::Person { consent, error } => (true, Some(consent), error, None),
+            AcquireError::Outdated(key) => {
+                let consent = Consent::Changed;
+                (true, Some(consent), consent.code().to_owned(), Some(needs_consent_again(&key)))
+            }
         };
         let retry_at = if consent.is_some() { NEVER } else { retry_at };
         Trouble { at: now, permanent, consent, outcome, error, description, retry_at, failures: 1 }

@@ -63,7 +63,12 @@ impl Acquirer {
             Some(unsaved) => Some(unsaved),
             None => self.newest(connection).await?,
         };
-        Ok(held.filter(|held| is_of(held, connection)))
+        Ok(held.filter(|held| held.is_of(connection)))
+    }
+
+    /// Is there a token of this key that was granted for another definition?
+    pub(super) async fn has_outdated(&self, connection: &Connection) -> bool {
+        matches!(self.newest(connection).await, Ok(Some(held)) if !held.is_of(connection))
     }
 
     async fn load(&self) -> Result<Option<StoredToken>, StoreError> {
@@ -80,7 +85,7 @@ impl Acquirer {
     pub(super) fn last_of(&self, connection: &Connection) -> Option<StoredToken> {
         let kept = self.kept();
         let last = kept.unsaved.as_ref().or(kept.last.as_ref());
-        last.filter(|last| is_of(last, connection)).cloned()
+        last.filter(|last| last.is_of(connection)).cloned()
     }
 
     /// What the store has, or what it has lost: a record that is not there, or is older than when it was last seen. That is
@@ -148,7 +153,7 @@ impl Acquirer {
             let removed = self.store.was_removed(&self.slot.key, known).await?;
             return Ok(if removed { Seen::Removed } else { Seen::Nothing });
         };
-        if stored.version <= known || !is_of(&stored, connection) {
+        if stored.version <= known || !stored.is_of(connection) {
             return Ok(Seen::Nothing);
         }
         self.remember(&stored);
@@ -251,9 +256,4 @@ impl Acquirer {
     pub(super) fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Was it granted for the connection as it is now?
-fn is_of(held: &StoredToken, connection: &Connection) -> bool {
-    held.identity == connection.identity() && held.origins.covers(&connection.origins())
 }

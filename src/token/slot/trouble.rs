@@ -3,9 +3,14 @@
 use std::time::Duration;
 
 use crate::clock::Now;
+use crate::model::token::{TokenKey, default_profile};
 
 /// The outcome of a token request that the connection's script gave up.
 const SCRIPT: &str = "script";
+
+/// Why [`Consent::Changed`] is wanted, of a connection.
+pub const NEEDS_CONSENT_AGAIN: &str =
+    "needs consent again: its scopes, client, server or hosts have changed since it was connected";
 
 /// The refresher's last failure, for as long as it is not made good.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,8 +33,10 @@ pub struct Trouble {
 /// What a person has to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Consent {
-    /// Connect: there is no token, or none for the connection as it is now.
+    /// Connect: there is no token.
     First,
+    /// Connect again: the stored token was granted for another definition of the connection, and is never sent again.
+    Changed,
     /// Connect again: the server has refused the refresh token.
     Again,
 }
@@ -38,10 +45,23 @@ impl Consent {
     /// The contract's code for it.
     pub fn code(self) -> &'static str {
         match self {
-            Consent::First => "consent_required",
+            Consent::First | Consent::Changed => "consent_required",
             Consent::Again => "refresh_token_expired",
         }
     }
+}
+
+/// Why the token of `key` needs consent again, and the command that gets it.
+pub fn needs_consent_again(key: &TokenKey) -> String {
+    let TokenKey { connection, profile, subject } = key;
+    let mut command = format!("keybearer connect {connection}");
+    if *profile != default_profile() {
+        command.push_str(&format!(" --profile {profile}"));
+    }
+    if let Some(subject) = subject {
+        command.push_str(&format!(" --subject {subject}"));
+    }
+    format!("{NEEDS_CONSENT_AGAIN}; run `{command}`")
 }
 
 /// Why a request got no token.
