@@ -188,6 +188,10 @@ impl Call<'_> {
         if let Some(content_type) = content_type.filter(|_| !headers.contains_key(header::CONTENT_TYPE)) {
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
         }
+        if body.is_empty() {
+            // hyper leaves it out, and some servers (IIS, Azure) answer 411 without it.
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(0));
+        }
         let mut request = reqwest::Request::new(Method::POST, url);
         *request.headers_mut() = headers;
         let sent_before = match self.kind {

@@ -8,7 +8,8 @@ use http::header::{
     TRAILER, TRANSFER_ENCODING, VIA,
 };
 use http::uri::{PathAndQuery, Scheme as UriScheme};
-use http::{Method, Uri, Version};
+use http::{Method, Request, Uri, Version};
+use hyper::body::Body;
 
 use super::error::ProxyError;
 use crate::model::connection::canonical_header;
@@ -63,6 +64,15 @@ pub fn request(headers: &mut HeaderMap, host: HeaderValue, via: &HeaderValue) {
     remove_hop_by_hop_and(headers, |name| name.starts_with(OURS));
     headers.insert(HOST, host);
     headers.append(VIA, via.clone());
+}
+
+/// Sets `Content-Length: 0` on a request without a body whose method is expected to have one (RFC 9110 §8.6): hyper leaves
+/// it out, and some servers (IIS, Azure) answer 411 without it.
+pub fn state_empty_body<B: Body>(request: &mut Request<B>) {
+    let expects_body = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
+    if expects_body && request.body().is_end_stream() {
+        request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(0));
+    }
 }
 
 /// What goes downstream of an answer's fields. Only the proxy itself may send `Keybearer-Error`.

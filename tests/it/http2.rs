@@ -80,7 +80,9 @@ async fn requests_pass_between_both_versions_each_way() {
         json!({ "path": "/crm/up", "method": "POST", "body_bytes": 300_000, "headers": { "cookie": ["a=1", "b=2"] } });
     let answers = session(&sidecar, None, vec![upload]).await;
     assert_eq!((&answers[0]["status"], &answers[0]["body"]), (&json!(200), &json!("ok")), "{}", answers[0]);
+    session(&sidecar, None, vec![json!({ "path": "/crm/empty", "method": "POST" })]).await;
     let received = plain.received();
+    assert_eq!(received[1].values("content-length"), ["0"], "{}", received[1].head);
     assert_eq!(received[0].request_line(), "POST /up HTTP/1.1");
     let body_bytes = received[0].body.iter().filter(|byte| **byte == b'u').count();
     assert_eq!((body_bytes, received[0].values("cookie")), (300_000, vec!["a=1; b=2"]));

@@ -90,6 +90,27 @@ async fn ambiguous_framing_hides_no_second_request() {
     }
 }
 
+/// IIS and Azure answer 411 to a POST that does not state its length (RFC 9110 §8.6).
+#[tokio::test]
+async fn an_empty_body_states_its_length_where_one_is_expected() {
+    let stage = Stage::start("").await;
+    for (method, lines, expected) in [
+        ("POST", "Content-Length: 0\r\n", vec!["0"]),
+        ("POST", "", vec!["0"]),
+        ("PUT", "Content-Length: 0\r\n", vec!["0"]),
+        ("PATCH", "Content-Length: 0\r\n", vec!["0"]),
+        ("GET", "", vec![]),
+        ("DELETE", "", vec![]),
+    ] {
+        let head = format!("{method} http://good.test/ HTTP/1.1\r\nHost: x\r\n{lines}Connection: close\r\n\r\n");
+        let said = stage.say(head).await;
+        assert_eq!(said.status(), 200, "{method} {lines:?}: {}", said.text());
+        let received = stage.good.received().pop().expect("a request");
+        assert_eq!(received.values("content-length"), expected, "{method} {lines:?}: {}", received.head);
+        assert!(received.values("transfer-encoding").is_empty(), "{method} {lines:?}: {}", received.head);
+    }
+}
+
 #[tokio::test]
 async fn bytes_that_are_not_plain_http_get_nowhere() {
     let stage = Stage::start("").await;

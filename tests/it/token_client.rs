@@ -292,6 +292,30 @@ async fn a_token_request_is_written_as_the_server_wants_it() {
     }
 }
 
+/// IIS and Azure answer 411 to a POST that does not state its length (RFC 9110 §8.6).
+#[tokio::test]
+async fn a_token_request_without_a_body_states_its_length() {
+    let upstream = Scripted::upstream().await;
+    let server = Scripted::start(|request, before| match request.values("content-length")[..] {
+        [_] => Reply::json(200, &json!({"access_token": format!("t{before}"), "refresh_token": "r", "expires_in": 600})),
+        _ => Reply::text(411, "text/html", "<h1>Length Required</h1>"),
+    })
+    .await;
+    let grant = "grant: password, username: ann, password: {file: p}";
+    let emptied = "script: {source: \"fn token_request(request, ctx) { request.form = #{}; request }\"}";
+    for keys in [format!("{grant}, token_request: {{encoding: query}}"), format!("{grant}, {emptied}")] {
+        let before = server.count();
+        let sidecar = Sidecar::start_with(&config(&server, &upstream, &keys), &[("p", "pass")]).await;
+        assert_eq!(injected(&sidecar, &upstream).await, format!("Bearer t{before}"), "{keys}");
+        let refreshed = call(sidecar.admin(), "POST", "/connections/crm/refresh", &json!({})).await;
+        assert_eq!(refreshed.status, 200, "{}", refreshed.text());
+        for request in &server.received()[before..] {
+            assert_eq!((request.values("content-length"), request.body.len()), (vec!["0"], 0), "{}", request.head);
+            assert!(request.values("transfer-encoding").is_empty(), "{}", request.head);
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_answer_is_read_where_the_connection_says() {
     let upstream = Scripted::upstream().await;
