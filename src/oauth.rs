@@ -234,7 +234,7 @@ impl TokenEndpoint {
 }
 
 fn retryable(reason: Reason) -> Failure {
-    Failure::Retryable { reason, retry_after: None, detail: None }
+    Failure::Retryable { reason, retry_after: None, detail: reason.remedy().map(str::to_owned) }
 }
 
 fn refused(code: &str) -> Failure {

@@ -98,14 +98,14 @@ pub fn store_unavailable(error: &StoreError) -> Problem {
 /// Why there is no token, with the proxy's own words for it.
 pub fn no_token(reason: NoToken) -> Problem {
     let unavailable = |detail: String| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "token_unavailable", detail);
+    let said = |description: &Option<String>| description.as_deref().map(|text| format!(" ({text})")).unwrap_or_default();
     match reason {
-        NoToken::Unavailable { error, retry_after } => {
-            let problem = unavailable(format!("the authorization server gave no token: {error}"));
-            problem.retry_after(retry_after).with("error", error)
+        NoToken::Unavailable { error, description, retry_after } => {
+            let problem = unavailable(format!("the authorization server gave no token: {error}{}", said(&description)));
+            problem.retry_after(retry_after).with("error", error).with("description", description)
         }
         NoToken::Refused { error, description } => {
-            let said = description.as_deref().map(|text| format!(" ({text})")).unwrap_or_default();
-            let detail = format!("the authorization server refused: {error}{said}");
+            let detail = format!("the authorization server refused: {error}{}", said(&description));
             let problem = Problem::new(StatusCode::FAILED_DEPENDENCY, "token_refused", detail);
             problem.with("error", error).with("description", description)
         }

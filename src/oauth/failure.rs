@@ -20,7 +20,7 @@ pub enum Failure {
     Retryable {
         reason: Reason,
         retry_after: Option<Duration>,
-        /// What the libraries say of it, for the log alone; clean.
+        /// What the libraries say of it, or the remedy, for the log and the operator; clean.
         detail: Option<String>,
     },
     /// The server's verdict: only a changed configuration (or the server's mind) heals it.
@@ -146,6 +146,17 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// The key that helps, where the server behaves as it always will.
+    pub fn remedy(self) -> Option<&'static str> {
+        match self {
+            Reason::TokenType => Some(
+                "the token_type of the response is not Bearer; if its tokens work as bearer tokens, set \
+                 `token_response.token_type: any`",
+            ),
+            _ => None,
+        }
+    }
+
     fn outcome(self) -> Outcome {
         match self {
             Reason::Unreachable | Reason::Tls | Reason::NotSent => Outcome::Unavailable,

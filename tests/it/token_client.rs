@@ -317,6 +317,28 @@ async fn a_token_request_without_a_body_states_its_length() {
 }
 
 #[tokio::test]
+async fn a_refused_token_type_names_the_key_that_accepts_it() {
+    let upstream = Scripted::upstream().await;
+    let answer = json!({"access_token": "t", "token_type": "JWT", "expires_in": 3600});
+    let server = Scripted::start(move |_, _| Reply::json(200, &answer)).await;
+    let sidecar = Sidecar::start(&config(&server, &upstream, "comments: none")).await;
+    assert_eq!(get(&sidecar, "").await.code(), "token_unavailable");
+    let remedy = "set `token_response.token_type: any`";
+    let logged = sidecar.logged("no new token").await;
+    assert!(logged.contains("\"token_type\"") && logged.contains(remedy), "{logged}");
+    let tokens = call(sidecar.admin(), "GET", "/connections/crm/tokens", &json!({})).await.json();
+    let attempt = &tokens["items"][0]["last_attempt"];
+    assert_eq!(attempt["error"], "token_type", "{attempt}");
+    assert!(attempt["description"].as_str().is_some_and(|text| text.contains(remedy)), "{attempt}");
+    let refreshed = call(sidecar.admin(), "POST", "/connections/crm/refresh", &json!({})).await;
+    assert_eq!((refreshed.status, &refreshed.json()["error"]), (503, &json!("token_type")), "{}", refreshed.text());
+    assert!(refreshed.text().contains(remedy), "{}", refreshed.text());
+    // What it says helps.
+    let sidecar = Sidecar::start(&config(&server, &upstream, "token_response: {token_type: any}")).await;
+    assert_eq!(injected(&sidecar, &upstream).await, "Bearer t");
+}
+
+#[tokio::test]
 async fn an_answer_is_read_where_the_connection_says() {
     let upstream = Scripted::upstream().await;
     let in_an_hour = "2099-01-01T00:00:00Z";

@@ -108,9 +108,11 @@ fn refusal(failure: Failure) -> Problem {
     no_token(match failure {
         Failure::Permanent(refusal) => NoToken::Refused { error: refusal.error, description: refusal.description },
         Failure::Script { message, .. } => NoToken::Script { message },
-        Failure::Retryable { reason, retry_after, .. } => {
-            NoToken::Unavailable { error: reason.to_string(), retry_after: retry_after.unwrap_or(SLOWER_BY) }
-        }
+        Failure::Retryable { reason, retry_after, detail } => NoToken::Unavailable {
+            error: reason.to_string(),
+            description: detail,
+            retry_after: retry_after.unwrap_or(SLOWER_BY),
+        },
     })
 }
 

@@ -222,7 +222,9 @@ fn no_token(why: NoToken, link: Option<String>) -> Fault {
             ProxyError::ConsentRequired { again: consent == Consent::Changed, link }.into()
         }
         NoToken::Person { consent: Consent::Again, error } => ProxyError::RefreshTokenExpired { error, link }.into(),
-        NoToken::Unavailable { error, retry_after } => ProxyError::TokenUnavailable { error, retry_after }.into(),
+        NoToken::Unavailable { error, description, retry_after } => {
+            Fault { error: ProxyError::TokenUnavailable { error, retry_after }, cause: description }
+        }
         NoToken::Forgotten => {
             let retry_after = Duration::from_secs(1);
             ProxyError::TokenUnavailable { error: "configuration_changed".to_owned(), retry_after }.into()

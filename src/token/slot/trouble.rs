@@ -68,7 +68,7 @@ pub fn needs_consent_again(key: &TokenKey) -> String {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NoToken {
     /// The authorization server could not be used lately; `retry_after` until the next try.
-    Unavailable { error: String, retry_after: Duration },
+    Unavailable { error: String, description: Option<String>, retry_after: Duration },
     /// The authorization server's verdict.
     Refused { error: String, description: Option<String> },
     /// The connection's own script.
@@ -87,10 +87,11 @@ impl Trouble {
         if let Some(consent) = self.consent {
             return NoToken::Person { consent, error: self.error.clone() };
         }
+        let (error, description) = (self.error.clone(), self.description.clone());
         match self.permanent {
-            true if self.outcome == SCRIPT => NoToken::Script { message: self.description.clone().unwrap_or_default() },
-            true => NoToken::Refused { error: self.error.clone(), description: self.description.clone() },
-            false => NoToken::Unavailable { error: self.error.clone(), retry_after: now.until(self.retry_at) },
+            true if self.outcome == SCRIPT => NoToken::Script { message: description.unwrap_or_default() },
+            true => NoToken::Refused { error, description },
+            false => NoToken::Unavailable { error, description, retry_after: now.until(self.retry_at) },
         }
     }
 }
