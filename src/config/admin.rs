@@ -115,7 +115,8 @@ fn variable(name: &str) -> Option<Vec<u8>> {
 
 /// The admin token that the environment holds, for commands that ask a running instance.
 pub fn presented_token() -> Option<Secret> {
-    variable("KEYBEARER_ADMIN_TOKEN").and_then(|value| String::from_utf8(value).ok()).map(Secret::new)
+    let text = variable("KEYBEARER_ADMIN_TOKEN").and_then(|value| String::from_utf8(value).ok());
+    text.map(reference::without_line_break).filter(|token| !token.is_empty()).map(Secret::new)
 }
 
 /// Is there a desktop on which a link can be opened?

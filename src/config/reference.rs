@@ -73,7 +73,7 @@ fn reference(spot: &Spot<'_>, inside: &str, sink: &mut Sink) -> Option<String> {
 #[allow(clippy::disallowed_methods, reason = "references of the configuration are what the ban leaves open")]
 fn variable(spot: &Spot<'_>, name: &str, sink: &mut Sink) -> Option<String> {
     match std::env::var(name) {
-        Ok(value) => return Some(value),
+        Ok(value) => return Some(without_line_break(value)),
         Err(std::env::VarError::NotPresent) => {
             spot.problem(sink, format!("environment variable `{name}` is not set"), "set it for this process")
         }
@@ -87,17 +87,22 @@ fn variable(spot: &Spot<'_>, name: &str, sink: &mut Sink) -> Option<String> {
 /// A file's text without one trailing line break.
 pub fn file_text(spot: &Spot<'_>, path: &Path, sink: &mut Sink) -> Option<String> {
     let bytes = bytes(spot, path, TEXT_BYTES_MAX, sink)?;
-    let Ok(mut text) = String::from_utf8(bytes) else {
+    let Ok(text) = String::from_utf8(bytes) else {
         spot.problem(sink, format!("{} is not UTF-8", path.display()), "store the value as plain text");
         return None;
     };
+    Some(without_line_break(text))
+}
+
+/// Without one trailing `\n` or `\r\n`: editors, `echo` and `kubectl` end a value with one.
+pub fn without_line_break(mut text: String) -> String {
     if text.ends_with('\n') {
         text.pop();
         if text.ends_with('\r') {
             text.pop();
         }
     }
-    Some(text)
+    text
 }
 
 fn bytes(spot: &Spot<'_>, path: &Path, max: usize, sink: &mut Sink) -> Option<Vec<u8>> {

@@ -9,7 +9,7 @@ use crate::rig::inside::Inside;
 use crate::rig::peers::{Http2Server, Peers};
 use crate::rig::raw::{self, Conn};
 use crate::rig::scripted::{Reply, Scripted};
-use crate::rig::sidecar::Sidecar;
+use crate::rig::sidecar::{Sidecar, program};
 
 /// `printf shared | sha256sum`
 const SHA256_OF_SHARED: &str = "a4d26868017c0ccffe2efe50944ef4211834660cca834c6e9f86dec6a88246fa";
@@ -253,4 +253,31 @@ async fn an_open_tunnel_never_becomes_another_callers() {
         format!("keybearer_injections_total{{connection=\"{connection}\",profile=\"default\",outcome=\"injected\"}}")
     };
     assert_eq!((sidecar.metric(&injected("ca")).await, sidecar.metric(&injected("cb")).await), (30.0, 0.0));
+}
+
+/// As `echo`, editors and `kubectl` leave it in a variable.
+#[tokio::test]
+async fn a_secret_of_the_environment_loses_one_trailing_line_break() {
+    let (tokens, upstream) = (Scripted::tokens(3600).await, Scripted::upstream().await);
+    let config = format!(
+        "hosts: {{api.test: \"{}\"}}\nadmin: {{users: [{{name: ops, role: viewer, token: {{env: OPS}}}}]}}\n\
+         callers: [{{name: billing, secret: {{env: BILLING}}}}, {{name: batch, secret: \"${{env:BATCH}}\"}}]\nconnections:\n\
+         - {{name: crm, client_id: \"id-${{env:NUMBER}}\", client_secret: {{env: CLIENT}}, token_url: \"http://{}/token\", \
+         routes: [{{host: api.test, upstream_tls: false}}]}}\n",
+        upstream.address, tokens.address
+    );
+    let set = ["BILLING=s3cret\n", "BATCH=other\r\n", "NUMBER=7\n", "CLIENT=two\n\n", "OPS=operator-token-0123\n"];
+    let set: Vec<_> = set.map(|text| text.split_once('=').expect("a value")).to_vec();
+    let environment: Vec<_> = set.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+    let sidecar = Sidecar::start_in(&config, &environment).await;
+    for credential in [basic("billing", "s3cret"), basic("batch", "other")] {
+        let answer = raw::get_through(sidecar.proxy(), "http://api.test/x", &credential).await;
+        assert_eq!((answer.status, answer.code()), (200, ""), "{credential}: {}", answer.text());
+    }
+    let sent = String::from_utf8(tokens.received().remove(0).body).expect("a form");
+    assert!(sent.contains("client_id=id-7&client_secret=two%0A"), "one line break and no more: {sent}");
+    let mut command = program();
+    command.args(["connections", "--admin", &format!("http://{}", sidecar.admin())]);
+    let output = command.env("KEYBEARER_ADMIN_TOKEN", "operator-token-0123\n").output().await.expect("it runs");
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
 }
