@@ -14,6 +14,7 @@ mod discovery;
 mod failure;
 mod grant;
 mod json;
+mod query;
 mod response;
 mod retry_after;
 #[cfg(test)]

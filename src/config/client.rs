@@ -137,7 +137,7 @@ fn word(algorithm: Algorithm) -> (&'static str, Algorithm) {
 /// `token_url`, `issuer`, or a text of its own.
 pub fn audience(spot: Option<Spot<'_>>, has_issuer: bool, sink: &mut Sink) -> Option<Audience> {
     let Some(spot) = spot else { return Some(Audience::TokenUrl) };
-    let text = spot.line(sink)?;
+    let text = spot.filled_line(sink)?;
     match text.as_str() {
         "token_url" => Some(Audience::TokenUrl),
         "issuer" if !has_issuer => {

@@ -88,8 +88,8 @@ fn assemble(unit: &Unit<'_, ConnectionFile>, parts: Parts<'_>, sink: &mut Sink) 
     let available = available_scopes.as_deref();
     let scopes = unit.get(keys.scopes).map(|spot| profile::scopes(&spot, available, sink)).unwrap_or_default();
     let stated: Vec<_> = profiles.iter().map(|profile| profile.read(available, sink)).collect();
-    let audience = unit.get(keys.audience).and_then(|spot| spot.line(sink));
-    let resource = unit.get(keys.resource).and_then(|spot| spot.line(sink));
+    let audience = unit.get(keys.audience).and_then(|spot| spot.filled_line(sink));
+    let resource = unit.get(keys.resource).and_then(|spot| spot.filled_line(sink));
     let token_params =
         unit.get(keys.token_params).map(|spot| params(&spot, &TOKEN_REQUEST_OWN, sink)).unwrap_or_default();
     let token_request = unit.get(keys.token_request);
@@ -209,6 +209,9 @@ fn endpoints<'a>(
     let token = token.map(|at| read(at, sink));
     let others = [keys.revocation_url, keys.authorization_url, keys.device_authorization_url];
     let [revocation, authorization, device] = others.map(|key| unit.get(key).map(|at| read(at, sink)));
+    if let (Some(at), Some(Some(url))) = (unit.get(keys.authorization_url), &authorization) {
+        consent::check_query(&at, url, sink);
+    }
     let issuer = unit.get(keys.issuer).map(|at| {
         let url = at.secretive(sink, endpoint::issuer).and_then(|_| read(at.clone(), sink))?;
         Some((reference::text(&at, sink)?.value, url))

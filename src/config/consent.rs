@@ -1,14 +1,22 @@
 //! What a grant that needs a person needs beside it: where the browser goes, and where it comes back.
 
+use std::collections::HashSet;
+
 use url::Url;
 
-use super::endpoint;
 use super::file::{ConnectionFile, PkceFile};
 use super::params::{AUTHORIZATION_OWN, params};
 use super::problem::Sink;
 use super::spot::{Spot, Unit};
 use super::value::Fault;
+use super::{endpoint, reference};
 use crate::model::connection::{Authorization, Grant, Pkce};
+
+/// OAuth 2.0 Multiple Response Type Encoding Practices §2.1
+const RESPONSE_MODE: &str = "response_mode";
+/// Values by which the answer does not come in the query of a GET; other texts might be anything, and are not repeated.
+const OTHER_RESPONSE_MODES: [&str; 7] =
+    ["form_post", "fragment", "web_message", "jwt", "query.jwt", "fragment.jwt", "form_post.jwt"];
 
 /// `grants`: those of all definitions.
 pub fn authorization<'g>(
@@ -24,9 +32,11 @@ pub fn authorization<'g>(
             spot.problem(sink, "goes with `grant: authorization_code` alone", hint);
         }
     }
-    let redirect_url = unit.get(keys.redirect_url).map(|spot| spot.parse(sink, redirect_url));
-    let params =
-        unit.get(keys.authorize_params).map(|spot| params(&spot, &AUTHORIZATION_OWN, sink)).unwrap_or_default();
+    let redirect_url = unit.get(keys.redirect_url).map(|spot| {
+        let text = reference::text(&spot, sink)?.value;
+        spot.is_filled_in(&text, sink).then(|| spot.parse(sink, redirect_url))?
+    });
+    let params = unit.get(keys.authorize_params).map(|spot| authorize_params(&spot, sink)).unwrap_or_default();
     let pkce = unit.get(keys.pkce).map_or(Some(Pkce::S256), |spot| pkce(&spot, sink));
     Some(Authorization { redirect_url: redirect_url.map_or(Some(None), |url| url.map(Some))?, pkce: pkce?, params })
 }
@@ -52,6 +62,52 @@ fn pkce(spot: &Spot<'_>, sink: &mut Sink) -> Option<Pkce> {
         Pkce::S256 => {}
     }
     Some(method)
+}
+
+pub fn authorize_params(spot: &Spot<'_>, sink: &mut Sink) -> Vec<(String, String)> {
+    let params = params(spot, &AUTHORIZATION_OWN, sink);
+    if let Some((_, mode)) = params.iter().find(|(name, _)| name == RESPONSE_MODE) {
+        let at = spot.value_of(RESPONSE_MODE).unwrap_or_else(|| spot.clone());
+        check_response_mode(&at, mode, sink);
+    }
+    params
+}
+
+/// What the query of the authorization URL must not say, and what of it is not sent.
+pub fn check_query(spot: &Spot<'_>, url: &Url, sink: &mut Sink) {
+    let mut seen = HashSet::new();
+    for (name, value) in url.query_pairs() {
+        let name = name.as_ref();
+        let again = !seen.insert(name.to_owned());
+        if name == RESPONSE_MODE {
+            check_response_mode(spot, &value, sink);
+        }
+        match AUTHORIZATION_OWN.iter().find(|(own, _)| *own == name) {
+            _ if again && name != "resource" => {
+                let hint = "keep one of them: the last one is sent";
+                spot.warning(sink, "a parameter is twice in the URL's query", hint);
+            }
+            // These are sent as the URL has them unless a key of the connection says something else.
+            Some(("scope" | "audience" | "resource", _)) | None => {}
+            Some((own, hint)) => {
+                let message = format!("`{own}` in the URL's query is not sent: the request sets it itself");
+                spot.warning(sink, message, format!("remove it from the URL; {hint}"));
+            }
+        }
+    }
+}
+
+/// The callback reads a query alone: a POST from another site would come without the browser's cookie, and a fragment never
+/// leaves the browser.
+fn check_response_mode(spot: &Spot<'_>, mode: &str, sink: &mut Sink) {
+    if mode == "query" {
+        return;
+    }
+    let shown = OTHER_RESPONSE_MODES.iter().find(|known| **known == mode);
+    let shown = shown.map_or_else(|| "another value".to_owned(), |known| format!("`{known}`"));
+    let message =
+        format!("`response_mode` is {shown}, but the callback takes the answer from the query of a GET alone");
+    spot.problem(sink, message, "remove `response_mode`, or write `query`");
 }
 
 /// Kept as it is written: servers compare it as a text.

@@ -6,11 +6,11 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::file::ProfileFile;
-use super::params::{AUTHORIZATION_OWN, TOKEN_REQUEST_OWN, params};
+use super::params::{TOKEN_REQUEST_OWN, params};
 use super::problem::{Sink, suggest};
-use super::reference;
 use super::spot::{Spot, Unit};
 use super::value::{self, Fault};
+use super::{consent, reference};
 use crate::model::Name;
 use crate::model::connection::*;
 
@@ -71,9 +71,9 @@ impl<'a> Written<'a> {
         Stated {
             name: self.name.clone(),
             scopes: unit.get(keys.scopes).map(|spot| scopes(&spot, available, sink)),
-            audience: unit.get(keys.audience).map(|spot| spot.line(sink)),
-            resource: unit.get(keys.resource).map(|spot| spot.line(sink)),
-            authorize_params: unit.get(keys.authorize_params).map(|spot| params(&spot, &AUTHORIZATION_OWN, sink)),
+            audience: unit.get(keys.audience).map(|spot| spot.filled_line(sink)),
+            resource: unit.get(keys.resource).map(|spot| spot.filled_line(sink)),
+            authorize_params: unit.get(keys.authorize_params).map(|spot| consent::authorize_params(&spot, sink)),
             token_params: unit.get(keys.token_params).map(|spot| params(&spot, &TOKEN_REQUEST_OWN, sink)),
         }
     }
@@ -120,10 +120,15 @@ pub fn available_scopes(spot: &Spot<'_>, sink: &mut Sink) -> Vec<(String, Vec<St
 /// Text is split at commas and white space; items of a list are taken whole. Where names are `available`, each is one.
 pub fn scopes(spot: &Spot<'_>, available: Option<&[(String, Vec<String>)]>, sink: &mut Sink) -> Vec<String> {
     let mut written: Vec<(String, Spot<'_>)> = Vec::new();
+    // What still holds a placeholder is refused, and is a scope all the same, so that none is said to be missing.
     if spot.is_list() {
-        let items = spot.items(sink).unwrap_or_default();
-        written.extend(items.into_iter().filter_map(|item| Some((item.line(sink)?, item))));
+        for item in spot.items(sink).unwrap_or_default() {
+            let Some(text) = item.line(sink) else { continue };
+            item.is_filled_in(&text, sink);
+            written.push((text, item));
+        }
     } else if let Some(text) = reference::text(spot, sink) {
+        spot.is_filled_in(&text.value, sink);
         let parts = text.value.split(|c: char| c == ',' || c.is_whitespace()).filter(|part| !part.is_empty());
         let parts = parts.filter_map(|part| spot.without_controls(part.to_owned(), sink));
         written.extend(parts.map(|part| (part, spot.clone())));

@@ -152,7 +152,8 @@ fn place(
             if let Some(upstream) = unit.get(keys.upstream) {
                 upstream.problem(sink, "`upstream` goes with `mount`", "remove it: the request names the upstream");
             }
-            let (pattern, port) = host.parse(sink, host_pattern)?;
+            let text = reference::text(&host, sink)?.value;
+            let (pattern, port) = host.is_filled_in(&text, sink).then(|| host.parse(sink, host_pattern))??;
             Some(Place::Host { pattern, port })
         }
         (None, Some(mount)) => {

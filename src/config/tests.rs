@@ -1,6 +1,7 @@
 //! The validator as a whole: texts in, problems or a model out.
 
 mod accepted;
+mod authorization;
 mod client;
 mod files;
 mod interception;

@@ -47,7 +47,11 @@ impl Spot<'_> {
 
     /// The same for a text that might hold credentials, such as a URL: the problem does not repeat it.
     pub fn secretive<T>(&self, sink: &mut Sink, parse: impl FnOnce(&str) -> Result<T, Fault>) -> Option<T> {
-        let fault = match parse(&reference::text(self, sink)?.value) {
+        let text = reference::text(self, sink)?.value;
+        if !self.is_filled_in(&text, sink) {
+            return None;
+        }
+        let fault = match parse(&text) {
             Ok(value) => return Some(value),
             Err(fault) => fault,
         };

@@ -3,7 +3,8 @@
 //!
 //! Not here: what becomes of the person's answer (`admin::consent`), the exchange of a code (`grant`).
 //! Holds: PKCE is what the configuration says, whatever the server says of itself; the query of the authorization URL is
-//! kept; a server that asks for pushed requests gets nothing else through the browser.
+//! kept, but for names that the request sets (`query`); a server that asks for pushed requests gets nothing else through
+//! the browser.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use super::failure::{Failure, Posted, Reason, Refusal};
 use super::grant::{self, Fields, field};
 use super::json::{Json, Members};
 use super::transport::{self, Answer};
-use super::{TokenEndpoint, discovery, refused, response, retryable};
+use super::{TokenEndpoint, discovery, query, refused, response, retryable};
 use crate::model::connection::{ClientAuth, Pkce};
 use crate::model::secret::Secret;
 use crate::script;
@@ -58,8 +59,9 @@ impl TokenEndpoint {
                     url.ok_or_else(|| self.nowhere("authorization_url", "authorization_endpoint"))?
                 }
             };
-            let (url, verifier) = self.authorization_request(&place, state, redirect_uri)?;
-            let url = self.shaped_by_script(&place, url)?;
+            let (fields, verifier) = self.authorization_fields(&place, state, redirect_uri)?;
+            let fields = self.shaped_by_script(&place, fields)?;
+            let url = query::authorization_request(&place, &fields);
             let url = match &metadata.pushed_authorization_request {
                 Some(endpoint) if metadata.requires_pushed_requests => self.pushed(&place, &url, endpoint).await?,
                 _ => url,
@@ -69,14 +71,17 @@ impl TokenEndpoint {
         .await
     }
 
-    fn authorization_request(
+    /// The parameters that the grant and the configuration set.
+    fn authorization_fields(
         &self,
         place: &Url,
         state: &Secret,
         redirect_uri: &str,
-    ) -> Result<(Url, Option<Secret>), Failure> {
+    ) -> Result<(Fields, Option<Secret>), Failure> {
         let redirect = RedirectUrl::new(redirect_uri.to_owned()).map_err(|_| refused("invalid_redirect_url"))?;
-        let client = self.oauth.clone().set_auth_uri(AuthUrl::from_url(place.clone()));
+        let mut bare = place.clone();
+        bare.set_query(None);
+        let client = self.oauth.clone().set_auth_uri(AuthUrl::from_url(bare));
         let (challenge, verifier) = match self.connection.authorization.pkce {
             Pkce::S256 => Some(PkceCodeChallenge::new_random_sha256()),
             Pkce::Plain => Some(PkceCodeChallenge::new_random_plain()),
@@ -95,22 +100,20 @@ impl TokenEndpoint {
             request = request.add_extra_param(name, value);
         }
         let (url, _) = request.url();
-        Ok((url, verifier.map(|verifier| Secret::new(verifier.into_secret()))))
+        let fields = url.query_pairs().map(|(name, value)| (name.into_owned(), value.into_owned())).collect();
+        Ok((fields, verifier.map(|verifier| Secret::new(verifier.into_secret()))))
     }
 
     /// The parameters as the script wants them; those of the configured URL are not its business.
-    fn shaped_by_script(&self, place: &Url, url: Url) -> Result<Url, Failure> {
+    fn shaped_by_script(&self, place: &Url, fields: Fields) -> Result<Fields, Failure> {
         let Some(script) = self.script.as_ref().filter(|script| script.has_authorization_request()) else {
-            return Ok(url);
+            return Ok(fields);
         };
         let call = self.preparation(place.clone());
-        let form = added(place, &url);
-        let request = script::Request { url: place.to_string(), headers: Vec::new(), form: form.clone() };
+        let request = script::Request { url: place.to_string(), headers: Vec::new(), form: fields.clone() };
         let shaped = script.authorization_request(request, &call.context());
-        let shaped = shaped.map_err(|failure| Failure::of_script(failure, &call.posted_fields(&form)))?;
-        let mut url = place.clone();
-        url.query_pairs_mut().extend_pairs(shaped.form);
-        Ok(url)
+        let shaped = shaped.map_err(|failure| Failure::of_script(failure, &call.posted_fields(&fields)))?;
+        Ok(shaped.form)
     }
 
     /// RFC 9126 §2: the server keeps the parameters, and the browser carries their name.
@@ -182,12 +185,6 @@ impl TokenEndpoint {
     fn preparation(&self, url: Url) -> Call<'_> {
         Call { endpoint: self, url, kind: Kind::Preparation }
     }
-}
-
-/// What `url` has beyond the query of `place`.
-fn added(place: &Url, url: &Url) -> Fields {
-    let own = place.query_pairs().count();
-    url.query_pairs().skip(own).map(|(name, value)| (name.into_owned(), value.into_owned())).collect()
 }
 
 /// The members of a success, or why it is none.

@@ -18,7 +18,7 @@ use super::client_auth::{self, Proof};
 use super::failure::{Failure, Posted, Refusal};
 use super::grant::Fields;
 use super::transport::{self, Answer, Timely};
-use super::{TokenEndpoint, Whose, response};
+use super::{TokenEndpoint, Whose, query, response};
 
 /// Form fields that no message may repeat.
 const SECRET_FIELDS: [&str; 12] = [
@@ -181,7 +181,7 @@ impl Call<'_> {
                 (Some("application/json"), serde_json::Value::from(members).to_string())
             }
             RequestEncoding::Query => {
-                url.query_pairs_mut().extend_pairs(&fields);
+                url = query::token_request(&url, &fields);
                 (None, String::new())
             }
         };

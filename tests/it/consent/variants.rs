@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::{DEVICE, House, OFFLINE, issuer, text};
+use super::{DEVICE, House, OFFLINE, endpoints, issuer, text};
 use crate::rig::browser::Page;
 use crate::rig::peers::AuthorizationServer;
 
@@ -56,6 +56,20 @@ async fn authlib_takes_the_method_of_pkce_that_the_configuration_names() {
             assert_eq!(asked["code_challenge"], form["code_verifier"]);
         }
     }
+}
+
+/// RFC 6749 §3.1: oidc-provider refuses a request that names a parameter twice.
+#[tokio::test]
+async fn each_parameter_is_sent_once_whatever_the_url_has() {
+    let server = AuthorizationServer::op(json!({"lifetime": 600})).await;
+    let query = "?prompt=login&state=mine&client_id=other&scope=email&ui_locales=de&code_challenge=x";
+    let urls = endpoints(&server, query);
+    let keys = format!("{urls}, grant: authorization_code, authorize_params: {{prompt: consent}}, scopes: [{OFFLINE}]");
+    let house = House::with(server, "p-web", &keys, "").await;
+    connected(&house).await;
+    let asked = &house.server.authorizations("p-web").await[0];
+    assert_eq!((&asked["prompt"], &asked["ui_locales"]), (&json!("consent"), &json!("de")), "{asked}");
+    assert_eq!(asked["scope"], "openid offline_access api.read", "{asked}");
 }
 
 /// PKCE is what the configuration says: a server that takes only `plain` is told S256, and its refusal is shown.

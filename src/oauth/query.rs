@@ -1,0 +1,109 @@
+//! The query of an endpoint's URL beside parameters of ours. Pure.
+//!
+//! Invariant: no name of ours is also in the rest of the query (RFC 6749 §3.1, §3.2), `resource` apart, which may repeat
+//! (RFC 8707 §2); what stays of the URL's own query stays as it is written.
+
+use std::collections::HashMap;
+
+use url::{Url, form_urlencoded};
+
+use super::grant::Fields;
+
+const REPEATABLE: &str = "resource";
+/// Parameters of the authorization request that the URL's own query never sets.
+const NOT_OF_THE_URL: [&str; 8] = [
+    "response_type",
+    "client_id",
+    "client_secret",
+    "redirect_uri",
+    "state",
+    "code_challenge",
+    "code_challenge_method",
+    "code_verifier",
+];
+
+/// The authorization request: `fields` over the URL's own query.
+pub fn authorization_request(url: &Url, fields: &Fields) -> Url {
+    merged(url, fields, |name| !NOT_OF_THE_URL.contains(&name))
+}
+
+/// A token request whose parameters are in the query: `fields` over the URL's own query.
+pub fn token_request(url: &Url, fields: &Fields) -> Url {
+    merged(url, fields, |_| true)
+}
+
+fn merged(url: &Url, fields: &Fields, may_stay: impl Fn(&str) -> bool) -> Url {
+    let own = url.query().unwrap_or_default();
+    let mut pairs: Vec<(&str, String, String)> = Vec::new();
+    for text in own.split('&').filter(|text| !text.is_empty()) {
+        let pair = form_urlencoded::parse(text.as_bytes()).next();
+        pairs.extend(pair.map(|(name, value)| (text, name.into_owned(), value.into_owned())));
+    }
+    // Of a name that the URL itself repeats, the last one counts.
+    let last: HashMap<&str, usize> = pairs.iter().enumerate().map(|(at, (_, name, _))| (name.as_str(), at)).collect();
+    let stays = |(at, (_, name, value)): (usize, &(&str, String, String))| match name.as_str() {
+        REPEATABLE => !fields.iter().any(|(own, same)| own == name && same == value),
+        name => may_stay(name) && last[name] == at && !fields.iter().any(|(own, _)| own == name),
+    };
+    let kept = pairs.iter().enumerate().filter(|(at, pair)| stays((*at, pair))).map(|(_, (text, ..))| *text);
+    let mut query = kept.collect::<Vec<_>>().join("&");
+    let ours = form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
+    if !query.is_empty() && !ours.is_empty() {
+        query += "&";
+    }
+    query += &ours;
+    let mut merged = url.clone();
+    merged.set_query(Some(query.as_str()).filter(|query| !query.is_empty()));
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(merge: fn(&Url, &Fields) -> Url, own: &str, fields: &[(&str, &str)], expected: &str) {
+        let fields: Fields = fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let url = Url::parse("https://as.test/a").map(|mut url| {
+            url.set_query(Some(own).filter(|own| !own.is_empty()));
+            url
+        });
+        assert_eq!(merge(&url.unwrap(), &fields).query().unwrap_or_default(), expected, "{own}");
+    }
+
+    #[test]
+    fn each_parameter_of_the_authorization_request_is_there_once() {
+        let ask = authorization_request;
+        check(ask, "", &[], "");
+        check(ask, "", &[("a", "1 2")], "a=1+2");
+        check(ask, "x=a%20b&flag&y", &[("a", "1")], "x=a%20b&flag&y&a=1");
+        check(ask, "prompt=login&access_type=offline", &[("prompt", "consent")], "access_type=offline&prompt=consent");
+        check(ask, "pr%6Fmpt=login", &[("prompt", "consent")], "prompt=consent");
+        check(ask, "Prompt=login", &[("prompt", "consent")], "Prompt=login&prompt=consent");
+        check(ask, "prompt=a&x=1&prompt=b&&", &[], "x=1&prompt=b");
+        check(ask, "scope=own&audience=own", &[("scope", "a b")], "audience=own&scope=a+b");
+        let protocol =
+            "response_type=token&client_id=x&redirect_uri=x&state=x&code_challenge=x&code_challenge_method=x";
+        check(ask, &format!("{protocol}&client_secret=x&code_verifier=x&z=1"), &[("state", "s")], "z=1&state=s");
+        let resources = "resource=https%3A%2F%2Fa.test&resource=https%3A%2F%2Fb.test";
+        check(ask, resources, &[], resources);
+        check(
+            ask,
+            resources,
+            &[("resource", "https://b.test"), ("resource", "https://c.test")],
+            "resource=https%3A%2F%2Fa.test&resource=https%3A%2F%2Fb.test&resource=https%3A%2F%2Fc.test",
+        );
+    }
+
+    #[test]
+    fn each_parameter_of_a_token_request_is_there_once() {
+        let own = "grant_type=account_credentials&account_id=7";
+        check(
+            token_request,
+            own,
+            &[("grant_type", "client_credentials")],
+            "account_id=7&grant_type=client_credentials",
+        );
+        check(token_request, "client_id=x", &[], "client_id=x");
+    }
+}
