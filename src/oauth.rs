@@ -173,7 +173,7 @@ impl TokenEndpoint {
         self.in_time(async {
             let url = match &self.connection.endpoints.revocation {
                 Some(url) => Some(url.clone()),
-                None => self.metadata().await?.and_then(|metadata| metadata.revocation.clone()),
+                None => self.discovered(discovery::REVOCATION).await?,
             };
             let Some(url) = url else { return Ok(false) };
             let fields = vec![field("token", token), field("token_type_hint", hint)];
@@ -209,13 +209,21 @@ impl TokenEndpoint {
         if let Some(url) = &self.connection.endpoints.token {
             return Ok(url.clone());
         }
-        let token = self.metadata().await?.and_then(|metadata| metadata.token.clone());
+        let token = self.discovered(discovery::TOKEN).await?;
         token.ok_or_else(|| discovery::incomplete("names no token_endpoint"))
     }
 
     async fn metadata(&self) -> Result<Option<Arc<Metadata>>, Failure> {
+    /// An endpoint in the issuer's metadata.
+    async fn discovered(&self, name: &str) -> Result<Option<Url>, Failure> {
+        self.metadata().await?.map_or(Ok(None), |metadata| metadata.endpoint(name))
+    }
+
         let Some(discovery) = &self.discovery else { return Ok(None) };
-        discovery.metadata(Clock::system().now().boot).await.map(Some)
+        let asked = discovery.metadata(Clock::system().now().boot);
+        // Within the time of the whole, so that it is known to have been the discovery that took it.
+        let answer = tokio::time::timeout(self.connection.authorization_server.timeout, asked).await;
+        answer.unwrap_or_else(|_| Err(discovery::not_now("did not answer in time"))).map(Some)
     }
 
     fn moment<'a>(&'a self, token_url: &'a Url) -> Moment<'a> {

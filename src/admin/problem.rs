@@ -98,7 +98,8 @@ pub fn store_unavailable(error: &StoreError) -> Problem {
 /// Why there is no token, with the proxy's own words for it.
 pub fn no_token(reason: NoToken) -> Problem {
     let unavailable = |detail: String| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "token_unavailable", detail);
-    let said = |description: &Option<String>| description.as_deref().map(|text| format!(" ({text})")).unwrap_or_default();
+    let said =
+        |description: &Option<String>| description.as_deref().map(|text| format!(" ({text})")).unwrap_or_default();
     match reason {
         NoToken::Unavailable { error, description, retry_after } => {
             let problem = unavailable(format!("the authorization server gave no token: {error}{}", said(&description)));

@@ -55,16 +55,20 @@ impl TokenEndpoint {
             let place = match &self.connection.endpoints.authorization {
                 Some(url) => url.clone(),
                 None => {
-                    let url = metadata.authorization.clone();
-                    url.ok_or_else(|| self.nowhere("authorization_url", "authorization_endpoint"))?
+                    let url = metadata.endpoint(discovery::AUTHORIZATION)?;
+                    url.ok_or_else(|| self.nowhere("authorization_url", discovery::AUTHORIZATION))?
                 }
             };
             let (fields, verifier) = self.authorization_fields(&place, state, redirect_uri)?;
             let fields = self.shaped_by_script(&place, fields)?;
             let url = query::authorization_request(&place, &fields);
-            let url = match &metadata.pushed_authorization_request {
-                Some(endpoint) if metadata.requires_pushed_requests => self.pushed(&place, &url, endpoint).await?,
-                _ => url,
+            let pushed = match metadata.requires_pushed_requests {
+                true => metadata.endpoint(discovery::PUSHED_AUTHORIZATION_REQUEST)?,
+                false => None,
+            };
+            let url = match pushed {
+                Some(endpoint) => self.pushed(&place, &url, &endpoint).await?,
+                None => url,
             };
             Ok(BrowserAsked { url, verifier })
         })
@@ -144,8 +148,8 @@ impl TokenEndpoint {
             let url = match &self.connection.endpoints.device_authorization {
                 Some(url) => url.clone(),
                 None => {
-                    let url = self.metadata().await?.and_then(|metadata| metadata.device_authorization.clone());
-                    url.ok_or_else(|| self.nowhere("device_authorization_url", "device_authorization_endpoint"))?
+                    let url = self.discovered(discovery::DEVICE_AUTHORIZATION).await?;
+                    url.ok_or_else(|| self.nowhere("device_authorization_url", discovery::DEVICE_AUTHORIZATION))?
                 }
             };
             let mut fields = Fields::new();

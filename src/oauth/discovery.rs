@@ -2,13 +2,15 @@
 //!
 //! Holds: it fills what the configuration leaves open and overrides nothing; the issuer that answers is the one that was
 //! asked, to the letter (RFC 8414 §3.3); an endpoint is https unless the configuration permits otherwise, and its address
-//! passes the same rules as every other; what was found is good for a day.
+//! passes the same rules as every other, which is judged when it is used; one well-known location never stops the next;
+//! what was found is good for a day.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderValue, Method, header};
 use tokio::sync::OnceCell;
 use url::{Host as UrlHost, Url};
 
@@ -18,23 +20,38 @@ use crate::model::origin::Host;
 use super::failure::{Failure, Reason, Refusal};
 use super::json::{Json, Members};
 use super::transport::{self, Answer};
-use super::{refused, retryable};
 
-const PUSHED: &str = "pushed_authorization_request_endpoint";
+pub const TOKEN: &str = "token_endpoint";
+pub const REVOCATION: &str = "revocation_endpoint";
+pub const AUTHORIZATION: &str = "authorization_endpoint";
+pub const DEVICE_AUTHORIZATION: &str = "device_authorization_endpoint";
+/// RFC 9126 §5
+pub const PUSHED_AUTHORIZATION_REQUEST: &str = "pushed_authorization_request_endpoint";
+const ENDPOINTS: [&str; 5] = [TOKEN, REVOCATION, AUTHORIZATION, DEVICE_AUTHORIZATION, PUSHED_AUTHORIZATION_REQUEST];
 const GOOD_FOR: Duration = Duration::from_secs(24 * 3600);
 
-/// Endpoints that an issuer has told of. With a client certificate, those for it (RFC 8705 §5) go first.
+/// What an issuer has told of itself.
 #[derive(Debug, Default)]
 pub struct Metadata {
-    pub token: Option<Url>,
-    pub revocation: Option<Url>,
-    pub authorization: Option<Url>,
-    pub device_authorization: Option<Url>,
-    /// RFC 9126 §5
-    pub pushed_authorization_request: Option<Url>,
+    /// By name; `Err`: why it is not to be used.
+    endpoints: HashMap<&'static str, Result<Url, &'static str>>,
     pub requires_pushed_requests: bool,
     /// Its answers name it (RFC 9207 §3).
     pub names_itself: bool,
+}
+
+impl Metadata {
+    /// An endpoint that the issuer has told of. With a client certificate, that for it (RFC 8705 §5) goes first.
+    ///
+    /// # Errors
+    /// It must not be used; others may.
+    pub fn endpoint(&self, name: &str) -> Result<Option<Url>, Failure> {
+        match self.endpoints.get(name) {
+            None => Ok(None),
+            Some(Ok(url)) => Ok(Some(url.clone())),
+            Some(Err(why)) => Err(incomplete(&format!("names a {name} that {why}"))),
+        }
+    }
 }
 
 /// One issuer, asked once for everybody.
@@ -51,6 +68,16 @@ pub struct Discovery {
 #[derive(Default)]
 struct Found {
     metadata: OnceCell<(Arc<Metadata>, Duration)>,
+}
+
+/// Why there is no metadata at one location.
+enum Missed {
+    /// There is something else, or nothing now.
+    NotNow(String),
+    /// A redirect, which is not followed.
+    Elsewhere(String),
+    /// There is metadata that is not to be used.
+    Wrong(Failure),
 }
 
 impl Discovery {
@@ -84,59 +111,75 @@ impl Discovery {
     }
 
     async fn ask(&self) -> Result<Metadata, Failure> {
-        let mut refusal = incomplete("has no metadata at its well-known places");
+        let (mut seen, mut may_come, mut wrong) = (Vec::new(), false, None);
         for place in places(&self.issuer) {
             let mut request = reqwest::Request::new(Method::GET, place);
             request.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("application/json"));
-            let answer = transport::send(&self.http, request).await.map_err(|fault| {
-                let detail = Some(fault.detail).filter(|detail| !detail.is_empty());
-                Failure::Retryable { reason: fault.reason, retry_after: None, detail }
-            })?;
-            match self.read(&answer).await {
-                Ok(metadata) => return Ok(metadata),
-                Err(retryable @ Failure::Retryable { .. }) => return Err(retryable),
-                // A server that is no OpenID provider, or knows nothing but that, has the other place.
-                Err(failure) if answer.status == StatusCode::OK => return Err(failure),
-                Err(failure) => refusal = failure,
+            let missed = match transport::send(&self.http, request).await {
+                Ok(answer) => match self.read(&answer).await {
+                    Ok(metadata) => return Ok(metadata),
+                    Err(missed) => missed,
+                },
+                // The other locations are at the same server.
+                Err(fault) if matches!(fault.reason, Reason::Unreachable | Reason::Tls) => {
+                    let detail = Some(fault.detail).filter(|detail| !detail.is_empty());
+                    return Err(Failure::Retryable { reason: fault.reason, retry_after: None, detail });
+                }
+                Err(fault) => Missed::NotNow(fault.reason.to_string()),
+            };
+            match missed {
+                Missed::NotNow(what) => {
+                    may_come = true;
+                    seen.push(what);
+                }
+                Missed::Elsewhere(what) => seen.push(what),
+                Missed::Wrong(failure) => wrong = Some(failure),
             }
         }
-        Err(refusal)
+        let seen = format!("answers {} at its well-known locations", seen.join(", "));
+        Err(match wrong {
+            Some(failure) => failure,
+            None if may_come => not_now(&seen),
+            None => incomplete(&format!("{seen}; write its final address")),
+        })
     }
 
-    async fn read(&self, answer: &Answer) -> Result<Metadata, Failure> {
-        match answer.status.as_u16() {
-            200 => {}
-            status @ (408 | 425 | 429 | 500..) => return Err(retryable(Reason::HttpStatus(status))),
-            status => return Err(incomplete(&format!("answered http_{status} at its well-known places"))),
+    async fn read(&self, answer: &Answer) -> Result<Metadata, Missed> {
+        let status = answer.status.as_u16();
+        if answer.status.is_redirection() {
+            return Err(Missed::Elsewhere(format!("http_{status}")));
         }
-        let members = Json::object(&answer.body).map_err(|_| incomplete("has metadata that is no JSON object"))?;
+        if status != 200 {
+            return Err(Missed::NotNow(format!("http_{status}")));
+        }
+        let members = Json::object(&answer.body).map_err(|reason| Missed::NotNow(reason.to_string()))?;
         if text(&members, "issuer") != Some(self.issuer.as_str()) {
             let description = Some("the metadata is of another issuer than the one configured".to_owned());
-            return Err(Failure::Permanent(Refusal { description, ..Refusal::of_code("issuer_mismatch") }));
+            let refusal = Refusal { description, ..Refusal::of_code("issuer_mismatch") };
+            return Err(Missed::Wrong(Failure::Permanent(refusal)));
         }
         let aliases = match members.get("mtls_endpoint_aliases") {
             Some(Json::Object(aliases)) if self.mutual_tls => Some(aliases),
             _ => None,
         };
-        let of = |name: &str| aliases.and_then(|aliases| text(aliases, name)).or_else(|| text(&members, name));
+        let mut endpoints = HashMap::new();
+        for name in ENDPOINTS {
+            // A browser shows no certificate of ours.
+            let alias = aliases.filter(|_| name != AUTHORIZATION).and_then(|aliases| text(aliases, name));
+            if let Some(url) = alias.or_else(|| text(&members, name)) {
+                endpoints.insert(name, self.endpoint(url).await);
+            }
+        }
         let is_true = |name: &str| matches!(members.get(name), Some(Json::Bool(true)));
         Ok(Metadata {
-            token: self.endpoint("token_endpoint", of("token_endpoint")).await?,
-            revocation: self.endpoint("revocation_endpoint", of("revocation_endpoint")).await?,
-            authorization: self.endpoint("authorization_endpoint", text(&members, "authorization_endpoint")).await?,
-            device_authorization: self
-                .endpoint("device_authorization_endpoint", of("device_authorization_endpoint"))
-                .await?,
-            pushed_authorization_request: self.endpoint(PUSHED, of(PUSHED)).await?,
+            endpoints,
             requires_pushed_requests: is_true("require_pushed_authorization_requests"),
             names_itself: is_true("authorization_response_iss_parameter_supported"),
         })
     }
 
-    async fn endpoint(&self, name: &str, text: Option<&str>) -> Result<Option<Url>, Failure> {
-        let Some(text) = text else { return Ok(None) };
-        let wrong = |why: &str| incomplete(&format!("names a {name} that {why}"));
-        let url = Url::parse(text).map_err(|_| wrong("is no URL"))?;
+    async fn endpoint(&self, text: &str) -> Result<Url, &'static str> {
+        let url = Url::parse(text).map_err(|_| "is no URL")?;
         let loopback = url.host().is_some_and(|host| match host {
             UrlHost::Domain(name) => name == "localhost" || name.ends_with(".localhost"),
             UrlHost::Ipv4(address) => address.is_loopback(),
@@ -145,15 +188,15 @@ impl Discovery {
         match url.scheme() {
             "https" => {}
             "http" if loopback || self.allow_cleartext => {}
-            _ => return Err(wrong("is not https")),
+            _ => return Err("is not https"),
         }
         // A name is checked when it is resolved; an address never is.
-        let host = url.host_str().and_then(|host| Host::parse(host).ok()).ok_or_else(|| wrong("has no plain host"))?;
+        let host = url.host_str().and_then(|host| Host::parse(host).ok()).ok_or("has no plain host")?;
         let port = url.port_or_known_default().unwrap_or(0);
         if matches!(host, Host::Ip(_)) && self.dialer.addresses(&host, port).await.is_err() {
-            return Err(wrong("is a private address, and the configuration does not name it"));
+            return Err("is a private address, and the configuration does not name it");
         }
-        Ok(Some(transport::without_userinfo(&url)))
+        Ok(transport::without_userinfo(&url))
     }
 }
 
@@ -161,9 +204,15 @@ fn text<'a>(members: &'a Members, name: &str) -> Option<&'a str> {
     members.get(name).and_then(Json::as_text).filter(|text| !text.is_empty())
 }
 
+/// The issuer does not say what is needed.
 pub fn incomplete(why: &str) -> Failure {
-    let Failure::Permanent(refusal) = refused("discovery_failed") else { return refused("discovery_failed") };
-    Failure::Permanent(Refusal { description: Some(format!("the issuer {why}")), ..refusal })
+    let description = Some(format!("the issuer {why}"));
+    Failure::Permanent(Refusal { description, ..Refusal::of_code("discovery_failed") })
+}
+
+/// Nothing that concerns a token has left.
+pub fn not_now(why: &str) -> Failure {
+    Failure::Retryable { reason: Reason::Discovery, retry_after: None, detail: Some(format!("the issuer {why}")) }
 }
 
 /// RFC 8414 §3.1, its form for OpenID, and OpenID Connect Discovery 1.0 §4.
@@ -188,6 +237,11 @@ fn places(issuer: &str) -> Vec<Url> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_discovery_that_failed_puts_no_refresh_token_in_doubt() {
+        assert!(!not_now("answers http_503").may_have_been_granted());
+    }
 
     #[test]
     fn metadata_is_where_the_standards_put_it() {

@@ -142,6 +142,9 @@ pub enum Reason {
     TokenType,
     /// The script asks for a pause.
     #[error("script_retry")]
+    /// The issuer's metadata could not be read, so no request was made.
+    #[error("discovery_failed")]
+    Discovery,
     Script,
 }
 
@@ -159,7 +162,7 @@ impl Reason {
 
     fn outcome(self) -> Outcome {
         match self {
-            Reason::Unreachable | Reason::Tls | Reason::NotSent => Outcome::Unavailable,
+            Reason::Unreachable | Reason::Tls | Reason::NotSent | Reason::Discovery => Outcome::Unavailable,
             Reason::Timeout | Reason::ConnectionLost => Outcome::Unavailable,
             Reason::HttpStatus(_) | Reason::TemporarilyUnavailable => Outcome::Unavailable,
             Reason::ServerError | Reason::SlowDown => Outcome::Unavailable,

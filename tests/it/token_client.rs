@@ -4,8 +4,8 @@
 //! Not here: real servers (`grants`), answers that are no answers (`lifecycle`).
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
@@ -297,7 +297,9 @@ async fn a_token_request_is_written_as_the_server_wants_it() {
 async fn a_token_request_without_a_body_states_its_length() {
     let upstream = Scripted::upstream().await;
     let server = Scripted::start(|request, before| match request.values("content-length")[..] {
-        [_] => Reply::json(200, &json!({"access_token": format!("t{before}"), "refresh_token": "r", "expires_in": 600})),
+        [_] => {
+            Reply::json(200, &json!({"access_token": format!("t{before}"), "refresh_token": "r", "expires_in": 600}))
+        }
         _ => Reply::text(411, "text/html", "<h1>Length Required</h1>"),
     })
     .await;
@@ -556,7 +558,6 @@ async fn an_issuer_fills_what_is_missing_and_overrides_nothing() {
         (with("token_endpoint", json!("ftp://127.0.0.1/")), "discovery_failed"),
         (with("token_endpoint", json!("https://10.0.0.7/token")), "discovery_failed"),
         (with("token_endpoint", Value::Null), "discovery_failed"),
-        (json!([1]), "discovery_failed"),
     ] {
         *told.lock().unwrap() = metadata.clone();
         let sidecar = Sidecar::start(&config_of(&found, &upstream)).await;
@@ -571,6 +572,70 @@ async fn an_issuer_fills_what_is_missing_and_overrides_nothing() {
     redirected.store(true, Ordering::SeqCst);
     let sidecar = Sidecar::start(&config_of(&found, &upstream)).await;
     assert_eq!(get(&sidecar, "").await.code(), "token_refused");
+}
+
+/// Metadata is found at the second well-known location, whatever the first one answers.
+#[tokio::test]
+async fn one_well_known_location_does_not_stop_the_next() {
+    let upstream = Scripted::upstream().await;
+    let (first, second) = (Arc::new(Mutex::new(String::new())), Arc::new(AtomicBool::new(true)));
+    let (answer, found) = (first.clone(), second.clone());
+    let server = Scripted::start(move |request, _| {
+        let issuer = format!("http://{}", request.values("host")[0]);
+        match request.request_line().split(' ').nth(1).unwrap() {
+            "/.well-known/oauth-authorization-server" => match &*answer.lock().unwrap() {
+                none if none.is_empty() => Reply::Close,
+                text => Reply::Bytes(text.clone().into_bytes()),
+            },
+            "/.well-known/openid-configuration" if found.load(Ordering::SeqCst) => Reply::json(
+                200,
+                &json!({"issuer": issuer, "token_endpoint": format!("{issuer}/token"), "revocation_endpoint": "http://as.test/revoke",
+                    "authorization_endpoint": 7, "device_authorization_endpoint": "ftp://as.test/"}),
+            ),
+            "/token" => Reply::token("t", 3600),
+            _ => Reply::text(503, "text/html", "<h1>Busy</h1>"),
+        }
+    })
+    .await;
+    let keys = format!("issuer: \"http://{}\"", server.address);
+    let text = |status: u16, body: &str| {
+        format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\nLocation: /login\r\n\r\n{body}", body.len())
+    };
+    for answer in [
+        text(200, "<!doctype html><h1>Sign in</h1>"),
+        text(200, "[]"),
+        text(200, &json!({"issuer": "https://other.test", "token_endpoint": "https://other.test/t"}).to_string()),
+        text(200, &"x".repeat(2 << 20)),
+        text(302, ""),
+        text(403, "no"),
+        text(500, "<h1>Error</h1>"),
+        text(503, ""),
+        String::new(),
+        "SSH-2.0\r\n".to_owned(),
+    ] {
+        first.lock().unwrap().clone_from(&answer);
+        let sidecar = Sidecar::start(&config_of(&keys, &upstream)).await;
+        assert_eq!(injected(&sidecar, &upstream).await, "Bearer t", "{}", &answer[..answer.len().min(100)]);
+        // An endpoint that must not be used fails what uses it alone.
+        let revoked = call(sidecar.admin(), "POST", "/connections/crm/revoke", &json!({})).await.json();
+        let reason = revoked["access_token"]["reason"].as_str().unwrap_or_default();
+        assert!(reason.contains("names a revocation_endpoint that is not https"), "{revoked}");
+    }
+    // Without metadata anywhere it is asked for again soon.
+    second.store(false, Ordering::SeqCst);
+    for (answer, expected) in [
+        (text(200, "<h1>Sign in</h1>"), "the issuer answers not_json, http_503 at its well-known locations"),
+        (text(404, ""), "the issuer answers http_404, http_503 at its well-known locations"),
+    ] {
+        first.lock().unwrap().clone_from(&answer);
+        let sidecar = Sidecar::start(&config_of(&keys, &upstream)).await;
+        let refused = get(&sidecar, "").await;
+        assert_eq!((refused.status, refused.code()), (503, "token_unavailable"), "{}", refused.text());
+        let tokens = call(sidecar.admin(), "GET", "/connections/crm/tokens", &json!({})).await.json();
+        let attempt = &tokens["items"][0]["last_attempt"];
+        assert_eq!(attempt["error"], "discovery_failed", "{attempt}");
+        assert_eq!(attempt["description"], expected, "{attempt}");
+    }
 }
 
 #[tokio::test]
