@@ -229,9 +229,9 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Codes of RFC 6749 §5.2 and §4.1.2.1 that mean no, whatever the status.
+/// Codes of RFC 6749 §5.2 and §4.1.2.1 that mean no, whatever the status; of RFC 8628 §3.5 and, in Entra's words, of polls.
 pub fn is_known(code: &str) -> bool {
-    const KNOWN: [&str; 7] = [
+    const KNOWN: [&str; 10] = [
         "invalid_request",
         "invalid_client",
         "invalid_grant",
@@ -241,6 +241,9 @@ pub fn is_known(code: &str) -> bool {
         "access_denied",
     ];
     KNOWN.contains(&code)
+        "authorization_pending",
+        "authorization_declined",
+        "expired_token",
 }
 
 /// What was sent, so that no message repeats it.

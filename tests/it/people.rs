@@ -3,6 +3,7 @@
 //! Not here: what a browser shows and does (`consent`).
 
 use std::process::Stdio;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -456,6 +457,50 @@ async fn a_server_that_asks_for_patience_gets_it_for_good() {
     }
     let pauses: Vec<_> = times.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
     assert!(pauses[0] > 0.8 && pauses[1] > 0.8 && pauses[2] > 5.8, "{pauses:?}");
+}
+
+/// RFC 8628 §3.5: a poll that takes long delays the next one, and a client whose name is a part of an error code sees it.
+#[tokio::test]
+async fn one_poll_at_a_time_and_the_interval_counts_from_its_end() {
+    const TAKES: Duration = Duration::from_millis(2500);
+    let polls = Arc::<Mutex<Vec<Instant>>>::default();
+    let seen = polls.clone();
+    let server = Scripted::start(move |request, _| {
+        if request.request_line().contains("/device") {
+            let members = json!({ "device_code": "dc", "user_code": "AB-12", "verification_uri": "https://as.test/go",
+                "expires_in": 600, "interval": 1 });
+            return Reply::json(200, &members);
+        }
+        let mut polls = seen.lock().unwrap();
+        polls.push(Instant::now());
+        match polls.len() {
+            1..=3 => Reply::json(400, &json!({ "error": "authorization_pending" })).late(TAKES),
+            _ => Reply::token("t", 3600),
+        }
+    })
+    .await;
+    let sidecar = Sidecar::start(&format!(
+        "admin: {{users: [{{name: ops, role: manager, token: {MANAGER}}}]}}\nconnections:\n- {{name: crm, client_id: auth, \
+         grant: device_code, token_url: \"http://{0}/token\", device_authorization_url: \"http://{0}/device\"}}\n",
+        server.address
+    ))
+    .await;
+    let begun = call(sidecar.admin(), "POST", "/connections/crm/authorize", &json!({})).await;
+    assert_eq!(begun.status, 201, "{}", begun.text());
+    let path = format!("/authorizations/{}", begun.json()["id"].as_str().expect("an id"));
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let told = call(sidecar.admin(), "GET", &path, &Value::Null).await.json();
+        match told["status"].as_str() {
+            Some("connected") => break,
+            Some("pending") if Instant::now() < end => sleep(Duration::from_millis(50)).await,
+            _ => panic!("{told}\n{}", sidecar.log()),
+        }
+    }
+    let times = polls.lock().unwrap().clone();
+    let pauses: Vec<_> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert_eq!(pauses.len(), 3, "{pauses:?}");
+    assert!(pauses.iter().all(|pause| *pause >= TAKES + Duration::from_millis(950)), "{pauses:?}");
 }
 
 #[tokio::test]

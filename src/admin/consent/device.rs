@@ -1,7 +1,8 @@
 //! Connecting with a code that a person types elsewhere (RFC 8628), and asking the server until that has happened.
 //!
-//! Holds: what is asked with lies in the store, so that a restart or another replica goes on asking; each asks only after
-//! it has put the next time into the store, so that two never ask at once; `slow_down` is obeyed for good.
+//! Holds: what is asked with is in the store, so that a restart or another replica goes on asking; each poll is claimed
+//! there for as long as it may take, so that there is one at a time, and the interval counts from its end; `slow_down` is
+//! obeyed for good.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::Instant;
 
 use super::finish::{connected, failed, hand_in, settle};
@@ -35,6 +36,14 @@ const INTERVAL_MAX: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_secs(15);
 /// Whatever is due, the store is not asked more often.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
+/// Polls under way at once, of all authorizations.
+const POLLS_MAX: usize = 64;
+/// What a poll may take beyond the timeout of its request.
+const POLL_SLACK: Duration = Duration::from_secs(2);
+/// Longer than `hand_in` may take.
+const HAND_OVER_MAX: Duration = Duration::from_secs(60);
+/// A time that does not come.
+const NEVER: u64 = u64::MAX;
 /// A page shows what came of it so often.
 const PAGE_EVERY_S: u32 = 5;
 
@@ -133,11 +142,13 @@ fn ms(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Asks for everybody who is on the way, until the program ends.
+/// Polls for every pending device authorization, until the program ends.
 pub async fn ask_servers(admin: Admin) {
     let mut end = admin.tasks.watch();
     let mut due: HashMap<FlowId, u64> = HashMap::new();
     let mut look_at = Instant::now();
+    let places = Arc::new(Semaphore::new(POLLS_MAX));
+    let (done, mut finished) = mpsc::channel(POLLS_MAX);
     loop {
         if Instant::now() >= look_at {
             look_at = Instant::now() + LOOK_EVERY;
@@ -154,13 +165,20 @@ pub async fn ask_servers(admin: Admin) {
         let now = ms(admin.clock.now().wall);
         let ready: Vec<FlowId> = due.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone()).collect();
         for id in ready {
+            let Ok(place) = places.clone().try_acquire_owned() else { break };
             let next = match claimed(&admin, &id).await {
-                Claim::Ask(flow, next) => {
-                    admin.tasks.spawn("device", ask(admin.clone(), id.clone(), *flow));
-                    next
+                Claim::Ask(flow, until) => {
+                    let (admin, id, done) = (admin.clone(), id.clone(), done.clone());
+                    admin.tasks.clone().spawn("device", async move {
+                        let next = poll(&admin, &id, *flow).await;
+                        // The receiver is gone when the program ends.
+                        let _ = done.send((id, next)).await;
+                        drop(place);
+                    });
+                    until
                 }
                 Claim::Later(next) => next,
-                Claim::Over => u64::MAX,
+                Claim::Over => NEVER,
             };
             due.insert(id, next);
         }
@@ -169,6 +187,7 @@ pub async fn ask_servers(admin: Admin) {
             .min()
             .map_or(LOOK_EVERY, |next| Duration::from_millis(next.saturating_sub(ms(admin.clock.now().wall))));
         tokio::select! {
+            Some((id, next)) = finished.recv() => drop(due.insert(id, next)),
             () = admin.device_bell.notified() => look_at = Instant::now(),
             () = tokio::time::sleep(next.max(PAUSE_MIN)) => {}
             () = tokio::time::sleep_until(look_at) => {}
@@ -178,13 +197,14 @@ pub async fn ask_servers(admin: Admin) {
 }
 
 enum Claim {
+    /// The right to poll, which ends at this time.
     Ask(Box<Flow>, u64),
-    /// Somebody else asks, or the store does not answer.
+    /// Another replica polls, or the store does not answer.
     Later(u64),
     Over,
 }
 
-/// Puts the next time off, and with that has the right to ask now.
+/// Claims the next poll: no other is due before this one must have ended.
 async fn claimed(admin: &Admin, id: &FlowId) -> Claim {
     let (store, wall) = (&**admin.cache.store(), admin.clock.now().wall);
     let retry = Claim::Later(ms(wall + SLOWER_BY));
@@ -193,70 +213,90 @@ async fn claimed(admin: &Admin, id: &FlowId) -> Claim {
     if flow.status_at(wall) != Status::Pending {
         return Claim::Over;
     }
+    let timeout = definition(admin, &flow).map(|own| own.connection.authorization_server.timeout);
     let Kind::Device(device) = &mut flow.kind else { return Claim::Over };
     if device.next_poll_ms > ms(wall) {
         return Claim::Later(device.next_poll_ms);
     }
-    device.next_poll_ms = ms(wall) + device.interval_ms;
-    let next = device.next_poll_ms;
+    device.next_poll_ms = ms(wall + timeout.unwrap_or_default() + POLL_SLACK) + device.interval_ms;
+    let until = device.next_poll_ms;
     match flow::put(store, id, &flow, Some(version)).await {
-        Ok(true) => Claim::Ask(Box::new(flow), next),
+        Ok(true) => Claim::Ask(Box::new(flow), until),
         Ok(false) | Err(_) => retry,
     }
 }
 
-/// Asks once, and keeps what came of it.
-async fn ask(admin: Admin, id: FlowId, flow: Flow) {
-    let (Some(key), Kind::Device(device)) = (flow.key(), &flow.kind) else { return };
-    let Some(device_code) = device.device_code.clone() else { return };
-    let snapshot = admin.snapshot.load_full();
-    let bound = bound(&snapshot, key.connection.as_str()).ok();
-    let definition = bound.and_then(|bound| Definition::of(bound, &key)).filter(|own| flow.is_of(&own.connection));
+/// The definition that the flow was begun for, unless it has changed.
+fn definition(admin: &Admin, flow: &Flow) -> Option<Definition> {
+    let (key, snapshot) = (flow.key()?, admin.snapshot.load_full());
+    let bound = bound(&snapshot, key.connection.as_str()).ok()?;
+    Definition::of(bound, &key).filter(|own| flow.is_of(&own.connection))
+}
+
+/// Polls once and keeps the outcome; the time of the next poll.
+async fn poll(admin: &Admin, id: &FlowId, flow: Flow) -> u64 {
+    let (Some(key), Kind::Device(device)) = (flow.key(), &flow.kind) else { return NEVER };
+    let Some(device_code) = device.device_code.clone() else { return NEVER };
+    let definition = definition(admin, &flow);
     let slot = definition.as_ref().and_then(|definition| definition.slot(&key));
     let (Some(definition), Some(slot)) = (definition, slot) else {
         let error = "configuration_changed".to_owned();
-        return settle(&admin, &id, &key, &Status::Failed { error, description: None }).await;
+        settle(admin, id, &key, &Status::Failed { error, description: None }).await;
+        return NEVER;
     };
     let asked = admin.clock.now();
     let consented = Consented::Device { device_code };
     let whose = Whose { subject: key.subject.as_ref(), consented: Some(&consented), ..Whose::default() };
-    match definition.endpoint.first_grant(whose).await {
+    let status = match definition.endpoint.first_grant(whose).await {
         Ok(set) => {
+            // The code is spent: no other replica polls with it while the token is handed over.
+            put_off(admin, id, |_| HAND_OVER_MAX).await;
             let by = Person { user: flow.by.as_deref().and_then(Name::parse), from: None };
             let handed = hand_in(&slot, || Handed::Tokens(set.clone(), asked), &by).await;
-            settle(&admin, &id, &key, &handed.map_or_else(failed, |()| Status::Connected)).await;
+            handed.map_or_else(failed, |()| Status::Connected)
         }
         Err(Failure::Permanent(refusal)) => match refusal.error.as_str() {
-            "authorization_pending" => {}
-            "access_denied" | "authorization_declined" => settle(&admin, &id, &key, &Status::Denied).await,
-            "expired_token" => settle(&admin, &id, &key, &Status::Expired).await,
-            _ => {
-                let (error, description) = (refusal.error, refusal.description);
-                settle(&admin, &id, &key, &Status::Failed { error, description }).await;
-            }
+            "authorization_pending" => return put_off(admin, id, |interval| *interval).await,
+            "access_denied" | "authorization_declined" => Status::Denied,
+            "expired_token" => Status::Expired,
+            _ => Status::Failed { error: refusal.error, description: refusal.description },
         },
         Err(Failure::Script { message, .. }) => {
-            let (error, description) = ("script_failed".to_owned(), Some(message));
-            settle(&admin, &id, &key, &Status::Failed { error, description }).await;
+            Status::Failed { error: "script_failed".to_owned(), description: Some(message) }
         }
-        Err(Failure::Retryable { reason, .. }) => slow_down(&admin, &id, reason).await,
-    }
+        Err(Failure::Retryable { reason, retry_after, .. }) => {
+            return put_off(admin, id, |interval| slower(interval, reason).max(retry_after.unwrap_or_default())).await;
+        }
+    };
+    settle(admin, id, &key, &status).await;
+    NEVER
 }
 
-/// The server asks for longer pauses, or cannot answer now (RFC 8628 §3.5).
-async fn slow_down(admin: &Admin, id: &FlowId, reason: Reason) {
+/// The server asks for longer pauses, or cannot answer now: the interval is longer from here on (RFC 8628 §3.5).
+fn slower(interval: &mut Duration, reason: Reason) -> Duration {
+    let longer = if reason == Reason::SlowDown { *interval + SLOWER_BY } else { *interval * 2 };
+    *interval = longer.min(INTERVAL_MAX.max(*interval));
+    *interval
+}
+
+/// Lets the next poll wait from now on, for what `pause` makes of the interval; when that is.
+async fn put_off(admin: &Admin, id: &FlowId, pause: impl Fn(&mut Duration) -> Duration) -> u64 {
     let wall = admin.clock.now().wall;
-    let slowed = flow::change(&**admin.cache.store(), id, |flow| match &mut flow.kind {
+    let changed = flow::change(&**admin.cache.store(), id, |flow| match &mut flow.kind {
         Kind::Device(device) => {
-            let interval = Duration::from_millis(device.interval_ms);
-            let longer = if reason == Reason::SlowDown { interval + SLOWER_BY } else { interval * 2 };
-            device.interval_ms = ms(longer.min(INTERVAL_MAX.max(interval)));
-            device.next_poll_ms = ms(wall) + device.interval_ms;
-            Ok(())
+            let mut interval = Duration::from_millis(device.interval_ms);
+            device.next_poll_ms = ms(wall + pause(&mut interval));
+            device.interval_ms = ms(interval);
+            Ok(device.next_poll_ms)
         }
         Kind::Code { .. } => Err(()),
     });
-    if let Err(error) = slowed.await {
-        tracing::warn!(%error, "a longer pause cannot be kept");
+    match changed.await {
+        Ok(Some(Ok(next))) => next,
+        Ok(_) => NEVER,
+        Err(error) => {
+            tracing::warn!(%error, "the time of the next poll cannot be kept");
+            ms(wall + SLOWER_BY)
+        }
     }
 }
