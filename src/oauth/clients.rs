@@ -1,7 +1,7 @@
 //! HTTP clients for authorization servers: one for each way to reach one.
 //!
-//! Holds: no redirect is followed, no proxy of the environment used, nothing decompressed, no request sent twice; names
-//! are resolved, and addresses checked, by the one dialer.
+//! Holds: no redirect is followed, no proxy of the environment used, no request sent twice; names are resolved, and
+//! addresses checked, by the one dialer. Not here: gzip (`transport`).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

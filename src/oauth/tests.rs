@@ -105,7 +105,7 @@ async fn sent(auth: ClientAuth) -> Request {
     assert_eq!(request.headers["accept"], "application/json");
     assert_eq!(request.headers["content-type"], "application/x-www-form-urlencoded");
     assert_eq!(request.headers["user-agent"], concat!("keybearer/", env!("CARGO_PKG_VERSION")));
-    assert!(!request.headers.contains_key("accept-encoding"));
+    assert_eq!(request.headers["accept-encoding"], "identity");
     request
 }
 

@@ -1,16 +1,17 @@
 //! How a request to an authorization server travels, and how its answer is read: with one limit of size.
 //!
 //! Not here: the clients themselves (`clients`), deadlines (`oauth`), what the answer means (`response`).
-//! Holds: an answer that is too large is not read to its end; no error shows a URL's query.
+//! Holds: an answer that is too large, as it comes or decoded, is not read to its end; no error shows a URL's query.
 
 use std::error::Error;
-use std::io;
+use std::io::{self, Read as _};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use flate2::read::MultiGzDecoder;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use hyper::body::{Body, Frame, SizeHint};
 use url::Url;
 use zeroize::Zeroizing;
@@ -18,7 +19,7 @@ use zeroize::Zeroizing;
 use super::failure::{Reason, printable};
 use crate::clock::Clock;
 
-/// Longest answer that is read, in bytes.
+/// Longest answer that is read, in bytes; the same once more for what it decodes to.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 const DETAIL_CHARS_MAX: usize = 300;
 
@@ -112,7 +113,8 @@ impl Body for Timely {
 }
 
 /// One request and its whole answer. The caller sets the deadline.
-pub async fn send(client: &reqwest::Client, request: reqwest::Request) -> Result<Answer, Fault> {
+pub async fn send(client: &reqwest::Client, mut request: reqwest::Request) -> Result<Answer, Fault> {
+    request.headers_mut().entry(header::ACCEPT_ENCODING).or_insert(HeaderValue::from_static("identity"));
     let mut response = client.execute(request).await?;
     let received = wall_time();
     let mut body = Zeroizing::new(Vec::new());
@@ -122,7 +124,31 @@ pub async fn send(client: &reqwest::Client, request: reqwest::Request) -> Result
         }
         body.extend_from_slice(&chunk);
     }
-    Ok(Answer { status: response.status(), headers: std::mem::take(response.headers_mut()), body, received })
+    let mut headers = std::mem::take(response.headers_mut());
+    // Some servers compress whatever they were asked for.
+    if is_gzip(&headers)
+        && let Some(decoded) = decode_gzip(&body)?
+    {
+        headers.remove(header::CONTENT_ENCODING);
+        body = decoded;
+    }
+    Ok(Answer { status: response.status(), headers, body, received })
+}
+
+/// RFC 9110 §8.4.1.3
+fn is_gzip(headers: &HeaderMap) -> bool {
+    let coding = headers.get(header::CONTENT_ENCODING).map(|value| value.as_bytes().trim_ascii());
+    coding.is_some_and(|coding| coding.eq_ignore_ascii_case(b"gzip") || coding.eq_ignore_ascii_case(b"x-gzip"))
+}
+
+/// `None`: it is not whole gzip, and is judged as it came.
+fn decode_gzip(bytes: &[u8]) -> Result<Option<Zeroizing<Vec<u8>>>, Reason> {
+    let mut decoded = Zeroizing::new(Vec::new());
+    match MultiGzDecoder::new(bytes).take(ANSWER_BYTES_MAX as u64 + 1).read_to_end(&mut decoded) {
+        Ok(_) if decoded.len() > ANSWER_BYTES_MAX => Err(Reason::TooLarge),
+        Ok(_) => Ok(Some(decoded)),
+        Err(_) => Ok(None),
+    }
 }
 
 #[expect(clippy::disallowed_methods, reason = "a Retry-After date is wall time on the wire (RFC 9110 §10.2.3)")]

@@ -574,6 +574,57 @@ async fn an_issuer_fills_what_is_missing_and_overrides_nothing() {
     assert_eq!(get(&sidecar, "").await.code(), "token_refused");
 }
 
+fn gzip(text: &[u8]) -> Vec<u8> {
+    use std::io::Write as _;
+    let mut command = std::process::Command::new("gzip");
+    let mut child =
+        command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn().expect("gzip");
+    let (mut input, text) = (child.stdin.take().unwrap(), text.to_vec());
+    let writer = std::thread::spawn(move || input.write_all(&text).unwrap());
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    output.stdout
+}
+
+/// Some servers compress although they were asked not to.
+#[tokio::test]
+async fn a_gzip_encoded_response_is_read_within_the_limit() {
+    let upstream = Scripted::upstream().await;
+    let encoded = |status: u16, coding: &str, body: &[u8]| {
+        let body = gzip(body);
+        let head =
+            format!("HTTP/1.1 {status} X\r\nContent-Encoding: {coding}\r\nContent-Length: {}\r\n\r\n", body.len());
+        [head.into_bytes(), body].concat()
+    };
+    let bomb = Arc::new(AtomicBool::new(false));
+    let (explodes, large) = (bomb.clone(), encoded(200, "gzip", &vec![b' '; 64 << 20]));
+    assert!(large.len() < 100_000, "it fits as it comes");
+    let server = Scripted::start(move |request, before| {
+        let issuer = format!("http://{}", request.values("host")[0]);
+        Reply::Bytes(match request.request_line().split(' ').nth(1).unwrap() {
+            "/token" if explodes.load(Ordering::SeqCst) => large.clone(),
+            "/token" => {
+                let token = json!({"access_token": format!("t{before}"), "expires_in": 3600, "pad": "x".repeat(900_000)});
+                encoded(200, "GZip", token.to_string().as_bytes())
+            }
+            "/revoke" => encoded(400, "x-gzip", br#"{"error":"unsupported_token_type"}"#),
+            _ => encoded(200, "gzip", json!({"issuer": issuer, "token_endpoint": format!("{issuer}/token"), "revocation_endpoint": format!("{issuer}/revoke")}).to_string().as_bytes()),
+        })
+    })
+    .await;
+    let text = config_of(&format!("issuer: \"http://{}\"", server.address), &upstream);
+    let sidecar = Sidecar::start(&text).await;
+    assert_eq!(injected(&sidecar, &upstream).await, "Bearer t1");
+    let revoked = call(sidecar.admin(), "POST", "/connections/crm/revoke", &json!({})).await.json();
+    assert!(revoked["access_token"]["reason"].as_str().unwrap().contains("unsupported_token_type"), "{revoked}");
+    bomb.store(true, Ordering::SeqCst);
+    let refreshed = call(sidecar.admin(), "POST", "/connections/crm/refresh", &json!({})).await;
+    assert_eq!((refreshed.status, &refreshed.json()["error"]), (503, &json!("too_large")), "{}", refreshed.text());
+    for request in server.received() {
+        assert_eq!(request.values("accept-encoding"), ["identity"], "{}", request.head);
+    }
+}
+
 /// Metadata is found at the second well-known location, whatever the first one answers.
 #[tokio::test]
 async fn one_well_known_location_does_not_stop_the_next() {
