@@ -216,10 +216,11 @@ pub fn caller_secret(path: &Path, name: &Name, vault: Arc<dyn Vault>) -> Result<
 fn refused(path: &Path, sink: Sink) -> Problems {
     match sink.finish(path) {
         Err(problems) => problems,
-        Ok((warnings, _)) => {
+        Ok((warnings, files)) => {
             let message = "the configuration could not be resolved".to_owned();
             let (file, within, hint) = (path.to_owned(), String::new(), "report this as a bug".to_owned());
-            Problems { problems: vec![Problem { file, line: 1, column: 1, path: within, message, hint }], warnings }
+            let problem = Problem { file, line: 1, column: 1, path: within, message, hint };
+            Problems { problems: vec![problem], warnings, files }
         }
     }
 }
@@ -268,7 +269,7 @@ fn included(top: &Unit<'_, TopFile>, sink: &mut Sink) -> Vec<Source> {
     for item in directories {
         let Some(directory) = item.file(sink) else { continue };
         sink.directory(&directory);
-        match yaml_files(&directory) {
+        match included_files(&directory) {
             Ok(files) => paths.extend(files),
             Err(error) => {
                 let message = format!("{} cannot be read ({})", directory.display(), error.kind());
@@ -283,8 +284,8 @@ fn included(top: &Unit<'_, TopFile>, sink: &mut Sink) -> Vec<Source> {
     paths.iter().filter_map(|path| read(path, sink)).collect()
 }
 
-/// Regular files; hidden ones are editors' and Kubernetes' own.
-fn yaml_files(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
+/// The files that a directory under `include` brings, in order; hidden ones are editors' and Kubernetes' own.
+pub fn included_files(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();

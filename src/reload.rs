@@ -90,6 +90,8 @@ pub struct Reloader {
     fixed: Fixed,
     /// Of the configuration in force.
     fingerprint: String,
+    /// What it was read from.
+    files: Vec<PathBuf>,
     watch: Watch,
     hangup: Signal,
     /// Those that ask through the API.
@@ -109,9 +111,10 @@ impl Reloader {
         asked: mpsc::Receiver<ReloadAsked>,
     ) -> io::Result<Reloader> {
         let (fixed, fingerprint) = (Fixed::of(loaded), loaded.fingerprint.clone());
-        let watch = Watch::new(watched(loaded), wiring.parts.audit.clone());
+        let files = watched(loaded);
+        let watch = Watch::new(files.clone());
         let hangup = signal(SignalKind::hangup())?;
-        Ok(Reloader { path, vault, wiring, logging, fixed, fingerprint, watch, hangup, asked, audit: None })
+        Ok(Reloader { path, vault, wiring, logging, fixed, fingerprint, files, watch, hangup, asked, audit: None })
     }
 
     /// Reloads on SIGHUP, when the files change and when the API is asked to, until the task is stopped.
@@ -196,6 +199,8 @@ impl Reloader {
             Some(Ok(loaded)) => loaded,
             Some(Err(problems)) => {
                 self.wiring.parts.metrics.reload_refused();
+                // What was missing may come in a place that was not watched so far.
+                self.watch.follow(self.files.iter().chain(&problems.files).cloned().collect());
                 return Outcome::Refused(problems);
             }
             None => {
@@ -203,7 +208,8 @@ impl Reloader {
                 return Outcome::Failed(WiringError::Panicked);
             }
         };
-        self.watch.follow(watched(&loaded));
+        self.files = watched(&loaded);
+        self.watch.follow(self.files.clone());
         let restart_required = self.fixed.differing(&Fixed::of(&loaded));
         let unchanged = loaded.fingerprint == self.fingerprint;
         let mut differences = Differences::default();
@@ -245,7 +251,7 @@ fn tell(outcome: &Outcome) {
             let keys = restart_required.join(" ");
             tracing::warn!(restart_required = keys, "configuration reloaded, but for what needs a restart");
         }
-        Outcome::Unchanged => tracing::info!("configuration unchanged"),
+        Outcome::Unchanged => tracing::debug!("configuration unchanged"),
         Outcome::Refused(problems) => {
             for problem in &problems.problems {
                 tracing::error!(%problem, "configuration refused");

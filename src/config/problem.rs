@@ -36,6 +36,8 @@ pub struct Problem {
 pub struct Problems {
     pub problems: Vec<Problem>,
     pub warnings: Vec<Problem>,
+    /// Files and directories that were read or looked for: where the problems may be mended.
+    pub files: Vec<PathBuf>,
 }
 
 impl fmt::Display for Problem {
@@ -155,7 +157,8 @@ impl Sink {
         if self.problems.is_empty() {
             return Ok((self.warnings, self.files.into_iter().collect()));
         }
-        Err(Problems { problems: self.problems, warnings: self.warnings })
+        let files = self.files.into_iter().chain(self.directories).collect();
+        Err(Problems { problems: self.problems, warnings: self.warnings, files })
     }
 }
 

@@ -8,7 +8,6 @@ mod file;
 mod record;
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -167,14 +166,6 @@ impl Audit {
     pub fn close(&self) -> Vec<JoinHandle<()>> {
         retire(&self.target.swap(Arc::new(Target::Off)));
         std::mem::take(&mut self.writers.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// The file that this program itself writes.
-    pub fn path(&self) -> Option<PathBuf> {
-        match &**self.target.load() {
-            Target::File(queue) => Some(queue.path.clone()),
-            _ => None,
-        }
     }
 }
 

@@ -61,18 +61,57 @@ async fn echo() -> Scripted {
 #[tokio::test]
 async fn a_changed_file_is_noticed_and_sighup_reads_it_at_once() {
     let (server, upstream) = (Scripted::tokens(600).await, echo().await);
-    let sidecar = Sidecar::start(&config(&server, &upstream, "")).await;
+    let config = |more| format!("log: {{level: debug}}\n{}", config(&server, &upstream, more));
+    let sidecar = Sidecar::start(&config("")).await;
     assert_eq!(sidecar.token().await, "Bearer token-1");
-    sidecar.write(&config(&server, &upstream, ", active: false"));
+    sidecar.write(&config(", active: false"));
     sidecar.reloaded(1.0).await;
     assert_eq!(raw::get_through(sidecar.proxy(), "http://api.test/", "").await.code(), "connection_inactive");
-    sidecar.write(&config(&server, &upstream, ""));
+    sidecar.write(&config(""));
     sidecar.signal("HUP");
     sidecar.reloaded(2.0).await;
     assert_eq!((sidecar.token().await.as_str(), server.count()), ("Bearer token-1", 1), "the store had kept it");
     sidecar.signal("HUP");
-    sidecar.logged("configuration unchanged").await;
+    let line = sidecar.logged("configuration unchanged").await;
+    assert!(line.contains("DEBUG"), "{line}");
     assert_eq!(sidecar.metric(APPLIED).await, 2.0);
+}
+
+/// The store, the audit and a log are in the folder that is watched for the configuration's sake.
+#[tokio::test]
+async fn what_else_is_written_in_the_folder_causes_no_reload() {
+    let (server, upstream) = (Scripted::tokens(1).await, echo().await);
+    let own = "log: {level: debug}\nstate_dir: .\naudit: {to: {file: audit.jsonl}}\ninclude: [included]\n";
+    let text = |more| format!("{own}{}", config(&server, &upstream, more));
+    let sidecar = Sidecar::start_with(&text(""), &[("included/.keep", ""), ("secret", "s")]).await;
+    let folder = sidecar.dir.path();
+    for round in 0..10 {
+        // Longer than what has to be quiet before a change is acted on.
+        sleep(Duration::from_millis(300)).await;
+        std::fs::write(folder.join("keybearer.log"), format!("{round}")).unwrap();
+        std::fs::write(folder.join("included/crm.yaml.bak"), format!("{round}")).unwrap();
+        sidecar.token().await;
+    }
+    assert!(folder.join("tokens.redb").exists() && folder.join("audit.jsonl").exists() && server.count() > 1);
+    // At most once: if the configuration itself was written just before it was read.
+    let reloads = sidecar.log().lines().filter(|line| line.contains("configuration unchanged")).count();
+    assert!(reloads <= 1, "{reloads} reloads\n{}", sidecar.log());
+    // All the while a change is noticed.
+    sidecar.write(&text(", comments: changed"));
+    sidecar.reloaded(1.0).await;
+}
+
+/// What a refused configuration lacks is noticed when it comes, wherever that is.
+#[tokio::test]
+async fn a_missing_file_that_comes_is_noticed() {
+    let (server, upstream) = (Scripted::tokens(600).await, echo().await);
+    let elsewhere = tempfile::tempdir().unwrap();
+    let sidecar = Sidecar::start(&config(&server, &upstream, "")).await;
+    let file = elsewhere.path().join("secret");
+    sidecar.write(&config(&server, &upstream, &format!(", client_secret: {{file: \"{}\"}}", file.display())));
+    sidecar.until_metric(SUCCESSFUL, |value| value == 0.0).await;
+    replace(&file, "s3cret");
+    sidecar.reloaded(1.0).await;
 }
 
 #[tokio::test]
