@@ -17,6 +17,7 @@ mod json;
 mod query;
 mod response;
 mod retry_after;
+mod seen;
 #[cfg(test)]
 mod tests;
 mod transport;
@@ -213,12 +214,12 @@ impl TokenEndpoint {
         token.ok_or_else(|| discovery::incomplete("names no token_endpoint"))
     }
 
-    async fn metadata(&self) -> Result<Option<Arc<Metadata>>, Failure> {
     /// An endpoint in the issuer's metadata.
     async fn discovered(&self, name: &str) -> Result<Option<Url>, Failure> {
         self.metadata().await?.map_or(Ok(None), |metadata| metadata.endpoint(name))
     }
 
+    async fn metadata(&self) -> Result<Option<Arc<Metadata>>, Failure> {
         let Some(discovery) = &self.discovery else { return Ok(None) };
         let asked = discovery.metadata(Clock::system().now().boot);
         // Within the time of the whole, so that it is known to have been the discovery that took it.

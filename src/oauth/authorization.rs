@@ -116,7 +116,7 @@ impl TokenEndpoint {
         let call = self.preparation(place.clone());
         let request = script::Request { url: place.to_string(), headers: Vec::new(), form: fields.clone() };
         let shaped = script.authorization_request(request, &call.context());
-        let shaped = shaped.map_err(|failure| Failure::of_script(failure, &call.posted_fields(&fields)))?;
+        let shaped = shaped.map_err(|failure| call.script_failed(failure, &call.posted_fields(&fields)))?;
         Ok(shaped.form)
     }
 

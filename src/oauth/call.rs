@@ -18,7 +18,7 @@ use super::client_auth::{self, Proof};
 use super::failure::{Failure, Posted, Refusal};
 use super::grant::Fields;
 use super::transport::{self, Answer, Timely};
-use super::{TokenEndpoint, Whose, query, response};
+use super::{TokenEndpoint, Whose, query, response, seen};
 
 /// Form fields that no message may repeat.
 const SECRET_FIELDS: [&str; 12] = [
@@ -148,11 +148,11 @@ impl Call<'_> {
         let text = |(name, value): (&HeaderName, &HeaderValue)| {
             (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())
         };
+        let given = self.posted(&outgoing);
         let headers = outgoing.headers.iter().map(text).collect();
         let request = script::Request { url: self.url.to_string(), headers, form: outgoing.fields };
-        let before = request.form.clone();
         let shaped = script.token_request(request, &self.context());
-        let shaped = shaped.map_err(|failure| Failure::of_script(failure, &self.posted_fields(&before)))?;
+        let shaped = shaped.map_err(|failure| self.script_failed(failure, &given))?;
         let mut headers = HeaderMap::new();
         for (name, value) in shaped.headers {
             // The script's own checks let nothing else pass.
@@ -217,9 +217,18 @@ impl Call<'_> {
             // What says "not now" by itself is no fault of the script.
             Err(failure) => match response::read(answer, shape, posted) {
                 Err(retryable @ Failure::Retryable { .. }) if !answer.status.is_success() => Err(retryable),
-                _ => Err(Failure::of_script(failure, posted).after_the_answer()),
+                _ => {
+                    let given = posted.and(seen::in_response(answer, shape));
+                    Err(self.script_failed(failure, &given).after_the_answer())
+                }
             },
         }
+    }
+
+    /// `given`: what the script was given beside its variables.
+    pub fn script_failed(&self, failure: script::Failure, given: &Posted) -> Failure {
+        let variables = self.endpoint.connection.variables.iter().map(|(_, value)| value.expose().to_owned());
+        Failure::of_script(failure, &given.and(Posted::of(Vec::new(), variables.collect())))
     }
 
     pub fn context(&self) -> Context {

@@ -2,10 +2,12 @@
 //!
 //! Holds: a [`Refusal`] shows printable ASCII of bounded length; neither a secret nor a posted value nor half of one.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::time::Duration;
 
 use http::StatusCode;
+use zeroize::Zeroizing;
 
 use crate::model::secret::Secret;
 use crate::script;
@@ -32,7 +34,7 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// What the script threw, or what went wrong in it; nothing of it repeats what was sent.
+    /// What the script threw, or what went wrong in it; nothing of it repeats what was sent, or what else it was given.
     pub fn of_script(failure: script::Failure, posted: &Posted) -> Failure {
         if let script::Failure::RetryLater { after, .. } = failure {
             return Failure::Retryable { reason: Reason::Script, retry_after: Some(after), detail: None };
@@ -140,11 +142,11 @@ pub enum Reason {
     /// A token type that is not Bearer.
     #[error("token_type")]
     TokenType,
-    /// The script asks for a pause.
-    #[error("script_retry")]
     /// The issuer's metadata could not be read, so no request was made.
     #[error("discovery_failed")]
     Discovery,
+    /// The script asks for a pause.
+    #[error("script_retry")]
     Script,
 }
 
@@ -239,11 +241,11 @@ pub fn is_known(code: &str) -> bool {
         "unsupported_grant_type",
         "invalid_scope",
         "access_denied",
-    ];
-    KNOWN.contains(&code)
         "authorization_pending",
         "authorization_declined",
         "expired_token",
+    ];
+    KNOWN.contains(&code)
 }
 
 /// What was sent, so that no message repeats it.
@@ -256,12 +258,21 @@ impl Posted {
     /// `secrets`: in every shape that they may come back in. The grant's name is no value: everybody knows it.
     pub fn new(client_id: &str, fields: &Fields, secrets: Vec<Secret>) -> Posted {
         let values = fields.iter().filter(|(name, _)| name != "grant_type");
-        let mut values: Vec<_> = values.map(|(_, value)| value.clone()).collect();
-        values.push(client_id.to_owned());
+        Posted::of(secrets, values.map(|(_, value)| value.clone()).chain([client_id.to_owned()]).collect())
+    }
+
+    /// No part of `secrets` may be repeated; `values` are masked as a whole.
+    pub fn of(secrets: Vec<Secret>, mut values: Vec<String>) -> Posted {
         values.retain(|value| value.len() >= MASKED_BYTES_MIN);
         // The longest first, so that none is cut in two by a shorter one.
         values.sort_by_key(|value| std::cmp::Reverse(value.len()));
         Posted { secrets, values }
+    }
+
+    /// Both together.
+    pub fn and(&self, other: Posted) -> Posted {
+        let secrets = self.secrets.iter().cloned().chain(other.secrets).collect();
+        Posted::of(secrets, self.values.iter().cloned().chain(other.values).collect())
     }
 
     fn is_repeated_by(&self, text: &str) -> bool {
@@ -269,11 +280,14 @@ impl Posted {
     }
 
     fn holds_secret(&self, text: &str) -> bool {
-        let holds = |part: &[u8]| text.as_bytes().windows(part.len()).any(|window| window.eq_ignore_ascii_case(part));
-        self.secrets.iter().map(|secret| secret.expose().as_bytes()).any(|secret| {
-            let width = secret.len().min(SECRET_WINDOW_BYTES);
-            width > 0 && secret.windows(width).any(holds)
-        })
+        let text = text.to_ascii_lowercase();
+        let windows: HashSet<&[u8]> = text.as_bytes().windows(SECRET_WINDOW_BYTES).collect();
+        self.secrets.iter().map(|secret| Zeroizing::new(secret.expose().to_ascii_lowercase())).any(
+            |secret| match secret.len() < SECRET_WINDOW_BYTES {
+                true => !secret.is_empty() && text.contains(secret.as_str()),
+                false => secret.as_bytes().windows(SECRET_WINDOW_BYTES).any(|window| windows.contains(window)),
+            },
+        )
     }
 
     /// A description fit for a log: dropped if it repeats a secret, posted values masked.

@@ -510,6 +510,43 @@ async fn a_script_shapes_the_request_and_reads_the_answer() {
     assert!(server.count() <= 6, "a script that failed is not tried again at once");
 }
 
+/// Requests, the log and the API show what a script throws; not what it has seen of secrets.
+#[tokio::test]
+async fn what_a_script_throws_repeats_no_secret() {
+    let upstream = Scripted::upstream().await;
+    let answer = json!({"access_token": "acc3ss-T0ken", "refresh_token": "refr3sh", "id_token": "eyJ0.eyJz.c2ln",
+        "data": {"session": "s3ssion", "note": "a1b2c3d4e5f6g7h8i9"}, "error_description": "no account 17"});
+    let server = Scripted::start(move |_, _| Reply::json(200, &answer)).await;
+    let response = |body: &str| format!("fn token_response(response, ctx) {{ {body} }}");
+    let request = |body: &str| format!("fn token_request(request, ctx) {{ {body} }}");
+    for (source, shown) in [
+        (response("throw \"got \" + response.json.access_token"), false),
+        (response("throw response.json.refresh_token"), false),
+        (response("throw response.json.id_token.sub_string(0, 10)"), false),
+        (response("throw response.json.data.session"), false),
+        (response("throw response.json.data.note"), false),
+        (response("throw response.text"), false),
+        (response("throw #{message: response.json.access_token}"), false),
+        (response("response[response.json.access_token] = 1; response"), false),
+        (response("throw ctx.variables.key"), false),
+        (request("throw request.headers[\"x-key\"]"), false),
+        (request("throw request.form.client_secret + ctx.variables.key"), false),
+        (response("throw \"it says: \" + response.json.error_description"), true),
+    ] {
+        let keys = "script: {file: s.rhai}, client_secret: {file: s}, variables: {key: var1able}, token_request: {headers: {X-Key: {file: h}}}";
+        let files = [("s.rhai", &*source), ("s", "cl1ent-secret"), ("h", "h3ader-secret")];
+        let sidecar = Sidecar::start_with(&config(&server, &upstream, keys), &files).await;
+        let refused = get(&sidecar, "").await;
+        assert_eq!((refused.status, refused.code()), (424, "script_failed"), "{source}: {}", refused.text());
+        let tokens = call(sidecar.admin(), "GET", "/connections/crm/tokens", &json!({})).await;
+        let all = refused.text() + &sidecar.logged("no new token").await + &sidecar.log() + &tokens.text();
+        for secret in ["acc3ss", "refr3sh", "eyJ0", "s3ssion", "a1b2c3d4", "var1able", "cl1ent", "h3ader"] {
+            assert!(!all.contains(secret), "{source}: {secret} in {all}");
+        }
+        assert_eq!(all.contains("it says: no account 17"), shown, "{source}: {all}");
+    }
+}
+
 #[tokio::test]
 async fn an_issuer_fills_what_is_missing_and_overrides_nothing() {
     let upstream = Scripted::upstream().await;
