@@ -21,6 +21,7 @@ mod inject;
 mod interception;
 mod listener;
 mod params;
+mod pem;
 mod placeholder;
 mod problem;
 mod profile;

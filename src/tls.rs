@@ -19,6 +19,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, InconsistentKeys, RootCertStore, ServerConfig};
 use x509_parser::extensions::GeneralName;
+use x509_parser::x509::X509Version;
 
 pub use proxied::Proxied;
 
@@ -121,8 +122,15 @@ fn certified_key(certificate: &ClientCertificate) -> Result<CertifiedKey, Client
     match certified.keys_match() {
         Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(certified),
         Err(rustls::Error::InconsistentKeys(_)) => Err(ClientCertificateError::Pair),
+        Err(_) if is_version_1(&certificate.chain[0]) => Err(RootsError::Version1.into()),
         Err(_) => Err(RootsError::Certificate.into()),
     }
+}
+
+/// Without extensions (RFC 5280 §4.1.2.1); OpenSSL makes such ones unless it is given some.
+fn is_version_1(certificate: &CertificateDer<'_>) -> bool {
+    x509_parser::parse_x509_certificate(certificate)
+        .is_ok_and(|(_, certificate)| certificate.version() == X509Version::V1)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -210,6 +218,8 @@ pub enum RootsError {
     Empty,
     #[error("holds a certificate that cannot be used")]
     Certificate,
+    #[error("holds a certificate of X.509 version 1, which TLS here cannot show")]
+    Version1,
 }
 
 #[cfg(test)]

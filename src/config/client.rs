@@ -7,7 +7,7 @@ use super::file::{AuthorizationServerFile, ClientAssertionFile, ConnectionFile, 
 use super::problem::Sink;
 use super::spot::{Field, Keys, Spot, Unit};
 use super::value::Fault;
-use super::{reference, value};
+use super::{pem, reference, value};
 use crate::jwt::{SigningKey, Thumbprint};
 use crate::model::connection::*;
 use crate::model::secret::Secret;
@@ -168,7 +168,7 @@ pub fn assertion_key<T: super::spot::Keys>(
     let algorithm = unit.get(marks.algorithm).map_or(Some(Algorithm::RS256), |spot| spot.choice(sink, &words));
     let key_id = unit.get(marks.key_id).map(|spot| spot.line(sink));
     let at = unit.require(marks.key, "key", "write key: {file: PATH} of a private key in PEM", sink);
-    let pem = at.as_ref().and_then(|spot| reference::secret(spot, sink));
+    let pem = at.as_ref().and_then(|spot| pem::key(spot, sink));
     let thumbprint = thumbprint(unit.get(marks.certificate), unit.get(marks.thumbprint), sink);
     let (algorithm, at, pem) = (algorithm?, at?, pem?);
     let key = SigningKey::from_pem(&pem, algorithm);
@@ -237,7 +237,7 @@ pub fn certificate<K: Keys>(
     });
     let hint = "write key: {file: PATH} of the private key in PEM";
     let key_at = unit.require(key, "key", hint, sink);
-    let key = key_at.as_ref().and_then(|spot| reference::secret(spot, sink));
+    let key = key_at.as_ref().and_then(|spot| pem::key(spot, sink));
     let ((pem, path), at, key) = (pem?, at?, key?);
     match tls::read_client_certificate(&pem, key) {
         Ok(certificate) => {
@@ -259,7 +259,14 @@ fn report_certificate(
 ) {
     match error {
         tls::ClientCertificateError::Certificate(error) => {
-            at.problem(sink, format!("{} {error}", path.display()), "give a PEM file of the certificate and its chain");
+            let hint = match error {
+                tls::RootsError::Version1 => {
+                    "have it issued again as version 3: with `openssl x509 -req`, give it `-extfile` with an extension, \
+                     such as `extendedKeyUsage = clientAuth`"
+                }
+                _ => "give a PEM file of the certificate and its chain",
+            };
+            at.problem(sink, format!("{} {error}", path.display()), hint);
         }
         error => key_at.problem(sink, format!("the key {error}"), "give the certificate's own private key in PEM"),
     }

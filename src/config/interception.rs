@@ -10,8 +10,8 @@ use super::conflict::callers_meet;
 use super::connection::Draft;
 use super::file::{InterceptionFile, RouteFile};
 use super::problem::Sink;
-use super::reference;
 use super::spot::{Spot, Unit};
+use super::{pem, reference};
 use crate::clock::Clock;
 use crate::model::Interception;
 use crate::model::connection::{HostPattern, Place, PortRule, Route};
@@ -31,7 +31,7 @@ pub fn interception(spot: &Spot<'_>, sink: &mut Sink) -> Option<Interception> {
     });
     let hint = "write ca_key: {file: PATH} of the CA's private key in PEM";
     let key_at = unit.require(unit.keys.ca_key, "ca_key", hint, sink);
-    let key = key_at.as_ref().and_then(|spot| reference::secret(spot, sink));
+    let key = key_at.as_ref().and_then(|spot| pem::key(spot, sink));
     let ((pem, path), at, key) = (pem?, at?, key?);
     use authority::CaError::*;
     match authority::read_ca(&pem, key) {

@@ -12,6 +12,7 @@ use std::time::UNIX_EPOCH;
 use rustls::pki_types::CertificateDer;
 
 use super::file::SecretFile;
+use super::pem;
 use super::problem::Sink;
 use super::spot::Spot;
 use crate::clock::Clock;
@@ -271,7 +272,9 @@ fn digest(spot: &Spot<'_>, sink: &mut Sink) -> Option<SecretDigest> {
 
 /// The bytes of a file in PEM.
 pub fn pem(spot: &Spot<'_>, path: &Path, sink: &mut Sink) -> Option<Vec<u8>> {
-    bytes(spot, path, ROOTS_BYTES_MAX, sink)
+    let bytes = bytes(spot, path, ROOTS_BYTES_MAX, sink)?;
+    let text = String::from_utf8_lossy(&bytes);
+    pem::has_lines(spot, &path.display().to_string(), &text, sink).then_some(bytes)
 }
 
 /// The certificates of a list of PEM files.
@@ -284,7 +287,7 @@ pub fn roots(spot: &Spot<'_>, sink: &mut Sink) -> Option<Roots> {
 /// The certificates of one PEM file.
 pub fn roots_of_file(spot: &Spot<'_>, sink: &mut Sink) -> Option<Roots> {
     let path = spot.file(sink)?;
-    let pem = bytes(spot, &path, ROOTS_BYTES_MAX, sink)?;
+    let pem = pem(spot, &path, sink)?;
     match tls::read_roots(&pem) {
         Ok(certificates) => {
             warn_of_expired(&certificates, spot, &path, sink);

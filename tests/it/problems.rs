@@ -93,6 +93,64 @@ async fn fifteen_problems_of_fifteen_kinds_are_fifteen_lines() {
     }
 }
 
+/// Keys and certificates as people paste them, with what is wrong and what to do.
+#[tokio::test]
+async fn a_key_or_certificate_that_cannot_be_read_has_its_cause_and_remedy() {
+    const KEY: &str = include_str!("../../src/jwt/tests/rsa-pkcs8.pem");
+    const VERSION_1: &str = include_str!("../../src/config/tests/version-1.pem");
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let escaped = KEY.trim_end().replace('\n', "\\n");
+    let json = format!("{{\n  \"type\": \"service_account\",\n  \"private_key\": \"{escaped}\\n\"\n}}\n");
+    let certificate = VERSION_1.replace('\n', "\\n");
+    for (name, text) in
+        [("key", KEY), ("v1", VERSION_1), ("escaped", &escaped), ("json", &json), ("flat", &certificate)]
+    {
+        std::fs::write(dir.path().join(name), text).expect("a file");
+    }
+    let signed = |key: &str| format!("send_credentials: private_key_jwt, client_assertion: {{key: {key}}}");
+    let shown =
+        |certificate: &str, key: &str| format!("mutual_tls: {{certificate: {certificate}, key: {{file: {key}}}}}");
+    let lines_lost = "the key has the two characters `\\n` in place of line breaks; write line breaks in their place, as `printf '%b'";
+    for (keys, path, said) in [
+        (signed("{env: SIGNING_KEY}"), "client_assertion.key", lines_lost),
+        (
+            signed("{file: json}"),
+            "client_assertion.key",
+            "the key is JSON that holds PEM in a member; take the PEM out",
+        ),
+        (format!("grant: jwt_bearer, assertion: {{key: {{file: escaped}}}}"), "assertion.key", lines_lost),
+        (shown("v1", "escaped"), "mutual_tls.key", lines_lost),
+        (shown("flat", "key"), "mutual_tls.certificate", "flat has the two characters `\\n` in place of line breaks"),
+        (
+            shown("v1", "key"),
+            "mutual_tls.certificate",
+            "v1 holds a certificate of X.509 version 1, which TLS here cannot",
+        ),
+        (shown("v1", "key"), "mutual_tls.certificate", "; have it issued again as version 3"),
+        (
+            "authorization_server: {trust: [flat]}".to_owned(),
+            "authorization_server.trust[0]",
+            "in place of line breaks",
+        ),
+    ] {
+        let file = dir.path().join("keybearer.yaml");
+        let text =
+            format!("connections:\n- {{name: crm, client_id: a, token_url: \"https://as.test/t\",\n   {keys}}}\n");
+        std::fs::write(&file, text).expect("a file");
+        let mut command = program();
+        command.args(["check", "--config"]).arg(&file).env("SIGNING_KEY", &escaped);
+        let output = ended(command).await;
+        let lines = lines(&output.stdout);
+        assert_eq!((output.status.code(), lines.len()), (Some(2), 1), "{keys}: {lines:#?}");
+        assert!(lines[0].contains(&format!(": connections[0].{path}: ")) && lines[0].contains(said), "{lines:#?}");
+        assert!(!lines[0].contains("PRIVATE KEY"), "{lines:#?}");
+    }
+    // A root of version 1 is one.
+    let file = dir.path().join("keybearer.yaml");
+    std::fs::write(&file, "trust: [v1]\nconnections: []\n").expect("a file");
+    assert_eq!(check(&file, &[]).await.status.code(), Some(0));
+}
+
 #[tokio::test]
 async fn a_terminal_shows_the_line_and_marks_the_place() {
     let dir = tempfile::tempdir().expect("a temporary directory");
