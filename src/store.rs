@@ -220,7 +220,7 @@ pub trait Store: Send + Sync {
     fn note<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Note>>;
 
     /// Notes something until `ends` (since the Unix epoch) in place of the version `over`, or where nothing is noted;
-    /// false: somebody was quicker.
+    /// false: somebody was quicker. In a full share ([`share_of`]) the note that ends first is dropped for a new one.
     fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: Duration, over: Option<u64>) -> StoreFuture<'a, bool>;
 
     /// Was the record of version `after`, or a later one, removed on purpose, rather than lost?
@@ -268,12 +268,44 @@ pub struct Note {
     pub version: u64,
 }
 
-/// Notes at once; nobody makes one without a link or a token of ours.
-pub const NOTES_MAX: usize = 10_000;
+/// Notes in one share.
+pub const NOTES_PER_SHARE_MAX: usize = 1000;
 /// Longest note, in bytes.
 pub const NOTE_BYTES_MAX: usize = 64 * 1024;
-const TOO_MANY_NOTES: &str = "too many authorizations are under way; try again in a few minutes";
 const LONG_NOTE: StoreError = StoreError::Unsupported("a note has at most 64 KiB");
+
+/// The part of a note's name that bounds it: up to its last `/`, inclusive. A full share never affects another one.
+fn share_of(name: &str) -> &str {
+    name.rfind('/').map_or("", |at| &name[..=at])
+}
 
 /// Records with their keys.
 pub type Page = Vec<(TokenKey, Result<StoredToken, StoreError>)>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+
+    /// What each kind of store has to do when more notes are made in one share than it may hold.
+    pub async fn fill_a_share(store: &dyn Store) {
+        let ends = Clock::system().now().wall + Duration::from_secs(600);
+        let put = async |name: String, at: usize| {
+            let ends = ends + Duration::from_secs(at as u64);
+            store.put_note(&name, Secret::new("text"), ends, None).await
+        };
+        for name in ["flow/other/1", "flow/2"] {
+            assert_eq!(put(name.to_owned(), 0).await, Ok(true));
+        }
+        for at in 0..NOTES_PER_SHARE_MAX + 2 {
+            assert_eq!(put(format!("flow/full/{at}"), at).await, Ok(true), "{at}");
+        }
+        let names = store.note_names("flow/").await.unwrap();
+        assert_eq!(names.len(), NOTES_PER_SHARE_MAX + 2);
+        for (name, kept) in [("full/0", false), ("full/1", false), ("full/2", true), ("other/1", true), ("2", true)] {
+            let name = format!("flow/{name}");
+            assert_eq!((names.contains(&name), store.note(&name).await.unwrap().is_some()), (kept, kept), "{name}");
+        }
+        assert_eq!(store.note_names("flow/o").await.unwrap(), ["flow/other/1"]);
+    }
+}

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::lease::Leases;
 use super::{
-    LONG_NOTE, Lease, NOTE_BYTES_MAX, NOTES_MAX, Note, Page, Store, StoreError, StoreFuture, StoredToken,
-    TOO_MANY_NOTES,
+    LONG_NOTE, Lease, NOTE_BYTES_MAX, NOTES_PER_SHARE_MAX, Note, Page, Store, StoreError, StoreFuture, StoredToken,
+    share_of,
 };
 use crate::clock::Clock;
 use crate::model::Name;
@@ -41,13 +41,20 @@ impl MemoryStore {
             return Err(LONG_NOTE);
         }
         let (mut notes, wall) = (self.notes(), self.clock.now().wall);
-        notes.retain(|_, (_, ends)| *ends > wall);
-        let present = notes.get(name).map(|(note, _)| note.version);
+        let share = share_of(name);
+        let from = (Bound::Included(share), Bound::Unbounded);
+        let of_share = notes.range::<str, _>(from).take_while(|(name, _)| name.starts_with(share));
+        let of_share = of_share.filter(|(name, _)| share_of(name) == share).map(|(name, (_, ends))| (*ends, name));
+        let (live, mut dropped): (Vec<_>, Vec<_>) = of_share.partition(|(ends, _)| *ends > wall);
+        let present = notes.get(name).filter(|(_, ends)| *ends > wall).map(|(note, _)| note.version);
         if present != over {
             return Ok(false);
         }
-        if present.is_none() && notes.len() >= NOTES_MAX {
-            return Err(StoreError::Unavailable(TOO_MANY_NOTES.to_owned()));
+        if present.is_none() && live.len() >= NOTES_PER_SHARE_MAX {
+            dropped.extend(live.into_iter().min());
+        }
+        for name in dropped.into_iter().map(|(_, name)| name.clone()).collect::<Vec<_>>() {
+            notes.remove(&name);
         }
         notes.insert(name.to_owned(), (Note { text, version: over.unwrap_or(0) + 1 }, ends));
         Ok(true)
@@ -132,6 +139,11 @@ mod tests {
     use crate::store::Refresh;
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    #[tokio::test]
+    async fn a_full_share_of_notes_drops_its_own_first_note_and_no_other() {
+        crate::store::tests::fill_a_share(&MemoryStore::default()).await;
+    }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_saved_is_listed_by_connection_in_pages() {

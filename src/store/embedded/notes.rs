@@ -1,25 +1,20 @@
 //! Notes: what is kept for a while, each with its end before its seal.
 //!
-//! Holds: a version is written over once; whoever writes takes away what is over; a file of before gets its table then.
+//! Holds: a version is written over once; whoever writes takes away what is over in the same share; a file of before gets
+//! its table then.
 
 use std::time::Duration;
 
-use redb::{ReadableTable as _, ReadableTableMetadata as _, TableError};
+use redb::{ReadableTable as _, TableError};
 
-use super::{EmbeddedStore, NOTES, place};
+use super::{EmbeddedStore, NOTES, Records, place};
 use crate::model::secret::Secret;
-use crate::store::embedded::{Failure, unsealed};
+use crate::store::embedded::unsealed;
 use crate::store::seal::Header;
-use crate::store::{LONG_NOTE, NOTE_BYTES_MAX, NOTES_MAX, Note, StoreError, TOO_MANY_NOTES};
+use crate::store::{LONG_NOTE, NOTE_BYTES_MAX, NOTES_PER_SHARE_MAX, Note, StoreError, share_of};
 
 /// Seconds since the Unix epoch at which a note ends, before what is sealed.
 const ENDS_BYTES: usize = 8;
-
-enum Written {
-    Done,
-    Late,
-    Full,
-}
 
 impl EmbeddedStore {
     pub(super) async fn load_note(&self, name: &str) -> Result<Option<Note>, StoreError> {
@@ -47,29 +42,27 @@ impl EmbeddedStore {
             return Err(LONG_NOTE);
         }
         let (keyring, wall, name_bytes) = (self.keyring().clone(), self.sealed.wall(), name.as_bytes().to_vec());
+        let share = share_of(name).to_owned();
         let written = self.write(move |transaction| {
             let mut table = transaction.open_table(NOTES)?;
-            table.retain(|_, record: &[u8]| is_live(record, wall))?;
+            let live = sweep(&mut table, &share, wall)?;
             let version_of = |record: &[u8]| Header::of(record.get(ENDS_BYTES..)?).map(|header| header.version);
             let present = table.get(name_bytes.as_slice())?.and_then(|record| version_of(record.value()));
             if present != over {
-                return Ok(Written::Late);
+                return Ok(false);
             }
-            if present.is_none() && table.len()? >= NOTES_MAX as u64 {
-                return Ok(Written::Full);
+            if present.is_none() && live.len() >= NOTES_PER_SHARE_MAX {
+                let first = live.into_iter().min();
+                first.map(|(_, name)| table.remove(name.as_slice()).map(drop)).transpose()?;
             }
             let version = over.unwrap_or(0) + 1;
             let sealed =
                 keyring.seal(place(&NOTES, &name_bytes), version, text.expose().as_bytes()).map_err(unsealed)?;
             let record = [ends.as_secs().to_be_bytes().as_slice(), &sealed].concat();
             table.insert(name_bytes.as_slice(), record.as_slice())?;
-            Ok(Written::Done)
+            Ok(true)
         });
-        match self.of(|| format!("note {name}"), written.await)? {
-            Written::Done => Ok(true),
-            Written::Late => Ok(false),
-            Written::Full => self.whole(Err(Failure::Unavailable(TOO_MANY_NOTES.to_owned()))),
-        }
+        self.of(|| format!("note {name}"), written.await)
     }
 
     pub(super) async fn names_of_notes(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
@@ -81,10 +74,12 @@ impl EmbeddedStore {
                 Err(error) => return Err(error.into()),
             };
             let mut names = Vec::new();
-            for item in table.iter()? {
+            for item in table.range(prefix.as_bytes()..)? {
                 let (name, record) = item?;
-                let live = name.value().starts_with(prefix.as_bytes()) && is_live(record.value(), wall);
-                names.extend(live.then(|| String::from_utf8_lossy(name.value()).into_owned()));
+                if !name.value().starts_with(prefix.as_bytes()) {
+                    break;
+                }
+                names.extend(is_live(record.value(), wall).then(|| String::from_utf8_lossy(name.value()).into_owned()));
             }
             Ok(names)
         });
@@ -92,7 +87,29 @@ impl EmbeddedStore {
     }
 }
 
+/// Removes the notes of a share that are over; returns the others, each with its end.
+fn sweep(table: &mut Records<'_>, share: &str, wall: Duration) -> Result<Vec<(u64, Vec<u8>)>, redb::Error> {
+    let (mut live, mut over) = (Vec::new(), Vec::new());
+    for item in table.range(share.as_bytes()..)? {
+        let (name, record) = item?;
+        match std::str::from_utf8(name.value()) {
+            Ok(name) if !name.starts_with(share) => break,
+            Ok(name) if share_of(name) != share => {}
+            _ if is_live(record.value(), wall) => live.push((ends_of(record.value()), name.value().to_vec())),
+            _ => over.push(name.value().to_vec()),
+        }
+    }
+    for name in over {
+        table.remove(name.as_slice())?;
+    }
+    Ok(live)
+}
+
 fn is_live(record: &[u8], wall: Duration) -> bool {
-    let ends = record.get(..ENDS_BYTES).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes);
-    ends.is_some_and(|ends| Duration::from_secs(ends) > wall)
+    Duration::from_secs(ends_of(record)) > wall
+}
+
+/// Seconds since the Unix epoch; 0 of what is no record of ours.
+fn ends_of(record: &[u8]) -> u64 {
+    record.get(..ENDS_BYTES).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes)
 }

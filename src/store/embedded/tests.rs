@@ -62,6 +62,12 @@ async fn save(store: &EmbeddedStore, key: &TokenKey, token: StoredToken) -> Resu
 }
 
 #[tokio::test]
+async fn a_full_share_of_notes_drops_its_own_first_note_and_no_other() {
+    let (_dir, _path, store) = store();
+    crate::store::tests::fill_a_share(&store).await;
+}
+
+#[tokio::test]
 async fn what_is_saved_outlasts_the_process_and_what_is_forgotten_is_gone() {
     let (_dir, path, store) = store();
     let every: String =

@@ -74,9 +74,14 @@ impl Names {
         format!("{}{{notes}}:note:{name}", self.prefix)
     }
 
-    /// The names of all notes, by their ends.
-    pub fn notes(&self) -> String {
-        format!("{}{{notes}}:notes", self.prefix)
+    /// The names of the notes of one share, by their ends.
+    pub fn notes_of(&self, share: &str) -> String {
+        format!("{}{{notes}}:notes:{share}", self.prefix)
+    }
+
+    /// The shares that have notes, by the end of the last one.
+    pub fn note_shares(&self) -> String {
+        format!("{}{{notes}}:note-shares", self.prefix)
     }
 
     /// A key that is never there.

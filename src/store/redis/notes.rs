@@ -1,10 +1,10 @@
-//! Notes in Redis, each with its end; their names in an index, so that they can be counted and listed.
+//! Notes in Redis, each with its end; the names of each share in an index, so that they can be counted and listed.
 
 use std::time::Duration;
 
 use super::{Shared, ms};
 use crate::model::secret::Secret;
-use crate::store::{LONG_NOTE, NOTE_BYTES_MAX, NOTES_MAX, Note, StoreError, TOO_MANY_NOTES};
+use crate::store::{LONG_NOTE, NOTE_BYTES_MAX, NOTES_PER_SHARE_MAX, Note, StoreError, share_of};
 
 /// A note that ends sooner is as good as over.
 const LIFE_MIN: Duration = Duration::from_millis(1);
@@ -29,21 +29,28 @@ impl Shared {
         let (before, now) = (over.unwrap_or(0), self.sealed.wall());
         let sealed = self.sealed.seal_note(name, before + 1, &text)?;
         let mut call = self.scripts.put_note.prepare_invoke();
-        call.key(self.names.note(name)).key(self.names.notes());
-        call.arg(name).arg(sealed).arg(ms(ends.max(now + LIFE_MIN))).arg(ms(now)).arg(before).arg(NOTES_MAX);
-        match self.link.run(&call).await? {
-            0 => Ok(false),
-            1 => Ok(true),
-            _ => Err(StoreError::Unavailable(TOO_MANY_NOTES.to_owned())),
-        }
+        let share = share_of(name);
+        call.key(self.names.note(name)).key(self.names.notes_of(share)).key(self.names.note_shares());
+        call.arg(name).arg(sealed).arg(ms(ends.max(now + LIFE_MIN))).arg(ms(now)).arg(before);
+        call.arg(NOTES_PER_SHARE_MAX).arg(share).arg(self.names.note(""));
+        self.link.run(&call).await
     }
 
     pub async fn names_of_notes(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
-        let after = format!("({}", self.sealed.wall_ms());
-        let mut names: Vec<String> =
-            self.link.query(redis::cmd("ZRANGEBYSCORE").arg(self.names.notes()).arg(after).arg("+inf")).await?;
+        let mut names = Vec::new();
+        for share in self.live(&self.names.note_shares()).await? {
+            if share.starts_with(prefix) || prefix.starts_with(&share) {
+                names.extend(self.live(&self.names.notes_of(&share)).await?);
+            }
+        }
         names.retain(|name| name.starts_with(prefix));
         names.sort_unstable();
         Ok(names)
+    }
+
+    /// The members of an index that are not over.
+    async fn live(&self, index: &str) -> Result<Vec<String>, StoreError> {
+        let after = format!("({}", self.sealed.wall_ms());
+        self.link.query(redis::cmd("ZRANGEBYSCORE").arg(index).arg(after).arg("+inf")).await
     }
 }

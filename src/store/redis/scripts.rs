@@ -245,16 +245,24 @@ redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return 1
 ";
 
-/// note, notes; name, record, end and now in ms since the Unix epoch, the version that is replaced (0: none), most at
-/// once. 1: done, 0: somebody was quicker, 2: there are too many.
+/// note, notes of its share, shares; name, record, end and now in ms since the Unix epoch, the version that is replaced (0:
+/// none), most in a share, share, what the keys of notes begin with. Whether nobody was quicker. All notes are in one slot.
 const PUT_NOTE: &str = r"
-if not is(KEYS[2], 'zset') then redis.call('DEL', KEYS[2]) end
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', ARGV[4])
+for at = 2, 3 do
+  if not is(KEYS[at], 'zset') then redis.call('DEL', KEYS[at]) end
+  redis.call('ZREMRANGEBYSCORE', KEYS[at], '-inf', ARGV[4])
+end
 if version_of(KEYS[1]) ~= tonumber(ARGV[5]) then return 0 end
-if ARGV[5] == '0' and redis.call('ZCARD', KEYS[2]) >= tonumber(ARGV[6]) then return 2 end
+local over = redis.call('ZCARD', KEYS[2]) + 1 - ARGV[6]
+if ARGV[5] == '0' and over > 0 then
+  local first = redis.call('ZPOPMIN', KEYS[2], over)
+  for at = 1, #first, 2 do redis.call('DEL', ARGV[8] .. first[at]) end
+end
 redis.call('SET', KEYS[1], ARGV[2], 'PXAT', ARGV[3])
-redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
-if redis.call('PTTL', KEYS[2]) < ARGV[3] - ARGV[4] then redis.call('PEXPIREAT', KEYS[2], ARGV[3]) end
+for at, member in pairs({[2] = ARGV[1], [3] = ARGV[7]}) do
+  redis.call('ZADD', KEYS[at], 'GT', ARGV[3], member)
+  if redis.call('PTTL', KEYS[at]) < ARGV[3] - ARGV[4] then redis.call('PEXPIREAT', KEYS[at], ARGV[3]) end
+end
 return 1
 ";
 

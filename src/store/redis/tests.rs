@@ -292,6 +292,13 @@ async fn secrets_and_notes_are_kept_and_a_version_is_written_over_once() {
     assert!(redis.cli(&["PTTL", "keybearer:{notes}:note:flow/1"]).await.parse::<u64>().expect("it ends") <= 60_000);
 }
 
+#[tokio::test]
+async fn a_full_share_of_notes_drops_its_own_first_note_and_no_other() {
+    let redis = Redis::start().await;
+    let (store, _tasks) = open(&redis, 1);
+    crate::store::tests::fill_a_share(&store).await;
+}
+
 /// The configuration of a running process has it in use.
 #[tokio::test]
 async fn a_secret_that_redis_has_lost_is_written_back_unless_it_was_removed_or_replaced() {
