@@ -226,6 +226,20 @@ pub fn is_host_of(base: Option<&Url>, headers: &HeaderMap) -> bool {
     base.host_str() == Some(asked.host.to_string().as_str()) && asked.port.or(port) == port
 }
 
+/// Was the request sent by a page of ours? Browsers name the origin of the page with every POST; a request that names none,
+/// several or `null` comes from elsewhere.
+pub fn is_own_origin(base: Option<&Url>, headers: &HeaderMap) -> bool {
+    let mut origins = headers.get_all(header::ORIGIN).iter();
+    let (Some(origin), None) = (origins.next(), origins.next()) else { return false };
+    let Some(text) = origin.to_str().ok() else { return false };
+    let Some(origin) = Url::parse(text).ok().filter(|url| url.origin().ascii_serialization() == text) else {
+        return false;
+    };
+    // Under another name than that of `public_url` the scheme is not known: a proxy in front may end TLS.
+    base.is_some_and(|base| base.origin() == origin.origin())
+        || !is_host_of(base, headers) && is_host_of(Some(&origin), headers)
+}
+
 /// What is not permitted, in the audit.
 pub fn record_denial(
     admin: &Admin,
@@ -272,5 +286,49 @@ pub async fn permit(role: Role, request: Request, next: Next) -> Response {
             let detail = format!("this takes the role {} or a higher one", role.as_str());
             Problem::new(StatusCode::FORBIDDEN, ROLE_TOO_LOW, detail).into_response()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(base: Option<&str>, host: &'static str, origins: &[&'static str], expected: bool) {
+        let base = base.map(|base| base.parse().unwrap());
+        let mut headers = HeaderMap::from_iter([(header::HOST, HeaderValue::from_static(host))]);
+        for origin in origins {
+            headers.append(header::ORIGIN, HeaderValue::from_static(origin));
+        }
+        assert_eq!(is_own_origin(base.as_ref(), &headers), expected, "{base:?} {host} {origins:?}");
+    }
+
+    #[test]
+    fn a_form_counts_from_a_page_of_public_url_or_of_the_host_that_is_asked() {
+        let https = Some("https://keys.test/kb");
+        check(https, "keys.test", &["https://keys.test"], true);
+        // A proxy in front may have put its own name for us into Host.
+        check(https, "127.0.0.1:8081", &["https://keys.test"], true);
+        check(https, "127.0.0.1:8081", &["http://127.0.0.1:8081"], true);
+        check(https, "keys.internal", &["https://keys.internal"], true);
+        check(https, "[::1]:8081", &["http://[::1]:8081"], true);
+        check(None, "localhost:8081", &["http://localhost:8081"], true);
+        check(None, "keys.test", &["https://keys.test"], true);
+        for foreign in [
+            "http://keys.test",
+            "https://keys.test:444",
+            "https://keys.test/",
+            "https://keys.test.evil.test",
+            "https://evil.test",
+            "null",
+            "",
+            "keys.test",
+        ] {
+            check(https, "keys.test", &[foreign], false);
+        }
+        check(Some("http://localhost:8081"), "localhost:8081", &["http://localhost:8082"], false);
+        check(None, "localhost:8081", &["http://localhost"], false);
+        check(https, "keys.test", &[], false);
+        check(https, "keys.test", &["https://keys.test", "https://keys.test"], false);
     }
 }

@@ -1,15 +1,18 @@
-//! A person connects an account: `/connect/{name}` begins, `/oauth/callback` ends.
+//! A person connects an account: `/connect/{name}` asks for a confirmation and begins, `/oauth/callback` ends.
 //!
-//! Not here: what lies in the store meanwhile (`flow`), how pages look (`pages`), codes for another device (`device`).
-//! Holds: a browser that begins gets a state and a cookie of its own, and only the two together end anything; the first
-//! callback that completes ends all of its flow; a code is exchanged once. What only looks (HEAD, prefetch, previews)
-//! begins nothing.
+//! Not here: what a link opens (`link`), the confirmation (`confirm`), what is kept in the store meanwhile (`flow`), how pages
+//! look (`pages`), codes for another device (`device`), what programs ask (`api`).
+//! Holds: a GET starts nothing, so neither another site nor a link scanner does. A POST counts from our own pages alone. Only
+//! the browser that has confirmed, with the state that it was given, ends what it began; a code is exchanged once.
 
+mod api;
 mod begin;
 mod callback;
+mod confirm;
 pub mod device;
 mod finish;
 mod flow;
+mod link;
 mod pages;
 
 use std::net::SocketAddr;
@@ -35,26 +38,12 @@ use crate::snapshot::BoundConnection;
 use crate::store::StoreError;
 use crate::token::Slots;
 use crate::token::slot::TokenSlot;
-pub use begin::{authorization, authorize};
+pub use api::{authorization, authorize};
 use flow::Status;
 use pages::Page;
 
-/// What browsers say when nobody has clicked yet.
-const AHEAD: [&str; 3] = ["prefetch", "preview", "prerender"];
-/// What fetches links to show them, by its name for itself.
-const BOTS: [&str; 10] = [
-    "bot/",
-    "bot)",
-    "slackbot",
-    "preview",
-    "facebookexternalhit",
-    "whatsapp/",
-    "embedly",
-    "unfurl",
-    "crawler",
-    "spider",
-];
 const FORM_BYTES_MAX: usize = 16 * 1024;
+const FORM_WAIT: Duration = Duration::from_secs(10);
 const QUERY_BYTES_MAX: usize = 16 * 1024;
 
 /// Everything that browsers of people may reach.
@@ -93,28 +82,12 @@ impl Visit {
         }
     }
 
-    /// Somebody who looks ahead and has not asked for anything.
-    fn is_preview(&self) -> bool {
-        const PURPOSES: [&str; 4] = ["sec-purpose", "purpose", "x-purpose", "x-moz"];
-        let text = |name: &str| {
-            self.headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase())
-        };
-        let ahead = |value: String| AHEAD.iter().any(|word| value.contains(word));
-        let embedded = text("sec-fetch-dest").is_some_and(|dest| dest != "document");
-        let bot = text("user-agent").is_some_and(|agent| BOTS.iter().any(|bot| agent.contains(bot)));
-        embedded || bot || PURPOSES.iter().any(|name| text(name).is_some_and(ahead))
-    }
-
-    /// A form of our own page, or no browser at all.
-    fn is_same_origin(&self) -> bool {
-        let text = |name: &str| self.headers.get(name).and_then(|value| value.to_str().ok());
-        if let Some(site) = text("sec-fetch-site") {
-            return matches!(site, "same-origin" | "none");
-        }
-        let host = text("host").unwrap_or_default();
-        // Our pages send no referrer, and then browsers name no origin either.
-        text("origin")
-            .is_none_or(|origin| origin == "null" || origin.split_once("://").is_some_and(|(_, own)| own == host))
+    /// The address of this page, as a link on it.
+    fn here(&self) -> String {
+        let name = self.uri.path().rsplit('/').next().unwrap_or_default();
+        let query = self.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+        // Relative, since a proxy in front may have taken a part of the path away.
+        format!("./{name}{query}")
     }
 }
 
@@ -137,6 +110,12 @@ impl Definition {
         // A shared token has no subject.
         self.slots.slot(key.subject.as_ref()).filter(|slot| slot.key == *key)
     }
+
+    /// Where a person logs in, as far as the configuration says.
+    fn login_host(&self) -> &str {
+        let endpoints = &self.connection.endpoints;
+        endpoints.authorization.as_ref().unwrap_or(&endpoints.server).host_str().unwrap_or_default()
+    }
 }
 
 /// Around every page: under our own names alone, and nothing is kept.
@@ -156,37 +135,41 @@ async fn guard(State(admin): State<Admin>, request: Request, next: Next) -> Resp
 
 async fn connect(State(admin): State<Admin>, Path(name): Path<String>, request: Request) -> Response {
     let visit = Visit::of(&request);
-    match visit.method {
-        Method::GET if !visit.is_preview() => {
-            begin::open(&admin, &name, &visit).await.unwrap_or_else(Page::into_response)
-        }
-        Method::GET | Method::HEAD => idle(),
-        Method::POST => sign_in(&admin, &visit, request).await.unwrap_or_else(Page::into_response),
-        _ => not_allowed("GET, HEAD, POST"),
-    }
+    let response = match visit.method {
+        Method::GET | Method::HEAD => confirm::show(&admin, &name, &visit).await,
+        Method::POST => posted(&admin, &name, &visit, request).await,
+        _ => return not_allowed("GET, HEAD, POST"),
+    };
+    response.unwrap_or_else(Page::into_response)
 }
 
-/// What a look without a wish gets.
-fn idle() -> Response {
-    let page = Page::new(StatusCode::OK, "Connect an account").says("Open this link in a browser to begin.");
-    page.into_response()
+/// What the two forms of our pages send.
+async fn posted(admin: &Admin, name: &str, visit: &Visit, request: Request) -> Result<Response, Page> {
+    if !auth::is_own_origin(admin.snapshot.load().links.base(), &visit.headers) {
+        tracing::warn!(from = %visit.from, "a form of another site is refused");
+        return Err(Page::new(StatusCode::FORBIDDEN, "Not from another site")
+            .says("This form was not sent by a page of Keybearer, so it is not used.")
+            .notes("Open the link itself, and send the form there."));
+    }
+    let body = tokio::time::timeout(FORM_WAIT, axum::body::to_bytes(request.into_body(), FORM_BYTES_MAX));
+    let unread = || Page::refused("The form did not arrive").says("Send it again.");
+    let body = Zeroizing::new(body.await.map_err(|_| unread())?.map_err(|_| unread())?.to_vec());
+    let field = |name: &str| {
+        let value = form_urlencoded::parse(&body).find(|(key, _)| key == name)?.1;
+        Some(Zeroizing::new(value.into_owned()))
+    };
+    match (field("token"), field("confirmation")) {
+        (Some(token), _) => sign_in(admin, visit, &token).await,
+        (None, Some(confirmation)) => confirm::confirmed(admin, name, visit, &confirmation).await,
+        (None, None) => Err(unread()),
+    }
 }
 
 fn not_allowed(methods: &'static str) -> Response {
     (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, methods)]).into_response()
 }
 
-async fn sign_in(admin: &Admin, visit: &Visit, request: Request) -> Result<Response, Page> {
-    if !visit.is_same_origin() {
-        return Err(Page::new(StatusCode::FORBIDDEN, "Not from another site")
-            .says("Another site has sent this form, so it is not used.")
-            .notes("Open the link itself and sign in there."));
-    }
-    let body = tokio::time::timeout(Duration::from_secs(10), axum::body::to_bytes(request.into_body(), FORM_BYTES_MAX));
-    let unread = || Page::refused("The form did not arrive").says("Send it again.");
-    let body = body.await.map_err(|_| unread())?.map_err(|_| unread())?;
-    let token = form_urlencoded::parse(&body).find(|(name, _)| name == "token");
-    let token = Zeroizing::new(token.ok_or_else(unread)?.1.into_owned());
+async fn sign_in(admin: &Admin, visit: &Visit, token: &str) -> Result<Response, Page> {
     let Some(user) = admin.access.holder_of(token.trim()) else {
         auth::after_wrong_token().await;
         let denied = (None, auth::USER_UNKNOWN, StatusCode::UNAUTHORIZED);
@@ -198,14 +181,11 @@ async fn sign_in(admin: &Admin, visit: &Visit, request: Request) -> Result<Respo
         .map_err(|_| Page::new(StatusCode::INTERNAL_SERVER_ERROR, "Signing in failed").says("Try again."))?;
     tracing::info!(user = %user.name, from = %visit.from, "signed in");
     // A redirect would be part of the form's way, which the policy of its page confines to this site.
-    let here = visit.uri.path_and_query().map_or("/", |path| path.as_str());
     let page = Page::new(StatusCode::OK, "Signed in")
         .says(&format!("You are signed in as {}.", user.name))
-        .goes_on(0, here)
-        .link(here, "Go on");
-    let mut response = page.into_response();
-    response.headers_mut().insert(header::SET_COOKIE, made.cookie);
-    Ok(response)
+        .goes_on(0, &visit.here())
+        .link(&visit.here(), "Go on");
+    Ok(([(header::SET_COOKIE, made.cookie)], page).into_response())
 }
 
 /// A store that cannot be used, as a page.
@@ -235,10 +215,12 @@ fn over(status: &Status) -> Option<Page> {
     let again = "If you need to connect again, begin with a new link: repeat the request that named it, or ask whoever sent it.";
     let page = match status {
         Status::Pending => return None,
-        Status::Exchanging | Status::Connected => Page::refused("This link was already used")
+        Status::Exchanging { .. } | Status::Connected => Page::refused("This link was already used")
             .says("The account has been connected with it, or is just being."),
         Status::Denied => Page::refused("Access was declined").says("Somebody has declined access with this link."),
         Status::Expired => Page::refused("This link has expired").says("A link is good for ten minutes."),
+        Status::Replaced => Page::refused("A newer link has replaced this one")
+            .says("The same connection was begun once more after this, and only the last one counts."),
         Status::Failed { error, .. } => {
             Page::refused("Connecting has failed").says(&format!("It failed with this link before: {error}"))
         }
@@ -268,28 +250,6 @@ fn changed() -> Page {
         .notes("Begin again with a new link.")
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn whoever_only_looks_begins_nothing() {
-        #[track_caller]
-        fn check(name: &'static str, value: &str, expected: bool) {
-            let headers = HeaderMap::from_iter([(header::HeaderName::from_static(name), value.parse().unwrap())]);
-            let from = SocketAddr::from(([127, 0, 0, 1], 1));
-            let visit = Visit { method: Method::GET, uri: Uri::from_static("/connect/crm"), headers, from };
-            assert_eq!(visit.is_preview(), expected, "{name}: {value}");
-        }
-        check("sec-purpose", "prefetch;prerender", true);
-        check("purpose", "prefetch", true);
-        check("x-moz", "Prefetch", true);
-        check("sec-fetch-dest", "iframe", true);
-        check("sec-fetch-dest", "document", false);
-        check("user-agent", "Slackbot-LinkExpanding 1.0 (+https://api.slack.com/robots)", true);
-        check("user-agent", "TelegramBot (like TwitterBot)", true);
-        check("user-agent", "Mozilla/5.0 (Windows NT 6.1; WOW64) SkypeUriPreview Preview/0.5", true);
-        check("user-agent", "Mozilla/5.0 (Linux; Android 9; CUBOT_NOTE_7) AppleWebKit/537.36 Chrome/90 Mobile", false);
-        check("user-agent", "curl/8.5.0", false);
-    }
+fn no_random() -> Page {
+    Page::new(StatusCode::INTERNAL_SERVER_ERROR, "Not now").says("Something went wrong here. Try again.")
 }

@@ -3,17 +3,18 @@
 //! Not here: time that passes (a flow and a link end after ten minutes, which their unit tests hold), Authlib's and
 //! oidc-provider's own pages (`tests/rig`).
 
+mod confirmation;
+mod endings;
 mod refusals;
 mod secrets;
 mod variants;
 mod walk;
 
-use std::net::SocketAddr;
-
 use serde_json::{Value, json};
 
 use crate::renewal::{MANAGER, call};
 use crate::rig::browser::{Browser, Page, Tab};
+use crate::rig::pages;
 use crate::rig::peers::{AuthorizationServer, Peers, Upstream};
 use crate::rig::raw::{self, Answer};
 use crate::rig::sidecar::Sidecar;
@@ -95,12 +96,13 @@ impl House {
         problem["link"].as_str().unwrap_or_else(|| panic!("no link: {problem}")).to_owned()
     }
 
-    /// Opens a link, signs in where that is asked, and stops at the authorization server's page.
+    /// Opens a link, signs in where that is asked, confirms, and stops at the authorization server's page.
     async fn arrive(&self, tab: Tab<'_>, link: &str) -> Page {
         let page = tab.open(link).await;
         if page.status() == 401 {
             sign_in(tab).await;
         }
+        tab.confirm().await;
         tab.until(&self.server.issuer(), "Continue").await
     }
 
@@ -140,16 +142,15 @@ impl House {
 
     /// A request to a page without a browser, with further header lines.
     async fn visit(&self, method: &str, url: &str, lines: &str) -> Answer {
-        visit(self.sidecar.admin(), method, url, lines, "").await
+        pages::visit(self.sidecar.admin(), method, url, lines, "").await
     }
 
     /// A cookie of somebody who has signed in, as a header line.
     async fn session(&self, link: &str) -> String {
-        let origin = format!("Origin: {}\r\nContent-Type: application/x-www-form-urlencoded\r\n", self.public());
-        let answer = visit(self.sidecar.admin(), "POST", link, &origin, &format!("token={MANAGER}")).await;
+        let body = format!("token={MANAGER}");
+        let answer = pages::visit(self.sidecar.admin(), "POST", link, &pages::origin(link), &body).await;
         assert_eq!(answer.status, 200, "{}", answer.text());
-        let cookie = answer.header("set-cookie").expect("a session");
-        format!("Cookie: {}\r\n", cookie.split(';').next().unwrap_or_default())
+        pages::cookie(&answer)
     }
 
     /// What every page of the sidecar on the way of this tab has to hold; how many there were.
@@ -157,7 +158,7 @@ impl House {
         let own: Vec<_> = page.documents().into_iter().filter(|one| self.is_own(&one["url"])).collect();
         for one in &own {
             let header = |name: &str| one["headers"][name].as_str().unwrap_or_default();
-            assert_eq!((header("referrer-policy"), header("cache-control")), ("no-referrer", "no-store"), "{one}");
+            assert_eq!((header("referrer-policy"), header("cache-control")), ("same-origin", "no-store"), "{one}");
             let policy = header("content-security-policy");
             assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"), "{one}");
         }
@@ -184,16 +185,6 @@ fn secret_of(client: &str) -> String {
 async fn sign_in(tab: Tab<'_>) {
     tab.fill("input[name=token]", MANAGER).await;
     tab.click("button[type=submit]").await;
-}
-
-async fn visit(admin: SocketAddr, method: &str, url: &str, lines: &str, body: &str) -> Answer {
-    let (_, rest) = url.split_once("://").expect("an absolute URL");
-    let (host, path) = rest.split_once('/').expect("a path");
-    let length = body.len();
-    let head = format!(
-        "{method} /{path} HTTP/1.1\r\nHost: {host}\r\n{lines}Content-Length: {length}\r\nConnection: close\r\n\r\n"
-    );
-    raw::send(admin, format!("{head}{body}").as_bytes()).await
 }
 
 /// The value of a query parameter, as it is written.

@@ -5,6 +5,7 @@ mod rig {
     //! Peers on port 0: authorization servers, upstreams, clients, a browser, and the sidecar itself.
     pub mod browser;
     pub mod inside;
+    pub mod pages;
     pub mod peers;
     pub mod raw;
     pub mod redis;

@@ -12,6 +12,7 @@ use tokio::process::Command;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::renewal::{MANAGER, call};
+use crate::rig::pages;
 use crate::rig::peers::{AuthorizationServer, Peers, Upstream, python, rig};
 use crate::rig::raw::{self, Answer};
 use crate::rig::scripted::{Reply, Scripted};
@@ -245,7 +246,8 @@ async fn a_link_and_what_was_begun_with_it_are_over_after_ten_minutes() {
     let opened = begun["authorization_url"].as_str().expect("a link");
     let back = person(opened, "ann", &["--stop-before-callback"]).await;
     set("+9m");
-    assert!(person(&sealed, "ann", &["--stop-before-callback"]).await["callback"].is_string());
+    let shown = pages::visit(sidecar.admin(), "GET", &sealed, "", "").await;
+    assert_eq!(shown.status, 200, "{}", shown.text());
     set("+11m");
     for link in [sealed.as_str(), opened] {
         let page = person(link, "ann", &[]).await;
@@ -530,13 +532,18 @@ async fn people_have_a_listener_of_their_own_and_addresses_come_from_the_configu
         assert_eq!(get(public, "evil.test", path).await.status, 421, "{path}");
     }
     assert_eq!(get(public, "keys.test", "/connect/crm").await.status, 401);
-    let sent = get(public, "keys.test", place).await;
-    assert_eq!(sent.status, 303, "{}", sent.text());
-    let cookie = sent.header("set-cookie").expect("a cookie");
-    for part in ["__Host-keybearer_flow_", "; Path=/;", "; HttpOnly", "; SameSite=Lax", "; Secure"] {
-        assert!(cookie.contains(part), "{part}: {cookie}");
+    let shown = get(public, "keys.test", place).await;
+    assert_eq!(shown.status, 200, "{}", shown.text());
+    // The proxy in front takes `/kb` away.
+    let (sent, _) = pages::confirm(public, &format!("https://keys.test{place}"), "").await;
+    assert_eq!(sent.status, 200, "{}", sent.text());
+    for answer in [&shown, &sent] {
+        let cookie = answer.header("set-cookie").expect("a cookie");
+        for part in ["__Host-keybearer_browser=", "; Path=/;", "; HttpOnly", "; SameSite=Lax", "; Secure"] {
+            assert!(cookie.contains(part), "{part}: {cookie}");
+        }
     }
-    let target = sent.header("location").expect("a place").to_owned();
+    let target = pages::onward(&sent);
     for part in [
         "redirect_uri=https%3A%2F%2Fkeys.test%2Fkb%2Foauth%2Fcallback",
         "code_challenge_method=S256",
@@ -578,21 +585,14 @@ async fn a_browser_signs_in_with_a_token_and_changes_nothing_without_its_pages_o
     let both = format!("{session}{csrf}Authorization: Bearer nobody's\r\n");
     assert_eq!(send("GET", "/api/v1/connections", &both, "").await.status, 401, "a token that is sent decides alone");
     // A viewer may look, not connect; nobody else's cookie opens anything.
-    let form = async |lines: &str, body: &str| {
-        let head = format!(
-            "POST /connect/crm HTTP/1.1\r\nHost: {admin}\r\n{lines}Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
-            body.len()
-        );
-        raw::send(admin, head.as_bytes()).await
-    };
-    let viewer = form("", &format!("token={VIEWER}")).await;
-    let viewer =
-        format!("Cookie: {}\r\n", viewer.header("set-cookie").and_then(|c| c.split(';').next()).expect("a cookie"));
+    let page = format!("http://{admin}/connect/crm");
+    let form = async |lines: &str, body: &str| pages::visit(admin, "POST", &page, lines, body).await;
+    let viewer = pages::cookie(&form(&pages::origin(&page), &format!("token={VIEWER}")).await);
     assert_eq!(send("GET", "/connect/crm", &viewer, "").await.status, 403);
-    assert_eq!(send("GET", "/connect/crm", &session, "").await.status, 303);
+    assert_eq!(send("GET", "/connect/crm", &session, "").await.status, 200);
     let broken = session.replace("keybearer_session=A", "keybearer_session=B");
     assert_eq!(send("GET", "/connect/crm", &broken, "").await.status, 401);
-    for lines in ["Sec-Fetch-Site: cross-site\r\n", "Origin: https://evil.test\r\n"] {
+    for lines in ["", "Origin: null\r\n", "Origin: https://evil.test\r\n"] {
         let foreign = form(lines, &format!("token={OPERATOR}")).await;
         assert_eq!((foreign.status, foreign.header("set-cookie")), (403, None), "{lines}");
     }

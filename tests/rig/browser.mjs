@@ -98,6 +98,7 @@ const commands = {
   open: ({ page }, { url }) => page.goto(url, { waitUntil: 'load' }).catch(gone),
   fill: ({ page }, { selector, text }) => page.locator(selector).fill(text),
   click: async ({ page, seen }, { selector, wait = false }) => {
+    await page.bringToFront(); // a tab behind another one is not painted, and takes no click
     await page.waitForSelector(selector);
     const before = seen.held.length;
     const there = wait && page.waitForNavigation({ waitUntil: 'load' }).catch(gone);

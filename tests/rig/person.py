@@ -2,7 +2,8 @@
 
     person.py LINK ACCOUNT [deny] [--sign-in TOKEN] [--stop-before-callback]
 
-Follows redirects, forms and the refresh of a page with one cookie jar, as a browser does. Prints a JSON line: the status, the
+Follows redirects, forms and the refresh of a page with one cookie jar, as a browser does, and names the origin of a form's page.
+Prints a JSON line: the status, the
 address and the text of the last page; with --stop-before-callback the address of the callback and the jar's cookies.
 """
 
@@ -17,6 +18,7 @@ import urllib3
 
 urllib3.disable_warnings()
 STEPS_MAX = 30
+ONWARD = r'http-equiv="refresh" content="0; url=([^"]*)"'
 
 
 def text_of(page):
@@ -59,16 +61,20 @@ def main(link, account, *options):
             answer = browser.get(place, allow_redirects=False)
             continue
         form = form_of(answer.text)
-        if form and 'name="token"' in form[0] and token:
-            answer = browser.post(answer.url, data={"token": token}, allow_redirects=False)
-            token = None
-            onward = re.search(r'http-equiv="refresh" content="0; url=([^"]*)"', answer.text)
+        page = urllib.parse.urlparse(answer.url)
+        origin = {"Origin": f"{page.scheme}://{page.netloc}"}
+        if onward := re.search(ONWARD, answer.text):
             answer = browser.get(urllib.parse.urljoin(answer.url, html.unescape(onward[1])), allow_redirects=False)
+            continue
+        if form and 'name="token"' in form[0] and token:
+            answer = browser.post(answer.url, data={"token": token}, headers=origin, allow_redirects=False)
+            token = None
             continue
         if form and 'name="token"' not in form[0]:
             action = re.search(r'<form[^>]*action="([^"]*)"', form[0])
             place = urllib.parse.urljoin(answer.url, html.unescape(action[1])) if action else answer.url
-            answer = browser.post(place, data=fields_of(form[0], account, deny), allow_redirects=False)
+            fields = fields_of(form[0], account, deny)
+            answer = browser.post(place, data=fields, headers=origin, allow_redirects=False)
             continue
         break
     return {"status": answer.status_code, "url": answer.url, "text": text_of(answer.text)}

@@ -1,19 +1,25 @@
-//! The browser comes back from the authorization server, and sees what came of it.
+//! The browser comes back from the authorization server, and sees the outcome.
 //!
 //! Holds: state and cookie are checked before anything else, and the issuer where it names itself; a code is sent to the
-//! token endpoint by the one callback that claims the flow; the address with the code does not stay in the browser.
+//! token endpoint by the one callback that claims the flow, to the end although the browser leaves; the address with the code
+//! does not stay in the browser.
+
+use std::net::SocketAddr;
+use std::time::Duration;
 
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use subtle::ConstantTimeEq;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
 
-use super::finish::{connected, failed, hand_in, settle, status_code};
-use super::flow::{self, Attempt, Flow, FlowId, Status};
+use super::confirm::Browser;
+use super::finish::{Unclaimed, claim, connected, end, hand_in, settle, status_code};
+use super::flow::{self, Attempt, Flow, FlowId, Kind, Status};
 use super::pages::{Page, called};
-use super::{Definition, Visit, changed, idle, no_store, not_allowed, not_asked, over};
+use super::{Definition, Visit, changed, device, no_store, not_allowed, not_asked, over};
 use crate::admin::problem::bound;
-use crate::admin::{Admin, auth, cookie};
+use crate::admin::{Admin, auth};
 use crate::model::Name;
 use crate::model::secret::Secret;
 use crate::model::token::{Subject, TokenKey};
@@ -23,13 +29,14 @@ use crate::token::slot::Handed;
 
 /// Longest code that is taken.
 const CODE_BYTES_MAX: usize = 8 * 1024;
+/// The browser waits this long for the end of the exchange; then a page waits for it.
+const BROWSER_WAIT: Duration = Duration::from_secs(20);
 
 pub async fn callback(State(admin): State<Admin>, request: Request) -> Response {
     let visit = Visit::of(&request);
     match visit.method {
-        Method::GET if !visit.is_preview() => returned(&admin, &visit).await.unwrap_or_else(Page::into_response),
-        Method::GET | Method::HEAD => idle(),
-        _ => not_allowed("GET, HEAD"),
+        Method::GET => returned(&admin, &visit).await.unwrap_or_else(Page::into_response),
+        _ => not_allowed("GET"),
     }
 }
 
@@ -76,20 +83,20 @@ async fn known(admin: &Admin, visit: &Visit, state: Option<&str>) -> Result<Know
     };
     let (id, secret) = state.and_then(|state| state.split_once('.')).ok_or_else(unknown)?;
     let id = FlowId::parse(id).ok_or_else(unknown)?;
-    let found = flow::load(&**admin.cache.store(), &id).await.map_err(|error| no_store(&error))?;
-    let (flow, _) = found.ok_or_else(unknown)?;
+    let (store, wall) = (&**admin.cache.store(), admin.clock.now().wall);
+    let Some(flow) = flow::load(store, &id).await.map_err(|error| no_store(&error))? else {
+        let outcome = flow::outcome(store, &id, None, wall).await.map_err(|error| no_store(&error))?;
+        return Err(outcome.and_then(|outcome| over(&outcome.status)).unwrap_or_else(unknown));
+    };
     let attempt = flow.attempt(&flow::digest(secret)).ok_or_else(unknown)?.clone();
-    let cookie = cookie::get(&visit.headers, &attempt.cookie_name(), cookie::is_secure(admin, &visit.headers));
-    let status = flow.status_at(admin.clock.now().wall);
-    let own = cookie.is_some_and(|cookie| flow::digest(&cookie).as_bytes().ct_eq(attempt.cookie.as_bytes()).into());
-    // The browser's cookie goes with the first answer, so a second one has none.
-    if let Some(page) = over(&status) {
+    // Said first, since a browser that comes back late has no cookie any more.
+    if let Some(page) = over(&flow.status_at(wall)) {
         return Err(page);
     }
-    if !own {
+    if !flow.is_bound_to(Browser::digest_of(admin, visit).as_deref()) {
         tracing::warn!(from = %visit.from, "a callback comes from another browser than the one that began");
         return Err(Page::refused("Another browser has begun this")
-            .says("The account can be connected only in the browser that opened the link, with its cookies.")
+            .says("The account can be connected only in the browser that confirmed the link, with its cookies.")
             .notes("Open the link again in the browser in which you log in."));
     }
     let key = flow.key().ok_or_else(unknown)?;
@@ -102,75 +109,61 @@ async fn known(admin: &Admin, visit: &Visit, state: Option<&str>) -> Result<Know
     Ok(Known { id, flow, attempt, key, definition })
 }
 
-/// Takes the flow for this callback alone, or says who was quicker.
-async fn claim(admin: &Admin, id: &FlowId, status: &Status) -> Result<(), Page> {
-    let (store, wall) = (&**admin.cache.store(), admin.clock.now().wall);
-    let claimed = flow::change(store, id, |flow| match flow.status_at(wall) {
-        Status::Pending => {
-            flow.end(status.clone());
-            Ok(())
-        }
-        other => Err(other),
+async fn exchange(admin: &Admin, visit: &Visit, known: Known, code: Secret) -> Result<Response, Page> {
+    // Relative to /oauth/callback, wherever a proxy in front has put it.
+    let place = format!("../connect/{}/result?of={}", known.key.connection, known.id.as_str());
+    let place = HeaderValue::try_from(place).map_err(|_| changed())?;
+    let (tell, told) = oneshot::channel();
+    let (own, from) = (admin.clone(), visit.from);
+    // A task for each callback that was checked, of a pending flow.
+    admin.tasks.spawn("consent", async move {
+        // The browser may have left.
+        let _ = tell.send(exchanged(&own, from, known, code).await);
     });
-    match claimed.await.map_err(|error| no_store(&error))? {
-        Some(Ok(())) => Ok(()),
-        Some(Err(status)) => Err(over(&status).unwrap_or_else(changed)),
-        None => Err(changed()),
+    // When the wait is over, or the program ends, the page at that address tells the rest.
+    if let Ok(Ok(outcome)) = timeout(BROWSER_WAIT, told).await {
+        outcome?;
+    }
+    Ok((StatusCode::SEE_OTHER, [(header::LOCATION, place)]).into_response())
+}
+
+/// Obtains the token for the code; `Err`: another callback does, or the flow has ended.
+async fn exchanged(admin: &Admin, from: SocketAddr, known: Known, code: Secret) -> Result<(), Page> {
+    let Known { id, flow, attempt, key, definition } = known;
+    claim(admin, &id, &definition.connection).await.map_err(unclaimed)?;
+    let user = flow.user();
+    let by = Person { user: user.clone(), from: Some(from) };
+    let handed = || {
+        let Attempt { verifier, redirect_uri, .. } = attempt.clone();
+        Handed::Consented(Consented::Code { code: code.clone(), verifier, redirect_uri })
+    };
+    let status = hand_in(&definition, &key, handed, &by).await;
+    settle(admin, &id, &key, &status).await;
+    recorded(admin, (user.as_ref(), from), &key, &status);
+    Ok(())
+}
+
+fn unclaimed(why: Unclaimed) -> Page {
+    match why {
+        Unclaimed::Over(status) => over(&status).unwrap_or_else(changed),
+        Unclaimed::Store(error) => no_store(&error),
     }
 }
 
-async fn exchange(admin: &Admin, visit: &Visit, known: Known, code: Secret) -> Result<Response, Page> {
-    let Known { id, flow, attempt, key, definition } = known;
-    claim(admin, &id, &Status::Exchanging).await?;
-    let slot = definition.slot(&key).ok_or_else(changed)?;
-    let Attempt { verifier, redirect_uri, .. } = attempt.clone();
-    let user = began(&flow, &attempt);
-    let by = Person { user: user.clone(), from: Some(visit.from) };
-    let status = match hand_in(
-        &slot,
-        || {
-            Handed::Consented(Consented::Code {
-                code: code.clone(),
-                verifier: verifier.clone(),
-                redirect_uri: redirect_uri.clone(),
-            })
-        },
-        &by,
-    )
-    .await
-    {
-        Ok(()) => Status::Connected,
-        Err(why) => failed(why),
-    };
-    settle(admin, &id, &key, &status).await;
-    recorded(admin, (user.as_ref(), visit), &key, &status);
-    let secure = cookie::is_secure(admin, &visit.headers);
-    let gone = cookie::gone(&attempt.cookie_name(), secure);
-    // Relative to /oauth/callback, wherever a proxy in front has put it.
-    let place = format!("../connect/{}/result?of={}.{}", key.connection, id.as_str(), attempt.state);
-    let place = HeaderValue::try_from(place).map_err(|_| changed())?;
-    Ok((StatusCode::SEE_OTHER, [(header::LOCATION, place), (header::SET_COOKIE, gone)]).into_response())
-}
-
-/// The user in whose name the browser was sent away.
-fn began(flow: &Flow, attempt: &Attempt) -> Option<Name> {
-    attempt.by.as_ref().or(flow.by.as_ref()).and_then(|name| Name::parse(name))
-}
-
-fn recorded(admin: &Admin, (user, visit): (Option<&Name>, &Visit), key: &TokenKey, status: &Status) {
+fn recorded(admin: &Admin, (user, from): (Option<&Name>, SocketAddr), key: &TokenKey, status: &Status) {
     let code = (*status != Status::Connected).then(|| status_code(status));
     let answer = if code.is_none() { StatusCode::SEE_OTHER } else { StatusCode::BAD_REQUEST };
-    auth::record_change(admin, (user, visit.from), (&Method::GET, "/oauth/callback"), key, (answer, code.as_deref()));
+    auth::record_change(admin, (user, from), (&Method::GET, "/oauth/callback"), key, (answer, code.as_deref()));
 }
 
 async fn refused(admin: &Admin, visit: &Visit, known: Known, error: &str) -> Result<Response, Page> {
-    let Known { id, flow, attempt, key, .. } = known;
+    let Known { id, flow, key, .. } = known;
     let (error, description) = clean_error(error, visit.query("error_description")?.as_deref());
     let denied = error == "access_denied";
     let status =
         if denied { Status::Denied } else { Status::Failed { error: error.clone(), description: description.clone() } };
-    claim(admin, &id, &status).await?;
-    recorded(admin, (began(&flow, &attempt).as_ref(), visit), &key, &status);
+    end(admin, &id, &status).await.map_err(unclaimed)?;
+    recorded(admin, (flow.user().as_ref(), visit.from), &key, &status);
     tracing::warn!(connection = %key.connection, profile = %key.profile, error, description,
         subject = key.subject.as_ref().map(Subject::as_str), "the authorization server sent the browser back with an error");
     let page = if denied {
@@ -182,7 +175,7 @@ async fn refused(admin: &Admin, visit: &Visit, known: Known, error: &str) -> Res
     Err(page.notes("If you want to try again, begin with a new link."))
 }
 
-/// What came of it, at an address that holds no code.
+/// The outcome, at an address that holds no code.
 pub async fn result(State(admin): State<Admin>, Path(name): Path<String>, request: Request) -> Response {
     let visit = Visit::of(&request);
     if visit.method != Method::GET && visit.method != Method::HEAD {
@@ -194,15 +187,22 @@ pub async fn result(State(admin): State<Admin>, Path(name): Path<String>, reques
 async fn told(admin: &Admin, name: &str, visit: &Visit) -> Result<Page, Page> {
     let unknown =
         || Page::new(StatusCode::NOT_FOUND, "Nothing to tell").says("This address names nothing that is known.");
-    let of = visit.query("of")?.ok_or_else(unknown)?;
-    let (id, state) = of.split_once('.').ok_or_else(unknown)?;
-    let id = FlowId::parse(id).ok_or_else(unknown)?;
-    let found = flow::load(&**admin.cache.store(), &id).await.map_err(|error| no_store(&error))?;
-    let flow = found.map(|(flow, _)| flow).filter(|flow| flow.attempt(state).is_some()).ok_or_else(unknown)?;
-    let key = flow.key().filter(|key| key.connection.as_str() == name).ok_or_else(unknown)?;
-    Ok(match flow.status_at(admin.clock.now().wall) {
+    let id = visit.query("of")?.and_then(|of| FlowId::parse(&of)).ok_or_else(unknown)?;
+    let (store, wall) = (&**admin.cache.store(), admin.clock.now().wall);
+    let outcome = flow::outcome(store, &id, None, wall).await.map_err(|error| no_store(&error))?;
+    let outcome = outcome.filter(|outcome| outcome.key.connection.as_str() == name).ok_or_else(unknown)?;
+    let key = outcome.key;
+    Ok(match outcome.status {
         Status::Connected => connected(&key),
-        Status::Exchanging => {
+        Status::Pending => {
+            let flow = flow::load(store, &id).await.map_err(|error| no_store(&error))?;
+            let flow = flow.filter(|flow| flow.is_bound_to(Browser::digest_of(admin, visit).as_deref()));
+            match flow.ok_or_else(unknown)?.kind {
+                Kind::Device(device) => device::code_page(&key, &device),
+                Kind::Code(_) => return Err(unknown()),
+            }
+        }
+        Status::Exchanging { .. } => {
             Page::new(StatusCode::OK, "One moment").says("The account is being connected.").goes_on(1, "")
         }
         Status::Failed { error, description } => {

@@ -8,22 +8,23 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::Instant;
 
-use super::finish::{connected, failed, hand_in, settle};
-use super::flow::{self, Device, Flow, FlowId, Kind, Status};
+use super::confirm::Browser;
+use super::finish::{Unclaimed, claim, hand_in, settle};
+use super::flow::{self, Device, Flow, FlowId, FlowKey, Kind, Status};
+use super::link::{Opened, busy};
 use super::pages::{Page, called};
-use super::{Definition, changed, no_store, not_asked, over};
+use super::{Definition, Visit, api, no_random, no_store, not_asked};
 use crate::admin::Admin;
 use crate::admin::auth::Asker;
-use crate::admin::problem::{Problem, bound, no_token, store_unavailable};
-use crate::model::Name;
+use crate::admin::problem::{Problem, bound, no_token};
 use crate::model::time::rfc3339;
-use crate::model::token::TokenKey;
+use crate::model::token::{Subject, TokenKey};
 use crate::oauth::{Consented, DeviceAsked, Failure, Reason, Whose};
 use crate::tasks::Phase;
 use crate::telemetry::audit::Person;
@@ -40,8 +41,6 @@ const PAUSE_MIN: Duration = Duration::from_millis(50);
 const POLLS_MAX: usize = 64;
 /// What a poll may take beyond the timeout of its request.
 const POLL_SLACK: Duration = Duration::from_secs(2);
-/// Longer than `hand_in` may take.
-const HAND_OVER_MAX: Duration = Duration::from_secs(60);
 /// A time that does not come.
 const NEVER: u64 = u64::MAX;
 /// A page shows what came of it so often.
@@ -50,61 +49,54 @@ const PAGE_EVERY_S: u32 = 5;
 /// Wakes whoever asks the servers.
 pub type Bell = Arc<Notify>;
 
-/// The page with the code; the same code for as long as it is good.
-pub(super) async fn show(
-    admin: &Admin,
-    definition: &Definition,
-    (key, id, by): (TokenKey, FlowId, Option<Name>),
-    once: bool,
-) -> Result<Response, Page> {
-    let (store, wall) = (&**admin.cache.store(), admin.clock.now().wall);
-    let id = if id.is_device() { id } else { FlowId::of('d', id.as_str()) };
-    let found = flow::load(store, &id).await.map_err(|error| no_store(&error))?;
-    let flow = match found {
-        Some((flow, _)) if flow.status_at(wall) == Status::Pending && flow.is_of(&definition.connection) => flow,
-        // The page that was waiting for it.
-        Some((flow, _)) if flow.status == Status::Connected && wall < Duration::from_secs(flow.ends) => {
-            return Ok(connected(&key).into_response());
-        }
-        Some((flow, _)) if once => return Err(over(&flow.status_at(wall)).unwrap_or_else(changed)),
-        other => {
-            let asked = definition.endpoint.ask_device().await.map_err(|failure| not_asked(&failure))?;
-            let mut flow = asked_flow(admin, definition, &key, asked);
-            flow.by = by.as_ref().map(Name::to_string);
-            let version = other.map(|(_, version)| version);
-            flow::put(store, &id, &flow, version).await.map_err(|error| no_store(&error))?;
-            admin.device_bell.notify_one();
-            // Somebody else may have been quicker, with another code.
-            let kept = flow::load(store, &id).await.map_err(|error| no_store(&error))?;
-            kept.ok_or_else(changed)?.0
-        }
-    };
-    let Kind::Device(device) = &flow.kind else { return Err(changed()) };
-    let page = Page::new(StatusCode::OK, &format!("Connect {}", called(&key)))
-        .says("Open this page, and give it the code below:");
+/// Asks the server for a code, and leads to the page that shows it.
+pub(super) async fn start(admin: &Admin, opened: Opened, browser: &Browser, visit: &Visit) -> Result<Response, Page> {
+    let Opened { key, link, by, definition, flow_key } = opened;
+    let id = FlowId::random(&flow_key).ok_or_else(no_random)?;
+    let asked = definition.endpoint.ask_device().await.map_err(|failure| not_asked(&failure))?;
+    let flow = asked_flow(admin, &definition, (id, &key), asked);
+    let mut flow = flow.begun_by(by.as_ref()).opened_by(link.digest());
+    flow.bind(browser.digest());
+    if !flow::begin(&**admin.cache.store(), &flow, admin.clock.now().wall).await.map_err(|error| no_store(&error))? {
+        return Err(busy());
+    }
+    admin.device_bell.notify_one();
+    tracing::info!(connection = %key.connection, profile = %key.profile, from = %visit.from,
+        subject = key.subject.as_ref().map(Subject::as_str), "a person is given a device code");
+    let place = format!("./{}/result?of={}", key.connection, flow.id.as_str());
+    let page = Page::new(StatusCode::OK, "One moment")
+        .says("The code is about to be shown.")
+        .goes_on(0, &place)
+        .link(&place, "Go on");
+    let cookie = browser.cookie(admin, visit).ok_or_else(no_random)?;
+    Ok(([(header::SET_COOKIE, cookie)], page).into_response())
+}
+
+/// The page with the code, until that is entered.
+pub(super) fn code_page(key: &TokenKey, device: &Device) -> Page {
     let link = device.verification_uri_complete.as_ref().unwrap_or(&device.verification_uri);
-    let page = page.link(link, &device.verification_uri).code(&device.user_code);
-    let page = page.notes("This page shows when it has happened. Grant access only if the code there is this one.");
-    Ok(page.goes_on(PAGE_EVERY_S, "").into_response())
+    Page::new(StatusCode::OK, &format!("Connect {}", called(key)))
+        .says("Open this page, and give it the code below:")
+        .link(link, &device.verification_uri)
+        .code(&device.user_code)
+        .notes("This page shows when it has happened. Grant access only if the code there is this one.")
+        .goes_on(PAGE_EVERY_S, "")
 }
 
 /// For the API: another one each time.
 pub(super) async fn begun(
     admin: &Admin,
     definition: &Definition,
-    key: &TokenKey,
+    (id, key): (FlowId, &TokenKey),
     asker: &Asker,
 ) -> Result<Value, Problem> {
-    let id = FlowId::random('d')
-        .ok_or_else(|| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "not_begun", "no random bytes"))?;
     let asked = definition.endpoint.ask_device().await.map_err(refusal)?;
-    let mut flow = asked_flow(admin, definition, key, asked);
-    flow.by = Some(asker.name.to_string());
-    flow::put(&**admin.cache.store(), &id, &flow, None).await.map_err(|error| store_unavailable(&error))?;
+    let flow = asked_flow(admin, definition, (id, key), asked).begun_by(Some(&asker.name));
+    api::keep(admin, &flow).await?;
     admin.device_bell.notify_one();
     let Kind::Device(device) = &flow.kind else { return Ok(Value::Null) };
     Ok(json!({
-        "id": id.as_str(),
+        "id": flow.id.as_str(),
         "expires_at": rfc3339(Duration::from_secs(flow.ends)),
         "user_code": device.user_code,
         "verification_uri": device.verification_uri,
@@ -125,7 +117,7 @@ fn refusal(failure: Failure) -> Problem {
     })
 }
 
-fn asked_flow(admin: &Admin, definition: &Definition, key: &TokenKey, asked: DeviceAsked) -> Flow {
+fn asked_flow(admin: &Admin, definition: &Definition, (id, key): (FlowId, &TokenKey), asked: DeviceAsked) -> Flow {
     let wall = admin.clock.now().wall;
     let kind = Kind::Device(Device {
         device_code: Some(asked.device_code),
@@ -135,7 +127,7 @@ fn asked_flow(admin: &Admin, definition: &Definition, key: &TokenKey, asked: Dev
         interval_ms: ms(asked.interval),
         next_poll_ms: ms(wall + asked.interval),
     });
-    Flow::new(key, &definition.connection, wall, asked.expires_in, kind)
+    Flow::new(id, key, &definition.connection, wall + asked.expires_in, kind)
 }
 
 fn ms(span: Duration) -> u64 {
@@ -145,7 +137,7 @@ fn ms(span: Duration) -> u64 {
 /// Polls for every pending device authorization, until the program ends.
 pub async fn ask_servers(admin: Admin) {
     let mut end = admin.tasks.watch();
-    let mut due: HashMap<FlowId, u64> = HashMap::new();
+    let mut due: HashMap<FlowKey, u64> = HashMap::new();
     let mut look_at = Instant::now();
     let places = Arc::new(Semaphore::new(POLLS_MAX));
     let (done, mut finished) = mpsc::channel(POLLS_MAX);
@@ -154,25 +146,25 @@ pub async fn ask_servers(admin: Admin) {
             look_at = Instant::now() + LOOK_EVERY;
             match flow::devices(&**admin.cache.store()).await {
                 Ok(kept) => {
-                    due.retain(|id, _| kept.contains(id));
-                    for id in kept {
-                        due.entry(id).or_insert(0);
+                    due.retain(|key, _| kept.contains(key));
+                    for key in kept {
+                        due.entry(key).or_insert(0);
                     }
                 }
                 Err(error) => tracing::warn!(%error, "it is not known which devices are to be asked about"),
             }
         }
         let now = ms(admin.clock.now().wall);
-        let ready: Vec<FlowId> = due.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone()).collect();
-        for id in ready {
+        let ready: Vec<FlowKey> = due.iter().filter(|(_, at)| **at <= now).map(|(key, _)| key.clone()).collect();
+        for key in ready {
             let Ok(place) = places.clone().try_acquire_owned() else { break };
-            let next = match claimed(&admin, &id).await {
+            let next = match claimed(&admin, &key).await {
                 Claim::Ask(flow, until) => {
-                    let (admin, id, done) = (admin.clone(), id.clone(), done.clone());
+                    let (admin, key, done) = (admin.clone(), key.clone(), done.clone());
                     admin.tasks.clone().spawn("device", async move {
-                        let next = poll(&admin, &id, *flow).await;
+                        let next = poll(&admin, *flow).await;
                         // The receiver is gone when the program ends.
-                        let _ = done.send((id, next)).await;
+                        let _ = done.send((key, next)).await;
                         drop(place);
                     });
                     until
@@ -180,14 +172,14 @@ pub async fn ask_servers(admin: Admin) {
                 Claim::Later(next) => next,
                 Claim::Over => NEVER,
             };
-            due.insert(id, next);
+            due.insert(key, next);
         }
         let next = due
             .values()
             .min()
             .map_or(LOOK_EVERY, |next| Duration::from_millis(next.saturating_sub(ms(admin.clock.now().wall))));
         tokio::select! {
-            Some((id, next)) = finished.recv() => drop(due.insert(id, next)),
+            Some((key, next)) = finished.recv() => drop(due.insert(key, next)),
             () = admin.device_bell.notified() => look_at = Instant::now(),
             () = tokio::time::sleep(next.max(PAUSE_MIN)) => {}
             () = tokio::time::sleep_until(look_at) => {}
@@ -205,10 +197,10 @@ enum Claim {
 }
 
 /// Claims the next poll: no other is due before this one must have ended.
-async fn claimed(admin: &Admin, id: &FlowId) -> Claim {
+async fn claimed(admin: &Admin, key: &FlowKey) -> Claim {
     let (store, wall) = (&**admin.cache.store(), admin.clock.now().wall);
     let retry = Claim::Later(ms(wall + SLOWER_BY));
-    let Ok(found) = flow::load(store, id).await else { return retry };
+    let Ok(found) = flow::latest(store, key).await else { return retry };
     let Some((mut flow, version)) = found else { return Claim::Over };
     if flow.status_at(wall) != Status::Pending {
         return Claim::Over;
@@ -220,7 +212,7 @@ async fn claimed(admin: &Admin, id: &FlowId) -> Claim {
     }
     device.next_poll_ms = ms(wall + timeout.unwrap_or_default() + POLL_SLACK) + device.interval_ms;
     let until = device.next_poll_ms;
-    match flow::put(store, id, &flow, Some(version)).await {
+    match flow::put(store, &flow, Some(version)).await {
         Ok(true) => Claim::Ask(Box::new(flow), until),
         Ok(false) | Err(_) => retry,
     }
@@ -234,12 +226,11 @@ fn definition(admin: &Admin, flow: &Flow) -> Option<Definition> {
 }
 
 /// Polls once and keeps the outcome; the time of the next poll.
-async fn poll(admin: &Admin, id: &FlowId, flow: Flow) -> u64 {
+async fn poll(admin: &Admin, flow: Flow) -> u64 {
+    let id = &flow.id;
     let (Some(key), Kind::Device(device)) = (flow.key(), &flow.kind) else { return NEVER };
     let Some(device_code) = device.device_code.clone() else { return NEVER };
-    let definition = definition(admin, &flow);
-    let slot = definition.as_ref().and_then(|definition| definition.slot(&key));
-    let (Some(definition), Some(slot)) = (definition, slot) else {
+    let Some(definition) = definition(admin, &flow) else {
         let error = "configuration_changed".to_owned();
         settle(admin, id, &key, &Status::Failed { error, description: None }).await;
         return NEVER;
@@ -249,11 +240,12 @@ async fn poll(admin: &Admin, id: &FlowId, flow: Flow) -> u64 {
     let whose = Whose { subject: key.subject.as_ref(), consented: Some(&consented), ..Whose::default() };
     let status = match definition.endpoint.first_grant(whose).await {
         Ok(set) => {
-            // The code is spent: no other replica polls with it while the token is handed over.
-            put_off(admin, id, |_| HAND_OVER_MAX).await;
-            let by = Person { user: flow.by.as_deref().and_then(Name::parse), from: None };
-            let handed = hand_in(&slot, || Handed::Tokens(set.clone(), asked), &by).await;
-            handed.map_or_else(failed, |()| Status::Connected)
+            // Without the store the token is kept all the same; of a flow that has ended meanwhile it is not.
+            if let Err(Unclaimed::Over(_)) = claim(admin, id, &definition.connection).await {
+                return NEVER;
+            }
+            let by = Person { user: flow.user(), from: None };
+            hand_in(&definition, &key, || Handed::Tokens(set.clone(), asked), &by).await
         }
         Err(Failure::Permanent(refusal)) => match refusal.error.as_str() {
             "authorization_pending" => return put_off(admin, id, |interval| *interval).await,
@@ -289,7 +281,7 @@ async fn put_off(admin: &Admin, id: &FlowId, pause: impl Fn(&mut Duration) -> Du
             device.interval_ms = ms(interval);
             Ok(device.next_poll_ms)
         }
-        Kind::Code { .. } => Err(()),
+        Kind::Code(_) => Err(()),
     });
     match changed.await {
         Ok(Some(Ok(next))) => next,

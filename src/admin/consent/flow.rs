@@ -1,7 +1,10 @@
-//! An authorization that waits for a person, as it lies sealed in the store, so that any replica may finish it.
+//! An authorization that waits for a person, as it is kept sealed in the store, so that any replica may finish it.
 //!
-//! Holds: of what opens it (state, cookie, link) the digests alone are kept; who writes over a version that somebody else
-//! has replaced begins again; it ends ten minutes after it began.
+//! Not here: its name (`id`).
+//! Holds: of what opens it (state, cookie, link) the digests alone are kept; a token has one that is pending or being
+//! exchanged, and a few that have ended; one that has ended never changes; it ends ten minutes after it began.
+
+mod id;
 
 use std::time::Duration;
 
@@ -9,6 +12,7 @@ use aws_lc_rs::rand;
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
+use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use crate::model::Name;
@@ -16,52 +20,15 @@ use crate::model::connection::{Connection, Identity};
 use crate::model::secret::{Secret, SecretDigest};
 use crate::model::token::{Subject, TokenKey};
 use crate::store::{Store, StoreError};
+pub use id::{FlowId, FlowKey};
 
 pub const LIFE: Duration = Duration::from_secs(10 * 60);
 /// How long its outcome can be asked for.
 const REMEMBERED: Duration = Duration::from_secs(3600);
-/// Browsers or tabs that may be on their way at once; the oldest gives way.
-const ATTEMPTS_MAX: usize = 16;
+/// Of the same token, authorizations that have ended and are remembered; the oldest is forgotten.
+const EARLIER_MAX: usize = 8;
 /// Writers that may be quicker.
 const ROUNDS_MAX: usize = 16;
-const ID_CHARS: usize = 23;
-
-/// `c` (code) or `d` (device) and 128 bits.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct FlowId(String);
-
-impl FlowId {
-    pub fn parse(text: &str) -> Option<FlowId> {
-        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-        let fits = text.len() == ID_CHARS && text.starts_with(['c', 'd']) && text.bytes().all(plain);
-        fits.then(|| FlowId(text.to_owned()))
-    }
-
-    pub fn random(mark: char) -> Option<FlowId> {
-        Some(FlowId(format!("{mark}{}", random::<16>()?.expose())))
-    }
-
-    /// The same for the same text.
-    pub fn of(mark: char, text: &str) -> FlowId {
-        let digest = SecretDigest::of(text.as_bytes());
-        FlowId(format!("{mark}{}", BASE64_URL_SAFE_NO_PAD.encode(&digest.as_bytes()[..16])))
-    }
-
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    pub fn is_device(&self) -> bool {
-        self.0.starts_with('d')
-    }
-
-    fn note(&self) -> String {
-        format!("{NOTES}{}", self.0)
-    }
-}
-
-/// What the names of these notes begin with.
-const NOTES: &str = "flow/";
 
 /// Random bytes in base64url.
 pub fn random<const N: usize>() -> Option<Secret> {
@@ -75,8 +42,14 @@ pub fn digest(text: &str) -> String {
     SecretDigest::of(text.as_bytes()).text()
 }
 
-#[derive(Serialize, Deserialize)]
+/// Compares digests, or other texts that open something, in constant time.
+pub fn same(one: &str, other: &str) -> bool {
+    one.as_bytes().ct_eq(other.as_bytes()).into()
+}
+
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Flow {
+    pub id: FlowId,
     connection: String,
     profile: String,
     subject: Option<String>,
@@ -84,54 +57,53 @@ pub struct Flow {
     identity: [u8; 32],
     /// Seconds since the Unix epoch.
     pub ends: u64,
-    /// The user who began it by the API.
-    pub by: Option<String>,
+    /// The user who began it.
+    by: Option<String>,
     /// Of the link that opens it without signing in.
-    pub link: Option<String>,
-    pub status: Status,
+    link: Option<String>,
+    /// Of the browser that has confirmed it.
+    browser: Option<String>,
+    status: Status,
     pub kind: Kind,
+    earlier: Vec<Ended>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     Pending,
-    /// A code has come back, and is being exchanged.
-    Exchanging,
+    /// A code or a device's token has come back and becomes ours.
+    Exchanging {
+        /// Seconds since the Unix epoch; later than that nobody does it any more.
+        until: u64,
+    },
     Connected,
     Denied,
-    /// The server says so.
+    /// The server says so, or the ten minutes are over.
     Expired,
+    /// A newer authorization of the same token has replaced it.
+    Replaced,
     Failed {
         error: String,
         description: Option<String>,
     },
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    Code { attempts: Vec<Attempt> },
+    /// `None`: no browser has confirmed it yet.
+    Code(Option<Attempt>),
     Device(Device),
 }
 
-/// One browser on its way to the authorization server and back.
+/// A browser on its way to the authorization server and back.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Attempt {
     pub state: String,
-    pub cookie: String,
     #[serde(with = "kept")]
     pub verifier: Option<Secret>,
     pub redirect_uri: String,
-    /// The user whose browser it is, if one has signed in.
-    pub by: Option<String>,
-}
-
-impl Attempt {
-    /// One for each, so that two tabs do not take each other's away.
-    pub fn cookie_name(&self) -> String {
-        format!("keybearer_flow_{}", self.state.get(..12).unwrap_or_default())
-    }
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -144,6 +116,25 @@ pub struct Device {
     pub interval_ms: u64,
     /// Milliseconds since the Unix epoch.
     pub next_poll_ms: u64,
+}
+
+/// What is left of an authorization once another one of its token has begun.
+#[derive(Clone, Serialize, Deserialize)]
+struct Ended {
+    id: FlowId,
+    ends: u64,
+    link: Option<String>,
+    status: Status,
+}
+
+/// How an authorization stands.
+pub struct Outcome {
+    pub key: TokenKey,
+    pub status: Status,
+    /// Seconds since the Unix epoch.
+    pub ends: u64,
+    /// The user who began it, while no newer one has replaced it.
+    pub by: Option<Name>,
 }
 
 /// Secrets within what will be sealed.
@@ -162,18 +153,46 @@ mod kept {
 }
 
 impl Flow {
-    pub fn new(key: &TokenKey, connection: &Connection, wall: Duration, life: Duration, kind: Kind) -> Flow {
+    pub fn new(id: FlowId, key: &TokenKey, connection: &Connection, ends: Duration, kind: Kind) -> Flow {
         Flow {
+            id,
             connection: key.connection.to_string(),
             profile: key.profile.to_string(),
             subject: key.subject.as_ref().map(Subject::to_string),
             identity: *connection.identity().as_bytes(),
-            ends: (wall + life).as_secs(),
+            ends: ends.as_secs(),
             by: None,
             link: None,
+            browser: None,
             status: Status::Pending,
             kind,
+            earlier: Vec::new(),
         }
+    }
+
+    /// The user who begins it.
+    pub fn begun_by(self, user: Option<&Name>) -> Flow {
+        Flow { by: user.map(Name::to_string), ..self }
+    }
+
+    /// Opened by the link with this digest.
+    pub fn opened_by(self, link: Option<&str>) -> Flow {
+        Flow { link: link.map(str::to_owned), ..self }
+    }
+
+    /// Goes on in the browser with this digest alone.
+    pub fn bind(&mut self, browser: String) {
+        self.browser = Some(browser);
+    }
+
+    /// Has another browser than this one confirmed it?
+    pub fn is_bound_elsewhere(&self, browser: Option<&str>) -> bool {
+        self.browser.as_deref().is_some_and(|own| !browser.is_some_and(|browser| same(own, browser)))
+    }
+
+    /// Has this browser confirmed it?
+    pub fn is_bound_to(&self, browser: Option<&str>) -> bool {
+        self.browser.as_deref().zip(browser).is_some_and(|(own, browser)| same(own, browser))
     }
 
     /// Which token it is for.
@@ -185,6 +204,11 @@ impl Flow {
         Some(TokenKey { connection: Name::parse(&self.connection)?, profile: Name::parse(&self.profile)?, subject })
     }
 
+    /// The user who began it.
+    pub fn user(&self) -> Option<Name> {
+        self.by.as_deref().and_then(Name::parse)
+    }
+
     /// Would its token be one of the connection as it is now?
     pub fn is_of(&self, connection: &Connection) -> bool {
         connection.identity() == Identity::new(self.identity)
@@ -194,125 +218,148 @@ impl Flow {
     pub fn status_at(&self, wall: Duration) -> Status {
         match &self.status {
             Status::Pending if wall >= Duration::from_secs(self.ends) => Status::Expired,
+            Status::Exchanging { until } if wall >= Duration::from_secs(*until) => {
+                let description = "Keybearer ended while the token was obtained".to_owned();
+                Status::Failed { error: "interrupted".to_owned(), description: Some(description) }
+            }
             status => status.clone(),
         }
     }
 
+    pub fn is_exchanging(&self, wall: Duration) -> bool {
+        matches!(self.status_at(wall), Status::Exchanging { .. })
+    }
+
+    /// Has `link`, given as its digest, connected an account?
+    pub fn was_connected_by(&self, link: &str) -> bool {
+        let mut earlier = self.earlier.iter().map(|ended| (&ended.link, &ended.status));
+        let connected =
+            |(own, status): (&Option<String>, &Status)| own.as_deref() == Some(link) && *status == Status::Connected;
+        connected((&self.link, &self.status)) || earlier.any(connected)
+    }
+
     pub fn attempt(&self, state: &str) -> Option<&Attempt> {
         match &self.kind {
-            Kind::Code { attempts } => attempts.iter().find(|attempt| attempt.state == state),
+            Kind::Code(attempt) => attempt.as_ref().filter(|attempt| attempt.state == state),
             Kind::Device(_) => None,
         }
     }
 
-    pub fn add(&mut self, attempt: Attempt) {
-        if let Kind::Code { attempts } = &mut self.kind {
-            attempts.push(attempt);
-            let over = attempts.len().saturating_sub(ATTEMPTS_MAX);
-            attempts.drain(..over);
+    /// The only way from one status to the next; `Err`: it has ended, or another request exchanges its code.
+    pub fn advance(&mut self, to: Status, wall: Duration) -> Result<(), Status> {
+        match (self.status_at(wall), &to) {
+            (Status::Pending, _) => {}
+            (Status::Exchanging { .. }, to) if !matches!(to, Status::Pending | Status::Exchanging { .. }) => {}
+            (now, _) => return Err(now),
         }
-    }
-
-    /// Nothing that opens anything is kept longer than needed.
-    pub fn end(&mut self, status: Status) {
+        // Nothing that opens anything is kept longer than needed.
         match &mut self.kind {
-            Kind::Code { attempts } => attempts.iter_mut().for_each(|attempt| attempt.verifier = None),
+            Kind::Code(attempt) => attempt.iter_mut().for_each(|attempt| attempt.verifier = None),
             Kind::Device(device) => device.device_code = None,
         }
-        self.status = status;
+        self.status = to;
+        Ok(())
     }
 
-    fn text(&self) -> Result<Secret, StoreError> {
-        let text = serde_json::to_string(self).map_err(|_| UNREADABLE)?;
-        Ok(Secret::new(text))
-    }
-
-    fn forgotten(&self) -> Duration {
-        Duration::from_secs(self.ends) + REMEMBERED
+    /// What the next authorization of the same token remembers.
+    fn remembered(&self, wall: Duration) -> Vec<Ended> {
+        let status = match self.status_at(wall) {
+            Status::Pending => Status::Replaced,
+            status => status,
+        };
+        let last = Ended { id: self.id.clone(), ends: self.ends, link: self.link.clone(), status };
+        let all = self.earlier.iter().cloned().chain([last]);
+        let mut all: Vec<_> = all.filter(|one| wall < Duration::from_secs(one.ends) + REMEMBERED).collect();
+        all.drain(..all.len().saturating_sub(EARLIER_MAX));
+        all
     }
 }
 
 const UNREADABLE: StoreError = StoreError::Unsupported("an authorization under way is not readable");
 
-pub async fn load(store: &dyn Store, id: &FlowId) -> Result<Option<(Flow, u64)>, StoreError> {
-    let Some(note) = store.note(&id.note()).await? else { return Ok(None) };
+/// The latest authorization of a token, and its version.
+pub async fn latest(store: &dyn Store, key: &FlowKey) -> Result<Option<(Flow, u64)>, StoreError> {
+    let Some(note) = store.note(&key.note()).await? else { return Ok(None) };
     let flow = serde_json::from_str(note.text.expose()).map_err(|_| UNREADABLE)?;
     Ok(Some((flow, note.version)))
 }
 
-/// In place of the version `over`, or of nothing; false: somebody was quicker.
-pub async fn put(store: &dyn Store, id: &FlowId, flow: &Flow, over: Option<u64>) -> Result<bool, StoreError> {
-    store.put_note(&id.note(), flow.text()?, flow.forgotten(), over).await
+/// This very authorization, unless a newer one has replaced it.
+pub async fn load(store: &dyn Store, id: &FlowId) -> Result<Option<Flow>, StoreError> {
+    Ok(latest(store, &id.key()).await?.map(|(flow, _)| flow).filter(|flow| flow.id == *id))
 }
 
-/// Changes what is kept, in one step for everybody else; `None`: there is nothing. What `change` refuses is not written.
+/// How an authorization stands at `wall`, whether or not a newer one has replaced it. `link`: its link has this digest.
+pub async fn outcome(
+    store: &dyn Store,
+    id: &FlowId,
+    link: Option<&str>,
+    wall: Duration,
+) -> Result<Option<Outcome>, StoreError> {
+    let Some((flow, _)) = latest(store, &id.key()).await? else { return Ok(None) };
+    let last = Ended { id: flow.id.clone(), ends: flow.ends, link: flow.link.clone(), status: flow.status_at(wall) };
+    let by = flow.user().filter(|_| flow.id == *id);
+    let fits = |own: &Option<String>| match link {
+        Some(link) => own.as_ref().is_some_and(|own| same(own, link)),
+        None => true,
+    };
+    let mut all = flow.earlier.iter().cloned().chain([last]);
+    let found = all.find(|one| one.id == *id && fits(&one.link)).zip(flow.key());
+    Ok(found.map(|(Ended { status, ends, .. }, key)| Outcome { key, status, ends, by }))
+}
+
+/// In place of the version `over`, or of nothing; false: another writer was quicker.
+pub async fn put(store: &dyn Store, flow: &Flow, over: Option<u64>) -> Result<bool, StoreError> {
+    let text = Secret::new(serde_json::to_string(flow).map_err(|_| UNREADABLE)?);
+    store.put_note(&flow.id.key().note(), text, Duration::from_secs(flow.ends) + REMEMBERED, over).await
+}
+
+/// Keeps a new authorization, which replaces the pending one of the same token; false: that one is being exchanged.
+pub async fn begin(store: &dyn Store, flow: &Flow, wall: Duration) -> Result<bool, StoreError> {
+    for _ in 0..ROUNDS_MAX {
+        let (mut flow, mut over) = (flow.clone(), None);
+        if let Some((before, version)) = latest(store, &flow.id.key()).await? {
+            if before.is_exchanging(wall) {
+                return Ok(false);
+            }
+            (flow.earlier, over) = (before.remembered(wall), Some(version));
+        }
+        if put(store, &flow, over).await? {
+            return Ok(true);
+        }
+    }
+    Err(too_many_writers())
+}
+
+/// Changes what is kept, in one step for everybody else; `None`: it is gone, or a newer one has replaced it. What `change`
+/// refuses is not written.
 pub async fn change<T, E>(
     store: &dyn Store,
     id: &FlowId,
     mut change: impl FnMut(&mut Flow) -> Result<T, E>,
 ) -> Result<Option<Result<T, E>>, StoreError> {
     for _ in 0..ROUNDS_MAX {
-        let Some((mut flow, version)) = load(store, id).await? else { return Ok(None) };
+        let Some((mut flow, version)) = latest(store, &id.key()).await? else { return Ok(None) };
+        if flow.id != *id {
+            return Ok(None);
+        }
         let value = match change(&mut flow) {
             Ok(value) => value,
             Err(refused) => return Ok(Some(Err(refused))),
         };
-        if put(store, id, &flow, Some(version)).await? {
+        if put(store, &flow, Some(version)).await? {
             return Ok(Some(Ok(value)));
         }
     }
-    Err(StoreError::Unavailable("too many write the same authorization at once".to_owned()))
+    Err(too_many_writers())
 }
 
-/// Every device authorization that is kept.
-pub async fn devices(store: &dyn Store) -> Result<Vec<FlowId>, StoreError> {
-    let names = store.note_names(&format!("{NOTES}d")).await?;
-    Ok(names.iter().filter_map(|name| FlowId::parse(name.strip_prefix(NOTES)?)).collect())
+fn too_many_writers() -> StoreError {
+    StoreError::Unavailable("too many write the same authorization at once".to_owned())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::MemoryStore;
-
-    fn attempt(state: &str) -> Attempt {
-        let verifier = Some(Secret::new("v"));
-        Attempt { state: state.to_owned(), cookie: String::new(), verifier, redirect_uri: String::new(), by: None }
-    }
-
-    #[tokio::test]
-    async fn whoever_claims_a_flow_first_has_it_alone() {
-        let (store, wall) = (MemoryStore::default(), crate::clock::Clock::system().now().wall);
-        let connection = Connection::sample("crm");
-        let key = TokenKey::of_connection(connection.name.clone());
-        let id = FlowId::random('c').unwrap();
-        assert_eq!(FlowId::parse(id.as_str()), Some(id.clone()));
-        let mut flow = Flow::new(&key, &connection, wall, LIFE, Kind::Code { attempts: Vec::new() });
-        (0..20).for_each(|n| flow.add(attempt(&n.to_string())));
-        assert!(flow.attempt("3").is_none() && flow.attempt("4").is_some());
-        assert_eq!(put(&store, &id, &flow, None).await, Ok(true));
-        assert_eq!(put(&store, &id, &flow, None).await, Ok(false));
-        let claim = || {
-            change(&store, &id, |flow: &mut Flow| match flow.status_at(wall) {
-                Status::Pending => {
-                    flow.end(Status::Exchanging);
-                    Ok(())
-                }
-                other => Err(other),
-            })
-        };
-        let both = tokio::join!(claim(), claim());
-        assert_eq!(both, (Ok(Some(Ok(()))), Ok(Some(Err(Status::Exchanging)))));
-        let (kept, _) = load(&store, &id).await.unwrap().unwrap();
-        assert!(kept.key() == Some(key) && kept.is_of(&connection) && kept.attempt("4").unwrap().verifier.is_none());
-    }
-
-    #[test]
-    fn a_flow_ends_after_ten_minutes() {
-        let connection = Connection::sample("crm");
-        let (key, wall) = (TokenKey::of_connection(connection.name.clone()), Duration::from_secs(5000));
-        let flow = Flow::new(&key, &connection, wall, LIFE, Kind::Code { attempts: Vec::new() });
-        assert_eq!(flow.status_at(wall + LIFE - Duration::from_secs(1)), Status::Pending);
-        assert_eq!(flow.status_at(wall + LIFE), Status::Expired);
-    }
+/// The tokens for which device authorizations are kept.
+pub async fn devices(store: &dyn Store) -> Result<Vec<FlowKey>, StoreError> {
+    let names = store.note_names(&id::device_notes()).await?;
+    Ok(names.iter().filter_map(|name| FlowKey::of_note(name)).collect())
 }

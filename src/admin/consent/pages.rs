@@ -1,7 +1,7 @@
 //! The pages that people see on the way: what happened, and what to do next.
 //!
 //! Holds: whatever is not a literal of ours is escaped; a page loads nothing, runs nothing, is kept by nobody and tells no
-//! other site where it was.
+//! other site where it was. Our own site gets the Referer: without it Chromium sends `Origin: null` with a form.
 
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -14,7 +14,11 @@ use crate::model::token::TokenKey;
 const STYLE: &str = "body{font:1rem/1.5 system-ui,sans-serif;max-width:34rem;margin:4rem auto;padding:0 1rem;\
 color:#1c1c1c;background:#fff}h1{font-size:1.4rem}code{font-size:1.5rem;letter-spacing:.1em}\
 input,button{font:inherit;padding:.4rem .6rem}.note{color:#555}\
-@media(prefers-color-scheme:dark){body{color:#eee;background:#181818}.note{color:#aaa}}";
+dl{display:grid;grid-template-columns:max-content 1fr;gap:.35rem 1.25rem;padding:.9rem 1.1rem;margin:1rem 0;\
+border:1px solid #ccc;border-radius:.5rem}dt{color:#555}dd{margin:0;font-weight:600;overflow-wrap:anywhere}\
+.go{padding:.55rem 1.1rem;border:0;border-radius:.4rem;font-weight:600;color:#fff;background:#1d5fc4;cursor:pointer}\
+@media(prefers-color-scheme:dark){body{color:#eee;background:#181818}.note,dt{color:#aaa}dl{border-color:#444}\
+a{color:#8ab4f8}}";
 
 /// A page under way: a sentence after another.
 pub struct Page {
@@ -46,12 +50,33 @@ impl Page {
         self
     }
 
+    /// A name and its value; those that follow each other form one list.
+    pub fn fact(mut self, name: &str, value: &str) -> Page {
+        const END: &str = "</dl>\n";
+        match self.body.strip_suffix(END) {
+            Some(begun) => self.body.truncate(begun.len()),
+            None => self.body.push_str("<dl>\n"),
+        }
+        self.body.push_str(&format!("<dt>{}</dt><dd>{}</dd>\n{END}", escaped(name), escaped(value)));
+        self
+    }
+
+    /// A button that sends `confirmation` to where the page is.
+    pub fn confirms(mut self, confirmation: &str, text: &str) -> Page {
+        let (confirmation, text) = (escaped(confirmation), escaped(text));
+        self.body.push_str(&format!(
+            "<form method=\"post\">\n<input type=\"hidden\" name=\"confirmation\" value=\"{confirmation}\">\n\
+             <p><button class=\"go\" id=\"confirm\" type=\"submit\">{text}</button></p>\n</form>\n"
+        ));
+        self
+    }
+
     pub fn code(mut self, text: &str) -> Page {
         self.body.push_str(&format!("<p><code>{}</code></p>\n", escaped(text)));
         self
     }
 
-    /// `url` is http or https.
+    /// `url` is http, https or relative.
     pub fn link(mut self, url: &str, text: &str) -> Page {
         let (url, text) = (escaped(url), escaped(text));
         self.body.push_str(&format!("<p><a rel=\"noreferrer\" href=\"{url}\">{text}</a></p>\n"));
@@ -103,7 +128,7 @@ pub fn guarded(mut response: Response) -> Response {
     }
     const HEADERS: [(HeaderName, &str); 6] = [
         (header::CACHE_CONTROL, "no-store"),
-        (header::REFERRER_POLICY, "no-referrer"),
+        (header::REFERRER_POLICY, "same-origin"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::X_FRAME_OPTIONS, "DENY"),
         (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
@@ -148,6 +173,9 @@ mod tests {
         let page = Page::refused("<t>").says("<p>").notes("<n>").code("<c>").link("https://a.test/?a=1&b='", "<l>");
         let page = page.goes_on(1, "https://a.test/\"><script>");
         let shown = format!("{}{}", page.body, page.title);
+        let page = page.fact("<n>", "<v>").fact("x", "y").confirms("\"><", "<b>");
+        let list = "<dl>\n<dt>&lt;n&gt;</dt><dd>&lt;v&gt;</dd>\n<dt>x</dt><dd>y</dd>\n</dl>\n";
+        assert!(page.body.contains(list) && page.body.contains("value=\"&quot;&gt;&lt;\">"), "{}", page.body);
         for part in ["<p>&lt;p&gt;</p>", "&lt;n&gt;", "&lt;c&gt;", "&amp;b=&#39;", "&lt;l&gt;", "<t>"] {
             assert!(shown.contains(part), "{part}");
         }

@@ -80,6 +80,7 @@ async fn pkce_never_falls_back() {
     let tab = house.browser.tab("a", "1");
     tab.open(&link).await;
     super::sign_in(tab).await;
+    tab.confirm().await;
     let page = tab.until("/oauth/callback", "must be plain").await;
     assert_eq!((page.status(), house.exchanges().await), (400, 0));
     let methods: Vec<_> = house.server.authorizations("p-plain").await;
@@ -115,7 +116,10 @@ async fn a_code_for_another_device_connects_at_oidc_provider() {
     let (tab, link) = (house.browser.tab("a", "1"), house.link("").await);
     assert_eq!(tab.open(&link).await.status(), 401, "whoever opens it signs in");
     super::sign_in(tab).await;
-    let page = tab.until("/connect/crm", &house.server.issuer()).await;
+    tab.until("/connect/crm", "Connect an account?").await;
+    assert!(house.server.stats().await["device_authorizations"]["p-device-web"].is_null(), "nothing is confirmed");
+    tab.confirm().await;
+    let page = tab.until("/connect/crm/result", &house.server.issuer()).await;
     let code = user_code(page.text());
     assert!(house.server.asked("p-device-web", DEVICE).await <= 1);
 

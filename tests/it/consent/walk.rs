@@ -22,6 +22,9 @@ async fn a_person_connects_an_account_whose_token_is_renewed_through_three_lifet
     tab.fill("input[name=token]", "somebody-else-0123456789").await;
     assert_eq!(tab.click("button[type=submit]").await.status(), 401);
     sign_in(tab).await;
+    let page = tab.until("/connect/crm", "Connect an account?").await;
+    assert!(house.server.authorizations("p-short").await.is_empty(), "nothing is confirmed: {}", page.text());
+    tab.confirm().await;
     tab.until(&house.server.issuer(), "Sign in").await;
     house.agree(tab, "ann").await;
     let page = tab.until("/connect/crm/result", "Connected").await;
@@ -29,7 +32,7 @@ async fn a_person_connects_an_account_whose_token_is_renewed_through_three_lifet
     assert!(!page.url().contains("code="), "{}", page.url());
     let passed = page.documents();
     assert!(passed.iter().any(|one| text(&one["url"]).contains("/oauth/callback?code=")), "{passed:?}");
-    assert_eq!(house.pages_hold(&page), 6, "link, wrong token, token, link again, callback, result");
+    assert_eq!(house.pages_hold(&page), 7, "link, wrong token, token, link again, confirmed, callback, result");
 
     let asked = &house.server.authorizations("p-short").await[0];
     assert_eq!((&asked["prompt"], &asked["access_type"]), (&json!("consent"), &json!("offline")));

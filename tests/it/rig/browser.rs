@@ -115,6 +115,12 @@ impl Tab<'_> {
         self.run(json!({"cmd": "state"})).await
     }
 
+    /// On the page of the sidecar that asks whether that shall be connected.
+    pub async fn confirm(&self) -> Page {
+        self.until("/connect/", "Connect an account?").await;
+        self.click("#confirm").await
+    }
+
     /// Answers an authorization server's question who it is.
     pub async fn sign_in(&self, account: &str) -> Page {
         self.fill("input[name=account]", account).await;

@@ -1,0 +1,115 @@
+//! Authorizations over the API: begun by an operator, and how they ended.
+
+use std::time::Duration;
+
+use axum::Extension;
+use axum::Json;
+use axum::extract::{Path, Request, State};
+use axum::http::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use super::flow::{self, Flow, FlowId, FlowKey, Kind, LIFE, Status};
+use super::{Definition, device};
+use crate::admin::Admin;
+use crate::admin::actions::Which;
+use crate::admin::auth::{Asker, record_change};
+use crate::admin::body::body;
+use crate::admin::problem::{Problem, bound, store_unavailable};
+use crate::model::connection::Grant;
+use crate::model::secret::Secret;
+use crate::model::time::rfc3339;
+use crate::model::token::{Subject, TokenKey};
+use crate::snapshot::Snapshot;
+
+/// `POST connections/{name}/authorize`
+pub async fn authorize(
+    State(admin): State<Admin>,
+    Path(name): Path<String>,
+    Extension(asker): Extension<Asker>,
+    request: Request,
+) -> Result<(StatusCode, Json<Value>), Problem> {
+    let path = format!("/api/v1/connections/{name}/authorize");
+    let which: Which = body(request).await?;
+    let snapshot = admin.snapshot.load_full();
+    let bound = bound(&snapshot, &name)?;
+    let key = which.slot(bound)?.key.clone();
+    let conflict = |code, detail: &str| Problem::new(StatusCode::CONFLICT, code, detail);
+    let definition = Definition::of(bound, &key)
+        .ok_or_else(|| conflict("connection_inactive", "the connection has `active: false`"))?;
+    let flow_key = FlowKey::of(&definition.connection.grant, &key)
+        .ok_or_else(|| conflict("nobody_needed", "the connection's grant needs no person"))?;
+    let id = FlowId::random(&flow_key).ok_or_else(not_begun)?;
+    let made = match definition.connection.grant {
+        Grant::DeviceCode => device::begun(&admin, &definition, (id, &key), &asker).await?,
+        _ => begun(&admin, &snapshot, &definition, (id, &key), &asker).await?,
+    };
+    record_change(&admin, (Some(&asker.name), asker.from), (&Method::POST, &path), &key, (StatusCode::CREATED, None));
+    tracing::info!(user = %asker.name, connection = %key.connection, profile = %key.profile,
+        subject = key.subject.as_ref().map(Subject::as_str), "an authorization is begun");
+    Ok((StatusCode::CREATED, Json(made)))
+}
+
+fn not_begun() -> Problem {
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "not_begun", "no random bytes for a link; try again")
+}
+
+async fn begun(
+    admin: &Admin,
+    snapshot: &Snapshot,
+    definition: &Definition,
+    (id, key): (FlowId, &TokenKey),
+    asker: &Asker,
+) -> Result<Value, Problem> {
+    let secret = flow::random::<32>().ok_or_else(not_begun)?;
+    let secret = Secret::new(format!("{}.{}", id.as_str(), secret.expose()));
+    let link = snapshot.links.of_authorization(key, secret.expose()).ok_or_else(|| {
+        let detail = "nobody has said where browsers reach this instance; set `public_url`";
+        Problem::new(StatusCode::CONFLICT, "public_url_missing", detail)
+    })?;
+    let flow = Flow::new(id, key, &definition.connection, admin.clock.now().wall + LIFE, Kind::Code(None));
+    let flow = flow.begun_by(Some(&asker.name)).opened_by(Some(&flow::digest(secret.expose())));
+    keep(admin, &flow).await?;
+    let expires_at = rfc3339(Duration::from_secs(flow.ends));
+    Ok(json!({ "id": flow.id.as_str(), "expires_at": expires_at, "authorization_url": link }))
+}
+
+/// Keeps an authorization in place of the pending one.
+pub async fn keep(admin: &Admin, flow: &Flow) -> Result<(), Problem> {
+    let begun = flow::begin(&**admin.cache.store(), flow, admin.clock.now().wall).await;
+    if begun.map_err(|error| store_unavailable(&error))? {
+        return Ok(());
+    }
+    let detail =
+        "someone has just logged in for this connection, and the token is being obtained; ask again in a minute";
+    Err(Problem::new(StatusCode::CONFLICT, "authorization_under_way", detail))
+}
+
+/// `GET authorizations/{id}`
+pub async fn authorization(State(admin): State<Admin>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
+    let unknown = || Problem::new(StatusCode::NOT_FOUND, "authorization_unknown", "no authorization has this id");
+    let known = FlowId::parse(&id).ok_or_else(unknown)?;
+    let found = flow::outcome(&**admin.cache.store(), &known, None, admin.clock.now().wall).await;
+    let outcome = found.map_err(|error| store_unavailable(&error))?.ok_or_else(unknown)?;
+    let (status, error, description) = match outcome.status {
+        Status::Pending | Status::Exchanging { .. } => ("pending", None, None),
+        Status::Connected => ("connected", None, None),
+        Status::Denied => ("denied", Some("access_denied".to_owned()), None),
+        Status::Expired => ("expired", None, None),
+        Status::Replaced => {
+            let description = "a newer authorization of the same token has replaced it".to_owned();
+            ("failed", Some("replaced".to_owned()), Some(description))
+        }
+        Status::Failed { error, description } => ("failed", Some(error), description),
+    };
+    let key = outcome.key;
+    Ok(Json(json!({
+        "id": id,
+        "connection": key.connection.as_str(),
+        "profile": key.profile.as_str(),
+        "subject": key.subject.as_ref().map(Subject::as_str),
+        "status": status,
+        "error": error,
+        "description": description,
+        "expires_at": rfc3339(Duration::from_secs(outcome.ends)),
+    })))
+}

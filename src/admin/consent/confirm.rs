@@ -1,0 +1,126 @@
+//! The page on which a person confirms what will be connected, and the proof that it was confirmed there.
+//!
+//! Not here: what a link opens (`link`), what a confirmation starts (`begin`, `device`).
+//! Holds: showing the page starts nothing and keeps nothing. A confirmation counts only with the cookie of the browser that
+//! the page was made for, and only for the token and the link that the page has shown.
+
+use std::time::Duration;
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+
+use super::flow::{self, LIFE};
+use super::link::{self, Link, Opened};
+use super::pages::{Page, called};
+use super::{Visit, begin, device, no_random};
+use crate::admin::{Admin, cookie};
+use crate::model::connection::Grant;
+use crate::model::secret::Secret;
+use crate::store::SealedIn;
+
+const COOKIE: &str = "keybearer_browser";
+/// 256 bits in base64url.
+const COOKIE_CHARS: usize = 43;
+const PLACE: SealedIn<'static> = SealedIn { table: "confirmations", name: b"browser" };
+/// Longest confirmation that is looked at.
+const CONFIRMATION_CHARS_MAX: usize = 2048;
+
+/// A browser, known by a cookie that no other has.
+pub struct Browser(Secret);
+
+impl Browser {
+    fn of(admin: &Admin, visit: &Visit) -> Option<Browser> {
+        let value = cookie::get(&visit.headers, COOKIE, cookie::is_secure(admin, &visit.headers))?;
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        (value.len() == COOKIE_CHARS && value.bytes().all(plain)).then(|| Browser(Secret::new(value)))
+    }
+
+    /// What is kept of the browser of this visit.
+    pub fn digest_of(admin: &Admin, visit: &Visit) -> Option<String> {
+        Browser::of(admin, visit).map(|browser| browser.digest())
+    }
+
+    pub fn digest(&self) -> String {
+        flow::digest(self.0.expose())
+    }
+
+    /// `Set-Cookie`: from now on it lasts as long as what it confirms.
+    pub fn cookie(&self, admin: &Admin, visit: &Visit) -> Option<HeaderValue> {
+        cookie::set(COOKIE, self.0.expose(), LIFE, cookie::is_secure(admin, &visit.headers))
+    }
+}
+
+/// Shows what will be connected.
+pub async fn show(admin: &Admin, name: &str, visit: &Visit) -> Result<Response, Page> {
+    let opened = link::open(admin, name, visit).await?;
+    // A second tab does not take the first one's away.
+    let browser = Browser::of(admin, visit).or_else(|| flow::random::<32>().map(Browser)).ok_or_else(no_random)?;
+    let confirmation = seal(admin, &opened, &browser).ok_or_else(no_random)?;
+    let cookie = browser.cookie(admin, visit).ok_or_else(no_random)?;
+    let mut response = page(&opened, &confirmation).into_response();
+    response.headers_mut().insert(header::SET_COOKIE, cookie);
+    Ok(response)
+}
+
+/// Starts what the page has shown.
+pub async fn confirmed(admin: &Admin, name: &str, visit: &Visit, confirmation: &str) -> Result<Response, Page> {
+    let opened = link::open(admin, name, visit).await?;
+    let browser = Browser::of(admin, visit).filter(|browser| proves(admin, &opened, browser, confirmation));
+    let Some(browser) = browser else {
+        tracing::warn!(connection = %opened.key.connection, from = %visit.from, "a confirmation does not fit its browser");
+        return Err(Page::new(StatusCode::FORBIDDEN, "Please confirm again")
+            .says("The page was opened in another browser, without cookies, or more than ten minutes ago.")
+            .link(&visit.here(), "Show the page again"));
+    };
+    match opened.definition.connection.grant {
+        Grant::DeviceCode => device::start(admin, opened, &browser, visit).await,
+        _ => begin::send_away(admin, opened, &browser, visit).await,
+    }
+}
+
+/// What a confirmation is for: the browser, the token and the link.
+fn shown(opened: &Opened, browser: &Browser) -> String {
+    format!("{}\n{}\n{}", browser.digest(), opened.key, opened.link.digest().unwrap_or_default())
+}
+
+fn seal(admin: &Admin, opened: &Opened, browser: &Browser) -> Option<String> {
+    let ends = admin.clock.now().wall + LIFE;
+    let sealed = admin.seal.seal(PLACE, ends.as_secs(), shown(opened, browser).as_bytes()).ok()?;
+    Some(BASE64_URL_SAFE_NO_PAD.encode(sealed))
+}
+
+fn proves(admin: &Admin, opened: &Opened, browser: &Browser, confirmation: &str) -> bool {
+    let fits = confirmation.len() <= CONFIRMATION_CHARS_MAX;
+    let sealed = fits.then(|| BASE64_URL_SAFE_NO_PAD.decode(confirmation).ok()).flatten();
+    let Some((ends, text)) = sealed.and_then(|sealed| admin.seal.open(PLACE, &sealed).ok()) else { return false };
+    let same = std::str::from_utf8(&text).is_ok_and(|text| flow::same(text, &shown(opened, browser)));
+    same && admin.clock.now().wall < Duration::from_secs(ends)
+}
+
+fn page(opened: &Opened, confirmation: &str) -> Page {
+    let Opened { key, definition, .. } = opened;
+    let page = Page::new(StatusCode::OK, "Connect an account?").says("Keybearer is about to connect:");
+    let page = page.fact("Connection", key.connection.as_str()).fact("Profile", key.profile.as_str());
+    let (page, use_of_it) = match &key.subject {
+        Some(subject) => (
+            page.fact("Subject", subject.as_str()),
+            format!("Requests made for {subject} will use the account that you log in with."),
+        ),
+        None => (
+            page.fact("Subject", "none: one account for everyone"),
+            "Everyone who may use this connection will use the account that you log in with.".to_owned(),
+        ),
+    };
+    let page = page.fact("Log in at", definition.login_host());
+    let page = match (&opened.link, &opened.by) {
+        (Link::Begun(..), Some(user)) => page.fact("Requested by", user.as_str()),
+        (Link::Operator, Some(user)) => page.fact("Signed in as", user.as_str()),
+        _ => page,
+    };
+    page.says(&use_of_it)
+        .says("Go on only if you asked for this and the names above are what you expect.")
+        .confirms(confirmation, &format!("Connect {}", called(key)))
+        .notes("Nothing has been started. To leave it so, close this page.")
+}

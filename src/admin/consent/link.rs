@@ -1,0 +1,152 @@
+//! What a link to `/connect/{name}` opens: which token, in whose name, and whether it still can.
+//!
+//! Holds: looking changes nothing. A link for a subject is sealed to it, one of the API has a secret of its own; without
+//! either an operator signs in.
+
+use axum::http::StatusCode;
+
+use super::confirm::Browser;
+use super::flow::{self, FlowId, FlowKey, Status};
+use super::pages::Page;
+use super::{Definition, Visit, changed, no_store, over, signed_in};
+use crate::admin::Admin;
+use crate::admin::problem::bound;
+use crate::model::Name;
+use crate::model::token::{Subject, TokenKey, default_profile};
+use crate::snapshot::Snapshot;
+
+/// What a link is for.
+pub struct Opened {
+    pub key: TokenKey,
+    pub link: Link,
+    /// The user who has made the link, or has signed in.
+    pub by: Option<Name>,
+    pub definition: Definition,
+    pub flow_key: FlowKey,
+}
+
+pub enum Link {
+    /// An operator's own visit.
+    Operator,
+    /// Sealed to a subject; its digest.
+    Sealed(String),
+    /// Of an authorization that the API has begun; with its digest.
+    Begun(FlowId, String),
+}
+
+impl Link {
+    /// `None`: anybody may know it.
+    pub fn digest(&self) -> Option<&str> {
+        match self {
+            Link::Operator => None,
+            Link::Sealed(digest) | Link::Begun(_, digest) => Some(digest),
+        }
+    }
+}
+
+/// Reads the link of this visit.
+pub async fn open(admin: &Admin, name: &str, visit: &Visit) -> Result<Opened, Page> {
+    let snapshot = admin.snapshot.load_full();
+    let Ok(bound) = bound(&snapshot, name) else {
+        return Err(Page::new(StatusCode::NOT_FOUND, "No such connection")
+            .says("No connection has the name in this address.")
+            .notes("It may have been renamed or removed; an administrator knows."));
+    };
+    let own = bound.connection.name.clone();
+    let (key, link, by) = match (visit.query("flow")?, visit.query("for")?) {
+        (Some(secret), _) => by_secret(admin, &own, &secret).await?,
+        (None, Some(sealed)) => by_seal(admin, &snapshot, &own, &sealed)?,
+        (None, None) => by_operator(admin, &own, visit)?,
+    };
+    let definition = Definition::of(bound, &key).ok_or_else(unconnectable)?;
+    if definition.slot(&key).is_none() {
+        return Err(whose_account());
+    }
+    let flow_key = FlowKey::of(&definition.connection.grant, &key).ok_or_else(|| {
+        Page::new(StatusCode::CONFLICT, "No one needs to connect")
+            .says("This connection gets its tokens without a person; there is nothing to connect.")
+    })?;
+    let opened = Opened { key, link, by, definition, flow_key };
+    check(admin, &opened, visit).await?;
+    Ok(opened)
+}
+
+/// Can it still be used?
+async fn check(admin: &Admin, opened: &Opened, visit: &Visit) -> Result<(), Page> {
+    let wall = admin.clock.now().wall;
+    let found = flow::latest(&**admin.cache.store(), &opened.flow_key).await.map_err(|error| no_store(&error))?;
+    let Some((flow, _)) = found else { return Ok(()) };
+    match &opened.link {
+        Link::Begun(..) if !flow.is_of(&opened.definition.connection) => Err(changed()),
+        Link::Begun(..) if flow.is_bound_elsewhere(Browser::digest_of(admin, visit).as_deref()) => Err(taken()),
+        Link::Sealed(digest) if flow.was_connected_by(digest) => Err(over(&Status::Connected).unwrap_or_else(changed)),
+        Link::Sealed(_) | Link::Operator if flow.is_exchanging(wall) => Err(busy()),
+        _ => Ok(()),
+    }
+}
+
+/// An account of the same token is being connected.
+pub fn busy() -> Page {
+    Page::new(StatusCode::CONFLICT, "An account is being connected")
+        .says("Someone has just logged in for this connection, and the token is being obtained.")
+        .notes("Reload this page in a minute.")
+}
+
+/// Another browser has confirmed the one-time link.
+pub fn taken() -> Page {
+    Page::refused("This link was already used")
+        .says("It has been confirmed in another browser, and is good for that one alone.")
+        .notes("If that was not you, tell whoever sent it. For a new link, repeat what gave you this one.")
+}
+
+fn unconnectable() -> Page {
+    Page::new(StatusCode::CONFLICT, "Not in use")
+        .says("The connection is switched off, or has no such profile.")
+        .notes("An administrator can switch it on, or give the right link.")
+}
+
+fn whose_account() -> Page {
+    Page::refused("Whose account?")
+        .says(
+            "This connection has an account for each person, or one for everybody, and the address does not fit that.",
+        )
+        .notes("Use the link of the error that named it, or add ?subject=NAME for a person's account.")
+}
+
+type Meant = (TokenKey, Link, Option<Name>);
+
+async fn by_secret(admin: &Admin, own: &Name, text: &str) -> Result<Meant, Page> {
+    let unknown = || {
+        Page::refused("This link is not known")
+            .says("It is not complete, or too old.")
+            .notes("Ask whoever sent it for a new one.")
+    };
+    let (store, wall) = (&**admin.cache.store(), admin.clock.now().wall);
+    let (id, _) = text.split_once('.').ok_or_else(unknown)?;
+    let id = FlowId::parse(id).ok_or_else(unknown)?;
+    let digest = flow::digest(text);
+    let found = flow::outcome(store, &id, Some(&digest), wall).await.map_err(|error| no_store(&error))?;
+    let outcome = found.filter(|outcome| outcome.key.connection == *own).ok_or_else(unknown)?;
+    if let Some(page) = over(&outcome.status) {
+        return Err(page);
+    }
+    Ok((outcome.key, Link::Begun(id, digest), outcome.by))
+}
+
+fn by_seal(admin: &Admin, snapshot: &Snapshot, own: &Name, sealed: &str) -> Result<Meant, Page> {
+    let key = snapshot.links.open(sealed, admin.clock.now().wall).filter(|key| key.connection == *own);
+    let key = key.ok_or_else(|| {
+        Page::refused("This link has expired")
+            .says("A link is good for ten minutes, and only as it was given.")
+            .notes("Repeat the request that named it: its error has a new one.")
+    })?;
+    Ok((key, Link::Sealed(flow::digest(sealed)), None))
+}
+
+fn by_operator(admin: &Admin, own: &Name, visit: &Visit) -> Result<Meant, Page> {
+    let asker = signed_in(admin, visit)?;
+    let profile = visit.query("profile")?.map(|text| Name::parse(&text).ok_or_else(unconnectable)).transpose()?;
+    let subject = visit.query("subject")?.map(|text| Subject::parse(&text).ok_or_else(whose_account)).transpose()?;
+    let key = TokenKey { connection: own.clone(), profile: profile.unwrap_or_else(default_profile), subject };
+    Ok((key, Link::Operator, Some(asker.name)))
+}

@@ -1,0 +1,249 @@
+//! Nothing begins before a person confirms it on a page of ours, in the browser that shows it.
+
+use serde_json::json;
+
+use super::{House, OFFLINE, param, sign_in, text};
+use crate::rig::pages::{self, confirmation, cookie, onward, origin};
+use crate::rig::peers::AuthorizationServer;
+use crate::rig::raw::Answer;
+use crate::rig::scripted::{Reply, Scripted};
+
+/// A connection with an account for each subject.
+async fn of_people(client: &'static str, grant: &str) -> House {
+    let server = AuthorizationServer::op(json!({"lifetime": 600})).await;
+    let keys = format!("issuer: \"{}\", grant: {grant}, scopes: [{OFFLINE}], tokens: per_subject", server.issuer());
+    House::with(server, client, &keys, "callers: [{name: web, secret: web-secret, subjects: [\"*\"]}]\n").await
+}
+
+fn subject(name: &str) -> String {
+    format!("Proxy-Authorization: Basic d2ViOndlYi1zZWNyZXQ=\r\nKeybearer-Subject: {name}\r\n")
+}
+
+#[tokio::test]
+async fn a_link_shows_whom_it_connects_and_starts_nothing_however_often_it_is_opened() {
+    let house = of_people("p-web", "authorization_code").await;
+    let sealed = house.link(&subject("mallory")).await;
+    let begun = house.call("POST", "/connections/crm/authorize", json!({"subject": "ann"})).await.json();
+    let own = format!("{}/connect/crm?subject=bob", house.public());
+    let session = house.session(&own).await;
+    for (link, name) in [(sealed.as_str(), "mallory"), (text(&begun["authorization_url"]), "ann"), (&own, "bob")] {
+        for (method, lines) in [
+            ("GET", ""),
+            ("HEAD", ""),
+            ("GET", "Sec-Purpose: prefetch;prerender\r\n"),
+            ("GET", "User-Agent: Slackbot-LinkExpanding 1.0 (+https://api.slack.com/robots)\r\n"),
+        ] {
+            let answer = house.visit(method, link, &format!("{session}{lines}")).await;
+            assert_eq!((answer.status, answer.header("location")), (200, None), "{method} {lines}: {}", answer.text());
+            assert_eq!(answer.header("referrer-policy"), Some("same-origin"));
+            let cookie = answer.header("set-cookie").expect("a cookie");
+            for part in ["keybearer_browser=", "; HttpOnly", "; SameSite=Lax", "; Max-Age=600"] {
+                assert!(cookie.contains(part), "{cookie}");
+            }
+            let page = answer.text();
+            assert!(!page.contains("http-equiv"), "it moves nowhere: {page}");
+            assert!(method == "HEAD" || page.contains(&format!("<dd>{name}</dd>")), "{page}");
+            assert!(method == "HEAD" || page.contains("<dd>crm</dd>") && page.contains("<dd>default</dd>"), "{page}");
+        }
+    }
+    let claims = "X-Forwarded-Host: evil.test\r\nX-Forwarded-Proto: https\r\nForwarded: host=evil.test\r\n";
+    let (sent, _) = pages::confirm(house.sidecar.admin(), &own, &session).await;
+    assert!(onward(&sent).starts_with(&house.server.issuer()), "{}", sent.text());
+    let (sent, _) = pages::confirm(house.sidecar.admin(), &sealed, claims).await;
+    assert!(!onward(&sent).contains("evil"), "the configuration says where: {}", onward(&sent));
+    let wrong = own.replace("localhost", "evil.test");
+    assert_eq!(house.visit("GET", &wrong, &session).await.status, 421);
+    let page = house.connect(house.browser.tab("a", "1"), text(&begun["authorization_url"]), "ann").await;
+    house.pages_hold(&page);
+    assert_eq!(house.accepted(&subject("ann")).await, "ann");
+}
+
+#[tokio::test]
+async fn a_device_code_is_asked_for_when_a_person_confirms_and_shown_to_that_browser_alone() {
+    let house = of_people("p-device-web", "device_code").await;
+    let link = house.link(&subject("ann")).await;
+    let asked = async || house.server.stats().await["device_authorizations"]["p-device-web"].as_u64().unwrap_or(0);
+    let admin = house.sidecar.admin();
+    for _ in 0..3 {
+        let shown = house.visit("GET", &link, "").await;
+        assert_eq!(shown.status, 200, "{}", shown.text());
+    }
+    assert_eq!(asked().await, 0);
+    let (sent, cookies) = pages::confirm(admin, &link, "").await;
+    assert_eq!(asked().await, 1);
+    let place = url::Url::parse(&link).and_then(|url| url.join(&onward(&sent))).expect("a URL").to_string();
+    for _ in 0..3 {
+        let page = house.visit("GET", &place, &cookies).await;
+        assert!(page.text().contains("<code>") && page.text().contains(&house.server.issuer()), "{}", page.text());
+    }
+    let stranger = house.visit("GET", &place, "").await;
+    assert_eq!((stranger.status, stranger.text().contains("<code>")), (404, false), "{}", stranger.text());
+    assert_eq!(asked().await, 1);
+}
+
+#[tokio::test]
+async fn a_confirmation_counts_with_its_cookie_from_our_own_page_for_what_was_shown() {
+    let house = of_people("p-web", "authorization_code").await;
+    let admin = house.sidecar.admin();
+    let link = house.link(&subject("ann")).await;
+    let shown = async |link: &str| {
+        let answer = house.visit("GET", link, "").await;
+        (cookie(&answer), confirmation(&answer.text()))
+    };
+    let (own, token) = shown(&link).await;
+    let (strange, other_token) = shown(&link).await;
+    let post = async |link: &str, lines: &str, token: &str| {
+        pages::visit(admin, "POST", link, lines, &format!("confirmation={token}")).await
+    };
+    let here = origin(&link);
+    let port = house.sidecar.admin().port();
+    for origins in [
+        String::new(),
+        "Origin: null\r\n".to_owned(),
+        "Origin: \r\n".to_owned(),
+        "Origin: http://evil.test\r\n".to_owned(),
+        "Origin: http://localhost\r\n".to_owned(),
+        format!("Origin: https://localhost:{port}\r\n"),
+        format!("Origin: http://localhost:{}\r\n", port ^ 1),
+        format!("Origin: http://127.0.0.1:{port}\r\n"),
+        format!("{here}{here}"),
+        format!("Referer: {link}\r\nSec-Fetch-Site: same-origin\r\n"),
+    ] {
+        let answer = post(&link, &format!("{own}{origins}"), &token).await;
+        assert_eq!(answer.status, 403, "{origins}: {}", answer.text());
+        assert!(answer.text().contains("Not from another site"), "{origins}: {}", answer.text());
+    }
+    let (other_link, mallory) = (house.link(&subject("ann")).await, house.link(&subject("mallory")).await);
+    let tampered = format!("{}{}", &token[..token.len() - 2], if token.ends_with("AA") { "BB" } else { "AA" });
+    for (link, cookies, token) in [
+        (&link, "", &token),
+        (&link, &strange, &token),
+        (&link, &own, &other_token),
+        (&link, &own, &tampered),
+        (&link, &own, &String::new()),
+        (&link, "Cookie: keybearer_browser=x\r\n", &token),
+        (&mallory, &own, &token),
+        (&other_link, &own, &token),
+    ] {
+        let answer = post(link, &format!("{cookies}{here}"), token).await;
+        assert_eq!(answer.status, 403, "{cookies}: {}", answer.text());
+        assert!(answer.text().contains("confirm again"), "{cookies}: {}", answer.text());
+    }
+    assert!(house.server.authorizations("p-web").await.is_empty());
+    let sent = post(&link, &format!("{own}{here}"), &token).await;
+    assert!(param(&onward(&sent), "state").len() > 80, "{}", sent.text());
+    for secret in [&token, own.split('=').nth(1).expect("a cookie").trim()] {
+        assert!(!house.sidecar.log().contains(secret));
+    }
+}
+
+#[tokio::test]
+async fn a_link_of_the_api_is_good_for_the_first_browser_that_confirms_it() {
+    let house = House::op("p-web").await;
+    let begun = house.call("POST", "/connections/crm/authorize", json!({})).await.json();
+    let (link, admin) = (text(&begun["authorization_url"]), house.sidecar.admin());
+    let late = house.visit("GET", link, "").await;
+    let (first, own) = pages::confirm(admin, link, "").await;
+    let refused = [
+        house.visit("GET", link, "").await,
+        pages::visit(
+            admin,
+            "POST",
+            link,
+            &format!("{}{}", cookie(&late), origin(link)),
+            &format!("confirmation={}", confirmation(&late.text())),
+        )
+        .await,
+    ];
+    for answer in refused {
+        assert_eq!((answer.status, answer.text().contains("already used")), (400, true), "{}", answer.text());
+    }
+    // Its own browser may go back and confirm again; then the last way out is the one that counts.
+    let (second, _) = pages::confirm(admin, link, &own).await;
+    let back = async |page: &Answer| {
+        let place =
+            format!("{}/oauth/callback?state={}&error=access_denied", house.public(), param(&onward(page), "state"));
+        let issuer = url::form_urlencoded::byte_serialize(house.server.issuer().as_bytes()).collect::<String>();
+        house.visit("GET", &format!("{place}&iss={issuer}"), &own).await
+    };
+    let answer = back(&first).await;
+    assert_eq!((answer.status, answer.text().contains("not known")), (400, true), "{}", answer.text());
+    assert!(back(&second).await.text().contains("declined"));
+    let told = house.call("GET", &format!("/authorizations/{}", text(&begun["id"])), json!({})).await.json();
+    assert_eq!(told["status"], "denied", "{told}");
+}
+
+/// What a site of somebody else tries, each at a path of its own, with the confirmation of the person's own page at worst.
+async fn foreign_site(link: String, confirmation: String, api: String) -> Scripted {
+    Scripted::start(move |request, _| {
+        let form = format!(
+            "<!doctype html><body><form method=post action=\"{link}\"><input name=confirmation value=\"{confirmation}\">\
+             <input name=x value=1></form><script>document.forms[0].submit()</script>"
+        );
+        let with = |field: &str, body: &str| {
+            let length = body.len();
+            let head = format!("HTTP/1.1 200 X\r\nContent-Type: text/html\r\n{field}Content-Length: {length}\r\n\r\n");
+            Reply::Bytes(format!("{head}{body}").into_bytes())
+        };
+        let path = request.request_line().split(' ').nth(1).unwrap_or_default();
+        match path {
+            "/form" => with("", &form),
+            "/no-referrer" => with("Referrer-Policy: no-referrer\r\n", &form),
+            "/sandbox" => with("Content-Security-Policy: sandbox allow-scripts allow-forms\r\n", &form),
+            "/go" => with("", &format!("<script>location.href = {:?}</script>", link)),
+            "/frame" => with("", &format!("<title>frame</title><iframe src=\"{link}\"></iframe>")),
+            "/session" => with(
+                "",
+                &format!(
+                    "<body><script>(async () => {{ const body = JSON.stringify({{token: {:?}}}); const at = {api:?};\
+                     for (const type of ['text/plain', 'application/x-www-form-urlencoded', 'application/json'])\
+                     await fetch(at, {{method: 'POST', body, headers: {{'Content-Type': type}}, credentials: 'include', \
+                     mode: type === 'application/json' ? 'cors' : 'no-cors'}}).catch(() => {{}});\
+                     document.body.append('done') }})()</script>",
+                    crate::renewal::MANAGER
+                ),
+            ),
+            _ => Reply::text(404, "text/plain", "no"),
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn another_site_starts_nothing_in_the_browser_of_somebody_who_has_signed_in() {
+    let house = House::op("p-web").await;
+    let (link, tab) = (house.link("").await, house.browser.tab("a", "1"));
+    tab.open(&link).await;
+    sign_in(tab).await;
+    let page = tab.until("/connect/crm", "Connect an account?").await;
+    let token = confirmation(page.html());
+    let api = format!("{}/api/v1/session", house.public());
+    let site = foreign_site(link.clone(), token, api).await;
+    let evil = house.browser.tab("a", "2");
+    // Another site, and another origin of the same site, which gets our cookies along.
+    for host in ["evil.test", "localhost"] {
+        let at = |path: &str| format!("http://{host}:{}/{path}", site.address.port());
+        for path in ["form", "no-referrer", "sandbox"] {
+            evil.open(&at(path)).await;
+            let page = evil.until("/connect/crm", "Not from another site").await;
+            assert_eq!(page.status(), 403, "{host} {path}: {}", page.text());
+        }
+        evil.open(&at("go")).await;
+        evil.until("/connect/crm", "Connect an account?").await;
+        evil.open(&at("frame")).await;
+        let page = evil.until("/frame", "").await;
+        let blocked = format!("not loaded: {link}: net::ERR_BLOCKED_BY_RESPONSE");
+        assert!(page.problems().iter().any(|one| one.starts_with(&blocked)), "{host}: {:?}", page.problems());
+        evil.open(&at("session")).await;
+        evil.until("/session", "done").await;
+    }
+    assert_eq!(house.sidecar.log().matches("\"signed in\"").count(), 1, "nobody else: {}", house.sidecar.log());
+    assert!(house.server.authorizations("p-web").await.is_empty(), "no browser has come to the server");
+    assert!(!evil.page().await.requests().iter().any(|url| url.starts_with(&house.server.issuer())));
+
+    // The person's own page is good still.
+    tab.confirm().await;
+    house.agree(tab, "ann").await;
+    tab.until("/result", "Connected").await;
+    assert_eq!(house.accepted("").await, "ann");
+}

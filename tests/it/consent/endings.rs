@@ -1,0 +1,239 @@
+//! How authorizations end: whether or not the browser stays, once, and each beside the others of its token and its connection.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use super::{param, text};
+use crate::renewal::{MANAGER, call};
+use crate::rig::pages::{self, onward};
+use crate::rig::raw::{self, Answer, Conn};
+use crate::rig::scripted::{Reply, Scripted};
+use crate::rig::sidecar::Sidecar;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How long the token endpoint takes, where a test does something meanwhile.
+const SLOW: Duration = Duration::from_secs(2);
+
+/// A sidecar with the connection `crm` of http://api.test, whose authorization server answers token requests with `reply`.
+struct Stage {
+    server: Scripted,
+    _upstream: Scripted,
+    sidecar: Sidecar,
+}
+
+fn granted(lifetime_s: u64) -> Reply {
+    let body =
+        json!({"access_token": "token-1", "token_type": "Bearer", "expires_in": lifetime_s, "refresh_token": "r"});
+    Reply::json(200, &body)
+}
+
+impl Stage {
+    async fn start(keys: &str, reply: impl Fn(&str) -> Reply + Send + Sync + 'static) -> Stage {
+        let server = Scripted::start(move |request, _| reply(request.request_line())).await;
+        let (upstream, keys) = (Scripted::upstream().await, keys.replace("SERVER", &server.address.to_string()));
+        let sidecar = Sidecar::start(&format!(
+            "admin: {{users: [{{name: ops, role: manager, token: {MANAGER}}}]}}\n\
+             hosts: {{api.test: \"127.0.0.1:{}\"}}\nconnections:\n- {{name: crm, token_url: \"http://{1}/token\", \
+             client_id: id, client_secret: secret, {keys}, routes: [{{host: api.test, upstream_tls: false}}]}}\n",
+            upstream.address.port(),
+            server.address,
+        ))
+        .await;
+        Stage { server, _upstream: upstream, sidecar }
+    }
+
+    async fn with_code(reply: impl Fn(&str) -> Reply + Send + Sync + 'static) -> Stage {
+        Stage::start("authorization_url: \"http://127.0.0.1:9/authorize\"", reply).await
+    }
+
+    async fn call(&self, method: &str, path: &str, body: Value) -> Answer {
+        call(self.sidecar.admin(), method, path, &body).await
+    }
+
+    async fn begin(&self) -> Value {
+        let begun = self.call("POST", "/connections/crm/authorize", json!({})).await;
+        assert_eq!(begun.status, 201, "{}", begun.text());
+        begun.json()
+    }
+
+    /// Confirms the link of what was begun: the callback without its code, and the browser's cookies.
+    async fn confirmed(&self, begun: &Value) -> (String, String) {
+        let link = text(&begun["authorization_url"]);
+        let (sent, cookies) = pages::confirm(self.sidecar.admin(), link, "").await;
+        let base = link.split("/connect/").next().expect("a base");
+        (format!("{base}/oauth/callback?state={}", param(&onward(&sent), "state")), cookies)
+    }
+
+    async fn visit(&self, url: &str, cookies: &str) -> Answer {
+        pages::visit(self.sidecar.admin(), "GET", url, cookies, "").await
+    }
+
+    async fn status(&self, begun: &Value) -> (String, String) {
+        let told = self.call("GET", &format!("/authorizations/{}", text(&begun["id"])), json!({})).await.json();
+        (text(&told["status"]).to_owned(), text(&told["error"]).to_owned())
+    }
+
+    async fn ended(&self, begun: &Value) -> String {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let (status, error) = self.status(begun).await;
+            if status != "pending" {
+                return if error.is_empty() { status } else { error };
+            }
+            assert!(Instant::now() < end, "it is pending still\n{}", self.sidecar.log());
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn token_requests(&self, count: usize) {
+        let end = Instant::now() + PATIENCE;
+        while self.server.count() < count {
+            assert!(Instant::now() < end, "{} token requests", self.server.count());
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn served(&self) -> u16 {
+        raw::get_through(self.sidecar.proxy(), "http://api.test/x", "").await.status
+    }
+}
+
+#[tokio::test]
+async fn an_exchange_ends_although_the_browser_leaves_and_its_status_says_so() {
+    let stage = Stage::with_code(|_| granted(600).late(SLOW)).await;
+    let begun = stage.begin().await;
+    let (callback, cookies) = stage.confirmed(&begun).await;
+    let (_, path) = callback.split_once("/oauth/").expect("a path");
+    let host = callback.split('/').nth(2).expect("a host");
+    let mut browser = Conn::open(stage.sidecar.admin()).await;
+    browser.write(format!("GET /oauth/{path}&code=x HTTP/1.1\r\nHost: {host}\r\n{cookies}\r\n").as_bytes()).await;
+    stage.token_requests(1).await;
+    drop(browser);
+    assert_eq!(stage.ended(&begun).await, "connected");
+    assert_eq!((stage.served().await, stage.server.count()), (200, 1));
+    let again = stage.visit(&format!("{callback}&code=y"), &cookies).await;
+    assert_eq!((again.status, again.text().contains("already used")), (400, true), "{}", again.text());
+    assert_eq!((stage.ended(&begun).await.as_str(), stage.server.count()), ("connected", 1));
+}
+
+#[tokio::test]
+async fn what_has_ended_keeps_its_status() {
+    let stage = Stage::with_code(|_| Reply::json(400, &json!({"error": "invalid_grant"}))).await;
+    for (query, status, requests) in [("error=access_denied", "access_denied", 0), ("code=x", "invalid_grant", 1)] {
+        let begun = stage.begin().await;
+        let (callback, cookies) = stage.confirmed(&begun).await;
+        stage.visit(&format!("{callback}&{query}"), &cookies).await;
+        assert_eq!(stage.ended(&begun).await, status);
+        for later in ["code=y", "error=server_error", "error=access_denied"] {
+            let answer = stage.visit(&format!("{callback}&{later}"), &cookies).await;
+            assert_eq!(answer.status, 400, "{}", answer.text());
+            assert_eq!((stage.ended(&begun).await.as_str(), stage.server.count()), (status, requests), "{later}");
+        }
+        let next = stage.begin().await;
+        assert_eq!(stage.ended(&begun).await, status, "another one has begun since");
+        assert_eq!(stage.status(&next).await.0, "pending");
+    }
+}
+
+#[tokio::test]
+async fn a_new_start_replaces_the_pending_one_of_its_token_unless_that_is_being_exchanged() {
+    let stage = Stage::with_code(|_| granted(600).late(SLOW)).await;
+    let first = stage.begin().await;
+    let (old, old_cookies) = stage.confirmed(&first).await;
+    let second = stage.begin().await;
+    assert_eq!(stage.ended(&first).await, "replaced");
+    let answer = stage.visit(&format!("{old}&code=x"), &old_cookies).await;
+    assert_eq!((answer.status, answer.text().contains("newer link")), (400, true), "{}", answer.text());
+    assert_eq!(stage.server.count(), 0);
+    let answer = stage.visit(text(&first["authorization_url"]), "").await;
+    assert_eq!((answer.status, answer.text().contains("newer link")), (400, true), "{}", answer.text());
+
+    let (callback, cookies) = stage.confirmed(&second).await;
+    let exchange = async { stage.visit(&format!("{callback}&code=x"), &cookies).await };
+    let meanwhile = async {
+        stage.token_requests(1).await;
+        let late = stage.call("POST", "/connections/crm/authorize", json!({})).await;
+        assert_eq!((late.status, text(&late.json()["code"])), (409, "authorization_under_way"), "{}", late.text());
+        let link = text(&second["authorization_url"]);
+        let body = format!("token={MANAGER}");
+        let link = link.split('?').next().expect("a link");
+        let session = pages::visit(stage.sidecar.admin(), "POST", link, &pages::origin(link), &body).await;
+        let page = stage.visit(link, &pages::cookie(&session)).await;
+        assert_eq!((page.status, page.text().contains("being connected")), (409, true), "{}", page.text());
+    };
+    let (answer, ()) = tokio::join!(exchange, meanwhile);
+    assert_eq!(answer.status, 303, "{}", answer.text());
+    assert_eq!(stage.ended(&second).await, "connected");
+    assert_eq!((stage.ended(&first).await.as_str(), stage.served().await), ("replaced", 200));
+    assert_eq!(stage.status(&stage.begin().await).await.0, "pending", "it may begin again now");
+}
+
+#[tokio::test]
+async fn a_device_that_was_replaced_while_its_server_answered_connects_nothing() {
+    let stage = Stage::start(
+        "grant: device_code, device_authorization_url: \"http://SERVER/device\"",
+        |line| match line.contains("/device") {
+            true => Reply::json(
+                200,
+                &json!({"device_code": "d", "user_code": "AB-12", "verification_uri": "https://as.test/go", "interval": 1}),
+            ),
+            false => granted(600).late(SLOW),
+        },
+    )
+    .await;
+    let first = stage.begin().await;
+    stage.token_requests(2).await;
+    let second = stage.begin().await;
+    assert_eq!(stage.ended(&first).await, "replaced");
+    assert_eq!(stage.ended(&second).await, "connected");
+    assert_eq!((stage.ended(&first).await.as_str(), stage.served().await), ("replaced", 200));
+    assert!(stage.sidecar.log().matches("a person has connected").count() == 1, "{}", stage.sidecar.log());
+}
+
+/// More than a connection may have pending at once.
+const STARTS: usize = 1050;
+
+#[tokio::test]
+async fn a_connection_with_too_many_starts_forgets_its_own_first_ones_and_leaves_room_for_every_other() {
+    for store in ["store: {memory: {}}\n", ""] {
+        let endpoints = "authorization_url: \"https://as.test/a\", token_url: \"https://as.test/t\"";
+        let sidecar = Sidecar::start(&format!(
+            "{store}admin: {{users: [{{name: ops, role: manager, token: {MANAGER}}}]}}\nconnections:\n\
+             - {{name: crm, {endpoints}, client_id: id, client_secret: s}}\n\
+             - {{name: many, tokens: per_subject, {endpoints}, client_id: id, client_secret: s}}\n"
+        ))
+        .await;
+        let admin = sidecar.admin();
+        let before = call(admin, "POST", "/connections/crm/authorize", &json!({})).await.json();
+        let some = async |from: usize| {
+            let (mut conn, mut ids) = (Conn::open(admin).await, Vec::new());
+            for at in (from..STARTS).step_by(8) {
+                let body = json!({ "subject": format!("s{at}") }).to_string();
+                let head = format!(
+                    "POST /api/v1/connections/many/authorize HTTP/1.1\r\nHost: {admin}\r\nAuthorization: Bearer \
+                     {MANAGER}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+                    body.len()
+                );
+                conn.write(head.as_bytes()).await;
+                let answer = conn.answer().await;
+                assert_eq!(answer.status, 201, "{at}: {}", answer.text());
+                ids.push(text(&answer.json()["id"]).to_owned());
+            }
+            ids
+        };
+        let ids = futures_util::future::join_all((0..8).map(some)).await.concat();
+        let status = async |id: &str| call(admin, "GET", &format!("/authorizations/{id}"), &json!({})).await;
+        let mut kept = 0;
+        for id in &ids {
+            kept += usize::from(status(id).await.status == 200);
+        }
+        assert_eq!((ids.len(), kept), (STARTS, 1000), "{store}");
+        assert_eq!(status(text(&before["id"])).await.json()["status"], "pending", "{store}");
+        let shown = pages::visit(admin, "GET", text(&before["authorization_url"]), "", "").await;
+        assert_eq!(shown.status, 200, "{}", shown.text());
+        let begun = call(admin, "POST", "/connections/crm/authorize", &json!({})).await;
+        assert_eq!(begun.status, 201, "{}", begun.text());
+    }
+}

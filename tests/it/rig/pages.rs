@@ -1,0 +1,58 @@
+//! The pages on which people connect, without a browser: what a form holds, and how it is sent.
+
+use std::net::SocketAddr;
+
+use super::raw::{self, Answer};
+
+/// A request to a page; `url` is absolute, `lines` are further header lines.
+pub async fn visit(admin: SocketAddr, method: &str, url: &str, lines: &str, body: &str) -> Answer {
+    let (_, rest) = url.split_once("://").expect("an absolute URL");
+    let (host, path) = rest.split_once('/').expect("a path");
+    let length = body.len();
+    let form = if body.is_empty() { "" } else { "Content-Type: application/x-www-form-urlencoded\r\n" };
+    let head = format!(
+        "{method} /{path} HTTP/1.1\r\nHost: {host}\r\n{lines}{form}Content-Length: {length}\r\nConnection: close\r\n\r\n"
+    );
+    raw::send(admin, format!("{head}{body}").as_bytes()).await
+}
+
+/// The header line of a form that a page of `url`'s own origin sends.
+pub fn origin(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").expect("an absolute URL");
+    format!("Origin: {scheme}://{}\r\n", rest.split('/').next().unwrap_or_default())
+}
+
+/// The first cookie that an answer sets, as a header line.
+pub fn cookie(answer: &Answer) -> String {
+    let set = answer.header("set-cookie").unwrap_or_else(|| panic!("no cookie: {}", answer.text()));
+    format!("Cookie: {}\r\n", set.split(';').next().unwrap_or_default())
+}
+
+/// The confirmation in the form of a page.
+pub fn confirmation(html: &str) -> String {
+    let part = html.split("name=\"confirmation\" value=\"").nth(1).and_then(|rest| rest.split('"').next());
+    part.unwrap_or_else(|| panic!("no confirmation in {html}")).to_owned()
+}
+
+/// Opens a link and confirms it, as a browser with these header lines would: the page that moves on, and the cookie line of
+/// that browser, with `lines`' own cookie.
+pub async fn confirm(admin: SocketAddr, url: &str, lines: &str) -> (Answer, String) {
+    let shown = visit(admin, "GET", url, lines, "").await;
+    assert_eq!(shown.status, 200, "{}", shown.text());
+    let own = cookie(&shown);
+    let all = match lines.trim_end().strip_prefix("Cookie: ") {
+        Some(_) if lines.contains(own.trim_start_matches("Cookie: ").trim_end()) => lines.to_owned(),
+        Some(other) => format!("{}; {other}\r\n", own.trim_end()),
+        None => format!("{own}{lines}"),
+    };
+    let body = format!("confirmation={}", confirmation(&shown.text()));
+    (visit(admin, "POST", url, &format!("{all}{}", origin(url)), &body).await, all)
+}
+
+/// Where a page moves on to.
+pub fn onward(answer: &Answer) -> String {
+    let html = answer.text();
+    let part = html.split("http-equiv=\"refresh\" content=\"0; url=").nth(1).and_then(|rest| rest.split('"').next());
+    let place = part.unwrap_or_else(|| panic!("{} moves nowhere: {html}", answer.status));
+    place.replace("&#39;", "'").replace("&quot;", "\"").replace("&amp;", "&")
+}
