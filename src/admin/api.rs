@@ -132,14 +132,17 @@ const OPERATIONS: &[Operation] = &[
         method: "post",
         path: "/connections/{name}/authorize",
         role: Role::Operator,
-        summary: "Begins a person's part: a link to open once, or a code to type elsewhere",
+        summary: "Begins a person's part, in place of the pending one: a link to confirm once, or a code to type elsewhere",
         answers: &[
             (
                 201,
                 "{id, expires_at, authorization_url}, or {id, expires_at, user_code, verification_uri, verification_uri_complete, interval}",
             ),
             UNKNOWN,
-            (409, "the connection is inactive, or its grant needs nobody"),
+            (
+                409,
+                "the connection is inactive, its grant needs nobody, or a code is being exchanged for the same token",
+            ),
             (422, "the connection has a token for each subject; name one"),
             NO_TOKEN[2],
             (503, "the store or the authorization server cannot be used"),

@@ -68,7 +68,7 @@ fn authorize(arguments: &ConnectArguments) -> ExitCode {
     let text = |name: &str| begun[name].as_str().map(table::clean);
     let link = match (text("authorization_url"), text("user_code")) {
         (Some(link), _) => {
-            eprintln!("Open this link in a browser, and log in there:\n\n  {link}\n");
+            eprintln!("Open this link in a browser, confirm what it shows, and log in:\n\n  {link}\n");
             link
         }
         (None, Some(code)) => {

@@ -245,10 +245,28 @@ async fn a_link_and_what_was_begun_with_it_are_over_after_ten_minutes() {
     let begun = call(sidecar.admin(), "POST", "/connections/crm/authorize", &json!({ "subject": "ann" })).await.json();
     let opened = begun["authorization_url"].as_str().expect("a link");
     let back = person(opened, "ann", &["--stop-before-callback"]).await;
+    let own = format!("{}?subject=ann", sealed.split('?').next().expect("a link"));
+    let session = pages::visit(sidecar.admin(), "POST", &own, &pages::origin(&own), &format!("token={OPERATOR}")).await;
+    let session = pages::cookie(&session);
+    let pages_of = async || {
+        let of = async |link: &str, lines: &str| pages::visit(sidecar.admin(), "GET", link, lines, "").await;
+        [
+            of(&sealed, "").await,
+            of(opened, &format!("Cookie: {}\r\n", back["cookies"].as_str().expect("cookies"))).await,
+            of(&own, &session).await,
+        ]
+    };
+    let [.., early] = pages_of().await;
     set("+9m");
-    let shown = pages::visit(sidecar.admin(), "GET", &sealed, "", "").await;
-    assert_eq!(shown.status, 200, "{}", shown.text());
+    for shown in pages_of().await {
+        assert_eq!(shown.status, 200, "{}", shown.text());
+    }
     set("+11m");
+    // The operator is signed in still; the page of before is too old to confirm.
+    let lines = format!("{}; {}", pages::cookie(&early).trim_end(), session.trim_start_matches("Cookie: "));
+    let body = format!("confirmation={}", pages::confirmation(&early.text()));
+    let late = pages::visit(sidecar.admin(), "POST", &own, &format!("{lines}{}", pages::origin(&own)), &body).await;
+    assert_eq!((late.status, late.text().contains("confirm again")), (403, true), "{}", late.text());
     for link in [sealed.as_str(), opened] {
         let page = person(link, "ann", &[]).await;
         assert_eq!(page["status"], 400, "{page}");
@@ -543,6 +561,11 @@ async fn people_have_a_listener_of_their_own_and_addresses_come_from_the_configu
             assert!(cookie.contains(part), "{part}: {cookie}");
         }
     }
+    // What arrives over https is not confirmed by a page that came without.
+    let lines = format!("{}Origin: http://keys.test\r\n", pages::cookie(&shown));
+    let body = format!("confirmation={}", pages::confirmation(&shown.text()));
+    let refused = pages::visit(public, "POST", &format!("https://keys.test{place}"), &lines, &body).await;
+    assert_eq!((refused.status, refused.header("set-cookie")), (403, None), "{}", refused.text());
     let target = pages::onward(&sent);
     for part in [
         "redirect_uri=https%3A%2F%2Fkeys.test%2Fkb%2Foauth%2Fcallback",

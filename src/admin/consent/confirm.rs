@@ -13,7 +13,7 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 
 use super::flow::{self, LIFE};
 use super::link::{self, Link, Opened};
-use super::pages::{Page, called};
+use super::pages::Page;
 use super::{Visit, begin, device, no_random};
 use crate::admin::{Admin, cookie};
 use crate::model::connection::Grant;
@@ -101,7 +101,7 @@ fn proves(admin: &Admin, opened: &Opened, browser: &Browser, confirmation: &str)
 
 fn page(opened: &Opened, confirmation: &str) -> Page {
     let Opened { key, definition, .. } = opened;
-    let page = Page::new(StatusCode::OK, "Connect an account?").says("Keybearer is about to connect:");
+    let page = Page::new(StatusCode::OK, "Connect an account?").says("This connects an account to:");
     let page = page.fact("Connection", key.connection.as_str()).fact("Profile", key.profile.as_str());
     let (page, use_of_it) = match &key.subject {
         Some(subject) => (
@@ -109,7 +109,7 @@ fn page(opened: &Opened, confirmation: &str) -> Page {
             format!("Requests made for {subject} will use the account that you log in with."),
         ),
         None => (
-            page.fact("Subject", "none: one account for everyone"),
+            page.fact("Subject", "none (shared by everyone)"),
             "Everyone who may use this connection will use the account that you log in with.".to_owned(),
         ),
     };
@@ -121,6 +121,6 @@ fn page(opened: &Opened, confirmation: &str) -> Page {
     };
     page.says(&use_of_it)
         .says("Go on only if you asked for this and the names above are what you expect.")
-        .confirms(confirmation, &format!("Connect {}", called(key)))
-        .notes("Nothing has been started. To leave it so, close this page.")
+        .confirms(confirmation, &format!("Connect {}", key.connection))
+        .notes("Nothing has started yet. If you did not expect this page, close it.")
 }

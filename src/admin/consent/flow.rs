@@ -1,10 +1,11 @@
 //! An authorization that waits for a person, as it is kept sealed in the store, so that any replica may finish it.
 //!
-//! Not here: its name (`id`).
+//! Not here: its name (`id`), how it is read and written (`notes`).
 //! Holds: of what opens it (state, cookie, link) the digests alone are kept; a token has one that is pending or being
 //! exchanged, and a few that have ended; one that has ended never changes; it ends ten minutes after it began.
 
 mod id;
+mod notes;
 
 use std::time::Duration;
 
@@ -19,16 +20,14 @@ use crate::model::Name;
 use crate::model::connection::{Connection, Identity};
 use crate::model::secret::{Secret, SecretDigest};
 use crate::model::token::{Subject, TokenKey};
-use crate::store::{Store, StoreError};
 pub use id::{FlowId, FlowKey};
+pub use notes::{begin, change, devices, latest, load, outcome, put};
 
 pub const LIFE: Duration = Duration::from_secs(10 * 60);
 /// How long its outcome can be asked for.
 const REMEMBERED: Duration = Duration::from_secs(3600);
 /// Of the same token, authorizations that have ended and are remembered; the oldest is forgotten.
 const EARLIER_MAX: usize = 8;
-/// Writers that may be quicker.
-const ROUNDS_MAX: usize = 16;
 
 /// Random bytes in base64url.
 pub fn random<const N: usize>() -> Option<Secret> {
@@ -275,91 +274,73 @@ impl Flow {
     }
 }
 
-const UNREADABLE: StoreError = StoreError::Unsupported("an authorization under way is not readable");
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::connection::Grant;
 
-/// The latest authorization of a token, and its version.
-pub async fn latest(store: &dyn Store, key: &FlowKey) -> Result<Option<(Flow, u64)>, StoreError> {
-    let Some(note) = store.note(&key.note()).await? else { return Ok(None) };
-    let flow = serde_json::from_str(note.text.expose()).map_err(|_| UNREADABLE)?;
-    Ok(Some((flow, note.version)))
-}
+    const WALL: Duration = Duration::from_secs(5000);
 
-/// This very authorization, unless a newer one has replaced it.
-pub async fn load(store: &dyn Store, id: &FlowId) -> Result<Option<Flow>, StoreError> {
-    Ok(latest(store, &id.key()).await?.map(|(flow, _)| flow).filter(|flow| flow.id == *id))
-}
+    fn flow(kind: Kind) -> Flow {
+        let connection = Connection::sample("crm");
+        let key = TokenKey::of_connection(connection.name.clone());
+        let id = FlowId::random(&FlowKey::of(&Grant::AuthorizationCode, &key).unwrap()).unwrap();
+        Flow::new(id, &key, &connection, WALL + LIFE, kind)
+    }
 
-/// How an authorization stands at `wall`, whether or not a newer one has replaced it. `link`: its link has this digest.
-pub async fn outcome(
-    store: &dyn Store,
-    id: &FlowId,
-    link: Option<&str>,
-    wall: Duration,
-) -> Result<Option<Outcome>, StoreError> {
-    let Some((flow, _)) = latest(store, &id.key()).await? else { return Ok(None) };
-    let last = Ended { id: flow.id.clone(), ends: flow.ends, link: flow.link.clone(), status: flow.status_at(wall) };
-    let by = flow.user().filter(|_| flow.id == *id);
-    let fits = |own: &Option<String>| match link {
-        Some(link) => own.as_ref().is_some_and(|own| same(own, link)),
-        None => true,
-    };
-    let mut all = flow.earlier.iter().cloned().chain([last]);
-    let found = all.find(|one| one.id == *id && fits(&one.link)).zip(flow.key());
-    Ok(found.map(|(Ended { status, ends, .. }, key)| Outcome { key, status, ends, by }))
-}
-
-/// In place of the version `over`, or of nothing; false: another writer was quicker.
-pub async fn put(store: &dyn Store, flow: &Flow, over: Option<u64>) -> Result<bool, StoreError> {
-    let text = Secret::new(serde_json::to_string(flow).map_err(|_| UNREADABLE)?);
-    store.put_note(&flow.id.key().note(), text, Duration::from_secs(flow.ends) + REMEMBERED, over).await
-}
-
-/// Keeps a new authorization, which replaces the pending one of the same token; false: that one is being exchanged.
-pub async fn begin(store: &dyn Store, flow: &Flow, wall: Duration) -> Result<bool, StoreError> {
-    for _ in 0..ROUNDS_MAX {
-        let (mut flow, mut over) = (flow.clone(), None);
-        if let Some((before, version)) = latest(store, &flow.id.key()).await? {
-            if before.is_exchanging(wall) {
-                return Ok(false);
+    #[test]
+    fn what_has_ended_never_changes_and_keeps_nothing_that_opens_it() {
+        let ends = [
+            Status::Connected,
+            Status::Denied,
+            Status::Expired,
+            Status::Replaced,
+            Status::Failed { error: "e".to_owned(), description: None },
+        ];
+        let (until, late) = ((WALL + LIFE).as_secs() + 60, WALL + LIFE + Duration::from_secs(59));
+        let exchanging = Status::Exchanging { until };
+        for end in &ends {
+            let verifier = Some(Secret::new("v"));
+            let attempt = Attempt { state: "s".to_owned(), verifier, redirect_uri: String::new() };
+            let mut flow = flow(Kind::Code(Some(attempt)));
+            assert_eq!(flow.advance(exchanging.clone(), WALL), Ok(()));
+            assert!(flow.attempt("s").is_some_and(|attempt| attempt.verifier.is_none()));
+            for again in [Status::Pending, exchanging.clone()] {
+                assert_eq!(flow.advance(again, WALL), Err(exchanging.clone()));
             }
-            (flow.earlier, over) = (before.remembered(wall), Some(version));
-        }
-        if put(store, &flow, over).await? {
-            return Ok(true);
+            // An exchange may end after the ten minutes.
+            assert_eq!(flow.advance(end.clone(), late), Ok(()));
+            for other in ends.iter().chain([&Status::Pending, &exchanging]) {
+                assert_eq!(flow.advance(other.clone(), late), Err(end.clone()));
+            }
+            assert_eq!(flow.status_at(late + REMEMBERED), *end);
         }
     }
-    Err(too_many_writers())
-}
 
-/// Changes what is kept, in one step for everybody else; `None`: it is gone, or a newer one has replaced it. What `change`
-/// refuses is not written.
-pub async fn change<T, E>(
-    store: &dyn Store,
-    id: &FlowId,
-    mut change: impl FnMut(&mut Flow) -> Result<T, E>,
-) -> Result<Option<Result<T, E>>, StoreError> {
-    for _ in 0..ROUNDS_MAX {
-        let Some((mut flow, version)) = latest(store, &id.key()).await? else { return Ok(None) };
-        if flow.id != *id {
-            return Ok(None);
-        }
-        let value = match change(&mut flow) {
-            Ok(value) => value,
-            Err(refused) => return Ok(Some(Err(refused))),
+    #[test]
+    fn time_ends_what_nobody_ends() {
+        let mut flow = flow(Kind::Code(None));
+        let end = WALL + LIFE;
+        assert_eq!(flow.status_at(end - Duration::from_secs(1)), Status::Pending);
+        assert_eq!(flow.status_at(end), Status::Expired);
+        assert_eq!(flow.advance(Status::Connected, end), Err(Status::Expired));
+        let until = end.as_secs() + 60;
+        assert_eq!(flow.advance(Status::Exchanging { until }, end - Duration::from_secs(1)), Ok(()));
+        assert!(flow.is_exchanging(end) && !flow.is_exchanging(Duration::from_secs(until)));
+        let Err(Status::Failed { error, .. }) = flow.advance(Status::Connected, Duration::from_secs(until)) else {
+            panic!("it was reported as failed");
         };
-        if put(store, &flow, Some(version)).await? {
-            return Ok(Some(Ok(value)));
-        }
+        assert_eq!(error, "interrupted");
     }
-    Err(too_many_writers())
-}
 
-fn too_many_writers() -> StoreError {
-    StoreError::Unavailable("too many write the same authorization at once".to_owned())
-}
-
-/// The tokens for which device authorizations are kept.
-pub async fn devices(store: &dyn Store) -> Result<Vec<FlowKey>, StoreError> {
-    let names = store.note_names(&id::device_notes()).await?;
-    Ok(names.iter().filter_map(|name| FlowKey::of_note(name)).collect())
+    #[test]
+    fn only_the_browser_that_confirmed_is_the_one() {
+        let mut flow = flow(Kind::Code(None));
+        assert!(!flow.is_bound_elsewhere(None) && !flow.is_bound_to(None) && !flow.is_bound_to(Some("a")));
+        flow.bind("a".to_owned());
+        assert!(flow.is_bound_to(Some("a")) && !flow.is_bound_to(Some("b")) && !flow.is_bound_to(None));
+        assert!(
+            !flow.is_bound_elsewhere(Some("a")) && flow.is_bound_elsewhere(Some("b")) && flow.is_bound_elsewhere(None)
+        );
+    }
 }

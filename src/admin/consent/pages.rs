@@ -88,7 +88,7 @@ impl Page {
         self.body.push_str(
             "<form method=\"post\">\n<p><label for=\"token\">Admin token</label><br>\n\
              <input id=\"token\" name=\"token\" type=\"password\" autocomplete=\"current-password\" required autofocus>\n\
-             <button type=\"submit\">Sign in</button></p>\n</form>\n",
+             <button class=\"go\" type=\"submit\">Sign in</button></p>\n</form>\n",
         );
         self
     }
