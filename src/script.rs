@@ -21,7 +21,7 @@ use rhai::{AST, Dynamic, Map};
 
 pub use failure::{Failure, ScriptError};
 pub use request::Request;
-pub use response::{Answered, Response};
+pub use response::{Answered, Response, TEXT_BYTES_MAX};
 pub use sandbox::CALL_TIME_MAX;
 
 use crate::model::secret::Secret;

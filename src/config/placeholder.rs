@@ -7,7 +7,9 @@ use super::spot::Spot;
 
 /// What encloses a placeholder, as people write it and as browsers encode it.
 const MARKS: [(&str, &str); 4] = [("<", ">"), ("{", "}"), ("%3c", "%3e"), ("%7b", "%7d")];
-const NAME_CHARS_MAX: usize = 64;
+const NAME_BYTES_MAX: usize = 64;
+/// More are not named at once.
+const NAMED_MAX: usize = 8;
 
 impl Spot<'_> {
     /// True where `text`, the filled text of this place, holds no placeholder; else each is named in a problem.
@@ -33,7 +35,7 @@ impl Spot<'_> {
     }
 }
 
-/// Each placeholder once, in order.
+/// Each placeholder once, in order; the first few of each kind.
 fn placeholders(text: &str) -> Vec<&str> {
     if !text.contains(['<', '{', '%']) {
         return Vec::new();
@@ -41,10 +43,13 @@ fn placeholders(text: &str) -> Vec<&str> {
     let lower = text.to_ascii_lowercase();
     let mut found: Vec<(usize, &str)> = Vec::new();
     for (open, close) in MARKS {
-        for (at, _) in lower.match_indices(open) {
+        let named = lower.match_indices(open).filter_map(|(at, _)| {
             let inside = &lower[at + open.len()..];
-            let Some(length) = inside.find(close).filter(|length| is_name(&inside[..*length])) else { continue };
-            let whole = &text[at..at + open.len() + length + close.len()];
+            let inside = &inside[..inside.floor_char_boundary(NAME_BYTES_MAX + close.len())];
+            let length = inside.find(close).filter(|length| is_name(&inside[..*length]))?;
+            Some((at, &text[at..at + open.len() + length + close.len()]))
+        });
+        for (at, whole) in named.take(NAMED_MAX) {
             if !found.iter().any(|(_, one)| *one == whole) {
                 found.push((at, whole));
             }
@@ -57,7 +62,7 @@ fn placeholders(text: &str) -> Vec<&str> {
 /// `tenant`, `your-instance`, `domain name`; no JSON, no regular expression, no identifier in braces.
 fn is_name(text: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.' | b' ');
-    text.len() <= NAME_CHARS_MAX && text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.bytes().all(plain)
+    text.len() <= NAME_BYTES_MAX && text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.bytes().all(plain)
 }
 
 #[cfg(test)]
@@ -79,6 +84,9 @@ mod tests {
         check("https://as.test/%3Ctenant%3E/%7Bregion%7d", &["%3Ctenant%3E", "%7Bregion%7d"]);
         check("https://{{host}}/t", &["{host}"]);
         check("https://as.test/ä<tenant>", &["<tenant>"]);
+        check(&format!("<{}>", "a".repeat(64)), &[&format!("<{}>", "a".repeat(64))]);
+        check(&format!("<{}><b>", "ä".repeat(64)), &["<b>"]);
+        assert_eq!(placeholders(&"<a>{b}".repeat(100_000)), ["<a>", "{b}"]);
         for good in [
             "https://as.test/t",
             "https://as.test/t?claims={\"id_token\":{}}",

@@ -14,7 +14,7 @@ use super::sandbox::STRING_BYTES_MAX;
 use super::value::{entry, from_json, kind, map_to_json, text, to_json};
 
 /// The most bytes of an answer's text that a script is given; `json` is read from all of it.
-const TEXT_BYTES_MAX: usize = 64 * 1024;
+pub const TEXT_BYTES_MAX: usize = 64 * 1024;
 
 /// What the authorization server sent.
 #[derive(Clone)]

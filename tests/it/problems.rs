@@ -118,7 +118,7 @@ async fn a_key_or_certificate_that_cannot_be_read_has_its_cause_and_remedy() {
             "client_assertion.key",
             "the key is JSON that holds PEM in a member; take the PEM out",
         ),
-        (format!("grant: jwt_bearer, assertion: {{key: {{file: escaped}}}}"), "assertion.key", lines_lost),
+        ("grant: jwt_bearer, assertion: {key: {file: escaped}}".to_owned(), "assertion.key", lines_lost),
         (shown("v1", "escaped"), "mutual_tls.key", lines_lost),
         (shown("flat", "key"), "mutual_tls.certificate", "flat has the two characters `\\n` in place of line breaks"),
         (

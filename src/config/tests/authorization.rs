@@ -52,7 +52,7 @@ fn a_placeholder_is_named_wherever_it_is_left() {
         &whole("31: connections[0].authorization_server.proxy", "`<proxy>`"),
     );
     let token_url = "connections:\n  - {name: a, client_id: b, token_url: \"https://as.test/<tenant>/t\"}\n";
-    check(token_url, &[&whole("2:39: connections[0].token_url", "`<tenant>`")]);
+    check(token_url, &[&whole("2:40: connections[0].token_url", "`<tenant>`")]);
     accept(&connection("authorization_url: 'https://as.test/a?claims={\"id_token\":{}}'"));
 }
 
