@@ -2,7 +2,7 @@
 
 use http::{HeaderName, HeaderValue, StatusCode};
 
-use super::file::{FailureFile, TokenRejectedFile, TokenRequestFile, TokenResponseFile};
+use super::file::{FailureFile, RefreshRefusedFile, TokenRejectedFile, TokenRequestFile, TokenResponseFile};
 use super::problem::Sink;
 use super::reference;
 use super::spot::{Field, Spot, Unit};
@@ -77,6 +77,7 @@ pub fn token_response(spot: &Spot<'_>, sink: &mut Sink) -> Option<TokenResponse>
     let words = [("json", AnswerEncoding::Json), ("form", AnswerEncoding::Form)];
     let encoding = unit.get(keys.encoding).map_or(Some(AnswerEncoding::Json), |spot| spot.choice(sink, &words));
     let failure = unit.get(keys.failure).map(|spot| failure(&spot, sink));
+    let refresh_refused = unit.get(keys.refresh_refused).map(|spot| refresh_refused(&spot, sink)).unwrap_or_default();
     Some(TokenResponse {
         encoding: encoding?,
         access_token: access_token?,
@@ -90,7 +91,39 @@ pub fn token_response(spot: &Spot<'_>, sink: &mut Sink) -> Option<TokenResponse>
         error: error?,
         error_description: error_description?,
         failure: failure.flatten(),
+        refresh_refused,
     })
+}
+
+fn refresh_refused(spot: &Spot<'_>, sink: &mut Sink) -> Vec<RefusalSign> {
+    let mut signs = Vec::new();
+    for item in spot.items(sink).unwrap_or_default() {
+        let Some(unit) = item.unit::<RefreshRefusedFile>(sink) else { continue };
+        signs.extend(refusal_sign(&unit, sink).filter(|sign| !signs.contains(sign)));
+    }
+    signs
+}
+
+fn refusal_sign(unit: &Unit<'_, RefreshRefusedFile>, sink: &mut Sink) -> Option<RefusalSign> {
+    let [status, error, text] =
+        [unit.keys.status, unit.keys.error, unit.keys.description_contains].map(|field| unit.get(field));
+    if status.is_none() && error.is_none() && text.is_none() {
+        unit.spot.problem(sink, "matches every response", "write `status`, `error` or `description_contains`");
+        return None;
+    }
+    // A success is no error response, unless its body says so.
+    let least = if error.is_some() || text.is_some() { 200 } else { 400 };
+    Some(RefusalSign {
+        status: status.and_then(|at| at.parse(sink, |text| status_code(text, least))),
+        error: error.and_then(|at| at.line(sink)),
+        description_contains: text.and_then(|at| at.line(sink)),
+    })
+}
+
+fn status_code(text: &str, least: usize) -> Result<StatusCode, Fault> {
+    let status = value::integer(text, least..=599)?;
+    let status = u16::try_from(status).ok().and_then(|status| StatusCode::from_u16(status).ok());
+    status.ok_or_else(|| Fault::new("is no status", "write one such as 403"))
 }
 
 fn failure(spot: &Spot<'_>, sink: &mut Sink) -> Option<MemberIs> {
@@ -132,8 +165,7 @@ fn sign(unit: &Unit<'_, TokenRejectedFile>, sink: &mut Sink) -> Option<Rejection
         [keys.header, keys.contains, keys.pointer, keys.equals].into_iter().any(|field| unit.get(field).is_some());
     let least = if more { 200 } else { 400 };
     let at = unit.require(keys.status, "status", "write a status such as 401", sink);
-    let status = at.and_then(|at| at.parse(sink, |text| value::integer(text, least..=599)));
-    let status = status.and_then(|status| StatusCode::from_u16(u16::try_from(status).ok()?).ok());
+    let status = at.and_then(|at| at.parse(sink, |text| status_code(text, least)));
     let header = match header {
         None => None,
         Some((name, text)) => {

@@ -109,8 +109,10 @@ twins! {
 
     TokenResponseFile {
         encoding, access_token, refresh_token, token_type, scope, expires_in, expires_in_unit, expires_at,
-        refresh_token_expires_in, error, error_description, failure
+        refresh_token_expires_in, error, error_description, failure, refresh_refused
     } not [];
+
+    RefreshRefusedFile { status, error, description_contains } not [];
 
     FailureFile { pointer, equals } not [];
 

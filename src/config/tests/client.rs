@@ -299,7 +299,8 @@ fn endpoints_and_their_proxy_are_plain() {
 fn requests_and_answers_have_their_shapes() {
     let shaped = connection(
         "token_request: {encoding: json, headers: {X-A: \"1\", X-B: {file: s}}}, \
-         token_response: {access_token: /a~1b/0, token_type: any, expires_in_unit: ms, expires_at: /end, failure: {pointer: /ok, equals: false}}, \
+         token_response: {access_token: /a~1b/0, token_type: any, expires_in_unit: ms, expires_at: /end, failure: {pointer: /ok, equals: false}, \
+         refresh_refused: [{status: 403, error: unauthorized_client, description_contains: refresh_token}, {error: 190}]}, \
          token_rejected: [{status: 200, pointer: /code, equals: 17}, {status: 401, header: X, contains: y}]",
     );
     assert_eq!((shaped.token_request.encoding, shaped.token_request.headers.len()), (RequestEncoding::Json, 2));
@@ -307,6 +308,10 @@ fn requests_and_answers_have_their_shapes() {
     assert_eq!(response.access_token.parts(), ["a/b", "0"]);
     assert!(response.token_type.is_none() && response.expires_at.is_some());
     assert_eq!(response.failure.as_ref().unwrap().equals, "false");
+    let [atlassian, number] = &response.refresh_refused[..] else { panic!("two signs") };
+    assert_eq!((atlassian.status.unwrap().as_u16(), atlassian.error.as_deref()), (403, Some("unauthorized_client")));
+    assert_eq!(atlassian.description_contains.as_deref(), Some("refresh_token"));
+    assert_eq!((number.status, number.error.as_deref()), (None, Some("190")));
     assert_eq!(shaped.token_rejected.len(), 2);
     for (keys, place, message) in [
         ("token_request: {encoding: xml}", "token_request.encoding", "`xml` is not known"),
@@ -325,6 +330,27 @@ fn requests_and_answers_have_their_shapes() {
         ("token_request: {headers: {X: \"a\\nb\"}}", "token_request.headers.X", "a line break"),
         ("token_response: {access_token: data}", "token_response.access_token", "is no JSON pointer"),
         ("token_response: {failure: {pointer: /ok}}", "token_response.failure.equals", "`equals` is missing"),
+        (
+            "token_response: {refresh_refused: [{}]}",
+            "token_response.refresh_refused[0]",
+            "matches every response; write `status`, `error` or `description_contains`",
+        ),
+        (
+            "token_response: {refresh_refused: [{status: 200}]}",
+            "token_response.refresh_refused[0].status",
+            "`200` is not an integer from 400 to 599",
+        ),
+        (
+            "token_response: {refresh_refused: [{status: 200, error: \"\"}]}",
+            "token_response.refresh_refused[0].error",
+            "is empty",
+        ),
+        (
+            "token_response: {refresh_refused: [{status: 403, description: x}]}",
+            "token_response.refresh_refused[0].description",
+            "unknown key `description`; remove it",
+        ),
+        ("token_response: {refresh_refused: 403}", "token_response.refresh_refused", "must be a list"),
         ("token_rejected: [{status: 302}]", "token_rejected[0].status", "`302` is not an integer"),
         ("token_rejected: [{status: 200, pointer: /a}]", "token_rejected[0].pointer", "go together"),
     ] {

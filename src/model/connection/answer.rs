@@ -41,6 +41,8 @@ pub struct TokenResponse {
     pub error_description: Pointer,
     /// A member that says that a 200 is none.
     pub failure: Option<MemberIs>,
+    /// Error responses by which this server refuses a refresh token, beside those that every server has.
+    pub refresh_refused: Vec<RefusalSign>,
 }
 
 impl Default for TokenResponse {
@@ -59,6 +61,7 @@ impl Default for TokenResponse {
             error: member("error"),
             error_description: member("error_description"),
             failure: None,
+            refresh_refused: Vec::new(),
         }
     }
 }
@@ -114,6 +117,16 @@ impl Pointer {
 pub struct MemberIs {
     pub pointer: Pointer,
     pub equals: String,
+}
+
+/// An error response that refuses the refresh token: everything that is given has to match.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusalSign {
+    pub status: Option<StatusCode>,
+    /// The value at the `error` pointer.
+    pub error: Option<String>,
+    /// A part of the text at the `error_description` pointer, in any case.
+    pub description_contains: Option<String>,
 }
 
 /// What an expired token looks like at the API: all of it together.
