@@ -26,6 +26,11 @@ impl Now {
         Now { boot: self.boot.max(other.boot), wall: self.wall.max(other.wall) }
     }
 
+    /// The earlier of two moments, on each clock.
+    pub fn earlier(self, other: Now) -> Now {
+        Now { boot: self.boot.min(other.boot), wall: self.wall.min(other.wall) }
+    }
+
     /// True once either clock says that `moment` has come.
     pub fn reached(self, moment: Now) -> bool {
         self.boot >= moment.boot || self.wall >= moment.wall

@@ -21,6 +21,7 @@ mod seen;
 #[cfg(test)]
 mod tests;
 mod transport;
+mod verdict;
 
 use std::fmt;
 use std::pin::Pin;
@@ -43,6 +44,7 @@ use assertion::{Moment, Signer};
 use client_auth::Proof;
 use discovery::{Discovery, Metadata};
 use grant::{Fields, field};
+use verdict::Sent;
 
 pub use authorization::{BrowserAsked, DeviceAsked};
 pub use clients::{ClientError, HttpClients};
@@ -69,6 +71,8 @@ pub struct Whose<'a> {
     pub consented: Option<&'a Consented>,
     /// By the clock since boot: a request that has not left before is given up. Then somebody else may have the right to it.
     pub sent_before: Option<Duration>,
+    /// The refresh before this one got a 400 without a body.
+    pub after_empty_400: bool,
 }
 
 /// What the authorization server hands out once a person has agreed.
@@ -193,12 +197,16 @@ impl TokenEndpoint {
                 .filter(|(name, _)| name == "grant_type")
                 .for_each(|(_, value)| value.clone_from(own_name));
         }
-        let grant = if first { self.connection.grant.as_str() } else { "refresh_token" };
+        let (needs_person, after_empty_400) = (self.connection.grant.needs_person(), whose.after_empty_400);
+        let (grant, sent) = match first {
+            true => (self.connection.grant.as_str(), Sent::Grant),
+            false => ("refresh_token", Sent::RefreshToken { needs_person, after_empty_400 }),
+        };
         let url = transport::without_userinfo(&self.token_url().await?);
-        let call = call::Call { endpoint: self, url, kind: call::Kind::Token { grant, whose } };
+        let call = call::Call { endpoint: self, url, kind: call::Kind::Token { grant, whose, sent } };
         let outcome = call.prove_and_send(&fields, |answer, posted| call.token_set(answer, posted)).await;
-        if let (Some(discovery), Err(Failure::Permanent(refusal))) = (&self.discovery, &outcome)
-            && refusal.is_of_the_place()
+        if let (Some(discovery), Err(failure)) = (&self.discovery, &outcome)
+            && failure.is_of_the_place()
         {
             discovery.forget();
         }
@@ -224,7 +232,7 @@ impl TokenEndpoint {
         let asked = discovery.metadata(Clock::system().now().boot);
         // Within the time of the whole, so that it is known to have been the discovery that took it.
         let answer = tokio::time::timeout(self.connection.authorization_server.timeout, asked).await;
-        answer.unwrap_or_else(|_| Err(discovery::not_now("did not answer in time"))).map(Some)
+        answer.unwrap_or_else(|_| Err(discovery::not_now("did not answer in time"))).map(Some).map_err(Failure::of_discovery)
     }
 
     fn moment<'a>(&'a self, token_url: &'a Url) -> Moment<'a> {

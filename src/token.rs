@@ -28,7 +28,7 @@ use crate::model::secret::Secret;
 use crate::model::token::{Subject, TokenKey};
 use crate::store::{News, Store, Unkept};
 use crate::tasks::Tasks;
-use crate::telemetry::audit::Audit;
+use crate::telemetry::audit::{Audit, Cause, Person};
 use crate::telemetry::events::Events;
 use crate::telemetry::metrics::Metrics;
 use acquire::{Acquirer, Definition};
@@ -278,6 +278,18 @@ impl TokenCache {
     pub fn list(&self) -> Vec<Arc<TokenSlot>> {
         let shared: Vec<_> = lock(&self.entries).values().filter_map(|entry| entry.slots.shared().cloned()).collect();
         shared.into_iter().chain(self.subjects.list()).collect()
+    }
+
+    /// Slots in memory that got no token at the last attempt, and wait to try again.
+    pub fn troubled(&self) -> Vec<Arc<TokenSlot>> {
+        let now = self.tools.clock.now();
+        self.list().into_iter().filter(|slot| slot.state().standing_trouble(now).is_some()).collect()
+    }
+
+    /// A person wants the servers of these slots to be asked, whatever they said last.
+    pub fn ask_again(&self, slots: &[Arc<TokenSlot>], by: &Person) {
+        let now = self.tools.clock.now();
+        slots.iter().for_each(|slot| slot.ask_again(now, Cause::Person(by.clone())));
     }
 
     /// Lets slots look at what other processes change in the store, for as long as it tells.

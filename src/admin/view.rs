@@ -218,7 +218,9 @@ pub fn stored(own: &Connection, key: &TokenKey, record: &Result<StoredToken, Sto
     });
     let refused = token.and_then(|token| match &token.refresh {
         _ if outdated => Some(Consent::Changed.code()),
-        Refresh::Refused { error } => Some(error.as_str()),
+        Refresh::Refused { error } if own.grant.needs_person() => Some(error.as_str()),
+        // Its own grant brings the next token.
+        Refresh::Refused { .. } => None,
         Refresh::None | Refresh::Token(_) => None,
     });
     let state = if refused.is_some() { "reauthorize" } else { "idle" };
@@ -286,4 +288,33 @@ fn last_attempt(state: &SlotState) -> Value {
         "description": null,
         "next_at": rfc3339(token.refresh_at.wall),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::model::token::AccessToken;
+    use crate::store::RefreshLife;
+
+    #[test]
+    fn a_refused_refresh_token_asks_for_a_person_only_where_one_is_needed() {
+        for (grant, state) in [(Grant::ClientCredentials, "idle"), (Grant::AuthorizationCode, "reauthorize")] {
+            let own = Connection { grant, ..Connection::sample("crm") };
+            let record = StoredToken {
+                identity: own.identity(),
+                origins: Arc::new(own.origins()),
+                access_token: AccessToken::parse("t").unwrap(),
+                obtained: Now { boot: Duration::ZERO, wall: Duration::ZERO },
+                lifetime: Duration::from_secs(60),
+                scopes: None,
+                refresh: Refresh::Refused { error: "invalid_grant".to_owned() },
+                refresh_life: RefreshLife::default(),
+                version: 1,
+            };
+            assert_eq!(stored(&own, &own.token_key(None), &Ok(record))["state"], state);
+        }
+    }
 }

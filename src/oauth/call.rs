@@ -15,10 +15,11 @@ use crate::script::{self, Context, Script};
 use crate::telemetry::traces::Span;
 
 use super::client_auth::{self, Proof};
-use super::failure::{Failure, Posted, Refusal};
+use super::failure::{Failure, Posted};
 use super::grant::Fields;
 use super::transport::{self, Answer, Timely};
-use super::{TokenEndpoint, Whose, query, response, seen};
+use super::verdict::Sent;
+use super::{TokenEndpoint, Whose, query, refused, response, seen};
 
 /// Form fields that no message may repeat.
 const SECRET_FIELDS: [&str; 12] = [
@@ -51,10 +52,20 @@ pub enum Kind<'a> {
     Token {
         grant: &'a str,
         whose: Whose<'a>,
+        sent: Sent,
     },
     Revocation,
     /// RFC 9126, RFC 8628 §3.1: nothing is granted yet.
     Preparation,
+}
+
+impl Kind<'_> {
+    fn sent(self) -> Sent {
+        match self {
+            Kind::Token { sent, .. } => sent,
+            Kind::Revocation | Kind::Preparation => Sent::Grant,
+        }
+    }
 }
 
 /// A request as it is about to leave.
@@ -71,10 +82,13 @@ impl Call<'_> {
     ) -> Result<T, Failure> {
         let TokenEndpoint { proofs, preferred, .. } = self.endpoint;
         let start = preferred.load(Ordering::Relaxed);
-        let mut refused = None;
+        let mut last = None;
         for index in (0..proofs.len()).map(|offset| (start + offset) % proofs.len()) {
             match self.send(&proofs[index], fields.clone(), &read).await {
-                Err(Failure::Permanent(refusal)) if refusal.is_of_the_client() => refused = Some(refusal),
+                Err(failure) if failure.may_be_of_the_client() => {
+                    // A gateway's response to one secret says nothing about it, whatever the others got.
+                    last = last.filter(|last: &Failure| !last.is_permanent()).or(Some(failure));
+                }
                 Err(failure) => return Err(failure),
                 Ok(value) => {
                     preferred.store(index, Ordering::Relaxed);
@@ -82,7 +96,7 @@ impl Call<'_> {
                 }
             }
         }
-        Err(Failure::Permanent(refused.unwrap_or_else(|| Refusal::of_code("invalid_client"))))
+        Err(last.unwrap_or_else(|| refused("invalid_client")))
     }
 
     async fn send<T>(
@@ -207,15 +221,15 @@ impl Call<'_> {
 
     /// What the answer means, once the script has seen it.
     pub fn token_set(&self, answer: &Answer, posted: &Posted) -> Result<TokenSet, Failure> {
-        let shape = &self.endpoint.connection.token_response;
+        let (shape, sent) = (&self.endpoint.connection.token_response, self.kind.sent());
         let Some(script) = self.endpoint.script.as_ref().filter(|script| script.has_token_response()) else {
-            return response::read(answer, shape, posted);
+            return response::read(answer, shape, sent, posted);
         };
         match response::scripted(script, answer, &self.context()) {
-            Ok((answer, true)) => response::read(&answer, &TokenResponse::default(), posted),
-            Ok((answer, false)) => response::read(&answer, shape, posted),
+            Ok((answer, true)) => response::read(&answer, &TokenResponse::default(), sent, posted),
+            Ok((answer, false)) => response::read(&answer, shape, sent, posted),
             // What says "not now" by itself is no fault of the script.
-            Err(failure) => match response::read(answer, shape, posted) {
+            Err(failure) => match response::read(answer, shape, sent, posted) {
                 Err(retryable @ Failure::Retryable { .. }) if !answer.status.is_success() => Err(retryable),
                 _ => {
                     let given = posted.and(seen::in_response(answer, shape));
@@ -234,7 +248,7 @@ impl Call<'_> {
     pub fn context(&self) -> Context {
         let connection = &self.endpoint.connection;
         let (grant, subject) = match self.kind {
-            Kind::Token { grant, whose } => (grant, whose.subject.map(|subject| subject.as_str().to_owned())),
+            Kind::Token { grant, whose, .. } => (grant, whose.subject.map(|subject| subject.as_str().to_owned())),
             Kind::Revocation | Kind::Preparation => (self.endpoint.connection.grant.as_str(), None),
         };
         Context {

@@ -74,8 +74,6 @@ struct Found {
 enum Missed {
     /// There is something else, or nothing now.
     NotNow(String),
-    /// A redirect, which is not followed.
-    Elsewhere(String),
     /// There is metadata that is not to be used.
     Wrong(Failure),
 }
@@ -111,7 +109,7 @@ impl Discovery {
     }
 
     async fn ask(&self) -> Result<Metadata, Failure> {
-        let (mut seen, mut may_come, mut wrong) = (Vec::new(), false, None);
+        let (mut seen, mut wrong) = (Vec::new(), None);
         for place in places(&self.issuer) {
             let mut request = reqwest::Request::new(Method::GET, place);
             request.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("application/json"));
@@ -128,26 +126,17 @@ impl Discovery {
                 Err(fault) => Missed::NotNow(fault.reason.to_string()),
             };
             match missed {
-                Missed::NotNow(what) => {
-                    may_come = true;
-                    seen.push(what);
-                }
-                Missed::Elsewhere(what) => seen.push(what),
+                Missed::NotNow(what) => seen.push(what),
                 Missed::Wrong(failure) => wrong = Some(failure),
             }
         }
-        let seen = format!("answers {} at its well-known locations", seen.join(", "));
-        Err(match wrong {
-            Some(failure) => failure,
-            None if may_come => not_now(&seen),
-            None => incomplete(&format!("{seen}; write its final address")),
-        })
+        Err(wrong.unwrap_or_else(|| not_now(&format!("answers {} at its well-known locations", seen.join(", ")))))
     }
 
     async fn read(&self, answer: &Answer) -> Result<Metadata, Missed> {
         let status = answer.status.as_u16();
         if answer.status.is_redirection() {
-            return Err(Missed::Elsewhere(format!("http_{status}")));
+            return Err(Missed::NotNow(format!("http_{status} (redirects are not followed: write the final address)")));
         }
         if status != 200 {
             return Err(Missed::NotNow(format!("http_{status}")));

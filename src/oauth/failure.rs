@@ -6,7 +6,6 @@ use std::collections::HashSet;
 use std::fmt;
 use std::time::Duration;
 
-use http::StatusCode;
 use zeroize::Zeroizing;
 
 use crate::model::secret::Secret;
@@ -66,14 +65,47 @@ impl Failure {
 }
 
 impl Failure {
-    /// The server may have granted what was asked for, and we do not have it: no answer, or one that cannot be read.
+    /// The server may have granted what was asked for, and we do not have it: no answer, one that cannot be read, or that
+    /// of a gateway or a server that has failed half way (any 5xx but 503).
     pub fn may_have_been_granted(&self) -> bool {
         match self {
             Failure::Permanent(_) => false,
             Failure::Script { answered, .. } => *answered,
-            Failure::Retryable { reason: Reason::Timeout | Reason::ConnectionLost, .. } => true,
-            Failure::Retryable { reason, .. } => reason.outcome() == Outcome::InvalidAnswer,
+            Failure::Retryable { reason, .. } => match reason {
+                Reason::Timeout | Reason::ConnectionLost => true,
+                Reason::HttpStatus(status) => (500..).contains(status) && *status != 503,
+                reason => reason.outcome() == Outcome::InvalidAnswer,
+            },
         }
+    }
+
+    /// The server may not have accepted the client; another of its secrets may do. Some servers answer a wrong secret with
+    /// a bare 401 or 403.
+    pub fn may_be_of_the_client(&self) -> bool {
+        match self {
+            Failure::Permanent(refusal) => matches!(refusal.error.as_str(), "invalid_client" | "http_401"),
+            Failure::Retryable { reason, .. } => matches!(reason, Reason::HttpStatus(401 | 403)),
+            Failure::Script { .. } => false,
+        }
+    }
+
+    /// There is nothing at the URL, or something else.
+    pub fn is_of_the_place(&self) -> bool {
+        matches!(self, Failure::Retryable { reason: Reason::HttpStatus(404 | 405 | 410), .. })
+    }
+
+    /// The issuer's metadata could not be had, so the request itself was never sent.
+    pub fn of_discovery(self) -> Failure {
+        let Failure::Retryable { reason, retry_after, detail } = self else { return self };
+        let now = match reason {
+            Reason::Unreachable | Reason::Tls | Reason::NotSent => reason,
+            Reason::ConnectionLost => Reason::Unreachable,
+            // Said already.
+            Reason::Discovery => return Failure::Retryable { reason, retry_after, detail },
+            _ => Reason::Discovery,
+        };
+        let detail = detail.map_or_else(|| reason.to_string(), |detail| format!("{reason}: {detail}"));
+        Failure::Retryable { reason: now, retry_after, detail: Some(format!("issuer metadata: {detail}")) }
     }
 }
 
@@ -117,6 +149,12 @@ pub enum Reason {
     NotHttp,
     #[error("http_{0}")]
     HttpStatus(u16),
+    /// A 400 without a body.
+    #[error("http_400_empty")]
+    Empty400,
+    /// The issuer's metadata could not be had, so nothing else was asked.
+    #[error("discovery_failed")]
+    Discovery,
     /// RFC 6749 §4.1.2.1, used at token endpoints too.
     #[error("temporarily_unavailable")]
     TemporarilyUnavailable,
@@ -142,9 +180,6 @@ pub enum Reason {
     /// A token type that is not Bearer.
     #[error("token_type")]
     TokenType,
-    /// The issuer's metadata could not be read, so no request was made.
-    #[error("discovery_failed")]
-    Discovery,
     /// The script asks for a pause.
     #[error("script_retry")]
     Script,
@@ -164,9 +199,10 @@ impl Reason {
 
     fn outcome(self) -> Outcome {
         match self {
-            Reason::Unreachable | Reason::Tls | Reason::NotSent | Reason::Discovery => Outcome::Unavailable,
+            Reason::Unreachable | Reason::Tls | Reason::NotSent => Outcome::Unavailable,
             Reason::Timeout | Reason::ConnectionLost => Outcome::Unavailable,
-            Reason::HttpStatus(_) | Reason::TemporarilyUnavailable => Outcome::Unavailable,
+            Reason::HttpStatus(_) | Reason::Empty400 | Reason::Discovery => Outcome::Unavailable,
+            Reason::TemporarilyUnavailable => Outcome::Unavailable,
             Reason::ServerError | Reason::SlowDown => Outcome::Unavailable,
             Reason::NotHttp | Reason::Empty | Reason::TooLarge | Reason::NotJson => Outcome::InvalidAnswer,
             Reason::DuplicateMember | Reason::NoAccessToken => Outcome::InvalidAnswer,
@@ -183,6 +219,8 @@ pub struct Refusal {
     pub error: String,
     /// Printable ASCII, at most 200 characters, posted values masked.
     pub description: Option<String>,
+    /// It was said of the refresh token that was sent, which is never accepted again.
+    pub is_of_refresh_token: bool,
 }
 
 const DESCRIPTION_CHARS_MAX: usize = 200;
@@ -195,32 +233,15 @@ const MASKED_BYTES_MIN: usize = 3;
 
 impl Refusal {
     /// What the server said, less what it repeats of the request.
-    pub fn new(status: StatusCode, error: Option<&str>, description: Option<&str>, posted: &Posted) -> Refusal {
+    pub fn new(status: u16, error: Option<&str>, description: Option<&str>, posted: &Posted) -> Refusal {
         let error = error.filter(|code| is_known(code) || !posted.is_repeated_by(code));
-        let error = error.map_or_else(|| format!("http_{}", status.as_u16()), str::to_owned);
-        Refusal { error, description: description.and_then(|text| posted.clean(text)) }
+        let error = error.map_or_else(|| format!("http_{status}"), str::to_owned);
+        let description = description.and_then(|text| posted.clean(text));
+        Refusal { error, description, is_of_refresh_token: false }
     }
 
     pub fn of_code(code: &str) -> Refusal {
-        Refusal { error: code.to_owned(), description: None }
-    }
-
-    /// There is nothing at the URL, or something else.
-    pub fn is_of_the_place(&self) -> bool {
-        matches!(self.error.as_str(), "http_404" | "http_405" | "http_410")
-    }
-
-    /// The server does not know the client or its secret; another secret may do.
-    pub fn is_of_the_client(&self) -> bool {
-        matches!(self.error.as_str(), "invalid_client" | "http_401" | "http_403")
-    }
-}
-
-impl Refusal {
-    /// The server does not accept the refresh token (RFC 6749 §5.2), in the words of those who have words of their own.
-    pub fn is_of_the_grant(&self) -> bool {
-        let codes = ["invalid_grant", "invalid_refresh_token", "bad_refresh_token", "expired_refresh_token"];
-        codes.contains(&self.error.as_str())
+        Refusal { error: code.to_owned(), description: None, is_of_refresh_token: false }
     }
 }
 
@@ -231,9 +252,10 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Codes of RFC 6749 §5.2 and §4.1.2.1 that mean no, whatever the status; of RFC 8628 §3.5 and, in Entra's words, of polls.
+/// Codes of RFC 6749 §5.2 and §4.1.2.1 and of OpenID Connect Core §3.1.2.6 that mean no, whatever the status; of RFC 8628 §3.5
+/// and, in Entra's words, of polls.
 pub fn is_known(code: &str) -> bool {
-    const KNOWN: [&str; 10] = [
+    const KNOWN: [&str; 13] = [
         "invalid_request",
         "invalid_client",
         "invalid_grant",
@@ -244,6 +266,9 @@ pub fn is_known(code: &str) -> bool {
         "authorization_pending",
         "authorization_declined",
         "expired_token",
+        "interaction_required",
+        "login_required",
+        "consent_required",
     ];
     KNOWN.contains(&code)
 }
@@ -333,7 +358,7 @@ mod tests {
         let fields = fields.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
         let secrets = ["hunter2", "correct horse battery", "kurz\"ü"].map(Secret::new).to_vec();
         let posted = Posted::new("app-7", &fields, secrets);
-        let refusal = Refusal::new(StatusCode::FORBIDDEN, Some(error), Some(description), &posted);
+        let refusal = Refusal::new(403, Some(error), Some(description), &posted);
         assert_eq!(refusal.to_string(), expected);
     }
 
@@ -351,6 +376,27 @@ mod tests {
         let long = format!("{}hunter2", "y".repeat(900));
         check("e", &long, "e");
         check("e", &"y".repeat(5000), &format!("e ({})", "y".repeat(200)));
+    }
+
+    #[test]
+    fn a_refresh_is_in_doubt_without_a_whole_response_and_after_any_5xx_but_503() {
+        let in_doubt = |reason| Failure::Retryable { reason, retry_after: None, detail: None }.may_have_been_granted();
+        for reason in [Reason::Timeout, Reason::ConnectionLost, Reason::NotHttp, Reason::NotJson, Reason::TooLarge] {
+            assert!(in_doubt(reason), "{reason}");
+        }
+        for status in [500, 502, 504, 520, 524] {
+            assert!(in_doubt(Reason::HttpStatus(status)), "{status}");
+        }
+        for status in [302, 400, 401, 403, 404, 408, 425, 429, 503] {
+            assert!(!in_doubt(Reason::HttpStatus(status)), "{status}");
+        }
+        for reason in [Reason::Unreachable, Reason::Tls, Reason::NotSent, Reason::Empty400, Reason::SlowDown] {
+            assert!(!in_doubt(reason), "{reason}");
+        }
+        for reason in [Reason::Timeout, Reason::ConnectionLost, Reason::HttpStatus(502), Reason::NotJson] {
+            let failure = Failure::Retryable { reason, retry_after: None, detail: None }.of_discovery();
+            assert!(!failure.may_have_been_granted(), "{failure}: nothing was sent");
+        }
     }
 
     #[test]

@@ -8,22 +8,23 @@ mod lifetime;
 
 use http::StatusCode;
 
-use crate::model::connection::{AnswerEncoding, TokenResponse};
+use crate::model::connection::{AnswerEncoding, RefusalSign, TokenResponse};
 use crate::model::token::{AccessToken, RefreshToken, TokenSet};
 use crate::script::{self, Context, Script};
 
-use super::failure::{Failure, Posted, Reason, Refusal, is_known};
+use super::failure::{Failure, Posted, Reason, Refusal};
 use super::json::{Json, Members};
 use super::retry_after::retry_after;
 use super::retryable;
 use super::transport::Answer;
+use super::verdict::{self, ErrorResponse, Sent, Verdict};
 pub use lifetime::seconds;
 
 const REDIRECT: &str = "the token endpoint redirects; set token_url to its final address";
 
-/// The token set of an answer whose members are where `shape` says.
-pub fn read(answer: &Answer, shape: &TokenResponse, posted: &Posted) -> Result<TokenSet, Failure> {
-    judge(answer, shape, posted).map_err(|failure| match failure {
+/// The token set of an answer to what was `sent`, whose members are where `shape` says.
+pub fn read(answer: &Answer, shape: &TokenResponse, sent: Sent, posted: &Posted) -> Result<TokenSet, Failure> {
+    judge(answer, shape, sent, posted).map_err(|failure| match failure {
         Failure::Retryable { reason, detail, .. } => {
             Failure::Retryable { reason, retry_after: retry_after(&answer.headers, answer.received), detail }
         }
@@ -57,17 +58,17 @@ pub fn revoked(answer: &Answer, posted: &Posted) -> Result<(), Failure> {
 
 /// What an answer that is no success says.
 pub fn refusal(answer: &Answer, posted: &Posted) -> Failure {
-    match read(answer, &TokenResponse::default(), posted) {
+    match read(answer, &TokenResponse::default(), Sent::Grant, posted) {
         Err(failure) => failure,
-        Ok(_) => failure(answer.status, None, None, posted),
+        Ok(_) => retryable(Reason::HttpStatus(answer.status.as_u16())),
     }
 }
 
-fn judge(answer: &Answer, shape: &TokenResponse, posted: &Posted) -> Result<TokenSet, Failure> {
+fn judge(answer: &Answer, shape: &TokenResponse, sent: Sent, posted: &Posted) -> Result<TokenSet, Failure> {
     let (status, body) = (answer.status, answer.body.as_slice());
     if status.is_redirection() {
-        let description = Some(REDIRECT.to_owned());
-        return Err(Failure::Permanent(Refusal { description, ..Refusal::new(status, None, None, posted) }));
+        let (reason, detail) = (Reason::HttpStatus(status.as_u16()), Some(REDIRECT.to_owned()));
+        return Err(Failure::Retryable { reason, retry_after: None, detail });
     }
     let members = match shape.encoding {
         _ if body.is_empty() => Err(Reason::Empty),
@@ -83,24 +84,42 @@ fn judge(answer: &Answer, shape: &TokenResponse, posted: &Posted) -> Result<Toke
             .is_some_and(|sign| Json::at(members, &sign.pointer).is_some_and(|value| value.is(&sign.equals)));
         if error.is_some() || failed {
             let description = Json::at(members, &shape.error_description).and_then(Json::as_text);
-            return Err(failure(status, error.and_then(Json::as_text).and_then(code), description, posted));
+            let matches_sign = shape.refresh_refused.iter().any(|sign| matches(sign, status, error, description));
+            // What the connection calls a failure is one, and has the status for a code if it names none.
+            let of_failure = failed.then(|| format!("http_{}", status.as_u16()));
+            let error = error.and_then(Json::as_text).and_then(code).or(of_failure.as_deref());
+            let response = ErrorResponse { status: status.as_u16(), error, is_empty: false, matches_sign };
+            return Err(failure(response, description, sent, posted));
         }
     }
     if !status.is_success() {
-        return Err(failure(status, None, None, posted));
+        let matches_sign = shape.refresh_refused.iter().any(|sign| matches(sign, status, None, None));
+        let response = ErrorResponse { status: status.as_u16(), error: None, is_empty: body.is_empty(), matches_sign };
+        return Err(failure(response, None, sent, posted));
     }
     members.and_then(|members| token_set(&members, shape, answer)).map_err(retryable)
 }
 
-fn failure(status: StatusCode, error: Option<&str>, description: Option<&str>, posted: &Posted) -> Failure {
-    match (error, status.as_u16()) {
-        (Some("temporarily_unavailable"), _) => retryable(Reason::TemporarilyUnavailable),
-        (Some("server_error"), _) => retryable(Reason::ServerError),
-        (Some("slow_down"), _) => retryable(Reason::SlowDown),
-        (_, status @ (408 | 425 | 429)) => retryable(Reason::HttpStatus(status)),
-        (Some(known), _) if is_known(known) => Failure::Permanent(Refusal::new(status, error, description, posted)),
-        (_, status @ 500..) => retryable(Reason::HttpStatus(status)),
-        _ => Failure::Permanent(Refusal::new(status, error, description, posted)),
+/// Is this one of the connection's own signs of a refused refresh token?
+fn matches(sign: &RefusalSign, status: StatusCode, error: Option<&Json>, description: Option<&str>) -> bool {
+    let is = |text: &str| error.is_some_and(|error| error.is(text) || error.as_text().map(str::trim) == Some(text));
+    let contains =
+        |part: &str| description.is_some_and(|text| text.to_ascii_lowercase().contains(&part.to_ascii_lowercase()));
+    sign.status.is_none_or(|expected| expected == status)
+        && sign.error.as_deref().is_none_or(is)
+        && sign.description_contains.as_deref().is_none_or(contains)
+}
+
+/// The verdict, with what may be shown of the response.
+fn failure(response: ErrorResponse<'_>, description: Option<&str>, sent: Sent, posted: &Posted) -> Failure {
+    let refusal = || Refusal::new(response.status, response.error, description, posted);
+    match verdict::judge(response, sent) {
+        Verdict::Retry(reason) => {
+            let detail = response.error.map(|_| refusal().to_string());
+            Failure::Retryable { reason, retry_after: None, detail }
+        }
+        Verdict::Refused => Failure::Permanent(refusal()),
+        Verdict::RefreshTokenRefused => Failure::Permanent(Refusal { is_of_refresh_token: true, ..refusal() }),
     }
 }
 

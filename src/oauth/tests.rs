@@ -176,7 +176,8 @@ async fn a_redirect_is_not_followed() {
         let answer = Reply::Text(format!("{answer}Content-Length: 0\r\n\r\n"));
         let server = Server::start(vec![answer, reply("200 OK", GOOD)], None).await;
         let failure = server.endpoint(body_auth()).first_grant(Whose::default()).await.unwrap_err();
-        assert!(name(failure).contains("set token_url to its final address"));
+        assert!(format!("{failure:?}").contains("set token_url to its final address"), "{failure:?}");
+        assert!(!failure.is_permanent());
         assert_eq!((server.count(), other.count()), (1, 0));
     }
 }
@@ -234,6 +235,19 @@ async fn the_next_secret_is_tried_only_when_the_client_is_refused() {
     check(endpoint.first_grant(Whose::default()).await.unwrap_err(), "[invalid_client]", Outcome::Refused);
     let used: Vec<_> = (0..server.count()).map(|i| server.request(i).fields.pop().unwrap().1).collect();
     assert_eq!(used, ["one", "two", "three", "three", "three", "one", "two"], "the one that worked comes first");
+
+    // A bare 403 may be a gateway's: no secret is found wrong by it for good.
+    for (answers, expected, outcome) in [
+        ([reply("403 No", ""), reply("403 No", "")], "http_403", Outcome::Unavailable),
+        ([reply("403 No", "<html>"), refused()], "http_403", Outcome::Unavailable),
+        ([refused(), reply("401 No", "")], "http_401", Outcome::Unavailable),
+        ([refused(), refused()], "[invalid_client]", Outcome::Refused),
+    ] {
+        let server = Server::start(answers.into(), None).await;
+        let endpoint = server.endpoint(ClientAuth::Body(["one", "two"].map(Secret::new).to_vec()));
+        check(endpoint.first_grant(Whose::default()).await.unwrap_err(), expected, outcome);
+        assert_eq!(server.count(), 2, "{expected}");
+    }
 
     for (answer, expected) in [
         (reply("400 No", r#"{"error":"invalid_scope"}"#), "[invalid_scope]"),

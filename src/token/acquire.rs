@@ -10,9 +10,8 @@ mod error;
 mod kept;
 mod put_off;
 mod request;
+mod source;
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -23,14 +22,15 @@ use tokio::time::Instant;
 use super::slot::{Consent, Fate, Handed, Revoked, TokenSlot};
 use crate::clock::{Clock, Now};
 use crate::model::connection::Connection;
-use crate::model::token::{AccessToken, RefreshToken, TokenKey, TokenSet};
-use crate::oauth::{Consented, Failure, TokenEndpoint, Whose};
+use crate::model::token::{AccessToken, RefreshToken, TokenKey};
+use crate::oauth::{Consented, Failure};
 use crate::store::{Lease, Refresh, Store, StoreError, StoredToken};
 use crate::telemetry::audit::{Audit, Cause};
 use crate::telemetry::metrics::Metrics;
 pub(super) use error::{AcquireError, STORE_UNAVAILABLE};
 pub(super) use kept::Seen;
 use kept::{Kept, Recovers};
+pub use source::{Answer, Ending, TokenSource};
 
 /// What a lease lasts beyond the longest call that its holder may make, within which it has to be on its way.
 const LEASE_SLACK: Duration = Duration::from_secs(5);
@@ -39,34 +39,6 @@ const LEASE_PAUSE: Duration = Duration::from_millis(20);
 const LEASE_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Another holder may win again while we find that it has won; more often than this it is a fault.
 const ROUNDS_MAX: u32 = 3;
-
-pub type Answer<'a> = Pin<Box<dyn Future<Output = Result<TokenSet, Failure>> + Send + 'a>>;
-
-pub type Ending<'a> = Pin<Box<dyn Future<Output = Result<bool, Failure>> + Send + 'a>>;
-
-/// Whoever answers token requests: a token endpoint, or a test.
-pub trait TokenSource: Send + Sync {
-    fn first_grant<'a>(&'a self, whose: Whose<'a>) -> Answer<'a>;
-
-    fn refresh<'a>(&'a self, token: &'a RefreshToken, whose: Whose<'a>) -> Answer<'a>;
-
-    /// Revokes one token; `false`: the server has no endpoint for that.
-    fn revoke<'a>(&'a self, token: &'a str, hint: &'static str) -> Ending<'a>;
-}
-
-impl TokenSource for Arc<TokenEndpoint> {
-    fn first_grant<'a>(&'a self, whose: Whose<'a>) -> Answer<'a> {
-        Box::pin(TokenEndpoint::first_grant(self, whose))
-    }
-
-    fn refresh<'a>(&'a self, token: &'a RefreshToken, whose: Whose<'a>) -> Answer<'a> {
-        Box::pin(TokenEndpoint::refresh(self, token, whose))
-    }
-
-    fn revoke<'a>(&'a self, token: &'a str, hint: &'static str) -> Ending<'a> {
-        Box::pin(TokenEndpoint::revoke(self, token, hint))
-    }
-}
 
 pub(super) struct Acquirer {
     pub slot: Arc<TokenSlot>,
@@ -149,7 +121,7 @@ impl Acquirer {
             if let Some(Recovers::Later(wait)) = self.recovers(&held, connection, term(connection)) {
                 return Err(AcquireError::Recovering(wait));
             }
-            if self.store.is_in_doubt(&self.slot.key).await? {
+            if cause.person().is_none() && self.store.is_in_doubt(&self.slot.key).await? {
                 return Err(AcquireError::InDoubt);
             }
         }
@@ -161,8 +133,10 @@ impl Acquirer {
             Some(put_off) => Err(AcquireError::PutOff(put_off)),
             None => self.next(definition, current, cause, &*lease).await,
         };
-        if let Err(AcquireError::Server { failure, .. }) = &outcome {
-            self.put_off_others(failure, &*lease).await;
+        match &outcome {
+            Err(AcquireError::Server { failure, .. }) => self.put_off_others(failure, &*lease).await,
+            Ok((_, true)) if *cause == Cause::Rejected => self.note_rejection(&*lease).await,
+            _ => {}
         }
         let in_doubt = matches!(outcome, Err(AcquireError::Server { in_doubt: true, .. }));
         lease.release(!in_doubt && !self.has_unsaved()).await;
@@ -184,6 +158,9 @@ impl Acquirer {
             if let Some(token) = held.as_ref().filter(|held| self.is_news(held, connection, current)) {
                 return Ok((self.remember(token), false));
             }
+            if let Some(told) = put_off::rejected_lately(lease, cause) {
+                return Err(AcquireError::RejectedLately(told));
+            }
             person_needed(connection, held.as_ref())?;
             version = held.as_ref().map_or(version, |held| held.version);
             let Some((held, Refresh::Token(token))) = held.as_ref().map(|held| (held, &held.refresh)) else { break };
@@ -198,7 +175,9 @@ impl Acquirer {
             }
             if lease.is_in_doubt() {
                 match connection.grant.needs_person() {
-                    true if self.is_usable(held, connection) => return Err(AcquireError::InDoubt),
+                    true if cause.person().is_none() && self.is_usable(held, connection) => {
+                        return Err(AcquireError::InDoubt);
+                    }
                     true => {}
                     false => break,
                 }
@@ -216,16 +195,13 @@ impl Acquirer {
                     let next = StoredToken { origins: held.origins.clone(), version, ..answer };
                     return Ok((self.keep(next, Ok(lease)).await, true));
                 }
-                Err(AcquireError::Server { failure: Failure::Permanent(refusal), .. }) if refusal.is_of_the_grant() => {
+                Err(AcquireError::Server { failure: Failure::Permanent(refusal), .. })
+                    if refusal.is_of_refresh_token =>
+                {
                     let now_held = self.held(connection).await?;
-                    if now_held.is_some_and(|now_held| now_held.refresh != held.refresh) {
-                        continue;
+                    if now_held.is_none_or(|now_held| now_held.refresh == held.refresh) {
+                        self.mark_refused(held, refusal.error, Ok(lease)).await;
                     }
-                    tracing::warn!(connection = %self.slot.key.connection, profile = %self.slot.key.profile,
-                        subject = self.slot.key.subject.as_ref().map(|subject| subject.as_str()), error = refusal.error,
-                        "the authorization server refused the refresh token");
-                    let refused = Refresh::Refused { error: refusal.error };
-                    self.keep(StoredToken { refresh: refused, ..held.clone() }, Ok(lease)).await;
                 }
                 Err(error) => return Err(error),
             }
@@ -257,8 +233,17 @@ impl Acquirer {
         let version = last.as_ref().map_or(0, |last| last.version);
         let token = match last.as_ref().map(|last| (last, &last.refresh)) {
             Some((last, Refresh::Token(token))) if last.outlasts_refreshes() => {
-                let answer = self.refresh(definition, (token, None), Some(last.refresh_life), cause).await?;
-                StoredToken { origins: last.origins.clone(), ..answer }
+                match self.refresh(definition, (token, None), Some(last.refresh_life), cause).await {
+                    Ok(answer) => StoredToken { origins: last.origins.clone(), ..answer },
+                    Err(AcquireError::Server { failure: Failure::Permanent(refusal), .. })
+                        if refusal.is_of_refresh_token =>
+                    {
+                        let refused = self.mark_refused(last, refusal.error, Err(why.clone())).await;
+                        person_needed(connection, Some(&refused))?;
+                        self.ask(definition, Way::Grant, cause).await?
+                    }
+                    Err(error) => return Err(error),
+                }
             }
             _ if !connection.grant.needs_person() => self.ask(definition, Way::Grant, cause).await?,
             _ => return Err(StoreError::Unavailable(why).into()),

@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::acquire::{AcquireError, Acquirer, STORE_UNAVAILABLE, Seen};
-use super::schedule::{self, Step, Wanted};
+use super::schedule::{self, Failed, Force, Step, Wanted};
 use super::slot::{Errand, Granted, Import, InjectedToken, Revoke, SlotState, TokenSlot, Trouble};
 use crate::clock::Now;
 use crate::model::connection::Connection;
@@ -92,7 +92,7 @@ impl Refresher {
             resting = false;
             let (state, now) = (self.slot.state(), self.acquirer.clock.now());
             let forced = self.slot.forced(&state);
-            let wanted = Wanted { forced: forced.is_some(), in_use: self.slot.is_in_use() };
+            let wanted = Wanted { force: Force::by(forced.as_ref()), in_use: self.slot.is_in_use() };
             let mut step = schedule::next(&state, now, wanted, fastrand::f64());
             if self.acquirer.has_unsaved() {
                 // Memory is the only place that has it: it is not given back yet, and looked after more often.
@@ -155,6 +155,12 @@ impl Refresher {
         match self.acquirer.acquire(&definition, current, cause).await {
             Ok((token, new)) => self.succeed(before, &definition.connection, token, new),
             Err(AcquireError::Interrupted) => {}
+            // The server was not asked, and meanwhile a person wants it to be.
+            Err(AcquireError::PutOff(_) | AcquireError::InDoubt) if self.slot.is_person_waiting(before, cause) => {}
+            Err(AcquireError::RejectedLately(told)) => {
+                self.slot.hold_rejections(told, self.acquirer.clock.now());
+                self.slot.publish(before.token.clone(), before.trouble.clone());
+            }
             // What failed is no longer the definition: the present one has yet to be tried.
             Err(_) if !Arc::ptr_eq(&definition, &self.acquirer.definition.load()) => {}
             Err(error) => self.fail(before, &definition.connection, error),
@@ -289,17 +295,18 @@ impl Refresher {
             _ => before.trouble.as_ref().map_or(0, |trouble| trouble.failures).saturating_add(1),
         };
         let permanent = matches!(&error, AcquireError::Server { failure, .. } if failure.is_permanent());
-        let mut retry_at = now.plus(schedule::pause(permanent, failures, retry_after, fastrand::f64()));
-        if let Some(token) = usable.filter(|_| in_doubt) {
-            // The refresh token may be spent, and a server may punish its second use: not before we have to.
-            retry_at = retry_at.later(token.usable_until);
-        }
+        let failed = Failed { permanent, failures, retry_after, in_doubt };
+        let usable_until = usable.map(|token| token.usable_until);
+        let mut retry_at = failed.retry_at(now, usable_until, fastrand::f64());
         match &error {
             AcquireError::Recovering(wait) => retry_at = now.plus(*wait),
             // Whoever has caused the doubt may end it before.
             AcquireError::InDoubt => retry_at = now.plus(now.until(retry_at).min(LOOK_EVERY)),
-            // Not all at once.
-            AcquireError::PutOff(told) => retry_at = now.plus(told.wait.mul_f64(1.0 + 0.1 * fastrand::f64())),
+            AcquireError::PutOff(told) => {
+                // Not all at once.
+                let told = now.plus(told.wait.mul_f64(1.0 + 0.1 * fastrand::f64()));
+                retry_at = usable_until.map_or(told, |end| told.earlier(end));
+            }
             _ => {}
         }
         let mut trouble = error.trouble(now, retry_at);

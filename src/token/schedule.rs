@@ -5,12 +5,13 @@ use std::time::Duration;
 use super::slot::{SlotState, Verdict};
 use crate::clock::Now;
 use crate::model::connection::Lifetimes;
+use crate::telemetry::audit::Cause;
 
 /// The first retry after a failure; each further failure waits five times as long, up to [`BACKOFF_MAX`], so that one
 /// connection asks a failing server at most three times in its first minute and once a minute later.
 const BACKOFF_FIRST: Duration = Duration::from_secs(2);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
-/// A refused machine grant is tried again this often: somebody may have mended the server's side.
+/// A permanent failure is tried again this often: the server's side may have been mended.
 const PROBE_EVERY: Duration = Duration::from_secs(15 * 60);
 /// A pause between two looks at the clocks: a wall clock that was set, or a machine that slept, is noticed within it,
 /// and not by all refreshers at once.
@@ -50,15 +51,39 @@ pub enum Step {
 /// Who wants the next token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Wanted {
-    /// The upstream rejected the current one, or a person asks for another.
-    pub forced: bool,
+    pub force: Force,
     /// It is everybody's, or somebody has asked since the last attempt.
     pub in_use: bool,
 }
 
+/// What asks for the next token before it is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Force {
+    #[default]
+    None,
+    /// The upstream rejected the current one, or a stored one is kept warm: a back-off is waited for.
+    Rejection,
+    /// A person, who waits for nothing.
+    Person,
+}
+
+impl Force {
+    pub fn by(cause: Option<&Cause>) -> Force {
+        match cause {
+            None => Force::None,
+            Some(Cause::Person(_)) => Force::Person,
+            Some(_) => Force::Rejection,
+        }
+    }
+}
+
 /// `jitter` is from 0 to 1.
 pub fn next(state: &SlotState, now: Now, wanted: Wanted, jitter: f64) -> Step {
-    let Wanted { forced, in_use } = wanted;
+    let Wanted { force, in_use } = wanted;
+    if force == Force::Person {
+        return Step::Acquire;
+    }
+    let forced = force == Force::Rejection;
     let wait = |at: Now| Step::Wait(now.until(at).min(LOOK_AGAIN.mul_f64(0.5 + 0.5 * jitter)));
     let due = |at: Now| if now.reached(at) { Step::Acquire } else { wait(at) };
     if !in_use && !forced {
@@ -80,14 +105,36 @@ pub fn next(state: &SlotState, now: Now, wanted: Wanted, jitter: f64) -> Step {
     }
 }
 
-/// The pause after the `failures`th failure in a row. `jitter` is from 0 to 1.
-pub fn pause(permanent: bool, failures: u32, retry_after: Option<Duration>, jitter: f64) -> Duration {
-    let base = match permanent {
-        true => PROBE_EVERY,
-        false => BACKOFF_FIRST.saturating_mul(5u32.saturating_pow(failures.saturating_sub(1))).min(BACKOFF_MAX),
-    };
-    let base = base.max(retry_after.unwrap_or_default());
-    base + base.mul_f64(0.2 * jitter)
+/// A failure to get the next token, as far as it decides when to try again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Failed {
+    pub permanent: bool,
+    /// In a row, this one included.
+    pub failures: u32,
+    /// As the server asks.
+    pub retry_after: Option<Duration>,
+    /// The refresh token may be spent, and servers punish its second use.
+    pub in_doubt: bool,
+}
+
+impl Failed {
+    /// The next attempt: after a pause, but not after the end of the present token, so that no verdict outlasts it; one in
+    /// doubt exactly then. Only a pause that the server asks for may go further. `jitter` is from 0 to 1.
+    pub fn retry_at(self, now: Now, usable_until: Option<Now>, jitter: f64) -> Now {
+        let base = match self.permanent {
+            true => PROBE_EVERY,
+            false => {
+                BACKOFF_FIRST.saturating_mul(5u32.saturating_pow(self.failures.saturating_sub(1))).min(BACKOFF_MAX)
+            }
+        };
+        let jittered = |span: Duration| now.plus(span + span.mul_f64(0.2 * jitter));
+        let retry_at = match usable_until {
+            Some(end) if self.in_doubt => end,
+            Some(end) => jittered(base).earlier(end),
+            None => jittered(base),
+        };
+        retry_at.later(self.retry_after.map_or(now, jittered))
+    }
 }
 
 #[cfg(test)]
@@ -123,7 +170,9 @@ mod tests {
 
     #[test]
     fn backing_off_spares_the_server() {
-        let seconds = |failures| pause(false, failures, None, 0.0).as_secs();
+        let pause = |failed: Failed, jitter| START.until(failed.retry_at(START, None, jitter));
+        let failed = |failures| Failed { failures, ..Failed::default() };
+        let seconds = |failures| pause(failed(failures), 0.0).as_secs();
         assert_eq!([1, 2, 3, 4, 40].map(seconds), [2, 10, 50, 60, 60]);
         let first_minute = (1..).scan(0, |at, n| {
             let asked = *at;
@@ -131,8 +180,27 @@ mod tests {
             Some(asked)
         });
         assert_eq!(first_minute.take_while(|at| *at < 60).count(), 3);
-        assert_eq!(pause(false, 1, Some(Duration::from_secs(120)), 0.0).as_secs(), 120);
-        assert_eq!(pause(true, 1, None, 0.0).as_secs(), 900);
-        assert!(pause(false, 1, None, 1.0) > pause(false, 1, None, 0.0));
+        let retry_after = Some(Duration::from_secs(120));
+        assert_eq!(pause(Failed { retry_after, ..failed(1) }, 0.0).as_secs(), 120);
+        assert_eq!(pause(Failed { permanent: true, ..failed(1) }, 0.0).as_secs(), 900);
+        assert!(pause(failed(1), 1.0) > pause(failed(1), 0.0));
+    }
+
+    #[test]
+    fn no_verdict_outlasts_the_present_token() {
+        let check = |failed: Failed, left: u64, expected: u64| {
+            let end = START.plus(Duration::from_secs(left));
+            assert_eq!(START.until(failed.retry_at(START, Some(end), 0.0)).as_secs(), expected, "{failed:?} {left}");
+        };
+        let retryable = Failed { failures: 4, ..Failed::default() };
+        check(retryable, 300, 60);
+        check(retryable, 20, 20);
+        check(Failed { permanent: true, ..retryable }, 3000, 900);
+        check(Failed { permanent: true, ..retryable }, 300, 300);
+        check(Failed { in_doubt: true, ..retryable }, 300, 300);
+        check(Failed { in_doubt: true, ..retryable }, 20, 20);
+        let asked = Failed { retry_after: Some(Duration::from_secs(120)), ..retryable };
+        check(asked, 300, 120);
+        check(asked, 20, 120);
     }
 }

@@ -1,17 +1,18 @@
 //! One token slot: what requests may read and only the refresher may write.
 //!
-//! Not here: when to refresh (`schedule`), how to get a token (`acquire`).
+//! Not here: when to refresh (`schedule`), what forces a refresh (`forced`), how to get a token (`acquire`).
 //! Holds: a failure stands beside the token, never in its place. Waiting requests and the refresher obey the same
 //! [`Verdict`], so a leftover wake-up cannot ask the authorization server through a back-off or a refusal.
 //! Metrics: `keybearer_token_wait_seconds` is observed by whoever waits here (`proxy::exchange`).
 
+mod forced;
 mod import;
 mod refresh;
 mod revoke;
 mod trouble;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -24,15 +25,13 @@ use crate::model::connection::OriginSet;
 use crate::model::origin::Origin;
 use crate::model::secret::Secret;
 use crate::model::token::{AccessToken, TokenKey};
-use crate::telemetry::audit::Cause;
+use forced::Forced;
+pub(super) use forced::RejectionPause;
 use import::Desk;
 pub use import::{Errand, Handed, Import, NotImported};
 pub use refresh::NotRefreshed;
 pub use revoke::{Fate, NotRevoked, Revoke, Revoked};
 pub use trouble::{Consent, NEEDS_CONSENT_AGAIN, NoToken, Trouble, needs_consent_again};
-
-/// One token may be forced to refresh by a rejection this often.
-const FORCED_EVERY: Duration = Duration::from_secs(10);
 
 /// The cell of one token. Reading a usable token is one atomic load and two comparisons.
 #[derive(Debug)]
@@ -43,7 +42,7 @@ pub struct TokenSlot {
     state: ArcSwap<SlotState>,
     changed: watch::Sender<()>,
     demand: Notify,
-    rejection: Mutex<Rejection>,
+    forced: Mutex<Forced>,
     desk: Desk,
     /// Of a subject's token: somebody has asked for it since the last attempt to get one.
     used: AtomicBool,
@@ -68,6 +67,8 @@ pub struct InjectedToken {
     pub expires: Now,
     /// The next one is asked for from here on.
     pub refresh_at: Now,
+    /// Whether a request that the upstream accepts with it is worth a look at `forced`: rarely.
+    is_on_trial: AtomicBool,
 }
 
 /// What the server granted.
@@ -97,15 +98,6 @@ pub enum Verdict<'a> {
     Acquire,
 }
 
-#[derive(Debug, Default)]
-struct Rejection {
-    generation: u64,
-    /// On the boot clock.
-    asked_at: Option<Duration>,
-    pending: bool,
-    cause: Option<Cause>,
-}
-
 impl InjectedToken {
     pub fn new(
         generation: u64,
@@ -115,7 +107,18 @@ impl InjectedToken {
         (usable_until, expires, refresh_at): (Now, Now, Now),
     ) -> InjectedToken {
         let bearer = header_value("Bearer", &access_token);
-        InjectedToken { generation, access_token, bearer, origins, granted, usable_until, expires, refresh_at }
+        let is_on_trial = AtomicBool::new(false);
+        InjectedToken {
+            generation,
+            access_token,
+            bearer,
+            origins,
+            granted,
+            usable_until,
+            expires,
+            refresh_at,
+            is_on_trial,
+        }
     }
 
     /// The header value for `origin`, or `None` if the token was not granted for it.
@@ -182,7 +185,7 @@ impl TokenSlot {
             state: ArcSwap::default(),
             changed: watch::Sender::new(()),
             demand: Notify::new(),
-            rejection: Mutex::default(),
+            forced: Mutex::default(),
             desk: Desk::default(),
             used: AtomicBool::new(true),
             stale: AtomicBool::new(false),
@@ -243,51 +246,6 @@ impl TokenSlot {
         while self.state.load().attempts < count && changed.changed().await.is_ok() {}
     }
 
-    /// The upstream refused the token of `generation`: the one to send instead, if there is one by `deadline`.
-    ///
-    /// A token that is no longer the current one is replaced at once. Else one forced refresh serves everybody who saw
-    /// this token, at most every ten seconds, and never through a back-off.
-    pub async fn reject(&self, generation: u64, clock: &Clock, deadline: Instant) -> Option<Arc<InjectedToken>> {
-        let mut changed = self.changed.subscribe();
-        let before = self.state.load_full();
-        let newer = |state: &SlotState| state.token.clone().filter(|token| token.generation != generation);
-        if let Some(token) = newer(&before) {
-            return Some(token).filter(|token| token.is_usable(clock.now()));
-        }
-        if before.standing_trouble(clock.now()).is_some()
-            || !self.ask_for_refresh(generation, clock.now(), Cause::Rejected)
-        {
-            return None;
-        }
-        self.demand.notify_one();
-        loop {
-            tokio::time::timeout_at(deadline, changed.changed()).await.ok()?.ok()?;
-            if self.is_closed() {
-                return None;
-            }
-            let state = self.state.load_full();
-            if let Some(token) = newer(&state) {
-                return Some(token).filter(|token| token.is_usable(clock.now()));
-            }
-            if state.attempts > before.attempts {
-                return None;
-            }
-        }
-    }
-
-    /// Joins the forced refresh that is under way, or starts one if none was asked for lately.
-    fn ask_for_refresh(&self, generation: u64, now: Now, cause: Cause) -> bool {
-        let mut rejection = self.rejection.lock().unwrap_or_else(PoisonError::into_inner);
-        if rejection.pending && rejection.generation == generation {
-            return true;
-        }
-        if rejection.asked_at.is_some_and(|asked| now.boot < asked + FORCED_EVERY) {
-            return false;
-        }
-        *rejection = Rejection { generation, asked_at: Some(now.boot), pending: true, cause: Some(cause) };
-        true
-    }
-
     /// The end of refreshing ahead. Requests that began before still read what is here, or get what they wait for.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
@@ -342,13 +300,6 @@ impl TokenSlot {
         self.key.subject.is_none() || self.used.load(Ordering::Relaxed)
     }
 
-    /// For the refresher: what forces a refresh of the current token, if anything does.
-    pub(super) fn forced(&self, state: &SlotState) -> Option<Cause> {
-        let rejection = self.rejection.lock().unwrap_or_else(PoisonError::into_inner);
-        let current = state.token.as_ref().is_some_and(|token| token.generation == rejection.generation);
-        rejection.cause.clone().filter(|_| rejection.pending && current)
-    }
-
     /// For the refresher: returns when some request wants an answer.
     pub(super) async fn demanded(&self) {
         self.demand.notified().await;
@@ -356,7 +307,13 @@ impl TokenSlot {
 
     /// For the refresher alone: replaces the state after an attempt, then wakes everybody who waits.
     pub(super) fn publish(&self, token: Option<Arc<InjectedToken>>, trouble: Option<Trouble>) {
-        self.rejection.lock().unwrap_or_else(PoisonError::into_inner).pending = false;
+        {
+            let mut forced = self.force();
+            forced.end();
+            if let Some(token) = token.as_ref().filter(|_| forced.is_growing()) {
+                token.is_on_trial.store(true, Ordering::Relaxed);
+            }
+        }
         self.used.store(false, Ordering::Relaxed);
         let attempts = self.state.load().attempts + 1;
         self.state.store(Arc::new(SlotState { token, trouble, attempts }));

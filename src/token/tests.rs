@@ -7,6 +7,7 @@ mod readers;
 mod refresh;
 mod renewal;
 mod subjects;
+mod verdicts;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -36,6 +37,8 @@ struct Script {
     times: Mutex<Vec<Instant>>,
     /// Refresh tokens that were sent.
     spent: Mutex<Vec<String>>,
+    /// Of each refresh.
+    after_empty_400: Mutex<Vec<bool>>,
     /// Each with its hint.
     revoked: Mutex<Vec<String>>,
     /// Callers' own tokens.
@@ -62,7 +65,8 @@ impl TokenSource for Source {
         self.answer(None)
     }
 
-    fn refresh<'a>(&'a self, token: &'a RefreshToken, _: Whose<'a>) -> super::Answer<'a> {
+    fn refresh<'a>(&'a self, token: &'a RefreshToken, whose: Whose<'a>) -> super::Answer<'a> {
+        lock(&self.0.after_empty_400).push(whose.after_empty_400);
         self.answer(Some(token.expose().to_owned()))
     }
 
@@ -104,7 +108,7 @@ fn unavailable(retry_after: Option<Duration>) -> Answer {
 }
 
 fn refused() -> Answer {
-    Err(Failure::Permanent(Refusal { error: "invalid_client".to_owned(), description: None }))
+    Err(Failure::Permanent(Refusal::of_code("invalid_client")))
 }
 
 fn granted(obtained: Now) -> Granted {

@@ -17,7 +17,7 @@ fn answer(status: u16, body: &str) -> Answer {
 
 /// `token/seconds/scopes`, or the failure's name in brackets for a refusal.
 fn told(answer: &Answer) -> String {
-    match read(answer, &TokenResponse::default(), &Posted::new("", &Vec::new(), Vec::new())) {
+    match read(answer, &TokenResponse::default(), Sent::Grant, &Posted::new("", &Vec::new(), Vec::new())) {
         Ok(TokenSet { access_token, expires_in, scopes, refresh_token, .. }) => {
             let life = expires_in.map_or("-".to_owned(), |life| life.as_secs_f64().to_string());
             let refresh = refresh_token.map_or_else(String::new, |token| format!("/{}", token.expose()));
@@ -123,25 +123,59 @@ fn the_error_member_decides_then_the_status() {
     check(401, r#"{"error":"invalid_client"}"#, "[invalid_client]");
     check(400, r#"{"error":"invalid_client","error_description":"expired"}"#, "[invalid_client (expired)]");
     check(200, r#"{"error":"bad_verification_code","access_token":"t"}"#, "[bad_verification_code]");
-    check(200, r#"{"error":{"message":"no"}}"#, "[http_200]");
+    check(200, r#"{"error":{"message":"no"}}"#, "http_200");
     check(400, r#"{"error":" invalid_grant "}"#, "[invalid_grant]");
-    check(400, r#"{"error":"in valid"}"#, "[http_400]");
-    check(400, &format!(r#"{{"error":"{}"}}"#, "x".repeat(65)), "[http_400]");
-    check(400, r#"{"error":"a","error":"b"}"#, "[http_400]");
-    check(403, "", "[http_403]");
+    check(400, r#"{"error":"in valid"}"#, "http_400");
+    check(400, &format!(r#"{{"error":"{}"}}"#, "x".repeat(65)), "http_400");
+    check(400, r#"{"error":"a","error":"b"}"#, "http_400");
+    check(400, "", "http_400_empty");
+    check(403, "", "http_403");
     check(403, r#"{"error":"invalid_code"}"#, "[invalid_code]");
-    check(404, "<html>", "[http_404]");
+    check(404, "<html>", "http_404");
     check(500, r#"{"error":"invalid_scope"}"#, "[invalid_scope]");
     check(500, r#"{"error":"oops"}"#, "http_500");
     check(503, "<html>fault</html>", "http_503");
-    for code in ["temporarily_unavailable", "server_error", "slow_down"] {
+    for code in ["temporarily_unavailable", "slow_down"] {
         check(400, &format!(r#"{{"error":"{code}"}}"#), code);
     }
+    check(500, r#"{"error":"server_error"}"#, "server_error");
     for status in [408, 425, 429] {
         check(status, "", &format!("http_{status}"));
         check(status, r#"{"error":"access_denied"}"#, &format!("http_{status}"));
     }
     for status in [301, 302, 304, 307, 308] {
-        check(status, r#"{"access_token":"t"}"#, &format!("[http_{status} ({REDIRECT})]"));
+        check(status, r#"{"access_token":"t"}"#, &format!("http_{status}"));
     }
+}
+
+#[test]
+fn a_sign_is_matched_against_what_the_server_sent() {
+    let refresh = Sent::RefreshToken { needs_person: true, after_empty_400: false };
+    let posted = Posted::new("client", &vec![("refresh_token".to_owned(), "r3fresh-t0ken".to_owned())], Vec::new());
+    let told = |sign: RefusalSign, status: u16, body: &str| {
+        let shape = TokenResponse { refresh_refused: vec![sign], ..TokenResponse::default() };
+        match read(&answer(status, body), &shape, refresh, &posted) {
+            Err(Failure::Permanent(refusal)) => format!("{refusal} {}", refusal.is_of_refresh_token),
+            Err(Failure::Retryable { reason, .. }) => reason.to_string(),
+            other => panic!("{:?}", other.map(|_| ())),
+        }
+    };
+    let sign = |status: Option<u16>, error: Option<&str>, text: Option<&str>| RefusalSign {
+        status: status.map(|status| StatusCode::from_u16(status).unwrap()),
+        error: error.map(str::to_owned),
+        description_contains: text.map(str::to_owned),
+    };
+    let body = r#"{"error":"dead client","error_description":"R3FRESH-t0ken is over"}"#;
+    assert_eq!(told(sign(None, Some("dead client"), None), 403, body), "http_403 (R3FRESH-t0ken is over) true");
+    assert_eq!(told(sign(None, None, Some("r3fresh-T0KEN")), 403, body), "http_403 (R3FRESH-t0ken is over) true");
+    assert_eq!(
+        told(sign(Some(403), Some("dead client"), Some("over")), 403, body),
+        "http_403 (R3FRESH-t0ken is over) true"
+    );
+    assert_eq!(told(sign(Some(401), Some("dead client"), Some("over")), 403, body), "http_403");
+    assert_eq!(told(sign(Some(403), Some("dead"), None), 403, body), "http_403");
+    assert_eq!(told(sign(Some(403), None, Some("gone")), 403, body), "http_403");
+    assert_eq!(told(sign(None, Some("7"), None), 200, r#"{"error":7}"#), "http_200 true");
+    assert_eq!(told(sign(Some(418), None, None), 418, "<html>"), "http_418 true");
+    assert_eq!(told(sign(None, Some("x"), None), 418, "<html>"), "http_418");
 }

@@ -6,7 +6,7 @@ use crate::clock::Now;
 use crate::model::token::TokenKey;
 use crate::oauth::Failure;
 use crate::store::{PutOff, StoreError};
-use crate::token::slot::{Consent, Trouble, needs_consent_again};
+use crate::token::slot::{Consent, RejectionPause, Trouble, needs_consent_again};
 
 pub const STORE_UNAVAILABLE: &str = "store_unavailable";
 const RECOVERING: &str = "it was in trouble a moment ago, and other replicas may have kept newer tokens";
@@ -29,6 +29,8 @@ pub enum AcquireError {
     Interrupted,
     /// The server has told another replica that it gives none.
     PutOff(PutOff),
+    /// A rejection has forced a refresh at another replica a moment ago.
+    RejectedLately(RejectionPause),
     /// Another holder may have spent the refresh token: it is not sent while the present token lasts.
     InDoubt,
     Person {
@@ -51,7 +53,7 @@ impl AcquireError {
         let outcome = match &self {
             AcquireError::Server { failure, .. } => failure.outcome().as_str(),
             AcquireError::Store(_) | AcquireError::Recovering(_) => "unavailable",
-            AcquireError::InDoubt | AcquireError::Interrupted => "unavailable",
+            AcquireError::InDoubt | AcquireError::Interrupted | AcquireError::RejectedLately(_) => "unavailable",
             AcquireError::PutOff(told) if !told.permanent => "unavailable",
             AcquireError::PutOff(_) | AcquireError::Person { .. } | AcquireError::Outdated(_) => "refused",
         };
@@ -69,6 +71,7 @@ impl AcquireError {
             AcquireError::Recovering(_) => (false, None, STORE_UNAVAILABLE.to_owned(), Some(RECOVERING.to_owned())),
             AcquireError::PutOff(told) => (told.permanent, None, told.error, Some(TOLD.to_owned())),
             AcquireError::Interrupted => (false, None, "interrupted".to_owned(), None),
+            AcquireError::RejectedLately(_) => (false, None, "token_rejected".to_owned(), None),
             AcquireError::InDoubt => (false, None, "refresh_in_doubt".to_owned(), Some(IN_DOUBT.to_owned())),
             AcquireError::Person { consent, error } => (true, Some(consent), error, None),
             AcquireError::Outdated(key) => {

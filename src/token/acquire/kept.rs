@@ -187,6 +187,19 @@ impl Acquirer {
         }
     }
 
+    /// Keeps that the server has refused the refresh token of `held`, which is never sent again.
+    pub(super) async fn mark_refused(
+        &self,
+        held: &StoredToken,
+        error: String,
+        lease: Result<&dyn Lease, String>,
+    ) -> StoredToken {
+        tracing::warn!(connection = %self.slot.key.connection, profile = %self.slot.key.profile,
+            subject = self.slot.key.subject.as_ref().map(|subject| subject.as_str()), error,
+            "the authorization server refused the refresh token");
+        self.keep(StoredToken { refresh: Refresh::Refused { error }, ..held.clone() }, lease).await
+    }
+
     /// Where others may take the lease, it is worth more than one try while it is ours.
     async fn save(&self, token: &StoredToken, lease: &dyn Lease) -> Result<u64, StoreError> {
         let mut tries = if self.shared { SAVE_TRIES } else { 1 };

@@ -9,7 +9,7 @@ use super::{AcquireError, Acquirer, Definition, Way};
 use crate::clock::Now;
 use crate::model::Name;
 use crate::model::token::{RefreshToken, TokenSet};
-use crate::oauth::{Failure, Whose};
+use crate::oauth::{Failure, Reason, Whose};
 use crate::store::{Refresh, RefreshLife, StoredToken};
 use crate::telemetry::audit::{self, Cause};
 
@@ -43,7 +43,8 @@ impl Acquirer {
         let obtained = self.clock.now();
         let answer = match way {
             Way::Refresh(token, sent_before) => {
-                definition.source.refresh(token, Whose { sent_before, ..self.whose() }).await
+                let after_empty_400 = self.is_after_empty_400();
+                definition.source.refresh(token, Whose { sent_before, after_empty_400, ..self.whose() }).await
             }
             Way::Grant => definition.source.first_grant(self.whose()).await,
             Way::Consented(consented) => {
@@ -86,6 +87,11 @@ impl Acquirer {
             refresh_life: RefreshLife { since: obtained.wall, stated: answer.refresh_token_expires_in },
             version: 0,
         })
+    }
+
+    /// Has the attempt before this one got a 400 without a body, here or, as it was told, at another replica?
+    fn is_after_empty_400(&self) -> bool {
+        self.slot.state().trouble.as_ref().is_some_and(|trouble| trouble.error == Reason::Empty400.to_string())
     }
 
     fn whose(&self) -> Whose<'_> {

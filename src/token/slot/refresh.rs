@@ -1,14 +1,14 @@
 //! A person asks for another token now.
 //!
-//! Holds: the same single flight as a rejected token's, and through no back-off and no refusal.
+//! Holds: the same single flight as a rejected token's. A person's request goes through every verdict and back-off; any
+//! other waits for them.
 
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{FORCED_EVERY, NoToken, TokenSlot};
+use super::{NoToken, TokenSlot};
 use crate::clock::Clock;
 use crate::telemetry::audit::Cause;
 
@@ -28,14 +28,11 @@ impl TokenSlot {
     pub async fn refresh_now(&self, clock: &Clock, deadline: Instant, cause: Cause) -> Result<(), NotRefreshed> {
         let mut changed = self.changed.subscribe();
         let (before, now) = (self.state.load_full(), clock.now());
-        if let Some(trouble) = before.standing_trouble(now) {
+        if let Some(trouble) = before.standing_trouble(now).filter(|_| cause.person().is_none()) {
             return Err(NotRefreshed::NoToken(trouble.no_token(now)));
         }
-        if let Some(token) = &before.token
-            && !self.ask_for_refresh(token.generation, now, cause)
-        {
-            return Err(NotRefreshed::TooSoon { retry_after: self.forced_again_in(now.boot) });
-        }
+        let asked = self.ask_for_refresh(&before, now, cause);
+        asked.map_err(|retry_after| NotRefreshed::TooSoon { retry_after })?;
         self.used.store(true, Ordering::Relaxed);
         self.demand.notify_one();
         loop {
@@ -51,11 +48,5 @@ impl TokenSlot {
                 return Err(NotRefreshed::NoToken(NoToken::WaitTimeout));
             }
         }
-    }
-
-    /// `boot`: now.
-    fn forced_again_in(&self, boot: Duration) -> Duration {
-        let rejection = self.rejection.lock().unwrap_or_else(PoisonError::into_inner);
-        rejection.asked_at.map_or(Duration::ZERO, |asked| (asked + FORCED_EVERY).saturating_sub(boot))
     }
 }

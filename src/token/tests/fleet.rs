@@ -241,6 +241,21 @@ async fn what_could_not_be_saved_is_saved_as_soon_as_the_store_is_back() {
     }
 }
 
+/// The server has rotated, and a gateway has timed out.
+#[tokio::test(start_paused = true)]
+async fn after_a_gateways_504_no_replica_sends_the_refresh_token_again_while_the_token_lasts() {
+    let fleet = Fleet::start(1, 3);
+    lock(&fleet.world).odds.gateway = 1.0;
+    let begun = Instant::now();
+    while lock(&fleet.world).server.requests == 0 {
+        sleep(SECOND / 10).await;
+    }
+    assert!(begun.elapsed() < Duration::from_secs(340), "{:?}", begun.elapsed());
+    sleep(Duration::from_secs(590).saturating_sub(begun.elapsed())).await;
+    let server = &lock(&fleet.world).server;
+    assert_eq!((server.requests, server.spent_twice), (1, 0));
+}
+
 /// Behind the news there is a look of its own, each minute.
 #[tokio::test(start_paused = true)]
 async fn without_news_a_revocation_holds_everywhere_within_a_minute() {

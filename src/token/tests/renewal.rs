@@ -96,8 +96,16 @@ pub(super) fn renewing(access: &str, refresh: Option<&str>) -> Answer {
     })
 }
 
-fn refused_grant() -> Answer {
-    Err(Failure::Permanent(Refusal { error: "invalid_grant".to_owned(), description: None }))
+pub(super) fn http(status: u16) -> Answer {
+    Err(Failure::Retryable { reason: Reason::HttpStatus(status), retry_after: None, detail: None })
+}
+
+pub(super) fn empty_400() -> Answer {
+    Err(Failure::Retryable { reason: Reason::Empty400, retry_after: None, detail: None })
+}
+
+pub(super) fn refused_grant() -> Answer {
+    Err(Failure::Permanent(Refusal { is_of_refresh_token: true, ..Refusal::of_code("invalid_grant") }))
 }
 
 /// A program that starts over what an earlier one has left on the disk.
@@ -136,7 +144,7 @@ impl Renewal {
     }
 
     /// The program ends and another one starts.
-    fn restart(self, answers: impl IntoIterator<Item = Answer>) -> Renewal {
+    pub(super) fn restart(self, answers: impl IntoIterator<Item = Answer>) -> Renewal {
         self.engine.cache.retain(&HashSet::new());
         start(self.disk, self.connection, answers)
     }
@@ -232,20 +240,21 @@ async fn a_refused_refresh_token_waits_for_a_person_through_every_restart() {
 #[tokio::test(start_paused = true)]
 async fn a_refresh_without_an_answer_is_tried_again_only_when_the_token_ends() {
     let lost = || Err(Failure::Retryable { reason: Reason::ConnectionLost, retry_after: None, detail: None });
-    let run = start(Arc::default(), password(), [renewing("a1", Some("r1")), lost()]);
-    let begun = Instant::now();
-    run.engine.slot.attempted(3).await;
-    let times = lock(&run.engine.script.times).clone();
-    assert!(times[1] - begun <= 34 * SECOND, "ahead of expiry");
-    assert_eq!((times[2] - begun).as_secs(), 55, "and again at its end");
-    assert_eq!(run.spent(), ["r1", "r1"]);
-    assert!(run.engine.fresh().is_some());
+    for unknown in [lost(), http(500), http(502), http(504), http(524)] {
+        let run = start(Arc::default(), password(), [renewing("a1", Some("r1")), unknown]);
+        let begun = Instant::now();
+        run.engine.slot.attempted(3).await;
+        let times = lock(&run.engine.script.times).clone();
+        assert!(times[1] - begun <= 34 * SECOND, "ahead of expiry");
+        assert_eq!((times[2] - begun).as_secs(), 55, "and again at its end");
+        assert_eq!(run.spent(), ["r1", "r1"]);
+        assert!(run.engine.fresh().is_some());
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_refresh_that_the_server_answered_with_a_failure_backs_off_as_usual() {
-    let busy = Err(Failure::Retryable { reason: Reason::HttpStatus(503), retry_after: None, detail: None });
-    let run = start(Arc::default(), password(), [renewing("a1", Some("r1")), busy, renewing("a2", Some("r2"))]);
+    let run = start(Arc::default(), password(), [renewing("a1", Some("r1")), http(503), renewing("a2", Some("r2"))]);
     run.engine.slot.attempted(3).await;
     let times = lock(&run.engine.script.times).clone();
     assert!(times[2] - times[1] < 3 * SECOND);

@@ -28,6 +28,8 @@ pub struct Odds {
     pub refused: f64,
     /// One that never arrives, of which nobody knows.
     pub lost: f64,
+    /// One that the server has answered, which a gateway turns into a 504.
+    pub gateway: f64,
     /// The replica stands still for a while after a step, of those near a token request.
     pub pause: f64,
     /// The store loses what it has, or its last writes, near a token request.
@@ -86,7 +88,7 @@ impl Server {
         if self.revoked || number != self.current {
             self.spent_twice += u64::from(self.spent.contains(&number));
             self.revoked = true;
-            return Err(Failure::Permanent(Refusal { error: "invalid_grant".to_owned(), description: None }));
+            return Err(Failure::Permanent(Refusal { is_of_refresh_token: true, ..Refusal::of_code("invalid_grant") }));
         }
         self.spent.insert(number);
         self.current += 1;

@@ -352,7 +352,7 @@ pub struct Client(pub Arc<Handle>, pub Clock);
 impl TokenSource for Client {
     fn first_grant<'a>(&'a self, _: Whose<'a>) -> crate::token::Answer<'a> {
         lock(&self.0.world).server.begun_anew += 1;
-        Box::pin(async { Err(Failure::Permanent(Refusal { error: "consent_required".to_owned(), description: None })) })
+        Box::pin(async { Err(Failure::Permanent(Refusal::of_code("consent_required"))) })
     }
 
     fn refresh<'a>(&'a self, token: &'a RefreshToken, whose: Whose<'a>) -> crate::token::Answer<'a> {
@@ -388,7 +388,9 @@ impl TokenSource for Client {
             sleep(back).await;
             // It waits in the socket.
             own.awake().await;
-            answer
+            let mut world = lock(&own.world);
+            let odds = world.odds.gateway;
+            if world.happens(odds) { failed(Reason::HttpStatus(504)) } else { answer }
         })
     }
 
