@@ -19,7 +19,7 @@ use crate::admin::{ReloadAsked, Reloaded};
 use crate::config::{self, Loaded, Problems};
 use crate::model::secret::Vault;
 use crate::model::{Listeners, StoreSettings};
-use crate::telemetry::audit::{Change, Prepared};
+use crate::telemetry::audit::{Change, Person, Prepared};
 use crate::telemetry::events::Event;
 use crate::telemetry::{Logging, system};
 use watch::Watch;
@@ -80,6 +80,17 @@ enum Cause {
     Person(ReloadAsked),
 }
 
+impl Cause {
+    /// The person who wants it, if one does; a signal does not say who sent it.
+    fn by(&self) -> Option<Person> {
+        match self {
+            Cause::Signal => Some(Person { user: None, from: None }),
+            Cause::Person(asked) => Some(asked.by.clone()),
+            Cause::File => None,
+        }
+    }
+}
+
 /// Reloads one configuration file with all that belongs to it.
 pub struct Reloader {
     path: PathBuf,
@@ -132,7 +143,12 @@ impl Reloader {
                 Some(asked) = self.asked.recv() => Cause::Person(asked),
             };
             system::reloading();
+            let cache = self.wiring.parts.cache.clone();
+            let asked = cause.by().map(|by| (by, cache.troubled()));
             let outcome = self.reload().await;
+            if let Some((by, troubled)) = asked {
+                cache.ask_again(&troubled, &by);
+            }
             tell(&outcome);
             self.announce(&outcome);
             self.record(&outcome, &cause);
