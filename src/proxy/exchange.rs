@@ -114,6 +114,10 @@ impl<'a> Exchange<'a> {
             Some(bound) if injected && self.is_rejected(bound, &tokens, &mut first.0).await => {
                 Box::pin(self.replay(first, tokens, bound, &way, &head, &source)).await
             }
+            Some(bound) if injected => {
+                self.accept(bound, &tokens);
+                Ok(self.answered(first.0, first.1))
+            }
             _ => Ok(self.answered(first.0, first.1)),
         }
     }

@@ -192,8 +192,21 @@ impl Exchange<'_> {
         drop(first);
         let (mut response, lease) = self.send(way, head, &tokens, source).await?;
         let rejected = self.is_rejected(bound, &tokens, &mut response).await;
+        if !rejected {
+            self.accept(bound, &tokens);
+        }
         replays(if rejected { "rejected" } else { "accepted" });
         Ok(self.answered(response, lease))
+    }
+
+    /// The upstream did not reject these tokens. In the ordinary case that costs a look at a flag of each.
+    pub(super) fn accept(&self, bound: &BoundRoute, tokens: &Tokens) {
+        for (place, token) in bound.tokens.iter().zip(tokens) {
+            let Some(token) = token.as_ref().filter(|token| token.is_on_trial()) else { continue };
+            if let Some(slot) = place.slots.as_ref().and_then(|slots| self.whose.slot(slots)) {
+                slot.accept(token);
+            }
+        }
     }
 
     /// Is this what an expired token looks like, to one of the connections whose tokens were sent?
