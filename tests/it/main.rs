@@ -64,4 +64,5 @@ mod token_client;
 mod token_shapes;
 mod traces;
 mod tunnel;
+mod verdicts;
 mod websocket;
