@@ -34,6 +34,7 @@ const BUILT: [&str; 22] = [
     "keybearer_requests_in_flight",
     "keybearer_requests_total",
     "keybearer_store_operations_total",
+    "keybearer_stripped_total",
     "keybearer_token_expiry_timestamp_seconds",
     "keybearer_token_request_duration_seconds",
     "keybearer_token_requests_total",
@@ -71,7 +72,7 @@ async fn lived(server: &Scripted, upstream: &Scripted) -> Sidecar {
         connection(
             "crm",
             server,
-            "{host: api.test, upstream_tls: false}, {host: kept.test, upstream_tls: false, existing: keep}",
+            "{host: api.test, upstream_tls: false, strip: known}, {host: kept.test, upstream_tls: false, existing: keep}",
         ),
         connection("replayed", server, "{host: replayed.test, upstream_tls: false}"),
         connection(
