@@ -71,9 +71,16 @@ impl StoredToken {
     pub fn outlasts_refreshes(&self) -> bool {
         !self.refresh_life.since.is_zero() && self.refresh_life.since < self.obtained.wall
     }
+
+    /// Is it an access token alone, which is over by both clocks? A refresh token ends with the server's refusal, whatever
+    /// was said of its life.
+    pub fn has_ended(&self, now: Now) -> bool {
+        let end = self.obtained.plus(self.lifetime);
+        self.refresh == Refresh::None && now.boot >= end.boot && now.wall >= end.wall
+    }
 }
 
-/// How long the refresh token is good for, as far as anybody has said.
+/// How long the refresh token is good for, as far as anybody has said: a forecast, on which nothing is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RefreshLife {
     /// When the request left that brought it, since the Unix epoch. An answer that repeats the token changes nothing.

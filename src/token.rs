@@ -5,6 +5,8 @@
 //! the token and backs off; a permanent one blocks until the next probe, or until a person acts.
 
 mod acquire;
+mod former;
+mod gate;
 mod refresher;
 pub mod schedule;
 pub mod slot;
@@ -33,13 +35,13 @@ use crate::telemetry::events::Events;
 use crate::telemetry::metrics::Metrics;
 use acquire::{Acquirer, Definition};
 pub use acquire::{Answer, Ending, TokenSource};
+use former::Former;
+use gate::Gate;
 use refresher::Refresher;
 use slot::{NEEDS_CONSENT_AGAIN, TokenSlot};
 use subjects::InMemory;
 pub use subjects::SubjectSlots;
 
-/// Token requests under way at once to one authorization server.
-const REQUESTS_PER_SERVER: usize = 8;
 /// Subjects whose token is in memory at once; the others are in the store.
 const SUBJECTS_IN_MEMORY_MAX: NonZeroUsize = NonZeroUsize::new(16_384).expect("not zero");
 /// After a break every slot looks what it has missed; more at once would only wait for each other's answers.
@@ -53,7 +55,9 @@ pub struct TokenCache {
     entries: Mutex<HashMap<TokenKey, Entry>>,
     /// Slots whose connection has another identity now; requests that began before may still wait at them.
     replaced: Mutex<Vec<Slots>>,
-    gates: Mutex<HashMap<String, Arc<Semaphore>>>,
+    /// By authorization server.
+    gates: Mutex<HashMap<String, Arc<Gate>>>,
+    former: Former,
     subjects: InMemory,
     tools: Tools,
 }
@@ -130,7 +134,9 @@ impl Slots {
 /// Makes the slots of one definition, each with its refresher.
 struct Maker {
     definition: Arc<ArcSwap<Definition>>,
-    gate: Arc<Semaphore>,
+    former: Former,
+    gate: Arc<Gate>,
+    in_memory: InMemory,
     tools: Tools,
 }
 
@@ -150,6 +156,7 @@ impl Maker {
         let acquirer = Acquirer {
             slot: slot.clone(),
             definition: self.definition.clone(),
+            former: self.former.clone(),
             store,
             gate: self.gate.clone(),
             looks: tools.looks.clone(),
@@ -165,6 +172,7 @@ impl Maker {
             events: tools.events.clone(),
             under_way: tools.under_way.clone(),
             phases: tools.tasks.watch(),
+            in_memory: self.in_memory.clone(),
         };
         tools.tasks.spawn_on(&tools.runtime, "refresher", refresher.run());
         slot
@@ -186,6 +194,7 @@ impl TokenCache {
             entries: Mutex::default(),
             replaced: Mutex::default(),
             gates: Mutex::default(),
+            former: Former::default(),
             subjects: InMemory::new(SUBJECTS_IN_MEMORY_MAX),
             tools: Tools {
                 shared: store.news().is_some(),
@@ -217,27 +226,33 @@ impl TokenCache {
             return entry.slots.clone();
         }
         let definition = Arc::new(ArcSwap::new(definition));
-        let maker = Maker { definition: definition.clone(), gate: self.gate(connection), tools: self.tools.clone() };
+        let maker = Maker {
+            definition: definition.clone(),
+            former: self.former.clone(),
+            gate: self.gate(connection),
+            in_memory: self.subjects.clone(),
+            tools: self.tools.clone(),
+        };
         let slots = match connection.tokens {
-            _ if connection.grant.takes_callers_token() => {
-                Slots::PerCallerToken(Arc::new(SubjectSlots::new(maker, self.subjects.clone())))
-            }
+            _ if connection.grant.takes_callers_token() => Slots::PerCallerToken(Arc::new(SubjectSlots::new(maker))),
             Tokens::Shared => Slots::Shared(maker.make(key.clone(), None)),
             Tokens::PerSubject => {
-                let slots = Arc::new(SubjectSlots::new(maker, self.subjects.clone()));
+                let slots = Arc::new(SubjectSlots::new(maker));
                 self.tools.tasks.spawn_on(&self.tools.runtime, "warm", warm::keep(Arc::downgrade(&slots)));
                 Slots::PerSubject(slots)
             }
         };
         let entry = Entry { slots: slots.clone(), tokens: connection.tokens, identity, origins, definition };
-        let old = entries.insert(key, entry).map(|entry| entry.slots);
-        if let (Some(Slots::PerSubject(_)), Slots::PerSubject(_)) = (&old, &slots)
-            && connection.grant.needs_person()
-        {
-            // A shared token's refresher finds that out by itself; nobody may ask for a subject's for long.
-            tracing::warn!(connection = %connection.name, profile = %connection.profile, "each subject {NEEDS_CONSENT_AGAIN}");
+        if let Some(old) = entries.insert(key, entry) {
+            if let (Slots::PerSubject(_), Slots::PerSubject(_)) = (&old.slots, &slots)
+                && connection.grant.needs_person()
+            {
+                // A shared token's refresher finds that out by itself; nobody may ask for a subject's for long.
+                tracing::warn!(connection = %connection.name, profile = %connection.profile, "each subject {NEEDS_CONSENT_AGAIN}");
+            }
+            self.former.keep(old.definition.load_full());
+            lock(&self.replaced).push(old.slots);
         }
-        lock(&self.replaced).extend(old);
         slots
     }
 
@@ -247,6 +262,7 @@ impl TokenCache {
         lock(&self.entries).retain(|key, entry| {
             let keep = kept.contains(key);
             if !keep {
+                self.former.keep(entry.definition.load_full());
                 entry.slots.close();
                 let labels = [key.connection.as_str(), key.profile.as_str()];
                 // It may never have had a token.
@@ -308,9 +324,14 @@ impl TokenCache {
         &self.tools.store
     }
 
-    fn gate(&self, connection: &Connection) -> Arc<Semaphore> {
+    /// Earlier definitions of this token, as far as they are known.
+    pub fn former(&self, key: &TokenKey) -> Vec<Arc<Connection>> {
+        self.former.connections(key)
+    }
+
+    fn gate(&self, connection: &Connection) -> Arc<Gate> {
         let server = connection.endpoints.server.origin().ascii_serialization();
-        lock(&self.gates).entry(server).or_insert_with(|| Arc::new(Semaphore::new(REQUESTS_PER_SERVER))).clone()
+        lock(&self.gates).entry(server).or_default().clone()
     }
 }
 

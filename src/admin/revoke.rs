@@ -1,6 +1,7 @@
 //! A token is to be of no use any more: revoked at the server, forgotten here.
 //!
-//! Holds: at the server nothing is revoked that another connection or profile uses, too.
+//! Holds: at the server nothing is revoked that another connection or profile uses, too, be the token of the present
+//! definition or of an earlier one.
 
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use super::{Admin, view};
 use crate::model::connection::{Connection, Grant};
 use crate::model::token::TokenKey;
 use crate::snapshot::Snapshot;
-use crate::token::slot::NotRevoked;
+use crate::token::slot::{NotRevoked, Sharers};
 
 /// Longer than the two calls that are waited for.
 const REVOKE_WAIT: Duration = Duration::from_secs(40);
@@ -49,8 +50,12 @@ async fn revoke(admin: &Admin, name: &str, which: Which, asker: &Asker) -> Resul
     let bound = bound(&snapshot, name)?;
     let slot = which.slot(bound)?;
     let own = bound.definition(slot.key.profile.as_str()).map_or(&bound.connection, |own| &own.connection);
-    let shared = shares_grant(admin, &snapshot, own, &slot.key).await;
-    let outcome = slot.revoke(shared, Instant::now() + REVOKE_WAIT).await;
+    let mut sharers = Sharers::new();
+    for definition in std::iter::once(own).chain(&admin.cache.former(&slot.key)) {
+        let other = shares_grant(admin, &snapshot, definition, &slot.key).await;
+        sharers.extend(other.map(|other| (definition.identity(), other)));
+    }
+    let outcome = slot.revoke(sharers, Instant::now() + REVOKE_WAIT).await;
     let status = match &outcome {
         Ok(_) => StatusCode::OK,
         Err(NotRevoked::Store(_)) => StatusCode::SERVICE_UNAVAILABLE,

@@ -1,7 +1,7 @@
 //! The store in one file (redb), every record sealed; one thread reads and writes it.
 //!
 //! Not here: the seal (`seal`), what a record says (`record`), the thread (`engine`), the file (`file`), moving
-//! records between stores (`transfer`).
+//! records between stores (`transfer`), what leaves by itself (`sweep`).
 //! Holds: whoever asks waits at most [`WAIT`]; what is not sealed never leaves memory. The version of a record grows
 //! with each save and follows the wall clock, so that of two copies the later one is known.
 
@@ -11,6 +11,7 @@ mod notes;
 mod page;
 mod probe;
 mod records;
+mod sweep;
 #[cfg(test)]
 mod tests;
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,12 +16,17 @@ use crate::model::Name;
 use crate::model::secret::Secret;
 use crate::model::token::TokenKey;
 
+/// Records are looked through for those that have ended when there are so many, and then at twice as many as are left.
+const SWEEP_AT_MIN: usize = 1024;
+
 const NO_SECRETS: StoreError =
     StoreError::Unsupported("a store in memory keeps no secrets; configure `store: {embedded: {}}`");
 
 #[derive(Debug, Default)]
 pub struct MemoryStore {
     records: Mutex<BTreeMap<TokenKey, StoredToken>>,
+    /// How many records are the reason to look for those that have ended.
+    sweep_at: AtomicUsize,
     /// With their ends.
     notes: Mutex<BTreeMap<String, (Note, Duration)>>,
     leases: Leases,
@@ -74,6 +80,11 @@ impl Store for MemoryStore {
     fn save<'a>(&'a self, key: &'a TokenKey, token: StoredToken, _lease: &'a dyn Lease) -> StoreFuture<'a, u64> {
         let mut records = self.records();
         let version = records.get(key).map_or(0, |before| before.version) + 1;
+        if records.len() >= self.sweep_at.load(Ordering::Relaxed).max(SWEEP_AT_MIN) {
+            let now = self.clock.now();
+            records.retain(|_, record| !record.has_ended(now));
+            self.sweep_at.store(2 * records.len(), Ordering::Relaxed);
+        }
         records.insert(key.clone(), StoredToken { version, ..token });
         Box::pin(async move { Ok(version) })
     }
@@ -145,10 +156,8 @@ mod tests {
         crate::store::tests::fill_a_share(&MemoryStore::default()).await;
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn what_is_saved_is_listed_by_connection_in_pages() {
-        let store = MemoryStore::default();
-        let token = StoredToken {
+    fn token() -> StoredToken {
+        StoredToken {
             identity: Connection::sample("crm").identity(),
             origins: Arc::new(Connection::sample("crm").origins()),
             access_token: AccessToken::parse("a").unwrap(),
@@ -158,7 +167,12 @@ mod tests {
             refresh: Refresh::None,
             refresh_life: crate::store::RefreshLife::default(),
             version: 1,
-        };
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_saved_is_listed_by_connection_in_pages() {
+        let (store, token) = (MemoryStore::default(), token());
         let name = |text| Name::parse(text).unwrap();
         let subject = |text| TokenKey::of_subject(name("crm"), Subject::parse(text).unwrap());
         let keys = [TokenKey::of_connection(name("crm")), subject("ann"), subject("bob")];
@@ -176,5 +190,29 @@ mod tests {
         let lease = store.lease(&keys[1], SECOND, SECOND).await.unwrap();
         store.forget(&keys[1], &*lease).await.unwrap();
         assert_eq!(listed(Some(&keys[0]), 10).await, [keys[2].clone()]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tokens_that_have_ended_do_not_pile_up() {
+        let clock = Clock::simulated();
+        let store = MemoryStore { clock: clock.clone(), ..MemoryStore::default() };
+        let crm = Name::parse("crm").unwrap();
+        let save = async |number: usize, refresh: Refresh| {
+            let token = StoredToken { refresh, obtained: clock.now(), ..token() };
+            let key = TokenKey::of_subject(crm.clone(), Subject::parse(&number.to_string()).unwrap());
+            let lease = store.lease(&key, SECOND, SECOND).await.unwrap();
+            store.save(&key, token, &*lease).await.unwrap();
+        };
+        let refresh = Refresh::Token(crate::model::token::RefreshToken::parse("r").unwrap());
+        for number in 0..10 {
+            save(number, refresh.clone()).await;
+        }
+        for number in 10..20_000 {
+            save(number, Refresh::None).await;
+            tokio::time::advance(SECOND).await;
+        }
+        let held = store.list(&crm, None, 20_000).await.unwrap();
+        assert!(held.len() < 1100, "{} records for 60 that may be used", held.len());
+        assert_eq!(held.iter().filter(|(_, record)| record.as_ref().unwrap().refresh == refresh).count(), 10);
     }
 }

@@ -88,7 +88,10 @@ pub fn open(model: &Model, keeper: &Keeper, metrics: &Metrics) -> Result<Arc<dyn
     let store: Arc<dyn Store> = match &model.store.kind {
         StoreKind::Memory => Arc::new(MemoryStore::default()),
         StoreKind::Embedded { path } => match keeper.open(path, &model.store, &model.state_dir) {
-            Ok(store) => store,
+            Ok(store) => {
+                store.sweep(keeper.tasks());
+                store
+            }
             Err(error @ OpenError::Unwritable { .. }) if !person => {
                 tracing::warn!(%error, "tokens are kept in memory only and will not outlast this process");
                 Arc::new(MemoryStore::default())

@@ -75,7 +75,7 @@ pub fn encode(token: &StoredToken, boot: Boot) -> Zeroizing<Vec<u8>> {
     };
     let texts = origins.iter().chain(scopes).map(|text| text.len() + 4).sum::<usize>();
     // All of it at once: a vector that grows leaves what it held behind.
-    let length = 160 + texts + token.access_token.expose().len() + refresh.len();
+    let length = 192 + texts + token.access_token.expose().len() + refresh.len();
     let mut out = Writer(Zeroizing::new(Vec::with_capacity(length)));
     out.bytes(token.identity.as_bytes());
     out.bytes(&boot.0.unwrap_or_default().to_be_bytes());
@@ -94,6 +94,7 @@ pub fn encode(token: &StoredToken, boot: Boot) -> Zeroizing<Vec<u8>> {
     out.text(refresh);
     out.span(token.refresh_life.since);
     out.span(token.refresh_life.stated.unwrap_or_default());
+    out.bytes(token.identity.grant_bytes().map_or(&[], <[u8; 32]>::as_slice));
     out.0
 }
 
@@ -122,9 +123,10 @@ pub fn decode(bytes: &[u8], boot: Boot, now: Now) -> Option<StoredToken> {
         let (since, stated) = (from.span()?, from.span()?);
         RefreshLife { since, stated: Some(stated).filter(|stated| !stated.is_zero()) }
     };
+    let grant = if from.0.is_empty() { None } else { Some(*from.array()?) };
     let obtained = if written == boot && boot.0.is_some() { obtained } else { of_another_boot(obtained, now) };
     let token = StoredToken {
-        identity,
+        identity: identity.with_grant(grant),
         origins: Arc::new(origins),
         access_token,
         obtained,
@@ -245,13 +247,18 @@ mod tests {
         for token in [sample(), token(Refresh::None, None), token(refused, Some(Vec::new()))] {
             let bytes = encode(&token, boot);
             assert_eq!(decode(&bytes, boot, token.obtained), Some(token.clone()));
-            // What records were before they knew of the refresh token's life.
-            let before = bytes.len() - 24;
-            for cut in (0..bytes.len()).filter(|cut| *cut != before) {
+            let read = decode(&bytes, boot, token.obtained).map(|read| read.identity);
+            assert!(read.is_some_and(|read| read.grant_bytes() == token.identity.grant_bytes()));
+            // What records were before they knew of the grant, and before of the refresh token's life.
+            let (no_grant, no_life) = (bytes.len() - 32, bytes.len() - 56);
+            for cut in (0..bytes.len()).filter(|cut| ![no_grant, no_life].contains(cut)) {
                 assert_eq!(decode(&bytes[..cut], boot, token.obtained), None, "{cut}");
             }
+            let read = decode(&bytes[..no_grant], boot, token.obtained);
+            assert!(read.as_ref().is_some_and(|read| read.identity.grant_bytes().is_none()));
+            assert_eq!(read, Some(token.clone()));
             let unknown = StoredToken { refresh_life: RefreshLife::default(), ..token.clone() };
-            assert_eq!(decode(&bytes[..before], boot, token.obtained), Some(unknown));
+            assert_eq!(decode(&bytes[..no_life], boot, token.obtained), Some(unknown));
             assert_eq!(decode(&[&bytes[..], &[0]].concat(), boot, token.obtained), None);
         }
     }

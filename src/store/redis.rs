@@ -49,7 +49,7 @@ const VALUE_BYTES_MAX: usize = 256 * 1024;
 const PAGE_MAX: usize = 256;
 /// A record stays so long after its last token, for clocks that differ.
 const LINGER: Duration = Duration::from_secs(600);
-/// How long a refresh token is kept whose end nobody has said. Each refresh begins it anew.
+/// How long a refresh token is kept at least, whatever was said of its end. Each refresh begins it anew.
 const UNKNOWN_LIFE: Duration = Duration::from_secs(400 * 24 * 3600);
 /// How long it is known that a token was refused, or removed.
 const ENDED_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -127,10 +127,10 @@ impl Shared {
         let refresh = match &token.refresh {
             Refresh::None => Duration::ZERO,
             Refresh::Refused { .. } => ENDED_LIFE,
-            Refresh::Token(_) => token
-                .refresh_life
-                .stated
-                .map_or(UNKNOWN_LIFE, |stated| (token.refresh_life.since + stated).saturating_sub(now.wall)),
+            Refresh::Token(_) => {
+                let stated = token.refresh_life.stated.unwrap_or_default();
+                (token.refresh_life.since + stated).saturating_sub(now.wall).max(UNKNOWN_LIFE)
+            }
         };
         access.max(refresh) + LINGER
     }
@@ -177,18 +177,18 @@ impl Store for RedisStore {
             let own = &self.shared;
             let lost = || StoreError::LeaseLost { key: key.clone() };
             let fence = lease.fence().ok_or_else(lost)?;
-            let sealed = own.sealed.seal_token(key, &token, fence.version)?;
+            let (sealed, life) = (own.sealed.seal_token(key, &token, fence.version)?, own.life(&token));
             let mut call = own.scripts.save.prepare_invoke();
             for name in own.names.keys_of(key) {
                 call.key(name);
             }
-            call.arg(&fence.holder).arg(fence.version).arg(sealed).arg(ms(own.life(&token)));
+            call.arg(&fence.holder).arg(fence.version).arg(sealed).arg(ms(life));
             call.arg(names::member(key)).arg(own.names.news()).arg(own.news_of(key));
             let saved: bool = own.link.run(&call).await?;
             if !saved {
                 return Err(lost());
             }
-            own.note_connection(&key.connection).await;
+            own.note_connection(&key.connection, life).await;
             if fastrand::u8(..SAVES_FOR_A_LOOK) == 0 {
                 let (shared, connection) = (own.clone(), key.connection.clone());
                 own.link.spawn("index", async move { shared.thin_out(&connection).await });
@@ -290,8 +290,9 @@ impl Store for RedisStore {
         Box::pin(async move {
             let own = &self.shared;
             let sealed = own.sealed.seal_token(key, &token, token.version)?;
-            own.import(key, token.version, sealed, own.life(&token), Removed::Respected).await?;
-            own.note_connection(&key.connection).await;
+            let life = own.life(&token);
+            own.import(key, token.version, sealed, life, Removed::Respected).await?;
+            own.note_connection(&key.connection, life).await;
             Ok(())
         })
     }
@@ -342,10 +343,11 @@ impl Shared {
         }
     }
 
-    /// Puts a connection among those that have records; with the next of them, if not now.
-    async fn note_connection(&self, connection: &Name) {
+    /// Puts a connection among those that have records, for as long as one lives; with the next of them, if not now.
+    async fn note_connection(&self, connection: &Name, life: Duration) {
         let mut call = self.scripts.note_connection.key(self.names.connections());
-        if let Err(error) = self.link.run::<()>(call.arg(connection.as_str()).arg(ms(UNKNOWN_LIFE + LINGER))).await {
+        let life = life.max(UNKNOWN_LIFE + LINGER);
+        if let Err(error) = self.link.run::<()>(call.arg(connection.as_str()).arg(ms(life))).await {
             tracing::debug!(%connection, %error, "a connection is not yet among those that have records");
         }
     }

@@ -9,6 +9,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _, Write};
+use std::ops::AddAssign;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -62,7 +63,8 @@ pub trait Records {
     /// many were written, and how many left as they were.
     fn put(&self, page: Vec<Opened>, overwrite: bool) -> Result<(u64, u64), StoreError>;
 
-    /// Seals the records that [`Records::page`] would return under the first key: the last name, and what became of them.
+    /// Seals the records that [`Records::page`] would return under the first key, but for what is written meanwhile: the last
+    /// name, and what became of them.
     fn reseal(&self, table: Table, after: Option<&[u8]>) -> Result<(Option<Vec<u8>>, Done), StoreError>;
 
     /// Every record is sealed under the first key.
@@ -88,6 +90,14 @@ pub struct Done {
     pub kept: u64,
     /// Left as they were, since they do not open.
     pub unopened: u64,
+}
+
+impl AddAssign for Done {
+    fn add_assign(&mut self, other: Done) {
+        self.written += other.written;
+        self.kept += other.kept;
+        self.unopened += other.unopened;
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -311,9 +321,7 @@ pub fn reseal(store: &dyn Records, progress: Progress<'_>) -> Result<Done, Trans
                 break;
             }
             after = next;
-            done.written += page.written;
-            done.kept += page.kept;
-            done.unopened += page.unopened;
+            done += page;
             progress(done.written + done.kept + done.unopened, total);
         }
     }

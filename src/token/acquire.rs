@@ -4,25 +4,29 @@
 //! saved before anybody uses it; a refresh token that was refused is never sent again, which is saved too; what the store
 //! could not take stays here, is what the next refresh spends, and is offered to the store again. Where several processes
 //! share the store, a refresh token that another holder may have spent is left alone while the present token lasts.
-//! Not here: the request itself (`request`), what is kept of a token (`kept`), what replicas tell of failures (`put_off`).
+//! Not here: the request itself (`request`), what is kept of a token (`kept`), what replicas tell of failures (`put_off`),
+//! how tokens end (`revoke`).
 
 mod error;
 mod kept;
 mod put_off;
 mod request;
+mod revoke;
 mod source;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::slot::{Consent, Fate, Handed, Revoked, TokenSlot};
+use super::former::Former;
+use super::gate::{Gate, Place};
+use super::slot::{Consent, Handed, TokenSlot};
 use crate::clock::{Clock, Now};
 use crate::model::connection::Connection;
-use crate::model::token::{AccessToken, RefreshToken, TokenKey};
+use crate::model::token::{AccessToken, RefreshToken};
 use crate::oauth::{Consented, Failure};
 use crate::store::{Lease, Refresh, Store, StoreError, StoredToken};
 use crate::telemetry::audit::{Audit, Cause};
@@ -44,9 +48,11 @@ pub(super) struct Acquirer {
     pub slot: Arc<TokenSlot>,
     /// As of the last reload.
     pub definition: Arc<ArcSwap<Definition>>,
+    /// Before it.
+    pub former: Former,
     pub store: Arc<dyn Store>,
     /// Requests under way to this authorization server.
-    pub gate: Arc<Semaphore>,
+    pub gate: Arc<Gate>,
     /// Looks into the store under way, of all slots.
     pub looks: Arc<Semaphore>,
     pub clock: Clock,
@@ -128,6 +134,7 @@ impl Acquirer {
         let (_place, lease) = tokio::select! {
             right = self.right_to_ask(connection) => right?,
             () = self.slot.told(), if self.shared => return Err(AcquireError::Interrupted),
+            () = self.slot.given_up(&self.clock) => return Err(AcquireError::Interrupted),
         };
         let outcome = match put_off::holds(definition, &*lease, cause) {
             Some(put_off) => Err(AcquireError::PutOff(put_off)),
@@ -229,7 +236,10 @@ impl Acquirer {
         if let Some(token) = last.as_ref().filter(|last| self.is_news(last, connection, current)) {
             return Ok((token.clone(), false));
         }
-        let _place = self.gate.acquire().await;
+        let _place = tokio::select! {
+            place = self.gate.enter(&connection.name) => place,
+            () = self.slot.given_up(&self.clock) => return Err(AcquireError::Interrupted),
+        };
         let version = last.as_ref().map_or(0, |last| last.version);
         let token = match last.as_ref().map(|last| (last, &last.refresh)) {
             Some((last, Refresh::Token(token))) if last.outlasts_refreshes() => {
@@ -276,13 +286,11 @@ impl Acquirer {
 
     /// A place among the requests to this server, and the lease of this token. While another process has that, the place
     /// is left to others.
-    async fn right_to_ask(&self, connection: &Connection) -> Result<(SemaphorePermit<'_>, Box<dyn Lease>), StoreError> {
+    async fn right_to_ask(&self, connection: &Connection) -> Result<(Place, Box<dyn Lease>), StoreError> {
         let term = term(connection);
         let (end, mut pause) = (Instant::now() + term + LEASE_SLACK, LEASE_PAUSE);
         loop {
-            // The gate is never closed.
-            let place =
-                self.gate.acquire().await.map_err(|_| StoreError::LeaseTimeout { key: self.slot.key.clone() })?;
+            let place = self.gate.enter(&connection.name).await;
             let patience = if self.shared { Duration::ZERO } else { term };
             match self.store.lease(&self.slot.key, term, patience).await {
                 Err(StoreError::LeaseTimeout { .. }) if self.shared && Instant::now() < end => drop(place),
@@ -305,56 +313,6 @@ impl Acquirer {
     fn usable_until(&self, held: &StoredToken, connection: &Connection) -> Now {
         let margin = connection.lifetimes.usable_margin.min(held.lifetime / 4);
         held.obtained.plus(held.lifetime - margin)
-    }
-
-    /// Revokes what is kept, the refresh token first, then forgets it whatever the server said.
-    ///
-    /// With `shared` the tokens are not revoked: another connection or profile uses the same grant at the server.
-    pub async fn revoke(&self, definition: &Definition, shared: Option<TokenKey>) -> Result<Revoked, StoreError> {
-        for _ in 0..ROUNDS_MAX {
-            let (_place, lease) = self.right_to_ask(&definition.connection).await?;
-            let revoked = self.revoke_leased(definition, shared.clone(), &*lease).await;
-            lease.release(revoked.is_ok()).await;
-            // Whoever came meanwhile has tokens of its own, which are to go too.
-            if !matches!(revoked, Err(StoreError::LeaseLost { .. })) {
-                return revoked;
-            }
-        }
-        Err(StoreError::LeaseLost { key: self.slot.key.clone() })
-    }
-
-    async fn revoke_leased(
-        &self,
-        definition: &Definition,
-        shared: Option<TokenKey>,
-        lease: &dyn Lease,
-    ) -> Result<Revoked, StoreError> {
-        let mut revoked = Revoked::default();
-        if let Some(held) = self.held(&definition.connection).await? {
-            let ended = |fate: Result<bool, Failure>| match fate {
-                Ok(true) => Fate::Revoked,
-                Ok(false) => Fate::NoEndpoint,
-                Err(failure) => Fate::Failed(failure.to_string()),
-            };
-            if let Some(other) = shared {
-                if let Refresh::Token(_) = held.refresh {
-                    revoked.refresh_token = Fate::Shared(other.clone());
-                }
-                revoked.access_token = Fate::Shared(other);
-            } else {
-                // Each call may take as long as the lease is made for.
-                if let Refresh::Token(token) = &held.refresh {
-                    lease.renew(None).await?;
-                    revoked.refresh_token = ended(definition.source.revoke(token.expose(), "refresh_token").await);
-                }
-                lease.renew(None).await?;
-                let token = held.access_token.expose();
-                revoked.access_token = ended(definition.source.revoke(token, "access_token").await);
-            }
-        }
-        self.store.forget(&self.slot.key, lease).await?;
-        *self.kept() = Kept::default();
-        Ok(revoked)
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::acquire::{AcquireError, Acquirer, STORE_UNAVAILABLE, Seen};
 use super::schedule::{self, Failed, Force, Step, Wanted};
 use super::slot::{Errand, Granted, Import, InjectedToken, Revoke, SlotState, TokenSlot, Trouble};
+use super::subjects::InMemory;
 use crate::clock::Now;
 use crate::model::connection::Connection;
 use crate::model::time::rfc3339;
@@ -44,6 +45,7 @@ pub(super) struct Refresher {
     /// A permit for each attempt under way; none is left once the program ends.
     pub under_way: Arc<Semaphore>,
     pub phases: PhaseWatch,
+    pub in_memory: InMemory,
 }
 
 impl Refresher {
@@ -52,6 +54,7 @@ impl Refresher {
         while AssertUnwindSafe(self.refresh()).catch_unwind().await.is_err() {
             tokio::time::sleep(AFTER_PANIC).await;
         }
+        self.in_memory.remove(&self.slot);
     }
 
     async fn refresh(&self) {
@@ -92,7 +95,7 @@ impl Refresher {
             resting = false;
             let (state, now) = (self.slot.state(), self.acquirer.clock.now());
             let forced = self.slot.forced(&state);
-            let wanted = Wanted { force: Force::by(forced.as_ref()), in_use: self.slot.is_in_use() };
+            let wanted = Wanted { force: Force::by(forced.as_ref()), interest: self.slot.interest() };
             let mut step = schedule::next(&state, now, wanted, fastrand::f64());
             if self.acquirer.has_unsaved() {
                 // Memory is the only place that has it: it is not given back yet, and looked after more often.
@@ -221,7 +224,7 @@ impl Refresher {
     async fn revoke(&self, revoke: Revoke) -> bool {
         let Ok(_under_way) = self.under_way.acquire().await else { return false };
         let definition = self.acquirer.definition.load_full();
-        let outcome = self.acquirer.revoke(&definition, revoke.shared).await;
+        let outcome = self.acquirer.revoke(&definition, &revoke.sharers).await;
         let forgotten = outcome.is_ok();
         if forgotten {
             self.forget();

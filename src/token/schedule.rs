@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::slot::{SlotState, Verdict};
+use super::slot::{Interest, SlotState, Verdict};
 use crate::clock::Now;
 use crate::model::connection::Lifetimes;
 use crate::telemetry::audit::Cause;
@@ -52,8 +52,7 @@ pub enum Step {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Wanted {
     pub force: Force,
-    /// It is everybody's, or somebody has asked since the last attempt.
-    pub in_use: bool,
+    pub interest: Interest,
 }
 
 /// What asks for the next token before it is due.
@@ -79,15 +78,16 @@ impl Force {
 
 /// `jitter` is from 0 to 1.
 pub fn next(state: &SlotState, now: Now, wanted: Wanted, jitter: f64) -> Step {
-    let Wanted { force, in_use } = wanted;
+    let Wanted { force, interest } = wanted;
     if force == Force::Person {
         return Step::Acquire;
     }
     let forced = force == Force::Rejection;
     let wait = |at: Now| Step::Wait(now.until(at).min(LOOK_AGAIN.mul_f64(0.5 + 0.5 * jitter)));
     let due = |at: Now| if now.reached(at) { Step::Acquire } else { wait(at) };
-    if !in_use && !forced {
+    if interest != Interest::Used && !forced {
         return match (state.verdict(now), state.standing_trouble(now)) {
+            (Verdict::Serve(_), _) if interest == Interest::Released => Step::Rest,
             (Verdict::Serve(token), _) => wait(token.usable_until),
             // Whoever asks next is told at once, without another request to the server.
             (_, Some(trouble)) if trouble.consent.is_none() => wait(trouble.retry_at),

@@ -7,6 +7,7 @@
 
 mod forced;
 mod import;
+mod interest;
 mod refresh;
 mod revoke;
 mod trouble;
@@ -29,8 +30,10 @@ use forced::Forced;
 pub(super) use forced::RejectionPause;
 use import::Desk;
 pub use import::{Errand, Handed, Import, NotImported};
+pub use interest::Interest;
+use interest::{InterestCell, Leaves};
 pub use refresh::NotRefreshed;
-pub use revoke::{Fate, NotRevoked, Revoke, Revoked};
+pub use revoke::{Fate, NotRevoked, Revoke, Revoked, Sharers};
 pub use trouble::{Consent, NEEDS_CONSENT_AGAIN, NoToken, Trouble, needs_consent_again};
 
 /// The cell of one token. Reading a usable token is one atomic load and two comparisons.
@@ -44,8 +47,10 @@ pub struct TokenSlot {
     demand: Notify,
     forced: Mutex<Forced>,
     desk: Desk,
-    /// Of a subject's token: somebody has asked for it since the last attempt to get one.
-    used: AtomicBool,
+    /// In a subject's token.
+    interest: InterestCell,
+    /// A caller has stopped waiting.
+    left: Notify,
     /// The store may have something newer.
     stale: AtomicBool,
     closed: AtomicBool,
@@ -187,7 +192,8 @@ impl TokenSlot {
             demand: Notify::new(),
             forced: Mutex::default(),
             desk: Desk::default(),
-            used: AtomicBool::new(true),
+            interest: InterestCell::used(),
+            left: Notify::new(),
             stale: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             over: AtomicBool::new(false),
@@ -212,16 +218,17 @@ impl TokenSlot {
 
     /// A subject's token is refreshed ahead only while it is in use.
     fn note_use(&self, token: &InjectedToken, now: Now) {
-        if self.key.subject.is_some() && !self.used.load(Ordering::Relaxed) {
-            self.used.store(true, Ordering::Relaxed);
+        if self.key.subject.is_some() && !self.interest.is_used() {
+            self.interest.note_use();
             if now.reached(token.refresh_at) {
                 self.demand.notify_one();
             }
         }
     }
 
-    /// A usable token, waiting for one until `deadline`. Going away cancels nothing.
+    /// A usable token, waiting for one until `deadline`. Going away cancels no request that has left.
     pub async fn token(&self, clock: &Clock, deadline: Instant) -> Result<Arc<InjectedToken>, NoToken> {
+        let _leaves = Leaves(&self.left);
         let mut changed = self.changed.subscribe();
         loop {
             let now = clock.now();
@@ -230,7 +237,7 @@ impl TokenSlot {
                 Verdict::Fail(trouble) => return Err(trouble.no_token(now)),
                 Verdict::Acquire if self.over.load(Ordering::SeqCst) => return Err(NoToken::Forgotten),
                 Verdict::Acquire => {
-                    self.used.store(true, Ordering::Relaxed);
+                    self.interest.note_use();
                     self.demand.notify_one();
                 }
             }
@@ -253,6 +260,7 @@ impl TokenSlot {
         drop(self.take_errand());
         self.changed.send_replace(());
         self.demand.notify_one();
+        self.left.notify_one();
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -263,11 +271,6 @@ impl TokenSlot {
     pub(super) fn end(&self) {
         self.over.store(true, Ordering::SeqCst);
         self.close();
-    }
-
-    /// For the refresher: does anybody wait for a token?
-    pub(super) fn is_awaited(&self, now: Now) -> bool {
-        self.changed.receiver_count() > 0 && matches!(self.state.load().verdict(now), Verdict::Acquire)
     }
 
     /// The definition has changed: whatever stood in the way may be gone, so nobody waits for a back-off to end.
@@ -295,11 +298,6 @@ impl TokenSlot {
         }
     }
 
-    /// For the refresher: is the next token wanted before anybody waits for it?
-    pub(super) fn is_in_use(&self) -> bool {
-        self.key.subject.is_none() || self.used.load(Ordering::Relaxed)
-    }
-
     /// For the refresher: returns when some request wants an answer.
     pub(super) async fn demanded(&self) {
         self.demand.notified().await;
@@ -314,7 +312,7 @@ impl TokenSlot {
                 token.is_on_trial.store(true, Ordering::Relaxed);
             }
         }
-        self.used.store(false, Ordering::Relaxed);
+        self.interest.settle();
         let attempts = self.state.load().attempts + 1;
         self.state.store(Arc::new(SlotState { token, trouble, attempts }));
         self.changed.send_replace(());

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use lru::LruCache;
+use tokio::sync::Notify;
 
 use super::slot::TokenSlot;
 use super::{Maker, lock};
@@ -32,13 +33,22 @@ impl InMemory {
     pub fn get(&self, key: &TokenKey) -> Option<Arc<TokenSlot>> {
         lock(&self.0).peek(key).filter(|slot| !slot.is_closed()).cloned()
     }
+
+    /// Forgets a slot that has ended, unless another has taken its place.
+    pub fn remove(&self, slot: &Arc<TokenSlot>) {
+        let mut slots = lock(&self.0);
+        if slots.peek(&slot.key).is_some_and(|present| Arc::ptr_eq(present, slot)) {
+            slots.pop(&slot.key);
+        }
+    }
 }
 
 /// The slots of one definition with a token for each subject.
 pub struct SubjectSlots {
     pub(super) maker: Maker,
-    in_memory: InMemory,
     closed: AtomicBool,
+    /// The definition has changed, or the slots are closed.
+    pub(super) changed: Arc<Notify>,
 }
 
 impl fmt::Debug for SubjectSlots {
@@ -48,8 +58,17 @@ impl fmt::Debug for SubjectSlots {
 }
 
 impl SubjectSlots {
-    pub(super) fn new(maker: Maker, in_memory: InMemory) -> SubjectSlots {
-        SubjectSlots { maker, in_memory, closed: AtomicBool::new(false) }
+    pub(super) fn new(maker: Maker) -> SubjectSlots {
+        SubjectSlots { maker, closed: AtomicBool::new(false), changed: Arc::default() }
+    }
+
+    fn in_memory(&self) -> &InMemory {
+        &self.maker.in_memory
+    }
+
+    /// Is the slot of one subject in memory?
+    pub(super) fn has(&self, subject: &Subject) -> bool {
+        self.in_memory().get(&self.maker.key(Some(subject.clone()))).is_some()
     }
 
     /// The slot of one subject, made and filled from the store if it is not in memory.
@@ -64,7 +83,7 @@ impl SubjectSlots {
 
     fn slot_of(&self, subject: &Subject, token: Option<&Secret>) -> Arc<TokenSlot> {
         let key = self.maker.key(Some(subject.clone()));
-        let mut slots = lock(&self.in_memory.0);
+        let mut slots = lock(&self.in_memory().0);
         if let Some(slot) = slots.get(&key).filter(|slot| !slot.is_closed()) {
             return slot.clone();
         }
@@ -95,18 +114,16 @@ impl SubjectSlots {
     /// The definition has changed, the identity has not.
     pub(super) fn reconsider(&self) {
         self.own().iter().for_each(|slot| slot.reconsider());
+        self.changed.notify_one();
     }
 
     /// No token of this definition is used again.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
-        let own = self.own();
-        let mut slots = lock(&self.in_memory.0);
-        for slot in own {
+        self.changed.notify_one();
+        for slot in self.own() {
             // What took the place of this definition may have put its own there.
-            if slots.peek(&slot.key).is_some_and(|present| Arc::ptr_eq(present, &slot)) {
-                slots.pop(&slot.key);
-            }
+            self.in_memory().remove(&slot);
             slot.close();
         }
     }
@@ -114,7 +131,7 @@ impl SubjectSlots {
     fn own(&self) -> Vec<Arc<TokenSlot>> {
         let own = self.maker.key(None);
         let is_own = |key: &TokenKey| key.connection == own.connection && key.profile == own.profile;
-        let slots = lock(&self.in_memory.0);
+        let slots = lock(&self.in_memory().0);
         slots.iter().filter(|(key, _)| is_own(key)).map(|(_, slot)| slot.clone()).collect()
     }
 }

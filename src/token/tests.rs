@@ -366,6 +366,19 @@ async fn first_tokens_are_asked_for_eight_at_a_time() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_shared_token_is_obtained_although_all_who_asked_have_gone() {
+    let engine = engine(3600 * SECOND, SECOND, []);
+    let slots: Vec<_> = (0..40)
+        .map(|number| engine.cache.ensure(&connection(&format!("c{number}")), Box::new(Source(engine.script.clone()))))
+        .collect();
+    let last = shared(slots.last().unwrap().clone());
+    let waited = last.token(&engine.clock, Instant::now() + 10 * SECOND);
+    assert!(tokio::time::timeout(SECOND / 2, waited).await.is_err());
+    sleep(7 * SECOND).await;
+    assert!(last.fresh(engine.clock.now()).is_some());
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_key_has_one_slot() {
     let engine = engine(60 * SECOND, Duration::ZERO, []);
     let again = engine.cache.ensure(&connection("crm"), Box::new(Source(engine.script.clone())));

@@ -451,6 +451,29 @@ async fn what_lies_in_redis_is_sealed_named_plainly_and_ends() {
     }
 }
 
+/// A server's word about its refresh token's end is a forecast: only its refusal ends the record.
+#[tokio::test]
+async fn a_stated_end_of_a_refresh_token_ends_no_record() {
+    let server = Scripted::start(|_, before| {
+        let answer = json!({ "access_token": format!("t-{before}"), "token_type": "Bearer", "expires_in": 2,
+            "refresh_token": "the-same", "refresh_token_expires_in": 1 });
+        Reply::json(200, &answer)
+    })
+    .await;
+    let (upstream, redis) = (Scripted::upstream().await, Redis::start().await);
+    let config = machine(&server, &upstream, &redis, "grant: authorization_code,");
+    let sidecar = Sidecar::start(&config).await;
+    assert_eq!(hand_in(&sidecar, "given", None).await.status, 200, "{}", sidecar.log());
+    let day: i64 = 24 * 3_600_000;
+    let left = async |key: &str| redis.cli(&["PTTL", key]).await.parse::<i64>().expect("a number");
+    // Past its stated end it is refreshed all the same.
+    until("it is refreshed", || server.count() >= 3).await;
+    for key in ["keybearer:{crm}:token:default", "keybearer:{crm}:tokens", "keybearer:connections"] {
+        assert!(left(key).await > 399 * day, "{key}: {}", left(key).await);
+    }
+    assert_eq!(get(&sidecar, "").await.status, 200, "{}", sidecar.log());
+}
+
 #[tokio::test]
 async fn revocation_rejection_and_consent_hold_on_all_replicas() {
     let fleet = Fleet::start(2, 60).await;

@@ -122,6 +122,48 @@ async fn a_changed_definition_never_sends_an_old_token() {
     }));
 }
 
+/// Records in the file, by an export of it.
+async fn exported(dir: &Path) -> String {
+    let output = run(dir, &["store", "export", dir.join("state/export.jsonl").to_str().expect("text")], "").await;
+    said(&output)
+}
+
+#[tokio::test]
+async fn access_tokens_that_have_ended_leave_the_file() {
+    let server = Scripted::start(|request, number| {
+        let form = String::from_utf8_lossy(&request.body).into_owned();
+        let mut answer = json!({ "access_token": format!("a-{number}"), "token_type": "Bearer", "expires_in": 1 });
+        if form.contains("audience=kept") {
+            answer["refresh_token"] = format!("r-{number}").into();
+        }
+        Reply::json(200, &answer)
+    })
+    .await;
+    let (server, upstream) = (server.address, Scripted::upstream().await);
+    let script = "fn token_request(request, ctx) { request.form.audience = ctx.subject; request }";
+    let config = format!(
+        "hosts: {{api.test: \"{}\"}}\nconnections:\n- {{name: crm, token_url: \"http://{server}/token\", client_id: a, \
+         client_secret: b, tokens: per_subject, script: {{file: s.rhai}}, routes: [{{host: api.test, upstream_tls: false}}]}}\n",
+        upstream.address
+    );
+    let sidecar = Sidecar::start_with(&config, &[("s.rhai", script)]).await;
+    for subject in ["a", "b", "c", "d", "kept"] {
+        assert_eq!(get(&sidecar, &format!("Keybearer-Subject: {subject}\r\n")).await.status, 200);
+    }
+    let (dir, addresses, _) = sidecar.crash().await;
+    assert!(exported(dir.path()).await.contains("5 records"));
+    let begun = Instant::now();
+    let mut left = (dir, addresses, String::new());
+    // The first look for them is right after a start.
+    while !left.2.contains("1 records") {
+        assert!(begun.elapsed() < PATIENCE, "{}", left.2);
+        let sidecar = Sidecar::start_over(left.0, left.1, &[]).await;
+        let (dir, addresses, _) = sidecar.crash().await;
+        let said = exported(dir.path()).await;
+        left = (dir, addresses, said);
+    }
+}
+
 #[tokio::test]
 async fn no_file_that_is_written_holds_a_secret() {
     let kept = Kept::start().await;

@@ -5,18 +5,44 @@ use aws_lc_rs::digest;
 use super::Connection;
 
 /// The digest of what a token belongs to, beside its origins: with another identity the old token is never sent again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Identity([u8; 32]);
+#[derive(Debug, Clone, Copy)]
+pub struct Identity {
+    digest: [u8; 32],
+    /// Of the part that decides where and in whose name the token is revoked: server, client, grant and owner.
+    grant: Option<[u8; 32]>,
+}
 
 impl Identity {
     pub fn new(digest: [u8; 32]) -> Identity {
-        Identity(digest)
+        Identity { digest, grant: None }
+    }
+
+    /// `grant` as of [`Identity::grant_bytes`]; records of before have none.
+    pub fn with_grant(self, grant: Option<[u8; 32]>) -> Identity {
+        Identity { grant, ..self }
     }
 
     pub fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
+        &self.digest
+    }
+
+    pub fn grant_bytes(&self) -> Option<&[u8; 32]> {
+        self.grant.as_ref()
+    }
+
+    /// Are server, client, grant and owner known to be the same, whatever else differs?
+    pub fn is_of_same_grant(&self, other: &Identity) -> bool {
+        self.grant.is_some() && self.grant == other.grant
     }
 }
+
+impl PartialEq for Identity {
+    fn eq(&self, other: &Identity) -> bool {
+        self.digest == other.digest
+    }
+}
+
+impl Eq for Identity {}
 
 impl Connection {
     /// Token URL (or issuer), client, grant, scopes in any order, audience, resource and owner; secrets, margins, callers and
@@ -34,17 +60,22 @@ impl Connection {
             self.resource.as_deref(),
             self.grant.owner(),
         ];
-        let mut context = digest::Context::new(&digest::SHA256);
-        for part in parts {
-            // Its length before each part: two different lists never make one text.
-            let length = part.map_or(u64::MAX, |part| part.len() as u64);
-            context.update(&length.to_be_bytes());
-            context.update(part.unwrap_or_default().as_bytes());
-        }
-        let mut sha256 = [0; 32];
-        sha256.copy_from_slice(context.finish().as_ref());
-        Identity(sha256)
+        let grant = [parts[0], parts[1], parts[2], self.grant_type.as_deref(), parts[6]];
+        Identity { digest: sha256(&parts), grant: Some(sha256(&grant)) }
     }
+}
+
+fn sha256(parts: &[Option<&str>]) -> [u8; 32] {
+    let mut context = digest::Context::new(&digest::SHA256);
+    for part in parts {
+        // Its length before each part: two different lists never make one text.
+        let length = part.map_or(u64::MAX, |part| part.len() as u64);
+        context.update(&length.to_be_bytes());
+        context.update(part.unwrap_or_default().as_bytes());
+    }
+    let mut sha256 = [0; 32];
+    sha256.copy_from_slice(context.finish().as_ref());
+    sha256
 }
 
 #[cfg(test)]
@@ -80,6 +111,17 @@ mod tests {
             changed(|c| c.resource = Some(String::new())),
         ] {
             assert_ne!(other, own);
+        }
+        let rescoped = changed(|c| c.scopes.truncate(1));
+        assert!(rescoped.is_of_same_grant(&own) && own.is_of_same_grant(&rescoped));
+        assert!(!rescoped.with_grant(None).is_of_same_grant(&own.with_grant(None)), "it is not known");
+        for other in [
+            changed(|c| c.endpoints.server = "https://as.test/other".parse().unwrap()),
+            changed(|c| c.client_id = "other".to_owned()),
+            changed(|c| c.grant = Grant::AuthorizationCode),
+            changed(|c| c.grant_type = Some("own".to_owned())),
+        ] {
+            assert!(!other.is_of_same_grant(&own));
         }
         let mut connection = Connection::sample("crm");
         let mut of = |grant| {

@@ -151,7 +151,9 @@ impl Exchange<'_> {
         let deadline = started + self.snapshot.timeouts.token_wait;
         let mut result = slot.token(clock, deadline).await;
         // It left memory at this very moment: it is taken in again.
-        if let (Err(NoToken::Forgotten), Some(Cow::Owned(slot))) = (&result, self.whose.slot(slots)) {
+        if matches!(result, Err(NoToken::Forgotten))
+            && let Some(Cow::Owned(slot)) = self.whose.slot(slots)
+        {
             result = slot.token(clock, deadline).await;
         }
         let waited = started.elapsed();

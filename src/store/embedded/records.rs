@@ -18,7 +18,7 @@ fn of(table: Table) -> TableName {
     }
 }
 
-fn page(
+pub(super) fn page(
     table: &impl ReadableTable<&'static [u8], &'static [u8]>,
     after: Option<&[u8]>,
 ) -> Result<Vec<Sealed>, redb::Error> {

@@ -3,6 +3,7 @@
 mod damage;
 mod failure;
 mod moved;
+mod sweep;
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 

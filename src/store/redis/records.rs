@@ -15,6 +15,9 @@ use crate::store::seal::{Header, Keyring};
 use crate::store::transfer::{Done, Opened, PAGE, Records, Sealed, Table};
 use crate::store::{StoreError, StoredToken, record};
 
+/// A record that others write so often while it is sealed anew is left to another run.
+const RESEAL_TRIES: usize = 5;
+
 /// What becomes of a mark that something was removed on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removed {
@@ -45,8 +48,8 @@ impl RedisStore {
         for written in join_all(imports).await {
             written?;
         }
-        for (key, _) in tokens.first().into_iter().chain(tokens.last()) {
-            own.note_connection(&key.connection).await;
+        for (key, token) in tokens.first().into_iter().chain(tokens.last()) {
+            own.note_connection(&key.connection, own.life(token)).await;
         }
         Ok(())
     }
@@ -92,7 +95,7 @@ impl Shared {
         Ok(page)
     }
 
-    async fn page(&self, table: Table, after: Option<&[u8]>) -> Result<Vec<Sealed>, StoreError> {
+    pub(super) async fn page(&self, table: Table, after: Option<&[u8]>) -> Result<Vec<Sealed>, StoreError> {
         match table {
             Table::Tokens => self.page_of_tokens(after).await,
             Table::Secrets => self.page_of_secrets(after).await,
@@ -105,13 +108,10 @@ impl Shared {
             (Table::Tokens, Some(key)) => self.put_token(&key, record, overwrite).await,
             (Table::Tokens, None) => Ok(false),
             (Table::Secrets, _) => {
-                let name = String::from_utf8_lossy(&record.name).into_owned();
-                let secrets = self.names.secrets();
-                let there = self.scripts.field(&self.link, &secrets, &name).await?;
-                if !overwrite && version_of(&there).is_some_and(|version| version >= record.version) {
-                    return Ok(false);
-                }
-                self.write_secret(&name, self.anew(record, record.version)?).await.map(|()| true)
+                let mut call = self.scripts.import_secret.prepare_invoke();
+                call.key(self.names.secrets()).key(self.names.removed_secrets()).arg(&record.name);
+                call.arg(record.version).arg(self.anew(record, record.version)?).arg(u8::from(overwrite));
+                self.link.run(&call).await
             }
         }
     }
@@ -126,7 +126,7 @@ impl Shared {
         let token = record::decode(&record.text, self.sealed.boot, self.sealed.clock.now());
         let life = token.map_or(UNKNOWN_LIFE, |token| self.life(&token));
         let written = self.import(key, version, self.anew(record, version)?, life, Removed::Undone).await?;
-        self.note_connection(&key.connection).await;
+        self.note_connection(&key.connection, life).await;
         Ok(written)
     }
 
@@ -151,21 +151,51 @@ impl Shared {
         sealed.map_err(|error| StoreError::Unavailable(error.to_string()))
     }
 
-    /// The same record under the first key, unless it has changed since.
-    async fn reseal(&self, record: &Opened) -> Result<(), StoreError> {
-        let sealed = self.anew(record, record.version)?;
-        match (record.table, record::key_of(&record.name)) {
-            (Table::Tokens, Some(key)) => {
-                let mut call = self.scripts.reseal.prepare_invoke();
-                call.key(self.names.token(&key)).arg(record.version).arg(sealed);
-                self.link.run(&call).await
+    /// Seals one record under the first key, in place of exactly what was read: what is written meanwhile stays, and is
+    /// sealed in its turn.
+    pub(super) async fn reseal(&self, table: Table, name: &[u8], mut sealed: Vec<u8>) -> Result<Done, StoreError> {
+        let keyring = &self.sealed.keyring;
+        for _ in 0..RESEAL_TRIES {
+            let (version, text) = match keyring.open(table.place(name), &sealed) {
+                Ok(_) if Header::of(&sealed).is_some_and(|header| header.key == keyring.sealing()) => {
+                    return Ok(Done { kept: 1, ..Done::default() });
+                }
+                Ok(opened) => opened,
+                Err(_) => return Ok(Done { unopened: 1, ..Done::default() }),
+            };
+            let anew = self.anew(&Opened { table, name: name.to_vec(), version, text }, version)?;
+            if self.replace(table, name, &sealed, anew).await? {
+                return Ok(Done { written: 1, ..Done::default() });
             }
-            (Table::Tokens, None) => Ok(()),
-            (Table::Secrets, _) => {
-                let name = String::from_utf8_lossy(&record.name).into_owned();
-                self.write_secret(&name, sealed).await
+            match self.sealed_now(table, name).await? {
+                Some(present) => sealed = present,
+                // It was removed.
+                None => return Ok(Done { kept: 1, ..Done::default() }),
             }
         }
+        let record = String::from_utf8_lossy(name).replace('\0', "/");
+        Err(StoreError::Unavailable(format!("Redis: {record} changes too often to be sealed; run reseal again")))
+    }
+
+    /// Writes `anew` if `present` is still there.
+    async fn replace(&self, table: Table, name: &[u8], present: &[u8], anew: Vec<u8>) -> Result<bool, StoreError> {
+        let mut call = match (table, record::key_of(name)) {
+            (Table::Tokens, Some(key)) => self.scripts.replace.key(self.names.token(&key)),
+            (Table::Tokens, None) => return Ok(false),
+            (Table::Secrets, _) => self.scripts.replace_secret.key(self.names.secrets()),
+        };
+        self.link.run(call.arg(present).arg(anew).arg(name)).await
+    }
+
+    async fn sealed_now(&self, table: Table, name: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        let value = match (table, record::key_of(name)) {
+            (Table::Tokens, Some(key)) => self.scripts.get(&self.link, &self.names.token(&key)).await?,
+            (Table::Tokens, None) => Value::None,
+            (Table::Secrets, _) => {
+                self.scripts.field(&self.link, &self.names.secrets(), &String::from_utf8_lossy(name)).await?
+            }
+        };
+        Ok(if let Value::Bytes(sealed) = value { Some(sealed) } else { None })
     }
 }
 
@@ -213,20 +243,12 @@ impl Records for RedisRecords {
     fn reseal(&self, table: Table, after: Option<&[u8]>) -> Result<(Option<Vec<u8>>, Done), StoreError> {
         self.runtime.block_on(async {
             let page = self.shared.page(table, after).await?;
+            let last = page.last().map(|(name, _)| name.clone());
             let mut done = Done::default();
-            for (name, sealed) in &page {
-                match self.keyring().open(table.place(name), sealed) {
-                    Err(_) => done.unopened += 1,
-                    Ok(_) if Header::of(sealed).is_some_and(|header| header.key == self.keyring().sealing()) => {
-                        done.kept += 1;
-                    }
-                    Ok((version, text)) => {
-                        self.shared.reseal(&Opened { table, name: name.clone(), version, text }).await?;
-                        done.written += 1;
-                    }
-                }
+            for (name, sealed) in page {
+                done += self.shared.reseal(table, &name, sealed).await?;
             }
-            Ok((page.last().map(|(name, _)| name.clone()), done))
+            Ok((last, done))
         })
     }
 

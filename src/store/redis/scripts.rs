@@ -230,10 +230,25 @@ local function secret_version(key, name)
 end
 ";
 
-/// token; version, record. The same record sealed anew, unless it has changed since.
-const RESEAL: &str = r"
-if version_of(KEYS[1]) ~= tonumber(ARGV[1]) then return 0 end
+/// token; what is there, record. The same record sealed anew, if it is still there.
+const REPLACE: &str = r"
+if not is(KEYS[1], 'string') or redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
+return 1
+";
+
+/// secrets; what is there, record, name. The same of a secret.
+const REPLACE_SECRET: &str = r"
+if redis.call('HGET', KEYS[1], ARGV[3]) ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], ARGV[3], ARGV[2])
+return 1
+";
+
+/// secrets, removed; name, version, record, whether it takes the place of a newer one.
+const IMPORT_SECRET: &str = r"
+if ARGV[4] == '0' and secret_version(KEYS[1], ARGV[1]) >= tonumber(ARGV[2]) then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+if is(KEYS[2], 'hash') then redis.call('HDEL', KEYS[2], ARGV[1]) end
 return 1
 ";
 
@@ -241,7 +256,7 @@ return 1
 const NOTE_CONNECTION: &str = r"
 if not is(KEYS[1], 'set') then redis.call('DEL', KEYS[1]) end
 redis.call('SADD', KEYS[1], ARGV[1])
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 return 1
 ";
 
@@ -284,7 +299,9 @@ pub struct Scripts {
     pub save: Script,
     pub forget: Script,
     pub import: Script,
-    pub reseal: Script,
+    pub replace: Script,
+    pub replace_secret: Script,
+    pub import_secret: Script,
     pub put_secret: Script,
     pub remove_secret: Script,
     pub restore_secret: Script,
@@ -309,7 +326,9 @@ impl Scripts {
             save: script(&[&own, INDEX, SAVE]),
             forget: script(&[&own, FORGET]),
             import: script(&[&own, INDEX, IMPORT]),
-            reseal: script(&[&own, RESEAL]),
+            replace: script(&[&own, REPLACE]),
+            replace_secret: script(&[REPLACE_SECRET]),
+            import_secret: script(&[&own, SECRET_VERSION, IMPORT_SECRET]),
             put_secret: script(&[&own, PUT_SECRET]),
             remove_secret: script(&[&own, SECRET_VERSION, REMOVE_SECRET]),
             restore_secret: script(&[&own, SECRET_VERSION, RESTORE_SECRET]),

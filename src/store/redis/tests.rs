@@ -2,6 +2,8 @@
 //!
 //! Not here: what replicas make of it (`tests/it/fleet`).
 
+mod kept;
+
 use tokio::time::{sleep, timeout};
 
 use super::*;
@@ -19,6 +21,10 @@ mod rig;
 const SECOND: Duration = Duration::from_secs(1);
 
 fn open(redis: &Redis, key: u8) -> (RedisStore, Tasks) {
+    open_with(redis, Keyring::new(&SealKey::new([key; 32]), &[]).expect("a key"))
+}
+
+fn open_with(redis: &Redis, keyring: Keyring) -> (RedisStore, Tasks) {
     let settings = RedisSettings {
         servers: vec![RedisAt::Tcp { host: "127.0.0.1".to_owned(), port: redis.port }],
         kind: RedisKind::Server,
@@ -29,7 +35,7 @@ fn open(redis: &Redis, key: u8) -> (RedisStore, Tasks) {
         password: None,
         key_prefix: "keybearer:".to_owned(),
     };
-    let (keyring, tasks) = (Keyring::new(&SealKey::new([key; 32]), &[]).expect("a key"), Tasks::default());
+    let tasks = Tasks::default();
     (RedisStore::new(settings, keyring, Clock::system(), &tasks, Lent::default()), tasks)
 }
 
@@ -225,11 +231,6 @@ async fn records_are_sealed_listed_in_pages_and_end_with_what_they_hold() {
     let life = async |key: &str| redis.cli(&["PTTL", key]).await.parse::<u64>().expect("it ends") / 1000;
     let day = 24 * 3600;
     assert!((399 * day..=401 * day).contains(&life("keybearer:{crm}:token:default").await));
-    let mut stated = rotating("stated");
-    stated.refresh_life.since = Clock::system().now().wall;
-    stated.refresh_life.stated = Some(Duration::from_secs(day));
-    save(&store, &keys[0], stated).await.expect("it is saved");
-    assert!((day..day + 700).contains(&life("keybearer:{crm}:token:default").await));
     save(&store, &keys[0], token("t", Refresh::None)).await.expect("it is saved");
     assert!((600..=661).contains(&life("keybearer:{crm}:token:default").await));
     let refused = Refresh::Refused { error: "invalid_grant".to_owned() };

@@ -25,7 +25,7 @@ pub enum AcquireError {
     Store(StoreError),
     /// The store was in trouble a moment ago: the refresh token is not sent for so long.
     Recovering(Duration),
-    /// There is something to look at before the right to ask has come.
+    /// Before the right to ask has come there is something to look at, or all who waited have gone.
     Interrupted,
     /// The server has told another replica that it gives none.
     PutOff(PutOff),

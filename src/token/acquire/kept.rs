@@ -58,12 +58,16 @@ pub enum Seen {
 impl Acquirer {
     /// What is kept for this token under its present definition.
     pub(super) async fn held(&self, connection: &Connection) -> Result<Option<StoredToken>, StoreError> {
+        Ok(self.any_held(connection).await?.filter(|held| held.is_of(connection)))
+    }
+
+    /// The same under whichever definition.
+    pub(super) async fn any_held(&self, connection: &Connection) -> Result<Option<StoredToken>, StoreError> {
         let unsaved = self.kept().unsaved.clone();
-        let held = match unsaved {
-            Some(unsaved) => Some(unsaved),
-            None => self.newest(connection).await?,
-        };
-        Ok(held.filter(|held| held.is_of(connection)))
+        match unsaved {
+            Some(unsaved) => Ok(Some(unsaved)),
+            None => self.newest(connection).await,
+        }
     }
 
     /// Is there a token of this key that was granted for another definition?

@@ -2,7 +2,6 @@
 //!
 //! Holds: one at a time; whoever handed it in may go away, and it is proven and kept all the same.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::oneshot;
@@ -67,7 +66,7 @@ impl TokenSlot {
             }
             *desk = Some(Errand::Import(Import { handed, by, reply }));
         }
-        self.used.store(true, Ordering::Relaxed);
+        self.interest.note_use();
         self.demand.notify_one();
         match tokio::time::timeout_at(deadline, outcome).await {
             Ok(Ok(outcome)) => outcome.map_err(NotImported::NotProven),

@@ -3,7 +3,6 @@
 //! Holds: the same single flight as a rejected token's. A person's request goes through every verdict and back-off; any
 //! other waits for them.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -33,7 +32,7 @@ impl TokenSlot {
         }
         let asked = self.ask_for_refresh(&before, now, cause);
         asked.map_err(|retry_after| NotRefreshed::TooSoon { retry_after })?;
-        self.used.store(true, Ordering::Relaxed);
+        self.interest.note_use();
         self.demand.notify_one();
         loop {
             let state = self.state.load_full();

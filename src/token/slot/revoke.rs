@@ -9,13 +9,17 @@ use tokio::time::Instant;
 
 use super::import::Errand;
 use super::{NoToken, TokenSlot};
+use crate::model::connection::Identity;
 use crate::model::token::TokenKey;
+
+/// Other connections and profiles that use the same grant at the server, by the identity under which it was granted: the
+/// keys of their tokens.
+pub type Sharers = Vec<(Identity, TokenKey)>;
 
 /// A wish that waits for the refresher, and who waits for the outcome.
 #[derive(Debug)]
 pub struct Revoke {
-    /// Another connection or profile uses the same grant at the server: the key of its token.
-    pub shared: Option<TokenKey>,
+    pub sharers: Sharers,
     pub reply: oneshot::Sender<Result<Revoked, String>>,
 }
 
@@ -51,7 +55,7 @@ pub enum NotRevoked {
 
 impl TokenSlot {
     /// Returns once the tokens are forgotten here, with what the server said. It is done although the caller goes away.
-    pub async fn revoke(&self, shared: Option<TokenKey>, deadline: Instant) -> Result<Revoked, NotRevoked> {
+    pub async fn revoke(&self, sharers: Sharers, deadline: Instant) -> Result<Revoked, NotRevoked> {
         let (reply, outcome) = oneshot::channel();
         {
             let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
@@ -61,7 +65,7 @@ impl TokenSlot {
             if self.is_closed() {
                 return Err(NotRevoked::NoToken(NoToken::Forgotten));
             }
-            *desk = Some(Errand::Revoke(Revoke { shared, reply }));
+            *desk = Some(Errand::Revoke(Revoke { sharers, reply }));
         }
         self.demand.notify_one();
         match tokio::time::timeout_at(deadline, outcome).await {

@@ -7,8 +7,9 @@ use crate::model::secret::Secret;
 use crate::token::slot::{Consent, Fate, Revoked};
 
 async fn revoke(run: &Renewal, shared: Option<&str>) -> Revoked {
-    let shared = shared.map(|name| TokenKey::of_connection(Name::parse(name).unwrap()));
-    run.engine.slot.revoke(shared, Instant::now() + 10 * SECOND).await.unwrap()
+    let key = |name: &str| TokenKey::of_connection(Name::parse(name).unwrap());
+    let sharers = shared.map(|name| (run.connection.identity(), key(name))).into_iter().collect();
+    run.engine.slot.revoke(sharers, Instant::now() + 10 * SECOND).await.unwrap()
 }
 
 fn revoked(run: &Renewal) -> Vec<String> {

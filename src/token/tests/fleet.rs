@@ -267,7 +267,7 @@ async fn without_news_a_revocation_holds_everywhere_within_a_minute() {
         fleet.replicas.iter().filter(|(_, slot)| serves(slot)).count()
     };
     assert_eq!(serving(), 3);
-    let revoked = fleet.replicas[0].1.revoke(None, Instant::now() + 60 * SECOND).await;
+    let revoked = fleet.replicas[0].1.revoke(Vec::new(), Instant::now() + 60 * SECOND).await;
     assert!(revoked.is_ok(), "{revoked:?}");
     sleep(SECOND).await;
     assert_eq!(serving(), 2, "nobody has told them");

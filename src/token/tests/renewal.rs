@@ -73,7 +73,7 @@ impl Store for Disk {
 pub(super) struct Renewal {
     pub(super) engine: Engine,
     disk: Arc<Disk>,
-    connection: Arc<Connection>,
+    pub(super) connection: Arc<Connection>,
 }
 
 pub(super) fn with_grant(grant: Grant) -> Arc<Connection> {

@@ -1,0 +1,52 @@
+//! What leaves the file by itself, and what never does.
+
+use super::*;
+
+fn aged(text: &str, refresh: Refresh) -> StoredToken {
+    let now = Clock::system().now();
+    let before = |moment: Duration| moment.saturating_sub(Duration::from_secs(120));
+    let obtained = crate::clock::Now { boot: before(now.boot), wall: before(now.wall) };
+    StoredToken { obtained, refresh, ..token(text) }
+}
+
+async fn walk(store: &EmbeddedStore) -> usize {
+    let (mut after, mut removed) = (None, 0);
+    loop {
+        let (last, of_page) = store.sweep_page(after).await.unwrap();
+        removed += of_page;
+        match last {
+            Some(last) => after = Some(last),
+            None => return removed,
+        }
+    }
+}
+
+#[tokio::test]
+async fn access_tokens_that_have_ended_leave_and_nothing_else_does() {
+    let (_dir, _path, store) = store();
+    let mut all: Vec<_> = (0..600).map(|n| (key("crm", &n.to_string()), aged("old", Refresh::None))).collect();
+    let forecast =
+        crate::store::RefreshLife { since: Duration::from_secs(1_000_000), stated: Some(Duration::from_secs(1)) };
+    let renewable = StoredToken { refresh_life: forecast, ..aged("renewable", token("x").refresh) };
+    let refused = aged("refused", Refresh::Refused { error: "invalid_grant".to_owned() });
+    let lasting = StoredToken { refresh: Refresh::None, ..token("lasting") };
+    let kept = [("renewable", renewable), ("refused", refused), ("lasting", lasting)];
+    all.extend(kept.map(|(subject, token)| (key("erp", subject), token)));
+    store.fill(&all).unwrap();
+    assert_eq!(walk(&store).await, 600);
+    assert!(store.list(&name("crm"), None, 10).await.unwrap().is_empty());
+    let left = store.list(&name("erp"), None, 10).await.unwrap();
+    let left: Vec<_> = left.into_iter().map(|(_, record)| record.unwrap().access_token).collect();
+    assert_eq!(left, ["lasting", "refused", "renewable"].map(|text| token(text).access_token));
+    assert_eq!(walk(&store).await, 0);
+}
+
+#[tokio::test]
+async fn a_wall_clock_that_is_ahead_ends_nothing_by_itself() {
+    let now = Clock::system().now();
+    let token = StoredToken { refresh: Refresh::None, obtained: now, ..token("t") };
+    let end = now.plus(token.lifetime);
+    assert!(token.has_ended(end));
+    assert!(!token.has_ended(crate::clock::Now { boot: now.boot, ..end }));
+    assert!(!token.has_ended(crate::clock::Now { wall: now.wall, ..end }));
+}

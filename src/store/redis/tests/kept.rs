@@ -1,0 +1,123 @@
+//! What a record outlasts, and what sealing anew leaves alone.
+
+use super::*;
+use crate::store::transfer::{self, Done, Opened, Records as _, Table};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// One that seals under the first key and opens both.
+fn open_both(redis: &Redis, keys: [u8; 2]) -> (RedisStore, Tasks) {
+    let keys = keys.map(|byte| SealKey::new([byte; 32]));
+    open_with(redis, Keyring::new(&keys[0], &keys[1..]).expect("keys"))
+}
+
+fn stating(text: &str, life: Duration) -> StoredToken {
+    let mut token = rotating(text);
+    token.refresh_life.since = Clock::system().now().wall;
+    token.refresh_life.stated = Some(life);
+    token
+}
+
+#[tokio::test]
+async fn a_stated_end_lengthens_a_records_life_and_never_shortens_it() {
+    let redis = Redis::start().await;
+    let (store, _tasks) = open(&redis, 1);
+    let crm = key("crm", None);
+    let days = async |key: &str| redis.cli(&["PTTL", key]).await.parse::<u64>().expect("it ends") / 1000 / 86_400;
+    let keys = ["keybearer:{crm}:token:default", "keybearer:{crm}:tokens", "keybearer:connections"];
+    save(&store, &crm, stating("t", DAY)).await.expect("it is saved");
+    for key in keys {
+        assert_eq!(days(key).await, 400, "{key}");
+    }
+    save(&store, &crm, stating("t", 1000 * DAY)).await.expect("it is saved");
+    for key in keys {
+        assert_eq!(days(key).await, 1000, "{key}");
+    }
+    // What leads to that record outlasts one that is saved later.
+    save(&store, &key("crm", Some("ann")), rotating("t")).await.expect("it is saved");
+    assert_eq!(days(keys[0]).await, 1000);
+    assert_eq!((days(keys[1]).await, days(keys[2]).await), (1000, 1000));
+}
+
+#[tokio::test]
+async fn sealing_anew_leaves_what_changed_meanwhile() {
+    let redis = Redis::start().await;
+    let ((old, _t), (new, _u)) = (open_both(&redis, [1, 2]), open_both(&redis, [2, 1]));
+    let (changed, gone, same) = (key("crm", None), key("crm", Some("gone")), key("crm", Some("same")));
+    for key in [&changed, &gone, &same] {
+        save(&old, key, rotating("before")).await.expect("it is saved");
+    }
+    for name in ["changed", "gone", "same"] {
+        old.put_secret(name, Secret::new("before")).await.expect("it is kept");
+    }
+    let mut read = Vec::new();
+    for table in [Table::Tokens, Table::Secrets] {
+        let page = new.shared.page(table, None).await.expect("a page");
+        read.extend(page.into_iter().map(|(name, sealed)| (table, name, sealed)));
+    }
+    save(&old, &changed, rotating("after")).await.expect("it is saved");
+    let lease = old.lease(&gone, SECOND, SECOND).await.expect("a lease");
+    old.forget(&gone, &*lease).await.expect("it is forgotten");
+    lease.release(true).await;
+    old.put_secret("changed", Secret::new("after")).await.expect("it is kept");
+    assert_eq!(old.remove_secret("gone").await, Ok(true));
+    let mut done = Done::default();
+    for (table, name, sealed) in read {
+        done += new.shared.reseal(table, &name, sealed).await.expect("Redis answers");
+    }
+    assert_eq!(done, Done { written: 4, kept: 2, unopened: 0 });
+
+    // A third one, which has the new key alone.
+    let records = new.records(tokio::runtime::Handle::current());
+    tokio::task::spawn_blocking(move || records.resealed()).await.expect("it ends").expect("Redis answers");
+    let (store, _v) = open(&redis, 2);
+    let text = async |key: &TokenKey| {
+        store.load(key).await.expect("it opens").map(|held| held.access_token.expose().to_owned())
+    };
+    assert_eq!(text(&changed).await.as_deref(), Some("after"));
+    assert_eq!((text(&gone).await, text(&same).await.as_deref()), (None, Some("before")));
+    let secret = async |name: &str| store.secret(name).await.expect("it opens");
+    assert_eq!(secret("changed").await, Some(Secret::new("after")));
+    assert_eq!((secret("gone").await, secret("same").await), (None, Some(Secret::new("before"))));
+}
+
+/// The same while a replica goes on writing.
+#[tokio::test]
+async fn nothing_that_a_replica_writes_is_lost_while_all_is_sealed_anew() {
+    let redis = Redis::start().await;
+    let ((old, _t), (new, _u)) = (open_both(&redis, [1, 2]), open_both(&redis, [2, 1]));
+    let names: Vec<String> = (0..200).map(|number| format!("s{number:03}")).collect();
+    let mut last = std::collections::BTreeMap::new();
+    for name in &names {
+        old.put_secret(name, Secret::new("0")).await.expect("it is kept");
+    }
+    let records = new.records(tokio::runtime::Handle::current());
+    let resealing = tokio::task::spawn_blocking(move || transfer::reseal(&records, &mut |_, _| {}));
+    let mut written = 0;
+    while !resealing.is_finished() {
+        written += 1;
+        let name = &names[fastrand::usize(..names.len())];
+        old.put_secret(name, Secret::new(&written.to_string())).await.expect("it is kept");
+        last.insert(name, written.to_string());
+    }
+    resealing.await.expect("it ends").expect("all is sealed");
+    assert!(written > 20, "only {written} were written meanwhile: the test shows nothing");
+    for (name, text) in last {
+        assert_eq!(old.secret(name).await, Ok(Some(Secret::new(&text))), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn an_import_writes_over_no_newer_secret_unless_it_is_to() {
+    let redis = Redis::start().await;
+    let (store, _tasks) = open(&redis, 1);
+    store.put_secret("a", Secret::new("present")).await.expect("it is kept");
+    let early = || Opened { table: Table::Secrets, name: b"a".to_vec(), version: 5, text: b"early".to_vec().into() };
+    let handle = tokio::runtime::Handle::current();
+    for (overwrite, counts, text) in [(false, (0, 1), "present"), (true, (1, 0), "early")] {
+        let (records, page) = (store.records(handle.clone()), vec![early()]);
+        let put = tokio::task::spawn_blocking(move || records.put(page, overwrite)).await.expect("it ends");
+        assert_eq!(put, Ok(counts));
+        assert_eq!(store.secret("a").await, Ok(Some(Secret::new(text))));
+    }
+}
