@@ -17,7 +17,7 @@ use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::{Sidecar, root, scale};
 
 /// Every metric of the contract whose subject exists.
-const BUILT: [&str; 22] = [
+const BUILT: [&str; 23] = [
     "keybearer_build_info",
     "keybearer_certificate_expiry_timestamp_seconds",
     "keybearer_config_last_reload_success_timestamp_seconds",
