@@ -242,6 +242,8 @@ async fn poll(admin: &Admin, flow: Flow) -> u64 {
         Ok(set) => {
             // Without the store the token is kept all the same; of a flow that has ended meanwhile it is not.
             if let Err(Unclaimed::Over(_)) = claim(admin, id, &definition.connection).await {
+                tracing::warn!(connection = %key.connection, profile = %key.profile,
+                    "a device's token came after its authorization had ended");
                 return NEVER;
             }
             let by = Person { user: flow.user(), from: None };

@@ -9,7 +9,7 @@ use super::{param, text};
 use crate::renewal::{MANAGER, call};
 use crate::rig::pages::{self, onward};
 use crate::rig::raw::{self, Answer, Conn};
-use crate::rig::scripted::{Reply, Scripted};
+use crate::rig::scripted::{Received, Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -19,19 +19,18 @@ const SLOW: Duration = Duration::from_secs(2);
 /// A sidecar with the connection `crm` of http://api.test, whose authorization server answers token requests with `reply`.
 struct Stage {
     server: Scripted,
-    _upstream: Scripted,
+    upstream: Scripted,
     sidecar: Sidecar,
 }
 
-fn granted(lifetime_s: u64) -> Reply {
-    let body =
-        json!({"access_token": "token-1", "token_type": "Bearer", "expires_in": lifetime_s, "refresh_token": "r"});
+fn granted(token: &str, lifetime_s: u64) -> Reply {
+    let body = json!({"access_token": token, "token_type": "Bearer", "expires_in": lifetime_s, "refresh_token": "r"});
     Reply::json(200, &body)
 }
 
 impl Stage {
-    async fn start(keys: &str, reply: impl Fn(&str) -> Reply + Send + Sync + 'static) -> Stage {
-        let server = Scripted::start(move |request, _| reply(request.request_line())).await;
+    async fn start(keys: &str, reply: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static) -> Stage {
+        let server = Scripted::start(reply).await;
         let (upstream, keys) = (Scripted::upstream().await, keys.replace("SERVER", &server.address.to_string()));
         let sidecar = Sidecar::start(&format!(
             "admin: {{users: [{{name: ops, role: manager, token: {MANAGER}}}]}}\n\
@@ -41,10 +40,10 @@ impl Stage {
             server.address,
         ))
         .await;
-        Stage { server, _upstream: upstream, sidecar }
+        Stage { server, upstream, sidecar }
     }
 
-    async fn with_code(reply: impl Fn(&str) -> Reply + Send + Sync + 'static) -> Stage {
+    async fn with_code(reply: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static) -> Stage {
         Stage::start("authorization_url: \"http://127.0.0.1:9/authorize\"", reply).await
     }
 
@@ -102,7 +101,7 @@ impl Stage {
 
 #[tokio::test]
 async fn an_exchange_ends_although_the_browser_leaves_and_its_status_says_so() {
-    let stage = Stage::with_code(|_| granted(600).late(SLOW)).await;
+    let stage = Stage::with_code(|_, _| granted("token", 600).late(SLOW)).await;
     let begun = stage.begin().await;
     let (callback, cookies) = stage.confirmed(&begun).await;
     let (_, path) = callback.split_once("/oauth/").expect("a path");
@@ -120,7 +119,7 @@ async fn an_exchange_ends_although_the_browser_leaves_and_its_status_says_so() {
 
 #[tokio::test]
 async fn what_has_ended_keeps_its_status() {
-    let stage = Stage::with_code(|_| Reply::json(400, &json!({"error": "invalid_grant"}))).await;
+    let stage = Stage::with_code(|_, _| Reply::json(400, &json!({"error": "invalid_grant"}))).await;
     for (query, status, requests) in [("error=access_denied", "access_denied", 0), ("code=x", "invalid_grant", 1)] {
         let begun = stage.begin().await;
         let (callback, cookies) = stage.confirmed(&begun).await;
@@ -139,7 +138,7 @@ async fn what_has_ended_keeps_its_status() {
 
 #[tokio::test]
 async fn a_new_start_replaces_the_pending_one_of_its_token_unless_that_is_being_exchanged() {
-    let stage = Stage::with_code(|_| granted(600).late(SLOW)).await;
+    let stage = Stage::with_code(|_, _| granted("token", 600).late(SLOW)).await;
     let first = stage.begin().await;
     let (old, old_cookies) = stage.confirmed(&first).await;
     let second = stage.begin().await;
@@ -170,26 +169,46 @@ async fn a_new_start_replaces_the_pending_one_of_its_token_unless_that_is_being_
     assert_eq!(stage.status(&stage.begin().await).await.0, "pending", "it may begin again now");
 }
 
+const DEVICE: &str = "grant: device_code, device_authorization_url: \"http://SERVER/device\"";
+
+/// Device codes by the number of requests before, with tokens of the same numbers, which come slowly.
+fn slow_device(request: &Received, before: usize, expires_in: u64) -> Reply {
+    let body = String::from_utf8_lossy(&request.body);
+    let code = body.split("device_code=code-").nth(1).and_then(|rest| rest.split('&').next());
+    match code {
+        Some(code) => granted(&format!("token-{code}"), 600).late(SLOW * 2),
+        None => Reply::json(
+            200,
+            &json!({"device_code": format!("code-{before}"), "user_code": "AB-12", "interval": 1, "expires_in": expires_in,
+                "verification_uri": "https://as.test/go"}),
+        ),
+    }
+}
+
+const TOO_LATE: &str = "a device's token came after its authorization had ended";
+
 #[tokio::test]
 async fn a_device_that_was_replaced_while_its_server_answered_connects_nothing() {
-    let stage = Stage::start(
-        "grant: device_code, device_authorization_url: \"http://SERVER/device\"",
-        |line| match line.contains("/device") {
-            true => Reply::json(
-                200,
-                &json!({"device_code": "d", "user_code": "AB-12", "verification_uri": "https://as.test/go", "interval": 1}),
-            ),
-            false => granted(600).late(SLOW),
-        },
-    )
-    .await;
+    let stage = Stage::start(DEVICE, |request, before| slow_device(request, before, 600)).await;
     let first = stage.begin().await;
     stage.token_requests(2).await;
     let second = stage.begin().await;
     assert_eq!(stage.ended(&first).await, "replaced");
+    stage.sidecar.logged(TOO_LATE).await;
     assert_eq!(stage.ended(&second).await, "connected");
     assert_eq!((stage.ended(&first).await.as_str(), stage.served().await), ("replaced", 200));
-    assert!(stage.sidecar.log().matches("a person has connected").count() == 1, "{}", stage.sidecar.log());
+    let received = stage.upstream.received();
+    assert_eq!(received[0].values("authorization"), ["Bearer token-2"]);
+}
+
+#[tokio::test]
+async fn a_device_that_expires_while_its_server_answers_stays_expired() {
+    let stage = Stage::start(DEVICE, |request, before| slow_device(request, before, 3)).await;
+    let begun = stage.begin().await;
+    assert_eq!(stage.ended(&begun).await, "expired");
+    assert!(stage.server.count() >= 2, "its server is asked");
+    stage.sidecar.logged(TOO_LATE).await;
+    assert_eq!((stage.ended(&begun).await.as_str(), stage.served().await), ("expired", 424));
 }
 
 /// More than a connection may have pending at once.
