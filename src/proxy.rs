@@ -20,6 +20,7 @@ mod headers;
 pub mod inject;
 mod intercept;
 mod interim;
+mod received;
 mod relay;
 mod report;
 mod spans;

@@ -9,12 +9,14 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::Response;
 use http_body_util::BodyExt;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
 use super::body::Progress;
+use super::received::{ReceiveError, Received};
 use crate::model::connection::{RejectionSign, SIGN_BYTES_MAX};
 
 /// A body that takes longer to arrive is a stream, and no sign of anything.
@@ -22,19 +24,35 @@ const LOOK_MAX: Duration = Duration::from_secs(2);
 
 /// Frames that have been looked at, or the failure behind them.
 #[derive(Default)]
-struct Seen(VecDeque<Result<Frame<Bytes>, hyper::Error>>);
+struct Seen(VecDeque<Result<Frame<Bytes>, ReceiveError>>);
 
 pub struct UpstreamBody {
     /// `None`: nothing was looked at, as with nearly every answer.
     seen: Option<Box<Seen>>,
-    incoming: Incoming,
+    incoming: Received,
     /// Of the request, whose body may still be on its way.
     progress: Rc<Progress>,
 }
 
 impl UpstreamBody {
-    pub fn new(incoming: Incoming, progress: Rc<Progress>) -> UpstreamBody {
+    pub fn new(incoming: Received, progress: Rc<Progress>) -> UpstreamBody {
         UpstreamBody { seen: None, incoming, progress }
+    }
+
+    /// Takes what came together with the head. Over HTTP/1.1 that is not known yet.
+    ///
+    /// # Errors
+    /// The stream was reset, with nothing of the body before.
+    pub fn begin(&mut self) -> Result<(), ReceiveError> {
+        if !self.incoming.is_http2() || self.incoming.is_end_stream() {
+            return Ok(());
+        }
+        match self.incoming.frame().now_or_never().flatten() {
+            Some(Err(error)) => return Err(error),
+            Some(frame) => self.seen.get_or_insert_default().0.push_back(frame),
+            None => {}
+        }
+        Ok(())
     }
 
     /// When the request's own body last moved.
@@ -72,9 +90,9 @@ impl UpstreamBody {
 
 impl Body for UpstreamBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = ReceiveError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReceiveError>>> {
         let this = self.get_mut();
         match this.seen.as_mut().and_then(|seen| seen.0.pop_front()) {
             Some(frame) => Poll::Ready(Some(frame)),

@@ -3,7 +3,9 @@
 //! Holds: what is kept never exceeds `limits.replay_body`; an exchange is silent when neither body moves; no body is ever
 //! shown as complete when it was cut off.
 
-use std::cell::{Cell, RefCell};
+mod progress;
+
+use std::cell::RefCell;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -14,14 +16,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderName;
 use http_body_util::Full;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 
 use super::answered::UpstreamBody;
-use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
 use super::headers;
+use super::received::{ReceiveError, Received};
 use super::watched::Upload;
+use progress::Sending;
+pub use progress::{Progress, Silent};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -30,7 +34,7 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub struct RequestSource(Rc<RefCell<Source>>);
 
 struct Source {
-    incoming: Incoming,
+    incoming: Received,
     /// Frames read so far, while they may still be needed again.
     kept: Option<Vec<Bytes>>,
     kept_bytes: usize,
@@ -49,7 +53,7 @@ struct Source {
 
 impl RequestSource {
     pub fn new(
-        incoming: Incoming,
+        incoming: Received,
         kept_bytes_max: usize,
         reserved: Arc<[HeaderName]>,
         upload: Option<Upload>,
@@ -101,7 +105,7 @@ impl RequestSource {
 }
 
 impl Source {
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReceiveError>>> {
         let frame = match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
             None => {
                 self.finish();
@@ -146,70 +150,6 @@ impl Source {
     }
 }
 
-/// Where a request body stands, and since when: tells whose silence it is.
-#[derive(Debug, Clone, Copy)]
-enum Sending {
-    /// Waiting for the client's next bytes.
-    Client(Instant),
-    /// The upstream has what there is and asks for no more.
-    Upstream(Instant),
-    /// All of it was handed over.
-    Done(Instant),
-}
-
-/// The progress of sending one request.
-#[derive(Debug)]
-pub struct Progress {
-    sending: Cell<Sending>,
-    done: Notify,
-}
-
-/// Who has been silent for too long.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Silent {
-    Client,
-    Upstream,
-}
-
-impl Progress {
-    pub fn new() -> Rc<Progress> {
-        Rc::new(Progress { sending: Cell::new(Sending::Done(Instant::now())), done: Notify::new() })
-    }
-
-    fn set(&self, sending: Sending) {
-        let was_done = matches!(self.sending.replace(sending), Sending::Done(_));
-        if !was_done && matches!(sending, Sending::Done(_)) {
-            self.done.notify_one();
-        }
-    }
-
-    /// Has the body been handed over?
-    pub fn is_done(&self) -> bool {
-        matches!(self.sending.get(), Sending::Done(_))
-    }
-
-    /// Returns when the body has been handed over, because the deadline may then come sooner.
-    pub async fn done(&self) {
-        self.done.notified().await;
-    }
-
-    /// When something of the body was last handed over, or asked for.
-    pub fn moved_at(&self) -> Instant {
-        match self.sending.get() {
-            Sending::Client(since) | Sending::Upstream(since) | Sending::Done(since) => since,
-        }
-    }
-
-    /// When the present silence becomes too long, and whose it then is.
-    pub fn deadline(&self, idle: Duration, response_head: Duration) -> (Instant, Silent) {
-        match self.sending.get() {
-            Sending::Client(since) => (since + idle, Silent::Client),
-            Sending::Upstream(since) => (since + idle, Silent::Upstream),
-            Sending::Done(since) => (since + response_head, Silent::Upstream),
-        }
-    }
-}
-
 /// One pass over a [`RequestSource`].
 pub struct RequestBody {
     source: RequestSource,
@@ -245,7 +185,7 @@ impl Body for RequestBody {
             return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
         }
         let Poll::Ready(frame) = source.poll_next(cx) else {
-            if !matches!(this.progress.sending.get(), Sending::Client(_)) {
+            if !this.progress.is_waiting_for_caller() {
                 this.progress.set(Sending::Client(Instant::now()));
             }
             return Poll::Pending;
@@ -283,13 +223,29 @@ pub struct ResponseBody<T: Companion> {
 
 enum Inner {
     Own(Full<Bytes>),
-    Upstream { incoming: UpstreamBody, idle: Duration, silent_since: Option<Instant>, timer: Option<Pin<Box<Sleep>>> },
+    Upstream {
+        incoming: UpstreamBody,
+        /// What cut it off, until the caller is told.
+        failure: Option<ReceiveError>,
+        idle: Duration,
+        silent_since: Option<Instant>,
+        timer: Option<Pin<Box<Sleep>>>,
+    },
+}
+
+/// How the body of a response ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    Complete,
+    /// The upstream cut it off, or fell silent.
+    CutOff,
+    /// The caller did not take it to its end.
+    Abandoned,
 }
 
 /// Whoever goes along with a body hears how it ended.
 pub trait Companion {
-    /// `complete` is false where the body was cut off.
-    fn end(self, complete: bool);
+    fn end(self, ending: Ending);
 }
 
 impl<T: Companion> ResponseBody<T> {
@@ -299,29 +255,29 @@ impl<T: Companion> ResponseBody<T> {
 
     pub fn upstream(incoming: UpstreamBody, idle: Duration, companion: T) -> ResponseBody<T> {
         ResponseBody {
-            inner: Inner::Upstream { incoming, idle, silent_since: None, timer: None },
+            inner: Inner::Upstream { incoming, failure: None, idle, silent_since: None, timer: None },
             companion: Some(companion),
         }
     }
 
-    fn end(&mut self, complete: bool) {
+    fn end(&mut self, ending: Ending) {
         if let Some(companion) = self.companion.take() {
-            companion.end(complete);
+            companion.end(ending);
         }
     }
 
     fn is_complete(&self) -> bool {
         match &self.inner {
             Inner::Own(full) => full.is_end_stream(),
-            Inner::Upstream { incoming, .. } => incoming.is_end_stream(),
+            Inner::Upstream { incoming, failure, .. } => failure.is_none() && incoming.is_end_stream(),
         }
     }
 }
 
 impl<T: Companion> Drop for ResponseBody<T> {
     fn drop(&mut self) {
-        // A body without bytes is never polled; anything else that is dropped early was cut off.
-        self.end(self.is_complete());
+        // A body without bytes is never polled.
+        self.end(if self.is_complete() { Ending::Complete } else { Ending::Abandoned });
     }
 }
 
@@ -339,22 +295,33 @@ impl<T: Companion + Unpin> Body for ResponseBody<T> {
             Inner::Own(full) => {
                 ready!(Pin::new(full).poll_frame(cx)).map(|frame| frame.map_err(|never| match never {}))
             }
-            Inner::Upstream { incoming, idle, silent_since, timer } => match Pin::new(&mut *incoming).poll_frame(cx) {
-                Poll::Ready(frame) => {
-                    *silent_since = None;
-                    frame.map(|frame| frame.map(without_forbidden_trailers).map_err(BoxError::from))
+            Inner::Upstream { failure: failure @ Some(_), .. } => {
+                failure.take().map(|error| Err(BoxError::from(error)))
+            }
+            Inner::Upstream { incoming, failure, idle, silent_since, timer } => {
+                match Pin::new(&mut *incoming).poll_frame(cx) {
+                    Poll::Ready(Some(Err(error))) => {
+                        // hyper throws away what it has not yet written when a body fails; it writes when one is pending.
+                        *failure = Some(error);
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                    Poll::Ready(frame) => {
+                        *silent_since = None;
+                        frame.map(|frame| frame.map(without_forbidden_trailers).map_err(BoxError::from))
+                    }
+                    Poll::Pending => {
+                        let moved_at = || incoming.request_moved_at();
+                        ready!(poll_silence(*idle, silent_since, moved_at, timer, cx));
+                        Some(Err(BoxError::from(UpstreamSilent)))
+                    }
                 }
-                Poll::Pending => {
-                    let moved_at = || incoming.request_moved_at();
-                    ready!(poll_silence(*idle, silent_since, moved_at, timer, cx));
-                    Some(Err(BoxError::from(UpstreamSilent)))
-                }
-            },
+            }
         };
         match &frame {
-            None => this.end(true),
-            Some(Err(_)) => this.end(false),
-            Some(Ok(_)) if this.is_complete() => this.end(true),
+            None => this.end(Ending::Complete),
+            Some(Err(_)) => this.end(Ending::CutOff),
+            Some(Ok(_)) if this.is_complete() => this.end(Ending::Complete),
             Some(Ok(_)) => {}
         }
         Poll::Ready(frame)

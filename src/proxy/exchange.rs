@@ -23,6 +23,7 @@ use super::body::{RequestSource, ResponseBody};
 use super::caller;
 use super::error::{Fault, ProxyError};
 use super::headers;
+use super::received::Received;
 use super::report::{Answer, Report};
 use super::target::{self, Target};
 use super::upgrade::{self, Switch};
@@ -38,6 +39,7 @@ use way::{Way, inside};
 pub async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, request: Request<Incoming>) -> Response<ResponseBody<Answer>> {
     let mut report = Report::begin(&worker, &peer, &request);
     let (head, incoming) = request.into_parts();
+    let incoming = Received::new(incoming, head.version);
     let upload = (!incoming.is_end_stream()).then(|| peer.activity.upload());
     let snapshot = worker.snapshot();
     let mut exchange = Exchange {
@@ -80,7 +82,7 @@ struct Exchange<'a> {
 }
 
 impl<'a> Exchange<'a> {
-    async fn run(&mut self, mut head: Parts, incoming: Incoming, upload: Option<Upload>) -> Result<Served, Fault> {
+    async fn run(&mut self, mut head: Parts, incoming: Received, upload: Option<Upload>) -> Result<Served, Fault> {
         let (target, caller) = self.admit(&head)?;
         let mut way = self.route(target, &head, caller)?;
         if headers::max_forwards_spent(&head.method, &mut head.headers) {

@@ -20,7 +20,7 @@ use tracing::Level;
 
 use super::Peer;
 use super::arrival::From;
-use super::body::{Companion, ResponseBody};
+use super::body::{Companion, Ending, ResponseBody};
 use super::error::{About, Fault, grpc};
 use super::headers;
 use super::spans::{Spans, Summary};
@@ -201,8 +201,8 @@ impl Answer {
 }
 
 impl Companion for Answer {
-    fn end(mut self, complete: bool) {
-        if let Some(lease) = self.lease.take().filter(|_| complete) {
+    fn end(mut self, ending: Ending) {
+        if let Some(lease) = self.lease.take().filter(|_| ending == Ending::Complete) {
             lease.give_back();
         }
         let code = self.refusal.as_ref().map(|refusal| refusal.code);
@@ -212,7 +212,7 @@ impl Companion for Answer {
         let counters = report.worker.counters(report.connection.as_deref(), report.caller.as_ref());
         counters.requests.count(self.from_upstream, self.status);
         counters.duration.observe(took.as_secs_f64());
-        self.tell(complete, took);
+        self.tell(ending, took);
     }
 }
 
@@ -236,7 +236,8 @@ macro_rules! line {
 }
 
 impl Answer {
-    fn tell(&self, complete: bool, took: Duration) {
+    fn tell(&self, ending: Ending, took: Duration) {
+        let complete = ending == Ending::Complete;
         let shared = &self.report.worker.shared;
         let audit = shared.audit.now();
         let kind = match &self.refusal {
@@ -254,6 +255,9 @@ impl Answer {
             }
             (Some(_), LogRequests::Errors | LogRequests::All) => {
                 line!(self, module_path!(), Level::WARN, word, complete, took, "request refused");
+            }
+            (None, LogRequests::Errors | LogRequests::All) if ending == Ending::CutOff => {
+                line!(self, module_path!(), Level::WARN, word, complete, took, "response incomplete");
             }
             (None, LogRequests::All) => line!(self, module_path!(), Level::INFO, word, complete, took, "request"),
             _ => {}

@@ -2,9 +2,12 @@
 //!
 //! Holds: a request that may have been processed is not sent again.
 
+use std::rc::Rc;
+
 use bytes::Bytes;
 use http::request::Parts;
 use http::{Response, StatusCode, Version};
+use hyper::body::Incoming;
 use tokio::time::{Instant, sleep_until};
 
 use super::Exchange;
@@ -14,6 +17,7 @@ use crate::proxy::answered::UpstreamBody;
 use crate::proxy::body::{Progress, RequestSource, Silent};
 use crate::proxy::error::{Fault, ProxyError, Unreachable};
 use crate::proxy::interim::Heads;
+use crate::proxy::received::Received;
 use crate::proxy::upgrade;
 use crate::proxy::upstream::Lease;
 use crate::telemetry::traces::Propagation;
@@ -90,7 +94,7 @@ impl Exchange<'_> {
                 self.pass_on(before, head.version).await;
             }
             let error = match sent {
-                Ok(response) => return Ok((response.map(|incoming| UpstreamBody::new(incoming, progress)), lease)),
+                Ok(response) => return Ok((self.received(response, progress)?, lease)),
                 Err(error) => error,
             };
             if source.is_broken() {
@@ -104,6 +108,15 @@ impl Exchange<'_> {
             }
             lease = pool.renew(self.snapshot, &way.destination, lease).await?;
         }
+    }
+
+    /// A response that was not reset together with its head.
+    fn received(&self, response: Response<Incoming>, progress: Rc<Progress>) -> Result<Response<UpstreamBody>, Fault> {
+        let version = response.version();
+        let mut response = response.map(|incoming| UpstreamBody::new(Received::new(incoming, version), progress));
+        let begun = response.body_mut().begin();
+        begun.map_err(|error| ProxyError::UpstreamUnreachable(Unreachable::Closed).because(error))?;
+        Ok(response)
     }
 
     /// An interim answer, to a caller that knows of such; not one over HTTP/1.0.
