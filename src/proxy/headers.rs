@@ -78,11 +78,26 @@ pub fn state_empty_body<B: Body>(request: &mut Request<B>) {
 /// What goes downstream of an answer's fields. Only the proxy itself may send `Keybearer-Error`.
 pub fn response(headers: &mut HeaderMap, via: &HeaderValue) {
     // The length of an answer without a body (HEAD, 304) is information, not framing.
-    let length = headers.get(CONTENT_LENGTH).filter(|_| !headers.contains_key(TRANSFER_ENCODING)).cloned();
+    let length = content_length(headers).filter(|_| !headers.contains_key(TRANSFER_ENCODING));
     remove_hop_by_hop_and(headers, |name| name == "keybearer-error");
     headers.extend(length.map(|length| (CONTENT_LENGTH, length)));
     headers.append(VIA, via.clone());
 }
+
+/// The one length that all Content-Length fields agree on: `2, 2` is 2 (RFC 9110 §8.6).
+fn content_length(headers: &HeaderMap) -> Option<HeaderValue> {
+    let is_length = |text: &[u8]| !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    let mut fields = headers.get_all(CONTENT_LENGTH).iter();
+    let first = fields.next()?;
+    if is_length(first.as_bytes()) && fields.next().is_none() {
+        return Some(first.clone());
+    }
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
+    let length = lengths.next()?.trim_ascii();
+    let agree = is_length(length) && lengths.all(|other| other.trim_ascii() == length);
+    HeaderValue::from_bytes(length).ok().filter(|_| agree)
+}
+
 
 /// Does the caller take trailers (RFC 9110 §10.1.4)?
 pub fn takes_trailers(headers: &HeaderMap) -> bool {
@@ -273,6 +288,28 @@ mod tests {
         let mut headers = map(&[("content-length", "4"), ("transfer-encoding", "chunked")]);
         response(&mut headers, &SELF);
         assert!(!headers.contains_key(CONTENT_LENGTH));
+    }
+
+    #[test]
+    fn lengths_that_agree_become_one() {
+        #[track_caller]
+        fn check(sent: &[&str], expected: Option<&str>) {
+            let fields: Vec<_> = sent.iter().map(|value| ("content-length", *value)).collect();
+            let mut headers = map(&fields);
+            response(&mut headers, &SELF);
+            let left: Vec<_> = headers.get_all(CONTENT_LENGTH).iter().map(|value| value.to_str().unwrap()).collect();
+            assert_eq!(left, expected.into_iter().collect::<Vec<_>>(), "{sent:?}");
+        }
+        check(&["2"], Some("2"));
+        check(&["2, 2"], Some("2"));
+        check(&["2", "2"], Some("2"));
+        check(&["2", "2,2 ,  2"], Some("2"));
+        check(&["2, 3"], None);
+        check(&["2", "3"], None);
+        check(&["+2"], None);
+        check(&[""], None);
+        check(&[","], None);
+        check(&[], None);
     }
 
     #[test]

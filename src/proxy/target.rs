@@ -5,7 +5,7 @@
 
 use http::header::HOST;
 use http::request::Parts;
-use http::uri::PathAndQuery;
+use http::uri::{self, PathAndQuery};
 use http::{HeaderMap, Method, Uri, Version};
 
 use crate::model::origin::{Authority, Host, Origin, Scheme};
@@ -43,6 +43,14 @@ pub fn parse(head: &Parts) -> Result<Target, BadTarget> {
         (None, None) if path.as_str() == "*" => Err("`*` is about the proxy itself, which answers no such request"),
         _ => Err("the request target is neither a URL nor a path"),
     }
+}
+
+/// `OPTIONS http://host`, about the server as a whole: the last proxy on the way sends it as `OPTIONS *` (RFC 9112 §3.2.4).
+pub fn is_server_wide(head: &Parts) -> bool {
+    // The parser makes an empty path a `/` of its own. One that was sent follows the authority in the same buffer.
+    let sent =
+        |authority: &uri::Authority| authority.as_str().as_bytes().as_ptr_range().end == head.uri.path().as_ptr();
+    head.method == Method::OPTIONS && head.uri.query().is_none() && head.uri.authority().is_some_and(|it| !sent(it))
 }
 
 /// The Host field: exactly one in HTTP/1.1, at most one before (RFC 9112 §3.2).
@@ -160,6 +168,24 @@ mod tests {
         }
         let old = parts(Method::GET, "http://good.test/", &[], Version::HTTP_10).unwrap();
         assert!(parse(&old).is_ok());
+    }
+
+    #[test]
+    fn options_without_a_path_are_about_the_server() {
+        #[track_caller]
+        fn check(method: Method, target: &'static str, expected: bool) {
+            // As hyper parses it: one buffer.
+            let uri = Uri::from_maybe_shared(bytes::Bytes::from_static(target.as_bytes())).unwrap();
+            let head = http::Request::builder().method(method).uri(uri).body(()).unwrap().into_parts().0;
+            assert_eq!(is_server_wide(&head), expected, "{target}");
+        }
+        check(Method::OPTIONS, "http://good.test", true);
+        check(Method::OPTIONS, "https://good.test:8443", true);
+        check(Method::OPTIONS, "http://good.test/", false);
+        check(Method::OPTIONS, "http://good.test?q", false);
+        check(Method::OPTIONS, "http://good.test/x", false);
+        check(Method::OPTIONS, "/", false);
+        check(Method::GET, "http://good.test", false);
     }
 
     #[test]

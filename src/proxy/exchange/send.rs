@@ -7,7 +7,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use http::request::Parts;
 use http::{Response, StatusCode, Version};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use tokio::time::{Instant, sleep_until};
 
 use super::Exchange;
@@ -16,6 +16,7 @@ use super::way::Way;
 use crate::proxy::answered::UpstreamBody;
 use crate::proxy::body::{Progress, RequestSource, Silent};
 use crate::proxy::error::{Fault, ProxyError, Unreachable};
+use crate::proxy::headers;
 use crate::proxy::interim::Heads;
 use crate::proxy::received::Received;
 use crate::proxy::upgrade;
@@ -110,8 +111,12 @@ impl Exchange<'_> {
         }
     }
 
-    /// A response that was not reset together with its head.
+    /// A response that has a body that can be passed on.
     fn received(&self, response: Response<Incoming>, progress: Rc<Progress>) -> Result<Response<UpstreamBody>, Fault> {
+        // hyper undoes `chunked` alone.
+        if !headers::is_framing_plain(response.headers()) && !response.body().is_end_stream() {
+            return Err(ProxyError::UpstreamProtocol.because("the Transfer-Encoding is not `chunked` alone"));
+        }
         let version = response.version();
         let mut response = response.map(|incoming| UpstreamBody::new(Received::new(incoming, version), progress));
         let begun = response.body_mut().begin();

@@ -19,7 +19,7 @@ use crate::proxy::body::{Progress, RequestBody, RequestSource};
 use crate::proxy::error::{Fault, ProxyError};
 use crate::proxy::headers;
 use crate::proxy::inject::{self, NotInjected};
-use crate::proxy::target::Target;
+use crate::proxy::target::{self, Target};
 use crate::proxy::upgrade;
 use crate::proxy::upstream::{Destination, Lease, Protocol};
 use crate::snapshot::BoundRoute;
@@ -93,6 +93,9 @@ impl<'a> Way<'a> {
                 NotInjected::WrongOrigin => ProxyError::EgressDenied("the token was not granted for this origin"),
                 NotInjected::TooLong => ProxyError::TargetTooLong(LONG_TOKEN),
             })?;
+        }
+        if lease.forwarding().is_none() && target::is_server_wide(head) && path == "/" {
+            path = PathAndQuery::from_static("*");
         }
         let origin = &self.destination.origin;
         *request.uri_mut() = match lease.forwarding() {
