@@ -5,6 +5,7 @@
 
 mod multiplexed;
 
+use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -13,7 +14,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::body::{Body, Frame, SizeHint};
+use http::{Request, Response, Version};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -24,6 +26,7 @@ use super::arrival::From;
 use super::body::ResponseBody;
 use super::error::{About, LONG_TARGET, ProxyError, to_wire};
 use super::head_budget::HeadShare;
+use super::headers;
 use super::report::Answer;
 use super::watched::{Overdue, Watch, Watched};
 use super::worker::Worker;
@@ -58,12 +61,12 @@ async fn one_by_one(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
     let (timeouts, limits) = (snapshot.timeouts.clone(), snapshot.limits.clone());
     drop(snapshot);
     let (watch, from) = (io.watch.clone(), peer.arrival.from);
-    watch.bound_head(limits.head_bytes);
+    watch.guard(limits.head_bytes);
     let service = {
         let (worker, peer) = (worker.clone(), peer.clone());
         let watch = watch.clone();
         service_fn(move |request| {
-            let (response, watch) = (tunnel::or_exchange(worker.clone(), peer.clone(), request), watch.clone());
+            let (response, watch) = (serve_one(worker.clone(), peer.clone(), request), watch.clone());
             // Boxed, because hyper keeps room for one future as long as a connection lives, idle or not.
             Box::pin(async move { response.await.map(|response| response.map(|inner| Unblocked { inner, watch })) })
         })
@@ -73,6 +76,7 @@ async fn one_by_one(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
     let mut connection = http1::Builder::new()
         .half_close(true)
         .max_buf_size(buffer_bytes)
+        .max_headers(headers::FIELDS_MAX)
         .serve_connection(TokioIo::new(io), service)
         .with_upgrades();
     let mut timer = std::pin::pin!(sleep_until(Instant::now() + timeouts.client_head));
@@ -89,24 +93,26 @@ async fn one_by_one(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
             }
         }
     };
-    watch.bound_head(usize::MAX);
+    let held_back = watch.unguard();
     let error = match end {
         End::Late(Overdue::Idle) => return,
         End::Late(Overdue::Stalled) => return tracing::debug!("a caller stopped reading and was dropped"),
-        End::Done if !watch.has_abandoned() => return,
-        End::Done => None,
         End::Late(Overdue::Head) => Some(ProxyError::RequestTimeout),
         End::HeadTooLarge => Some(ProxyError::HeadTooLarge),
         End::Overloaded => Some(ProxyError::Overloaded),
+        End::Done(Err(error)) if held_back && error.is_parse_too_large() => Some(ProxyError::HeadTooLarge),
+        End::Done(Err(_)) if held_back => Some(ProxyError::BadRequestTarget("the request is not valid HTTP/1.1")),
+        End::Done(_) if watch.has_abandoned() => None,
+        End::Done(_) => return,
     };
     let Some(parts) = connection.into_parts() else { return };
     let mut io = parts.io.into_inner();
-    let has_line = parts.read_buf.contains(&b'\n');
+    let line_too_long = is_line_too_long(&parts.read_buf, limits.head_bytes);
     // A refusal lingers for a moment, and many at once must not keep what they have read.
     drop(parts.read_buf);
     match error {
         None => Box::pin(say_last(&mut io, &[], LATE_BYTES_MAX)).await,
-        Some(ProxyError::HeadTooLarge) if !has_line => {
+        Some(ProxyError::HeadTooLarge) if line_too_long => {
             Box::pin(refuse(&worker, from, io, ProxyError::TargetTooLong(LONG_TARGET), &limits)).await;
         }
         Some(error) => Box::pin(refuse(&worker, from, io, error, &limits)).await,
@@ -139,6 +145,26 @@ impl Body for Unblocked {
     }
 }
 
+async fn serve_one(
+    worker: Rc<Worker>,
+    peer: Rc<Peer>,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody<Answer>>, Infallible> {
+    let version = request.version();
+    let mut response = tunnel::or_exchange(worker, peer, request).await?;
+    if version == Version::HTTP_10 {
+        // So that hyper closes: a proxy keeps no connection with a caller over HTTP/1.0 (RFC 9112 §9.3).
+        *response.version_mut() = version;
+    }
+    Ok(response)
+}
+
+/// Is it the first line alone that is too large, for us or for the parser?
+fn is_line_too_long(head: &[u8], head_bytes_max: usize) -> bool {
+    let line = head.iter().position(|b| *b == b'\n');
+    line.is_none_or(|bytes| bytes > head_bytes_max.min(TARGET_BYTES_MAX))
+}
+
 /// Returns when a connection shall serve no more than it does.
 async fn last_request(phase: &mut PhaseWatch, peer: &Peer) {
     tokio::select! {
@@ -150,8 +176,11 @@ async fn last_request(phase: &mut PhaseWatch, peer: &Peer) {
 /// What is read of an upload that nobody wants any more, so that its caller sees the answer.
 const LATE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// The longest target that hyper parses.
+const TARGET_BYTES_MAX: usize = u16::MAX as usize - 1;
+
 enum End {
-    Done,
+    Done(hyper::Result<()>),
     HeadTooLarge,
     /// The memory for unfinished heads is taken.
     Overloaded,
@@ -171,10 +200,10 @@ where
 {
     std::future::poll_fn(|cx| {
         if let Poll::Ready(result) = Pin::new(&mut *connection).poll(cx) {
-            if let Err(error) = result {
+            if let Err(error) = &result {
                 tracing::debug!(%error, "connection from a caller ended");
             }
-            return Poll::Ready(End::Done);
+            return Poll::Ready(End::Done(result));
         }
         if watch.is_head_over() {
             return Poll::Ready(End::HeadTooLarge);

@@ -37,6 +37,10 @@ fn is_hop_by_hop(name: &str) -> bool {
 const NOT_IN_TRAILERS: [HeaderName; 6] =
     [HOST, http::header::AUTHORIZATION, http::header::SET_COOKIE, http::header::COOKIE, TRAILER, VIA];
 
+/// How many fields a head may hold, in either direction. The contract promises 256; the rest is for Host, Connection and
+/// others that a sender does not count.
+pub const FIELDS_MAX: usize = 300;
+
 /// Our own fields: read by the proxy, then removed.
 const OURS: &str = "keybearer-";
 
@@ -177,8 +181,13 @@ pub fn head_bytes(method: &Method, uri: &Uri, headers: &HeaderMap) -> (usize, us
     let authority = uri.authority().map_or(0, |authority| authority.as_str().len());
     let path = uri.path_and_query().map_or(0, |path| path.as_str().len());
     let line = method.as_str().len() + scheme + authority + path + "  HTTP/1.1\r\n".len();
+    (line, line + fields_bytes(headers))
+}
+
+/// The same of what follows the first line.
+pub fn fields_bytes(headers: &HeaderMap) -> usize {
     let field = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + ": \r\n".len();
-    (line, line + headers.iter().map(field).sum::<usize>() + "\r\n".len())
+    headers.iter().map(field).sum::<usize>() + "\r\n".len()
 }
 
 /// Is the body framed in the one way that all readers understand (RFC 9112 §6.1)? The parser takes more than that.

@@ -51,18 +51,8 @@ pub async fn or_exchange(
     peer: Rc<Peer>,
     mut request: Request<Incoming>,
 ) -> Result<Response<ResponseBody<Answer>>, Infallible> {
-    let head_bytes_max = worker.snapshot().limits.head_bytes;
-    // What was read so far is at least the head; only where that is too much is the head measured.
-    if peer.activity.read_bytes() > head_bytes_max {
-        let (line, head) = headers::head_bytes(request.method(), request.uri(), request.headers());
-        let error = match () {
-            () if line > head_bytes_max => Some(ProxyError::TargetTooLong(LONG_TARGET)),
-            () if head > head_bytes_max => Some(ProxyError::HeadTooLarge),
-            () => None,
-        };
-        if let Some(error) = error {
-            return Ok(Report::begin(&worker, &peer, &request).error(error.into()));
-        }
+    if let Some(error) = oversize(&request, &peer, worker.snapshot().limits.head_bytes) {
+        return Ok(Report::begin(&worker, &peer, &request).error(error.into()));
     }
     if request.method() != Method::CONNECT || peer.tunnel.is_some() {
         return Ok(exchange::serve(worker, peer, request).await);
@@ -77,6 +67,23 @@ pub async fn or_exchange(
             report.own_answer(StatusCode::OK)
         }
     })
+}
+
+/// Is the head too large?
+fn oversize(request: &Request<Incoming>, peer: &Peer, head_bytes_max: usize) -> Option<ProxyError> {
+    if request.headers().len() > headers::FIELDS_MAX {
+        return Some(ProxyError::HeadTooLarge);
+    }
+    // Most are known to be small without being measured.
+    if !peer.activity.may_exceed(head_bytes_max) {
+        return None;
+    }
+    let (line, head) = headers::head_bytes(request.method(), request.uri(), request.headers());
+    match () {
+        () if line > head_bytes_max => Some(ProxyError::TargetTooLong(LONG_TARGET)),
+        () if head > head_bytes_max => Some(ProxyError::HeadTooLarge),
+        () => None,
+    }
 }
 
 /// A tunnel that may be opened.

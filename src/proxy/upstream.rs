@@ -31,6 +31,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::body::RequestBody;
 use super::error::{Fault, ProxyError, Unreachable};
+use super::headers::FIELDS_MAX;
 use crate::dial::{Conduit, Dialer, Forwarding};
 use crate::model::origin::{Host, Origin, Scheme};
 use crate::snapshot::{Snapshot, TlsProfile};
@@ -245,7 +246,7 @@ impl Pool {
     {
         let (stream, heard) = Counting::new(stream);
         let mut builder = http1::Builder::new();
-        builder.max_buf_size(snapshot.limits.head_bytes);
+        builder.max_buf_size(snapshot.limits.head_bytes).max_headers(FIELDS_MAX);
         let handshake = builder.handshake(TokioIo::new(stream)).await;
         let (request, connection) = handshake.map_err(|error| ProxyError::UpstreamProtocol.because(error))?;
         self.tasks.spawn_local(async move {

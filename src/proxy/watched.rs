@@ -100,6 +100,12 @@ pub struct Watch {
     since_ms: AtomicU64,
     head_bytes: AtomicUsize,
     head_bytes_max: AtomicUsize,
+    /// Are automatic responses held back?
+    guarded: AtomicBool,
+    /// A request was handed over, and its response is not yet written to its end.
+    responding: AtomicBool,
+    /// Was an automatic response held back?
+    held_back: AtomicBool,
     /// Has this connection served a request?
     served: AtomicBool,
     /// Since when the caller reads nothing; 0: it reads.
@@ -130,6 +136,9 @@ impl Watch {
             since_ms: AtomicU64::new(0),
             head_bytes: AtomicUsize::new(0),
             head_bytes_max: AtomicUsize::new(usize::MAX),
+            guarded: AtomicBool::new(false),
+            responding: AtomicBool::new(false),
+            held_back: AtomicBool::new(false),
             served: AtomicBool::new(false),
             blocked_since_ms: AtomicU64::new(0),
             unblocked: AtomicWaker::new(),
@@ -212,9 +221,29 @@ impl Watch {
         self.head_bytes.store(0, Ordering::Relaxed);
     }
 
-    /// A head larger than this is over.
-    pub fn bound_head(&self, bytes_max: usize) {
-        self.head_bytes_max.store(bytes_max, Ordering::Relaxed);
+    /// From here on a head larger than this is over, and hyper's automatic responses, to heads that it cannot read, are held
+    /// back: `downstream` answers both.
+    pub fn guard(&self, head_bytes_max: usize) {
+        self.head_bytes_max.store(head_bytes_max, Ordering::Relaxed);
+        self.guarded.store(true, Ordering::Relaxed);
+    }
+
+    /// Ends what `guard` began. True: an automatic response was held back.
+    pub fn unguard(&self) -> bool {
+        self.head_bytes_max.store(usize::MAX, Ordering::Relaxed);
+        self.guarded.store(false, Ordering::Relaxed);
+        self.held_back.load(Ordering::Relaxed)
+    }
+
+    /// Is it hyper's own idea to write now?
+    fn is_automatic(&self) -> bool {
+        self.guarded.load(Ordering::Relaxed) && !self.responding.load(Ordering::Relaxed)
+    }
+
+    fn has_flushed(&self) {
+        if !self.is_serving() {
+            self.responding.store(false, Ordering::Relaxed);
+        }
     }
 
     /// Was a request body left unread?
@@ -261,6 +290,7 @@ impl Activity {
 
     pub fn begin(&self) -> Serving {
         self.0.serving.fetch_add(1, Ordering::Relaxed);
+        self.0.responding.store(true, Ordering::Relaxed);
         Serving(self.0.clone())
     }
 
@@ -277,9 +307,10 @@ impl Activity {
         }
     }
 
-    /// What was read when the present request began: its head and perhaps more.
-    pub fn read_bytes(&self) -> usize {
-        self.0.head_bytes.load(Ordering::Relaxed)
+    /// Can the head of the present request be longer than that? What was read when it began is at least its head; over
+    /// HTTP/2 that says nothing.
+    pub fn may_exceed(&self, head_bytes: usize) -> bool {
+        self.0.is_multiplexed() || self.0.head_bytes.load(Ordering::Relaxed) > head_bytes
     }
 }
 
@@ -340,6 +371,10 @@ impl AsyncRead for Watched {
 impl AsyncWrite for Watched {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if this.watch.is_automatic() {
+            this.watch.held_back.store(true, Ordering::Relaxed);
+            return Poll::Ready(Ok(bytes.len()));
+        }
         ready!(this.poll_interim(cx))?;
         let result = Pin::new(&mut this.stream).poll_write(cx, bytes);
         this.watch.has_written(result.is_pending());
@@ -352,6 +387,10 @@ impl AsyncWrite for Watched {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if this.watch.is_automatic() {
+            this.watch.held_back.store(true, Ordering::Relaxed);
+            return Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()));
+        }
         ready!(this.poll_interim(cx))?;
         let result = Pin::new(&mut this.stream).poll_write_vectored(cx, slices);
         this.watch.has_written(result.is_pending());
@@ -369,10 +408,16 @@ impl AsyncWrite for Watched {
             this.interim = head;
         }
         ready!(this.poll_interim(cx))?;
-        Pin::new(&mut this.stream).poll_flush(cx)
+        ready!(Pin::new(&mut this.stream).poll_flush(cx))?;
+        this.watch.has_flushed();
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+        let this = self.get_mut();
+        if this.watch.is_automatic() && this.watch.held_back.load(Ordering::Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut this.stream).poll_shutdown(cx)
     }
 }

@@ -37,6 +37,8 @@ const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// What is taken of a response before its stream's window has room for it.
 const SEND_BUFFER_BYTES: usize = 32 * 1024;
+/// What h2 reads of a head at least. Here a field counts 32 bytes beside its name and value (RFC 9113 §6.5.2).
+const HEADER_LIST_BYTES: usize = 256 * 1024;
 /// How long the end of an idle connection may take.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -65,7 +67,7 @@ pub async fn serve(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(SEND_BUFFER_BYTES)
-        .max_header_list_size(u32::try_from(head_bytes_max).unwrap_or(u32::MAX))
+        .max_header_list_size(header_list_bytes_max(head_bytes_max))
         .keep_alive_interval(timeouts.keep_alive)
         .enable_connect_protocol()
         .serve_connection(TokioIo::new(io), service);
@@ -91,6 +93,11 @@ pub async fn serve(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
     // A caller that would send just now learns by GOAWAY what was not served.
     Pin::new(&mut connection).graceful_shutdown();
     let _ = timeout(GOODBYE, &mut connection).await;
+}
+
+/// What h2 reads of a head: more than our own bounds on one, so that it is we who answer a head that is too large.
+fn header_list_bytes_max(head_bytes_max: usize) -> u32 {
+    u32::try_from((2 * head_bytes_max).max(HEADER_LIST_BYTES)).unwrap_or(u32::MAX)
 }
 
 async fn serve_one(

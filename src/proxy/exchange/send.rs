@@ -111,10 +111,14 @@ impl Exchange<'_> {
         }
     }
 
-    /// A response that has a body that can be passed on.
+    /// A response whose head is within its bounds and has a body that can be passed on.
     fn received(&self, response: Response<Incoming>, progress: Rc<Progress>) -> Result<Response<UpstreamBody>, Fault> {
+        let fields = response.headers();
+        if fields.len() > headers::FIELDS_MAX || headers::fields_bytes(fields) > self.snapshot.limits.head_bytes {
+            return Err(ProxyError::UpstreamProtocol.because("the response head is too large"));
+        }
         // hyper undoes `chunked` alone.
-        if !headers::is_framing_plain(response.headers()) && !response.body().is_end_stream() {
+        if !headers::is_framing_plain(fields) && !response.body().is_end_stream() {
             return Err(ProxyError::UpstreamProtocol.because("the Transfer-Encoding is not `chunked` alone"));
         }
         let version = response.version();

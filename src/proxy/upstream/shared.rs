@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout};
 
 use super::super::body::RequestBody;
+use super::super::headers::FIELDS_MAX;
 use super::entry::Counted;
 use super::heard::{Counting, Heard};
 use crate::tasks::Tasks;
@@ -25,6 +26,8 @@ const STREAMS_MAX: usize = 100;
 /// each stream, so that one stalled caller does not stop the others.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = STREAMS_MAX as u32 * STREAM_WINDOW;
+/// For which HTTP/2 counts fields larger than `limits.head` does: 32 bytes for each (RFC 9113 §6.5.2).
+const HEADER_LIST_EXTRA_BYTES: usize = 32 * FIELDS_MAX;
 /// A connection in use on which nothing comes for so long is asked whether it lives, and given so long to answer.
 const PING_AFTER: Duration = Duration::from_secs(20);
 const PING_WAIT: Duration = Duration::from_secs(10);
@@ -82,7 +85,7 @@ impl Shared {
             .initial_max_send_streams(0)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_header_list_size(u32::try_from(head_bytes_max).unwrap_or(u32::MAX))
+            .max_header_list_size(u32::try_from(head_bytes_max + HEADER_LIST_EXTRA_BYTES).unwrap_or(u32::MAX))
             .keep_alive_interval(PING_AFTER)
             .keep_alive_timeout(PING_WAIT)
             .handshake(TokioIo::new(stream))
