@@ -17,6 +17,7 @@ mod error;
 mod exchange;
 mod head_budget;
 mod headers;
+mod inflate;
 pub mod inject;
 mod intercept;
 mod interim;

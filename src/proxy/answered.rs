@@ -16,6 +16,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
 use super::body::Progress;
+use super::inflate;
 use super::received::{ReceiveError, Received};
 use crate::model::connection::{RejectionSign, SIGN_BYTES_MAX};
 
@@ -135,7 +136,8 @@ pub async fn is_rejection(response: &mut Response<UpstreamBody>, signs: &[Reject
             continue;
         }
         let body = response.body_mut().look(wait).await;
-        let json = body.and_then(|body| serde_json::from_slice::<serde_json::Value>(&body).ok());
+        let content = body.and_then(|body| inflate::content(response.headers(), body, SIGN_BYTES_MAX));
+        let json = content.and_then(|content| serde_json::from_slice::<serde_json::Value>(&content).ok());
         let path = member.pointer.parts();
         let found = json.as_ref().and_then(|json| {
             path.iter().try_fold(json, |value, part| match value {
