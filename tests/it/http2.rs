@@ -344,7 +344,7 @@ async fn streams_and_windows_are_bounded_and_nobody_may_hold_an_answer_for_long(
     let (sidecar, _tokens) = start(&server, "timeouts: {idle: 2s}\n").await;
     let told = probe(&sidecar, "settings", "/crm/echo").await;
     let (streams, window, heads) = (&told["settings"]["3"], &told["settings"]["4"], &told["settings"]["6"]);
-    assert_eq!((streams, window, heads), (&json!(100), &json!(65536), &json!(65536)), "RS-06: {told}");
+    assert_eq!((streams, window, heads), (&json!(100), &json!(65536), &json!(262_144)), "RS-06: {told}");
     let before = sidecar.resident_kib();
     let told = probe(&sidecar, "zero_window", "/crm/bytes?n=100000000").await;
     assert_eq!((&told["resets"], &told["status"]), (&json!(100), &json!(200)), "RS-05: {told}\n{}", sidecar.log());

@@ -4,6 +4,7 @@
 mod rig {
     //! Peers on port 0: authorization servers, upstreams, clients, a browser, and the sidecar itself.
     pub mod browser;
+    pub mod frames;
     pub mod inside;
     pub mod pages;
     pub mod peers;
@@ -36,6 +37,7 @@ mod examples;
 mod fairness;
 mod fleet;
 mod fleet_trouble;
+mod framing;
 mod grants;
 mod grpc;
 mod http2;
@@ -58,6 +60,7 @@ mod requests;
 mod revocation;
 mod schema;
 mod service;
+mod signs;
 mod smoke;
 mod stage;
 mod store;
