@@ -232,7 +232,10 @@ impl TokenEndpoint {
         let asked = discovery.metadata(Clock::system().now().boot);
         // Within the time of the whole, so that it is known to have been the discovery that took it.
         let answer = tokio::time::timeout(self.connection.authorization_server.timeout, asked).await;
-        answer.unwrap_or_else(|_| Err(discovery::not_now("did not answer in time"))).map(Some).map_err(Failure::of_discovery)
+        answer
+            .unwrap_or_else(|_| Err(discovery::not_now("did not answer in time")))
+            .map(Some)
+            .map_err(Failure::of_discovery)
     }
 
     fn moment<'a>(&'a self, token_url: &'a Url) -> Moment<'a> {

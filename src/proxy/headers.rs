@@ -102,7 +102,6 @@ fn content_length(headers: &HeaderMap) -> Option<HeaderValue> {
     HeaderValue::from_bytes(length).ok().filter(|_| agree)
 }
 
-
 /// Does the caller take trailers (RFC 9110 §10.1.4)?
 pub fn takes_trailers(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(TE).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
