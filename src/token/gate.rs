@@ -191,7 +191,7 @@ mod tests {
         assert_eq!(gate.queue().connections[&name("crm")].waiting.len(), 1);
         held.pop_front();
         let Waiter { place, mut turn } = last;
-        assert!(turn.try_recv().is_ok(), "nobody is before it any more");
+        assert!(turn.try_recv().is_ok(), "no waiter is before it any more");
         // One that was served as it went away gives its place back.
         let (hr, next) = (many(&gate, "hr", 1), wait(&gate, "crm"));
         drop((place, next, held, hr));

@@ -14,7 +14,7 @@ use crate::tasks::Tasks;
 
 /// Between two walks over all records; the first begins with the program.
 const WALK_INTERVAL: Duration = Duration::from_secs(3600);
-/// Between two pages of a walk: a million records take a quarter of an hour, and nobody waits for them.
+/// Between two pages of a walk: a million records take a quarter of an hour.
 const PAGE_INTERVAL: Duration = Duration::from_millis(200);
 
 impl EmbeddedStore {

@@ -22,7 +22,7 @@ impl Acquirer {
             let (_place, lease) = self.right_to_ask(&definition.connection).await?;
             let revoked = self.revoke_leased(definition, sharers, &*lease).await;
             lease.release(revoked.is_ok()).await;
-            // Whoever came meanwhile has tokens of its own, which are to go too.
+            // Another replica has saved new tokens meanwhile, which are to go too.
             if !matches!(revoked, Err(StoreError::LeaseLost { .. })) {
                 return revoked;
             }

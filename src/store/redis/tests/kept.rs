@@ -1,5 +1,7 @@
 //! What a record outlasts, and what sealing anew leaves alone.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::*;
 use crate::store::transfer::{self, Done, Opened, Records as _, Table};
 
@@ -42,7 +44,7 @@ async fn a_stated_end_lengthens_a_records_life_and_never_shortens_it() {
 #[tokio::test]
 async fn sealing_anew_leaves_what_changed_meanwhile() {
     let redis = Redis::start().await;
-    let ((old, _t), (new, _u)) = (open_both(&redis, [1, 2]), open_both(&redis, [2, 1]));
+    let ((old, _t), (new, tasks)) = (open_both(&redis, [1, 2]), open_both(&redis, [2, 1]));
     let (changed, gone, same) = (key("crm", None), key("crm", Some("gone")), key("crm", Some("same")));
     for key in [&changed, &gone, &same] {
         save(&old, key, rotating("before")).await.expect("it is saved");
@@ -69,7 +71,7 @@ async fn sealing_anew_leaves_what_changed_meanwhile() {
 
     // A third one, which has the new key alone.
     let records = new.records(tokio::runtime::Handle::current());
-    tokio::task::spawn_blocking(move || records.resealed()).await.expect("it ends").expect("Redis answers");
+    tasks.blocking(move || records.resealed()).await.expect("it ends").expect("Redis answers");
     let (store, _v) = open(&redis, 2);
     let text = async |key: &TokenKey| {
         store.load(key).await.expect("it opens").map(|held| held.access_token.expose().to_owned())
@@ -85,22 +87,29 @@ async fn sealing_anew_leaves_what_changed_meanwhile() {
 #[tokio::test]
 async fn nothing_that_a_replica_writes_is_lost_while_all_is_sealed_anew() {
     let redis = Redis::start().await;
-    let ((old, _t), (new, _u)) = (open_both(&redis, [1, 2]), open_both(&redis, [2, 1]));
+    let ((old, _t), (new, tasks)) = (open_both(&redis, [1, 2]), open_both(&redis, [2, 1]));
     let names: Vec<String> = (0..200).map(|number| format!("s{number:03}")).collect();
     let mut last = std::collections::BTreeMap::new();
     for name in &names {
         old.put_secret(name, Secret::new("0")).await.expect("it is kept");
     }
-    let records = new.records(tokio::runtime::Handle::current());
-    let resealing = tokio::task::spawn_blocking(move || transfer::reseal(&records, &mut |_, _| {}));
-    let mut written = 0;
-    while !resealing.is_finished() {
-        written += 1;
-        let name = &names[fastrand::usize(..names.len())];
-        old.put_secret(name, Secret::new(&written.to_string())).await.expect("it is kept");
-        last.insert(name, written.to_string());
-    }
-    resealing.await.expect("it ends").expect("all is sealed");
+    let (records, ended) = (new.records(tokio::runtime::Handle::current()), AtomicBool::new(false));
+    let resealing = async {
+        let resealed = tasks.blocking(move || transfer::reseal(&records, &mut |_, _| {})).await;
+        ended.store(true, Ordering::SeqCst);
+        resealed.expect("it ends").expect("all is sealed")
+    };
+    let writing = async {
+        let mut written = 0;
+        while !ended.load(Ordering::SeqCst) {
+            written += 1;
+            let name = &names[fastrand::usize(..names.len())];
+            old.put_secret(name, Secret::new(written.to_string())).await.expect("it is kept");
+            last.insert(name, written.to_string());
+        }
+        written
+    };
+    let (_, written) = tokio::join!(resealing, writing);
     assert!(written > 20, "only {written} were written meanwhile: the test shows nothing");
     for (name, text) in last {
         assert_eq!(old.secret(name).await, Ok(Some(Secret::new(&text))), "{name}");
@@ -110,13 +119,13 @@ async fn nothing_that_a_replica_writes_is_lost_while_all_is_sealed_anew() {
 #[tokio::test]
 async fn an_import_writes_over_no_newer_secret_unless_it_is_to() {
     let redis = Redis::start().await;
-    let (store, _tasks) = open(&redis, 1);
+    let (store, tasks) = open(&redis, 1);
     store.put_secret("a", Secret::new("present")).await.expect("it is kept");
     let early = || Opened { table: Table::Secrets, name: b"a".to_vec(), version: 5, text: b"early".to_vec().into() };
     let handle = tokio::runtime::Handle::current();
     for (overwrite, counts, text) in [(false, (0, 1), "present"), (true, (1, 0), "early")] {
         let (records, page) = (store.records(handle.clone()), vec![early()]);
-        let put = tokio::task::spawn_blocking(move || records.put(page, overwrite)).await.expect("it ends");
+        let put = tasks.blocking(move || records.put(page, overwrite)).await.expect("it ends");
         assert_eq!(put, Ok(counts));
         assert_eq!(store.secret("a").await, Ok(Some(Secret::new(text))));
     }
