@@ -2,8 +2,8 @@
 //!
 //! Knows nothing of tokens: `T` is whatever the caller binds to a route. A request may name a connection, and then only
 //! what has that label takes part. The order is the contract's: exact host, longer
-//! wildcard, stated port, longer path, stated methods. Holds: matching happens on the one parsed origin and on a path
-//! that has one reading; where a prefix decides, a path with two readings is refused.
+//! wildcard, stated port, longer path, stated methods. Invariant: matching happens on the one parsed origin; where a
+//! prefix decides, a path is refused unless every reading of it (`path`) leads to the same route.
 
 mod path;
 
@@ -16,6 +16,8 @@ use crate::model::Name;
 use crate::model::connection::{HostPattern, PathPrefix, Place, PortRule, Route};
 use crate::model::origin::{Host, Origin, Scheme};
 use crate::model::token::default_profile;
+use path::Readings;
+pub use path::stays_below;
 
 /// A caller's place in the list of callers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -71,7 +73,7 @@ pub enum Found<'a, T> {
     NotAllowed(&'a T),
     /// Some route names the place, but none takes this path and method.
     NoRoute,
-    /// Routes here differ by path, and this path has more than one reading.
+    /// A server may read the path in a way that another route takes, or none.
     AmbiguousPath,
     /// No route names the place.
     Unmatched,
@@ -79,6 +81,8 @@ pub enum Found<'a, T> {
 
 #[derive(Debug)]
 struct Entry<T> {
+    /// Of a mount's route; else the root.
+    mount: PathPrefix,
     port: PortRule,
     upgrade: bool,
     path: PathPrefix,
@@ -111,16 +115,17 @@ impl<T> Router<T> {
         let mut router = Router { exact: HashMap::new(), below: HashMap::new(), mounts: Vec::new() };
         let mut mounts: HashMap<PathPrefix, Group<T>> = HashMap::new();
         for (route, label, callers, bound) in routes {
-            let (group, port) = match route.place {
+            let (group, port, mount) = match route.place {
                 Place::Host { pattern: HostPattern::Exact(host), port } => {
-                    (router.exact.entry(host).or_default(), port)
+                    (router.exact.entry(host).or_default(), port, PathPrefix::root())
                 }
                 Place::Host { pattern: HostPattern::Below(host), port } => {
-                    (router.below.entry(host).or_default(), port)
+                    (router.below.entry(host).or_default(), port, PathPrefix::root())
                 }
-                Place::Mount { prefix, .. } => (mounts.entry(prefix).or_default(), PortRule::Any),
+                Place::Mount { prefix, .. } => (mounts.entry(prefix.clone()).or_default(), PortRule::Any, prefix),
             };
             group.entries.push(Entry {
+                mount,
                 port,
                 upgrade: route.tls.upgrade,
                 path: route.path,
@@ -150,13 +155,15 @@ impl<T> Router<T> {
         let exact = self.exact.get(&origin.host);
         let mut best = Found::Unmatched;
         for group in exact.into_iter().chain(self.wildcards(&origin.host)) {
-            match group.find(|entry| entry.takes_port(origin), path, method, (caller, named)) {
-                route @ (Found::Route(_) | Found::AmbiguousPath) => return route,
+            let find = |path: &[u8]| group.find(|entry| entry.takes_port(origin), path, method, (caller, named));
+            let found = if group.by_path { agreed(path, find) } else { find(path.as_bytes()) };
+            match found {
+                route @ (Found::Route(_) | Found::AmbiguousPath) => return route.bound(),
                 Found::Unmatched => {}
                 refused => best = better(best, refused),
             }
         }
-        best
+        best.bound()
     }
 
     /// The best route for `origin` of those that the caller may use, whatever the path; where it may use none, of all.
@@ -173,7 +180,7 @@ impl<T> Router<T> {
         entries.map(move |entry| (&entry.bound, entry.callers.permit(caller)))
     }
 
-    /// The route of an origin-form request, and what follows its mount in `path`.
+    /// The route of an origin-form request, and what follows its mount in `path`, as it was written.
     pub fn find_mount<'a>(
         &self,
         path: &'a str,
@@ -181,18 +188,21 @@ impl<T> Router<T> {
         caller: Option<CallerId>,
         named: Option<Named<'_>>,
     ) -> (Found<'_, T>, &'a str) {
-        let mut best = (Found::Unmatched, path);
-        for (prefix, group) in &self.mounts {
-            let Some(rest) = prefix.rest(path) else { continue };
-            if path::climbs(path) {
-                return (Found::AmbiguousPath, rest);
+        let found = agreed(path, |path| {
+            let mut best = Found::Unmatched;
+            for (_, group) in self.mounts.iter().filter(|(prefix, _)| prefix.holds(path)) {
+                match group.find(|_| true, path, method, (caller, named)) {
+                    route @ Found::Route(_) => return route,
+                    refused => best = better(best, refused),
+                }
             }
-            match group.find(|_| true, rest, method, (caller, named)) {
-                route @ (Found::Route(_) | Found::AmbiguousPath) => return (route, rest),
-                refused => best.0 = better(best.0, refused),
-            }
-        }
-        best
+            best
+        });
+        let rest = match &found {
+            Found::Route(entry) => path::rest(&entry.mount, path),
+            _ => None,
+        };
+        (found.bound(), rest.unwrap_or(path))
     }
 
     /// The wildcard groups that hold `host`, longest suffix first.
@@ -203,6 +213,40 @@ impl<T> Router<T> {
         };
         let dots: Vec<Range<usize>> = name.match_indices('.').map(|(at, _)| at + 1..name.len()).collect();
         dots.into_iter().filter_map(move |suffix| self.below.get(&Host::Name(name[suffix].into())))
+    }
+}
+
+/// What `find` says to all readings of `path`, if that is the same.
+fn agreed<'a, T>(path: &str, find: impl Fn(&[u8]) -> Found<'a, Entry<T>>) -> Found<'a, Entry<T>> {
+    let readings = match path::readings(path) {
+        Readings::One => return find(path.as_bytes()),
+        Readings::Several(readings) => readings,
+        Readings::TooMany => return Found::AmbiguousPath,
+    };
+    let mut found = readings.iter().map(|reading| find(reading));
+    match found.next() {
+        Some(first) if found.all(|other| first.is_same(&other)) => first,
+        _ => Found::AmbiguousPath,
+    }
+}
+
+impl<'a, T> Found<'a, Entry<T>> {
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Found::Route(a), Found::Route(b)) | (Found::NotAllowed(a), Found::NotAllowed(b)) => std::ptr::eq(*a, *b),
+            (Found::NoRoute, Found::NoRoute) | (Found::Unmatched, Found::Unmatched) => true,
+            _ => false,
+        }
+    }
+
+    fn bound(self) -> Found<'a, T> {
+        match self {
+            Found::Route(entry) => Found::Route(&entry.bound),
+            Found::NotAllowed(entry) => Found::NotAllowed(&entry.bound),
+            Found::NoRoute => Found::NoRoute,
+            Found::AmbiguousPath => Found::AmbiguousPath,
+            Found::Unmatched => Found::Unmatched,
+        }
     }
 }
 
@@ -238,23 +282,20 @@ impl<T> Group<T> {
     fn find(
         &self,
         takes_port: impl Fn(&Entry<T>) -> bool,
-        path: &str,
+        path: &[u8],
         method: &Method,
         (caller, named): (Option<CallerId>, Option<Named<'_>>),
-    ) -> Found<'_, T> {
+    ) -> Found<'_, Entry<T>> {
         let mut here = self.entries.iter().filter(|entry| takes_port(entry)).peekable();
         if here.peek().is_none() {
             return Found::Unmatched;
         }
-        if self.by_path && path::is_ambiguous(path) {
-            return Found::AmbiguousPath;
-        }
         let mut refused = Found::NoRoute;
         for entry in here.filter(|entry| entry.takes(path, method) && entry.is_meant(named)) {
             if entry.callers.permit(caller) {
-                return Found::Route(&entry.bound);
+                return Found::Route(entry);
             }
-            refused = better(refused, Found::NotAllowed(&entry.bound));
+            refused = better(refused, Found::NotAllowed(entry));
         }
         refused
     }
@@ -280,8 +321,8 @@ impl<T> Entry<T> {
             && profile.map_or(label.bare, |profile| label.profile.as_str() == profile)
     }
 
-    fn takes(&self, path: &str, method: &Method) -> bool {
-        self.path.rest(path).is_some() && self.methods.as_ref().is_none_or(|methods| methods.contains(method))
+    fn takes(&self, path: &[u8], method: &Method) -> bool {
+        self.path.holds(path) && self.methods.as_ref().is_none_or(|methods| methods.contains(method))
     }
 }
 

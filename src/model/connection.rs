@@ -215,10 +215,9 @@ impl PathPrefix {
         self.0.is_empty()
     }
 
-    /// What follows the prefix in `path`: empty, or from a slash on.
-    pub fn rest<'a>(&self, path: &'a str) -> Option<&'a str> {
-        let rest = path.strip_prefix(self.0.as_str())?;
-        (rest.is_empty() || rest.starts_with('/')).then_some(rest)
+    /// Is `path` the prefix itself or below it?
+    pub fn holds(&self, path: &[u8]) -> bool {
+        path.strip_prefix(self.0.as_bytes()).is_some_and(|rest| matches!(rest, [] | [b'/', ..]))
     }
 }
 
@@ -358,13 +357,13 @@ mod tests {
     fn a_prefix_ends_at_a_segment() {
         let v1 = PathPrefix::parse("/v1/").unwrap();
         assert_eq!(v1, PathPrefix::parse("/v1").unwrap());
-        for (path, rest) in [("/v1", Some("")), ("/v1/", Some("/")), ("/v1/x", Some("/x"))] {
-            assert_eq!(v1.rest(path), rest);
+        for path in ["/v1", "/v1/", "/v1/x"] {
+            assert!(v1.holds(path.as_bytes()), "{path}");
         }
         for path in ["/v10", "/v1x", "/v1%20", "/V1/x", "/", ""] {
-            assert_eq!(v1.rest(path), None, "{path}");
+            assert!(!v1.holds(path.as_bytes()), "{path}");
         }
-        assert_eq!(PathPrefix::root().rest("/x"), Some("/x"));
+        assert!(PathPrefix::root().holds(b"/x"));
     }
 
     #[test]

@@ -33,7 +33,7 @@ use super::worker::{Place as Seat, Worker};
 use crate::router::{CallerId, Found};
 use crate::snapshot::Snapshot;
 use tokens::Whose;
-use way::{Way, inside};
+use way::{AMBIGUOUS_PATH, Way, inside};
 
 /// Serves one request. Whatever happens, there is an answer.
 pub async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, request: Request<Incoming>) -> Response<ResponseBody<Answer>> {
@@ -195,7 +195,7 @@ impl<'a> Exchange<'a> {
             }
             Found::NoRoute => return Err(ProxyError::NoRoute.into()),
             Found::AmbiguousPath => {
-                return Err(ProxyError::BadRequestTarget("the path could be read in two ways; write it plainly").into());
+                return Err(ProxyError::BadRequestTarget(AMBIGUOUS_PATH).into());
             }
             Found::Unmatched => return self.unmatched(target),
         };

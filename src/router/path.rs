@@ -1,116 +1,210 @@
-//! Paths that two readers could read in two ways.
+//! How servers may read a path, and what follows a prefix in it. Pure.
+//!
+//! A server may decode escapes (some twice), take `\` for `/`, drop `;parameters`, merge `//`, resolve `.` and `..`, and
+//! stop at a NUL, `?` or `#` that was escaped, in whatever order. Invariant: what such a server arrives at is among
+//! [`readings`], or the path has more readings than are worth looking at.
 
-/// Would some server take this path for another one? True for everything by which a prefix rule can be slipped past:
-/// dot segments, doubled slashes, backslashes, parameters, and their escapes (`%2e %2f %5c %25 %00 %3b`).
-pub fn is_ambiguous(path: &str) -> bool {
-    let bytes = path.as_bytes();
-    let raw = |b: &u8| matches!(b, b'\\' | b';' | 0x80..);
-    let escape = |at: usize| match bytes.get(at + 1..at + 3) {
-        Some(hex) => [*b"2e", *b"2f", *b"5c", *b"25", *b"00", *b"3b"].contains(&[lower(hex[0]), lower(hex[1])]),
-        None => true,
-    };
-    bytes.iter().any(raw)
-        || path.contains("//")
-        || path.split('/').any(|segment| segment == "." || segment == "..")
-        || bytes.iter().enumerate().any(|(at, b)| *b == b'%' && escape(at))
+use std::ops::ControlFlow;
+
+use crate::model::connection::PathPrefix;
+
+/// How often a server may decode escapes.
+const DECODINGS_MAX: usize = 2;
+/// Bounds on the work for one path; beyond them it counts as ambiguous.
+const READINGS_MAX: usize = 64;
+const READINGS_BYTES_MAX: usize = 256 * 1024;
+
+/// In what ways a path may be read.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Readings {
+    /// As it is written, by every server.
+    One,
+    /// The first is the path with its unreserved characters decoded.
+    Several(Vec<Vec<u8>>),
+    TooMany,
 }
 
-/// Does some reading of this path hold a dot segment, so that it could climb out of the prefix it begins with?
-pub fn climbs(path: &str) -> bool {
-    // Without these bytes no reading differs from the path itself, and no segment is a dot.
-    if !path.bytes().any(|b| matches!(b, b'.' | b'%' | 0)) {
-        return false;
+/// Reads `path` (without its query) as servers may. A path without special characters costs one look at each byte.
+pub fn readings(path: &str) -> Readings {
+    if is_plain(path.as_bytes()) {
+        return Readings::One;
     }
-    let mut reading = path.as_bytes().to_vec();
-    for _ in 0..3 {
-        let dots = |segment: &[u8]| {
-            let name = segment.split(|b| *b == b';').next().unwrap_or_default();
-            name == b"." || name == b".."
+    let mut found = Collected { readings: Vec::new(), bytes: 0 };
+    match found.collect(normalized(path.as_bytes())) {
+        ControlFlow::Continue(()) => Readings::Several(found.readings),
+        ControlFlow::Break(TooMany) => Readings::TooMany,
+    }
+}
+
+/// What follows `prefix` in `path`, as it was written, where unreserved characters may be escaped.
+pub fn rest<'p>(prefix: &PathPrefix, path: &'p str) -> Option<&'p str> {
+    let mut rest = path;
+    for wanted in prefix.as_str().bytes() {
+        let (byte, length) = match rest.as_bytes() {
+            [b'%', high, low, ..] => (unreserved(*high, *low)?, 3),
+            [byte, ..] => (*byte, 1),
+            [] => return None,
         };
-        if reading.contains(&0) || reading.split(|b| matches!(b, b'/' | b'\\')).any(dots) {
-            return true;
+        if byte != wanted {
+            return None;
         }
-        reading = decoded(&reading);
+        rest = &rest[length..];
     }
-    false
+    (rest.is_empty() || rest.starts_with('/')).then_some(rest)
 }
 
-fn decoded(text: &[u8]) -> Vec<u8> {
+/// Is every reading of `path` at or below `prefix`?
+pub fn stays_below(prefix: &PathPrefix, path: &str) -> bool {
+    if prefix.is_root() {
+        return true;
+    }
+    match readings(path) {
+        Readings::One => prefix.holds(path.as_bytes()),
+        Readings::Several(all) => all.iter().all(|reading| prefix.holds(reading)),
+        Readings::TooMany => false,
+    }
+}
+
+/// Nothing in it has a second meaning: no `%`, `;` or `\`, no empty segment and none that begins with a dot.
+fn is_plain(path: &[u8]) -> bool {
+    let mut after_slash = false;
+    path.iter().all(|byte| {
+        let special = match byte {
+            b'%' | b';' | b'\\' => true,
+            b'/' | b'.' => after_slash,
+            _ => false,
+        };
+        after_slash = *byte == b'/';
+        !special
+    })
+}
+
+/// One thing that a server may do with a path.
+type Step = fn(&[u8]) -> Vec<u8>;
+
+struct TooMany;
+
+struct Collected {
+    readings: Vec<Vec<u8>>,
+    bytes: usize,
+}
+
+impl Collected {
+    /// All that the steps make of `path`, decoding it at most [`DECODINGS_MAX`] times.
+    fn collect(&mut self, path: Vec<u8>) -> ControlFlow<TooMany> {
+        const STEPS: [Step; 5] =
+            [with_slashes, without_parameters, with_merged_slashes, without_dot_segments, up_to_its_end];
+        self.add(path)?;
+        let mut level = 0;
+        for decoding in 0..=DECODINGS_MAX {
+            let mut at = level;
+            while at < self.readings.len() {
+                for step in STEPS {
+                    self.add(step(&self.readings[at]))?;
+                }
+                at += 1;
+            }
+            if decoding < DECODINGS_MAX {
+                for of in level..at {
+                    self.add(decoded(&self.readings[of]))?;
+                }
+            }
+            level = at;
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn add(&mut self, reading: Vec<u8>) -> ControlFlow<TooMany> {
+        if self.readings.contains(&reading) {
+            return ControlFlow::Continue(());
+        }
+        self.bytes += reading.len();
+        if self.readings.len() == READINGS_MAX || self.bytes > READINGS_BYTES_MAX {
+            return ControlFlow::Break(TooMany);
+        }
+        self.readings.push(reading);
+        ControlFlow::Continue(())
+    }
+}
+
+/// With unreserved characters decoded, which means the same to every server (RFC 3986 §6.2.2.2).
+fn normalized(path: &[u8]) -> Vec<u8> {
+    decode(path, unreserved)
+}
+
+fn decoded(path: &[u8]) -> Vec<u8> {
+    decode(path, |high, low| Some(hex(high)? << 4 | hex(low)?))
+}
+
+/// Replaces the escapes for which `byte_of` the two digits has a byte.
+fn decode(text: &[u8], byte_of: impl Fn(u8, u8) -> Option<u8>) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;
     while let [first, tail @ ..] = rest {
-        match (first, tail) {
-            (b'%', [high, low, after @ ..]) if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
-                bytes.push(nibble(*high) << 4 | nibble(*low));
-                rest = after;
-            }
-            _ => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
+        let escaped = match rest {
+            [b'%', high, low, ..] => byte_of(*high, *low),
+            _ => None,
+        };
+        bytes.push(escaped.unwrap_or(*first));
+        rest = if escaped.is_some() { &rest[3..] } else { tail };
     }
     bytes
 }
 
-fn lower(b: u8) -> u8 {
-    b.to_ascii_lowercase()
+/// The unreserved character that an escape with these digits stands for (RFC 3986 §2.3).
+fn unreserved(high: u8, low: u8) -> Option<u8> {
+    let byte = hex(high)? << 4 | hex(low)?;
+    (byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)).then_some(byte)
 }
 
-fn nibble(hex: u8) -> u8 {
-    char::from(hex).to_digit(16).map_or(0, |digit| digit as u8)
+fn hex(digit: u8) -> Option<u8> {
+    u8::try_from(char::from(digit).to_digit(16)?).ok()
+}
+
+/// `\` is `/` to IIS, and to what resolves a path as a browser does.
+fn with_slashes(path: &[u8]) -> Vec<u8> {
+    path.iter().map(|byte| if *byte == b'\\' { b'/' } else { *byte }).collect()
+}
+
+/// Servlet containers drop what follows `;` in each segment (RFC 3986 §3.3).
+fn without_parameters(path: &[u8]) -> Vec<u8> {
+    let segments: Vec<&[u8]> = path.split(|byte| *byte == b'/').map(|segment| before(segment, b";")).collect();
+    segments.join(&b'/')
+}
+
+fn with_merged_slashes(path: &[u8]) -> Vec<u8> {
+    let mut merged = path.to_vec();
+    merged.dedup_by(|byte, before| (*byte, *before) == (b'/', b'/'));
+    merged
+}
+
+/// With `.` and `..` resolved, never above the root (RFC 3986 §5.2.4).
+fn without_dot_segments(path: &[u8]) -> Vec<u8> {
+    let Some(path) = path.strip_prefix(b"/") else { return path.to_vec() };
+    let mut kept: Vec<&[u8]> = vec![b""];
+    let mut segments = path.split(|byte| *byte == b'/').peekable();
+    while let Some(segment) = segments.next() {
+        match segment {
+            b"." => {}
+            b".." if kept.len() > 1 => drop(kept.pop()),
+            b".." => {}
+            segment => kept.push(segment),
+        }
+        if segments.peek().is_none() && matches!(segment, b"." | b"..") {
+            kept.push(b"");
+        }
+    }
+    kept.join(&b'/')
+}
+
+/// What was escaped may end it when it is read again: a NUL, or what begins a query or a fragment.
+fn up_to_its_end(path: &[u8]) -> Vec<u8> {
+    before(path, b"\0?#").to_vec()
+}
+
+fn before<'t>(text: &'t [u8], ends: &[u8]) -> &'t [u8] {
+    text.split(|byte| ends.contains(byte)).next().unwrap_or_default()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_slips_past_a_prefix_is_ambiguous() {
-        let slips = [
-            "/v1/../x",
-            "/v1/..",
-            "/./v1",
-            "/v1/%2e%2e/x",
-            "/v1%2fx",
-            "/v1%2F..",
-            "/v1%5cx",
-            "/v1\\..\\x",
-            "/v1/..;/x",
-            "/v1;a/x",
-            "/v1/%252e%252e/x",
-            "//v1",
-            "/v1//x",
-            "/v1/%00",
-            "/v1/x%",
-            "/v1/x%2",
-            "/v1/%3b",
-        ];
-        for path in slips {
-            assert!(is_ambiguous(path), "{path}");
-        }
-        for path in ["/", "/v1", "/v1/a.b..c", "/v1/a%20b", "/v1/...", "/v1/%C3%A4", "/v1/a:b@c,d"] {
-            assert!(!is_ambiguous(path), "{path}");
-        }
-    }
-
-    #[test]
-    fn what_climbs_out_of_a_mount_is_seen_in_every_reading() {
-        for path in [
-            "/a/../x",
-            "/a/%2e%2e/x",
-            "/a%2f../x",
-            "/a%2f..%2fx",
-            "/a/..;/x",
-            "/a\\..",
-            "/a/%252e%252e/x",
-            "/a/%00",
-            "/.",
-        ] {
-            assert!(climbs(path), "{path}");
-        }
-        for path in ["/a/b%2Fc", "/a//b", "/a;x/b", "/a/100%25", "/a/..b", "/a/%"] {
-            assert!(!climbs(path), "{path}");
-        }
-    }
-}
+mod tests;

@@ -187,12 +187,39 @@ fn stated_methods_win_and_a_method_that_none_takes_has_no_route() {
 }
 
 #[test]
-fn a_path_with_two_readings_is_refused_only_where_a_prefix_decides() {
-    let rules = [Rule { host: "paths.test", path: "/v1", ..RULE }, Rule { host: "whole.test", ..RULE }];
-    for path in ["/v1/../x", "/v1%2f..%2fx", "/v1;x", "//v1/x"] {
-        assert_eq!(found(&rules, &format!("https://paths.test{path}"), None), "ambiguous");
-        assert_eq!(found(&rules, &format!("https://whole.test{path}"), None), "whole.test");
+fn a_path_is_refused_only_if_a_server_could_read_it_as_one_of_another_route() {
+    let rules = [
+        Rule { host: "a.test", path: "/v1", ..RULE },
+        Rule { host: "b.test", path: "/v1", ..RULE },
+        Rule { host: "b.test:443", path: "/v1/admin", ..RULE },
+        Rule { host: "whole.test", ..RULE },
+    ];
+    let escapes =
+        ["/v1/../x", "/v1/..", "/v1/%2e%2e/x", "/v1/..%2fx", "/v1%2fx", "/v1%5cx", "/v1\\x", "/v1;x", "//v1/x"];
+    let double =
+        ["/v1/%252e%252e/x", "/x/%252e%252e/v1", "/x/..%2fv1/", "/v1/..;/x", "/v1/x/..%5c..%5cy", "/v1/..%00/x"];
+    for path in escapes.iter().chain(&double) {
+        assert_eq!(found(&rules, &format!("https://a.test{path}"), None), "ambiguous", "{path}");
+        assert_eq!(found(&rules, &format!("https://whole.test{path}"), None), "whole.test", "{path}");
     }
+    let below =
+        ["/v1/a%2Fb", "/v1/./x", "/v1//x", "/v1/a;b", "/v1/a%5Cb", "/v1/a/../b", "/v1/%252F", "/v1/%00", "/v1/x%"];
+    for path in below.iter().chain(&["/v1/a%2F..%2Fb", "/%76%31/x", "/v%31", "/v1/%61dmin"]) {
+        assert_eq!(found(&rules, &format!("https://a.test{path}"), None), "a.test", "{path}");
+    }
+    for path in ["/v2/a%2Fb", "/v10/../x", "/V1/%2E"] {
+        assert_eq!(found(&rules, &format!("https://a.test{path}"), None), "no route", "{path}");
+    }
+    let table = [
+        ("https://b.test/v1/%61dmin/x", "b.test:443"),
+        ("https://b.test/v1/admin%2Fx", "ambiguous"),
+        ("https://b.test/v1/x%2F..%2Fadmin", "ambiguous"),
+        ("https://b.test/v1/admin/a%2Fb", "b.test:443"),
+        ("https://b.test/v1/admin;x", "ambiguous"),
+        ("https://b.test/v1/admin%3Fx", "ambiguous"),
+        ("https://b.test/v1/x%2Fadmin", "b.test"),
+    ];
+    check(&rules, &table);
 }
 
 #[test]
@@ -218,8 +245,14 @@ fn a_mount_is_the_longest_prefix_and_never_climbs() {
     assert_eq!(find("/crm"), (Found::Route(&"/crm"), ""));
     assert_eq!(find("/crm/eu/x"), (Found::Route(&"/crm/eu"), "/x"));
     assert_eq!(find("/crmx").0, Found::Unmatched);
-    assert_eq!(find("/crm/a%2Fb").0, Found::Route(&"/crm"));
-    for path in ["/crm/../x", "/crm/%2e%2e/x", "/crm/a%2f../x", "/crm/..;/x"] {
+    assert_eq!(find("/crm/a%2Fb"), (Found::Route(&"/crm"), "/a%2Fb"));
+    assert_eq!(find("/%63rm/%61?"), (Found::Route(&"/crm"), "/%61?"));
+    assert_eq!(find("/crm/a/../b"), (Found::Route(&"/crm"), "/a/../b"));
+    assert_eq!(find("/crm/%65u/a%2Fb"), (Found::Route(&"/crm/eu"), "/a%2Fb"));
+    assert_eq!(find("/x%2Fcrm").0, Found::Unmatched);
+    for path in
+        ["/crm/../x", "/crm/%2e%2e/x", "/crm/a%2f../../x", "/crm/..;/x", "/crm%2Fx", "/crm/a%2F..%2Feu/x", "/crm/eu/.."]
+    {
         assert_eq!(find(path).0, Found::AmbiguousPath, "{path}");
     }
 }

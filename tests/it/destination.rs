@@ -177,7 +177,6 @@ async fn a_path_rule_cannot_be_slipped_past() {
     for path in [
         "/v1/../x",
         "/v1/..",
-        "/v1/./x",
         "/v1/%2e%2e/x",
         "/v1/%2E./x",
         "/v1%2fx",
@@ -187,11 +186,10 @@ async fn a_path_rule_cannot_be_slipped_past() {
         "/v1;a/x",
         "/v1/%252e%252e/x",
         "//v1/x",
-        "/v1//x",
-        "/v1/%00",
-        "/v1/%3b",
         "/x/..%2fv1/",
-        "/v1/x%",
+        "/v1/a%2f..%2f..%2fx",
+        "/v1/..%00/x",
+        "/%761/../x",
     ] {
         check(
             &stage,
@@ -216,7 +214,24 @@ async fn a_path_rule_cannot_be_slipped_past() {
         )
         .await;
     }
-    for path in ["/v1", "/v1/", "/v1/x?../y", "/v1?x=/v2", "/v1/a%20b"] {
+    for path in [
+        "/v1",
+        "/v1/",
+        "/v1/x?../y",
+        "/v1?x=/v2",
+        "/v1/a%20b",
+        // What every server takes for a path below /v1 goes there as it was written.
+        "/%761/x",
+        "/v%31/%61",
+        "/v1/projects/group%2Fproject/a%2eb",
+        "/v1/o/a%2F..%2Fb%252F",
+        "/v1/./x",
+        "/v1/a/../x",
+        "/v1//x",
+        "/v1/%5c;a=b/%3b",
+        "/v1/%00",
+        "/v1/x%",
+    ] {
         check(
             &stage,
             &format!("TC-12 plain {path}"),
@@ -226,6 +241,8 @@ async fn a_path_rule_cannot_be_slipped_past() {
             Good,
         )
         .await;
+        let received = stage.good.received();
+        assert_eq!(received[received.len() - 2].request_line(), format!("GET {path} HTTP/1.1"), "TC-12");
     }
 }
 
@@ -238,6 +255,9 @@ async fn a_mount_leads_below_its_upstream_path_only() {
         ("/api/api/x", "/base/api/x"),
         ("/api//x", "/base//x"),
         ("/api?q", "/base?q"),
+        ("/api/a%2Fb%5C;c", "/base/a%2Fb%5C;c"),
+        ("/%61pi/%61", "/base/%61"),
+        ("/api/a/../b", "/base/a/../b"),
     ] {
         check(&stage, &format!("TC-28 {path}"), &get(path, "keybearer", ""), 200, "", Good).await;
         let received = stage.good.received();
@@ -245,9 +265,19 @@ async fn a_mount_leads_below_its_upstream_path_only() {
         assert_eq!(request.request_line(), format!("GET {expected} HTTP/1.1"), "TC-28 {path}");
         assert_eq!(request.values("host"), ["good.test"]);
     }
-    for path in
-        ["/api/../x", "/api/..", "/api%2f..%2fx", "/api/%2e%2e/x", "/api/..%2fx", "/api/..;/x", "/api/%252e%252e/x"]
-    {
+    for path in [
+        "/api/../x",
+        "/api/..",
+        "/api%2f..%2fx",
+        "/api/%2e%2e/x",
+        "/api/..%2fx",
+        "/api/..;/x",
+        "/api/%252e%252e/x",
+        "/%61pi/../x",
+        // Back below the mount, but at the upstream beside its path.
+        "/api/../api/x",
+        "/api/..%2Fapi/x",
+    ] {
         let before = stage.good.count();
         let said = stage.say(get(path, "keybearer", "")).await;
         let expected = [(400, "bad_request_target"), (404, "no_mount")];

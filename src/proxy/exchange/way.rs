@@ -22,10 +22,12 @@ use crate::proxy::inject::{self, NotInjected};
 use crate::proxy::target::{self, Target};
 use crate::proxy::upgrade;
 use crate::proxy::upstream::{Destination, Lease, Protocol};
+use crate::router;
 use crate::snapshot::BoundRoute;
 use crate::telemetry::traces::Propagation;
 
 const LONG_TOKEN: &str = "with the token in its query the target is longer than 65534 bytes; let the route inject such a token into a header";
+pub const AMBIGUOUS_PATH: &str = "a server could read the path as another one, which this route does not take; write it without dot segments and escapes";
 
 /// Where a request goes, by which route, and under which path.
 pub struct Way<'a> {
@@ -47,7 +49,11 @@ impl<'a> Way<'a> {
                 let slash = if rest.is_empty() && base.is_root() { "/" } else { "" };
                 let (mark, query) = path.query().map_or(("", ""), |query| ("?", query));
                 let mapped = PathAndQuery::try_from([base.as_str(), rest, slash, mark, query].concat());
-                (upstream.clone(), mapped.map_err(|_| ProxyError::BadRequestTarget("the path is not valid"))?)
+                let mapped = mapped.map_err(|_| ProxyError::BadRequestTarget("the path is not valid"))?;
+                if !router::stays_below(base, mapped.path()) {
+                    return Err(ProxyError::BadRequestTarget(AMBIGUOUS_PATH).into());
+                }
+                (upstream.clone(), mapped)
             }
             _ => return Err(ProxyError::NoRoute.into()),
         };
