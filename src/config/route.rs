@@ -295,7 +295,9 @@ pub fn header(text: &str) -> Result<HeaderName, Fault> {
     let Ok(name) = HeaderName::from_bytes(text.as_bytes()) else {
         return Err(Fault::new("is not a header name", "write a name such as Authorization or X-Api-Key"));
     };
-    if RESERVED_HEADERS.contains(&name.as_str()) || name.as_str().starts_with("keybearer-") {
+    // Some servers read `_` as `-`.
+    let plain = name.as_str().replace('_', "-");
+    if RESERVED_HEADERS.contains(&plain.as_str()) || plain.starts_with("keybearer-") {
         return Err(Fault::new("cannot carry a token", "write a name such as Authorization or X-Api-Key"));
     }
     Ok(name)

@@ -1,6 +1,10 @@
 //! Messages are rebuilt, never relayed: what a proxy must remove and add (RFC 9110 §7.6). Pure.
 //!
-//! Holds: framing fields are never copied; hyper writes them from the body that is really sent.
+//! Holds: framing fields are never copied; hyper writes them from the body that is really sent. What is removed is removed in
+//! every spelling: names compare without case and with `_` as `-`, as servers behind CGI read them.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
 
 use http::header::InvalidHeaderValue;
 use http::header::{
@@ -153,10 +157,7 @@ pub fn join_cookies(headers: &mut HeaderMap) {
 /// Trailers without what only a head may say, what only the proxy may say, and the fields that are `reserved` for it.
 pub fn trailers(mut trailers: HeaderMap, reserved: &[HeaderName]) -> HeaderMap {
     remove_hop_by_hop_and(&mut trailers, |name| name.starts_with(OURS));
-    for name in &NOT_IN_TRAILERS {
-        trailers.remove(name);
-    }
-    for name in reserved {
+    for name in NOT_IN_TRAILERS.iter().chain(reserved) {
         remove_with_twins(&mut trailers, name);
     }
     trailers
@@ -212,32 +213,37 @@ pub fn is_loop(headers: &HeaderMap, via: &Via) -> bool {
     hops.any(|hop| hop.trim_ascii().get(4..) == own.get(4..))
 }
 
+/// A field's name with `_` as `-`, and without such at its end.
+fn plain_name(name: &str) -> Cow<'_, str> {
+    match name.contains('_') {
+        false => Cow::Borrowed(name),
+        true => Cow::Owned(name.trim_end_matches('_').replace('_', "-")),
+    }
+}
+
 /// Removes `name` and every spelling of it with underscores, which some servers read as the same field.
 pub fn remove_with_twins(headers: &mut HeaderMap, name: &HeaderName) {
-    let twins: Vec<HeaderName> = headers.keys().filter(|key| is_twin(key, name)).cloned().collect();
-    for key in twins {
-        headers.remove(key);
-    }
+    let wanted = plain_name(name.as_str());
+    remove_if(headers, |name| name == wanted);
 }
 
 /// The values of `name` and of those spellings.
 pub fn values_with_twins<'a>(headers: &'a HeaderMap, name: &'a HeaderName) -> impl Iterator<Item = &'a [u8]> {
-    headers.iter().filter(|(key, _)| is_twin(key, name)).map(|(_, value)| value.as_bytes())
+    let is_twin = |key: &HeaderName| plain_name(key.as_str()) == plain_name(name.as_str());
+    headers.iter().filter(move |(key, _)| is_twin(key)).map(|(_, value)| value.as_bytes())
 }
 
-fn is_twin(key: &HeaderName, name: &HeaderName) -> bool {
-    key == name || canonical_header(key.as_str()) == canonical_header(name.as_str())
+/// Removes the fields that end at this hop, and those whose plain name is unwanted.
+fn remove_hop_by_hop_and(headers: &mut HeaderMap, is_unwanted: impl Fn(&str) -> bool) {
+    let listed = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let listed = listed.flat_map(|value| value.split(',')).map(|name| name.trim().to_ascii_lowercase());
+    let named: HashSet<String> = listed.map(|name| plain_name(&name).into_owned()).collect();
+    remove_if(headers, |name| is_hop_by_hop(name) || is_unwanted(name) || named.contains(name));
 }
 
 /// Most messages hold one or two such fields: looking at each name once costs less than asking for each that may be there.
-fn remove_hop_by_hop_and(headers: &mut HeaderMap, is_unwanted: impl Fn(&str) -> bool) {
-    let listed = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
-    let named: Vec<HeaderName> =
-        listed.flat_map(|value| value.split(',')).filter_map(|name| name.trim().parse().ok()).collect();
-    for name in named {
-        headers.remove(name);
-    }
-    let unwanted = |name: &&HeaderName| is_hop_by_hop(name.as_str()) || is_unwanted(name.as_str());
+fn remove_if(headers: &mut HeaderMap, is_unwanted: impl Fn(&str) -> bool) {
+    let unwanted = |name: &&HeaderName| is_unwanted(&plain_name(name.as_str()));
     let unwanted: Vec<HeaderName> = headers.keys().filter(unwanted).cloned().collect();
     for name in unwanted {
         headers.remove(name);

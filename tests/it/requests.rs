@@ -202,7 +202,9 @@ async fn fields_of_this_hop_end_here() {
     let stage = Stage::start("").await;
     let lines = "Connection: close, X-Gone\r\nX-Gone: 1\r\nKeep-Alive: timeout=5\r\nProxy-Connection: keep-alive\r\nTE: trailers\r\n\
                  Upgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\nKeybearer-Subject: alice\r\nKeybearer-Anything: 1\r\n\
-                 X-Kept: 1\r\nVia: 1.0 fred\r\nCookie: a=b\r\n";
+                 X-Kept: 1\r\nVia: 1.0 fred\r\nCookie: a=b\r\nConnection: X_Also\r\nX-Also: 1\r\nX_Gone: 1\r\nKeybearer_Subject: alice\r\n\
+                 KEYBEARER_Authorization: Bearer x\r\nTransfer_Encoding: chunked\r\nContent_Length: 9\r\nProxy_Authorization: \
+                 Basic eDp5\r\nKeep_Alive: 1\r\nX_Kept: 1\r\n";
     let answer = raw::get_through(stage.sidecar.proxy(), "http://good.test/x?q=1", lines).await;
     assert_eq!(answer.status, 200, "HP-17");
     assert!(answer.header("via").is_some_and(|via| via.contains("keybearer")), "HP-21");
@@ -219,9 +221,18 @@ async fn fields_of_this_hop_end_here() {
         "keybearer-subject",
         "keybearer-anything",
         "proxy-authorization",
+        "x-also",
+        "x_gone",
+        "keybearer_subject",
+        "keybearer_authorization",
+        "transfer_encoding",
+        "content_length",
+        "proxy_authorization",
+        "keep_alive",
     ] {
         assert!(request.values(name).is_empty(), "HP-17 HP-19 {name}: {}", request.head);
     }
+    assert_eq!(request.values("x_kept"), ["1"], "HP-17");
     assert_eq!((request.values("x-kept"), request.values("cookie")), (vec!["1"], vec!["a=b"]), "HP-17");
     let via = request.values("via");
     assert_eq!((via.len(), via[0]), (2, "1.0 fred"), "HP-21");
