@@ -5,6 +5,7 @@
 //! Metrics: `keybearer_errors_total` is counted by `exchange` with [`ProxyError::code`].
 
 pub mod grpc;
+mod tls;
 
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use http::{HeaderValue, Response, StatusCode};
 use serde_json::json;
 
 use crate::token::slot::NEEDS_CONSENT_AGAIN;
+pub use tls::TlsFault;
 
 /// Why the proxy answers in an upstream's place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +41,7 @@ pub enum ProxyError {
     ScriptFailed { message: String },
     TokenUnavailable { error: String, retry_after: Duration },
     Overloaded,
-    UpstreamTls,
+    UpstreamTls(TlsFault),
     UpstreamUnreachable(Unreachable),
     UpstreamProtocol,
     UpstreamTimeout,
@@ -113,7 +115,7 @@ impl ProxyError {
             TokenRefused { .. } => Row("token_refused", 424, "proxy_configuration_error", "fix_configuration"),
             TokenUnavailable { .. } => Row("token_unavailable", 503, "proxy_internal_error", "retry_later"),
             Overloaded => Row("overloaded", 503, "connection_limit_reached", "retry_later"),
-            UpstreamTls => Row("upstream_tls", 502, "tls_certificate_error", "fix_configuration"),
+            UpstreamTls(fault) => Row("upstream_tls", 502, fault.proxy_status(), "fix_configuration"),
             UpstreamUnreachable(step) => Row("upstream_unreachable", 502, step.proxy_status(), "retry_later"),
             UpstreamProtocol => Row("upstream_protocol", 502, "http_protocol_error", "retry_later"),
             UpstreamTimeout => Row("upstream_timeout", 504, "http_response_timeout", "retry_later"),
@@ -139,7 +141,7 @@ impl ProxyError {
             | ScriptFailed { .. }
             | TokenUnavailable { .. }
             | Overloaded => false,
-            UpstreamTls | UpstreamUnreachable(_) | UpstreamProtocol | UpstreamTimeout => false,
+            UpstreamTls(_) | UpstreamUnreachable(_) | UpstreamProtocol | UpstreamTimeout => false,
         }
     }
 
@@ -181,9 +183,7 @@ impl ProxyError {
                 format!("no usable token, and the authorization server gave no new one ({error}); it is being asked again")
             }
             Overloaded => "a limit of the proxy is reached; try again later, or raise it under `limits`".to_owned(),
-            UpstreamTls => {
-                "the upstream's TLS certificate is not valid for this host; name its CA under trust or upstream_tls.trust".to_owned()
-            }
+            UpstreamTls(fault) => fault.detail(),
             UpstreamUnreachable(step) => step.detail().to_owned(),
             UpstreamProtocol => "the upstream's answer is not valid HTTP".to_owned(),
             UpstreamTimeout => "the upstream did not answer in time".to_owned(),
@@ -226,7 +226,11 @@ impl ProxyError {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert("keybearer-error", HeaderValue::from_static(code));
-        if let Ok(value) = HeaderValue::try_from(format!("keybearer; error={proxy_status}")) {
+        let parameters = match self {
+            ProxyError::UpstreamTls(fault) => fault.proxy_status_parameters(),
+            _ => String::new(),
+        };
+        if let Ok(value) = HeaderValue::try_from(format!("keybearer; error={proxy_status}{parameters}")) {
             headers.insert("proxy-status", value);
         }
         if let Some(wait) = self.retry_after() {
@@ -348,7 +352,7 @@ mod tests {
         check(TokenRefused { error: "x".into() }, 424, "token_refused", "fix_configuration");
         check(TokenUnavailable { error: "x".into(), retry_after: wait }, 503, "token_unavailable", "retry_later");
         check(Overloaded, 503, "overloaded", "retry_later");
-        check(UpstreamTls, 502, "upstream_tls", "fix_configuration");
+        check(UpstreamTls(TlsFault::Certificate), 502, "upstream_tls", "fix_configuration");
         check(UpstreamUnreachable(Unreachable::Name), 502, "upstream_unreachable", "retry_later");
         check(UpstreamProtocol, 502, "upstream_protocol", "retry_later");
         check(UpstreamTimeout, 504, "upstream_timeout", "retry_later");

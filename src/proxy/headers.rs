@@ -213,23 +213,15 @@ pub fn is_loop(headers: &HeaderMap, via: &Via) -> bool {
     hops.any(|hop| hop.trim_ascii().get(4..) == own.get(4..))
 }
 
-/// A field's name with `_` as `-`, and without such at its end.
-fn plain_name(name: &str) -> Cow<'_, str> {
-    match name.contains('_') {
-        false => Cow::Borrowed(name),
-        true => Cow::Owned(name.trim_end_matches('_').replace('_', "-")),
-    }
-}
-
 /// Removes `name` and every spelling of it with underscores, which some servers read as the same field.
 pub fn remove_with_twins(headers: &mut HeaderMap, name: &HeaderName) {
-    let wanted = plain_name(name.as_str());
+    let wanted = canonical_header(name.as_str());
     remove_if(headers, |name| name == wanted);
 }
 
 /// The values of `name` and of those spellings.
 pub fn values_with_twins<'a>(headers: &'a HeaderMap, name: &'a HeaderName) -> impl Iterator<Item = &'a [u8]> {
-    let is_twin = |key: &HeaderName| plain_name(key.as_str()) == plain_name(name.as_str());
+    let is_twin = |key: &HeaderName| canonical_header(key.as_str()) == canonical_header(name.as_str());
     headers.iter().filter(move |(key, _)| is_twin(key)).map(|(_, value)| value.as_bytes())
 }
 
@@ -237,13 +229,13 @@ pub fn values_with_twins<'a>(headers: &'a HeaderMap, name: &'a HeaderName) -> im
 fn remove_hop_by_hop_and(headers: &mut HeaderMap, is_unwanted: impl Fn(&str) -> bool) {
     let listed = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
     let listed = listed.flat_map(|value| value.split(',')).map(|name| name.trim().to_ascii_lowercase());
-    let named: HashSet<String> = listed.map(|name| plain_name(&name).into_owned()).collect();
+    let named: HashSet<String> = listed.map(|name| canonical_header(&name).into_owned()).collect();
     remove_if(headers, |name| is_hop_by_hop(name) || is_unwanted(name) || named.contains(name));
 }
 
 /// Most messages hold one or two such fields: looking at each name once costs less than asking for each that may be there.
 fn remove_if(headers: &mut HeaderMap, is_unwanted: impl Fn(&str) -> bool) {
-    let unwanted = |name: &&HeaderName| is_unwanted(&plain_name(name.as_str()));
+    let unwanted = |name: &&HeaderName| is_unwanted(&canonical_header(name.as_str()));
     let unwanted: Vec<HeaderName> = headers.keys().filter(unwanted).cloned().collect();
     for name in unwanted {
         headers.remove(name);

@@ -30,7 +30,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::body::RequestBody;
-use super::error::{Fault, ProxyError, Unreachable};
+use super::error::{Fault, ProxyError, TlsFault, Unreachable};
 use super::headers::FIELDS_MAX;
 use crate::dial::{Conduit, Dialer, Forwarding};
 use crate::model::origin::{Host, Origin, Scheme};
@@ -39,7 +39,7 @@ use crate::tasks::Tasks;
 use crate::telemetry::metrics::Metrics;
 use entry::{Counted, Dialing, Entry, Idle, Link, Sender};
 pub use failure::SendError;
-use failure::{dial_fault, is_other_protocol, is_tls};
+use failure::{dial_fault, is_other_protocol, tls_fault};
 pub use gate::Gates;
 use gate::Permit;
 use heard::Counting;
@@ -207,9 +207,8 @@ impl Pool {
         if websocket && secured.as_ref().is_err_and(is_other_protocol) {
             secured = secure(dialer, destination, &tls.any).await?;
         }
-        let stream = secured.map_err(|error| match is_tls(&error) {
-            true => ProxyError::UpstreamTls.because(error),
-            false => ProxyError::UpstreamUnreachable(Unreachable::Closed).because(error),
+        let stream = secured.map_err(|error| {
+            tls_fault(&error).unwrap_or_else(|| ProxyError::UpstreamUnreachable(Unreachable::Closed).because(error))
         })?;
         match stream.get_ref().1.alpn_protocol() {
             Some(b"h2") => self.among(stream, snapshot, entry).await,
@@ -353,8 +352,7 @@ async fn secure(
 fn server_name(host: &Host) -> Result<ServerName<'static>, Fault> {
     match host {
         Host::Ip(address) => Ok(ServerName::from(*address)),
-        Host::Name(name) => {
-            ServerName::try_from(name.to_string()).map_err(|error| ProxyError::UpstreamTls.because(error))
-        }
+        Host::Name(name) => ServerName::try_from(name.to_string())
+            .map_err(|error| ProxyError::UpstreamTls(TlsFault::Certificate).because(error)),
     }
 }

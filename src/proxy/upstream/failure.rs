@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use super::super::error::{Fault, ProxyError, Unreachable};
+use super::super::error::{Fault, ProxyError, TlsFault, Unreachable};
 use crate::dial::{Denied, DialError};
 
 /// Why a request got no answer.
@@ -41,8 +41,10 @@ impl SendError {
 
     pub fn fault(&self) -> Fault {
         let error = &self.error;
+        if let Some(fault) = io_error(error).and_then(tls_fault) {
+            return fault;
+        }
         match () {
-            () if io_error(error).is_some_and(is_tls) => ProxyError::UpstreamTls.because(describe(error)),
             () if self.is_closed() || self.is_reset() => {
                 ProxyError::UpstreamUnreachable(Unreachable::Closed).because(describe(error))
             }
@@ -70,8 +72,10 @@ pub fn dial_fault(error: DialError) -> Fault {
     ProxyError::EgressDenied(why).because(error)
 }
 
-pub fn is_tls(error: &std::io::Error) -> bool {
-    error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>())
+/// `None`: the error is not one of TLS.
+pub fn tls_fault(error: &std::io::Error) -> Option<Fault> {
+    let fault = TlsFault::of(error)?;
+    Some(ProxyError::UpstreamTls(fault).because(fault.cause(&error.to_string())))
 }
 
 /// The upstream speaks none of the protocols that it was asked for (RFC 7301 §3.2).

@@ -156,7 +156,7 @@ async fn each_failure_is_told_apart_by_its_answer_a_metric_and_one_line() {
     for (url, connection, code, proxy_status) in [
         ("http://dead.test/", "dead", "token_unavailable", "proxy_internal_error"),
         ("http://refused.test/", "refused", "token_refused", "proxy_configuration_error"),
-        ("http://tls.test/", "tls", "upstream_tls", "tls_certificate_error"),
+        ("http://tls.test/", "tls", "upstream_tls", "tls_protocol_error"),
         ("http://down.test/", "down", "upstream_unreachable", "connection_refused"),
         ("http://10.0.0.1/", "", "egress_denied", "destination_ip_prohibited"),
         ("ftp://down.test/", "", "bad_request_target", "http_request_error"),
