@@ -9,6 +9,7 @@ pub mod egress;
 mod listener;
 pub mod origin;
 pub mod query;
+pub mod san;
 pub mod secret;
 pub mod time;
 pub mod token;
@@ -174,7 +175,7 @@ pub struct Caller {
     /// The same for the user who has opened the Unix socket, by number.
     pub unix_users: Vec<u32>,
     /// The same for the names in the certificate that it shows.
-    pub certificate_names: Vec<String>,
+    pub certificate_names: Vec<san::San>,
     /// For whom it may act; `None`: for itself alone.
     pub subjects: Option<Vec<SubjectPattern>>,
 }

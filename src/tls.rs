@@ -5,9 +5,9 @@
 
 pub mod authority;
 mod proxied;
+mod verifier;
 
 use std::collections::HashSet;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,14 +24,16 @@ use x509_parser::x509::X509Version;
 pub use proxied::Proxied;
 
 use crate::model::connection::ClientCertificate;
+use crate::model::san::San;
 use crate::model::secret::Secret;
 use crate::model::{ListenerTls, Roots};
 use proxied::ByName;
+use verifier::{Anchors, ServerVerifier};
 
 /// The roots that vouch where neither a connection nor a route names its own.
 #[derive(Clone)]
 pub struct Trust {
-    roots: Arc<RootCertStore>,
+    anchors: Anchors,
     shared: Arc<ClientConfig>,
 }
 
@@ -44,8 +46,8 @@ impl Trust {
             roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
         }
         roots.add_parsable_certificates(extra.iter().cloned());
-        let roots = Arc::new(roots);
-        Trust { shared: Arc::new(client_config(roots.clone())), roots }
+        let anchors = Anchors { roots: Arc::new(roots), named: extra.clone() };
+        Trust { shared: Arc::new(client_config(&anchors)), anchors }
     }
 
     /// A client configuration over the shared roots, or over `own` in their place, which shows `certificate` to a server
@@ -64,12 +66,12 @@ impl Trust {
         if own.is_none() && certificate.is_none() && proxied.is_none() {
             return self.shared.clone();
         }
-        let roots = own.map_or_else(|| self.roots.clone(), roots_of);
-        let mut config = client_config(roots.clone());
+        let anchors = own.map_or_else(|| self.anchors.clone(), Anchors::of);
+        let mut config = client_config(&anchors);
         if let Some(shown) = certificate.and_then(|certificate| certified_key(certificate).ok()) {
             config.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(shown));
         }
-        let verifier = proxied.and_then(|proxied| ByName::new(proxied, roots, &self.roots));
+        let verifier = proxied.and_then(|proxied| ByName::new(proxied, &anchors, &self.anchors));
         if let Some(verifier) = verifier {
             config.dangerous().set_certificate_verifier(Arc::new(verifier));
         }
@@ -96,12 +98,6 @@ pub fn to_pem<'c>(certificates: impl IntoIterator<Item = &'c CertificateDer<'sta
         pem += "-----END CERTIFICATE-----\n";
     }
     pem
-}
-
-fn roots_of(certificates: &Roots) -> Arc<RootCertStore> {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(certificates.iter().cloned());
-    Arc::new(roots)
 }
 
 /// A certificate with its chain, and the key that belongs to it, each in PEM.
@@ -146,13 +142,17 @@ pub enum ClientCertificateError {
 }
 
 /// TLS 1.2 and 1.3, HTTP/1.1 by ALPN, no client certificate.
-fn client_config(roots: Arc<RootCertStore>) -> ClientConfig {
+fn client_config(anchors: &Anchors) -> ClientConfig {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
+    let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .expect("aws-lc-rs supports the default protocol versions")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+        .expect("aws-lc-rs supports the default protocol versions");
+    let builder = match ServerVerifier::new(anchors) {
+        Some(verifier) => builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)),
+        // Without a root no server is accepted.
+        None => builder.with_root_certificates(anchors.roots.clone()),
+    };
+    let mut config = builder.with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config
 }
@@ -164,7 +164,7 @@ pub fn server_config(listener: &ListenerTls) -> Result<Arc<ServerConfig>, rustls
     let builder = match &listener.client_ca {
         None => builder.with_no_client_auth(),
         Some(roots) => {
-            let verifier = WebPkiClientVerifier::builder_with_provider(roots_of(roots), provider).build();
+            let verifier = WebPkiClientVerifier::builder_with_provider(Anchors::of(roots).roots, provider).build();
             builder.with_client_cert_verifier(verifier.map_err(|error| rustls::Error::General(error.to_string()))?)
         }
     };
@@ -175,18 +175,20 @@ pub fn server_config(listener: &ListenerTls) -> Result<Arc<ServerConfig>, rustls
 }
 
 /// The names in a certificate's subjectAltName (RFC 5280 §4.2.1.6): DNS, URI, mail and IP addresses.
-pub fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
+pub fn names(certificate: &CertificateDer<'_>) -> Vec<San> {
     let Ok((_, certificate)) = x509_parser::parse_x509_certificate(certificate) else { return Vec::new() };
     let Ok(Some(names)) = certificate.subject_alternative_name() else { return Vec::new() };
-    let text = |name: &GeneralName<'_>| match name {
-        GeneralName::DNSName(name) | GeneralName::URI(name) | GeneralName::RFC822Name(name) => Some((*name).to_owned()),
+    let san = |name: &GeneralName<'_>| match name {
+        GeneralName::DNSName(name) => Some(San::dns(name)),
+        GeneralName::URI(name) => Some(San::Uri((*name).to_owned())),
+        GeneralName::RFC822Name(name) => Some(San::Mail((*name).to_owned())),
         GeneralName::IPAddress(bytes) => match bytes.len() {
-            4 => <[u8; 4]>::try_from(*bytes).ok().map(|bytes| IpAddr::from(bytes).to_string()),
-            _ => <[u8; 16]>::try_from(*bytes).ok().map(|bytes| IpAddr::from(bytes).to_string()),
+            4 => <[u8; 4]>::try_from(*bytes).ok().map(|bytes| San::Ip(bytes.into())),
+            _ => <[u8; 16]>::try_from(*bytes).ok().map(|bytes| San::Ip(bytes.into())),
         },
         _ => None,
     };
-    names.value.general_names.iter().filter_map(text).collect()
+    names.value.general_names.iter().filter_map(san).collect()
 }
 
 /// Reads PEM certificates that are to be trust anchors: at least one, each of them usable.

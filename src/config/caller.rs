@@ -13,6 +13,7 @@ use super::reference;
 use super::resolve::networks;
 use super::spot::{Spot, Unit};
 use super::value::{self, Fault};
+use crate::model::san::San;
 use crate::model::secret::Secret;
 use crate::model::{Caller, Listeners, Name};
 
@@ -80,7 +81,7 @@ fn caller(
     let certificate_names = certificate.map(|unit| {
         let hint = "write san: [NAME], as it stands in the certificate's subjectAltName";
         let san = unit.require(unit.keys.san, "san", hint, sink);
-        alternatives(san, sink, |spot, sink| spot.parse(sink, |text| Ok(text.to_owned())))
+        alternatives(san, sink, |spot, sink| spot.parse(sink, |text| Ok(San::parse(text))))
     });
     let subjects = unit.get(keys.subjects).map(|spot| {
         let items = spot.items(sink).unwrap_or_default();

@@ -3,13 +3,14 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use crate::model::san::San;
 use crate::model::{Caller, Name};
 
 pub struct Arrival {
     pub from: From,
     pub listener: Name,
     /// The names in the certificate that the caller has shown; `None`: it has shown none.
-    pub certificate: Option<Vec<String>>,
+    pub certificate: Option<Vec<San>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +46,7 @@ impl Arrival {
 
     /// Do all conditions of `caller` hold that a connection can meet?
     pub fn fits(&self, caller: &Caller) -> bool {
-        let shown = |name: &String| self.certificate.iter().flatten().any(|own| own == name);
+        let shown = |name: &San| self.certificate.iter().flatten().any(|own| own == name);
         (caller.cidr.is_empty() || self.ip().is_some_and(|ip| caller.cidr.iter().any(|net| net.contains(&ip))))
             && (caller.listeners.is_empty() || caller.listeners.contains(&self.listener))
             && (caller.unix_users.is_empty() || self.user().is_some_and(|user| caller.unix_users.contains(&user)))

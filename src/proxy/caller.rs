@@ -153,6 +153,7 @@ mod tests {
     use super::super::arrival::From;
     use super::*;
     use crate::model::SubjectPattern;
+    use crate::model::san::San;
 
     fn table() -> CallerTable {
         let caller = |name: &str, secret: Option<&str>, cidr: &[&str]| Caller {
@@ -238,7 +239,10 @@ mod tests {
         let jobs = Name::parse("jobs").unwrap();
         let table = CallerTable::new(vec![
             Caller { unix_users: vec![1000, 1001], listeners: vec![jobs.clone()], ..caller("user") },
-            Caller { certificate_names: vec!["billing.svc".to_owned()], ..caller("certificate") },
+            Caller {
+                certificate_names: vec![San::parse("billing.svc"), San::parse("10.9.0.1")],
+                ..caller("certificate")
+            },
             Caller { listeners: vec![jobs.clone()], cidr: vec!["10.0.0.0/8".parse().unwrap()], ..caller("listener") },
         ]);
         let check = |arrival: Arrival, expected: Option<&str>| {
@@ -249,9 +253,12 @@ mod tests {
         check(Arrival { from: From::User(1001), listener: jobs.clone(), certificate: None }, Some("user"));
         check(Arrival { from: From::User(1002), listener: jobs.clone(), certificate: None }, None);
         check(Arrival { from: From::User(1001), listener: other, certificate: None }, None);
-        let shown = |names: &[&str]| Some(names.iter().map(|name| (*name).to_owned()).collect());
-        check(Arrival { certificate: shown(&["x", "billing.svc"]), ..at("10.0.0.1") }, Some("certificate"));
-        check(Arrival { certificate: shown(&["a.billing.svc"]), ..at("10.0.0.1") }, None);
+        let shown = |names: &[San]| Arrival { certificate: Some(names.to_vec()), ..at("10.0.0.1") };
+        check(shown(&[San::dns("x"), San::dns("BILLING.svc")]), Some("certificate"));
+        check(shown(&[San::Ip([10, 9, 0, 1].into())]), Some("certificate"));
+        check(shown(&[San::dns("a.billing.svc")]), None);
+        check(shown(&[San::Mail("billing.svc".to_owned()), San::Uri("billing.svc".to_owned())]), None);
+        check(shown(&[San::dns("10.9.0.1")]), None);
         check(Arrival { listener: jobs.clone(), ..at("10.0.0.1") }, Some("listener"));
         check(Arrival { listener: jobs, ..at("11.0.0.1") }, None);
     }

@@ -3,7 +3,6 @@
 //! Holds: framing fields are never copied; hyper writes them from the body that is really sent. What is removed is removed in
 //! every spelling: names compare without case and with `_` as `-`, as servers behind CGI read them.
 
-use std::borrow::Cow;
 use std::collections::HashSet;
 
 use http::header::InvalidHeaderValue;

@@ -2,44 +2,38 @@
 //!
 //! Holds: each certificate is verified as strictly as without a proxy; roots for the one vouch for nobody else.
 
-use std::sync::Arc;
-
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::{DigitallySignedStruct, Error, SignatureScheme};
 
+use super::verifier::{Anchors, ServerVerifier};
 use crate::model::Roots;
 
 /// A proxy that speaks TLS: its name, and whom it is vouched for by, in place of the shared roots.
 pub struct Proxied {
     name: ServerName<'static>,
-    roots: Option<Arc<RootCertStore>>,
+    anchors: Option<Anchors>,
 }
 
 impl Proxied {
     /// `None` for a name that no certificate can have.
     pub fn new(host: &str, trust: Option<&Roots>) -> Option<Proxied> {
         let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned()).ok()?;
-        Some(Proxied { name, roots: trust.map(super::roots_of) })
+        Some(Proxied { name, anchors: trust.map(Anchors::of) })
     }
 }
 
 #[derive(Debug)]
 pub(super) struct ByName {
     proxy: ServerName<'static>,
-    of_proxy: Arc<WebPkiServerVerifier>,
-    of_others: Arc<WebPkiServerVerifier>,
+    of_proxy: ServerVerifier,
+    of_others: ServerVerifier,
 }
 
 impl ByName {
-    pub fn new(proxied: Proxied, roots: Arc<RootCertStore>, shared: &Arc<RootCertStore>) -> Option<ByName> {
-        let verifier = |roots| {
-            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-            WebPkiServerVerifier::builder_with_provider(roots, provider).build().ok()
-        };
-        let of_proxy = verifier(proxied.roots.unwrap_or_else(|| shared.clone()))?;
-        Some(ByName { proxy: proxied.name, of_proxy, of_others: verifier(roots)? })
+    pub fn new(proxied: Proxied, others: &Anchors, shared: &Anchors) -> Option<ByName> {
+        let of_proxy = ServerVerifier::new(proxied.anchors.as_ref().unwrap_or(shared))?;
+        Some(ByName { proxy: proxied.name, of_proxy, of_others: ServerVerifier::new(others)? })
     }
 }
 

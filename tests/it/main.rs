@@ -5,6 +5,7 @@ mod rig {
     //! Peers on port 0: authorization servers, upstreams, clients, a browser, and the sidecar itself.
     pub mod browser;
     pub mod frames;
+    pub mod front;
     pub mod inside;
     pub mod pages;
     pub mod peers;
@@ -70,4 +71,5 @@ mod token_shapes;
 mod traces;
 mod tunnel;
 mod verdicts;
+mod upstream_tls;
 mod websocket;
