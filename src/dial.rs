@@ -125,6 +125,12 @@ impl Dialer {
         (!self.rules.hosts.contains_key(host) && way.takes(host, port)).then_some(&way.proxy)
     }
 
+    /// Does `hosts` send this origin to a listener of ours? `None`: `hosts` does not name it.
+    pub fn is_own_listener_by_hosts(&self, origin: &Origin) -> Option<bool> {
+        let (address, port) = self.rules.hosts.get(&origin.host)?;
+        Some(self.rules.policy.is_own_listener(SocketAddr::new(*address, port.unwrap_or(origin.port))))
+    }
+
     /// A host under `hosts` is where that says, and nowhere behind a proxy; a literal address is checked here, since the
     /// proxy knows nothing of the rules.
     fn way_out(&self, origin: &Origin) -> Result<Option<&WayOut>, DialError> {
@@ -241,6 +247,28 @@ mod tests {
         let mut addresses = parse("[2001:db8::1]:1 [2001:db8::2]:1 192.0.2.1:1");
         interleave(&mut addresses);
         assert_eq!(addresses, parse("[2001:db8::1]:1 192.0.2.1:1 [2001:db8::2]:1"));
+    }
+
+    #[test]
+    fn hosts_may_send_a_name_to_our_own_listener() {
+        let model_hosts =
+            ["own.test 127.0.0.1 8080", "port.test 127.0.0.1 -", "other.test 127.0.0.1 9000"].map(|line| {
+                let mut words = line.split(' ');
+                let mut word = || words.next().unwrap();
+                HostOverride {
+                    host: Host::parse(word()).unwrap(),
+                    address: word().parse().unwrap(),
+                    port: word().parse().ok(),
+                }
+            });
+        let policy = AddressPolicy::with_own(vec!["127.0.0.1:8080".parse().unwrap()]);
+        let dialer = Dialer::new(&model_hosts, policy, None, None);
+        let own = |authority: &str| {
+            let authority = crate::model::origin::Authority::parse(authority).unwrap();
+            dialer.is_own_listener_by_hosts(&Origin::new(crate::model::origin::Scheme::Http, authority))
+        };
+        assert_eq!((own("own.test"), own("own.test:1"), own("other.test:8080")), (Some(true), Some(true), Some(false)));
+        assert_eq!((own("port.test:8080"), own("port.test"), own("x.test:8080")), (Some(true), Some(false), None));
     }
 
     #[tokio::test]

@@ -152,6 +152,7 @@ fn work(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Accepted>, open: Arc<Atom
 
 async fn serve_one(worker: Rc<Worker>, accepted: Accepted, open: Arc<AtomicUsize>) {
     let seat = Rc::new(Seat { open, _place: accepted.place });
+    let local = accepted.stream.local();
     let stream = match accepted.stream {
         accept::Stream::Tcp(stream) => TcpStream::from_std(stream).map(Stream::Tcp),
         accept::Stream::Unix(stream) => UnixStream::from_std(stream).map(Stream::Unix),
@@ -160,14 +161,16 @@ async fn serve_one(worker: Rc<Worker>, accepted: Accepted, open: Arc<AtomicUsize
         Ok(stream) => Watched::new(stream),
         Err(error) => return tracing::warn!(%error, "a connection could not be taken over"),
     };
-    let mut arrival = Arrival { from: accepted.from, listener: accepted.listener, certificate: None };
+    let (from, listener) = (accepted.from, accepted.listener);
+    let mut arrival = Arrival { from, listener, local, server_name: None, certificate: None };
     if accepted.secure {
         let snapshot = worker.snapshot();
         let Some(config) = snapshot.listener_tls.get(&arrival.listener) else { return };
         match Box::pin(handshake(&worker, config.clone(), io, snapshot.timeouts.client_head)).await {
-            Ok((secured, certificate)) => {
-                io = secured;
-                arrival.certificate = certificate.as_ref().map(tls::names);
+            Ok(secured) => {
+                io = secured.io;
+                arrival.certificate = secured.certificate.as_ref().map(tls::names);
+                arrival.server_name = secured.server_name;
             }
             Err(error) => {
                 return tracing::info!(%error, from = %arrival.from, listener = %arrival.listener, "no TLS with a caller");
@@ -179,21 +182,27 @@ async fn serve_one(worker: Rc<Worker>, accepted: Accepted, open: Arc<AtomicUsize
     downstream::serve(worker, io, Rc::new(peer)).await;
 }
 
-/// TLS with a caller, in time; also gives the certificate that it has shown.
-async fn handshake(
-    worker: &Worker,
-    config: Arc<ServerConfig>,
+/// A stream inside TLS, with what the caller has said in the handshake.
+struct Secured {
     io: Watched,
-    patience: Duration,
-) -> io::Result<(Watched, Option<CertificateDer<'static>>)> {
+    /// The certificate that it has shown.
+    certificate: Option<CertificateDer<'static>>,
+    server_name: Option<Host>,
+}
+
+/// TLS with a caller, in time.
+async fn handshake(worker: &Worker, config: Arc<ServerConfig>, io: Watched, patience: Duration) -> io::Result<Secured> {
     let mut drain = worker.shared.tasks.watch();
     let accepted = tokio::select! {
         accepted = timeout(patience, TlsAcceptor::from(config).accept(io)) => accepted?,
         () = drain.reached(Phase::Drain) => return Err(io::ErrorKind::ConnectionAborted.into()),
     };
     let stream = accepted?;
-    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).cloned();
-    Ok((Watched::new(Stream::Tls(Box::new(stream))), certificate.map(CertificateDer::into_owned)))
+    let session = stream.get_ref().1;
+    let certificate = session.peer_certificates().and_then(|chain| chain.first()).cloned();
+    let server_name = session.server_name().and_then(|name| Host::parse(name).ok());
+    let io = Watched::new(Stream::Tls(Box::new(stream)));
+    Ok(Secured { io, certificate: certificate.map(CertificateDer::into_owned), server_name })
 }
 
 /// Closes idle upstream connections in time.

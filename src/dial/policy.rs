@@ -78,6 +78,11 @@ impl AddressPolicy {
         }
     }
 
+    #[cfg(test)]
+    pub fn with_own(own: Vec<SocketAddr>) -> AddressPolicy {
+        AddressPolicy { own, ..AddressPolicy::default() }
+    }
+
     /// The same with one more host that may be private, at whatever port.
     pub fn naming(mut self, host: Host) -> AddressPolicy {
         self.named.insert(host);
@@ -89,6 +94,11 @@ impl AddressPolicy {
         self.named.contains(host)
     }
 
+    pub fn is_own_listener(&self, address: SocketAddr) -> bool {
+        let is_own = |ip: &IpAddr| self.own.iter().any(|own| own.port() == address.port() && reaches(own.ip(), *ip));
+        reached(unwrap(address.ip())).iter().any(is_own)
+    }
+
     /// May `host`, which resolved to `address`, be dialled?
     pub fn check(&self, host: &Host, address: SocketAddr) -> Result<(), Denied> {
         let (ip, port) = (address.ip().to_canonical(), address.port());
@@ -98,8 +108,7 @@ impl AddressPolicy {
             return Ok(());
         }
         let reached = reached(ip);
-        let is_own = |ip: &IpAddr| self.own.iter().any(|own| own.port() == port && reaches(own.ip(), *ip));
-        if reached.iter().any(is_own) {
+        if self.is_own_listener(address) {
             return Err(Denied::OwnListener);
         }
         if routed(None) {

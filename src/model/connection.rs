@@ -215,9 +215,10 @@ impl PathPrefix {
         self.0.is_empty()
     }
 
-    /// Is `path` the prefix itself or below it?
+    /// Is `path` the prefix itself or below it? The root holds `*`, too, which is about the whole server.
     pub fn holds(&self, path: &[u8]) -> bool {
-        path.strip_prefix(self.0.as_bytes()).is_some_and(|rest| matches!(rest, [] | [b'/', ..]))
+        let rest = path.strip_prefix(self.0.as_bytes());
+        self.is_root() || rest.is_some_and(|rest| matches!(rest, [] | [b'/', ..]))
     }
 }
 
@@ -363,7 +364,7 @@ mod tests {
         for path in ["/v10", "/v1x", "/v1%20", "/V1/x", "/", ""] {
             assert!(!v1.holds(path.as_bytes()), "{path}");
         }
-        assert!(PathPrefix::root().holds(b"/x"));
+        assert!(PathPrefix::root().holds(b"/x") && PathPrefix::root().holds(b"*") && !v1.holds(b"*"));
     }
 
     #[test]

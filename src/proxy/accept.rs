@@ -5,7 +5,7 @@
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -111,6 +111,16 @@ pub struct Accepted {
 pub enum Stream {
     Tcp(std::net::TcpStream),
     Unix(UnixStream),
+}
+
+impl Stream {
+    /// Our own address; `None`: it has none.
+    pub fn local(&self) -> Option<SocketAddr> {
+        match self {
+            Stream::Tcp(stream) => stream.local_addr().ok(),
+            Stream::Unix(_) => None,
+        }
+    }
 }
 
 /// The handle of one worker, for the accept thread.

@@ -179,7 +179,7 @@ mod tests {
 
     fn at(ip: &str) -> Arrival {
         let from = From::Address((ip.parse::<IpAddr>().unwrap(), 40_000).into());
-        Arrival { from, listener: Name::parse("proxy").unwrap(), certificate: None }
+        Arrival { from, listener: Name::parse("proxy").unwrap(), local: None, server_name: None, certificate: None }
     }
 
     fn headers(credentials: &[String]) -> HeaderMap {
@@ -250,9 +250,11 @@ mod tests {
             assert_eq!(found.and_then(|id| table.name(id)).map(Name::as_str), expected, "{}", arrival.from);
         };
         let other = Name::parse("other").unwrap();
-        check(Arrival { from: From::User(1001), listener: jobs.clone(), certificate: None }, Some("user"));
-        check(Arrival { from: From::User(1002), listener: jobs.clone(), certificate: None }, None);
-        check(Arrival { from: From::User(1001), listener: other, certificate: None }, None);
+        let by =
+            |user, listener: &Name| Arrival { from: From::User(user), listener: listener.clone(), ..at("10.0.0.1") };
+        check(by(1001, &jobs), Some("user"));
+        check(by(1002, &jobs), None);
+        check(by(1001, &other), None);
         let shown = |names: &[San]| Arrival { certificate: Some(names.to_vec()), ..at("10.0.0.1") };
         check(shown(&[San::dns("x"), San::dns("BILLING.svc")]), Some("certificate"));
         check(shown(&[San::Ip([10, 9, 0, 1].into())]), Some("certificate"));

@@ -13,12 +13,13 @@ mod way;
 use std::rc::Rc;
 
 use http::request::Parts;
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 
 use super::Peer;
 use super::answered::UpstreamBody;
+use super::arrival::Addressee;
 use super::body::{RequestSource, ResponseBody};
 use super::caller;
 use super::error::{Fault, ProxyError};
@@ -26,7 +27,7 @@ use super::headers;
 use super::received::Received;
 use super::report::{Answer, Report};
 use super::target::{self, Target};
-use super::upgrade::{self, Switch};
+use super::upgrade::{self, Asked, Switch};
 use super::upstream::{Destination, Lease, Protocol};
 use super::watched::Upload;
 use super::worker::{Place as Seat, Worker};
@@ -77,8 +78,8 @@ struct Exchange<'a> {
     report: &'a mut Report,
     /// Whose tokens are wanted, of connections that have one for each.
     whose: Whose,
-    /// The caller asks for WebSocket: its side of the stream, and a place among the tunnels.
-    upgrade: Option<(OnUpgrade, Seat)>,
+    /// The caller asks for WebSocket; with a place among the tunnels.
+    upgrade: Option<(Asked, Seat)>,
 }
 
 impl<'a> Exchange<'a> {
@@ -103,11 +104,11 @@ impl<'a> Exchange<'a> {
             None => Protocol::Any,
         };
         headers::request(&mut head.headers, host, self.worker.shared.via.of(head.version));
-        if let Some(downstream) = upgrade {
+        if let Some(asked) = upgrade {
             let place = Seat::take(&self.worker.shared.tunnels, self.snapshot.limits.tunnels);
             let place = place.ok_or_else(|| ProxyError::Overloaded.because("limits.tunnels is reached"))?;
             upgrade::ask(&mut head.headers);
-            self.upgrade = Some((downstream, place));
+            self.upgrade = Some((asked, place));
         }
         let replay = if injected { self.snapshot.limits.replay_body_bytes } else { 0 };
         let source = RequestSource::new(incoming, replay, way.reserved(), upload);
@@ -120,22 +121,30 @@ impl<'a> Exchange<'a> {
                 self.accept(bound, &tokens);
                 Ok(self.answered(first.0, first.1))
             }
-            _ => Ok(self.answered(first.0, first.1)),
+            _ => self.answered(first.0, first.1),
         }
     }
 
-    fn answered(&mut self, mut response: Response<UpstreamBody>, lease: Lease) -> Served {
-        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            return Served::Upstream(response, lease);
+    fn answered(&mut self, mut response: Response<UpstreamBody>, lease: Lease) -> Result<Served, Fault> {
+        let status = response.status();
+        if status != StatusCode::SWITCHING_PROTOCOLS {
+            if status.is_success() && self.upgrade.as_ref().is_some_and(|(asked, _)| asked.by_connect) {
+                let why = format!(
+                    "status {} in place of 101, which the caller would take for an open WebSocket",
+                    status.as_u16()
+                );
+                return Err(ProxyError::UpstreamProtocol.because(why));
+            }
+            return Ok(Served::Upstream(response, lease));
         }
         let upstream = response.extensions_mut().remove::<OnUpgrade>();
-        match (self.upgrade.take(), upstream) {
-            (Some((downstream, place)), Some(upstream)) => {
-                let switch = Switch { downstream, upstream, place, lease };
+        Ok(match (self.upgrade.take(), upstream) {
+            (Some((asked, place)), Some(upstream)) => {
+                let switch = Switch { downstream: asked.downstream, upstream, place, lease };
                 Served::Switched(response.map(|_| ()), switch)
             }
             _ => Served::Upstream(response, lease),
-        }
+        })
     }
 
     /// The parsed target and who asks for it.
@@ -159,6 +168,7 @@ impl<'a> Exchange<'a> {
             }
             return Ok((inside(tunnel, target)?, caller));
         }
+        let target = self.addressed(target, head);
         let mount = matches!(target, Target::Origin(..));
         let field = if mount { "keybearer-authorization" } else { "proxy-authorization" };
         let caller = caller::identify(callers, &self.peer.arrival, &head.headers, field)
@@ -168,6 +178,36 @@ impl<'a> Exchange<'a> {
             return Err(ProxyError::LoopDetected.into());
         }
         Ok((target, caller))
+    }
+
+    /// Over HTTP/2 a request to a mount has scheme and authority like one for a host. It is for the host if a route names
+    /// that; else for the listener, if the authority is one of the listener's own.
+    fn addressed(&mut self, target: Target, head: &Parts) -> Target {
+        let (origin, path) = match target {
+            Target::Absolute(origin, path) if head.version == Version::HTTP_2 => (origin, path),
+            other => return other,
+        };
+        let Snapshot { router, dialer, .. } = self.snapshot;
+        // No mount takes `*`.
+        if router.place(&origin, None).is_some() || path.as_str() == "*" {
+            return Target::Absolute(origin, path);
+        }
+        let own = match dialer.is_own_listener_by_hosts(&origin) {
+            _ if head.headers.contains_key("keybearer-authorization") => true,
+            Some(own) => own,
+            None => match self.peer.arrival.addressee(&origin) {
+                Addressee::Listener => true,
+                Addressee::PerhapsListener => {
+                    !matches!(router.find_mount(path.path(), &head.method, None, None).0, Found::Unmatched)
+                }
+                Addressee::Other => false,
+            },
+        };
+        if !own {
+            return Target::Absolute(origin, path);
+        }
+        self.report.mount(&path);
+        Target::Origin(None, path)
     }
 
     fn route(&mut self, target: Target, head: &Parts, caller: Option<CallerId>) -> Result<Way<'a>, Fault> {

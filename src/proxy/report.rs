@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::CONNECTION;
+use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 
@@ -77,7 +79,7 @@ impl Report {
             subject: None,
             spans: Spans::begin(worker, request),
             injected: false,
-            grpc: headers::is_grpc(request.headers()),
+            grpc: headers::is_grpc(request.headers()) && !upgrade::opens_a_tunnel(request),
         }
     }
 
@@ -95,6 +97,11 @@ impl Report {
 
     pub fn destination(&mut self, origin: Option<&Origin>) {
         self.destination = origin.cloned();
+    }
+
+    /// The request is for a mount, which names no host, whatever authority it has.
+    pub fn mount(&mut self, path: &PathAndQuery) {
+        self.uri = Uri::from(path.clone());
     }
 
     pub fn injected(&mut self, injected: bool) {
@@ -170,6 +177,9 @@ impl Report {
         let status = response.status();
         if self.grpc {
             response = grpc::trailers_only(&fault.error, response);
+        }
+        if self.method == Method::CONNECT {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         let refusal = Refusal { code, denial: fault.error.is_denial(), cause: fault.cause };
         let answer = Answer { refusal: Some(refusal), ..Answer::own(self, status) };

@@ -37,6 +37,9 @@ pub fn parse(head: &Parts) -> Result<Target, BadTarget> {
                 _ if scheme.eq_ignore_ascii_case("https") => Scheme::Https,
                 _ => return Err("only http and https URLs are proxied"),
             };
+            if !path.as_str().starts_with('/') && head.method != Method::OPTIONS {
+                return Err("`*` goes with OPTIONS alone");
+            }
             Ok(Target::Absolute(Origin::new(scheme, parse_authority(authority.as_str())?), path))
         }
         (None, None) if path.as_str().starts_with('/') => Ok(Target::Origin(host, path)),

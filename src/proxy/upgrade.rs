@@ -24,11 +24,30 @@ use crate::tasks::PhaseWatch;
 const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
 
-/// The caller's stream after its request, if it asks for WebSocket and for nothing else.
-pub fn asked(head: &mut Parts) -> Option<OnUpgrade> {
-    let fits = head.method == Method::GET && head.version == Version::HTTP_11;
+/// Marks a request that came as extended CONNECT over HTTP/2 (RFC 8441).
+#[derive(Clone)]
+struct ExtendedConnect;
+
+/// A caller that asks for WebSocket.
+pub struct Asked {
+    /// Its stream after the request.
+    pub downstream: OnUpgrade,
+    /// It asks over HTTP/2, where any 2xx says that the WebSocket is open (RFC 8441 §5).
+    pub by_connect: bool,
+}
+
+/// Does the caller ask for WebSocket, and for nothing else?
+pub fn asked(head: &mut Parts) -> Option<Asked> {
+    let by_connect = head.extensions.remove::<ExtendedConnect>().is_some();
+    let fits = head.method == Method::GET && (head.version == Version::HTTP_11 || by_connect);
     let asks = fits && head.headers.contains_key(SEC_WEBSOCKET_KEY) && is_to_websocket(&head.headers);
-    head.extensions.remove::<OnUpgrade>().filter(|_| asks)
+    let downstream = head.extensions.remove::<OnUpgrade>().filter(|_| asks)?;
+    Some(Asked { downstream, by_connect })
+}
+
+/// Would its caller take any 2xx for an open tunnel?
+pub fn opens_a_tunnel<B>(request: &Request<B>) -> bool {
+    request.method() == Method::CONNECT || request.extensions().get::<ExtendedConnect>().is_some()
 }
 
 /// Do these fields, of a request or of a 101, name WebSocket alone?
@@ -67,7 +86,7 @@ pub fn from_extended_connect<B>(request: &mut Request<B>) -> bool {
         return false;
     }
     *request.method_mut() = Method::GET;
-    *request.version_mut() = Version::HTTP_11;
+    request.extensions_mut().insert(ExtendedConnect);
     ask(request.headers_mut());
     let key: [u8; 16] = std::array::from_fn(|_| fastrand::u8(..));
     if let Ok(key) = HeaderValue::try_from(BASE64_STANDARD.encode(key)) {

@@ -42,6 +42,7 @@ mod framing;
 mod grants;
 mod grpc;
 mod http2;
+mod http2_forward;
 mod intercept;
 mod layers;
 mod lifecycle;

@@ -144,6 +144,31 @@ async fn there_is_no_101_without_a_websocket_behind_it() {
     }
 }
 
+/// Over HTTP/2 any 2xx opens a WebSocket (RFC 8441 §5); over HTTP/1.1 only 101 does.
+#[tokio::test]
+async fn a_success_in_place_of_101_is_no_websocket_over_http2() {
+    let upstream = Scripted::start(|request, _| {
+        let status = request.request_line().split("/to/").nth(1).and_then(|rest| rest.get(..3)).unwrap_or("500");
+        let length = if status == "204" { "" } else { "Content-Length: 2\r\n" };
+        let body = if status == "204" { "" } else { "no" };
+        Reply::Bytes(format!("HTTP/1.1 {status} X\r\n{length}\r\n{body}").into_bytes())
+    })
+    .await;
+    let (sidecar, _tokens) = start(upstream.address.port(), "").await;
+    for (status, expected) in [("200", 502), ("204", 502), ("299", 502), ("302", 302), ("426", 426), ("500", 500)] {
+        let path = format!("/chat/to/{status}");
+        let authority = sidecar.proxy().to_string();
+        let options =
+            json!({ "port": sidecar.proxy().port(), "authority": authority, "path": path, "probe": "websocket" });
+        let told = told(python(), "h2_probe.py", &[&options.to_string()], &[]).await;
+        assert_eq!(told["status"], expected, "{status}: {told}\n{}", sidecar.log());
+        let mut conn = Conn::open(sidecar.proxy()).await;
+        conn.write(format!("GET {path} HTTP/1.1\r\nHost: kb\r\n{ASK}\r\n").as_bytes()).await;
+        assert_eq!(conn.answer().await.status.to_string(), status, "over HTTP/1.1 it is passed on");
+    }
+    sidecar.logged("in place of 101").await;
+}
+
 #[tokio::test]
 async fn through_a_forward_proxy_it_goes_by_connect_whatever_went_before() {
     let proxy = Scripted::start(|request, _| match request.request_line() {

@@ -1,7 +1,8 @@
 //! HTTP/2 from a caller (RFC 9113): many requests at once on one connection.
 //!
-//! Holds: each request is served as one over HTTP/1.1 would be, in origin form; what a caller may keep open or hold back is
-//! bounded: streams, windows, heads, and the time for which it takes nothing of an answer.
+//! Holds: each request is served as one over HTTP/1.1 would be, inside a tunnel in origin form, else in absolute form; what a
+//! caller may keep open or hold back is bounded: streams, windows, heads, and the time for which it takes nothing of an answer.
+//! Not here: which requests in absolute form are for a mount (`exchange`).
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -107,7 +108,12 @@ async fn serve_one(
     pace: Rc<Pace>,
 ) -> Result<Response<Paced>, Infallible> {
     let websocket = upgrade::from_extended_connect(&mut request);
-    as_origin_form(&mut request);
+    headers::join_cookies(request.headers_mut());
+    add_host(&mut request);
+    if peer.tunnel.is_some() && request.method() != Method::CONNECT {
+        let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        *request.uri_mut() = Uri::from(path);
+    }
     let mut response = tunnel::or_exchange(worker, peer, request).await?;
     if websocket {
         upgrade::to_extended_connect(&mut response);
@@ -118,20 +124,15 @@ async fn serve_one(
     Ok(response.map(|inner| Paced { inner, pace }))
 }
 
-/// The authority goes where HTTP/1.1 has it. A Host beside it that says something else stays, and two hosts are refused.
-fn as_origin_form(request: &mut Request<Incoming>) {
-    headers::join_cookies(request.headers_mut());
+/// The authority stands in Host, too, as HTTP/1.1 has it. A Host beside it that says something else stays, and two hosts are
+/// refused.
+fn add_host(request: &mut Request<Incoming>) {
     let authority = request.uri().authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
     if let Some(authority) = authority
         && request.headers().get_all(HOST).iter().ne([&authority])
     {
         request.headers_mut().append(HOST, authority);
     }
-    if request.method() == Method::CONNECT {
-        return;
-    }
-    let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-    *request.uri_mut() = Uri::from(path);
 }
 
 /// Where one answer stands: since when the caller has taken nothing of what there is for it.

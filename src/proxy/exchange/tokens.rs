@@ -189,7 +189,7 @@ impl Exchange<'_> {
         }
         if !renewed || !source.reclaim() {
             replays("skipped");
-            return Ok(Served::Upstream(first.0, first.1));
+            return self.answered(first.0, first.1);
         }
         drop(first);
         let (mut response, lease) = self.send(way, head, &tokens, source).await?;
@@ -198,7 +198,7 @@ impl Exchange<'_> {
             self.accept(bound, &tokens);
         }
         replays(if rejected { "rejected" } else { "accepted" });
-        Ok(self.answered(response, lease))
+        self.answered(response, lease)
     }
 
     /// The upstream did not reject these tokens. In the ordinary case that costs a look at a flag of each.
