@@ -96,7 +96,7 @@ impl AddressPolicy {
 
     pub fn is_own_listener(&self, address: SocketAddr) -> bool {
         let is_own = |ip: &IpAddr| self.own.iter().any(|own| own.port() == address.port() && reaches(own.ip(), *ip));
-        reached(unwrap(address.ip())).iter().any(is_own)
+        reached(address.ip().to_canonical()).iter().any(is_own)
     }
 
     /// May `host`, which resolved to `address`, be dialled?

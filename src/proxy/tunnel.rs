@@ -3,7 +3,8 @@
 //! Plain HTTP inside is served like any other request (Node's fetch does this for http:// URLs). TLS is opened where a CA
 //! and the place's route say so (`intercept`), and its inside is served; else it is relayed untouched, and so is whatever
 //! else goes to a place that no route names. Holds: no byte inside a tunnel reaches another authority; a relay begins on a
-//! connection that stood before CONNECT was answered; a tunnel has a place below `limits.tunnels`.
+//! connection that stood before CONNECT was answered; a tunnel has a place below `limits.tunnels`. A refused CONNECT ends its
+//! connection (over HTTP/2 its stream), and nothing that was sent after it is read as a request (RFC 9931 §5).
 
 use std::convert::Infallible;
 use std::rc::Rc;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -42,6 +44,8 @@ use crate::tls::authority::Authority;
 
 /// The first byte of a TLS record that holds a ClientHello (RFC 8446 §5.1).
 const TLS_HANDSHAKE: u8 = 0x16;
+/// What is discarded of that which was sent early into a tunnel that is refused.
+const EARLY_BYTES_MAX: usize = 256 * 1024;
 /// For how long nothing may move in a relayed tunnel once a drain has begun: it may be a kept connection, or an exchange.
 const DRAIN_SILENCE_MAX: Duration = Duration::from_secs(2);
 
@@ -54,15 +58,21 @@ pub async fn or_exchange(
     if let Some(error) = oversize(&request, &peer, worker.snapshot().limits.head_bytes) {
         return Ok(Report::begin(&worker, &peer, &request).error(error.into()));
     }
-    if request.method() != Method::CONNECT || peer.tunnel.is_some() {
+    if request.method() != Method::CONNECT {
+        return Ok(exchange::serve(worker, peer, request).await);
+    }
+    let (tasks, upgrade) = (worker.shared.tasks.clone(), hyper::upgrade::on(&mut request));
+    if peer.tunnel.is_some() {
+        tasks.spawn_local(close_refused(upgrade, peer.clone()));
         return Ok(exchange::serve(worker, peer, request).await);
     }
     let mut report = Report::begin(&worker, &peer, &request);
-    let upgrade = hyper::upgrade::on(&mut request);
     Ok(match Box::pin(admit(&worker, &peer, request, &mut report)).await {
-        Err(fault) => report.error(fault),
+        Err(fault) => {
+            tasks.spawn_local(close_refused(upgrade, peer));
+            report.error(fault)
+        }
         Ok(admitted) => {
-            let tasks = worker.shared.tasks.clone();
             tasks.spawn_local(serve(worker, peer, upgrade, admitted));
             report.own_answer(StatusCode::OK)
         }
@@ -84,6 +94,15 @@ fn oversize(request: &Request<Incoming>, peer: &Peer, head_bytes_max: usize) -> 
         () if head > head_bytes_max => Some(ProxyError::HeadTooLarge),
         () => None,
     }
+}
+
+/// Closes the connection of a refused CONNECT once its response is written, in a way that lets the caller read it. Over
+/// HTTP/2 there is nothing to do: the stream has ended.
+async fn close_refused(upgrade: OnUpgrade, peer: Rc<Peer>) {
+    if let Ok(upgraded) = upgrade.await {
+        downstream::say_last(&mut TokioIo::new(upgraded), &[], EARLY_BYTES_MAX).await;
+    }
+    drop(peer);
 }
 
 /// A tunnel that may be opened.
@@ -122,6 +141,10 @@ async fn admit(
 ) -> Result<Admitted, Fault> {
     let snapshot = worker.snapshot();
     let (head, _) = request.into_parts();
+    if head.headers.contains_key(CONTENT_LENGTH) || head.headers.contains_key(TRANSFER_ENCODING) {
+        let why = "CONNECT has no body; send neither Content-Length nor Transfer-Encoding with it";
+        return Err(ProxyError::BadRequestTarget(why).into());
+    }
     let Target::Connect(host, port) = target::parse(&head).map_err(ProxyError::BadRequestTarget)? else {
         return Err(ProxyError::BadRequestTarget("CONNECT takes host:port").into());
     };

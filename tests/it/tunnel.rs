@@ -1,11 +1,18 @@
 //! CONNECT: plain HTTP inside is served for the tunnel's authority alone. Not here: what is relayed (`relay`).
 
+use std::process::Stdio;
 use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
 
+use crate::intercept::{interception, interception_ca};
+use crate::rig::peers::{Http2Server, Peers, node, rig, told};
 use crate::rig::raw::Conn;
+use crate::rig::scripted::Scripted;
+use crate::rig::sidecar::Sidecar;
 use crate::stage::{Said, Stage, TOKEN};
 
 /// A tunnel to `authority`, open.
@@ -185,17 +192,126 @@ async fn addresses_are_checked_for_a_tunnel_too() {
     }
 }
 
+/// CI-10, and RFC 9931 §5: what is sent into a tunnel before it stands belongs to nobody if it is refused.
 #[tokio::test]
-async fn connect_with_a_body_is_no_desync() {
-    let stage = Stage::start("").await;
-    for lines in ["Content-Length: 5\r\n", "Transfer-Encoding: chunked\r\n"] {
-        let bytes = format!(
-            "CONNECT good.test:80 HTTP/1.1\r\nHost: good.test:80\r\n{lines}\r\n0\r\n\r\n{}",
-            get("http://evil.test/", "evil.test")
-        );
-        let said = stage.say(bytes).await;
-        assert_eq!(stage.evil.count(), 0, "CI-10 {lines}: {}", said.text());
-        stage.holds("CI-10", &said).await;
+async fn a_refused_connect_ends_its_connection_and_nothing_after_it_is_a_request() {
+    let stage = Stage::start("callers: [{name: billing, secret: s3cret}]\nlimits: {head: 8KiB}\n").await;
+    let known = format!("Proxy-Authorization: Basic {}\r\n", BASE64_STANDARD.encode("billing:s3cret"));
+    let early = format!("GET http://good.test/early HTTP/1.1\r\nHost: good.test\r\n{known}\r\n");
+    let long = format!("{known}X-Long: {}\r\n", "x".repeat(9000));
+    for (row, authority, lines, status) in [
+        ("no credential", "good.test:80", "", 407),
+        ("a wrong credential", "good.test:80", "Proxy-Authorization: Bearer x\r\n", 407),
+        ("gRPC", "good.test:80", "Content-Type: application/grpc\r\n", 407),
+        ("gRPC to what is closed", "127.0.0.1:443", &format!("{known}Content-Type: application/grpc+proto\r\n"), 403),
+        ("a body", "good.test:80", &format!("{known}Content-Length: {}\r\n", early.len()), 400),
+        ("an empty body", "good.test:80", &format!("{known}Content-Length: 0\r\n"), 400),
+        ("a chunked body", "good.test:80", &format!("{known}Transfer-Encoding: chunked\r\n"), 400),
+        ("no port", "good.test", &known, 400),
+        ("a closed address", "127.0.0.1:443", &known, 403),
+        ("another port than connect_ports", "evil.test:22", &known, 403),
+        ("a head that is too large", "good.test:80", &long, 431),
+    ] {
+        let connect = format!("CONNECT {authority} HTTP/1.1\r\nHost: good.test\r\n{lines}\r\n");
+        // With the head, and once its answer has been read.
+        let mut conn = Conn::open(stage.sidecar.proxy()).await;
+        conn.write(format!("{connect}{early}").as_bytes()).await;
+        let answer = conn.answer().await;
+        assert_eq!((answer.status, answer.header("connection")), (status, Some("close")), "{row}: {}", answer.text());
+        assert_eq!(answer.json()["code"], answer.code(), "{row}: it is told as a problem");
+        conn.write(early.as_bytes()).await;
+        assert!(conn.is_closed().await, "{row}: another answer, or an open connection");
+        let said = stage.say(format!("{connect}{early}{early}")).await;
+        assert_eq!(said.statuses(), [status], "{row}: {}", said.text());
+        assert_eq!(stage.good.count(), 0, "{row}: what was sent early went to good");
+    }
+    let many = format!("CONNECT good.test:80 HTTP/1.1\r\nHost: x\r\n\r\n{}", early.repeat(500));
+    assert_eq!(stage.say(many).await.statuses(), [407], "much of it, and the answer is read all the same");
+    let mut conn = open(&stage, "good.test:80", &known).await;
+    conn.write(
+        format!("CONNECT good.test:80 HTTP/1.1\r\nHost: good.test:80\r\n\r\n{}", get("/early", "good.test")).as_bytes(),
+    )
+    .await;
+    assert_eq!(conn.answer().await.status, 400, "a tunnel inside a tunnel");
+    assert!(conn.is_closed().await && stage.good.count() == 0, "what was sent early into it");
+}
+
+#[tokio::test]
+async fn a_refused_connect_over_http2_ends_its_stream_alone() {
+    let stage = Stage::start("callers: [{name: billing, secret: s3cret}]\n").await;
+    let connect = |lines: serde_json::Value| {
+        let mut headers = json!({ ":authority": "good.test:80" });
+        headers.as_object_mut().expect("an object").extend(lines.as_object().expect("an object").clone());
+        let body_bytes = if headers.get("content-length").is_some() { 0 } else { 1000 };
+        json!({ "method": "CONNECT", "headers": headers, "body_bytes": body_bytes })
+    };
+    let known = json!({ "proxy-authorization": "Bearer s3cret" });
+    let options = json!({ "origin": stage.sidecar.proxy_url(), "requests": [
+        connect(json!({})),
+        connect(json!({ "content-type": "application/grpc" })),
+        connect(json!({ "proxy-authorization": "Bearer s3cret", "content-length": "0" })),
+        { "path": "/x", "headers": { ":authority": "good.test", "proxy-authorization": known["proxy-authorization"] } },
+    ] });
+    let answers = told(node(), "clients/h2.mjs", &[&options.to_string()], &[]).await;
+    let statuses: Vec<_> = answers.as_array().expect("answers").iter().map(|answer| answer["status"].clone()).collect();
+    assert_eq!(statuses, [407, 407, 400, 200], "{answers}\n{}", stage.sidecar.log());
+    assert_eq!(answers[1]["headers"]["content-type"], "application/problem+json", "{answers}");
+    assert_eq!(stage.good.count(), 1);
+}
+
+/// Who answers 407 with a credential does so on another connection.
+#[tokio::test]
+async fn clients_that_wait_for_407_get_their_tunnel() {
+    let tokens = Scripted::tokens(3600).await;
+    let upstream = Http2Server::start(json!({})).await;
+    let config = format!(
+        "hosts: {{api.test: \"127.0.0.1:{}\"}}\ntrust: [{}]\n{}callers: [{{name: billing, secret: s3cret}}]\nconnections:\n- {{name: crm, \
+         client_id: a, client_secret: b, token_url: \"http://{}/token\", routes: [{{host: api.test}}]}}\n",
+        upstream.port(),
+        Peers::certs().ca.display(),
+        interception(),
+        tokens.address
+    );
+    let sidecar = Sidecar::start(&config).await;
+    let (ca, proxy) = (interception_ca().0.display().to_string(), sidecar.proxy());
+    let port = proxy.port().to_string();
+    let store = sidecar.dir.path().join("trust.p12").display().to_string();
+    let mut keytool = Command::new("keytool");
+    keytool.args(["-importcert", "-noprompt", "-alias", "ca", "-storetype", "PKCS12", "-storepass", "changeit"]);
+    let made = keytool.args(["-file", &ca, "-keystore", &store]).output().await.expect("keytool runs");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let java = |more: &[&str]| {
+        let mut java = Command::new("java");
+        for (name, value) in [
+            ("https.proxyHost", "127.0.0.1"),
+            ("https.proxyPort", port.as_str()),
+            ("javax.net.ssl.trustStore", store.as_str()),
+            ("javax.net.ssl.trustStorePassword", "changeit"),
+            ("jdk.http.auth.tunneling.disabledSchemes", ""),
+            ("proxy.user", "billing"),
+            ("proxy.password", "s3cret"),
+        ] {
+            java.arg(format!("-D{name}={value}"));
+        }
+        java.arg("-Xshare:auto").arg(rig("clients/Get.java")).arg("https://api.test/echo").args(more);
+        java
+    };
+    let curl = |more: &[&str]| {
+        let mut curl = Command::new("curl");
+        curl.args(["-q", "-sS", "--max-time", "20", "-o", "/dev/null", "-w", "%{http_code}", "--cacert", &ca])
+            .args(more);
+        curl.args(["-x", &format!("http://{proxy}"), "--proxy-user", "billing:s3cret", "https://api.test/echo"]);
+        curl
+    };
+    for (row, mut client) in [
+        ("curl --proxy-anyauth", curl(&["--proxy-anyauth"])),
+        ("curl --proxy-basic", curl(&["--proxy-basic"])),
+        ("Java's HttpClient", java(&[])),
+        ("Java's URLConnection", java(&["URLConnection"])),
+    ] {
+        let output = client.stdin(Stdio::null()).kill_on_drop(true).output().await.expect("a client runs");
+        let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        assert_eq!(said, "200", "{row}: {}\n{}", String::from_utf8_lossy(&output.stderr), sidecar.log());
     }
 }
 
@@ -208,9 +324,11 @@ async fn a_callers_credential_holds_for_its_tunnel() {
     let answer = conn.answer().await;
     assert_eq!((answer.status, answer.code()), (407, "caller_unknown"));
     assert!(answer.header("proxy-authenticate").is_some());
+    assert!(conn.is_closed().await, "after 407");
+    let mut conn = Conn::open(stage.sidecar.proxy()).await;
     let credential = BASE64_STANDARD.encode("billing:s3cret");
     conn.write(format!("{connect}Proxy-Authorization: Basic {credential}\r\n\r\n").as_bytes()).await;
-    assert!(opened(&mut conn).await.starts_with("HTTP/1.1 200"), "the connection stays usable after 407");
+    assert!(opened(&mut conn).await.starts_with("HTTP/1.1 200"), "with a credential");
     for path in ["/1", "/2"] {
         conn.write(get(path, "good.test").as_bytes()).await;
         assert_eq!(conn.answer().await.status, 200, "{path}");

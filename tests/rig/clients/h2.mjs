@@ -19,7 +19,8 @@ function one({ path, method = 'GET', headers = {}, body_bytes = 0 }) {
   return new Promise((resolve) => {
     const told = { body: '', ms: [] };
     const start = performance.now();
-    const stream = session.request({ ':path': path, ':method': method, ...headers }, { endStream: body_bytes === 0 });
+    const target = method === 'CONNECT' ? {} : { ':path': path };
+    const stream = session.request({ ...target, ':method': method, ...headers }, { endStream: body_bytes === 0 });
     stream.setEncoding('utf8');
     stream.on('response', (head) => Object.assign(told, { status: head[':status'], headers: head }));
     stream.on('trailers', (trailers) => Object.assign(told, { trailers }));
