@@ -55,8 +55,6 @@ pub use auth::Access;
 pub use consent::device::Bell as DeviceBell;
 pub use events::LISTENERS_MAX;
 
-/// Open connections to one of these listeners.
-const CONNECTIONS_MAX: usize = 256;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What came of a reload that was asked for.
@@ -169,11 +167,11 @@ async fn metrics(State(admin): State<Admin>) -> Response {
     }
 }
 
-/// Serves `router` on `listener` until everything stops.
-pub fn serve(tasks: &Tasks, listener: TcpListener, router: Router) -> io::Result<()> {
+/// Serves `router` on `listener` until everything stops, over so many connections at once.
+pub fn serve(tasks: &Tasks, listener: TcpListener, router: Router, connections_max: usize) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Arc::new(Semaphore::new(connections_max));
     let service = TowerToHyperService::new(router);
     let own = tasks.clone();
     tasks.spawn("admin", async move {

@@ -19,7 +19,7 @@ use crate::clock::Clock;
 use crate::config::Loaded;
 use crate::model::{ListenAt, Listener, Name};
 use crate::proxy::worker::Shared;
-use crate::proxy::{self, Socket, Via};
+use crate::proxy::{self, Descriptors, Socket, Via};
 use crate::reload::{Parts, Reloader, Wiring, WiringError};
 use crate::store::{self, Keeper, OpenError};
 use crate::tasks::{Phase, Tasks};
@@ -131,7 +131,7 @@ impl App {
     fn start(self) -> Result<Running, AppError> {
         let (loaded, tasks) = (self.loaded, self.tasks);
         system::no_core_files();
-        system::raise_open_files(loaded.model.limits.downstream_connections);
+        let files = system::raise_open_files(loaded.model.limits.downstream_connections);
         let (clock, metrics, health) = (Clock::system(), Metrics::new()?, Arc::new(Health::default()));
         if let Some(source) = &self.source {
             metrics.watch_log(source.logging.dropped_lines())?;
@@ -180,15 +180,17 @@ impl App {
         tasks.spawn("news", cache.clone().follow_news());
         tasks.spawn("devices", admin.clone().ask_about_devices());
         let mut inside = api;
+        let connections_max =
+            files.admin_max(1 + usize::from(self.telemetry.is_some()) + usize::from(self.public.is_some()));
         match self.telemetry {
-            Some(telemetry) => admin::serve(&tasks, telemetry, admin.clone().telemetry())?,
+            Some(telemetry) => admin::serve(&tasks, telemetry, admin.clone().telemetry(), connections_max)?,
             None => inside = inside.merge(admin.clone().telemetry()),
         }
         match self.public {
-            Some(public) => admin::serve(&tasks, public, admin.public())?,
+            Some(public) => admin::serve(&tasks, public, admin.public(), connections_max)?,
             None => inside = inside.merge(admin.public()),
         }
-        admin::serve(&tasks, self.admin, inside)?;
+        admin::serve(&tasks, self.admin, inside, connections_max)?;
         let name = format!("keybearer-{:08x}", fastrand::u32(..));
         let shared = Arc::new(Shared {
             snapshot: wiring.snapshot.clone(),
@@ -198,6 +200,7 @@ impl App {
             audit,
             via: Via::new(&name).map_err(|_| io::Error::other("no name for Via"))?,
             gates: Arc::default(),
+            descriptors: Arc::new(Descriptors::new(files, loaded.model.workers)),
             tunnels: Arc::new(AtomicUsize::new(0)),
             head_budget: Arc::default(),
         });

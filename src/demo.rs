@@ -21,6 +21,7 @@ use crate::clock::Clock;
 use crate::config;
 use crate::store::Keeper;
 use crate::tasks::Tasks;
+use crate::telemetry::system::ADMIN_MAX;
 use authorization_server::Issued;
 
 /// The name that services call; it exists in the demo's `hosts` alone.
@@ -50,8 +51,8 @@ impl Demo {
         let address = |socket: &TcpListener| socket.local_addr().map_err(|error| error.to_string());
         let (server, api) = (address(&server_socket)?, address(&api_socket)?);
         let router = authorization_server::router(secret.clone(), issues);
-        crate::admin::serve(&tasks, server_socket, router).map_err(|error| error.to_string())?;
-        crate::admin::serve(&tasks, api_socket, api::router(server)?).map_err(|error| error.to_string())?;
+        crate::admin::serve(&tasks, server_socket, router, ADMIN_MAX).map_err(|error| error.to_string())?;
+        crate::admin::serve(&tasks, api_socket, api::router(server)?, ADMIN_MAX).map_err(|error| error.to_string())?;
         // Of nobody: without listed users the admin side would keep a token on the disk.
         let nobody = authorization_server::random_text();
         let presented = serde_json::to_string(presented.unwrap_or(&secret)).map_err(|error| error.to_string())?;

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 
 use crate::model::HostOverride;
 use crate::model::connection::ForwardProxy;
@@ -29,6 +30,8 @@ pub use proxy::{Conduit, Forwarding, WayOut};
 const ADDRESSES_MAX: usize = 8;
 /// How long an attempt runs alone before the next address is tried beside it (RFC 8305 §5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+/// Attempts of all dials that run beside others: each has a socket that no budget of connections counts.
+const ATTEMPTS_BESIDE_MAX: usize = 32;
 
 /// What a configuration says of the network.
 pub struct Reach<'a> {
@@ -44,6 +47,7 @@ pub struct Dialer {
     pub number: usize,
     rules: Arc<Rules>,
     names: Names,
+    attempts_beside: Arc<Semaphore>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,7 +86,11 @@ impl Dialer {
                 let number = before.map_or(1, |before| before.number + 1);
                 // What names mean does not change with the rules.
                 let names = before.map_or_else(|| Names::of_system(tasks), |before| before.names.clone());
-                Dialer { number, rules: Arc::new(rules), names }
+                let attempts_beside = match before {
+                    Some(before) => before.attempts_beside.clone(),
+                    None => Arc::new(Semaphore::new(ATTEMPTS_BESIDE_MAX)),
+                };
+                Dialer { number, rules: Arc::new(rules), names, attempts_beside }
             }
         }
     }
@@ -92,7 +100,15 @@ impl Dialer {
         let Rules { hosts, policy, way_out, policy_of_proxy } = (*self.rules).clone();
         let policy = policy.naming(host);
         let rules = Arc::new(Rules { hosts, policy, way_out, policy_of_proxy });
-        Dialer { number: self.number, rules, names: self.names.clone() }
+        Dialer { rules, ..self.clone() }
+    }
+
+    /// Does the policy permit `origin`? The same is checked again when it is dialled. The caller sets the deadline.
+    pub async fn permit(&self, origin: &Origin) -> Result<(), DialError> {
+        match self.way_out(origin)? {
+            Some(_) => Ok(()),
+            None => self.permitted(&origin.host, origin.port, &self.rules.policy).await.map(drop),
+        }
     }
 
     /// A stream to `origin`, through the proxy on the way out where there is one. The caller sets the deadline.
@@ -145,7 +161,7 @@ impl Dialer {
 
     async fn reach(&self, origin: &Origin, policy: &AddressPolicy) -> Result<TcpStream, DialError> {
         let addresses = self.permitted(&origin.host, origin.port, policy).await?;
-        let stream = race(&addresses, TcpStream::connect).await;
+        let stream = race(&addresses, &self.attempts_beside, TcpStream::connect).await;
         if let (Err(_), Host::Name(name)) = (&stream, &origin.host) {
             self.names.forget(name);
         }
@@ -202,8 +218,9 @@ fn interleave(addresses: &mut Vec<SocketAddr>) {
     }
 }
 
-/// Happy Eyeballs: the next address joins when the ones before have failed or been silent for [`ATTEMPT_DELAY`].
-async fn race<T, F>(addresses: &[SocketAddr], connect: impl Fn(SocketAddr) -> F) -> io::Result<T>
+/// Happy Eyeballs: the next address joins when the ones before have failed or been silent for [`ATTEMPT_DELAY`]. Without a place
+/// in `beside` it takes theirs instead.
+async fn race<T, F>(addresses: &[SocketAddr], beside: &Semaphore, connect: impl Fn(SocketAddr) -> F) -> io::Result<T>
 where
     F: Future<Output = io::Result<T>>,
 {
@@ -212,7 +229,15 @@ where
     let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
     loop {
         if let Some(address) = waiting.next() {
-            attempts.push(connect(*address));
+            let place = if attempts.is_empty() { None } else { beside.try_acquire().ok() };
+            if place.is_none() {
+                attempts.clear();
+            }
+            let attempt = connect(*address);
+            attempts.push(async move {
+                let _place = place;
+                attempt.await
+            });
         } else if attempts.is_empty() {
             return Err(failure);
         }
@@ -275,9 +300,10 @@ mod tests {
     async fn a_dead_address_does_not_hide_a_live_one() {
         let live = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-        let stream = race(&[dead, live.local_addr().unwrap()], TcpStream::connect).await.unwrap();
+        let beside = Semaphore::new(1);
+        let stream = race(&[dead, live.local_addr().unwrap()], &beside, TcpStream::connect).await.unwrap();
         assert_eq!(stream.peer_addr().unwrap(), live.local_addr().unwrap());
-        assert!(race(&[dead], TcpStream::connect).await.is_err());
+        assert!(race(&[dead], &beside, TcpStream::connect).await.is_err());
     }
 
     #[tokio::test(start_paused = true)]
@@ -293,18 +319,24 @@ mod tests {
             }
             Ok(to)
         };
-        for (tried, wins, after_ms) in [
-            (&[4, 1][..], 4, 0),
-            (&[1, 4], 4, 250),
-            (&[2, 4], 4, 0),
-            (&[1, 2, 4], 4, 250),
-            (&[1, 1, 4], 4, 500),
-            (&[3, 1, 4], 3, 300),
-            (&[1, 3], 3, 550),
+        for (beside, tried, wins, after_ms) in [
+            (8, &[4, 1][..], 4, 0),
+            (8, &[1, 4], 4, 250),
+            (8, &[2, 4], 4, 0),
+            (8, &[1, 2, 4], 4, 250),
+            (8, &[1, 1, 4], 4, 500),
+            (8, &[3, 1, 4], 3, 300),
+            (8, &[1, 3], 3, 550),
+            // One that is slow is given up where there is no place beside it.
+            (0, &[3, 4], 4, 250),
+            (1, &[3, 1, 4], 3, 300),
+            (1, &[1, 1, 4], 4, 500),
+            (1, &[1, 3], 3, 550),
         ] {
+            let beside = Semaphore::new(beside);
             let started = tokio::time::Instant::now();
             let addresses: Vec<_> = tried.iter().map(|last| address(*last)).collect();
-            assert_eq!(race(&addresses, connect).await.unwrap(), address(wins), "{tried:?}");
+            assert_eq!(race(&addresses, &beside, connect).await.unwrap(), address(wins), "{tried:?}");
             let took = started.elapsed().as_millis();
             // The timer counts whole milliseconds.
             assert!((after_ms..after_ms + 5).contains(&took), "{tried:?}: {took} ms");

@@ -21,6 +21,7 @@ mod inflate;
 pub mod inject;
 mod intercept;
 mod interim;
+mod presence;
 mod received;
 mod relay;
 mod report;
@@ -57,7 +58,7 @@ use arrival::Arrival;
 use caller::Proven;
 pub use headers::Via;
 use stream::Stream;
-pub use upstream::Gates;
+pub use upstream::{Descriptors, Gates};
 use watched::{Activity, Watched};
 use worker::{Place, Shared, Worker};
 
@@ -119,21 +120,25 @@ pub fn start(shared: Arc<Shared>, workers: usize, sockets: Vec<Socket>) -> io::R
         let open = Arc::new(AtomicUsize::new(0));
         inboxes.push(Inbox { sender, open: open.clone() });
         let shared = shared.clone();
-        threads.push(tasks.thread(format!("worker-{number}"), move || work(shared, receiver, open))?);
+        threads.push(tasks.thread(format!("worker-{number}"), move || work(shared, number, receiver, open))?);
     }
     threads.push(tasks.thread("accept".to_owned(), move || accept_all(shared, sockets, inboxes))?);
     Ok(threads)
 }
 
 /// One worker: a single-threaded runtime that serves the connections it is handed, until none is left after a drain.
-fn work(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Accepted>, open: Arc<AtomicUsize>) {
+fn work(shared: Arc<Shared>, number: usize, mut inbox: mpsc::Receiver<Accepted>, open: Arc<AtomicUsize>) {
     let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
         Ok(runtime) => runtime,
-        Err(error) => return tracing::error!(%error, "a worker could not start"),
+        Err(error) => {
+            return tracing::error!(%error, worker = number, "worker not started; the others serve in its place");
+        }
     };
     runtime.block_on(async move {
-        let worker = Rc::new(Worker::new(shared.clone()));
+        let worker = Rc::new(Worker::new(shared.clone(), number));
         shared.tasks.spawn_local(sweep(worker.clone()));
+        let closing = worker.clone();
+        shared.tasks.spawn_local(async move { closing.pool.close_when_asked().await });
         let mut stop = shared.tasks.watch();
         let serve = async {
             while let Some(accepted) = inbox.recv().await {
@@ -154,8 +159,8 @@ async fn serve_one(worker: Rc<Worker>, accepted: Accepted, open: Arc<AtomicUsize
     let seat = Rc::new(Seat { open, _place: accepted.place });
     let local = accepted.stream.local();
     let stream = match accepted.stream {
-        accept::Stream::Tcp(stream) => TcpStream::from_std(stream).map(Stream::Tcp),
-        accept::Stream::Unix(stream) => UnixStream::from_std(stream).map(Stream::Unix),
+        accept::Stream::Tcp(stream) => TcpStream::from_std(stream).map(Stream::from),
+        accept::Stream::Unix(stream) => UnixStream::from_std(stream).map(Stream::from),
     };
     let mut io = match stream {
         Ok(stream) => Watched::new(stream),

@@ -26,8 +26,6 @@ use crate::tasks::Phase;
 
 /// A pause after a failed accept (out of file descriptors), so that it does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Connections that are being told that there is no place for them.
-const REFUSED_MAX: usize = 256;
 /// What is read of such a connection, so that its caller reads the answer and no reset.
 const REFUSED_READ_BYTES_MAX: usize = 256 * 1024;
 
@@ -164,6 +162,7 @@ struct Door {
 }
 
 /// No worker is left.
+#[derive(Debug)]
 struct Closed;
 
 impl Door {
@@ -183,7 +182,8 @@ impl Door {
             let Some((stream, address)) = self.next(socket.accept()).await else { continue };
             let Some((stream, place)) = self.admit(stream) else { continue };
             let Ok(stream) = stream.set_nodelay(true).and_then(|()| stream.into_std()) else { continue };
-            if self.hand_over(Stream::Tcp(stream), From::Address(address), place).await.is_err() {
+            let accepted = self.accepted(Stream::Tcp(stream), From::Address(address), place);
+            if hand_over(&self.inboxes, accepted).await.is_err() {
                 return Ok(());
             }
         }
@@ -196,7 +196,8 @@ impl Door {
             let Some((stream, place)) = self.admit(stream) else { continue };
             let Ok(user) = stream.peer_cred().map(|peer| peer.uid()) else { continue };
             let Ok(stream) = stream.into_std() else { continue };
-            if self.hand_over(Stream::Unix(stream), From::User(user), place).await.is_err() {
+            let accepted = self.accepted(Stream::Unix(stream), From::User(user), place);
+            if hand_over(&self.inboxes, accepted).await.is_err() {
                 return Ok(());
             }
         }
@@ -216,13 +217,14 @@ impl Door {
     /// With a place among `limits.downstream_connections`. Who gets none is told so; few of those who are told hold up
     /// nobody, the others are just closed.
     fn admit<T: AsyncRead + AsyncWrite + Unpin + 'static>(&self, mut stream: T) -> Option<(T, Place)> {
-        if let Some(place) = Place::take(&self.taken, self.shared.snapshot.load().limits.downstream_connections) {
+        let descriptors = &self.shared.descriptors;
+        if let Some(place) = Place::take(&self.taken, descriptors.downstream_max(&self.shared.snapshot.load().limits)) {
             return Some((stream, place));
         }
         let error = error::ProxyError::Overloaded;
         self.shared.metrics.errors.with_label_values(&["", error.code()]).inc();
         // In clear it would be no answer to a TLS client.
-        if let Some(place) = Place::take(&self.refused, REFUSED_MAX).filter(|_| !self.secure) {
+        if let Some(place) = Place::take(&self.refused, descriptors.refused_max()).filter(|_| !self.secure) {
             let answer = error::to_wire(&error.response(error::About::default()));
             self.shared.tasks.spawn_local(async move {
                 downstream::say_last(&mut stream, &answer, REFUSED_READ_BYTES_MAX).await;
@@ -232,18 +234,51 @@ impl Door {
         None
     }
 
-    async fn hand_over(&self, stream: Stream, from: From, place: Place) -> Result<(), Closed> {
-        let fewest = self.inboxes.iter().min_by_key(|inbox| inbox.open.load(Ordering::Relaxed));
-        let inbox = fewest.ok_or(Closed)?;
+    fn accepted(&self, stream: Stream, from: From, place: Place) -> Accepted {
+        Accepted { stream, from, listener: self.listener.clone(), secure: self.secure, place }
+    }
+}
+
+/// To the worker with the fewest connections, of those that run: one that could not start, or has ended, is passed over.
+async fn hand_over(inboxes: &[Inbox], mut accepted: Accepted) -> Result<(), Closed> {
+    loop {
+        let running = inboxes.iter().filter(|inbox| !inbox.sender.is_closed());
+        let inbox = running.min_by_key(|inbox| inbox.open.load(Ordering::Relaxed)).ok_or(Closed)?;
         inbox.open.fetch_add(1, Ordering::Relaxed);
-        let (listener, secure) = (self.listener.clone(), self.secure);
-        inbox.sender.send(Accepted { stream, from, listener, secure, place }).await.map_err(|_| Closed)
+        match inbox.sender.send(accepted).await {
+            Ok(()) => return Ok(()),
+            Err(returned) => accepted = returned.0,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_worker_that_does_not_run_is_passed_over() {
+        let worker = || {
+            let (sender, receiver) = mpsc::channel(4);
+            (Inbox { sender, open: Arc::default() }, receiver)
+        };
+        let ((dead, gone), (live, mut inbox)) = (worker(), worker());
+        drop(gone);
+        let inboxes = [dead, live];
+        let accepted = || Accepted {
+            stream: Stream::Unix(UnixStream::pair().unwrap().0),
+            from: From::User(0),
+            listener: Name::parse("proxy").unwrap(),
+            secure: false,
+            place: Place::take(&Arc::default(), 1).unwrap(),
+        };
+        for _ in 0..3 {
+            hand_over(&inboxes, accepted()).await.unwrap();
+            inbox.try_recv().unwrap();
+        }
+        drop(inbox);
+        hand_over(&inboxes, accepted()).await.unwrap_err();
+    }
 
     #[test]
     fn a_socket_replaces_what_a_dead_program_left_and_nothing_else() {

@@ -27,6 +27,7 @@ use super::body::ResponseBody;
 use super::error::{About, LONG_TARGET, ProxyError, to_wire};
 use super::head_budget::HeadShare;
 use super::headers;
+use super::presence::caller_gone;
 use super::report::Answer;
 use super::watched::{Overdue, Watch, Watched};
 use super::worker::Worker;
@@ -73,19 +74,24 @@ async fn one_by_one(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
     };
     // Larger than our own bound, so that it is we who answer a head that is too large.
     let buffer_bytes = 2 * limits.head_bytes + 16 * 1024;
+    // Inside HTTP/2 only reading shows that a stream was reset.
+    let half_close = !io.is_inside_http2();
     let mut connection = http1::Builder::new()
-        .half_close(true)
+        .half_close(half_close)
         .max_buf_size(buffer_bytes)
         .max_headers(headers::FIELDS_MAX)
         .serve_connection(TokioIo::new(io), service)
         .with_upgrades();
     let mut timer = std::pin::pin!(sleep_until(Instant::now() + timeouts.client_head));
     let mut share = HeadShare::new(worker.shared.head_budget.clone());
+    let mut gone = std::pin::pin!(caller_gone(&watch));
     let mut phase = worker.shared.tasks.watch();
     let mut draining = false;
     let end = loop {
         tokio::select! {
             biased;
+            // Before hyper, which flushes the question that this may ask.
+            () = &mut gone => return tracing::debug!(%from, "caller gone; its request is cancelled"),
             end = until(&mut connection, (&watch, &mut share), timer.as_mut(), &timeouts) => break end,
             () = last_request(&mut phase, &peer), if !draining => {
                 draining = true;

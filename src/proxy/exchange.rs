@@ -28,7 +28,7 @@ use super::received::Received;
 use super::report::{Answer, Report};
 use super::target::{self, Target};
 use super::upgrade::{self, Asked, Switch};
-use super::upstream::{Destination, Lease, Protocol};
+use super::upstream::{Destination, Lease, Protocol, Turn, Wanted};
 use super::watched::Upload;
 use super::worker::{Place as Seat, Worker};
 use crate::router::{CallerId, Found};
@@ -48,6 +48,7 @@ pub async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, request: Request<Incoming
         snapshot: &snapshot,
         peer: &peer,
         report: &mut report,
+        turn: Turn::of(None, peer.arrival.from),
         whose: Whose::default(),
         upgrade: None,
     };
@@ -76,6 +77,8 @@ struct Exchange<'a> {
     snapshot: &'a Snapshot,
     peer: &'a Peer,
     report: &'a mut Report,
+    /// In which the request waits for an upstream.
+    turn: Turn,
     /// Whose tokens are wanted, of connections that have one for each.
     whose: Whose,
     /// The caller asks for WebSocket; with a place among the tunnels.
@@ -85,6 +88,7 @@ struct Exchange<'a> {
 impl<'a> Exchange<'a> {
     async fn run(&mut self, mut head: Parts, incoming: Received, upload: Option<Upload>) -> Result<Served, Fault> {
         let (target, caller) = self.admit(&head)?;
+        self.turn = Turn::of(caller.and_then(|id| self.snapshot.callers.name(id)), self.peer.arrival.from);
         let mut way = self.route(target, &head, caller)?;
         if headers::max_forwards_spent(&head.method, &mut head.headers) {
             return Ok(Served::Here(StatusCode::OK));
@@ -105,7 +109,8 @@ impl<'a> Exchange<'a> {
         };
         headers::request(&mut head.headers, host, self.worker.shared.via.of(head.version));
         if let Some(asked) = upgrade {
-            let place = Seat::take(&self.worker.shared.tunnels, self.snapshot.limits.tunnels);
+            let shared = &self.worker.shared;
+            let place = Seat::take(&shared.tunnels, shared.descriptors.tunnels_max(&self.snapshot.limits));
             let place = place.ok_or_else(|| ProxyError::Overloaded.because("limits.tunnels is reached"))?;
             upgrade::ask(&mut head.headers);
             self.upgrade = Some((asked, place));
@@ -119,10 +124,15 @@ impl<'a> Exchange<'a> {
             }
             Some(bound) if injected => {
                 self.accept(bound, &tokens);
-                Ok(self.answered(first.0, first.1))
+                self.answered(first.0, first.1)
             }
             _ => self.answered(first.0, first.1),
         }
+    }
+
+    fn wanted<'w>(&'w self, destination: &'w Destination) -> Wanted<'w> {
+        let caller = self.peer.activity.presence();
+        Wanted { snapshot: self.snapshot, destination, turn: &self.turn, caller }
     }
 
     fn answered(&mut self, mut response: Response<UpstreamBody>, lease: Lease) -> Result<Served, Fault> {

@@ -39,7 +39,7 @@ use crate::telemetry::audit::{self, Kind};
 
 pub struct Report {
     worker: Rc<Worker>,
-    _serving: Serving,
+    serving: Serving,
     started: Instant,
     /// Spent waiting for a token or for the upstream.
     waited: Duration,
@@ -58,6 +58,8 @@ pub struct Report {
     pub spans: Spans,
     injected: bool,
     grpc: bool,
+    /// What became of the request is recorded.
+    told: bool,
 }
 
 impl Report {
@@ -65,7 +67,7 @@ impl Report {
         worker.shared.metrics.in_flight.inc();
         Report {
             worker: worker.clone(),
-            _serving: peer.activity.begin(),
+            serving: peer.activity.begin_request(request.version()),
             started: Instant::now(),
             waited: Duration::ZERO,
             id: fastrand::u64(..),
@@ -80,6 +82,7 @@ impl Report {
             spans: Spans::begin(worker, request),
             injected: false,
             grpc: headers::is_grpc(request.headers()) && !upgrade::opens_a_tunnel(request),
+            told: false,
         }
     }
 
@@ -138,7 +141,7 @@ impl Report {
         let (mut head, incoming) = response.into_parts();
         headers::response(&mut head.headers, self.worker.shared.via.of(head.version));
         head.version = Version::HTTP_11;
-        let answer = Answer { lease: Some(lease), from_upstream: true, ..Answer::own(self, head.status) };
+        let answer = Answer { lease: Some(lease), ..Answer::upstreams(self, head.status) };
         Response::from_parts(head, ResponseBody::upstream(incoming, idle, answer))
     }
 
@@ -154,7 +157,7 @@ impl Report {
         let (mut head, ()) = response.into_parts();
         headers::response(&mut head.headers, self.worker.shared.via.of(head.version));
         upgrade::ask(&mut head.headers);
-        let answer = Answer { from_upstream: true, ..Answer::own(self, head.status) };
+        let answer = Answer::upstreams(self, head.status);
         Response::from_parts(head, ResponseBody::own(Bytes::new(), answer))
     }
 
@@ -182,10 +185,23 @@ impl Report {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         let refusal = Refusal { code, denial: fault.error.is_denial(), cause: fault.cause };
-        let answer = Answer { refusal: Some(refusal), ..Answer::own(self, status) };
+        let answer = Answer::new(self, Outcome { status, refusal: Some(refusal), from_upstream: false });
         response.map(|text| ResponseBody::own(text, answer))
     }
+
+    fn finish(&mut self, outcome: &Outcome, ending: Ending) {
+        self.told = true;
+        self.traced(Some(outcome.status), outcome.refusal.as_ref().map(|refusal| refusal.code));
+        let took = self.started.elapsed();
+        let counters = self.worker.counters(self.connection.as_deref(), self.caller.as_ref());
+        counters.requests.count(outcome.from_upstream, outcome.status);
+        counters.duration.observe(took.as_secs_f64());
+        self.tell(outcome, ending, took);
+    }
 }
+
+/// The status that is recorded, and never sent, of a request whose caller went away before its response began.
+const CALLER_GONE: u16 = 499;
 
 /// An error that the proxy itself answered.
 struct Refusal {
@@ -194,19 +210,33 @@ struct Refusal {
     cause: Option<String>,
 }
 
-/// Goes along with the answer's body.
-pub struct Answer {
-    report: Report,
+/// What became of a request.
+struct Outcome {
     status: StatusCode,
     refusal: Option<Refusal>,
-    lease: Option<Lease>,
     /// Not the proxy's own.
     from_upstream: bool,
 }
 
+/// Goes along with the answer's body.
+pub struct Answer {
+    report: Report,
+    outcome: Outcome,
+    lease: Option<Lease>,
+}
+
 impl Answer {
+    fn new(report: Report, outcome: Outcome) -> Answer {
+        report.serving.respond();
+        Answer { report, outcome, lease: None }
+    }
+
     fn own(report: Report, status: StatusCode) -> Answer {
-        Answer { report, status, refusal: None, lease: None, from_upstream: false }
+        Answer::new(report, Outcome { status, refusal: None, from_upstream: false })
+    }
+
+    fn upstreams(report: Report, status: StatusCode) -> Answer {
+        Answer::new(report, Outcome { status, refusal: None, from_upstream: true })
     }
 }
 
@@ -215,28 +245,21 @@ impl Companion for Answer {
         if let Some(lease) = self.lease.take().filter(|_| ending == Ending::Complete) {
             lease.give_back();
         }
-        let code = self.refusal.as_ref().map(|refusal| refusal.code);
-        self.report.traced(Some(self.status), code);
-        let report = &self.report;
-        let took = report.started.elapsed();
-        let counters = report.worker.counters(report.connection.as_deref(), report.caller.as_ref());
-        counters.requests.count(self.from_upstream, self.status);
-        counters.duration.observe(took.as_secs_f64());
-        self.tell(ending, took);
+        self.report.finish(&self.outcome, ending);
     }
 }
 
 /// One line of the log. A macro: the name of an event's target is a constant.
 macro_rules! line {
-    ($answer:ident, $target:expr, $level:expr, $audit:ident, $complete:ident, $took:ident, $message:literal) => {{
-        let report = &$answer.report;
-        let refusal = $answer.refusal.as_ref();
+    ($report:ident, $outcome:ident, $target:expr, $level:expr, $audit:ident, $complete:ident, $took:ident, $message:literal) => {{
+        let report = $report;
+        let refusal = $outcome.refusal.as_ref();
         let (connection, profile) = report.names();
         let denial = refusal.is_some_and(|refusal| refusal.denial);
         let host = report.host();
         tracing::event!(target: $target, $level, audit = $audit, code = refusal.map(|refusal| refusal.code), connection,
             profile, subject = report.subject.as_ref().map(Subject::as_str), caller = report.caller.as_ref().map(Name::as_str), from = %report.from,
-            status = $answer.status.as_u16(), request_id = report.id(),
+            status = $outcome.status.as_u16(), request_id = report.id(),
             client_request_id = report.client_id.as_ref().and_then(|id| id.to_str().ok()),
             method = %Clean(report.method.as_str()), host = host.as_deref().map(Clean).map(tracing::field::display),
             path = %Clean(report.uri.path()), injected = connection.filter(|_| !denial).map(|_| report.injected),
@@ -245,54 +268,54 @@ macro_rules! line {
     }};
 }
 
-impl Answer {
-    fn tell(&self, ending: Ending, took: Duration) {
+impl Report {
+    fn tell(&self, outcome: &Outcome, ending: Ending, took: Duration) {
         let complete = ending == Ending::Complete;
-        let shared = &self.report.worker.shared;
-        let audit = shared.audit.now();
-        let kind = match &self.refusal {
+        let audit = self.worker.shared.audit.now();
+        let kind = match &outcome.refusal {
             Some(refusal) if refusal.denial => Some(Kind::Denial),
-            _ => self.report.connection.is_some().then_some(Kind::Use),
+            _ => self.connection.is_some().then_some(Kind::Use),
         };
         if let Some(kind) = kind {
-            self.record(&audit, kind, complete);
+            self.record(&audit, kind, outcome, complete);
         }
         let word = kind.and_then(|kind| audit.in_log(kind));
-        let requests = self.report.worker.snapshot().log_requests;
-        match (&self.refusal, requests) {
+        let requests = self.worker.snapshot().log_requests;
+        match (&outcome.refusal, requests) {
             (Some(refusal), _) if refusal.denial && word.is_some() => {
-                line!(self, audit::TARGET, Level::WARN, word, complete, took, "request refused");
+                line!(self, outcome, audit::TARGET, Level::WARN, word, complete, took, "request refused");
             }
             (Some(_), LogRequests::Errors | LogRequests::All) => {
-                line!(self, module_path!(), Level::WARN, word, complete, took, "request refused");
+                line!(self, outcome, module_path!(), Level::WARN, word, complete, took, "request refused");
             }
             (None, LogRequests::Errors | LogRequests::All) if ending == Ending::CutOff => {
-                line!(self, module_path!(), Level::WARN, word, complete, took, "response incomplete");
+                line!(self, outcome, module_path!(), Level::WARN, word, complete, took, "response incomplete");
             }
-            (None, LogRequests::All) => line!(self, module_path!(), Level::INFO, word, complete, took, "request"),
+            (None, LogRequests::All) => {
+                line!(self, outcome, module_path!(), Level::INFO, word, complete, took, "request");
+            }
             _ => {}
         }
     }
 
-    fn record(&self, audit: &audit::Target, kind: Kind, complete: bool) {
-        let report = &self.report;
+    fn record(&self, audit: &audit::Target, kind: Kind, outcome: &Outcome, complete: bool) {
         audit.request(|| {
-            let (used, id, host) = (kind == Kind::Use, report.id(), report.host());
-            let (connection, profile) = report.names();
+            let (used, id, host) = (kind == Kind::Use, self.id(), self.host());
+            let (connection, profile) = self.names();
             let record = audit::Request {
                 request_id: Some(&id),
-                client_request_id: report.client_id.as_ref().and_then(|id| id.to_str().ok()),
-                caller: report.caller.as_ref().map(Name::as_str),
+                client_request_id: self.client_id.as_ref().and_then(|id| id.to_str().ok()),
+                caller: self.caller.as_ref().map(Name::as_str),
                 connection,
                 profile,
-                subject: report.subject.as_ref().map(Subject::as_str),
+                subject: self.subject.as_ref().map(Subject::as_str),
                 host: host.as_deref().map(Clean),
-                code: self.refusal.as_ref().map(|refusal| refusal.code),
-                injected: used.then_some(report.injected),
+                code: outcome.refusal.as_ref().map(|refusal| refusal.code),
+                injected: used.then_some(self.injected),
                 complete: used.then_some(complete),
-                ..audit::Request::new(report.from, report.method.as_str(), report.uri.path(), self.status.as_u16())
+                ..audit::Request::new(self.from, self.method.as_str(), self.uri.path(), outcome.status.as_u16())
             };
-            let at = report.worker.shared.clock.now().wall;
+            let at = self.worker.shared.clock.now().wall;
             (at, record.line(at, kind))
         });
     }
@@ -300,7 +323,12 @@ impl Answer {
 
 impl Drop for Report {
     fn drop(&mut self) {
-        self.traced(None, None);
+        if !self.told
+            && let Ok(status) = StatusCode::from_u16(CALLER_GONE)
+        {
+            self.traced(None, None);
+            self.finish(&Outcome { status, refusal: None, from_upstream: false }, Ending::Abandoned);
+        }
         self.worker.shared.metrics.in_flight.dec();
     }
 }

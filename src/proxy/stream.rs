@@ -4,46 +4,112 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, ready};
 
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use rustix::net::{Shutdown, shutdown};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
+use tokio::net::{TcpStream, UnixStream, tcp, unix};
 use tokio_rustls::server::TlsStream;
 
 use super::watched::Watched;
 
 pub enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
+    Tcp(tcp::OwnedReadHalf, Arc<tcp::OwnedWriteHalf>),
+    Unix(unix::OwnedReadHalf, Arc<unix::OwnedWriteHalf>),
     /// TLS that ends here, over the stream that it came by.
     Tls(Box<TlsStream<Watched>>),
     /// A tunnel inside an HTTP/2 connection.
     Tunnel(TokioIo<Upgraded>),
 }
 
-/// The same call on whichever stream it is.
+impl From<TcpStream> for Stream {
+    fn from(stream: TcpStream) -> Stream {
+        let (read, write) = stream.into_split();
+        Stream::Tcp(read, Arc::new(write))
+    }
+}
+
+impl From<UnixStream> for Stream {
+    fn from(stream: UnixStream) -> Stream {
+        let (read, write) = stream.into_split();
+        Stream::Unix(read, Arc::new(write))
+    }
+}
+
+impl Stream {
+    /// What carries it; `None` for a tunnel inside HTTP/2.
+    pub fn socket(&self) -> Option<Socket> {
+        match self {
+            Stream::Tcp(_, write) => Some(Socket::Tcp(Arc::downgrade(write))),
+            Stream::Unix(_, write) => Some(Socket::Unix(Arc::downgrade(write))),
+            Stream::Tls(stream) => stream.get_ref().0.watch.presence.socket().cloned(),
+            Stream::Tunnel(_) => None,
+        }
+    }
+}
+
+/// The socket of a stream, for whoever waits for its end without reading. It does not keep the socket open.
+#[derive(Debug, Clone)]
+pub enum Socket {
+    Tcp(Weak<tcp::OwnedWriteHalf>),
+    Unix(Weak<unix::OwnedWriteHalf>),
+}
+
+impl Socket {
+    /// Waits for one of these; that both directions are closed is told with either.
+    pub async fn ready(&self, interest: Interest) -> Ready {
+        let ready = match self {
+            Socket::Tcp(socket) => match socket.upgrade() {
+                Some(socket) => socket.ready(interest).await,
+                None => Ok(Ready::WRITE_CLOSED),
+            },
+            Socket::Unix(socket) => match socket.upgrade() {
+                Some(socket) => socket.ready(interest).await,
+                None => Ok(Ready::WRITE_CLOSED),
+            },
+        };
+        ready.unwrap_or(Ready::WRITE_CLOSED)
+    }
+}
+
+/// The same call on whichever stream it is, for what takes the whole stream; halves of a socket are `$plain`'s.
 macro_rules! on {
-    ($this:ident, $stream:ident => $call:expr) => {
+    ($this:ident, $read:ident, $write:ident => $plain:expr, $stream:ident => $call:expr) => {
         match $this.get_mut() {
-            Stream::Tcp($stream) => $call,
-            Stream::Unix($stream) => $call,
+            Stream::Tcp($read, $write) => $plain,
+            Stream::Unix($read, $write) => $plain,
             Stream::Tls($stream) => $call,
             Stream::Tunnel($stream) => $call,
         }
     };
 }
 
+/// Writes to a socket that is shared with who waits for its end.
+macro_rules! write {
+    ($half:ident, $cx:ident, $try:ident, $bytes:ident) => {{
+        let socket = $half.as_ref().as_ref();
+        loop {
+            ready!(socket.poll_write_ready($cx))?;
+            match socket.$try($bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+        }
+    }};
+}
+
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        on!(self, stream => Pin::new(stream).poll_read(cx, buffer))
+        on!(self, read, _write => Pin::new(read).poll_read(cx, buffer), stream => Pin::new(stream).poll_read(cx, buffer))
     }
 }
 
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        on!(self, stream => Pin::new(stream).poll_write(cx, bytes))
+        on!(self, _read, half => write!(half, cx, try_write, bytes), stream => Pin::new(stream).poll_write(cx, bytes))
     }
 
     fn poll_write_vectored(
@@ -51,23 +117,37 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        on!(self, stream => Pin::new(stream).poll_write_vectored(cx, slices))
+        on!(
+            self,
+            _read, half => write!(half, cx, try_write_vectored, slices),
+            stream => Pin::new(stream).poll_write_vectored(cx, slices)
+        )
     }
 
     fn is_write_vectored(&self) -> bool {
         match self {
-            Stream::Tcp(stream) => stream.is_write_vectored(),
-            Stream::Unix(stream) => stream.is_write_vectored(),
+            Stream::Tcp(..) | Stream::Unix(..) => true,
             Stream::Tls(stream) => stream.is_write_vectored(),
             Stream::Tunnel(stream) => stream.is_write_vectored(),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        on!(self, stream => Pin::new(stream).poll_flush(cx))
+        on!(self, _read, _write => Poll::Ready(Ok(())), stream => Pin::new(stream).poll_flush(cx))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        on!(self, stream => Pin::new(stream).poll_shutdown(cx))
+        match self.get_mut() {
+            Stream::Tcp(_, write) => {
+                let socket: &TcpStream = write.as_ref().as_ref();
+                Poll::Ready(Ok(shutdown(socket, Shutdown::Write)?))
+            }
+            Stream::Unix(_, write) => {
+                let socket: &UnixStream = write.as_ref().as_ref();
+                Poll::Ready(Ok(shutdown(socket, Shutdown::Write)?))
+            }
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tunnel(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
     }
 }

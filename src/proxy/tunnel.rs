@@ -30,11 +30,10 @@ use super::relay::{Silence, relay};
 use super::report::{Answer, Report};
 use super::stream::Stream;
 use super::target::{self, Target};
-use super::upstream;
+use super::upstream::{Dialed, Turn};
 use super::watched::{Activity, Watched};
 use super::worker::{Place, Worker};
 use super::{Peer, Tunnelled, caller, exchange, intercept};
-use crate::dial::Conduit;
 use crate::model::connection::Connection;
 use crate::model::origin::{Origin, Scheme};
 use crate::router::CallerId;
@@ -118,14 +117,14 @@ struct Admitted {
 enum Tls {
     Open(Arc<Authority>),
     /// To whom bytes are relayed, others too where no route names the place.
-    Relay(Conduit),
+    Relay(Dialed),
     /// Routes name the place, but the caller has none for https.
     Refuse,
 }
 
 impl Tls {
     /// Where a tunnel leads that nobody looks into.
-    fn server(&self, matched: bool) -> Option<&Conduit> {
+    fn server(&self, matched: bool) -> Option<&Dialed> {
         match self {
             Tls::Relay(upstream) if !matched => Some(upstream),
             _ => None,
@@ -158,7 +157,7 @@ async fn admit(
     if !matched {
         snapshot.egress.permit_unmatched(port).map_err(ProxyError::EgressDenied)?;
     }
-    let place = Place::take(&worker.shared.tunnels, snapshot.limits.tunnels)
+    let place = Place::take(&worker.shared.tunnels, worker.shared.descriptors.tunnels_max(&snapshot.limits))
         .ok_or_else(|| ProxyError::Overloaded.because("limits.tunnels is reached"))?;
     let asked = origin(Scheme::Https);
     report.destination(Some(&asked));
@@ -169,7 +168,8 @@ async fn admit(
         _ => match usable(&snapshot, &asked, caller) {
             Ok(()) => {
                 let started = Instant::now();
-                let reached = upstream::reach(&snapshot, &asked).await;
+                let turn = Turn::of(caller.and_then(|id| snapshot.callers.name(id)), peer.arrival.from);
+                let reached = worker.pool.reach(&snapshot, &asked, &turn).await;
                 report.waited(started.elapsed());
                 Tls::Relay(reached?)
             }
@@ -216,7 +216,7 @@ async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, upgrade: OnUpgrade, admitted:
     let serving = peer.activity.begin();
     let (mut io, mut first) = match upgraded.downcast::<TokioIo<Watched>>() {
         Ok(parts) => (parts.io.into_inner(), BytesMut::from(&parts.read_buf[..])),
-        Err(upgraded) => (Watched::new(Stream::Tunnel(TokioIo::new(upgraded))), BytesMut::new()),
+        Err(upgraded) => (Watched::inside(Stream::Tunnel(TokioIo::new(upgraded)), &peer.activity), BytesMut::new()),
     };
     let Admitted { tunnelled, matched, tls, place } = admitted;
     let timeouts = worker.snapshot().timeouts.clone();
@@ -261,7 +261,7 @@ async fn served(worker: Rc<Worker>, peer: &Peer, io: Watched, tunnelled: Tunnell
     Box::pin(downstream::serve(worker, io, Rc::new(inside))).await;
 }
 
-async fn relayed(downstream: Watched, upstream: Conduit, tunnelled: &Tunnelled, idle: Duration, drain: PhaseWatch) {
+async fn relayed(downstream: Watched, upstream: Dialed, tunnelled: &Tunnelled, idle: Duration, drain: PhaseWatch) {
     let moved = relay(downstream, upstream, Silence { idle, draining: DRAIN_SILENCE_MAX }, drain).await;
     let (up_bytes, down_bytes) = (moved.up_bytes(), moved.down_bytes());
     tracing::debug!(host = %tunnelled.host, port = tunnelled.port, up_bytes, down_bytes, "a tunnel ended");
@@ -278,7 +278,7 @@ enum Inside {
 
 /// Reads until it is known what is inside. With `server`, a tunnel to a place that no route names: only what begins like a
 /// request is HTTP, and a server that speaks first is not made to wait.
-async fn look(io: &mut Watched, first: &mut BytesMut, server: Option<&Conduit>) -> Inside {
+async fn look(io: &mut Watched, first: &mut BytesMut, server: Option<&Dialed>) -> Inside {
     loop {
         let known = match first.first() {
             None => None,

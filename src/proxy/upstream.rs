@@ -1,17 +1,19 @@
 //! The worker's pool of upstream connections, keyed by origin, TLS profile and protocol, over `hyper::client::conn`.
 //!
 //! Holds: the origin of the key is the origin that is dialled, named in SNI and checked in the certificate; a connection
-//! is used again only when it is ready again; requests in flight to one origin are bounded over all workers.
+//! is used again only when it is ready again; requests in flight to one origin, and open connections to all of them, are
+//! bounded over all workers; nothing is kept of an origin before the egress policy has permitted it.
 //! Metrics: `keybearer_upstream_connections`.
 
+mod connections;
+mod descriptors;
+mod destination;
 mod entry;
 mod failure;
 mod gate;
 mod heard;
 mod shared;
 
-use std::cell::RefCell;
-use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -23,75 +25,45 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use prometheus::IntGauge;
 use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::body::RequestBody;
-use super::error::{Fault, ProxyError, TlsFault, Unreachable};
+use super::error::{Fault, ProxyError, Unreachable};
 use super::headers::FIELDS_MAX;
-use crate::dial::{Conduit, Dialer, Forwarding};
-use crate::model::origin::{Host, Origin, Scheme};
-use crate::snapshot::{Snapshot, TlsProfile};
+use super::presence::Presence;
+use crate::dial::Forwarding;
+use crate::model::origin::{Origin, Scheme};
+use crate::snapshot::Snapshot;
 use crate::tasks::Tasks;
 use crate::telemetry::metrics::Metrics;
-use entry::{Counted, Dialing, Entry, Idle, Link, Sender};
+use connections::{Connections, Held};
+pub use descriptors::{Descriptors, Dialed};
+use destination::Key;
+pub use destination::{Destination, Protocol};
+use entry::{Counted, Link, Sender};
 pub use failure::SendError;
 use failure::{dial_fault, is_other_protocol, tls_fault};
-pub use gate::Gates;
-use gate::Permit;
+use gate::{Bounds, Full, Permit};
+pub use gate::{Gate, Gates, Turn};
 use heard::Counting;
 use shared::Shared;
 
-/// Where a request goes, and how TLS is verified there.
-#[derive(Debug, Clone)]
-pub struct Destination {
-    pub origin: Origin,
-    pub tls: Arc<TlsProfile>,
-    /// In SNI and in the certificate, in place of the host.
-    pub server_name: Option<Host>,
-    pub protocol: Protocol,
-}
-
-/// What a request may be sent by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Protocol {
-    /// What TLS agrees on; HTTP/1.1 without TLS.
-    Any,
-    /// WebSocket: HTTP/1.1, or HTTP/2 where the upstream refuses the former.
-    WebSocket,
-    /// HTTP/2, without TLS by prior knowledge: gRPC.
-    Http2,
-}
-
-/// Connections of one key are interchangeable.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Key {
-    origin: Origin,
-    dialer: usize,
-    tls: usize,
-    server_name: Option<Host>,
-    protocol: Protocol,
-}
-
-impl Destination {
-    fn key(&self, dialer: &Dialer) -> Key {
-        let tls = if self.origin.scheme == Scheme::Https { self.tls.id } else { 0 };
-        let protocol = match (self.origin.scheme, self.protocol) {
-            (Scheme::Https, Protocol::Http2) => Protocol::Any,
-            (_, protocol) => protocol,
-        };
-        let (origin, server_name) = (self.origin.clone(), self.server_name.clone());
-        Key { origin, dialer: dialer.number, tls, server_name, protocol }
-    }
+/// What a connection is wanted for: the configuration that holds for it, in whose turn it waits, and for whom.
+#[derive(Clone, Copy)]
+pub struct Wanted<'a> {
+    pub snapshot: &'a Snapshot,
+    pub destination: &'a Destination,
+    pub turn: &'a Turn,
+    pub caller: &'a Presence,
 }
 
 pub struct Pool {
     tasks: Tasks,
-    gates: Arc<Gates>,
-    entries: RefCell<HashMap<Key, Rc<Entry>>>,
+    connections: Rc<Connections>,
+    descriptors: Arc<Descriptors>,
     idle: IntGauge,
     active: IntGauge,
 }
@@ -99,80 +71,99 @@ pub struct Pool {
 /// A connection that is ours for one exchange, or our stream on one.
 pub struct Lease {
     link: Link,
-    entry: Rc<Entry>,
     _permit: Permit,
+    entry: Held,
     /// It has served before, so the upstream may have closed it meanwhile; not said of what stands in for a dead one.
     pub reused: bool,
 }
 
 impl Pool {
-    pub fn new(tasks: Tasks, gates: Arc<Gates>, metrics: &Metrics) -> Pool {
+    /// That of the worker of this number.
+    pub fn new(
+        tasks: Tasks,
+        gates: Arc<Gates>,
+        descriptors: Arc<Descriptors>,
+        worker: usize,
+        metrics: &Metrics,
+    ) -> Pool {
         let gauge = |state| metrics.upstream_connections.with_label_values(&[state]);
-        Pool { tasks, gates, entries: RefCell::default(), idle: gauge("idle"), active: gauge("active") }
+        let (idle, active) = (gauge("idle"), gauge("active"));
+        let connections = Rc::new(Connections::new(gates, descriptors.clone(), worker, idle.clone()));
+        Pool { tasks, connections, descriptors, idle, active }
     }
 
-    /// A connection to `destination`: an idle one, or a new one.
-    pub async fn checkout(&self, snapshot: &Snapshot, destination: &Destination) -> Result<Lease, Fault> {
-        let entry = self.entry(&snapshot.dialer, destination);
-        let permit = match entry.gate.try_enter(snapshot.limits.per_upstream) {
+    /// A connection to the destination: an idle one, or a new one.
+    pub async fn checkout(&self, wanted: Wanted<'_>) -> Result<Lease, Fault> {
+        let entry = self.entry(wanted).await?;
+        wanted.caller.enters(entry.gate());
+        let permit = match entry.gate().try_enter(wanted.snapshot.limits.per_upstream) {
             Some(permit) => permit,
-            None => Box::pin(entry.wait_for_place(snapshot)).await?,
+            None => Box::pin(wait_for_place(wanted, &entry)).await?,
         };
-        let (link, reused) = self.link(snapshot, destination, &entry, None).await?;
-        Ok(Lease { link, entry, _permit: permit, reused })
+        let (link, reused) = self.link(wanted, &entry, None).await?;
+        Ok(Lease { link, _permit: permit, entry, reused })
     }
 
     /// The same place with another connection, for one that turned out to be dead: a new one, or one that is shared.
-    pub async fn renew(&self, snapshot: &Snapshot, destination: &Destination, dead: Lease) -> Result<Lease, Fault> {
-        let (link, _) = self.link(snapshot, destination, &dead.entry, Some(&dead.link)).await?;
+    pub async fn renew(&self, wanted: Wanted<'_>, dead: Lease) -> Result<Lease, Fault> {
+        let (link, _) = self.link(wanted, &dead.entry, Some(&dead.link)).await?;
         Ok(Lease { link, reused: false, ..dead })
     }
 
+    /// A stream to `origin` without TLS, for a tunnel.
+    pub async fn reach(&self, snapshot: &Snapshot, origin: &Origin, turn: &Turn) -> Result<Dialed, Fault> {
+        let descriptor = self.descriptor(snapshot, turn).await?;
+        match timeout(snapshot.timeouts.connect, snapshot.dialer.connect(origin)).await {
+            Ok(result) => Ok(Dialed::new(result.map_err(dial_fault)?, descriptor)),
+            Err(_) => Err(late()),
+        }
+    }
+
+    async fn entry(&self, wanted: Wanted<'_>) -> Result<Held, Fault> {
+        let Wanted { snapshot, destination, .. } = wanted;
+        let key = destination.key(&snapshot.dialer);
+        if let Some(entry) = self.connections.find(&key) {
+            return Ok(entry);
+        }
+        match timeout(snapshot.timeouts.connect, snapshot.dialer.permit(&destination.origin)).await {
+            Ok(permitted) => permitted.map_err(dial_fault)?,
+            Err(_) => return Err(late()),
+        }
+        Ok(self.connections.find_or_add(key))
+    }
+
     /// A connection, and whether it has served before.
-    async fn link(
-        &self,
-        snapshot: &Snapshot,
-        destination: &Destination,
-        entry: &Entry,
-        dead: Option<&Link>,
-    ) -> Result<(Link, bool), Fault> {
-        let link = match timeout(snapshot.timeouts.connect, self.take_or_open(snapshot, destination, entry, dead)).await
-        {
-            Ok(result) => result,
-            Err(_) => Err(ProxyError::UpstreamUnreachable(Unreachable::Timeout).because("timeouts.connect has passed")),
-        };
+    async fn link(&self, wanted: Wanted<'_>, entry: &Held, dead: Option<&Link>) -> Result<(Link, bool), Fault> {
+        let link = self.take_or_open(wanted, entry, dead).await;
         if link.is_err() && entry.spoken.get() == Some(Version::HTTP_2) {
             entry.spoken.set(None);
         }
         link
     }
 
-    async fn take_or_open(
-        &self,
-        snapshot: &Snapshot,
-        destination: &Destination,
-        entry: &Entry,
-        dead: Option<&Link>,
-    ) -> Result<(Link, bool), Fault> {
+    async fn take_or_open(&self, wanted: Wanted<'_>, entry: &Held, dead: Option<&Link>) -> Result<(Link, bool), Fault> {
+        let timeouts = &wanted.snapshot.timeouts;
+        let deadline = Instant::now() + timeouts.connect;
         let mut waited = false;
-        loop {
-            if let Some(link) = self.take(entry, snapshot.timeouts.keep_alive, dead) {
+        let _dialing = loop {
+            if let Some(link) = self.take(entry, timeouts.keep_alive, dead) {
                 return Ok((link, true));
             }
-            // Many who want an upstream that may share one connection wait for the one who opens it, not each for its own.
-            let shares = entry.spoken.get() == Some(Version::HTTP_2) || entry.spoken.get().is_none() && !waited;
-            if shares && entry.dialing.get() {
-                entry.dialed.notified().await;
-                waited = true;
-                continue;
+            if waited && deadline <= Instant::now() {
+                return Err(late());
             }
-            let _dialing = Dialing::begin(entry);
-            return Ok((Box::pin(self.connect(snapshot, destination, entry)).await?, false));
-        }
+            if let Some(dialing) = entry.dial(waited) {
+                break dialing;
+            }
+            timeout_at(deadline, entry.dialed()).await.map_err(|_| late())?;
+            waited = true;
+        };
+        let opened = timeout_at(deadline, Box::pin(self.open(wanted, entry))).await;
+        Ok((opened.map_err(|_| late())??, false))
     }
 
     /// A connection that is there already. Where one was `dead`, those that were idle with it may be so, too.
-    fn take(&self, entry: &Entry, keep_alive: Duration, dead: Option<&Link>) -> Option<Link> {
+    fn take(&self, entry: &Held, keep_alive: Duration, dead: Option<&Link>) -> Option<Link> {
         if dead.is_none()
             && let Some(sender) = entry.take_idle(keep_alive)
         {
@@ -187,14 +178,16 @@ impl Pool {
             .map(Link::Among)
     }
 
-    async fn connect(&self, snapshot: &Snapshot, destination: &Destination, entry: &Entry) -> Result<Link, Fault> {
+    async fn open(&self, wanted: Wanted<'_>, entry: &Held) -> Result<Link, Fault> {
+        let Wanted { snapshot, destination, turn, .. } = wanted;
         let (dialer, origin) = (&snapshot.dialer, &destination.origin);
         if origin.scheme == Scheme::Http && destination.protocol == Protocol::Any {
-            let (stream, forwarding) = dialer.connect_for_requests(origin).await.map_err(dial_fault)?;
-            return self.alone(stream, snapshot, entry, forwarding).await;
+            let descriptor = self.descriptor(snapshot, turn).await?;
+            let (conduit, forwarding) = dialer.connect_for_requests(origin).await.map_err(dial_fault)?;
+            return self.alone(Dialed::new(conduit, descriptor), snapshot, entry, forwarding).await;
         }
         if origin.scheme == Scheme::Http {
-            let stream = dialer.connect(origin).await.map_err(dial_fault)?;
+            let stream = self.dial(wanted).await?;
             return match destination.protocol {
                 Protocol::Http2 => self.among(stream, snapshot, entry).await,
                 Protocol::Any | Protocol::WebSocket => self.alone(stream, snapshot, entry, None).await,
@@ -203,9 +196,9 @@ impl Pool {
         let tls = &destination.tls;
         let websocket = destination.protocol == Protocol::WebSocket && entry.spoken.get() != Some(Version::HTTP_2);
         let config = if websocket { &tls.http1 } else { &tls.any };
-        let mut secured = secure(dialer, destination, config).await?;
+        let mut secured = self.secure(wanted, config).await?;
         if websocket && secured.as_ref().is_err_and(is_other_protocol) {
-            secured = secure(dialer, destination, &tls.any).await?;
+            secured = self.secure(wanted, &tls.any).await?;
         }
         let stream = secured.map_err(|error| {
             tls_fault(&error).unwrap_or_else(|| ProxyError::UpstreamUnreachable(Unreachable::Closed).because(error))
@@ -216,13 +209,42 @@ impl Pool {
         }
     }
 
+    async fn dial(&self, wanted: Wanted<'_>) -> Result<Dialed, Fault> {
+        let descriptor = self.descriptor(wanted.snapshot, wanted.turn).await?;
+        let conduit = wanted.snapshot.dialer.connect(&wanted.destination.origin).await.map_err(dial_fault)?;
+        Ok(Dialed::new(conduit, descriptor))
+    }
+
+    /// TLS to the destination, or what became of the handshake.
+    async fn secure(
+        &self,
+        wanted: Wanted<'_>,
+        config: &Arc<ClientConfig>,
+    ) -> Result<io::Result<TlsStream<Dialed>>, Fault> {
+        let name = wanted.destination.server_name()?;
+        let stream = self.dial(wanted).await?;
+        Ok(TlsConnector::from(config.clone()).connect(name, stream).await)
+    }
+
+    /// The descriptor for a dial. Waiting for it leaves time to dial before the same `timeouts.connect` is over.
+    async fn descriptor(&self, snapshot: &Snapshot, turn: &Turn) -> Result<Permit, Fault> {
+        let taking = self.descriptors.take(&snapshot.limits, turn);
+        match timeout(snapshot.timeouts.connect / 2, taking).await {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(Full)) | Err(_) => {
+                let why = "no file descriptor is free for a connection to the upstream; raise the limit of open files";
+                Err(ProxyError::Overloaded.because(why))
+            }
+        }
+    }
+
     /// A connection over HTTP/2, and a stream on it.
-    async fn among<T>(&self, stream: T, snapshot: &Snapshot, entry: &Entry) -> Result<Link, Fault>
+    async fn among<T>(&self, stream: T, snapshot: &Snapshot, entry: &Held) -> Result<Link, Fault>
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let gauges = (&self.idle, &self.active);
-        let shared = Shared::open(stream, snapshot.limits.head_bytes, &self.tasks, gauges).await;
+        let shared = Shared::open(stream, snapshot.limits.head_bytes, &self.tasks, gauges, entry.home()).await;
         let shared = shared.map_err(|error| ProxyError::UpstreamProtocol.because(error))?;
         let closed = || ProxyError::UpstreamUnreachable(Unreachable::Closed).because("closed at once");
         let shared = shared.ok_or_else(closed)?;
@@ -237,7 +259,7 @@ impl Pool {
         &self,
         stream: T,
         snapshot: &Snapshot,
-        entry: &Entry,
+        entry: &Held,
         forwarding: Option<Forwarding>,
     ) -> Result<Link, Fault>
     where
@@ -248,36 +270,25 @@ impl Pool {
         builder.max_buf_size(snapshot.limits.head_bytes).max_headers(FIELDS_MAX);
         let handshake = builder.handshake(TokioIo::new(stream)).await;
         let (request, connection) = handshake.map_err(|error| ProxyError::UpstreamProtocol.because(error))?;
+        let home = entry.home();
         self.tasks.spawn_local(async move {
             if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%error, "upstream connection ended");
             }
+            home.has_ended();
         });
         entry.spoken.set(Some(Version::HTTP_11));
         Ok(Link::Alone(Sender { request, forwarding, heard, counted: Counted::new(&self.active) }))
     }
 
-    fn entry(&self, dialer: &Dialer, destination: &Destination) -> Rc<Entry> {
-        let key = destination.key(dialer);
-        let mut entries = self.entries.borrow_mut();
-        if let Some(entry) = entries.get(&key) {
-            return entry.clone();
-        }
-        let entry = Rc::new(Entry::new(&key, &self.gates, &self.idle));
-        entries.insert(key, entry.clone());
-        entry
+    /// Closes what has been idle for too long.
+    pub fn sweep(&self, keep_alive: Duration) {
+        self.connections.close_expired(keep_alive);
     }
 
-    /// Closes what has been idle for too long and forgets origins without connections.
-    pub fn sweep(&self, keep_alive: Duration) {
-        let now = Instant::now();
-        self.entries.borrow_mut().retain(|_, entry| {
-            entry.idle.borrow_mut().retain(|idle| !idle.is_over(now, keep_alive));
-            entry.shared.borrow_mut().retain(|shared| !shared.is_over(now, keep_alive));
-            let holds = !entry.idle.borrow().is_empty() || !entry.shared.borrow().is_empty();
-            holds || Rc::strong_count(entry) > 1
-        });
-        self.gates.sweep();
+    /// Closes idle connections when dials need their descriptors, for as long as the worker runs.
+    pub async fn close_when_asked(&self) {
+        self.connections.close_when_asked().await;
     }
 }
 
@@ -324,35 +335,21 @@ impl Lease {
         if let Link::Alone(sender) = self.link
             && !sender.request.is_closed()
         {
-            sender.counted.move_to(&self.entry.idle_gauge);
-            self.entry.idle.borrow_mut().push(Idle { sender, since: Instant::now() });
+            self.entry.put_idle(sender);
         }
     }
 }
 
-/// An open stream to `origin`, without TLS.
-pub async fn reach(snapshot: &Snapshot, origin: &Origin) -> Result<Conduit, Fault> {
-    match timeout(snapshot.timeouts.connect, snapshot.dialer.connect(origin)).await {
-        Ok(result) => result.map_err(dial_fault),
-        Err(_) => Err(ProxyError::UpstreamUnreachable(Unreachable::Timeout).because("timeouts.connect has passed")),
+async fn wait_for_place(wanted: Wanted<'_>, entry: &Held) -> Result<Permit, Fault> {
+    let (limits, connect) = (&wanted.snapshot.limits, wanted.snapshot.timeouts.connect);
+    let bounds = Bounds { places: limits.per_upstream, queued: limits.queued_per_upstream };
+    match timeout(connect, entry.gate().enter(bounds, wanted.turn)).await {
+        Ok(Ok(permit)) => Ok(permit),
+        Ok(Err(Full)) => Err(ProxyError::Overloaded.because("limits.queued_per_upstream is reached")),
+        Err(_) => Err(ProxyError::Overloaded.because("no place below limits.per_upstream became free")),
     }
 }
 
-/// TLS to a destination, or what became of the handshake.
-async fn secure(
-    dialer: &Dialer,
-    destination: &Destination,
-    config: &Arc<ClientConfig>,
-) -> Result<io::Result<TlsStream<Conduit>>, Fault> {
-    let name = server_name(destination.server_name.as_ref().unwrap_or(&destination.origin.host))?;
-    let stream = dialer.connect(&destination.origin).await.map_err(dial_fault)?;
-    Ok(TlsConnector::from(config.clone()).connect(name, stream).await)
-}
-
-fn server_name(host: &Host) -> Result<ServerName<'static>, Fault> {
-    match host {
-        Host::Ip(address) => Ok(ServerName::from(*address)),
-        Host::Name(name) => ServerName::try_from(name.to_string())
-            .map_err(|error| ProxyError::UpstreamTls(TlsFault::Certificate).because(error)),
-    }
+fn late() -> Fault {
+    ProxyError::UpstreamUnreachable(Unreachable::Timeout).because("timeouts.connect has passed")
 }

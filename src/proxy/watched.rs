@@ -12,12 +12,14 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::task::AtomicWaker;
+use http::Version;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use super::head_budget::is_unfinished;
 use super::interim::Saying;
-use super::stream::Stream;
+use super::presence::Presence;
+use super::stream::{Socket, Stream};
 use crate::model::Timeouts;
 
 /// Taken of a stream at once to see how it begins: a usual head fits.
@@ -34,12 +36,25 @@ pub struct Watched {
     buffered: Bytes,
     /// An interim answer of which a part may be written.
     interim: Bytes,
+    /// It is ours: nobody waits for it to be written.
+    asking: bool,
     pub watch: Arc<Watch>,
 }
 
 impl Watched {
     pub fn new(stream: Stream) -> Watched {
-        Watched { stream, buffered: Bytes::new(), interim: Bytes::new(), watch: Arc::new(Watch::new()) }
+        let socket = stream.socket();
+        Watched::over(stream, socket)
+    }
+
+    /// A stream inside the connection of `outer`, whose socket carries it.
+    pub fn inside(stream: Stream, outer: &Activity) -> Watched {
+        Watched::over(stream, outer.0.presence.socket().cloned())
+    }
+
+    fn over(stream: Stream, socket: Option<Socket>) -> Watched {
+        let watch = Arc::new(Watch::new(socket));
+        Watched { stream, buffered: Bytes::new(), interim: Bytes::new(), asking: false, watch }
     }
 
     /// Does the stream begin with `prefix`? If not, the first head is read to its end as well while it is small: here an
@@ -66,9 +81,19 @@ impl Watched {
         self.buffered.has_remaining()
     }
 
+    /// A tunnel inside an HTTP/2 connection.
+    pub fn is_inside_http2(&self) -> bool {
+        match &self.stream {
+            Stream::Tcp(..) | Stream::Unix(..) => false,
+            Stream::Tls(stream) => stream.get_ref().0.is_inside_http2(),
+            Stream::Tunnel(_) => true,
+        }
+    }
+
     /// The same stream served anew, as inside a tunnel, with what was read of it so far.
     pub fn again(self, buffered: Bytes) -> Watched {
-        Watched { buffered, ..Watched::new(self.stream) }
+        let socket = self.watch.presence.socket().cloned();
+        Watched { buffered, ..Watched::over(self.stream, socket) }
     }
 
     /// Writes an interim answer to its end, which nothing may break up.
@@ -80,7 +105,7 @@ impl Watched {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 count => self.interim.advance(count),
             }
-            if self.interim.is_empty() {
+            if self.interim.is_empty() && !std::mem::take(&mut self.asking) {
                 self.watch.saying.said();
             }
         }
@@ -117,6 +142,7 @@ pub struct Watch {
     /// Was a body left unread?
     abandoned: AtomicBool,
     saying: Saying,
+    pub presence: Presence,
 }
 
 /// With what a caller is late.
@@ -128,7 +154,7 @@ pub enum Overdue {
 }
 
 impl Watch {
-    fn new() -> Watch {
+    fn new(socket: Option<Socket>) -> Watch {
         Watch {
             epoch: Instant::now(),
             serving: AtomicUsize::new(0),
@@ -145,6 +171,7 @@ impl Watch {
             uploads: AtomicUsize::new(0),
             abandoned: AtomicBool::new(false),
             saying: Saying::default(),
+            presence: Presence::new(socket),
         }
     }
 
@@ -207,8 +234,13 @@ impl Watch {
         }
     }
 
-    fn is_serving(&self) -> bool {
+    pub fn is_serving(&self) -> bool {
         self.serving.load(Ordering::Relaxed) > 0
+    }
+
+    /// The caller does not take what there is for it.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked_since_ms.load(Ordering::Relaxed) > 0
     }
 
     fn is_multiplexed(&self) -> bool {
@@ -267,6 +299,9 @@ impl Watch {
     }
 
     fn has_written(&self, pending: bool) {
+        if !pending {
+            self.presence.has_written();
+        }
         match (pending, self.blocked_since_ms.load(Ordering::Relaxed)) {
             (true, 0) => self.blocked_since_ms.store(self.now_ms().max(1), Ordering::Relaxed),
             (false, 1..) => {
@@ -294,6 +329,17 @@ impl Activity {
         Serving(self.0.clone())
     }
 
+    /// The same for a request over this version of HTTP.
+    pub fn begin_request(&self, version: Version) -> Serving {
+        self.0.presence.begin_request(version == Version::HTTP_11 && !self.0.is_multiplexed());
+        self.begin()
+    }
+
+    /// Of the caller.
+    pub fn presence(&self) -> &Presence {
+        &self.0.presence
+    }
+
     /// A request body begins.
     pub fn upload(&self) -> Upload {
         self.0.uploads.fetch_add(1, Ordering::Relaxed);
@@ -316,6 +362,13 @@ impl Activity {
 
 /// A request, or a tunnel inside HTTP/2, until it is dropped.
 pub struct Serving(Arc<Watch>);
+
+impl Serving {
+    /// The response begins: nothing may be written before it any more.
+    pub fn respond(&self) {
+        self.0.presence.begin_response();
+    }
+}
 
 impl Drop for Serving {
     fn drop(&mut self) {
@@ -406,6 +459,10 @@ impl AsyncWrite for Watched {
         // hyper flushes when all that it has is written, so an interim answer breaks nothing up.
         if let Some(head) = this.watch.saying.take() {
             this.interim = head;
+        } else if this.interim.is_empty()
+            && let Some(question) = this.watch.presence.question()
+        {
+            (this.interim, this.asking) = (question, true);
         }
         ready!(this.poll_interim(cx))?;
         ready!(Pin::new(&mut this.stream).poll_flush(cx))?;

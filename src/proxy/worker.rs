@@ -11,7 +11,7 @@ use prometheus::Histogram;
 
 use super::head_budget::HeadBudget;
 use super::headers::Via;
-use super::upstream::{Gates, Pool};
+use super::upstream::{Descriptors, Gates, Pool};
 use crate::clock::Clock;
 use crate::model::Name;
 use crate::model::connection::Connection;
@@ -30,6 +30,7 @@ pub struct Shared {
     /// `keybearer-<instance>`
     pub via: Via,
     pub gates: Arc<Gates>,
+    pub descriptors: Arc<Descriptors>,
     pub tunnels: Arc<AtomicUsize>,
     pub head_budget: Arc<HeadBudget>,
 }
@@ -51,9 +52,10 @@ pub struct Counters {
 }
 
 impl Worker {
-    pub fn new(shared: Arc<Shared>) -> Worker {
+    pub fn new(shared: Arc<Shared>, number: usize) -> Worker {
+        let (gates, descriptors) = (shared.gates.clone(), shared.descriptors.clone());
         Worker {
-            pool: Pool::new(shared.tasks.clone(), shared.gates.clone(), &shared.metrics),
+            pool: Pool::new(shared.tasks.clone(), gates, descriptors, number, &shared.metrics),
             snapshot: RefCell::new(Cache::new(shared.snapshot.clone())),
             counters: RefCell::default(),
             shared,

@@ -29,6 +29,8 @@ mod consent_again;
 mod crash;
 mod credentials;
 mod deadlines;
+mod departures;
+mod descriptors;
 mod destination;
 mod drain;
 mod egress;

@@ -64,13 +64,14 @@ impl Exchange<'_> {
         trace: Option<&Propagation>,
     ) -> Result<(Response<UpstreamBody>, Lease), Fault> {
         let pool = &self.worker.pool;
-        let mut lease = pool.checkout(self.snapshot, &way.destination).await?;
+        let mut lease = pool.checkout(self.wanted(&way.destination)).await?;
         loop {
             let progress = Progress::new();
             let mut request = way.request(head, &lease, tokens, source, progress.clone(), trace)?;
             let via = self.worker.shared.via.of(lease.version()).clone();
             let mut interim = Heads::of(&mut request, via);
             let sent = {
+                self.peer.activity.presence().is_sent();
                 let sending = lease.send(request);
                 tokio::pin!(sending);
                 loop {
@@ -107,7 +108,7 @@ impl Exchange<'_> {
             if !lease.reused || !(error.unsent || (safe || error.is_refused()) && source.reclaim()) {
                 return Err(error.fault());
             }
-            lease = pool.renew(self.snapshot, &way.destination, lease).await?;
+            lease = pool.renew(self.wanted(&way.destination), lease).await?;
         }
     }
 

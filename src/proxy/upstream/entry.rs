@@ -1,4 +1,4 @@
-//! What a worker holds of one upstream: idle connections, shared ones, and what is known of it.
+//! What a worker has of one destination: idle connections, shared ones, and what is known of it.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -9,32 +9,39 @@ use http::Version;
 use hyper::client::conn::http1::SendRequest;
 use prometheus::IntGauge;
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::super::body::RequestBody;
-use super::super::error::{Fault, ProxyError};
-use super::gate::{Full, Gate, Gates, Permit};
+use super::destination::{Key, Protocol};
+use super::gate::{Gate, GateOf};
 use super::heard::Heard;
 use super::shared::{Shared, Stream};
-use super::{Key, Protocol};
 use crate::dial::Forwarding;
 use crate::model::origin::Scheme;
-use crate::snapshot::Snapshot;
+
+/// Dials under way to one destination, for each worker, while it is not known whether requests may share a connection there.
+const DIALS_MAX: usize = 4;
+
+/// Names an idle connection of a worker; the longer idle, the smaller.
+pub type IdleId = u64;
 
 pub struct Entry {
-    pub gate: Arc<Gate>,
+    pub key: Key,
+    gate: GateOf,
+    /// Requests that use it.
+    pub users: Cell<usize>,
     pub idle: RefCell<Vec<Idle>>,
     pub shared: RefCell<Vec<Rc<Shared>>>,
-    /// What the last connection spoke; `None`: nobody knows yet, or the last attempt failed.
+    /// What the last connection spoke; `None`: not known yet, or the last attempt failed.
     pub spoken: Cell<Option<Version>>,
-    pub dialing: Cell<bool>,
-    pub dialed: Notify,
-    pub idle_gauge: IntGauge,
+    dials: Cell<usize>,
+    dialed: Notify,
 }
 
 pub struct Idle {
     pub sender: Sender,
     pub since: Instant,
+    pub id: IdleId,
 }
 
 /// A connection over HTTP/1.1.
@@ -87,61 +94,81 @@ impl Link {
 }
 
 impl Entry {
-    pub fn new(key: &Key, gates: &Gates, idle: &IntGauge) -> Entry {
+    pub fn new(key: Key, gate: GateOf) -> Entry {
+        let spoken = match (key.origin.scheme, key.protocol) {
+            (Scheme::Http, Protocol::Any) | (_, Protocol::WebSocket) => Some(Version::HTTP_11),
+            _ => None,
+        };
         Entry {
-            // One bound for the origin, whatever is spoken.
-            gate: gates.get(&Key { protocol: Protocol::Any, ..key.clone() }),
+            key,
+            gate,
+            users: Cell::new(0),
             idle: RefCell::default(),
             shared: RefCell::default(),
-            spoken: Cell::new(match (key.origin.scheme, key.protocol) {
-                (Scheme::Http, Protocol::Any) | (_, Protocol::WebSocket) => Some(Version::HTTP_11),
-                _ => None,
-            }),
-            dialing: Cell::new(false),
+            spoken: Cell::new(spoken),
+            dials: Cell::new(0),
             dialed: Notify::new(),
-            idle_gauge: idle.clone(),
         }
     }
 
-    pub async fn wait_for_place(&self, snapshot: &Snapshot) -> Result<Permit, Fault> {
-        let limits = &snapshot.limits;
-        let place = self.gate.enter(limits.per_upstream, limits.queued_per_upstream);
-        match timeout(snapshot.timeouts.connect, place).await {
-            Ok(Ok(permit)) => Ok(permit),
-            Ok(Err(Full)) => Err(ProxyError::Overloaded.because("limits.queued_per_upstream is reached")),
-            Err(_) => Err(ProxyError::Overloaded.because("no place below limits.per_upstream became free")),
-        }
+    /// Bounds the requests in flight to the origin, over all workers.
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.gate.gate
     }
 
-    /// The connection that was used last and is ready for another request. Older ones are left to `sweep`, so that a
-    /// checkout costs the same however many are idle.
-    pub fn take_idle(&self, keep_alive: Duration) -> Option<Sender> {
-        let mut idle = self.idle.borrow_mut();
-        let now = Instant::now();
-        for at in (0..idle.len()).rev() {
-            if idle[at].is_over(now, keep_alive) {
-                idle.remove(at);
-            } else if idle[at].sender.request.is_ready() {
-                return Some(idle.remove(at).sender);
-            }
-        }
-        None
+    pub fn is_unused(&self) -> bool {
+        self.users.get() == 0 && self.idle.borrow().is_empty() && self.shared.borrow().is_empty()
+    }
+
+    /// Closes one idle connection.
+    pub fn close(&self, id: IdleId) {
+        self.idle.borrow_mut().retain(|idle| idle.id != id);
+        self.shared.borrow_mut().retain(|shared| shared.idle.get() != Some(id));
+    }
+
+    /// Forgets the connections that are closed; those of them that were idle.
+    pub fn remove_closed(&self) -> Vec<IdleId> {
+        let mut closed = Vec::new();
+        self.idle.borrow_mut().retain(|idle| {
+            let is_closed = idle.sender.request.is_closed();
+            closed.extend(is_closed.then_some(idle.id));
+            !is_closed
+        });
+        self.shared.borrow_mut().retain(|shared| {
+            let is_closed = shared.is_closed();
+            closed.extend(shared.idle.get().filter(|_| is_closed));
+            !is_closed
+        });
+        closed
+    }
+
+    /// A turn to dial. Where requests may share a connection, the first of them dials and the others wait for the outcome,
+    /// not each for its own dial; a few dial side by side where that outcome (`waited`) told nothing.
+    pub fn dial(&self, waited: bool) -> Option<Dialing<'_>> {
+        let dials_max = match self.spoken.get() {
+            Some(Version::HTTP_11) => usize::MAX,
+            None if waited => DIALS_MAX,
+            _ => 1,
+        };
+        let dials = self.dials.get();
+        (dials < dials_max).then(|| {
+            self.dials.set(dials + 1);
+            Dialing(self)
+        })
+    }
+
+    /// Returns when a dial has ended.
+    pub async fn dialed(&self) {
+        self.dialed.notified().await;
     }
 }
 
-/// One who opens a connection; at its end the others look again.
+/// A dial under way; at its end the others look again.
 pub struct Dialing<'a>(&'a Entry);
-
-impl<'a> Dialing<'a> {
-    pub fn begin(entry: &'a Entry) -> Dialing<'a> {
-        entry.dialing.set(true);
-        Dialing(entry)
-    }
-}
 
 impl Drop for Dialing<'_> {
     fn drop(&mut self) {
-        self.0.dialing.set(false);
+        self.0.dials.set(self.0.dials.get() - 1);
         self.0.dialed.notify_waiters();
     }
 }

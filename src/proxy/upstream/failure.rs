@@ -2,6 +2,8 @@
 
 use std::error::Error;
 
+use rustix::io::Errno;
+
 use super::super::error::{Fault, ProxyError, TlsFault, Unreachable};
 use crate::dial::{Denied, DialError};
 
@@ -65,11 +67,18 @@ pub fn dial_fault(error: DialError) -> Fault {
         DialError::Resolve { .. } => {
             return ProxyError::UpstreamUnreachable(Unreachable::Name).because(describe(&error));
         }
+        DialError::Connect { source, .. } if is_out_of_descriptors(source) => {
+            return ProxyError::Overloaded.because(describe(&error));
+        }
         DialError::Connect { .. } | DialError::Proxy { .. } | DialError::ProxyRefused { .. } => {
             return ProxyError::UpstreamUnreachable(Unreachable::Connect).because(describe(&error));
         }
     };
     ProxyError::EgressDenied(why).because(error)
+}
+
+fn is_out_of_descriptors(error: &std::io::Error) -> bool {
+    [Errno::MFILE, Errno::NFILE].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 /// `None`: the error is not one of TLS.

@@ -3,8 +3,11 @@
 //! Holds: a request is put on a connection only while there is room for its stream; until the upstream has said how much
 //! room there is, there is none.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use hyper::client::conn::http2::{Builder, SendRequest};
@@ -12,11 +15,11 @@ use hyper::rt::Executor;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::IntGauge;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, timeout};
 
 use super::super::body::RequestBody;
 use super::super::headers::FIELDS_MAX;
-use super::entry::Counted;
+use super::connections::Home;
+use super::entry::{Counted, IdleId};
 use super::heard::{Counting, Heard};
 use crate::tasks::Tasks;
 
@@ -32,17 +35,27 @@ const HEADER_LIST_EXTRA_BYTES: usize = 32 * FIELDS_MAX;
 const PING_AFTER: Duration = Duration::from_secs(20);
 const PING_WAIT: Duration = Duration::from_secs(10);
 
-/// How often a new connection is looked at until the upstream's settings have come.
-const SETTINGS_LOOK: Duration = Duration::from_millis(1);
-
 /// Spawns on the worker's own runtime.
 #[derive(Clone)]
-struct Local(Tasks);
+struct Local {
+    tasks: Tasks,
+    /// Woken after each step of what it runs, once: hyper reads frames in a task of its own, and tells no one of settings.
+    stepped: Rc<RefCell<Option<Waker>>>,
+}
 
 impl<F: Future + 'static> Executor<F> for Local {
     fn execute(&self, future: F) {
-        self.0.spawn_local(async move {
-            future.await;
+        let stepped = self.stepped.clone();
+        self.tasks.spawn_local(async move {
+            let mut future = pin!(future);
+            poll_fn(|cx| {
+                let step = future.as_mut().poll(cx);
+                if let Some(waker) = stepped.take() {
+                    waker.wake();
+                }
+                step
+            })
+            .await;
         });
     }
 }
@@ -61,11 +74,12 @@ pub struct Shared {
     heard: Heard,
     taken: Rc<Cell<Taken>>,
     in_flight: Cell<usize>,
-    /// When the last stream ended.
-    idle_since: Cell<Instant>,
+    /// Its name among the idle connections while it is one.
+    pub idle: Cell<Option<IdleId>>,
+    home: Home,
     counted: Counted,
-    idle: IntGauge,
-    active: IntGauge,
+    idle_gauge: IntGauge,
+    active_gauge: IntGauge,
 }
 
 impl Shared {
@@ -74,13 +88,15 @@ impl Shared {
         stream: T,
         head_bytes_max: usize,
         tasks: &Tasks,
-        (idle, active): (&IntGauge, &IntGauge),
+        (idle_gauge, active_gauge): (&IntGauge, &IntGauge),
+        home: Home,
     ) -> hyper::Result<Option<Rc<Shared>>>
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let (stream, heard) = Counting::new(stream);
-        let (request, connection) = Builder::new(Local(tasks.clone()))
+        let stepped = Rc::<RefCell<Option<Waker>>>::default();
+        let (request, connection) = Builder::new(Local { tasks: tasks.clone(), stepped: stepped.clone() })
             .timer(TokioTimer::new())
             .initial_max_send_streams(0)
             .initial_stream_window_size(STREAM_WINDOW)
@@ -93,7 +109,7 @@ impl Shared {
         let taken = Rc::new(Cell::new(Taken::default()));
         let mut connection = Box::pin(connection);
         let told = taken.clone();
-        let mut driving = Box::pin(std::future::poll_fn(move |cx| {
+        let mut driving = Box::pin(poll_fn(move |cx| {
             let end = connection.as_mut().poll(cx);
             told.set(Taken {
                 streams: connection.current_max_send_streams().min(STREAMS_MAX),
@@ -101,26 +117,34 @@ impl Shared {
             });
             end
         }));
-        // Nothing wakes a task when the settings come; they come at once.
-        while taken.get().streams == 0 {
-            if let Ok(end) = timeout(SETTINGS_LOOK, &mut driving).await {
-                return end.map(|()| None);
+        let settled = poll_fn(|cx| match driving.as_mut().poll(cx) {
+            Poll::Ready(end) => Poll::Ready(Some(end)),
+            Poll::Pending if taken.get().streams > 0 => Poll::Ready(None),
+            Poll::Pending => {
+                stepped.replace(Some(cx.waker().clone()));
+                Poll::Pending
             }
+        });
+        if let Some(end) = settled.await {
+            return end.map(|()| None);
         }
+        let ended = home.clone();
         tasks.spawn_local(async move {
             if let Err(error) = driving.await {
                 tracing::debug!(%error, "upstream connection ended");
             }
+            ended.has_ended();
         });
         Ok(Some(Rc::new(Shared {
             request,
             heard,
             taken,
             in_flight: Cell::new(0),
-            idle_since: Cell::new(Instant::now()),
-            counted: Counted::new(idle),
-            idle: idle.clone(),
-            active: active.clone(),
+            idle: Cell::new(None),
+            home,
+            counted: Counted::new(idle_gauge),
+            idle_gauge: idle_gauge.clone(),
+            active_gauge: active_gauge.clone(),
         })))
     }
 
@@ -131,18 +155,13 @@ impl Shared {
             return None;
         }
         self.in_flight.set(in_flight + 1);
-        self.counted.move_to(&self.active);
+        self.home.is_not_idle(self);
+        self.counted.move_to(&self.active_gauge);
         Some(Stream(self.clone()))
     }
 
-    fn is_closed(&self) -> bool {
+    pub fn is_closed(&self) -> bool {
         self.request.is_closed()
-    }
-
-    /// Of no more use: closed, or idle for too long.
-    pub fn is_over(&self, now: Instant, keep_alive: Duration) -> bool {
-        let idle = self.in_flight.get() == 0 && now.duration_since(self.idle_since.get()) >= keep_alive;
-        self.is_closed() || idle
     }
 }
 
@@ -174,8 +193,10 @@ impl Drop for Stream {
         let left = self.0.in_flight.get() - 1;
         self.0.in_flight.set(left);
         if left == 0 {
-            self.0.idle_since.set(Instant::now());
-            self.0.counted.move_to(&self.0.idle);
+            self.0.counted.move_to(&self.0.idle_gauge);
+            if !self.0.is_closed() {
+                self.0.home.has_become_idle(&self.0);
+            }
         }
     }
 }

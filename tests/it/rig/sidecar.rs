@@ -52,7 +52,23 @@ impl Sidecar {
         Self::spawn_in(config, files, &[]).await
     }
 
+    /// The same under a limit of open files.
+    pub async fn start_with_open_files(config: &str, limit: usize) -> Sidecar {
+        let mut limited = Command::new("sh");
+        limited.args(["-c", &format!("ulimit -n {limit} && exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_keybearer")]);
+        let (dir, expected) = Self::prepare(config, &[]);
+        let sidecar = Self::launch(prepared(limited), dir, expected, &[]).await;
+        sidecar.until_ready().await;
+        sidecar
+    }
+
     async fn spawn_in(config: &str, files: &[(&str, &str)], environment: &[(&str, String)]) -> Sidecar {
+        let (dir, expected) = Self::prepare(config, files);
+        Self::launch(program(), dir, expected, environment).await
+    }
+
+    /// A directory with `config` and `files`, and at how many addresses the program will listen.
+    fn prepare(config: &str, files: &[(&str, &str)]) -> (tempfile::TempDir, usize) {
         let dir = tempfile::tempdir().expect("a temporary directory");
         for (name, text) in files {
             let path = dir.path().join(name);
@@ -66,12 +82,17 @@ impl Sidecar {
         let path = dir.path().join("keybearer.yaml");
         std::fs::write(&path, format!("{listeners}{config}")).expect("a configuration file");
         let expected = 2 + ["telemetry:", "public:"].iter().filter(|name| config.contains(*name)).count();
-        Self::launch(dir, expected, environment).await
+        (dir, expected)
     }
 
     /// The program over what is in `dir`, until it listens at `expected` addresses.
-    async fn launch(dir: tempfile::TempDir, expected: usize, environment: &[(&str, String)]) -> Sidecar {
-        let mut sidecar = Self::begin(dir, environment);
+    async fn launch(
+        command: Command,
+        dir: tempfile::TempDir,
+        expected: usize,
+        environment: &[(&str, String)],
+    ) -> Sidecar {
+        let mut sidecar = Self::run(command, dir, environment);
         if !sidecar.listens(expected).await {
             panic!("the sidecar does not listen:\n{}", sidecar.log());
         }
@@ -80,7 +101,11 @@ impl Sidecar {
 
     /// The program over what is in `dir`, whatever comes of it.
     pub fn begin(dir: tempfile::TempDir, environment: &[(&str, String)]) -> Sidecar {
-        let mut child = program()
+        Self::run(program(), dir, environment)
+    }
+
+    fn run(mut command: Command, dir: tempfile::TempDir, environment: &[(&str, String)]) -> Sidecar {
+        let mut child = command
             .args(["run", "--config"])
             .arg(dir.path().join("keybearer.yaml"))
             .env("STATE_DIRECTORY", dir.path().join("state"))
@@ -136,7 +161,7 @@ impl Sidecar {
 
     /// The program over what another one has left in `dir`, ready.
     pub async fn start_over(dir: tempfile::TempDir, addresses: usize, environment: &[(&str, String)]) -> Sidecar {
-        let sidecar = Self::launch(dir, addresses, environment).await;
+        let sidecar = Self::launch(program(), dir, addresses, environment).await;
         sidecar.until_ready().await;
         sidecar
     }
@@ -226,6 +251,21 @@ impl Sidecar {
         line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
+    /// Descriptors that the process has open now.
+    pub fn open_files(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("a running process").count()
+    }
+
+    /// Processor time that the process has used so far.
+    pub fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("a running process");
+        // The name, in brackets, may hold spaces; user and system time are the fields 14 and 15 (proc_pid_stat(5)).
+        let fields = stat.rsplit_once(')').expect("a name").1.split_ascii_whitespace();
+        let ticks: u64 = fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number")).sum();
+        // USER_HZ is 100 on every architecture of Linux.
+        Duration::from_millis(ticks * 10)
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id().expect("a running child")
     }
@@ -248,7 +288,10 @@ pub fn signal(pid: u32, name: &str) {
 
 /// The built program; a child of the test, killed with it, with a state directory of its own that nobody has made yet.
 pub fn program() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_keybearer"));
+    prepared(Command::new(env!("CARGO_BIN_EXE_keybearer")))
+}
+
+fn prepared(mut command: Command) -> Command {
     command.kill_on_drop(true);
     for name in ["KEYBEARER_CONFIG", "KEYBEARER_ADMIN_URL", "KEYBEARER_ADMIN_TOKEN"] {
         command.env_remove(name);
