@@ -287,7 +287,7 @@ mod tests {
                 }
             });
         let policy = AddressPolicy::with_own(vec!["127.0.0.1:8080".parse().unwrap()]);
-        let dialer = Dialer::new(&model_hosts, policy, None, None);
+        let dialer = Dialer::new(Reach { hosts: &model_hosts, policy, way_out: None }, &Tasks::default(), None);
         let own = |authority: &str| {
             let authority = crate::model::origin::Authority::parse(authority).unwrap();
             dialer.is_own_listener_by_hosts(&Origin::new(crate::model::origin::Scheme::Http, authority))

@@ -14,6 +14,7 @@ mod discovery;
 mod failure;
 mod grant;
 mod json;
+mod posted;
 mod query;
 mod response;
 mod retry_after;
@@ -48,7 +49,8 @@ use verdict::Sent;
 
 pub use authorization::{BrowserAsked, DeviceAsked};
 pub use clients::{ClientError, HttpClients};
-pub use failure::{Failure, Outcome, Reason, Refusal, clean_error};
+pub use failure::{Failure, Outcome, Reason, Refusal};
+pub use posted::clean_error;
 
 /// The contract's word for a connection that waits for a person.
 pub const CONSENT_REQUIRED: &str = "consent_required";

@@ -14,9 +14,10 @@ use oauth2::{AuthUrl, CsrfToken, PkceCodeChallenge, RedirectUrl, Scope};
 use url::Url;
 
 use super::call::{Call, Kind};
-use super::failure::{Failure, Posted, Reason, Refusal};
+use super::failure::{Failure, Reason, Refusal};
 use super::grant::{self, Fields, field};
 use super::json::{Json, Members};
+use super::posted::Posted;
 use super::transport::{self, Answer};
 use super::{TokenEndpoint, discovery, query, refused, response, retryable};
 use crate::model::connection::{ClientAuth, Pkce};

@@ -15,8 +15,9 @@ use crate::script::{self, Context, Script};
 use crate::telemetry::traces::Span;
 
 use super::client_auth::{self, Proof};
-use super::failure::{Failure, Posted};
+use super::failure::Failure;
 use super::grant::Fields;
+use super::posted::Posted;
 use super::transport::{self, Answer, Timely};
 use super::verdict::Sent;
 use super::{TokenEndpoint, Whose, query, refused, response, seen};

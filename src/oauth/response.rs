@@ -12,8 +12,9 @@ use crate::model::connection::{AnswerEncoding, RefusalSign, TokenResponse};
 use crate::model::token::{AccessToken, RefreshToken, TokenSet};
 use crate::script::{self, Context, Script};
 
-use super::failure::{Failure, Posted, Reason, Refusal};
+use super::failure::{Failure, Reason, Refusal};
 use super::json::{Json, Members};
+use super::posted::Posted;
 use super::retry_after::retry_after;
 use super::retryable;
 use super::transport::Answer;

@@ -2,8 +2,8 @@
 //!
 //! Not here: what was sent (`call`). Holds: members that tell of an error stay readable, but for tokens inside them. Pure.
 
-use super::failure::Posted;
 use super::json::Json;
+use super::posted::Posted;
 use super::transport::Answer;
 use crate::model::connection::TokenResponse;
 use crate::model::secret::Secret;

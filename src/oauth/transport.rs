@@ -16,7 +16,8 @@ use hyper::body::{Body, Frame, SizeHint};
 use url::Url;
 use zeroize::Zeroizing;
 
-use super::failure::{Reason, printable};
+use super::failure::Reason;
+use super::posted::printable;
 use crate::clock::Clock;
 
 /// Longest answer that is read, in bytes; the same once more for what it decodes to.

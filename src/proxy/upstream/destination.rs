@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rustls::pki_types::ServerName;
 
-use super::super::error::{Fault, ProxyError};
+use super::super::error::{Fault, ProxyError, TlsFault};
 use crate::dial::Dialer;
 use crate::model::origin::{Host, Origin, Scheme};
 use crate::snapshot::TlsProfile;
@@ -55,9 +55,8 @@ impl Destination {
     pub fn server_name(&self) -> Result<ServerName<'static>, Fault> {
         match self.server_name.as_ref().unwrap_or(&self.origin.host) {
             Host::Ip(address) => Ok(ServerName::from(*address)),
-            Host::Name(name) => {
-                ServerName::try_from(name.to_string()).map_err(|error| ProxyError::UpstreamTls.because(error))
-            }
+            Host::Name(name) => ServerName::try_from(name.to_string())
+                .map_err(|error| ProxyError::UpstreamTls(TlsFault::Certificate).because(error)),
         }
     }
 }
