@@ -4,8 +4,8 @@
 //! there for as long as it may take, so that there is one at a time, and the interval counts from its end; `slow_down` is
 //! obeyed for good.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::http::{StatusCode, header};
@@ -43,11 +43,30 @@ const POLLS_MAX: usize = 64;
 const POLL_SLACK: Duration = Duration::from_secs(2);
 /// A time that does not come.
 const NEVER: u64 = u64::MAX;
+/// Where nothing is pending, another replica may have begun something and gone away.
+const OVER_PAUSE: Duration = Duration::from_secs(60);
 /// A page shows what came of it so often.
 const PAGE_EVERY_S: u32 = 5;
 
-/// Wakes whoever asks the servers.
-pub type Bell = Arc<Notify>;
+/// Tells the task that polls what has just begun.
+#[derive(Clone, Default)]
+pub struct Bell(Arc<(Mutex<HashSet<FlowKey>>, Notify)>);
+
+impl Bell {
+    fn ring(&self, key: FlowKey) {
+        let (begun, rung) = &*self.0;
+        begun.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
+        rung.notify_one();
+    }
+
+    async fn rung(&self) {
+        self.0.1.notified().await;
+    }
+
+    fn take(&self) -> HashSet<FlowKey> {
+        std::mem::take(&mut *self.0.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
 
 /// Asks the server for a code, and leads to the page that shows it.
 pub(super) async fn start(admin: &Admin, opened: Opened, browser: &Browser, visit: &Visit) -> Result<Response, Page> {
@@ -60,7 +79,7 @@ pub(super) async fn start(admin: &Admin, opened: Opened, browser: &Browser, visi
     if !flow::begin(&**admin.cache.store(), &flow, admin.clock.now().wall).await.map_err(|error| no_store(&error))? {
         return Err(busy());
     }
-    admin.device_bell.notify_one();
+    admin.device_bell.ring(flow.id.key());
     tracing::info!(connection = %key.connection, profile = %key.profile, from = %visit.from,
         subject = key.subject.as_ref().map(Subject::as_str), "a person is given a device code");
     let place = format!("./{}/result?of={}", key.connection, flow.id.as_str());
@@ -93,7 +112,7 @@ pub(super) async fn begun(
     let asked = definition.endpoint.ask_device().await.map_err(refusal)?;
     let flow = asked_flow(admin, definition, (id, key), asked).begun_by(Some(&asker.name));
     api::keep(admin, &flow).await?;
-    admin.device_bell.notify_one();
+    admin.device_bell.ring(flow.id.key());
     let Kind::Device(device) = &flow.kind else { return Ok(Value::Null) };
     Ok(json!({
         "id": flow.id.as_str(),
@@ -154,6 +173,8 @@ pub async fn ask_servers(admin: Admin) {
                 Err(error) => tracing::warn!(%error, "it is not known which devices are to be asked about"),
             }
         }
+        // What was over may have begun anew.
+        due.extend(admin.device_bell.take().into_iter().map(|key| (key, 0)));
         let now = ms(admin.clock.now().wall);
         let ready: Vec<FlowKey> = due.iter().filter(|(_, at)| **at <= now).map(|(key, _)| key.clone()).collect();
         for key in ready {
@@ -170,7 +191,7 @@ pub async fn ask_servers(admin: Admin) {
                     until
                 }
                 Claim::Later(next) => next,
-                Claim::Over => NEVER,
+                Claim::Over => ms(admin.clock.now().wall + OVER_PAUSE),
             };
             due.insert(key, next);
         }
@@ -179,8 +200,9 @@ pub async fn ask_servers(admin: Admin) {
             .min()
             .map_or(LOOK_EVERY, |next| Duration::from_millis(next.saturating_sub(ms(admin.clock.now().wall))));
         tokio::select! {
-            Some((key, next)) = finished.recv() => drop(due.insert(key, next)),
-            () = admin.device_bell.notified() => look_at = Instant::now(),
+            // Another authorization of the same token may be pending where this one has ended.
+            Some((key, next)) = finished.recv() => drop(due.insert(key, if next == NEVER { 0 } else { next })),
+            () = admin.device_bell.rung() => {}
             () = tokio::time::sleep(next.max(PAUSE_MIN)) => {}
             () = tokio::time::sleep_until(look_at) => {}
             () = end.reached(Phase::Drain) => return,

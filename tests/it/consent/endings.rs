@@ -211,6 +211,20 @@ async fn a_device_that_expires_while_its_server_answers_stays_expired() {
     assert_eq!((stage.ended(&begun).await.as_str(), stage.served().await), ("expired", 424));
 }
 
+#[tokio::test]
+async fn a_device_that_begins_again_after_an_earlier_one_has_ended_is_polled_for() {
+    let stage = Stage::start(DEVICE, |request, before| match before {
+        1 => Reply::json(400, &json!({"error": "access_denied"})),
+        _ => slow_device(request, before, 600),
+    })
+    .await;
+    let denied = stage.begin().await;
+    assert_eq!(stage.ended(&denied).await, "access_denied");
+    let again = stage.begin().await;
+    assert_eq!(stage.ended(&again).await, "connected");
+    assert_eq!((stage.ended(&denied).await.as_str(), stage.served().await), ("access_denied", 200));
+}
+
 /// More than a connection may have pending at once.
 const STARTS: usize = 1050;
 
