@@ -39,6 +39,9 @@ const ZONE_LOOKUPS_MAX: usize = 8;
 
 type Lookup = dyn Fn(Arc<str>) -> Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>> + Send + Sync;
 
+/// A zone of one class, and the threads that it may occupy.
+type Zones = HashMap<(Class, Arc<str>), Arc<Semaphore>>;
+
 /// Whose name it is. Each class has threads of its own, so that names chosen by callers delay no connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Class {
@@ -56,7 +59,7 @@ struct Shared {
     cache: Mutex<LruCache<Arc<str>, Entry>>,
     configured: Semaphore,
     requested: Semaphore,
-    zones: Mutex<HashMap<(Class, Arc<str>), Arc<Semaphore>>>,
+    zones: Mutex<Zones>,
     lookup: Box<Lookup>,
     tasks: Tasks,
 }
@@ -169,7 +172,7 @@ impl Names {
         self.0.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn zones(&self) -> MutexGuard<'_, HashMap<(Class, Arc<str>), Arc<Semaphore>>> {
+    fn zones(&self) -> MutexGuard<'_, Zones> {
         self.0.zones.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

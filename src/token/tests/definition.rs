@@ -116,3 +116,19 @@ async fn profiles_have_tokens_of_their_own_and_one_outlives_the_other() {
     assert!(engine.cache.get(&second.key).is_none());
     assert_eq!((engine.token().await.as_deref(), engine.script.calls()), (Ok("token-1"), 3));
 }
+
+#[tokio::test(start_paused = true)]
+async fn earlier_definitions_are_known_once_each_and_up_to_a_bound() {
+    let engine = engine(3600 * SECOND, Duration::ZERO, []);
+    let define = |number: usize| {
+        let connection = changed(|connection| connection.scopes = vec![format!("s{number}")]);
+        engine.cache.ensure(&connection, Box::new(Source(engine.script.clone())));
+    };
+    let known = || engine.cache.former(&engine.slot.key).len();
+    for number in [0, 1, 0, 1] {
+        define(number);
+    }
+    assert_eq!(known(), 3, "the first one, s0 and s1");
+    (2..100).for_each(define);
+    assert_eq!(known(), 64);
+}
