@@ -65,8 +65,8 @@ pub fn raise_open_files(connections: usize) -> OpenFiles {
             needed,
             downstream,
             upstream,
-            "open files are fewer than limits.downstream_connections may need, and connections are bounded to what there is; \
-             raise the limit of open files (ulimit -n, LimitNOFILE), or lower that one"
+            "the limit of open files is lower than limits.downstream_connections may need, so fewer connections are served; \
+             raise it (ulimit -n, LimitNOFILE), or lower that limit"
         );
     } else {
         tracing::info!(open_files = raised, downstream, upstream, "open files");

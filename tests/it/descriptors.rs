@@ -227,7 +227,7 @@ async fn callers_beyond_the_limit_of_open_files_hear_so_and_the_others_are_serve
     let config = format!("hosts: {{good.test: \"{}\"}}\n", upstream.address);
     let sidecar = Sidecar::start_with_open_files(&config, OPEN_FILES).await;
     let watchdog = Watchdog::of(&sidecar);
-    sidecar.logged("open files are fewer").await;
+    sidecar.logged("the limit of open files is lower").await;
     let mut held = Vec::new();
     for number in 0..DOWNSTREAM_MAX {
         let mut conn = Conn::open(sidecar.proxy()).await;

@@ -9,6 +9,7 @@ use futures_util::future::join_all;
 
 use super::*;
 use crate::model::origin::{Authority, Origin, Scheme};
+use crate::tasks::Tasks;
 
 const fn bounds(places: usize, queued: usize) -> Bounds {
     Bounds { places, queued }
@@ -162,13 +163,13 @@ fn a_gate_that_nobody_uses_is_forgotten() {
 fn no_place_is_lost_or_given_twice_under_many_threads() {
     const PLACES: usize = 3;
     const ROUNDS: usize = 2_000;
-    let gate = Arc::new(Gate::default());
+    let (gate, tasks) = (Arc::new(Gate::default()), Tasks::default());
     let (inside, most, over) =
         (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
     let threads: Vec<_> = (0..4)
         .map(|thread| {
             let (gate, inside, most, over) = (gate.clone(), inside.clone(), most.clone(), over.clone());
-            std::thread::spawn(move || {
+            let body = move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
                 runtime.block_on(join_all((0..8).map(|number| {
                     let (gate, inside, most, over) = (gate.clone(), inside.clone(), most.clone(), over.clone());
@@ -208,7 +209,8 @@ fn no_place_is_lost_or_given_twice_under_many_threads() {
                         }
                     }
                 })));
-            })
+            };
+            tasks.thread(format!("worker-{thread}"), body).unwrap()
         })
         .collect();
     threads.into_iter().for_each(|thread| thread.join().unwrap());
