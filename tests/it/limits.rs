@@ -136,7 +136,7 @@ async fn serve_endlessly(listener: TcpListener, http2: bool, sent_bytes: Arc<Ato
         tokio::spawn(async move {
             if !http2 {
                 let mut head = [0; 4096];
-                stream.read(&mut head).await?;
+                assert!(stream.read(&mut head).await? > 0, "a request");
                 stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000000\r\n\r\n").await?;
                 loop {
                     sent_bytes.fetch_add(stream.write(PART).await?, Ordering::Relaxed);
