@@ -151,8 +151,10 @@ impl Drop for Watchdog {
 async fn a_caller_of_many_origins_leaves_the_others_served() {
     const ORIGINS: usize = 3_000;
     let (many, other) = (Everywhere::answering().await, Scripted::upstream().await);
-    let config =
-        format!("workers: 2\nhosts: {{other.test: \"{}\"}}\negress: {{allow_private: [127.0.0.0/8]}}\n", other.address);
+    let config = format!(
+        "workers: 2\nhosts: {{other.test: \"{}\"}}\negress: {{allow_private: [127.0.0.0/8], connect_ports: [80, {}]}}\n",
+        other.address, many.port
+    );
     let sidecar = Sidecar::start_with_open_files(&config, OPEN_FILES).await;
     let (proxy, watchdog) = (sidecar.proxy(), Watchdog::of(&sidecar));
     let served = Arc::<AtomicUsize>::default();
@@ -195,8 +197,8 @@ async fn a_caller_of_many_origins_leaves_the_others_served() {
 async fn idle_connections_over_http2_are_closed_for_others() {
     const ORIGINS: usize = 400;
     let many = Everywhere::over_http2().await;
-    let config = "workers: 2\negress: {allow_private: [127.0.0.0/8]}\n";
-    let sidecar = Sidecar::start_with_open_files(config, OPEN_FILES).await;
+    let config = format!("workers: 2\negress: {{allow_private: [127.0.0.0/8], connect_ports: [{}]}}\n", many.port);
+    let sidecar = Sidecar::start_with_open_files(&config, OPEN_FILES).await;
     let watchdog = Watchdog::of(&sidecar);
     for number in 0..ORIGINS {
         let answer = grpc(sidecar.proxy(), &many.origin(number)).await;
@@ -259,7 +261,7 @@ async fn tunnels_leave_descriptors_to_requests() {
     let (silent, other) = (Everywhere::silent().await, Scripted::upstream().await);
     let port = silent.port;
     let config = format!(
-        "hosts: {{other.test: \"{}\"}}\negress: {{allow_private: [127.0.0.0/8], connect_ports: [{port}]}}\n",
+        "hosts: {{other.test: \"{}\"}}\negress: {{allow_private: [127.0.0.0/8], connect_ports: [80, {port}]}}\n",
         other.address
     );
     let sidecar = Sidecar::start_with_open_files(&config, OPEN_FILES).await;
@@ -375,8 +377,10 @@ async fn dials_of_http2_to_silent_servers_cost_no_processor_time() {
     const DIALS: usize = 500;
     const LOOK: Duration = Duration::from_secs(3);
     let silent = Everywhere::silent().await;
-    let config = "egress: {allow_private: [127.0.0.0/8]}\ntimeouts: {connect: 20s}\n";
-    let sidecar = Sidecar::start(config).await;
+    let port = silent.port;
+    let config =
+        format!("egress: {{allow_private: [127.0.0.0/8], connect_ports: [{port}]}}\ntimeouts: {{connect: 20s}}\n");
+    let sidecar = Sidecar::start(&config).await;
     let calls: Vec<_> = (0..DIALS)
         .map(|number| {
             let (proxy, origin) = (sidecar.proxy(), silent.origin(number));
@@ -396,8 +400,9 @@ async fn dials_of_http2_to_one_server_are_few_at_once() {
     const REQUESTS: usize = 200;
     const WORKERS: usize = 2;
     let silent = Everywhere::silent().await;
-    let config = "workers: 2\negress: {allow_private: [127.0.0.0/8]}\ntimeouts: {connect: 2s}\n";
-    let sidecar = Sidecar::start(config).await;
+    let port = silent.port;
+    let egress = format!("egress: {{allow_private: [127.0.0.0/8], connect_ports: [{port}]}}\n");
+    let sidecar = Sidecar::start(&format!("workers: 2\n{egress}timeouts: {{connect: 2s}}\n")).await;
     let (proxy, origin) = (sidecar.proxy(), silent.origin(0));
     let first = [grpc(proxy, &origin), grpc(proxy, &origin)];
     let others = async {

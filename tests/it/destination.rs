@@ -315,7 +315,7 @@ async fn whatever_the_caller_sends_in_its_place_exactly_one_token_arrives() {
         ("TC-16 space before the colon", "Authorization : Bearer mine\r\n"),
         ("TC-16 folded", "Authorization:\r\n Bearer mine\r\n"),
     ] {
-        check(&stage, row, &get("http://good.test/", "good.test", lines), 400, "", Nowhere).await;
+        check(&stage, row, &get("http://good.test/", "good.test", lines), 400, "bad_request_target", Nowhere).await;
     }
     check(&stage, "TC-19", &get("http://evil.test/", "evil.test", "Authorization: Bearer mine\r\n"), 200, "", Evil)
         .await;
