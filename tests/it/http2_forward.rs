@@ -160,7 +160,8 @@ async fn a_listener_with_tls_is_known_by_the_name_that_the_caller_asked_it_for()
         ("the listener", request("https", &localhost, "/api/x", &[]), Ok(("good", "GET /base/x", true))),
         ("behind another port", request("https", "localhost", "/api/x", &[]), Ok(("good", "GET /base/x", true))),
         ("the listener, no mount", request("https", "localhost", "/x", &[]), Err((404, "no_mount"))),
-        ("another name", request("http", &foreign, "/api/x", &[]), Ok(("evil", "GET /api/x", false))),
+        ("another name", request("http", "evil.test", "/api/x", &[]), Ok(("evil", "GET /api/x", false))),
+        ("another name with our port", request("http", &foreign, "/api/x", &[]), Err((403, "egress_denied"))),
     ];
     check(&stage, &origin, &rows).await;
 }
