@@ -78,7 +78,7 @@ threading.Thread(target=upstream.serve_forever, daemon=True).start()
 config = directory / "keybearer.yaml"
 config.write_text(
     "listeners: {proxy: 127.0.0.1:8080, admin: 127.0.0.1:8081}\n"
-    "egress: {allow_private: true}\ntimeouts: {connect: 1s}\nstore: {memory: {}}\n"
+    "egress: {allow_private: true}\ntimeouts: {connect: 1s, drain: 1s}\nstore: {memory: {}}\n"
 )
 keybearer = subprocess.Popen([program, "run", "--config", config], env={"STATE_DIRECTORY": str(directory / "state")})
 try:
