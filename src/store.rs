@@ -227,7 +227,7 @@ pub trait Store: Send + Sync {
     fn note<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Note>>;
 
     /// Notes something until `ends` (since the Unix epoch) in place of the version `over`, or where nothing is noted;
-    /// false: somebody was quicker. In a full share ([`share_of`]) the note that ends first is dropped for a new one.
+    /// false: another writer was quicker. In a full share ([`share_of`]) the note that ends first is dropped for a new one.
     fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: Duration, over: Option<u64>) -> StoreFuture<'a, bool>;
 
     /// Was the record of version `after`, or a later one, removed on purpose, rather than lost?

@@ -366,7 +366,7 @@ mod tests {
         assert!(tokio::time::timeout(Duration::from_secs(5), silent).await.is_err());
         quick("b.quick.test", Class::Requested).await.unwrap_err();
         quick("c.quick.test", Class::Configured).await.unwrap().unwrap();
-        // What nobody waits for any more has left the queue.
+        // Lookups without waiters have left the queue.
         let waiting = names.cache().iter().filter(|(_, entry)| entry.lookup.is_some()).count();
         assert_eq!(waiting, LOOKUPS_MAX);
     }

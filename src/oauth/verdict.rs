@@ -39,7 +39,7 @@ pub enum Sent {
 pub enum Verdict {
     /// Retryable, with back-off.
     Retry(Reason),
-    /// Permanent until somebody changes something. The refresh token, if one was sent, may still be good.
+    /// Permanent until the configuration or the server changes. The refresh token, if one was sent, may still be good.
     Refused,
     /// The server does not accept the refresh token and never will.
     RefreshTokenRefused,

@@ -225,7 +225,7 @@ enum Inner {
     Own(Full<Bytes>),
     Upstream {
         incoming: UpstreamBody,
-        /// What cut it off, until the caller is told.
+        /// What cut it off, until the caller gets the error.
         failure: Option<ReceiveError>,
         idle: Duration,
         silent_since: Option<Instant>,

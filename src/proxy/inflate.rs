@@ -9,7 +9,7 @@ use http::HeaderMap;
 use http::header::CONTENT_ENCODING;
 use ruzstd::decoding::{FrameDecoder, StreamingDecoder};
 
-/// One around the other; nobody sends more than two.
+/// Nested codings; servers send two at most.
 const CODINGS_MAX: usize = 4;
 /// What the brotli decoder reads at once.
 const BROTLI_BUFFER_BYTES: usize = 4096;

@@ -51,7 +51,7 @@ impl Stream {
     }
 }
 
-/// The socket of a stream, for whoever waits for its end without reading. It does not keep the socket open.
+/// The socket of a stream, for a task that waits for its end without reading. It does not keep the socket open.
 #[derive(Debug, Clone)]
 pub enum Socket {
     Tcp(Weak<tcp::OwnedWriteHalf>),

@@ -38,7 +38,7 @@ pub struct Watched {
     buffered: Bytes,
     /// An interim answer of which a part may be written.
     interim: Bytes,
-    /// It is ours: nobody waits for it to be written.
+    /// It is ours: no task waits until it is written.
     asking: bool,
     pub watch: Arc<Watch>,
 }

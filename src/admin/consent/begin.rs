@@ -14,7 +14,7 @@ use crate::admin::Admin;
 use crate::model::secret::Secret;
 use crate::model::token::Subject;
 
-/// To the authorization server, with a state that nobody else has.
+/// To the authorization server, with a state of its own.
 pub async fn send_away(admin: &Admin, opened: Opened, browser: &Browser, visit: &Visit) -> Result<Response, Page> {
     let connection = &opened.definition.connection;
     let redirect_uri = connection.authorization.redirect_url.clone();

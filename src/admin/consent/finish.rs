@@ -22,7 +22,7 @@ const EXCHANGE_SLACK: Duration = Duration::from_secs(30);
 /// Another errand of the same token has this long to end.
 const BUSY_WAIT: Duration = Duration::from_secs(10);
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
-/// A subject's slot that nobody uses leaves memory, even in this moment; then another one is made.
+/// A subject's slot that no caller uses leaves memory, even in this moment; then another one is made.
 const SLOTS_MAX: usize = 5;
 /// How long the store is asked to keep an outcome.
 const SETTLE_WAIT: Duration = Duration::from_secs(15);

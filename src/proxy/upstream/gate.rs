@@ -1,7 +1,7 @@
 //! A bounded number of places, shared by all workers, and a queue in which callers take turns.
 //!
 //! Bounds the requests in flight to one origin, and the open connections to all origins (`descriptors`).
-//! Invariants: while nobody waits, entering and leaving is one atomic operation; while somebody waits, places change hands
+//! Invariants: without waiters, entering and leaving is one atomic operation; with waiters, places change hands
 //! under the lock alone, so a place that is given back goes to exactly one waiter and no newcomer overtakes it; callers take
 //! turns (round robin), and the requests of one caller keep their order.
 
@@ -18,7 +18,7 @@ use super::super::arrival::From;
 use super::Key;
 use crate::model::Name;
 
-/// In a gate's state: somebody waits.
+/// In a gate's state: there are waiters.
 const WAITING: usize = 1;
 /// In a gate's state: one place is taken.
 const PLACE: usize = 2;
@@ -54,7 +54,7 @@ impl Drop for GateOf {
     fn drop(&mut self) {
         let mut gates = self.gates.lock();
         drop(std::mem::take(&mut self.gate));
-        // Under the lock nobody comes to have another.
+        // Under the lock no waiter gets another.
         if gates.get(&self.key).is_some_and(|gate| Arc::strong_count(gate) == 1) {
             gates.remove(&self.key);
         }
@@ -103,7 +103,7 @@ pub struct Full;
 #[derive(Debug)]
 pub struct Permit(Arc<Gate>);
 
-/// What came of asking for a place.
+/// The outcome of asking for a place.
 #[derive(Debug)]
 pub enum Entered {
     Inside(Permit),
@@ -111,7 +111,7 @@ pub enum Entered {
 }
 
 impl Gate {
-    /// Enters if there is room and nobody waits.
+    /// Enters if there is room and no waiter.
     pub fn try_enter(self: &Arc<Gate>, places: usize) -> Option<Permit> {
         let enter = |state| (state & WAITING == 0 && state / PLACE < places).then_some(state + PLACE);
         let entered = self.state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, enter);

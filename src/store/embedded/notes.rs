@@ -1,6 +1,6 @@
 //! Notes: what is kept for a while, each with its end before its seal.
 //!
-//! Holds: a version is written over once; whoever writes takes away what is over in the same share; a file of before gets
+//! Holds: a version is written over once; a writer removes what is over in the same share; a file of before gets
 //! its table then.
 
 use std::time::Duration;
