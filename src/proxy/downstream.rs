@@ -25,7 +25,6 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use super::arrival::From;
 use super::body::ResponseBody;
 use super::error::{About, LONG_TARGET, ProxyError, to_wire};
-use super::head_budget::HeadShare;
 use super::headers;
 use super::presence::caller_gone;
 use super::report::Answer;
@@ -62,7 +61,7 @@ async fn one_by_one(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
     let (timeouts, limits) = (snapshot.timeouts.clone(), snapshot.limits.clone());
     drop(snapshot);
     let (watch, from) = (io.watch.clone(), peer.arrival.from);
-    watch.guard(limits.head_bytes);
+    watch.guard(limits.head_bytes, worker.shared.head_budget.clone());
     let service = {
         let (worker, peer) = (worker.clone(), peer.clone());
         let watch = watch.clone();
@@ -83,7 +82,6 @@ async fn one_by_one(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
         .serve_connection(TokioIo::new(io), service)
         .with_upgrades();
     let mut timer = std::pin::pin!(sleep_until(Instant::now() + timeouts.client_head));
-    let mut share = HeadShare::new(worker.shared.head_budget.clone());
     let mut gone = std::pin::pin!(caller_gone(&watch));
     let mut phase = worker.shared.tasks.watch();
     let mut draining = false;
@@ -92,7 +90,7 @@ async fn one_by_one(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
             biased;
             // Before hyper, which flushes the question that this may ask.
             () = &mut gone => return tracing::debug!(%from, "caller gone; its request is cancelled"),
-            end = until(&mut connection, (&watch, &mut share), timer.as_mut(), &timeouts) => break end,
+            end = until(&mut connection, &watch, timer.as_mut(), &timeouts) => break end,
             () = last_request(&mut phase, &peer), if !draining => {
                 draining = true;
                 Pin::new(&mut connection).graceful_shutdown();
@@ -195,12 +193,7 @@ enum End {
 
 /// Drives the connection; ends early where a head outgrows its bound, or somebody is late. The deadline is looked at
 /// after every step, because it may move either way.
-async fn until<C>(
-    connection: &mut C,
-    (watch, share): (&Watch, &mut HeadShare),
-    mut timer: Pin<&mut Sleep>,
-    timeouts: &Timeouts,
-) -> End
+async fn until<C>(connection: &mut C, watch: &Watch, mut timer: Pin<&mut Sleep>, timeouts: &Timeouts) -> End
 where
     C: Future<Output = hyper::Result<()>> + Unpin,
 {
@@ -214,7 +207,7 @@ where
         if watch.is_head_over() {
             return Poll::Ready(End::HeadTooLarge);
         }
-        if !share.adjust(watch.unfinished_head_bytes()) {
+        if !watch.is_within_budget() {
             return Poll::Ready(End::Overloaded);
         }
         let next = watch.next(timeouts);

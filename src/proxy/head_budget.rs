@@ -13,30 +13,31 @@ pub struct HeadBudget {
     taken_bytes: AtomicUsize,
 }
 
-/// What one connection has taken of the budget; given back on drop.
+/// The share of one connection; given back on drop, when the last of its requests has ended.
 #[derive(Debug)]
 pub struct HeadShare {
     budget: Arc<HeadBudget>,
-    bytes: usize,
+    bytes: AtomicUsize,
 }
 
 impl HeadShare {
     pub fn new(budget: Arc<HeadBudget>) -> HeadShare {
-        HeadShare { budget, bytes: 0 }
+        HeadShare { budget, bytes: AtomicUsize::new(0) }
     }
 
-    /// Adjusts the share to `bytes`; false if the budget is exhausted.
-    pub fn adjust(&mut self, bytes: usize) -> bool {
-        if bytes > self.bytes {
-            let more = bytes - self.bytes;
+    /// Adjusts the share to `bytes`; false if the budget is exhausted, and the share stays. Called by one thread at a time.
+    pub fn adjust(&self, bytes: usize) -> bool {
+        let held = self.bytes.load(Ordering::Relaxed);
+        if bytes > held {
+            let more = bytes - held;
             let take = |taken: usize| taken.checked_add(more).filter(|taken| *taken <= BUDGET_BYTES);
             if self.budget.taken_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
                 return false;
             }
-        } else if bytes < self.bytes {
-            self.budget.taken_bytes.fetch_sub(self.bytes - bytes, Ordering::Relaxed);
+        } else if bytes < held {
+            self.budget.taken_bytes.fetch_sub(held - bytes, Ordering::Relaxed);
         }
-        self.bytes = bytes;
+        self.bytes.store(bytes, Ordering::Relaxed);
         true
     }
 }
@@ -64,7 +65,7 @@ mod tests {
     #[test]
     fn shares_are_taken_and_given_back() {
         let budget = Arc::<HeadBudget>::default();
-        let (mut one, mut other) = (HeadShare::new(budget.clone()), HeadShare::new(budget.clone()));
+        let (one, other) = (HeadShare::new(budget.clone()), HeadShare::new(budget.clone()));
         assert!(one.adjust(BUDGET_BYTES - 1));
         assert!(!other.adjust(2) && other.adjust(1), "a refused share takes nothing");
         assert!(one.adjust(BUDGET_BYTES - 2) && other.adjust(2));

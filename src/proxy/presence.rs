@@ -44,6 +44,8 @@ pub struct Presence {
     asks: AtomicBool,
     /// The request has been sent to its upstream.
     sent: AtomicBool,
+    /// A request of the connection has passed every check.
+    proven: AtomicBool,
     /// Where the request holds a place, or waits for one; that of the last one, where it is not known yet.
     gate: Mutex<Weak<Gate>>,
 }
@@ -56,6 +58,7 @@ impl Presence {
             takes_interim: AtomicBool::new(false),
             asks: AtomicBool::new(false),
             sent: AtomicBool::new(false),
+            proven: AtomicBool::new(false),
             gate: Mutex::default(),
         }
     }
@@ -88,6 +91,17 @@ impl Presence {
 
     pub fn is_sent(&self) {
         self.sent.store(true, Ordering::Relaxed);
+        self.prove();
+    }
+
+    /// A request of this connection has passed every check.
+    pub fn prove(&self) {
+        self.proven.store(true, Ordering::Relaxed);
+    }
+
+    /// Has a request of this connection passed every check?
+    pub fn is_proven(&self) -> bool {
+        self.proven.load(Ordering::Relaxed)
     }
 
     /// From here on an interim response would come too late.

@@ -72,6 +72,7 @@ pub async fn or_exchange(
             report.error(fault)
         }
         Ok(admitted) => {
+            peer.activity.presence().prove();
             tasks.spawn_local(serve(worker, peer, upgrade, admitted));
             report.own_answer(StatusCode::OK)
         }

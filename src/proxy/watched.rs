@@ -4,11 +4,12 @@
 //! a clock is read only where a silence begins or ends.
 
 mod activity;
+mod frames;
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -17,19 +18,22 @@ use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use super::head_budget::is_unfinished;
+use super::head_budget::{HeadBudget, HeadShare, is_unfinished};
 use super::interim::Saying;
 use super::presence::Presence;
 use super::stream::{Socket, Stream};
 use crate::model::Timeouts;
 pub use activity::{Activity, Serving, Upload};
+use frames::Frames;
 
 /// Taken of a stream at once to see how it begins: a usual head fits.
 const FIRST_READ_BYTES: usize = 2048;
 /// What hyper makes room for before it reads.
 const HYPER_READ_BYTES: usize = 8 * 1024;
-/// Read over HTTP/2 without a request: settings, window updates and pings.
-const HTTP2_BYTES_FREE: usize = 16 * 1024;
+/// Memory of an HTTP/2 connection beyond that of an idle one over HTTP/1.1.
+const HTTP2_CONNECTION_BYTES: usize = 10 * 1024;
+/// Read over HTTP/2 before the first request that is sent to an upstream; a connection that sends more is closed.
+const HTTP2_UNPROVEN_BYTES_MAX: usize = 256 * 1024;
 
 /// A caller's stream with what was already read of it, watched for time and size.
 pub struct Watched {
@@ -40,6 +44,8 @@ pub struct Watched {
     interim: Bytes,
     /// It is ours: no task waits until it is written.
     asking: bool,
+    /// Followed once HTTP/2 is spoken.
+    frames: Frames,
     pub watch: Arc<Watch>,
 }
 
@@ -56,7 +62,14 @@ impl Watched {
 
     fn over(stream: Stream, socket: Option<Socket>) -> Watched {
         let watch = Arc::new(Watch::new(socket));
-        Watched { stream, buffered: Bytes::new(), interim: Bytes::new(), asking: false, watch }
+        Watched {
+            stream,
+            buffered: Bytes::new(),
+            interim: Bytes::new(),
+            asking: false,
+            frames: Frames::default(),
+            watch,
+        }
     }
 
     /// Does the stream begin with `prefix`? If not, the first head is read to its end as well while it is small: here an
@@ -98,6 +111,18 @@ impl Watched {
         Watched { buffered, ..Watched::over(self.stream, socket) }
     }
 
+    fn has_read(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if !self.watch.is_multiplexed() {
+            self.watch.has_read(bytes.len());
+            return Ok(());
+        }
+        self.frames.read(bytes);
+        self.watch.has_read_frames(bytes.len(), &self.frames);
+        // At once: of many connections that are readable each would take much before `until` looks.
+        let error = || io::Error::other("no memory is left for unfinished heads over HTTP/2");
+        self.watch.is_within_budget().then_some(()).ok_or_else(error)
+    }
+
     /// Writes an interim answer to its end, which nothing may break up.
     fn poll_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.interim.has_remaining() {
@@ -125,8 +150,13 @@ pub struct Watch {
     multiplexed: AtomicBool,
     /// When the present silence, head or stall began; milliseconds since `epoch`.
     since_ms: AtomicU64,
+    /// Over HTTP/1.1 what was read of the present head, over HTTP/2 the memory of what is unfinished.
     head_bytes: AtomicUsize,
     head_bytes_max: AtomicUsize,
+    /// Read over HTTP/2 in all.
+    http2_bytes: AtomicUsize,
+    /// Of the memory for unfinished heads, once it is known which version of HTTP is spoken.
+    share: OnceLock<HeadShare>,
     /// Are automatic responses held back?
     guarded: AtomicBool,
     /// A request was handed over, and its response is not yet written to its end.
@@ -164,6 +194,8 @@ impl Watch {
             since_ms: AtomicU64::new(0),
             head_bytes: AtomicUsize::new(0),
             head_bytes_max: AtomicUsize::new(usize::MAX),
+            http2_bytes: AtomicUsize::new(0),
+            share: OnceLock::new(),
             guarded: AtomicBool::new(false),
             responding: AtomicBool::new(false),
             held_back: AtomicBool::new(false),
@@ -219,21 +251,39 @@ impl Watch {
         }
     }
 
+    /// Has more been read than may be, before a request?
     pub fn is_head_over(&self) -> bool {
-        let over = self.head_bytes.load(Ordering::Relaxed) > self.head_bytes_max.load(Ordering::Relaxed);
-        over && !self.is_serving()
+        if self.is_serving() {
+            return false;
+        }
+        match self.unproven_bytes() {
+            Some(read) => read > HTTP2_UNPROVEN_BYTES_MAX,
+            None => self.head_bytes.load(Ordering::Relaxed) > self.head_bytes_max.load(Ordering::Relaxed),
+        }
     }
 
-    /// An estimate of the memory that hyper holds for a head that is not complete.
-    pub fn unfinished_head_bytes(&self) -> usize {
-        let read = self.head_bytes.load(Ordering::Relaxed);
-        match self.is_multiplexed() {
-            _ if read == 0 || self.is_serving() => 0,
-            // Frames of the connection itself are few.
-            true if read <= HTTP2_BYTES_FREE => 0,
-            true => 2 * read,
-            false => (read + HYPER_READ_BYTES).next_power_of_two(),
+    /// Adjusts the connection's share of the memory for unfinished heads; false if there is none left.
+    pub fn is_within_budget(&self) -> bool {
+        self.share.get().is_none_or(|share| share.adjust(self.unfinished_head_bytes()))
+    }
+
+    /// An estimate of the memory that hyper holds for a head that is not complete, and for an HTTP/2 connection on which no
+    /// request has been accepted.
+    fn unfinished_head_bytes(&self) -> usize {
+        let head = self.head_bytes.load(Ordering::Relaxed);
+        match self.unproven_bytes() {
+            Some(read) => HTTP2_CONNECTION_BYTES + 2 * read.min(HTTP2_UNPROVEN_BYTES_MAX) + head,
+            None if self.is_multiplexed() => head,
+            None if head == 0 || self.is_serving() => 0,
+            None => (head + HYPER_READ_BYTES).next_power_of_two(),
         }
+    }
+
+    /// What has been read over HTTP/2 of a caller none of whose requests has passed every check: any of it may still be held, because
+    /// entries of the HPACK table keep the buffers that they were read into.
+    fn unproven_bytes(&self) -> Option<usize> {
+        let is_unproven = self.is_multiplexed() && !self.presence.is_proven();
+        is_unproven.then(|| self.http2_bytes.load(Ordering::Relaxed))
     }
 
     pub fn is_serving(&self) -> bool {
@@ -250,14 +300,16 @@ impl Watch {
     }
 
     /// From here on HTTP/2 is spoken.
-    pub fn multiplex(&self) {
+    pub fn multiplex(&self, budget: Arc<HeadBudget>) {
+        self.share.get_or_init(|| HeadShare::new(budget));
         self.multiplexed.store(true, Ordering::Relaxed);
         self.head_bytes.store(0, Ordering::Relaxed);
     }
 
     /// From here on a head larger than this is over, and hyper's automatic responses, to heads that it cannot read, are held
     /// back: `downstream` answers both.
-    pub fn guard(&self, head_bytes_max: usize) {
+    pub fn guard(&self, head_bytes_max: usize, budget: Arc<HeadBudget>) {
+        self.share.get_or_init(|| HeadShare::new(budget));
         self.head_bytes_max.store(head_bytes_max, Ordering::Relaxed);
         self.guarded.store(true, Ordering::Relaxed);
     }
@@ -285,12 +337,13 @@ impl Watch {
         self.abandoned.load(Ordering::Relaxed)
     }
 
+    fn has_read_frames(&self, count: usize, frames: &Frames) {
+        self.http2_bytes.fetch_add(count, Ordering::Relaxed);
+        self.head_bytes.store(frames.unfinished_bytes(!self.is_serving()), Ordering::Relaxed);
+    }
+
     fn has_read(&self, count: usize) {
         if self.is_serving() || count == 0 {
-            return;
-        }
-        if self.is_multiplexed() {
-            self.head_bytes.fetch_add(count, Ordering::Relaxed);
             return;
         }
         // The rest of a body whose answer is complete is no head.
@@ -325,15 +378,13 @@ impl AsyncRead for Watched {
             return Poll::Pending;
         }
         if this.buffered.has_remaining() {
-            let count = this.buffered.len().min(buffer.remaining());
-            buffer.put_slice(&this.buffered.split_to(count));
-            this.watch.has_read(count);
-            return Poll::Ready(Ok(()));
+            let part = this.buffered.split_to(this.buffered.len().min(buffer.remaining()));
+            buffer.put_slice(&part);
+            return Poll::Ready(this.has_read(&part));
         }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
-        this.watch.has_read(buffer.filled().len() - before);
-        Poll::Ready(Ok(()))
+        Poll::Ready(this.has_read(&buffer.filled()[before..]))
     }
 }
 

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::rig::frames;
 use crate::rig::raw::{self, Conn};
 use crate::stage::{GET, Stage, patient, s, say, until};
 
@@ -126,6 +127,37 @@ async fn unfinished_heads_share_a_memory_budget() {
     let grown_mib = stage.sidecar.resident_kib().saturating_sub(before) / 1024;
     assert!(grown_mib < 110, "600 unfinished heads of 240 KB take {grown_mib} MiB");
     assert_eq!(raw::send(stage.sidecar.proxy(), GET).await.status, 200, "a usual head takes no share");
+}
+
+/// Callers over HTTP/2 that are silent, leave a head unfinished, or are refused: whatever they send, the budget bounds it.
+#[tokio::test]
+async fn unauthenticated_http2_connections_share_the_memory_budget() {
+    const CONNECTIONS: usize = 3000;
+    /// `x: y`, which enters the table of fields that later ones refer to (RFC 7541 §6.2.1).
+    const INDEXED: &[u8] = b"\x40\x01x\x01y";
+    let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat();
+    // One byte for each reference to that field; the last frame of the block never comes.
+    let references = frames::head(1, frames::END_STREAM, &[INDEXED, &[0xbe; 20_000]].concat());
+    let unfinished = &references[..9 + 16_384];
+    // Requests without credentials, each of which leaves one field in the table, and 8 KiB in the same buffer.
+    let begin = [&[0x82, 0x86, 0x84], frames::field(":authority", "good.test").as_slice(), INDEXED].concat();
+    let block = [begin, frames::field("z", &"z".repeat(8000))].concat();
+    let refused: Vec<u8> = (0..30).flat_map(|n| frames::head(2 * n + 1, frames::END_STREAM, &block)).collect();
+    let callers = "callers: [{name: known, secret: a-secret-of-these-tests}]\n";
+    for (row, bytes) in [("silent", &[][..]), ("references", unfinished), ("refused", &refused)] {
+        let stage = Stage::start(callers).await;
+        let before = stage.sidecar.resident_kib();
+        let mut held = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let mut stream = TcpStream::connect(stage.sidecar.proxy()).await.expect("a connection");
+            // It may be closed by now.
+            let _ = stream.write_all(&[&preface[..], bytes].concat()).await;
+            held.push(stream);
+        }
+        stage.sidecar.until_idle().await;
+        let grown_mib = stage.sidecar.resident_kib().saturating_sub(before) / 1024;
+        assert!(grown_mib < 150, "{row}: {CONNECTIONS} connections take {grown_mib} MiB");
+    }
 }
 
 /// Serves downloads without end over HTTP/1.1, or over HTTP/2 by prior knowledge, and counts what it could send.

@@ -23,7 +23,6 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::super::body::ResponseBody;
-use super::super::head_budget::HeadShare;
 use super::super::report::Answer;
 use super::super::watched::{Overdue, Watched};
 use super::super::worker::Worker;
@@ -49,11 +48,10 @@ pub async fn serve(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
     let (timeouts, head_bytes_max) = (snapshot.timeouts.clone(), snapshot.limits.head_bytes);
     drop(snapshot);
     let watch = io.watch.clone();
-    watch.multiplex();
+    watch.multiplex(worker.shared.head_budget.clone());
     let streams = Streams { tasks: worker.shared.tasks.clone(), idle: timeouts.idle, coming: Rc::default() };
     let coming = streams.coming.clone();
     let mut drain = worker.shared.tasks.watch();
-    let mut share = HeadShare::new(worker.shared.head_budget.clone());
     let service = {
         let peer = peer.clone();
         service_fn(move |request| {
@@ -77,10 +75,10 @@ pub async fn serve(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
     loop {
         tokio::select! {
             biased;
-            end = until(&mut connection, (&watch, &mut share), timer.as_mut(), &timeouts) => {
+            end = until(&mut connection, &watch, timer.as_mut(), &timeouts) => {
                 match end {
                     End::Late(Overdue::Stalled) => tracing::debug!("a caller stopped reading and was dropped"),
-                    End::Late(_) => break,
+                    End::Late(_) | End::HeadTooLarge => break,
                     _ => {}
                 }
                 return;
@@ -91,7 +89,7 @@ pub async fn serve(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
             }
         }
     }
-    // A caller that would send just now learns by GOAWAY what was not served.
+    // A caller that would send just now learns by GOAWAY what was not served. Nothing more is read of one that sent too much.
     Pin::new(&mut connection).graceful_shutdown();
     let _ = timeout(GOODBYE, &mut connection).await;
 }

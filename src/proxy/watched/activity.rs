@@ -66,7 +66,9 @@ impl Serving {
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        self.0.head_bytes.store(0, Ordering::Relaxed);
+        if !self.0.is_multiplexed() {
+            self.0.head_bytes.store(0, Ordering::Relaxed);
+        }
         self.0.served.store(true, Ordering::Relaxed);
         self.0.since_ms.store(self.0.now_ms(), Ordering::Relaxed);
         self.0.serving.fetch_sub(1, Ordering::Relaxed);

@@ -266,6 +266,15 @@ impl Sidecar {
         Duration::from_millis(ticks * 10)
     }
 
+    /// Waits until the process uses no processor time, so that all it was sent is processed.
+    pub async fn until_idle(&self) {
+        let mut used = Duration::MAX;
+        while self.cpu() != used {
+            used = self.cpu();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id().expect("a running child")
     }
