@@ -123,9 +123,16 @@ pub fn clear(headers: &mut HeaderMap, path: &mut PathAndQuery, inject: &Inject) 
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use http::HeaderName;
 
     use super::*;
+    use crate::clock::Clock;
+    use crate::model::connection::{self, Connection, HostPattern, PortRule, Route, UpstreamTls};
+    use crate::model::origin::{Authority, Host, Scheme};
+    use crate::model::token::AccessToken;
+    use crate::token::slot::Granted;
 
     fn path(text: &str) -> PathAndQuery {
         PathAndQuery::try_from(text).unwrap()
@@ -137,6 +144,67 @@ mod tests {
 
     fn header(name: &str) -> Inject {
         Inject::Header { header: name.parse().unwrap(), scheme: String::new() }
+    }
+
+    fn origin(scheme: Scheme, authority: &str) -> Origin {
+        Origin::new(scheme, Authority::parse(authority).unwrap())
+    }
+
+    /// A token that was granted for `https://api.test`.
+    fn token_of_api() -> InjectedToken {
+        let pattern = HostPattern::Exact(Host::parse("api.test").unwrap());
+        let route = Route {
+            inject: header("authorization"),
+            tls: UpstreamTls { upgrade: true, ..UpstreamTls::default() },
+            ..Route::sample(connection::Place::Host { pattern, port: PortRule::Default })
+        };
+        let origins = Connection { routes: vec![route], ..Connection::sample("crm") }.origins();
+        let now = Clock::simulated().now();
+        let granted = Granted { obtained: now, scopes: Vec::new(), refresh_token_ends: None };
+        InjectedToken::new(1, AccessToken::parse("secret").unwrap(), Arc::new(origins), granted, (now, now, now))
+    }
+
+    #[test]
+    fn a_token_is_written_only_into_a_request_for_an_origin_that_it_was_granted_for() {
+        let token = token_of_api();
+        let query = Inject::Query { name: "key".to_owned() };
+        let bearer = Inject::Header { header: AUTHORIZATION, scheme: "Bearer".to_owned() };
+        let elsewhere = [
+            origin(Scheme::Https, "evil.test"),
+            origin(Scheme::Https, "x.api.test"),
+            origin(Scheme::Https, "api.test:8443"),
+            origin(Scheme::Http, "api.test:443"),
+        ];
+        for place in [&bearer, &header("x-api-key"), &query] {
+            for origin in &elsewhere {
+                let (mut headers, mut target) = (map(&[("authorization", "mine")]), path("/x?key=mine"));
+                let injected = inject(&mut headers, &mut target, origin, place, &token);
+                assert_eq!(injected, Err(NotInjected::WrongOrigin), "{place:?} {origin:?}");
+                let untouched = (map(&[("authorization", "mine")]), path("/x?key=mine"));
+                assert_eq!((headers, target), untouched, "{place:?} {origin:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_token_replaces_what_the_caller_sent_in_its_place_and_in_every_spelling_of_that() {
+        #[track_caller]
+        fn check(place: &Inject, expected: (&[(&str, &str)], &str)) {
+            let fields = [("authorization", "a"), ("authorization", "b"), ("x-api-key", "c"), ("x_api_key", "d")];
+            let (mut headers, mut target) = (map(&fields), path("/x?a=%20&k%65y=1&key=2"));
+            let api = origin(Scheme::Https, "api.test");
+            assert_eq!(inject(&mut headers, &mut target, &api, place, &token_of_api()), Ok(()), "{place:?}");
+            assert_eq!((headers, target), (map(expected.0), path(expected.1)), "{place:?}");
+        }
+        let sent = "/x?a=%20&k%65y=1&key=2";
+        let bearer = Inject::Header { header: AUTHORIZATION, scheme: "Bearer".to_owned() };
+        check(&bearer, (&[("authorization", "Bearer secret"), ("x-api-key", "c"), ("x_api_key", "d")], sent));
+        let key = header("x-api-key");
+        check(&key, (&[("authorization", "a"), ("authorization", "b"), ("x-api-key", "secret")], sent));
+        let query = Inject::Query { name: "key".to_owned() };
+        let all = [("authorization", "a"), ("authorization", "b"), ("x-api-key", "c"), ("x_api_key", "d")];
+        check(&query, (&all, "/x?a=%20&key=secret"));
+        check(&Inject::Nothing, (&all, sent));
     }
 
     #[test]
