@@ -99,7 +99,8 @@ impl Names {
         })
     }
 
-    fn over<F>(tasks: &Tasks, lookup: F) -> Names
+    /// Over `lookup`.
+    pub(super) fn over<F>(tasks: &Tasks, lookup: F) -> Names
     where
         F: Fn(Arc<str>) -> Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>> + Send + Sync + 'static,
     {

@@ -1,0 +1,123 @@
+//! Addresses as names resolve to them, and the race of attempts to connect.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+
+use futures_util::FutureExt;
+use reqwest::dns::Resolve;
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::model::origin::{Authority, Scheme};
+
+#[test]
+fn families_alternate() {
+    let parse = |list: &str| list.split(' ').map(|a| a.parse().unwrap()).collect::<Vec<SocketAddr>>();
+    let mut addresses = parse("[2001:db8::1]:1 [2001:db8::2]:1 192.0.2.1:1");
+    interleave(&mut addresses);
+    assert_eq!(addresses, parse("[2001:db8::1]:1 192.0.2.1:1 [2001:db8::2]:1"));
+}
+
+/// A dialer without rules, whose names have the addresses that `lookup` gives for each lookup in turn.
+fn resolving(lookups: impl IntoIterator<Item = Vec<IpAddr>>) -> Dialer {
+    let tasks = Tasks::default();
+    let reach = Reach { hosts: &[], policy: AddressPolicy::default(), way_out: None };
+    let lookups = Mutex::new(lookups.into_iter().collect::<VecDeque<_>>());
+    let names = Names::over(&tasks, move |_| {
+        let found = lookups.lock().unwrap().pop_front();
+        Box::pin(async move { found.ok_or_else(|| io::Error::other("no more lookups")) })
+    });
+    Dialer { names, ..Dialer::new(reach, &tasks, None) }
+}
+
+fn is_private<T>(result: Result<T, DialError>) -> bool {
+    matches!(result, Err(DialError::Denied { denied: Denied::Private, .. }))
+}
+
+#[tokio::test]
+async fn a_name_with_a_public_and_a_private_address_is_not_dialled() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let authority = Authority::parse(&format!("mixed.test:{port}")).unwrap();
+    let origin = Origin::new(Scheme::Http, authority);
+    // 192.0.2.1 is public and nobody's (RFC 5737).
+    let (public, private) = ("192.0.2.1".parse().unwrap(), "127.0.0.1".parse().unwrap());
+    for addresses in [vec![public, private], vec![private, public], vec![public, public, private]] {
+        let dialer = || resolving([addresses.clone()]);
+        assert!(is_private(dialer().permit(&origin).await), "{addresses:?}");
+        assert!(is_private(dialer().connect(&origin).await), "{addresses:?}");
+        assert!(is_private(dialer().connect_for_requests(&origin).await), "{addresses:?}");
+        let by_reqwest = Resolve::resolve(&dialer(), "mixed.test".parse().unwrap()).await;
+        assert!(by_reqwest.is_err(), "{addresses:?}");
+    }
+    // It was public when it was permitted, and is private when it is dialled.
+    let rebound = resolving([vec![public], vec![private]]);
+    assert!(rebound.permit(&origin).await.is_ok());
+    rebound.names.forget("mixed.test");
+    assert!(is_private(rebound.connect(&origin).await));
+    assert!(listener.accept().now_or_never().is_none(), "the private address was dialled");
+}
+
+#[test]
+fn hosts_may_send_a_name_to_our_own_listener() {
+    let model_hosts = ["own.test 127.0.0.1 8080", "port.test 127.0.0.1 -", "other.test 127.0.0.1 9000"].map(|line| {
+        let mut words = line.split(' ');
+        let mut word = || words.next().unwrap();
+        HostOverride { host: Host::parse(word()).unwrap(), address: word().parse().unwrap(), port: word().parse().ok() }
+    });
+    let policy = AddressPolicy::with_own(vec!["127.0.0.1:8080".parse().unwrap()]);
+    let dialer = Dialer::new(Reach { hosts: &model_hosts, policy, way_out: None }, &Tasks::default(), None);
+    let own = |authority: &str| {
+        let authority = Authority::parse(authority).unwrap();
+        dialer.is_own_listener_by_hosts(&Origin::new(Scheme::Http, authority))
+    };
+    assert_eq!((own("own.test"), own("own.test:1"), own("other.test:8080")), (Some(true), Some(true), Some(false)));
+    assert_eq!((own("port.test:8080"), own("port.test"), own("x.test:8080")), (Some(true), Some(false), None));
+}
+
+#[tokio::test]
+async fn a_dead_address_does_not_hide_a_live_one() {
+    let live = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let beside = Semaphore::new(1);
+    let stream = race(&[dead, live.local_addr().unwrap()], &beside, TcpStream::connect).await.unwrap();
+    assert_eq!(stream.peer_addr().unwrap(), live.local_addr().unwrap());
+    assert!(race(&[dead], &beside, TcpStream::connect).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_next_address_is_tried_after_a_failure_or_a_silence() {
+    let address = |last| SocketAddr::from(([192, 0, 2, last], 1));
+    // The last number says what becomes of an attempt.
+    let connect = |to: SocketAddr| async move {
+        match to.to_string().as_str() {
+            "192.0.2.1:1" => std::future::pending().await,
+            "192.0.2.2:1" => return Err(io::Error::other("refused")),
+            "192.0.2.3:1" => tokio::time::sleep(ATTEMPT_DELAY + Duration::from_millis(50)).await,
+            _ => {}
+        }
+        Ok(to)
+    };
+    for (beside, tried, wins, after_ms) in [
+        (8, &[4, 1][..], 4, 0),
+        (8, &[1, 4], 4, 250),
+        (8, &[2, 4], 4, 0),
+        (8, &[1, 2, 4], 4, 250),
+        (8, &[1, 1, 4], 4, 500),
+        (8, &[3, 1, 4], 3, 300),
+        (8, &[1, 3], 3, 550),
+        // One that is slow is given up where there is no place beside it.
+        (0, &[3, 4], 4, 250),
+        (1, &[3, 1, 4], 3, 300),
+        (1, &[1, 1, 4], 4, 500),
+        (1, &[1, 3], 3, 550),
+    ] {
+        let beside = Semaphore::new(beside);
+        let started = tokio::time::Instant::now();
+        let addresses: Vec<_> = tried.iter().map(|last| address(*last)).collect();
+        assert_eq!(race(&addresses, &beside, connect).await.unwrap(), address(wins), "{tried:?}");
+        let took = started.elapsed().as_millis();
+        // The timer counts whole milliseconds.
+        assert!((after_ms..after_ms + 5).contains(&took), "{tried:?}: {took} ms");
+    }
+}
