@@ -1,10 +1,11 @@
 //! Token answers in every shape that servers send.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue, header};
 
 use super::*;
+use crate::model::connection::Pointer;
 
 fn answer(status: u16, body: &str) -> Answer {
     Answer {
@@ -92,6 +93,38 @@ fn success_is_read_leniently() {
     check_with("\"error\":null", "t/-/-");
     check_with("\"error\":\"\"", "t/-/-");
     check_with("\"error\":false", "t/-/-");
+}
+
+/// The server's clock says when an absolute end comes; ours, which may differ, only where the server's is not told.
+#[test]
+fn an_absolute_end_counts_from_the_servers_own_clock() {
+    const RECEIVED: u64 = 1_767_225_600; // 2026-01-01T00:00:00Z
+    #[track_caller]
+    fn check(date: Option<&'static str>, end: &str, expected: Option<u64>) {
+        let body = format!(r#"{{"access_token":"t","expires_in":60,"until":{end}}}"#);
+        let received = SystemTime::UNIX_EPOCH + Duration::from_secs(RECEIVED);
+        let headers = date.map(|date| (header::DATE, HeaderValue::from_static(date))).into_iter().collect();
+        let answer = Answer { headers, received, ..answer(200, &body) };
+        let shape = TokenResponse { expires_at: Pointer::parse("/until"), ..TokenResponse::default() };
+        let posted = Posted::new("", &Vec::new(), Vec::new());
+        let set = read(&answer, &shape, Sent::Grant, &posted).expect("a token set");
+        // What is in the past is left aside, for `expires_in`.
+        let expected = expected.unwrap_or(60);
+        assert_eq!(set.expires_in, Some(Duration::from_secs(expected)), "{date:?} {end}");
+    }
+    const AT_TEN: &str = "\"2026-01-01T00:10:00Z\"";
+    let (right, behind, ahead) =
+        ("Thu, 01 Jan 2026 00:00:00 GMT", "Wed, 31 Dec 2025 23:00:00 GMT", "Thu, 01 Jan 2026 00:09:00 GMT");
+    let at_ten = (RECEIVED + 600).to_string();
+    let at_ten_ms = ((RECEIVED + 600) * 1000).to_string();
+    for end in [AT_TEN, &at_ten, &at_ten_ms, "\"Thu, 01 Jan 2026 00:10:00 GMT\""] {
+        check(None, end, Some(600));
+        check(Some(right), end, Some(600));
+        check(Some(behind), end, Some(3600 + 600));
+        check(Some(ahead), end, Some(60));
+        check(Some("Thu, 01 Jan 2026 02:00:00 GMT"), end, None);
+        check(Some("yesterday"), end, Some(600));
+    }
 }
 
 #[test]
