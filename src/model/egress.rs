@@ -84,6 +84,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn unmatched_hosts_are_open_at_the_ports_of_http_and_https_or_at_those_listed_alone() {
+        let open = |egress: &Egress| {
+            let ports = [80, 81, 443, 444, 8080, 8443];
+            ports.into_iter().filter(|port| egress.permit_unmatched(*port).is_ok()).collect::<Vec<_>>()
+        };
+        assert_eq!(open(&Egress::default()), [80, 443]);
+        assert_eq!(open(&Egress { connect_ports: vec![8443, 81], ..Egress::default() }), [81, 8443]);
+        assert!(open(&Egress { connect_ports: Vec::new(), ..Egress::default() }).is_empty());
+        assert!(open(&Egress { unmatched: Unmatched::Deny, ..Egress::default() }).is_empty());
+    }
+
+    #[test]
     fn names_hold_for_what_is_below_them_and_networks_for_literal_addresses() {
         #[track_caller]
         fn check(entry: &Bypass, host: &str, port: u16, expected: bool) {

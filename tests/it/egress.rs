@@ -138,6 +138,28 @@ async fn a_silent_name_server_delays_no_other_name_and_holds_few_threads() {
 }
 
 #[tokio::test]
+async fn connect_ports_are_those_of_http_and_https_or_those_listed_in_their_place() {
+    for (egress, open, closed) in [
+        ("egress: {unmatched: forward}\n", [80, 443], [81, 8443]),
+        ("egress: {connect_ports: [8443, 81]}\n", [81, 8443], [80, 443]),
+    ] {
+        let stage = Stage::start(egress).await;
+        for (ports, status) in [(open, 200), (closed, 403)] {
+            for port in ports {
+                let place = format!("evil.test:{port}");
+                let mut conn = Conn::open(stage.sidecar.proxy()).await;
+                conn.write(format!("CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n\r\n").as_bytes()).await;
+                let head = crate::tunnel::opened(&mut conn).await;
+                assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{egress} CONNECT {place}: {head}");
+                let (code, goes) = if status == 200 { ("", Evil) } else { ("egress_denied", Nowhere) };
+                let row = format!("{egress} GET {place}");
+                check(&stage, &row, &get(&format!("http://{place}/"), &place, ""), status, code, goes).await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn unmatched_hosts_are_reached_on_connect_ports_alone_by_tunnel_or_not() {
     const APPLIED: &str = "keybearer_config_reloads_total{outcome=\"applied\"}";
     let stage = Stage::start("egress: {connect_ports: [81]}\n").await;
