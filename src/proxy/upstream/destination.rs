@@ -73,3 +73,39 @@ impl Key {
         Key { origin, dialer: 0, tls: 0, server_name: None, protocol: Protocol::Any }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dial::{AddressPolicy, Reach};
+    use crate::model::origin::Authority;
+    use crate::tasks::Tasks;
+
+    fn destination(scheme: Scheme, tls_id: usize, server_name: Option<&str>) -> Destination {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let roots = rustls::RootCertStore::empty();
+        let config = Arc::new(builder.unwrap().with_root_certificates(roots).with_no_client_auth());
+        Destination {
+            origin: Origin::new(scheme, Authority::parse("api.test").unwrap()),
+            tls: Arc::new(TlsProfile { id: tls_id, any: config.clone(), http1: config }),
+            server_name: server_name.map(|name| Host::parse(name).unwrap()),
+            protocol: Protocol::Any,
+        }
+    }
+
+    #[test]
+    fn a_connection_is_shared_only_where_all_that_its_handshake_has_checked_is_equal() {
+        let reach = Reach { hosts: &[], policy: AddressPolicy::default(), way_out: None };
+        let dialer = Dialer::new(reach, &Tasks::default(), None);
+        let key = |scheme, tls, name| destination(scheme, tls, name).key(&dialer);
+        let https = |tls, name| key(Scheme::Https, tls, name);
+        assert_eq!(https(1, Some("one.test")), https(1, Some("one.test")));
+        assert_ne!(https(1, Some("one.test")), https(1, Some("two.test")), "another name in the certificate");
+        assert_ne!(https(1, Some("one.test")), https(1, None), "the host's own name");
+        assert_ne!(https(1, None), https(2, None), "other roots or another client certificate");
+        assert_eq!(key(Scheme::Http, 1, None), key(Scheme::Http, 2, None), "there is no handshake");
+        let named = key(Scheme::Https, 1, None);
+        assert_ne!(Key { dialer: named.dialer + 1, ..named.clone() }, named, "other rules for addresses");
+    }
+}
