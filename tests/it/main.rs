@@ -13,6 +13,7 @@ mod rig {
     pub mod redis;
     pub mod scripted;
     pub mod sidecar;
+    pub mod wall_clock;
     pub mod wire;
 }
 
@@ -46,6 +47,7 @@ mod grpc;
 mod http2;
 mod http2_forward;
 mod intercept;
+mod kept_connections;
 mod layers;
 mod lifecycle;
 mod limits;
@@ -64,6 +66,7 @@ mod requests;
 mod revocation;
 mod schema;
 mod service;
+mod sessions;
 mod signs;
 mod smoke;
 mod stage;

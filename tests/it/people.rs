@@ -17,6 +17,7 @@ use crate::rig::peers::{AuthorizationServer, Peers, Upstream, python, rig};
 use crate::rig::raw::{self, Answer};
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::{Sidecar, program};
+use crate::rig::wall_clock::WallClock;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const OPERATOR: &str = "an-operator-of-these-tests-0123456789";
@@ -230,17 +231,9 @@ async fn a_restarted_program_finishes_what_a_person_has_begun() {
 async fn a_link_and_what_was_begun_with_it_are_over_after_ten_minutes() {
     let server = AuthorizationServer::op(json!({})).await;
     let upstream = Upstream::start(&server).await;
-    let clock = tempfile::NamedTempFile::new().expect("a file");
-    let set = |text: &str| std::fs::write(clock.path(), text).expect("it is written");
-    set("+0");
-    let environment = [
-        ("LD_PRELOAD", "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1".to_owned()),
-        ("FAKETIME_TIMESTAMP_FILE", clock.path().display().to_string()),
-        ("FAKETIME_NO_CACHE", "1".to_owned()),
-        ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
-    ];
+    let clock = WallClock::start();
     let keys = format!("{}tokens: per_subject, ", web(&server));
-    let sidecar = Sidecar::start_in(&connection(&server, &upstream, "", "p-web", &keys), &environment).await;
+    let sidecar = Sidecar::start_in(&connection(&server, &upstream, "", "p-web", &keys), &clock.environment()).await;
     let sealed = link(&ask(&sidecar, "Keybearer-Subject: ann\r\n").await);
     let begun = call(sidecar.admin(), "POST", "/connections/crm/authorize", &json!({ "subject": "ann" })).await.json();
     let opened = begun["authorization_url"].as_str().expect("a link");
@@ -257,11 +250,11 @@ async fn a_link_and_what_was_begun_with_it_are_over_after_ten_minutes() {
         ]
     };
     let [.., early] = pages_of().await;
-    set("+9m");
+    clock.set("+9m");
     for shown in pages_of().await {
         assert_eq!(shown.status, 200, "{}", shown.text());
     }
-    set("+11m");
+    clock.set("+11m");
     // The operator is signed in still; the page of before is too old to confirm.
     let lines = format!("{}; {}", pages::cookie(&early).trim_end(), session.trim_start_matches("Cookie: "));
     let body = format!("confirmation={}", pages::confirmation(&early.text()));
