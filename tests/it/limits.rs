@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -85,6 +86,28 @@ async fn one_full_upstream_holds_up_no_other() {
     assert!(answer.header("retry-after").is_some());
     assert_eq!(raw::get_through(stage.sidecar.proxy(), "http://evil.test/", "").await.status, 200, "RS-11");
     assert_eq!(stage.good.count(), 2, "the queue waits");
+}
+
+#[tokio::test]
+async fn a_queued_request_that_finds_no_place_in_time_hears_that_there_is_none() {
+    let top = "limits: {per_upstream: 1, queued_per_upstream: 8}\ntimeouts: {connect: 1s, response_head: 30s}\n";
+    let stage = patient(top).await;
+    let mut held = Conn::open(stage.sidecar.proxy()).await;
+    held.write(b"GET http://good.test/silent HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    until("a held request", || stage.good.count() == 1).await;
+    let begun = Instant::now();
+    let answers = futures_util::future::join_all((0..3).map(|_| raw::send(stage.sidecar.proxy(), GET))).await;
+    for answer in answers {
+        assert_eq!((answer.status, answer.code()), (503, "overloaded"), "{}", answer.text());
+        assert!(answer.header("retry-after").is_some());
+    }
+    assert!(begun.elapsed() >= s(1.0), "they were not queued: {:?}", begun.elapsed());
+    assert_eq!(stage.good.count(), 1, "none of them was sent");
+    stage.sidecar.until_metric("keybearer_requests_in_flight", |value| value == 1.0).await;
+    // Their places in the queue are free again, and so is the upstream once the first request has ended.
+    drop(held);
+    stage.sidecar.until_metric("keybearer_requests_in_flight", |value| value == 0.0).await;
+    assert_eq!(raw::send(stage.sidecar.proxy(), GET).await.status, 200);
 }
 
 #[tokio::test]
