@@ -136,6 +136,33 @@ async fn what_has_ended_keeps_its_status() {
     }
 }
 
+/// Who declined, and for which connection, is on record, as what somebody has connected is.
+#[tokio::test]
+async fn a_declined_consent_is_one_record_of_the_audit() {
+    let stage = Stage::with_code(|_, _| granted("token", 600)).await;
+    for (query, code) in [
+        ("error=access_denied&error_description=not+today", "access_denied"),
+        ("error=temporarily_unavailable", "temporarily_unavailable"),
+    ] {
+        let begun = stage.begin().await;
+        let (callback, cookies) = stage.confirmed(&begun).await;
+        assert_eq!(stage.visit(&format!("{callback}&{query}"), &cookies).await.status, 400);
+        assert_eq!(stage.ended(&begun).await, code);
+        // The second time it has ended already, which changes nothing.
+        assert_eq!(stage.visit(&format!("{callback}&{query}"), &cookies).await.status, 400);
+        let word = format!("\"code\":\"{code}\"");
+        let record: Value = serde_json::from_str(&stage.sidecar.logged(&word).await).expect("JSON");
+        let fields = ["audit", "user", "connection", "profile", "method", "path"].map(|name| text(&record[name]));
+        assert_eq!(fields, ["change", "ops", "crm", "default", "GET", "/oauth/callback"], "{record}");
+        assert_eq!(record["status"], 400, "{record}");
+        assert!(text(&record["from"]).starts_with("127.0.0.1:"), "{record}");
+        let log = stage.sidecar.log();
+        let records = log.lines().filter(|line| line.contains("\"audit\":\"change\"") && line.contains(&word));
+        assert_eq!(records.count(), 1, "{log}");
+    }
+    assert_eq!(stage.server.count(), 0);
+}
+
 #[tokio::test]
 async fn a_new_start_replaces_the_pending_one_of_its_token_unless_that_is_being_exchanged() {
     let stage = Stage::with_code(|_, _| granted("token", 600).late(SLOW)).await;
