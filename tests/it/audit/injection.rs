@@ -107,7 +107,7 @@ async fn stays_one(format: &str, audit: &str) {
         }
     }
     if !audit.is_empty() {
-        let text = std::fs::read_to_string(scene.path()).expect("the audit");
+        let text = scene.lines_of_file().expect("the audit");
         assert!(!text.chars().any(|c| c != '\n' && misleads(c)), "{text:?}");
         let (uses, denials) = (scene.of("use"), scene.of("denial"));
         assert!(!uses.is_empty() && denials.len() > 40, "{} {}", uses.len(), denials.len());

@@ -33,7 +33,7 @@ async fn a_request_has_at_most_one_line_and_a_denial_always_has_one() {
         // A sidecar says where it listens at the level info, so what is tried here begins with a reload.
         let scene = Scene::start("log: {format: json}\n").await;
         scene.write(&format!("log: {{format: json, {log}}}\naudit: {{to: {audit}}}\n"), "");
-        scene.sidecar.until_metric("keybearer_config_reloads_total{outcome=\"applied\"}", |value| value == 1.0).await;
+        scene.reload().await;
         assert_eq!(scene.get("http://api.test/", "").await.status, 200);
         assert_eq!(scene.get("http://down.test/", "").await.status, 502);
         assert_eq!(scene.get("http://scoped.test/", "").await.status, 403);
@@ -96,8 +96,7 @@ async fn a_request_is_found_by_our_id_and_by_the_callers_own() {
     let id = answer["request_id"].as_str().expect("an id").to_owned();
     assert_ne!(id, "0123456789abcdef");
     scene.sidecar.logged(&format!("\"request_id\":\"{id}\"")).await;
-    until("our id is in the audit", || std::fs::read_to_string(scene.path()).is_ok_and(|text| text.contains(&id)))
-        .await;
+    until("our id is in the audit", || scene.lines_of_file().is_some_and(|text| text.contains(&id))).await;
 }
 
 #[tokio::test]
