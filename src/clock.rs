@@ -1,24 +1,28 @@
-//! What time it is, on two clocks: since boot (counting suspension) and by the wall.
+//! The two clocks: time since boot, suspension included, and wall time.
 //!
-//! A token's life is kept on both: the wall clock may be set, the boot clock may be frozen with a virtual machine.
-//! Whatever is due or over by either of them is due or over.
+//! A token's life is kept on both: the wall clock may be set, and a virtual machine may freeze the boot clock.
+//! Invariant: what is due or over on either clock is due or over.
+//! Not here: the types of a moment and their arithmetic (`model::time`).
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use rustix::time::{ClockId, clock_gettime};
+
+use crate::model::time::{BootTime, WallTime};
 
 /// One moment on both clocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Now {
-    /// Since boot, suspension included (`CLOCK_BOOTTIME`).
-    pub boot: Duration,
-    /// Since the Unix epoch.
-    pub wall: Duration,
+    pub boot: BootTime,
+    pub wall: WallTime,
 }
 
 impl Now {
+    /// Later than any moment that either clock shows.
+    pub const NEVER: Now = Now { boot: BootTime::MAX, wall: WallTime::MAX };
+
     pub fn plus(self, span: Duration) -> Now {
-        Now { boot: self.boot.saturating_add(span), wall: self.wall.saturating_add(span) }
+        Now { boot: self.boot + span, wall: self.wall + span }
     }
 
     /// The later of two moments, on each clock.
@@ -31,19 +35,18 @@ impl Now {
         Now { boot: self.boot.min(other.boot), wall: self.wall.min(other.wall) }
     }
 
-    /// True once either clock says that `moment` has come.
+    /// True once either clock shows `moment` or later.
     pub fn reached(self, moment: Now) -> bool {
         self.boot >= moment.boot || self.wall >= moment.wall
     }
 
-    /// How long until `moment` comes by the clock on which it comes first.
+    /// The span until `moment`, on the clock that reaches it first.
     pub fn until(self, moment: Now) -> Duration {
-        let boot = moment.boot.saturating_sub(self.boot);
-        boot.min(moment.wall.saturating_sub(self.wall))
+        moment.boot.since(self.boot).min(moment.wall.since(self.wall))
     }
 }
 
-/// Where `Now` comes from; cloned freely.
+/// Source of [`Now`]; cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Clock {
     #[cfg(test)]
@@ -62,24 +65,24 @@ impl Clock {
         }
         let boot = clock_gettime(ClockId::Boottime);
         let boot = Duration::new(boot.tv_sec.unsigned_abs(), u32::try_from(boot.tv_nsec).unwrap_or(0));
-        Now { boot, wall: wall_now() }
+        Now { boot: BootTime::new(boot), wall: wall_now() }
     }
 }
 
 #[allow(clippy::disallowed_methods, reason = "the one place that reads the wall clock for token lifetimes")]
-fn wall_now() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+fn wall_now() -> WallTime {
+    WallTime::from_system(SystemTime::now())
 }
 
 #[cfg(test)]
 mod simulated {
-    //! A clock that follows tokio's (paused) time, with a wall that can be set and a machine that can be suspended.
+    //! A clock that follows tokio's (paused) time, on a machine that can be suspended and whose wall clock can be set.
 
     use std::sync::atomic::{AtomicI64, Ordering};
     use std::sync::{Arc, Mutex};
     use std::time::Duration;
 
-    use super::{Clock, Now};
+    use super::{BootTime, Clock, Now, WallTime};
 
     #[derive(Debug)]
     pub struct Simulated {
@@ -93,7 +96,7 @@ mod simulated {
             let boot = Duration::from_secs(1000) + self.start.elapsed() + *self.suspended.lock().unwrap();
             let offset = self.wall_offset_seconds.load(Ordering::Relaxed);
             let wall = Duration::from_secs(1_800_000_000u64.saturating_add_signed(offset)) + boot;
-            Now { boot, wall }
+            Now { boot: BootTime::new(boot), wall: WallTime::new(wall) }
         }
     }
 

@@ -37,6 +37,7 @@ use url::Url;
 use crate::clock::Clock;
 use crate::model::connection::{Connection, Grant};
 use crate::model::secret::Secret;
+use crate::model::time::BootTime;
 use crate::model::token::{RefreshToken, Subject, TokenSet};
 use crate::script::Script;
 use crate::telemetry::traces::Tracer;
@@ -71,8 +72,9 @@ pub struct Whose<'a> {
     pub token: Option<&'a Secret>,
     /// What a person has brought.
     pub consented: Option<&'a Consented>,
-    /// By the clock since boot: a request that has not left before is given up. Then somebody else may have the right to it.
-    pub sent_before: Option<Duration>,
+    /// Deadline for sending: a request that has not left by then is given up, because another process may then have the
+    /// right to send it.
+    pub sent_before: Option<BootTime>,
     /// The refresh before this one got a 400 without a body.
     pub after_empty_400: bool,
 }

@@ -15,7 +15,6 @@ mod value;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rhai::{AST, Dynamic, Map};
 
@@ -25,6 +24,7 @@ pub use response::{Answered, Response, TEXT_BYTES_MAX};
 pub use sandbox::CALL_TIME_MAX;
 
 use crate::model::secret::Secret;
+use crate::model::time::WallTime;
 use sandbox::Sandbox;
 use value::{entry, text};
 
@@ -54,8 +54,8 @@ pub struct Context {
     pub subject: Option<String>,
     pub grant: String,
     pub variables: Vec<(String, Secret)>,
-    /// Since the Unix epoch, for `now()`.
-    pub now: Duration,
+    /// For `now()`.
+    pub now: WallTime,
 }
 
 impl Script {

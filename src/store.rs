@@ -29,6 +29,7 @@ use crate::clock::Now;
 use crate::model::Name;
 use crate::model::connection::{Connection, Identity, OriginSet};
 use crate::model::secret::Secret;
+use crate::model::time::WallTime;
 use crate::model::token::{AccessToken, RefreshToken, TokenKey};
 pub use counted::Counted;
 pub use embedded::EmbeddedStore;
@@ -69,7 +70,7 @@ impl StoredToken {
 
     /// A refresh has left its refresh token as it was, so the server does not rotate.
     pub fn outlasts_refreshes(&self) -> bool {
-        !self.refresh_life.since.is_zero() && self.refresh_life.since < self.obtained.wall
+        self.refresh_life.since.is_some_and(|since| since < self.obtained.wall)
     }
 
     /// Is it an access token alone, which is over by both clocks? A refresh token ends with the server's refusal, whatever
@@ -83,8 +84,8 @@ impl StoredToken {
 /// How long the refresh token is good for, as far as anybody has said: a forecast, on which nothing is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RefreshLife {
-    /// When the request left that brought it, since the Unix epoch. An answer that repeats the token changes nothing.
-    pub since: Duration,
+    /// When the request that brought it left; `None`: unknown. A response that repeats the token changes nothing.
+    pub since: Option<WallTime>,
     /// As the answer stated it.
     pub stated: Option<Duration>,
 }
@@ -226,9 +227,9 @@ pub trait Store: Send + Sync {
     /// What was noted under `name`, unless its time is over.
     fn note<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Note>>;
 
-    /// Notes something until `ends` (since the Unix epoch) in place of the version `over`, or where nothing is noted;
+    /// Notes something until `ends` in place of the version `over`, or where nothing is noted;
     /// false: another writer was quicker. In a full share ([`share_of`]) the note that ends first is dropped for a new one.
-    fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: Duration, over: Option<u64>) -> StoreFuture<'a, bool>;
+    fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: WallTime, over: Option<u64>) -> StoreFuture<'a, bool>;
 
     /// Was the record of version `after`, or a later one, removed on purpose, rather than lost?
     fn was_removed<'a>(&'a self, key: &'a TokenKey, after: u64) -> StoreFuture<'a, bool> {

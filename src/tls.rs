@@ -9,7 +9,6 @@ mod verifier;
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -26,6 +25,7 @@ pub use proxied::Proxied;
 use crate::model::connection::ClientCertificate;
 use crate::model::san::San;
 use crate::model::secret::Secret;
+use crate::model::time::WallTime;
 use crate::model::{ListenerTls, Roots};
 use proxied::ByName;
 use verifier::{Anchors, ServerVerifier};
@@ -205,11 +205,11 @@ pub fn read_roots(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, RootsError
     Ok(certificates)
 }
 
-/// The end of a certificate's validity (RFC 5280 §4.1.2.5), since the Unix epoch; `None` where it cannot be read.
-pub fn expiry(certificate: &CertificateDer<'_>) -> Option<Duration> {
+/// The end of a certificate's validity (RFC 5280 §4.1.2.5); `None` where it cannot be read.
+pub fn expiry(certificate: &CertificateDer<'_>) -> Option<WallTime> {
     let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
     // Before 1970 is over, too.
-    Some(Duration::from_secs(certificate.validity().not_after.timestamp().try_into().unwrap_or(0)))
+    Some(WallTime::from_secs(certificate.validity().not_after.timestamp().try_into().unwrap_or(0)))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

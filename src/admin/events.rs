@@ -18,7 +18,7 @@ use tokio::time::{Interval, interval};
 
 use super::Admin;
 use super::problem::Problem;
-use crate::model::time::rfc3339;
+use crate::model::time::{WallTime, rfc3339};
 use crate::model::token::TokenKey;
 use crate::telemetry::events::Event;
 
@@ -27,7 +27,7 @@ pub const LISTENERS_MAX: usize = 32;
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
 struct Listening {
-    receiver: Receiver<(Duration, Event)>,
+    receiver: Receiver<(WallTime, Event)>,
     heartbeat: Interval,
     _place: OwnedSemaphorePermit,
 }
@@ -59,7 +59,7 @@ impl Listening {
     }
 }
 
-fn written(at: Duration, event: &Event) -> String {
+fn written(at: WallTime, event: &Event) -> String {
     let at = rfc3339(at);
     let token = |key: &TokenKey| (key.connection.as_str().to_owned(), key.profile.as_str().to_owned());
     match event {

@@ -22,7 +22,7 @@ use super::body::body;
 use super::problem::Problem;
 use super::{Admin, cookie};
 use crate::model::secret::SecretDigest;
-use crate::model::time::rfc3339;
+use crate::model::time::{WallTime, rfc3339};
 use crate::model::{Name, User};
 use crate::store::SealedIn;
 
@@ -70,7 +70,7 @@ pub async fn delete(State(admin): State<Admin>, headers: HeaderMap) -> Response 
 pub struct Made {
     pub cookie: HeaderValue,
     value: String,
-    ends: Duration,
+    ends: WallTime,
 }
 
 pub fn begin(admin: &Admin, user: &User, headers: &HeaderMap) -> Result<Made, Problem> {
@@ -91,7 +91,7 @@ pub fn asker(admin: &Admin, method: &Method, headers: &HeaderMap, from: SocketAd
     }
     let sealed = (value.len() <= COOKIE_CHARS_MAX).then(|| BASE64_URL_SAFE_NO_PAD.decode(&value).ok())??;
     let (ends, text) = admin.seal.open(PLACE, &sealed).ok()?;
-    if admin.clock.now().wall >= Duration::from_secs(ends) {
+    if admin.clock.now().wall >= WallTime::from_secs(ends) {
         return None;
     }
     let (name, digest) = std::str::from_utf8(&text).ok()?.split_once('\n')?;

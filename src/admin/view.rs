@@ -214,7 +214,7 @@ pub fn stored(own: &Connection, key: &TokenKey, record: &Result<StoredToken, Sto
     let outdated = token.is_some_and(|token| own.grant.needs_person() && !token.is_of(own));
     let ends = token.filter(|token| matches!(token.refresh, Refresh::Token(_))).and_then(|token| {
         let life = token.refresh_life;
-        Some(life.since + life.stated.or(lifespan)?).filter(|_| !life.since.is_zero())
+        Some(life.since? + life.stated.or(lifespan)?)
     });
     let refused = token.and_then(|token| match &token.refresh {
         _ if outdated => Some(Consent::Changed.code()),
@@ -296,6 +296,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::model::time::{BootTime, WallTime};
     use crate::model::token::AccessToken;
     use crate::store::RefreshLife;
 
@@ -307,7 +308,7 @@ mod tests {
                 identity: own.identity(),
                 origins: Arc::new(own.origins()),
                 access_token: AccessToken::parse("t").unwrap(),
-                obtained: Now { boot: Duration::ZERO, wall: Duration::ZERO },
+                obtained: Now { boot: BootTime::default(), wall: WallTime::default() },
                 lifetime: Duration::from_secs(60),
                 scopes: None,
                 refresh: Refresh::Refused { error: "invalid_grant".to_owned() },

@@ -7,7 +7,6 @@ use std::io::{self, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
 
 use clap::{Args, Subcommand};
 use rustls::pki_types::CertificateDer;
@@ -149,7 +148,7 @@ pub fn export(certificate: &Path, bundle: bool) -> Result<String, String> {
     }
     let ended = own.first().and_then(tls::expiry).filter(|end| *end <= Clock::system().now().wall);
     if let Some(end) = ended {
-        let date = httpdate::fmt_http_date(UNIX_EPOCH + end);
+        let date = httpdate::fmt_http_date(end.to_system());
         eprintln!("warning: {} ended on {date}; make a new CA with `keybearer ca init`", certificate.display());
     }
     Ok(tls::to_pem(own.iter().chain(&roots)))

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use super::conflict::callers_meet;
 use super::connection::Draft;
@@ -15,6 +15,7 @@ use super::{pem, reference};
 use crate::clock::Clock;
 use crate::model::Interception;
 use crate::model::connection::{HostPattern, Place, PortRule, Route};
+use crate::model::time::WallTime;
 use crate::tls::{self, authority};
 
 /// A CA that ends sooner is warned of.
@@ -50,8 +51,8 @@ pub fn interception(spot: &Spot<'_>, sink: &mut Sink) -> Option<Interception> {
     }
 }
 
-fn check_end(end: Duration, at: &Spot<'_>, path: &Path, sink: &mut Sink) -> bool {
-    let (now, date) = (Clock::system().now().wall, httpdate::fmt_http_date(UNIX_EPOCH + end));
+fn check_end(end: WallTime, at: &Spot<'_>, path: &Path, sink: &mut Sink) -> bool {
+    let (now, date) = (Clock::system().now().wall, httpdate::fmt_http_date(end.to_system()));
     let hint = "make another with `keybearer ca init`, and let clients trust it";
     if end <= now {
         at.problem(sink, format!("{} ended on {date}", path.display()), hint);

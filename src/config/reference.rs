@@ -7,7 +7,6 @@ use std::fs::File;
 use std::io::{ErrorKind, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::time::UNIX_EPOCH;
 
 use rustls::pki_types::CertificateDer;
 
@@ -304,7 +303,7 @@ pub fn warn_of_expired(certificates: &[CertificateDer<'_>], item: &Spot<'_>, pat
     let now = Clock::system().now().wall;
     let ended = certificates.iter().filter_map(tls::expiry).filter(|end| *end <= now).min();
     if let Some(end) = ended {
-        let date = httpdate::fmt_http_date(UNIX_EPOCH + end);
+        let date = httpdate::fmt_http_date(end.to_system());
         let message = format!("{} holds a certificate that expired on {date}", path.display());
         item.warning(sink, message, "replace it, or take it out");
     }

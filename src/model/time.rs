@@ -1,23 +1,134 @@
-//! Times as the API and the audit write them: RFC 3339 in UTC.
+//! Moments on the two clocks, and RFC 3339 in UTC, in which the API and the audit write wall time.
+//!
+//! Invariant: a moment is never mixed up with a span, nor a moment of one clock with one of the other. Arithmetic
+//! saturates: a moment before the clock's start is its start, a moment past its range is the last one.
 
-use std::time::Duration;
+use std::ops::{Add, Sub};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const DAY_S: u64 = 24 * 3600;
 /// 9999-12-31T23:59:59Z: RFC 3339 has no later year.
 const LAST_S: u64 = 253_402_300_799;
+/// The last whole second that [`SystemTime`] holds.
+const SYSTEM_MAX: Duration = Duration::from_secs(i64::MAX.unsigned_abs());
 
-/// `since_epoch` is wall time; what is finer than a second is dropped.
-pub fn rfc3339(since_epoch: Duration) -> String {
-    format!("{}Z", seconds(since_epoch))
+/// A moment on the boot clock (`CLOCK_BOOTTIME`): time since boot, suspension included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct BootTime(Duration);
+
+impl BootTime {
+    pub const MAX: BootTime = BootTime(Duration::MAX);
+
+    pub const fn new(since_boot: Duration) -> BootTime {
+        BootTime(since_boot)
+    }
+
+    pub fn since_boot(self) -> Duration {
+        self.0
+    }
+
+    /// The span from `earlier` to here; zero if `earlier` is later.
+    pub fn since(self, earlier: BootTime) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+impl Add<Duration> for BootTime {
+    type Output = BootTime;
+
+    fn add(self, span: Duration) -> BootTime {
+        BootTime(self.0.saturating_add(span))
+    }
+}
+
+impl Sub<Duration> for BootTime {
+    type Output = BootTime;
+
+    fn sub(self, span: Duration) -> BootTime {
+        BootTime(self.0.saturating_sub(span))
+    }
+}
+
+/// A moment on the wall clock: time since the Unix epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct WallTime(Duration);
+
+impl WallTime {
+    pub const MAX: WallTime = WallTime(Duration::MAX);
+
+    pub const fn new(since_epoch: Duration) -> WallTime {
+        WallTime(since_epoch)
+    }
+
+    pub const fn from_secs(since_epoch_s: u64) -> WallTime {
+        WallTime(Duration::from_secs(since_epoch_s))
+    }
+
+    pub const fn from_millis(since_epoch_ms: u64) -> WallTime {
+        WallTime(Duration::from_millis(since_epoch_ms))
+    }
+
+    /// A moment before the epoch counts as the epoch.
+    pub fn from_system(time: SystemTime) -> WallTime {
+        WallTime(time.duration_since(UNIX_EPOCH).unwrap_or_default())
+    }
+
+    pub fn to_system(self) -> SystemTime {
+        UNIX_EPOCH + self.0.min(SYSTEM_MAX)
+    }
+
+    pub fn since_epoch(self) -> Duration {
+        self.0
+    }
+
+    /// Whole seconds since the Unix epoch.
+    pub fn as_secs(self) -> u64 {
+        self.0.as_secs()
+    }
+
+    /// Whole milliseconds since the Unix epoch.
+    pub fn as_millis(self) -> u64 {
+        u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    pub fn as_secs_f64(self) -> f64 {
+        self.0.as_secs_f64()
+    }
+
+    /// The span from `earlier` to here; zero if `earlier` is later.
+    pub fn since(self, earlier: WallTime) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+impl Add<Duration> for WallTime {
+    type Output = WallTime;
+
+    fn add(self, span: Duration) -> WallTime {
+        WallTime(self.0.saturating_add(span))
+    }
+}
+
+impl Sub<Duration> for WallTime {
+    type Output = WallTime;
+
+    fn sub(self, span: Duration) -> WallTime {
+        WallTime(self.0.saturating_sub(span))
+    }
+}
+
+/// Fractions of a second are dropped.
+pub fn rfc3339(at: WallTime) -> String {
+    format!("{}Z", seconds(at))
 }
 
 /// The same with milliseconds.
-pub fn rfc3339_ms(since_epoch: Duration) -> String {
-    format!("{}.{:03}Z", seconds(since_epoch), since_epoch.subsec_millis())
+pub fn rfc3339_ms(at: WallTime) -> String {
+    format!("{}.{:03}Z", seconds(at), at.0.subsec_millis())
 }
 
-fn seconds(since_epoch: Duration) -> String {
-    let seconds = since_epoch.as_secs().min(LAST_S);
+fn seconds(at: WallTime) -> String {
+    let seconds = at.as_secs().min(LAST_S);
     let (days, second) = (seconds / DAY_S, seconds % DAY_S);
     // Days are counted from 0000-03-01, so that a leap day ends its year; 400 years have 146 097 days.
     let days = days + 719_468;
@@ -32,8 +143,8 @@ fn seconds(since_epoch: Duration) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}")
 }
 
-/// A time since the Unix epoch, with a zone and perhaps a fraction (RFC 3339 §5.6); `None` for anything else.
-pub fn parse_rfc3339(text: &str) -> Option<Duration> {
+/// A moment with a zone and perhaps a fraction (RFC 3339 §5.6); `None` for anything else.
+pub fn parse_rfc3339(text: &str) -> Option<WallTime> {
     let number = |range: std::ops::Range<usize>, of: &str| {
         let digits = of.get(range).filter(|part| part.bytes().all(|b| b.is_ascii_digit()))?;
         digits.parse::<i64>().ok()
@@ -67,7 +178,7 @@ pub fn parse_rfc3339(text: &str) -> Option<Duration> {
     let (era, year) = (year.div_euclid(400), year.rem_euclid(400));
     let days = era * 146_097 + year * 365 + year / 4 - year / 100 + (153 * month + 2) / 5 + day - 1 - 719_468;
     let seconds = days * 86_400 + hour * 3600 + minute * 60 + second - offset_s;
-    Some(Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanos).ok()?))
+    Some(WallTime(Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanos).ok()?)))
 }
 
 #[cfg(test)]
@@ -76,15 +187,15 @@ mod tests {
 
     #[track_caller]
     fn check(seconds: u64, expected: &str) {
-        assert_eq!(rfc3339(Duration::from_secs(seconds)), expected);
+        assert_eq!(rfc3339(WallTime::from_secs(seconds)), expected);
     }
 
     #[test]
     fn times_are_read_with_zone_and_fraction() {
         for seconds in [0, 951_782_399, 951_782_400, 951_868_800, 1_704_067_199, 4_107_542_400] {
-            assert_eq!(parse_rfc3339(&rfc3339(Duration::from_secs(seconds))), Some(Duration::from_secs(seconds)));
+            assert_eq!(parse_rfc3339(&rfc3339(WallTime::from_secs(seconds))), Some(WallTime::from_secs(seconds)));
         }
-        let expected = Some(Duration::from_millis(1_709_210_096_500));
+        let expected = Some(WallTime::from_millis(1_709_210_096_500));
         for text in ["2024-02-29T12:34:56.5Z", "2024-02-29t14:34:56.500+02:00", "2024-02-29 07:04:56.5000-05:30"] {
             assert_eq!(parse_rfc3339(text), expected, "{text}");
         }
@@ -103,6 +214,22 @@ mod tests {
     }
 
     #[test]
+    fn arithmetic_saturates_at_both_ends_of_a_clock() {
+        let second = Duration::from_secs(1);
+        assert_eq!(BootTime::default() - second, BootTime::default());
+        assert_eq!(BootTime::MAX + second, BootTime::MAX);
+        assert_eq!((BootTime::default() + second).since(BootTime::default()), second);
+        assert_eq!(BootTime::default().since(BootTime::MAX), Duration::ZERO);
+        assert_eq!(WallTime::from_secs(1) - 2 * second, WallTime::default());
+        assert_eq!(WallTime::MAX + second, WallTime::MAX);
+        assert_eq!(WallTime::from_secs(5).since(WallTime::from_secs(3)), 2 * second);
+        assert_eq!(WallTime::from_secs(3).since(WallTime::from_secs(5)), Duration::ZERO);
+        assert_eq!(WallTime::from_system(UNIX_EPOCH - second), WallTime::default());
+        assert_eq!(WallTime::from_secs(1).to_system(), UNIX_EPOCH + second);
+        assert!(WallTime::MAX.to_system() > UNIX_EPOCH);
+    }
+
+    #[test]
     fn times_are_written_in_utc() {
         check(0, "1970-01-01T00:00:00Z");
         check(951_782_399, "2000-02-28T23:59:59Z");
@@ -113,6 +240,6 @@ mod tests {
         check(4_107_542_399, "2100-02-28T23:59:59Z");
         check(4_107_542_400, "2100-03-01T00:00:00Z");
         check(u64::MAX, "9999-12-31T23:59:59Z");
-        assert_eq!(rfc3339_ms(Duration::from_millis(1_709_210_096_007)), "2024-02-29T12:34:56.007Z");
+        assert_eq!(rfc3339_ms(WallTime::from_millis(1_709_210_096_007)), "2024-02-29T12:34:56.007Z");
     }
 }

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::jwt::{self, SigningKey};
 use crate::model::connection::{Algorithm, AssertionKey, Audience, JwtAssertion};
 use crate::model::secret::Secret;
+use crate::model::time::WallTime;
 
 use super::failure::{Failure, Refusal};
 
@@ -22,8 +23,7 @@ const CLIENT_ASSERTION_LIFETIME: Duration = Duration::from_secs(60);
 pub struct Moment<'a> {
     pub token_url: &'a str,
     pub issuer: Option<&'a str>,
-    /// Since the Unix epoch.
-    pub now: Duration,
+    pub now: WallTime,
 }
 
 /// A key with all that the JWTs signed by it have in common.

@@ -122,13 +122,15 @@ fn encode(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
 
     use super::*;
     use crate::model::connection::{Algorithm, Audience};
 
-    const MOMENT: Moment<'_> =
-        Moment { token_url: "https://as.test/t", issuer: None, now: Duration::from_secs(1_700_000_000) };
+    const MOMENT: Moment<'_> = Moment {
+        token_url: "https://as.test/t",
+        issuer: None,
+        now: crate::model::time::WallTime::from_secs(1_700_000_000),
+    };
 
     /// The fields that were added, and the credentials.
     #[track_caller]

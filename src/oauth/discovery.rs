@@ -16,6 +16,7 @@ use url::{Host as UrlHost, Url};
 
 use crate::dial::Dialer;
 use crate::model::origin::Host;
+use crate::model::time::BootTime;
 
 use super::failure::{Failure, Reason, Refusal};
 use super::json::{Json, Members};
@@ -67,7 +68,7 @@ pub struct Discovery {
 
 #[derive(Default)]
 struct Found {
-    metadata: OnceCell<(Arc<Metadata>, Duration)>,
+    metadata: OnceCell<(Arc<Metadata>, BootTime)>,
 }
 
 /// Why there is no metadata at one location.
@@ -92,10 +93,10 @@ impl Discovery {
         Discovery { issuer, http, dialer, allow_cleartext, mutual_tls, found: ArcSwap::default() }
     }
 
-    /// `boot`: now. Whoever asks meanwhile waits for the same answer.
-    pub async fn metadata(&self, boot: Duration) -> Result<Arc<Metadata>, Failure> {
+    /// Concurrent callers share one request. `boot`: now.
+    pub async fn metadata(&self, boot: BootTime) -> Result<Arc<Metadata>, Failure> {
         let found = self.found.load_full();
-        if found.metadata.get().is_some_and(|(_, at)| boot.saturating_sub(*at) > GOOD_FOR) {
+        if found.metadata.get().is_some_and(|(_, at)| boot.since(*at) > GOOD_FOR) {
             self.forget();
             return Box::pin(self.metadata(boot)).await;
         }

@@ -7,7 +7,7 @@ use std::error::Error;
 use std::io::{self, Read as _};
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use flate2::read::MultiGzDecoder;
@@ -19,6 +19,7 @@ use zeroize::Zeroizing;
 use super::failure::Reason;
 use super::posted::printable;
 use crate::clock::Clock;
+use crate::model::time::BootTime;
 
 /// Longest answer that is read, in bytes; the same once more for what it decodes to.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
@@ -75,11 +76,11 @@ fn is_tls(error: &(dyn Error + 'static)) -> bool {
     error.is::<rustls::Error>() || wrapped.is_some_and(|inner| is_tls(inner))
 }
 
-/// A form that is given out before a moment of the clock since boot, or not at all: the process may have stood still
-/// between the decision to send it and a connection to send it on.
+/// A form that is sent before a deadline or not at all: the process may be suspended between the decision to send it and
+/// the connection to send it on.
 pub struct Timely {
     form: Option<Bytes>,
-    before: Duration,
+    before: BootTime,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +88,7 @@ pub struct Timely {
 pub struct TooLate;
 
 impl Timely {
-    pub fn new(form: String, before: Duration) -> Timely {
+    pub fn new(form: String, before: BootTime) -> Timely {
         Timely { form: Some(form.into()), before }
     }
 }

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use crate::clock::Clock;
 use crate::config;
+use crate::model::time::WallTime;
 
 /// A change is acted on when nothing has happened for this long, so that a half-written file is not read.
 const QUIET: Duration = Duration::from_millis(200);
@@ -55,10 +56,10 @@ impl Look {
         }
     }
 
-    /// Could a change just after this look go unseen? `wall`: when it was taken, since the Unix epoch.
-    fn is_recent(&self, wall: Duration) -> bool {
+    /// Could a change just after this look go unseen? `wall`: when it was taken.
+    fn is_recent(&self, wall: WallTime) -> bool {
         let Look::File { changed: (seconds, nanoseconds), .. } = *self else { return false };
-        let seconds = Duration::from_secs(seconds.try_into().unwrap_or(0));
+        let seconds = WallTime::from_secs(seconds.try_into().unwrap_or(0));
         let changed = seconds + Duration::from_nanos(nanoseconds.try_into().unwrap_or(0));
         changed + CLOCK_RESOLUTION_MAX >= wall
     }

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use url::Url;
@@ -13,6 +12,7 @@ use crate::clock::Clock;
 use crate::dial::{AddressPolicy, Dialer, Reach, WayOut};
 use crate::model::connection::Connection;
 use crate::model::origin::Host;
+use crate::model::time::WallTime;
 use crate::model::token::TokenKey;
 use crate::model::{Listener, Model, Name, Roots, Tracing};
 use crate::oauth::{ClientError, HttpClients, TokenEndpoint};
@@ -221,7 +221,7 @@ fn authority(model: &Model, before: Option<&Snapshot>) -> Result<Option<Arc<Auth
 }
 
 /// Of each bundle of certificates in the configuration the first end.
-fn certificates(model: &Model) -> Vec<(CertificateUse, String, Duration)> {
+fn certificates(model: &Model) -> Vec<(CertificateUse, String, WallTime)> {
     let mut found = Vec::new();
     let mut add = |r#use, name: &str, roots: &mut dyn Iterator<Item = &Roots>| {
         let ends = roots.flat_map(|roots| roots.iter()).filter_map(tls::expiry);

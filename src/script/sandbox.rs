@@ -19,6 +19,7 @@ use rhai::{AST, CallFnOptions, Dynamic, Engine, EvalAltResult, Module, Optimizat
 
 use super::failure::{Failure, ScriptError};
 use super::functions;
+use crate::model::time::WallTime;
 
 /// The longest time of one call.
 pub const CALL_TIME_MAX: Duration = Duration::from_millis(250);
@@ -89,7 +90,7 @@ impl Sandbox {
         Err(ScriptError::at(at, message))
     }
 
-    /// Calls `function` of `ast`; `now` is since the Unix epoch.
+    /// Calls `function` of `ast`; `now` is what the script's `now()` returns, in seconds.
     ///
     /// # Errors
     /// What the script threw, what went wrong in it, and the bound that it met.
@@ -98,7 +99,7 @@ impl Sandbox {
         ast: &AST,
         function: &str,
         arguments: impl rhai::FuncArgs,
-        now: Duration,
+        now: WallTime,
     ) -> Result<Dynamic, Failure> {
         let called = catch_unwind(AssertUnwindSafe(|| {
             let mut engine = self.engine();

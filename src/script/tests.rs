@@ -2,6 +2,8 @@
 //!
 //! Not here: bombs (`bombs`), sources that are refused (`refused`), what the functions compute (`functions`).
 
+use std::time::Duration;
+
 use super::*;
 use crate::model::secret::Secret;
 
@@ -16,7 +18,7 @@ fn context() -> Context {
         subject: None,
         grant: "client_credentials".into(),
         variables: vec![("account".into(), Secret::new("a1"))],
-        now: Duration::from_secs(1_700_000_000),
+        now: WallTime::from_secs(1_700_000_000),
     }
 }
 

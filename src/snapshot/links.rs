@@ -12,6 +12,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use url::Url;
 
+use crate::model::time::WallTime;
 use crate::model::token::TokenKey;
 use crate::store::{Keyring, SealedIn};
 
@@ -47,8 +48,8 @@ impl Links {
         self.at(&["oauth", "callback"]).map(String::from)
     }
 
-    /// Where a token is connected; for a subject's, without signing in. `wall`: now, since the Unix epoch.
-    pub fn connect(&self, key: &TokenKey, wall: Duration) -> Option<String> {
+    /// Where a token is connected; for a subject's, without signing in.
+    pub fn connect(&self, key: &TokenKey, wall: WallTime) -> Option<String> {
         let mut url = self.of_connection(key)?;
         if key.subject.is_some() {
             let ends = (wall + LINK_LIFE).as_secs();
@@ -68,11 +69,11 @@ impl Links {
     }
 
     /// Which token a sealed link is for; `None`: it is not ours, or its time is over.
-    pub fn open(&self, sealed: &str, wall: Duration) -> Option<TokenKey> {
+    pub fn open(&self, sealed: &str, wall: WallTime) -> Option<TokenKey> {
         let sealed = (sealed.len() <= SEALED_CHARS_MAX).then(|| BASE64_URL_SAFE_NO_PAD.decode(sealed).ok())??;
         let (ends, text) = self.seal.open(PLACE, &sealed).ok()?;
         let key = TokenKey::parse(std::str::from_utf8(&text).ok()?)?;
-        (wall < Duration::from_secs(ends)).then_some(key)
+        (wall < WallTime::from_secs(ends)).then_some(key)
     }
 
     fn of_connection(&self, key: &TokenKey) -> Option<Url> {
@@ -104,7 +105,7 @@ mod tests {
         let other = TokenKey { profile: Name::parse("other").unwrap(), ..crm.clone() };
         let ann = TokenKey { subject: Subject::parse("ann@acme.test"), ..other.clone() };
         let (own, base, now) =
-            (links("https://keys.test/kb/", 1), "https://keys.test/kb/connect/crm", Duration::from_secs(900));
+            (links("https://keys.test/kb/", 1), "https://keys.test/kb/connect/crm", WallTime::from_secs(900));
         assert_eq!(own.callback().as_deref(), Some("https://keys.test/kb/oauth/callback"));
         assert_eq!(own.connect(&crm, now).as_deref(), Some(base));
         assert_eq!(own.connect(&other, now), Some(format!("{base}?profile=other")));

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::{Lease, News, Note, Page, Store, StoreError, StoreFuture, StoredToken};
 use crate::model::Name;
 use crate::model::secret::Secret;
+use crate::model::time::WallTime;
 use crate::model::token::TokenKey;
 use crate::telemetry::metrics::Metrics;
 
@@ -102,7 +103,7 @@ impl Store for Counted {
         Box::pin(self.note.counted(self.store.note(name)))
     }
 
-    fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: Duration, over: Option<u64>) -> StoreFuture<'a, bool> {
+    fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: WallTime, over: Option<u64>) -> StoreFuture<'a, bool> {
         Box::pin(self.note.counted(self.store.put_note(name, text, ends, over)))
     }
 

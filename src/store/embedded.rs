@@ -34,6 +34,7 @@ use super::{Lease, Note, Page, Store, StoreError, StoreFuture, StoredToken};
 use crate::clock::Clock;
 use crate::model::Name;
 use crate::model::secret::Secret;
+use crate::model::time::WallTime;
 use crate::model::token::TokenKey;
 use crate::tasks::Tasks;
 use engine::{Ask, Engine, Failure, Opener, Outcome, Reply, Request};
@@ -348,7 +349,7 @@ impl Store for EmbeddedStore {
         Box::pin(self.load_note(name))
     }
 
-    fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: Duration, over: Option<u64>) -> StoreFuture<'a, bool> {
+    fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: WallTime, over: Option<u64>) -> StoreFuture<'a, bool> {
         Box::pin(self.save_note(name, text, ends, over))
     }
 

@@ -14,6 +14,7 @@ use super::{
 use crate::clock::Clock;
 use crate::model::Name;
 use crate::model::secret::Secret;
+use crate::model::time::WallTime;
 use crate::model::token::TokenKey;
 
 /// Records are looked through for those that have ended when there are so many, and then at twice as many as are left.
@@ -28,7 +29,7 @@ pub struct MemoryStore {
     /// How many records are the reason to look for those that have ended.
     sweep_at: AtomicUsize,
     /// With their ends.
-    notes: Mutex<BTreeMap<String, (Note, Duration)>>,
+    notes: Mutex<BTreeMap<String, (Note, WallTime)>>,
     leases: Leases,
     clock: Clock,
 }
@@ -38,11 +39,11 @@ impl MemoryStore {
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn notes(&self) -> MutexGuard<'_, BTreeMap<String, (Note, Duration)>> {
+    fn notes(&self) -> MutexGuard<'_, BTreeMap<String, (Note, WallTime)>> {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn noted(&self, name: &str, text: Secret, ends: Duration, over: Option<u64>) -> Result<bool, StoreError> {
+    fn noted(&self, name: &str, text: Secret, ends: WallTime, over: Option<u64>) -> Result<bool, StoreError> {
         if text.expose().len() > NOTE_BYTES_MAX {
             return Err(LONG_NOTE);
         }
@@ -125,7 +126,7 @@ impl Store for MemoryStore {
         Box::pin(async move { Ok(note) })
     }
 
-    fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: Duration, over: Option<u64>) -> StoreFuture<'a, bool> {
+    fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: WallTime, over: Option<u64>) -> StoreFuture<'a, bool> {
         let put = self.noted(name, text, ends, over);
         Box::pin(async move { put })
     }

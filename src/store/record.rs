@@ -15,6 +15,7 @@ use super::{Refresh, RefreshLife, StoredToken};
 use crate::clock::Now;
 use crate::model::Name;
 use crate::model::connection::{Identity, OriginSet};
+use crate::model::time::{BootTime, WallTime};
 use crate::model::token::{AccessToken, RefreshToken, TokenKey};
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -79,7 +80,7 @@ pub fn encode(token: &StoredToken, boot: Boot) -> Zeroizing<Vec<u8>> {
     let mut out = Writer(Zeroizing::new(Vec::with_capacity(length)));
     out.bytes(token.identity.as_bytes());
     out.bytes(&boot.0.unwrap_or_default().to_be_bytes());
-    for span in [token.obtained.boot, token.obtained.wall, token.lifetime] {
+    for span in [token.obtained.boot.since_boot(), token.obtained.wall.since_epoch(), token.lifetime] {
         out.span(span);
     }
     out.texts(&origins);
@@ -92,7 +93,7 @@ pub fn encode(token: &StoredToken, boot: Boot) -> Zeroizing<Vec<u8>> {
         Refresh::Refused { .. } => 2,
     }]);
     out.text(refresh);
-    out.span(token.refresh_life.since);
+    out.span(token.refresh_life.since.unwrap_or_default().since_epoch());
     out.span(token.refresh_life.stated.unwrap_or_default());
     out.bytes(token.identity.grant_bytes().map_or(&[], <[u8; 32]>::as_slice));
     out.0
@@ -103,7 +104,7 @@ pub fn decode(bytes: &[u8], boot: Boot, now: Now) -> Option<StoredToken> {
     let mut from = Reader(bytes);
     let identity = Identity::new(*from.array()?);
     let written = Boot(Some(u128::from_be_bytes(*from.array()?)).filter(|id| *id != 0));
-    let obtained = Now { boot: from.span()?, wall: from.span()? };
+    let obtained = Now { boot: BootTime::new(from.span()?), wall: WallTime::new(from.span()?) };
     let lifetime = from.span()?;
     let origins = OriginSet::from_lines(from.texts()?)?;
     let access_token = AccessToken::parse(from.text()?)?;
@@ -120,8 +121,8 @@ pub fn decode(bytes: &[u8], boot: Boot, now: Now) -> Option<StoredToken> {
     let refresh_life = if from.0.is_empty() {
         RefreshLife::default()
     } else {
-        let (since, stated) = (from.span()?, from.span()?);
-        RefreshLife { since, stated: Some(stated).filter(|stated| !stated.is_zero()) }
+        let [since, stated] = [from.span()?, from.span()?].map(|span| Some(span).filter(|span| !span.is_zero()));
+        RefreshLife { since: since.map(WallTime::new), stated }
     };
     let grant = if from.0.is_empty() { None } else { Some(*from.array()?) };
     let obtained = if written == boot && boot.0.is_some() { obtained } else { of_another_boot(obtained, now) };
@@ -141,8 +142,7 @@ pub fn decode(bytes: &[u8], boot: Boot, now: Now) -> Option<StoredToken> {
 
 /// The same moment on this boot's clock, by its age on the wall; behind `obtained`, a wall clock says nothing.
 fn of_another_boot(obtained: Now, now: Now) -> Now {
-    let age = now.wall.saturating_sub(obtained.wall);
-    Now { boot: now.boot.saturating_sub(age), ..obtained }
+    Now { boot: now.boot - now.wall.since(obtained.wall), ..obtained }
 }
 
 struct Writer(Zeroizing<Vec<u8>>);
@@ -225,12 +225,15 @@ mod tests {
             identity: Connection::sample("crm").identity(),
             origins: Arc::new(OriginSet::from_lines(["tls a.test", "plain *.b.test 81"]).unwrap()),
             access_token: AccessToken::parse("access").unwrap(),
-            obtained: Now { boot: Duration::new(500, 7), wall: Duration::new(1_800_000_000, 9) },
+            obtained: Now {
+                boot: BootTime::new(Duration::new(500, 7)),
+                wall: WallTime::new(Duration::new(1_800_000_000, 9)),
+            },
             lifetime: Duration::from_secs(3600),
             scopes,
             refresh,
             refresh_life: RefreshLife {
-                since: Duration::from_secs(1_799_999_999),
+                since: Some(WallTime::from_secs(1_799_999_999)),
                 stated: Some(Duration::from_secs(9)),
             },
             version: 0,
@@ -267,9 +270,10 @@ mod tests {
     fn after_a_reboot_the_wall_clock_alone_tells_the_age() {
         #[track_caller]
         fn check(now: (u64, u64), written: Boot, present: Boot, boot: Duration) {
-            let now = Now { boot: Duration::from_secs(now.0), wall: Duration::new(now.1, 9) };
+            let now =
+                Now { boot: BootTime::new(Duration::from_secs(now.0)), wall: WallTime::new(Duration::new(now.1, 9)) };
             let read = decode(&encode(&sample(), written), present, now).unwrap();
-            assert_eq!(read.obtained, Now { boot, ..sample().obtained });
+            assert_eq!(read.obtained, Now { boot: BootTime::new(boot), ..sample().obtained });
         }
         let (one, other, unknown) = (Boot(Some(1)), Boot(Some(2)), Boot(None));
         let seconds = Duration::from_secs;

@@ -39,6 +39,7 @@ use super::sealed::Sealed;
 use super::{Lease, News, Note, Page, Refresh, Store, StoreError, StoreFuture, StoredToken};
 use crate::clock::Clock;
 use crate::model::secret::Secret;
+use crate::model::time::WallTime;
 use crate::model::token::TokenKey;
 use crate::model::{Name, RedisSettings};
 use crate::tasks::Tasks;
@@ -129,7 +130,7 @@ impl Shared {
             Refresh::Refused { .. } => ENDED_LIFE,
             Refresh::Token(_) => {
                 let stated = token.refresh_life.stated.unwrap_or_default();
-                (token.refresh_life.since + stated).saturating_sub(now.wall).max(UNKNOWN_LIFE)
+                (token.refresh_life.since.unwrap_or_default() + stated).since(now.wall).max(UNKNOWN_LIFE)
             }
         };
         access.max(refresh) + LINGER
@@ -264,7 +265,7 @@ impl Store for RedisStore {
         Box::pin(self.shared.load_note(name))
     }
 
-    fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: Duration, over: Option<u64>) -> StoreFuture<'a, bool> {
+    fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: WallTime, over: Option<u64>) -> StoreFuture<'a, bool> {
         Box::pin(self.shared.save_note(name, text, ends, over))
     }
 

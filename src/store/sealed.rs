@@ -3,13 +3,13 @@
 //! Holds: a place is table and name, the same in every store, so that a record may move between them.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::record::{self, Boot};
 use super::seal::{Keyring, Place, Unopened};
 use super::{Note, StoreError, StoredToken};
 use crate::clock::Clock;
 use crate::model::secret::Secret;
+use crate::model::time::WallTime;
 use crate::model::token::TokenKey;
 
 const TOKENS: &str = "tokens";
@@ -32,13 +32,13 @@ impl Sealed {
         Sealed { keyring, clock, boot: Boot::present() }
     }
 
-    pub fn wall(&self) -> Duration {
+    pub fn wall(&self) -> WallTime {
         self.clock.now().wall
     }
 
     /// Milliseconds since the Unix epoch.
     pub fn wall_ms(&self) -> u64 {
-        u64::try_from(self.wall().as_millis()).unwrap_or(u64::MAX)
+        self.wall().as_millis()
     }
 
     pub fn token(&self, key: &TokenKey, sealed: &[u8]) -> Result<StoredToken, StoreError> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{Lease, Note, Page, Store, StoreError, StoreFuture, StoredToken};
 use crate::model::Name;
 use crate::model::secret::Secret;
+use crate::model::time::WallTime;
 use crate::model::token::TokenKey;
 
 /// There is one refresher for each of its keys, so a lease stands against nobody.
@@ -57,7 +58,7 @@ impl Store for Unkept {
         Box::pin(async { Ok(None) })
     }
 
-    fn put_note<'a>(&'a self, _: &'a str, _: Secret, _: Duration, _: Option<u64>) -> StoreFuture<'a, bool> {
+    fn put_note<'a>(&'a self, _: &'a str, _: Secret, _: WallTime, _: Option<u64>) -> StoreFuture<'a, bool> {
         Box::pin(async { Ok(false) })
     }
 

@@ -10,11 +10,11 @@ mod record;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 
 use crate::model;
+use crate::model::time::WallTime;
 use file::Queue;
 pub use file::openable;
 use record::line;
@@ -39,15 +39,15 @@ impl Target {
     }
 
     /// A request's record as a line, for the file alone: the log has a line of its own for it.
-    pub fn request(&self, line: impl FnOnce() -> (Duration, String)) {
+    pub fn request(&self, line: impl FnOnce() -> (WallTime, String)) {
         if let Target::File(queue) = self {
             let (at, line) = line();
             queue.push(at, line);
         }
     }
 
-    /// A request to the admin side. `at`: since the Unix epoch.
-    pub fn admin(&self, at: Duration, kind: Kind, record: &Request<'_>) {
+    /// A request to the admin side.
+    pub fn admin(&self, at: WallTime, kind: Kind, record: &Request<'_>) {
         match self {
             Target::Off => {}
             Target::File(queue) => queue.push(at, line(at, kind.as_str(), record)),
@@ -73,8 +73,7 @@ impl Target {
         }
     }
 
-    /// `at`: since the Unix epoch.
-    pub fn refresh(&self, at: Duration, record: &Refresh<'_>) {
+    pub fn refresh(&self, at: WallTime, record: &Refresh<'_>) {
         match self {
             Target::Off => {}
             Target::File(queue) => queue.push(at, line(at, Kind::Refresh.as_str(), record)),
@@ -87,8 +86,7 @@ impl Target {
         }
     }
 
-    /// `at`: since the Unix epoch.
-    pub fn change(&self, at: Duration, record: &Change<'_>) {
+    pub fn change(&self, at: WallTime, record: &Change<'_>) {
         match self {
             Target::Off => {}
             Target::File(queue) => queue.push(at, line(at, Kind::Change.as_str(), record)),

@@ -3,8 +3,6 @@
 //! Holds: label values are names from the configuration or closed lists, never text from a request. The hot path keeps
 //! handles ([`RequestCounters`]) and looks no label up.
 
-use std::time::Duration;
-
 use prometheus::core::{Collector, Desc};
 use prometheus::process_collector::ProcessCollector;
 use prometheus::proto::MetricFamily;
@@ -13,6 +11,8 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 use tracing_appender::non_blocking::ErrorCounter;
+
+use crate::model::time::WallTime;
 
 /// All metrics of one program; handles are cheap to clone.
 #[derive(Debug, Clone)]
@@ -219,16 +219,16 @@ impl Metrics {
         self.registry.register(Box::new(DroppedLines { zero: DroppedLines::counter()?, dropped }))
     }
 
-    /// A configuration is in force from `wall` (since the Unix epoch) on.
-    pub fn configured(&self, wall: Duration, restart_required: bool) {
+    /// A configuration is in force from `wall` on.
+    pub fn configured(&self, wall: WallTime, restart_required: bool) {
         self.last_reload_successful.set(1);
         self.last_reload_success.set(wall.as_secs_f64());
         self.restart_required.set(restart_required.into());
     }
 
     /// The certificates of the configuration in force: the use, the name of what uses them ("" for the whole program), and
-    /// when the first of them ends (since the Unix epoch).
-    pub fn certificates(&self, found: &[(CertificateUse, String, Duration)]) {
+    /// when the first of them ends.
+    pub fn certificates(&self, found: &[(CertificateUse, String, WallTime)]) {
         self.certificate_expiry.reset();
         for (r#use, name, expiry) in found {
             self.certificate_expiry.with_label_values(&[r#use.as_str(), name]).set(expiry.as_secs_f64());

@@ -10,7 +10,7 @@ mod export;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, Method};
 use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceState};
@@ -19,6 +19,7 @@ use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use crate::model::time::WallTime;
 use context::Context;
 pub use context::Propagation;
 pub use export::{Exporter, start};
@@ -55,8 +56,8 @@ pub enum Part {
 
 impl Tracer {
     /// The part of a request that came with `headers`: the caller's decision if it made one (W3C Trace Context §3.2), else
-    /// the ratio. `wall` is the time since the Unix epoch, asked for only where a span begins.
-    pub fn join(&self, headers: &HeaderMap, method: &Method, wall: impl FnOnce() -> Duration) -> Part {
+    /// the ratio. `wall` is read only where a span begins.
+    pub fn join(&self, headers: &HeaderMap, method: &Method, wall: impl FnOnce() -> WallTime) -> Part {
         let Some(inner) = &self.0 else { return Part::Pass };
         match Context::read(headers) {
             Some(context) if !context.sampled() => Part::Pass,
@@ -69,7 +70,7 @@ impl Tracer {
     }
 
     /// The span of a request that we make by ourselves, if it is recorded.
-    pub fn root(&self, method: &Method, wall: impl FnOnce() -> Duration) -> Option<Span> {
+    pub fn root(&self, method: &Method, wall: impl FnOnce() -> WallTime) -> Option<Span> {
         let inner = self.0.as_ref().filter(|inner| fastrand::f64() < inner.sample)?;
         Some(Span::new(inner.clone(), Context::new(true), None, SpanKind::Client, method, wall()))
     }
@@ -115,10 +116,9 @@ impl Span {
         parent: Option<Context>,
         kind: SpanKind,
         method: &Method,
-        wall: Duration,
+        wall: WallTime,
     ) -> Span {
-        let started = UNIX_EPOCH + wall;
-        Span::begin(inner, context.child(), parent, kind, method, started)
+        Span::begin(inner, context.child(), parent, kind, method, wall.to_system())
     }
 
     fn begin(

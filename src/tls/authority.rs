@@ -23,6 +23,7 @@ use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
 use tokio::sync::{OnceCell, Semaphore};
 
 use crate::model::origin::Host;
+use crate::model::time::WallTime;
 use crate::model::{Interception, Roots};
 use crate::tasks::Tasks;
 pub use ca::{CaError, NewCa, make_ca, read_ca, read_certificates};
@@ -56,8 +57,7 @@ impl fmt::Debug for Authority {
 #[derive(Clone)]
 struct Made {
     config: Arc<ServerConfig>,
-    /// Since the Unix epoch.
-    renew_at: Duration,
+    renew_at: WallTime,
 }
 
 /// What every leaf is made with.
@@ -65,8 +65,8 @@ struct Maker {
     issuer: Issuer<'static, KeyPair>,
     /// The CA's certificate and those above it, roots left out.
     chain: Roots,
-    /// The CA's end since the Unix epoch.
-    ends: Duration,
+    /// The CA's end.
+    ends: WallTime,
     leaf_key: KeyPair,
     signing_key: Arc<dyn SigningKey>,
     provider: Arc<CryptoProvider>,
@@ -118,12 +118,12 @@ impl Authority {
         self.interception == *interception
     }
 
-    /// How TLS is opened in the place of `host`. `wall` is now, since the Unix epoch.
+    /// How TLS is opened in the place of `host`.
     pub async fn server_config(
         &self,
         tasks: &Tasks,
         host: &Host,
-        wall: Duration,
+        wall: WallTime,
     ) -> Result<Arc<ServerConfig>, AuthorityError> {
         let cell = self.cell(host, wall);
         let made = cell.get_or_try_init(|| self.make(tasks, host, wall)).await?;
@@ -131,7 +131,7 @@ impl Authority {
     }
 
     /// Where what is made for a host is kept; an empty one where there is nothing, or nothing that lasts.
-    fn cell(&self, host: &Host, wall: Duration) -> Arc<OnceCell<Made>> {
+    fn cell(&self, host: &Host, wall: WallTime) -> Arc<OnceCell<Made>> {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = made.get(host).filter(|cell| cell.get().is_none_or(|made| wall < made.renew_at));
         if let Some(cell) = kept {
@@ -142,7 +142,7 @@ impl Authority {
         cell
     }
 
-    async fn make(&self, tasks: &Tasks, host: &Host, wall: Duration) -> Result<Made, AuthorityError> {
+    async fn make(&self, tasks: &Tasks, host: &Host, wall: WallTime) -> Result<Made, AuthorityError> {
         let _place = self.places.acquire().await.map_err(|_| AuthorityError::Stopped)?;
         let (maker, host) = (self.maker.clone(), host.clone());
         tasks.blocking(move || maker.make(&host, wall)).await.ok_or(AuthorityError::Stopped)?
@@ -150,8 +150,8 @@ impl Authority {
 }
 
 impl Maker {
-    fn make(&self, host: &Host, wall: Duration) -> Result<Made, AuthorityError> {
-        let begin = wall.saturating_sub(CLOCK_SKEW);
+    fn make(&self, host: &Host, wall: WallTime) -> Result<Made, AuthorityError> {
+        let begin = wall - CLOCK_SKEW;
         let end = (begin + LEAF_LIFE).min(self.ends);
         if end <= wall {
             return Err(AuthorityError::Ended);
@@ -167,11 +167,11 @@ impl Maker {
         // Sessions kept for each host would multiply the bound on hosts by theirs.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         // The CA's own end cannot be moved by making another leaf.
-        let renew_at = if end == self.ends { end } else { end.saturating_sub(LEAF_LEFT_MIN) };
+        let renew_at = if end == self.ends { end } else { end - LEAF_LEFT_MIN };
         Ok(Made { config: Arc::new(config), renew_at })
     }
 
-    fn leaf(&self, host: &Host, begin: Duration, end: Duration) -> Result<CertificateDer<'static>, rcgen::Error> {
+    fn leaf(&self, host: &Host, begin: WallTime, end: WallTime) -> Result<CertificateDer<'static>, rcgen::Error> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = vec![match host {

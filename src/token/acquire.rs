@@ -26,6 +26,7 @@ use super::gate::{Gate, Place};
 use super::slot::{Consent, Handed, TokenSlot};
 use crate::clock::{Clock, Now};
 use crate::model::connection::Connection;
+use crate::model::time::BootTime;
 use crate::model::token::{AccessToken, RefreshToken};
 use crate::oauth::{Consented, Failure};
 use crate::store::{Lease, Refresh, Store, StoreError, StoredToken};
@@ -74,8 +75,8 @@ pub(super) struct Definition {
 /// What a token request is made with.
 #[derive(Clone, Copy)]
 enum Way<'a> {
-    /// Not sent from a moment on: by the clock since boot.
-    Refresh(&'a RefreshToken, Option<Duration>),
+    /// Not sent from a moment on.
+    Refresh(&'a RefreshToken, Option<BootTime>),
     /// The connection's own grant.
     Grant,
     /// The same, with what a person has brought.

@@ -17,7 +17,7 @@ use super::slot::{Errand, Granted, Import, InjectedToken, Revoke, SlotState, Tok
 use super::subjects::InMemory;
 use crate::clock::Now;
 use crate::model::connection::Connection;
-use crate::model::time::rfc3339;
+use crate::model::time::{WallTime, rfc3339};
 use crate::model::token::TokenKey;
 use crate::oauth::Failure;
 use crate::store::{Refresh, RefreshLife, StoreError, StoredToken};
@@ -267,17 +267,17 @@ impl Refresher {
     }
 
     /// A forecast: it shows in the gauge, and a warning comes before it.
-    fn refresh_token_ends(&self, connection: &Connection, stored: &StoredToken) -> Option<Duration> {
+    fn refresh_token_ends(&self, connection: &Connection, stored: &StoredToken) -> Option<WallTime> {
         let (key, now) = (&self.slot.key, self.acquirer.clock.now().wall);
         let RefreshLife { since, stated } = stored.refresh_life;
         let has_token = matches!(stored.refresh, Refresh::Token(_));
-        let life = stated.or(connection.lifetimes.refresh_token).filter(|_| has_token && !since.is_zero())?;
-        let ends = since + life;
+        let life = stated.or(connection.lifetimes.refresh_token).filter(|_| has_token)?;
+        let ends = since? + life;
         if key.subject.is_none() {
             let labels = [key.connection.as_str(), key.profile.as_str()];
             self.acquirer.metrics.refresh_token_expiry.with_label_values(&labels).set(ends.as_secs_f64());
         }
-        if ends.saturating_sub(now) < (life / 10).min(ENDS_SOON) {
+        if ends.since(now) < (life / 10).min(ENDS_SOON) {
             let subject = key.subject.as_ref().map(|subject| subject.as_str());
             tracing::warn!(connection = %key.connection, profile = %key.profile, subject, ends = rfc3339(ends),
                 "the refresh token ends soon, and the server has given no other one");
@@ -353,9 +353,10 @@ fn cause(state: &SlotState, now: Now, demanded: bool) -> Cause {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::time::BootTime;
     use crate::model::token::AccessToken;
 
-    const NOW: Now = Now { boot: Duration::from_secs(100), wall: Duration::from_secs(1_000_000) };
+    const NOW: Now = Now { boot: BootTime::new(Duration::from_secs(100)), wall: WallTime::from_secs(1_000_000) };
 
     fn token(lifetime: Duration) -> Option<Arc<InjectedToken>> {
         let connection = Connection::sample("crm");

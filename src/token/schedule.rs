@@ -140,8 +140,9 @@ impl Failed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::time::{BootTime, WallTime};
 
-    const START: Now = Now { boot: Duration::from_secs(100), wall: Duration::from_secs(1_000_000) };
+    const START: Now = Now { boot: BootTime::new(Duration::from_secs(100)), wall: WallTime::from_secs(1_000_000) };
 
     #[track_caller]
     fn check(lifetime: u64, usable_ms: u64, refresh_ms: u64) {

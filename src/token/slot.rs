@@ -14,7 +14,6 @@ mod trouble;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::HeaderValue;
@@ -25,6 +24,7 @@ use crate::clock::{Clock, Now};
 use crate::model::connection::OriginSet;
 use crate::model::origin::Origin;
 use crate::model::secret::Secret;
+use crate::model::time::WallTime;
 use crate::model::token::{AccessToken, TokenKey};
 use forced::Forced;
 pub(super) use forced::RejectionPause;
@@ -82,8 +82,8 @@ pub struct Granted {
     /// When the request that obtained it left.
     pub obtained: Now,
     pub scopes: Vec<String>,
-    /// Since the Unix epoch; `None`: there is no refresh token, or nobody has said.
-    pub refresh_token_ends: Option<Duration>,
+    /// `None`: there is no refresh token, or its lifetime is unknown.
+    pub refresh_token_ends: Option<WallTime>,
 }
 
 /// What a slot holds at one moment; replaced whole.

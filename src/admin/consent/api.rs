@@ -1,7 +1,5 @@
 //! Authorizations over the API: begun by an operator, and how they ended.
 
-use std::time::Duration;
-
 use axum::Extension;
 use axum::Json;
 use axum::extract::{Path, Request, State};
@@ -17,7 +15,7 @@ use crate::admin::body::body;
 use crate::admin::problem::{Problem, bound, store_unavailable};
 use crate::model::connection::Grant;
 use crate::model::secret::Secret;
-use crate::model::time::rfc3339;
+use crate::model::time::{WallTime, rfc3339};
 use crate::model::token::{Subject, TokenKey};
 use crate::snapshot::Snapshot;
 
@@ -69,7 +67,7 @@ async fn begun(
     let flow = Flow::new(id, key, &definition.connection, admin.clock.now().wall + LIFE, Kind::Code(None));
     let flow = flow.begun_by(Some(&asker.name)).opened_by(Some(&flow::digest(secret.expose())));
     keep(admin, &flow).await?;
-    let expires_at = rfc3339(Duration::from_secs(flow.ends));
+    let expires_at = rfc3339(WallTime::from_secs(flow.ends));
     Ok(json!({ "id": flow.id.as_str(), "expires_at": expires_at, "authorization_url": link }))
 }
 
@@ -110,6 +108,6 @@ pub async fn authorization(State(admin): State<Admin>, Path(id): Path<String>) -
         "status": status,
         "error": error,
         "description": description,
-        "expires_at": rfc3339(Duration::from_secs(outcome.ends)),
+        "expires_at": rfc3339(WallTime::from_secs(outcome.ends)),
     })))
 }

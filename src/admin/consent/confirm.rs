@@ -4,8 +4,6 @@
 //! Holds: showing the page starts nothing and keeps nothing. A confirmation counts only with the cookie of the browser that
 //! the page was made for, and only for the token and the link that the page has shown.
 
-use std::time::Duration;
-
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
@@ -18,6 +16,7 @@ use super::{Visit, begin, device, no_random};
 use crate::admin::{Admin, cookie};
 use crate::model::connection::Grant;
 use crate::model::secret::Secret;
+use crate::model::time::WallTime;
 use crate::store::SealedIn;
 
 const COOKIE: &str = "keybearer_browser";
@@ -96,7 +95,7 @@ fn proves(admin: &Admin, opened: &Opened, browser: &Browser, confirmation: &str)
     let sealed = fits.then(|| BASE64_URL_SAFE_NO_PAD.decode(confirmation).ok()).flatten();
     let Some((ends, text)) = sealed.and_then(|sealed| admin.seal.open(PLACE, &sealed).ok()) else { return false };
     let same = std::str::from_utf8(&text).is_ok_and(|text| flow::same(text, &shown(opened, browser)));
-    same && admin.clock.now().wall < Duration::from_secs(ends)
+    same && admin.clock.now().wall < WallTime::from_secs(ends)
 }
 
 fn page(opened: &Opened, confirmation: &str) -> Page {

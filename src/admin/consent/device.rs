@@ -23,7 +23,7 @@ use super::{Definition, Visit, api, no_random, no_store, not_asked};
 use crate::admin::Admin;
 use crate::admin::auth::Asker;
 use crate::admin::problem::{Problem, bound, no_token};
-use crate::model::time::rfc3339;
+use crate::model::time::{WallTime, rfc3339};
 use crate::model::token::{Subject, TokenKey};
 use crate::oauth::{Consented, DeviceAsked, Failure, Reason, Whose};
 use crate::tasks::Phase;
@@ -116,7 +116,7 @@ pub(super) async fn begun(
     let Kind::Device(device) = &flow.kind else { return Ok(Value::Null) };
     Ok(json!({
         "id": flow.id.as_str(),
-        "expires_at": rfc3339(Duration::from_secs(flow.ends)),
+        "expires_at": rfc3339(WallTime::from_secs(flow.ends)),
         "user_code": device.user_code,
         "verification_uri": device.verification_uri,
         "verification_uri_complete": device.verification_uri_complete,
@@ -144,7 +144,7 @@ fn asked_flow(admin: &Admin, definition: &Definition, (id, key): (FlowId, &Token
         verification_uri: asked.verification_uri.into(),
         verification_uri_complete: asked.verification_uri_complete.map(String::from),
         interval_ms: ms(asked.interval),
-        next_poll_ms: ms(wall + asked.interval),
+        next_poll_ms: (wall + asked.interval).as_millis(),
     });
     Flow::new(id, key, &definition.connection, wall + asked.expires_in, kind)
 }
@@ -175,7 +175,7 @@ pub async fn ask_servers(admin: Admin) {
         }
         // What was over may have begun anew.
         due.extend(admin.device_bell.take().into_iter().map(|key| (key, 0)));
-        let now = ms(admin.clock.now().wall);
+        let now = admin.clock.now().wall.as_millis();
         let ready: Vec<FlowKey> = due.iter().filter(|(_, at)| **at <= now).map(|(key, _)| key.clone()).collect();
         for key in ready {
             let Ok(place) = places.clone().try_acquire_owned() else { break };
@@ -191,14 +191,14 @@ pub async fn ask_servers(admin: Admin) {
                     until
                 }
                 Claim::Later(next) => next,
-                Claim::Over => ms(admin.clock.now().wall + OVER_PAUSE),
+                Claim::Over => (admin.clock.now().wall + OVER_PAUSE).as_millis(),
             };
             due.insert(key, next);
         }
         let next = due
             .values()
             .min()
-            .map_or(LOOK_EVERY, |next| Duration::from_millis(next.saturating_sub(ms(admin.clock.now().wall))));
+            .map_or(LOOK_EVERY, |next| Duration::from_millis(next.saturating_sub(admin.clock.now().wall.as_millis())));
         tokio::select! {
             // Another authorization of the same token may be pending where this one has ended.
             Some((key, next)) = finished.recv() => drop(due.insert(key, if next == NEVER { 0 } else { next })),
@@ -221,7 +221,7 @@ enum Claim {
 /// Claims the next poll: no other is due before this one must have ended.
 async fn claimed(admin: &Admin, key: &FlowKey) -> Claim {
     let (store, wall) = (&**admin.cache.store(), admin.clock.now().wall);
-    let retry = Claim::Later(ms(wall + SLOWER_BY));
+    let retry = Claim::Later((wall + SLOWER_BY).as_millis());
     let Ok(found) = flow::latest(store, key).await else { return retry };
     let Some((mut flow, version)) = found else { return Claim::Over };
     if flow.status_at(wall) != Status::Pending {
@@ -229,10 +229,10 @@ async fn claimed(admin: &Admin, key: &FlowKey) -> Claim {
     }
     let timeout = definition(admin, &flow).map(|own| own.connection.authorization_server.timeout);
     let Kind::Device(device) = &mut flow.kind else { return Claim::Over };
-    if device.next_poll_ms > ms(wall) {
+    if device.next_poll_ms > wall.as_millis() {
         return Claim::Later(device.next_poll_ms);
     }
-    device.next_poll_ms = ms(wall + timeout.unwrap_or_default() + POLL_SLACK) + device.interval_ms;
+    device.next_poll_ms = (wall + timeout.unwrap_or_default() + POLL_SLACK).as_millis() + device.interval_ms;
     let until = device.next_poll_ms;
     match flow::put(store, &flow, Some(version)).await {
         Ok(true) => Claim::Ask(Box::new(flow), until),
@@ -301,7 +301,7 @@ async fn put_off(admin: &Admin, id: &FlowId, pause: impl Fn(&mut Duration) -> Du
     let changed = flow::change(&**admin.cache.store(), id, |flow| match &mut flow.kind {
         Kind::Device(device) => {
             let mut interval = Duration::from_millis(device.interval_ms);
-            device.next_poll_ms = ms(wall + pause(&mut interval));
+            device.next_poll_ms = (wall + pause(&mut interval)).as_millis();
             device.interval_ms = ms(interval);
             Ok(device.next_poll_ms)
         }
@@ -312,7 +312,7 @@ async fn put_off(admin: &Admin, id: &FlowId, pause: impl Fn(&mut Duration) -> Du
         Ok(_) => NEVER,
         Err(error) => {
             tracing::warn!(%error, "the time of the next poll cannot be kept");
-            ms(wall + SLOWER_BY)
+            (wall + SLOWER_BY).as_millis()
         }
     }
 }

@@ -19,6 +19,7 @@ use zeroize::Zeroizing;
 use crate::model::Name;
 use crate::model::connection::{Connection, Identity};
 use crate::model::secret::{Secret, SecretDigest};
+use crate::model::time::WallTime;
 use crate::model::token::{Subject, TokenKey};
 pub use id::{FlowId, FlowKey};
 pub use notes::{begin, change, devices, latest, load, outcome, put};
@@ -152,7 +153,7 @@ mod kept {
 }
 
 impl Flow {
-    pub fn new(id: FlowId, key: &TokenKey, connection: &Connection, ends: Duration, kind: Kind) -> Flow {
+    pub fn new(id: FlowId, key: &TokenKey, connection: &Connection, ends: WallTime, kind: Kind) -> Flow {
         Flow {
             id,
             connection: key.connection.to_string(),
@@ -214,10 +215,10 @@ impl Flow {
     }
 
     /// As it is at `wall`.
-    pub fn status_at(&self, wall: Duration) -> Status {
+    pub fn status_at(&self, wall: WallTime) -> Status {
         match &self.status {
-            Status::Pending if wall >= Duration::from_secs(self.ends) => Status::Expired,
-            Status::Exchanging { until } if wall >= Duration::from_secs(*until) => {
+            Status::Pending if wall >= WallTime::from_secs(self.ends) => Status::Expired,
+            Status::Exchanging { until } if wall >= WallTime::from_secs(*until) => {
                 let description = "Keybearer ended while the token was obtained".to_owned();
                 Status::Failed { error: "interrupted".to_owned(), description: Some(description) }
             }
@@ -225,7 +226,7 @@ impl Flow {
         }
     }
 
-    pub fn is_exchanging(&self, wall: Duration) -> bool {
+    pub fn is_exchanging(&self, wall: WallTime) -> bool {
         matches!(self.status_at(wall), Status::Exchanging { .. })
     }
 
@@ -245,7 +246,7 @@ impl Flow {
     }
 
     /// The only way from one status to the next; `Err`: it has ended, or another request exchanges its code.
-    pub fn advance(&mut self, to: Status, wall: Duration) -> Result<(), Status> {
+    pub fn advance(&mut self, to: Status, wall: WallTime) -> Result<(), Status> {
         match (self.status_at(wall), &to) {
             (Status::Pending, _) => {}
             (Status::Exchanging { .. }, to) if !matches!(to, Status::Pending | Status::Exchanging { .. }) => {}
@@ -261,14 +262,14 @@ impl Flow {
     }
 
     /// What the next authorization of the same token remembers.
-    fn remembered(&self, wall: Duration) -> Vec<Ended> {
+    fn remembered(&self, wall: WallTime) -> Vec<Ended> {
         let status = match self.status_at(wall) {
             Status::Pending => Status::Replaced,
             status => status,
         };
         let last = Ended { id: self.id.clone(), ends: self.ends, link: self.link.clone(), status };
         let all = self.earlier.iter().cloned().chain([last]);
-        let mut all: Vec<_> = all.filter(|one| wall < Duration::from_secs(one.ends) + REMEMBERED).collect();
+        let mut all: Vec<_> = all.filter(|one| wall < WallTime::from_secs(one.ends) + REMEMBERED).collect();
         all.drain(..all.len().saturating_sub(EARLIER_MAX));
         all
     }
@@ -279,7 +280,7 @@ mod tests {
     use super::*;
     use crate::model::connection::Grant;
 
-    const WALL: Duration = Duration::from_secs(5000);
+    const WALL: WallTime = WallTime::from_secs(5000);
 
     fn flow(kind: Kind) -> Flow {
         let connection = Connection::sample("crm");
@@ -326,8 +327,8 @@ mod tests {
         assert_eq!(flow.advance(Status::Connected, end), Err(Status::Expired));
         let until = end.as_secs() + 60;
         assert_eq!(flow.advance(Status::Exchanging { until }, end - Duration::from_secs(1)), Ok(()));
-        assert!(flow.is_exchanging(end) && !flow.is_exchanging(Duration::from_secs(until)));
-        let Err(Status::Failed { error, .. }) = flow.advance(Status::Connected, Duration::from_secs(until)) else {
+        assert!(flow.is_exchanging(end) && !flow.is_exchanging(WallTime::from_secs(until)));
+        let Err(Status::Failed { error, .. }) = flow.advance(Status::Connected, WallTime::from_secs(until)) else {
             panic!("it was reported as failed");
         };
         assert_eq!(error, "interrupted");

@@ -4,8 +4,6 @@
 //! short enough to be written here; the digest at its end is what a password would be compared with.
 //! Not here: a caller's secret, for a JVM takes none from its properties.
 
-use std::time::Duration;
-
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use rustls::pki_types::CertificateDer;
 use url::Url;
@@ -66,7 +64,7 @@ pub fn trust_store<'c>(certificates: impl Iterator<Item = &'c CertificateDer<'st
         number(&mut store, TRUSTED_CERTIFICATE);
         text(&mut store, &format!("ca-{index}"));
         // When it came, in milliseconds: the same for the same certificates, so that the file is too.
-        let made = tls::expiry(certificate).unwrap_or(Duration::ZERO).as_millis() as u64;
+        let made = tls::expiry(certificate).unwrap_or_default().as_millis();
         store.extend_from_slice(&made.to_be_bytes());
         text(&mut store, "X.509");
         number(&mut store, certificate.len() as u32);

@@ -2,12 +2,13 @@
 //!
 //! Holds: what cannot be read, is not positive or lies in the past is as if it were not there; nothing exceeds ten years.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use http::header;
 
 use crate::model::connection::{TimeUnit, TokenResponse};
 use crate::model::time;
+use crate::model::time::WallTime;
 
 use super::super::json::{Json, Members};
 use super::Answer;
@@ -53,7 +54,7 @@ fn until(value: &Json, answer: &Answer) -> Option<Duration> {
         return None;
     };
     let date = answer.headers.get(header::DATE).and_then(|value| httpdate::parse_http_date(value.to_str().ok()?).ok());
-    let now = date.unwrap_or(answer.received).duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = WallTime::from_system(date.unwrap_or(answer.received));
     let left = end - now.as_secs_f64();
     if left <= 0.0 {
         tracing::warn!("token answer has an end that has passed; it is left aside");
@@ -68,8 +69,7 @@ fn moment(value: &Json) -> Option<f64> {
         return Some(if number > UNIX_SECONDS_MAX { number / 1000.0 } else { number });
     }
     let text = value.as_text()?.trim();
-    let since = |time: SystemTime| time.duration_since(UNIX_EPOCH).ok();
-    let date = || httpdate::parse_http_date(text).ok().and_then(since);
+    let date = || httpdate::parse_http_date(text).ok().map(WallTime::from_system);
     time::parse_rfc3339(text).or_else(date).map(|time| time.as_secs_f64())
 }
 

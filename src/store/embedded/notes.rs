@@ -3,12 +3,11 @@
 //! Holds: a version is written over once; a writer removes what is over in the same share; a file of before gets
 //! its table then.
 
-use std::time::Duration;
-
 use redb::{ReadableTable as _, TableError};
 
 use super::{EmbeddedStore, NOTES, Records, place};
 use crate::model::secret::Secret;
+use crate::model::time::WallTime;
 use crate::store::embedded::unsealed;
 use crate::store::seal::Header;
 use crate::store::{LONG_NOTE, NOTE_BYTES_MAX, NOTES_PER_SHARE_MAX, Note, StoreError, share_of};
@@ -35,7 +34,7 @@ impl EmbeddedStore {
         &self,
         name: &str,
         text: Secret,
-        ends: Duration,
+        ends: WallTime,
         over: Option<u64>,
     ) -> Result<bool, StoreError> {
         if text.expose().len() > NOTE_BYTES_MAX {
@@ -88,7 +87,7 @@ impl EmbeddedStore {
 }
 
 /// Removes the notes of a share that are over; returns the others, each with its end.
-fn sweep(table: &mut Records<'_>, share: &str, wall: Duration) -> Result<Vec<(u64, Vec<u8>)>, redb::Error> {
+fn sweep(table: &mut Records<'_>, share: &str, wall: WallTime) -> Result<Vec<(u64, Vec<u8>)>, redb::Error> {
     let (mut live, mut over) = (Vec::new(), Vec::new());
     for item in table.range(share.as_bytes()..)? {
         let (name, record) = item?;
@@ -105,8 +104,8 @@ fn sweep(table: &mut Records<'_>, share: &str, wall: Duration) -> Result<Vec<(u6
     Ok(live)
 }
 
-fn is_live(record: &[u8], wall: Duration) -> bool {
-    Duration::from_secs(ends_of(record)) > wall
+fn is_live(record: &[u8], wall: WallTime) -> bool {
+    WallTime::from_secs(ends_of(record)) > wall
 }
 
 /// Seconds since the Unix epoch; 0 of what is no record of ours.

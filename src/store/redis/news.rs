@@ -11,6 +11,7 @@ use tokio::sync::broadcast;
 use tokio::time::timeout;
 
 use super::Shared;
+use crate::model::time::WallTime;
 use crate::model::token::TokenKey;
 use crate::store::{News, StoreError};
 
@@ -33,8 +34,8 @@ impl Shared {
     /// Replicas tell each other when a token was asked for, each by its own clock.
     async fn compare_clocks(&self) {
         let Ok((seconds, micros)) = self.link.query::<(u64, u64)>(&redis::cmd("TIME")).await else { return };
-        let (its, ours) = (Duration::from_secs(seconds) + Duration::from_micros(micros), self.sealed.wall());
-        let apart = its.abs_diff(ours);
+        let (its, ours) = (WallTime::from_secs(seconds) + Duration::from_micros(micros), self.sealed.wall());
+        let apart = its.since(ours).max(ours.since(its));
         if apart > CLOCKS_APART_MAX {
             tracing::warn!(
                 apart_s = apart.as_secs(),

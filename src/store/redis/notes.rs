@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::{Shared, ms};
+use super::Shared;
 use crate::model::secret::Secret;
+use crate::model::time::WallTime;
 use crate::store::{LONG_NOTE, NOTE_BYTES_MAX, NOTES_PER_SHARE_MAX, Note, StoreError, share_of};
 
 /// A note that ends sooner is as good as over.
@@ -20,7 +21,7 @@ impl Shared {
         &self,
         name: &str,
         text: Secret,
-        ends: Duration,
+        ends: WallTime,
         over: Option<u64>,
     ) -> Result<bool, StoreError> {
         if text.expose().len() > NOTE_BYTES_MAX {
@@ -31,7 +32,7 @@ impl Shared {
         let mut call = self.scripts.put_note.prepare_invoke();
         let share = share_of(name);
         call.key(self.names.note(name)).key(self.names.notes_of(share)).key(self.names.note_shares());
-        call.arg(name).arg(sealed).arg(ms(ends.max(now + LIFE_MIN))).arg(ms(now)).arg(before);
+        call.arg(name).arg(sealed).arg(ends.max(now + LIFE_MIN).as_millis()).arg(now.as_millis()).arg(before);
         call.arg(NOTES_PER_SHARE_MAX).arg(share).arg(self.names.note(""));
         self.link.run(&call).await
     }

@@ -19,6 +19,8 @@ use rustix::fs::{Access, OFlags};
 use rustix::io::Errno;
 use serde::Serialize;
 
+use crate::model::time::WallTime;
+
 /// Lines that may wait for the writer. Each is bounded by what `Clean` leaves of a request, so that all are a few MiB.
 const QUEUE_LINES_MAX: usize = 8192;
 /// Lines of one write.
@@ -33,7 +35,7 @@ const TELL_LOST_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 struct Shared {
     lost: AtomicU64,
-    /// When the last one was, since the Unix epoch.
+    /// When the last one was lost: milliseconds since the Unix epoch.
     lost_at_ms: AtomicU64,
     closed: AtomicBool,
     writer: Mutex<Option<Thread>>,
@@ -114,10 +116,9 @@ fn open_file(path: &Path, create: bool) -> io::Result<File> {
 }
 
 impl Queue {
-    /// `at`: since the Unix epoch.
-    pub fn push(&self, at: Duration, line: String) {
+    pub fn push(&self, at: WallTime, line: String) {
         if let Err(TrySendError::Full(_)) = self.lines.try_send(line) {
-            self.shared.lost_at_ms.store(u64::try_from(at.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+            self.shared.lost_at_ms.store(at.as_millis(), Ordering::Relaxed);
             self.shared.lost.fetch_add(1, Ordering::Release);
         }
     }
@@ -175,7 +176,7 @@ impl Writer {
             count: u64,
         }
         self.told_lost = Some(Instant::now());
-        let at = Duration::from_millis(self.shared.lost_at_ms.load(Ordering::Relaxed));
+        let at = WallTime::from_millis(self.shared.lost_at_ms.load(Ordering::Relaxed));
         self.batch.extend_from_slice(super::line(at, "lost", Lost { count }).as_bytes());
         tracing::warn!(count, "records of the audit found no place in its queue and are lost");
     }

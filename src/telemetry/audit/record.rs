@@ -4,12 +4,11 @@
 
 use std::fmt::Display;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::model::Name;
-use crate::model::time::rfc3339_ms;
+use crate::model::time::{WallTime, rfc3339_ms};
 use crate::telemetry::Clean;
 
 /// What a record is about.
@@ -136,8 +135,8 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// The record as it stands in the file. `at`: since the Unix epoch.
-    pub fn line(&self, at: Duration, kind: Kind) -> String {
+    /// The record as a line of the file.
+    pub fn line(&self, at: WallTime, kind: Kind) -> String {
         line(at, kind.as_str(), self)
     }
 }
@@ -192,7 +191,7 @@ struct Line<'a, T> {
 }
 
 /// A record as it stands in the file, with its line break.
-pub fn line(at: Duration, event: &str, record: impl Serialize) -> String {
+pub fn line(at: WallTime, event: &str, record: impl Serialize) -> String {
     // Maps with text keys: this cannot fail.
     let mut text = serde_json::to_string(&Line { time: rfc3339_ms(at), event, record }).unwrap_or_default();
     text.push('\n');

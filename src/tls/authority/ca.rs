@@ -15,6 +15,7 @@ use x509_parser::parse_x509_certificate;
 use super::CLOCK_SKEW;
 use crate::model::origin::Host;
 use crate::model::secret::Secret;
+use crate::model::time::WallTime;
 use crate::model::{Interception, Roots};
 
 const CA_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -81,12 +82,12 @@ pub struct NewCa {
 ///
 /// # Errors
 /// Where the system gives no random bytes.
-pub fn make_ca(name: &str, hosts: &[Host], wall: Duration) -> Result<NewCa, rcgen::Error> {
+pub fn make_ca(name: &str, hosts: &[Host], wall: WallTime) -> Result<NewCa, rcgen::Error> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
-    params.not_before = moment(wall.saturating_sub(CLOCK_SKEW));
+    params.not_before = moment(wall - CLOCK_SKEW);
     params.not_after = moment(wall + CA_LIFE);
     params.serial_number = Some(serial()?);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -127,6 +128,6 @@ pub(super) fn serial() -> Result<SerialNumber, rcgen::Error> {
     Ok(SerialNumber::from_slice(&bytes))
 }
 
-pub(super) fn moment(wall: Duration) -> OffsetDateTime {
-    OffsetDateTime::UNIX_EPOCH + wall
+pub(super) fn moment(wall: WallTime) -> OffsetDateTime {
+    OffsetDateTime::UNIX_EPOCH + wall.since_epoch()
 }

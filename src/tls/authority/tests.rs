@@ -7,15 +7,16 @@ use x509_parser::prelude::*;
 use super::*;
 use crate::clock::Clock;
 use crate::model::secret::Secret;
+use crate::model::time::WallTime;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-fn wall() -> Duration {
+fn wall() -> WallTime {
     // Certificates tell whole seconds.
-    Duration::from_secs(Clock::system().now().wall.as_secs())
+    WallTime::from_secs(Clock::system().now().wall.as_secs())
 }
 
-fn ca(at: Duration) -> Interception {
+fn ca(at: WallTime) -> Interception {
     let NewCa { certificate_pem, key_pem } = make_ca("Test CA", &[], at).unwrap();
     read_ca(certificate_pem.as_bytes(), key_pem).unwrap()
 }
@@ -24,8 +25,8 @@ fn host(text: &str) -> Host {
     Host::parse(text).unwrap()
 }
 
-fn seconds(time: ASN1Time) -> Duration {
-    Duration::from_secs(time.timestamp().try_into().unwrap())
+fn seconds(time: ASN1Time) -> WallTime {
+    WallTime::from_secs(time.timestamp().try_into().unwrap())
 }
 
 #[test]

@@ -12,7 +12,6 @@ pub const STORE_UNAVAILABLE: &str = "store_unavailable";
 const RECOVERING: &str = "it was in trouble a moment ago, and other replicas may have kept newer tokens";
 const TOLD: &str = "the server has said so to another replica";
 const IN_DOUBT: &str = "another process may have spent the refresh token; it is not sent while the present token lasts";
-const NEVER: Now = Now { boot: Duration::MAX, wall: Duration::MAX };
 
 /// Why there is no next token.
 #[derive(Debug)]
@@ -79,7 +78,7 @@ impl AcquireError {
                 (true, Some(consent), consent.code().to_owned(), Some(needs_consent_again(&key)))
             }
         };
-        let retry_at = if consent.is_some() { NEVER } else { retry_at };
+        let retry_at = if consent.is_some() { Now::NEVER } else { retry_at };
         Trouble { at: now, permanent, consent, outcome, error, description, retry_at, failures: 1 }
     }
 }

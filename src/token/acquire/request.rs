@@ -3,11 +3,11 @@
 //! Metrics: `keybearer_token_requests_total`, `keybearer_token_request_duration_seconds`.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::{AcquireError, Acquirer, Definition, Way};
 use crate::clock::Now;
 use crate::model::Name;
+use crate::model::time::BootTime;
 use crate::model::token::{RefreshToken, TokenSet};
 use crate::oauth::{Failure, Reason, Whose};
 use crate::store::{Refresh, RefreshLife, StoredToken};
@@ -18,7 +18,7 @@ impl Acquirer {
     pub(super) async fn refresh(
         &self,
         definition: &Definition,
-        (token, sent_before): (&RefreshToken, Option<Duration>),
+        (token, sent_before): (&RefreshToken, Option<BootTime>),
         life: Option<RefreshLife>,
         cause: &Cause,
     ) -> Result<StoredToken, AcquireError> {
@@ -68,7 +68,7 @@ impl Acquirer {
         let grant = if is_refresh { "refresh_token" } else { own.grant.as_str() };
         let (connection, profile) = (self.slot.key.connection.as_str(), self.slot.key.profile.as_str());
         let outcome = answer.as_ref().map_or_else(|failure| failure.outcome().as_str(), |_| "ok");
-        let took = self.clock.now().boot.saturating_sub(obtained.boot);
+        let took = self.clock.now().boot.since(obtained.boot);
         self.metrics.token_requests.with_label_values(&[connection, profile, grant, outcome]).inc();
         self.metrics.token_request_duration.with_label_values(&[connection]).observe(took.as_secs_f64());
         self.record(grant, outcome, answer.as_ref().err(), cause);
@@ -84,7 +84,7 @@ impl Acquirer {
             lifetime: answer.expires_in.unwrap_or(own.lifetimes.default_token_lifetime),
             scopes: answer.scopes,
             refresh: answer.refresh_token.map_or(Refresh::None, Refresh::Token),
-            refresh_life: RefreshLife { since: obtained.wall, stated: answer.refresh_token_expires_in },
+            refresh_life: RefreshLife { since: Some(obtained.wall), stated: answer.refresh_token_expires_in },
             version: 0,
         })
     }

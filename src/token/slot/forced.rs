@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::{InjectedToken, SlotState, TokenSlot};
 use crate::clock::{Clock, Now};
+use crate::model::time::BootTime;
 use crate::telemetry::audit::Cause;
 
 /// Shortest time between two forced refreshes of one slot.
@@ -34,10 +35,10 @@ pub(super) struct Forced {
     generation: Option<u64>,
     /// What the refresher has yet to do.
     pending: Option<Cause>,
-    /// When the last one was granted, on the boot clock.
-    granted_at: Option<Duration>,
-    /// No rejection forces one before, on the boot clock.
-    not_before: Duration,
+    /// When the last one was granted.
+    granted_at: Option<BootTime>,
+    /// No rejection forces one before.
+    not_before: BootTime,
     rejections: u32,
 }
 
@@ -52,7 +53,7 @@ impl Forced {
     }
 
     /// Joins the forced refresh that is pending, or starts one if its time has come.
-    fn reject(&mut self, generation: u64, boot: Duration) -> bool {
+    fn reject(&mut self, generation: u64, boot: BootTime) -> bool {
         if self.pending.is_some() && self.generation == Some(generation) {
             return true;
         }
@@ -65,7 +66,7 @@ impl Forced {
         true
     }
 
-    fn grant(&mut self, generation: Option<u64>, boot: Duration, cause: Cause) {
+    fn grant(&mut self, generation: Option<u64>, boot: BootTime, cause: Cause) {
         (self.generation, self.pending, self.granted_at) = (generation, Some(cause), Some(boot));
         self.not_before = self.not_before.max(boot + FORCED_PAUSE_MIN);
     }
@@ -118,7 +119,7 @@ impl TokenSlot {
         if is_current {
             let mut forced = self.force();
             forced.rejections = 0;
-            let usual = forced.granted_at.map_or(Duration::ZERO, |at| at + FORCED_PAUSE_MIN);
+            let usual = forced.granted_at.map_or(BootTime::default(), |at| at + FORCED_PAUSE_MIN);
             forced.not_before = forced.not_before.min(usual);
         }
     }
@@ -131,9 +132,9 @@ impl TokenSlot {
         if joins && cause.person().is_none() {
             return Ok(());
         }
-        let next = forced.granted_at.map_or(Duration::ZERO, |at| at + FORCED_PAUSE_MIN);
+        let next = forced.granted_at.map_or(BootTime::default(), |at| at + FORCED_PAUSE_MIN);
         if !joins && state.standing_trouble(now).is_none() && state.token.is_some() && now.boot < next {
-            return Err(next - now.boot);
+            return Err(next.since(now.boot));
         }
         forced.grant(generation, now.boot, cause);
         Ok(())

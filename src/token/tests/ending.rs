@@ -4,6 +4,7 @@ use super::renewal::{Renewal, password, renewing, start, with_grant};
 use super::*;
 use crate::model::connection::{Actor, Grant, Lifetimes, SubjectToken, TokenExchange};
 use crate::model::secret::Secret;
+use crate::model::time::WallTime;
 use crate::token::slot::{Consent, Fate, Revoked};
 
 async fn revoke(run: &Renewal, shared: Option<&str>) -> Revoked {
@@ -58,7 +59,7 @@ fn of_ten_hours() -> Arc<Connection> {
 }
 
 /// Seconds that the refresh token has from the first moment on.
-async fn ends(run: &Renewal, begun: Duration) -> Option<f64> {
+async fn ends(run: &Renewal, begun: WallTime) -> Option<f64> {
     run.engine.token().await.unwrap();
     let ends = run.engine.fresh().unwrap().granted.refresh_token_ends;
     ends.map(|ends| (ends.as_secs_f64() - begun.as_secs_f64()).round())

@@ -6,6 +6,7 @@ use super::super::slot::{Consent, Handed, NotImported};
 use super::*;
 use crate::model::connection::Grant;
 use crate::model::secret::Secret;
+use crate::model::time::WallTime;
 use crate::store::{Lease, Note, Page, Refresh, Store, StoreError, StoreFuture, StoredToken};
 
 /// A memory store whose disk can be full.
@@ -61,7 +62,7 @@ impl Store for Disk {
         self.memory.note(name)
     }
 
-    fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: Duration, over: Option<u64>) -> StoreFuture<'a, bool> {
+    fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: WallTime, over: Option<u64>) -> StoreFuture<'a, bool> {
         self.memory.put_note(name, text, ends, over)
     }
 

@@ -2,10 +2,9 @@
 //!
 //! Holds: a writer that another one has overtaken reads again; a new authorization replaces the pending one.
 
-use std::time::Duration;
-
 use super::{Ended, Flow, FlowId, FlowKey, Outcome, REMEMBERED, id, same};
 use crate::model::secret::Secret;
+use crate::model::time::WallTime;
 use crate::store::{Store, StoreError};
 
 /// Writers that may be quicker.
@@ -30,7 +29,7 @@ pub async fn outcome(
     store: &dyn Store,
     id: &FlowId,
     link: Option<&str>,
-    wall: Duration,
+    wall: WallTime,
 ) -> Result<Option<Outcome>, StoreError> {
     let Some((flow, _)) = latest(store, &id.key()).await? else { return Ok(None) };
     let last = Ended { id: flow.id.clone(), ends: flow.ends, link: flow.link.clone(), status: flow.status_at(wall) };
@@ -47,11 +46,11 @@ pub async fn outcome(
 /// In place of the version `over`, or of nothing; false: another writer was quicker.
 pub async fn put(store: &dyn Store, flow: &Flow, over: Option<u64>) -> Result<bool, StoreError> {
     let text = Secret::new(serde_json::to_string(flow).map_err(|_| UNREADABLE)?);
-    store.put_note(&flow.id.key().note(), text, Duration::from_secs(flow.ends) + REMEMBERED, over).await
+    store.put_note(&flow.id.key().note(), text, WallTime::from_secs(flow.ends) + REMEMBERED, over).await
 }
 
 /// Keeps a new authorization, which replaces the pending one of the same token; false: that one is being exchanged.
-pub async fn begin(store: &dyn Store, flow: &Flow, wall: Duration) -> Result<bool, StoreError> {
+pub async fn begin(store: &dyn Store, flow: &Flow, wall: WallTime) -> Result<bool, StoreError> {
     for _ in 0..ROUNDS_MAX {
         let (mut flow, mut over) = (flow.clone(), None);
         if let Some((before, version)) = latest(store, &flow.id.key()).await? {
@@ -110,7 +109,7 @@ mod tests {
 
     struct Room {
         store: MemoryStore,
-        wall: Duration,
+        wall: WallTime,
         key: TokenKey,
         connection: Connection,
     }

@@ -4,8 +4,8 @@ use super::*;
 
 fn aged(text: &str, refresh: Refresh) -> StoredToken {
     let now = Clock::system().now();
-    let before = |moment: Duration| moment.saturating_sub(Duration::from_secs(120));
-    let obtained = crate::clock::Now { boot: before(now.boot), wall: before(now.wall) };
+    let age = Duration::from_secs(120);
+    let obtained = crate::clock::Now { boot: now.boot - age, wall: now.wall - age };
     StoredToken { obtained, refresh, ..token(text) }
 }
 
@@ -25,8 +25,10 @@ async fn walk(store: &EmbeddedStore) -> usize {
 async fn access_tokens_that_have_ended_leave_and_nothing_else_does() {
     let (_dir, _path, store) = store();
     let mut all: Vec<_> = (0..600).map(|n| (key("crm", &n.to_string()), aged("old", Refresh::None))).collect();
-    let forecast =
-        crate::store::RefreshLife { since: Duration::from_secs(1_000_000), stated: Some(Duration::from_secs(1)) };
+    let forecast = crate::store::RefreshLife {
+        since: Some(crate::model::time::WallTime::from_secs(1_000_000)),
+        stated: Some(Duration::from_secs(1)),
+    };
     let renewable = StoredToken { refresh_life: forecast, ..aged("renewable", token("x").refresh) };
     let refused = aged("refused", Refresh::Refused { error: "invalid_grant".to_owned() });
     let lasting = StoredToken { refresh: Refresh::None, ..token("lasting") };

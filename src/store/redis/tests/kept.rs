@@ -15,7 +15,7 @@ fn open_both(redis: &Redis, keys: [u8; 2]) -> (RedisStore, Tasks) {
 
 fn stating(text: &str, life: Duration) -> StoredToken {
     let mut token = rotating(text);
-    token.refresh_life.since = Clock::system().now().wall;
+    token.refresh_life.since = Some(Clock::system().now().wall);
     token.refresh_life.stated = Some(life);
     token
 }

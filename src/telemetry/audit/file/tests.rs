@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 
-const AT: Duration = Duration::from_millis(1_709_210_096_007);
+const AT: WallTime = WallTime::from_millis(1_709_210_096_007);
 
 fn path(dir: &tempfile::TempDir) -> PathBuf {
     dir.path().join("audit.jsonl")

@@ -4,6 +4,7 @@ use tokio::time::sleep_until;
 
 use super::*;
 use crate::model::secret::Secret;
+use crate::model::time::WallTime;
 use crate::store::{Fence, Lease, LeaseEnd, Note, Page, Store, StoreError, StoreFuture};
 
 /// After which a call to the store is given up.
@@ -337,7 +338,7 @@ impl Store for Shared {
         Box::pin(async { Ok(None) })
     }
 
-    fn put_note<'a>(&'a self, _: &'a str, _: Secret, _: Duration, _: Option<u64>) -> StoreFuture<'a, bool> {
+    fn put_note<'a>(&'a self, _: &'a str, _: Secret, _: WallTime, _: Option<u64>) -> StoreFuture<'a, bool> {
         Box::pin(async { Ok(true) })
     }
 
