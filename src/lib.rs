@@ -26,3 +26,4 @@ pub mod clock;
 pub mod tasks;
 pub mod telemetry;
 pub mod model;
+pub mod sync;

@@ -15,7 +15,7 @@ mod warm;
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -29,6 +29,7 @@ use crate::model::connection::{Connection, Identity, OriginSet, Tokens};
 use crate::model::secret::Secret;
 use crate::model::token::{Subject, TokenKey};
 use crate::store::{News, Store, Unkept};
+use crate::sync::lock;
 use crate::tasks::Tasks;
 use crate::telemetry::audit::{Audit, Cause, Person};
 use crate::telemetry::events::Events;
@@ -333,10 +334,6 @@ impl TokenCache {
         let server = connection.endpoints.server.origin().ascii_serialization();
         lock(&self.gates).entry(server).or_default().clone()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

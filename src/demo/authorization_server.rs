@@ -1,7 +1,7 @@
 //! The demo's authorization server: client credentials (RFC 6749 §4.4) and introspection (RFC 7662), in memory.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::rand::fill;
@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use url::form_urlencoded;
 
 use crate::model::secret::Secret;
+use crate::sync::lock;
 
 /// Lifetime of its tokens in seconds.
 pub const LIFETIME_S: u64 = 10;
@@ -48,7 +49,7 @@ async fn token(State(server): State<Arc<Server>>, body: String) -> (StatusCode, 
     let token = random_text();
     let start = token.chars().take(6).collect();
     let now = Instant::now();
-    let mut expires = server.expires.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut expires = lock(&server.expires);
     expires.retain(|_, end| *end > now);
     expires.insert(token.clone(), now + Duration::from_secs(LIFETIME_S));
     // Nobody may be watching: then nobody is told.
@@ -58,7 +59,7 @@ async fn token(State(server): State<Arc<Server>>, body: String) -> (StatusCode, 
 
 async fn introspect(State(server): State<Arc<Server>>, body: String) -> Json<Value> {
     let token = form_urlencoded::parse(body.as_bytes()).find(|(name, _)| name == "token").map(|(_, token)| token);
-    let expires = server.expires.lock().unwrap_or_else(PoisonError::into_inner);
+    let expires = lock(&server.expires);
     let end = token.and_then(|token| expires.get(&*token).copied());
     let left = end.and_then(|end| end.checked_duration_since(Instant::now()));
     Json(match left {

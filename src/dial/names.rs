@@ -14,7 +14,7 @@ use std::io;
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use lru::LruCache;
@@ -22,6 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
 use tokio::time::Instant;
 
 use super::ADDRESSES_MAX;
+use crate::sync::lock;
 use crate::tasks::Tasks;
 
 /// An answer this young is served without another lookup; shorter than the TTLs of cloud services.
@@ -170,11 +171,11 @@ impl Names {
     }
 
     fn cache(&self) -> MutexGuard<'_, LruCache<Arc<str>, Entry>> {
-        self.0.cache.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.cache)
     }
 
     fn zones(&self) -> MutexGuard<'_, Zones> {
-        self.0.zones.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.zones)
     }
 }
 

@@ -4,13 +4,14 @@
 //! addresses checked, by the one dialer. Not here: gzip (`transport`).
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::dial::Dialer;
 use crate::model::Roots;
 use crate::model::connection::{AuthorizationServer, ClientCertificate, Connection, ServerProxy};
 use crate::model::origin::Host;
+use crate::sync::lock;
 use crate::telemetry::traces::Tracer;
 use crate::tls::{Proxied, Trust};
 
@@ -141,10 +142,6 @@ fn through(dialer: Dialer) -> reqwest::Proxy {
         let host = Host::parse(url.host_str()?).ok()?;
         dialer.proxy_for(&host, url.port_or_known_default()?).map(|proxy| proxy.url.clone())
     })
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[derive(Debug, thiserror::Error)]

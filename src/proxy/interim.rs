@@ -4,7 +4,7 @@
 //! waits is bounded; heads are rebuilt as those of answers are; the answer follows the last of them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
@@ -14,6 +14,8 @@ use tokio::sync::{Notify, mpsc};
 
 use super::error::{Fault, ProxyError};
 use super::headers;
+
+use crate::sync::lock;
 
 /// How many may wait to be passed on; an upstream that sends more at once sends too many.
 const WAITING_MAX: usize = 32;
@@ -85,7 +87,7 @@ pub struct Saying {
 impl Saying {
     /// Returns once it is written.
     pub async fn say(&self, head: Bytes) {
-        *self.head.lock().unwrap_or_else(PoisonError::into_inner) = head;
+        *lock(&self.head) = head;
         self.waits.store(true, Ordering::Release);
         self.said.notified().await;
     }
@@ -96,7 +98,7 @@ impl Saying {
             return None;
         }
         self.waits.store(false, Ordering::Relaxed);
-        Some(std::mem::take(&mut *self.head.lock().unwrap_or_else(PoisonError::into_inner)))
+        Some(std::mem::take(&mut *lock(&self.head)))
     }
 
     pub fn said(&self) {

@@ -9,7 +9,7 @@
 //! Not here: HTTP/2, where hyper reads all the time.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,6 +20,8 @@ use tokio::time::{Instant, sleep};
 use super::stream::Socket;
 use super::upstream::Gate;
 use super::watched::Watch;
+
+use crate::sync::lock;
 
 /// How long an upstream may be silent before a caller that has sent FIN is asked, or given up. Each further question comes
 /// after twice as long a silence.
@@ -82,7 +84,7 @@ impl Presence {
 
     /// The request wants a place there.
     pub fn enters(&self, gate: &Arc<Gate>) {
-        let mut own = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut own = lock(&self.gate);
         // Mostly the same one as for the request before.
         if own.as_ptr() != Arc::as_ptr(gate) {
             *own = Arc::downgrade(gate);
@@ -111,7 +113,7 @@ impl Presence {
 
     /// Do others wait for the place of the request, or the request itself for one?
     fn is_crowded(&self) -> bool {
-        let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+        let gate = lock(&self.gate).upgrade();
         gate.is_some_and(|gate| gate.has_waiters())
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 use url::Url;
@@ -18,6 +18,7 @@ use crate::model::{Listener, Model, Name, Roots, Tracing};
 use crate::oauth::{ClientError, HttpClients, TokenEndpoint};
 use crate::snapshot::{Links, Live, Snapshot, TlsProfiles};
 use crate::store::Keyring;
+use crate::sync::lock;
 use crate::tasks::Tasks;
 use crate::telemetry::audit::{Audit, Prepared};
 use crate::telemetry::events::Events;
@@ -93,7 +94,7 @@ impl Wiring {
 
     /// Puts another one into force, all but its audit, which is given back. Requests that have begun end under the old one.
     pub fn apply(&self, model: &Model) -> Result<(Differences, Prepared), WiringError> {
-        let mut profiles = self.profiles.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut profiles = lock(&self.profiles);
         let before = self.snapshot.load_full();
         let audit = self.parts.audit(model)?;
         let (snapshot, slots) = self.parts.build(model, &mut profiles, Some(&before))?;

@@ -5,7 +5,7 @@
 //! looking; whoever reads the configuration waits for Redis a bounded time.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
@@ -16,6 +16,7 @@ use super::{EmbeddedStore, Keyring, OpenError, RedisStore, Store};
 use crate::clock::Clock;
 use crate::model::secret::{NoVault, Secret, Vault};
 use crate::model::{RedisSettings, StoreKind, StoreSettings};
+use crate::sync::lock;
 use crate::tasks::Tasks;
 
 pub struct Keeper {
@@ -157,8 +158,4 @@ impl Vault for Keeper {
             store.renew((**redis).clone());
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

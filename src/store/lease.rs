@@ -1,13 +1,14 @@
 //! Leases within one process: one holder for each key at a time.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Lease, StoreError};
 use crate::model::token::TokenKey;
+use crate::sync::lock;
 
 /// The keys that are held or waited for.
 #[derive(Debug, Clone, Default)]
@@ -38,7 +39,7 @@ impl Leases {
     }
 
     fn places(&self) -> MutexGuard<'_, HashMap<TokenKey, Arc<Semaphore>>> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.places)
     }
 }
 

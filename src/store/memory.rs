@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::lease::Leases;
@@ -16,6 +16,7 @@ use crate::model::Name;
 use crate::model::secret::Secret;
 use crate::model::time::WallTime;
 use crate::model::token::TokenKey;
+use crate::sync::lock;
 
 /// Records are looked through for those that have ended when there are so many, and then at twice as many as are left.
 const SWEEP_AT_MIN: usize = 1024;
@@ -36,11 +37,11 @@ pub struct MemoryStore {
 
 impl MemoryStore {
     fn records(&self) -> MutexGuard<'_, BTreeMap<TokenKey, StoredToken>> {
-        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.records)
     }
 
     fn notes(&self) -> MutexGuard<'_, BTreeMap<String, (Note, WallTime)>> {
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.notes)
     }
 
     fn noted(&self, name: &str, text: Secret, ends: WallTime, over: Option<u64>) -> Result<bool, StoreError> {

@@ -8,13 +8,14 @@ mod file;
 mod record;
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use arc_swap::{ArcSwap, Guard};
 
 use crate::model;
 use crate::model::time::WallTime;
+use crate::sync::lock;
 use file::Queue;
 pub use file::openable;
 use record::line;
@@ -146,7 +147,7 @@ impl Audit {
     /// Puts it into force; what was recorded before is still written where it was meant to go. True if that is elsewhere.
     pub fn follow(&self, prepared: Prepared) -> bool {
         let Prepared::Other(target, writer) = prepared else { return false };
-        let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut writers = lock(&self.writers);
         writers.retain(|writer| !writer.is_finished());
         writers.extend(writer);
         retire(&self.target.swap(Arc::new(target)));
@@ -163,7 +164,7 @@ impl Audit {
     /// The end: nothing is recorded any more. Gives the writers, which end when everything is written.
     pub fn close(&self) -> Vec<JoinHandle<()>> {
         retire(&self.target.swap(Arc::new(Target::Off)));
-        std::mem::take(&mut self.writers.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut lock(&self.writers))
     }
 }
 

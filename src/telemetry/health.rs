@@ -1,7 +1,9 @@
 //! Is the program ready: a few facts that others report here, and the answer for `/readyz`.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+
+use crate::sync::lock;
 
 /// What readiness hangs on. Live from the start; ready once the store was reached, and tokens were tried or the wait is
 /// over; not while draining.
@@ -31,11 +33,11 @@ impl Health {
 
     /// Names the configuration in force by its fingerprint.
     pub fn configured(&self, fingerprint: &str) {
-        *self.configuration.lock().unwrap_or_else(PoisonError::into_inner) = fingerprint.to_owned();
+        *lock(&self.configuration) = fingerprint.to_owned();
     }
 
     pub fn configuration(&self) -> String {
-        self.configuration.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.configuration).clone()
     }
 
     /// The checks by name, in the order in which they are shown.

@@ -8,7 +8,7 @@ mod ca;
 
 use std::fmt;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lru::LruCache;
@@ -25,6 +25,7 @@ use tokio::sync::{OnceCell, Semaphore};
 use crate::model::origin::Host;
 use crate::model::time::WallTime;
 use crate::model::{Interception, Roots};
+use crate::sync::lock;
 use crate::tasks::Tasks;
 pub use ca::{CaError, NewCa, make_ca, read_ca, read_certificates};
 use ca::{key_pair, moment, serial};
@@ -132,7 +133,7 @@ impl Authority {
 
     /// Where what is made for a host is kept; an empty one where there is nothing, or nothing that lasts.
     fn cell(&self, host: &Host, wall: WallTime) -> Arc<OnceCell<Made>> {
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut made = lock(&self.made);
         let kept = made.get(host).filter(|cell| cell.get().is_none_or(|made| wall < made.renew_at));
         if let Some(cell) = kept {
             return cell.clone();

@@ -7,11 +7,12 @@
 //! Not here: when an attempt gives up waiting (`acquire`).
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::oneshot;
 
 use crate::model::Name;
+use crate::sync::lock;
 
 /// Token requests under way at once to one authorization server.
 const PLACES: usize = 8;
@@ -72,7 +73,7 @@ impl Gate {
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.queue)
     }
 }
 

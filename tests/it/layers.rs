@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 
 /// From the ground up. Rooms on one floor never use each other.
 const FLOORS: [&[&str]; 13] = [
-    &["model"],
+    &["model", "sync"],
     &["clock", "telemetry", "tasks", "private_file"],
-    &["tls", "router", "provider", "script", "jwt"],
+    &["tls", "router", "script", "jwt"],
     &["dial", "store", "config"],
     &["oauth"],
     &["token"],

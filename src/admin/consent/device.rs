@@ -5,7 +5,7 @@
 //! obeyed for good.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::http::{StatusCode, header};
@@ -26,6 +26,7 @@ use crate::admin::problem::{Problem, bound, no_token};
 use crate::model::time::{WallTime, rfc3339};
 use crate::model::token::{Subject, TokenKey};
 use crate::oauth::{Consented, DeviceAsked, Failure, Reason, Whose};
+use crate::sync::lock;
 use crate::tasks::Phase;
 use crate::telemetry::audit::Person;
 use crate::token::slot::{Handed, NoToken};
@@ -55,7 +56,7 @@ pub struct Bell(Arc<(Mutex<HashSet<FlowKey>>, Notify)>);
 impl Bell {
     fn ring(&self, key: FlowKey) {
         let (begun, rung) = &*self.0;
-        begun.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
+        lock(&begun).insert(key);
         rung.notify_one();
     }
 
@@ -64,7 +65,7 @@ impl Bell {
     }
 
     fn take(&self) -> HashSet<FlowKey> {
-        std::mem::take(&mut *self.0.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *lock(&self.0.0))
     }
 }
 

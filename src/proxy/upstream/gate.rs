@@ -9,7 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, ready};
 
 use tokio::sync::oneshot;
@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 use super::super::arrival::From;
 use super::Key;
 use crate::model::Name;
+use crate::sync::lock;
 
 /// In a gate's state: there are waiters.
 const WAITING: usize = 1;
@@ -39,7 +40,7 @@ impl Gates {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Arc<Gate>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 
@@ -195,7 +196,7 @@ impl Gate {
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.queue)
     }
 }
 

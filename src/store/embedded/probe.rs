@@ -6,10 +6,12 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Bound;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use redb::backends::FileBackend;
 use redb::{BackendError, StorageBackend};
+
+use crate::sync::lock;
 
 const PAGE: usize = 4096;
 
@@ -34,7 +36,7 @@ impl Probe {
     }
 
     fn over(&self) -> MutexGuard<'_, Over> {
-        self.over.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.over)
     }
 
     /// The page as it lies in the file, with zeroes behind its end.

@@ -4,7 +4,7 @@
 //! Holds: connecting and answering have deadlines; while Redis is out of reach nobody waits for it, and it is tried again
 //! after a moment.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -21,6 +21,7 @@ use super::mark::Mark;
 use super::way::{ANSWER_WAIT, CONNECT_WAIT, Carrier, Connection, Way};
 use crate::model::RedisSettings;
 use crate::store::{News, StoreError};
+use crate::sync::lock;
 use crate::tasks::Tasks;
 
 /// After a failure Redis is left alone for so long.
@@ -116,7 +117,7 @@ impl Link {
             Ok(connection) => {
                 if last {
                     tracing::info!("the store is in reach again");
-                    *self.shaken.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                    *lock(&self.shaken) = Some(Instant::now());
                     // Nobody may be listening.
                     let _ = self.news.send(News::Missed);
                 }
@@ -137,7 +138,7 @@ impl Link {
     }
 
     pub fn shaken(&self) -> Option<Instant> {
-        *self.shaken.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.shaken)
     }
 
     /// Looks whether Redis is in reach again, if it was out of reach.

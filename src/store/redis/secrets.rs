@@ -3,13 +3,14 @@
 //! Holds: what the configuration of a running process was given is written back where Redis has lost it, and nowhere else.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{ENDED_LIFE, Shared, ms};
 use crate::model::secret::Secret;
 use crate::store::StoreError;
 use crate::store::seal::Header;
 use crate::store::sealed::{check_secret, secret_record};
+use crate::sync::lock;
 
 /// The secrets that a process has read, with their versions; of all its stores.
 #[derive(Clone, Default)]
@@ -17,7 +18,7 @@ pub struct Lent(Arc<Mutex<BTreeMap<String, (u64, Secret)>>>);
 
 impl Lent {
     fn all(&self) -> MutexGuard<'_, BTreeMap<String, (u64, Secret)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

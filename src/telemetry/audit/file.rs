@@ -9,9 +9,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::sync::{Mutex, PoisonError};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::model::time::WallTime;
+use crate::sync::lock;
 
 /// Lines that may wait for the writer. Each is bounded by what `Clean` leaves of a request, so that all are a few MiB.
 const QUEUE_LINES_MAX: usize = 8192;
@@ -131,13 +132,13 @@ impl Queue {
 
     /// Names the thread that waits between two tries.
     pub fn wakes(&self, writer: &Thread) {
-        *self.shared.writer.lock().unwrap_or_else(PoisonError::into_inner) = Some(writer.clone());
+        *lock(&self.shared.writer) = Some(writer.clone());
     }
 
     /// From now on a write that fails is not tried again.
     pub fn close(&self) {
         self.shared.closed.store(true, Ordering::SeqCst);
-        if let Some(writer) = &*self.shared.writer.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(writer) = &*lock(&self.shared.writer) {
             writer.unpark();
         }
     }

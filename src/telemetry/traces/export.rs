@@ -6,7 +6,7 @@
 use std::error::Error;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,6 +22,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use url::Url;
 
 use super::{Inner, Message, Tracer};
+use crate::sync::lock;
 use crate::telemetry::Clean;
 
 /// Spans that wait for the collector; one more is lost.
@@ -117,7 +118,7 @@ struct Collector {
 
 impl Collector {
     fn failure(&self) -> Option<String> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
+        lock(&self.failure).take()
     }
 
     async fn post(&self, body: Bytes) -> Result<Response<Bytes>, String> {
@@ -165,7 +166,7 @@ impl HttpClient for Collector {
         Box::pin(async move {
             let answer = self.post(request.into_body()).await;
             if let Err(error) = &answer {
-                *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
+                *lock(&self.failure) = Some(error.clone());
             }
             Ok(answer?)
         })

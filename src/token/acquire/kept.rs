@@ -4,7 +4,7 @@
 //! been lost by the store unless somebody has removed it, and is offered again; what another process has kept since is
 //! never written over.
 
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::{Acquirer, LEASE_SLACK};
 use crate::model::connection::Connection;
 use crate::store::{Lease, Refresh, StoreError, StoredToken};
+use crate::sync::lock;
 
 /// A store that takes longer is out of order: the token is used before it is saved.
 const SAVE_WAIT: Duration = Duration::from_secs(3);
@@ -271,6 +272,6 @@ impl Acquirer {
     }
 
     pub(super) fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.kept)
     }
 }

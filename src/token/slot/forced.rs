@@ -5,7 +5,7 @@
 //! verdict.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::{InjectedToken, SlotState, TokenSlot};
 use crate::clock::{Clock, Now};
 use crate::model::time::BootTime;
+use crate::sync::lock;
 use crate::telemetry::audit::Cause;
 
 /// Shortest time between two forced refreshes of one slot.
@@ -175,7 +176,7 @@ impl TokenSlot {
     }
 
     pub(super) fn force(&self) -> MutexGuard<'_, Forced> {
-        self.forced.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.forced)
     }
 }
 

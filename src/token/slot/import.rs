@@ -2,7 +2,7 @@
 //!
 //! Holds: one at a time; whoever handed it in may go away, and it is proven and kept all the same.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -11,6 +11,7 @@ use super::{NoToken, Revoke, TokenSlot};
 use crate::clock::Now;
 use crate::model::token::{RefreshToken, TokenSet};
 use crate::oauth::Consented;
+use crate::sync::lock;
 use crate::telemetry::audit::Person;
 
 /// What comes from elsewhere.
@@ -57,7 +58,7 @@ impl TokenSlot {
     pub async fn import(&self, handed: Handed, by: Person, deadline: Instant) -> Result<(), NotImported> {
         let (reply, outcome) = oneshot::channel();
         {
-            let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut desk = lock(&self.desk);
             if desk.is_some() {
                 return Err(NotImported::Busy);
             }
@@ -77,10 +78,10 @@ impl TokenSlot {
 
     /// For the refresher, as below.
     pub(in crate::token) fn has_errand(&self) -> bool {
-        self.desk.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        lock(&self.desk).is_some()
     }
 
     pub(in crate::token) fn take_errand(&self) -> Option<Errand> {
-        self.desk.lock().unwrap_or_else(PoisonError::into_inner).take()
+        lock(&self.desk).take()
     }
 }

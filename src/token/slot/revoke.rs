@@ -2,8 +2,6 @@
 //!
 //! Holds: what is kept here is forgotten even where the server fails to revoke it, and the answer says so.
 
-use std::sync::PoisonError;
-
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -11,6 +9,7 @@ use super::import::Errand;
 use super::{NoToken, TokenSlot};
 use crate::model::connection::Identity;
 use crate::model::token::TokenKey;
+use crate::sync::lock;
 
 /// Other connections and profiles that use the same grant at the server, by the identity under which it was granted: the
 /// keys of their tokens.
@@ -58,7 +57,7 @@ impl TokenSlot {
     pub async fn revoke(&self, sharers: Sharers, deadline: Instant) -> Result<Revoked, NotRevoked> {
         let (reply, outcome) = oneshot::channel();
         {
-            let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut desk = lock(&self.desk);
             if desk.is_some() {
                 return Err(NotRevoked::Busy);
             }
