@@ -1,8 +1,8 @@
-//! JWTs that we sign: RFC 7515 (compact serialization), 7518 (algorithms), 7519.
+//! JWTs that we sign (RFC 7519): private keys and shared secrets, read and checked; jsonwebtoken signs.
 //!
 //! Not here: which claims a grant or a client assertion has, and reading the JWTs of others.
-//! Holds: a key fits its algorithm from the start (kind, curve, size); keys are in no `Debug` and no error, and the bytes
-//! that we hold of them are wiped; aws-lc-rs keeps its own copies.
+//! Invariants: a key fits its algorithm (kind, curve, size) before it is used; no key is in a `Debug` or an error, and its
+//! bytes are wiped on drop. jsonwebtoken parses the key for each signature, about a millisecond for RSA.
 
 mod certificate;
 #[cfg(test)]
@@ -11,55 +11,63 @@ mod tests;
 use std::fmt;
 use std::sync::Arc;
 
-use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{self, EcdsaKeyPair, EcdsaSigningAlgorithm, Ed25519KeyPair, KeyPair as _, RsaKeyPair};
-use aws_lc_rs::{hmac, signature::RsaEncoding};
-use base64::Engine as _;
-use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, EcdsaSigningAlgorithm,
+    Ed25519KeyPair, KeyPair, RsaKeyPair,
+};
+use jsonwebtoken::{EncodingKey, Header};
 use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde_json::{Map, Value};
+use x509_parser::asn1_rs::{Any, FromDer as _, OctetString, Sequence};
 use zeroize::Zeroizing;
 
-use crate::model::connection::Algorithm;
+use crate::model::connection::{Algorithm, Thumbprint};
 use crate::model::secret::Secret;
 
-pub use certificate::{CertificateError, Thumbprint, certificate_matches};
+pub use certificate::{CertificateError, certificate_matches};
 
-/// How an algorithm signs.
-enum Method {
-    Rsa(&'static dyn RsaEncoding),
+/// What kind of key an algorithm needs.
+enum KeyKind {
+    Rsa,
     Ecdsa(&'static EcdsaSigningAlgorithm),
     Ed25519,
-    Hmac(hmac::Algorithm),
+    Shared,
 }
 
 impl Algorithm {
-    fn method(self) -> Method {
+    /// The algorithm in the library's words, and the key that it needs.
+    fn signing(self) -> (jsonwebtoken::Algorithm, KeyKind) {
+        use jsonwebtoken::Algorithm as Library;
         match self {
-            Algorithm::RS256 => Method::Rsa(&signature::RSA_PKCS1_SHA256),
-            Algorithm::RS384 => Method::Rsa(&signature::RSA_PKCS1_SHA384),
-            Algorithm::RS512 => Method::Rsa(&signature::RSA_PKCS1_SHA512),
-            Algorithm::PS256 => Method::Rsa(&signature::RSA_PSS_SHA256),
-            Algorithm::PS384 => Method::Rsa(&signature::RSA_PSS_SHA384),
-            Algorithm::PS512 => Method::Rsa(&signature::RSA_PSS_SHA512),
-            Algorithm::ES256 => Method::Ecdsa(&signature::ECDSA_P256_SHA256_FIXED_SIGNING),
-            Algorithm::ES384 => Method::Ecdsa(&signature::ECDSA_P384_SHA384_FIXED_SIGNING),
-            Algorithm::EdDSA => Method::Ed25519,
-            Algorithm::HS256 => Method::Hmac(hmac::HMAC_SHA256),
-            Algorithm::HS384 => Method::Hmac(hmac::HMAC_SHA384),
-            Algorithm::HS512 => Method::Hmac(hmac::HMAC_SHA512),
+            Algorithm::RS256 => (Library::RS256, KeyKind::Rsa),
+            Algorithm::RS384 => (Library::RS384, KeyKind::Rsa),
+            Algorithm::RS512 => (Library::RS512, KeyKind::Rsa),
+            Algorithm::PS256 => (Library::PS256, KeyKind::Rsa),
+            Algorithm::PS384 => (Library::PS384, KeyKind::Rsa),
+            Algorithm::PS512 => (Library::PS512, KeyKind::Rsa),
+            Algorithm::ES256 => (Library::ES256, KeyKind::Ecdsa(&ECDSA_P256_SHA256_FIXED_SIGNING)),
+            Algorithm::ES384 => (Library::ES384, KeyKind::Ecdsa(&ECDSA_P384_SHA384_FIXED_SIGNING)),
+            Algorithm::EdDSA => (Library::EdDSA, KeyKind::Ed25519),
+            Algorithm::HS256 => (Library::HS256, KeyKind::Shared),
+            Algorithm::HS384 => (Library::HS384, KeyKind::Shared),
+            Algorithm::HS512 => (Library::HS512, KeyKind::Shared),
         }
     }
 
     /// The kind of key, for messages.
     fn key_kind(self) -> &'static str {
-        match self.method() {
-            Method::Rsa(_) => "RSA",
-            Method::Ecdsa(_) if self == Algorithm::ES256 => "P-256",
-            Method::Ecdsa(_) => "P-384",
-            Method::Ed25519 => "Ed25519",
-            Method::Hmac(_) => "shared",
+        match self {
+            Algorithm::RS256
+            | Algorithm::RS384
+            | Algorithm::RS512
+            | Algorithm::PS256
+            | Algorithm::PS384
+            | Algorithm::PS512 => "RSA",
+            Algorithm::ES256 => "P-256",
+            Algorithm::ES384 => "P-384",
+            Algorithm::EdDSA => "Ed25519",
+            Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512 => "shared",
         }
     }
 }
@@ -96,6 +104,13 @@ pub fn unique_id() -> String {
 #[error("the key cannot sign")]
 pub struct SignError;
 
+/// How the header of a JWT names its key (RFC 7515 §4.1.4, §4.1.7, §4.1.8).
+#[derive(Debug, Clone, Default)]
+pub struct KeyHint {
+    pub key_id: Option<String>,
+    pub thumbprint: Option<(Thumbprint, String)>,
+}
+
 /// A key and the algorithm that it signs with. Clones share it.
 #[derive(Clone)]
 pub struct SigningKey {
@@ -103,11 +118,10 @@ pub struct SigningKey {
     key: Arc<Key>,
 }
 
-enum Key {
-    Rsa(RsaKeyPair, &'static dyn RsaEncoding),
-    Ecdsa(EcdsaKeyPair),
-    Ed25519(Ed25519KeyPair),
-    Hmac(Box<hmac::Key>),
+struct Key {
+    signs: EncodingKey,
+    /// As a certificate holds it (`subjectPublicKey`); `None` for a shared secret.
+    public: Option<Vec<u8>>,
 }
 
 impl SigningKey {
@@ -124,27 +138,15 @@ impl SigningKey {
             Ok(der) => Zeroizing::new(der),
             Err(_) => return Err(KeyError::NotPem),
         };
-        let key = match algorithm.method() {
-            Method::Rsa(encoding) => Key::Rsa(rsa(&der, algorithm)?, encoding),
-            Method::Ecdsa(curve) => {
-                let pair = match &*der {
-                    PrivateKeyDer::Pkcs8(der) => EcdsaKeyPair::from_pkcs8(curve, der.secret_pkcs8_der()).ok(),
-                    PrivateKeyDer::Sec1(der) => EcdsaKeyPair::from_private_key_der(curve, der.secret_sec1_der()).ok(),
-                    _ => None,
-                };
-                Key::Ecdsa(pair.ok_or(KeyError::Kind(algorithm))?)
-            }
-            Method::Ed25519 => {
-                let pair = match &*der {
-                    // OpenSSL leaves the public key out.
-                    PrivateKeyDer::Pkcs8(der) => {
-                        Ed25519KeyPair::from_pkcs8_maybe_unchecked(der.secret_pkcs8_der()).ok()
-                    }
-                    _ => None,
-                };
-                Key::Ed25519(pair.ok_or(KeyError::Kind(algorithm))?)
-            }
-            Method::Hmac(_) => return Err(KeyError::NeedsSecret(algorithm)),
+        let (_, kind) = algorithm.signing();
+        let key = match kind {
+            KeyKind::Rsa => rsa(&der).map_err(|fault| match fault {
+                RsaFault::TooShort => KeyError::ShortRsa,
+                RsaFault::Other => KeyError::Kind(algorithm),
+            })?,
+            KeyKind::Ecdsa(curve) => ecdsa(&der, curve).ok_or(KeyError::Kind(algorithm))?,
+            KeyKind::Ed25519 => ed25519(&der).ok_or(KeyError::Kind(algorithm))?,
+            KeyKind::Shared => return Err(KeyError::NeedsSecret(algorithm)),
         };
         Ok(SigningKey { algorithm, key: Arc::new(key) })
     }
@@ -152,59 +154,35 @@ impl SigningKey {
     /// # Errors
     /// An empty secret, or an algorithm that needs a private key.
     pub fn from_secret(secret: &Secret, algorithm: Algorithm) -> Result<SigningKey, KeyError> {
-        let Method::Hmac(method) = algorithm.method() else { return Err(KeyError::NeedsPrivateKey(algorithm)) };
-        if secret.expose().is_empty() {
-            return Err(KeyError::Empty);
+        if !algorithm.is_symmetric() {
+            return Err(KeyError::NeedsPrivateKey(algorithm));
         }
-        let key = Key::Hmac(Box::new(hmac::Key::new(method, secret.expose().as_bytes())));
-        Ok(SigningKey { algorithm, key: Arc::new(key) })
+        let signs = EncodingKey::from_secret(secret.expose().as_bytes()).map_err(|_| KeyError::Empty)?;
+        Ok(SigningKey { algorithm, key: Arc::new(Key { signs, public: None }) })
     }
 
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
 
-    /// A JWT in compact serialization (RFC 7515 §3.1). `alg` and `typ` of the header are set here.
+    /// A JWT in compact serialization (RFC 7515 §3.1) with `typ: JWT` and the key's own `alg`.
     ///
     /// # Errors
     /// The system has no memory or no randomness.
-    pub fn sign(&self, header: &Map<String, Value>, claims: &Map<String, Value>) -> Result<Secret, SignError> {
-        let mut header = header.clone();
-        header.insert("alg".into(), self.algorithm.as_str().into());
-        header.insert("typ".into(), "JWT".into());
-        let encoded =
-            |part: &Map<String, Value>| serde_json::to_vec(part).map(|json| BASE64_URL_SAFE_NO_PAD.encode(json));
-        let header = encoded(&header).map_err(|_| SignError)?;
-        let claims = encoded(claims).map_err(|_| SignError)?;
-        let mut token = format!("{header}.{claims}");
-        let signature = self.signature(token.as_bytes())?;
-        token.push('.');
-        BASE64_URL_SAFE_NO_PAD.encode_string(signature, &mut token);
-        Ok(Secret::new(token))
-    }
-
-    fn signature(&self, message: &[u8]) -> Result<Vec<u8>, SignError> {
-        let random = SystemRandom::new();
-        match &*self.key {
-            Key::Rsa(pair, encoding) => {
-                let mut signature = vec![0; pair.public_modulus_len()];
-                pair.sign(*encoding, &random, message, &mut signature).map_err(|_| SignError)?;
-                Ok(signature)
-            }
-            Key::Ecdsa(pair) => pair.sign(&random, message).map(|it| it.as_ref().to_vec()).map_err(|_| SignError),
-            Key::Ed25519(pair) => pair.try_sign(message).map(|it| it.as_ref().to_vec()).map_err(|_| SignError),
-            Key::Hmac(key) => Ok(hmac::sign(key, message).as_ref().to_vec()),
+    pub fn sign(&self, hint: &KeyHint, claims: &Map<String, Value>) -> Result<Secret, SignError> {
+        let mut header = Header::new(self.algorithm.signing().0);
+        header.kid.clone_from(&hint.key_id);
+        match &hint.thumbprint {
+            Some((Thumbprint::Sha1, value)) => header.x5t = Some(value.clone()),
+            Some((Thumbprint::Sha256, value)) => header.x5t_s256 = Some(value.clone()),
+            None => {}
         }
+        jsonwebtoken::encode(&header, claims, &self.key.signs).map(Secret::new).map_err(|_| SignError)
     }
 
     /// What a certificate has as its subject's public key; `None` for a shared secret.
     fn public_key(&self) -> Option<&[u8]> {
-        match &*self.key {
-            Key::Rsa(pair, _) => Some(pair.public_key().as_ref()),
-            Key::Ecdsa(pair) => Some(pair.public_key().as_ref()),
-            Key::Ed25519(pair) => Some(pair.public_key().as_ref()),
-            Key::Hmac(_) => None,
-        }
+        self.key.public.as_deref()
     }
 }
 
@@ -214,13 +192,58 @@ impl fmt::Debug for SigningKey {
     }
 }
 
-fn rsa(der: &PrivateKeyDer<'_>, algorithm: Algorithm) -> Result<RsaKeyPair, KeyError> {
-    let pair = match der {
-        PrivateKeyDer::Pkcs8(der) => RsaKeyPair::from_pkcs8(der.secret_pkcs8_der()),
-        PrivateKeyDer::Pkcs1(der) => RsaKeyPair::from_der(der.secret_pkcs1_der()),
-        _ => return Err(KeyError::Kind(algorithm)),
-    };
+enum RsaFault {
+    TooShort,
+    Other,
+}
+
+/// jsonwebtoken signs with PKCS#1.
+fn rsa(der: &PrivateKeyDer<'_>) -> Result<Key, RsaFault> {
     // aws-lc-rs has no other way to tell.
-    let is_short = |error: &aws_lc_rs::error::KeyRejected| error.to_string() == "TooSmall";
-    pair.map_err(|error| if is_short(&error) { KeyError::ShortRsa } else { KeyError::Kind(algorithm) })
+    let fault = |error: aws_lc_rs::error::KeyRejected| match error.to_string() == "TooSmall" {
+        true => RsaFault::TooShort,
+        false => RsaFault::Other,
+    };
+    let (pair, signs) = match der {
+        PrivateKeyDer::Pkcs8(der) => {
+            let pair = RsaKeyPair::from_pkcs8(der.secret_pkcs8_der()).map_err(fault)?;
+            (pair, rsa_inside_pkcs8(der.secret_pkcs8_der()).ok_or(RsaFault::Other)?)
+        }
+        PrivateKeyDer::Pkcs1(der) => {
+            let pair = RsaKeyPair::from_der(der.secret_pkcs1_der()).map_err(fault)?;
+            (pair, EncodingKey::from_rsa_der(der.secret_pkcs1_der()))
+        }
+        _ => return Err(RsaFault::Other),
+    };
+    Ok(Key { signs, public: public(&pair) })
+}
+
+/// RFC 5958 §2: the PKCS#1 key is the octet string behind version and algorithm.
+fn rsa_inside_pkcs8(der: &[u8]) -> Option<EncodingKey> {
+    let (_, pkcs8) = Sequence::from_der(der).ok()?;
+    let (rest, _version) = Any::from_der(&pkcs8.content).ok()?;
+    let (rest, _algorithm) = Any::from_der(rest).ok()?;
+    let (_, key) = OctetString::from_der(rest).ok()?;
+    Some(EncodingKey::from_rsa_der(key.as_ref()))
+}
+
+/// jsonwebtoken signs with PKCS#8.
+fn ecdsa(der: &PrivateKeyDer<'_>, curve: &'static EcdsaSigningAlgorithm) -> Option<Key> {
+    let pair = match der {
+        PrivateKeyDer::Pkcs8(der) => EcdsaKeyPair::from_pkcs8(curve, der.secret_pkcs8_der()).ok()?,
+        PrivateKeyDer::Sec1(der) => EcdsaKeyPair::from_private_key_der(curve, der.secret_sec1_der()).ok()?,
+        _ => return None,
+    };
+    let signs = EncodingKey::from_ec_der(pair.to_pkcs8v1().ok()?.as_ref());
+    Some(Key { signs, public: public(&pair) })
+}
+
+fn ed25519(der: &PrivateKeyDer<'_>) -> Option<Key> {
+    let PrivateKeyDer::Pkcs8(der) = der else { return None };
+    let pair = Ed25519KeyPair::from_pkcs8(der.secret_pkcs8_der()).ok()?;
+    Some(Key { signs: EncodingKey::from_ed_der(der.secret_pkcs8_der()), public: public(&pair) })
+}
+
+fn public(pair: &impl KeyPair) -> Option<Vec<u8>> {
+    Some(pair.public_key().as_ref().to_vec())
 }

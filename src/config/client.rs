@@ -8,7 +8,7 @@ use super::problem::Sink;
 use super::spot::{Field, Keys, Spot, Unit};
 use super::value::Fault;
 use super::{pem, reference, value};
-use crate::jwt::{SigningKey, Thumbprint};
+use crate::jwt::SigningKey;
 use crate::model::connection::*;
 use crate::model::secret::Secret;
 use crate::tls;
@@ -184,7 +184,7 @@ fn thumbprint(
     certificate: Option<Spot<'_>>,
     kind: Option<Spot<'_>>,
     sink: &mut Sink,
-) -> Option<Option<(&'static str, String)>> {
+) -> Option<Option<(Thumbprint, String)>> {
     let kinds = [("x5t", Thumbprint::Sha1), ("x5t#S256", Thumbprint::Sha256)];
     let Some(certificate) = certificate else {
         if let Some(kind) = kind {

@@ -9,13 +9,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
 use super::SigningKey;
-
-/// How a certificate is named in the header of a JWT (RFC 7515 §4.1.7, §4.1.8).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Thumbprint {
-    Sha1,
-    Sha256,
-}
+use crate::model::connection::Thumbprint;
 
 /// Why a certificate cannot be used: the end of a sentence that begins with where it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -27,30 +21,18 @@ pub enum CertificateError {
 }
 
 impl Thumbprint {
-    /// The header's name; `None` for any other.
-    pub fn parse(name: &str) -> Option<Thumbprint> {
-        [Thumbprint::Sha1, Thumbprint::Sha256].into_iter().find(|thumbprint| thumbprint.as_str() == name)
-    }
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Thumbprint::Sha1 => "x5t",
-            Thumbprint::Sha256 => "x5t#S256",
-        }
-    }
-
-    /// The header's name, and the thumbprint of the first certificate of `pem` in base64url.
+    /// The thumbprint of the first certificate of `pem`, in base64url.
     ///
     /// # Errors
     /// There is none.
-    pub fn of(self, pem: &[u8]) -> Result<(&'static str, String), CertificateError> {
+    pub fn of(self, pem: &[u8]) -> Result<(Thumbprint, String), CertificateError> {
         let algorithm = match self {
             // The header that some servers ask for; nothing here rests on its strength.
             Thumbprint::Sha1 => &digest::SHA1_FOR_LEGACY_USE_ONLY,
             Thumbprint::Sha256 => &digest::SHA256,
         };
         let certificate = first(pem)?;
-        Ok((self.as_str(), BASE64_URL_SAFE_NO_PAD.encode(digest::digest(algorithm, &certificate))))
+        Ok((self, BASE64_URL_SAFE_NO_PAD.encode(digest::digest(algorithm, &certificate))))
     }
 }
 

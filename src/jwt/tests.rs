@@ -1,6 +1,9 @@
 //! What is signed is checked with what OpenSSL made of the same keys; keys and certificates that do not fit are named.
 
-use aws_lc_rs::signature::{UnparsedPublicKey, VerificationAlgorithm};
+use aws_lc_rs::hmac;
+use aws_lc_rs::signature::{self, UnparsedPublicKey, VerificationAlgorithm};
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use rustls::pki_types::SubjectPublicKeyInfoDer;
 use x509_parser::prelude::FromDer as _;
 use x509_parser::x509::SubjectPublicKeyInfo;
@@ -37,7 +40,8 @@ fn object(json: &str) -> Map<String, Value> {
 }
 
 fn signed(key: &SigningKey) -> Secret {
-    key.sign(&object(r#"{"kid":"k1"}"#), &object(r#"{"iss":"us","exp":7}"#)).unwrap()
+    let hint = KeyHint { key_id: Some("k1".to_owned()), thumbprint: None };
+    key.sign(&hint, &object(r#"{"iss":"us","exp":7}"#)).unwrap()
 }
 
 /// The parts of a token: what is signed, header, claims, signature.
@@ -110,10 +114,23 @@ fn signatures_of_elliptic_curves_are_two_raw_numbers() {
 }
 
 #[test]
-fn the_header_cannot_name_another_algorithm() {
+fn the_header_names_key_and_certificate() {
     let key = from_pem(P256_PKCS8, Algorithm::ES256).unwrap();
-    let token = key.sign(&object(r#"{"alg":"none","typ":"x"}"#), &Map::new()).unwrap();
-    assert_eq!(parts(&token).1, serde_json::json!({"alg": "ES256", "typ": "JWT"}));
+    let header = |key_id: Option<&str>, thumbprint| {
+        let hint = KeyHint { key_id: key_id.map(str::to_owned), thumbprint };
+        parts(&key.sign(&hint, &Map::new()).unwrap()).1
+    };
+    assert_eq!(header(None, None), serde_json::json!({"alg": "ES256", "typ": "JWT"}));
+    let sha1 = Some((Thumbprint::Sha1, "one".to_owned()));
+    assert_eq!(header(Some("k"), sha1), serde_json::json!({"alg": "ES256", "typ": "JWT", "kid": "k", "x5t": "one"}));
+    let sha256 = Some((Thumbprint::Sha256, "two".to_owned()));
+    assert_eq!(header(None, sha256), serde_json::json!({"alg": "ES256", "typ": "JWT", "x5t#S256": "two"}));
+}
+
+#[test]
+fn a_key_is_found_behind_other_blocks() {
+    let text = format!("{RSA_CERTIFICATE}{RSA_PKCS8}{P256_PKCS8}");
+    signed(&from_pem(&text, Algorithm::RS256).unwrap());
 }
 
 #[test]
@@ -153,11 +170,8 @@ fn debug_shows_nothing() {
 #[test]
 fn thumbprints_are_those_that_openssl_computes() {
     let of = |thumbprint: Thumbprint| thumbprint.of(P256_CERTIFICATE.as_bytes()).unwrap();
-    assert_eq!(of(Thumbprint::Sha1), ("x5t", "VNaLwqwHW5lLEODDNLoq7MVghi4".into()));
-    assert_eq!(of(Thumbprint::Sha256), ("x5t#S256", "kilGO9Nioeu_ejePwKUUYAmJCo5DyU3tYQ9oJjQk7EY".into()));
-    assert_eq!(Thumbprint::parse("x5t#S256"), Some(Thumbprint::Sha256));
-    assert_eq!(Thumbprint::parse("x5t"), Some(Thumbprint::Sha1));
-    assert_eq!(Thumbprint::parse("x5c"), None);
+    assert_eq!(of(Thumbprint::Sha1), (Thumbprint::Sha1, "VNaLwqwHW5lLEODDNLoq7MVghi4".into()));
+    assert_eq!(of(Thumbprint::Sha256), (Thumbprint::Sha256, "kilGO9Nioeu_ejePwKUUYAmJCo5DyU3tYQ9oJjQk7EY".into()));
     let none = Thumbprint::Sha1.of(P256_PUBLIC.as_bytes()).unwrap_err();
     assert_eq!(none.to_string(), "holds no certificate in PEM");
 }

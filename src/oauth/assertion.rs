@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use crate::jwt::{self, SigningKey};
+use crate::jwt::{self, KeyHint, SigningKey};
 use crate::model::connection::{Algorithm, AssertionKey, Audience, JwtAssertion};
 use crate::model::secret::Secret;
 use crate::model::time::WallTime;
@@ -31,21 +31,19 @@ pub struct Moment<'a> {
 pub struct Signer {
     /// `None`: the key fits no more. The configuration is checked, so nobody sees it.
     key: Option<SigningKey>,
-    header: Map<String, Value>,
+    hint: KeyHint,
     audience: Audience,
 }
 
 impl Signer {
     pub fn of_key(key: &AssertionKey, audience: &Audience) -> Signer {
-        let mut header = Map::new();
-        header.extend(key.key_id.as_ref().map(|id| ("kid".to_owned(), json!(id))));
-        header.extend(key.thumbprint.as_ref().map(|(name, value)| ((*name).to_owned(), json!(value))));
-        Signer { key: SigningKey::from_pem(&key.pem, key.algorithm).ok(), header, audience: audience.clone() }
+        let hint = KeyHint { key_id: key.key_id.clone(), thumbprint: key.thumbprint.clone() };
+        Signer { key: SigningKey::from_pem(&key.pem, key.algorithm).ok(), hint, audience: audience.clone() }
     }
 
     pub fn of_secret(secret: &Secret, algorithm: Algorithm, audience: &Audience) -> Signer {
         let key = SigningKey::from_secret(secret, algorithm).ok();
-        Signer { key, header: Map::new(), audience: audience.clone() }
+        Signer { key, hint: KeyHint::default(), audience: audience.clone() }
     }
 
     /// Says that we are `client_id`.
@@ -86,7 +84,7 @@ impl Signer {
         claims.insert("iat".to_owned(), json!(now));
         claims.insert("exp".to_owned(), json!(now + lifetime.as_secs()));
         claims.insert("jti".to_owned(), json!(jwt::unique_id()));
-        let signed = self.key.as_ref().and_then(|key| key.sign(&self.header, &claims).ok());
+        let signed = self.key.as_ref().and_then(|key| key.sign(&self.hint, &claims).ok());
         signed.ok_or_else(|| Failure::Permanent(Refusal::of_code("assertion_not_signed")))
     }
 }

@@ -149,7 +149,7 @@ fn each_proof_of_the_client_is_whole() {
         "send_credentials: private_key_jwt, client_assertion: {key: {file: rsa.key}, algorithm: PS256, certificate: cert.pem, thumbprint: x5t}",
     );
     let ClientAuth::PrivateKeyJwt(key, Audience::TokenUrl) = &signed.client_auth else { panic!("another") };
-    assert_eq!((key.algorithm, key.thumbprint.as_ref().unwrap().0), (Algorithm::PS256, "x5t"));
+    assert_eq!((key.algorithm, key.thumbprint.as_ref().unwrap().0), (Algorithm::PS256, Thumbprint::Sha1));
     let mac = connection(
         "client_secret: {file: s}, send_credentials: client_secret_jwt, client_assertion: {algorithm: HS384, audience: x}",
     );

@@ -121,8 +121,17 @@ pub struct AssertionKey {
     pub algorithm: Algorithm,
     /// `kid`
     pub key_id: Option<String>,
-    /// `x5t` or `x5t#S256`, and its value.
-    pub thumbprint: Option<(&'static str, String)>,
+    /// Of its certificate, with the value in base64url.
+    pub thumbprint: Option<(Thumbprint, String)>,
+}
+
+/// How a certificate is named in the header of a JWT (RFC 7515 §4.1.7, §4.1.8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Thumbprint {
+    /// `x5t`
+    Sha1,
+    /// `x5t#S256`
+    Sha256,
 }
 
 /// A certificate by which we are known in TLS, with its key.
