@@ -12,18 +12,21 @@ mod body;
 mod consent;
 mod cookie;
 mod events;
+mod host;
 mod openapi;
 mod problem;
+mod record;
 mod revoke;
 mod secrets;
 mod session;
 mod token_file;
 mod tokens;
 mod trial;
+mod users;
 mod view;
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,9 +54,9 @@ use crate::telemetry::events::Events;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 use crate::token::TokenCache;
-pub use auth::Access;
 pub use consent::device::Bell as DeviceBell;
 pub use events::LISTENERS_MAX;
+pub use users::Access;
 
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -106,6 +109,14 @@ pub struct Arrived {
     from: SocketAddr,
 }
 
+impl Arrived {
+    /// The connection that brought `request`.
+    fn of(request: &axum::extract::Request) -> Arrived {
+        let nowhere = SocketAddr::new(IpAddr::from([0, 0, 0, 0]), 0);
+        request.extensions().get().copied().unwrap_or(Arrived { at: nowhere, from: nowhere })
+    }
+}
+
 impl Admin {
     /// `/livez`, `/readyz` and `/metrics`.
     pub fn telemetry(self) -> Router {
@@ -117,7 +128,7 @@ impl Admin {
     }
 
     /// Has the configuration read again, if there is a file; nobody waits for the outcome, which is in the log.
-    fn read_again(&self, asker: &auth::Asker) {
+    fn read_again(&self, asker: &users::Asker) {
         if let Some(reload) = &self.reload {
             let (answer, _) = oneshot::channel();
             // A full queue means that it is about to be read anyway.

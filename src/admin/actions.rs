@@ -15,9 +15,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
-use super::auth::Asker;
 use super::body::body;
 use super::problem::{Problem, bound, definition, no_token};
+use super::users::Asker;
 use super::{Admin, ReloadAsked, Reloaded, trial, view};
 use crate::model::token::{RefreshToken, Subject};
 use crate::snapshot::{BoundConnection, BoundDefinition};

@@ -1,12 +1,14 @@
-//! Cookies of ours: written and found.
+//! Cookies of ours, written and read by the `cookie` crate.
 //!
-//! Holds: over https a cookie is bound to this host alone (`__Host-`), and no other is believed; no page's script reads one.
+//! Invariants: over https a cookie is bound to this host alone (`__Host-`), and no other is believed; no page's script reads
+//! one.
 
 use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderValue, header};
+use cookie::{Cookie, SameSite};
 
-use super::{Admin, auth};
+use super::{Admin, host};
 
 const HOST_PREFIX: &str = "__Host-";
 
@@ -14,14 +16,18 @@ const HOST_PREFIX: &str = "__Host-";
 pub fn is_secure(admin: &Admin, headers: &HeaderMap) -> bool {
     let snapshot = admin.snapshot.load();
     let base = snapshot.links.base().filter(|base| base.scheme() == "https");
-    auth::is_host_of(base, headers)
+    host::names_host_of(base, headers)
 }
 
 /// `Set-Cookie` for this whole host; `None`: the value fits no header.
 pub fn set(name: &str, value: &str, life: Duration, secure: bool) -> Option<HeaderValue> {
-    let (prefix, end) = if secure { (HOST_PREFIX, "; Secure") } else { ("", "") };
-    let text = format!("{prefix}{name}={value}; Path=/; Max-Age={}; HttpOnly; SameSite=Lax{end}", life.as_secs());
-    let mut value = HeaderValue::try_from(text).ok()?;
+    let cookie = Cookie::build((full_name(name, secure), value))
+        .path("/")
+        .max_age(life.try_into().ok()?)
+        .http_only(true)
+        .same_site(SameSite::Lax)
+        .secure(secure);
+    let mut value = HeaderValue::try_from(cookie.to_string()).ok()?;
     value.set_sensitive(true);
     Some(value)
 }
@@ -33,10 +39,57 @@ pub fn gone(name: &str, secure: bool) -> HeaderValue {
 
 /// The value of the one cookie of this name.
 pub fn get(headers: &HeaderMap, name: &str, secure: bool) -> Option<String> {
-    let name = if secure { format!("{HOST_PREFIX}{name}") } else { name.to_owned() };
+    let name = full_name(name, secure);
     let lines = headers.get_all(header::COOKIE).iter().filter_map(|line| line.to_str().ok());
-    let mut found = lines.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    let mut own = found.by_ref().filter(|(key, _)| *key == name);
-    let (_, value) = own.next()?;
-    own.next().is_none().then(|| value.to_owned())
+    let mut own = lines.flat_map(Cookie::split_parse).flatten().filter(|cookie| cookie.name() == name);
+    let cookie = own.next()?;
+    own.next().is_none().then(|| cookie.value().to_owned())
+}
+
+fn full_name(name: &str, secure: bool) -> String {
+    if secure { format!("{HOST_PREFIX}{name}") } else { name.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn a_cookie_is_for_this_host_and_no_script() {
+        let attributes = |value: &HeaderValue| {
+            assert!(value.is_sensitive());
+            let mut parts: Vec<_> = value.to_str().unwrap().split("; ").map(str::to_owned).collect();
+            parts[1..].sort_unstable();
+            parts.join("; ")
+        };
+        let plain = "kb=v; HttpOnly; Max-Age=3600; Path=/; SameSite=Lax";
+        assert_eq!(attributes(&set("kb", "v", HOUR, false).unwrap()), plain);
+        assert_eq!(attributes(&set("kb", "v", HOUR, true).unwrap()), format!("__Host-{plain}; Secure"));
+        assert_eq!(attributes(&gone("kb", false)), "kb=; HttpOnly; Max-Age=0; Path=/; SameSite=Lax");
+        assert!(set("kb", "a\r\nSet-Cookie: x=y", HOUR, false).is_none());
+    }
+
+    #[track_caller]
+    fn check(lines: &[&'static str], secure: bool, expected: Option<&str>) {
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append(header::COOKIE, HeaderValue::from_static(line));
+        }
+        assert_eq!(get(&headers, "kb", secure).as_deref(), expected, "{lines:?}");
+    }
+
+    #[test]
+    fn the_one_cookie_of_the_name_is_found() {
+        check(&["kb=v"], false, Some("v"));
+        check(&["other=1; kb=v=w; x"], false, Some("v=w"));
+        check(&["other=1", "kb=v"], false, Some("v"));
+        check(&["kb=v", "__Host-kb=w"], true, Some("w"));
+        check(&["kb=v"], true, None);
+        check(&["__Host-kb=v"], false, None);
+        check(&["kb=v; kb=w"], false, None);
+        check(&["kb=v", "kb=v"], false, None);
+        check(&["kb", "KB=v", ""], false, None);
+    }
 }

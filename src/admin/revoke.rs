@@ -12,10 +12,10 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::actions::Which;
-use super::auth::{self, Asker};
 use super::body::body;
 use super::problem::{Problem, bound, no_token};
-use super::{Admin, view};
+use super::users::Asker;
+use super::{Admin, record, view};
 use crate::model::connection::{Connection, Grant};
 use crate::model::token::TokenKey;
 use crate::snapshot::Snapshot;
@@ -62,7 +62,7 @@ async fn revoke(admin: &Admin, name: &str, which: Which, asker: &Asker) -> Resul
         Err(_) => StatusCode::CONFLICT,
     };
     let path = format!("/api/v1/connections/{name}/revoke");
-    auth::record_change(admin, (Some(&asker.name), asker.from), (&Method::POST, &path), &slot.key, (status, None));
+    record::change(admin, (Some(&asker.name), asker.from), (&Method::POST, &path), &slot.key, (status, None));
     tracing::info!(user = %asker.name, connection = %slot.key.connection, profile = %slot.key.profile, ?outcome, "a token is revoked");
     outcome.map(|revoked| Json(view::revoked(&revoked))).map_err(|why| match why {
         NotRevoked::Busy => {

@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use super::Admin;
-use super::auth::Asker;
 use super::body::body;
 use super::problem::{Problem, store_unavailable};
+use super::users::Asker;
 use crate::config;
 use crate::model::secret::Secret;
 use crate::store::StoreError;

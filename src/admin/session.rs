@@ -17,10 +17,10 @@ use serde_json::json;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use super::auth::{self, Asker};
 use super::body::body;
 use super::problem::Problem;
-use super::{Admin, cookie};
+use super::users::{Asker, after_wrong_token, user_unknown};
+use super::{Admin, Arrived, cookie};
 use crate::model::secret::SecretDigest;
 use crate::model::time::{WallTime, rfc3339};
 use crate::model::{Name, User};
@@ -42,12 +42,12 @@ struct SignIn {
 
 /// `POST session`
 pub async fn post(State(admin): State<Admin>, request: Request) -> Result<Response, Problem> {
-    let (headers, from) = (request.headers().clone(), auth::arrived(&request).from);
+    let (headers, from) = (request.headers().clone(), Arrived::of(&request).from);
     let SignIn { token } = body(request).await?;
     let token = Zeroizing::new(token);
     let Some(user) = admin.access.holder_of(&token) else {
-        auth::after_wrong_token().await;
-        return Err(auth::user_unknown());
+        after_wrong_token().await;
+        return Err(user_unknown());
     };
     let made = begin(&admin, &user, &headers)?;
     tracing::info!(user = %user.name, %from, "signed in");

@@ -6,13 +6,14 @@ use axum::extract::{Path, Request, State};
 use axum::http::{Method, StatusCode};
 use serde_json::{Value, json};
 
+use super::definition::Definition;
+use super::device;
 use super::flow::{self, Flow, FlowId, FlowKey, Kind, LIFE, Status};
-use super::{Definition, device};
-use crate::admin::Admin;
 use crate::admin::actions::Which;
-use crate::admin::auth::{Asker, record_change};
 use crate::admin::body::body;
 use crate::admin::problem::{Problem, bound, store_unavailable};
+use crate::admin::users::Asker;
+use crate::admin::{Admin, record};
 use crate::model::connection::Grant;
 use crate::model::secret::Secret;
 use crate::model::time::{WallTime, rfc3339};
@@ -38,10 +39,10 @@ pub async fn authorize(
         .ok_or_else(|| conflict("nobody_needed", "the connection's grant needs no person"))?;
     let id = FlowId::random(&flow_key).ok_or_else(not_begun)?;
     let made = match definition.connection.grant {
-        Grant::DeviceCode => device::begun(&admin, &definition, (id, &key), &asker).await?,
+        Grant::DeviceCode => begun_device(&admin, &definition, (id, &key), &asker).await?,
         _ => begun(&admin, &snapshot, &definition, (id, &key), &asker).await?,
     };
-    record_change(&admin, (Some(&asker.name), asker.from), (&Method::POST, &path), &key, (StatusCode::CREATED, None));
+    record::change(&admin, (Some(&asker.name), asker.from), (&Method::POST, &path), &key, (StatusCode::CREATED, None));
     tracing::info!(user = %asker.name, connection = %key.connection, profile = %key.profile,
         subject = key.subject.as_ref().map(Subject::as_str), "an authorization is begun");
     Ok((StatusCode::CREATED, Json(made)))
@@ -71,8 +72,28 @@ async fn begun(
     Ok(json!({ "id": flow.id.as_str(), "expires_at": expires_at, "authorization_url": link }))
 }
 
+async fn begun_device(
+    admin: &Admin,
+    definition: &Definition,
+    (id, key): (FlowId, &TokenKey),
+    asker: &Asker,
+) -> Result<Value, Problem> {
+    let flow = device::asked(admin, definition, id, key).await?.begun_by(Some(&asker.name));
+    keep(admin, &flow).await?;
+    admin.device_bell.ring(flow.id.key());
+    let Kind::Device(device) = &flow.kind else { return Ok(Value::Null) };
+    Ok(json!({
+        "id": flow.id.as_str(),
+        "expires_at": rfc3339(WallTime::from_secs(flow.ends)),
+        "user_code": device.user_code,
+        "verification_uri": device.verification_uri,
+        "verification_uri_complete": device.verification_uri_complete,
+        "interval": device.interval_ms / 1000,
+    }))
+}
+
 /// Keeps an authorization in place of the pending one.
-pub async fn keep(admin: &Admin, flow: &Flow) -> Result<(), Problem> {
+async fn keep(admin: &Admin, flow: &Flow) -> Result<(), Problem> {
     let begun = flow::begin(&**admin.cache.store(), flow, admin.clock.now().wall).await;
     if begun.map_err(|error| store_unavailable(&error))? {
         return Ok(());

@@ -5,11 +5,12 @@
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use super::confirm::Browser;
+use super::browser::Browser;
 use super::flow::{self, Attempt, Flow, FlowId, Kind, LIFE, Status};
-use super::link::{Link, Opened, busy, taken};
+use super::link::{Link, Opened};
 use super::pages::Page;
-use super::{Visit, changed, no_random, no_store, not_asked, over};
+use super::refusal::{busy, changed, no_random, no_store, not_asked, over, taken};
+use super::visit::Visit;
 use crate::admin::Admin;
 use crate::model::secret::Secret;
 use crate::model::token::Subject;

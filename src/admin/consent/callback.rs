@@ -13,13 +13,16 @@ use axum::response::{IntoResponse, Response};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::confirm::Browser;
+use super::browser::Browser;
+use super::definition::Definition;
+use super::device;
 use super::finish::{Unclaimed, claim, connected, end, hand_in, settle, status_code};
 use super::flow::{self, Attempt, Flow, FlowId, Kind, Status};
 use super::pages::{Page, called};
-use super::{Definition, Visit, changed, device, no_store, not_allowed, not_asked, over};
+use super::refusal::{changed, no_store, not_allowed, not_asked, over};
+use super::visit::Visit;
 use crate::admin::problem::bound;
-use crate::admin::{Admin, auth};
+use crate::admin::{Admin, record};
 use crate::model::Name;
 use crate::model::secret::Secret;
 use crate::model::token::{Subject, TokenKey};
@@ -153,7 +156,7 @@ fn unclaimed(why: Unclaimed) -> Page {
 fn recorded(admin: &Admin, (user, from): (Option<&Name>, SocketAddr), key: &TokenKey, status: &Status) {
     let code = (*status != Status::Connected).then(|| status_code(status));
     let answer = if code.is_none() { StatusCode::SEE_OTHER } else { StatusCode::BAD_REQUEST };
-    auth::record_change(admin, (user, from), (&Method::GET, "/oauth/callback"), key, (answer, code.as_deref()));
+    record::change(admin, (user, from), (&Method::GET, "/oauth/callback"), key, (answer, code.as_deref()));
 }
 
 async fn refused(admin: &Admin, visit: &Visit, known: Known, error: &str) -> Result<Response, Page> {

@@ -4,58 +4,32 @@
 //! Holds: showing the page starts nothing and keeps nothing. A confirmation counts only with the cookie of the browser that
 //! the page was made for, and only for the token and the link that the page has shown.
 
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 
+use super::browser::Browser;
 use super::flow::{self, LIFE};
 use super::link::{self, Link, Opened};
 use super::pages::Page;
-use super::{Visit, begin, device, no_random};
-use crate::admin::{Admin, cookie};
+use super::refusal::no_random;
+use super::visit::Visit;
+use super::{begin, device};
+use crate::admin::Admin;
 use crate::model::connection::Grant;
-use crate::model::secret::Secret;
 use crate::model::time::WallTime;
 use crate::store::SealedIn;
 
-const COOKIE: &str = "keybearer_browser";
-/// 256 bits in base64url.
-const COOKIE_CHARS: usize = 43;
 const PLACE: SealedIn<'static> = SealedIn { table: "confirmations", name: b"browser" };
 /// Longest confirmation that is looked at.
 const CONFIRMATION_CHARS_MAX: usize = 2048;
-
-/// A browser, known by a cookie that no other has.
-pub struct Browser(Secret);
-
-impl Browser {
-    fn of(admin: &Admin, visit: &Visit) -> Option<Browser> {
-        let value = cookie::get(&visit.headers, COOKIE, cookie::is_secure(admin, &visit.headers))?;
-        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-        (value.len() == COOKIE_CHARS && value.bytes().all(plain)).then(|| Browser(Secret::new(value)))
-    }
-
-    /// What is kept of the browser of this visit.
-    pub fn digest_of(admin: &Admin, visit: &Visit) -> Option<String> {
-        Browser::of(admin, visit).map(|browser| browser.digest())
-    }
-
-    pub fn digest(&self) -> String {
-        flow::digest(self.0.expose())
-    }
-
-    /// `Set-Cookie`: from now on it lasts as long as what it confirms.
-    pub fn cookie(&self, admin: &Admin, visit: &Visit) -> Option<HeaderValue> {
-        cookie::set(COOKIE, self.0.expose(), LIFE, cookie::is_secure(admin, &visit.headers))
-    }
-}
 
 /// Shows what will be connected.
 pub async fn show(admin: &Admin, name: &str, visit: &Visit) -> Result<Response, Page> {
     let opened = link::open(admin, name, visit).await?;
     // A second tab does not take the first one's away.
-    let browser = Browser::of(admin, visit).or_else(|| flow::random::<32>().map(Browser)).ok_or_else(no_random)?;
+    let browser = Browser::of(admin, visit).or_else(|| Browser::random()).ok_or_else(no_random)?;
     let confirmation = seal(admin, &opened, &browser).ok_or_else(no_random)?;
     let cookie = browser.cookie(admin, visit).ok_or_else(no_random)?;
     let mut response = page(&opened, &confirmation).into_response();

@@ -10,20 +10,20 @@ use std::time::Duration;
 
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::Instant;
 
-use super::confirm::Browser;
+use super::browser::Browser;
+use super::definition::Definition;
 use super::finish::{Unclaimed, claim, hand_in, settle};
 use super::flow::{self, Device, Flow, FlowId, FlowKey, Kind, Status};
-use super::link::{Opened, busy};
+use super::link::Opened;
 use super::pages::{Page, called};
-use super::{Definition, Visit, api, no_random, no_store, not_asked};
+use super::refusal::{busy, no_random, no_store, not_asked};
+use super::visit::Visit;
 use crate::admin::Admin;
-use crate::admin::auth::Asker;
 use crate::admin::problem::{Problem, bound, no_token};
-use crate::model::time::{WallTime, rfc3339};
+use crate::model::time::WallTime;
 use crate::model::token::{Subject, TokenKey};
 use crate::oauth::{Consented, DeviceAsked, Failure, Reason, Whose};
 use crate::sync::lock;
@@ -54,7 +54,7 @@ const PAGE_EVERY_S: u32 = 5;
 pub struct Bell(Arc<(Mutex<HashSet<FlowKey>>, Notify)>);
 
 impl Bell {
-    fn ring(&self, key: FlowKey) {
+    pub(super) fn ring(&self, key: FlowKey) {
         let (begun, rung) = &*self.0;
         lock(&begun).insert(key);
         rung.notify_one();
@@ -103,26 +103,10 @@ pub(super) fn code_page(key: &TokenKey, device: &Device) -> Page {
         .goes_on(PAGE_EVERY_S, "")
 }
 
-/// For the API: another one each time.
-pub(super) async fn begun(
-    admin: &Admin,
-    definition: &Definition,
-    (id, key): (FlowId, &TokenKey),
-    asker: &Asker,
-) -> Result<Value, Problem> {
+/// Asks the server for a code, for the API: another one each time.
+pub(super) async fn asked(admin: &Admin, definition: &Definition, id: FlowId, key: &TokenKey) -> Result<Flow, Problem> {
     let asked = definition.endpoint.ask_device().await.map_err(refusal)?;
-    let flow = asked_flow(admin, definition, (id, key), asked).begun_by(Some(&asker.name));
-    api::keep(admin, &flow).await?;
-    admin.device_bell.ring(flow.id.key());
-    let Kind::Device(device) = &flow.kind else { return Ok(Value::Null) };
-    Ok(json!({
-        "id": flow.id.as_str(),
-        "expires_at": rfc3339(WallTime::from_secs(flow.ends)),
-        "user_code": device.user_code,
-        "verification_uri": device.verification_uri,
-        "verification_uri_complete": device.verification_uri_complete,
-        "interval": device.interval_ms / 1000,
-    }))
+    Ok(asked_flow(admin, definition, (id, key), asked))
 }
 
 fn refusal(failure: Failure) -> Problem {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use tokio::time::{Instant, sleep};
 
-use super::Definition;
+use super::definition::Definition;
 use super::flow::{self, FlowId, Status};
 use super::pages::{Page, called};
 use crate::admin::Admin;

@@ -5,10 +5,13 @@
 
 use axum::http::StatusCode;
 
-use super::confirm::Browser;
+use super::browser::Browser;
+use super::definition::Definition;
 use super::flow::{self, FlowId, FlowKey, Status};
 use super::pages::Page;
-use super::{Definition, Visit, changed, no_store, over, signed_in};
+use super::refusal::{busy, changed, no_store, over, taken};
+use super::sign_in::signed_in;
+use super::visit::Visit;
 use crate::admin::Admin;
 use crate::admin::problem::bound;
 use crate::model::Name;
@@ -83,20 +86,6 @@ async fn check(admin: &Admin, opened: &Opened, visit: &Visit) -> Result<(), Page
         Link::Sealed(_) | Link::Operator if flow.is_exchanging(wall) => Err(busy()),
         _ => Ok(()),
     }
-}
-
-/// An account of the same token is being connected.
-pub fn busy() -> Page {
-    Page::new(StatusCode::CONFLICT, "An account is being connected")
-        .says("Someone has just logged in for this connection, and the token is being obtained.")
-        .notes("Reload this page in a minute.")
-}
-
-/// Another browser has confirmed the one-time link.
-pub fn taken() -> Page {
-    Page::refused("This link was already used")
-        .says("It has been confirmed in another browser, and is good for that one alone.")
-        .notes("If that was not you, tell whoever sent it. For a new link, repeat what gave you this one.")
 }
 
 fn unconnectable() -> Page {

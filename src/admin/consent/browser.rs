@@ -1,0 +1,44 @@
+//! The browser that confirms and then finishes an authorization.
+//!
+//! Invariant: the store keeps the digest of its cookie alone.
+
+use axum::http::HeaderValue;
+
+use super::flow::{self, LIFE};
+use super::visit::Visit;
+use crate::admin::{Admin, cookie};
+use crate::model::secret::Secret;
+
+const COOKIE: &str = "keybearer_browser";
+/// 256 bits in base64url.
+const COOKIE_CHARS: usize = 43;
+
+/// A browser, known by a cookie that no other has.
+pub struct Browser(Secret);
+
+impl Browser {
+    pub fn random() -> Option<Browser> {
+        flow::random::<32>().map(Browser)
+    }
+
+    /// The browser of this visit, if it has a cookie of ours.
+    pub fn of(admin: &Admin, visit: &Visit) -> Option<Browser> {
+        let value = cookie::get(&visit.headers, COOKIE, cookie::is_secure(admin, &visit.headers))?;
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        (value.len() == COOKIE_CHARS && value.bytes().all(plain)).then(|| Browser(Secret::new(value)))
+    }
+
+    /// What is kept of the browser of this visit.
+    pub fn digest_of(admin: &Admin, visit: &Visit) -> Option<String> {
+        Browser::of(admin, visit).map(|browser| browser.digest())
+    }
+
+    pub fn digest(&self) -> String {
+        flow::digest(self.0.expose())
+    }
+
+    /// `Set-Cookie`: from now on it lasts as long as what it confirms.
+    pub fn cookie(&self, admin: &Admin, visit: &Visit) -> Option<HeaderValue> {
+        cookie::set(COOKIE, self.0.expose(), LIFE, cookie::is_secure(admin, &visit.headers))
+    }
+}

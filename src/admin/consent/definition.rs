@@ -1,0 +1,36 @@
+//! A definition of a connection that is in force, with all that connecting it takes.
+
+use std::sync::Arc;
+
+use crate::model::connection::Connection;
+use crate::model::token::TokenKey;
+use crate::oauth::TokenEndpoint;
+use crate::snapshot::BoundConnection;
+use crate::token::Slots;
+use crate::token::slot::TokenSlot;
+
+#[derive(Clone)]
+pub struct Definition {
+    pub connection: Arc<Connection>,
+    pub endpoint: Arc<TokenEndpoint>,
+    pub slots: Slots,
+}
+
+impl Definition {
+    pub fn of(bound: &BoundConnection, key: &TokenKey) -> Option<Definition> {
+        let own = bound.definition(key.profile.as_str())?;
+        let (endpoint, slots) = own.endpoint.clone().zip(own.slots.clone())?;
+        Some(Definition { connection: own.connection.clone(), endpoint, slots })
+    }
+
+    pub fn slot(&self, key: &TokenKey) -> Option<Arc<TokenSlot>> {
+        // A shared token has no subject.
+        self.slots.slot(key.subject.as_ref()).filter(|slot| slot.key == *key)
+    }
+
+    /// Where a person logs in, as far as the configuration says.
+    pub fn login_host(&self) -> &str {
+        let endpoints = &self.connection.endpoints;
+        endpoints.authorization.as_ref().unwrap_or(&endpoints.server).host_str().unwrap_or_default()
+    }
+}

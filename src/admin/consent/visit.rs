@@ -1,0 +1,44 @@
+//! One request of a person's browser.
+
+use std::net::SocketAddr;
+
+use axum::extract::Request;
+use axum::http::{HeaderMap, Method, Uri};
+use url::form_urlencoded;
+
+use super::pages::Page;
+use crate::admin::Arrived;
+
+pub struct Visit {
+    pub method: Method,
+    pub uri: Uri,
+    pub headers: HeaderMap,
+    pub from: SocketAddr,
+}
+
+impl Visit {
+    pub fn of(request: &Request) -> Visit {
+        let (method, uri, headers) = (request.method().clone(), request.uri().clone(), request.headers().clone());
+        Visit { method, uri, headers, from: Arrived::of(request).from }
+    }
+
+    /// The value of a query parameter; `Err`: it is there more than once.
+    pub fn query(&self, name: &str) -> Result<Option<String>, Page> {
+        let query = self.uri.query().unwrap_or_default();
+        let mut values = form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == name);
+        match (values.next(), values.next()) {
+            (value, None) => Ok(value.map(|(_, value)| value.into_owned())),
+            _ => Err(Page::refused("This address is not readable")
+                .says("A parameter of the address stands in it twice, so it is not used at all.")
+                .notes("Nothing was connected. Begin again with a new link.")),
+        }
+    }
+
+    /// The address of this page, as a link on it.
+    pub fn here(&self) -> String {
+        let name = self.uri.path().rsplit('/').next().unwrap_or_default();
+        let query = self.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+        // Relative, since a proxy in front may have taken a part of the path away.
+        format!("./{name}{query}")
+    }
+}

@@ -1,0 +1,106 @@
+//! The host names that the admin listeners answer to.
+//!
+//! Invariant: one Host, and one Origin where a form is sent, or the request is not for us.
+
+use std::net::SocketAddr;
+
+use axum::extract::Request;
+use axum::http::{HeaderMap, Uri, header};
+use url::Url;
+
+use super::{Admin, Arrived};
+use crate::model::AdminAccess;
+use crate::model::origin::{Authority, Host};
+
+/// Does the request name a host of ours: the listener's address, one of `admin.hosts`, or that of `public_url`?
+pub fn is_ours(admin: &Admin, request: &Request, arrived: Arrived) -> bool {
+    let own = is_listed(&admin.access.current(), request.uri(), request.headers(), arrived.at);
+    own || request.uri().authority().is_none() && names_host_of(admin.snapshot.load().links.base(), request.headers())
+}
+
+/// Does the request name the host of `base`?
+pub fn names_host_of(base: Option<&Url>, headers: &HeaderMap) -> bool {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
+    let asked = host.to_str().ok().and_then(|text| Authority::parse(text).ok());
+    let (Some(base), Some(asked)) = (base, asked) else { return false };
+    let port = base.port_or_known_default();
+    base.host_str() == Some(asked.host.to_string().as_str()) && asked.port.or(port) == port
+}
+
+/// Was the request sent by a page of ours? Browsers name the origin of the page with every POST; a request that names none,
+/// several or `null` comes from elsewhere.
+pub fn is_from_own_page(base: Option<&Url>, headers: &HeaderMap) -> bool {
+    let mut origins = headers.get_all(header::ORIGIN).iter();
+    let (Some(origin), None) = (origins.next(), origins.next()) else { return false };
+    let Some(text) = origin.to_str().ok() else { return false };
+    let Some(origin) = Url::parse(text).ok().filter(|url| url.origin().ascii_serialization() == text) else {
+        return false;
+    };
+    // Under another name than that of `public_url` the scheme is not known: a proxy in front may end TLS.
+    base.is_some_and(|base| base.origin() == origin.origin())
+        || !names_host_of(base, headers) && names_host_of(Some(&origin), headers)
+}
+
+/// Is this one of the names that we answer to, at the address where the request arrived?
+fn answers_to(access: &AdminAccess, named: &Authority, arrived: SocketAddr) -> bool {
+    let own = match &named.host {
+        Host::Ip(address) => address.to_canonical() == arrived.ip().to_canonical(),
+        Host::Name(name) => &**name == "localhost" && arrived.ip().to_canonical().is_loopback(),
+    };
+    let listed = |host: &Authority| host.host == named.host && (host.port.is_none() || host.port == named.port);
+    own && named.port.unwrap_or(80) == arrived.port() || access.hosts.iter().any(listed)
+}
+
+fn is_listed(access: &AdminAccess, uri: &Uri, headers: &HeaderMap, arrived: SocketAddr) -> bool {
+    let known = |text: &str| Authority::parse(text).is_ok_and(|named| answers_to(access, &named, arrived));
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
+    host.to_str().is_ok_and(known) && uri.authority().is_none_or(|authority| known(authority.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    #[track_caller]
+    fn check(base: Option<&str>, host: &'static str, origins: &[&'static str], expected: bool) {
+        let base = base.map(|base| base.parse().unwrap());
+        let mut headers = HeaderMap::from_iter([(header::HOST, HeaderValue::from_static(host))]);
+        for origin in origins {
+            headers.append(header::ORIGIN, HeaderValue::from_static(origin));
+        }
+        assert_eq!(is_from_own_page(base.as_ref(), &headers), expected, "{base:?} {host} {origins:?}");
+    }
+
+    #[test]
+    fn a_form_counts_from_a_page_of_public_url_or_of_the_host_that_is_asked() {
+        let https = Some("https://keys.test/kb");
+        check(https, "keys.test", &["https://keys.test"], true);
+        // A proxy in front may have put its own name for us into Host.
+        check(https, "127.0.0.1:8081", &["https://keys.test"], true);
+        check(https, "127.0.0.1:8081", &["http://127.0.0.1:8081"], true);
+        check(https, "keys.internal", &["https://keys.internal"], true);
+        check(https, "[::1]:8081", &["http://[::1]:8081"], true);
+        check(None, "localhost:8081", &["http://localhost:8081"], true);
+        check(None, "keys.test", &["https://keys.test"], true);
+        for foreign in [
+            "http://keys.test",
+            "https://keys.test:444",
+            "https://keys.test/",
+            "https://keys.test.evil.test",
+            "https://evil.test",
+            "null",
+            "",
+            "keys.test",
+        ] {
+            check(https, "keys.test", &[foreign], false);
+        }
+        check(Some("http://localhost:8081"), "localhost:8081", &["http://localhost:8082"], false);
+        check(None, "localhost:8081", &["http://localhost"], false);
+        check(https, "keys.test", &[], false);
+        check(https, "keys.test", &["https://keys.test", "https://keys.test"], false);
+    }
+}

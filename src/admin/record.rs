@@ -1,0 +1,47 @@
+//! What the admin API and people's pages write to the audit.
+
+use std::net::SocketAddr;
+
+use axum::http::{Method, StatusCode};
+
+use super::Admin;
+use crate::model::Name;
+use crate::model::token::{Subject, TokenKey};
+use crate::telemetry::audit::{self, Kind};
+
+/// A request that was not permitted.
+pub fn denial(
+    admin: &Admin,
+    from: SocketAddr,
+    method: &Method,
+    path: &str,
+    (user, code, status): (Option<&Name>, &str, StatusCode),
+) {
+    let record = audit::Request {
+        user: user.map(Name::as_str),
+        listener: Some("admin"),
+        code: Some(code),
+        ..audit::Request::new(from, method.as_str(), path, status.as_u16())
+    };
+    admin.audit.now().admin(admin.clock.now().wall, Kind::Denial, &record);
+}
+
+/// What a user, or a person with a link, changed about a token; `code`: why it failed.
+pub fn change(
+    admin: &Admin,
+    (user, from): (Option<&Name>, SocketAddr),
+    (method, path): (&Method, &str),
+    key: &TokenKey,
+    (status, code): (StatusCode, Option<&str>),
+) {
+    let record = audit::Request {
+        user: user.map(Name::as_str),
+        listener: Some("admin"),
+        connection: Some(key.connection.as_str()),
+        profile: Some(key.profile.as_str()),
+        subject: key.subject.as_ref().map(Subject::as_str),
+        code,
+        ..audit::Request::new(from, method.as_str(), path, status.as_u16())
+    };
+    admin.audit.now().admin(admin.clock.now().wall, Kind::Change, &record);
+}
