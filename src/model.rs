@@ -81,8 +81,9 @@ impl StoreSettings {
     /// The same without what a running program takes over.
     pub fn fixed(&self) -> StoreSettings {
         let mut fixed = self.clone();
-        if let StoreKind::Redis(redis) = &mut fixed.kind {
-            (redis.username, redis.password, redis.trust) = (None, None, None);
+        match &mut fixed.kind {
+            StoreKind::Redis(redis) => (redis.username, redis.password, redis.trust) = (None, None, None),
+            StoreKind::Embedded { .. } | StoreKind::Memory => {}
         }
         fixed
     }
@@ -97,6 +98,16 @@ pub enum StoreKind {
     Memory,
     /// Shared with other replicas.
     Redis(Box<RedisSettings>),
+}
+
+impl StoreKind {
+    /// Does what it keeps outlast the process?
+    pub fn is_durable(&self) -> bool {
+        match self {
+            StoreKind::Embedded { .. } | StoreKind::Redis(_) => true,
+            StoreKind::Memory => false,
+        }
+    }
 }
 
 /// `store.redis`: where it is, and what it is told.

@@ -1,7 +1,7 @@
-//! The OAuth endpoints of one connection: one wish, and what came of it.
+//! The OAuth endpoints of one connection: token requests, revocation, and what a person is asked.
 //!
 //! Not here: when to ask again (`token::schedule`), what becomes of the token (`token::acquire`).
-//! Holds: oauth2 builds the standard requests as forms without a secret, and from there every grant goes one way:
+//! Invariants: oauth2 builds the standard requests as forms without a secret, and from there every grant goes one way:
 //! `client_auth` → script → `transport::send` → script → `response::read` (`call`). A request carries one client
 //! authentication method. No error holds a secret, a token or a body.
 
@@ -10,6 +10,7 @@ mod authorization;
 mod call;
 mod client_auth;
 mod clients;
+mod courier;
 mod discovery;
 mod failure;
 mod grant;
@@ -25,17 +26,14 @@ mod transport;
 mod verdict;
 
 use std::fmt;
-use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use oauth2::basic::BasicErrorResponse;
-use oauth2::{AsyncHttpClient, HttpRequest, HttpResponse, RequestTokenError};
 use url::Url;
 
 use crate::clock::Clock;
-use crate::model::connection::{Connection, Grant};
+use crate::model::connection::Connection;
 use crate::model::secret::Secret;
 use crate::model::time::BootTime;
 use crate::model::token::{RefreshToken, Subject, TokenSet};
@@ -55,14 +53,9 @@ pub use posted::clean_error;
 
 /// The contract's word for a connection that waits for a person.
 pub const CONSENT_REQUIRED: &str = "consent_required";
-/// A grant that needs the caller's own token, and there is none.
-const NO_SUBJECT_TOKEN: &str = "subject_token_missing";
 
 /// An answer that has arrived is read although its time has passed: the process or the machine may have stood still.
 const LATE: Duration = Duration::from_millis(100);
-
-/// What oauth2 gets to read once `response::read` has taken the real answer: a token that nobody uses.
-const PLACEHOLDER: &str = r#"{"access_token":"-","token_type":"bearer"}"#;
 
 /// For whom a token is asked, where a connection has one for each.
 #[derive(Debug, Clone, Copy, Default)]
@@ -86,6 +79,13 @@ pub enum Consented {
     Code { code: Secret, verifier: Option<Secret>, redirect_uri: String },
     /// RFC 8628 §3.4; the person may still be on the way.
     Device { device_code: Secret },
+}
+
+/// What a token request sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    FirstGrant,
+    Refresh,
 }
 
 /// The OAuth endpoints of one connection.
@@ -115,10 +115,7 @@ impl TokenEndpoint {
         let http = clients.get(&connection.authorization_server, connection.mutual_tls.as_ref())?;
         let discovery = clients.discovery(&connection, &http);
         let oauth = grant::client(&connection.client_id, &transport::without_userinfo(&connection.endpoints.server));
-        let signer = match &connection.grant {
-            Grant::JwtBearer(assertion) => Some(Signer::of_key(&assertion.key, &assertion.audience)),
-            _ => None,
-        };
+        let signer = grant::signer(&connection.grant);
         // It has been compiled before: the configuration is checked.
         let script = connection.script.as_ref().and_then(|source| Script::compile(&source.text).ok());
         Ok(TokenEndpoint {
@@ -138,42 +135,12 @@ impl TokenEndpoint {
     /// client secrets the next one is tried only when the server refuses the client itself, all within one
     /// `authorization_server.timeout`.
     pub async fn first_grant(&self, whose: Whose<'_>) -> Result<TokenSet, Failure> {
-        let courier = Courier { endpoint: self, whose, first: true, delivered: OnceLock::new() };
-        if let Some(outcome) = grant::standard(&self.oauth, &self.connection, &courier).await {
-            return courier.delivered(outcome);
-        }
-        self.in_time(async {
-            let fields = match &self.connection.grant {
-                Grant::JwtBearer(assertion) => {
-                    let (token_url, client_id) = (self.token_url().await?, &*self.connection.client_id);
-                    let signer = self.signer.as_ref().ok_or_else(|| refused("assertion_not_signed"))?;
-                    let whom = (client_id, whose.subject.map(Subject::as_str));
-                    let signed = signer.grant_assertion(assertion, whom, &self.moment(&token_url))?;
-                    Some(grant::of_assertion(&self.connection, signed.expose()))
-                }
-                Grant::Saml2Bearer { assertion } => {
-                    let assertion = grant::saml2_assertion(assertion);
-                    Some(grant::of_assertion(&self.connection, assertion.expose()))
-                }
-                Grant::TokenExchange(exchange) => grant::of_exchange(&self.connection, exchange, whose),
-                Grant::DeviceCode => match whose.consented {
-                    Some(Consented::Device { device_code }) => Some(grant::of_device(&self.connection, device_code)),
-                    _ => return Err(refused(CONSENT_REQUIRED)),
-                },
-                Grant::ClientCredentials | Grant::Password { .. } | Grant::AuthorizationCode => {
-                    return Err(refused(CONSENT_REQUIRED));
-                }
-            };
-            self.ask(fields.ok_or_else(|| refused(NO_SUBJECT_TOKEN))?, true, whose).await
-        })
-        .await
+        grant::first(self, whose).await
     }
 
     /// One token request with a refresh token, in the same way.
     pub async fn refresh(&self, token: &RefreshToken, whose: Whose<'_>) -> Result<TokenSet, Failure> {
-        let courier = Courier { endpoint: self, whose, first: false, delivered: OnceLock::new() };
-        let outcome = grant::refresh(&self.oauth, &self.connection, token, &courier).await;
-        courier.delivered(outcome)
+        grant::refresh(self, token, whose).await
     }
 
     /// Revokes one token (RFC 7009 §2.1); `false`: the server has no endpoint for it. `hint` is `refresh_token` or
@@ -193,18 +160,19 @@ impl TokenEndpoint {
         .await
     }
 
-    async fn ask(&self, mut fields: Fields, first: bool, whose: Whose<'_>) -> Result<TokenSet, Failure> {
-        let own_name = self.connection.grant_type.as_ref().filter(|_| first);
-        if let Some(own_name) = own_name {
-            fields
-                .iter_mut()
-                .filter(|(name, _)| name == "grant_type")
-                .for_each(|(_, value)| value.clone_from(own_name));
-        }
-        let (needs_person, after_empty_400) = (self.connection.grant.needs_person(), whose.after_empty_400);
-        let (grant, sent) = match first {
-            true => (self.connection.grant.as_str(), Sent::Grant),
-            false => ("refresh_token", Sent::RefreshToken { needs_person, after_empty_400 }),
+    async fn ask(&self, asked: Asked, mut fields: Fields, whose: Whose<'_>) -> Result<TokenSet, Failure> {
+        let (grant, sent) = match asked {
+            Asked::FirstGrant => {
+                if let Some(own_name) = &self.connection.grant_type {
+                    let named = fields.iter_mut().filter(|(name, _)| name == "grant_type");
+                    named.for_each(|(_, value)| value.clone_from(own_name));
+                }
+                (self.connection.grant.as_str(), Sent::Grant)
+            }
+            Asked::Refresh => {
+                let (needs_person, after_empty_400) = (self.connection.grant.needs_person(), whose.after_empty_400);
+                ("refresh_token", Sent::RefreshToken { needs_person, after_empty_400 })
+            }
         };
         let url = transport::without_userinfo(&self.token_url().await?);
         let call = call::Call { endpoint: self, url, kind: call::Kind::Token { grant, whose, sent } };
@@ -264,44 +232,4 @@ fn retryable(reason: Reason) -> Failure {
 
 fn refused(code: &str) -> Failure {
     Failure::Permanent(Refusal::of_code(code))
-}
-
-/// The HTTP client that oauth2 sees: carries the form our way and keeps the token it brought back.
-struct Courier<'a> {
-    endpoint: &'a TokenEndpoint,
-    whose: Whose<'a>,
-    /// Not a refresh.
-    first: bool,
-    delivered: OnceLock<TokenSet>,
-}
-
-/// What oauth2 says of a request that it could not carry out.
-type Failed = RequestTokenError<Failure, BasicErrorResponse>;
-
-impl Courier<'_> {
-    fn delivered(self, outcome: Result<(), Failed>) -> Result<TokenSet, Failure> {
-        if let Err(RequestTokenError::Request(failure)) = outcome {
-            return Err(failure);
-        }
-        // Nothing delivered and no failure of ours: oauth2 could not even put the request together.
-        self.delivered.into_inner().ok_or_else(|| refused("invalid_token_url"))
-    }
-
-    async fn carry(&self, request: HttpRequest) -> Result<HttpResponse, Failure> {
-        let fields = grant::fields(request.body());
-        let token = self.endpoint.in_time(self.endpoint.ask(fields, self.first, self.whose)).await?;
-        // A courier serves one request, so the place is empty.
-        let _ = self.delivered.set(token);
-        Ok(HttpResponse::new(PLACEHOLDER.into()))
-    }
-}
-
-impl<'c> AsyncHttpClient<'c> for Courier<'_> {
-    type Error = Failure;
-    // Boxed: the compiler cannot see that a closure's future is `Send` for every lifetime.
-    type Future = Pin<Box<dyn Future<Output = Result<HttpResponse, Failure>> + Send + 'c>>;
-
-    fn call(&'c self, request: HttpRequest) -> Self::Future {
-        Box::pin(self.carry(request))
-    }
 }

@@ -16,7 +16,7 @@ use super::body::body;
 use super::problem::{Problem, bound, no_token};
 use super::users::Asker;
 use super::{Admin, record, view};
-use crate::model::connection::{Connection, Grant};
+use crate::model::connection::{Basis, Connection};
 use crate::model::token::TokenKey;
 use crate::snapshot::Snapshot;
 use crate::token::slot::{NotRevoked, Sharers};
@@ -83,24 +83,20 @@ async fn shares_grant(admin: &Admin, snapshot: &Snapshot, own: &Connection, key:
     for other in definitions.filter(|other| other.token_key(None) != own.token_key(None)) {
         let alike = other.endpoints.server == own.endpoints.server
             && other.client_id == own.client_id
-            && other.grant.as_str() == own.grant.as_str()
+            && other.grant.kind() == own.grant.kind()
             && other.grant_type == own.grant_type;
         if !alike {
             continue;
         }
-        let same = match (&own.grant, &other.grant) {
-            // Each answer to a client's own credentials is a grant by itself (RFC 7009 §2.1), unless it is the same answer.
-            (Grant::ClientCredentials, Grant::ClientCredentials) if other.name == own.name => {
-                other.identity() == own.identity()
-            }
-            (Grant::Saml2Bearer { assertion: one }, Grant::Saml2Bearer { assertion: two }) => one == two,
-            (Grant::TokenExchange(one), Grant::TokenExchange(two)) => one.subject_token == two.subject_token,
-            // Who has connected is known to the server alone; what may be the same person's is left alone.
-            (Grant::AuthorizationCode | Grant::DeviceCode, _) => {
+        let same = match own.grant.basis() {
+            // Each token is a grant by itself, unless it comes from the same token response.
+            Basis::Client => other.name != own.name || other.identity() == own.identity(),
+            // The server alone knows who has connected; what may be the same person's is left alone.
+            Basis::Person => {
                 let key = other.token_key(key.subject.clone());
                 !matches!(admin.cache.store().load(&key).await, Ok(None))
             }
-            (one, two) => one.owner() == two.owner(),
+            basis @ (Basis::Owner(_) | Basis::Assertion(_) | Basis::SubjectToken(_)) => basis == other.grant.basis(),
         };
         if same {
             return Some(other.token_key(None));

@@ -28,16 +28,14 @@ pub fn connection(bound: &BoundConnection, now: Now) -> Value {
     let current = state.as_ref().and_then(|state| state.token.as_ref());
     let secret = !connection.client_auth.secrets().is_empty();
     let set = |set: bool| set.then(|| json!({ "set": true }));
-    let username = match &connection.grant {
-        Grant::Password { username, .. } => Some(username),
-        _ => None,
-    };
+    let username = connection.grant.username();
     let endpoints = &connection.endpoints;
     let tokens = match connection.tokens {
         Tokens::Shared => "shared",
         Tokens::PerSubject => "per_subject",
     };
-    let pkce = (connection.grant == Grant::AuthorizationCode).then(|| connection.authorization.pkce.as_str());
+    let by_browser = connection.grant.consent_flow() == Some(ConsentFlow::AuthorizationCode);
+    let pkce = by_browser.then(|| connection.authorization.pkce.as_str());
     let available = connection.available_scopes.iter().map(|(name, scopes)| (name.clone(), json!(scopes.join(" "))));
     json!({
         "name": connection.name.as_str(),

@@ -40,11 +40,17 @@ impl Send {
     }
 
     fn has_secret(self) -> bool {
-        matches!(self, Send::Body | Send::Basic | Send::ClientSecretJwt)
+        match self {
+            Send::Body | Send::Basic | Send::ClientSecretJwt => true,
+            Send::PrivateKeyJwt | Send::Tls | Send::None => false,
+        }
     }
 
     fn has_assertion(self) -> bool {
-        matches!(self, Send::PrivateKeyJwt | Send::ClientSecretJwt)
+        match self {
+            Send::PrivateKeyJwt | Send::ClientSecretJwt => true,
+            Send::Body | Send::Basic | Send::Tls | Send::None => false,
+        }
     }
 }
 

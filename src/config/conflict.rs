@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use super::connection::Draft;
 use super::problem::Sink;
 use super::spot::Spot;
-use crate::model::connection::{Grant, HostPattern, PathPrefix, Place, PortRule, Route};
+use crate::model::connection::{ConsentFlow, Grant, HostPattern, PathPrefix, Place, PortRule, Route};
 use crate::model::{HostOverride, Listeners, Name};
 
 pub fn check(drafts: &[Draft<'_>], hosts: &[HostOverride], sink: &mut Sink) {
@@ -24,7 +24,8 @@ pub fn redirects(drafts: &[Draft<'_>], listeners: &Listeners, sink: &mut Sink) {
     let blank = |draft: &&Draft<'_>| {
         let connection = draft.connection.as_ref();
         connection.is_some_and(|own| {
-            own.grants().any(|grant| *grant == Grant::AuthorizationCode) && own.authorization.redirect_url.is_none()
+            let by_browser = |grant: &Grant| grant.consent_flow() == Some(ConsentFlow::AuthorizationCode);
+            own.grants().any(by_browser) && own.authorization.redirect_url.is_none()
         })
     };
     for draft in drafts.iter().filter(blank) {

@@ -98,7 +98,7 @@ fn assemble(unit: &Unit<'_, ConnectionFile>, parts: Parts<'_>, sink: &mut Sink) 
     let token_response = unit.get(keys.token_response);
     let token_response =
         token_response.map_or_else(|| Some(TokenResponse::default()), |s| answer::token_response(&s, sink));
-    if let (Some(ClientAuth::Basic(..)), Some(request)) = (&client_auth, &token_request) {
+    if let (Some(true), Some(request)) = (client_auth.as_ref().map(ClientAuth::is_in_header), &token_request) {
         one_authorization(unit, request, sink);
     }
     let variables = script::variables(unit, sink);

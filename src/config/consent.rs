@@ -10,7 +10,7 @@ use super::problem::Sink;
 use super::spot::{Spot, Unit};
 use super::value::Fault;
 use super::{endpoint, reference};
-use crate::model::connection::{Authorization, Grant, Pkce};
+use crate::model::connection::{Authorization, ConsentFlow, Grant, Pkce};
 
 /// OAuth 2.0 Multiple Response Type Encoding Practices §2.1
 const RESPONSE_MODE: &str = "response_mode";
@@ -26,7 +26,7 @@ pub fn authorization<'g>(
 ) -> Option<Authorization> {
     let keys = &unit.keys;
     let mut grants = grants.peekable();
-    if grants.peek().is_some() && grants.all(|grant| *grant != Grant::AuthorizationCode) {
+    if grants.peek().is_some() && grants.all(|grant| grant.consent_flow() != Some(ConsentFlow::AuthorizationCode)) {
         for spot in [keys.pkce, keys.authorize_params].into_iter().filter_map(|key| unit.get(key)) {
             let hint = "set that grant, or remove the key";
             spot.problem(sink, "goes with `grant: authorization_code` alone", hint);

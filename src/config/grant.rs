@@ -22,29 +22,6 @@ const OWN_CLAIMS: [&str; 6] = ["iss", "sub", "aud", "exp", "iat", "jti"];
 const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
 const JWT: &str = "urn:ietf:params:oauth:token-type:jwt";
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum GrantName {
-    ClientCredentials,
-    Password,
-    JwtBearer,
-    Saml2Bearer,
-    TokenExchange,
-    AuthorizationCode,
-    DeviceCode,
-}
-
-impl GrantName {
-    const WORDS: [(&str, GrantName); 7] = [
-        ("client_credentials", GrantName::ClientCredentials),
-        ("password", GrantName::Password),
-        ("jwt_bearer", GrantName::JwtBearer),
-        ("saml2_bearer", GrantName::Saml2Bearer),
-        ("token_exchange", GrantName::TokenExchange),
-        ("authorization_code", GrantName::AuthorizationCode),
-        ("device_code", GrantName::DeviceCode),
-    ];
-}
-
 /// The grant of the connection, and those of its `profiles`, some of which state their own. What a grant needs stands at
 /// the connection, for whichever of them has it.
 pub fn grants<'a>(
@@ -53,21 +30,22 @@ pub fn grants<'a>(
     has_issuer: bool,
     sink: &mut Sink,
 ) -> (Option<Grant>, Vec<Option<Grant>>) {
-    let mut name = |spot: Option<Spot<'_>>, absent: Option<GrantName>| match spot {
+    let words: Vec<_> = GrantKind::ALL.iter().map(|kind| (kind.as_str(), *kind)).collect();
+    let mut name = |spot: Option<Spot<'_>>, absent: Option<GrantKind>| match spot {
         None => absent,
-        Some(spot) => spot.choice(sink, &GrantName::WORDS),
+        Some(spot) => spot.choice(sink, &words),
     };
     // Where an authorization URL is known, a person is meant.
     let person = unit.get(unit.keys.authorization_url).is_some();
-    let absent = if person { GrantName::AuthorizationCode } else { GrantName::ClientCredentials };
+    let absent = if person { GrantKind::AuthorizationCode } else { GrantKind::ClientCredentials };
     let own = name(unit.get(unit.keys.grant), Some(absent));
     let profiles: Vec<_> = profiles.map(|spot| name(spot, own)).collect();
     let used: HashSet<_> = profiles.iter().chain([&own]).copied().collect();
     if !used.contains(&None) {
         refuse_unused(unit, &used, sink);
     }
-    let mut read: HashMap<GrantName, Option<Grant>> = HashMap::new();
-    let mut grant = |name: Option<GrantName>| {
+    let mut read: HashMap<GrantKind, Option<Grant>> = HashMap::new();
+    let mut grant = |name: Option<GrantKind>| {
         let name = name?;
         read.entry(name).or_insert_with(|| grant(unit, name, has_issuer, sink)).clone()
     };
@@ -75,25 +53,25 @@ pub fn grants<'a>(
 }
 
 /// Keys of a grant that no definition has.
-fn refuse_unused(unit: &Unit<'_, ConnectionFile>, used: &HashSet<Option<GrantName>>, sink: &mut Sink) {
+fn refuse_unused(unit: &Unit<'_, ConnectionFile>, used: &HashSet<Option<GrantKind>>, sink: &mut Sink) {
     let keys = &unit.keys;
-    let with = |key: &str, fields: &[Field], names: &[GrantName], sink: &mut Sink| {
+    let with = |key: &str, fields: &[Field], names: &[GrantKind], sink: &mut Sink| {
         let is_used = names.iter().any(|name| used.contains(&Some(*name)));
         for spot in fields.iter().filter(|_| !is_used).filter_map(|field| unit.get(*field)) {
             spot.problem(sink, format!("goes with `grant: {key}` alone"), "set that grant, or remove the key");
         }
     };
-    with("password", &[keys.username, keys.password], &[GrantName::Password], sink);
-    with("jwt_bearer` or `saml2_bearer", &[keys.assertion], &[GrantName::JwtBearer, GrantName::Saml2Bearer], sink);
+    with("password", &[keys.username, keys.password], &[GrantKind::Password], sink);
+    with("jwt_bearer` or `saml2_bearer", &[keys.assertion], &[GrantKind::JwtBearer, GrantKind::Saml2Bearer], sink);
     let exchange = [keys.subject_token, keys.subject_token_type, keys.requested_token_type, keys.actor_token];
-    with("token_exchange", &exchange, &[GrantName::TokenExchange], sink);
+    with("token_exchange", &exchange, &[GrantKind::TokenExchange], sink);
 }
 
-fn grant(unit: &Unit<'_, ConnectionFile>, name: GrantName, has_issuer: bool, sink: &mut Sink) -> Option<Grant> {
+fn grant(unit: &Unit<'_, ConnectionFile>, name: GrantKind, has_issuer: bool, sink: &mut Sink) -> Option<Grant> {
     let keys = &unit.keys;
     match name {
-        GrantName::ClientCredentials => Some(Grant::ClientCredentials),
-        GrantName::AuthorizationCode => {
+        GrantKind::ClientCredentials => Some(Grant::ClientCredentials),
+        GrantKind::AuthorizationCode => {
             if !has_issuer && unit.get(keys.authorization_url).is_none() {
                 let hint =
                     "write `authorization_url`, or an `issuer` that names it; `connect NAME --import -` works without";
@@ -101,14 +79,14 @@ fn grant(unit: &Unit<'_, ConnectionFile>, name: GrantName, has_issuer: bool, sin
             }
             Some(Grant::AuthorizationCode)
         }
-        GrantName::DeviceCode => {
+        GrantKind::DeviceCode => {
             if !has_issuer {
                 let hint = "write the URL, or an `issuer` that names it";
                 unit.require(keys.device_authorization_url, "device_authorization_url", hint, sink)?;
             }
             Some(Grant::DeviceCode)
         }
-        GrantName::Password => {
+        GrantKind::Password => {
             let hint = "write the resource owner's name";
             let username = unit.require(keys.username, "username", hint, sink).and_then(|spot| spot.line(sink));
             let hint = "give it as {file: PATH} or {env: NAME}";
@@ -116,17 +94,17 @@ fn grant(unit: &Unit<'_, ConnectionFile>, name: GrantName, has_issuer: bool, sin
             let password = password.and_then(|spot| reference::secret(&spot, sink));
             Some(Grant::Password { username: username?, password: password? })
         }
-        GrantName::JwtBearer => {
+        GrantKind::JwtBearer => {
             let hint = "write assertion: {key: {file: PATH}, subject: NAME}";
             let spot = unit.require(keys.assertion, "assertion", hint, sink)?;
             jwt_assertion(&spot, has_issuer, sink).map(Grant::JwtBearer)
         }
-        GrantName::Saml2Bearer => {
+        GrantKind::Saml2Bearer => {
             let hint = "write assertion: {file: PATH} of the signed assertion";
             let spot = unit.require(keys.assertion, "assertion", hint, sink)?;
             Some(Grant::Saml2Bearer { assertion: reference::secret(&spot, sink)? })
         }
-        GrantName::TokenExchange => token_exchange(unit, sink).map(Grant::TokenExchange),
+        GrantKind::TokenExchange => token_exchange(unit, sink).map(Grant::TokenExchange),
     }
 }
 

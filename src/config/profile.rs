@@ -88,7 +88,7 @@ pub fn with_profiles(own: Connection, profiles: impl Iterator<Item = (Stated, Op
         Some(Arc::new(Connection {
             profile: name?,
             // The wire's name is that of the connection's own grant.
-            grant_type: own.grant_type.clone().filter(|_| grant.as_str() == own.grant.as_str()),
+            grant_type: own.grant_type.clone().filter(|_| grant.kind() == own.grant.kind()),
             grant,
             scopes: scopes.unwrap_or_else(|| own.scopes.clone()),
             audience: audience.unwrap_or_else(|| own.audience.clone()),

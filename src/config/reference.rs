@@ -15,8 +15,8 @@ use super::pem;
 use super::problem::Sink;
 use super::spot::Spot;
 use crate::clock::Clock;
+use crate::model::Roots;
 use crate::model::secret::{NoVault, Secret, SecretDigest};
-use crate::model::{Roots, StoreKind};
 use crate::tls;
 
 /// The longest secret, or file behind `${file:…}`, in bytes.
@@ -204,7 +204,7 @@ fn stored(spot: &Spot<'_>, sink: &mut Sink) -> Option<Secret> {
         spot.problem(sink, "the store's own key cannot lie in it", "write {file: PATH} or {env: NAME}");
         return None;
     };
-    if store.kind == StoreKind::Memory {
+    if !store.kind.is_durable() {
         spot.problem(sink, "a store in memory keeps no secrets", "write `store: {embedded: {}}`, or {file: PATH}");
         return None;
     }

@@ -49,7 +49,7 @@ pub fn settings(spot: Option<Spot<'_>>, state_dir: &Path, sink: &mut Sink) -> St
         _ => spot.problem(sink, "names several stores", "keep one of `embedded`, `redis` and `memory`"),
     }
     if let Some(keys) = unit.get(unit.keys.seal_key) {
-        if settings.kind == StoreKind::Memory {
+        if !settings.kind.is_durable() {
             keys.problem(sink, "nothing is sealed in memory", "remove `seal_key`, or write `embedded: {}`");
         }
         settings.seal_keys = seal_keys(&keys, sink);
@@ -172,12 +172,14 @@ fn seal_keys(spot: &Spot<'_>, sink: &mut Sink) -> Vec<SealKey> {
 
 /// Tokens that only a person can give again need a place that outlasts the process; for others memory will do.
 pub fn check_place(top: &Unit<'_, TopFile>, store: &StoreSettings, person: bool, sink: &mut Sink) {
-    let StoreKind::Embedded { path, .. } = &store.kind else {
-        if person && store.kind == StoreKind::Memory {
+    let path = match &store.kind {
+        StoreKind::Embedded { path } => path,
+        StoreKind::Memory if person => {
             let message = "a connection needs a person, and a store in memory forgets at every restart";
             top.at("store").warning(sink, message, "write `store: {embedded: {}}`");
+            return;
         }
-        return;
+        StoreKind::Memory | StoreKind::Redis(_) => return,
     };
     let here = |directory| if directory == Path::new("") { Path::new(".") } else { directory };
     let existing = path.ancestors().skip(1).map(here).find(|directory| directory.exists());

@@ -20,7 +20,7 @@ use super::json::{Json, Members};
 use super::posted::Posted;
 use super::transport::{self, Answer};
 use super::{TokenEndpoint, discovery, query, refused, response, retryable};
-use crate::model::connection::{ClientAuth, Pkce};
+use crate::model::connection::Pkce;
 use crate::model::secret::Secret;
 use crate::script;
 
@@ -125,7 +125,7 @@ impl TokenEndpoint {
     async fn pushed(&self, place: &Url, url: &Url, endpoint: &Url) -> Result<Url, Failure> {
         // The query of the configured URL is part of the request, too.
         // It names the client in any case (§2.1); beside `Basic`, nothing else in the form does.
-        let unnamed = matches!(self.connection.client_auth, ClientAuth::Basic(..));
+        let unnamed = self.connection.client_auth.is_in_header();
         let fields = url.query_pairs().filter(|(name, _)| unnamed || name != "client_id");
         let fields: Fields = fields.map(|(name, value)| (name.into_owned(), value.into_owned())).collect();
         let call = self.preparation(transport::without_userinfo(endpoint));

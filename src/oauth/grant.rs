@@ -1,7 +1,7 @@
-//! A grant's form: what oauth2 builds of the standard ones, and what it does not know.
+//! The token requests: that of each grant, and a refresh.
 //!
-//! Not here: client authentication (`client_auth`); oauth2 knows no secret and its form is taken apart again.
-//! Holds: scope, audience and resource are left out when there is nothing to say (some servers refuse an empty `scope=`).
+//! Not here: client authentication (`client_auth`); oauth2 gets no secret of the client. What a grant is (`model`).
+//! Invariant: scope, audience and resource are left out where they are empty (some servers refuse an empty `scope=`).
 
 use std::borrow::Cow;
 
@@ -12,13 +12,18 @@ use oauth2::{
     AuthType, AuthorizationCode, ClientId, EndpointNotSet, EndpointSet, PkceCodeVerifier, RedirectUrl,
     RefreshToken as SentRefreshToken, ResourceOwnerPassword, ResourceOwnerUsername, Scope, TokenUrl,
 };
-use url::{Url, form_urlencoded};
+use url::Url;
 
-use crate::model::connection::{Connection, Grant, SubjectToken, TokenExchange};
+use super::assertion::Signer;
+use super::courier::Courier;
+use super::failure::Failure;
+use super::{Asked, CONSENT_REQUIRED, Consented, TokenEndpoint, Whose, refused};
+use crate::model::connection::{Connection, Grant, JwtAssertion, SubjectToken, TokenExchange};
 use crate::model::secret::Secret;
-use crate::model::token::RefreshToken;
+use crate::model::token::{RefreshToken, Subject, TokenSet};
 
-use super::{Consented, Courier, Failed, Whose};
+/// The grant needs the caller's own token, and there is none.
+const NO_SUBJECT_TOKEN: &str = "subject_token_missing";
 
 pub type Client = BasicClient<EndpointNotSet, EndpointNotSet, EndpointNotSet, EndpointNotSet, EndpointSet>;
 
@@ -32,66 +37,106 @@ pub fn client(client_id: &str, url: &Url) -> Client {
         .set_token_uri(TokenUrl::from_url(url.clone()))
 }
 
-/// The grants that oauth2 knows: delivered by `courier`. `None`: it is none of them.
-pub async fn standard(client: &Client, connection: &Connection, courier: &Courier<'_>) -> Option<Result<(), Failed>> {
-    let outcome = match &connection.grant {
+/// What signs the assertion of the grant.
+pub fn signer(grant: &Grant) -> Option<Signer> {
+    match grant {
+        Grant::JwtBearer(assertion) => Some(Signer::of_key(&assertion.key, &assertion.audience)),
+        Grant::ClientCredentials
+        | Grant::Password { .. }
+        | Grant::Saml2Bearer { .. }
+        | Grant::TokenExchange(_)
+        | Grant::AuthorizationCode
+        | Grant::DeviceCode => None,
+    }
+}
+
+/// The request of the connection's own grant. oauth2 builds those of RFC 6749.
+pub async fn first(endpoint: &TokenEndpoint, whose: Whose<'_>) -> Result<TokenSet, Failure> {
+    let TokenEndpoint { connection, oauth, .. } = endpoint;
+    let courier = Courier::new(endpoint, Asked::FirstGrant, whose);
+    let fields = match &connection.grant {
         Grant::ClientCredentials => {
-            let request = client.exchange_client_credentials().add_scopes(scopes(connection));
+            let request = oauth.exchange_client_credentials().add_scopes(scopes(connection));
             let request =
                 extras(connection).fold(request, |request, (name, value)| request.add_extra_param(name, value));
-            request.request_async(courier).await.map(drop)
+            let outcome = request.request_async(&courier).await.map(drop);
+            return courier.delivered(outcome);
         }
         Grant::Password { username, password } => {
             let username = ResourceOwnerUsername::new(username.clone());
             let password = ResourceOwnerPassword::new(password.expose().to_owned());
-            let request = client.exchange_password(&username, &password).add_scopes(scopes(connection));
+            let request = oauth.exchange_password(&username, &password).add_scopes(scopes(connection));
             let request =
                 extras(connection).fold(request, |request, (name, value)| request.add_extra_param(name, value));
-            request.request_async(courier).await.map(drop)
+            let outcome = request.request_async(&courier).await.map(drop);
+            return courier.delivered(outcome);
         }
         Grant::AuthorizationCode => {
-            let Some(Consented::Code { code, verifier, redirect_uri }) = courier.whose.consented else { return None };
-            let request = client
-                .exchange_code(AuthorizationCode::new(code.expose().to_owned()))
-                .set_redirect_uri(Cow::Owned(RedirectUrl::new(redirect_uri.clone()).ok()?));
+            let Some(Consented::Code { code, verifier, redirect_uri }) = whose.consented else {
+                return Err(refused(CONSENT_REQUIRED));
+            };
+            let redirect = RedirectUrl::new(redirect_uri.clone()).map_err(|_| refused("invalid_redirect_url"))?;
+            let code = AuthorizationCode::new(code.expose().to_owned());
+            let request = oauth.exchange_code(code).set_redirect_uri(Cow::Owned(redirect));
             let request = match verifier {
                 Some(verifier) => request.set_pkce_verifier(PkceCodeVerifier::new(verifier.expose().to_owned())),
                 None => request,
             };
             let request =
                 extras(connection).fold(request, |request, (name, value)| request.add_extra_param(name, value));
-            request.request_async(courier).await.map(drop)
+            let outcome = request.request_async(&courier).await.map(drop);
+            return courier.delivered(outcome);
         }
-        Grant::JwtBearer(_) | Grant::Saml2Bearer { .. } | Grant::TokenExchange(_) | Grant::DeviceCode => return None,
+        Grant::JwtBearer(assertion) => {
+            return endpoint.in_time(jwt_bearer(endpoint, assertion, whose)).await;
+        }
+        Grant::Saml2Bearer { assertion } => of_assertion(connection, saml2_assertion(assertion).expose()),
+        Grant::TokenExchange(exchange) => {
+            of_exchange(connection, exchange, whose).ok_or_else(|| refused(NO_SUBJECT_TOKEN))?
+        }
+        Grant::DeviceCode => {
+            let Some(Consented::Device { device_code }) = whose.consented else {
+                return Err(refused(CONSENT_REQUIRED));
+            };
+            of_device(connection, device_code)
+        }
     };
-    Some(outcome)
+    endpoint.in_time(endpoint.ask(Asked::FirstGrant, fields, whose)).await
 }
 
-pub async fn refresh(
-    client: &Client,
-    connection: &Connection,
-    token: &RefreshToken,
-    courier: &Courier<'_>,
-) -> Result<(), Failed> {
+/// RFC 7523 §2.1: the audience may be the token URL, which has to be known first.
+async fn jwt_bearer(endpoint: &TokenEndpoint, assertion: &JwtAssertion, whose: Whose<'_>) -> Result<TokenSet, Failure> {
+    let connection = &endpoint.connection;
+    let token_url = endpoint.token_url().await?;
+    let signer = endpoint.signer.as_ref().ok_or_else(|| refused("assertion_not_signed"))?;
+    let whom = (connection.client_id.as_str(), whose.subject.map(Subject::as_str));
+    let signed = signer.grant_assertion(assertion, whom, &endpoint.moment(&token_url))?;
+    endpoint.ask(Asked::FirstGrant, of_assertion(connection, signed.expose()), whose).await
+}
+
+pub async fn refresh(endpoint: &TokenEndpoint, token: &RefreshToken, whose: Whose<'_>) -> Result<TokenSet, Failure> {
+    let courier = Courier::new(endpoint, Asked::Refresh, whose);
     let token = SentRefreshToken::new(token.expose().to_owned());
-    let request = client.exchange_refresh_token(&token);
-    let request = extras(connection).fold(request, |request, (name, value)| request.add_extra_param(name, value));
-    request.request_async(courier).await.map(drop)
+    let request = endpoint.oauth.exchange_refresh_token(&token);
+    let extras = extras(&endpoint.connection);
+    let request = extras.fold(request, |request, (name, value)| request.add_extra_param(name, value));
+    let outcome = request.request_async(&courier).await.map(drop);
+    courier.delivered(outcome)
 }
 
 /// RFC 7521 §4.1: the grants of an assertion.
-pub fn of_assertion(connection: &Connection, assertion: &str) -> Fields {
+fn of_assertion(connection: &Connection, assertion: &str) -> Fields {
     with_extras(connection, vec![field("assertion", assertion)])
 }
 
 /// RFC 7522 §2.1: base64url of the XML; what is no XML has been encoded already.
-pub fn saml2_assertion(assertion: &Secret) -> Secret {
+fn saml2_assertion(assertion: &Secret) -> Secret {
     let text = assertion.expose().trim();
     Secret::new(if text.starts_with('<') { BASE64_URL_SAFE_NO_PAD.encode(text) } else { text.to_owned() })
 }
 
 /// RFC 8693 §2.1; `None`: the token is the caller's, and there is none.
-pub fn of_exchange(connection: &Connection, exchange: &TokenExchange, whose: Whose<'_>) -> Option<Fields> {
+fn of_exchange(connection: &Connection, exchange: &TokenExchange, whose: Whose<'_>) -> Option<Fields> {
     let subject_token = match &exchange.subject_token {
         SubjectToken::Given(token) => token,
         SubjectToken::OfCaller => whose.token?,
@@ -107,15 +152,15 @@ pub fn of_exchange(connection: &Connection, exchange: &TokenExchange, whose: Who
 }
 
 /// RFC 8628 §3.4
-pub fn of_device(connection: &Connection, device_code: &Secret) -> Fields {
+fn of_device(connection: &Connection, device_code: &Secret) -> Fields {
     let mut fields =
-        vec![field("grant_type", Grant::DeviceCode.wire_name()), field("device_code", device_code.expose())];
+        vec![field("grant_type", connection.grant.kind().wire_name()), field("device_code", device_code.expose())];
     fields.extend(extras(connection).map(|(name, value)| field(name, value)));
     fields
 }
 
 fn with_extras(connection: &Connection, mut fields: Fields) -> Fields {
-    fields.insert(0, field("grant_type", connection.grant.wire_name()));
+    fields.insert(0, field("grant_type", connection.grant.kind().wire_name()));
     if !connection.scopes.is_empty() {
         fields.push(field("scope", &connection.scopes.join(" ")));
     }
@@ -141,12 +186,4 @@ fn extras(connection: &Connection) -> impl Iterator<Item = (&str, &str)> {
 pub fn whom(connection: &Connection) -> impl Iterator<Item = (&str, &str)> {
     let audience = connection.audience.iter().map(|value| ("audience", value.as_str()));
     audience.chain(connection.resource.iter().map(|value| ("resource", value.as_str())))
-}
-
-/// The fields of a form less what `client_auth` says in its own way.
-pub fn fields(form: &[u8]) -> Fields {
-    form_urlencoded::parse(form)
-        .filter(|(name, _)| name != "client_id" && name != "client_secret")
-        .map(|(name, value)| (name.into_owned(), value.into_owned()))
-        .collect()
 }

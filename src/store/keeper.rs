@@ -154,8 +154,13 @@ impl Vault for Keeper {
     }
 
     fn follow(&self, settings: &StoreSettings) {
-        if let (StoreKind::Redis(redis), Some(store)) = (&settings.kind, &*lock(&self.redis)) {
-            store.renew((**redis).clone());
+        match &settings.kind {
+            StoreKind::Redis(redis) => {
+                if let Some(store) = &*lock(&self.redis) {
+                    store.renew((**redis).clone());
+                }
+            }
+            StoreKind::Embedded { .. } | StoreKind::Memory => {}
         }
     }
 }

@@ -110,7 +110,7 @@ pub fn open(model: &Model, keeper: &Keeper, metrics: &Metrics) -> Result<Arc<dyn
 /// What is handed out and comes back is sealed with the store's keys, so that every replica opens it; where there are
 /// none, with a key that lasts as long as the process.
 pub fn sealer(model: &Model) -> Result<Keyring, OpenError> {
-    if model.store.kind == StoreKind::Memory && model.store.seal_keys.is_empty() {
+    if !model.store.kind.is_durable() && model.store.seal_keys.is_empty() {
         return passing_key();
     }
     match Keyring::of(&model.store, &model.state_dir) {

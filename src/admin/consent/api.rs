@@ -14,7 +14,7 @@ use crate::admin::body::body;
 use crate::admin::problem::{Problem, bound, store_unavailable};
 use crate::admin::users::Asker;
 use crate::admin::{Admin, record};
-use crate::model::connection::Grant;
+use crate::model::connection::ConsentFlow;
 use crate::model::secret::Secret;
 use crate::model::time::{WallTime, rfc3339};
 use crate::model::token::{Subject, TokenKey};
@@ -35,12 +35,13 @@ pub async fn authorize(
     let conflict = |code, detail: &str| Problem::new(StatusCode::CONFLICT, code, detail);
     let definition = Definition::of(bound, &key)
         .ok_or_else(|| conflict("connection_inactive", "the connection has `active: false`"))?;
-    let flow_key = FlowKey::of(&definition.connection.grant, &key)
-        .ok_or_else(|| conflict("nobody_needed", "the connection's grant needs no person"))?;
-    let id = FlowId::random(&flow_key).ok_or_else(not_begun)?;
-    let made = match definition.connection.grant {
-        Grant::DeviceCode => begun_device(&admin, &definition, (id, &key), &asker).await?,
-        _ => begun(&admin, &snapshot, &definition, (id, &key), &asker).await?,
+    let consent_flow = definition.connection.grant.consent_flow();
+    let consent_flow =
+        consent_flow.ok_or_else(|| conflict("nobody_needed", "the connection's grant needs no person"))?;
+    let id = FlowId::random(&FlowKey::of(consent_flow, &key)).ok_or_else(not_begun)?;
+    let made = match consent_flow {
+        ConsentFlow::DeviceCode => begun_device(&admin, &definition, (id, &key), &asker).await?,
+        ConsentFlow::AuthorizationCode => begun(&admin, &snapshot, &definition, (id, &key), &asker).await?,
     };
     record::change(&admin, (Some(&asker.name), asker.from), (&Method::POST, &path), &key, (StatusCode::CREATED, None));
     tracing::info!(user = %asker.name, connection = %key.connection, profile = %key.profile,

@@ -17,7 +17,7 @@ use super::refusal::no_random;
 use super::visit::Visit;
 use super::{begin, device};
 use crate::admin::Admin;
-use crate::model::connection::Grant;
+use crate::model::connection::ConsentFlow;
 use crate::model::time::WallTime;
 use crate::store::SealedIn;
 
@@ -47,9 +47,9 @@ pub async fn confirmed(admin: &Admin, name: &str, visit: &Visit, confirmation: &
             .says("The page was opened in another browser, without cookies, or more than ten minutes ago.")
             .link(&visit.here(), "Show the page again"));
     };
-    match opened.definition.connection.grant {
-        Grant::DeviceCode => device::start(admin, opened, &browser, visit).await,
-        _ => begin::send_away(admin, opened, &browser, visit).await,
+    match opened.consent_flow {
+        ConsentFlow::DeviceCode => device::start(admin, opened, &browser, visit).await,
+        ConsentFlow::AuthorizationCode => begin::send_away(admin, opened, &browser, visit).await,
     }
 }
 

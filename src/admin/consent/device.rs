@@ -23,7 +23,6 @@ use super::refusal::{busy, no_random, no_store, not_asked};
 use super::visit::Visit;
 use crate::admin::Admin;
 use crate::admin::problem::{Problem, bound, no_token};
-use crate::model::time::WallTime;
 use crate::model::token::{Subject, TokenKey};
 use crate::oauth::{Consented, DeviceAsked, Failure, Reason, Whose};
 use crate::sync::lock;
@@ -71,7 +70,7 @@ impl Bell {
 
 /// Asks the server for a code, and leads to the page that shows it.
 pub(super) async fn start(admin: &Admin, opened: Opened, browser: &Browser, visit: &Visit) -> Result<Response, Page> {
-    let Opened { key, link, by, definition, flow_key } = opened;
+    let Opened { key, link, by, definition, consent_flow: _, flow_key } = opened;
     let id = FlowId::random(&flow_key).ok_or_else(no_random)?;
     let asked = definition.endpoint.ask_device().await.map_err(|failure| not_asked(&failure))?;
     let flow = asked_flow(admin, &definition, (id, &key), asked);

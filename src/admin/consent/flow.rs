@@ -278,14 +278,14 @@ impl Flow {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::connection::Grant;
+    use crate::model::connection::ConsentFlow;
 
     const WALL: WallTime = WallTime::from_secs(5000);
 
     fn flow(kind: Kind) -> Flow {
         let connection = Connection::sample("crm");
         let key = TokenKey::of_connection(connection.name.clone());
-        let id = FlowId::random(&FlowKey::of(&Grant::AuthorizationCode, &key).unwrap()).unwrap();
+        let id = FlowId::random(&FlowKey::of(ConsentFlow::AuthorizationCode, &key)).unwrap();
         Flow::new(id, &key, &connection, WALL + LIFE, kind)
     }
 

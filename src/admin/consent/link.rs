@@ -15,6 +15,7 @@ use super::visit::Visit;
 use crate::admin::Admin;
 use crate::admin::problem::bound;
 use crate::model::Name;
+use crate::model::connection::ConsentFlow;
 use crate::model::token::{Subject, TokenKey, default_profile};
 use crate::snapshot::Snapshot;
 
@@ -25,6 +26,7 @@ pub struct Opened {
     /// The user who has made the link, or has signed in.
     pub by: Option<Name>,
     pub definition: Definition,
+    pub consent_flow: ConsentFlow,
     pub flow_key: FlowKey,
 }
 
@@ -65,11 +67,12 @@ pub async fn open(admin: &Admin, name: &str, visit: &Visit) -> Result<Opened, Pa
     if definition.slot(&key).is_none() {
         return Err(whose_account());
     }
-    let flow_key = FlowKey::of(&definition.connection.grant, &key).ok_or_else(|| {
+    let consent_flow = definition.connection.grant.consent_flow().ok_or_else(|| {
         Page::new(StatusCode::CONFLICT, "No one needs to connect")
             .says("This connection gets its tokens without a person; there is nothing to connect.")
     })?;
-    let opened = Opened { key, link, by, definition, flow_key };
+    let flow_key = FlowKey::of(consent_flow, &key);
+    let opened = Opened { key, link, by, definition, consent_flow, flow_key };
     check(admin, &opened, visit).await?;
     Ok(opened)
 }

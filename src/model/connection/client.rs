@@ -38,6 +38,18 @@ impl ClientAuth {
         }
     }
 
+    /// Is all that it sends in the `Authorization` header, so that the form does not name the client?
+    pub fn is_in_header(&self) -> bool {
+        match self {
+            ClientAuth::Basic(..) => true,
+            ClientAuth::Body(_)
+            | ClientAuth::PrivateKeyJwt(..)
+            | ClientAuth::ClientSecretJwt(..)
+            | ClientAuth::Tls
+            | ClientAuth::None => false,
+        }
+    }
+
     pub fn secrets(&self) -> &[Secret] {
         match self {
             ClientAuth::Body(secrets) | ClientAuth::Basic(secrets, _) | ClientAuth::ClientSecretJwt(secrets, ..) => {
@@ -109,7 +121,18 @@ impl Algorithm {
 
     /// Is the key a secret that both sides know?
     pub fn is_symmetric(self) -> bool {
-        matches!(self, Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512)
+        match self {
+            Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512 => true,
+            Algorithm::RS256
+            | Algorithm::RS384
+            | Algorithm::RS512
+            | Algorithm::PS256
+            | Algorithm::PS384
+            | Algorithm::PS512
+            | Algorithm::ES256
+            | Algorithm::ES384
+            | Algorithm::EdDSA => false,
+        }
     }
 }
 

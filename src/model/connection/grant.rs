@@ -1,9 +1,52 @@
-//! How the first token of a connection is obtained.
+//! The home of a grant: how the first token of a connection is obtained, and what sets one grant apart from another.
+//!
+//! To add a grant, add a line to `grant_kinds!` and a variant to [`Grant`]; the compiler names the rest: the methods here,
+//! `config/grant` (its keys), `oauth/grant` (its request, and its signer if it has one). One that needs a person also gets a
+//! [`ConsentFlow`], and with it a flow in `admin/consent`. A grant is matched in these files alone, exhaustively; others ask
+//! the methods here.
 
 use std::time::Duration;
 
 use super::client::AssertionKey;
 use crate::model::secret::Secret;
+
+/// One line for each grant: its name in the configuration, in labels and in the log, and its `grant_type` on the wire.
+macro_rules! grant_kinds {
+    ($($kind:ident $name:literal $wire:literal,)+) => {
+        /// A grant without what it needs.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum GrantKind {
+            $($kind,)+
+        }
+
+        impl GrantKind {
+            pub const ALL: &[GrantKind] = &[$(GrantKind::$kind,)+];
+
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(GrantKind::$kind => $name,)+
+                }
+            }
+
+            /// `grant_type`, unless the connection has its own.
+            pub fn wire_name(self) -> &'static str {
+                match self {
+                    $(GrantKind::$kind => $wire,)+
+                }
+            }
+        }
+    };
+}
+
+grant_kinds! {
+    ClientCredentials "client_credentials" "client_credentials",
+    Password "password" "password",
+    JwtBearer "jwt_bearer" "urn:ietf:params:oauth:grant-type:jwt-bearer",
+    Saml2Bearer "saml2_bearer" "urn:ietf:params:oauth:grant-type:saml2-bearer",
+    TokenExchange "token_exchange" "urn:ietf:params:oauth:grant-type:token-exchange",
+    AuthorizationCode "authorization_code" "authorization_code",
+    DeviceCode "device_code" "urn:ietf:params:oauth:grant-type:device_code",
+}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Grant {
@@ -15,7 +58,7 @@ pub enum Grant {
     },
     /// RFC 7523 §2.1: a JWT that we sign.
     JwtBearer(JwtAssertion),
-    /// RFC 7522 §2.1: an assertion that somebody else has signed.
+    /// RFC 7522 §2.1: an assertion that another party has signed.
     Saml2Bearer {
         assertion: Secret,
     },
@@ -101,44 +144,90 @@ pub struct Actor {
     pub token_type: String,
 }
 
+/// How a person gives the first token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConsentFlow {
+    /// In the browser that confirms (RFC 6749 §4.1).
+    AuthorizationCode,
+    /// With a code that is typed on any device (RFC 8628).
+    DeviceCode,
+}
+
+/// What the authorization server bases a token on. Tokens with the same basis may be one grant there, and then revoking one
+/// of them revokes the others (RFC 7009 §2.1).
+#[derive(Debug, PartialEq, Eq)]
+pub enum Basis<'a> {
+    /// The client's own credentials: each token response is a grant by itself.
+    Client,
+    /// The user name, or the subject of the assertion that we sign, as far as the configuration names it.
+    Owner(Option<&'a str>),
+    Assertion(&'a Secret),
+    SubjectToken(&'a SubjectToken),
+    /// A person whom the server alone knows.
+    Person,
+}
+
 impl Grant {
-    /// The name in the configuration, in labels and in the log.
-    pub fn as_str(&self) -> &'static str {
+    pub fn kind(&self) -> GrantKind {
         match self {
-            Grant::ClientCredentials => "client_credentials",
-            Grant::Password { .. } => "password",
-            Grant::JwtBearer(_) => "jwt_bearer",
-            Grant::Saml2Bearer { .. } => "saml2_bearer",
-            Grant::TokenExchange(_) => "token_exchange",
-            Grant::AuthorizationCode => "authorization_code",
-            Grant::DeviceCode => "device_code",
+            Grant::ClientCredentials => GrantKind::ClientCredentials,
+            Grant::Password { .. } => GrantKind::Password,
+            Grant::JwtBearer(_) => GrantKind::JwtBearer,
+            Grant::Saml2Bearer { .. } => GrantKind::Saml2Bearer,
+            Grant::TokenExchange(_) => GrantKind::TokenExchange,
+            Grant::AuthorizationCode => GrantKind::AuthorizationCode,
+            Grant::DeviceCode => GrantKind::DeviceCode,
         }
     }
 
-    /// `grant_type` on the wire, unless the connection has its own.
-    pub fn wire_name(&self) -> &'static str {
-        match self {
-            Grant::ClientCredentials => "client_credentials",
-            Grant::Password { .. } => "password",
-            Grant::JwtBearer(_) => "urn:ietf:params:oauth:grant-type:jwt-bearer",
-            Grant::Saml2Bearer { .. } => "urn:ietf:params:oauth:grant-type:saml2-bearer",
-            Grant::TokenExchange(_) => "urn:ietf:params:oauth:grant-type:token-exchange",
-            Grant::AuthorizationCode => "authorization_code",
-            Grant::DeviceCode => "urn:ietf:params:oauth:grant-type:device_code",
+    /// The name in the configuration, in labels and in the log.
+    pub fn as_str(&self) -> &'static str {
+        self.kind().as_str()
+    }
+
+    /// `None`: no person is needed.
+    pub fn consent_flow(&self) -> Option<ConsentFlow> {
+        match self.kind() {
+            GrantKind::AuthorizationCode => Some(ConsentFlow::AuthorizationCode),
+            GrantKind::DeviceCode => Some(ConsentFlow::DeviceCode),
+            GrantKind::ClientCredentials
+            | GrantKind::Password
+            | GrantKind::JwtBearer
+            | GrantKind::Saml2Bearer
+            | GrantKind::TokenExchange => None,
         }
     }
 
     /// Can only a person give the first token?
     pub fn needs_person(&self) -> bool {
-        matches!(self, Grant::AuthorizationCode | Grant::DeviceCode)
+        self.consent_flow().is_some()
     }
 
-    /// Whose token it is, where the configuration says so: the user name, or the subject of the assertion.
+    pub fn basis(&self) -> Basis<'_> {
+        match self {
+            Grant::ClientCredentials => Basis::Client,
+            Grant::Password { username, .. } => Basis::Owner(Some(username)),
+            Grant::JwtBearer(assertion) => Basis::Owner(assertion.subject.as_deref().or(assertion.issuer.as_deref())),
+            Grant::Saml2Bearer { assertion } => Basis::Assertion(assertion),
+            Grant::TokenExchange(exchange) => Basis::SubjectToken(&exchange.subject_token),
+            Grant::AuthorizationCode | Grant::DeviceCode => Basis::Person,
+        }
+    }
+
+    /// Whose token it is, where the configuration says so. Part of a stored identity.
     pub fn owner(&self) -> Option<&str> {
+        match self.basis() {
+            Basis::Owner(owner) => owner,
+            Basis::Client | Basis::Assertion(_) | Basis::SubjectToken(_) | Basis::Person => None,
+        }
+    }
+
+    /// The resource owner's name, where the grant sends it with a password.
+    pub fn username(&self) -> Option<&str> {
         match self {
             Grant::Password { username, .. } => Some(username),
-            Grant::JwtBearer(assertion) => assertion.subject.as_deref().or(assertion.issuer.as_deref()),
             Grant::ClientCredentials
+            | Grant::JwtBearer(_)
             | Grant::Saml2Bearer { .. }
             | Grant::TokenExchange(_)
             | Grant::AuthorizationCode
@@ -148,6 +237,25 @@ impl Grant {
 
     /// Does each caller's own token make a token of its own?
     pub fn takes_callers_token(&self) -> bool {
-        matches!(self, Grant::TokenExchange(exchange) if exchange.subject_token == SubjectToken::OfCaller)
+        match self.basis() {
+            Basis::SubjectToken(token) => match token {
+                SubjectToken::OfCaller => true,
+                SubjectToken::Given(_) => false,
+            },
+            Basis::Client | Basis::Owner(_) | Basis::Assertion(_) | Basis::Person => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_grants_share_a_name() {
+        for name in [GrantKind::as_str, GrantKind::wire_name] {
+            let names: std::collections::HashSet<_> = GrantKind::ALL.iter().map(|kind| name(*kind)).collect();
+            assert_eq!(names.len(), GrantKind::ALL.len());
+        }
     }
 }

@@ -8,7 +8,7 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 
 use super::random;
-use crate::model::connection::Grant;
+use crate::model::connection::ConsentFlow;
 use crate::model::secret::SecretDigest;
 use crate::model::token::TokenKey;
 
@@ -28,12 +28,10 @@ const ID_CHARS: usize = KEY_CHARS + 22;
 pub struct FlowKey(String);
 
 impl FlowKey {
-    /// `None`: the grant needs no person.
-    pub fn of(grant: &Grant, key: &TokenKey) -> Option<FlowKey> {
-        let mark = match grant {
-            Grant::AuthorizationCode => CODE,
-            Grant::DeviceCode => DEVICE,
-            _ => return None,
+    pub fn of(flow: ConsentFlow, key: &TokenKey) -> FlowKey {
+        let mark = match flow {
+            ConsentFlow::AuthorizationCode => CODE,
+            ConsentFlow::DeviceCode => DEVICE,
         };
         let digest = |text: &str| {
             let digest = SecretDigest::of(text.as_bytes());
@@ -41,7 +39,7 @@ impl FlowKey {
         };
         let connection = digest(key.connection.as_str());
         let connection = connection.get(..SHARE_CHARS - 1).unwrap_or_default();
-        Some(FlowKey(format!("{mark}{connection}{}", digest(&key.to_string()))))
+        FlowKey(format!("{mark}{connection}{}", digest(&key.to_string())))
     }
 
     /// What [`FlowKey::note`] has written.
@@ -95,7 +93,7 @@ mod tests {
     fn an_id_leads_to_the_note_of_its_token_in_the_share_of_its_connection() {
         let of = |connection: &str, subject: &str| {
             let key = TokenKey::of_subject(Name::parse(connection).unwrap(), Subject::parse(subject).unwrap());
-            FlowKey::of(&Grant::AuthorizationCode, &key).unwrap()
+            FlowKey::of(ConsentFlow::AuthorizationCode, &key)
         };
         let share = |key: &FlowKey| key.note().rsplit_once('/').map(|(share, _)| share.to_owned());
         let ann = of("crm", "ann");

@@ -103,7 +103,7 @@ pub async fn devices(store: &dyn Store) -> Result<Vec<FlowKey>, StoreError> {
 mod tests {
     use super::super::{Kind, LIFE, Status};
     use super::*;
-    use crate::model::connection::{Connection, Grant};
+    use crate::model::connection::{Connection, ConsentFlow};
     use crate::model::token::TokenKey;
     use crate::store::MemoryStore;
 
@@ -122,7 +122,7 @@ mod tests {
         }
 
         async fn begin(&self, link: &str) -> Option<FlowId> {
-            let flow_key = FlowKey::of(&Grant::AuthorizationCode, &self.key).unwrap();
+            let flow_key = FlowKey::of(ConsentFlow::AuthorizationCode, &self.key);
             let id = FlowId::random(&flow_key).unwrap();
             let flow = Flow::new(id.clone(), &self.key, &self.connection, self.wall + LIFE, Kind::Code(None));
             begin(&self.store, &flow.opened_by(Some(link)), self.wall).await.unwrap().then_some(id)
