@@ -1,40 +1,31 @@
 //! The data plane: accept, hand to a worker, serve.
 //!
-//! The life of a request: accept → `downstream` → (CONNECT: `tunnel`, and the inside starts again with authority and caller
-//! fixed) → `exchange`: `target` → `caller` → one snapshot → route → token from its slot → `inject` → `headers` →
+//! The life of a request: accept → `downstream` → `dispatch` → (CONNECT: `tunnel`, and the inside starts again with authority
+//! and caller fixed) → `exchange`: `target` → `caller` → one snapshot → route → token from its slot → `inject` → `headers` →
 //! `upstream` → rejected? once more with another token → the body streams; its end records the metrics (`report`).
 //!
 //! Holds: an accept thread hands each connection to the worker with the fewest; workers share no lock; `limits` bound
 //! connections and queues. Never here: the control plane.
 
 mod accept;
-mod answered;
 pub mod arrival;
 mod body;
 mod caller;
+mod dispatch;
 mod downstream;
 mod error;
 mod exchange;
-mod head_budget;
 mod headers;
-mod inflate;
 pub mod inject;
-mod intercept;
-mod interim;
-mod presence;
-mod received;
-mod relay;
+mod io;
+mod peer;
 mod report;
-mod spans;
-mod stream;
 mod target;
 mod tunnel;
 mod upgrade;
 mod upstream;
-mod watched;
 pub mod worker;
 
-use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -45,73 +36,27 @@ use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::{Builder, LocalOptions};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use crate::model::origin::{Host, Scheme};
+use crate::model::origin::Host;
 use crate::tasks::Phase;
 use crate::tls;
 pub use accept::Socket;
 use accept::{Accepted, Inbox, accept_all};
 use arrival::Arrival;
-use caller::Proven;
 pub use headers::Via;
-use stream::Stream;
+use io::{Activity, Stream, Watched};
+use peer::{Peer, Seat};
 pub use upstream::{Descriptors, Gates};
-use watched::{Activity, Watched};
-use worker::{Place, Shared, Worker};
+use worker::{Shared, Worker};
 
 /// Connections that wait for their worker to look at them.
 const HANDOVER_MAX: usize = 1024;
 
-/// Who is at the other end of a connection.
-pub struct Peer {
-    arrival: Rc<Arrival>,
-    activity: Activity,
-    tunnel: Option<Tunnelled>,
-    /// Held by the connection and by the tunnel that it may become.
-    seat: Rc<Seat>,
-}
-
-/// Counts a connection as open, for its worker and against `limits.downstream_connections`.
-struct Seat {
-    open: Arc<AtomicUsize>,
-    _place: Place,
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.open.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// What a CONNECT fixed for everything inside its tunnel.
-struct Tunnelled {
-    /// Of what is inside: https where TLS was opened.
-    scheme: Scheme,
-    host: Host,
-    port: u16,
-    /// `None`: no callers were configured.
-    caller: Option<Proven>,
-    /// TLS inside was asked for under another name, so nothing in it is for this host.
-    misnamed: bool,
-    /// Told when its caller is gone.
-    over: Notify,
-}
-
-impl Peer {
-    /// Returns once nothing more will be served in its tunnel, because who opened it is gone.
-    async fn over(&self) {
-        match &self.tunnel {
-            Some(tunnel) => tunnel.over.notified().await,
-            None => std::future::pending().await,
-        }
-    }
-}
-
 /// Starts `workers` threads and one that accepts at `sockets`. They end with the phases; join them to wait.
-pub fn start(shared: Arc<Shared>, workers: usize, sockets: Vec<Socket>) -> io::Result<Vec<JoinHandle<()>>> {
+pub fn start(shared: Arc<Shared>, workers: usize, sockets: Vec<Socket>) -> std::io::Result<Vec<JoinHandle<()>>> {
     let tasks = shared.tasks.clone();
     let mut threads = Vec::new();
     let mut inboxes = Vec::new();
@@ -156,7 +101,7 @@ fn work(shared: Arc<Shared>, number: usize, mut inbox: mpsc::Receiver<Accepted>,
 }
 
 async fn serve_one(worker: Rc<Worker>, accepted: Accepted, open: Arc<AtomicUsize>) {
-    let seat = Rc::new(Seat { open, _place: accepted.place });
+    let seat = Rc::new(Seat::new(open, accepted.place));
     let local = accepted.stream.local();
     let stream = match accepted.stream {
         accept::Stream::Tcp(stream) => TcpStream::from_std(stream).map(Stream::from),
@@ -196,11 +141,16 @@ struct Secured {
 }
 
 /// TLS with a caller, in time.
-async fn handshake(worker: &Worker, config: Arc<ServerConfig>, io: Watched, patience: Duration) -> io::Result<Secured> {
+async fn handshake(
+    worker: &Worker,
+    config: Arc<ServerConfig>,
+    io: Watched,
+    patience: Duration,
+) -> std::io::Result<Secured> {
     let mut drain = worker.shared.tasks.watch();
     let accepted = tokio::select! {
         accepted = timeout(patience, TlsAcceptor::from(config).accept(io)) => accepted?,
-        () = drain.reached(Phase::Drain) => return Err(io::ErrorKind::ConnectionAborted.into()),
+        () = drain.reached(Phase::Drain) => return Err(std::io::ErrorKind::ConnectionAborted.into()),
     };
     let stream = accepted?;
     let session = stream.get_ref().1;

@@ -24,13 +24,13 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::arrival::From;
 use super::body::ResponseBody;
+use super::dispatch;
 use super::error::{About, LONG_TARGET, ProxyError, to_wire};
 use super::headers;
-use super::presence::caller_gone;
+use super::io::{Overdue, Watch, Watched, caller_gone};
+use super::peer::Peer;
 use super::report::Answer;
-use super::watched::{Overdue, Watch, Watched};
 use super::worker::Worker;
-use super::{Peer, tunnel};
 use crate::model::{Limits, LogRequests, Timeouts};
 use crate::tasks::{Phase, PhaseWatch};
 
@@ -155,7 +155,7 @@ async fn serve_one(
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody<Answer>>, Infallible> {
     let version = request.version();
-    let mut response = tunnel::or_exchange(worker, peer, request).await?;
+    let mut response = dispatch::serve(worker, peer, request).await;
     if version == Version::HTTP_10 {
         // So that hyper closes: a proxy keeps no connection with a caller over HTTP/1.0 (RFC 9112 §9.3).
         *response.version_mut() = version;

@@ -6,6 +6,8 @@
 //! Metrics: `keybearer_requests_total`, `keybearer_requests_in_flight`, `keybearer_request_duration_seconds`,
 //! `keybearer_request_overhead_seconds`, `keybearer_errors_total`.
 
+mod spans;
+
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,19 +18,17 @@ use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 
-use super::answered::UpstreamBody;
 use tokio::time::Instant;
 use tracing::Level;
 
-use super::Peer;
 use super::arrival::From;
-use super::body::{Companion, Ending, ResponseBody};
+use super::body::{Companion, Ending, ResponseBody, UpstreamBody};
 use super::error::{About, Fault, grpc};
 use super::headers;
-use super::spans::{Spans, Summary};
+use super::io::Serving;
+use super::peer::Peer;
 use super::upgrade;
 use super::upstream::Lease;
-use super::watched::Serving;
 use super::worker::Worker;
 use crate::model::connection::Connection;
 use crate::model::origin::Origin;
@@ -36,6 +36,7 @@ use crate::model::token::Subject;
 use crate::model::{LogRequests, Name};
 use crate::telemetry::Clean;
 use crate::telemetry::audit::{self, Kind};
+use spans::{Spans, Summary};
 
 pub struct Report {
     worker: Rc<Worker>,

@@ -6,14 +6,16 @@
 //! connection that stood before CONNECT was answered; a tunnel has a place below `limits.tunnels`. A refused CONNECT ends its
 //! connection (over HTTP/2 its stream), and nothing that was sent after it is read as a request (RFC 9931 §5).
 
-use std::convert::Infallible;
+mod intercept;
+mod relay;
+
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
-use http::{Method, Request, Response, StatusCode};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -24,22 +26,21 @@ use tokio::time::{Instant, timeout};
 use super::body::ResponseBody;
 use super::caller::Proven;
 use super::downstream;
-use super::error::{Fault, LONG_TARGET, ProxyError};
-use super::headers;
-use super::relay::{Silence, relay};
+use super::error::{Fault, ProxyError};
+use super::io::{Activity, Stream, Watched};
+use super::peer::{Peer, Tunnelled};
 use super::report::{Answer, Report};
-use super::stream::Stream;
 use super::target::{self, Target};
 use super::upstream::{Dialed, Turn};
-use super::watched::{Activity, Watched};
 use super::worker::{Place, Worker};
-use super::{Peer, Tunnelled, caller, exchange, intercept};
+use super::{caller, exchange};
 use crate::model::connection::Connection;
 use crate::model::origin::{Origin, Scheme};
 use crate::router::CallerId;
 use crate::snapshot::Snapshot;
 use crate::tasks::{Phase, PhaseWatch};
 use crate::tls::authority::Authority;
+pub use relay::{Silence, relay};
 
 /// The first byte of a TLS record that holds a ClientHello (RFC 8446 §5.1).
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -48,25 +49,19 @@ const EARLY_BYTES_MAX: usize = 256 * 1024;
 /// For how long nothing may move in a relayed tunnel once a drain has begun: it may be a kept connection, or an exchange.
 const DRAIN_SILENCE_MAX: Duration = Duration::from_secs(2);
 
-/// Serves a request; a CONNECT opens a tunnel.
-pub async fn or_exchange(
+/// Opens a tunnel for a CONNECT, or refuses it.
+pub async fn open(
     worker: Rc<Worker>,
     peer: Rc<Peer>,
     mut request: Request<Incoming>,
-) -> Result<Response<ResponseBody<Answer>>, Infallible> {
-    if let Some(error) = oversize(&request, &peer, worker.snapshot().limits.head_bytes) {
-        return Ok(Report::begin(&worker, &peer, &request).error(error.into()));
-    }
-    if request.method() != Method::CONNECT {
-        return Ok(exchange::serve(worker, peer, request).await);
-    }
+) -> Response<ResponseBody<Answer>> {
     let (tasks, upgrade) = (worker.shared.tasks.clone(), hyper::upgrade::on(&mut request));
     if peer.tunnel.is_some() {
         tasks.spawn_local(close_refused(upgrade, peer.clone()));
-        return Ok(exchange::serve(worker, peer, request).await);
+        return exchange::serve(worker, peer, request).await;
     }
     let mut report = Report::begin(&worker, &peer, &request);
-    Ok(match Box::pin(admit(&worker, &peer, request, &mut report)).await {
+    match Box::pin(admit(&worker, &peer, request, &mut report)).await {
         Err(fault) => {
             tasks.spawn_local(close_refused(upgrade, peer));
             report.error(fault)
@@ -76,23 +71,6 @@ pub async fn or_exchange(
             tasks.spawn_local(serve(worker, peer, upgrade, admitted));
             report.own_answer(StatusCode::OK)
         }
-    })
-}
-
-/// Is the head too large?
-fn oversize(request: &Request<Incoming>, peer: &Peer, head_bytes_max: usize) -> Option<ProxyError> {
-    if request.headers().len() > headers::FIELDS_MAX {
-        return Some(ProxyError::HeadTooLarge);
-    }
-    // Most are known to be small without being measured.
-    if !peer.activity.may_exceed(head_bytes_max) {
-        return None;
-    }
-    let (line, head) = headers::head_bytes(request.method(), request.uri(), request.headers());
-    match () {
-        () if line > head_bytes_max => Some(ProxyError::TargetTooLong(LONG_TARGET)),
-        () if head > head_bytes_max => Some(ProxyError::HeadTooLarge),
-        () => None,
     }
 }
 

@@ -14,8 +14,8 @@ use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
-use super::Peer;
-use super::relay::{Silence, relay};
+use super::peer::Peer;
+use super::tunnel::{Silence, relay};
 use super::upstream::Lease;
 use super::worker::Place;
 use crate::tasks::PhaseWatch;

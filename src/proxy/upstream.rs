@@ -12,6 +12,7 @@ mod entry;
 mod failure;
 mod gate;
 mod heard;
+mod lease;
 mod shared;
 
 use std::io;
@@ -19,8 +20,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response, Version};
-use hyper::body::Incoming;
+use http::Version;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use prometheus::IntGauge;
@@ -30,10 +30,9 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::body::RequestBody;
 use super::error::{Fault, ProxyError, Unreachable};
 use super::headers::FIELDS_MAX;
-use super::presence::Presence;
+use super::io::Presence;
 use crate::dial::Forwarding;
 use crate::model::origin::{Origin, Scheme};
 use crate::snapshot::Snapshot;
@@ -44,11 +43,11 @@ pub use descriptors::{Descriptors, Dialed};
 use destination::Key;
 pub use destination::{Destination, Protocol};
 use entry::{Counted, Link, Sender};
-pub use failure::SendError;
 use failure::{dial_fault, is_other_protocol, tls_fault};
 use gate::{Bounds, Full, Permit};
 pub use gate::{Gate, Gates, Turn};
 use heard::Counting;
+pub use lease::Lease;
 use shared::Shared;
 
 /// What a connection is wanted for: the configuration that holds for it, in whose turn it waits, and for whom.
@@ -66,15 +65,6 @@ pub struct Pool {
     descriptors: Arc<Descriptors>,
     idle: IntGauge,
     active: IntGauge,
-}
-
-/// A connection that is ours for one exchange, or our stream on one.
-pub struct Lease {
-    link: Link,
-    _permit: Permit,
-    entry: Held,
-    /// It has served before, so the upstream may have closed it meanwhile; not said of what stands in for a dead one.
-    pub reused: bool,
 }
 
 impl Pool {
@@ -101,13 +91,13 @@ impl Pool {
             None => Box::pin(wait_for_place(wanted, &entry)).await?,
         };
         let (link, reused) = self.link(wanted, &entry, None).await?;
-        Ok(Lease { link, _permit: permit, entry, reused })
+        Ok(Lease::new(link, permit, entry, reused))
     }
 
     /// The same place with another connection, for one that turned out to be dead: a new one, or one that is shared.
     pub async fn renew(&self, wanted: Wanted<'_>, dead: Lease) -> Result<Lease, Fault> {
-        let (link, _) = self.link(wanted, &dead.entry, Some(&dead.link)).await?;
-        Ok(Lease { link, reused: false, ..dead })
+        let (link, _) = self.link(wanted, dead.entry(), Some(dead.link())).await?;
+        Ok(dead.with(link))
     }
 
     /// A stream to `origin` without TLS, for a tunnel.
@@ -289,54 +279,6 @@ impl Pool {
     /// Closes idle connections when dials need their descriptors, for as long as the worker runs.
     pub async fn close_when_asked(&self) {
         self.connections.close_when_asked().await;
-    }
-}
-
-impl Lease {
-    /// In which a request must be put.
-    pub fn version(&self) -> Version {
-        match self.link {
-            Link::Alone(_) => Version::HTTP_11,
-            Link::Among(_) => Version::HTTP_2,
-        }
-    }
-
-    /// A WebSocket may be asked for on it.
-    pub fn takes_websocket(&self) -> bool {
-        match &self.link {
-            Link::Alone(_) => true,
-            Link::Among(stream) => stream.takes_websocket(),
-        }
-    }
-
-    /// Where it leads to a proxy, a request is put in absolute form.
-    pub fn forwarding(&self) -> Option<&Forwarding> {
-        match &self.link {
-            Link::Alone(sender) => sender.forwarding.as_ref(),
-            Link::Among(_) => None,
-        }
-    }
-
-    pub async fn send(&mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, SendError> {
-        let heard = self.link.heard().clone();
-        let before = heard.bytes();
-        let sent = match &mut self.link {
-            Link::Alone(sender) => sender.request.try_send_request(request).await,
-            Link::Among(stream) => stream.sender().try_send_request(request).await,
-        };
-        sent.map_err(|mut error| {
-            let unsent = error.take_message().is_some();
-            SendError { error: error.into_error(), unsent, heard: heard.bytes() > before }
-        })
-    }
-
-    /// The answer was read to its end: a connection of our own goes back once it is ready again.
-    pub fn give_back(self) {
-        if let Link::Alone(sender) = self.link
-            && !sender.request.is_closed()
-        {
-            self.entry.put_idle(sender);
-        }
     }
 }
 

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use arc_swap::{ArcSwap, Cache};
 use prometheus::Histogram;
 
-use super::head_budget::HeadBudget;
 use super::headers::Via;
+use super::io::HeadBudget;
 use super::upstream::{Descriptors, Gates, Pool};
 use crate::clock::Clock;
 use crate::model::Name;

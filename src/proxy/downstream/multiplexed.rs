@@ -23,10 +23,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::super::body::ResponseBody;
+use super::super::io::{Overdue, Watched};
+use super::super::peer::Peer;
 use super::super::report::Answer;
-use super::super::watched::{Overdue, Watched};
 use super::super::worker::Worker;
-use super::super::{Peer, headers, tunnel, upgrade};
+use super::super::{dispatch, headers, upgrade};
 use super::{End, last_request, until};
 use crate::tasks::Tasks;
 
@@ -112,7 +113,7 @@ async fn serve_one(
         let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         *request.uri_mut() = Uri::from(path);
     }
-    let mut response = tunnel::or_exchange(worker, peer, request).await?;
+    let mut response = dispatch::serve(worker, peer, request).await;
     if websocket {
         upgrade::to_extended_connect(&mut response);
     }

@@ -13,12 +13,10 @@ use tokio::time::{Instant, sleep_until};
 use super::Exchange;
 use super::tokens::Tokens;
 use super::way::Way;
-use crate::proxy::answered::UpstreamBody;
-use crate::proxy::body::{Progress, RequestSource, Silent};
+use crate::proxy::body::{Progress, Received, RequestSource, Silent, UpstreamBody};
 use crate::proxy::error::{Fault, ProxyError, Unreachable};
 use crate::proxy::headers;
-use crate::proxy::interim::Heads;
-use crate::proxy::received::Received;
+use crate::proxy::io::Heads;
 use crate::proxy::upgrade;
 use crate::proxy::upstream::Lease;
 use crate::telemetry::traces::Propagation;
@@ -71,7 +69,7 @@ impl Exchange<'_> {
             let via = self.worker.shared.via.of(lease.version()).clone();
             let mut interim = Heads::of(&mut request, via);
             let sent = {
-                self.peer.activity.presence().is_sent();
+                self.peer.activity.presence().mark_sent();
                 let sending = lease.send(request);
                 tokio::pin!(sending);
                 loop {

@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use http::Version;
 
+use super::super::presence::Presence;
 use super::Watch;
-use crate::proxy::presence::Presence;
 
 /// Tells the watch that a request is being served.
 pub struct Activity(Arc<Watch>);

@@ -15,8 +15,8 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
-use super::body::Progress;
 use super::inflate;
+use super::progress::Progress;
 use super::received::{ReceiveError, Received};
 use crate::model::connection::{RejectionSign, SIGN_BYTES_MAX};
 

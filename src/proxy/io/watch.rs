@@ -1,144 +1,31 @@
-//! A caller's stream, watched: what stands open on it, since when, and how large a head has grown.
+//! What is known of a caller's connection: what is being served, since when it is silent, how much of a head has come.
 //!
-//! Not here: what becomes of a caller that is late (`downstream`). Holds: reading and writing cost a few relaxed atomics;
-//! a clock is read only where a silence begins or ends.
+//! Not here: what happens to a caller that is late (`downstream`). A clock is read only where a silence begins or ends.
 
 mod activity;
-mod frames;
 
-use std::io;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
 use futures_util::task::AtomicWaker;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use super::head_budget::{HeadBudget, HeadShare, is_unfinished};
+use super::frames::Frames;
+use super::head_budget::{HeadBudget, HeadShare};
 use super::interim::Saying;
 use super::presence::Presence;
-use super::stream::{Socket, Stream};
+use super::stream::Socket;
 use crate::model::Timeouts;
 pub use activity::{Activity, Serving, Upload};
-use frames::Frames;
 
-/// Taken of a stream at once to see how it begins: a usual head fits.
-const FIRST_READ_BYTES: usize = 2048;
 /// What hyper makes room for before it reads.
 const HYPER_READ_BYTES: usize = 8 * 1024;
 /// Memory of an HTTP/2 connection beyond that of an idle one over HTTP/1.1.
 const HTTP2_CONNECTION_BYTES: usize = 10 * 1024;
 /// Read over HTTP/2 before the first request that is sent to an upstream; a connection that sends more is closed.
 const HTTP2_UNPROVEN_BYTES_MAX: usize = 256 * 1024;
-
-/// A caller's stream with what was already read of it, watched for time and size.
-pub struct Watched {
-    stream: Stream,
-    /// Read before, not yet served.
-    buffered: Bytes,
-    /// An interim answer of which a part may be written.
-    interim: Bytes,
-    /// It is ours: no task waits until it is written.
-    asking: bool,
-    /// Followed once HTTP/2 is spoken.
-    frames: Frames,
-    pub watch: Arc<Watch>,
-}
-
-impl Watched {
-    pub fn new(stream: Stream) -> Watched {
-        let socket = stream.socket();
-        Watched::over(stream, socket)
-    }
-
-    /// A stream inside the connection of `outer`, whose socket carries it.
-    pub fn inside(stream: Stream, outer: &Activity) -> Watched {
-        Watched::over(stream, outer.presence().socket().cloned())
-    }
-
-    fn over(stream: Stream, socket: Option<Socket>) -> Watched {
-        let watch = Arc::new(Watch::new(socket));
-        Watched {
-            stream,
-            buffered: Bytes::new(),
-            interim: Bytes::new(),
-            asking: false,
-            frames: Frames::default(),
-            watch,
-        }
-    }
-
-    /// Does the stream begin with `prefix`? If not, the first head is read to its end as well while it is small: here an
-    /// unfinished one takes a tenth of what it takes in hyper. What is read is read again.
-    pub async fn begins_with(&mut self, prefix: &[u8]) -> io::Result<bool> {
-        loop {
-            let undecided = self.buffered.len() < prefix.len() && prefix.starts_with(&self.buffered);
-            let begun = self.buffered.starts_with(prefix);
-            let unfinished = self.buffered.len() < FIRST_READ_BYTES && is_unfinished(&self.buffered);
-            if begun || !undecided && !unfinished {
-                return Ok(begun);
-            }
-            let mut read = BytesMut::with_capacity(FIRST_READ_BYTES);
-            read.extend_from_slice(&self.buffered);
-            if self.stream.read_buf(&mut read).await? == 0 {
-                return Ok(false);
-            }
-            self.buffered = read.freeze();
-        }
-    }
-
-    /// Has anything been read that was not yet served?
-    pub fn has_begun(&self) -> bool {
-        self.buffered.has_remaining()
-    }
-
-    /// A tunnel inside an HTTP/2 connection.
-    pub fn is_inside_http2(&self) -> bool {
-        match &self.stream {
-            Stream::Tcp(..) | Stream::Unix(..) => false,
-            Stream::Tls(stream) => stream.get_ref().0.is_inside_http2(),
-            Stream::Tunnel(_) => true,
-        }
-    }
-
-    /// The same stream served anew, as inside a tunnel, with what was read of it so far.
-    pub fn again(self, buffered: Bytes) -> Watched {
-        let socket = self.watch.presence.socket().cloned();
-        Watched { buffered, ..Watched::over(self.stream, socket) }
-    }
-
-    fn has_read(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if !self.watch.is_multiplexed() {
-            self.watch.has_read(bytes.len());
-            return Ok(());
-        }
-        self.frames.read(bytes);
-        self.watch.has_read_frames(bytes.len(), &self.frames);
-        // At once: of many connections that are readable each would take much before `until` looks.
-        let error = || io::Error::other("no memory is left for unfinished heads over HTTP/2");
-        self.watch.is_within_budget().then_some(()).ok_or_else(error)
-    }
-
-    /// Writes an interim answer to its end, which nothing may break up.
-    fn poll_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.interim.has_remaining() {
-            let written = Pin::new(&mut self.stream).poll_write(cx, &self.interim);
-            self.watch.has_written(written.is_pending());
-            match ready!(written)? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                count => self.interim.advance(count),
-            }
-            if self.interim.is_empty() && !std::mem::take(&mut self.asking) {
-                self.watch.saying.said();
-            }
-        }
-        Poll::Ready(Ok(()))
-    }
-}
 
 /// Where a connection stands. Atomics, because hyper hands the stream over between threads when it is upgraded.
 #[derive(Debug)]
@@ -173,7 +60,7 @@ pub struct Watch {
     uploads: AtomicUsize,
     /// Was a body left unread?
     abandoned: AtomicBool,
-    saying: Saying,
+    pub saying: Saying,
     pub presence: Presence,
 }
 
@@ -186,7 +73,7 @@ pub enum Overdue {
 }
 
 impl Watch {
-    fn new(socket: Option<Socket>) -> Watch {
+    pub fn new(socket: Option<Socket>) -> Watch {
         Watch {
             epoch: Instant::now(),
             serving: AtomicUsize::new(0),
@@ -295,7 +182,7 @@ impl Watch {
         self.blocked_since_ms.load(Ordering::Relaxed) > 0
     }
 
-    fn is_multiplexed(&self) -> bool {
+    pub fn is_multiplexed(&self) -> bool {
         self.multiplexed.load(Ordering::Relaxed)
     }
 
@@ -322,11 +209,19 @@ impl Watch {
     }
 
     /// Is it hyper's own idea to write now?
-    fn is_automatic(&self) -> bool {
+    pub fn is_automatic(&self) -> bool {
         self.guarded.load(Ordering::Relaxed) && !self.responding.load(Ordering::Relaxed)
     }
 
-    fn has_flushed(&self) {
+    pub fn hold_back(&self) {
+        self.held_back.store(true, Ordering::Relaxed);
+    }
+
+    pub fn has_held_back(&self) -> bool {
+        self.held_back.load(Ordering::Relaxed)
+    }
+
+    pub fn has_flushed(&self) {
         if !self.is_serving() {
             self.responding.store(false, Ordering::Relaxed);
         }
@@ -337,12 +232,12 @@ impl Watch {
         self.abandoned.load(Ordering::Relaxed)
     }
 
-    fn has_read_frames(&self, count: usize, frames: &Frames) {
+    pub fn has_read_frames(&self, count: usize, frames: &Frames) {
         self.http2_bytes.fetch_add(count, Ordering::Relaxed);
         self.head_bytes.store(frames.unfinished_bytes(!self.is_serving()), Ordering::Relaxed);
     }
 
-    fn has_read(&self, count: usize) {
+    pub fn has_read(&self, count: usize) {
         if self.is_serving() || count == 0 {
             return;
         }
@@ -353,7 +248,7 @@ impl Watch {
         }
     }
 
-    fn has_written(&self, pending: bool) {
+    pub fn has_written(&self, pending: bool) {
         if !pending {
             self.presence.has_written();
         }
@@ -367,81 +262,5 @@ impl Watch {
             }
             _ => {}
         }
-    }
-}
-
-impl AsyncRead for Watched {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if this.watch.is_head_over() {
-            // Nothing wakes this up: `until` looks right after the poll, and answers.
-            return Poll::Pending;
-        }
-        if this.buffered.has_remaining() {
-            let part = this.buffered.split_to(this.buffered.len().min(buffer.remaining()));
-            buffer.put_slice(&part);
-            return Poll::Ready(this.has_read(&part));
-        }
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
-        Poll::Ready(this.has_read(&buffer.filled()[before..]))
-    }
-}
-
-impl AsyncWrite for Watched {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        if this.watch.is_automatic() {
-            this.watch.held_back.store(true, Ordering::Relaxed);
-            return Poll::Ready(Ok(bytes.len()));
-        }
-        ready!(this.poll_interim(cx))?;
-        let result = Pin::new(&mut this.stream).poll_write(cx, bytes);
-        this.watch.has_written(result.is_pending());
-        result
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        if this.watch.is_automatic() {
-            this.watch.held_back.store(true, Ordering::Relaxed);
-            return Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()));
-        }
-        ready!(this.poll_interim(cx))?;
-        let result = Pin::new(&mut this.stream).poll_write_vectored(cx, slices);
-        this.watch.has_written(result.is_pending());
-        result
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        // hyper flushes when all that it has is written, so an interim answer breaks nothing up.
-        if let Some(head) = this.watch.saying.take() {
-            this.interim = head;
-        } else if this.interim.is_empty()
-            && let Some(question) = this.watch.presence.question()
-        {
-            (this.interim, this.asking) = (question, true);
-        }
-        ready!(this.poll_interim(cx))?;
-        ready!(Pin::new(&mut this.stream).poll_flush(cx))?;
-        this.watch.has_flushed();
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if this.watch.is_automatic() && this.watch.held_back.load(Ordering::Relaxed) {
-            return Poll::Ready(Ok(()));
-        }
-        Pin::new(&mut this.stream).poll_shutdown(cx)
     }
 }

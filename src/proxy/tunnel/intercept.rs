@@ -9,10 +9,9 @@ use rustls::AlertDescription;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use super::stream::Stream;
-use super::watched::Watched;
-use super::worker::Worker;
 use crate::model::origin::Host;
+use crate::proxy::io::{Stream, Watched};
+use crate::proxy::worker::Worker;
 use crate::tls::authority::Authority;
 
 const NO_TRUST: &str = "the client does not trust the interception CA: give it the certificate (`keybearer ca export`)";

@@ -12,8 +12,8 @@ use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
 
-use super::error::{Fault, ProxyError};
-use super::headers;
+use crate::proxy::error::{Fault, ProxyError};
+use crate::proxy::headers;
 
 use crate::sync::lock;
 

@@ -6,10 +6,10 @@
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
 
-use super::worker::Worker;
 use crate::model::Name;
 use crate::model::connection::Connection;
 use crate::model::origin::Origin;
+use crate::proxy::worker::Worker;
 use crate::telemetry::traces::{Part, Propagation, Span};
 
 /// What `error.type` says of a request whose caller went away before there was an answer.

@@ -1,0 +1,44 @@
+//! The entry of every request, over any version of HTTP, inside a tunnel or not: CONNECT goes to `tunnel`, the rest to
+//! `exchange`.
+//!
+//! Invariant: a head beyond its bounds is refused before anything looks at it.
+
+use std::rc::Rc;
+
+use http::{Method, Request, Response};
+use hyper::body::Incoming;
+
+use super::body::ResponseBody;
+use super::error::{LONG_TARGET, ProxyError};
+use super::peer::Peer;
+use super::report::{Answer, Report};
+use super::worker::Worker;
+use super::{exchange, headers, tunnel};
+
+/// Serves one request.
+pub async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, request: Request<Incoming>) -> Response<ResponseBody<Answer>> {
+    if let Some(error) = oversize(&request, &peer, worker.snapshot().limits.head_bytes) {
+        return Report::begin(&worker, &peer, &request).error(error.into());
+    }
+    match *request.method() {
+        Method::CONNECT => tunnel::open(worker, peer, request).await,
+        _ => exchange::serve(worker, peer, request).await,
+    }
+}
+
+/// The error of a head that is too large.
+fn oversize(request: &Request<Incoming>, peer: &Peer, head_bytes_max: usize) -> Option<ProxyError> {
+    if request.headers().len() > headers::FIELDS_MAX {
+        return Some(ProxyError::HeadTooLarge);
+    }
+    // Most heads are known to be small without being measured.
+    if !peer.activity.may_exceed(head_bytes_max) {
+        return None;
+    }
+    let (line, head) = headers::head_bytes(request.method(), request.uri(), request.headers());
+    match () {
+        () if line > head_bytes_max => Some(ProxyError::TargetTooLong(LONG_TARGET)),
+        () if head > head_bytes_max => Some(ProxyError::HeadTooLarge),
+        () => None,
+    }
+}
