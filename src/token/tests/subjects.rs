@@ -118,30 +118,32 @@ async fn a_failure_is_told_to_all_who_ask_until_the_next_try() {
     assert!(run.token("ann").await.is_ok());
 }
 
-#[tokio::test(start_paused = true)]
-async fn what_is_to_be_kept_warm_is_renewed_though_nobody_asks() {
-    let run = subjects(Some(3600 * SECOND), 10);
-    for answer in 0..100 {
-        let refresh_token = RefreshToken::parse(&format!("r{answer}")).unwrap();
-        let access_token = AccessToken::parse(&format!("a{answer}")).unwrap();
-        let expires_in = Some(60 * SECOND);
-        run.script.then(Ok(TokenSet {
-            access_token,
-            expires_in,
-            refresh_token: Some(refresh_token),
-            refresh_token_expires_in: None,
-            scopes: None,
-        }));
-    }
-    run.token("ann").await.unwrap();
-    run.token("bob").await.unwrap();
-    sleep(10 * 3600 * SECOND).await;
-    let calls = run.script.calls();
-    assert!((20..=40).contains(&calls), "{calls}: each at least once an hour");
-    let times = lock(&run.script.times).clone();
-    let gaps = times.windows(3).map(|three| three[2] - three[0]);
-    assert!(gaps.max().unwrap() <= 3600 * SECOND);
-    assert!(run.in_memory().is_empty(), "what is kept warm is in the store");
+#[test]
+fn what_is_to_be_kept_warm_is_renewed_though_nobody_asks() {
+    bounded(async || {
+        let run = subjects(Some(3600 * SECOND), 10);
+        for answer in 0..100 {
+            let refresh_token = RefreshToken::parse(&format!("r{answer}")).unwrap();
+            let access_token = AccessToken::parse(&format!("a{answer}")).unwrap();
+            let expires_in = Some(60 * SECOND);
+            run.script.then(Ok(TokenSet {
+                access_token,
+                expires_in,
+                refresh_token: Some(refresh_token),
+                refresh_token_expires_in: None,
+                scopes: None,
+            }));
+        }
+        run.token("ann").await.unwrap();
+        run.token("bob").await.unwrap();
+        sleep(10 * 3600 * SECOND).await;
+        let calls = run.script.calls();
+        assert!((20..=40).contains(&calls), "{calls}: each at least once an hour");
+        let times = lock(&run.script.times).clone();
+        let gaps = times.windows(3).map(|three| three[2] - three[0]);
+        assert!(gaps.max().unwrap() <= 3600 * SECOND);
+        assert!(run.in_memory().is_empty(), "what is kept warm is in the store");
+    });
 }
 
 /// Records of so many subjects, with refresh tokens, as if they were obtained now.
@@ -168,35 +170,39 @@ async fn fill(run: &Subjects, count: usize) {
 }
 
 /// A million subjects within a day, at 200 ms a call: a hundredth of them in a hundredth of the time.
-#[tokio::test(start_paused = true)]
-async fn tokens_that_came_at_one_time_are_all_renewed_within_keep_warm() {
-    let span = 864 * SECOND;
-    let mut run = subjects(Some(span), 16_384);
-    let script = Script { lifetime: Some(60 * SECOND), takes: SECOND / 5, ..Script::default() };
-    run.follow(Some(span), script);
-    fill(&run, 10_000).await;
-    let filled = Instant::now();
-    let most = Arc::new(AtomicUsize::new(0));
-    while lock(&run.script.spent).len() < 10_000 {
-        assert!(filled.elapsed() < span, "only {} within the time", lock(&run.script.spent).len());
-        most.fetch_max(run.in_memory().len(), Ordering::SeqCst);
-        sleep(SECOND).await;
-    }
-    let spent: HashSet<String> = lock(&run.script.spent).iter().take(10_000).cloned().collect();
-    assert_eq!(spent.len(), 10_000, "each subject's once");
-    assert_eq!(run.script.at_once_max.load(Ordering::SeqCst), 6, "places are left to requests");
-    assert!(most.load(Ordering::SeqCst) < 50, "{most:?} subjects were in memory at once");
+#[test]
+fn tokens_that_came_at_one_time_are_all_renewed_within_keep_warm() {
+    bounded(async || {
+        let span = 864 * SECOND;
+        let mut run = subjects(Some(span), 16_384);
+        let script = Script { lifetime: Some(60 * SECOND), takes: SECOND / 5, ..Script::default() };
+        run.follow(Some(span), script);
+        fill(&run, 10_000).await;
+        let filled = Instant::now();
+        let most = Arc::new(AtomicUsize::new(0));
+        while lock(&run.script.spent).len() < 10_000 {
+            assert!(filled.elapsed() < span, "only {} within the time", lock(&run.script.spent).len());
+            most.fetch_max(run.in_memory().len(), Ordering::SeqCst);
+            sleep(SECOND).await;
+        }
+        let spent: HashSet<String> = lock(&run.script.spent).iter().take(10_000).cloned().collect();
+        assert_eq!(spent.len(), 10_000, "each subject's once");
+        assert_eq!(run.script.at_once_max.load(Ordering::SeqCst), 6, "places are left to requests");
+        assert!(most.load(Ordering::SeqCst) < 50, "{most:?} subjects were in memory at once");
+    });
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_definition_that_begins_to_keep_warm_is_followed_at_once() {
-    let mut run = subjects(None, 10);
-    fill(&run, 3).await;
-    sleep(100 * SECOND).await;
-    let script = Script { lifetime: Some(60 * SECOND), ..Script::default() };
-    run.follow(Some(100 * SECOND), script);
-    sleep(30 * SECOND).await;
-    assert_eq!(run.script.calls(), 3);
+#[test]
+fn a_definition_that_begins_to_keep_warm_is_followed_at_once() {
+    bounded(async || {
+        let mut run = subjects(None, 10);
+        fill(&run, 3).await;
+        sleep(100 * SECOND).await;
+        let script = Script { lifetime: Some(60 * SECOND), ..Script::default() };
+        run.follow(Some(100 * SECOND), script);
+        sleep(30 * SECOND).await;
+        assert_eq!(run.script.calls(), 3);
+    });
 }
 
 #[tokio::test(start_paused = true)]
@@ -244,23 +250,25 @@ async fn another_identity_ends_the_tokens_of_all_subjects() {
     assert_eq!(run.in_memory(), ["crm/default/ann"]);
 }
 
-#[tokio::test(start_paused = true)]
-async fn the_subjects_of_one_profile_are_none_of_the_others() {
-    let run = subjects(Some(3600 * SECOND), 10);
-    let profile = Name::parse("other").unwrap();
-    let own = Connection { tokens: Tokens::PerSubject, profile, ..Connection::sample("crm") };
-    let others = run.cache.ensure(&Arc::new(own), Box::new(Source(run.script.clone())));
-    let ann = Subject::parse("ann").unwrap();
-    let other = others.slot(Some(&ann)).unwrap();
-    other.token(&run.clock, Instant::now() + SECOND).await.unwrap();
-    run.token("ann").await.unwrap();
-    assert_eq!(run.in_memory(), ["crm/default/ann", "crm/other/ann"]);
-    // Only one of the two profiles is to be kept warm, and its walk meets the other's records.
-    sleep(10 * 3600 * SECOND).await;
-    assert_eq!((run.script.calls(), run.in_memory()), (2, Vec::new()));
-    let other = others.slot(Some(&ann)).unwrap();
-    other.token(&run.clock, Instant::now() + SECOND).await.unwrap();
-    run.token("ann").await.unwrap();
-    run.cache.retain(&HashSet::from([TokenKey { subject: None, ..other.key.clone() }]));
-    assert_eq!(run.in_memory(), ["crm/other/ann"]);
+#[test]
+fn the_subjects_of_one_profile_are_none_of_the_others() {
+    bounded(async || {
+        let run = subjects(Some(3600 * SECOND), 10);
+        let profile = Name::parse("other").unwrap();
+        let own = Connection { tokens: Tokens::PerSubject, profile, ..Connection::sample("crm") };
+        let others = run.cache.ensure(&Arc::new(own), Box::new(Source(run.script.clone())));
+        let ann = Subject::parse("ann").unwrap();
+        let other = others.slot(Some(&ann)).unwrap();
+        other.token(&run.clock, Instant::now() + SECOND).await.unwrap();
+        run.token("ann").await.unwrap();
+        assert_eq!(run.in_memory(), ["crm/default/ann", "crm/other/ann"]);
+        // Only one of the two profiles is to be kept warm, and its walk meets the other's records.
+        sleep(10 * 3600 * SECOND).await;
+        assert_eq!((run.script.calls(), run.in_memory()), (2, Vec::new()));
+        let other = others.slot(Some(&ann)).unwrap();
+        other.token(&run.clock, Instant::now() + SECOND).await.unwrap();
+        run.token("ann").await.unwrap();
+        run.cache.retain(&HashSet::from([TokenKey { subject: None, ..other.key.clone() }]));
+        assert_eq!(run.in_memory(), ["crm/other/ann"]);
+    });
 }
