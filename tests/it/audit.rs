@@ -390,22 +390,6 @@ async fn a_thousand_requests_are_a_thousand_records_also_when_the_program_ends()
 }
 
 #[tokio::test]
-async fn writing_the_audit_beside_the_configuration_is_no_change_of_it() {
-    const ROUNDS: usize = 4;
-    let scene = Scene::start(&format!("log: {{level: debug}}\n{TO_FILE}")).await;
-    for round in 0..ROUNDS {
-        let path = format!("/{round}");
-        assert_eq!(scene.get(&format!("http://api.test{path}"), "").await.status, 200);
-        scene.until("the record", |records| records.iter().any(|record| record["path"] == path)).await;
-        // Where no event is to come, only time can pass: a change is acted on once nothing has happened for 200 ms.
-        tokio::time::sleep(Duration::from_millis(400)).await;
-    }
-    // What was written only just before it was read is looked at once more.
-    let reloads = scene.sidecar.log().matches("configuration unchanged").count();
-    assert!(reloads <= 1, "{reloads} reloads\n{}", scene.sidecar.log());
-}
-
-#[tokio::test]
 async fn a_full_disk_stops_nobody_and_is_told_once() {
     let mut scene = Scene::start("audit: {to: {file: /dev/full}}\n").await;
     scene.sidecar.logged("the audit cannot be written").await;

@@ -284,8 +284,14 @@ impl Sidecar {
         signal(self.pid(), name);
     }
 
+    /// How it ends; its log is whole then, unless it is not read.
     pub async fn exit(&mut self) -> ExitStatus {
-        timeout(Duration::from_secs(40), self.child.wait()).await.expect("it exits in time").expect("a status")
+        let status = timeout(Duration::from_secs(40), self.child.wait()).await.expect("it exits in time");
+        if *self.reads_log.borrow() {
+            let end = async { while self.lines.changed().await.is_ok() {} };
+            timeout(PATIENCE, end).await.unwrap_or_else(|_| panic!("its log has no end:\n{}", self.log()));
+        }
+        status.expect("a status")
     }
 }
 
