@@ -85,13 +85,20 @@ pub struct Fleet {
 impl Fleet {
     /// `count` replicas, each with a wire of its own to Redis; tokens live `lifetime` seconds.
     pub async fn start(count: usize, lifetime: u64) -> Fleet {
+        Fleet::start_with(count, lifetime, "").await
+    }
+
+    /// The same with further `keys` of both connections.
+    pub async fn start_with(count: usize, lifetime: u64, keys: &str) -> Fleet {
         let server = AuthorizationServer::op(json!({ "lifetime": lifetime })).await;
         let upstream = Upstream::start(&server).await;
         let redis = Redis::start().await;
         let (mut wires, mut replicas) = (Vec::new(), Vec::new());
         for _ in 0..count {
             let wire = Wire::to(redis.port).await;
-            replicas.push(Sidecar::start(&config(&server, &upstream, &store(wire.port))).await);
+            let text = config(&server, &upstream, &store(wire.port));
+            let text = text.replace("scopes: [api.read]", &format!("{keys}scopes: [api.read]"));
+            replicas.push(Sidecar::start(&text).await);
             wires.push(wire);
         }
         Fleet { server, upstream, redis, wires, replicas }
@@ -110,6 +117,15 @@ impl Fleet {
         self.server.stats().await[name].as_u64().unwrap_or(0)
     }
 
+    /// Waits until `client` has sent more token requests than `before`.
+    pub async fn token_requests_beyond(&self, client: &str, before: u64) {
+        let end = Instant::now() + Duration::from_secs(15);
+        while self.server.token_requests(client).await <= before {
+            assert!(Instant::now() < end, "no token request of {client}\n{}", self.replicas[0].log());
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// No refresh token was spent twice, and none in vain.
     pub async fn is_clean(&self) {
         let stats = self.server.stats().await;
@@ -118,15 +134,16 @@ impl Fleet {
         assert_eq!(stats["rotations"], stats["token_requests"]["person"], "{stats}\n{}", logs());
     }
 
-    /// Returns just after a rotation, when no other is near.
+    /// Returns just after a rotation has been saved, when no other is near.
     pub async fn rotated(&self) {
-        let before = self.count("rotations").await;
+        // It begins with a random nonce, so its first bytes tell one record from another.
+        const RECORD: [&str; 5] = ["--no-raw", "GETRANGE", "keybearer:{crm}:token:default", "0", "99"];
+        let (before, record) = (self.count("rotations").await, self.redis.cli(&RECORD).await);
         let end = Instant::now() + Duration::from_secs(10);
-        while self.count("rotations").await == before {
+        while self.count("rotations").await == before || self.redis.cli(&RECORD).await == record {
             assert!(Instant::now() < end, "nobody refreshes any more\n{}", self.replicas[0].log());
             sleep(Duration::from_millis(20)).await;
         }
-        sleep(Duration::from_millis(200)).await;
     }
 }
 
