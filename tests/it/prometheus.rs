@@ -366,9 +366,12 @@ async fn errors_of_people() -> Vec<String> {
     let handed_in = serde_json::json!({ "refresh_token": "from-elsewhere" });
     assert_eq!(call(sidecar.admin(), "PUT", "/connections/worn/tokens", &handed_in).await.status, 200);
     let worn = async || call(sidecar.admin(), "GET", "/connections/worn", &serde_json::Value::Null).await.json();
-    while worn().await["state"] != "reauthorize" {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let is_worn = async {
+        while worn().await["state"] != "reauthorize" {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(Duration::from_secs(15), is_worn).await.expect("its refresh token is refused in time");
     let mut seen = Vec::new();
     for (code, name, lines) in [
         ("consent_required", "new", ""),
