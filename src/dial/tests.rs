@@ -40,7 +40,7 @@ async fn a_name_with_a_public_and_a_private_address_is_not_dialled() {
     let port = listener.local_addr().unwrap().port();
     let authority = Authority::parse(&format!("mixed.test:{port}")).unwrap();
     let origin = Origin::new(Scheme::Http, authority);
-    // 192.0.2.1 is public and nobody's (RFC 5737).
+    // 192.0.2.1 is public and assigned to no host (RFC 5737).
     let (public, private) = ("192.0.2.1".parse().unwrap(), "127.0.0.1".parse().unwrap());
     for addresses in [vec![public, private], vec![private, public], vec![public, public, private]] {
         let dialer = || resolving([addresses.clone()]);

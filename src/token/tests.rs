@@ -165,24 +165,6 @@ impl Engine {
     }
 }
 
-/// Runs a test on paused time, in a thread of its own. A task that never waits stops the paused time and every timeout with
-/// it, so the bound is by the true clock.
-fn bounded(test: impl AsyncFnOnce() + Send + 'static) {
-    const BOUND: Duration = Duration::from_secs(30);
-    let (done, ended) = std::sync::mpsc::channel::<()>();
-    let thread = std::thread::spawn(move || {
-        // Dropped at the end, in a panic as well.
-        let _done = done;
-        let mut runtime = tokio::runtime::Builder::new_current_thread();
-        runtime.enable_all().start_paused(true).build().expect("a runtime").block_on(test());
-    });
-    let is_over = ended.recv_timeout(BOUND) == Err(std::sync::mpsc::RecvTimeoutError::Disconnected);
-    assert!(is_over, "it still runs after {BOUND:?}: some task never waits");
-    if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn many_waiters_on_a_cold_slot_cause_one_request() {
     let engine = Arc::new(engine(60 * SECOND, SECOND / 2, []));

@@ -95,7 +95,7 @@ fn success_is_read_leniently() {
     check_with("\"error\":false", "t/-/-");
 }
 
-/// The server's clock says when an absolute end comes; ours, which may differ, only where the server's is not told.
+/// An absolute end counts from the response's Date; from our own clock only where there is none.
 #[test]
 fn an_absolute_end_counts_from_the_servers_own_clock() {
     const RECEIVED: u64 = 1_767_225_600; // 2026-01-01T00:00:00Z

@@ -1,5 +1,8 @@
 //! One token for each subject: in memory while in use, in the store always.
 
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::{panic, thread};
+
 use super::*;
 use crate::model::connection::Lifetimes;
 use crate::store::{Refresh, StoredToken};
@@ -48,6 +51,24 @@ impl Subjects {
         let mut keys: Vec<_> = self.cache.list().iter().map(|slot| slot.key.to_string()).collect();
         keys.sort();
         keys
+    }
+}
+
+/// Runs a test on paused time, in a thread of its own. A task that never waits stops the paused time and every timeout with
+/// it, so the bound is by the true clock.
+fn bounded(test: impl AsyncFnOnce() + Send + 'static) {
+    const BOUND: Duration = Duration::from_secs(30);
+    let (done, ended) = mpsc::channel::<()>();
+    let thread = thread::spawn(move || {
+        // Dropped at the end, in a panic as well.
+        let _done = done;
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_all().start_paused(true).build().expect("a runtime").block_on(test());
+    });
+    let is_over = ended.recv_timeout(BOUND) == Err(RecvTimeoutError::Disconnected);
+    assert!(is_over, "it still runs after {BOUND:?}: some task never waits");
+    if let Err(cause) = thread.join() {
+        panic::resume_unwind(cause);
     }
 }
 
