@@ -24,6 +24,7 @@ use super::{ConfigArguments, MISCONFIGURED};
 use crate::clock::Clock;
 use crate::config::{self, Loaded};
 use crate::model::connection::{HostPattern, Place};
+use crate::model::query::percent_encoded;
 use crate::model::{ListenAt, Model, Name};
 use crate::private_file;
 use crate::store::Keeper;
@@ -150,9 +151,8 @@ impl About {
             let name =
                 name.ok_or_else(|| Failed::Said(format!("no caller is named `{caller}` in the configuration")))?;
             if let Some(secret) = config::caller_secret(&path, name, keeper()).map_err(refused)? {
-                let set = proxy
-                    .set_username(name.as_str())
-                    .and_then(|()| proxy.set_password(Some(&encoded(secret.expose()))));
+                let password = Zeroizing::new(percent_encoded(secret.expose()).to_string());
+                let set = proxy.set_username(name.as_str()).and_then(|()| proxy.set_password(Some(&password)));
                 set.map_err(|()| Failed::Said("the proxy's URL cannot hold the caller's secret".to_owned()))?;
             }
         }
@@ -260,19 +260,6 @@ fn scanned(before: Option<&str>, own: &str) -> String {
         Some(before) => format!("{before}:{own}"),
         None => format!(":{own}"),
     }
-}
-
-/// Nothing but what is the same in every reading of a URL (RFC 3986 §2.3).
-fn encoded(secret: &str) -> Zeroizing<String> {
-    let mut encoded = Zeroizing::new(String::with_capacity(3 * secret.len()));
-    for byte in secret.bytes() {
-        match byte {
-            b'-' | b'.' | b'_' | b'~' => encoded.push(byte.into()),
-            _ if byte.is_ascii_alphanumeric() => encoded.push(byte.into()),
-            _ => encoded.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    encoded
 }
 
 /// The first listener that a client with a proxy variable can use, as this machine reaches it.

@@ -162,33 +162,18 @@ impl Sink {
     }
 }
 
+/// No key or word of ours is as long.
+const WORD_CHARS_MAX: usize = 64;
+
 /// ``did you mean `token_url`?`` where one of `known` is near `word`, else `otherwise`.
 pub fn suggest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>, otherwise: &str) -> String {
+    let word: String = word.chars().take(WORD_CHARS_MAX).collect();
     let allowed = (word.chars().count() / 3).clamp(1, 3);
-    let near = known.into_iter().map(|name| (distance(word, name), name)).min();
+    let near = known.into_iter().map(|name| (strsim::osa_distance(&word, name), name)).min();
     match near {
         Some((distance, name)) if distance <= allowed => format!("did you mean `{name}`?"),
         _ => otherwise.to_owned(),
     }
-}
-
-/// Single letters to insert, drop, replace or swap with the next (optimal string alignment).
-fn distance(from: &str, to: &str) -> usize {
-    let (from, to): (Vec<char>, Vec<char>) = (from.chars().take(64).collect(), to.chars().take(64).collect());
-    let mut rows = vec![(0..=to.len()).collect::<Vec<_>>()];
-    for i in 1..=from.len() {
-        let mut row = vec![i];
-        for j in 1..=to.len() {
-            let replaced = rows[i - 1][j - 1] + usize::from(from[i - 1] != to[j - 1]);
-            let mut best = replaced.min(rows[i - 1][j] + 1).min(row[j - 1] + 1);
-            if i > 1 && j > 1 && from[i - 1] == to[j - 2] && from[i - 2] == to[j - 1] {
-                best = best.min(rows[i - 2][j - 2] + 1);
-            }
-            row.push(best);
-        }
-        rows.push(row);
-    }
-    rows[from.len()][to.len()]
 }
 
 #[cfg(test)]

@@ -1,7 +1,17 @@
-//! The query of a URL as it was written: a parameter is found however its name is spelled, and the others keep their bytes.
+//! Percent-encoding, and the query of a URL as it was written: a parameter is found however its name is encoded, and the
+//! others keep their bytes.
 
 use http::uri::PathAndQuery;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
 use url::form_urlencoded;
+
+/// Every byte but the unreserved characters (RFC 3986 §2.3), which are the same in every reading of a URL or a form.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// `text`, percent-encoded.
+pub fn percent_encoded(text: &str) -> PercentEncode<'_> {
+    utf8_percent_encode(text, RESERVED)
+}
 
 /// How many parameters have a name that is wanted.
 pub fn count(path: &PathAndQuery, is_wanted: impl Fn(&str) -> bool) -> usize {

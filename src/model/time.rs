@@ -6,9 +6,16 @@
 use std::ops::{Add, Sub};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-const DAY_S: u64 = 24 * 3600;
+use time::format_description::BorrowedFormatItem;
+use time::format_description::well_known::Rfc3339;
+use time::macros::format_description;
+use time::{OffsetDateTime, UtcDateTime};
+
 /// 9999-12-31T23:59:59Z: RFC 3339 has no later year.
-const LAST_S: u64 = 253_402_300_799;
+const LAST: Duration = Duration::from_secs(253_402_300_799);
+const SECONDS: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z");
+const MILLISECONDS: &[BorrowedFormatItem<'_>] =
+    format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
 /// The last whole second that [`SystemTime`] holds.
 const SYSTEM_MAX: Duration = Duration::from_secs(i64::MAX.unsigned_abs());
 
@@ -119,66 +126,23 @@ impl Sub<Duration> for WallTime {
 
 /// Fractions of a second are dropped.
 pub fn rfc3339(at: WallTime) -> String {
-    format!("{}Z", seconds(at))
+    written(at, SECONDS)
 }
 
 /// The same with milliseconds.
 pub fn rfc3339_ms(at: WallTime) -> String {
-    format!("{}.{:03}Z", seconds(at), at.0.subsec_millis())
+    written(at, MILLISECONDS)
 }
 
-fn seconds(at: WallTime) -> String {
-    let seconds = at.as_secs().min(LAST_S);
-    let (days, second) = (seconds / DAY_S, seconds % DAY_S);
-    // Days are counted from 0000-03-01, so that a leap day ends its year; 400 years have 146 097 days.
-    let days = days + 719_468;
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    let year = era * 400 + year + u64::from(month <= 2);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}")
+fn written(at: WallTime, format: &[BorrowedFormatItem<'_>]) -> String {
+    let time = UtcDateTime::UNIX_EPOCH + at.0.min(LAST);
+    time.format(&format).expect("a time has all that the format names")
 }
 
 /// A moment with a zone and perhaps a fraction (RFC 3339 §5.6); `None` for anything else.
 pub fn parse_rfc3339(text: &str) -> Option<WallTime> {
-    let number = |range: std::ops::Range<usize>, of: &str| {
-        let digits = of.get(range).filter(|part| part.bytes().all(|b| b.is_ascii_digit()))?;
-        digits.parse::<i64>().ok()
-    };
-    let mark = |at: usize, allowed: &[u8]| text.as_bytes().get(at).is_some_and(|b| allowed.contains(b));
-    if !(mark(4, b"-") && mark(7, b"-") && mark(10, b"Tt ") && mark(13, b":") && mark(16, b":")) {
-        return None;
-    }
-    let (year, month, day) = (number(0..4, text)?, number(5..7, text)?, number(8..10, text)?);
-    let (hour, minute, second) = (number(11..13, text)?, number(14..16, text)?, number(17..19, text)?);
-    if !(1..=12).contains(&month) || !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 60 {
-        return None;
-    }
-    let rest = text.get(19..)?;
-    let (fraction, zone) = rest.split_at(rest.find(['Z', 'z', '+', '-'])?);
-    let nanos = match fraction.strip_prefix('.') {
-        None if fraction.is_empty() => 0,
-        None => return None,
-        Some(digits) => number(0..9, &format!("{digits:0<9}"))?,
-    };
-    let offset_s = match zone.as_bytes() {
-        b"Z" | b"z" => 0,
-        [sign, _, _, b':', _, _] => {
-            let offset = number(1..3, zone)? * 3600 + number(4..6, zone)? * 60;
-            if *sign == b'-' { -offset } else { offset }
-        }
-        _ => return None,
-    };
-    // As in `seconds`, backwards: a year begins in March.
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let (era, year) = (year.div_euclid(400), year.rem_euclid(400));
-    let days = era * 146_097 + year * 365 + year / 4 - year / 100 + (153 * month + 2) / 5 + day - 1 - 719_468;
-    let seconds = days * 86_400 + hour * 3600 + minute * 60 + second - offset_s;
-    Some(WallTime(Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanos).ok()?)))
+    let time = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+    Duration::try_from(time - OffsetDateTime::UNIX_EPOCH).ok().map(WallTime)
 }
 
 #[cfg(test)]

@@ -1,20 +1,20 @@
-//! How the client proves who it is: headers and fields of one request to the authorization server (RFC 6749 §2.3).
+//! Client authentication: headers and fields of one request to the authorization server (RFC 6749 §2.3).
 //!
-//! Not here: which secret of several to try (`oauth`), what an assertion says (`assertion`).
-//! Holds: one method per request; with `Basic` the body says nothing of the client; a header with a secret is sensitive;
-//! every request gets an assertion of its own.
+//! Not here: which secret of several to try (`call`), the claims of an assertion (`assertion`).
+//! Invariants: one method per request; with `Basic` the body does not name the client; a header with a secret is marked
+//! sensitive; every request gets a new assertion.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use http::{HeaderMap, HeaderValue, header};
 use url::form_urlencoded;
 
-use crate::model::connection::{BasicEncoding, ClientAuth, Connection};
-use crate::model::secret::Secret;
-
 use super::assertion::{Moment, Signer};
 use super::failure::Failure;
-use super::grant::Fields;
+use super::form::Fields;
+use crate::model::connection::{BasicEncoding, ClientAuth, Connection};
+use crate::model::query::percent_encoded;
+use crate::model::secret::Secret;
 
 /// RFC 7523 §2.2
 const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
@@ -109,15 +109,7 @@ fn basic(client_id: &str, secret: &Secret, encoding: BasicEncoding) -> String {
 
 /// Form encoding with a space as `%20`: servers that do not know `+` exist, servers that do not know `%20` do not.
 fn encode(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'-' | b'_' | b'.' | b'~' => encoded.push(byte.into()),
-            _ if byte.is_ascii_alphanumeric() => encoded.push(byte.into()),
-            _ => encoded.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    encoded
+    percent_encoded(text).to_string()
 }
 
 #[cfg(test)]
