@@ -13,6 +13,7 @@ mod clients;
 mod courier;
 mod discovery;
 mod failure;
+mod form;
 mod grant;
 mod json;
 mod posted;
@@ -39,11 +40,10 @@ use crate::model::time::BootTime;
 use crate::model::token::{RefreshToken, Subject, TokenSet};
 use crate::script::Script;
 use crate::telemetry::traces::Tracer;
-
 use assertion::{Moment, Signer};
 use client_auth::Proof;
 use discovery::{Discovery, Metadata};
-use grant::{Fields, field};
+use form::{Fields, field};
 use verdict::Sent;
 
 pub use authorization::{BrowserAsked, DeviceAsked};
@@ -54,7 +54,7 @@ pub use posted::clean_error;
 /// The contract's word for a connection that waits for a person.
 pub const CONSENT_REQUIRED: &str = "consent_required";
 
-/// An answer that has arrived is read although its time has passed: the process or the machine may have stood still.
+/// A response that has arrived is read although its deadline has passed: the process or the machine may have stood still.
 const LATE: Duration = Duration::from_millis(100);
 
 /// For whom a token is asked, where a connection has one for each.
@@ -138,7 +138,7 @@ impl TokenEndpoint {
         grant::first(self, whose).await
     }
 
-    /// One token request with a refresh token, in the same way.
+    /// One token request with a refresh token, with the same deadline.
     pub async fn refresh(&self, token: &RefreshToken, whose: Whose<'_>) -> Result<TokenSet, Failure> {
         grant::refresh(self, token, whose).await
     }

@@ -1,24 +1,22 @@
-//! JWTs by which we speak to an authorization server: who the client is (RFC 7523 §2.2), and for whom a token is asked
-//! (RFC 7523 §2.1).
+//! The claims of the JWTs that we send: client assertions (RFC 7523 §2.2) and assertion grants (RFC 7523 §2.1).
 //!
-//! Not here: signing itself (`jwt`).
-//! Holds: a `jti` is never used twice; a client assertion lives for a minute.
+//! Not here: signing (`jwt`).
+//! Invariants: a `jti` is never used twice; a client assertion is valid for a minute.
 
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+use super::failure::{Failure, Refusal};
 use crate::jwt::{self, KeyHint, SigningKey};
 use crate::model::connection::{Algorithm, AssertionKey, Audience, JwtAssertion};
 use crate::model::secret::Secret;
 use crate::model::time::WallTime;
 
-use super::failure::{Failure, Refusal};
-
 /// Long enough for a clock that is a little wrong, far below the five minutes that servers allow at least.
 const CLIENT_ASSERTION_LIFETIME: Duration = Duration::from_secs(60);
 
-/// What an assertion needs to know of the request that it is made for.
+/// The token request that an assertion is made for.
 #[derive(Debug, Clone, Copy)]
 pub struct Moment<'a> {
     pub token_url: &'a str,
@@ -26,10 +24,10 @@ pub struct Moment<'a> {
     pub now: WallTime,
 }
 
-/// A key with all that the JWTs signed by it have in common.
+/// A key, with what all JWTs signed by it have in common.
 #[derive(Debug)]
 pub struct Signer {
-    /// `None`: the key fits no more. The configuration is checked, so nobody sees it.
+    /// `None`: the key does not fit, which the checked configuration rules out.
     key: Option<SigningKey>,
     hint: KeyHint,
     audience: Audience,
@@ -46,12 +44,12 @@ impl Signer {
         Signer { key, hint: KeyHint::default(), audience: audience.clone() }
     }
 
-    /// Says that we are `client_id`.
+    /// Proves that we are `client_id`.
     pub fn client_assertion(&self, client_id: &str, moment: &Moment<'_>) -> Result<Secret, Failure> {
         self.sign(client_id, Some(client_id), moment, CLIENT_ASSERTION_LIFETIME, &Map::new())
     }
 
-    /// Asks for a token of `subject`, or of the one that the configuration names.
+    /// Requests a token for `subject`, or for the one that the configuration names.
     pub fn grant_assertion(
         &self,
         assertion: &JwtAssertion,

@@ -15,7 +15,8 @@ use url::Url;
 
 use super::call::{Call, Kind};
 use super::failure::{Failure, Reason, Refusal};
-use super::grant::{self, Fields, field};
+use super::form::{Fields, field};
+use super::grant;
 use super::json::{Json, Members};
 use super::posted::Posted;
 use super::transport::{self, Answer};

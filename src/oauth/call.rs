@@ -8,19 +8,18 @@ use std::sync::atomic::Ordering;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use url::{Url, form_urlencoded};
 
+use super::client_auth::{self, Proof};
+use super::failure::Failure;
+use super::form::Fields;
+use super::posted::Posted;
+use super::transport::{self, Answer, Timely};
+use super::verdict::Sent;
+use super::{TokenEndpoint, Whose, query, refused, response, seen};
 use crate::clock::Clock;
 use crate::model::connection::{RequestEncoding, TokenResponse};
 use crate::model::token::TokenSet;
 use crate::script::{self, Context, Script};
 use crate::telemetry::traces::Span;
-
-use super::client_auth::{self, Proof};
-use super::failure::Failure;
-use super::grant::Fields;
-use super::posted::Posted;
-use super::transport::{self, Answer, Timely};
-use super::verdict::Sent;
-use super::{TokenEndpoint, Whose, query, refused, response, seen};
 
 /// Form fields that no message may repeat.
 const SECRET_FIELDS: [&str; 12] = [

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use super::discovery::Discovery;
 use crate::dial::Dialer;
 use crate::model::Roots;
 use crate::model::connection::{AuthorizationServer, ClientCertificate, Connection, ServerProxy};
@@ -14,8 +15,6 @@ use crate::model::origin::Host;
 use crate::sync::lock;
 use crate::telemetry::traces::Tracer;
 use crate::tls::{Proxied, Trust};
-
-use super::discovery::Discovery;
 
 /// Token requests are rare and servers close idle connections after 5 seconds or more: an older one is mostly dead.
 const POOL_IDLE: Duration = Duration::from_secs(4);

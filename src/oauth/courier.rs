@@ -7,10 +7,10 @@ use std::sync::OnceLock;
 
 use oauth2::basic::BasicErrorResponse;
 use oauth2::{AsyncHttpClient, HttpRequest, HttpResponse, RequestTokenError};
-use url::form_urlencoded;
 
 use super::failure::Failure;
-use super::{Asked, Fields, TokenEndpoint, Whose, refused};
+use super::form::without_client;
+use super::{Asked, TokenEndpoint, Whose, refused};
 use crate::model::token::TokenSet;
 
 /// What oauth2 reads in place of the token response, which `response::read` has taken: a token that is never used.
@@ -42,7 +42,7 @@ impl<'a> Courier<'a> {
     }
 
     async fn carry(&self, request: HttpRequest) -> Result<HttpResponse, Failure> {
-        let fields = fields(request.body());
+        let fields = without_client(request.body());
         let token = self.endpoint.in_time(self.endpoint.ask(self.asked, fields, self.whose)).await?;
         // A courier serves one request, so the cell is empty.
         let _ = self.delivered.set(token);
@@ -58,12 +58,4 @@ impl<'c> AsyncHttpClient<'c> for Courier<'_> {
     fn call(&'c self, request: HttpRequest) -> Self::Future {
         Box::pin(self.carry(request))
     }
-}
-
-/// The fields of a form less what `client_auth` says in its own way.
-fn fields(form: &[u8]) -> Fields {
-    form_urlencoded::parse(form)
-        .filter(|(name, _)| name != "client_id" && name != "client_secret")
-        .map(|(name, value)| (name.into_owned(), value.into_owned()))
-        .collect()
 }

@@ -21,6 +21,8 @@ use crate::model::time::BootTime;
 use super::failure::{Failure, Reason, Refusal};
 use super::json::{Json, Members};
 use super::transport::{self, Answer};
+use crate::dial::Dialer;
+use crate::model::origin::Host;
 
 pub const TOKEN: &str = "token_endpoint";
 pub const REVOCATION: &str = "revocation_endpoint";

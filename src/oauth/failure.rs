@@ -5,9 +5,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::script;
-
 use super::posted::Posted;
+use crate::script;
 
 /// What the caller does next decides the shape.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -17,6 +17,7 @@ use url::Url;
 use super::assertion::Signer;
 use super::courier::Courier;
 use super::failure::Failure;
+use super::form::{Fields, field};
 use super::{Asked, CONSENT_REQUIRED, Consented, TokenEndpoint, Whose, refused};
 use crate::model::connection::{Connection, Grant, JwtAssertion, SubjectToken, TokenExchange};
 use crate::model::secret::Secret;
@@ -26,9 +27,6 @@ use crate::model::token::{RefreshToken, Subject, TokenSet};
 const NO_SUBJECT_TOKEN: &str = "subject_token_missing";
 
 pub type Client = BasicClient<EndpointNotSet, EndpointNotSet, EndpointNotSet, EndpointNotSet, EndpointSet>;
-
-/// Names and values of a form, in order.
-pub type Fields = Vec<(String, String)>;
 
 /// `url` has to be there for oauth2; where the request goes is ours to say.
 pub fn client(client_id: &str, url: &Url) -> Client {
@@ -166,10 +164,6 @@ fn with_extras(connection: &Connection, mut fields: Fields) -> Fields {
     }
     fields.extend(extras(connection).map(|(name, value)| field(name, value)));
     fields
-}
-
-pub fn field(name: &str, value: &str) -> (String, String) {
-    (name.to_owned(), value.to_owned())
 }
 
 fn scopes(connection: &Connection) -> impl Iterator<Item = Scope> {

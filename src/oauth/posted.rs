@@ -4,9 +4,8 @@ use std::collections::HashSet;
 
 use zeroize::Zeroizing;
 
+use super::form::Fields;
 use crate::model::secret::Secret;
-
-use super::grant::Fields;
 
 const DESCRIPTION_CHARS_MAX: usize = 200;
 /// How much of a description is read at all.

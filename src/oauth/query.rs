@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use url::{Url, form_urlencoded};
 
-use super::grant::Fields;
+use super::form::Fields;
 
 const REPEATABLE: &str = "resource";
 /// Parameters of the authorization request that the URL's own query never sets.

@@ -8,10 +8,6 @@ mod lifetime;
 
 use http::StatusCode;
 
-use crate::model::connection::{AnswerEncoding, RefusalSign, TokenResponse};
-use crate::model::token::{AccessToken, RefreshToken, TokenSet};
-use crate::script::{self, Context, Script};
-
 use super::failure::{Failure, Reason, Refusal};
 use super::json::{Json, Members};
 use super::posted::Posted;
@@ -19,6 +15,10 @@ use super::retry_after::retry_after;
 use super::retryable;
 use super::transport::Answer;
 use super::verdict::{self, ErrorResponse, Sent, Verdict};
+use crate::model::connection::{AnswerEncoding, RefusalSign, TokenResponse};
+use crate::model::token::{AccessToken, RefreshToken, TokenSet};
+use crate::script::{self, Context, Script};
+
 pub use lifetime::seconds;
 
 const REDIRECT: &str = "the token endpoint redirects; set token_url to its final address";

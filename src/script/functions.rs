@@ -9,8 +9,7 @@ use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use rhai::{Blob, Dynamic, EvalAltResult, ImmutableString, Module, Position};
 
-use super::sandbox::STRING_BYTES_MAX;
-use super::value::{from_json, kind, to_json};
+use super::value::{STRING_BYTES_MAX, from_json, kind, to_json};
 
 type Made<T> = Result<T, Box<EvalAltResult>>;
 

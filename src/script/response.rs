@@ -10,8 +10,7 @@ use serde_json::Value;
 
 use super::failure::Failure;
 use super::request::{fields_to_map, lower_case};
-use super::sandbox::STRING_BYTES_MAX;
-use super::value::{entry, from_json, kind, map_to_json, text, to_json};
+use super::value::{STRING_BYTES_MAX, entry, from_json, kind, map_to_json, text, to_json};
 
 /// The most bytes of an answer's text that a script is given; `json` is read from all of it.
 pub const TEXT_BYTES_MAX: usize = 64 * 1024;

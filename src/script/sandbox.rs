@@ -20,6 +20,7 @@ use rhai::{AST, CallFnOptions, Dynamic, Engine, EvalAltResult, Module, Optimizat
 use super::failure::{Failure, ScriptError};
 use super::functions;
 use crate::model::time::WallTime;
+use super::value::STRING_BYTES_MAX;
 
 /// The longest time of one call.
 pub const CALL_TIME_MAX: Duration = Duration::from_millis(250);
@@ -29,8 +30,6 @@ const OPERATIONS_MAX: u64 = 100_000;
 const CALL_DEPTH_MAX: usize = 16;
 /// The most levels of one expression, inside a function and outside.
 const EXPRESSION_DEPTH_MAX: usize = 32;
-/// The most bytes of the strings in one value, all together.
-pub const STRING_BYTES_MAX: usize = 256 * 1024;
 /// The most items of the arrays and bytes of the blobs in one value, all together.
 const ARRAY_ITEMS_MAX: usize = 1024;
 /// The most entries of the maps in one value, all together.

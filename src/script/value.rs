@@ -8,6 +8,9 @@ use serde_json::{Number, Value};
 /// The most levels of a JSON value; serde_json reads no more than these.
 const DEPTH_MAX: usize = 128;
 
+/// The most bytes of the strings in one value, all together.
+pub const STRING_BYTES_MAX: usize = 256 * 1024;
+
 /// What a value is called in a message.
 pub fn kind(value: &Dynamic) -> &'static str {
     if value.is_unit() {

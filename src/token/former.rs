@@ -6,9 +6,9 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
 use super::acquire::Definition;
-use super::lock;
 use crate::model::connection::{Connection, Identity};
 use crate::model::token::TokenKey;
+use crate::sync::lock;
 
 /// Earlier definitions that are known, of all connections.
 const DEFINITIONS_MAX: usize = 64;

@@ -11,11 +11,12 @@ use std::sync::{Arc, Mutex};
 use lru::LruCache;
 use tokio::sync::Notify;
 
+use super::Maker;
 use super::slot::TokenSlot;
-use super::{Maker, lock};
 use crate::model::secret::Secret;
 use crate::model::token::{Subject, TokenKey};
 use crate::store::StoredToken;
+use crate::sync::lock;
 
 /// Slots of subjects in memory, over all connections.
 #[derive(Debug, Clone)]

@@ -3,6 +3,7 @@
 //! Not here: how the paths are found in the source (`tokens`). Not seen: what a macro of another crate expands to. Tests
 //! (`#[cfg(test)]`, `tests.rs`) may use any room.
 
+mod circles;
 mod tokens;
 
 use std::fmt;

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use super::client::AssertionKey;
+use super::assertion::{AssertionKey, Audience};
 use crate::model::secret::Secret;
 
 /// One line for each grant: its name in the configuration, in labels and in the log, and its `grant_type` on the wire.
@@ -112,15 +112,6 @@ pub struct JwtAssertion {
     pub lifetime: Duration,
     /// Further claims; those of RFC 7523 §3 win over them.
     pub claims: serde_json::Map<String, serde_json::Value>,
-}
-
-/// Whom an assertion is made for: its `aud`.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum Audience {
-    #[default]
-    TokenUrl,
-    Issuer,
-    Text(String),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

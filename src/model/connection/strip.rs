@@ -1,4 +1,5 @@
-//! `strip`: credentials of the caller's own that a route removes, because they could make the request act for another account.
+//! `strip`: the caller's own credentials that a route removes, because they could make the request act for another
+//! account.
 
 use std::collections::HashSet;
 

@@ -6,12 +6,10 @@ use std::time::Duration;
 
 use http::header;
 
-use crate::model::connection::{TimeUnit, TokenResponse};
-use crate::model::time;
-use crate::model::time::WallTime;
-
 use super::super::json::{Json, Members};
 use super::Answer;
+use crate::model::connection::{TimeUnit, TokenResponse};
+use crate::model::time::{self, WallTime};
 
 /// Longest lifetime that is believed: ten years.
 const LIFETIME_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);

@@ -1,0 +1,97 @@
+//! Holds that the files of a folder never import each other in a circle, directly or round about.
+//!
+//! Not here: what a file and those of its own folder share; a parent may hold types that its files use.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{listed, sources, tokens};
+
+/// Folders whose files still import each other in a circle. A folder leaves this list with its last circle; none enters.
+const CIRCLES: [&str; 7] = ["config", "proxy", "proxy/exchange", "proxy/upstream", "store", "store/redis", "token"];
+
+/// Which files (or folders) of a folder each of them imports.
+type Imports = BTreeMap<String, BTreeSet<String>>;
+
+#[test]
+fn the_files_of_a_folder_import_each_other_one_way() {
+    let found = circles(&sources());
+    let (excused, new): (Vec<_>, Vec<_>) = found.iter().partition(|(folder, _)| CIRCLES.contains(&folder.as_str()));
+    let hint = |(folder, files): &(String, Vec<String>)| {
+        format!(
+            "src/{folder}: {} import each other in a circle; move what they share into a file of its own",
+            files.join(", ")
+        )
+    };
+    let problems: Vec<_> = new.into_iter().map(hint).collect();
+    assert!(problems.is_empty(), "{}", listed(&problems));
+    assert_eq!(excused.len(), CIRCLES.len(), "a folder of CIRCLES has none any more; remove it there");
+}
+
+/// Each folder with a circle, and the files in it.
+fn circles(sources: &[(String, String)]) -> Vec<(String, Vec<String>)> {
+    let modules: Vec<(Vec<&str>, &str)> = sources
+        .iter()
+        .map(|(file, source)| (file.trim_end_matches(".rs").split('/').collect::<Vec<_>>(), source.as_str()))
+        .filter(|(module, _)| !module.contains(&"tests"))
+        .collect();
+    let mut folders: BTreeMap<String, Imports> = BTreeMap::new();
+    for (module, source) in &modules {
+        for (_, path) in tokens::paths(module, source) {
+            let shared = module.iter().zip(&path).take_while(|(own, used)| own == used).count();
+            let (Some(own), Some(used)) = (module.get(shared), path.get(shared)) else { continue };
+            let sibling = |(other, _): &(Vec<&str>, &str)| {
+                other.len() > shared && other[..shared] == module[..shared] && other[shared] == used
+            };
+            if shared > 0 && modules.iter().any(sibling) {
+                let folder = folders.entry(module[..shared].join("/")).or_default();
+                folder.entry((*own).to_owned()).or_default().insert(used.clone());
+            }
+        }
+    }
+    let circle = |(folder, imports)| Some((folder, members(imports))).filter(|(_, members)| !members.is_empty());
+    folders.into_iter().filter_map(circle).collect()
+}
+
+/// The files that import themselves by way of others.
+fn members(imports: Imports) -> Vec<String> {
+    let reaches_itself = |start: &&String| {
+        let mut seen = BTreeSet::new();
+        let mut next: Vec<&String> = imports[*start].iter().collect();
+        while let Some(file) = next.pop() {
+            if seen.insert(file) {
+                next.extend(imports.get(file).into_iter().flatten());
+            }
+        }
+        seen.contains(*start)
+    };
+    imports.keys().filter(reaches_itself).cloned().collect()
+}
+
+#[track_caller]
+fn check(files: &[(&str, &str)], expected: &[(&str, &[&str])]) {
+    let sources: Vec<_> = files.iter().map(|(file, source)| (file.to_string(), source.to_string())).collect();
+    let found = circles(&sources);
+    let found: Vec<_> = found.iter().map(|(folder, files)| (folder.as_str(), files.as_slice())).collect();
+    let expected: Vec<_> = expected
+        .iter()
+        .map(|(folder, files)| (*folder, files.iter().map(|file| file.to_string()).collect::<Vec<_>>()))
+        .collect();
+    assert_eq!(found, expected.iter().map(|(folder, files)| (*folder, files.as_slice())).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_circle_is_found_however_long() {
+    check(&[("a/x.rs", "use super::y::Y;"), ("a/y.rs", "use crate::a::x;")], &[("a", &["x", "y"])]);
+    let long =
+        [("a/x.rs", "use super::{y, z};"), ("a/y.rs", "use super::z::Z;"), ("a/z.rs", "fn f() { super::x::f() }")];
+    check(&long, &[("a", &["x", "y", "z"])]);
+    let folder = [("a/x.rs", "use super::y;"), ("a/y.rs", ""), ("a/y/deep.rs", "use crate::a::x::X;")];
+    check(&folder, &[("a", &["x", "y"])]);
+}
+
+#[test]
+fn arrows_that_run_one_way_are_no_circle() {
+    check(&[("a.rs", "use x::X;"), ("a/x.rs", "use super::{A, y::Y};"), ("a/y.rs", "use super::A;")], &[]);
+    check(&[("a/x.rs", "use super::y; use crate::b::x;"), ("b/x.rs", ""), ("a/y.rs", "")], &[]);
+    check(&[("a/x.rs", "use super::y;"), ("a/y/tests.rs", "use super::super::x;"), ("a/y.rs", "")], &[]);
+}
