@@ -54,6 +54,7 @@ use crate::telemetry::events::Events;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 use crate::token::TokenCache;
+
 pub use consent::device::Bell as DeviceBell;
 pub use events::LISTENERS_MAX;
 pub use users::Access;

@@ -19,14 +19,14 @@ const HOST_UNKNOWN: &str = "host_unknown";
 const ROLE_TOO_LOW: &str = "role_too_low";
 /// Below the API's base.
 pub const SESSION_PATH: &str = "/session";
-/// What is a denial in the audit, each for one reason.
+/// Responses that the audit records as denials.
 const DENIED: [(StatusCode, &str); 3] = [
     (StatusCode::MISDIRECTED_REQUEST, HOST_UNKNOWN),
     (StatusCode::UNAUTHORIZED, USER_UNKNOWN),
     (StatusCode::FORBIDDEN, ROLE_TOO_LOW),
 ];
 
-/// Around every answer of the API: who asks is known before anything is said, and what is said is not kept.
+/// Middleware of the API: authenticates the user before anything else, and forbids caching the response.
 pub async fn guard(State(admin): State<Admin>, mut request: Request, next: Next) -> Response {
     let (method, uri, arrived) = (request.method().clone(), whole_uri(&request), Arrived::of(&request));
     let mut user = None;
@@ -36,7 +36,7 @@ pub async fn guard(State(admin): State<Admin>, mut request: Request, next: Next)
             request.extensions_mut().insert(asker);
             next.run(request).await
         }
-        // The one operation of somebody who has yet to say who it is.
+        // Signing in is the one operation without a user.
         Err(problem) if problem.code() == USER_UNKNOWN && is_sign_in(&request) => next.run(request).await,
         Err(problem) => {
             if request.headers().contains_key(header::AUTHORIZATION) {
@@ -65,7 +65,7 @@ fn is_sign_in(request: &Request) -> bool {
     request.method() == Method::POST && request.uri().path() == SESSION_PATH
 }
 
-/// As it was before the router took the API's base away.
+/// The URI before the router stripped the API's base.
 fn whole_uri(request: &Request) -> Uri {
     let whole = request.extensions().get::<OriginalUri>().map(|uri| &uri.0);
     whole.unwrap_or(request.uri()).clone()
@@ -79,7 +79,7 @@ fn admit(admin: &Admin, request: &Request, arrived: Arrived) -> Result<Asker, Pr
     asker(admin, request.method(), request.headers(), arrived.from).ok_or_else(user_unknown)
 }
 
-/// Who asks, by a token or by a session. A token that is sent decides alone.
+/// The user, by token or else by session; with an `Authorization` header the session does not count.
 pub fn asker(admin: &Admin, method: &Method, headers: &HeaderMap, from: SocketAddr) -> Option<Asker> {
     match headers.contains_key(header::AUTHORIZATION) {
         true => admin.access.bearer(headers, from),
@@ -87,7 +87,7 @@ pub fn asker(admin: &Admin, method: &Method, headers: &HeaderMap, from: SocketAd
     }
 }
 
-/// Before a handler: may this user do that?
+/// Middleware of a handler: does the user have `role` or a higher one?
 pub async fn permit(role: Role, request: Request, next: Next) -> Response {
     match request.extensions().get::<Asker>() {
         None if is_sign_in(&request) => next.run(request).await,

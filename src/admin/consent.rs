@@ -1,9 +1,9 @@
-//! A person connects an account: `/connect/{name}` asks for a confirmation and begins, `/oauth/callback` ends.
+//! A person connects an account: `/connect/{name}` asks for confirmation and starts a flow, `/oauth/callback` ends it.
 //!
-//! Not here: what a link opens (`link`), the confirmation (`confirm`), what is kept in the store meanwhile (`flow`), how pages
-//! look (`pages`, `refusal`), codes for another device (`device`), what programs ask (`api`).
-//! Invariants: a GET starts nothing, so neither another site nor a link scanner does. A POST counts from our own pages alone. Only
-//! the browser that has confirmed, with the state that it was given, ends what it began; a code is exchanged once.
+//! Not here: what a link opens (`link`), the confirmation (`confirm`), the flow in the store (`flow`), how pages look
+//! (`pages`, `refusal`), device codes (`device`), the API (`api`).
+//! Invariants: a GET starts nothing, so neither another site nor a link scanner can. A POST is accepted only from our own
+//! pages. Only the browser that confirmed, with its own state, ends a flow; a code is exchanged once.
 
 mod api;
 mod begin;
@@ -42,7 +42,7 @@ const FORM_BYTES_MAX: usize = 16 * 1024;
 const FORM_WAIT: Duration = Duration::from_secs(10);
 const QUERY_BYTES_MAX: usize = 16 * 1024;
 
-/// Everything that browsers of people may reach.
+/// The pages that people reach with a browser.
 pub fn router(admin: Admin) -> Router {
     Router::new()
         .route("/connect/{name}", any(connect))
@@ -52,7 +52,7 @@ pub fn router(admin: Admin) -> Router {
         .with_state(admin)
 }
 
-/// Around every page: under our own names alone, and nothing is kept.
+/// Middleware of every page: the Host must be ours, and no page is cached.
 async fn guard(State(admin): State<Admin>, request: Request, next: Next) -> Response {
     let known = host::is_ours(&admin, &request, Arrived::of(&request));
     let fits = request.uri().query().is_none_or(|query| query.len() <= QUERY_BYTES_MAX);
@@ -76,7 +76,7 @@ async fn connect(State(admin): State<Admin>, Path(name): Path<String>, request: 
     response.unwrap_or_else(Page::into_response)
 }
 
-/// What the two forms of our pages send.
+/// The two forms of our pages: a user's token, or a confirmation.
 async fn posted(admin: &Admin, name: &str, visit: &Visit, request: Request) -> Result<Response, Page> {
     if !host::is_from_own_page(admin.snapshot.load().links.base(), &visit.headers) {
         tracing::warn!(from = %visit.from, "a form of another site is refused");

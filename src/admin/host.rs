@@ -28,8 +28,8 @@ pub fn names_host_of(base: Option<&Url>, headers: &HeaderMap) -> bool {
     base.host_str() == Some(asked.host.to_string().as_str()) && asked.port.or(port) == port
 }
 
-/// Was the request sent by a page of ours? Browsers name the origin of the page with every POST; a request that names none,
-/// several or `null` comes from elsewhere.
+/// Was the request sent by a page of ours? Browsers send Origin with every POST; a request without one, with several or with
+/// `null` comes from elsewhere.
 pub fn is_from_own_page(base: Option<&Url>, headers: &HeaderMap) -> bool {
     let mut origins = headers.get_all(header::ORIGIN).iter();
     let (Some(origin), None) = (origins.next(), origins.next()) else { return false };
@@ -42,7 +42,7 @@ pub fn is_from_own_page(base: Option<&Url>, headers: &HeaderMap) -> bool {
         || !names_host_of(base, headers) && names_host_of(Some(&origin), headers)
 }
 
-/// Is this one of the names that we answer to, at the address where the request arrived?
+/// Is `named` the address where the request arrived, or in `admin.hosts`?
 fn answers_to(access: &AdminAccess, named: &Authority, arrived: SocketAddr) -> bool {
     let own = match &named.host {
         Host::Ip(address) => address.to_canonical() == arrived.ip().to_canonical(),

@@ -1,7 +1,7 @@
-//! A token is to be of no use any more: revoked at the server, forgotten here.
+//! Revokes a token at its authorization server and forgets it here.
 //!
-//! Holds: at the server nothing is revoked that another connection or profile uses, too, be the token of the present
-//! definition or of an earlier one.
+//! Invariant: nothing is revoked at the server that another connection or profile also uses, by the present definition or
+//! by a former one.
 
 use std::time::Duration;
 
@@ -77,7 +77,7 @@ async fn revoke(admin: &Admin, name: &str, which: Which, asker: &Asker) -> Resul
     })
 }
 
-/// Another connection, or another profile, whose tokens the server cannot tell from this one's: the key of its token.
+/// The token key of another connection or profile whose tokens the server may take for the same grant.
 async fn shares_grant(admin: &Admin, snapshot: &Snapshot, own: &Connection, key: &TokenKey) -> Option<TokenKey> {
     let definitions = snapshot.connections.iter().flat_map(|bound| bound.connection.definitions());
     for other in definitions.filter(|other| other.token_key(None) != own.token_key(None)) {

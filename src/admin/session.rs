@@ -1,7 +1,7 @@
-//! Signing in with a browser: a sealed cookie in place of a token, good for a working day.
+//! Browser sessions: a sealed cookie in place of a user's token, for a working day.
 //!
-//! Holds: a cookie is good only as long as its user has the token that it was made with; what changes something needs a
-//! second token that no other site can read; any replica with the same key opens it.
+//! Invariants: a cookie is valid only while its user still has the token that it was made with. A request that changes
+//! something needs a CSRF token, which no other site can read. Every replica with the same seal key opens the cookie.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -30,7 +30,7 @@ pub const SESSION_LIFE: Duration = Duration::from_secs(12 * 3600);
 const COOKIE: &str = "keybearer_session";
 const PLACE: SealedIn<'static> = SealedIn { table: "sessions", name: b"cookie" };
 const COOKIE_CHARS_MAX: usize = 1024;
-/// What a page must send beside the cookie to change something.
+/// Carries the CSRF token of a request that changes something.
 const CSRF_HEADER: &str = "x-csrf-token";
 
 #[derive(Default, Deserialize)]
@@ -66,7 +66,7 @@ pub async fn delete(State(admin): State<Admin>, headers: HeaderMap) -> Response 
     ([(header::SET_COOKIE, gone)], StatusCode::NO_CONTENT).into_response()
 }
 
-/// A session as it goes to the browser.
+/// A new session, for the browser.
 pub struct Made {
     pub cookie: HeaderValue,
     value: String,
@@ -83,7 +83,7 @@ pub fn begin(admin: &Admin, user: &User, headers: &HeaderMap) -> Result<Made, Pr
     Ok(Made { cookie, value, ends })
 }
 
-/// Who has signed in with this browser. What changes something must come from our own page.
+/// The user signed in with this browser. An unsafe method needs the CSRF token.
 pub fn asker(admin: &Admin, method: &Method, headers: &HeaderMap, from: SocketAddr) -> Option<Asker> {
     let value = cookie::get(headers, COOKIE, cookie::is_secure(admin, headers))?;
     if !method.is_safe() && !proves_page(headers, &value) {
@@ -105,7 +105,7 @@ fn proves_page(headers: &HeaderMap, session: &str) -> bool {
     csrf_token(session).as_bytes().ct_eq(given).into()
 }
 
-/// Known to whoever can read the session's cookie or its first answer: neither can another site.
+/// Derived from the session, so it needs no store; another site reads neither the cookie nor the response.
 fn csrf_token(session: &str) -> String {
     SecretDigest::of(format!("csrf {session}").as_bytes()).text()
 }

@@ -18,9 +18,9 @@ use crate::model::{AdminAccess, Model, Name, Role, User};
 use crate::telemetry::audit::Person;
 
 const FILE: &str = "admin-token";
-/// Whom the token file makes its holder.
+/// The user whom the token file stands for.
 const HOLDER: &str = "admin-token";
-/// One connection guesses at most so often.
+/// Delay of the response to a wrong token.
 const AFTER_WRONG_TOKEN: Duration = Duration::from_millis(100);
 pub const USER_UNKNOWN: &str = "user_unknown";
 
@@ -52,7 +52,7 @@ impl Access {
         access
     }
 
-    /// Puts the users of `model` into force. Without any, the holder of the token file is a manager.
+    /// Takes over the users of `model`. Without any, the holder of the token file is a manager.
     pub fn follow(&self, model: &Model) {
         let mut access = model.admin.clone();
         if access.users.is_empty() {
@@ -89,7 +89,7 @@ impl Access {
     pub fn holder_of(&self, token: &str) -> Option<User> {
         let digest = SecretDigest::of(token.as_bytes());
         let access = self.current.load();
-        // To the end: how long it takes tells nothing about whose token it is.
+        // Compares with every user, so that the time reveals nothing.
         let found = access.users.iter().fold(None, |found, user| if user.token == digest { Some(user) } else { found });
         found.cloned()
     }

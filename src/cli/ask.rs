@@ -1,6 +1,6 @@
 //! The commands that ask a running instance: `connections`, `refresh`, `revoke`, `test`, `healthcheck`.
 //!
-//! Not here: `connect`, which waits for a person (`connect`); what the answers hold (`admin`), how they look to people (`table`).
+//! Not here: `connect`, which waits for a person (`connect`); what a response holds (`admin`), how it is printed (`table`).
 //! Holds: what comes from elsewhere is printed without control characters; the admin token is never printed; when no
 //! instance answers, one sentence names the address and the way out.
 

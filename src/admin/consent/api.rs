@@ -1,4 +1,4 @@
-//! Authorizations over the API: begun by an operator, and how they ended.
+//! Authorizations over the API: an operator begins one, and reads how it ended.
 
 use axum::Extension;
 use axum::Json;
@@ -93,7 +93,7 @@ async fn begun_device(
     }))
 }
 
-/// Keeps an authorization in place of the pending one.
+/// Stores a flow in place of the pending one.
 async fn keep(admin: &Admin, flow: &Flow) -> Result<(), Problem> {
     let begun = flow::begin(&**admin.cache.store(), flow, admin.clock.now().wall).await;
     if begun.map_err(|error| store_unavailable(&error))? {

@@ -1,4 +1,4 @@
-//! A confirmed authorization code flow begins: it is kept, bound to its browser, and the browser goes to log in.
+//! Starts a confirmed authorization code flow: stores it, bound to its browser, and sends the browser to log in.
 //!
 //! Not here: what is confirmed and how (`confirm`), devices (`device`).
 
@@ -15,7 +15,7 @@ use crate::admin::Admin;
 use crate::model::secret::Secret;
 use crate::model::token::Subject;
 
-/// To the authorization server, with a state of its own.
+/// Sends the browser to the authorization server, with a state of its own.
 pub async fn send_away(admin: &Admin, opened: Opened, browser: &Browser, visit: &Visit) -> Result<Response, Page> {
     let connection = &opened.definition.connection;
     let redirect_uri = connection.authorization.redirect_url.clone();
@@ -42,7 +42,7 @@ pub async fn send_away(admin: &Admin, opened: Opened, browser: &Browser, visit: 
     Ok(([(header::SET_COOKIE, cookie)], page).into_response())
 }
 
-/// Keeps the attempt in the flow of its link, or in a new one.
+/// Stores the attempt in the flow of its link, or in a new one.
 async fn keep(admin: &Admin, opened: &Opened, id: FlowId, browser: &Browser, attempt: Attempt) -> Result<(), Page> {
     let (store, wall) = (&**admin.cache.store(), admin.clock.now().wall);
     let connection = &opened.definition.connection;

@@ -13,7 +13,7 @@ const COOKIE: &str = "keybearer_browser";
 /// 256 bits in base64url.
 const COOKIE_CHARS: usize = 43;
 
-/// A browser, known by a cookie that no other has.
+/// Identified by a cookie of its own.
 pub struct Browser(Secret);
 
 impl Browser {
@@ -28,7 +28,7 @@ impl Browser {
         (value.len() == COOKIE_CHARS && value.bytes().all(plain)).then(|| Browser(Secret::new(value)))
     }
 
-    /// What is kept of the browser of this visit.
+    /// The digest of this visit's browser, as the store keeps it.
     pub fn digest_of(admin: &Admin, visit: &Visit) -> Option<String> {
         Browser::of(admin, visit).map(|browser| browser.digest())
     }
@@ -37,7 +37,7 @@ impl Browser {
         flow::digest(self.0.expose())
     }
 
-    /// `Set-Cookie`: from now on it lasts as long as what it confirms.
+    /// `Set-Cookie`, for as long as a flow lasts.
     pub fn cookie(&self, admin: &Admin, visit: &Visit) -> Option<HeaderValue> {
         cookie::set(COOKIE, self.0.expose(), LIFE, cookie::is_secure(admin, &visit.headers))
     }

@@ -1,8 +1,8 @@
-//! The browser comes back from the authorization server, and sees the outcome.
+//! `/oauth/callback`: the browser returns from the authorization server, and sees the outcome.
 //!
-//! Holds: state and cookie are checked before anything else, and the issuer where it names itself; a code is sent to the
-//! token endpoint by the one callback that claims the flow, to the end although the browser leaves; the address with the code
-//! does not stay in the browser.
+//! Invariants: state and cookie are checked first, and the issuer where the server names it. Only the callback that claims
+//! the flow sends the code to the token endpoint, and it finishes even if the browser leaves. The address with the code does
+//! not stay in the browser's history.
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -1,8 +1,8 @@
-//! The page on which a person confirms what will be connected, and the proof that it was confirmed there.
+//! The confirmation page, and the proof that a person confirmed there.
 //!
 //! Not here: what a link opens (`link`), what a confirmation starts (`begin`, `device`).
-//! Holds: showing the page starts nothing and keeps nothing. A confirmation counts only with the cookie of the browser that
-//! the page was made for, and only for the token and the link that the page has shown.
+//! Invariants: showing the page starts nothing and stores nothing. A confirmation is valid only with the cookie of the
+//! browser that got the page, and only for the token and the link that the page showed.
 
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -22,13 +22,13 @@ use crate::model::time::WallTime;
 use crate::store::SealedIn;
 
 const PLACE: SealedIn<'static> = SealedIn { table: "confirmations", name: b"browser" };
-/// Longest confirmation that is looked at.
+/// Longest confirmation that is read.
 const CONFIRMATION_CHARS_MAX: usize = 2048;
 
 /// Shows what will be connected.
 pub async fn show(admin: &Admin, name: &str, visit: &Visit) -> Result<Response, Page> {
     let opened = link::open(admin, name, visit).await?;
-    // A second tab does not take the first one's away.
+    // A second tab keeps the first one's cookie.
     let browser = Browser::of(admin, visit).or_else(|| Browser::random()).ok_or_else(no_random)?;
     let confirmation = seal(admin, &opened, &browser).ok_or_else(no_random)?;
     let cookie = browser.cookie(admin, visit).ok_or_else(no_random)?;

@@ -1,8 +1,8 @@
-//! Connecting with a code that a person types elsewhere (RFC 8628), and asking the server until that has happened.
+//! The device authorization flow (RFC 8628): a person types a code on another device, and we poll the token endpoint.
 //!
-//! Holds: what is asked with is in the store, so that a restart or another replica goes on asking; each poll is claimed
-//! there for as long as it may take, so that there is one at a time, and the interval counts from its end; `slow_down` is
-//! obeyed for good.
+//! Invariants: the device code is in the store, so that polling goes on after a restart or on another replica. A poll is
+//! claimed there for as long as it may take, so that there is one at a time; the poll interval counts from its end, and
+//! `slow_down` lengthens it for good.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -33,13 +33,13 @@ use crate::token::slot::{Handed, NoToken};
 /// RFC 8628 §3.5
 const SLOWER_BY: Duration = Duration::from_secs(5);
 const INTERVAL_MAX: Duration = Duration::from_secs(60);
-/// Other replicas and the time before a restart have left what is to be asked for.
+/// Poll interval of the store, for flows of other replicas and of before a restart.
 const LOOK_EVERY: Duration = Duration::from_secs(15);
-/// Whatever is due, the store is not asked more often.
+/// Shortest pause between two rounds of polls.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
-/// Polls under way at once, of all authorizations.
+/// Most polls at once, over all flows.
 const POLLS_MAX: usize = 64;
-/// What a poll may take beyond the timeout of its request.
+/// Grace period of a poll beyond the timeout of its request.
 const POLL_SLACK: Duration = Duration::from_secs(2);
 /// A time that does not come.
 const NEVER: u64 = u64::MAX;
@@ -48,7 +48,7 @@ const OVER_PAUSE: Duration = Duration::from_secs(60);
 /// A page shows what came of it so often.
 const PAGE_EVERY_S: u32 = 5;
 
-/// Tells the task that polls what has just begun.
+/// Wakes the polling task when a flow begins.
 #[derive(Clone, Default)]
 pub struct Bell(Arc<(Mutex<HashSet<FlowKey>>, Notify)>);
 
@@ -68,7 +68,7 @@ impl Bell {
     }
 }
 
-/// Asks the server for a code, and leads to the page that shows it.
+/// Requests a device code, and leads to the page that shows it.
 pub(super) async fn start(admin: &Admin, opened: Opened, browser: &Browser, visit: &Visit) -> Result<Response, Page> {
     let Opened { key, link, by, definition, consent_flow: _, flow_key } = opened;
     let id = FlowId::random(&flow_key).ok_or_else(no_random)?;
@@ -102,7 +102,7 @@ pub(super) fn code_page(key: &TokenKey, device: &Device) -> Page {
         .goes_on(PAGE_EVERY_S, "")
 }
 
-/// Asks the server for a code, for the API: another one each time.
+/// Requests a device code for the API; a new one for each call.
 pub(super) async fn asked(admin: &Admin, definition: &Definition, id: FlowId, key: &TokenKey) -> Result<Flow, Problem> {
     let asked = definition.endpoint.ask_device().await.map_err(refusal)?;
     Ok(asked_flow(admin, definition, (id, key), asked))

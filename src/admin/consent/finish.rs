@@ -1,6 +1,6 @@
-//! The end of an authorization: what was granted goes to the refresher of its slot, and the outcome is kept.
+//! The end of a flow: the grant goes to the refresher of its slot, and the outcome to the store.
 //!
-//! Holds: one request alone obtains the token of a flow; a flow that has ended keeps its status.
+//! Invariants: only one request obtains the token of a flow; a flow that has ended keeps its status.
 
 use std::time::Duration;
 

@@ -21,6 +21,7 @@ use crate::model::connection::{Connection, Identity};
 use crate::model::secret::{Secret, SecretDigest};
 use crate::model::time::WallTime;
 use crate::model::token::{Subject, TokenKey};
+
 pub use id::{FlowId, FlowKey};
 pub use notes::{begin, change, devices, latest, load, outcome, put};
 

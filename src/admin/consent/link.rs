@@ -1,7 +1,7 @@
-//! What a link to `/connect/{name}` opens: which token, in whose name, and whether it still can.
+//! What a link to `/connect/{name}` opens: which token, on whose behalf, and whether the link is still good.
 //!
-//! Holds: looking changes nothing. A link for a subject is sealed to it, one of the API has a secret of its own; without
-//! either an operator signs in.
+//! Invariants: reading a link changes nothing. A subject's link is sealed to it, a link of the API has a secret; without
+//! either, an operator signs in.
 
 use axum::http::StatusCode;
 
@@ -23,7 +23,7 @@ use crate::snapshot::Snapshot;
 pub struct Opened {
     pub key: TokenKey,
     pub link: Link,
-    /// The user who has made the link, or has signed in.
+    /// The user who made the link, or signed in.
     pub by: Option<Name>,
     pub definition: Definition,
     pub consent_flow: ConsentFlow,
@@ -35,12 +35,12 @@ pub enum Link {
     Operator,
     /// Sealed to a subject; its digest.
     Sealed(String),
-    /// Of an authorization that the API has begun; with its digest.
+    /// For an authorization that the API began; the digest of its secret.
     Begun(FlowId, String),
 }
 
 impl Link {
-    /// `None`: anybody may know it.
+    /// `None`: the link is no secret.
     pub fn digest(&self) -> Option<&str> {
         match self {
             Link::Operator => None,
@@ -49,7 +49,7 @@ impl Link {
     }
 }
 
-/// Reads the link of this visit.
+/// Reads the link of this visit, and checks that it is still good.
 pub async fn open(admin: &Admin, name: &str, visit: &Visit) -> Result<Opened, Page> {
     let snapshot = admin.snapshot.load_full();
     let Ok(bound) = bound(&snapshot, name) else {
@@ -77,7 +77,7 @@ pub async fn open(admin: &Admin, name: &str, visit: &Visit) -> Result<Opened, Pa
     Ok(opened)
 }
 
-/// Can it still be used?
+/// Is the link still good?
 async fn check(admin: &Admin, opened: &Opened, visit: &Visit) -> Result<(), Page> {
     let wall = admin.clock.now().wall;
     let found = flow::latest(&**admin.cache.store(), &opened.flow_key).await.map_err(|error| no_store(&error))?;

@@ -12,7 +12,7 @@ pub fn not_allowed(methods: &'static str) -> Response {
     (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, methods)]).into_response()
 }
 
-/// A store that cannot be used, as a page.
+/// The store failed.
 pub fn no_store(error: &StoreError) -> Page {
     tracing::error!(%error, "an authorization cannot be kept or found");
     Page::new(StatusCode::SERVICE_UNAVAILABLE, "Not now")
@@ -20,7 +20,7 @@ pub fn no_store(error: &StoreError) -> Page {
         .notes("Try again in a minute; an administrator finds the reason in the log.")
 }
 
-/// What a flow that is over says; `None`: it is not over.
+/// The page of a flow that has ended; `None`: it is still open.
 pub fn over(status: &Status) -> Option<Page> {
     let again = "If you need to connect again, begin with a new link: repeat the request that named it, or ask whoever sent it.";
     let page = match status {
@@ -38,7 +38,7 @@ pub fn over(status: &Status) -> Option<Page> {
     Some(page.notes(again))
 }
 
-/// The authorization server gave nothing to begin with.
+/// The authorization server refused to start the flow.
 pub fn not_asked(failure: &Failure) -> Page {
     Page::new(StatusCode::BAD_GATEWAY, "The authorization server cannot be asked")
         .says(&why(failure))
@@ -53,7 +53,7 @@ fn why(failure: &Failure) -> String {
     }
 }
 
-/// A token that no longer is what it was when somebody began.
+/// The definition changed since the flow began.
 pub fn changed() -> Page {
     Page::refused("The connection has changed")
         .says("Its configuration is another one now, so what was begun cannot be finished.")
@@ -64,14 +64,14 @@ pub fn no_random() -> Page {
     Page::new(StatusCode::INTERNAL_SERVER_ERROR, "Not now").says("Something went wrong here. Try again.")
 }
 
-/// An account of the same token is being connected.
+/// Another flow of the same token is exchanging its code.
 pub fn busy() -> Page {
     Page::new(StatusCode::CONFLICT, "An account is being connected")
         .says("Someone has just logged in for this connection, and the token is being obtained.")
         .notes("Reload this page in a minute.")
 }
 
-/// Another browser has confirmed the one-time link.
+/// Another browser confirmed the one-time link.
 pub fn taken() -> Page {
     Page::refused("This link was already used")
         .says("It has been confirmed in another browser, and is good for that one alone.")

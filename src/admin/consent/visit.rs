@@ -22,7 +22,7 @@ impl Visit {
         Visit { method, uri, headers, from: Arrived::of(request).from }
     }
 
-    /// The value of a query parameter; `Err`: it is there more than once.
+    /// The value of a query parameter; `Err`: the query repeats it.
     pub fn query(&self, name: &str) -> Result<Option<String>, Page> {
         let query = self.uri.query().unwrap_or_default();
         let mut values = form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == name);
