@@ -28,7 +28,7 @@ const NO_SUBJECT_TOKEN: &str = "subject_token_missing";
 
 pub type Client = BasicClient<EndpointNotSet, EndpointNotSet, EndpointNotSet, EndpointNotSet, EndpointSet>;
 
-/// `url` has to be there for oauth2; where the request goes is ours to say.
+/// oauth2 needs a token URL; `call` decides where a request goes.
 pub fn client(client_id: &str, url: &Url) -> Client {
     BasicClient::new(ClientId::new(client_id.to_owned()))
         .set_auth_type(AuthType::RequestBody)
@@ -48,58 +48,71 @@ pub fn signer(grant: &Grant) -> Option<Signer> {
     }
 }
 
-/// The request of the connection's own grant. oauth2 builds those of RFC 6749.
+/// Requests a token by the connection's own grant. oauth2 builds the requests of RFC 6749.
 pub async fn first(endpoint: &TokenEndpoint, whose: Whose<'_>) -> Result<TokenSet, Failure> {
-    let TokenEndpoint { connection, oauth, .. } = endpoint;
-    let courier = Courier::new(endpoint, Asked::FirstGrant, whose);
+    let connection = &endpoint.connection;
     let fields = match &connection.grant {
-        Grant::ClientCredentials => {
-            let request = oauth.exchange_client_credentials().add_scopes(scopes(connection));
-            let request =
-                extras(connection).fold(request, |request, (name, value)| request.add_extra_param(name, value));
-            let outcome = request.request_async(&courier).await.map(drop);
-            return courier.delivered(outcome);
-        }
-        Grant::Password { username, password } => {
-            let username = ResourceOwnerUsername::new(username.clone());
-            let password = ResourceOwnerPassword::new(password.expose().to_owned());
-            let request = oauth.exchange_password(&username, &password).add_scopes(scopes(connection));
-            let request =
-                extras(connection).fold(request, |request, (name, value)| request.add_extra_param(name, value));
-            let outcome = request.request_async(&courier).await.map(drop);
-            return courier.delivered(outcome);
-        }
-        Grant::AuthorizationCode => {
-            let Some(Consented::Code { code, verifier, redirect_uri }) = whose.consented else {
-                return Err(refused(CONSENT_REQUIRED));
-            };
-            let redirect = RedirectUrl::new(redirect_uri.clone()).map_err(|_| refused("invalid_redirect_url"))?;
-            let code = AuthorizationCode::new(code.expose().to_owned());
-            let request = oauth.exchange_code(code).set_redirect_uri(Cow::Owned(redirect));
-            let request = match verifier {
-                Some(verifier) => request.set_pkce_verifier(PkceCodeVerifier::new(verifier.expose().to_owned())),
-                None => request,
-            };
-            let request =
-                extras(connection).fold(request, |request, (name, value)| request.add_extra_param(name, value));
-            let outcome = request.request_async(&courier).await.map(drop);
-            return courier.delivered(outcome);
-        }
-        Grant::JwtBearer(assertion) => {
-            return endpoint.in_time(jwt_bearer(endpoint, assertion, whose)).await;
-        }
+        Grant::ClientCredentials => return client_credentials(endpoint, whose).await,
+        Grant::Password { username, password } => return with_password(endpoint, username, password, whose).await,
+        Grant::AuthorizationCode => return authorization_code(endpoint, whose).await,
+        Grant::JwtBearer(assertion) => return endpoint.in_time(jwt_bearer(endpoint, assertion, whose)).await,
         Grant::Saml2Bearer { assertion } => of_assertion(connection, saml2_assertion(assertion).expose()),
         Grant::TokenExchange(exchange) => {
             of_exchange(connection, exchange, whose).ok_or_else(|| refused(NO_SUBJECT_TOKEN))?
         }
-        Grant::DeviceCode => {
-            let Some(Consented::Device { device_code }) = whose.consented else {
-                return Err(refused(CONSENT_REQUIRED));
-            };
-            of_device(connection, device_code)
-        }
+        Grant::DeviceCode => match whose.consented {
+            Some(Consented::Device { device_code }) => of_device(connection, device_code),
+            Some(Consented::Code { .. }) | None => return Err(refused(CONSENT_REQUIRED)),
+        },
     };
     endpoint.in_time(endpoint.ask(Asked::FirstGrant, fields, whose)).await
+}
+
+/// RFC 6749 §4.4
+async fn client_credentials(endpoint: &TokenEndpoint, whose: Whose<'_>) -> Result<TokenSet, Failure> {
+    let courier = Courier::new(endpoint, Asked::FirstGrant, whose);
+    let request = endpoint.oauth.exchange_client_credentials().add_scopes(scopes(&endpoint.connection));
+    let extras = extras(&endpoint.connection);
+    let request = extras.fold(request, |request, (name, value)| request.add_extra_param(name, value));
+    let outcome = request.request_async(&courier).await.map(drop);
+    courier.delivered(outcome)
+}
+
+/// RFC 6749 §4.3
+async fn with_password(
+    endpoint: &TokenEndpoint,
+    username: &str,
+    password: &Secret,
+    whose: Whose<'_>,
+) -> Result<TokenSet, Failure> {
+    let courier = Courier::new(endpoint, Asked::FirstGrant, whose);
+    let username = ResourceOwnerUsername::new(username.to_owned());
+    let password = ResourceOwnerPassword::new(password.expose().to_owned());
+    let request = endpoint.oauth.exchange_password(&username, &password).add_scopes(scopes(&endpoint.connection));
+    let extras = extras(&endpoint.connection);
+    let request = extras.fold(request, |request, (name, value)| request.add_extra_param(name, value));
+    let outcome = request.request_async(&courier).await.map(drop);
+    courier.delivered(outcome)
+}
+
+/// RFC 6749 §4.1.3, with the code that a person brought.
+async fn authorization_code(endpoint: &TokenEndpoint, whose: Whose<'_>) -> Result<TokenSet, Failure> {
+    let (code, verifier, redirect_uri) = match whose.consented {
+        Some(Consented::Code { code, verifier, redirect_uri }) => (code, verifier, redirect_uri),
+        Some(Consented::Device { .. }) | None => return Err(refused(CONSENT_REQUIRED)),
+    };
+    let courier = Courier::new(endpoint, Asked::FirstGrant, whose);
+    let redirect = RedirectUrl::new(redirect_uri.clone()).map_err(|_| refused("invalid_redirect_url"))?;
+    let code = AuthorizationCode::new(code.expose().to_owned());
+    let request = endpoint.oauth.exchange_code(code).set_redirect_uri(Cow::Owned(redirect));
+    let request = match verifier {
+        Some(verifier) => request.set_pkce_verifier(PkceCodeVerifier::new(verifier.expose().to_owned())),
+        None => request,
+    };
+    let extras = extras(&endpoint.connection);
+    let request = extras.fold(request, |request, (name, value)| request.add_extra_param(name, value));
+    let outcome = request.request_async(&courier).await.map(drop);
+    courier.delivered(outcome)
 }
 
 /// RFC 7523 §2.1: the audience may be the token URL, which has to be known first.
