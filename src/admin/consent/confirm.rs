@@ -29,7 +29,7 @@ const CONFIRMATION_CHARS_MAX: usize = 2048;
 pub async fn show(admin: &Admin, name: &str, visit: &Visit) -> Result<Response, Page> {
     let opened = link::open(admin, name, visit).await?;
     // A second tab keeps the first one's cookie.
-    let browser = Browser::of(admin, visit).or_else(|| Browser::random()).ok_or_else(no_random)?;
+    let browser = Browser::of(admin, visit).or_else(Browser::random).ok_or_else(no_random)?;
     let confirmation = seal(admin, &opened, &browser).ok_or_else(no_random)?;
     let cookie = browser.cookie(admin, visit).ok_or_else(no_random)?;
     let mut response = page(&opened, &confirmation).into_response();

@@ -55,7 +55,7 @@ pub struct Bell(Arc<(Mutex<HashSet<FlowKey>>, Notify)>);
 impl Bell {
     pub(super) fn ring(&self, key: FlowKey) {
         let (begun, rung) = &*self.0;
-        lock(&begun).insert(key);
+        lock(begun).insert(key);
         rung.notify_one();
     }
 
