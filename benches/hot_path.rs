@@ -24,7 +24,7 @@ use keybearer::tasks::Tasks;
 use keybearer::telemetry::audit::Audit;
 use keybearer::telemetry::events::Events;
 use keybearer::telemetry::metrics::Metrics;
-use keybearer::token::{Answer, Ending, TokenCache, TokenSource};
+use keybearer::token::{Revocation, RevocationFuture, TokenCache, TokenFuture, TokenSource};
 
 const ROUNDS: usize = 9;
 const SLICE: u32 = 200_000;
@@ -35,7 +35,7 @@ type Case<'a> = (&'a str, &'a dyn Fn());
 struct Fixed;
 
 impl TokenSource for Fixed {
-    fn first_grant<'a>(&'a self, _: Whose<'a>) -> Answer<'a> {
+    fn first_grant<'a>(&'a self, _: Whose<'a>) -> TokenFuture<'a> {
         let access_token = AccessToken::parse(&"t".repeat(600)).expect("a token");
         let expires_in = Some(Duration::from_secs(3600));
         Box::pin(async move {
@@ -43,12 +43,12 @@ impl TokenSource for Fixed {
         })
     }
 
-    fn refresh<'a>(&'a self, _: &'a RefreshToken, whose: Whose<'a>) -> Answer<'a> {
+    fn refresh<'a>(&'a self, _: &'a RefreshToken, whose: Whose<'a>) -> TokenFuture<'a> {
         self.first_grant(whose)
     }
 
-    fn revoke<'a>(&'a self, _: &'a str, _: &'static str) -> Ending<'a> {
-        Box::pin(async { Ok(false) })
+    fn revoke<'a>(&'a self, _: &'a str, _: &'static str) -> RevocationFuture<'a> {
+        Box::pin(async { Ok(Revocation::NoEndpoint) })
     }
 }
 

@@ -147,7 +147,7 @@ impl Reloader {
             let asked = cause.by().map(|by| (by, cache.troubled()));
             let outcome = self.reload().await;
             if let Some((by, troubled)) = asked {
-                cache.ask_again(&troubled, &by);
+                cache.retry_now(&troubled, &by);
             }
             tell(&outcome);
             self.announce(&outcome);

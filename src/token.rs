@@ -1,8 +1,9 @@
 //! Tokens in memory: one slot and one refresher for each key.
 //!
-//! The life of a token: `ensure` → stored and fresh? publish → else lease, read again, refresh token or the connection's
-//! own grant → save → publish, waiters wake → sleep until it is due, or somebody asks → again. A retryable failure keeps
-//! the token and backs off; a permanent one blocks until the next probe, or until a person acts.
+//! A token's life: `ensure` → publish the stored one if it is usable → else take the lease, read again, send the refresh
+//! token or the connection's own grant → save → publish, waiters wake → sleep until it is due or on demand → repeat. A
+//! retryable failure keeps the token and backs off; a permanent one blocks until the next probe, or until a person acts.
+//! Where to read on: `slot` (what a request sees), `refresher` (the loop), `schedule` (when), `acquire` (how).
 
 mod acquire;
 mod former;
@@ -35,50 +36,50 @@ use crate::telemetry::audit::{Audit, Cause, Person};
 use crate::telemetry::events::Events;
 use crate::telemetry::metrics::Metrics;
 use acquire::{Acquirer, Definition};
-pub use acquire::{Answer, Ending, TokenSource};
-use former::Former;
+pub use acquire::{Revocation, RevocationFuture, TokenFuture, TokenSource};
+use former::FormerDefinitions;
 use gate::Gate;
 use refresher::Refresher;
 use slot::{NEEDS_CONSENT_AGAIN, TokenSlot};
 use subjects::InMemory;
 pub use subjects::SubjectSlots;
 
-/// Subjects whose token is in memory at once; the others are in the store.
+/// Subjects whose token is in memory; the tokens of all others are in the store.
 const SUBJECTS_IN_MEMORY_MAX: NonZeroUsize = NonZeroUsize::new(16_384).expect("not zero");
-/// After a break every slot looks what it has missed; more at once would only wait for each other's answers.
-const LOOKS_AT_ONCE: usize = 64;
-/// More attempts than there are slots.
+/// Concurrent polls of the store. After an outage every slot polls; more would only queue for its responses.
+const POLLS_AT_ONCE_MAX: usize = 64;
+/// Permits for attempts under way: more than there are slots.
 const UNDER_WAY_MAX: u32 = 1 << 20;
 
 /// All slots by key.
 pub struct TokenCache {
-    /// Each by the key of what would be its shared token.
+    /// By the key of the shared token, also where each subject has one.
     entries: Mutex<HashMap<TokenKey, Entry>>,
-    /// Slots whose connection has another identity now; requests that began before may still wait at them.
+    /// Slots of replaced definitions; requests that began before may still wait at them.
     replaced: Mutex<Vec<Slots>>,
-    /// By authorization server.
+    /// By the authorization server's origin.
     gates: Mutex<HashMap<String, Arc<Gate>>>,
-    former: Former,
+    former: FormerDefinitions,
     subjects: InMemory,
-    tools: Tools,
+    services: Services,
 }
 
-/// What every refresher works with.
+/// What all refreshers share.
 #[derive(Clone)]
-struct Tools {
+struct Services {
     store: Arc<dyn Store>,
-    /// Other processes use the store too.
+    /// Other replicas use the store.
     shared: bool,
     clock: Clock,
     tasks: Tasks,
-    /// Where refreshers run, whoever asks for them.
+    /// Runs the refreshers, whichever runtime asks for a token.
     runtime: Handle,
     metrics: Metrics,
     events: Events,
     /// A permit for each attempt under way.
     under_way: Arc<Semaphore>,
-    /// And for each look into a store that others use too.
-    looks: Arc<Semaphore>,
+    /// A permit for each poll of a shared store.
+    polls: Arc<Semaphore>,
     audit: Audit,
 }
 
@@ -90,17 +91,17 @@ struct Entry {
     definition: Arc<ArcSwap<Definition>>,
 }
 
-/// Where the tokens of one connection, or of one of its profiles, are.
+/// The slots of one connection, or of one of its profiles.
 #[derive(Debug, Clone)]
 pub enum Slots {
     Shared(Arc<TokenSlot>),
     PerSubject(Arc<SubjectSlots>),
-    /// One for each caller's own token, which is exchanged.
+    /// One for each caller's own token, which is exchanged (RFC 8693).
     PerCallerToken(Arc<SubjectSlots>),
 }
 
 impl Slots {
-    /// The slot of everybody's token.
+    /// The slot of the shared token.
     pub fn shared(&self) -> Option<&Arc<TokenSlot>> {
         match self {
             Slots::Shared(slot) => Some(slot),
@@ -108,7 +109,7 @@ impl Slots {
         }
     }
 
-    /// The slot of this subject's token; `None`: there is one for each subject, and none is named, or for each caller.
+    /// The slot of `subject`'s token; `None` if a subject is needed and not given, or each caller's token has its own.
     pub fn slot(&self, subject: Option<&Subject>) -> Option<Arc<TokenSlot>> {
         match self {
             Slots::Shared(slot) => Some(slot.clone()),
@@ -117,10 +118,10 @@ impl Slots {
         }
     }
 
-    fn reconsider(&self) {
+    fn clear_trouble(&self) {
         match self {
-            Slots::Shared(slot) => slot.reconsider(),
-            Slots::PerSubject(slots) | Slots::PerCallerToken(slots) => slots.reconsider(),
+            Slots::Shared(slot) => slot.clear_trouble(),
+            Slots::PerSubject(slots) | Slots::PerCallerToken(slots) => slots.clear_trouble(),
         }
     }
 
@@ -132,26 +133,26 @@ impl Slots {
     }
 }
 
-/// Makes the slots of one definition, each with its refresher.
-struct Maker {
+/// Creates the slots of one definition, each with its refresher.
+struct SlotFactory {
     definition: Arc<ArcSwap<Definition>>,
-    former: Former,
+    former: FormerDefinitions,
     gate: Arc<Gate>,
     in_memory: InMemory,
-    tools: Tools,
+    services: Services,
 }
 
-impl Maker {
+impl SlotFactory {
     fn key(&self, subject: Option<Subject>) -> TokenKey {
         self.definition.load().connection.token_key(subject)
     }
 
-    fn make(&self, key: TokenKey, caller_token: Option<Secret>) -> Arc<TokenSlot> {
-        let tools = &self.tools;
-        // What a caller's own token is exchanged for is of no use to anybody later.
+    fn create(&self, key: TokenKey, caller_token: Option<Secret>) -> Arc<TokenSlot> {
+        let services = &self.services;
+        // The token that a caller's own token is exchanged for is of no use after this process.
         let (store, shared) = match caller_token {
             Some(_) => (Arc::new(Unkept) as Arc<dyn Store>, false),
-            None => (tools.store.clone(), tools.shared),
+            None => (services.store.clone(), services.shared),
         };
         let slot = Arc::new(TokenSlot::new(key, caller_token));
         let acquirer = Acquirer {
@@ -160,22 +161,22 @@ impl Maker {
             former: self.former.clone(),
             store,
             gate: self.gate.clone(),
-            looks: tools.looks.clone(),
-            clock: tools.clock.clone(),
-            metrics: tools.metrics.clone(),
-            audit: tools.audit.clone(),
+            polls: services.polls.clone(),
+            clock: services.clock.clone(),
+            metrics: services.metrics.clone(),
+            audit: services.audit.clone(),
             shared,
-            kept: Mutex::default(),
+            held: Mutex::default(),
         };
         let refresher = Refresher {
             slot: slot.clone(),
             acquirer,
-            events: tools.events.clone(),
-            under_way: tools.under_way.clone(),
-            phases: tools.tasks.watch(),
+            events: services.events.clone(),
+            under_way: services.under_way.clone(),
+            phases: services.tasks.watch(),
             in_memory: self.in_memory.clone(),
         };
-        tools.tasks.spawn_on(&tools.runtime, "refresher", refresher.run());
+        services.tasks.spawn_on(&services.runtime, "refresher", refresher.run());
         slot
     }
 }
@@ -195,9 +196,9 @@ impl TokenCache {
             entries: Mutex::default(),
             replaced: Mutex::default(),
             gates: Mutex::default(),
-            former: Former::default(),
+            former: FormerDefinitions::default(),
             subjects: InMemory::new(SUBJECTS_IN_MEMORY_MAX),
-            tools: Tools {
+            services: Services {
                 shared: store.news().is_some(),
                 store,
                 clock,
@@ -206,14 +207,14 @@ impl TokenCache {
                 metrics,
                 events,
                 under_way,
-                looks: Arc::new(Semaphore::new(LOOKS_AT_ONCE)),
+                polls: Arc::new(Semaphore::new(POLLS_AT_ONCE_MAX)),
                 audit,
             },
         }
     }
 
-    /// The slots of a connection, or of one of its profiles, as it is now defined. One with its token is kept for as long as the token may be: same
-    /// identity, and no origin that it was not granted for.
+    /// The slots of a connection, or of one of its profiles, as now defined. Existing slots stay while their tokens may be
+    /// used: the identity is the same, and no origin was added.
     pub fn ensure(&self, connection: &Arc<Connection>, source: Box<dyn TokenSource>) -> Slots {
         let (key, identity, origins) = (connection.token_key(None), connection.identity(), connection.origins());
         let definition = Arc::new(Definition { connection: connection.clone(), source, since: Instant::now() });
@@ -223,23 +224,23 @@ impl TokenCache {
         };
         if let Some(entry) = entries.get(&key).filter(same) {
             entry.definition.store(definition);
-            entry.slots.reconsider();
+            entry.slots.clear_trouble();
             return entry.slots.clone();
         }
         let definition = Arc::new(ArcSwap::new(definition));
-        let maker = Maker {
+        let factory = SlotFactory {
             definition: definition.clone(),
             former: self.former.clone(),
             gate: self.gate(connection),
             in_memory: self.subjects.clone(),
-            tools: self.tools.clone(),
+            services: self.services.clone(),
         };
         let slots = match connection.tokens {
-            _ if connection.grant.takes_callers_token() => Slots::PerCallerToken(Arc::new(SubjectSlots::new(maker))),
-            Tokens::Shared => Slots::Shared(maker.make(key.clone(), None)),
+            _ if connection.grant.takes_callers_token() => Slots::PerCallerToken(Arc::new(SubjectSlots::new(factory))),
+            Tokens::Shared => Slots::Shared(factory.create(key.clone(), None)),
             Tokens::PerSubject => {
-                let slots = Arc::new(SubjectSlots::new(maker));
-                self.tools.tasks.spawn_on(&self.tools.runtime, "warm", warm::keep(Arc::downgrade(&slots)));
+                let slots = Arc::new(SubjectSlots::new(factory));
+                self.services.tasks.spawn_on(&self.services.runtime, "warm", warm::keep(Arc::downgrade(&slots)));
                 Slots::PerSubject(slots)
             }
         };
@@ -248,7 +249,7 @@ impl TokenCache {
             if let (Slots::PerSubject(_), Slots::PerSubject(_)) = (&old.slots, &slots)
                 && connection.grant.needs_person()
             {
-                // A shared token's refresher finds that out by itself; nobody may ask for a subject's for long.
+                // The refresher of a shared token reports that by itself; one of a subject's may not run for long.
                 tracing::warn!(connection = %connection.name, profile = %connection.profile, "each subject {NEEDS_CONSENT_AGAIN}");
             }
             self.former.keep(old.definition.load_full());
@@ -257,7 +258,7 @@ impl TokenCache {
         slots
     }
 
-    /// Ends the slots of definitions that are not among `kept`, once no new request can reach them.
+    /// Closes the slots of all other definitions than `kept`; no new request reaches them.
     pub fn retain(&self, kept: &HashSet<TokenKey>) {
         lock(&self.replaced).drain(..).for_each(|slots| slots.close());
         lock(&self.entries).retain(|key, entry| {
@@ -266,24 +267,24 @@ impl TokenCache {
                 self.former.keep(entry.definition.load_full());
                 entry.slots.close();
                 let labels = [key.connection.as_str(), key.profile.as_str()];
-                // It may never have had a token.
-                let _ = self.tools.metrics.token_expiry.remove_label_values(&labels);
-                let _ = self.tools.metrics.refresh_token_expiry.remove_label_values(&labels);
+                // Without a token there was no gauge.
+                let _ = self.services.metrics.token_expiry.remove_label_values(&labels);
+                let _ = self.services.metrics.refresh_token_expiry.remove_label_values(&labels);
             }
             keep
         });
     }
 
-    /// Lets what is under way finish and be saved, until `wait` is over; from here on nothing new begins.
-    pub async fn rest(&self, wait: Duration) {
-        let all = self.tools.under_way.acquire_many(UNDER_WAY_MAX);
-        match tokio::time::timeout(wait, all).await {
+    /// Lets attempts under way finish and be saved within `timeout`; no new one begins.
+    pub async fn rest(&self, timeout: Duration) {
+        let all = self.services.under_way.acquire_many(UNDER_WAY_MAX);
+        match tokio::time::timeout(timeout, all).await {
             Ok(Ok(permits)) => permits.forget(),
-            _ => tracing::warn!("a token request is still under way; what it brings may be lost"),
+            _ => tracing::warn!("token request still under way at shutdown; its token may be lost"),
         }
     }
 
-    /// The slot of this key, if it is in memory.
+    /// The slot of `key`, if it is in memory.
     pub fn get(&self, key: &TokenKey) -> Option<Arc<TokenSlot>> {
         if key.subject.is_some() {
             return self.subjects.get(key);
@@ -297,35 +298,37 @@ impl TokenCache {
         shared.into_iter().chain(self.subjects.list()).collect()
     }
 
-    /// Slots in memory that got no token at the last attempt, and wait to try again.
+    /// Slots in memory whose last attempt failed and that wait for the next.
     pub fn troubled(&self) -> Vec<Arc<TokenSlot>> {
-        let now = self.tools.clock.now();
-        self.list().into_iter().filter(|slot| slot.state().standing_trouble(now).is_some()).collect()
+        let now = self.services.clock.now();
+        self.list().into_iter().filter(|slot| slot.state().blocking_trouble(now).is_some()).collect()
     }
 
-    /// A person wants the servers of these slots to be asked, whatever they said last.
-    pub fn ask_again(&self, slots: &[Arc<TokenSlot>], by: &Person) {
-        let now = self.tools.clock.now();
-        slots.iter().for_each(|slot| slot.ask_again(now, Cause::Person(by.clone())));
+    /// Forces an attempt of each slot for a person, whatever the last failure.
+    pub fn retry_now(&self, slots: &[Arc<TokenSlot>], by: &Person) {
+        let now = self.services.clock.now();
+        slots.iter().for_each(|slot| slot.retry_now(now, Cause::Person(by.clone())));
     }
 
-    /// Lets slots look at what other processes change in the store, for as long as it tells.
+    /// Wakes slots whose record another replica has changed, until the store closes its notifications.
     pub async fn follow_news(self: Arc<Self>) {
-        let Some(mut news) = self.tools.store.news() else { return };
+        let Some(mut news) = self.services.store.news() else { return };
         loop {
             match news.recv().await {
-                Ok(News::Changed(key)) => self.get(&key).iter().for_each(|slot| slot.look()),
-                Ok(News::Missed) | Err(RecvError::Lagged(_)) => self.list().iter().for_each(|slot| slot.look()),
+                Ok(News::Changed(key)) => self.get(&key).iter().for_each(|slot| slot.note_store_change()),
+                Ok(News::Missed) | Err(RecvError::Lagged(_)) => {
+                    self.list().iter().for_each(|slot| slot.note_store_change())
+                }
                 Err(RecvError::Closed) => return,
             }
         }
     }
 
     pub fn store(&self) -> &Arc<dyn Store> {
-        &self.tools.store
+        &self.services.store
     }
 
-    /// Earlier definitions of this token, as far as they are known.
+    /// Known earlier definitions of this token.
     pub fn former(&self, key: &TokenKey) -> Vec<Arc<Connection>> {
         self.former.connections(key)
     }

@@ -23,7 +23,7 @@ use crate::model::token::{RefreshToken, Subject};
 use crate::snapshot::{BoundConnection, BoundDefinition};
 use crate::telemetry::Clean;
 use crate::telemetry::audit::{self, Cause, Kind};
-use crate::token::slot::{Handed, NotImported, NotRefreshed, TokenSlot};
+use crate::token::slot::{Credential, NotImported, NotRefreshed, TokenSlot};
 
 /// Longer than the longest token request that is waited for.
 const IMPORT_WAIT: Duration = Duration::from_secs(40);
@@ -91,7 +91,7 @@ pub async fn import(
     })?;
     let slot = Which { profile, subject }.slot(bound)?;
     tracing::info!(user = %asker.name, connection = %slot.key.connection, profile = %slot.key.profile, "a refresh token is handed in");
-    match slot.import(Handed::RefreshToken(token), asker.person(), Instant::now() + IMPORT_WAIT).await {
+    match slot.import(Credential::RefreshToken(token), asker.person(), Instant::now() + IMPORT_WAIT).await {
         Ok(()) => Ok(Json(view::token(&slot, admin.clock.now()))),
         Err(NotImported::Busy) => {
             let problem = Problem::new(StatusCode::CONFLICT, "overloaded", "another token is being proven; ask again");

@@ -272,10 +272,10 @@ fn last_attempt(state: &SlotState) -> Value {
     if let Some(trouble) = &state.trouble {
         return json!({
             "at": rfc3339(trouble.at.wall),
-            "outcome": trouble.outcome,
+            "outcome": trouble.outcome.as_str(),
             "error": trouble.error,
             "description": trouble.description,
-            "next_at": trouble.consent.is_none().then(|| rfc3339(trouble.retry_at.wall)),
+            "next_at": trouble.consent().is_none().then(|| rfc3339(trouble.retry_at.wall)),
         });
     }
     let Some(token) = &state.token else { return Value::Null };

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use ipnet::IpNet;
 
-use crate::model::connection::{HostPattern, PortRule, Route};
+use crate::model::connection::{HostPattern, PortRule, Route, RouteOrigin};
 use crate::model::origin::Host;
 use crate::model::{Listener, Model};
 
@@ -64,17 +64,18 @@ impl AddressPolicy {
     }
 
     fn route(&mut self, route: &Route) {
-        match route.origin() {
-            (HostPattern::Exact(Host::Ip(address)), port, tls) => {
+        let RouteOrigin { pattern, port, tls_only } = route.origin();
+        match pattern {
+            HostPattern::Exact(Host::Ip(address)) => {
                 let port = match port {
-                    PortRule::Default => Some(if tls { 443 } else { 80 }),
+                    PortRule::Default => Some(if tls_only { 443 } else { 80 }),
                     PortRule::Stated(port) => Some(port),
                     PortRule::Any => None,
                 };
                 self.routed.extend([(address.to_canonical(), port)]);
             }
-            (HostPattern::Exact(host), ..) => self.named.extend([host]),
-            (HostPattern::Below(_), ..) => {}
+            HostPattern::Exact(host) => self.named.extend([host]),
+            HostPattern::Below(_) => {}
         }
     }
 

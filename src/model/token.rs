@@ -30,6 +30,10 @@ impl TokenKey {
         TokenKey { subject: Some(subject), ..TokenKey::of_connection(connection) }
     }
 
+    pub fn subject_str(&self) -> Option<&str> {
+        self.subject.as_ref().map(Subject::as_str)
+    }
+
     /// What [`fmt::Display`] writes.
     pub fn parse(text: &str) -> Option<TokenKey> {
         let mut parts = text.splitn(3, '/');

@@ -14,15 +14,12 @@ use http::{HeaderValue, Method, header};
 use tokio::sync::OnceCell;
 use url::{Host as UrlHost, Url};
 
-use crate::dial::Dialer;
-use crate::model::origin::Host;
-use crate::model::time::BootTime;
-
 use super::failure::{Failure, Reason, Refusal};
 use super::json::{Json, Members};
 use super::transport::{self, Answer};
 use crate::dial::Dialer;
 use crate::model::origin::Host;
+use crate::model::time::BootTime;
 
 pub const TOKEN: &str = "token_endpoint";
 pub const REVOCATION: &str = "revocation_endpoint";

@@ -19,8 +19,8 @@ use rhai::{AST, CallFnOptions, Dynamic, Engine, EvalAltResult, Module, Optimizat
 
 use super::failure::{Failure, ScriptError};
 use super::functions;
-use crate::model::time::WallTime;
 use super::value::STRING_BYTES_MAX;
+use crate::model::time::WallTime;
 
 /// The longest time of one call.
 pub const CALL_TIME_MAX: Duration = Duration::from_millis(250);

@@ -1,6 +1,6 @@
-//! Definitions that are no longer in force, for tokens that were granted under them: they alone tell how to revoke those.
+//! Definitions that are no longer in force: they alone know how to revoke the tokens granted under them.
 //!
-//! Holds: they are in memory only, so after a restart none is known; the oldest leave first.
+//! Invariants: they are in memory only, so a restart loses them. Beyond the bound the oldest leave first.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -10,17 +10,17 @@ use crate::model::connection::{Connection, Identity};
 use crate::model::token::TokenKey;
 use crate::sync::lock;
 
-/// Earlier definitions that are known, of all connections.
+/// Bound over all connections.
 const DEFINITIONS_MAX: usize = 64;
 
 #[derive(Clone, Default)]
-pub(super) struct Former(Arc<Mutex<VecDeque<Arc<Definition>>>>);
+pub(super) struct FormerDefinitions(Arc<Mutex<VecDeque<Arc<Definition>>>>);
 
-impl Former {
-    /// Keeps a definition that is replaced, in place of an earlier one with the same identity.
+impl FormerDefinitions {
+    /// Keeps a replaced definition, instead of an earlier one with the same identity.
     pub fn keep(&self, definition: Arc<Definition>) {
         if definition.connection.grant.takes_callers_token() {
-            // Its tokens are in no store.
+            // Its tokens are never stored.
             return;
         }
         let (key, identity) = (definition.connection.token_key(None), definition.connection.identity());

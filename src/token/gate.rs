@@ -1,10 +1,10 @@
-//! Places for token requests under way at one authorization server, shared fairly among connections.
+//! Limit of concurrent token requests to one authorization server, shared fairly among connections.
 //!
-//! Free places go round the connections that wait; within one connection they are first come, first served. One connection
-//! never holds them all, so requests that hang leave a way for the others.
+//! Free permits go to the waiting connections in turn; within one connection the first waiter is served first. No
+//! connection holds all permits, so its hanging requests do not block the others.
 //! Bounds: a waiter leaves the queue with its future, so there is at most one for each slot in memory and for each request
 //! that waits at a slot which has left memory.
-//! Not here: when an attempt gives up waiting (`acquire`).
+//! Not here: when an attempt stops waiting (`acquire`).
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -14,9 +14,9 @@ use tokio::sync::oneshot;
 use crate::model::Name;
 use crate::sync::lock;
 
-/// Token requests under way at once to one authorization server.
-const PLACES: usize = 8;
-const PLACES_PER_CONNECTION: usize = PLACES - 1;
+/// Concurrent token requests to one authorization server.
+const PERMITS_MAX: usize = 8;
+const PERMITS_PER_CONNECTION_MAX: usize = PERMITS_MAX - 1;
 
 #[derive(Debug, Default)]
 pub struct Gate {
@@ -32,32 +32,32 @@ struct Queue {
     turns: VecDeque<Name>,
 }
 
-/// One connection's places and waiters.
+/// One connection's permits and waiters.
 #[derive(Debug, Default)]
 struct Line {
     taken: usize,
-    /// By ticket, which grows: the first has waited longest.
+    /// By ticket, in order of arrival.
     waiting: BTreeMap<u64, oneshot::Sender<()>>,
 }
 
-/// A place, or a wait for one; it is given back, or left, when dropped.
+/// A permit, or a wait for one; dropping it returns the permit or leaves the queue.
 #[derive(Debug)]
-pub struct Place {
+pub struct Permit {
     gate: Arc<Gate>,
     connection: Name,
     ticket: u64,
 }
 
 impl Gate {
-    /// Waits for a place. The wait ends with the future.
-    pub async fn enter(self: &Arc<Gate>, connection: &Name) -> Place {
-        let (place, turn) = self.join(connection);
-        // Its sender leaves the queue only to be used, or with the place.
+    /// Waits for a permit. Dropping the future ends the wait.
+    pub async fn enter(self: &Arc<Gate>, connection: &Name) -> Permit {
+        let (permit, turn) = self.join(connection);
+        // Its sender leaves the queue only to be used, or with the permit.
         let _ = turn.await;
-        place
+        permit
     }
 
-    fn join(self: &Arc<Gate>, connection: &Name) -> (Place, oneshot::Receiver<()>) {
+    fn join(self: &Arc<Gate>, connection: &Name) -> (Permit, oneshot::Receiver<()>) {
         let mut queue = self.queue();
         queue.last_ticket += 1;
         let ticket = queue.last_ticket;
@@ -69,7 +69,7 @@ impl Gate {
             queue.turns.push_back(connection.clone());
         }
         queue.serve();
-        (Place { gate: self.clone(), connection: connection.clone(), ticket }, turn)
+        (Permit { gate: self.clone(), connection: connection.clone(), ticket }, turn)
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
@@ -78,9 +78,9 @@ impl Gate {
 }
 
 impl Queue {
-    /// Gives away what is free.
+    /// Hands out free permits.
     fn serve(&mut self) {
-        while self.taken < PLACES {
+        while self.taken < PERMITS_MAX {
             let may_enter = |name: &Name| self.connections.get(name).is_some_and(Line::may_enter);
             let next = self.turns.iter().position(may_enter).and_then(|at| self.turns.remove(at));
             let Some(name) = next else { return };
@@ -91,7 +91,7 @@ impl Queue {
             if !line.waiting.is_empty() {
                 self.turns.push_back(name);
             }
-            // A waiter that is just going away gives it back.
+            // A waiter that is being dropped returns it.
             let _ = turn.send(());
         }
     }
@@ -113,11 +113,11 @@ impl Queue {
 
 impl Line {
     fn may_enter(&self) -> bool {
-        self.taken < PLACES_PER_CONNECTION && !self.waiting.is_empty()
+        self.taken < PERMITS_PER_CONNECTION_MAX && !self.waiting.is_empty()
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.gate.queue().leave(&self.connection, self.ticket);
     }
@@ -129,7 +129,7 @@ mod tests {
 
     /// A waiter whose turn can be looked at.
     struct Waiter {
-        place: Place,
+        permit: Permit,
         turn: oneshot::Receiver<()>,
     }
 
@@ -144,8 +144,8 @@ mod tests {
     }
 
     fn wait(gate: &Arc<Gate>, connection: &str) -> Waiter {
-        let (place, turn) = gate.join(&name(connection));
-        Waiter { place, turn }
+        let (permit, turn) = gate.join(&name(connection));
+        Waiter { permit, turn }
     }
 
     fn many(gate: &Arc<Gate>, connection: &str, count: usize) -> VecDeque<Waiter> {
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn one_connection_leaves_a_place_to_the_others() {
+    fn one_connection_leaves_a_permit_to_the_others() {
         let gate = Arc::<Gate>::default();
         let mut crm = many(&gate, "crm", 3000);
         assert_eq!(served(&mut crm), 7);
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn free_places_go_round_the_connections_that_wait() {
+    fn free_permits_go_to_the_waiting_connections_in_turn() {
         let gate = Arc::<Gate>::default();
         let (mut crm, mut erp, mut hr) = (many(&gate, "crm", 100), many(&gate, "erp", 100), many(&gate, "hr", 2));
         assert_eq!([&mut crm, &mut erp, &mut hr].map(served), [7, 1, 0]);
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn who_goes_away_leaves_the_queue_at_once() {
+    fn a_dropped_waiter_leaves_the_queue_at_once() {
         let gate = Arc::<Gate>::default();
         let mut held = many(&gate, "crm", 7);
         assert_eq!(served(&mut held), 7);
@@ -191,11 +191,11 @@ mod tests {
         drop(waiting);
         assert_eq!(gate.queue().connections[&name("crm")].waiting.len(), 1);
         held.pop_front();
-        let Waiter { place, mut turn } = last;
+        let Waiter { permit, mut turn } = last;
         assert!(turn.try_recv().is_ok(), "no waiter is before it any more");
-        // One that was served as it went away gives its place back.
+        // One that was served while it was dropped returns its permit.
         let (hr, next) = (many(&gate, "hr", 1), wait(&gate, "crm"));
-        drop((place, next, held, hr));
+        drop((permit, next, held, hr));
         let queue = gate.queue();
         assert!(queue.taken == 0 && queue.connections.is_empty() && queue.turns.is_empty(), "{queue:?}");
     }
@@ -203,18 +203,18 @@ mod tests {
     #[tokio::test]
     async fn a_wait_ends_with_its_future() {
         let (gate, crm) = (Arc::<Gate>::default(), name("crm"));
-        let mut places = Vec::new();
+        let mut permits = Vec::new();
         for _ in 0..7 {
-            places.push(gate.enter(&crm).await);
+            permits.push(gate.enter(&crm).await);
         }
         tokio::select! {
             biased;
-            _ = gate.enter(&crm) => panic!("there is no place"),
+            _ = gate.enter(&crm) => panic!("there is no permit"),
             () = std::future::ready(()) => {}
         }
-        places.pop();
-        places.push(gate.enter(&crm).await);
-        drop(places);
+        permits.pop();
+        permits.push(gate.enter(&crm).await);
+        drop(permits);
         assert!(gate.queue().connections.is_empty());
     }
 }

@@ -1,10 +1,11 @@
-//! One token slot: what requests may read and only the refresher may write.
+//! One token slot: read by requests, written only by its refresher.
 //!
-//! Not here: when to refresh (`schedule`), what forces a refresh (`forced`), how to get a token (`acquire`).
-//! Holds: a failure stands beside the token, never in its place. Waiting requests and the refresher obey the same
-//! [`Verdict`], so a leftover wake-up cannot ask the authorization server through a back-off or a refusal.
-//! Metrics: `keybearer_token_wait_seconds` is observed by whoever waits here (`proxy::exchange`).
+//! Invariants: a failure is kept beside the token, never in its place. Waiting requests and the refresher obey the same
+//! [`Verdict`], so a leftover wake-up cannot ask the authorization server during a backoff or after a refusal.
+//! Not here: when to refresh (`schedule`), what forces a refresh (`forced`), how to acquire a token (`acquire`).
+//! Metrics: `keybearer_token_wait_seconds` is observed where requests wait (`proxy::exchange`).
 
+mod command;
 mod forced;
 mod import;
 mod interest;
@@ -20,82 +21,87 @@ use http::HeaderValue;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use super::schedule::Moments;
 use crate::clock::{Clock, Now};
 use crate::model::connection::OriginSet;
 use crate::model::origin::Origin;
 use crate::model::secret::Secret;
 use crate::model::time::WallTime;
 use crate::model::token::{AccessToken, TokenKey};
+pub use command::Command;
+use command::Inbox;
 use forced::Forced;
 pub(super) use forced::RejectionPause;
-use import::Desk;
-pub use import::{Errand, Handed, Import, NotImported};
+pub use import::{Credential, Import, NotImported};
 pub use interest::Interest;
-use interest::{InterestCell, Leaves};
+use interest::{InterestCell, WaitEnd};
 pub use refresh::NotRefreshed;
 pub use revoke::{Fate, NotRevoked, Revoke, Revoked, Sharers};
-pub use trouble::{Consent, NEEDS_CONSENT_AGAIN, NoToken, Trouble, needs_consent_again};
+pub use trouble::{Consent, NEEDS_CONSENT_AGAIN, NoToken, Trouble, TroubleKind, needs_consent_again};
 
 /// The cell of one token. Reading a usable token is one atomic load and two comparisons.
 #[derive(Debug)]
 pub struct TokenSlot {
     pub key: TokenKey,
-    /// What is exchanged for the slot's token.
+    /// The caller's own token, which is exchanged for the slot's token.
     caller_token: Option<Secret>,
     state: ArcSwap<SlotState>,
     changed: watch::Sender<()>,
     demand: Notify,
     forced: Mutex<Forced>,
-    desk: Desk,
-    /// In a subject's token.
+    inbox: Inbox,
+    /// Of a subject's token.
     interest: InterestCell,
     /// A caller has stopped waiting.
     left: Notify,
-    /// The store may have something newer.
-    stale: AtomicBool,
+    /// Another replica may have changed the record.
+    store_changed: AtomicBool,
+    /// No longer refreshed ahead.
     closed: AtomicBool,
-    over: AtomicBool,
+    /// No longer refreshed at all.
+    ended: AtomicBool,
 }
 
 /// A token that may be injected, in the form in which it is injected.
 #[derive(Debug)]
 pub struct InjectedToken {
-    /// Counts the different tokens of this slot.
+    /// Number of this token among those of the slot.
     pub generation: u64,
     pub access_token: AccessToken,
     bearer: HeaderValue,
-    /// Where it may go: the origins that it was granted for.
+    /// The origins that it was granted for; it is sent to no other.
     origins: Arc<OriginSet>,
     pub granted: Granted,
     /// Never injected from here on.
     pub usable_until: Now,
     pub expires: Now,
-    /// The next one is asked for from here on.
+    /// The next one is due from here on.
     pub refresh_at: Now,
-    /// Whether a request that the upstream accepts with it is worth a look at `forced`: rarely.
+    /// The upstream's acceptance resets the pause between forced refreshes; false in the common case, which then takes no
+    /// lock.
     is_on_trial: AtomicBool,
 }
 
 /// What the server granted.
 #[derive(Debug)]
 pub struct Granted {
-    /// When the request that obtained it left.
+    /// When the request for it left.
     pub obtained: Now,
     pub scopes: Vec<String>,
     /// `None`: there is no refresh token, or its lifetime is unknown.
     pub refresh_token_ends: Option<WallTime>,
 }
 
-/// What a slot holds at one moment; replaced whole.
+/// The slot's value; replaced as a whole.
 #[derive(Debug, Clone, Default)]
 pub struct SlotState {
     pub token: Option<Arc<InjectedToken>>,
     pub trouble: Option<Trouble>,
-    /// Finished attempts, good or bad.
+    /// Finished attempts, successful or not.
     pub attempts: u64,
 }
 
-/// What a request gets, and whether the refresher has anything to do for it.
+/// What a request gets, and whether the refresher has to act for it.
 #[derive(Debug)]
 pub enum Verdict<'a> {
     Serve(&'a Arc<InjectedToken>),
@@ -109,8 +115,9 @@ impl InjectedToken {
         access_token: AccessToken,
         origins: Arc<OriginSet>,
         granted: Granted,
-        (usable_until, expires, refresh_at): (Now, Now, Now),
+        moments: Moments,
     ) -> InjectedToken {
+        let Moments { usable_until, expires, refresh_at } = moments;
         let bearer = header_value("Bearer", &access_token);
         let is_on_trial = AtomicBool::new(false);
         InjectedToken {
@@ -157,25 +164,30 @@ impl SlotState {
         if let Some(token) = self.token.as_ref().filter(|token| token.is_usable(now)) {
             return Verdict::Serve(token);
         }
-        match self.standing_trouble(now) {
+        match self.blocking_trouble(now) {
             Some(trouble) => Verdict::Fail(trouble),
             None => Verdict::Acquire,
         }
     }
 
-    /// The trouble through which nobody may ask yet.
-    pub fn standing_trouble(&self, now: Now) -> Option<&Trouble> {
+    /// The trouble that lets no attempt begin yet.
+    pub fn blocking_trouble(&self, now: Now) -> Option<&Trouble> {
         self.trouble.as_ref().filter(|trouble| !now.reached(trouble.retry_at))
     }
 
-    /// The contract's word for this state of a token.
+    /// Failures in a row.
+    pub(super) fn failures(&self) -> u32 {
+        self.trouble.as_ref().map_or(0, |trouble| trouble.failures)
+    }
+
+    /// The contract's name of this state.
     pub fn name(&self, now: Now) -> &'static str {
         let usable = self.token.as_ref().filter(|token| token.is_usable(now));
         match (usable, &self.trouble) {
             (Some(token), _) if now.reached(token.refresh_at) => "due",
             (Some(_), _) => "fresh",
-            (None, Some(trouble)) if trouble.consent.is_some() => "reauthorize",
-            (None, Some(trouble)) if trouble.permanent => "misconfigured",
+            (None, Some(trouble)) if trouble.consent().is_some() => "reauthorize",
+            (None, Some(trouble)) if trouble.kind.is_permanent() => "misconfigured",
             (None, _) if self.token.is_none() => "starting",
             (None, _) => "expired",
         }
@@ -191,12 +203,12 @@ impl TokenSlot {
             changed: watch::Sender::new(()),
             demand: Notify::new(),
             forced: Mutex::default(),
-            desk: Desk::default(),
+            inbox: Inbox::default(),
             interest: InterestCell::used(),
             left: Notify::new(),
-            stale: AtomicBool::new(false),
+            store_changed: AtomicBool::new(false),
             closed: AtomicBool::new(false),
-            over: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
         }
     }
 
@@ -226,16 +238,16 @@ impl TokenSlot {
         }
     }
 
-    /// A usable token, waiting for one until `deadline`. Going away cancels no request that has left.
+    /// A usable token, waiting for one until `deadline`. Dropping this future cancels no request that has left.
     pub async fn token(&self, clock: &Clock, deadline: Instant) -> Result<Arc<InjectedToken>, NoToken> {
-        let _leaves = Leaves(&self.left);
+        let _wait_end = WaitEnd(&self.left);
         let mut changed = self.changed.subscribe();
         loop {
             let now = clock.now();
             match self.state.load_full().verdict(now) {
                 Verdict::Serve(token) => return Ok(token.clone()),
                 Verdict::Fail(trouble) => return Err(trouble.no_token(now)),
-                Verdict::Acquire if self.over.load(Ordering::SeqCst) => return Err(NoToken::Forgotten),
+                Verdict::Acquire if self.ended.load(Ordering::SeqCst) => return Err(NoToken::Forgotten),
                 Verdict::Acquire => {
                     self.interest.note_use();
                     self.demand.notify_one();
@@ -247,17 +259,17 @@ impl TokenSlot {
         }
     }
 
-    /// Returns after `count` attempts have finished, good or bad.
+    /// Returns after `count` attempts have finished, successful or not.
     pub async fn attempted(&self, count: u64) {
         let mut changed = self.changed.subscribe();
         while self.state.load().attempts < count && changed.changed().await.is_ok() {}
     }
 
-    /// The end of refreshing ahead. Requests that began before still read what is here, or get what they wait for.
+    /// Ends refreshing ahead. Requests that began before still read the token, or get the one that they wait for.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
-        // Whoever waits for an errand is told by its end.
-        drop(self.take_errand());
+        // Dropping the command reports the end to its sender.
+        drop(self.take_command());
         self.changed.send_replace(());
         self.demand.notify_one();
         self.left.notify_one();
@@ -267,43 +279,43 @@ impl TokenSlot {
         self.closed.load(Ordering::SeqCst)
     }
 
-    /// Nobody gets another token for this slot: whoever waits is told.
+    /// Ends the slot: no request gets another token, and those that wait fail.
     pub(super) fn end(&self) {
-        self.over.store(true, Ordering::SeqCst);
+        self.ended.store(true, Ordering::SeqCst);
         self.close();
     }
 
-    /// The definition has changed: whatever stood in the way may be gone, so nobody waits for a back-off to end.
-    pub(super) fn reconsider(&self) {
+    /// The cause of the trouble may be gone: tries again without waiting for a backoff to end.
+    pub(super) fn clear_trouble(&self) {
         self.state.rcu(|state| SlotState { trouble: None, ..(**state).clone() });
         self.demand.notify_one();
     }
 
-    /// Another process may have changed what the store has.
-    pub(super) fn look(&self) {
-        self.stale.store(true, Ordering::SeqCst);
+    /// Another replica may have changed the record.
+    pub(super) fn note_store_change(&self) {
+        self.store_changed.store(true, Ordering::SeqCst);
         self.demand.notify_one();
     }
 
-    /// For the refresher: was it told to look?
-    pub(super) fn take_look(&self) -> bool {
-        self.stale.swap(false, Ordering::SeqCst)
+    /// For the refresher: true once after each noted change.
+    pub(super) fn take_store_change(&self) -> bool {
+        self.store_changed.swap(false, Ordering::SeqCst)
     }
 
-    /// For the refresher, while it waits for its turn: returns when there is something to look at, or an errand.
-    pub(super) async fn told(&self) {
-        let waits = || self.stale.load(Ordering::SeqCst) || self.has_errand();
-        while !waits() {
+    /// For the refresher, while it waits for the lease: returns when the store has changed or a command waits.
+    pub(super) async fn interrupted(&self) {
+        let is_interrupted = || self.store_changed.load(Ordering::SeqCst) || self.has_command();
+        while !is_interrupted() {
             self.demanded().await;
         }
     }
 
-    /// For the refresher: returns when some request wants an answer.
+    /// For the refresher: returns on the next demand, of a request or of another part.
     pub(super) async fn demanded(&self) {
         self.demand.notified().await;
     }
 
-    /// For the refresher alone: replaces the state after an attempt, then wakes everybody who waits.
+    /// For the refresher alone: replaces the state after an attempt, then wakes all waiting requests.
     pub(super) fn publish(&self, token: Option<Arc<InjectedToken>>, trouble: Option<Trouble>) {
         {
             let mut forced = self.force();

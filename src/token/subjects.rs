@@ -1,7 +1,7 @@
-//! The slots of subjects: those in use are in memory, all others are in the store alone.
+//! Slots of subjects: those in use are in memory, the tokens of all others only in the store.
 //!
-//! Holds: there is a bound on them, and who was not used for longest leaves first; a lookup takes one lock for a moment,
-//! never across an await.
+//! Invariants: their number is bounded, and the least recently used leaves first. A lookup takes one short lock, never
+//! across an await.
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use lru::LruCache;
 use tokio::sync::Notify;
 
-use super::Maker;
+use super::SlotFactory;
 use super::slot::TokenSlot;
 use crate::model::secret::Secret;
 use crate::model::token::{Subject, TokenKey};
@@ -46,7 +46,7 @@ impl InMemory {
 
 /// The slots of one definition with a token for each subject.
 pub struct SubjectSlots {
-    pub(super) maker: Maker,
+    pub(super) factory: SlotFactory,
     closed: AtomicBool,
     /// The definition has changed, or the slots are closed.
     pub(super) changed: Arc<Notify>,
@@ -54,36 +54,36 @@ pub struct SubjectSlots {
 
 impl fmt::Debug for SubjectSlots {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SubjectSlots({})", self.maker.key(None))
+        write!(f, "SubjectSlots({})", self.factory.key(None))
     }
 }
 
 impl SubjectSlots {
-    pub(super) fn new(maker: Maker) -> SubjectSlots {
-        SubjectSlots { maker, closed: AtomicBool::new(false), changed: Arc::default() }
+    pub(super) fn new(factory: SlotFactory) -> SubjectSlots {
+        SubjectSlots { factory, closed: AtomicBool::new(false), changed: Arc::default() }
     }
 
     fn in_memory(&self) -> &InMemory {
-        &self.maker.in_memory
+        &self.factory.in_memory
     }
 
-    /// Is the slot of one subject in memory?
+    /// True if the slot of `subject` is in memory.
     pub(super) fn has(&self, subject: &Subject) -> bool {
-        self.in_memory().get(&self.maker.key(Some(subject.clone()))).is_some()
+        self.in_memory().get(&self.factory.key(Some(subject.clone()))).is_some()
     }
 
-    /// The slot of one subject, made and filled from the store if it is not in memory.
+    /// The slot of one subject; created, and filled from the store, if it is not in memory.
     pub fn slot(&self, subject: &Subject) -> Arc<TokenSlot> {
         self.slot_of(subject, None)
     }
 
-    /// The slot of what one caller's own token is exchanged for; it is named by a digest of that token.
+    /// The slot of the token that one caller's own token is exchanged for, named by a digest of the latter.
     pub fn slot_of_token(&self, token: &Secret) -> Arc<TokenSlot> {
         self.slot_of(&Subject::of_token(token), Some(token))
     }
 
     fn slot_of(&self, subject: &Subject, token: Option<&Secret>) -> Arc<TokenSlot> {
-        let key = self.maker.key(Some(subject.clone()));
+        let key = self.factory.key(Some(subject.clone()));
         let mut slots = lock(&self.in_memory().0);
         if let Some(slot) = slots.get(&key).filter(|slot| !slot.is_closed()) {
             return slot.clone();
@@ -94,7 +94,7 @@ impl SubjectSlots {
             slot.end();
             return Arc::new(slot);
         }
-        let slot = self.maker.make(key.clone(), token.cloned());
+        let slot = self.factory.create(key.clone(), token.cloned());
         let pushed_out = slots.push(key, slot.clone());
         drop(slots);
         if let Some((_, old)) = pushed_out {
@@ -107,14 +107,14 @@ impl SubjectSlots {
         self.closed.load(Ordering::SeqCst)
     }
 
-    /// Was this token granted for the connection as it is now?
+    /// True if `token` was granted for the present definition.
     pub(super) fn is_of_this_definition(&self, token: &StoredToken) -> bool {
-        token.is_of(&self.maker.definition.load().connection)
+        token.is_of(&self.factory.definition.load().connection)
     }
 
-    /// The definition has changed, the identity has not.
-    pub(super) fn reconsider(&self) {
-        self.own().iter().for_each(|slot| slot.reconsider());
+    /// The definition has changed, its identity has not.
+    pub(super) fn clear_trouble(&self) {
+        self.own().iter().for_each(|slot| slot.clear_trouble());
         self.changed.notify_one();
     }
 
@@ -123,14 +123,14 @@ impl SubjectSlots {
         self.closed.store(true, Ordering::SeqCst);
         self.changed.notify_one();
         for slot in self.own() {
-            // What took the place of this definition may have put its own there.
+            // The definition that replaced this one may have put a slot of its own there.
             self.in_memory().remove(&slot);
             slot.close();
         }
     }
 
     fn own(&self) -> Vec<Arc<TokenSlot>> {
-        let own = self.maker.key(None);
+        let own = self.factory.key(None);
         let is_own = |key: &TokenKey| key.connection == own.connection && key.profile == own.profile;
         let slots = lock(&self.in_memory().0);
         slots.iter().filter(|(key, _)| is_own(key)).map(|(_, slot)| slot.clone()).collect()

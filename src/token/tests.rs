@@ -1,6 +1,8 @@
-//! The engine on a simulated clock: one source that follows a script, and its calls counted.
+//! The engine on a simulated clock, over a scripted source that counts its calls.
 
+mod clocks;
 mod definition;
+mod disk;
 mod ending;
 mod fleet;
 mod readers;
@@ -27,7 +29,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 type Answer = Result<TokenSet, Failure>;
 
-/// Answers by its script, then with a new token each time.
+/// Returns the scripted results, then a new token each time.
 #[derive(Default)]
 struct Script {
     answers: Mutex<VecDeque<Answer>>,
@@ -37,11 +39,11 @@ struct Script {
     times: Mutex<Vec<Instant>>,
     /// Refresh tokens that were sent.
     spent: Mutex<Vec<String>>,
-    /// Of each refresh.
+    /// Whether each refresh followed an empty 400.
     after_empty_400: Mutex<Vec<bool>>,
-    /// Each with its hint.
+    /// Revoked tokens, each with its hint.
     revoked: Mutex<Vec<String>>,
-    /// Callers' own tokens.
+    /// Callers' own tokens that were exchanged.
     exchanged: Mutex<Vec<String>>,
     lifetime: Option<Duration>,
     takes: Duration,
@@ -60,24 +62,24 @@ impl Script {
 struct Source(Arc<Script>);
 
 impl TokenSource for Source {
-    fn first_grant<'a>(&'a self, whose: Whose<'a>) -> super::Answer<'a> {
+    fn first_grant<'a>(&'a self, whose: Whose<'a>) -> super::TokenFuture<'a> {
         lock(&self.0.exchanged).extend(whose.token.map(|token| token.expose().to_owned()));
         self.answer(None)
     }
 
-    fn refresh<'a>(&'a self, token: &'a RefreshToken, whose: Whose<'a>) -> super::Answer<'a> {
+    fn refresh<'a>(&'a self, token: &'a RefreshToken, whose: Whose<'a>) -> super::TokenFuture<'a> {
         lock(&self.0.after_empty_400).push(whose.after_empty_400);
         self.answer(Some(token.expose().to_owned()))
     }
 
-    fn revoke<'a>(&'a self, token: &'a str, hint: &'static str) -> Ending<'a> {
+    fn revoke<'a>(&'a self, token: &'a str, hint: &'static str) -> RevocationFuture<'a> {
         lock(&self.0.revoked).push(format!("{hint} {token}"));
-        Box::pin(async { Ok(true) })
+        Box::pin(async { Ok(Revocation::Revoked) })
     }
 }
 
 impl Source {
-    fn answer(&self, spent: Option<String>) -> super::Answer<'_> {
+    fn answer(&self, spent: Option<String>) -> super::TokenFuture<'_> {
         let script = self.0.clone();
         Box::pin(async move {
             lock(&script.spent).extend(spent);
@@ -130,7 +132,7 @@ struct Engine {
     slot: Arc<TokenSlot>,
 }
 
-/// One slot whose tokens live `lifetime` and take `takes` to come.
+/// One slot whose tokens live for `lifetime`; each request takes `takes`.
 fn engine(lifetime: Duration, takes: Duration, answers: impl IntoIterator<Item = Answer>) -> Engine {
     let script = Script { lifetime: Some(lifetime), takes, ..Script::default() };
     answers.into_iter().for_each(|answer| script.then(answer));
@@ -180,7 +182,7 @@ async fn many_waiters_on_a_cold_slot_cause_one_request() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_waiter_that_goes_away_cancels_nothing() {
+async fn a_dropped_waiter_cancels_nothing() {
     let engine = engine(60 * SECOND, SECOND, []);
     assert!(tokio::time::timeout(SECOND / 2, engine.token()).await.is_err());
     assert_eq!(engine.token().await.as_deref(), Ok("token-1"));
@@ -216,7 +218,7 @@ async fn a_failed_refresh_keeps_the_valid_token_and_an_expired_one_is_never_serv
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_asks_through_a_back_off() {
+async fn no_caller_asks_during_a_backoff() {
     let engine = engine(60 * SECOND, Duration::ZERO, [unavailable(Some(30 * SECOND)), unavailable(None)]);
     assert!(engine.token().await.is_err());
     for _ in 0..290 {
@@ -252,7 +254,7 @@ async fn a_server_that_is_down_is_asked_three_times_in_its_first_minute_and_once
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rejected_token_is_replaced_once_for_everybody() {
+async fn a_rejected_token_is_replaced_once_for_all_callers() {
     let engine = Arc::new(engine(3600 * SECOND, SECOND / 10, []));
     engine.token().await.unwrap();
     let mut rejections = tokio::task::JoinSet::new();
@@ -264,7 +266,7 @@ async fn a_rejected_token_is_replaced_once_for_everybody() {
         assert_eq!(replacement.as_deref(), Some("token-2"));
     }
     assert_eq!(engine.script.calls(), 2);
-    assert_eq!(engine.reject(1).await.as_deref(), Some("token-2"), "an old rejection asks nobody");
+    assert_eq!(engine.reject(1).await.as_deref(), Some("token-2"), "an old rejection causes no request");
     assert_eq!(engine.reject(2).await, None, "not again within ten seconds");
     assert_eq!(engine.script.calls(), 2);
     sleep(10 * SECOND).await;
@@ -304,57 +306,6 @@ async fn a_life_of_a_second_does_not_spin() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_lifetime_the_default_applies() {
-    let engine = engine(SECOND, Duration::ZERO, [token("endless", None)]);
-    engine.token().await.unwrap();
-    let left = engine.clock.now().until(engine.fresh().unwrap().expires);
-    assert_eq!(left.as_secs().div_ceil(10), 360);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_machine_that_slept_past_expiry_serves_nothing_old() {
-    let engine = engine(3600 * SECOND, Duration::ZERO, []);
-    engine.token().await.unwrap();
-    engine.clock.suspend(4000 * SECOND);
-    assert!(engine.fresh().is_none());
-    assert_eq!(engine.token().await.as_deref(), Ok("token-2"));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_wall_clock_that_jumps_ends_lives_forwards_and_prolongs_none_backwards() {
-    let engine = engine(3600 * SECOND, Duration::ZERO, []);
-    engine.token().await.unwrap();
-    engine.clock.step_wall(-7200);
-    sleep(3599 * SECOND).await;
-    assert_ne!(engine.fresh().unwrap().generation, 1, "the boot clock still renews it");
-    let generation = engine.fresh().unwrap().generation;
-    engine.clock.step_wall(2 * 7200);
-    assert!(engine.fresh().is_none());
-    engine.token().await.unwrap();
-    assert_eq!(engine.fresh().unwrap().generation, generation + 1);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_jump_of_the_wall_clock_is_no_storm() {
-    let engine = engine(3600 * SECOND, Duration::ZERO, []);
-    for number in 0..300 {
-        engine.cache.ensure(&connection(&format!("c{number}")), Box::new(Source(engine.script.clone())));
-    }
-    sleep(60 * SECOND).await;
-    let before = engine.script.calls();
-    assert_eq!(before, 301);
-    engine.clock.step_wall(7200);
-    sleep(31 * SECOND).await;
-    let times = lock(&engine.script.times).split_off(before);
-    assert_eq!(times.len(), 301, "everybody noticed within half a minute");
-    for second in 0..31 {
-        let from = times[0] + second * SECOND;
-        let together = times.iter().filter(|at| **at >= from && **at < from + SECOND).count();
-        assert!(together < 60, "{together} in second {second}");
-    }
-}
-
-#[tokio::test(start_paused = true)]
 async fn first_tokens_are_asked_for_eight_at_a_time() {
     let engine = engine(3600 * SECOND, SECOND, []);
     for number in 0..40 {
@@ -366,7 +317,7 @@ async fn first_tokens_are_asked_for_eight_at_a_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shared_token_is_obtained_although_all_who_asked_have_gone() {
+async fn a_shared_token_is_acquired_after_all_callers_have_gone() {
     let engine = engine(3600 * SECOND, SECOND, []);
     let slots: Vec<_> = (0..40)
         .map(|number| engine.cache.ensure(&connection(&format!("c{number}")), Box::new(Source(engine.script.clone()))))

@@ -1,8 +1,7 @@
-//! `keep_warm`: stored tokens of subjects are refreshed now and then although nobody asks, so that their refresh tokens do
-//! not grow too old at the authorization server.
+//! `keep_warm`: refreshes stored tokens of subjects without demand, so that their refresh tokens do not expire unused.
 //!
-//! Holds: it walks over the store page by page and gives each slot back, so its memory does not grow with the number of
-//! subjects; its token requests pass the same gate, lease and slot as all others, and leave places to them.
+//! Invariants: a walk reads the store page by page and releases each slot, so its memory does not grow with the number of
+//! subjects. Its token requests pass the same gate, lease and slot as all others, and leave permits to them.
 
 use std::sync::Weak;
 use std::time::Duration;
@@ -16,33 +15,34 @@ use crate::model::token::{Subject, TokenKey};
 use crate::store::{Refresh, StoredToken};
 use crate::telemetry::audit::Cause;
 
-/// Records read at once.
-const PAGE: usize = 256;
-/// Subjects refreshed at once, of one connection or profile; fewer than it has places at the server (`gate`).
-const SUBJECTS_AT_ONCE: usize = 6;
-/// A walk begins so many times within `keep_warm`, within these bounds.
+/// Records of one read.
+const PAGE_RECORDS_MAX: usize = 256;
+/// Subjects refreshed concurrently, of one connection or profile; fewer than its permits (`gate`).
+const SUBJECTS_AT_ONCE_MAX: usize = 6;
+/// Walks within `keep_warm`, as far as the bounds of their interval allow.
 const WALKS: u32 = 4;
-const PAUSE_MIN: Duration = Duration::from_secs(1);
-const PAUSE_MAX: Duration = Duration::from_secs(3600);
-/// The part of `keep_warm` after which a token is refreshed. The rest is for the walk: a million subjects whose tokens came
-/// at one time take ten hours at 200 ms a call, so they fit into a `keep_warm` of a day.
+const WALK_INTERVAL_MIN: Duration = Duration::from_secs(1);
+const WALK_INTERVAL_MAX: Duration = Duration::from_secs(3600);
+/// Part of `keep_warm` after which a token is refreshed. The rest is left for the walk: a million subjects whose tokens were
+/// issued at one time take ten hours at 200 ms a call, so they fit into a `keep_warm` of a day.
 const DUE_AFTER: f64 = 0.5;
-/// How long one subject may hold up the walk.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Timeout of one subject, which delays the walk.
+const SUBJECT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Walks for as long as the connection has these slots.
+/// Walks until the connection no longer has these slots.
 pub(super) async fn keep(slots: Weak<SubjectSlots>) {
     let mut walked = Instant::now();
     loop {
         let (keep_warm, changed) = match slots.upgrade() {
             Some(slots) if !slots.is_closed() => {
-                (slots.maker.definition.load().connection.lifetimes.keep_warm, slots.changed.clone())
+                (slots.factory.definition.load().connection.lifetimes.keep_warm, slots.changed.clone())
             }
             _ => return,
         };
-        let pause = keep_warm.map_or(PAUSE_MAX, |span| (span / WALKS).clamp(PAUSE_MIN, PAUSE_MAX));
+        let interval =
+            keep_warm.map_or(WALK_INTERVAL_MAX, |span| (span / WALKS).clamp(WALK_INTERVAL_MIN, WALK_INTERVAL_MAX));
         tokio::select! {
-            () = tokio::time::sleep_until(walked + pause) => {}
+            () = tokio::time::sleep_until(walked + interval) => {}
             () = changed.notified() => continue,
         }
         if let Some(keep_warm) = keep_warm {
@@ -56,9 +56,9 @@ async fn walk(slots: &Weak<SubjectSlots>, keep_warm: Duration) {
     let mut after: Option<TokenKey> = None;
     loop {
         let Some(slots) = slots.upgrade().filter(|slots| !slots.is_closed()) else { return };
-        let (tools, own) = (&slots.maker.tools, slots.maker.key(None));
+        let (services, own) = (&slots.factory.services, slots.factory.key(None));
         let from = after.as_ref().unwrap_or(&own);
-        let page = match tools.store.list(&own.connection, Some(from), PAGE).await {
+        let page = match services.store.list(&own.connection, Some(from), PAGE_RECORDS_MAX).await {
             Ok(page) => page,
             Err(error) => {
                 let TokenKey { connection, profile, .. } = &own;
@@ -68,9 +68,9 @@ async fn walk(slots: &Weak<SubjectSlots>, keep_warm: Duration) {
         let mut under_way = FuturesUnordered::new();
         for (key, record) in page.iter().take_while(|(key, _)| key.profile == own.profile) {
             let Some((subject, token)) = key.subject.as_ref().zip(record.as_ref().ok()) else { continue };
-            let is_due = tools.clock.now().reached(token.obtained.plus(keep_warm.mul_f64(DUE_AFTER)));
+            let is_due = services.clock.now().reached(token.obtained.plus(keep_warm.mul_f64(DUE_AFTER)));
             if is_due && slots.is_of_this_definition(token) && matches!(token.refresh, Refresh::Token(_)) {
-                if under_way.len() == SUBJECTS_AT_ONCE {
+                if under_way.len() == SUBJECTS_AT_ONCE_MAX {
                     under_way.next().await;
                 }
                 under_way.push(refresh(&slots, subject, token));
@@ -87,14 +87,14 @@ async fn walk(slots: &Weak<SubjectSlots>, keep_warm: Duration) {
 
 async fn refresh(slots: &SubjectSlots, subject: &Subject, stored: &StoredToken) {
     let was_in_memory = slots.has(subject);
-    let (slot, clock) = (slots.slot(subject), &slots.maker.tools.clock);
-    let deadline = Instant::now() + PATIENCE;
-    // From the store it may come as it is, still usable: then another one is asked for.
+    let (slot, clock) = (slots.slot(subject), &slots.factory.services.clock);
+    let deadline = Instant::now() + SUBJECT_TIMEOUT;
+    // The stored token may still be usable and is served as it is: then another one is requested.
     match slot.token(clock, deadline).await {
         Ok(token) if token.access_token == stored.access_token => {
             drop(slot.refresh_now(clock, deadline, Cause::Due).await);
         }
-        // A failure is in the log, and the next walk comes by again.
+        // A failure is in the log; the next walk tries again.
         Ok(_) | Err(_) => {}
     }
     if !was_in_memory {

@@ -331,7 +331,7 @@ async fn a_server_that_gives_no_token_is_asked_by_one_replica_for_all() {
         replica.logged("\"error\":\"invalid_client\"").await;
     }
     assert_eq!(server.count(), 4, "{}", replicas[0].log());
-    let told = replicas.iter().filter(|replica| replica.log().contains("the server has said so to another replica"));
+    let told = replicas.iter().filter(|replica| replica.log().contains("another replica got this response"));
     assert!(told.count() >= 2);
     // Whoever starts may have another secret, and asks once.
     let _late = Sidecar::start(&config).await;

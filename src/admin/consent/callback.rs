@@ -28,7 +28,7 @@ use crate::model::secret::Secret;
 use crate::model::token::{Subject, TokenKey};
 use crate::oauth::{Consented, clean_error};
 use crate::telemetry::audit::Person;
-use crate::token::slot::Handed;
+use crate::token::slot::Credential;
 
 /// Longest code that is taken.
 const CODE_BYTES_MAX: usize = 8 * 1024;
@@ -136,11 +136,11 @@ async fn exchanged(admin: &Admin, from: SocketAddr, known: Known, code: Secret) 
     claim(admin, &id, &definition.connection).await.map_err(unclaimed)?;
     let user = flow.user();
     let by = Person { user: user.clone(), from: Some(from) };
-    let handed = || {
+    let credential = || {
         let Attempt { verifier, redirect_uri, .. } = attempt.clone();
-        Handed::Consented(Consented::Code { code: code.clone(), verifier, redirect_uri })
+        Credential::Consented(Consented::Code { code: code.clone(), verifier, redirect_uri })
     };
-    let status = hand_in(&definition, &key, handed, &by).await;
+    let status = hand_in(&definition, &key, credential, &by).await;
     settle(admin, &id, &key, &status).await;
     recorded(admin, (user.as_ref(), from), &key, &status);
     Ok(())

@@ -28,7 +28,7 @@ use crate::oauth::{Consented, DeviceAsked, Failure, Reason, Whose};
 use crate::sync::lock;
 use crate::tasks::Phase;
 use crate::telemetry::audit::Person;
-use crate::token::slot::{Handed, NoToken};
+use crate::token::slot::{Credential, NoToken};
 
 /// RFC 8628 §3.5
 const SLOWER_BY: Duration = Duration::from_secs(5);
@@ -253,7 +253,7 @@ async fn poll(admin: &Admin, flow: Flow) -> u64 {
                 return NEVER;
             }
             let by = Person { user: flow.user(), from: None };
-            hand_in(&definition, &key, || Handed::Tokens(set.clone(), asked), &by).await
+            hand_in(&definition, &key, || Credential::Tokens { set: set.clone(), requested_at: asked }, &by).await
         }
         Err(Failure::Permanent(refusal)) => match refusal.error.as_str() {
             "authorization_pending" => return put_off(admin, id, |interval| *interval).await,

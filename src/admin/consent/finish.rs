@@ -15,7 +15,7 @@ use crate::model::connection::Connection;
 use crate::model::token::{Subject, TokenKey};
 use crate::store::StoreError;
 use crate::telemetry::audit::Person;
-use crate::token::slot::{Handed, NoToken, NotImported};
+use crate::token::slot::{Credential, NoToken, NotImported};
 
 /// What an exchange may take beyond its token request and the lease for that: other requests to the same server, the store.
 const EXCHANGE_SLACK: Duration = Duration::from_secs(30);
@@ -58,12 +58,17 @@ pub async fn end(admin: &Admin, id: &FlowId, status: &Status) -> Result<(), Uncl
 }
 
 /// Hands something to the refresher of the token's slot, once nothing else is on its desk; the outcome as a status.
-pub async fn hand_in(definition: &Definition, key: &TokenKey, handed: impl Fn() -> Handed, by: &Person) -> Status {
+pub async fn hand_in(
+    definition: &Definition,
+    key: &TokenKey,
+    credential: impl Fn() -> Credential,
+    by: &Person,
+) -> Status {
     let (deadline, patience) = (Instant::now() + exchange_wait(&definition.connection), Instant::now() + BUSY_WAIT);
     let mut slots = 0;
     loop {
         let Some(slot) = definition.slot(key) else { return failed(NoToken::Forgotten) };
-        match slot.import(handed(), by.clone(), deadline).await {
+        match slot.import(credential(), by.clone(), deadline).await {
             Ok(()) => return Status::Connected,
             Err(NotImported::NotProven(NoToken::Forgotten)) if slots < SLOTS_MAX => slots += 1,
             Err(NotImported::NotProven(why)) => return failed(why),

@@ -8,17 +8,25 @@ use crate::model::token::default_profile;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OriginSet(Vec<RouteOrigin>);
 
-/// Where a route leads; the last: over TLS alone.
-pub type RouteOrigin = (HostPattern, PortRule, bool);
+/// The origins that a route leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteOrigin {
+    pub pattern: HostPattern,
+    pub port: PortRule,
+    pub tls_only: bool,
+}
 
 impl Route {
     pub fn origin(&self) -> RouteOrigin {
         match &self.place {
-            Place::Host { pattern, port } => (pattern.clone(), *port, self.tls.upgrade),
-            Place::Mount { upstream, .. } => {
-                let tls = upstream.scheme == Scheme::Https;
-                (HostPattern::Exact(upstream.host.clone()), PortRule::Stated(upstream.port), tls)
+            Place::Host { pattern, port } => {
+                RouteOrigin { pattern: pattern.clone(), port: *port, tls_only: self.tls.upgrade }
             }
+            Place::Mount { upstream, .. } => RouteOrigin {
+                pattern: HostPattern::Exact(upstream.host.clone()),
+                port: PortRule::Stated(upstream.port),
+                tls_only: upstream.scheme == Scheme::Https,
+            },
         }
     }
 }
@@ -41,8 +49,8 @@ impl OriginSet {
 
     /// One line for each origin, for the store.
     pub fn lines(&self) -> impl Iterator<Item = String> {
-        self.0.iter().map(|(pattern, port, tls)| {
-            let tls = if *tls { "tls" } else { "plain" };
+        self.0.iter().map(|RouteOrigin { pattern, port, tls_only }| {
+            let tls = if *tls_only { "tls" } else { "plain" };
             let pattern = match pattern {
                 HostPattern::Exact(host) => host.to_string(),
                 HostPattern::Below(host) => format!("*.{host}"),
@@ -59,7 +67,7 @@ impl OriginSet {
     pub fn from_lines<'a>(lines: impl IntoIterator<Item = &'a str>) -> Option<OriginSet> {
         let origin = |line: &str| {
             let mut parts = line.split(' ');
-            let tls = match parts.next()? {
+            let tls_only = match parts.next()? {
                 "tls" => true,
                 "plain" => false,
                 _ => return None,
@@ -75,20 +83,20 @@ impl OriginSet {
                 (Some(port), None) => PortRule::Stated(port.parse().ok()?),
                 (Some(_), Some(_)) => return None,
             };
-            Some((pattern, port, tls))
+            Some(RouteOrigin { pattern, port, tls_only })
         };
         lines.into_iter().map(origin).collect::<Option<_>>().map(OriginSet)
     }
 
     /// May a token go to this origin, which is about to be dialled?
     pub fn permits(&self, origin: &Origin) -> bool {
-        self.0.iter().any(|(pattern, port, tls)| {
+        self.0.iter().any(|RouteOrigin { pattern, port, tls_only }| {
             let port = match port {
-                PortRule::Default => origin.port == if *tls { 443 } else { 80 },
+                PortRule::Default => origin.port == if *tls_only { 443 } else { 80 },
                 PortRule::Stated(port) => origin.port == *port,
                 PortRule::Any => true,
             };
-            port && (!tls || origin.scheme == Scheme::Https) && pattern.holds(&origin.host)
+            port && (!tls_only || origin.scheme == Scheme::Https) && pattern.holds(&origin.host)
         })
     }
 }
@@ -101,10 +109,10 @@ mod tests {
 
     #[test]
     fn a_token_goes_only_to_the_origins_of_its_routes() {
-        let set = |pattern: &str, port, tls| {
+        let set = |pattern: &str, port, tls_only| {
             let host = Host::parse(pattern.trim_start_matches("*.")).unwrap();
             let pattern = if pattern.starts_with('*') { HostPattern::Below(host) } else { HostPattern::Exact(host) };
-            OriginSet(vec![(pattern, port, tls)])
+            OriginSet(vec![RouteOrigin { pattern, port, tls_only }])
         };
         let origin = |scheme, text: &str| Origin::new(scheme, Authority::parse(text).unwrap());
         let a = set("a.test", PortRule::Default, true);
@@ -147,10 +155,11 @@ mod tests {
     #[test]
     fn origins_are_read_as_they_are_written() {
         let host = |text: &str| Host::parse(text).unwrap();
+        let origin = |pattern, port, tls_only| RouteOrigin { pattern, port, tls_only };
         let set = OriginSet(vec![
-            (HostPattern::Exact(host("a.test")), PortRule::Default, true),
-            (HostPattern::Below(host("b.test")), PortRule::Any, false),
-            (HostPattern::Exact(host("[::1]")), PortRule::Stated(8443), true),
+            origin(HostPattern::Exact(host("a.test")), PortRule::Default, true),
+            origin(HostPattern::Below(host("b.test")), PortRule::Any, false),
+            origin(HostPattern::Exact(host("[::1]")), PortRule::Stated(8443), true),
         ]);
         let lines: Vec<_> = set.lines().collect();
         assert_eq!(OriginSet::from_lines(lines.iter().map(String::as_str)), Some(set));

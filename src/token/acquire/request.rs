@@ -1,97 +1,105 @@
-//! One token request: sent, counted, recorded, and read as a token that may be kept.
+//! One token request: sent, measured, audited, and its response read as a record.
 //!
 //! Metrics: `keybearer_token_requests_total`, `keybearer_token_request_duration_seconds`.
 
 use std::sync::Arc;
 
-use super::{AcquireError, Acquirer, Definition, Way};
+use super::{AcquireError, Acquirer, Attempt};
 use crate::clock::Now;
 use crate::model::Name;
 use crate::model::time::BootTime;
 use crate::model::token::{RefreshToken, TokenSet};
-use crate::oauth::{Failure, Reason, Whose};
+use crate::oauth::{Consented, Failure, Whose};
 use crate::store::{Refresh, RefreshLife, StoredToken};
 use crate::telemetry::audit::{self, Cause};
+use crate::token::slot::TroubleKind;
+
+#[derive(Clone, Copy)]
+pub(super) enum TokenRequest<'a> {
+    /// RFC 6749 §6. Not sent after the deadline.
+    Refresh(&'a RefreshToken, Option<BootTime>),
+    /// The connection's own grant.
+    Grant,
+    /// The same, with what a person has consented to.
+    Consented(&'a Consented),
+}
 
 impl Acquirer {
-    /// One refresh (RFC 6749 §6), sent before the given moment or not at all: an answer without a refresh token leaves the old one in use.
+    /// One refresh, sent before the deadline or not at all. A response without a refresh token leaves the old one in use.
     pub(super) async fn refresh(
         &self,
-        definition: &Definition,
+        attempt: Attempt<'_>,
         (token, sent_before): (&RefreshToken, Option<BootTime>),
         life: Option<RefreshLife>,
-        cause: &Cause,
     ) -> Result<StoredToken, AcquireError> {
-        let mut answer = self.ask(definition, Way::Refresh(token, sent_before), cause).await?;
+        let mut issued = self.send(attempt, TokenRequest::Refresh(token, sent_before)).await?;
         let sent = Refresh::Token(token.clone());
-        if answer.refresh == Refresh::None || answer.refresh == sent {
-            // The same one is as old as before, whatever the answer says.
-            answer.refresh_life = life.unwrap_or(answer.refresh_life);
-            answer.refresh = sent;
+        if issued.refresh == Refresh::None || issued.refresh == sent {
+            // A repeated token is as old as before, whatever lifetime the response states.
+            issued.refresh_life = life.unwrap_or(issued.refresh_life);
+            issued.refresh = sent;
         }
-        Ok(answer)
+        Ok(issued)
     }
 
-    /// One request to the token endpoint.
-    pub(super) async fn ask(
+    pub(super) async fn send(
         &self,
-        definition: &Definition,
-        way: Way<'_>,
-        cause: &Cause,
+        attempt: Attempt<'_>,
+        request: TokenRequest<'_>,
     ) -> Result<StoredToken, AcquireError> {
-        // Lifetimes count from when the request leaves: the answer may have been long on its way.
-        let obtained = self.clock.now();
-        let answer = match way {
-            Way::Refresh(token, sent_before) => {
+        // Lifetimes count from when the request leaves: the response may take long to arrive.
+        let sent_at = self.clock.now();
+        let source = &attempt.definition.source;
+        let response = match request {
+            TokenRequest::Refresh(token, sent_before) => {
                 let after_empty_400 = self.is_after_empty_400();
-                definition.source.refresh(token, Whose { sent_before, after_empty_400, ..self.whose() }).await
+                source.refresh(token, Whose { sent_before, after_empty_400, ..self.whose() }).await
             }
-            Way::Grant => definition.source.first_grant(self.whose()).await,
-            Way::Consented(consented) => {
-                let whose = Whose { consented: Some(consented), ..self.whose() };
-                definition.source.first_grant(whose).await
+            TokenRequest::Grant => source.first_grant(self.whose()).await,
+            TokenRequest::Consented(consented) => {
+                source.first_grant(Whose { consented: Some(consented), ..self.whose() }).await
             }
         };
-        self.answered(definition, way, (answer, obtained), cause)
+        self.read_response(attempt, request, response, sent_at)
     }
 
-    /// What a token request has brought, counted and recorded.
-    pub(super) fn answered(
+    /// The response as a record, measured and audited.
+    pub(super) fn read_response(
         &self,
-        definition: &Definition,
-        way: Way<'_>,
-        (answer, obtained): (Result<TokenSet, Failure>, Now),
-        cause: &Cause,
+        attempt: Attempt<'_>,
+        request: TokenRequest<'_>,
+        response: Result<TokenSet, Failure>,
+        sent_at: Now,
     ) -> Result<StoredToken, AcquireError> {
-        let own = &definition.connection;
-        let is_refresh = matches!(way, Way::Refresh(..));
+        let own = &attempt.definition.connection;
+        let is_refresh = matches!(request, TokenRequest::Refresh(..));
         let grant = if is_refresh { "refresh_token" } else { own.grant.as_str() };
         let (connection, profile) = (self.slot.key.connection.as_str(), self.slot.key.profile.as_str());
-        let outcome = answer.as_ref().map_or_else(|failure| failure.outcome().as_str(), |_| "ok");
-        let took = self.clock.now().boot.since(obtained.boot);
+        let outcome = response.as_ref().map_or_else(|failure| failure.outcome().as_str(), |_| "ok");
+        let took = self.clock.now().boot.since(sent_at.boot);
         self.metrics.token_requests.with_label_values(&[connection, profile, grant, outcome]).inc();
         self.metrics.token_request_duration.with_label_values(&[connection]).observe(took.as_secs_f64());
-        self.record(grant, outcome, answer.as_ref().err(), cause);
-        let answer = answer.map_err(|failure| {
+        self.audit(grant, outcome, response.as_ref().err(), attempt.cause);
+        let set = response.map_err(|failure| {
             let in_doubt = is_refresh && failure.may_have_been_granted();
             AcquireError::Server { failure, in_doubt }
         })?;
         Ok(StoredToken {
             identity: own.identity(),
             origins: Arc::new(own.origins()),
-            access_token: answer.access_token,
-            obtained,
-            lifetime: answer.expires_in.unwrap_or(own.lifetimes.default_token_lifetime),
-            scopes: answer.scopes,
-            refresh: answer.refresh_token.map_or(Refresh::None, Refresh::Token),
-            refresh_life: RefreshLife { since: Some(obtained.wall), stated: answer.refresh_token_expires_in },
+            access_token: set.access_token,
+            obtained: sent_at,
+            lifetime: set.expires_in.unwrap_or(own.lifetimes.default_token_lifetime),
+            scopes: set.scopes,
+            refresh: set.refresh_token.map_or(Refresh::None, Refresh::Token),
+            refresh_life: RefreshLife { since: Some(sent_at.wall), stated: set.refresh_token_expires_in },
             version: 0,
         })
     }
 
-    /// Has the attempt before this one got a 400 without a body, here or, as it was told, at another replica?
+    /// True if the request before this one, here or at another replica, got a 400 without a body.
     fn is_after_empty_400(&self) -> bool {
-        self.slot.state().trouble.as_ref().is_some_and(|trouble| trouble.error == Reason::Empty400.to_string())
+        self.slot.state().trouble.as_ref().is_some_and(|trouble| trouble.kind == TroubleKind::Empty400)
     }
 
     fn whose(&self) -> Whose<'_> {
@@ -101,7 +109,7 @@ impl Acquirer {
         }
     }
 
-    fn record(&self, grant: &str, outcome: &str, failure: Option<&Failure>, cause: &Cause) {
+    fn audit(&self, grant: &str, outcome: &str, failure: Option<&Failure>, cause: &Cause) {
         let error = failure.map(|failure| match failure {
             Failure::Retryable { reason, .. } => reason.to_string(),
             Failure::Permanent(refusal) => refusal.error.clone(),
@@ -111,7 +119,7 @@ impl Acquirer {
         let record = audit::Refresh {
             connection: self.slot.key.connection.as_str(),
             profile: self.slot.key.profile.as_str(),
-            subject: self.slot.key.subject.as_ref().map(|subject| subject.as_str()),
+            subject: self.slot.key.subject_str(),
             grant,
             outcome,
             error: error.as_deref(),

@@ -7,30 +7,42 @@ use std::sync::Arc;
 use crate::model::token::{RefreshToken, TokenSet};
 use crate::oauth::{Failure, TokenEndpoint, Whose};
 
-pub type Answer<'a> = Pin<Box<dyn Future<Output = Result<TokenSet, Failure>> + Send + 'a>>;
+pub type TokenFuture<'a> = Pin<Box<dyn Future<Output = Result<TokenSet, Failure>> + Send + 'a>>;
 
-pub type Ending<'a> = Pin<Box<dyn Future<Output = Result<bool, Failure>> + Send + 'a>>;
+pub type RevocationFuture<'a> = Pin<Box<dyn Future<Output = Result<Revocation, Failure>> + Send + 'a>>;
+
+/// Response to a revocation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Revocation {
+    Revoked,
+    /// The server has no revocation endpoint.
+    NoEndpoint,
+}
 
 /// Source of tokens: a token endpoint, or a fake in tests.
 pub trait TokenSource: Send + Sync {
-    fn first_grant<'a>(&'a self, whose: Whose<'a>) -> Answer<'a>;
+    /// The connection's own grant.
+    fn first_grant<'a>(&'a self, whose: Whose<'a>) -> TokenFuture<'a>;
 
-    fn refresh<'a>(&'a self, token: &'a RefreshToken, whose: Whose<'a>) -> Answer<'a>;
+    fn refresh<'a>(&'a self, token: &'a RefreshToken, whose: Whose<'a>) -> TokenFuture<'a>;
 
-    /// Revokes one token; `false`: the server has no endpoint for that.
-    fn revoke<'a>(&'a self, token: &'a str, hint: &'static str) -> Ending<'a>;
+    /// Revokes one token (RFC 7009).
+    fn revoke<'a>(&'a self, token: &'a str, hint: &'static str) -> RevocationFuture<'a>;
 }
 
 impl TokenSource for Arc<TokenEndpoint> {
-    fn first_grant<'a>(&'a self, whose: Whose<'a>) -> Answer<'a> {
+    fn first_grant<'a>(&'a self, whose: Whose<'a>) -> TokenFuture<'a> {
         Box::pin(TokenEndpoint::first_grant(self, whose))
     }
 
-    fn refresh<'a>(&'a self, token: &'a RefreshToken, whose: Whose<'a>) -> Answer<'a> {
+    fn refresh<'a>(&'a self, token: &'a RefreshToken, whose: Whose<'a>) -> TokenFuture<'a> {
         Box::pin(TokenEndpoint::refresh(self, token, whose))
     }
 
-    fn revoke<'a>(&'a self, token: &'a str, hint: &'static str) -> Ending<'a> {
-        Box::pin(TokenEndpoint::revoke(self, token, hint))
+    fn revoke<'a>(&'a self, token: &'a str, hint: &'static str) -> RevocationFuture<'a> {
+        Box::pin(async move {
+            let had_endpoint = TokenEndpoint::revoke(self, token, hint).await?;
+            Ok(if had_endpoint { Revocation::Revoked } else { Revocation::NoEndpoint })
+        })
     }
 }

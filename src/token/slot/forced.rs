@@ -1,8 +1,7 @@
-//! Refreshes that do not wait until the token is due: an upstream has rejected it, or a person asks for another.
+//! Refreshes before a token is due: an upstream has rejected it, or a person asks for another.
 //!
-//! Holds: one forced refresh serves everybody who asks for it. A rejection never forces one through a back-off, nor within
-//! a pause after the last one, which doubles while the upstream keeps rejecting fresh tokens. A person is held up by no
-//! verdict.
+//! Invariants: one forced refresh serves all who ask for it. A rejection forces none during a backoff, nor within a pause
+//! after the last one, which doubles while the upstream keeps rejecting fresh tokens. A person waits for neither.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
@@ -21,24 +20,24 @@ pub(super) const FORCED_PAUSE_MIN: Duration = Duration::from_secs(10);
 /// Longest, while the upstream rejects every token.
 const FORCED_PAUSE_MAX: Duration = Duration::from_secs(600);
 
-/// How often rejections may force a refresh.
+/// Pause between refreshes that rejections force.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::token) struct RejectionPause {
     /// Forced refreshes since the upstream last accepted a token.
     pub rejections: u32,
-    /// Until the next one.
+    /// Until the next one may be forced.
     pub wait: Duration,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Forced {
-    /// Of the token that is to be replaced; `None`: there was none.
+    /// Of the token to replace; `None`: there was none.
     generation: Option<u64>,
-    /// What the refresher has yet to do.
+    /// Not yet done by the refresher.
     pending: Option<Cause>,
     /// When the last one was granted.
     granted_at: Option<BootTime>,
-    /// No rejection forces one before.
+    /// No rejection forces one earlier.
     not_before: BootTime,
     rejections: u32,
 }
@@ -53,7 +52,7 @@ impl Forced {
         self.rejections > 0
     }
 
-    /// Joins the forced refresh that is pending, or starts one if its time has come.
+    /// Joins the pending refresh, or starts one; false if it is too early for that.
     fn reject(&mut self, generation: u64, boot: BootTime) -> bool {
         if self.pending.is_some() && self.generation == Some(generation) {
             return true;
@@ -79,10 +78,9 @@ impl Forced {
 }
 
 impl TokenSlot {
-    /// The upstream rejected the token of `generation`: the one to send instead, if there is one by `deadline`.
+    /// The upstream rejected the token of `generation`: returns the one to send instead, if there is one by `deadline`.
     ///
-    /// A token that is no longer the current one is replaced at once. Else one forced refresh serves everybody who saw
-    /// this token.
+    /// A token that is no longer current is replaced at once; else one forced refresh serves all who sent it.
     pub async fn reject(&self, generation: u64, clock: &Clock, deadline: Instant) -> Option<Arc<InjectedToken>> {
         let mut changed = self.changed.subscribe();
         let before = self.state.load_full();
@@ -91,7 +89,7 @@ impl TokenSlot {
             return Some(token).filter(|token| token.is_usable(clock.now()));
         }
         let now = clock.now();
-        if before.standing_trouble(now).is_some() || !self.force().reject(generation, now.boot) {
+        if before.blocking_trouble(now).is_some() || !self.force().reject(generation, now.boot) {
             return None;
         }
         if let Some(token) = &before.token {
@@ -113,7 +111,7 @@ impl TokenSlot {
         }
     }
 
-    /// The upstream accepted `token`, which was on trial: the next rejection need not wait longer than usual.
+    /// The upstream accepted `token`, which was on trial: the next rejection waits for the shortest pause again.
     pub fn accept(&self, token: &InjectedToken) {
         token.is_on_trial.store(false, Ordering::Relaxed);
         let is_current = self.state.load().token.as_ref().is_some_and(|own| own.generation == token.generation);
@@ -125,8 +123,8 @@ impl TokenSlot {
         }
     }
 
-    /// Someone asks for another token because of `cause`. `Err`: how long until a refresh may be forced again.
-    pub(super) fn ask_for_refresh(&self, state: &SlotState, now: Now, cause: Cause) -> Result<(), Duration> {
+    /// Forces a refresh because of `cause`, or joins the pending one. `Err`: the time until one may be forced again.
+    pub(super) fn force_refresh(&self, state: &SlotState, now: Now, cause: Cause) -> Result<(), Duration> {
         let generation = state.token.as_ref().map(|token| token.generation);
         let mut forced = self.force();
         let joins = forced.pending.is_some() && forced.generation == generation;
@@ -134,45 +132,45 @@ impl TokenSlot {
             return Ok(());
         }
         let next = forced.granted_at.map_or(BootTime::default(), |at| at + FORCED_PAUSE_MIN);
-        if !joins && state.standing_trouble(now).is_none() && state.token.is_some() && now.boot < next {
+        if !joins && state.blocking_trouble(now).is_none() && state.token.is_some() && now.boot < next {
             return Err(next.since(now.boot));
         }
         forced.grant(generation, now.boot, cause);
         Ok(())
     }
 
-    /// A person wants the server to be asked although it has said no, or is left alone for a while.
-    pub(in crate::token) fn ask_again(&self, now: Now, cause: Cause) {
+    /// Forces a refresh for a person, whatever the last failure.
+    pub(in crate::token) fn retry_now(&self, now: Now, cause: Cause) {
         let state = self.state.load_full();
         let generation = state.token.as_ref().map(|token| token.generation);
         self.force().grant(generation, now.boot, cause);
         self.demand.notify_one();
     }
 
-    /// For the refresher: what forces a refresh of what is in the slot, if anything does.
+    /// For the refresher: what forces a refresh of the present token, if anything does.
     pub(in crate::token) fn forced(&self, state: &SlotState) -> Option<Cause> {
         let forced = self.force();
         let generation = state.token.as_ref().map(|token| token.generation);
         forced.pending.clone().filter(|_| forced.generation == generation)
     }
 
-    /// For the refresher: has a person asked for another token during an attempt that `cause` has made?
+    /// For the refresher: true if a person has asked for another token during an attempt because of `cause`.
     pub(in crate::token) fn is_person_waiting(&self, state: &SlotState, cause: &Cause) -> bool {
         self.forced(state).is_some_and(|forced| forced.person().is_some() && forced != *cause)
     }
 
-    /// For the refresher: how long other replicas, too, are to wait with what a rejection forces.
+    /// For the refresher: the pause for other replicas.
     pub(in crate::token) fn rejection_pause(&self) -> RejectionPause {
         let forced = self.force();
         RejectionPause { rejections: forced.rejections, wait: forced.pause() }
     }
 
-    /// For the refresher: another replica has forced a refresh a moment ago, so none was made here.
-    pub(in crate::token) fn hold_rejections(&self, told: RejectionPause, now: Now) {
+    /// For the refresher: a rejection forced another replica to refresh a moment ago, so none was made here.
+    pub(in crate::token) fn pause_rejections(&self, elsewhere: RejectionPause, now: Now) {
         let mut forced = self.force();
         (forced.pending, forced.granted_at) = (None, None);
-        forced.rejections = forced.rejections.max(told.rejections);
-        forced.not_before = now.boot + told.wait;
+        forced.rejections = forced.rejections.max(elsewhere.rejections);
+        forced.not_before = now.boot + elsewhere.wait;
     }
 
     pub(super) fn force(&self) -> MutexGuard<'_, Forced> {
@@ -181,7 +179,7 @@ impl TokenSlot {
 }
 
 impl InjectedToken {
-    /// The upstream rejected the token before it, and has accepted none since.
+    /// True if the upstream rejected the token before this one and has accepted none since.
     pub fn is_on_trial(&self) -> bool {
         self.is_on_trial.load(Ordering::Relaxed)
     }

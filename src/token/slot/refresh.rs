@@ -1,7 +1,7 @@
-//! A person asks for another token now.
+//! Another token on request, before the present one is due.
 //!
-//! Holds: the same single flight as a rejected token's. A person's request goes through every verdict and back-off; any
-//! other waits for them.
+//! Invariants: one refresh serves all who ask and all whose token was rejected. A person's request ignores refusals and
+//! backoffs; any other waits for them to end.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use super::{NoToken, TokenSlot};
 use crate::clock::Clock;
 use crate::telemetry::audit::Cause;
 
-/// Why nobody was asked for another token, or none came.
+/// Why there is no other token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotRefreshed {
-    /// One refresh of this slot was forced a moment ago.
+    /// A refresh of this slot was forced a moment ago.
     TooSoon {
         retry_after: Duration,
     },
@@ -22,15 +22,15 @@ pub enum NotRefreshed {
 }
 
 impl TokenSlot {
-    /// Returns once the authorization server has given another token because of `cause`, or why none came by `deadline`. A failure counts
-    /// although the token before it may still be usable.
+    /// Returns once the authorization server has issued another token because of `cause`, or why it has not by `deadline`.
+    /// A failure is reported even if the present token is still usable.
     pub async fn refresh_now(&self, clock: &Clock, deadline: Instant, cause: Cause) -> Result<(), NotRefreshed> {
         let mut changed = self.changed.subscribe();
         let (before, now) = (self.state.load_full(), clock.now());
-        if let Some(trouble) = before.standing_trouble(now).filter(|_| cause.person().is_none()) {
+        if let Some(trouble) = before.blocking_trouble(now).filter(|_| cause.person().is_none()) {
             return Err(NotRefreshed::NoToken(trouble.no_token(now)));
         }
-        let asked = self.ask_for_refresh(&before, now, cause);
+        let asked = self.force_refresh(&before, now, cause);
         asked.map_err(|retry_after| NotRefreshed::TooSoon { retry_after })?;
         self.interest.note_use();
         self.demand.notify_one();

@@ -1,21 +1,19 @@
-//! A person wants a token to be of no use any more.
+//! A person revokes a slot's tokens (RFC 7009).
 //!
-//! Holds: what is kept here is forgotten even where the server fails to revoke it, and the answer says so.
+//! Invariant: the tokens are forgotten here even if the server fails to revoke them, and the outcome reports that.
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::import::Errand;
+use super::command::{Command, NotSubmitted};
 use super::{NoToken, TokenSlot};
 use crate::model::connection::Identity;
 use crate::model::token::TokenKey;
-use crate::sync::lock;
 
-/// Other connections and profiles that use the same grant at the server, by the identity under which it was granted: the
-/// keys of their tokens.
+/// Keys of other tokens from the same grant at the server, each with the identity that it was granted under.
 pub type Sharers = Vec<(Identity, TokenKey)>;
 
-/// A wish that waits for the refresher, and who waits for the outcome.
+/// Command to revoke and forget the tokens.
 #[derive(Debug)]
 pub struct Revoke {
     pub sharers: Sharers,
@@ -29,15 +27,16 @@ pub struct Revoked {
     pub access_token: Fate,
 }
 
+/// What became of one token at the server.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Fate {
-    /// There was none.
+    /// There was no such token.
     #[default]
     None,
     Revoked,
-    /// The server has no endpoint for it.
+    /// The server has no revocation endpoint.
     NoEndpoint,
-    /// Left alone for this one's sake.
+    /// Not revoked: this token is of the same grant.
     Shared(TokenKey),
     Failed(String),
 }
@@ -45,28 +44,21 @@ pub enum Fate {
 /// Why nothing was forgotten.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotRevoked {
-    /// Another errand is under way.
+    /// Another command waits.
     Busy,
-    /// The store could not be used.
+    /// The store failed.
     Store(String),
     NoToken(NoToken),
 }
 
 impl TokenSlot {
-    /// Returns once the tokens are forgotten here, with what the server said. It is done although the caller goes away.
+    /// Returns once the tokens are forgotten, with the server's response.
     pub async fn revoke(&self, sharers: Sharers, deadline: Instant) -> Result<Revoked, NotRevoked> {
         let (reply, outcome) = oneshot::channel();
-        {
-            let mut desk = lock(&self.desk);
-            if desk.is_some() {
-                return Err(NotRevoked::Busy);
-            }
-            if self.is_closed() {
-                return Err(NotRevoked::NoToken(NoToken::Forgotten));
-            }
-            *desk = Some(Errand::Revoke(Revoke { sharers, reply }));
-        }
-        self.demand.notify_one();
+        self.submit(Command::Revoke(Revoke { sharers, reply })).map_err(|why| match why {
+            NotSubmitted::Busy => NotRevoked::Busy,
+            NotSubmitted::Closed => NotRevoked::NoToken(NoToken::Forgotten),
+        })?;
         match tokio::time::timeout_at(deadline, outcome).await {
             Ok(Ok(outcome)) => outcome.map_err(NotRevoked::Store),
             Ok(Err(_)) => Err(NotRevoked::NoToken(NoToken::Forgotten)),

@@ -1,4 +1,4 @@
-//! What a token survives when its connection is defined anew, and what not.
+//! Which changes of its connection's definition a token survives.
 
 use super::*;
 use crate::model::connection::ClientAuth;
@@ -45,7 +45,7 @@ async fn another_identity_is_another_token_and_the_old_one_is_refreshed_no_more(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_mended_definition_does_not_wait_for_the_next_probe() {
+async fn a_repaired_definition_does_not_wait_for_the_next_probe() {
     let engine = engine(60 * SECOND, Duration::ZERO, [refused()]);
     assert!(engine.token().await.is_err());
     let mended = changed(|connection| connection.client_auth = ClientAuth::Body(vec![Secret::new("right")]));

@@ -1,4 +1,4 @@
-//! How tokens end: revoked by a person, or with the refresh token that made them.
+//! How tokens end: revoked by a person, or with their refresh token.
 
 use super::renewal::{Renewal, password, renewing, start, with_grant};
 use super::*;
@@ -25,7 +25,7 @@ async fn the_refresh_token_is_revoked_first_and_nothing_is_sent_again() {
     assert_eq!(outcome, Revoked { refresh_token: Fate::Revoked, access_token: Fate::Revoked });
     assert_eq!(revoked(&run), ["refresh_token r1", "access_token a1"]);
     sleep(600 * SECOND).await;
-    assert_eq!(run.engine.script.calls(), 1, "nobody has asked for another");
+    assert_eq!(run.engine.script.calls(), 1, "no request has asked for another");
     assert_eq!(run.engine.token().await.as_deref(), Ok("a2"));
     assert!(run.spent().is_empty(), "the next token is a first one");
 }
@@ -41,7 +41,7 @@ async fn a_persons_token_needs_the_person_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_another_connection_uses_is_left_alone_at_the_server() {
+async fn a_grant_that_another_connection_uses_is_not_revoked() {
     let run = start(Default::default(), password(), [renewing("a1", Some("r1"))]);
     run.engine.token().await.unwrap();
     let outcome = revoke(&run, Some("other")).await;
@@ -58,7 +58,7 @@ fn of_ten_hours() -> Arc<Connection> {
     Arc::new(Connection { lifetimes, grant, ..Connection::sample("crm") })
 }
 
-/// Seconds that the refresh token has from the first moment on.
+/// Seconds from `begun` to the expected end of the refresh token.
 async fn ends(run: &Renewal, begun: WallTime) -> Option<f64> {
     run.engine.token().await.unwrap();
     let ends = run.engine.fresh().unwrap().granted.refresh_token_ends;

@@ -1,16 +1,15 @@
 //! Fleets on simulated time: many replicas, each the real engine, over a model of the shared store and of a server that
-//! rotates refresh tokens and takes everything away when one is spent twice.
+//! rotates refresh tokens and revokes the grant when one is sent twice.
 //!
-//! What is shown, over random schedules of lost calls and answers of the store, lost news, token requests that never arrive,
-//! replicas that stand still near a token request (before it leaves, too) or are cut off, a store that is down, comes back
-//! empty or as it was some seconds ago: no refresh token is spent twice, none is lost, and who reaches the store has a token.
-//! What it rests on: a replica that stands still, or cannot save what it got, does so for less time than is left between
-//! the moment a token is due and its end (`refresh_ahead`), and no other token request got lost on the way to it; while the
-//! store loses what it has, nobody stands still. What no
-//! client can survive is a server that has rotated and whose answer is lost for good: then the old refresh token is sent
-//! once more, after the access token has ended.
-//! Why it holds for larger fleets: a schedule has one lease, one record and one mark, however many wait; a replica more
-//! adds a load, a try for the lease at most and a message for each rotation (`what_grows_with_the_fleet`).
+//! Shown over random schedules of lost store calls, lost notifications, token requests that never arrive, replicas that
+//! pause near a token request (also before it leaves) or are cut off, and a store that is down, comes back empty or as it
+//! was some seconds ago: no refresh token is sent twice, none is lost, and every replica that reaches the store has a token.
+//! Assumptions: a replica pauses, or cannot save its token, for less time than from the moment a token is due to its end
+//! (`refresh_ahead`), and no other token request is lost meanwhile; no replica pauses while the store loses records. No
+//! client survives a server that has rotated and whose response is lost: the old refresh token is then sent once more after
+//! the access token has ended.
+//! Larger fleets: a schedule has one lease, one record and one mark, however many replicas wait; one more replica adds a
+//! load, at most one attempt to take the lease, and a message for each rotation (`what_grows_with_the_fleet`).
 
 mod model;
 
@@ -19,22 +18,22 @@ use crate::model::connection::Grant;
 use crate::store::{Refresh, RefreshLife, StoredToken};
 use model::{Client, Handle, Odds, ROLLBACK_MAX, Shared, World, world};
 
-/// Of an access token. It is due between 300 and 330 s, and of use for 595.
+/// Lifetime of an access token. It is due between 300 and 330 s, and usable for 595 s.
 const LIFE: Duration = Duration::from_secs(600);
-/// Less than from the last due moment to the end of use, with an outage of half as long, the longest back-off, a lease's term
-/// and the longest call taken away.
+/// Shorter than the time from the last due moment to the end of use, less an outage of half this length, the longest
+/// backoff, a lease's term and the longest call.
 const PAUSE_MAX: Duration = Duration::from_secs(110);
-/// Without trouble of its own nobody lacks a token for longer: two token requests lost in a row.
+/// Longest lack of a token at a replica without trouble of its own: two token requests lost in a row.
 const LACK_MAX: Duration = Duration::from_secs(90);
 
-/// What goes wrong besides calls that get lost.
+/// Faults besides lost calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Trouble {
-    /// Replicas stand still or are cut off; the store is down for a while.
+    /// Replicas pause or are cut off; the store is down for a while.
     Absence,
-    /// The store loses what it has, or its last writes.
+    /// The store loses its records, or its last writes.
     Loss,
-    /// Token requests get no answer, which leaves nothing of the present token's time for another fault.
+    /// Token requests get no response, which leaves no time of the present token for another fault.
     Silence,
 }
 
@@ -47,7 +46,7 @@ struct Fleet {
 }
 
 impl Fleet {
-    /// `count` replicas that find a token of now in the store.
+    /// `count` replicas that find a new token in the store.
     fn start(seed: u64, count: usize) -> Fleet {
         let (world, clock) = (world(seed, LIFE), Clock::simulated());
         let connection = Arc::new(Connection { grant: Grant::AuthorizationCode, ..Connection::sample("crm") });
@@ -112,7 +111,7 @@ impl Fleet {
         }
     }
 
-    /// Three lives with trouble, then one in peace.
+    /// Three lifetimes with faults, then one without.
     async fn run(&self, trouble: Trouble) {
         let mut lacking = vec![None; self.replicas.len()];
         let (trouble_ends, end) = (Instant::now() + 3 * LIFE, Instant::now() + 4 * LIFE + LIFE / 2);
@@ -136,7 +135,7 @@ impl Fleet {
                 next = Instant::now() + self.span(LIFE / 20, LIFE / 2);
             }
         }
-        // Nobody is to be in the middle of a rotation.
+        // No rotation is under way at the end.
         while lock(&self.world).is_held() {
             sleep(SECOND / 10).await;
         }
@@ -160,7 +159,7 @@ impl Fleet {
         let (server, seed) = (&world.server, self.seed);
         assert_eq!(server.spent_twice, 0, "seed {seed}: a refresh token was spent twice");
         assert_eq!(server.begun_anew, 0, "seed {seed}: the grant was tried without a person");
-        assert!(!server.revoked, "seed {seed}: a refresh token of nobody was spent");
+        assert!(!server.revoked, "seed {seed}: an unknown refresh token was sent");
         let newest = Refresh::Token(RefreshToken::parse(&format!("r{}", server.current)).unwrap());
         let kept = world.record().map(|record| record.refresh.clone());
         assert_eq!(kept, Some(newest), "seed {seed}: a refresh token was lost");
@@ -174,10 +173,10 @@ impl Fleet {
     }
 }
 
-/// Schedules of one kind by their seeds, spread over two threads; each has a runtime of its own.
+/// Runs the schedules of `seeds` on two threads, each schedule on a runtime of its own.
 fn schedules(trouble: Trouble, replicas: usize, seeds: std::ops::Range<u64>) {
     let run = |seed| {
-        // The engine, too, throws dice.
+        // The engine uses random jitter, too.
         fastrand::seed(seed);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
@@ -197,43 +196,43 @@ fn schedules(trouble: Trouble, replicas: usize, seeds: std::ops::Range<u64>) {
     assert!(failed.is_empty(), "{trouble:?}, {replicas} replicas: {} of {} fail: {failed:?}", failed.len(), seeds.end);
 }
 
-/// As many as are asked for, in CI or at length.
+/// The number of schedules, in CI or in a long run.
 #[allow(clippy::disallowed_methods, reason = "how long the tests take is no configuration")]
 fn many(ci: u64, long: u64) -> std::ops::Range<u64> {
     0..if std::env::var_os("KEYBEARER_LONG").is_some() { long } else { ci }
 }
 
 #[test]
-fn nothing_is_spent_twice_or_lost_while_replicas_stand_still_or_are_cut_off() {
+fn nothing_is_spent_twice_or_lost_while_replicas_pause_or_are_cut_off() {
     schedules(Trouble::Absence, 8, many(300, 2_000));
     schedules(Trouble::Absence, 200, many(2, 5_000));
 }
 
 #[test]
-fn nothing_is_spent_twice_or_lost_while_the_store_loses_what_it_has() {
+fn nothing_is_spent_twice_or_lost_while_the_store_loses_records() {
     schedules(Trouble::Loss, 8, many(300, 2_000));
     schedules(Trouble::Loss, 200, many(2, 5_000));
 }
 
 #[test]
-fn nothing_is_spent_twice_or_lost_while_token_requests_get_no_answer() {
+fn nothing_is_spent_twice_or_lost_while_token_requests_get_no_response() {
     schedules(Trouble::Silence, 8, many(100, 1_000));
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_could_not_be_saved_is_saved_as_soon_as_the_store_is_back() {
+async fn an_unsaved_token_is_saved_as_soon_as_the_store_is_back() {
     for seed in 1..10 {
         let fleet = Fleet::start(seed, 2);
         let rotations = || lock(&fleet.world).server.rotations;
         while rotations() == 0 {
             sleep(SECOND / 100).await;
         }
-        // Before the answer has come.
+        // Before the response has arrived.
         lock(&fleet.world).goes_down(100 * SECOND);
         sleep(100 * SECOND).await;
         assert_eq!(lock(&fleet.world).record().map(|record| record.version), Some(1));
         lock(&fleet.world).mend();
-        // Found again after a second and a half at most.
+        // Every replica reconnects within a second and a half.
         sleep(SECOND * 8 / 5).await;
         assert!(lock(&fleet.world).record().is_some_and(|record| record.access_token.expose() == "a1"), "seed {seed}");
         sleep(LIFE).await;
@@ -241,7 +240,7 @@ async fn what_could_not_be_saved_is_saved_as_soon_as_the_store_is_back() {
     }
 }
 
-/// The server has rotated, and a gateway has timed out.
+/// The server has rotated, and a gateway has answered 504.
 #[tokio::test(start_paused = true)]
 async fn after_a_gateways_504_no_replica_sends_the_refresh_token_again_while_the_token_lasts() {
     let fleet = Fleet::start(1, 3);
@@ -256,7 +255,7 @@ async fn after_a_gateways_504_no_replica_sends_the_refresh_token_again_while_the
     assert_eq!((server.requests, server.spent_twice), (1, 0));
 }
 
-/// Behind the news there is a look of its own, each minute.
+/// The poll of the store catches lost notifications.
 #[tokio::test(start_paused = true)]
 async fn without_news_a_revocation_holds_everywhere_within_a_minute() {
     let fleet = Fleet::start(1, 3);
@@ -270,14 +269,14 @@ async fn without_news_a_revocation_holds_everywhere_within_a_minute() {
     let revoked = fleet.replicas[0].1.revoke(Vec::new(), Instant::now() + 60 * SECOND).await;
     assert!(revoked.is_ok(), "{revoked:?}");
     sleep(SECOND).await;
-    assert_eq!(serving(), 2, "nobody has told them");
-    // Each looks up to half a minute late.
+    assert_eq!(serving(), 2, "no notification has reached them");
+    // Each poll may be half a minute late.
     sleep(95 * SECOND).await;
     assert_eq!(serving(), 0);
-    assert!(lock(&fleet.world).record().is_none(), "nobody has written it back");
+    assert!(lock(&fleet.world).record().is_none(), "no replica has written it back");
 }
 
-/// What the argument for larger fleets rests on.
+/// Evidence for the argument about larger fleets.
 #[test]
 fn what_grows_with_the_fleet() {
     let count = |replicas: usize| {
@@ -299,7 +298,7 @@ fn what_grows_with_the_fleet() {
     for replicas in [3, 10, 50, 200] {
         let (steps, messages) = count(replicas);
         println!("{replicas} replicas: {steps:.1} steps and {messages:.2} messages for each rotation and replica");
-        // A look each minute, one more for the news; the lease's holder takes some steps, and others try for it.
+        // A poll each minute and one for the notification; some steps of the lease's holder, and attempts to take the lease.
         assert!(steps < 20.0 && messages <= 1.0, "{replicas}: {steps} {messages}");
     }
 }

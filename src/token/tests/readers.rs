@@ -1,4 +1,4 @@
-//! Readers and the one writer of a slot, on real threads.
+//! Readers and the single writer of a slot, on real threads.
 
 use super::*;
 
@@ -8,10 +8,10 @@ fn readers_see_the_last_token_or_the_one_before_while_it_is_republished() {
     let slot = TokenSlot::new(TokenKey::of_connection(Name::parse("crm").unwrap()), None);
     let clock = Clock::system();
     let end = clock.now().plus(3600 * SECOND);
+    let moments = schedule::Moments { usable_until: end, expires: end, refresh_at: end };
     let publish = |generation: u64| {
         let text = AccessToken::parse(&format!("t{generation}")).unwrap();
-        let token =
-            InjectedToken::new(generation, text, Arc::new(connection("crm").origins()), granted(end), (end, end, end));
+        let token = InjectedToken::new(generation, text, Arc::new(connection("crm").origins()), granted(end), moments);
         slot.publish(Some(Arc::new(token)), None);
     };
     publish(1);

@@ -1,4 +1,4 @@
-//! What a person may ask of a slot.
+//! Refreshes that a person asks for.
 
 use super::*;
 use crate::telemetry::audit::{Cause, Person};
@@ -31,7 +31,7 @@ async fn a_person_gets_one_new_token_through_one_flight_and_no_back_off() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_persons_wish_ends_with_its_deadline_and_with_the_slot() {
+async fn a_persons_request_ends_with_its_deadline_and_with_the_slot() {
     let person = person();
     let engine = engine(3600 * SECOND, 60 * SECOND, []);
     let late = engine.slot.refresh_now(&engine.clock, Instant::now() + SECOND, Cause::Person(person.clone())).await;

@@ -1,75 +1,11 @@
-//! Refresh tokens: rotated, kept, refused, in doubt, unsaved, handed in.
+//! Refresh tokens: rotated, kept, refused, in doubt, unsaved, imported.
 
-use std::sync::atomic::AtomicBool;
-
-use super::super::slot::{Consent, Handed, NotImported};
+use super::super::slot::{Consent, Credential, NotImported};
+use super::disk::Disk;
 use super::*;
 use crate::model::connection::Grant;
 use crate::model::secret::Secret;
-use crate::model::time::WallTime;
-use crate::store::{Lease, Note, Page, Refresh, Store, StoreError, StoreFuture, StoredToken};
-
-/// A memory store whose disk can be full.
-#[derive(Default)]
-pub(super) struct Disk {
-    memory: MemoryStore,
-    full: AtomicBool,
-    saves: AtomicUsize,
-}
-
-impl Store for Disk {
-    fn load<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, Option<StoredToken>> {
-        self.memory.load(key)
-    }
-
-    fn lease<'a>(&'a self, key: &'a TokenKey, term: Duration, patience: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
-        self.memory.lease(key, term, patience)
-    }
-
-    fn save<'a>(&'a self, key: &'a TokenKey, token: StoredToken, lease: &'a dyn Lease) -> StoreFuture<'a, u64> {
-        self.saves.fetch_add(1, Ordering::SeqCst);
-        match self.full.load(Ordering::SeqCst) {
-            true => Box::pin(async { Err(StoreError::Unavailable("the disk is full".to_owned())) }),
-            false => self.memory.save(key, token, lease),
-        }
-    }
-
-    fn forget<'a>(&'a self, key: &'a TokenKey, lease: &'a dyn Lease) -> StoreFuture<'a, ()> {
-        self.memory.forget(key, lease)
-    }
-
-    fn list<'a>(&'a self, connection: &'a Name, after: Option<&'a TokenKey>, limit: usize) -> StoreFuture<'a, Page> {
-        self.memory.list(connection, after, limit)
-    }
-
-    fn secret<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Secret>> {
-        self.memory.secret(name)
-    }
-
-    fn put_secret<'a>(&'a self, name: &'a str, secret: Secret) -> StoreFuture<'a, ()> {
-        self.memory.put_secret(name, secret)
-    }
-
-    fn remove_secret<'a>(&'a self, name: &'a str) -> StoreFuture<'a, bool> {
-        self.memory.remove_secret(name)
-    }
-
-    fn secret_names(&self) -> StoreFuture<'_, Vec<String>> {
-        self.memory.secret_names()
-    }
-
-    fn note<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Note>> {
-        self.memory.note(name)
-    }
-
-    fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: WallTime, over: Option<u64>) -> StoreFuture<'a, bool> {
-        self.memory.put_note(name, text, ends, over)
-    }
-
-    fn note_names<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<String>> {
-        self.memory.note_names(prefix)
-    }
-}
+use crate::store::{Refresh, Store, StoredToken};
 
 pub(super) struct Renewal {
     pub(super) engine: Engine,
@@ -109,7 +45,7 @@ pub(super) fn refused_grant() -> Answer {
     Err(Failure::Permanent(Refusal { is_of_refresh_token: true, ..Refusal::of_code("invalid_grant") }))
 }
 
-/// A program that starts over what an earlier one has left on the disk.
+/// A program that starts on the disk of an earlier one.
 pub(super) fn start(
     disk: Arc<Disk>,
     connection: Arc<Connection>,
@@ -137,7 +73,7 @@ impl Renewal {
         self.engine
             .slot
             .import(
-                Handed::RefreshToken(RefreshToken::parse(text).unwrap()),
+                Credential::RefreshToken(RefreshToken::parse(text).unwrap()),
                 super::refresh::person(),
                 Instant::now() + 10 * SECOND,
             )
@@ -167,7 +103,7 @@ async fn a_rotated_refresh_token_is_saved_before_its_access_token_is_used_and_th
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_without_a_refresh_token_leaves_the_old_one_in_use() {
+async fn a_response_without_a_refresh_token_leaves_the_old_one_in_use() {
     let answers = [renewing("a1", Some("r1")), renewing("a2", None), renewing("a3", None)];
     let run = start(Arc::default(), password(), answers);
     run.engine.slot.attempted(3).await;
@@ -176,7 +112,7 @@ async fn an_answer_without_a_refresh_token_leaves_the_old_one_in_use() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_restart_uses_what_is_stored_and_asks_nobody() {
+async fn a_restart_uses_the_stored_token_and_requests_none() {
     let run = start(Arc::default(), password(), [renewing("a1", Some("r1"))]);
     assert_eq!(run.engine.token().await.as_deref(), Ok("a1"));
     let run = run.restart([renewing("a2", Some("r2"))]);
@@ -197,7 +133,7 @@ async fn a_refused_refresh_token_of_a_machine_is_replaced_by_a_first_grant() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_person_nothing_is_asked_and_a_token_that_is_handed_in_makes_it_green() {
+async fn without_a_person_nothing_is_requested_until_a_refresh_token_is_imported() {
     let run = start(Arc::default(), with_grant(Grant::AuthorizationCode), [refused_grant(), renewing("a1", None)]);
     let consent = NoToken::Person { consent: Consent::First, error: "consent_required".to_owned() };
     for _ in 0..100 {
@@ -237,9 +173,9 @@ async fn a_refused_refresh_token_waits_for_a_person_through_every_restart() {
     assert_eq!(run.engine.token().await.as_deref(), Ok("b1"));
 }
 
-/// The server may have rotated and died, and some servers revoke everything when a refresh token comes twice.
+/// The server may have rotated and failed, and some servers revoke the grant when a refresh token is sent twice.
 #[tokio::test(start_paused = true)]
-async fn a_refresh_without_an_answer_is_tried_again_only_when_the_token_ends() {
+async fn a_refresh_without_a_response_is_retried_only_when_the_token_ends() {
     let lost = || Err(Failure::Retryable { reason: Reason::ConnectionLost, retry_after: None, detail: None });
     for unknown in [lost(), http(500), http(502), http(504), http(524)] {
         let run = start(Arc::default(), password(), [renewing("a1", Some("r1")), unknown]);
@@ -254,7 +190,7 @@ async fn a_refresh_without_an_answer_is_tried_again_only_when_the_token_ends() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refresh_that_the_server_answered_with_a_failure_backs_off_as_usual() {
+async fn a_refresh_answered_with_a_failure_backs_off() {
     let run = start(Arc::default(), password(), [renewing("a1", Some("r1")), http(503), renewing("a2", Some("r2"))]);
     run.engine.slot.attempted(3).await;
     let times = lock(&run.engine.script.times).clone();
@@ -262,7 +198,7 @@ async fn a_refresh_that_the_server_answered_with_a_failure_backs_off_as_usual() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_store_refuses_is_used_renewed_and_saved_when_it_can_be() {
+async fn an_unsaved_token_is_used_refreshed_and_saved_later() {
     let answers = (1..=3).map(|n| renewing(&format!("a{n}"), Some(&format!("r{n}"))));
     let run = start(Arc::default(), password(), answers);
     run.engine.slot.attempted(1).await;
@@ -271,17 +207,17 @@ async fn what_the_store_refuses_is_used_renewed_and_saved_when_it_can_be() {
     assert_eq!(run.engine.token().await.as_deref(), Ok("a2"), "used all the same");
     assert_eq!(run.stored().await, kept("r1"));
     run.engine.slot.attempted(3).await;
-    assert_eq!(run.spent(), ["r1", "r2"], "memory, not the store, says which one is next");
+    assert_eq!(run.spent(), ["r1", "r2"], "memory, not the store, has the next one");
     let saves = run.disk.saves.load(Ordering::SeqCst);
     assert!((4..=12).contains(&saves), "offered again, ever more rarely: {saves}");
     run.disk.full.store(false, Ordering::SeqCst);
     sleep(60 * SECOND).await;
     assert_eq!(run.spent().last().map(String::as_str), Some("r3"));
-    assert_ne!(run.stored().await, kept("r1"), "healed by itself");
+    assert_ne!(run.stored().await, kept("r1"), "saved without help");
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_end_waits_for_what_is_under_way_and_begins_nothing_new() {
+async fn shutdown_waits_for_attempts_under_way_and_begins_none() {
     let run = start(Arc::default(), password(), [renewing("a1", Some("r1"))]);
     run.engine.slot.attempted(1).await;
     let slow = Script { takes: 5 * SECOND, ..Script::default() };
@@ -297,7 +233,7 @@ async fn the_end_waits_for_what_is_under_way_and_begins_nothing_new() {
     assert_eq!(slow.calls(), 1);
 }
 
-/// Another process rotates between our reading and our request.
+/// Another process rotates between our read and our request.
 struct Rival {
     store: Arc<Disk>,
     key: TokenKey,
@@ -305,11 +241,11 @@ struct Rival {
 }
 
 impl TokenSource for Rival {
-    fn first_grant<'a>(&'a self, _: Whose<'a>) -> crate::token::Answer<'a> {
+    fn first_grant<'a>(&'a self, _: Whose<'a>) -> crate::token::TokenFuture<'a> {
         Box::pin(async { refused_grant() })
     }
 
-    fn refresh<'a>(&'a self, _: &'a RefreshToken, _: Whose<'a>) -> crate::token::Answer<'a> {
+    fn refresh<'a>(&'a self, _: &'a RefreshToken, _: Whose<'a>) -> crate::token::TokenFuture<'a> {
         Box::pin(async {
             if self.sent.fetch_add(1, Ordering::SeqCst) == 0 {
                 return renewing("ours", Some("first"));
@@ -318,19 +254,19 @@ impl TokenSource for Rival {
             let access_token = AccessToken::parse("theirs").unwrap();
             let refresh = Refresh::Token(RefreshToken::parse("second").unwrap());
             let theirs = StoredToken { access_token, refresh, obtained: held.obtained.plus(40 * SECOND), ..held };
-            let nobody = crate::store::Unkept.lease(&self.key, SECOND, SECOND).await.unwrap();
-            self.store.save(&self.key, theirs, &*nobody).await.unwrap();
+            let lease = crate::store::Unkept.lease(&self.key, SECOND, SECOND).await.unwrap();
+            self.store.save(&self.key, theirs, &*lease).await.unwrap();
             refused_grant()
         })
     }
 
-    fn revoke<'a>(&'a self, _: &'a str, _: &'static str) -> Ending<'a> {
-        Box::pin(async { Ok(true) })
+    fn revoke<'a>(&'a self, _: &'a str, _: &'static str) -> RevocationFuture<'a> {
+        Box::pin(async { Ok(Revocation::Revoked) })
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_is_refused_reads_again_before_believing_it() {
+async fn a_refused_replica_reads_again_before_it_marks_the_token() {
     let (store, clock) = (Arc::new(Disk::default()), Clock::simulated());
     let connection = with_grant(Grant::AuthorizationCode);
     let (tasks, metrics) = (Tasks::default(), Metrics::new().unwrap());
@@ -338,9 +274,9 @@ async fn who_is_refused_reads_again_before_believing_it() {
     let (key, sent) = (connection.token_key(None), Arc::new(AtomicUsize::new(0)));
     let rival = Rival { store: store.clone(), key: key.clone(), sent: sent.clone() };
     let slot = shared(cache.ensure(&connection, Box::new(rival)));
-    let handed = Handed::RefreshToken(RefreshToken::parse("given").unwrap());
+    let handed = Credential::RefreshToken(RefreshToken::parse("given").unwrap());
     slot.import(handed, super::refresh::person(), Instant::now() + 10 * SECOND).await.unwrap();
-    // Due at half of a minute, with what another process has made of no use.
+    // Due after half a minute, when another process has spent the refresh token.
     sleep(45 * SECOND).await;
     assert_eq!(sent.load(Ordering::SeqCst), 2);
     assert_eq!(slot.fresh(clock.now()).unwrap().access_token.expose(), "theirs");

@@ -1,4 +1,4 @@
-//! One token for each subject: in memory while in use, in the store always.
+//! One token for each subject: always in the store, and in memory while in use.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::{panic, thread};
@@ -30,7 +30,7 @@ fn subjects(keep_warm: Option<Duration>, in_memory_max: usize) -> Subjects {
 }
 
 impl Subjects {
-    /// The same connection with another source from here on.
+    /// Redefines the connection with another source.
     fn follow(&mut self, keep_warm: Option<Duration>, script: Script) {
         self.script = Arc::new(script);
         let lifetimes = Lifetimes { keep_warm, ..Lifetimes::default() };
@@ -91,13 +91,13 @@ async fn a_token_is_refreshed_ahead_only_while_it_is_in_use() {
         sleep(SECOND).await;
     }
     let after_use = run.script.calls();
-    assert!((10..=13).contains(&after_use), "{after_use}: only ann's is renewed, twice a minute");
+    assert!((10..=13).contains(&after_use), "{after_use}: only ann's is refreshed, twice a minute");
     sleep(600 * SECOND).await;
     assert!(run.script.calls() <= after_use + 2, "{} after {after_use}", run.script.calls());
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_was_not_used_for_longest_leaves_memory_first_and_comes_back_from_the_store() {
+async fn the_least_recently_used_subject_leaves_memory_and_comes_back_from_the_store() {
     let run = subjects(None, 3);
     let ann = run.token("ann").await.unwrap();
     for subject in ["bob", "eve"] {
@@ -111,7 +111,7 @@ async fn who_was_not_used_for_longest_leaves_memory_first_and_comes_back_from_th
     }
     assert_eq!(run.in_memory(), ["crm/default/bob", "crm/default/eve", "crm/default/zoe"]);
     assert_eq!(run.token("ann").await, Ok(ann));
-    assert_eq!(run.script.calls(), 4, "nobody's token was asked for twice");
+    assert_eq!(run.script.calls(), 4, "no token was requested twice");
 }
 
 #[tokio::test(start_paused = true)]
@@ -126,7 +126,7 @@ async fn a_token_that_ends_unused_leaves_memory() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_is_told_to_all_who_ask_until_the_next_try() {
+async fn all_callers_get_a_failure_until_the_next_attempt() {
     let run = subjects(None, 10);
     run.script.then(unavailable(Some(30 * SECOND)));
     for _ in 0..29 {
@@ -135,12 +135,12 @@ async fn a_failure_is_told_to_all_who_ask_until_the_next_try() {
     }
     assert_eq!(run.script.calls(), 1);
     sleep(600 * SECOND).await;
-    assert_eq!(run.script.calls(), 1, "nobody asks any more");
+    assert_eq!(run.script.calls(), 1, "no caller asks any more");
     assert!(run.token("ann").await.is_ok());
 }
 
 #[test]
-fn what_is_to_be_kept_warm_is_renewed_though_nobody_asks() {
+fn warm_tokens_are_refreshed_without_demand() {
     bounded(async || {
         let run = subjects(Some(3600 * SECOND), 10);
         for answer in 0..100 {
@@ -163,11 +163,11 @@ fn what_is_to_be_kept_warm_is_renewed_though_nobody_asks() {
         let times = lock(&run.script.times).clone();
         let gaps = times.windows(3).map(|three| three[2] - three[0]);
         assert!(gaps.max().unwrap() <= 3600 * SECOND);
-        assert!(run.in_memory().is_empty(), "what is kept warm is in the store");
+        assert!(run.in_memory().is_empty(), "warm tokens are in the store");
     });
 }
 
-/// Records of so many subjects, with refresh tokens, as if they were obtained now.
+/// Stores a new token with a refresh token for each of `count` subjects.
 async fn fill(run: &Subjects, count: usize) {
     for number in 0..count {
         let connection = Connection { tokens: Tokens::PerSubject, ..Connection::sample("crm") };
@@ -190,9 +190,9 @@ async fn fill(run: &Subjects, count: usize) {
     }
 }
 
-/// A million subjects within a day, at 200 ms a call: a hundredth of them in a hundredth of the time.
+/// A hundredth of a million subjects in a hundredth of a day, at 200 ms a call.
 #[test]
-fn tokens_that_came_at_one_time_are_all_renewed_within_keep_warm() {
+fn tokens_issued_at_one_time_are_all_refreshed_within_keep_warm() {
     bounded(async || {
         let span = 864 * SECOND;
         let mut run = subjects(Some(span), 16_384);
@@ -208,7 +208,7 @@ fn tokens_that_came_at_one_time_are_all_renewed_within_keep_warm() {
         }
         let spent: HashSet<String> = lock(&run.script.spent).iter().take(10_000).cloned().collect();
         assert_eq!(spent.len(), 10_000, "each subject's once");
-        assert_eq!(run.script.at_once_max.load(Ordering::SeqCst), 6, "places are left to requests");
+        assert_eq!(run.script.at_once_max.load(Ordering::SeqCst), 6, "permits are left to requests");
         assert!(most.load(Ordering::SeqCst) < 50, "{most:?} subjects were in memory at once");
     });
 }
@@ -227,7 +227,7 @@ fn a_definition_that_begins_to_keep_warm_is_followed_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_attempt_that_no_caller_waits_for_any_more_never_leaves() {
+async fn an_attempt_without_waiting_callers_is_never_sent() {
     let mut run = subjects(None, 100);
     run.follow(None, Script { lifetime: Some(60 * SECOND), takes: 5 * SECOND, ..Script::default() });
     {
@@ -283,7 +283,7 @@ fn the_subjects_of_one_profile_are_none_of_the_others() {
         other.token(&run.clock, Instant::now() + SECOND).await.unwrap();
         run.token("ann").await.unwrap();
         assert_eq!(run.in_memory(), ["crm/default/ann", "crm/other/ann"]);
-        // Only one of the two profiles is to be kept warm, and its walk meets the other's records.
+        // One of the two profiles is kept warm, and its walk meets the other's records.
         sleep(10 * 3600 * SECOND).await;
         assert_eq!((run.script.calls(), run.in_memory()), (2, Vec::new()));
         let other = others.slot(Some(&ann)).unwrap();

@@ -1,5 +1,5 @@
-//! What a failure does to the next attempt, and what goes through it: a person, the end of the present token, an upstream
-//! that rejects every token.
+//! How a failure delays the next attempt, and what overrides the delay: a person, the end of the present token, and an
+//! upstream that rejects every token.
 
 use super::renewal::{empty_400, http, password, refused_grant, renewing, start, with_grant};
 use super::*;
@@ -21,7 +21,7 @@ async fn rejections_force_refreshes_ever_more_rarely_until_the_upstream_accepts_
     let gaps: Vec<u64> = times.windows(2).map(|pair| (pair[1] - pair[0]).as_secs()).collect();
     assert_eq!(gaps, [0, 10, 20, 40, 80, 160, 320, 600, 600]);
 
-    // A request that left with an older token says nothing about the present one.
+    // The response to a request with an older token says nothing about the present one.
     let older = engine.fresh().unwrap();
     sleep(600 * SECOND).await;
     engine.reject(older.generation).await;
@@ -71,7 +71,7 @@ async fn a_refusal_does_not_outlast_the_present_token() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_person_is_held_up_by_no_refusal_and_no_back_off() {
+async fn a_person_waits_for_no_refusal_and_no_backoff() {
     for failure in [refused, || unavailable(Some(300 * SECOND))] {
         let engine = engine(3600 * SECOND, Duration::ZERO, (0..4).map(|_| failure()));
         assert!(engine.token().await.is_err());
@@ -83,9 +83,9 @@ async fn a_person_is_held_up_by_no_refusal_and_no_back_off() {
         }
         assert!(engine.token().await.is_err());
         assert!(matches!(ask(Cause::Due).await, Err(NotRefreshed::NoToken(_))));
-        assert_eq!(engine.script.calls(), 4, "everybody else waits");
+        assert_eq!(engine.script.calls(), 4, "all other causes wait");
         let troubled = engine.cache.troubled();
-        engine.cache.ask_again(&troubled, &super::refresh::person());
+        engine.cache.retry_now(&troubled, &super::refresh::person());
         engine.slot.attempted(5).await;
         assert_eq!(engine.token().await.as_deref(), Ok("token-5"));
         assert!(engine.cache.troubled().is_empty());
@@ -116,7 +116,7 @@ async fn only_two_empty_400_in_a_row_count() {
     for _ in 0..5 {
         let _ = run.engine.slot.refresh_now(&run.engine.clock, Instant::now() + 10 * SECOND, by()).await;
     }
-    // Of the import, and of each refresh.
+    // The import's, then each refresh's.
     assert_eq!(*lock(&run.engine.script.after_empty_400), [false, false, true, false, true, true]);
     assert_eq!(run.engine.token().await.as_deref(), Ok("a2"));
 }

@@ -1,9 +1,10 @@
 //! A model of the shared store and of a server that rotates refresh tokens, with faults between them and each replica.
 //!
-//! Each call is a step, atomic as a script of Redis is (`store::redis::scripts`), with a way there and a way back. A replica
-//! that stands still takes no step and reads no answer; what it has sent goes on.
+//! Each call is a step, atomic as a script of Redis is (`store::redis::scripts`), with a delay in each direction. A paused
+//! replica takes no step and reads no response; what it has sent goes on.
 
 mod handle;
+mod store;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -11,28 +12,29 @@ use tokio::sync::broadcast;
 
 use super::*;
 use crate::store::{News, StoredToken};
-pub use handle::{Client, Handle, Shared};
+pub use handle::{Client, Handle};
+pub use store::Shared;
 
-/// How far a failover may go back.
+/// The last writes that a failover may lose.
 pub const ROLLBACK_MAX: Duration = Duration::from_secs(5);
 const HISTORY: usize = 1024;
 
-/// How often what goes wrong.
+/// Probabilities of faults.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Odds {
-    /// A call to the store: lost on the way there, or on the way back.
+    /// A call to the store: its request or its response is lost.
     pub store: f64,
-    /// News for one replica.
+    /// A change notification to one replica is lost.
     pub news: f64,
-    /// A token request: no connection.
+    /// A token request gets no connection.
     pub refused: f64,
-    /// One that never arrives, of which nobody knows.
+    /// A token request never arrives and times out.
     pub lost: f64,
-    /// One that the server has answered, which a gateway turns into a 504.
+    /// A gateway turns the response to a token request into a 504.
     pub gateway: f64,
-    /// The replica stands still for a while after a step, of those near a token request.
+    /// The replica pauses after a step near a token request.
     pub pause: f64,
-    /// The store loses what it has, or its last writes, near a token request.
+    /// The store loses its records, or its last writes, near a token request.
     pub loss: f64,
 }
 
@@ -53,7 +55,7 @@ pub struct World {
     history: VecDeque<(Instant, State)>,
     handles: Vec<Arc<Handle>>,
     down_until: Instant,
-    /// How often it has lost its connections.
+    /// Number of times that all connections broke.
     breaks: u64,
     pub odds: Odds,
     pub pause_max: Duration,
@@ -71,7 +73,7 @@ pub struct Server {
     alive: HashMap<String, Instant>,
     pub revoked: bool,
     pub spent_twice: u64,
-    /// By the grant, which nobody may without a person.
+    /// Grants that no person consented to.
     pub begun_anew: u64,
     pub requests: u64,
     pub rotations: u64,
@@ -132,7 +134,7 @@ impl World {
         self.state.record = Some(token);
     }
 
-    /// In microseconds, as the store's own clock tells it.
+    /// The store's own clock, in microseconds.
     fn time(&self) -> u64 {
         1_800_000_000_000_000 + self.start.elapsed().as_micros() as u64
     }
@@ -158,7 +160,7 @@ impl World {
         self.breaks += 1;
     }
 
-    /// It comes back with nothing, or as it was some time ago.
+    /// Comes back empty, or as it was `back` ago.
     pub fn loses(&mut self, back: Option<Duration>) {
         self.breaks += 1;
         let then = back.map(|back| Instant::now() - back);
@@ -170,7 +172,7 @@ impl World {
         self.history.clear();
     }
 
-    /// Everybody who has lost the store finds it again within a second and a half.
+    /// Every replica reconnects within a second and a half.
     pub fn mend(&mut self) {
         for handle in self.handles.clone() {
             let delay = self.millis(1_500);
@@ -211,13 +213,13 @@ impl World {
         self.state.lease.as_ref().filter(|(_, end)| *end > Instant::now()).map(|(holder, _)| holder.as_str())
     }
 
-    /// Has somebody the lease?
+    /// True while a replica holds the lease.
     pub fn is_held(&self) -> bool {
         self.holder().is_some()
     }
 
-    /// Tells everybody but `from`; some never hear of it.
-    fn tell(&mut self, from: &str, key: &TokenKey) {
+    /// Notifies all replicas but `from`; some notifications are lost.
+    fn notify(&mut self, from: &str, key: &TokenKey) {
         let (odds, delay) = (self.odds.news, self.millis(50));
         let (random, handles) = (&mut self.random, &self.handles);
         let hear = |handle: &&Arc<Handle>| handle.name != from && !(odds > 0.0 && random.f64() < odds);

@@ -1,29 +1,27 @@
-//! One replica in the model: its way to the store and to the server, and what it does there.
+//! One replica in the model: its links to the store and to the server, and its token endpoint.
 
 use tokio::time::sleep_until;
 
 use super::*;
-use crate::model::secret::Secret;
-use crate::model::time::WallTime;
-use crate::store::{Fence, Lease, LeaseEnd, Note, Page, Store, StoreError, StoreFuture};
+use crate::store::StoreError;
 
-/// After which a call to the store is given up.
-const ANSWER: Duration = Duration::from_secs(1);
-/// After which a token request is given up; that of `Connection::sample`.
-const CALL: Duration = Duration::from_secs(10);
+/// Timeout of a call to the store.
+const STORE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Timeout of a token request; that of `Connection::sample`.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// One replica's way to the store and to the server.
+/// One replica's links to the store and to the server.
 pub struct Handle {
     pub(super) name: String,
-    world: Arc<Mutex<World>>,
+    pub(super) world: Arc<Mutex<World>>,
     pub(super) news: broadcast::Sender<News>,
     paused_until: Mutex<Instant>,
     cut_until: Mutex<Instant>,
-    /// No other pause before.
+    /// No other pause begins earlier.
     rested_at: Mutex<Instant>,
     breaks: Mutex<u64>,
-    shaken: Mutex<Option<Instant>>,
-    /// Since when it has reached the store without a break, and stood still no more.
+    pub(super) shaken: Mutex<Option<Instant>>,
+    /// When it last became reachable and running, after an outage or a pause.
     pub well_since: Mutex<Instant>,
 }
 
@@ -45,7 +43,7 @@ impl Handle {
         handle
     }
 
-    /// Stands still, unless it did so not long ago.
+    /// Pauses the replica, unless it paused shortly before.
     pub fn pause(&self, span: Duration) {
         let now = Instant::now();
         let mut rested_at = lock(&self.rested_at);
@@ -77,7 +75,7 @@ impl Handle {
         }
     }
 
-    /// A new connection after a break, if the store can be reached; so does the program by itself, once a second.
+    /// Reconnects after an outage if the store is reachable, as the program does once a second.
     pub async fn mend(&self) {
         self.awake().await;
         let breaks = lock(&self.world).breaks;
@@ -88,7 +86,7 @@ impl Handle {
         }
     }
 
-    async fn step<T>(&self, work: impl FnOnce(&mut World) -> T) -> Result<T, StoreError> {
+    pub(super) async fn step<T>(&self, work: impl FnOnce(&mut World) -> T) -> Result<T, StoreError> {
         let out = || StoreError::Unavailable("out of reach".to_owned());
         self.awake().await;
         if self.is_cut() || *lock(&self.breaks) != lock(&self.world).breaks {
@@ -100,7 +98,7 @@ impl Handle {
             (world.happens(odds), world.happens(odds), world.millis(3))
         };
         if there {
-            sleep(ANSWER).await;
+            sleep(STORE_TIMEOUT).await;
             self.awake().await;
             return Err(out());
         }
@@ -114,13 +112,13 @@ impl Handle {
             work(&mut world)
         };
         if lost {
-            sleep(ANSWER).await;
+            sleep(STORE_TIMEOUT).await;
         }
         self.awake().await;
         if lost { Err(out()) } else { Ok(done) }
     }
 
-    async fn give_back(&self, holder: &String, settled: bool) -> bool {
+    pub(super) async fn give_back(&self, holder: &String, settled: bool) -> bool {
         let done = self.step(|world| {
             if world.holder() == Some(holder) {
                 world.change().lease = None;
@@ -132,7 +130,7 @@ impl Handle {
         done.await.is_ok()
     }
 
-    /// Near a token request the store likes to lose things.
+    /// Near a token request the store may lose its records or its last writes.
     fn may_lose(&self) {
         let world = self.world.clone();
         let mut now = lock(&self.world);
@@ -149,8 +147,8 @@ impl Handle {
         }
     }
 
-    /// Near a token request a replica likes to stand still.
-    fn may_pause(&self) {
+    /// Near a token request a replica may pause.
+    pub(super) fn may_pause(&self) {
         let span = {
             let mut world = lock(&self.world);
             let (odds, most) = (world.odds.pause, world.pause_max.as_millis() as u64);
@@ -160,203 +158,16 @@ impl Handle {
     }
 }
 
-/// A replica's store, which is one with its handle.
-pub struct Shared(pub Arc<Handle>);
-
-struct Held {
-    handle: Arc<Handle>,
-    key: TokenKey,
-    fence: Fence,
-    replaces: u64,
-    term: Duration,
-    in_doubt: bool,
-}
-
-impl Lease for Held {
-    fn renew(&self, spends: Option<u64>) -> StoreFuture<'_, ()> {
-        Box::pin(async move {
-            let (holder, term) = (self.fence.holder.clone(), self.term);
-            let renewed = self.handle.step(move |world| {
-                let moved = spends.is_some_and(|version| version != world.latest());
-                let ours = world.holder() == Some(&holder) && !moved;
-                if ours {
-                    let state = world.change();
-                    state.lease = Some((holder.clone(), Instant::now() + term));
-                    state.spending = if spends.is_some() { Some(holder) } else { state.spending.take() };
-                }
-                ours
-            });
-            let lost = Err(StoreError::LeaseLost { key: self.key.clone() });
-            let renewed = renewed.await?;
-            self.handle.may_pause();
-            if renewed { Ok(()) } else { lost }
-        })
-    }
-
-    fn is_in_doubt(&self) -> bool {
-        self.in_doubt
-    }
-
-    fn replaces(&self) -> u64 {
-        self.replaces
-    }
-
-    fn fence(&self) -> Option<Fence> {
-        Some(self.fence.clone())
-    }
-
-    fn release(self: Box<Self>, settled: bool) -> LeaseEnd {
-        Box::pin(async move {
-            let (handle, holder) = (self.handle, self.fence.holder);
-            // As the store in Redis does.
-            if !handle.give_back(&holder, settled).await {
-                let tasks = lock(&handle.world).tasks.clone();
-                tasks.spawn("lease", async move {
-                    while !handle.give_back(&holder, settled).await {
-                        sleep(Duration::from_millis(600)).await;
-                    }
-                });
-            }
-        })
-    }
-}
-
-impl Store for Shared {
-    fn load<'a>(&'a self, _: &'a TokenKey) -> StoreFuture<'a, Option<StoredToken>> {
-        Box::pin(self.0.step(|world| world.state.record.clone()))
-    }
-
-    fn lease<'a>(&'a self, key: &'a TokenKey, term: Duration, _: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
-        Box::pin(async move {
-            let own = &self.0;
-            let taken = own.step(|world| {
-                let own_name = |holder: &str| holder.rsplit_once(':').is_some_and(|(name, _)| name == own.name);
-                if world.holder().is_some_and(|holder| !own_name(holder)) {
-                    return None;
-                }
-                let replaces = world.latest();
-                let version = world.time().max(replaces + 1);
-                let fence = Fence { holder: format!("{}:{version}", own.name), version };
-                let in_doubt = world.is_in_doubt();
-                world.change().lease = Some((fence.holder.clone(), Instant::now() + term));
-                Some((fence, replaces, in_doubt))
-            });
-            let (fence, replaces, in_doubt) =
-                taken.await?.ok_or_else(|| StoreError::LeaseTimeout { key: key.clone() })?;
-            own.may_pause();
-            Ok(Box::new(Held { handle: own.clone(), key: key.clone(), fence, replaces, term, in_doubt })
-                as Box<dyn Lease>)
-        })
-    }
-
-    fn save<'a>(&'a self, key: &'a TokenKey, token: StoredToken, lease: &'a dyn Lease) -> StoreFuture<'a, u64> {
-        Box::pin(async move {
-            let fence = lease.fence().expect("a lease of this store");
-            let own = &self.0;
-            own.may_pause();
-            let version = fence.version.max(token.version + 1);
-            let saved = own.step(|world| {
-                let spent = world.state.spending.as_ref() == Some(&fence.holder);
-                let taken = !spent && world.holder().is_some_and(|holder| holder != fence.holder);
-                if taken || world.latest() >= version {
-                    return false;
-                }
-                let state = world.change();
-                (state.record, state.spending, state.removed) = (Some(StoredToken { version, ..token }), None, 0);
-                world.tell(&own.name, key);
-                true
-            });
-            let lost = Err(StoreError::LeaseLost { key: key.clone() });
-            if saved.await? { Ok(version) } else { lost }
-        })
-    }
-
-    fn restore<'a>(&'a self, key: &'a TokenKey, token: StoredToken) -> StoreFuture<'a, ()> {
-        Box::pin(self.0.step(move |world| {
-            if world.latest() < token.version {
-                world.change().record = Some(token);
-                world.tell(&self.0.name, key);
-            }
-        }))
-    }
-
-    fn is_in_doubt<'a>(&'a self, _: &'a TokenKey) -> StoreFuture<'a, bool> {
-        Box::pin(self.0.step(|world| world.is_in_doubt()))
-    }
-
-    fn was_removed<'a>(&'a self, _: &'a TokenKey, after: u64) -> StoreFuture<'a, bool> {
-        Box::pin(self.0.step(move |world| world.state.removed > after))
-    }
-
-    fn shaken(&self) -> Option<Instant> {
-        *lock(&self.0.shaken)
-    }
-
-    fn news(&self) -> Option<broadcast::Receiver<News>> {
-        Some(self.0.news.subscribe())
-    }
-
-    fn forget<'a>(&'a self, key: &'a TokenKey, lease: &'a dyn Lease) -> StoreFuture<'a, ()> {
-        Box::pin(async move {
-            let fence = lease.fence().expect("a lease of this store");
-            let own = &self.0;
-            let forgotten = own.step(|world| {
-                let ours = world.holder() == Some(&fence.holder);
-                if ours {
-                    let state = world.change();
-                    (state.record, state.spending, state.removed) = (None, None, fence.version);
-                    world.tell(&own.name, key);
-                }
-                ours
-            });
-            let lost = Err(StoreError::LeaseLost { key: key.clone() });
-            if forgotten.await? { Ok(()) } else { lost }
-        })
-    }
-
-    fn list<'a>(&'a self, _: &'a Name, _: Option<&'a TokenKey>, _: usize) -> StoreFuture<'a, Page> {
-        Box::pin(async { Ok(Page::new()) })
-    }
-
-    fn secret<'a>(&'a self, _: &'a str) -> StoreFuture<'a, Option<Secret>> {
-        Box::pin(async { Ok(None) })
-    }
-
-    fn put_secret<'a>(&'a self, _: &'a str, _: Secret) -> StoreFuture<'a, ()> {
-        Box::pin(async { Ok(()) })
-    }
-
-    fn remove_secret<'a>(&'a self, _: &'a str) -> StoreFuture<'a, bool> {
-        Box::pin(async { Ok(false) })
-    }
-
-    fn secret_names(&self) -> StoreFuture<'_, Vec<String>> {
-        Box::pin(async { Ok(Vec::new()) })
-    }
-
-    fn note<'a>(&'a self, _: &'a str) -> StoreFuture<'a, Option<Note>> {
-        Box::pin(async { Ok(None) })
-    }
-
-    fn put_note<'a>(&'a self, _: &'a str, _: Secret, _: WallTime, _: Option<u64>) -> StoreFuture<'a, bool> {
-        Box::pin(async { Ok(true) })
-    }
-
-    fn note_names<'a>(&'a self, _: &'a str) -> StoreFuture<'a, Vec<String>> {
-        Box::pin(async { Ok(Vec::new()) })
-    }
-}
-
 /// A replica's token endpoint.
 pub struct Client(pub Arc<Handle>, pub Clock);
 
 impl TokenSource for Client {
-    fn first_grant<'a>(&'a self, _: Whose<'a>) -> crate::token::Answer<'a> {
+    fn first_grant<'a>(&'a self, _: Whose<'a>) -> crate::token::TokenFuture<'a> {
         lock(&self.0.world).server.begun_anew += 1;
         Box::pin(async { Err(Failure::Permanent(Refusal::of_code("consent_required"))) })
     }
 
-    fn refresh<'a>(&'a self, token: &'a RefreshToken, whose: Whose<'a>) -> crate::token::Answer<'a> {
+    fn refresh<'a>(&'a self, token: &'a RefreshToken, whose: Whose<'a>) -> crate::token::TokenFuture<'a> {
         Box::pin(async move {
             let own = &self.0;
             own.may_pause();
@@ -374,7 +185,7 @@ impl TokenSource for Client {
             };
             let failed = |reason| Err(Failure::Retryable { reason, retry_after: None, detail: None });
             if lost {
-                sleep(CALL).await;
+                sleep(REQUEST_TIMEOUT).await;
                 own.awake().await;
                 return failed(Reason::Timeout);
             }
@@ -387,7 +198,7 @@ impl TokenSource for Client {
             let number = token.expose()[1..].parse().expect("a number");
             let answer = lock(&own.world).server.spend(number);
             sleep(back).await;
-            // It waits in the socket.
+            // The response waits in the socket.
             own.awake().await;
             let mut world = lock(&own.world);
             let odds = world.odds.gateway;
@@ -395,7 +206,7 @@ impl TokenSource for Client {
         })
     }
 
-    fn revoke<'a>(&'a self, _: &'a str, _: &'static str) -> Ending<'a> {
-        Box::pin(async { Ok(true) })
+    fn revoke<'a>(&'a self, _: &'a str, _: &'static str) -> RevocationFuture<'a> {
+        Box::pin(async { Ok(Revocation::Revoked) })
     }
 }

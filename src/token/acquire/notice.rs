@@ -1,0 +1,113 @@
+//! Notices among replicas: after a failure one of them asks the authorization server again, not each.
+//!
+//! Invariants: a permanent failure is believed only if the present definition was in force when it was noted, because a
+//! restart or a changed definition may be what heals it. No notice outlasts the present token or delays a person. A failure
+//! that may come from one replica's network is not noted.
+
+use std::time::Duration;
+
+use super::{AcquireError, Acquired, Acquirer, Attempt};
+use crate::oauth::{Failure, Reason};
+use crate::store::{Lease, PutOff};
+use crate::telemetry::audit::Cause;
+use crate::token::schedule::{Backoff, RetryPolicy};
+use crate::token::slot::RejectionPause;
+
+/// In place of the server's error code: the upstream rejects the tokens that the server issues.
+const REJECTED: &str = "token_rejected";
+/// Shortest notice; Redis takes no shorter expiry.
+const WAIT_MIN: Duration = Duration::from_millis(100);
+
+/// The notice of another replica, if it binds this attempt.
+pub fn binding(put_off: Option<&PutOff>, definition_age: Duration, cause: &Cause) -> Option<PutOff> {
+    let put_off = put_off.filter(|put_off| put_off.error != REJECTED && cause.person().is_none())?;
+    let is_older = put_off.age > definition_age;
+    (!put_off.permanent || !is_older).then(|| put_off.clone())
+}
+
+/// Notice that a rejection forced another replica to refresh, if this attempt was forced by one, too.
+pub fn rejected_elsewhere(put_off: Option<&PutOff>, cause: &Cause) -> Option<RejectionPause> {
+    let put_off = put_off.filter(|put_off| *cause == Cause::Rejected && put_off.error == REJECTED)?;
+    Some(RejectionPause { rejections: put_off.failures, wait: put_off.wait })
+}
+
+impl Acquirer {
+    /// Notes an outcome that other replicas would meet, too.
+    pub(super) async fn leave_notice(
+        &self,
+        outcome: &Result<Acquired, AcquireError>,
+        attempt: Attempt<'_>,
+        lease: &dyn Lease,
+    ) {
+        let put_off = match outcome {
+            Err(AcquireError::Server { failure, .. }) => self.failure_notice(failure),
+            Ok(Acquired::Issued(_)) if *attempt.cause == Cause::Rejected => Some(self.rejection_notice()),
+            _ => None,
+        };
+        if let Some(put_off) = put_off
+            && let Err(error) = lease.put_off_others(&put_off).await
+        {
+            tracing::debug!(key = %self.slot.key, %error, "failure not noted for other replicas; each asks for itself");
+        }
+    }
+
+    fn failure_notice(&self, failure: &Failure) -> Option<PutOff> {
+        let error = match failure {
+            Failure::Permanent(refusal) => refusal.error.clone(),
+            Failure::Script { .. } => return None,
+            Failure::Retryable { reason: Reason::Unreachable | Reason::Tls | Reason::NotSent, .. } => return None,
+            Failure::Retryable { reason: Reason::ConnectionLost, .. } => return None,
+            Failure::Retryable { reason, .. } => reason.to_string(),
+        };
+        let (state, now) = (self.slot.state(), self.clock.now());
+        let failures = state.failures().saturating_add(1);
+        // Other replicas have the same token, so they try again at its end, too.
+        let usable = state.token.as_ref().filter(|token| token.is_usable(now));
+        let policy = RetryPolicy::Backoff(Backoff::after(failure, failures));
+        let retry_at = policy.retry_at(now, usable.map(|token| token.usable_until), fastrand::f64());
+        let (wait, permanent) = (now.until(retry_at).max(WAIT_MIN), failure.is_permanent());
+        Some(PutOff { wait, age: Duration::ZERO, permanent, failures, error })
+    }
+
+    fn rejection_notice(&self) -> PutOff {
+        let RejectionPause { rejections: failures, wait } = self.slot.rejection_pause();
+        PutOff { wait, age: Duration::ZERO, permanent: false, failures, error: REJECTED.to_owned() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::audit::Person;
+
+    const AGE: Duration = Duration::from_secs(10);
+
+    fn put_off(error: &str, permanent: bool) -> PutOff {
+        PutOff { wait: AGE, age: AGE, permanent, failures: 3, error: error.to_owned() }
+    }
+
+    #[test]
+    fn a_notice_binds_unless_a_person_asks_or_the_definition_is_newer() {
+        #[track_caller]
+        fn check(put_off: &PutOff, definition_age: Duration, cause: &Cause, binds: bool) {
+            assert_eq!(binding(Some(put_off), definition_age, cause).is_some(), binds);
+        }
+        let (retryable, permanent) = (put_off("http_503", false), put_off("invalid_client", true));
+        let person = Cause::Person(Person { user: None, from: None });
+        check(&retryable, AGE / 2, &Cause::Due, true);
+        check(&retryable, AGE / 2, &person, false);
+        check(&permanent, AGE * 2, &Cause::Due, true);
+        check(&permanent, AGE / 2, &Cause::Due, false);
+        check(&permanent, AGE * 2, &person, false);
+        check(&put_off(REJECTED, false), AGE * 2, &Cause::Due, false);
+        assert_eq!(binding(None, AGE, &Cause::Due), None);
+    }
+
+    #[test]
+    fn a_rejection_elsewhere_counts_for_an_attempt_that_a_rejection_forced() {
+        let pause = RejectionPause { rejections: 3, wait: AGE };
+        assert_eq!(rejected_elsewhere(Some(&put_off(REJECTED, false)), &Cause::Rejected), Some(pause));
+        assert_eq!(rejected_elsewhere(Some(&put_off(REJECTED, false)), &Cause::Due), None);
+        assert_eq!(rejected_elsewhere(Some(&put_off("http_503", false)), &Cause::Rejected), None);
+    }
+}

@@ -1,0 +1,193 @@
+//! The shared store as one replica sees it.
+
+use super::*;
+use crate::model::secret::Secret;
+use crate::model::time::WallTime;
+use crate::store::{Fence, Lease, LeaseEnd, Note, Page, Store, StoreError, StoreFuture};
+
+/// A replica's store, reached through its handle.
+pub struct Shared(pub Arc<Handle>);
+
+struct Held {
+    handle: Arc<Handle>,
+    key: TokenKey,
+    fence: Fence,
+    replaces: u64,
+    term: Duration,
+    in_doubt: bool,
+}
+
+impl Lease for Held {
+    fn renew(&self, spends: Option<u64>) -> StoreFuture<'_, ()> {
+        Box::pin(async move {
+            let (holder, term) = (self.fence.holder.clone(), self.term);
+            let renewed = self.handle.step(move |world| {
+                let moved = spends.is_some_and(|version| version != world.latest());
+                let ours = world.holder() == Some(&holder) && !moved;
+                if ours {
+                    let state = world.change();
+                    state.lease = Some((holder.clone(), Instant::now() + term));
+                    state.spending = if spends.is_some() { Some(holder) } else { state.spending.take() };
+                }
+                ours
+            });
+            let lost = Err(StoreError::LeaseLost { key: self.key.clone() });
+            let renewed = renewed.await?;
+            self.handle.may_pause();
+            if renewed { Ok(()) } else { lost }
+        })
+    }
+
+    fn is_in_doubt(&self) -> bool {
+        self.in_doubt
+    }
+
+    fn replaces(&self) -> u64 {
+        self.replaces
+    }
+
+    fn fence(&self) -> Option<Fence> {
+        Some(self.fence.clone())
+    }
+
+    fn release(self: Box<Self>, settled: bool) -> LeaseEnd {
+        Box::pin(async move {
+            let (handle, holder) = (self.handle, self.fence.holder);
+            // As the store in Redis does.
+            if !handle.give_back(&holder, settled).await {
+                let tasks = lock(&handle.world).tasks.clone();
+                tasks.spawn("lease", async move {
+                    while !handle.give_back(&holder, settled).await {
+                        sleep(Duration::from_millis(600)).await;
+                    }
+                });
+            }
+        })
+    }
+}
+
+impl Store for Shared {
+    fn load<'a>(&'a self, _: &'a TokenKey) -> StoreFuture<'a, Option<StoredToken>> {
+        Box::pin(self.0.step(|world| world.state.record.clone()))
+    }
+
+    fn lease<'a>(&'a self, key: &'a TokenKey, term: Duration, _: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
+        Box::pin(async move {
+            let own = &self.0;
+            let taken = own.step(|world| {
+                let own_name = |holder: &str| holder.rsplit_once(':').is_some_and(|(name, _)| name == own.name);
+                if world.holder().is_some_and(|holder| !own_name(holder)) {
+                    return None;
+                }
+                let replaces = world.latest();
+                let version = world.time().max(replaces + 1);
+                let fence = Fence { holder: format!("{}:{version}", own.name), version };
+                let in_doubt = world.is_in_doubt();
+                world.change().lease = Some((fence.holder.clone(), Instant::now() + term));
+                Some((fence, replaces, in_doubt))
+            });
+            let (fence, replaces, in_doubt) =
+                taken.await?.ok_or_else(|| StoreError::LeaseTimeout { key: key.clone() })?;
+            own.may_pause();
+            Ok(Box::new(Held { handle: own.clone(), key: key.clone(), fence, replaces, term, in_doubt })
+                as Box<dyn Lease>)
+        })
+    }
+
+    fn save<'a>(&'a self, key: &'a TokenKey, token: StoredToken, lease: &'a dyn Lease) -> StoreFuture<'a, u64> {
+        Box::pin(async move {
+            let fence = lease.fence().expect("a lease of this store");
+            let own = &self.0;
+            own.may_pause();
+            let version = fence.version.max(token.version + 1);
+            let saved = own.step(|world| {
+                let spent = world.state.spending.as_ref() == Some(&fence.holder);
+                let taken = !spent && world.holder().is_some_and(|holder| holder != fence.holder);
+                if taken || world.latest() >= version {
+                    return false;
+                }
+                let state = world.change();
+                (state.record, state.spending, state.removed) = (Some(StoredToken { version, ..token }), None, 0);
+                world.notify(&own.name, key);
+                true
+            });
+            let lost = Err(StoreError::LeaseLost { key: key.clone() });
+            if saved.await? { Ok(version) } else { lost }
+        })
+    }
+
+    fn restore<'a>(&'a self, key: &'a TokenKey, token: StoredToken) -> StoreFuture<'a, ()> {
+        Box::pin(self.0.step(move |world| {
+            if world.latest() < token.version {
+                world.change().record = Some(token);
+                world.notify(&self.0.name, key);
+            }
+        }))
+    }
+
+    fn is_in_doubt<'a>(&'a self, _: &'a TokenKey) -> StoreFuture<'a, bool> {
+        Box::pin(self.0.step(|world| world.is_in_doubt()))
+    }
+
+    fn was_removed<'a>(&'a self, _: &'a TokenKey, after: u64) -> StoreFuture<'a, bool> {
+        Box::pin(self.0.step(move |world| world.state.removed > after))
+    }
+
+    fn shaken(&self) -> Option<Instant> {
+        *lock(&self.0.shaken)
+    }
+
+    fn news(&self) -> Option<broadcast::Receiver<News>> {
+        Some(self.0.news.subscribe())
+    }
+
+    fn forget<'a>(&'a self, key: &'a TokenKey, lease: &'a dyn Lease) -> StoreFuture<'a, ()> {
+        Box::pin(async move {
+            let fence = lease.fence().expect("a lease of this store");
+            let own = &self.0;
+            let forgotten = own.step(|world| {
+                let ours = world.holder() == Some(&fence.holder);
+                if ours {
+                    let state = world.change();
+                    (state.record, state.spending, state.removed) = (None, None, fence.version);
+                    world.notify(&own.name, key);
+                }
+                ours
+            });
+            let lost = Err(StoreError::LeaseLost { key: key.clone() });
+            if forgotten.await? { Ok(()) } else { lost }
+        })
+    }
+
+    fn list<'a>(&'a self, _: &'a Name, _: Option<&'a TokenKey>, _: usize) -> StoreFuture<'a, Page> {
+        Box::pin(async { Ok(Page::new()) })
+    }
+
+    fn secret<'a>(&'a self, _: &'a str) -> StoreFuture<'a, Option<Secret>> {
+        Box::pin(async { Ok(None) })
+    }
+
+    fn put_secret<'a>(&'a self, _: &'a str, _: Secret) -> StoreFuture<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn remove_secret<'a>(&'a self, _: &'a str) -> StoreFuture<'a, bool> {
+        Box::pin(async { Ok(false) })
+    }
+
+    fn secret_names(&self) -> StoreFuture<'_, Vec<String>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    fn note<'a>(&'a self, _: &'a str) -> StoreFuture<'a, Option<Note>> {
+        Box::pin(async { Ok(None) })
+    }
+
+    fn put_note<'a>(&'a self, _: &'a str, _: Secret, _: WallTime, _: Option<u64>) -> StoreFuture<'a, bool> {
+        Box::pin(async { Ok(true) })
+    }
+
+    fn note_names<'a>(&'a self, _: &'a str) -> StoreFuture<'a, Vec<String>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+}
