@@ -117,7 +117,7 @@ pub fn main() -> ExitCode {
 
 /// Whoever reads it may stop early, which is no failure.
 fn schema() -> ExitCode {
-    match std::io::stdout().write_all(config::SCHEMA.as_bytes()) {
+    match writeln!(std::io::stdout(), "{:#}", config::schema()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
         _ => ExitCode::SUCCESS,
     }

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::{ConfigArguments, MISCONFIGURED};
 use crate::clock::Clock;
-use crate::config::{self, Excerpts};
+use crate::config;
 use crate::model::Model;
 use crate::model::connection::{Inject, Place, Route};
 use crate::store::Keeper;
@@ -43,7 +43,7 @@ pub fn check(arguments: &CheckArguments) -> ExitCode {
     }
     match result {
         Err(problems) => {
-            let mut excerpts = std::io::stdout().is_terminal().then(Excerpts::default);
+            let mut excerpts = std::io::stdout().is_terminal().then(config::excerpts);
             for problem in &problems.problems {
                 println!("{problem}");
                 if let Some(lines) = excerpts.as_mut().and_then(|excerpts| excerpts.of(problem)) {

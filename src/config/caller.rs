@@ -1,21 +1,66 @@
-//! `callers:` who may use the proxy, and how each is known.
+//! `callers`: the programs that may use the proxy, and how each is recognized.
 //!
 //! Holds: each caller has a condition; a name that means a listener or a user is one that there is.
 
 use std::collections::{HashMap, HashSet};
 
 use nix::unistd::User;
+use schemars::JsonSchema;
+use serde::Deserialize;
 
-use super::document::Kind;
-use super::file::{CallerCertificateFile, CallerFile};
-use super::problem::Sink;
-use super::reference;
-use super::resolve::networks;
-use super::spot::{Spot, Unit};
-use super::value::{self, Fault};
+use super::reading::{Fault, Field, Keys, Sink, Spot, Unit, secret, shape, value};
 use crate::model::san::San;
 use crate::model::secret::Secret;
 use crate::model::{Caller, Listeners, Name};
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename = "caller", deny_unknown_fields)]
+#[schemars(extend(
+    "anyOf" = [
+        {"required": ["secret"]},
+        {"required": ["cidr"]},
+        {"required": ["listener"]},
+        {"required": ["unix_user"]},
+        {"required": ["certificate"]}
+    ]
+))]
+pub struct CallerFile {
+    /// Unique; `accessible_from` refers to it.
+    #[schemars(required, extend("examples" = ["billing"]))]
+    pub name: Field<shape::Name>,
+    /// The secret that it sends: `HTTP_PROXY=http://NAME:SECRET@HOST:PORT`.
+    #[schemars(extend("examples" = [{"file": "/run/secrets/billing"}]))]
+    pub secret: Field<shape::ComparedSecret>,
+    /// Networks that it connects from. With `secret`, both must match.
+    #[schemars(extend("examples" = [["10.1.0.0/16"]]))]
+    pub cidr: Field<shape::NonemptyList<shape::Network>>,
+    /// Names of the proxy listeners that it connects to.
+    #[schemars(extend("examples" = ["jobs"]))]
+    pub listener: Field<shape::OneOrMany<shape::Name>>,
+    /// Unix users, by name or number, that it runs as when it connects to a Unix socket.
+    #[schemars(extend("examples" = ["jobs"]))]
+    pub unix_user: Field<shape::OneOrMany<shape::Text>>,
+    /// The client certificate that it presents at a listener with `client_ca`.
+    #[schemars(extend("examples" = [{"san": ["billing.svc"]}]))]
+    pub certificate: Field<CallerCertificateFile>,
+    /// Subjects that it may act for, at connections with a token for each subject; `team-*` matches a prefix. Absent:
+    /// itself alone.
+    #[schemars(extend("examples" = [["alice", "team-*"]]))]
+    pub subjects: Field<shape::List<shape::Text>>,
+}
+
+impl Keys for CallerFile {}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename = "caller_certificate", deny_unknown_fields)]
+pub struct CallerCertificateFile {
+    /// One or several names (DNS, URI, mail or IP), of which the caller's certificate holds one in its subjectAltName.
+    /// Names compare by type: an address is no DNS name.
+    #[schemars(required, extend("examples" = [["billing.svc"]]))]
+    pub san: Field<shape::OneOrMany<shape::Text>>,
+}
+
+impl Keys for CallerCertificateFile {}
 
 /// The callers, and the names of all, those with problems included.
 pub fn callers(spot: Option<Spot<'_>>, listeners: Option<&Listeners>, sink: &mut Sink) -> (Vec<Caller>, HashSet<Name>) {
@@ -45,8 +90,8 @@ pub fn secret_to_send(callers: Option<Spot<'_>>, name: &Name, sink: &mut Sink) -
     for item in callers.and_then(|spot| spot.items(sink)).unwrap_or_default() {
         let own = item.value_of("name").and_then(|spot| spot.parse(sink, value::name));
         let Some(spot) = item.value_of("secret").filter(|_| own.as_ref() == Some(name)) else { continue };
-        let secret = reference::secret(&spot, sink)?;
-        if reference::is_unknown(&secret) {
+        let secret = secret::secret(&spot, sink)?;
+        if secret::is_unknown(&secret) {
             let hint = "give the caller's secret as {file: PATH} or {env: NAME}";
             spot.problem(sink, "cannot be looked up while an instance uses the store", hint);
         }
@@ -62,15 +107,21 @@ fn caller(
     sink: &mut Sink,
 ) -> Option<Caller> {
     let keys = &unit.keys;
-    let conditions = [keys.secret, keys.cidr, keys.listener, keys.unix_user, keys.certificate];
-    if conditions.iter().all(|field| unit.get(*field).is_none()) {
+    let conditions = [
+        unit.get(keys.secret),
+        unit.get(keys.cidr),
+        unit.get(keys.listener),
+        unit.get(keys.unix_user),
+        unit.get(keys.certificate),
+    ];
+    if conditions.iter().all(Option::is_none) {
         let hint = "give it a `secret`, `cidr`, `listener`, `unix_user` or `certificate`";
         unit.spot.problem(sink, "the caller has no condition", hint);
     }
-    let secret = unit.get(keys.secret).map(|spot| reference::compared(&spot, sink));
+    let secret = unit.get(keys.secret).map(|spot| secret::compared(&spot, sink));
     let cidr = unit.get(keys.cidr).map(|spot| {
-        let networks = networks(&spot, sink);
-        if matches!(spot.kind(), Kind::List(items) if items.is_empty()) {
+        let networks = value::networks(&spot, sink);
+        if spot.is_list() && !spot.has_items() {
             spot.problem(sink, "names no network", "write one such as 10.0.0.0/8, or remove the key");
         }
         networks

@@ -1,35 +1,48 @@
-//! One item of `connections:` from marks to the checked [`Connection`].
+//! The connection wing: one item of `connections` from marks to the checked [`Connection`].
 //!
-//! Not here: its routes (`route`), what two connections must not share (`conflict`).
+//! `grant`, `client`, `consent`, `params`, `answer`, `script` and `profile` are about its tokens; `route`, `header`, `inject`
+//! and `strip` about the requests that get them. Then, across connections: `conflict`, `tunnel`, `lend`.
+
+mod answer;
+mod client;
+mod conflict;
+mod consent;
+mod draft;
+mod file;
+mod grant;
+mod header;
+mod inject;
+mod lend;
+mod params;
+mod profile;
+mod route;
+mod script;
+mod strip;
+mod tunnel;
+mod words;
 
 use std::collections::HashSet;
 
 use http::StatusCode;
 
-use super::client::{authorization_server, client_auth, mutual_tls};
-use super::endpoint::{self, Endpoint};
-use super::file::ConnectionFile;
-use super::grant::grants;
-use super::params::{TOKEN_REQUEST_OWN, params};
-use super::problem::{Sink, suggest};
-use super::spot::{Spot, Unit};
-use super::{answer, consent, profile, reference, route, script, value};
+pub use self::conflict::{check as check_conflicts, redirects as check_redirects};
+pub use self::draft::Draft;
+pub use self::file::ConnectionFile;
+pub use self::lend::lend;
+pub use self::tunnel::check as check_tunnels;
+
+use self::client::{authorization_server, client_auth, mutual_tls};
+use self::grant::grants;
+use self::params::{TOKEN_REQUEST_OWN, params};
+use super::reading::{
+    Sink, Spot, Unit,
+    endpoint::{self, Endpoint},
+    reference, suggest, value,
+};
 use crate::model::Name;
 use crate::model::connection::*;
 use crate::model::origin::Authority;
 use crate::model::token::default_profile;
-
-/// A connection with what the checks across connections need, even where `connection` itself failed.
-pub struct Draft<'a> {
-    pub name: Option<(Name, Spot<'a>)>,
-    /// Endpoints whose authority is known.
-    pub endpoints: Vec<(Authority, Spot<'a>)>,
-    /// `None`: all callers.
-    pub callers: Option<Vec<Name>>,
-    pub routes: Vec<(Spot<'a>, Route)>,
-    pub connection: Option<Connection>,
-    pub spot: Spot<'a>,
-}
 
 pub fn connection<'a>(spot: &Spot<'a>, callers: &HashSet<Name>, sink: &mut Sink) -> Option<Draft<'a>> {
     let unit = spot.unit::<ConnectionFile>(sink)?;
@@ -104,8 +117,7 @@ fn assemble(unit: &Unit<'_, ConnectionFile>, parts: Parts<'_>, sink: &mut Sink) 
     let variables = script::variables(unit, sink);
     let script = unit.get(keys.script).map(|spot| script::script(&spot, sink));
     let lifetimes = lifetimes(unit, sink);
-    let words = [("shared", Tokens::Shared), ("per_subject", Tokens::PerSubject)];
-    let tokens = unit.get(keys.tokens).map_or(Some(Tokens::Shared), |spot| spot.choice(sink, &words));
+    let tokens = unit.get(keys.tokens).map_or(Some(Tokens::Shared), |spot| spot.choice(sink));
     let rejected = unit.get(keys.token_rejected);
     let unauthorized = || vec![RejectionSign::of_status(StatusCode::UNAUTHORIZED)];
     let token_rejected = rejected.map_or_else(unauthorized, |spot| answer::token_rejected(&spot, sink));
@@ -146,7 +158,7 @@ fn assemble(unit: &Unit<'_, ConnectionFile>, parts: Parts<'_>, sink: &mut Sink) 
     profile::with_profiles(connection, stated.into_iter().zip(grants))
 }
 
-/// Where each caller's own token makes one of its own, nothing may stand in its way.
+/// Refuses keys that contradict a grant which exchanges the caller's own token.
 fn of_callers(
     unit: &Unit<'_, ConnectionFile>,
     grants: &[(Name, &Grant)],
@@ -183,7 +195,7 @@ fn one_authorization(unit: &Unit<'_, ConnectionFile>, request: &TokenRequest, si
     }
 }
 
-/// The endpoints, and where each stands that states an authority.
+/// The endpoints, and the place of each that states an authority.
 fn endpoints<'a>(
     unit: &Unit<'a, ConnectionFile>,
     allow_cleartext: bool,

@@ -1,15 +1,80 @@
-//! `listeners:` where callers, people and monitors reach us.
+//! `listeners`: the addresses of the proxy, the admin API, health checks and consent pages.
 //!
-//! Holds: nothing listens beyond loopback without somebody having said who may come, or `open: true`.
+//! Holds: a listener beyond loopback needs configured callers or users, or `open: true`.
 
 use std::collections::{HashMap, HashSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 
-use super::file::{ListenerFile, ListenerTlsFile, ListenersFile};
-use super::problem::Sink;
-use super::spot::{Spot, Unit};
-use super::{client, reference, value};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::reading::{Field, Keys, Sink, Spot, Unit, pem, shape, value};
 use crate::model::{ListenAt, Listener, ListenerTls, Listeners, Name, ProxyListener};
+
+/// An address, or a map with one.
+type Bound = shape::Either<shape::Address, ListenerFile>;
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename = "listeners", deny_unknown_fields)]
+pub struct ListenersFile {
+    /// Where services send their requests: one address, or a list. Beyond loopback it needs `callers`, or `open: true`.
+    #[schemars(extend(
+        "default" = "127.0.0.1:8080",
+        "examples" = [["127.0.0.1:8080", {"name": "fleet", "address": "0.0.0.0:8443"}]]
+    ))]
+    pub proxy: Field<shape::OneOrMany<Bound>>,
+    /// The admin listener, with /metrics, /livez and /readyz unless `telemetry` is given.
+    #[schemars(extend("default" = "127.0.0.1:8081"))]
+    pub admin: Field<Bound>,
+    /// An address for /metrics, /livez and /readyz alone.
+    #[schemars(extend("examples" = ["0.0.0.0:8082"]))]
+    pub telemetry: Field<Bound>,
+    /// An address for /connect and /oauth/callback alone, where `public_url` leads.
+    #[schemars(extend("examples" = ["0.0.0.0:8083"]))]
+    pub public: Field<Bound>,
+}
+
+impl Keys for ListenersFile {}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename = "listener", deny_unknown_fields)]
+pub struct ListenerFile {
+    /// Its name in logs and metrics. Absent: `proxy`, `proxy-2` and so on, `admin`, `telemetry`.
+    #[schemars(extend("examples" = ["fleet"]))]
+    pub name: Field<shape::Name>,
+    /// `IP:PORT`; port 0 takes a free one. A listener of the proxy may be `unix:PATH`.
+    #[schemars(required, extend("examples" = ["0.0.0.0:8443"]))]
+    pub address: Field<shape::Address>,
+    /// Permits an address beyond loopback without configured callers or users.
+    #[schemars(extend("default" = false))]
+    pub open: Field<shape::Boolean>,
+    /// Of a Unix socket: who may open it, in octal. Absent: its owner alone (0600).
+    #[schemars(extend("examples" = ["0660"]))]
+    pub mode: Field<shape::Text>,
+    /// TLS is spoken at this listener of the proxy.
+    #[schemars(extend(
+        "examples" = [{"certificate": "tls.pem", "key": {"file": "tls.key"}, "client_ca": "callers.pem"}]
+    ))]
+    pub tls: Field<ListenerTlsFile>,
+}
+
+impl Keys for ListenerFile {}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename = "listener_tls", deny_unknown_fields)]
+pub struct ListenerTlsFile {
+    /// PEM file of the certificate, its chain behind it; re-read when it changes.
+    #[schemars(required, extend("examples" = ["tls.pem"]))]
+    pub certificate: Field<shape::Text>,
+    /// The certificate's private key in PEM.
+    #[schemars(required, extend("examples" = [{"file": "tls.key"}]))]
+    pub key: Field<shape::Secret>,
+    /// PEM file of the certificates that vouch for callers: each has to show one. Absent: none is asked for.
+    #[schemars(extend("examples" = ["callers.pem"]))]
+    pub client_ca: Field<shape::Text>,
+}
+
+impl Keys for ListenerTlsFile {}
 
 const PROXY_PORT: u16 = 8080;
 pub const ADMIN_PORT: u16 = 8081;
@@ -64,17 +129,20 @@ pub fn listeners(
     sink: &mut Sink,
 ) -> Option<(Listeners, HashMap<Name, ListenerTls>)> {
     let unit = spot.and_then(|spot| spot.unit::<ListenersFile>(sink));
-    let get = |pick: fn(&ListenersFile) -> super::spot::Field| unit.as_ref().and_then(|u| u.get(pick(&u.keys)));
-    let proxy = match get(|keys| keys.proxy) {
+    let proxy = match unit.as_ref().and_then(|unit| unit.get(unit.keys.proxy)) {
         None => vec![Draft::standard("proxy", PROXY_PORT)],
         Some(spot) => proxies(&spot, sink),
     };
-    let admin = match get(|keys| keys.admin) {
+    let admin = match unit.as_ref().and_then(|unit| unit.get(unit.keys.admin)) {
         None => Some(Draft::standard("admin", ADMIN_PORT)),
         Some(spot) => listener(&spot, "admin", sink),
     };
-    let telemetry = get(|keys| keys.telemetry).and_then(|spot| listener(&spot, "telemetry", sink));
-    let public = get(|keys| keys.public).and_then(|spot| listener(&spot, "public", sink));
+    let telemetry = unit
+        .as_ref()
+        .and_then(|unit| unit.get(unit.keys.telemetry))
+        .and_then(|spot| listener(&spot, "telemetry", sink));
+    let public =
+        unit.as_ref().and_then(|unit| unit.get(unit.keys.public)).and_then(|spot| listener(&spot, "public", sink));
     if !has_callers {
         for listener in &proxy {
             listener.refuse_beyond_loopback("although no callers are configured", "name them under `callers`", sink);
@@ -93,6 +161,15 @@ pub fn listeners(
         public: public.and_then(Draft::finish),
     };
     Some((listeners, tls))
+}
+
+/// The listeners of a configuration that names none.
+pub fn standard() -> (Listeners, HashMap<Name, ListenerTls>) {
+    let name = |text| Name::parse(text).expect("a literal name");
+    let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let proxy = ProxyListener { name: name("proxy"), at: ListenAt::Address(at(PROXY_PORT)), secure: false };
+    let admin = Listener { name: name("admin"), address: at(ADMIN_PORT) };
+    (Listeners { proxy: vec![proxy], admin, telemetry: None, public: None }, HashMap::new())
 }
 
 fn proxies<'a>(spot: &Spot<'a>, sink: &mut Sink) -> Vec<Draft<'a>> {
@@ -153,10 +230,10 @@ fn place(spot: &Spot<'_>, mode: Option<&Spot<'_>>, sink: &mut Sink) -> Option<Li
 
 fn tls(spot: &Spot<'_>, sink: &mut Sink) -> Option<ListenerTls> {
     let unit = spot.unit::<ListenerTlsFile>(sink)?;
-    let certificate = client::certificate(&unit, (unit.keys.certificate, unit.keys.key), sink);
+    let certificate = pem::certificate(&unit, (unit.keys.certificate, unit.keys.key), sink);
     let client_ca = match unit.get(unit.keys.client_ca) {
         None => None,
-        Some(spot) => Some(reference::roots_of_file(&spot, sink)?),
+        Some(spot) => Some(pem::roots_of_file(&spot, sink)?),
     };
     Some(ListenerTls { certificate: certificate?, client_ca })
 }
@@ -181,8 +258,8 @@ fn listener<'a>(spot: &Spot<'a>, default_name: &str, sink: &mut Sink) -> Option<
         return plain(Name::parse(default_name), false, address, spot.clone());
     }
     let unit = spot.unit::<ListenerFile>(sink)?;
-    for (key, field) in [("mode", unit.keys.mode), ("tls", unit.keys.tls)] {
-        if let Some(spot) = unit.get(field) {
+    for (key, spot) in [("mode", unit.get(unit.keys.mode)), ("tls", unit.get(unit.keys.tls))] {
+        if let Some(spot) = spot {
             spot.problem(sink, format!("`{key}` is for listeners of the proxy"), "remove it");
         }
     }

@@ -1,19 +1,93 @@
-//! `store:`: where tokens are kept, and under which keys they are sealed.
+//! `store`: where tokens are kept, and under which keys they are sealed.
 //!
-//! Not here: opening it (`store`), what `{store: NAME}` means (`reference`).
+//! Not here: opening it (`store`), what `{store: NAME}` means (`reading/secret`).
 
 use std::path::Path;
 
 use rustix::fs::Access;
+use schemars::JsonSchema;
+use serde::Deserialize;
 use url::Url;
 
-use super::file::{EmbeddedFile, MemoryFile, RedisFile, StoreFile, TopFile};
-use super::problem::Sink;
-use super::reference;
-use super::spot::{Spot, Unit};
-use super::value::Fault;
+use super::reading::{Fault, Field, Keys, Sink, Spot, Unit, pem, secret, shape};
 use crate::model::secret::SealKey;
 use crate::model::{RedisAt, RedisKind, RedisSettings, StoreKind, StoreSettings};
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename = "store", deny_unknown_fields)]
+pub struct StoreFile {
+    /// One sealed file; exactly one of `embedded`, `redis` and `memory` may be given.
+    #[schemars(extend("examples" = [{"path": "tokens.redb"}]))]
+    pub embedded: Field<EmbeddedFile>,
+    /// Tokens are kept in memory and lost when the process ends.
+    #[schemars(extend("examples" = [{}]))]
+    pub memory: Field<MemoryFile>,
+    /// Redis or Valkey, shared by replicas: one of them requests each token. It needs `seal_key`, the same for all.
+    #[schemars(extend(
+        "examples" = [
+            {
+                "url": "rediss://redis.internal:6380/0",
+                "username": "keybearer",
+                "password": {"file": "/run/secrets/redis"}
+            }
+        ]
+    ))]
+    pub redis: Field<RedisFile>,
+    /// 32 bytes in base64 (`openssl rand -base64 32`); in a list the first seals and all open. Absent: made in the
+    /// state directory.
+    #[schemars(extend("examples" = [{"file": "/run/secrets/seal-key"}, [{"file": "new"}, {"file": "old"}]]))]
+    pub seal_key: Field<shape::OneOrMany<shape::Secret>>,
+}
+
+impl Keys for StoreFile {}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename = "redis", deny_unknown_fields)]
+pub struct RedisFile {
+    /// `redis://HOST:PORT/DATABASE`, `rediss://…` with TLS, or `unix:///PATH`; with `sentinel_primary` a list of
+    /// sentinels, with `cluster` of nodes. Credentials have keys of their own; sentinels that require any get the same.
+    #[schemars(required, extend(
+        "examples" = ["rediss://redis.internal:6380/0", ["redis://sentinel-1:26379", "redis://sentinel-2:26379"]]
+    ))]
+    pub url: Field<shape::OneOrMany<shape::Text>>,
+    /// Of the ACL. Absent: the default user.
+    #[schemars(extend("examples" = ["keybearer"]))]
+    pub username: Field<shape::Text>,
+    /// Used from the next connection on when it changes.
+    #[schemars(extend("examples" = [{"file": "/run/secrets/redis"}]))]
+    pub password: Field<shape::Secret>,
+    /// PEM files of the CAs that vouch for it, or (without `cluster`) of its own certificate, in place of the
+    /// platform's.
+    #[schemars(extend("examples" = [["redis-ca.pem"]]))]
+    pub trust: Field<shape::NonemptyList<shape::Text>>,
+    /// Prefix of every key and of the channel for change notifications.
+    #[schemars(extend("default" = "keybearer:"))]
+    pub key_prefix: Field<shape::Text>,
+    /// The name under which the sentinels know the primary.
+    #[schemars(extend("examples" = ["mymaster"]))]
+    pub sentinel_primary: Field<shape::Text>,
+    /// Whether it is a cluster; `url` names some of its nodes.
+    #[schemars(extend("default" = false))]
+    pub cluster: Field<shape::Boolean>,
+}
+
+impl Keys for RedisFile {}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename = "embedded", deny_unknown_fields)]
+pub struct EmbeddedFile {
+    /// The file, below the state directory.
+    #[schemars(extend("default" = "tokens.redb"))]
+    pub path: Field<shape::Text>,
+}
+
+impl Keys for EmbeddedFile {}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename = "memory", deny_unknown_fields)]
+pub struct MemoryFile {}
+
+impl Keys for MemoryFile {}
 
 const FILE: &str = "tokens.redb";
 const REDIS_PORT: u16 = 6379;
@@ -57,7 +131,7 @@ pub fn settings(spot: Option<Spot<'_>>, state_dir: &Path, sink: &mut Sink) -> St
     settings
 }
 
-/// `store.redis`; its problems are told without the URL, in which people write passwords.
+/// `store.redis`; problems do not repeat the URL, which may hold a password.
 fn redis_settings(spot: &Spot<'_>, sink: &mut Sink) -> Option<RedisSettings> {
     let unit = spot.unit::<RedisFile>(sink)?;
     let keys = &unit.keys;
@@ -82,10 +156,10 @@ fn redis_settings(spot: &Spot<'_>, sink: &mut Sink) -> Option<RedisSettings> {
         servers: places.iter().map(|place| place.at.clone()).collect(),
         kind,
         tls: first.tls,
-        trust: unit.get(keys.trust).and_then(|spot| reference::own_roots(&spot, sink)),
+        trust: unit.get(keys.trust).and_then(|spot| pem::own_roots(&spot, sink)),
         database: first.database,
         username: unit.get(keys.username).and_then(|spot| spot.line(sink)),
-        password: unit.get(keys.password).and_then(|spot| reference::secret(&spot, sink)),
+        password: unit.get(keys.password).and_then(|spot| secret::secret(&spot, sink)),
         key_prefix: match unit.get(keys.key_prefix) {
             Some(spot) => spot.parse(sink, key_prefix)?,
             None => KEY_PREFIX.to_owned(),
@@ -108,7 +182,7 @@ fn redis_kind(unit: &Unit<'_, RedisFile>, sink: &mut Sink) -> RedisKind {
     }
 }
 
-/// What a URL of Redis says.
+/// A parsed Redis URL.
 struct RedisPlace {
     at: RedisAt,
     tls: bool,
@@ -160,7 +234,7 @@ fn seal_keys(spot: &Spot<'_>, sink: &mut Sink) -> Vec<SealKey> {
     }
     let mut keys: Vec<SealKey> = Vec::new();
     for item in &items {
-        let Some(text) = reference::secret(item, sink) else { continue };
+        let Some(text) = secret::secret(item, sink) else { continue };
         match SealKey::parse(text.expose()) {
             None => item.problem(sink, "is no key", "give 32 bytes in base64: `openssl rand -base64 32`"),
             Some(key) if keys.contains(&key) => item.problem(sink, "is the same key again", "remove one of the two"),
@@ -170,13 +244,14 @@ fn seal_keys(spot: &Spot<'_>, sink: &mut Sink) -> Vec<SealKey> {
     keys
 }
 
-/// Tokens that only a person can give again need a place that outlasts the process; for others memory will do.
-pub fn check_place(top: &Unit<'_, TopFile>, store: &StoreSettings, person: bool, sink: &mut Sink) {
+/// Tokens that only a person can give again need a store that outlasts the process; for others memory will do. Problems
+/// point `at` this spot.
+pub fn check_place(at: &Spot<'_>, store: &StoreSettings, person: bool, sink: &mut Sink) {
     let path = match &store.kind {
         StoreKind::Embedded { path } => path,
         StoreKind::Memory if person => {
             let message = "a connection needs a person, and a store in memory forgets at every restart";
-            top.at("store").warning(sink, message, "write `store: {embedded: {}}`");
+            at.warning(sink, message, "write `store: {embedded: {}}`");
             return;
         }
         StoreKind::Memory | StoreKind::Redis(_) => return,
@@ -191,7 +266,7 @@ pub fn check_place(top: &Unit<'_, TopFile>, store: &StoreSettings, person: bool,
     let message = format!("{} cannot be written", path.display());
     let hint = "set `state_dir` to a directory that may be written";
     match person {
-        true => top.at("store").problem(sink, message + ", and a connection needs a person", hint),
-        false => top.at("store").warning(sink, message + "; tokens are kept in memory", hint),
+        true => at.problem(sink, message + ", and a connection needs a person", hint),
+        false => at.warning(sink, message + "; tokens are kept in memory", hint),
     }
 }

@@ -4,9 +4,11 @@ mod accepted;
 mod authorization;
 mod client;
 mod files;
+mod grants;
 mod interception;
 mod profiles;
 mod refused;
+mod routes;
 mod store;
 
 use std::path::Path;

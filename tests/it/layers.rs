@@ -1,7 +1,7 @@
 //! Holds the layers: a room (top-level module) of `src/` uses only the floors below its own.
 //!
-//! Not here: how the paths are found in the source (`tokens`). Not seen: what a macro of another crate expands to. Tests
-//! (`#[cfg(test)]`, `tests.rs`) may use any room.
+//! Not here: circles among the files of a room (`circles`), how paths are found in the source (`tokens`). Not seen: what a
+//! macro of another crate expands to. Tests (`#[cfg(test)]`, `tests.rs`) may use any room.
 
 mod circles;
 mod tokens;

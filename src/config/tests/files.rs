@@ -4,6 +4,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
+use crate::model::StoreSettings;
 use crate::model::secret::{NoVault, Secret};
 
 pub(super) struct Folder(tempfile::TempDir);

@@ -1,0 +1,103 @@
+//! Grants that need no person: good values and bad ones.
+
+use serde_json::json;
+
+use super::client::{connection, refused};
+use super::*;
+use crate::model::connection::*;
+
+#[test]
+fn each_grant_has_what_it_needs() {
+    let jwt = connection(
+        "grant: jwt_bearer, grant_type: own, assertion: {key: {file: ec.key}, algorithm: ES256, key_id: k, issuer: me, \
+         subject: ann, audience: text, lifetime: 10m, claims: {a: 1, b: \"1\", c: true, d: [x, 2.5], e: {f: null}}}",
+    );
+    let Grant::JwtBearer(assertion) = &jwt.grant else { panic!("{:?}", jwt.grant) };
+    assert_eq!((assertion.key.algorithm, assertion.key.key_id.as_deref()), (Algorithm::ES256, Some("k")));
+    assert_eq!((assertion.issuer.as_deref(), assertion.subject.as_deref()), (Some("me"), Some("ann")));
+    assert_eq!(
+        (&assertion.audience, assertion.lifetime),
+        (&Audience::Text("text".to_owned()), Duration::from_secs(600))
+    );
+    let claims = json!({"a": 1, "b": "1", "c": true, "d": ["x", 2.5], "e": {"f": null}});
+    assert_eq!(serde_json::Value::from(assertion.claims.clone()), claims);
+    assert_eq!((jwt.grant_type.as_deref(), jwt.grant.owner()), (Some("own"), Some("ann")));
+    let saml = connection("grant: saml2_bearer, assertion: {file: a.xml}");
+    assert!(matches!(&saml.grant, Grant::Saml2Bearer { assertion } if assertion.expose() == "<A/>"));
+    let exchange = connection(
+        "grant: token_exchange, subject_token: {file: s}, actor_token: {file: s}, requested_token_type: id_token",
+    );
+    let Grant::TokenExchange(exchange) = &exchange.grant else { panic!("another grant") };
+    assert_eq!(exchange.subject_token_type, "urn:ietf:params:oauth:token-type:jwt");
+    assert_eq!(exchange.requested_token_type.as_deref(), Some("urn:ietf:params:oauth:token-type:id_token"));
+    assert!(exchange.actor.is_some());
+    let caller = connection("grant: token_exchange, subject_token: {from: caller}, subject_token_type: \"urn:x:y\"");
+    assert!(caller.grant.takes_callers_token());
+}
+
+#[test]
+fn a_grant_refuses_what_belongs_to_another() {
+    let at = |key: &str, message: &str| (format!("connections[0].{key}: "), message.to_owned());
+    for (keys, (place, message)) in [
+        ("assertion: {file: a.xml}", at("assertion", "goes with `grant: jwt_bearer` or `saml2_bearer` alone")),
+        ("subject_token: {from: caller}", at("subject_token", "goes with `grant: token_exchange` alone")),
+        ("grant: jwt_bearer", at("assertion", "`assertion` is missing")),
+        ("grant: jwt_bearer, assertion: {subject: a}", at("assertion.key", "`key` is missing")),
+        ("grant: jwt_bearer, assertion: {key: {file: ec.key}}", at("assertion.key", "RS256")),
+        ("grant: jwt_bearer, assertion: {key: {file: s}}", at("assertion.key", "the key holds no private key in PEM")),
+        (
+            "grant: jwt_bearer, assertion: {key: {file: rsa.key}, algorithm: HS256}",
+            at("assertion.algorithm", "`HS256` is not known"),
+        ),
+        (
+            "grant: jwt_bearer, assertion: {key: {file: rsa.key}, lifetime: 2h}",
+            at("assertion.lifetime", "longer than an hour"),
+        ),
+        (
+            "grant: jwt_bearer, assertion: {key: {file: rsa.key}, audience: issuer}",
+            at("assertion.audience", "names no `issuer`"),
+        ),
+        (
+            "grant: jwt_bearer, assertion: {key: {file: rsa.key}, claims: {exp: 1}}",
+            at("assertion.claims.exp", "the claim `exp` is not set here"),
+        ),
+        ("grant: token_exchange", at("subject_token", "`subject_token` is missing")),
+        ("grant: token_exchange, subject_token: {from: nobody}", at("subject_token.from", "`nobody` is not known")),
+        (
+            "grant: token_exchange, subject_token: {file: s}, subject_token_type: thing",
+            at("subject_token_type", "is no token type"),
+        ),
+        (
+            "grant: token_exchange, subject_token: {from: caller}, tokens: per_subject",
+            at("tokens", "makes one of its own already"),
+        ),
+        (
+            "grant: token_exchange, subject_token: {from: caller}, keep_warm: 1d",
+            at("keep_warm", "only a caller that asks again"),
+        ),
+        (
+            "grant: token_exchange, subject_token: {from: caller}, routes: [{host: a.test, existing: keep}]",
+            at("routes[0]", "`existing` stands against"),
+        ),
+        (
+            "grant: jwt_bearer, assertion: {key: {file: rsa.key}, lifetime: 1500ms}",
+            at("assertion.lifetime", "is no number of whole seconds"),
+        ),
+        (
+            "issuer: ~, send_credentials: private_key_jwt, client_assertion: {key: {file: rsa.key}, audience: issuer}",
+            at("client_assertion.audience", "names no `issuer`"),
+        ),
+        ("grant: token_exchange, subject_token: {from: ~}", at("subject_token.from", "`from` is missing")),
+        (
+            "grant: token_exchange, subject_token: {file: s}, actor_token: {token: ~, token_type: jwt}",
+            at("actor_token.token", "`token` is missing"),
+        ),
+        ("username: ann", at("username", "goes with `grant: password` alone")),
+        ("actor_token: {file: s}", at("actor_token", "goes with `grant: token_exchange` alone")),
+        ("grant: saml2_bearer", at("assertion", "`assertion` is missing")),
+        ("grant: saml2_bearer, assertion: {file: gone.xml}", at("assertion.file", "cannot be read (no such file)")),
+        ("token_params: {assertion: x}", at("token_params.assertion", "the grant sets `assertion` itself")),
+    ] {
+        refused(keys, &[&place, &message]);
+    }
+}
