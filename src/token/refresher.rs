@@ -5,6 +5,7 @@
 
 mod outcome;
 
+use std::ops::ControlFlow;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -84,46 +85,10 @@ impl Refresher {
     async fn refresh(&self) {
         let mut own = LoopState::new(self.phases.clone());
         while !self.slot.is_closed() {
-            match self.slot.take_command() {
-                Some(Command::Import(import)) => {
-                    self.import(import).await;
-                    own.is_dormant = false;
-                    continue;
-                }
-                Some(Command::Revoke(revoke)) => {
-                    own.is_dormant = self.revoke(revoke).await;
-                    continue;
-                }
-                None => self.poll_if_due(&mut own).await,
-            }
-            if own.is_dormant && !self.slot.is_awaited(self.acquirer.clock.now()) {
-                if self.slot.key.subject.is_some() {
-                    return self.slot.end();
-                }
-                self.wait(None, &mut own).await;
-                continue;
-            }
-            own.is_dormant = false;
-            let (state, now) = (self.slot.state(), self.acquirer.clock.now());
-            let forced = self.slot.forced(&state);
-            match self.next_step(&state, now, forced.as_ref(), &own) {
-                Step::Acquire => {
-                    let cause = forced.unwrap_or_else(|| cause(&state, now, own.is_demanded));
-                    self.attempt(&state, &cause).await;
-                    own.is_demanded = false;
-                }
-                Step::Wait(span) => match self.wait(Some(span), &mut own).await {
-                    Wake::Demand => own.is_demanded = true,
-                    Wake::Timer => own.is_demanded = false,
-                    Wake::Drain => {}
-                },
-                Step::Rest => return self.slot.end(),
-            }
-            if self.acquirer.has_unsaved() {
-                own.save_retry = match self.retry_save().await {
-                    true => SAVE_RETRY_MIN,
-                    false => (own.save_retry * 2).min(self.save_retry_max()),
-                };
+            if let Some(command) = self.slot.take_command() {
+                self.obey(command, &mut own).await;
+            } else if self.turn(&mut own).await.is_break() {
+                return self.slot.end();
             }
         }
         self.serve_last_callers().await;
@@ -135,6 +100,51 @@ impl Refresher {
         }
     }
 
+    async fn obey(&self, command: Command, own: &mut LoopState) {
+        match command {
+            Command::Import(import) => {
+                self.import(import).await;
+                own.is_dormant = false;
+            }
+            Command::Revoke(revoke) => own.is_dormant = self.revoke(revoke).await,
+        }
+    }
+
+    /// One turn of the loop: polls the store, then attempts or waits. Breaks if the slot may leave memory.
+    async fn turn(&self, own: &mut LoopState) -> ControlFlow<()> {
+        self.poll_if_due(own).await;
+        if own.is_dormant && !self.slot.is_awaited(self.acquirer.clock.now()) {
+            if self.slot.key.subject.is_some() {
+                return ControlFlow::Break(());
+            }
+            self.wait(None, own).await;
+            return ControlFlow::Continue(());
+        }
+        own.is_dormant = false;
+        let (state, now) = (self.slot.state(), self.acquirer.clock.now());
+        let forced = self.slot.forced(&state);
+        match self.next_step(&state, now, forced.as_ref(), own) {
+            Step::Acquire => {
+                let cause = forced.unwrap_or_else(|| cause(&state, now, own.is_demanded));
+                self.attempt(&state, &cause).await;
+                own.is_demanded = false;
+            }
+            Step::Wait(span) => match self.wait(Some(span), own).await {
+                Wake::Demand => own.is_demanded = true,
+                Wake::Timer => own.is_demanded = false,
+                Wake::Drain => {}
+            },
+            Step::Rest => return ControlFlow::Break(()),
+        }
+        if self.acquirer.has_unsaved() {
+            own.save_retry = match self.retry_save().await {
+                true => SAVE_RETRY_MIN,
+                false => (own.save_retry * 2).min(self.save_retry_max()),
+            };
+        }
+        ControlFlow::Continue(())
+    }
+
     fn next_step(&self, state: &SlotState, now: Now, forced: Option<&Cause>, own: &LoopState) -> Step {
         let wanted = Wanted { force: Force::by(forced), interest: self.slot.interest() };
         let mut step = schedule::next_step(state, now, wanted, fastrand::f64());
@@ -142,7 +152,8 @@ impl Refresher {
             step = step.awake_within(own.save_retry);
         }
         if own.poll_failed {
-            // The store may have lost the record that is held here, and another replica may take an older one for the newest.
+            // The store may have lost the record that is held here; until it is written back, another replica may take an
+            // older one for the newest.
             step = step.within(SAVE_RETRY_SHARED_MAX);
         }
         step
