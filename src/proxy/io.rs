@@ -7,6 +7,7 @@ mod gone;
 mod head_budget;
 mod interim;
 mod presence;
+mod socket;
 mod stream;
 mod watch;
 mod watched;

@@ -8,6 +8,7 @@
 mod command;
 mod forced;
 mod import;
+mod inbox;
 mod interest;
 mod refresh;
 mod revoke;
@@ -29,10 +30,10 @@ use crate::model::secret::Secret;
 use crate::model::time::WallTime;
 use crate::model::token::{AccessToken, TokenKey};
 pub use command::Command;
-use command::Inbox;
 use forced::Forced;
 pub(super) use forced::RejectionPause;
 pub use import::{Credential, Import, NotImported};
+use inbox::Inbox;
 pub use interest::Interest;
 use interest::{InterestCell, WaitEnd};
 pub use refresh::NotRefreshed;
@@ -49,7 +50,7 @@ pub struct TokenSlot {
     changed: watch::Sender<()>,
     demand: Notify,
     forced: Mutex<Forced>,
-    inbox: Inbox,
+    inbox: Inbox<Command>,
     /// Of a subject's token.
     interest: InterestCell,
     /// A caller has stopped waiting.

@@ -11,7 +11,7 @@ use futures_util::FutureExt;
 use tokio::io::Interest;
 use tokio::time::{Instant, sleep};
 
-use super::stream::Socket;
+use super::socket::Socket;
 use super::watch::Watch;
 
 /// Silence of the upstream after which a caller that has sent FIN is probed, or counts as gone. Doubles with each probe.

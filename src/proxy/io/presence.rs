@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use bytes::Bytes;
 
-use super::stream::Socket;
+use super::socket::Socket;
 use crate::proxy::upstream::Gate;
 use crate::sync::lock;
 

@@ -1,77 +1,54 @@
-//! A stream from a caller, whatever carries it.
+//! A stream from a caller: TCP, a Unix socket, TLS over either, or a tunnel inside HTTP/2.
 //!
-//! Not here: what is watched on it (`watched`). Holds: whoever serves a stream need not know which kind it is.
+//! Not here: what is watched on it (`watched`).
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use rustix::net::{Shutdown, shutdown};
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
 use tokio_rustls::server::TlsStream;
 
-use super::watched::Watched;
+use super::socket::Socket;
 
-pub enum Stream {
+/// `T`: the stream below TLS.
+pub enum Stream<T> {
     Tcp(tcp::OwnedReadHalf, Arc<tcp::OwnedWriteHalf>),
     Unix(unix::OwnedReadHalf, Arc<unix::OwnedWriteHalf>),
     /// TLS that ends here, over the stream that it came by.
-    Tls(Box<TlsStream<Watched>>),
+    Tls(Box<TlsStream<T>>),
     /// A tunnel inside an HTTP/2 connection.
     Tunnel(TokioIo<Upgraded>),
 }
 
-impl From<TcpStream> for Stream {
-    fn from(stream: TcpStream) -> Stream {
+impl<T> From<TcpStream> for Stream<T> {
+    fn from(stream: TcpStream) -> Stream<T> {
         let (read, write) = stream.into_split();
         Stream::Tcp(read, Arc::new(write))
     }
 }
 
-impl From<UnixStream> for Stream {
-    fn from(stream: UnixStream) -> Stream {
+impl<T> From<UnixStream> for Stream<T> {
+    fn from(stream: UnixStream) -> Stream<T> {
         let (read, write) = stream.into_split();
         Stream::Unix(read, Arc::new(write))
     }
 }
 
-impl Stream {
-    /// What carries it; `None` for a tunnel inside HTTP/2.
-    pub fn socket(&self) -> Option<Socket> {
+impl<T> Stream<T> {
+    /// The socket below; `None` for a tunnel inside HTTP/2. `below_tls` finds that of the stream below TLS.
+    pub fn socket(&self, below_tls: impl Fn(&T) -> Option<Socket>) -> Option<Socket> {
         match self {
             Stream::Tcp(_, write) => Some(Socket::Tcp(Arc::downgrade(write))),
             Stream::Unix(_, write) => Some(Socket::Unix(Arc::downgrade(write))),
-            Stream::Tls(stream) => stream.get_ref().0.watch.presence.socket().cloned(),
+            Stream::Tls(stream) => below_tls(stream.get_ref().0),
             Stream::Tunnel(_) => None,
         }
-    }
-}
-
-/// The socket of a stream, for a task that waits for its end without reading. It does not keep the socket open.
-#[derive(Debug, Clone)]
-pub enum Socket {
-    Tcp(Weak<tcp::OwnedWriteHalf>),
-    Unix(Weak<unix::OwnedWriteHalf>),
-}
-
-impl Socket {
-    /// Waits for one of these; that both directions are closed is told with either.
-    pub async fn ready(&self, interest: Interest) -> Ready {
-        let ready = match self {
-            Socket::Tcp(socket) => match socket.upgrade() {
-                Some(socket) => socket.ready(interest).await,
-                None => Ok(Ready::WRITE_CLOSED),
-            },
-            Socket::Unix(socket) => match socket.upgrade() {
-                Some(socket) => socket.ready(interest).await,
-                None => Ok(Ready::WRITE_CLOSED),
-            },
-        };
-        ready.unwrap_or(Ready::WRITE_CLOSED)
     }
 }
 
@@ -101,13 +78,13 @@ macro_rules! write {
     }};
 }
 
-impl AsyncRead for Stream {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Stream<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         on!(self, read, _write => Pin::new(read).poll_read(cx, buffer), stream => Pin::new(stream).poll_read(cx, buffer))
     }
 }
 
-impl AsyncWrite for Stream {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         on!(self, _read, half => write!(half, cx, try_write, bytes), stream => Pin::new(stream).poll_write(cx, bytes))
     }

@@ -16,7 +16,7 @@ use super::frames::Frames;
 use super::head_budget::{HeadBudget, HeadShare};
 use super::interim::Saying;
 use super::presence::Presence;
-use super::stream::Socket;
+use super::socket::Socket;
 use crate::model::Timeouts;
 pub use activity::{Activity, Serving, Upload};
 

@@ -10,7 +10,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use super::frames::Frames;
 use super::head_budget::is_unfinished;
-use super::stream::{Socket, Stream};
+use super::socket::Socket;
+use super::stream::Stream;
 use super::watch::{Activity, Watch};
 
 /// First read of a stream, to see how it begins: a usual head fits.
@@ -18,7 +19,7 @@ const FIRST_READ_BYTES: usize = 2048;
 
 /// A caller's stream with what was already read of it, watched for time and size.
 pub struct Watched {
-    stream: Stream,
+    stream: Stream<Watched>,
     /// Read before, not yet served.
     buffered: Bytes,
     /// An interim response, partly written.
@@ -31,17 +32,17 @@ pub struct Watched {
 }
 
 impl Watched {
-    pub fn new(stream: Stream) -> Watched {
-        let socket = stream.socket();
+    pub fn new(stream: Stream<Watched>) -> Watched {
+        let socket = stream.socket(|inner| inner.watch.presence.socket().cloned());
         Watched::over(stream, socket)
     }
 
     /// A stream inside the connection of `outer`, whose socket carries it.
-    pub fn inside(stream: Stream, outer: &Activity) -> Watched {
+    pub fn inside(stream: Stream<Watched>, outer: &Activity) -> Watched {
         Watched::over(stream, outer.presence().socket().cloned())
     }
 
-    fn over(stream: Stream, socket: Option<Socket>) -> Watched {
+    fn over(stream: Stream<Watched>, socket: Option<Socket>) -> Watched {
         let watch = Arc::new(Watch::new(socket));
         Watched {
             stream,

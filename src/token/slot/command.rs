@@ -2,12 +2,10 @@
 //!
 //! Invariant: one command at a time. It is carried out even if its sender goes away.
 
-use std::sync::Mutex;
-
 use super::TokenSlot;
 use super::import::Import;
+use super::inbox::NotSubmitted;
 use super::revoke::Revoke;
-use crate::sync::lock;
 
 #[derive(Debug)]
 pub enum Command {
@@ -15,38 +13,31 @@ pub enum Command {
     Revoke(Revoke),
 }
 
-/// Holds the command until the refresher takes it.
-pub(super) type Inbox = Mutex<Option<Command>>;
+impl From<Import> for Command {
+    fn from(import: Import) -> Command {
+        Command::Import(import)
+    }
+}
 
-/// Why a command was not accepted.
-pub(super) enum NotSubmitted {
-    /// Another command waits.
-    Busy,
-    Closed,
+impl From<Revoke> for Command {
+    fn from(revoke: Revoke) -> Command {
+        Command::Revoke(revoke)
+    }
 }
 
 impl TokenSlot {
-    pub(super) fn submit(&self, command: Command) -> Result<(), NotSubmitted> {
-        {
-            let mut inbox = lock(&self.inbox);
-            if inbox.is_some() {
-                return Err(NotSubmitted::Busy);
-            }
-            if self.is_closed() {
-                return Err(NotSubmitted::Closed);
-            }
-            *inbox = Some(command);
-        }
+    pub(super) fn submit(&self, command: impl Into<Command>) -> Result<(), NotSubmitted> {
+        self.inbox.put(command.into(), || self.is_closed())?;
         self.demand.notify_one();
         Ok(())
     }
 
     pub(super) fn has_command(&self) -> bool {
-        lock(&self.inbox).is_some()
+        self.inbox.is_full()
     }
 
     /// For the refresher.
     pub(in crate::token) fn take_command(&self) -> Option<Command> {
-        lock(&self.inbox).take()
+        self.inbox.take()
     }
 }

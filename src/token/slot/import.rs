@@ -5,7 +5,7 @@
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::command::{Command, NotSubmitted};
+use super::inbox::NotSubmitted;
 use super::{NoToken, TokenSlot};
 use crate::clock::Now;
 use crate::model::token::{RefreshToken, TokenSet};
@@ -45,7 +45,7 @@ impl TokenSlot {
     /// Returns once `credential` has given an access token and it is kept, or why not.
     pub async fn import(&self, credential: Credential, by: Person, deadline: Instant) -> Result<(), NotImported> {
         let (reply, outcome) = oneshot::channel();
-        self.submit(Command::Import(Import { credential, by, reply })).map_err(|why| match why {
+        self.submit(Import { credential, by, reply }).map_err(|why| match why {
             NotSubmitted::Busy => NotImported::Busy,
             NotSubmitted::Closed => NotImported::NotProven(NoToken::Forgotten),
         })?;

@@ -5,7 +5,7 @@
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::command::{Command, NotSubmitted};
+use super::inbox::NotSubmitted;
 use super::{NoToken, TokenSlot};
 use crate::model::connection::Identity;
 use crate::model::token::TokenKey;
@@ -55,7 +55,7 @@ impl TokenSlot {
     /// Returns once the tokens are forgotten, with the server's response.
     pub async fn revoke(&self, sharers: Sharers, deadline: Instant) -> Result<Revoked, NotRevoked> {
         let (reply, outcome) = oneshot::channel();
-        self.submit(Command::Revoke(Revoke { sharers, reply })).map_err(|why| match why {
+        self.submit(Revoke { sharers, reply }).map_err(|why| match why {
             NotSubmitted::Busy => NotRevoked::Busy,
             NotSubmitted::Closed => NotRevoked::NoToken(NoToken::Forgotten),
         })?;
