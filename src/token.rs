@@ -6,11 +6,14 @@
 //! Where to read on: `slot` (what a request sees), `refresher` (the loop), `schedule` (when), `acquire` (how).
 
 mod acquire;
+mod definition;
 mod former;
 mod gate;
+pub mod moments;
 mod refresher;
 pub mod schedule;
 pub mod slot;
+mod source;
 mod subjects;
 mod warm;
 
@@ -35,12 +38,13 @@ use crate::tasks::Tasks;
 use crate::telemetry::audit::{Audit, Cause, Person};
 use crate::telemetry::events::Events;
 use crate::telemetry::metrics::Metrics;
-use acquire::{Acquirer, Definition};
-pub use acquire::{Revocation, RevocationFuture, TokenFuture, TokenSource};
+use acquire::Acquirer;
+use definition::Definition;
 use former::FormerDefinitions;
 use gate::Gate;
 use refresher::Refresher;
 use slot::{NEEDS_CONSENT_AGAIN, TokenSlot};
+pub use source::{Revocation, RevocationFuture, TokenFuture, TokenSource};
 use subjects::InMemory;
 pub use subjects::SubjectSlots;
 

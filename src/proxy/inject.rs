@@ -132,7 +132,7 @@ mod tests {
     use crate::model::connection::{self, Connection, HostPattern, PortRule, Route, UpstreamTls};
     use crate::model::origin::{Authority, Host, Scheme};
     use crate::model::token::AccessToken;
-    use crate::token::schedule::Moments;
+    use crate::token::moments::Moments;
     use crate::token::slot::Granted;
 
     fn path(text: &str) -> PathAndQuery {

@@ -12,7 +12,6 @@ mod plan;
 mod record;
 mod request;
 mod revoke;
-mod source;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -21,6 +20,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use super::definition::Definition;
 use super::former::FormerDefinitions;
 use super::gate::{Gate, Permit};
 use super::slot::{Consent, Credential, TokenSlot};
@@ -36,7 +36,6 @@ use plan::{Facts, LEASE_RETRY_MAX, LEASE_SLACK, LeaseFacts, Offline, Plan, Refre
 use record::Saving;
 pub(super) use record::{Held, Poll};
 use request::TokenRequest;
-pub use source::{Revocation, RevocationFuture, TokenFuture, TokenSource};
 
 /// First pause between two attempts to take a lease that another replica holds; it doubles up to [`LEASE_RETRY_MAX`].
 const LEASE_RETRY_MIN: Duration = Duration::from_millis(20);
@@ -59,14 +58,6 @@ pub(super) struct Acquirer {
     /// Other replicas use the store.
     pub shared: bool,
     pub held: Mutex<Held>,
-}
-
-/// How the token of one slot is acquired.
-pub(super) struct Definition {
-    pub connection: Arc<Connection>,
-    pub source: Box<dyn TokenSource>,
-    /// When it came into force at this replica.
-    pub since: Instant,
 }
 
 /// One attempt to acquire the next token.

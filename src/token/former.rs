@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
-use super::acquire::Definition;
+use super::definition::Definition;
 use crate::model::connection::{Connection, Identity};
 use crate::model::token::TokenKey;
 use crate::sync::lock;

@@ -14,7 +14,7 @@ use crate::model::time::BootTime;
 use crate::model::token::{AccessToken, RefreshToken};
 use crate::store::{self, StoredToken};
 use crate::telemetry::audit::Cause;
-use crate::token::schedule;
+use crate::token::moments;
 use crate::token::slot::{Consent, RejectionPause};
 
 /// What a lease lasts beyond the longest call of its holder, and the time within which that call has to leave.
@@ -31,7 +31,7 @@ pub fn lease_term(connection: &Connection) -> Duration {
 
 /// Until when a stored token is usable.
 pub fn usable_until(record: &StoredToken, connection: &Connection) -> Now {
-    schedule::usable_until(record.obtained, record.lifetime, &connection.lifetimes)
+    moments::usable_until(record.obtained, record.lifetime, &connection.lifetimes)
 }
 
 /// What is known when a decision is made.

@@ -4,11 +4,13 @@
 
 use std::sync::Arc;
 
-use super::{Acquirer, Definition, ROUNDS_MAX, Revocation};
+use super::{Acquirer, ROUNDS_MAX};
 use crate::model::connection::Identity;
 use crate::oauth::Failure;
 use crate::store::{Lease, Refresh, StoreError, StoredToken};
+use crate::token::definition::Definition;
 use crate::token::slot::{Fate, Revoked, Sharers};
+use crate::token::source::Revocation;
 
 const UNKNOWN: &str = "it was granted under an earlier definition of the connection (another server, client, grant or \
                        owner), which is not known since this instance started; revoke it at that server";

@@ -12,7 +12,7 @@ use crate::model::token::TokenKey;
 use crate::store::{Refresh, RefreshLife, StoredToken};
 use crate::telemetry::events::Event;
 use crate::token::acquire::{AcquireError, Acquired};
-use crate::token::schedule;
+use crate::token::moments;
 use crate::token::slot::{Granted, InjectedToken, SlotState};
 
 /// A refresh token's end is announced this long before, or in the last tenth of its lifetime.
@@ -24,7 +24,7 @@ impl Refresher {
             Acquired::Issued(stored) => ("token obtained", stored),
             Acquired::Stored(stored) => ("token read from the store", stored),
         };
-        let mut moments = schedule::moments(stored.obtained, stored.lifetime, &connection.lifetimes, fastrand::f64());
+        let mut moments = moments::of(stored.obtained, stored.lifetime, &connection.lifetimes, fastrand::f64());
         let same = before.token.as_ref().filter(|token| token.access_token == stored.access_token);
         if same.is_some_and(|token| token.granted.obtained.wall != stored.obtained.wall) {
             // The server issues one token until it expires: an earlier request would get the same again.

@@ -5,7 +5,7 @@ use crate::model::connection::Connection;
 use crate::model::time::{BootTime, WallTime};
 use crate::model::token::AccessToken;
 use crate::oauth::Outcome;
-use crate::token::schedule::Moments;
+use crate::token::moments::Moments;
 use crate::token::slot::{Granted, InjectedToken, Trouble};
 
 const NOW: Now = Now { boot: BootTime::new(Duration::from_secs(100)), wall: WallTime::from_secs(1_000_000) };

@@ -8,7 +8,7 @@ fn readers_see_the_last_token_or_the_one_before_while_it_is_republished() {
     let slot = TokenSlot::new(TokenKey::of_connection(Name::parse("crm").unwrap()), None);
     let clock = Clock::system();
     let end = clock.now().plus(3600 * SECOND);
-    let moments = schedule::Moments { usable_until: end, expires: end, refresh_at: end };
+    let moments = moments::Moments { usable_until: end, expires: end, refresh_at: end };
     let publish = |generation: u64| {
         let text = AccessToken::parse(&format!("t{generation}")).unwrap();
         let token = InjectedToken::new(generation, text, Arc::new(connection("crm").origins()), granted(end), moments);
