@@ -16,7 +16,9 @@ use keybearer::model::connection::{Identity, OriginSet};
 use keybearer::model::secret::SealKey;
 use keybearer::model::token::{AccessToken, RefreshToken, Subject, TokenKey};
 use keybearer::model::{Name, RedisAt, RedisKind, RedisSettings};
-use keybearer::store::{EmbeddedStore, Keyring, Lent, RedisStore, Refresh, Store as _, StoreError, StoredToken};
+use keybearer::store::{
+    EmbeddedStore, Keyring, RedisStore, Refresh, SecretsInUse, StoreError, StoredToken, TokenStore as _,
+};
 use keybearer::tasks::Tasks;
 use rustix::fs::{Advice, fadvise};
 
@@ -97,7 +99,7 @@ fn measure_redis(subjects: usize) -> Result<Figures, StoreError> {
     let keyring = Keyring::new(&SealKey::new([1; 32]), &[]).expect("a key");
     let store = {
         let _in = runtime.enter();
-        RedisStore::new(settings, keyring, Clock::system(), &Tasks::default(), Lent::default())
+        RedisStore::new(settings, keyring, Clock::system(), &Tasks::default(), SecretsInUse::default())
     };
     let numbers: Vec<usize> = (0..subjects).collect();
     for batch in numbers.chunks(BATCH / 10) {

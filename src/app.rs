@@ -21,7 +21,7 @@ use crate::model::{ListenAt, Listener, Name};
 use crate::proxy::worker::Shared;
 use crate::proxy::{self, Descriptors, Socket, Via};
 use crate::reload::{Parts, Reloader, Wiring, WiringError};
-use crate::store::{self, Keeper, OpenError};
+use crate::store::{self, OpenError, StoreOpener};
 use crate::tasks::{Phase, Tasks};
 use crate::telemetry::Logging;
 use crate::telemetry::audit::Audit;
@@ -54,8 +54,8 @@ pub enum AppError {
 const REST: Duration = Duration::from_secs(2);
 /// Reloads that may wait for one under way.
 const RELOADS_WAITING_MAX: usize = 8;
-/// A store that is out of reach at the start is tried again so often.
-const STORE_AGAIN: Duration = Duration::from_millis(500);
+/// Retry interval while the store is unreachable at startup.
+const STORE_RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How long the collector of traces may hold up the end of the program.
 const TRACES_FLUSH: Duration = Duration::from_secs(2);
@@ -72,7 +72,7 @@ pub struct Source {
 /// Everything bound, nothing running yet.
 pub struct App {
     loaded: Loaded,
-    keeper: Arc<Keeper>,
+    opener: Arc<StoreOpener>,
     source: Option<Source>,
     tasks: Tasks,
     proxy: Vec<Socket>,
@@ -87,7 +87,12 @@ pub struct App {
 
 impl App {
     /// `source` is the file that `loaded` came from, if its changes are to be followed.
-    pub fn build(loaded: Loaded, keeper: Arc<Keeper>, source: Option<Source>, tasks: Tasks) -> Result<App, AppError> {
+    pub fn build(
+        loaded: Loaded,
+        opener: Arc<StoreOpener>,
+        source: Option<Source>,
+        tasks: Tasks,
+    ) -> Result<App, AppError> {
         let model = &loaded.model;
         let (mut listeners, mut opened, mut proxy) = (Vec::new(), Vec::new(), Vec::new());
         for listener in &model.listeners.proxy {
@@ -117,7 +122,7 @@ impl App {
         let admin = bind(&model.listeners.admin)?;
         let telemetry = model.listeners.telemetry.as_ref().map(&mut bind).transpose()?;
         let public = model.listeners.public.as_ref().map(&mut bind).transpose()?;
-        Ok(App { loaded, keeper, source, tasks, proxy, admin, telemetry, public, listeners, opened })
+        Ok(App { loaded, opener, source, tasks, proxy, admin, telemetry, public, listeners, opened })
     }
 
     /// Runs on the current (control) runtime until `end` completes, then drains and stops.
@@ -137,7 +142,7 @@ impl App {
             metrics.watch_log(source.logging.dropped_lines())?;
         }
         let (events, audit) = (Events::default(), Audit::default());
-        let store = store::open(&loaded.model, &self.keeper, &metrics)?;
+        let store = store::open(&loaded.model, &self.opener, &metrics)?;
         let seal = Arc::new(store::sealer(&loaded.model)?);
         // Not sooner: without its store nobody is served.
         for (name, at) in &self.opened {
@@ -207,7 +212,7 @@ impl App {
         let threads = proxy::start(shared.clone(), loaded.model.workers, self.proxy)?;
         // Before anybody hears that we are ready, and may send SIGHUP.
         if let Some(Source { path, logging }) = self.source {
-            tasks.spawn("reload", Reloader::new((path, self.keeper), &loaded, wiring, logging, reloads)?.run());
+            tasks.spawn("reload", Reloader::new((path, self.opener), &loaded, wiring, logging, reloads)?.run());
         }
         tasks.spawn("readiness", settle(slots, loaded.model.readiness_wait, cache.clone(), health.clone()));
         Ok(Running { tasks, health, cache, threads, shared })
@@ -223,9 +228,11 @@ async fn settle(slots: Vec<Arc<TokenSlot>>, wait: Duration, cache: Arc<TokenCach
     };
     let _ = tokio::time::timeout(wait, all).await;
     health.tokens_settled();
-    while let Err(error) = cache.store().stands().await {
-        tracing::warn!(%error, "not ready: the store cannot be used");
-        tokio::time::sleep(STORE_AGAIN).await;
+    if let Some(shared) = cache.store().shared() {
+        while let Err(error) = shared.check_reachable().await {
+            tracing::warn!(%error, "not ready: store unreachable");
+            tokio::time::sleep(STORE_RETRY_INTERVAL).await;
+        }
     }
     health.store_stands();
     let without_token = slots.iter().filter(|slot| slot.state().token.is_none()).count();

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use crate::app::App;
 use crate::clock::Clock;
 use crate::config;
-use crate::store::Keeper;
+use crate::store::StoreOpener;
 use crate::tasks::Tasks;
 use crate::telemetry::system::ADMIN_MAX;
 use authorization_server::Issued;
@@ -75,8 +75,8 @@ impl Demo {
                    - {{mount: /demo, upstream: \"http://{api}\"}}\n"
             );
             let loaded = config::load_text(&text, Path::new("demo.yaml")).map_err(|problems| problems.to_string())?;
-            let keeper = Arc::new(Keeper::new(Clock::system(), tasks.clone()));
-            App::build(loaded, keeper, None, tasks.clone()).map_err(|error| error.to_string())
+            let opener = Arc::new(StoreOpener::new(Clock::system(), tasks.clone()));
+            App::build(loaded, opener, None, tasks.clone()).map_err(|error| error.to_string())
         };
         // The usual addresses where they are free, else whatever the system gives.
         let usual = build("127.0.0.1:8080", "127.0.0.1:8081");

@@ -32,7 +32,7 @@ use crate::clock::Clock;
 use crate::model::connection::{Connection, Identity, OriginSet, Tokens};
 use crate::model::secret::Secret;
 use crate::model::token::{Subject, TokenKey};
-use crate::store::{News, Store, Unkept};
+use crate::store::{News, NoStore, Store, TokenStore};
 use crate::sync::lock;
 use crate::tasks::Tasks;
 use crate::telemetry::audit::{Audit, Cause, Person};
@@ -155,8 +155,8 @@ impl SlotFactory {
         let services = &self.services;
         // The token that a caller's own token is exchanged for is of no use after this process.
         let (store, shared) = match caller_token {
-            Some(_) => (Arc::new(Unkept) as Arc<dyn Store>, false),
-            None => (services.store.clone(), services.shared),
+            Some(_) => (Arc::new(NoStore) as Arc<dyn TokenStore>, false),
+            None => (services.store.clone() as Arc<dyn TokenStore>, services.shared),
         };
         let slot = Arc::new(TokenSlot::new(key, caller_token));
         let acquirer = Acquirer {
@@ -203,7 +203,7 @@ impl TokenCache {
             former: FormerDefinitions::default(),
             subjects: InMemory::new(SUBJECTS_IN_MEMORY_MAX),
             services: Services {
-                shared: store.news().is_some(),
+                shared: store.shared().is_some(),
                 store,
                 clock,
                 tasks,
@@ -316,7 +316,7 @@ impl TokenCache {
 
     /// Wakes slots whose record another replica has changed, until the store closes its notifications.
     pub async fn follow_news(self: Arc<Self>) {
-        let Some(mut news) = self.services.store.news() else { return };
+        let Some(mut news) = self.services.store.shared().map(|shared| shared.news()) else { return };
         loop {
             match news.recv().await {
                 Ok(News::Changed(key)) => self.get(&key).iter().for_each(|slot| slot.note_store_change()),

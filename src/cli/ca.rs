@@ -17,7 +17,7 @@ use crate::config;
 use crate::model::connection::{HostPattern, Place};
 use crate::model::origin::Host;
 use crate::private_file;
-use crate::store::Keeper;
+use crate::store::StoreOpener;
 use crate::tasks::Tasks;
 use crate::tls::{self, authority};
 
@@ -98,10 +98,11 @@ fn init(arguments: &InitArguments) -> ExitCode {
 
 /// Hosts of all routes, wildcards without their `*.`; else the exit code, the problems being printed.
 fn hosts(path: &Path) -> Result<Vec<Host>, ExitCode> {
-    let loaded = config::load(path, Arc::new(Keeper::new(Clock::system(), Tasks::default()))).map_err(|problems| {
-        println!("{problems}");
-        super::refuse(path, &problems)
-    })?;
+    let loaded =
+        config::load(path, Arc::new(StoreOpener::new(Clock::system(), Tasks::default()))).map_err(|problems| {
+            println!("{problems}");
+            super::refuse(path, &problems)
+        })?;
     let routes = loaded.model.connections.iter().flat_map(|connection| &connection.routes);
     let mut hosts: Vec<_> = routes
         .filter_map(|route| match &route.place {

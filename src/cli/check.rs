@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::config;
 use crate::model::Model;
 use crate::model::connection::{Inject, Place, Route};
-use crate::store::Keeper;
+use crate::store::StoreOpener;
 use crate::tasks::Tasks;
 
 #[derive(Debug, Args)]
@@ -30,9 +30,9 @@ pub struct CheckArguments {
 
 pub fn check(arguments: &CheckArguments) -> ExitCode {
     let path = arguments.config.path();
-    let keeper = Arc::new(Keeper::new(Clock::system(), Tasks::default()));
-    let result = config::load(&path, keeper.clone());
-    let notes = result.as_ref().map(|loaded| notes(&loaded.model, &keeper)).unwrap_or_default();
+    let opener = Arc::new(StoreOpener::new(Clock::system(), Tasks::default()));
+    let result = config::load(&path, opener.clone());
+    let notes = result.as_ref().map(|loaded| notes(&loaded.model, &opener)).unwrap_or_default();
     if arguments.json {
         let (problems, warnings) = match &result {
             Ok(loaded) => (&[][..], &loaded.warnings),
@@ -67,9 +67,9 @@ pub fn check(arguments: &CheckArguments) -> ExitCode {
 }
 
 /// What is no mistake, and worth knowing before the configuration is put in force.
-fn notes(model: &Model, keeper: &Keeper) -> Vec<String> {
+fn notes(model: &Model, opener: &StoreOpener) -> Vec<String> {
     let relayed = relays_https(model).then(|| RELAYED.to_owned());
-    relayed.into_iter().chain(consent::notes(model, keeper)).collect()
+    relayed.into_iter().chain(consent::notes(model, opener)).collect()
 }
 
 const RELAYED: &str = "https:// URLs, for which clients send CONNECT, are relayed without a token, since there is no \

@@ -27,7 +27,7 @@ use crate::model::connection::{HostPattern, Place};
 use crate::model::query::percent_encoded;
 use crate::model::{ListenAt, Model, Name};
 use crate::private_file;
-use crate::store::Keeper;
+use crate::store::StoreOpener;
 use crate::tasks::Tasks;
 use crate::tls;
 use shell::Shell;
@@ -138,19 +138,19 @@ impl Failed {
 impl About {
     fn variables(&self) -> Result<Variables, Failed> {
         let path = self.config.path();
-        let keeper = || Arc::new(Keeper::new(Clock::system(), Tasks::default()));
+        let opener = || Arc::new(StoreOpener::new(Clock::system(), Tasks::default()));
         let refused = |problems| {
             eprintln!("{problems}");
             super::refuse(&path, &problems);
             Failed::Misconfigured
         };
-        let Loaded { model, .. } = config::load(&path, keeper()).map_err(refused)?;
+        let Loaded { model, .. } = config::load(&path, opener()).map_err(refused)?;
         let mut proxy = self.proxy_url(&model)?;
         if let Some(caller) = &self.caller {
             let name = model.callers.iter().map(|own| &own.name).find(|name| name.as_str() == caller);
             let name =
                 name.ok_or_else(|| Failed::Said(format!("no caller is named `{caller}` in the configuration")))?;
-            if let Some(secret) = config::caller_secret(&path, name, keeper()).map_err(refused)? {
+            if let Some(secret) = config::caller_secret(&path, name, opener()).map_err(refused)? {
                 let password = Zeroizing::new(percent_encoded(secret.expose()).to_string());
                 let set = proxy.set_username(name.as_str()).and_then(|()| proxy.set_password(Some(&password)));
                 set.map_err(|()| Failed::Said("the proxy's URL cannot hold the caller's secret".to_owned()))?;

@@ -11,14 +11,14 @@ use super::ConfigArguments;
 use crate::app::{App, AppError, Source};
 use crate::clock::Clock;
 use crate::config;
-use crate::store::Keeper;
+use crate::store::StoreOpener;
 use crate::tasks::Tasks;
 use crate::telemetry::Logging;
 
 pub fn run(arguments: &ConfigArguments) -> ExitCode {
     let (path, tasks) = (arguments.path(), Tasks::default());
-    let keeper = Arc::new(Keeper::new(Clock::system(), tasks.clone()));
-    let loaded = match config::load(&path, keeper.clone()) {
+    let opener = Arc::new(StoreOpener::new(Clock::system(), tasks.clone()));
+    let loaded = match config::load(&path, opener.clone()) {
         Ok(loaded) => loaded,
         Err(problems) => {
             eprintln!("{problems}");
@@ -29,7 +29,7 @@ pub fn run(arguments: &ConfigArguments) -> ExitCode {
     for warning in &loaded.warnings {
         tracing::warn!(problem = %warning, "configuration");
     }
-    let result = App::build(loaded, keeper, Some(Source { path, logging }), tasks).and_then(|app| {
+    let result = App::build(loaded, opener, Some(Source { path, logging }), tasks).and_then(|app| {
         let runtime = control_runtime()?;
         let result = runtime.block_on(until_signalled(app));
         runtime.shutdown_background();

@@ -1,6 +1,6 @@
-//! `keybearer store`: what the store holds, moved or sealed anew.
+//! `keybearer store`: export, import and reseal.
 //!
-//! Holds: a file is opened only while no instance has it; an export holds sealed records, and nothing else.
+//! Invariants: a file is opened only while no instance uses it; an export contains sealed records only.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::clock::Clock;
 use crate::config;
 use crate::model::StoreKind;
 use crate::store::transfer::Records;
-use crate::store::{EmbeddedStore, Keeper, OpenError, RedisStore, Store, transfer};
+use crate::store::{EmbeddedStore, OpenError, RedisStore, Store, StoreOpener, transfer};
 use crate::tasks::Tasks;
 
 #[derive(Debug, Subcommand)]
@@ -159,7 +159,7 @@ pub fn open(path: &Path) -> Result<Open, NotOpen> {
     })?;
     let runtime =
         run::control_runtime().map_err(|error| NotOpen::Said(format!("no threads can be started: {error}")))?;
-    let keeper = Keeper::new(Clock::system(), Tasks::default());
+    let opener = StoreOpener::new(Clock::system(), Tasks::default());
     let kind = match &settings.kind {
         StoreKind::Memory => {
             return Err(NotOpen::Said(
@@ -167,11 +167,11 @@ pub fn open(path: &Path) -> Result<Open, NotOpen> {
             ));
         }
         StoreKind::Embedded { path } => {
-            Kind::Embedded(keeper.open(path, &settings, &state_dir).map_err(NotOpen::Store)?)
+            Kind::Embedded(opener.embedded(path, &settings, &state_dir).map_err(NotOpen::Store)?)
         }
         StoreKind::Redis(redis) => {
             let _in = runtime.enter();
-            Kind::Redis(keeper.redis(redis, &settings, &state_dir).map_err(NotOpen::Store)?)
+            Kind::Redis(opener.redis(redis, &settings, &state_dir).map_err(NotOpen::Store)?)
         }
     };
     Ok(Open { runtime, kind })

@@ -1,6 +1,6 @@
-//! Any store, with its operations counted.
+//! Wraps a store and counts its operations.
 //!
-//! Not here: leases, which are no operation on what is kept.
+//! Not counted: leases, which read and write no record.
 //! Metrics: `keybearer_store_operations_total`.
 
 use std::sync::Arc;
@@ -10,13 +10,17 @@ use prometheus::IntCounter;
 use tokio::sync::broadcast;
 use tokio::time::Instant;
 
-use super::{Lease, News, Note, Page, Store, StoreError, StoreFuture, StoredToken};
+use super::{
+    Lease, News, Note, NoteStore, Page, SecretStore, SharedStore, Store, StoreError, StoreFuture, StoredToken,
+    TokenStore,
+};
 use crate::model::Name;
 use crate::model::secret::Secret;
 use crate::model::time::WallTime;
 use crate::model::token::TokenKey;
 use crate::telemetry::metrics::Metrics;
 
+#[derive(Clone)]
 struct Operation {
     ok: IntCounter,
     failed: IntCounter,
@@ -44,17 +48,26 @@ pub struct Counted {
     list: Operation,
     secret: Operation,
     note: Operation,
+    shared: Option<Arc<CountedShared>>,
+}
+
+struct CountedShared {
+    store: Arc<dyn SharedStore>,
+    load: Operation,
+    save: Operation,
 }
 
 impl Counted {
     pub fn new(store: Arc<dyn Store>, metrics: &Metrics) -> Counted {
         let operation = |name| Operation::new(metrics, name);
-        let (load, save, forget) = (operation("load"), operation("save"), operation("forget"));
+        let (load, save) = (operation("load"), operation("save"));
+        let counted = |store| Arc::new(CountedShared { store, load: load.clone(), save: save.clone() });
         Counted {
+            shared: store.shared().map(counted),
             store,
             load,
             save,
-            forget,
+            forget: operation("forget"),
             list: operation("list"),
             secret: operation("secret"),
             note: operation("note"),
@@ -62,13 +75,13 @@ impl Counted {
     }
 }
 
-impl Store for Counted {
+impl TokenStore for Counted {
     fn load<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, Option<StoredToken>> {
         Box::pin(self.load.counted(self.store.load(key)))
     }
 
-    fn lease<'a>(&'a self, key: &'a TokenKey, term: Duration, patience: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
-        self.store.lease(key, term, patience)
+    fn lease<'a>(&'a self, key: &'a TokenKey, term: Duration, wait: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
+        self.store.lease(key, term, wait)
     }
 
     fn save<'a>(&'a self, key: &'a TokenKey, token: StoredToken, lease: &'a dyn Lease) -> StoreFuture<'a, u64> {
@@ -83,6 +96,12 @@ impl Store for Counted {
         Box::pin(self.list.counted(self.store.list(connection, after, limit)))
     }
 
+    fn shared(&self) -> Option<Arc<dyn SharedStore>> {
+        self.shared.clone().map(|shared| shared as Arc<dyn SharedStore>)
+    }
+}
+
+impl SecretStore for Counted {
     fn secret<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Secret>> {
         Box::pin(self.secret.counted(self.store.secret(name)))
     }
@@ -98,7 +117,9 @@ impl Store for Counted {
     fn secret_names(&self) -> StoreFuture<'_, Vec<String>> {
         Box::pin(self.secret.counted(self.store.secret_names()))
     }
+}
 
+impl NoteStore for Counted {
     fn note<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Note>> {
         Box::pin(self.note.counted(self.store.note(name)))
     }
@@ -107,6 +128,12 @@ impl Store for Counted {
         Box::pin(self.note.counted(self.store.put_note(name, text, ends, over)))
     }
 
+    fn note_names<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<String>> {
+        Box::pin(self.note.counted(self.store.note_names(prefix)))
+    }
+}
+
+impl SharedStore for CountedShared {
     fn was_removed<'a>(&'a self, key: &'a TokenKey, after: u64) -> StoreFuture<'a, bool> {
         Box::pin(self.load.counted(self.store.was_removed(key, after)))
     }
@@ -119,20 +146,16 @@ impl Store for Counted {
         Box::pin(self.save.counted(self.store.restore(key, token)))
     }
 
-    fn stands(&self) -> StoreFuture<'_, ()> {
-        self.store.stands()
+    fn check_reachable(&self) -> StoreFuture<'_, ()> {
+        self.store.check_reachable()
     }
 
-    fn shaken(&self) -> Option<Instant> {
-        self.store.shaken()
+    fn reconnected_at(&self) -> Option<Instant> {
+        self.store.reconnected_at()
     }
 
-    fn news(&self) -> Option<broadcast::Receiver<News>> {
+    fn news(&self) -> broadcast::Receiver<News> {
         self.store.news()
-    }
-
-    fn note_names<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<String>> {
-        Box::pin(self.note.counted(self.store.note_names(prefix)))
     }
 }
 

@@ -1,15 +1,16 @@
-//! The store in one file (redb), every record sealed; one thread reads and writes it.
+//! The store in one file (redb), for one process; every record is sealed, and one thread reads and writes the file.
 //!
-//! Not here: the seal (`seal`), what a record says (`record`), the thread (`engine`), the file (`file`), moving
-//! records between stores (`transfer`), what leaves by itself (`sweep`).
-//! Holds: whoever asks waits at most [`WAIT`]; what is not sealed never leaves memory. The version of a record grows
-//! with each save and follows the wall clock, so that of two copies the later one is known.
+//! Not here: the thread (`engine`) and its queue (`queue`), opening the file (`file`), removing expired tokens
+//! (`sweep`), export and import (`records`).
+//! Invariants: no caller waits longer than `queue::OPERATION_TIMEOUT`; nothing leaves memory unsealed. The version of a
+//! record grows with each save and follows the wall clock, so that the newer of two copies is known.
 
 mod engine;
 mod file;
 mod notes;
 mod page;
 mod probe;
+mod queue;
 mod records;
 mod sweep;
 #[cfg(test)]
@@ -17,62 +18,47 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc as std_mpsc;
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use redb::{ReadTransaction, ReadableTable as _, Table, WriteTransaction};
-use tokio::sync::{mpsc, oneshot};
+use redb::{ReadTransaction, ReadableTable as _, WriteTransaction};
 use zeroize::Zeroizing;
 
-use super::lease::Leases;
-use super::open::OpenError;
+use super::codec::{RecordCodec, check_secret, secret_record};
+use super::error::OpenError;
+use super::lease::ProcessLeases;
 use super::record;
-use super::seal::{Keyring, Place};
-use super::sealed::{Sealed, check_secret, secret_record};
-use super::{Lease, Note, Page, Store, StoreError, StoreFuture, StoredToken};
+use super::seal::Keyring;
+use super::{Lease, Note, NoteStore, Page, SecretStore, SharedStore, StoreError, StoreFuture, StoredToken, TokenStore};
 use crate::clock::Clock;
 use crate::model::Name;
 use crate::model::secret::Secret;
 use crate::model::time::WallTime;
 use crate::model::token::TokenKey;
 use crate::tasks::Tasks;
-use engine::{Ask, Engine, Failure, Opener, Outcome, Reply, Request};
-use file::Missing;
-pub use file::{FORMAT, NOTES, SECRETS, TOKENS, Table as TableName, put_check, unsealed};
+use engine::{Engine, Failure, Outcome, Reopen, Request, ValueJob};
+use file::{Missing, RecordTable, SECRETS, TOKENS, Table, seal_failed, sealed_in};
+use queue::Queue;
 
-/// How long anybody waits for the store.
-pub const WAIT: Duration = Duration::from_secs(10);
-/// Requests that may wait for the thread.
-const QUEUE_MAX: usize = 1024;
-/// Between two looks for a place in the queue.
-const LOOK: Duration = Duration::from_millis(5);
-
-const BUSY: &str = "it did not answer in time";
-const ENDED: &str = "its thread has ended";
-const DAMAGED: &str = "it lies in a damaged part of the store's file";
-
-pub type Records<'txn> = Table<'txn, &'static [u8], &'static [u8]>;
+const DAMAGED: &str = "it is in a damaged part of the store's file";
 
 pub struct EmbeddedStore {
     path: PathBuf,
-    requests: Option<mpsc::Sender<Request>>,
-    thread: JoinHandle<()>,
-    sealed: Sealed,
-    leases: Leases,
+    queue: Queue,
+    codec: RecordCodec,
+    leases: ProcessLeases,
 }
 
 impl EmbeddedStore {
-    /// Opens the file, which is made where there is none. Blocks.
+    /// Opens the file, and creates it if there is none. Blocks.
     pub fn open(path: &Path, keyring: Keyring, clock: Clock, tasks: &Tasks) -> Result<EmbeddedStore, OpenError> {
         let keyring = Arc::new(keyring);
         let database = file::open(path, &keyring, Missing::Make)?;
         let (again, keys) = (path.to_owned(), keyring.clone());
-        let opener = Box::new(move || file::open(&again, &keys, Missing::Refuse));
-        EmbeddedStore::over(path, Engine::new(database, opener as Opener), keyring, clock, tasks)
+        let reopen = Box::new(move || file::open(&again, &keys, Missing::Refuse));
+        EmbeddedStore::over(path, Engine::new(database, reopen as Reopen), keyring, clock, tasks)
     }
 
-    /// Opens a file that is there to read it alone; what is written does not outlast the process. Blocks.
+    /// Opens an existing file without changing it; what is written is lost with the process. Blocks.
     pub fn open_unchanged(
         path: &Path,
         keyring: Keyring,
@@ -82,8 +68,8 @@ impl EmbeddedStore {
         let keyring = Arc::new(keyring);
         let database = file::open_unchanged(path, &keyring)?;
         let (again, keys) = (path.to_owned(), keyring.clone());
-        let opener = Box::new(move || file::open_unchanged(&again, &keys));
-        EmbeddedStore::over(path, Engine::new(database, opener as Opener), keyring, clock, tasks)
+        let reopen = Box::new(move || file::open_unchanged(&again, &keys));
+        EmbeddedStore::over(path, Engine::new(database, reopen as Reopen), keyring, clock, tasks)
     }
 
     fn over(
@@ -93,11 +79,9 @@ impl EmbeddedStore {
         clock: Clock,
         tasks: &Tasks,
     ) -> Result<EmbeddedStore, OpenError> {
-        let (requests, waiting) = mpsc::channel(QUEUE_MAX);
-        let thread = tasks.thread("store".to_owned(), move || engine.run(waiting));
-        let thread = thread.map_err(|error| OpenError::of_io(path, error))?;
-        let (path, sealed) = (path.to_owned(), Sealed::new(keyring, clock));
-        Ok(EmbeddedStore { path, requests: Some(requests), thread, sealed, leases: Leases::default() })
+        let queue = Queue::start(engine, tasks).map_err(|error| OpenError::of_io(path, error))?;
+        let (path, codec) = (path.to_owned(), RecordCodec::new(keyring, clock));
+        Ok(EmbeddedStore { path, queue, codec, leases: ProcessLeases::default() })
     }
 
     pub fn path(&self) -> &Path {
@@ -105,21 +89,21 @@ impl EmbeddedStore {
     }
 
     pub(super) fn keyring(&self) -> &Arc<Keyring> {
-        &self.sealed.keyring
+        &self.codec.keyring
     }
 
-    /// The secret of a name, for configuration, which is read where nothing can be awaited. Waits at most [`WAIT`].
+    /// For reading the configuration, which cannot await. Blocks.
     pub fn secret_blocking(&self, name: &str) -> Result<Option<Secret>, StoreError> {
-        let place = name.as_bytes().to_vec();
-        let sealed = self.read_blocking(move |transaction| get(transaction, SECRETS, &place));
-        sealed?.map(|sealed| self.sealed.secret(name, &sealed)).transpose()
+        let key = name.as_bytes().to_vec();
+        let sealed = self.read_blocking(move |transaction| get(transaction, SECRETS, &key));
+        sealed?.map(|sealed| self.codec.secret(name, &sealed)).transpose()
     }
 
-    /// Saves many tokens in one commit, without leases: for a store that nobody else uses yet. Blocks.
+    /// Saves many tokens in one commit, without leases: for a store that is not in use yet. Blocks.
     pub fn fill(&self, tokens: &[(TokenKey, StoredToken)]) -> Result<(), StoreError> {
         let records: Vec<_> =
-            tokens.iter().map(|(key, token)| (record::name_of(key), record::encode(token, self.sealed.boot))).collect();
-        let (keyring, wall) = (self.keyring().clone(), self.sealed.wall_ms());
+            tokens.iter().map(|(key, token)| (record::name_of(key), record::encode(token, self.codec.boot))).collect();
+        let (keyring, wall) = (self.keyring().clone(), self.codec.wall_ms());
         self.write_blocking(move |transaction| {
             let mut table = transaction.open_table(TOKENS)?;
             records
@@ -133,7 +117,7 @@ impl EmbeddedStore {
         T: Send + 'static,
         F: FnMut(&ReadTransaction) -> Result<T, redb::Error> + Send + 'static,
     {
-        self.ask_blocking(|reply| Request::Read(Ask::new(work, reply)))
+        self.or_unavailable(self.queue.send_blocking(|reply| Request::Read(ValueJob::new(work, reply))))
     }
 
     pub(super) fn write_blocking<T, F>(&self, work: F) -> Result<T, StoreError>
@@ -141,29 +125,7 @@ impl EmbeddedStore {
         T: Send + 'static,
         F: FnMut(&WriteTransaction) -> Result<T, redb::Error> + Send + 'static,
     {
-        self.ask_blocking(|reply| Request::Write(Ask::new(work, reply)))
-    }
-
-    fn ask_blocking<T: Send + 'static>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, StoreError> {
-        let deadline = Instant::now() + WAIT;
-        let (reply, answer) = std_mpsc::sync_channel(1);
-        let mut request = request(Reply::Thread(reply));
-        loop {
-            let Some(requests) = &self.requests else { return Err(self.unavailable(ENDED)) };
-            match requests.try_send(request) {
-                Ok(()) => break,
-                Err(mpsc::error::TrySendError::Closed(_)) => return Err(self.unavailable(ENDED)),
-                Err(mpsc::error::TrySendError::Full(_)) if Instant::now() > deadline => {
-                    return Err(self.unavailable(BUSY));
-                }
-                Err(mpsc::error::TrySendError::Full(returned)) => {
-                    request = returned;
-                    std::thread::sleep(LOOK);
-                }
-            }
-        }
-        let outcome = answer.recv_timeout(deadline.saturating_duration_since(Instant::now()));
-        self.whole(outcome.map_err(|_| Failure::Unavailable(BUSY.to_owned())).and_then(|outcome| outcome))
+        self.or_unavailable(self.queue.send_blocking(|reply| Request::Write(ValueJob::new(work, reply))))
     }
 
     async fn read<T, F>(&self, work: F) -> Outcome<T>
@@ -171,7 +133,7 @@ impl EmbeddedStore {
         T: Send + 'static,
         F: FnMut(&ReadTransaction) -> Result<T, redb::Error> + Send + 'static,
     {
-        self.ask(|reply| Request::Read(Ask::new(work, reply))).await
+        self.queue.send(|reply| Request::Read(ValueJob::new(work, reply))).await
     }
 
     async fn write<T, F>(&self, work: F) -> Outcome<T>
@@ -179,105 +141,75 @@ impl EmbeddedStore {
         T: Send + 'static,
         F: FnMut(&WriteTransaction) -> Result<T, redb::Error> + Send + 'static,
     {
-        self.ask(|reply| Request::Write(Ask::new(work, reply))).await
-    }
-
-    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Outcome<T> {
-        let (reply, answer) = oneshot::channel();
-        let request = request(Reply::Task(reply));
-        let asked = async {
-            self.requests.as_ref()?.send(request).await.ok()?;
-            answer.await.ok()
-        };
-        match tokio::time::timeout(WAIT, asked).await {
-            Ok(Some(outcome)) => outcome,
-            Ok(None) => Err(Failure::Unavailable(ENDED.to_owned())),
-            Err(_) => Err(Failure::Unavailable(BUSY.to_owned())),
-        }
+        self.queue.send(|reply| Request::Write(ValueJob::new(work, reply))).await
     }
 
     fn unavailable(&self, why: &str) -> StoreError {
         StoreError::Unavailable(format!("{}: {why}", self.path.display()))
     }
 
-    /// A failure that is nobody's in particular.
-    fn whole<T>(&self, outcome: Outcome<T>) -> Result<T, StoreError> {
+    /// The failure of an operation on no record in particular.
+    fn or_unavailable<T>(&self, outcome: Outcome<T>) -> Result<T, StoreError> {
         outcome.map_err(|failure| match failure {
             Failure::Unavailable(why) => self.unavailable(&why),
             Failure::Damaged => self.unavailable("its file is damaged; restore a backup"),
         })
     }
 
-    /// A failure of the record `record`.
-    fn of<T>(&self, record: impl Fn() -> String, outcome: Outcome<T>) -> Result<T, StoreError> {
+    /// The failure of an operation on `record`.
+    fn or_damaged<T>(&self, record: impl Fn() -> String, outcome: Outcome<T>) -> Result<T, StoreError> {
         match outcome {
             Err(Failure::Damaged) => Err(StoreError::Damaged { record: record(), why: DAMAGED }),
-            other => self.whole(other),
+            other => self.or_unavailable(other),
         }
     }
 
-    async fn put(&self, table: TableName, name: Vec<u8>, text: Zeroizing<Vec<u8>>) -> Outcome<u64> {
-        let (keyring, wall) = (self.keyring().clone(), self.sealed.wall_ms());
+    async fn put(&self, table: Table, name: Vec<u8>, text: Zeroizing<Vec<u8>>) -> Outcome<u64> {
+        let (keyring, wall) = (self.keyring().clone(), self.codec.wall_ms());
         self.write(move |transaction| put(&mut transaction.open_table(table)?, &keyring, (table, &name), wall, &text))
             .await
     }
 }
 
-impl Drop for EmbeddedStore {
-    /// Waits, for a while, until the file is closed.
-    fn drop(&mut self) {
-        self.requests = None;
-        let deadline = Instant::now() + WAIT;
-        while !self.thread.is_finished() && Instant::now() < deadline {
-            std::thread::sleep(LOOK);
-        }
-    }
-}
-
-fn get(transaction: &ReadTransaction, table: TableName, name: &[u8]) -> Result<Option<Vec<u8>>, redb::Error> {
+fn get(transaction: &ReadTransaction, table: Table, name: &[u8]) -> Result<Option<Vec<u8>>, redb::Error> {
     Ok(transaction.open_table(table)?.get(name)?.map(|value| value.value().to_vec()))
 }
 
-/// Seals `text` under the next version of its record, which is at least `wall`.
+/// Seals `text` as the next version of its record, which is at least `wall`.
 fn put(
-    table: &mut Records<'_>,
+    table: &mut RecordTable<'_>,
     keyring: &Keyring,
-    (own, name): (TableName, &[u8]),
+    (own, name): (Table, &[u8]),
     wall: u64,
     text: &[u8],
 ) -> Result<u64, redb::Error> {
-    let place = place(&own, name);
-    // A record that does not open says nothing about its version either.
-    let before = table.get(name)?.and_then(|sealed| Some(keyring.open(place, sealed.value()).ok()?.0));
+    let sealed_in = sealed_in(&own, name);
+    // The version of a record that does not open is not trusted.
+    let before = table.get(name)?.and_then(|sealed| Some(keyring.open(sealed_in, sealed.value()).ok()?.0));
     let version = before.map_or(wall, |before| before.saturating_add(1).max(wall));
-    let sealed = keyring.seal(place, version, text).map_err(unsealed)?;
+    let sealed = keyring.seal(sealed_in, version, text).map_err(seal_failed)?;
     table.insert(name, sealed.as_slice())?;
     Ok(version)
 }
 
-/// Where the seal says that a record lies.
-pub(super) fn place<'a>(table: &'a TableName, name: &'a [u8]) -> Place<'a> {
-    Place { table: redb::TableHandle::name(table), name }
-}
-
-impl Store for EmbeddedStore {
+impl TokenStore for EmbeddedStore {
     fn load<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, Option<StoredToken>> {
         Box::pin(async move {
             let name = record::name_of(key);
             let sealed = self.read(move |transaction| get(transaction, TOKENS, &name)).await;
-            let sealed = self.of(|| key.to_string(), sealed)?;
-            sealed.map(|sealed| self.sealed.token(key, &sealed)).transpose()
+            let sealed = self.or_damaged(|| key.to_string(), sealed)?;
+            sealed.map(|sealed| self.codec.token(key, &sealed)).transpose()
         })
     }
 
-    fn lease<'a>(&'a self, key: &'a TokenKey, _: Duration, patience: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
-        Box::pin(self.leases.take(key, patience))
+    fn lease<'a>(&'a self, key: &'a TokenKey, _: Duration, wait: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
+        Box::pin(self.leases.take(key, wait))
     }
 
     fn save<'a>(&'a self, key: &'a TokenKey, token: StoredToken, _lease: &'a dyn Lease) -> StoreFuture<'a, u64> {
         Box::pin(async move {
-            let saved = self.put(TOKENS, record::name_of(key), record::encode(&token, self.sealed.boot)).await;
-            self.of(|| key.to_string(), saved)
+            let saved = self.put(TOKENS, record::name_of(key), record::encode(&token, self.codec.boot)).await;
+            self.or_damaged(|| key.to_string(), saved)
         })
     }
 
@@ -288,28 +220,35 @@ impl Store for EmbeddedStore {
                 transaction.open_table(TOKENS)?.remove(name.as_slice())?;
                 Ok(())
             });
-            self.of(|| key.to_string(), forgotten.await)
+            self.or_damaged(|| key.to_string(), forgotten.await)
         })
     }
 
     fn list<'a>(&'a self, connection: &'a Name, after: Option<&'a TokenKey>, limit: usize) -> StoreFuture<'a, Page> {
         Box::pin(async move {
             let (prefix, after) = (record::prefix_of(connection), after.map(record::name_of));
-            let sealed = self.read(move |transaction| page::read(transaction, &prefix, after.as_deref(), limit)).await;
+            let sealed =
+                self.read(move |transaction| page::of_connection(transaction, &prefix, after.as_deref(), limit)).await;
             let opened = |(key, sealed): (TokenKey, Vec<u8>)| {
-                let token = self.sealed.token(&key, &sealed);
+                let token = self.codec.token(&key, &sealed);
                 (key, token)
             };
-            Ok(self.whole(sealed)?.into_iter().map(opened).collect())
+            Ok(self.or_unavailable(sealed)?.into_iter().map(opened).collect())
         })
     }
 
+    fn shared(&self) -> Option<Arc<dyn SharedStore>> {
+        None
+    }
+}
+
+impl SecretStore for EmbeddedStore {
     fn secret<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Secret>> {
         Box::pin(async move {
-            let place = name.as_bytes().to_vec();
-            let sealed = self.read(move |transaction| get(transaction, SECRETS, &place)).await;
-            let sealed = self.of(|| secret_record(name), sealed)?;
-            sealed.map(|sealed| self.sealed.secret(name, &sealed)).transpose()
+            let key = name.as_bytes().to_vec();
+            let sealed = self.read(move |transaction| get(transaction, SECRETS, &key)).await;
+            let sealed = self.or_damaged(|| secret_record(name), sealed)?;
+            sealed.map(|sealed| self.codec.secret(name, &sealed)).transpose()
         })
     }
 
@@ -318,16 +257,16 @@ impl Store for EmbeddedStore {
             check_secret(name, &secret)?;
             let text = Zeroizing::new(secret.expose().as_bytes().to_vec());
             let put = self.put(SECRETS, name.as_bytes().to_vec(), text).await;
-            self.of(|| secret_record(name), put).map(|_| ())
+            self.or_damaged(|| secret_record(name), put).map(|_| ())
         })
     }
 
     fn remove_secret<'a>(&'a self, name: &'a str) -> StoreFuture<'a, bool> {
         Box::pin(async move {
-            let place = name.as_bytes().to_vec();
+            let key = name.as_bytes().to_vec();
             let removed =
-                self.write(move |transaction| Ok(transaction.open_table(SECRETS)?.remove(place.as_slice())?.is_some()));
-            self.of(|| secret_record(name), removed.await)
+                self.write(move |transaction| Ok(transaction.open_table(SECRETS)?.remove(key.as_slice())?.is_some()));
+            self.or_damaged(|| secret_record(name), removed.await)
         })
     }
 
@@ -341,10 +280,12 @@ impl Store for EmbeddedStore {
                 }
                 Ok(names)
             });
-            self.whole(names.await)
+            self.or_unavailable(names.await)
         })
     }
+}
 
+impl NoteStore for EmbeddedStore {
     fn note<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Note>> {
         Box::pin(self.load_note(name))
     }
@@ -354,6 +295,6 @@ impl Store for EmbeddedStore {
     }
 
     fn note_names<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<String>> {
-        Box::pin(self.names_of_notes(prefix))
+        Box::pin(self.live_note_names(prefix))
     }
 }

@@ -1,4 +1,6 @@
-//! Leases within one process: one holder for each key at a time.
+//! Leases of a store that one process uses at a time: one holder for each key.
+//!
+//! Not here: leases between processes (`redis::lease`). These never expire, and no other process knows of them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -6,51 +8,91 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{Lease, StoreError};
+use super::{Fence, Lease, LeaseEnd, PutOff, StoreError, StoreFuture};
 use crate::model::token::TokenKey;
 use crate::sync::lock;
 
-/// The keys that are held or waited for.
+/// A lock for each key that is held or waited for.
 #[derive(Debug, Clone, Default)]
-pub struct Leases {
-    places: Arc<Mutex<HashMap<TokenKey, Arc<Semaphore>>>>,
+pub struct ProcessLeases {
+    locks: Arc<Mutex<HashMap<TokenKey, Arc<Semaphore>>>>,
+}
+
+pub struct ProcessLease {
+    /// Dropping it admits the next caller. `None`: there is no other caller.
+    _held: Option<Held>,
 }
 
 struct Held {
     key: TokenKey,
-    leases: Leases,
+    leases: ProcessLeases,
     permit: Option<OwnedSemaphorePermit>,
 }
 
-impl Lease for Held {}
+impl ProcessLease {
+    /// For a key with a single caller.
+    pub fn uncontended() -> ProcessLease {
+        ProcessLease { _held: None }
+    }
+}
 
-impl Leases {
-    /// Waits at most `patience` for the lease of `key`.
-    pub async fn take(&self, key: &TokenKey, patience: Duration) -> Result<Box<dyn Lease>, StoreError> {
-        let place = self.places().entry(key.clone()).or_insert_with(|| Arc::new(Semaphore::new(1))).clone();
+impl ProcessLeases {
+    /// Waits at most `wait` for the lease of `key`.
+    pub async fn take(&self, key: &TokenKey, wait: Duration) -> Result<Box<dyn Lease>, StoreError> {
+        let lock = self.locks().entry(key.clone()).or_insert_with(|| Arc::new(Semaphore::new(1))).clone();
         let mut held = Held { key: key.clone(), leases: self.clone(), permit: None };
-        match tokio::time::timeout(patience, place.acquire_owned()).await {
+        match tokio::time::timeout(wait, lock.acquire_owned()).await {
             Ok(Ok(permit)) => {
                 held.permit = Some(permit);
-                Ok(Box::new(held))
+                Ok(Box::new(ProcessLease { _held: Some(held) }))
             }
             _ => Err(StoreError::LeaseTimeout { key: key.clone() }),
         }
     }
 
-    fn places(&self) -> MutexGuard<'_, HashMap<TokenKey, Arc<Semaphore>>> {
-        lock(&self.places)
+    fn locks(&self) -> MutexGuard<'_, HashMap<TokenKey, Arc<Semaphore>>> {
+        lock(&self.locks)
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         drop(self.permit.take());
-        let mut places = self.leases.places();
-        // Whoever waits holds the place too, and joins it only under this lock.
-        if places.get(&self.key).is_some_and(|place| Arc::strong_count(place) == 1) {
-            places.remove(&self.key);
+        let mut locks = self.leases.locks();
+        // A waiting caller has a reference too, and clones it only under this mutex.
+        if locks.get(&self.key).is_some_and(|lock| Arc::strong_count(lock) == 1) {
+            locks.remove(&self.key);
         }
+    }
+}
+
+impl Lease for ProcessLease {
+    fn renew(&self, _: Option<u64>) -> StoreFuture<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn is_in_doubt(&self) -> bool {
+        false
+    }
+
+    fn replaces(&self) -> u64 {
+        0
+    }
+
+    fn put_off(&self) -> Option<&PutOff> {
+        None
+    }
+
+    fn put_off_others<'a>(&'a self, _: &'a PutOff) -> StoreFuture<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn fence(&self) -> Option<Fence> {
+        None
+    }
+
+    fn release(self: Box<Self>, _: bool) -> LeaseEnd {
+        Box::pin(async {})
     }
 }
 
@@ -61,7 +103,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_lease_has_one_holder_at_a_time_and_leaves_nothing_behind() {
-        let (leases, second) = (Leases::default(), Duration::from_secs(1));
+        let (leases, second) = (ProcessLeases::default(), Duration::from_secs(1));
         let key = TokenKey::of_connection(Name::parse("crm").unwrap());
         let other = TokenKey::of_connection(Name::parse("erp").unwrap());
         let held = leases.take(&key, second).await.unwrap();
@@ -71,6 +113,6 @@ mod tests {
         let (waiting, ()) = tokio::join!(waiting, async { drop(held) });
         assert!(waiting.is_ok());
         drop(waiting);
-        assert!(leases.places().is_empty());
+        assert!(leases.locks().is_empty());
     }
 }

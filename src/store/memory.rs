@@ -1,15 +1,17 @@
-//! A store that lasts as long as the process.
+//! Stores tokens and notes in memory, until the process ends; no secrets.
+//!
+//! Bounds: expired access tokens are swept as records pile up; notes are bounded in each share.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use super::lease::Leases;
+use super::lease::ProcessLeases;
 use super::{
-    LONG_NOTE, Lease, NOTE_BYTES_MAX, NOTES_PER_SHARE_MAX, Note, Page, Store, StoreError, StoreFuture, StoredToken,
-    share_of,
+    LONG_NOTE, Lease, NOTE_BYTES_MAX, NOTES_PER_SHARE_MAX, Note, NoteStore, Page, SecretStore, SharedStore, StoreError,
+    StoreFuture, StoredToken, TokenStore, share_of,
 };
 use crate::clock::Clock;
 use crate::model::Name;
@@ -18,20 +20,20 @@ use crate::model::time::WallTime;
 use crate::model::token::TokenKey;
 use crate::sync::lock;
 
-/// Records are looked through for those that have ended when there are so many, and then at twice as many as are left.
+/// Expired records are swept at this many records, and then at twice as many as a sweep leaves.
 const SWEEP_AT_MIN: usize = 1024;
 
 const NO_SECRETS: StoreError =
-    StoreError::Unsupported("a store in memory keeps no secrets; configure `store: {embedded: {}}`");
+    StoreError::Unsupported("the memory store keeps no secrets; configure `store: {embedded: {}}`");
 
 #[derive(Debug, Default)]
 pub struct MemoryStore {
     records: Mutex<BTreeMap<TokenKey, StoredToken>>,
-    /// How many records are the reason to look for those that have ended.
+    /// Number of records that starts the next sweep.
     sweep_at: AtomicUsize,
-    /// With their ends.
+    /// Each with its expiry.
     notes: Mutex<BTreeMap<String, (Note, WallTime)>>,
-    leases: Leases,
+    leases: ProcessLeases,
     clock: Clock,
 }
 
@@ -44,7 +46,7 @@ impl MemoryStore {
         lock(&self.notes)
     }
 
-    fn noted(&self, name: &str, text: Secret, ends: WallTime, over: Option<u64>) -> Result<bool, StoreError> {
+    fn swap_note(&self, name: &str, text: Secret, ends: WallTime, over: Option<u64>) -> Result<bool, StoreError> {
         if text.expose().len() > NOTE_BYTES_MAX {
             return Err(LONG_NOTE);
         }
@@ -69,14 +71,14 @@ impl MemoryStore {
     }
 }
 
-impl Store for MemoryStore {
+impl TokenStore for MemoryStore {
     fn load<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, Option<StoredToken>> {
         let token = self.records().get(key).cloned();
         Box::pin(async move { Ok(token) })
     }
 
-    fn lease<'a>(&'a self, key: &'a TokenKey, _: Duration, patience: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
-        Box::pin(self.leases.take(key, patience))
+    fn lease<'a>(&'a self, key: &'a TokenKey, _: Duration, wait: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
+        Box::pin(self.leases.take(key, wait))
     }
 
     fn save<'a>(&'a self, key: &'a TokenKey, token: StoredToken, _lease: &'a dyn Lease) -> StoreFuture<'a, u64> {
@@ -105,6 +107,12 @@ impl Store for MemoryStore {
         Box::pin(async move { Ok(page) })
     }
 
+    fn shared(&self) -> Option<Arc<dyn SharedStore>> {
+        None
+    }
+}
+
+impl SecretStore for MemoryStore {
     fn secret<'a>(&'a self, _name: &'a str) -> StoreFuture<'a, Option<Secret>> {
         Box::pin(async { Ok(None) })
     }
@@ -120,7 +128,9 @@ impl Store for MemoryStore {
     fn secret_names(&self) -> StoreFuture<'_, Vec<String>> {
         Box::pin(async { Ok(Vec::new()) })
     }
+}
 
+impl NoteStore for MemoryStore {
     fn note<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Note>> {
         let wall = self.clock.now().wall;
         let note = self.notes().get(name).filter(|(_, ends)| *ends > wall).map(|(note, _)| note.clone());
@@ -128,7 +138,7 @@ impl Store for MemoryStore {
     }
 
     fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: WallTime, over: Option<u64>) -> StoreFuture<'a, bool> {
-        let put = self.noted(name, text, ends, over);
+        let put = self.swap_note(name, text, ends, over);
         Box::pin(async move { put })
     }
 
@@ -143,19 +153,17 @@ impl Store for MemoryStore {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::clock::Clock;
     use crate::model::connection::Connection;
     use crate::model::token::{AccessToken, Subject};
-    use crate::store::Refresh;
+    use crate::store::{Refresh, conformance};
 
     const SECOND: Duration = Duration::from_secs(1);
 
     #[tokio::test]
-    async fn a_full_share_of_notes_drops_its_own_first_note_and_no_other() {
-        crate::store::tests::fill_a_share(&MemoryStore::default()).await;
+    async fn it_does_what_every_store_does() {
+        conformance::every_store(&MemoryStore::default(), conformance::Secrets::Refused).await;
     }
 
     fn token() -> StoredToken {
@@ -170,28 +178,6 @@ mod tests {
             refresh_life: crate::store::RefreshLife::default(),
             version: 1,
         }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_is_saved_is_listed_by_connection_in_pages() {
-        let (store, token) = (MemoryStore::default(), token());
-        let name = |text| Name::parse(text).unwrap();
-        let subject = |text| TokenKey::of_subject(name("crm"), Subject::parse(text).unwrap());
-        let keys = [TokenKey::of_connection(name("crm")), subject("ann"), subject("bob")];
-        for key in keys.iter().chain([&TokenKey::of_connection(name("a"))]) {
-            let lease = store.lease(key, SECOND, SECOND).await.unwrap();
-            store.save(key, token.clone(), &*lease).await.unwrap();
-        }
-        assert_eq!(store.load(&keys[1]).await, Ok(Some(token)));
-        let listed = async |after: Option<&TokenKey>, limit| {
-            let page = store.list(&keys[0].connection, after, limit).await.unwrap();
-            page.into_iter().map(|(key, _)| key).collect::<Vec<_>>()
-        };
-        assert_eq!(listed(None, 10).await, keys);
-        assert_eq!(listed(Some(&keys[0]), 1).await, [keys[1].clone()]);
-        let lease = store.lease(&keys[1], SECOND, SECOND).await.unwrap();
-        store.forget(&keys[1], &*lease).await.unwrap();
-        assert_eq!(listed(Some(&keys[0]), 10).await, [keys[2].clone()]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,60 +1,63 @@
-//! What lies in a record before it is sealed, and how records are named.
+//! The bytes of a token's record before it is sealed, and the names of records.
 //!
-//! A name is connection, profile and subject with a zero byte between, which sorts as keys do. Numbers are big-endian;
-//! every text has its length before it.
+//! A name is connection, profile and subject, separated by a zero byte, so that names sort as keys do. Numbers are
+//! big-endian; every text has its length in front.
 //! Not here: the seal (`seal`).
-//! Holds: a moment is kept with the boot that its boot clock counts from; under another boot the wall clock alone tells
-//! a token's age.
+//! Invariant: a time is stored with the id of the boot that its boot clock counts from; after another boot only the
+//! wall clock gives a token's age.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::{Refresh, RefreshLife, StoredToken};
+use super::stored::{Refresh, RefreshLife, StoredToken};
 use crate::clock::Now;
 use crate::model::Name;
 use crate::model::connection::{Identity, OriginSet};
 use crate::model::time::{BootTime, WallTime};
 use crate::model::token::{AccessToken, RefreshToken, TokenKey};
 
+/// Version of tables, names and records; a program refuses a file or an export of a newer one.
+pub const FORMAT: u32 = 1;
+
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// Between the parts of a name; no part contains it.
-const BETWEEN: u8 = 0;
+/// Separates the parts of a name; no part contains it.
+const SEPARATOR: u8 = 0;
 
 /// The name of a key's record.
 pub fn name_of(key: &TokenKey) -> Vec<u8> {
     let mut name = prefix_of(&key.connection);
     name.extend_from_slice(key.profile.as_str().as_bytes());
     if let Some(subject) = &key.subject {
-        name.push(BETWEEN);
+        name.push(SEPARATOR);
         name.extend_from_slice(subject.as_str().as_bytes());
     }
     name
 }
 
-/// What the names of a connection's records begin with.
+/// The prefix of the names of a connection's records.
 pub fn prefix_of(connection: &Name) -> Vec<u8> {
-    [connection.as_str().as_bytes(), &[BETWEEN]].concat()
+    [connection.as_str().as_bytes(), &[SEPARATOR]].concat()
 }
 
-/// The first name after all that begin with `prefix`, which ends with the separator.
+/// The first name after all that start with `prefix`, which ends with the separator.
 pub fn end_of(prefix: &[u8]) -> Vec<u8> {
     let mut end = prefix.to_vec();
     if let Some(last) = end.last_mut() {
-        *last = BETWEEN + 1;
+        *last = SEPARATOR + 1;
     }
     end
 }
 
-/// Reads what [`name_of`] wrote; `None` for anything else.
+/// The inverse of [`name_of`]; `None` for anything else.
 pub fn key_of(name: &[u8]) -> Option<TokenKey> {
-    let parts = std::str::from_utf8(name).ok()?.replace(char::from(BETWEEN), "/");
+    let parts = std::str::from_utf8(name).ok()?.replace(char::from(SEPARATOR), "/");
     TokenKey::parse(&parts).filter(|key| name_of(key) == name)
 }
 
-/// Which start of the machine the boot clock counts from; `None`: the system does not say.
+/// The id of the boot that the boot clock counts from; `None`: unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Boot(Option<u128>);
 
@@ -65,7 +68,7 @@ impl Boot {
     }
 }
 
-/// What a record of the tokens' table says.
+/// The content of a token's record.
 pub fn encode(token: &StoredToken, boot: Boot) -> Zeroizing<Vec<u8>> {
     let origins: Vec<String> = token.origins.lines().collect();
     let scopes = token.scopes.as_deref().unwrap_or_default();
@@ -75,7 +78,7 @@ pub fn encode(token: &StoredToken, boot: Boot) -> Zeroizing<Vec<u8>> {
         Refresh::Refused { error } => error,
     };
     let texts = origins.iter().chain(scopes).map(|text| text.len() + 4).sum::<usize>();
-    // All of it at once: a vector that grows leaves what it held behind.
+    // Allocated once: growing would leave copies of secrets in freed memory.
     let length = 192 + texts + token.access_token.expose().len() + refresh.len();
     let mut out = Writer(Zeroizing::new(Vec::with_capacity(length)));
     out.bytes(token.identity.as_bytes());
@@ -99,7 +102,7 @@ pub fn encode(token: &StoredToken, boot: Boot) -> Zeroizing<Vec<u8>> {
     out.0
 }
 
-/// Reads what [`encode`] wrote, at `now` of this boot; `None` for anything else.
+/// The inverse of [`encode`], at `now` of the boot `boot`; `None` for anything else.
 pub fn decode(bytes: &[u8], boot: Boot, now: Now) -> Option<StoredToken> {
     let mut from = Reader(bytes);
     let identity = Identity::new(*from.array()?);
@@ -117,7 +120,7 @@ pub fn decode(bytes: &[u8], boot: Boot, now: Now) -> Option<StoredToken> {
         2 => Refresh::Refused { error: refresh.to_owned() },
         _ => return None,
     };
-    // Records of before had nothing here.
+    // Older versions wrote nothing from here on.
     let refresh_life = if from.0.is_empty() {
         RefreshLife::default()
     } else {
@@ -140,7 +143,7 @@ pub fn decode(bytes: &[u8], boot: Boot, now: Now) -> Option<StoredToken> {
     from.0.is_empty().then_some(token)
 }
 
-/// The same moment on this boot's clock, by its age on the wall; behind `obtained`, a wall clock says nothing.
+/// The same time on this boot's clock, by its age on the wall clock; a wall clock that was set back gives no age.
 fn of_another_boot(obtained: Now, now: Now) -> Now {
     Now { boot: now.boot - now.wall.since(obtained.wall), ..obtained }
 }
@@ -153,7 +156,7 @@ impl Writer {
     }
 
     fn length(&mut self, length: usize) {
-        // Everything that is stored is far below 4 GiB; a longer one is read as damaged.
+        // No text comes near 4 GiB; a longer one would be read as damaged.
         self.bytes(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
     }
 
@@ -252,7 +255,7 @@ mod tests {
             assert_eq!(decode(&bytes, boot, token.obtained), Some(token.clone()));
             let read = decode(&bytes, boot, token.obtained).map(|read| read.identity);
             assert!(read.is_some_and(|read| read.grant_bytes() == token.identity.grant_bytes()));
-            // What records were before they knew of the grant, and before of the refresh token's life.
+            // Older versions wrote no grant and, before that, no lifetime of the refresh token.
             let (no_grant, no_life) = (bytes.len() - 32, bytes.len() - 56);
             for cut in (0..bytes.len()).filter(|cut| ![no_grant, no_life].contains(cut)) {
                 assert_eq!(decode(&bytes[..cut], boot, token.obtained), None, "{cut}");
@@ -267,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_reboot_the_wall_clock_alone_tells_the_age() {
+    fn after_a_reboot_only_the_wall_clock_gives_the_age() {
         #[track_caller]
         fn check(now: (u64, u64), written: Boot, present: Boot, boot: Duration) {
             let now =

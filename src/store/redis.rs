@@ -1,11 +1,12 @@
-//! The store in Redis or Valkey, which several replicas share; every record is sealed before it leaves.
+//! The store in Redis or Valkey, shared by several replicas; every record is sealed before it leaves the process.
 //!
-//! Not here: the connection (`link`, `way`), what Redis runs for us (`scripts`), names of keys (`names`), what other replicas
-//! change (`news`).
-//! Holds: a token is written only by who holds its lease and over nothing newer, checked by Redis in one step; whoever
-//! asks waits for a bounded time; a value that is too large or of another kind is never fetched; a record ends with what
-//! it holds.
+//! Not here: connecting (`link`, `endpoint`), the Lua scripts (`scripts`), key names (`names`), what the store, its
+//! leases and its background tasks share (`backend`).
+//! Invariants: a token is written only under its lease and over nothing newer, which Redis checks in the same step;
+//! every call has a timeout; a value that is too large or of a foreign type is never fetched; every record has a TTL.
 
+mod backend;
+mod endpoint;
 mod lease;
 mod link;
 mod mark;
@@ -15,9 +16,11 @@ mod notes;
 mod records;
 mod scripts;
 mod secrets;
+mod secrets_in_use;
 #[cfg(test)]
 mod tests;
-mod way;
+mod ttl;
+mod value;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,174 +28,128 @@ use std::time::Duration;
 use tokio::sync::broadcast;
 use tokio::time::Instant;
 
-use lease::Held;
-use link::Link;
-use mark::Mark;
-use names::Names;
-use records::Removed;
-use scripts::{Scripts, Value};
-pub use secrets::Lent;
-
-use super::lease::Leases;
+use super::codec::RecordCodec;
+use super::lease::ProcessLeases;
 use super::seal::Keyring;
-use super::sealed::Sealed;
-use super::{Lease, News, Note, Page, Refresh, Store, StoreError, StoreFuture, StoredToken};
+use super::{Lease, Note, NoteStore, Page, SecretStore, SharedStore, StoreError, StoreFuture, StoredToken, TokenStore};
 use crate::clock::Clock;
 use crate::model::secret::Secret;
 use crate::model::time::WallTime;
 use crate::model::token::TokenKey;
 use crate::model::{Name, RedisSettings};
 use crate::tasks::Tasks;
+use backend::Backend;
+use lease::RedisLease;
+use link::Link;
+use mark::Mark;
+use names::Names;
+use scripts::Scripts;
+pub use secrets_in_use::SecretsInUse;
+use ttl::{TOMBSTONE_TTL, ms};
 
-/// A value of more bytes is not one of ours.
-const VALUE_BYTES_MAX: usize = 256 * 1024;
-/// Records that are read at once.
+/// Records read in one call.
 const PAGE_MAX: usize = 256;
-/// A record stays so long after its last token, for clocks that differ.
-const LINGER: Duration = Duration::from_secs(600);
-/// How long a refresh token is kept at least, whatever was said of its end. Each refresh begins it anew.
-const UNKNOWN_LIFE: Duration = Duration::from_secs(400 * 24 * 3600);
-/// How long it is known that a token was refused, or removed.
-const ENDED_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Between two looks for a lease that another has.
-const LEASE_PAUSE: Duration = Duration::from_millis(50);
+/// How often a lease that another replica holds is tried.
+const LEASE_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// After one in so many saves some members of the index are looked at, four for each save: at most a quarter has ended.
-const SAVES_FOR_A_LOOK: u8 = 4;
-const MEMBERS_LOOKED_AT: usize = 16;
-
-const NO_TOKEN: &str = "what lies there was not written by keybearer";
-const TOO_LARGE: &str = "it is larger than any record of keybearer";
+/// One save in this many also removes expired members from the index: it checks [`INDEX_SAMPLE`] of them, four for each
+/// save, so that at most a quarter of the index is expired.
+const SAVES_PER_INDEX_CHECK: u8 = 4;
+const INDEX_SAMPLE: usize = 16;
 
 pub struct RedisStore {
-    shared: Arc<Shared>,
-    leases: Leases,
-    news: broadcast::Sender<News>,
-}
-
-/// What leases work with too.
-struct Shared {
-    link: Link,
-    names: Names,
-    scripts: Scripts,
-    sealed: Sealed,
-    lent: Lent,
-    /// Names this process to the others.
-    instance: String,
+    backend: Arc<Backend>,
+    leases: ProcessLeases,
 }
 
 impl RedisStore {
-    /// Connects when it is first used.
-    pub fn new(settings: RedisSettings, keyring: Keyring, clock: Clock, tasks: &Tasks, lent: Lent) -> RedisStore {
+    /// Connects on first use.
+    pub fn new(
+        settings: RedisSettings,
+        keyring: Keyring,
+        clock: Clock,
+        tasks: &Tasks,
+        secrets_in_use: SecretsInUse,
+    ) -> RedisStore {
         let (names, news) = (Names::new(&settings.key_prefix), broadcast::Sender::new(news::QUEUE_MAX));
         let keyring = Arc::new(keyring);
         let mark = Mark::new(names.mark(), keyring.clone(), scripts::mark());
-        let shared = Shared {
-            link: Link::new(settings, tasks.clone(), (names.probe(), mark), news.clone()),
+        let backend = Backend {
+            link: Link::new(settings, tasks.clone(), names.probe(), mark, news.clone()),
             names,
             scripts: Scripts::new(),
-            sealed: Sealed::new(keyring, clock),
-            lent,
+            codec: RecordCodec::new(keyring, clock),
+            secrets_in_use,
+            news,
             instance: format!("{:016x}", fastrand::u64(..)),
         };
-        RedisStore { shared: Arc::new(shared), leases: Leases::default(), news }
+        RedisStore { backend: Arc::new(backend), leases: ProcessLeases::default() }
     }
 
-    /// Follows what other replicas change, until the program ends.
+    /// Subscribes to the changes of other replicas and reconnects after outages, until the program ends.
     pub fn follow(&self, tasks: &Tasks) {
-        tasks.spawn("store news", news::follow(self.shared.clone(), self.news.clone()));
-        tasks.spawn("store link", news::mend(self.shared.clone()));
+        tasks.spawn("store news", news::follow(self.backend.clone()));
+        tasks.spawn("store link", news::reconnect(self.backend.clone()));
     }
 
-    /// Uses these from the next connection on: a password may have changed.
-    pub fn renew(&self, settings: RedisSettings) {
-        self.shared.link.renew(settings);
-    }
-}
-
-impl Shared {
-    /// A value as a script has found it, `None` if there is none.
-    fn found(&self, record: impl Fn() -> String, value: Value) -> Result<Option<Vec<u8>>, StoreError> {
-        match value {
-            Value::None => Ok(None),
-            Value::Bytes(bytes) => Ok(Some(bytes)),
-            Value::Foreign => Err(StoreError::Damaged { record: record(), why: NO_TOKEN }),
-            Value::Large => Err(StoreError::Damaged { record: record(), why: TOO_LARGE }),
-        }
-    }
-
-    /// How long what is kept of a token is of use to anybody.
-    fn life(&self, token: &StoredToken) -> Duration {
-        let now = self.sealed.clock.now();
-        let access = now.until(token.obtained.plus(token.lifetime));
-        let refresh = match &token.refresh {
-            Refresh::None => Duration::ZERO,
-            Refresh::Refused { .. } => ENDED_LIFE,
-            Refresh::Token(_) => {
-                let stated = token.refresh_life.stated.unwrap_or_default();
-                (token.refresh_life.since.unwrap_or_default() + stated).since(now.wall).max(UNKNOWN_LIFE)
-            }
-        };
-        access.max(refresh) + LINGER
+    /// Uses `settings` from the next connection on: a password may have changed.
+    pub fn reconfigure(&self, settings: RedisSettings) {
+        self.backend.link.reconfigure(settings);
     }
 }
 
-fn ms(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
-}
-
-impl Store for RedisStore {
+impl TokenStore for RedisStore {
     fn load<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, Option<StoredToken>> {
         Box::pin(async move {
-            let own = &self.shared;
-            let value = own.scripts.get(&own.link, &own.names.token(key)).await?;
-            let Some(sealed) = own.found(|| key.to_string(), value)? else { return Ok(None) };
-            // Another replica has more of it: it is neither lost nor to be written over.
-            if let Some(unopened) = own.sealed.keyring.of_others(&sealed) {
-                let why = format!("Redis: the record {key} cannot be opened: {unopened}");
+            let Backend { codec, names, .. } = &*self.backend;
+            let value = self.backend.get(&names.token(key)).await?;
+            let Some(sealed) = value.bytes(|| key.to_string())? else { return Ok(None) };
+            // Another replica can open it, so it is neither lost nor to be overwritten.
+            if let Some(error) = codec.keyring.readable_elsewhere(&sealed) {
+                let why = format!("Redis: the record {key} cannot be opened: {error}");
                 return Err(StoreError::Unavailable(why));
             }
-            own.sealed.token(key, &sealed).map(Some)
+            codec.token(key, &sealed).map(Some)
         })
     }
 
-    fn lease<'a>(&'a self, key: &'a TokenKey, term: Duration, patience: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
+    fn lease<'a>(&'a self, key: &'a TokenKey, term: Duration, wait: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
         Box::pin(async move {
-            let end = Instant::now() + patience;
-            // Within this process, where another holder is known.
-            let own = Arc::new(self.leases.take(key, patience).await?);
+            let deadline = Instant::now() + wait;
+            // Callers of this process wait here; polling is for other replicas.
+            let local = Arc::new(self.leases.take(key, wait).await?);
             loop {
-                if let Some(held) = Held::take(&self.shared, key, term, own.clone()).await? {
-                    return Ok(Box::new(held) as Box<dyn Lease>);
+                if let Some(lease) = RedisLease::take(&self.backend, key, term, local.clone()).await? {
+                    return Ok(Box::new(lease) as Box<dyn Lease>);
                 }
-                if Instant::now() >= end {
+                if Instant::now() >= deadline {
                     return Err(StoreError::LeaseTimeout { key: key.clone() });
                 }
-                tokio::time::sleep_until((Instant::now() + LEASE_PAUSE).min(end)).await;
+                tokio::time::sleep_until((Instant::now() + LEASE_POLL_INTERVAL).min(deadline)).await;
             }
         })
     }
 
     fn save<'a>(&'a self, key: &'a TokenKey, token: StoredToken, lease: &'a dyn Lease) -> StoreFuture<'a, u64> {
         Box::pin(async move {
-            let own = &self.shared;
+            let Backend { link, codec, names, scripts, .. } = &*self.backend;
             let lost = || StoreError::LeaseLost { key: key.clone() };
             let fence = lease.fence().ok_or_else(lost)?;
-            let (sealed, life) = (own.sealed.seal_token(key, &token, fence.version)?, own.life(&token));
-            let mut call = own.scripts.save.prepare_invoke();
-            for name in own.names.keys_of(key) {
+            let (sealed, ttl) = (codec.seal_token(key, &token, fence.version)?, ttl::of(&token, codec.clock.now()));
+            let mut call = scripts.save.prepare_invoke();
+            for name in names.keys_of(key) {
                 call.key(name);
             }
-            call.arg(&fence.holder).arg(fence.version).arg(sealed).arg(ms(life));
-            call.arg(names::member(key)).arg(own.names.news()).arg(own.news_of(key));
-            let saved: bool = own.link.run(&call).await?;
+            call.arg(&fence.holder).arg(fence.version).arg(sealed).arg(ms(ttl));
+            call.arg(names::member(key)).arg(names.news()).arg(self.backend.news_of(key));
+            let saved: bool = link.run(&call).await?;
             if !saved {
                 return Err(lost());
             }
-            own.note_connection(&key.connection, life).await;
-            if fastrand::u8(..SAVES_FOR_A_LOOK) == 0 {
-                let (shared, connection) = (own.clone(), key.connection.clone());
-                own.link.spawn("index", async move { shared.thin_out(&connection).await });
+            self.backend.note_connection(&key.connection, ttl).await;
+            if fastrand::u8(..SAVES_PER_INDEX_CHECK) == 0 {
+                let (backend, connection) = (self.backend.clone(), key.connection.clone());
+                link.spawn("index", async move { backend.prune_index(&connection, INDEX_SAMPLE).await });
             }
             Ok(fence.version)
         })
@@ -200,16 +157,16 @@ impl Store for RedisStore {
 
     fn forget<'a>(&'a self, key: &'a TokenKey, lease: &'a dyn Lease) -> StoreFuture<'a, ()> {
         Box::pin(async move {
-            let own = &self.shared;
+            let Backend { link, names, scripts, .. } = &*self.backend;
             let lost = || StoreError::LeaseLost { key: key.clone() };
             let fence = lease.fence().ok_or_else(lost)?;
-            let mut call = own.scripts.forget.prepare_invoke();
-            for name in own.names.keys_of(key) {
+            let mut call = scripts.forget.prepare_invoke();
+            for name in names.keys_of(key) {
                 call.key(name);
             }
-            call.arg(&fence.holder).arg(fence.version).arg(ms(ENDED_LIFE)).arg(names::member(key));
-            call.arg(own.names.news()).arg(own.news_of(key));
-            match own.link.run(&call).await? {
+            call.arg(&fence.holder).arg(fence.version).arg(ms(TOMBSTONE_TTL)).arg(names::member(key));
+            call.arg(names.news()).arg(self.backend.news_of(key));
+            match link.run(&call).await? {
                 true => Ok(()),
                 false => Err(lost()),
             }
@@ -218,7 +175,6 @@ impl Store for RedisStore {
 
     fn list<'a>(&'a self, connection: &'a Name, after: Option<&'a TokenKey>, limit: usize) -> StoreFuture<'a, Page> {
         Box::pin(async move {
-            let own = &self.shared;
             let mut after = match after {
                 Some(key) if key.connection > *connection => return Ok(Page::new()),
                 Some(key) if key.connection == *connection => Some(names::member(key)),
@@ -227,14 +183,14 @@ impl Store for RedisStore {
             let mut page = Page::new();
             while page.len() < limit {
                 let wanted = (limit - page.len()).min(PAGE_MAX);
-                let members = own.members(connection, after.as_deref(), wanted).await?;
+                let members = self.backend.members(connection, after.as_deref(), wanted).await?;
                 let Some(last) = members.last() else { break };
                 after = Some(last.clone());
-                for (key, value) in own.values(connection, &members).await? {
-                    match own.found(|| key.to_string(), value) {
+                for (key, value) in self.backend.values(connection, &members).await? {
+                    match value.bytes(|| key.to_string()) {
                         Ok(None) => {}
                         Ok(Some(sealed)) => {
-                            let token = own.sealed.token(&key, &sealed);
+                            let token = self.backend.codec.token(&key, &sealed);
                             page.push((key, token));
                         }
                         Err(damaged) => page.push((key, Err(damaged))),
@@ -245,111 +201,39 @@ impl Store for RedisStore {
         })
     }
 
-    fn secret<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Secret>> {
-        Box::pin(self.shared.secret(name))
-    }
-
-    fn put_secret<'a>(&'a self, name: &'a str, secret: Secret) -> StoreFuture<'a, ()> {
-        Box::pin(self.shared.put_secret(name, secret))
-    }
-
-    fn remove_secret<'a>(&'a self, name: &'a str) -> StoreFuture<'a, bool> {
-        Box::pin(self.shared.remove_secret(name))
-    }
-
-    fn secret_names(&self) -> StoreFuture<'_, Vec<String>> {
-        Box::pin(self.shared.secret_names())
-    }
-
-    fn note<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Note>> {
-        Box::pin(self.shared.load_note(name))
-    }
-
-    fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: WallTime, over: Option<u64>) -> StoreFuture<'a, bool> {
-        Box::pin(self.shared.save_note(name, text, ends, over))
-    }
-
-    fn note_names<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<String>> {
-        Box::pin(self.shared.names_of_notes(prefix))
-    }
-
-    fn was_removed<'a>(&'a self, key: &'a TokenKey, after: u64) -> StoreFuture<'a, bool> {
-        Box::pin(async move {
-            let own = &self.shared;
-            own.link.run(own.scripts.removed.key(own.names.removed(key)).arg(after)).await
-        })
-    }
-
-    fn is_in_doubt<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, bool> {
-        Box::pin(async move {
-            let own = &self.shared;
-            own.link.run(own.scripts.doubt.key(own.names.spending(key)).key(own.names.token(key))).await
-        })
-    }
-
-    fn restore<'a>(&'a self, key: &'a TokenKey, token: StoredToken) -> StoreFuture<'a, ()> {
-        Box::pin(async move {
-            let own = &self.shared;
-            let sealed = own.sealed.seal_token(key, &token, token.version)?;
-            let life = own.life(&token);
-            own.import(key, token.version, sealed, life, Removed::Respected).await?;
-            own.note_connection(&key.connection, life).await;
-            Ok(())
-        })
-    }
-
-    fn stands(&self) -> StoreFuture<'_, ()> {
-        Box::pin(self.shared.link.reach())
-    }
-
-    fn shaken(&self) -> Option<Instant> {
-        self.shared.link.shaken()
-    }
-
-    fn news(&self) -> Option<broadcast::Receiver<News>> {
-        Some(self.news.subscribe())
+    fn shared(&self) -> Option<Arc<dyn SharedStore>> {
+        Some(self.backend.clone())
     }
 }
 
-impl Shared {
-    /// The names within a connection of its next records.
-    async fn members(&self, connection: &Name, after: Option<&[u8]>, limit: usize) -> Result<Vec<Vec<u8>>, StoreError> {
-        let from = after.map_or(b"-".to_vec(), |after| [b"(", after].concat());
-        let mut call = redis::cmd("ZRANGEBYLEX");
-        call.arg(self.names.index(connection)).arg(from).arg("+").arg("LIMIT").arg(0).arg(limit);
-        self.link.query(&call).await
+impl SecretStore for RedisStore {
+    fn secret<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Secret>> {
+        Box::pin(self.backend.secret(name))
     }
 
-    /// The records of some members; those that have ended leave the index.
-    async fn values(&self, connection: &Name, members: &[Vec<u8>]) -> Result<Vec<(TokenKey, Value)>, StoreError> {
-        let keys: Vec<TokenKey> = members.iter().filter_map(|member| names::key_of(connection, member)).collect();
-        let mut call = self.scripts.get_many.prepare_invoke();
-        call.key(self.names.index(connection)).arg(VALUE_BYTES_MAX);
-        for key in &keys {
-            call.key(self.names.token(key)).arg(names::member(key));
-        }
-        let values: Vec<Value> = self.link.run(&call).await?;
-        Ok(keys.into_iter().zip(values).collect())
+    fn put_secret<'a>(&'a self, name: &'a str, secret: Secret) -> StoreFuture<'a, ()> {
+        Box::pin(self.backend.put_secret(name, secret))
     }
 
-    /// Looks at some members for those whose records have ended: the index does not grow with all that there ever were.
-    async fn thin_out(&self, connection: &Name) {
-        let looked = async {
-            let call = redis::cmd("ZRANDMEMBER").arg(self.names.index(connection)).arg(MEMBERS_LOOKED_AT).to_owned();
-            let members: Vec<Vec<u8>> = self.link.query(&call).await?;
-            self.values(connection, &members).await.map(drop)
-        };
-        if let Err(error) = looked.await {
-            tracing::debug!(%connection, %error, "no look for records that have ended");
-        }
+    fn remove_secret<'a>(&'a self, name: &'a str) -> StoreFuture<'a, bool> {
+        Box::pin(self.backend.remove_secret(name))
     }
 
-    /// Puts a connection among those that have records, for as long as one lives; with the next of them, if not now.
-    async fn note_connection(&self, connection: &Name, life: Duration) {
-        let mut call = self.scripts.note_connection.key(self.names.connections());
-        let life = life.max(UNKNOWN_LIFE + LINGER);
-        if let Err(error) = self.link.run::<()>(call.arg(connection.as_str()).arg(ms(life))).await {
-            tracing::debug!(%connection, %error, "a connection is not yet among those that have records");
-        }
+    fn secret_names(&self) -> StoreFuture<'_, Vec<String>> {
+        Box::pin(self.backend.secret_names())
+    }
+}
+
+impl NoteStore for RedisStore {
+    fn note<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Note>> {
+        Box::pin(self.backend.load_note(name))
+    }
+
+    fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: WallTime, over: Option<u64>) -> StoreFuture<'a, bool> {
+        Box::pin(self.backend.save_note(name, text, ends, over))
+    }
+
+    fn note_names<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<String>> {
+        Box::pin(self.backend.note_names(prefix))
     }
 }

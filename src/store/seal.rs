@@ -1,9 +1,10 @@
-//! The seal of the store's records: AES-256-GCM under a key of its own for each record name.
+//! Seals records: AES-256-GCM, with a derived key for each record name.
 //!
 //! A sealed record is `format (1) | key id (8) | version (8) | nonce (12) | ciphertext | tag (16)`. Table, name and the
-//! first three parts are associated data, so a record opens only in its own place and only as it was written.
-//! Not here: what is sealed (`record`), where it lies (`embedded`).
-//! Holds: a nonce is random and its key is that of one name (HKDF-SHA256, RFC 5869), so no two records share both.
+//! first three parts are associated data, so a record opens only under the name it was sealed for, and unchanged.
+//! Not here: what is sealed (`record`), where the keys come from (`keys`).
+//! Invariant: the nonce is random and the key is derived from the name (HKDF-SHA256, RFC 5869), so no two records share
+//! both.
 
 use std::fmt;
 
@@ -15,7 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::model::secret::SealKey;
 
-/// How a record is laid out; a newer program may write a higher one.
+/// Version of this layout; a newer program may write a higher one.
 pub const FORMAT: u8 = 1;
 
 const ID_BYTES: usize = 8;
@@ -25,7 +26,7 @@ const TEXT_AT: usize = NONCE_AT + NONCE_LEN;
 const TAG_BYTES: usize = 16;
 const SALT: &[u8] = b"keybearer store 1";
 
-/// A short digest that names a key and tells nothing of it.
+/// A short digest that identifies a key without revealing it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KeyId([u8; ID_BYTES]);
 
@@ -48,21 +49,21 @@ impl fmt::Debug for KeyId {
     }
 }
 
-/// Where a record lies.
+/// The context of a record, in which alone it opens.
 #[derive(Debug, Clone, Copy)]
-pub struct Place<'a> {
+pub struct SealedIn<'a> {
     pub table: &'a str,
     pub name: &'a [u8],
 }
 
-impl Place<'_> {
-    /// Table and name as one text that no other place has.
+impl SealedIn<'_> {
+    /// Table and name, unambiguously.
     fn info(&self) -> Vec<u8> {
         [self.table.as_bytes(), &[0], self.name].concat()
     }
 }
 
-/// What can be read of a sealed record without its key.
+/// The part of a sealed record that needs no key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     pub format: u8,
@@ -71,7 +72,7 @@ pub struct Header {
 }
 
 impl Header {
-    /// `None`: it is too short for a record.
+    /// `None`: too short to be a record.
     pub fn of(sealed: &[u8]) -> Option<Header> {
         if sealed.len() < TEXT_AT + TAG_BYTES {
             return None;
@@ -82,26 +83,26 @@ impl Header {
     }
 }
 
-/// Why a record does not open.
+/// Why a record cannot be opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Unopened {
-    #[error("it is torn")]
+pub enum UnsealError {
+    #[error("it is truncated")]
     Torn,
     #[error("a newer version of keybearer wrote it; upgrade, or restore a backup")]
     Newer,
-    #[error("it is sealed under a key that is not at hand; add that key to `store.seal_key`")]
+    #[error("it is sealed under a key that is not configured; add that key to `store.seal_key`")]
     Key(KeyId),
-    #[error("it was changed, or belongs elsewhere")]
+    #[error("it was changed, or moved from another record")]
     Changed,
 }
 
-impl Unopened {
+impl UnsealError {
     pub fn why(self) -> &'static str {
         match self {
-            Unopened::Torn => "it is torn",
-            Unopened::Newer => "a newer version of keybearer wrote it; upgrade, or restore a backup",
-            Unopened::Key(_) => "it is sealed under a key that is not at hand; add that key to `store.seal_key`",
-            Unopened::Changed => "it was changed, or belongs elsewhere",
+            UnsealError::Torn => "it is truncated",
+            UnsealError::Newer => "a newer version of keybearer wrote it; upgrade, or restore a backup",
+            UnsealError::Key(_) => "it is sealed under a key that is not configured; add that key to `store.seal_key`",
+            UnsealError::Changed => "it was changed, or moved from another record",
         }
     }
 }
@@ -111,30 +112,30 @@ struct Key {
     root: Prk,
 }
 
-/// The keys of a store: the first seals, all open.
+/// The keys of a store: the first one seals, every one opens.
 pub struct Keyring {
     first: Key,
     others: Vec<Key>,
 }
 
-/// The cipher failed, which its length limits alone could cause.
+/// The cipher failed, which only its length limit could cause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a record cannot be sealed")]
-pub struct Unsealed;
+pub struct SealError;
 
-impl From<Unspecified> for Unsealed {
+impl From<Unspecified> for SealError {
     fn from(_: Unspecified) -> Self {
-        Unsealed
+        SealError
     }
 }
 
 impl Keyring {
-    pub fn new(first: &SealKey, others: &[SealKey]) -> Result<Keyring, Unsealed> {
+    pub fn new(first: &SealKey, others: &[SealKey]) -> Result<Keyring, SealError> {
         let others = others.iter().map(Key::new).collect::<Result<_, _>>()?;
         Ok(Keyring { first: Key::new(first)?, others })
     }
 
-    /// The key that seals, then the others.
+    /// The sealing key, then the others.
     pub fn ids(&self) -> impl Iterator<Item = KeyId> {
         self.keys().map(|key| key.id)
     }
@@ -147,8 +148,8 @@ impl Keyring {
         std::iter::once(&self.first).chain(&self.others)
     }
 
-    pub fn seal(&self, place: Place<'_>, version: u64, text: &[u8]) -> Result<Vec<u8>, Unsealed> {
-        let info = place.info();
+    pub fn seal(&self, sealed_in: SealedIn<'_>, version: u64, text: &[u8]) -> Result<Vec<u8>, SealError> {
+        let info = sealed_in.info();
         let mut sealed = Vec::with_capacity(TEXT_AT + text.len() + TAG_BYTES);
         sealed.push(FORMAT);
         sealed.extend_from_slice(&self.first.id.0);
@@ -165,35 +166,35 @@ impl Keyring {
         Ok(sealed)
     }
 
-    fn header(&self, sealed: &[u8]) -> Result<(Header, &Key), Unopened> {
-        let header = Header::of(sealed).ok_or(Unopened::Torn)?;
+    fn header(&self, sealed: &[u8]) -> Result<(Header, &Key), UnsealError> {
+        let header = Header::of(sealed).ok_or(UnsealError::Torn)?;
         if header.format > FORMAT {
-            return Err(Unopened::Newer);
+            return Err(UnsealError::Newer);
         }
-        let key = self.keys().find(|key| key.id == header.key).ok_or(Unopened::Key(header.key))?;
+        let key = self.keys().find(|key| key.id == header.key).ok_or(UnsealError::Key(header.key))?;
         Ok((header, key))
     }
 
-    /// Why only others can open it, as far as the header tells: a key that is not at hand, or a format of later.
-    pub fn of_others(&self, sealed: &[u8]) -> Option<Unopened> {
+    /// Could a replica with more keys, or a newer program, open this record? If so, why it does not open here.
+    pub fn readable_elsewhere(&self, sealed: &[u8]) -> Option<UnsealError> {
         match self.header(sealed) {
-            // Text is no format.
-            Err(newer @ Unopened::Newer) => sealed.first().filter(|format| **format < b' ').map(|_| newer),
-            Err(key @ Unopened::Key(_)) => Some(key),
-            Err(Unopened::Torn | Unopened::Changed) | Ok(_) => None,
+            // A printable first byte is text, not a format.
+            Err(newer @ UnsealError::Newer) => sealed.first().filter(|format| **format < b' ').map(|_| newer),
+            Err(key @ UnsealError::Key(_)) => Some(key),
+            Err(UnsealError::Torn | UnsealError::Changed) | Ok(_) => None,
         }
     }
 
-    /// The version of a record and what is in it.
-    pub fn open(&self, place: Place<'_>, sealed: &[u8]) -> Result<(u64, Zeroizing<Vec<u8>>), Unopened> {
+    /// The version of a record, and its content.
+    pub fn open(&self, sealed_in: SealedIn<'_>, sealed: &[u8]) -> Result<(u64, Zeroizing<Vec<u8>>), UnsealError> {
         let (header, key) = self.header(sealed)?;
-        let info = place.info();
-        let (key, bound) = (key.of(&info).map_err(|_| Unopened::Changed)?, bound(&info, sealed));
-        let nonce = Nonce::try_assume_unique_for_key(&sealed[NONCE_AT..TEXT_AT]).map_err(|_| Unopened::Torn)?;
+        let info = sealed_in.info();
+        let (key, bound) = (key.of(&info).map_err(|_| UnsealError::Changed)?, bound(&info, sealed));
+        let nonce = Nonce::try_assume_unique_for_key(&sealed[NONCE_AT..TEXT_AT]).map_err(|_| UnsealError::Torn)?;
         let mut text = Zeroizing::new(sealed[TEXT_AT..].to_vec());
         let length = match key.open_in_place(nonce, Aad::from(bound), &mut text) {
             Ok(text) => text.len(),
-            Err(Unspecified) => return Err(Unopened::Changed),
+            Err(Unspecified) => return Err(UnsealError::Changed),
         };
         text.truncate(length);
         Ok((header.version, text))
@@ -206,16 +207,16 @@ impl fmt::Debug for Keyring {
     }
 }
 
-/// What the seal holds beside the text: the place, its length, and all before the nonce.
+/// The associated data: the context, its length, and the header.
 fn bound(info: &[u8], sealed: &[u8]) -> Vec<u8> {
     [info, &(info.len() as u64).to_be_bytes(), &sealed[..NONCE_AT]].concat()
 }
 
 impl Key {
-    fn new(key: &SealKey) -> Result<Key, Unsealed> {
+    fn new(key: &SealKey) -> Result<Key, SealError> {
         let root = Salt::new(HKDF_SHA256, SALT).extract(key.expose());
         let mut id = [0; ID_BYTES];
-        // No record's name begins so: its table stands before it.
+        // No record derives the same: its info starts with a table's name.
         root.expand(&[b"\0key id"], Length(ID_BYTES))?.fill(&mut id)?;
         Ok(Key { id: KeyId(id), root })
     }
@@ -244,43 +245,43 @@ mod tests {
         SealKey::new([byte; 32])
     }
 
-    const PLACE: Place<'static> = Place { table: "tokens", name: b"crm\0default" };
+    const SEALED_IN: SealedIn<'static> = SealedIn { table: "tokens", name: b"crm\0default" };
 
     #[test]
     fn what_is_sealed_opens_in_its_place_and_nowhere_else() {
         let ring = Keyring::new(&key(1), &[]).unwrap();
-        let sealed = ring.seal(PLACE, 7, b"text").unwrap();
-        assert_eq!(ring.open(PLACE, &sealed).unwrap(), (7, Zeroizing::new(b"text".to_vec())));
-        for place in [Place { table: "secrets", ..PLACE }, Place { name: b"crm\0default\0", ..PLACE }] {
-            assert_eq!(ring.open(place, &sealed), Err(Unopened::Changed));
+        let sealed = ring.seal(SEALED_IN, 7, b"text").unwrap();
+        assert_eq!(ring.open(SEALED_IN, &sealed).unwrap(), (7, Zeroizing::new(b"text".to_vec())));
+        for other in [SealedIn { table: "secrets", ..SEALED_IN }, SealedIn { name: b"crm\0default\0", ..SEALED_IN }] {
+            assert_eq!(ring.open(other, &sealed), Err(UnsealError::Changed));
         }
-        assert_ne!(ring.seal(PLACE, 7, b"text").unwrap(), sealed, "the nonce is fresh");
+        assert_ne!(ring.seal(SEALED_IN, 7, b"text").unwrap(), sealed, "the nonce is fresh");
     }
 
     #[test]
     fn every_byte_and_the_length_are_held() {
         let ring = Keyring::new(&key(1), &[]).unwrap();
-        let sealed = ring.seal(PLACE, 7, b"text").unwrap();
+        let sealed = ring.seal(SEALED_IN, 7, b"text").unwrap();
         for at in 0..sealed.len() {
             for bit in 0..8 {
                 let mut changed = sealed.clone();
                 changed[at] ^= 1 << bit;
-                assert!(ring.open(PLACE, &changed).is_err(), "bit {bit} of byte {at}");
+                assert!(ring.open(SEALED_IN, &changed).is_err(), "bit {bit} of byte {at}");
             }
-            assert!(ring.open(PLACE, &sealed[..at]).is_err(), "{at} bytes");
+            assert!(ring.open(SEALED_IN, &sealed[..at]).is_err(), "{at} bytes");
         }
-        assert_eq!(ring.open(PLACE, &[&sealed[..], &[0]].concat()), Err(Unopened::Changed));
+        assert_eq!(ring.open(SEALED_IN, &[&sealed[..], &[0]].concat()), Err(UnsealError::Changed));
         let newer = [&[FORMAT + 1], &sealed[1..]].concat();
-        assert_eq!(ring.open(PLACE, &newer), Err(Unopened::Newer));
+        assert_eq!(ring.open(SEALED_IN, &newer), Err(UnsealError::Newer));
     }
 
     #[test]
     fn the_first_key_seals_and_all_open() {
         let (old, both) = (Keyring::new(&key(1), &[]).unwrap(), Keyring::new(&key(2), &[key(1)]).unwrap());
-        let sealed = old.seal(PLACE, 1, b"text").unwrap();
-        assert!(both.open(PLACE, &sealed).is_ok());
-        let sealed = both.seal(PLACE, 1, b"text").unwrap();
-        assert_eq!(old.open(PLACE, &sealed), Err(Unopened::Key(both.sealing())));
+        let sealed = old.seal(SEALED_IN, 1, b"text").unwrap();
+        assert!(both.open(SEALED_IN, &sealed).is_ok());
+        let sealed = both.seal(SEALED_IN, 1, b"text").unwrap();
+        assert_eq!(old.open(SEALED_IN, &sealed), Err(UnsealError::Key(both.sealing())));
         assert_eq!(Header::of(&sealed).unwrap().key, both.sealing());
         assert_eq!(KeyId::parse(&both.sealing().to_string()), Some(both.sealing()));
         assert_eq!(format!("{both:?}"), format!("[{}, {}]", both.sealing(), old.sealing()));

@@ -1,10 +1,9 @@
-//! All records of a store at once: to a file, from a file, and under another key.
+//! Export, import and reseal of all records of a store.
 //!
-//! An export is JSON lines: a header with format, key ids and count, then a record a line, sealed as it lies in the store.
-//! Not here: the seal (`seal`), how a store reads and writes many records (its `records`), arguments and what is printed
-//! (`cli`).
-//! Holds: page by page, in constant memory; nothing is ever written in the clear; an import is of a whole export, or is
-//! refused before anything is written.
+//! An export is JSON lines: a header with format, key ids and count, then one record per line, sealed as in the store.
+//! Not here: the seal (`seal`), each store's implementation of [`Records`], arguments and output (`cli`).
+//! Invariants: memory use is constant; no record is written in the clear; an incomplete export is rejected before
+//! anything is imported.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -17,18 +16,17 @@ use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::StoreError;
-use super::embedded::FORMAT;
-use super::seal::{Header, KeyId, Keyring, Place};
+use super::error::StoreError;
+use super::record::FORMAT;
+use super::seal::{Header, KeyId, Keyring, SealedIn};
 use crate::private_file;
 
-/// Records that are held in memory and committed together.
+/// Records held in memory, and committed, together.
 pub const PAGE: usize = 256;
-/// Longest line of an export, in bytes.
 const LINE_BYTES_MAX: u64 = 1 << 20;
 const TABLES: [Table; 2] = [Table::Tokens, Table::Secrets];
 
-/// What outlasts an export; notes do not.
+/// The tables that an export contains; notes are too short-lived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Table {
     Tokens,
@@ -43,57 +41,55 @@ impl Table {
         }
     }
 
-    /// Where the seal says that a record lies.
-    pub fn place(self, name: &[u8]) -> Place<'_> {
-        Place { table: self.name(), name }
+    pub fn sealed_in(self, name: &[u8]) -> SealedIn<'_> {
+        SealedIn { table: self.name(), name }
     }
 }
 
-/// A store whose records may all be visited. Its calls block.
+/// Access to all records of a store. Calls block.
 pub trait Records {
     fn keyring(&self) -> &Keyring;
 
-    /// How many there are, as far as is known.
+    /// The approximate number of records.
     fn count(&self) -> Result<u64, StoreError>;
 
-    /// At most [`PAGE`] records in the order of their names, from the first after `after`; none: there are no others.
-    fn page(&self, table: Table, after: Option<&[u8]>) -> Result<Vec<Sealed>, StoreError>;
+    /// At most [`PAGE`] records in the order of their names, starting after `after`. Empty: there are no more.
+    fn page(&self, table: Table, after: Option<&[u8]>) -> Result<Vec<SealedRecord>, StoreError>;
 
-    /// Seals records under the first key and writes them, but for those that are there and as new, unless `overwrite`: how
-    /// many were written, and how many left as they were.
-    fn put(&self, page: Vec<Opened>, overwrite: bool) -> Result<(u64, u64), StoreError>;
+    /// Seals records under the first key and writes them. A record that the store has as new stays, unless `overwrite`.
+    fn put(&self, page: Vec<OpenedRecord>, overwrite: bool) -> Result<Tally, StoreError>;
 
-    /// Seals the records that [`Records::page`] would return under the first key, but for what is written meanwhile: the last
-    /// name, and what became of them.
-    fn reseal(&self, table: Table, after: Option<&[u8]>) -> Result<(Option<Vec<u8>>, Done), StoreError>;
+    /// Seals the records that [`Records::page`] would return under the first key, without overwriting concurrent
+    /// writes. Returns the last name; `None`: there were no more.
+    fn reseal(&self, table: Table, after: Option<&[u8]>) -> Result<(Option<Vec<u8>>, Tally), StoreError>;
 
-    /// Every record is sealed under the first key.
+    /// Called once every record is sealed under the first key.
     fn resealed(&self) -> Result<(), StoreError>;
 }
 
-/// A record out of its seal.
-pub struct Opened {
+/// A record with its content in the clear.
+pub struct OpenedRecord {
     pub table: Table,
     pub name: Vec<u8>,
     pub version: u64,
     pub text: Zeroizing<Vec<u8>>,
 }
 
-/// Called with how many are done, of how many.
+/// Called with the number of records done, and the total.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
 
-/// What became of the records.
+/// Counts records by outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Done {
+pub struct Tally {
     pub written: u64,
-    /// Left as they were, since there was nothing to do.
+    /// Left unchanged: there was nothing to do.
     pub kept: u64,
-    /// Left as they were, since they do not open.
+    /// Left unchanged: they do not open.
     pub unopened: u64,
 }
 
-impl AddAssign for Done {
-    fn add_assign(&mut self, other: Done) {
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Tally) {
         self.written += other.written;
         self.kept += other.kept;
         self.unopened += other.unopened;
@@ -108,21 +104,20 @@ pub enum TransferError {
     File { path: PathBuf, source: io::Error },
     #[error("{}, line {line}: {why}", path.display())]
     Line { path: PathBuf, line: u64, why: &'static str },
-    #[error("{} has the format {found}, which a newer keybearer wrote; use that version", path.display())]
+    #[error("{} has format {found}, written by a newer keybearer; use that version", path.display())]
     NewerFormat { path: PathBuf, found: u32 },
     #[error(
-        "{} is sealed under {sealed_under}, and the store has {at_hand}; add a key of the export behind the first in \
-         `store.seal_key`",
+        "{} is sealed under {sealed_under}, and `store.seal_key` has {configured}; add a key of the export behind the first",
         path.display()
     )]
-    WrongKey { path: PathBuf, sealed_under: String, at_hand: String },
-    #[error("{} has {found} of {expected} records; it was cut off or changed", path.display())]
+    WrongKey { path: PathBuf, sealed_under: String, configured: String },
+    #[error("{} has {found} of {expected} records; it was truncated or changed: export again", path.display())]
     Incomplete { path: PathBuf, expected: u64, found: u64 },
     #[error(
-        "{} records do not open and were left out; {} were written and {} left as they were",
+        "{} records cannot be opened and were skipped; {} were written and {} left unchanged",
         .0.unopened, .0.written, .0.kept
     )]
-    Unopened(Done),
+    Unopened(Tally),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -141,13 +136,11 @@ struct Line {
     record: String,
 }
 
-/// A name and a sealed record.
-pub type Sealed = (Vec<u8>, Vec<u8>);
-/// The same with its table.
-type Placed = (Table, Vec<u8>, Vec<u8>);
+/// A name, and the sealed record.
+pub type SealedRecord = (Vec<u8>, Vec<u8>);
 
-/// Writes every record to a new file, which takes the place of one that is there. Each is written as it is met, so that
-/// others may go on using the store; the header, which says how many there are, is put before them at the end.
+/// Writes every record to a file, which it replaces atomically. The store stays in use meanwhile, so the header with
+/// the number of records is put in front at the end.
 pub fn export(store: &dyn Records, to: &Path, progress: Progress<'_>) -> Result<u64, TransferError> {
     let failed = |source| TransferError::File { path: to.to_owned(), source };
     let (records, whole) = (beside(to), beside(to));
@@ -155,7 +148,7 @@ pub fn export(store: &dyn Records, to: &Path, progress: Progress<'_>) -> Result<
         let mut head = Head { keybearer_store: FORMAT, key_ids: BTreeSet::new(), count: 0 };
         let total = store.count()?;
         let mut out = BufWriter::new(private_file::create_empty(&records).map_err(failed)?);
-        every(store, |table, (name, record)| {
+        for_each(store, |table, (name, record)| {
             head.count += 1;
             head.key_ids.extend(Header::of(&record).map(|header| header.key.to_string()));
             let [name, record] = [name, record].map(|bytes| BASE64_STANDARD.encode(bytes));
@@ -181,7 +174,7 @@ pub fn export(store: &dyn Records, to: &Path, progress: Progress<'_>) -> Result<
     written
 }
 
-/// A name in the same directory that nobody has.
+/// An unused name in the same directory.
 fn beside(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{:016x}", fastrand::u64(..)));
@@ -194,9 +187,9 @@ fn line(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
 }
 
 /// Visits every record of the store, in the order of tables and names.
-fn every(
+fn for_each(
     store: &dyn Records,
-    mut visit: impl FnMut(Table, Sealed) -> Result<(), TransferError>,
+    mut visit: impl FnMut(Table, SealedRecord) -> Result<(), TransferError>,
 ) -> Result<(), TransferError> {
     for table in TABLES {
         let mut after: Option<Vec<u8>> = None;
@@ -210,40 +203,39 @@ fn every(
     Ok(())
 }
 
-/// Takes the records of an export over, sealed under the store's first key. One that is there stays, unless the export's
-/// is newer, or `overwrite`.
+/// Imports the records of an export, sealed under the store's first key. A record in the store stays, unless that of
+/// the export is newer, or `overwrite`.
 pub fn import(
     store: &dyn Records,
     from: &Path,
     overwrite: bool,
     progress: Progress<'_>,
-) -> Result<Done, TransferError> {
-    let total = survey(store, from)?;
+) -> Result<Tally, TransferError> {
+    let total = check_export(store, from)?;
     let (_, mut lines) = Lines::open(from)?;
-    let (mut done, mut read) = (Done::default(), 0);
+    let (mut tally, mut read) = (Tally::default(), 0);
     loop {
-        let mut page: Vec<Opened> = Vec::new();
+        let mut page: Vec<OpenedRecord> = Vec::new();
         while page.len() < PAGE
             && let Some((table, name, sealed)) = lines.next()?
         {
             read += 1;
-            match store.keyring().open(table.place(&name), &sealed) {
-                Ok((version, text)) => page.push(Opened { table, name, version, text }),
-                Err(_) => done.unopened += 1,
+            match store.keyring().open(table.sealed_in(&name), &sealed) {
+                Ok((version, text)) => page.push(OpenedRecord { table, name, version, text }),
+                Err(_) => tally.unopened += 1,
             }
         }
         if page.is_empty() {
             break;
         }
-        let (written, kept) = store.put(page, overwrite)?;
-        done = Done { written: done.written + written, kept: done.kept + kept, ..done };
+        tally += store.put(page, overwrite)?;
         progress(read, total);
     }
-    if done.unopened > 0 { Err(TransferError::Unopened(done)) } else { Ok(done) }
+    if tally.unopened > 0 { Err(TransferError::Unopened(tally)) } else { Ok(tally) }
 }
 
-/// How many records an export has, if it is whole and some key of it is at hand.
-fn survey(store: &dyn Records, from: &Path) -> Result<u64, TransferError> {
+/// Checks that an export is complete and one of its keys is configured; returns its number of records.
+fn check_export(store: &dyn Records, from: &Path) -> Result<u64, TransferError> {
     let (head, mut lines) = Lines::open(from)?;
     let mut found = 0;
     while lines.next()?.is_some() {
@@ -252,10 +244,10 @@ fn survey(store: &dyn Records, from: &Path) -> Result<u64, TransferError> {
     if found != head.count {
         return Err(TransferError::Incomplete { path: from.to_owned(), expected: head.count, found });
     }
-    let at_hand: Vec<String> = store.keyring().ids().map(|id: KeyId| id.to_string()).collect();
-    if found > 0 && !at_hand.iter().any(|id| head.key_ids.contains(id)) {
+    let configured: Vec<String> = store.keyring().ids().map(|id: KeyId| id.to_string()).collect();
+    if found > 0 && !configured.iter().any(|id| head.key_ids.contains(id)) {
         let sealed_under = head.key_ids.into_iter().collect::<Vec<_>>().join(", ");
-        return Err(TransferError::WrongKey { path: from.to_owned(), sealed_under, at_hand: at_hand.join(", ") });
+        return Err(TransferError::WrongKey { path: from.to_owned(), sealed_under, configured: configured.join(", ") });
     }
     Ok(found)
 }
@@ -273,14 +265,14 @@ impl<'a> Lines<'a> {
         let mut lines = Lines { path, input: BufReader::new(file), number: 0 };
         let head = lines.line()?;
         let format = |head: &[u8]| serde_json::from_slice::<serde_json::Value>(head).ok()?["keybearer_store"].as_u64();
-        // Before the rest is looked at: a newer one may look otherwise.
-        let found = head.as_deref().and_then(format).ok_or_else(|| lines.bad("is no export of keybearer"))?;
+        // First, because a newer format may have other fields.
+        let found = head.as_deref().and_then(format).ok_or_else(|| lines.bad("is not an export of keybearer"))?;
         if found > u64::from(FORMAT) {
             let found = u32::try_from(found).unwrap_or(u32::MAX);
             return Err(TransferError::NewerFormat { path: path.to_owned(), found });
         }
         let head = head.and_then(|head| serde_json::from_slice(&head).ok());
-        Ok((head.ok_or_else(|| lines.bad("is no header of an export"))?, lines))
+        Ok((head.ok_or_else(|| lines.bad("is not the header of an export"))?, lines))
     }
 
     fn line(&mut self) -> Result<Option<Vec<u8>>, TransferError> {
@@ -291,17 +283,17 @@ impl<'a> Lines<'a> {
         match line.last() {
             None => Ok(None),
             Some(b'\n') => Ok(Some(line)),
-            Some(_) => Err(self.bad("has no end; the export was cut off")),
+            Some(_) => Err(self.bad("is incomplete; the export was truncated")),
         }
     }
 
-    fn next(&mut self) -> Result<Option<Placed>, TransferError> {
+    fn next(&mut self) -> Result<Option<(Table, Vec<u8>, Vec<u8>)>, TransferError> {
         let Some(line) = self.line()? else { return Ok(None) };
         let record = serde_json::from_slice(&line).ok().and_then(|line: Line| {
             let table = TABLES.into_iter().find(|table| table.name() == line.table)?;
             Some((table, BASE64_STANDARD.decode(line.name).ok()?, BASE64_STANDARD.decode(line.record).ok()?))
         });
-        record.map(Some).ok_or_else(|| self.bad("is no record"))
+        record.map(Some).ok_or_else(|| self.bad("is not a record"))
     }
 
     fn bad(&self, why: &'static str) -> TransferError {
@@ -309,10 +301,10 @@ impl<'a> Lines<'a> {
     }
 }
 
-/// Seals every record under the first key: the others may go when this is done.
-pub fn reseal(store: &dyn Records, progress: Progress<'_>) -> Result<Done, TransferError> {
+/// Seals every record under the first key; the other keys are then no longer needed.
+pub fn reseal(store: &dyn Records, progress: Progress<'_>) -> Result<Tally, TransferError> {
     let total = store.count()?;
-    let mut done = Done::default();
+    let mut tally = Tally::default();
     for table in TABLES {
         let mut after: Option<Vec<u8>> = None;
         loop {
@@ -321,10 +313,10 @@ pub fn reseal(store: &dyn Records, progress: Progress<'_>) -> Result<Done, Trans
                 break;
             }
             after = next;
-            done += page;
-            progress(done.written + done.kept + done.unopened, total);
+            tally += page;
+            progress(tally.written + tally.kept + tally.unopened, total);
         }
     }
     store.resealed()?;
-    if done.unopened > 0 { Err(TransferError::Unopened(done)) } else { Ok(done) }
+    if tally.unopened > 0 { Err(TransferError::Unopened(tally)) } else { Ok(tally) }
 }

@@ -28,7 +28,7 @@ use crate::clock::Clock;
 use crate::model::connection::Connection;
 use crate::model::token::AccessToken;
 use crate::oauth::Failure;
-use crate::store::{Lease, Store, StoreError, StoredToken};
+use crate::store::{Lease, StoreError, StoredToken, TokenStore};
 use crate::telemetry::audit::{Audit, Cause};
 use crate::telemetry::metrics::Metrics;
 pub(super) use error::AcquireError;
@@ -47,7 +47,7 @@ pub(super) struct Acquirer {
     /// As of the last reload.
     pub definition: Arc<ArcSwap<Definition>>,
     pub former: FormerDefinitions,
-    pub store: Arc<dyn Store>,
+    pub store: Arc<dyn TokenStore>,
     /// Limits concurrent requests to this authorization server.
     pub gate: Arc<Gate>,
     /// Limits concurrent polls of the store, over all slots.
@@ -110,7 +110,7 @@ impl Acquirer {
         match plan::decide_turn(&self.facts(attempt, record.as_ref()), self.clock.now()) {
             Turn::Adopt(token) => return Ok(Acquired::Stored(self.remember(token))),
             Turn::Stop(error) => return Err(error),
-            Turn::TakeLeaseUnlessInDoubt if self.store.is_in_doubt(&self.slot.key).await? => {
+            Turn::TakeLeaseUnlessInDoubt if self.is_in_doubt().await? => {
                 return Err(AcquireError::InDoubt);
             }
             Turn::TakeLeaseUnlessInDoubt | Turn::TakeLease => {}

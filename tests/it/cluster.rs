@@ -109,7 +109,7 @@ async fn a_shard_that_fails_over_loses_no_token_and_no_request() {
     }
     for (traffic, replica) in traffic.into_iter().zip(&replicas) {
         assert!(traffic.end(replica).await > 100);
-        replica.logged("the store is in reach again").await;
+        replica.logged("store reachable again").await;
     }
     let others: Vec<Redis> =
         nodes.into_iter().enumerate().filter(|(number, _)| *number != failed).map(|(_, node)| node).collect();
@@ -145,6 +145,6 @@ async fn a_cluster_behind_tls_and_a_password_is_shared_and_one_node_alone_is_ref
         assert_eq!(server.token_requests("machine").await, 1, "{number}");
         assert!(!sidecar.log().contains("sesame-7"), "{}", sidecar.log());
     }
-    start("", "sesame-7\n").await.logged("a cluster needs `cluster: true` in store.redis").await;
-    start(", cluster: true", "other\n").await.logged("see `username` and `password` in store.redis").await;
+    start("", "sesame-7\n").await.logged("set `cluster: true` in store.redis").await;
+    start(", cluster: true", "other\n").await.logged("check `username` and `password` in store.redis").await;
 }

@@ -272,7 +272,7 @@ async fn who_has_lost_the_lease_writes_nothing() {
     assert_eq!(sent().as_deref(), Some("Bearer t-2"));
     holder.signal("CONT");
     // It reads the answer, and its write is refused.
-    holder.logged("lease of crm/default was held for too long").await;
+    holder.logged("the lease of crm/default was lost").await;
     served(&holder, Duration::from_secs(2)).await;
     until("somebody refreshes", || server.count() >= 4).await;
     assert_eq!(spent()[..4], ["r-given", "r-0", "r-0", "r-2"], "{}", holder.log());

@@ -53,7 +53,7 @@ async fn redis_stops_and_comes_back_empty() {
     fleet.token_requests_beyond("machine", before + 4).await;
     let one = &fleet.replicas[0];
     one.until_metric(FAILED, |count| count > 0.0).await;
-    one.logged("the store is out of reach").await;
+    one.logged("store unreachable; serving tokens from memory").await;
     assert_eq!(refresh(one).await, 503, "a rotating one waits");
     let shown = call(one.admin(), "GET", "/connections/crm/tokens", &json!({})).await.json();
     let last = &shown["items"][0]["last_attempt"];
@@ -62,7 +62,7 @@ async fn redis_stops_and_comes_back_empty() {
 
     fleet.redis.start_again().await;
     kept(&fleet.redis, CRM).await;
-    one.logged("the store is in reach again").await;
+    one.logged("store reachable again").await;
     for (at, traffic) in traffic.into_iter().enumerate() {
         assert!(traffic.end(&fleet.replicas[at / 2]).await > 100);
     }
@@ -118,7 +118,7 @@ async fn redis_is_slow_by_five_seconds() {
 async fn redis_does_not_answer() {
     let stuck = async |fleet: &Fleet| signal(fleet.redis.pid(), "STOP");
     let goes_on = async |fleet: &Fleet| signal(fleet.redis.pid(), "CONT");
-    through("stuck", stuck, goes_on, "does not answer in time").await;
+    through("stuck", stuck, goes_on, "no reply in time").await;
 }
 
 #[tokio::test]
@@ -135,7 +135,7 @@ async fn redis_wants_a_password_of_a_sudden() {
 async fn redis_turns_into_a_replica() {
     let replica = async |fleet: &Fleet| redis(fleet, "REPLICAOF 127.0.0.1 1").await;
     let primary = async |fleet: &Fleet| redis(fleet, "REPLICAOF NO ONE").await;
-    through("READONLY", replica, primary, "give the address of the primary").await;
+    through("READONLY", replica, primary, "configure the primary's address").await;
 }
 
 /// TL-14: Redis goes away while the server rotates; what it gave is used, and saved as soon as there is a place for it.
@@ -260,7 +260,7 @@ async fn values_of_others_are_neither_read_nor_kept() {
     assert!(traffic.end(one).await > 100);
     fleet.is_clean().await;
     assert_eq!(redis.cli(&["ZCARD", "keybearer:{crm}:tokens"]).await, "1");
-    assert!(one.log().contains("it is larger than any record of keybearer"), "{}", one.log());
+    assert!(one.log().contains("is larger than any record of keybearer"), "{}", one.log());
 }
 
 /// Arguments of redis-server.
@@ -290,19 +290,19 @@ async fn credentials_and_names_that_are_wrong_are_told_and_mended_in_the_file() 
     let sidecar = Sidecar::spawn(&config(&server, &upstream, &of("keybearer:")), &files).await;
     sidecar.logged("Password authentication failed").await;
     assert_eq!(raw::get_through(sidecar.proxy(), MACHINE, "").await.status, 200, "{}", sidecar.log());
-    sidecar.logged("not ready: the store cannot be used").await;
+    sidecar.logged("not ready: store unreachable").await;
     let ready = async || raw::get(sidecar.admin(), "/readyz?verbose").await;
     let before = ready().await;
     assert!(before.status == 503 && before.text().contains("store"), "{}", before.text());
     assert!(!sidecar.log().contains("wrong\""));
     std::fs::write(sidecar.dir.path().join("password"), "right\n").expect("a file");
-    sidecar.logged("the store is in reach again").await;
+    sidecar.logged("store reachable again").await;
     sidecar.until_ready().await;
     assert!(!sidecar.log().contains("what needs a restart"), "{}", sidecar.log());
     kept(&redis, "keybearer:{machine}:token:default").await;
 
     let sidecar = Sidecar::spawn(&config(&server, &upstream, &of("other:")), &[("password", "right\n")]).await;
-    sidecar.logged("let the user have `~other:* &other:*").await;
+    sidecar.logged("grant the user `~other:* &other:*").await;
     let (certificate, key) = Peers::certs().leaf("wrong");
     let [certificate, key] = [certificate, key].map(|path| path.display().to_string());
     redis.cli(&["CONFIG", "SET", "tls-cert-file", &certificate, "tls-key-file", &key]).await;
@@ -311,7 +311,7 @@ async fn credentials_and_names_that_are_wrong_are_told_and_mended_in_the_file() 
     assert_eq!(raw::get_through(sidecar.proxy(), MACHINE, "").await.status, 200, "{}", sidecar.log());
     let cluster = Redis::start_with(&["--cluster-enabled", "yes"]).await;
     let sidecar = Sidecar::spawn(&config(&server, &upstream, &store(cluster.port)), &[]).await;
-    sidecar.logged("a cluster needs `cluster: true` in store.redis").await;
+    sidecar.logged("set `cluster: true` in store.redis").await;
 }
 
 /// Under a key that the others do not have nothing is read and nothing written.
@@ -325,7 +325,7 @@ async fn a_seal_key_that_others_do_not_have_is_told_and_writes_over_nothing() {
     sidecar.logged("add that key behind the first").await;
     assert_eq!(raw::get_through(sidecar.proxy(), MACHINE, "").await.status, 200, "{}", sidecar.log());
     assert_eq!(raw::get_through(sidecar.proxy(), API, "").await.status, 503, "{}", sidecar.log());
-    sidecar.logged("not ready: the store cannot be used").await;
+    sidecar.logged("not ready: store unreachable").await;
     assert_eq!(hand_in(&fleet.replicas[0], "none", None).await.status, 422);
     for (key, text) in &before {
         let now = everything(&fleet.redis).await.into_iter().find(|(name, _)| name == key);
@@ -344,7 +344,7 @@ async fn clocks_that_differ_are_told() {
         ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
     ];
     let sidecar = Sidecar::start_in(&config(&server, &upstream, &store(redis.port)), &environment).await;
-    sidecar.logged("the clocks of this machine and of Redis differ").await;
+    sidecar.logged("clock skew between this machine and Redis").await;
 }
 
 pub fn free_port() -> u16 {
@@ -382,7 +382,7 @@ async fn sentinels_are_asked_over_tls_and_with_the_password_if_they_want_one() {
         tls.iter().map(String::as_str).chain(["--tls-port", &own, "--requirepass", "sesame-7"]).collect();
     let redis = Redis::start_with(&more).await;
     for (asks, said) in
-        [("", None), ("requirepass sesame-7\n", None), ("requirepass other\n", Some("see `username` and"))]
+        [("", None), ("requirepass sesame-7\n", None), ("requirepass other\n", Some("check `username` and"))]
     {
         let pairs = tls.chunks(2).map(|pair| format!("{} {}\n", pair[0].trim_start_matches('-'), pair[1]));
         let settings = format!(

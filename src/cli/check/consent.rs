@@ -8,26 +8,26 @@ use crate::cli::run::control_runtime;
 use crate::model::Model;
 use crate::model::connection::{Connection, Tokens};
 use crate::model::token::default_profile;
-use crate::store::{Keeper, OpenError, Store, StoreError};
+use crate::store::{OpenError, Store, StoreError, StoreOpener};
 use crate::token::slot::{NEEDS_CONSENT_AGAIN, needs_consent_again};
 
 /// Records of subjects that are looked at for each connection: a changed definition fits none of them.
 const SUBJECTS_MAX: usize = 1000;
 
-pub fn notes(model: &Model, keeper: &Keeper) -> Vec<String> {
+pub fn notes(model: &Model, opener: &StoreOpener) -> Vec<String> {
     if !model.connections.iter().any(|connection| connection.needs_person()) {
         return Vec::new();
     }
-    match outdated(model, keeper) {
+    match outdated(model, opener) {
         Ok(found) => found,
         Err(why) => vec![format!("whether a connection needs consent again is not known: {why}")],
     }
 }
 
-fn outdated(model: &Model, keeper: &Keeper) -> Result<Vec<String>, String> {
+fn outdated(model: &Model, opener: &StoreOpener) -> Result<Vec<String>, String> {
     let runtime = control_runtime().map_err(|error| format!("no threads can be started ({error})"))?;
     let _in_runtime = runtime.enter();
-    let store = match keeper.look(&model.store, &model.state_dir) {
+    let store = match opener.peek(&model.store, &model.state_dir) {
         Ok(Some(store)) => store,
         Ok(None) => return Ok(Vec::new()),
         Err(OpenError::InUse { path }) => {

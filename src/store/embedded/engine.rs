@@ -1,8 +1,9 @@
-//! The thread that owns the database: it takes what waits, reads, then commits all writes together.
+//! The thread that owns the database: it takes the queued requests, reads, then commits all writes together.
 //!
 //! Not here: what is read and written (`embedded`), opening and checking the file (`file`).
-//! Holds: whoever no longer waits is passed over; an error or a panic below closes the file, which is opened again, and
-//! at most once a second while that fails. A damaged part of the file fails those alone who need it.
+//! Invariants: a request whose caller has gone is skipped; an error or a panic of the database closes the file and
+//! reopens it, at most once in `REOPEN_INTERVAL` while that fails. A damaged part of the file fails only the requests
+//! that need it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::SyncSender;
@@ -11,34 +12,35 @@ use std::time::{Duration, Instant};
 use redb::{Database, ReadTransaction, ReadableDatabase as _, WriteTransaction};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::store::open::OpenError;
+use crate::store::error::OpenError;
 
-/// Writes that are committed together, and reads between two commits.
+/// Requests between two commits.
 const BATCH_MAX: usize = 256;
-/// Between two attempts to open a file that cannot be opened.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Between attempts to open a file that does not open.
+const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Why something was not done.
+/// Why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
-    /// The store as a whole; it may pass.
+    /// The store as a whole; retryable.
     Unavailable(String),
-    /// The part of the file that was needed.
+    /// The part of the file that the request needs.
     Damaged,
 }
 
 pub type Outcome<T> = Result<T, Failure>;
-pub type Opener = Box<dyn Fn() -> Result<Database, OpenError> + Send>;
+/// Opens the file again.
+pub type Reopen = Box<dyn Fn() -> Result<Database, OpenError> + Send>;
 
-/// What the thread is asked to do within a transaction.
+/// Work inside a transaction.
 pub trait Job<Tx>: Send {
-    /// Does anybody wait for it?
+    /// Does its caller still wait?
     fn wanted(&self) -> bool;
 
-    /// May be called again in another transaction if this one fails.
+    /// May run again in another transaction if this one fails.
     fn apply(&mut self, transaction: &Tx) -> Result<(), redb::Error>;
 
-    /// Tells whoever waits.
+    /// Sends the outcome to the caller.
     fn finish(self: Box<Self>, outcome: Outcome<()>);
 }
 
@@ -47,26 +49,26 @@ pub enum Request {
     Write(Box<dyn Job<WriteTransaction>>),
 }
 
-/// Where an answer goes.
+/// The waiting caller.
 pub enum Reply<T> {
     Task(oneshot::Sender<Outcome<T>>),
     Thread(SyncSender<Outcome<T>>),
 }
 
-/// A job whose work gives a value.
-pub struct Ask<F, T> {
+/// A job that returns a value.
+pub struct ValueJob<F, T> {
     work: F,
     value: Option<T>,
     reply: Reply<T>,
 }
 
-impl<F, T> Ask<F, T> {
-    pub fn new(work: F, reply: Reply<T>) -> Box<Ask<F, T>> {
-        Box::new(Ask { work, value: None, reply })
+impl<F, T> ValueJob<F, T> {
+    pub fn new(work: F, reply: Reply<T>) -> Box<ValueJob<F, T>> {
+        Box::new(ValueJob { work, value: None, reply })
     }
 }
 
-impl<Tx, F, T> Job<Tx> for Ask<F, T>
+impl<Tx, F, T> Job<Tx> for ValueJob<F, T>
 where
     F: FnMut(&Tx) -> Result<T, redb::Error> + Send,
     T: Send,
@@ -84,9 +86,9 @@ where
     }
 
     fn finish(self: Box<Self>, outcome: Outcome<()>) {
-        let Ask { value, reply, .. } = *self;
+        let ValueJob { value, reply, .. } = *self;
         let outcome = outcome.and_then(|()| value.ok_or(Failure::Damaged));
-        // Whoever waited may have gone.
+        // The caller may have gone.
         match reply {
             Reply::Task(reply) => drop(reply.send(outcome)),
             Reply::Thread(reply) => drop(reply.try_send(outcome)),
@@ -96,17 +98,17 @@ where
 
 pub struct Engine {
     database: Option<Database>,
-    opener: Opener,
-    /// When the file could not be opened, and why.
-    unopened: Option<(Instant, String)>,
+    reopen: Reopen,
+    /// When the file last failed to open, and why.
+    open_failure: Option<(Instant, String)>,
 }
 
 impl Engine {
-    pub fn new(database: Database, opener: Opener) -> Engine {
-        Engine { database: Some(database), opener, unopened: None }
+    pub fn new(database: Database, reopen: Reopen) -> Engine {
+        Engine { database: Some(database), reopen, open_failure: None }
     }
 
-    /// Serves until nobody can ask any more, then closes the file.
+    /// Serves until every sender is gone, then closes the file.
     pub fn run(mut self, mut requests: mpsc::Receiver<Request>) {
         while let Some(first) = requests.blocking_recv() {
             let (mut reads, mut writes) = (Vec::new(), Vec::new());
@@ -128,7 +130,7 @@ impl Engine {
         self.close();
     }
 
-    /// All in one commit; where that meets damage, each in its own.
+    /// One commit for all; if that meets damage, one for each.
     fn write(&mut self, mut jobs: Vec<Box<dyn Job<WriteTransaction>>>) {
         if jobs.is_empty() {
             return;
@@ -148,7 +150,7 @@ impl Engine {
     fn commit(&mut self, jobs: &mut [Box<dyn Job<WriteTransaction>>]) -> Outcome<()> {
         self.guarded(|database| {
             let mut transaction = database.begin_write()?;
-            // A file that was not closed is then opened as fast as one that was.
+            // So that an unclean shutdown does not slow the next start.
             transaction.set_quick_repair(true);
             for job in jobs {
                 job.apply(&transaction)?;
@@ -167,35 +169,35 @@ impl Engine {
             }
             Ok(Err(error)) => {
                 self.close();
-                tracing::warn!(%error, "the store failed; it is opened again");
+                tracing::warn!(%error, "store failed; reopening its file");
                 Err(Failure::Unavailable(error.to_string()))
             }
         }
     }
 
-    /// The open database, opened again where it was closed.
+    /// The database, reopened if it is closed.
     fn database(&mut self) -> Outcome<&Database> {
         if self.database.is_none() {
-            if let Some((since, why)) = &self.unopened
-                && since.elapsed() < PAUSE
+            if let Some((since, why)) = &self.open_failure
+                && since.elapsed() < REOPEN_INTERVAL
             {
                 return Err(Failure::Unavailable(why.clone()));
             }
-            match (self.opener)() {
+            match (self.reopen)() {
                 Ok(database) => {
-                    self.unopened = None;
+                    self.open_failure = None;
                     self.database = Some(database);
                 }
-                Err(error) => self.unopened = Some((Instant::now(), error.to_string())),
+                Err(error) => self.open_failure = Some((Instant::now(), error.to_string())),
             }
         }
-        let why = || self.unopened.as_ref().map(|(_, why)| why.clone()).unwrap_or_default();
+        let why = || self.open_failure.as_ref().map(|(_, why)| why.clone()).unwrap_or_default();
         self.database.as_ref().ok_or_else(|| Failure::Unavailable(why()))
     }
 
     fn close(&mut self) {
         let database = self.database.take();
-        // Closing writes, and may meet the same damage.
+        // Closing writes, so it may meet the same damage.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(database)));
     }
 }

@@ -1,8 +1,8 @@
-//! The database file: opening it, and the check that it is ours, of a known format, and sealed under a key at hand.
+//! The database file: opens it, and checks that keybearer wrote it, in a known format, under a configured key.
 //!
-//! Tables: `tokens`, `secrets` and `notes` (name → sealed record), `meta` (`format`; `check`, a record sealed with the key in
-//! force, so that a wrong key is noticed before anything is written).
-//! Holds: nothing of ours is written to a file that was there before it has passed the check.
+//! Tables: `tokens`, `secrets` and `notes` (name → sealed record), `meta` (`format`; `check`, a record sealed under the
+//! sealing key, so that a wrong key is detected before anything is written).
+//! Invariant: an existing file is not written before it has passed the check.
 
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
@@ -17,9 +17,11 @@ use redb::{
 
 use super::probe::Probe;
 use crate::private_file;
-use crate::store::open::OpenError;
-use crate::store::seal::{Keyring, Place, Unopened};
+use crate::store::error::OpenError;
+use crate::store::record::FORMAT;
+use crate::store::seal::{Keyring, SealError, SealedIn, UnsealError};
 
+pub type RecordTable<'txn> = redb::Table<'txn, &'static [u8], &'static [u8]>;
 pub type Table = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
 pub const TOKENS: Table = TableDefinition::new("tokens");
@@ -27,14 +29,12 @@ pub const SECRETS: Table = TableDefinition::new("secrets");
 pub const NOTES: Table = TableDefinition::new("notes");
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 
-/// The layout of the whole; a program refuses one that is newer than its own.
-pub const FORMAT: u32 = 1;
 const FORMAT_KEY: &str = "format";
 const CHECK_KEY: &str = "check";
-const CHECK: Place<'static> = Place { table: "meta", name: b"check" };
+const CHECK: SealedIn<'static> = SealedIn { table: "meta", name: b"check" };
 const CHECK_TEXT: &[u8] = b"keybearer";
 
-/// Pages of the file that are kept in memory.
+/// Page cache.
 const CACHE_BYTES: usize = 4 << 20;
 
 /// May the file be missing?
@@ -69,9 +69,9 @@ pub fn open(path: &Path, keyring: &Keyring, missing: Missing) -> Result<Database
     Ok(database)
 }
 
-/// Opens and checks a file that is there, and leaves it as it is: whatever is written stays in memory.
+/// Opens and checks an existing file without changing it: writes stay in memory.
 pub fn open_unchanged(path: &Path, keyring: &Keyring) -> Result<Database, OpenError> {
-    // Its lock is one for writing.
+    // The exclusive lock needs write access.
     let file = private_file::open(OpenOptions::new().read(true).write(true), path, "store");
     let file = file.map_err(|error| OpenError::of_io(path, error))?;
     let file = FileBackend::new(file).map_err(|error| OpenError::damaged(path, error.to_string()))?;
@@ -79,7 +79,7 @@ pub fn open_unchanged(path: &Path, keyring: &Keyring) -> Result<Database, OpenEr
     open_backend(path, probe, keyring, Missing::Refuse)
 }
 
-/// The same over any backend; `path` names it in errors.
+/// Opens and checks any backend; errors name it `path`.
 pub fn open_backend(
     path: &Path,
     backend: impl StorageBackend,
@@ -106,7 +106,7 @@ fn checked(path: &Path, database: Database, keyring: &Keyring, missing: Missing)
 }
 
 fn close(database: Database) {
-    // A damaged file may fail here, too.
+    // A damaged file may fail here too.
     let _ = catch_unwind(AssertUnwindSafe(|| drop(database)));
 }
 
@@ -132,39 +132,42 @@ fn check(path: &Path, database: &Database, keyring: &Keyring, missing: Missing) 
         redb::Error::Io(error) if error.kind() != ErrorKind::UnexpectedEof => OpenError::of_io(path, error),
         other => OpenError::damaged(path, other.to_string()),
     };
-    let (tables, format, check) = look(database).map_err(failed)?;
+    let Meta { tables, format, check } = read_meta(database).map_err(failed)?;
     if tables == 0 && missing == Missing::Make {
         return initialise(database, keyring).map_err(failed);
     }
     let format = format.and_then(|format| Some(u32::from_be_bytes(format.as_slice().try_into().ok()?)));
     match format {
-        None => return Err(OpenError::damaged(path, "it holds no tables of keybearer")),
+        None => return Err(OpenError::damaged(path, "it has no tables of keybearer")),
         Some(found) if found > FORMAT => return Err(OpenError::NewerFormat { path: path.to_owned(), found }),
         Some(_) => {}
     }
     let check = check.ok_or_else(|| OpenError::damaged(path, "its check record is missing"))?;
     match keyring.open(CHECK, &check) {
         Ok((_, text)) if *text == CHECK_TEXT => Ok(()),
-        Err(Unopened::Key(sealed_under)) => {
-            Err(OpenError::WrongKey { path: path.to_owned(), sealed_under, at_hand: keyring.ids().collect() })
+        Err(UnsealError::Key(sealed_under)) => {
+            Err(OpenError::WrongKey { path: path.to_owned(), sealed_under, configured: keyring.ids().collect() })
         }
-        Ok(_) => Err(OpenError::damaged(path, "its check record says something else")),
-        Err(unopened) => Err(OpenError::damaged(path, format!("its check record does not open: {unopened}"))),
+        Ok(_) => Err(OpenError::damaged(path, "its check record has other content")),
+        Err(error) => Err(OpenError::damaged(path, format!("its check record cannot be opened: {error}"))),
     }
 }
 
-type Meta = (usize, Option<Vec<u8>>, Option<Vec<u8>>);
+struct Meta {
+    tables: usize,
+    format: Option<Vec<u8>>,
+    check: Option<Vec<u8>>,
+}
 
-/// How many tables there are, and what stands under `format` and `check`.
-fn look(database: &Database) -> Result<Meta, redb::Error> {
+fn read_meta(database: &Database) -> Result<Meta, redb::Error> {
     let transaction = database.begin_read()?;
     let names: Vec<String> = transaction.list_tables()?.map(|table| table.name().to_owned()).collect();
     if !names.iter().any(|name| name == META.name()) {
-        return Ok((names.len(), None, None));
+        return Ok(Meta { tables: names.len(), format: None, check: None });
     }
     let meta = transaction.open_table(META)?;
     let text = |key| Ok::<_, redb::Error>(meta.get(key)?.map(|value| value.value().to_vec()));
-    Ok((names.len(), text(FORMAT_KEY)?, text(CHECK_KEY)?))
+    Ok(Meta { tables: names.len(), format: text(FORMAT_KEY)?, check: text(CHECK_KEY)? })
 }
 
 fn initialise(database: &Database, keyring: &Keyring) -> Result<(), redb::Error> {
@@ -178,14 +181,19 @@ fn initialise(database: &Database, keyring: &Keyring) -> Result<(), redb::Error>
     Ok(transaction.commit()?)
 }
 
-/// From now on the first key is the one that the store cannot be opened without.
+/// Makes the sealing key the one that the file cannot be opened without.
 pub fn put_check(transaction: &WriteTransaction, keyring: &Keyring) -> Result<(), redb::Error> {
-    let sealed = keyring.seal(CHECK, 1, CHECK_TEXT).map_err(unsealed)?;
+    let sealed = keyring.seal(CHECK, 1, CHECK_TEXT).map_err(seal_failed)?;
     transaction.open_table(META)?.insert(CHECK_KEY, sealed.as_slice())?;
     Ok(())
 }
 
-/// A seal that failed, as an error of the transaction that it would have been part of.
-pub fn unsealed(error: crate::store::seal::Unsealed) -> redb::Error {
+/// The context that a record is sealed for.
+pub fn sealed_in<'a>(table: &'a Table, name: &'a [u8]) -> SealedIn<'a> {
+    SealedIn { table: table.name(), name }
+}
+
+/// As an error of the transaction.
+pub fn seal_failed(error: SealError) -> redb::Error {
     redb::Error::Io(std::io::Error::other(error))
 }

@@ -1,17 +1,18 @@
-//! Some of a connection's records, in the order of their names.
+//! Pages of records, in the order of their names.
 
 use std::ops::Bound;
 
-use redb::ReadTransaction;
+use redb::{ReadTransaction, ReadableTable};
 
-use super::TOKENS;
+use super::file::TOKENS;
 use crate::model::token::TokenKey;
 use crate::store::record;
+use crate::store::transfer::{PAGE, SealedRecord};
 
 pub type SealedPage = Vec<(TokenKey, Vec<u8>)>;
 
-/// At most `limit` records whose names begin with `prefix`, from the first after `after`.
-pub fn read(
+/// At most `limit` tokens whose names start with `prefix`, starting after `after`.
+pub fn of_connection(
     transaction: &ReadTransaction,
     prefix: &[u8],
     after: Option<&[u8]>,
@@ -31,8 +32,23 @@ pub fn read(
         let (name, sealed) = item?;
         match record::key_of(name.value()) {
             Some(key) => page.push((key, sealed.value().to_vec())),
-            None => tracing::warn!("the store has a record whose name is damaged; it is left out"),
+            None => tracing::warn!("store has a record with a damaged name; skipped"),
         }
     }
     Ok(page)
+}
+
+/// At most [`PAGE`] records, starting after `after`.
+pub fn of_any(
+    table: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    after: Option<&[u8]>,
+) -> Result<Vec<SealedRecord>, redb::Error> {
+    let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+    let records = table.range::<&[u8]>((from, Bound::Unbounded))?.take(PAGE);
+    records
+        .map(|record| {
+            let (name, sealed) = record?;
+            Ok((name.value().to_vec(), sealed.value().to_vec()))
+        })
+        .collect()
 }

@@ -1,11 +1,12 @@
-//! A file seen through glass: what is written over it stays in memory.
+//! A copy-on-write view of a file: writes stay in memory.
 //!
-//! Opening a database writes to it, even if it turns out to be damaged or sealed under another key. It is opened here
-//! first, and for itself only when that went well. Locks are the file's own.
+//! Opening a database writes to it, even if it is damaged or sealed under another key. So it is opened through this
+//! view first, and directly only if that succeeds. Locks are those of the file.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
-use std::ops::Bound;
+use std::ops::{Bound, Range};
 use std::sync::{Mutex, MutexGuard};
 
 use redb::backends::FileBackend;
@@ -18,39 +19,39 @@ const PAGE: usize = 4096;
 #[derive(Debug)]
 pub struct Probe {
     file: FileBackend,
-    over: Mutex<Over>,
+    overlay: Mutex<Overlay>,
 }
 
 #[derive(Debug)]
-struct Over {
+struct Overlay {
     length: u64,
-    /// Of the file, as much as may still be seen of it: it may have been cut and made longer.
-    seen: u64,
+    /// How much of the file is visible: it may have been truncated and extended since.
+    visible: u64,
     pages: BTreeMap<u64, Box<[u8; PAGE]>>,
 }
 
 impl Probe {
     pub fn new(file: FileBackend) -> io::Result<Probe> {
         let length = file.len()?;
-        Ok(Probe { file, over: Mutex::new(Over { length, seen: length, pages: BTreeMap::new() }) })
+        Ok(Probe { file, overlay: Mutex::new(Overlay { length, visible: length, pages: BTreeMap::new() }) })
     }
 
-    fn over(&self) -> MutexGuard<'_, Over> {
-        lock(&self.over)
+    fn overlay(&self) -> MutexGuard<'_, Overlay> {
+        lock(&self.overlay)
     }
 
-    /// The page as it lies in the file, with zeroes behind its end.
-    fn below(&self, page: u64, seen: u64) -> io::Result<Box<[u8; PAGE]>> {
+    /// The page as it is in the file, with zeroes beyond its end.
+    fn file_page(&self, page: u64, visible: u64) -> io::Result<Box<[u8; PAGE]>> {
         let mut bytes = Box::new([0; PAGE]);
         let start = page * PAGE as u64;
-        let length = usize::try_from(seen.saturating_sub(start)).unwrap_or(PAGE).min(PAGE);
+        let length = usize::try_from(visible.saturating_sub(start)).unwrap_or(PAGE).min(PAGE);
         self.file.read(start, &mut bytes[..length])?;
         Ok(bytes)
     }
 }
 
-/// The parts of `length` bytes at `offset`: which page, where in it, and which of the bytes.
-fn parts(offset: u64, length: usize) -> impl Iterator<Item = (u64, std::ops::Range<usize>, std::ops::Range<usize>)> {
+/// Splits `length` bytes at `offset` by page: the page, the range within it, and the range within the bytes.
+fn parts(offset: u64, length: usize) -> impl Iterator<Item = (u64, Range<usize>, Range<usize>)> {
     let mut done = 0;
     std::iter::from_fn(move || {
         let at = offset + done as u64;
@@ -64,33 +65,33 @@ fn parts(offset: u64, length: usize) -> impl Iterator<Item = (u64, std::ops::Ran
 
 impl StorageBackend for Probe {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.over().length)
+        Ok(self.overlay().length)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let over = self.over();
-        if offset.checked_add(out.len() as u64).is_none_or(|end| end > over.length) {
+        let overlay = self.overlay();
+        if offset.checked_add(out.len() as u64).is_none_or(|end| end > overlay.length) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         for (page, within, bytes) in parts(offset, out.len()) {
-            match over.pages.get(&page) {
+            match overlay.pages.get(&page) {
                 Some(kept) => out[bytes].copy_from_slice(&kept[within]),
-                None => out[bytes].copy_from_slice(&self.below(page, over.seen)?[within]),
+                None => out[bytes].copy_from_slice(&self.file_page(page, overlay.visible)?[within]),
             }
         }
         Ok(())
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {
-        let mut over = self.over();
-        if length < over.length {
-            over.seen = over.seen.min(length);
-            over.pages.retain(|page, _| page * (PAGE as u64) < length);
-            if let Some(last) = over.pages.get_mut(&(length / PAGE as u64)) {
+        let mut overlay = self.overlay();
+        if length < overlay.length {
+            overlay.visible = overlay.visible.min(length);
+            overlay.pages.retain(|page, _| page * (PAGE as u64) < length);
+            if let Some(last) = overlay.pages.get_mut(&(length / PAGE as u64)) {
                 last[usize::try_from(length % PAGE as u64).unwrap_or(0)..].fill(0);
             }
         }
-        over.length = length;
+        overlay.length = length;
         Ok(())
     }
 
@@ -99,12 +100,12 @@ impl StorageBackend for Probe {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut over = self.over();
-        let seen = over.seen;
+        let mut overlay = self.overlay();
+        let visible = overlay.visible;
         for (page, within, bytes) in parts(offset, data.len()) {
-            let kept = match over.pages.entry(page) {
-                std::collections::btree_map::Entry::Occupied(kept) => kept.into_mut(),
-                std::collections::btree_map::Entry::Vacant(place) => place.insert(self.below(page, seen)?),
+            let kept = match overlay.pages.entry(page) {
+                Entry::Occupied(kept) => kept.into_mut(),
+                Entry::Vacant(page_slot) => page_slot.insert(self.file_page(page, visible)?),
             };
             kept[within].copy_from_slice(&data[bytes]);
         }

@@ -1,36 +1,38 @@
-//! Access tokens that have ended and came without a refresh token leave the file.
+//! Removes expired access tokens that have no refresh token.
 //!
-//! Holds: a record with a refresh token stays, whatever was said of its end, and so does the memory of a refused one; a
-//! record that was saved meanwhile stays too.
+//! Invariant: a record with a refresh token stays, whatever lifetime was stated, and so does a record of a refused one;
+//! a record that was saved meanwhile stays too.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use redb::ReadableTable as _;
 
-use super::{EmbeddedStore, TOKENS, records};
+use super::EmbeddedStore;
+use super::file::TOKENS;
+use super::page;
 use crate::store::{StoreError, record};
 use crate::tasks::Tasks;
 
-/// Between two walks over all records; the first begins with the program.
-const WALK_INTERVAL: Duration = Duration::from_secs(3600);
-/// Between two pages of a walk: a million records take a quarter of an hour.
+/// Between sweeps; the first starts with the program.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
+/// Between pages of a sweep: a million records take a quarter of an hour.
 const PAGE_INTERVAL: Duration = Duration::from_millis(200);
 
 impl EmbeddedStore {
-    /// Removes what has ended, until the program ends.
+    /// Sweeps until the program ends.
     pub fn sweep(self: &Arc<Self>, tasks: &Tasks) {
         tasks.spawn("store sweep", sweep(Arc::downgrade(self)));
     }
 
-    /// Removes what has ended of one page of records: the last name of the page, and how many were removed.
+    /// Sweeps one page: returns its last name, and how many records were removed.
     pub(super) async fn sweep_page(&self, after: Option<Vec<u8>>) -> Result<(Option<Vec<u8>>, usize), StoreError> {
-        let page = self.read(move |transaction| records::page(&transaction.open_table(TOKENS)?, after.as_deref()));
-        let mut page = self.whole(page.await)?;
+        let page = self.read(move |transaction| page::of_any(&transaction.open_table(TOKENS)?, after.as_deref()));
+        let mut page = self.or_unavailable(page.await)?;
         let last = page.last().map(|(name, _)| name.clone());
-        let now = self.sealed.clock.now();
+        let now = self.codec.clock.now();
         page.retain(|(name, sealed)| {
-            let token = record::key_of(name).and_then(|key| self.sealed.token(&key, sealed).ok());
+            let token = record::key_of(name).and_then(|key| self.codec.token(&key, sealed).ok());
             token.is_some_and(|token| token.has_ended(now))
         });
         if page.is_empty() {
@@ -47,7 +49,7 @@ impl EmbeddedStore {
             }
             Ok(removed)
         });
-        Ok((last, self.whole(removed.await)?))
+        Ok((last, self.or_unavailable(removed.await)?))
     }
 }
 
@@ -60,7 +62,7 @@ async fn sweep(store: Weak<EmbeddedStore>) {
                 Ok((Some(last), of_page)) => (after, removed) = (Some(last), removed + of_page),
                 Ok((None, _)) => break,
                 Err(error) => {
-                    tracing::debug!(%error, "ended access tokens stay in the store until the next look");
+                    tracing::debug!(%error, "sweep failed; expired access tokens stay in the store until the next one");
                     break;
                 }
             }
@@ -68,8 +70,8 @@ async fn sweep(store: Weak<EmbeddedStore>) {
             tokio::time::sleep(PAGE_INTERVAL).await;
         }
         if removed > 0 {
-            tracing::debug!(removed, "ended access tokens removed from the store");
+            tracing::debug!(removed, "expired access tokens removed from the store");
         }
-        tokio::time::sleep(WALK_INTERVAL).await;
+        tokio::time::sleep(SWEEP_INTERVAL).await;
     }
 }

@@ -13,7 +13,7 @@ use super::*;
 use crate::model::connection::Connection;
 use crate::model::secret::SealKey;
 use crate::model::token::{AccessToken, RefreshToken, Subject};
-use crate::store::Refresh;
+use crate::store::{Refresh, conformance};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -63,13 +63,13 @@ async fn save(store: &EmbeddedStore, key: &TokenKey, token: StoredToken) -> Resu
 }
 
 #[tokio::test]
-async fn a_full_share_of_notes_drops_its_own_first_note_and_no_other() {
+async fn it_does_what_every_store_does() {
     let (_dir, _path, store) = store();
-    crate::store::tests::fill_a_share(&store).await;
+    conformance::every_store(&store, conformance::Secrets::Kept).await;
 }
 
 #[tokio::test]
-async fn what_is_saved_outlasts_the_process_and_what_is_forgotten_is_gone() {
+async fn a_save_outlasts_the_process_and_so_does_a_removal() {
     let (_dir, path, store) = store();
     let every: String =
         (0u8..128).map(char::from).filter(|c| c.is_ascii_alphanumeric() || "._@:+-".contains(*c)).collect();
@@ -102,37 +102,6 @@ async fn what_is_saved_outlasts_the_process_and_what_is_forgotten_is_gone() {
 }
 
 #[tokio::test]
-async fn a_connection_is_listed_in_pages_of_its_own() {
-    let (_dir, _path, store) = store();
-    let mut keys = vec![TokenKey::of_connection(name("crm"))];
-    keys.extend(["-", "a", "b", "c", "z@x"].map(|subject| key("crm", subject)));
-    keys.push(TokenKey { profile: name("default-x"), ..keys[0].clone() });
-    keys.push(TokenKey { profile: name("default_x"), ..key("crm", "a") });
-    let others = [key("cr", "z"), key("crm-2", "a"), key("crm2", "a"), key("d", "a")];
-    let all: Vec<_> = keys.iter().chain(&others).map(|key| (key.clone(), token("a"))).collect();
-    store.fill(&all).unwrap();
-    let listed = async |after: Option<&TokenKey>, limit| {
-        let page = store.list(&name("crm"), after, limit).await.unwrap();
-        page.into_iter().map(|(key, token)| token.map(|_| key).unwrap()).collect::<Vec<_>>()
-    };
-    assert!(keys.is_sorted());
-    assert_eq!(listed(None, 100).await, keys);
-    let mut paged = Vec::new();
-    loop {
-        let page = listed(paged.last(), 3).await;
-        let ended = page.len() < 3;
-        paged.extend(page);
-        if ended {
-            break;
-        }
-    }
-    assert_eq!(paged, keys);
-    assert_eq!(listed(Some(&key("d", "a")), 3).await, []);
-    assert_eq!(listed(Some(&key("a", "a")), 1).await, keys[..1]);
-    assert_eq!(listed(keys.last(), 3).await, []);
-}
-
-#[tokio::test]
 async fn many_savers_at_once_are_all_served() {
     let (_dir, _path, store) = store();
     let keys: Vec<_> = (0..600).map(|number| key("crm", &number.to_string())).collect();
@@ -154,7 +123,7 @@ fn one_process_at_a_time_has_the_file() {
 }
 
 #[test]
-fn the_file_is_nobody_elses_and_no_link_is_followed_to_it() {
+fn the_file_is_private_and_no_link_is_followed_to_it() {
     let (dir, path, store) = store();
     assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
     assert_eq!(path.parent().unwrap().metadata().unwrap().mode() & 0o777, 0o700);
@@ -192,7 +161,7 @@ async fn a_wrong_key_opens_nothing_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_new_first_key_needs_the_old_one_until_all_is_sealed_anew() {
+async fn a_new_first_key_needs_the_old_one_until_every_record_is_resealed() {
     let (_dir, path, store) = store();
     save(&store, &key("crm", "old"), token("old")).await.unwrap();
     drop(store);
@@ -201,7 +170,7 @@ async fn a_new_first_key_needs_the_old_one_until_all_is_sealed_anew() {
     assert!(store.load(&key("crm", "old")).await.unwrap().is_some());
     drop(store);
     assert!(matches!(open_at(&path, ring(2, &[])), Err(OpenError::WrongKey { .. })));
-    // Back to the old key alone: what the new one sealed is the problem of that record.
+    // Back to the old key alone: only the record that the new one sealed is affected.
     let store = open_at(&path, ring(1, &[])).unwrap();
     assert!(store.load(&key("crm", "old")).await.unwrap().is_some());
     let Err(StoreError::Damaged { record, .. }) = store.load(&key("crm", "new")).await else { panic!("it opened") };
@@ -215,7 +184,7 @@ fn a_newer_format_is_refused_and_left_as_it_is() {
     store
         .write_blocking(|tx| {
             let mut meta = tx.open_table(redb::TableDefinition::<&str, &[u8]>::new("meta"))?;
-            meta.insert("format", (FORMAT + 1).to_be_bytes().as_slice())?;
+            meta.insert("format", (record::FORMAT + 1).to_be_bytes().as_slice())?;
             Ok(())
         })
         .unwrap();
@@ -229,7 +198,7 @@ fn a_newer_format_is_refused_and_left_as_it_is() {
 }
 
 #[test]
-fn a_key_of_our_own_is_made_once_and_never_for_a_store_that_has_one() {
+fn a_seal_key_is_created_once_and_never_for_a_store_that_is_sealed_already() {
     use crate::model::{StoreKind, StoreSettings};
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");

@@ -1,8 +1,8 @@
-//! The connection to Redis: one for all requests, made when it is needed and made anew when it breaks.
+//! The connection to Redis: one for all calls, opened on first use and reopened after it breaks.
 //!
-//! Not here: how it is reached (`way`).
-//! Holds: connecting and answering have deadlines; while Redis is out of reach nobody waits for it, and it is tried again
-//! after a moment.
+//! Not here: addresses, TLS and credentials (`endpoint`).
+//! Invariants: connecting and each reply have a timeout; while Redis is unreachable calls fail at once, except that one
+//! call in each `RETRY_INTERVAL` tries to connect.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,35 +17,34 @@ use tokio::runtime::Handle;
 use tokio::sync::{Mutex, MutexGuard, broadcast, oneshot};
 use tokio::time::{Instant, timeout};
 
-use super::mark::Mark;
-use super::way::{ANSWER_WAIT, CONNECT_WAIT, Carrier, Connection, Way};
+use super::endpoint::{CONNECT_TIMEOUT, Connection, Endpoint, REPLY_TIMEOUT, Stream};
+use super::mark::{Existing, Mark};
 use crate::model::RedisSettings;
 use crate::store::{News, StoreError};
 use crate::sync::lock;
 use crate::tasks::Tasks;
 
-/// After a failure Redis is left alone for so long.
-const AGAIN: Duration = Duration::from_millis(500);
+/// Retry interval while Redis is unreachable.
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 pub struct Link {
-    way: ArcSwap<Way>,
-    /// Looked at on each connection.
+    endpoint: ArcSwap<Endpoint>,
+    /// Checked on each new connection.
     pub mark: Mark,
     tasks: Tasks,
-    /// Where connections are driven.
+    /// Drives the connections.
     runtime: Handle,
     state: Mutex<State>,
-    /// A key that nobody uses.
+    /// A key that is never set, for a write that changes nothing.
     probe: String,
     news: broadcast::Sender<News>,
-    /// When it was last found again.
-    shaken: std::sync::Mutex<Option<Instant>>,
+    reconnected_at: std::sync::Mutex<Option<Instant>>,
 }
 
 enum State {
-    Never,
-    Open { connection: Connection, number: u64 },
-    Out { again: Instant, why: StoreError },
+    NeverConnected,
+    Open { connection: Connection, id: u64 },
+    Unreachable { retry_at: Instant, why: StoreError },
 }
 
 impl Link {
@@ -53,53 +52,55 @@ impl Link {
     pub fn new(
         settings: RedisSettings,
         tasks: Tasks,
-        (probe, mark): (String, Mark),
+        probe: String,
+        mark: Mark,
         news: broadcast::Sender<News>,
     ) -> Link {
-        let way = ArcSwap::from_pointee(Way::new(settings));
-        let (state, shaken) = (Mutex::new(State::Never), std::sync::Mutex::default());
-        Link { way, mark, tasks, runtime: Handle::current(), state, probe, news, shaken }
+        let endpoint = ArcSwap::from_pointee(Endpoint::new(settings));
+        let (state, reconnected_at) = (Mutex::new(State::NeverConnected), std::sync::Mutex::default());
+        Link { endpoint, mark, tasks, runtime: Handle::current(), state, probe, news, reconnected_at }
     }
 
-    /// From the next connection on.
-    pub fn renew(&self, settings: RedisSettings) {
-        self.way.store(Arc::new(Way::new(settings)));
+    /// Applies from the next connection on.
+    pub fn reconfigure(&self, settings: RedisSettings) {
+        self.endpoint.store(Arc::new(Endpoint::new(settings)));
     }
 
     pub fn spawn(&self, name: &'static str, future: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn_on(&self.runtime, name, future);
     }
 
-    /// A stream to Redis that nobody else uses, and what is said on it first.
-    pub async fn dial(&self) -> Result<(RedisConnectionInfo, Box<dyn Carrier>), StoreError> {
-        let way = self.way.load_full();
-        let late = || StoreError::Unavailable("Redis does not let us connect in time".to_owned());
-        let stream = timeout(CONNECT_WAIT, way.dial()).await.map_err(|_| late())??;
-        Ok((way.info(), stream))
+    /// A new stream to Redis of the caller's own, and what to send on it first.
+    pub async fn dial(&self) -> Result<(RedisConnectionInfo, Box<dyn Stream>), StoreError> {
+        let endpoint = self.endpoint.load_full();
+        let late = || StoreError::Unavailable("Redis: connecting timed out".to_owned());
+        let stream = timeout(CONNECT_TIMEOUT, endpoint.dial()).await.map_err(|_| late())??;
+        Ok((endpoint.info(), stream))
     }
 
     pub async fn run<T: FromRedisValue>(&self, call: &ScriptInvocation<'_>) -> Result<T, StoreError> {
-        let (mut connection, number) = self.connection().await?;
-        let answer = call.invoke_async(&mut connection).await;
-        self.answered(number, answer).await
+        let (mut connection, id) = self.connection().await?;
+        let reply = call.invoke_async(&mut connection).await;
+        self.check_reply(id, reply).await
     }
 
     pub async fn query<T: FromRedisValue>(&self, call: &Cmd) -> Result<T, StoreError> {
-        let (mut connection, number) = self.connection().await?;
-        let answer = call.query_async(&mut connection).await;
-        self.answered(number, answer).await
+        let (mut connection, id) = self.connection().await?;
+        let reply = call.query_async(&mut connection).await;
+        self.check_reply(id, reply).await
     }
 
-    async fn answered<T>(&self, number: u64, answer: Result<T, RedisError>) -> Result<T, StoreError> {
-        let error = match answer {
-            Ok(answer) => return Ok(answer),
+    /// Gives up the connection `id` if the reply shows that it is broken.
+    async fn check_reply<T>(&self, id: u64, reply: Result<T, RedisError>) -> Result<T, StoreError> {
+        let error = match reply {
+            Ok(reply) => return Ok(reply),
             Err(error) => error,
         };
         let why = self.unavailable(&error);
-        if breaks(&error) {
+        if needs_reconnect(&error) {
             let mut state = self.state.lock().await;
-            if matches!(&*state, State::Open { number: open, .. } if *open == number) {
-                self.lost(&mut state, &why);
+            if matches!(&*state, State::Open { id: open, .. } if *open == id) {
+                self.give_up(&mut state, &why);
             }
         }
         Err(why)
@@ -107,44 +108,45 @@ impl Link {
 
     async fn connection(&self) -> Result<(Connection, u64), StoreError> {
         let mut state = self.state.lock().await;
-        let last = match &*state {
-            State::Open { connection, number } => return Ok((connection.clone(), *number)),
-            State::Out { again, why } if Instant::now() < *again => return Err(why.clone()),
-            State::Out { .. } => true,
-            State::Never => false,
+        let had_outage = match &*state {
+            State::Open { connection, id } => return Ok((connection.clone(), *id)),
+            State::Unreachable { retry_at, why } if Instant::now() < *retry_at => return Err(why.clone()),
+            State::Unreachable { .. } => true,
+            State::NeverConnected => false,
         };
         match self.connect().await {
             Ok(connection) => {
-                if last {
-                    tracing::info!("the store is in reach again");
-                    *lock(&self.shaken) = Some(Instant::now());
-                    // Nobody may be listening.
+                if had_outage {
+                    tracing::info!("store reachable again");
+                    *lock(&self.reconnected_at) = Some(Instant::now());
+                    // There may be no receiver.
                     let _ = self.news.send(News::Missed);
                 }
-                let number = fastrand::u64(..);
-                *state = State::Open { connection: connection.clone(), number };
-                Ok((connection, number))
+                let id = fastrand::u64(..);
+                *state = State::Open { connection: connection.clone(), id };
+                Ok((connection, id))
             }
             Err(why) => {
-                self.lost(&mut state, &why);
+                self.give_up(&mut state, &why);
                 Err(why)
             }
         }
     }
 
-    /// Is there a connection, or can one be made?
-    pub async fn reach(&self) -> Result<(), StoreError> {
+    /// Connects unless there is a connection.
+    pub async fn check_reachable(&self) -> Result<(), StoreError> {
         self.connection().await.map(drop)
     }
 
-    pub fn shaken(&self) -> Option<Instant> {
-        *lock(&self.shaken)
+    /// When an outage last ended.
+    pub fn reconnected_at(&self) -> Option<Instant> {
+        *lock(&self.reconnected_at)
     }
 
-    /// Looks whether Redis is in reach again, if it was out of reach.
-    pub async fn mend(&self) {
-        if matches!(&*self.state.lock().await, State::Out { .. }) {
-            // Whoever is waiting for it is told.
+    /// Tries to end an outage.
+    pub async fn reconnect(&self) {
+        if matches!(&*self.state.lock().await, State::Unreachable { .. }) {
+            // The state keeps the outcome.
             let _ = self.connection().await;
         }
     }
@@ -152,53 +154,53 @@ impl Link {
     async fn connect(&self) -> Result<Connection, StoreError> {
         let connecting = async {
             let connection = self.open().await?;
-            let mut asked = connection.clone();
-            // Connecting succeeds without a password where one is needed, and to a replica: the smallest write does not.
-            let answer = redis::cmd("DEL").arg(&self.probe).query_async::<()>(&mut asked).await;
-            answer.map_err(|error| self.unavailable(&error))?;
-            let found = self.mark.put(false)?.invoke_async(&mut asked).await;
+            let mut probed = connection.clone();
+            // Connecting succeeds without a required password, and to a replica; a write does not.
+            let reply = redis::cmd("DEL").arg(&self.probe).query_async::<()>(&mut probed).await;
+            reply.map_err(|error| self.unavailable(&error))?;
+            let found = self.mark.put(Existing::Kept)?.invoke_async(&mut probed).await;
             self.mark.verify(found.map_err(|error| self.unavailable(&error))?)?;
             Ok(connection)
         };
-        let late = || StoreError::Unavailable("Redis does not let us connect in time".to_owned());
-        timeout(CONNECT_WAIT, connecting).await.map_err(|_| late())?
+        let late = || StoreError::Unavailable("Redis: connecting timed out".to_owned());
+        timeout(CONNECT_TIMEOUT, connecting).await.map_err(|_| late())?
     }
 
     async fn open(&self) -> Result<Connection, StoreError> {
-        if let Some(client) = self.way.load().cluster()? {
-            let (tell, told) = oneshot::channel();
-            // Driven where it is made.
+        if let Some(client) = self.endpoint.load().cluster()? {
+            let (sender, opened) = oneshot::channel();
+            // The runtime that opens it also drives it.
             self.spawn("redis", async move {
-                // Nobody waits any more when it has taken too long.
-                let _ = tell.send(client.get_async_connection().await);
+                // The receiver is gone once connecting has timed out.
+                let _ = sender.send(client.get_async_connection().await);
             });
-            let gone = |_| StoreError::Unavailable("the program ends".to_owned());
-            return told.await.map_err(gone)?.map(Connection::Cluster).map_err(|error| self.unavailable(&error));
+            let gone = |_| StoreError::Unavailable("the program is ending".to_owned());
+            return opened.await.map_err(gone)?.map(Connection::Cluster).map_err(|error| self.unavailable(&error));
         }
         let (info, stream) = self.dial().await?;
-        let config = AsyncConnectionConfig::new().set_response_timeout(Some(ANSWER_WAIT));
+        let config = AsyncConnectionConfig::new().set_response_timeout(Some(REPLY_TIMEOUT));
         let opened = MultiplexedConnection::new_with_config(&info, stream, config).await;
         let (connection, driver) = opened.map_err(|error| self.unavailable(&error))?;
         self.spawn("redis", driver);
         Ok(Connection::Server(connection))
     }
 
-    fn lost(&self, state: &mut MutexGuard<'_, State>, why: &StoreError) {
-        let known = matches!(&**state, State::Out { why: known, .. } if known == why);
+    fn give_up(&self, state: &mut MutexGuard<'_, State>, why: &StoreError) {
+        let known = matches!(&**state, State::Unreachable { why: known, .. } if known == why);
         if !known {
-            tracing::error!(error = %why, "the store is out of reach; usable tokens are served, and it is tried again");
+            tracing::error!(error = %why, "store unreachable; serving tokens from memory, retrying");
         }
-        **state = State::Out { again: Instant::now() + AGAIN, why: why.clone() };
+        **state = State::Unreachable { retry_at: Instant::now() + RETRY_INTERVAL, why: why.clone() };
     }
 
-    /// What went wrong, and the way out.
+    /// The error with its remedy.
     pub fn unavailable(&self, error: &RedisError) -> StoreError {
-        StoreError::Unavailable(format!("Redis: {}", self.way.load().told(error)))
+        StoreError::Unavailable(format!("Redis: {}", self.endpoint.load().describe(error)))
     }
 }
 
-/// Is another connection needed? A refused command alone is no reason.
-fn breaks(error: &RedisError) -> bool {
+/// A command that Redis refuses leaves the connection usable.
+fn needs_reconnect(error: &RedisError) -> bool {
     match error.kind() {
         ErrorKind::Server(kind) => matches!(
             kind,

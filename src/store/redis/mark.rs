@@ -1,15 +1,24 @@
-//! A record that tells whether replicas have a seal key in common, before any other is read or written.
+//! A record sealed under the first key, checked on each connection before any other record is read or written.
+//!
+//! Invariant: a replica that has none of the other replicas' seal keys reads and writes nothing.
 
 use std::sync::Arc;
 
 use redis::{Script, ScriptInvocation};
 
-use super::scripts::Value;
-use super::{LINGER, UNKNOWN_LIFE, VALUE_BYTES_MAX, ms};
+use super::ttl::{EXPIRY_SLACK, REFRESH_TOKEN_TTL_MIN, ms};
+use super::value::{VALUE_BYTES_MAX, Value};
 use crate::store::StoreError;
-use crate::store::seal::{Keyring, Place, Unopened};
+use crate::store::seal::{Keyring, SealedIn, UnsealError};
 
-const PLACE: Place<'static> = Place { table: "mark", name: b"" };
+const SEALED_IN: SealedIn<'static> = SealedIn { table: "mark", name: b"" };
+
+/// What happens to a mark that is there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Existing {
+    Kept,
+    Replaced,
+}
 
 pub struct Mark {
     name: String,
@@ -22,21 +31,26 @@ impl Mark {
         Mark { name, keyring, script }
     }
 
-    /// Brings what is there, or leaves a mark where there is none. With `over`, it takes the place of what is there.
-    pub fn put(&self, over: bool) -> Result<ScriptInvocation<'_>, StoreError> {
-        let sealed = self.keyring.seal(PLACE, 0, &[]).map_err(|error| StoreError::Unavailable(error.to_string()))?;
+    /// The script call that writes a mark. It returns the existing mark if that is kept.
+    pub fn put(&self, existing: Existing) -> Result<ScriptInvocation<'_>, StoreError> {
+        let sealed =
+            self.keyring.seal(SEALED_IN, 0, &[]).map_err(|error| StoreError::Unavailable(error.to_string()))?;
         let mut call = self.script.key(&self.name);
-        call.arg(VALUE_BYTES_MAX).arg(sealed).arg(ms(UNKNOWN_LIFE + LINGER)).arg(u8::from(over));
+        call.arg(VALUE_BYTES_MAX)
+            .arg(sealed)
+            .arg(ms(REFRESH_TOKEN_TTL_MIN + EXPIRY_SLACK))
+            .arg(u8::from(existing == Existing::Replaced));
         Ok(call)
     }
 
-    /// Could we read what lies beside it?
+    /// # Errors
+    /// [`StoreError::Unavailable`] if the records of the other replicas cannot be opened here.
     pub fn verify(&self, found: Value) -> Result<(), StoreError> {
         let Value::Bytes(found) = found else { return Ok(()) };
-        let Err(Unopened::Key(id)) = self.keyring.open(PLACE, &found) else { return Ok(()) };
-        let at_hand = self.keyring.ids().map(|id| id.to_string()).collect::<Vec<_>>().join(", ");
+        let Err(UnsealError::Key(id)) = self.keyring.open(SEALED_IN, &found) else { return Ok(()) };
+        let configured = self.keyring.ids().map(|id| id.to_string()).collect::<Vec<_>>().join(", ");
         Err(StoreError::Unavailable(format!(
-            "Redis: its records are sealed under the key {id}, and `store.seal_key` has {at_hand}; add that key behind the first"
+            "Redis: its records are sealed under the key {id}, and `store.seal_key` has {configured}; add that key behind the first"
         )))
     }
 }

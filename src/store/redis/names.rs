@@ -1,7 +1,7 @@
-//! How keys are named in Redis.
+//! The names of keys in Redis.
 //!
-//! Connection, profile and subject stand in them as they are; nothing that is a secret does. All keys of one connection
-//! have its name in braces, so that a cluster keeps them together.
+//! They contain connection, profile and subject in the clear, and no secret. All keys of one connection have its name
+//! in braces, so that a cluster keeps them in one slot.
 
 use crate::model::Name;
 use crate::model::token::TokenKey;
@@ -30,33 +30,33 @@ impl Names {
         self.of("lease", key)
     }
 
-    /// Who is about to spend the refresh token.
+    /// The holder that is about to spend the refresh token.
     pub fn spending(&self, key: &TokenKey) -> String {
         self.of("spending", key)
     }
 
-    /// Stands where a token was removed on purpose.
+    /// The version of a token that was removed on purpose.
     pub fn removed(&self, key: &TokenKey) -> String {
         self.of("removed", key)
     }
 
-    /// Stands where the server gives no token for now.
+    /// The back-off that all replicas keep.
     pub fn put_off(&self, key: &TokenKey) -> String {
         self.of("put-off", key)
     }
 
-    /// The members of all tokens of a connection, in order.
+    /// The members of all tokens of a connection, sorted.
     pub fn index(&self, connection: &Name) -> String {
         format!("{}{{{connection}}}:tokens", self.prefix)
     }
 
-    /// The keys of which one step changes any: lease, token, index, spending, removed, put off.
+    /// All keys of one token, as the scripts list them: lease, token, index, spending, removed, put off.
     pub fn keys_of(&self, key: &TokenKey) -> [String; 6] {
         let (lease, token, index) = (self.lease(key), self.token(key), self.index(&key.connection));
         [lease, token, index, self.spending(key), self.removed(key), self.put_off(key)]
     }
 
-    /// The names of all connections that ever had a token.
+    /// The names of all connections with records.
     pub fn connections(&self) -> String {
         format!("{}connections", self.prefix)
     }
@@ -65,7 +65,7 @@ impl Names {
         format!("{}{{secrets}}:secrets", self.prefix)
     }
 
-    /// Which were removed on purpose, and when.
+    /// The versions of secrets that were removed on purpose.
     pub fn removed_secrets(&self) -> String {
         format!("{}{{secrets}}:removed-secrets", self.prefix)
     }
@@ -74,27 +74,27 @@ impl Names {
         format!("{}{{notes}}:note:{name}", self.prefix)
     }
 
-    /// The names of the notes of one share, by their ends.
+    /// The names of one share's notes, by expiry.
     pub fn notes_of(&self, share: &str) -> String {
         format!("{}{{notes}}:notes:{share}", self.prefix)
     }
 
-    /// The shares that have notes, by the end of the last one.
+    /// The shares with notes, by the expiry of the last one.
     pub fn note_shares(&self) -> String {
         format!("{}{{notes}}:note-shares", self.prefix)
     }
 
-    /// A key that is never there.
+    /// A key that is never set.
     pub fn probe(&self) -> String {
         format!("{}probe", self.prefix)
     }
 
-    /// What tells which key the records are sealed under.
+    /// Shows which key the records are sealed under.
     pub fn mark(&self) -> String {
         format!("{}mark", self.prefix)
     }
 
-    /// The channel on which changes are told.
+    /// The channel of change notifications.
     pub fn news(&self) -> String {
         format!("{}news", self.prefix)
     }
@@ -105,7 +105,7 @@ pub fn member(key: &TokenKey) -> Vec<u8> {
     record::name_of(key).split_off(record::prefix_of(&key.connection).len())
 }
 
-/// Reads what [`member`] wrote.
+/// The inverse of [`member`].
 pub fn key_of(connection: &Name, member: &[u8]) -> Option<TokenKey> {
     record::key_of(&[&record::prefix_of(connection), member].concat())
 }

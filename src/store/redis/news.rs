@@ -1,95 +1,94 @@
-//! What other replicas change in the store, as Redis tells it (pub/sub).
+//! Change notifications between replicas (pub/sub), and reconnecting after an outage.
 //!
-//! Holds: a message names what has changed and by whom, nothing else; after each break everything counts as changed.
+//! Invariants: a notification names the record and the replica that changed it, nothing else; after each interruption
+//! any record may have changed ([`News::Missed`]).
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use redis::aio::PubSub;
-use tokio::sync::broadcast;
 use tokio::time::timeout;
 
-use super::Shared;
+use super::backend::Backend;
 use crate::model::time::WallTime;
 use crate::model::token::TokenKey;
 use crate::store::{News, StoreError};
 
-/// News that may wait for whoever follows.
+/// Notifications queued for a slow receiver.
 pub const QUEUE_MAX: usize = 4096;
-/// After a break.
-const AGAIN: Duration = Duration::from_secs(1);
-/// A silent connection is asked whether it lives, and given so long to answer.
-const SILENCE: Duration = Duration::from_secs(10);
-const ANSWER: Duration = Duration::from_secs(2);
-/// Less than the usual margin before a token's end.
-const CLOCKS_APART_MAX: Duration = Duration::from_secs(3);
+/// Interval between attempts to reconnect or resubscribe.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// Keep-alive: ping after this much silence; resubscribe if no reply arrives within [`REPLY_TIMEOUT`].
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Less than the default `usable_margin`.
+const CLOCK_SKEW_MAX: Duration = Duration::from_secs(3);
 
-impl Shared {
-    /// What the others are told of a change.
-    pub fn news_of(&self, key: &TokenKey) -> String {
-        format!("{} {key}", self.instance)
-    }
-
-    /// Replicas tell each other when a token was asked for, each by its own clock.
+impl Backend {
+    /// The age of a token in the store counts by the clock of the replica that obtained it.
     async fn compare_clocks(&self) {
         let Ok((seconds, micros)) = self.link.query::<(u64, u64)>(&redis::cmd("TIME")).await else { return };
-        let (its, ours) = (WallTime::from_secs(seconds) + Duration::from_micros(micros), self.sealed.wall());
+        let (its, ours) = (WallTime::from_secs(seconds) + Duration::from_micros(micros), self.codec.wall());
         let apart = its.since(ours).max(ours.since(its));
-        if apart > CLOCKS_APART_MAX {
+        if apart > CLOCK_SKEW_MAX {
             tracing::warn!(
                 apart_s = apart.as_secs(),
-                "the clocks of this machine and of Redis differ: tokens of other replicas are used for too long, or not long enough; set both by NTP"
+                "clock skew between this machine and Redis: tokens of other replicas are used for too long, or not long enough; synchronize both clocks (NTP)"
             );
         }
     }
 
-    /// What another has told; `None`: it was this process itself, or nothing that can be read.
-    fn read(&self, message: &[u8]) -> Option<TokenKey> {
+    /// The key that another replica has changed; `None`: the message is our own, or malformed.
+    fn parse_news(&self, message: &[u8]) -> Option<TokenKey> {
         let (instance, key) = std::str::from_utf8(message).ok()?.split_once(' ')?;
         TokenKey::parse(key).filter(|_| instance != self.instance)
     }
 }
 
-/// Tries for as long as Redis is out of reach.
-pub async fn mend(shared: Arc<Shared>) {
+/// Reconnects after outages even while there are no calls.
+pub async fn reconnect(backend: Arc<Backend>) {
     loop {
-        tokio::time::sleep(AGAIN).await;
-        shared.link.mend().await;
+        tokio::time::sleep(RETRY_INTERVAL).await;
+        backend.link.reconnect().await;
     }
 }
 
-pub async fn follow(shared: Arc<Shared>, news: broadcast::Sender<News>) {
+/// Forwards notifications to [`crate::store::SharedStore::news`].
+pub async fn follow(backend: Arc<Backend>) {
     loop {
-        if let Err(error) = listen(&shared, &news).await {
-            tracing::debug!(%error, "the store tells of no changes; they are looked for instead");
+        if let Err(error) = listen(&backend).await {
+            tracing::debug!(%error, "no change notifications from the store; polling it instead");
         }
-        tokio::time::sleep(AGAIN).await;
+        tokio::time::sleep(RETRY_INTERVAL).await;
     }
 }
 
-async fn listen(shared: &Shared, news: &broadcast::Sender<News>) -> Result<(), StoreError> {
-    let of_redis = |error| shared.link.unavailable(&error);
-    let late = || StoreError::Unavailable("it does not answer in time".to_owned());
-    let (info, stream) = shared.link.dial().await?;
-    let mut pubsub = timeout(ANSWER, PubSub::new(&info, stream)).await.map_err(|_| late())?.map_err(of_redis)?;
-    timeout(ANSWER, pubsub.subscribe(shared.names.news())).await.map_err(|_| late())?.map_err(of_redis)?;
+async fn listen(backend: &Backend) -> Result<(), StoreError> {
+    let failed = |error| backend.link.unavailable(&error);
+    let late = || StoreError::Unavailable("Redis: no reply in time".to_owned());
+    let send = |news| {
+        // There may be no receiver.
+        let _ = backend.news.send(news);
+    };
+    let (info, stream) = backend.link.dial().await?;
+    let mut pubsub = timeout(REPLY_TIMEOUT, PubSub::new(&info, stream)).await.map_err(|_| late())?.map_err(failed)?;
+    timeout(REPLY_TIMEOUT, pubsub.subscribe(backend.names.news())).await.map_err(|_| late())?.map_err(failed)?;
     let (mut sink, mut messages) = pubsub.split();
-    shared.compare_clocks().await;
-    shared.restore_secrets().await?;
-    // Nobody may be listening yet, here and below.
-    let _ = news.send(News::Missed);
+    backend.compare_clocks().await;
+    backend.restore_secrets().await?;
+    send(News::Missed);
     loop {
-        match timeout(SILENCE, messages.next()).await {
+        match timeout(PING_INTERVAL, messages.next()).await {
             Ok(Some(message)) => {
-                if let Some(key) = shared.read(message.get_payload_bytes()) {
-                    let _ = news.send(News::Changed(key));
+                if let Some(key) = backend.parse_news(message.get_payload_bytes()) {
+                    send(News::Changed(key));
                 }
             }
             Ok(None) => return Ok(()),
             Err(_) => {
-                let answer: redis::Value = timeout(ANSWER, sink.ping()).await.map_err(|_| late())?.map_err(of_redis)?;
-                drop(answer);
+                let pong = timeout(REPLY_TIMEOUT, sink.ping::<redis::Value>()).await;
+                pong.map_err(|_| late())?.map_err(failed)?;
             }
         }
     }

@@ -1,20 +1,20 @@
-//! Notes in Redis, each with its end; the names of each share in an index, so that they can be counted and listed.
+//! Notes in Redis: each is a key with a TTL, and each share has an index of names to count and list them.
 
 use std::time::Duration;
 
-use super::Shared;
+use super::backend::Backend;
 use crate::model::secret::Secret;
 use crate::model::time::WallTime;
 use crate::store::{LONG_NOTE, NOTE_BYTES_MAX, NOTES_PER_SHARE_MAX, Note, StoreError, share_of};
 
-/// A note that ends sooner is as good as over.
-const LIFE_MIN: Duration = Duration::from_millis(1);
+/// Redis takes no TTL of zero.
+const TTL_MIN: Duration = Duration::from_millis(1);
 
-impl Shared {
+impl Backend {
     pub async fn load_note(&self, name: &str) -> Result<Option<Note>, StoreError> {
-        let value = self.scripts.get(&self.link, &self.names.note(name)).await?;
-        let sealed = self.found(|| format!("note {name}"), value)?;
-        sealed.map(|sealed| self.sealed.note(name, &sealed)).transpose()
+        let value = self.get(&self.names.note(name)).await?;
+        let sealed = value.bytes(|| format!("note {name}"))?;
+        sealed.map(|sealed| self.codec.note(name, &sealed)).transpose()
     }
 
     pub async fn save_note(
@@ -27,17 +27,17 @@ impl Shared {
         if text.expose().len() > NOTE_BYTES_MAX {
             return Err(LONG_NOTE);
         }
-        let (before, now) = (over.unwrap_or(0), self.sealed.wall());
-        let sealed = self.sealed.seal_note(name, before + 1, &text)?;
+        let (before, now) = (over.unwrap_or(0), self.codec.wall());
+        let sealed = self.codec.seal_note(name, before + 1, &text)?;
         let mut call = self.scripts.put_note.prepare_invoke();
         let share = share_of(name);
         call.key(self.names.note(name)).key(self.names.notes_of(share)).key(self.names.note_shares());
-        call.arg(name).arg(sealed).arg(ends.max(now + LIFE_MIN).as_millis()).arg(now.as_millis()).arg(before);
+        call.arg(name).arg(sealed).arg(ends.max(now + TTL_MIN).as_millis()).arg(now.as_millis()).arg(before);
         call.arg(NOTES_PER_SHARE_MAX).arg(share).arg(self.names.note(""));
         self.link.run(&call).await
     }
 
-    pub async fn names_of_notes(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+    pub async fn note_names(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
         let mut names = Vec::new();
         for share in self.live(&self.names.note_shares()).await? {
             if share.starts_with(prefix) || prefix.starts_with(&share) {
@@ -49,9 +49,9 @@ impl Shared {
         Ok(names)
     }
 
-    /// The members of an index that are not over.
+    /// The members of an index that have not expired.
     async fn live(&self, index: &str) -> Result<Vec<String>, StoreError> {
-        let after = format!("({}", self.sealed.wall_ms());
+        let after = format!("({}", self.codec.wall_ms());
         self.link.query(redis::cmd("ZRANGEBYSCORE").arg(index).arg(after).arg("+inf")).await
     }
 }

@@ -1,63 +1,60 @@
-//! All records in Redis, page by page: for exports, imports and a new key.
+//! All records in Redis, page by page: for export, import and reseal.
 //!
-//! Holds: replicas may go on meanwhile; what they have written since is not written over.
+//! Invariant: replicas may write meanwhile; nothing they write is overwritten.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::runtime::Handle;
 
-use super::{RedisStore, Shared, UNKNOWN_LIFE, Value, ms, names};
+use super::RedisStore;
+use super::backend::{Backend, Removal};
+use super::mark::Existing;
+use super::names;
+use super::ttl::{self, REFRESH_TOKEN_TTL_MIN};
+use super::value::Value;
 use crate::model::Name;
 use crate::model::token::TokenKey;
 use crate::store::seal::{Header, Keyring};
-use crate::store::transfer::{Done, Opened, PAGE, Records, Sealed, Table};
+use crate::store::transfer::{OpenedRecord, PAGE, Records, SealedRecord, Table, Tally};
 use crate::store::{StoreError, StoredToken, record};
 
-/// A record that others write so often while it is sealed anew is left to another run.
-const RESEAL_TRIES: usize = 5;
+/// Attempts to reseal a record that replicas keep changing.
+const RESEAL_ATTEMPTS: usize = 5;
 
-/// What becomes of a mark that something was removed on purpose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Removed {
-    Undone,
-    Respected,
-}
-
-/// A store in Redis for whoever can wait.
+/// The records in Redis, for callers that may block.
 pub struct RedisRecords {
-    shared: Arc<Shared>,
+    backend: Arc<Backend>,
     runtime: Handle,
 }
 
 impl RedisStore {
-    /// `runtime`: where its calls are driven; nobody may be on it who makes them.
+    /// Calls run on `runtime`; make them from another thread.
     pub fn records(&self, runtime: Handle) -> RedisRecords {
-        RedisRecords { shared: self.shared.clone(), runtime }
+        RedisRecords { backend: self.backend.clone(), runtime }
     }
 
-    /// Saves many tokens at once, without leases, where there are none: for a store that nobody else uses yet.
+    /// Saves many tokens without leases: for a store that no other process uses yet.
     pub async fn fill(&self, tokens: &[(TokenKey, StoredToken)]) -> Result<(), StoreError> {
-        let own = &self.shared;
-        let version = own.sealed.wall_ms();
+        let own = &self.backend;
+        let version = own.codec.wall_ms();
         let imports = tokens.iter().map(async |(key, token)| {
-            let sealed = own.sealed.seal_token(key, token, version)?;
-            own.import(key, version, sealed, own.life(token), Removed::Undone).await
+            let sealed = own.codec.seal_token(key, token, version)?;
+            own.import(key, version, sealed, ttl::of(token, own.codec.clock.now()), Removal::Undone).await
         });
         for written in join_all(imports).await {
             written?;
         }
         for (key, token) in tokens.first().into_iter().chain(tokens.last()) {
-            own.note_connection(&key.connection, own.life(token)).await;
+            own.note_connection(&key.connection, ttl::of(token, own.codec.clock.now())).await;
         }
         Ok(())
     }
 }
 
-impl Shared {
-    /// Of all tokens, by connection and then by member.
-    async fn page_of_tokens(&self, after: Option<&[u8]>) -> Result<Vec<Sealed>, StoreError> {
+impl Backend {
+    /// Tokens, by connection and then by member.
+    async fn page_of_tokens(&self, after: Option<&[u8]>) -> Result<Vec<SealedRecord>, StoreError> {
         let mut connections: Vec<String> =
             self.link.query(redis::cmd("SMEMBERS").arg(self.names.connections())).await?;
         connections.sort_unstable();
@@ -83,19 +80,19 @@ impl Shared {
         Ok(page)
     }
 
-    async fn page_of_secrets(&self, after: Option<&[u8]>) -> Result<Vec<Sealed>, StoreError> {
+    async fn page_of_secrets(&self, after: Option<&[u8]>) -> Result<Vec<SealedRecord>, StoreError> {
         let mut page = Vec::new();
         let rest =
             self.secret_names().await?.into_iter().filter(|name| after.is_none_or(|after| name.as_bytes() > after));
         for name in rest.take(PAGE) {
-            if let Value::Bytes(sealed) = self.scripts.field(&self.link, &self.names.secrets(), &name).await? {
+            if let Value::Bytes(sealed) = self.field(&self.names.secrets(), &name).await? {
                 page.push((name.into_bytes(), sealed));
             }
         }
         Ok(page)
     }
 
-    pub(super) async fn page(&self, table: Table, after: Option<&[u8]>) -> Result<Vec<Sealed>, StoreError> {
+    pub(super) async fn page(&self, table: Table, after: Option<&[u8]>) -> Result<Vec<SealedRecord>, StoreError> {
         match table {
             Table::Tokens => self.page_of_tokens(after).await,
             Table::Secrets => self.page_of_secrets(after).await,
@@ -103,97 +100,81 @@ impl Shared {
     }
 
     /// True if it was written.
-    async fn put(&self, record: &Opened, overwrite: bool) -> Result<bool, StoreError> {
+    async fn put(&self, record: &OpenedRecord, overwrite: bool) -> Result<bool, StoreError> {
         match (record.table, record::key_of(&record.name)) {
             (Table::Tokens, Some(key)) => self.put_token(&key, record, overwrite).await,
             (Table::Tokens, None) => Ok(false),
             (Table::Secrets, _) => {
                 let mut call = self.scripts.import_secret.prepare_invoke();
                 call.key(self.names.secrets()).key(self.names.removed_secrets()).arg(&record.name);
-                call.arg(record.version).arg(self.anew(record, record.version)?).arg(u8::from(overwrite));
+                call.arg(record.version).arg(self.sealed_as(record, record.version)?).arg(u8::from(overwrite));
                 self.link.run(&call).await
             }
         }
     }
 
-    async fn put_token(&self, key: &TokenKey, record: &Opened, overwrite: bool) -> Result<bool, StoreError> {
-        let there = self.scripts.get(&self.link, &self.names.token(key)).await?;
-        let version = match version_of(&there) {
-            // Replicas take for newer what has a higher version.
+    async fn put_token(&self, key: &TokenKey, record: &OpenedRecord, overwrite: bool) -> Result<bool, StoreError> {
+        let present = self.get(&self.names.token(key)).await?;
+        let version = match version_of(&present) {
+            // Replicas ignore a record whose version is not higher.
             Some(version) if overwrite => record.version.max(version + 1),
             _ => record.version,
         };
-        let token = record::decode(&record.text, self.sealed.boot, self.sealed.clock.now());
-        let life = token.map_or(UNKNOWN_LIFE, |token| self.life(&token));
-        let written = self.import(key, version, self.anew(record, version)?, life, Removed::Undone).await?;
-        self.note_connection(&key.connection, life).await;
+        let token = record::decode(&record.text, self.codec.boot, self.codec.clock.now());
+        let ttl = token.map_or(REFRESH_TOKEN_TTL_MIN, |token| ttl::of(&token, self.codec.clock.now()));
+        let written = self.import(key, version, self.sealed_as(record, version)?, ttl, Removal::Undone).await?;
+        self.note_connection(&key.connection, ttl).await;
         Ok(written)
     }
 
-    /// True if nothing as new was there.
-    pub async fn import(
-        &self,
-        key: &TokenKey,
-        version: u64,
-        sealed: Vec<u8>,
-        life: Duration,
-        removed: Removed,
-    ) -> Result<bool, StoreError> {
-        let mut call = self.scripts.import.prepare_invoke();
-        call.key(self.names.token(key)).key(self.names.index(&key.connection)).key(self.names.removed(key));
-        call.arg(version).arg(sealed).arg(ms(life)).arg(names::member(key));
-        call.arg(self.names.news()).arg(self.news_of(key)).arg(u8::from(removed == Removed::Respected));
-        self.link.run(&call).await
-    }
-
-    fn anew(&self, record: &Opened, version: u64) -> Result<Vec<u8>, StoreError> {
-        let sealed = self.sealed.keyring.seal(record.table.place(&record.name), version, &record.text);
+    fn sealed_as(&self, record: &OpenedRecord, version: u64) -> Result<Vec<u8>, StoreError> {
+        let sealed = self.codec.keyring.seal(record.table.sealed_in(&record.name), version, &record.text);
         sealed.map_err(|error| StoreError::Unavailable(error.to_string()))
     }
 
-    /// Seals one record under the first key, in place of exactly what was read: what is written meanwhile stays, and is
-    /// sealed in its turn.
-    pub(super) async fn reseal(&self, table: Table, name: &[u8], mut sealed: Vec<u8>) -> Result<Done, StoreError> {
-        let keyring = &self.sealed.keyring;
-        for _ in 0..RESEAL_TRIES {
-            let (version, text) = match keyring.open(table.place(name), &sealed) {
+    /// Seals one record under the first key, by compare and swap: a record that changes meanwhile is read and sealed
+    /// again.
+    pub(super) async fn reseal(&self, table: Table, name: &[u8], mut sealed: Vec<u8>) -> Result<Tally, StoreError> {
+        let keyring = &self.codec.keyring;
+        for _ in 0..RESEAL_ATTEMPTS {
+            let (version, text) = match keyring.open(table.sealed_in(name), &sealed) {
                 Ok(_) if Header::of(&sealed).is_some_and(|header| header.key == keyring.sealing()) => {
-                    return Ok(Done { kept: 1, ..Done::default() });
+                    return Ok(Tally { kept: 1, ..Tally::default() });
                 }
                 Ok(opened) => opened,
-                Err(_) => return Ok(Done { unopened: 1, ..Done::default() }),
+                Err(_) => return Ok(Tally { unopened: 1, ..Tally::default() }),
             };
-            let anew = self.anew(&Opened { table, name: name.to_vec(), version, text }, version)?;
-            if self.replace(table, name, &sealed, anew).await? {
-                return Ok(Done { written: 1, ..Done::default() });
+            let resealed = self.sealed_as(&OpenedRecord { table, name: name.to_vec(), version, text }, version)?;
+            if self.replace(table, name, &sealed, resealed).await? {
+                return Ok(Tally { written: 1, ..Tally::default() });
             }
-            match self.sealed_now(table, name).await? {
+            match self.present(table, name).await? {
                 Some(present) => sealed = present,
                 // It was removed.
-                None => return Ok(Done { kept: 1, ..Done::default() }),
+                None => return Ok(Tally { kept: 1, ..Tally::default() }),
             }
         }
         let record = String::from_utf8_lossy(name).replace('\0', "/");
-        Err(StoreError::Unavailable(format!("Redis: {record} changes too often to be sealed; run reseal again")))
+        Err(StoreError::Unavailable(format!(
+            "Redis: {record} changes too often to be resealed; run `keybearer store reseal` again"
+        )))
     }
 
-    /// Writes `anew` if `present` is still there.
-    async fn replace(&self, table: Table, name: &[u8], present: &[u8], anew: Vec<u8>) -> Result<bool, StoreError> {
+    /// Writes `resealed` if `present` has not changed.
+    async fn replace(&self, table: Table, name: &[u8], present: &[u8], resealed: Vec<u8>) -> Result<bool, StoreError> {
         let mut call = match (table, record::key_of(name)) {
             (Table::Tokens, Some(key)) => self.scripts.replace.key(self.names.token(&key)),
             (Table::Tokens, None) => return Ok(false),
             (Table::Secrets, _) => self.scripts.replace_secret.key(self.names.secrets()),
         };
-        self.link.run(call.arg(present).arg(anew).arg(name)).await
+        self.link.run(call.arg(present).arg(resealed).arg(name)).await
     }
 
-    async fn sealed_now(&self, table: Table, name: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+    async fn present(&self, table: Table, name: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let value = match (table, record::key_of(name)) {
-            (Table::Tokens, Some(key)) => self.scripts.get(&self.link, &self.names.token(&key)).await?,
+            (Table::Tokens, Some(key)) => self.get(&self.names.token(&key)).await?,
             (Table::Tokens, None) => Value::None,
-            (Table::Secrets, _) => {
-                self.scripts.field(&self.link, &self.names.secrets(), &String::from_utf8_lossy(name)).await?
-            }
+            (Table::Secrets, _) => self.field(&self.names.secrets(), &String::from_utf8_lossy(name)).await?,
         };
         Ok(if let Value::Bytes(sealed) = value { Some(sealed) } else { None })
     }
@@ -208,11 +189,11 @@ fn version_of(value: &Value) -> Option<u64> {
 
 impl Records for RedisRecords {
     fn keyring(&self) -> &Keyring {
-        &self.shared.sealed.keyring
+        &self.backend.codec.keyring
     }
 
     fn count(&self) -> Result<u64, StoreError> {
-        let own = &self.shared;
+        let own = &self.backend;
         self.runtime.block_on(async {
             let connections: Vec<String> = own.link.query(redis::cmd("SMEMBERS").arg(own.names.connections())).await?;
             let mut count: u64 = own.link.query(redis::cmd("HLEN").arg(own.names.secrets())).await?;
@@ -223,37 +204,37 @@ impl Records for RedisRecords {
         })
     }
 
-    fn page(&self, table: Table, after: Option<&[u8]>) -> Result<Vec<Sealed>, StoreError> {
-        self.runtime.block_on(self.shared.page(table, after))
+    fn page(&self, table: Table, after: Option<&[u8]>) -> Result<Vec<SealedRecord>, StoreError> {
+        self.runtime.block_on(self.backend.page(table, after))
     }
 
-    fn put(&self, page: Vec<Opened>, overwrite: bool) -> Result<(u64, u64), StoreError> {
+    fn put(&self, page: Vec<OpenedRecord>, overwrite: bool) -> Result<Tally, StoreError> {
         self.runtime.block_on(async {
-            let (mut written, mut kept) = (0, 0);
+            let mut tally = Tally::default();
             for record in &page {
-                match self.shared.put(record, overwrite).await? {
-                    true => written += 1,
-                    false => kept += 1,
+                match self.backend.put(record, overwrite).await? {
+                    true => tally.written += 1,
+                    false => tally.kept += 1,
                 }
             }
-            Ok((written, kept))
+            Ok(tally)
         })
     }
 
-    fn reseal(&self, table: Table, after: Option<&[u8]>) -> Result<(Option<Vec<u8>>, Done), StoreError> {
+    fn reseal(&self, table: Table, after: Option<&[u8]>) -> Result<(Option<Vec<u8>>, Tally), StoreError> {
         self.runtime.block_on(async {
-            let page = self.shared.page(table, after).await?;
+            let page = self.backend.page(table, after).await?;
             let last = page.last().map(|(name, _)| name.clone());
-            let mut done = Done::default();
+            let mut tally = Tally::default();
             for (name, sealed) in page {
-                done += self.shared.reseal(table, &name, sealed).await?;
+                tally += self.backend.reseal(table, &name, sealed).await?;
             }
-            Ok((last, done))
+            Ok((last, tally))
         })
     }
 
     fn resealed(&self) -> Result<(), StoreError> {
-        let link = &self.shared.link;
-        self.runtime.block_on(async { link.run::<Value>(&link.mark.put(true)?).await }).map(drop)
+        let link = &self.backend.link;
+        self.runtime.block_on(async { link.run::<Value>(&link.mark.put(Existing::Replaced)?).await }).map(drop)
     }
 }

@@ -1,36 +1,12 @@
-//! What Redis runs for us, each in one step.
+//! The Lua scripts; Redis runs each atomically. The comment of a script lists its KEYS; its ARGV. What it returns.
 //!
-//! The version of a record stands in bytes 9 to 16 of its seal's header (`store::seal`). A fence is at least the time in
-//! microseconds, so it grows although Redis has lost everything. Numbers below 2^53 are exact in Lua. Redis refuses the first
-//! write of a script when its memory is full, unless that takes something away: hence DEL before SET.
+//! The version of a record is in bytes 9 to 16, the header of its seal (`store::seal`). A fencing token is at least
+//! the time in microseconds, so it grows even if Redis loses all data. Lua's numbers are exact below 2^53. When its
+//! memory is full Redis refuses a script whose first write needs memory, hence DEL before SET.
 
-use redis::{FromRedisValue, ParsingError, Script, Value as Answer};
+use redis::Script;
 
-use super::VALUE_BYTES_MAX;
-use super::link::Link;
-use crate::store::StoreError;
-
-/// What lies under a key.
-pub enum Value {
-    None,
-    Bytes(Vec<u8>),
-    /// Of another kind than ours.
-    Foreign,
-    /// Larger than any of ours; it was not fetched.
-    Large,
-}
-
-impl FromRedisValue for Value {
-    fn from_redis_value(answer: Answer) -> Result<Value, ParsingError> {
-        match answer {
-            Answer::BulkString(bytes) => Ok(Value::Bytes(bytes)),
-            Answer::Int(1) => Ok(Value::Foreign),
-            Answer::Int(2) => Ok(Value::Large),
-            Answer::Int(_) | Answer::Nil => Ok(Value::None),
-            _ => Err(ParsingError::from("neither a value nor what stands for one")),
-        }
-    }
-}
+use super::value::VALUE_BYTES_MAX;
 
 const VERSION_OF: &str = r"
 local function is(key, kind) return redis.call('TYPE', key).ok == kind end
@@ -55,7 +31,7 @@ end
 local function held_by(key, holder) return is(key, 'string') and redis.call('GET', key) == holder end
 ";
 
-/// A value, if it is a string of at most ARGV[1] bytes.
+/// A string of at most `most` bytes, or a code of [`super::value::Value`].
 const GET: &str = r"
 local function get(key, most)
   local kind = redis.call('TYPE', key).ok
@@ -66,9 +42,10 @@ local function get(key, most)
 end
 ";
 
+/// value; most bytes.
 const GET_ONE: &str = "return get(KEYS[1], tonumber(ARGV[1]))";
 
-/// The same of many: index, then the keys; most, then their members.
+/// index, then values; most bytes, then their members in the index.
 const GET_MANY: &str = r"
 local values = {}
 for at = 2, #KEYS do
@@ -79,7 +56,7 @@ end
 return values
 ";
 
-/// A field of a hash, if it has at most ARGV[2] bytes.
+/// hash; field, most bytes. The field, or a code of [`super::value::Value`].
 const FIELD: &str = r"
 local kind = redis.call('TYPE', KEYS[1]).ok
 if kind == 'none' then return 0 end
@@ -88,7 +65,7 @@ if redis.call('HSTRLEN', KEYS[1], ARGV[1]) > tonumber(ARGV[2]) then return 2 end
 return redis.call('HGET', KEYS[1], ARGV[1]) or 0
 ";
 
-/// mark; most, value, life, whether it takes the place of what is there. What was there, if it is a value.
+/// mark; most bytes, value, TTL, whether it replaces the existing mark. The existing mark, if it is kept.
 const MARK: &str = r"
 local found = get(KEYS[1], tonumber(ARGV[1]))
 if type(found) == 'string' and ARGV[4] == '0' then
@@ -100,9 +77,10 @@ redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 return 0
 ";
 
-/// lease, token, index, spending, removed, put off; instance, term. The holder, the version of its first write, that of what
-/// lies there or was removed, whether what was spent last has not been saved; for how many milliseconds the server gives no
-/// token, for how many it has been so, and what it said; or nothing. What this instance holds already it has not heard of.
+/// lease, token, index, spending, removed, put off; instance, term. Nothing if another instance has the lease, else:
+/// holder, version of its first write, version of the present record or removal, whether the outcome of the last
+/// refresh is unknown; remaining and elapsed milliseconds of the shared back-off, and its text. An instance that has
+/// the lease already gets it: the reply to its first call was lost.
 const TAKE: &str = r"
 if is(KEYS[1], 'string') and redis.call('GET', KEYS[1]):sub(1, #ARGV[1] + 1) ~= ARGV[1] .. ':' then return {} end
 local time = redis.call('TIME')
@@ -113,18 +91,18 @@ version = string.format('%.0f', version)
 local holder = ARGV[1] .. ':' .. version
 redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[1], holder, 'PX', ARGV[2])
-local told = is(KEYS[6], 'string') and redis.call('GETRANGE', KEYS[6], 0, 255) or ''
-local at, said = told:match('^(%d+) (%d+ %a+ [%w_.-]+)$')
+local stored = is(KEYS[6], 'string') and redis.call('GETRANGE', KEYS[6], 0, 255) or ''
+local at, text = stored:match('^(%d+) (%d+ %a+ [%w_.-]+)$')
 local left, age = redis.call('PTTL', KEYS[6]), (time[1] * 1000000 + time[2] - (tonumber(at) or 0)) / 1000
 local doubt = in_doubt(KEYS[4], KEYS[2]) and '1' or '0'
-return {holder, version, string.format('%.0f', before), doubt, tostring(left), string.format('%.0f', math.max(age, 0)), said or ''}
+return {holder, version, string.format('%.0f', before), doubt, tostring(left), string.format('%.0f', math.max(age, 0)), text or ''}
 ";
 
-/// spending, token. Whether what was spent last has not been saved.
+/// spending, token. Whether the outcome of the last refresh is unknown.
 const DOUBT: &str = "return in_doubt(KEYS[1], KEYS[2]) and 1 or 0";
 
-/// lease, spending, token, removed; holder, term, the version of the record whose refresh token is about to be spent or
-/// nothing, how long that is noted.
+/// lease, spending, token, removed; holder, term, version of the record whose refresh token is about to be spent or
+/// nothing, TTL of that mark. Whether the lease is held and the record still has that version.
 const RENEW: &str = r"
 if not held_by(KEYS[1], ARGV[1]) then return 0 end
 if ARGV[3] ~= '' and latest(KEYS[3], KEYS[4]) ~= tonumber(ARGV[3]) then return 0 end
@@ -136,7 +114,7 @@ end
 return 1
 ";
 
-/// lease, put off; holder, what the server said, for how long.
+/// lease, put off; holder, text of the back-off, its duration.
 const PUT_OFF: &str = r"
 if not held_by(KEYS[1], ARGV[1]) then return 0 end
 local time = redis.call('TIME')
@@ -145,14 +123,14 @@ redis.call('SET', KEYS[2], string.format('%.0f ', time[1] * 1000000 + time[2]) .
 return 1
 ";
 
-/// lease, spending; holder, whether it is known what became of the refresh token.
+/// lease, spending; holder, whether the outcome of the refresh is known.
 const RELEASE: &str = r"
 if held_by(KEYS[1], ARGV[1]) then redis.call('DEL', KEYS[1]) end
 if ARGV[2] == '1' and held_by(KEYS[2], ARGV[1]) then redis.call('DEL', KEYS[2]) end
 return 1
 ";
 
-/// removed; version. Whether something of that version, or an earlier one, was removed.
+/// removed; version. Whether the record of that version, or a later one, was removed.
 const REMOVED: &str = "return number(KEYS[1]) > tonumber(ARGV[1]) and 1 or 0";
 
 const INDEX: &str = r"
@@ -163,9 +141,9 @@ local function put_index(key, member, life)
 end
 ";
 
-/// lease, token, index, spending, removed, put off; holder, version, record, life, member, channel, news. A lease that has lapsed
-/// will do if nothing newer lies there or was removed, and nobody has it, or whoever has it has not spent anything: what was
-/// spent for it is not lost.
+/// lease, token, index, spending, removed, put off; holder, version, record, TTL, member, channel, notification. An
+/// expired lease suffices if there is no newer record or removal and no other holder has spent the refresh token, so
+/// that the outcome of a slow refresh is not lost.
 const SAVE: &str = r"
 if redis.call('EXISTS', KEYS[1]) == 1 and not held_by(KEYS[1], ARGV[1]) and not held_by(KEYS[4], ARGV[1]) then return 0 end
 if latest(KEYS[2], KEYS[5]) >= tonumber(ARGV[2]) then return 0 end
@@ -176,7 +154,7 @@ redis.call('PUBLISH', ARGV[6], ARGV[7])
 return 1
 ";
 
-/// The same keys; holder, version, how long it is known, member, channel, news.
+/// The same keys; holder, version, TTL of the removal, member, channel, notification.
 const FORGET: &str = r"
 if not held_by(KEYS[1], ARGV[1]) then return 0 end
 redis.call('DEL', KEYS[2], KEYS[4], KEYS[6])
@@ -186,8 +164,8 @@ redis.call('PUBLISH', ARGV[5], ARGV[6])
 return 1
 ";
 
-/// token, index, removed; version, record, life, member, channel, news, whether a removal counts. Written unless what is
-/// there is as new, or was removed later.
+/// token, index, removed; version, record, TTL, member, channel, notification, whether a removal is respected. Whether
+/// it was written: there was no record as new, and no later removal.
 const IMPORT: &str = r"
 if ARGV[7] == '1' and number(KEYS[3]) >= tonumber(ARGV[1]) then return 0 end
 if version_of(KEYS[1]) >= tonumber(ARGV[1]) then return 0 end
@@ -205,7 +183,7 @@ if is(KEYS[2], 'hash') then redis.call('HDEL', KEYS[2], ARGV[1]) end
 return 1
 ";
 
-/// secrets, removed; name, version, how long that is known. Whether there was one.
+/// secrets, removed; name, version, TTL of the removal. Whether there was one.
 const REMOVE_SECRET: &str = r"
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
 local version = math.max(secret_version(KEYS[1], ARGV[1]), tonumber(ARGV[2]))
@@ -216,7 +194,7 @@ redis.call('PEXPIRE', KEYS[2], ARGV[3])
 return 1
 ";
 
-/// secrets, removed; name, version, record. Written unless what is there is as new, or was removed later.
+/// secrets, removed; name, version, record. Whether it was written: there was none as new, and no later removal.
 const RESTORE_SECRET: &str = r"
 local removed = is(KEYS[2], 'hash') and tonumber(redis.call('HGET', KEYS[2], ARGV[1])) or 0
 if math.max(removed, secret_version(KEYS[1], ARGV[1])) >= tonumber(ARGV[2]) then return 0 end
@@ -230,21 +208,21 @@ local function secret_version(key, name)
 end
 ";
 
-/// token; what is there, record. The same record sealed anew, if it is still there.
+/// token; present record, resealed record. Compare and swap.
 const REPLACE: &str = r"
 if not is(KEYS[1], 'string') or redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
 return 1
 ";
 
-/// secrets; what is there, record, name. The same of a secret.
+/// secrets; present record, resealed record, name. Compare and swap.
 const REPLACE_SECRET: &str = r"
 if redis.call('HGET', KEYS[1], ARGV[3]) ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], ARGV[3], ARGV[2])
 return 1
 ";
 
-/// secrets, removed; name, version, record, whether it takes the place of a newer one.
+/// secrets, removed; name, version, record, whether it replaces a newer one. Whether it was written.
 const IMPORT_SECRET: &str = r"
 if ARGV[4] == '0' and secret_version(KEYS[1], ARGV[1]) >= tonumber(ARGV[2]) then return 0 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
@@ -252,7 +230,7 @@ if is(KEYS[2], 'hash') then redis.call('HDEL', KEYS[2], ARGV[1]) end
 return 1
 ";
 
-/// connections; name, life. It ends after the last record of any.
+/// connections; name, TTL. The set outlives every record.
 const NOTE_CONNECTION: &str = r"
 if not is(KEYS[1], 'set') then redis.call('DEL', KEYS[1]) end
 redis.call('SADD', KEYS[1], ARGV[1])
@@ -260,8 +238,9 @@ if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then redis.call('PEXPIRE', KE
 return 1
 ";
 
-/// note, notes of its share, shares; name, record, end and now in ms since the Unix epoch, the version that is replaced (0:
-/// none), most in a share, share, what the keys of notes begin with. Whether nobody was quicker. All notes are in one slot.
+/// note, notes of its share, shares; name, record, expiry and now in ms since the Unix epoch, version to replace (0:
+/// none), most notes in a share, share, prefix of the notes' keys. Whether no other writer was faster. All notes are in
+/// one slot.
 const PUT_NOTE: &str = r"
 for at = 2, 3 do
   if not is(KEYS[at], 'zset') then redis.call('DEL', KEYS[at]) end
@@ -281,15 +260,15 @@ end
 return 1
 ";
 
-/// What a mark is put with.
+/// The script of [`super::mark::Mark`].
 pub fn mark() -> Script {
     Script::new(&[GET, MARK].concat())
 }
 
 pub struct Scripts {
-    get: Script,
+    pub get: Script,
     pub get_many: Script,
-    field: Script,
+    pub field: Script,
     pub take: Script,
     pub doubt: Script,
     pub removed: Script,
@@ -335,13 +314,5 @@ impl Scripts {
             put_note: script(&[&own, PUT_NOTE]),
             note_connection: script(&[&own, NOTE_CONNECTION]),
         }
-    }
-
-    pub async fn get(&self, link: &Link, key: &str) -> Result<Value, StoreError> {
-        link.run(self.get.key(key).arg(VALUE_BYTES_MAX)).await
-    }
-
-    pub async fn field(&self, link: &Link, key: &str, field: &str) -> Result<Value, StoreError> {
-        link.run(self.field.key(key).arg(field).arg(VALUE_BYTES_MAX)).await
     }
 }

@@ -1,42 +1,29 @@
-//! Secrets in Redis: one hash, and another that tells which were removed on purpose.
+//! Secrets in Redis: one hash, and another with the versions of those that were removed on purpose.
 //!
-//! Holds: what the configuration of a running process was given is written back where Redis has lost it, and nowhere else.
+//! Invariant: a secret that this process uses is written back if Redis has lost it, and only then.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard};
-
-use super::{ENDED_LIFE, Shared, ms};
+use super::backend::Backend;
+use super::ttl::{TOMBSTONE_TTL, ms};
 use crate::model::secret::Secret;
 use crate::store::StoreError;
+use crate::store::codec::{check_secret, secret_record};
 use crate::store::seal::Header;
-use crate::store::sealed::{check_secret, secret_record};
-use crate::sync::lock;
 
-/// The secrets that a process has read, with their versions; of all its stores.
-#[derive(Clone, Default)]
-pub struct Lent(Arc<Mutex<BTreeMap<String, (u64, Secret)>>>);
-
-impl Lent {
-    fn all(&self) -> MutexGuard<'_, BTreeMap<String, (u64, Secret)>> {
-        lock(&self.0)
-    }
-}
-
-impl Shared {
+impl Backend {
     pub async fn secret(&self, name: &str) -> Result<Option<Secret>, StoreError> {
-        let value = self.scripts.field(&self.link, &self.names.secrets(), name).await?;
-        let Some(sealed) = self.found(|| secret_record(name), value)? else { return Ok(None) };
-        let secret = self.sealed.secret(name, &sealed)?;
+        let value = self.field(&self.names.secrets(), name).await?;
+        let Some(sealed) = value.bytes(|| secret_record(name))? else { return Ok(None) };
+        let secret = self.codec.secret(name, &sealed)?;
         let version = Header::of(&sealed).map_or(0, |header| header.version);
-        self.lent.all().insert(name.to_owned(), (version, secret.clone()));
+        self.secrets_in_use.lock().insert(name.to_owned(), (version, secret.clone()));
         Ok(Some(secret))
     }
 
     pub async fn put_secret(&self, name: &str, secret: Secret) -> Result<(), StoreError> {
         check_secret(name, &secret)?;
-        let version = self.sealed.wall_ms();
-        self.write_secret(name, self.sealed.seal_secret(name, version, &secret)?).await?;
-        self.lent.all().entry(name.to_owned()).and_modify(|lent| *lent = (version, secret));
+        let version = self.codec.wall_ms();
+        self.write_secret(name, self.codec.seal_secret(name, version, &secret)?).await?;
+        self.secrets_in_use.lock().entry(name.to_owned()).and_modify(|in_use| *in_use = (version, secret));
         Ok(())
     }
 
@@ -49,9 +36,9 @@ impl Shared {
     pub async fn remove_secret(&self, name: &str) -> Result<bool, StoreError> {
         let mut call = self.scripts.remove_secret.prepare_invoke();
         call.key(self.names.secrets()).key(self.names.removed_secrets());
-        call.arg(name).arg(self.sealed.wall_ms()).arg(ms(ENDED_LIFE));
+        call.arg(name).arg(self.codec.wall_ms()).arg(ms(TOMBSTONE_TTL));
         let removed = self.link.run(&call).await?;
-        self.lent.all().remove(name);
+        self.secrets_in_use.lock().remove(name);
         Ok(removed)
     }
 
@@ -61,15 +48,15 @@ impl Shared {
         Ok(names)
     }
 
-    /// Writes back what Redis has lost.
+    /// Writes back the secrets in use that Redis has lost.
     pub async fn restore_secrets(&self) -> Result<(), StoreError> {
-        let lent = self.lent.all().clone();
-        for (name, (version, secret)) in lent {
+        let in_use = self.secrets_in_use.lock().clone();
+        for (name, (version, secret)) in in_use {
             let mut call = self.scripts.restore_secret.prepare_invoke();
             call.key(self.names.secrets()).key(self.names.removed_secrets());
-            call.arg(&name).arg(version).arg(self.sealed.seal_secret(&name, version, &secret)?);
+            call.arg(&name).arg(version).arg(self.codec.seal_secret(&name, version, &secret)?);
             if self.link.run(&call).await? {
-                tracing::warn!(secret = name, "the store had lost a secret that is in use here; it was written back");
+                tracing::warn!(secret = name, "secret in use was missing from the store; written back");
             }
         }
         Ok(())

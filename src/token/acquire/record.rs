@@ -96,14 +96,16 @@ impl Acquirer {
     /// The stored record. One that the store has lost, or has an older version of, is written back.
     async fn load_or_restore(&self, connection: &Connection) -> Result<Option<StoredToken>, StoreError> {
         let stored = self.load().await?;
-        let Some(last_seen) = self.held().last_seen.clone() else { return Ok(stored) };
+        let (Some(last_seen), Some(shared)) = (self.held().last_seen.clone(), self.store.shared()) else {
+            return Ok(stored);
+        };
         match stored {
             Some(stored) if stored.version >= last_seen.version => return Ok(Some(stored)),
             Some(_) => {}
             None => {
                 let has_refresh_token = matches!(last_seen.refresh, Refresh::Token(_));
                 let is_useless = !has_refresh_token && !self.is_usable(&last_seen, connection);
-                if is_useless || self.store.was_removed(&self.slot.key, last_seen.version).await? {
+                if is_useless || shared.was_removed(&self.slot.key, last_seen.version).await? {
                     self.held().last_seen = None;
                     return Ok(None);
                 }
@@ -115,13 +117,22 @@ impl Acquirer {
             let mut held = self.held();
             held.lost_at = held.lost_at.filter(|at| at.elapsed() < LOSS_WINDOW).or_else(|| Some(Instant::now()));
         }
-        self.store.restore(&self.slot.key, last_seen.clone()).await?;
+        shared.restore(&self.slot.key, last_seen.clone()).await?;
         Ok(Some(last_seen))
     }
 
     /// Time since the store was last unreachable, or lost this record; `None`: never.
     pub(super) fn store_trouble_age(&self) -> Option<Duration> {
-        self.store.shaken().max(self.held().lost_at).map(|at| at.elapsed())
+        let reconnected_at = self.store.shared().and_then(|shared| shared.reconnected_at());
+        reconnected_at.max(self.held().lost_at).map(|at| at.elapsed())
+    }
+
+    /// May another replica have spent the refresh token?
+    pub(super) async fn is_in_doubt(&self) -> Result<bool, StoreError> {
+        match self.store.shared() {
+            Some(shared) => shared.is_in_doubt(&self.slot.key).await,
+            None => Ok(false),
+        }
     }
 
     /// Notes what the store has.
@@ -134,14 +145,12 @@ impl Acquirer {
 
     /// Reads what other replicas have done to the record.
     pub async fn poll(&self, connection: &Connection) -> Result<Poll, StoreError> {
-        if self.has_unsaved() {
-            return Ok(Poll::Unchanged);
-        }
+        let Some(shared) = self.store.shared().filter(|_| !self.has_unsaved()) else { return Ok(Poll::Unchanged) };
         // The semaphore is never closed.
         let _permit = self.polls.acquire().await;
         let known = self.held().last_seen.as_ref().map_or(0, |record| record.version);
         let Some(stored) = self.load_or_restore(connection).await? else {
-            let removed = self.store.was_removed(&self.slot.key, known).await?;
+            let removed = shared.was_removed(&self.slot.key, known).await?;
             return Ok(if removed { Poll::Removed } else { Poll::Unchanged });
         };
         if stored.version <= known || !stored.is_of(connection) {
@@ -210,7 +219,7 @@ impl Acquirer {
     }
 
     async fn offer(&self, unsaved: StoredToken, lease: &dyn Lease) -> bool {
-        if self.shared {
+        if let Some(shared) = self.store.shared() {
             let is_overtaken = match self.store.load(&self.slot.key).await {
                 // The save succeeded, and its response was lost.
                 Ok(Some(stored))
@@ -223,7 +232,7 @@ impl Acquirer {
                 Ok(Some(stored)) => {
                     stored.version > unsaved.version && !matches!(stored.refresh, Refresh::Refused { .. })
                 }
-                Ok(None) => match self.store.was_removed(&self.slot.key, unsaved.version).await {
+                Ok(None) => match shared.was_removed(&self.slot.key, unsaved.version).await {
                     Ok(removed) => removed,
                     Err(_) => return false,
                 },

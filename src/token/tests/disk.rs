@@ -5,7 +5,9 @@ use std::sync::atomic::AtomicBool;
 use super::*;
 use crate::model::secret::Secret;
 use crate::model::time::WallTime;
-use crate::store::{Lease, Note, Page, Store, StoreError, StoreFuture, StoredToken};
+use crate::store::{
+    Lease, Note, NoteStore, Page, SecretStore, SharedStore, StoreError, StoreFuture, StoredToken, TokenStore,
+};
 
 /// A memory store whose disk can be full.
 #[derive(Default)]
@@ -15,13 +17,13 @@ pub(super) struct Disk {
     pub(super) saves: AtomicUsize,
 }
 
-impl Store for Disk {
+impl TokenStore for Disk {
     fn load<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, Option<StoredToken>> {
         self.memory.load(key)
     }
 
-    fn lease<'a>(&'a self, key: &'a TokenKey, term: Duration, patience: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
-        self.memory.lease(key, term, patience)
+    fn lease<'a>(&'a self, key: &'a TokenKey, term: Duration, wait: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
+        self.memory.lease(key, term, wait)
     }
 
     fn save<'a>(&'a self, key: &'a TokenKey, token: StoredToken, lease: &'a dyn Lease) -> StoreFuture<'a, u64> {
@@ -40,6 +42,12 @@ impl Store for Disk {
         self.memory.list(connection, after, limit)
     }
 
+    fn shared(&self) -> Option<Arc<dyn SharedStore>> {
+        None
+    }
+}
+
+impl SecretStore for Disk {
     fn secret<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Secret>> {
         self.memory.secret(name)
     }
@@ -55,7 +63,9 @@ impl Store for Disk {
     fn secret_names(&self) -> StoreFuture<'_, Vec<String>> {
         self.memory.secret_names()
     }
+}
 
+impl NoteStore for Disk {
     fn note<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Note>> {
         self.memory.note(name)
     }

@@ -110,5 +110,5 @@ async fn each_callers_token_is_exchanged_for_one_of_its_own_and_none_is_kept() {
     }
     assert_eq!(tokens, ["token-1", "token-2", "token-1"]);
     assert_eq!(*lock(&script.exchanged), ["one", "other"]);
-    assert!(crate::store::Store::list(&*store, &connection.name, None, 10).await.unwrap().is_empty());
+    assert!(crate::store::TokenStore::list(&*store, &connection.name, None, 10).await.unwrap().is_empty());
 }

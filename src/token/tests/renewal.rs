@@ -5,7 +5,7 @@ use super::disk::Disk;
 use super::*;
 use crate::model::connection::Grant;
 use crate::model::secret::Secret;
-use crate::store::{Refresh, Store, StoredToken};
+use crate::store::{Refresh, StoredToken};
 
 pub(super) struct Renewal {
     pub(super) engine: Engine,
@@ -254,7 +254,7 @@ impl TokenSource for Rival {
             let access_token = AccessToken::parse("theirs").unwrap();
             let refresh = Refresh::Token(RefreshToken::parse("second").unwrap());
             let theirs = StoredToken { access_token, refresh, obtained: held.obtained.plus(40 * SECOND), ..held };
-            let lease = crate::store::Unkept.lease(&self.key, SECOND, SECOND).await.unwrap();
+            let lease = crate::store::NoStore.lease(&self.key, SECOND, SECOND).await.unwrap();
             self.store.save(&self.key, theirs, &*lease).await.unwrap();
             refused_grant()
         })

@@ -1,4 +1,4 @@
-//! A damaged file: an error with words, a problem of one record, or the record as it was; never another value.
+//! A damaged file is refused, or a record is damaged, or it reads as it was written; never another value.
 
 use super::*;
 
@@ -31,7 +31,7 @@ async fn left(path: &Path, bytes: &[u8]) -> Option<(usize, usize, usize)> {
     let _ = store.list(&name("crm"), None, RECORDS).await;
     let _ = save(&store, &key("crm", "more"), token("more")).await;
     let ended = store.load(&key("crm", "0")).await;
-    assert!(!matches!(&ended, Err(StoreError::Unavailable(why)) if why.contains(ENDED)), "{ended:?}");
+    assert!(!matches!(&ended, Err(StoreError::Unavailable(why)) if why.contains(queue::ENDED)), "{ended:?}");
     Some((intact, damaged, absent))
 }
 
@@ -45,7 +45,7 @@ fn filled() -> (TempDir, PathBuf, Vec<u8>) {
 }
 
 #[tokio::test]
-async fn flipped_bytes_are_noticed() {
+async fn flipped_bytes_are_detected() {
     let (_dir, path, good) = filled();
     // Where the file is in use at all.
     let used: Vec<usize> = (0..good.len()).filter(|at| good[*at] != 0).collect();
@@ -67,7 +67,7 @@ async fn flipped_bytes_are_noticed() {
 }
 
 #[tokio::test]
-async fn zeroed_pages_are_noticed() {
+async fn zeroed_pages_are_detected() {
     let (_dir, path, good) = filled();
     let used: Vec<usize> =
         (0..good.len() / 4096).filter(|page| good[page * 4096..][..4096].iter().any(|b| *b != 0)).collect();
@@ -81,7 +81,7 @@ async fn zeroed_pages_are_noticed() {
 }
 
 #[tokio::test]
-async fn what_is_no_whole_store_is_refused_with_words() {
+async fn an_incomplete_or_foreign_file_is_refused() {
     let (_dir, path, good) = filled();
     for length in [1, 8, 9, 100, 320, 4095, 4096, 8192, good.len() / 2, good.len() - 4096, good.len() - 1] {
         assert_eq!(left(&path, &good[..length]).await, None, "{length} bytes");
@@ -95,7 +95,7 @@ async fn what_is_no_whole_store_is_refused_with_words() {
 }
 
 #[tokio::test]
-async fn a_record_in_the_place_of_another_does_not_open() {
+async fn a_record_moved_to_another_name_does_not_open() {
     let (_dir, _path, store) = store();
     store.fill(&[(key("crm", "a"), token("a")), (key("crm", "b"), token("b"))]).unwrap();
     store

@@ -3,16 +3,17 @@
 use std::io;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
 
 use redb::StorageBackend;
 
 use super::*;
 
-/// A disk in memory that outlives those who open it.
+/// A disk in memory, which stays when a store on it is closed.
 #[derive(Debug, Default)]
 struct Disk {
     bytes: Mutex<Vec<u8>>,
-    /// Writes and syncs that still succeed; then all fail until it is mended.
+    /// Writes and syncs that still succeed, before all fail.
     good_writes: AtomicUsize,
     panics: AtomicBool,
     opened: AtomicUsize,
@@ -72,11 +73,11 @@ fn over(disk: &Arc<Disk>) -> EmbeddedStore {
         file::open_backend(Path::new("disk"), Opened(again.clone()), &keys, missing)
     };
     let database = open(Missing::Make).unwrap();
-    let opener = Box::new(move || open(Missing::Refuse)) as Opener;
-    EmbeddedStore::over(path, Engine::new(database, opener), keyring, Clock::system(), &Tasks::default()).unwrap()
+    let reopen = Box::new(move || open(Missing::Refuse)) as Reopen;
+    EmbeddedStore::over(path, Engine::new(database, reopen), keyring, Clock::system(), &Tasks::default()).unwrap()
 }
 
-/// The record, once the file is open again, which is tried once a second.
+/// The record, once the file has been reopened.
 async fn loaded_again(store: &EmbeddedStore) -> StoredToken {
     let end = Instant::now() + 5 * SECOND;
     loop {
@@ -89,7 +90,7 @@ async fn loaded_again(store: &EmbeddedStore) -> StoredToken {
 }
 
 #[tokio::test]
-async fn a_full_disk_at_any_moment_loses_nothing_and_passes() {
+async fn a_full_disk_loses_nothing_and_recovers() {
     let disk = Arc::new(Disk::default());
     let store = over(&disk);
     save(&store, &key("crm", "a"), token("first")).await.unwrap();
@@ -112,7 +113,7 @@ async fn a_full_disk_at_any_moment_loses_nothing_and_passes() {
 }
 
 #[tokio::test]
-async fn a_panic_below_is_an_error_above() {
+async fn a_panic_of_the_database_is_an_error() {
     let disk = Arc::new(Disk::default());
     let store = over(&disk);
     save(&store, &key("crm", "a"), token("a")).await.unwrap();
@@ -125,13 +126,13 @@ async fn a_panic_below_is_an_error_above() {
 }
 
 #[tokio::test]
-async fn writes_that_wait_are_committed_together() {
+async fn queued_writes_are_committed_together() {
     let disk = Arc::new(Disk::default());
     let store = over(&disk);
     let before = disk.commits.load(Ordering::SeqCst);
     save(&store, &key("crm", "a"), token("a")).await.unwrap();
     let alone = disk.commits.load(Ordering::SeqCst) - before;
-    // The first is on its way while the others gather.
+    // The first is being committed while the others queue.
     let keys: Vec<_> = (0..64).map(|number| key("crm", &number.to_string())).collect();
     for saved in futures_util::future::join_all(keys.iter().map(|key| save(&store, key, token("a")))).await {
         saved.unwrap();

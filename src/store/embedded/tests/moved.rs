@@ -1,7 +1,7 @@
 //! Export, import and reseal, and that no file shows a secret.
 
 use super::*;
-use crate::store::transfer::{Done, TransferError, export, import, reseal};
+use crate::store::transfer::{Tally, TransferError, export, import, reseal};
 
 fn quiet(_: u64, _: u64) {}
 
@@ -30,7 +30,7 @@ async fn an_export_goes_into_a_store_with_another_first_key() {
     assert_eq!(export(&store, &file, &mut |done, total| seen.push((done, total))).unwrap(), 601);
     assert_eq!(seen, [(256, 601), (512, 601), (601, 601)]);
     assert_eq!(file.metadata().unwrap().mode() & 0o777, 0o600);
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "nothing is left beside it");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "no temporary file is left");
     let other = dir.path().join("other.redb");
     let unopened = open_at(&other, ring(3, &[])).unwrap();
     assert!(matches!(import(&unopened, &file, false, &mut quiet), Err(TransferError::WrongKey { .. })));
@@ -38,15 +38,15 @@ async fn an_export_goes_into_a_store_with_another_first_key() {
     drop(unopened);
     std::fs::remove_file(&other).unwrap();
     let taking = open_at(&other, ring(2, &[1])).unwrap();
-    let all = Done { written: 601, ..Done::default() };
+    let all = Tally { written: 601, ..Tally::default() };
     assert_eq!(import(&taking, &file, false, &mut quiet).unwrap(), all);
-    assert_eq!(import(&taking, &file, false, &mut quiet).unwrap(), Done { kept: 601, ..Done::default() });
+    assert_eq!(import(&taking, &file, false, &mut quiet).unwrap(), Tally { kept: 601, ..Tally::default() });
     drop(taking);
     holds_all(&open_at(&other, ring(2, &[])).unwrap()).await;
 }
 
 #[tokio::test]
-async fn a_later_record_stays_unless_it_is_to_be_overwritten() {
+async fn a_newer_record_stays_unless_overwritten_on_request() {
     let (dir, _path, store) = filled().await;
     let (early, late) = (dir.path().join("early"), dir.path().join("late"));
     export(&store, &early, &mut quiet).unwrap();
@@ -58,12 +58,12 @@ async fn a_later_record_stays_unless_it_is_to_be_overwritten() {
     assert_eq!(held(&store).await, later);
     assert_eq!(import(&store, &early, true, &mut quiet).unwrap().written, 601);
     assert_eq!(held(&store).await, token("7").access_token);
-    assert_eq!(import(&store, &late, false, &mut quiet).unwrap(), Done { written: 1, kept: 600, unopened: 0 });
+    assert_eq!(import(&store, &late, false, &mut quiet).unwrap(), Tally { written: 1, kept: 600, unopened: 0 });
     assert_eq!(held(&store).await, later);
 }
 
 #[tokio::test]
-async fn an_export_that_is_not_whole_is_refused_before_anything_is_written() {
+async fn an_incomplete_export_is_refused_before_anything_is_written() {
     let (dir, _path, store) = filled().await;
     let (file, bad) = (dir.path().join("export"), dir.path().join("bad"));
     export(&store, &file, &mut quiet).unwrap();
@@ -79,29 +79,29 @@ async fn an_export_that_is_not_whole_is_refused_before_anything_is_written() {
         ("empty", String::new()),
         ("no JSON", "nothing\n".to_owned()),
         ("newer", text.replacen("\"keybearer_store\":1", "\"keybearer_store\":2", 1)),
-        ("a table of nobody", text.replacen("\"tokens\"", "\"meta\"", 1)),
+        ("an unknown table", text.replacen("\"tokens\"", "\"meta\"", 1)),
     ] {
         std::fs::write(&bad, text).unwrap();
         assert!(import(&empty, &bad, true, &mut quiet).is_err(), "{what}");
         assert!(empty.list(&name("crm"), None, 1).await.unwrap().is_empty(), "{what}");
     }
-    // A record in the place of another does not open there.
+    // A record moved to another name does not open.
     let moved =
         text.replacen(lines[2].split("\"record\"").nth(1).unwrap(), lines[3].split("\"record\"").nth(1).unwrap(), 1);
     std::fs::write(&bad, moved).unwrap();
     let Err(TransferError::Unopened(done)) = import(&empty, &bad, false, &mut quiet) else { panic!("it is taken") };
-    assert_eq!(done, Done { written: 600, kept: 0, unopened: 1 });
+    assert_eq!(done, Tally { written: 600, kept: 0, unopened: 1 });
 }
 
 #[tokio::test]
-async fn after_reseal_the_old_key_may_go() {
+async fn after_a_reseal_the_old_key_is_not_needed() {
     let (_dir, path, store) = filled().await;
     drop(store);
     let store = open_at(&path, ring(2, &[1])).unwrap();
     save(&store, &key("crm", "7"), token("7")).await.unwrap();
     let mut seen = Vec::new();
     let done = reseal(&store, &mut |done, total| seen.push((done, total))).unwrap();
-    assert_eq!(done, Done { written: 600, kept: 1, unopened: 0 });
+    assert_eq!(done, Tally { written: 600, kept: 1, unopened: 0 });
     assert_eq!(seen, [(256, 601), (512, 601), (600, 601), (601, 601)]);
     drop(store);
     assert!(matches!(open_at(&path, ring(1, &[])), Err(OpenError::WrongKey { .. })));

@@ -1,4 +1,4 @@
-//! What leaves the file by itself, and what never does.
+//! Which records a sweep removes.
 
 use super::*;
 
@@ -9,7 +9,7 @@ fn aged(text: &str, refresh: Refresh) -> StoredToken {
     StoredToken { obtained, refresh, ..token(text) }
 }
 
-async fn walk(store: &EmbeddedStore) -> usize {
+async fn swept(store: &EmbeddedStore) -> usize {
     let (mut after, mut removed) = (None, 0);
     loop {
         let (last, of_page) = store.sweep_page(after).await.unwrap();
@@ -22,7 +22,7 @@ async fn walk(store: &EmbeddedStore) -> usize {
 }
 
 #[tokio::test]
-async fn access_tokens_that_have_ended_leave_and_nothing_else_does() {
+async fn a_sweep_removes_expired_access_tokens_and_nothing_else() {
     let (_dir, _path, store) = store();
     let mut all: Vec<_> = (0..600).map(|n| (key("crm", &n.to_string()), aged("old", Refresh::None))).collect();
     let forecast = crate::store::RefreshLife {
@@ -35,16 +35,16 @@ async fn access_tokens_that_have_ended_leave_and_nothing_else_does() {
     let kept = [("renewable", renewable), ("refused", refused), ("lasting", lasting)];
     all.extend(kept.map(|(subject, token)| (key("erp", subject), token)));
     store.fill(&all).unwrap();
-    assert_eq!(walk(&store).await, 600);
+    assert_eq!(swept(&store).await, 600);
     assert!(store.list(&name("crm"), None, 10).await.unwrap().is_empty());
     let left = store.list(&name("erp"), None, 10).await.unwrap();
     let left: Vec<_> = left.into_iter().map(|(_, record)| record.unwrap().access_token).collect();
     assert_eq!(left, ["lasting", "refused", "renewable"].map(|text| token(text).access_token));
-    assert_eq!(walk(&store).await, 0);
+    assert_eq!(swept(&store).await, 0);
 }
 
 #[tokio::test]
-async fn a_wall_clock_that_is_ahead_ends_nothing_by_itself() {
+async fn a_token_has_ended_only_when_both_clocks_say_so() {
     let now = Clock::system().now();
     let token = StoredToken { refresh: Refresh::None, obtained: now, ..token("t") };
     let end = now.plus(token.lifetime);

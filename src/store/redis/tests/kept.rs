@@ -1,13 +1,13 @@
-//! What a record outlasts, and what sealing anew leaves alone.
+//! How long records are kept, and resealing while replicas write.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
-use crate::store::transfer::{self, Done, Opened, Records as _, Table};
+use crate::store::transfer::{self, OpenedRecord, Records as _, Table, Tally};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// One that seals under the first key and opens both.
+/// Seals under the first key and opens both.
 fn open_both(redis: &Redis, keys: [u8; 2]) -> (RedisStore, Tasks) {
     let keys = keys.map(|byte| SealKey::new([byte; 32]));
     open_with(redis, Keyring::new(&keys[0], &keys[1..]).expect("keys"))
@@ -21,7 +21,7 @@ fn stating(text: &str, life: Duration) -> StoredToken {
 }
 
 #[tokio::test]
-async fn a_stated_end_lengthens_a_records_life_and_never_shortens_it() {
+async fn a_stated_lifetime_lengthens_the_ttl_and_never_shortens_it() {
     let redis = Redis::start().await;
     let (store, _tasks) = open(&redis, 1);
     let crm = key("crm", None);
@@ -35,14 +35,14 @@ async fn a_stated_end_lengthens_a_records_life_and_never_shortens_it() {
     for key in keys {
         assert_eq!(days(key).await, 1000, "{key}");
     }
-    // What leads to that record outlasts one that is saved later.
+    // A later save with a shorter TTL shortens no TTL on the way to that record.
     save(&store, &key("crm", Some("ann")), rotating("t")).await.expect("it is saved");
     assert_eq!(days(keys[0]).await, 1000);
     assert_eq!((days(keys[1]).await, days(keys[2]).await), (1000, 1000));
 }
 
 #[tokio::test]
-async fn sealing_anew_leaves_what_changed_meanwhile() {
+async fn resealing_leaves_what_changed_meanwhile() {
     let redis = Redis::start().await;
     let ((old, _t), (new, tasks)) = (open_both(&redis, [1, 2]), open_both(&redis, [2, 1]));
     let (changed, gone, same) = (key("crm", None), key("crm", Some("gone")), key("crm", Some("same")));
@@ -54,7 +54,7 @@ async fn sealing_anew_leaves_what_changed_meanwhile() {
     }
     let mut read = Vec::new();
     for table in [Table::Tokens, Table::Secrets] {
-        let page = new.shared.page(table, None).await.expect("a page");
+        let page = new.backend.page(table, None).await.expect("a page");
         read.extend(page.into_iter().map(|(name, sealed)| (table, name, sealed)));
     }
     save(&old, &changed, rotating("after")).await.expect("it is saved");
@@ -63,13 +63,13 @@ async fn sealing_anew_leaves_what_changed_meanwhile() {
     lease.release(true).await;
     old.put_secret("changed", Secret::new("after")).await.expect("it is kept");
     assert_eq!(old.remove_secret("gone").await, Ok(true));
-    let mut done = Done::default();
+    let mut tally = Tally::default();
     for (table, name, sealed) in read {
-        done += new.shared.reseal(table, &name, sealed).await.expect("Redis answers");
+        tally += new.backend.reseal(table, &name, sealed).await.expect("Redis answers");
     }
-    assert_eq!(done, Done { written: 4, kept: 2, unopened: 0 });
+    assert_eq!(tally, Tally { written: 4, kept: 2, unopened: 0 });
 
-    // A third one, which has the new key alone.
+    // A third replica, which has the new key alone.
     let records = new.records(tokio::runtime::Handle::current());
     tasks.blocking(move || records.resealed()).await.expect("it ends").expect("Redis answers");
     let (store, _v) = open(&redis, 2);
@@ -85,7 +85,7 @@ async fn sealing_anew_leaves_what_changed_meanwhile() {
 
 /// The same while a replica goes on writing.
 #[tokio::test]
-async fn nothing_that_a_replica_writes_is_lost_while_all_is_sealed_anew() {
+async fn nothing_that_a_replica_writes_is_lost_while_records_are_resealed() {
     let redis = Redis::start().await;
     let ((old, _t), (new, tasks)) = (open_both(&redis, [1, 2]), open_both(&redis, [2, 1]));
     let names: Vec<String> = (0..200).map(|number| format!("s{number:03}")).collect();
@@ -117,13 +117,17 @@ async fn nothing_that_a_replica_writes_is_lost_while_all_is_sealed_anew() {
 }
 
 #[tokio::test]
-async fn an_import_writes_over_no_newer_secret_unless_it_is_to() {
+async fn an_import_overwrites_a_newer_secret_only_on_request() {
     let redis = Redis::start().await;
     let (store, tasks) = open(&redis, 1);
     store.put_secret("a", Secret::new("present")).await.expect("it is kept");
-    let early = || Opened { table: Table::Secrets, name: b"a".to_vec(), version: 5, text: b"early".to_vec().into() };
+    let early =
+        || OpenedRecord { table: Table::Secrets, name: b"a".to_vec(), version: 5, text: b"early".to_vec().into() };
     let handle = tokio::runtime::Handle::current();
-    for (overwrite, counts, text) in [(false, (0, 1), "present"), (true, (1, 0), "early")] {
+    for (overwrite, counts, text) in [
+        (false, Tally { kept: 1, ..Tally::default() }, "present"),
+        (true, Tally { written: 1, ..Tally::default() }, "early"),
+    ] {
         let (records, page) = (store.records(handle.clone()), vec![early()]);
         let put = tasks.blocking(move || records.put(page, overwrite)).await.expect("it ends");
         assert_eq!(put, Ok(counts));

@@ -3,7 +3,10 @@
 use super::*;
 use crate::model::secret::Secret;
 use crate::model::time::WallTime;
-use crate::store::{Fence, Lease, LeaseEnd, Note, Page, Store, StoreError, StoreFuture};
+use crate::store::{
+    Fence, Lease, LeaseEnd, Note, NoteStore, Page, PutOff, SecretStore, SharedStore, StoreError, StoreFuture,
+    TokenStore,
+};
 
 /// A replica's store, reached through its handle.
 pub struct Shared(pub Arc<Handle>);
@@ -42,6 +45,14 @@ impl Lease for Held {
         self.in_doubt
     }
 
+    fn put_off(&self) -> Option<&PutOff> {
+        None
+    }
+
+    fn put_off_others<'a>(&'a self, _: &'a PutOff) -> StoreFuture<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
     fn replaces(&self) -> u64 {
         self.replaces
     }
@@ -66,7 +77,38 @@ impl Lease for Held {
     }
 }
 
-impl Store for Shared {
+impl SharedStore for Handle {
+    fn restore<'a>(&'a self, key: &'a TokenKey, token: StoredToken) -> StoreFuture<'a, ()> {
+        Box::pin(self.step(move |world| {
+            if world.latest() < token.version {
+                world.change().record = Some(token);
+                world.notify(&self.name, key);
+            }
+        }))
+    }
+
+    fn is_in_doubt<'a>(&'a self, _: &'a TokenKey) -> StoreFuture<'a, bool> {
+        Box::pin(self.step(|world| world.is_in_doubt()))
+    }
+
+    fn was_removed<'a>(&'a self, _: &'a TokenKey, after: u64) -> StoreFuture<'a, bool> {
+        Box::pin(self.step(move |world| world.state.removed > after))
+    }
+
+    fn reconnected_at(&self) -> Option<Instant> {
+        *lock(&self.shaken)
+    }
+
+    fn check_reachable(&self) -> StoreFuture<'_, ()> {
+        Box::pin(self.step(|_| ()))
+    }
+
+    fn news(&self) -> broadcast::Receiver<News> {
+        self.news.subscribe()
+    }
+}
+
+impl TokenStore for Shared {
     fn load<'a>(&'a self, _: &'a TokenKey) -> StoreFuture<'a, Option<StoredToken>> {
         Box::pin(self.0.step(|world| world.state.record.clone()))
     }
@@ -116,31 +158,6 @@ impl Store for Shared {
         })
     }
 
-    fn restore<'a>(&'a self, key: &'a TokenKey, token: StoredToken) -> StoreFuture<'a, ()> {
-        Box::pin(self.0.step(move |world| {
-            if world.latest() < token.version {
-                world.change().record = Some(token);
-                world.notify(&self.0.name, key);
-            }
-        }))
-    }
-
-    fn is_in_doubt<'a>(&'a self, _: &'a TokenKey) -> StoreFuture<'a, bool> {
-        Box::pin(self.0.step(|world| world.is_in_doubt()))
-    }
-
-    fn was_removed<'a>(&'a self, _: &'a TokenKey, after: u64) -> StoreFuture<'a, bool> {
-        Box::pin(self.0.step(move |world| world.state.removed > after))
-    }
-
-    fn shaken(&self) -> Option<Instant> {
-        *lock(&self.0.shaken)
-    }
-
-    fn news(&self) -> Option<broadcast::Receiver<News>> {
-        Some(self.0.news.subscribe())
-    }
-
     fn forget<'a>(&'a self, key: &'a TokenKey, lease: &'a dyn Lease) -> StoreFuture<'a, ()> {
         Box::pin(async move {
             let fence = lease.fence().expect("a lease of this store");
@@ -163,6 +180,12 @@ impl Store for Shared {
         Box::pin(async { Ok(Page::new()) })
     }
 
+    fn shared(&self) -> Option<Arc<dyn SharedStore>> {
+        Some(self.0.clone())
+    }
+}
+
+impl SecretStore for Shared {
     fn secret<'a>(&'a self, _: &'a str) -> StoreFuture<'a, Option<Secret>> {
         Box::pin(async { Ok(None) })
     }
@@ -178,7 +201,9 @@ impl Store for Shared {
     fn secret_names(&self) -> StoreFuture<'_, Vec<String>> {
         Box::pin(async { Ok(Vec::new()) })
     }
+}
 
+impl NoteStore for Shared {
     fn note<'a>(&'a self, _: &'a str) -> StoreFuture<'a, Option<Note>> {
         Box::pin(async { Ok(None) })
     }

@@ -1,11 +1,12 @@
-//! What lies sealed in a store, whichever it is: opened and sealed by the store's keys and clocks.
+//! Seals and opens tokens, secrets and notes for any store, with its keys and clock.
 //!
-//! Holds: a place is table and name, the same in every store, so that a record may move between them.
+//! Not here: the bytes of a token's record (`record`), the cipher (`seal`).
+//! Invariant: a record is sealed for the same table and name in every store, so that it can move between them.
 
 use std::sync::Arc;
 
 use super::record::{self, Boot};
-use super::seal::{Keyring, Place, Unopened};
+use super::seal::{Keyring, SealedIn, UnsealError};
 use super::{Note, StoreError, StoredToken};
 use crate::clock::Clock;
 use crate::model::secret::Secret;
@@ -16,20 +17,18 @@ const TOKENS: &str = "tokens";
 const SECRETS: &str = "secrets";
 const NOTES: &str = "notes";
 
-/// Longest secret that is kept, in bytes.
 const SECRET_BYTES_MAX: usize = 64 * 1024;
-/// Longest name of a secret, in bytes.
 const SECRET_NAME_BYTES_MAX: usize = 512;
 
-pub struct Sealed {
+pub struct RecordCodec {
     pub keyring: Arc<Keyring>,
     pub clock: Clock,
     pub boot: Boot,
 }
 
-impl Sealed {
-    pub fn new(keyring: Arc<Keyring>, clock: Clock) -> Sealed {
-        Sealed { keyring, clock, boot: Boot::present() }
+impl RecordCodec {
+    pub fn new(keyring: Arc<Keyring>, clock: Clock) -> RecordCodec {
+        RecordCodec { keyring, clock, boot: Boot::present() }
     }
 
     pub fn wall(&self) -> WallTime {
@@ -43,54 +42,60 @@ impl Sealed {
 
     pub fn token(&self, key: &TokenKey, sealed: &[u8]) -> Result<StoredToken, StoreError> {
         let damaged = |why| StoreError::Damaged { record: key.to_string(), why };
-        let place = Place { table: TOKENS, name: &record::name_of(key) };
-        let (version, text) = self.keyring.open(place, sealed).map_err(|unopened| damaged(unopened.why()))?;
+        let sealed_in = SealedIn { table: TOKENS, name: &record::name_of(key) };
+        let (version, text) = self.keyring.open(sealed_in, sealed).map_err(|error| damaged(error.why()))?;
         let token = record::decode(&text, self.boot, self.clock.now());
-        token.map(|token| StoredToken { version, ..token }).ok_or_else(|| damaged(Unopened::Changed.why()))
+        token.map(|token| StoredToken { version, ..token }).ok_or_else(|| damaged(UnsealError::Changed.why()))
     }
 
     pub fn seal_token(&self, key: &TokenKey, token: &StoredToken, version: u64) -> Result<Vec<u8>, StoreError> {
-        let place = Place { table: TOKENS, name: &record::name_of(key) };
-        self.seal(place, version, &record::encode(token, self.boot))
+        let sealed_in = SealedIn { table: TOKENS, name: &record::name_of(key) };
+        self.seal(sealed_in, version, &record::encode(token, self.boot))
     }
 
     pub fn secret(&self, name: &str, sealed: &[u8]) -> Result<Secret, StoreError> {
         let record = || secret_record(name);
-        Ok(self.text(Place { table: SECRETS, name: name.as_bytes() }, record, sealed)?.1)
+        Ok(self.text(SealedIn { table: SECRETS, name: name.as_bytes() }, record, sealed)?.1)
     }
 
     pub fn seal_secret(&self, name: &str, version: u64, secret: &Secret) -> Result<Vec<u8>, StoreError> {
-        self.seal(Place { table: SECRETS, name: name.as_bytes() }, version, secret.expose().as_bytes())
+        self.seal(SealedIn { table: SECRETS, name: name.as_bytes() }, version, secret.expose().as_bytes())
     }
 
     pub fn note(&self, name: &str, sealed: &[u8]) -> Result<Note, StoreError> {
         let record = || format!("note {name}");
-        let (version, text) = self.text(Place { table: NOTES, name: name.as_bytes() }, record, sealed)?;
+        let (version, text) = self.text(SealedIn { table: NOTES, name: name.as_bytes() }, record, sealed)?;
         Ok(Note { text, version })
     }
 
     pub fn seal_note(&self, name: &str, version: u64, text: &Secret) -> Result<Vec<u8>, StoreError> {
-        self.seal(Place { table: NOTES, name: name.as_bytes() }, version, text.expose().as_bytes())
+        self.seal(SealedIn { table: NOTES, name: name.as_bytes() }, version, text.expose().as_bytes())
     }
 
-    fn seal(&self, place: Place<'_>, version: u64, text: &[u8]) -> Result<Vec<u8>, StoreError> {
-        self.keyring.seal(place, version, text).map_err(|error| StoreError::Unavailable(error.to_string()))
+    fn seal(&self, sealed_in: SealedIn<'_>, version: u64, text: &[u8]) -> Result<Vec<u8>, StoreError> {
+        self.keyring.seal(sealed_in, version, text).map_err(|error| StoreError::Unavailable(error.to_string()))
     }
 
-    fn text(&self, place: Place<'_>, record: impl Fn() -> String, sealed: &[u8]) -> Result<(u64, Secret), StoreError> {
+    fn text(
+        &self,
+        sealed_in: SealedIn<'_>,
+        record: impl Fn() -> String,
+        sealed: &[u8],
+    ) -> Result<(u64, Secret), StoreError> {
         let damaged = |why| StoreError::Damaged { record: record(), why };
-        let (version, text) = self.keyring.open(place, sealed).map_err(|unopened| damaged(unopened.why()))?;
-        let text = std::str::from_utf8(&text).map_err(|_| damaged(Unopened::Changed.why()))?;
+        let (version, text) = self.keyring.open(sealed_in, sealed).map_err(|error| damaged(error.why()))?;
+        let text = std::str::from_utf8(&text).map_err(|_| damaged(UnsealError::Changed.why()))?;
         Ok((version, Secret::new(text)))
     }
 }
 
-/// How the log names a secret's record.
+/// The name of a secret's record in errors and logs.
 pub fn secret_record(name: &str) -> String {
     format!("secret {name}")
 }
 
-/// Is a secret of this name short enough to be kept?
+/// # Errors
+/// [`StoreError::Unsupported`] if the name or the secret is too long.
 pub fn check_secret(name: &str, secret: &Secret) -> Result<(), StoreError> {
     if name.is_empty() || name.len() > SECRET_NAME_BYTES_MAX || secret.expose().len() > SECRET_BYTES_MAX {
         return Err(StoreError::Unsupported("a secret has at most 64 KiB, and its name 1 to 512 bytes"));

@@ -1,7 +1,9 @@
-//! How Redis is reached: one server, a primary that sentinels know, or a cluster; with TLS and credentials.
+//! The address of Redis: one server, a primary behind sentinels, or a cluster; with TLS and credentials.
 //!
-//! Holds: errors say what to do, and no secret. Sentinels are asked for the primary at each connection. Of a cluster every
-//! call that does not reach its node at once fails, so that a failover is never missed; then the connection is made anew.
+//! Not here: the connection in use, and when to reconnect (`link`).
+//! Invariants: an error names the remedy and no secret. Each new connection asks the sentinels for the primary. A
+//! cluster call is never retried on another node, so that no failover goes unnoticed: it fails, and the next call
+//! reconnects.
 
 use std::io;
 use std::sync::Arc;
@@ -25,32 +27,32 @@ use crate::model::{RedisAt, RedisKind, RedisSettings, Roots};
 use crate::store::StoreError;
 use crate::tls::{Trust, to_pem};
 
-/// For a connection, with TLS and authentication.
-pub const CONNECT_WAIT: Duration = Duration::from_secs(2);
-/// For one answer.
-pub const ANSWER_WAIT: Duration = Duration::from_secs(1);
+/// Timeout of connecting, with TLS and authentication.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Timeout of one reply.
+pub const REPLY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Whatever carries it.
-pub trait Carrier: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Carrier for T {}
+/// TCP, a Unix socket, or TLS.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// How Redis is reached.
-pub struct Way {
+pub struct Endpoint {
     settings: RedisSettings,
     /// `None`: without TLS.
     tls: Option<Arc<ClientConfig>>,
 }
 
-impl Way {
-    pub fn new(settings: RedisSettings) -> Way {
+impl Endpoint {
+    pub fn new(settings: RedisSettings) -> Endpoint {
         let tls = settings.tls.then(|| {
             let mut config = (*Trust::new(&Roots::from([])).client_config(settings.trust.as_ref(), None)).clone();
             config.alpn_protocols.clear();
             Arc::new(config)
         });
-        Way { settings, tls }
+        Endpoint { settings, tls }
     }
 
+    /// Database and credentials, sent first on a new connection.
     pub fn info(&self) -> RedisConnectionInfo {
         let info = RedisConnectionInfo::default().set_db(self.settings.database);
         let info = match &self.settings.username {
@@ -63,74 +65,76 @@ impl Way {
         }
     }
 
-    /// Where Redis may be now.
-    async fn places(&self) -> Result<Vec<RedisAt>, StoreError> {
+    /// Addresses to try, in order.
+    async fn addresses(&self) -> Result<Vec<RedisAt>, StoreError> {
         let RedisKind::Sentinels { primary } = &self.settings.kind else {
-            // Of the nodes of a cluster one after the other, should the first not answer.
-            let mut places = self.settings.servers.clone();
-            fastrand::shuffle(&mut places);
-            return Ok(places);
+            // Any node of a cluster will do.
+            let mut addresses = self.settings.servers.clone();
+            fastrand::shuffle(&mut addresses);
+            return Ok(addresses);
         };
         let mut why = String::new();
         for sentinel in &self.settings.servers {
-            match timeout(ANSWER_WAIT, self.ask_sentinel(sentinel, primary)).await {
-                Ok(Ok(place)) => return Ok(vec![place]),
+            match timeout(REPLY_TIMEOUT, self.ask_sentinel(sentinel, primary)).await {
+                Ok(Ok(address)) => return Ok(vec![address]),
                 Ok(Err(error)) => why = format!("{sentinel}: {error}"),
-                Err(_) => why = format!("{sentinel}: no answer in time"),
+                Err(_) => why = format!("{sentinel}: no reply in time"),
             }
         }
-        Err(StoreError::Unavailable(format!("no sentinel knows where `{primary}` is; the last said: {why}")))
+        Err(StoreError::Unavailable(format!(
+            "no sentinel knows the primary `{primary}`; check `url` and `sentinel_primary` in store.redis (last error: {why})"
+        )))
     }
 
-    /// Some sentinels want no credentials, and refuse those that are sent all the same.
+    /// Credentials are sent only on request: a sentinel without a password refuses them.
     async fn ask_sentinel(&self, sentinel: &RedisAt, primary: &str) -> Result<RedisAt, String> {
-        let stream = self.reach(sentinel).await.map_err(|error| error.to_string())?;
-        let nobody = RedisConnectionInfo::default();
-        let opened = MultiplexedConnection::new(&nobody, stream).await;
-        let (mut connection, driver) = opened.map_err(|error| self.told(&error))?;
-        let mut question = redis::cmd("SENTINEL");
-        question.arg("GET-MASTER-ADDR-BY-NAME").arg(primary);
+        let stream = self.connect(sentinel).await.map_err(|error| error.to_string())?;
+        let anonymous = RedisConnectionInfo::default();
+        let opened = MultiplexedConnection::new(&anonymous, stream).await;
+        let (mut connection, driver) = opened.map_err(|error| self.describe(&error))?;
+        let mut command = redis::cmd("SENTINEL");
+        command.arg("GET-MASTER-ADDR-BY-NAME").arg(primary);
         let asking = async {
             let password = self.settings.password.as_ref().map(Secret::expose);
-            match (question.query_async::<Option<(String, u16)>>(&mut connection).await, password) {
+            match (command.query_async::<Option<(String, u16)>>(&mut connection).await, password) {
                 (Err(error), Some(password)) if error.code() == Some("NOAUTH") => {
-                    let name = self.settings.username.as_deref();
-                    redis::cmd("AUTH").arg(name).arg(password).query_async::<()>(&mut connection).await?;
-                    question.query_async(&mut connection).await
+                    let username = self.settings.username.as_deref();
+                    redis::cmd("AUTH").arg(username).arg(password).query_async::<()>(&mut connection).await?;
+                    command.query_async(&mut connection).await
                 }
-                (answer, _) => answer,
+                (reply, _) => reply,
             }
         };
-        let answer = tokio::select! {
-            answer = asking => answer.map_err(|error| self.told(&error))?,
-            () = driver => return Err("closed the connection".to_owned()),
+        let reply = tokio::select! {
+            reply = asking => reply.map_err(|error| self.describe(&error))?,
+            () = driver => return Err("it closed the connection".to_owned()),
         };
-        answer.map(|(host, port)| RedisAt::Tcp { host, port }).ok_or_else(|| "it knows no such primary".to_owned())
+        reply.map(|(host, port)| RedisAt::Tcp { host, port }).ok_or_else(|| "it knows no such primary".to_owned())
     }
 
-    /// A stream to the server; of a cluster, to any node.
-    pub async fn dial(&self) -> Result<Box<dyn Carrier>, StoreError> {
+    /// A stream to the server, or to any node of a cluster.
+    pub async fn dial(&self) -> Result<Box<dyn Stream>, StoreError> {
         let mut why = StoreError::Unavailable("no server is configured".to_owned());
-        for place in self.places().await? {
-            match self.reach(&place).await {
+        for address in self.addresses().await? {
+            match self.connect(&address).await {
                 Ok(stream) => return Ok(stream),
                 Err(error) => {
-                    why = StoreError::Unavailable(format!("Redis at {place} cannot be reached: {error}"));
+                    why = StoreError::Unavailable(format!("Redis at {address} is unreachable: {error}"));
                 }
             }
         }
         Err(why)
     }
 
-    /// What connects to all nodes, if it is a cluster.
+    /// Connects to all nodes; `None`: this is no cluster.
     pub fn cluster(&self) -> Result<Option<ClusterClient>, StoreError> {
         if self.settings.kind != RedisKind::Cluster {
             return Ok(None);
         }
         let scheme = if self.settings.tls { "rediss" } else { "redis" };
-        let nodes = self.settings.servers.iter().map(|place| format!("{scheme}://{place}"));
+        let nodes = self.settings.servers.iter().map(|address| format!("{scheme}://{address}"));
         let mut builder = ClusterClient::builder(nodes).retries(0);
-        builder = builder.connection_timeout(CONNECT_WAIT).response_timeout(ANSWER_WAIT);
+        builder = builder.connection_timeout(CONNECT_TIMEOUT).response_timeout(REPLY_TIMEOUT);
         if let Some(name) = &self.settings.username {
             builder = builder.username(name);
         }
@@ -144,37 +148,37 @@ impl Way {
         builder.build().map(Some).map_err(|error| StoreError::Unavailable(format!("Redis: {error}")))
     }
 
-    /// A server or a sentinel, by TLS where that is configured.
-    async fn reach(&self, place: &RedisAt) -> io::Result<Box<dyn Carrier>> {
-        let host = match place {
+    /// To a server or a sentinel, with TLS if configured.
+    async fn connect(&self, address: &RedisAt) -> io::Result<Box<dyn Stream>> {
+        let (host, port) = match address {
             RedisAt::Unix(path) => return Ok(Box::new(UnixStream::connect(path).await?)),
             RedisAt::Tcp { host, port } => (host.as_str(), *port),
         };
-        let stream = TcpStream::connect(host).await?;
+        let stream = TcpStream::connect((host, port)).await?;
         stream.set_nodelay(true)?;
         let Some(tls) = &self.tls else { return Ok(Box::new(stream)) };
-        let name = ServerName::try_from(host.0.to_owned()).map_err(io::Error::other)?;
+        let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
         Ok(Box::new(TlsConnector::from(tls.clone()).connect(name, stream).await?))
     }
 
-    /// What was said, and the way out.
-    pub fn told(&self, error: &RedisError) -> String {
+    /// The error and its remedy.
+    pub fn describe(&self, error: &RedisError) -> String {
         let (prefix, text) = (&self.settings.key_prefix, error.to_string());
-        let credentials = || "; see `username` and `password` in store.redis".to_owned();
+        let credentials = || "; check `username` and `password` in store.redis".to_owned();
         let hint = match error.kind() {
             ErrorKind::AuthenticationFailed => credentials(),
             ErrorKind::Server(ServerErrorKind::NoPerm) => {
-                format!("; let the user have `~{prefix}* &{prefix}* +@all -@dangerous`")
+                format!("; grant the user `~{prefix}* &{prefix}* +@all -@dangerous`")
             }
             ErrorKind::Server(ServerErrorKind::ReadOnly) => {
-                "; it is a replica: give the address of the primary, or those of the sentinels".to_owned()
+                "; this is a replica: configure the primary's address, or the sentinels".to_owned()
             }
             ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::ClusterDown | ServerErrorKind::CrossSlot) => {
-                "; a cluster needs `cluster: true` in store.redis, and all its slots served".to_owned()
+                "; set `cluster: true` in store.redis, and check that every slot is served".to_owned()
             }
-            _ if error.is_timeout() => "; it does not answer in time".to_owned(),
+            _ if error.is_timeout() => "; no reply in time".to_owned(),
             _ if matches!(error.code(), Some("NOAUTH" | "WRONGPASS")) => credentials(),
-            // Why a cluster could not be reached stands in the text alone.
+            // The cluster client reports why it could not connect in the text only.
             _ if text.contains("AuthenticationFailed") || text.contains("NOAUTH") => credentials(),
             _ => String::new(),
         };
@@ -182,7 +186,7 @@ impl Way {
     }
 }
 
-/// To one server, or to all nodes of a cluster.
+/// A connection to one server, or to all nodes of a cluster.
 #[derive(Clone)]
 pub enum Connection {
     Server(MultiplexedConnection),

@@ -1,0 +1,82 @@
+//! Why a store operation fails, and why a store does not open.
+
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+use super::seal::KeyId;
+use crate::model::token::TokenKey;
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    #[error("the lease of {key} was not released in time by its holder")]
+    LeaseTimeout { key: TokenKey },
+    /// It has expired, and there may be another holder.
+    #[error("the lease of {key} was lost: it expired, or another replica changed the record")]
+    LeaseLost { key: TokenKey },
+    /// The store as a whole: a full disk, a file that went away, no connection. Retryable.
+    #[error("store unavailable: {0}")]
+    Unavailable(String),
+    /// One record: torn, tampered with, or sealed under a key that is not configured.
+    #[error("the record {record} cannot be opened: {why}")]
+    Damaged { record: String, why: &'static str },
+    #[error("{0}")]
+    Unsupported(&'static str),
+}
+
+/// Why a store does not open, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(
+        "the store {} is in use by another process; stop that process, or give this one its own `state_dir`",
+        path.display()
+    )]
+    InUse { path: PathBuf },
+    /// Permission, a read-only disk, or no directory.
+    #[error(
+        "the store {} cannot be written ({source}); make its directory writable for this user, or set `state_dir`",
+        path.display()
+    )]
+    Unwritable { path: PathBuf, source: io::Error },
+    #[error(
+        "the store {} is sealed under the key {sealed_under}, and `store.seal_key` has {configured}; add that key to the \
+         list (after a new one, until `keybearer store reseal` is done), or move the file away to start with an empty store",
+        path.display(), configured = names(configured)
+    )]
+    WrongKey { path: PathBuf, sealed_under: KeyId, configured: Vec<KeyId> },
+    #[error(
+        "{} has format {found}, written by a newer keybearer; use that version, or another file",
+        path.display()
+    )]
+    NewerFormat { path: PathBuf, found: u32 },
+    #[error(
+        "the store {} is damaged or not a keybearer store ({why}); restore a backup, or move the file away to start with \
+         an empty store",
+        path.display()
+    )]
+    Damaged { path: PathBuf, why: String },
+    #[error("the seal key {} cannot be used: {why}", path.display())]
+    Key { path: PathBuf, why: String },
+    #[error("the store {} cannot be opened ({source}); check its disk, or set another path", path.display())]
+    Io { path: PathBuf, source: io::Error },
+}
+
+fn names(keys: &[KeyId]) -> String {
+    keys.iter().map(KeyId::to_string).collect::<Vec<_>>().join(", ")
+}
+
+impl OpenError {
+    pub fn of_io(path: &Path, source: io::Error) -> OpenError {
+        let path = path.to_owned();
+        match source.kind() {
+            ErrorKind::PermissionDenied
+            | ErrorKind::ReadOnlyFilesystem
+            | ErrorKind::NotFound
+            | ErrorKind::NotADirectory => OpenError::Unwritable { path, source },
+            _ => OpenError::Io { path, source },
+        }
+    }
+
+    pub fn damaged(path: &Path, why: impl Into<String>) -> OpenError {
+        OpenError::Damaged { path: path.to_owned(), why: why.into() }
+    }
+}

@@ -1,0 +1,17 @@
+//! The secrets that this process uses, kept to be written back if Redis loses them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::model::secret::Secret;
+use crate::sync::lock;
+
+/// The secrets that this process has read from Redis, with their versions.
+#[derive(Clone, Default)]
+pub struct SecretsInUse(Arc<Mutex<BTreeMap<String, (u64, Secret)>>>);
+
+impl SecretsInUse {
+    pub fn lock(&self) -> MutexGuard<'_, BTreeMap<String, (u64, Secret)>> {
+        lock(&self.0)
+    }
+}

@@ -1,0 +1,44 @@
+//! What a script finds under a key.
+
+use redis::{FromRedisValue, ParsingError, Value as Reply};
+
+use crate::store::StoreError;
+
+/// A larger value was not written by keybearer, and is not fetched.
+pub const VALUE_BYTES_MAX: usize = 256 * 1024;
+
+const FOREIGN: &str = "the value under its key in Redis was not written by keybearer";
+const TOO_LARGE: &str = "the value under its key in Redis is larger than any record of keybearer";
+
+pub enum Value {
+    None,
+    Bytes(Vec<u8>),
+    /// Of a type that keybearer does not write there.
+    Foreign,
+    /// Larger than [`VALUE_BYTES_MAX`].
+    Large,
+}
+
+impl Value {
+    /// The value, which belongs to `record`; `None`: there is none.
+    pub fn bytes(self, record: impl Fn() -> String) -> Result<Option<Vec<u8>>, StoreError> {
+        match self {
+            Value::None => Ok(None),
+            Value::Bytes(bytes) => Ok(Some(bytes)),
+            Value::Foreign => Err(StoreError::Damaged { record: record(), why: FOREIGN }),
+            Value::Large => Err(StoreError::Damaged { record: record(), why: TOO_LARGE }),
+        }
+    }
+}
+
+impl FromRedisValue for Value {
+    fn from_redis_value(reply: Reply) -> Result<Value, ParsingError> {
+        match reply {
+            Reply::BulkString(bytes) => Ok(Value::Bytes(bytes)),
+            Reply::Int(1) => Ok(Value::Foreign),
+            Reply::Int(2) => Ok(Value::Large),
+            Reply::Int(_) | Reply::Nil => Ok(Value::None),
+            _ => Err(ParsingError::from("neither a value nor one of the scripts' codes")),
+        }
+    }
+}
