@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::Reason;
-use http::{HeaderMap, Method, Request};
+use http::{Method, Request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::rig::frames::{self, CANCEL, END_STREAM, FrameServer, NO_ERROR, STATUS_200};
+use crate::rig::http2::Http2;
 use crate::rig::peers::Peers;
 use crate::rig::raw::{self, Answer, Conn};
 use crate::rig::scripted::{Reply, Scripted};
@@ -17,59 +17,6 @@ use crate::rig::sidecar::Sidecar;
 use crate::stage::Stage;
 
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// What a caller over HTTP/2 reads of one response.
-#[derive(Debug)]
-struct Read {
-    status: u16,
-    headers: HeaderMap,
-    body: Vec<u8>,
-    /// Why the stream was reset; `None`: the response is complete.
-    reset: Option<Reason>,
-}
-
-impl Read {
-    fn code(&self) -> &str {
-        self.headers.get("keybearer-error").map_or("", |code| code.to_str().expect("ASCII"))
-    }
-}
-
-/// A connection over HTTP/2 to the proxy.
-struct Http2(h2::client::SendRequest<Bytes>);
-
-impl Http2 {
-    async fn open(sidecar: &Sidecar) -> Http2 {
-        let stream = TcpStream::connect(sidecar.proxy()).await.expect("a connection");
-        let (sender, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
-        tokio::spawn(connection);
-        Http2(sender)
-    }
-
-    /// Sends a request without a body: END_STREAM is on its head.
-    async fn send(&mut self, request: Request<()>) -> Read {
-        timeout(PATIENCE, async {
-            let (response, _) =
-                self.0.clone().ready().await.expect("a stream").send_request(request, true).expect("sent");
-            let (head, mut incoming) = response.await.expect("a response").into_parts();
-            let mut read = Read { status: head.status.as_u16(), headers: head.headers, body: Vec::new(), reset: None };
-            while let Some(part) = incoming.data().await {
-                match part {
-                    Ok(part) => {
-                        let _ = incoming.flow_control().release_capacity(part.len());
-                        read.body.extend_from_slice(&part);
-                    }
-                    Err(error) => {
-                        read.reset = Some(error.reason().expect("a reset"));
-                        break;
-                    }
-                }
-            }
-            read
-        })
-        .await
-        .expect("a response in time")
-    }
-}
 
 fn request(sidecar: &Sidecar, method: Method, path: &str) -> http::request::Builder {
     Request::builder().method(method).uri(format!("http://{}{path}", sidecar.proxy()))

@@ -6,6 +6,7 @@ mod rig {
     pub mod browser;
     pub mod frames;
     pub mod front;
+    pub mod http2;
     pub mod inside;
     pub mod pages;
     pub mod peers;

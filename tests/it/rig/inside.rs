@@ -1,6 +1,7 @@
 //! A tunnel, open, and the HTTP that is spoken in it by a client of our own.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,17 +38,10 @@ impl Inside {
         if !secure {
             return Inside::over(conn.stream, version).await;
         }
-        let mut roots = RootCertStore::empty();
-        let ca = CertificateDer::pem_file_iter(&interception_ca().0).expect("PEM");
-        roots.add_parsable_certificates(ca.map(Result::unwrap));
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("TLS");
-        let mut config = config.with_root_certificates(roots).with_no_client_auth();
-        if version == Version::HTTP_2 {
-            config.alpn_protocols.push(b"h2".to_vec());
-        }
+        let protocols: &[&[u8]] = if version == Version::HTTP_2 { &[b"h2"] } else { &[] };
+        let connector = connector(&interception_ca().0, protocols);
         let name = ServerName::try_from("api.test").expect("a name");
-        let stream = TlsConnector::from(Arc::new(config)).connect(name, conn.stream).await.expect("a handshake");
+        let stream = connector.connect(name, conn.stream).await.expect("a handshake");
         Inside::over(stream, version).await
     }
 
@@ -104,4 +98,16 @@ impl Inside {
         };
         timeout(Duration::from_secs(10), end).await.expect("the tunnel ends");
     }
+}
+
+/// TLS by a client that trusts the CA in this file alone, and asks for these protocols.
+pub fn connector(ca: &Path, protocols: &[&[u8]]) -> TlsConnector {
+    let mut roots = RootCertStore::empty();
+    let ca = CertificateDer::pem_file_iter(ca).expect("PEM");
+    roots.add_parsable_certificates(ca.map(Result::unwrap));
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("TLS");
+    let mut config = config.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+    TlsConnector::from(Arc::new(config))
 }

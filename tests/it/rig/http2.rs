@@ -1,0 +1,79 @@
+//! A caller over HTTP/2 that shows how each response ended.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::Reason;
+use http::{HeaderMap, Request};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::sidecar::Sidecar;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What a caller over HTTP/2 reads of one response.
+#[derive(Debug)]
+pub struct Read {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: Vec<u8>,
+    /// Why the stream was reset; `None`: the response is complete.
+    pub reset: Option<Reason>,
+}
+
+impl Read {
+    pub fn code(&self) -> &str {
+        self.headers.get("keybearer-error").map_or("", |code| code.to_str().expect("ASCII"))
+    }
+}
+
+/// A connection over HTTP/2 to the proxy.
+pub struct Http2(pub h2::client::SendRequest<Bytes>);
+
+impl Http2 {
+    pub async fn open(sidecar: &Sidecar) -> Http2 {
+        Http2::over(TcpStream::connect(sidecar.proxy()).await.expect("a connection")).await
+    }
+
+    /// The same on a connection that is there already.
+    pub async fn over<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: T) -> Http2 {
+        let (sender, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
+        tokio::spawn(connection);
+        Http2(sender)
+    }
+
+    /// Sends a request without a body: END_STREAM is on its head.
+    pub async fn send(&mut self, request: Request<()>) -> Read {
+        self.send_with(request, None).await
+    }
+
+    /// Sends a request; END_STREAM is on its body, if it has one.
+    pub async fn send_with(&mut self, request: Request<()>, body: Option<&'static [u8]>) -> Read {
+        timeout(PATIENCE, async {
+            let mut sender = self.0.clone().ready().await.expect("a stream");
+            let (response, mut upload) = sender.send_request(request, body.is_none()).expect("sent");
+            if let Some(body) = body {
+                upload.send_data(Bytes::from_static(body), true).expect("sent");
+            }
+            let (head, mut incoming) = response.await.expect("a response").into_parts();
+            let mut read = Read { status: head.status.as_u16(), headers: head.headers, body: Vec::new(), reset: None };
+            while let Some(part) = incoming.data().await {
+                match part {
+                    Ok(part) => {
+                        let _ = incoming.flow_control().release_capacity(part.len());
+                        read.body.extend_from_slice(&part);
+                    }
+                    Err(error) => {
+                        read.reset = Some(error.reason().expect("a reset"));
+                        break;
+                    }
+                }
+            }
+            read
+        })
+        .await
+        .expect("a response in time")
+    }
+}
