@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::CONNECTION;
+use http::header::{CONNECTION, CONTENT_LENGTH};
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
@@ -182,6 +182,9 @@ impl Report {
         if self.grpc {
             response = grpc::trailers_only(&fault.error, response);
         }
+        if self.method == Method::HEAD {
+            response = without_content(response);
+        }
         if self.method == Method::CONNECT {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
@@ -199,6 +202,13 @@ impl Report {
         counters.duration.observe(took.as_secs_f64());
         self.tell(outcome, ending, took);
     }
+}
+
+/// The response to HEAD: the length is the one of the content that GET would get (RFC 9110 §9.3.2).
+fn without_content(response: Response<Bytes>) -> Response<Bytes> {
+    let (mut head, content) = response.into_parts();
+    head.headers.insert(CONTENT_LENGTH, HeaderValue::from(content.len()));
+    Response::from_parts(head, Bytes::new())
 }
 
 /// The status that is recorded, and never sent, of a request whose caller went away before its response began.

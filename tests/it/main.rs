@@ -28,6 +28,7 @@ mod cluster;
 mod commands;
 mod consent;
 mod consent_again;
+mod content;
 mod crash;
 mod credentials;
 mod deadlines;
