@@ -116,6 +116,9 @@ impl<'a> Exchange<'a> {
         let replay = if injected { self.snapshot.limits.replay_body_bytes } else { 0 };
         let source = RequestSource::new(incoming, replay, way.reserved(), upload);
         let mut first = self.send(&way, &head, &tokens, &source).await?;
+        if matches!(head.method, Method::GET | Method::HEAD) {
+            source.notice_empty();
+        }
         match way.bound {
             Some(bound) if injected && self.is_rejected(bound, &tokens, &mut first.0).await => {
                 Box::pin(self.replay(first, tokens, bound, &way, &head, &source)).await

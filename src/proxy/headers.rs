@@ -73,12 +73,16 @@ pub fn request(headers: &mut HeaderMap, host: HeaderValue, via: &HeaderValue) {
     headers.append(VIA, via.clone());
 }
 
-/// Sets `Content-Length: 0` on a request without a body whose method is expected to have one (RFC 9110 §8.6): hyper leaves
-/// it out, and some servers (IIS, Azure) answer 411 without it.
-pub fn state_empty_body<B: Body>(request: &mut Request<B>) {
+/// Sets the framing of an HTTP/1.1 request where hyper would choose another. `Content-Length: 0` where the method expects a body
+/// and there is none (RFC 9110 §8.6): hyper leaves it out, and some servers (IIS, Azure) answer 411 without it. Chunks for a body
+/// of unknown length: hyper drops it from a GET or HEAD.
+pub fn frame_body<B: Body>(request: &mut Request<B>) {
+    let (is_empty, length) = (request.body().is_end_stream(), request.body().size_hint().exact());
     let expects_body = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
-    if expects_body && request.body().is_end_stream() {
+    if is_empty && expects_body {
         request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(0));
+    } else if !is_empty && length.is_none() {
+        request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
 }
 

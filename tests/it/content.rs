@@ -1,4 +1,4 @@
-//! Which messages have content, and where it ends: HEAD.
+//! Which messages have content, and where it ends: HEAD, GET with a body.
 
 use http::{Method, Request};
 use rustls::pki_types::ServerName;
@@ -6,8 +6,14 @@ use rustls::pki_types::ServerName;
 use crate::intercept::{interception, interception_ca};
 use crate::rig::http2::Http2;
 use crate::rig::inside;
-use crate::rig::raw::Conn;
+use crate::rig::raw::{self, Conn};
+use crate::rig::scripted::{Reply, Scripted};
+use crate::rig::sidecar::Sidecar;
 use crate::stage::Stage;
+
+/// `hello`, and the end of the head before it.
+const CHUNKS: &str = "5\r\nhello\r\n0\r\n\r\n";
+const CHUNKED: &str = "Transfer-Encoding: chunked\r\n\r\n";
 
 /// RFC 9110 §9.3.2.
 #[tokio::test]
@@ -48,4 +54,61 @@ async fn a_problem_in_response_to_head_has_no_content() {
     let request = Request::head("https://else.test/").body(()).expect("a request");
     let read = Http2::over(stream).await.send(request).await;
     assert_eq!((read.code(), read.reset, read.body.len()), ("authority_mismatch", None, 0), "{read:?}");
+}
+
+#[tokio::test]
+async fn content_without_a_length_goes_on_whatever_the_method() {
+    let stage = Stage::start("").await;
+    let here = stage.sidecar.proxy();
+    let mut http2 = Http2::open(&stage.sidecar).await;
+    for method in ["GET", "HEAD", "DELETE", "OPTIONS", "POST"] {
+        for target in ["http://good.test/x", "http://good.test:81/x", "/api/x"] {
+            let check = |row: &str| {
+                let request = stage.good.received().pop().expect("a request");
+                assert!(request.head.starts_with(method), "{row}: {}", request.head);
+                let framing = (request.values("transfer-encoding"), request.values("content-length"));
+                assert_eq!(framing, (vec!["chunked"], vec![]), "{method} {target} {row}: {}", request.head);
+                assert_eq!(String::from_utf8_lossy(&request.body), CHUNKS, "{method} {target} {row}");
+            };
+            let head = format!("{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{CHUNKED}");
+            let said = stage.say(head + CHUNKS).await;
+            assert_eq!(said.status(), 200, "{method} {target}: {}", said.text());
+            check("chunked");
+            let method = Method::from_bytes(method.as_bytes()).expect("a method");
+            let uri = if target.starts_with('/') { format!("http://{here}{target}") } else { target.to_owned() };
+            let request = Request::builder().method(method).uri(uri).body(()).expect("a request");
+            let read = http2.send_with(request, Some(b"hello")).await;
+            assert_eq!((read.status, read.reset), (200, None), "{target}: {read:?}");
+            check("HTTP/2");
+        }
+    }
+    // An end of the stream without content is none.
+    for body in [None, Some(&b""[..])] {
+        let request = Request::get("http://good.test/x").body(()).expect("a request");
+        assert_eq!(http2.send_with(request, body).await.status, 200);
+        let request = stage.good.received().pop().expect("a request");
+        let framing = (request.values("transfer-encoding"), request.values("content-length"));
+        assert_eq!(framing, (vec![], vec![]), "{body:?}: {}", request.head);
+    }
+}
+
+#[tokio::test]
+async fn content_of_a_get_is_sent_again_after_a_rejected_token() {
+    let server = Scripted::start(|_, before| match before {
+        0 => Reply::text(401, "text/plain", "no"),
+        _ => Reply::ok(),
+    })
+    .await;
+    let tokens = Scripted::tokens(3600).await;
+    let sidecar = Sidecar::start(&format!(
+        "hosts: {{api.test: \"{}\"}}\nconnections:\n- {{name: crm, client_id: a, client_secret: b, token_url: \
+         \"http://{}/token\", routes: [{{host: api.test, upstream_tls: false}}]}}\n",
+        server.address, tokens.address
+    ))
+    .await;
+    let head = format!("GET http://api.test/ HTTP/1.1\r\nHost: api.test\r\n{CHUNKED}");
+    assert_eq!(raw::send(sidecar.proxy(), (head + CHUNKS).as_bytes()).await.status, 200);
+    let bodies: Vec<_> =
+        server.received().iter().map(|request| String::from_utf8_lossy(&request.body).into_owned()).collect();
+    assert_eq!(bodies, [CHUNKS, CHUNKS]);
 }

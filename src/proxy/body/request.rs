@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::HeaderName;
+use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
@@ -25,6 +27,8 @@ pub struct RequestSource(Rc<RefCell<Source>>);
 
 struct Source {
     incoming: Received,
+    /// Read before the first pass began.
+    ahead: Option<Result<Frame<Bytes>, ReceiveError>>,
     /// Frames read so far, while they may still be needed again.
     kept: Option<Vec<Bytes>>,
     kept_bytes: usize,
@@ -52,6 +56,7 @@ impl RequestSource {
         let kept = (kept_bytes_max > 0 || finished).then(Vec::new);
         RequestSource(Rc::new(RefCell::new(Source {
             incoming,
+            ahead: None,
             kept,
             kept_bytes: 0,
             kept_bytes_max,
@@ -62,6 +67,21 @@ impl RequestSource {
             passes: 0,
             upload,
         })))
+    }
+
+    /// Notices that a body of unknown length is empty, where its end has come already: a GET then leaves without a body.
+    pub fn notice_empty(&self) {
+        let mut source = self.0.borrow_mut();
+        if source.finished || source.incoming.size_hint().exact().is_some() {
+            return;
+        }
+        let Some(frame) = source.incoming.frame().now_or_never() else { return };
+        let is_empty = |frame: &Frame<Bytes>| frame.data_ref().is_some_and(Bytes::is_empty);
+        match frame {
+            None => source.finish(),
+            Some(Ok(frame)) if is_empty(&frame) && source.incoming.is_end_stream() => source.finish(),
+            Some(frame) => source.ahead = Some(frame),
+        }
     }
 
     /// Is it the caller's fault that the body was not sent to its end? An error of HTTP/2 does not say so.
@@ -96,7 +116,11 @@ impl RequestSource {
 
 impl Source {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReceiveError>>> {
-        let frame = match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
+        let frame = match self.ahead.take() {
+            None => ready!(Pin::new(&mut self.incoming).poll_frame(cx)),
+            ahead => ahead,
+        };
+        let frame = match frame {
             None => {
                 self.finish();
                 return Poll::Ready(None);

@@ -119,7 +119,7 @@ impl<'a> Way<'a> {
             None => Uri::from(path),
         };
         if lease.version() != Version::HTTP_2 {
-            headers::state_empty_body(&mut request);
+            headers::frame_body(&mut request);
         }
         Ok(request)
     }
