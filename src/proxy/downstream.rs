@@ -27,7 +27,7 @@ use super::body::ResponseBody;
 use super::dispatch;
 use super::error::{About, LONG_TARGET, ProxyError, to_wire};
 use super::headers;
-use super::io::{Overdue, Watch, Watched, caller_gone};
+use super::io::{Overdue, Socket, Watch, Watched, caller_gone};
 use super::peer::Peer;
 use super::report::Answer;
 use super::worker::Worker;
@@ -64,11 +64,14 @@ async fn one_by_one(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
     watch.guard(limits.head_bytes, worker.shared.head_budget.clone());
     let service = {
         let (worker, peer) = (worker.clone(), peer.clone());
-        let watch = watch.clone();
-        service_fn(move |request| {
-            let (response, watch) = (serve_one(worker.clone(), peer.clone(), request), watch.clone());
+        let (watch, socket) = (watch.clone(), io.own_socket());
+        service_fn(move |request: Request<Incoming>| {
+            let (watch, socket) = (watch.clone(), socket.clone().filter(|_| request.version() == Version::HTTP_10));
+            let response = serve_one(worker.clone(), peer.clone(), request);
             // Boxed, because hyper keeps room for one future as long as a connection lives, idle or not.
-            Box::pin(async move { response.await.map(|response| response.map(|inner| Unblocked { inner, watch })) })
+            Box::pin(
+                async move { response.await.map(|response| response.map(|inner| Outgoing::new(inner, watch, socket))) },
+            )
         })
     };
     // Larger than our own bound, so that it is we who answer a head that is too large.
@@ -125,19 +128,42 @@ async fn one_by_one(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
 
 /// A response body that is read from the upstream only while the caller reads: what hyper would take beyond is memory that a
 /// stalled download holds.
-struct Unblocked {
+struct Outgoing {
     inner: ResponseBody<Answer>,
     watch: Arc<Watch>,
+    /// Set while the end of the connection would look like the end of this body (RFC 9112 §8): closing resets the socket.
+    unfinished: Option<Socket>,
 }
 
-impl Body for Unblocked {
+impl Outgoing {
+    /// `socket` is that of a caller over HTTP/1.0, for which a body without a length ends with the connection.
+    fn new(inner: ResponseBody<Answer>, watch: Arc<Watch>, socket: Option<Socket>) -> Outgoing {
+        let ends_with_connection = !inner.is_end_stream() && inner.size_hint().exact().is_none();
+        let unfinished = socket.filter(|_| ends_with_connection);
+        if let Some(socket) = &unfinished {
+            socket.set_resets(true);
+        }
+        Outgoing { inner, watch, unfinished }
+    }
+}
+
+impl Body for Outgoing {
     type Data = Bytes;
     type Error = <ResponseBody<Answer> as Body>::Error;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = self.get_mut();
         ready!(this.watch.poll_unblocked(cx));
-        Pin::new(&mut this.inner).poll_frame(cx)
+        let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
+        let is_complete = match &frame {
+            None => true,
+            Some(Ok(_)) => this.inner.is_end_stream(),
+            Some(Err(_)) => false,
+        };
+        if is_complete && let Some(socket) = this.unfinished.take() {
+            socket.set_resets(false);
+        }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {

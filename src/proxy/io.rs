@@ -16,6 +16,6 @@ pub use gone::caller_gone;
 pub use head_budget::HeadBudget;
 pub use interim::Heads;
 pub use presence::Presence;
-pub use stream::Stream;
+pub use stream::{Socket, Stream};
 pub use watch::{Activity, Overdue, Serving, Upload, Watch};
 pub use watched::Watched;

@@ -1,16 +1,23 @@
-//! Which messages have content, and where it ends: HEAD, GET with a body.
+//! Which messages have content, and where it ends: HEAD, GET with a body, a caller over HTTP/1.0.
+
+use std::time::Duration;
 
 use http::{Method, Request};
 use rustls::pki_types::ServerName;
+use tokio::io::AsyncReadExt;
+use tokio::time::timeout;
 
 use crate::intercept::{interception, interception_ca};
+use crate::rig::frames::{self, FrameServer, NO_ERROR, STATUS_200};
 use crate::rig::http2::Http2;
 use crate::rig::inside;
+use crate::rig::peers::Peers;
 use crate::rig::raw::{self, Conn};
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
 use crate::stage::Stage;
 
+const PATIENCE: Duration = Duration::from_secs(20);
 /// `hello`, and the end of the head before it.
 const CHUNKS: &str = "5\r\nhello\r\n0\r\n\r\n";
 const CHUNKED: &str = "Transfer-Encoding: chunked\r\n\r\n";
@@ -111,4 +118,67 @@ async fn content_of_a_get_is_sent_again_after_a_rejected_token() {
     let bodies: Vec<_> =
         server.received().iter().map(|request| String::from_utf8_lossy(&request.body).into_owned()).collect();
     assert_eq!(bodies, [CHUNKS, CHUNKS]);
+}
+
+/// Over HTTP/1.0 the end of the connection ends a response (RFC 9112 §8), so one that is cut off ends in a reset.
+#[tokio::test]
+async fn a_caller_over_http_1_0_never_takes_a_part_for_all() {
+    let chunked = |more: &str| format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n{more}");
+    let whole = chunked("0\r\n\r\n").into_bytes();
+    let stage = Stage::answering("timeouts: {idle: 1s}\n", move |request, _| match request.request_line() {
+        line if line.contains("/whole") => Reply::Bytes(whole.clone()),
+        line if line.contains("/silent") => Reply::Bytes(chunked("").into_bytes()),
+        _ => Reply::BytesThenClose(chunked("").into_bytes()),
+    })
+    .await;
+    let server = FrameServer::start(|at, _| {
+        Reply::Bytes(
+            [frames::head(at, 0, STATUS_200), frames::data(at, 0, b"abc"), frames::reset(at, NO_ERROR)].concat(),
+        )
+    })
+    .await;
+    let tokens = Scripted::tokens(3600).await;
+    let intercepting = Sidecar::start(&format!(
+        "hosts: {{api.test: \"{}\"}}\ntrust: [{}]\n{}connections:\n- {{name: crm, client_id: a, client_secret: b, \
+         token_url: \"http://{}/token\", routes: [{{host: api.test}}]}}\n",
+        server.address,
+        Peers::certs().ca.display(),
+        interception(),
+        tokens.address
+    ))
+    .await;
+    let get = |target: &str| format!("GET {target} HTTP/1.0\r\nHost: api.test\r\n\r\n");
+    let mut ends = Vec::new();
+    for (sidecar, target) in [
+        (&stage.sidecar, "http://good.test/whole"),
+        (&stage.sidecar, "/api/cut"),
+        (&stage.sidecar, "http://good.test/silent"),
+        (&intercepting, "https://api.test/"),
+    ] {
+        let mut conn = Conn::open(sidecar.proxy()).await;
+        conn.write(get(target).as_bytes()).await;
+        ends.push((target, end(&mut conn.stream).await));
+    }
+    let mut conn = Conn::open(intercepting.proxy()).await;
+    conn.write(b"CONNECT api.test:443 HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert!(crate::tunnel::opened(&mut conn).await.contains(" 200 "));
+    let name = ServerName::try_from("api.test").expect("a name");
+    let stream = inside::connector(&interception_ca().0, &[]).connect(name, conn.stream).await.expect("a handshake");
+    let mut conn = Conn::over(stream);
+    conn.write(get("/").as_bytes()).await;
+    // Its TLS has no end either way; what tells is the connection below.
+    let mut below = conn.stream.into_inner().0;
+    ends.push(("inside TLS", end(&mut below).await));
+    for (target, (read, kind)) in &ends {
+        let expected = if target.ends_with("/whole") { None } else { Some(std::io::ErrorKind::ConnectionReset) };
+        assert_eq!(*kind, expected, "{target}: {}", String::from_utf8_lossy(read));
+    }
+    assert!(ends[0].1.0.ends_with(b"\r\n\r\nabc"), "{:?}", ends[0]);
+}
+
+/// What is read until the connection ends, and with which error it does.
+async fn end<T: tokio::io::AsyncRead + Unpin>(stream: &mut T) -> (Vec<u8>, Option<std::io::ErrorKind>) {
+    let mut read = Vec::new();
+    let end = timeout(PATIENCE, stream.read_to_end(&mut read)).await.expect("an end in time");
+    (read, end.err().map(|error| error.kind()))
 }

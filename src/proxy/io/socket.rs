@@ -1,23 +1,83 @@
-//! The socket below a caller's stream, for a task that waits for its end without reading.
+//! The socket below a caller's stream, for a task that waits for its end without reading, and for a reset in place of FIN.
 
+use std::fmt;
 use std::sync::Weak;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use rustix::net::sockopt::set_socket_linger;
 use tokio::io::{Interest, Ready};
-use tokio::net::{tcp, unix};
+use tokio::net::{TcpStream, tcp, unix};
+
+/// Write half of a TCP connection.
+pub struct TcpWriteHalf {
+    /// `None`: it is being dropped.
+    half: Option<tcp::OwnedWriteHalf>,
+    resets: AtomicBool,
+}
+
+impl TcpWriteHalf {
+    pub fn new(half: tcp::OwnedWriteHalf) -> TcpWriteHalf {
+        TcpWriteHalf { half: Some(half), resets: AtomicBool::new(false) }
+    }
+
+    /// The kernel does the same for a process that is killed.
+    fn set_resets(&self, resets: bool) {
+        let linger = resets.then_some(Duration::ZERO);
+        match set_socket_linger::<&TcpStream>(self.as_ref(), linger) {
+            Ok(()) => self.resets.store(resets, Ordering::Relaxed),
+            Err(error) => tracing::debug!(%error, "SO_LINGER of a caller's connection is not set"),
+        }
+    }
+}
+
+impl AsRef<TcpStream> for TcpWriteHalf {
+    fn as_ref(&self) -> &TcpStream {
+        self.half.as_ref().expect("held until it is dropped").as_ref()
+    }
+}
+
+impl Drop for TcpWriteHalf {
+    fn drop(&mut self) {
+        // The half would send FIN on its own, before the RST.
+        if *self.resets.get_mut()
+            && let Some(half) = self.half.take()
+        {
+            half.forget();
+        }
+    }
+}
+
+impl fmt::Debug for TcpWriteHalf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TcpWriteHalf").field("resets", &self.resets).finish_non_exhaustive()
+    }
+}
 
 /// Does not keep the socket open.
 #[derive(Debug, Clone)]
 pub enum Socket {
-    Tcp(Weak<tcp::OwnedWriteHalf>),
+    Tcp(Weak<TcpWriteHalf>),
     Unix(Weak<unix::OwnedWriteHalf>),
 }
 
 impl Socket {
+    /// Closing sends RST from here on, or FIN again. Unix sockets have no reset.
+    pub fn set_resets(&self, resets: bool) {
+        let Socket::Tcp(socket) = self else { return };
+        if let Some(socket) = socket.upgrade() {
+            socket.set_resets(resets);
+        }
+    }
+
     /// Waits for one of these events; the end of both directions is reported with any.
     pub async fn ready(&self, interest: Interest) -> Ready {
         let ready = match self {
             Socket::Tcp(socket) => match socket.upgrade() {
-                Some(socket) => socket.ready(interest).await,
+                Some(socket) => {
+                    let stream: &TcpStream = (*socket).as_ref();
+                    stream.ready(interest).await
+                }
                 None => Ok(Ready::WRITE_CLOSED),
             },
             Socket::Unix(socket) => match socket.upgrade() {

@@ -14,11 +14,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
 use tokio_rustls::server::TlsStream;
 
-use super::socket::Socket;
+use super::socket::{Socket, TcpWriteHalf};
 
 /// `T`: the stream below TLS.
 pub enum Stream<T> {
-    Tcp(tcp::OwnedReadHalf, Arc<tcp::OwnedWriteHalf>),
+    Tcp(tcp::OwnedReadHalf, Arc<TcpWriteHalf>),
     Unix(unix::OwnedReadHalf, Arc<unix::OwnedWriteHalf>),
     /// TLS that ends here, over the stream that it came by.
     Tls(Box<TlsStream<T>>),
@@ -29,7 +29,7 @@ pub enum Stream<T> {
 impl<T> From<TcpStream> for Stream<T> {
     fn from(stream: TcpStream) -> Stream<T> {
         let (read, write) = stream.into_split();
-        Stream::Tcp(read, Arc::new(write))
+        Stream::Tcp(read, Arc::new(TcpWriteHalf::new(write)))
     }
 }
 
@@ -67,7 +67,7 @@ macro_rules! on {
 /// Writes to a socket that is shared with who waits for its end.
 macro_rules! write {
     ($half:ident, $cx:ident, $try:ident, $bytes:ident) => {{
-        let socket = $half.as_ref().as_ref();
+        let socket = (**$half).as_ref();
         loop {
             ready!(socket.poll_write_ready($cx))?;
             match socket.$try($bytes) {
@@ -116,7 +116,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<T> {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Stream::Tcp(_, write) => {
-                let socket: &TcpStream = write.as_ref().as_ref();
+                let socket: &TcpStream = (**write).as_ref();
                 Poll::Ready(Ok(shutdown(socket, Shutdown::Write)?))
             }
             Stream::Unix(_, write) => {

@@ -87,6 +87,11 @@ impl Watched {
         }
     }
 
+    /// The socket that carries it and nothing else; `None` inside HTTP/2.
+    pub fn own_socket(&self) -> Option<Socket> {
+        self.watch.presence.socket().filter(|_| !self.is_inside_http2()).cloned()
+    }
+
     /// The same stream served anew, as inside a tunnel, with what was read of it so far.
     pub fn again(self, buffered: Bytes) -> Watched {
         let socket = self.watch.presence.socket().cloned();
