@@ -86,13 +86,16 @@ fn parse_authority(text: &str) -> Result<Authority, BadTarget> {
     Authority::parse(text).map_err(|_| "the host or port of the URL or of the Host header is not valid")
 }
 
-/// The path as it is matched and as it is sent on: visible ASCII only.
+/// The path as it is matched and as it is sent on: visible ASCII only, and `/` before a query without a path (RFC 9110 §4.2.1).
 fn path_of(uri: &Uri) -> Result<PathAndQuery, BadTarget> {
     let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-    match path.as_str().bytes().all(|b| b.is_ascii_graphic()) {
-        true => Ok(path),
-        false => Err("the path holds characters that must be percent-encoded"),
+    if !path.as_str().bytes().all(|b| b.is_ascii_graphic()) {
+        return Err("the path holds characters that must be percent-encoded");
     }
+    if path.as_str().starts_with('?') {
+        return PathAndQuery::try_from(["/", path.as_str()].concat()).map_err(|_| "the query is too long");
+    }
+    Ok(path)
 }
 
 #[cfg(test)]
@@ -123,6 +126,8 @@ mod tests {
         check("http://good.test/x?q=1", "good.test", Some("http://good.test /x?q=1"));
         check("https://GOOD.test.:443/x", "good.test", Some("https://good.test /x"));
         check("HTTP://good.test", "good.test", Some("http://good.test /"));
+        check("http://good.test?x=1", "good.test", Some("http://good.test /?x=1"));
+        check("http://good.test?", "good.test", Some("http://good.test /?"));
         check("http://good.test/", "evil.test", Some("http://good.test /"));
         check("http://[::1]:8080/", "x", Some("http://[::1]:8080 /"));
         check("/x", "good.test", Some("mount /x"));
@@ -186,6 +191,7 @@ mod tests {
         check(Method::OPTIONS, "https://good.test:8443", true);
         check(Method::OPTIONS, "http://good.test/", false);
         check(Method::OPTIONS, "http://good.test?q", false);
+        check(Method::OPTIONS, "http://good.test?", false);
         check(Method::OPTIONS, "http://good.test/x", false);
         check(Method::OPTIONS, "/", false);
         check(Method::GET, "http://good.test", false);

@@ -69,6 +69,8 @@ async fn the_target_alone_names_the_destination() {
         ("TC-08 trailing dot", plain("http://good.test./"), 200, "", Good),
         ("TC-08 port written out", plain("http://good.test:80/"), 200, "", Good),
         ("TC-08 scheme in capitals", plain("HTTP://good.test/"), 200, "", Good),
+        ("a query and no path", plain("http://good.test?x=1"), 200, "", Good),
+        ("a query and no path, evil", plain("http://evil.test?x=/v1@good.test"), 200, "", Evil),
         ("TC-11 //evil", plain("//evil.test/"), 404, "no_mount", Nowhere),
         (
             "TC-15 X-Forwarded-Host",

@@ -266,6 +266,8 @@ async fn options_without_a_path_are_about_the_server() {
     }
     let get = stage.say("GET http://good.test HTTP/1.1\r\nHost: good.test\r\nConnection: close\r\n\r\n").await;
     assert_eq!((get.status(), stage.good.received()[4].request_line()), (200, "GET / HTTP/1.1"));
+    let get = stage.say("GET http://good.test?a=b HTTP/1.1\r\nHost: good.test\r\nConnection: close\r\n\r\n").await;
+    assert_eq!((get.status(), stage.good.received()[5].request_line()), (200, "GET /?a=b HTTP/1.1"));
 }
 
 /// So many fields that each counts, beside those that name host and connection.
