@@ -10,7 +10,7 @@ mod proxy;
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +26,8 @@ use names::{Class, Names};
 pub use policy::{AddressPolicy, Denied};
 pub use proxy::{Conduit, Forwarding, WayOut};
 
+/// What `localhost` names.
+const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 /// Addresses of one name that are tried at most.
 const ADDRESSES_MAX: usize = 8;
 /// How long an attempt runs alone before the next address is tried beside it (RFC 8305 §5).
@@ -57,6 +59,17 @@ struct Rules {
     way_out: Option<WayOut>,
     /// For the proxy on the way out alone: its name may be private.
     policy_of_proxy: AddressPolicy,
+}
+
+/// The listener of ours to which an authority leads, as far as `hosts` or the authority itself shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OwnListener {
+    /// The one that the connection came in by.
+    This,
+    Another,
+    /// `hosts` sends it elsewhere.
+    No,
+    Unknown,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -141,10 +154,23 @@ impl Dialer {
         (!self.rules.hosts.contains_key(host) && way.takes(host, port)).then_some(&way.proxy)
     }
 
-    /// Does `hosts` send this origin to a listener of ours? `None`: `hosts` does not name it.
-    pub fn is_own_listener_by_hosts(&self, origin: &Origin) -> Option<bool> {
-        let (address, port) = self.rules.hosts.get(&origin.host)?;
-        Some(self.rules.policy.is_own_listener(SocketAddr::new(*address, port.unwrap_or(origin.port))))
+    /// The listener of ours to which `origin` leads, seen from a connection with the own address `local` (`None`: a Unix socket).
+    pub fn own_listener(&self, origin: &Origin, local: Option<SocketAddr>) -> OwnListener {
+        let Rules { hosts, policy, .. } = &*self.rules;
+        let by_hosts = hosts.get(&origin.host).map(|(ip, port)| SocketAddr::new(*ip, port.unwrap_or(origin.port)));
+        let known: Vec<SocketAddr> = match (by_hosts, &origin.host) {
+            (Some(address), _) => vec![address],
+            (None, Host::Ip(ip)) => vec![SocketAddr::new(*ip, origin.port)],
+            (None, host) if host.is_loopback() => LOOPBACK.map(|ip| SocketAddr::new(ip, origin.port)).to_vec(),
+            (None, Host::Name(_)) => Vec::new(),
+        };
+        let is_this = |address: &SocketAddr| local.is_some_and(|local| policy.is_same_listener(*address, local));
+        match () {
+            () if known.iter().any(is_this) => OwnListener::This,
+            () if known.iter().any(|address| policy.is_own_listener(*address)) => OwnListener::Another,
+            () if by_hosts.is_some() => OwnListener::No,
+            () => OwnListener::Unknown,
+        }
     }
 
     /// A host under `hosts` is where that says, and nowhere behind a proxy; a literal address is checked here, since the

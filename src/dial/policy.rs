@@ -100,6 +100,14 @@ impl AddressPolicy {
         reached(address.ip().to_canonical()).iter().any(is_own)
     }
 
+    /// Does one listener of ours answer both at `address` and at `local`?
+    pub fn is_same_listener(&self, address: SocketAddr, local: SocketAddr) -> bool {
+        let (ports, local_ip) = ((address.port(), local.port()), local.ip().to_canonical());
+        let here = self.own.iter().filter(|own| ports == (own.port(), own.port()) && reaches(own.ip(), local_ip));
+        let reached = reached(address.ip().to_canonical());
+        here.into_iter().any(|own| reached.iter().any(|ip| reaches(own.ip(), *ip)))
+    }
+
     /// May `host`, which resolved to `address`, be dialled?
     pub fn check(&self, host: &Host, address: SocketAddr) -> Result<(), Denied> {
         let (ip, port) = (address.ip().to_canonical(), address.port());

@@ -65,14 +65,33 @@ fn hosts_may_send_a_name_to_our_own_listener() {
         let mut word = || words.next().unwrap();
         HostOverride { host: Host::parse(word()).unwrap(), address: word().parse().unwrap(), port: word().parse().ok() }
     });
-    let policy = AddressPolicy::with_own(vec!["127.0.0.1:8080".parse().unwrap()]);
+    let own = ["127.0.0.1:8080", "127.0.0.1:8081", "127.0.0.9:8080"].map(|text| text.parse().unwrap());
+    let policy = AddressPolicy::with_own(own.to_vec());
     let dialer = Dialer::new(Reach { hosts: &model_hosts, policy, way_out: None }, &Tasks::default(), None);
-    let own = |authority: &str| {
-        let authority = Authority::parse(authority).unwrap();
-        dialer.is_own_listener_by_hosts(&Origin::new(Scheme::Http, authority))
+    let check = |authority: &str, local: Option<&str>, expected: OwnListener| {
+        let origin = Origin::new(Scheme::Http, Authority::parse(authority).unwrap());
+        let local = local.map(|text| text.parse().unwrap());
+        assert_eq!(dialer.own_listener(&origin, local), expected, "{authority} {local:?}");
     };
-    assert_eq!((own("own.test"), own("own.test:1"), own("other.test:8080")), (Some(true), Some(true), Some(false)));
-    assert_eq!((own("port.test:8080"), own("port.test"), own("x.test:8080")), (Some(true), Some(false), None));
+    use OwnListener::*;
+    let proxy = Some("127.0.0.1:8080");
+    check("own.test", proxy, This);
+    check("own.test:1", proxy, This);
+    check("other.test:8080", proxy, No);
+    check("port.test:8080", proxy, This);
+    check("port.test:8081", proxy, Another);
+    check("port.test", proxy, No);
+    check("x.test:8080", proxy, Unknown);
+    // Without `hosts`, what the authority itself shows.
+    check("127.0.0.1:8080", proxy, This);
+    check("[::ffff:127.0.0.1]:8081", proxy, Another);
+    check("localhost:8080", proxy, This);
+    check("localhost:8081", proxy, Another);
+    check("localhost:9", proxy, Unknown);
+    check("127.0.0.9:8080", proxy, Another);
+    check("127.0.0.1:8080", Some("127.0.0.9:8080"), Another);
+    check("own.test", None, Another);
+    check("127.0.0.1:8081", None, Another);
 }
 
 #[tokio::test]

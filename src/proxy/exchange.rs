@@ -29,6 +29,7 @@ use super::target::{self, Target};
 use super::upgrade::{self, Asked, Switch};
 use super::upstream::{Destination, Lease, Protocol, Turn, Wanted};
 use super::worker::{Place as Seat, Worker};
+use crate::dial::OwnListener;
 use crate::router::{CallerId, Found};
 use crate::snapshot::Snapshot;
 use tokens::Whose;
@@ -115,10 +116,10 @@ impl<'a> Exchange<'a> {
         }
         let replay = if injected { self.snapshot.limits.replay_body_bytes } else { 0 };
         let source = RequestSource::new(incoming, replay, way.reserved(), upload);
-        let mut first = self.send(&way, &head, &tokens, &source).await?;
         if matches!(head.method, Method::GET | Method::HEAD) {
             source.notice_empty();
         }
+        let mut first = self.send(&way, &head, &tokens, &source).await?;
         match way.bound {
             Some(bound) if injected && self.is_rejected(bound, &tokens, &mut first.0).await => {
                 Box::pin(self.replay(first, tokens, bound, &way, &head, &source)).await
@@ -179,7 +180,7 @@ impl<'a> Exchange<'a> {
             }
             return Ok((inside(tunnel, target)?, caller));
         }
-        let target = self.addressed(target, head);
+        let target = self.addressed(target, head)?;
         let mount = matches!(target, Target::Origin(..));
         let field = if mount { "keybearer-authorization" } else { "proxy-authorization" };
         let caller = caller::identify(callers, &self.peer.arrival, &head.headers, field)
@@ -192,33 +193,40 @@ impl<'a> Exchange<'a> {
     }
 
     /// Over HTTP/2 a request to a mount has scheme and authority like one for a host. It is for the host if a route names
-    /// that; else for the listener, if the authority is one of the listener's own.
-    fn addressed(&mut self, target: Target, head: &Parts) -> Target {
+    /// that; else for the listener, if the authority is one of the very listener that the request came in by.
+    fn addressed(&mut self, target: Target, head: &Parts) -> Result<Target, ProxyError> {
         let (origin, path) = match target {
             Target::Absolute(origin, path) if head.version == Version::HTTP_2 => (origin, path),
-            other => return other,
+            other => return Ok(other),
         };
         let Snapshot { router, dialer, .. } = self.snapshot;
-        // No mount takes `*`.
-        if router.place(&origin, None).is_some() || path.as_str() == "*" {
-            return Target::Absolute(origin, path);
+        if router.place(&origin, None).is_some() {
+            return Ok(Target::Absolute(origin, path));
         }
-        let own = match dialer.is_own_listener_by_hosts(&origin) {
+        // No mount takes `*`.
+        let server_wide = path.as_str() == "*";
+        let own = match dialer.own_listener(&origin, self.peer.arrival.local) {
+            OwnListener::Another => false,
             _ if head.headers.contains_key("keybearer-authorization") => true,
-            Some(own) => own,
-            None => match self.peer.arrival.addressee(&origin) {
+            OwnListener::This => true,
+            OwnListener::No => false,
+            OwnListener::Unknown => match self.peer.arrival.addressee(&origin) {
                 Addressee::Listener => true,
                 Addressee::PerhapsListener => {
-                    !matches!(router.find_mount(path.path(), &head.method, None, None).0, Found::Unmatched)
+                    let found = || router.find_mount(path.path(), &head.method, None, None).0;
+                    !server_wide && !matches!(found(), Found::Unmatched)
                 }
                 Addressee::Other => false,
             },
         };
-        if !own {
-            return Target::Absolute(origin, path);
+        match own {
+            false => Ok(Target::Absolute(origin, path)),
+            true if server_wide => Err(ProxyError::BadRequestTarget(target::SERVER_WIDE)),
+            true => {
+                self.report.mount(&path);
+                Ok(Target::Origin(None, path))
+            }
         }
-        self.report.mount(&path);
-        Target::Origin(None, path)
     }
 
     fn route(&mut self, target: Target, head: &Parts, caller: Option<CallerId>) -> Result<Way<'a>, Fault> {

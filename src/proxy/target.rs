@@ -24,6 +24,9 @@ pub enum Target {
 /// Why a target is refused, in words for the caller.
 pub type BadTarget = &'static str;
 
+/// Of `*` to the proxy itself.
+pub const SERVER_WIDE: BadTarget = "`*` is about the proxy itself, which answers no such request";
+
 pub fn parse(head: &Parts) -> Result<Target, BadTarget> {
     let host = host_field(&head.headers, head.version)?;
     if head.method == Method::CONNECT {
@@ -43,7 +46,7 @@ pub fn parse(head: &Parts) -> Result<Target, BadTarget> {
             Ok(Target::Absolute(Origin::new(scheme, parse_authority(authority.as_str())?), path))
         }
         (None, None) if path.as_str().starts_with('/') => Ok(Target::Origin(host, path)),
-        (None, None) if path.as_str() == "*" => Err("`*` is about the proxy itself, which answers no such request"),
+        (None, None) if path.as_str() == "*" => Err(SERVER_WIDE),
         _ => Err("the request target is neither a URL nor a path"),
     }
 }

@@ -82,6 +82,9 @@ async fn scheme_and_authority_say_for_whom_a_request_is() {
     let service = format!("keybearer.prod.svc:{port}");
     let localhost = format!("localhost:{port}");
     let admin = stage.sidecar.admin().to_string();
+    let here_by_hosts = format!("here.test:{port}");
+    let admin_by_hosts = format!("here.test:{}", stage.sidecar.admin().port());
+    let admin_by_name = format!("localhost:{}", stage.sidecar.admin().port());
     let any = |authority: &str| json!({ "path": "*", "method": "OPTIONS", "headers": { ":scheme": "http", ":authority": authority } });
     let rows = [
         ("a host route", get("good.test", "/x?q=1"), Ok(("good", "GET /x?q=1", true))),
@@ -98,12 +101,24 @@ async fn scheme_and_authority_say_for_whom_a_request_is() {
         ("a published port", get("localhost:9", "/api/x"), Ok(("good", "GET /base/x", true))),
         ("a name that leads here", get(&service, "/api/x"), Ok(("good", "GET /base/x", true))),
         ("another listener of ours", get(&admin, "/livez"), Err((403, "egress_denied"))),
+        ("another listener of ours, a mount's path", get(&admin, "/api/x"), Err((403, "egress_denied"))),
+        ("the same by name", get(&admin_by_name, "/api/x"), Err((403, "egress_denied"))),
+        ("the same by hosts", get(&admin_by_hosts, "/api/x"), Err((403, "egress_denied"))),
+        ("the listener by hosts", get(&here_by_hosts, "/api/x"), Ok(("good", "GET /base/x", true))),
+        (
+            "another listener, with a mount's credential",
+            request("http", &admin, "/api/x", &[("keybearer-authorization", "Bearer x")]),
+            Err((403, "egress_denied")),
+        ),
+        ("a query and no path", get("good.test", "?x=1"), Ok(("good", "GET /?x=1", true))),
         ("TC-05", get("u@good.test", "/x"), Err((400, "bad_request_target"))),
         ("HP-15", request("http", "good.test", "/x", &[("host", "evil.test")]), Err((400, "bad_request_target"))),
         ("another scheme still", request("ftp", "good.test", "/x", &[]), Err((400, "bad_request_target"))),
         ("TC-12", get("scoped.test", "/v1/../x"), Err((400, "bad_request_target"))),
         ("OPTIONS *", any("good.test"), Ok(("good", "OPTIONS *", true))),
-        ("OPTIONS * of our own", any(&here), Err((403, "egress_denied"))),
+        ("OPTIONS * of our own", any(&here), Err((400, "bad_request_target"))),
+        ("OPTIONS * of another listener", any(&admin), Err((403, "egress_denied"))),
+        ("OPTIONS * of no route", any("evil.test"), Ok(("evil", "OPTIONS *", false))),
         ("GET *", get("good.test", "*"), Err((400, "bad_request_target"))),
     ];
     check(&stage, &origin, &rows).await;

@@ -72,7 +72,7 @@ impl Stage {
         let egress = if top.contains("egress:") { "" } else { "egress: {connect_ports: [PORTS]}\n" };
         let top = format!("{egress}{top}").replace("PORTS", &format!("80, 81, 443, {}", evil.address.port()));
         let config = format!(
-            "hosts: {{{goods}{evils}idp.test: \"{}\"}}\n{top}connections:\n- {{name: good, client_id: a, \
+            "hosts: {{{goods}{evils}here.test: 127.0.0.1, idp.test: \"{}\"}}\n{top}connections:\n- {{name: good, client_id: a, \
              client_secret: b, token_url: \"http://idp.test/token\", allow_cleartext: true, routes: [{ROUTES}]}}\n",
             tokens.address
         );
