@@ -75,6 +75,11 @@ pub enum Unreachable {
     Name,
     Connect,
     Timeout,
+    /// Closed during the TLS handshake.
+    Handshake,
+    /// Closed before the request was sent.
+    ClosedUnsent,
+    /// Closed after the request was sent, or part of it.
     Closed,
 }
 
@@ -272,7 +277,7 @@ impl Unreachable {
             Unreachable::Name => "dns_error",
             Unreachable::Connect => "connection_refused",
             Unreachable::Timeout => "connection_timeout",
-            Unreachable::Closed => "connection_terminated",
+            Unreachable::Handshake | Unreachable::ClosedUnsent | Unreachable::Closed => "connection_terminated",
         }
     }
 
@@ -281,6 +286,12 @@ impl Unreachable {
             Unreachable::Name => "the host name cannot be resolved; correct it, or name its address under hosts",
             Unreachable::Connect => "the upstream accepts no connection",
             Unreachable::Timeout => "the upstream did not accept the connection in time",
+            Unreachable::Handshake => {
+                "the TLS handshake failed: the upstream closed the connection during the TLS handshake, so no request was sent; correct the scheme or the port, or see the upstream's log"
+            }
+            Unreachable::ClosedUnsent => {
+                "the upstream closed the connection before the request was sent; send it again"
+            }
             Unreachable::Closed => {
                 "the upstream closed the connection without a complete answer; the request may have been processed"
             }

@@ -43,7 +43,7 @@ pub use descriptors::{Descriptors, Dialed};
 use destination::Key;
 pub use destination::{Destination, Protocol};
 use entry::{Counted, Link, Sender};
-use failure::{dial_fault, is_other_protocol, tls_fault};
+use failure::{SendError, dial_fault, is_other_protocol, tls_fault};
 use gate::{Bounds, Full, Permit};
 pub use gate::{Gate, Gates, Turn};
 use heard::Counting;
@@ -191,7 +191,7 @@ impl Pool {
             secured = self.secure(wanted, &tls.any).await?;
         }
         let stream = secured.map_err(|error| {
-            tls_fault(&error).unwrap_or_else(|| ProxyError::UpstreamUnreachable(Unreachable::Closed).because(error))
+            tls_fault(&error).unwrap_or_else(|| ProxyError::UpstreamUnreachable(Unreachable::Handshake).because(error))
         })?;
         match stream.get_ref().1.alpn_protocol() {
             Some(b"h2") => self.among(stream, snapshot, entry).await,
@@ -235,8 +235,8 @@ impl Pool {
     {
         let gauges = (&self.idle, &self.active);
         let shared = Shared::open(stream, snapshot.limits.head_bytes, &self.tasks, gauges, entry.home()).await;
-        let shared = shared.map_err(|error| ProxyError::UpstreamProtocol.because(error))?;
-        let closed = || ProxyError::UpstreamUnreachable(Unreachable::Closed).because("closed at once");
+        let shared = shared.map_err(|error| SendError { error, unsent: true, heard: false }.fault())?;
+        let closed = || ProxyError::UpstreamUnreachable(Unreachable::ClosedUnsent).because("closed at once");
         let shared = shared.ok_or_else(closed)?;
         let stream = shared.stream().ok_or_else(closed)?;
         entry.spoken.set(Some(Version::HTTP_2));

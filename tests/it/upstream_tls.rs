@@ -210,3 +210,46 @@ async fn an_alert_is_told_by_its_name_and_is_no_matter_of_certificates() {
     assert_eq!((answer.status, answer.code()), (502, "upstream_tls"), "{}", answer.text());
     assert_eq!(answer.header("proxy-status"), Some("keybearer; error=tls_protocol_error"));
 }
+
+/// What was not sent has not been processed, and the detail must not say that it may have been.
+#[tokio::test]
+async fn an_upstream_that_closes_before_the_request_is_sent_is_told_as_that() {
+    let tokens = Scripted::tokens(3600).await;
+    let plain = format!("http://{}/token", tokens.address);
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let sidecar = Sidecar::start(&config("", &[("own.test", port)], "true", &plain, "")).await;
+    let mut details = Vec::new();
+    for row in ["FIN", "RST"] {
+        let upstream = async {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            stream.read_u8().await.expect("a ClientHello");
+            if row == "FIN" {
+                // Closing with bytes unread would reset the connection.
+                stream.shutdown().await.expect("an end");
+                let _ = stream.read_to_end(&mut Vec::new()).await;
+            }
+        };
+        let (answer, ()) = tokio::join!(get(&sidecar, "https://own.test/"), upstream);
+        assert_eq!((answer.status, answer.code()), (502, "upstream_unreachable"), "{row}: {}", answer.text());
+        assert_eq!(answer.header("proxy-status"), Some("keybearer; error=connection_terminated"), "{row}");
+        details.push(answer.json()["detail"].as_str().expect("a detail").to_owned());
+    }
+    for detail in &details {
+        assert!(detail.contains("closed the connection during the TLS handshake"), "{detail}");
+        assert!(!detail.contains("may have been processed"), "{detail}");
+    }
+    // The same before the settings of HTTP/2, which come before any request.
+    let own = SelfSigned::for_names("DNS:own.test");
+    let front = Front::start_http2(&own, listener.local_addr().expect("an address")).await;
+    let text = config("trust: [own.pem]\n", &[("own.test", front.address.port())], "true", &plain, "");
+    let sidecar = Sidecar::start_with(&text, &[("own.pem", &own.certificate)]).await;
+    let upstream = async {
+        let (mut stream, _) = listener.accept().await.expect("a connection");
+        stream.read_exact(&mut [0; 24]).await.expect("a preface");
+        stream.shutdown().await.expect("an end");
+    };
+    let (answer, ()) = tokio::join!(get(&sidecar, "https://own.test/"), upstream);
+    assert_eq!((answer.status, answer.code()), (502, "upstream_unreachable"), "{}", answer.text());
+    assert!(answer.text().contains("before the request was sent"), "{}", answer.text());
+}

@@ -47,6 +47,9 @@ impl SendError {
             return fault;
         }
         match () {
+            () if self.is_closed() && self.unsent => {
+                ProxyError::UpstreamUnreachable(Unreachable::ClosedUnsent).because(describe(error))
+            }
             () if self.is_closed() || self.is_reset() => {
                 ProxyError::UpstreamUnreachable(Unreachable::Closed).because(describe(error))
             }

@@ -51,11 +51,21 @@ pub struct Front {
 impl Front {
     /// Shows `own`; what is inside TLS goes to `behind`.
     pub async fn start(own: &SelfSigned, behind: SocketAddr) -> Front {
+        Front::speaking(&[], own, behind).await
+    }
+
+    /// The same, and agrees to HTTP/2.
+    pub async fn start_http2(own: &SelfSigned, behind: SocketAddr) -> Front {
+        Front::speaking(&[b"h2"], own, behind).await
+    }
+
+    async fn speaking(protocols: &[&[u8]], own: &SelfSigned, behind: SocketAddr) -> Front {
         let chain = CertificateDer::pem_slice_iter(own.certificate.as_bytes()).map(|item| item.expect("PEM")).collect();
         let key = PrivateKeyDer::from_pem_slice(own.key.as_bytes()).expect("a key");
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("TLS");
-        let config = config.with_no_client_auth().with_single_cert(chain, key).expect("a pair");
+        let mut config = config.with_no_client_auth().with_single_cert(chain, key).expect("a pair");
+        config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
         let acceptor = TlsAcceptor::from(Arc::new(config));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
