@@ -53,4 +53,8 @@ fn the_wire_form_is_one_complete_message() {
     let (head, body) = wire.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 431 Request Header Fields Too Large\r\n"));
     assert!(head.contains(&format!("content-length: {}\r\n", body.len())));
+    for error in [ProxyError::HeadTooLarge, ProxyError::BadRequestTarget("x"), ProxyError::RequestTimeout] {
+        let wire = String::from_utf8(to_wire(&error.response(About::default()))).unwrap();
+        assert_eq!(wire.matches("connection: close\r\n").count(), 1, "{wire}");
+    }
 }
