@@ -144,12 +144,22 @@ async fn exchange(conduit: &mut Conduit, ask: &[u8]) -> io::Result<u16> {
 impl Conduit {
     /// Returns once something may be read, without reading it.
     pub async fn readable(&self) {
-        let stream = match self {
+        // A failure shows in the next read.
+        let _ = self.socket().readable().await;
+    }
+
+    /// Closing sends RST from here on.
+    pub fn set_resets(&self) {
+        if let Err(error) = self.socket().set_zero_linger() {
+            tracing::debug!(%error, "SO_LINGER of a connection to an upstream is not set");
+        }
+    }
+
+    fn socket(&self) -> &TcpStream {
+        match self {
             Conduit::Direct(stream) => stream,
             Conduit::Secured(stream) => stream.get_ref().0,
-        };
-        // A failure shows in the next read.
-        let _ = stream.readable().await;
+        }
     }
 }
 

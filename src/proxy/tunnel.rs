@@ -240,8 +240,23 @@ async fn served(worker: Rc<Worker>, peer: &Peer, io: Watched, tunnelled: Tunnell
     Box::pin(downstream::serve(worker, io, Rc::new(inside))).await;
 }
 
-async fn relayed(downstream: Watched, upstream: Dialed, tunnelled: &Tunnelled, idle: Duration, drain: PhaseWatch) {
-    let moved = relay(downstream, upstream, Silence { idle, draining: DRAIN_SILENCE_MAX }, drain).await;
+async fn relayed(
+    mut downstream: Watched,
+    mut upstream: Dialed,
+    tunnelled: &Tunnelled,
+    idle: Duration,
+    drain: PhaseWatch,
+) {
+    let silence = Silence { idle, draining: DRAIN_SILENCE_MAX };
+    let moved = relay(&mut downstream, &mut upstream, silence, drain).await;
+    if moved.up_is_broken() {
+        upstream.set_resets();
+    }
+    if moved.down_is_broken()
+        && let Some(socket) = downstream.own_socket()
+    {
+        socket.set_resets(true);
+    }
     let (up_bytes, down_bytes) = (moved.up_bytes(), moved.down_bytes());
     tracing::debug!(host = %tunnelled.host, port = tunnelled.port, up_bytes, down_bytes, "a tunnel ended");
 }

@@ -83,6 +83,25 @@ async fn bytes_arrive_as_they_were_sent_and_each_direction_ends_by_itself() {
 }
 
 #[tokio::test]
+async fn a_reset_is_passed_on_as_a_reset() {
+    let stage = Stage::start("").await;
+    for row in ["the server's", "the server's, after bytes", "the caller's"] {
+        let (mut caller, mut server) = stage.tunnel("free.test:443").await;
+        caller.write_all(HELLO).await.expect("bytes go");
+        server.read_exact(&mut [0; HELLO.len()]).await.expect("they arrive");
+        if row.ends_with("bytes") {
+            server.write_all(b"part").await.expect("bytes go");
+            caller.read_exact(&mut [0; 4]).await.expect("they arrive");
+        }
+        let (from, mut to) = if row.starts_with("the caller's") { (caller, server) } else { (server, caller) };
+        from.set_zero_linger().expect("a reset at its end");
+        drop(from);
+        let end = timeout(PATIENCE, to.read_to_end(&mut Vec::new())).await.expect("an end in time");
+        assert_eq!(end.map_err(|error| error.kind()), Err(std::io::ErrorKind::ConnectionReset), "{row}");
+    }
+}
+
+#[tokio::test]
 async fn a_server_may_speak_first_where_no_route_looks_inside() {
     let stage = Stage::start("").await;
     let (mut caller, mut server) = stage.tunnel("free.test:80").await;

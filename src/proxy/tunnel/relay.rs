@@ -1,7 +1,7 @@
 //! Bytes copied both ways, unread.
 //!
-//! Holds: the end of one direction is passed on while the other goes on; a tunnel in which nothing moves ends; what one
-//! side does not take is not read from the other beyond a buffer.
+//! Invariants: the end of one direction is passed on while the other goes on; a tunnel in which nothing moves ends; what one
+//! side does not take is not read from the other beyond a buffer. Not here: passing on a reset, which takes the socket.
 
 use std::cell::Cell;
 use std::io;
@@ -21,6 +21,9 @@ pub struct Moved {
     up: Cell<u64>,
     down: Cell<u64>,
     at: Cell<Option<Instant>>,
+    up_ended: Cell<bool>,
+    down_ended: Cell<bool>,
+    failed: Cell<bool>,
 }
 
 impl Moved {
@@ -30,6 +33,16 @@ impl Moved {
 
     pub fn down_bytes(&self) -> u64 {
         self.down.get()
+    }
+
+    /// One side has failed before the upstream got the end of what the caller sends.
+    pub fn up_is_broken(&self) -> bool {
+        self.failed.get() && !self.up_ended.get()
+    }
+
+    /// The same of what the upstream sends.
+    pub fn down_is_broken(&self) -> bool {
+        self.failed.get() && !self.down_ended.get()
     }
 
     fn add(&self, count: &Cell<u64>, bytes: usize) {
@@ -55,9 +68,15 @@ where
     let (mut from_downstream, mut to_downstream) = split(downstream);
     let (mut from_upstream, mut to_upstream) = split(upstream);
     let both = async {
-        let up = pump(&mut from_downstream, &mut to_upstream, |bytes| moved.add(&moved.up, bytes));
-        let down = pump(&mut from_upstream, &mut to_downstream, |bytes| moved.add(&moved.down, bytes));
-        let _ = tokio::try_join!(up, down);
+        let up = async {
+            pump(&mut from_downstream, &mut to_upstream, |bytes| moved.add(&moved.up, bytes)).await?;
+            io::Result::Ok(moved.up_ended.set(true))
+        };
+        let down = async {
+            pump(&mut from_upstream, &mut to_downstream, |bytes| moved.add(&moved.down, bytes)).await?;
+            io::Result::Ok(moved.down_ended.set(true))
+        };
+        moved.failed.set(tokio::try_join!(up, down).is_err());
     };
     let started = Instant::now();
     let silence = async {

@@ -142,6 +142,11 @@ impl Dialed {
     pub async fn readable(&self) {
         self.conduit.readable().await;
     }
+
+    /// Closing sends RST from here on.
+    pub fn set_resets(&self) {
+        self.conduit.set_resets();
+    }
 }
 
 impl AsyncRead for Dialed {
