@@ -1,8 +1,8 @@
 //! How servers may read a path, and what follows a prefix in it. Pure.
 //!
-//! A server may decode escapes (some twice), take `\` for `/`, drop `;parameters`, merge `//`, resolve `.` and `..`, and
-//! stop at a NUL, `?` or `#` that was escaped, in whatever order. Invariant: what such a server arrives at is among
-//! [`readings`], or the path has more readings than are worth looking at.
+//! A server may decode escapes (some twice) and overlong UTF-8, take `\` for `/`, drop `;parameters`, trim white space, merge
+//! `//`, resolve `.` and `..`, and stop at a NUL, `?` or `#` that was escaped, in whatever order. Invariant: what such a server
+//! arrives at is among [`readings`], or the path has more readings than are worth looking at.
 
 use std::ops::ControlFlow;
 
@@ -92,8 +92,15 @@ struct Collected {
 impl Collected {
     /// All that the steps make of `path`, decoding it at most [`DECODINGS_MAX`] times.
     fn collect(&mut self, path: Vec<u8>) -> ControlFlow<TooMany> {
-        const STEPS: [Step; 5] =
-            [with_slashes, without_parameters, with_merged_slashes, without_dot_segments, up_to_its_end];
+        const STEPS: [Step; 7] = [
+            with_slashes,
+            without_parameters,
+            with_trimmed_segments,
+            with_shortest_utf8,
+            with_merged_slashes,
+            without_dot_segments,
+            up_to_its_end,
+        ];
         self.add(path)?;
         let mut level = 0;
         for decoding in 0..=DECODINGS_MAX {
@@ -170,6 +177,36 @@ fn with_slashes(path: &[u8]) -> Vec<u8> {
 fn without_parameters(path: &[u8]) -> Vec<u8> {
     let segments: Vec<&[u8]> = path.split(|byte| *byte == b'/').map(|segment| before(segment, b";")).collect();
     segments.join(&b'/')
+}
+
+/// Without white space, and other control characters as Java's `trim` has it, around each segment.
+fn with_trimmed_segments(path: &[u8]) -> Vec<u8> {
+    let is_space = |byte: &u8| *byte <= b' ';
+    let trimmed = |segment: &[u8]| {
+        let begin = segment.iter().position(|byte| !is_space(byte)).unwrap_or(segment.len());
+        let end = segment.iter().rposition(|byte| !is_space(byte)).map_or(begin, |last| last + 1);
+        segment[begin..end].to_vec()
+    };
+    path.split(|byte| *byte == b'/').map(trimmed).collect::<Vec<_>>().join(&b'/')
+}
+
+/// With ASCII in place of its overlong encodings (RFC 3629 §10), which a lenient decoder takes for it.
+fn with_shortest_utf8(path: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(path.len());
+    let mut rest = path;
+    while let [first, tail @ ..] = rest {
+        let (byte, after) = match rest {
+            [0xc0..=0xc1, last @ 0x80..=0xbf, after @ ..] => ((first & 1) << 6 | last & 0x3f, after),
+            [0xe0, high @ 0x80..=0x81, last @ 0x80..=0xbf, after @ ..]
+            | [0xf0, 0x80, high @ 0x80..=0x81, last @ 0x80..=0xbf, after @ ..] => {
+                ((high & 1) << 6 | last & 0x3f, after)
+            }
+            _ => (*first, tail),
+        };
+        bytes.push(byte);
+        rest = after;
+    }
+    bytes
 }
 
 fn with_merged_slashes(path: &[u8]) -> Vec<u8> {

@@ -192,6 +192,18 @@ async fn a_path_rule_cannot_be_slipped_past() {
         "/v1/a%2f..%2f..%2fx",
         "/v1/..%00/x",
         "/%761/../x",
+        // Some servers trim white space, some decode overlong UTF-8.
+        "/v1/..%20/x",
+        "/v1/%20..%20/x",
+        "/v1/..%0a/x",
+        "/v1/..%2509/x",
+        "/v1%20/x",
+        "/v1%20",
+        "/v1/%c0%ae%c0%ae/x",
+        "/v1/.%C0%AE/x",
+        "/v1/%e0%80%ae%f0%80%80%ae/x",
+        "/v1/a%c0%af..%c0%af..%c0%afx",
+        "/v1/%c1%9c..%c1%9cx",
     ] {
         check(
             &stage,
@@ -205,7 +217,7 @@ async fn a_path_rule_cannot_be_slipped_past() {
     }
     let backslash = stage.say(get("http://scoped.test/v1\\..\\x", "x", "")).await;
     assert_eq!(backslash.status(), 400, "TC-12 backslash");
-    for path in ["/v10", "/v1x", "/v1%20", "/", "/V1/", "/v", "/x/v1/"] {
+    for path in ["/v10", "/v1x", "/", "/V1/", "/v", "/x/v1/"] {
         check(
             &stage,
             &format!("TC-13 {path}"),
@@ -222,6 +234,8 @@ async fn a_path_rule_cannot_be_slipped_past() {
         "/v1/x?../y",
         "/v1?x=/v2",
         "/v1/a%20b",
+        "/v1/a%20/%20b%0a",
+        "/v1/%c3%ae/%e2%82%ac/%c0%ae/%c0",
         // What every server takes for a path below /v1 goes there as it was written.
         "/%761/x",
         "/v%31/%61",

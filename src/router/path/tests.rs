@@ -43,10 +43,29 @@ fn a_path_has_the_readings_that_servers_give_it() {
     check("/a%00b", &["/a%00b", "/a\0b", "/a"]);
     check("/a%3Fb", &["/a%3Fb", "/a?b", "/a"]);
     check("/a//../b", &["/a//../b", "/a/b", "/a/../b", "/b"]);
+    check("/..%20/b", &["/..%20/b", "/.. /b", "/../b", "/b"]);
+    check("/a%0A/b", &["/a%0A/b", "/a\n/b", "/a/b"]);
     check("/a%", &["/a%"]);
     check("/a%2", &["/a%2"]);
     check("/a%zz", &["/a%zz"]);
     check("*", &["*"]);
+}
+
+#[test]
+fn overlong_utf8_may_be_read_as_what_it_hides() {
+    #[track_caller]
+    fn check(path: &str, hidden: &str, expected: bool) {
+        assert_eq!(all(path).iter().any(|reading| reading == hidden), expected, "{path}");
+    }
+    check("/%c0%ae%C0%AE/b", "/b", true);
+    check("/a%c0%afb", "/a/b", true);
+    check("/a%c1%9cb", "/a/b", true);
+    check("/a%e0%80%afb", "/a/b", true);
+    check("/a%f0%80%80%afb", "/a/b", true);
+    check("/a%c0%a5%32%66b", "/a/b", true);
+    check("/a%c2%afb", "/a/b", false);
+    check("/a%e0%a0%afb", "/a/b", false);
+    check("/a%c0", "/a", false);
 }
 
 #[test]
@@ -171,15 +190,27 @@ mod servers {
         resolve(decoded.split('\0').next().unwrap_or_default())
     }
 
+    /// Trims the white space of each segment once it is decoded.
+    pub fn trimming(path: &str) -> String {
+        let decoded = decode(path);
+        resolve(&decoded.split('/').map(|segment| segment.trim_matches(|c| c <= ' ')).collect::<Vec<_>>().join("/"))
+    }
+
+    /// Takes overlong UTF-8 for what it hides.
+    pub fn lenient(path: &str) -> String {
+        resolve(&decode(&path.replace("%c0%ae", ".").replace("%c0%af", "/")))
+    }
+
     type Server = fn(&str) -> String;
 
-    pub const ALL: [Server; 8] = [nginx, tomcat, spring, iis, behind_a_decoding_proxy, go, express, cgi];
+    pub const ALL: [Server; 10] =
+        [nginx, tomcat, spring, iis, behind_a_decoding_proxy, go, express, cgi, trimming, lenient];
 }
 
 fn path() -> impl Strategy<Value = String> {
     let piece = prop::sample::select(vec![
         "/", "/", "/", "v1", "v1", "admin", "x", ".", "..", "%2e", "%2E%2e", "%2F", "%2f", "%5c", "\\", ";", ";a=b",
-        "%3B", "%25", "%252e", "%252F", "%255c", "%00", "%61dmin", "%", "%2", "v%31",
+        "%3B", "%25", "%252e", "%252F", "%255c", "%00", "%61dmin", "%", "%2", "v%31", "%20", "%0a", "%c0%ae", "%c0%af",
     ]);
     prop::collection::vec(piece, 0..9).prop_map(|pieces| format!("/{}", pieces.concat()))
 }
