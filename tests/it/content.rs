@@ -159,6 +159,10 @@ async fn a_caller_over_http_1_0_never_takes_a_part_for_all() {
         conn.write(get(target).as_bytes()).await;
         ends.push((target, end(&mut conn.stream).await));
     }
+    // Of an upload that is not read to its end the proxy takes leave in an orderly way, else.
+    let mut conn = Conn::open(intercepting.proxy()).await;
+    conn.write(b"POST https://api.test/ HTTP/1.0\r\nContent-Length: 10\r\n\r\nabc").await;
+    ends.push(("an upload", end(&mut conn.stream).await));
     let mut conn = Conn::open(intercepting.proxy()).await;
     conn.write(b"CONNECT api.test:443 HTTP/1.1\r\nHost: x\r\n\r\n").await;
     assert!(crate::tunnel::opened(&mut conn).await.contains(" 200 "));

@@ -70,6 +70,14 @@ impl Socket {
         }
     }
 
+    /// Does closing send RST? Then an orderly end must not come before it.
+    pub fn resets(&self) -> bool {
+        match self {
+            Socket::Tcp(socket) => socket.upgrade().is_some_and(|socket| socket.resets.load(Ordering::Relaxed)),
+            Socket::Unix(_) => false,
+        }
+    }
+
     /// Waits for one of these events; the end of both directions is reported with any.
     pub async fn ready(&self, interest: Interest) -> Ready {
         let ready = match self {

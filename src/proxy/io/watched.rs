@@ -196,7 +196,8 @@ impl AsyncWrite for Watched {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.watch.is_automatic() && this.watch.has_held_back() {
+        let resets = this.watch.presence.socket().is_some_and(Socket::resets);
+        if resets || this.watch.is_automatic() && this.watch.has_held_back() {
             return Poll::Ready(Ok(()));
         }
         Pin::new(&mut this.stream).poll_shutdown(cx)
