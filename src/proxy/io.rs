@@ -16,6 +16,7 @@ pub use gone::caller_gone;
 pub use head_budget::HeadBudget;
 pub use interim::Heads;
 pub use presence::Presence;
-pub use stream::{Socket, Stream};
+pub use socket::Socket;
+pub use stream::Stream;
 pub use watch::{Activity, Overdue, Serving, Upload, Watch};
 pub use watched::Watched;
