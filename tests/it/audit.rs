@@ -1,4 +1,4 @@
-//! The audit and the log of requests: each event is one record with its fields, whatever anybody sends, and none is missing.
+//! The audit and the log of requests: each event is one record with its fields, whatever callers send, and none is missing.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use crate::rig::raw::{self, Answer, Conn};
 use crate::rig::scripted::{Received, Reply, Scripted};
 use crate::rig::sidecar::{Sidecar, program};
-use crate::stage::until;
+use crate::rig::stage::until;
 
 mod injection;
 mod requests;
@@ -299,7 +299,7 @@ async fn every_event_is_one_line_of_the_file() {
 }
 
 #[tokio::test]
-async fn a_refresh_tells_what_asked_for_it() {
+async fn a_refresh_records_what_asked_for_it() {
     // The first token lives a second; later ones are rejected once.
     let tokens = |_: &Received, before: usize| match before {
         0..5 => Reply::token("short", 3600),
@@ -390,7 +390,7 @@ async fn a_thousand_requests_are_a_thousand_records_also_when_the_program_ends()
 }
 
 #[tokio::test]
-async fn a_full_disk_stops_nobody_and_is_told_once() {
+async fn a_full_disk_stops_no_request_and_is_logged_once() {
     let mut scene = Scene::start("audit: {to: {file: /dev/full}}\n").await;
     scene.sidecar.logged("the audit cannot be written").await;
     for _ in 0..20 {
@@ -446,7 +446,7 @@ async fn a_file_that_cannot_be_opened_is_a_problem_at_start_and_at_reload() {
 }
 
 #[tokio::test]
-async fn a_reload_moves_the_audit_and_nobody_switches_it_off_unseen() {
+async fn a_reload_moves_the_audit_and_cannot_switch_it_off_unseen() {
     let scene = Scene::start("").await;
     scene.write(TO_FILE, "");
     scene.reload().await;

@@ -1,11 +1,11 @@
-//! Who may use the proxy, and for whom: a credential decides alone, and nobody gets another's token.
+//! Who may use the proxy, and for whom: a credential decides alone, and no caller gets another's token.
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use http::Version;
 use serde_json::json;
 
-use crate::intercept::interception;
 use crate::rig::inside::Inside;
+use crate::rig::interception::interception;
 use crate::rig::peers::{Http2Server, Peers};
 use crate::rig::raw::{self, Conn};
 use crate::rig::scripted::{Reply, Scripted};

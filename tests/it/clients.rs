@@ -3,13 +3,17 @@
 //! Holds: a client has nothing but its proxy variables, and the upstream asks the authorization server about every
 //! token that it gets. One test for each server and each way upstream, so that a failure names its pair.
 
+mod environment;
+mod matrix;
+
 use std::collections::BTreeSet;
 use std::time::Instant;
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use crate::rig::peers::{AuthorizationServer, ClientKind, Peers, Upstream, run_client};
+use crate::rig::config::{Config, Connection, local};
+use crate::rig::peers::{AuthorizationServer, ClientKind, Upstream, run_client};
 use crate::rig::sidecar::{Sidecar, scale};
 
 const LIFETIME_S: u32 = 3;
@@ -52,22 +56,14 @@ enum Way {
 
 /// The token URL has no port: `hosts` says where `server_name` is.
 fn config(server_name: &str, server_port: u16, upstream: &Upstream, way: Way) -> String {
-    let ca = Peers::certs().ca.display();
     let (port, route) = match way {
-        Way::Plain => (upstream.http_port(), "{host: api.test, upstream_tls: false}"),
-        Way::Tls => (upstream.https_port(), "{host: api.test}"),
+        Way::Plain => (upstream.http_port(), "host: api.test, upstream_tls: false"),
+        Way::Tls => (upstream.https_port(), "host: api.test"),
     };
-    format!(
-        "hosts: {{{server_name}: \"127.0.0.1:{server_port}\", api.test: \"127.0.0.1:{port}\"}}
-trust: [\"{ca}\"]
-connections:
-- name: crm
-  client_id: machine
-  client_secret: machine-secret
-  token_url: https://{server_name}/token
-  routes: [{route}]
-"
-    )
+    let machine = "client_id: machine, client_secret: machine-secret";
+    let crm = Connection::new("crm", format_args!("https://{server_name}/token")).client(machine).route(route);
+    let config = Config::new().trust_peers().host(server_name, local(server_port)).host("api.test", local(port));
+    config.connection(crm).to_string()
 }
 
 async fn check(server_name: &str, server: &AuthorizationServer, way: Way) {

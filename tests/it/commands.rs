@@ -172,7 +172,7 @@ async fn wrong_arguments_are_refused() {
 }
 
 #[tokio::test]
-async fn version_tells_what_it_was_built_from() {
+async fn version_shows_what_it_was_built_from() {
     let output = run(&["version"]).await;
     let line = stdout(&output);
     assert_eq!(output.status.code(), Some(0));

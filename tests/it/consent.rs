@@ -1,10 +1,12 @@
-//! People connect accounts: a real browser walks from the proxy's error to a token, at servers that nobody here wrote.
+//! People connect accounts: a real browser walks from the proxy's error to a token, at real authorization servers.
 //!
 //! Not here: time that passes (a flow and a link end after ten minutes, which their unit tests hold), Authlib's and
-//! oidc-provider's own pages (`tests/rig`).
+//! oidc-provider's own pages (`tests/peers`).
 
+mod again;
 mod confirmation;
 mod endings;
+mod people;
 mod refusals;
 mod secrets;
 mod variants;
@@ -12,8 +14,8 @@ mod walk;
 
 use serde_json::{Value, json};
 
-use crate::renewal::{MANAGER, call};
 use crate::rig::browser::{Browser, Page, Tab};
+use crate::rig::manager::{MANAGER, call};
 use crate::rig::pages;
 use crate::rig::peers::{AuthorizationServer, Peers, Upstream};
 use crate::rig::raw::{self, Answer};
@@ -145,7 +147,7 @@ impl House {
         pages::visit(self.sidecar.admin(), method, url, lines, "").await
     }
 
-    /// A cookie of somebody who has signed in, as a header line.
+    /// The cookie of a person who has signed in, as a header line.
     async fn session(&self, link: &str) -> String {
         let body = format!("token={MANAGER}");
         let answer = pages::visit(self.sidecar.admin(), "POST", link, &pages::origin(link), &body).await;
@@ -181,7 +183,7 @@ fn secret_of(client: &str) -> String {
     format!("{client}-secret-0123456789abcdef0123456789abcdef")
 }
 
-/// On the page that asks who somebody is.
+/// On the page that asks a person to sign in.
 async fn sign_in(tab: Tab<'_>) {
     tab.fill("input[name=token]", MANAGER).await;
     tab.click("button[type=submit]").await;

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::rig::inside::opened;
 use crate::rig::raw::{self, Conn};
-use crate::stage::{GET, Stage};
-use crate::tunnel::opened;
+use crate::rig::stage::{GET, Stage};
 
 #[tokio::test]
 async fn a_request_in_flight_finishes_and_nothing_new_begins() {

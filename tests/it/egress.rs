@@ -1,12 +1,15 @@
 //! What may be reached: private addresses only by name or leave, special ones and our own listeners never.
 
-use crate::destination::Goes::*;
-use crate::destination::{check, get};
+mod destination;
+mod proxy;
+
+use crate::rig::arrival::Goes::*;
+use crate::rig::arrival::{check, get};
 use crate::rig::peers;
 use crate::rig::raw::{self, Conn};
 use crate::rig::scripted::Scripted;
 use crate::rig::sidecar::Sidecar;
-use crate::stage::Stage;
+use crate::rig::stage::Stage;
 
 #[tokio::test]
 async fn private_addresses_are_closed_unless_they_are_named() {
@@ -77,7 +80,7 @@ async fn allow_private_opens_networks_but_never_our_own_listeners() {
     }
 }
 
-/// One that nobody listens at, at this moment.
+/// A port without a listener at this moment.
 async fn free_port() -> u16 {
     tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
 }
@@ -126,9 +129,9 @@ async fn with_deny_only_routes_are_reached() {
 async fn a_silent_name_server_delays_no_other_name_and_holds_few_threads() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let mut script = tokio::process::Command::new("unshare");
-    script.args(["--map-root-user", "--mount", "--net"]).arg(peers::python()).arg(peers::rig("silent_dns.py"));
+    script.args(["--map-root-user", "--mount", "--net"]).arg(peers::python()).arg(peers::peers_path("silent_dns.py"));
     script.arg(env!("CARGO_BIN_EXE_keybearer")).arg(dir.path()).kill_on_drop(true);
-    let output = tokio::time::timeout(crate::stage::s(40.0), script.output()).await.expect("it ends in time");
+    let output = tokio::time::timeout(crate::rig::stage::s(40.0), script.output()).await.expect("it ends in time");
     let output = output.expect("unshare of util-linux is installed");
     let seen: serde_json::Value = serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
@@ -149,7 +152,7 @@ async fn connect_ports_are_those_of_http_and_https_or_those_listed_in_their_plac
                 let place = format!("evil.test:{port}");
                 let mut conn = Conn::open(stage.sidecar.proxy()).await;
                 conn.write(format!("CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n\r\n").as_bytes()).await;
-                let head = crate::tunnel::opened(&mut conn).await;
+                let head = crate::rig::inside::opened(&mut conn).await;
                 assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{egress} CONNECT {place}: {head}");
                 let (code, goes) = if status == 200 { ("", Evil) } else { ("egress_denied", Nowhere) };
                 let row = format!("{egress} GET {place}");
@@ -178,7 +181,7 @@ async fn unmatched_hosts_are_reached_on_connect_ports_alone_by_tunnel_or_not() {
     let said = stage.say(get("http://evil.test/", "x", "")).await;
     assert!(said.body().contains("egress.connect_ports"), "{}", said.text());
     // What is inside a tunnel is bound by what is in force when it is asked for.
-    let mut tunnel = crate::tunnel::open(&stage, "evil.test:81", "").await;
+    let mut tunnel = stage.open_tunnel("evil.test:81", "").await;
     tunnel.write(b"GET /inside HTTP/1.1\r\nHost: evil.test:81\r\n\r\n").await;
     assert_eq!(tunnel.answer().await.status, 200);
     let file = stage.sidecar.dir.path().join("keybearer.yaml");

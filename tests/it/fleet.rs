@@ -1,179 +1,27 @@
 //! Several replicas with one Redis: one token for all, none spent twice, none lost.
 //!
-//! Not here: the simulation of larger fleets (`src/token/tests/fleet`), Redis out of order (`fleet_trouble`).
+//! Not here: the simulation of larger fleets (`src/token/tests/fleet`), Redis out of order (`fleet::trouble`).
+
+mod cluster;
+mod trouble;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use crate::renewal::{MANAGER, call, connection, get, hand_in};
-use crate::rig::peers::{AuthorizationServer, Peers, Upstream, python, told};
+use crate::rig::config::{Config, Connection};
+use crate::rig::crm::{connection, get};
+use crate::rig::fleet::{Fleet, Traffic, everything, served, store};
+use crate::rig::manager::{call, hand_in};
+use crate::rig::peers::{AuthorizationServer, Upstream, python, told};
 use crate::rig::raw;
 use crate::rig::redis::Redis;
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::{Sidecar, scale};
+use crate::rig::stage::until;
 use crate::rig::wire::Wire;
-use crate::stage::until;
-
-pub const SEAL_KEY: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
-
-/// `store:` at a port.
-pub fn store(port: u16) -> String {
-    format!("store: {{redis: {{url: \"redis://127.0.0.1:{port}/0\"}}, seal_key: {SEAL_KEY}}}\n")
-}
-
-/// The connection `crm` of the client `person`, whose refresh tokens rotate, and `machine`.
-pub fn config(server: &AuthorizationServer, upstream: &Upstream, store: &str) -> String {
-    let (ca, url, port) = (Peers::certs().ca.display(), server.token_url(), upstream.http_port());
-    format!(
-        "{store}admin: {{users: [{{name: ops, role: manager, token: {MANAGER}}}]}}\ntrust: [\"{ca}\"]\n\
-         hosts: {{api.test: \"127.0.0.1:{port}\", m.test: \"127.0.0.1:{port}\"}}\nconnections:\n\
-         - {{name: crm, token_url: \"{url}\", client_id: person, client_secret: person-secret, grant: authorization_code, \
-         authorization_server: {{timeout: 2s}}, scopes: [api.read], routes: [{{host: api.test, upstream_tls: false}}]}}\n\
-         - {{name: machine, token_url: \"{url}\", client_id: machine, client_secret: machine-secret, scopes: [api.read], \
-         authorization_server: {{timeout: 2s}}, routes: [{{host: m.test, upstream_tls: false}}]}}\n"
-    )
-}
-
-/// Requests without a pause, and what came of them.
-pub struct Traffic {
-    end: Arc<AtomicBool>,
-    good: Arc<AtomicUsize>,
-    task: JoinHandle<Vec<String>>,
-}
-
-impl Traffic {
-    pub fn through(sidecar: &Sidecar, url: &'static str) -> Traffic {
-        let (end, good) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let (over, count, proxy) = (end.clone(), good.clone(), sidecar.proxy());
-        let task = tokio::spawn(async move {
-            let mut bad = Vec::new();
-            while !over.load(Ordering::SeqCst) {
-                let answer = raw::get_through(proxy, url, "").await;
-                match answer.status {
-                    200 => drop(count.fetch_add(1, Ordering::SeqCst)),
-                    status => bad.push(format!("{status} {}", answer.text())),
-                }
-                sleep(Duration::from_millis(20)).await;
-            }
-            bad
-        });
-        Traffic { end, good, task }
-    }
-
-    /// How many were accepted, once none has failed.
-    pub async fn end(self, sidecar: &Sidecar) -> usize {
-        self.end.store(true, Ordering::SeqCst);
-        let bad = self.task.await.expect("requests");
-        assert!(bad.is_empty(), "{} failed, first {:?}\n{}", bad.len(), bad.first(), sidecar.log());
-        self.good.load(Ordering::SeqCst)
-    }
-}
-
-pub struct Fleet {
-    pub server: AuthorizationServer,
-    pub upstream: Upstream,
-    pub redis: Redis,
-    pub wires: Vec<Wire>,
-    pub replicas: Vec<Sidecar>,
-}
-
-impl Fleet {
-    /// `count` replicas, each with a wire of its own to Redis; tokens live `lifetime` seconds.
-    pub async fn start(count: usize, lifetime: u64) -> Fleet {
-        Fleet::start_with(count, lifetime, "").await
-    }
-
-    /// The same with further `keys` of both connections.
-    pub async fn start_with(count: usize, lifetime: u64, keys: &str) -> Fleet {
-        let server = AuthorizationServer::op(json!({ "lifetime": lifetime })).await;
-        let upstream = Upstream::start(&server).await;
-        let redis = Redis::start().await;
-        let (mut wires, mut replicas) = (Vec::new(), Vec::new());
-        for _ in 0..count {
-            let wire = Wire::to(redis.port).await;
-            let text = config(&server, &upstream, &store(wire.port));
-            let text = text.replace("scopes: [api.read]", &format!("{keys}scopes: [api.read]"));
-            replicas.push(Sidecar::start(&text).await);
-            wires.push(wire);
-        }
-        Fleet { server, upstream, redis, wires, replicas }
-    }
-
-    /// One replica gets a refresh token; then all have a token.
-    pub async fn connect(&self) {
-        let token = self.server.refresh_token("ann").await;
-        assert_eq!(hand_in(&self.replicas[0], &token, None).await.status, 200, "{}", self.replicas[0].log());
-        for replica in &self.replicas {
-            served(replica, Duration::from_secs(1)).await;
-        }
-    }
-
-    pub async fn count(&self, name: &str) -> u64 {
-        self.server.stats().await[name].as_u64().unwrap_or(0)
-    }
-
-    /// Waits until `client` has sent more token requests than `before`.
-    pub async fn token_requests_beyond(&self, client: &str, before: u64) {
-        let end = Instant::now() + Duration::from_secs(15);
-        while self.server.token_requests(client).await <= before {
-            assert!(Instant::now() < end, "no token request of {client}\n{}", self.replicas[0].log());
-            sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    /// No refresh token was spent twice, and none in vain.
-    pub async fn is_clean(&self) {
-        let stats = self.server.stats().await;
-        let logs = || self.replicas.iter().map(Sidecar::log).collect::<Vec<_>>().join("\n----\n");
-        assert_eq!((&stats["refused"], &stats["grants_revoked"]), (&json!(0), &json!(0)), "{stats}\n{}", logs());
-        assert_eq!(stats["rotations"], stats["token_requests"]["person"], "{stats}\n{}", logs());
-    }
-
-    /// Returns just after a rotation has been saved, when no other is near.
-    pub async fn rotated(&self) {
-        // It begins with a random nonce, so its first bytes tell one record from another.
-        const RECORD: [&str; 5] = ["--no-raw", "GETRANGE", "keybearer:{crm}:token:default", "0", "99"];
-        let (before, record) = (self.count("rotations").await, self.redis.cli(&RECORD).await);
-        let end = Instant::now() + Duration::from_secs(10);
-        while self.count("rotations").await == before || self.redis.cli(&RECORD).await == record {
-            assert!(Instant::now() < end, "nobody refreshes any more\n{}", self.replicas[0].log());
-            sleep(Duration::from_millis(20)).await;
-        }
-    }
-}
-
-/// Every key with what lies there, as text.
-pub async fn everything(redis: &Redis) -> Vec<(String, String)> {
-    let mut all = Vec::new();
-    for key in redis.cli(&["--scan"]).await.lines() {
-        let text = match redis.cli(&["TYPE", key]).await.as_str() {
-            "string" => redis.cli(&["--no-raw", "GET", key]).await,
-            "set" => redis.cli(&["--no-raw", "SMEMBERS", key]).await,
-            "hash" => redis.cli(&["--no-raw", "HGETALL", key]).await,
-            _ => redis.cli(&["--no-raw", "ZRANGE", key, "0", "-1", "WITHSCORES"]).await,
-        };
-        all.push((key.to_owned(), text));
-    }
-    all
-}
-
-/// Waits until requests get a token.
-pub async fn served(replica: &Sidecar, within: Duration) {
-    let begun = Instant::now();
-    loop {
-        let answer = get(replica, "").await;
-        if answer.status == 200 {
-            return;
-        }
-        assert!(begun.elapsed() < within, "{}\n{}", answer.text(), replica.log());
-        sleep(Duration::from_millis(20)).await;
-    }
-}
 
 /// TL-15.
 #[tokio::test]
@@ -245,14 +93,8 @@ async fn who_has_lost_the_lease_writes_nothing() {
     .await;
     let upstream = Scripted::upstream().await;
     let redis = Redis::start().await;
-    let config = format!(
-        "{}admin: {{users: [{{name: ops, role: manager, token: {MANAGER}}}]}}\nhosts: {{api.test: \"{}\"}}\nconnections:\n\
-         - {{name: crm, token_url: \"http://{}/token\", client_id: a, client_secret: b, grant: authorization_code, \
-         authorization_server: {{timeout: 2s}}, routes: [{{host: api.test, upstream_tls: false}}]}}\n",
-        store(redis.port),
-        upstream.address,
-        server.address
-    );
+    let keys = "grant: authorization_code, authorization_server: {timeout: 2s}";
+    let config = machine(&server, &upstream, &redis, keys);
     let spent = || -> Vec<String> {
         let bodies = server.received().into_iter().map(|request| String::from_utf8_lossy(&request.body).into_owned());
         bodies.filter_map(|body| Some(body.split("refresh_token=").nth(1)?.split('&').next()?.to_owned())).collect()
@@ -274,7 +116,7 @@ async fn who_has_lost_the_lease_writes_nothing() {
     // It reads the answer, and its write is refused.
     holder.logged("the lease of crm/default was lost").await;
     served(&holder, Duration::from_secs(2)).await;
-    until("somebody refreshes", || server.count() >= 4).await;
+    until("a replica refreshes", || server.count() >= 4).await;
     assert_eq!(spent()[..4], ["r-given", "r-0", "r-0", "r-2"], "{}", holder.log());
     for replica in [&holder, &other] {
         served(replica, Duration::from_secs(2)).await;
@@ -289,14 +131,9 @@ async fn who_has_lost_the_lease_writes_nothing() {
 
 /// A connection `crm` of a machine at a scripted token endpoint.
 fn machine(server: &Scripted, upstream: &Scripted, redis: &Redis, keys: &str) -> String {
-    format!(
-        "{}admin: {{users: [{{name: ops, role: manager, token: {MANAGER}}}]}}\nhosts: {{api.test: \"{}\"}}\nconnections:\n\
-         - {{name: crm, token_url: \"http://{}/token\", client_id: a, client_secret: b, {keys} \
-         routes: [{{host: api.test, upstream_tls: false}}]}}\n",
-        store(redis.port),
-        upstream.address,
-        server.address
-    )
+    let crm = Connection::at("crm", server).keys(keys).plain("api.test");
+    let config = Config::new().top(store(redis.port)).manager().host("api.test", upstream.address);
+    config.connection(crm).to_string()
 }
 
 /// TL-05 and TL-07: what the server has told one replica, the others need not be told by it.
@@ -352,7 +189,7 @@ async fn a_revocation_outlasts_a_lease_and_forgets_all_the_same() {
     .await;
     let (upstream, redis) = (Scripted::upstream().await, Redis::start().await);
     let keys = format!(
-        "grant: authorization_code, authorization_server: {{timeout: 6s}}, revocation_url: \"http://{}/revoke\",",
+        "grant: authorization_code, authorization_server: {{timeout: 6s}}, revocation_url: \"http://{}/revoke\"",
         server.address
     );
     let config = machine(&server, &upstream, &redis, &keys);
@@ -380,7 +217,7 @@ async fn a_refresh_token_that_stays_the_same_is_used_without_redis() {
     })
     .await;
     let (upstream, mut redis) = (Scripted::upstream().await, Redis::start().await);
-    let sidecar = Sidecar::start(&machine(&server, &upstream, &redis, "grant: authorization_code,")).await;
+    let sidecar = Sidecar::start(&machine(&server, &upstream, &redis, "grant: authorization_code")).await;
     assert_eq!(hand_in(&sidecar, "r-same", None).await.status, 200, "{}", sidecar.log());
     let traffic = Traffic::through(&sidecar, "http://api.test/x");
     until("it was renewed once", || server.count() >= 3).await;
@@ -426,7 +263,7 @@ async fn a_consent_that_began_at_one_replica_ends_at_another() {
 
 /// ST-11.
 #[tokio::test]
-async fn what_lies_in_redis_is_sealed_named_plainly_and_ends() {
+async fn what_redis_holds_is_sealed_named_plainly_and_expires() {
     let fleet = Fleet::start(1, 60).await;
     fleet.connect().await;
     let mut all = everything(&fleet.redis).await;
@@ -462,7 +299,7 @@ async fn what_lies_in_redis_is_sealed_named_plainly_and_ends() {
         }
         let left: i64 = fleet.redis.cli(&["PTTL", &key]).await.parse().expect("a number");
         let most = if key.contains("machine}:token:") { 700_000 } else { 401 * 24 * 3_600_000 };
-        // Secrets that somebody has put there stay; leases may end at any moment.
+        // Secrets that an operator stored stay; leases may end at any moment.
         let ends_soon = key.contains("put-off") || key.contains("spending");
         let fleeting = key.contains("lease") || key.contains("secrets") || (ends_soon && left == -2);
         assert!(fleeting || (1000..=most).contains(&left), "{key}: {left}");
@@ -479,7 +316,7 @@ async fn a_stated_end_of_a_refresh_token_ends_no_record() {
     })
     .await;
     let (upstream, redis) = (Scripted::upstream().await, Redis::start().await);
-    let config = machine(&server, &upstream, &redis, "grant: authorization_code,");
+    let config = machine(&server, &upstream, &redis, "grant: authorization_code");
     let sidecar = Sidecar::start(&config).await;
     assert_eq!(hand_in(&sidecar, "given", None).await.status, 200, "{}", sidecar.log());
     let day: i64 = 24 * 3_600_000;

@@ -1,5 +1,8 @@
 //! HTTP/2 on both sides of the proxy, and what a caller may do with it.
 
+mod forward;
+mod grpc;
+
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -158,7 +161,7 @@ async fn a_shared_connection_that_dies_is_replaced_by_one() {
 }
 
 #[tokio::test]
-async fn an_idle_caller_is_told_that_its_connection_ends() {
+async fn an_idle_caller_sees_its_connection_close() {
     const GOAWAY: u8 = 7;
     let server = Http2Server::start(json!({})).await;
     let (sidecar, _tokens) = start(&server, "timeouts: {client_head: 500ms}\n").await;
@@ -197,7 +200,7 @@ async fn what_was_not_processed_is_sent_again_and_nothing_else() {
         assert_eq!((answer.status, answer.code()), (502, "upstream_unreachable"), "HP-32 {method}");
         assert_eq!(server.stats().await["paths"]["/reset"], sent + 1, "HP-32 {method}");
     }
-    // A session that ends in good order costs nobody a request.
+    // A session that ends in good order costs no caller a request.
     for _ in 0..5 {
         assert_eq!(post("goaway").await.status, 200);
     }
@@ -271,7 +274,7 @@ async fn websocket_goes_over_it_to_an_upstream_that_speaks_nothing_else() {
     assert_eq!((refused.status, &refused.json()["code"]), (502, &json!("upstream_protocol")), "{}", refused.text());
 }
 
-/// What `tests/rig/h2_probe.py` sees.
+/// What `tests/peers/h2_probe.py` sees.
 async fn probe(sidecar: &Sidecar, probe: &str, path: &str) -> Value {
     let at = sidecar.proxy();
     let options =
@@ -310,7 +313,7 @@ async fn a_malformed_request_goes_nowhere() {
     }
 }
 
-/// RS-02, RS-03, RS-04: bounded in memory, and nobody else is kept waiting.
+/// RS-02, RS-03, RS-04: bounded in memory, and no other caller is kept waiting.
 #[tokio::test]
 async fn floods_are_cut_off_or_cost_little() {
     let server = Http2Server::start(json!({})).await;
@@ -339,7 +342,7 @@ async fn floods_are_cut_off_or_cost_little() {
 
 /// RS-05, RS-06.
 #[tokio::test]
-async fn streams_and_windows_are_bounded_and_nobody_may_hold_an_answer_for_long() {
+async fn streams_and_windows_are_bounded_and_no_caller_holds_a_response_for_long() {
     let server = Http2Server::start(json!({})).await;
     let (sidecar, _tokens) = start(&server, "timeouts: {idle: 2s}\n").await;
     let told = probe(&sidecar, "settings", "/crm/echo").await;
@@ -354,7 +357,7 @@ async fn streams_and_windows_are_bounded_and_nobody_may_hold_an_answer_for_long(
     sidecar.until_metric(text, |count| count == 0.0).await;
 }
 
-/// A large answer that nobody takes at once stays at the upstream.
+/// A large response that the caller does not read at once stays at the upstream.
 #[tokio::test]
 async fn both_directions_stream_with_memory_flat() {
     const TOTAL: usize = 200 << 20;

@@ -1,4 +1,5 @@
-//! Holds the layers: a room (top-level module) of `src/` uses only the floors below its own.
+//! Holds the layers: a room (top-level module) of `src/` uses only the floors below its own; a test file uses `rig` and its
+//! own folder. Holds the length of files.
 //!
 //! Not here: circles among the files of a room (`circles`), how paths are found in the source (`tokens`). Not seen: what a
 //! macro of another crate expands to. Tests (`#[cfg(test)]`, `tests.rs`) may use any room.
@@ -27,12 +28,13 @@ const FLOORS: [&[&str]; 13] = [
     &["main", "lib"],
 ];
 
-const LINES_MAX: usize = 350;
+const SRC_LINES_MAX: usize = 350;
+const TESTS_LINES_MAX: usize = 500;
 
 #[test]
 fn every_room_uses_only_the_floors_below() {
     let mut problems = Vec::new();
-    for (file, source) in sources() {
+    for (file, source) in sources("src") {
         problems.extend(violations(&file, &source));
     }
     assert!(problems.is_empty(), "{}", listed(&problems));
@@ -41,43 +43,82 @@ fn every_room_uses_only_the_floors_below() {
 #[test]
 fn every_file_says_what_it_is_and_stays_short() {
     let mut problems = Vec::new();
-    for (file, source) in sources() {
-        let lines = source.lines().count();
-        if lines > LINES_MAX {
-            problems.push(format!("src/{file}: {lines} lines, at most {LINES_MAX}; split it by what it decides"));
-        }
-        if !source.starts_with("//!") {
-            problems.push(format!("src/{file}: opens without `//!`; say what it is, what is not here, what it holds"));
-        }
-        if file.ends_with("mod.rs") {
-            problems.push(format!("src/{file}: a folder has a file of its own name beside it, never a mod.rs"));
+    for (root, most) in [("src", SRC_LINES_MAX), ("tests/it", TESTS_LINES_MAX)] {
+        for (file, source) in sources(root) {
+            let lines = source.lines().count();
+            if lines > most {
+                problems.push(format!("{root}/{file}: {lines} lines, at most {most}; split it by what it decides"));
+            }
+            if !source.starts_with("//!") {
+                problems.push(format!(
+                    "{root}/{file}: opens without `//!`; say what it is, what is not here, what it holds"
+                ));
+            }
+            if file.ends_with("mod.rs") {
+                problems.push(format!("{root}/{file}: a folder has a file of its own name beside it, never a mod.rs"));
+            }
         }
     }
     assert!(problems.is_empty(), "{}", listed(&problems));
+}
+
+#[test]
+fn every_test_file_uses_the_rig_and_its_own_folder_alone() {
+    let mut problems = Vec::new();
+    for (file, source) in sources("tests/it") {
+        problems.extend(foreign_topics(&file, &source));
+    }
+    assert!(problems.is_empty(), "{}", listed(&problems));
+}
+
+/// The paths of a test file that lead to another topic's tests.
+fn foreign_topics(file: &str, source: &str) -> Vec<String> {
+    let mut module: Vec<&str> = file.trim_end_matches(".rs").split('/').collect();
+    let topic = module[0];
+    if module == ["main"] {
+        module.clear();
+    }
+    let foreign = |(line, path): (usize, Vec<String>)| {
+        let used = path.first()?;
+        let problem =
+            || format!("tests/it/{file}:{line}: `{}`: move what topics share to tests/it/rig", path.join("::"));
+        (used != topic && used != "rig").then(problem)
+    };
+    tokens::paths(&module, source).into_iter().filter_map(foreign).collect()
+}
+
+#[test]
+fn a_test_file_that_uses_another_topic_is_found() {
+    assert_eq!(foreign_topics("fleet.rs", "use crate::rig::raw; use crate::fleet::x;"), [""; 0]);
+    assert_eq!(foreign_topics("fleet/trouble.rs", "use super::x; use super::super::rig::raw;"), [""; 0]);
+    for source in ["use crate::store::run;", "use super::super::store;", "fn f() { crate::store::run() }"] {
+        assert_eq!(foreign_topics("fleet/trouble.rs", source).len(), 1, "{source}");
+    }
 }
 
 fn listed(problems: &[impl fmt::Display]) -> String {
     problems.iter().map(|problem| format!("\n  {problem}")).collect()
 }
 
-/// Every file below `src/`: its path from there, with `/`, and its text.
-fn sources() -> Vec<(String, String)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+/// Every file of Rust below `root`: its path from there, with `/`, and its text.
+fn sources(root: &str) -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(root);
     let mut folders: Vec<PathBuf> = vec![root.clone()];
     let mut found = Vec::new();
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).expect("a folder of src can be listed") {
-            let path = entry.expect("an entry of src can be read").path();
+        for entry in fs::read_dir(&folder).expect("a folder can be listed") {
+            let path = entry.expect("an entry can be read").path();
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let below = path.strip_prefix(&root).expect("it lies below src").to_str().expect("names are text");
+                let below = path.strip_prefix(&root).expect("it is below the root").to_str().expect("names are text");
                 let source = fs::read_to_string(&path).expect("a source file can be read");
                 found.push((below.replace('\\', "/"), source));
             }
         }
     }
-    assert!(found.iter().any(|(file, _)| file == "lib.rs"), "no lib.rs below {}", root.display());
+    let crate_roots = ["lib.rs", "main.rs"];
+    assert!(found.iter().any(|(file, _)| crate_roots.contains(&&**file)), "no crate below {}", root.display());
     found.sort();
     found
 }

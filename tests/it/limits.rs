@@ -1,5 +1,9 @@
 //! Every bound of `limits` at small values: who is too many or too large hears so, and the others notice nothing.
 
+mod deadlines;
+mod departures;
+mod descriptors;
+
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::rig::frames;
 use crate::rig::raw::{self, Conn};
-use crate::stage::{GET, Stage, patient, s, say, until};
+use crate::rig::stage::{GET, Stage, patient, s, say, until};
 
 #[tokio::test]
 async fn the_connection_above_the_bound_hears_that_there_is_no_place() {
@@ -357,7 +361,7 @@ async fn an_early_answer_is_the_only_one() {
                 let _ = tokio::time::timeout(s(10.0), reader.read_to_end(&mut said)).await;
             };
             tokio::join!(write, read);
-            crate::stage::Said(said)
+            crate::rig::stage::Said(said)
         };
         let (_, said) = tokio::join!(upstream, caller);
         assert_eq!((said.statuses(), said.body().as_str()), (vec![413], "sorry"), "{framing}: {}", said.text());

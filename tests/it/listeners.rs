@@ -87,10 +87,7 @@ async fn each_listener_serves_and_each_caller_is_known_by_how_it_comes() {
     let served = upstream.count();
     for (row, arguments) in [
         ("no certificate", vec!["--cacert", &ca, mutual.as_str()]),
-        (
-            "a certificate that nobody vouches for",
-            vec!["--cacert", &ca, "--cert", &unknown, "--key", &unknown_key, &mutual],
-        ),
+        ("a certificate of an unknown CA", vec!["--cacert", &ca, "--cert", &unknown, "--key", &unknown_key, &mutual]),
         ("no TLS", vec![mutual.strip_prefix("https").map(|rest| format!("http{rest}")).as_deref().unwrap_or_default()]),
     ] {
         let (code, seen) = curl(&arguments).await;
@@ -101,7 +98,7 @@ async fn each_listener_serves_and_each_caller_is_known_by_how_it_comes() {
     // As a proxy behind TLS, too.
     let (port, url) = (format!("https://localhost:{}", at("fleet")), "http://10.9.8.7/");
     let (code, seen) = curl(&["--proxy-cacert", &ca, "-x", &port, url]).await;
-    assert_eq!((code, seen.as_str()), (0, "403 1.1"), "a private address that nobody names");
+    assert_eq!((code, seen.as_str()), (0, "403 1.1"), "a private address that no route names");
     let text =
         std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&*socket).expect("a socket").permissions()) & 0o777;
     assert_eq!(text, 0o660);
@@ -138,7 +135,7 @@ async fn start_strict(upstream: &Scripted, tokens: &Scripted, user: &str, san: &
 }
 
 #[tokio::test]
-async fn another_user_and_another_name_are_nobody() {
+async fn another_user_and_another_name_are_no_known_caller() {
     let (tokens, upstream) = (Scripted::tokens(3600).await, Scripted::upstream().await);
     let nobody = (0, "401 1.1".to_owned());
     let sidecar = start_strict(&upstream, &tokens, "4294967", "other.test").await;
@@ -216,7 +213,7 @@ async fn a_renewed_certificate_is_shown_without_a_restart_and_a_broken_one_is_no
 
 /// What the log says of a caller without an address.
 #[tokio::test]
-async fn a_user_stands_in_the_log_in_place_of_an_address() {
+async fn a_unix_user_is_logged_in_place_of_an_address() {
     let (sidecar, _tokens, _upstream) = start().await;
     let socket = sidecar.dir.path().join("jobs.sock");
     let (_, seen) = curl(&["--unix-socket", &socket.to_string_lossy(), "http://kb/nowhere"]).await;

@@ -2,11 +2,14 @@
 //!
 //! Rows are named as in the table of hostile peers (HP).
 
+mod content;
+mod framing;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::rig::raw::{self, Conn};
 use crate::rig::scripted::Reply;
-use crate::stage::{Said, Stage, TOKEN};
+use crate::rig::stage::{Said, Stage, TOKEN};
 
 /// The message is refused with a 4xx or 5xx and nothing gets anywhere.
 async fn refused(stage: &Stage, row: &str, bytes: impl AsRef<[u8]>) {

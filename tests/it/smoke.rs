@@ -1,5 +1,6 @@
 //! The shortest way through the whole: one request, one token.
 
+use crate::rig::config::{Config, Connection};
 use crate::rig::raw;
 use crate::rig::scripted::Scripted;
 use crate::rig::sidecar::Sidecar;
@@ -7,11 +8,8 @@ use crate::rig::sidecar::Sidecar;
 #[tokio::test]
 async fn a_request_without_a_secret_arrives_with_a_token() {
     let (server, upstream) = (Scripted::tokens(60).await, Scripted::upstream().await);
-    let sidecar = Sidecar::start(&format!(
-        "hosts: {{api.test: \"{}\"}}\nconnections:\n- {{name: crm, client_id: a, client_secret: b, token_url: \"http://{}/token\", routes: [{{host: api.test, upstream_tls: false}}]}}\n",
-        upstream.address, server.address
-    ))
-    .await;
+    let crm = Connection::at("crm", &server).plain("api.test");
+    let sidecar = Sidecar::start(Config::new().host("api.test", upstream.address).connection(crm)).await;
     let answer = raw::get_through(sidecar.proxy(), "http://api.test/x", "").await;
     assert_eq!((answer.status, answer.text().as_str()), (200, "ok"));
     let received = upstream.received();

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::rig::config::{Config, Connection};
 use crate::rig::peers::Collector;
 use crate::rig::raw;
 use crate::rig::scripted::{Reply, Scripted};
@@ -37,12 +38,11 @@ async fn stage(top: &str) -> Stage {
 }
 
 fn config(upstream: &Scripted, tokens: &Scripted, top: &str) -> String {
-    format!(
-        "hosts: {{api.test: \"{up}\", other.test: \"{up}\"}}\ncallers: [{{name: billing, secret: s3cret}}]\n{top}connections:\n\
-         - {{name: crm, client_id: a, client_secret: client-s3cret, token_url: \"http://{}/token?tenant=q1\", routes: [{{host: api.test, upstream_tls: false}}]}}\n",
-        tokens.address,
-        up = upstream.address
-    )
+    let crm = Connection::new("crm", format_args!("http://{}/token?tenant=q1", tokens.address))
+        .client("client_id: a, client_secret: client-s3cret")
+        .plain("api.test");
+    let config = Config::new().hosts(["api.test", "other.test"], upstream.address);
+    config.top("callers: [{name: billing, secret: s3cret}]\n").top(top).connection(crm).to_string()
 }
 
 impl Stage {
@@ -172,7 +172,7 @@ async fn every_request_is_recorded_unless_a_part_is_asked_for() {
 }
 
 #[tokio::test]
-async fn failures_and_repetitions_are_told() {
+async fn failures_and_repetitions_are_traced() {
     let collector = Collector::start().await;
     let stage = stage(&format!("timeouts: {{response_head: 1s}}\ntracing: {{otlp: \"{}\"}}\n", collector.url())).await;
     // First, since the upstream refuses its first request alone: it is sent again with another token.
@@ -219,7 +219,7 @@ async fn failures_and_repetitions_are_told() {
     assert_eq!(stage.upstream.received()[1].values("traceparent"), [told]);
     assert_eq!(of("/brew", "SERVER")["attributes"]["http.request.method"], "_OTHER");
     let (bytes, _) = collector.raw().await;
-    assert!(!String::from_utf8_lossy(&bytes).contains("BREW"), "a method that anybody may invent is not told");
+    assert!(!String::from_utf8_lossy(&bytes).contains("BREW"), "a method that callers invent is not exported");
 }
 
 #[tokio::test]

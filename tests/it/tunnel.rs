@@ -1,39 +1,24 @@
 //! CONNECT: plain HTTP inside is served for the tunnel's authority alone. Not here: what is relayed (`relay`).
 
+mod intercept;
+mod relay;
+mod websocket;
+
 use std::process::Stdio;
-use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
-use crate::intercept::{interception, interception_ca};
-use crate::rig::peers::{Http2Server, Peers, node, rig, told};
+use crate::rig::config::{Config, Connection, local};
+use crate::rig::inside::opened;
+use crate::rig::interception::{interception, interception_ca};
+use crate::rig::peers::{Http2Server, node, peers_path, told};
 use crate::rig::raw::Conn;
 use crate::rig::scripted::Scripted;
 use crate::rig::sidecar::Sidecar;
-use crate::stage::{Said, Stage, TOKEN};
-
-/// A tunnel to `authority`, open.
-pub async fn open(stage: &Stage, authority: &str, lines: &str) -> Conn {
-    let mut conn = Conn::open(stage.sidecar.proxy()).await;
-    conn.write(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{lines}\r\n").as_bytes()).await;
-    assert!(opened(&mut conn).await.starts_with("HTTP/1.1 200"), "{authority}");
-    conn
-}
-
-/// The head of the answer to CONNECT: nothing follows it.
-pub async fn opened(conn: &mut Conn) -> String {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let read =
-            tokio::time::timeout(Duration::from_secs(10), conn.stream.read_u8()).await.expect("an answer in time");
-        let Ok(byte) = read else { break };
-        head.push(byte);
-    }
-    String::from_utf8_lossy(&head).into_owned()
-}
+use crate::rig::stage::{Said, Stage, TOKEN};
 
 fn get(target: &str, host: &str) -> String {
     format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n")
@@ -42,7 +27,7 @@ fn get(target: &str, host: &str) -> String {
 #[tokio::test]
 async fn plain_http_inside_is_served_with_the_token() {
     let stage = Stage::start("").await;
-    let mut conn = open(&stage, "good.test:80", "").await;
+    let mut conn = stage.open_tunnel("good.test:80", "").await;
     for (row, target, host) in [
         ("origin form", "/1", "good.test"),
         ("port written out", "/2", "good.test:80"),
@@ -59,7 +44,7 @@ async fn plain_http_inside_is_served_with_the_token() {
         assert_eq!(last.values("host"), ["good.test"], "{row}");
     }
     assert_eq!(stage.good.count(), 5);
-    let mut conn = open(&stage, "evil.test:80", "").await;
+    let mut conn = stage.open_tunnel("evil.test:80", "").await;
     conn.write(get("/", "evil.test").as_bytes()).await;
     assert_eq!(conn.answer().await.status, 200, "an unmatched host");
     stage.holds("tunnels", &Said(Vec::new())).await;
@@ -89,7 +74,7 @@ async fn the_head_of_connect_may_come_in_any_way() {
 #[tokio::test]
 async fn another_authority_inside_is_421_each_time() {
     let stage = Stage::start("").await;
-    let mut conn = open(&stage, "good.test:80", "").await;
+    let mut conn = stage.open_tunnel("good.test:80", "").await;
     for (row, target, host) in [
         ("CI-03 Host", "/", "evil.test"),
         ("CI-03 Host again", "/", "evil.test"),
@@ -104,12 +89,12 @@ async fn another_authority_inside_is_421_each_time() {
     }
     conn.write(get("/", "good.test").as_bytes()).await;
     assert_eq!(conn.answer().await.status, 200, "the tunnel stays usable");
-    let mut conn = open(&stage, "evil.test:80", "").await;
+    let mut conn = stage.open_tunnel("evil.test:80", "").await;
     conn.write(get("/", "good.test").as_bytes()).await;
     assert_eq!(conn.answer().await.status, 421, "TC-03: a tunnel to evil with good's Host");
     assert_eq!((stage.good.count(), stage.evil.count()), (1, 0));
     for bytes in ["GET / HTTP/1.1\r\n\r\n", "GET / HTTP/1.1\r\nHost: good.test\r\nHost: good.test\r\n\r\n"] {
-        let mut conn = open(&stage, "good.test:80", "").await;
+        let mut conn = stage.open_tunnel("good.test:80", "").await;
         conn.write(bytes.as_bytes()).await;
         assert_eq!(conn.answer().await.status, 400, "{bytes}");
     }
@@ -119,17 +104,17 @@ async fn another_authority_inside_is_421_each_time() {
 #[tokio::test]
 async fn what_is_not_http_closes_the_tunnel() {
     let stage = Stage::start("").await;
-    let mut conn = open(&stage, "good.test:80", "").await;
+    let mut conn = stage.open_tunnel("good.test:80", "").await;
     conn.write(b"\x16\x03\x01\x00\x05hello").await;
     assert!(conn.is_closed().await, "TLS");
     stage.sidecar.logged("of this host and port is for http").await;
-    let mut conn = open(&stage, "good.test:80", "").await;
+    let mut conn = stage.open_tunnel("good.test:80", "").await;
     conn.write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n").await;
     let mut rest = Vec::new();
     let _ = conn.stream.read_to_end(&mut rest).await;
     assert!(!String::from_utf8_lossy(&rest).contains(TOKEN), "CI-12");
     assert_eq!(stage.good.count(), 0, "CI-12");
-    let mut conn = open(&stage, "good.test:80", "").await;
+    let mut conn = stage.open_tunnel("good.test:80", "").await;
     conn.stream.shutdown().await.expect("a half-close");
     assert!(conn.is_closed().await, "nothing inside");
     stage.holds("CI-12", &Said(rest)).await;
@@ -166,7 +151,7 @@ async fn connect_takes_host_and_port_alone() {
         );
         stage.holds(target, &said).await;
     }
-    let mut conn = open(&stage, "good.test:80", "").await;
+    let mut conn = stage.open_tunnel("good.test:80", "").await;
     conn.write(b"CONNECT good.test:80 HTTP/1.1\r\nHost: good.test:80\r\n\r\n").await;
     assert_eq!(conn.answer().await.status, 400, "a tunnel inside a tunnel");
 }
@@ -192,7 +177,7 @@ async fn addresses_are_checked_for_a_tunnel_too() {
     }
 }
 
-/// CI-10, and RFC 9931 §5: what is sent into a tunnel before it stands belongs to nobody if it is refused.
+/// CI-10, and RFC 9931 §5: what is sent into a tunnel before it is open is dropped if it is refused.
 #[tokio::test]
 async fn a_refused_connect_ends_its_connection_and_nothing_after_it_is_a_request() {
     let stage = Stage::start("callers: [{name: billing, secret: s3cret}]\nlimits: {head: 8KiB}\n").await;
@@ -227,7 +212,7 @@ async fn a_refused_connect_ends_its_connection_and_nothing_after_it_is_a_request
     }
     let many = format!("CONNECT good.test:80 HTTP/1.1\r\nHost: x\r\n\r\n{}", early.repeat(500));
     assert_eq!(stage.say(many).await.statuses(), [407], "much of it, and the answer is read all the same");
-    let mut conn = open(&stage, "good.test:80", &known).await;
+    let mut conn = stage.open_tunnel("good.test:80", &known).await;
     conn.write(
         format!("CONNECT good.test:80 HTTP/1.1\r\nHost: good.test:80\r\n\r\n{}", get("/early", "good.test")).as_bytes(),
     )
@@ -259,20 +244,14 @@ async fn a_refused_connect_over_http2_ends_its_stream_alone() {
     assert_eq!(stage.good.count(), 1);
 }
 
-/// Who answers 407 with a credential does so on another connection.
+/// These clients answer 407 with a credential on another connection.
 #[tokio::test]
 async fn clients_that_wait_for_407_get_their_tunnel() {
     let tokens = Scripted::tokens(3600).await;
     let upstream = Http2Server::start(json!({})).await;
-    let config = format!(
-        "hosts: {{api.test: \"127.0.0.1:{}\"}}\ntrust: [{}]\n{}callers: [{{name: billing, secret: s3cret}}]\nconnections:\n- {{name: crm, \
-         client_id: a, client_secret: b, token_url: \"http://{}/token\", routes: [{{host: api.test}}]}}\n",
-        upstream.port(),
-        Peers::certs().ca.display(),
-        interception(),
-        tokens.address
-    );
-    let sidecar = Sidecar::start(&config).await;
+    let config = Config::new().trust_peers().top(interception()).top("callers: [{name: billing, secret: s3cret}]\n");
+    let crm = Connection::at("crm", &tokens).route("host: api.test");
+    let sidecar = Sidecar::start(config.host("api.test", local(upstream.port())).connection(crm)).await;
     let (ca, proxy) = (interception_ca().0.display().to_string(), sidecar.proxy());
     let port = proxy.port().to_string();
     let store = sidecar.dir.path().join("trust.p12").display().to_string();
@@ -293,7 +272,7 @@ async fn clients_that_wait_for_407_get_their_tunnel() {
         ] {
             java.arg(format!("-D{name}={value}"));
         }
-        java.arg("-Xshare:auto").arg(rig("clients/Get.java")).arg("https://api.test/echo").args(more);
+        java.arg("-Xshare:auto").arg(peers_path("clients/Get.java")).arg("https://api.test/echo").args(more);
         java
     };
     let curl = |more: &[&str]| {

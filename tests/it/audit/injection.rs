@@ -1,4 +1,4 @@
-//! Whatever comes from outside, a line of the log and a record stay one: nobody forges another or moves a terminal's cursor.
+//! Input from outside forges no line of the log and no record, and moves no terminal's cursor.
 
 use super::*;
 

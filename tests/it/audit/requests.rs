@@ -121,7 +121,7 @@ async fn trace_context_is_passed_on_untouched() {
 }
 
 #[tokio::test]
-async fn each_failure_is_told_apart_by_its_answer_a_metric_and_one_line() {
+async fn each_failure_has_its_own_response_metric_and_log_line() {
     // No TLS at all: plain bytes in answer to the ClientHello.
     let tls = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let tls_address = tls.local_addr().expect("an address");

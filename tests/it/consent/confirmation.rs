@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::{House, OFFLINE, param, sign_in, text};
+use crate::rig::manager::MANAGER;
 use crate::rig::pages::{self, confirmation, cookie, onward, origin};
 use crate::rig::peers::AuthorizationServer;
 use crate::rig::raw::Answer;
@@ -173,7 +174,7 @@ async fn a_link_of_the_api_is_good_for_the_first_browser_that_confirms_it() {
     assert_eq!(told["status"], "denied", "{told}");
 }
 
-/// What a site of somebody else tries, each at a path of its own, with the confirmation of the person's own page at worst.
+/// What another site tries, each at a path of its own, with the confirmation of the person's own page at worst.
 async fn foreign_site(link: String, confirmation: String, api: String) -> Scripted {
     Scripted::start(move |request, _| {
         let form = format!(
@@ -200,7 +201,7 @@ async fn foreign_site(link: String, confirmation: String, api: String) -> Script
                      await fetch(at, {{method: 'POST', body, headers: {{'Content-Type': type}}, credentials: 'include', \
                      mode: type === 'application/json' ? 'cors' : 'no-cors'}}).catch(() => {{}});\
                      document.body.append('done') }})()</script>",
-                    crate::renewal::MANAGER
+                    MANAGER
                 ),
             ),
             _ => Reply::text(404, "text/plain", "no"),
@@ -210,7 +211,7 @@ async fn foreign_site(link: String, confirmation: String, api: String) -> Script
 }
 
 #[tokio::test]
-async fn another_site_starts_nothing_in_the_browser_of_somebody_who_has_signed_in() {
+async fn another_site_starts_nothing_in_a_browser_that_has_signed_in() {
     let house = House::op("p-web").await;
     let (link, tab) = (house.link("").await, house.browser.tab("a", "1"));
     tab.open(&link).await;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::{param, text};
-use crate::renewal::{MANAGER, call};
+use crate::rig::manager::{MANAGER, call};
 use crate::rig::pages::{self, onward};
 use crate::rig::raw::{self, Answer, Conn};
 use crate::rig::scripted::{Received, Reply, Scripted};
@@ -136,7 +136,7 @@ async fn what_has_ended_keeps_its_status() {
     }
 }
 
-/// Who declined, and for which connection, is on record, as what somebody has connected is.
+/// Who declined, and for which connection, is on record, as a connected account is.
 #[tokio::test]
 async fn a_declined_consent_is_one_record_of_the_audit() {
     let stage = Stage::with_code(|_, _| granted("token", 600)).await;

@@ -3,11 +3,11 @@
 use serde_json::{Value, json};
 
 use super::{House, secret_of, text};
-use crate::renewal::MANAGER;
 use crate::rig::browser::Page;
+use crate::rig::manager::MANAGER;
 use crate::rig::raw;
 
-/// Fields of token requests that nobody else may know.
+/// Fields of token requests that no other party may know.
 const FIELDS: [&str; 5] = ["code", "code_verifier", "device_code", "refresh_token", "client_secret"];
 /// Shorter values stand for nothing.
 const CHARS_MIN: usize = 20;

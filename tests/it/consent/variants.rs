@@ -114,7 +114,7 @@ async fn a_code_for_another_device_connects_at_oidc_provider() {
     let keys = format!("issuer: \"{}\", grant: device_code, scopes: [{OFFLINE}]", server.issuer());
     let house = House::with(server, "p-device-web", &keys, "").await;
     let (tab, link) = (house.browser.tab("a", "1"), house.link("").await);
-    assert_eq!(tab.open(&link).await.status(), 401, "whoever opens it signs in");
+    assert_eq!(tab.open(&link).await.status(), 401, "it asks to sign in");
     super::sign_in(tab).await;
     tab.until("/connect/crm", "Connect an account?").await;
     assert!(house.server.stats().await["device_authorizations"]["p-device-web"].is_null(), "nothing is confirmed");
@@ -196,7 +196,7 @@ async fn a_device_answer_with_the_least_in_it_will_do() {
     assert_eq!((&begun["interval"], &begun["verification_uri_complete"]), (&json!(5), &Value::Null), "{begun}");
     let end = Instant::now() + PATIENCE;
     while polls(&house).await.len() < 2 {
-        assert!(Instant::now() < end, "nobody asks");
+        assert!(Instant::now() < end, "no poll arrives");
         sleep(Duration::from_millis(100)).await;
     }
     house.server.decide(text(&begun["user_code"]), true).await;

@@ -9,7 +9,7 @@ use super::{House, OFFLINE, endpoints, issuer, param, sign_in, text};
 use crate::rig::peers::AuthorizationServer;
 
 #[tokio::test]
-async fn a_person_connects_an_account_whose_token_is_renewed_through_three_lifetimes() {
+async fn a_person_connects_an_account_whose_token_is_refreshed_through_three_lifetimes() {
     let server = AuthorizationServer::op(json!({})).await;
     let keys = format!("{}, scopes: [{OFFLINE}]", endpoints(&server, "?prompt=consent&access_type=offline"));
     let house = House::with(server, "p-short", &keys, "").await;
@@ -18,7 +18,7 @@ async fn a_person_connects_an_account_whose_token_is_renewed_through_three_lifet
 
     let page = tab.open(&link).await;
     assert_eq!((page.status(), page.documents().len()), (401, 1), "{}", page.text());
-    assert!(house.server.authorizations("p-short").await.is_empty(), "nobody has signed in");
+    assert!(house.server.authorizations("p-short").await.is_empty(), "no person has signed in");
     tab.fill("input[name=token]", "somebody-else-0123456789").await;
     assert_eq!(tab.click("button[type=submit]").await.status(), 401);
     sign_in(tab).await;
@@ -82,7 +82,7 @@ async fn two_people_connect_their_own_accounts_in_their_own_browsers() {
 }
 
 #[tokio::test]
-async fn an_authorization_of_the_api_is_opened_without_signing_in_and_tells_how_it_ends() {
+async fn an_authorization_of_the_api_is_opened_without_signing_in_and_shows_how_it_ends() {
     let house = House::op("p-web").await;
     let begin = async || {
         let begun = house.call("POST", "/connections/crm/authorize", json!({})).await;

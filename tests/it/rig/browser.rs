@@ -1,4 +1,4 @@
-//! A real browser: Chromium through `tests/rig/browser.mjs`, which names the commands and what a page's state tells.
+//! A real browser: Chromium through `tests/peers/browser.mjs`, which names the commands and what a page's state tells.
 //!
 //! Not here: what the pages of the authorization servers ask (`Tab::sign_in`, `agree` and `deny` know their buttons).
 //! Holds: the browser dies with its handle; each `context` is a browser of its own, with its own cookies.
@@ -15,7 +15,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use super::peers::{Peers, node, rig};
+use super::peers::{Peers, node, peers_path};
 
 const START: Duration = Duration::from_secs(60);
 const ANSWER: Duration = Duration::from_secs(30);
@@ -42,19 +42,19 @@ impl Browser {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let at = |what: &str| Peers::certs().dir.join(format!("browser-{number}{what}"));
         let mut child = Command::new(node())
-            .arg(rig("browser.mjs"))
+            .arg(peers_path("browser.mjs"))
             .arg(json!({"directory": at("")}).to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(at(".log")).expect("browser log is created"))
             .kill_on_drop(true)
             .spawn()
-            .unwrap_or_else(|error| panic!("the browser does not start ({error}); run tests/rig/install.sh"));
+            .unwrap_or_else(|error| panic!("the browser does not start ({error}); run tests/peers/install.sh"));
         let stdin = child.stdin.take().expect("stdin is piped");
         let mut lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
         let ready = timeout(START, lines.next_line()).await;
         let said = || std::fs::read_to_string(at(".log")).unwrap_or_default();
-        assert!(matches!(ready, Ok(Ok(Some(_)))), "no browser in {START:?}; try tests/rig/install.sh:\n{}", said());
+        assert!(matches!(ready, Ok(Ok(Some(_)))), "no browser in {START:?}; try tests/peers/install.sh:\n{}", said());
         Self { pipes: Mutex::new((stdin, lines)), _child: child }
     }
 

@@ -14,13 +14,12 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
+use super::interception::interception_ca;
 use super::raw::Conn;
-use crate::intercept::interception_ca;
-use crate::tunnel::opened;
 
 /// An open tunnel, and the HTTP that is spoken in it.
 pub enum Inside {
@@ -110,4 +109,16 @@ pub fn connector(ca: &Path, protocols: &[&[u8]]) -> TlsConnector {
     let mut config = config.with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
     TlsConnector::from(Arc::new(config))
+}
+
+/// The head of the response to CONNECT: nothing follows it.
+pub async fn opened(conn: &mut Conn) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let read =
+            tokio::time::timeout(Duration::from_secs(10), conn.stream.read_u8()).await.expect("an answer in time");
+        let Ok(byte) = read else { break };
+        head.push(byte);
+    }
+    String::from_utf8_lossy(&head).into_owned()
 }

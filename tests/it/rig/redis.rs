@@ -47,7 +47,7 @@ impl Redis {
     pub async fn cli(&self, arguments: &[&str]) -> String {
         let mut command = Command::new("redis-cli");
         command.args(["-p", &self.port.to_string()]).args(arguments).stdin(Stdio::null()).kill_on_drop(true);
-        let output = command.output().await.expect("redis-cli runs: tests/rig/install.sh installs it");
+        let output = command.output().await.expect("redis-cli runs: tests/peers/install.sh installs it");
         String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
     }
 
@@ -85,5 +85,5 @@ fn launch(port: u16, dir: &Path, more: &[String]) -> Child {
         .stdout(Stdio::null())
         .kill_on_drop(true)
         .spawn()
-        .expect("redis-server runs: tests/rig/install.sh installs it")
+        .expect("redis-server runs: tests/peers/install.sh installs it")
 }

@@ -1,6 +1,7 @@
 //! The built program as a child process, with its real addresses, its log and its metrics.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -29,31 +30,31 @@ pub struct Sidecar {
 
 impl Sidecar {
     /// Runs `config` (without `listeners`: proxy and admin get free ports) and waits until it is ready.
-    pub async fn start(config: &str) -> Sidecar {
+    pub async fn start(config: impl Display) -> Sidecar {
         Self::start_with(config, &[]).await
     }
 
     /// The same with files beside the configuration, by relative path.
-    pub async fn start_with(config: &str, files: &[(&str, &str)]) -> Sidecar {
+    pub async fn start_with(config: impl Display, files: &[(&str, &str)]) -> Sidecar {
         let sidecar = Self::spawn(config, files).await;
         sidecar.until_ready().await;
         sidecar
     }
 
     /// The same with more in the environment.
-    pub async fn start_in(config: &str, environment: &[(&str, String)]) -> Sidecar {
+    pub async fn start_in(config: impl Display, environment: &[(&str, String)]) -> Sidecar {
         let sidecar = Self::spawn_in(config, &[], environment).await;
         sidecar.until_ready().await;
         sidecar
     }
 
     /// The same without waiting for readiness: it listens.
-    pub async fn spawn(config: &str, files: &[(&str, &str)]) -> Sidecar {
+    pub async fn spawn(config: impl Display, files: &[(&str, &str)]) -> Sidecar {
         Self::spawn_in(config, files, &[]).await
     }
 
     /// The same under a limit of open files.
-    pub async fn start_with_open_files(config: &str, limit: usize) -> Sidecar {
+    pub async fn start_with_open_files(config: impl Display, limit: usize) -> Sidecar {
         let mut limited = Command::new("sh");
         limited.args(["-c", &format!("ulimit -n {limit} && exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_keybearer")]);
         let (dir, expected) = Self::prepare(config, &[]);
@@ -62,13 +63,14 @@ impl Sidecar {
         sidecar
     }
 
-    async fn spawn_in(config: &str, files: &[(&str, &str)], environment: &[(&str, String)]) -> Sidecar {
+    async fn spawn_in(config: impl Display, files: &[(&str, &str)], environment: &[(&str, String)]) -> Sidecar {
         let (dir, expected) = Self::prepare(config, files);
         Self::launch(program(), dir, expected, environment).await
     }
 
     /// A directory with `config` and `files`, and at how many addresses the program will listen.
-    fn prepare(config: &str, files: &[(&str, &str)]) -> (tempfile::TempDir, usize) {
+    fn prepare(config: impl Display, files: &[(&str, &str)]) -> (tempfile::TempDir, usize) {
+        let config = config.to_string();
         let dir = tempfile::tempdir().expect("a temporary directory");
         for (name, text) in files {
             let path = dir.path().join(name);
@@ -301,7 +303,7 @@ pub fn signal(pid: u32, name: &str) {
     assert!(done.expect("kill runs").success());
 }
 
-/// The built program; a child of the test, killed with it, with a state directory of its own that nobody has made yet.
+/// The built program; a child of the test, killed with it, with a state directory of its own that does not exist yet.
 pub fn program() -> Command {
     prepared(Command::new(env!("CARGO_BIN_EXE_keybearer")))
 }

@@ -1,0 +1,134 @@
+//! Actions: refresh, test, reload, and the bodies that they take.
+
+use serde_json::{Value, json};
+
+use super::{ACCESS_TOKEN, MANAGER, OPERATOR, Stage, VIEWER, say, until};
+use crate::rig::scripted::Reply;
+
+#[tokio::test]
+async fn a_refresh_goes_through_one_flight_and_no_back_off() {
+    let stage = Stage::start().await;
+    let before = stage.server.count();
+    let refresh = || stage.call("post", "/api/v1/connections/crm/refresh", OPERATOR, None);
+    let answer = refresh().await;
+    assert_eq!((answer.status, &answer.json()["state"]), (200, &json!("fresh")));
+    assert_eq!(stage.server.count(), before + 1);
+    let again = refresh().await;
+    assert_eq!((again.status, &again.json()["code"]), (409, &json!("refreshed_lately")));
+    let wait: u64 = again.header("retry-after").and_then(|value| value.parse().ok()).expect("Retry-After");
+    assert!((1..=10).contains(&wait), "{wait}");
+    assert_eq!(stage.server.count(), before + 1);
+    let off = stage.call("post", "/api/v1/connections/off/refresh", OPERATOR, None).await;
+    assert_eq!((off.status, &off.json()["code"]), (409, &json!("connection_inactive")));
+    let other = json!({ "profile": "other" });
+    assert_eq!(stage.call("post", "/api/v1/connections/crm/refresh", OPERATOR, Some(&other)).await.status, 404);
+}
+
+#[tokio::test]
+async fn a_refusal_and_an_outage_have_different_statuses_and_actions() {
+    let refused =
+        Stage::with("", |_, _| Reply::json(400, &json!({"error": "invalid_client", "error_description": "no"}))).await;
+    let down = Stage::with("", |_, _| Reply::text(503, "text/plain", "down")).await;
+    for (stage, status, code, outcome) in
+        [(&refused, 424, "token_refused", "refused"), (&down, 503, "token_unavailable", "unavailable")]
+    {
+        for call in ["refresh", "test"] {
+            let answer = stage.call("post", &format!("/api/v1/connections/crm/{call}"), OPERATOR, None).await;
+            assert_eq!((answer.status, &answer.json()["code"]), (status, &json!(code)), "{call}");
+            assert_eq!(answer.header("retry-after").is_some(), status == 503, "{call}");
+        }
+        assert_eq!(stage.upstream.count(), 0);
+        let tokens = stage.call("get", "/api/v1/connections/crm/tokens", VIEWER, None).await.json();
+        let attempt = &tokens["items"][0]["last_attempt"];
+        assert_eq!((&attempt["outcome"], &tokens["items"][0]["expires_at"]), (&json!(outcome), &Value::Null));
+        assert!(attempt["at"].as_str() < attempt["next_at"].as_str(), "{attempt}");
+    }
+}
+
+#[tokio::test]
+async fn a_test_reaches_only_what_the_connections_routes_take() {
+    let stage = Stage::start().await;
+    let (path, known) = ("/api/v1/connections/crm/test", &stage);
+    let test = |body: Value| async move { known.call("post", path, OPERATOR, Some(&body)).await };
+    let answer = stage.call("post", "/api/v1/connections/crm/test", OPERATOR, None).await;
+    let shown = answer.json();
+    assert_eq!((answer.status, &shown["status"], &shown["token"]), (200, &json!(200), &json!("fresh")), "{shown}");
+    assert!(shown["duration_ms"].is_u64() && shown["url"] == "http://api.test/v1", "{shown}");
+    let received = stage.upstream.received();
+    assert_eq!(received[0].request_line(), "GET /v1 HTTP/1.1");
+    assert!(received[0].values("authorization")[0].starts_with(&format!("Bearer {ACCESS_TOKEN}")));
+    assert_eq!(received[0].values("host"), ["api.test"]);
+    assert_eq!(test(json!({"url": "http://api.test/v1/a?b=c", "method": "HEAD"})).await.status, 200);
+    assert_eq!(stage.upstream.received()[1].request_line(), "HEAD /v1/a?b=c HTTP/1.1");
+    for url in [
+        "http://api.test/",
+        "http://api.test/v10",
+        "http://api.test/v1/%2e%2e/x",
+        "http://api.test/v1/..%2f..%2fx",
+        "http://api.test:81/v1",
+        "https://api.test:444/v1",
+        "http://evil.test/v1",
+        "http://169.254.169.254/v1",
+        "http://127.0.0.1:1/v1",
+        "file:///etc/passwd",
+        "ftp://api.test/v1",
+        "http://u:p@api.test/v1",
+        "api.test",
+        "",
+        "http://api.test\\@evil.test/v1",
+        "javascript:1",
+    ] {
+        let answer = test(json!({ "url": url })).await;
+        assert_eq!((answer.status, &answer.json()["code"]), (422, &json!("url_refused")), "{url}");
+    }
+    assert_eq!(test(json!({"method": "POST"})).await.status, 422);
+    assert_eq!(stage.upstream.count(), 2);
+}
+
+#[tokio::test]
+async fn bodies_are_small_json() {
+    let stage = Stage::start().await;
+    let admin = stage.sidecar.admin();
+    let lines = |kind: &str| format!("Host: {admin}\r\nAuthorization: Bearer {MANAGER}\r\n{kind}");
+    let json = "Content-Type: application/json\r\n";
+    for path in ["/api/v1/connections/crm/refresh", "/api/v1/connections/crm/test", "/api/v1/reload"] {
+        for (kind, body, status) in [
+            ("", "{}".to_owned(), 415),
+            ("Content-Type: text/plain\r\n", "{}".to_owned(), 415),
+            ("Content-Type: application/x-www-form-urlencoded\r\n", "a=b".to_owned(), 415),
+            (json, "{".to_owned(), 400),
+            (json, "[".repeat(60_000), 400),
+            (json, "{\"unknown\": 1}".to_owned(), 400),
+            (json, "{\"profile\": 1, \"url\": 1}".to_owned(), 400),
+            (json, format!("{{\"url\": \"{}\"}}", "x".repeat(65 * 1024)), 413),
+        ] {
+            let answer = say(admin, "POST", path, &lines(kind), body.as_bytes()).await;
+            assert_eq!(answer.status, status, "{path} {kind} {:.40}", body);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_reload_responds_with_its_outcome() {
+    let stage = Stage::start().await;
+    let path = stage.sidecar.dir.path().join("keybearer.yaml");
+    let text = std::fs::read_to_string(&path).expect("the configuration");
+    let reload = || stage.call("post", "/api/v1/reload", MANAGER, None);
+    let mut events = stage.listen().await;
+    let unchanged = reload().await;
+    assert_eq!((unchanged.status, unchanged.json()), (200, json!({"outcome": "unchanged", "restart_required": []})));
+    std::fs::write(&path, text.replace("the-client,", "the-client, nonsense: 1,")).expect("written");
+    let refused = reload().await.json();
+    assert_eq!((&refused["status"], &refused["code"]), (&json!(422), &json!("configuration_refused")));
+    assert_eq!(refused["problems"][0]["path"], "connections[0].nonsense");
+    until(&mut events, "configuration_refused").await;
+    // The operator is let go, and becomes a manager's token no more.
+    let fewer = text.replace("{name: o, role: operator,", "{name: o, role: viewer,");
+    std::fs::write(&path, format!("workers: 7\n{fewer}")).expect("written");
+    let applied = reload().await;
+    let outcome = applied.json()["outcome"].clone();
+    // The watch may have been quicker.
+    assert!(applied.status == 200 && (outcome == "applied" || outcome == "unchanged"), "{}", applied.text());
+    until(&mut events, "\"restart_required\":[\"workers\"]").await;
+    assert_eq!(stage.call("post", "/api/v1/connections/crm/refresh", OPERATOR, None).await.status, 403);
+}

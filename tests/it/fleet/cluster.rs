@@ -1,0 +1,149 @@
+//! A real cluster of Redis: found by one of its nodes, used by replicas, and one of its shards failing over meanwhile.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::rig::command::{run, said};
+use crate::rig::fleet::{SEAL_KEY, Traffic, config, free_port, tls_of};
+use crate::rig::manager::{call, hand_in};
+use crate::rig::peers::{AuthorizationServer, Peers, Upstream};
+use crate::rig::raw;
+use crate::rig::redis::Redis;
+use crate::rig::sidecar::Sidecar;
+
+const API: &str = "http://api.test/x";
+const MACHINE: &str = "http://m.test/x";
+
+/// All nodes, made a cluster of by redis-cli, which authenticates with some words and speaks TLS with others.
+async fn cluster(
+    count: usize,
+    more: &[&str],
+    (words, tls_words): (&[&str], &[&str]),
+    tls_ports: &[String],
+) -> Vec<Redis> {
+    let (mut nodes, mut places) = (Vec::new(), Vec::new());
+    for number in 0..count {
+        let bus = free_port().to_string();
+        let own = tls_ports.get(number).map(|port| ["--tls-port", port]);
+        // The bus would be 10000 above, where there may be no port.
+        let all = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", &bus];
+        let all = [&all[..], &["--repl-diskless-sync-delay", "0"]].concat();
+        let node = Redis::start_with(&[&all[..], more, own.as_ref().map_or(&[], |own| own)].concat()).await;
+        let port = tls_ports.get(number).cloned().unwrap_or_else(|| node.port.to_string());
+        places.push(format!("127.0.0.1:{port}@{bus}"));
+        nodes.push(node);
+    }
+    let places: Vec<&str> = places.iter().map(String::as_str).collect();
+    let replicas = if count < 6 { "0" } else { "1" };
+    let end = ["--cluster-replicas", replicas, "--cluster-yes"];
+    let all = [words, tls_words, &["--cluster", "create"], &places, &end].concat();
+    let made = timeout(Duration::from_secs(20), nodes[0].cli(&all)).await.expect("they meet");
+    assert!(made.contains("All 16384 slots covered"), "{made}");
+    let end = Instant::now() + Duration::from_secs(15);
+    for node in &nodes {
+        let ask = async |question: &[&str]| node.cli(&[words, question].concat()).await;
+        while !ask(&["CLUSTER", "INFO"]).await.contains("cluster_state:ok")
+            || ask(&["INFO", "replication"]).await.contains("master_link_status:down")
+        {
+            assert!(Instant::now() < end, "the cluster does not come to rest");
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+    nodes
+}
+
+/// Who answers for what is kept of `crm`.
+async fn primary(nodes: &[Redis]) -> Option<usize> {
+    let slot = nodes[0].cli(&["CLUSTER", "KEYSLOT", "keybearer:{crm}:token:default"]).await;
+    for (number, node) in nodes.iter().enumerate() {
+        let keys = node.cli(&["CLUSTER", "COUNTKEYSINSLOT", &slot]).await;
+        if keys.parse::<u32>().is_ok_and(|keys| keys > 0) && node.cli(&["ROLE"]).await.starts_with("master") {
+            return Some(number);
+        }
+    }
+    None
+}
+
+#[tokio::test]
+async fn a_shard_that_fails_over_loses_no_token_and_no_request() {
+    let server = AuthorizationServer::op(json!({ "lifetime": 24 })).await;
+    let upstream = Upstream::start(&server).await;
+    let mut nodes = cluster(6, &[], (&[], &[]), &[]).await;
+    let urls = format!("[\"redis://127.0.0.1:1\", \"redis://127.0.0.1:{}\"]", nodes[5].port);
+    let store = format!("store: {{redis: {{url: {urls}, cluster: true}}, seal_key: {SEAL_KEY}}}\n");
+    let text = config(&server, &upstream, &store);
+    let replicas = [Sidecar::start(&text).await, Sidecar::start(&text).await];
+    let token = server.refresh_token("ann").await;
+    assert_eq!(hand_in(&replicas[0], &token, None).await.status, 200, "{}", replicas[0].log());
+    let end = Instant::now() + Duration::from_secs(5);
+    while raw::get_through(replicas[1].proxy(), API, "").await.status != 200 {
+        assert!(Instant::now() < end, "the other one hears of it: {}", replicas[1].log());
+        sleep(Duration::from_millis(50)).await;
+    }
+    let traffic = replicas.each_ref().map(|replica| Traffic::through(replica, API));
+    // Keys of other connections lie in other shards.
+    let tokens = call(replicas[1].admin(), "GET", "/connections/machine/tokens", &json!({})).await;
+    assert_eq!(tokens.json()["items"].as_array().map(Vec::len), Some(1), "{}", tokens.text());
+    let dir = replicas[0].dir.path();
+    let file = dir.join("export.jsonl").display().to_string();
+    for (arguments, input, answer) in [
+        (&["secret", "set", "vault"][..], "s3cr3t", "vault is in the store"),
+        (&["secret", "list"], "", "vault"),
+        (&["store", "export", &file], "", "3 records"),
+        (&["store", "import", "--overwrite", &file], "", "3 records imported"),
+    ] {
+        let output = run(dir, arguments, input).await;
+        assert!(said(&output).contains(answer), "{arguments:?}: {}", said(&output));
+    }
+
+    let failed = primary(&nodes).await.expect("one of the nodes has it");
+    nodes[failed].stop().await;
+    let rotations = server.stats().await["rotations"].as_u64();
+    let end = Instant::now() + Duration::from_secs(30);
+    while server.stats().await["rotations"].as_u64() < rotations.map(|count| count + 1) {
+        assert!(Instant::now() < end, "{}", replicas[0].log());
+        sleep(Duration::from_millis(100)).await;
+    }
+    for (traffic, replica) in traffic.into_iter().zip(&replicas) {
+        assert!(traffic.end(replica).await > 100);
+        replica.logged("store reachable again").await;
+    }
+    let others: Vec<Redis> =
+        nodes.into_iter().enumerate().filter(|(number, _)| *number != failed).map(|(_, node)| node).collect();
+    assert!(primary(&others).await.is_some(), "its replica has taken over");
+    let stats = server.stats().await;
+    assert_eq!((&stats["refused"], &stats["rotations"]), (&json!(0), &stats["token_requests"]["person"]), "{stats}");
+}
+
+#[tokio::test]
+async fn a_cluster_behind_tls_and_a_password_is_shared_and_one_node_alone_is_refused_in_words() {
+    let server = AuthorizationServer::op(json!({ "lifetime": 60 })).await;
+    let upstream = Upstream::start(&server).await;
+    let tls = tls_of("server");
+    let tls: Vec<&str> = tls.iter().map(String::as_str).collect();
+    let closed = ["--tls-cluster", "yes", "--tls-replication", "yes", "--requirepass", "sesame-7"];
+    let ca = Peers::certs().ca.display().to_string();
+    let (certificate, key) = Peers::certs().leaf("mtls-ca-issued");
+    let [certificate, key] = [certificate, key].map(|path| path.display().to_string());
+    let to_each_other = ["--tls-client-cert-file", &certificate, "--tls-client-key-file", &key];
+    let ports = [free_port(), free_port(), free_port()].map(|port| port.to_string());
+    let (words, tls_words) = (["-a", "sesame-7", "--no-auth-warning"], ["--tls", "--cacert", &ca]);
+    let _nodes = cluster(3, &[&tls[..], &closed, &to_each_other].concat(), (&words, &tls_words), &ports).await;
+    let of = |more: &str| {
+        let url =
+            format!("url: \"rediss://localhost:{}\", password: {{file: password}}, trust: [\"{ca}\"]{more}", ports[0]);
+        config(&server, &upstream, &format!("store: {{redis: {{{url}}}, seal_key: {SEAL_KEY}}}\n"))
+    };
+    let start = async |more: &str, password: &str| Sidecar::spawn(&of(more), &[("password", password)]).await;
+    for number in 1..3 {
+        let sidecar = start(", cluster: true", "sesame-7\n").await;
+        sidecar.until_ready().await;
+        assert_eq!(raw::get_through(sidecar.proxy(), MACHINE, "").await.status, 200, "{number}: {}", sidecar.log());
+        assert_eq!(server.token_requests("machine").await, 1, "{number}");
+        assert!(!sidecar.log().contains("sesame-7"), "{}", sidecar.log());
+    }
+    start("", "sesame-7\n").await.logged("set `cluster: true` in store.redis").await;
+    start(", cluster: true", "other\n").await.logged("check `username` and `password` in store.redis").await;
+}

@@ -1,0 +1,31 @@
+//! The admin API as a manager calls it.
+
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+
+use super::raw::{self, Answer};
+use super::sidecar::Sidecar;
+
+/// The token of the admin user `ops`.
+pub const MANAGER: &str = "a-manager-of-these-tests-0123456789";
+
+/// One call of the API as a manager.
+pub async fn call(admin: SocketAddr, method: &str, path: &str, body: &Value) -> Answer {
+    let body = body.to_string();
+    let head = format!(
+        "{method} /api/v1{path} HTTP/1.1\r\nHost: {admin}\r\nAuthorization: Bearer {MANAGER}\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    raw::send(admin, &[head.as_bytes(), body.as_bytes()].concat()).await
+}
+
+/// Imports a refresh token of the connection `crm`.
+pub async fn hand_in(sidecar: &Sidecar, token: &str, subject: Option<&str>) -> Answer {
+    let mut body = json!({ "refresh_token": token });
+    if let Some(subject) = subject {
+        body["subject"] = subject.into();
+    }
+    call(sidecar.admin(), "PUT", "/connections/crm/tokens", &body).await
+}

@@ -1,0 +1,203 @@
+//! One proxy between a caller and two upstreams: *good* has a connection, *evil* has none; and what must hold after all
+//! that happens to them.
+//!
+//! Not here: what is sent. Holds: the token's bytes reach *good* alone, and no caller ever reads them.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+
+use crate::rig::inside::opened;
+use crate::rig::raw::{self, Conn};
+use crate::rig::scripted::{Received, Reply, Scripted};
+use crate::rig::sidecar::Sidecar;
+
+/// The access token of the connection `good`.
+pub const TOKEN: &str = "kb-secret-token-of-good";
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Names that lead to *good*, and names that lead to *evil*.
+const GOOD: [&str; 6] = ["good.test", "scoped.test", "key.test", "secure.test", "a.wild.test", "a.b.wild.test"];
+const EVIL: [&str; 6] = ["evil.test", "good.test.evil.test", "notgood.test", "wild.test", "evilwild.test", "goo.test"];
+
+/// Routes of the connection `good`.
+pub const ROUTES: &str = "{host: good.test, upstream_tls: false}, {host: \"*.wild.test\", upstream_tls: false}, \
+    {host: scoped.test, path: /v1/, upstream_tls: false}, {host: secure.test}, \
+    {host: key.test, upstream_tls: false, inject: {header: X-Api-Key, scheme: \"\"}}, \
+    {mount: /api, upstream: \"http://good.test/base\", upstream_tls: false}";
+
+/// A plain request to *good*, on a connection that is kept.
+pub const GET: &[u8] = b"GET http://good.test/ HTTP/1.1\r\nHost: x\r\n\r\n";
+
+pub struct Stage {
+    pub sidecar: Sidecar,
+    pub good: Scripted,
+    pub evil: Scripted,
+    _tokens: Scripted,
+}
+
+impl Stage {
+    /// `top` is further configuration, whole lines; `PORTS` in it stands for the ports 80, 81 and 443 and evil's own, which are
+    /// those of unmatched hosts unless `top` has an `egress`.
+    pub async fn start(top: &str) -> Stage {
+        Self::answering(top, |_, _| Reply::ok()).await
+    }
+
+    /// The same with *good* answering as `reply` says.
+    pub async fn answering<F>(top: &str, reply: F) -> Stage
+    where
+        F: Fn(&Received, usize) -> Reply + Send + Sync + 'static,
+    {
+        let good = Scripted::start(reply).await;
+        let address = good.address;
+        Self::build(top, good, address).await
+    }
+
+    /// The same with *good* played by the test itself, on a bare listener; `holds` is not for this one.
+    pub async fn with_raw_good(top: &str) -> (Stage, TcpListener) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        (Self::build(top, Scripted::upstream().await, address).await, listener)
+    }
+
+    async fn build(top: &str, good: Scripted, good_address: SocketAddr) -> Stage {
+        let tokens = Scripted::start(|_, _| Reply::token(TOKEN, 3600)).await;
+        let evil = Scripted::upstream().await;
+        let host = |names: &[&str], address: SocketAddr| {
+            names.iter().map(|name| format!("{name}: \"{address}\", ")).collect::<String>()
+        };
+        let (goods, evils) = (host(&GOOD, good_address), host(&EVIL, evil.address));
+        let egress = if top.contains("egress:") { "" } else { "egress: {connect_ports: [PORTS]}\n" };
+        let top = format!("{egress}{top}").replace("PORTS", &format!("80, 81, 443, {}", evil.address.port()));
+        let config = format!(
+            "hosts: {{{goods}{evils}here.test: 127.0.0.1, idp.test: \"{}\"}}\n{top}connections:\n- {{name: good, client_id: a, \
+             client_secret: b, token_url: \"http://idp.test/token\", allow_cleartext: true, routes: [{ROUTES}]}}\n",
+            tokens.address
+        );
+        Stage { sidecar: Sidecar::start(&config).await, good, evil, _tokens: tokens }
+    }
+
+    /// An open tunnel to `authority`; `lines` are further header lines.
+    pub async fn open_tunnel(&self, authority: &str, lines: &str) -> Conn {
+        let mut conn = Conn::open(self.sidecar.proxy()).await;
+        conn.write(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{lines}\r\n").as_bytes()).await;
+        assert!(opened(&mut conn).await.starts_with("HTTP/1.1 200"), "{authority}");
+        conn
+    }
+
+    pub async fn say(&self, bytes: impl AsRef<[u8]>) -> Said {
+        say(self.sidecar.proxy(), bytes.as_ref()).await
+    }
+
+    /// What must hold after every case, whatever it was.
+    pub async fn holds(&self, row: &str, said: &Said) {
+        assert!(!said.text().contains(TOKEN), "{row}: the caller reads the token: {}", said.text());
+        let evil = self.evil.received();
+        for request in &evil {
+            let body = String::from_utf8_lossy(&request.body);
+            assert!(!request.head.contains(TOKEN) && !body.contains(TOKEN), "{row}: evil reads {}", request.head);
+        }
+        for request in evil.iter().chain(&self.good.received()) {
+            assert_eq!(request.values("host").len(), 1, "{row}: {}", request.head);
+            assert!(request.values("authorization").len() <= 1, "{row}: {}", request.head);
+        }
+        let answer = raw::get_through(self.sidecar.proxy(), "http://good.test/afterwards", "").await;
+        assert_eq!((answer.status, answer.text().as_str()), (200, "ok"), "{row}: the next request suffers");
+        let received = self.good.received();
+        let last = received.iter().rfind(|request| request.request_line().contains("/afterwards"));
+        let last = last.unwrap_or_else(|| panic!("{row}: good never saw the next request"));
+        assert_eq!(last.values("authorization"), [format!("Bearer {TOKEN}")], "{row}");
+        assert_eq!(last.values("host"), ["good.test"], "{row}");
+    }
+}
+
+/// A stage whose *good* answers everything but paths with `/silent`.
+pub async fn patient(top: &str) -> Stage {
+    Stage::answering(top, |request, _| match request.request_line().contains("/silent") {
+        true => Reply::Silence,
+        false => Reply::ok(),
+    })
+    .await
+}
+
+pub fn s(seconds: f64) -> Duration {
+    Duration::from_secs_f64(seconds)
+}
+
+/// Everything that a caller read.
+#[derive(Debug, Clone)]
+pub struct Said(pub Vec<u8>);
+
+impl Said {
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0).into_owned()
+    }
+
+    /// The statuses of all answers, in order.
+    pub fn statuses(&self) -> Vec<u16> {
+        let text = self.text();
+        let lines = text.split("HTTP/1.").skip(1);
+        lines.filter_map(|line| line.get(2..5)?.parse().ok()).collect()
+    }
+
+    /// The first answer's status; 0 if there is none.
+    pub fn status(&self) -> u16 {
+        self.statuses().first().copied().unwrap_or(0)
+    }
+
+    /// The proxy's own error code, empty where an upstream spoke.
+    pub fn code(&self) -> String {
+        self.header("keybearer-error").unwrap_or_default()
+    }
+
+    /// A field of the first answer.
+    pub fn header(&self, name: &str) -> Option<String> {
+        let text = self.text();
+        let head = text.split("\r\n\r\n").next()?.to_owned();
+        let mut fields = head.split("\r\n").skip(1).filter_map(|line| line.split_once(':'));
+        fields.find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim().to_owned())
+    }
+
+    /// What follows the first answer's head.
+    pub fn body(&self) -> String {
+        self.text().split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default()
+    }
+}
+
+/// Sends the bytes, says that no more will come, and reads until the proxy closes.
+pub async fn say(address: SocketAddr, bytes: &[u8]) -> Said {
+    let mut stream = TcpStream::connect(address).await.expect("a connection");
+    let mut said = Vec::new();
+    let talk = async {
+        let (mut reader, mut writer) = stream.split();
+        let write = async {
+            let _ = writer.write_all(bytes).await;
+            let _ = writer.shutdown().await;
+        };
+        let read = async {
+            let _ = reader.read_to_end(&mut said).await;
+        };
+        tokio::join!(write, read);
+    };
+    if timeout(PATIENCE, talk).await.is_err() {
+        panic!("the proxy neither answers nor closes: {:?}", String::from_utf8_lossy(&bytes[..bytes.len().min(300)]));
+    }
+    Said(said)
+}
+
+/// Waits until `is` holds; `what` names it in the failure.
+#[track_caller]
+pub fn until<'a>(what: &'a str, is: impl Fn() -> bool + 'a) -> impl Future<Output = ()> + 'a {
+    let place = std::panic::Location::caller();
+    async move {
+        let reached = async {
+            while !is() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, reached).await.unwrap_or_else(|_| panic!("{place}: {what} never came about"));
+    }
+}

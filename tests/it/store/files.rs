@@ -1,0 +1,231 @@
+//! The files of the store: sealed, closed to others, damaged, linked elsewhere, or on a full disk.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+
+use super::{Kept, NEW_KEY, OLD_KEY, state};
+use crate::rig::command::{run, said};
+use crate::rig::crm::{connection, get, person};
+use crate::rig::manager::hand_in;
+use crate::rig::peers::{AuthorizationServer, Upstream};
+use crate::rig::sidecar::Sidecar;
+
+#[tokio::test]
+async fn no_file_that_is_written_holds_a_secret() {
+    let kept = Kept::start().await;
+    let sidecar = Sidecar::start(&kept.config("log: {level: trace}\n")).await;
+    assert_eq!(get(&sidecar, "").await.status, 200);
+    let admin = format!("http://{}", sidecar.admin());
+    let set = run(sidecar.dir.path(), &["secret", "set", "vault", "--admin", &admin], "canary-stored\n").await;
+    assert_eq!(set.status.code(), Some(0), "{}", said(&set));
+    let (dir, _, log) = sidecar.crash().await;
+    let export =
+        run(dir.path(), &["store", "export", dir.path().join("state/export.jsonl").to_str().unwrap()], "").await;
+    assert_eq!(export.status.code(), Some(0), "{}", said(&export));
+    // The positive control: the same search finds a canary that lies in the clear.
+    fs::write(dir.path().join("state/planted"), b"\0\x01canary-planted\xff").expect("a file");
+    let found = canaries(&dir.path().join("state"));
+    assert_eq!(found, ["planted"]);
+    for text in [log, said(&set), said(&export)] {
+        assert!(!text.contains("canary"), "{text}");
+    }
+}
+
+/// The files below `directory` that hold a canary.
+fn canaries(directory: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).expect("a directory").flatten() {
+        let bytes = fs::read(entry.path()).expect("a file");
+        let clear = |text: &[u8]| bytes.windows(text.len()).any(|window| window.eq_ignore_ascii_case(text));
+        if clear(b"canary") || clear(b"Y2FuYXJ5") {
+            found.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn seal_keys_change_side_by_side_and_a_wrong_one_starts_nothing() {
+    let kept = Kept::start().await;
+    let config = |keys: &str| kept.config(&format!("store: {{embedded: {{}}, seal_key: {keys}}}\n"));
+    let sidecar = Sidecar::start(&config(&format!("\"{OLD_KEY}\""))).await;
+    let (dir, addresses, _) = sidecar.crash().await;
+    let (path, file) = (dir.path().join("keybearer.yaml"), dir.path().join("state/tokens.redb"));
+    let listeners = "listeners: {proxy: \"127.0.0.1:0\", admin: \"127.0.0.1:0\"}\n";
+    let write = |keys: &str| fs::write(&path, listeners.to_owned() + &config(keys)).expect("a configuration");
+
+    let before = fs::read(&file).expect("the store");
+    for keys in [format!("\"{NEW_KEY}\""), "\"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\"".to_owned()] {
+        write(&keys);
+        let output = run(dir.path(), &["run"], "").await;
+        let text = said(&output);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains("tokens.redb") && text.contains("seal_key") && !text.contains("panicked"), "{text}");
+    }
+    assert!(fs::read(&file).expect("the store") == before, "nothing is overwritten");
+
+    write(&format!("[\"{NEW_KEY}\", \"{OLD_KEY}\"]"));
+    let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
+    assert_eq!((get(&sidecar, "").await.status, kept.asked()), (200, 2), "{}", sidecar.log());
+    let (dir, addresses, _) = sidecar.crash().await;
+
+    write(&format!("\"{NEW_KEY}\""));
+    let early = run(dir.path(), &["run"], "").await;
+    assert!(early.status.code() == Some(1) && said(&early).contains("reseal"), "{}", said(&early));
+    write(&format!("[\"{NEW_KEY}\", \"{OLD_KEY}\"]"));
+    let reseal = run(dir.path(), &["store", "reseal"], "").await;
+    assert_eq!(reseal.status.code(), Some(0), "{}", said(&reseal));
+    write(&format!("\"{NEW_KEY}\""));
+    let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
+    assert_eq!((get(&sidecar, "").await.status, kept.asked()), (200, 2), "{}", sidecar.log());
+}
+
+/// What is done to the store's file, and what may come of it at the next start.
+#[tokio::test]
+async fn a_damaged_file_is_a_sentence_or_one_connections_problem_and_never_a_panic() {
+    let kept = Kept::start().await;
+    let sidecar = Sidecar::start(&kept.config("")).await;
+    let (mut dir, addresses, _) = sidecar.crash().await;
+    let file = dir.path().join("state/tokens.redb");
+    let good = fs::read(&file).expect("the store");
+    let length = good.len();
+    let flipped = |at: usize| {
+        let mut bytes = good.clone();
+        bytes[at % length] ^= 0x55;
+        bytes
+    };
+    let mut cases: Vec<(String, Vec<u8>)> = vec![
+        ("empty".into(), Vec::new()),
+        ("zeroes".into(), vec![0; length]),
+        ("text".into(), b"not a database at all\n".repeat(400)),
+        ("half".into(), good[..length / 2].to_vec()),
+        ("a page less".into(), good[..length - 4096].to_vec()),
+        ("garbage behind".into(), [good.clone(), vec![0xa5; 5000]].concat()),
+    ];
+    let mut random = fastrand::Rng::with_seed(7);
+    cases.extend((0..12).map(|_| random.usize(..length)).map(|at| (format!("byte {at} flipped"), flipped(at))));
+    let (mut refused, mut served) = (0, 0);
+    for (what, bytes) in cases {
+        fs::write(&file, &bytes).expect("a file");
+        let mut sidecar = Sidecar::begin(dir, &[]);
+        let up = sidecar.listens(addresses).await;
+        let log = if up {
+            served += 1;
+            sidecar.until_ready().await;
+            assert_eq!(get(&sidecar, "").await.status, 200, "{what}: {}", sidecar.log());
+            let (left, _, log) = sidecar.crash().await;
+            dir = left;
+            log
+        } else {
+            refused += 1;
+            assert_eq!(sidecar.exit().await.code(), Some(1), "{what}: {}", sidecar.log());
+            let (left, _, log) = sidecar.crash().await;
+            assert!(log.contains("tokens.redb"), "{what}: {log}");
+            assert!(fs::read(&file).expect("the file") == bytes, "{what}: it is left as it is");
+            dir = left;
+            log
+        };
+        assert!(!log.contains("panicked at") && !log.contains("canary"), "{what}: {log}");
+    }
+    assert!(refused >= 3 && served >= 1, "{refused} refused, {served} served");
+}
+
+#[tokio::test]
+async fn a_link_in_place_of_the_store_or_its_key_is_refused() {
+    let kept = Kept::start().await;
+    for name in ["tokens.redb", "seal-key"] {
+        let sidecar = Sidecar::start(&kept.config("")).await;
+        let (dir, _, _) = sidecar.crash().await;
+        let place = dir.path().join("state").join(name);
+        fs::rename(&place, dir.path().join("elsewhere")).expect("moved");
+        symlink(dir.path().join("elsewhere"), &place).expect("a link");
+        let output = run(dir.path(), &["run"], "").await;
+        assert_eq!(output.status.code(), Some(1), "{name}: {}", said(&output));
+        assert!(said(&output).contains(name), "{}", said(&output));
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_loses_no_token_and_heals_by_itself() {
+    let disk = Disk::mount(2);
+    let server = AuthorizationServer::al(json!({ "lifetime": 2 })).await;
+    let upstream = Upstream::start(&server).await;
+    let keys = "client_id: owner, client_secret: owner-secret, grant: password, username: ann, password: ann-password";
+    let top = format!("state_dir: {}\n", disk.path.display());
+    let sidecar = Sidecar::start(&connection(&server, &upstream, &top, keys)).await;
+    assert_eq!(get(&sidecar, "").await.status, 200, "{}", sidecar.log());
+    let filler = disk.fill();
+    let failed = "keybearer_store_operations_total{operation=\"save\",outcome=\"failed\"}";
+    sidecar.until_metric(failed, |count| count >= 2.0).await;
+    let end = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < end {
+        let answer = get(&sidecar, "").await;
+        assert_eq!(answer.status, 200, "{}\n{}", answer.text(), sidecar.log());
+        sleep(Duration::from_millis(30)).await;
+    }
+    sidecar.logged("could not be saved").await;
+    fs::remove_file(filler).expect("room again");
+    let saved = "keybearer_store_operations_total{operation=\"save\",outcome=\"ok\"}";
+    let before = sidecar.metric(saved).await;
+    sidecar.until_metric(saved, |count| count > before).await;
+    // The crash shall not fall between a rotation and its write: the next token lasts, and is saved before it is told of.
+    server.control(json!({ "lifetime": 60 })).await;
+    sidecar.logged("\"lifetime_s\":60.0").await;
+    let (dir, addresses, _) = sidecar.crash().await;
+    let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
+    assert_eq!(get(&sidecar, "").await.status, 200);
+    assert_eq!(server.stats().await["reused"], 0, "{}", sidecar.log());
+}
+
+/// A small file system of its own.
+struct Disk {
+    path: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Disk {
+    fn mount(mib: u32) -> Disk {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("disk");
+        fs::create_dir(&path).expect("a directory");
+        let options = format!("size={mib}m,mode=700");
+        let mounted =
+            std::process::Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&path).status();
+        assert!(mounted.is_ok_and(|status| status.success()), "a tmpfs cannot be mounted: run the tests as root");
+        Disk { path, _dir: dir }
+    }
+
+    /// Takes all the room there is.
+    fn fill(&self) -> PathBuf {
+        let file = self.path.join("filler");
+        let _ = fs::write(&file, vec![1; 64 << 20]);
+        assert!(fs::metadata(&file).expect("a filler").len() > 0);
+        file
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("--lazy").arg(&self.path).status();
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_other_users_could_read_is_restricted_and_logged() {
+    let server = AuthorizationServer::op(json!({ "lifetime": 60 })).await;
+    let upstream = Upstream::start(&server).await;
+    let sidecar = Sidecar::start(&person(&server, &upstream, "", ", grant: authorization_code")).await;
+    assert_eq!(hand_in(&sidecar, &server.refresh_token("ann").await, None).await.status, 200);
+    let (dir, addresses, _) = sidecar.crash().await;
+    let file = dir.path().join("state/seal-key");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("others may read it");
+    let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
+    assert_eq!(get(&sidecar, "").await.status, 200, "{}", sidecar.log());
+    assert_eq!(fs::metadata(state(&sidecar).join("seal-key")).expect("the key").mode() & 0o777, 0o600);
+    assert!(sidecar.log().contains("seal-key"), "it tells of it");
+}

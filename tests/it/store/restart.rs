@@ -1,0 +1,129 @@
+//! What outlives a restart, what has ended, and who may open the file.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::{Kept, state};
+use crate::rig::command::{run, said};
+use crate::rig::crm::{get, person};
+use crate::rig::peers::{AuthorizationServer, Upstream};
+use crate::rig::scripted::{Reply, Scripted};
+use crate::rig::sidecar::Sidecar;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[tokio::test]
+async fn tokens_outlive_a_restart_without_a_token_request() {
+    let kept = Kept::start().await;
+    let sidecar = Sidecar::start(&kept.config("")).await;
+    assert_eq!((get(&sidecar, "").await.status, kept.asked()), (200, 2));
+    for name in ["tokens.redb", "seal-key"] {
+        assert_eq!(fs::metadata(state(&sidecar).join(name)).expect(name).mode() & 0o777, 0o600, "{name}");
+    }
+    assert_eq!(fs::metadata(state(&sidecar)).expect("the directory").mode() & 0o777, 0o700);
+    assert!(sidecar.log().contains("seal-key"), "it warns of the key that it made: {}", sidecar.log());
+    let (dir, addresses, _) = sidecar.crash().await;
+    let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
+    assert_eq!(get(&sidecar, "").await.status, 200);
+    assert_eq!(kept.asked(), 2, "{}", sidecar.log());
+    let sent = kept.upstream.received();
+    let values: Vec<_> = sent.iter().flat_map(|request| request.values("authorization")).collect();
+    assert_eq!(values.first(), values.last());
+}
+
+#[tokio::test]
+async fn a_changed_definition_never_sends_an_old_token() {
+    let kept = Kept::start().await;
+    let sidecar = Sidecar::start(&kept.config("")).await;
+    let (dir, addresses, _) = sidecar.crash().await;
+    let config = dir.path().join("keybearer.yaml");
+    let text = fs::read_to_string(&config).expect("the configuration");
+    fs::write(&config, text.replace("username: ann", "username: bob, scopes: [more]")).expect("another one");
+    let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
+    assert_eq!(get(&sidecar, "").await.status, 200);
+    assert_eq!(kept.asked(), 4);
+    assert!(kept.server.received()[2..].iter().all(|request| {
+        let body = String::from_utf8_lossy(&request.body).into_owned();
+        body.contains("grant_type=password") && body.contains("username=bob")
+    }));
+}
+
+/// Records in the file, by an export of it.
+async fn exported(dir: &Path) -> String {
+    let output = run(dir, &["store", "export", dir.join("state/export.jsonl").to_str().expect("text")], "").await;
+    said(&output)
+}
+
+#[tokio::test]
+async fn access_tokens_that_have_ended_leave_the_file() {
+    let server = Scripted::start(|request, number| {
+        let form = String::from_utf8_lossy(&request.body).into_owned();
+        let mut answer = json!({ "access_token": format!("a-{number}"), "token_type": "Bearer", "expires_in": 1 });
+        if form.contains("audience=kept") {
+            answer["refresh_token"] = format!("r-{number}").into();
+        }
+        Reply::json(200, &answer)
+    })
+    .await;
+    let (server, upstream) = (server.address, Scripted::upstream().await);
+    let script = "fn token_request(request, ctx) { request.form.audience = ctx.subject; request }";
+    let config = format!(
+        "hosts: {{api.test: \"{}\"}}\nconnections:\n- {{name: crm, token_url: \"http://{server}/token\", client_id: a, \
+         client_secret: b, tokens: per_subject, script: {{file: s.rhai}}, routes: [{{host: api.test, upstream_tls: false}}]}}\n",
+        upstream.address
+    );
+    let sidecar = Sidecar::start_with(&config, &[("s.rhai", script)]).await;
+    for subject in ["a", "b", "c", "d", "kept"] {
+        assert_eq!(get(&sidecar, &format!("Keybearer-Subject: {subject}\r\n")).await.status, 200);
+    }
+    let (dir, addresses, _) = sidecar.crash().await;
+    assert!(exported(dir.path()).await.contains("5 records"));
+    let begun = Instant::now();
+    let mut left = (dir, addresses, String::new());
+    // The first look for them is right after a start.
+    while !left.2.contains("1 records") {
+        assert!(begun.elapsed() < PATIENCE, "{}", left.2);
+        let sidecar = Sidecar::start_over(left.0, left.1, &[]).await;
+        let (dir, addresses, _) = sidecar.crash().await;
+        let said = exported(dir.path()).await;
+        left = (dir, addresses, said);
+    }
+}
+
+#[tokio::test]
+async fn a_second_process_learns_which_process_has_the_store() {
+    let kept = Kept::start().await;
+    let sidecar = Sidecar::start(&kept.config("")).await;
+    let second = run(sidecar.dir.path(), &["run"], "").await;
+    let text = said(&second);
+    assert_eq!(second.status.code(), Some(1), "{text}");
+    assert!(text.contains("tokens.redb") && text.contains("in use"), "{text}");
+    let export = run(sidecar.dir.path(), &["store", "export", "/dev/null"], "").await;
+    assert_eq!(export.status.code(), Some(1));
+    assert!(said(&export).contains("stop the instance first"), "{}", said(&export));
+    assert_eq!(get(&sidecar, "").await.status, 200);
+}
+
+#[tokio::test]
+async fn without_a_place_for_it_tokens_are_in_memory_unless_a_person_is_needed() {
+    let kept = Kept::start().await;
+    let top = "state_dir: /dev/null/nowhere\n";
+    let sidecar = Sidecar::start(&kept.config(top)).await;
+    assert_eq!(get(&sidecar, "").await.status, 200);
+    assert!(sidecar.log().contains("in memory"), "{}", sidecar.log());
+    let server = AuthorizationServer::op(json!({})).await;
+    let upstream = Upstream::start(&server).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let text = person(&server, &upstream, top, ", grant: authorization_code");
+    fs::write(dir.path().join("keybearer.yaml"), text).expect("a configuration");
+    for command in ["check", "run"] {
+        let output = run(dir.path(), &[command], "").await;
+        assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+        assert!(said(&output).contains("cannot be written, and a connection needs a person"), "{}", said(&output));
+    }
+}

@@ -1,0 +1,138 @@
+//! Exports: from one store to another, between the file and Redis, and under another key.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+
+use serde_json::json;
+
+use super::{Kept, NEW_KEY, OLD_KEY};
+use crate::rig::command::{run, said};
+use crate::rig::crm::get;
+use crate::rig::redis::Redis;
+use crate::rig::sidecar::Sidecar;
+
+#[tokio::test]
+async fn an_export_is_taken_over_by_another_store() {
+    let kept = Kept::start().await;
+    let key = format!("store: {{embedded: {{}}, seal_key: \"{OLD_KEY}\"}}\n");
+    let sidecar = Sidecar::start(&kept.config(&key)).await;
+    let (dir, addresses, _) = sidecar.crash().await;
+    let file = dir.path().join("export.jsonl");
+    let export = run(dir.path(), &["store", "export", file.to_str().unwrap()], "").await;
+    assert_eq!(export.status.code(), Some(0), "{}", said(&export));
+    assert_eq!(fs::metadata(&file).expect("an export").mode() & 0o777, 0o600);
+    fs::remove_dir_all(dir.path().join("state")).expect("the old machine is gone");
+    let import = run(dir.path(), &["store", "import", file.to_str().unwrap()], "").await;
+    assert_eq!(import.status.code(), Some(0), "{}", said(&import));
+    assert!(said(&import).contains("2 records imported"), "{}", said(&import));
+    let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
+    assert_eq!((get(&sidecar, "").await.status, kept.asked()), (200, 2), "{}", sidecar.log());
+}
+
+#[tokio::test]
+async fn tokens_and_secrets_move_between_the_file_and_redis_and_under_another_key() {
+    let (kept, redis) = (Kept::start().await, Redis::start().await);
+    let config = |store: &str, keys: &str| {
+        let text = kept.config(&format!("store: {{{store}, seal_key: {keys}}}\n"));
+        format!(
+            "listeners: {{proxy: \"127.0.0.1:0\", admin: \"127.0.0.1:0\"}}\n{}",
+            text.replace("canary-client-secret", "{store: the-secret}")
+        )
+    };
+    let (file, shared) = ("embedded: {}".to_owned(), format!("redis: {{url: \"redis://127.0.0.1:{}\"}}", redis.port));
+    let (old, both, new) =
+        (format!("\"{OLD_KEY}\""), format!("[\"{NEW_KEY}\", \"{OLD_KEY}\"]"), format!("\"{NEW_KEY}\""));
+    let dir = tempfile::tempdir().expect("a directory");
+    let write = |text: &str| fs::write(dir.path().join("keybearer.yaml"), text).expect("a file");
+    let export = dir.path().join("export.jsonl").display().to_string();
+    let ran = async |arguments: &[&str], input: &str| {
+        let output = run(dir.path(), arguments, input).await;
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", said(&output));
+        said(&output)
+    };
+    let served = async |requests: usize| {
+        let copy = tempfile::tempdir().expect("a directory");
+        for name in ["keybearer.yaml", "state/tokens.redb"] {
+            let (from, to) = (dir.path().join(name), copy.path().join(name));
+            fs::create_dir_all(to.parent().expect("a folder")).expect("a folder");
+            if from.exists() {
+                fs::copy(from, to).expect("a copy");
+            }
+        }
+        let sidecar = Sidecar::start_over(copy, 2, &[]).await;
+        assert_eq!((get(&sidecar, "").await.status, kept.asked()), (200, requests), "{}", sidecar.log());
+        let (copy, _, _) = sidecar.crash().await;
+        copy
+    };
+    write(&config(&file, &old));
+    ran(&["secret", "set", "the-secret"], "canary-client-secret").await;
+    let first = served(2).await;
+    fs::copy(first.path().join("state/tokens.redb"), dir.path().join("state/tokens.redb")).expect("a copy");
+    assert!(ran(&["store", "export", &export], "").await.contains("3 records"));
+
+    // To Redis, whose secrets are found too, and with no token asked for.
+    write(&config(&shared, &old));
+    assert!(ran(&["store", "import", &export], "").await.contains("3 records imported"));
+    assert!(ran(&["store", "import", &export], "").await.contains("0 records imported, 3 left"));
+    assert!(ran(&["store", "import", "--overwrite", &export], "").await.contains("3 records imported"));
+    assert_eq!(ran(&["secret", "list"], "").await.trim(), "the-secret");
+    served(2).await;
+    let last = kept.server.received().pop().expect("a request");
+    assert!(
+        String::from_utf8_lossy(&last.body).contains("canary-client-secret") || last.head.contains("Basic"),
+        "{}",
+        last.head
+    );
+
+    // Under another key, while no instance has it open.
+    write(&config(&shared, &both));
+    assert!(ran(&["store", "reseal"], "").await.contains("3 records are sealed with the first key"));
+    write(&config(&shared, &new));
+    served(2).await;
+
+    // And back into a file.
+    ran(&["store", "export", &export], "").await;
+    fs::remove_dir_all(dir.path().join("state")).expect("the old file is gone");
+    write(&config(&file, &new));
+    assert!(ran(&["store", "import", &export], "").await.contains("3 records imported"));
+    served(2).await;
+    let text = fs::read_to_string(&export).expect("an export");
+    assert!(!text.contains("canary"), "{text}");
+}
+
+/// A backup of a fleet that goes on working.
+#[tokio::test]
+async fn an_export_from_redis_is_whole_although_replicas_write_meanwhile() {
+    let (kept, redis) = (Kept::start().await, Redis::start().await);
+    let store = format!("store: {{redis: {{url: \"redis://127.0.0.1:{}\"}}, seal_key: \"{OLD_KEY}\"}}\n", redis.port);
+    let sidecar = Sidecar::start(&kept.config(&store)).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let text = fs::read_to_string(sidecar.dir.path().join("keybearer.yaml")).expect("a configuration");
+    fs::write(dir.path().join("keybearer.yaml"), text).expect("a file");
+    let export = dir.path().join("export.jsonl").display().to_string();
+    let admin = sidecar.admin();
+    let busy = tokio::spawn(async move {
+        for number in 0.. {
+            let secret = json!({ "value": "s3cr3t" });
+            crate::rig::manager::call(admin, "PUT", &format!("/secrets/number-{number}"), &secret).await;
+        }
+    });
+    for _ in 0..5 {
+        let output = run(dir.path(), &["store", "export", &export], "").await;
+        assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+        let lines = fs::read_to_string(&export).expect("an export");
+        let count = lines.lines().count() - 1;
+        assert!(lines.starts_with("{\"keybearer_store\"") && lines.contains(&format!("\"count\":{count}")), "{count}");
+    }
+    busy.abort();
+    assert_eq!(
+        fs::read_dir(dir.path())
+            .expect("a directory")
+            .filter(|entry| {
+                entry.as_ref().is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with("export.jsonl."))
+            })
+            .count(),
+        0,
+        "nothing is left beside it"
+    );
+}

@@ -1,0 +1,72 @@
+//! Token endpoints, scripted for what no real server can be made to show: requests, responses, scripts, discovery, revocation.
+//!
+//! Not here: real servers (`token::grants`), responses that are none (`token::lifecycle`).
+
+mod discovery;
+mod requests;
+mod responses;
+mod revocation;
+mod scripts;
+
+use crate::rig::manager::MANAGER;
+use crate::rig::peers::Peers;
+use crate::rig::raw::{self, Answer};
+use crate::rig::scripted::{Received, Scripted};
+use crate::rig::sidecar::Sidecar;
+
+/// The fields of a form.
+fn form(request: &Received) -> Vec<(String, String)> {
+    url_decoded(std::str::from_utf8(&request.body).unwrap())
+}
+
+fn url_decoded(text: &str) -> Vec<(String, String)> {
+    let decode = |text: &str| {
+        let (mut bytes, mut rest) = (Vec::new(), text.replace('+', " "));
+        while let Some(at) = rest.find('%') {
+            bytes.extend_from_slice(&rest.as_bytes()[..at]);
+            bytes.push(u8::from_str_radix(&rest[at + 1..at + 3], 16).unwrap());
+            rest = rest[at + 3..].to_owned();
+        }
+        bytes.extend_from_slice(rest.as_bytes());
+        String::from_utf8(bytes).unwrap()
+    };
+    let pairs = text.split('&').filter(|pair| !pair.is_empty());
+    pairs.map(|pair| pair.split_once('=').unwrap()).map(|(name, value)| (decode(name), decode(value))).collect()
+}
+
+fn field(request: &Received, name: &str) -> String {
+    form(request).into_iter().find(|(own, _)| own == name).map(|(_, value)| value).unwrap_or_default()
+}
+
+fn names(request: &Received) -> Vec<String> {
+    form(request).into_iter().map(|(name, _)| name).collect()
+}
+
+/// A configuration with one connection `crm` for `api.test`, of these keys.
+fn config(server: &Scripted, upstream: &Scripted, keys: &str) -> String {
+    config_of(&format!("token_url: \"http://{}/token\", {keys}", server.address), upstream)
+}
+
+fn config_of(keys: &str, upstream: &Scripted) -> String {
+    format!(
+        "admin: {{users: [{{name: ops, role: manager, token: {MANAGER}}}]}}\nhosts: {{api.test: \"{}\"}}\nconnections:\n\
+         - {{name: crm, client_id: id, routes: [{{host: api.test, upstream_tls: false}}], {keys}}}\n",
+        upstream.address
+    )
+}
+
+async fn get(sidecar: &Sidecar, lines: &str) -> Answer {
+    raw::get_through(sidecar.proxy(), "http://api.test/x", lines).await
+}
+
+/// One request, and what the upstream saw of its token.
+async fn injected(sidecar: &Sidecar, upstream: &Scripted) -> String {
+    let answer = get(sidecar, "").await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    upstream.received().last().unwrap().values("authorization").join(" ")
+}
+
+fn key(name: &str) -> String {
+    let (_, key) = Peers::certs().leaf(name);
+    key.display().to_string()
+}

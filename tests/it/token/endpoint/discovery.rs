@@ -1,0 +1,142 @@
+//! Authorization server metadata (RFC 8414): what it fills in, and locations that answer with something else.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Value, json};
+
+use super::{config_of, get, injected};
+use crate::rig::manager::call;
+use crate::rig::scripted::{Reply, Scripted};
+use crate::rig::sidecar::Sidecar;
+
+#[tokio::test]
+async fn an_issuer_fills_what_is_missing_and_overrides_nothing() {
+    let upstream = Scripted::upstream().await;
+    let told = Arc::new(std::sync::Mutex::new(json!({})));
+    let (now, redirected) = (told.clone(), Arc::new(AtomicBool::new(false)));
+    let redirect = redirected.clone();
+    let server = Scripted::start(move |request, _| {
+        let path = request.request_line().split(' ').nth(1).unwrap().to_owned();
+        if !path.contains(".well-known") {
+            return Reply::token(&path.replace('/', ""), 3600);
+        }
+        if redirect.load(Ordering::SeqCst) {
+            return Reply::Bytes(
+                b"HTTP/1.1 302 X\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n".to_vec(),
+            );
+        }
+        match path.as_str() {
+            "/.well-known/openid-configuration" => Reply::json(200, &now.lock().unwrap()),
+            _ => Reply::text(404, "text/plain", "none"),
+        }
+    })
+    .await;
+    let issuer = format!("http://{}", server.address);
+    let good = json!({"issuer": issuer, "token_endpoint": format!("{issuer}/found"), "revocation_endpoint": format!("{issuer}/revoke")});
+    *told.lock().unwrap() = good.clone();
+    let found = format!("issuer: \"{issuer}\"");
+    let given = format!("issuer: \"{issuer}\", token_url: \"{issuer}/own\"");
+    for (keys, token) in [(&found, "Bearer found"), (&given, "Bearer own")] {
+        let sidecar = Sidecar::start(&config_of(keys, &upstream)).await;
+        assert_eq!(injected(&sidecar, &upstream).await, token);
+        let revoked = call(sidecar.admin(), "POST", "/connections/crm/revoke", &json!({})).await.json();
+        assert_eq!(revoked["access_token"]["outcome"], "revoked", "{revoked}");
+        let paths: Vec<_> = server.received().iter().map(|request| request.request_line().to_owned()).collect();
+        assert!(paths.iter().any(|line| line.starts_with("POST /revoke ")), "{paths:?}");
+    }
+    // OF-22
+    let with = |member: &str, value: Value| {
+        let mut metadata = good.clone();
+        metadata[member] = value;
+        metadata
+    };
+    for (metadata, code) in [
+        (with("issuer", json!("https://other.test")), "issuer_mismatch"),
+        (with("issuer", json!(format!("{issuer}/"))), "issuer_mismatch"),
+        (with("token_endpoint", json!("http://api.acme.test/token")), "discovery_failed"),
+        (with("token_endpoint", json!("ftp://127.0.0.1/")), "discovery_failed"),
+        (with("token_endpoint", json!("https://10.0.0.7/token")), "discovery_failed"),
+        (with("token_endpoint", Value::Null), "discovery_failed"),
+    ] {
+        *told.lock().unwrap() = metadata.clone();
+        let sidecar = Sidecar::start(&config_of(&found, &upstream)).await;
+        let answer = get(&sidecar, "").await;
+        assert_eq!((answer.status, answer.code()), (424, "token_refused"), "{metadata}: {}", answer.text());
+        assert!(answer.text().contains(code), "{metadata}: {}", answer.text());
+    }
+    *told.lock().unwrap() = with("padding", json!("x".repeat(10 << 20)));
+    let sidecar = Sidecar::start(&config_of(&found, &upstream)).await;
+    let answer = get(&sidecar, "").await;
+    assert_eq!((answer.status, answer.code()), (503, "token_unavailable"), "{}", answer.text());
+    redirected.store(true, Ordering::SeqCst);
+    // A gateway may have sent it, so it is no verdict.
+    let sidecar = Sidecar::start(&config_of(&found, &upstream)).await;
+    let answer = get(&sidecar, "").await;
+    assert_eq!((answer.status, answer.code()), (503, "token_unavailable"), "{}", answer.text());
+    assert!(answer.text().contains("discovery_failed"), "{}", answer.text());
+}
+
+/// Metadata is found at the second well-known location, whatever the first one answers.
+#[tokio::test]
+async fn one_well_known_location_does_not_stop_the_next() {
+    let upstream = Scripted::upstream().await;
+    let (first, second) = (Arc::new(Mutex::new(String::new())), Arc::new(AtomicBool::new(true)));
+    let (answer, found) = (first.clone(), second.clone());
+    let server = Scripted::start(move |request, _| {
+        let issuer = format!("http://{}", request.values("host")[0]);
+        match request.request_line().split(' ').nth(1).unwrap() {
+            "/.well-known/oauth-authorization-server" => match &*answer.lock().unwrap() {
+                none if none.is_empty() => Reply::Close,
+                text => Reply::Bytes(text.clone().into_bytes()),
+            },
+            "/.well-known/openid-configuration" if found.load(Ordering::SeqCst) => Reply::json(
+                200,
+                &json!({"issuer": issuer, "token_endpoint": format!("{issuer}/token"), "revocation_endpoint": "http://as.test/revoke",
+                    "authorization_endpoint": 7, "device_authorization_endpoint": "ftp://as.test/"}),
+            ),
+            "/token" => Reply::token("t", 3600),
+            _ => Reply::text(503, "text/html", "<h1>Busy</h1>"),
+        }
+    })
+    .await;
+    let keys = format!("issuer: \"http://{}\"", server.address);
+    let text = |status: u16, body: &str| {
+        format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\nLocation: /login\r\n\r\n{body}", body.len())
+    };
+    for answer in [
+        text(200, "<!doctype html><h1>Sign in</h1>"),
+        text(200, "[]"),
+        text(200, &json!({"issuer": "https://other.test", "token_endpoint": "https://other.test/t"}).to_string()),
+        text(200, &"x".repeat(2 << 20)),
+        text(302, ""),
+        text(403, "no"),
+        text(500, "<h1>Error</h1>"),
+        text(503, ""),
+        String::new(),
+        "SSH-2.0\r\n".to_owned(),
+    ] {
+        first.lock().unwrap().clone_from(&answer);
+        let sidecar = Sidecar::start(&config_of(&keys, &upstream)).await;
+        assert_eq!(injected(&sidecar, &upstream).await, "Bearer t", "{}", &answer[..answer.len().min(100)]);
+        // An endpoint that must not be used fails what uses it alone.
+        let revoked = call(sidecar.admin(), "POST", "/connections/crm/revoke", &json!({})).await.json();
+        let reason = revoked["access_token"]["reason"].as_str().unwrap_or_default();
+        assert!(reason.contains("names a revocation_endpoint that is not https"), "{revoked}");
+    }
+    // Without metadata anywhere it is asked for again soon.
+    second.store(false, Ordering::SeqCst);
+    for (answer, expected) in [
+        (text(200, "<h1>Sign in</h1>"), "the issuer answers not_json, http_503 at its well-known locations"),
+        (text(404, ""), "the issuer answers http_404, http_503 at its well-known locations"),
+    ] {
+        first.lock().unwrap().clone_from(&answer);
+        let sidecar = Sidecar::start(&config_of(&keys, &upstream)).await;
+        let refused = get(&sidecar, "").await;
+        assert_eq!((refused.status, refused.code()), (503, "token_unavailable"), "{}", refused.text());
+        let tokens = call(sidecar.admin(), "GET", "/connections/crm/tokens", &json!({})).await.json();
+        let attempt = &tokens["items"][0]["last_attempt"];
+        assert_eq!(attempt["error"], "discovery_failed", "{attempt}");
+        assert_eq!(attempt["description"], expected, "{attempt}");
+    }
+}

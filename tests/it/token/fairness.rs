@@ -1,0 +1,143 @@
+//! Token requests share a slow authorization server: abandoned ones delay no other connection, and `keep_warm` refreshes
+//! many subjects without starving requests.
+//!
+//! Not here: the order of places (`src/token/gate`), when a subject is due (`src/token/warm`).
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::Instant;
+
+use crate::rig::manager::{MANAGER, call};
+use crate::rig::raw::{self, Conn};
+use crate::rig::scripted::{Received, Reply, Scripted};
+use crate::rig::sidecar::Sidecar;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+fn top(upstream: &Scripted) -> String {
+    let address = upstream.address;
+    format!(
+        "admin: {{users: [{{name: ops, role: manager, token: {MANAGER}}}]}}\n\
+         hosts: {{api.test: \"{address}\", other.test: \"{address}\"}}\nconnections:\n"
+    )
+}
+
+/// The sum of all series of a metric of one connection.
+async fn sum(sidecar: &Sidecar, metric: &str, connection: &str) -> f64 {
+    let text = raw::get(sidecar.admin(), "/metrics").await.text();
+    let of_connection = format!("connection=\"{connection}\"");
+    let lines = text.lines().filter(|line| line.starts_with(&format!("{metric}{{")) && line.contains(&of_connection));
+    lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+}
+
+/// Tokens of a connection in memory, and attempts to get one.
+async fn in_memory(sidecar: &Sidecar, connection: &str) -> f64 {
+    sum(sidecar, "keybearer_tokens", connection).await
+}
+
+async fn until(what: &str, condition: impl AsyncFn() -> bool) {
+    let begun = Instant::now();
+    while !condition().await {
+        assert!(begun.elapsed() < Duration::from_secs(30), "it never came about: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn abandoned_exchanges_delay_no_other_connection() {
+    let server = Scripted::start(|request, before| {
+        let token = Reply::token(&format!("token-{before}"), 600);
+        if request.request_line().contains("/slow") { token.late(Duration::from_secs(1)) } else { token }
+    })
+    .await;
+    let (upstream, address) = (Scripted::upstream().await, server.address);
+    let keys = "client_id: a, client_secret: b, grant: token_exchange, subject_token: {from: caller}";
+    let config = format!(
+        "{}- {{name: slow, token_url: \"http://{address}/slow\", {keys}, routes: [{{host: api.test, upstream_tls: false}}]}}\n\
+         - {{name: other, token_url: \"http://{address}/other\", {keys}, routes: [{{host: other.test, upstream_tls: false}}]}}\n",
+        top(&upstream)
+    );
+    let sidecar = Sidecar::start(&config).await;
+    const ABANDONED: usize = 3000;
+    for number in 0..ABANDONED {
+        let mut conn = Conn::open(sidecar.proxy()).await;
+        let head = format!(
+            "GET http://api.test/x HTTP/1.1\r\nHost: api.test\r\nAuthorization: Bearer caller-{number}\r\nConnection: close\r\n\r\n"
+        );
+        // It is read although its caller has gone.
+        conn.write(head.as_bytes()).await;
+    }
+    let first_token = async |caller: &str| {
+        let (begun, line) = (Instant::now(), format!("Authorization: Bearer {caller}\r\n"));
+        let answer = raw::get_through(sidecar.proxy(), "http://other.test/x", &line).await;
+        assert_eq!(answer.status, 200, "{}: {}", answer.code(), answer.text());
+        assert!(begun.elapsed() < Duration::from_secs(3), "{caller} waited {:?}", begun.elapsed());
+    };
+    first_token("while-they-wait").await;
+    let ended = async || sum(&sidecar, "keybearer_requests_total", "slow").await as usize == ABANDONED;
+    until("each request has ended", ended).await;
+    first_token("when-they-have-gone").await;
+    let asked = || server.received().iter().filter(|request| request.request_line().contains("/slow")).count();
+    // What was granted may be used for a while; nothing else is left of them.
+    until("no attempt is left", async || in_memory(&sidecar, "slow").await <= asked() as f64).await;
+    assert!(asked() < ABANDONED / 4, "{} tokens were asked for that no caller waits for", asked());
+}
+
+#[tokio::test]
+async fn keep_warm_refreshes_a_million_subjects_a_day_and_starves_no_caller() {
+    const SUBJECTS: usize = 240;
+    let refreshed = Arc::new(Mutex::new(Vec::new()));
+    let came = refreshed.clone();
+    let server = Scripted::start(move |request: &Received, before| {
+        let form = String::from_utf8_lossy(&request.body).into_owned();
+        let answer = json!({ "access_token": format!("t-{before}"), "token_type": "Bearer", "expires_in": 1,
+            "refresh_token": format!("r-{before}") });
+        let reply = Reply::json(200, &answer);
+        // The first ones are what the test hands in.
+        if form.contains("given-") {
+            return reply;
+        }
+        came.lock().unwrap().push(Instant::now());
+        reply.late(Duration::from_millis(200))
+    })
+    .await;
+    let (upstream, address) = (Scripted::upstream().await, server.address);
+    let config = format!(
+        "{}- {{name: crm, token_url: \"http://{address}/token\", client_id: a, client_secret: b, grant: authorization_code, \
+         tokens: per_subject, routes: [{{host: api.test, upstream_tls: false}}]}}\n",
+        top(&upstream)
+    );
+    let sidecar = Sidecar::start(&config).await;
+    for number in 0..SUBJECTS {
+        let body = json!({ "subject": format!("s-{number:04}"), "refresh_token": format!("given-{number}") });
+        let answer = call(sidecar.admin(), "PUT", "/connections/crm/tokens", &body).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    let (dir, addresses, _) = sidecar.crash().await;
+    let file = dir.path().join("keybearer.yaml");
+    let text = std::fs::read_to_string(&file).expect("the configuration");
+    std::fs::write(&file, text.replace("tokens: per_subject,", "tokens: per_subject, keep_warm: 4s,")).expect("a file");
+    let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
+
+    let count = || refreshed.lock().unwrap().len();
+    until("the walk is under way", async || count() > 20).await;
+    let memory = sidecar.resident_kib();
+    // Of a subject whose turn is far off, and whose access token has ended.
+    let lines = format!("Keybearer-Subject: s-{:04}\r\n", SUBJECTS - 1);
+    let begun = Instant::now();
+    let answer = raw::get_through(sidecar.proxy(), "http://api.test/x", &lines).await;
+    assert_eq!(answer.status, 200, "{}\n{}", answer.text(), sidecar.log());
+    assert!(begun.elapsed() < Duration::from_secs(3), "a caller waited {:?} for its token", begun.elapsed());
+    until("each subject was refreshed", async || count() >= SUBJECTS).await;
+
+    let times = refreshed.lock().unwrap().clone();
+    let rate = (SUBJECTS - 1) as f64 / (times[SUBJECTS - 1] - times[0]).as_secs_f64();
+    let needed = 1e6 / DAY.as_secs_f64();
+    assert!(rate > needed, "{rate:.1} subjects a second, and a million within a day are {needed:.1}");
+    let held = in_memory(&sidecar, "crm").await;
+    assert!(held < 60.0, "{held} subjects are in memory although no caller uses them");
+    let grown = sidecar.resident_kib().saturating_sub(memory);
+    assert!(grown < 16 * 1024, "memory has grown by {grown} KiB");
+}

@@ -1,0 +1,212 @@
+//! Upstream connections that are kept for the next request: which requests share one, and what becomes of a request on
+//! one that has died meanwhile.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::next_head;
+use crate::rig::config::{Config, Connection};
+use crate::rig::front::{Front, SelfSigned};
+use crate::rig::raw::{self, Conn};
+use crate::rig::scripted::{Reply, Scripted};
+use crate::rig::sidecar::Sidecar;
+use crate::rig::stage::{GET, Said, Stage, until};
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+/// An upstream that restarts has closed all of them, so after a dead one no other idle one is tried.
+#[tokio::test]
+async fn a_request_survives_the_end_of_all_idle_connections() {
+    let (stage, listener) = Stage::with_raw_good("workers: 1\n").await;
+    let ask = async || raw::send(stage.sidecar.proxy(), GET).await;
+    let upstream = async {
+        let (mut first, _) = listener.accept().await.expect("a connection");
+        let (mut second, _) = listener.accept().await.expect("another one, while the first is busy");
+        for stream in [&mut first, &mut second] {
+            assert!(next_head(stream).await.is_some());
+        }
+        for stream in [&mut first, &mut second] {
+            stream.write_all(OK).await.expect("it reads");
+        }
+        [first, second]
+    };
+    let (kept, first, second) = tokio::join!(upstream, ask(), ask());
+    assert_eq!((first.status, second.status), (200, 200));
+    stage.sidecar.until_metric("keybearer_upstream_connections{state=\"idle\"}", |idle| idle == 2.0).await;
+
+    let dies = async |mut stream: TcpStream| {
+        let _ = next_head(&mut stream).await.is_some();
+    };
+    let answers = async move {
+        let (mut new, _) = listener.accept().await.expect("a new connection");
+        assert!(next_head(&mut new).await.is_some());
+        new.write_all(OK).await.expect("it reads");
+        new
+    };
+    let [first, second] = kept;
+    let upstream = tokio::spawn(async move { tokio::join!(dies(first), dies(second), answers) });
+    let answer = ask().await;
+    assert_eq!((answer.status, answer.text().as_str()), (200, "ok"), "{}", stage.sidecar.log());
+    upstream.abort();
+}
+
+/// The name in TLS is a part of what a connection is: a server may serve each name from another tenant.
+#[tokio::test]
+async fn routes_that_differ_in_server_name_alone_share_no_connection() {
+    let own = SelfSigned::for_names("DNS:api.test,DNS:one.test,DNS:two.test");
+    let (upstream, tokens) = (Scripted::upstream().await, Scripted::tokens(3600).await);
+    let front = Front::start(&own, upstream.address).await;
+    let route = |path: &str, name: &str| format!("host: api.test, path: {path}, upstream_tls: {{{name}}}");
+    let crm = Connection::at("crm", &tokens)
+        .route(route("/one", "server_name: one.test"))
+        .route(route("/two", "server_name: two.test"))
+        .route(route("/own", ""));
+    let config = Config::new().top("workers: 1\ntrust: [own.pem]\n").host("api.test", front.address).connection(crm);
+    let sidecar = Sidecar::start_with(config, &[("own.pem", &own.certificate)]).await;
+    let mut conn = Conn::open(sidecar.proxy()).await;
+    for path in ["/one", "/two", "/own", "/one", "/two", "/own"] {
+        conn.write(format!("GET https://api.test{path} HTTP/1.1\r\nHost: api.test\r\n\r\n").as_bytes()).await;
+        let answer = conn.answer().await;
+        assert_eq!(answer.status, 200, "{path}: {}\n{}", answer.text(), sidecar.log());
+    }
+    let from: Vec<u16> = upstream.received().iter().map(|request| request.from).collect();
+    assert_eq!(from[..3], from[3..], "a connection is used again by the route that opened it");
+    assert!(from[0] != from[1] && from[1] != from[2] && from[0] != from[2], "{from:?}");
+}
+
+/// A connection is used again; when the upstream closes it, a GET is sent once more, and no more often, and a POST is not.
+#[tokio::test]
+async fn a_kept_connection_that_dies_doubles_no_post_and_trebles_no_get() {
+    for (method, expected) in [("GET", 2), ("POST", 1)] {
+        let stage = Stage::answering("workers: 1\n", |request, _| match request.request_line() {
+            line if line.contains("/first") || line.contains("/after") => Reply::ok(),
+            _ => Reply::Close,
+        })
+        .await;
+        let mut conn = Conn::open(stage.sidecar.proxy()).await;
+        for _ in 0..2 {
+            conn.write(b"GET http://good.test/first HTTP/1.1\r\nHost: x\r\n\r\n").await;
+            assert_eq!(conn.answer().await.status, 200);
+        }
+        let received = stage.good.received();
+        assert_eq!(received[0].from, received[1].from, "the connection is used again");
+        let body = if method == "POST" { "Content-Length: 2\r\n\r\nhi" } else { "\r\n" };
+        conn.write(format!("{method} http://good.test/dies HTTP/1.1\r\nHost: x\r\n{body}").as_bytes()).await;
+        let answer = conn.answer().await;
+        let copies: Vec<u16> =
+            stage.good.received().iter().filter(|r| r.request_line().contains("/dies")).map(|r| r.from).collect();
+        // This upstream closes on every copy, so even the GET ends in 502, after exactly one more try.
+        assert_eq!((answer.status, answer.code()), (502, "upstream_unreachable"), "HP-32 {method}");
+        assert_eq!(copies.len(), expected, "HP-32 {method}");
+        assert!(copies.windows(2).all(|pair| pair[0] != pair[1]), "HP-32 {method}: on a connection of its own");
+        stage.holds(method, &Said(answer.body)).await;
+    }
+}
+
+/// The upstream has the end of a kept connection already behind it: the request is processed once, and answered.
+#[tokio::test]
+async fn a_request_survives_the_end_of_a_kept_connection() {
+    for (method, body) in [("GET", "\r\n"), ("PUT", "Content-Length: 2\r\n\r\nhi")] {
+        let gone = AtomicBool::new(false);
+        let stage = Stage::answering("workers: 1\n", move |request, _| {
+            let closes = request.request_line().contains("/once") && !gone.swap(true, Ordering::SeqCst);
+            if closes { Reply::Close } else { Reply::ok() }
+        })
+        .await;
+        let mut conn = Conn::open(stage.sidecar.proxy()).await;
+        conn.write(b"GET http://good.test/first HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        assert_eq!(conn.answer().await.status, 200);
+        conn.write(format!("{method} http://good.test/once HTTP/1.1\r\nHost: x\r\n{body}").as_bytes()).await;
+        assert_eq!(conn.answer().await.status, 200, "HP-32 {method}");
+        let received = stage.good.received();
+        let from: Vec<u16> = received.iter().map(|request| request.from).collect();
+        assert!(from.len() == 3 && from[0] == from[1] && from[1] != from[2], "HP-32 {method}: {from:?}");
+        assert_eq!(received[1].body, received[2].body, "HP-32 {method}");
+    }
+    // It closes while no request is under way.
+    let (stage, listener) = Stage::with_raw_good("workers: 1\n").await;
+    let mut conn = Conn::open(stage.sidecar.proxy()).await;
+    for _ in 0..5 {
+        let upstream = async {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            next_head(&mut stream).await.expect("a request");
+            stream.write_all(OK).await.expect("it reads");
+        };
+        let caller = async {
+            conn.write(b"GET http://good.test/ HTTP/1.1\r\nHost: x\r\n\r\n").await;
+            conn.answer().await
+        };
+        let ((), answer) = tokio::join!(upstream, caller);
+        assert_eq!((answer.status, answer.text().as_str()), (200, "ok"), "HP-32 idle");
+    }
+}
+
+/// An upstream that had begun to answer may have done what was asked: nothing is sent again.
+#[tokio::test]
+async fn a_request_that_was_answered_in_part_is_not_sent_again() {
+    for method in ["GET", "DELETE"] {
+        let stage = Stage::answering("workers: 1\n", |request, _| match request.request_line().contains("/part") {
+            true => Reply::BytesThenClose(b"HTTP/1.1 200 OK\r\nX-A: b".to_vec()),
+            false => Reply::ok(),
+        })
+        .await;
+        let mut conn = Conn::open(stage.sidecar.proxy()).await;
+        conn.write(b"GET http://good.test/first HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        assert_eq!(conn.answer().await.status, 200);
+        conn.write(format!("{method} http://good.test/part HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await;
+        let answer = conn.answer().await;
+        assert_eq!((answer.status, answer.code()), (502, "upstream_unreachable"), "HP-32 {method}");
+        let received = stage.good.received();
+        assert_eq!((received.len(), received[0].from), (2, received[1].from), "HP-32 {method}");
+    }
+}
+
+/// TL-19: an upstream that refuses the token before it has read the body gets the body again from its first byte, or not
+/// at all.
+#[tokio::test]
+async fn a_replay_sends_the_whole_body_or_none() {
+    const TOTAL: usize = 1 << 20;
+    let tokens = Scripted::tokens(3600).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let crm = Connection::at("crm", &tokens).plain("api.test");
+    let sidecar = Sidecar::start(Config::new().host("api.test", address).connection(crm)).await;
+    let upstream = async {
+        let (mut first, _) = listener.accept().await.expect("a connection");
+        assert!(next_head(&mut first).await.expect("a request").contains("token-1"));
+        first.write_all(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n").await.expect("it reads");
+        let drain = async { drop(tokio::io::copy(&mut first, &mut tokio::io::sink()).await) };
+        let second = async {
+            let (mut second, _) = listener.accept().await.expect("a second connection");
+            assert!(next_head(&mut second).await.expect("a request").contains("token-2"));
+            let mut body = vec![0; TOTAL];
+            match second.read_exact(&mut body).await {
+                Ok(_) => {
+                    assert!(
+                        body.iter().enumerate().all(|(at, byte)| *byte == (at / 1000) as u8),
+                        "TL-19: another body"
+                    );
+                    second.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.expect("it reads");
+                }
+                Err(_) => drop(second),
+            }
+        };
+        tokio::join!(drain, second)
+    };
+    let caller = async {
+        let mut conn = Conn::open(sidecar.proxy()).await;
+        let body: Vec<u8> = (0..TOTAL).map(|at| (at / 1000) as u8).collect();
+        conn.write(format!("PUT http://api.test/ HTTP/1.1\r\nHost: x\r\nContent-Length: {TOTAL}\r\n\r\n").as_bytes())
+            .await;
+        conn.write(&body[..1000]).await;
+        until("a second token", || tokens.count() == 2).await;
+        conn.write(&body[1000..]).await;
+        conn.answer().await
+    };
+    tokio::pin!(caller);
+    // Where nothing is sent again, the upstream waits in vain.
+    let answer = tokio::select! { answer = &mut caller => answer, _ = upstream => caller.await };
+    assert!([200, 401].contains(&answer.status), "TL-19: {answer:?}");
+}
