@@ -217,7 +217,7 @@ pub fn import(
     loop {
         let mut page: Vec<OpenedRecord> = Vec::new();
         while page.len() < PAGE
-            && let Some((table, name, sealed)) = lines.next()?
+            && let Some((table, (name, sealed))) = lines.next()?
         {
             read += 1;
             match store.keyring().open(table.sealed_in(&name), &sealed) {
@@ -287,11 +287,11 @@ impl<'a> Lines<'a> {
         }
     }
 
-    fn next(&mut self) -> Result<Option<(Table, Vec<u8>, Vec<u8>)>, TransferError> {
+    fn next(&mut self) -> Result<Option<(Table, SealedRecord)>, TransferError> {
         let Some(line) = self.line()? else { return Ok(None) };
         let record = serde_json::from_slice(&line).ok().and_then(|line: Line| {
             let table = TABLES.into_iter().find(|table| table.name() == line.table)?;
-            Some((table, BASE64_STANDARD.decode(line.name).ok()?, BASE64_STANDARD.decode(line.record).ok()?))
+            Some((table, (BASE64_STANDARD.decode(line.name).ok()?, BASE64_STANDARD.decode(line.record).ok()?)))
         });
         record.map(Some).ok_or_else(|| self.bad("is not a record"))
     }
