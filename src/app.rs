@@ -7,7 +7,6 @@ use std::io;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -206,7 +205,8 @@ impl App {
             via: Via::new(&name).map_err(|_| io::Error::other("no name for Via"))?,
             gates: Arc::default(),
             descriptors: Arc::new(Descriptors::new(files, loaded.model.workers)),
-            tunnels: Arc::new(AtomicUsize::new(0)),
+            seats: Arc::default(),
+            tunnels: Arc::default(),
             head_budget: Arc::default(),
         });
         let threads = proxy::start(shared.clone(), loaded.model.workers, self.proxy)?;

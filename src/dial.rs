@@ -18,6 +18,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
+use crate::gate::Turn;
 use crate::model::HostOverride;
 use crate::model::connection::ForwardProxy;
 use crate::model::origin::{Host, Origin};
@@ -116,28 +117,33 @@ impl Dialer {
         Dialer { rules, ..self.clone() }
     }
 
-    /// Does the policy permit `origin`? The same is checked again when it is dialled. The caller sets the deadline.
-    pub async fn permit(&self, origin: &Origin) -> Result<(), DialError> {
+    /// Does the policy permit `origin`? The same is checked again when it is dialled. Names are looked up in the caller's
+    /// `turn`. The caller sets the deadline.
+    pub async fn permit(&self, origin: &Origin, turn: &Turn) -> Result<(), DialError> {
         match self.way_out(origin)? {
             Some(_) => Ok(()),
-            None => self.permitted(&origin.host, origin.port, &self.rules.policy).await.map(drop),
+            None => self.permitted(&origin.host, origin.port, &self.rules.policy, turn).await.map(drop),
         }
     }
 
     /// A stream to `origin`, through the proxy on the way out where there is one. The caller sets the deadline.
-    pub async fn connect(&self, origin: &Origin) -> Result<Conduit, DialError> {
+    pub async fn connect(&self, origin: &Origin, turn: &Turn) -> Result<Conduit, DialError> {
         match self.way_out(origin)? {
-            None => self.reach(origin, &self.rules.policy).await.map(Conduit::Direct),
-            Some(way) => way.tunnel(self.reach(way.place(), &self.rules.policy_of_proxy).await?, origin).await,
+            None => self.reach(origin, &self.rules.policy, turn).await.map(Conduit::Direct),
+            Some(way) => way.tunnel(self.reach(way.place(), &self.rules.policy_of_proxy, turn).await?, origin).await,
         }
     }
 
     /// The same for requests in clear, which such a proxy takes as they are.
-    pub async fn connect_for_requests(&self, origin: &Origin) -> Result<(Conduit, Option<Forwarding>), DialError> {
+    pub async fn connect_for_requests(
+        &self,
+        origin: &Origin,
+        turn: &Turn,
+    ) -> Result<(Conduit, Option<Forwarding>), DialError> {
         match self.way_out(origin)? {
-            None => Ok((Conduit::Direct(self.reach(origin, &self.rules.policy).await?), None)),
+            None => Ok((Conduit::Direct(self.reach(origin, &self.rules.policy, turn).await?), None)),
             Some(way) => {
-                let stream = self.reach(way.place(), &self.rules.policy_of_proxy).await?;
+                let stream = self.reach(way.place(), &self.rules.policy_of_proxy, turn).await?;
                 Ok((way.reach(stream).await?, Some(way.forwarding())))
             }
         }
@@ -185,8 +191,8 @@ impl Dialer {
         Ok(self.rules.way_out.as_ref())
     }
 
-    async fn reach(&self, origin: &Origin, policy: &AddressPolicy) -> Result<TcpStream, DialError> {
-        let addresses = self.permitted(&origin.host, origin.port, policy).await?;
+    async fn reach(&self, origin: &Origin, policy: &AddressPolicy, turn: &Turn) -> Result<TcpStream, DialError> {
+        let addresses = self.permitted(&origin.host, origin.port, policy, turn).await?;
         let stream = race(&addresses, &self.attempts_beside, TcpStream::connect).await;
         if let (Err(_), Host::Name(name)) = (&stream, &origin.host) {
             self.names.forget(name);
@@ -195,13 +201,19 @@ impl Dialer {
         stream.map_err(|source| DialError::Connect { host: origin.host.clone(), port: origin.port, source })
     }
 
-    async fn resolve(&self, host: &Host, port: u16, policy: &AddressPolicy) -> Result<Vec<SocketAddr>, DialError> {
+    async fn resolve(
+        &self,
+        host: &Host,
+        port: u16,
+        policy: &AddressPolicy,
+        turn: &Turn,
+    ) -> Result<Vec<SocketAddr>, DialError> {
         let name = match host {
             Host::Ip(address) => return Ok(vec![SocketAddr::new(*address, port)]),
             Host::Name(name) => name,
         };
         let class = if policy.names(host) { Class::Configured } else { Class::Requested };
-        let found = self.names.addresses(name, class).await;
+        let found = self.names.addresses(name, class, turn).await;
         let found = found.map_err(|source| DialError::Resolve { host: host.clone(), source })?;
         Ok(found.into_iter().map(|address| SocketAddr::new(address, port)).collect())
     }
@@ -211,16 +223,22 @@ impl Dialer {
         policy.check(host, address).map_err(denied)
     }
 
-    /// The permitted addresses of a host, in the order in which they are tried. One forbidden address among them
+    /// For the program itself: the permitted addresses of a host, in the order in which they are tried. One forbidden address among them
     /// denies the host: an honest name does not point there.
     pub async fn addresses(&self, host: &Host, port: u16) -> Result<Vec<SocketAddr>, DialError> {
-        self.permitted(host, port, &self.rules.policy).await
+        self.permitted(host, port, &self.rules.policy, &Turn::Own).await
     }
 
-    async fn permitted(&self, host: &Host, port: u16, policy: &AddressPolicy) -> Result<Vec<SocketAddr>, DialError> {
+    async fn permitted(
+        &self,
+        host: &Host,
+        port: u16,
+        policy: &AddressPolicy,
+        turn: &Turn,
+    ) -> Result<Vec<SocketAddr>, DialError> {
         let mut addresses = match self.rules.hosts.get(host) {
             Some((address, own_port)) => vec![SocketAddr::new(*address, own_port.unwrap_or(port))],
-            None => self.resolve(host, port, policy).await?,
+            None => self.resolve(host, port, policy, turn).await?,
         };
         for address in &addresses {
             self.check(host, *address, policy)?;

@@ -22,6 +22,7 @@ pub mod tls;
 pub mod script;
 pub mod jwt;
 pub mod private_file;
+pub mod gate;
 pub mod clock;
 pub mod tasks;
 pub mod telemetry;

@@ -20,6 +20,7 @@ pub mod inject;
 mod io;
 mod peer;
 mod report;
+mod seats;
 mod target;
 mod tunnel;
 mod upgrade;
@@ -48,7 +49,8 @@ use accept::{Accepted, Inbox, accept_all};
 use arrival::Arrival;
 pub use headers::Via;
 use io::{Activity, Stream, Watched};
-use peer::{Peer, Seat};
+use peer::{Occupancy, Peer};
+pub use seats::Seats;
 pub use upstream::{Descriptors, Gates};
 use worker::{Shared, Worker};
 
@@ -100,20 +102,35 @@ fn work(shared: Arc<Shared>, number: usize, mut inbox: mpsc::Receiver<Accepted>,
     });
 }
 
+/// Serves one connection, until it ends or makes way for another.
 async fn serve_one(worker: Rc<Worker>, accepted: Accepted, open: Arc<AtomicUsize>) {
-    let seat = Rc::new(Seat::new(open, accepted.place));
+    let occupancy = Rc::new(Occupancy::new(open, accepted.seat));
     let local = accepted.stream.local();
     let stream = match accepted.stream {
         accept::Stream::Tcp(stream) => TcpStream::from_std(stream).map(Stream::from),
         accept::Stream::Unix(stream) => UnixStream::from_std(stream).map(Stream::from),
     };
-    let mut io = match stream {
+    let io = match stream {
         Ok(stream) => Watched::new(stream),
         Err(error) => return tracing::warn!(%error, "a connection could not be taken over"),
     };
+    occupancy.seat.occupied_by(&io.watch);
     let (from, listener) = (accepted.from, accepted.listener);
-    let mut arrival = Arrival { from, listener, local, server_name: None, certificate: None };
-    if accepted.secure {
+    let arrival = Arrival { from, listener, local, server_name: None, certificate: None };
+    tokio::select! {
+        () = secure_and_serve(worker, io, arrival, accepted.secure, occupancy.clone()) => {}
+        () = occupancy.seat.is_wanted() => tracing::debug!(%from, "idle connection closed to make way for another"),
+    }
+}
+
+async fn secure_and_serve(
+    worker: Rc<Worker>,
+    mut io: Watched,
+    mut arrival: Arrival,
+    secure: bool,
+    occupancy: Rc<Occupancy>,
+) {
+    if secure {
         let snapshot = worker.snapshot();
         let Some(config) = snapshot.listener_tls.get(&arrival.listener) else { return };
         match Box::pin(handshake(&worker, config.clone(), io, snapshot.timeouts.client_head)).await {
@@ -127,8 +144,9 @@ async fn serve_one(worker: Rc<Worker>, accepted: Accepted, open: Arc<AtomicUsize
             }
         }
     }
+    occupancy.seat.occupied_by(&io.watch);
     let activity = Activity::new(io.watch.clone());
-    let peer = Peer { arrival: Rc::new(arrival), activity, tunnel: None, seat };
+    let peer = Peer { arrival: Rc::new(arrival), activity, tunnel: None, occupancy };
     downstream::serve(worker, io, Rc::new(peer)).await;
 }
 

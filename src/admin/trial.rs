@@ -22,6 +22,7 @@ use url::Url;
 
 use super::problem::{Problem, no_token};
 use crate::clock::Clock;
+use crate::gate::Turn;
 use crate::model::connection::{
     ACCESS_TOKEN, Connection, HostPattern, Inject, OtherBearer, PathPrefix, Place, PortRule, Route, Stripped,
 };
@@ -211,7 +212,7 @@ impl<'a> Trial<'a> {
 
     async fn send(&self, snapshot: &Snapshot, request: Request<Empty<Bytes>>) -> Result<StatusCode, Problem> {
         let failed = |code, what: String| Problem::new(StatusCode::BAD_GATEWAY, code, what);
-        let stream = snapshot.dialer.connect(&self.origin).await;
+        let stream = snapshot.dialer.connect(&self.origin, &Turn::Own).await;
         let stream = stream.map_err(|error| failed("upstream_unreachable", error.to_string()))?;
         if self.origin.scheme == Scheme::Http {
             return exchange(stream, request).await;

@@ -44,17 +44,17 @@ async fn a_name_with_a_public_and_a_private_address_is_not_dialled() {
     let (public, private) = ("192.0.2.1".parse().unwrap(), "127.0.0.1".parse().unwrap());
     for addresses in [vec![public, private], vec![private, public], vec![public, public, private]] {
         let dialer = || resolving([addresses.clone()]);
-        assert!(is_private(dialer().permit(&origin).await), "{addresses:?}");
-        assert!(is_private(dialer().connect(&origin).await), "{addresses:?}");
-        assert!(is_private(dialer().connect_for_requests(&origin).await), "{addresses:?}");
+        assert!(is_private(dialer().permit(&origin, &Turn::Own).await), "{addresses:?}");
+        assert!(is_private(dialer().connect(&origin, &Turn::Own).await), "{addresses:?}");
+        assert!(is_private(dialer().connect_for_requests(&origin, &Turn::Own).await), "{addresses:?}");
         let by_reqwest = Resolve::resolve(&dialer(), "mixed.test".parse().unwrap()).await;
         assert!(by_reqwest.is_err(), "{addresses:?}");
     }
     // It was public when it was permitted, and is private when it is dialled.
     let rebound = resolving([vec![public], vec![private]]);
-    assert!(rebound.permit(&origin).await.is_ok());
+    assert!(rebound.permit(&origin, &Turn::Own).await.is_ok());
     rebound.names.forget("mixed.test");
-    assert!(is_private(rebound.connect(&origin).await));
+    assert!(is_private(rebound.connect(&origin, &Turn::Own).await));
     assert!(listener.accept().now_or_never().is_none(), "the private address was dialled");
 }
 

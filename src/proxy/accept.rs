@@ -1,7 +1,7 @@
 //! Sockets that callers reach, and the thread that hands each connection to the worker with the fewest.
 //!
-//! Holds: a connection beyond `limits.downstream_connections` is told so, not left waiting; the socket of a program that
-//! runs is never taken away from it.
+//! Holds: a connection beyond `limits.downstream_connections` waits for at most [`SEAT_WAIT`] until an idle one has made way,
+//! then it is refused; the socket of a program that runs is never taken away from it.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -17,16 +17,21 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use super::arrival::From;
+use super::seats::{Asked, Seat};
 use super::worker::{Place, Shared};
 use super::{downstream, error};
+use crate::gate::{Bounds, Full, Sharing};
 use crate::model::{ListenAt, Name, ProxyListener};
 use crate::tasks::Phase;
 
 /// A pause after a failed accept (out of file descriptors), so that it does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// What is read of such a connection, so that its caller reads the answer and no reset.
+/// How long a connection waits for its seat.
+const SEAT_WAIT: Duration = Duration::from_secs(1);
+/// What is read of a refused connection, so that its caller reads the answer and no reset.
 const REFUSED_READ_BYTES_MAX: usize = 256 * 1024;
 
 /// A listener of the proxy, bound.
@@ -102,7 +107,7 @@ pub struct Accepted {
     pub listener: Name,
     /// TLS comes first.
     pub secure: bool,
-    pub place: Place,
+    pub seat: Seat,
 }
 
 /// A stream on its way from one runtime to another.
@@ -134,18 +139,17 @@ pub fn accept_all(shared: Arc<Shared>, sockets: Vec<Socket>, inboxes: Vec<Inbox>
     };
     runtime.block_on(async move {
         let inboxes = Rc::new(inboxes);
-        let (taken, refused) = (Arc::default(), Arc::default());
+        let refused = Arc::default();
         let mut drain = shared.tasks.watch();
         for socket in sockets {
             let door = Door {
                 shared: shared.clone(),
                 inboxes: inboxes.clone(),
-                taken: Arc::clone(&taken),
                 refused: Arc::clone(&refused),
                 listener: socket.name,
                 secure: socket.secure,
             };
-            shared.tasks.spawn_local(door.keep(socket.bound));
+            shared.tasks.spawn_local(Rc::new(door).keep(socket.bound));
         }
         drain.reached(Phase::Drain).await;
     });
@@ -155,7 +159,6 @@ pub fn accept_all(shared: Arc<Shared>, sockets: Vec<Socket>, inboxes: Vec<Inbox>
 struct Door {
     shared: Arc<Shared>,
     inboxes: Rc<Vec<Inbox>>,
-    taken: Arc<AtomicUsize>,
     refused: Arc<AtomicUsize>,
     listener: Name,
     secure: bool,
@@ -165,8 +168,27 @@ struct Door {
 #[derive(Debug)]
 struct Closed;
 
+/// A stream that was just accepted.
+trait Fresh: AsyncRead + AsyncWrite + Unpin + 'static {
+    /// Ready for another runtime.
+    fn detach(self) -> io::Result<Stream>;
+}
+
+impl Fresh for tokio::net::TcpStream {
+    fn detach(self) -> io::Result<Stream> {
+        self.set_nodelay(true)?;
+        self.into_std().map(Stream::Tcp)
+    }
+}
+
+impl Fresh for tokio::net::UnixStream {
+    fn detach(self) -> io::Result<Stream> {
+        self.into_std().map(Stream::Unix)
+    }
+}
+
 impl Door {
-    async fn keep(self, bound: Bound) {
+    async fn keep(self: Rc<Self>, bound: Bound) {
         let result = match bound {
             Bound::Tcp(socket) => self.accept_tcp(socket).await,
             Bound::Unix(socket, _file) => self.accept_unix(socket).await,
@@ -176,28 +198,22 @@ impl Door {
         }
     }
 
-    async fn accept_tcp(&self, socket: TcpListener) -> io::Result<()> {
+    async fn accept_tcp(self: &Rc<Self>, socket: TcpListener) -> io::Result<()> {
         let socket = tokio::net::TcpListener::from_std(socket)?;
         loop {
             let Some((stream, address)) = self.next(socket.accept()).await else { continue };
-            let Some((stream, place)) = self.admit(stream) else { continue };
-            let Ok(stream) = stream.set_nodelay(true).and_then(|()| stream.into_std()) else { continue };
-            let accepted = self.accepted(Stream::Tcp(stream), From::Address(address), place);
-            if hand_over(&self.inboxes, accepted).await.is_err() {
+            if self.receive(stream, From::Address(address)).await.is_err() {
                 return Ok(());
             }
         }
     }
 
-    async fn accept_unix(&self, socket: UnixListener) -> io::Result<()> {
+    async fn accept_unix(self: &Rc<Self>, socket: UnixListener) -> io::Result<()> {
         let socket = tokio::net::UnixListener::from_std(socket)?;
         loop {
             let Some((stream, _)) = self.next(socket.accept()).await else { continue };
-            let Some((stream, place)) = self.admit(stream) else { continue };
             let Ok(user) = stream.peer_cred().map(|peer| peer.uid()) else { continue };
-            let Ok(stream) = stream.into_std() else { continue };
-            let accepted = self.accepted(Stream::Unix(stream), From::User(user), place);
-            if hand_over(&self.inboxes, accepted).await.is_err() {
+            if self.receive(stream, From::User(user)).await.is_err() {
                 return Ok(());
             }
         }
@@ -214,28 +230,54 @@ impl Door {
         }
     }
 
-    /// With a place among `limits.downstream_connections`. Who gets none is told so; few of those who are told hold up
-    /// nobody, the others are just closed.
-    fn admit<T: AsyncRead + AsyncWrite + Unpin + 'static>(&self, mut stream: T) -> Option<(T, Place)> {
-        let descriptors = &self.shared.descriptors;
-        if let Some(place) = Place::take(&self.taken, descriptors.downstream_max(&self.shared.snapshot.load().limits)) {
-            return Some((stream, place));
+    /// Hands a connection over with a seat. One that finds none waits aside for it.
+    async fn receive<T: Fresh>(self: &Rc<Self>, stream: T, from: From) -> Result<(), Closed> {
+        let (turn, descriptors) = (from.turn(None), &self.shared.descriptors);
+        let bounds = Bounds {
+            places: descriptors.downstream_max(&self.shared.snapshot.load().limits),
+            queued: descriptors.refused_max(),
+            sharing: Sharing::Fair,
+        };
+        match self.shared.seats.ask(bounds, &turn) {
+            Ok(Asked::Seated(seat)) => return self.pass_on(stream, from, seat).await,
+            Ok(Asked::Queued(waiting)) => {
+                let door = self.clone();
+                self.shared.tasks.spawn_local(async move {
+                    match timeout(SEAT_WAIT, waiting).await {
+                        Ok(Ok(permit)) => {
+                            let seat = door.shared.seats.seat(permit, &turn);
+                            // Without workers the program ends.
+                            let _ = door.pass_on(stream, from, seat).await;
+                        }
+                        Ok(Err(Full)) | Err(_) => door.refuse(stream),
+                    }
+                });
+            }
+            Err(Full) => self.refuse(stream),
         }
+        Ok(())
+    }
+
+    async fn pass_on<T: Fresh>(&self, stream: T, from: From, seat: Seat) -> Result<(), Closed> {
+        // Else the caller has closed it already.
+        let Ok(stream) = stream.detach() else { return Ok(()) };
+        let accepted = Accepted { stream, from, listener: self.listener.clone(), secure: self.secure, seat };
+        hand_over(&self.inboxes, accepted).await
+    }
+
+    /// Tells a caller that there is no seat; few of those who are told hold up nobody, the others are just closed.
+    fn refuse<T: Fresh>(&self, mut stream: T) {
         let error = error::ProxyError::Overloaded;
         self.shared.metrics.errors.with_label_values(&["", error.code()]).inc();
         // In clear it would be no answer to a TLS client.
-        if let Some(place) = Place::take(&self.refused, descriptors.refused_max()).filter(|_| !self.secure) {
+        if let Some(place) = Place::take(&self.refused, self.shared.descriptors.refused_max()).filter(|_| !self.secure)
+        {
             let answer = error::to_wire(&error.response(error::About::default()));
             self.shared.tasks.spawn_local(async move {
                 downstream::say_last(&mut stream, &answer, REFUSED_READ_BYTES_MAX).await;
                 drop(place);
             });
         }
-        None
-    }
-
-    fn accepted(&self, stream: Stream, from: From, place: Place) -> Accepted {
-        Accepted { stream, from, listener: self.listener.clone(), secure: self.secure, place }
     }
 }
 
@@ -254,7 +296,9 @@ async fn hand_over(inboxes: &[Inbox], mut accepted: Accepted) -> Result<(), Clos
 
 #[cfg(test)]
 mod tests {
+    use super::super::seats::Seats;
     use super::*;
+    use crate::gate::Turn;
 
     #[tokio::test]
     async fn a_worker_that_does_not_run_is_passed_over() {
@@ -265,12 +309,17 @@ mod tests {
         let ((dead, gone), (live, mut inbox)) = (worker(), worker());
         drop(gone);
         let inboxes = [dead, live];
+        let seats = Arc::<Seats>::default();
+        let seat = || match seats.ask(Bounds { places: 1, queued: 0, sharing: Sharing::Fair }, &Turn::User(0)) {
+            Ok(Asked::Seated(seat)) => seat,
+            _ => panic!("no seat"),
+        };
         let accepted = || Accepted {
             stream: Stream::Unix(UnixStream::pair().unwrap().0),
             from: From::User(0),
             listener: Name::parse("proxy").unwrap(),
             secure: false,
-            place: Place::take(&Arc::default(), 1).unwrap(),
+            seat: seat(),
         };
         for _ in 0..3 {
             hand_over(&inboxes, accepted()).await.unwrap();

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use crate::gate::Turn;
 use crate::model::origin::{Host, Origin};
 use crate::model::san::San;
 use crate::model::{Caller, Name};
@@ -40,6 +41,17 @@ impl fmt::Display for From {
         match self {
             From::Address(address) => address.fmt(f),
             From::User(user) => write!(f, "unix:{user}"),
+        }
+    }
+}
+
+impl From {
+    /// Whose turn a request from here waits for; `caller` is `None` where no callers are configured.
+    pub fn turn(self, caller: Option<&Name>) -> Turn {
+        match (caller, self) {
+            (Some(name), _) => Turn::Caller(name.clone()),
+            (None, From::Address(address)) => Turn::Address(address.ip().to_canonical()),
+            (None, From::User(user)) => Turn::User(user),
         }
     }
 }

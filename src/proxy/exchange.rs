@@ -27,9 +27,10 @@ use super::peer::Peer;
 use super::report::{Answer, Report};
 use super::target::{self, Target};
 use super::upgrade::{self, Asked, Switch};
-use super::upstream::{Destination, Lease, Protocol, Turn, Wanted};
-use super::worker::{Place as Seat, Worker};
+use super::upstream::{Destination, Lease, Protocol, Wanted};
+use super::worker::Worker;
 use crate::dial::OwnListener;
+use crate::gate::{Permit, Turn};
 use crate::router::{CallerId, Found};
 use crate::snapshot::Snapshot;
 use tokens::Whose;
@@ -47,7 +48,7 @@ pub async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, request: Request<Incoming
         snapshot: &snapshot,
         peer: &peer,
         report: &mut report,
-        turn: Turn::of(None, peer.arrival.from),
+        turn: peer.arrival.from.turn(None),
         whose: Whose::default(),
         upgrade: None,
     };
@@ -81,13 +82,13 @@ struct Exchange<'a> {
     /// Whose tokens are wanted, of connections that have one for each.
     whose: Whose,
     /// The caller asks for WebSocket; with a place among the tunnels.
-    upgrade: Option<(Asked, Seat)>,
+    upgrade: Option<(Asked, Permit)>,
 }
 
 impl<'a> Exchange<'a> {
     async fn run(&mut self, mut head: Parts, incoming: Received, upload: Option<Upload>) -> Result<Served, Fault> {
         let (target, caller) = self.admit(&head)?;
-        self.turn = Turn::of(caller.and_then(|id| self.snapshot.callers.name(id)), self.peer.arrival.from);
+        self.turn = self.peer.arrival.from.turn(caller.and_then(|id| self.snapshot.callers.name(id)));
         let mut way = self.route(target, &head, caller)?;
         if headers::max_forwards_spent(&head.method, &mut head.headers) {
             return Ok(Served::Here(StatusCode::OK));
@@ -109,8 +110,7 @@ impl<'a> Exchange<'a> {
         headers::request(&mut head.headers, host, self.worker.shared.via.of(head.version));
         if let Some(asked) = upgrade {
             let shared = &self.worker.shared;
-            let place = Seat::take(&shared.tunnels, shared.descriptors.tunnels_max(&self.snapshot.limits));
-            let place = place.ok_or_else(|| ProxyError::Overloaded.because("limits.tunnels is reached"))?;
+            let place = shared.tunnel(&self.snapshot.limits, &self.turn)?;
             upgrade::ask(&mut head.headers);
             self.upgrade = Some((asked, place));
         }

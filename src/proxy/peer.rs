@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use super::arrival::Arrival;
 use super::caller::Proven;
 use super::io::Activity;
-use super::worker::Place;
+use super::seats::Seat;
 use crate::model::origin::{Host, Scheme};
 
 /// The peer of one connection, or of one tunnel inside it.
@@ -18,22 +18,22 @@ pub struct Peer {
     pub activity: Activity,
     pub tunnel: Option<Tunnelled>,
     /// Held by the connection and by the tunnel that it may become.
-    pub seat: Rc<Seat>,
+    pub occupancy: Rc<Occupancy>,
 }
 
-/// Counts a connection as open, for its worker and against `limits.downstream_connections`.
-pub struct Seat {
+/// Counts a connection as open for its worker, and keeps its seat.
+pub struct Occupancy {
     open: Arc<AtomicUsize>,
-    _place: Place,
+    pub seat: Seat,
 }
 
-impl Seat {
-    pub fn new(open: Arc<AtomicUsize>, place: Place) -> Seat {
-        Seat { open, _place: place }
+impl Occupancy {
+    pub fn new(open: Arc<AtomicUsize>, seat: Seat) -> Occupancy {
+        Occupancy { open, seat }
     }
 }
 
-impl Drop for Seat {
+impl Drop for Occupancy {
     fn drop(&mut self) {
         self.open.fetch_sub(1, Ordering::Relaxed);
     }

@@ -3,7 +3,8 @@
 //! Plain HTTP inside is served like any other request (Node's fetch does this for http:// URLs). TLS is opened where a CA
 //! and the place's route say so (`intercept`), and its inside is served; else it is relayed untouched, and so is whatever
 //! else goes to a place that no route names. Holds: no byte inside a tunnel reaches another authority; a relay begins on a
-//! connection that stood before CONNECT was answered; a tunnel has a place below `limits.tunnels`. A refused CONNECT ends its
+//! connection that stood before CONNECT was answered; a tunnel has a place below `limits.tunnels`, of which one
+//! caller leaves some to others. A refused CONNECT ends its
 //! connection (over HTTP/2 its stream), and nothing that was sent after it is read as a request (RFC 9931 §5).
 
 mod intercept;
@@ -31,9 +32,10 @@ use super::io::{Activity, Stream, Watched};
 use super::peer::{Peer, Tunnelled};
 use super::report::{Answer, Report};
 use super::target::{self, Target};
-use super::upstream::{Dialed, Turn};
-use super::worker::{Place, Worker};
+use super::upstream::Dialed;
+use super::worker::Worker;
 use super::{caller, exchange};
+use crate::gate::Permit;
 use crate::model::connection::Connection;
 use crate::model::origin::{Origin, Scheme};
 use crate::router::CallerId;
@@ -89,7 +91,7 @@ struct Admitted {
     /// Some route names host and port: what is not TLS is served.
     matched: bool,
     tls: Tls,
-    place: Place,
+    place: Permit,
 }
 
 /// What becomes of TLS inside a tunnel.
@@ -136,8 +138,8 @@ async fn admit(
     if !matched {
         snapshot.egress.permit_unmatched(port).map_err(ProxyError::EgressDenied)?;
     }
-    let place = Place::take(&worker.shared.tunnels, worker.shared.descriptors.tunnels_max(&snapshot.limits))
-        .ok_or_else(|| ProxyError::Overloaded.because("limits.tunnels is reached"))?;
+    let turn = peer.arrival.from.turn(caller.and_then(|id| snapshot.callers.name(id)));
+    let place = worker.shared.tunnel(&snapshot.limits, &turn)?;
     let asked = origin(Scheme::Https);
     report.destination(Some(&asked));
     let intercepted = secure.is_some_and(|bound| bound.route.intercept);
@@ -147,7 +149,6 @@ async fn admit(
         _ => match usable(&snapshot, &asked, caller) {
             Ok(()) => {
                 let started = Instant::now();
-                let turn = Turn::of(caller.and_then(|id| snapshot.callers.name(id)), peer.arrival.from);
                 let reached = worker.pool.reach(&snapshot, &asked, &turn).await;
                 report.waited(started.elapsed());
                 Tls::Relay(reached?)
@@ -235,8 +236,8 @@ async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, upgrade: OnUpgrade, admitted:
 
 /// Requests inside a tunnel, as on any other connection.
 async fn served(worker: Rc<Worker>, peer: &Peer, io: Watched, tunnelled: Tunnelled) {
-    let (activity, seat) = (Activity::new(io.watch.clone()), peer.seat.clone());
-    let inside = Peer { arrival: peer.arrival.clone(), activity, tunnel: Some(tunnelled), seat };
+    let (activity, occupancy) = (Activity::new(io.watch.clone()), peer.occupancy.clone());
+    let inside = Peer { arrival: peer.arrival.clone(), activity, tunnel: Some(tunnelled), occupancy };
     Box::pin(downstream::serve(worker, io, Rc::new(inside))).await;
 }
 

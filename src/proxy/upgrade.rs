@@ -17,7 +17,7 @@ use hyper_util::rt::TokioIo;
 use super::peer::Peer;
 use super::tunnel::{Silence, relay};
 use super::upstream::Lease;
-use super::worker::Place;
+use crate::gate::Permit;
 use crate::tasks::PhaseWatch;
 
 /// Joined to the key that is proven to have been read (RFC 6455 §1.3).
@@ -129,7 +129,7 @@ pub fn from_accepted_connect<B>(request: &HeaderMap, response: &mut Response<B>)
 pub struct Switch {
     pub downstream: OnUpgrade,
     pub upstream: OnUpgrade,
-    pub place: Place,
+    pub place: Permit,
     /// It counts as a request in flight to its upstream.
     pub lease: Lease,
 }

@@ -10,7 +10,7 @@ mod descriptors;
 mod destination;
 mod entry;
 mod failure;
-mod gate;
+mod gates;
 mod heard;
 mod lease;
 mod shared;
@@ -34,6 +34,8 @@ use super::error::{Fault, ProxyError, Unreachable};
 use super::headers::FIELDS_MAX;
 use super::io::Presence;
 use crate::dial::Forwarding;
+use crate::gate::{Bounds, Full, Permit, Sharing, Turn};
+use crate::model::Limits;
 use crate::model::origin::{Origin, Scheme};
 use crate::snapshot::Snapshot;
 use crate::tasks::Tasks;
@@ -44,8 +46,7 @@ use destination::Key;
 pub use destination::{Destination, Protocol};
 use entry::{Counted, Link, Sender};
 use failure::{SendError, dial_fault, is_other_protocol, tls_fault};
-use gate::{Bounds, Full, Permit};
-pub use gate::{Gate, Gates, Turn};
+pub use gates::Gates;
 use heard::Counting;
 pub use lease::Lease;
 use shared::Shared;
@@ -86,7 +87,7 @@ impl Pool {
     pub async fn checkout(&self, wanted: Wanted<'_>) -> Result<Lease, Fault> {
         let entry = self.entry(wanted).await?;
         wanted.caller.enters(entry.gate());
-        let permit = match entry.gate().try_enter(wanted.snapshot.limits.per_upstream) {
+        let permit = match entry.gate().try_enter(bounds_of_origin(&wanted.snapshot.limits)) {
             Some(permit) => permit,
             None => Box::pin(wait_for_place(wanted, &entry)).await?,
         };
@@ -102,20 +103,21 @@ impl Pool {
 
     /// A stream to `origin` without TLS, for a tunnel.
     pub async fn reach(&self, snapshot: &Snapshot, origin: &Origin, turn: &Turn) -> Result<Dialed, Fault> {
+        let in_use = self.in_use(snapshot, turn, None).await?;
         let descriptor = self.descriptor(snapshot, turn).await?;
-        match timeout(snapshot.timeouts.connect, snapshot.dialer.connect(origin)).await {
-            Ok(result) => Ok(Dialed::new(result.map_err(dial_fault)?, descriptor)),
+        match timeout(snapshot.timeouts.connect, snapshot.dialer.connect(origin, turn)).await {
+            Ok(result) => Ok(Dialed::new(result.map_err(dial_fault)?, descriptor).used_by(in_use)),
             Err(_) => Err(late()),
         }
     }
 
     async fn entry(&self, wanted: Wanted<'_>) -> Result<Held, Fault> {
-        let Wanted { snapshot, destination, .. } = wanted;
+        let Wanted { snapshot, destination, turn, .. } = wanted;
         let key = destination.key(&snapshot.dialer);
         if let Some(entry) = self.connections.find(&key) {
             return Ok(entry);
         }
-        match timeout(snapshot.timeouts.connect, snapshot.dialer.permit(&destination.origin)).await {
+        match timeout(snapshot.timeouts.connect, snapshot.dialer.permit(&destination.origin, turn)).await {
             Ok(permitted) => permitted.map_err(dial_fault)?,
             Err(_) => return Err(late()),
         }
@@ -134,10 +136,17 @@ impl Pool {
     async fn take_or_open(&self, wanted: Wanted<'_>, entry: &Held, dead: Option<&Link>) -> Result<(Link, bool), Fault> {
         let timeouts = &wanted.snapshot.timeouts;
         let deadline = Instant::now() + timeouts.connect;
-        let mut waited = false;
+        let (mut waited, mut in_use) = (false, None);
         let _dialing = loop {
-            if let Some(link) = self.take(entry, timeouts.keep_alive, dead) {
-                return Ok((link, true));
+            if let Some(stream) = not_dead(entry, dead).find_map(|shared| shared.join()) {
+                return Ok((Link::Among(stream), true));
+            }
+            if entry.has_idle() {
+                let permit = self.in_use(wanted.snapshot, wanted.turn, in_use.take()).await?;
+                match self.take_idle(entry, timeouts.keep_alive, dead, permit) {
+                    Ok(link) => return Ok((link, true)),
+                    Err(permit) => in_use = Some(permit),
+                }
             }
             if waited && deadline <= Instant::now() {
                 return Err(late());
@@ -148,39 +157,47 @@ impl Pool {
             timeout_at(deadline, entry.dialed()).await.map_err(|_| late())?;
             waited = true;
         };
-        let opened = timeout_at(deadline, Box::pin(self.open(wanted, entry))).await;
+        let in_use = self.in_use(wanted.snapshot, wanted.turn, in_use).await?;
+        let opened = timeout_at(deadline, Box::pin(self.open(wanted, entry, in_use))).await;
         Ok((opened.map_err(|_| late())??, false))
     }
 
-    /// A connection that is there already. Where one was `dead`, those that were idle with it may be so, too.
-    fn take(&self, entry: &Held, keep_alive: Duration, dead: Option<&Link>) -> Option<Link> {
+    /// A connection that no request uses. Where one was `dead`, those that were idle with it may be so, too.
+    fn take_idle(
+        &self,
+        entry: &Held,
+        keep_alive: Duration,
+        dead: Option<&Link>,
+        mut in_use: Permit,
+    ) -> Result<Link, Permit> {
         if dead.is_none()
             && let Some(sender) = entry.take_idle(keep_alive)
         {
-            sender.counted.move_to(&self.active);
-            return Some(Link::Alone(sender));
+            sender.counted.become_used(&self.active, in_use);
+            return Ok(Link::Alone(sender));
         }
-        let shared = entry.shared.borrow();
-        shared
-            .iter()
-            .filter(|shared| !dead.is_some_and(|dead| dead.is_on(shared)))
-            .find_map(Shared::stream)
-            .map(Link::Among)
+        for shared in not_dead(entry, dead) {
+            match shared.wake(in_use) {
+                Ok(stream) => return Ok(Link::Among(stream)),
+                Err(permit) => in_use = permit,
+            }
+        }
+        Err(in_use)
     }
 
-    async fn open(&self, wanted: Wanted<'_>, entry: &Held) -> Result<Link, Fault> {
+    async fn open(&self, wanted: Wanted<'_>, entry: &Held, in_use: Permit) -> Result<Link, Fault> {
         let Wanted { snapshot, destination, turn, .. } = wanted;
         let (dialer, origin) = (&snapshot.dialer, &destination.origin);
         if origin.scheme == Scheme::Http && destination.protocol == Protocol::Any {
             let descriptor = self.descriptor(snapshot, turn).await?;
-            let (conduit, forwarding) = dialer.connect_for_requests(origin).await.map_err(dial_fault)?;
-            return self.alone(Dialed::new(conduit, descriptor), snapshot, entry, forwarding).await;
+            let (conduit, forwarding) = dialer.connect_for_requests(origin, turn).await.map_err(dial_fault)?;
+            return self.alone(Dialed::new(conduit, descriptor), snapshot, entry, (in_use, forwarding)).await;
         }
         if origin.scheme == Scheme::Http {
             let stream = self.dial(wanted).await?;
             return match destination.protocol {
-                Protocol::Http2 => self.among(stream, snapshot, entry).await,
-                Protocol::Any | Protocol::WebSocket => self.alone(stream, snapshot, entry, None).await,
+                Protocol::Http2 => self.among(stream, snapshot, entry, in_use).await,
+                Protocol::Any | Protocol::WebSocket => self.alone(stream, snapshot, entry, (in_use, None)).await,
             };
         }
         let tls = &destination.tls;
@@ -194,14 +211,15 @@ impl Pool {
             tls_fault(&error).unwrap_or_else(|| ProxyError::UpstreamUnreachable(Unreachable::Handshake).because(error))
         })?;
         match stream.get_ref().1.alpn_protocol() {
-            Some(b"h2") => self.among(stream, snapshot, entry).await,
-            _ => self.alone(stream, snapshot, entry, None).await,
+            Some(b"h2") => self.among(stream, snapshot, entry, in_use).await,
+            _ => self.alone(stream, snapshot, entry, (in_use, None)).await,
         }
     }
 
     async fn dial(&self, wanted: Wanted<'_>) -> Result<Dialed, Fault> {
         let descriptor = self.descriptor(wanted.snapshot, wanted.turn).await?;
-        let conduit = wanted.snapshot.dialer.connect(&wanted.destination.origin).await.map_err(dial_fault)?;
+        let conduit =
+            wanted.snapshot.dialer.connect(&wanted.destination.origin, wanted.turn).await.map_err(dial_fault)?;
         Ok(Dialed::new(conduit, descriptor))
     }
 
@@ -216,31 +234,33 @@ impl Pool {
         Ok(TlsConnector::from(config.clone()).connect(name, stream).await)
     }
 
-    /// The descriptor for a dial. Waiting for it leaves time to dial before the same `timeouts.connect` is over.
-    async fn descriptor(&self, snapshot: &Snapshot, turn: &Turn) -> Result<Permit, Fault> {
-        let taking = self.descriptors.take(&snapshot.limits, turn);
-        match timeout(snapshot.timeouts.connect / 2, taking).await {
-            Ok(Ok(permit)) => Ok(permit),
-            Ok(Err(Full)) | Err(_) => {
-                let why = "no file descriptor is free for a connection to the upstream; raise the limit of open files";
-                Err(ProxyError::Overloaded.because(why))
-            }
+    /// The right to use a connection: that which is `held`, or one for `turn`. Waiting for it leaves time to dial before the
+    /// same `timeouts.connect` is over.
+    async fn in_use(&self, snapshot: &Snapshot, turn: &Turn, held: Option<Permit>) -> Result<Permit, Fault> {
+        match held {
+            Some(permit) => Ok(permit),
+            None => unless_full(snapshot, self.descriptors.use_one(&snapshot.limits, turn)).await,
         }
     }
 
+    /// The descriptor for a dial.
+    async fn descriptor(&self, snapshot: &Snapshot, turn: &Turn) -> Result<Permit, Fault> {
+        unless_full(snapshot, self.descriptors.take(&snapshot.limits, turn)).await
+    }
+
     /// A connection over HTTP/2, and a stream on it.
-    async fn among<T>(&self, stream: T, snapshot: &Snapshot, entry: &Held) -> Result<Link, Fault>
+    async fn among<T>(&self, stream: T, snapshot: &Snapshot, entry: &Held, in_use: Permit) -> Result<Link, Fault>
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let gauges = (&self.idle, &self.active);
-        let shared = Shared::open(stream, snapshot.limits.head_bytes, &self.tasks, gauges, entry.home()).await;
-        let shared = shared.map_err(|error| SendError { error, unsent: true, heard: false }.fault())?;
+        let home = (entry.home(), in_use);
+        let opened = Shared::open(stream, snapshot.limits.head_bytes, &self.tasks, gauges, home).await;
+        let opened = opened.map_err(|error| SendError { error, unsent: true, heard: false }.fault())?;
         let closed = || ProxyError::UpstreamUnreachable(Unreachable::ClosedUnsent).because("closed at once");
-        let shared = shared.ok_or_else(closed)?;
-        let stream = shared.stream().ok_or_else(closed)?;
+        let stream = opened.ok_or_else(closed)?;
         entry.spoken.set(Some(Version::HTTP_2));
-        entry.shared.borrow_mut().push(shared);
+        entry.shared.borrow_mut().push(stream.shared().clone());
         Ok(Link::Among(stream))
     }
 
@@ -250,7 +270,7 @@ impl Pool {
         stream: T,
         snapshot: &Snapshot,
         entry: &Held,
-        forwarding: Option<Forwarding>,
+        (in_use, forwarding): (Permit, Option<Forwarding>),
     ) -> Result<Link, Fault>
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -268,7 +288,7 @@ impl Pool {
             home.has_ended();
         });
         entry.spoken.set(Some(Version::HTTP_11));
-        Ok(Link::Alone(Sender { request, forwarding, heard, counted: Counted::new(&self.active) }))
+        Ok(Link::Alone(Sender { request, forwarding, heard, counted: Counted::in_use(&self.active, in_use) }))
     }
 
     /// Closes what has been idle for too long.
@@ -283,13 +303,34 @@ impl Pool {
 }
 
 async fn wait_for_place(wanted: Wanted<'_>, entry: &Held) -> Result<Permit, Fault> {
-    let (limits, connect) = (&wanted.snapshot.limits, wanted.snapshot.timeouts.connect);
-    let bounds = Bounds { places: limits.per_upstream, queued: limits.queued_per_upstream };
-    match timeout(connect, entry.gate().enter(bounds, wanted.turn)).await {
+    let bounds = bounds_of_origin(&wanted.snapshot.limits);
+    match timeout(wanted.snapshot.timeouts.connect, entry.gate().enter(bounds, wanted.turn)).await {
         Ok(Ok(permit)) => Ok(permit),
         Ok(Err(Full)) => Err(ProxyError::Overloaded.because("limits.queued_per_upstream is reached")),
         Err(_) => Err(ProxyError::Overloaded.because("no place below limits.per_upstream became free")),
     }
+}
+
+/// The connections of `entry` that requests may share.
+fn not_dead(entry: &Held, dead: Option<&Link>) -> impl Iterator<Item = Rc<Shared>> {
+    let shared = entry.shared.borrow();
+    let others: Vec<_> = shared.iter().filter(|shared| !dead.is_some_and(|dead| dead.is_on(shared))).cloned().collect();
+    others.into_iter()
+}
+
+async fn unless_full(snapshot: &Snapshot, taking: impl Future<Output = Result<Permit, Full>>) -> Result<Permit, Fault> {
+    match timeout(snapshot.timeouts.connect / 2, taking).await {
+        Ok(Ok(permit)) => Ok(permit),
+        Ok(Err(Full)) | Err(_) => {
+            let why = "no file descriptor is free for a connection to the upstream, or this caller has its share of them; \
+                       raise the limit of open files";
+            Err(ProxyError::Overloaded.because(why))
+        }
+    }
+}
+
+fn bounds_of_origin(limits: &Limits) -> Bounds {
+    Bounds { places: limits.per_upstream, queued: limits.queued_per_upstream, sharing: Sharing::Fair }
 }
 
 fn late() -> Fault {

@@ -9,12 +9,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use arc_swap::{ArcSwap, Cache};
 use prometheus::Histogram;
 
+use super::error::{Fault, ProxyError};
 use super::headers::Via;
 use super::io::HeadBudget;
+use super::seats::Seats;
 use super::upstream::{Descriptors, Gates, Pool};
 use crate::clock::Clock;
-use crate::model::Name;
+use crate::gate::{Gate, Permit, Sharing, Turn};
 use crate::model::connection::Connection;
+use crate::model::{Limits, Name};
 use crate::snapshot::Snapshot;
 use crate::tasks::Tasks;
 use crate::telemetry::audit::Audit;
@@ -31,8 +34,19 @@ pub struct Shared {
     pub via: Via,
     pub gates: Arc<Gates>,
     pub descriptors: Arc<Descriptors>,
-    pub tunnels: Arc<AtomicUsize>,
+    /// Of callers' connections.
+    pub seats: Arc<Seats>,
+    pub tunnels: Arc<Gate>,
     pub head_budget: Arc<HeadBudget>,
+}
+
+impl Shared {
+    /// A place below `limits.tunnels`.
+    pub fn tunnel(&self, limits: &Limits, turn: &Turn) -> Result<Permit, Fault> {
+        let places = self.descriptors.tunnels_max(limits);
+        let permit = self.tunnels.enter_now(places, Sharing::Fair, turn);
+        permit.ok_or_else(|| ProxyError::Overloaded.because("limits.tunnels is reached, or this caller's share of it"))
+    }
 }
 
 pub struct Worker {

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 /// From the ground up. Rooms on one floor never use each other.
 const FLOORS: [&[&str]; 13] = [
     &["model", "sync"],
-    &["clock", "telemetry", "tasks", "private_file"],
+    &["clock", "telemetry", "tasks", "private_file", "gate"],
     &["tls", "router", "script", "jwt"],
     &["dial", "store", "config"],
     &["oauth"],

@@ -3,6 +3,7 @@
 mod deadlines;
 mod departures;
 mod descriptors;
+mod shares;
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -20,13 +21,14 @@ use crate::rig::stage::{GET, Stage, patient, s, say, until};
 
 #[tokio::test]
 async fn the_connection_above_the_bound_hears_that_there_is_no_place() {
-    let stage = Stage::start("limits: {downstream_connections: 2}\n").await;
+    let stage = patient("limits: {downstream_connections: 2}\ntimeouts: {response_head: 40s}\n").await;
     let mut held = Vec::new();
-    for _ in 0..2 {
+    // Idle connections would make way.
+    for count in 1..=2 {
         let mut conn = Conn::open(stage.sidecar.proxy()).await;
-        conn.write(GET).await;
-        assert_eq!(conn.answer().await.status, 200);
+        conn.write(b"GET http://good.test/silent HTTP/1.1\r\nHost: x\r\n\r\n").await;
         held.push(conn);
+        until("a held request", || stage.good.count() == count).await;
     }
     for row in ["waits", "talks", "talks much"] {
         let mut conn = Conn::open(stage.sidecar.proxy()).await;
@@ -39,7 +41,9 @@ async fn the_connection_above_the_bound_hears_that_there_is_no_place() {
         assert_eq!((answer.status, answer.code()), (503, "overloaded"), "{row}");
         assert_eq!(answer.header("retry-after"), Some("1"), "{row}");
     }
-    drop(held.pop());
+    let last = held.pop().expect("two");
+    last.stream.set_zero_linger().expect("an open socket");
+    drop(last);
     let free = async { while raw::send(stage.sidecar.proxy(), GET).await.status != 200 {} };
     tokio::time::timeout(s(5.0), free).await.expect("the place is free again");
 }

@@ -48,6 +48,14 @@ impl Progress {
         matches!(self.sending.get(), Sending::Client(_))
     }
 
+    /// Since when the upstream has asked for no more of the body.
+    pub fn stalled_since(&self) -> Option<Instant> {
+        match self.sending.get() {
+            Sending::Upstream(since) => Some(since),
+            Sending::Client(_) | Sending::Done(_) => None,
+        }
+    }
+
     /// Has the body been handed over?
     pub fn is_done(&self) -> bool {
         matches!(self.sending.get(), Sending::Done(_))

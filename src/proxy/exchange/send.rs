@@ -69,9 +69,11 @@ impl Exchange<'_> {
             let via = self.worker.shared.via.of(lease.version()).clone();
             let mut interim = Heads::of(&mut request, via);
             let sent = {
-                self.peer.activity.presence().mark_sent();
+                let presence = self.peer.activity.presence();
+                presence.mark_sent();
                 let sending = lease.send(request);
-                tokio::pin!(sending);
+                let probing = presence.probe_stalled(|| progress.stalled_since());
+                tokio::pin!(sending, probing);
                 loop {
                     let (deadline, _) = self.patience(&progress);
                     tokio::select! {
@@ -80,6 +82,7 @@ impl Exchange<'_> {
                         Some(before) = interim.next() => self.pass_on(before, head.version).await,
                         () = sleep_until(deadline) => {}
                         () = progress.done(), if !progress.is_done() => {}
+                        () = &mut probing, if !progress.is_done() => {}
                     }
                     interim.check()?;
                     match self.patience(&progress) {

@@ -4,6 +4,8 @@
 //! is probed with an interim `100 Continue`: as soon as other requests wait at the gate of its origin, else after the upstream
 //! has been silent for a while. Where no interim response can be sent (HTTP/1.0, or the response has begun), the caller counts as
 //! gone after that silence.
+//!
+//! A FIN behind bytes that the proxy does not read, because the upstream does not, is invisible: `Presence::probe_stalled`.
 
 use std::time::Duration;
 
@@ -11,12 +13,10 @@ use futures_util::FutureExt;
 use tokio::io::Interest;
 use tokio::time::{Instant, sleep};
 
+use super::presence::{PROBE_INTERVAL_MAX, SILENCE_MAX};
 use super::socket::Socket;
 use super::watch::Watch;
 
-/// Silence of the upstream after which a caller that has sent FIN is probed, or counts as gone. Doubles with each probe.
-const SILENCE_MAX: Duration = Duration::from_secs(2);
-const PROBE_INTERVAL_MAX: Duration = Duration::from_secs(16);
 /// Poll interval of the gate, for a caller that has sent FIN.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 

@@ -4,15 +4,21 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::{Instant, sleep};
 
 use super::socket::Socket;
-use crate::proxy::upstream::Gate;
+use crate::gate::Gate;
 use crate::sync::lock;
 
 /// An interim response that a caller skips and a closed socket answers with a reset (RFC 9110 §15.2.1).
 const PROBE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// Silence after which a caller is probed. Doubles with each probe.
+pub(super) const SILENCE_MAX: Duration = Duration::from_secs(2);
+pub(super) const PROBE_INTERVAL_MAX: Duration = Duration::from_secs(16);
 
 /// State of a caller's presence. Atomics, for the reason that `Watch` gives.
 #[derive(Debug)]
@@ -105,6 +111,20 @@ impl Presence {
 
     pub fn request_probe(&self) {
         self.probes.store(true, Ordering::Relaxed);
+    }
+
+    /// Probes a caller again and again while `stalled_since` gives a time, for as long as it is polled: what the caller has sent
+    /// and the proxy does not read hides its FIN, so nothing else shows that it is gone. Only others that wait make it matter.
+    pub async fn probe_stalled(&self, stalled_since: impl Fn() -> Option<Instant>) {
+        let mut patience = SILENCE_MAX;
+        loop {
+            sleep(patience).await;
+            let is_stalled = stalled_since().is_some_and(|since| since.elapsed() >= SILENCE_MAX);
+            if is_stalled && self.is_crowded() && self.can_be_probed() {
+                self.request_probe();
+                patience = PROBE_INTERVAL_MAX.min(2 * patience);
+            }
+        }
     }
 
     /// The probe to write now, returned once for each request of one.

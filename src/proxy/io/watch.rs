@@ -50,6 +50,8 @@ pub struct Watch {
     responding: AtomicBool,
     /// Was an automatic response held back?
     held_back: AtomicBool,
+    /// Has anything come, of which the rest of this knows nothing yet?
+    begun: AtomicBool,
     /// Has this connection served a request?
     served: AtomicBool,
     /// Since when the caller reads nothing; 0: it reads.
@@ -86,6 +88,7 @@ impl Watch {
             guarded: AtomicBool::new(false),
             responding: AtomicBool::new(false),
             held_back: AtomicBool::new(false),
+            begun: AtomicBool::new(false),
             served: AtomicBool::new(false),
             blocked_since_ms: AtomicU64::new(0),
             unblocked: AtomicWaker::new(),
@@ -124,6 +127,21 @@ impl Watch {
             (false, false) => (since + timeouts.client_head, Overdue::Idle),
             (false, true) => (since + timeouts.keep_alive, Overdue::Idle),
         })
+    }
+
+    /// Since when the connection waits for a request of which nothing has come; `None`: it does something else.
+    pub fn idle_since(&self) -> Option<Instant> {
+        let is_set = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
+        let has_bytes = |count: &AtomicUsize| count.load(Ordering::Relaxed) > 0;
+        let is_first_begun = is_set(&self.begun) && !is_set(&self.served);
+        let is_busy = self.is_serving() || is_set(&self.responding) || self.is_blocked() || has_bytes(&self.uploads);
+        let is_idle = !(is_busy || is_first_begun || has_bytes(&self.head_bytes));
+        is_idle.then(|| self.at(self.since_ms.load(Ordering::Relaxed)))
+    }
+
+    /// Something has come that will be read again.
+    pub fn has_begun(&self) {
+        self.begun.store(true, Ordering::Relaxed);
     }
 
     /// Does the caller read what is written to it? If not, `cx` is woken once it does.

@@ -70,6 +70,7 @@ impl Watched {
                 return Ok(false);
             }
             self.buffered = read.freeze();
+            self.watch.has_begun();
         }
     }
 

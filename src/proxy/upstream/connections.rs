@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::descriptors::Descriptors;
 use super::destination::Key;
 use super::entry::{Entry, Idle, IdleId, Sender};
-use super::gate::Gates;
+use super::gates::Gates;
 use super::shared::Shared;
 
 pub struct Connections {
@@ -161,7 +161,7 @@ impl Held {
 
     /// Keeps a connection for the next request.
     pub fn put_idle(&self, sender: Sender) {
-        sender.counted.move_to(&self.connections.idle_gauge);
+        sender.counted.become_idle(&self.connections.idle_gauge);
         let since = Instant::now();
         let id = self.connections.note_idle(&self.entry, since);
         self.entry.idle.borrow_mut().push(Idle { sender, since, id });

@@ -2,7 +2,7 @@
 //!
 //! Invariants: a dial has its descriptor before it opens a socket, and gives it back when the socket is closed. Where none is
 //! left, the oldest idle connection is closed, whichever worker it belongs to; dials wait for that in a queue in which
-//! callers take turns.
+//! callers take turns. One caller never has all connections in use, so that another finds one, or can dial.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -14,12 +14,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::gate::{Bounds, Entered, Full, Gate, Permit, Turn};
 use crate::dial::Conduit;
+use crate::gate::{Bounds, Entered, Full, Gate, Permit, Sharing, Turn};
 use crate::model::Limits;
 use crate::telemetry::system::OpenFiles;
 
-/// Dials that may wait for a descriptor.
+/// Requests that may wait for a connection, and dials for a descriptor.
 const DIALS_QUEUED_MAX: usize = 1024;
 
 /// A worker's `oldest_ms` that has no idle connection.
@@ -27,7 +27,10 @@ const NONE_IDLE: u64 = u64::MAX;
 
 pub struct Descriptors {
     files: OpenFiles,
-    gate: Arc<Gate>,
+    /// Open connections.
+    open: Arc<Gate>,
+    /// Those of them that are not idle, by the caller who took or dialled them.
+    in_use: Arc<Gate>,
     workers: Box<[IdleOf]>,
     epoch: Instant,
 }
@@ -51,7 +54,7 @@ impl Descriptors {
             bell: Notify::new(),
         };
         let workers = (0..workers).map(idle_of).collect();
-        Descriptors { files, gate: Arc::default(), workers, epoch: Instant::now() }
+        Descriptors { files, open: Arc::default(), in_use: Arc::default(), workers, epoch: Instant::now() }
     }
 
     /// Connections from callers.
@@ -73,6 +76,19 @@ impl Descriptors {
         self.files.upstream_max(limits.downstream_connections)
     }
 
+    fn bounds(&self, limits: &Limits, sharing: Sharing) -> Bounds {
+        Bounds { places: self.upstream_max(limits), queued: DIALS_QUEUED_MAX, sharing }
+    }
+
+    /// The right to use one connection, idle or yet to be dialled. The caller sets the deadline.
+    pub async fn use_one(&self, limits: &Limits, turn: &Turn) -> Result<Permit, Full> {
+        let bounds = self.bounds(limits, Sharing::Fair);
+        match self.in_use.try_enter(bounds) {
+            Some(permit) => Ok(permit),
+            None => self.in_use.enter(bounds, turn).await,
+        }
+    }
+
     /// A descriptor for one dial. The caller sets the deadline.
     pub async fn take(&self, limits: &Limits, turn: &Turn) -> Result<Permit, Full> {
         // Here, since what is dialled will be idle one day.
@@ -80,11 +96,11 @@ impl Descriptors {
         if idle >= self.files.idle_max(limits.downstream_connections) {
             self.ask_for_one();
         }
-        let places = self.upstream_max(limits);
-        if let Some(permit) = self.gate.try_enter(places) {
+        let bounds = self.bounds(limits, Sharing::Unbounded);
+        if let Some(permit) = self.open.try_enter(bounds) {
             return Ok(permit);
         }
-        match self.gate.enter_or_queue(Bounds { places, queued: DIALS_QUEUED_MAX }, turn)? {
+        match self.open.enter_or_queue(bounds, turn)? {
             Entered::Inside(permit) => Ok(permit),
             Entered::Queued(waiting) => {
                 // Asked by those in the queue alone, so that what is closed comes to them.
@@ -96,7 +112,7 @@ impl Descriptors {
 
     /// Dials wait: a connection that has just become idle is worth less than its descriptor.
     pub fn are_wanted(&self) -> bool {
-        self.gate.has_waiters()
+        self.open.has_waiters()
     }
 
     /// Asks the worker with the oldest idle connection to close it.
@@ -131,11 +147,18 @@ impl Descriptors {
 pub struct Dialed {
     conduit: Conduit,
     _descriptor: Permit,
+    /// Of a tunnel, which uses its connection as long as that is open.
+    _in_use: Option<Permit>,
 }
 
 impl Dialed {
     pub fn new(conduit: Conduit, descriptor: Permit) -> Dialed {
-        Dialed { conduit, _descriptor: descriptor }
+        Dialed { conduit, _descriptor: descriptor, _in_use: None }
+    }
+
+    /// The same, in use to its end.
+    pub fn used_by(self, in_use: Permit) -> Dialed {
+        Dialed { _in_use: Some(in_use), ..self }
     }
 
     /// Returns once something may be read, without reading it.

@@ -13,10 +13,11 @@ use tokio::time::Instant;
 
 use super::super::body::RequestBody;
 use super::destination::{Key, Protocol};
-use super::gate::{Gate, GateOf};
+use super::gates::GateOf;
 use super::heard::Heard;
 use super::shared::{Shared, Stream};
 use crate::dial::Forwarding;
+use crate::gate::{Gate, Permit};
 use crate::model::origin::Scheme;
 
 /// Dials under way to one destination, for each worker, while it is not known whether requests may share a connection there.
@@ -53,24 +54,38 @@ pub struct Sender {
     pub counted: Counted,
 }
 
-/// Counts a connection while it is open.
-pub struct Counted(RefCell<IntGauge>);
+/// Counts a connection while it is open, as idle or as in use.
+pub struct Counted {
+    gauge: RefCell<IntGauge>,
+    /// Held while the connection is in use.
+    in_use: RefCell<Option<Permit>>,
+}
 
 impl Counted {
-    pub fn new(state: &IntGauge) -> Counted {
-        state.inc();
-        Counted(RefCell::new(state.clone()))
+    pub fn in_use(active: &IntGauge, permit: Permit) -> Counted {
+        active.inc();
+        Counted { gauge: RefCell::new(active.clone()), in_use: RefCell::new(Some(permit)) }
     }
 
-    pub fn move_to(&self, state: &IntGauge) {
+    pub fn become_used(&self, active: &IntGauge, permit: Permit) {
+        self.move_to(active);
+        self.in_use.replace(Some(permit));
+    }
+
+    pub fn become_idle(&self, idle: &IntGauge) {
+        self.move_to(idle);
+        self.in_use.take();
+    }
+
+    fn move_to(&self, state: &IntGauge) {
         state.inc();
-        self.0.replace(state.clone()).dec();
+        self.gauge.replace(state.clone()).dec();
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.borrow().dec();
+        self.gauge.borrow().dec();
     }
 }
 
@@ -118,6 +133,11 @@ impl Entry {
 
     pub fn is_unused(&self) -> bool {
         self.users.get() == 0 && self.idle.borrow().is_empty() && self.shared.borrow().is_empty()
+    }
+
+    /// Is there a connection that no request uses?
+    pub fn has_idle(&self) -> bool {
+        !self.idle.borrow().is_empty() || self.shared.borrow().iter().any(|shared| shared.idle.get().is_some())
     }
 
     /// Closes one idle connection.

@@ -6,8 +6,8 @@ use hyper::body::Incoming;
 use super::connections::Held;
 use super::entry::Link;
 use super::failure::SendError;
-use super::gate::Permit;
 use crate::dial::Forwarding;
+use crate::gate::Permit;
 use crate::proxy::body::RequestBody;
 
 /// An HTTP/1.1 connection, or a stream on an HTTP/2 one, for a single exchange.

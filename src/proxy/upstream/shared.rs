@@ -21,6 +21,7 @@ use super::super::headers::FIELDS_MAX;
 use super::connections::Home;
 use super::entry::{Counted, IdleId};
 use super::heard::{Counting, Heard};
+use crate::gate::Permit;
 use crate::tasks::Tasks;
 
 /// Streams on one connection; beyond them another connection is better.
@@ -83,14 +84,15 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Ready once the upstream has said how many streams it takes; `None`: it has closed instead. The caller sets the deadline.
+    /// One in use, and its first stream, once the upstream has said how many streams it takes; `None`: it has closed instead. The
+    /// caller sets the deadline.
     pub async fn open<T>(
         stream: T,
         head_bytes_max: usize,
         tasks: &Tasks,
         (idle_gauge, active_gauge): (&IntGauge, &IntGauge),
-        home: Home,
-    ) -> hyper::Result<Option<Rc<Shared>>>
+        (home, in_use): (Home, Permit),
+    ) -> hyper::Result<Option<Stream>>
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -135,29 +137,41 @@ impl Shared {
             }
             ended.has_ended();
         });
-        Ok(Some(Rc::new(Shared {
+        Ok(Some(Stream(Rc::new(Shared {
             request,
             heard,
             taken,
-            in_flight: Cell::new(0),
+            in_flight: Cell::new(1),
             idle: Cell::new(None),
             home,
-            counted: Counted::new(idle_gauge),
+            counted: Counted::in_use(active_gauge, in_use),
             idle_gauge: idle_gauge.clone(),
             active_gauge: active_gauge.clone(),
-        })))
+        }))))
     }
 
-    /// A place for one request, if there is room.
-    pub fn stream(self: &Rc<Shared>) -> Option<Stream> {
-        let in_flight = self.in_flight.get();
-        if self.is_closed() || in_flight >= self.taken.get().streams {
-            return None;
+    /// A place for one more request beside others, if there is room.
+    pub fn join(self: &Rc<Shared>) -> Option<Stream> {
+        (self.in_flight.get() > 0 && self.has_room()).then(|| self.add())
+    }
+
+    /// A place for the first request, where there is none.
+    pub fn wake(self: &Rc<Shared>, in_use: Permit) -> Result<Stream, Permit> {
+        if self.in_flight.get() > 0 || !self.has_room() {
+            return Err(in_use);
         }
-        self.in_flight.set(in_flight + 1);
         self.home.is_not_idle(self);
-        self.counted.move_to(&self.active_gauge);
-        Some(Stream(self.clone()))
+        self.counted.become_used(&self.active_gauge, in_use);
+        Ok(self.add())
+    }
+
+    fn has_room(&self) -> bool {
+        !self.is_closed() && self.in_flight.get() < self.taken.get().streams
+    }
+
+    fn add(self: &Rc<Shared>) -> Stream {
+        self.in_flight.set(self.in_flight.get() + 1);
+        Stream(self.clone())
     }
 
     pub fn is_closed(&self) -> bool {
@@ -171,6 +185,11 @@ pub struct Stream(Rc<Shared>);
 impl Stream {
     pub fn sender(&self) -> SendRequest<RequestBody> {
         self.0.request.clone()
+    }
+
+    /// The connection that it is on.
+    pub fn shared(&self) -> &Rc<Shared> {
+        &self.0
     }
 
     pub fn is_on(&self, shared: &Rc<Shared>) -> bool {
@@ -193,7 +212,7 @@ impl Drop for Stream {
         let left = self.0.in_flight.get() - 1;
         self.0.in_flight.set(left);
         if left == 0 {
-            self.0.counted.move_to(&self.0.idle_gauge);
+            self.0.counted.become_idle(&self.0.idle_gauge);
             if !self.0.is_closed() {
                 self.0.home.has_become_idle(&self.0);
             }

@@ -114,6 +114,29 @@ async fn bytes_that_wait_do_not_hide_that_a_caller_is_gone() {
     }
 }
 
+/// The FIN of a caller is behind what it has sent and nobody reads; only others that wait make its place matter.
+#[tokio::test]
+async fn a_caller_that_closes_within_a_stalled_upload_frees_its_place_for_others() {
+    let (stage, listener) =
+        Stage::with_raw_good("limits: {per_upstream: 1}\ntimeouts: {connect: 20s, idle: 60s}\n").await;
+    let mut conn = TcpStream::connect(stage.sidecar.proxy()).await.expect("a connection");
+    conn.write_all(b"POST http://good.test/ HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n")
+        .await
+        .expect("it reads");
+    let block = vec![b'x'; 64 * 1024];
+    // Until nothing moves any more.
+    while timeout(s(1.0), conn.write_all(&block)).await.is_ok() {}
+    let (upstream, _) = listener.accept().await.expect("a connection");
+    drop(conn);
+    let proxy = stage.sidecar.proxy();
+    let next = tokio::spawn(async move { raw::send(proxy, GET).await });
+    let (mut second, _) = timeout(s(10.0), listener.accept()).await.expect("the place is free").expect("a connection");
+    second.read_u8().await.expect("the next request");
+    second.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await.expect("it reads");
+    assert_eq!(next.await.expect("an answer").status, 200);
+    drop(upstream);
+}
+
 #[tokio::test]
 async fn a_caller_that_leaves_the_queue_frees_its_place_there() {
     let stage = stage("limits: {per_upstream: 1, queued_per_upstream: 1}\ntimeouts: {connect: 20s}\n").await;

@@ -8,11 +8,10 @@ use futures_util::FutureExt;
 use futures_util::future::join_all;
 
 use super::*;
-use crate::model::origin::{Authority, Origin, Scheme};
 use crate::tasks::Tasks;
 
 const fn bounds(places: usize, queued: usize) -> Bounds {
-    Bounds { places, queued }
+    Bounds { places, queued, sharing: Sharing::Unbounded }
 }
 
 fn caller(name: &str) -> Turn {
@@ -43,7 +42,7 @@ fn queued(entry: Result<Entered, Full>) -> Waiting {
 fn places_and_queue_are_bounded() {
     let gate = Arc::new(Gate::default());
     let first = inside(enter(&gate, 1, 1));
-    assert!(gate.try_enter(1).is_none());
+    assert!(gate.try_enter(bounds(1, 0)).is_none());
     let mut second = queued(enter(&gate, 1, 1));
     assert_eq!(enter(&gate, 1, 1).err(), Some(Full));
     assert!((&mut second).now_or_never().is_none());
@@ -51,7 +50,7 @@ fn places_and_queue_are_bounded() {
     let second = second.now_or_never().unwrap().unwrap();
     assert_eq!(enter(&gate, 1, 0).err(), Some(Full));
     drop(second);
-    assert!(gate.try_enter(1).is_some());
+    assert!(gate.try_enter(bounds(1, 0)).is_some());
     assert_eq!(gate.state.load(Ordering::SeqCst), 0);
 }
 
@@ -75,9 +74,9 @@ fn nobody_overtakes_those_who_wait() {
     let first = inside(enter(&gate, 1, 8));
     let waiting = queued(enter(&gate, 1, 8));
     drop(first);
-    assert!(gate.try_enter(1).is_none(), "the place is the waiter's, though it has not looked yet");
+    assert!(gate.try_enter(bounds(1, 0)).is_none(), "the place is the waiter's, though it has not looked yet");
     drop(waiting.now_or_never().unwrap());
-    assert!(gate.try_enter(1).is_some());
+    assert!(gate.try_enter(bounds(1, 0)).is_some());
 }
 
 #[test]
@@ -146,22 +145,56 @@ fn changed_bounds_hold_from_the_next_request_on() {
     assert!(waiting.now_or_never().unwrap().is_ok());
 }
 
+/// What `turn` gets of fairly shared places until it must wait.
+fn take_all(gate: &Arc<Gate>, places: usize, turn: &Turn) -> Vec<Permit> {
+    std::iter::from_fn(|| gate.enter_now(places, Sharing::Fair, turn)).collect()
+}
+
 #[test]
-fn a_gate_that_nobody_uses_is_forgotten() {
-    let gates = Arc::<Gates>::default();
-    let key = Key::of_origin(Origin::new(Scheme::Http, Authority::parse("a.test").unwrap()));
-    let (one, two) = (gates.of(key.clone()), gates.of(key));
-    assert!(Arc::ptr_eq(&one.gate, &two.gate));
-    drop(one);
-    assert_eq!(gates.count(), 1);
-    drop(two);
-    assert_eq!(gates.count(), 0);
+fn one_caller_leaves_places_to_others() {
+    for (places, first, second) in [(1, 1, 0), (2, 2, 0), (8, 8, 0), (16, 15, 1), (100, 94, 6), (200, 188, 11)] {
+        let gate = Arc::new(Gate::default());
+        let greedy = take_all(&gate, places, &caller("a"));
+        assert_eq!(greedy.len(), first, "of {places}");
+        assert_eq!(take_all(&gate, places, &caller("b")).len(), second, "beside {first} of {places}");
+        // Whichever of its places it gives back, it gets another one for it.
+        let mut greedy = std::collections::VecDeque::from(greedy);
+        for number in 0..2 * places {
+            drop(greedy.pop_front());
+            let again = gate.enter_now(places, Sharing::Fair, &caller("a"));
+            greedy.push_back(again.unwrap_or_else(|| panic!("place {number} of {places} again")));
+        }
+        drop(greedy);
+        assert_eq!((gate.state.load(Ordering::SeqCst), gate.lock().held.len()), (0, 0), "all are given back");
+        assert_eq!(take_all(&gate, places, &caller("b")).len(), first, "of {places}");
+    }
+}
+
+#[test]
+fn a_caller_at_its_share_waits_and_is_overtaken_by_others() {
+    let gate = Arc::new(Gate::default());
+    let bounds = Bounds { places: 16, queued: 8, sharing: Sharing::Fair };
+    let mut greedy = take_all(&gate, 16, &caller("a"));
+    let mut waiting = queued(gate.enter_or_queue(bounds, &caller("a")));
+    let other = inside(gate.enter_or_queue(bounds, &caller("b")));
+    let mut behind = queued(gate.enter_or_queue(bounds, &caller("b")));
+    drop(other);
+    assert!((&mut waiting).now_or_never().is_none(), "the last place is not for the first");
+    let other = (&mut behind).now_or_never().expect("it is for the second").unwrap();
+    drop(greedy.pop());
+    drop(waiting.now_or_never().expect("the first may take what it gives back").unwrap());
+    drop((greedy, other));
+    assert_eq!((gate.state.load(Ordering::SeqCst), gate.lock().held.len()), (0, 0));
 }
 
 /// Threads as the workers are, each with many requests that enter, stay for some turns of its loop, leave, or give up.
 #[test]
 fn no_place_is_lost_or_given_twice_under_many_threads() {
-    const PLACES: usize = 3;
+    storm(bounds(3, 64));
+    storm(Bounds { places: 16, queued: 64, sharing: Sharing::Fair });
+}
+
+fn storm(bounds: Bounds) {
     const ROUNDS: usize = 2_000;
     let (gate, tasks) = (Arc::new(Gate::default()), Tasks::default());
     let (inside, most, over) =
@@ -177,7 +210,7 @@ fn no_place_is_lost_or_given_twice_under_many_threads() {
                     async move {
                         let turn = caller(["a", "b", "c"][random.usize(..3)]);
                         for _ in 0..ROUNDS {
-                            let mut entering = std::pin::pin!(gate.enter(bounds(PLACES, 64), &turn));
+                            let mut entering = std::pin::pin!(gate.enter(bounds, &turn));
                             let mut polls_left = random.usize(..12);
                             let gives_up = random.bool();
                             // Gives up after some turns of the loop, or waits for as long as it takes.
@@ -200,7 +233,7 @@ fn no_place_is_lost_or_given_twice_under_many_threads() {
                             let permit = permit.expect("the queue is long enough");
                             let now = inside.fetch_add(1, Ordering::SeqCst) + 1;
                             most.fetch_max(now, Ordering::SeqCst);
-                            over.fetch_or(now > PLACES, Ordering::SeqCst);
+                            over.fetch_or(now > bounds.places, Ordering::SeqCst);
                             for _ in 0..random.usize(..3) {
                                 tokio::task::yield_now().await;
                             }
@@ -215,7 +248,9 @@ fn no_place_is_lost_or_given_twice_under_many_threads() {
         .collect();
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     assert!(!over.load(Ordering::SeqCst), "never more inside than there are places");
-    assert_eq!(most.load(Ordering::SeqCst), PLACES, "all places are used");
+    if bounds.sharing == Sharing::Unbounded {
+        assert_eq!(most.load(Ordering::SeqCst), bounds.places, "all places are used");
+    }
     assert_eq!(gate.state.load(Ordering::SeqCst), 0, "all places are given back, and nobody waits");
     assert!(gate.lock().is_empty());
 }

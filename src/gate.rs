@@ -1,9 +1,10 @@
-//! A bounded number of places, shared by all workers, and a queue in which callers take turns.
+//! A bounded number of places, shared by all threads, and a queue in which callers take turns.
 //!
-//! Bounds the requests in flight to one origin, and the open connections to all origins (`descriptors`).
+//! Bounds the requests in flight to one origin, the connections in use, tunnels, callers' connections, and lookups of names.
 //! Invariants: without waiters, entering and leaving is one atomic operation; with waiters, places change hands
-//! under the lock alone, so a place that is given back goes to exactly one waiter and no newcomer overtakes it; callers take
-//! turns (round robin), and the requests of one caller keep their order.
+//! under the lock alone, so a place that is given back goes to exactly one waiter; no newcomer overtakes a waiter that
+//! may enter; callers take turns (round robin), and the requests of one caller keep their order. Where places are shared
+//! fairly, one caller never holds the last ones, so another finds a place although the first gives none back.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -14,8 +15,6 @@ use std::task::{Context, Poll, ready};
 
 use tokio::sync::oneshot;
 
-use super::super::arrival::From;
-use super::Key;
 use crate::model::Name;
 use crate::sync::lock;
 
@@ -23,70 +22,55 @@ use crate::sync::lock;
 const WAITING: usize = 1;
 /// In a gate's state: one place is taken.
 const PLACE: usize = 2;
-
-/// The gates of the origins in use. The lock is taken when a worker begins or ceases to use an origin.
-#[derive(Debug, Default)]
-pub struct Gates(Mutex<HashMap<Key, Arc<Gate>>>);
-
-impl Gates {
-    pub fn of(self: &Arc<Gates>, key: Key) -> GateOf {
-        let gate = self.lock().entry(key.clone()).or_default().clone();
-        GateOf { gate, key, gates: self.clone() }
-    }
-
-    #[cfg(test)]
-    pub fn count(&self) -> usize {
-        self.lock().len()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Arc<Gate>>> {
-        lock(&self.0)
-    }
-}
-
-/// The gate of one origin; the last one to drop it removes the gate. Its permits must not outlive it.
-pub struct GateOf {
-    pub gate: Arc<Gate>,
-    key: Key,
-    gates: Arc<Gates>,
-}
-
-impl Drop for GateOf {
-    fn drop(&mut self) {
-        let mut gates = self.gates.lock();
-        drop(std::mem::take(&mut self.gate));
-        // Under the lock no waiter gets another.
-        if gates.get(&self.key).is_some_and(|gate| Arc::strong_count(gate) == 1) {
-            gates.remove(&self.key);
-        }
-    }
-}
+/// Where places are shared fairly, a caller gets one of their second half only while it holds fewer than this many of them for
+/// each free one: alone it gets all but a sixteenth of all places, and each further caller finds some.
+const HELD_PER_FREE_PLACE: usize = 7;
 
 /// Whose turn a request waits for: the caller's, or that of where it comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Turn {
     Caller(Name),
     Address(IpAddr),
     /// By a Unix socket.
     User(u32),
+    /// The program itself, for no caller.
+    Own,
 }
 
-impl Turn {
-    /// `caller` is `None` where no callers are configured.
-    pub fn of(caller: Option<&Name>, from: From) -> Turn {
-        match (caller, from) {
-            (Some(name), _) => Turn::Caller(name.clone()),
-            (None, From::Address(address)) => Turn::Address(address.ip().to_canonical()),
-            (None, From::User(user)) => Turn::User(user),
-        }
-    }
-}
-
-/// How many may be inside, and how many may wait.
+/// How many may be inside, how many may wait, and what one caller may take of the places.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
     pub places: usize,
     pub queued: usize,
+    pub sharing: Sharing,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// One caller may take all places.
+    #[default]
+    Unbounded,
+    /// One caller leaves places to others, if there are enough: see [`HELD_PER_FREE_PLACE`].
+    Fair,
+}
+
+impl Bounds {
+    /// Taken by the fast path, which does not count by caller.
+    fn uncounted(self) -> usize {
+        match self.sharing {
+            Sharing::Unbounded => self.places,
+            Sharing::Fair => self.places / 2,
+        }
+    }
+
+    /// May a caller get another place while `inside` are taken? Of those, `own` are counted as its own, and `counted` as any
+    /// caller's: beyond the first half it holds its part of what is there.
+    fn admit(self, inside: usize, own: usize, counted: usize) -> bool {
+        let free = self.places.saturating_sub(inside);
+        let beyond = inside.saturating_sub(self.places / 2).min(counted);
+        let is_within_share = own * beyond < HELD_PER_FREE_PLACE * free * counted.max(1);
+        free > 0 && (self.sharing == Sharing::Unbounded || is_within_share)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -102,7 +86,11 @@ pub struct Full;
 
 /// A place inside; given back on drop.
 #[derive(Debug)]
-pub struct Permit(Arc<Gate>);
+pub struct Permit {
+    gate: Arc<Gate>,
+    /// Counted as a place of this caller's.
+    counted: Option<Turn>,
+}
 
 /// The outcome of asking for a place.
 #[derive(Debug)]
@@ -112,22 +100,34 @@ pub enum Entered {
 }
 
 impl Gate {
-    /// Enters if there is room and no waiter.
-    pub fn try_enter(self: &Arc<Gate>, places: usize) -> Option<Permit> {
-        let enter = |state| (state & WAITING == 0 && state / PLACE < places).then_some(state + PLACE);
+    /// Enters if there is room and no waiter. Where places are shared fairly, the second half is not for this.
+    pub fn try_enter(self: &Arc<Gate>, bounds: Bounds) -> Option<Permit> {
+        let enter = |state| (state & WAITING == 0 && state / PLACE < bounds.uncounted()).then_some(state + PLACE);
         let entered = self.state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, enter);
-        entered.ok().map(|_| Permit(self.clone()))
+        entered.ok().map(|_| Permit { gate: self.clone(), counted: None })
     }
 
     /// Enters, or joins the queue. The bounds are those of the moment: a raised one lets others in, too.
     pub fn enter_or_queue(self: &Arc<Gate>, bounds: Bounds, turn: &Turn) -> Result<Entered, Full> {
         let mut queue = self.lock();
-        queue.places = bounds.places;
+        queue.bounds = Some(bounds);
         let unclaimed = self.admit(&mut queue);
         let entry = self.take_or_join(&mut queue, bounds, turn);
         drop(queue);
         drop(unclaimed);
         entry
+    }
+
+    /// Enters, if that is possible without waiting.
+    pub fn enter_now(self: &Arc<Gate>, places: usize, sharing: Sharing, turn: &Turn) -> Option<Permit> {
+        let bounds = Bounds { places, queued: 0, sharing };
+        if let Some(permit) = self.try_enter(bounds) {
+            return Some(permit);
+        }
+        match self.enter_or_queue(bounds, turn) {
+            Ok(Entered::Inside(permit)) => Some(permit),
+            Ok(Entered::Queued(_)) | Err(Full) => None,
+        }
     }
 
     pub async fn enter(self: &Arc<Gate>, bounds: Bounds, turn: &Turn) -> Result<Permit, Full> {
@@ -141,15 +141,14 @@ impl Gate {
         self.state.load(Ordering::SeqCst) & WAITING != 0
     }
 
+    /// To be called after `admit`: who still waits then may not enter.
     fn take_or_join(self: &Arc<Gate>, queue: &mut Queue, bounds: Bounds, turn: &Turn) -> Result<Entered, Full> {
-        if queue.is_empty() {
-            // Marked as waiting in the same step in which there is no room: a place that is given back later is ours.
-            let take_or_mark =
-                |state| Some(if state / PLACE < bounds.places { state + PLACE } else { state | WAITING });
-            let before = self.state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take_or_mark);
-            if before.is_ok_and(|state| state / PLACE < bounds.places) {
-                return Ok(Entered::Inside(Permit(self.clone())));
-            }
+        let may_enter = |state| queue.may_enter(bounds, state / PLACE, turn);
+        // Marked as waiting in the same step in which there is no room: a place that is given back later is ours.
+        let take_or_mark = |state| Some(if may_enter(state) { state + PLACE } else { state | WAITING });
+        let before = self.state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take_or_mark);
+        if before.is_ok_and(may_enter) {
+            return Ok(Entered::Inside(self.permit(queue, turn)));
         }
         let joined = queue.join(turn, bounds.queued);
         self.unmark_if_empty(queue);
@@ -161,11 +160,9 @@ impl Gate {
     /// are just going away.
     fn admit(self: &Arc<Gate>, queue: &mut Queue) -> Vec<Permit> {
         let mut unclaimed = Vec::new();
-        while self.inside() < queue.places
-            && let Some(waiter) = queue.next()
-        {
+        while let Some((turn, waiter)) = queue.next(self.inside()) {
             self.state.fetch_add(PLACE, Ordering::SeqCst);
-            if let Err(permit) = waiter.send(Permit(self.clone())) {
+            if let Err(permit) = waiter.send(self.permit(queue, &turn)) {
                 unclaimed.push(permit);
             }
         }
@@ -173,12 +170,20 @@ impl Gate {
         unclaimed
     }
 
-    fn leave(self: &Arc<Gate>) {
+    /// For a place that was just taken.
+    fn permit(self: &Arc<Gate>, queue: &mut Queue, turn: &Turn) -> Permit {
+        Permit { gate: self.clone(), counted: queue.count(turn) }
+    }
+
+    fn leave(self: &Arc<Gate>, counted: Option<Turn>) {
         let leave = |state| (state & WAITING == 0).then_some(state - PLACE);
-        if self.state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, leave).is_ok() {
+        if counted.is_none() && self.state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, leave).is_ok() {
             return;
         }
         let mut queue = self.lock();
+        if let Some(turn) = counted {
+            queue.discount(&turn);
+        }
         self.state.fetch_sub(PLACE, Ordering::SeqCst);
         let unclaimed = self.admit(&mut queue);
         drop(queue);
@@ -202,7 +207,7 @@ impl Gate {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.leave();
+        self.gate.leave(self.counted.take());
     }
 }
 
@@ -236,8 +241,11 @@ impl Drop for Waiting {
 /// Who waits. There are few lines: each has at least one of the requests that may wait.
 #[derive(Debug, Default)]
 struct Queue {
-    /// As the last one to come knew it.
-    places: usize,
+    /// As the last one to come knew them.
+    bounds: Option<Bounds>,
+    /// Places of each caller, of those that are counted, and their sum.
+    held: HashMap<Turn, usize>,
+    counted: usize,
     /// The next turn is that of the first.
     lines: VecDeque<Line>,
     waiting: usize,
@@ -281,14 +289,40 @@ impl Queue {
         true
     }
 
-    fn next(&mut self) -> Option<oneshot::Sender<Permit>> {
-        let mut line = self.lines.pop_front()?;
+    /// The next waiter that may enter while `inside` places are taken.
+    fn next(&mut self, inside: usize) -> Option<(Turn, oneshot::Sender<Permit>)> {
+        let bounds = self.bounds?;
+        let at = self.lines.iter().position(|line| self.may_enter(bounds, inside, &line.turn))?;
+        let mut line = self.lines.remove(at)?;
         let (_, waiter) = line.waiters.pop_front()?;
         self.waiting -= 1;
+        let turn = line.turn.clone();
         if !line.waiters.is_empty() {
             self.lines.push_back(line);
         }
-        Some(waiter)
+        Some((turn, waiter))
+    }
+
+    fn may_enter(&self, bounds: Bounds, inside: usize, turn: &Turn) -> bool {
+        bounds.admit(inside, self.held.get(turn).copied().unwrap_or(0), self.counted)
+    }
+
+    /// Counts a place of this caller's, where that matters.
+    fn count(&mut self, turn: &Turn) -> Option<Turn> {
+        self.bounds.filter(|bounds| bounds.sharing == Sharing::Fair)?;
+        *self.held.entry(turn.clone()).or_default() += 1;
+        self.counted += 1;
+        Some(turn.clone())
+    }
+
+    fn discount(&mut self, turn: &Turn) {
+        if let Some(held) = self.held.get_mut(turn) {
+            *held -= 1;
+            self.counted -= 1;
+            if *held == 0 {
+                self.held.remove(turn);
+            }
+        }
     }
 
     fn leave(&mut self, turn: &Turn, id: u64) {

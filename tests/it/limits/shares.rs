@@ -1,0 +1,168 @@
+//! What callers share: one that takes all it can get and gives nothing back leaves some to the others.
+//!
+//! Not here: what is taken in turn (`departures`), how open files are divided (`descriptors`).
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body_util::Empty;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpSocket;
+
+use super::descriptors::{DOWNSTREAM_MAX, Everywhere, ONE_CALLER_MAX, OPEN_FILES, UPSTREAM_MAX};
+use crate::rig::raw::{Answer, Conn};
+use crate::rig::scripted::Scripted;
+use crate::rig::sidecar::Sidecar;
+use crate::rig::stage::{GET, patient, s, until};
+
+/// Callers are told apart by their addresses.
+const GREEDY: &str = "127.0.0.1";
+const OTHER: &str = "127.0.0.2";
+
+/// A connection to the proxy from one of these.
+async fn open(caller: &str, proxy: SocketAddr) -> Conn {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind(format!("{caller}:0").parse().expect("an address")).expect("it is ours");
+    Conn::over(socket.connect(proxy).await.expect("a connection"))
+}
+
+/// What a request of `caller` on a connection of its own gets.
+async fn get(caller: &str, proxy: SocketAddr, url: &str) -> Answer {
+    let mut conn = open(caller, proxy).await;
+    conn.write(format!("GET {url} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await;
+    conn.answer().await
+}
+
+#[tokio::test]
+async fn a_caller_leaves_an_upstream_to_others() {
+    const PER_UPSTREAM: usize = 32;
+    let stage = patient(&format!("limits: {{per_upstream: {PER_UPSTREAM}}}\ntimeouts: {{response_head: 40s}}\n")).await;
+    let proxy = stage.sidecar.proxy();
+    let mut held = Vec::new();
+    for _ in 0..2 * PER_UPSTREAM {
+        let mut conn = open(GREEDY, proxy).await;
+        conn.write(b"GET http://good.test/silent HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        held.push(conn);
+    }
+    until("its share is taken", || stage.good.count() == PER_UPSTREAM - 2).await;
+    for _ in 0..5 {
+        let answer = get(OTHER, proxy, "http://good.test/").await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    assert_eq!(stage.good.received().iter().filter(|r| r.request_line().contains("/silent")).count(), PER_UPSTREAM - 2);
+}
+
+#[tokio::test]
+async fn a_caller_leaves_tunnels_to_others() {
+    let silent = Everywhere::silent().await;
+    let egress = format!("egress: {{allow_private: [127.0.0.0/8], connect_ports: [{}]}}\n", silent.port);
+    let sidecar = Sidecar::start_with_open_files(&egress, OPEN_FILES).await;
+    let connect = async |caller: &str, number: usize| {
+        let mut conn = open(caller, sidecar.proxy()).await;
+        let authority = silent.origin(number);
+        conn.write(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n").as_bytes()).await;
+        let mut status = [0; 12];
+        conn.stream.read_exact(&mut status).await.expect("an answer");
+        (status == *b"HTTP/1.1 200").then_some(conn)
+    };
+    let mut held = Vec::new();
+    while let Some(conn) = connect(GREEDY, held.len()).await {
+        held.push(conn);
+    }
+    assert!((UPSTREAM_MAX / 2 - 10..UPSTREAM_MAX / 2).contains(&held.len()), "{} tunnels", held.len());
+    let mut others = Vec::new();
+    for number in 0..4 {
+        others.push(connect(OTHER, number).await.unwrap_or_else(|| panic!("tunnel {number} of another caller")));
+    }
+    assert!(connect(GREEDY, 0).await.is_none());
+}
+
+/// Over HTTP/2 few connections of a caller have many requests under way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_of_many_silent_origins_leaves_connections_to_others() {
+    const REQUESTS: usize = 300;
+    let (silent, other) = (Everywhere::silent().await, Scripted::upstream().await);
+    let config = format!(
+        "hosts: {{other.test: \"{}\"}}\negress: {{allow_private: [127.0.0.0/8], connect_ports: [80, {}]}}\n\
+         timeouts: {{connect: 2s, response_head: 40s}}\n",
+        other.address, silent.port
+    );
+    let sidecar = Sidecar::start_with_open_files(&config, OPEN_FILES).await;
+    // An idle connection, which is there for all.
+    assert_eq!(get(OTHER, sidecar.proxy(), "http://other.test/").await.status, 200);
+    let mut greedy = tokio::task::JoinSet::new();
+    let refused = Arc::<AtomicUsize>::default();
+    for part in 0..REQUESTS / 100 {
+        let stream = open(GREEDY, sidecar.proxy()).await.stream;
+        let (sender, driver) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
+        greedy.spawn(async move {
+            let _ = driver.await;
+        });
+        for number in 0..100 {
+            let (mut sender, refused) = (sender.clone(), refused.clone());
+            let request = Request::get(format!("http://{}/", silent.origin(100 * part + number)));
+            let request = request.body(Empty::<Bytes>::new()).expect("a request");
+            greedy.spawn(async move {
+                let response = sender.send_request(request).await.expect("an answer");
+                assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+                refused.fetch_add(1, Ordering::SeqCst);
+            });
+        }
+    }
+    until("its share is taken", || silent.accepted() >= UPSTREAM_MAX / 2).await;
+    let asked = async {
+        let mut count = 0;
+        while refused.load(Ordering::SeqCst) < REQUESTS - ONE_CALLER_MAX {
+            let answer = get(OTHER, sidecar.proxy(), "http://other.test/").await;
+            assert_eq!(answer.status, 200, "request {count}: {}", answer.text());
+            count += 1;
+        }
+        count
+    };
+    let count = tokio::time::timeout(s(20.0), asked).await.expect("what is beyond its share is refused");
+    assert!(count > 5, "{count} requests meanwhile");
+    assert_eq!(silent.accepted(), ONE_CALLER_MAX);
+    for _ in 0..5 {
+        assert_eq!(get(OTHER, sidecar.proxy(), "http://other.test/").await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn an_address_leaves_connections_to_others() {
+    let upstream = Scripted::upstream().await;
+    let config = format!("hosts: {{good.test: \"{}\"}}\ntimeouts: {{client_head: 40s}}\n", upstream.address);
+    for row in ["says nothing", "is kept alive", "sends a part of a head"] {
+        let sidecar = Sidecar::start_with_open_files(&config, OPEN_FILES).await;
+        let mut held = Vec::new();
+        for number in 0..DOWNSTREAM_MAX + 50 {
+            let mut conn = open(GREEDY, sidecar.proxy()).await;
+            match row {
+                "is kept alive" => {
+                    conn.write(GET).await;
+                    assert_eq!(conn.answer().await.status, 200, "{row}: {number}");
+                }
+                "sends a part of a head" => conn.write(b"GET http").await,
+                _ => {}
+            }
+            held.push(conn);
+        }
+        for number in 0..5 {
+            let answer = get(OTHER, sidecar.proxy(), "http://good.test/").await;
+            assert_eq!(answer.status, 200, "{row}: another address, {number}: {}", answer.text());
+        }
+        // One that waits for a request makes way for a new one of its own address; the youngest are kept.
+        if row != "sends a part of a head" {
+            assert_eq!(get(GREEDY, sidecar.proxy(), "http://good.test/").await.status, 200, "{row}");
+        }
+        if row == "is kept alive" {
+            let youngest = held.last_mut().expect("many");
+            youngest.write(GET).await;
+            assert_eq!(youngest.answer().await.status, 200, "{row}");
+        }
+    }
+}
