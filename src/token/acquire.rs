@@ -79,7 +79,7 @@ pub(super) enum Acquired {
 
 /// What became of a refresh token.
 enum Spent {
-    For(StoredToken),
+    For(Box<StoredToken>),
     /// The server refused it. It is marked as refused, unless another replica has replaced it.
     Refused,
 }
@@ -145,7 +145,7 @@ impl Acquirer {
                 Plan::Request(Request::Refresh(refresh)) => {
                     lease.renew(Some(refresh.record.version)).await?;
                     if let Spent::For(token) = self.spend(attempt, refresh, Saving::Leased(lease)).await? {
-                        return Ok(Acquired::Issued(token));
+                        return Ok(Acquired::Issued(*token));
                     }
                 }
                 Plan::Request(Request::Grant) => {
@@ -173,7 +173,7 @@ impl Acquirer {
         };
         if let Request::Refresh(refresh) = request {
             if let Spent::For(token) = self.spend(attempt, refresh, Saving::Offline(&why)).await? {
-                return Ok(Acquired::Issued(token));
+                return Ok(Acquired::Issued(*token));
             }
             if let Some(error) = plan::consent_needed(connection, self.record_in_memory(connection).as_ref()) {
                 return Err(error);
@@ -189,7 +189,7 @@ impl Acquirer {
         match self.refresh(attempt, (token, sent_before), Some(record.refresh_life)).await {
             Ok(issued) => {
                 let token = StoredToken { origins: record.origins.clone(), version: record.version, ..issued };
-                Ok(Spent::For(self.save_or_hold(token, saving).await))
+                Ok(Spent::For(Box::new(self.save_or_hold(token, saving).await)))
             }
             Err(AcquireError::Server { failure: Failure::Permanent(refusal), .. }) if refusal.is_of_refresh_token => {
                 let current = match saving {

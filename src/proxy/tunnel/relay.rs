@@ -70,11 +70,13 @@ where
     let both = async {
         let up = async {
             pump(&mut from_downstream, &mut to_upstream, |bytes| moved.add(&moved.up, bytes)).await?;
-            io::Result::Ok(moved.up_ended.set(true))
+            moved.up_ended.set(true);
+            io::Result::Ok(())
         };
         let down = async {
             pump(&mut from_upstream, &mut to_downstream, |bytes| moved.add(&moved.down, bytes)).await?;
-            io::Result::Ok(moved.down_ended.set(true))
+            moved.down_ended.set(true);
+            io::Result::Ok(())
         };
         moved.failed.set(tokio::try_join!(up, down).is_err());
     };

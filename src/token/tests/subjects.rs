@@ -59,12 +59,13 @@ impl Subjects {
 fn bounded(test: impl AsyncFnOnce() + Send + 'static) {
     const BOUND: Duration = Duration::from_secs(30);
     let (done, ended) = mpsc::channel::<()>();
-    let thread = thread::spawn(move || {
+    let thread = thread::Builder::new().spawn(move || {
         // Dropped at the end, in a panic as well.
         let _done = done;
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         runtime.enable_all().start_paused(true).build().expect("a runtime").block_on(test());
     });
+    let thread = thread.expect("a thread");
     let is_over = ended.recv_timeout(BOUND) == Err(RecvTimeoutError::Disconnected);
     assert!(is_over, "it still runs after {BOUND:?}: some task never waits");
     if let Err(cause) = thread.join() {
