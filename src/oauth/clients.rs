@@ -1,4 +1,4 @@
-//! HTTP clients for authorization servers: one for each way to reach one.
+//! HTTP clients for authorization servers: one for each set of trust anchors, client certificate and egress proxy.
 //!
 //! Holds: no redirect is followed, no proxy of the environment used, no request sent twice; names are resolved, and
 //! addresses checked, by the one dialer. Not here: gzip (`transport`).
@@ -24,7 +24,7 @@ const POOL_IDLE_CONNECTIONS_MAX: usize = 8;
 pub struct HttpClients {
     trust: Trust,
     dialer: Dialer,
-    made: Mutex<Vec<(Way, reqwest::Client)>>,
+    made: Mutex<Vec<(ClientSettings, reqwest::Client)>>,
     /// By issuer, and by what else decides what is found.
     discoveries: Mutex<Discoveries>,
     /// What the users of these clients do is told to it.
@@ -33,19 +33,19 @@ pub struct HttpClients {
 
 /// An issuer, whether it may name http endpoints, and whether those for a certificate go first.
 type Asked = (String, bool, bool);
-type Discoveries = HashMap<Asked, Vec<(Way, Arc<Discovery>)>>;
+type Discoveries = HashMap<Asked, Vec<(ClientSettings, Arc<Discovery>)>>;
 
-/// How a server is reached. Equal certificates are the same.
+/// How a server is reached.
 #[derive(Clone, PartialEq, Eq)]
-struct Way {
+struct ClientSettings {
     roots: Option<Roots>,
     certificate: Option<ClientCertificate>,
     proxy: ServerProxy,
 }
 
-impl Way {
-    fn to(server: &AuthorizationServer, certificate: Option<&ClientCertificate>) -> Way {
-        Way { roots: server.trust.clone(), certificate: certificate.cloned(), proxy: server.proxy.clone() }
+impl ClientSettings {
+    fn to(server: &AuthorizationServer, certificate: Option<&ClientCertificate>) -> ClientSettings {
+        ClientSettings { roots: server.trust.clone(), certificate: certificate.cloned(), proxy: server.proxy.clone() }
     }
 }
 
@@ -61,33 +61,33 @@ impl HttpClients {
         server: &AuthorizationServer,
         certificate: Option<&ClientCertificate>,
     ) -> Result<reqwest::Client, ClientError> {
-        let way = Way::to(server, certificate);
+        let settings = ClientSettings::to(server, certificate);
         let mut made = lock(&self.made);
-        if let Some((_, client)) = made.iter().find(|(own, _)| *own == way) {
+        if let Some((_, client)) = made.iter().find(|(own, _)| *own == settings) {
             return Ok(client.clone());
         }
-        let client = self.make(&way)?;
-        made.push((way, client.clone()));
+        let client = self.make(&settings)?;
+        made.push((settings, client.clone()));
         Ok(client)
     }
 
     /// A client over the shared roots, without a proxy.
     pub fn standard(&self) -> Result<reqwest::Client, ClientError> {
-        self.make(&Way { roots: None, certificate: None, proxy: ServerProxy::Direct })
+        self.make(&ClientSettings { roots: None, certificate: None, proxy: ServerProxy::Direct })
     }
 
-    /// What the connection's issuer says, shared by all who reach it in the same way.
+    /// What the connection's issuer says, shared by all who reach it in the same settings.
     pub fn discovery(&self, connection: &Connection, http: &reqwest::Client) -> Option<Arc<Discovery>> {
         let issuer = connection.endpoints.issuer.clone()?;
         let (cleartext, mutual) = (connection.endpoints.allow_cleartext, connection.mutual_tls.is_some());
-        let way = Way::to(&connection.authorization_server, connection.mutual_tls.as_ref());
+        let settings = ClientSettings::to(&connection.authorization_server, connection.mutual_tls.as_ref());
         let mut discoveries = lock(&self.discoveries);
         let alike = discoveries.entry((issuer.clone(), cleartext, mutual)).or_default();
-        if let Some((_, discovery)) = alike.iter().find(|(own, _)| *own == way) {
+        if let Some((_, discovery)) = alike.iter().find(|(own, _)| *own == settings) {
             return Some(discovery.clone());
         }
         let discovery = Arc::new(Discovery::new(issuer, http.clone(), self.dialer.clone(), cleartext, mutual));
-        alike.push((way, discovery.clone()));
+        alike.push((settings, discovery.clone()));
         Some(discovery)
     }
 
@@ -96,8 +96,8 @@ impl HttpClients {
         lock(&self.made).len()
     }
 
-    fn make(&self, way: &Way) -> Result<reqwest::Client, ClientError> {
-        let proxy = match &way.proxy {
+    fn make(&self, settings: &ClientSettings) -> Result<reqwest::Client, ClientError> {
+        let proxy = match &settings.proxy {
             ServerProxy::Inherit => self.dialer.proxy(),
             ServerProxy::Direct => None,
             ServerProxy::Own(proxy) => Some(proxy),
@@ -107,7 +107,7 @@ impl HttpClients {
         let dialer = proxy_host.iter().fold(self.dialer.clone(), |dialer, host| dialer.naming(host.clone()));
         let proxied = proxy.filter(|proxy| proxy.url.scheme() == "https");
         let proxied = proxied.and_then(|proxy| Proxied::new(proxy.url.host_str()?, proxy.trust.as_ref()));
-        let tls = self.trust.client_config_through(way.roots.as_ref(), way.certificate.as_ref(), proxied);
+        let tls = self.trust.client_config_through(settings.roots.as_ref(), settings.certificate.as_ref(), proxied);
         let builder = reqwest::Client::builder()
             .tls_backend_preconfigured(Arc::unwrap_or_clone(tls))
             .dns_resolver(Arc::new(dialer))
@@ -121,7 +121,7 @@ impl HttpClients {
         let builder = match proxy {
             None => builder,
             Some(proxy) => {
-                let through = match &way.proxy {
+                let through = match &settings.proxy {
                     ServerProxy::Own(_) => reqwest::Proxy::all(proxy.url.clone()).map_err(ClientError)?,
                     ServerProxy::Inherit | ServerProxy::Direct => through(self.dialer.clone()),
                 };

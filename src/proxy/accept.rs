@@ -21,7 +21,7 @@ use tokio::time::timeout;
 
 use super::arrival::From;
 use super::seats::{Asked, Seat};
-use super::worker::{Place, Shared};
+use super::worker::Shared;
 use super::{downstream, error};
 use crate::gate::{Bounds, Full, Sharing};
 use crate::model::{ListenAt, Name, ProxyListener};
@@ -270,7 +270,8 @@ impl Door {
         let error = error::ProxyError::Overloaded;
         self.shared.metrics.errors.with_label_values(&["", error.code()]).inc();
         // In clear it would be no answer to a TLS client.
-        if let Some(place) = Place::take(&self.refused, self.shared.descriptors.refused_max()).filter(|_| !self.secure)
+        if let Some(place) =
+            Refusing::begin(&self.refused, self.shared.descriptors.refused_max()).filter(|_| !self.secure)
         {
             let answer = error::to_wire(&error.response(error::About::default()));
             self.shared.tasks.spawn_local(async move {
@@ -291,6 +292,22 @@ async fn hand_over(inboxes: &[Inbox], mut accepted: Accepted) -> Result<(), Clos
             Ok(()) => return Ok(()),
             Err(returned) => accepted = returned.0,
         }
+    }
+}
+
+/// A refusal under way; their number is bounded.
+struct Refusing(Arc<AtomicUsize>);
+
+impl Refusing {
+    fn begin(count: &Arc<AtomicUsize>, max: usize) -> Option<Refusing> {
+        let more = |n: usize| (n < max).then_some(n + 1);
+        count.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).ok().map(|_| Refusing(count.clone()))
+    }
+}
+
+impl Drop for Refusing {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -11,12 +11,16 @@ use hyper::body::Incoming;
 use super::body::ResponseBody;
 use super::error::{LONG_TARGET, ProxyError};
 use super::peer::Peer;
-use super::report::{Answer, Report};
+use super::report::{Report, ResponseReport};
 use super::worker::Worker;
 use super::{exchange, headers, tunnel};
 
 /// Serves one request.
-pub async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, request: Request<Incoming>) -> Response<ResponseBody<Answer>> {
+pub async fn serve(
+    worker: Rc<Worker>,
+    peer: Rc<Peer>,
+    request: Request<Incoming>,
+) -> Response<ResponseBody<ResponseReport>> {
     if let Some(error) = oversize(&request, &peer, worker.snapshot().limits.head_bytes) {
         return Report::begin(&worker, &peer, &request).error(error.into());
     }

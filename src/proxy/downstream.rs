@@ -29,7 +29,7 @@ use super::error::{About, LONG_TARGET, ProxyError, to_wire};
 use super::headers;
 use super::io::{Overdue, Socket, Watch, Watched, caller_gone};
 use super::peer::Peer;
-use super::report::Answer;
+use super::report::ResponseReport;
 use super::worker::Worker;
 use crate::model::{Limits, LogRequests, Timeouts};
 use crate::tasks::{Phase, PhaseWatch};
@@ -129,7 +129,7 @@ async fn one_by_one(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
 /// A response body that is read from the upstream only while the caller reads: what hyper would take beyond is memory that a
 /// stalled download holds.
 struct Outgoing {
-    inner: ResponseBody<Answer>,
+    inner: ResponseBody<ResponseReport>,
     watch: Arc<Watch>,
     /// Set while the end of the connection would look like the end of this body (RFC 9112 §8): closing resets the socket.
     unfinished: Option<Socket>,
@@ -137,7 +137,7 @@ struct Outgoing {
 
 impl Outgoing {
     /// `socket` is that of a caller over HTTP/1.0, for which a body without a length ends with the connection.
-    fn new(inner: ResponseBody<Answer>, watch: Arc<Watch>, socket: Option<Socket>) -> Outgoing {
+    fn new(inner: ResponseBody<ResponseReport>, watch: Arc<Watch>, socket: Option<Socket>) -> Outgoing {
         let ends_with_connection = !inner.is_end_stream() && inner.size_hint().exact().is_none();
         let unfinished = socket.filter(|_| ends_with_connection);
         if let Some(socket) = &unfinished {
@@ -149,7 +149,7 @@ impl Outgoing {
 
 impl Body for Outgoing {
     type Data = Bytes;
-    type Error = <ResponseBody<Answer> as Body>::Error;
+    type Error = <ResponseBody<ResponseReport> as Body>::Error;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = self.get_mut();
@@ -179,7 +179,7 @@ async fn serve_one(
     worker: Rc<Worker>,
     peer: Rc<Peer>,
     request: Request<Incoming>,
-) -> Result<Response<ResponseBody<Answer>>, Infallible> {
+) -> Result<Response<ResponseBody<ResponseReport>>, Infallible> {
     let version = request.version();
     let mut response = dispatch::serve(worker, peer, request).await;
     if version == Version::HTTP_10 {

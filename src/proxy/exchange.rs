@@ -8,7 +8,7 @@
 
 mod send;
 mod tokens;
-mod way;
+mod forward;
 
 use std::rc::Rc;
 
@@ -24,7 +24,7 @@ use super::error::{Fault, ProxyError};
 use super::headers;
 use super::io::Upload;
 use super::peer::Peer;
-use super::report::{Answer, Report};
+use super::report::{Report, ResponseReport};
 use super::target::{self, Target};
 use super::upgrade::{self, Asked, Switch};
 use super::upstream::{Destination, Lease, Protocol, Wanted};
@@ -33,11 +33,15 @@ use crate::dial::OwnListener;
 use crate::gate::{Permit, Turn};
 use crate::router::{CallerId, Found};
 use crate::snapshot::Snapshot;
+use forward::{AMBIGUOUS_PATH, Forward, inside};
 use tokens::Whose;
-use way::{AMBIGUOUS_PATH, Way, inside};
 
 /// Serves one request. Whatever happens, there is an answer.
-pub async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, request: Request<Incoming>) -> Response<ResponseBody<Answer>> {
+pub async fn serve(
+    worker: Rc<Worker>,
+    peer: Rc<Peer>,
+    request: Request<Incoming>,
+) -> Response<ResponseBody<ResponseReport>> {
     let mut report = Report::begin(&worker, &peer, &request);
     let (head, incoming) = request.into_parts();
     let incoming = Received::new(incoming, head.version);
@@ -89,20 +93,20 @@ impl<'a> Exchange<'a> {
     async fn run(&mut self, mut head: Parts, incoming: Received, upload: Option<Upload>) -> Result<Served, Fault> {
         let (target, caller) = self.admit(&head)?;
         self.turn = self.peer.arrival.from.turn(caller.and_then(|id| self.snapshot.callers.name(id)));
-        let mut way = self.route(target, &head, caller)?;
+        let mut forward = self.route(target, &head, caller)?;
         if headers::max_forwards_spent(&head.method, &mut head.headers) {
             return Ok(Served::Here(StatusCode::OK));
         }
-        self.whose(&way, &mut head.headers, caller)?;
-        self.strip(&mut way, &mut head.headers);
-        let tokens = self.tokens(&mut way, &mut head.headers).await?;
+        self.whose(&forward, &mut head.headers, caller)?;
+        self.strip(&mut forward, &mut head.headers);
+        let tokens = self.tokens(&mut forward, &mut head.headers).await?;
         let injected = tokens.iter().any(Option::is_some);
         self.report.injected(injected);
-        let host = HeaderValue::try_from(way.destination.origin.authority())
+        let host = HeaderValue::try_from(forward.destination.origin.authority())
             .map_err(|_| ProxyError::BadRequestTarget("the host is not valid"))?;
         let upgrade = upgrade::asked(&mut head);
-        way.trailers = headers::takes_trailers(&head.headers);
-        way.destination.protocol = match &upgrade {
+        forward.trailers = headers::takes_trailers(&head.headers);
+        forward.destination.protocol = match &upgrade {
             Some(_) => Protocol::WebSocket,
             None if headers::is_grpc(&head.headers) => Protocol::Http2,
             None => Protocol::Any,
@@ -115,14 +119,14 @@ impl<'a> Exchange<'a> {
             self.upgrade = Some((asked, place));
         }
         let replay = if injected { self.snapshot.limits.replay_body_bytes } else { 0 };
-        let source = RequestSource::new(incoming, replay, way.reserved(), upload);
+        let source = RequestSource::new(incoming, replay, forward.reserved(), upload);
         if matches!(head.method, Method::GET | Method::HEAD) {
             source.notice_empty();
         }
-        let mut first = self.send(&way, &head, &tokens, &source).await?;
-        match way.bound {
+        let mut first = self.send(&forward, &head, &tokens, &source).await?;
+        match forward.bound {
             Some(bound) if injected && self.is_rejected(bound, &tokens, &mut first.0).await => {
-                Box::pin(self.replay(first, tokens, bound, &way, &head, &source)).await
+                Box::pin(self.replay(first, tokens, bound, &forward, &head, &source)).await
             }
             Some(bound) if injected => {
                 self.accept(bound, &tokens);
@@ -229,7 +233,7 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    fn route(&mut self, target: Target, head: &Parts, caller: Option<CallerId>) -> Result<Way<'a>, Fault> {
+    fn route(&mut self, target: Target, head: &Parts, caller: Option<CallerId>) -> Result<Forward<'a>, Fault> {
         let (router, method) = (&self.snapshot.router, &head.method);
         let named = caller::named(&head.headers)?;
         let (found, asked, rest) = match &target {
@@ -263,15 +267,15 @@ impl<'a> Exchange<'a> {
             self.report.connection(inactive);
             return Err(ProxyError::ConnectionInactive.into());
         }
-        Way::by_route(bound, &target, rest)
+        Forward::by_route(bound, &target, rest)
     }
 
     /// A host that no route names.
-    fn unmatched(&self, target: Target) -> Result<Way<'a>, Fault> {
+    fn unmatched(&self, target: Target) -> Result<Forward<'a>, Fault> {
         let Target::Absolute(origin, path) = target else { return Err(ProxyError::NoMount.into()) };
         self.snapshot.egress.permit_unmatched(origin.port).map_err(ProxyError::EgressDenied)?;
         let (tls, protocol) = (self.snapshot.plain.clone(), Protocol::Any);
         let destination = Destination { origin, tls, server_name: None, protocol };
-        Ok(Way { bound: None, destination, path, trailers: false })
+        Ok(Forward { bound: None, destination, path, trailers: false })
     }
 }

@@ -4,6 +4,8 @@
 //! dialled with the origins of the token. It runs last, so nothing that the caller sent can remove or double it. A request
 //! never carries the route's bearer token in one of RFC 6750's ways and the caller's in another.
 
+use std::sync::Arc;
+
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use http::uri::PathAndQuery;
@@ -14,10 +16,14 @@ use crate::model::origin::Origin;
 use crate::model::query;
 use crate::token::slot::InjectedToken;
 
-/// What the caller's own value in the token's place means for the request.
+/// The tokens of one request, in the order of its route's injection points. `None`: that point stays empty, or keeps the
+/// caller's own value.
+pub type Tokens = Vec<Option<Arc<InjectedToken>>>;
+
+/// What the caller's own value at the injection point means for the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
-    /// The token goes there.
+pub enum Injection {
+    /// The token is injected.
     Free,
     /// The caller's own value stays; the request needs no token.
     Kept,
@@ -25,15 +31,15 @@ pub enum Place {
     Refused,
 }
 
-/// Looks at what the caller sent where the token belongs, or as the other bearer token.
+/// Judges what the caller sent at the injection point, or as the other bearer token.
 pub fn look(
     headers: &HeaderMap,
     path: &PathAndQuery,
     (inject, other): (&Inject, Option<OtherBearer>),
     existing: Existing,
-) -> Place {
+) -> Injection {
     if existing == Existing::Overwrite {
-        return Place::Free;
+        return Injection::Free;
     }
     let in_place = match inject {
         Inject::Header { header, .. } => headers::values_with_twins(headers, header).count(),
@@ -46,9 +52,9 @@ pub fn look(
         None => 0,
     };
     match (existing, in_place + beside) {
-        (_, 0) => Place::Free,
-        (Existing::Keep, 1) => Place::Kept,
-        _ => Place::Refused,
+        (_, 0) => Injection::Free,
+        (Existing::Keep, 1) => Injection::Kept,
+        _ => Injection::Refused,
     }
 }
 
@@ -217,14 +223,17 @@ mod tests {
             at: (&Inject, Option<OtherBearer>),
             fields: &[(&str, &str)],
             sent: &str,
-            (keep, refuse): (Place, Place),
+            (keep, refuse): (Injection, Injection),
         ) {
             let look = |existing| look(&map(fields), &path(sent), at, existing);
             let found = (look(Existing::Overwrite), look(Existing::Keep), look(Existing::Refuse));
-            assert_eq!(found, (Place::Free, keep, refuse), "{at:?} {fields:?} {sent}");
+            assert_eq!(found, (Injection::Free, keep, refuse), "{at:?} {fields:?} {sent}");
         }
-        let (none, one, two) =
-            ((Place::Free, Place::Free), (Place::Kept, Place::Refused), (Place::Refused, Place::Refused));
+        let (none, one, two) = (
+            (Injection::Free, Injection::Free),
+            (Injection::Kept, Injection::Refused),
+            (Injection::Refused, Injection::Refused),
+        );
         let key = Inject::Query { name: "key".to_owned() };
         check((&key, None), &[], "/x", none);
         check((&key, None), &[], "/x?key=a", one);

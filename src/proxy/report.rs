@@ -136,13 +136,13 @@ impl Report {
         response: Response<UpstreamBody>,
         lease: Lease,
         idle: Duration,
-    ) -> Response<ResponseBody<Answer>> {
+    ) -> Response<ResponseBody<ResponseReport>> {
         let overhead = self.started.elapsed().saturating_sub(self.waited);
         self.worker.shared.metrics.overhead.observe(overhead.as_secs_f64());
         let (mut head, incoming) = response.into_parts();
         headers::response(&mut head.headers, self.worker.shared.via.of(head.version));
         head.version = Version::HTTP_11;
-        let answer = Answer { lease: Some(lease), ..Answer::upstreams(self, head.status) };
+        let answer = ResponseReport { lease: Some(lease), ..ResponseReport::upstreams(self, head.status) };
         Response::from_parts(head, ResponseBody::upstream(incoming, idle, answer))
     }
 
@@ -154,25 +154,25 @@ impl Report {
     }
 
     /// The upstream's 101: what it says of the new protocol is passed on.
-    pub fn switched(self, response: Response<()>) -> Response<ResponseBody<Answer>> {
+    pub fn switched(self, response: Response<()>) -> Response<ResponseBody<ResponseReport>> {
         let (mut head, ()) = response.into_parts();
         headers::response(&mut head.headers, self.worker.shared.via.of(head.version));
         upgrade::ask(&mut head.headers);
-        let answer = Answer::upstreams(self, head.status);
+        let answer = ResponseReport::upstreams(self, head.status);
         Response::from_parts(head, ResponseBody::own(Bytes::new(), answer))
     }
 
     /// An answer without a body that is neither an upstream's nor an error.
-    pub fn own_answer(self, status: StatusCode) -> Response<ResponseBody<Answer>> {
+    pub fn own_answer(self, status: StatusCode) -> Response<ResponseBody<ResponseReport>> {
         let via = self.worker.shared.via.of(Version::HTTP_11).clone();
-        let answer = Answer::own(self, status);
+        let answer = ResponseReport::own(self, status);
         let mut response = Response::new(ResponseBody::own(Bytes::new(), answer));
         *response.status_mut() = status;
         response.headers_mut().insert(http::header::VIA, via);
         response
     }
 
-    pub fn error(self, fault: Fault) -> Response<ResponseBody<Answer>> {
+    pub fn error(self, fault: Fault) -> Response<ResponseBody<ResponseReport>> {
         let code = fault.error.code();
         let (connection, profile) = self.names();
         self.worker.shared.metrics.errors.with_label_values(&[connection.unwrap_or(""), code]).inc();
@@ -189,7 +189,7 @@ impl Report {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         let refusal = Refusal { code, denial: fault.error.is_denial(), cause: fault.cause };
-        let answer = Answer::new(self, Outcome { status, refusal: Some(refusal), from_upstream: false });
+        let answer = ResponseReport::new(self, Outcome { status, refusal: Some(refusal), from_upstream: false });
         response.map(|text| ResponseBody::own(text, answer))
     }
 
@@ -230,28 +230,28 @@ struct Outcome {
 }
 
 /// Goes along with the answer's body.
-pub struct Answer {
+pub struct ResponseReport {
     report: Report,
     outcome: Outcome,
     lease: Option<Lease>,
 }
 
-impl Answer {
-    fn new(report: Report, outcome: Outcome) -> Answer {
+impl ResponseReport {
+    fn new(report: Report, outcome: Outcome) -> ResponseReport {
         report.serving.respond();
-        Answer { report, outcome, lease: None }
+        ResponseReport { report, outcome, lease: None }
     }
 
-    fn own(report: Report, status: StatusCode) -> Answer {
-        Answer::new(report, Outcome { status, refusal: None, from_upstream: false })
+    fn own(report: Report, status: StatusCode) -> ResponseReport {
+        ResponseReport::new(report, Outcome { status, refusal: None, from_upstream: false })
     }
 
-    fn upstreams(report: Report, status: StatusCode) -> Answer {
-        Answer::new(report, Outcome { status, refusal: None, from_upstream: true })
+    fn upstreams(report: Report, status: StatusCode) -> ResponseReport {
+        ResponseReport::new(report, Outcome { status, refusal: None, from_upstream: true })
     }
 }
 
-impl Companion for Answer {
+impl Companion for ResponseReport {
     fn end(mut self, ending: Ending) {
         if let Some(lease) = self.lease.take().filter(|_| ending == Ending::Complete) {
             lease.give_back();

@@ -30,7 +30,7 @@ use super::downstream;
 use super::error::{Fault, ProxyError};
 use super::io::{Activity, Stream, Watched};
 use super::peer::{Peer, Tunnelled};
-use super::report::{Answer, Report};
+use super::report::{Report, ResponseReport};
 use super::target::{self, Target};
 use super::upstream::Dialed;
 use super::worker::Worker;
@@ -56,7 +56,7 @@ pub async fn open(
     worker: Rc<Worker>,
     peer: Rc<Peer>,
     mut request: Request<Incoming>,
-) -> Response<ResponseBody<Answer>> {
+) -> Response<ResponseBody<ResponseReport>> {
     let (tasks, upgrade) = (worker.shared.tasks.clone(), hyper::upgrade::on(&mut request));
     if peer.tunnel.is_some() {
         tasks.spawn_local(close_refused(upgrade, peer.clone()));

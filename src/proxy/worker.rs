@@ -4,7 +4,6 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arc_swap::{ArcSwap, Cache};
 use prometheus::Histogram;
@@ -95,21 +94,5 @@ impl Worker {
             })
         });
         counters.clone()
-    }
-}
-
-/// A place among a bounded number, given back on drop.
-pub struct Place(Arc<AtomicUsize>);
-
-impl Place {
-    pub fn take(taken: &Arc<AtomicUsize>, places: usize) -> Option<Place> {
-        let more = |n: usize| (n < places).then_some(n + 1);
-        taken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).ok().map(|_| Place(taken.clone()))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }

@@ -25,7 +25,7 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use super::super::body::ResponseBody;
 use super::super::io::{Overdue, Watched};
 use super::super::peer::Peer;
-use super::super::report::Answer;
+use super::super::report::ResponseReport;
 use super::super::worker::Worker;
 use super::super::{dispatch, headers, upgrade};
 use super::{End, last_request, until};
@@ -142,13 +142,13 @@ struct Pace {
 
 /// An answer's body that tells its pace.
 struct Paced {
-    inner: ResponseBody<Answer>,
+    inner: ResponseBody<ResponseReport>,
     pace: Rc<Pace>,
 }
 
 impl Body for Paced {
     type Data = Bytes;
-    type Error = <ResponseBody<Answer> as Body>::Error;
+    type Error = <ResponseBody<ResponseReport> as Body>::Error;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = self.get_mut();

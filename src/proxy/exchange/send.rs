@@ -11,11 +11,11 @@ use hyper::body::{Body, Incoming};
 use tokio::time::{Instant, sleep_until};
 
 use super::Exchange;
-use super::tokens::Tokens;
-use super::way::Way;
+use super::forward::Forward;
 use crate::proxy::body::{Progress, Received, RequestSource, Silent, UpstreamBody};
 use crate::proxy::error::{Fault, ProxyError, Unreachable};
 use crate::proxy::headers;
+use crate::proxy::inject::Tokens;
 use crate::proxy::io::Heads;
 use crate::proxy::upgrade;
 use crate::proxy::upstream::Lease;
@@ -25,15 +25,15 @@ impl Exchange<'_> {
     /// One request upstream, and its answer's head.
     pub(super) async fn send(
         &mut self,
-        way: &Way<'_>,
+        forward: &Forward<'_>,
         head: &Parts,
         tokens: &Tokens,
         source: &RequestSource,
     ) -> Result<(Response<UpstreamBody>, Lease), Fault> {
         let started = Instant::now();
-        let connection = way.bound.map(|bound| &*bound.connection);
-        let trace = self.report.spans.send(&head.method, &way.destination.origin, way.path.path(), connection);
-        let result = self.send_once_or_renewed(way, head, tokens, source, trace.as_ref()).await;
+        let connection = forward.bound.map(|bound| &*bound.connection);
+        let trace = self.report.spans.send(&head.method, &forward.destination.origin, forward.path.path(), connection);
+        let result = self.send_once_or_renewed(forward, head, tokens, source, trace.as_ref()).await;
         self.report.waited(started.elapsed());
         let answer = result.as_ref().map(|(response, _)| response.status());
         self.report.spans.answered(answer.map_err(|fault| fault.error.code()));
@@ -55,17 +55,17 @@ impl Exchange<'_> {
 
     async fn send_once_or_renewed(
         &self,
-        way: &Way<'_>,
+        forward: &Forward<'_>,
         head: &Parts,
         tokens: &Tokens,
         source: &RequestSource,
         trace: Option<&Propagation>,
     ) -> Result<(Response<UpstreamBody>, Lease), Fault> {
         let pool = &self.worker.pool;
-        let mut lease = pool.checkout(self.wanted(&way.destination)).await?;
+        let mut lease = pool.checkout(self.wanted(&forward.destination)).await?;
         loop {
             let progress = Progress::new();
-            let mut request = way.request(head, &lease, tokens, source, progress.clone(), trace)?;
+            let mut request = forward.request(head, &lease, tokens, source, progress.clone(), trace)?;
             let via = self.worker.shared.via.of(lease.version()).clone();
             let mut interim = Heads::of(&mut request, via);
             let sent = {
@@ -109,7 +109,7 @@ impl Exchange<'_> {
             if !lease.reused || !(error.unsent || (safe || error.is_refused()) && source.reclaim()) {
                 return Err(error.fault());
             }
-            lease = pool.renew(self.wanted(&way.destination), lease).await?;
+            lease = pool.renew(self.wanted(&forward.destination), lease).await?;
         }
     }
 

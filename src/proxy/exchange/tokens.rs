@@ -11,23 +11,20 @@ use http::request::Parts;
 use http::{HeaderMap, Response, header};
 use tokio::time::Instant;
 
-use super::way::Way;
+use super::forward::Forward;
 use super::{Exchange, Served};
 use crate::model::connection::WithoutToken;
 use crate::model::secret::Secret;
 use crate::model::token::Subject;
 use crate::proxy::body::{RequestSource, UpstreamBody, is_rejection};
 use crate::proxy::error::{Fault, ProxyError};
-use crate::proxy::inject::{self, Place};
+use crate::proxy::inject::{self, Injection, Tokens};
 use crate::proxy::upstream::Lease;
 use crate::proxy::{caller, headers};
 use crate::router::CallerId;
 use crate::snapshot::{BoundRoute, BoundToken};
 use crate::token::Slots;
 use crate::token::slot::{Consent, InjectedToken, NoToken, TokenSlot};
-
-/// In the order of the route's; `None`: its place stays empty, or as the caller filled it.
-pub type Tokens = Vec<Option<Arc<InjectedToken>>>;
 
 /// Whose tokens a request wants, where there is one for each.
 #[derive(Default)]
@@ -52,11 +49,12 @@ impl Exchange<'_> {
     /// Reads from the request whose tokens it wants.
     pub(super) fn whose(
         &mut self,
-        way: &Way<'_>,
+        forward: &Forward<'_>,
         headers: &mut HeaderMap,
         caller: Option<CallerId>,
     ) -> Result<(), Fault> {
-        for slots in way.bound.into_iter().flat_map(|bound| &bound.tokens).filter_map(|token| token.slots.as_ref()) {
+        for slots in forward.bound.into_iter().flat_map(|bound| &bound.tokens).filter_map(|token| token.slots.as_ref())
+        {
             match slots {
                 Slots::PerSubject(_) if self.whose.subject.is_none() => {
                     let subject = caller::subject(&self.snapshot.callers, caller, headers)?;
@@ -75,19 +73,19 @@ impl Exchange<'_> {
     }
 
     /// Removes the credentials of the caller's that the route strips.
-    pub(super) fn strip(&self, way: &mut Way<'_>, headers: &mut HeaderMap) {
-        if let Some(stripping) = way.bound.and_then(|bound| bound.stripping.as_ref()) {
-            let removed = inject::strip(headers, &mut way.path, &stripping.stripped);
+    pub(super) fn strip(&self, forward: &mut Forward<'_>, headers: &mut HeaderMap) {
+        if let Some(stripping) = forward.bound.and_then(|bound| bound.stripping.as_ref()) {
+            let removed = inject::strip(headers, &mut forward.path, &stripping.stripped);
             stripping.removed.inc_by(removed as u64);
         }
     }
 
     /// What the route injects.
-    pub(super) async fn tokens(&mut self, way: &mut Way<'_>, headers: &mut HeaderMap) -> Result<Tokens, Fault> {
-        let Some(bound) = way.bound else { return Ok(Tokens::new()) };
+    pub(super) async fn tokens(&mut self, forward: &mut Forward<'_>, headers: &mut HeaderMap) -> Result<Tokens, Fault> {
+        let Some(bound) = forward.bound else { return Ok(Tokens::new()) };
         let mut tokens = Tokens::with_capacity(bound.tokens.len());
         for token in &bound.tokens {
-            tokens.push(self.token(bound, token, way, headers).await?);
+            tokens.push(self.token(bound, token, forward, headers).await?);
         }
         Ok(tokens)
     }
@@ -96,19 +94,19 @@ impl Exchange<'_> {
         &mut self,
         bound: &BoundRoute,
         token: &BoundToken,
-        way: &mut Way<'_>,
+        forward: &mut Forward<'_>,
         headers: &mut HeaderMap,
     ) -> Result<Option<Arc<InjectedToken>>, Fault> {
         let Some(slots) = &token.slots else { return Ok(None) };
-        match inject::look(headers, &way.path, (&token.inject, token.other_bearer), bound.route.existing) {
-            Place::Free => {
-                token.other_bearer.into_iter().for_each(|other| inject::clear_other(headers, &mut way.path, other));
+        match inject::look(headers, &forward.path, (&token.inject, token.other_bearer), bound.route.existing) {
+            Injection::Free => {
+                token.other_bearer.into_iter().for_each(|other| inject::clear_other(headers, &mut forward.path, other));
             }
-            Place::Kept => {
+            Injection::Kept => {
                 token.injections.kept.inc();
                 return Ok(None);
             }
-            Place::Refused => {
+            Injection::Refused => {
                 token.injections.refused.inc();
                 let why = "the request carries a credential of its own, which the route refuses";
                 return Err(ProxyError::BadRequestTarget(why).into());
@@ -121,7 +119,7 @@ impl Exchange<'_> {
             }
             Err(_) if bound.route.without_token == WithoutToken::Forward => {
                 token.injections.forwarded.inc();
-                inject::clear(headers, &mut way.path, &token.inject);
+                inject::clear(headers, &mut forward.path, &token.inject);
                 Ok(None)
             }
             Err(why) => {
@@ -133,7 +131,7 @@ impl Exchange<'_> {
         }
     }
 
-    /// Where a person ends what stands in the way, if a person can.
+    /// The link where a person can resolve what blocks the token, if one can.
     fn link(&self, slots: &Slots, why: &NoToken) -> Option<String> {
         let NoToken::Person { .. } = why else { return None };
         let slot = self.whose.slot(slots)?;
@@ -167,7 +165,7 @@ impl Exchange<'_> {
         first: (Response<UpstreamBody>, Lease),
         mut tokens: Tokens,
         bound: &BoundRoute,
-        way: &Way<'_>,
+        forward: &Forward<'_>,
         head: &Parts,
         source: &RequestSource,
     ) -> Result<Served, Fault> {
@@ -191,7 +189,7 @@ impl Exchange<'_> {
             return self.answered(first.0, first.1);
         }
         drop(first);
-        let (mut response, lease) = self.send(way, head, &tokens, source).await?;
+        let (mut response, lease) = self.send(forward, head, &tokens, source).await?;
         let rejected = self.is_rejected(bound, &tokens, &mut response).await;
         if !rejected {
             self.accept(bound, &tokens);

@@ -10,14 +10,13 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderName, Request, Uri, Version};
 
-use super::tokens::Tokens;
 use crate::dial::Forwarding;
 use crate::model::connection::Place as RoutePlace;
 use crate::model::origin::Origin;
 use crate::proxy::body::{Progress, RequestBody, RequestSource};
 use crate::proxy::error::{Fault, ProxyError};
 use crate::proxy::headers;
-use crate::proxy::inject::{self, NotInjected};
+use crate::proxy::inject::{self, NotInjected, Tokens};
 use crate::proxy::peer::Tunnelled;
 use crate::proxy::target::{self, Target};
 use crate::proxy::upgrade;
@@ -30,7 +29,7 @@ const LONG_TOKEN: &str = "with the token in its query the target is longer than 
 pub const AMBIGUOUS_PATH: &str = "a server could read the path as another one, which this route does not take; write it without dot segments and escapes";
 
 /// Where a request goes, by which route, and under which path.
-pub struct Way<'a> {
+pub struct Forward<'a> {
     pub bound: Option<&'a BoundRoute>,
     pub destination: Destination,
     pub path: PathAndQuery,
@@ -38,9 +37,9 @@ pub struct Way<'a> {
     pub trailers: bool,
 }
 
-impl<'a> Way<'a> {
+impl<'a> Forward<'a> {
     /// `rest` is what follows the mount.
-    pub fn by_route(bound: &'a BoundRoute, target: &Target, rest: &str) -> Result<Way<'a>, Fault> {
+    pub fn by_route(bound: &'a BoundRoute, target: &Target, rest: &str) -> Result<Forward<'a>, Fault> {
         let (origin, path) = match (&bound.route.place, target) {
             (RoutePlace::Host { port, .. }, Target::Absolute(origin, path)) => {
                 (bound.route.tls.leave_for(*port, origin), path.clone())
@@ -59,7 +58,7 @@ impl<'a> Way<'a> {
         };
         let (tls, server_name) = (bound.tls.clone(), bound.route.tls.server_name.clone());
         let destination = Destination { origin, tls, server_name, protocol: Protocol::Any };
-        Ok(Way { bound: Some(bound), destination, path, trailers: false })
+        Ok(Forward { bound: Some(bound), destination, path, trailers: false })
     }
 
     /// Fields that the caller's trailers must not hold.
