@@ -1,10 +1,11 @@
 //! A bounded number of places, shared by all threads, and a queue in which callers take turns.
 //!
 //! Bounds the requests in flight to one origin, the connections in use, tunnels, callers' connections, and lookups of names.
-//! Invariants: without waiters, entering and leaving is one atomic operation; with waiters, places change hands
+//! Invariants: without waiters, and where places are shared fairly within the first half of them, entering and leaving is one
+//! atomic operation; with waiters, places change hands
 //! under the lock alone, so a place that is given back goes to exactly one waiter; no newcomer overtakes a waiter that
 //! may enter; callers take turns (round robin), and the requests of one caller keep their order. Where places are shared
-//! fairly, one caller never holds the last ones, so another finds a place although the first gives none back.
+//! fairly, from 15 places on one caller never holds the last ones, so another finds a place although the first gives none back.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -291,7 +292,7 @@ impl Queue {
 
     /// The next waiter that may enter while `inside` places are taken.
     fn next(&mut self, inside: usize) -> Option<(Turn, oneshot::Sender<Permit>)> {
-        let bounds = self.bounds?;
+        let bounds = self.bounds.filter(|bounds| inside < bounds.places)?;
         let at = self.lines.iter().position(|line| self.may_enter(bounds, inside, &line.turn))?;
         let mut line = self.lines.remove(at)?;
         let (_, waiter) = line.waiters.pop_front()?;

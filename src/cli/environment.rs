@@ -151,7 +151,9 @@ impl About {
             let name =
                 name.ok_or_else(|| Failed::Said(format!("no caller is named `{caller}` in the configuration")))?;
             if let Some(secret) = config::caller_secret(&path, name, opener()).map_err(refused)? {
-                let password = Zeroizing::new(percent_encoded(secret.expose()).to_string());
+                // A string that grew would leave unwiped copies behind.
+                let mut password = Zeroizing::new(String::with_capacity(3 * secret.expose().len()));
+                password.extend(percent_encoded(secret.expose()));
                 let set = proxy.set_username(name.as_str()).and_then(|()| proxy.set_password(Some(&password)));
                 set.map_err(|()| Failed::Said("the proxy's URL cannot hold the caller's secret".to_owned()))?;
             }

@@ -174,7 +174,7 @@ impl Names {
             (Some((addresses, at)), _) if now < *at + FRESH => Found::Addresses(addresses.clone()),
             (Some((addresses, _)), failure) => {
                 let found = Found::Addresses(addresses.clone());
-                if failure.is_none() && entry.search.is_none() {
+                if failure.is_none() {
                     self.join(name, class, turn, entry, true);
                 }
                 found

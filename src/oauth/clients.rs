@@ -76,7 +76,7 @@ impl HttpClients {
         self.make(&ClientSettings { roots: None, certificate: None, proxy: ServerProxy::Direct })
     }
 
-    /// What the connection's issuer says, shared by all who reach it in the same settings.
+    /// What the connection's issuer says, shared by the connections with the same settings.
     pub fn discovery(&self, connection: &Connection, http: &reqwest::Client) -> Option<Arc<Discovery>> {
         let issuer = connection.endpoints.issuer.clone()?;
         let (cleartext, mutual) = (connection.endpoints.allow_cleartext, connection.mutual_tls.is_some());

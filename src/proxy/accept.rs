@@ -243,7 +243,7 @@ impl Door {
             Ok(Asked::Queued(waiting)) => {
                 let door = self.clone();
                 self.shared.tasks.spawn_local(async move {
-                    match timeout(SEAT_WAIT, waiting).await {
+                    match timeout(SEAT_WAIT, door.shared.seats.wait(waiting, &turn)).await {
                         Ok(Ok(permit)) => {
                             let seat = door.shared.seats.seat(permit, &turn);
                             // Without workers the program ends.

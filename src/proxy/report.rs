@@ -17,7 +17,6 @@ use http::header::{CONNECTION, CONTENT_LENGTH};
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
-
 use tokio::time::Instant;
 use tracing::Level;
 

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::io::Watch;
 use crate::gate::{Bounds, Entered, Full, Gate, Permit, Turn, Waiting};
@@ -71,6 +71,16 @@ impl Seats {
                 self.lock().ask_idle_to_leave(turn, Instant::now());
                 Ok(Asked::Queued(waiting))
             }
+        }
+    }
+
+    /// Waits for a place. Connections that become idle meanwhile are asked to make way.
+    pub async fn wait(&self, mut waiting: Waiting, turn: &Turn) -> Result<Permit, Full> {
+        loop {
+            if let Ok(place) = timeout(SEARCH_PAUSE, &mut waiting).await {
+                return place;
+            }
+            self.lock().ask_idle_to_leave(turn, Instant::now());
         }
     }
 

@@ -103,7 +103,7 @@ impl Pool {
 
     /// A stream to `origin` without TLS, for a tunnel.
     pub async fn reach(&self, snapshot: &Snapshot, origin: &Origin, turn: &Turn) -> Result<Dialed, Fault> {
-        let in_use = self.in_use(snapshot, turn, None).await?;
+        let in_use = self.in_use(snapshot, turn).await?;
         let descriptor = self.descriptor(snapshot, turn).await?;
         match timeout(snapshot.timeouts.connect, snapshot.dialer.connect(origin, turn)).await {
             Ok(result) => Ok(Dialed::new(result.map_err(dial_fault)?, descriptor).used_by(in_use)),
@@ -136,28 +136,39 @@ impl Pool {
     async fn take_or_open(&self, wanted: Wanted<'_>, entry: &Held, dead: Option<&Link>) -> Result<(Link, bool), Fault> {
         let timeouts = &wanted.snapshot.timeouts;
         let deadline = Instant::now() + timeouts.connect;
-        let (mut waited, mut in_use) = (false, None);
-        let _dialing = loop {
+        // A dead connection is no longer in use; waiting for another permit beside its own could wait for itself.
+        let (mut waited, mut in_use) = (false, dead.and_then(Link::reclaim));
+        let (_dialing, in_use) = loop {
             if let Some(stream) = not_dead(entry, dead).find_map(|shared| shared.join()) {
                 return Ok((Link::Among(stream), true));
             }
-            if entry.has_idle() {
-                let permit = self.in_use(wanted.snapshot, wanted.turn, in_use.take()).await?;
-                match self.take_idle(entry, timeouts.keep_alive, dead, permit) {
-                    Ok(link) => return Ok((link, true)),
-                    Err(permit) => in_use = Some(permit),
+            let at_once = || self.descriptors.try_use_one(&wanted.snapshot.limits);
+            let Some(permit) = in_use.take().or_else(at_once) else {
+                tokio::select! {
+                    permit = self.in_use(wanted.snapshot, wanted.turn) => in_use = Some(permit?),
+                    // A connection may have become one that this request can share.
+                    () = entry.changed() => {}
                 }
-            }
+                if deadline <= Instant::now() {
+                    return Err(late());
+                }
+                continue;
+            };
+            let permit = match self.take_idle(entry, timeouts.keep_alive, dead, permit) {
+                Ok(link) => return Ok((link, true)),
+                Err(permit) => permit,
+            };
             if waited && deadline <= Instant::now() {
                 return Err(late());
             }
             if let Some(dialing) = entry.dial(waited) {
-                break dialing;
+                break (dialing, permit);
             }
-            timeout_at(deadline, entry.dialed()).await.map_err(|_| late())?;
+            // Another caller may need it for the dial that this request waits for.
+            drop(permit);
+            timeout_at(deadline, entry.changed()).await.map_err(|_| late())?;
             waited = true;
         };
-        let in_use = self.in_use(wanted.snapshot, wanted.turn, in_use).await?;
         let opened = timeout_at(deadline, Box::pin(self.open(wanted, entry, in_use))).await;
         Ok((opened.map_err(|_| late())??, false))
     }
@@ -178,7 +189,10 @@ impl Pool {
         }
         for shared in not_dead(entry, dead) {
             match shared.wake(in_use) {
-                Ok(stream) => return Ok(Link::Among(stream)),
+                Ok(stream) => {
+                    entry.announce();
+                    return Ok(Link::Among(stream));
+                }
                 Err(permit) => in_use = permit,
             }
         }
@@ -234,13 +248,9 @@ impl Pool {
         Ok(TlsConnector::from(config.clone()).connect(name, stream).await)
     }
 
-    /// The right to use a connection: that which is `held`, or one for `turn`. Waiting for it leaves time to dial before the
-    /// same `timeouts.connect` is over.
-    async fn in_use(&self, snapshot: &Snapshot, turn: &Turn, held: Option<Permit>) -> Result<Permit, Fault> {
-        match held {
-            Some(permit) => Ok(permit),
-            None => unless_full(snapshot, self.descriptors.use_one(&snapshot.limits, turn)).await,
-        }
+    /// The right to use a connection. Waiting for it leaves time to dial before the same `timeouts.connect` is over.
+    async fn in_use(&self, snapshot: &Snapshot, turn: &Turn) -> Result<Permit, Fault> {
+        unless_full(snapshot, self.descriptors.use_one(&snapshot.limits, turn)).await
     }
 
     /// The descriptor for a dial.

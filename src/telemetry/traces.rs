@@ -1,6 +1,6 @@
 //! Traces: which requests are recorded, their spans, and what the next hop is told.
 //!
-//! Not here: the header's form (`context`), the way to the collector (`export`), which span says what (`proxy::spans`, `oauth`).
+//! Not here: the header's form (`context`), the way to the collector (`export`), which span says what (`proxy::report::spans`, `oauth`).
 //! Holds: a request that is not sampled makes no span; ending a span never waits: where the queue is full, it is lost and
 //! counted. A span holds names and numbers: never a header's value, a query string or a token.
 

@@ -1,7 +1,7 @@
 //! The home of a grant: how the first token of a connection is obtained, and what sets one grant apart from another.
 //!
 //! To add a grant, add a line to `grant_kinds!` and a variant to [`Grant`]; the compiler names the rest: the methods here,
-//! `config/grant` (its keys), `oauth/grant` (its request, and its signer if it has one). One that needs a person also gets a
+//! `config/connection/grant` (its keys), `oauth/grant` (its request, and its signer if it has one). One that needs a person also gets a
 //! [`ConsentFlow`], and with it a flow in `admin/consent`. A grant is matched in these files alone, exhaustively; others ask
 //! the methods here.
 

@@ -14,7 +14,6 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::proxy::error::{Fault, ProxyError};
 use crate::proxy::headers;
-
 use crate::sync::lock;
 
 /// How many may wait to be passed on; an upstream that sends more at once sends too many.

@@ -2,7 +2,7 @@
 //!
 //! Invariants: a dial has its descriptor before it opens a socket, and gives it back when the socket is closed. Where none is
 //! left, the oldest idle connection is closed, whichever worker it belongs to; dials wait for that in a queue in which
-//! callers take turns. One caller never has all connections in use, so that another finds one, or can dial.
+//! callers take turns. From 15 connections on, one caller never has all of them in use.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -80,13 +80,14 @@ impl Descriptors {
         Bounds { places: self.upstream_max(limits), queued: DIALS_QUEUED_MAX, sharing }
     }
 
-    /// The right to use one connection, idle or yet to be dialled. The caller sets the deadline.
+    /// The right to use one connection, idle or yet to be dialled, while no caller needs to wait for its share.
+    pub fn try_use_one(&self, limits: &Limits) -> Option<Permit> {
+        self.in_use.try_enter(self.bounds(limits, Sharing::Fair))
+    }
+
+    /// The same in the caller's turn. The caller sets the deadline.
     pub async fn use_one(&self, limits: &Limits, turn: &Turn) -> Result<Permit, Full> {
-        let bounds = self.bounds(limits, Sharing::Fair);
-        match self.in_use.try_enter(bounds) {
-            Some(permit) => Ok(permit),
-            None => self.in_use.enter(bounds, turn).await,
-        }
+        self.in_use.enter(self.bounds(limits, Sharing::Fair), turn).await
     }
 
     /// A descriptor for one dial. The caller sets the deadline.

@@ -36,7 +36,7 @@ pub struct Entry {
     /// What the last connection spoke; `None`: not known yet, or the last attempt failed.
     pub spoken: Cell<Option<Version>>,
     dials: Cell<usize>,
-    dialed: Notify,
+    changed: Notify,
 }
 
 pub struct Idle {
@@ -77,6 +77,10 @@ impl Counted {
         self.in_use.take();
     }
 
+    pub fn reclaim(&self) -> Option<Permit> {
+        self.in_use.take()
+    }
+
     fn move_to(&self, state: &IntGauge) {
         state.inc();
         self.gauge.replace(state.clone()).dec();
@@ -103,6 +107,14 @@ impl Link {
         }
     }
 
+    /// The right to use the connection, of one that is dead; for the first request that asks.
+    pub fn reclaim(&self) -> Option<Permit> {
+        match self {
+            Link::Alone(sender) => sender.counted.reclaim(),
+            Link::Among(stream) => stream.reclaim(),
+        }
+    }
+
     pub fn is_on(&self, shared: &Rc<Shared>) -> bool {
         matches!(self, Link::Among(stream) if stream.is_on(shared))
     }
@@ -122,7 +134,7 @@ impl Entry {
             shared: RefCell::default(),
             spoken: Cell::new(spoken),
             dials: Cell::new(0),
-            dialed: Notify::new(),
+            changed: Notify::new(),
         }
     }
 
@@ -177,9 +189,14 @@ impl Entry {
         })
     }
 
-    /// Returns when a dial has ended.
-    pub async fn dialed(&self) {
-        self.dialed.notified().await;
+    /// Returns when a dial has ended, or a shared connection is in use again.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Wakes the requests that wait for a change.
+    pub fn announce(&self) {
+        self.changed.notify_waiters();
     }
 }
 
@@ -189,7 +206,7 @@ pub struct Dialing<'a>(&'a Entry);
 impl Drop for Dialing<'_> {
     fn drop(&mut self) {
         self.0.dials.set(self.0.dials.get() - 1);
-        self.0.dialed.notify_waiters();
+        self.0.announce();
     }
 }
 

@@ -196,6 +196,11 @@ impl Stream {
         Rc::ptr_eq(&self.0, shared)
     }
 
+    /// The right to use the connection, of one that is dead; for the first of its streams that asks.
+    pub fn reclaim(&self) -> Option<Permit> {
+        self.0.counted.reclaim()
+    }
+
     /// What comes for other requests counts, too.
     pub fn heard(&self) -> &Heard {
         &self.0.heard

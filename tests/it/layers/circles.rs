@@ -6,10 +6,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{listed, sources, tokens};
 
-/// Folders whose files import each other in a circle, and why. A folder leaves this list with its last circle.
-const CIRCLES: [(&str, &str); 2] = [
-    ("proxy", "the inside of a tunnel is served as a connection is"),
-    ("proxy/upstream", "an entry holds its connections, and each returns to its entry"),
+/// Folders whose files import each other in a circle: which files, and why. A folder leaves this list with its last circle.
+const CIRCLES: [(&str, &[&str], &str); 2] = [
+    (
+        "proxy",
+        &["dispatch", "downstream", "exchange", "report", "tunnel", "upgrade"],
+        "the inside of a tunnel is served as a connection is, and an upgraded request becomes a relay",
+    ),
+    (
+        "proxy/upstream",
+        &["connections", "entry", "shared"],
+        "an entry holds its connections, and each returns to its entry",
+    ),
 ];
 
 /// Which files (or folders) of a folder each of them imports.
@@ -18,7 +26,9 @@ type Imports = BTreeMap<String, BTreeSet<String>>;
 #[test]
 fn the_files_of_a_folder_import_each_other_one_way() {
     let found = circles(&sources("src"));
-    let is_excused = |(folder, _): &&(String, Vec<String>)| CIRCLES.iter().any(|(excused, _)| excused == folder);
+    let is_excused = |(folder, files): &&(String, Vec<String>)| {
+        CIRCLES.iter().any(|(excused, members, _)| excused == folder && members.iter().eq(files))
+    };
     let (excused, new): (Vec<_>, Vec<_>) = found.iter().partition(is_excused);
     let hint = |(folder, files): &(String, Vec<String>)| {
         format!(

@@ -7,12 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use http::{Request, StatusCode};
 use http_body_util::Empty;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::AsyncReadExt;
-use tokio::net::TcpSocket;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::Barrier;
+use tokio::task::JoinSet;
 
 use super::descriptors::{DOWNSTREAM_MAX, Everywhere, ONE_CALLER_MAX, OPEN_FILES, UPSTREAM_MAX};
 use crate::rig::raw::{Answer, Conn};
@@ -95,7 +98,7 @@ async fn a_caller_of_many_silent_origins_leaves_connections_to_others() {
     let sidecar = Sidecar::start_with_open_files(&config, OPEN_FILES).await;
     // An idle connection, which is there for all.
     assert_eq!(get(OTHER, sidecar.proxy(), "http://other.test/").await.status, 200);
-    let mut greedy = tokio::task::JoinSet::new();
+    let mut greedy = JoinSet::new();
     let refused = Arc::<AtomicUsize>::default();
     for part in 0..REQUESTS / 100 {
         let stream = open(GREEDY, sidecar.proxy()).await.stream;
@@ -165,4 +168,51 @@ async fn an_address_leaves_connections_to_others() {
             assert_eq!(youngest.answer().await.status, 200, "{row}");
         }
     }
+}
+
+/// A request whose kept connection is dead takes its place along to the next one; all places may be taken by such.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_on_dead_connections_do_not_wait_for_each_other() {
+    const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let config = format!("hosts: {{other.test: \"{}\"}}\n", listener.local_addr().expect("an address"));
+    let upstream = tokio::spawn(async move {
+        let together = Arc::new(Barrier::new(ONE_CALLER_MAX));
+        let mut conns = JoinSet::new();
+        for number in 0.. {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            let together = together.clone();
+            conns.spawn(async move {
+                let mut head = vec![0; 4096];
+                let dies = number < ONE_CALLER_MAX;
+                while stream.read(&mut head).await? > 0 {
+                    if dies {
+                        together.wait().await;
+                    }
+                    stream.write_all(OK).await?;
+                    if dies {
+                        // The second request finds the connection closed, when each is in use.
+                        let _ = stream.read(&mut head).await?;
+                        together.wait().await;
+                        break;
+                    }
+                }
+                std::io::Result::Ok(())
+            });
+        }
+    });
+    let sidecar = Sidecar::start_with_open_files(&config, OPEN_FILES).await;
+    let ask = async |conn: &mut Conn| {
+        conn.write(b"GET http://other.test/ HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        conn.answer().await.status
+    };
+    let mut callers = Vec::new();
+    for _ in 0..ONE_CALLER_MAX {
+        callers.push(open(GREEDY, sidecar.proxy()).await);
+    }
+    for round in ["new connections", "dead connections"] {
+        let statuses = join_all(callers.iter_mut().map(ask)).await;
+        assert_eq!(statuses, [200; ONE_CALLER_MAX], "{round}");
+    }
+    upstream.abort();
 }
