@@ -25,7 +25,7 @@ pub async fn serve(
         return Report::begin(&worker, &peer, &request).error(error.into());
     }
     match *request.method() {
-        Method::CONNECT => tunnel::open(worker, peer, request).await,
+        Method::CONNECT => Box::pin(tunnel::open(worker, peer, request)).await,
         _ => exchange::serve(worker, peer, request).await,
     }
 }

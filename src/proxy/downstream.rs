@@ -66,12 +66,10 @@ async fn one_by_one(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
         let (worker, peer) = (worker.clone(), peer.clone());
         let (watch, socket) = (watch.clone(), io.own_socket());
         service_fn(move |request: Request<Incoming>| {
-            let (watch, socket) = (watch.clone(), socket.clone().filter(|_| request.version() == Version::HTTP_10));
-            let response = serve_one(worker.clone(), peer.clone(), request);
-            // Boxed, because hyper keeps room for one future as long as a connection lives, idle or not.
-            Box::pin(
-                async move { response.await.map(|response| response.map(|inner| Outgoing::new(inner, watch, socket))) },
-            )
+            let socket = socket.clone().filter(|_| request.version() == Version::HTTP_10);
+            // Boxed, because hyper keeps room for one future as long as a connection lives, idle or not; at once, because its
+            // size makes each move dear.
+            Box::pin(serve_one(worker.clone(), peer.clone(), request, (watch.clone(), socket)))
         })
     };
     // Larger than our own bound, so that it is we who answer a head that is too large.
@@ -179,14 +177,15 @@ async fn serve_one(
     worker: Rc<Worker>,
     peer: Rc<Peer>,
     request: Request<Incoming>,
-) -> Result<Response<ResponseBody<ResponseReport>>, Infallible> {
+    (watch, socket): (Arc<Watch>, Option<Socket>),
+) -> Result<Response<Outgoing>, Infallible> {
     let version = request.version();
     let mut response = dispatch::serve(worker, peer, request).await;
     if version == Version::HTTP_10 {
         // So that hyper closes: a proxy keeps no connection with a caller over HTTP/1.0 (RFC 9112 §9.3).
         *response.version_mut() = version;
     }
-    Ok(response)
+    Ok(response.map(|inner| Outgoing::new(inner, watch, socket)))
 }
 
 /// Is it the first line alone that is too large, for us or for the parser?
