@@ -70,7 +70,7 @@ impl Access {
             }
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error,
-                    "no admin token can be kept, so nobody may use the API; set state_dir, or list admin.users");
+                    "no admin token can be kept, so no user may use the API; set state_dir, or list admin.users");
                 None
             }
         }

@@ -70,7 +70,7 @@ pub fn hosts(spot: Option<Spot<'_>>, sink: &mut Sink) -> Vec<HostOverride> {
         };
         let (Ok(host), Some((address, port))) = (host, value.parse(sink, value::dial_address)) else { continue };
         if let Some(first) = seen.insert(host.clone(), place.line) {
-            place.problem(sink, format!("the same host stands in line {first}"), "keep one of the two");
+            place.problem(sink, format!("the same host is in line {first}"), "keep one of the two");
         }
         hosts.push(HostOverride { host, address, port });
     }

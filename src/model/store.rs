@@ -47,7 +47,7 @@ impl StoreKind {
     }
 }
 
-/// `store.redis`: where it is, and what it is told.
+/// `store.redis`: the servers, and the settings of connections to them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RedisSettings {
     /// One; the sentinels, which know where it is; or some nodes of a cluster.

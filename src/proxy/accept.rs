@@ -265,7 +265,7 @@ impl Door {
         hand_over(&self.inboxes, accepted).await
     }
 
-    /// Tells a caller that there is no seat; few of those who are told hold up nobody, the others are just closed.
+    /// Sends 503 to a caller without a seat. The number of such responses is bounded; beyond it connections are just closed.
     fn refuse<T: Fresh>(&self, mut stream: T) {
         let error = error::ProxyError::Overloaded;
         self.shared.metrics.errors.with_label_values(&["", error.code()]).inc();

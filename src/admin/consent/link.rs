@@ -111,7 +111,7 @@ async fn by_secret(admin: &Admin, own: &Name, text: &str) -> Result<Meant, Page>
     let unknown = || {
         Page::refused("This link is not known")
             .says("It is not complete, or too old.")
-            .notes("Ask whoever sent it for a new one.")
+            .notes("Ask its sender for a new one.")
     };
     let (store, wall) = (&**admin.cache.store(), admin.clock.now().wall);
     let (id, _) = text.split_once('.').ok_or_else(unknown)?;

@@ -22,12 +22,13 @@ pub fn no_store(error: &StoreError) -> Page {
 
 /// The page of a flow that has ended; `None`: it is still open.
 pub fn over(status: &Status) -> Option<Page> {
-    let again = "If you need to connect again, begin with a new link: repeat the request that named it, or ask whoever sent it.";
+    let again =
+        "If you need to connect again, begin with a new link: repeat the request that named it, or ask its sender.";
     let page = match status {
         Status::Pending => return None,
         Status::Exchanging { .. } | Status::Connected => Page::refused("This link was already used")
             .says("The account has been connected with it, or is just being."),
-        Status::Denied => Page::refused("Access was declined").says("Somebody has declined access with this link."),
+        Status::Denied => Page::refused("Access was declined").says("Access was declined with this link."),
         Status::Expired => Page::refused("This link has expired").says("A link is good for ten minutes."),
         Status::Replaced => Page::refused("A newer link has replaced this one")
             .says("The same connection was begun once more after this, and only the last one counts."),
@@ -75,5 +76,5 @@ pub fn busy() -> Page {
 pub fn taken() -> Page {
     Page::refused("This link was already used")
         .says("It has been confirmed in another browser, and is good for that one alone.")
-        .notes("If that was not you, tell whoever sent it. For a new link, repeat what gave you this one.")
+        .notes("If that was not you, tell the sender of the link. For a new link, repeat the request that gave you this one.")
 }

@@ -15,7 +15,7 @@ pub async fn sign_in(admin: &Admin, visit: &Visit, token: &str) -> Result<Respon
         after_wrong_token().await;
         let denied = (None, USER_UNKNOWN, StatusCode::UNAUTHORIZED);
         record::denial(admin, visit.from, &Method::POST, visit.uri.path(), denied);
-        let page = Page::new(StatusCode::UNAUTHORIZED, "Sign in").says("Nobody has this token. Try again.");
+        let page = Page::new(StatusCode::UNAUTHORIZED, "Sign in").says("No user has this token. Try again.");
         return Err(page.asks_for_token());
     };
     let made = session::begin(admin, &user, &visit.headers)

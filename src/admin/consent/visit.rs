@@ -29,7 +29,7 @@ impl Visit {
         match (values.next(), values.next()) {
             (value, None) => Ok(value.map(|(_, value)| value.into_owned())),
             _ => Err(Page::refused("This address is not readable")
-                .says("A parameter of the address stands in it twice, so it is not used at all.")
+                .says("A parameter of the address is in it twice, so the address is not used.")
                 .notes("Nothing was connected. Begin again with a new link.")),
         }
     }

@@ -52,7 +52,7 @@ fn either<'a>(spot: &Spot<'a>, sink: &mut Sink) -> Option<Either<'a>> {
     } else {
         let text = text(spot, sink)?;
         if !text.filled {
-            spot.warning(sink, "the secret stands in the file as text", "write {file: PATH} or {env: NAME}");
+            spot.warning(sink, "the secret is in the file as text", "write {file: PATH} or {env: NAME}");
         }
         text.value
     };

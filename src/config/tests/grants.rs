@@ -62,7 +62,7 @@ fn a_grant_refuses_what_belongs_to_another() {
             at("assertion.claims.exp", "the claim `exp` is not set here"),
         ),
         ("grant: token_exchange", at("subject_token", "`subject_token` is missing")),
-        ("grant: token_exchange, subject_token: {from: nobody}", at("subject_token.from", "`nobody` is not known")),
+        ("grant: token_exchange, subject_token: {from: moon}", at("subject_token.from", "`moon` is not known")),
         (
             "grant: token_exchange, subject_token: {file: s}, subject_token_type: thing",
             at("subject_token_type", "is no token type"),

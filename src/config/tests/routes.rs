@@ -45,8 +45,8 @@ fn each_key_of_a_route_is_checked() {
         "4:36: connections[0].routes[0].inject[1]: is a second place for the connection's own token",
     );
     check_route(
-        "host: a.test, inject: [{query: t, connection: nobody}]",
-        "4:0: connections[0].routes[0]: `inject` names the connection `nobody`, which is not there",
+        "host: a.test, inject: [{query: t, connection: absent}]",
+        "4:0: connections[0].routes[0]: `inject` names the connection `absent`, which is not there",
     );
     check_route(
         "host: a.test, inject: {query: t, connection: b}",

@@ -57,7 +57,7 @@ fn one_client_for_each_set_of_roots() {
     assert_eq!(clients.made(), 2);
 }
 
-/// A server that takes nobody without the client certificate.
+/// A server that requires the client certificate.
 fn demanding() -> (tokio_rustls::TlsAcceptor, Roots, ClientCertificate) {
     let certificate = CertificateDer::from(BASE64_STANDARD.decode(CERTIFICATE).unwrap());
     let key = PrivatePkcs8KeyDer::from(BASE64_STANDARD.decode(KEY).unwrap());

@@ -44,7 +44,7 @@ pub enum Ending {
     Abandoned,
 }
 
-/// Whoever goes along with a body hears how it ended.
+/// Follows a body, and learns how it ended.
 pub trait Companion {
     fn end(self, ending: Ending);
 }

@@ -59,7 +59,7 @@ fn a_credential_decides_alone() {
         "billing:s3cre",
         "batch:s3cret",
         "batch:",
-        "nobody:s3cret",
+        "unknown:s3cret",
         "Bearer",
         "Bearer x",
         "Digest s3cret",
@@ -168,7 +168,7 @@ fn a_request_names_a_connection_and_perhaps_its_profile() {
 }
 
 #[test]
-fn without_callers_whoever_reaches_the_listener_may() {
+fn without_configured_callers_every_peer_of_the_listener_may() {
     let none = CallerTable::default();
     let from = at("192.0.2.1");
     assert_eq!(identify(&none, &from, &headers(&[]), FIELD), Ok(None));

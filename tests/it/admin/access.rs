@@ -81,7 +81,7 @@ async fn what_is_not_a_users_token_opens_nothing() {
         &format!("Proxy-Authorization: Bearer {MANAGER}\r\n"),
         &format!("Cookie: token={MANAGER}\r\n"),
     ] {
-        for path in ["/api/v1/connections", "/api/v1/nothing", "/api/v1/connections/nobody"] {
+        for path in ["/api/v1/connections", "/api/v1/nothing", "/api/v1/connections/absent"] {
             let answer = say(admin, "GET", path, &format!("{host}{credential}"), b"").await;
             assert_eq!(answer.status, 401, "{path} {credential}");
             assert_eq!(answer.header("www-authenticate"), Some("Bearer realm=\"keybearer\""));

@@ -51,7 +51,7 @@ async fn connections_and_tokens_are_shown_without_a_secret() {
         let answer = stage.call("get", &format!("/api/v1/connections/crm/tokens{query}"), VIEWER, None).await;
         assert_eq!((answer.status, answer.json()["items"].as_array().map(Vec::len)), (status, count), "{query}");
     }
-    for path in ["connections/nobody", "connections/nobody/tokens", "nothing", "connections/%2e%2e"] {
+    for path in ["connections/absent", "connections/absent/tokens", "nothing", "connections/%2e%2e"] {
         let answer = stage.call("get", &format!("/api/v1/{path}"), VIEWER, None).await;
         assert_eq!((answer.status, answer.header("cache-control")), (404, Some("no-store")), "{path}");
     }
@@ -66,7 +66,7 @@ async fn no_answer_holds_a_token_or_a_secret() {
     let mut events = stage.listen().await;
     let mut said = String::new();
     for (method, path, _) in ROWS.iter().filter(|(_, path, _)| !path.ends_with("/events")) {
-        for name in ["crm", "off", "nobody"] {
+        for name in ["crm", "off", "absent"] {
             let body = path.ends_with("/test").then(|| json!({"url": "http://api.test/v1/x?key=very-secret-query"}));
             let answer = stage.call(method, &path.replace("{name}", name), MANAGER, body.as_ref()).await;
             said += &format!("{:?}\n{}\n", answer.headers, answer.text());

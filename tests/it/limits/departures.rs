@@ -114,7 +114,7 @@ async fn bytes_that_wait_do_not_hide_that_a_caller_is_gone() {
     }
 }
 
-/// The FIN of a caller is behind what it has sent and nobody reads; only others that wait make its place matter.
+/// The FIN of a caller is behind unread data; the caller's place matters only while others wait.
 #[tokio::test]
 async fn a_caller_that_closes_within_a_stalled_upload_frees_its_place_for_others() {
     let (stage, listener) =

@@ -38,7 +38,7 @@ pub fn config(server: &AuthorizationServer, upstream: &Upstream, store: &str) ->
     config.connection(machine.plain("m.test")).to_string()
 }
 
-/// Requests without a pause, and what came of them.
+/// Requests without a pause, and their outcomes.
 pub struct Traffic {
     end: Arc<AtomicBool>,
     good: Arc<AtomicUsize>,

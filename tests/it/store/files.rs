@@ -27,7 +27,7 @@ async fn no_file_that_is_written_holds_a_secret() {
     let export =
         run(dir.path(), &["store", "export", dir.path().join("state/export.jsonl").to_str().unwrap()], "").await;
     assert_eq!(export.status.code(), Some(0), "{}", said(&export));
-    // The positive control: the same search finds a canary that lies in the clear.
+    // The positive control: the same search finds a canary in clear text.
     fs::write(dir.path().join("state/planted"), b"\0\x01canary-planted\xff").expect("a file");
     let found = canaries(&dir.path().join("state"));
     assert_eq!(found, ["planted"]);
@@ -173,7 +173,7 @@ async fn a_full_disk_loses_no_token_and_heals_by_itself() {
     let saved = "keybearer_store_operations_total{operation=\"save\",outcome=\"ok\"}";
     let before = sidecar.metric(saved).await;
     sidecar.until_metric(saved, |count| count > before).await;
-    // The crash shall not fall between a rotation and its write: the next token lasts, and is saved before it is told of.
+    // The crash shall not fall between a rotation and its write: the next token lasts, and is saved before it is announced.
     server.control(json!({ "lifetime": 60 })).await;
     sidecar.logged("\"lifetime_s\":60.0").await;
     let (dir, addresses, _) = sidecar.crash().await;

@@ -117,7 +117,7 @@ async fn until(what: &str, condition: impl AsyncFn() -> bool) {
     timeout(PATIENCE, held).await.unwrap_or_else(|_| panic!("it never came about: {what}"));
 }
 
-/// One request after another for so long; none may fail or take longer than `slowest`.
+/// One request after another for this duration; none may fail or take longer than `slowest`.
 async fn steadily_served(sidecar: &Sidecar, span: Duration, slowest: Duration) -> usize {
     let end = Instant::now() + span;
     let mut count = 0;

@@ -76,7 +76,7 @@ async fn a_browser_signs_in_with_a_token_and_changes_nothing_without_its_pages_o
         );
         raw::send(admin, head.as_bytes()).await
     };
-    let wrong = send("POST", "/api/v1/session", "", r#"{"token": "nobody's"}"#).await;
+    let wrong = send("POST", "/api/v1/session", "", r#"{"token": "unknown"}"#).await;
     assert_eq!((wrong.status, wrong.header("set-cookie")), (401, None));
     let signed = send("POST", "/api/v1/session", "", &json!({ "token": OPERATOR }).to_string()).await;
     assert_eq!((signed.status, &signed.json()["role"]), (200, &json!("operator")), "{}", signed.text());
@@ -91,7 +91,7 @@ async fn a_browser_signs_in_with_a_token_and_changes_nothing_without_its_pages_o
     assert_eq!(send("POST", begin, &csrf, "{}").await.status, 401);
     assert_eq!(send("POST", begin, &format!("{session}{csrf}"), "{}").await.status, 201);
     assert_eq!(send("POST", "/api/v1/reload", &format!("{session}{csrf}"), "{}").await.status, 403);
-    let both = format!("{session}{csrf}Authorization: Bearer nobody's\r\n");
+    let both = format!("{session}{csrf}Authorization: Bearer unknown\r\n");
     assert_eq!(send("GET", "/api/v1/connections", &both, "").await.status, 401, "a token that is sent decides alone");
     // A viewer may look, not connect; no other cookie opens anything.
     let page = format!("http://{admin}/connect/crm");

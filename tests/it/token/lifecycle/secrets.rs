@@ -93,7 +93,7 @@ connections:
         }
         for name in ["crm", "refused-body", "refused-basic"] {
             let answer = as_admin(&path.replace("{name}", name), ADMIN).await;
-            // Nobody has begun an authorization here.
+            // No authorization has begun here.
             assert_eq!(answer.status, if path.contains("{id}") { 404 } else { 200 }, "{path}");
             tell("API", &answer.text());
         }

@@ -29,7 +29,7 @@ async fn a_verdict_that_one_replica_has_holds_up_no_person_at_another_and_outlas
     for replica in both {
         served(replica, "api.test").await;
     }
-    // At the refresh one is told for both; at the token's end the server is asked again.
+    // At the refresh one replica gets the error for both; at the token's end the server is asked again.
     *response.lock().unwrap() = Some(|| refusal(400, "invalid_scope"));
     for replica in both {
         replica.logged("\"error\":\"invalid_scope\"").await;
