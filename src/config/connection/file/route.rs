@@ -24,7 +24,7 @@ pub struct RouteFile {
     /// Base URL that a mount forwards to.
     #[schemars(extend("examples" = ["https://api.acme.test/v1"]))]
     pub upstream: Field<shape::Url>,
-    /// Path on the host; requests for it and everything below it match.
+    /// Path on the host; requests for it and everything below it match. Not with `mount`.
     #[schemars(extend("default" = "/", "examples" = ["/v1"]))]
     pub path: Field<shape::UrlPath>,
     /// Methods that match. Absent: all.
