@@ -1,4 +1,5 @@
-//! The papers beside the code: the reference of the configuration's keys, the paths that they name.
+//! The documentation agrees with the code: the key tables are current, the paths it names exist.
 
 mod keys;
+mod paths;
 mod types;
