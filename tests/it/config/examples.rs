@@ -80,7 +80,7 @@ async fn the_script_that_reads_xml_finds_the_token_or_says_what_is_missing() {
     assert_eq!((good.answer.status, good.upstream.received()[0].values("x-session")), (200, vec!["abc"]));
     let bad = drive("<session><minutes>30</minutes></session>").await;
     assert_eq!((bad.answer.status, bad.answer.code()), (424, "script_failed"));
-    assert!(bad.answer.text().contains("the answer has no <token>"), "{}", bad.answer.text());
+    assert!(bad.answer.text().contains("the response has no <token>"), "{}", bad.answer.text());
 }
 
 #[tokio::test]
