@@ -77,7 +77,7 @@ pub fn load(path: &Path, vault: Arc<dyn Vault>) -> Result<Loaded, Problems> {
 /// The same for a text that stands in no file yet; paths are relative to the directory of `path`, and no store is at hand.
 ///
 /// # Errors
-/// As [`load`].
+/// As [`load()`].
 pub fn load_text(text: &str, path: &Path) -> Result<Loaded, Problems> {
     let mut sink = Sink::default();
     match Source::parse(text, path, &mut sink) {
