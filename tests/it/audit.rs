@@ -8,7 +8,7 @@ use base64::prelude::{BASE64_STANDARD, Engine};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use crate::rig::raw::{self, Answer, Conn};
+use crate::rig::raw::{self, Conn, RawResponse};
 use crate::rig::scripted::{Received, Reply, Scripted};
 use crate::rig::sidecar::{Sidecar, program};
 use crate::rig::stage::until;
@@ -63,11 +63,11 @@ impl Scene {
         assert_eq!(answer.status, 200, "{}\n{}", answer.text(), self.sidecar.log());
     }
 
-    pub async fn get(&self, url: &str, lines: &str) -> Answer {
+    pub async fn get(&self, url: &str, lines: &str) -> RawResponse {
         raw::get_through(self.sidecar.proxy(), url, &format!("{}{lines}", billing())).await
     }
 
-    async fn admin(&self, method: &str, path: &str, lines: &str) -> Answer {
+    async fn admin(&self, method: &str, path: &str, lines: &str) -> RawResponse {
         let admin = self.sidecar.admin();
         let host = if lines.contains("Host:") { String::new() } else { format!("Host: {admin}\r\n") };
         let head = format!("{method} {path} HTTP/1.1\r\n{host}{lines}Connection: close\r\n\r\n");

@@ -47,7 +47,7 @@ fn config(upstream: &Scripted, tokens: &Scripted, top: &str) -> String {
 
 impl Stage {
     /// A request with further lines, each ending in CRLF.
-    async fn get(&self, url: &str, lines: &str) -> raw::Answer {
+    async fn get(&self, url: &str, lines: &str) -> raw::RawResponse {
         let lines = format!("Proxy-Authorization: Bearer s3cret\r\nCookie: c00kie\r\n{lines}");
         raw::get_through(self.sidecar.proxy(), url, &lines).await
     }

@@ -142,13 +142,13 @@ impl Stripped {
 mod tests {
     use super::*;
     use crate::model::Name;
-    use crate::model::connection::{HostPattern, OtherToken, Place, PortRule};
+    use crate::model::connection::{HostPattern, OtherToken, PortRule, RouteMatch};
     use crate::model::origin::Host;
 
     fn route(inject: Inject, others: Vec<Inject>, strip: Strip) -> Route {
         let other = |inject| OtherToken { connection: Name::parse("maps").unwrap(), inject };
         let pattern = HostPattern::Exact(Host::parse("a.test").unwrap());
-        let sample = Route::sample(Place::Host { pattern, port: PortRule::Default });
+        let sample = Route::sample(RouteMatch::Host { pattern, port: PortRule::Default });
         Route { inject, others: others.into_iter().map(other).collect(), strip, ..sample }
     }
 

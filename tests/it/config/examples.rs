@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::rig::raw::{self, Answer};
+use crate::rig::raw::{self, RawResponse};
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::{Sidecar, program, root};
 
@@ -30,7 +30,7 @@ async fn every_configuration_under_config_loads_without_a_problem() {
 
 /// An example before a token endpoint that answers `answer`, with one request to `path` sent through it.
 struct Driven {
-    answer: Answer,
+    answer: RawResponse,
     /// What the API received, and what the token endpoint.
     upstream: Scripted,
     server: Scripted,

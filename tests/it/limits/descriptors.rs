@@ -370,7 +370,7 @@ async fn refused_targets_leave_nothing_behind() {
 }
 
 /// A request of gRPC to `host`, which a server in clear gets by HTTP/2.
-async fn grpc(proxy: SocketAddr, host: &str) -> raw::Answer {
+async fn grpc(proxy: SocketAddr, host: &str) -> raw::RawResponse {
     let head = format!("POST http://{host}/ HTTP/1.1\r\nHost: x\r\nContent-Type: application/grpc\r\n");
     raw::send(proxy, format!("{head}Content-Length: 0\r\nConnection: close\r\n\r\n").as_bytes()).await
 }

@@ -18,7 +18,7 @@ use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 
 use super::descriptors::{DOWNSTREAM_MAX, Everywhere, ONE_CALLER_MAX, OPEN_FILES, UPSTREAM_MAX};
-use crate::rig::raw::{Answer, Conn};
+use crate::rig::raw::{Conn, RawResponse};
 use crate::rig::scripted::Scripted;
 use crate::rig::sidecar::Sidecar;
 use crate::rig::stage::{GET, patient, s, until};
@@ -35,7 +35,7 @@ async fn open(caller: &str, proxy: SocketAddr) -> Conn {
 }
 
 /// What a request of `caller` on a connection of its own gets.
-async fn get(caller: &str, proxy: SocketAddr, url: &str) -> Answer {
+async fn get(caller: &str, proxy: SocketAddr, url: &str) -> RawResponse {
     let mut conn = open(caller, proxy).await;
     conn.write(format!("GET {url} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await;
     conn.answer().await

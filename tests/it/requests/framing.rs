@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use crate::rig::frames::{self, CANCEL, END_STREAM, FrameServer, NO_ERROR, STATUS_200};
 use crate::rig::http2::Http2;
 use crate::rig::peers::Peers;
-use crate::rig::raw::{self, Answer, Conn};
+use crate::rig::raw::{self, Conn, RawResponse};
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
 use crate::rig::stage::Stage;
@@ -276,7 +276,7 @@ fn fields(count: usize) -> String {
 }
 
 #[track_caller]
-fn is_refused(answer: &Answer, status: u16, code: &str, row: &str) {
+fn is_refused(answer: &RawResponse, status: u16, code: &str, row: &str) {
     assert_eq!((answer.status, answer.code()), (status, code), "{row}: {answer:?}");
     assert_eq!(answer.header("content-type"), Some("application/problem+json"), "{row}");
     assert_eq!(answer.json()["code"], code, "{row}");
@@ -375,7 +375,7 @@ async fn a_response_head_is_bounded_by_its_bytes_and_its_fields() {
         Reply::BytesThenClose(format!("HTTP/1.1 200 OK\r\n{}Content-Length: 2\r\n\r\nok", lines[before]).into_bytes())
     })
     .await;
-    let check = |version: &str, row: &str, answer: &Answer, lines: &str, status: u16| {
+    let check = |version: &str, row: &str, answer: &RawResponse, lines: &str, status: u16| {
         if status != 200 {
             return is_refused(answer, status, "upstream_protocol", &format!("{version}, {row}"));
         }
