@@ -34,6 +34,7 @@ mod clients;
 mod commands;
 mod config;
 mod consent;
+mod docs;
 mod drain;
 mod egress;
 mod fleet;
