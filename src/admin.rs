@@ -76,7 +76,7 @@ pub enum Reloaded {
 
 /// A reload that a person asks for, and where the answer goes.
 #[derive(Debug)]
-pub struct ReloadAsked {
+pub struct ReloadRequest {
     pub by: Person,
     pub answer: oneshot::Sender<Reloaded>,
 }
@@ -100,7 +100,7 @@ pub struct Admin {
     /// Places for those that listen to events.
     pub listeners: Arc<Semaphore>,
     /// `None`: there is no file to reload.
-    pub reload: Option<mpsc::Sender<ReloadAsked>>,
+    pub reload: Option<mpsc::Sender<ReloadRequest>>,
 }
 
 /// Both ends of a connection.
@@ -133,7 +133,7 @@ impl Admin {
         if let Some(reload) = &self.reload {
             let (answer, _) = oneshot::channel();
             // A full queue means that it is about to be read anyway.
-            let _ = reload.try_send(ReloadAsked { by: asker.person(), answer });
+            let _ = reload.try_send(ReloadRequest { by: asker.person(), answer });
         }
     }
 

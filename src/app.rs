@@ -17,7 +17,7 @@ use crate::admin::{self, Access, Admin, DeviceBell};
 use crate::clock::Clock;
 use crate::config::Loaded;
 use crate::model::{ListenAt, Listener, Name};
-use crate::proxy::worker::Shared;
+use crate::proxy::worker::ProxyState;
 use crate::proxy::{self, Descriptors, Socket, Via};
 use crate::reload::{Parts, Reloader, Wiring, WiringError};
 use crate::store::{self, OpenError, StoreOpener};
@@ -196,7 +196,7 @@ impl App {
         }
         admin::serve(&tasks, self.admin, inside, connections_max)?;
         let name = format!("keybearer-{:08x}", fastrand::u32(..));
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ProxyState {
             snapshot: wiring.snapshot.clone(),
             clock,
             tasks: tasks.clone(),
@@ -251,7 +251,7 @@ struct Running {
     health: Arc<Health>,
     cache: Arc<TokenCache>,
     threads: Vec<JoinHandle<()>>,
-    shared: Arc<Shared>,
+    shared: Arc<ProxyState>,
 }
 
 impl Running {

@@ -25,7 +25,7 @@ use crate::model::origin::{Host, Origin};
 use crate::tasks::Tasks;
 use names::{Class, Names};
 pub use policy::{AddressPolicy, Denied};
-pub use proxy::{Conduit, Forwarding, WayOut};
+pub use proxy::{Conduit, EgressProxy, Forwarding};
 
 /// What `localhost` names.
 const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
@@ -40,7 +40,7 @@ const ATTEMPTS_BESIDE_MAX: usize = 32;
 pub struct Reach<'a> {
     pub hosts: &'a [HostOverride],
     pub policy: AddressPolicy,
-    pub way_out: Option<WayOut>,
+    pub way_out: Option<EgressProxy>,
 }
 
 /// Resolves and connects; cloned freely.
@@ -57,7 +57,7 @@ pub struct Dialer {
 struct Rules {
     hosts: HashMap<Host, (IpAddr, Option<u16>)>,
     policy: AddressPolicy,
-    way_out: Option<WayOut>,
+    way_out: Option<EgressProxy>,
     /// For the proxy on the way out alone: its name may be private.
     policy_of_proxy: AddressPolicy,
 }
@@ -181,7 +181,7 @@ impl Dialer {
 
     /// A host under `hosts` is where that says, and nowhere behind a proxy; a literal address is checked here, since the
     /// proxy knows nothing of the rules.
-    fn way_out(&self, origin: &Origin) -> Result<Option<&WayOut>, DialError> {
+    fn way_out(&self, origin: &Origin) -> Result<Option<&EgressProxy>, DialError> {
         if self.proxy_for(&origin.host, origin.port).is_none() {
             return Ok(None);
         }

@@ -46,7 +46,7 @@ use discovery::{Discovery, Metadata};
 use form::{Fields, field};
 use verdict::Sent;
 
-pub use authorization::{BrowserAsked, DeviceAsked};
+pub use authorization::{BrowserAuthorization, DeviceAuthorization};
 pub use clients::{ClientError, HttpClients};
 pub use failure::{Failure, Outcome, Reason, Refusal};
 pub use posted::clean_error;
@@ -83,7 +83,7 @@ pub enum Consented {
 
 /// What a token request sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Asked {
+enum TokenRequestKind {
     FirstGrant,
     Refresh,
 }
@@ -160,16 +160,16 @@ impl TokenEndpoint {
         .await
     }
 
-    async fn ask(&self, asked: Asked, mut fields: Fields, whose: Whose<'_>) -> Result<TokenSet, Failure> {
+    async fn ask(&self, asked: TokenRequestKind, mut fields: Fields, whose: Whose<'_>) -> Result<TokenSet, Failure> {
         let (grant, sent) = match asked {
-            Asked::FirstGrant => {
+            TokenRequestKind::FirstGrant => {
                 if let Some(own_name) = &self.connection.grant_type {
                     let named = fields.iter_mut().filter(|(name, _)| name == "grant_type");
                     named.for_each(|(_, value)| value.clone_from(own_name));
                 }
                 (self.connection.grant.as_str(), Sent::Grant)
             }
-            Asked::Refresh => {
+            TokenRequestKind::Refresh => {
                 let (needs_person, after_empty_400) = (self.connection.grant.needs_person(), whose.after_empty_400);
                 ("refresh_token", Sent::RefreshToken { needs_person, after_empty_400 })
             }

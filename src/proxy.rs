@@ -52,13 +52,13 @@ use io::{Activity, Stream, Watched};
 use peer::{Occupancy, Peer};
 pub use seats::Seats;
 pub use upstream::{Descriptors, Gates};
-use worker::{Shared, Worker};
+use worker::{ProxyState, Worker};
 
 /// Connections that wait for their worker to look at them.
 const HANDOVER_MAX: usize = 1024;
 
 /// Starts `workers` threads and one that accepts at `sockets`. They end with the phases; join them to wait.
-pub fn start(shared: Arc<Shared>, workers: usize, sockets: Vec<Socket>) -> std::io::Result<Vec<JoinHandle<()>>> {
+pub fn start(shared: Arc<ProxyState>, workers: usize, sockets: Vec<Socket>) -> std::io::Result<Vec<JoinHandle<()>>> {
     let tasks = shared.tasks.clone();
     let mut threads = Vec::new();
     let mut inboxes = Vec::new();
@@ -74,7 +74,7 @@ pub fn start(shared: Arc<Shared>, workers: usize, sockets: Vec<Socket>) -> std::
 }
 
 /// One worker: a single-threaded runtime that serves the connections it is handed, until none is left after a drain.
-fn work(shared: Arc<Shared>, number: usize, mut inbox: mpsc::Receiver<Accepted>, open: Arc<AtomicUsize>) {
+fn work(shared: Arc<ProxyState>, number: usize, mut inbox: mpsc::Receiver<Accepted>, open: Arc<AtomicUsize>) {
     let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::admin::{ReloadAsked, Reloaded};
+use crate::admin::{ReloadRequest, Reloaded};
 use crate::config::{self, Loaded, Problems};
 use crate::model::secret::Vault;
 use crate::model::{Listeners, StoreSettings};
@@ -77,7 +77,7 @@ enum Outcome {
 enum Cause {
     Signal,
     File,
-    Person(ReloadAsked),
+    Person(ReloadRequest),
 }
 
 impl Cause {
@@ -106,7 +106,7 @@ pub struct Reloader {
     watch: Watch,
     hangup: Signal,
     /// Those that ask through the API.
-    asked: mpsc::Receiver<ReloadAsked>,
+    asked: mpsc::Receiver<ReloadRequest>,
     /// Of the configuration in force, but not followed yet.
     audit: Option<Prepared>,
 }
@@ -119,7 +119,7 @@ impl Reloader {
         loaded: &Loaded,
         wiring: Wiring,
         logging: Logging,
-        asked: mpsc::Receiver<ReloadAsked>,
+        asked: mpsc::Receiver<ReloadRequest>,
     ) -> io::Result<Reloader> {
         let (fixed, fingerprint) = (Fixed::of(loaded), loaded.fingerprint.clone());
         let files = watched(loaded);

@@ -13,7 +13,7 @@ use std::ops::Range;
 use http::Method;
 
 use crate::model::Name;
-use crate::model::connection::{HostPattern, PathPrefix, Place, PortRule, Route};
+use crate::model::connection::{HostPattern, PathPrefix, PortRule, Route, RouteMatch};
 use crate::model::origin::{Host, Origin, Scheme};
 use crate::model::token::default_profile;
 use path::Readings;
@@ -115,14 +115,14 @@ impl<T> Router<T> {
         let mut router = Router { exact: HashMap::new(), below: HashMap::new(), mounts: Vec::new() };
         let mut mounts: HashMap<PathPrefix, Group<T>> = HashMap::new();
         for (route, label, callers, bound) in routes {
-            let (group, port, mount) = match route.place {
-                Place::Host { pattern: HostPattern::Exact(host), port } => {
+            let (group, port, mount) = match route.matches {
+                RouteMatch::Host { pattern: HostPattern::Exact(host), port } => {
                     (router.exact.entry(host).or_default(), port, PathPrefix::root())
                 }
-                Place::Host { pattern: HostPattern::Below(host), port } => {
+                RouteMatch::Host { pattern: HostPattern::Below(host), port } => {
                     (router.below.entry(host).or_default(), port, PathPrefix::root())
                 }
-                Place::Mount { prefix, .. } => (mounts.entry(prefix.clone()).or_default(), PortRule::Any, prefix),
+                RouteMatch::Mount { prefix, .. } => (mounts.entry(prefix.clone()).or_default(), PortRule::Any, prefix),
             };
             group.entries.push(Entry {
                 mount,

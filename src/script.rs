@@ -20,7 +20,7 @@ use rhai::{AST, Dynamic, Map};
 
 pub use failure::{Failure, ScriptError};
 pub use request::Request;
-pub use response::{Answered, Response, TEXT_BYTES_MAX};
+pub use response::{Response, ScriptedResponse, TEXT_BYTES_MAX};
 pub use sandbox::CALL_TIME_MAX;
 
 use crate::model::secret::Secret;
@@ -114,9 +114,9 @@ impl Script {
     ///
     /// # Errors
     /// As [`Script::token_request`].
-    pub fn token_response(&self, response: Response, context: &Context) -> Result<Answered, Failure> {
+    pub fn token_response(&self, response: Response, context: &Context) -> Result<ScriptedResponse, Failure> {
         if !self.has(TOKEN_RESPONSE) {
-            return Ok(Answered { status: response.status, body: response.text, is_short: false });
+            return Ok(ScriptedResponse { status: response.status, body: response.text, is_short: false });
         }
         let given = response.to_map();
         let returned = self.call(TOKEN_RESPONSE, given.clone(), context)?;

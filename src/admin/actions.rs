@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 use super::body::body;
 use super::problem::{Problem, bound, definition, no_token};
 use super::users::Asker;
-use super::{Admin, ReloadAsked, Reloaded, trial, view};
+use super::{Admin, ReloadRequest, Reloaded, trial, view};
 use crate::model::token::{RefreshToken, Subject};
 use crate::snapshot::{BoundConnection, BoundDefinition};
 use crate::telemetry::Clean;
@@ -107,7 +107,7 @@ pub async fn test(
     Extension(asker): Extension<Asker>,
     request: Request,
 ) -> Result<Json<Value>, Problem> {
-    let asked: trial::Asked = body(request).await?;
+    let asked: trial::TrialRequest = body(request).await?;
     let snapshot = admin.snapshot.load_full();
     let bound = bound(&snapshot, &name)?;
     let definition = definition(bound, asked.profile.as_deref())?;
@@ -154,7 +154,7 @@ pub async fn reload(
     tracing::info!(user = %asker.name, "a reload is asked for");
     let (answer, answered) = oneshot::channel();
     let busy = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", "a reload is under way; look again");
-    sender.try_send(ReloadAsked { by: asker.person(), answer }).map_err(|error| match error {
+    sender.try_send(ReloadRequest { by: asker.person(), answer }).map_err(|error| match error {
         mpsc::error::TrySendError::Full(_) => busy().retry_after(Duration::from_secs(1)),
         mpsc::error::TrySendError::Closed(_) => busy(),
     })?;

@@ -24,7 +24,7 @@ use super::problem::{Problem, no_token};
 use crate::clock::Clock;
 use crate::gate::Turn;
 use crate::model::connection::{
-    ACCESS_TOKEN, Connection, HostPattern, Inject, OtherBearer, PathPrefix, Place, PortRule, Route, Stripped,
+    ACCESS_TOKEN, Connection, HostPattern, Inject, OtherBearer, PathPrefix, PortRule, Route, RouteMatch, Stripped,
 };
 use crate::model::origin::{Authority, Host, Origin, Scheme};
 use crate::model::query;
@@ -39,7 +39,7 @@ const USER_AGENT: &str = concat!("keybearer/", env!("CARGO_PKG_VERSION"));
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Asked {
+pub struct TrialRequest {
     pub profile: Option<String>,
     pub subject: Option<String>,
     url: Option<String>,
@@ -62,7 +62,7 @@ fn unfit(detail: impl Into<String>) -> Problem {
 
 impl<'a> Trial<'a> {
     /// By the routes that carry the token of this `definition` of the connection.
-    pub fn new(bound: &'a BoundConnection, definition: &Connection, asked: Asked) -> Result<Trial<'a>, Problem> {
+    pub fn new(bound: &'a BoundConnection, definition: &Connection, asked: TrialRequest) -> Result<Trial<'a>, Problem> {
         let method = match asked.method.as_deref() {
             None | Some("GET") => Method::GET,
             Some("HEAD") => Method::HEAD,
@@ -90,9 +90,9 @@ impl<'a> Trial<'a> {
             return Err(none());
         };
         let (Some(route), Some(tls)) = (routes.get(*at), bound.tls.get(*at)) else { return Err(none()) };
-        let origin = match &route.place {
-            Place::Host { port, .. } => route.tls.leave_for(*port, &asked),
-            Place::Mount { upstream, .. } => upstream.clone(),
+        let origin = match &route.matches {
+            RouteMatch::Host { port, .. } => route.tls.leave_for(*port, &asked),
+            RouteMatch::Mount { upstream, .. } => upstream.clone(),
         };
         Ok(Trial { url, method, origin, route, tls })
     }
@@ -266,11 +266,11 @@ fn origin(url: &Url) -> Result<Origin, Problem> {
 
 /// The route as one of a host: a mount is where its upstream lies.
 fn as_host(route: &Route) -> Option<Route> {
-    let Place::Mount { upstream, base, .. } = &route.place else { return Some(route.clone()) };
+    let RouteMatch::Mount { upstream, base, .. } = &route.matches else { return Some(route.clone()) };
     let mut own = route.clone();
     let pattern = HostPattern::Exact(upstream.host.clone());
     own.tls.upgrade = upstream.scheme == Scheme::Https;
-    own.place = Place::Host { pattern, port: PortRule::Stated(upstream.port) };
+    own.matches = RouteMatch::Host { pattern, port: PortRule::Stated(upstream.port) };
     let path = format!("{}{}", base.as_str(), route.path.as_str());
     own.path = if path.is_empty() { PathPrefix::root() } else { PathPrefix::parse(&path)? };
     Some(own)
@@ -279,7 +279,7 @@ fn as_host(route: &Route) -> Option<Route> {
 /// What the route takes for certain, if it names one host.
 fn own_url(route: &Route) -> Option<String> {
     let route = as_host(route)?;
-    let Place::Host { pattern: HostPattern::Exact(host), port } = &route.place else { return None };
+    let RouteMatch::Host { pattern: HostPattern::Exact(host), port } = &route.matches else { return None };
     let scheme = if route.tls.upgrade { "https" } else { "http" };
     let port = match port {
         PortRule::Stated(port) => format!(":{port}"),

@@ -108,9 +108,9 @@ fn place(url: &Url) -> String {
 }
 
 fn route(route: &Route) -> Value {
-    let (host, mount, upstream) = match &route.place {
-        Place::Host { pattern, port } => (Some(host(pattern, *port)), None, None),
-        Place::Mount { prefix, upstream, base } => {
+    let (host, mount, upstream) = match &route.matches {
+        RouteMatch::Host { pattern, port } => (Some(host(pattern, *port)), None, None),
+        RouteMatch::Mount { prefix, upstream, base } => {
             (None, Some(slashed(prefix)), Some(format!("{upstream}{}", base.as_str())))
         }
     };

@@ -14,7 +14,7 @@ use rustls::pki_types::CertificateDer;
 use super::ConfigArguments;
 use crate::clock::Clock;
 use crate::config;
-use crate::model::connection::{HostPattern, Place};
+use crate::model::connection::{HostPattern, RouteMatch};
 use crate::model::origin::Host;
 use crate::private_file;
 use crate::store::StoreOpener;
@@ -105,9 +105,9 @@ fn hosts(path: &Path) -> Result<Vec<Host>, ExitCode> {
         })?;
     let routes = loaded.model.connections.iter().flat_map(|connection| &connection.routes);
     let mut hosts: Vec<_> = routes
-        .filter_map(|route| match &route.place {
-            Place::Host { pattern: HostPattern::Exact(host) | HostPattern::Below(host), .. } => Some(host.clone()),
-            Place::Mount { .. } => None,
+        .filter_map(|route| match &route.matches {
+            RouteMatch::Host { pattern: HostPattern::Exact(host) | HostPattern::Below(host), .. } => Some(host.clone()),
+            RouteMatch::Mount { .. } => None,
         })
         .collect();
     hosts.sort();

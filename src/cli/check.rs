@@ -15,7 +15,7 @@ use super::{ConfigArguments, MISCONFIGURED};
 use crate::clock::Clock;
 use crate::config;
 use crate::model::Model;
-use crate::model::connection::{Inject, Place, Route};
+use crate::model::connection::{Inject, Route, RouteMatch};
 use crate::store::StoreOpener;
 use crate::tasks::Tasks;
 
@@ -77,7 +77,7 @@ const RELAYED: &str = "https:// URLs, for which clients send CONNECT, are relaye
 
 /// Does some tunnel lead to a host whose requests would get a token if it could be opened?
 fn relays_https(model: &Model) -> bool {
-    let hosted = |route: &&Route| matches!(route.place, Place::Host { .. }) && route.tls.upgrade;
+    let hosted = |route: &&Route| matches!(route.matches, RouteMatch::Host { .. }) && route.tls.upgrade;
     let mut routes = model.connections.iter().flat_map(|connection| &connection.routes).filter(hosted);
     model.interception.is_none()
         && routes.any(|route| route.intercept && (route.inject != Inject::Nothing || !route.others.is_empty()))

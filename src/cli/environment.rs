@@ -23,7 +23,7 @@ use zeroize::Zeroizing;
 use super::{ConfigArguments, MISCONFIGURED};
 use crate::clock::Clock;
 use crate::config::{self, Loaded};
-use crate::model::connection::{HostPattern, Place};
+use crate::model::connection::{HostPattern, RouteMatch};
 use crate::model::query::percent_encoded;
 use crate::model::{ListenAt, Model, Name};
 use crate::private_file;
@@ -229,8 +229,10 @@ impl About {
     fn no_proxy(&self, model: &Model) -> String {
         let routes = model.connections.iter().flat_map(|connection| &connection.routes);
         let routed: Vec<_> = routes
-            .filter_map(|route| match &route.place {
-                Place::Host { pattern: HostPattern::Exact(host), .. } if host.is_loopback() => Some(host.to_string()),
+            .filter_map(|route| match &route.matches {
+                RouteMatch::Host { pattern: HostPattern::Exact(host), .. } if host.is_loopback() => {
+                    Some(host.to_string())
+                }
                 _ => None,
             })
             .collect();

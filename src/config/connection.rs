@@ -1,9 +1,9 @@
 //! The connection wing: one item of `connections` from marks to the checked [`Connection`].
 //!
-//! `grant`, `client`, `consent`, `params`, `answer`, `script` and `profile` are about its tokens; `route`, `header`, `inject`
+//! `grant`, `client`, `consent`, `params`, `token_format`, `script` and `profile` are about its tokens; `route`, `header`, `inject`
 //! and `strip` about the requests that get them. Then, across connections: `conflict`, `tunnel`, `lend`.
 
-mod answer;
+mod token_format;
 mod client;
 mod conflict;
 mod consent;
@@ -107,10 +107,10 @@ fn assemble(unit: &Unit<'_, ConnectionFile>, parts: Parts<'_>, sink: &mut Sink) 
         unit.get(keys.token_params).map(|spot| params(&spot, &TOKEN_REQUEST_OWN, sink)).unwrap_or_default();
     let token_request = unit.get(keys.token_request);
     let token_request =
-        token_request.map_or_else(|| Some(TokenRequest::default()), |s| answer::token_request(&s, sink));
+        token_request.map_or_else(|| Some(TokenRequestFormat::default()), |s| token_format::token_request(&s, sink));
     let token_response = unit.get(keys.token_response);
     let token_response =
-        token_response.map_or_else(|| Some(TokenResponse::default()), |s| answer::token_response(&s, sink));
+        token_response.map_or_else(|| Some(TokenResponseFormat::default()), |s| token_format::token_response(&s, sink));
     if let (Some(true), Some(request)) = (client_auth.as_ref().map(ClientAuth::is_in_header), &token_request) {
         one_authorization(unit, request, sink);
     }
@@ -120,7 +120,7 @@ fn assemble(unit: &Unit<'_, ConnectionFile>, parts: Parts<'_>, sink: &mut Sink) 
     let tokens = unit.get(keys.tokens).map_or(Some(Tokens::Shared), |spot| spot.choice(sink));
     let rejected = unit.get(keys.token_rejected);
     let unauthorized = || vec![RejectionSign::of_status(StatusCode::UNAUTHORIZED)];
-    let token_rejected = rejected.map_or_else(unauthorized, |spot| answer::token_rejected(&spot, sink));
+    let token_rejected = rejected.map_or_else(unauthorized, |spot| token_format::token_rejected(&spot, sink));
     let names = profile::names(&profiles).unwrap_or_default().into_iter();
     let named = names.zip(&grants).filter_map(|(name, grant)| Some((name, grant.as_ref()?)));
     let definitions: Vec<_> = grant.iter().map(|grant| (default_profile(), grant)).chain(named).collect();
@@ -187,7 +187,7 @@ fn of_callers(
 }
 
 /// `send_credentials: basic` has the one place in which another Authorization would stand.
-fn one_authorization(unit: &Unit<'_, ConnectionFile>, request: &TokenRequest, sink: &mut Sink) {
+fn one_authorization(unit: &Unit<'_, ConnectionFile>, request: &TokenRequestFormat, sink: &mut Sink) {
     let is_set = request.headers.iter().any(|(name, _)| *name == http::header::AUTHORIZATION);
     if let Some(spot) = unit.get(unit.keys.token_request).filter(|_| is_set) {
         let hint = "remove the header, or choose another `send_credentials`";

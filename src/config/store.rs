@@ -150,7 +150,7 @@ fn redis_settings(spot: &Spot<'_>, sink: &mut Sink) -> Option<RedisSettings> {
     if others.iter().any(|other| (other.tls, other.database) != (first.tls, first.database)) {
         url.problem(sink, "names servers in different ways", "write the same scheme and database in each URL");
     }
-    let of_cluster = |place: &RedisPlace| matches!(place.at, RedisAt::Tcp { .. }) && place.database == 0;
+    let of_cluster = |place: &RedisAddress| matches!(place.at, RedisAt::Tcp { .. }) && place.database == 0;
     if kind == RedisKind::Cluster && !places.iter().all(of_cluster) {
         url.problem(sink, "names no node of a cluster", "write rediss://HOST:PORT; a cluster has no databases");
     }
@@ -185,13 +185,13 @@ fn redis_kind(unit: &Unit<'_, RedisFile>, sink: &mut Sink) -> RedisKind {
 }
 
 /// A parsed Redis URL.
-struct RedisPlace {
+struct RedisAddress {
     at: RedisAt,
     tls: bool,
     database: i64,
 }
 
-fn redis_url(text: &str) -> Result<RedisPlace, Fault> {
+fn redis_url(text: &str) -> Result<RedisAddress, Fault> {
     let hint = "write rediss://HOST:PORT/DATABASE, redis://HOST:PORT/DATABASE or unix:///PATH";
     let url = Url::parse(text).map_err(|_| Fault::new("is none of Redis", hint))?;
     if !url.username().is_empty() || url.password().is_some() {
@@ -204,7 +204,7 @@ fn redis_url(text: &str) -> Result<RedisPlace, Fault> {
         "redis" => false,
         "rediss" => true,
         "unix" if url.host_str().is_none_or(str::is_empty) && url.path().len() > 1 => {
-            return Ok(RedisPlace { at: RedisAt::Unix(url.path().into()), tls: false, database: 0 });
+            return Ok(RedisAddress { at: RedisAt::Unix(url.path().into()), tls: false, database: 0 });
         }
         _ => return Err(Fault::new("is none of Redis", hint)),
     };
@@ -217,7 +217,7 @@ fn redis_url(text: &str) -> Result<RedisPlace, Fault> {
         "" => 0,
         number => number.parse::<u16>().map_err(|_| Fault::new("names no database by its number", hint))?,
     };
-    Ok(RedisPlace { at, tls, database: i64::from(database) })
+    Ok(RedisAddress { at, tls, database: i64::from(database) })
 }
 
 fn key_prefix(text: &str) -> Result<String, Fault> {

@@ -67,9 +67,9 @@ pub enum Class {
 
 /// The cache and its lookups; cloned freely.
 #[derive(Clone)]
-pub struct Names(Arc<Shared>);
+pub struct Names(Arc<Inner>);
 
-struct Shared {
+struct Inner {
     cache: Mutex<LruCache<Arc<str>, Entry>>,
     configured: Arc<Gate>,
     requested: Arc<Gate>,
@@ -131,7 +131,7 @@ impl Names {
     where
         F: Fn(Arc<str>) -> Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>> + Send + Sync + 'static,
     {
-        Names(Arc::new(Shared {
+        Names(Arc::new(Inner {
             cache: Mutex::new(LruCache::new(NAMES_MAX)),
             configured: Arc::default(),
             requested: Arc::default(),

@@ -43,10 +43,10 @@ pub struct Forwarding {
 
 /// The proxy on the way out, and what goes around it.
 #[derive(Debug, Clone)]
-pub struct WayOut {
+pub struct EgressProxy {
     pub proxy: ForwardProxy,
     pub around: Vec<Bypass>,
-    place: Origin,
+    address: Origin,
     tls: Option<Arc<ClientConfig>>,
     /// The shared roots beside the platform's, where those vouch for the proxy.
     shared: Option<Roots>,
@@ -54,22 +54,22 @@ pub struct WayOut {
 }
 
 /// Equal ways lead to the same place as the same user, and the same roots vouch for it.
-impl PartialEq for WayOut {
-    fn eq(&self, other: &WayOut) -> bool {
+impl PartialEq for EgressProxy {
+    fn eq(&self, other: &EgressProxy) -> bool {
         self.proxy == other.proxy && self.around == other.around && self.shared == other.shared
     }
 }
 
-impl Eq for WayOut {}
+impl Eq for EgressProxy {}
 
-impl WayOut {
+impl EgressProxy {
     /// `extra` are the roots of `trust` that the configuration names. `None` for a URL without a host, which no
     /// configuration has.
-    pub fn new(proxy: &ForwardProxy, around: &[Bypass], trust: &Trust, extra: &Roots) -> Option<WayOut> {
+    pub fn new(proxy: &ForwardProxy, around: &[Bypass], trust: &Trust, extra: &Roots) -> Option<EgressProxy> {
         let secure = proxy.url.scheme() == "https";
         let host = Host::parse(proxy.url.host_str()?).ok()?;
         let scheme = if secure { Scheme::Https } else { Scheme::Http };
-        let place = Origin { scheme, host, port: proxy.url.port_or_known_default()? };
+        let address = Origin { scheme, host, port: proxy.url.port_or_known_default()? };
         let authorization = proxy.credentials.as_ref().and_then(|(username, password)| {
             let pair = format!("{username}:{}", password.expose());
             let mut value = HeaderValue::try_from(format!("Basic {}", BASE64_STANDARD.encode(pair))).ok()?;
@@ -78,7 +78,7 @@ impl WayOut {
         });
         let tls = secure.then(|| trust.client_config(proxy.trust.as_ref(), None));
         let shared = (secure && proxy.trust.is_none()).then(|| extra.clone());
-        Some(WayOut { proxy: proxy.clone(), around: around.to_vec(), place, tls, shared, authorization })
+        Some(EgressProxy { proxy: proxy.clone(), around: around.to_vec(), address, tls, shared, authorization })
     }
 
     pub fn takes(&self, host: &Host, port: u16) -> bool {
@@ -87,7 +87,7 @@ impl WayOut {
 
     /// Where the proxy itself stands.
     pub fn place(&self) -> &Origin {
-        &self.place
+        &self.address
     }
 
     pub fn forwarding(&self) -> Forwarding {
@@ -97,11 +97,11 @@ impl WayOut {
     /// The proxy itself, at the other end of `stream`.
     pub async fn reach(&self, stream: TcpStream) -> Result<Conduit, DialError> {
         let Some(tls) = &self.tls else { return Ok(Conduit::Direct(stream)) };
-        let name = match &self.place.host {
+        let name = match &self.address.host {
             Host::Ip(address) => Ok(ServerName::from(*address)),
             Host::Name(name) => ServerName::try_from(name.to_string()).map_err(io::Error::other),
         };
-        let failed = |source| DialError::Proxy { proxy: self.place.authority(), source };
+        let failed = |source| DialError::Proxy { proxy: self.address.authority(), source };
         let stream = TlsConnector::from(tls.clone()).connect(name.map_err(failed)?, stream).await;
         Ok(Conduit::Secured(Box::new(stream.map_err(failed)?)))
     }
@@ -117,10 +117,10 @@ impl WayOut {
             ask.extend_from_slice(b"\r\n");
         }
         ask.extend_from_slice(b"\r\n");
-        let failed = |source| DialError::Proxy { proxy: self.place.authority(), source };
+        let failed = |source| DialError::Proxy { proxy: self.address.authority(), source };
         match exchange(&mut conduit, &ask).await.map_err(failed)? {
             200..=299 => Ok(conduit),
-            status => Err(DialError::ProxyRefused { proxy: self.place.authority(), status }),
+            status => Err(DialError::ProxyRefused { proxy: self.address.authority(), status }),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A configured OAuth connection.
 
-mod answer;
+mod token_format;
 mod assertion;
 mod client;
 mod grant;
@@ -19,7 +19,6 @@ use url::Url;
 use super::Name;
 use super::secret::Secret;
 
-pub use answer::*;
 pub use assertion::*;
 pub use client::*;
 pub use grant::*;
@@ -28,6 +27,7 @@ pub use inject::*;
 pub use origins::{OriginSet, RouteOrigin};
 pub use route::*;
 pub use strip::*;
+pub use token_format::*;
 
 /// A configured OAuth link: how its token is obtained, and which requests get it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,8 +61,8 @@ pub struct Connection {
     pub resource: Option<String>,
     /// Extra fields of every token request.
     pub token_params: Vec<(String, String)>,
-    pub token_request: TokenRequest,
-    pub token_response: TokenResponse,
+    pub token_request: TokenRequestFormat,
+    pub token_response: TokenResponseFormat,
     pub script: Option<ScriptSource>,
     pub lifetimes: Lifetimes,
     pub tokens: Tokens,
@@ -182,8 +182,8 @@ impl Connection {
             audience: None,
             resource: None,
             token_params: Vec::new(),
-            token_request: TokenRequest::default(),
-            token_response: TokenResponse::default(),
+            token_request: TokenRequestFormat::default(),
+            token_response: TokenResponseFormat::default(),
             script: None,
             lifetimes: Lifetimes::default(),
             tokens: Tokens::default(),

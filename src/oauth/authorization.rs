@@ -19,7 +19,7 @@ use super::form::{Fields, field};
 use super::grant;
 use super::json::{Json, Members};
 use super::posted::Posted;
-use super::transport::{self, Answer};
+use super::transport::{self, TokenResponse};
 use super::{TokenEndpoint, discovery, query, refused, response, retryable};
 use crate::model::connection::Pkce;
 use crate::model::secret::Secret;
@@ -34,13 +34,13 @@ const DEVICE_CODE_DEFAULT: Duration = Duration::from_secs(10 * 60);
 const USER_CODE_CHARS_MAX: usize = 64;
 
 /// Where the browser goes, and what the exchange of the code will have to show.
-pub struct BrowserAsked {
+pub struct BrowserAuthorization {
     pub url: Url,
     pub verifier: Option<Secret>,
 }
 
 /// What a person types elsewhere, and what we ask with meanwhile.
-pub struct DeviceAsked {
+pub struct DeviceAuthorization {
     pub device_code: Secret,
     pub user_code: String,
     pub verification_uri: Url,
@@ -51,7 +51,7 @@ pub struct DeviceAsked {
 
 impl TokenEndpoint {
     /// The authorization request, pushed to the server first where it asks for that.
-    pub async fn ask_person(&self, state: &Secret, redirect_uri: &str) -> Result<BrowserAsked, Failure> {
+    pub async fn ask_person(&self, state: &Secret, redirect_uri: &str) -> Result<BrowserAuthorization, Failure> {
         self.in_time(async {
             let metadata = self.metadata().await?.unwrap_or_default();
             let place = match &self.connection.endpoints.authorization {
@@ -72,7 +72,7 @@ impl TokenEndpoint {
                 Some(endpoint) => self.pushed(&place, &url, &endpoint).await?,
                 None => url,
             };
-            Ok(BrowserAsked { url, verifier })
+            Ok(BrowserAuthorization { url, verifier })
         })
         .await
     }
@@ -145,7 +145,7 @@ impl TokenEndpoint {
     }
 
     /// A code for the person, and one for us.
-    pub async fn ask_device(&self) -> Result<DeviceAsked, Failure> {
+    pub async fn ask_device(&self) -> Result<DeviceAuthorization, Failure> {
         self.in_time(async {
             let url = match &self.connection.endpoints.device_authorization {
                 Some(url) => url.clone(),
@@ -194,7 +194,7 @@ impl TokenEndpoint {
 }
 
 /// The members of a success, or why it is none.
-fn granted(answer: &Answer, posted: &Posted) -> Result<Members, Failure> {
+fn granted(answer: &TokenResponse, posted: &Posted) -> Result<Members, Failure> {
     match Json::object(&answer.body) {
         Ok(members) if answer.status.is_success() && !members.contains_key("error") => Ok(members),
         _ if answer.status == StatusCode::OK && answer.body.is_empty() => Err(retryable(Reason::Empty)),
@@ -202,13 +202,13 @@ fn granted(answer: &Answer, posted: &Posted) -> Result<Members, Failure> {
     }
 }
 
-fn device_asked(members: &Members) -> Option<DeviceAsked> {
+fn device_asked(members: &Members) -> Option<DeviceAuthorization> {
     let text = |name: &str| members.get(name).and_then(Json::as_text).filter(|text| !text.is_empty());
     let url = |name: &str| text(name)?.parse::<Url>().ok().filter(|url| matches!(url.scheme(), "https" | "http"));
     let span = |name: &str| members.get(name).and_then(response::seconds);
     let user_code = text("user_code")?;
     let plain = user_code.chars().all(|c| ('!'..='~').contains(&c) || c == ' ');
-    Some(DeviceAsked {
+    Some(DeviceAuthorization {
         device_code: Secret::new(text("device_code")?),
         user_code: Some(user_code).filter(|code| plain && code.len() <= USER_CODE_CHARS_MAX)?.to_owned(),
         // Google's name for it.

@@ -12,11 +12,11 @@ use super::client_auth::{self, Proof};
 use super::failure::Failure;
 use super::form::Fields;
 use super::posted::Posted;
-use super::transport::{self, Answer, Timely};
+use super::transport::{self, Timely, TokenResponse};
 use super::verdict::Sent;
 use super::{TokenEndpoint, Whose, query, refused, response, seen};
 use crate::clock::Clock;
-use crate::model::connection::{RequestEncoding, TokenResponse};
+use crate::model::connection::{RequestEncoding, TokenResponseFormat};
 use crate::model::token::TokenSet;
 use crate::script::{self, Context, Script};
 use crate::telemetry::traces::Span;
@@ -78,7 +78,7 @@ impl Call<'_> {
     pub async fn prove_and_send<T>(
         &self,
         fields: &Fields,
-        read: impl Fn(&Answer, &Posted) -> Result<T, Failure>,
+        read: impl Fn(&TokenResponse, &Posted) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let TokenEndpoint { proofs, preferred, .. } = self.endpoint;
         let start = preferred.load(Ordering::Relaxed);
@@ -103,7 +103,7 @@ impl Call<'_> {
         &self,
         proof: &Proof,
         fields: Fields,
-        read: impl Fn(&Answer, &Posted) -> Result<T, Failure>,
+        read: impl Fn(&TokenResponse, &Posted) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let mut outgoing = self.outgoing(proof, fields).await?;
         if let (Some(script), Kind::Token { .. }) = (&self.endpoint.script, self.kind) {
@@ -220,13 +220,13 @@ impl Call<'_> {
     }
 
     /// What the answer means, once the script has seen it.
-    pub fn token_set(&self, answer: &Answer, posted: &Posted) -> Result<TokenSet, Failure> {
+    pub fn token_set(&self, answer: &TokenResponse, posted: &Posted) -> Result<TokenSet, Failure> {
         let (shape, sent) = (&self.endpoint.connection.token_response, self.kind.sent());
         let Some(script) = self.endpoint.script.as_ref().filter(|script| script.has_token_response()) else {
             return response::read(answer, shape, sent, posted);
         };
         match response::scripted(script, answer, &self.context()) {
-            Ok((answer, true)) => response::read(&answer, &TokenResponse::default(), sent, posted),
+            Ok((answer, true)) => response::read(&answer, &TokenResponseFormat::default(), sent, posted),
             Ok((answer, false)) => response::read(&answer, shape, sent, posted),
             // What says "not now" by itself is no fault of the script.
             Err(failure) => match response::read(answer, shape, sent, posted) {

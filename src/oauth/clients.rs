@@ -31,9 +31,16 @@ pub struct HttpClients {
     pub tracer: Tracer,
 }
 
-/// An issuer, whether it may name http endpoints, and whether those for a certificate go first.
-type Asked = (String, bool, bool);
-type Discoveries = HashMap<Asked, Vec<(ClientSettings, Arc<Discovery>)>>;
+/// What discovery depends on besides the HTTP client.
+#[derive(PartialEq, Eq, Hash)]
+struct DiscoveryKey {
+    issuer: String,
+    /// http endpoints are accepted.
+    cleartext: bool,
+    /// `mtls_endpoint_aliases` take precedence (RFC 8705 §5).
+    mutual_tls: bool,
+}
+type Discoveries = HashMap<DiscoveryKey, Vec<(ClientSettings, Arc<Discovery>)>>;
 
 /// How a server is reached.
 #[derive(Clone, PartialEq, Eq)]
@@ -79,14 +86,14 @@ impl HttpClients {
     /// What the connection's issuer says, shared by the connections with the same settings.
     pub fn discovery(&self, connection: &Connection, http: &reqwest::Client) -> Option<Arc<Discovery>> {
         let issuer = connection.endpoints.issuer.clone()?;
-        let (cleartext, mutual) = (connection.endpoints.allow_cleartext, connection.mutual_tls.is_some());
+        let (cleartext, mutual_tls) = (connection.endpoints.allow_cleartext, connection.mutual_tls.is_some());
         let settings = ClientSettings::to(&connection.authorization_server, connection.mutual_tls.as_ref());
         let mut discoveries = lock(&self.discoveries);
-        let alike = discoveries.entry((issuer.clone(), cleartext, mutual)).or_default();
+        let alike = discoveries.entry(DiscoveryKey { issuer: issuer.clone(), cleartext, mutual_tls }).or_default();
         if let Some((_, discovery)) = alike.iter().find(|(own, _)| *own == settings) {
             return Some(discovery.clone());
         }
-        let discovery = Arc::new(Discovery::new(issuer, http.clone(), self.dialer.clone(), cleartext, mutual));
+        let discovery = Arc::new(Discovery::new(issuer, http.clone(), self.dialer.clone(), cleartext, mutual_tls));
         alike.push((settings, discovery.clone()));
         Some(discovery)
     }

@@ -10,7 +10,7 @@ use oauth2::{AsyncHttpClient, HttpRequest, HttpResponse, RequestTokenError};
 
 use super::failure::Failure;
 use super::form::without_client;
-use super::{Asked, TokenEndpoint, Whose, refused};
+use super::{TokenEndpoint, TokenRequestKind, Whose, refused};
 use crate::model::token::TokenSet;
 
 /// What oauth2 reads in place of the token response, which `response::read` has taken: a token that is never used.
@@ -19,7 +19,7 @@ const PLACEHOLDER: &str = r#"{"access_token":"-","token_type":"bearer"}"#;
 /// Serves one request.
 pub struct Courier<'a> {
     endpoint: &'a TokenEndpoint,
-    asked: Asked,
+    asked: TokenRequestKind,
     whose: Whose<'a>,
     delivered: OnceLock<TokenSet>,
 }
@@ -28,7 +28,7 @@ pub struct Courier<'a> {
 pub type Failed = RequestTokenError<Failure, BasicErrorResponse>;
 
 impl<'a> Courier<'a> {
-    pub fn new(endpoint: &'a TokenEndpoint, asked: Asked, whose: Whose<'a>) -> Courier<'a> {
+    pub fn new(endpoint: &'a TokenEndpoint, asked: TokenRequestKind, whose: Whose<'a>) -> Courier<'a> {
         Courier { endpoint, asked, whose, delivered: OnceLock::new() }
     }
 

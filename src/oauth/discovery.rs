@@ -16,7 +16,7 @@ use url::{Host as UrlHost, Url};
 
 use super::failure::{Failure, Reason, Refusal};
 use super::json::{Json, Members};
-use super::transport::{self, Answer};
+use super::transport::{self, TokenResponse};
 use crate::dial::Dialer;
 use crate::model::origin::Host;
 use crate::model::time::BootTime;
@@ -133,7 +133,7 @@ impl Discovery {
         Err(wrong.unwrap_or_else(|| not_now(&format!("answers {} at its well-known locations", seen.join(", ")))))
     }
 
-    async fn read(&self, answer: &Answer) -> Result<Metadata, Missed> {
+    async fn read(&self, answer: &TokenResponse) -> Result<Metadata, Missed> {
         let status = answer.status.as_u16();
         if answer.status.is_redirection() {
             return Err(Missed::NotNow(format!("http_{status} (redirects are not followed: write the final address)")));

@@ -18,7 +18,7 @@ use super::assertion::Signer;
 use super::courier::Courier;
 use super::failure::Failure;
 use super::form::{Fields, field};
-use super::{Asked, CONSENT_REQUIRED, Consented, TokenEndpoint, Whose, refused};
+use super::{CONSENT_REQUIRED, Consented, TokenEndpoint, TokenRequestKind, Whose, refused};
 use crate::model::connection::{Connection, Grant, JwtAssertion, SubjectToken, TokenExchange};
 use crate::model::secret::Secret;
 use crate::model::token::{RefreshToken, Subject, TokenSet};
@@ -65,12 +65,12 @@ pub async fn first(endpoint: &TokenEndpoint, whose: Whose<'_>) -> Result<TokenSe
             Some(Consented::Code { .. }) | None => return Err(refused(CONSENT_REQUIRED)),
         },
     };
-    endpoint.in_time(endpoint.ask(Asked::FirstGrant, fields, whose)).await
+    endpoint.in_time(endpoint.ask(TokenRequestKind::FirstGrant, fields, whose)).await
 }
 
 /// RFC 6749 §4.4
 async fn client_credentials(endpoint: &TokenEndpoint, whose: Whose<'_>) -> Result<TokenSet, Failure> {
-    let courier = Courier::new(endpoint, Asked::FirstGrant, whose);
+    let courier = Courier::new(endpoint, TokenRequestKind::FirstGrant, whose);
     let request = endpoint.oauth.exchange_client_credentials().add_scopes(scopes(&endpoint.connection));
     let extras = extras(&endpoint.connection);
     let request = extras.fold(request, |request, (name, value)| request.add_extra_param(name, value));
@@ -85,7 +85,7 @@ async fn with_password(
     password: &Secret,
     whose: Whose<'_>,
 ) -> Result<TokenSet, Failure> {
-    let courier = Courier::new(endpoint, Asked::FirstGrant, whose);
+    let courier = Courier::new(endpoint, TokenRequestKind::FirstGrant, whose);
     let username = ResourceOwnerUsername::new(username.to_owned());
     let password = ResourceOwnerPassword::new(password.expose().to_owned());
     let request = endpoint.oauth.exchange_password(&username, &password).add_scopes(scopes(&endpoint.connection));
@@ -101,7 +101,7 @@ async fn authorization_code(endpoint: &TokenEndpoint, whose: Whose<'_>) -> Resul
         Some(Consented::Code { code, verifier, redirect_uri }) => (code, verifier, redirect_uri),
         Some(Consented::Device { .. }) | None => return Err(refused(CONSENT_REQUIRED)),
     };
-    let courier = Courier::new(endpoint, Asked::FirstGrant, whose);
+    let courier = Courier::new(endpoint, TokenRequestKind::FirstGrant, whose);
     let redirect = RedirectUrl::new(redirect_uri.clone()).map_err(|_| refused("invalid_redirect_url"))?;
     let code = AuthorizationCode::new(code.expose().to_owned());
     let request = endpoint.oauth.exchange_code(code).set_redirect_uri(Cow::Owned(redirect));
@@ -122,11 +122,11 @@ async fn jwt_bearer(endpoint: &TokenEndpoint, assertion: &JwtAssertion, whose: W
     let signer = endpoint.signer.as_ref().ok_or_else(|| refused("assertion_not_signed"))?;
     let whom = (connection.client_id.as_str(), whose.subject.map(Subject::as_str));
     let signed = signer.grant_assertion(assertion, whom, &endpoint.moment(&token_url))?;
-    endpoint.ask(Asked::FirstGrant, of_assertion(connection, signed.expose()), whose).await
+    endpoint.ask(TokenRequestKind::FirstGrant, of_assertion(connection, signed.expose()), whose).await
 }
 
 pub async fn refresh(endpoint: &TokenEndpoint, token: &RefreshToken, whose: Whose<'_>) -> Result<TokenSet, Failure> {
-    let courier = Courier::new(endpoint, Asked::Refresh, whose);
+    let courier = Courier::new(endpoint, TokenRequestKind::Refresh, whose);
     let token = SentRefreshToken::new(token.expose().to_owned());
     let request = endpoint.oauth.exchange_refresh_token(&token);
     let extras = extras(&endpoint.connection);

@@ -13,9 +13,9 @@ use super::json::{Json, Members};
 use super::posted::Posted;
 use super::retry_after::retry_after;
 use super::retryable;
-use super::transport::Answer;
+use super::transport::TokenResponse;
 use super::verdict::{self, ErrorResponse, Sent, Verdict};
-use crate::model::connection::{AnswerEncoding, RefusalSign, TokenResponse};
+use crate::model::connection::{RefusalSign, ResponseEncoding, TokenResponseFormat};
 use crate::model::token::{AccessToken, RefreshToken, TokenSet};
 use crate::script::{self, Context, Script};
 
@@ -24,7 +24,12 @@ pub use lifetime::seconds;
 const REDIRECT: &str = "the token endpoint redirects; set token_url to its final address";
 
 /// The token set of an answer to what was `sent`, whose members are where `shape` says.
-pub fn read(answer: &Answer, shape: &TokenResponse, sent: Sent, posted: &Posted) -> Result<TokenSet, Failure> {
+pub fn read(
+    answer: &TokenResponse,
+    shape: &TokenResponseFormat,
+    sent: Sent,
+    posted: &Posted,
+) -> Result<TokenSet, Failure> {
     judge(answer, shape, sent, posted).map_err(|failure| match failure {
         Failure::Retryable { reason, detail, .. } => {
             Failure::Retryable { reason, retry_after: retry_after(&answer.headers, answer.received), detail }
@@ -34,7 +39,11 @@ pub fn read(answer: &Answer, shape: &TokenResponse, sent: Sent, posted: &Posted)
 }
 
 /// What the script makes of an answer, and whether it wrote the members itself, at their standard places.
-pub fn scripted(script: &Script, answer: &Answer, context: &Context) -> Result<(Answer, bool), script::Failure> {
+pub fn scripted(
+    script: &Script,
+    answer: &TokenResponse,
+    context: &Context,
+) -> Result<(TokenResponse, bool), script::Failure> {
     let header = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
         Some((name.to_string(), value.to_str().ok()?.to_owned()))
     };
@@ -46,11 +55,11 @@ pub fn scripted(script: &Script, answer: &Answer, context: &Context) -> Result<(
     let made = script.token_response(given, context)?;
     let status = StatusCode::from_u16(made.status).unwrap_or(answer.status);
     let body = zeroize::Zeroizing::new(made.body.into_bytes());
-    Ok((Answer { status, headers: answer.headers.clone(), body, received: answer.received }, made.is_short))
+    Ok((TokenResponse { status, headers: answer.headers.clone(), body, received: answer.received }, made.is_short))
 }
 
 /// The answer of a revocation endpoint (RFC 7009 §2.2): a token that it does not know is revoked, too.
-pub fn revoked(answer: &Answer, posted: &Posted) -> Result<(), Failure> {
+pub fn revoked(answer: &TokenResponse, posted: &Posted) -> Result<(), Failure> {
     if answer.status.is_success() {
         return Ok(());
     }
@@ -58,14 +67,19 @@ pub fn revoked(answer: &Answer, posted: &Posted) -> Result<(), Failure> {
 }
 
 /// What an answer that is no success says.
-pub fn refusal(answer: &Answer, posted: &Posted) -> Failure {
-    match read(answer, &TokenResponse::default(), Sent::Grant, posted) {
+pub fn refusal(answer: &TokenResponse, posted: &Posted) -> Failure {
+    match read(answer, &TokenResponseFormat::default(), Sent::Grant, posted) {
         Err(failure) => failure,
         Ok(_) => retryable(Reason::HttpStatus(answer.status.as_u16())),
     }
 }
 
-fn judge(answer: &Answer, shape: &TokenResponse, sent: Sent, posted: &Posted) -> Result<TokenSet, Failure> {
+fn judge(
+    answer: &TokenResponse,
+    shape: &TokenResponseFormat,
+    sent: Sent,
+    posted: &Posted,
+) -> Result<TokenSet, Failure> {
     let (status, body) = (answer.status, answer.body.as_slice());
     if status.is_redirection() {
         let (reason, detail) = (Reason::HttpStatus(status.as_u16()), Some(REDIRECT.to_owned()));
@@ -73,9 +87,9 @@ fn judge(answer: &Answer, shape: &TokenResponse, sent: Sent, posted: &Posted) ->
     }
     let members = match shape.encoding {
         _ if body.is_empty() => Err(Reason::Empty),
-        AnswerEncoding::Json => Json::object(body),
+        ResponseEncoding::Json => Json::object(body),
         // Errors come as JSON from servers whose tokens do not.
-        AnswerEncoding::Form => Json::object(body).or_else(|_| Json::form(body)),
+        ResponseEncoding::Form => Json::object(body).or_else(|_| Json::form(body)),
     };
     if let Ok(members) = &members {
         let error = Json::at(members, &shape.error).filter(|error| !matches!(error, Json::Bool(false)));
@@ -131,7 +145,7 @@ fn code(text: &str) -> Option<&str> {
     ((1..=64).contains(&text.len()) && text.bytes().all(plain)).then_some(text)
 }
 
-fn token_set(members: &Members, shape: &TokenResponse, answer: &Answer) -> Result<TokenSet, Reason> {
+fn token_set(members: &Members, shape: &TokenResponseFormat, answer: &TokenResponse) -> Result<TokenSet, Reason> {
     let text = Json::at(members, &shape.access_token).ok_or(Reason::NoAccessToken)?.as_text();
     let access_token = text.and_then(AccessToken::parse).ok_or(Reason::InvalidAccessToken)?;
     let other = |value: &Json| !value.as_text().is_some_and(|text| text.eq_ignore_ascii_case("bearer"));

@@ -4,8 +4,8 @@
 
 use super::json::Json;
 use super::posted::Posted;
-use super::transport::Answer;
-use crate::model::connection::TokenResponse;
+use super::transport::TokenResponse;
+use crate::model::connection::TokenResponseFormat;
 use crate::model::secret::Secret;
 use crate::script;
 
@@ -56,7 +56,7 @@ const READABLE: [&str; 22] = [
 ];
 
 /// What the script was given of `answer`.
-pub fn in_response(answer: &Answer, shape: &TokenResponse) -> Posted {
+pub fn in_response(answer: &TokenResponse, shape: &TokenResponseFormat) -> Posted {
     let mut seen = Seen::default();
     for (name, value) in &answer.headers {
         let value = String::from_utf8_lossy(value.as_bytes());
@@ -146,8 +146,12 @@ mod tests {
         headers.insert("content-type", HeaderValue::from_static("application/json"));
         headers.insert("x-auth-token", HeaderValue::from_static("h3ader"));
         let body = Zeroizing::new(body.as_bytes().to_vec());
-        let answer = Answer { status: StatusCode::OK, headers, body, received: SystemTime::UNIX_EPOCH };
-        assert_eq!(in_response(&answer, &TokenResponse::default()).clean(thrown).as_deref(), expected, "{thrown}");
+        let answer = TokenResponse { status: StatusCode::OK, headers, body, received: SystemTime::UNIX_EPOCH };
+        assert_eq!(
+            in_response(&answer, &TokenResponseFormat::default()).clean(thrown).as_deref(),
+            expected,
+            "{thrown}"
+        );
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::model::time::BootTime;
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 const DETAIL_CHARS_MAX: usize = 300;
 
-pub struct Answer {
+pub struct TokenResponse {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Zeroizing<Vec<u8>>,
@@ -115,7 +115,7 @@ impl Body for Timely {
 }
 
 /// One request and its whole answer. The caller sets the deadline.
-pub async fn send(client: &reqwest::Client, mut request: reqwest::Request) -> Result<Answer, Fault> {
+pub async fn send(client: &reqwest::Client, mut request: reqwest::Request) -> Result<TokenResponse, Fault> {
     request.headers_mut().entry(header::ACCEPT_ENCODING).or_insert(HeaderValue::from_static("identity"));
     let mut response = client.execute(request).await?;
     let received = wall_time();
@@ -134,7 +134,7 @@ pub async fn send(client: &reqwest::Client, mut request: reqwest::Request) -> Re
         headers.remove(header::CONTENT_ENCODING);
         body = decoded;
     }
-    Ok(Answer { status: response.status(), headers, body, received })
+    Ok(TokenResponse { status: response.status(), headers, body, received })
 }
 
 /// RFC 9110 §8.4.1.3

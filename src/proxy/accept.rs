@@ -20,8 +20,8 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::arrival::From;
-use super::seats::{Asked, Seat};
-use super::worker::Shared;
+use super::seats::{Admission, Seat};
+use super::worker::ProxyState;
 use super::{downstream, error};
 use crate::gate::{Bounds, Full, Sharing};
 use crate::model::{ListenAt, Name, ProxyListener};
@@ -132,7 +132,7 @@ pub struct Inbox {
     pub open: Arc<AtomicUsize>,
 }
 
-pub fn accept_all(shared: Arc<Shared>, sockets: Vec<Socket>, inboxes: Vec<Inbox>) {
+pub fn accept_all(shared: Arc<ProxyState>, sockets: Vec<Socket>, inboxes: Vec<Inbox>) {
     let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
         Ok(runtime) => runtime,
         Err(error) => return tracing::error!(%error, "the accept thread could not start"),
@@ -157,7 +157,7 @@ pub fn accept_all(shared: Arc<Shared>, sockets: Vec<Socket>, inboxes: Vec<Inbox>
 
 /// One listener, while it accepts.
 struct Door {
-    shared: Arc<Shared>,
+    shared: Arc<ProxyState>,
     inboxes: Rc<Vec<Inbox>>,
     refused: Arc<AtomicUsize>,
     listener: Name,
@@ -239,8 +239,8 @@ impl Door {
             sharing: Sharing::Fair,
         };
         match self.shared.seats.ask(bounds, &turn) {
-            Ok(Asked::Seated(seat)) => return self.pass_on(stream, from, seat).await,
-            Ok(Asked::Queued(waiting)) => {
+            Ok(Admission::Seated(seat)) => return self.pass_on(stream, from, seat).await,
+            Ok(Admission::Queued(waiting)) => {
                 let door = self.clone();
                 self.shared.tasks.spawn_local(async move {
                     match timeout(SEAT_WAIT, door.shared.seats.wait(waiting, &turn)).await {

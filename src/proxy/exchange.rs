@@ -26,8 +26,8 @@ use super::io::Upload;
 use super::peer::Peer;
 use super::report::{Report, ResponseReport};
 use super::target::{self, Target};
-use super::upgrade::{self, Asked, Switch};
-use super::upstream::{Destination, Lease, Protocol, Wanted};
+use super::upgrade::{self, Switch, WebSocketRequest};
+use super::upstream::{Checkout, Destination, Protocol, Wanted};
 use super::worker::Worker;
 use crate::dial::OwnListener;
 use crate::gate::{Permit, Turn};
@@ -57,7 +57,7 @@ pub async fn serve(
         upgrade: None,
     };
     match exchange.run(head, incoming, upload).await {
-        Ok(Served::Upstream(response, lease)) => report.upstream_answer(response, lease, snapshot.timeouts.idle),
+        Ok(Served::Upstream(response, checkout)) => report.upstream_answer(response, checkout, snapshot.timeouts.idle),
         Ok(Served::Switched(head, switch)) => {
             let drain = worker.shared.tasks.watch();
             worker.shared.tasks.spawn_local(switch.relay(peer, snapshot.timeouts.idle, drain));
@@ -69,7 +69,7 @@ pub async fn serve(
 }
 
 enum Served {
-    Upstream(Response<UpstreamBody>, Lease),
+    Upstream(Response<UpstreamBody>, Checkout),
     /// The upstream has agreed to another protocol.
     Switched(Response<()>, Switch),
     /// Answered by the proxy as the last hop that the request allows.
@@ -86,7 +86,7 @@ struct Exchange<'a> {
     /// Whose tokens are wanted, of connections that have one for each.
     whose: Whose,
     /// The caller asks for WebSocket; with a place among the tunnels.
-    upgrade: Option<(Asked, Permit)>,
+    upgrade: Option<(WebSocketRequest, Permit)>,
 }
 
 impl<'a> Exchange<'a> {
@@ -141,7 +141,7 @@ impl<'a> Exchange<'a> {
         Wanted { snapshot: self.snapshot, destination, turn: &self.turn, caller }
     }
 
-    fn answered(&mut self, mut response: Response<UpstreamBody>, lease: Lease) -> Result<Served, Fault> {
+    fn answered(&mut self, mut response: Response<UpstreamBody>, checkout: Checkout) -> Result<Served, Fault> {
         let status = response.status();
         if status != StatusCode::SWITCHING_PROTOCOLS {
             if status.is_success() && self.upgrade.as_ref().is_some_and(|(asked, _)| asked.by_connect) {
@@ -151,15 +151,15 @@ impl<'a> Exchange<'a> {
                 );
                 return Err(ProxyError::UpstreamProtocol.because(why));
             }
-            return Ok(Served::Upstream(response, lease));
+            return Ok(Served::Upstream(response, checkout));
         }
         let upstream = response.extensions_mut().remove::<OnUpgrade>();
         Ok(match (self.upgrade.take(), upstream) {
             (Some((asked, place)), Some(upstream)) => {
-                let switch = Switch { downstream: asked.downstream, upstream, place, lease };
+                let switch = Switch { downstream: asked.downstream, upstream, place, checkout };
                 Served::Switched(response.map(|_| ()), switch)
             }
-            _ => Served::Upstream(response, lease),
+            _ => Served::Upstream(response, checkout),
         })
     }
 

@@ -202,7 +202,7 @@ pub fn is_framing_plain(headers: &HeaderMap) -> bool {
 
 /// The caller's own name for its request, where there is one that can stand in a log: a single field, 1 to 128 characters
 /// of a strict set.
-pub fn client_request_id(headers: &HeaderMap) -> Option<&HeaderValue> {
+pub fn caller_request_id(headers: &HeaderMap) -> Option<&HeaderValue> {
     let mut ids = headers.get_all(HeaderName::from_static("x-request-id")).iter();
     let id = ids.next().filter(|id| (1..=128).contains(&id.len()))?;
     let plain = |b: &u8| b.is_ascii_alphanumeric() || b"-._~:/+=@,".contains(b);

@@ -163,7 +163,7 @@ mod tests {
         let route = Route {
             inject: header("authorization"),
             tls: UpstreamTls { upgrade: true, ..UpstreamTls::default() },
-            ..Route::sample(connection::Place::Host { pattern, port: PortRule::Default })
+            ..Route::sample(connection::RouteMatch::Host { pattern, port: PortRule::Default })
         };
         let origins = Connection { routes: vec![route], ..Connection::sample("crm") }.origins();
         let now = Clock::simulated().now();

@@ -27,7 +27,7 @@ use super::headers;
 use super::io::Serving;
 use super::peer::Peer;
 use super::upgrade;
-use super::upstream::Lease;
+use super::upstream::Checkout;
 use super::worker::Worker;
 use crate::model::connection::Connection;
 use crate::model::origin::Origin;
@@ -46,7 +46,7 @@ pub struct Report {
     /// Names the request in the answer, in the log and in the audit.
     id: u64,
     /// The caller's own name for it, if it fits a log; never trusted as ours.
-    client_id: Option<HeaderValue>,
+    caller_request_id: Option<HeaderValue>,
     from: From,
     method: Method,
     uri: Uri,
@@ -71,7 +71,7 @@ impl Report {
             started: Instant::now(),
             waited: Duration::ZERO,
             id: fastrand::u64(..),
-            client_id: headers::client_request_id(request.headers()).cloned(),
+            caller_request_id: headers::caller_request_id(request.headers()).cloned(),
             from: peer.arrival.from,
             method: request.method().clone(),
             uri: request.uri().clone(),
@@ -133,7 +133,7 @@ impl Report {
     pub fn upstream_answer(
         self,
         response: Response<UpstreamBody>,
-        lease: Lease,
+        checkout: Checkout,
         idle: Duration,
     ) -> Response<ResponseBody<ResponseReport>> {
         let overhead = self.started.elapsed().saturating_sub(self.waited);
@@ -141,7 +141,7 @@ impl Report {
         let (mut head, incoming) = response.into_parts();
         headers::response(&mut head.headers, self.worker.shared.via.of(head.version));
         head.version = Version::HTTP_11;
-        let answer = ResponseReport { lease: Some(lease), ..ResponseReport::upstreams(self, head.status) };
+        let answer = ResponseReport { checkout: Some(checkout), ..ResponseReport::upstreams(self, head.status) };
         Response::from_parts(head, ResponseBody::upstream(incoming, idle, answer))
     }
 
@@ -232,13 +232,13 @@ struct Outcome {
 pub struct ResponseReport {
     report: Report,
     outcome: Outcome,
-    lease: Option<Lease>,
+    checkout: Option<Checkout>,
 }
 
 impl ResponseReport {
     fn new(report: Report, outcome: Outcome) -> ResponseReport {
         report.serving.respond();
-        ResponseReport { report, outcome, lease: None }
+        ResponseReport { report, outcome, checkout: None }
     }
 
     fn own(report: Report, status: StatusCode) -> ResponseReport {
@@ -252,8 +252,8 @@ impl ResponseReport {
 
 impl Companion for ResponseReport {
     fn end(mut self, ending: Ending) {
-        if let Some(lease) = self.lease.take().filter(|_| ending == Ending::Complete) {
-            lease.give_back();
+        if let Some(checkout) = self.checkout.take().filter(|_| ending == Ending::Complete) {
+            checkout.give_back();
         }
         self.report.finish(&self.outcome, ending);
     }
@@ -270,7 +270,7 @@ macro_rules! line {
         tracing::event!(target: $target, $level, audit = $audit, code = refusal.map(|refusal| refusal.code), connection,
             profile, subject = report.subject.as_ref().map(Subject::as_str), caller = report.caller.as_ref().map(Name::as_str), from = %report.from,
             status = $outcome.status.as_u16(), request_id = report.id(),
-            client_request_id = report.client_id.as_ref().and_then(|id| id.to_str().ok()),
+            client_request_id = report.caller_request_id.as_ref().and_then(|id| id.to_str().ok()),
             method = %Clean(report.method.as_str()), host = host.as_deref().map(Clean).map(tracing::field::display),
             path = %Clean(report.uri.path()), injected = connection.filter(|_| !denial).map(|_| report.injected),
             complete = (!denial).then_some($complete), duration_s = $took.as_secs_f64(),
@@ -314,7 +314,7 @@ impl Report {
             let (connection, profile) = self.names();
             let record = audit::Request {
                 request_id: Some(&id),
-                client_request_id: self.client_id.as_ref().and_then(|id| id.to_str().ok()),
+                client_request_id: self.caller_request_id.as_ref().and_then(|id| id.to_str().ok()),
                 caller: self.caller.as_ref().map(Name::as_str),
                 connection,
                 profile,

@@ -23,11 +23,11 @@ const SEARCH_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Default)]
 pub struct Seats {
     gate: Arc<Gate>,
-    taken: Mutex<Taken>,
+    taken: Mutex<Occupants>,
 }
 
 #[derive(Default)]
-struct Taken {
+struct Occupants {
     /// By address; the oldest connection first.
     by_turn: HashMap<Turn, BTreeMap<u64, Arc<Occupant>>>,
     next_id: u64,
@@ -53,7 +53,7 @@ pub struct Seat {
 }
 
 /// The outcome of asking for a seat.
-pub enum Asked {
+pub enum Admission {
     Seated(Seat),
     /// Another connection may make way.
     Queued(Waiting),
@@ -61,15 +61,15 @@ pub enum Asked {
 
 impl Seats {
     /// A seat for a connection of this address, or a place in the queue for one.
-    pub fn ask(self: &Arc<Seats>, bounds: Bounds, turn: &Turn) -> Result<Asked, Full> {
+    pub fn ask(self: &Arc<Seats>, bounds: Bounds, turn: &Turn) -> Result<Admission, Full> {
         if let Some(permit) = self.gate.try_enter(bounds) {
-            return Ok(Asked::Seated(self.seat(permit, turn)));
+            return Ok(Admission::Seated(self.seat(permit, turn)));
         }
         match self.gate.enter_or_queue(bounds, turn)? {
-            Entered::Inside(permit) => Ok(Asked::Seated(self.seat(permit, turn))),
+            Entered::Inside(permit) => Ok(Admission::Seated(self.seat(permit, turn))),
             Entered::Queued(waiting) => {
                 self.lock().ask_idle_to_leave(turn, Instant::now());
-                Ok(Asked::Queued(waiting))
+                Ok(Admission::Queued(waiting))
             }
         }
     }
@@ -94,12 +94,12 @@ impl Seats {
         Seat { seats: self.clone(), turn: turn.clone(), id, occupant, _permit: permit }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Taken> {
+    fn lock(&self) -> MutexGuard<'_, Occupants> {
         lock(&self.taken)
     }
 }
 
-impl Taken {
+impl Occupants {
     /// Asks the longest idle connection of the address with the most; of `turn` itself, if no other has more.
     fn ask_idle_to_leave(&mut self, turn: &Turn, now: Instant) {
         if self.search_after.is_some_and(|after| now < after) {
@@ -177,7 +177,7 @@ mod tests {
 
     #[track_caller]
     fn seated(seats: &Arc<Seats>, name: &str) -> (Seat, Arc<Watch>) {
-        let Ok(Asked::Seated(seat)) = seats.ask(BOUNDS, &of(name)) else { panic!("no seat") };
+        let Ok(Admission::Seated(seat)) = seats.ask(BOUNDS, &of(name)) else { panic!("no seat") };
         let watch = Arc::new(Watch::new(None));
         seat.occupied_by(&watch);
         (seat, watch)
@@ -195,7 +195,7 @@ mod tests {
         let other = seated(&seats, "b");
         tokio::time::advance(Duration::from_millis(10)).await;
         let (first, second) = (seated(&seats, "a"), seated(&seats, "a"));
-        let Ok(Asked::Queued(waiting)) = seats.ask(BOUNDS, &of("b")) else { panic!("all are taken") };
+        let Ok(Admission::Queued(waiting)) = seats.ask(BOUNDS, &of("b")) else { panic!("all are taken") };
         assert!(!is_wanted(&busy.0) && !is_wanted(&other.0) && !is_wanted(&second.0));
         assert!(is_wanted(&first.0));
         drop(first);
@@ -204,7 +204,7 @@ mod tests {
         let watch = Arc::new(Watch::new(None));
         third.occupied_by(&watch);
         // Both have as many: its own.
-        let Ok(Asked::Queued(_waiting)) = seats.ask(BOUNDS, &of("b")) else { panic!("all are taken") };
+        let Ok(Admission::Queued(_waiting)) = seats.ask(BOUNDS, &of("b")) else { panic!("all are taken") };
         assert!(is_wanted(&other.0) && !is_wanted(&second.0));
         drop((serving, busy, other, second, third));
         assert!(seats.lock().by_turn.is_empty());

@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 
 use super::peer::Peer;
 use super::tunnel::{Silence, relay};
-use super::upstream::Lease;
+use super::upstream::Checkout;
 use crate::gate::Permit;
 use crate::tasks::PhaseWatch;
 
@@ -29,7 +29,7 @@ const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
 struct ExtendedConnect;
 
 /// A caller that asks for WebSocket.
-pub struct Asked {
+pub struct WebSocketRequest {
     /// Its stream after the request.
     pub downstream: OnUpgrade,
     /// It asks over HTTP/2, where any 2xx says that the WebSocket is open (RFC 8441 §5).
@@ -37,12 +37,12 @@ pub struct Asked {
 }
 
 /// Does the caller ask for WebSocket, and for nothing else?
-pub fn asked(head: &mut Parts) -> Option<Asked> {
+pub fn asked(head: &mut Parts) -> Option<WebSocketRequest> {
     let by_connect = head.extensions.remove::<ExtendedConnect>().is_some();
     let fits = head.method == Method::GET && (head.version == Version::HTTP_11 || by_connect);
     let asks = fits && head.headers.contains_key(SEC_WEBSOCKET_KEY) && is_to_websocket(&head.headers);
     let downstream = head.extensions.remove::<OnUpgrade>().filter(|_| asks)?;
-    Some(Asked { downstream, by_connect })
+    Some(WebSocketRequest { downstream, by_connect })
 }
 
 /// Would its caller take any 2xx for an open tunnel?
@@ -131,7 +131,7 @@ pub struct Switch {
     pub upstream: OnUpgrade,
     pub place: Permit,
     /// It counts as a request in flight to its upstream.
-    pub lease: Lease,
+    pub checkout: Checkout,
 }
 
 impl Switch {
@@ -143,7 +143,7 @@ impl Switch {
             let (mut downstream, mut upstream) = (TokioIo::new(downstream), TokioIo::new(upstream));
             let silence = Silence { idle, draining: Duration::ZERO };
             let moved = relay(&mut downstream, &mut upstream, silence, drain).await;
-            drop((self.place, self.lease, serving, peer));
+            drop((self.place, self.checkout, serving, peer));
             let (up_bytes, down_bytes) = (moved.up_bytes(), moved.down_bytes());
             tracing::debug!(up_bytes, down_bytes, "a WebSocket ended");
         }

@@ -12,8 +12,8 @@ mod entry;
 mod failure;
 mod gates;
 mod heard;
-mod lease;
-mod shared;
+mod checkout;
+mod http2;
 
 use std::io;
 use std::rc::Rc;
@@ -40,6 +40,7 @@ use crate::model::origin::{Origin, Scheme};
 use crate::snapshot::Snapshot;
 use crate::tasks::Tasks;
 use crate::telemetry::metrics::Metrics;
+pub use checkout::Checkout;
 use connections::{Connections, Held};
 pub use descriptors::{Descriptors, Dialed};
 use destination::Key;
@@ -48,8 +49,7 @@ use entry::{Counted, Link, Sender};
 use failure::{SendError, dial_fault, is_other_protocol, tls_fault};
 pub use gates::Gates;
 use heard::Counting;
-pub use lease::Lease;
-use shared::Shared;
+use http2::Http2Conn;
 
 /// What a connection is wanted for: the configuration that holds for it, in whose turn it waits, and for whom.
 #[derive(Clone, Copy)]
@@ -84,7 +84,7 @@ impl Pool {
     }
 
     /// A connection to the destination: an idle one, or a new one.
-    pub async fn checkout(&self, wanted: Wanted<'_>) -> Result<Lease, Fault> {
+    pub async fn checkout(&self, wanted: Wanted<'_>) -> Result<Checkout, Fault> {
         let entry = self.entry(wanted).await?;
         wanted.caller.enters(entry.gate());
         let permit = match entry.gate().try_enter(bounds_of_origin(&wanted.snapshot.limits)) {
@@ -92,11 +92,11 @@ impl Pool {
             None => Box::pin(wait_for_place(wanted, &entry)).await?,
         };
         let (link, reused) = self.link(wanted, &entry, None).await?;
-        Ok(Lease::new(link, permit, entry, reused))
+        Ok(Checkout::new(link, permit, entry, reused))
     }
 
     /// The same place with another connection, for one that turned out to be dead: a new one, or one that is shared.
-    pub async fn renew(&self, wanted: Wanted<'_>, dead: Lease) -> Result<Lease, Fault> {
+    pub async fn renew(&self, wanted: Wanted<'_>, dead: Checkout) -> Result<Checkout, Fault> {
         let (link, _) = self.link(wanted, dead.entry(), Some(dead.link())).await?;
         Ok(dead.with(link))
     }
@@ -140,7 +140,7 @@ impl Pool {
         let (mut waited, mut in_use) = (false, dead.and_then(Link::reclaim));
         let (_dialing, in_use) = loop {
             if let Some(stream) = not_dead(entry, dead).find_map(|shared| shared.join()) {
-                return Ok((Link::Among(stream), true));
+                return Ok((Link::Http2(stream), true));
             }
             let at_once = || self.descriptors.try_use_one(&wanted.snapshot.limits);
             let Some(permit) = in_use.take().or_else(at_once) else {
@@ -185,13 +185,13 @@ impl Pool {
             && let Some(sender) = entry.take_idle(keep_alive)
         {
             sender.counted.become_used(&self.active, in_use);
-            return Ok(Link::Alone(sender));
+            return Ok(Link::Http1(sender));
         }
         for shared in not_dead(entry, dead) {
             match shared.wake(in_use) {
                 Ok(stream) => {
                     entry.announce();
-                    return Ok(Link::Among(stream));
+                    return Ok(Link::Http2(stream));
                 }
                 Err(permit) => in_use = permit,
             }
@@ -265,13 +265,13 @@ impl Pool {
     {
         let gauges = (&self.idle, &self.active);
         let home = (entry.home(), in_use);
-        let opened = Shared::open(stream, snapshot.limits.head_bytes, &self.tasks, gauges, home).await;
+        let opened = Http2Conn::open(stream, snapshot.limits.head_bytes, &self.tasks, gauges, home).await;
         let opened = opened.map_err(|error| SendError { error, unsent: true, heard: false }.fault())?;
         let closed = || ProxyError::UpstreamUnreachable(Unreachable::ClosedUnsent).because("closed at once");
         let stream = opened.ok_or_else(closed)?;
         entry.spoken.set(Some(Version::HTTP_2));
         entry.shared.borrow_mut().push(stream.shared().clone());
-        Ok(Link::Among(stream))
+        Ok(Link::Http2(stream))
     }
 
     /// One over HTTP/1.1, perhaps to a proxy.
@@ -298,7 +298,7 @@ impl Pool {
             home.has_ended();
         });
         entry.spoken.set(Some(Version::HTTP_11));
-        Ok(Link::Alone(Sender { request, forwarding, heard, counted: Counted::in_use(&self.active, in_use) }))
+        Ok(Link::Http1(Sender { request, forwarding, heard, counted: Counted::in_use(&self.active, in_use) }))
     }
 
     /// Closes what has been idle for too long.
@@ -322,7 +322,7 @@ async fn wait_for_place(wanted: Wanted<'_>, entry: &Held) -> Result<Permit, Faul
 }
 
 /// The connections of `entry` that requests may share.
-fn not_dead(entry: &Held, dead: Option<&Link>) -> impl Iterator<Item = Rc<Shared>> {
+fn not_dead(entry: &Held, dead: Option<&Link>) -> impl Iterator<Item = Rc<Http2Conn>> {
     let shared = entry.shared.borrow();
     let others: Vec<_> = shared.iter().filter(|shared| !dead.is_some_and(|dead| dead.is_on(shared))).cloned().collect();
     others.into_iter()

@@ -23,7 +23,7 @@ use crate::telemetry::audit::Audit;
 use crate::telemetry::metrics::{Metrics, RequestCounters};
 
 /// What all workers share; none of it is locked on the way of a request.
-pub struct Shared {
+pub struct ProxyState {
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     pub clock: Clock,
     pub tasks: Tasks,
@@ -39,7 +39,7 @@ pub struct Shared {
     pub head_budget: Arc<HeadBudget>,
 }
 
-impl Shared {
+impl ProxyState {
     /// A place below `limits.tunnels`.
     pub fn tunnel(&self, limits: &Limits, turn: &Turn) -> Result<Permit, Fault> {
         let places = self.descriptors.tunnels_max(limits);
@@ -49,7 +49,7 @@ impl Shared {
 }
 
 pub struct Worker {
-    pub shared: Arc<Shared>,
+    pub shared: Arc<ProxyState>,
     pub pool: Pool,
     snapshot: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
     counters: RefCell<HashMap<Labels, Rc<Counters>>>,
@@ -65,7 +65,7 @@ pub struct Counters {
 }
 
 impl Worker {
-    pub fn new(shared: Arc<Shared>, number: usize) -> Worker {
+    pub fn new(shared: Arc<ProxyState>, number: usize) -> Worker {
         let (gates, descriptors) = (shared.gates.clone(), shared.descriptors.clone());
         Worker {
             pool: Pool::new(shared.tasks.clone(), gates, descriptors, number, &shared.metrics),

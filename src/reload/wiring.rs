@@ -9,7 +9,7 @@ use url::Url;
 
 use crate::admin::Access;
 use crate::clock::Clock;
-use crate::dial::{AddressPolicy, Dialer, Reach, WayOut};
+use crate::dial::{AddressPolicy, Dialer, EgressProxy, Reach};
 use crate::model::connection::Connection;
 use crate::model::origin::Host;
 use crate::model::time::WallTime;
@@ -154,7 +154,7 @@ impl Parts {
         let trust = Trust::new(&model.trust);
         let policy = AddressPolicy::new(model, &self.listeners);
         let egress = &model.egress;
-        let way = |proxy| WayOut::new(proxy, &egress.no_proxy, &trust, &model.trust);
+        let way = |proxy| EgressProxy::new(proxy, &egress.no_proxy, &trust, &model.trust);
         let way_out = egress.proxy.as_ref().and_then(way);
         let reach = Reach { hosts: &model.hosts, policy, way_out };
         let dialer = Dialer::new(reach, &self.tasks, before.map(|before| &before.dialer));

@@ -32,7 +32,7 @@ const RULE: Rule = Rule {
     only_when_named: false,
 };
 
-fn host_place(text: &str) -> Place {
+fn host_match(text: &str) -> RouteMatch {
     let (host, port) = match text.rsplit_once(':') {
         Some((host, "*")) => (host, PortRule::Any),
         Some((host, port)) => (host, PortRule::Stated(port.parse().unwrap())),
@@ -42,17 +42,17 @@ fn host_place(text: &str) -> Place {
         Some(suffix) => HostPattern::Below(Host::parse(suffix).unwrap()),
         None => HostPattern::Exact(Host::parse(host).unwrap()),
     };
-    Place::Host { pattern, port }
+    RouteMatch::Host { pattern, port }
 }
 
 fn route(rule: &Rule) -> (Route, Label, Callers, &'static str) {
     let place = match PathPrefix::parse(rule.host) {
-        Some(prefix) => Place::Mount {
+        Some(prefix) => RouteMatch::Mount {
             prefix,
             upstream: Origin::new(Scheme::Https, Authority::parse("up.test").unwrap()),
             base: PathPrefix::root(),
         },
-        None => host_place(rule.host),
+        None => host_match(rule.host),
     };
     let route = Route {
         path: PathPrefix::parse(rule.path).unwrap(),

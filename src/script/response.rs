@@ -25,7 +25,7 @@ pub struct Response {
 
 /// What stands in its place.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Answered {
+pub struct ScriptedResponse {
     pub status: u16,
     pub body: String,
     /// The script named the token itself: members are where RFC 6749 has them.
@@ -40,9 +40,9 @@ impl fmt::Debug for Response {
 }
 
 /// The body may hold tokens.
-impl fmt::Debug for Answered {
+impl fmt::Debug for ScriptedResponse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Answered").field("status", &self.status).finish_non_exhaustive()
+        f.debug_struct("ScriptedResponse").field("status", &self.status).finish_non_exhaustive()
     }
 }
 
@@ -63,7 +63,7 @@ impl Response {
 }
 
 /// What the script returned for `given`, which is `response` as a map: that map, changed, or the fields of a token answer.
-pub(super) fn read(response: &Response, given: &Map, returned: Map) -> Result<Answered, Failure> {
+pub(super) fn read(response: &Response, given: &Map, returned: Map) -> Result<ScriptedResponse, Failure> {
     if !returned.contains_key("status") && returned.contains_key("access_token") {
         let fields = map_to_json(&returned).map_err(|kind| Failure::error(format!("it returned {kind} in a field")))?;
         return answered(200, fields.to_string(), true);
@@ -85,7 +85,7 @@ pub(super) fn read(response: &Response, given: &Map, returned: Map) -> Result<An
     match text.as_immutable_string_ref() {
         // What the script has not changed is whole, however long it is.
         Ok(text) if text.as_str() == response.shown_text() => {
-            Ok(Answered { status, body: response.text.clone(), is_short: false })
+            Ok(ScriptedResponse { status, body: response.text.clone(), is_short: false })
         }
         Ok(text) => answered(status, text.to_string(), false),
         Err(_) => Err(Failure::error(format!("the returned `text` is {}, not a string", kind(text)))),
@@ -96,9 +96,9 @@ fn json_of(value: &Dynamic) -> Result<Value, Failure> {
     to_json(value).map_err(|kind| Failure::error(format!("the returned `json` holds {kind}")))
 }
 
-fn answered(status: u16, body: String, is_short: bool) -> Result<Answered, Failure> {
+fn answered(status: u16, body: String, is_short: bool) -> Result<ScriptedResponse, Failure> {
     if body.len() > STRING_BYTES_MAX {
         return Err(Failure::error(format!("the returned answer is longer than {STRING_BYTES_MAX} bytes")));
     }
-    Ok(Answered { status, body, is_short })
+    Ok(ScriptedResponse { status, body, is_short })
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::timeout;
 
-use crate::rig::raw::{self, Answer, Conn};
+use crate::rig::raw::{self, Conn, RawResponse};
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
 
@@ -94,12 +94,12 @@ impl Stage {
         Stage { sidecar: Sidecar::start(&config).await, upstream, server }
     }
 
-    async fn call(&self, method: &str, path: &str, token: &str, body: Option<&Value>) -> Answer {
+    async fn call(&self, method: &str, path: &str, token: &str, body: Option<&Value>) -> RawResponse {
         call(self.sidecar.admin(), method, path, token, body).await
     }
 }
 
-async fn call(admin: SocketAddr, method: &str, path: &str, token: &str, body: Option<&Value>) -> Answer {
+async fn call(admin: SocketAddr, method: &str, path: &str, token: &str, body: Option<&Value>) -> RawResponse {
     let lines = if token.is_empty() { String::new() } else { format!("Authorization: Bearer {token}\r\n") };
     let body = body.map(Value::to_string);
     let kind = if body.is_some() { "Content-Type: application/json\r\n" } else { "" };
@@ -107,7 +107,7 @@ async fn call(admin: SocketAddr, method: &str, path: &str, token: &str, body: Op
 }
 
 /// A request with these header lines and this body.
-async fn say(admin: SocketAddr, method: &str, path: &str, lines: &str, body: &[u8]) -> Answer {
+async fn say(admin: SocketAddr, method: &str, path: &str, lines: &str, body: &[u8]) -> RawResponse {
     let method = method.to_uppercase();
     let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
     let head = format!("{method} {path} HTTP/1.1\r\n{lines}{length}Connection: close\r\n\r\n");

@@ -8,7 +8,7 @@ use base64::prelude::{BASE64_STANDARD, Engine};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use crate::rig::raw::{self, Answer, Conn};
+use crate::rig::raw::{self, Conn, RawResponse};
 use crate::rig::scripted::{Received, Reply, Scripted};
 use crate::rig::sidecar::{Sidecar, program};
 use crate::rig::stage::until;
@@ -63,11 +63,11 @@ impl Scene {
         assert_eq!(answer.status, 200, "{}\n{}", answer.text(), self.sidecar.log());
     }
 
-    pub async fn get(&self, url: &str, lines: &str) -> Answer {
+    pub async fn get(&self, url: &str, lines: &str) -> RawResponse {
         raw::get_through(self.sidecar.proxy(), url, &format!("{}{lines}", billing())).await
     }
 
-    async fn admin(&self, method: &str, path: &str, lines: &str) -> Answer {
+    async fn admin(&self, method: &str, path: &str, lines: &str) -> RawResponse {
         let admin = self.sidecar.admin();
         let host = if lines.contains("Host:") { String::new() } else { format!("Host: {admin}\r\n") };
         let head = format!("{method} {path} HTTP/1.1\r\n{host}{lines}Connection: close\r\n\r\n");
@@ -219,7 +219,7 @@ async fn every_event(audit: &str) {
     let mut head = [0; 1024];
     tokio::io::AsyncReadExt::read(&mut tunnel.stream, &mut head).await.expect("an answer");
     tunnel.write(b"GET http://off.test/in HTTP/1.1\r\nHost: off.test\r\nConnection: close\r\n\r\n").await;
-    assert_eq!(tunnel.answer().await.code(), "authority_mismatch");
+    assert_eq!(tunnel.read_response().await.code(), "authority_mismatch");
     expected.push(request("denial", "off.test", "/in", 421, denied("authority_mismatch", None)));
 
     let by = |user: Option<&str>, method: &str, path: &str, status: u16, code: &str| {
@@ -377,7 +377,7 @@ async fn a_thousand_requests_are_a_thousand_records_also_when_the_program_ends()
                 let head =
                     format!("GET http://api.test/{caller}-{number} HTTP/1.1\r\nHost: api.test\r\n{}\r\n", billing());
                 conn.write(head.as_bytes()).await;
-                assert_eq!(conn.answer().await.status, 200);
+                assert_eq!(conn.read_response().await.status, 200);
             }
         });
     }

@@ -26,39 +26,39 @@ const REQUESTS_MIN: u64 = 20;
 #[tokio::test]
 async fn every_client_is_served_over_plain_http_with_oidc_provider() {
     let server = AuthorizationServer::op(json!({"lifetime": LIFETIME_S})).await;
-    check("op.test", &server, Way::Plain).await;
+    check("op.test", &server, UpstreamHop::Plain).await;
 }
 
 #[tokio::test]
 async fn every_client_is_served_over_tls_with_oidc_provider() {
     let server = AuthorizationServer::op(json!({"lifetime": LIFETIME_S})).await;
-    check("op.test", &server, Way::Tls).await;
+    check("op.test", &server, UpstreamHop::Tls).await;
 }
 
 #[tokio::test]
 async fn every_client_is_served_over_plain_http_with_authlib() {
     let server = AuthorizationServer::al(json!({"lifetime": LIFETIME_S})).await;
-    check("al.test", &server, Way::Plain).await;
+    check("al.test", &server, UpstreamHop::Plain).await;
 }
 
 #[tokio::test]
 async fn every_client_is_served_over_tls_with_authlib() {
     let server = AuthorizationServer::al(json!({"lifetime": LIFETIME_S})).await;
-    check("al.test", &server, Way::Tls).await;
+    check("al.test", &server, UpstreamHop::Tls).await;
 }
 
 /// How the sidecar reaches the upstream for a client that asked for `http://`.
 #[derive(Clone, Copy, PartialEq)]
-enum Way {
+enum UpstreamHop {
     Plain,
     Tls,
 }
 
 /// The token URL has no port: `hosts` says where `server_name` is.
-fn config(server_name: &str, server_port: u16, upstream: &Upstream, way: Way) -> String {
+fn config(server_name: &str, server_port: u16, upstream: &Upstream, way: UpstreamHop) -> String {
     let (port, route) = match way {
-        Way::Plain => (upstream.http_port(), "host: api.test, upstream_tls: false"),
-        Way::Tls => (upstream.https_port(), "host: api.test"),
+        UpstreamHop::Plain => (upstream.http_port(), "host: api.test, upstream_tls: false"),
+        UpstreamHop::Tls => (upstream.https_port(), "host: api.test"),
     };
     let machine = "client_id: machine, client_secret: machine-secret";
     let crm = Connection::new("crm", format_args!("https://{server_name}/token")).client(machine).route(route);
@@ -66,7 +66,7 @@ fn config(server_name: &str, server_port: u16, upstream: &Upstream, way: Way) ->
     config.connection(crm).to_string()
 }
 
-async fn check(server_name: &str, server: &AuthorizationServer, way: Way) {
+async fn check(server_name: &str, server: &AuthorizationServer, way: UpstreamHop) {
     let upstream = Upstream::start(server).await;
     let began = Instant::now();
     let sidecar = Sidecar::start(&config(server_name, server.port(), &upstream, way)).await;
@@ -91,7 +91,7 @@ async fn check(server_name: &str, server: &AuthorizationServer, way: Way) {
     }
     let records = upstream.records().await;
     assert_eq!(records.len() as u64, accepted);
-    let scheme = if way == Way::Tls { "https" } else { "http" };
+    let scheme = if way == UpstreamHop::Tls { "https" } else { "http" };
     assert!(records.iter().all(|record| record["scheme"] == scheme && field(record, "host") == ["api.test"]));
     for kind in ClientKind::ALL {
         let path = format!("/{kind:?}?x=1");

@@ -18,7 +18,7 @@ use crate::rig::browser::{Browser, Page, Tab};
 use crate::rig::manager::{MANAGER, call};
 use crate::rig::pages;
 use crate::rig::peers::{AuthorizationServer, Peers, Upstream};
-use crate::rig::raw::{self, Answer};
+use crate::rig::raw::{self, RawResponse};
 use crate::rig::sidecar::Sidecar;
 
 /// Scopes with which oidc-provider gives a refresh token, if it is asked for consent.
@@ -75,7 +75,7 @@ impl House {
         format!("http://localhost:{}", self.sidecar.admin().port())
     }
 
-    async fn ask(&self, lines: &str) -> Answer {
+    async fn ask(&self, lines: &str) -> RawResponse {
         raw::get_through(self.sidecar.proxy(), "http://api.test/x", lines).await
     }
 
@@ -135,15 +135,15 @@ impl House {
 
     /// Token requests with a code, refused ones included.
     async fn exchanges(&self) -> u64 {
-        self.server.asked(self.client, CODE).await
+        self.server.token_requests_by_grant(self.client, CODE).await
     }
 
-    async fn call(&self, method: &str, path: &str, body: Value) -> Answer {
+    async fn call(&self, method: &str, path: &str, body: Value) -> RawResponse {
         call(self.sidecar.admin(), method, path, &body).await
     }
 
     /// A request to a page without a browser, with further header lines.
-    async fn visit(&self, method: &str, url: &str, lines: &str) -> Answer {
+    async fn visit(&self, method: &str, url: &str, lines: &str) -> RawResponse {
         pages::visit(self.sidecar.admin(), method, url, lines, "").await
     }
 

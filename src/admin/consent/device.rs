@@ -24,7 +24,7 @@ use super::visit::Visit;
 use crate::admin::Admin;
 use crate::admin::problem::{Problem, bound, no_token};
 use crate::model::token::{Subject, TokenKey};
-use crate::oauth::{Consented, DeviceAsked, Failure, Reason, Whose};
+use crate::oauth::{Consented, DeviceAuthorization, Failure, Reason, Whose};
 use crate::sync::lock;
 use crate::tasks::Phase;
 use crate::telemetry::audit::Person;
@@ -120,7 +120,12 @@ fn refusal(failure: Failure) -> Problem {
     })
 }
 
-fn asked_flow(admin: &Admin, definition: &Definition, (id, key): (FlowId, &TokenKey), asked: DeviceAsked) -> Flow {
+fn asked_flow(
+    admin: &Admin,
+    definition: &Definition,
+    (id, key): (FlowId, &TokenKey),
+    asked: DeviceAuthorization,
+) -> Flow {
     let wall = admin.clock.now().wall;
     let kind = Kind::Device(Device {
         device_code: Some(asked.device_code),

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use super::draft::Draft;
 use crate::config::reading::{Sink, Spot};
-use crate::model::connection::{ConsentFlow, Grant, HostPattern, PathPrefix, Place, PortRule, Route};
+use crate::model::connection::{ConsentFlow, Grant, HostPattern, PathPrefix, PortRule, Route, RouteMatch};
 use crate::model::{HostOverride, Listeners, Name};
 
 pub fn check(drafts: &[Draft<'_>], hosts: &[HostOverride], sink: &mut Sink) {
@@ -58,9 +58,9 @@ fn routes(drafts: &[Draft<'_>], sink: &mut Sink) {
     let mut equals: HashMap<Rank<'_>, Vec<(&Draft<'_>, &Spot<'_>, &Route)>> = HashMap::new();
     for draft in drafts {
         for (spot, route) in &draft.routes {
-            let rank = match &route.place {
-                Place::Host { pattern, port } => Rank::Host(pattern, *port, &route.path),
-                Place::Mount { prefix, .. } => Rank::Mount(prefix),
+            let rank = match &route.matches {
+                RouteMatch::Host { pattern, port } => Rank::Host(pattern, *port, &route.path),
+                RouteMatch::Mount { prefix, .. } => Rank::Mount(prefix),
             };
             let rivals = equals.entry(rank).or_default();
             let rival = rivals.iter().find(|(other, _, rival)| {

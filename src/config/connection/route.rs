@@ -23,7 +23,7 @@ pub fn route(
     let unit = spot.unit::<RouteFile>(sink)?;
     let keys = &unit.keys;
     let tls = unit.get(keys.upstream_tls).map(|spot| upstream_tls(&spot, certificate, sink));
-    let place = place(&unit, tls.as_ref(), allow_cleartext, sink);
+    let matches = route_match(&unit, tls.as_ref(), allow_cleartext, sink);
     let path = match unit.get(keys.path) {
         None => Some(PathPrefix::root()),
         Some(spot) if unit.get(keys.mount).is_some() => {
@@ -43,16 +43,16 @@ pub fn route(
     let profile = unit.get(keys.profile).map(|spot| profile(&spot, profiles, sink));
     let only_when_named = unit.get(keys.only_when_named).and_then(|spot| spot.boolean(sink));
     let intercept = intercept(&unit, sink);
-    let (place, tls) = (place?, tls.unwrap_or_default());
+    let (matches, tls) = (matches?, tls.unwrap_or_default());
     let (inject, others) = places?;
     Some(Route {
         tls: UpstreamTls {
-            upgrade: upgrade(&place, tls.upgrade),
+            upgrade: upgrade(&matches, tls.upgrade),
             trust: tls.trust,
             server_name: tls.server_name,
             certificate: tls.certificate,
         },
-        place,
+        matches,
         path: path?,
         methods,
         inject,
@@ -87,11 +87,11 @@ struct WrittenTls {
     certificate: Option<ClientCertificate>,
 }
 
-fn upgrade(place: &Place, written: Option<bool>) -> bool {
-    match place {
-        Place::Mount { upstream, .. } => upstream.scheme == Scheme::Https,
-        Place::Host { pattern: HostPattern::Exact(host), .. } => written.unwrap_or(!host.is_loopback()),
-        Place::Host { pattern: HostPattern::Below(_), .. } => written.unwrap_or(true),
+fn upgrade(matches: &RouteMatch, written: Option<bool>) -> bool {
+    match matches {
+        RouteMatch::Mount { upstream, .. } => upstream.scheme == Scheme::Https,
+        RouteMatch::Host { pattern: HostPattern::Exact(host), .. } => written.unwrap_or(!host.is_loopback()),
+        RouteMatch::Host { pattern: HostPattern::Below(_), .. } => written.unwrap_or(true),
     }
 }
 
@@ -120,12 +120,12 @@ fn server_name(text: &str) -> Result<Host, Fault> {
 }
 
 /// Exactly one of `host` and `mount`; `upstream` with the latter alone.
-fn place(
+fn route_match(
     unit: &Unit<'_, RouteFile>,
     tls: Option<&WrittenTls>,
     allow_cleartext: bool,
     sink: &mut Sink,
-) -> Option<Place> {
+) -> Option<RouteMatch> {
     let keys = &unit.keys;
     match (unit.get(keys.host), unit.get(keys.mount)) {
         (Some(host), None) => {
@@ -134,7 +134,7 @@ fn place(
             }
             let text = reference::text(&host, sink)?.value;
             let (pattern, port) = host.is_filled_in(&text, sink).then(|| host.parse(sink, host_pattern))??;
-            Some(Place::Host { pattern, port })
+            Some(RouteMatch::Host { pattern, port })
         }
         (None, Some(mount)) => {
             let prefix = mount.parse(sink, prefix);
@@ -143,7 +143,7 @@ fn place(
             let (upstream, base) = at.secretive(sink, endpoint::upstream)?;
             let written = tls.and_then(|tls| tls.upgrade);
             check_scheme(&at, (upstream.scheme, &upstream.host), written, allow_cleartext, sink);
-            Some(Place::Mount { prefix: prefix?, upstream, base })
+            Some(RouteMatch::Mount { prefix: prefix?, upstream, base })
         }
         (Some(_), Some(mount)) => {
             mount.problem(sink, "the route has both `host` and `mount`", "make two routes of it");

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::conflict::callers_meet;
 use super::draft::Draft;
 use crate::config::reading::{Sink, Spot};
-use crate::model::connection::{HostPattern, Place, PortRule, Route};
+use crate::model::connection::{HostPattern, PortRule, Route, RouteMatch};
 
 const HTTPS_PORT: u16 = 443;
 
@@ -18,7 +18,7 @@ pub fn check(drafts: &[Draft<'_>], given: bool, sink: &mut Sink) {
     for draft in drafts {
         let mut warned = false;
         for (spot, route) in &draft.routes {
-            let Place::Host { pattern, port } = &route.place else { continue };
+            let RouteMatch::Host { pattern, port } = &route.matches else { continue };
             let at = spot.value_of("intercept");
             if let Some(at) = at.as_ref().filter(|_| route.intercept && !given) {
                 let hint = "add `interception: {ca_certificate: PATH, ca_key: {file: PATH}}`, or remove this";

@@ -70,9 +70,9 @@ impl Words for RequestEncoding {
     }
 }
 
-impl Words for AnswerEncoding {
-    fn words() -> Vec<(&'static str, AnswerEncoding)> {
-        vec![("json", AnswerEncoding::Json), ("form", AnswerEncoding::Form)]
+impl Words for ResponseEncoding {
+    fn words() -> Vec<(&'static str, ResponseEncoding)> {
+        vec![("json", ResponseEncoding::Json), ("form", ResponseEncoding::Form)]
     }
 }
 

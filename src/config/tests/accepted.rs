@@ -119,7 +119,7 @@ fn complete_routes_are_read() {
     let model = accept(COMPLETE).model;
     let [below, local, mount] = &model.connections[0].routes[..] else { panic!("three routes") };
     assert!(
-        matches!(&below.place, Place::Host { pattern: HostPattern::Below(h), port: PortRule::Default } if h.to_string() == "acme.test")
+        matches!(&below.matches, RouteMatch::Host { pattern: HostPattern::Below(h), port: PortRule::Default } if h.to_string() == "acme.test")
     );
     assert_eq!((below.path.as_str(), below.methods.as_ref().unwrap().len()), ("/services", 2));
     assert_eq!((below.tls.upgrade, below.tls.server_name.as_ref().unwrap().to_string().as_str()), (true, "x.test"));
@@ -131,7 +131,7 @@ fn complete_routes_are_read() {
         (local.existing, local.without_token, local.tls.upgrade),
         (Existing::Refuse, WithoutToken::Forward, false)
     );
-    let Place::Mount { prefix, upstream, base } = &mount.place else { panic!("{:?}", mount.place) };
+    let RouteMatch::Mount { prefix, upstream, base } = &mount.matches else { panic!("{:?}", mount.matches) };
     assert_eq!(
         (prefix.is_root(), upstream.to_string().as_str(), base.as_str()),
         (true, "http://127.0.0.1:81", "/base")

@@ -79,9 +79,9 @@ pub fn canonical_header(name: &str) -> Cow<'_, str> {
 #[cfg(test)]
 impl Route {
     /// All requests for a host, for the tests of other rooms.
-    pub fn sample(place: super::Place) -> Route {
+    pub fn sample(matches: super::RouteMatch) -> Route {
         Route {
-            place,
+            matches,
             path: super::PathPrefix::root(),
             methods: None,
             tls: super::UpstreamTls::default(),

@@ -1,6 +1,6 @@
 //! Where the token of a connection, or of one of its profiles, may go, as it is compared, stored and shown.
 
-use super::{Connection, HostPattern, Inject, Place, PortRule, Route};
+use super::{Connection, HostPattern, Inject, PortRule, Route, RouteMatch};
 use crate::model::origin::{Host, Origin, Scheme};
 use crate::model::token::default_profile;
 
@@ -18,11 +18,11 @@ pub struct RouteOrigin {
 
 impl Route {
     pub fn origin(&self) -> RouteOrigin {
-        match &self.place {
-            Place::Host { pattern, port } => {
+        match &self.matches {
+            RouteMatch::Host { pattern, port } => {
                 RouteOrigin { pattern: pattern.clone(), port: *port, tls_only: self.tls.upgrade }
             }
-            Place::Mount { upstream, .. } => RouteOrigin {
+            RouteMatch::Mount { upstream, .. } => RouteOrigin {
                 pattern: HostPattern::Exact(upstream.host.clone()),
                 port: PortRule::Stated(upstream.port),
                 tls_only: upstream.scheme == Scheme::Https,
@@ -132,7 +132,7 @@ mod tests {
             inject: Inject::Header { header: http::header::AUTHORIZATION, scheme: String::new() },
             profile: profile.map(|name| Name::parse(name).unwrap()),
             only_when_named,
-            ..Route::sample(Place::Host { pattern: HostPattern::Exact(Host::parse("a.test").unwrap()), port })
+            ..Route::sample(RouteMatch::Host { pattern: HostPattern::Exact(Host::parse("a.test").unwrap()), port })
         };
         let mut connection = Connection::sample("crm");
         connection.routes = vec![

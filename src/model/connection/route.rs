@@ -11,7 +11,7 @@ use crate::model::{Name, Roots};
 /// Which requests get the connection's token, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
-    pub place: Place,
+    pub matches: RouteMatch,
     /// Requests below this path; `/` is every path.
     pub path: PathPrefix,
     /// `None`: all methods.
@@ -36,7 +36,7 @@ pub struct Route {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub enum RouteMatch {
     /// Forward mode: requests whose target names this host.
     Host { pattern: HostPattern, port: PortRule },
     /// Reverse mode: `http://keybearer<prefix>/x` goes to `<upstream><base>/x`.

@@ -7,8 +7,8 @@ use std::time::Duration;
 use http::header;
 
 use super::super::json::{Json, Members};
-use super::Answer;
-use crate::model::connection::{TimeUnit, TokenResponse};
+use super::TokenResponse;
+use crate::model::connection::{TimeUnit, TokenResponseFormat};
 use crate::model::time::{self, WallTime};
 
 /// Longest lifetime that is believed: ten years.
@@ -17,7 +17,7 @@ const LIFETIME_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 const UNIX_SECONDS_MAX: f64 = 1e11;
 
 /// `None`: the connection's default.
-pub fn of_access_token(members: &Members, shape: &TokenResponse, answer: &Answer) -> Option<Duration> {
+pub fn of_access_token(members: &Members, shape: &TokenResponseFormat, answer: &TokenResponse) -> Option<Duration> {
     let end = shape.expires_at.as_ref().and_then(|place| Json::at(members, place));
     match end.and_then(|value| until(value, answer)) {
         Some(lifetime) => Some(lifetime),
@@ -46,7 +46,7 @@ fn within(value: &Json, unit: TimeUnit) -> Option<Duration> {
 }
 
 /// From the server's own clock, where it tells, to an absolute time.
-fn until(value: &Json, answer: &Answer) -> Option<Duration> {
+fn until(value: &Json, answer: &TokenResponse) -> Option<Duration> {
     let Some(end) = moment(value) else {
         tracing::warn!("token answer has an end that is no time; it is left aside");
         return None;

@@ -7,8 +7,8 @@ use http::{HeaderMap, HeaderValue, header};
 use super::*;
 use crate::model::connection::Pointer;
 
-fn answer(status: u16, body: &str) -> Answer {
-    Answer {
+fn answer(status: u16, body: &str) -> TokenResponse {
+    TokenResponse {
         status: StatusCode::from_u16(status).unwrap(),
         headers: HeaderMap::new(),
         body: body.as_bytes().to_vec().into(),
@@ -17,8 +17,8 @@ fn answer(status: u16, body: &str) -> Answer {
 }
 
 /// `token/seconds/scopes`, or the failure's name in brackets for a refusal.
-fn told(answer: &Answer) -> String {
-    match read(answer, &TokenResponse::default(), Sent::Grant, &Posted::new("", &Vec::new(), Vec::new())) {
+fn told(answer: &TokenResponse) -> String {
+    match read(answer, &TokenResponseFormat::default(), Sent::Grant, &Posted::new("", &Vec::new(), Vec::new())) {
         Ok(TokenSet { access_token, expires_in, scopes, refresh_token, .. }) => {
             let life = expires_in.map_or("-".to_owned(), |life| life.as_secs_f64().to_string());
             let refresh = refresh_token.map_or_else(String::new, |token| format!("/{}", token.expose()));
@@ -104,8 +104,8 @@ fn an_absolute_end_counts_from_the_servers_own_clock() {
         let body = format!(r#"{{"access_token":"t","expires_in":60,"until":{end}}}"#);
         let received = SystemTime::UNIX_EPOCH + Duration::from_secs(RECEIVED);
         let headers = date.map(|date| (header::DATE, HeaderValue::from_static(date))).into_iter().collect();
-        let answer = Answer { headers, received, ..answer(200, &body) };
-        let shape = TokenResponse { expires_at: Pointer::parse("/until"), ..TokenResponse::default() };
+        let answer = TokenResponse { headers, received, ..answer(200, &body) };
+        let shape = TokenResponseFormat { expires_at: Pointer::parse("/until"), ..TokenResponseFormat::default() };
         let posted = Posted::new("", &Vec::new(), Vec::new());
         let set = read(&answer, &shape, Sent::Grant, &posted).expect("a token set");
         // What is in the past is left aside, for `expires_in`.
@@ -186,7 +186,7 @@ fn a_sign_is_matched_against_what_the_server_sent() {
     let refresh = Sent::RefreshToken { needs_person: true, after_empty_400: false };
     let posted = Posted::new("client", &vec![("refresh_token".to_owned(), "r3fresh-t0ken".to_owned())], Vec::new());
     let told = |sign: RefusalSign, status: u16, body: &str| {
-        let shape = TokenResponse { refresh_refused: vec![sign], ..TokenResponse::default() };
+        let shape = TokenResponseFormat { refresh_refused: vec![sign], ..TokenResponseFormat::default() };
         match read(&answer(status, body), &shape, refresh, &posted) {
             Err(Failure::Permanent(refusal)) => format!("{refusal} {}", refusal.is_of_refresh_token),
             Err(Failure::Retryable { reason, .. }) => reason.to_string(),

@@ -11,7 +11,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderName, Request, Uri, Version};
 
 use crate::dial::Forwarding;
-use crate::model::connection::Place as RoutePlace;
+use crate::model::connection::RouteMatch as RoutePlace;
 use crate::model::origin::Origin;
 use crate::proxy::body::{Progress, RequestBody, RequestSource};
 use crate::proxy::error::{Fault, ProxyError};
@@ -20,7 +20,7 @@ use crate::proxy::inject::{self, NotInjected, Tokens};
 use crate::proxy::peer::Tunnelled;
 use crate::proxy::target::{self, Target};
 use crate::proxy::upgrade;
-use crate::proxy::upstream::{Destination, Lease, Protocol};
+use crate::proxy::upstream::{Checkout, Destination, Protocol};
 use crate::router;
 use crate::snapshot::BoundRoute;
 use crate::telemetry::traces::Propagation;
@@ -40,7 +40,7 @@ pub struct Forward<'a> {
 impl<'a> Forward<'a> {
     /// `rest` is what follows the mount.
     pub fn by_route(bound: &'a BoundRoute, target: &Target, rest: &str) -> Result<Forward<'a>, Fault> {
-        let (origin, path) = match (&bound.route.place, target) {
+        let (origin, path) = match (&bound.route.matches, target) {
             (RoutePlace::Host { port, .. }, Target::Absolute(origin, path)) => {
                 (bound.route.tls.leave_for(*port, origin), path.clone())
             }
@@ -70,18 +70,18 @@ impl<'a> Forward<'a> {
     pub fn request(
         &self,
         head: &Parts,
-        lease: &Lease,
+        checkout: &Checkout,
         tokens: &Tokens,
         source: &RequestSource,
         progress: Rc<Progress>,
         trace: Option<&Propagation>,
     ) -> Result<Request<RequestBody>, Fault> {
-        if self.destination.protocol == Protocol::WebSocket && !lease.takes_websocket() {
+        if self.destination.protocol == Protocol::WebSocket && !checkout.takes_websocket() {
             return Err(ProxyError::UpstreamProtocol.because("it speaks HTTP/2 alone, and takes no WebSocket there"));
         }
         let mut request = Request::new(source.body(progress));
         *request.method_mut() = head.method.clone();
-        *request.version_mut() = lease.version();
+        *request.version_mut() = checkout.version();
         *request.headers_mut() = head.headers.clone();
         let (headers, mut path) = (request.headers_mut(), self.path.clone());
         if let Some(trace) = trace {
@@ -99,12 +99,12 @@ impl<'a> Forward<'a> {
                 NotInjected::TooLong => ProxyError::TargetTooLong(LONG_TOKEN),
             })?;
         }
-        if lease.forwarding().is_none() && target::is_server_wide(head) && path == "/" {
+        if checkout.forwarding().is_none() && target::is_server_wide(head) && path == "/" {
             path = PathAndQuery::from_static("*");
         }
         let origin = &self.destination.origin;
-        *request.uri_mut() = match lease.forwarding() {
-            _ if lease.version() == Version::HTTP_2 => {
+        *request.uri_mut() = match checkout.forwarding() {
+            _ if checkout.version() == Version::HTTP_2 => {
                 if self.destination.protocol == Protocol::WebSocket {
                     upgrade::as_extended_connect(&mut request);
                 }
@@ -117,7 +117,7 @@ impl<'a> Forward<'a> {
             }
             None => Uri::from(path),
         };
-        if lease.version() != Version::HTTP_2 {
+        if checkout.version() != Version::HTTP_2 {
             headers::frame_body(&mut request);
         }
         Ok(request)

@@ -18,7 +18,7 @@ use crate::proxy::headers;
 use crate::proxy::inject::Tokens;
 use crate::proxy::io::Heads;
 use crate::proxy::upgrade;
-use crate::proxy::upstream::Lease;
+use crate::proxy::upstream::Checkout;
 use crate::telemetry::traces::Propagation;
 
 impl Exchange<'_> {
@@ -29,7 +29,7 @@ impl Exchange<'_> {
         head: &Parts,
         tokens: &Tokens,
         source: &RequestSource,
-    ) -> Result<(Response<UpstreamBody>, Lease), Fault> {
+    ) -> Result<(Response<UpstreamBody>, Checkout), Fault> {
         let started = Instant::now();
         let connection = forward.bound.map(|bound| &*bound.connection);
         let trace = self.report.spans.send(&head.method, &forward.destination.origin, forward.path.path(), connection);
@@ -37,11 +37,11 @@ impl Exchange<'_> {
         self.report.waited(started.elapsed());
         let answer = result.as_ref().map(|(response, _)| response.status());
         self.report.spans.answered(answer.map_err(|fault| fault.error.code()));
-        let (mut response, lease) = result?;
-        if self.upgrade.is_some() && lease.version() == Version::HTTP_2 {
+        let (mut response, checkout) = result?;
+        if self.upgrade.is_some() && checkout.version() == Version::HTTP_2 {
             upgrade::from_accepted_connect(&head.headers, &mut response);
         }
-        if response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED && lease.forwarding().is_some() {
+        if response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED && checkout.forwarding().is_some() {
             let fault = ProxyError::UpstreamUnreachable(Unreachable::Connect);
             return Err(fault.because("the egress proxy refused with status 407"));
         }
@@ -50,7 +50,7 @@ impl Exchange<'_> {
         {
             return Err(ProxyError::UpstreamProtocol.because("101, but not to what was asked for"));
         }
-        Ok((response, lease))
+        Ok((response, checkout))
     }
 
     async fn send_once_or_renewed(
@@ -60,18 +60,18 @@ impl Exchange<'_> {
         tokens: &Tokens,
         source: &RequestSource,
         trace: Option<&Propagation>,
-    ) -> Result<(Response<UpstreamBody>, Lease), Fault> {
+    ) -> Result<(Response<UpstreamBody>, Checkout), Fault> {
         let pool = &self.worker.pool;
-        let mut lease = pool.checkout(self.wanted(&forward.destination)).await?;
+        let mut checkout = pool.checkout(self.wanted(&forward.destination)).await?;
         loop {
             let progress = Progress::new();
-            let mut request = forward.request(head, &lease, tokens, source, progress.clone(), trace)?;
-            let via = self.worker.shared.via.of(lease.version()).clone();
+            let mut request = forward.request(head, &checkout, tokens, source, progress.clone(), trace)?;
+            let via = self.worker.shared.via.of(checkout.version()).clone();
             let mut interim = Heads::of(&mut request, via);
             let sent = {
                 let presence = self.peer.activity.presence();
                 presence.mark_sent();
-                let sending = lease.send(request);
+                let sending = checkout.send(request);
                 let probing = presence.probe_stalled(|| progress.stalled_since());
                 tokio::pin!(sending, probing);
                 loop {
@@ -97,7 +97,7 @@ impl Exchange<'_> {
                 self.pass_on(before, head.version).await;
             }
             let error = match sent {
-                Ok(response) => return Ok((self.received(response, progress)?, lease)),
+                Ok(response) => return Ok((self.received(response, progress)?, checkout)),
                 Err(error) => error,
             };
             if source.is_broken() {
@@ -106,10 +106,10 @@ impl Exchange<'_> {
             }
             // A connection that had served before may have been closed by the upstream just now (RFC 9110 §9.2.2).
             let safe = head.method.is_idempotent() && error.is_lost();
-            if !lease.reused || !(error.unsent || (safe || error.is_refused()) && source.reclaim()) {
+            if !checkout.reused || !(error.unsent || (safe || error.is_refused()) && source.reclaim()) {
                 return Err(error.fault());
             }
-            lease = pool.renew(self.wanted(&forward.destination), lease).await?;
+            checkout = pool.renew(self.wanted(&forward.destination), checkout).await?;
         }
     }
 

@@ -19,7 +19,7 @@ use crate::model::token::Subject;
 use crate::proxy::body::{RequestSource, UpstreamBody, is_rejection};
 use crate::proxy::error::{Fault, ProxyError};
 use crate::proxy::inject::{self, Injection, Tokens};
-use crate::proxy::upstream::Lease;
+use crate::proxy::upstream::Checkout;
 use crate::proxy::{caller, headers};
 use crate::router::CallerId;
 use crate::snapshot::{BoundRoute, BoundToken};
@@ -162,7 +162,7 @@ impl Exchange<'_> {
     /// The upstream refused a token: once more with others, if there are any and the body can be sent again.
     pub(super) async fn replay(
         &mut self,
-        first: (Response<UpstreamBody>, Lease),
+        first: (Response<UpstreamBody>, Checkout),
         mut tokens: Tokens,
         bound: &BoundRoute,
         forward: &Forward<'_>,
@@ -189,13 +189,13 @@ impl Exchange<'_> {
             return self.answered(first.0, first.1);
         }
         drop(first);
-        let (mut response, lease) = self.send(forward, head, &tokens, source).await?;
+        let (mut response, checkout) = self.send(forward, head, &tokens, source).await?;
         let rejected = self.is_rejected(bound, &tokens, &mut response).await;
         if !rejected {
             self.accept(bound, &tokens);
         }
         replays(if rejected { "rejected" } else { "accepted" });
-        self.answered(response, lease)
+        self.answered(response, checkout)
     }
 
     /// The upstream did not reject these tokens. In the ordinary case that costs a look at a flag of each.

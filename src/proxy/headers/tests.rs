@@ -139,7 +139,7 @@ fn underscore_twins_go_with_the_field() {
 
 #[test]
 fn a_callers_own_id_is_one_short_plain_text() {
-    let id = |fields: &[(&str, &str)]| client_request_id(&map(fields)).map(|id| id.to_str().unwrap().to_owned());
+    let id = |fields: &[(&str, &str)]| caller_request_id(&map(fields)).map(|id| id.to_str().unwrap().to_owned());
     let name = "x-request-id";
     assert_eq!(id(&[(name, "a-1_.~:/+=@,")]).as_deref(), Some("a-1_.~:/+=@,"));
     assert_eq!(id(&[(name, &"x".repeat(128))]), Some("x".repeat(128)));

@@ -17,7 +17,7 @@ use super::descriptors::Descriptors;
 use super::destination::Key;
 use super::entry::{Entry, Idle, IdleId, Sender};
 use super::gates::Gates;
-use super::shared::Shared;
+use super::http2::Http2Conn;
 
 pub struct Connections {
     entries: RefCell<HashMap<Key, Rc<Entry>>>,
@@ -198,7 +198,7 @@ pub struct Home {
 
 impl Home {
     /// A connection over HTTP/2 has no request left.
-    pub fn has_become_idle(&self, shared: &Shared) {
+    pub fn has_become_idle(&self, shared: &Http2Conn) {
         if let (Some(entry), Some(connections)) = (self.entry.upgrade(), self.connections.upgrade()) {
             shared.idle.set(Some(connections.note_idle(&entry, Instant::now())));
             connections.yield_descriptor();
@@ -206,7 +206,7 @@ impl Home {
     }
 
     /// A connection over HTTP/2 is not idle, or no longer there.
-    pub fn is_not_idle(&self, shared: &Shared) {
+    pub fn is_not_idle(&self, shared: &Http2Conn) {
         if let (Some(id), Some(connections)) = (shared.idle.take(), self.connections.upgrade()) {
             connections.note_used(id);
         }

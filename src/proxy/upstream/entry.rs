@@ -15,7 +15,7 @@ use super::super::body::RequestBody;
 use super::destination::{Key, Protocol};
 use super::gates::GateOf;
 use super::heard::Heard;
-use super::shared::{Shared, Stream};
+use super::http2::{Http2Conn, Stream};
 use crate::dial::Forwarding;
 use crate::gate::{Gate, Permit};
 use crate::model::origin::Scheme;
@@ -32,7 +32,7 @@ pub struct Entry {
     /// Requests that use it.
     pub users: Cell<usize>,
     pub idle: RefCell<Vec<Idle>>,
-    pub shared: RefCell<Vec<Rc<Shared>>>,
+    pub shared: RefCell<Vec<Rc<Http2Conn>>>,
     /// What the last connection spoke; `None`: not known yet, or the last attempt failed.
     pub spoken: Cell<Option<Version>>,
     dials: Cell<usize>,
@@ -95,28 +95,28 @@ impl Drop for Counted {
 
 /// What one exchange has of a connection.
 pub enum Link {
-    Alone(Sender),
-    Among(Stream),
+    Http1(Sender),
+    Http2(Stream),
 }
 
 impl Link {
     pub fn heard(&self) -> &Heard {
         match self {
-            Link::Alone(sender) => &sender.heard,
-            Link::Among(stream) => stream.heard(),
+            Link::Http1(sender) => &sender.heard,
+            Link::Http2(stream) => stream.heard(),
         }
     }
 
     /// The right to use the connection, of one that is dead; for the first request that asks.
     pub fn reclaim(&self) -> Option<Permit> {
         match self {
-            Link::Alone(sender) => sender.counted.reclaim(),
-            Link::Among(stream) => stream.reclaim(),
+            Link::Http1(sender) => sender.counted.reclaim(),
+            Link::Http2(stream) => stream.reclaim(),
         }
     }
 
-    pub fn is_on(&self, shared: &Rc<Shared>) -> bool {
-        matches!(self, Link::Among(stream) if stream.is_on(shared))
+    pub fn is_on(&self, shared: &Rc<Http2Conn>) -> bool {
+        matches!(self, Link::Http2(stream) if stream.is_on(shared))
     }
 }
 

@@ -34,7 +34,7 @@ const TELL_LOST_EVERY: Duration = Duration::from_secs(1);
 
 /// What both ends of a queue know.
 #[derive(Debug, Default)]
-struct Shared {
+struct QueueState {
     lost: AtomicU64,
     /// When the last one was lost: milliseconds since the Unix epoch.
     lost_at_ms: AtomicU64,
@@ -47,7 +47,7 @@ struct Shared {
 pub struct Queue {
     pub path: PathBuf,
     lines: SyncSender<String>,
-    shared: Arc<Shared>,
+    shared: Arc<QueueState>,
 }
 
 /// The end that writes.
@@ -56,7 +56,7 @@ pub struct Writer {
     path: PathBuf,
     file: File,
     lines: Receiver<String>,
-    shared: Arc<Shared>,
+    shared: Arc<QueueState>,
     /// Whole lines that are being written, and how many of their bytes have been.
     batch: Vec<u8>,
     written_bytes: usize,
@@ -73,7 +73,7 @@ pub fn open(path: &Path) -> io::Result<(Queue, Writer)> {
 fn open_with(path: &Path, lines_max: usize) -> io::Result<(Queue, Writer)> {
     let file = open_file(path, true)?;
     let (sender, lines) = sync_channel(lines_max);
-    let shared = Arc::<Shared>::default();
+    let shared = Arc::<QueueState>::default();
     let queue = Queue { path: path.to_owned(), lines: sender, shared: shared.clone() };
     let writer = Writer {
         path: path.to_owned(),

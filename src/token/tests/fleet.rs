@@ -16,7 +16,7 @@ mod model;
 use super::*;
 use crate::model::connection::Grant;
 use crate::store::{Refresh, RefreshLife, StoredToken};
-use model::{Client, Handle, Odds, ROLLBACK_MAX, Shared, World, world};
+use model::{Client, Handle, Odds, ROLLBACK_MAX, SimulatedStore, World, world};
 
 /// Lifetime of an access token. It is due between 300 and 330 s, and usable for 595 s.
 const LIFE: Duration = Duration::from_secs(600);
@@ -64,7 +64,7 @@ impl Fleet {
         let (metrics, tasks) = (Metrics::new().unwrap(), lock(&world).tasks.clone());
         let join = |number: usize| {
             let handle = Handle::join(&world, format!("replica-{number}"));
-            let store = Arc::new(Shared(handle.clone()));
+            let store = Arc::new(SimulatedStore(handle.clone()));
             let (events, audit) = (Events::default(), Audit::default());
             let cache = TokenCache::new(store, clock.clone(), tasks.clone(), metrics.clone(), events, audit);
             let slot = shared(cache.ensure(&connection, Box::new(Client(handle.clone(), clock.clone()))));

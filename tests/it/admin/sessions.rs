@@ -3,11 +3,11 @@
 use serde_json::json;
 
 use crate::rig::manager::MANAGER;
-use crate::rig::raw::{self, Answer};
+use crate::rig::raw::{self, RawResponse};
 use crate::rig::sidecar::Sidecar;
 use crate::rig::wall_clock::WallClock;
 
-async fn send(sidecar: &Sidecar, method: &str, path: &str, lines: &str, body: &str) -> Answer {
+async fn send(sidecar: &Sidecar, method: &str, path: &str, lines: &str, body: &str) -> RawResponse {
     let (admin, length) = (sidecar.admin(), body.len());
     let head = format!(
         "{method} {path} HTTP/1.1\r\nHost: {admin}\r\n{lines}Content-Type: application/json\r\nContent-Length: {length}\r\n\

@@ -6,7 +6,7 @@ use super::{House, OFFLINE, param, sign_in, text};
 use crate::rig::manager::MANAGER;
 use crate::rig::pages::{self, confirmation, cookie, onward, origin};
 use crate::rig::peers::AuthorizationServer;
-use crate::rig::raw::Answer;
+use crate::rig::raw::RawResponse;
 use crate::rig::scripted::{Reply, Scripted};
 
 /// A connection with an account for each subject.
@@ -161,7 +161,7 @@ async fn a_link_of_the_api_is_good_for_the_first_browser_that_confirms_it() {
     }
     // Its own browser may go back and confirm again; then the last way out is the one that counts.
     let (second, _) = pages::confirm(admin, link, &own).await;
-    let back = async |page: &Answer| {
+    let back = async |page: &RawResponse| {
         let place =
             format!("{}/oauth/callback?state={}&error=access_denied", house.public(), param(&onward(page), "state"));
         let issuer = url::form_urlencoded::byte_serialize(house.server.issuer().as_bytes()).collect::<String>();

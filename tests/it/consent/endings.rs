@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use super::{param, text};
 use crate::rig::manager::{MANAGER, call};
 use crate::rig::pages::{self, onward};
-use crate::rig::raw::{self, Answer, Conn};
+use crate::rig::raw::{self, Conn, RawResponse};
 use crate::rig::scripted::{Received, Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
 
@@ -47,7 +47,7 @@ impl Stage {
         Stage::start("authorization_url: \"http://127.0.0.1:9/authorize\"", reply).await
     }
 
-    async fn call(&self, method: &str, path: &str, body: Value) -> Answer {
+    async fn call(&self, method: &str, path: &str, body: Value) -> RawResponse {
         call(self.sidecar.admin(), method, path, &body).await
     }
 
@@ -65,7 +65,7 @@ impl Stage {
         (format!("{base}/oauth/callback?state={}", param(&onward(&sent), "state")), cookies)
     }
 
-    async fn visit(&self, url: &str, cookies: &str) -> Answer {
+    async fn visit(&self, url: &str, cookies: &str) -> RawResponse {
         pages::visit(self.sidecar.admin(), "GET", url, cookies, "").await
     }
 
@@ -277,7 +277,7 @@ async fn a_connection_with_too_many_starts_forgets_its_own_first_ones_and_leaves
                     body.len()
                 );
                 conn.write(head.as_bytes()).await;
-                let answer = conn.answer().await;
+                let answer = conn.read_response().await;
                 assert_eq!(answer.status, 201, "{at}: {}", answer.text());
                 ids.push(text(&answer.json()["id"]).to_owned());
             }

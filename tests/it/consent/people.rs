@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use crate::rig::config::{Config, Connection, local};
 use crate::rig::manager::MANAGER;
 use crate::rig::peers::{AuthorizationServer, Upstream, peers_path, python};
-use crate::rig::raw::{self, Answer};
+use crate::rig::raw::{self, RawResponse};
 use crate::rig::sidecar::Sidecar;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -54,11 +54,11 @@ async fn person(link: &str, account: &str, options: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {said}"))
 }
 
-async fn ask(sidecar: &Sidecar, lines: &str) -> Answer {
+async fn ask(sidecar: &Sidecar, lines: &str) -> RawResponse {
     raw::get_through(sidecar.proxy(), "http://api.test/x", lines).await
 }
 
-fn link(answer: &Answer) -> String {
+fn link(answer: &RawResponse) -> String {
     assert_eq!((answer.status, answer.json()["action"].as_str()), (424, Some("reauthorize")), "{}", answer.text());
     assert!(answer.header("retry-after").is_none());
     answer.json()["link"].as_str().expect("a link").to_owned()

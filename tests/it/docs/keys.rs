@@ -10,6 +10,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::anchor;
 use super::types::{Types, flow, joined};
 use crate::rig::sidecar::{program, root};
 
@@ -209,20 +210,15 @@ fn scan(folder: &Path, order: &mut Order) {
     }
 }
 
-/// The anchor that GitHub gives to a heading.
-fn anchor(title: &str) -> String {
-    let kept = title.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
-    kept.collect::<String>().to_lowercase().replace(' ', "-")
-}
-
 /// The text in lines of at most `COLUMNS_MAX`; code spans and links stay whole.
 fn wrapped(text: &str, first: &str, further: &str) -> String {
     let mut lines = vec![first.to_owned()];
     let mut word = String::new();
-    let mut in_code = false;
+    let (mut in_code, mut in_link) = (false, false);
     for c in text.chars().chain([' ']) {
         in_code ^= c == '`';
-        if c != ' ' || in_code {
+        in_link = !in_code && (c == '[' || in_link && c != ']');
+        if c != ' ' || in_code || in_link {
             word.push(c);
             continue;
         }

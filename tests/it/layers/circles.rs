@@ -15,7 +15,7 @@ const CIRCLES: [(&str, &[&str], &str); 2] = [
     ),
     (
         "proxy/upstream",
-        &["connections", "entry", "shared"],
+        &["connections", "entry", "http2"],
         "an entry holds its connections, and each returns to its entry",
     ),
 ];

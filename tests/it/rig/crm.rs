@@ -2,7 +2,7 @@
 
 use super::config::{Config, Connection, local};
 use super::peers::{AuthorizationServer, Upstream};
-use super::raw::{self, Answer};
+use super::raw::{self, RawResponse};
 use super::sidecar::Sidecar;
 
 /// A connection of the client `person` that waits for a refresh token. `keys` are further ones of the connection.
@@ -16,6 +16,6 @@ pub fn connection(server: &AuthorizationServer, upstream: &Upstream, top: &str, 
     config.connection(crm).to_string()
 }
 
-pub async fn get(sidecar: &Sidecar, lines: &str) -> Answer {
+pub async fn get(sidecar: &Sidecar, lines: &str) -> RawResponse {
     raw::get_through(sidecar.proxy(), "http://api.test/x", lines).await
 }

@@ -4,14 +4,14 @@ use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 
-use super::raw::{self, Answer};
+use super::raw::{self, RawResponse};
 use super::sidecar::Sidecar;
 
 /// The token of the admin user `ops`.
 pub const MANAGER: &str = "a-manager-of-these-tests-0123456789";
 
 /// One call of the API as a manager.
-pub async fn call(admin: SocketAddr, method: &str, path: &str, body: &Value) -> Answer {
+pub async fn call(admin: SocketAddr, method: &str, path: &str, body: &Value) -> RawResponse {
     let body = body.to_string();
     let head = format!(
         "{method} /api/v1{path} HTTP/1.1\r\nHost: {admin}\r\nAuthorization: Bearer {MANAGER}\r\n\
@@ -22,7 +22,7 @@ pub async fn call(admin: SocketAddr, method: &str, path: &str, body: &Value) -> 
 }
 
 /// Imports a refresh token of the connection `crm`.
-pub async fn hand_in(sidecar: &Sidecar, token: &str, subject: Option<&str>) -> Answer {
+pub async fn import_refresh_token(sidecar: &Sidecar, token: &str, subject: Option<&str>) -> RawResponse {
     let mut body = json!({ "refresh_token": token });
     if let Some(subject) = subject {
         body["subject"] = subject.into();

@@ -2,10 +2,10 @@
 
 use std::net::SocketAddr;
 
-use super::raw::{self, Answer};
+use super::raw::{self, RawResponse};
 
 /// A request to a page; `url` is absolute, `lines` are further header lines.
-pub async fn visit(admin: SocketAddr, method: &str, url: &str, lines: &str, body: &str) -> Answer {
+pub async fn visit(admin: SocketAddr, method: &str, url: &str, lines: &str, body: &str) -> RawResponse {
     let (_, rest) = url.split_once("://").expect("an absolute URL");
     let (host, path) = rest.split_once('/').expect("a path");
     let length = body.len();
@@ -23,7 +23,7 @@ pub fn origin(url: &str) -> String {
 }
 
 /// The first cookie that an answer sets, as a header line.
-pub fn cookie(answer: &Answer) -> String {
+pub fn cookie(answer: &RawResponse) -> String {
     let set = answer.header("set-cookie").unwrap_or_else(|| panic!("no cookie: {}", answer.text()));
     format!("Cookie: {}\r\n", set.split(';').next().unwrap_or_default())
 }
@@ -36,7 +36,7 @@ pub fn confirmation(html: &str) -> String {
 
 /// Opens a link and confirms it, as a browser with these header lines would: the page that moves on, and the cookie line of
 /// that browser, with `lines`' own cookie.
-pub async fn confirm(admin: SocketAddr, url: &str, lines: &str) -> (Answer, String) {
+pub async fn confirm(admin: SocketAddr, url: &str, lines: &str) -> (RawResponse, String) {
     let shown = visit(admin, "GET", url, lines, "").await;
     assert_eq!(shown.status, 200, "{}", shown.text());
     let own = cookie(&shown);
@@ -50,7 +50,7 @@ pub async fn confirm(admin: SocketAddr, url: &str, lines: &str) -> (Answer, Stri
 }
 
 /// Where a page moves on to.
-pub fn onward(answer: &Answer) -> String {
+pub fn onward(answer: &RawResponse) -> String {
     let html = answer.text();
     let part = html.split("http-equiv=\"refresh\" content=\"0; url=").nth(1).and_then(|rest| rest.split('"').next());
     let place = part.unwrap_or_else(|| panic!("{} moves nowhere: {html}", answer.status));

@@ -12,7 +12,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// An answer, its head taken apart, its body with chunks put together.
 #[derive(Debug, Clone)]
-pub struct Answer {
+pub struct RawResponse {
     /// 0: the connection was closed without an answer.
     pub status: u16,
     pub headers: Vec<(String, String)>,
@@ -21,7 +21,7 @@ pub struct Answer {
     pub complete: bool,
 }
 
-impl Answer {
+impl RawResponse {
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
@@ -41,21 +41,21 @@ impl Answer {
 }
 
 /// `GET path` of the server at `address`, on a connection of its own.
-pub async fn get(address: SocketAddr, path: &str) -> Answer {
+pub async fn get(address: SocketAddr, path: &str) -> RawResponse {
     send(address, format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes()).await
 }
 
 /// `GET url` through the proxy at `address`, with further header lines (each ending in CRLF).
-pub async fn get_through(address: SocketAddr, url: &str, lines: &str) -> Answer {
+pub async fn get_through(address: SocketAddr, url: &str, lines: &str) -> RawResponse {
     let host = url.split("://").nth(1).unwrap_or(url).split('/').next().unwrap_or_default();
     send(address, format!("GET {url} HTTP/1.1\r\nHost: {host}\r\n{lines}Connection: close\r\n\r\n").as_bytes()).await
 }
 
 /// Sends the bytes and reads one answer.
-pub async fn send(address: SocketAddr, bytes: &[u8]) -> Answer {
+pub async fn send(address: SocketAddr, bytes: &[u8]) -> RawResponse {
     let mut conn = Conn::open(address).await;
     conn.write(bytes).await;
-    conn.answer().await
+    conn.read_response().await
 }
 
 /// A connection, of TCP or of what is inside one, on which several requests may follow each other.
@@ -82,8 +82,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
     }
 
     /// Reads one answer; a status of 0 if the connection ends before one. Assumes a request that was not HEAD.
-    pub async fn answer(&mut self) -> Answer {
-        timeout(PATIENCE, self.read_answer()).await.expect("an answer in time")
+    pub async fn read_response(&mut self) -> RawResponse {
+        timeout(PATIENCE, self.parse_response()).await.expect("an answer in time")
     }
 
     /// True once the peer has closed the connection.
@@ -92,8 +92,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
         matches!(timeout(PATIENCE, self.stream.read(&mut byte)).await.expect("in time"), Ok(0) | Err(_))
     }
 
-    async fn read_answer(&mut self) -> Answer {
-        let none = Answer { status: 0, headers: Vec::new(), body: Vec::new(), complete: false };
+    async fn parse_response(&mut self) -> RawResponse {
+        let none = RawResponse { status: 0, headers: Vec::new(), body: Vec::new(), complete: false };
         let end = loop {
             if let Some(at) = find(&self.read, b"\r\n\r\n") {
                 break at;
@@ -110,9 +110,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
             .filter_map(|line| line.split_once(':'))
             .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
             .collect();
-        let mut answer = Answer { status, headers, body: Vec::new(), complete: false };
+        let mut answer = RawResponse { status, headers, body: Vec::new(), complete: false };
         if (100..200).contains(&status) && status != 101 {
-            return Box::pin(self.read_answer()).await;
+            return Box::pin(self.parse_response()).await;
         }
         if answer.header("transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case("chunked")) {
             answer.complete = self.read_chunks(&mut answer.body).await;

@@ -10,7 +10,7 @@ mod scripts;
 
 use crate::rig::manager::MANAGER;
 use crate::rig::peers::Peers;
-use crate::rig::raw::{self, Answer};
+use crate::rig::raw::{self, RawResponse};
 use crate::rig::scripted::{Received, Scripted};
 use crate::rig::sidecar::Sidecar;
 
@@ -55,7 +55,7 @@ fn config_of(keys: &str, upstream: &Scripted) -> String {
     )
 }
 
-async fn get(sidecar: &Sidecar, lines: &str) -> Answer {
+async fn get(sidecar: &Sidecar, lines: &str) -> RawResponse {
     raw::get_through(sidecar.proxy(), "http://api.test/x", lines).await
 }
 

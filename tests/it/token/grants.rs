@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::rig::manager::{MANAGER, call};
 use crate::rig::peers::{AuthorizationServer, Peers, Upstream, peers_path, python};
-use crate::rig::raw::{self, Answer};
+use crate::rig::raw::{self, RawResponse};
 use crate::rig::sidecar::Sidecar;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -169,7 +169,7 @@ fn config(cells: &[Cell], upstream: &Upstream) -> String {
     )
 }
 
-async fn get(sidecar: &Sidecar, cell: &Cell) -> Answer {
+async fn get(sidecar: &Sidecar, cell: &Cell) -> RawResponse {
     raw::get_through(sidecar.proxy(), &format!("http://{}.test/x", cell.name), "").await
 }
 
@@ -259,7 +259,7 @@ async fn ended(server: &AuthorizationServer, client: &str) -> u64 {
     kinds.values().filter_map(Value::as_u64).sum()
 }
 
-async fn direct(upstream: &Upstream, credential: &str) -> Answer {
+async fn direct(upstream: &Upstream, credential: &str) -> RawResponse {
     let address = ([127, 0, 0, 1], upstream.http_port()).into();
     let request = format!("GET /x HTTP/1.1\r\nHost: x\r\nAuthorization: {credential}\r\nConnection: close\r\n\r\n");
     raw::send(address, request.as_bytes()).await

@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::rig::config::{Config, Connection};
 use crate::rig::peers::Peers;
-use crate::rig::raw::{self, Answer};
+use crate::rig::raw::{self, RawResponse};
 use crate::rig::scripted::{Received, Scripted};
 use crate::rig::sidecar::Sidecar;
 
@@ -85,11 +85,11 @@ fn local(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }
 
-async fn get(sidecar: &Sidecar) -> Answer {
+async fn get(sidecar: &Sidecar) -> RawResponse {
     raw::get_through(sidecar.proxy(), URL, "").await
 }
 
-async fn at_once(sidecar: &Sidecar, count: usize) -> Vec<Answer> {
+async fn at_once(sidecar: &Sidecar, count: usize) -> Vec<RawResponse> {
     join_all((0..count).map(|_| get(sidecar))).await
 }
 
@@ -140,7 +140,7 @@ fn seen(received: &[Received]) -> BTreeSet<String> {
 
 /// The proxy's own answer, in all the places that tell.
 #[track_caller]
-fn check_own(answer: &Answer, status: u16, code: &str, action: &str) {
+fn check_own(answer: &RawResponse, status: u16, code: &str, action: &str) {
     assert_eq!((answer.status, answer.code()), (status, code), "{}", answer.text());
     let problem = answer.json();
     assert_eq!((&problem["code"], &problem["action"]), (&json!(code), &json!(action)));
@@ -154,6 +154,6 @@ fn check_own(answer: &Answer, status: u16, code: &str, action: &str) {
 }
 
 #[track_caller]
-fn check_unavailable(answer: &Answer) {
+fn check_unavailable(answer: &RawResponse) {
     check_own(answer, 503, "token_unavailable", "retry_later");
 }

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use crate::rig::manager::{MANAGER, call};
 use crate::rig::peers::{AuthorizationServer, Peers, Upstream};
-use crate::rig::raw::{self, Answer};
+use crate::rig::raw::{self, RawResponse};
 use crate::rig::scripted::{Received, Reply, Scripted};
 use crate::rig::sidecar::{Sidecar, program};
 
@@ -413,7 +413,7 @@ async fn each_subject_has_a_token_for_each_profile() {
     assert_eq!(field(server.received().last().expect("a request"), "audience"), "write-ann");
 }
 
-async fn get(sidecar: &Sidecar, path: &str, lines: &str) -> Answer {
+async fn get(sidecar: &Sidecar, path: &str, lines: &str) -> RawResponse {
     raw::get_through(sidecar.proxy(), &format!("http://api.test{path}"), lines).await
 }
 

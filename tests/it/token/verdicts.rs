@@ -16,7 +16,7 @@ use url::form_urlencoded;
 
 use crate::rig::config::{Config, Connection};
 use crate::rig::manager::call;
-use crate::rig::raw::{self, Answer};
+use crate::rig::raw::{self, RawResponse};
 use crate::rig::scripted::{Received, Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
 
@@ -91,7 +91,7 @@ fn html(status: u16) -> Reply {
     Reply::text(status, "text/html", "<html>nginx</html>")
 }
 
-async fn get(sidecar: &Sidecar, host: &str) -> Answer {
+async fn get(sidecar: &Sidecar, host: &str) -> RawResponse {
     raw::get_through(sidecar.proxy(), &format!("http://{host}/x"), "").await
 }
 
@@ -105,7 +105,7 @@ async fn served(sidecar: &Sidecar, host: &str) {
     timeout(PATIENCE, served).await.unwrap_or_else(|_| panic!("{host} is not served:\n{}", sidecar.log()));
 }
 
-async fn refresh(sidecar: &Sidecar, connection: &str) -> Answer {
+async fn refresh(sidecar: &Sidecar, connection: &str) -> RawResponse {
     call(sidecar.admin(), "POST", &format!("/connections/{connection}/refresh"), &json!({})).await
 }
 
@@ -125,7 +125,7 @@ fn seconds_between(from: &Value, to: &Value) -> i64 {
 }
 
 /// A person's connections, one for each response to a refresh; what a forced refresh says.
-async fn refreshed(responses: &'static [Response], keys: &str) -> (Sidecar, Vec<Answer>, Scripted) {
+async fn refreshed(responses: &'static [Response], keys: &str) -> (Sidecar, Vec<RawResponse>, Scripted) {
     let upstream = Scripted::upstream().await;
     let server = Scripted::start(|request, _| match field(request, "refresh_token").as_deref() {
         Some("given") => tokens("a0", "r0-of-the-person", 3600),

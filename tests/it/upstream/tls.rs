@@ -9,7 +9,7 @@ use tokio::process::{Child, Command};
 
 use crate::rig::config::{Config, Connection, local};
 use crate::rig::front::{Front, SelfSigned};
-use crate::rig::raw::{self, Answer};
+use crate::rig::raw::{self, RawResponse};
 use crate::rig::redis::Redis;
 use crate::rig::scripted::Scripted;
 use crate::rig::sidecar::Sidecar;
@@ -24,7 +24,7 @@ fn config(top: &str, hosts: &[(&str, u16)], tls: &str, token_url: &str, server: 
     )
 }
 
-async fn get(sidecar: &Sidecar, url: &str) -> Answer {
+async fn get(sidecar: &Sidecar, url: &str) -> RawResponse {
     raw::get_through(sidecar.proxy(), url, "").await
 }
 

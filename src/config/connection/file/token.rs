@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::config::reading::{Field, Keys, shape};
-use crate::model::connection::{AnswerEncoding, RequestEncoding, TimeUnit};
+use crate::model::connection::{RequestEncoding, ResponseEncoding, TimeUnit};
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "token_request", deny_unknown_fields)]
@@ -24,7 +24,7 @@ impl Keys for TokenRequestFile {}
 pub struct TokenResponseFile {
     /// Encoding of the response.
     #[schemars(extend("default" = "json"))]
-    pub encoding: Field<shape::OneOf<AnswerEncoding>>,
+    pub encoding: Field<shape::OneOf<ResponseEncoding>>,
     /// JSON pointer (RFC 6901) to the access token.
     #[schemars(extend("default" = "/access_token"))]
     pub access_token: Field<shape::Text>,

@@ -13,7 +13,7 @@ use tokio::sync::broadcast;
 use super::*;
 use crate::store::{News, StoredToken};
 pub use handle::{Client, Handle};
-pub use store::Shared;
+pub use store::SimulatedStore;
 
 /// The last writes that a failover may lose.
 pub const ROLLBACK_MAX: Duration = Duration::from_secs(5);

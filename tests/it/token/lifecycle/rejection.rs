@@ -12,11 +12,11 @@ use tokio::time::sleep;
 
 use super::{Crm, URL, at_once, crm, get, local, seen, token_url, until};
 use crate::rig::peers::{AuthorizationServer, Upstream};
-use crate::rig::raw::{self, Answer, Conn};
+use crate::rig::raw::{self, Conn, RawResponse};
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
 
-async fn post(sidecar: &Sidecar, body: &[u8]) -> Answer {
+async fn post(sidecar: &Sidecar, body: &[u8]) -> RawResponse {
     let length = body.len();
     let head =
         format!("POST {URL} HTTP/1.1\r\nHost: api.test\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
@@ -62,7 +62,8 @@ async fn a_persistent_401_reaches_the_caller_after_one_refresh_and_one_replay() 
     let server = Scripted::tokens(3600).await;
     let upstream = Scripted::start(|_, _| Reply::text(401, "text/plain", "go away")).await;
     let sidecar = Sidecar::start(&crm(token_url(&server), upstream.address).text()).await;
-    let check = |answer: &Answer| assert_eq!((answer.status, answer.code(), &*answer.text()), (401, "", "go away"));
+    let check =
+        |answer: &RawResponse| assert_eq!((answer.status, answer.code(), &*answer.text()), (401, "", "go away"));
     let began = Instant::now();
     check(&get(&sidecar).await);
     assert_eq!((server.count(), upstream.count()), (2, 2));
@@ -146,7 +147,7 @@ async fn a_body_that_is_still_arriving_is_never_replayed_in_part() {
         sleep(Duration::from_millis(50)).await;
     }
     conn.write(b"0\r\n\r\n").await;
-    let answer = conn.answer().await;
+    let answer = conn.read_response().await;
     drop((conn, sidecar));
     until("the upstream has seen every end", async || {
         let bodies = bodies.lock().unwrap();

@@ -14,11 +14,11 @@ use super::{
     token_requests, token_url, until, wall_s,
 };
 use crate::rig::peers::{AuthorizationServer, Upstream};
-use crate::rig::raw::{self, Answer};
+use crate::rig::raw::{self, RawResponse};
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
 
-async fn get_numbered(sidecar: &Sidecar, number: usize) -> Answer {
+async fn get_numbered(sidecar: &Sidecar, number: usize) -> RawResponse {
     raw::get_through(sidecar.proxy(), &format!("http://c{number}.test/"), "").await
 }
 

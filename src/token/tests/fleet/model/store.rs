@@ -9,7 +9,7 @@ use crate::store::{
 };
 
 /// A replica's store, reached through its handle.
-pub struct Shared(pub Arc<Handle>);
+pub struct SimulatedStore(pub Arc<Handle>);
 
 struct Held {
     handle: Arc<Handle>,
@@ -108,7 +108,7 @@ impl SharedStore for Handle {
     }
 }
 
-impl TokenStore for Shared {
+impl TokenStore for SimulatedStore {
     fn load<'a>(&'a self, _: &'a TokenKey) -> StoreFuture<'a, Option<StoredToken>> {
         Box::pin(self.0.step(|world| world.state.record.clone()))
     }
@@ -185,7 +185,7 @@ impl TokenStore for Shared {
     }
 }
 
-impl SecretStore for Shared {
+impl SecretStore for SimulatedStore {
     fn secret<'a>(&'a self, _: &'a str) -> StoreFuture<'a, Option<Secret>> {
         Box::pin(async { Ok(None) })
     }
@@ -203,7 +203,7 @@ impl SecretStore for Shared {
     }
 }
 
-impl NoteStore for Shared {
+impl NoteStore for SimulatedStore {
     fn note<'a>(&'a self, _: &'a str) -> StoreFuture<'a, Option<Note>> {
         Box::pin(async { Ok(None) })
     }

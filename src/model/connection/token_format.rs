@@ -5,7 +5,7 @@ use http::{HeaderName, StatusCode};
 use crate::model::secret::Secret;
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct TokenRequest {
+pub struct TokenRequestFormat {
     pub encoding: RequestEncoding,
     /// In the order of the configuration. A value may be a secret.
     pub headers: Vec<(HeaderName, Secret)>,
@@ -24,8 +24,8 @@ pub enum RequestEncoding {
 
 /// Where the members of a token answer are (RFC 6749 §5).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TokenResponse {
-    pub encoding: AnswerEncoding,
+pub struct TokenResponseFormat {
+    pub encoding: ResponseEncoding,
     pub access_token: Pointer,
     pub refresh_token: Pointer,
     /// `None`: whatever it says, the token is a bearer token.
@@ -45,11 +45,11 @@ pub struct TokenResponse {
     pub refresh_refused: Vec<RefusalSign>,
 }
 
-impl Default for TokenResponse {
-    fn default() -> TokenResponse {
+impl Default for TokenResponseFormat {
+    fn default() -> TokenResponseFormat {
         let member = |name: &str| Pointer(vec![name.to_owned()]);
-        TokenResponse {
-            encoding: AnswerEncoding::Json,
+        TokenResponseFormat {
+            encoding: ResponseEncoding::Json,
             access_token: member("access_token"),
             refresh_token: member("refresh_token"),
             token_type: Some(member("token_type")),
@@ -67,7 +67,7 @@ impl Default for TokenResponse {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum AnswerEncoding {
+pub enum ResponseEncoding {
     /// Whatever its content type says.
     #[default]
     Json,

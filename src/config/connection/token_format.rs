@@ -10,11 +10,11 @@ use crate::model::connection::*;
 const FRAMING: [&str; 8] =
     ["host", "content-length", "transfer-encoding", "connection", "te", "trailer", "upgrade", "keep-alive"];
 
-pub fn token_request(spot: &Spot<'_>, sink: &mut Sink) -> Option<TokenRequest> {
+pub fn token_request(spot: &Spot<'_>, sink: &mut Sink) -> Option<TokenRequestFormat> {
     let unit = spot.unit::<TokenRequestFile>(sink)?;
     let encoding = unit.get(unit.keys.encoding).map_or(Some(RequestEncoding::Form), |spot| spot.choice(sink));
     let headers = unit.get(unit.keys.headers).map(|spot| headers(&spot, sink)).unwrap_or_default();
-    Some(TokenRequest { encoding: encoding?, headers })
+    Some(TokenRequestFormat { encoding: encoding?, headers })
 }
 
 fn headers(spot: &Spot<'_>, sink: &mut Sink) -> Vec<(HeaderName, crate::model::secret::Secret)> {
@@ -47,10 +47,10 @@ fn headers(spot: &Spot<'_>, sink: &mut Sink) -> Vec<(HeaderName, crate::model::s
     headers
 }
 
-pub fn token_response(spot: &Spot<'_>, sink: &mut Sink) -> Option<TokenResponse> {
+pub fn token_response(spot: &Spot<'_>, sink: &mut Sink) -> Option<TokenResponseFormat> {
     let unit = spot.unit::<TokenResponseFile>(sink)?;
     let keys = &unit.keys;
-    let standard = TokenResponse::default();
+    let standard = TokenResponseFormat::default();
     let mut at = |field: Field<shape::Text>, otherwise: Pointer| match unit.get(field) {
         None => Some(otherwise),
         Some(spot) => spot.parse(sink, pointer),
@@ -69,10 +69,10 @@ pub fn token_response(spot: &Spot<'_>, sink: &mut Sink) -> Option<TokenResponse>
     };
     let expires_at = unit.get(keys.expires_at).map(|spot| spot.parse(sink, pointer));
     let unit_of_time = unit.get(keys.expires_in_unit).map_or(Some(TimeUnit::Seconds), |spot| spot.choice(sink));
-    let encoding = unit.get(keys.encoding).map_or(Some(AnswerEncoding::Json), |spot| spot.choice(sink));
+    let encoding = unit.get(keys.encoding).map_or(Some(ResponseEncoding::Json), |spot| spot.choice(sink));
     let failure = unit.get(keys.failure).map(|spot| failure(&spot, sink));
     let refresh_refused = unit.get(keys.refresh_refused).map(|spot| refresh_refused(&spot, sink)).unwrap_or_default();
-    Some(TokenResponse {
+    Some(TokenResponseFormat {
         encoding: encoding?,
         access_token: access_token?,
         refresh_token: refresh_token?,

@@ -33,8 +33,8 @@ const CONNECTION_WINDOW: u32 = STREAMS_MAX as u32 * STREAM_WINDOW;
 /// For which HTTP/2 counts fields larger than `limits.head` does: 32 bytes for each (RFC 9113 §6.5.2).
 const HEADER_LIST_EXTRA_BYTES: usize = 32 * FIELDS_MAX;
 /// A connection in use on which nothing comes for so long is asked whether it lives, and given so long to answer.
-const PING_AFTER: Duration = Duration::from_secs(20);
-const PING_WAIT: Duration = Duration::from_secs(10);
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Spawns on the worker's own runtime.
 #[derive(Clone)]
@@ -63,17 +63,17 @@ impl<F: Future + 'static> Executor<F> for Local {
 
 /// What the upstream has said that it takes.
 #[derive(Clone, Copy, Default)]
-struct Taken {
+struct PeerSettings {
     /// Streams at once.
     streams: usize,
     /// WebSocket (RFC 8441).
     websocket: bool,
 }
 
-pub struct Shared {
+pub struct Http2Conn {
     request: SendRequest<RequestBody>,
     heard: Heard,
-    taken: Rc<Cell<Taken>>,
+    peer_settings: Rc<Cell<PeerSettings>>,
     in_flight: Cell<usize>,
     /// Its name among the idle connections while it is one.
     pub idle: Cell<Option<IdleId>>,
@@ -83,7 +83,7 @@ pub struct Shared {
     active_gauge: IntGauge,
 }
 
-impl Shared {
+impl Http2Conn {
     /// One in use, and its first stream, once the upstream has said how many streams it takes; `None`: it has closed instead. The
     /// caller sets the deadline.
     pub async fn open<T>(
@@ -104,16 +104,16 @@ impl Shared {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(u32::try_from(head_bytes_max + HEADER_LIST_EXTRA_BYTES).unwrap_or(u32::MAX))
-            .keep_alive_interval(PING_AFTER)
-            .keep_alive_timeout(PING_WAIT)
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT)
             .handshake(TokioIo::new(stream))
             .await?;
-        let taken = Rc::new(Cell::new(Taken::default()));
+        let peer_settings = Rc::new(Cell::new(PeerSettings::default()));
         let mut connection = Box::pin(connection);
-        let told = taken.clone();
+        let told = peer_settings.clone();
         let mut driving = Box::pin(poll_fn(move |cx| {
             let end = connection.as_mut().poll(cx);
-            told.set(Taken {
+            told.set(PeerSettings {
                 streams: connection.current_max_send_streams().min(STREAMS_MAX),
                 websocket: connection.is_extended_connect_protocol_enabled(),
             });
@@ -121,7 +121,7 @@ impl Shared {
         }));
         let settled = poll_fn(|cx| match driving.as_mut().poll(cx) {
             Poll::Ready(end) => Poll::Ready(Some(end)),
-            Poll::Pending if taken.get().streams > 0 => Poll::Ready(None),
+            Poll::Pending if peer_settings.get().streams > 0 => Poll::Ready(None),
             Poll::Pending => {
                 stepped.replace(Some(cx.waker().clone()));
                 Poll::Pending
@@ -137,10 +137,10 @@ impl Shared {
             }
             ended.has_ended();
         });
-        Ok(Some(Stream(Rc::new(Shared {
+        Ok(Some(Stream(Rc::new(Http2Conn {
             request,
             heard,
-            taken,
+            peer_settings,
             in_flight: Cell::new(1),
             idle: Cell::new(None),
             home,
@@ -151,12 +151,12 @@ impl Shared {
     }
 
     /// A place for one more request beside others, if there is room.
-    pub fn join(self: &Rc<Shared>) -> Option<Stream> {
+    pub fn join(self: &Rc<Http2Conn>) -> Option<Stream> {
         (self.in_flight.get() > 0 && self.has_room()).then(|| self.add())
     }
 
     /// A place for the first request, where there is none.
-    pub fn wake(self: &Rc<Shared>, in_use: Permit) -> Result<Stream, Permit> {
+    pub fn wake(self: &Rc<Http2Conn>, in_use: Permit) -> Result<Stream, Permit> {
         if self.in_flight.get() > 0 || !self.has_room() {
             return Err(in_use);
         }
@@ -166,10 +166,10 @@ impl Shared {
     }
 
     fn has_room(&self) -> bool {
-        !self.is_closed() && self.in_flight.get() < self.taken.get().streams
+        !self.is_closed() && self.in_flight.get() < self.peer_settings.get().streams
     }
 
-    fn add(self: &Rc<Shared>) -> Stream {
+    fn add(self: &Rc<Http2Conn>) -> Stream {
         self.in_flight.set(self.in_flight.get() + 1);
         Stream(self.clone())
     }
@@ -180,7 +180,7 @@ impl Shared {
 }
 
 /// One request's place on a shared connection.
-pub struct Stream(Rc<Shared>);
+pub struct Stream(Rc<Http2Conn>);
 
 impl Stream {
     pub fn sender(&self) -> SendRequest<RequestBody> {
@@ -188,11 +188,11 @@ impl Stream {
     }
 
     /// The connection that it is on.
-    pub fn shared(&self) -> &Rc<Shared> {
+    pub fn shared(&self) -> &Rc<Http2Conn> {
         &self.0
     }
 
-    pub fn is_on(&self, shared: &Rc<Shared>) -> bool {
+    pub fn is_on(&self, shared: &Rc<Http2Conn>) -> bool {
         Rc::ptr_eq(&self.0, shared)
     }
 
@@ -208,7 +208,7 @@ impl Stream {
 
     /// The upstream takes WebSocket on it.
     pub fn takes_websocket(&self) -> bool {
-        self.0.taken.get().websocket
+        self.0.peer_settings.get().websocket
     }
 }
 

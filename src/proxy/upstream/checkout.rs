@@ -11,7 +11,7 @@ use crate::gate::Permit;
 use crate::proxy::body::RequestBody;
 
 /// An HTTP/1.1 connection, or a stream on an HTTP/2 one, for a single exchange.
-pub struct Lease {
+pub struct Checkout {
     link: Link,
     _permit: Permit,
     entry: Held,
@@ -19,14 +19,14 @@ pub struct Lease {
     pub reused: bool,
 }
 
-impl Lease {
-    pub fn new(link: Link, permit: Permit, entry: Held, reused: bool) -> Lease {
-        Lease { link, _permit: permit, entry, reused }
+impl Checkout {
+    pub fn new(link: Link, permit: Permit, entry: Held, reused: bool) -> Checkout {
+        Checkout { link, _permit: permit, entry, reused }
     }
 
     /// The same permit with another connection, for one that turned out to be dead.
-    pub fn with(self, link: Link) -> Lease {
-        Lease { link, reused: false, ..self }
+    pub fn with(self, link: Link) -> Checkout {
+        Checkout { link, reused: false, ..self }
     }
 
     pub fn link(&self) -> &Link {
@@ -40,24 +40,24 @@ impl Lease {
     /// The version in which the request must be sent.
     pub fn version(&self) -> Version {
         match self.link {
-            Link::Alone(_) => Version::HTTP_11,
-            Link::Among(_) => Version::HTTP_2,
+            Link::Http1(_) => Version::HTTP_11,
+            Link::Http2(_) => Version::HTTP_2,
         }
     }
 
     /// Does the connection allow a WebSocket handshake?
     pub fn takes_websocket(&self) -> bool {
         match &self.link {
-            Link::Alone(_) => true,
-            Link::Among(stream) => stream.takes_websocket(),
+            Link::Http1(_) => true,
+            Link::Http2(stream) => stream.takes_websocket(),
         }
     }
 
     /// Set where the connection leads to an egress proxy, which takes requests in absolute form.
     pub fn forwarding(&self) -> Option<&Forwarding> {
         match &self.link {
-            Link::Alone(sender) => sender.forwarding.as_ref(),
-            Link::Among(_) => None,
+            Link::Http1(sender) => sender.forwarding.as_ref(),
+            Link::Http2(_) => None,
         }
     }
 
@@ -65,8 +65,8 @@ impl Lease {
         let heard = self.link.heard().clone();
         let before = heard.bytes();
         let sent = match &mut self.link {
-            Link::Alone(sender) => sender.request.try_send_request(request).await,
-            Link::Among(stream) => stream.sender().try_send_request(request).await,
+            Link::Http1(sender) => sender.request.try_send_request(request).await,
+            Link::Http2(stream) => stream.sender().try_send_request(request).await,
         };
         sent.map_err(|mut error| {
             let unsent = error.take_message().is_some();
@@ -76,7 +76,7 @@ impl Lease {
 
     /// Returns an HTTP/1.1 connection whose response was read to its end to the idle ones.
     pub fn give_back(self) {
-        if let Link::Alone(sender) = self.link
+        if let Link::Http1(sender) = self.link
             && !sender.request.is_closed()
         {
             self.entry.put_idle(sender);
