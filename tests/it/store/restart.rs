@@ -124,6 +124,10 @@ async fn without_a_place_for_it_tokens_are_in_memory_unless_a_person_is_needed()
     for command in ["check", "run"] {
         let output = run(dir.path(), &[command], "").await;
         assert_eq!(output.status.code(), Some(2), "{}", said(&output));
-        assert!(said(&output).contains("cannot be written, and a connection needs a person"), "{}", said(&output));
+        assert!(
+            said(&output).contains("is not writable, but a connection needs a person's consent to be stored"),
+            "{}",
+            said(&output)
+        );
     }
 }
