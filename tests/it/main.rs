@@ -12,7 +12,7 @@ mod rig {
     pub mod frames;
     pub mod front;
     pub mod http2;
-    pub mod inside;
+    pub mod tunnel_client;
     pub mod interception;
     pub mod manager;
     pub mod pages;

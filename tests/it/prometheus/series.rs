@@ -72,7 +72,7 @@ async fn what_callers_send_adds_no_series() {
         ];
         for request in requests {
             conn.write(request.as_bytes()).await;
-            assert_ne!(conn.answer().await.status, 0, "{request}");
+            assert_ne!(conn.read_response().await.status, 0, "{request}");
         }
     };
     // The first makes the series of its outcomes, a rejected token included.
