@@ -271,7 +271,7 @@ async fn no_secret(sidecar: &Sidecar, token: &str) {
     for path in ["/connections", "/connections/m-body-password", "/connections/m-body-password/tokens"] {
         shown += &call(sidecar.admin(), "GET", path, &json!({})).await.text();
     }
-    assert!(shown.contains("m-body-password") && shown.contains("token obtained"), "the control is found");
+    assert!(shown.contains("m-body-password") && shown.contains("token acquired"), "the control is found");
     let key = std::fs::read_to_string(leaf("client-rsa").1).unwrap();
     let line = key.lines().nth(3).unwrap();
     for secret in ["-secret-0123456789abcdef", "ann-password", "eyJ", "PHNhbWw", "PRIVATE KEY", line, token] {

@@ -21,7 +21,7 @@ async fn a_refused_token_type_names_the_key_that_accepts_it() {
     let sidecar = Sidecar::start(&config(&server, &upstream, "comments: none")).await;
     assert_eq!(get(&sidecar, "").await.code(), "token_unavailable");
     let remedy = "set `token_response.token_type: any`";
-    let logged = sidecar.logged("no new token").await;
+    let logged = sidecar.logged("token acquisition failed").await;
     assert!(logged.contains("\"token_type\"") && logged.contains(remedy), "{logged}");
     let tokens = call(sidecar.admin(), "GET", "/connections/crm/tokens", &json!({})).await.json();
     let attempt = &tokens["items"][0]["last_attempt"];

@@ -93,7 +93,7 @@ async fn what_a_script_throws_repeats_no_secret() {
         let refused = get(&sidecar, "").await;
         assert_eq!((refused.status, refused.code()), (424, "script_failed"), "{source}: {}", refused.text());
         let tokens = call(sidecar.admin(), "GET", "/connections/crm/tokens", &json!({})).await;
-        let all = refused.text() + &sidecar.logged("no new token").await + &sidecar.log() + &tokens.text();
+        let all = refused.text() + &sidecar.logged("token acquisition failed").await + &sidecar.log() + &tokens.text();
         for secret in ["acc3ss", "refr3sh", "eyJ0", "s3ssion", "a1b2c3d4", "var1able", "cl1ent", "h3ader"] {
             assert!(!all.contains(secret), "{source}: {secret} in {all}");
         }

@@ -107,7 +107,7 @@ connections:
         read.extend_from_slice(&bytes[..count]);
     }
     tell("events", &String::from_utf8_lossy(&read));
-    sidecar.logged("no new token").await;
+    sidecar.logged("token acquisition failed").await;
     sidecar.signal("TERM");
     sidecar.exit().await;
     tell("stderr", &sidecar.log());

@@ -107,5 +107,5 @@ async fn a_refused_refresh_token_is_followed_by_the_own_grant_while_redis_is_dow
     let passwords = || asked(&server, "crm").iter().filter(|asked| *asked == "password").count();
     until("its own grant follows", || passwords() == 2).await;
     served(&sidecar, "api.test").await;
-    sidecar.logged("the authorization server refused the refresh token").await;
+    sidecar.logged("authorization server refused the refresh token").await;
 }
