@@ -10,7 +10,7 @@ use crate::token::schedule::{Backoff, RetryPolicy};
 use crate::token::slot::{Consent, FailureKind, LastFailure, RejectionBackoff, needs_consent_again};
 
 const STORE_UNAVAILABLE: &str = "store_unavailable";
-const RECOVERING: &str = "the store was unreachable until moments ago; other replicas may hold newer tokens";
+const RECOVERING: &str = "the store was unreachable until recently; other replicas may hold newer tokens";
 const SEEN_ELSEWHERE: &str = "another replica got this response from the authorization server";
 const IN_DOUBT: &str =
     "another replica may have spent the refresh token; not sending it while the current token is usable";
@@ -24,13 +24,13 @@ pub enum AcquireError {
         in_doubt: bool,
     },
     Store(StoreError),
-    /// The store was unreachable until moments ago; the refresh token is not sent for this time.
+    /// The store was unreachable until recently; the refresh token is not sent for this time.
     Recovering(Duration),
     /// During the wait for the lease a command arrived, the store changed, or the last waiting caller left.
     Interrupted,
     /// Another replica published a notice: the server refused its request or made it back off.
     Deferred(PutOff),
-    /// A rejection forced another replica to refresh moments ago.
+    /// A rejection just forced another replica to refresh.
     RejectedElsewhere(RejectionBackoff),
     /// Another replica may have spent the refresh token; it is not sent while the current token is usable.
     InDoubt,

@@ -25,14 +25,14 @@ pub fn applicable(put_off: Option<&PutOff>, definition_age: Duration, cause: &Ca
     (!put_off.permanent || !is_older).then(|| put_off.clone())
 }
 
-/// The rejection backoff of another replica, if a rejection forced this attempt, too.
+/// The rejection backoff of another replica, if a rejection also forced this attempt.
 pub fn rejected_elsewhere(put_off: Option<&PutOff>, cause: &Cause) -> Option<RejectionBackoff> {
     let put_off = put_off.filter(|put_off| *cause == Cause::Rejected && put_off.error == REJECTED)?;
     Some(RejectionBackoff { rejections: put_off.failures, wait: put_off.wait })
 }
 
 impl Acquirer {
-    /// Publishes an outcome that other replicas would get, too.
+    /// Publishes an outcome that other replicas would also get.
     pub(super) async fn publish_notice(
         &self,
         outcome: &Result<Acquired, AcquireError>,

@@ -25,7 +25,7 @@ const LOSS_WINDOW: Duration = Duration::from_secs(60);
 /// Term of a lease taken only to save.
 const SAVE_LEASE_TERM: Duration = Duration::from_secs(10);
 
-/// The record as far as memory has it.
+/// In-memory state of the record.
 #[derive(Default)]
 pub struct RecordCache {
     /// A token that could not be saved; its version is that of the record it replaces.

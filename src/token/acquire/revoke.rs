@@ -22,7 +22,7 @@ impl Acquirer {
             let (_permit, lease) = self.permit_and_lease(&definition.connection).await?;
             let revoked = self.revoke_leased(definition, sharers, &*lease).await;
             lease.release(revoked.is_ok()).await;
-            // After a lost lease, another replica may have stored new tokens, which must be revoked, too.
+            // After a lost lease, another replica may have stored new tokens, which must also be revoked.
             if !matches!(revoked, Err(StoreError::LeaseLost { .. })) {
                 return revoked;
             }

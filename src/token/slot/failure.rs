@@ -29,7 +29,7 @@ pub struct LastFailure {
 /// Kinds of failures, by what may resolve them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureKind {
-    /// The store is unreachable or was until moments ago. Resolved when it is reachable again.
+    /// The store is unreachable or was until recently. Resolved when it is reachable again.
     Store,
     /// Resolved by a later attempt.
     Retryable,

@@ -169,7 +169,7 @@ impl TokenSlot {
         RejectionBackoff { rejections: forced.rejections, wait: forced.backoff() }
     }
 
-    /// For the refresher: adopts the rejection backoff of another replica, which was forced to refresh moments ago.
+    /// For the refresher: adopts the rejection backoff of another replica, which was just forced to refresh.
     pub(in crate::token) fn back_off_rejections(&self, elsewhere: RejectionBackoff, now: Now) {
         let mut forced = self.force();
         (forced.pending, forced.granted_at) = (None, None);

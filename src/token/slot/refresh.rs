@@ -14,7 +14,7 @@ use crate::telemetry::audit::Cause;
 /// Why there is no new token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotRefreshed {
-    /// A refresh of this slot was forced only moments ago.
+    /// A refresh of this slot was forced too recently.
     TooSoon {
         retry_after: Duration,
     },
