@@ -144,10 +144,10 @@ impl Reloader {
             };
             system::reloading();
             let cache = self.wiring.parts.cache.clone();
-            let asked = cause.by().map(|by| (by, cache.troubled()));
+            let asked = cause.by().map(|by| (by, cache.failing()));
             let outcome = self.reload().await;
-            if let Some((by, troubled)) = asked {
-                cache.retry_now(&troubled, &by);
+            if let Some((by, failing)) = asked {
+                cache.retry_now(&failing, &by);
             }
             tell(&outcome);
             self.announce(&outcome);
