@@ -51,7 +51,7 @@ pub enum Sharing {
     /// One caller may take all places.
     #[default]
     Unbounded,
-    /// One caller leaves places to others, if there are enough: see [`HELD_PER_FREE_PLACE`].
+    /// One caller leaves places to others, if there are enough: see `HELD_PER_FREE_PLACE`.
     Fair,
 }
 

@@ -108,7 +108,7 @@ pub trait NoteStore: Send + Sync {
     fn note<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Note>>;
 
     /// Compare and swap: writes a note that expires at `ends` if the present version is `over` (`None`: there is none).
-    /// Returns false if another writer was faster. In a full share ([`share_of`]) a new note evicts the one that
+    /// Returns false if another writer was faster. In a full share (`share_of`) a new note evicts the one that
     /// expires first.
     fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: WallTime, over: Option<u64>) -> StoreFuture<'a, bool>;
 

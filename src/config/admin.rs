@@ -15,13 +15,13 @@ use crate::model::{AdminAccess, Name, Role, User};
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "admin", deny_unknown_fields)]
 pub struct AdminFile {
-    /// None listed: a manager's token is kept in the state directory.
+    /// Users of the admin API. Absent or empty: a manager token is kept in the state directory.
     #[schemars(extend("examples" = [[{"name": "ops", "role": "operator", "token": {"env": "OPS_TOKEN"}}]]))]
     pub users: Field<shape::List<UserFile>>,
-    /// Further values of Host that the admin listener takes.
+    /// Further Host values that the admin listener accepts.
     #[schemars(extend("examples" = [["keys.example"]]))]
     pub hosts: Field<shape::List<shape::Text>>,
-    /// Connections may be changed over the API, which is not built yet: only false is taken, and files are the only
+    /// Whether connections may be changed over the API. Not built yet: only false is accepted, and files are the only
     /// source.
     #[schemars(extend("examples" = [false]))]
     pub editing: Field<shape::Boolean>,
@@ -32,13 +32,14 @@ impl Keys for AdminFile {}
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "user", deny_unknown_fields)]
 pub struct UserFile {
-    /// Unique; appears in the log.
+    /// Unique name, recorded in the log.
     #[schemars(required, extend("examples" = ["ops"]))]
     pub name: Field<shape::Name>,
-    /// A viewer reads; an operator also tests and refreshes; a manager also reloads.
+    /// viewer: reads. operator: also connects, tests, refreshes and revokes. manager: also reloads and manages stored
+    /// secrets.
     #[schemars(required, extend("examples" = ["operator"]))]
     pub role: Field<shape::OneOf<Role>>,
-    /// The token that it sends: `Authorization: Bearer TOKEN`.
+    /// Token that the user sends as `Authorization: Bearer TOKEN`.
     #[schemars(required, extend("examples" = [{"file": "/run/secrets/ops"}]))]
     pub token: Field<shape::ComparedSecret>,
 }

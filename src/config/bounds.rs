@@ -11,22 +11,22 @@ use crate::model::{Limits, Timeouts};
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "timeouts", deny_unknown_fields)]
 pub struct TimeoutsFile {
-    /// From the first byte of a request's head to its last.
+    /// Deadline for a request head, from its first byte to its last.
     #[schemars(extend("default" = "30s"))]
     pub client_head: Field<shape::Wait>,
-    /// How long a request may wait for a token.
+    /// Longest time a request waits for a token.
     #[schemars(extend("default" = "10s"))]
     pub token_wait: Field<shape::Wait>,
-    /// Name resolution, connecting and the TLS handshake together.
+    /// Name resolution, TCP connect and TLS handshake together.
     #[schemars(extend("default" = "5s"))]
     pub connect: Field<shape::Wait>,
-    /// From the end of the request to the head of the response.
+    /// From the end of the request to the response head.
     #[schemars(extend("default" = "60s"))]
     pub response_head: Field<shape::Wait>,
-    /// Silence within a body or a tunnel.
+    /// Longest silence within a body or a tunnel.
     #[schemars(extend("default" = "5m"))]
     pub idle: Field<shape::Wait>,
-    /// Silence between two requests of a kept connection, on either side.
+    /// Idle time of a kept-alive connection between two requests, downstream and upstream.
     #[schemars(extend("default" = "50s"))]
     pub keep_alive: Field<shape::Wait>,
     /// Grace period for requests in flight after SIGTERM.
@@ -39,19 +39,19 @@ impl Keys for TimeoutsFile {}
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "limits", deny_unknown_fields)]
 pub struct LimitsFile {
-    /// Open connections from callers; fewer where the limit of open files is low.
+    /// Open downstream connections; fewer where the limit of open files is low.
     #[schemars(range(min = 1, max = COUNT_MAX), extend("default" = 10000))]
     pub downstream_connections: Field<shape::Integer>,
     /// Requests in flight to one upstream.
     #[schemars(range(min = 1, max = COUNT_MAX), extend("default" = 1024))]
     pub per_upstream: Field<shape::Integer>,
-    /// Requests that wait while `per_upstream` are in flight.
+    /// Requests queued for one upstream while `per_upstream` are in flight.
     #[schemars(range(min = 1, max = COUNT_MAX), extend("default" = 256))]
     pub queued_per_upstream: Field<shape::Integer>,
-    /// A message head, the first line included; 8KiB to 1MiB.
+    /// Size of a message head, including the first line; 8KiB to 1MiB.
     #[schemars(extend("default" = "64KiB"))]
     pub head: Field<shape::Size>,
-    /// A request body that is kept, to be sent once more after a rejected token; at most 64MiB.
+    /// Largest request body that is kept for a replay after a rejected token; at most 64MiB.
     #[schemars(extend("default" = "64KiB"))]
     pub replay_body: Field<shape::Size>,
     /// Open CONNECT tunnels and WebSockets.

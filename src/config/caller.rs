@@ -25,26 +25,26 @@ use crate::model::{Caller, Listeners, Name};
     ]
 ))]
 pub struct CallerFile {
-    /// Unique; `accessible_from` refers to it.
+    /// Unique name, referenced by `accessible_from`.
     #[schemars(required, extend("examples" = ["billing"]))]
     pub name: Field<shape::Name>,
-    /// The secret that it sends: `HTTP_PROXY=http://NAME:SECRET@HOST:PORT`.
+    /// Secret that the caller sends: `HTTP_PROXY=http://NAME:SECRET@HOST:PORT`.
     #[schemars(extend("examples" = [{"file": "/run/secrets/billing"}]))]
     pub secret: Field<shape::ComparedSecret>,
-    /// Networks that it connects from. With `secret`, both must match.
+    /// Networks that the caller connects from. With `secret`, both must match.
     #[schemars(extend("examples" = [["10.1.0.0/16"]]))]
     pub cidr: Field<shape::NonemptyList<shape::Network>>,
-    /// Names of the proxy listeners that it connects to.
+    /// Names of the proxy listeners that the caller connects to.
     #[schemars(extend("examples" = ["jobs"]))]
     pub listener: Field<shape::OneOrMany<shape::Name>>,
-    /// Unix users, by name or number, that it runs as when it connects to a Unix socket.
+    /// Unix users, by name or number, that the caller runs as when it connects to a Unix socket.
     #[schemars(extend("examples" = ["jobs"]))]
     pub unix_user: Field<shape::OneOrMany<shape::Text>>,
-    /// The client certificate that it presents at a listener with `client_ca`.
+    /// Client certificate that the caller presents at a listener with `client_ca`.
     #[schemars(extend("examples" = [{"san": ["billing.svc"]}]))]
     pub certificate: Field<CallerCertificateFile>,
-    /// Subjects that it may act for, at connections with a token for each subject; `team-*` matches a prefix. Absent:
-    /// itself alone.
+    /// Subjects that the caller may act for, on connections with a token for each subject; `team-*` matches a prefix.
+    /// Absent: only the caller's own name.
     #[schemars(extend("examples" = [["alice", "team-*"]]))]
     pub subjects: Field<shape::List<shape::Text>>,
 }
@@ -54,8 +54,8 @@ impl Keys for CallerFile {}
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "caller_certificate", deny_unknown_fields)]
 pub struct CallerCertificateFile {
-    /// One or several names (DNS, URI, mail or IP), of which the caller's certificate holds one in its subjectAltName.
-    /// Names compare by type: an address is no DNS name.
+    /// One or more names (DNS, URI, email or IP address), one of which must be in the certificate's subjectAltName.
+    /// Names match by type: an IP address never matches a DNS name.
     #[schemars(required, extend("examples" = [["billing.svc"]]))]
     pub san: Field<shape::OneOrMany<shape::Text>>,
 }

@@ -15,13 +15,13 @@ use crate::model::origin::{Host, HostError};
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "egress", deny_unknown_fields)]
 pub struct EgressFile {
-    /// A request to a host that no route names is forwarded without a token, or denied.
+    /// Whether a request to a host that no route names is forwarded without a token, or denied.
     #[schemars(extend("default" = "forward"))]
     pub unmatched: Field<shape::OneOf<Unmatched>>,
     /// Private networks that any name may resolve to; true: all of them.
     #[schemars(extend("default" = [], "examples" = [["10.20.0.0/16"], true]))]
     pub allow_private: Field<shape::Either<shape::List<shape::Network>, shape::Boolean>>,
-    /// Ports at which a host is reached, by CONNECT or not, where no route names host and port.
+    /// Ports that may be reached where no route names the host and port, with CONNECT or without.
     #[schemars(extend("default" = [443, 80]))]
     pub connect_ports: Field<shape::List<shape::Port>>,
     /// Egress proxy for upstreams, tunnels and token endpoints: a URL, or a map with one. A name under `hosts` is
@@ -33,8 +33,8 @@ pub struct EgressFile {
         ]
     ))]
     pub proxy: Field<shape::Either<shape::Url, ForwardProxyFile>>,
-    /// Hosts that are reached without the proxy: names with their subdomains, addresses, networks, `*`; `:PORT` limits
-    /// an entry.
+    /// Hosts reached without the egress proxy: names with their subdomains, addresses, networks or `*`; `:PORT`
+    /// restricts an entry to one port.
     #[schemars(extend("examples" = [[".internal", "10.0.0.0/8"]]))]
     pub no_proxy: Field<shape::List<shape::Text>>,
 }

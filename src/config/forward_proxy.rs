@@ -9,7 +9,7 @@ use crate::model::connection::ForwardProxy;
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "forward_proxy", deny_unknown_fields)]
 pub struct ForwardProxyFile {
-    /// http or https, host and port.
+    /// URL of the proxy: http or https, host and port.
     #[schemars(required, extend("examples" = ["http://proxy.acme.test:3128"]))]
     pub url: Field<shape::Url>,
     /// User name at the proxy.
@@ -18,7 +18,7 @@ pub struct ForwardProxyFile {
     /// Password at the proxy.
     #[schemars(extend("examples" = [{"file": "/run/secrets/proxy"}]))]
     pub password: Field<shape::Secret>,
-    /// PEM files of the CAs that vouch for an https proxy, or of its own certificate.
+    /// PEM files of the CAs that sign an https proxy's certificate, or of that certificate itself.
     #[schemars(extend("examples" = [["corp.pem"]]))]
     pub trust: Field<shape::NonemptyList<shape::Text>>,
 }

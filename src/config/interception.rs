@@ -17,10 +17,10 @@ use crate::tls::{self, authority};
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "interception", deny_unknown_fields)]
 pub struct InterceptionFile {
-    /// A PEM file of the CA's certificate, as `keybearer ca init` makes it; its issuers may follow.
+    /// PEM file of the CA certificate, as `keybearer ca init` creates it; its issuers may follow.
     #[schemars(required, extend("examples" = ["ca.pem"]))]
     pub ca_certificate: Field<shape::Text>,
-    /// Its private key in PEM. Both are read again when they change.
+    /// Private key of the CA in PEM. Certificate and key are read again when they change.
     #[schemars(required, extend("examples" = [{"file": "ca-key.pem"}]))]
     pub ca_key: Field<shape::Secret>,
 }

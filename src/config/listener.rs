@@ -17,19 +17,20 @@ type Bound = shape::Either<shape::Address, ListenerFile>;
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "listeners", deny_unknown_fields)]
 pub struct ListenersFile {
-    /// Where services send their requests: one address, or a list. Beyond loopback it needs `callers`, or `open: true`.
+    /// Where services send their requests: one address, or a list. Beyond loopback it requires `callers` or `open:
+    /// true`.
     #[schemars(extend(
         "default" = "127.0.0.1:8080",
         "examples" = [["127.0.0.1:8080", {"name": "fleet", "address": "0.0.0.0:8443"}]]
     ))]
     pub proxy: Field<shape::OneOrMany<Bound>>,
-    /// The admin listener, with /metrics, /livez and /readyz unless `telemetry` is given.
+    /// Admin API; also /metrics, /livez and /readyz unless `telemetry` is given.
     #[schemars(extend("default" = "127.0.0.1:8081"))]
     pub admin: Field<Bound>,
-    /// An address for /metrics, /livez and /readyz alone.
+    /// Separate listener for /metrics, /livez and /readyz only.
     #[schemars(extend("examples" = ["0.0.0.0:8082"]))]
     pub telemetry: Field<Bound>,
-    /// An address for /connect and /oauth/callback alone, where `public_url` leads.
+    /// Separate listener for /connect and /oauth/callback only, where `public_url` points.
     #[schemars(extend("examples" = ["0.0.0.0:8083"]))]
     pub public: Field<Bound>,
 }
@@ -39,19 +40,19 @@ impl Keys for ListenersFile {}
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "listener", deny_unknown_fields)]
 pub struct ListenerFile {
-    /// Its name in logs and metrics. Absent: `proxy`, `proxy-2` and so on, `admin`, `telemetry`.
+    /// Name in logs and metrics. Absent: `proxy`, `proxy-2` and so on, `admin`, `telemetry`, `public`.
     #[schemars(extend("examples" = ["fleet"]))]
     pub name: Field<shape::Name>,
-    /// `IP:PORT`; port 0 takes a free one. A listener of the proxy may be `unix:PATH`.
+    /// `IP:PORT`; port 0 picks a free port. A proxy listener may also be `unix:PATH`.
     #[schemars(required, extend("examples" = ["0.0.0.0:8443"]))]
     pub address: Field<shape::Address>,
     /// Permits an address beyond loopback without configured callers or users.
     #[schemars(extend("default" = false))]
     pub open: Field<shape::Boolean>,
-    /// Of a Unix socket: who may open it, in octal. Absent: its owner alone (0600).
+    /// Octal permissions of a Unix socket. Absent: 0600, its owner alone.
     #[schemars(extend("examples" = ["0660"]))]
     pub mode: Field<shape::Text>,
-    /// TLS is spoken at this listener of the proxy.
+    /// Terminates TLS at this proxy listener.
     #[schemars(extend(
         "examples" = [{"certificate": "tls.pem", "key": {"file": "tls.key"}, "client_ca": "callers.pem"}]
     ))]
@@ -63,13 +64,14 @@ impl Keys for ListenerFile {}
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "listener_tls", deny_unknown_fields)]
 pub struct ListenerTlsFile {
-    /// PEM file of the certificate, its chain behind it; re-read when it changes.
+    /// PEM file of the certificate, followed by its chain; read again when it changes.
     #[schemars(required, extend("examples" = ["tls.pem"]))]
     pub certificate: Field<shape::Text>,
-    /// The certificate's private key in PEM.
+    /// Private key of the certificate in PEM.
     #[schemars(required, extend("examples" = [{"file": "tls.key"}]))]
     pub key: Field<shape::Secret>,
-    /// PEM file of the certificates that vouch for callers: each has to show one. Absent: none is asked for.
+    /// PEM file of the CAs that sign callers' certificates: each caller must then present one. Absent: no client
+    /// certificate is requested.
     #[schemars(extend("examples" = ["callers.pem"]))]
     pub client_ca: Field<shape::Text>,
 }

@@ -10,13 +10,14 @@ use crate::telemetry::audit::openable;
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "log", deny_unknown_fields)]
 pub struct LogFile {
-    /// The least important events that are logged.
+    /// Least severe level that is logged.
     #[schemars(extend("default" = "info"))]
     pub level: Field<shape::OneOf<LogLevel>>,
-    /// auto: text on a terminal, else one JSON object a line.
+    /// auto: text on a terminal, otherwise one JSON object per line.
     #[schemars(extend("default" = "auto"))]
     pub format: Field<shape::OneOf<LogFormat>>,
-    /// Which requests get a line, never with their query; errors: those that Keybearer itself answered with one.
+    /// Which requests are logged, never with their query. errors: those that Keybearer itself answered with an error,
+    /// and responses that the upstream cut off.
     #[schemars(extend("default" = "errors"))]
     pub requests: Field<shape::OneOf<LogRequests>>,
 }
@@ -26,12 +27,12 @@ impl Keys for LogFile {}
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "tracing", deny_unknown_fields)]
 pub struct TracingFile {
-    /// The collector's base URL, for OTLP over HTTP; /v1/traces is added. Certificates of https are verified with the
-    /// platform's roots and `trust`.
+    /// Base URL of the collector, for OTLP over HTTP; /v1/traces is appended. https certificates are verified against
+    /// the platform's roots and `trust`.
     #[schemars(required, extend("examples" = ["http://collector:4318"]))]
     pub otlp: Field<shape::Url>,
-    /// Of the requests that bring no trace of their own, the part that is recorded: 0 to 1. A request that brings one
-    /// is recorded if its sampled flag says so.
+    /// Fraction of the requests without trace context that is recorded: 0 to 1. A request with trace context is
+    /// recorded if its sampled flag is set.
     #[schemars(extend("default" = 1, "examples" = [0.01]))]
     pub sample: Field<shape::Fraction>,
 }
@@ -41,8 +42,7 @@ impl Keys for TracingFile {}
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "audit", deny_unknown_fields)]
 pub struct AuditFile {
-    /// Nowhere, among the lines of the log, or as JSON lines to a file, which is appended to and may be rotated by
-    /// renaming it.
+    /// off: nowhere. log: as lines of the log. A file: as JSON lines appended to it; it may be rotated by renaming it.
     #[schemars(extend("default" = "log", "examples" = ["off", {"file": "/var/log/keybearer/audit.jsonl"}]))]
     pub to: Field<shape::Either<shape::OneOf<Audit>, AuditToFile>>,
 }
@@ -52,7 +52,7 @@ impl Keys for AuditFile {}
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "audit_to", deny_unknown_fields)]
 pub struct AuditToFile {
-    /// Made with the rights 0600; a symbolic link is refused.
+    /// Path of the file, created with mode 0600; a symbolic link is refused.
     #[schemars(required, extend("examples" = ["/var/log/keybearer/audit.jsonl"]))]
     pub file: Field<shape::Text>,
 }

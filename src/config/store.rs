@@ -16,13 +16,14 @@ use crate::model::{RedisAt, RedisKind, RedisSettings, StoreKind, StoreSettings};
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "store", deny_unknown_fields)]
 pub struct StoreFile {
-    /// One sealed file; exactly one of `embedded`, `redis` and `memory` may be given.
+    /// One sealed file. Give at most one of `embedded`, `redis` and `memory`.
     #[schemars(extend("examples" = [{"path": "tokens.redb"}]))]
     pub embedded: Field<EmbeddedFile>,
     /// Tokens are kept in memory and lost when the process ends.
     #[schemars(extend("examples" = [{}]))]
     pub memory: Field<MemoryFile>,
-    /// Redis or Valkey, shared by replicas: one of them requests each token. It needs `seal_key`, the same for all.
+    /// Redis or Valkey, shared by replicas: one of them requests each token. Requires `seal_key`, the same for all
+    /// replicas.
     #[schemars(extend(
         "examples" = [
             {
@@ -33,8 +34,8 @@ pub struct StoreFile {
         ]
     ))]
     pub redis: Field<RedisFile>,
-    /// 32 bytes in base64 (`openssl rand -base64 32`); in a list the first seals and all open. Absent: made in the
-    /// state directory.
+    /// 32 bytes in base64 (`openssl rand -base64 32`). In a list, the first key seals and all of them open. Absent:
+    /// generated in the state directory.
     #[schemars(extend("examples" = [{"file": "/run/secrets/seal-key"}, [{"file": "new"}, {"file": "old"}]]))]
     pub seal_key: Field<shape::OneOrMany<shape::Secret>>,
 }
@@ -45,28 +46,29 @@ impl Keys for StoreFile {}
 #[serde(rename = "redis", deny_unknown_fields)]
 pub struct RedisFile {
     /// `redis://HOST:PORT/DATABASE`, `rediss://…` with TLS, or `unix:///PATH`; with `sentinel_primary` a list of
-    /// sentinels, with `cluster` of nodes. Credentials have keys of their own; sentinels that require any get the same.
+    /// sentinels, with `cluster` of nodes. Credentials have keys of their own; sentinels that require credentials get
+    /// the same ones.
     #[schemars(required, extend(
         "examples" = ["rediss://redis.internal:6380/0", ["redis://sentinel-1:26379", "redis://sentinel-2:26379"]]
     ))]
     pub url: Field<shape::OneOrMany<shape::Text>>,
-    /// Of the ACL. Absent: the default user.
+    /// ACL user. Absent: the default user.
     #[schemars(extend("examples" = ["keybearer"]))]
     pub username: Field<shape::Text>,
-    /// Used from the next connection on when it changes.
+    /// Password; when it changes, the next connection uses the new one.
     #[schemars(extend("examples" = [{"file": "/run/secrets/redis"}]))]
     pub password: Field<shape::Secret>,
-    /// PEM files of the CAs that vouch for it, or (without `cluster`) of its own certificate, in place of the
-    /// platform's.
+    /// PEM files of the CAs that sign the server's certificate, or (without `cluster`) of that certificate itself,
+    /// instead of the platform's roots.
     #[schemars(extend("examples" = [["redis-ca.pem"]]))]
     pub trust: Field<shape::NonemptyList<shape::Text>>,
     /// Prefix of every key and of the channel for change notifications.
     #[schemars(extend("default" = "keybearer:"))]
     pub key_prefix: Field<shape::Text>,
-    /// The name under which the sentinels know the primary.
+    /// Name by which the sentinels know the primary.
     #[schemars(extend("examples" = ["mymaster"]))]
     pub sentinel_primary: Field<shape::Text>,
-    /// Whether it is a cluster; `url` names some of its nodes.
+    /// Whether the server is a cluster; `url` then lists some of its nodes.
     #[schemars(extend("default" = false))]
     pub cluster: Field<shape::Boolean>,
 }
@@ -76,7 +78,7 @@ impl Keys for RedisFile {}
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "embedded", deny_unknown_fields)]
 pub struct EmbeddedFile {
-    /// The file, below the state directory.
+    /// The file, relative to the state directory.
     #[schemars(extend("default" = "tokens.redb"))]
     pub path: Field<shape::Text>,
 }

@@ -2,7 +2,7 @@
 //!
 //! Not here: which tunnels are opened (`proxy::tunnel`), how a CA comes about (`ca`). Holds: a leaf names its host in SAN
 //! alone, is good for a few days and never longer than its CA; its key is one for the process and lies nowhere else; what
-//! was made is kept, but never more than [`MADE_MAX`] of it; making happens off the threads that serve requests.
+//! was made is kept, but never more than `MADE_MAX` of it; making happens off the threads that serve requests.
 
 mod ca;
 

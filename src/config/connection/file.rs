@@ -25,111 +25,112 @@ use crate::model::connection::{BasicEncoding, GrantKind, Tokens};
 #[serde(rename = "connection", deny_unknown_fields)]
 #[schemars(extend("anyOf" = [{"required": ["token_url"]}, {"required": ["issuer"]}]))]
 pub struct ConnectionFile {
-    /// Unique among all files.
+    /// Unique across all files.
     #[schemars(required, extend("examples" = ["crm"]))]
     pub name: Field<shape::Name>,
-    /// false: its requests are refused, no token is acquired.
+    /// false: its requests are refused, and no token is acquired.
     #[schemars(extend("default" = true))]
     pub active: Field<shape::Boolean>,
-    /// A note for people.
+    /// Free-text note for people.
     #[schemars(extend("examples" = ["The CRM's API, as the billing service"]))]
     pub comments: Field<shape::Text>,
     /// Names and values that the script reads as `ctx.variables`.
     #[schemars(extend("examples" = [{"tenant": "acme"}]))]
     pub variables: Field<shape::Map<shape::Text>>,
-    /// The grant that acquires a token.
+    /// Grant that acquires a token.
     #[schemars(extend("default" = "client_credentials"))]
     pub grant: Field<shape::OneOf<GrantKind>>,
-    /// The grant's name on the wire, where the server has its own.
+    /// Name of the grant on the wire, for servers that use their own.
     #[schemars(extend("examples" = ["account_credentials"]))]
     pub grant_type: Field<shape::Text>,
-    /// The client's identifier at the authorization server.
+    /// Client identifier at the authorization server.
     #[schemars(required, extend("examples" = ["billing-service"]))]
     pub client_id: Field<shape::Text>,
-    /// Its secret; a list while one is being rotated, tried in order.
+    /// Client secret. A list during a rotation: tried in order.
     #[schemars(extend("examples" = [{"file": "/run/secrets/crm"}, [{"file": "new"}, {"file": "old"}]]))]
     pub client_secret: Field<shape::OneOrMany<shape::Secret>>,
-    /// How the client authenticates: its secret in the body or as HTTP Basic, a JWT signed with its key or its secret,
-    /// its TLS certificate, or its identifier alone. Without a secret: none.
+    /// How the client authenticates: with its secret in the body or as HTTP Basic, with a JWT signed by its key or its
+    /// secret, with its TLS certificate, or with its identifier alone. Without a secret, the default is none.
     #[schemars(extend("default" = "body"))]
     pub send_credentials: Field<shape::OneOf<SendCredentials>>,
-    /// With `basic`: form-encoded first (RFC 6749 §2.3.1), or raw for servers that do not decode.
+    /// With `basic`: form-encodes identifier and secret first (RFC 6749 §2.3.1), or sends them raw, for servers that do
+    /// not decode them.
     #[schemars(extend("default" = "form"))]
     pub basic_encoding: Field<shape::OneOf<BasicEncoding>>,
-    /// The JWT of `private_key_jwt`, or of `client_secret_jwt`.
+    /// The JWT of `private_key_jwt` or `client_secret_jwt`.
     #[schemars(extend(
         "examples" = [
             {"key": {"file": "/run/secrets/client.key"}, "algorithm": "PS256", "certificate": "client.pem"}
         ]
     ))]
     pub client_assertion: Field<ClientAssertionFile>,
-    /// A client certificate for the token and the revocation endpoint, with whatever `send_credentials`.
+    /// Client certificate for the token and revocation endpoints, with any `send_credentials`.
     #[schemars(extend("examples" = [{"certificate": "client.pem", "key": {"file": "/run/secrets/client.key"}}]))]
     pub mutual_tls: Field<MutualTlsFile>,
-    /// The authorization server's token endpoint; https, loopback apart. With `issuer` it may be left out.
+    /// Token endpoint; https, except on loopback. Optional with `issuer`.
     #[schemars(extend("examples" = ["https://login.acme.test/oauth2/token"]))]
     pub token_url: Field<shape::Url>,
-    /// The authorization server's revocation endpoint (RFC 7009). Absent: the one in the issuer's metadata, else
-    /// nothing is revoked at the server.
+    /// Revocation endpoint (RFC 7009). Absent: the one in the issuer's metadata; without one, nothing is revoked at the
+    /// server.
     #[schemars(extend("examples" = ["https://login.acme.test/oauth2/revoke"]))]
     pub revocation_url: Field<shape::Url>,
-    /// Where a person's browser is sent; a query of its own is kept, but for names that the grant or `authorize_params`
-    /// sets. With it, `grant` is authorization_code unless given.
+    /// Authorization endpoint, where a person's browser is sent. Its query is kept, except for names that the grant or
+    /// `authorize_params` sets. With it, `grant` defaults to authorization_code.
     #[schemars(extend("examples" = ["https://login.acme.test/oauth2/authorize?prompt=consent"]))]
     pub authorization_url: Field<shape::Url>,
-    /// The authorization server's device authorization endpoint (RFC 8628).
+    /// Device authorization endpoint (RFC 8628).
     #[schemars(extend("examples" = ["https://login.acme.test/oauth2/device"]))]
     pub device_authorization_url: Field<shape::Url>,
-    /// Where the browser comes back. Absent: `<public_url>/oauth/callback`.
+    /// Redirect URI, where the browser returns. Absent: `<public_url>/oauth/callback`.
     #[schemars(extend("examples" = ["https://keys.acme.test/oauth/callback"]))]
     pub redirect_url: Field<shape::Url>,
-    /// Further parameters of the authorization request.
+    /// Additional parameters of the authorization request.
     #[schemars(extend(
         "propertyNames" = other_names(&AUTHORIZATION_OWN),
         "examples" = [{"access_type": "offline", "prompt": "consent"}]
     ))]
     pub authorize_params: Field<shape::Map<shape::Text>>,
-    /// Proof Key for Code Exchange (RFC 7636): binds the code to the request that asked for it.
+    /// Proof Key for Code Exchange (RFC 7636): binds the code to the authorization request.
     #[schemars(extend("examples" = [{"required": true, "method": "S256"}]))]
     pub pkce: Field<PkceFile>,
-    /// Its metadata (RFC 8414, OpenID) fills endpoints that are not given here.
+    /// Issuer whose metadata (RFC 8414, OpenID) fills endpoints that are not given here.
     #[schemars(extend("examples" = ["https://login.acme.test"]))]
     pub issuer: Field<shape::Url>,
-    /// Permits OAuth endpoints and mounts over http beyond loopback.
+    /// Permits http beyond loopback for OAuth endpoints and mounts.
     #[schemars(extend("default" = false))]
     pub allow_cleartext: Field<shape::Boolean>,
     /// How the OAuth endpoints are reached.
     #[schemars(extend("examples" = [{"timeout": "5s"}]))]
     pub authorization_server: Field<AuthorizationServerFile>,
-    /// Scopes of the token request: text that is split at commas and blanks, or a list whose items are taken whole.
+    /// Scopes to request: text that is split at commas and white space, or a list whose items are taken whole.
     #[schemars(extend("examples" = [["crm.read", "crm.write"], "crm.read,crm.write"]))]
     pub scopes: Field<shape::Either<shape::Text, shape::List<shape::Text>>>,
-    /// The `audience` of the token request, for servers that ask for one.
+    /// The `audience` of token requests, for servers that require one.
     #[schemars(extend("examples" = ["https://api.acme.test"]))]
     pub audience: Field<shape::Text>,
-    /// The `resource` of the token request (RFC 8707).
+    /// The `resource` of token requests (RFC 8707).
     #[schemars(extend("examples" = ["https://api.acme.test"]))]
     pub resource: Field<shape::Text>,
-    /// Further fields of the token request.
+    /// Additional parameters of token requests.
     #[schemars(extend(
         "propertyNames" = other_names(&TOKEN_REQUEST_OWN),
         "default" = {},
         "examples" = [{"tenant": "acme"}]
     ))]
     pub token_params: Field<shape::Map<shape::Text>>,
-    /// Encoding and headers of a token request, where a form is not enough.
+    /// Encoding and headers of token requests, where a form is not enough.
     #[schemars(extend("examples" = [{"encoding": "json"}]))]
     pub token_request: Field<TokenRequestFile>,
-    /// Where the members of a token response are, if not where RFC 6749 has them.
+    /// Where the members of a token response are, for servers that depart from RFC 6749.
     #[schemars(extend("examples" = [{"access_token": "/data/token"}]))]
     pub token_response: Field<TokenResponseFile>,
-    /// A script (Rhai) that edits the token request and its response.
+    /// Rhai script that edits the token request and the token response.
     #[schemars(extend("examples" = [{"file": "token.rhai"}]))]
     pub script: Field<ScriptFile>,
-    /// Lifetime of a refresh token where the token response states none: a forecast, for warnings and a gauge.
+    /// Refresh token lifetime where the token response states none: a forecast, for warnings and a gauge.
     #[schemars(extend("examples" = ["100d"]))]
     pub refresh_token_lifespan: Field<shape::Wait>,
-    /// Lifetime of a token whose response states none.
+    /// Access token lifetime where the token response states none.
     #[schemars(extend("default" = "1h"))]
     pub default_token_lifetime: Field<shape::Wait>,
     /// How long before expiry a token is refreshed; at most half of its lifetime.
@@ -142,17 +143,17 @@ pub struct ConnectionFile {
     /// use.
     #[schemars(extend("examples" = ["24h"]))]
     pub keep_warm: Field<shape::Wait>,
-    /// One token for all callers of the connection, or one for each subject (`Keybearer-Subject`, else the caller's
-    /// name).
+    /// shared: one token for all callers. per_subject: one token for each subject (`Keybearer-Subject`, else the
+    /// caller's name).
     #[schemars(extend("default" = "shared"))]
     pub tokens: Field<shape::OneOf<Tokens>>,
-    /// With `grant: password`: the resource owner.
+    /// With `grant: password`: user name of the resource owner.
     #[schemars(extend("examples" = ["integration@acme.test"]))]
     pub username: Field<shape::Text>,
-    /// With `grant: password`: the resource owner's password.
+    /// With `grant: password`: password of the resource owner.
     #[schemars(extend("examples" = [{"file": "/run/secrets/crm-password"}]))]
     pub password: Field<shape::Secret>,
-    /// With `grant: jwt_bearer`: the JWT that we sign. With `grant: saml2_bearer`: {file: PATH} of the signed
+    /// With `grant: jwt_bearer`: the JWT that Keybearer signs. With `grant: saml2_bearer`: {file: PATH} of the signed
     /// assertion.
     #[schemars(extend(
         "examples" = [
@@ -161,33 +162,33 @@ pub struct ConnectionFile {
         ]
     ))]
     pub assertion: Field<shape::Either<AssertionFile, shape::Secret>>,
-    /// With `grant: token_exchange`: the token that is exchanged, such as a service account's, or the caller's own.
+    /// With `grant: token_exchange`: the token to exchange, such as a service account's, or the caller's own.
     #[schemars(extend("examples" = [{"from": "caller"}, {"file": "/var/run/secrets/tokens/idp"}]))]
     pub subject_token: Field<shape::Either<SubjectTokenFile, shape::Secret>>,
-    /// What kind the subject token is: access_token, jwt, id_token, saml2, or a URI. Absent: access_token for a
-    /// caller's own, else jwt.
+    /// Type of the subject token: access_token, jwt, id_token, saml2, or a URI. Absent: access_token for a caller's own
+    /// token, else jwt.
     #[schemars(extend("examples" = ["jwt"]))]
     pub subject_token_type: Field<shape::Text>,
-    /// What kind of token is asked for.
+    /// With `grant: token_exchange`: the type of token to request.
     #[schemars(extend("examples" = ["access_token"]))]
     pub requested_token_type: Field<shape::Text>,
-    /// With `grant: token_exchange`: the token of the party that acts for the subject.
+    /// With `grant: token_exchange`: token of the party that acts for the subject.
     #[schemars(extend("examples" = [{"token": {"file": "actor"}, "token_type": "jwt"}]))]
     pub actor_token: Field<shape::Either<ActorTokenFile, shape::Secret>>,
-    /// Responses of the API by which it rejects a token.
+    /// Responses by which the API rejects a token.
     #[schemars(extend("default" = [{"status": 401}]))]
     pub token_rejected: Field<shape::List<TokenRejectedFile>>,
-    /// The callers that may use it. Absent: all; an empty list: none.
+    /// Callers that may use the connection. Absent: all; an empty list: none.
     #[schemars(extend("examples" = [["billing"]]))]
     pub accessible_from: Field<shape::List<shape::Name>>,
-    /// Names that `scopes` may use, here and in profiles, each with what is asked for in its place. Absent: any scope.
+    /// Names that `scopes` may use, here and in profiles, each with the scopes to request for it. Absent: any scope.
     #[schemars(extend("propertyNames" = {"minLength": 1}, "examples" = [{"Read": "crm.read", "Write": "crm.write"}]))]
     pub available_scopes: Field<shape::Map<shape::Either<shape::Text, shape::List<shape::Text>>>>,
-    /// Further tokens of the same client, each chosen by a route or by the request. What a profile does not state is
-    /// the connection's.
+    /// Further tokens of the same client, each selected by a route or by the request. A profile inherits what it does
+    /// not set.
     #[schemars(extend("examples" = [[{"name": "read-only", "scopes": ["crm.read"]}]]))]
     pub profiles: Field<shape::List<ProfileFile>>,
-    /// The requests that get its token.
+    /// Requests that get the connection's token.
     #[schemars(extend("examples" = [[{"host": "api.acme.test", "path": "/v1"}]]))]
     pub routes: Field<shape::List<RouteFile>>,
 }
@@ -199,13 +200,13 @@ impl Keys for ConnectionFile {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "profile", deny_unknown_fields)]
 pub struct ProfileFile {
-    /// Names it in routes, requests, metrics and the API; `default` is the connection itself.
+    /// Name in routes, requests, metrics and the API; `default` is the connection itself.
     #[schemars(required, extend("not" = {"const": "default"}, "examples" = ["read-only"]))]
     pub name: Field<shape::Name>,
-    /// The grant that acquires its first token; the keys that the grant needs belong to the connection.
+    /// Grant that acquires the first token; the keys that the grant needs belong to the connection.
     #[schemars(extend("examples" = ["client_credentials"]))]
     pub grant: Field<shape::OneOf<GrantKind>>,
-    /// Scopes of its token requests.
+    /// Scopes to request.
     #[schemars(extend("examples" = [["crm.read"]]))]
     pub scopes: Field<shape::Either<shape::Text, shape::List<shape::Text>>>,
     /// The `audience` of its token requests.
@@ -214,10 +215,10 @@ pub struct ProfileFile {
     /// The `resource` of its token requests (RFC 8707).
     #[schemars(extend("examples" = ["https://api.acme.test"]))]
     pub resource: Field<shape::Text>,
-    /// Further parameters of its authorization requests, in place of the connection's.
+    /// Additional parameters of its authorization requests, instead of the connection's.
     #[schemars(extend("propertyNames" = other_names(&AUTHORIZATION_OWN), "examples" = [{"prompt": "consent"}]))]
     pub authorize_params: Field<shape::Map<shape::Text>>,
-    /// Further fields of its token requests, in place of the connection's.
+    /// Additional parameters of its token requests, instead of the connection's.
     #[schemars(extend("propertyNames" = other_names(&TOKEN_REQUEST_OWN), "examples" = [{"tenant": "acme"}]))]
     pub token_params: Field<shape::Map<shape::Text>>,
 }

@@ -95,7 +95,7 @@ impl JsonSchema for Filled {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
-            "description": "A text that comes from elsewhere: `${env:NAME}` or `${file:PATH}`.",
+            "description": "Text taken from elsewhere: `${env:NAME}` or `${file:PATH}`.",
             "type": "string",
             "pattern": r"\$\{"
         })
@@ -112,7 +112,7 @@ impl JsonSchema for Secret {
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         json_schema!({
-            "description": "A secret that is sent: in a file, in an environment variable, in the sealed store, or (with a \
+            "description": "A secret that is sent: from a file, an environment variable or the sealed store, or (with a \
                             warning) as text.",
             "anyOf": [
                 {"type": ["string", "number", "boolean"], "minLength": 1},
@@ -133,7 +133,7 @@ impl JsonSchema for ComparedSecret {
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         let secret = generator.subschema_for::<Secret>();
         json_schema!({
-            "description": "A secret that is only compared: as above, or its SHA-256.",
+            "description": "A secret that is only compared: as a secret that is sent, or its SHA-256 digest.",
             "anyOf": [
                 secret,
                 {
@@ -159,13 +159,13 @@ impl JsonSchema for ComparedSecret {
 #[serde(deny_unknown_fields)]
 #[schemars(inline, extend("minProperties" = 1, "maxProperties" = 1))]
 pub struct SecretFile {
-    /// The file that holds it; one trailing line break is dropped.
+    /// File that contains the secret; one trailing line break is dropped.
     #[schemars(extend("examples" = ["/run/secrets/crm"]))]
     pub file: Field<Text>,
-    /// The environment variable that holds it; one trailing line break is dropped.
+    /// Environment variable that contains the secret; one trailing line break is dropped.
     #[schemars(extend("examples" = ["CRM_SECRET"]))]
     pub env: Field<Text>,
-    /// Its name in the sealed store, where `keybearer secret set NAME` has put it.
+    /// Name of the secret in the sealed store, as `keybearer secret set NAME` stored it.
     #[schemars(extend("examples" = ["crm-secret"]))]
     pub store: Field<Text>,
     // Only of a secret that is compared: `ComparedSecret` describes it.

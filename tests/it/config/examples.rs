@@ -93,7 +93,7 @@ async fn the_xml_script_extracts_the_token_or_names_the_missing_element() {
     assert_eq!((good.response.status, good.upstream.received()[0].values("x-session")), (200, vec!["abc"]));
     let bad = send("<session><minutes>30</minutes></session>").await;
     assert_eq!((bad.response.status, bad.response.code()), (424, "script_failed"));
-    assert!(bad.response.text().contains("the answer has no <token>"), "{}", bad.response.text());
+    assert!(bad.response.text().contains("the response has no <token>"), "{}", bad.response.text());
 }
 
 #[tokio::test]

@@ -10,22 +10,22 @@ use crate::model::connection::{Algorithm, Pkce, ServerProxy, Thumbprint};
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "client_assertion", deny_unknown_fields)]
 pub struct ClientAssertionFile {
-    /// The private key in PEM, for `private_key_jwt`.
+    /// Private key in PEM, for `private_key_jwt`.
     #[schemars(extend("examples" = [{"file": "/run/secrets/client.key"}]))]
     pub key: Field<shape::Secret>,
-    /// How it is signed. Absent: RS256, with a secret HS256.
+    /// Signature algorithm. Absent: RS256, or HS256 with a secret.
     #[schemars(extend("examples" = ["PS256", "ES256"]))]
     pub algorithm: Field<shape::OneOf<Algorithm>>,
-    /// The header's `kid`.
+    /// The `kid` header parameter.
     #[schemars(extend("examples" = ["2026-01"]))]
     pub key_id: Field<shape::Text>,
-    /// The key's certificate in PEM, of which the header has a thumbprint.
+    /// PEM file of the key's certificate, whose thumbprint goes into the header.
     #[schemars(extend("examples" = ["client.pem"]))]
     pub certificate: Field<shape::Text>,
-    /// Which thumbprint. Absent: x5t#S256.
+    /// Header parameter for the thumbprint. Absent: x5t#S256.
     #[schemars(extend("examples" = ["x5t#S256"]))]
     pub thumbprint: Field<shape::OneOf<Thumbprint>>,
-    /// The `aud`: token_url, issuer, or a text of its own.
+    /// The `aud` claim: token_url, issuer, or any other text.
     #[schemars(extend("default" = "token_url"))]
     pub audience: Field<shape::Text>,
 }
@@ -35,10 +35,10 @@ impl Keys for ClientAssertionFile {}
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "mutual_tls", deny_unknown_fields)]
 pub struct MutualTlsFile {
-    /// PEM file of the certificate, its chain behind it.
+    /// PEM file of the certificate, followed by its chain.
     #[schemars(required, extend("examples" = ["client.pem"]))]
     pub certificate: Field<shape::Text>,
-    /// Its private key in PEM.
+    /// Private key of the certificate in PEM.
     #[schemars(required, extend("examples" = [{"file": "/run/secrets/client.key"}]))]
     pub key: Field<shape::Secret>,
 }
@@ -48,13 +48,13 @@ impl Keys for MutualTlsFile {}
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "authorization_server", deny_unknown_fields)]
 pub struct AuthorizationServerFile {
-    /// PEM files of CA certificates, or of the server's own, in place of the global roots.
+    /// PEM files of CA certificates, or of the server's own certificate, instead of the global roots.
     #[schemars(extend("examples" = [["idp-ca.pem"]]))]
     pub trust: Field<shape::NonemptyList<shape::Text>>,
-    /// A proxy for these endpoints: its URL, a map with credentials, none, or inherit.
+    /// Egress proxy for these endpoints: inherit (that of `egress`), none, a URL, or a map with credentials.
     #[schemars(extend("default" = "inherit"))]
     pub proxy: Field<shape::Either<shape::OneOf<ServerProxy>, shape::Either<shape::Url, ForwardProxyFile>>>,
-    /// Timeout of a whole call, from the dial to the last byte of the response.
+    /// Deadline of a whole call, from the dial to the last byte of the response.
     #[schemars(extend("default" = "10s"))]
     pub timeout: Field<shape::Wait>,
 }
@@ -64,10 +64,10 @@ impl Keys for AuthorizationServerFile {}
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "pkce", deny_unknown_fields)]
 pub struct PkceFile {
-    /// Sent with every authorization.
+    /// Whether PKCE is required. false alone does not switch it off: write `method: none` as well.
     #[schemars(extend("default" = true))]
     pub required: Field<shape::Boolean>,
-    /// plain and none only for servers that can do no better; `check` warns.
+    /// plain and none are only for servers that support nothing better; `check` warns.
     #[schemars(extend("default" = "S256"))]
     pub method: Field<shape::OneOf<Pkce>>,
 }

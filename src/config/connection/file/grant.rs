@@ -12,28 +12,28 @@ pub const OWN_CLAIMS: [&str; 6] = ["iss", "sub", "aud", "exp", "iat", "jti"];
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "assertion", deny_unknown_fields)]
 pub struct AssertionFile {
-    /// The private key in PEM.
+    /// Private key in PEM.
     #[schemars(required, extend("examples" = [{"file": "/run/secrets/client.key"}]))]
     pub key: Field<shape::Secret>,
-    /// How it is signed.
+    /// Signature algorithm.
     #[schemars(extend("default" = "RS256"))]
     pub algorithm: Field<shape::OneOf<SigningAlgorithm>>,
-    /// The header's `kid`.
+    /// The `kid` header parameter.
     #[schemars(extend("examples" = ["2026-01"]))]
     pub key_id: Field<shape::Text>,
-    /// The `iss`. Absent: the client identifier.
+    /// The `iss` claim. Absent: the client identifier.
     #[schemars(extend("examples" = ["integration@project.iam.test"]))]
     pub issuer: Field<shape::Text>,
-    /// The `sub`. Absent: the subject of a `per_subject` connection, else the issuer.
+    /// The `sub` claim. Absent: the subject of a `per_subject` connection, else the issuer.
     #[schemars(extend("examples" = ["ann@acme.test"]))]
     pub subject: Field<shape::Text>,
-    /// The `aud`: token_url, issuer, or a text of its own.
+    /// The `aud` claim: token_url, issuer, or any other text.
     #[schemars(extend("default" = "token_url"))]
     pub audience: Field<shape::Text>,
-    /// From issue to expiry; whole seconds, at most 1h.
+    /// Time from issue to expiry; whole seconds, at most 1h.
     #[schemars(extend("default" = "3m"))]
     pub lifetime: Field<shape::Wait>,
-    /// Further claims; plain numbers and booleans stay what they are.
+    /// Further claims; plain numbers and booleans keep their type.
     #[schemars(extend(
         "propertyNames" = {"not": {"enum": OWN_CLAIMS}},
         "default" = {},
@@ -47,7 +47,7 @@ impl Keys for AssertionFile {}
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "subject_token", deny_unknown_fields)]
 pub struct SubjectTokenFile {
-    /// The bearer token of the caller's own request, in its place.
+    /// caller: the bearer token in the `Authorization` header of the caller's own request.
     #[schemars(required, extend("examples" = ["caller"]))]
     pub from: Field<shape::OneOf<FromCaller>>,
 }
@@ -57,10 +57,10 @@ impl Keys for SubjectTokenFile {}
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "actor_token", deny_unknown_fields)]
 pub struct ActorTokenFile {
-    /// The token.
+    /// Token of the actor.
     #[schemars(required, extend("examples" = [{"file": "actor"}]))]
     pub token: Field<shape::Secret>,
-    /// Its kind. Absent: jwt.
+    /// Type of the token. Absent: jwt.
     #[schemars(extend("examples" = ["jwt"]))]
     pub token_type: Field<shape::Text>,
 }

@@ -12,7 +12,7 @@ pub struct TokenRequestFile {
     /// Encoding of the parameters.
     #[schemars(extend("default" = "form"))]
     pub encoding: Field<shape::OneOf<RequestEncoding>>,
-    /// Further header fields of token requests; a value may be a secret.
+    /// Additional headers of token requests; a value may be a secret.
     #[schemars(extend("default" = {}, "examples" = [{"X-Api-Version": "7"}]))]
     pub headers: Field<shape::Map<shape::Either<shape::Text, shape::Secret>>>,
 }
@@ -31,36 +31,36 @@ pub struct TokenResponseFile {
     /// JSON pointer (RFC 6901) to the refresh token.
     #[schemars(extend("default" = "/refresh_token"))]
     pub refresh_token: Field<shape::Text>,
-    /// JSON pointer to the token's type, which must be Bearer; `any` does not look.
+    /// JSON pointer to the token type, which must be Bearer; `any` skips the check.
     #[schemars(extend("default" = "/token_type"))]
     pub token_type: Field<shape::Text>,
     /// JSON pointer to the granted scopes.
     #[schemars(extend("default" = "/scope"))]
     pub scope: Field<shape::Text>,
-    /// JSON pointer to the token's lifetime.
+    /// JSON pointer to the lifetime of the access token.
     #[schemars(extend("default" = "/expires_in"))]
     pub expires_in: Field<shape::Text>,
-    /// What `expires_in` counts.
+    /// Unit of `expires_in`.
     #[schemars(extend("default" = "s"))]
     pub expires_in_unit: Field<shape::OneOf<TimeUnit>>,
-    /// JSON pointer to an absolute end, which goes before `expires_in`: Unix seconds or milliseconds, RFC 3339, an HTTP
-    /// date.
+    /// JSON pointer to an absolute expiry time, which takes precedence over `expires_in`: Unix seconds or milliseconds,
+    /// RFC 3339, or an HTTP date.
     #[schemars(extend("examples" = ["/expires_at"]))]
     pub expires_at: Field<shape::Text>,
-    /// JSON pointer to the refresh token's lifetime in seconds.
+    /// JSON pointer to the lifetime of the refresh token in seconds.
     #[schemars(extend("default" = "/refresh_token_expires_in"))]
     pub refresh_token_expires_in: Field<shape::Text>,
     /// JSON pointer to the error code.
     #[schemars(extend("default" = "/error"))]
     pub error: Field<shape::Text>,
-    /// JSON pointer to the error's description.
+    /// JSON pointer to the error description.
     #[schemars(extend("default" = "/error_description"))]
     pub error_description: Field<shape::Text>,
-    /// A member by which a 2xx response reports a failure.
+    /// Member by which a 2xx response reports a failure.
     #[schemars(extend("examples" = [{"pointer": "/ok", "equals": false}]))]
     pub failure: Field<FailureFile>,
-    /// Error responses by which this server refuses a refresh token, beside those of RFC 6749. A connection that needs
-    /// a person then asks for one; others go on with their own grant.
+    /// Error responses by which this server refuses a refresh token, in addition to those of RFC 6749. A connection
+    /// that needs a person then waits for one; others continue with their own grant.
     #[schemars(extend(
         "examples" = [[{"status": 403, "error": "unauthorized_client", "description_contains": "refresh_token"}]]
     ))]
@@ -73,13 +73,13 @@ impl Keys for TokenResponseFile {}
 #[serde(rename = "refresh_refused", deny_unknown_fields)]
 #[schemars(extend("minProperties" = 1))]
 pub struct RefreshRefusedFile {
-    /// The response's status; below 400 only together with another sign.
+    /// Status of the response; below 400 only together with another sign.
     #[schemars(range(min = 200, max = 599), extend("examples" = [403]))]
     pub status: Field<shape::Integer>,
-    /// The error code, as the server sends it.
+    /// Error code, as the server sends it.
     #[schemars(extend("examples" = ["unauthorized_client"]))]
     pub error: Field<shape::Text>,
-    /// A text in the error's description, in any case.
+    /// Text in the error description, in any case.
     #[schemars(extend("examples" = ["refresh_token"]))]
     pub description_contains: Field<shape::Text>,
 }
@@ -89,10 +89,10 @@ impl Keys for RefreshRefusedFile {}
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "failure", deny_unknown_fields)]
 pub struct FailureFile {
-    /// JSON pointer to it.
+    /// JSON pointer to the member.
     #[schemars(required, extend("examples" = ["/ok"]))]
     pub pointer: Field<shape::Text>,
-    /// The value that means failure.
+    /// Value that means failure.
     #[schemars(required, extend("examples" = [false]))]
     pub equals: Field<shape::Text>,
 }
@@ -103,7 +103,7 @@ impl Keys for FailureFile {}
 #[serde(rename = "script", deny_unknown_fields)]
 #[schemars(extend("minProperties" = 1, "maxProperties" = 1))]
 pub struct ScriptFile {
-    /// The file that holds it.
+    /// Path of the script.
     #[schemars(extend("examples" = ["token.rhai"]))]
     pub file: Field<shape::Text>,
     /// The script itself.
@@ -124,19 +124,19 @@ impl Keys for ScriptFile {}
     }
 ))]
 pub struct TokenRejectedFile {
-    /// A status of the API; below 400 only together with another sign.
+    /// Status of the API's response; below 400 only together with another sign.
     #[schemars(required, range(min = 200, max = 599), extend("examples" = [401, 419]))]
     pub status: Field<shape::Integer>,
-    /// A header field of the response.
+    /// Header of the response.
     #[schemars(extend("examples" = ["WWW-Authenticate"]))]
     pub header: Field<shape::Text>,
-    /// A text in it, whatever its case.
+    /// Text in the header, in any case.
     #[schemars(extend("examples" = ["invalid_token"]))]
     pub contains: Field<shape::Text>,
-    /// A member of a JSON body of at most 64 KiB (RFC 6901).
+    /// JSON pointer (RFC 6901) into a JSON body of at most 64 KiB.
     #[schemars(extend("examples" = ["/0/errorCode"]))]
     pub pointer: Field<shape::Text>,
-    /// Its value.
+    /// Value at the pointer.
     #[schemars(extend("examples" = ["INVALID_SESSION_ID"]))]
     pub equals: Field<shape::Text>,
 }
