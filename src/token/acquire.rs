@@ -120,7 +120,7 @@ impl Acquirer {
             () = self.slot.interrupted(), if self.shared => return Err(AcquireError::Interrupted),
             () = self.slot.abandoned(&self.clock) => return Err(AcquireError::Interrupted),
         };
-        let outcome = match notice::binding(lease.put_off(), definition.since.elapsed(), attempt.cause) {
+        let outcome = match notice::binding(lease.backoff(), definition.since.elapsed(), attempt.cause) {
             Some(put_off) => Err(AcquireError::PutOff(put_off)),
             None => self.acquire_leased(attempt, &*lease).await,
         };
@@ -133,7 +133,7 @@ impl Acquirer {
     async fn acquire_leased(&self, attempt: Attempt<'_>, lease: &dyn Lease) -> Result<Acquired, AcquireError> {
         let mut facts = LeaseFacts {
             in_doubt: lease.is_in_doubt(),
-            rejected_elsewhere: notice::rejected_elsewhere(lease.put_off(), attempt.cause),
+            rejected_elsewhere: notice::rejected_elsewhere(lease.backoff(), attempt.cause),
             rounds_left: ROUNDS_MAX,
         };
         loop {

@@ -109,7 +109,7 @@ impl SubjectSlots {
 
     /// True if `token` was granted for the present definition.
     pub(super) fn is_of_this_definition(&self, token: &StoredToken) -> bool {
-        token.is_of(&self.factory.definition.load().connection)
+        token.matches(&self.factory.definition.load().connection)
     }
 
     /// The definition has changed, its identity has not.

@@ -51,11 +51,11 @@ async fn note(own: &Connection, store: &dyn Store) -> Result<Option<String>, Sto
     let key = own.token_key(None);
     let who = if own.profile == default_profile() { key.connection.to_string() } else { key.to_string() };
     if own.tokens == Tokens::Shared {
-        let outdated = store.load(&key).await?.is_some_and(|token| !token.is_of(own));
+        let outdated = store.load(&key).await?.is_some_and(|token| !token.matches(own));
         return Ok(outdated.then(|| format!("{who} {}", needs_consent_again(&key))));
     }
     let page = store.list(&own.name, Some(&key), SUBJECTS_MAX).await?;
     let of_profile = page.iter().take_while(|(other, _)| other.profile == own.profile);
     let mut tokens = of_profile.filter_map(|(_, record)| record.as_ref().ok());
-    Ok(tokens.any(|token| !token.is_of(own)).then(|| format!("each subject of {who} {NEEDS_CONSENT_AGAIN}")))
+    Ok(tokens.any(|token| !token.matches(own)).then(|| format!("each subject of {who} {NEEDS_CONSENT_AGAIN}")))
 }

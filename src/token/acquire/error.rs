@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::clock::Now;
 use crate::model::token::TokenKey;
 use crate::oauth::{Failure, Outcome, Reason};
-use crate::store::{PutOff, StoreError};
+use crate::store::{AnnouncedBackoff, StoreError};
 use crate::token::schedule::{Backoff, RetryPolicy};
 use crate::token::slot::{Consent, RejectionPause, Trouble, TroubleKind, needs_consent_again};
 
@@ -28,7 +28,7 @@ pub enum AcquireError {
     /// While waiting for the lease: a command has arrived, the store has changed, or all waiting callers have gone.
     Interrupted,
     /// The server refused another replica, or asked it to wait.
-    PutOff(PutOff),
+    PutOff(AnnouncedBackoff),
     /// A rejection forced another replica to refresh a moment ago.
     RejectedElsewhere(RejectionPause),
     /// Another replica may have spent the refresh token: it is not sent while the present token lasts.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::{AcquireError, Acquired, Acquirer, Attempt};
 use crate::oauth::{Failure, Reason};
-use crate::store::{Lease, PutOff};
+use crate::store::{AnnouncedBackoff, Lease};
 use crate::telemetry::audit::Cause;
 use crate::token::schedule::{Backoff, RetryPolicy};
 use crate::token::slot::RejectionPause;
@@ -19,14 +19,18 @@ const REJECTED: &str = "token_rejected";
 const WAIT_MIN: Duration = Duration::from_millis(100);
 
 /// The notice of another replica, if it binds this attempt.
-pub fn binding(put_off: Option<&PutOff>, definition_age: Duration, cause: &Cause) -> Option<PutOff> {
+pub fn binding(
+    put_off: Option<&AnnouncedBackoff>,
+    definition_age: Duration,
+    cause: &Cause,
+) -> Option<AnnouncedBackoff> {
     let put_off = put_off.filter(|put_off| put_off.error != REJECTED && cause.person().is_none())?;
     let is_older = put_off.age > definition_age;
     (!put_off.permanent || !is_older).then(|| put_off.clone())
 }
 
 /// Notice that a rejection forced another replica to refresh, if this attempt was forced by one, too.
-pub fn rejected_elsewhere(put_off: Option<&PutOff>, cause: &Cause) -> Option<RejectionPause> {
+pub fn rejected_elsewhere(put_off: Option<&AnnouncedBackoff>, cause: &Cause) -> Option<RejectionPause> {
     let put_off = put_off.filter(|put_off| *cause == Cause::Rejected && put_off.error == REJECTED)?;
     Some(RejectionPause { rejections: put_off.failures, wait: put_off.wait })
 }
@@ -45,13 +49,13 @@ impl Acquirer {
             _ => None,
         };
         if let Some(put_off) = put_off
-            && let Err(error) = lease.put_off_others(&put_off).await
+            && let Err(error) = lease.announce_backoff(&put_off).await
         {
             tracing::debug!(key = %self.slot.key, %error, "failure not noted for other replicas; each asks for itself");
         }
     }
 
-    fn failure_notice(&self, failure: &Failure) -> Option<PutOff> {
+    fn failure_notice(&self, failure: &Failure) -> Option<AnnouncedBackoff> {
         let error = match failure {
             Failure::Permanent(refusal) => refusal.error.clone(),
             Failure::Script { .. } => return None,
@@ -66,12 +70,12 @@ impl Acquirer {
         let policy = RetryPolicy::Backoff(Backoff::after(failure, failures));
         let retry_at = policy.retry_at(now, usable.map(|token| token.usable_until), fastrand::f64());
         let (wait, permanent) = (now.until(retry_at).max(WAIT_MIN), failure.is_permanent());
-        Some(PutOff { wait, age: Duration::ZERO, permanent, failures, error })
+        Some(AnnouncedBackoff { wait, age: Duration::ZERO, permanent, failures, error })
     }
 
-    fn rejection_notice(&self) -> PutOff {
+    fn rejection_notice(&self) -> AnnouncedBackoff {
         let RejectionPause { rejections: failures, wait } = self.slot.rejection_pause();
-        PutOff { wait, age: Duration::ZERO, permanent: false, failures, error: REJECTED.to_owned() }
+        AnnouncedBackoff { wait, age: Duration::ZERO, permanent: false, failures, error: REJECTED.to_owned() }
     }
 }
 
@@ -82,14 +86,14 @@ mod tests {
 
     const AGE: Duration = Duration::from_secs(10);
 
-    fn put_off(error: &str, permanent: bool) -> PutOff {
-        PutOff { wait: AGE, age: AGE, permanent, failures: 3, error: error.to_owned() }
+    fn put_off(error: &str, permanent: bool) -> AnnouncedBackoff {
+        AnnouncedBackoff { wait: AGE, age: AGE, permanent, failures: 3, error: error.to_owned() }
     }
 
     #[test]
     fn a_notice_binds_unless_a_person_asks_or_the_definition_is_newer() {
         #[track_caller]
-        fn check(put_off: &PutOff, definition_age: Duration, cause: &Cause, binds: bool) {
+        fn check(put_off: &AnnouncedBackoff, definition_age: Duration, cause: &Cause, binds: bool) {
             assert_eq!(binding(Some(put_off), definition_age, cause).is_some(), binds);
         }
         let (retryable, permanent) = (put_off("http_503", false), put_off("invalid_client", true));

@@ -118,7 +118,7 @@ async fn redis_is_slow_by_five_seconds() {
 async fn redis_does_not_answer() {
     let stuck = async |fleet: &Fleet| signal(fleet.redis.pid(), "STOP");
     let goes_on = async |fleet: &Fleet| signal(fleet.redis.pid(), "CONT");
-    through("stuck", stuck, goes_on, "no reply in time").await;
+    through("stuck", stuck, goes_on, "the reply timed out").await;
 }
 
 #[tokio::test]
@@ -260,7 +260,7 @@ async fn values_of_others_are_neither_read_nor_kept() {
     assert!(traffic.end(one).await > 100);
     fleet.is_clean().await;
     assert_eq!(redis.cli(&["ZCARD", "keybearer:{crm}:tokens"]).await, "1");
-    assert!(one.log().contains("is larger than any record of keybearer"), "{}", one.log());
+    assert!(one.log().contains("is larger than any keybearer record"), "{}", one.log());
 }
 
 #[tokio::test]

@@ -25,7 +25,7 @@ async fn a_stored_secret_that_redis_has_lost_is_written_back() {
     assert_eq!(get(&sidecar, "").await.status, 200, "{}", sidecar.log());
     redis.stop().await;
     redis.start_again().await;
-    sidecar.logged("secret in use was missing from the store").await;
+    sidecar.logged("secret in use missing from the store").await;
     let other = Sidecar::start(&config).await;
     assert_eq!(get(&other, "").await.status, 200, "{}", other.log());
     // A reading of the configuration is not held up by the connection of the one before.
