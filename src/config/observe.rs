@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use super::reading::{Field, Keys, Sink, Spot, Words, endpoint, shape, value};
 use crate::model::*;
-use crate::telemetry::audit::openable;
+use crate::telemetry::audit::check_can_open;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "log", deny_unknown_fields)]
@@ -117,7 +117,7 @@ pub fn audit(spot: Option<Spot<'_>>, sink: &mut Sink) -> Option<Audit> {
     let at = unit.require(unit.keys.file, "file", "write {file: PATH}", sink)?;
     let path = at.file(sink)?;
     // Only the running program creates the file; `check` must not.
-    if let Err(error) = openable(&path) {
+    if let Err(error) = check_can_open(&path) {
         let message = format!("{} cannot be opened for writing ({error})", path.display());
         at.problem(sink, message, "give a file in a folder that Keybearer may write to");
     }

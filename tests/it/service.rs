@@ -64,9 +64,10 @@ async fn the_limit_of_open_files_is_raised_or_complained_of() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("keybearer.yaml");
     std::fs::write(&path, "listeners: {proxy: \"127.0.0.1:0\", admin: \"127.0.0.1:0\"}\n").unwrap();
-    for (limits, expected) in
-        [("-S -n 256 && ulimit -H -n 4000", "lower than limits.downstream_connections"), ("-S -n 256", "open files")]
-    {
+    for (limits, expected) in [
+        ("-S -n 256 && ulimit -H -n 4000", "lower than limits.downstream_connections"),
+        ("-S -n 256", "open file limit"),
+    ] {
         let script = format!("ulimit {limits}; exec \"$0\" run --config \"$1\" 2>&1");
         let mut command = tokio::process::Command::new("bash");
         command

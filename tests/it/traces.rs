@@ -14,7 +14,7 @@ use crate::rig::sidecar::Sidecar;
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00f067aa0ba902b7";
 const TOKEN: &str = "kb-secret-token-of-crm";
-const LOST: &str = "traces are lost";
+const LOST: &str = "spans lost";
 const PATIENCE: Duration = Duration::from_secs(15);
 
 struct Stage {
@@ -251,8 +251,8 @@ async fn a_collector_that_is_away_costs_no_request_anything() {
     let down = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let rows = [
         (format!("http://{down}"), "Connection refused"),
-        (refusing.url(), "answered 503"),
-        (redirecting.url(), "answered 307"),
+        (refusing.url(), "responded with 503"),
+        (redirecting.url(), "responded with 307"),
     ];
     let mut stages = Vec::new();
     for (url, error) in &rows {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::document::BYTES_MAX;
 use super::problem::Problem;
 use super::reference;
-use crate::telemetry::misleads;
+use crate::telemetry::is_deceptive;
 
 /// Characters before the mark, and of the word that is marked.
 const WIDTH_MAX: usize = 60;
@@ -134,7 +134,7 @@ fn is_punctuation(piece: &str) -> bool {
 }
 
 fn clean(text: &str) -> String {
-    let escape = |c: char| if misleads(c) { c.escape_default().collect() } else { String::from(c) };
+    let escape = |c: char| if is_deceptive(c) { c.escape_default().collect() } else { String::from(c) };
     text.chars().map(escape).collect()
 }
 

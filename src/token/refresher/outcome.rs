@@ -49,7 +49,7 @@ impl Refresher {
         let token = InjectedToken::new(generation, stored.access_token, stored.origins, granted, moments);
         self.slot.publish(Some(Arc::new(token)), None);
         let event = Event::TokenObtained { key: key.clone(), expires: moments.expires.wall };
-        self.events.tell(self.acquirer.clock.now().wall, event);
+        self.events.publish(self.acquirer.clock.now().wall, event);
     }
 
     /// The expected end of the refresh token: set in the gauge, and logged when it is near.
@@ -89,7 +89,7 @@ impl Refresher {
             retry: trouble.consent().is_none().then_some(trouble.retry_at.wall),
         };
         self.slot.publish(before.token.clone(), Some(trouble));
-        self.events.tell(now.wall, event);
+        self.events.publish(now.wall, event);
     }
 
     /// Withdraws the token; the next one is acquired as the first one was.

@@ -19,7 +19,7 @@ const PIECES: [&str; 12] = [
 ];
 const FORGED: &str = "\r\n{\"time\":\"2026-01-01T00:00:00.000Z\",\"event\":\"use\",\"audit\":\"use\",\"caller\":\"forged\"}\n\u{1b}[31m\u{2028}\u{202e}\"\\";
 
-fn misleads(c: char) -> bool {
+fn is_deceptive(c: char) -> bool {
     c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
 }
 
@@ -96,7 +96,7 @@ async fn stays_one(format: &str, audit: &str) {
     let text = log.split('\n').filter(|line| !line.starts_with('{')).count();
     assert!(if format == "text" { text > 100 } else { text == 0 }, "{text} lines of text in {log}");
     for line in log.split('\n') {
-        assert!(!line.chars().any(misleads) && !line.contains('\u{fffd}'), "{line:?}");
+        assert!(!line.chars().any(is_deceptive) && !line.contains('\u{fffd}'), "{line:?}");
         if format == "text" && !line.starts_with('{') {
             let level = line.get(27..33).unwrap_or_default().trim();
             assert!(line.starts_with("20") && ["TRACE", "DEBUG", "INFO", "WARN", "ERROR"].contains(&level), "{line}");
@@ -108,7 +108,7 @@ async fn stays_one(format: &str, audit: &str) {
     }
     if !audit.is_empty() {
         let text = scene.lines_of_file().expect("the audit");
-        assert!(!text.chars().any(|c| c != '\n' && misleads(c)), "{text:?}");
+        assert!(!text.chars().any(|c| c != '\n' && is_deceptive(c)), "{text:?}");
         let (uses, denials) = (scene.of("use"), scene.of("denial"));
         assert!(!uses.is_empty() && denials.len() > 40, "{} {}", uses.len(), denials.len());
         for record in uses.iter().chain(&denials) {
