@@ -71,14 +71,14 @@ async fn check_accepts_a_good_file() {
     let file = Config::new(CONNECTIONS);
     let output = run(&["check", "--config", file.name()]).await;
     assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
-    let told = stdout(&output);
-    let rest = told.strip_prefix(&format!("{}: good, 1 connection\n", file.name()));
-    assert!(rest.is_some_and(|rest| rest.starts_with("note: https:// URLs") && rest.lines().count() == 1), "{told}");
+    let shown = stdout(&output);
+    let rest = shown.strip_prefix(&format!("{}: OK, 1 connection\n", file.name()));
+    assert!(rest.is_some_and(|rest| rest.starts_with("note: without `interception`") && rest.lines().count() == 1), "{shown}");
     // Where no token could be injected that is not, there is nothing to note.
     for (from, to) in [("host: ", "inject: none, host: "), ("host: ", "upstream_tls: false, host: ")] {
         let file = Config::new(&CONNECTIONS.replace(from, to));
         let output = run(&["check", "--config", file.name()]).await;
-        assert_eq!(stdout(&output), format!("{}: good, 1 connection\n", file.name()), "{to}");
+        assert_eq!(stdout(&output), format!("{}: OK, 1 connection\n", file.name()), "{to}");
     }
 }
 

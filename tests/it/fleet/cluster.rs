@@ -89,7 +89,7 @@ async fn a_shard_that_fails_over_loses_no_token_and_no_request() {
     let dir = replicas[0].dir.path();
     let file = dir.join("export.jsonl").display().to_string();
     for (arguments, input, answer) in [
-        (&["secret", "set", "vault"][..], "s3cr3t", "vault is in the store"),
+        (&["secret", "set", "vault"][..], "s3cr3t", "vault stored"),
         (&["secret", "list"], "", "vault"),
         (&["store", "export", &file], "", "3 records"),
         (&["store", "import", "--overwrite", &file], "", "3 records imported"),

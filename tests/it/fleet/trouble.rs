@@ -111,7 +111,7 @@ async fn redis(fleet: &Fleet, line: &str) {
 async fn redis_is_slow_by_five_seconds() {
     let slow = async |fleet: &Fleet| fleet.wires[0].slow(Duration::from_secs(5));
     let quick = async |fleet: &Fleet| fleet.wires[0].slow(Duration::ZERO);
-    through("slow", slow, quick, "in time").await;
+    through("slow", slow, quick, "timed out").await;
 }
 
 #[tokio::test]

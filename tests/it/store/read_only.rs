@@ -104,7 +104,7 @@ async fn check_and_the_demo_work_where_nothing_can_be_written() {
     let (server, upstream) = (Scripted::tokens(600).await, Scripted::upstream().await);
     let file = configuration(directory.path(), &server, &upstream);
     for (arguments, shown) in
-        [(&["check", "--config", &file][..], "good, 1 connection"), (&["demo", "--once"], "accepted it")]
+        [(&["check", "--config", &file][..], "OK, 1 connection"), (&["demo", "--once"], "accepted it")]
     {
         let output =
             timeout(PATIENCE, read_only(directory.path()).args(arguments).output()).await.expect("in time").unwrap();

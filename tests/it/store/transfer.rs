@@ -73,7 +73,7 @@ async fn tokens_and_secrets_move_between_the_file_and_redis_and_under_another_ke
     // To Redis, whose secrets are found too, and with no token asked for.
     write(&config(&shared, &old));
     assert!(ran(&["store", "import", &export], "").await.contains("3 records imported"));
-    assert!(ran(&["store", "import", &export], "").await.contains("0 records imported, 3 left"));
+    assert!(ran(&["store", "import", &export], "").await.contains("0 records imported, 3 unchanged"));
     assert!(ran(&["store", "import", "--overwrite", &export], "").await.contains("3 records imported"));
     assert_eq!(ran(&["secret", "list"], "").await.trim(), "the-secret");
     served(2).await;
@@ -86,7 +86,7 @@ async fn tokens_and_secrets_move_between_the_file_and_redis_and_under_another_ke
 
     // Under another key, while no instance has it open.
     write(&config(&shared, &both));
-    assert!(ran(&["store", "reseal"], "").await.contains("3 records are sealed with the first key"));
+    assert!(ran(&["store", "reseal"], "").await.contains("3 records resealed with the first key"));
     write(&config(&shared, &new));
     served(2).await;
 
