@@ -63,7 +63,7 @@ pub fn secret(command: &SecretCommand) -> ExitCode {
         true => action.run_on_instance(instance),
         false => match store::open(&instance.config_path()) {
             Ok(open) => match open.runtime.block_on(action.run_on_store(open.store())) {
-                Ok(Value::Null) => failed("the store has no secret of this name".to_owned()),
+                Ok(Value::Null) => failed("the store has no secret with this name".to_owned()),
                 Ok(response) => Ok(response),
                 Err(error) => failed(error.to_string()),
             },

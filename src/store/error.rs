@@ -1,4 +1,4 @@
-//! Why a store operation fails, and why a store does not open.
+//! Errors of store operations, and of opening a store.
 
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ pub enum StoreError {
     Unsupported(&'static str),
 }
 
-/// Why a store does not open, and what to do about it.
+/// Why a store failed to open, with the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     #[error(

@@ -2,7 +2,7 @@
 //!
 //! A sealed record is `format (1) | key id (8) | version (8) | nonce (12) | ciphertext | tag (16)`. Table, name and the
 //! first three parts are associated data: a record opens only unchanged and under the name it was sealed for.
-//! Not here: what is sealed (`record`), where the keys come from (`keys`).
+//! Not here: the encoding of records (`record`), loading the keys (`keys`).
 //! Invariant: the nonce is random and the key is derived from the name (HKDF-SHA256, RFC 5869), so no two records share
 //! both.
 

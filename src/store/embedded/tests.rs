@@ -170,7 +170,7 @@ async fn a_new_first_key_needs_the_old_one_until_every_record_is_resealed() {
     assert!(store.load(&key("crm", "old")).await.unwrap().is_some());
     drop(store);
     assert!(matches!(open_at(&path, ring(2, &[])), Err(OpenError::WrongKey { .. })));
-    // Back to the old key alone: only the record that the new one sealed is affected.
+    // With only the old key, only the record sealed under the new one is affected.
     let store = open_at(&path, ring(1, &[])).unwrap();
     assert!(store.load(&key("crm", "old")).await.unwrap().is_some());
     let Err(StoreError::Damaged { record, .. }) = store.load(&key("crm", "new")).await else { panic!("it opened") };
