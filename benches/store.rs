@@ -2,8 +2,8 @@
 //! `cargo bench --profile dist --bench store [-- --full] [--redis]`: up to a million subjects; Redis only.
 //!
 //! On a shared machine only the growth is meaningful, so each time is followed by its multiple of the smallest store's.
-//! Cold means that the kernel was advised to evict the file from the page cache (`posix_fadvise`), which may be partial,
-//! and that the store was reopened; the disk's own cache stays.
+//! Cold means that the kernel was advised to evict the file from the page cache (`posix_fadvise`), which may be
+//! partial, and that the store was reopened; the disk's own cache stays.
 
 use std::fs::File;
 use std::path::Path;

@@ -41,8 +41,8 @@ pub struct Demo {
 }
 
 impl Demo {
-    /// Starts the authorization server and the API on the current runtime and builds the proxy. `presented` replaces the
-    /// correct client secret.
+    /// Starts the authorization server and the API on the current runtime and builds the proxy. `presented` replaces
+    /// the correct client secret.
     pub fn build(presented: Option<&str>) -> Result<(Demo, App), String> {
         let tasks = Tasks::default();
         let secret = authorization_server::random_text();

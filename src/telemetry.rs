@@ -1,8 +1,8 @@
 //! Logs: one structured line per event on stderr, without secrets.
 //!
 //! Invariants: events of libraries are never logged, because at `trace` they may contain headers and bodies. Untrusted
-//! text is escaped by [`Clean`], so it cannot start a new line. Logging never blocks: lines go through a bounded queue to
-//! one writer thread; when the queue is full, lines are dropped and counted.
+//! text is escaped by [`Clean`], so it cannot start a new line. Logging never blocks: lines go through a bounded queue
+//! to one writer thread; when the queue is full, lines are dropped and counted.
 //! Metrics: `keybearer_log_lines_dropped_total`.
 
 pub mod audit;

@@ -98,8 +98,8 @@ fn init(arguments: &InitArguments) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Hosts of all routes, wildcards without their `*.`. On an invalid configuration, prints the problems and returns the exit
-/// code.
+/// Hosts of all routes, wildcards without their `*.`. On an invalid configuration, prints the problems and returns the
+/// exit code.
 fn hosts(path: &Path) -> Result<Vec<Host>, ExitCode> {
     let loaded =
         config::load(path, Arc::new(StoreOpener::new(Clock::system(), Tasks::default()))).map_err(|problems| {

@@ -1,7 +1,7 @@
 //! `keybearer exec` and `env`: the variables that make common programs use the proxy and trust its CA.
 //!
-//! Invariants: without `interception` no trust variable is set; certificates are written to files in the state directory,
-//! keys never; a secret appears only in the proxy URL, where programs expect it.
+//! Invariants: without `interception` no trust variable is set; certificates are written to files in the state
+//! directory, keys never; a secret appears only in the proxy URL, where programs expect it.
 
 mod java;
 mod shell;
@@ -258,7 +258,8 @@ impl ProxyArguments {
     }
 }
 
-/// PHP_INI_SCAN_DIR with our directory appended. An empty entry means PHP's default directory, an empty value means none.
+/// PHP_INI_SCAN_DIR with our directory appended. An empty entry means PHP's default directory, an empty value means
+/// none.
 fn php_scan_dirs(before: Option<&str>, own: &str) -> String {
     match before {
         Some("") => own.to_owned(),

@@ -21,8 +21,8 @@ const KEY_FILE: &str = "seal-key";
 /// Limit of the key file: a key in base64 and a newline, with room for spaces.
 const KEY_FILE_BYTES_MAX: usize = 128;
 
-/// Seals links and cookies, under the store's keys so that every replica can open them. With a memory store: under a key
-/// of this process.
+/// Seals links and cookies, under the store's keys so that every replica can open them. With a memory store: under a
+/// key of this process.
 pub fn sealer(model: &Model) -> Result<Keyring, OpenError> {
     if !model.store.kind.is_durable() && model.store.seal_keys.is_empty() {
         return process_key();

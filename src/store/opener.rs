@@ -138,8 +138,8 @@ impl StoreOpener {
 }
 
 impl StoreOpener {
-    /// The configured store, read-only: creates and changes nothing. `None`: it is in memory, or does not exist yet. Must
-    /// be called on a runtime.
+    /// The configured store, read-only: creates and changes nothing. `None`: it is in memory, or does not exist yet.
+    /// Must be called on a runtime.
     pub fn peek(&self, settings: &StoreSettings, state_dir: &Path) -> Result<Option<Arc<dyn Store>>, OpenError> {
         let path = match &settings.kind {
             StoreKind::Memory => return Ok(None),

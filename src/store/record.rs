@@ -142,8 +142,8 @@ pub fn decode(bytes: &[u8], boot: Boot, now: Now) -> Option<StoredToken> {
     from.0.is_empty().then_some(token)
 }
 
-/// Converts a time of another boot to this boot's clock by its age on the wall clock. If the wall clock was set back, the
-/// age is zero.
+/// Converts a time of another boot to this boot's clock by its age on the wall clock. If the wall clock was set back,
+/// the age is zero.
 fn of_another_boot(obtained: Now, now: Now) -> Now {
     Now { boot: now.boot - now.wall.since(obtained.wall), ..obtained }
 }

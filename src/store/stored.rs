@@ -24,8 +24,8 @@ pub struct StoredToken {
     pub scopes: Option<Vec<String>>,
     pub refresh: Refresh,
     pub refresh_life: RefreshLife,
-    /// Set by the save; later saves have higher versions. Before the save: the version of the record, or of the removal,
-    /// that this token will replace; 0: neither.
+    /// Set by the save; later saves have higher versions. Before the save: the version of the record, or of the
+    /// removal, that this token will replace; 0: neither.
     pub version: u64,
 }
 
@@ -40,8 +40,8 @@ impl StoredToken {
         self.refresh_life.since.is_some_and(|since| since < self.obtained.wall)
     }
 
-    /// Has the access token expired on both clocks, with no refresh token left to keep? A refresh token is kept until the
-    /// server refuses it, whatever lifetime was stated.
+    /// Has the access token expired on both clocks, with no refresh token left to keep? A refresh token is kept until
+    /// the server refuses it, whatever lifetime was stated.
     pub fn is_disposable(&self, now: Now) -> bool {
         let end = self.obtained.plus(self.lifetime);
         self.refresh == Refresh::None && now.boot >= end.boot && now.wall >= end.wall
@@ -51,8 +51,8 @@ impl StoredToken {
 /// The expected lifetime of a refresh token: a forecast, never a reason to drop it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RefreshLife {
-    /// When the request that returned it was sent; `None`: unknown. A token response that repeats the refresh token does
-    /// not change this.
+    /// When the request that returned it was sent; `None`: unknown. A token response that repeats the refresh token
+    /// does not change this.
     pub since: Option<WallTime>,
     /// Lifetime stated in the token response.
     pub stated: Option<Duration>,

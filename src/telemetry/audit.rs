@@ -1,9 +1,9 @@
 //! The audit log: one record per use of a connection, denial, token request or configuration change.
 //!
 //! Not here: the file and its writer (`file`), the log line of each request (`proxy::report`).
-//! Invariants: a record contains names, addresses and escaped text, never a query string, a token or a secret; recording
-//! never blocks, and records that do not fit the queue are counted and reported; no record is formatted if the audit is
-//! off.
+//! Invariants: a record contains names, addresses and escaped text, never a query string, a token or a secret;
+//! recording never blocks, and records that do not fit the queue are counted and reported; no record is formatted if
+//! the audit is off.
 
 mod file;
 mod record;

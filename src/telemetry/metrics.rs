@@ -1,7 +1,7 @@
 //! The Prometheus metrics: names, labels and help texts.
 //!
-//! Invariants: label values are names from the configuration or from closed lists, never text from a request. The hot path
-//! keeps handles ([`RequestCounters`]) and never looks up a label.
+//! Invariants: label values are names from the configuration or from closed lists, never text from a request. The hot
+//! path keeps handles ([`RequestCounters`]) and never looks up a label.
 
 use prometheus::core::{Collector, Desc};
 use prometheus::process_collector::ProcessCollector;

@@ -1,11 +1,11 @@
-//! Operating system integration: service manager notifications (`sd_notify`), the open file limit and its division, core
-//! dumps.
+//! Operating system integration: service manager notifications (`sd_notify`), the open file limit and its division,
+//! core dumps.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 
-/// File descriptors reserved for everything except proxied connections, if the limit is high enough: listeners, the admin
-/// side, connections refused as overload, token endpoints, the store, name servers, logs.
+/// File descriptors reserved for everything except proxied connections, if the limit is high enough: listeners, the
+/// admin side, connections refused as overload, token endpoints, the store, name servers, logs.
 const RESERVED_MAX: usize = 1024;
 /// Idle upstream connections.
 const IDLE_MAX: usize = 4096;
@@ -103,8 +103,8 @@ impl OpenFiles {
         self.connections().saturating_sub(self.downstream_max(downstream_configured)).max(1)
     }
 
-    /// Most idle upstream connections. A dial rarely finds every descriptor in use, and memory is bounded even if the open
-    /// file limit is not.
+    /// Most idle upstream connections. A dial rarely finds every descriptor in use, and memory is bounded even if the
+    /// open file limit is not.
     pub fn idle_max(self, downstream_configured: usize) -> usize {
         (self.upstream_max(downstream_configured) / 2).min(IDLE_MAX)
     }

@@ -2,8 +2,8 @@
 //!
 //! Not here: the header format (`context`), export to the collector (`export`), span contents (`proxy::report::spans`,
 //! `oauth`).
-//! Invariants: an unsampled request creates no span; ending a span never blocks: if the queue is full, the span is dropped
-//! and counted. A span contains names and numbers, never a header value, a query string or a token.
+//! Invariants: an unsampled request creates no span; ending a span never blocks: if the queue is full, the span is
+//! dropped and counted. A span contains names and numbers, never a header value, a query string or a token.
 
 mod context;
 mod export;

@@ -56,8 +56,8 @@ impl Scene {
         std::fs::rename(path.with_extension("next"), path).expect("it is replaced");
     }
 
-    /// Reloads the configuration. When this returns, the audit target is in force, and a reload started by the file watch has
-    /// ended too.
+    /// Reloads the configuration. When this returns, the audit target is in force, and a reload started by the file
+    /// watch has ended too.
     async fn reload(&self) {
         let response = self.admin("POST", "/api/v1/reload", &format!("Authorization: Bearer {OPS}\r\n")).await;
         assert_eq!(response.status, 200, "{}\n{}", response.text(), self.sidecar.log());

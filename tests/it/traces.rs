@@ -1,5 +1,5 @@
-//! Traces as received by a collector: sampling, span contents, propagation to the upstream; an unavailable collector delays
-//! no request.
+//! Traces as received by a collector: sampling, span contents, propagation to the upstream; an unavailable collector
+//! delays no request.
 
 use std::time::{Duration, Instant};
 

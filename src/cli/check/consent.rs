@@ -1,5 +1,5 @@
-//! Finds connections that need consent again: the stored token was granted for another definition, and only a person can
-//! obtain the next one.
+//! Finds connections that need consent again: the stored token was granted for another definition, and only a person
+//! can obtain the next one.
 //!
 //! Invariant: the store is read and never changed. A store that cannot be read gets a note; it is not a problem of the
 //! configuration.

@@ -1,7 +1,7 @@
 //! JVM options for the proxy and its trust store.
 //!
-//! A JVM reads no PEM. The oldest trust store format, JKS, is readable by every version and without a password, and simple
-//! enough to write here. The digest at its end verifies the password.
+//! A JVM reads no PEM. The oldest trust store format, JKS, is readable by every version and without a password, and
+//! simple enough to write here. The digest at its end verifies the password.
 //! Not here: a caller's secret, which a JVM does not accept as a property.
 
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
@@ -63,7 +63,8 @@ pub fn trust_store<'c>(certificates: impl Iterator<Item = &'c CertificateDer<'st
     for (index, certificate) in certificates.into_iter().enumerate() {
         number(&mut store, TRUSTED_CERTIFICATE);
         text(&mut store, &format!("ca-{index}"));
-        // Creation time in milliseconds. Derived from the certificate, so that the same certificates give the same file.
+        // Creation time in milliseconds. Derived from the certificate, so that the same certificates give the same
+        // file.
         let created = tls::expiry(certificate).unwrap_or_default().as_millis();
         store.extend_from_slice(&created.to_be_bytes());
         text(&mut store, "X.509");

@@ -1,7 +1,7 @@
 //! Notes in the file. Each has its expiry in front of the sealed record.
 //!
-//! Invariants: a version is replaced once; a writer removes the expired notes of its namespace. A file of an older version
-//! has no notes table until the first note is written.
+//! Invariants: a version is replaced once; a writer removes the expired notes of its namespace. A file of an older
+//! version has no notes table until the first note is written.
 
 use redb::{ReadableTable as _, TableError};
 

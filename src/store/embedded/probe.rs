@@ -1,7 +1,7 @@
 //! A copy-on-write view of a file: writes stay in memory.
 //!
-//! Opening a database writes to it, even if it is damaged or sealed under another key. So the file is opened through this
-//! view first, and directly only if that succeeds. Locks apply to the file itself.
+//! Opening a database writes to it, even if it is damaged or sealed under another key. So the file is opened through
+//! this view first, and directly only if that succeeds. Locks apply to the file itself.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;

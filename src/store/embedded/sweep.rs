@@ -1,7 +1,7 @@
 //! Removes expired access tokens that have no refresh token.
 //!
-//! Invariants: a record with a refresh token stays, whatever lifetime was stated, and so does one whose refresh token was
-//! refused; a record saved during the sweep stays.
+//! Invariants: a record with a refresh token stays, whatever lifetime was stated, and so does one whose refresh token
+//! was refused; a record saved during the sweep stays.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! State shared by the Redis store, its leases and its background tasks: the connection, the scripts, the key names, the
-//! codec.
+//! State shared by the Redis store, its leases and its background tasks: the connection, the scripts, the key names,
+//! the codec.
 //!
 //! Also here: reading values, the index of each connection's records, and [`SharedStore`].
 
@@ -84,8 +84,8 @@ impl Backend {
         }
     }
 
-    /// Adds a connection to the set of connections with records, for at least `ttl`. If that fails, the next save repeats
-    /// it.
+    /// Adds a connection to the set of connections with records, for at least `ttl`. If that fails, the next save
+    /// repeats it.
     pub async fn note_connection(&self, connection: &Name, ttl: Duration) {
         let mut call = self.scripts.note_connection.key(self.names.connections());
         let ttl = ttl.max(REFRESH_TOKEN_TTL_MIN + EXPIRY_SLACK);

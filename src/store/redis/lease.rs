@@ -73,7 +73,8 @@ impl RedisLease {
             if backend.release(&key, &holder, settled).await {
                 return;
             }
-            // The lease would expire by itself, but a leftover marker delays all replicas until the current token expires.
+            // The lease would expire by itself, but a leftover marker delays all replicas until the current token
+            // expires.
             let retrying = backend.clone();
             backend.link.spawn("lease", async move {
                 while !retrying.release(&key, &holder, settled).await {

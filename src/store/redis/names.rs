@@ -1,7 +1,7 @@
 //! The names of keys in Redis.
 //!
-//! They contain connection, profile and subject in plaintext, and no secret. All keys of one connection share its name as
-//! a hash tag (in braces), so that a cluster keeps them in one slot.
+//! They contain connection, profile and subject in plaintext, and no secret. All keys of one connection share its name
+//! as a hash tag (in braces), so that a cluster keeps them in one slot.
 
 use crate::model::Name;
 use crate::model::token::TokenKey;

@@ -1,9 +1,9 @@
 //! The Lua scripts, which Redis runs atomically.
 //!
-//! The comment of a script lists its KEYS and its ARGV, and what it returns. The version of a record is in bytes 9 to 16,
-//! the header of its seal (`store::seal`). A fencing token is at least the time in microseconds, so it grows even if Redis
-//! loses all data. Lua numbers are exact below 2^53. When out of memory, Redis refuses a script whose first write needs
-//! memory, hence DEL before SET.
+//! The comment of a script lists its KEYS and its ARGV, and what it returns. The version of a record is in bytes 9 to
+//! 16, the header of its seal (`store::seal`). A fencing token is at least the time in microseconds, so it grows even
+//! if Redis loses all data. Lua numbers are exact below 2^53. When out of memory, Redis refuses a script whose first
+//! write needs memory, hence DEL before SET.
 
 use redis::Script;
 
@@ -66,8 +66,8 @@ if redis.call('HSTRLEN', KEYS[1], ARGV[1]) > tonumber(ARGV[2]) then return 2 end
 return redis.call('HGET', KEYS[1], ARGV[1]) or 0
 ";
 
-/// KEYS: check record. ARGV: byte limit, value, TTL, 1 to replace an existing one. Returns the existing check record if it
-/// is kept.
+/// KEYS: check record. ARGV: byte limit, value, TTL, 1 to replace an existing one. Returns the existing check record if
+/// it is kept.
 const CHECK_RECORD: &str = r"
 local found = get(KEYS[1], tonumber(ARGV[1]))
 if type(found) == 'string' and ARGV[4] == '0' then
@@ -80,9 +80,9 @@ return 0
 ";
 
 /// KEYS: lease, token, index, spending, removed, backoff. ARGV: instance, term. Returns nothing if another instance has
-/// the lease, else: holder, version of its first write, version of the present record or removal, 1 if the outcome of the
-/// last refresh is unknown, remaining and elapsed milliseconds of the backoff, and its text. An instance that already has
-/// the lease gets it again: the reply to its first call was lost.
+/// the lease, else: holder, version of its first write, version of the present record or removal, 1 if the outcome of
+/// the last refresh is unknown, remaining and elapsed milliseconds of the backoff, and its text. An instance that
+/// already has the lease gets it again: the reply to its first call was lost.
 const ACQUIRE: &str = r"
 if is(KEYS[1], 'string') and redis.call('GET', KEYS[1]):sub(1, #ARGV[1] + 1) ~= ARGV[1] .. ':' then return {} end
 local time = redis.call('TIME')
@@ -166,8 +166,8 @@ redis.call('PUBLISH', ARGV[5], ARGV[6])
 return 1
 ";
 
-/// KEYS: token, index, removed. ARGV: version, record, TTL, member, channel, notification, 1 to respect a removal. Returns
-/// 1 if the record was written: there was no record of that version or a newer one, and no later removal.
+/// KEYS: token, index, removed. ARGV: version, record, TTL, member, channel, notification, 1 to respect a removal.
+/// Returns 1 if the record was written: there was no record of that version or a newer one, and no later removal.
 const IMPORT: &str = r"
 if ARGV[7] == '1' and number(KEYS[3]) >= tonumber(ARGV[1]) then return 0 end
 if version_of(KEYS[1]) >= tonumber(ARGV[1]) then return 0 end
@@ -196,8 +196,8 @@ redis.call('PEXPIRE', KEYS[2], ARGV[3])
 return 1
 ";
 
-/// KEYS: secrets, removed. ARGV: name, version, record. Returns 1 if the secret was written: there was none of that version
-/// or a newer one, and no later removal.
+/// KEYS: secrets, removed. ARGV: name, version, record. Returns 1 if the secret was written: there was none of that
+/// version or a newer one, and no later removal.
 const RESTORE_SECRET: &str = r"
 local removed = is(KEYS[2], 'hash') and tonumber(redis.call('HGET', KEYS[2], ARGV[1])) or 0
 if math.max(removed, secret_version(KEYS[1], ARGV[1])) >= tonumber(ARGV[2]) then return 0 end
@@ -241,9 +241,9 @@ if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then redis.call('PEXPIRE', KE
 return 1
 ";
 
-/// KEYS: note, notes of its namespace, namespaces. ARGV: name, record, expiry and now in ms since the Unix epoch, version
-/// to replace (0: none), limit of notes per namespace, namespace, prefix of the notes' keys. Returns 1 unless another
-/// writer won. All notes are in one slot.
+/// KEYS: note, notes of its namespace, namespaces. ARGV: name, record, expiry and now in ms since the Unix epoch,
+/// version to replace (0: none), limit of notes per namespace, namespace, prefix of the notes' keys. Returns 1 unless
+/// another writer won. All notes are in one slot.
 const PUT_NOTE: &str = r"
 for at = 2, 3 do
   if not is(KEYS[at], 'zset') then redis.call('DEL', KEYS[at]) end

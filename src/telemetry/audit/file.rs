@@ -1,8 +1,8 @@
 //! The audit file: JSON lines behind a bounded queue, written by one thread.
 //!
-//! Invariants: the file is appended to and never truncated; a symbolic link is refused; a line is never split across two
-//! files; `push` never blocks. A failed write is logged at most once a minute and retried. After the queue is closed, the
-//! writer writes the remaining lines, or logs their loss, before it ends.
+//! Invariants: the file is appended to and never truncated; a symbolic link is refused; a line is never split across
+//! two files; `push` never blocks. A failed write is logged at most once a minute and retried. After the queue is
+//! closed, the writer writes the remaining lines, or logs their loss, before it ends.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};

@@ -1,8 +1,8 @@
 //! Span export: OTLP over HTTP, in batches, from a bounded queue.
 //!
 //! Invariants: one request at a time, each with a timeout and without retries; the URL and the headers come from the
-//! configuration only, never from `OTEL_*` variables. Spans that cannot be exported are lost, which is logged at most once
-//! a minute.
+//! configuration only, never from `OTEL_*` variables. Spans that cannot be exported are lost, which is logged at most
+//! once a minute.
 
 use std::error::Error;
 use std::pin::Pin;

@@ -1,5 +1,5 @@
-//! A failing Redis: stopped, emptied, slow, refusing, full, or with foreign values. Usable tokens are served, tokens that
-//! need no rotating refresh token are refreshed, and everything recovers without intervention.
+//! A failing Redis: stopped, emptied, slow, refusing, full, or with foreign values. Usable tokens are served, tokens
+//! that need no rotating refresh token are refreshed, and everything recovers without intervention.
 
 use std::time::Duration;
 
@@ -79,8 +79,8 @@ async fn redis_stops_and_restarts_empty() {
     assert_eq!(fleet.count("rotations").await, 2);
 }
 
-/// During `trouble` no request fails and no refresh token is spent; after `remedy` both tokens are refreshed again. The log
-/// contains `logged`.
+/// During `trouble` no request fails and no refresh token is spent; after `remedy` both tokens are refreshed again. The
+/// log contains `logged`.
 async fn through(row: &str, trouble: impl AsyncFn(&Fleet), remedy: impl AsyncFn(&Fleet), logged: &str) {
     // Both tokens are due after 8 s and usable for 15 s.
     let fleet = Fleet::start_with(1, 16, "usable_margin: 1s, ").await;

@@ -90,8 +90,8 @@ async fn count(server: &AuthorizationServer, name: &str) -> u64 {
     server.stats().await[name].as_u64().unwrap_or_default()
 }
 
-/// Waits for the outcome: 200 once the server has issued another token, 424 once consent is required. After the timeout:
-/// the status of the last request.
+/// Waits for the outcome: 200 once the server has issued another token, 424 once consent is required. After the
+/// timeout: the status of the last request.
 async fn settled(sidecar: &Sidecar) -> u16 {
     let begun = Instant::now();
     loop {
