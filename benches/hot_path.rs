@@ -1,7 +1,7 @@
-//! What a request costs on its way to a token: match, slot, inject. `cargo bench --profile dist`.
+//! Cost of the hot path of a request: match, slot, inject. `cargo bench --profile dist`.
 //!
-//! Times are told as multiples of one look-up in a `HashMap` of the same size in the same run, because absolute times
-//! mean nothing on a shared machine. Each figure is the best of several slices, taken in turn.
+//! Times are multiples of one lookup in a `HashMap` of the same size in the same run, because absolute times are
+//! meaningless on a shared machine. Each figure is the best of several interleaved slices.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -29,7 +29,7 @@ use keybearer::token::{Revocation, RevocationFuture, TokenCache, TokenFuture, To
 const ROUNDS: usize = 9;
 const SLICE: u32 = 200_000;
 
-/// A name and the work to be timed.
+/// A name and the work to time.
 type Case<'a> = (&'a str, &'a dyn Fn());
 
 struct Fixed;
@@ -58,7 +58,7 @@ fn main() {
     }
 }
 
-/// `routes` connections with a host each; the middle one is asked for.
+/// Times `routes` connections with one host each; requests go to the middle one.
 fn compare(routes: usize) {
     let connections = connections(routes);
     let origin = |index: usize| {
@@ -90,7 +90,7 @@ fn compare(routes: usize) {
     let rule = &connections[routes / 2].routes[0].inject;
     let headers = RefCell::new(head());
     let cases: [Case; 5] = [
-        ("HashMap look-up", &|| {
+        ("HashMap lookup", &|| {
             black_box(map.get(black_box(&wanted)));
         }),
         ("match", &|| {
@@ -118,13 +118,13 @@ fn compare(routes: usize) {
             *best = (*best).min(start.elapsed());
         }
     }
-    println!("{routes} routes, in look-ups:");
+    println!("{routes} routes, in lookups:");
     for (best_of, (name, _)) in best.iter().zip(&cases) {
         println!("  {name:24}{:6.2}", best_of.as_secs_f64() / best[0].as_secs_f64());
     }
 }
 
-/// The fields of a request, with a credential of the caller's own in the token's place.
+/// The header fields of a request, with a caller's credential at the injection point.
 fn head() -> HeaderMap {
     let names = ["host", "user-agent", "accept", "accept-encoding", "x-request-id", "via", "authorization"];
     names.map(|name| (HeaderName::from_static(name), HeaderValue::from_static("value"))).into_iter().collect()

@@ -1,9 +1,9 @@
-//! What the sealed store costs as it grows, in a file and in Redis (redis-server on loopback, without a disk).
-//! `cargo bench --profile dist --bench store [-- --full] [--redis]`: up to a million subjects, in Redis alone.
+//! Cost of the sealed store as it grows, in a file and in Redis (redis-server on loopback, without persistence).
+//! `cargo bench --profile dist --bench store [-- --full] [--redis]`: up to a million subjects; Redis only.
 //!
-//! Times on a shared machine are honest only as growth, so each has its multiple of the smallest store's beside it. Cold
-//! means that the kernel was asked to forget the file (`posix_fadvise`), which it may do in part only, and that the
-//! store was opened anew; the disk's own cache stays.
+//! On a shared machine only the growth is meaningful, so each time is followed by its multiple of the smallest store's.
+//! Cold means that the kernel was advised to evict the file from the page cache (`posix_fadvise`), which may be
+//! partial, and that the store was reopened; the disk's own cache stays.
 
 use std::fs::File;
 use std::path::Path;
@@ -26,7 +26,7 @@ const BATCH: usize = 5_000;
 const LOOKUPS: usize = 500;
 const OPENINGS: usize = 9;
 const SAVES: usize = 50;
-const TOGETHER: usize = 64;
+const CONCURRENT_SAVES: usize = 64;
 
 /// One column of the table: sizes in bytes, times in microseconds.
 struct Figures {
@@ -36,19 +36,19 @@ struct Figures {
 }
 
 fn main() {
-    let given = |word: &str| std::env::args().any(|argument| argument == word);
+    let has_flag = |word: &str| std::env::args().any(|argument| argument == word);
     let sizes: &[usize] =
-        if given("--full") { &[1_000, 10_000, 100_000, 1_000_000] } else { &[1_000, 10_000, 100_000] };
-    if !given("--redis") {
-        let all: Vec<_> = sizes.iter().map(|subjects| measure(*subjects).expect("a store that works")).collect();
-        table("file, MiB", &all);
+        if has_flag("--full") { &[1_000, 10_000, 100_000, 1_000_000] } else { &[1_000, 10_000, 100_000] };
+    if !has_flag("--redis") {
+        let all: Vec<_> = sizes.iter().map(|subjects| measure(*subjects).expect("the store works")).collect();
+        print_table("file, MiB", &all);
         println!();
     }
-    let all: Vec<_> = sizes.iter().map(|subjects| measure_redis(*subjects).expect("a store that works")).collect();
-    table("Redis's memory, MiB", &all);
+    let all: Vec<_> = sizes.iter().map(|subjects| measure_redis(*subjects).expect("the store works")).collect();
+    print_table("Redis's memory, MiB", &all);
 }
 
-/// redis-server as a child, ended with it.
+/// A redis-server child process, killed on drop.
 struct Server(std::process::Child, u16);
 
 impl Server {
@@ -76,7 +76,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may have ended.
+        // It may have exited.
         let _ = self.0.kill().and_then(|()| self.0.wait().map(drop));
     }
 }
@@ -108,15 +108,15 @@ fn measure_redis(subjects: usize) -> Result<Figures, StoreError> {
     let file = server.memory() - empty;
     let mut random = fastrand::Rng::with_seed(7);
     let mut values = vec![("bytes each", file as f64 / subjects as f64)];
-    let looked: Vec<f64> = (0..LOOKUPS)
+    let lookups: Vec<f64> = (0..LOOKUPS)
         .map(|_| {
             let (took, found) = timed(|| runtime.block_on(store.load(&key(random.usize(..subjects)))));
-            assert!(found?.is_some(), "every subject is there");
+            assert!(found?.is_some(), "every subject exists");
             Ok::<_, StoreError>(took)
         })
         .collect::<Result<_, _>>()?;
-    values.push(("look-up: p50", quantile(looked.clone(), 0.5)));
-    values.push(("look-up: p99", quantile(looked, 0.99)));
+    values.push(("lookup: p50", quantile(lookups.clone(), 0.5)));
+    values.push(("lookup: p99", quantile(lookups, 0.99)));
     let pages: Vec<f64> = (0..SAVES)
         .map(|_| {
             let after = key(random.usize(..subjects));
@@ -142,9 +142,9 @@ fn measure_redis(subjects: usize) -> Result<Figures, StoreError> {
     values.push(("lease, save, release, alone: p50", quantile(alone, 0.5)));
     let together: Vec<f64> = (0..SAVES / 5)
         .map(|_| {
-            let first = random.usize(..subjects - TOGETHER);
-            let (took, saved) = timed(|| runtime.block_on(join_all((first..first + TOGETHER).map(&save))));
-            saved.into_iter().collect::<Result<Vec<()>, _>>().map(|_| took / TOGETHER as f64)
+            let first = random.usize(..subjects - CONCURRENT_SAVES);
+            let (took, saved) = timed(|| runtime.block_on(join_all((first..first + CONCURRENT_SAVES).map(&save))));
+            saved.into_iter().collect::<Result<Vec<()>, _>>().map(|_| took / CONCURRENT_SAVES as f64)
         })
         .collect::<Result<_, _>>()?;
     values.push(("lease, save, release, 64 at once: each", quantile(together, 0.5)));
@@ -166,30 +166,30 @@ fn measure(subjects: usize) -> Result<Figures, StoreError> {
     let mut random = fastrand::Rng::with_seed(7);
     let mut values = vec![("bytes each", file as f64 / subjects as f64)];
     let openings = (0..OPENINGS).map(|_| {
-        forget(&path);
+        evict_from_page_cache(&path);
         let (opened, store) = timed(|| open(&path));
         drop(store);
         opened
     });
     values.push(("open, cold: median", quantile(openings.collect(), 0.5)));
-    forget(&path);
+    evict_from_page_cache(&path);
     let store = open(&path);
     let wanted: Vec<_> = (0..LOOKUPS).map(|_| key(random.usize(..subjects))).collect();
-    let look = || -> Result<Vec<f64>, StoreError> {
+    let look_up_all = || -> Result<Vec<f64>, StoreError> {
         let one = |key| {
             let (took, found) = timed(|| runtime.block_on(store.load(key)));
-            assert!(found?.is_some(), "every subject is there");
+            assert!(found?.is_some(), "every subject exists");
             Ok(took)
         };
         wanted.iter().map(one).collect()
     };
-    let cold = look()?;
-    // A few megabytes of pages are kept; the rest comes from the kernel.
-    let warm = look()?;
-    values.push(("look-up, cold: p50", quantile(cold.clone(), 0.5)));
-    values.push(("look-up, cold: p99", quantile(cold, 0.99)));
-    values.push(("look-up, warm: p50", quantile(warm.clone(), 0.5)));
-    values.push(("look-up, warm: p99", quantile(warm, 0.99)));
+    let cold = look_up_all()?;
+    // The store caches a few MiB of pages; the rest comes from the kernel's page cache.
+    let warm = look_up_all()?;
+    values.push(("lookup, cold: p50", quantile(cold.clone(), 0.5)));
+    values.push(("lookup, cold: p99", quantile(cold, 0.99)));
+    values.push(("lookup, warm: p50", quantile(warm.clone(), 0.5)));
+    values.push(("lookup, warm: p99", quantile(warm, 0.99)));
     let save = async |number: usize| {
         let key = key(number);
         let lease = store.lease(&key, Duration::from_secs(10), Duration::from_secs(10)).await?;
@@ -205,9 +205,9 @@ fn measure(subjects: usize) -> Result<Figures, StoreError> {
     values.push(("save, durable, alone: p50", quantile(alone, 0.5)));
     let together: Vec<_> = (0..SAVES / 5)
         .map(|_| {
-            let first = random.usize(..subjects - TOGETHER);
-            let (took, saved) = timed(|| runtime.block_on(join_all((first..first + TOGETHER).map(&save))));
-            saved.into_iter().collect::<Result<Vec<()>, _>>().map(|_| took / TOGETHER as f64)
+            let first = random.usize(..subjects - CONCURRENT_SAVES);
+            let (took, saved) = timed(|| runtime.block_on(join_all((first..first + CONCURRENT_SAVES).map(&save))));
+            saved.into_iter().collect::<Result<Vec<()>, _>>().map(|_| took / CONCURRENT_SAVES as f64)
         })
         .collect::<Result<_, _>>()?;
     values.push(("save, durable, 64 at once: each", quantile(together, 0.5)));
@@ -238,8 +238,8 @@ fn token(number: usize) -> StoredToken {
     }
 }
 
-/// Asks the kernel to drop the file from memory, as far as it will.
-fn forget(path: &Path) {
+/// Advises the kernel to evict the file from the page cache.
+fn evict_from_page_cache(path: &Path) {
     let file = File::open(path).expect("the file");
     file.sync_all().expect("a sync");
     fadvise(&file, 0, None, Advice::DontNeed).expect("advice");
@@ -256,8 +256,8 @@ fn quantile(mut values: Vec<f64>, part: f64) -> f64 {
     values[((values.len() - 1) as f64 * part).round() as usize]
 }
 
-/// Markdown; behind each figure its multiple of the smallest store's.
-fn table(size: &str, all: &[Figures]) {
+/// Prints Markdown; each figure is followed by its multiple of the smallest store's.
+fn print_table(size: &str, all: &[Figures]) {
     let row = |name: &str, cells: Vec<String>| println!("| {name} | {} |", cells.join(" | "));
     row("subjects", all.iter().map(|figures| figures.subjects.to_string()).collect());
     row("---", all.iter().map(|_| "---:".to_owned()).collect());

@@ -134,8 +134,8 @@ impl App {
 
     fn start(self) -> Result<Running, AppError> {
         let (loaded, tasks) = (self.loaded, self.tasks);
-        system::no_core_files();
-        let files = system::raise_open_files(loaded.model.limits.downstream_connections);
+        system::disable_core_files();
+        let files = system::raise_open_file_limit(loaded.model.limits.downstream_connections);
         let (clock, metrics, health) = (Clock::system(), Metrics::new()?, Arc::new(Health::default()));
         if let Some(source) = &self.source {
             metrics.watch_log(source.logging.dropped_lines())?;
@@ -227,14 +227,14 @@ async fn settle(slots: Vec<Arc<TokenSlot>>, wait: Duration, cache: Arc<TokenCach
         }
     };
     let _ = tokio::time::timeout(wait, all).await;
-    health.tokens_settled();
+    health.set_tokens_settled();
     if let Some(shared) = cache.store().shared() {
         while let Err(error) = shared.check_reachable().await {
             tracing::warn!(%error, "not ready: store unreachable");
             tokio::time::sleep(STORE_RETRY_INTERVAL).await;
         }
     }
-    health.store_stands();
+    health.set_store_reached();
     let without_token = slots.iter().filter(|slot| slot.state().token.is_none()).count();
     tracing::info!(connections = slots.len(), without_token, "ready");
     system::ready();
@@ -259,7 +259,7 @@ impl Running {
     async fn drain(self) {
         tracing::info!("draining");
         system::stopping();
-        self.health.draining();
+        self.health.set_draining();
         self.tasks.enter(Phase::Drain);
         let end = Instant::now() + self.shared.snapshot.load().timeouts.drain;
         if tokio::time::timeout_at(end, all_finished(&self.threads)).await.is_err() {
@@ -273,7 +273,7 @@ impl Running {
         let _ = tokio::time::timeout(STOP_WAIT, all_finished(&self.threads)).await;
         let writers = self.shared.audit.close();
         if tokio::time::timeout(AUDIT_WAIT, all_finished(&writers)).await.is_err() {
-            tracing::error!("the audit could not be written to its end in time");
+            tracing::error!("audit file not written in time; the last records are lost");
         }
         tracing::info!("stopped");
     }

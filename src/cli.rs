@@ -1,13 +1,13 @@
-//! The command line: one file a command under `cli/`.
+//! The command line: one file per command under `cli/`.
 //!
 //! Exit codes: 0 done, 1 failed at run time, 2 wrong arguments or configuration.
 
-mod ask;
 mod ca;
 mod check;
 mod connect;
 mod demo;
 mod environment;
+mod instance;
 mod run;
 mod secret;
 mod store;
@@ -33,76 +33,76 @@ struct Arguments {
 enum Command {
     /// Run the proxy
     Run(ConfigArguments),
-    /// See it work with nothing else installed: an authorization server, an API and the proxy in one process
+    /// Try it with nothing else installed: an authorization server, an API and the proxy in one process
     Demo(demo::DemoArguments),
-    /// Say every problem of a configuration at once
+    /// Report every problem of a configuration at once
     Check(check::CheckArguments),
     /// Print the configuration's JSON Schema, for editors
     Schema,
-    /// Show the connections of a running instance, with their state
-    Connections(ask::AskArguments),
-    /// Get another token of a connection now
-    Refresh(ask::RefreshArguments),
-    /// Revoke a connection's token at the authorization server, and forget it here
-    Revoke(ask::RefreshArguments),
-    /// Send one request with a connection's token and show how it was answered
-    Test(ask::TestArguments),
-    /// Connect a connection: a link or a code for the person, and the wait for the token
+    /// List the connections of a running instance with their state
+    Connections(instance::InstanceArguments),
+    /// Refresh a connection's token now
+    Refresh(instance::RefreshArguments),
+    /// Revoke a connection's token at the authorization server and forget it
+    Revoke(instance::RefreshArguments),
+    /// Send one request with a connection's token and show the status of the response
+    Test(instance::TestArguments),
+    /// Connect an account: print a link or a code for the person and wait for the token
     Connect(connect::ConnectArguments),
-    /// Secrets in the sealed store, for `{store: NAME}`
+    /// Manage secrets in the sealed store, for `{store: NAME}`
     #[command(subcommand)]
     Secret(secret::SecretCommand),
-    /// Move or re-seal what the store holds
+    /// Export, import or reseal the records of the store
     #[command(subcommand)]
     Store(store::StoreCommand),
-    /// The interception CA, with which HTTPS through CONNECT is opened
+    /// Create or export the interception CA, for HTTPS through CONNECT
     #[command(subcommand)]
     Ca(ca::CaCommand),
-    /// Run a command that uses the proxy and trusts its CA; exits as the command does
+    /// Run a command with the proxy and CA variables set; exits with the command's exit code
     Exec(environment::ExecArguments),
-    /// Print the variables that make clients use the proxy and trust its CA
+    /// Print the variables that make programs use the proxy and trust its CA
     Env(environment::EnvArguments),
-    /// Exit 0 when a running instance is ready, else 1
-    Healthcheck(ask::AskArguments),
-    /// Print the version and what it was built from
+    /// Exit 0 if a running instance is ready, else 1
+    Healthcheck(instance::InstanceArguments),
+    /// Print the version and build information
     Version,
 }
 
 #[derive(Debug, Args)]
 struct ConfigArguments {
-    /// The configuration [default: ./config/keybearer.yaml, then /etc/keybearer/keybearer.yaml]
+    /// Configuration file [default: ./config/keybearer.yaml, then /etc/keybearer/keybearer.yaml]
     #[arg(long, value_name = "PATH", env = "KEYBEARER_CONFIG")]
     config: Option<PathBuf>,
 }
 
 impl ConfigArguments {
-    /// The file that is given, else the first that exists, else the first.
+    /// The given file, else the first default that exists, else the first default.
     fn path(&self) -> PathBuf {
-        let usual = ["./config/keybearer.yaml", "/etc/keybearer/keybearer.yaml"].map(PathBuf::from);
-        let found = || usual.iter().find(|path| path.exists()).unwrap_or(&usual[0]).clone();
-        self.config.clone().unwrap_or_else(found)
+        let defaults = ["./config/keybearer.yaml", "/etc/keybearer/keybearer.yaml"].map(PathBuf::from);
+        let default = || defaults.iter().find(|path| path.exists()).unwrap_or(&defaults[0]).clone();
+        self.config.clone().unwrap_or_else(default)
     }
 }
 
 pub fn main() -> ExitCode {
-    // Libraries that bring no TLS provider of their own take the process's; a second call changes nothing.
+    // Libraries without a TLS provider use the process default. A second call has no effect.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     match Arguments::parse().command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Demo(arguments) => demo::demo(&arguments),
         Command::Check(arguments) => check::check(&arguments),
         Command::Schema => schema(),
-        Command::Connections(arguments) => ask::connections(&arguments),
-        Command::Refresh(arguments) => ask::refresh(&arguments),
-        Command::Revoke(arguments) => ask::revoke(&arguments),
-        Command::Test(arguments) => ask::test(&arguments),
+        Command::Connections(arguments) => instance::connections(&arguments),
+        Command::Refresh(arguments) => instance::refresh(&arguments),
+        Command::Revoke(arguments) => instance::revoke(&arguments),
+        Command::Test(arguments) => instance::test(&arguments),
         Command::Connect(arguments) => connect::connect(&arguments),
         Command::Secret(command) => secret::secret(&command),
         Command::Store(command) => store::store(&command),
         Command::Ca(command) => ca::ca(&command),
         Command::Exec(arguments) => environment::exec(&arguments),
         Command::Env(arguments) => environment::env(&arguments),
-        Command::Healthcheck(arguments) => ask::healthcheck(&arguments),
+        Command::Healthcheck(arguments) => instance::healthcheck(&arguments),
         Command::Version => {
             println!(
                 "keybearer {} ({}, {})",
@@ -115,7 +115,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Whoever reads it may stop early, which is no failure.
+/// A reader that closes the pipe early is not a failure.
 fn schema() -> ExitCode {
     match writeln!(std::io::stdout(), "{:#}", config::schema()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
@@ -123,10 +123,10 @@ fn schema() -> ExitCode {
     }
 }
 
-/// Wrong arguments or configuration.
+/// Exit code for wrong arguments or configuration.
 const MISCONFIGURED: u8 = 2;
 
-/// Says how many problems there are, after the warnings; the problems themselves are the caller's to print.
+/// Prints the warnings and the number of problems. The caller prints the problems themselves.
 fn refuse(path: &Path, problems: &Problems) -> ExitCode {
     for warning in &problems.warnings {
         eprintln!("warning: {warning}");

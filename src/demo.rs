@@ -1,7 +1,8 @@
-//! The main job in one process: an authorization server, an API, and the proxy in front, all on loopback.
+//! The demo: an authorization server, an API, and the proxy between them, in one process on loopback.
 //!
-//! Not here: anything that a real installation needs. Holds: the authorization server checks the secret, its tokens are
-//! random and live ten seconds, and the API asks it about every single one; what is shown is what really travelled.
+//! Not here: anything that a real installation needs.
+//! Invariants: the authorization server checks the secret and issues random tokens that live 10 seconds; the API
+//! introspects every token; the output shows the actual traffic.
 
 mod api;
 mod authorization_server;
@@ -24,12 +25,12 @@ use crate::tasks::Tasks;
 use crate::telemetry::system::ADMIN_MAX;
 use authorization_server::Issued;
 
-/// The name that services call; it exists in the demo's `hosts` alone.
+/// Host of the API; it exists only in the demo's `hosts`.
 const API: &str = "api.demo.test";
-/// How long one of the demo's requests may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Timeout of one request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The demo beside its proxy.
+/// The demo, except for the proxy itself.
 pub struct Demo {
     tasks: Tasks,
     server: SocketAddr,
@@ -40,8 +41,8 @@ pub struct Demo {
 }
 
 impl Demo {
-    /// Starts server and API on the current runtime and builds the proxy, ready to serve. `presented` stands in for the
-    /// right client secret.
+    /// Starts the authorization server and the API on the current runtime and builds the proxy. `presented` replaces
+    /// the correct client secret.
     pub fn build(presented: Option<&str>) -> Result<(Demo, App), String> {
         let tasks = Tasks::default();
         let secret = authorization_server::random_text();
@@ -53,13 +54,13 @@ impl Demo {
         let router = authorization_server::router(secret.clone(), issues);
         crate::admin::serve(&tasks, server_socket, router, ADMIN_MAX).map_err(|error| error.to_string())?;
         crate::admin::serve(&tasks, api_socket, api::router(server)?, ADMIN_MAX).map_err(|error| error.to_string())?;
-        // Of nobody: without listed users the admin side would keep a token on the disk.
-        let nobody = authorization_server::random_text();
+        // Never used: without a configured user, the admin side would store a token on disk.
+        let unused_token = authorization_server::random_text();
         let presented = serde_json::to_string(presented.unwrap_or(&secret)).map_err(|error| error.to_string())?;
         let build = |proxy: &str, admin: &str| {
             let text = format!(
                 "listeners: {{proxy: \"{proxy}\", admin: \"{admin}\"}}\n\
-                 admin: {{users: [{{name: demo, role: viewer, token: \"{nobody}\"}}]}}\n\
+                 admin: {{users: [{{name: demo, role: viewer, token: \"{unused_token}\"}}]}}\n\
                  log: {{level: warn, format: text}}\n\
                  audit: {{to: off}}\n\
                  store: {{memory: {{}}}}\n\
@@ -78,9 +79,9 @@ impl Demo {
             let opener = Arc::new(StoreOpener::new(Clock::system(), tasks.clone()));
             App::build(loaded, opener, None, tasks.clone()).map_err(|error| error.to_string())
         };
-        // The usual addresses where they are free, else whatever the system gives.
-        let usual = build("127.0.0.1:8080", "127.0.0.1:8081");
-        let app = usual.or_else(|_| build("127.0.0.1:0", "127.0.0.1:0"))?;
+        // The default addresses if they are free, else free ports.
+        let default = build("127.0.0.1:8080", "127.0.0.1:8081");
+        let app = default.or_else(|_| build("127.0.0.1:0", "127.0.0.1:0"))?;
         let [proxy, admin] = ["proxy", "admin"].map(|name| {
             let listener = app.listeners.iter().find(|listener| listener.name.as_str() == name);
             listener.map_or(server, |listener| listener.address)
@@ -88,13 +89,13 @@ impl Demo {
         Ok((Demo { tasks, server, api, proxy, admin, issued }, app))
     }
 
-    /// One request through the proxy, shown from both ends. True: the API accepted its token.
+    /// Sends one request through the proxy and shows it at both ends. Returns true if the API accepted its token.
     pub async fn one_request(mut self) -> bool {
         self.introduce();
         self.request().await
     }
 
-    /// The same, then what to try next, then every refresh as it happens.
+    /// Does the same, then suggests commands and reports every refresh.
     pub fn keep_showing(mut self) {
         let tasks = self.tasks.clone();
         tasks.spawn("demo", async move {
@@ -102,19 +103,16 @@ impl Demo {
             self.request().await;
             self.suggest();
             while let Some(issued) = self.issued.recv().await {
-                say(&format!(
-                    "  refreshed: the proxy now holds token {}…, good for {} s",
-                    issued.start, issued.lifetime_s
-                ));
+                print_line(&format!("  token refreshed: {}…, expires in {} s", issued.start, issued.lifetime_s));
             }
         });
     }
 
     fn introduce(&self) {
-        say(&format!(
+        print_line(&format!(
             "Keybearer demo: everything runs in this process, on loopback.\n\n  \
-             authorization server  http://{}  checks the client's secret; its tokens live {} s\n  \
-             API                   http://{}  asks it about every token that it receives\n  \
+             authorization server  http://{}  checks the client secret; its tokens live {} s\n  \
+             API                   http://{}  introspects every token it receives\n  \
              proxy                 http://{}  holds the secret, so that services need not\n  \
              health and metrics    http://{}\n",
             self.server,
@@ -129,34 +127,34 @@ impl Demo {
         let head = format!(
             "GET http://{API}/hello HTTP/1.1\r\nHost: {API}\r\nAccept: application/json\r\nConnection: close\r\n\r\n"
         );
-        let answer = match tokio::time::timeout(PATIENCE, exchange(self.proxy, &head)).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(error)) => format!("no answer: {error}"),
-            Err(_) => "no answer in time".to_owned(),
+        let response = match tokio::time::timeout(REQUEST_TIMEOUT, exchange(self.proxy, &head)).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => format!("no response: {error}"),
+            Err(_) => "the request timed out".to_owned(),
         };
         while let Ok(issued) = self.issued.try_recv() {
-            tracing::debug!(start = issued.start, "issued");
+            tracing::debug!(start = issued.start, "token issued");
         }
-        say("The service sent this, to the proxy (no token, no secret):");
-        say(&indented(&head));
-        let accepted = answer.starts_with("HTTP/1.1 200 ");
-        let body = answer.split_once("\r\n\r\n").map_or(answer.as_str(), |(_, body)| body);
-        say(if accepted {
-            "The API received this, and accepted it:"
+        print_line("The service sent this to the proxy (no token, no secret):");
+        print_line(&indented(&head));
+        let accepted = response.starts_with("HTTP/1.1 200 ");
+        let body = response.split_once("\r\n\r\n").map_or(response.as_str(), |(_, body)| body);
+        print_line(if accepted {
+            "The API received this and accepted it:"
         } else {
-            "The API never got it; the proxy answered:"
+            "The API never received it; the proxy responded:"
         });
-        say(&indented(body));
+        print_line(&indented(body));
         accepted
     }
 
     fn suggest(&self) {
-        say(&format!(
+        print_line(&format!(
             "Try it yourself:\n  \
              curl -x http://{proxy} http://{API}/hello\n  \
              http_proxy=http://{proxy} curl http://{API}/anything\n  \
              curl http://{proxy}/demo/hello\n  \
-             curl http://{admin}/metrics\n\nCtrl-C ends. Tokens are renewed in the background:",
+             curl http://{admin}/metrics\n\nPress Ctrl-C to stop. Tokens are refreshed in the background:",
             proxy = self.proxy,
             admin = self.admin
         ));
@@ -166,16 +164,16 @@ impl Demo {
 async fn exchange(proxy: SocketAddr, head: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(proxy).await?;
     stream.write_all(head.as_bytes()).await?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await?;
-    Ok(String::from_utf8_lossy(&answer).into_owned())
+    let mut response = Vec::new();
+    stream.read_to_end(&mut response).await?;
+    Ok(String::from_utf8_lossy(&response).into_owned())
 }
 
 fn indented(text: &str) -> String {
     text.trim().lines().map(|line| format!("    {line}\n")).collect()
 }
 
-/// Prints a line; a closed pipe is no reason to stop.
-fn say(text: &str) {
+/// Prints a line and ignores a closed pipe.
+fn print_line(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }

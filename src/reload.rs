@@ -156,7 +156,7 @@ impl Reloader {
             match cause {
                 // Whoever asked may have gone.
                 Cause::Person(asked) => drop(asked.answer.send(outcome.into())),
-                Cause::Signal => self.wiring.parts.audit.look(),
+                Cause::Signal => self.wiring.parts.audit.reopen_if_moved(),
                 Cause::File => {}
             }
         }
@@ -171,7 +171,7 @@ impl Reloader {
             Outcome::Refused(problems) => Event::ConfigurationRefused { problems: problems.problems.len() },
             Outcome::Failed(_) => Event::ConfigurationRefused { problems: 1 },
         };
-        self.wiring.parts.events.tell(self.wiring.parts.clock.now().wall, event);
+        self.wiring.parts.events.publish(self.wiring.parts.clock.now().wall, event);
     }
 
     /// In the audit as it was, and in the new one where that goes elsewhere: nobody switches it off unseen.
@@ -202,7 +202,7 @@ impl Reloader {
         let Parts { audit, clock, .. } = &self.wiring.parts;
         let at = clock.now().wall;
         audit.now().change(at, &change);
-        if self.audit.take().is_some_and(|next| audit.follow(next)) {
+        if self.audit.take().is_some_and(|next| audit.apply(next)) {
             audit.now().change(at, &change);
         }
     }
@@ -238,7 +238,7 @@ impl Reloader {
                 }
             }
             self.vault.apply(&loaded.model.store);
-            self.logging.change(loaded.model.log);
+            self.logging.reconfigure(loaded.model.log);
             self.wiring.parts.metrics.reload_applied();
         }
         self.wiring.in_force(&loaded.fingerprint, !restart_required.is_empty());

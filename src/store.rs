@@ -1,21 +1,21 @@
-//! Where tokens, secrets and notes outlive a request, a restart or a replica.
+//! Persistent storage of tokens, secrets and notes, private to a process or shared by replicas.
 //!
-//! A refresh calls a store in this order: `lease`, `load` again (another holder may have won), `Lease::renew`, the
-//! token request, `save`, and only then is the token published; `Lease::release` ends it.
+//! A refresh calls a store in this order: `lease`, `load` again (another holder may have refreshed the token),
+//! `Lease::renew`, the token request, `save`, publish the token, `Lease::release`.
 //!
 //! To add a store, implement for one type:
 //! - [`TokenStore`]: records of tokens, and the leases under which they are written. A store that one process uses at a
-//!   time takes its leases from `lease::ProcessLeases`; a shared one implements [`Lease`] itself.
+//!   time uses the leases of `lease::ProcessLeases`; a shared one implements [`Lease`] itself.
 //! - [`SecretStore`] and [`NoteStore`]. The three together are a [`Store`].
 //! - [`SharedStore`], if several processes use it at once; [`TokenStore::shared`] returns it.
-//! - `transfer::Records`, for `keybearer store export`, `import` and `reseal`, if it outlasts the process.
+//! - `transfer::Records`, for `keybearer store export`, `import` and `reseal`, if it persists records.
 //!
-//! What leaves the process is sealed by `codec`. `opener` maps the configuration to a store. Then call
+//! `codec` seals every record that leaves the process. `opener` maps the configuration to a store. Call
 //! `conformance::every_store` from the new store's tests, and `conformance::shared_store` too if it is shared.
 //!
-//! No method has a default: whatever a store leaves out does not compile.
-//! Not here: when to refresh (`token`), which store a configuration means (`config`).
-//! Invariants: what leaves memory is sealed; a record that cannot be opened affects its own key alone.
+//! No trait method has a default, so an incomplete store does not compile.
+//! Not here: when to refresh (`token`), which store the configuration selects (`config`).
+//! Invariants: every record is sealed before it leaves memory; a record that cannot be opened affects its own key only.
 
 mod codec;
 #[cfg(test)]
@@ -58,7 +58,7 @@ pub use stored::{Refresh, RefreshLife, StoredToken};
 
 pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
-/// What every store does.
+/// A complete store.
 pub trait Store: TokenStore + SecretStore + NoteStore {}
 impl<T: TokenStore + SecretStore + NoteStore> Store for T {}
 
@@ -69,7 +69,7 @@ pub trait TokenStore: Send + Sync {
     /// Waits at most `wait` for the lease of `key`. In a shared store it expires after `term` unless renewed.
     ///
     /// # Errors
-    /// [`StoreError::LeaseTimeout`] if another holder kept it.
+    /// [`StoreError::LeaseTimeout`] if another holder kept the lease.
     fn lease<'a>(&'a self, key: &'a TokenKey, term: Duration, wait: Duration) -> StoreFuture<'a, Box<dyn Lease>>;
 
     /// Replaces the record of `key` and returns its new version, which is higher than every earlier one. Once it
@@ -79,13 +79,13 @@ pub trait TokenStore: Send + Sync {
     /// [`StoreError::LeaseLost`] if a shared store has given the lease, or a newer record, to another holder.
     fn save<'a>(&'a self, key: &'a TokenKey, token: StoredToken, lease: &'a dyn Lease) -> StoreFuture<'a, u64>;
 
-    /// Removes the record of `key`, under the same terms as [`TokenStore::save`].
+    /// Removes the record of `key`; fails as [`TokenStore::save`] does.
     fn forget<'a>(&'a self, key: &'a TokenKey, lease: &'a dyn Lease) -> StoreFuture<'a, ()>;
 
-    /// At most `limit` records of a connection, in the order of their keys, starting after `after`.
+    /// At most `limit` records of a connection in key order, starting after `after`.
     fn list<'a>(&'a self, connection: &'a Name, after: Option<&'a TokenKey>, limit: usize) -> StoreFuture<'a, Page>;
 
-    /// `None`: one process at a time uses this store, so a record that is missing was removed on purpose.
+    /// `None`: one process at a time uses this store, so a missing record was removed on purpose.
     fn shared(&self) -> Option<Arc<dyn SharedStore>>;
 }
 
@@ -95,47 +95,51 @@ pub trait SecretStore: Send + Sync {
 
     fn put_secret<'a>(&'a self, name: &'a str, secret: Secret) -> StoreFuture<'a, ()>;
 
-    /// True if there was one.
+    /// True if the secret existed.
     fn remove_secret<'a>(&'a self, name: &'a str) -> StoreFuture<'a, bool>;
 
     /// The names of all secrets, sorted.
     fn secret_names(&self) -> StoreFuture<'_, Vec<String>>;
 }
 
-/// Short-lived state: authorizations that wait for a person.
+/// Short-lived state: pending authorizations.
 pub trait NoteStore: Send + Sync {
     /// The note `name`, unless it has expired.
     fn note<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Note>>;
 
-    /// Compare and swap: writes a note that expires at `ends` if the present version is `over` (`None`: there is none).
-    /// Returns false if another writer was faster. In a full share (`share_of`) a new note evicts the one that
-    /// expires first.
-    fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: WallTime, over: Option<u64>) -> StoreFuture<'a, bool>;
+    /// Compare and swap: writes the note if its current version is `replaces` (`None`: there is no note). Returns false
+    /// if another writer won. In a full namespace (`namespace_of`) a new note evicts the one that expires first.
+    fn put_note<'a>(
+        &'a self,
+        name: &'a str,
+        text: Secret,
+        expires_at: WallTime,
+        replaces: Option<u64>,
+    ) -> StoreFuture<'a, bool>;
 
     /// The names of all notes that start with `prefix`, sorted.
     fn note_names<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<String>>;
 }
 
-/// What only a store does that several processes use at once, and that may lose data while they run.
+/// Operations of a store that several processes use at once, and that may lose data while they run.
 pub trait SharedStore: Send + Sync {
-    /// Was the record of version `after`, or a later one, removed on purpose, rather than lost?
+    /// Was the record of version `after`, or a later one, removed on purpose rather than lost?
     fn was_removed<'a>(&'a self, key: &'a TokenKey, after: u64) -> StoreFuture<'a, bool>;
 
-    /// Has a holder announced that it would spend the refresh token ([`Lease::renew`]) without saving the outcome?
+    /// Has a holder announced that it would spend the refresh token ([`Lease::renew`]) and not saved the outcome?
     fn is_in_doubt<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, bool>;
 
-    /// Writes back, under its own version, a record that the store has lost, unless the store has one as new or the
-    /// record was removed.
+    /// Writes back a record that the store has lost, under its own version, unless the store has that version or a
+    /// newer one, or the record was removed.
     fn restore<'a>(&'a self, key: &'a TokenKey, token: StoredToken) -> StoreFuture<'a, ()>;
 
     /// Succeeds if the store is reachable.
     fn check_reachable(&self) -> StoreFuture<'_, ()>;
 
-    /// When the store last became reachable again after an outage, in which leases and recent writes may have been
-    /// lost.
+    /// End of the last outage, in which leases and recent writes may have been lost.
     fn reconnected_at(&self) -> Option<Instant>;
 
-    /// Changes made by other processes from now on.
+    /// Subscribes to changes made by other processes.
     fn news(&self) -> broadcast::Receiver<News>;
 }
 
@@ -148,52 +152,52 @@ pub enum News {
     Missed,
 }
 
-/// The exclusive right to request the token of one key. It ends when it is released or dropped, or when its term ends.
+/// The exclusive right to request the token of one key. It ends when released or dropped, or when its term expires.
 pub trait Lease: Send + Sync {
-    /// Call before each token request. Restarts the term; `spends` records that the refresh token of that version of
-    /// the record is about to be spent.
+    /// Restarts the term; call it before each token request. `spends` announces that the refresh token in that version
+    /// of the record is about to be spent.
     ///
     /// # Errors
-    /// [`StoreError::LeaseLost`] if the lease has ended, or the record has another version by now.
+    /// [`StoreError::LeaseLost`] if the lease has ended, or the record has changed.
     fn renew(&self, spends: Option<u64>) -> StoreFuture<'_, ()>;
 
-    /// Has an earlier holder announced that it would spend a refresh token without saving the outcome?
+    /// Has an earlier holder announced that it would spend a refresh token and not saved the outcome?
     fn is_in_doubt(&self) -> bool;
 
-    /// The version of the record, or of its removal, when the lease was taken; 0: there was neither.
+    /// Version of the record, or of its removal, when the lease was acquired; 0: there was neither.
     fn replaces(&self) -> u64;
 
-    /// Back-off that an earlier holder has announced with [`Lease::put_off_others`].
-    fn put_off(&self) -> Option<&PutOff>;
+    /// Backoff announced by an earlier holder with [`Lease::announce_backoff`].
+    fn backoff(&self) -> Option<&AnnouncedBackoff>;
 
-    /// Announces a back-off to later holders. It ends after `put_off.wait`, or when a token is saved.
-    fn put_off_others<'a>(&'a self, put_off: &'a PutOff) -> StoreFuture<'a, ()>;
+    /// Announces a backoff to later holders. It ends after `backoff.wait`, or when a token is saved.
+    fn announce_backoff<'a>(&'a self, backoff: &'a AnnouncedBackoff) -> StoreFuture<'a, ()>;
 
     /// The fencing token of the next write; `None`: no other process can hold this lease.
     fn fence(&self) -> Option<Fence>;
 
-    /// Ends the lease. `settled`: it is known whether the refresh token was spent.
+    /// Ends the lease. `settled`: the caller knows whether the refresh token was spent.
     fn release(self: Box<Self>, settled: bool) -> LeaseEnd;
 }
 
 pub type LeaseEnd = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// A back-off that all replicas keep: the authorization server gives no token.
+/// A backoff that all replicas observe, because the authorization server issues no token.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PutOff {
-    /// How much longer it lasts.
+pub struct AnnouncedBackoff {
+    /// Remaining time.
     pub wait: Duration,
     /// Time since the failure.
     pub age: Duration,
-    /// A permanent failure: asking again is useless until the operator changes something.
+    /// A permanent failure: a retry is useless until the operator changes something.
     pub permanent: bool,
     /// Consecutive failures.
     pub failures: u32,
-    /// The server's error code, or our word for the failure; without spaces.
+    /// The server's error code, or our name for the failure; without spaces.
     pub error: String,
 }
 
-/// A fencing token: makes the write of a holder fail that has lost its lease.
+/// A fencing token: fails the write of a holder that has lost its lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fence {
     pub holder: String,
@@ -203,17 +207,17 @@ pub struct Fence {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Note {
     pub text: Secret,
-    /// Of several writers that replace one version, one succeeds.
+    /// Only one of several writers that replace the same version succeeds.
     pub version: u64,
 }
 
-pub const NOTES_PER_SHARE_MAX: usize = 1000;
+pub const NOTES_PER_NAMESPACE_MAX: usize = 1000;
 pub const NOTE_BYTES_MAX: usize = 64 * 1024;
 const LONG_NOTE: StoreError = StoreError::Unsupported("a note has at most 64 KiB");
 
-/// The group of notes that `name` counts towards: its name up to the last `/`, inclusive. A full share never evicts
-/// notes of another one.
-fn share_of(name: &str) -> &str {
+/// The namespace that the note `name` counts towards: its name up to and including the last `/`. Each namespace has its
+/// own limit and evicts only its own notes.
+fn namespace_of(name: &str) -> &str {
     name.rfind('/').map_or("", |at| &name[..=at])
 }
 

@@ -1,8 +1,8 @@
-//! Logs: one structured line for each event on stderr, without secrets and without line breaks from outside.
+//! Logs: one structured line per event on stderr, without secrets.
 //!
-//! Holds: only our own events are logged, whatever the level: what libraries say at `trace` may hold headers and
-//! bodies. Text from the network goes through [`Clean`]. Logging never blocks: lines pass through a bounded queue to one
-//! writer thread, and lines that find it full are dropped and counted.
+//! Invariants: events of libraries are never logged, because at `trace` they may contain headers and bodies. Untrusted
+//! text is escaped by [`Clean`], so it cannot start a new line. Logging never blocks: lines go through a bounded queue
+//! to one writer thread; when the queue is full, lines are dropped and counted.
 //! Metrics: `keybearer_log_lines_dropped_total`.
 
 pub mod audit;
@@ -28,10 +28,10 @@ use crate::model::{Log, LogFormat, LogLevel};
 type Filtered = Layered<reload::Layer<Targets, Registry>, Registry>;
 type Lines = Box<dyn Layer<Filtered> + Send + Sync>;
 
-/// Lines that wait for the writer thread while stderr is slow or blocked; a few MiB, since [`Clean`] bounds each field.
+/// Capacity of the queue, for when stderr is slow or blocked; a few MiB, since [`Clean`] bounds each field.
 const QUEUE_MAX_LINES: usize = 8192;
 
-/// The running log; what is in its configuration can be changed.
+/// The running logger. Its configuration can be changed.
 #[derive(Clone)]
 pub struct Logging {
     stderr: NonBlocking,
@@ -40,9 +40,9 @@ pub struct Logging {
 }
 
 impl Logging {
-    /// Starts logging to stderr and routes panics there. In a process that logs already, this changes nothing.
+    /// Starts logging to stderr, panics included. Does nothing if the process has a logger already.
     ///
-    /// Dropping the guard writes what is queued; it gives up after about a second if stderr stays blocked.
+    /// Dropping the guard flushes the queue; it gives up after about a second if stderr stays blocked.
     pub fn start(log: Log) -> (Logging, WorkerGuard) {
         let queue = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(QUEUE_MAX_LINES).thread_name("log");
         let (stderr, guard) = queue.finish(std::io::stderr());
@@ -51,28 +51,28 @@ impl Logging {
         if tracing_subscriber::registry().with(filter).with(lines).try_init().is_ok() {
             std::panic::set_hook(Box::new(|panic| {
                 let place = panic.location().map(ToString::to_string).unwrap_or_default();
-                // Only a literal is shown: a formatted message could hold anything.
+                // Only a literal is logged: a formatted message could contain a secret.
                 let why = panic.payload().downcast_ref::<&'static str>().copied().unwrap_or_default();
-                tracing::error!(%place, why, "a task panicked; it ends alone");
+                tracing::error!(%place, why, "task panicked; other tasks continue");
             }));
         }
         (Logging { stderr, filter: filter_handle, lines: lines_handle }, guard)
     }
 
-    /// Counts the lines that found the queue full.
+    /// Counts the lines dropped because the queue was full.
     pub fn dropped_lines(&self) -> ErrorCounter {
         self.stderr.error_counter()
     }
 
-    /// Logs as `log` says from now on.
-    pub fn change(&self, log: Log) {
-        // Both fail only when the subscriber is gone, and then nobody logs.
+    /// Applies `log` from now on.
+    pub fn reconfigure(&self, log: Log) {
+        // Both fail only if the subscriber is gone; then nothing is logged.
         let _ = self.filter.reload(filter(log));
         let _ = self.lines.reload(lines(log, self.stderr.clone()));
     }
 }
 
-/// Ours alone, down to the level; what is the audit is written in any case.
+/// Our own events at the configured level; audit lines always pass.
 fn filter(log: Log) -> Targets {
     let level = match log.level {
         LogLevel::Error => LevelFilter::ERROR,
@@ -98,13 +98,13 @@ fn lines(log: Log, stderr: NonBlocking) -> Lines {
     }
 }
 
-/// Characters that end a line, move the cursor or turn the direction of reading.
-pub fn misleads(c: char) -> bool {
-    let turns = matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' | '\u{61c}');
-    c.is_control() || turns
+/// Is `c` a control character or one that changes the text direction (line breaks, cursor movement, bidi overrides)?
+pub fn is_deceptive(c: char) -> bool {
+    let is_bidi = matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' | '\u{61c}');
+    c.is_control() || is_bidi
 }
 
-/// Shows text from outside on one line: what misleads is escaped, at most 200 characters.
+/// Displays untrusted text on one line: escapes deceptive characters, truncates to 200 characters.
 #[derive(Debug, Clone, Copy)]
 pub struct Clean<'a>(pub &'a str);
 
@@ -114,7 +114,7 @@ impl fmt::Display for Clean<'_> {
             if position == 200 {
                 return f.write_char('…');
             }
-            if misleads(c) {
+            if is_deceptive(c) {
                 write!(f, "{}", c.escape_default())?;
             } else {
                 f.write_char(c)?;
@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_from_outside_stays_on_its_line() {
+    fn untrusted_text_stays_on_its_line() {
         assert_eq!(Clean("a\r\nb\u{1b}[31m\u{202e}").to_string(), "a\\r\\nb\\u{1b}[31m\\u{202e}");
         assert_eq!(Clean(&"x".repeat(300)).to_string().chars().count(), 201);
     }

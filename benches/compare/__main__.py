@@ -1,4 +1,4 @@
-"""Compares Keybearer with other proxies: CPU time a request, in alternating slices on the same core. See ../README.md."""
+"""Compares Keybearer with other proxies: CPU time per request, in interleaved slices on the same core. See ../README.md."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ REPEATS_MAX = 3
 
 def main():
     options = arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated by a signal"))
     cores = sorted(os.sched_getaffinity(0))
     load_core, *proxy_cores = cores if len(cores) > options.workers else [None]
     proxy_cores = ",".join(map(str, proxy_cores[-options.workers:]))
@@ -43,16 +43,16 @@ def main():
 
 def arguments():
     parser = argparse.ArgumentParser(prog="benches/compare/run", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one round of everything: is it right? says nothing about speed")
+    parser.add_argument("--quick", action="store_true", help="one round of everything, to check correctness; the timings are meaningless")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=int, default=1, help="length of a slice")
-    parser.add_argument("--workers", type=int, default=1, help="of each proxy")
-    parser.add_argument("--rate", type=int, default=3200, help="requests a second where the load is paced")
-    parser.add_argument("--only", default="", help="scenarios whose name holds this")
+    parser.add_argument("--workers", type=int, default=1, help="worker threads or processes of each proxy")
+    parser.add_argument("--rate", type=int, default=3200, help="requests per second of the paced load")
+    parser.add_argument("--only", default="", help="run only scenarios whose name contains this")
     parser.add_argument("--peers", default="nginx,haproxy")
-    parser.add_argument("--binary", type=Path, help="keybearer; default: the profile `dist`, built; with --quick target/release")
-    parser.add_argument("--beside", type=Path, help="another keybearer to measure beside the first")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="writes every slice there")
+    parser.add_argument("--binary", type=Path, help="keybearer binary; default: a build of the profile `dist`, or `release` with --quick")
+    parser.add_argument("--beside", type=Path, help="another keybearer binary to measure alongside the first")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every slice to FILE")
     options = parser.parse_args()
     if options.quick:
         options.rounds = 1
@@ -71,16 +71,16 @@ def measure(stage, proxies, options):
     rounds = []
     for scenario in (scenario for scenario in SCENARIOS if options.only in scenario.name):
         if not options.quick:
-            # Connections are opened and pools filled before anything is counted.
+            # Warm up: open connections and fill pools before measuring.
             for proxy in proxies:
                 clean_slice(stage, scenario, proxy, options.seconds, options.rate, 1.0, 0)
         for number in range(options.rounds):
             order = proxies[number % len(proxies):] + proxies[:number % len(proxies)]
             repeats = 0 if options.quick else REPEATS_MAX
-            take = lambda proxy: clean_slice(stage, scenario, proxy, options.seconds, options.rate, DIRT_MAX, repeats)
-            rounds.append({proxy.name: take(proxy) for proxy in order})
+            measure_proxy = lambda proxy: clean_slice(stage, scenario, proxy, options.seconds, options.rate, DIRT_MAX, repeats)
+            rounds.append({proxy.name: measure_proxy(proxy) for proxy in order})
     if not rounds:
-        raise Failed(f"no scenario has {options.only!r} in its name")
+        raise Failed(f"no scenario name contains {options.only!r}")
     return rounds
 
 

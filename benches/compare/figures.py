@@ -1,12 +1,12 @@
-"""From slices to figures: medians and best slices, and ratios within a round."""
+"""Computes figures from slices: medians, best slices, and ratios within a round."""
 
 from statistics import median
 
 
 def figures(rounds, names, subject):
-    """For each scenario and proxy: CPU time, its ratio to the subject's, latency. `rounds` holds {proxy: slice} for each round."""
+    """CPU time, ratio to the subject's, and latency for each scenario and proxy. `rounds` has a dict {proxy: slice} per round."""
     table = []
-    for scenario in dict.fromkeys(taken["scenario"] for one in rounds for taken in one.values()):
+    for scenario in dict.fromkeys(measured["scenario"] for one in rounds for measured in one.values()):
         mine = [one for one in rounds if next(iter(one.values()))["scenario"] == scenario]
         for name in names:
             slices = [one[name] for one in mine]
@@ -29,7 +29,7 @@ def figures(rounds, names, subject):
 
 
 def show(table, subject):
-    """The table for people."""
+    """Prints the table."""
     titles = ["proxy", "CPU us/rq median", "best", f"{subject}/it median", "min-max", "of best", "p50 ms", "p99 ms", "worst p99", "dirty"]
     scenario = None
     for row in table:

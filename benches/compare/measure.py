@@ -1,4 +1,4 @@
-"""One slice: load on one proxy, its CPU time from /proc, and what else used the cores meanwhile."""
+"""Measures one slice: load on one proxy, its CPU time from /proc, and foreign use of the cores."""
 
 import json
 import os
@@ -14,7 +14,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Scenario:
-    """A way through the proxies, under a load."""
+    """A path through the proxies, under a load."""
 
     name: str
     path: str
@@ -34,7 +34,7 @@ SCENARIOS = [
 
 
 def cpu_seconds(pids):
-    """CPU time of each thread, in seconds: /proc/PID/task/TID/schedstat counts nanoseconds, where `stat` has ticks of 10 ms."""
+    """CPU time of each thread, in seconds: /proc/PID/task/TID/schedstat counts nanoseconds, `stat` only ticks of 10 ms."""
     spent = {}
     for pid in pids:
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -59,7 +59,7 @@ def core_seconds(cores):
 
 
 def slice_of(stage, scenario, proxy, seconds, rate):
-    """Loads `proxy` for some seconds. Errors end the comparison."""
+    """Loads `proxy` for some seconds. An error aborts the comparison."""
     cores = sorted(map(int, stage.proxy_cores.split(","))) if stage.proxy_cores else list(range(os.cpu_count()))
     pids = proxy.pids()
     before, (busy, steal) = cpu_seconds(pids), core_seconds(cores)
@@ -67,7 +67,7 @@ def slice_of(stage, scenario, proxy, seconds, rate):
     after, (busy_after, steal_after) = cpu_seconds(pids), core_seconds(cores)
     cpu = sum(spent - before.get(task, 0.0) for task, spent in after.items())
     if load["errors"] or not load["requests"]:
-        raise Failed(f"{proxy.name}, {scenario.name}: {load}; {proxy.said()}")
+        raise Failed(f"{proxy.name}, {scenario.name}: {load}; {proxy.output()}")
     wall = load["seconds"] * len(cores)
     foreign = max(0.0, busy_after - busy - cpu) / wall if stage.proxy_cores else 0.0
     return {
@@ -97,14 +97,14 @@ def run_load(stage, scenario, proxy, seconds, rate):
 
 
 def clean_slice(stage, scenario, proxy, seconds, rate, dirt_max, repeats_max):
-    """A slice in which little else used the proxies' cores: repeated while it is not, the cleanest kept."""
+    """Repeats a slice until foreign use of the cores is low enough; returns the cleanest one."""
     best = None
     for repeat in range(repeats_max + 1):
-        taken = slice_of(stage, scenario, proxy, seconds, rate)
-        taken["repeats"] = repeat
+        measured = slice_of(stage, scenario, proxy, seconds, rate)
+        measured["repeats"] = repeat
         dirt = lambda one: one["foreign"] + one["steal"]
-        if best is None or dirt(taken) < dirt(best):
-            best = taken
+        if best is None or dirt(measured) < dirt(best):
+            best = measured
         if dirt(best) <= dirt_max:
             break
     best["dirty"] = best["foreign"] + best["steal"] > dirt_max

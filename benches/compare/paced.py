@@ -1,6 +1,6 @@
-"""A load generator that sends a fixed number of requests a second, evenly, over kept connections.
+"""A load generator that sends a fixed number of evenly spaced requests per second over keep-alive connections.
 
-wrk sends as fast as answers come; this shows a proxy at part load. Prints the same line of JSON as `report.lua`.
+wrk sends as fast as responses arrive; this shows a proxy at partial load. Prints the same line of JSON as `report.lua`.
 """
 
 import argparse
@@ -10,8 +10,8 @@ import socket
 import time
 
 
-def exchange(sock, answer_bytes):
-    """Reads what is there; true once the answer is whole."""
+def exchange(sock, response_bytes):
+    """Reads the available bytes; true once the response is complete."""
     data = sock.recv(65536)
     if not data:
         raise SystemExit("a connection was closed")
@@ -19,13 +19,13 @@ def exchange(sock, answer_bytes):
     if sock_left[sock] > 0:
         return False
     if sock_left[sock] < 0:
-        raise SystemExit("an answer was longer than the first")
-    sock_left[sock] = answer_bytes
+        raise SystemExit("a response was longer than the first one")
+    sock_left[sock] = response_bytes
     return True
 
 
-def first_answer(sock, request):
-    """Sends one request and tells the bytes of its answer, which all others must have."""
+def measure_response(sock, request):
+    """Sends one request and returns the length of its response, which all others must have."""
     sock.sendall(request)
     data = b""
     while b"\r\n\r\n" not in data:
@@ -57,8 +57,8 @@ def main():
     idle = [socket.create_connection(("127.0.0.1", options.port)) for _ in range(options.connections)]
     for sock in idle:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    answer_bytes = first_answer(idle[0], request)
-    sock_left.update((sock, answer_bytes) for sock in idle)
+    response_bytes = measure_response(idle[0], request)
+    sock_left.update((sock, response_bytes) for sock in idle)
     busy, times = {}, []
     start = time.monotonic()
     due, interval = start, 1.0 / options.rate
@@ -74,15 +74,15 @@ def main():
             break
         wait = max(0.0, due - now) if idle and due < end else 1.0
         for sock in select.select(list(busy), [], [], wait)[0]:
-            if exchange(sock, answer_bytes):
+            if exchange(sock, response_bytes):
                 times.append(time.monotonic() - busy.pop(sock))
                 idle.append(sock)
         if now > end + 10:
-            raise SystemExit("answers did not come")
+            raise SystemExit("responses timed out")
     times.sort()
     at = lambda share: round(1000 * times[min(len(times) - 1, int(share * len(times)))], 3)
     print(json.dumps({
-        "requests": len(times) + 1, "seconds": time.monotonic() - start, "bytes": len(times) * answer_bytes,
+        "requests": len(times) + 1, "seconds": time.monotonic() - start, "bytes": len(times) * response_bytes,
         "errors": 0, "p50_ms": at(0.5), "p99_ms": at(0.99),
     }))
 

@@ -1,4 +1,4 @@
--- What wrk measured, as one line of JSON. Its first argument replaces the target (for the absolute form).
+-- Prints wrk's results as one line of JSON. The first argument replaces the target (for absolute form).
 function init(args)
    if args[1] then wrk.path = args[1] end
 end

@@ -1,4 +1,4 @@
-"""What stands on the stage: certificates, the token endpoint, the origin, the proxies; and the check that they are right."""
+"""The test bed: certificates, token endpoint, origin and proxies, and a check that they work."""
 
 import grp
 import http.client
@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 HOST = "api.bench.test"
 START_SECONDS_MAX = 20
 SIZES = {"1k": 1024, "64k": 64 * 1024}
-# What a service sends, beside Host.
+# Headers that a service sends, in addition to Host.
 HEADERS = {
     "User-Agent": "bench/1.0",
     "Accept": "application/json",
@@ -34,13 +34,13 @@ HEADERS = {
 
 
 class Template(string.Template):
-    """`@name`, because nginx has the dollar sign for itself."""
+    """Uses `@name`, because nginx uses the dollar sign."""
 
     delimiter = "@"
 
 
 class Failed(Exception):
-    """The comparison cannot go on, or a proxy did something wrong."""
+    """The comparison cannot continue, or a proxy misbehaved."""
 
 
 def free_ports(count):
@@ -54,7 +54,7 @@ def free_ports(count):
 
 
 class TokenEndpoint:
-    """Answers the client credentials grant of the one client with the one token."""
+    """Responds to the client credentials grant of the only client with the only token."""
 
     def __init__(self, token):
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -62,8 +62,8 @@ class TokenEndpoint:
                 form = urllib.parse.parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
                 wanted = {"grant_type": "client_credentials", "client_id": "bench", "client_secret": "bench-secret"}
                 right = all(form.get(name) == [value] for name, value in wanted.items())
-                answer = {"access_token": token, "token_type": "Bearer", "expires_in": 86400}
-                body = json.dumps(answer if right else {"error": "invalid_client"}).encode()
+                response = {"access_token": token, "token_type": "Bearer", "expires_in": 86400}
+                body = json.dumps(response if right else {"error": "invalid_client"}).encode()
                 self.send_response(200 if right else 401)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(body)))
@@ -79,7 +79,7 @@ class TokenEndpoint:
 
 
 class Proxy:
-    """A program in a session of its own, and all of its processes."""
+    """A program in its own session, with all of its processes."""
 
     def __init__(self, name, process, port, log):
         self.name, self.process, self.port, self.log = name, process, port, log
@@ -97,7 +97,7 @@ class Proxy:
                     found.append(int(entry.name))
         return found
 
-    def said(self):
+    def output(self):
         return self.log.read_text(errors="replace")[-2000:]
 
     def stop(self):
@@ -111,7 +111,7 @@ class Proxy:
 
 
 class Stage:
-    """Everything that runs; `with` stops it all and removes its files."""
+    """All running programs; `with` stops them and removes their files."""
 
     def __init__(self, workers, proxy_cores, load_cores):
         self.dir = Path(tempfile.mkdtemp(prefix="keybearer-compare-"))
@@ -128,14 +128,14 @@ class Stage:
         return self
 
     def __exit__(self, *_):
-        # A second signal must not leave half of it running.
+        # A second signal must not interrupt the cleanup.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         for proxy in reversed(self.running):
             proxy.stop()
         shutil.rmtree(self.dir, ignore_errors=True)
 
     def prepare(self):
-        """Certificates, bodies, the token endpoint, the origin."""
+        """Creates certificates and bodies; starts the token endpoint and the origin."""
         self.certificates()
         for prefix in ("plain", "tls"):
             folder = self.dir / "www" / prefix
@@ -158,8 +158,8 @@ class Stage:
                 "-out", "origin.pem", "-days", "2", "-extfile", "san")
 
     def start(self, name, template, command, port, cores, **more):
-        """Starts a program with its template filled; it is ready when its port answers."""
-        # A directory of its own, because Keybearer watches the one of its configuration.
+        """Starts a program with its filled template and waits until its port accepts connections."""
+        # A separate directory, because Keybearer watches the directory of its configuration.
         path = self.dir / "config" / name / template
         path.parent.mkdir(parents=True)
         path.write_text(Template((HERE / template).read_text()).substitute(self.values, name=name, port=port, **more))
@@ -177,7 +177,7 @@ class Stage:
                 return proxy
             except OSError:
                 if process.poll() is not None or time.monotonic() > deadline:
-                    raise Failed(f"{name} did not start: {proxy.said()}") from None
+                    raise Failed(f"{name} did not start: {proxy.output()}") from None
                 time.sleep(0.02)
 
     def nginx(self):
@@ -195,32 +195,32 @@ class Stage:
         return f"http://{HOST}:{self.values['origin_plain']}{path}"
 
     def host_of(self, target):
-        """What a client puts into Host for this target."""
+        """The Host header for this target."""
         return f"{HOST}:{self.values['origin_plain']}" if target.startswith("http:") else "localhost"
 
     def check(self, proxy):
-        """The token arrives exactly, in place of the caller's own, and bodies are whole, on every way through `proxy`."""
-        ways = [("/plain/", ""), ("/tls/", ""), ("/plain/", self.absolute(""))]
-        for prefix, base in ways:
+        """Checks on every path through `proxy` that the token replaces the caller's credential and that bodies are complete."""
+        paths = [("/plain/", ""), ("/tls/", ""), ("/plain/", self.absolute(""))]
+        for prefix, base in paths:
             wanted = {"seen": f"Bearer {self.token}".encode(), **{name: b"x" * size for name, size in SIZES.items()}}
             for name, body in wanted.items():
-                status, got = self.ask(proxy.port, f"{base}{prefix}{name}")
+                status, got = self.get(proxy.port, f"{base}{prefix}{name}")
                 if (status, got) != (200, body):
                     what = f"status {status}, {len(got)} bytes for {len(body)}"
-                    raise Failed(f"{proxy.name}: {base}{prefix}{name}: {what}; {proxy.said()}")
-        status, _ = self.ask(self.values["origin_plain"], "/plain/1k")
+                    raise Failed(f"{proxy.name}: {base}{prefix}{name}: {what}; {proxy.output()}")
+        status, _ = self.get(self.values["origin_plain"], "/plain/1k")
         if status != 401:
-            raise Failed(f"the origin lets a wrong token pass: {status}")
+            raise Failed(f"the origin accepts a wrong token: {status}")
 
-    def ask(self, port, target):
+    def get(self, port, target):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         try:
             connection.putrequest("GET", target, skip_host=True, skip_accept_encoding=True)
             for name, value in {"Host": self.host_of(target), **HEADERS}.items():
                 connection.putheader(name, value)
             connection.endheaders()
-            answer = connection.getresponse()
-            return answer.status, answer.read()
+            response = connection.getresponse()
+            return response.status, response.read()
         finally:
             connection.close()
 

@@ -37,7 +37,7 @@ pub async fn events(State(admin): State<Admin>) -> Result<Response, Problem> {
         let detail = format!("{LISTENERS_MAX} listen already; close one, or ask later");
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", detail).retry_after(HEARTBEAT)
     })?;
-    let listening = Listening { receiver: admin.events.listen(), heartbeat: interval(HEARTBEAT), _place: place };
+    let listening = Listening { receiver: admin.events.subscribe(), heartbeat: interval(HEARTBEAT), _place: place };
     let stream = stream::unfold(listening, |mut listening| async move {
         let text = listening.next().await?;
         Some((Ok::<_, Infallible>(Bytes::from(text)), listening))

@@ -209,7 +209,7 @@ pub fn token(slot: &TokenSlot, now: Now) -> Value {
 /// A token of the definition `own` that is stored and not in memory.
 pub fn stored(own: &Connection, key: &TokenKey, record: &Result<StoredToken, StoreError>) -> Value {
     let (token, lifespan) = (record.as_ref().ok(), own.lifetimes.refresh_token);
-    let outdated = token.is_some_and(|token| own.grant.needs_person() && !token.is_of(own));
+    let outdated = token.is_some_and(|token| own.grant.needs_person() && !token.matches(own));
     let ends = token.filter(|token| matches!(token.refresh, Refresh::Token(_))).and_then(|token| {
         let life = token.refresh_life;
         Some(life.since? + life.stated.or(lifespan)?)

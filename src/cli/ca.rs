@@ -1,6 +1,6 @@
-//! `keybearer ca`: makes the interception CA, and prints it for clients.
+//! `keybearer ca`: creates the interception CA and exports its certificate.
 //!
-//! Holds: nothing is ever overwritten; the key is written to a file of mode 0600 and shown nowhere.
+//! Invariants: no file is ever overwritten; the key is written to a file of mode 0600 and never printed.
 
 use std::fs::OpenOptions;
 use std::io::{self, ErrorKind, Write as _};
@@ -23,21 +23,21 @@ use crate::tls::{self, authority};
 
 #[derive(Debug, Subcommand)]
 pub enum CaCommand {
-    /// Make a CA: a certificate for clients to trust, and its key
+    /// Create a CA: a certificate for programs to trust, and its key
     Init(InitArguments),
-    /// Print the certificate for clients, alone or with the system's roots
+    /// Print the certificate, alone or with the system's roots
     Export(ExportArguments),
 }
 
 #[derive(Debug, Args)]
 pub struct InitArguments {
-    /// Where the certificate goes
+    /// File to write the certificate to
     #[arg(long, value_name = "PATH")]
     certificate: PathBuf,
-    /// Where the key goes; nobody else may read the file
+    /// File to write the key to, readable only by its owner
     #[arg(long, value_name = "PATH")]
     key: PathBuf,
-    /// Let it vouch for the hosts of the configuration's routes alone
+    /// Constrain the CA to the hosts of the configured routes
     #[arg(long)]
     constrain: bool,
     #[command(flatten)]
@@ -46,10 +46,10 @@ pub struct InitArguments {
 
 #[derive(Debug, Args)]
 pub struct ExportArguments {
-    /// The certificate that `ca init` made
+    /// The certificate that `ca init` created
     #[arg(long, value_name = "PATH")]
     certificate: PathBuf,
-    /// With the system's roots, for variables that replace them, such as SSL_CERT_FILE
+    /// Add the system's roots, for variables that replace them, such as SSL_CERT_FILE
     #[arg(long)]
     bundle: bool,
 }
@@ -69,34 +69,37 @@ fn init(arguments: &InitArguments) -> ExitCode {
     let hosts = match constrain.then(|| hosts(&config.path())) {
         None => Vec::new(),
         Some(Ok(hosts)) if hosts.is_empty() => {
-            return fail("no route of the configuration names a host; add one, or leave out --constrain");
+            return fail("no configured route names a host; add one, or omit --constrain");
         }
         Some(Ok(hosts)) => hosts,
         Some(Err(code)) => return code,
     };
-    let made = match authority::make_ca("Keybearer interception CA", &hosts, Clock::system().now().wall) {
-        Ok(made) => made,
-        Err(error) => return fail(&format!("the CA cannot be made: {error}")),
+    let created = match authority::make_ca("Keybearer interception CA", &hosts, Clock::system().now().wall) {
+        Ok(created) => created,
+        Err(error) => return fail(&format!("cannot create the CA: {error}")),
     };
-    if let Err(why) = write(certificate, &made.certificate_pem, key, made.key_pem.expose()) {
+    if let Err(why) = write(certificate, &created.certificate_pem, key, created.key_pem.expose()) {
         return fail(&why);
     }
-    let vouches = match hosts.as_slice() {
-        [] => "for every host".to_owned(),
-        hosts => format!("for {} and what is below", hosts.iter().map(Host::to_string).collect::<Vec<_>>().join(", ")),
+    let scope = match hosts.as_slice() {
+        [] => "every host".to_owned(),
+        hosts => format!("{} and their subdomains", hosts.iter().map(Host::to_string).collect::<Vec<_>>().join(", ")),
     };
     let (certificate, key) = (certificate.display(), key.display());
-    println!("{certificate}: the certificate; it can vouch {vouches}");
-    println!("{key}: its key; whoever reads it can do the same, so keep it where Keybearer alone can read it");
+    println!("{certificate}: certificate of a CA for {scope}");
+    println!(
+        "{key}: its key; anyone who can read it can impersonate these hosts, so keep it readable by Keybearer only"
+    );
     println!();
-    println!("In the configuration (paths are relative to its file):");
+    println!("Add to the configuration (paths are relative to its file):");
     println!("  interception: {{ca_certificate: {certificate}, ca_key: {{file: {key}}}}}");
-    println!("For clients, which then use the proxy and trust the CA:");
+    println!("Run a program that uses the proxy and trusts the CA:");
     println!("  keybearer exec -- CMD");
     ExitCode::SUCCESS
 }
 
-/// Hosts of all routes, wildcards without their `*.`; else the exit code, the problems being printed.
+/// Hosts of all routes, wildcards without their `*.`. On an invalid configuration, prints the problems and returns the
+/// exit code.
 fn hosts(path: &Path) -> Result<Vec<Host>, ExitCode> {
     let loaded =
         config::load(path, Arc::new(StoreOpener::new(Clock::system(), Tasks::default()))).map_err(|problems| {
@@ -117,11 +120,11 @@ fn hosts(path: &Path) -> Result<Vec<Host>, ExitCode> {
     Ok(hosts)
 }
 
-/// Both files, or neither.
+/// Writes both files or neither.
 fn write(certificate: &Path, certificate_pem: &str, key: &Path, key_pem: &str) -> Result<(), String> {
     let refused = |path: &Path, error: io::Error| match error.kind() {
         ErrorKind::AlreadyExists => {
-            format!("{} is there already; give another path, for clients may trust what it holds", path.display())
+            format!("{} already exists, and programs may trust it; use another path", path.display())
         }
         _ => format!("{} cannot be written: {error}", path.display()),
     };
@@ -134,25 +137,25 @@ fn write(certificate: &Path, certificate_pem: &str, key: &Path, key_pem: &str) -
         (Ok(_), Ok(())) => private_file::create(key, key_pem.trim_end()).map_err(|error| refused(key, error)),
     };
     if both.is_err() {
-        // It was not there before.
+        // This run created it.
         let _ = std::fs::remove_file(certificate);
     }
     both
 }
 
-/// The CA's certificate in PEM, perhaps with the system's roots behind it.
+/// The CA certificate in PEM, followed by the system's roots if `bundle`.
 pub fn export(certificate: &Path, bundle: bool) -> Result<String, String> {
     let pem =
         std::fs::read(certificate).map_err(|error| format!("{} cannot be read: {error}", certificate.display()))?;
     let own = authority::read_certificates(&pem).map_err(|error| format!("{} {error}", certificate.display()))?;
     let roots: Vec<CertificateDer<'static>> = if bundle { tls::platform_roots() } else { Vec::new() };
     if bundle && roots.is_empty() {
-        return Err("the system has no roots to put beside it; install its package ca-certificates".to_owned());
+        return Err("the system has no roots for a bundle; install the package ca-certificates".to_owned());
     }
-    let ended = own.first().and_then(tls::expiry).filter(|end| *end <= Clock::system().now().wall);
-    if let Some(end) = ended {
+    let expired = own.first().and_then(tls::expiry).filter(|end| *end <= Clock::system().now().wall);
+    if let Some(end) = expired {
         let date = httpdate::fmt_http_date(end.to_system());
-        eprintln!("warning: {} ended on {date}; make a new CA with `keybearer ca init`", certificate.display());
+        eprintln!("warning: {} expired on {date}; create a new CA with `keybearer ca init`", certificate.display());
     }
     Ok(tls::to_pem(own.iter().chain(&roots)))
 }

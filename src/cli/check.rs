@@ -1,6 +1,6 @@
-//! `keybearer check`: every problem in one run; on a terminal each with its line of the file.
+//! `keybearer check`: reports every problem in one run; on a terminal with an excerpt of the file.
 //!
-//! Not here: whose token the configuration no longer fits (`consent`).
+//! Not here: stored tokens that no longer match the configuration (`consent`).
 
 mod consent;
 
@@ -23,7 +23,7 @@ use crate::tasks::Tasks;
 pub struct CheckArguments {
     #[command(flatten)]
     config: ConfigArguments,
-    /// One JSON object on standard output, for programs
+    /// Print one JSON object, for programs
     #[arg(long)]
     json: bool,
 }
@@ -57,7 +57,7 @@ pub fn check(arguments: &CheckArguments) -> ExitCode {
                 eprintln!("warning: {warning}");
             }
             let connections = loaded.model.connections.len();
-            println!("{}: good, {connections} connection{}", path.display(), if connections == 1 { "" } else { "s" });
+            println!("{}: OK, {connections} connection{}", path.display(), if connections == 1 { "" } else { "s" });
             for note in &notes {
                 println!("note: {note}");
             }
@@ -66,16 +66,16 @@ pub fn check(arguments: &CheckArguments) -> ExitCode {
     }
 }
 
-/// What is no mistake, and worth knowing before the configuration is put in force.
+/// Facts that are no problem but worth knowing before the configuration is applied.
 fn notes(model: &Model, opener: &StoreOpener) -> Vec<String> {
     let relayed = relays_https(model).then(|| RELAYED.to_owned());
     relayed.into_iter().chain(consent::notes(model, opener)).collect()
 }
 
-const RELAYED: &str = "https:// URLs, for which clients send CONNECT, are relayed without a token, since there is no \
-                       `interception`; http:// URLs and mounts get theirs";
+const RELAYED: &str = "without `interception`, requests to https:// URLs, for which programs send CONNECT, are relayed without a \
+                       token; http:// URLs and mounts get theirs";
 
-/// Does some tunnel lead to a host whose requests would get a token if it could be opened?
+/// Does a route exist whose HTTPS requests would get a token only with interception?
 fn relays_https(model: &Model) -> bool {
     let hosted = |route: &&Route| matches!(route.matches, RouteMatch::Host { .. }) && route.tls.upgrade;
     let mut routes = model.connections.iter().flat_map(|connection| &connection.routes).filter(hosted);

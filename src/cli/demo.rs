@@ -1,4 +1,4 @@
-//! `keybearer demo`: the main job with nothing else installed.
+//! `keybearer demo`: the whole flow with nothing else installed.
 
 use std::process::ExitCode;
 
@@ -14,14 +14,13 @@ pub struct DemoArguments {
     /// Exit after one request: 0 if the API accepted the token
     #[arg(long)]
     once: bool,
-    /// Present this client secret instead of the right one, to see a refusal
+    /// Present this client secret instead of the correct one, to see a refusal
     #[arg(long, value_name = "TEXT")]
     client_secret: Option<String>,
 }
 
 pub fn demo(arguments: &DemoArguments) -> ExitCode {
-    let (_, _writes_the_rest) =
-        Logging::start(Log { level: LogLevel::Warn, format: LogFormat::Text, ..Log::default() });
+    let (_, _flush_on_drop) = Logging::start(Log { level: LogLevel::Warn, format: LogFormat::Text, ..Log::default() });
     let result = control_runtime().map_err(|error| error.to_string()).and_then(|runtime| {
         let accepted = runtime.block_on(show(arguments));
         runtime.shutdown_background();
@@ -31,7 +30,7 @@ pub fn demo(arguments: &DemoArguments) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("the demo cannot run: {error}");
+            eprintln!("the demo failed: {error}");
             ExitCode::FAILURE
         }
     }

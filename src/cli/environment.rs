@@ -1,7 +1,7 @@
-//! `keybearer exec` and `env`: the variables by which common clients use the proxy and trust its CA.
+//! `keybearer exec` and `env`: the variables that make common programs use the proxy and trust its CA.
 //!
-//! Holds: without `interception` no variable about trust is set; certificates go into files below the state directory,
-//! keys nowhere; a secret is shown only inside the proxy's URL, where clients expect it.
+//! Invariants: without `interception` no trust variable is set; certificates are written to files in the state
+//! directory, keys never; a secret appears only in the proxy URL, where programs expect it.
 
 mod java;
 mod shell;
@@ -32,15 +32,15 @@ use crate::tasks::Tasks;
 use crate::tls;
 use shell::Shell;
 
-/// As a shell's: what was to be run is not there, or cannot be run.
+/// Exit codes of shells: the command was not found, or cannot be executed.
 const NOT_FOUND: u8 = 127;
 const NOT_RUNNABLE: u8 = 126;
 
 #[derive(Debug, Args)]
 pub struct ExecArguments {
     #[command(flatten)]
-    about: About,
-    /// The command and its arguments, behind `--`
+    proxy: ProxyArguments,
+    /// Command and arguments, after `--`
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
 }
@@ -48,32 +48,32 @@ pub struct ExecArguments {
 #[derive(Debug, Args)]
 pub struct EnvArguments {
     #[command(flatten)]
-    about: About,
-    /// For whom they are written; docker: an --env-file, k8s: a container's `env`
+    proxy: ProxyArguments,
+    /// Output format; docker: an --env-file, k8s: the `env` of a container
     #[arg(long, value_enum, default_value_t)]
     shell: Shell,
 }
 
 #[derive(Debug, Args)]
-struct About {
+struct ProxyArguments {
     #[command(flatten)]
     config: ConfigArguments,
-    /// Who calls: a caller of the configuration, whose secret goes into the proxy's URL
+    /// Caller in the configuration, whose secret goes into the proxy URL
     #[arg(long, value_name = "NAME")]
     caller: Option<String>,
-    /// Where clients reach the proxy [default: the first plain listener of the configuration]
+    /// Address of the proxy [default: the first plain HTTP listener of the configuration]
     #[arg(long, value_name = "HOST:PORT")]
     proxy: Option<String>,
-    /// Hosts that are called directly, beside this machine [default: those of $NO_PROXY and $no_proxy]
+    /// Hosts that bypass the proxy, in addition to this machine [default: $NO_PROXY and $no_proxy]
     #[arg(long, value_name = "HOSTS")]
     no_proxy: Option<String>,
     #[command(flatten)]
-    before: Before,
+    inherited: Inherited,
 }
 
-/// What the environment holds already of what is set here.
+/// Existing values of variables that are extended here.
 #[derive(Debug, Args)]
-struct Before {
+struct Inherited {
     #[arg(long, hide = true, env = "NO_PROXY", hide_env_values = true)]
     no_proxy_large: Option<String>,
     #[arg(long, hide = true, env = "no_proxy", hide_env_values = true)]
@@ -86,18 +86,18 @@ struct Before {
     system_wgetrc: Option<String>,
 }
 
-/// Why there are no variables.
+/// Why the variables cannot be computed.
 enum Failed {
-    /// The configuration's problems are printed.
+    /// The problems of the configuration have been printed.
     Misconfigured,
-    Said(String),
+    Other(String),
 }
 
 type Variables = Vec<(&'static str, String)>;
 
-/// In place of this process, so that the command's end is ours.
+/// Replaces this process by the command, so that its exit code is ours.
 pub fn exec(arguments: &ExecArguments) -> ExitCode {
-    let variables = match arguments.about.variables() {
+    let variables = match arguments.proxy.variables() {
         Ok(variables) => variables,
         Err(failed) => return failed.exit(),
     };
@@ -108,11 +108,13 @@ pub fn exec(arguments: &ExecArguments) -> ExitCode {
 }
 
 pub fn env(arguments: &EnvArguments) -> ExitCode {
-    let written = arguments.about.variables().and_then(|variables| {
+    let written = arguments.proxy.variables().and_then(|variables| {
         let mut text = String::new();
         for (name, value) in variables {
             let line = arguments.shell.line(name, &value);
-            text += &line.ok_or_else(|| Failed::Said(format!("{name} holds a line break, which cannot be written")))?;
+            text += &line.ok_or_else(|| {
+                Failed::Other(format!("{name} contains a line break, which this format cannot express"))
+            })?;
         }
         Ok(text)
     });
@@ -127,7 +129,7 @@ impl Failed {
     fn exit(self) -> ExitCode {
         match self {
             Failed::Misconfigured => ExitCode::from(MISCONFIGURED),
-            Failed::Said(why) => {
+            Failed::Other(why) => {
                 eprintln!("{why}");
                 ExitCode::FAILURE
             }
@@ -135,7 +137,7 @@ impl Failed {
     }
 }
 
-impl About {
+impl ProxyArguments {
     fn variables(&self) -> Result<Variables, Failed> {
         let path = self.config.path();
         let opener = || Arc::new(StoreOpener::new(Clock::system(), Tasks::default()));
@@ -149,13 +151,13 @@ impl About {
         if let Some(caller) = &self.caller {
             let name = model.callers.iter().map(|own| &own.name).find(|name| name.as_str() == caller);
             let name =
-                name.ok_or_else(|| Failed::Said(format!("no caller is named `{caller}` in the configuration")))?;
+                name.ok_or_else(|| Failed::Other(format!("no caller is named `{caller}` in the configuration")))?;
             if let Some(secret) = config::caller_secret(&path, name, opener()).map_err(refused)? {
-                // A string that grew would leave unwiped copies behind.
+                // Allocated once: growth would leave unwiped copies behind.
                 let mut password = Zeroizing::new(String::with_capacity(3 * secret.expose().len()));
                 password.extend(percent_encoded(secret.expose()));
                 let set = proxy.set_username(name.as_str()).and_then(|()| proxy.set_password(Some(&password)));
-                set.map_err(|()| Failed::Said("the proxy's URL cannot hold the caller's secret".to_owned()))?;
+                set.map_err(|()| Failed::Other("the proxy URL cannot contain the caller's secret".to_owned()))?;
             }
         }
         let no_proxy = self.no_proxy(&model);
@@ -164,18 +166,18 @@ impl About {
             ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"].map(|name| (name, url.clone())).into();
         variables.extend(["NO_PROXY", "no_proxy"].map(|name| (name, no_proxy.clone())));
         variables.push(("NODE_USE_ENV_PROXY", "1".to_owned()));
-        let mut java = java::options(&proxy, &no_proxy);
+        let mut java = java::proxy_options(&proxy, &no_proxy);
         if let Some(interception) = &model.interception {
             let own = &interception.chain[..];
             let platform = tls::platform_roots();
             if platform.is_empty() {
-                eprintln!("warning: the system has no roots; clients will trust the interception CA alone");
+                eprintln!("warning: the system has no roots; programs will trust only the interception CA");
             }
             let all = || own.iter().chain(&platform);
-            let ca = keep(&model, "interception-ca.pem", tls::to_pem(own).as_bytes())?;
-            let bundle = keep(&model, "interception-bundle.pem", tls::to_pem(all()).as_bytes())?;
-            let store = keep(&model, "interception-bundle.jks", &java::trust_store(all()))?;
-            // These take the place of what a client trusts otherwise.
+            let ca = write_state_file(&model, "interception-ca.pem", tls::to_pem(own).as_bytes())?;
+            let bundle = write_state_file(&model, "interception-bundle.pem", tls::to_pem(all()).as_bytes())?;
+            let store = write_state_file(&model, "interception-bundle.jks", &java::trust_store(all()))?;
+            // These replace the roots that a program trusts by default.
             let replace = [
                 "SSL_CERT_FILE",
                 "REQUESTS_CA_BUNDLE",
@@ -186,31 +188,32 @@ impl About {
                 "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
             ];
             variables.extend(replace.map(|name| (name, bundle.clone())));
-            // wget reads no variable but for a file of settings; the user's own is read beside this one.
-            let wgetrc = keep(&model, "interception-wgetrc", format!("ca_certificate = {bundle}\n").as_bytes())?;
-            if let Some(before) = self.before.system_wgetrc.as_ref().filter(|before| **before != wgetrc) {
-                eprintln!("warning: SYSTEM_WGETRC names one file alone: {wgetrc} takes the place of {before}");
+            // wget has a variable only for a settings file; the user's own file is read in addition.
+            let wgetrc =
+                write_state_file(&model, "interception-wgetrc", format!("ca_certificate = {bundle}\n").as_bytes())?;
+            if let Some(before) = self.inherited.system_wgetrc.as_ref().filter(|before| **before != wgetrc) {
+                eprintln!("warning: SYSTEM_WGETRC can name only one file: {wgetrc} replaces {before}");
             }
             variables.push(("SYSTEM_WGETRC", wgetrc));
-            // PHP's curl neither.
+            // PHP's curl has no variable either.
             let ini = format!("curl.cainfo = \"{bundle}\"\nopenssl.cafile = \"{bundle}\"\n");
-            let ini = keep(&model, "interception-php/keybearer.ini", ini.as_bytes())?;
-            let php = scanned(self.before.php_ini_scan_dir.as_deref(), ini.trim_end_matches("/keybearer.ini"));
+            let ini = write_state_file(&model, "interception-php/keybearer.ini", ini.as_bytes())?;
+            let php = php_scan_dirs(self.inherited.php_ini_scan_dir.as_deref(), ini.trim_end_matches("/keybearer.ini"));
             variables.push(("PHP_INI_SCAN_DIR", php));
             variables.extend(["NODE_EXTRA_CA_CERTS", "DENO_CERT"].map(|name| (name, ca.clone())));
-            java += &java::trusting(&store);
+            java += &java::trust_store_options(&store);
         }
-        let before = self.before.java_tool_options.as_deref().map(|before| format!("{before} ")).unwrap_or_default();
+        let before = self.inherited.java_tool_options.as_deref().map(|before| format!("{before} ")).unwrap_or_default();
         variables.push(("JAVA_TOOL_OPTIONS", format!("{before}{java}")));
         Ok(variables)
     }
 
     fn proxy_url(&self, model: &Model) -> Result<Url, Failed> {
-        let said = |text: &str| Failed::Said(text.to_owned());
+        let failed = |text: &str| Failed::Other(text.to_owned());
         let authority = match &self.proxy {
             Some(authority) => authority.clone(),
             None => listener(model, self.caller.as_deref()).ok_or_else(|| {
-                said("no proxy listener takes plain HTTP at an address for this caller; say where with --proxy HOST:PORT")
+                failed("no proxy listener accepts plain HTTP over TCP from this caller; set --proxy HOST:PORT")
             })?,
         };
         let url = Url::parse(&format!("http://{authority}/"))
@@ -218,14 +221,14 @@ impl About {
             .filter(|url| url.path() == "/" && url.username().is_empty());
         match url {
             Some(url) if url.port() == Some(0) => {
-                Err(said("the listener's port is chosen when it starts; say which it is with --proxy HOST:PORT"))
+                Err(failed("the listener's port is chosen when it starts; set --proxy HOST:PORT"))
             }
             Some(url) => Ok(url),
-            None => Err(said("--proxy takes HOST:PORT")),
+            None => Err(failed("--proxy must be HOST:PORT")),
         }
     }
 
-    /// What was said before, and this machine, but for names of it that routes have.
+    /// The inherited or given hosts, and this machine under each name that no route uses.
     fn no_proxy(&self, model: &Model) -> String {
         let routes = model.connections.iter().flat_map(|connection| &connection.routes);
         let routed: Vec<_> = routes
@@ -238,12 +241,12 @@ impl About {
             .collect();
         let own = [("localhost", "localhost"), ("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")];
         let own = own.iter().filter(|(_, host)| !routed.iter().any(|routed| routed == host)).map(|(name, _)| *name);
-        let Before { no_proxy_large, no_proxy_small, .. } = &self.before;
-        let said = match &self.no_proxy {
-            Some(said) => [Some(said), None],
+        let Inherited { no_proxy_large, no_proxy_small, .. } = &self.inherited;
+        let given = match &self.no_proxy {
+            Some(given) => [Some(given), None],
             None => [no_proxy_large.as_ref(), no_proxy_small.as_ref()],
         };
-        let before = said.into_iter().flatten().flat_map(|text| text.split(','));
+        let before = given.into_iter().flatten().flat_map(|text| text.split(','));
         let before = before.map(str::trim).filter(|name| !name.is_empty());
         let mut names: Vec<&str> = Vec::new();
         for name in before.chain(own) {
@@ -255,9 +258,9 @@ impl About {
     }
 }
 
-/// Where PHP looks for settings: where it did before, and in a directory of ours. An empty place stands for PHP's own, and an
-/// empty list for none.
-fn scanned(before: Option<&str>, own: &str) -> String {
+/// PHP_INI_SCAN_DIR with our directory appended. An empty entry means PHP's default directory, an empty value means
+/// none.
+fn php_scan_dirs(before: Option<&str>, own: &str) -> String {
     match before {
         Some("") => own.to_owned(),
         Some(before) if before.split(':').any(|directory| directory == own) => before.to_owned(),
@@ -266,7 +269,7 @@ fn scanned(before: Option<&str>, own: &str) -> String {
     }
 }
 
-/// The first listener that a client with a proxy variable can use, as this machine reaches it.
+/// The first listener usable through a proxy variable, as reachable from this machine.
 fn listener(model: &Model, caller: Option<&str>) -> Option<String> {
     let caller = model.callers.iter().find(|own| Some(own.name.as_str()) == caller);
     let bound: &[Name] = caller.map_or(&[], |caller| &caller.listeners);
@@ -285,10 +288,10 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     }
 }
 
-/// Writes a file of certificates below the state directory, for all to read who may enter that; its path.
-fn keep(model: &Model, name: &str, bytes: &[u8]) -> Result<String, Failed> {
+/// Writes a world-readable file in the state directory, whose own mode limits access. Returns the path.
+fn write_state_file(model: &Model, name: &str, bytes: &[u8]) -> Result<String, Failed> {
     let path = std::path::absolute(model.state_dir.join(name)).unwrap_or_else(|_| model.state_dir.join(name));
-    // A client may be reading it at this moment: it is replaced whole.
+    // Replaced atomically: a program may be reading it.
     let fresh: PathBuf = path.with_extension(format!("{}.new", std::process::id()));
     let write = || {
         private_file::make_directory_of(&path)?;
@@ -297,15 +300,15 @@ fn keep(model: &Model, name: &str, bytes: &[u8]) -> Result<String, Failed> {
         file.write_all(bytes)?;
         fs::rename(&fresh, &path)
     };
-    if fs::read(&path).is_ok_and(|there| there == bytes) {
-        // As it should be.
+    if fs::read(&path).is_ok_and(|present| present == bytes) {
+        // Up to date.
     } else if let Err(error) = write() {
         let _ = fs::remove_file(&fresh);
-        return Err(Failed::Said(format!("{} cannot be written: {error}; set `state_dir`", path.display())));
+        return Err(Failed::Other(format!("{} cannot be written: {error}; set `state_dir`", path.display())));
     }
     match path.to_str() {
         Some(text) => Ok(text.to_owned()),
-        None => Err(Failed::Said(format!("{} is not UTF-8; set `state_dir`", path.display()))),
+        None => Err(Failed::Other(format!("{} is not UTF-8; set `state_dir`", path.display()))),
     }
 }
 
@@ -314,11 +317,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn php_looks_where_it_did_before() {
+    fn php_keeps_its_other_scan_directories() {
         for (before, expected) in
             [(None, ":/own"), (Some(""), "/own"), (Some("/a:"), "/a::/own"), (Some("/a:/own"), "/a:/own")]
         {
-            assert_eq!(scanned(before, "/own"), expected, "{before:?}");
+            assert_eq!(php_scan_dirs(before, "/own"), expected, "{before:?}");
         }
     }
 }

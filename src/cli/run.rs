@@ -1,4 +1,4 @@
-//! `keybearer run`: the proxy, until a signal ends it.
+//! `keybearer run`: runs the proxy until a signal.
 
 use std::io;
 use std::process::ExitCode;
@@ -25,7 +25,7 @@ pub fn run(arguments: &ConfigArguments) -> ExitCode {
             return super::refuse(&path, &problems);
         }
     };
-    let (logging, _writes_the_rest) = Logging::start(loaded.model.log);
+    let (logging, _flush_on_drop) = Logging::start(loaded.model.log);
     for warning in &loaded.warnings {
         tracing::warn!(problem = %warning, "configuration");
     }
@@ -38,18 +38,18 @@ pub fn run(arguments: &ConfigArguments) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(%error, "keybearer cannot run");
+            tracing::error!(%error, "keybearer failed");
             ExitCode::FAILURE
         }
     }
 }
 
-/// The control plane's own runtime: refreshers and the admin side never run on a worker.
+/// The runtime of the control plane: refreshers and the admin side never run on a worker.
 pub fn control_runtime() -> io::Result<Runtime> {
     Builder::new_multi_thread().worker_threads(2).thread_name("control").enable_all().build()
 }
 
-/// Serves until the first SIGTERM or SIGINT, which drains; a second one ends at once.
+/// Serves until the first SIGTERM or SIGINT, which starts a graceful shutdown; a second one exits at once.
 pub async fn until_signalled(app: App) -> Result<(), AppError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -61,7 +61,7 @@ pub async fn until_signalled(app: App) -> Result<(), AppError> {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
         let _ = first.send(());
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-        tracing::warn!("a second signal ends at once");
+        tracing::warn!("second signal; exiting without draining");
     };
     tokio::select! {
         result = serve => result,

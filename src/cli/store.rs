@@ -20,17 +20,17 @@ use crate::tasks::Tasks;
 
 #[derive(Debug, Subcommand)]
 pub enum StoreCommand {
-    /// Write every record, sealed as it is, to a file
+    /// Export every record to a file, still sealed
     Export(FileArguments),
-    /// Read an export; a newer record stays unless --overwrite is given
+    /// Import an export; newer records are kept unless --overwrite is given
     Import(ImportArguments),
-    /// Seal every record with the first of the seal keys
+    /// Reseal every record with the first seal key
     Reseal(ResealArguments),
 }
 
 #[derive(Debug, Args)]
 pub struct FileArguments {
-    /// The export
+    /// File of the export
     file: PathBuf,
     #[command(flatten)]
     config: ConfigArguments,
@@ -40,7 +40,7 @@ pub struct FileArguments {
 pub struct ImportArguments {
     #[command(flatten)]
     file: FileArguments,
-    /// Replace records that are there already, newer ones too
+    /// Replace existing records, including newer ones
     #[arg(long)]
     overwrite: bool,
 }
@@ -51,15 +51,15 @@ pub struct ResealArguments {
     config: ConfigArguments,
 }
 
-/// Why a store is not open.
+/// Why a store could not be opened.
 pub enum NotOpen {
     Store(OpenError),
-    Said(String),
+    Other(String),
     /// The problems have been printed.
     Misconfigured,
 }
 
-/// What is done with an open store, and what is said of it.
+/// An operation on an open store, which returns the message to print.
 type Work<'a> = Box<dyn FnOnce(&dyn Records) -> Result<String, String> + 'a>;
 
 pub fn store(command: &StoreCommand) -> ExitCode {
@@ -67,7 +67,7 @@ pub fn store(command: &StoreCommand) -> ExitCode {
         StoreCommand::Export(arguments) => (&arguments.config, {
             Box::new(|store| {
                 let count = transfer::export(store, &arguments.file, &mut progress("exported"));
-                Ok(format!("{} records are in {}", count.map_err(text)?, arguments.file.display()))
+                Ok(format!("{} records exported to {}", count.map_err(text)?, arguments.file.display()))
             })
         }),
         StoreCommand::Import(arguments) => (&arguments.file.config, {
@@ -75,27 +75,27 @@ pub fn store(command: &StoreCommand) -> ExitCode {
                 let file = &arguments.file.file;
                 let done =
                     transfer::import(store, file, arguments.overwrite, &mut progress("imported")).map_err(text)?;
-                Ok(format!("{} records imported, {} left as they were", done.written, done.kept))
+                Ok(format!("{} records imported, {} unchanged", done.written, done.kept))
             })
         }),
         StoreCommand::Reseal(arguments) => (&arguments.config, {
             Box::new(|store| {
                 let done = transfer::reseal(store, &mut progress("sealed")).map_err(text)?;
-                Ok(format!("{} records are sealed with the first key; the others may go", done.written))
+                Ok(format!("{} records resealed with the first key; the other keys can be removed", done.written))
             })
         }),
     };
     match open(&config.path()) {
         Ok(open) => match work(&*open.records()) {
-            Ok(said) => {
-                println!("{said}");
+            Ok(message) => {
+                println!("{message}");
                 ExitCode::SUCCESS
             }
-            Err(said) => failed(&said),
+            Err(message) => failed(&message),
         },
         Err(NotOpen::Store(error @ OpenError::InUse { .. })) => failed(&format!("{error}; stop the instance first")),
         Err(NotOpen::Store(error)) => failed(&error.to_string()),
-        Err(NotOpen::Said(said)) => failed(&said),
+        Err(NotOpen::Other(message)) => failed(&message),
         Err(NotOpen::Misconfigured) => ExitCode::from(MISCONFIGURED),
     }
 }
@@ -104,17 +104,17 @@ fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
-fn failed(said: &str) -> ExitCode {
-    eprintln!("{said}");
+fn failed(message: &str) -> ExitCode {
+    eprintln!("{message}");
     ExitCode::FAILURE
 }
 
-/// Shows how far it is, on a terminal in one line that changes.
+/// Prints progress; on a terminal, in one line that is overwritten.
 fn progress(verb: &'static str) -> impl FnMut(u64, u64) {
     let terminal = std::io::stderr().is_terminal();
     move |done, total| {
         let mut stderr = std::io::stderr().lock();
-        // A closed pipe is no reason to stop.
+        // A closed pipe must not stop the operation.
         let _ = match terminal {
             true if done == total => writeln!(stderr, "\r{done} of {total} {verb}"),
             true => write!(stderr, "\r{done} of {total} {verb}").and_then(|()| stderr.flush()),
@@ -150,20 +150,19 @@ impl Open {
     }
 }
 
-/// The store of the configuration at `path`.
+/// Opens the store of the configuration at `path`.
 pub fn open(path: &Path) -> Result<Open, NotOpen> {
     let (settings, state_dir) = config::store_of(path).map_err(|problems| {
         eprintln!("{problems}");
         super::refuse(path, &problems);
         NotOpen::Misconfigured
     })?;
-    let runtime =
-        run::control_runtime().map_err(|error| NotOpen::Said(format!("no threads can be started: {error}")))?;
+    let runtime = run::control_runtime().map_err(|error| NotOpen::Other(format!("cannot start threads: {error}")))?;
     let opener = StoreOpener::new(Clock::system(), Tasks::default());
     let kind = match &settings.kind {
         StoreKind::Memory => {
-            return Err(NotOpen::Said(
-                "the configuration keeps its store in memory, which nothing outlasts".to_owned(),
+            return Err(NotOpen::Other(
+                "the configured store is in memory, so there are no records outside the running process".to_owned(),
             ));
         }
         StoreKind::Embedded { path } => {

@@ -1,10 +1,10 @@
-//! Answers of a running instance as people read them.
+//! Formats responses of a running instance for people.
 //!
-//! Holds: what comes from elsewhere cannot move the cursor or end the line.
+//! Invariant: untrusted text cannot move the cursor or end the line.
 
 use serde_json::Value;
 
-/// Columns beside each other, each as wide as its widest cell.
+/// Aligns columns, each as wide as its widest cell.
 fn aligned(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let wide = |at: usize| rows.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count()).max();
@@ -24,8 +24,8 @@ fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| "-".to_owned(), clean)
 }
 
-pub fn connections(answer: &Value) -> String {
-    let items = answer["items"].as_array().map(Vec::as_slice).unwrap_or_default();
+pub fn connections(response: &Value) -> String {
+    let items = response["items"].as_array().map(Vec::as_slice).unwrap_or_default();
     if items.is_empty() {
         return "no connections are configured".to_owned();
     }
@@ -33,7 +33,7 @@ pub fn connections(answer: &Value) -> String {
     for item in items {
         rows.push(connection(item));
         let tokens = item["shared_tokens"].as_array().map(Vec::as_slice).unwrap_or_default();
-        // Of one token alone the connection's own line says it all.
+        // The connection's own row covers a single token.
         rows.extend(tokens.iter().filter(|_| tokens.len() > 1).map(|token| profile(item, token)));
     }
     aligned(&rows)
@@ -41,13 +41,13 @@ pub fn connections(answer: &Value) -> String {
 
 fn connection(item: &Value) -> Vec<String> {
     let routes = item["routes"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let routes: Vec<_> = routes.iter().map(place).collect();
+    let routes: Vec<_> = routes.iter().map(route_match).collect();
     let routes = if routes.is_empty() { "-".to_owned() } else { routes.join(",") };
     let error = last_error(item);
     vec![text(&item["name"]), text(&item["state"]), text(&item["grant"]), text(&item["expires_at"]), routes, error]
 }
 
-/// The line of one profile's token, below that of its connection.
+/// The row of one profile's token, below the row of its connection.
 fn profile(item: &Value, token: &Value) -> Vec<String> {
     let profiles = item["profiles"].as_array().map(Vec::as_slice).unwrap_or_default();
     let own = profiles.iter().find(|own| own["name"] == token["profile"]).unwrap_or(item);
@@ -55,7 +55,7 @@ fn profile(item: &Value, token: &Value) -> Vec<String> {
     vec![name, text(&token["state"]), text(&own["grant"]), text(&token["expires_at"]), String::new(), error]
 }
 
-/// The last error of a connection or a token; where a person has to act, with what there is to do.
+/// The last error of a connection or a token; with its description if a person has to act.
 fn last_error(item: &Value) -> String {
     let (state, attempt) = (&item["state"], &item["last_attempt"]);
     match attempt["description"].as_str().filter(|_| state == "reauthorize") {
@@ -64,10 +64,10 @@ fn last_error(item: &Value) -> String {
     }
 }
 
-fn place(route: &Value) -> String {
-    let place = if route["host"].is_string() { &route["host"] } else { &route["mount"] };
+fn route_match(route: &Value) -> String {
+    let base = if route["host"].is_string() { &route["host"] } else { &route["mount"] };
     let path = route["path"].as_str().filter(|path| *path != "/").unwrap_or_default();
-    format!("{}{}", text(place), clean(path))
+    format!("{}{}", text(base), clean(path))
 }
 
 pub fn refreshed(name: &str, token: &Value) -> String {
@@ -75,25 +75,25 @@ pub fn refreshed(name: &str, token: &Value) -> String {
     format!("{}/{profile}: {state}, expires {expires}", clean(name))
 }
 
-pub fn connected(answer: &Value) -> String {
-    let subject = answer["subject"].as_str().map(|subject| format!(" for {}", clean(subject))).unwrap_or_default();
-    format!("{}/{}{subject}: connected", text(&answer["connection"]), text(&answer["profile"]))
+pub fn connected(response: &Value) -> String {
+    let subject = response["subject"].as_str().map(|subject| format!(" for {}", clean(subject))).unwrap_or_default();
+    format!("{}/{}{subject}: connected", text(&response["connection"]), text(&response["profile"]))
 }
 
-pub fn revoked(name: &str, answer: &Value) -> String {
-    let fate = |token: &str| {
-        let (outcome, reason) = (text(&answer[token]["outcome"]), &answer[token]["reason"]);
+pub fn revoked(name: &str, response: &Value) -> String {
+    let outcome = |token: &str| {
+        let (result, reason) = (text(&response[token]["outcome"]), &response[token]["reason"]);
         let reason = if reason.is_null() { String::new() } else { format!(" ({})", text(reason)) };
-        format!("{} {outcome}{reason}", token.replace('_', " "))
+        format!("{} {result}{reason}", token.replace('_', " "))
     };
-    format!("{}: forgotten here; at the server: {}, {}", clean(name), fate("refresh_token"), fate("access_token"))
+    format!("{}: forgotten here; at the server: {}, {}", clean(name), outcome("refresh_token"), outcome("access_token"))
 }
 
-pub fn tested(answer: &Value) -> String {
-    let (method, url, token) = (text(&answer["method"]), text(&answer["url"]), text(&answer["token"]));
-    let profile = answer["profile"].as_str().filter(|profile| *profile != "default");
+pub fn tested(response: &Value) -> String {
+    let (method, url, token) = (text(&response["method"]), text(&response["url"]), text(&response["token"]));
+    let profile = response["profile"].as_str().filter(|profile| *profile != "default");
     let token = profile.map_or(token.clone(), |profile| format!("{token}, profile {}", clean(profile)));
-    format!("{method} {url}: {} in {} ms (token {token})", answer["status"], answer["duration_ms"])
+    format!("{method} {url}: {} in {} ms (token {token})", response["status"], response["duration_ms"])
 }
 
 #[cfg(test)]
@@ -103,29 +103,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_are_aligned_and_nothing_moves_the_cursor() {
+    fn columns_are_aligned_and_control_characters_replaced() {
         let route = json!({"host": "api.test", "path": "/v1"});
         let attempt = json!({"error": "bad\u{1b}[31m\nthing"});
         let crm = json!({"name": "crm", "state": "fresh", "grant": "client_credentials", "expires_at": null,
             "routes": [route, {"host": null, "mount": "/m", "path": "/"}], "last_attempt": attempt});
-        let answer = json!({"items": [crm, {"name": "longer-name", "state": "inactive", "grant": "g", "routes": []}]});
+        let response =
+            json!({"items": [crm, {"name": "longer-name", "state": "inactive", "grant": "g", "routes": []}]});
         let expected = "\
 NAME         STATE     GRANT               EXPIRES  ROUTES          LAST ERROR
 crm          fresh     client_credentials  -        api.test/v1,/m  bad?[31m?thing
 longer-name  inactive  g                   -        -               -";
-        assert_eq!(connections(&answer), expected);
+        assert_eq!(connections(&response), expected);
     }
 
     #[test]
-    fn what_a_person_has_to_do_is_said() {
+    fn a_required_action_is_described() {
         let attempt = json!({"error": "consent_required", "description": "needs consent again"});
-        let said = |state: &str| last_error(&json!({"state": state, "last_attempt": attempt}));
-        assert_eq!(said("reauthorize"), "consent_required: needs consent again");
-        assert_eq!(said("misconfigured"), "consent_required");
+        let shown = |state: &str| last_error(&json!({"state": state, "last_attempt": attempt}));
+        assert_eq!(shown("reauthorize"), "consent_required: needs consent again");
+        assert_eq!(shown("misconfigured"), "consent_required");
     }
 
     #[test]
-    fn profiles_stand_below_their_connection() {
+    fn profiles_are_listed_below_their_connection() {
         let tokens = json!([{"profile": "default", "state": "fresh", "expires_at": "soon", "last_attempt": {"error": null}},
             {"profile": "all", "state": "misconfigured", "expires_at": null, "last_attempt": {"error": "invalid_scope"}}]);
         let crm = json!({"name": "crm", "state": "misconfigured", "grant": "client_credentials", "expires_at": null,

@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use super::reading::{Field, Keys, Keyword, NodeRef, Sink, endpoint, shape, value};
 use crate::model::*;
-use crate::telemetry::audit::openable;
+use crate::telemetry::audit::check_can_open;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "log", deny_unknown_fields)]
@@ -116,8 +116,8 @@ pub fn audit(node: Option<NodeRef<'_>>, sink: &mut Sink) -> Option<Audit> {
     let section = to.section::<AuditToFile>(sink)?;
     let at = section.require(section.keys.file, "file", "write {file: PATH}", sink)?;
     let path = at.file(sink)?;
-    // Only `run` creates the file; `check` must not.
-    if let Err(error) = openable(&path) {
+    // Only the running program creates the file; `check` must not.
+    if let Err(error) = check_can_open(&path) {
         let message = format!("{} cannot be opened for writing ({error})", path.display());
         at.problem(sink, message, "choose a file in a directory that Keybearer can write to");
     }

@@ -1,4 +1,4 @@
-//! The demo's API: it answers what it received, if the authorization server knows the token.
+//! The demo's API: echoes the request if the authorization server reports the token as active.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,7 +24,10 @@ pub fn router(server: SocketAddr) -> Result<Router, String> {
 async fn receive(State(api): State<Arc<Api>>, request: Request) -> (StatusCode, String) {
     let fields = request.headers().get_all(header::AUTHORIZATION).iter().count();
     let Some(token) = bearer(request.headers()).filter(|_| fields == 1) else {
-        return (StatusCode::UNAUTHORIZED, format!("{fields} Authorization headers, one bearer token is needed\n"));
+        return (
+            StatusCode::UNAUTHORIZED,
+            format!("{fields} Authorization headers; exactly one with a bearer token is required\n"),
+        );
     };
     let Some(left) = api.seconds_left(token).await else {
         return (StatusCode::UNAUTHORIZED, "the authorization server does not know this token\n".to_owned());
@@ -44,13 +47,13 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 }
 
 impl Api {
-    /// Asks the authorization server; `None` if the token is not active.
+    /// Introspects the token; `None` if it is not active.
     async fn seconds_left(&self, token: &str) -> Option<u64> {
         let body: String = form_urlencoded::Serializer::new(String::new()).append_pair("token", token).finish();
         let request =
             self.client.post(&self.introspection).header(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
-        let answer = request.body(body).send().await.ok()?.bytes().await.ok()?;
-        let answer: serde_json::Value = serde_json::from_slice(&answer).ok()?;
-        answer["active"].as_bool().filter(|active| *active).and(answer["seconds_left"].as_u64())
+        let response = request.body(body).send().await.ok()?.bytes().await.ok()?;
+        let response: serde_json::Value = serde_json::from_slice(&response).ok()?;
+        response["active"].as_bool().filter(|active| *active).and(response["seconds_left"].as_u64())
     }
 }

@@ -16,12 +16,12 @@ use url::form_urlencoded;
 use crate::model::secret::Secret;
 use crate::sync::lock;
 
-/// Lifetime of its tokens in seconds.
+/// Lifetime of access tokens in seconds.
 pub const LIFETIME_S: u64 = 10;
 
-/// A token was given out.
+/// A token has been issued.
 pub struct Issued {
-    /// Its first characters.
+    /// First characters of the token.
     pub start: String,
     pub lifetime_s: u64,
 }
@@ -52,7 +52,7 @@ async fn token(State(server): State<Arc<Server>>, body: String) -> (StatusCode, 
     let mut expires = lock(&server.expires);
     expires.retain(|_, end| *end > now);
     expires.insert(token.clone(), now + Duration::from_secs(LIFETIME_S));
-    // Nobody may be watching: then nobody is told.
+    // The demo may not be listening.
     let _ = server.issues.try_send(Issued { start, lifetime_s: LIFETIME_S });
     (StatusCode::OK, Json(json!({"access_token": token, "token_type": "Bearer", "expires_in": LIFETIME_S})))
 }
@@ -71,6 +71,6 @@ async fn introspect(State(server): State<Arc<Server>>, body: String) -> Json<Val
 /// 128 random bits in hexadecimal.
 pub fn random_text() -> String {
     let mut bytes = [0; 16];
-    fill(&mut bytes).expect("the system gives random bytes");
+    fill(&mut bytes).expect("the system has a random number generator");
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -84,9 +84,9 @@ impl Wiring {
     pub fn start(parts: Parts, model: &Model) -> Result<(Wiring, Vec<Arc<TokenSlot>>), WiringError> {
         let mut profiles = TlsProfiles::default();
         let audit = parts.audit(model)?;
-        parts.audit.follow(audit);
+        parts.audit.apply(audit);
         let (snapshot, slots) = parts.build(model, &mut profiles, None)?;
-        parts.metrics.certificates(&certificates(model));
+        parts.metrics.set_certificates(&certificates(model));
         let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
         let shared = slots.values().filter_map(|slots| slots.shared().cloned()).collect();
         Ok((Wiring { parts, snapshot, profiles: Mutex::new(profiles) }, shared))
@@ -101,7 +101,7 @@ impl Wiring {
         self.snapshot.store(Arc::new(snapshot));
         self.parts.cache.retain(&slots.into_keys().collect());
         self.parts.access.follow(model);
-        self.parts.metrics.certificates(&certificates(model));
+        self.parts.metrics.set_certificates(&certificates(model));
         profiles.sweep();
         let before = before.connections.iter().map(|bound| &bound.connection);
         Ok((Differences::of(before, &model.connections), audit))
@@ -109,8 +109,8 @@ impl Wiring {
 
     /// Tells what is in force.
     pub fn in_force(&self, fingerprint: &str, restart_required: bool) {
-        self.parts.health.configured(fingerprint);
-        self.parts.metrics.configured(self.parts.clock.now().wall, restart_required);
+        self.parts.health.set_configuration(fingerprint);
+        self.parts.metrics.configuration_applied(self.parts.clock.now().wall, restart_required);
     }
 }
 

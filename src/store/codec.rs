@@ -89,7 +89,7 @@ impl RecordCodec {
     }
 }
 
-/// The name of a secret's record in errors and logs.
+/// Names a secret's record in errors and logs.
 pub fn secret_record(name: &str) -> String {
     format!("secret {name}")
 }

@@ -1,8 +1,8 @@
-//! What every store must do: the contract of the traits, as tests that any store runs.
+//! Conformance tests: the contract of the store traits.
 //!
 //! Each store calls [`every_store`] from its own tests, on an empty store; a shared one also calls [`shared_store`]
-//! with two handles on one store, as two replicas have them. Not here: what only one store does (its own tests), what
-//! replicas make of a shared store (`tests/it/fleet`).
+//! with two handles on the same store, like two replicas.
+//! Not here: tests of a single store (next to the store), fleets of replicas (`tests/it/fleet`).
 
 mod shared;
 
@@ -19,23 +19,23 @@ pub use shared::shared_store;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Does the store keep secrets?
+/// Does the store hold secrets?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Secrets {
     Kept,
     Refused,
 }
 
-/// Run this against any store, while it is empty.
+/// Runs against any empty store.
 pub async fn every_store(store: &dyn Store, kept: Secrets) {
     a_save_replaces_the_record_with_a_newer_version(store).await;
     a_lease_has_one_holder_at_a_time(store).await;
-    a_connection_is_listed_in_pages_of_its_own(store).await;
+    a_list_has_pages_of_one_connection(store).await;
     a_forgotten_record_is_gone(store).await;
     secrets_are_put_listed_and_removed(store, kept).await;
-    one_of_two_writers_replaces_a_note(store).await;
+    only_one_of_two_writers_replaces_a_note(store).await;
     an_expired_note_is_gone(store).await;
-    a_full_share_evicts_its_own_first_note(store).await;
+    a_full_namespace_evicts_its_note_that_expires_first(store).await;
 }
 
 fn key(connection: &str, subject: Option<&str>) -> TokenKey {
@@ -80,7 +80,7 @@ async fn a_save_replaces_the_record_with_a_newer_version(store: &dyn Store) {
     let first = save(store, &key, "first").await;
     let second = save(store, &key, "second").await;
     assert!(second > first, "{second} after {first}");
-    let found = store.load(&key).await.expect("it opens").expect("it is there");
+    let found = store.load(&key).await.expect("it opens").expect("it exists");
     assert_eq!(found, StoredToken { obtained: found.obtained, version: second, ..token("second") });
 }
 
@@ -97,7 +97,7 @@ async fn a_lease_has_one_holder_at_a_time(store: &dyn Store) {
     store.lease(&key, SECOND, SECOND).await.expect("a dropped lease is released too").release(true).await;
 }
 
-async fn a_connection_is_listed_in_pages_of_its_own(store: &dyn Store) {
+async fn a_list_has_pages_of_one_connection(store: &dyn Store) {
     let mut keys = vec![key("list", None)];
     keys.extend(["-", "a", "b", "z@x"].map(|subject| key("list", Some(subject))));
     keys.push(TokenKey { profile: Name::parse("default-x").expect("a name"), ..keys[0].clone() });
@@ -152,16 +152,16 @@ async fn secrets_are_put_listed_and_removed(store: &dyn Store, kept: Secrets) {
     }
 }
 
-async fn one_of_two_writers_replaces_a_note(store: &dyn Store) {
+async fn only_one_of_two_writers_replaces_a_note(store: &dyn Store) {
     let ends = Clock::system().now().wall + 60 * SECOND;
     let put = async |text: &str, over| store.put_note("swap/1", Secret::new(text), ends, over).await;
     assert_eq!(store.note("swap/1").await, Ok(None));
     assert_eq!(put("none to replace", Some(1)).await, Ok(false));
     assert_eq!((put("one", None).await, put("late", None).await), (Ok(true), Ok(false)));
-    let first = store.note("swap/1").await.expect("it opens").expect("it is there");
+    let first = store.note("swap/1").await.expect("it opens").expect("it exists");
     assert_eq!(first.text, Secret::new("one"));
     assert_eq!((put("two", Some(first.version)).await, put("late", Some(first.version)).await), (Ok(true), Ok(false)));
-    let second = store.note("swap/1").await.expect("it opens").expect("it is there");
+    let second = store.note("swap/1").await.expect("it opens").expect("it exists");
     assert_eq!(second.text, Secret::new("two"));
     let long = store.put_note("swap/2", Secret::new("x".repeat(NOTE_BYTES_MAX + 1)), ends, None).await;
     assert_eq!(long, Err(LONG_NOTE));
@@ -173,17 +173,17 @@ async fn an_expired_note_is_gone(store: &dyn Store) {
     };
     assert_eq!((put("expiry/short", SECOND).await, put("expiry/long", 60 * SECOND).await), (Ok(true), Ok(true)));
     timeout(10 * SECOND, async {
-        while store.note("expiry/short").await.expect("an answer").is_some() {
+        while store.note("expiry/short").await.expect("the store replies").is_some() {
             sleep(SECOND / 20).await;
         }
     })
     .await
     .expect("it expires");
     assert_eq!(store.note_names("expiry/").await.expect("names"), ["expiry/long"]);
-    assert_eq!(put("expiry/short", 60 * SECOND).await, Ok(true), "its name is free again");
+    assert_eq!(put("expiry/short", 60 * SECOND).await, Ok(true), "the name can be used again");
 }
 
-async fn a_full_share_evicts_its_own_first_note(store: &dyn Store) {
+async fn a_full_namespace_evicts_its_note_that_expires_first(store: &dyn Store) {
     let ends = Clock::system().now().wall + 600 * SECOND;
     let put = async |name: String, at: usize| {
         store.put_note(&name, Secret::new("text"), ends + Duration::from_secs(at as u64), None).await
@@ -191,14 +191,14 @@ async fn a_full_share_evicts_its_own_first_note(store: &dyn Store) {
     for name in ["flow/other/1", "flow/2"] {
         assert_eq!(put(name.to_owned(), 0).await, Ok(true));
     }
-    for at in 0..NOTES_PER_SHARE_MAX + 2 {
+    for at in 0..NOTES_PER_NAMESPACE_MAX + 2 {
         assert_eq!(put(format!("flow/full/{at}"), at).await, Ok(true), "{at}");
     }
     let names = store.note_names("flow/").await.expect("names");
-    assert_eq!(names.len(), NOTES_PER_SHARE_MAX + 2);
+    assert_eq!(names.len(), NOTES_PER_NAMESPACE_MAX + 2);
     for (name, kept) in [("full/0", false), ("full/1", false), ("full/2", true), ("other/1", true), ("2", true)] {
         let name = format!("flow/{name}");
-        let found = store.note(&name).await.expect("an answer").is_some();
+        let found = store.note(&name).await.expect("the store replies").is_some();
         assert_eq!((names.contains(&name), found), (kept, kept), "{name}");
     }
     assert_eq!(store.note_names("flow/o").await.expect("names"), ["flow/other/1"]);

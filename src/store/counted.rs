@@ -1,6 +1,6 @@
 //! Wraps a store and counts its operations.
 //!
-//! Not counted: leases, which read and write no record.
+//! Leases are not counted: they read and write no record.
 //! Metrics: `keybearer_store_operations_total`.
 
 use std::sync::Arc;
@@ -32,7 +32,7 @@ impl Operation {
         Operation { ok: outcome("ok"), failed: outcome("failed") }
     }
 
-    async fn counted<T>(&self, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    async fn count<T>(&self, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
         let outcome = work.await;
         let counter = if outcome.is_ok() { &self.ok } else { &self.failed };
         counter.inc();
@@ -77,7 +77,7 @@ impl Counted {
 
 impl TokenStore for Counted {
     fn load<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, Option<StoredToken>> {
-        Box::pin(self.load.counted(self.store.load(key)))
+        Box::pin(self.load.count(self.store.load(key)))
     }
 
     fn lease<'a>(&'a self, key: &'a TokenKey, term: Duration, wait: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
@@ -85,15 +85,15 @@ impl TokenStore for Counted {
     }
 
     fn save<'a>(&'a self, key: &'a TokenKey, token: StoredToken, lease: &'a dyn Lease) -> StoreFuture<'a, u64> {
-        Box::pin(self.save.counted(self.store.save(key, token, lease)))
+        Box::pin(self.save.count(self.store.save(key, token, lease)))
     }
 
     fn forget<'a>(&'a self, key: &'a TokenKey, lease: &'a dyn Lease) -> StoreFuture<'a, ()> {
-        Box::pin(self.forget.counted(self.store.forget(key, lease)))
+        Box::pin(self.forget.count(self.store.forget(key, lease)))
     }
 
     fn list<'a>(&'a self, connection: &'a Name, after: Option<&'a TokenKey>, limit: usize) -> StoreFuture<'a, Page> {
-        Box::pin(self.list.counted(self.store.list(connection, after, limit)))
+        Box::pin(self.list.count(self.store.list(connection, after, limit)))
     }
 
     fn shared(&self) -> Option<Arc<dyn SharedStore>> {
@@ -103,47 +103,53 @@ impl TokenStore for Counted {
 
 impl SecretStore for Counted {
     fn secret<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Secret>> {
-        Box::pin(self.secret.counted(self.store.secret(name)))
+        Box::pin(self.secret.count(self.store.secret(name)))
     }
 
     fn put_secret<'a>(&'a self, name: &'a str, secret: Secret) -> StoreFuture<'a, ()> {
-        Box::pin(self.secret.counted(self.store.put_secret(name, secret)))
+        Box::pin(self.secret.count(self.store.put_secret(name, secret)))
     }
 
     fn remove_secret<'a>(&'a self, name: &'a str) -> StoreFuture<'a, bool> {
-        Box::pin(self.secret.counted(self.store.remove_secret(name)))
+        Box::pin(self.secret.count(self.store.remove_secret(name)))
     }
 
     fn secret_names(&self) -> StoreFuture<'_, Vec<String>> {
-        Box::pin(self.secret.counted(self.store.secret_names()))
+        Box::pin(self.secret.count(self.store.secret_names()))
     }
 }
 
 impl NoteStore for Counted {
     fn note<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Note>> {
-        Box::pin(self.note.counted(self.store.note(name)))
+        Box::pin(self.note.count(self.store.note(name)))
     }
 
-    fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: WallTime, over: Option<u64>) -> StoreFuture<'a, bool> {
-        Box::pin(self.note.counted(self.store.put_note(name, text, ends, over)))
+    fn put_note<'a>(
+        &'a self,
+        name: &'a str,
+        text: Secret,
+        expires_at: WallTime,
+        replaces: Option<u64>,
+    ) -> StoreFuture<'a, bool> {
+        Box::pin(self.note.count(self.store.put_note(name, text, expires_at, replaces)))
     }
 
     fn note_names<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<String>> {
-        Box::pin(self.note.counted(self.store.note_names(prefix)))
+        Box::pin(self.note.count(self.store.note_names(prefix)))
     }
 }
 
 impl SharedStore for CountedShared {
     fn was_removed<'a>(&'a self, key: &'a TokenKey, after: u64) -> StoreFuture<'a, bool> {
-        Box::pin(self.load.counted(self.store.was_removed(key, after)))
+        Box::pin(self.load.count(self.store.was_removed(key, after)))
     }
 
     fn is_in_doubt<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, bool> {
-        Box::pin(self.load.counted(self.store.is_in_doubt(key)))
+        Box::pin(self.load.count(self.store.is_in_doubt(key)))
     }
 
     fn restore<'a>(&'a self, key: &'a TokenKey, token: StoredToken) -> StoreFuture<'a, ()> {
-        Box::pin(self.save.counted(self.store.restore(key, token)))
+        Box::pin(self.save.count(self.store.restore(key, token)))
     }
 
     fn check_reachable(&self) -> StoreFuture<'_, ()> {
@@ -165,7 +171,7 @@ mod tests {
     use crate::store::MemoryStore;
 
     #[tokio::test]
-    async fn operations_are_counted_by_outcome_from_zero() {
+    async fn operations_are_counted_by_outcome_starting_at_zero() {
         let metrics = Metrics::new().unwrap();
         let store = Counted::new(Arc::new(MemoryStore::default()), &metrics);
         let value = |operation: &str, outcome: &str| {

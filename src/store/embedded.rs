@@ -1,9 +1,9 @@
-//! The store in one file (redb), for one process; every record is sealed, and one thread reads and writes the file.
+//! A store in one file (redb), for one process. Every record is sealed; one thread reads and writes the file.
 //!
 //! Not here: the thread (`engine`) and its queue (`queue`), opening the file (`file`), removing expired tokens
 //! (`sweep`), export and import (`records`).
 //! Invariants: no caller waits longer than `queue::OPERATION_TIMEOUT`; nothing leaves memory unsealed. The version of a
-//! record grows with each save and follows the wall clock, so that the newer of two copies is known.
+//! record grows with each save and follows the wall clock, so that the newer of two copies can be identified.
 
 mod engine;
 mod file;
@@ -36,7 +36,7 @@ use crate::model::time::WallTime;
 use crate::model::token::TokenKey;
 use crate::tasks::Tasks;
 use engine::{Engine, Failure, Outcome, Reopen, Request, ValueJob};
-use file::{Missing, RecordTable, SECRETS, TOKENS, Table, seal_failed, sealed_in};
+use file::{IfMissing, RecordTable, SECRETS, TOKENS, Table, seal_failed, sealed_in};
 use queue::Queue;
 
 const DAMAGED: &str = "it is in a damaged part of the store's file";
@@ -49,16 +49,16 @@ pub struct EmbeddedStore {
 }
 
 impl EmbeddedStore {
-    /// Opens the file, and creates it if there is none. Blocks.
+    /// Opens the file, creating it if it does not exist. Blocks.
     pub fn open(path: &Path, keyring: Keyring, clock: Clock, tasks: &Tasks) -> Result<EmbeddedStore, OpenError> {
         let keyring = Arc::new(keyring);
-        let database = file::open(path, &keyring, Missing::Make)?;
+        let database = file::open(path, &keyring, IfMissing::Create)?;
         let (again, keys) = (path.to_owned(), keyring.clone());
-        let reopen = Box::new(move || file::open(&again, &keys, Missing::Refuse));
-        EmbeddedStore::over(path, Engine::new(database, reopen as Reopen), keyring, clock, tasks)
+        let reopen = Box::new(move || file::open(&again, &keys, IfMissing::Fail));
+        EmbeddedStore::with_engine(path, Engine::new(database, reopen as Reopen), keyring, clock, tasks)
     }
 
-    /// Opens an existing file without changing it; what is written is lost with the process. Blocks.
+    /// Opens an existing file without changing it; writes are lost with the process. Blocks.
     pub fn open_unchanged(
         path: &Path,
         keyring: Keyring,
@@ -69,17 +69,17 @@ impl EmbeddedStore {
         let database = file::open_unchanged(path, &keyring)?;
         let (again, keys) = (path.to_owned(), keyring.clone());
         let reopen = Box::new(move || file::open_unchanged(&again, &keys));
-        EmbeddedStore::over(path, Engine::new(database, reopen as Reopen), keyring, clock, tasks)
+        EmbeddedStore::with_engine(path, Engine::new(database, reopen as Reopen), keyring, clock, tasks)
     }
 
-    fn over(
+    fn with_engine(
         path: &Path,
         engine: Engine,
         keyring: Arc<Keyring>,
         clock: Clock,
         tasks: &Tasks,
     ) -> Result<EmbeddedStore, OpenError> {
-        let queue = Queue::start(engine, tasks).map_err(|error| OpenError::of_io(path, error))?;
+        let queue = Queue::start(engine, tasks).map_err(|error| OpenError::from_io(path, error))?;
         let (path, codec) = (path.to_owned(), RecordCodec::new(keyring, clock));
         Ok(EmbeddedStore { path, queue, codec, leases: ProcessLeases::default() })
     }
@@ -92,14 +92,14 @@ impl EmbeddedStore {
         &self.codec.keyring
     }
 
-    /// For reading the configuration, which cannot await. Blocks.
+    /// For the configuration loader, which is synchronous. Blocks.
     pub fn secret_blocking(&self, name: &str) -> Result<Option<Secret>, StoreError> {
         let key = name.as_bytes().to_vec();
         let sealed = self.read_blocking(move |transaction| get(transaction, SECRETS, &key));
         sealed?.map(|sealed| self.codec.secret(name, &sealed)).transpose()
     }
 
-    /// Saves many tokens in one commit, without leases: for a store that is not in use yet. Blocks.
+    /// Saves many tokens in one commit, without leases, into a store that is not in use yet. Blocks.
     pub fn fill(&self, tokens: &[(TokenKey, StoredToken)]) -> Result<(), StoreError> {
         let records: Vec<_> =
             tokens.iter().map(|(key, token)| (record::name_of(key), record::encode(token, self.codec.boot))).collect();
@@ -148,7 +148,7 @@ impl EmbeddedStore {
         StoreError::Unavailable(format!("{}: {why}", self.path.display()))
     }
 
-    /// The failure of an operation on no record in particular.
+    /// Maps the failure of an operation that concerns no single record.
     fn or_unavailable<T>(&self, outcome: Outcome<T>) -> Result<T, StoreError> {
         outcome.map_err(|failure| match failure {
             Failure::Unavailable(why) => self.unavailable(&why),
@@ -156,7 +156,7 @@ impl EmbeddedStore {
         })
     }
 
-    /// The failure of an operation on `record`.
+    /// Maps the failure of an operation on `record`.
     fn or_damaged<T>(&self, record: impl Fn() -> String, outcome: Outcome<T>) -> Result<T, StoreError> {
         match outcome {
             Err(Failure::Damaged) => Err(StoreError::Damaged { record: record(), why: DAMAGED }),
@@ -175,7 +175,7 @@ fn get(transaction: &ReadTransaction, table: Table, name: &[u8]) -> Result<Optio
     Ok(transaction.open_table(table)?.get(name)?.map(|value| value.value().to_vec()))
 }
 
-/// Seals `text` as the next version of its record, which is at least `wall`.
+/// Seals `text` as the next version of its record; a version is at least `wall`.
 fn put(
     table: &mut RecordTable<'_>,
     keyring: &Keyring,
@@ -203,7 +203,7 @@ impl TokenStore for EmbeddedStore {
     }
 
     fn lease<'a>(&'a self, key: &'a TokenKey, _: Duration, wait: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
-        Box::pin(self.leases.take(key, wait))
+        Box::pin(self.leases.acquire(key, wait))
     }
 
     fn save<'a>(&'a self, key: &'a TokenKey, token: StoredToken, _lease: &'a dyn Lease) -> StoreFuture<'a, u64> {
@@ -290,8 +290,14 @@ impl NoteStore for EmbeddedStore {
         Box::pin(self.load_note(name))
     }
 
-    fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: WallTime, over: Option<u64>) -> StoreFuture<'a, bool> {
-        Box::pin(self.save_note(name, text, ends, over))
+    fn put_note<'a>(
+        &'a self,
+        name: &'a str,
+        text: Secret,
+        expires_at: WallTime,
+        replaces: Option<u64>,
+    ) -> StoreFuture<'a, bool> {
+        Box::pin(self.save_note(name, text, expires_at, replaces))
     }
 
     fn note_names<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<String>> {

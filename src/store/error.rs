@@ -1,4 +1,4 @@
-//! Why a store operation fails, and why a store does not open.
+//! Errors of store operations, and of opening a store.
 
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -8,22 +8,22 @@ use crate::model::token::TokenKey;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    #[error("the lease of {key} was not released in time by its holder")]
+    #[error("timed out waiting for the lease of {key}")]
     LeaseTimeout { key: TokenKey },
-    /// It has expired, and there may be another holder.
+    /// The lease has expired, and there may be another holder.
     #[error("the lease of {key} was lost: it expired, or another replica changed the record")]
     LeaseLost { key: TokenKey },
-    /// The store as a whole: a full disk, a file that went away, no connection. Retryable.
+    /// The store as a whole failed: a full disk, a missing file, no connection. Retryable.
     #[error("store unavailable: {0}")]
     Unavailable(String),
-    /// One record: torn, tampered with, or sealed under a key that is not configured.
+    /// One record is truncated, tampered with, or sealed under a key that is not configured.
     #[error("the record {record} cannot be opened: {why}")]
     Damaged { record: String, why: &'static str },
     #[error("{0}")]
     Unsupported(&'static str),
 }
 
-/// Why a store does not open, and what to do about it.
+/// Why a store failed to open, with the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     #[error(
@@ -65,7 +65,7 @@ fn names(keys: &[KeyId]) -> String {
 }
 
 impl OpenError {
-    pub fn of_io(path: &Path, source: io::Error) -> OpenError {
+    pub fn from_io(path: &Path, source: io::Error) -> OpenError {
         let path = path.to_owned();
         match source.kind() {
             ErrorKind::PermissionDenied

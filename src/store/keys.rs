@@ -1,7 +1,7 @@
-//! Where the seal keys come from: the configuration, or a file that is created once.
+//! Loads the seal keys from the configuration, or from a file that is created on first use.
 //!
 //! Not here: sealing (`seal`).
-//! Invariant: no key is created for a store that is sealed already.
+//! Invariant: no key is created for a store that is already sealed.
 
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -18,16 +18,16 @@ use crate::model::{Model, StoreKind, StoreSettings};
 use crate::private_file;
 
 const KEY_FILE: &str = "seal-key";
-/// A key in base64 and a line's end, with room for blanks.
+/// Limit of the key file: a key in base64 and a newline, with room for spaces.
 const KEY_FILE_BYTES_MAX: usize = 128;
 
-/// Seals what leaves in a link or a cookie and comes back: under the store's keys, so that every replica opens it;
-/// without any, under a key of this process.
+/// Seals links and cookies, under the store's keys so that every replica can open them. With a memory store: under a
+/// key of this process.
 pub fn sealer(model: &Model) -> Result<Keyring, OpenError> {
     if !model.store.kind.is_durable() && model.store.seal_keys.is_empty() {
         return process_key();
     }
-    match Keyring::of(&model.store, &model.state_dir) {
+    match Keyring::from_settings(&model.store, &model.state_dir) {
         Err(OpenError::Unwritable { .. }) => process_key(),
         keyring => keyring,
     }
@@ -41,8 +41,8 @@ fn process_key() -> Result<Keyring, OpenError> {
 }
 
 impl Keyring {
-    /// The configured keys; without any, the key in the state directory, which is created for a new store.
-    pub fn of(settings: &StoreSettings, state_dir: &Path) -> Result<Keyring, OpenError> {
+    /// The configured keys, or else the key in the state directory, which is created for a new store.
+    pub fn from_settings(settings: &StoreSettings, state_dir: &Path) -> Result<Keyring, OpenError> {
         let file = state_dir.join(KEY_FILE);
         let own;
         let (first, others) = match (settings.seal_keys.split_first(), &settings.kind) {
@@ -61,16 +61,16 @@ impl Keyring {
 }
 
 fn own_key(file: &Path, store: Option<&Path>) -> Result<SealKey, OpenError> {
-    let failed = |error: io::Error| match OpenError::of_io(file, error) {
+    let failed = |error: io::Error| match OpenError::from_io(file, error) {
         OpenError::Io { path, source } => OpenError::Key { path, why: source.to_string() },
         unwritable => unwritable,
     };
-    let is_key = |text: &str| {
+    let parse = |text: &str| {
         let why = "it holds no key (32 bytes in base64); restore it from a backup".to_owned();
         SealKey::parse(text).ok_or(OpenError::Key { path: file.to_owned(), why })
     };
     match private_file::read(file, KEY_FILE_BYTES_MAX, "seal key") {
-        Ok(text) => return is_key(&text),
+        Ok(text) => return parse(&text),
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(failed(error)),
     }
@@ -96,7 +96,7 @@ fn own_key(file: &Path, store: Option<&Path>) -> Result<SealKey, OpenError> {
         }
         // Another instance created it first.
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            is_key(&private_file::read(file, KEY_FILE_BYTES_MAX, "seal key").map_err(failed)?)
+            parse(&private_file::read(file, KEY_FILE_BYTES_MAX, "seal key").map_err(failed)?)
         }
         Err(error) => Err(failed(error)),
     }

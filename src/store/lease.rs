@@ -1,6 +1,6 @@
-//! Leases of a store that one process uses at a time: one holder for each key.
+//! Leases within one process: one holder per key. They never expire.
 //!
-//! Not here: leases between processes (`redis::lease`). These never expire, and no other process knows of them.
+//! Not here: leases between replicas (`redis::lease`).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -8,18 +8,18 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{Fence, Lease, LeaseEnd, PutOff, StoreError, StoreFuture};
+use super::{AnnouncedBackoff, Fence, Lease, LeaseEnd, StoreError, StoreFuture};
 use crate::model::token::TokenKey;
 use crate::sync::lock;
 
-/// A lock for each key that is held or waited for.
+/// One lock per key that is held or awaited.
 #[derive(Debug, Clone, Default)]
 pub struct ProcessLeases {
     locks: Arc<Mutex<HashMap<TokenKey, Arc<Semaphore>>>>,
 }
 
 pub struct ProcessLease {
-    /// Dropping it admits the next caller. `None`: there is no other caller.
+    /// Dropping it wakes the next waiter. `None`: an uncontended key.
     _held: Option<Held>,
 }
 
@@ -30,7 +30,7 @@ struct Held {
 }
 
 impl ProcessLease {
-    /// For a key with a single caller.
+    /// The lease of a key with a single caller.
     pub fn uncontended() -> ProcessLease {
         ProcessLease { _held: None }
     }
@@ -38,7 +38,7 @@ impl ProcessLease {
 
 impl ProcessLeases {
     /// Waits at most `wait` for the lease of `key`.
-    pub async fn take(&self, key: &TokenKey, wait: Duration) -> Result<Box<dyn Lease>, StoreError> {
+    pub async fn acquire(&self, key: &TokenKey, wait: Duration) -> Result<Box<dyn Lease>, StoreError> {
         let lock = self.locks().entry(key.clone()).or_insert_with(|| Arc::new(Semaphore::new(1))).clone();
         let mut held = Held { key: key.clone(), leases: self.clone(), permit: None };
         match tokio::time::timeout(wait, lock.acquire_owned()).await {
@@ -59,7 +59,7 @@ impl Drop for Held {
     fn drop(&mut self) {
         drop(self.permit.take());
         let mut locks = self.leases.locks();
-        // A waiting caller has a reference too, and clones it only under this mutex.
+        // A waiter holds a reference too, and clones it only under this mutex.
         if locks.get(&self.key).is_some_and(|lock| Arc::strong_count(lock) == 1) {
             locks.remove(&self.key);
         }
@@ -79,11 +79,11 @@ impl Lease for ProcessLease {
         0
     }
 
-    fn put_off(&self) -> Option<&PutOff> {
+    fn backoff(&self) -> Option<&AnnouncedBackoff> {
         None
     }
 
-    fn put_off_others<'a>(&'a self, _: &'a PutOff) -> StoreFuture<'a, ()> {
+    fn announce_backoff<'a>(&'a self, _: &'a AnnouncedBackoff) -> StoreFuture<'a, ()> {
         Box::pin(async { Ok(()) })
     }
 
@@ -102,14 +102,14 @@ mod tests {
     use crate::model::Name;
 
     #[tokio::test(start_paused = true)]
-    async fn a_lease_has_one_holder_at_a_time_and_leaves_nothing_behind() {
+    async fn a_lease_has_one_holder_at_a_time_and_its_lock_is_removed_after_use() {
         let (leases, second) = (ProcessLeases::default(), Duration::from_secs(1));
         let key = TokenKey::of_connection(Name::parse("crm").unwrap());
         let other = TokenKey::of_connection(Name::parse("erp").unwrap());
-        let held = leases.take(&key, second).await.unwrap();
-        assert_eq!(leases.take(&key, second).await.err(), Some(StoreError::LeaseTimeout { key: key.clone() }));
-        assert!(leases.take(&other, second).await.is_ok());
-        let waiting = leases.take(&key, 10 * second);
+        let held = leases.acquire(&key, second).await.unwrap();
+        assert_eq!(leases.acquire(&key, second).await.err(), Some(StoreError::LeaseTimeout { key: key.clone() }));
+        assert!(leases.acquire(&other, second).await.is_ok());
+        let waiting = leases.acquire(&key, 10 * second);
         let (waiting, ()) = tokio::join!(waiting, async { drop(held) });
         assert!(waiting.is_ok());
         drop(waiting);

@@ -1,6 +1,6 @@
-//! Stores tokens and notes in memory, until the process ends; no secrets.
+//! In-memory store of tokens and notes. It holds no secrets and does not survive the process.
 //!
-//! Bounds: expired access tokens are swept as records pile up; notes are bounded in each share.
+//! Bounds: expired access tokens are swept as records accumulate; each namespace of notes is bounded.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use super::lease::ProcessLeases;
 use super::{
-    LONG_NOTE, Lease, NOTE_BYTES_MAX, NOTES_PER_SHARE_MAX, Note, NoteStore, Page, SecretStore, SharedStore, StoreError,
-    StoreFuture, StoredToken, TokenStore, share_of,
+    LONG_NOTE, Lease, NOTE_BYTES_MAX, NOTES_PER_NAMESPACE_MAX, Note, NoteStore, Page, SecretStore, SharedStore,
+    StoreError, StoreFuture, StoredToken, TokenStore, namespace_of,
 };
 use crate::clock::Clock;
 use crate::model::Name;
@@ -20,18 +20,18 @@ use crate::model::time::WallTime;
 use crate::model::token::TokenKey;
 use crate::sync::lock;
 
-/// Expired records are swept at this many records, and then at twice as many as a sweep leaves.
+/// Number of records that starts the first sweep; the next one starts at twice as many records as a sweep leaves.
 const SWEEP_AT_MIN: usize = 1024;
 
 const NO_SECRETS: StoreError =
-    StoreError::Unsupported("the memory store keeps no secrets; configure `store: {embedded: {}}`");
+    StoreError::Unsupported("the memory store holds no secrets; configure `store: {embedded: {}}`");
 
 #[derive(Debug, Default)]
 pub struct MemoryStore {
     records: Mutex<BTreeMap<TokenKey, StoredToken>>,
     /// Number of records that starts the next sweep.
     sweep_at: AtomicUsize,
-    /// Each with its expiry.
+    /// Notes with their expiry.
     notes: Mutex<BTreeMap<String, (Note, WallTime)>>,
     leases: ProcessLeases,
     clock: Clock,
@@ -46,27 +46,34 @@ impl MemoryStore {
         lock(&self.notes)
     }
 
-    fn swap_note(&self, name: &str, text: Secret, ends: WallTime, over: Option<u64>) -> Result<bool, StoreError> {
+    fn swap_note(
+        &self,
+        name: &str,
+        text: Secret,
+        expires_at: WallTime,
+        replaces: Option<u64>,
+    ) -> Result<bool, StoreError> {
         if text.expose().len() > NOTE_BYTES_MAX {
             return Err(LONG_NOTE);
         }
         let (mut notes, wall) = (self.notes(), self.clock.now().wall);
-        let share = share_of(name);
-        let from = (Bound::Included(share), Bound::Unbounded);
-        let of_share = notes.range::<str, _>(from).take_while(|(name, _)| name.starts_with(share));
-        let of_share = of_share.filter(|(name, _)| share_of(name) == share).map(|(name, (_, ends))| (*ends, name));
-        let (live, mut dropped): (Vec<_>, Vec<_>) = of_share.partition(|(ends, _)| *ends > wall);
-        let present = notes.get(name).filter(|(_, ends)| *ends > wall).map(|(note, _)| note.version);
-        if present != over {
+        let namespace = namespace_of(name);
+        let from = (Bound::Included(namespace), Bound::Unbounded);
+        let siblings = notes.range::<str, _>(from).take_while(|(name, _)| name.starts_with(namespace));
+        let siblings =
+            siblings.filter(|(name, _)| namespace_of(name) == namespace).map(|(name, (_, expiry))| (*expiry, name));
+        let (live, mut dropped): (Vec<_>, Vec<_>) = siblings.partition(|(expiry, _)| *expiry > wall);
+        let present = notes.get(name).filter(|(_, expiry)| *expiry > wall).map(|(note, _)| note.version);
+        if present != replaces {
             return Ok(false);
         }
-        if present.is_none() && live.len() >= NOTES_PER_SHARE_MAX {
+        if present.is_none() && live.len() >= NOTES_PER_NAMESPACE_MAX {
             dropped.extend(live.into_iter().min());
         }
         for name in dropped.into_iter().map(|(_, name)| name.clone()).collect::<Vec<_>>() {
             notes.remove(&name);
         }
-        notes.insert(name.to_owned(), (Note { text, version: over.unwrap_or(0) + 1 }, ends));
+        notes.insert(name.to_owned(), (Note { text, version: replaces.unwrap_or(0) + 1 }, expires_at));
         Ok(true)
     }
 }
@@ -78,7 +85,7 @@ impl TokenStore for MemoryStore {
     }
 
     fn lease<'a>(&'a self, key: &'a TokenKey, _: Duration, wait: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
-        Box::pin(self.leases.take(key, wait))
+        Box::pin(self.leases.acquire(key, wait))
     }
 
     fn save<'a>(&'a self, key: &'a TokenKey, token: StoredToken, _lease: &'a dyn Lease) -> StoreFuture<'a, u64> {
@@ -86,7 +93,7 @@ impl TokenStore for MemoryStore {
         let version = records.get(key).map_or(0, |before| before.version) + 1;
         if records.len() >= self.sweep_at.load(Ordering::Relaxed).max(SWEEP_AT_MIN) {
             let now = self.clock.now();
-            records.retain(|_, record| !record.has_ended(now));
+            records.retain(|_, record| !record.is_disposable(now));
             self.sweep_at.store(2 * records.len(), Ordering::Relaxed);
         }
         records.insert(key.clone(), StoredToken { version, ..token });
@@ -133,19 +140,25 @@ impl SecretStore for MemoryStore {
 impl NoteStore for MemoryStore {
     fn note<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Note>> {
         let wall = self.clock.now().wall;
-        let note = self.notes().get(name).filter(|(_, ends)| *ends > wall).map(|(note, _)| note.clone());
+        let note = self.notes().get(name).filter(|(_, expiry)| *expiry > wall).map(|(note, _)| note.clone());
         Box::pin(async move { Ok(note) })
     }
 
-    fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: WallTime, over: Option<u64>) -> StoreFuture<'a, bool> {
-        let put = self.swap_note(name, text, ends, over);
+    fn put_note<'a>(
+        &'a self,
+        name: &'a str,
+        text: Secret,
+        expires_at: WallTime,
+        replaces: Option<u64>,
+    ) -> StoreFuture<'a, bool> {
+        let put = self.swap_note(name, text, expires_at, replaces);
         Box::pin(async move { put })
     }
 
     fn note_names<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<String>> {
         let wall = self.clock.now().wall;
         let notes = self.notes();
-        let live = notes.iter().filter(|(name, (_, ends))| name.starts_with(prefix) && *ends > wall);
+        let live = notes.iter().filter(|(name, (_, expiry))| name.starts_with(prefix) && *expiry > wall);
         let names = live.map(|(name, _)| name.clone()).collect();
         Box::pin(async move { Ok(names) })
     }
@@ -162,7 +175,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[tokio::test]
-    async fn it_does_what_every_store_does() {
+    async fn the_memory_store_conforms() {
         conformance::every_store(&MemoryStore::default(), conformance::Secrets::Refused).await;
     }
 
@@ -181,7 +194,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn tokens_that_have_ended_do_not_pile_up() {
+    async fn expired_tokens_do_not_accumulate() {
         let clock = Clock::simulated();
         let store = MemoryStore { clock: clock.clone(), ..MemoryStore::default() };
         let crm = Name::parse("crm").unwrap();
@@ -200,7 +213,7 @@ mod tests {
             tokio::time::advance(SECOND).await;
         }
         let held = store.list(&crm, None, 20_000).await.unwrap();
-        assert!(held.len() < 1100, "{} records for 60 that may be used", held.len());
+        assert!(held.len() < 1100, "{} records, of which 60 are usable", held.len());
         assert_eq!(held.iter().filter(|(_, record)| record.as_ref().unwrap().refresh == refresh).count(), 10);
     }
 }

@@ -1,4 +1,4 @@
-//! Stores no token: for tokens of one caller's request, which no later request could use.
+//! A store that keeps nothing, for tokens that only the present request can use.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use super::{Lease, Page, SharedStore, StoreFuture, StoredToken, TokenStore};
 use crate::model::Name;
 use crate::model::token::TokenKey;
 
-/// Each of its keys has one refresher, so its leases are uncontended.
+/// Each key has one refresher, so leases are uncontended.
 pub struct NoStore;
 
 impl TokenStore for NoStore {

@@ -1,8 +1,7 @@
-//! Opens the store that a configuration means: when the program starts, or earlier for a secret that the configuration
-//! refers to.
+//! Opens the configured store: at startup, or earlier to read a secret that the configuration refers to.
 //!
 //! Not here: opening a file (`embedded::file`), the connection to Redis (`redis::link`), the seal keys (`keys`).
-//! Invariants: a process opens the file once; `peek` creates and changes nothing; reading the configuration waits for
+//! Invariants: a process opens the file once; `peek` creates and changes nothing; loading the configuration waits for
 //! Redis for a bounded time.
 
 use std::path::Path;
@@ -26,13 +25,13 @@ use crate::sync::lock;
 use crate::tasks::Tasks;
 use crate::telemetry::metrics::Metrics;
 
-/// The driver of a reader's connection runs only while a secret is read, so an idle connection may be dead.
+/// Idle timeout of the secret reader. Its connection is driven only while a secret is read, so an idle one may be dead.
 const READER_IDLE_MAX: Duration = Duration::from_secs(1);
 
-/// Opens the store that a configuration means, with its operations counted. Falls back to memory, with a warning, if
-/// the file cannot be written and no connection needs a person.
+/// Opens the configured store and counts its operations. Falls back to memory, with a warning, if the file cannot be
+/// written and no connection needs a person.
 pub fn open(model: &Model, opener: &StoreOpener, metrics: &Metrics) -> Result<Arc<dyn Store>, OpenError> {
-    let person = model.connections.iter().any(|connection| connection.needs_person());
+    let needs_person = model.connections.iter().any(|connection| connection.needs_person());
     let store: Arc<dyn Store> = match &model.store.kind {
         StoreKind::Memory => Arc::new(MemoryStore::default()),
         StoreKind::Embedded { path } => match opener.embedded(path, &model.store, &model.state_dir) {
@@ -40,8 +39,8 @@ pub fn open(model: &Model, opener: &StoreOpener, metrics: &Metrics) -> Result<Ar
                 store.sweep(&opener.tasks);
                 store
             }
-            Err(error @ OpenError::Unwritable { .. }) if !person => {
-                tracing::warn!(%error, "store not writable; tokens are kept in memory only, and lost when this process ends");
+            Err(error @ OpenError::Unwritable { .. }) if !needs_person => {
+                tracing::warn!(%error, "store not writable; keeping tokens in memory only, they are lost when this process exits");
                 Arc::new(MemoryStore::default())
             }
             Err(error) => return Err(error),
@@ -55,7 +54,7 @@ pub fn open(model: &Model, opener: &StoreOpener, metrics: &Metrics) -> Result<Ar
     Ok(Arc::new(Counted::new(store, metrics)))
 }
 
-/// Opens the store of a process, once.
+/// Opens the store once per process.
 pub struct StoreOpener {
     clock: Clock,
     tasks: Tasks,
@@ -65,7 +64,7 @@ pub struct StoreOpener {
     reader: Mutex<Option<SecretReader>>,
 }
 
-/// A Redis store for reading the configuration, which cannot await.
+/// A Redis store for the configuration loader, which is synchronous.
 struct SecretReader {
     settings: StoreSettings,
     runtime: Runtime,
@@ -86,7 +85,7 @@ impl StoreOpener {
         settings: &StoreSettings,
         state_dir: &Path,
     ) -> Result<Arc<RedisStore>, OpenError> {
-        let keys = Keyring::of(settings, state_dir)?;
+        let keys = Keyring::from_settings(settings, state_dir)?;
         let in_use = self.secrets_in_use.clone();
         let store = Arc::new(RedisStore::new(redis.clone(), keys, self.clock.clone(), &self.tasks, in_use));
         *lock(&self.redis) = Some(store.clone());
@@ -105,7 +104,7 @@ impl StoreOpener {
         let mut reader = lock(&self.reader);
         if reader.as_ref().is_none_or(|it| it.settings != *settings || it.used.elapsed() > READER_IDLE_MAX) {
             let runtime = Builder::new_current_thread().enable_all().build().map_err(|error| failed(&error))?;
-            let keys = Keyring::of(settings, state_dir).map_err(|error| failed(&error))?;
+            let keys = Keyring::from_settings(settings, state_dir).map_err(|error| failed(&error))?;
             let store = {
                 let _in = runtime.enter();
                 let in_use = self.secrets_in_use.clone();
@@ -131,7 +130,7 @@ impl StoreOpener {
         if let Some(store) = &*embedded {
             return Ok(store.clone());
         }
-        let keys = Keyring::of(settings, state_dir)?;
+        let keys = Keyring::from_settings(settings, state_dir)?;
         let store = Arc::new(EmbeddedStore::open(path, keys, self.clock.clone(), &self.tasks)?);
         *embedded = Some(store.clone());
         Ok(store)
@@ -139,8 +138,8 @@ impl StoreOpener {
 }
 
 impl StoreOpener {
-    /// The store of a configuration, to read only: creates and changes nothing. `None`: it is in memory, or does not
-    /// exist yet. Call it on a runtime.
+    /// The configured store, read-only: creates and changes nothing. `None`: it is in memory, or does not exist yet.
+    /// Must be called on a runtime.
     pub fn peek(&self, settings: &StoreSettings, state_dir: &Path) -> Result<Option<Arc<dyn Store>>, OpenError> {
         let path = match &settings.kind {
             StoreKind::Memory => return Ok(None),
@@ -153,7 +152,7 @@ impl StoreOpener {
         if !path.metadata().is_ok_and(|file| file.len() > 0) {
             return Ok(None);
         }
-        let keys = Keyring::of(settings, state_dir)?;
+        let keys = Keyring::from_settings(settings, state_dir)?;
         Ok(Some(Arc::new(EmbeddedStore::open_unchanged(path, keys, self.clock.clone(), &self.tasks)?)))
     }
 }

@@ -1,10 +1,9 @@
-//! The bytes of a token's record before it is sealed, and the names of records.
+//! Encoding of a token's record before it is sealed, and of record names.
 //!
-//! A name is connection, profile and subject, separated by a zero byte, so that names sort as keys do. Numbers are
-//! big-endian; every text has its length in front.
+//! A name is connection, profile and subject, separated by a zero byte, so that names sort like keys. Numbers are
+//! big-endian; texts are length-prefixed.
 //! Not here: the seal (`seal`).
-//! Invariant: a time is stored with the id of the boot that its boot clock counts from; after another boot only the
-//! wall clock gives a token's age.
+//! Invariant: a boot time is stored with its boot id; after a reboot only the wall clock gives a token's age.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +17,7 @@ use crate::model::connection::{Identity, OriginSet};
 use crate::model::time::{BootTime, WallTime};
 use crate::model::token::{AccessToken, RefreshToken, TokenKey};
 
-/// Version of tables, names and records; a program refuses a file or an export of a newer one.
+/// Format version of tables, names and records. Files and exports of a newer format are refused.
 pub const FORMAT: u32 = 1;
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -68,7 +67,7 @@ impl Boot {
     }
 }
 
-/// The content of a token's record.
+/// Encodes a token as the content of its record.
 pub fn encode(token: &StoredToken, boot: Boot) -> Zeroizing<Vec<u8>> {
     let origins: Vec<String> = token.origins.lines().collect();
     let scopes = token.scopes.as_deref().unwrap_or_default();
@@ -78,7 +77,7 @@ pub fn encode(token: &StoredToken, boot: Boot) -> Zeroizing<Vec<u8>> {
         Refresh::Refused { error } => error,
     };
     let texts = origins.iter().chain(scopes).map(|text| text.len() + 4).sum::<usize>();
-    // Allocated once: growing would leave copies of secrets in freed memory.
+    // Allocated once: growth would leave copies of secrets in freed memory.
     let length = 192 + texts + token.access_token.expose().len() + refresh.len();
     let mut out = Writer(Zeroizing::new(Vec::with_capacity(length)));
     out.bytes(token.identity.as_bytes());
@@ -120,7 +119,7 @@ pub fn decode(bytes: &[u8], boot: Boot, now: Now) -> Option<StoredToken> {
         2 => Refresh::Refused { error: refresh.to_owned() },
         _ => return None,
     };
-    // Older versions wrote nothing from here on.
+    // Older versions end here.
     let refresh_life = if from.0.is_empty() {
         RefreshLife::default()
     } else {
@@ -143,7 +142,8 @@ pub fn decode(bytes: &[u8], boot: Boot, now: Now) -> Option<StoredToken> {
     from.0.is_empty().then_some(token)
 }
 
-/// The same time on this boot's clock, by its age on the wall clock; a wall clock that was set back gives no age.
+/// Converts a time of another boot to this boot's clock by its age on the wall clock. If the wall clock was set back,
+/// the age is zero.
 fn of_another_boot(obtained: Now, now: Now) -> Now {
     Now { boot: now.boot - now.wall.since(obtained.wall), ..obtained }
 }
@@ -156,7 +156,7 @@ impl Writer {
     }
 
     fn length(&mut self, length: usize) {
-        // No text comes near 4 GiB; a longer one would be read as damaged.
+        // No text comes near 4 GiB; a longer one would not decode.
         self.bytes(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
     }
 
@@ -248,14 +248,14 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_read_as_it_was_written() {
+    fn a_token_survives_encoding() {
         let (boot, refused) = (Boot(Some(1)), Refresh::Refused { error: "invalid_grant".to_owned() });
         for token in [sample(), token(Refresh::None, None), token(refused, Some(Vec::new()))] {
             let bytes = encode(&token, boot);
             assert_eq!(decode(&bytes, boot, token.obtained), Some(token.clone()));
             let read = decode(&bytes, boot, token.obtained).map(|read| read.identity);
             assert!(read.is_some_and(|read| read.grant_bytes() == token.identity.grant_bytes()));
-            // Older versions wrote no grant and, before that, no lifetime of the refresh token.
+            // Older versions wrote no grant; still older ones no lifetime of the refresh token.
             let (no_grant, no_life) = (bytes.len() - 32, bytes.len() - 56);
             for cut in (0..bytes.len()).filter(|cut| ![no_grant, no_life].contains(cut)) {
                 assert_eq!(decode(&bytes[..cut], boot, token.obtained), None, "{cut}");
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn names_sort_as_keys_do_and_are_read_as_they_are_written() {
+    fn names_round_trip_and_sort_like_keys() {
         let name = |text| Name::parse(text).unwrap();
         let key = |connection, profile, subject: Option<&str>| TokenKey {
             connection: name(connection),

@@ -1,15 +1,16 @@
-//! The store in Redis or Valkey, shared by several replicas; every record is sealed before it leaves the process.
+//! A store in Redis or Valkey, shared by several replicas. Every record is sealed before it leaves the process.
 //!
-//! Not here: connecting (`link`, `endpoint`), the Lua scripts (`scripts`), key names (`names`), what the store, its
-//! leases and its background tasks share (`backend`).
-//! Invariants: a token is written only under its lease and over nothing newer, which Redis checks in the same step;
-//! every call has a timeout; a value that is too large or of a foreign type is never fetched; every record has a TTL.
+//! Not here: connecting (`link`, `endpoint`), the Lua scripts (`scripts`), key names (`names`), the state shared by the
+//! store, its leases and its background tasks (`backend`).
+//! Invariants: a token is written only under its lease and never over a newer one, which Redis checks atomically; every
+//! call has a timeout; a value that is too large or of a foreign type is never fetched; every record has a TTL.
 
 mod backend;
+mod check_record;
 mod endpoint;
 mod lease;
 mod link;
-mod mark;
+
 mod names;
 mod news;
 mod notes;
@@ -39,21 +40,21 @@ use crate::model::token::TokenKey;
 use crate::model::{Name, RedisSettings};
 use crate::tasks::Tasks;
 use backend::Backend;
+use check_record::CheckRecord;
 use lease::RedisLease;
 use link::Link;
-use mark::Mark;
 use names::Names;
 use scripts::Scripts;
 pub use secrets_in_use::SecretsInUse;
 use ttl::{TOMBSTONE_TTL, ms};
 
-/// Records read in one call.
+/// Most records read in one call.
 const PAGE_MAX: usize = 256;
-/// How often a lease that another replica holds is tried.
+/// Poll interval of a lease that another replica holds.
 const LEASE_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// One save in this many also removes expired members from the index: it checks [`INDEX_SAMPLE`] of them, four for each
-/// save, so that at most a quarter of the index is expired.
+/// One save in this many also prunes the index: it checks [`INDEX_SAMPLE`] members, four per save, so that at most a
+/// quarter of the index is expired.
 const SAVES_PER_INDEX_CHECK: u8 = 4;
 const INDEX_SAMPLE: usize = 16;
 
@@ -73,9 +74,9 @@ impl RedisStore {
     ) -> RedisStore {
         let (names, news) = (Names::new(&settings.key_prefix), broadcast::Sender::new(news::QUEUE_MAX));
         let keyring = Arc::new(keyring);
-        let mark = Mark::new(names.mark(), keyring.clone(), scripts::mark());
+        let check_record = CheckRecord::new(names.check_record(), keyring.clone(), scripts::check_record());
         let backend = Backend {
-            link: Link::new(settings, tasks.clone(), names.probe(), mark, news.clone()),
+            link: Link::new(settings, tasks.clone(), names.probe(), check_record, news.clone()),
             names,
             scripts: Scripts::new(),
             codec: RecordCodec::new(keyring, clock),
@@ -86,13 +87,13 @@ impl RedisStore {
         RedisStore { backend: Arc::new(backend), leases: ProcessLeases::default() }
     }
 
-    /// Subscribes to the changes of other replicas and reconnects after outages, until the program ends.
+    /// Subscribes to the changes of other replicas and reconnects after outages, until the program exits.
     pub fn follow(&self, tasks: &Tasks) {
         tasks.spawn("store news", news::follow(self.backend.clone()));
         tasks.spawn("store link", news::reconnect(self.backend.clone()));
     }
 
-    /// Uses `settings` from the next connection on: a password may have changed.
+    /// Applies `settings` from the next connection on; a password may have changed.
     pub fn reconfigure(&self, settings: RedisSettings) {
         self.backend.link.reconfigure(settings);
     }
@@ -104,7 +105,7 @@ impl TokenStore for RedisStore {
             let Backend { codec, names, .. } = &*self.backend;
             let value = self.backend.get(&names.token(key)).await?;
             let Some(sealed) = value.bytes(|| key.to_string())? else { return Ok(None) };
-            // Another replica can open it, so it is neither lost nor to be overwritten.
+            // Another replica can open the record, so it is not lost and must not be overwritten.
             if let Some(error) = codec.keyring.readable_elsewhere(&sealed) {
                 let why = format!("Redis: the record {key} cannot be opened: {error}");
                 return Err(StoreError::Unavailable(why));
@@ -116,10 +117,10 @@ impl TokenStore for RedisStore {
     fn lease<'a>(&'a self, key: &'a TokenKey, term: Duration, wait: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
         Box::pin(async move {
             let deadline = Instant::now() + wait;
-            // Callers of this process wait here; polling is for other replicas.
-            let local = Arc::new(self.leases.take(key, wait).await?);
+            // Callers in this process queue here; only a lease of another replica is polled.
+            let local = Arc::new(self.leases.acquire(key, wait).await?);
             loop {
-                if let Some(lease) = RedisLease::take(&self.backend, key, term, local.clone()).await? {
+                if let Some(lease) = RedisLease::acquire(&self.backend, key, term, local.clone()).await? {
                     return Ok(Box::new(lease) as Box<dyn Lease>);
                 }
                 if Instant::now() >= deadline {
@@ -229,8 +230,14 @@ impl NoteStore for RedisStore {
         Box::pin(self.backend.load_note(name))
     }
 
-    fn put_note<'a>(&'a self, name: &'a str, text: Secret, ends: WallTime, over: Option<u64>) -> StoreFuture<'a, bool> {
-        Box::pin(self.backend.save_note(name, text, ends, over))
+    fn put_note<'a>(
+        &'a self,
+        name: &'a str,
+        text: Secret,
+        expires_at: WallTime,
+        replaces: Option<u64>,
+    ) -> StoreFuture<'a, bool> {
+        Box::pin(self.backend.save_note(name, text, expires_at, replaces))
     }
 
     fn note_names<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<String>> {

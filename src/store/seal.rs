@@ -1,8 +1,8 @@
-//! Seals records: AES-256-GCM, with a derived key for each record name.
+//! Seals records with AES-256-GCM, under a key derived for each record name.
 //!
 //! A sealed record is `format (1) | key id (8) | version (8) | nonce (12) | ciphertext | tag (16)`. Table, name and the
-//! first three parts are associated data, so a record opens only under the name it was sealed for, and unchanged.
-//! Not here: what is sealed (`record`), where the keys come from (`keys`).
+//! first three parts are associated data: a record opens only unchanged and under the name it was sealed for.
+//! Not here: the encoding of records (`record`), loading the keys (`keys`).
 //! Invariant: the nonce is random and the key is derived from the name (HKDF-SHA256, RFC 5869), so no two records share
 //! both.
 
@@ -49,7 +49,7 @@ impl fmt::Debug for KeyId {
     }
 }
 
-/// The context of a record, in which alone it opens.
+/// Context of a record; it opens in no other context.
 #[derive(Debug, Clone, Copy)]
 pub struct SealedIn<'a> {
     pub table: &'a str,
@@ -57,13 +57,13 @@ pub struct SealedIn<'a> {
 }
 
 impl SealedIn<'_> {
-    /// Table and name, unambiguously.
+    /// Unambiguous encoding of table and name.
     fn info(&self) -> Vec<u8> {
         [self.table.as_bytes(), &[0], self.name].concat()
     }
 }
 
-/// The part of a sealed record that needs no key.
+/// The part of a sealed record that is readable without a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     pub format: u8,
@@ -73,7 +73,7 @@ pub struct Header {
 
 impl Header {
     /// `None`: too short to be a record.
-    pub fn of(sealed: &[u8]) -> Option<Header> {
+    pub fn parse(sealed: &[u8]) -> Option<Header> {
         if sealed.len() < TEXT_AT + TAG_BYTES {
             return None;
         }
@@ -112,13 +112,13 @@ struct Key {
     root: Prk,
 }
 
-/// The keys of a store: the first one seals, every one opens.
+/// The keys of a store: the first one seals, all of them open.
 pub struct Keyring {
     first: Key,
     others: Vec<Key>,
 }
 
-/// The cipher failed, which only its length limit could cause.
+/// The cipher failed; only its length limit could cause this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a record cannot be sealed")]
 pub struct SealError;
@@ -159,7 +159,7 @@ impl Keyring {
         sealed.extend_from_slice(&nonce);
         sealed.extend_from_slice(text);
         let bound = bound(&info, &sealed);
-        let key = self.first.of(&info)?;
+        let key = self.first.derive(&info)?;
         let nonce = Nonce::assume_unique_for_key(nonce);
         let tag = key.seal_in_place_separate_tag(nonce, Aad::from(bound), &mut sealed[TEXT_AT..])?;
         sealed.extend_from_slice(tag.as_ref());
@@ -167,7 +167,7 @@ impl Keyring {
     }
 
     fn header(&self, sealed: &[u8]) -> Result<(Header, &Key), UnsealError> {
-        let header = Header::of(sealed).ok_or(UnsealError::Torn)?;
+        let header = Header::parse(sealed).ok_or(UnsealError::Torn)?;
         if header.format > FORMAT {
             return Err(UnsealError::Newer);
         }
@@ -175,7 +175,7 @@ impl Keyring {
         Ok((header, key))
     }
 
-    /// Could a replica with more keys, or a newer program, open this record? If so, why it does not open here.
+    /// Why the record does not open here, if a replica with more keys or a newer version could open it.
     pub fn readable_elsewhere(&self, sealed: &[u8]) -> Option<UnsealError> {
         match self.header(sealed) {
             // A printable first byte is text, not a format.
@@ -185,11 +185,11 @@ impl Keyring {
         }
     }
 
-    /// The version of a record, and its content.
+    /// Returns the version of a record and its content.
     pub fn open(&self, sealed_in: SealedIn<'_>, sealed: &[u8]) -> Result<(u64, Zeroizing<Vec<u8>>), UnsealError> {
         let (header, key) = self.header(sealed)?;
         let info = sealed_in.info();
-        let (key, bound) = (key.of(&info).map_err(|_| UnsealError::Changed)?, bound(&info, sealed));
+        let (key, bound) = (key.derive(&info).map_err(|_| UnsealError::Changed)?, bound(&info, sealed));
         let nonce = Nonce::try_assume_unique_for_key(&sealed[NONCE_AT..TEXT_AT]).map_err(|_| UnsealError::Torn)?;
         let mut text = Zeroizing::new(sealed[TEXT_AT..].to_vec());
         let length = match key.open_in_place(nonce, Aad::from(bound), &mut text) {
@@ -216,13 +216,13 @@ impl Key {
     fn new(key: &SealKey) -> Result<Key, SealError> {
         let root = Salt::new(HKDF_SHA256, SALT).extract(key.expose());
         let mut id = [0; ID_BYTES];
-        // No record derives the same: its info starts with a table's name.
+        // Distinct from every record's key: a record's info starts with a table name.
         root.expand(&[b"\0key id"], Length(ID_BYTES))?.fill(&mut id)?;
         Ok(Key { id: KeyId(id), root })
     }
 
-    /// The key of one record.
-    fn of(&self, info: &[u8]) -> Result<LessSafeKey, Unspecified> {
+    /// Derives the key of one record.
+    fn derive(&self, info: &[u8]) -> Result<LessSafeKey, Unspecified> {
         let mut bytes = Zeroizing::new([0; 32]);
         self.root.expand(&[info], Length(32))?.fill(&mut *bytes)?;
         Ok(LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &*bytes)?))
@@ -248,7 +248,7 @@ mod tests {
     const SEALED_IN: SealedIn<'static> = SealedIn { table: "tokens", name: b"crm\0default" };
 
     #[test]
-    fn what_is_sealed_opens_in_its_place_and_nowhere_else() {
+    fn a_record_opens_only_in_its_own_context() {
         let ring = Keyring::new(&key(1), &[]).unwrap();
         let sealed = ring.seal(SEALED_IN, 7, b"text").unwrap();
         assert_eq!(ring.open(SEALED_IN, &sealed).unwrap(), (7, Zeroizing::new(b"text".to_vec())));
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn every_byte_and_the_length_are_held() {
+    fn a_changed_bit_or_length_is_detected() {
         let ring = Keyring::new(&key(1), &[]).unwrap();
         let sealed = ring.seal(SEALED_IN, 7, b"text").unwrap();
         for at in 0..sealed.len() {
@@ -282,7 +282,7 @@ mod tests {
         assert!(both.open(SEALED_IN, &sealed).is_ok());
         let sealed = both.seal(SEALED_IN, 1, b"text").unwrap();
         assert_eq!(old.open(SEALED_IN, &sealed), Err(UnsealError::Key(both.sealing())));
-        assert_eq!(Header::of(&sealed).unwrap().key, both.sealing());
+        assert_eq!(Header::parse(&sealed).unwrap().key, both.sealing());
         assert_eq!(KeyId::parse(&both.sealing().to_string()), Some(both.sealing()));
         assert_eq!(format!("{both:?}"), format!("[{}, {}]", both.sealing(), old.sealing()));
     }

@@ -1,6 +1,6 @@
-//! The record of one token, as every store keeps it.
+//! The stored form of one token.
 //!
-//! Not here: its bytes (`record`), the seal (`seal`).
+//! Not here: its encoding (`record`), the seal (`seal`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,37 +12,37 @@ use crate::model::token::{AccessToken, RefreshToken};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredToken {
-    /// The definition it was granted for; it is not used under another identity.
+    /// Identity of the definition that the token was granted for; the token is never used under another one.
     pub identity: Identity,
-    /// Where it may be sent.
+    /// Origins that the token may be sent to.
     pub origins: Arc<OriginSet>,
     pub access_token: AccessToken,
-    /// When the token request left.
+    /// When the token request was sent.
     pub obtained: Now,
     pub lifetime: Duration,
     /// Scopes as granted; `None`: as requested.
     pub scopes: Option<Vec<String>>,
     pub refresh: Refresh,
     pub refresh_life: RefreshLife,
-    /// Set by the save; later saves have higher versions. In a token that is not saved yet: the version of the record,
-    /// or of the removal, that it is to replace; 0: neither.
+    /// Set by the save; later saves have higher versions. Before the save: the version of the record, or of the
+    /// removal, that this token will replace; 0: neither.
     pub version: u64,
 }
 
 impl StoredToken {
-    /// Was it granted for this definition of the connection?
-    pub fn is_of(&self, connection: &Connection) -> bool {
+    /// Was the token granted for this definition of the connection?
+    pub fn matches(&self, connection: &Connection) -> bool {
         self.identity == connection.identity() && self.origins.covers(&connection.origins())
     }
 
-    /// Has a refresh left its refresh token unchanged? Then the server does not rotate it.
-    pub fn outlasts_refreshes(&self) -> bool {
+    /// Has a refresh left the refresh token unchanged? Then the server does not rotate it.
+    pub fn has_reusable_refresh_token(&self) -> bool {
         self.refresh_life.since.is_some_and(|since| since < self.obtained.wall)
     }
 
-    /// Is it an access token alone that has expired on both clocks? A refresh token ends with the server's refusal,
-    /// whatever lifetime was stated for it.
-    pub fn has_ended(&self, now: Now) -> bool {
+    /// Has the access token expired on both clocks, with no refresh token left to keep? A refresh token is kept until
+    /// the server refuses it, whatever lifetime was stated.
+    pub fn is_disposable(&self, now: Now) -> bool {
         let end = self.obtained.plus(self.lifetime);
         self.refresh == Refresh::None && now.boot >= end.boot && now.wall >= end.wall
     }
@@ -51,14 +51,14 @@ impl StoredToken {
 /// The expected lifetime of a refresh token: a forecast, never a reason to drop it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RefreshLife {
-    /// When the request that brought it left; `None`: unknown. A token response that repeats the token leaves it as it
-    /// is.
+    /// When the request that returned it was sent; `None`: unknown. A token response that repeats the refresh token
+    /// does not change this.
     pub since: Option<WallTime>,
-    /// As the token response stated it.
+    /// Lifetime stated in the token response.
     pub stated: Option<Duration>,
 }
 
-/// How the next token is obtained.
+/// How the next token is acquired.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refresh {
     /// The server gave no refresh token.

@@ -1,7 +1,7 @@
 //! Export, import and reseal of all records of a store.
 //!
 //! An export is JSON lines: a header with format, key ids and count, then one record per line, sealed as in the store.
-//! Not here: the seal (`seal`), each store's implementation of [`Records`], arguments and output (`cli`).
+//! Not here: the seal (`seal`), the stores' implementations of [`Records`], arguments and output (`cli`).
 //! Invariants: memory use is constant; no record is written in the clear; an incomplete export is rejected before
 //! anything is imported.
 
@@ -21,12 +21,12 @@ use super::record::FORMAT;
 use super::seal::{Header, KeyId, Keyring, SealedIn};
 use crate::private_file;
 
-/// Records held in memory, and committed, together.
+/// Records read and committed together.
 pub const PAGE: usize = 256;
 const LINE_BYTES_MAX: u64 = 1 << 20;
 const TABLES: [Table; 2] = [Table::Tokens, Table::Secrets];
 
-/// The tables that an export contains; notes are too short-lived.
+/// The tables in an export. Notes are too short-lived to export.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Table {
     Tokens,
@@ -46,28 +46,29 @@ impl Table {
     }
 }
 
-/// Access to all records of a store. Calls block.
+/// Access to all records of a store. Methods block.
 pub trait Records {
     fn keyring(&self) -> &Keyring;
 
-    /// The approximate number of records.
+    /// Approximate number of records.
     fn count(&self) -> Result<u64, StoreError>;
 
-    /// At most [`PAGE`] records in the order of their names, starting after `after`. Empty: there are no more.
+    /// At most [`PAGE`] records in name order, starting after `after`. Empty: there are no more.
     fn page(&self, table: Table, after: Option<&[u8]>) -> Result<Vec<SealedRecord>, StoreError>;
 
-    /// Seals records under the first key and writes them. A record that the store has as new stays, unless `overwrite`.
+    /// Seals records under the first key and writes them. Skips a record that is not newer than the store's, unless
+    /// `overwrite`.
     fn put(&self, page: Vec<OpenedRecord>, overwrite: bool) -> Result<Tally, StoreError>;
 
     /// Seals the records that [`Records::page`] would return under the first key, without overwriting concurrent
     /// writes. Returns the last name; `None`: there were no more.
     fn reseal(&self, table: Table, after: Option<&[u8]>) -> Result<(Option<Vec<u8>>, Tally), StoreError>;
 
-    /// Called once every record is sealed under the first key.
+    /// Called when every record is sealed under the first key.
     fn resealed(&self) -> Result<(), StoreError>;
 }
 
-/// A record with its content in the clear.
+/// A record in plaintext.
 pub struct OpenedRecord {
     pub table: Table,
     pub name: Vec<u8>,
@@ -75,16 +76,16 @@ pub struct OpenedRecord {
     pub text: Zeroizing<Vec<u8>>,
 }
 
-/// Called with the number of records done, and the total.
+/// Called with the number of records processed and the total.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
 
 /// Counts records by outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Tally {
     pub written: u64,
-    /// Left unchanged: there was nothing to do.
+    /// Unchanged: there was nothing to do.
     pub kept: u64,
-    /// Left unchanged: they do not open.
+    /// Unchanged: they do not open.
     pub unopened: u64,
 }
 
@@ -136,23 +137,23 @@ struct Line {
     record: String,
 }
 
-/// A name, and the sealed record.
+/// Name and sealed bytes.
 pub type SealedRecord = (Vec<u8>, Vec<u8>);
 
-/// Writes every record to a file, which it replaces atomically. The store stays in use meanwhile, so the header with
-/// the number of records is put in front at the end.
+/// Writes every record to a file, which is replaced atomically. The store stays in use during the export, so the number
+/// of records is known only at the end: records go to a second file first, and are copied behind the header.
 pub fn export(store: &dyn Records, to: &Path, progress: Progress<'_>) -> Result<u64, TransferError> {
     let failed = |source| TransferError::File { path: to.to_owned(), source };
-    let (records, whole) = (beside(to), beside(to));
+    let (records, whole) = (temporary_sibling(to), temporary_sibling(to));
     let written = (|| {
         let mut head = Head { keybearer_store: FORMAT, key_ids: BTreeSet::new(), count: 0 };
         let total = store.count()?;
         let mut out = BufWriter::new(private_file::create_empty(&records).map_err(failed)?);
         for_each(store, |table, (name, record)| {
             head.count += 1;
-            head.key_ids.extend(Header::of(&record).map(|header| header.key.to_string()));
+            head.key_ids.extend(Header::parse(&record).map(|header| header.key.to_string()));
             let [name, record] = [name, record].map(|bytes| BASE64_STANDARD.encode(bytes));
-            line(&mut out, &Line { table: table.name().to_owned(), name, record }).map_err(failed)?;
+            write_line(&mut out, &Line { table: table.name().to_owned(), name, record }).map_err(failed)?;
             if head.count.is_multiple_of(PAGE as u64) {
                 progress(head.count, total.max(head.count));
             }
@@ -160,7 +161,7 @@ pub fn export(store: &dyn Records, to: &Path, progress: Progress<'_>) -> Result<
         })?;
         out.flush().map_err(failed)?;
         let mut out = BufWriter::new(private_file::create_empty(&whole).map_err(failed)?);
-        line(&mut out, &head).map_err(failed)?;
+        write_line(&mut out, &head).map_err(failed)?;
         io::copy(&mut File::open(&records).map_err(failed)?, &mut out).map_err(failed)?;
         out.into_inner().map_err(|error| failed(error.into_error()))?.sync_all().map_err(failed)?;
         std::fs::rename(&whole, to).and_then(|()| private_file::sync_directory_of(to)).map_err(failed)?;
@@ -175,18 +176,18 @@ pub fn export(store: &dyn Records, to: &Path, progress: Progress<'_>) -> Result<
 }
 
 /// An unused name in the same directory.
-fn beside(path: &Path) -> PathBuf {
+fn temporary_sibling(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{:016x}", fastrand::u64(..)));
     path.with_file_name(name)
 }
 
-fn line(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
+fn write_line(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
     serde_json::to_writer(&mut *out, value)?;
     out.write_all(b"\n")
 }
 
-/// Visits every record of the store, in the order of tables and names.
+/// Visits every record of the store in order of table and name.
 fn for_each(
     store: &dyn Records,
     mut visit: impl FnMut(Table, SealedRecord) -> Result<(), TransferError>,
@@ -203,8 +204,8 @@ fn for_each(
     Ok(())
 }
 
-/// Imports the records of an export, sealed under the store's first key. A record in the store stays, unless that of
-/// the export is newer, or `overwrite`.
+/// Imports the records of an export and seals them under the store's first key. Skips a record that is not newer than
+/// the store's, unless `overwrite`.
 pub fn import(
     store: &dyn Records,
     from: &Path,
@@ -234,7 +235,7 @@ pub fn import(
     if tally.unopened > 0 { Err(TransferError::Unopened(tally)) } else { Ok(tally) }
 }
 
-/// Checks that an export is complete and one of its keys is configured; returns its number of records.
+/// Checks that an export is complete and that one of its keys is configured. Returns the number of records.
 fn check_export(store: &dyn Records, from: &Path) -> Result<u64, TransferError> {
     let (head, mut lines) = Lines::open(from)?;
     let mut found = 0;
@@ -265,14 +266,15 @@ impl<'a> Lines<'a> {
         let mut lines = Lines { path, input: BufReader::new(file), number: 0 };
         let head = lines.line()?;
         let format = |head: &[u8]| serde_json::from_slice::<serde_json::Value>(head).ok()?["keybearer_store"].as_u64();
-        // First, because a newer format may have other fields.
-        let found = head.as_deref().and_then(format).ok_or_else(|| lines.bad("is not an export of keybearer"))?;
+        // Checked first, because a newer format may have other fields.
+        let found =
+            head.as_deref().and_then(format).ok_or_else(|| lines.invalid_line("is not an export of keybearer"))?;
         if found > u64::from(FORMAT) {
             let found = u32::try_from(found).unwrap_or(u32::MAX);
             return Err(TransferError::NewerFormat { path: path.to_owned(), found });
         }
         let head = head.and_then(|head| serde_json::from_slice(&head).ok());
-        Ok((head.ok_or_else(|| lines.bad("is not the header of an export"))?, lines))
+        Ok((head.ok_or_else(|| lines.invalid_line("is not the header of an export"))?, lines))
     }
 
     fn line(&mut self) -> Result<Option<Vec<u8>>, TransferError> {
@@ -283,7 +285,7 @@ impl<'a> Lines<'a> {
         match line.last() {
             None => Ok(None),
             Some(b'\n') => Ok(Some(line)),
-            Some(_) => Err(self.bad("is incomplete; the export was truncated")),
+            Some(_) => Err(self.invalid_line("is incomplete; the export was truncated")),
         }
     }
 
@@ -293,15 +295,15 @@ impl<'a> Lines<'a> {
             let table = TABLES.into_iter().find(|table| table.name() == line.table)?;
             Some((table, (BASE64_STANDARD.decode(line.name).ok()?, BASE64_STANDARD.decode(line.record).ok()?)))
         });
-        record.map(Some).ok_or_else(|| self.bad("is not a record"))
+        record.map(Some).ok_or_else(|| self.invalid_line("is not a record"))
     }
 
-    fn bad(&self, why: &'static str) -> TransferError {
+    fn invalid_line(&self, why: &'static str) -> TransferError {
         TransferError::Line { path: self.path.to_owned(), line: self.number, why }
     }
 }
 
-/// Seals every record under the first key; the other keys are then no longer needed.
+/// Seals every record under the first key, after which the other keys are no longer needed.
 pub fn reseal(store: &dyn Records, progress: Progress<'_>) -> Result<Tally, TransferError> {
     let total = store.count()?;
     let mut tally = Tally::default();

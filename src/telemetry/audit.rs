@@ -1,8 +1,9 @@
-//! The audit: who used a connection, was denied, had a token refreshed or changed the configuration. One record for each.
+//! The audit log: one record per use of a connection, denial, token request or configuration change.
 //!
-//! Not here: the file and its writer (`file`), the line that the log has of each request (`proxy::report`).
-//! Holds: a record has names, addresses and clean words, never a query string, a token or a secret; whoever records waits
-//! for nobody, and what finds no place is counted and told; nothing is put into words where nothing is to be written.
+//! Not here: the file and its writer (`file`), the log line of each request (`proxy::report`).
+//! Invariants: a record contains names, addresses and escaped text, never a query string, a token or a secret;
+//! recording never blocks, and records that do not fit the queue are counted and reported; no record is formatted if
+//! the audit is off.
 
 mod file;
 mod record;
@@ -17,14 +18,14 @@ use crate::model;
 use crate::model::time::WallTime;
 use crate::sync::lock;
 use file::Queue;
-pub use file::openable;
+pub use file::check_can_open;
 use record::line;
 pub use record::{Cause, Change, Kind, Person, Refresh, Request};
 
-/// Lines of the log that are the audit: they are written whatever `log.level` says.
+/// Target of audit lines in the log; they are written at every `log.level`.
 pub const TARGET: &str = "keybearer::audit";
 
-/// Where records go at this moment.
+/// Destination of audit records.
 #[derive(Debug, Default)]
 pub enum Target {
     Off,
@@ -34,12 +35,12 @@ pub enum Target {
 }
 
 impl Target {
-    /// The field `audit` of a line in the log, where the log is the audit.
+    /// Value of the field `audit` of a log line, if audit records go to the log.
     pub fn in_log(&self, kind: Kind) -> Option<&'static str> {
         matches!(self, Target::Log).then(|| kind.as_str())
     }
 
-    /// A request's record as a line, for the file alone: the log has a line of its own for it.
+    /// Records a request, to the file only: the log has its own line for each request.
     pub fn request(&self, line: impl FnOnce() -> (WallTime, String)) {
         if let Target::File(queue) = self {
             let (at, line) = line();
@@ -47,7 +48,7 @@ impl Target {
         }
     }
 
-    /// A request to the admin side.
+    /// Records a request to the admin side.
     pub fn admin(&self, at: WallTime, kind: Kind, record: &Request<'_>) {
         match self {
             Target::Off => {}
@@ -69,7 +70,7 @@ impl Target {
                 } = record;
                 let host = host.as_ref().map(tracing::field::display);
                 tracing::info!(target: TARGET, audit = kind.as_str(), user, %from, listener, connection, profile, %method, host,
-                    %path, status, code, injected, "asked of the admin side");
+                    %path, status, code, injected, "admin request");
             }
         }
     }
@@ -102,19 +103,19 @@ impl Target {
     }
 }
 
-/// The audit as it is configured; cloned freely.
+/// The configured audit log; cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Audit {
     target: Arc<ArcSwap<Target>>,
     writers: Arc<Mutex<Vec<JoinHandle<()>>>>,
 }
 
-/// A target that may be put into force.
+/// A target that is ready to be applied.
 #[derive(Debug)]
 pub enum Prepared {
-    /// The records go where they go already.
-    Same,
-    Other(Target, Option<JoinHandle<()>>),
+    /// The target does not change.
+    Unchanged,
+    Changed(Target, Option<JoinHandle<()>>),
 }
 
 impl Audit {
@@ -122,31 +123,32 @@ impl Audit {
         self.target.load()
     }
 
-    /// Opens what `audit` asks for. `start` runs a writer on a thread, which ends with its queue.
+    /// Opens the target that `audit` configures. `start` runs a writer on a thread, which ends with its queue.
     pub fn prepare<S>(&self, audit: &model::Audit, start: S) -> io::Result<Prepared>
     where
         S: FnOnce(Box<dyn FnOnce() + Send>) -> io::Result<JoinHandle<()>>,
     {
         Ok(match (audit, &**self.target.load()) {
-            (model::Audit::Off, Target::Off) | (model::Audit::Log, Target::Log) => Prepared::Same,
+            (model::Audit::Off, Target::Off) | (model::Audit::Log, Target::Log) => Prepared::Unchanged,
             (model::Audit::File(path), Target::File(queue)) if queue.path == *path => {
-                openable(path)?;
-                Prepared::Same
+                check_can_open(path)?;
+                Prepared::Unchanged
             }
-            (model::Audit::Off, _) => Prepared::Other(Target::Off, None),
-            (model::Audit::Log, _) => Prepared::Other(Target::Log, None),
+            (model::Audit::Off, _) => Prepared::Changed(Target::Off, None),
+            (model::Audit::Log, _) => Prepared::Changed(Target::Log, None),
             (model::Audit::File(path), _) => {
                 let (queue, writer) = file::open(path)?;
                 let writer = start(Box::new(move || writer.run()))?;
-                queue.wakes(writer.thread());
-                Prepared::Other(Target::File(queue), Some(writer))
+                queue.set_writer(writer.thread());
+                Prepared::Changed(Target::File(queue), Some(writer))
             }
         })
     }
 
-    /// Puts it into force; what was recorded before is still written where it was meant to go. True if that is elsewhere.
-    pub fn follow(&self, prepared: Prepared) -> bool {
-        let Prepared::Other(target, writer) = prepared else { return false };
+    /// Applies a target. Records queued for the previous target are still written there. Returns true if the target
+    /// changed.
+    pub fn apply(&self, prepared: Prepared) -> bool {
+        let Prepared::Changed(target, writer) = prepared else { return false };
         let mut writers = lock(&self.writers);
         writers.retain(|writer| !writer.is_finished());
         writers.extend(writer);
@@ -154,14 +156,14 @@ impl Audit {
         true
     }
 
-    /// Looks whether the file is still the one at its path.
-    pub fn look(&self) {
+    /// Reopens the file if its path no longer names it, after a rotation.
+    pub fn reopen_if_moved(&self) {
         if let Target::File(queue) = &**self.target.load() {
-            queue.look();
+            queue.wake_writer();
         }
     }
 
-    /// The end: nothing is recorded any more. Gives the writers, which end when everything is written.
+    /// Stops recording. Returns the writers, which end once every queued record is written.
     pub fn close(&self) -> Vec<JoinHandle<()>> {
         retire(&self.target.swap(Arc::new(Target::Off)));
         std::mem::take(&mut lock(&self.writers))

@@ -1,15 +1,16 @@
-//! What has just happened, told to whoever listens at that moment.
+//! Broadcast of events to live subscribers.
 //!
-//! Not here: the log, which keeps it. Holds: an event has names, times and clean words, never a token or a secret; who
-//! listens slowly delays nobody and misses the oldest.
+//! Not here: the log, which is the permanent record.
+//! Invariants: an event contains names, times and escaped text, never a token or a secret; a slow subscriber delays no
+//! publisher and misses the oldest events.
 
 use tokio::sync::broadcast;
 
 use crate::model::time::WallTime;
 use crate::model::token::TokenKey;
 
-/// Events that a slow listener may lie behind.
-const BEHIND_MAX: usize = 256;
+/// Events queued for a slow subscriber.
+const QUEUE_MAX: usize = 256;
 
 #[derive(Debug, Clone)]
 pub enum Event {
@@ -17,40 +18,40 @@ pub enum Event {
         key: TokenKey,
         expires: WallTime,
     },
-    /// `retry`: the next attempt; `None`: none before a person acts.
+    /// `retry`: time of the next attempt; `None`: a person must act first.
     TokenFailed {
         key: TokenKey,
         outcome: &'static str,
         error: String,
         retry: Option<WallTime>,
     },
-    /// In force, but for the keys that need a restart.
+    /// The new configuration is in force, except for the keys that need a restart.
     ConfigurationReloaded {
         restart_required: Vec<&'static str>,
     },
-    /// The one before stays in force.
+    /// The previous configuration stays in force.
     ConfigurationRefused {
         problems: usize,
     },
 }
 
-/// The sender of all events; cloned freely.
+/// Publisher of all events; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Events(broadcast::Sender<(WallTime, Event)>);
 
 impl Default for Events {
     fn default() -> Self {
-        Events(broadcast::Sender::new(BEHIND_MAX))
+        Events(broadcast::Sender::new(QUEUE_MAX))
     }
 }
 
 impl Events {
-    pub fn tell(&self, at: WallTime, event: Event) {
-        // Nobody may be listening.
+    pub fn publish(&self, at: WallTime, event: Event) {
+        // There may be no subscriber.
         let _ = self.0.send((at, event));
     }
 
-    pub fn listen(&self) -> broadcast::Receiver<(WallTime, Event)> {
+    pub fn subscribe(&self) -> broadcast::Receiver<(WallTime, Event)> {
         self.0.subscribe()
     }
 }

@@ -1,38 +1,38 @@
-//! Is the program ready: a few facts that others report here, and the answer for `/readyz`.
+//! Readiness: state reported by other modules, and the checks of `/readyz`.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::sync::lock;
 
-/// What readiness hangs on. Live from the start; ready once the store was reached, and tokens were tried or the wait is
-/// over; not while draining.
+/// Readiness state. The program is live from the start. It is ready once the store has been reached and each token has
+/// been attempted, or the wait for tokens is over; it is not ready while draining.
 #[derive(Debug, Default)]
 pub struct Health {
-    store_stands: AtomicBool,
+    store_reached: AtomicBool,
     tokens_settled: AtomicBool,
     draining: AtomicBool,
-    /// Of the configuration in force.
+    /// Fingerprint of the configuration in force.
     configuration: Mutex<String>,
 }
 
 impl Health {
-    /// The store could be used once.
-    pub fn store_stands(&self) {
-        self.store_stands.store(true, Ordering::Relaxed);
+    /// The store has been reached.
+    pub fn set_store_reached(&self) {
+        self.store_reached.store(true, Ordering::Relaxed);
     }
 
-    /// Each connection has a token or a first answer, or the wait for them is over.
-    pub fn tokens_settled(&self) {
+    /// Each connection has a token or the result of a first attempt, or the wait is over.
+    pub fn set_tokens_settled(&self) {
         self.tokens_settled.store(true, Ordering::Relaxed);
     }
 
-    pub fn draining(&self) {
+    pub fn set_draining(&self) {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    /// Names the configuration in force by its fingerprint.
-    pub fn configured(&self, fingerprint: &str) {
+    /// Sets the fingerprint of the configuration in force.
+    pub fn set_configuration(&self, fingerprint: &str) {
         *lock(&self.configuration) = fingerprint.to_owned();
     }
 
@@ -40,10 +40,10 @@ impl Health {
         lock(&self.configuration).clone()
     }
 
-    /// The checks by name, in the order in which they are shown.
+    /// The checks by name, in display order.
     pub fn checks(&self) -> [(&'static str, bool); 3] {
         [
-            ("store", self.store_stands.load(Ordering::Relaxed)),
+            ("store", self.store_reached.load(Ordering::Relaxed)),
             ("tokens", self.tokens_settled.load(Ordering::Relaxed)),
             ("serving", !self.draining.load(Ordering::Relaxed)),
         ]

@@ -1,23 +1,23 @@
-//! What the system around the program is told, and what it is asked for: the service manager's notices (`sd_notify`),
-//! the limit of open files and how it is divided, and that a crash writes no memory to a disk.
+//! Operating system integration: service manager notifications (`sd_notify`), the open file limit and its division,
+//! core dumps.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 
-/// Open files beside the connections that the proxy serves, where the limit is high enough: listeners, the admin side, callers that
-/// are told that there is no place, token endpoints, the store, name servers, logs.
+/// File descriptors reserved for everything except proxied connections, if the limit is high enough: listeners, the
+/// admin side, connections refused as overload, token endpoints, the store, name servers, logs.
 const RESERVED_MAX: usize = 1024;
-/// Idle connections to upstreams.
+/// Idle upstream connections.
 const IDLE_MAX: usize = 4096;
-/// Open connections to one of the admin side's listeners.
+/// Open connections to one admin listener.
 pub const ADMIN_MAX: usize = 256;
-/// Callers at once that are told that there is no place.
+/// Downstream connections that are being refused at once.
 const REFUSED_MAX: usize = 256;
 
-/// Tells a service manager that waits for it; without one this does nothing.
+/// Notifies the service manager, if there is one.
 fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!(%error, "the service manager could not be told");
+        tracing::warn!(%error, "service manager not notified");
     }
 }
 
@@ -29,25 +29,25 @@ pub fn stopping() {
     notify(&[NotifyState::Stopping]);
 }
 
-/// A reload begins; `ready` ends it (`Type=notify-reload`).
+/// Announces a reload, which [`ready`] ends (`Type=notify-reload`).
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => notify(&[NotifyState::Reloading, now]),
-        Err(error) => tracing::warn!(%error, "the service manager could not be told"),
+        Err(error) => tracing::warn!(%error, "service manager not notified"),
     }
 }
 
-/// A core file would hold every token and key in the clear.
-pub fn no_core_files() {
+/// Disables core dumps, which would contain every token and key in plaintext.
+pub fn disable_core_files() {
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     if let Err(error) = setrlimit(Resource::Core, none) {
-        tracing::warn!(%error, "core files cannot be switched off; they would hold secrets");
+        tracing::warn!(%error, "core dumps cannot be disabled; they would contain secrets");
     }
 }
 
-/// Raises the soft limit of open files as far as the hard one permits, and warns where that is less than
-/// `connections` callers with an upstream connection each may need.
-pub fn raise_open_files(connections: usize) -> OpenFiles {
+/// Raises the soft limit of open files as far as needed and the hard limit permits. Warns if it is too low for
+/// `connections` downstream connections with an upstream connection each.
+pub fn raise_open_file_limit(connections: usize) -> OpenFiles {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let needed = 2 * connections as u64 + RESERVED_MAX as u64;
     let wanted = maximum.map_or(needed, |maximum| needed.min(maximum)).max(current.unwrap_or(u64::MAX));
@@ -65,17 +65,17 @@ pub fn raise_open_files(connections: usize) -> OpenFiles {
             needed,
             downstream,
             upstream,
-            "the limit of open files is lower than limits.downstream_connections may need, so fewer connections are served; \
-             raise it (ulimit -n, LimitNOFILE), or lower that limit"
+            "open file limit is lower than limits.downstream_connections may need, so fewer connections are served; raise it \
+             (ulimit -n, LimitNOFILE), or lower limits.downstream_connections"
         );
     } else {
-        tracing::info!(open_files = raised, downstream, upstream, "open files");
+        tracing::info!(open_files = raised, downstream, upstream, "open file limit");
     }
     files
 }
 
-/// The limit of open files, and how it is divided. A third, within bounds, is reserved for what is no connection of the
-/// proxy; callers get at most half of the rest, and upstreams what callers do not.
+/// The open file limit and its division. A third, up to [`RESERVED_MAX`], is reserved for everything except proxied
+/// connections; downstream connections get at most half of the rest, and upstream connections the remainder.
 #[derive(Debug, Clone, Copy)]
 pub struct OpenFiles(usize);
 
@@ -93,27 +93,28 @@ impl OpenFiles {
         self.0 - self.reserved()
     }
 
-    /// Connections from callers, where `limits` permits so many.
+    /// Most downstream connections; `configured` is the limit of the configuration.
     pub fn downstream_max(self, configured: usize) -> usize {
         configured.min(self.connections() / 2).max(1)
     }
 
-    /// Connections to upstreams beside them.
+    /// Most upstream connections.
     pub fn upstream_max(self, downstream_configured: usize) -> usize {
         self.connections().saturating_sub(self.downstream_max(downstream_configured)).max(1)
     }
 
-    /// Those of them that may be idle: a dial rarely finds all taken, and memory has a bound where the limit is no bound.
+    /// Most idle upstream connections. A dial rarely finds every descriptor in use, and memory is bounded even if the
+    /// open file limit is not.
     pub fn idle_max(self, downstream_configured: usize) -> usize {
         (self.upstream_max(downstream_configured) / 2).min(IDLE_MAX)
     }
 
-    /// Connections to one listener of the admin side, which has so many.
+    /// Most connections to one admin listener, of `listeners`.
     pub fn admin_max(self, listeners: usize) -> usize {
         (self.reserved() / 2 / listeners.max(1)).clamp(1, ADMIN_MAX)
     }
 
-    /// Callers that are told that there is no place for them.
+    /// Most downstream connections that are being refused at once.
     pub fn refused_max(self) -> usize {
         (self.reserved() / 8).min(REFUSED_MAX)
     }
@@ -124,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn open_files_are_divided_and_some_are_reserved() {
+    fn the_open_file_limit_is_divided() {
         #[track_caller]
         fn check(limit: usize, configured: usize, downstream: usize, upstream: usize, admin: usize, refused: usize) {
             let files = OpenFiles(limit);

@@ -1,8 +1,9 @@
-//! Traces: which requests are recorded, their spans, and what the next hop is told.
+//! Tracing: sampling, spans, and context propagation.
 //!
-//! Not here: the header's form (`context`), the way to the collector (`export`), which span says what (`proxy::report::spans`, `oauth`).
-//! Holds: a request that is not sampled makes no span; ending a span never waits: where the queue is full, it is lost and
-//! counted. A span holds names and numbers: never a header's value, a query string or a token.
+//! Not here: the header format (`context`), export to the collector (`export`), span contents (`proxy::report::spans`,
+//! `oauth`).
+//! Invariants: an unsampled request creates no span; ending a span never blocks: if the queue is full, the span is
+//! dropped and counted. A span contains names and numbers, never a header value, a query string or a token.
 
 mod context;
 mod export;
@@ -25,58 +26,65 @@ pub use context::Propagation;
 pub use export::{Exporter, start};
 pub use opentelemetry_otlp::ExporterBuildError as BuildError;
 
-/// Decides which requests are recorded, and takes their spans; cloned freely. The default is off.
+/// Samples requests and queues their spans; cheap to clone. Off by default.
 #[derive(Clone, Default)]
 pub struct Tracer(Option<Arc<Inner>>);
 
 struct Inner {
     queue: mpsc::Sender<Message>,
-    /// Spans for which there was no place in the queue.
-    lost: Arc<AtomicU64>,
-    /// Of the traces that begin here, the part that is recorded: 0 to 1.
+    /// Spans dropped because the queue was full.
+    dropped: Arc<AtomicU64>,
+    /// Ratio of the traces started here that are sampled, from 0 to 1.
     sample: f64,
 }
 
 enum Message {
     Span(Box<SpanData>),
-    /// Dropped once everything before it is exported or lost.
+    /// Its sender is dropped once every earlier span is exported or lost.
     Flush(oneshot::Sender<()>),
 }
 
-/// What one request does about traces.
+/// Tracing decision for one request.
 #[derive(Default)]
-pub enum Part {
-    /// Nothing: what came goes on as it came.
+pub enum Sampling {
+    /// Not recorded; the caller's context is passed on unchanged.
     #[default]
-    Pass,
-    /// A trace begins here and is not recorded, which the next hop is told.
+    PassThrough,
+    /// A trace starts here unsampled; the next hop receives that decision.
     Unsampled(Propagation),
     Recorded(Box<Span>),
 }
 
 impl Tracer {
-    /// The part of a request that came with `headers`: the caller's decision if it made one (W3C Trace Context §3.2), else
-    /// the ratio. `wall` is read only where a span begins.
-    pub fn join(&self, headers: &HeaderMap, method: &Method, wall: impl FnOnce() -> WallTime) -> Part {
-        let Some(inner) = &self.0 else { return Part::Pass };
-        match Context::read(headers) {
-            Some(context) if !context.sampled() => Part::Pass,
-            None if fastrand::f64() >= inner.sample => Part::Unsampled(Context::new(false).propagation(true)),
+    /// Decides for a request with `headers`: the caller's decision if it made one (W3C Trace Context §3.2), else by the
+    /// sampling ratio. `wall` is called only if a span starts.
+    pub fn join(&self, headers: &HeaderMap, method: &Method, wall: impl FnOnce() -> WallTime) -> Sampling {
+        let Some(inner) = &self.0 else { return Sampling::PassThrough };
+        match Context::from_headers(headers) {
+            Some(context) if !context.is_sampled() => Sampling::PassThrough,
+            None if fastrand::f64() >= inner.sample => Sampling::Unsampled(Context::new(false).propagation(true)),
             parent => {
                 let context = parent.unwrap_or_else(|| Context::new(true));
-                Part::Recorded(Box::new(Span::new(inner.clone(), context, parent, SpanKind::Server, method, wall())))
+                Sampling::Recorded(Box::new(Span::new(
+                    inner.clone(),
+                    context,
+                    parent,
+                    SpanKind::Server,
+                    method,
+                    wall(),
+                )))
             }
         }
     }
 
-    /// The span of a request that we make by ourselves, if it is recorded.
+    /// A root span for a request that the proxy initiates, if it is sampled.
     pub fn root(&self, method: &Method, wall: impl FnOnce() -> WallTime) -> Option<Span> {
         let inner = self.0.as_ref().filter(|inner| fastrand::f64() < inner.sample)?;
         Some(Span::new(inner.clone(), Context::new(true), None, SpanKind::Client, method, wall()))
     }
 
-    /// Waits until what has ended so far is exported or lost, but not longer than `patience`.
-    pub async fn flush(&self, patience: Duration) {
+    /// Waits until all ended spans are exported or lost, for at most `limit`.
+    pub async fn flush(&self, limit: Duration) {
         let Some(inner) = &self.0 else { return };
         let (done, flushed) = oneshot::channel();
         let flush = async {
@@ -84,7 +92,7 @@ impl Tracer {
                 let _ = flushed.await;
             }
         };
-        let _ = tokio::time::timeout(patience, flush).await;
+        let _ = tokio::time::timeout(limit, flush).await;
     }
 }
 
@@ -94,10 +102,10 @@ impl fmt::Debug for Tracer {
     }
 }
 
-/// A span under way; it is exported when it ends, and never if it is dropped.
+/// A span in progress. It is exported by [`Span::end`], and discarded if dropped.
 pub struct Span {
     inner: Arc<Inner>,
-    /// Its trace and its own id.
+    /// Trace id, and this span's id.
     context: Context,
     parent: Option<Context>,
     kind: SpanKind,
@@ -109,7 +117,7 @@ pub struct Span {
 }
 
 impl Span {
-    /// `context` gives the trace; the id is a new one. `parent` is another program's span.
+    /// A span with a new id in the trace of `context`. `parent` is a remote span.
     fn new(
         inner: Arc<Inner>,
         context: Context,
@@ -129,25 +137,25 @@ impl Span {
         method: &Method,
         started: SystemTime,
     ) -> Span {
-        let known = known(method);
+        let known = known_method(method);
         let attributes = vec![KeyValue::new("http.request.method", known.unwrap_or("_OTHER"))];
         let name = known.unwrap_or("HTTP");
         Span { inner, context, parent, kind, name, started, began: Instant::now(), attributes, failed: false }
     }
 
-    /// The span of a request that this one leads to.
+    /// A span for an outgoing request made on behalf of this one.
     pub fn child(&self, method: &Method) -> Span {
         let started = self.started + self.began.elapsed();
         let parent = Some(self.context);
         Span::begin(self.inner.clone(), self.context.child(), parent, SpanKind::Client, method, started)
     }
 
-    /// What the next hop gets, so that its span becomes a child of this one. `fresh`: the trace began in this program.
-    pub fn propagation(&self, fresh: bool) -> Propagation {
-        self.context.propagation(fresh)
+    /// The context for the next hop, whose span becomes a child of this one. `new_trace`: the trace started here.
+    pub fn propagation(&self, new_trace: bool) -> Propagation {
+        self.context.propagation(new_trace)
     }
 
-    /// It has no parent in another program.
+    /// True if the span has no remote parent.
     pub fn is_root(&self) -> bool {
         self.parent.is_none()
     }
@@ -156,7 +164,7 @@ impl Span {
         self.attributes.push(KeyValue::new(key, value));
     }
 
-    /// `kind` is a word from a closed list.
+    /// Marks the span as failed. `kind` is from a closed list.
     pub fn fail(&mut self, kind: impl Into<Value>) {
         self.set("error.type", kind);
         self.failed = true;
@@ -181,13 +189,13 @@ impl Span {
             instrumentation_scope: InstrumentationScope::builder("keybearer").build(),
         };
         if self.inner.queue.try_send(Message::Span(Box::new(data))).is_err() {
-            self.inner.lost.fetch_add(1, Ordering::Relaxed);
+            self.inner.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
 
-/// The methods that may be named (OpenTelemetry's conventions for HTTP); others could be anything.
-fn known(method: &Method) -> Option<&'static str> {
+/// Well-known methods (OpenTelemetry semantic conventions for HTTP); any other method is untrusted text.
+fn known_method(method: &Method) -> Option<&'static str> {
     const KNOWN: [&str; 9] = ["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "CONNECT", "TRACE"];
     KNOWN.into_iter().find(|known| *known == method.as_str())
 }

@@ -123,7 +123,7 @@ impl Acquirer {
             () = self.slot.interrupted(), if self.shared => return Err(AcquireError::Interrupted),
             () = self.slot.abandoned(&self.clock) => return Err(AcquireError::Interrupted),
         };
-        let outcome = match notice::applicable(lease.put_off(), definition.since.elapsed(), attempt.cause) {
+        let outcome = match notice::applicable(lease.backoff(), definition.since.elapsed(), attempt.cause) {
             Some(put_off) => Err(AcquireError::Deferred(put_off)),
             None => self.acquire_leased(attempt, &*lease).await,
         };
@@ -136,7 +136,7 @@ impl Acquirer {
     async fn acquire_leased(&self, attempt: Attempt<'_>, lease: &dyn Lease) -> Result<Acquired, AcquireError> {
         let mut state = LeaseState {
             in_doubt: lease.is_in_doubt(),
-            rejected_elsewhere: notice::rejected_elsewhere(lease.put_off(), attempt.cause),
+            rejected_elsewhere: notice::rejected_elsewhere(lease.backoff(), attempt.cause),
             rounds_left: ROUNDS_MAX,
         };
         loop {

@@ -109,7 +109,7 @@ impl SubjectSlots {
 
     /// True if `token` was granted under the current definition.
     pub(super) fn is_of_current_definition(&self, token: &StoredToken) -> bool {
-        token.is_of(&self.factory.definition.load().connection)
+        token.matches(&self.factory.definition.load().connection)
     }
 
     /// Called when the definition changes but its identity does not.

@@ -1,4 +1,4 @@
-//! The audit and the log of requests: each event is one record with its fields, whatever callers send, and none is missing.
+//! The audit and the request log: each event is exactly one record with its fields, whatever callers send.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ const OPS: &str = "token-of-ops-0123456789";
 const EYE: &str = "token-of-eye-0123456789";
 const TO_FILE: &str = "audit: {to: {file: audit.jsonl}}\n";
 
-/// A proxy before an authorization server and an API, with a caller `billing` and admin users `ops` and `eye`.
+/// A proxy with an authorization server and an API, a caller `billing`, and the admin users `ops` and `eye`.
 pub struct Scene {
     pub sidecar: Sidecar,
     pub server: Scripted,
@@ -29,7 +29,7 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// `top`: further configuration, whole lines.
+    /// `top`: further lines of configuration.
     pub async fn start(top: &str) -> Scene {
         let tokens = |_: &Received, before: usize| Reply::token(&format!("token-{before}"), 3600);
         Self::with(top, tokens, |_, _| Reply::ok()).await
@@ -49,18 +49,18 @@ impl Scene {
         self.sidecar.dir.path().join("audit.jsonl")
     }
 
-    /// Replaces the configuration: other top lines, further connections.
+    /// Replaces the configuration, with other top-level lines and further connections.
     fn write(&self, top: &str, more: &str) {
         let path = self.sidecar.dir.path().join("keybearer.yaml");
         std::fs::write(path.with_extension("next"), config(&self.server, &self.api, top, more)).expect("a file");
         std::fs::rename(path.with_extension("next"), path).expect("it is replaced");
     }
 
-    /// Reloads the configuration. When this returns, the audit goes where it says: a reload of the files' own, which was
-    /// under way, is over too.
+    /// Reloads the configuration. When this returns, the audit target is in force, and a reload started by the file
+    /// watch has ended too.
     async fn reload(&self) {
-        let answer = self.admin("POST", "/api/v1/reload", &format!("Authorization: Bearer {OPS}\r\n")).await;
-        assert_eq!(answer.status, 200, "{}\n{}", answer.text(), self.sidecar.log());
+        let response = self.admin("POST", "/api/v1/reload", &format!("Authorization: Bearer {OPS}\r\n")).await;
+        assert_eq!(response.status, 200, "{}\n{}", response.text(), self.sidecar.log());
     }
 
     pub async fn get(&self, url: &str, lines: &str) -> RawResponse {
@@ -74,14 +74,14 @@ impl Scene {
         raw::send(admin, head.as_bytes()).await
     }
 
-    /// The whole lines of the file so far: the last one may be half written.
+    /// The complete lines of the file; the last one may be partly written.
     fn lines_of_file(&self) -> Option<String> {
         let mut bytes = std::fs::read(self.path()).ok()?;
         bytes.truncate(bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1));
         Some(String::from_utf8(bytes).expect("UTF-8"))
     }
 
-    /// The records so far, in the file or else in the log: without times, addresses and ids, which are looked at here.
+    /// The records in the file, or else in the log, without times, addresses and ids, which are checked here.
     pub fn records(&self) -> Vec<Value> {
         let text = self.lines_of_file();
         let in_file = text.is_some();
@@ -123,8 +123,7 @@ impl Scene {
     }
 
     async fn until(&self, what: &str, is: impl Fn(&[Value]) -> bool) -> Vec<Value> {
-        let there = || is(&self.records());
-        until(what, there).await;
+        until(what, || is(&self.records())).await;
         self.records()
     }
 }
@@ -165,7 +164,7 @@ fn config(server: &Scripted, api: &Scripted, top: &str, more: &str) -> String {
     .concat()
 }
 
-/// The record of a request that a route or a rule decided.
+/// The expected record of a request that a route or a rule decided.
 fn request(event: &str, host: &str, path: &str, status: u16, more: Value) -> Value {
     let mut record =
         json!({"event": event, "caller": "billing", "method": "GET", "host": host, "path": path, "status": status});
@@ -217,7 +216,7 @@ async fn every_event(audit: &str) {
     let mut tunnel = Conn::open(scene.sidecar.proxy()).await;
     tunnel.write(format!("CONNECT api.test:80 HTTP/1.1\r\nHost: api.test:80\r\n{}\r\n", billing()).as_bytes()).await;
     let mut head = [0; 1024];
-    tokio::io::AsyncReadExt::read(&mut tunnel.stream, &mut head).await.expect("an answer");
+    tokio::io::AsyncReadExt::read(&mut tunnel.stream, &mut head).await.expect("a response");
     tunnel.write(b"GET http://off.test/in HTTP/1.1\r\nHost: off.test\r\nConnection: close\r\n\r\n").await;
     assert_eq!(tunnel.read_response().await.code(), "authority_mismatch");
     expected.push(request("denial", "off.test", "/in", 421, denied("authority_mismatch", None)));
@@ -269,7 +268,7 @@ async fn every_event(audit: &str) {
         json!({"event": "change", "outcome": "refused", "problems": 2, "added": [], "changed": [], "removed": []}),
     );
 
-    // Whatever noticed a change of the file first: a signal, or the watch of its folder.
+    // The cause is the first to notice the change: the signal, the API call, or the file watch.
     let mut got = scene.until("every event is recorded", |records| records.len() >= expected.len()).await;
     let causes: Vec<_> = got.iter().filter(|record| record["event"] == "change").map(|r| r["cause"].clone()).collect();
     assert!(causes[0] == "signal" || causes[0] == "file", "{causes:?}");
@@ -289,17 +288,17 @@ async fn every_event(audit: &str) {
 }
 
 #[tokio::test]
-async fn every_event_is_one_line_of_the_log() {
+async fn every_event_is_one_log_line() {
     every_event("").await;
 }
 
 #[tokio::test]
-async fn every_event_is_one_line_of_the_file() {
+async fn every_event_is_one_line_in_the_file() {
     every_event(TO_FILE).await;
 }
 
 #[tokio::test]
-async fn a_refresh_records_what_asked_for_it() {
+async fn a_refresh_records_its_cause() {
     // The first token lives a second; later ones are rejected once.
     let tokens = |_: &Received, before: usize| match before {
         0..5 => Reply::token("short", 3600),
@@ -321,7 +320,7 @@ async fn a_refresh_records_what_asked_for_it() {
     scene.until("the rejected token", of("api", 2)).await;
     let ops = format!("Authorization: Bearer {OPS}\r\n");
     assert_eq!(scene.admin("POST", "/api/v1/connections/down/refresh", &ops).await.status, 424);
-    scene.until("the person's wish", of("down", 2)).await;
+    scene.until("the refresh by a person", of("down", 2)).await;
     let brief = |name: &str| -> Vec<_> {
         let of = scene.of("refresh").into_iter().filter(|record| record["connection"] == name);
         of.map(|record| [&record["cause"], &record["user"], &record["outcome"], &record["error"]].map(Value::clone))
@@ -336,7 +335,7 @@ async fn a_refresh_records_what_asked_for_it() {
 }
 
 #[tokio::test]
-async fn a_token_whose_time_has_come_is_refreshed_as_due() {
+async fn a_scheduled_refresh_has_the_cause_due() {
     let scene = Scene::with(TO_FILE, |_, _| Reply::token("short", 1), |_, _| Reply::ok()).await;
     let due = |record: &Value| record["connection"] == "api" && record["cause"] == "due";
     scene.until("a refresh that is due", |records| records.iter().any(due)).await;
@@ -355,7 +354,7 @@ async fn the_file_may_be_rotated_with_and_without_a_signal() {
         paths.push(old);
         if round == 1 {
             scene.sidecar.signal("HUP");
-            until("the file is made again", || scene.path().exists()).await;
+            until("the file is created again", || scene.path().exists()).await;
         }
     }
     for (round, path) in paths.iter().enumerate() {
@@ -366,7 +365,7 @@ async fn the_file_may_be_rotated_with_and_without_a_signal() {
 }
 
 #[tokio::test]
-async fn a_thousand_requests_are_a_thousand_records_also_when_the_program_ends() {
+async fn a_graceful_shutdown_writes_every_record() {
     let mut scene = Scene::start(TO_FILE).await;
     let mut callers = JoinSet::new();
     for caller in 0..8 {
@@ -392,7 +391,7 @@ async fn a_thousand_requests_are_a_thousand_records_also_when_the_program_ends()
 #[tokio::test]
 async fn a_full_disk_stops_no_request_and_is_logged_once() {
     let mut scene = Scene::start("audit: {to: {file: /dev/full}}\n").await;
-    scene.sidecar.logged("the audit cannot be written").await;
+    scene.sidecar.logged("audit file not writable; retrying").await;
     for _ in 0..20 {
         assert_eq!(scene.get("http://api.test/", "").await.status, 200);
     }
@@ -400,27 +399,27 @@ async fn a_full_disk_stops_no_request_and_is_logged_once() {
     scene.sidecar.signal("TERM");
     assert_eq!(scene.sidecar.exit().await.code(), Some(0));
     assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
-    scene.sidecar.logged("could not be written to its end").await;
-    assert_eq!(scene.sidecar.log().matches("the audit cannot be written").count(), 1);
+    scene.sidecar.logged("audit file not writable; the last records are lost").await;
+    assert_eq!(scene.sidecar.log().matches("audit file not writable; retrying").count(), 1);
 }
 
 #[tokio::test]
-async fn what_could_not_be_written_is_written_later() {
+async fn records_are_kept_while_the_file_is_not_writable() {
     let scene = Scene::start(TO_FILE).await;
     assert_eq!(scene.get("http://api.test/before", "").await.status, 200);
     scene.until("the first record", |records| records.iter().any(|record| record["path"] == "/before")).await;
     let old = scene.path().with_extension("old");
     std::fs::rename(scene.path(), &old).expect("it is renamed");
-    std::fs::create_dir(scene.path()).expect("a folder in its place");
+    std::fs::create_dir(scene.path()).expect("a directory replaces it");
     assert_eq!(scene.get("http://api.test/meanwhile", "").await.status, 200);
-    scene.sidecar.logged("the audit cannot be written").await;
-    std::fs::remove_dir(scene.path()).expect("it goes");
+    scene.sidecar.logged("audit file not writable; retrying").await;
+    std::fs::remove_dir(scene.path()).expect("it is removed");
     until("the file is back", || scene.lines_of_file().is_some_and(|text| text.contains("\"/meanwhile\""))).await;
-    scene.sidecar.logged("the audit is written again").await;
+    scene.sidecar.logged("audit file writable again").await;
 }
 
 #[tokio::test]
-async fn a_file_that_cannot_be_opened_is_a_problem_at_start_and_at_reload() {
+async fn an_unusable_file_is_a_problem_at_start_and_at_reload() {
     let scene = Scene::start("").await;
     let dir = scene.sidecar.dir.path();
     std::os::unix::fs::symlink(dir.join("elsewhere"), dir.join("link.jsonl")).expect("a link");
@@ -446,7 +445,7 @@ async fn a_file_that_cannot_be_opened_is_a_problem_at_start_and_at_reload() {
 }
 
 #[tokio::test]
-async fn a_reload_moves_the_audit_and_cannot_switch_it_off_unseen() {
+async fn a_reload_moves_the_audit_and_records_that_it_is_switched_off() {
     let scene = Scene::start("").await;
     scene.write(TO_FILE, "");
     scene.reload().await;
@@ -456,7 +455,7 @@ async fn a_reload_moves_the_audit_and_cannot_switch_it_off_unseen() {
     assert_eq!((scene.of("change").len(), scene.of("use").len()), (1, 1));
     scene.write("audit: {to: off}\n", "");
     scene.reload().await;
-    scene.until("the end is in the file", |records| records.len() == 3).await;
+    scene.until("the last change is in the file", |records| records.len() == 3).await;
     assert_eq!(raw::get_through(scene.sidecar.proxy(), "http://api.test/", "").await.code(), "caller_unknown");
     scene.sidecar.logged("caller_unknown").await;
     assert_eq!(scene.records().len(), 3, "{:?}", scene.records());

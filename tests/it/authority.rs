@@ -138,7 +138,7 @@ fn a_constrained_ca_vouches_for_the_hosts_of_routes_alone() {
     std::fs::write(folder.path("keybearer.yaml"), config).expect("a file");
     let output = folder.init(&["--constrain", "--config", "keybearer.yaml"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    assert!(stdout(&output).contains("for api.acme.test, wild.test and what is below"), "{}", stdout(&output));
+    assert!(stdout(&output).contains("for api.acme.test, wild.test and their subdomains"), "{}", stdout(&output));
     let text = folder.openssl(&["x509", "-in", "ca.pem", "-noout", "-text"]);
     assert!(text.contains("X509v3 Name Constraints: critical"), "CI-15 {text}");
     for (name, san, expected) in [
@@ -174,7 +174,7 @@ fn nothing_is_overwritten_and_half_a_ca_is_not_left() {
         std::fs::write(folder.path(there), "mine").expect("a file");
         let output = folder.init(&[]);
         assert_eq!(output.status.code(), Some(1), "{there}");
-        assert!(stderr(&output).contains(&format!("{there} is there already")), "{}", stderr(&output));
+        assert!(stderr(&output).contains(&format!("{there} already exists")), "{}", stderr(&output));
         let names: Vec<_> = std::fs::read_dir(folder.0.path()).expect("a folder").collect();
         assert_eq!((names.len(), folder.read(there).as_str()), (1, "mine"), "{there}");
     }

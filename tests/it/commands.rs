@@ -1,4 +1,4 @@
-//! The command line: what each command prints, where, and with which exit code.
+//! The command line: output, streams and exit codes of each command.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -12,12 +12,12 @@ use tokio::time::timeout;
 
 use crate::rig::sidecar::program;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A connection that `check` accepts; nothing is ever asked of its server.
+/// A connection that `check` accepts; its server never receives a request.
 const CONNECTIONS: &str = "connections:\n- {name: crm, client_id: a, client_secret: \"${env:SECRET}\", \
                            token_url: \"http://127.0.0.1:1/token\", routes: [{host: api.test}]}\n";
-/// Two problems, each in a line of its own.
+/// A configuration with two problems, on separate lines.
 const BROKEN: &str = "egress: {unmatched: maybe}\nconnections:\n- name: crm\n  client_id: a\n  client_secrets: b\n  \
                       token_url: http://127.0.0.1:1/token\n  send_credentials: none\n";
 
@@ -30,79 +30,82 @@ async fn demo_once_shows_an_accepted_token_and_no_secret() {
     let (_, token) = shown.split_once("Authorization: Bearer ").expect("the API's view of the token");
     let digits = token.chars().take_while(char::is_ascii_hexdigit).count();
     assert!(digits == 6 && token.chars().nth(6) == Some('…'), "not six characters and an ellipsis:\n{shown}");
-    hides_secrets(&output);
+    assert_hides_secrets(&output);
 }
 
 #[tokio::test]
-async fn demo_once_with_a_wrong_secret_fails_and_says_why() {
+async fn demo_once_with_a_wrong_secret_fails_and_reports_the_error() {
     let output = demo(&["--once", "--client-secret", "wrong-and-never-shown"]).await;
     let shown = stdout(&output);
     assert_eq!(output.status.code(), Some(1), "{shown}");
     assert!(shown.contains("token_refused") && shown.contains("`invalid_client`"), "{shown}");
     let all = shown + &stderr(&output);
     assert!(!all.contains("Bearer") && !all.contains("wrong-and-never-shown"), "{all}");
-    hides_secrets(&output);
+    assert_hides_secrets(&output);
 }
 
 #[tokio::test]
 async fn demo_keeps_its_token_fresh_until_it_is_interrupted() {
-    off_the_usual_ports();
+    occupy_default_ports();
     let mut child = program().arg("demo").stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
     let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
     let refreshed = async {
         let mut curl = false;
         while let Some(line) = lines.next_line().await.expect("text") {
             curl |= line.trim_start().starts_with("curl -x http://127.0.0.1:");
-            if line.contains("refreshed: ") {
+            if line.contains("token refreshed: ") {
                 return curl;
             }
         }
         panic!("the demo ended before a refresh");
     };
-    assert!(timeout(PATIENCE, refreshed).await.expect("a refresh in time"), "no curl line to try");
+    assert!(timeout(TIMEOUT, refreshed).await.expect("a refresh in time"), "no curl line to try");
     let pid = child.id().expect("it runs").to_string();
     assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().expect("kill runs").success());
-    let status = timeout(PATIENCE, child.wait()).await.expect("it ends in time").expect("a status");
+    let status = timeout(TIMEOUT, child.wait()).await.expect("it ends in time").expect("a status");
     assert_eq!(status.code(), Some(0));
 }
 
 #[tokio::test]
-async fn check_accepts_a_good_file() {
+async fn check_accepts_a_valid_file() {
     let file = Config::new(CONNECTIONS);
     let output = run(&["check", "--config", file.name()]).await;
     assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
-    let told = stdout(&output);
-    let rest = told.strip_prefix(&format!("{}: good, 1 connection\n", file.name()));
-    assert!(rest.is_some_and(|rest| rest.starts_with("note: https:// URLs") && rest.lines().count() == 1), "{told}");
-    // Where no token could be injected that is not, there is nothing to note.
+    let shown = stdout(&output);
+    let rest = shown.strip_prefix(&format!("{}: OK, 1 connection\n", file.name()));
+    assert!(
+        rest.is_some_and(|rest| rest.starts_with("note: without `interception`") && rest.lines().count() == 1),
+        "{shown}"
+    );
+    // There is no note if every request that can get a token gets one.
     for (from, to) in [("host: ", "inject: none, host: "), ("host: ", "upstream_tls: false, host: ")] {
         let file = Config::new(&CONNECTIONS.replace(from, to));
         let output = run(&["check", "--config", file.name()]).await;
-        assert_eq!(stdout(&output), format!("{}: good, 1 connection\n", file.name()), "{to}");
+        assert_eq!(stdout(&output), format!("{}: OK, 1 connection\n", file.name()), "{to}");
     }
 }
 
 #[tokio::test]
-async fn check_names_every_problem_with_its_place_and_the_way_out() {
+async fn check_reports_every_problem_with_its_location_and_a_hint() {
     let file = Config::new(BROKEN);
     let output = run(&["check", "--config", file.name()]).await;
     assert_eq!(output.status.code(), Some(2));
     assert_eq!(stderr(&output), format!("{}: 2 problems\n", file.name()));
     let text = stdout(&output);
     let mut lines = text.lines();
-    for (place, path) in [(":1:21: ", "egress.unmatched: "), (":5:3: ", "connections[0].client_secrets: ")] {
+    for (location, path) in [(":1:21: ", "egress.unmatched: "), (":5:3: ", "connections[0].client_secrets: ")] {
         let line = lines.next().unwrap_or_default();
-        let rest = line.strip_prefix(&format!("{}{place}{path}", file.name()));
+        let rest = line.strip_prefix(&format!("{}{location}{path}", file.name()));
         let (message, hint) = rest.and_then(|rest| rest.split_once("; ")).unwrap_or_default();
-        assert!(!message.is_empty() && !hint.is_empty(), "not FILE{place}{path}message; hint:\n{text}");
+        assert!(!message.is_empty() && !hint.is_empty(), "not FILE{location}{path}message; hint:\n{text}");
     }
     assert_eq!(lines.next(), None, "{text}");
 }
 
 #[tokio::test]
-async fn check_json_is_one_object_for_programs() {
-    let good = Config::new(CONNECTIONS);
-    assert_eq!(check_json(&good, 0).await["problems"], Value::Array(vec![]));
+async fn check_json_prints_one_object() {
+    let valid = Config::new(CONNECTIONS);
+    assert_eq!(check_json(&valid, 0).await["problems"], Value::Array(vec![]));
     let warned = Config::new(&CONNECTIONS.replace("${env:SECRET}", "text"));
     let report = check_json(&warned, 0).await;
     assert_eq!((&report["problems"], report["warnings"][0]["line"].as_u64()), (&Value::Array(vec![]), Some(2)));
@@ -118,7 +121,7 @@ async fn check_json_is_one_object_for_programs() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_not_there_is_a_problem() {
+async fn a_missing_file_is_a_problem() {
     for command in ["check", "run"] {
         let output = run(&[command, "--config", "/nowhere/keybearer.yaml"]).await;
         assert_eq!(output.status.code(), Some(2), "{command}");
@@ -128,7 +131,7 @@ async fn a_file_that_is_not_there_is_a_problem() {
 }
 
 #[tokio::test]
-async fn the_environment_names_the_configuration() {
+async fn the_environment_selects_the_configuration() {
     let file = Config::new(CONNECTIONS);
     let output = program().arg("check").env("KEYBEARER_CONFIG", file.path()).env("SECRET", "x").output().await;
     let output = output.expect("it runs");
@@ -137,8 +140,8 @@ async fn the_environment_names_the_configuration() {
 
 #[tokio::test]
 async fn run_refuses_a_broken_configuration_at_once_and_opens_nothing() {
-    // Both ports are taken: trying to open either would end with exit code 1 and its address.
-    let (proxy, admin) = (taken_port(), taken_port());
+    // Both ports are in use: opening either would fail with exit code 1 and its address.
+    let (proxy, admin) = (used_port(), used_port());
     let listeners = format!("listeners: {{proxy: \"{}\", admin: \"{}\"}}\n", proxy.1, admin.1);
     let file = Config::new(&(BROKEN.to_owned() + &listeners));
     let started = Instant::now();
@@ -152,8 +155,8 @@ async fn run_refuses_a_broken_configuration_at_once_and_opens_nothing() {
 }
 
 #[tokio::test]
-async fn run_names_the_address_that_is_taken() {
-    let (_held, address) = taken_port();
+async fn run_names_an_address_that_is_in_use() {
+    let (_held, address) = used_port();
     let listeners = format!("listeners: {{proxy: \"{address}\", admin: \"127.0.0.1:0\"}}\n");
     let file = Config::new(&(listeners + CONNECTIONS));
     let output = run(&["run", "--config", file.name()]).await;
@@ -172,7 +175,7 @@ async fn wrong_arguments_are_refused() {
 }
 
 #[tokio::test]
-async fn version_shows_what_it_was_built_from() {
+async fn version_shows_revision_and_compiler() {
     let output = run(&["version"]).await;
     let line = stdout(&output);
     assert_eq!(output.status.code(), Some(0));
@@ -181,7 +184,7 @@ async fn version_shows_what_it_was_built_from() {
     assert!(!revision.is_empty() && compiler.starts_with("rustc "), "{line}");
 }
 
-/// A configuration file of its own.
+/// A configuration file in its own temporary directory.
 struct Config(#[expect(dead_code, reason = "deleted on drop")] tempfile::TempDir, PathBuf);
 
 impl Config {
@@ -212,30 +215,30 @@ async fn check_json(file: &Config, exit: i32) -> Value {
 }
 
 async fn demo(arguments: &[&str]) -> Output {
-    off_the_usual_ports();
+    occupy_default_ports();
     run(&[&["demo"], arguments].concat()).await
 }
 
 async fn run(arguments: &[&str]) -> Output {
     let output = program().args(arguments).env("SECRET", "x").stdin(Stdio::null()).output();
-    timeout(PATIENCE, output).await.unwrap_or_else(|_| panic!("{arguments:?} does not end")).expect("it runs")
+    timeout(TIMEOUT, output).await.unwrap_or_else(|_| panic!("{arguments:?} does not end")).expect("it runs")
 }
 
-fn taken_port() -> (TcpListener, SocketAddr) {
+fn used_port() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("an address");
     (listener, address)
 }
 
-/// Demos take 8080 and 8081 where these are free; holding them keeps several that run at once out of each other's way.
-fn off_the_usual_ports() {
+/// Occupies 8080 and 8081, which a demo uses if they are free, so that concurrent demos do not conflict.
+fn occupy_default_ports() {
     static HELD: OnceLock<[std::io::Result<TcpListener>; 2]> = OnceLock::new();
     HELD.get_or_init(|| ["127.0.0.1:8080", "127.0.0.1:8081"].map(TcpListener::bind));
 }
 
-/// Tokens and secrets of the demo are 32 hexadecimal digits; nothing of nearly that length is shown.
+/// Asserts that the output has no token or secret of the demo: they are 32 hexadecimal digits.
 #[track_caller]
-fn hides_secrets(output: &Output) {
+fn assert_hides_secrets(output: &Output) {
     let all = stdout(output) + &stderr(output);
     let longest = all.split(|c: char| !c.is_ascii_hexdigit()).map(str::len).max();
     assert!(longest <= Some(20), "{all}");

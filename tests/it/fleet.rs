@@ -1,6 +1,6 @@
-//! Several replicas with one Redis: one token for all, none spent twice, none lost.
+//! Replicas that share a Redis: one token for all, no refresh token spent twice, none lost.
 //!
-//! Not here: the simulation of larger fleets (`src/token/tests/fleet`), Redis out of order (`fleet::trouble`).
+//! Not here: the simulation of larger fleets (`src/token/tests/fleet`), a failing Redis (`fleet::trouble`).
 
 mod cluster;
 mod trouble;
@@ -25,11 +25,11 @@ use crate::rig::wire::Wire;
 
 /// TL-15.
 #[tokio::test]
-async fn three_replicas_ask_for_each_token_once() {
+async fn three_replicas_request_each_token_once() {
     let fleet = Fleet::start(3, 3).await;
     fleet.connect().await;
     let machine = fleet.server.token_requests("machine").await;
-    assert_eq!(machine, 1, "one for the fleet");
+    assert_eq!(machine, 1, "one request for the fleet");
     let traffic: Vec<_> = fleet.replicas.iter().map(|replica| Traffic::through(replica, "http://api.test/x")).collect();
     sleep(Duration::from_secs(12) * scale()).await;
     for (traffic, replica) in traffic.into_iter().zip(&fleet.replicas) {
@@ -42,19 +42,19 @@ async fn three_replicas_ask_for_each_token_once() {
     assert!(machine <= 9 * u64::from(scale()), "{machine}");
 }
 
-/// The same while replicas are killed, stopped beyond the term of a lease, and cut off from Redis.
+/// The same while replicas are killed, stopped past the term of a lease, and partitioned from Redis.
 #[tokio::test]
 async fn no_request_fails_while_replicas_come_and_go() {
     const API: &str = "http://api.test/x";
     let mut fleet = Fleet::start(3, 3).await;
     fleet.connect().await;
     for _ in 0..scale() {
-        // Each of them in turn.
+        // A different replica in each round.
         fleet.replicas.rotate_left(1);
         fleet.wires.rotate_left(1);
         let [zero, one, two] = &fleet.replicas[..] else { panic!("three") };
         let traffic = [zero, one, two].map(|replica| Traffic::through(replica, API));
-        // For less time than the token lasts.
+        // A partition shorter than the token's lifetime.
         fleet.rotated().await;
         fleet.wires[0].cut();
         sleep(Duration::from_secs(1)).await;
@@ -81,9 +81,9 @@ async fn no_request_fails_while_replicas_come_and_go() {
     fleet.assert_no_token_spent_twice().await;
 }
 
-/// ST-12: a holder that stands still past its lease, while another replica rotates.
+/// ST-12: a holder is stopped past its lease while another replica rotates the refresh token.
 #[tokio::test]
-async fn who_has_lost_the_lease_writes_nothing() {
+async fn a_holder_that_lost_its_lease_writes_nothing() {
     let server = Scripted::start(|_, before| {
         let token = json!({ "access_token": format!("t-{before}"), "token_type": "Bearer", "expires_in": 6,
             "refresh_token": format!("r-{before}") });
@@ -104,23 +104,23 @@ async fn who_has_lost_the_lease_writes_nothing() {
     assert_eq!(import_refresh_token(&holder, "r-given", None).await.status, 200, "{}", holder.log());
     until("the holder refreshes", || server.count() == 2).await;
     let left: i64 = redis.cli(&["PTTL", "keybearer:{crm}:lease:default"]).await.parse().expect("a number");
-    assert!((2_000..=7_000).contains(&left), "a lease outlasts the token request, {left} ms are left");
+    assert!((2_000..=7_000).contains(&left), "a lease outlasts the token request: {left} ms are left");
     holder.signal("STOP");
     let other = Sidecar::start(&config).await;
     assert_eq!((get(&other, "").await.status, sent().as_deref()), (200, Some("Bearer t-0")));
-    // It waits for the lease to end, although its token ends before.
+    // It waits for the lease to expire, although its token expires earlier.
     until("the other refreshes", || server.count() == 3).await;
     served(&other, Duration::from_secs(5)).await;
     assert_eq!(sent().as_deref(), Some("Bearer t-2"));
     holder.signal("CONT");
-    // It reads the answer, and its write is refused.
+    // It reads the response, and its write is rejected.
     holder.logged("the lease of crm/default was lost").await;
     served(&holder, Duration::from_secs(2)).await;
     until("a replica refreshes", || server.count() >= 4).await;
     assert_eq!(spent()[..4], ["r-given", "r-0", "r-0", "r-2"], "{}", holder.log());
     for replica in [&holder, &other] {
         served(replica, Duration::from_secs(2)).await;
-        assert_ne!(sent().as_deref(), Some("Bearer t-1"), "what was not saved is given up");
+        assert_ne!(sent().as_deref(), Some("Bearer t-1"), "an unsaved token is discarded");
     }
     for (key, text) in dump(&redis).await {
         for secret in spent().iter().map(String::as_str).chain(["t-0", "t-2", "t-3", "r-3"]) {
@@ -136,13 +136,13 @@ fn machine(server: &Scripted, upstream: &Scripted, redis: &Redis, keys: &str) ->
     config.connection(crm).to_string()
 }
 
-/// TL-05 and TL-07: what the server has told one replica, the others need not be told by it.
+/// TL-05 and TL-07: the other replicas learn a failure from the store, not from the server.
 #[tokio::test]
-async fn a_server_that_gives_no_token_is_asked_by_one_replica_for_all() {
+async fn one_replica_sends_the_requests_to_a_failing_server_for_all() {
     let times = Arc::new(std::sync::Mutex::new(Vec::new()));
-    let came = times.clone();
+    let arrivals = times.clone();
     let server = Scripted::start(move |_, before| {
-        came.lock().unwrap().push(Instant::now());
+        arrivals.lock().unwrap().push(Instant::now());
         match before {
             0 => Reply::token("t-0", 4),
             1 => Reply::Bytes(b"HTTP/1.1 429 X\r\nRetry-After: 3\r\nContent-Length: 0\r\n\r\n".to_vec()),
@@ -158,26 +158,26 @@ async fn a_server_that_gives_no_token_is_asked_by_one_replica_for_all() {
         replicas.push(Sidecar::start(&config).await);
     }
     until("the pause is over", || server.count() == 3).await;
-    let asked = times.lock().unwrap().clone();
-    assert!(asked[2] - asked[1] >= Duration::from_secs(3), "{asked:?}");
+    let times = times.lock().unwrap().clone();
+    assert!(times[2] - times[1] >= Duration::from_secs(3), "{times:?}");
     for replica in &replicas {
         served(replica, Duration::from_secs(2)).await;
     }
-    // A verdict that lasts: all have it, and one was told by the server.
+    // A permanent failure: every replica reports it, and one received it from the server.
     for replica in &replicas {
         replica.logged("\"error\":\"invalid_client\"").await;
     }
     assert_eq!(server.count(), 4, "{}", replicas[0].log());
-    let told = replicas.iter().filter(|replica| replica.log().contains("another replica got this response"));
-    assert!(told.count() >= 2);
-    // Whoever starts may have another secret, and asks once.
+    let informed = replicas.iter().filter(|replica| replica.log().contains("another replica got this response"));
+    assert!(informed.count() >= 2);
+    // A replica that starts may have another secret, so it sends one request.
     let _late = Sidecar::start(&config).await;
-    until("it asks once", || server.count() == 5).await;
+    until("it sends one request", || server.count() == 5).await;
 }
 
-/// A server that hangs while it is to revoke keeps nothing alive here, though it takes longer than a lease lasts.
+/// A revocation request that hangs for longer than the lease does not keep the token.
 #[tokio::test]
-async fn a_revocation_outlasts_a_lease_and_forgets_all_the_same() {
+async fn a_revocation_that_outlasts_its_lease_still_forgets_the_token() {
     let server = Scripted::start(|request, before| match request.request_line().contains("/revoke") {
         true => Reply::Silence,
         false => Reply::json(
@@ -196,7 +196,7 @@ async fn a_revocation_outlasts_a_lease_and_forgets_all_the_same() {
     let (one, other) = (Sidecar::start(&config).await, Sidecar::start(&config).await);
     assert_eq!(import_refresh_token(&one, "r-given", None).await.status, 200, "{}", one.log());
     served(&other, Duration::from_secs(1)).await;
-    // Two calls of six seconds each, and a lease of eleven.
+    // Two calls of 6 s each, and a lease of 11 s.
     let revoked = call(one.admin(), "POST", "/connections/crm/revoke", &json!({})).await;
     assert_eq!(revoked.status, 200, "{}\n{}", revoked.text(), one.log());
     for replica in [&one, &other] {
@@ -205,9 +205,9 @@ async fn a_revocation_outlasts_a_lease_and_forgets_all_the_same() {
     }
 }
 
-/// Refresh tokens that do not rotate are no reason to wait for Redis.
+/// A refresh token that does not rotate needs no lease.
 #[tokio::test]
-async fn a_refresh_token_that_stays_the_same_is_used_without_redis() {
+async fn a_refresh_token_that_does_not_rotate_is_used_without_redis() {
     let server = Scripted::start(|_, before| {
         Reply::json(
             200,
@@ -220,15 +220,15 @@ async fn a_refresh_token_that_stays_the_same_is_used_without_redis() {
     let sidecar = Sidecar::start(&machine(&server, &upstream, &redis, "grant: authorization_code")).await;
     assert_eq!(import_refresh_token(&sidecar, "r-same", None).await.status, 200, "{}", sidecar.log());
     let traffic = Traffic::through(&sidecar, "http://api.test/x");
-    until("it was renewed once", || server.count() >= 3).await;
+    until("it was refreshed once", || server.count() >= 3).await;
     redis.stop().await;
     let before = server.count();
-    until("it is renewed without the store", || server.count() >= before + 3).await;
+    until("it is refreshed without the store", || server.count() >= before + 3).await;
     assert!(traffic.end(&sidecar).await > 50);
 }
 
 #[tokio::test]
-async fn a_consent_that_began_at_one_replica_ends_at_another() {
+async fn an_authorization_started_at_one_replica_ends_at_another() {
     let server = AuthorizationServer::op(json!({ "lifetime": 60 })).await;
     let upstream = Upstream::start(&server).await;
     let (redis, balancer) = (Redis::start().await, Wire::to(0).await);
@@ -248,11 +248,11 @@ async fn a_consent_that_began_at_one_replica_ends_at_another() {
     let cookies = walked["cookies"].as_str().expect("cookies");
     balancer.turn(other.admin().port());
     let path = callback.split_once("/oauth/").map(|(_, path)| format!("/oauth/{path}")).expect("a path");
-    let ask = format!(
+    let request = format!(
         "GET {path} HTTP/1.1\r\nHost: localhost:{}\r\nCookie: {cookies}\r\nConnection: close\r\n\r\n",
         balancer.port
     );
-    let page = raw::send(format!("127.0.0.1:{}", balancer.port).parse().expect("an address"), ask.as_bytes()).await;
+    let page = raw::send(format!("127.0.0.1:{}", balancer.port).parse().expect("an address"), request.as_bytes()).await;
     assert_eq!(page.status, 303, "{}\n{}", page.text(), other.log());
     served(&other, Duration::from_secs(2)).await;
     served(&one, Duration::from_secs(2)).await;
@@ -263,7 +263,7 @@ async fn a_consent_that_began_at_one_replica_ends_at_another() {
 
 /// ST-11.
 #[tokio::test]
-async fn what_redis_holds_is_sealed_named_plainly_and_expires() {
+async fn redis_keys_are_readable_and_values_are_sealed_and_expire() {
     let fleet = Fleet::start(1, 60).await;
     fleet.connect().await;
     let mut all = dump(&fleet.redis).await;
@@ -282,7 +282,7 @@ async fn what_redis_holds_is_sealed_named_plainly_and_expires() {
     let record = fleet.upstream.records().await.pop().expect("a request");
     let token = record["headers"].as_array().expect("fields").iter().filter_map(Value::as_str);
     let token = token.filter_map(|value| value.strip_prefix("Bearer ")).next().expect("a token").to_owned();
-    // What else may come to lie there.
+    // Other kinds of keys.
     let (one, admin) = (&fleet.replicas[0], fleet.replicas[0].admin());
     fleet.server.control(json!({ "status": 503, "times": 1 })).await;
     call(admin, "POST", "/connections/crm/refresh", &json!({})).await;
@@ -298,21 +298,21 @@ async fn what_redis_holds_is_sealed_named_plainly_and_expires() {
             assert!(!text.contains(secret), "{key}: {text}");
         }
         let left: i64 = fleet.redis.cli(&["PTTL", &key]).await.parse().expect("a number");
-        let most = if key.contains("machine}:token:") { 700_000 } else { 401 * 24 * 3_600_000 };
-        // Secrets that an operator stored stay; leases may end at any moment.
+        let max = if key.contains("machine}:token:") { 700_000 } else { 401 * 24 * 3_600_000 };
+        // Stored secrets have no TTL; leases may expire at any moment.
         let ends_soon = key.contains("put-off") || key.contains("spending");
         let fleeting = key.contains("lease") || key.contains("secrets") || (ends_soon && left == -2);
-        assert!(fleeting || (1000..=most).contains(&left), "{key}: {left}");
+        assert!(fleeting || (1000..=max).contains(&left), "{key}: {left}");
     }
 }
 
-/// A server's word about its refresh token's end is a forecast: only its refusal ends the record.
+/// The stated lifetime of a refresh token is a forecast: only the server's refusal ends the record.
 #[tokio::test]
-async fn a_stated_end_of_a_refresh_token_ends_no_record() {
+async fn a_stated_refresh_token_expiry_removes_no_record() {
     let server = Scripted::start(|_, before| {
-        let answer = json!({ "access_token": format!("t-{before}"), "token_type": "Bearer", "expires_in": 2,
+        let response = json!({ "access_token": format!("t-{before}"), "token_type": "Bearer", "expires_in": 2,
             "refresh_token": "the-same", "refresh_token_expires_in": 1 });
-        Reply::json(200, &answer)
+        Reply::json(200, &response)
     })
     .await;
     let (upstream, redis) = (Scripted::upstream().await, Redis::start().await);
@@ -321,7 +321,7 @@ async fn a_stated_end_of_a_refresh_token_ends_no_record() {
     assert_eq!(import_refresh_token(&sidecar, "given", None).await.status, 200, "{}", sidecar.log());
     let day: i64 = 24 * 3_600_000;
     let left = async |key: &str| redis.cli(&["PTTL", key]).await.parse::<i64>().expect("a number");
-    // Past its stated end it is refreshed all the same.
+    // It is refreshed even after its stated expiry.
     until("it is refreshed", || server.count() >= 3).await;
     for key in ["keybearer:{crm}:token:default", "keybearer:{crm}:tokens", "keybearer:connections"] {
         assert!(left(key).await > 399 * day, "{key}: {}", left(key).await);
@@ -330,19 +330,19 @@ async fn a_stated_end_of_a_refresh_token_ends_no_record() {
 }
 
 #[tokio::test]
-async fn revocation_rejection_and_consent_hold_on_all_replicas() {
+async fn revocation_rejection_and_consent_apply_to_all_replicas() {
     let fleet = Fleet::start(2, 60).await;
     let [one, other] = &fleet.replicas[..] else { panic!("two") };
     assert_eq!(get(other, "").await.code(), "consent_required");
     fleet.connect().await;
     fleet.assert_no_token_spent_twice().await;
 
-    // The token that both have is of no use any more.
+    // The token of both replicas is no longer accepted.
     let before = fleet.count("rotations").await;
     fleet.server.control(json!({ "revoke_all": true })).await;
     served(one, Duration::from_secs(5)).await;
     served(other, Duration::from_secs(5)).await;
-    assert_eq!(fleet.count("rotations").await, before + 1, "one refresh mends both");
+    assert_eq!(fleet.count("rotations").await, before + 1, "one refresh fixes both");
 
     let revoked = call(one.admin(), "POST", "/connections/crm/revoke", &json!({})).await;
     assert_eq!(revoked.status, 200, "{}", revoked.text());

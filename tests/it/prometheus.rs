@@ -1,4 +1,4 @@
-//! The metrics as Prometheus itself reads them, and each value compared with what was made to happen.
+//! The metrics as Prometheus reads them, and their values after known events.
 
 mod certificates;
 mod errors;
@@ -14,8 +14,8 @@ use crate::rig::sidecar::Sidecar;
 
 const CALLER: &str = "Proxy-Authorization: Bearer s3cret\r\n";
 
-/// A sidecar that has lived through every outcome of a request and of a token request.
-async fn lived(server: &Scripted, upstream: &Scripted) -> Sidecar {
+/// A sidecar after every outcome of a request and of a token request.
+async fn exercised(server: &Scripted, upstream: &Scripted) -> Sidecar {
     let refused = Scripted::start(|_, _| Reply::json(400, &serde_json::json!({"error": "invalid_scope"}))).await;
     let away = Scripted::start(|_, _| Reply::text(503, "text/plain", "away")).await;
     let nonsense = Scripted::start(|_, _| Reply::text(200, "text/plain", "no JSON")).await;
@@ -57,7 +57,7 @@ async fn lived(server: &Scripted, upstream: &Scripted) -> Sidecar {
         ("http://api.test/404", CALLER, 404),
         ("http://api.test/500", CALLER, 500),
         ("http://api.test/401", CALLER, 401),
-        // Within ten seconds there is no further token to try.
+        // No further forced refresh within 10 s.
         ("http://api.test/401", CALLER, 401),
         ("http://replayed.test/401-once", CALLER, 200),
         ("http://kept.test/200", "Proxy-Authorization: Bearer s3cret\r\nAuthorization: Bearer own\r\n", 200),
@@ -71,7 +71,7 @@ async fn lived(server: &Scripted, upstream: &Scripted) -> Sidecar {
     sidecar
 }
 
-/// An authorization server, and an upstream that answers with the status at the end of the path.
+/// An authorization server, and an upstream that responds with the status at the end of the path.
 async fn peers() -> (Scripted, Scripted) {
     let refusals = AtomicUsize::new(0);
     let upstream = Scripted::start(move |request, _| {
@@ -92,8 +92,8 @@ fn now_s() -> f64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs_f64()
 }
 
-/// How many series there are.
-async fn series(sidecar: &Sidecar) -> usize {
+/// The number of series.
+async fn series_count(sidecar: &Sidecar) -> usize {
     let text = raw::get(sidecar.admin(), "/metrics").await.text();
     text.lines().filter(|line| !line.starts_with('#')).count()
 }

@@ -1,4 +1,4 @@
-//! The shortest way through the whole: one request, one token.
+//! End to end: one request, one token.
 
 use crate::rig::config::{Config, Connection};
 use crate::rig::raw;
@@ -10,8 +10,8 @@ async fn a_request_without_a_secret_arrives_with_a_token() {
     let (server, upstream) = (Scripted::tokens(60).await, Scripted::upstream().await);
     let crm = Connection::at("crm", &server).plain("api.test");
     let sidecar = Sidecar::start(Config::new().host("api.test", upstream.address).connection(crm)).await;
-    let answer = raw::get_through(sidecar.proxy(), "http://api.test/x", "").await;
-    assert_eq!((answer.status, answer.text().as_str()), (200, "ok"));
+    let response = raw::get_through(sidecar.proxy(), "http://api.test/x", "").await;
+    assert_eq!((response.status, response.text().as_str()), (200, "ok"));
     let received = upstream.received();
     assert_eq!(received[0].values("authorization"), ["Bearer token-1"]);
     assert_eq!(received[0].values("host"), ["api.test"]);

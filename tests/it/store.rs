@@ -1,4 +1,4 @@
-//! The sealed store through the built program: what it survives, what it refuses with words, and what it never shows.
+//! The sealed store of the built program: what it survives, what it refuses, and what it never shows.
 //!
 //! Not here: crashes under rotation (`crash`), the store by itself (`src/store`).
 
@@ -20,8 +20,7 @@ use crate::rig::sidecar::Sidecar;
 const OLD_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 const NEW_KEY: &str = "Hx4dHBsaGRgXFhUUExIREA8ODQwLCgkIBwYFBAMCAQA=";
 
-/// Two connections of one scripted server that gives `access-…` and `refresh-…` tokens: `crm` and, without a refresh
-/// token, `erp`.
+/// A scripted server that issues tokens for two connections: `crm`, and `erp` without a refresh token.
 struct Kept {
     server: Scripted,
     upstream: Scripted,
@@ -32,11 +31,11 @@ impl Kept {
         let server = Scripted::start(|request, number| {
             let erp = request.request_line().contains("/erp");
             let access = format!("canary-access-{}-{number}", if erp { "erp" } else { "crm" });
-            let mut answer = json!({ "access_token": access, "expires_in": 3600 });
+            let mut response = json!({ "access_token": access, "expires_in": 3600 });
             if !erp {
-                answer["refresh_token"] = format!("canary-refresh-{number}").into();
+                response["refresh_token"] = format!("canary-refresh-{number}").into();
             }
-            Reply::json(200, &answer)
+            Reply::json(200, &response)
         })
         .await;
         Kept { server, upstream: Scripted::upstream().await }
@@ -52,7 +51,7 @@ impl Kept {
         config.connection(connection("crm", "api.test")).connection(connection("erp", "erp.test")).to_string()
     }
 
-    fn asked(&self) -> usize {
+    fn token_requests(&self) -> usize {
         self.server.received().len()
     }
 }

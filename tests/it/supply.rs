@@ -1,7 +1,8 @@
-//! Holds the list under `[bans]` of `deny.toml` without cargo-deny, which CI does not have.
+//! Enforces `[bans]` of `deny.toml` without cargo-deny, which CI does not have.
 //!
-//! Not here: advisories, licences, sources; they need the tool. `Cargo.lock` also names crates that a feature left off
-//! would bring (ring, by way of rustls-webpki), so what is banned and stands there is looked for in the real build.
+//! `Cargo.lock` also lists crates of disabled features (ring, through rustls-webpki), so a banned crate in it is looked up
+//! in the actual build.
+//! Not here: advisories, licences and sources, which need cargo-deny.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,31 +19,35 @@ fn no_banned_crate_is_built() {
     }
     let built = built();
     let found: Vec<_> = suspects.iter().filter(|ban| built.contains(&ban.name)).collect();
-    assert!(found.is_empty(), "banned by deny.toml; `cargo tree -i NAME` shows who brings it: {found:#?}");
+    assert!(found.is_empty(), "banned by deny.toml; `cargo tree -i NAME` shows which crate depends on it: {found:#?}");
 }
 
 #[test]
-fn hyper_reqwest_rustls_and_tokio_come_once() {
+fn hyper_reqwest_rustls_and_tokio_have_one_version() {
     let lock = lock();
     for ban in bans().iter().filter(|ban| ban.one_version) {
         let found = versions(&lock, &ban.name);
-        assert_eq!(found.len(), 1, "{ban:?}: Cargo.lock has versions {found:?}; `cargo tree -d` shows who brings them");
+        assert_eq!(
+            found.len(),
+            1,
+            "{ban:?}: Cargo.lock has versions {found:?}; `cargo tree -d` shows which crates depend on them"
+        );
     }
 }
 
 #[test]
-fn the_ban_list_is_read_whole() {
+fn the_whole_ban_list_is_read() {
     let names = |one_version| -> Vec<String> {
         bans().into_iter().filter(|ban| ban.one_version == one_version).map(|ban| ban.name).collect()
     };
     assert_eq!(names(true), ["hyper", "reqwest", "rustls", "tokio"]);
     for name in ["ring", "openssl-sys", "rsa", "serde_yml", "serde_yaml"] {
-        assert!(names(false).iter().any(|banned| banned == name), "{name} has left the list of deny.toml");
+        assert!(names(false).iter().any(|banned| banned == name), "{name} is missing from the list in deny.toml");
     }
 }
 
 #[test]
-fn two_versions_of_a_crate_are_seen() {
+fn two_versions_of_a_crate_are_detected() {
     let lock = "[[package]]\nname = \"a\"\nversion = \"1.0.0\"\n\n[[package]]\nname = \"a\"\nversion = \"2.0.0\"\n\n\
                 [[package]]\nname = \"a-b\"\nversion = \"3.0.0\"\ndependencies = [\n \"a 1.0.0\",\n]\n";
     assert_eq!(versions(lock, "a"), ["1.0.0", "2.0.0"]);
@@ -53,14 +58,14 @@ fn two_versions_of_a_crate_are_seen() {
 #[derive(Debug)]
 struct Ban {
     name: String,
-    /// Not banned as such: only a second version is.
+    /// Only a second version is banned.
     one_version: bool,
 }
 
 fn bans() -> Vec<Ban> {
     let text = read("deny.toml");
     let (_, after) = text.split_once("\n[bans]\n").expect("deny.toml has [bans]");
-    let (_, list) = after.split_once("\ndeny = [\n").expect("[bans] has `deny`, one entry a line");
+    let (_, list) = after.split_once("\ndeny = [\n").expect("[bans] has `deny`, one entry per line");
     let (list, _) = list.split_once("\n]").expect("the list ends");
     let entry = |line: &str| {
         let (_, name) = line.split_once("crate = \"").unwrap_or_else(|| panic!("no `crate = \"…\"` in: {line}"));
@@ -86,7 +91,7 @@ fn versions<'a>(lock: &'a str, name: &str) -> Vec<&'a str> {
     lines().zip(lines().skip(1)).filter(|(line, _)| *line == head).filter_map(|(_, next)| version(next)).collect()
 }
 
-/// The crates of this system's build and tests, with every feature of ours.
+/// The crates of the build and the tests on this platform, with all our features.
 fn built() -> BTreeSet<String> {
     let output = Command::new(env!("CARGO"))
         .args(["tree", "--locked", "--all-features", "--prefix", "none", "--format", "{p}", "--color", "never"])
@@ -97,6 +102,6 @@ fn built() -> BTreeSet<String> {
     assert!(output.status.success(), "cargo tree failed: {}", String::from_utf8_lossy(&output.stderr));
     let found: BTreeSet<String> =
         text.lines().filter_map(|line| line.split_whitespace().next()).map(String::from).collect();
-    assert!(found.contains("rustls"), "cargo tree shows no rustls, so it cannot be trusted with ring: {text}");
+    assert!(found.contains("rustls"), "cargo tree shows no rustls, so its output is incomplete: {text}");
     found
 }

@@ -1,5 +1,5 @@
-//! Traces as a collector gets them: which requests are recorded, what their spans say, what the upstream is told; and that a
-//! collector which is away costs no request anything.
+//! Traces as received by a collector: sampling, span contents, propagation to the upstream; an unavailable collector
+//! delays no request.
 
 use std::time::{Duration, Instant};
 
@@ -14,8 +14,8 @@ use crate::rig::sidecar::Sidecar;
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00f067aa0ba902b7";
 const TOKEN: &str = "kb-secret-token-of-crm";
-const LOST: &str = "traces are lost";
-const PATIENCE: Duration = Duration::from_secs(15);
+const LOST: &str = "spans lost";
+const TIMEOUT: Duration = Duration::from_secs(15);
 
 struct Stage {
     sidecar: Sidecar,
@@ -23,7 +23,7 @@ struct Stage {
     tokens: Scripted,
 }
 
-/// A proxy with the connection `crm`; `top` is further configuration, whole lines.
+/// A proxy with the connection `crm`; `top` has further lines of configuration.
 async fn stage(top: &str) -> Stage {
     let upstream = Scripted::start(|request, before| match request.request_line() {
         line if line.contains("/silence") => Reply::Silence,
@@ -46,14 +46,14 @@ fn config(upstream: &Scripted, tokens: &Scripted, top: &str) -> String {
 }
 
 impl Stage {
-    /// A request with further lines, each ending in CRLF.
+    /// Sends a request with further header lines, each ending in CRLF.
     async fn get(&self, url: &str, lines: &str) -> raw::RawResponse {
         let lines = format!("Proxy-Authorization: Bearer s3cret\r\nCookie: c00kie\r\n{lines}");
         raw::get_through(self.sidecar.proxy(), url, &lines).await
     }
 
-    /// What the upstream got last under a name.
-    fn told(&self, name: &str) -> Vec<String> {
+    /// Values of a header in the last request to the upstream.
+    fn upstream_values(&self, name: &str) -> Vec<String> {
         let received = self.upstream.received();
         received.last().expect("a request").values(name).iter().map(|value| (*value).to_owned()).collect()
     }
@@ -63,7 +63,7 @@ fn traceparent(flags: &str) -> String {
     format!("traceparent: 00-{TRACE}-{PARENT}-{flags}\r\n")
 }
 
-/// Waits for spans of which `is` holds, as many as `count`.
+/// Waits for `count` spans that match `is`.
 async fn spans(collector: &Collector, count: usize, is: impl Fn(&Value) -> bool) -> Vec<Value> {
     let enough = async {
         loop {
@@ -74,8 +74,8 @@ async fn spans(collector: &Collector, count: usize, is: impl Fn(&Value) -> bool)
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    let found = tokio::time::timeout(PATIENCE, enough).await;
-    let Ok(found) = found else { panic!("not {count} such spans among {:#?}", collector.spans().await) };
+    let found = tokio::time::timeout(TIMEOUT, enough).await;
+    let Ok(found) = found else { panic!("fewer than {count} matching spans among {:#?}", collector.spans().await) };
     assert_eq!(found.len(), count, "{found:#?}");
     found
 }
@@ -114,8 +114,11 @@ async fn a_sampled_request_has_its_spans_and_no_secret_in_them() {
         assert_eq!((&span["resource"], &span["scope"]), (&resource, &json!("keybearer")));
     }
     assert_eq!((&server["parent"], &client["parent"]), (&json!(PARENT), &server["id"]));
-    let told = format!("00-{TRACE}-{}-01", client["id"].as_str().unwrap());
-    assert_eq!((stage.told("traceparent"), stage.told("tracestate")), (vec![told], vec!["a=st4te".to_owned()]));
+    let expected = format!("00-{TRACE}-{}-01", client["id"].as_str().unwrap());
+    assert_eq!(
+        (stage.upstream_values("traceparent"), stage.upstream_values("tracestate")),
+        (vec![expected], vec!["a=st4te".to_owned()])
+    );
     let (bytes, heads) = collector.raw().await;
     let everything = String::from_utf8_lossy(&bytes).into_owned() + &heads.to_string();
     for secret in [TOKEN, "s3cret", "qu3ry", "q1", "c00kie", "cust0m", "st4te"] {
@@ -125,21 +128,21 @@ async fn a_sampled_request_has_its_spans_and_no_secret_in_them() {
 }
 
 #[tokio::test]
-async fn who_decides_whether_a_request_is_recorded() {
+async fn the_callers_decision_takes_precedence_over_the_ratio() {
     let collector = Collector::start().await;
     let stage = stage(&format!("tracing: {{otlp: \"{}\", sample: 0}}\n", collector.url())).await;
-    let told = |stage: &Stage| stage.told("traceparent").concat();
-    // The caller's trace is not sampled: it goes on as it is.
+    let sent = |stage: &Stage| stage.upstream_values("traceparent").concat();
+    // The caller's trace is unsampled: it is passed on unchanged.
     stage.get("http://api.test/unsampled", &(traceparent("00") + "tracestate: a=b\r\n")).await;
-    assert_eq!(told(&stage), format!("00-{TRACE}-{PARENT}-00"));
-    assert_eq!(stage.told("tracestate"), ["a=b"]);
-    // None, or none that is valid: a new trace, which the ratio does not sample, and the upstream is told so.
+    assert_eq!(sent(&stage), format!("00-{TRACE}-{PARENT}-00"));
+    assert_eq!(stage.upstream_values("tracestate"), ["a=b"]);
+    // No valid context: a new trace, which the ratio does not sample; the upstream receives that decision.
     let long = format!("traceparent: 00-{TRACE}-{PARENT}-01-{}\r\n", "x".repeat(2000));
     for lines in ["".to_owned(), traceparent("xy"), traceparent("01") + &traceparent("01"), long] {
         stage.get("http://api.test/new", &(lines.clone() + "tracestate: a=b\r\n")).await;
-        let told = stage.told("traceparent");
-        assert!(told.len() == 1 && told[0].ends_with("-00") && !told[0].contains(TRACE), "{lines}: {told:?}");
-        assert_eq!(stage.told("tracestate"), [""; 0], "state of no trace");
+        let sent = stage.upstream_values("traceparent");
+        assert!(sent.len() == 1 && sent[0].ends_with("-00") && !sent[0].contains(TRACE), "{lines}: {sent:?}");
+        assert_eq!(stage.upstream_values("tracestate"), [""; 0], "the state belongs to no trace");
     }
     stage.get("http://api.test/last", &traceparent("01")).await;
     let found = spans(&collector, 2, |_| true).await;
@@ -147,10 +150,10 @@ async fn who_decides_whether_a_request_is_recorded() {
 }
 
 #[tokio::test]
-async fn every_request_is_recorded_unless_a_part_is_asked_for() {
+async fn every_request_is_sampled_by_default() {
     let collector = Collector::start().await;
     let stage = stage(&format!("tracing: {{otlp: \"{}\"}}\n", collector.url())).await;
-    // The token request is a trace of its own.
+    // The token request has its own trace.
     let [token] = spans(&collector, 1, |_| true).await.try_into().unwrap();
     let port = stage.tokens.address.port();
     assert_eq!(
@@ -167,15 +170,15 @@ async fn every_request_is_recorded_unless_a_part_is_asked_for() {
     let (server, client) = (kind(&found, "SERVER"), kind(&found, "CLIENT"));
     assert_eq!((&server["parent"], &client["parent"]), (&json!(""), &server["id"]));
     assert!(server["trace"] == client["trace"] && server["trace"] != TRACE && server["trace"] != token["trace"]);
-    let told = format!("00-{}-{}-01", server["trace"].as_str().unwrap(), client["id"].as_str().unwrap());
-    assert_eq!(stage.told("traceparent"), [told]);
+    let expected = format!("00-{}-{}-01", server["trace"].as_str().unwrap(), client["id"].as_str().unwrap());
+    assert_eq!(stage.upstream_values("traceparent"), [expected]);
 }
 
 #[tokio::test]
-async fn failures_and_repetitions_are_traced() {
+async fn failures_and_replays_are_traced() {
     let collector = Collector::start().await;
     let stage = stage(&format!("timeouts: {{response_head: 1s}}\ntracing: {{otlp: \"{}\"}}\n", collector.url())).await;
-    // First, since the upstream refuses its first request alone: it is sent again with another token.
+    // The upstream rejects only its first request, which is replayed with another token.
     assert_eq!(stage.get("http://api.test/once", "").await.status, 200);
     let sent = |method: &str, path: &str| format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     let with_secret = |text: String| text.replace("Connection", "Proxy-Authorization: Bearer s3cret\r\nConnection");
@@ -210,20 +213,20 @@ async fn failures_and_repetitions_are_traced() {
             "{span:#}"
         );
     }
-    let again = found.iter().find(|span| span["attributes"]["http.request.resend_count"] == 1).expect("a second leg");
+    let again = found.iter().find(|span| span["attributes"]["http.request.resend_count"] == 1).expect("a replay");
     assert_eq!(
         (&again["attributes"]["http.response.status_code"], &again["parent"]),
         (&json!(200), &of("/once", "SERVER")["id"])
     );
-    let told = format!("00-{}-{}-01", again["trace"].as_str().unwrap(), again["id"].as_str().unwrap());
-    assert_eq!(stage.upstream.received()[1].values("traceparent"), [told]);
+    let expected = format!("00-{}-{}-01", again["trace"].as_str().unwrap(), again["id"].as_str().unwrap());
+    assert_eq!(stage.upstream.received()[1].values("traceparent"), [expected]);
     assert_eq!(of("/brew", "SERVER")["attributes"]["http.request.method"], "_OTHER");
     let (bytes, _) = collector.raw().await;
-    assert!(!String::from_utf8_lossy(&bytes).contains("BREW"), "a method that callers invent is not exported");
+    assert!(!String::from_utf8_lossy(&bytes).contains("BREW"), "an unknown method is not exported");
 }
 
 #[tokio::test]
-async fn without_tracing_a_context_passes_as_it_came() {
+async fn without_tracing_a_context_is_passed_on_unchanged() {
     let stage = stage("").await;
     let long = format!("00-{TRACE}-{PARENT}-01-{}", "x".repeat(2000));
     for values in [
@@ -235,14 +238,14 @@ async fn without_tracing_a_context_passes_as_it_came() {
     ] {
         let lines: String = values.iter().map(|value| format!("traceparent: {value}\r\n")).collect();
         stage.get("http://api.test/", &(lines + "tracestate: a=b\r\ntracestate: c=d\r\n")).await;
-        assert_eq!(stage.told("traceparent"), values);
-        assert_eq!(stage.told("tracestate"), ["a=b", "c=d"]);
+        assert_eq!(stage.upstream_values("traceparent"), values);
+        assert_eq!(stage.upstream_values("tracestate"), ["a=b", "c=d"]);
     }
 }
 
-/// Down, hanging, refusing, redirecting: a request takes as long as ever, and the log says it once.
+/// Down, hanging, refusing, redirecting: no request is delayed, and the failure is logged once.
 #[tokio::test]
-async fn a_collector_that_is_away_costs_no_request_anything() {
+async fn an_unavailable_collector_delays_no_request() {
     let (refusing, hanging) = (Collector::start().await, Collector::start().await);
     refusing.respond_with(503).await;
     hanging.pause();
@@ -251,8 +254,8 @@ async fn a_collector_that_is_away_costs_no_request_anything() {
     let down = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let rows = [
         (format!("http://{down}"), "Connection refused"),
-        (refusing.url(), "answered 503"),
-        (redirecting.url(), "answered 307"),
+        (refusing.url(), "responded with 503"),
+        (redirecting.url(), "responded with 307"),
     ];
     let mut stages = Vec::new();
     for (url, error) in &rows {
@@ -261,7 +264,7 @@ async fn a_collector_that_is_away_costs_no_request_anything() {
         stages.push(stage);
     }
     let mut hung = stage(&format!("tracing: {{otlp: \"{}\"}}\n", hanging.url())).await;
-    // More than the queue holds.
+    // More spans than the queue can hold.
     for stage in stages.iter().chain([&hung]) {
         let began = Instant::now();
         let mut conn = raw::Conn::open(stage.sidecar.proxy()).await;
@@ -270,10 +273,10 @@ async fn a_collector_that_is_away_costs_no_request_anything() {
             assert_eq!(conn.read_response().await.status, 200);
         }
         assert!(began.elapsed() < Duration::from_secs(8), "{:?} for 1500 requests", began.elapsed());
-        let told = stage.sidecar.log().matches(LOST).count();
-        assert!(told <= 1, "{told} times within a minute");
+        let lines = stage.sidecar.log().matches(LOST).count();
+        assert!(lines <= 1, "{lines} times within a minute");
     }
-    // It hangs at the end, too: the program does not.
+    // The collector hangs during the shutdown too; the program does not.
     let began = Instant::now();
     hung.sidecar.signal("TERM");
     assert!(hung.sidecar.exit().await.success());
@@ -283,7 +286,7 @@ async fn a_collector_that_is_away_costs_no_request_anything() {
 }
 
 #[tokio::test]
-async fn what_is_queued_is_sent_before_the_end() {
+async fn queued_spans_are_exported_at_shutdown() {
     let collector = Collector::start().await;
     let mut stage = stage(&format!("tracing: {{otlp: \"{}\"}}\n", collector.url())).await;
     spans(&collector, 1, |_| true).await;
@@ -296,7 +299,7 @@ async fn what_is_queued_is_sent_before_the_end() {
 }
 
 #[tokio::test]
-async fn a_reload_changes_where_traces_go() {
+async fn a_reload_changes_the_collector() {
     let (first, second) = (Collector::start().await, Collector::start().await);
     let stage = stage(&format!("tracing: {{otlp: \"{}\", sample: 0}}\n", first.url())).await;
     stage.get("http://api.test/1", &traceparent("01")).await;
@@ -312,18 +315,18 @@ async fn a_reload_changes_where_traces_go() {
     };
     reload(&format!("tracing: {{otlp: \"{}\", sample: 0}}\n", second.url()), 1.0).await;
     stage.get("http://api.test/2", &traceparent("01")).await;
-    // What was under way to the first one still arrives there.
+    // Spans queued for the first collector still arrive there.
     for (collector, path) in [(&first, "/1"), (&second, "/2")] {
         assert!(spans(collector, 2, |_| true).await.iter().all(|span| span["attributes"]["url.path"] == path));
     }
     reload("", 2.0).await;
     stage.get("http://api.test/3", &traceparent("01")).await;
-    assert_eq!(stage.told("traceparent"), [format!("00-{TRACE}-{PARENT}-01")]);
+    assert_eq!(stage.upstream_values("traceparent"), [format!("00-{TRACE}-{PARENT}-01")]);
 }
 
 #[tokio::test]
-async fn the_environment_has_no_say() {
-    // Read by the exporter's library; the sidecar inherits them.
+async fn environment_variables_are_ignored() {
+    // The exporter library reads these; the sidecar inherits them.
     let (collector, elsewhere) = (Collector::start().await, Collector::start().await);
     let upstream = Scripted::upstream().await;
     let tokens = Scripted::tokens(600).await;

@@ -1,7 +1,7 @@
-//! Which connections need consent again: the stored token was granted for another definition, and only a person can get the
-//! next one.
+//! Finds connections that need consent again: the stored token was granted for another definition, and only a person
+//! can obtain the next one.
 //!
-//! Holds: the store is read and never changed. Where it cannot be read, a note says so; that is no problem of the
+//! Invariant: the store is read and never changed. A store that cannot be read gets a note; it is not a problem of the
 //! configuration.
 
 use crate::cli::run::control_runtime;
@@ -11,7 +11,7 @@ use crate::model::token::default_profile;
 use crate::store::{OpenError, Store, StoreError, StoreOpener};
 use crate::token::slot::{NEEDS_CONSENT_AGAIN, needs_consent_again};
 
-/// Records of subjects that are looked at for each connection: a changed definition fits none of them.
+/// Most subjects checked per connection. A changed definition matches none of them, so a sample suffices.
 const SUBJECTS_MAX: usize = 1000;
 
 pub fn notes(model: &Model, opener: &StoreOpener) -> Vec<String> {
@@ -20,12 +20,12 @@ pub fn notes(model: &Model, opener: &StoreOpener) -> Vec<String> {
     }
     match outdated(model, opener) {
         Ok(found) => found,
-        Err(why) => vec![format!("whether a connection needs consent again is not known: {why}")],
+        Err(why) => vec![format!("cannot tell whether a connection needs consent again: {why}")],
     }
 }
 
 fn outdated(model: &Model, opener: &StoreOpener) -> Result<Vec<String>, String> {
-    let runtime = control_runtime().map_err(|error| format!("no threads can be started ({error})"))?;
+    let runtime = control_runtime().map_err(|error| format!("cannot start threads ({error})"))?;
     let _in_runtime = runtime.enter();
     let store = match opener.peek(&model.store, &model.state_dir) {
         Ok(Some(store)) => store,
@@ -33,7 +33,7 @@ fn outdated(model: &Model, opener: &StoreOpener) -> Result<Vec<String>, String> 
         Err(OpenError::InUse { path }) => {
             let path = path.display();
             return Err(format!(
-                "a running instance has {path} open; after a reload its log and `keybearer connections` say so"
+                "a running instance has {path} open; after a reload, its log and `keybearer connections` report it"
             ));
         }
         Err(error) => return Err(error.to_string()),
@@ -51,11 +51,11 @@ async fn note(own: &Connection, store: &dyn Store) -> Result<Option<String>, Sto
     let key = own.token_key(None);
     let who = if own.profile == default_profile() { key.connection.to_string() } else { key.to_string() };
     if own.tokens == Tokens::Shared {
-        let outdated = store.load(&key).await?.is_some_and(|token| !token.is_of(own));
+        let outdated = store.load(&key).await?.is_some_and(|token| !token.matches(own));
         return Ok(outdated.then(|| format!("{who} {}", needs_consent_again(&key))));
     }
     let page = store.list(&own.name, Some(&key), SUBJECTS_MAX).await?;
     let of_profile = page.iter().take_while(|(other, _)| other.profile == own.profile);
     let mut tokens = of_profile.filter_map(|(_, record)| record.as_ref().ok());
-    Ok(tokens.any(|token| !token.is_of(own)).then(|| format!("each subject of {who} {NEEDS_CONSENT_AGAIN}")))
+    Ok(tokens.any(|token| !token.matches(own)).then(|| format!("each subject of {who} {NEEDS_CONSENT_AGAIN}")))
 }

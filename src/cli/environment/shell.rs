@@ -1,4 +1,4 @@
-//! A variable as a line of a shell, or of a file that starts containers.
+//! Formats a variable for a shell, or for a file that starts containers.
 
 use clap::ValueEnum;
 
@@ -13,13 +13,13 @@ pub enum Shell {
 }
 
 impl Shell {
-    /// With its line break; `None` where the value cannot be written there.
+    /// The line with its line break; `None` if this format cannot express the value.
     pub fn line(self, name: &str, value: &str) -> Option<String> {
         let line = match self {
             Shell::Sh => format!("export {name}='{}'\n", value.replace('\'', "'\\''")),
             Shell::Fish => format!("set -gx {name} '{}'\n", value.replace('\\', "\\\\").replace('\'', "\\'")),
             Shell::Powershell => format!("$env:{name} = '{}'\n", value.replace('\'', "''")),
-            // Docker takes all that follows as it is.
+            // Docker takes the rest of the line literally.
             Shell::Docker => format!("{name}={value}\n"),
             // JSON is YAML.
             Shell::K8s => format!("- name: {name}\n  value: {}\n", serde_json::Value::from(value)),
@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_stays_as_it_is() {
+    fn values_are_quoted() {
         for (shell, expected) in [
             (Shell::Sh, "export A='it'\\''s \\ \"$x\"'\n"),
             (Shell::Fish, "set -gx A 'it\\'s \\\\ \"$x\"'\n"),

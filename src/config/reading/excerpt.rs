@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::document::BYTES_MAX;
 use super::problem::Problem;
 use super::reference;
-use crate::telemetry::misleads;
+use crate::telemetry::is_deceptive;
 
 /// Maximum characters before the carets, and of the marked word.
 const WIDTH_MAX: usize = 60;
@@ -134,7 +134,7 @@ fn is_punctuation(token: &str) -> bool {
 }
 
 fn escaped(text: &str) -> String {
-    let escape = |c: char| if misleads(c) { c.escape_default().collect() } else { String::from(c) };
+    let escape = |c: char| if is_deceptive(c) { c.escape_default().collect() } else { String::from(c) };
     text.chars().map(escape).collect()
 }
 

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::model::StoreSettings;
 use crate::model::secret::Vault;
-use crate::telemetry::misleads;
+use crate::telemetry::is_deceptive;
 
 /// Maximum problems that are listed, so that a file of nonsense does not yield a list of its own length.
 const PROBLEMS_MAX: usize = 1000;
@@ -54,7 +54,7 @@ impl fmt::Display for Problem {
             text += hint;
         }
         text.chars().try_for_each(|c| match c {
-            c if misleads(c) => write!(f, "{}", c.escape_default()),
+            c if is_deceptive(c) => write!(f, "{}", c.escape_default()),
             c => f.write_char(c),
         })
     }

@@ -10,13 +10,13 @@ use crate::model::Name;
 use crate::model::connection::Connection;
 use crate::model::origin::Origin;
 use crate::proxy::worker::Worker;
-use crate::telemetry::traces::{Part, Propagation, Span};
+use crate::telemetry::traces::{Propagation, Sampling, Span};
 
 /// What `error.type` says of a request whose caller went away before there was an answer.
 const CALLER_GONE: &str = "caller_gone";
 
 pub struct Spans {
-    own: Part,
+    own: Sampling,
     leg: Option<Leg>,
 }
 
@@ -52,9 +52,9 @@ impl Spans {
         connection: Option<&Connection>,
     ) -> Option<Propagation> {
         let own = match &self.own {
-            Part::Pass => return None,
-            Part::Unsampled(propagation) => return Some(propagation.clone()),
-            Part::Recorded(own) => own,
+            Sampling::PassThrough => return None,
+            Sampling::Unsampled(propagation) => return Some(propagation.clone()),
+            Sampling::Recorded(own) => own,
         };
         let mut span = own.child(method);
         describe(&mut span, path, Some(origin), connection);
@@ -83,7 +83,7 @@ impl Spans {
     }
 
     pub fn end(&mut self, summary: &Summary<'_>) {
-        let Part::Recorded(mut own) = std::mem::take(&mut self.own) else { return };
+        let Sampling::Recorded(mut own) = std::mem::take(&mut self.own) else { return };
         if let Some(Leg { mut span, answered }) = self.leg.take() {
             if !answered {
                 span.fail(CALLER_GONE);

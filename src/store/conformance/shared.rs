@@ -1,15 +1,15 @@
-//! What every store must do that several processes use at once.
+//! Conformance tests of stores that several processes use at once.
 
 use super::*;
 
-/// Run this against a shared store, with two handles on it, after [`every_store`].
+/// Runs against a shared store, with two handles on it, after [`every_store`].
 pub async fn shared_store(one: &dyn Store, other: &dyn Store) {
     a_late_write_fails(one, other).await;
-    a_slow_holder_saves_if_no_other_has_spent_its_token(one, other).await;
-    a_cancelled_holder_leaves_a_doubt(one, other).await;
+    a_slow_holder_saves_unless_another_has_spent_the_refresh_token(one, other).await;
+    a_cancelled_holder_leaves_the_outcome_in_doubt(one, other).await;
     a_removed_record_is_not_written_back(one, other).await;
     a_lost_record_is_restored(one, other).await;
-    a_back_off_reaches_the_next_holder_until_a_token_is_saved(one, other).await;
+    the_next_holder_sees_a_backoff_until_a_token_is_saved(one, other).await;
     a_change_is_announced_to_the_other_replica(one, other).await;
 }
 
@@ -32,27 +32,27 @@ async fn a_late_write_fails(one: &dyn Store, other: &dyn Store) {
     assert_eq!(one.save(&key, token("late"), &*late).await, Err(lost.clone()));
     let saved_as = other.save(&key, token("next"), &*next).await.expect("it is saved");
     next.release(true).await;
-    assert_eq!(one.save(&key, token("late"), &*late).await, Err(lost.clone()), "nor after the release");
+    assert_eq!(one.save(&key, token("late"), &*late).await, Err(lost.clone()), "also after the release");
     assert_eq!(one.forget(&key, &*late).await, Err(lost));
     assert_eq!((saved(one, &key).await.as_deref(), version(one, &key).await), (Some("next"), saved_as));
     drop(late);
     let lease = one.lease(&key, SECOND, SECOND).await.expect("a lease");
-    assert!(!lease.is_in_doubt(), "the save has settled it");
+    assert!(!lease.is_in_doubt(), "the save has resolved the doubt");
     assert_eq!(lease.replaces(), saved_as);
     lease.release(true).await;
 }
 
-/// The expiry of a lease has no event: it passes in a store on another machine.
-async fn expired(term: Duration) {
+/// Waits until a lease has expired. The store expires it on another machine, so there is no event to wait for.
+async fn wait_for_expiry(term: Duration) {
     sleep(term * 2).await;
 }
 
-async fn a_slow_holder_saves_if_no_other_has_spent_its_token(one: &dyn Store, other: &dyn Store) {
+async fn a_slow_holder_saves_unless_another_has_spent_the_refresh_token(one: &dyn Store, other: &dyn Store) {
     let key = key("slow", None);
     let first = save(one, &key, "first").await;
     let term = SECOND / 10;
     let late = one.lease(&key, term, SECOND).await.expect("a lease");
-    expired(term).await;
+    wait_for_expiry(term).await;
     let rescued = one.save(&key, token("rescued"), &*late).await.expect("there is no other holder");
     assert!(rescued > first);
     drop(late);
@@ -61,15 +61,15 @@ async fn a_slow_holder_saves_if_no_other_has_spent_its_token(one: &dyn Store, ot
     let lost = StoreError::LeaseLost { key: key.clone() };
     assert_eq!(late.renew(Some(rescued - 1)).await, Err(lost), "the record has another version");
     late.renew(Some(rescued)).await.expect("it is held");
-    expired(term).await;
+    wait_for_expiry(term).await;
     let next = other.lease(&key, SECOND, SECOND).await.expect("the first has expired");
-    assert!(next.is_in_doubt() && shared(other).is_in_doubt(&key).await.expect("an answer"));
+    assert!(next.is_in_doubt() && shared(other).is_in_doubt(&key).await.expect("the store replies"));
     one.save(&key, token("settled"), &*late).await.expect("the other holder has spent nothing");
-    assert!(!shared(other).is_in_doubt(&key).await.expect("an answer"));
+    assert!(!shared(other).is_in_doubt(&key).await.expect("the store replies"));
     next.release(true).await;
 }
 
-async fn a_cancelled_holder_leaves_a_doubt(one: &dyn Store, other: &dyn Store) {
+async fn a_cancelled_holder_leaves_the_outcome_in_doubt(one: &dyn Store, other: &dyn Store) {
     let key = key("cancelled", None);
     let present = save(one, &key, "first").await;
     let dropped = one.lease(&key, 30 * SECOND, SECOND).await.expect("a lease");
@@ -83,30 +83,30 @@ async fn a_cancelled_holder_leaves_a_doubt(one: &dyn Store, other: &dyn Store) {
 async fn a_removed_record_is_not_written_back(one: &dyn Store, other: &dyn Store) {
     let key = key("removed", None);
     let first = save(one, &key, "first").await;
-    assert!(!shared(other).was_removed(&key, first).await.expect("an answer"));
+    assert!(!shared(other).was_removed(&key, first).await.expect("the store replies"));
     let term = SECOND / 10;
     let late = one.lease(&key, term, SECOND).await.expect("a lease");
     late.renew(Some(first)).await.expect("it is held");
-    expired(term).await;
+    wait_for_expiry(term).await;
     let lease = other.lease(&key, SECOND, SECOND).await.expect("the first has expired");
     other.forget(&key, &*lease).await.expect("it is forgotten");
     lease.release(true).await;
-    assert!(shared(one).was_removed(&key, first).await.expect("an answer"));
+    assert!(shared(one).was_removed(&key, first).await.expect("the store replies"));
     let lost = Err(StoreError::LeaseLost { key: key.clone() });
     assert_eq!(one.save(&key, token("late"), &*late).await, lost);
     drop(late);
-    shared(one).restore(&key, StoredToken { version: first, ..token("first") }).await.expect("an answer");
+    shared(one).restore(&key, StoredToken { version: first, ..token("first") }).await.expect("the store replies");
     assert_eq!(saved(other, &key).await, None);
 
     let lease = one.lease(&key, SECOND, 5 * SECOND).await.expect("a lease");
-    assert!(lease.replaces() > first, "the version of the removal");
-    assert!(!shared(one).was_removed(&key, lease.replaces()).await.expect("an answer"));
+    assert!(lease.replaces() > first, "it has the version of the removal");
+    assert!(!shared(one).was_removed(&key, lease.replaces()).await.expect("the store replies"));
     let newer = lease.fence().expect("a shared store has fencing tokens").version;
     lease.release(true).await;
-    shared(one).restore(&key, StoredToken { version: newer, ..token("newer") }).await.expect("an answer");
+    shared(one).restore(&key, StoredToken { version: newer, ..token("newer") }).await.expect("the store replies");
     assert_eq!(saved(other, &key).await.as_deref(), Some("newer"), "lost after the removal");
     save(one, &key, "again").await;
-    assert!(!shared(one).was_removed(&key, 0).await.expect("an answer"), "a save ends it");
+    assert!(!shared(one).was_removed(&key, 0).await.expect("the store replies"), "a save clears the tombstone");
 }
 
 async fn a_lost_record_is_restored(one: &dyn Store, other: &dyn Store) {
@@ -118,26 +118,26 @@ async fn a_lost_record_is_restored(one: &dyn Store, other: &dyn Store) {
     shared(one).restore(&key, lost.clone()).await.expect("it is written");
     assert_eq!((saved(other, &key).await.as_deref(), version(other, &key).await), (Some("lost"), version_lost));
     let newer = save(other, &key, "newer").await;
-    shared(one).restore(&key, lost).await.expect("an answer");
+    shared(one).restore(&key, lost).await.expect("the store replies");
     assert_eq!((saved(one, &key).await.as_deref(), version(one, &key).await), (Some("newer"), newer));
 }
 
-async fn a_back_off_reaches_the_next_holder_until_a_token_is_saved(one: &dyn Store, other: &dyn Store) {
+async fn the_next_holder_sees_a_backoff_until_a_token_is_saved(one: &dyn Store, other: &dyn Store) {
     let key = key("put-off", None);
     let error = "invalid_client".to_owned();
-    let announced = PutOff { wait: 30 * SECOND, age: Duration::ZERO, permanent: true, failures: 3, error };
+    let announced = AnnouncedBackoff { wait: 30 * SECOND, age: Duration::ZERO, permanent: true, failures: 3, error };
     let lease = one.lease(&key, SECOND, SECOND).await.expect("a lease");
-    assert_eq!(lease.put_off(), None);
-    lease.put_off_others(&announced).await.expect("it is announced");
+    assert_eq!(lease.backoff(), None);
+    lease.announce_backoff(&announced).await.expect("it is announced");
     lease.release(true).await;
     let lease = other.lease(&key, SECOND, SECOND).await.expect("a lease");
-    let found = lease.put_off().expect("a back-off").clone();
+    let found = lease.backoff().expect("a backoff").clone();
     assert!((25 * SECOND..=30 * SECOND).contains(&found.wait) && found.age < 5 * SECOND, "{found:?}");
-    assert_eq!(PutOff { wait: announced.wait, age: announced.age, ..found }, announced);
+    assert_eq!(AnnouncedBackoff { wait: announced.wait, age: announced.age, ..found }, announced);
     other.save(&key, token("t"), &*lease).await.expect("it is saved");
     lease.release(true).await;
     let lease = one.lease(&key, SECOND, SECOND).await.expect("a lease");
-    assert_eq!(lease.put_off(), None, "a token ends it");
+    assert_eq!(lease.backoff(), None, "a saved token ends the backoff");
     lease.release(true).await;
 }
 
@@ -147,7 +147,7 @@ async fn a_change_is_announced_to_the_other_replica(one: &dyn Store, other: &dyn
     let (own, changed) = (key("own", None), key("changed", Some("ann")));
     let announced = async {
         loop {
-            // A subscription that takes its time reports `Missed` first.
+            // A slow subscription reports `Missed` first.
             save(other, &own, "own").await;
             save(one, &changed, "changed").await;
             match timeout(SECOND, news.recv()).await {

@@ -1,9 +1,10 @@
-//! The thread that owns the database: it takes the queued requests, reads, then commits all writes together.
+//! The thread that owns the database: takes a batch of requests from the queue, runs the reads, commits the writes
+//! together.
 //!
-//! Not here: what is read and written (`embedded`), opening and checking the file (`file`).
-//! Invariants: a request whose caller has gone is skipped; an error or a panic of the database closes the file and
-//! reopens it, at most once in `REOPEN_INTERVAL` while that fails. A damaged part of the file fails only the requests
-//! that need it.
+//! Not here: the reads and writes themselves (`embedded`), opening and checking the file (`file`).
+//! Invariants: a request whose caller has gone is skipped; after an error or a panic of the database the file is closed
+//! and reopened, with at most one failed attempt per `REOPEN_INTERVAL`. A damaged part of the file fails only the
+//! requests that need it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::SyncSender;
@@ -14,30 +15,30 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::store::error::OpenError;
 
-/// Requests between two commits.
+/// Most requests between two commits.
 const BATCH_MAX: usize = 256;
-/// Between attempts to open a file that does not open.
+/// Retry interval of opening the file.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
-    /// The store as a whole; retryable.
+    /// The store as a whole failed; retryable.
     Unavailable(String),
-    /// The part of the file that the request needs.
+    /// The part of the file that the request needs is damaged.
     Damaged,
 }
 
 pub type Outcome<T> = Result<T, Failure>;
-/// Opens the file again.
+/// Reopens the file.
 pub type Reopen = Box<dyn Fn() -> Result<Database, OpenError> + Send>;
 
 /// Work inside a transaction.
 pub trait Job<Tx>: Send {
-    /// Does its caller still wait?
-    fn wanted(&self) -> bool;
+    /// Is the caller still waiting?
+    fn has_waiter(&self) -> bool;
 
-    /// May run again in another transaction if this one fails.
+    /// May run again, in another transaction, if this one fails.
     fn apply(&mut self, transaction: &Tx) -> Result<(), redb::Error>;
 
     /// Sends the outcome to the caller.
@@ -73,7 +74,7 @@ where
     F: FnMut(&Tx) -> Result<T, redb::Error> + Send,
     T: Send,
 {
-    fn wanted(&self) -> bool {
+    fn has_waiter(&self) -> bool {
         match &self.reply {
             Reply::Task(reply) => !reply.is_closed(),
             Reply::Thread(_) => true,
@@ -108,7 +109,7 @@ impl Engine {
         Engine { database: Some(database), reopen, open_failure: None }
     }
 
-    /// Serves until every sender is gone, then closes the file.
+    /// Serves requests until every sender is dropped, then closes the file.
     pub fn run(mut self, mut requests: mpsc::Receiver<Request>) {
         while let Some(first) = requests.blocking_recv() {
             let (mut reads, mut writes) = (Vec::new(), Vec::new());
@@ -120,17 +121,17 @@ impl Engine {
                 }
                 next = if reads.len() + writes.len() < BATCH_MAX { requests.try_recv().ok() } else { None };
             }
-            for mut job in reads.into_iter().filter(|job| job.wanted()) {
+            for mut job in reads.into_iter().filter(|job| job.has_waiter()) {
                 let outcome = self.guarded(|database| job.apply(&database.begin_read()?));
                 job.finish(outcome);
             }
-            writes.retain(|job| job.wanted());
+            writes.retain(|job| job.has_waiter());
             self.write(writes);
         }
         self.close();
     }
 
-    /// One commit for all; if that meets damage, one for each.
+    /// Commits all jobs together; if the file is damaged, each by itself.
     fn write(&mut self, mut jobs: Vec<Box<dyn Job<WriteTransaction>>>) {
         if jobs.is_empty() {
             return;
@@ -150,7 +151,7 @@ impl Engine {
     fn commit(&mut self, jobs: &mut [Box<dyn Job<WriteTransaction>>]) -> Outcome<()> {
         self.guarded(|database| {
             let mut transaction = database.begin_write()?;
-            // So that an unclean shutdown does not slow the next start.
+            // Avoids a slow repair on startup after an unclean shutdown.
             transaction.set_quick_repair(true);
             for job in jobs {
                 job.apply(&transaction)?;
@@ -159,6 +160,7 @@ impl Engine {
         })
     }
 
+    /// Runs `work` and turns a panic of the database into a failure.
     fn guarded(&mut self, work: impl FnOnce(&Database) -> Result<(), redb::Error>) -> Outcome<()> {
         let database = self.database()?;
         match catch_unwind(AssertUnwindSafe(|| work(database))) {
@@ -197,7 +199,7 @@ impl Engine {
 
     fn close(&mut self) {
         let database = self.database.take();
-        // Closing writes, so it may meet the same damage.
+        // Closing writes, so it may fail for the same reason.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(database)));
     }
 }

@@ -1,4 +1,4 @@
-//! The database file: opens it, and checks that keybearer wrote it, in a known format, under a configured key.
+//! Opens the database file and checks that keybearer wrote it, in a known format, under a configured key.
 //!
 //! Tables: `tokens`, `secrets` and `notes` (name → sealed record), `meta` (`format`; `check`, a record sealed under the
 //! sealing key, so that a wrong key is detected before anything is written).
@@ -34,29 +34,29 @@ const CHECK_KEY: &str = "check";
 const CHECK: SealedIn<'static> = SealedIn { table: "meta", name: b"check" };
 const CHECK_TEXT: &[u8] = b"keybearer";
 
-/// Page cache.
+/// Size of the page cache.
 const CACHE_BYTES: usize = 4 << 20;
 
-/// May the file be missing?
+/// Action if the file does not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Missing {
-    Make,
-    Refuse,
+pub enum IfMissing {
+    Create,
+    Fail,
 }
 
 /// Opens and checks the file at `path`.
-pub fn open(path: &Path, keyring: &Keyring, missing: Missing) -> Result<Database, OpenError> {
-    if missing == Missing::Make {
-        private_file::make_directory_of(path).map_err(|error| OpenError::of_io(path, error))?;
+pub fn open(path: &Path, keyring: &Keyring, missing: IfMissing) -> Result<Database, OpenError> {
+    if missing == IfMissing::Create {
+        private_file::make_directory_of(path).map_err(|error| OpenError::from_io(path, error))?;
     }
     let mut options = OpenOptions::new();
-    options.read(true).write(true).create(missing == Missing::Make);
-    let file = private_file::open(&mut options, path, "store").map_err(|error| OpenError::of_io(path, error))?;
-    let fresh = file.metadata().map_err(|error| OpenError::of_io(path, error))?.len() == 0;
-    if fresh && missing == Missing::Refuse {
+    options.read(true).write(true).create(missing == IfMissing::Create);
+    let file = private_file::open(&mut options, path, "store").map_err(|error| OpenError::from_io(path, error))?;
+    let fresh = file.metadata().map_err(|error| OpenError::from_io(path, error))?.len() == 0;
+    if fresh && missing == IfMissing::Fail {
         return Err(OpenError::damaged(path, "it is empty"));
     }
-    let unread = |error| OpenError::of_io(path, error);
+    let unread = |error| OpenError::from_io(path, error);
     let backend = |file| FileBackend::new(file).map_err(|error| OpenError::damaged(path, error.to_string()));
     if !fresh {
         let probe = Probe::new(backend(file.try_clone().map_err(unread)?)?).map_err(unread)?;
@@ -64,7 +64,7 @@ pub fn open(path: &Path, keyring: &Keyring, missing: Missing) -> Result<Database
     }
     let database = open_backend(path, backend(file)?, keyring, missing)?;
     if fresh {
-        private_file::sync_directory_of(path).map_err(|error| OpenError::of_io(path, error))?;
+        private_file::sync_directory_of(path).map_err(|error| OpenError::from_io(path, error))?;
     }
     Ok(database)
 }
@@ -73,24 +73,24 @@ pub fn open(path: &Path, keyring: &Keyring, missing: Missing) -> Result<Database
 pub fn open_unchanged(path: &Path, keyring: &Keyring) -> Result<Database, OpenError> {
     // The exclusive lock needs write access.
     let file = private_file::open(OpenOptions::new().read(true).write(true), path, "store");
-    let file = file.map_err(|error| OpenError::of_io(path, error))?;
+    let file = file.map_err(|error| OpenError::from_io(path, error))?;
     let file = FileBackend::new(file).map_err(|error| OpenError::damaged(path, error.to_string()))?;
-    let probe = Probe::new(file).map_err(|error| OpenError::of_io(path, error))?;
-    open_backend(path, probe, keyring, Missing::Refuse)
+    let probe = Probe::new(file).map_err(|error| OpenError::from_io(path, error))?;
+    open_backend(path, probe, keyring, IfMissing::Fail)
 }
 
-/// Opens and checks any backend; errors name it `path`.
+/// Opens and checks any backend; errors call it `path`.
 pub fn open_backend(
     path: &Path,
     backend: impl StorageBackend,
     keyring: &Keyring,
-    missing: Missing,
+    missing: IfMissing,
 ) -> Result<Database, OpenError> {
     let database = guarded(path, || Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(backend))?;
     checked(path, database, keyring, missing)
 }
 
-fn checked(path: &Path, database: Database, keyring: &Keyring, missing: Missing) -> Result<Database, OpenError> {
+fn checked(path: &Path, database: Database, keyring: &Keyring, missing: IfMissing) -> Result<Database, OpenError> {
     let checked = catch_unwind(AssertUnwindSafe(|| check(path, &database, keyring, missing)));
     match checked {
         Ok(Ok(())) => Ok(database),
@@ -106,7 +106,7 @@ fn checked(path: &Path, database: Database, keyring: &Keyring, missing: Missing)
 }
 
 fn close(database: Database) {
-    // A damaged file may fail here too.
+    // Closing a damaged file may panic too.
     let _ = catch_unwind(AssertUnwindSafe(|| drop(database)));
 }
 
@@ -117,7 +117,7 @@ fn guarded(path: &Path, open: impl FnOnce() -> Result<Database, DatabaseError>) 
         }
         DatabaseError::Storage(StorageError::Io(error)) => match error.kind() {
             ErrorKind::InvalidData | ErrorKind::UnexpectedEof => OpenError::damaged(path, error.to_string()),
-            _ => OpenError::of_io(path, error),
+            _ => OpenError::from_io(path, error),
         },
         other => OpenError::damaged(path, other.to_string()),
     };
@@ -127,18 +127,18 @@ fn guarded(path: &Path, open: impl FnOnce() -> Result<Database, DatabaseError>) 
     }
 }
 
-fn check(path: &Path, database: &Database, keyring: &Keyring, missing: Missing) -> Result<(), OpenError> {
+fn check(path: &Path, database: &Database, keyring: &Keyring, missing: IfMissing) -> Result<(), OpenError> {
     let failed = |error: redb::Error| match error {
-        redb::Error::Io(error) if error.kind() != ErrorKind::UnexpectedEof => OpenError::of_io(path, error),
+        redb::Error::Io(error) if error.kind() != ErrorKind::UnexpectedEof => OpenError::from_io(path, error),
         other => OpenError::damaged(path, other.to_string()),
     };
     let Meta { tables, format, check } = read_meta(database).map_err(failed)?;
-    if tables == 0 && missing == Missing::Make {
+    if tables == 0 && missing == IfMissing::Create {
         return initialise(database, keyring).map_err(failed);
     }
     let format = format.and_then(|format| Some(u32::from_be_bytes(format.as_slice().try_into().ok()?)));
     match format {
-        None => return Err(OpenError::damaged(path, "it has no tables of keybearer")),
+        None => return Err(OpenError::damaged(path, "it has no keybearer tables")),
         Some(found) if found > FORMAT => return Err(OpenError::NewerFormat { path: path.to_owned(), found }),
         Some(_) => {}
     }
@@ -148,7 +148,7 @@ fn check(path: &Path, database: &Database, keyring: &Keyring, missing: Missing) 
         Err(UnsealError::Key(sealed_under)) => {
             Err(OpenError::WrongKey { path: path.to_owned(), sealed_under, configured: keyring.ids().collect() })
         }
-        Ok(_) => Err(OpenError::damaged(path, "its check record has other content")),
+        Ok(_) => Err(OpenError::damaged(path, "its check record has unexpected content")),
         Err(error) => Err(OpenError::damaged(path, format!("its check record cannot be opened: {error}"))),
     }
 }
@@ -181,19 +181,19 @@ fn initialise(database: &Database, keyring: &Keyring) -> Result<(), redb::Error>
     Ok(transaction.commit()?)
 }
 
-/// Makes the sealing key the one that the file cannot be opened without.
+/// Writes the check record, so that the file does not open without the sealing key.
 pub fn put_check(transaction: &WriteTransaction, keyring: &Keyring) -> Result<(), redb::Error> {
     let sealed = keyring.seal(CHECK, 1, CHECK_TEXT).map_err(seal_failed)?;
     transaction.open_table(META)?.insert(CHECK_KEY, sealed.as_slice())?;
     Ok(())
 }
 
-/// The context that a record is sealed for.
+/// The seal context of a record.
 pub fn sealed_in<'a>(table: &'a Table, name: &'a [u8]) -> SealedIn<'a> {
     SealedIn { table: table.name(), name }
 }
 
-/// As an error of the transaction.
+/// Wraps the error to abort the transaction.
 pub fn seal_failed(error: SealError) -> redb::Error {
     redb::Error::Io(std::io::Error::other(error))
 }

@@ -1,7 +1,7 @@
-//! Notes in the file, each with its expiry in front of the seal.
+//! Notes in the file. Each has its expiry in front of the sealed record.
 //!
-//! Invariants: a version is replaced once; a writer removes the expired notes of its share. A file of an older version
-//! has no table of notes until the first one is written.
+//! Invariants: a version is replaced once; a writer removes the expired notes of its namespace. A file of an older
+//! version has no notes table until the first note is written.
 
 use redb::{ReadableTable as _, TableError};
 
@@ -10,10 +10,10 @@ use super::file::{NOTES, RecordTable, seal_failed, sealed_in};
 use crate::model::secret::Secret;
 use crate::model::time::WallTime;
 use crate::store::seal::Header;
-use crate::store::{LONG_NOTE, NOTE_BYTES_MAX, NOTES_PER_SHARE_MAX, Note, StoreError, share_of};
+use crate::store::{LONG_NOTE, NOTE_BYTES_MAX, NOTES_PER_NAMESPACE_MAX, Note, StoreError, namespace_of};
 
 /// Seconds since the Unix epoch at which a note expires, in front of the seal.
-const ENDS_BYTES: usize = 8;
+const EXPIRY_BYTES: usize = 8;
 
 impl EmbeddedStore {
     pub(super) async fn load_note(&self, name: &str) -> Result<Option<Note>, StoreError> {
@@ -27,37 +27,37 @@ impl EmbeddedStore {
         let Some(record) = self.or_damaged(of_note, read.await)?.filter(|record| is_live(record, wall)) else {
             return Ok(None);
         };
-        self.codec.note(name, record.get(ENDS_BYTES..).unwrap_or_default()).map(Some)
+        self.codec.note(name, record.get(EXPIRY_BYTES..).unwrap_or_default()).map(Some)
     }
 
     pub(super) async fn save_note(
         &self,
         name: &str,
         text: Secret,
-        ends: WallTime,
-        over: Option<u64>,
+        expires_at: WallTime,
+        replaces: Option<u64>,
     ) -> Result<bool, StoreError> {
         if text.expose().len() > NOTE_BYTES_MAX {
             return Err(LONG_NOTE);
         }
         let (keyring, wall, name_bytes) = (self.keyring().clone(), self.codec.wall(), name.as_bytes().to_vec());
-        let share = share_of(name).to_owned();
+        let namespace = namespace_of(name).to_owned();
         let written = self.write(move |transaction| {
             let mut table = transaction.open_table(NOTES)?;
-            let live = sweep(&mut table, &share, wall)?;
-            let version_of = |record: &[u8]| Header::of(record.get(ENDS_BYTES..)?).map(|header| header.version);
+            let live = sweep(&mut table, &namespace, wall)?;
+            let version_of = |record: &[u8]| Header::parse(record.get(EXPIRY_BYTES..)?).map(|header| header.version);
             let present = table.get(name_bytes.as_slice())?.and_then(|record| version_of(record.value()));
-            if present != over {
+            if present != replaces {
                 return Ok(false);
             }
-            if present.is_none() && live.len() >= NOTES_PER_SHARE_MAX {
+            if present.is_none() && live.len() >= NOTES_PER_NAMESPACE_MAX {
                 let first = live.into_iter().min();
                 first.map(|(_, name)| table.remove(name.as_slice()).map(drop)).transpose()?;
             }
-            let version = over.unwrap_or(0) + 1;
+            let version = replaces.unwrap_or(0) + 1;
             let sealed =
                 keyring.seal(sealed_in(&NOTES, &name_bytes), version, text.expose().as_bytes()).map_err(seal_failed)?;
-            let record = [ends.as_secs().to_be_bytes().as_slice(), &sealed].concat();
+            let record = [expires_at.as_secs().to_be_bytes().as_slice(), &sealed].concat();
             table.insert(name_bytes.as_slice(), record.as_slice())?;
             Ok(true)
         });
@@ -86,15 +86,15 @@ impl EmbeddedStore {
     }
 }
 
-/// Removes the expired notes of a share; returns the others, each with its expiry.
-fn sweep(table: &mut RecordTable<'_>, share: &str, wall: WallTime) -> Result<Vec<(u64, Vec<u8>)>, redb::Error> {
+/// Removes the expired notes of a namespace; returns the others, each with its expiry.
+fn sweep(table: &mut RecordTable<'_>, namespace: &str, wall: WallTime) -> Result<Vec<(u64, Vec<u8>)>, redb::Error> {
     let (mut live, mut expired) = (Vec::new(), Vec::new());
-    for item in table.range(share.as_bytes()..)? {
+    for item in table.range(namespace.as_bytes()..)? {
         let (name, record) = item?;
         match std::str::from_utf8(name.value()) {
-            Ok(name) if !name.starts_with(share) => break,
-            Ok(name) if share_of(name) != share => {}
-            _ if is_live(record.value(), wall) => live.push((ends_of(record.value()), name.value().to_vec())),
+            Ok(name) if !name.starts_with(namespace) => break,
+            Ok(name) if namespace_of(name) != namespace => {}
+            _ if is_live(record.value(), wall) => live.push((expiry_of(record.value()), name.value().to_vec())),
             _ => expired.push(name.value().to_vec()),
         }
     }
@@ -105,10 +105,10 @@ fn sweep(table: &mut RecordTable<'_>, share: &str, wall: WallTime) -> Result<Vec
 }
 
 fn is_live(record: &[u8], wall: WallTime) -> bool {
-    WallTime::from_secs(ends_of(record)) > wall
+    WallTime::from_secs(expiry_of(record)) > wall
 }
 
 /// Seconds since the Unix epoch; 0: not a note.
-fn ends_of(record: &[u8]) -> u64 {
-    record.get(..ENDS_BYTES).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes)
+fn expiry_of(record: &[u8]) -> u64 {
+    record.get(..EXPIRY_BYTES).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes)
 }

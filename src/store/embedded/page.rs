@@ -1,4 +1,4 @@
-//! Pages of records, in the order of their names.
+//! Pages of records, in name order.
 
 use std::ops::Bound;
 
@@ -32,7 +32,7 @@ pub fn of_connection(
         let (name, sealed) = item?;
         match record::key_of(name.value()) {
             Some(key) => page.push((key, sealed.value().to_vec())),
-            None => tracing::warn!("store has a record with a damaged name; skipped"),
+            None => tracing::warn!("record with a damaged name skipped"),
         }
     }
     Ok(page)

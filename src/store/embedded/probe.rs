@@ -1,7 +1,7 @@
 //! A copy-on-write view of a file: writes stay in memory.
 //!
-//! Opening a database writes to it, even if it is damaged or sealed under another key. So it is opened through this
-//! view first, and directly only if that succeeds. Locks are those of the file.
+//! Opening a database writes to it, even if it is damaged or sealed under another key. So the file is opened through
+//! this view first, and directly only if that succeeds. Locks apply to the file itself.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -25,7 +25,7 @@ pub struct Probe {
 #[derive(Debug)]
 struct Overlay {
     length: u64,
-    /// How much of the file is visible: it may have been truncated and extended since.
+    /// Length of the file that is still visible: it may have been truncated and extended since.
     visible: u64,
     pages: BTreeMap<u64, Box<[u8; PAGE]>>,
 }
@@ -40,7 +40,7 @@ impl Probe {
         lock(&self.overlay)
     }
 
-    /// The page as it is in the file, with zeroes beyond its end.
+    /// The page as it is in the file, zero-filled beyond the end.
     fn file_page(&self, page: u64, visible: u64) -> io::Result<Box<[u8; PAGE]>> {
         let mut bytes = Box::new([0; PAGE]);
         let start = page * PAGE as u64;

@@ -1,4 +1,4 @@
-//! The queue in front of the database's thread.
+//! The request queue of the database thread.
 //!
 //! Invariant: no caller waits longer than `OPERATION_TIMEOUT`.
 
@@ -14,12 +14,12 @@ use crate::tasks::Tasks;
 
 /// Timeout of one operation.
 pub const OPERATION_TIMEOUT: Duration = Duration::from_secs(10);
-/// Requests queued for the thread.
+/// Capacity of the queue.
 const QUEUE_MAX: usize = 1024;
-/// Poll interval of blocking callers, for a place in the queue or the end of the thread.
+/// Poll interval of blocking callers that wait for space in the queue, or for the thread to end.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-const LATE: &str = "no answer in time";
+const TIMED_OUT: &str = "timed out";
 pub const ENDED: &str = "its thread has ended";
 
 pub struct Queue {
@@ -45,7 +45,7 @@ impl Queue {
         match tokio::time::timeout(OPERATION_TIMEOUT, done).await {
             Ok(Some(outcome)) => outcome,
             Ok(None) => Err(Failure::Unavailable(ENDED.to_owned())),
-            Err(_) => Err(Failure::Unavailable(LATE.to_owned())),
+            Err(_) => Err(Failure::Unavailable(TIMED_OUT.to_owned())),
         }
     }
 
@@ -59,14 +59,14 @@ impl Queue {
             match requests.try_send(request) {
                 Ok(()) => break,
                 Err(mpsc::error::TrySendError::Closed(_)) => return failed(ENDED),
-                Err(mpsc::error::TrySendError::Full(_)) if Instant::now() > deadline => return failed(LATE),
+                Err(mpsc::error::TrySendError::Full(_)) if Instant::now() > deadline => return failed(TIMED_OUT),
                 Err(mpsc::error::TrySendError::Full(returned)) => {
                     request = returned;
                     std::thread::sleep(POLL_INTERVAL);
                 }
             }
         }
-        outcome.recv_timeout(deadline.saturating_duration_since(Instant::now())).unwrap_or_else(|_| failed(LATE))
+        outcome.recv_timeout(deadline.saturating_duration_since(Instant::now())).unwrap_or_else(|_| failed(TIMED_OUT))
     }
 }
 

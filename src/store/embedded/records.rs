@@ -1,4 +1,4 @@
-//! All records of the file, page by page: for export, import and reseal.
+//! Pages through all records of the file, for export, import and reseal.
 
 use redb::{ReadableTable as _, ReadableTableMetadata as _};
 
@@ -68,7 +68,7 @@ impl Records for EmbeddedStore {
                 let sealed_in = table.sealed_in(name);
                 match keyring.open(sealed_in, sealed) {
                     Err(_) => tally.unopened += 1,
-                    Ok(_) if Header::of(sealed).is_some_and(|header| header.key == keyring.sealing()) => {
+                    Ok(_) if Header::parse(sealed).is_some_and(|header| header.key == keyring.sealing()) => {
                         tally.kept += 1;
                     }
                     Ok((version, text)) => {
@@ -82,7 +82,7 @@ impl Records for EmbeddedStore {
         })
     }
 
-    /// The check record decides which key opens the file.
+    /// Seals the check record, which decides the key that opens the file.
     fn resealed(&self) -> Result<(), StoreError> {
         let keyring = self.keyring().clone();
         self.write_blocking(move |tx| put_check(tx, &keyring))

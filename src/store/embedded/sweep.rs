@@ -1,7 +1,7 @@
 //! Removes expired access tokens that have no refresh token.
 //!
-//! Invariant: a record with a refresh token stays, whatever lifetime was stated, and so does a record of a refused one;
-//! a record that was saved meanwhile stays too.
+//! Invariants: a record with a refresh token stays, whatever lifetime was stated, and so does one whose refresh token
+//! was refused; a record saved during the sweep stays.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -14,18 +14,18 @@ use super::page;
 use crate::store::{StoreError, record};
 use crate::tasks::Tasks;
 
-/// Between sweeps; the first starts with the program.
+/// Interval between sweeps; the first runs at startup.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
-/// Between pages of a sweep: a million records take a quarter of an hour.
+/// Pause between pages of a sweep: a million records take 15 minutes.
 const PAGE_INTERVAL: Duration = Duration::from_millis(200);
 
 impl EmbeddedStore {
-    /// Sweeps until the program ends.
+    /// Sweeps until the program exits.
     pub fn sweep(self: &Arc<Self>, tasks: &Tasks) {
         tasks.spawn("store sweep", sweep(Arc::downgrade(self)));
     }
 
-    /// Sweeps one page: returns its last name, and how many records were removed.
+    /// Sweeps one page. Returns its last name and the number of records removed.
     pub(super) async fn sweep_page(&self, after: Option<Vec<u8>>) -> Result<(Option<Vec<u8>>, usize), StoreError> {
         let page = self.read(move |transaction| page::of_any(&transaction.open_table(TOKENS)?, after.as_deref()));
         let mut page = self.or_unavailable(page.await)?;
@@ -33,7 +33,7 @@ impl EmbeddedStore {
         let now = self.codec.clock.now();
         page.retain(|(name, sealed)| {
             let token = record::key_of(name).and_then(|key| self.codec.token(&key, sealed).ok());
-            token.is_some_and(|token| token.has_ended(now))
+            token.is_some_and(|token| token.is_disposable(now))
         });
         if page.is_empty() {
             return Ok((last, 0));
@@ -62,7 +62,7 @@ async fn sweep(store: Weak<EmbeddedStore>) {
                 Ok((Some(last), of_page)) => (after, removed) = (Some(last), removed + of_page),
                 Ok((None, _)) => break,
                 Err(error) => {
-                    tracing::debug!(%error, "sweep failed; expired access tokens stay in the store until the next one");
+                    tracing::debug!(%error, "sweep failed; expired access tokens stay in the store until the next sweep");
                     break;
                 }
             }

@@ -1,4 +1,4 @@
-//! The embedded store over real files.
+//! Tests of the embedded store on real files.
 
 mod damage;
 mod failure;
@@ -26,7 +26,7 @@ fn open_at(path: &Path, keyring: Keyring) -> Result<EmbeddedStore, OpenError> {
     EmbeddedStore::open(path, keyring, Clock::system(), &Tasks::default())
 }
 
-/// A directory, a file in it, and the store in that.
+/// A store, its file, and the directory of that.
 fn store() -> (TempDir, PathBuf, EmbeddedStore) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state/tokens.redb");
@@ -63,13 +63,13 @@ async fn save(store: &EmbeddedStore, key: &TokenKey, token: StoredToken) -> Resu
 }
 
 #[tokio::test]
-async fn it_does_what_every_store_does() {
+async fn the_embedded_store_conforms() {
     let (_dir, _path, store) = store();
     conformance::every_store(&store, conformance::Secrets::Kept).await;
 }
 
 #[tokio::test]
-async fn a_save_outlasts_the_process_and_so_does_a_removal() {
+async fn saves_and_removals_persist_across_restarts() {
     let (_dir, path, store) = store();
     let every: String =
         (0u8..128).map(char::from).filter(|c| c.is_ascii_alphanumeric() || "._@:+-".contains(*c)).collect();
@@ -102,7 +102,7 @@ async fn a_save_outlasts_the_process_and_so_does_a_removal() {
 }
 
 #[tokio::test]
-async fn many_savers_at_once_are_all_served() {
+async fn concurrent_saves_all_succeed() {
     let (_dir, _path, store) = store();
     let keys: Vec<_> = (0..600).map(|number| key("crm", &number.to_string())).collect();
     let saves = keys.iter().map(|key| save(&store, key, token("a")));
@@ -113,7 +113,7 @@ async fn many_savers_at_once_are_all_served() {
 }
 
 #[test]
-fn one_process_at_a_time_has_the_file() {
+fn only_one_process_opens_the_file() {
     let (_dir, path, store) = store();
     let refused = open_at(&path, ring(1, &[])).err().unwrap();
     assert!(matches!(refused, OpenError::InUse { .. }), "{refused}");
@@ -123,7 +123,7 @@ fn one_process_at_a_time_has_the_file() {
 }
 
 #[test]
-fn the_file_is_private_and_no_link_is_followed_to_it() {
+fn the_file_is_private_and_symbolic_links_to_it_are_refused() {
     let (dir, path, store) = store();
     assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
     assert_eq!(path.parent().unwrap().metadata().unwrap().mode() & 0o777, 0o700);
@@ -142,7 +142,7 @@ fn the_file_is_private_and_no_link_is_followed_to_it() {
 }
 
 #[tokio::test]
-async fn a_wrong_key_opens_nothing_and_changes_nothing() {
+async fn a_wrong_key_is_refused_and_changes_nothing() {
     let (_dir, path, store) = store();
     save(&store, &key("crm", "a"), token("a")).await.unwrap();
     drop(store);
@@ -170,7 +170,7 @@ async fn a_new_first_key_needs_the_old_one_until_every_record_is_resealed() {
     assert!(store.load(&key("crm", "old")).await.unwrap().is_some());
     drop(store);
     assert!(matches!(open_at(&path, ring(2, &[])), Err(OpenError::WrongKey { .. })));
-    // Back to the old key alone: only the record that the new one sealed is affected.
+    // With only the old key, only the record sealed under the new one is affected.
     let store = open_at(&path, ring(1, &[])).unwrap();
     assert!(store.load(&key("crm", "old")).await.unwrap().is_some());
     let Err(StoreError::Damaged { record, .. }) = store.load(&key("crm", "new")).await else { panic!("it opened") };
@@ -178,7 +178,7 @@ async fn a_new_first_key_needs_the_old_one_until_every_record_is_resealed() {
 }
 
 #[test]
-fn a_newer_format_is_refused_and_left_as_it_is() {
+fn a_newer_format_is_refused_and_left_unchanged() {
     let (_dir, path, store) = store();
     store.fill(&[(key("crm", "a"), token("a"))]).unwrap();
     store
@@ -198,27 +198,27 @@ fn a_newer_format_is_refused_and_left_as_it_is() {
 }
 
 #[test]
-fn a_seal_key_is_created_once_and_never_for_a_store_that_is_sealed_already() {
+fn a_seal_key_is_created_once_and_never_for_a_sealed_store() {
     use crate::model::{StoreKind, StoreSettings};
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
     let kind = StoreKind::Embedded { path: state.join("tokens.redb") };
     let settings = StoreSettings { kind, seal_keys: Vec::new() };
-    let first = Keyring::of(&settings, &state).unwrap();
-    assert_eq!(Keyring::of(&settings, &state).unwrap().sealing(), first.sealing());
+    let first = Keyring::from_settings(&settings, &state).unwrap();
+    assert_eq!(Keyring::from_settings(&settings, &state).unwrap().sealing(), first.sealing());
     let file = state.join("seal-key");
     assert_eq!(file.metadata().unwrap().mode() & 0o777, 0o600);
     drop(open_at(&state.join("tokens.redb"), first).unwrap());
     let text = std::fs::read_to_string(&file).unwrap();
     std::fs::rename(&file, state.join("elsewhere")).unwrap();
     #[track_caller]
-    fn refused(settings: &StoreSettings, state: &Path, says: &str) {
-        let error = Keyring::of(settings, state).err().unwrap();
+    fn refused(settings: &StoreSettings, state: &Path, reason: &str) {
+        let error = Keyring::from_settings(settings, state).err().unwrap();
         let text = error.to_string();
-        assert!(matches!(error, OpenError::Key { .. }) && text.contains(says), "{text}");
+        assert!(matches!(error, OpenError::Key { .. }) && text.contains(reason), "{text}");
     }
     refused(&settings, &state, "is missing");
-    assert!(!file.exists(), "no other key is made");
+    assert!(!file.exists(), "no other key is created");
     symlink(state.join("elsewhere"), &file).unwrap();
     refused(&settings, &state, "seal-key");
     std::fs::remove_file(&file).unwrap();

@@ -1,6 +1,7 @@
-//! What the Redis store, its leases and its background tasks share: the connection, the scripts, the names, the seal.
+//! State shared by the Redis store, its leases and its background tasks: the connection, the scripts, the key names,
+//! the codec.
 //!
-//! Here too: reading values, the index of each connection's records, and what only a shared store does.
+//! Also here: reading values, the index of each connection's records, and [`SharedStore`].
 
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ pub struct Backend {
     pub instance: String,
 }
 
-/// Does an import respect that a record was removed on purpose?
+/// Does an import respect the tombstone of a record that was removed on purpose?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removal {
     Undone,
@@ -59,7 +60,7 @@ impl Backend {
         self.link.query(&call).await
     }
 
-    /// The records of some members. Members whose record has expired are removed from the index.
+    /// The records of `members`. Removes members whose record has expired from the index.
     pub async fn values(&self, connection: &Name, members: &[Vec<u8>]) -> Result<Vec<(TokenKey, Value)>, StoreError> {
         let keys: Vec<TokenKey> = members.iter().filter_map(|member| names::key_of(connection, member)).collect();
         let mut call = self.scripts.get_many.prepare_invoke();
@@ -71,7 +72,7 @@ impl Backend {
         Ok(keys.into_iter().zip(values).collect())
     }
 
-    /// Removes expired members among a random sample of the index, so that it does not grow forever.
+    /// Removes the expired members of a random sample of the index, so that it does not grow without bound.
     pub async fn prune_index(&self, connection: &Name, sample: usize) {
         let pruning = async {
             let call = redis::cmd("ZRANDMEMBER").arg(self.names.index(connection)).arg(sample).to_owned();
@@ -83,7 +84,8 @@ impl Backend {
         }
     }
 
-    /// Adds a connection to the set of those with records, for at least `ttl`. If that fails, its next save does it.
+    /// Adds a connection to the set of connections with records, for at least `ttl`. If that fails, the next save
+    /// repeats it.
     pub async fn note_connection(&self, connection: &Name, ttl: Duration) {
         let mut call = self.scripts.note_connection.key(self.names.connections());
         let ttl = ttl.max(REFRESH_TOKEN_TTL_MIN + EXPIRY_SLACK);
@@ -92,7 +94,7 @@ impl Backend {
         }
     }
 
-    /// True if it was written: Redis had no record as new.
+    /// Returns true if the record was written: Redis had no record of that version or a newer one.
     pub async fn import(
         &self,
         key: &TokenKey,
@@ -108,7 +110,7 @@ impl Backend {
         self.link.run(&call).await
     }
 
-    /// The change notification that other replicas get.
+    /// The change notification sent to other replicas.
     pub fn news_of(&self, key: &TokenKey) -> String {
         format!("{} {key}", self.instance)
     }

@@ -1,9 +1,8 @@
-//! The address of Redis: one server, a primary behind sentinels, or a cluster; with TLS and credentials.
+//! Address, TLS and credentials of Redis: one server, a primary behind sentinels, or a cluster.
 //!
 //! Not here: the connection in use, and when to reconnect (`link`).
-//! Invariants: an error names the remedy and no secret. Each new connection asks the sentinels for the primary. A
-//! cluster call is never retried on another node, so that no failover goes unnoticed: it fails, and the next call
-//! reconnects.
+//! Invariants: an error names the remedy and no secret. Each new connection queries the sentinels for the primary. A
+//! cluster call is never retried on another node, which would hide a failover: it fails, and the next call reconnects.
 
 use std::io;
 use std::sync::Arc;
@@ -27,7 +26,7 @@ use crate::model::{RedisAt, RedisKind, RedisSettings, Roots};
 use crate::store::StoreError;
 use crate::tls::{Trust, to_pem};
 
-/// Timeout of connecting, with TLS and authentication.
+/// Timeout of connecting, including TLS and authentication.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Timeout of one reply.
 pub const REPLY_TIMEOUT: Duration = Duration::from_secs(1);
@@ -52,7 +51,7 @@ impl Endpoint {
         Endpoint { settings, tls }
     }
 
-    /// Database and credentials, sent first on a new connection.
+    /// Database and credentials, which are sent first on a new connection.
     pub fn info(&self) -> RedisConnectionInfo {
         let info = RedisConnectionInfo::default().set_db(self.settings.database);
         let info = match &self.settings.username {
@@ -75,10 +74,10 @@ impl Endpoint {
         };
         let mut why = String::new();
         for sentinel in &self.settings.servers {
-            match timeout(REPLY_TIMEOUT, self.ask_sentinel(sentinel, primary)).await {
+            match timeout(REPLY_TIMEOUT, self.query_sentinel(sentinel, primary)).await {
                 Ok(Ok(address)) => return Ok(vec![address]),
                 Ok(Err(error)) => why = format!("{sentinel}: {error}"),
-                Err(_) => why = format!("{sentinel}: no reply in time"),
+                Err(_) => why = format!("{sentinel}: the reply timed out"),
             }
         }
         Err(StoreError::Unavailable(format!(
@@ -87,14 +86,14 @@ impl Endpoint {
     }
 
     /// Credentials are sent only on request: a sentinel without a password refuses them.
-    async fn ask_sentinel(&self, sentinel: &RedisAt, primary: &str) -> Result<RedisAt, String> {
+    async fn query_sentinel(&self, sentinel: &RedisAt, primary: &str) -> Result<RedisAt, String> {
         let stream = self.connect(sentinel).await.map_err(|error| error.to_string())?;
         let anonymous = RedisConnectionInfo::default();
         let opened = MultiplexedConnection::new(&anonymous, stream).await;
         let (mut connection, driver) = opened.map_err(|error| self.describe(&error))?;
         let mut command = redis::cmd("SENTINEL");
         command.arg("GET-MASTER-ADDR-BY-NAME").arg(primary);
-        let asking = async {
+        let query = async {
             let password = self.settings.password.as_ref().map(Secret::expose);
             match (command.query_async::<Option<(String, u16)>>(&mut connection).await, password) {
                 (Err(error), Some(password)) if error.code() == Some("NOAUTH") => {
@@ -106,7 +105,7 @@ impl Endpoint {
             }
         };
         let reply = tokio::select! {
-            reply = asking => reply.map_err(|error| self.describe(&error))?,
+            reply = query => reply.map_err(|error| self.describe(&error))?,
             () = driver => return Err("it closed the connection".to_owned()),
         };
         reply.map(|(host, port)| RedisAt::Tcp { host, port }).ok_or_else(|| "it knows no such primary".to_owned())
@@ -126,7 +125,7 @@ impl Endpoint {
         Err(why)
     }
 
-    /// Connects to all nodes; `None`: this is no cluster.
+    /// A client of all nodes; `None`: this is no cluster.
     pub fn cluster(&self) -> Result<Option<ClusterClient>, StoreError> {
         if self.settings.kind != RedisKind::Cluster {
             return Ok(None);
@@ -148,7 +147,7 @@ impl Endpoint {
         builder.build().map(Some).map_err(|error| StoreError::Unavailable(format!("Redis: {error}")))
     }
 
-    /// To a server or a sentinel, with TLS if configured.
+    /// Connects to a server or a sentinel, with TLS if configured.
     async fn connect(&self, address: &RedisAt) -> io::Result<Box<dyn Stream>> {
         let (host, port) = match address {
             RedisAt::Unix(path) => return Ok(Box::new(UnixStream::connect(path).await?)),
@@ -161,7 +160,7 @@ impl Endpoint {
         Ok(Box::new(TlsConnector::from(tls.clone()).connect(name, stream).await?))
     }
 
-    /// The error and its remedy.
+    /// The text of an error, with its remedy.
     pub fn describe(&self, error: &RedisError) -> String {
         let (prefix, text) = (&self.settings.key_prefix, error.to_string());
         let credentials = || "; check `username` and `password` in store.redis".to_owned();
@@ -176,9 +175,9 @@ impl Endpoint {
             ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::ClusterDown | ServerErrorKind::CrossSlot) => {
                 "; set `cluster: true` in store.redis, and check that every slot is served".to_owned()
             }
-            _ if error.is_timeout() => "; no reply in time".to_owned(),
+            _ if error.is_timeout() => "; the reply timed out".to_owned(),
             _ if matches!(error.code(), Some("NOAUTH" | "WRONGPASS")) => credentials(),
-            // The cluster client reports why it could not connect in the text only.
+            // The cluster client reports the cause of a failed connect in the text only.
             _ if text.contains("AuthenticationFailed") || text.contains("NOAUTH") => credentials(),
             _ => String::new(),
         };

@@ -1,6 +1,6 @@
-//! The lease of one token between replicas: a key with a TTL, and a mark of the refresh token about to be spent.
+//! Leases between replicas: a key with a TTL, and a marker for the refresh token that is about to be spent.
 //!
-//! Invariant: dropping a lease releases it but leaves the mark, because the outcome of a refresh may be unknown.
+//! Invariant: dropping a lease releases it but leaves the marker, because the outcome of a refresh may be unknown.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,12 +9,12 @@ use std::time::Duration;
 use super::backend::Backend;
 use super::ttl::ms;
 use crate::model::token::TokenKey;
-use crate::store::{Fence, Lease, LeaseEnd, PutOff, StoreError, StoreFuture};
+use crate::store::{AnnouncedBackoff, Fence, Lease, LeaseEnd, StoreError, StoreFuture};
 
-/// TTL of the mark that a refresh token is about to be spent: longer than access tokens live.
+/// TTL of the marker; longer than the lifetime of access tokens.
 const SPENDING_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// Retry interval of a release: longer than it takes to reconnect.
+/// Retry interval of a release; longer than a reconnect takes.
 const RELEASE_RETRY_INTERVAL: Duration = Duration::from_millis(600);
 
 pub struct RedisLease {
@@ -23,31 +23,31 @@ pub struct RedisLease {
     holder: String,
     /// Version of the next write.
     next_version: AtomicU64,
-    /// Version of the record, or of its removal, when the lease was taken.
+    /// Version of the record, or of its removal, when the lease was acquired.
     replaces: u64,
     term: Duration,
     in_doubt: bool,
-    put_off: Option<PutOff>,
-    /// Keeps callers of this process waiting.
+    backoff: Option<AnnouncedBackoff>,
+    /// Excludes other callers in this process.
     _local: Arc<Box<dyn Lease>>,
     released: AtomicBool,
 }
 
 impl RedisLease {
-    /// The lease of `key`; `None`: another replica holds it.
-    pub async fn take(
+    /// Acquires the lease of `key`; `None`: another replica holds it.
+    pub async fn acquire(
         backend: &Arc<Backend>,
         key: &TokenKey,
         term: Duration,
         local: Arc<Box<dyn Lease>>,
     ) -> Result<Option<RedisLease>, StoreError> {
-        let mut call = backend.scripts.take.prepare_invoke();
+        let mut call = backend.scripts.acquire.prepare_invoke();
         for name in backend.names.keys_of(key) {
             call.key(name);
         }
         call.arg(&backend.instance).arg(ms(term));
         let taken: Vec<String> = backend.link.run(&call).await?;
-        let [holder, version, replaces, doubt, wait_ms, age_ms, put_off] = taken.as_slice() else { return Ok(None) };
+        let [holder, version, replaces, doubt, wait_ms, age_ms, backoff] = taken.as_slice() else { return Ok(None) };
         let number = |text: &str| {
             text.parse().map_err(|_| StoreError::Unavailable("Redis: unexpected reply to the lease script".to_owned()))
         };
@@ -60,7 +60,7 @@ impl RedisLease {
             replaces,
             term,
             in_doubt: doubt == "1",
-            put_off: read_put_off(wait_ms, age_ms, put_off),
+            backoff: parse_backoff(wait_ms, age_ms, backoff),
             _local: local,
             released: AtomicBool::new(false),
         }))
@@ -73,7 +73,7 @@ impl RedisLease {
             if backend.release(&key, &holder, settled).await {
                 return;
             }
-            // The lease would expire by itself, but a mark left behind delays all replicas until the present token
+            // The lease would expire by itself, but a leftover marker delays all replicas until the current token
             // expires.
             let retrying = backend.clone();
             backend.link.spawn("lease", async move {
@@ -86,7 +86,7 @@ impl RedisLease {
 }
 
 impl Backend {
-    /// True if Redis has released it.
+    /// Returns true if Redis has released the lease.
     async fn release(&self, key: &TokenKey, holder: &str, settled: bool) -> bool {
         let mut call = self.scripts.release.prepare_invoke();
         call.key(self.names.lease(key)).key(self.names.spending(key));
@@ -116,16 +116,16 @@ impl Lease for RedisLease {
         self.in_doubt
     }
 
-    fn put_off(&self) -> Option<&PutOff> {
-        self.put_off.as_ref()
+    fn backoff(&self) -> Option<&AnnouncedBackoff> {
+        self.backoff.as_ref()
     }
 
-    fn put_off_others<'a>(&'a self, put_off: &'a PutOff) -> StoreFuture<'a, ()> {
+    fn announce_backoff<'a>(&'a self, backoff: &'a AnnouncedBackoff) -> StoreFuture<'a, ()> {
         Box::pin(async move {
-            let (names, PutOff { permanent, failures, error, .. }) = (&self.backend.names, put_off);
-            let mut call = self.backend.scripts.put_off.prepare_invoke();
-            call.key(names.lease(&self.key)).key(names.put_off(&self.key));
-            call.arg(&self.holder).arg(format!("{failures} {permanent} {error}")).arg(ms(put_off.wait));
+            let (names, AnnouncedBackoff { permanent, failures, error, .. }) = (&self.backend.names, backoff);
+            let mut call = self.backend.scripts.backoff.prepare_invoke();
+            call.key(names.lease(&self.key)).key(names.backoff(&self.key));
+            call.arg(&self.holder).arg(format!("{failures} {permanent} {error}")).arg(ms(backoff.wait));
             self.backend.link.run(&call).await
         })
     }
@@ -144,12 +144,12 @@ impl Lease for RedisLease {
     }
 }
 
-/// Parses what [`Lease::put_off_others`] wrote.
-fn read_put_off(wait_ms: &str, age_ms: &str, text: &str) -> Option<PutOff> {
+/// Parses what [`Lease::announce_backoff`] wrote.
+fn parse_backoff(wait_ms: &str, age_ms: &str, text: &str) -> Option<AnnouncedBackoff> {
     let [wait, age] = [wait_ms.parse().ok()?, age_ms.parse().ok()?].map(Duration::from_millis);
     let [failures, permanent, error] = text.split(' ').collect::<Vec<_>>().try_into().ok()?;
     let (failures, permanent) = (failures.parse().ok()?, permanent.parse().ok()?);
-    Some(PutOff { wait, age, permanent, failures, error: error.to_owned() })
+    Some(AnnouncedBackoff { wait, age, permanent, failures, error: error.to_owned() })
 }
 
 impl Drop for RedisLease {

@@ -1,8 +1,8 @@
-//! The connection to Redis: one for all calls, opened on first use and reopened after it breaks.
+//! The connection to Redis: one for all calls, opened on first use and reopened after a failure.
 //!
 //! Not here: addresses, TLS and credentials (`endpoint`).
-//! Invariants: connecting and each reply have a timeout; while Redis is unreachable calls fail at once, except that one
-//! call in each `RETRY_INTERVAL` tries to connect.
+//! Invariants: connecting and each reply have a timeout; while Redis is unreachable calls fail at once, except for one
+//! call per `RETRY_INTERVAL`, which tries to connect.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,8 +17,8 @@ use tokio::runtime::Handle;
 use tokio::sync::{Mutex, MutexGuard, broadcast, oneshot};
 use tokio::time::{Instant, timeout};
 
+use super::check_record::{CheckRecord, IfExists};
 use super::endpoint::{CONNECT_TIMEOUT, Connection, Endpoint, REPLY_TIMEOUT, Stream};
-use super::mark::{Existing, Mark};
 use crate::model::RedisSettings;
 use crate::store::{News, StoreError};
 use crate::sync::lock;
@@ -29,13 +29,13 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 pub struct Link {
     endpoint: ArcSwap<Endpoint>,
-    /// Checked on each new connection.
-    pub mark: Mark,
+    /// Verified on each new connection.
+    pub check_record: CheckRecord,
     tasks: Tasks,
-    /// Drives the connections.
+    /// The runtime that drives the connections.
     runtime: Handle,
     state: Mutex<State>,
-    /// A key that is never set, for a write that changes nothing.
+    /// A key that is never set: deleting it is a write that changes nothing.
     probe: String,
     news: broadcast::Sender<News>,
     reconnected_at: std::sync::Mutex<Option<Instant>>,
@@ -53,12 +53,12 @@ impl Link {
         settings: RedisSettings,
         tasks: Tasks,
         probe: String,
-        mark: Mark,
+        check_record: CheckRecord,
         news: broadcast::Sender<News>,
     ) -> Link {
         let endpoint = ArcSwap::from_pointee(Endpoint::new(settings));
         let (state, reconnected_at) = (Mutex::new(State::NeverConnected), std::sync::Mutex::default());
-        Link { endpoint, mark, tasks, runtime: Handle::current(), state, probe, news, reconnected_at }
+        Link { endpoint, check_record, tasks, runtime: Handle::current(), state, probe, news, reconnected_at }
     }
 
     /// Applies from the next connection on.
@@ -70,7 +70,7 @@ impl Link {
         self.tasks.spawn_on(&self.runtime, name, future);
     }
 
-    /// A new stream to Redis of the caller's own, and what to send on it first.
+    /// Opens a separate stream to Redis. Returns it with the settings to send first.
     pub async fn dial(&self) -> Result<(RedisConnectionInfo, Box<dyn Stream>), StoreError> {
         let endpoint = self.endpoint.load_full();
         let late = || StoreError::Unavailable("Redis: connecting timed out".to_owned());
@@ -90,7 +90,7 @@ impl Link {
         self.check_reply(id, reply).await
     }
 
-    /// Gives up the connection `id` if the reply shows that it is broken.
+    /// Drops the connection `id` if the reply shows that it is broken.
     async fn check_reply<T>(&self, id: u64, reply: Result<T, RedisError>) -> Result<T, StoreError> {
         let error = match reply {
             Ok(reply) => return Ok(reply),
@@ -100,7 +100,7 @@ impl Link {
         if needs_reconnect(&error) {
             let mut state = self.state.lock().await;
             if matches!(&*state, State::Open { id: open, .. } if *open == id) {
-                self.give_up(&mut state, &why);
+                self.mark_unreachable(&mut state, &why);
             }
         }
         Err(why)
@@ -127,7 +127,7 @@ impl Link {
                 Ok((connection, id))
             }
             Err(why) => {
-                self.give_up(&mut state, &why);
+                self.mark_unreachable(&mut state, &why);
                 Err(why)
             }
         }
@@ -138,15 +138,15 @@ impl Link {
         self.connection().await.map(drop)
     }
 
-    /// When an outage last ended.
+    /// End of the last outage.
     pub fn reconnected_at(&self) -> Option<Instant> {
         *lock(&self.reconnected_at)
     }
 
-    /// Tries to end an outage.
+    /// Tries to reconnect during an outage.
     pub async fn reconnect(&self) {
         if matches!(&*self.state.lock().await, State::Unreachable { .. }) {
-            // The state keeps the outcome.
+            // The outcome is kept in the state.
             let _ = self.connection().await;
         }
     }
@@ -155,11 +155,11 @@ impl Link {
         let connecting = async {
             let connection = self.open().await?;
             let mut probed = connection.clone();
-            // Connecting succeeds without a required password, and to a replica; a write does not.
+            // Connecting succeeds even without a required password, and to a read-only replica; a write does not.
             let reply = redis::cmd("DEL").arg(&self.probe).query_async::<()>(&mut probed).await;
             reply.map_err(|error| self.unavailable(&error))?;
-            let found = self.mark.put(Existing::Kept)?.invoke_async(&mut probed).await;
-            self.mark.verify(found.map_err(|error| self.unavailable(&error))?)?;
+            let found = self.check_record.put(IfExists::Keep)?.invoke_async(&mut probed).await;
+            self.check_record.verify(found.map_err(|error| self.unavailable(&error))?)?;
             Ok(connection)
         };
         let late = || StoreError::Unavailable("Redis: connecting timed out".to_owned());
@@ -169,12 +169,12 @@ impl Link {
     async fn open(&self) -> Result<Connection, StoreError> {
         if let Some(client) = self.endpoint.load().cluster()? {
             let (sender, opened) = oneshot::channel();
-            // The runtime that opens it also drives it.
+            // The runtime that opens a connection also drives it.
             self.spawn("redis", async move {
                 // The receiver is gone once connecting has timed out.
                 let _ = sender.send(client.get_async_connection().await);
             });
-            let gone = |_| StoreError::Unavailable("the program is ending".to_owned());
+            let gone = |_| StoreError::Unavailable("the program is shutting down".to_owned());
             return opened.await.map_err(gone)?.map(Connection::Cluster).map_err(|error| self.unavailable(&error));
         }
         let (info, stream) = self.dial().await?;
@@ -185,15 +185,15 @@ impl Link {
         Ok(Connection::Server(connection))
     }
 
-    fn give_up(&self, state: &mut MutexGuard<'_, State>, why: &StoreError) {
+    fn mark_unreachable(&self, state: &mut MutexGuard<'_, State>, why: &StoreError) {
         let known = matches!(&**state, State::Unreachable { why: known, .. } if known == why);
         if !known {
-            tracing::error!(error = %why, "store unreachable; serving tokens from memory, retrying");
+            tracing::error!(error = %why, "store unreachable; serving tokens from memory and retrying");
         }
         **state = State::Unreachable { retry_at: Instant::now() + RETRY_INTERVAL, why: why.clone() };
     }
 
-    /// The error with its remedy.
+    /// The error, with its remedy.
     pub fn unavailable(&self, error: &RedisError) -> StoreError {
         StoreError::Unavailable(format!("Redis: {}", self.endpoint.load().describe(error)))
     }

@@ -1,7 +1,7 @@
 //! The names of keys in Redis.
 //!
-//! They contain connection, profile and subject in the clear, and no secret. All keys of one connection have its name
-//! in braces, so that a cluster keeps them in one slot.
+//! They contain connection, profile and subject in plaintext, and no secret. All keys of one connection share its name
+//! as a hash tag (in braces), so that a cluster keeps them in one slot.
 
 use crate::model::Name;
 use crate::model::token::TokenKey;
@@ -40,8 +40,8 @@ impl Names {
         self.of("removed", key)
     }
 
-    /// The back-off that all replicas keep.
-    pub fn put_off(&self, key: &TokenKey) -> String {
+    /// The backoff that all replicas observe.
+    pub fn backoff(&self, key: &TokenKey) -> String {
         self.of("put-off", key)
     }
 
@@ -50,10 +50,10 @@ impl Names {
         format!("{}{{{connection}}}:tokens", self.prefix)
     }
 
-    /// All keys of one token, as the scripts list them: lease, token, index, spending, removed, put off.
+    /// All keys of one token, in the order of the scripts: lease, token, index, spending, removed, backoff.
     pub fn keys_of(&self, key: &TokenKey) -> [String; 6] {
         let (lease, token, index) = (self.lease(key), self.token(key), self.index(&key.connection));
-        [lease, token, index, self.spending(key), self.removed(key), self.put_off(key)]
+        [lease, token, index, self.spending(key), self.removed(key), self.backoff(key)]
     }
 
     /// The names of all connections with records.
@@ -74,13 +74,13 @@ impl Names {
         format!("{}{{notes}}:note:{name}", self.prefix)
     }
 
-    /// The names of one share's notes, by expiry.
-    pub fn notes_of(&self, share: &str) -> String {
-        format!("{}{{notes}}:notes:{share}", self.prefix)
+    /// The names of the notes in one namespace, by expiry.
+    pub fn notes_of(&self, namespace: &str) -> String {
+        format!("{}{{notes}}:notes:{namespace}", self.prefix)
     }
 
-    /// The shares with notes, by the expiry of the last one.
-    pub fn note_shares(&self) -> String {
+    /// The namespaces with notes, by the expiry of their last note.
+    pub fn note_namespaces(&self) -> String {
         format!("{}{{notes}}:note-shares", self.prefix)
     }
 
@@ -89,8 +89,8 @@ impl Names {
         format!("{}probe", self.prefix)
     }
 
-    /// Shows which key the records are sealed under.
-    pub fn mark(&self) -> String {
+    /// The check record, which identifies the sealing key.
+    pub fn check_record(&self) -> String {
         format!("{}mark", self.prefix)
     }
 
@@ -100,7 +100,7 @@ impl Names {
     }
 }
 
-/// A record's name within its connection; members sort as keys do.
+/// A record's name within its connection; members sort like keys.
 pub fn member(key: &TokenKey) -> Vec<u8> {
     record::name_of(key).split_off(record::prefix_of(&key.connection).len())
 }
@@ -116,7 +116,7 @@ mod tests {
     use crate::model::token::Subject;
 
     #[test]
-    fn keys_are_named_plainly_and_members_read_back() {
+    fn redis_keys_are_readable_and_members_round_trip() {
         let (names, crm) = (Names::new("kb:"), Name::parse("crm").unwrap());
         let shared = TokenKey::of_connection(crm.clone());
         let own = TokenKey::of_subject(crm.clone(), Subject::parse("ann@a.test").unwrap());

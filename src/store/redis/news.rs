@@ -1,7 +1,7 @@
 //! Change notifications between replicas (pub/sub), and reconnecting after an outage.
 //!
-//! Invariants: a notification names the record and the replica that changed it, nothing else; after each interruption
-//! any record may have changed ([`News::Missed`]).
+//! Invariants: a notification names only the record and the replica that changed it; after each interruption any record
+//! may have changed ([`News::Missed`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +26,7 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
 const CLOCK_SKEW_MAX: Duration = Duration::from_secs(3);
 
 impl Backend {
-    /// The age of a token in the store counts by the clock of the replica that obtained it.
+    /// Warns of clock skew: a stored token ages by the clock of the replica that obtained it.
     async fn compare_clocks(&self) {
         let Ok((seconds, micros)) = self.link.query::<(u64, u64)>(&redis::cmd("TIME")).await else { return };
         let (its, ours) = (WallTime::from_secs(seconds) + Duration::from_micros(micros), self.codec.wall());
@@ -34,19 +34,19 @@ impl Backend {
         if apart > CLOCK_SKEW_MAX {
             tracing::warn!(
                 apart_s = apart.as_secs(),
-                "clock skew between this machine and Redis: tokens of other replicas are used for too long, or not long enough; synchronize both clocks (NTP)"
+                "clock skew between this machine and Redis; tokens of other replicas expire too late or too early: synchronize both clocks (NTP)"
             );
         }
     }
 
-    /// The key that another replica has changed; `None`: the message is our own, or malformed.
+    /// The key that another replica has changed; `None`: our own notification, or a malformed one.
     fn parse_news(&self, message: &[u8]) -> Option<TokenKey> {
         let (instance, key) = std::str::from_utf8(message).ok()?.split_once(' ')?;
         TokenKey::parse(key).filter(|_| instance != self.instance)
     }
 }
 
-/// Reconnects after outages even while there are no calls.
+/// Reconnects after outages, even while there are no calls.
 pub async fn reconnect(backend: Arc<Backend>) {
     loop {
         tokio::time::sleep(RETRY_INTERVAL).await;
@@ -66,7 +66,7 @@ pub async fn follow(backend: Arc<Backend>) {
 
 async fn listen(backend: &Backend) -> Result<(), StoreError> {
     let failed = |error| backend.link.unavailable(&error);
-    let late = || StoreError::Unavailable("Redis: no reply in time".to_owned());
+    let late = || StoreError::Unavailable("Redis: the reply timed out".to_owned());
     let send = |news| {
         // There may be no receiver.
         let _ = backend.news.send(news);

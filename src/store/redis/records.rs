@@ -1,6 +1,6 @@
-//! All records in Redis, page by page: for export, import and reseal.
+//! Pages through all records in Redis, for export, import and reseal.
 //!
-//! Invariant: replicas may write meanwhile; nothing they write is overwritten.
+//! Invariant: concurrent writes of replicas are never overwritten.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use tokio::runtime::Handle;
 
 use super::RedisStore;
 use super::backend::{Backend, Removal};
-use super::mark::Existing;
+use super::check_record::IfExists;
 use super::names;
 use super::ttl::{self, REFRESH_TOKEN_TTL_MIN};
 use super::value::Value;
@@ -22,19 +22,19 @@ use crate::store::{StoreError, StoredToken, record};
 /// Attempts to reseal a record that replicas keep changing.
 const RESEAL_ATTEMPTS: usize = 5;
 
-/// The records in Redis, for callers that may block.
+/// Blocking access to the records in Redis.
 pub struct RedisRecords {
     backend: Arc<Backend>,
     runtime: Handle,
 }
 
 impl RedisStore {
-    /// Calls run on `runtime`; make them from another thread.
+    /// Calls run on `runtime` and must be made from another thread.
     pub fn records(&self, runtime: Handle) -> RedisRecords {
         RedisRecords { backend: self.backend.clone(), runtime }
     }
 
-    /// Saves many tokens without leases: for a store that no other process uses yet.
+    /// Saves many tokens without leases, into a store that no other process uses yet.
     pub async fn fill(&self, tokens: &[(TokenKey, StoredToken)]) -> Result<(), StoreError> {
         let own = &self.backend;
         let version = own.codec.wall_ms();
@@ -53,7 +53,7 @@ impl RedisStore {
 }
 
 impl Backend {
-    /// Tokens, by connection and then by member.
+    /// A page of tokens, by connection and then by member.
     async fn page_of_tokens(&self, after: Option<&[u8]>) -> Result<Vec<SealedRecord>, StoreError> {
         let mut connections: Vec<String> =
             self.link.query(redis::cmd("SMEMBERS").arg(self.names.connections())).await?;
@@ -99,7 +99,7 @@ impl Backend {
         }
     }
 
-    /// True if it was written.
+    /// Returns true if the record was written.
     async fn put(&self, record: &OpenedRecord, overwrite: bool) -> Result<bool, StoreError> {
         match (record.table, record::key_of(&record.name)) {
             (Table::Tokens, Some(key)) => self.put_token(&key, record, overwrite).await,
@@ -132,13 +132,12 @@ impl Backend {
         sealed.map_err(|error| StoreError::Unavailable(error.to_string()))
     }
 
-    /// Seals one record under the first key, by compare and swap: a record that changes meanwhile is read and sealed
-    /// again.
+    /// Reseals one record under the first key by compare and swap; retries if the record changes concurrently.
     pub(super) async fn reseal(&self, table: Table, name: &[u8], mut sealed: Vec<u8>) -> Result<Tally, StoreError> {
         let keyring = &self.codec.keyring;
         for _ in 0..RESEAL_ATTEMPTS {
             let (version, text) = match keyring.open(table.sealed_in(name), &sealed) {
-                Ok(_) if Header::of(&sealed).is_some_and(|header| header.key == keyring.sealing()) => {
+                Ok(_) if Header::parse(&sealed).is_some_and(|header| header.key == keyring.sealing()) => {
                     return Ok(Tally { kept: 1, ..Tally::default() });
                 }
                 Ok(opened) => opened,
@@ -150,7 +149,7 @@ impl Backend {
             }
             match self.present(table, name).await? {
                 Some(present) => sealed = present,
-                // It was removed.
+                // Removed concurrently.
                 None => return Ok(Tally { kept: 1, ..Tally::default() }),
             }
         }
@@ -182,7 +181,7 @@ impl Backend {
 
 fn version_of(value: &Value) -> Option<u64> {
     match value {
-        Value::Bytes(sealed) => Header::of(sealed).map(|header| header.version),
+        Value::Bytes(sealed) => Header::parse(sealed).map(|header| header.version),
         Value::None | Value::Foreign | Value::Large => None,
     }
 }
@@ -235,6 +234,6 @@ impl Records for RedisRecords {
 
     fn resealed(&self) -> Result<(), StoreError> {
         let link = &self.backend.link;
-        self.runtime.block_on(async { link.run::<Value>(&link.mark.put(Existing::Replaced)?).await }).map(drop)
+        self.runtime.block_on(async { link.run::<Value>(&link.check_record.put(IfExists::Replace)?).await }).map(drop)
     }
 }

@@ -1,8 +1,9 @@
-//! The Lua scripts; Redis runs each atomically. The comment of a script lists its KEYS; its ARGV. What it returns.
+//! The Lua scripts, which Redis runs atomically.
 //!
-//! The version of a record is in bytes 9 to 16, the header of its seal (`store::seal`). A fencing token is at least
-//! the time in microseconds, so it grows even if Redis loses all data. Lua's numbers are exact below 2^53. When its
-//! memory is full Redis refuses a script whose first write needs memory, hence DEL before SET.
+//! The comment of a script lists its KEYS and its ARGV, and what it returns. The version of a record is in bytes 9 to
+//! 16, the header of its seal (`store::seal`). A fencing token is at least the time in microseconds, so it grows even
+//! if Redis loses all data. Lua numbers are exact below 2^53. When out of memory, Redis refuses a script whose first
+//! write needs memory, hence DEL before SET.
 
 use redis::Script;
 
@@ -31,21 +32,21 @@ end
 local function held_by(key, holder) return is(key, 'string') and redis.call('GET', key) == holder end
 ";
 
-/// A string of at most `most` bytes, or a code of [`super::value::Value`].
+/// Reads a string of at most `limit` bytes, or returns a code of [`super::value::Value`].
 const GET: &str = r"
-local function get(key, most)
+local function get(key, limit)
   local kind = redis.call('TYPE', key).ok
   if kind == 'none' then return 0 end
   if kind ~= 'string' then return 1 end
-  if redis.call('STRLEN', key) > most then return 2 end
+  if redis.call('STRLEN', key) > limit then return 2 end
   return redis.call('GET', key)
 end
 ";
 
-/// value; most bytes.
+/// KEYS: value. ARGV: byte limit.
 const GET_ONE: &str = "return get(KEYS[1], tonumber(ARGV[1]))";
 
-/// index, then values; most bytes, then their members in the index.
+/// KEYS: index, then the values. ARGV: byte limit, then their members in the index.
 const GET_MANY: &str = r"
 local values = {}
 for at = 2, #KEYS do
@@ -56,7 +57,7 @@ end
 return values
 ";
 
-/// hash; field, most bytes. The field, or a code of [`super::value::Value`].
+/// KEYS: hash. ARGV: field, byte limit. Returns the field, or a code of [`super::value::Value`].
 const FIELD: &str = r"
 local kind = redis.call('TYPE', KEYS[1]).ok
 if kind == 'none' then return 0 end
@@ -65,8 +66,9 @@ if redis.call('HSTRLEN', KEYS[1], ARGV[1]) > tonumber(ARGV[2]) then return 2 end
 return redis.call('HGET', KEYS[1], ARGV[1]) or 0
 ";
 
-/// mark; most bytes, value, TTL, whether it replaces the existing mark. The existing mark, if it is kept.
-const MARK: &str = r"
+/// KEYS: check record. ARGV: byte limit, value, TTL, 1 to replace an existing one. Returns the existing check record if
+/// it is kept.
+const CHECK_RECORD: &str = r"
 local found = get(KEYS[1], tonumber(ARGV[1]))
 if type(found) == 'string' and ARGV[4] == '0' then
   redis.call('PEXPIRE', KEYS[1], ARGV[3])
@@ -77,11 +79,11 @@ redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 return 0
 ";
 
-/// lease, token, index, spending, removed, put off; instance, term. Nothing if another instance has the lease, else:
-/// holder, version of its first write, version of the present record or removal, whether the outcome of the last
-/// refresh is unknown; remaining and elapsed milliseconds of the shared back-off, and its text. An instance that has
-/// the lease already gets it: the reply to its first call was lost.
-const TAKE: &str = r"
+/// KEYS: lease, token, index, spending, removed, backoff. ARGV: instance, term. Returns nothing if another instance has
+/// the lease, else: holder, version of its first write, version of the present record or removal, 1 if the outcome of
+/// the last refresh is unknown, remaining and elapsed milliseconds of the backoff, and its text. An instance that
+/// already has the lease gets it again: the reply to its first call was lost.
+const ACQUIRE: &str = r"
 if is(KEYS[1], 'string') and redis.call('GET', KEYS[1]):sub(1, #ARGV[1] + 1) ~= ARGV[1] .. ':' then return {} end
 local time = redis.call('TIME')
 local version = time[1] * 1000000 + time[2]
@@ -98,11 +100,11 @@ local doubt = in_doubt(KEYS[4], KEYS[2]) and '1' or '0'
 return {holder, version, string.format('%.0f', before), doubt, tostring(left), string.format('%.0f', math.max(age, 0)), text or ''}
 ";
 
-/// spending, token. Whether the outcome of the last refresh is unknown.
+/// KEYS: spending, token. Returns 1 if the outcome of the last refresh is unknown.
 const DOUBT: &str = "return in_doubt(KEYS[1], KEYS[2]) and 1 or 0";
 
-/// lease, spending, token, removed; holder, term, version of the record whose refresh token is about to be spent or
-/// nothing, TTL of that mark. Whether the lease is held and the record still has that version.
+/// KEYS: lease, spending, token, removed. ARGV: holder, term, version of the record whose refresh token is about to be
+/// spent (empty: none), TTL of that marker. Returns 1 if the lease is held and the record still has that version.
 const RENEW: &str = r"
 if not held_by(KEYS[1], ARGV[1]) then return 0 end
 if ARGV[3] ~= '' and latest(KEYS[3], KEYS[4]) ~= tonumber(ARGV[3]) then return 0 end
@@ -114,8 +116,8 @@ end
 return 1
 ";
 
-/// lease, put off; holder, text of the back-off, its duration.
-const PUT_OFF: &str = r"
+/// KEYS: lease, backoff. ARGV: holder, text of the backoff, its duration.
+const ANNOUNCE_BACKOFF: &str = r"
 if not held_by(KEYS[1], ARGV[1]) then return 0 end
 local time = redis.call('TIME')
 redis.call('DEL', KEYS[2])
@@ -123,14 +125,14 @@ redis.call('SET', KEYS[2], string.format('%.0f ', time[1] * 1000000 + time[2]) .
 return 1
 ";
 
-/// lease, spending; holder, whether the outcome of the refresh is known.
+/// KEYS: lease, spending. ARGV: holder, 1 if the outcome of the refresh is known.
 const RELEASE: &str = r"
 if held_by(KEYS[1], ARGV[1]) then redis.call('DEL', KEYS[1]) end
 if ARGV[2] == '1' and held_by(KEYS[2], ARGV[1]) then redis.call('DEL', KEYS[2]) end
 return 1
 ";
 
-/// removed; version. Whether the record of that version, or a later one, was removed.
+/// KEYS: removed. ARGV: version. Returns 1 if the record of that version, or a later one, was removed.
 const REMOVED: &str = "return number(KEYS[1]) > tonumber(ARGV[1]) and 1 or 0";
 
 const INDEX: &str = r"
@@ -141,9 +143,9 @@ local function put_index(key, member, life)
 end
 ";
 
-/// lease, token, index, spending, removed, put off; holder, version, record, TTL, member, channel, notification. An
-/// expired lease suffices if there is no newer record or removal and no other holder has spent the refresh token, so
-/// that the outcome of a slow refresh is not lost.
+/// KEYS: lease, token, index, spending, removed, backoff. ARGV: holder, version, record, TTL, member, channel,
+/// notification. An expired lease suffices if there is no newer record or removal and no other holder has spent the
+/// refresh token, so that the outcome of a slow refresh is not lost.
 const SAVE: &str = r"
 if redis.call('EXISTS', KEYS[1]) == 1 and not held_by(KEYS[1], ARGV[1]) and not held_by(KEYS[4], ARGV[1]) then return 0 end
 if latest(KEYS[2], KEYS[5]) >= tonumber(ARGV[2]) then return 0 end
@@ -154,7 +156,7 @@ redis.call('PUBLISH', ARGV[6], ARGV[7])
 return 1
 ";
 
-/// The same keys; holder, version, TTL of the removal, member, channel, notification.
+/// KEYS: as [`SAVE`]. ARGV: holder, version, TTL of the tombstone, member, channel, notification.
 const FORGET: &str = r"
 if not held_by(KEYS[1], ARGV[1]) then return 0 end
 redis.call('DEL', KEYS[2], KEYS[4], KEYS[6])
@@ -164,8 +166,8 @@ redis.call('PUBLISH', ARGV[5], ARGV[6])
 return 1
 ";
 
-/// token, index, removed; version, record, TTL, member, channel, notification, whether a removal is respected. Whether
-/// it was written: there was no record as new, and no later removal.
+/// KEYS: token, index, removed. ARGV: version, record, TTL, member, channel, notification, 1 to respect a removal.
+/// Returns 1 if the record was written: there was no record of that version or a newer one, and no later removal.
 const IMPORT: &str = r"
 if ARGV[7] == '1' and number(KEYS[3]) >= tonumber(ARGV[1]) then return 0 end
 if version_of(KEYS[1]) >= tonumber(ARGV[1]) then return 0 end
@@ -176,14 +178,14 @@ redis.call('PUBLISH', ARGV[5], ARGV[6])
 return 1
 ";
 
-/// secrets, removed; name, record.
+/// KEYS: secrets, removed. ARGV: name, record.
 const PUT_SECRET: &str = r"
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 if is(KEYS[2], 'hash') then redis.call('HDEL', KEYS[2], ARGV[1]) end
 return 1
 ";
 
-/// secrets, removed; name, version, TTL of the removal. Whether there was one.
+/// KEYS: secrets, removed. ARGV: name, version, TTL of the tombstone. Returns 1 if the secret existed.
 const REMOVE_SECRET: &str = r"
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
 local version = math.max(secret_version(KEYS[1], ARGV[1]), tonumber(ARGV[2]))
@@ -194,7 +196,8 @@ redis.call('PEXPIRE', KEYS[2], ARGV[3])
 return 1
 ";
 
-/// secrets, removed; name, version, record. Whether it was written: there was none as new, and no later removal.
+/// KEYS: secrets, removed. ARGV: name, version, record. Returns 1 if the secret was written: there was none of that
+/// version or a newer one, and no later removal.
 const RESTORE_SECRET: &str = r"
 local removed = is(KEYS[2], 'hash') and tonumber(redis.call('HGET', KEYS[2], ARGV[1])) or 0
 if math.max(removed, secret_version(KEYS[1], ARGV[1])) >= tonumber(ARGV[2]) then return 0 end
@@ -208,21 +211,21 @@ local function secret_version(key, name)
 end
 ";
 
-/// token; present record, resealed record. Compare and swap.
+/// Compare and swap. KEYS: token. ARGV: present record, resealed record.
 const REPLACE: &str = r"
 if not is(KEYS[1], 'string') or redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
 return 1
 ";
 
-/// secrets; present record, resealed record, name. Compare and swap.
+/// Compare and swap. KEYS: secrets. ARGV: present record, resealed record, name.
 const REPLACE_SECRET: &str = r"
 if redis.call('HGET', KEYS[1], ARGV[3]) ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], ARGV[3], ARGV[2])
 return 1
 ";
 
-/// secrets, removed; name, version, record, whether it replaces a newer one. Whether it was written.
+/// KEYS: secrets, removed. ARGV: name, version, record, 1 to replace a newer one. Returns 1 if it was written.
 const IMPORT_SECRET: &str = r"
 if ARGV[4] == '0' and secret_version(KEYS[1], ARGV[1]) >= tonumber(ARGV[2]) then return 0 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
@@ -230,7 +233,7 @@ if is(KEYS[2], 'hash') then redis.call('HDEL', KEYS[2], ARGV[1]) end
 return 1
 ";
 
-/// connections; name, TTL. The set outlives every record.
+/// KEYS: connections. ARGV: name, TTL. The set outlives every record.
 const NOTE_CONNECTION: &str = r"
 if not is(KEYS[1], 'set') then redis.call('DEL', KEYS[1]) end
 redis.call('SADD', KEYS[1], ARGV[1])
@@ -238,9 +241,9 @@ if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then redis.call('PEXPIRE', KE
 return 1
 ";
 
-/// note, notes of its share, shares; name, record, expiry and now in ms since the Unix epoch, version to replace (0:
-/// none), most notes in a share, share, prefix of the notes' keys. Whether no other writer was faster. All notes are in
-/// one slot.
+/// KEYS: note, notes of its namespace, namespaces. ARGV: name, record, expiry and now in ms since the Unix epoch,
+/// version to replace (0: none), limit of notes per namespace, namespace, prefix of the notes' keys. Returns 1 unless
+/// another writer won. All notes are in one slot.
 const PUT_NOTE: &str = r"
 for at = 2, 3 do
   if not is(KEYS[at], 'zset') then redis.call('DEL', KEYS[at]) end
@@ -260,20 +263,20 @@ end
 return 1
 ";
 
-/// The script of [`super::mark::Mark`].
-pub fn mark() -> Script {
-    Script::new(&[GET, MARK].concat())
+/// The script of [`super::check_record::CheckRecord`], which is used without the others.
+pub fn check_record() -> Script {
+    Script::new(&[GET, CHECK_RECORD].concat())
 }
 
 pub struct Scripts {
     pub get: Script,
     pub get_many: Script,
     pub field: Script,
-    pub take: Script,
+    pub acquire: Script,
     pub doubt: Script,
     pub removed: Script,
     pub renew: Script,
-    pub put_off: Script,
+    pub backoff: Script,
     pub release: Script,
     pub save: Script,
     pub forget: Script,
@@ -296,11 +299,11 @@ impl Scripts {
             get: script(&[GET, GET_ONE]),
             get_many: script(&[GET, GET_MANY]),
             field: script(&[FIELD]),
-            take: script(&[&own, TAKE]),
+            acquire: script(&[&own, ACQUIRE]),
             doubt: script(&[&own, DOUBT]),
             removed: script(&[&own, REMOVED]),
             renew: script(&[&own, RENEW]),
-            put_off: script(&[&own, PUT_OFF]),
+            backoff: script(&[&own, ANNOUNCE_BACKOFF]),
             release: script(&[&own, RELEASE]),
             save: script(&[&own, INDEX, SAVE]),
             forget: script(&[&own, FORGET]),

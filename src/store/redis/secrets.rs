@@ -1,4 +1,4 @@
-//! Secrets in Redis: one hash, and another with the versions of those that were removed on purpose.
+//! Secrets in Redis: a hash of secrets, and a hash with the versions of those removed on purpose.
 //!
 //! Invariant: a secret that this process uses is written back if Redis has lost it, and only then.
 
@@ -14,7 +14,7 @@ impl Backend {
         let value = self.field(&self.names.secrets(), name).await?;
         let Some(sealed) = value.bytes(|| secret_record(name))? else { return Ok(None) };
         let secret = self.codec.secret(name, &sealed)?;
-        let version = Header::of(&sealed).map_or(0, |header| header.version);
+        let version = Header::parse(&sealed).map_or(0, |header| header.version);
         self.secrets_in_use.lock().insert(name.to_owned(), (version, secret.clone()));
         Ok(Some(secret))
     }
@@ -56,7 +56,7 @@ impl Backend {
             call.key(self.names.secrets()).key(self.names.removed_secrets());
             call.arg(&name).arg(version).arg(self.codec.seal_secret(&name, version, &secret)?);
             if self.link.run(&call).await? {
-                tracing::warn!(secret = name, "secret in use was missing from the store; written back");
+                tracing::warn!(secret = name, "secret in use missing from the store; written back");
             }
         }
         Ok(())

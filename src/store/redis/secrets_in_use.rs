@@ -1,4 +1,4 @@
-//! The secrets that this process uses, kept to be written back if Redis loses them.
+//! Cache of the secrets that this process uses, to write them back if Redis loses them.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use crate::model::secret::Secret;
 use crate::sync::lock;
 
-/// The secrets that this process has read from Redis, with their versions.
+/// Secrets that this process has read from Redis, with their versions.
 #[derive(Clone, Default)]
 pub struct SecretsInUse(Arc<Mutex<BTreeMap<String, (u64, Secret)>>>);
 

@@ -1,6 +1,6 @@
-//! The store against a real Redis: the contract of every store, and what only Redis does.
+//! Tests against a real Redis: conformance, and behaviour of this store alone.
 //!
-//! Not here: what replicas make of it (`tests/it/fleet`).
+//! Not here: fleets of replicas (`tests/it/fleet`).
 
 mod kept;
 
@@ -70,7 +70,7 @@ async fn save(store: &RedisStore, key: &TokenKey, token: StoredToken) -> Result<
 }
 
 #[tokio::test]
-async fn it_does_what_every_store_and_every_shared_store_does() {
+async fn the_redis_store_conforms_as_a_shared_store() {
     let redis = Redis::start().await;
     let ((one, _t), (other, tasks)) = (open(&redis, 1), open(&redis, 1));
     other.follow(&tasks);
@@ -91,20 +91,20 @@ async fn a_lease_is_a_key_with_a_ttl() {
 }
 
 #[tokio::test]
-async fn a_back_off_that_keybearer_did_not_write_is_ignored() {
+async fn a_backoff_that_keybearer_did_not_write_is_ignored() {
     let redis = Redis::start().await;
     let (store, _tasks) = open(&redis, 1);
     let key = key("crm", None);
     for foreign in ["x", "1 1 true a b", "1 1 true \u{1f600}", "1 -1 maybe x", "1 1 maybe x"] {
         redis.cli(&["SET", "keybearer:{crm}:put-off:default", foreign]).await;
         let lease = store.lease(&key, SECOND, SECOND).await.expect("a lease");
-        assert_eq!(lease.put_off(), None, "{foreign}");
+        assert_eq!(lease.backoff(), None, "{foreign}");
         lease.release(true).await;
     }
 }
 
 #[tokio::test]
-async fn records_are_sealed_and_expire_with_what_they_hold() {
+async fn records_are_sealed_and_expire_with_their_tokens() {
     let redis = Redis::start().await;
     let (store, _tasks) = open(&redis, 1);
     let crm = key("crm", None);
@@ -115,7 +115,7 @@ async fn records_are_sealed_and_expire_with_what_they_hold() {
     assert_eq!(store.list(&crm.connection, None, 10).await.expect("a page").len(), 2);
     assert_eq!(redis.cli(&["ZCARD", "keybearer:{crm}:tokens"]).await, "2", "an expired record leaves the index");
 
-    let ttl = async |key: &str| redis.cli(&["PTTL", key]).await.parse::<u64>().expect("it ends") / 1000;
+    let ttl = async |key: &str| redis.cli(&["PTTL", key]).await.parse::<u64>().expect("a TTL") / 1000;
     let day = 24 * 3600;
     assert!((399 * day..=401 * day).contains(&ttl("keybearer:{crm}:token:default").await));
     save(&store, &crm, token("t", Refresh::None)).await.expect("it is saved");
@@ -127,7 +127,7 @@ async fn records_are_sealed_and_expire_with_what_they_hold() {
     let (wrong, _tasks) = open(&redis, 2);
     let refused = wrong.load(&crm).await;
     assert!(matches!(&refused, Err(StoreError::Unavailable(why)) if why.contains("add that key")), "{refused:?}");
-    assert!(wrong.lease(&crm, SECOND, SECOND).await.is_err(), "nothing is written either");
+    assert!(wrong.lease(&crm, SECOND, SECOND).await.is_err(), "and nothing is written");
 }
 
 #[tokio::test]
@@ -155,7 +155,7 @@ async fn the_index_does_not_keep_expired_records() {
 async fn secrets_are_sealed_and_a_note_has_a_ttl() {
     let redis = Redis::start().await;
     let ((store, _t), (other, _u)) = (open(&redis, 1), open(&redis, 1));
-    store.put_secret("vault", Secret::new("s3cr3t")).await.expect("it is kept");
+    store.put_secret("vault", Secret::new("s3cr3t")).await.expect("it is saved");
     assert_eq!(other.secret("vault").await, Ok(Some(Secret::new("s3cr3t"))));
     assert!(!redis.cli(&["HGETALL", "keybearer:{secrets}:secrets"]).await.contains("s3cr3t"));
     let ends = Clock::system().now().wall + 60 * SECOND;
@@ -165,13 +165,13 @@ async fn secrets_are_sealed_and_a_note_has_a_ttl() {
     assert!(redis.cli(&["PTTL", "keybearer:{notes}:note:flow/1"]).await.parse::<u64>().expect("a TTL") <= 60_000);
 }
 
-/// As the configuration of a running process uses it.
+/// The stores keep secrets in use, as the configuration of a running process does.
 #[tokio::test]
-async fn a_secret_that_redis_has_lost_is_written_back_unless_it_was_removed_or_replaced() {
+async fn a_lost_secret_is_written_back_unless_it_was_removed_or_replaced() {
     let mut redis = Redis::start().await;
     let ((early, _t), (late, _u), (admin, _v)) = (open(&redis, 1), open(&redis, 1), open(&redis, 1));
-    let put = async |name: &str, text: &str| admin.put_secret(name, Secret::new(text)).await.expect("it is kept");
-    let read = async |store: &RedisStore, name: &str| store.secret(name).await.expect("Redis answers");
+    let put = async |name: &str, text: &str| admin.put_secret(name, Secret::new(text)).await.expect("it is saved");
+    let read = async |store: &RedisStore, name: &str| store.secret(name).await.expect("Redis replies");
     put("kept", "one").await;
     put("removed", "r").await;
     for name in ["kept", "removed"] {
@@ -182,17 +182,17 @@ async fn a_secret_that_redis_has_lost_is_written_back_unless_it_was_removed_or_r
     assert_eq!(read(&late, "kept").await, Some(Secret::new("two")));
     put("unread", "u").await;
     assert_eq!(admin.remove_secret("removed").await, Ok(true));
-    early.backend.restore_secrets().await.expect("Redis answers");
+    early.backend.restore_secrets().await.expect("Redis replies");
     assert_eq!(read(&admin, "removed").await, None, "it was removed on purpose");
     assert_eq!(read(&admin, "kept").await, Some(Secret::new("two")), "it is newer");
 
     redis.stop().await;
     redis.start_again().await;
     for store in [&late, &early, &admin] {
-        // The first calls meet the broken connection.
+        // The first calls fail on the broken connection.
         let end = Instant::now() + 10 * SECOND;
         while store.backend.restore_secrets().await.is_err() || store.backend.check_reachable().await.is_err() {
-            assert!(Instant::now() < end, "it is not reachable again");
+            assert!(Instant::now() < end, "Redis is not reachable again");
             sleep(SECOND / 20).await;
         }
     }
@@ -203,14 +203,14 @@ async fn a_secret_that_redis_has_lost_is_written_back_unless_it_was_removed_or_r
 }
 
 #[tokio::test]
-async fn changes_are_announced_to_other_replicas_and_so_is_an_interruption() {
+async fn replicas_are_notified_of_changes_and_interruptions() {
     let mut redis = Redis::start().await;
     let ((one, _t), (other, tasks)) = (open(&redis, 1), open(&redis, 1));
     let mut news = other.backend.news();
     other.follow(&tasks);
     assert_eq!(timeout(5 * SECOND, news.recv()).await.expect("in time"), Ok(News::Missed));
     let key = key("crm", Some("ann"));
-    // Not its own changes.
+    // A replica is not notified of its own changes.
     save(&other, &key, rotating("own")).await.expect("it is saved");
     save(&one, &key, rotating("t")).await.expect("it is saved");
     assert_eq!(timeout(SECOND, news.recv()).await.expect("in time"), Ok(News::Changed(key)));

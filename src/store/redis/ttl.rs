@@ -1,18 +1,18 @@
-//! How long Redis keeps what is written to it.
+//! TTLs of records in Redis.
 
 use std::time::Duration;
 
 use crate::clock::Now;
 use crate::store::{Refresh, StoredToken};
 
-/// A record outlives its last token by this much, for clock skew.
+/// A record outlives its last token by this much, to tolerate clock skew.
 pub const EXPIRY_SLACK: Duration = Duration::from_secs(600);
 /// Minimum TTL of a record with a refresh token, whatever lifetime the server stated. Each refresh restarts it.
 pub const REFRESH_TOKEN_TTL_MIN: Duration = Duration::from_secs(400 * 24 * 3600);
-/// How long it is remembered that a record was removed, or its refresh token refused.
+/// TTL of the tombstone of a removed record, and of a record with a refused refresh token.
 pub const TOMBSTONE_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// How long the record of a token is useful.
+/// TTL of a token's record.
 pub fn of(token: &StoredToken, now: Now) -> Duration {
     let access = now.until(token.obtained.plus(token.lifetime));
     let refresh = match &token.refresh {

@@ -1,14 +1,14 @@
-//! What a script finds under a key.
+//! Values read from Redis by the scripts.
 
 use redis::{FromRedisValue, ParsingError, Value as Reply};
 
 use crate::store::StoreError;
 
-/// A larger value was not written by keybearer, and is not fetched.
+/// Values above this size are not fetched; keybearer writes none.
 pub const VALUE_BYTES_MAX: usize = 256 * 1024;
 
 const FOREIGN: &str = "the value under its key in Redis was not written by keybearer";
-const TOO_LARGE: &str = "the value under its key in Redis is larger than any record of keybearer";
+const TOO_LARGE: &str = "the value under its key in Redis is larger than any keybearer record";
 
 pub enum Value {
     None,
@@ -20,7 +20,7 @@ pub enum Value {
 }
 
 impl Value {
-    /// The value, which belongs to `record`; `None`: there is none.
+    /// The bytes of the value; errors name `record`. `None`: there is no value.
     pub fn bytes(self, record: impl Fn() -> String) -> Result<Option<Vec<u8>>, StoreError> {
         match self {
             Value::None => Ok(None),
@@ -38,7 +38,7 @@ impl FromRedisValue for Value {
             Reply::Int(1) => Ok(Value::Foreign),
             Reply::Int(2) => Ok(Value::Large),
             Reply::Int(_) | Reply::Nil => Ok(Value::None),
-            _ => Err(ParsingError::from("neither a value nor one of the scripts' codes")),
+            _ => Err(ParsingError::from("neither a value nor a code of the scripts")),
         }
     }
 }

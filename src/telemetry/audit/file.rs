@@ -1,8 +1,8 @@
-//! The audit's file: JSON lines behind a bounded queue, written by one thread.
+//! The audit file: JSON lines behind a bounded queue, written by one thread.
 //!
-//! Holds: appended to and never truncated; no symbolic link is followed; a line is never divided between two files; whoever
-//! pushes never waits. A write that fails is told at most once a minute and tried again; when the queue is closed, what
-//! is in it is written before the writer ends, or the loss is told.
+//! Invariants: the file is appended to and never truncated; a symbolic link is refused; a line is never split across
+//! two files; `push` never blocks. A failed write is logged at most once a minute and retried. After the queue is
+//! closed, the writer writes the remaining lines, or logs their loss, before it ends.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -22,27 +22,28 @@ use serde::Serialize;
 use crate::model::time::WallTime;
 use crate::sync::lock;
 
-/// Lines that may wait for the writer. Each is bounded by what `Clean` leaves of a request, so that all are a few MiB.
+/// Capacity of the queue: a few MiB, since `Clean` bounds each line.
 const QUEUE_LINES_MAX: usize = 8192;
-/// Lines of one write.
+/// Most lines in one write.
 const BATCH_LINES_MAX: usize = 256;
-const RETRY_EVERY: Duration = Duration::from_secs(1);
-/// A file that cannot be written is complained of this often.
-const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
-/// Lost lines are told this often.
-const TELL_LOST_EVERY: Duration = Duration::from_secs(1);
+/// Retry interval of a failed write.
+const WRITE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// Minimum interval between log lines about failed writes.
+const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(60);
+/// Minimum interval between reports of lost lines.
+const LOSS_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What both ends of a queue know.
+/// State shared by both ends of a queue.
 #[derive(Debug, Default)]
 struct QueueState {
     lost: AtomicU64,
-    /// When the last one was lost: milliseconds since the Unix epoch.
+    /// Time of the last loss, in milliseconds since the Unix epoch.
     lost_at_ms: AtomicU64,
     closed: AtomicBool,
     writer: Mutex<Option<Thread>>,
 }
 
-/// The end of those who record.
+/// The sending end of the queue.
 #[derive(Debug)]
 pub struct Queue {
     pub path: PathBuf,
@@ -50,22 +51,22 @@ pub struct Queue {
     shared: Arc<QueueState>,
 }
 
-/// The end that writes.
+/// The writing end of the queue.
 #[derive(Debug)]
 pub struct Writer {
     path: PathBuf,
     file: File,
     lines: Receiver<String>,
     shared: Arc<QueueState>,
-    /// Whole lines that are being written, and how many of their bytes have been.
+    /// Whole lines that are being written, and the number of bytes already written.
     batch: Vec<u8>,
     written_bytes: usize,
     failing: bool,
-    complained: Option<Instant>,
-    told_lost: Option<Instant>,
+    failure_logged: Option<Instant>,
+    loss_reported: Option<Instant>,
 }
 
-/// Opens the file at `path` with a queue before it.
+/// Opens the file at `path` and its queue.
 pub fn open(path: &Path) -> io::Result<(Queue, Writer)> {
     open_with(path, QUEUE_LINES_MAX)
 }
@@ -83,25 +84,25 @@ fn open_with(path: &Path, lines_max: usize) -> io::Result<(Queue, Writer)> {
         batch: Vec::new(),
         written_bytes: 0,
         failing: false,
-        complained: None,
-        told_lost: None,
+        failure_logged: None,
+        loss_reported: None,
     };
     Ok((queue, writer))
 }
 
-/// Could the file be opened? Nothing is made.
-pub fn openable(path: &Path) -> io::Result<()> {
+/// Checks that the file could be opened or created, without creating it.
+pub fn check_can_open(path: &Path) -> io::Result<()> {
     match open_file(path, false) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            Ok(rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK)?)
+            let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            Ok(rustix::fs::access(directory, Access::WRITE_OK | Access::EXEC_OK)?)
         }
         other => other.map(drop),
     }
 }
 
 fn open_file(path: &Path, create: bool) -> io::Result<File> {
-    // Without waiting: a pipe would make us wait for its reader.
+    // Non-blocking: opening a pipe would wait for its reader.
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
     let file = OpenOptions::new().append(true).create(create).mode(0o600).custom_flags(flags).open(path);
     let file = file.map_err(|error| match error.raw_os_error() {
@@ -124,18 +125,18 @@ impl Queue {
         }
     }
 
-    /// Lets the writer look at its path although nothing is to be written.
-    pub fn look(&self) {
-        // Where there is no place, the writer is about to look.
+    /// Wakes the writer to check its path even if there is nothing to write.
+    pub fn wake_writer(&self) {
+        // If the queue is full, the writer is about to check anyway.
         let _ = self.lines.try_send(String::new());
     }
 
-    /// Names the thread that waits between two tries.
-    pub fn wakes(&self, writer: &Thread) {
+    /// Sets the writer's thread, to wake it when the queue is closed.
+    pub fn set_writer(&self, writer: &Thread) {
         *lock(&self.shared.writer) = Some(writer.clone());
     }
 
-    /// From now on a write that fails is not tried again.
+    /// Closes the queue: from now on a failed write is not retried.
     pub fn close(&self) {
         self.shared.closed.store(true, Ordering::SeqCst);
         if let Some(writer) = &*lock(&self.shared.writer) {
@@ -145,18 +146,18 @@ impl Queue {
 }
 
 impl Writer {
-    /// Writes until the queue has no other end and is empty.
+    /// Writes until the sending end is dropped and the queue is empty.
     pub fn run(mut self) {
         loop {
             let first = match self.shared.lost.load(Ordering::Relaxed) {
                 0 => self.lines.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                _ => self.lines.recv_timeout(TELL_LOST_EVERY),
+                _ => self.lines.recv_timeout(LOSS_REPORT_INTERVAL),
             };
             let over = first == Err(RecvTimeoutError::Disconnected);
             let rest = self.lines.try_iter().take(BATCH_LINES_MAX - 1);
             first.iter().map(String::as_bytes).for_each(|line| self.batch.extend_from_slice(line));
             rest.for_each(|line| self.batch.extend_from_slice(line.as_bytes()));
-            self.tell_lost(over);
+            self.report_loss(over);
             self.write();
             if over {
                 return;
@@ -164,8 +165,8 @@ impl Writer {
         }
     }
 
-    fn tell_lost(&mut self, over: bool) {
-        if !over && self.told_lost.is_some_and(|told| told.elapsed() < TELL_LOST_EVERY) {
+    fn report_loss(&mut self, over: bool) {
+        if !over && self.loss_reported.is_some_and(|at| at.elapsed() < LOSS_REPORT_INTERVAL) {
             return;
         }
         let count = self.shared.lost.swap(0, Ordering::Acquire);
@@ -176,43 +177,43 @@ impl Writer {
         struct Lost {
             count: u64,
         }
-        self.told_lost = Some(Instant::now());
+        self.loss_reported = Some(Instant::now());
         let at = WallTime::from_millis(self.shared.lost_at_ms.load(Ordering::Relaxed));
         self.batch.extend_from_slice(super::line(at, "lost", Lost { count }).as_bytes());
-        tracing::warn!(count, "records of the audit found no place in its queue and are lost");
+        tracing::warn!(count, "audit queue full; records lost");
     }
 
-    /// Returns when the batch is written, or given up because the queue is closed.
+    /// Returns when the batch is written, or dropped because the queue is closed.
     fn write(&mut self) {
         loop {
             let last = self.shared.closed.load(Ordering::SeqCst);
             match self.try_write() {
                 Ok(()) => {
                     if std::mem::take(&mut self.failing) {
-                        tracing::info!(path = %self.path.display(), "the audit is written again");
+                        tracing::info!(path = %self.path.display(), "audit file writable again");
                     }
                     return;
                 }
                 Err(error) if last => {
                     let lost = self.batch[self.written_bytes..].iter().filter(|byte| **byte == b'\n').count();
-                    tracing::error!(path = %self.path.display(), %error, lost, "the audit could not be written to its end");
+                    tracing::error!(path = %self.path.display(), %error, lost, "audit file not writable; the last records are lost");
                     (self.batch, self.written_bytes) = (Vec::new(), 0);
                     return;
                 }
                 Err(error) => {
                     self.failing = true;
-                    if self.complained.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY) {
-                        self.complained = Some(Instant::now());
-                        tracing::error!(path = %self.path.display(), %error, "the audit cannot be written; it is tried again");
+                    if self.failure_logged.is_none_or(|at| at.elapsed() >= FAILURE_LOG_INTERVAL) {
+                        self.failure_logged = Some(Instant::now());
+                        tracing::error!(path = %self.path.display(), %error, "audit file not writable; retrying");
                     }
-                    std::thread::park_timeout(RETRY_EVERY);
+                    std::thread::park_timeout(WRITE_RETRY_INTERVAL);
                 }
             }
         }
     }
 
     fn try_write(&mut self) -> io::Result<()> {
-        self.follow()?;
+        self.reopen_if_moved()?;
         while self.written_bytes < self.batch.len() {
             match self.file.write(&self.batch[self.written_bytes..]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -226,15 +227,15 @@ impl Writer {
         Ok(())
     }
 
-    /// Opens the path again where another file stands there, or none.
-    fn follow(&mut self) -> io::Result<()> {
+    /// Reopens the path if it names another file, or none.
+    fn reopen_if_moved(&mut self) -> io::Result<()> {
         let open = self.file.metadata()?;
-        let there = std::fs::symlink_metadata(&self.path);
-        if there.is_ok_and(|there| (there.dev(), there.ino()) == (open.dev(), open.ino())) {
+        let present = std::fs::symlink_metadata(&self.path);
+        if present.is_ok_and(|present| (present.dev(), present.ino()) == (open.dev(), open.ino())) {
             return Ok(());
         }
         self.file = open_file(&self.path, true)?;
-        // A line that was begun in the other file is written whole.
+        // A partly written line is written again, whole, to the new file.
         let written = &self.batch[..self.written_bytes];
         self.written_bytes = written.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         Ok(())

@@ -1,6 +1,6 @@
-//! What the audit records, and how a record stands in a file.
+//! The audit records, and their form in a file.
 //!
-//! Holds: a record is one line; text from outside is in it only as [`Clean`].
+//! Invariant: a record is one line; untrusted text appears in it only as [`Clean`].
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -11,15 +11,15 @@ use crate::model::Name;
 use crate::model::time::{WallTime, rfc3339_ms};
 use crate::telemetry::Clean;
 
-/// What a record is about.
+/// Kind of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A request that a route took, or a test that a person made.
+    /// A request served by a route, or a test run by a person.
     Use,
     Denial,
     /// A request to a token endpoint.
     Refresh,
-    /// A reload that was applied or refused, or a token that a person has revoked.
+    /// A reload that was applied or refused, or a token revoked by a person.
     Change,
 }
 
@@ -34,24 +34,24 @@ impl Kind {
     }
 }
 
-/// Who acts on the admin side, and where the request came from, if it is one of them that acts now.
+/// A person who acts on the admin side. `from`: the peer address, if a request of theirs is being served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Person {
-    /// `None`: whoever holds a link of ours.
+    /// `None`: the holder of a connect link.
     pub user: Option<Name>,
     pub from: Option<SocketAddr>,
 }
 
-/// What asked for a token request.
+/// Cause of a token request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cause {
-    /// There has been no token yet, or the connection has changed.
+    /// There was no token yet, or the connection has changed.
     Start,
-    /// Its time has come, also that of another try.
+    /// A scheduled refresh or retry is due.
     Due,
-    /// A request waits.
+    /// A request is waiting.
     Demand,
-    /// The upstream refused the token.
+    /// The upstream rejected the token.
     Rejected,
     Person(Person),
 }
@@ -75,7 +75,7 @@ impl Cause {
     }
 }
 
-/// A request to the proxy, or one of a person to the admin side.
+/// A request to the proxy or to the admin side.
 #[derive(Debug, Clone, Serialize)]
 pub struct Request<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -94,7 +94,7 @@ pub struct Request<'a> {
     pub connection: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub profile: Option<&'a str>,
-    /// Whose token it was, of a connection with one for each subject.
+    /// Subject of the token, for a per-subject connection.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subject: Option<&'a str>,
     pub method: Clean<'a>,
@@ -104,16 +104,16 @@ pub struct Request<'a> {
     pub status: u16,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<&'a str>,
-    /// The request was to carry a token.
+    /// A token was to be injected into the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub injected: Option<bool>,
-    /// The answer reached its end.
+    /// The response was sent to its end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub complete: Option<bool>,
 }
 
 impl<'a> Request<'a> {
-    /// Without anything that may be absent.
+    /// A record without its optional fields.
     pub fn new(from: impl Display, method: &'a str, path: &'a str, status: u16) -> Request<'a> {
         Request {
             request_id: None,
@@ -141,7 +141,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// A request to a token endpoint, several client secrets that were tried in turn included.
+/// A request to a token endpoint, including all client secrets that were tried.
 #[derive(Debug, Clone, Serialize)]
 pub struct Refresh<'a> {
     pub connection: &'a str,
@@ -149,9 +149,9 @@ pub struct Refresh<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subject: Option<&'a str>,
     pub grant: &'a str,
-    /// As in the metrics of token requests.
+    /// As in `keybearer_token_requests_total`.
     pub outcome: &'a str,
-    /// The server's code, or our word for what went wrong.
+    /// The server's error code, or our name for the failure.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<&'a str>,
     pub cause: &'a str,
@@ -190,7 +190,7 @@ struct Line<'a, T> {
     record: T,
 }
 
-/// A record as it stands in the file, with its line break.
+/// Formats a record as a line of the file, with its line break.
 pub fn line(at: WallTime, event: &str, record: impl Serialize) -> String {
     // Maps with text keys: this cannot fail.
     let mut text = serde_json::to_string(&Line { time: rfc3339_ms(at), event, record }).unwrap_or_default();

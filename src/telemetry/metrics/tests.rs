@@ -1,4 +1,4 @@
-//! What a scrape shows.
+//! Tests of a scrape.
 
 use super::*;
 

@@ -1,6 +1,6 @@
-//! `traceparent` (W3C Trace Context): read, made anew, written. Pure but for the random ids.
+//! `traceparent` (W3C Trace Context): parsing, creation and serialization. Pure except for random ids.
 //!
-//! Holds: what is not valid in every point, longer than a context may be, or there twice, is no context.
+//! Invariant: an invalid, overlong or repeated header is ignored.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::trace::{SpanId, TraceId};
@@ -9,39 +9,39 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// `00-<32>-<16>-<2>`
 const LENGTH: usize = 55;
-/// What a version to come may append (§3.2.4): no more than this in all.
+/// Maximum length with fields appended by future versions (§3.2.4).
 const LENGTH_MAX: usize = 256;
 const SAMPLED: u8 = 1;
-/// The trace id is random (level 2); handed on, never asserted.
+/// The trace id is random (level 2); passed on, never set.
 const RANDOM: u8 = 2;
 
-/// A trace and the span that the next one is a child of.
+/// A trace id and the id of the parent span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Context {
     pub trace: TraceId,
     pub span: SpanId,
     flags: u8,
-    /// Another program's.
+    /// The span belongs to another process.
     pub remote: bool,
 }
 
-/// The context that goes to the next hop.
+/// The context sent to the next hop.
 #[derive(Debug, Clone)]
 pub struct Propagation {
     traceparent: HeaderValue,
-    /// The trace began here: state of another one does not belong to it (§3.4).
-    fresh: bool,
+    /// The trace started here, so `tracestate` of another trace is removed (§3.4).
+    new_trace: bool,
 }
 
 impl Context {
-    /// A trace that begins here.
+    /// A new trace.
     pub fn new(sampled: bool) -> Context {
         let trace = TraceId::from_bytes(fastrand::u128(1..).to_be_bytes());
         Context { trace, span: new_span(), flags: u8::from(sampled), remote: false }
     }
 
-    /// What the caller sent, if it is one valid field.
-    pub fn read(headers: &HeaderMap) -> Option<Context> {
+    /// The caller's context, if there is exactly one valid header.
+    pub fn from_headers(headers: &HeaderMap) -> Option<Context> {
         let mut values = headers.get_all(TRACEPARENT).iter();
         let (value, None) = (values.next()?, values.next()) else { return None };
         Context::parse(value.to_str().ok()?)
@@ -63,28 +63,28 @@ impl Context {
         (length && [2, 35, 52].into_iter().all(dash)).then_some(Context { trace, span, flags, remote: true })
     }
 
-    pub fn sampled(&self) -> bool {
+    pub fn is_sampled(&self) -> bool {
         self.flags & SAMPLED != 0
     }
 
-    /// The same trace with a span of our own.
+    /// The same trace with a new local span.
     pub fn child(&self) -> Context {
         Context { span: new_span(), remote: false, ..*self }
     }
 
-    pub fn propagation(&self, fresh: bool) -> Propagation {
+    pub fn propagation(&self, new_trace: bool) -> Propagation {
         let text = format!("00-{}-{}-{:02x}", self.trace, self.span, self.flags);
-        // Hexadecimal digits and dashes are a valid value.
+        // Hexadecimal digits and dashes are always a valid header value.
         let traceparent = HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""));
-        Propagation { traceparent, fresh }
+        Propagation { traceparent, new_trace }
     }
 }
 
 impl Propagation {
-    /// Takes the place of the context that `headers` had.
+    /// Replaces the context in `headers`.
     pub fn apply(&self, headers: &mut HeaderMap) {
         headers.insert(TRACEPARENT, self.traceparent.clone());
-        if self.fresh {
+        if self.new_trace {
             headers.remove(TRACESTATE);
         }
     }
@@ -104,11 +104,11 @@ mod tests {
     fn check(values: &[&str], expected: Option<bool>) {
         let field = |value: &&str| (TRACEPARENT, value.parse().unwrap());
         let headers: HeaderMap = values.iter().map(field).collect();
-        assert_eq!(Context::read(&headers).map(|context| context.sampled()), expected, "{values:?}");
+        assert_eq!(Context::from_headers(&headers).map(|context| context.is_sampled()), expected, "{values:?}");
     }
 
     #[test]
-    fn one_valid_context_is_read() {
+    fn only_a_single_valid_header_is_accepted() {
         check(&[GOOD], Some(true));
         check(&[&GOOD.replace("-01", "-00")], Some(false));
         check(&[&GOOD.replace("-01", "-ff")], Some(true));
@@ -131,19 +131,19 @@ mod tests {
         ] {
             let headers: HeaderMap =
                 [(TRACEPARENT, HeaderValue::from_bytes(bad.as_bytes()).unwrap())].into_iter().collect();
-            assert_eq!(Context::read(&headers), None, "{bad}");
+            assert_eq!(Context::from_headers(&headers), None, "{bad}");
         }
     }
 
     #[test]
-    fn what_is_written_can_be_read() {
+    fn a_propagated_context_round_trips() {
         let context = Context::parse(GOOD).unwrap();
         let mut headers: HeaderMap =
             [(TRACEPARENT, "x".parse().unwrap()), (TRACESTATE, "a=b".parse().unwrap())].into_iter().collect();
         context.propagation(false).apply(&mut headers);
         assert_eq!((headers[TRACEPARENT].as_bytes(), headers.contains_key(TRACESTATE)), (GOOD.as_bytes(), true));
         Context::new(false).propagation(true).apply(&mut headers);
-        assert_eq!(Context::read(&headers).map(|context| context.sampled()), Some(false));
+        assert_eq!(Context::from_headers(&headers).map(|context| context.is_sampled()), Some(false));
         assert!(!headers.contains_key(TRACESTATE));
     }
 }

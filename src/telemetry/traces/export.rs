@@ -1,7 +1,8 @@
-//! The way of ended spans to the collector: OTLP over HTTP, in batches, from a bounded queue.
+//! Span export: OTLP over HTTP, in batches, from a bounded queue.
 //!
-//! Holds: one request at a time, each with a deadline, sent once; the URL and the headers are ours alone, whatever the
-//! environment says (`OTEL_*`). What cannot be exported is lost, and told at most once a minute.
+//! Invariants: one request at a time, each with a timeout and without retries; the URL and the headers come from the
+//! configuration only, never from `OTEL_*` variables. Spans that cannot be exported are lost, which is logged at most
+//! once a minute.
 
 use std::error::Error;
 use std::pin::Pin;
@@ -25,30 +26,33 @@ use super::{Inner, Message, Tracer};
 use crate::sync::lock;
 use crate::telemetry::Clean;
 
-/// Spans that wait for the collector; one more is lost.
+/// Capacity of the span queue.
 const QUEUE_MAX: usize = 2048;
+/// Most spans in one request.
 const BATCH_MAX: usize = 512;
-/// How long the first span of a batch waits for others.
-const BATCH_WAIT: Duration = Duration::from_secs(1);
-const DEADLINE: Duration = Duration::from_secs(10);
-/// Longest answer of a collector that is read.
-const ANSWER_BYTES_MAX: usize = 64 * 1024;
-const TELL_EVERY: Duration = Duration::from_secs(60);
+/// Maximum delay of a span that waits for its batch to fill.
+const BATCH_DELAY: Duration = Duration::from_secs(1);
+/// Timeout of one request to the collector.
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Limit of a collector's response.
+const RESPONSE_BYTES_MAX: usize = 64 * 1024;
+/// Minimum interval between log lines about lost spans.
+const LOSS_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The task between the queue and the collector. It ends when the last tracer is gone and the queue is empty.
+/// The export task. It ends when the last tracer is dropped and the queue is empty.
 pub struct Exporter {
     queue: mpsc::Receiver<Message>,
     spans: SpanExporter,
     collector: Collector,
-    /// For want of a place in the queue.
+    /// Spans dropped because the queue was full.
     dropped: Arc<AtomicU64>,
-    /// Since it was last told.
+    /// Spans lost since the last log line.
     lost: u64,
-    told: Option<Instant>,
+    loss_logged: Option<Instant>,
 }
 
-/// A tracer that records the part `sample` of the traces that begin here, and the task that takes its spans to `url`.
-/// `client` follows no redirect and asks no proxy.
+/// Creates a tracer with the sampling ratio `sample`, and the task that exports its spans to `url`. `client` must not
+/// follow redirects or use a proxy.
 pub fn start(client: reqwest::Client, url: &Url, sample: f64) -> Result<(Tracer, Exporter), ExporterBuildError> {
     let collector = Collector { client, url: url.clone(), failure: Arc::default() };
     let mut spans = SpanExporter::builder()
@@ -57,14 +61,14 @@ pub fn start(client: reqwest::Client, url: &Url, sample: f64) -> Result<(Tracer,
         .with_retry_policy(RetryPolicy::disabled())
         .with_protocol(Protocol::HttpBinary)
         .with_endpoint(url.as_str())
-        .with_timeout(DEADLINE)
+        .with_timeout(EXPORT_TIMEOUT)
         .build()?;
     let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
     spans.set_resource(&Resource::builder_empty().with_service_name("keybearer").with_attribute(version).build());
     let (sender, queue) = mpsc::channel(QUEUE_MAX);
     let dropped = Arc::<AtomicU64>::default();
-    let tracer = Tracer(Some(Arc::new(Inner { queue: sender, lost: dropped.clone(), sample })));
-    Ok((tracer, Exporter { queue, spans, collector, dropped, lost: 0, told: None }))
+    let tracer = Tracer(Some(Arc::new(Inner { queue: sender, dropped: dropped.clone(), sample })));
+    Ok((tracer, Exporter { queue, spans, collector, dropped, lost: 0, loss_logged: None }))
 }
 
 impl Exporter {
@@ -72,7 +76,7 @@ impl Exporter {
         while let Some(first) = self.queue.recv().await {
             let (mut batch, mut flushes) = (Vec::new(), Vec::new());
             let mut next = Some(first);
-            let deadline = Instant::now() + BATCH_WAIT;
+            let deadline = Instant::now() + BATCH_DELAY;
             while let Some(message) = next {
                 match message {
                     Message::Span(span) => batch.push(*span),
@@ -91,28 +95,28 @@ impl Exporter {
 
     async fn export(&mut self, batch: Vec<SpanData>) {
         let count = batch.len() as u64;
-        let failure = match timeout(DEADLINE, self.spans.export(batch)).await {
+        let failure = match timeout(EXPORT_TIMEOUT, self.spans.export(batch)).await {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(self.collector.failure().unwrap_or_else(|| error.to_string())),
-            Err(_) => Some(format!("no answer within {} s", DEADLINE.as_secs())),
+            Err(_) => Some(format!("timed out after {} s", EXPORT_TIMEOUT.as_secs())),
         };
         self.lost += self.dropped.swap(0, Ordering::Relaxed) + if failure.is_some() { count } else { 0 };
-        if self.lost == 0 || self.told.is_some_and(|told| told.elapsed() < TELL_EVERY) {
+        if self.lost == 0 || self.loss_logged.is_some_and(|at| at.elapsed() < LOSS_LOG_INTERVAL) {
             return;
         }
-        let error = failure.unwrap_or_else(|| "there were more than could be sent".to_owned());
+        let error = failure.unwrap_or_else(|| "span queue full".to_owned());
         tracing::warn!(collector = %self.collector.url, spans_lost = self.lost, error = %Clean(&error),
-            "traces are lost on the way to the collector; this is told at most once a minute");
-        (self.lost, self.told) = (0, Some(Instant::now()));
+            "spans lost; repeated at most once a minute");
+        (self.lost, self.loss_logged) = (0, Some(Instant::now()));
     }
 }
 
-/// The collector's client as the exporter sees it.
+/// The HTTP client of the exporter.
 #[derive(Debug, Clone)]
 struct Collector {
     client: reqwest::Client,
     url: Url,
-    /// Why the last request failed; the exporter does not hand that on.
+    /// Cause of the last failure, which the exporter does not pass on.
     failure: Arc<Mutex<Option<String>>>,
 }
 
@@ -127,23 +131,23 @@ impl Collector {
         let agent = concat!("keybearer/", env!("CARGO_PKG_VERSION"));
         request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(agent));
         *request.body_mut() = Some(body.into());
-        let mut answer = self.client.execute(request).await.map_err(described)?;
-        if !answer.status().is_success() {
-            return Err(format!("the collector answered {}", answer.status().as_u16()));
+        let mut response = self.client.execute(request).await.map_err(describe)?;
+        if !response.status().is_success() {
+            return Err(format!("the collector responded with {}", response.status().as_u16()));
         }
         let mut body = Vec::new();
-        while let Some(chunk) = answer.chunk().await.map_err(described)? {
+        while let Some(chunk) = response.chunk().await.map_err(describe)? {
             body.extend_from_slice(&chunk);
-            if body.len() > ANSWER_BYTES_MAX {
-                return Err("the collector's answer is too long".to_owned());
+            if body.len() > RESPONSE_BYTES_MAX {
+                return Err("the collector's response is too long".to_owned());
             }
         }
         Ok(Response::new(body.into()))
     }
 }
 
-/// An error with its causes.
-fn described(error: reqwest::Error) -> String {
+/// The text of an error with its causes.
+fn describe(error: reqwest::Error) -> String {
     let error = error.without_url();
     let (mut text, mut source) = (error.to_string(), error.source());
     while let Some(cause) = source {
@@ -154,7 +158,7 @@ fn described(error: reqwest::Error) -> String {
 }
 
 impl HttpClient for Collector {
-    /// Only the body is the exporter's.
+    /// Uses only the body of the exporter's request.
     fn send_bytes<'s, 'f>(
         &'s self,
         request: Request<Bytes>,
@@ -164,11 +168,11 @@ impl HttpClient for Collector {
         Self: 'f,
     {
         Box::pin(async move {
-            let answer = self.post(request.into_body()).await;
-            if let Err(error) = &answer {
+            let response = self.post(request.into_body()).await;
+            if let Err(error) = &response {
                 *lock(&self.failure) = Some(error.clone());
             }
-            Ok(answer?)
+            Ok(response?)
         })
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::clock::Now;
 use crate::model::token::TokenKey;
 use crate::oauth::{Failure, Outcome, Reason};
-use crate::store::{PutOff, StoreError};
+use crate::store::{AnnouncedBackoff, StoreError};
 use crate::token::schedule::{Backoff, RetryPolicy};
 use crate::token::slot::{Consent, FailureKind, LastFailure, RejectionBackoff, needs_consent_again};
 
@@ -29,7 +29,7 @@ pub enum AcquireError {
     /// During the wait for the lease a command arrived, the store changed, or the last waiting caller left.
     Interrupted,
     /// Another replica published a notice: the server refused its request or made it back off.
-    Deferred(PutOff),
+    Deferred(AnnouncedBackoff),
     /// A rejection just forced another replica to refresh.
     RejectedElsewhere(RejectionBackoff),
     /// Another replica may have spent the refresh token; it is not sent while the current token is usable.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::{AcquireError, Acquired, Acquirer, Attempt};
 use crate::oauth::{Failure, Reason};
-use crate::store::{Lease, PutOff};
+use crate::store::{AnnouncedBackoff, Lease};
 use crate::telemetry::audit::Cause;
 use crate::token::schedule::{Backoff, RetryPolicy};
 use crate::token::slot::RejectionBackoff;
@@ -19,14 +19,14 @@ const REJECTED: &str = "token_rejected";
 const WAIT_MIN: Duration = Duration::from_millis(100);
 
 /// The notice of another replica, if it applies to this attempt.
-pub fn applicable(put_off: Option<&PutOff>, definition_age: Duration, cause: &Cause) -> Option<PutOff> {
+pub fn applicable(put_off: Option<&AnnouncedBackoff>, definition_age: Duration, cause: &Cause) -> Option<AnnouncedBackoff> {
     let put_off = put_off.filter(|put_off| put_off.error != REJECTED && cause.person().is_none())?;
     let is_older = put_off.age > definition_age;
     (!put_off.permanent || !is_older).then(|| put_off.clone())
 }
 
 /// The rejection backoff of another replica, if a rejection also forced this attempt.
-pub fn rejected_elsewhere(put_off: Option<&PutOff>, cause: &Cause) -> Option<RejectionBackoff> {
+pub fn rejected_elsewhere(put_off: Option<&AnnouncedBackoff>, cause: &Cause) -> Option<RejectionBackoff> {
     let put_off = put_off.filter(|put_off| *cause == Cause::Rejected && put_off.error == REJECTED)?;
     Some(RejectionBackoff { rejections: put_off.failures, wait: put_off.wait })
 }
@@ -45,13 +45,13 @@ impl Acquirer {
             _ => None,
         };
         if let Some(put_off) = put_off
-            && let Err(error) = lease.put_off_others(&put_off).await
+            && let Err(error) = lease.announce_backoff(&put_off).await
         {
             tracing::debug!(key = %self.slot.key, %error, "notice not published; other replicas send their own requests");
         }
     }
 
-    fn failure_notice(&self, failure: &Failure) -> Option<PutOff> {
+    fn failure_notice(&self, failure: &Failure) -> Option<AnnouncedBackoff> {
         let error = match failure {
             Failure::Permanent(refusal) => refusal.error.clone(),
             Failure::Script { .. } => return None,
@@ -66,12 +66,12 @@ impl Acquirer {
         let policy = RetryPolicy::Backoff(Backoff::after(failure, failures));
         let retry_at = policy.retry_at(now, usable.map(|token| token.usable_until), fastrand::f64());
         let (wait, permanent) = (now.until(retry_at).max(WAIT_MIN), failure.is_permanent());
-        Some(PutOff { wait, age: Duration::ZERO, permanent, failures, error })
+        Some(AnnouncedBackoff { wait, age: Duration::ZERO, permanent, failures, error })
     }
 
-    fn rejection_notice(&self) -> PutOff {
+    fn rejection_notice(&self) -> AnnouncedBackoff {
         let RejectionBackoff { rejections: failures, wait } = self.slot.rejection_backoff();
-        PutOff { wait, age: Duration::ZERO, permanent: false, failures, error: REJECTED.to_owned() }
+        AnnouncedBackoff { wait, age: Duration::ZERO, permanent: false, failures, error: REJECTED.to_owned() }
     }
 }
 
@@ -82,14 +82,14 @@ mod tests {
 
     const AGE: Duration = Duration::from_secs(10);
 
-    fn put_off(error: &str, permanent: bool) -> PutOff {
-        PutOff { wait: AGE, age: AGE, permanent, failures: 3, error: error.to_owned() }
+    fn put_off(error: &str, permanent: bool) -> AnnouncedBackoff {
+        AnnouncedBackoff { wait: AGE, age: AGE, permanent, failures: 3, error: error.to_owned() }
     }
 
     #[test]
     fn a_notice_applies_unless_a_person_acts_or_the_definition_is_newer() {
         #[track_caller]
-        fn check(put_off: &PutOff, definition_age: Duration, cause: &Cause, applies: bool) {
+        fn check(put_off: &AnnouncedBackoff, definition_age: Duration, cause: &Cause, applies: bool) {
             assert_eq!(applicable(Some(put_off), definition_age, cause).is_some(), applies);
         }
         let (retryable, permanent) = (put_off("http_503", false), put_off("invalid_client", true));

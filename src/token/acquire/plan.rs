@@ -167,7 +167,7 @@ pub fn decide_offline<'a>(input: &PlanInput<'a>, now: Now) -> Offline<'a> {
         return Offline::Adopt(record);
     }
     match input.record.map(|record| (record, &record.refresh)) {
-        Some((record, store::Refresh::Token(token))) if record.outlasts_refreshes() => {
+        Some((record, store::Refresh::Token(token))) if record.has_reusable_refresh_token() => {
             Offline::Request(Request::Refresh(Refresh { record, token, sent_before: None }))
         }
         _ if input.needs_person() => Offline::Stop,

@@ -58,7 +58,7 @@ pub(super) enum Saving<'a> {
 impl Acquirer {
     /// The record of this token, if it was granted under the current definition.
     pub(super) async fn record(&self, connection: &Connection) -> Result<Option<StoredToken>, StoreError> {
-        Ok(self.record_of_any_definition(connection).await?.filter(|record| record.is_of(connection)))
+        Ok(self.record_of_any_definition(connection).await?.filter(|record| record.matches(connection)))
     }
 
     pub(super) async fn record_of_any_definition(
@@ -76,12 +76,12 @@ impl Acquirer {
     pub(super) fn record_in_memory(&self, connection: &Connection) -> Option<StoredToken> {
         let cached = self.cached();
         let record = cached.unsaved.as_ref().or(cached.last_seen.as_ref());
-        record.filter(|record| record.is_of(connection)).cloned()
+        record.filter(|record| record.matches(connection)).cloned()
     }
 
     /// True if the stored token was granted under another definition.
     pub(super) async fn has_outdated(&self, connection: &Connection) -> bool {
-        matches!(self.load_or_restore(connection).await, Ok(Some(record)) if !record.is_of(connection))
+        matches!(self.load_or_restore(connection).await, Ok(Some(record)) if !record.matches(connection))
     }
 
     async fn load(&self) -> Result<Option<StoredToken>, StoreError> {
@@ -154,7 +154,7 @@ impl Acquirer {
             let removed = shared.was_removed(&self.slot.key, known).await?;
             return Ok(if removed { Poll::Removed } else { Poll::Unchanged });
         };
-        if stored.version <= known || !stored.is_of(connection) {
+        if stored.version <= known || !stored.matches(connection) {
             return Ok(Poll::Unchanged);
         }
         self.remember(&stored);

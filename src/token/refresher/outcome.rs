@@ -50,7 +50,7 @@ impl Refresher {
         let token = InjectedToken::new(generation, stored.access_token, stored.origins, granted, deadlines);
         self.slot.publish(Some(Arc::new(token)), None);
         let event = Event::TokenObtained { key: key.clone(), expires: deadlines.expires.wall };
-        self.events.tell(self.acquirer.clock.now().wall, event);
+        self.events.publish(self.acquirer.clock.now().wall, event);
     }
 
     /// Forecasts the expiry of the refresh token: sets the gauge, and warns when it is near.
@@ -91,7 +91,7 @@ impl Refresher {
             retry: failure.consent().is_none().then_some(failure.retry_at.wall),
         };
         self.slot.publish(before.token.clone(), Some(failure));
-        self.events.tell(now.wall, event);
+        self.events.publish(now.wall, event);
     }
 
     /// Forgets the token; the next one is acquired like the first one.

@@ -68,6 +68,6 @@ async fn commands_find_the_instance_and_its_token_by_the_configuration() {
         let output = run(command).await;
         let said = text(&output.stderr);
         assert_eq!((output.status.code(), said.lines().count()), (Some(1), 1), "{said}");
-        assert!(said.contains(&format!("no instance answers at http://{admin}/; ")), "{said}");
+        assert!(said.contains(&format!("no instance responds at http://{admin}/; ")), "{said}");
     }
 }

@@ -1,11 +1,11 @@
-//! The line that the log has of a request, and the names by which it is found again.
+//! The log line of a request, and the ids that identify it.
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 
 use super::*;
 
-/// Lines of the log that name a request: message, `audit` and code.
+/// Message, `audit` and code of the log lines with a request id.
 fn lines(log: &str) -> Vec<(String, Option<String>, Option<String>)> {
     let events = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap_or_else(|_| panic!("{line}")));
     let text = |event: &Value, name: &str| event[name].as_str().map(str::to_owned);
@@ -30,7 +30,7 @@ async fn a_request_has_at_most_one_line_and_a_denial_always_has_one() {
         ("requests: all", "off", vec![used(false), failed(false), denied(false)]),
         ("requests: errors", "{file: audit.jsonl}", vec![failed(false), denied(false)]),
     ] {
-        // A sidecar says where it listens at the level info, so what is tried here begins with a reload.
+        // A sidecar logs its addresses at the level info, so the settings under test are applied by a reload.
         let scene = Scene::start("log: {format: json}\n").await;
         scene.write(&format!("log: {{format: json, {log}}}\naudit: {{to: {audit}}}\n"), "");
         scene.reload().await;
@@ -49,7 +49,7 @@ async fn a_request_has_at_most_one_line_and_a_denial_always_has_one() {
 }
 
 #[tokio::test]
-async fn a_request_is_found_by_our_id_and_by_the_callers_own() {
+async fn a_request_is_identified_by_our_id_and_the_callers() {
     let scene = Scene::start(TO_FILE).await;
     let long = "x".repeat(129);
     let fits = "x".repeat(128);
@@ -74,7 +74,7 @@ async fn a_request_is_found_by_our_id_and_by_the_callers_own() {
         let received = scene.api.received();
         let received = received.last().expect("a request");
         let expected: Vec<_> = sent.split("\r\nX-Request-Id: ").collect();
-        assert_eq!(received.values("x-request-id"), expected, "it is passed on untouched");
+        assert_eq!(received.values("x-request-id"), expected, "it is passed on unchanged");
         let names: BTreeSet<_> = received
             .head
             .split("\r\n")
@@ -92,15 +92,15 @@ async fn a_request_is_found_by_our_id_and_by_the_callers_own() {
         let records = scene.until("the record", |records| records.iter().any(is)).await;
         assert_eq!(records.iter().find(|record| is(record)).expect("it")["client_request_id"].as_str(), recorded);
     }
-    let answer = scene.get("http://scoped.test/x", "X-Request-Id: 0123456789abcdef\r\n").await.json();
-    let id = answer["request_id"].as_str().expect("an id").to_owned();
+    let response = scene.get("http://scoped.test/x", "X-Request-Id: 0123456789abcdef\r\n").await.json();
+    let id = response["request_id"].as_str().expect("an id").to_owned();
     assert_ne!(id, "0123456789abcdef");
     scene.sidecar.logged(&format!("\"request_id\":\"{id}\"")).await;
     until("our id is in the audit", || scene.lines_of_file().is_some_and(|text| text.contains(&id))).await;
 }
 
 #[tokio::test]
-async fn trace_context_is_passed_on_untouched() {
+async fn trace_context_is_passed_on_unchanged() {
     let scene = Scene::start("").await;
     let state = format!("vendor={}", "v".repeat(20_000));
     for (parent, states) in [
@@ -111,8 +111,8 @@ async fn trace_context_is_passed_on_untouched() {
         ("", vec![]),
     ] {
         let lines: String = states.iter().map(|state| format!("tracestate: {state}\r\n")).collect();
-        let answer = scene.get("http://api.test/", &format!("traceparent: {parent}\r\n{lines}")).await;
-        assert_eq!(answer.status, 200, "{parent}: {}", answer.text());
+        let response = scene.get("http://api.test/", &format!("traceparent: {parent}\r\n{lines}")).await;
+        assert_eq!(response.status, 200, "{parent}: {}", response.text());
         let received = scene.api.received();
         let received = received.last().expect("a request");
         assert_eq!(received.values("traceparent"), [parent]);
@@ -122,7 +122,7 @@ async fn trace_context_is_passed_on_untouched() {
 
 #[tokio::test]
 async fn each_failure_has_its_own_response_metric_and_log_line() {
-    // No TLS at all: plain bytes in answer to the ClientHello.
+    // No TLS: plain bytes in response to the ClientHello.
     let tls = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let tls_address = tls.local_addr().expect("an address");
     let no_tls = tokio::spawn(async move {
@@ -160,18 +160,18 @@ async fn each_failure_has_its_own_response_metric_and_log_line() {
         ("http://10.0.0.1/", "", "egress_denied", "destination_ip_prohibited"),
         ("ftp://down.test/", "", "bad_request_target", "http_request_error"),
     ] {
-        let answer = raw::get_through(sidecar.proxy(), url, "").await;
-        assert_eq!(answer.code(), code, "{url}: {}", answer.text());
-        assert_eq!(answer.header("proxy-status"), Some(format!("keybearer; error={proxy_status}").as_str()));
+        let response = raw::get_through(sidecar.proxy(), url, "").await;
+        assert_eq!(response.code(), code, "{url}: {}", response.text());
+        assert_eq!(response.header("proxy-status"), Some(format!("keybearer; error={proxy_status}").as_str()));
         let series = format!("keybearer_errors_total{{connection=\"{connection}\",code=\"{code}\"}}");
         assert_eq!(sidecar.metric(&series).await, 1.0, "{series}");
-        let told = format!("{:?}{}", answer.headers, answer.text());
+        let shown = format!("{:?}{}", response.headers, response.text());
         for inside in
             ["127.0.0.1", "10.0.0.1", "/src/", ".rs", "Error {", "os error", sidecar.dir.path().to_str().expect("text")]
         {
-            assert!(!told.contains(inside), "{inside} is in {told}");
+            assert!(!shown.contains(inside), "{inside} is in {shown}");
         }
-        ids.push((answer.json()["request_id"].as_str().expect("an id").to_owned(), connection, code));
+        ids.push((response.json()["request_id"].as_str().expect("an id").to_owned(), connection, code));
     }
     no_tls.abort();
     sidecar.signal("TERM");
@@ -189,12 +189,12 @@ async fn each_failure_has_its_own_response_metric_and_log_line() {
 }
 
 #[tokio::test]
-async fn a_head_that_is_refused_before_it_is_whole_has_a_line_too() {
+async fn an_incomplete_head_that_is_refused_has_a_log_line() {
     let scene = Scene::start("limits: {head: 8KiB}\n").await;
     let head = format!("GET http://api.test/ HTTP/1.1\r\nHost: api.test\r\nX: {}\r\n", "x".repeat(40_000));
-    let answer = raw::send(scene.sidecar.proxy(), head.as_bytes()).await;
-    assert_eq!(answer.status, 431, "{}", answer.text());
-    let id = answer.json()["request_id"].as_str().expect("an id").to_owned();
+    let response = raw::send(scene.sidecar.proxy(), head.as_bytes()).await;
+    assert_eq!(response.status, 431, "{}", response.text());
+    let id = response.json()["request_id"].as_str().expect("an id").to_owned();
     let line = scene.sidecar.logged(&id).await;
     assert!(line.contains("head_too_large") && line.contains("\"from\":\"127.0.0.1:"), "{line}");
 }

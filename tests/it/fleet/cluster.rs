@@ -1,4 +1,4 @@
-//! A real cluster of Redis: found by one of its nodes, used by replicas, and one of its shards failing over meanwhile.
+//! A real Redis Cluster: discovered through one node, shared by replicas, with a failover of one shard.
 
 use std::time::Duration;
 
@@ -16,45 +16,40 @@ use crate::rig::sidecar::Sidecar;
 const API: &str = "http://api.test/x";
 const MACHINE: &str = "http://m.test/x";
 
-/// All nodes, made a cluster of by redis-cli, which authenticates with some words and speaks TLS with others.
-async fn cluster(
-    count: usize,
-    more: &[&str],
-    (words, tls_words): (&[&str], &[&str]),
-    tls_ports: &[String],
-) -> Vec<Redis> {
-    let (mut nodes, mut places) = (Vec::new(), Vec::new());
+/// Starts nodes and joins them into a cluster with redis-cli, with the given authentication and TLS arguments.
+async fn cluster(count: usize, more: &[&str], (auth, tls): (&[&str], &[&str]), tls_ports: &[String]) -> Vec<Redis> {
+    let (mut nodes, mut addresses) = (Vec::new(), Vec::new());
     for number in 0..count {
         let bus = free_port().to_string();
         let own = tls_ports.get(number).map(|port| ["--tls-port", port]);
-        // The bus would be 10000 above, where there may be no port.
+        // The default bus port is 10000 higher, which may be out of range.
         let all = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", &bus];
         let all = [&all[..], &["--repl-diskless-sync-delay", "0"]].concat();
         let node = Redis::start_with(&[&all[..], more, own.as_ref().map_or(&[], |own| own)].concat()).await;
         let port = tls_ports.get(number).cloned().unwrap_or_else(|| node.port.to_string());
-        places.push(format!("127.0.0.1:{port}@{bus}"));
+        addresses.push(format!("127.0.0.1:{port}@{bus}"));
         nodes.push(node);
     }
-    let places: Vec<&str> = places.iter().map(String::as_str).collect();
+    let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
     let replicas = if count < 6 { "0" } else { "1" };
     let end = ["--cluster-replicas", replicas, "--cluster-yes"];
-    let all = [words, tls_words, &["--cluster", "create"], &places, &end].concat();
-    let made = timeout(Duration::from_secs(20), nodes[0].cli(&all)).await.expect("they meet");
-    assert!(made.contains("All 16384 slots covered"), "{made}");
+    let all = [auth, tls, &["--cluster", "create"], &addresses, &end].concat();
+    let output = timeout(Duration::from_secs(20), nodes[0].cli(&all)).await.expect("the nodes join");
+    assert!(output.contains("All 16384 slots covered"), "{output}");
     let end = Instant::now() + Duration::from_secs(15);
     for node in &nodes {
-        let ask = async |question: &[&str]| node.cli(&[words, question].concat()).await;
-        while !ask(&["CLUSTER", "INFO"]).await.contains("cluster_state:ok")
-            || ask(&["INFO", "replication"]).await.contains("master_link_status:down")
+        let query = async |command: &[&str]| node.cli(&[auth, command].concat()).await;
+        while !query(&["CLUSTER", "INFO"]).await.contains("cluster_state:ok")
+            || query(&["INFO", "replication"]).await.contains("master_link_status:down")
         {
-            assert!(Instant::now() < end, "the cluster does not come to rest");
+            assert!(Instant::now() < end, "the cluster does not become stable");
             sleep(Duration::from_millis(50)).await;
         }
     }
     nodes
 }
 
-/// Who answers for what is kept of `crm`.
+/// The primary of the shard with the keys of `crm`.
 async fn primary(nodes: &[Redis]) -> Option<usize> {
     let slot = nodes[0].cli(&["CLUSTER", "KEYSLOT", "keybearer:{crm}:token:default"]).await;
     for (number, node) in nodes.iter().enumerate() {
@@ -67,7 +62,7 @@ async fn primary(nodes: &[Redis]) -> Option<usize> {
 }
 
 #[tokio::test]
-async fn a_shard_that_fails_over_loses_no_token_and_no_request() {
+async fn a_failover_of_a_shard_loses_no_token_and_no_request() {
     let server = AuthorizationServer::op(json!({ "lifetime": 24 })).await;
     let upstream = Upstream::start(&server).await;
     let mut nodes = cluster(6, &[], (&[], &[]), &[]).await;
@@ -79,26 +74,26 @@ async fn a_shard_that_fails_over_loses_no_token_and_no_request() {
     assert_eq!(import_refresh_token(&replicas[0], &token, None).await.status, 200, "{}", replicas[0].log());
     let end = Instant::now() + Duration::from_secs(5);
     while raw::get_through(replicas[1].proxy(), API, "").await.status != 200 {
-        assert!(Instant::now() < end, "the other one hears of it: {}", replicas[1].log());
+        assert!(Instant::now() < end, "the other replica does not load the token: {}", replicas[1].log());
         sleep(Duration::from_millis(50)).await;
     }
     let traffic = replicas.each_ref().map(|replica| Traffic::through(replica, API));
-    // Keys of other connections lie in other shards.
+    // Keys of other connections are in other shards.
     let tokens = call(replicas[1].admin(), "GET", "/connections/machine/tokens", &json!({})).await;
     assert_eq!(tokens.json()["items"].as_array().map(Vec::len), Some(1), "{}", tokens.text());
     let dir = replicas[0].dir.path();
     let file = dir.join("export.jsonl").display().to_string();
-    for (arguments, input, answer) in [
-        (&["secret", "set", "vault"][..], "s3cr3t", "vault is in the store"),
+    for (arguments, input, expected) in [
+        (&["secret", "set", "vault"][..], "s3cr3t", "vault stored"),
         (&["secret", "list"], "", "vault"),
         (&["store", "export", &file], "", "3 records"),
         (&["store", "import", "--overwrite", &file], "", "3 records imported"),
     ] {
         let output = run(dir, arguments, input).await;
-        assert!(printed(&output).contains(answer), "{arguments:?}: {}", printed(&output));
+        assert!(printed(&output).contains(expected), "{arguments:?}: {}", printed(&output));
     }
 
-    let failed = primary(&nodes).await.expect("one of the nodes has it");
+    let failed = primary(&nodes).await.expect("one of the nodes is the primary");
     nodes[failed].stop().await;
     let rotations = server.stats().await["rotations"].as_u64();
     let end = Instant::now() + Duration::from_secs(30);
@@ -118,7 +113,7 @@ async fn a_shard_that_fails_over_loses_no_token_and_no_request() {
 }
 
 #[tokio::test]
-async fn a_cluster_behind_tls_and_a_password_is_shared_and_one_node_alone_is_refused_in_words() {
+async fn a_cluster_with_tls_and_a_password_is_shared_and_a_missing_cluster_key_is_reported() {
     let server = AuthorizationServer::op(json!({ "lifetime": 60 })).await;
     let upstream = Upstream::start(&server).await;
     let tls = tls_of("server");
@@ -129,8 +124,8 @@ async fn a_cluster_behind_tls_and_a_password_is_shared_and_one_node_alone_is_ref
     let [certificate, key] = [certificate, key].map(|path| path.display().to_string());
     let to_each_other = ["--tls-client-cert-file", &certificate, "--tls-client-key-file", &key];
     let ports = [free_port(), free_port(), free_port()].map(|port| port.to_string());
-    let (words, tls_words) = (["-a", "sesame-7", "--no-auth-warning"], ["--tls", "--cacert", &ca]);
-    let _nodes = cluster(3, &[&tls[..], &closed, &to_each_other].concat(), (&words, &tls_words), &ports).await;
+    let (auth, tls_arguments) = (["-a", "sesame-7", "--no-auth-warning"], ["--tls", "--cacert", &ca]);
+    let _nodes = cluster(3, &[&tls[..], &closed, &to_each_other].concat(), (&auth, &tls_arguments), &ports).await;
     let of = |more: &str| {
         let url =
             format!("url: \"rediss://localhost:{}\", password: {{file: password}}, trust: [\"{ca}\"]{more}", ports[0]);

@@ -1,5 +1,5 @@
-//! Redis out of order: stopped, emptied, slow, refusing, full of other things. Usable tokens are served meanwhile, what
-//! needs no refresh token is renewed, and all heals by itself.
+//! A failing Redis: stopped, emptied, slow, refusing, full, or with foreign values. Usable tokens are served, tokens
+//! that need no rotating refresh token are refreshed, and everything recovers without intervention.
 
 use std::time::Duration;
 
@@ -20,10 +20,10 @@ const CRM: &str = "keybearer:{crm}:token:default";
 const FAILED: &str = "keybearer_store_operations_total{operation=\"load\",outcome=\"failed\"}";
 
 /// Waits until Redis has a record under `key`.
-async fn kept(redis: &Redis, key: &str) {
+async fn until_stored(redis: &Redis, key: &str) {
     let end = Instant::now() + Duration::from_secs(15);
     while redis.cli(&["TYPE", key]).await != "string" || redis.cli(&["STRLEN", key]).await.len() > 5 {
-        assert!(Instant::now() < end, "{key} never comes: {:?}", redis.cli(&["--scan"]).await);
+        assert!(Instant::now() < end, "{key} is never stored: {:?}", redis.cli(&["--scan"]).await);
         sleep(Duration::from_millis(50)).await;
     }
 }
@@ -32,7 +32,7 @@ async fn refresh(replica: &Sidecar) -> u16 {
     call(replica.admin(), "POST", "/connections/crm/refresh", &json!({})).await.status
 }
 
-/// Machine tokens of 3 s, whatever the others live.
+/// Gives machine tokens a lifetime of 3 s.
 async fn short_machine(fleet: &Fleet) {
     fleet.server.control(json!({ "lifetime": 3 })).await;
     for replica in &fleet.replicas {
@@ -41,7 +41,7 @@ async fn short_machine(fleet: &Fleet) {
 }
 
 #[tokio::test]
-async fn redis_stops_and_comes_back_empty() {
+async fn redis_stops_and_restarts_empty() {
     let mut fleet = Fleet::start(2, 60).await;
     fleet.connect().await;
     short_machine(&fleet).await;
@@ -49,24 +49,24 @@ async fn redis_stops_and_comes_back_empty() {
         fleet.replicas.iter().flat_map(|replica| [API, MACHINE].map(|url| Traffic::through(replica, url))).collect();
     let before = fleet.server.token_requests("machine").await;
     fleet.redis.stop().await;
-    // Machine tokens are renewed without the store, each more than once.
+    // Machine tokens are refreshed without the store, each more than once.
     fleet.token_requests_beyond("machine", before + 4).await;
     let one = &fleet.replicas[0];
     one.until_metric(FAILED, |count| count > 0.0).await;
     one.logged("store unreachable; serving tokens from memory").await;
-    assert_eq!(refresh(one).await, 503, "a rotating one waits");
+    assert_eq!(refresh(one).await, 503, "a rotating refresh token is not spent");
     let shown = call(one.admin(), "GET", "/connections/crm/tokens", &json!({})).await.json();
     let last = &shown["items"][0]["last_attempt"];
     assert_eq!((&last["outcome"], &last["error"]), (&json!("unavailable"), &json!("store_unavailable")), "{shown}");
     assert_eq!(fleet.count("rotations").await, 1);
 
     fleet.redis.start_again().await;
-    kept(&fleet.redis, CRM).await;
+    until_stored(&fleet.redis, CRM).await;
     one.logged("store reachable again").await;
     for (at, traffic) in traffic.into_iter().enumerate() {
         assert!(traffic.end(&fleet.replicas[at / 2]).await > 100);
     }
-    // What was written back is what works: a third replica takes it, and it rotates.
+    // The record written back is valid: a third replica uses it and rotates it.
     fleet.server.control(json!({ "lifetime": 60 })).await;
     let third = Sidecar::start(&config(&fleet.server, &fleet.upstream, &store(fleet.redis.port))).await;
     served(&third, Duration::from_secs(2)).await;
@@ -79,9 +79,10 @@ async fn redis_stops_and_comes_back_empty() {
     assert_eq!(fleet.count("rotations").await, 2);
 }
 
-/// While `trouble` lasts, nothing fails and no refresh token is spent; after `remedy` both tokens are renewed again.
-async fn through(row: &str, trouble: impl AsyncFn(&Fleet), remedy: impl AsyncFn(&Fleet), said: &str) {
-    // Both are due after eight seconds, and may be used for fifteen.
+/// During `trouble` no request fails and no refresh token is spent; after `remedy` both tokens are refreshed again. The
+/// log contains `logged`.
+async fn through(row: &str, trouble: impl AsyncFn(&Fleet), remedy: impl AsyncFn(&Fleet), logged: &str) {
+    // Both tokens are due after 8 s and usable for 15 s.
     let fleet = Fleet::start_with(1, 16, "usable_margin: 1s, ").await;
     let one = &fleet.replicas[0];
     fleet.connect().await;
@@ -91,7 +92,7 @@ async fn through(row: &str, trouble: impl AsyncFn(&Fleet), remedy: impl AsyncFn(
     let machine = fleet.server.token_requests("machine").await;
     fleet.token_requests_beyond("machine", machine).await;
     one.logged("store_unavailable").await;
-    one.logged(said).await;
+    one.logged(logged).await;
     assert_eq!(fleet.count("rotations").await, rotations, "{row}: a refresh token was spent without a lease");
     remedy(&fleet).await;
     fleet.rotated().await;
@@ -99,8 +100,8 @@ async fn through(row: &str, trouble: impl AsyncFn(&Fleet), remedy: impl AsyncFn(
         assert!(traffic.end(one).await > 100, "{row}");
     }
     fleet.assert_no_token_spent_twice().await;
-    kept(&fleet.redis, CRM).await;
-    kept(&fleet.redis, "keybearer:{machine}:token:default").await;
+    until_stored(&fleet.redis, CRM).await;
+    until_stored(&fleet.redis, "keybearer:{machine}:token:default").await;
 }
 
 async fn redis(fleet: &Fleet, line: &str) {
@@ -110,42 +111,42 @@ async fn redis(fleet: &Fleet, line: &str) {
 #[tokio::test]
 async fn redis_is_slow_by_five_seconds() {
     let slow = async |fleet: &Fleet| fleet.wires[0].slow(Duration::from_secs(5));
-    let quick = async |fleet: &Fleet| fleet.wires[0].slow(Duration::ZERO);
-    through("slow", slow, quick, "in time").await;
+    let normal = async |fleet: &Fleet| fleet.wires[0].slow(Duration::ZERO);
+    through("slow", slow, normal, "timed out").await;
 }
 
 #[tokio::test]
-async fn redis_does_not_answer() {
-    let stuck = async |fleet: &Fleet| signal(fleet.redis.pid(), "STOP");
-    let goes_on = async |fleet: &Fleet| signal(fleet.redis.pid(), "CONT");
-    through("stuck", stuck, goes_on, "no reply in time").await;
+async fn redis_does_not_reply() {
+    let stopped = async |fleet: &Fleet| signal(fleet.redis.pid(), "STOP");
+    let continued = async |fleet: &Fleet| signal(fleet.redis.pid(), "CONT");
+    through("stopped", stopped, continued, "the reply timed out").await;
 }
 
 #[tokio::test]
-async fn redis_suddenly_wants_a_password() {
-    let asks = async |fleet: &Fleet| {
+async fn redis_starts_to_require_a_password() {
+    let required = async |fleet: &Fleet| {
         redis(fleet, "CONFIG SET requirepass x").await;
         redis(fleet, "-a x CLIENT KILL TYPE normal").await;
     };
-    let no_more = async |fleet: &Fleet| redis(fleet, "-a x --no-auth-warning CONFIG SET requirepass __").await;
-    through("NOAUTH", asks, no_more, "NOAUTH").await;
+    let removed = async |fleet: &Fleet| redis(fleet, "-a x --no-auth-warning CONFIG SET requirepass __").await;
+    through("NOAUTH", required, removed, "NOAUTH").await;
 }
 
 #[tokio::test]
-async fn redis_turns_into_a_replica() {
+async fn redis_becomes_a_replica() {
     let replica = async |fleet: &Fleet| redis(fleet, "REPLICAOF 127.0.0.1 1").await;
     let primary = async |fleet: &Fleet| redis(fleet, "REPLICAOF NO ONE").await;
     through("READONLY", replica, primary, "configure the primary's address").await;
 }
 
-/// TL-14: Redis goes away while the server rotates; what it gave is used, and saved as soon as there is a place for it.
+/// TL-14: Redis becomes unreachable while the server rotates; the new token is used, and saved once Redis is back.
 #[tokio::test]
-async fn a_rotation_that_redis_does_not_take_is_not_lost() {
-    // Due after eight seconds at most, and of use for twelve.
+async fn a_rotation_during_an_outage_of_redis_is_not_lost() {
+    // Due after at most 8 s and usable for 12 s.
     let fleet = Fleet::start(2, 16).await;
     fleet.connect().await;
     let traffic: Vec<_> = fleet.replicas.iter().map(|replica| Traffic::through(replica, API)).collect();
-    // Longer than it takes to see that the request is under way.
+    // Longer than it takes to detect that the request is in flight.
     fleet.server.control(json!({ "delay_ms": 1000 })).await;
     fleet.token_requests_beyond("person", fleet.server.token_requests("person").await).await;
     let end = Instant::now() + Duration::from_secs(15);
@@ -168,9 +169,9 @@ async fn a_rotation_that_redis_does_not_take_is_not_lost() {
     fleet.assert_no_token_spent_twice().await;
 }
 
-/// A grant that a person has brought takes the place of an older one, whenever it can be saved.
+/// A new grant replaces the older one, whenever it can be saved.
 #[tokio::test]
-async fn a_new_consent_that_redis_does_not_take_at_once_replaces_the_old_one() {
+async fn a_new_grant_during_an_outage_of_redis_replaces_the_old_one() {
     let fleet = Fleet::start(2, 60).await;
     fleet.connect().await;
     let [one, other] = &fleet.replicas[..] else { panic!("two") };
@@ -181,12 +182,12 @@ async fn a_new_consent_that_redis_does_not_take_at_once_replaces_the_old_one() {
         }
         let token = fleet.server.refresh_token("ann").await;
         fleet.server.control(json!({ "delay_ms": 1000 })).await;
-        let asked = fleet.server.token_requests("person").await;
-        let (handed, ()) = tokio::join!(import_refresh_token(one, &token, None), async {
-            fleet.token_requests_beyond("person", asked).await;
+        let before = fleet.server.token_requests("person").await;
+        let (imported, ()) = tokio::join!(import_refresh_token(one, &token, None), async {
+            fleet.token_requests_beyond("person", before).await;
             fleet.wires[0].cut();
         });
-        assert_eq!(handed.status, 200, "{}\n{}", handed.text(), one.log());
+        assert_eq!(imported.status, 200, "{}\n{}", imported.text(), one.log());
         fleet.server.control(json!({ "delay_ms": 0 })).await;
         let sent = async |replica: &Sidecar| {
             assert_eq!(raw::get_through(replica.proxy(), API, "").await.status, 200, "{}", replica.log());
@@ -210,9 +211,9 @@ fn authorization(headers: &Value) -> Option<&str> {
     fields.find(|value| value.starts_with("Bearer "))
 }
 
-/// What is written takes the place of what is there.
+/// A write replaces an existing value, which needs no further memory.
 #[tokio::test]
-async fn a_full_redis_is_no_trouble() {
+async fn a_full_redis_still_stores_rotations() {
     let fleet = Fleet::start(1, 3).await;
     fleet.connect().await;
     let traffic = Traffic::through(&fleet.replicas[0], API);
@@ -227,7 +228,7 @@ async fn a_full_redis_is_no_trouble() {
 
 /// ST-10.
 #[tokio::test]
-async fn values_of_others_are_neither_read_nor_kept() {
+async fn foreign_values_are_neither_read_nor_kept() {
     let fleet = Fleet::start(1, 4).await;
     fleet.connect().await;
     let (one, redis) = (&fleet.replicas[0], &fleet.redis);
@@ -236,10 +237,10 @@ async fn values_of_others_are_neither_read_nor_kept() {
     let rows = [
         ("a list", vec![vec!["DEL", CRM], vec!["RPUSH", CRM, "x"]]),
         ("a large value", vec![vec!["SETRANGE", CRM, "104857600", "x"]]),
-        ("a record of nobody", vec![vec!["SET", CRM, "not sealed by anybody, and long enough to hold a header"]]),
-        ("nothing", vec![vec!["FLUSHALL"]]),
+        ("an unsealed value", vec![vec!["SET", CRM, "not a sealed record, and long enough to contain a header"]]),
+        ("no keys", vec![vec!["FLUSHALL"]]),
         (
-            "other kinds",
+            "other types",
             vec![
                 vec!["RPUSH", lease, "x"],
                 vec!["DEL", "keybearer:{crm}:tokens"],
@@ -248,23 +249,23 @@ async fn values_of_others_are_neither_read_nor_kept() {
             ],
         ),
     ];
-    for (row, words) in rows {
-        for words in &words {
-            redis.cli(words).await;
+    for (row, commands) in rows {
+        for command in &commands {
+            redis.cli(command).await;
         }
         let memory = one.resident_kib();
         fleet.rotated().await;
-        kept(redis, CRM).await;
+        until_stored(redis, CRM).await;
         assert!(one.resident_kib() < memory + 32 * 1024, "{row}");
     }
     assert!(traffic.end(one).await > 100);
     fleet.assert_no_token_spent_twice().await;
     assert_eq!(redis.cli(&["ZCARD", "keybearer:{crm}:tokens"]).await, "1");
-    assert!(one.log().contains("is larger than any record of keybearer"), "{}", one.log());
+    assert!(one.log().contains("is larger than any keybearer record"), "{}", one.log());
 }
 
 #[tokio::test]
-async fn wrong_credentials_and_names_are_reported_and_corrected_by_a_reload() {
+async fn wrong_credentials_and_names_are_reported_and_fixed_by_a_reload() {
     let server = AuthorizationServer::op(json!({ "lifetime": 60 })).await;
     let upstream = Upstream::start(&server).await;
     let (ca, tls_port) = (Peers::certs().ca.display().to_string(), free_port());
@@ -291,7 +292,7 @@ async fn wrong_credentials_and_names_are_reported_and_corrected_by_a_reload() {
     sidecar.logged("store reachable again").await;
     sidecar.until_ready().await;
     assert!(!sidecar.log().contains("what needs a restart"), "{}", sidecar.log());
-    kept(&redis, "keybearer:{machine}:token:default").await;
+    until_stored(&redis, "keybearer:{machine}:token:default").await;
 
     let sidecar = Sidecar::spawn(&config(&server, &upstream, &of("other:")), &[("password", "right\n")]).await;
     sidecar.logged("grant the user `~other:* &other:*").await;
@@ -306,7 +307,7 @@ async fn wrong_credentials_and_names_are_reported_and_corrected_by_a_reload() {
     sidecar.logged("set `cluster: true` in store.redis").await;
 }
 
-/// Under a key that the others do not have nothing is read and nothing written.
+/// With a seal key that the other replicas lack, a replica reads and writes nothing.
 #[tokio::test]
 async fn a_seal_key_that_other_replicas_lack_is_reported_and_overwrites_nothing() {
     let fleet = Fleet::start(1, 60).await;
@@ -326,7 +327,7 @@ async fn a_seal_key_that_other_replicas_lack_is_reported_and_overwrites_nothing(
 }
 
 #[tokio::test]
-async fn clocks_that_differ_are_logged() {
+async fn clock_skew_is_logged() {
     let server = AuthorizationServer::op(json!({ "lifetime": 60 })).await;
     let upstream = Upstream::start(&server).await;
     let redis = Redis::start().await;
@@ -357,9 +358,9 @@ impl Sentinel {
     }
 }
 
-/// A server and its sentinel, both with TLS alone towards others, both with a password; the sentinel's may be another one.
+/// A server and its sentinel, both with TLS and a password; the sentinel's password may differ.
 #[tokio::test]
-async fn sentinels_are_asked_over_tls_and_with_the_password_if_they_want_one() {
+async fn sentinels_are_queried_over_tls_and_with_a_password_if_required() {
     let server = AuthorizationServer::op(json!({ "lifetime": 60 })).await;
     let upstream = Upstream::start(&server).await;
     let (tls_port, sentinel_port) = (free_port(), free_port());
@@ -368,12 +369,12 @@ async fn sentinels_are_asked_over_tls_and_with_the_password_if_they_want_one() {
     let more: Vec<&str> =
         tls.iter().map(String::as_str).chain(["--tls-port", &own, "--requirepass", "sesame-7"]).collect();
     let redis = Redis::start_with(&more).await;
-    for (asks, said) in
+    for (auth, logged) in
         [("", None), ("requirepass sesame-7\n", None), ("requirepass other\n", Some("check `username` and"))]
     {
         let pairs = tls.chunks(2).map(|pair| format!("{} {}\n", pair[0].trim_start_matches('-'), pair[1]));
         let settings = format!(
-            "{}port 0\ntls-port {sentinel_port}\ntls-replication yes\n{asks}sentinel resolve-hostnames yes\n\
+            "{}port 0\ntls-port {sentinel_port}\ntls-replication yes\n{auth}sentinel resolve-hostnames yes\n\
              sentinel announce-hostnames yes\nsentinel monitor main localhost {tls_port} 1\nsentinel auth-pass main sesame-7\n",
             pairs.collect::<String>()
         );
@@ -385,33 +386,33 @@ async fn sentinels_are_asked_over_tls_and_with_the_password_if_they_want_one() {
         );
         let files = [("password", "sesame-7\n")];
         let sidecar = Sidecar::spawn(&config(&server, &upstream, &store), &files).await;
-        match said {
+        match logged {
             None => {
                 sidecar.until_ready().await;
-                let words = ["-a", "sesame-7", "--no-auth-warning"];
-                assert_eq!(redis.cli(&[&words[..], &["DEL", "keybearer:mark"]].concat()).await, "1", "{asks}");
+                let arguments = ["-a", "sesame-7", "--no-auth-warning"];
+                assert_eq!(redis.cli(&[&arguments[..], &["DEL", "keybearer:mark"]].concat()).await, "1", "{auth}");
             }
-            Some(said) => drop(sidecar.logged(said).await),
+            Some(text) => drop(sidecar.logged(text).await),
         }
         assert!(!sidecar.log().contains("sesame-7"), "{}", sidecar.log());
     }
 }
 
 #[tokio::test]
-async fn sentinels_say_where_the_primary_is() {
+async fn sentinels_report_the_primary() {
     let server = AuthorizationServer::op(json!({ "lifetime": 4 })).await;
     let upstream = Upstream::start(&server).await;
     let primary = Redis::start().await;
     let replica = Redis::start_with(&["--replicaof", "127.0.0.1", &primary.port.to_string()]).await;
     let port = free_port();
     let _sentinel = Sentinel::start(&format!("port {port}\nsentinel monitor main 127.0.0.1 {} 1\n", primary.port));
-    let asked = async |words: &[&str]| {
+    let query = async |command: &[&str]| {
         let mut cli = tokio::process::Command::new("redis-cli");
-        let output = cli.args(["-p", &port.to_string()]).args(words).output().await.expect("redis-cli runs");
+        let output = cli.args(["-p", &port.to_string()]).args(command).output().await.expect("redis-cli runs");
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
     let end = Instant::now() + Duration::from_secs(15);
-    while !asked(&["SENTINEL", "REPLICAS", "main"]).await.contains(&replica.port.to_string()) {
+    while !query(&["SENTINEL", "REPLICAS", "main"]).await.contains(&replica.port.to_string()) {
         assert!(Instant::now() < end, "the sentinel never finds the replica");
         sleep(Duration::from_millis(100)).await;
     }
@@ -420,9 +421,9 @@ async fn sentinels_say_where_the_primary_is() {
     let sidecar = Sidecar::start(&config(&server, &upstream, &store)).await;
     let token = server.refresh_token("ann").await;
     assert_eq!(import_refresh_token(&sidecar, &token, None).await.status, 200, "{}", sidecar.log());
-    kept(&primary, CRM).await;
+    until_stored(&primary, CRM).await;
     let traffic = Traffic::through(&sidecar, API);
-    assert_eq!(asked(&["SENTINEL", "FAILOVER", "main"]).await.trim(), "OK");
+    assert_eq!(query(&["SENTINEL", "FAILOVER", "main"]).await.trim(), "OK");
     let end = Instant::now() + Duration::from_secs(15);
     while !replica.cli(&["ROLE"]).await.starts_with("master") {
         assert!(Instant::now() < end, "no node takes over");
@@ -434,7 +435,7 @@ async fn sentinels_say_where_the_primary_is() {
         sleep(Duration::from_millis(100)).await;
     }
     assert!(traffic.end(&sidecar).await > 50);
-    kept(&replica, CRM).await;
+    until_stored(&replica, CRM).await;
     let stats = server.stats().await;
     assert_eq!((&stats["refused"], &stats["rotations"]), (&json!(0), &stats["token_requests"]["person"]), "{stats}");
 }

@@ -234,7 +234,7 @@ async fn callers_beyond_the_limit_of_open_files_hear_so_and_the_others_are_serve
     let config = format!("hosts: {{good.test: \"{}\"}}\n", upstream.address);
     let sidecar = Sidecar::start_with_open_files(&config, OPEN_FILES).await;
     let watchdog = Watchdog::of(&sidecar);
-    sidecar.logged("the limit of open files is lower").await;
+    sidecar.logged("open file limit is lower").await;
     let mut held = Vec::new();
     for _ in 0..ONE_CALLER_MAX {
         let mut conn = Conn::open(sidecar.proxy()).await;

@@ -1,4 +1,4 @@
-//! When certificates end, as metrics and `check` show it.
+//! Certificate expiry in metrics and in `check`.
 
 use std::path::Path;
 
@@ -37,7 +37,7 @@ async fn each_bundle_of_certificates_exposes_its_earliest_expiry() {
     assert_eq!(days(certificate("authorization_server_trust", "crm")).await, 7.0);
     assert_eq!(days(certificate("upstream_trust", "crm")).await, 7.0);
     let path = sidecar.dir.path().join("keybearer.yaml");
-    // What is not there reads as 0.
+    // A missing series reads as 0.
     assert_eq!(sidecar.metric(&certificate("upstream_trust", "plain")).await, 0.0);
     std::fs::write(sidecar.dir.path().join("both.pem"), read("ca.pem")).unwrap();
     sidecar.signal("HUP");
@@ -47,7 +47,7 @@ async fn each_bundle_of_certificates_exposes_its_earliest_expiry() {
     sidecar.until_metric(&certificate("upstream_trust", "crm"), |end| end == 0.0).await;
     assert_eq!(sidecar.metric(&certificate("authorization_server_trust", "crm")).await, 0.0);
     assert_eq!(days(certificate("trust", "")).await, 30.0);
-    // A configuration that is refused changes none of it.
+    // A refused configuration changes nothing.
     std::fs::write(&path, format!("{listeners}connections: 1\n")).unwrap();
     sidecar.signal("HUP");
     sidecar.until_metric("keybearer_config_reloads_total{outcome=\"refused\"}", |count| count >= 1.0).await;

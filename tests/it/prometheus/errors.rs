@@ -1,4 +1,4 @@
-//! Each error is counted by its code.
+//! Error counters by code.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::rig::raw::{self, Conn};
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::{Sidecar, root};
 
-/// Each code of the table of errors, made to happen once.
+/// Triggers each code of the error table once.
 #[tokio::test]
 async fn each_error_is_counted_by_its_code() {
     let upstream = Scripted::start(|request, _| match request.request_line() {
@@ -79,12 +79,12 @@ async fn each_error_is_counted_by_its_code() {
     let counted =
         |code: &str, connection: &str| format!("keybearer_errors_total{{connection=\"{connection}\",code=\"{code}\"}}");
     for (code, connection, request) in requests {
-        let answer = raw::send(sidecar.proxy(), request.as_bytes()).await;
-        assert_eq!(answer.code(), code, "{answer:?}");
+        let response = raw::send(sidecar.proxy(), request.as_bytes()).await;
+        assert_eq!(response.code(), code, "{response:?}");
         assert_eq!(sidecar.metric(&counted(code, connection)).await, 1.0, "{code}");
         seen.insert(code.to_owned());
     }
-    // One tunnel, whose inside asks for another host; beside it there is no place for a second.
+    // One tunnel with a request for another host inside; the limit refuses a second tunnel.
     let mut tunnel = Conn::open(sidecar.proxy()).await;
     tunnel.write(connect.as_bytes()).await;
     let mut head = Vec::new();
@@ -99,15 +99,15 @@ async fn each_error_is_counted_by_its_code() {
         assert_eq!(sidecar.metric(&counted(code, "")).await, 1.0, "{code}");
         seen.insert(code.to_owned());
     }
-    seen.extend(errors_of_people().await);
+    seen.extend(consent_errors().await);
     let source = std::fs::read_to_string(root().join("src/proxy/error.rs")).expect("the rows of the errors");
     let codes: BTreeSet<_> =
         source.split("Row(\"").skip(1).filter_map(|row| Some(row.split_once('"')?.0.to_owned())).collect();
-    assert_eq!(seen, codes, "a code that no request here brings about");
+    assert_eq!(seen, codes, "a code that no request here triggers");
 }
 
-/// The codes of connections that wait for a person, each counted once.
-async fn errors_of_people() -> Vec<String> {
+/// Triggers each code of connections that need a person once, and returns the codes.
+async fn consent_errors() -> Vec<String> {
     let upstream = Scripted::upstream().await;
     let server = Scripted::start(|_, before| match before {
         0 => Reply::json(200, &serde_json::json!({"access_token": "t", "expires_in": 1, "refresh_token": "r"})),
@@ -131,8 +131,8 @@ async fn errors_of_people() -> Vec<String> {
         connection("each", each)
     ))
     .await;
-    let handed_in = serde_json::json!({ "refresh_token": "from-elsewhere" });
-    assert_eq!(call(sidecar.admin(), "PUT", "/connections/worn/tokens", &handed_in).await.status, 200);
+    let import = serde_json::json!({ "refresh_token": "from-elsewhere" });
+    assert_eq!(call(sidecar.admin(), "PUT", "/connections/worn/tokens", &import).await.status, 200);
     let worn = async || call(sidecar.admin(), "GET", "/connections/worn", &serde_json::Value::Null).await.json();
     let is_worn = async {
         while worn().await["state"] != "reauthorize" {
@@ -156,6 +156,6 @@ async fn errors_of_people() -> Vec<String> {
     let tokens = "keybearer_tokens{connection=\"worn\",profile=\"default\",state=\"reauthorize\"}";
     assert_eq!(sidecar.metric(tokens).await, 1.0);
     let saved = "keybearer_store_operations_total{operation=\"save\",outcome=\"ok\"}";
-    assert_eq!(sidecar.metric(saved).await, 2.0, "the token that was handed in, and that it is refused");
+    assert_eq!(sidecar.metric(saved).await, 2.0, "the import and the refusal");
     seen
 }

@@ -1,4 +1,4 @@
-//! Which series there are: those of the contract, however much callers send, as promtool and Prometheus read them.
+//! The set of series: those of the contract, whatever callers send, as promtool and Prometheus read them.
 
 use std::collections::BTreeSet;
 use std::process::Stdio;
@@ -8,12 +8,12 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use super::{CALLER, lived, peers, series};
+use super::{CALLER, exercised, peers, series_count};
 use crate::rig::config::{Config, Connection};
 use crate::rig::raw::{self, Conn};
 use crate::rig::sidecar::{Sidecar, root, scale};
 
-/// Every metric of the contract whose subject exists.
+/// Every metric of the contract that is implemented.
 const BUILT: [&str; 23] = [
     "keybearer_build_info",
     "keybearer_certificate_expiry_timestamp_seconds",
@@ -52,7 +52,7 @@ const PROCESS: [&str; 7] = [
 
 /// OB-05
 #[tokio::test]
-async fn what_callers_send_adds_no_series() {
+async fn requests_of_callers_add_no_series() {
     let (server, upstream) = peers().await;
     let config = Config::new().top("egress: {unmatched: deny}\ncallers: [{name: billing, secret: s3cret}]\n");
     let crm = Connection::at("crm", &server).plain("api.test");
@@ -75,23 +75,23 @@ async fn what_callers_send_adds_no_series() {
             assert_ne!(conn.read_response().await.status, 0, "{request}");
         }
     };
-    // The first makes the series of its outcomes, a rejected token included.
+    // The first requests create the series of their outcomes, including a rejected token.
     for number in [0, 1, 201] {
         round(number).await;
     }
-    let before = series(&sidecar).await;
+    let before = series_count(&sidecar).await;
     for number in 2..150 * scale() {
         round(number).await;
     }
     let text = raw::get(sidecar.admin(), "/metrics").await.text();
     assert!(!text.contains("h77") && !text.contains("p77") && !text.contains("M77"), "a label came from a request");
-    assert_eq!(series(&sidecar).await, before);
+    assert_eq!(series_count(&sidecar).await, before);
 }
 
 #[tokio::test]
-async fn only_listed_names_are_exposed_and_promtool_is_content() {
+async fn only_listed_names_are_exposed_and_promtool_accepts_them() {
     let (server, upstream) = peers().await;
-    let sidecar = lived(&server, &upstream).await;
+    let sidecar = exercised(&server, &upstream).await;
     let text = raw::get(sidecar.admin(), "/metrics").await.text();
     let names: BTreeSet<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
     assert_eq!(names.into_iter().collect::<Vec<_>>(), [&BUILT[..], &PROCESS[..]].concat());
@@ -100,8 +100,8 @@ async fn only_listed_names_are_exposed_and_promtool_is_content() {
     let mut child = command.spawn().expect("promtool; run tests/peers/install.sh");
     child.stdin.take().unwrap().write_all(text.as_bytes()).await.unwrap();
     let output = child.wait_with_output().await.unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.trim().is_empty(), "{said}");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.trim().is_empty(), "{text}");
 }
 
 #[test]
@@ -113,9 +113,9 @@ fn the_docs_list_each_metric() {
 }
 
 #[tokio::test]
-async fn a_real_prometheus_scrapes_it() {
+async fn a_real_prometheus_scrapes_the_metrics() {
     let (server, upstream) = peers().await;
-    let sidecar = lived(&server, &upstream).await;
+    let sidecar = exercised(&server, &upstream).await;
     let dir = tempfile::tempdir().unwrap();
     let config = format!(
         "global: {{scrape_interval: 1s}}\nscrape_configs: [{{job_name: keybearer, static_configs: [{{targets: [\"{}\"]}}]}}]\n",
@@ -137,9 +137,9 @@ async fn a_real_prometheus_scrapes_it() {
             if tokio::net::TcpStream::connect(address).await.is_err() {
                 continue;
             }
-            let answer = raw::get(address, query).await;
-            if answer.status == 200 && !answer.json()["data"]["result"].as_array().unwrap().is_empty() {
-                return answer.json()["data"]["result"][0]["value"][1].clone();
+            let response = raw::get(address, query).await;
+            if response.status == 200 && !response.json()["data"]["result"].as_array().unwrap().is_empty() {
+                return response.json()["data"]["result"][0]["value"][1].clone();
             }
         }
     };

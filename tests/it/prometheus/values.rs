@@ -1,17 +1,17 @@
-//! Each value compared with what was made to happen.
+//! Metric values after known events.
 //!
-//! Not here: errors by their code (`errors`).
+//! Not here: error counters by code (`errors`).
 
-use super::{CALLER, lived, now_s, peers};
+use super::{CALLER, exercised, now_s, peers};
 use crate::rig::config::{Config, Connection};
 use crate::rig::raw::{self, Conn};
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
 
 #[tokio::test]
-async fn each_outcome_is_counted_where_the_contract_says() {
+async fn each_outcome_is_counted_as_in_the_contract() {
     let (server, upstream) = peers().await;
-    let sidecar = lived(&server, &upstream).await;
+    let sidecar = exercised(&server, &upstream).await;
     let requests = |connection: &str, origin: &str, class: &str| {
         let profile = if connection.is_empty() { "" } else { "default" };
         let caller = if connection.is_empty() { "" } else { "billing" };
@@ -66,7 +66,7 @@ async fn each_outcome_is_counted_where_the_contract_says() {
     for (series, value) in table {
         sidecar.until_metric(&series, |found| found == value).await;
     }
-    // These are asked for again after two seconds.
+    // These are retried after 2 s.
     for (connection, outcome) in [("away", "unavailable"), ("nonsense", "invalid_answer")] {
         sidecar.until_metric(&token_requests(connection, outcome), |found| found >= 1.0).await;
     }
@@ -77,7 +77,8 @@ async fn each_outcome_is_counted_where_the_contract_says() {
     let left = sidecar.metric(expiry).await - now_s();
     assert!((863_800.0..=864_001.0).contains(&left), "{left} s left of ten days");
     let build = raw::get(sidecar.admin(), "/metrics").await.text();
-    let build = build.lines().find(|line| line.starts_with("keybearer_build_info{")).expect("it is there").to_owned();
+    let build =
+        build.lines().find(|line| line.starts_with("keybearer_build_info{")).expect("the build information").to_owned();
     let rustc = std::process::Command::new("rustc").arg("--version").output().expect("rustc runs").stdout;
     let rustc = String::from_utf8_lossy(&rustc).split(' ').nth(1).unwrap_or_default().to_owned();
     for part in [format!("version=\"{}\"", env!("CARGO_PKG_VERSION")), "revision=\"".to_owned(), rustc] {
@@ -86,9 +87,9 @@ async fn each_outcome_is_counted_where_the_contract_says() {
 }
 
 #[tokio::test]
-async fn what_is_under_way_is_counted_while_it_is() {
+async fn requests_in_flight_are_counted_until_they_end() {
     let (server, upstream) = peers().await;
-    let sidecar = lived(&server, &upstream).await;
+    let sidecar = exercised(&server, &upstream).await;
     let (active, idle) =
         ("keybearer_upstream_connections{state=\"active\"}", "keybearer_upstream_connections{state=\"idle\"}");
     sidecar.until_metric(active, |count| count == 0.0).await;
@@ -111,7 +112,7 @@ async fn a_wait_for_a_token_is_measured() {
     let (slow, upstream) = (slow.await, Scripted::upstream().await);
     let crm = Connection::at("crm", &slow).plain("api.test");
     let sidecar = Sidecar::start(Config::new().host("api.test", upstream.address).connection(crm)).await;
-    let answer = raw::get_through(sidecar.proxy(), "http://api.test/", "").await;
+    let response = raw::get_through(sidecar.proxy(), "http://api.test/", "").await;
     let waited = sidecar.metric("keybearer_token_wait_seconds_count").await;
-    assert_eq!(waited, 1.0, "{answer:?}");
+    assert_eq!(waited, 1.0, "{response:?}");
 }

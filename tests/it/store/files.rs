@@ -1,4 +1,4 @@
-//! The files of the store: sealed, closed to others, damaged, linked elsewhere, or on a full disk.
+//! The files of the store: sealed, private, damaged, symbolic links, or on a full disk.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
@@ -16,7 +16,7 @@ use crate::rig::peers::{AuthorizationServer, Upstream};
 use crate::rig::sidecar::Sidecar;
 
 #[tokio::test]
-async fn no_file_that_is_written_holds_a_secret() {
+async fn no_written_file_contains_a_secret() {
     let kept = Kept::start().await;
     let sidecar = Sidecar::start(&kept.config("log: {level: trace}\n")).await;
     assert_eq!(get(&sidecar, "").await.status, 200);
@@ -27,7 +27,7 @@ async fn no_file_that_is_written_holds_a_secret() {
     let export =
         run(dir.path(), &["store", "export", dir.path().join("state/export.jsonl").to_str().unwrap()], "").await;
     assert_eq!(export.status.code(), Some(0), "{}", printed(&export));
-    // The positive control: the same search finds a canary in clear text.
+    // Control: the same search finds a canary in plaintext.
     fs::write(dir.path().join("state/planted"), b"\0\x01canary-planted\xff").expect("a file");
     let found = canaries(&dir.path().join("state"));
     assert_eq!(found, ["planted"]);
@@ -36,7 +36,7 @@ async fn no_file_that_is_written_holds_a_secret() {
     }
 }
 
-/// The files below `directory` that hold a canary.
+/// The files in `directory` that contain a canary.
 fn canaries(directory: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).expect("a directory").flatten() {
@@ -50,7 +50,7 @@ fn canaries(directory: &Path) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn seal_keys_change_side_by_side_and_a_wrong_one_starts_nothing() {
+async fn seal_keys_are_rotated_and_a_wrong_key_prevents_the_start() {
     let kept = Kept::start().await;
     let config = |keys: &str| kept.config(&format!("store: {{embedded: {{}}, seal_key: {keys}}}\n"));
     let sidecar = Sidecar::start(&config(&format!("\"{OLD_KEY}\""))).await;
@@ -71,7 +71,7 @@ async fn seal_keys_change_side_by_side_and_a_wrong_one_starts_nothing() {
 
     write(&format!("[\"{NEW_KEY}\", \"{OLD_KEY}\"]"));
     let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
-    assert_eq!((get(&sidecar, "").await.status, kept.asked()), (200, 2), "{}", sidecar.log());
+    assert_eq!((get(&sidecar, "").await.status, kept.token_requests()), (200, 2), "{}", sidecar.log());
     let (dir, addresses, _) = sidecar.crash().await;
 
     write(&format!("\"{NEW_KEY}\""));
@@ -82,12 +82,12 @@ async fn seal_keys_change_side_by_side_and_a_wrong_one_starts_nothing() {
     assert_eq!(reseal.status.code(), Some(0), "{}", printed(&reseal));
     write(&format!("\"{NEW_KEY}\""));
     let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
-    assert_eq!((get(&sidecar, "").await.status, kept.asked()), (200, 2), "{}", sidecar.log());
+    assert_eq!((get(&sidecar, "").await.status, kept.token_requests()), (200, 2), "{}", sidecar.log());
 }
 
-/// What is done to the store's file, and what may come of it at the next start.
+/// Damages the store's file in many ways and starts the program on it.
 #[tokio::test]
-async fn a_damaged_file_is_a_sentence_or_one_connections_problem_and_never_a_panic() {
+async fn a_damaged_file_is_refused_or_affects_one_connection_and_never_panics() {
     let kept = Kept::start().await;
     let sidecar = Sidecar::start(&kept.config("")).await;
     let (mut dir, addresses, _) = sidecar.crash().await;
@@ -126,7 +126,7 @@ async fn a_damaged_file_is_a_sentence_or_one_connections_problem_and_never_a_pan
             assert_eq!(sidecar.exit().await.code(), Some(1), "{what}: {}", sidecar.log());
             let (left, _, log) = sidecar.crash().await;
             assert!(log.contains("tokens.redb"), "{what}: {log}");
-            assert!(fs::read(&file).expect("the file") == bytes, "{what}: it is left as it is");
+            assert!(fs::read(&file).expect("the file") == bytes, "{what}: the file is left unchanged");
             dir = left;
             log
         };
@@ -136,14 +136,14 @@ async fn a_damaged_file_is_a_sentence_or_one_connections_problem_and_never_a_pan
 }
 
 #[tokio::test]
-async fn a_link_in_place_of_the_store_or_its_key_is_refused() {
+async fn a_symbolic_link_to_the_store_or_its_key_is_refused() {
     let kept = Kept::start().await;
     for name in ["tokens.redb", "seal-key"] {
         let sidecar = Sidecar::start(&kept.config("")).await;
         let (dir, _, _) = sidecar.crash().await;
-        let place = dir.path().join("state").join(name);
-        fs::rename(&place, dir.path().join("elsewhere")).expect("moved");
-        symlink(dir.path().join("elsewhere"), &place).expect("a link");
+        let path = dir.path().join("state").join(name);
+        fs::rename(&path, dir.path().join("elsewhere")).expect("moved");
+        symlink(dir.path().join("elsewhere"), &path).expect("a link");
         let output = run(dir.path(), &["run"], "").await;
         assert_eq!(output.status.code(), Some(1), "{name}: {}", printed(&output));
         assert!(printed(&output).contains(name), "{}", printed(&output));
@@ -151,7 +151,7 @@ async fn a_link_in_place_of_the_store_or_its_key_is_refused() {
 }
 
 #[tokio::test]
-async fn a_full_disk_loses_no_token_and_heals_by_itself() {
+async fn a_full_disk_loses_no_token_and_recovers() {
     let disk = Disk::mount(2);
     let server = AuthorizationServer::al(json!({ "lifetime": 2 })).await;
     let upstream = Upstream::start(&server).await;
@@ -164,16 +164,16 @@ async fn a_full_disk_loses_no_token_and_heals_by_itself() {
     sidecar.until_metric(failed, |count| count >= 2.0).await;
     let end = Instant::now() + Duration::from_secs(3);
     while Instant::now() < end {
-        let answer = get(&sidecar, "").await;
-        assert_eq!(answer.status, 200, "{}\n{}", answer.text(), sidecar.log());
+        let response = get(&sidecar, "").await;
+        assert_eq!(response.status, 200, "{}\n{}", response.text(), sidecar.log());
         sleep(Duration::from_millis(30)).await;
     }
     sidecar.logged("could not be saved").await;
-    fs::remove_file(filler).expect("room again");
+    fs::remove_file(filler).expect("space is free again");
     let saved = "keybearer_store_operations_total{operation=\"save\",outcome=\"ok\"}";
     let before = sidecar.metric(saved).await;
     sidecar.until_metric(saved, |count| count > before).await;
-    // The crash shall not fall between a rotation and its write: the next token lasts, and is saved before it is announced.
+    // Avoids a crash between a rotation and its write: the next token is long-lived, and saved before it is logged.
     server.control(json!({ "lifetime": 60 })).await;
     sidecar.logged("\"lifetime_s\":60.0").await;
     let (dir, addresses, _) = sidecar.crash().await;
@@ -182,7 +182,7 @@ async fn a_full_disk_loses_no_token_and_heals_by_itself() {
     assert_eq!(server.stats().await["reused"], 0, "{}", sidecar.log());
 }
 
-/// A small file system of its own.
+/// A small file system.
 struct Disk {
     path: PathBuf,
     _dir: tempfile::TempDir,
@@ -196,11 +196,11 @@ impl Disk {
         let options = format!("size={mib}m,mode=700");
         let mounted =
             std::process::Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&path).status();
-        assert!(mounted.is_ok_and(|status| status.success()), "a tmpfs cannot be mounted: run the tests as root");
+        assert!(mounted.is_ok_and(|status| status.success()), "cannot mount a tmpfs: run the tests as root");
         Disk { path, _dir: dir }
     }
 
-    /// Takes all the room there is.
+    /// Fills the file system.
     fn fill(&self) -> PathBuf {
         let file = self.path.join("filler");
         let _ = fs::write(&file, vec![1; 64 << 20]);
@@ -216,7 +216,7 @@ impl Drop for Disk {
 }
 
 #[tokio::test]
-async fn a_key_that_other_users_could_read_is_restricted_and_logged() {
+async fn a_key_readable_by_others_is_restricted_and_logged() {
     let server = AuthorizationServer::op(json!({ "lifetime": 60 })).await;
     let upstream = Upstream::start(&server).await;
     let sidecar = Sidecar::start(&person(&server, &upstream, "", ", grant: authorization_code")).await;
@@ -227,5 +227,5 @@ async fn a_key_that_other_users_could_read_is_restricted_and_logged() {
     let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
     assert_eq!(get(&sidecar, "").await.status, 200, "{}", sidecar.log());
     assert_eq!(fs::metadata(state(&sidecar).join("seal-key")).expect("the key").mode() & 0o777, 0o600);
-    assert!(sidecar.log().contains("seal-key"), "it tells of it");
+    assert!(sidecar.log().contains("seal-key"), "the change is logged");
 }

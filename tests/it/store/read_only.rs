@@ -1,5 +1,4 @@
-//! Life on a root file system that is really read-only: the program runs in a mount namespace of its own, in which nothing at
-//! all can be written.
+//! The program on a read-only root file system: it runs in its own mount namespace, in which nothing can be written.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -15,22 +14,22 @@ use crate::rig::raw;
 use crate::rig::scripted::Scripted;
 use crate::rig::sidecar::program;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Makes every place where a program may want to write read-only, proves it, and becomes the program.
+/// Remounts every directory that a program may write to as read-only, proves it, and executes the program.
 const SCRIPT: &str = r#"
 set -e
 mount --make-rprivate /
-for place in / /tmp /var /var/lib /run /dev/shm "$HOME" "$WHERE"; do
-    if mountpoint -q "$place"; then mount -o remount,ro,bind "$place"; fi
+for path in / /tmp /var /var/lib /run /dev/shm "$HOME" "$WHERE"; do
+    if mountpoint -q "$path"; then mount -o remount,ro,bind "$path"; fi
 done
-for place in / /tmp /var/lib "$HOME" "$WHERE"; do
-    if [ -d "$place" ] && touch "$place/keybearer-probe" 2>/dev/null; then echo "$place can be written" >&2; exit 99; fi
+for path in / /tmp /var/lib "$HOME" "$WHERE"; do
+    if [ -d "$path" ] && touch "$path/keybearer-probe" 2>/dev/null; then echo "$path can be written" >&2; exit 99; fi
 done
 exec "$@"
 "#;
 
-/// The program in such a namespace; `directory` is among what cannot be written.
+/// The program in such a namespace, in which `directory` is read-only too.
 fn read_only(directory: &Path) -> Command {
     let command = |options: &[&str]| {
         let mut command = Command::new("unshare");
@@ -40,15 +39,15 @@ fn read_only(directory: &Path) -> Command {
     };
     for options in [&["--mount"][..], &["--mount", "--map-root-user"]] {
         let mut probe = command(options);
-        let made = probe.arg("true").as_std_mut().output();
-        if made.expect("unshare, of util-linux").status.success() {
+        let output = probe.arg("true").as_std_mut().output();
+        if output.expect("unshare, of util-linux").status.success() {
             let mut command = command(options);
             command.arg(program().as_std().get_program());
             return command;
         }
     }
     panic!(
-        "a mount namespace cannot be made here: run the tests as root with CAP_SYS_ADMIN, or as a user who may make user \
+        "cannot create a mount namespace: run the tests as root with CAP_SYS_ADMIN, or as a user who may create user \
          namespaces (sysctl kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)"
     );
 }
@@ -65,7 +64,7 @@ fn configuration(directory: &Path, server: &Scripted, upstream: &Scripted) -> St
 }
 
 #[tokio::test]
-async fn a_request_gets_its_token_where_nothing_can_be_written() {
+async fn a_request_gets_its_token_on_a_read_only_file_system() {
     let directory = tempfile::tempdir().unwrap();
     let (server, upstream) = (Scripted::tokens(600).await, Scripted::upstream().await);
     let file = configuration(directory.path(), &server, &upstream);
@@ -89,9 +88,9 @@ async fn a_request_gets_its_token_where_nothing_can_be_written() {
                 return;
             }
         }
-        panic!("it ended before it was ready:\n{log}");
+        panic!("the program exited before it was ready:\n{log}");
     };
-    timeout(PATIENCE, started).await.expect("it starts in time");
+    timeout(TIMEOUT, started).await.expect("it starts in time");
     assert!(warned, "no warning about the state directory");
     assert_eq!(raw::get_through(addresses["proxy"], "http://api.test/", "").await.status, 200);
     assert_eq!(upstream.received()[0].values("authorization"), ["Bearer token-1"]);
@@ -99,15 +98,15 @@ async fn a_request_gets_its_token_where_nothing_can_be_written() {
 }
 
 #[tokio::test]
-async fn check_and_the_demo_work_where_nothing_can_be_written() {
+async fn check_and_the_demo_work_on_a_read_only_file_system() {
     let directory = tempfile::tempdir().unwrap();
     let (server, upstream) = (Scripted::tokens(600).await, Scripted::upstream().await);
     let file = configuration(directory.path(), &server, &upstream);
     for (arguments, shown) in
-        [(&["check", "--config", &file][..], "good, 1 connection"), (&["demo", "--once"], "accepted it")]
+        [(&["check", "--config", &file][..], "OK, 1 connection"), (&["demo", "--once"], "accepted it")]
     {
         let output =
-            timeout(PATIENCE, read_only(directory.path()).args(arguments).output()).await.expect("in time").unwrap();
+            timeout(TIMEOUT, read_only(directory.path()).args(arguments).output()).await.expect("in time").unwrap();
         let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success() && stdout.contains(shown), "{arguments:?}: {stdout}{stderr}");
     }

@@ -1,4 +1,4 @@
-//! What outlives a restart, what has ended, and who may open the file.
+//! Restarts: tokens that survive, expired tokens, and exclusive access to the file.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -15,29 +15,29 @@ use crate::rig::peers::{AuthorizationServer, Upstream};
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 #[tokio::test]
-async fn tokens_outlive_a_restart_without_a_token_request() {
+async fn tokens_survive_a_restart_without_a_token_request() {
     let kept = Kept::start().await;
     let sidecar = Sidecar::start(&kept.config("")).await;
-    assert_eq!((get(&sidecar, "").await.status, kept.asked()), (200, 2));
+    assert_eq!((get(&sidecar, "").await.status, kept.token_requests()), (200, 2));
     for name in ["tokens.redb", "seal-key"] {
         assert_eq!(fs::metadata(state(&sidecar).join(name)).expect(name).mode() & 0o777, 0o600, "{name}");
     }
     assert_eq!(fs::metadata(state(&sidecar)).expect("the directory").mode() & 0o777, 0o700);
-    assert!(sidecar.log().contains("seal-key"), "it warns of the key that it made: {}", sidecar.log());
+    assert!(sidecar.log().contains("seal-key"), "it warns of the created key: {}", sidecar.log());
     let (dir, addresses, _) = sidecar.crash().await;
     let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
     assert_eq!(get(&sidecar, "").await.status, 200);
-    assert_eq!(kept.asked(), 2, "{}", sidecar.log());
+    assert_eq!(kept.token_requests(), 2, "{}", sidecar.log());
     let sent = kept.upstream.received();
     let values: Vec<_> = sent.iter().flat_map(|request| request.values("authorization")).collect();
     assert_eq!(values.first(), values.last());
 }
 
 #[tokio::test]
-async fn a_changed_definition_never_sends_an_old_token() {
+async fn a_token_of_a_changed_definition_is_never_sent() {
     let kept = Kept::start().await;
     let sidecar = Sidecar::start(&kept.config("")).await;
     let (dir, addresses, _) = sidecar.crash().await;
@@ -46,28 +46,28 @@ async fn a_changed_definition_never_sends_an_old_token() {
     fs::write(&config, text.replace("username: ann", "username: bob, scopes: [more]")).expect("another one");
     let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
     assert_eq!(get(&sidecar, "").await.status, 200);
-    assert_eq!(kept.asked(), 4);
+    assert_eq!(kept.token_requests(), 4);
     assert!(kept.server.received()[2..].iter().all(|request| {
         let body = String::from_utf8_lossy(&request.body).into_owned();
         body.contains("grant_type=password") && body.contains("username=bob")
     }));
 }
 
-/// Records in the file, by an export of it.
+/// The message of an export, with the number of records in the file.
 async fn exported(dir: &Path) -> String {
     let output = run(dir, &["store", "export", dir.join("state/export.jsonl").to_str().expect("text")], "").await;
     printed(&output)
 }
 
 #[tokio::test]
-async fn access_tokens_that_have_ended_leave_the_file() {
+async fn expired_access_tokens_are_removed_from_the_file() {
     let server = Scripted::start(|request, number| {
         let form = String::from_utf8_lossy(&request.body).into_owned();
-        let mut answer = json!({ "access_token": format!("a-{number}"), "token_type": "Bearer", "expires_in": 1 });
+        let mut response = json!({ "access_token": format!("a-{number}"), "token_type": "Bearer", "expires_in": 1 });
         if form.contains("audience=kept") {
-            answer["refresh_token"] = format!("r-{number}").into();
+            response["refresh_token"] = format!("r-{number}").into();
         }
-        Reply::json(200, &answer)
+        Reply::json(200, &response)
     })
     .await;
     let (server, upstream) = (server.address, Scripted::upstream().await);
@@ -85,9 +85,9 @@ async fn access_tokens_that_have_ended_leave_the_file() {
     assert!(exported(dir.path()).await.contains("5 records"));
     let begun = Instant::now();
     let mut left = (dir, addresses, String::new());
-    // The first look for them is right after a start.
+    // The first sweep runs right after a start.
     while !left.2.contains("1 records") {
-        assert!(begun.elapsed() < PATIENCE, "{}", left.2);
+        assert!(begun.elapsed() < TIMEOUT, "{}", left.2);
         let sidecar = Sidecar::start_over(left.0, left.1, &[]).await;
         let (dir, addresses, _) = sidecar.crash().await;
         let said = exported(dir.path()).await;
@@ -96,7 +96,7 @@ async fn access_tokens_that_have_ended_leave_the_file() {
 }
 
 #[tokio::test]
-async fn a_second_process_learns_which_process_has_the_store() {
+async fn a_second_process_reports_that_the_store_is_in_use() {
     let kept = Kept::start().await;
     let sidecar = Sidecar::start(&kept.config("")).await;
     let second = run(sidecar.dir.path(), &["run"], "").await;
@@ -110,7 +110,7 @@ async fn a_second_process_learns_which_process_has_the_store() {
 }
 
 #[tokio::test]
-async fn without_a_place_for_it_tokens_are_in_memory_unless_a_person_is_needed() {
+async fn with_an_unwritable_store_tokens_are_in_memory_unless_a_person_is_needed() {
     let kept = Kept::start().await;
     let top = "state_dir: /dev/null/nowhere\n";
     let sidecar = Sidecar::start(&kept.config(top)).await;

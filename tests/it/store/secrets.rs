@@ -1,4 +1,4 @@
-//! Stored secrets: set, listed, used, removed, and written back where Redis has lost them.
+//! Stored secrets: set, listed, used, removed, and written back after Redis has lost them.
 
 use std::fs;
 
@@ -11,7 +11,7 @@ use crate::rig::manager::call;
 use crate::rig::redis::Redis;
 use crate::rig::sidecar::Sidecar;
 
-/// A replica that has it in use gives it back, and another one starts with it.
+/// A replica that uses the secret writes it back, and another one starts with it.
 #[tokio::test]
 async fn a_stored_secret_that_redis_has_lost_is_written_back() {
     let (kept, mut redis) = (Kept::start().await, Redis::start().await);
@@ -25,10 +25,10 @@ async fn a_stored_secret_that_redis_has_lost_is_written_back() {
     assert_eq!(get(&sidecar, "").await.status, 200, "{}", sidecar.log());
     redis.stop().await;
     redis.start_again().await;
-    sidecar.logged("secret in use was missing from the store").await;
+    sidecar.logged("secret in use missing from the store").await;
     let other = Sidecar::start(&config).await;
     assert_eq!(get(&other, "").await.status, 200, "{}", other.log());
-    // A reading of the configuration is not held up by the connection of the one before.
+    // A reload is not delayed by the connection of an earlier one.
     let file = sidecar.dir.path().join("keybearer.yaml");
     let text = fs::read_to_string(&file).expect("a configuration");
     fs::write(&file, text + "log: {requests: all}\n").expect("a file");
@@ -48,7 +48,7 @@ async fn secrets_are_set_listed_used_and_removed_with_and_without_an_instance() 
     assert!(
         printed(&missing).contains("the store has no secret `crm/secret`; add it with `keybearer secret set crm/secret`")
     );
-    assert!(!dir.path().join("state/tokens.redb").exists(), "check makes nothing");
+    assert!(!dir.path().join("state/tokens.redb").exists(), "check creates nothing");
 
     for (name, value) in [("crm/secret", "first-value\n"), ("spare", "x")] {
         let set = run(dir.path(), &["secret", "set", name], value).await;
@@ -69,9 +69,9 @@ async fn secrets_are_set_listed_used_and_removed_with_and_without_an_instance() 
     let set = run(sidecar.dir.path(), &["secret", "set", "crm/secret", "--admin", &admin], "second-value").await;
     assert_eq!(set.status.code(), Some(0), "{}", printed(&set));
     sidecar.logged("configuration reloaded").await;
-    let asked = kept.asked();
+    let before = kept.token_requests();
     assert_eq!(call(sidecar.admin(), "POST", "/connections/erp/refresh", &json!({})).await.status, 200);
-    assert!(body(asked).contains("client_secret=second-value"), "{}", body(asked));
+    assert!(body(before).contains("client_secret=second-value"), "{}", body(before));
     let listed = run(sidecar.dir.path(), &["secret", "list", "--admin", &admin], "").await;
     assert_eq!(printed(&listed), "crm/secret\n");
     assert!(!sidecar.log().contains("second-value"));

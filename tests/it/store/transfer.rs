@@ -1,4 +1,4 @@
-//! Exports: from one store to another, between the file and Redis, and under another key.
+//! Exports: from one store to another, between file and Redis, and under another key.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -12,7 +12,7 @@ use crate::rig::redis::Redis;
 use crate::rig::sidecar::Sidecar;
 
 #[tokio::test]
-async fn an_export_is_taken_over_by_another_store() {
+async fn an_export_is_imported_by_another_store() {
     let kept = Kept::start().await;
     let key = format!("store: {{embedded: {{}}, seal_key: \"{OLD_KEY}\"}}\n");
     let sidecar = Sidecar::start(&kept.config(&key)).await;
@@ -26,11 +26,11 @@ async fn an_export_is_taken_over_by_another_store() {
     assert_eq!(import.status.code(), Some(0), "{}", printed(&import));
     assert!(printed(&import).contains("2 records imported"), "{}", printed(&import));
     let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
-    assert_eq!((get(&sidecar, "").await.status, kept.asked()), (200, 2), "{}", sidecar.log());
+    assert_eq!((get(&sidecar, "").await.status, kept.token_requests()), (200, 2), "{}", sidecar.log());
 }
 
 #[tokio::test]
-async fn tokens_and_secrets_move_between_the_file_and_redis_and_under_another_key() {
+async fn tokens_and_secrets_move_between_file_and_redis_and_to_another_key() {
     let (kept, redis) = (Kept::start().await, Redis::start().await);
     let config = |store: &str, keys: &str| {
         let text = kept.config(&format!("store: {{{store}, seal_key: {keys}}}\n"));
@@ -60,7 +60,7 @@ async fn tokens_and_secrets_move_between_the_file_and_redis_and_under_another_ke
             }
         }
         let sidecar = Sidecar::start_over(copy, 2, &[]).await;
-        assert_eq!((get(&sidecar, "").await.status, kept.asked()), (200, requests), "{}", sidecar.log());
+        assert_eq!((get(&sidecar, "").await.status, kept.token_requests()), (200, requests), "{}", sidecar.log());
         let (copy, _, _) = sidecar.crash().await;
         copy
     };
@@ -70,10 +70,10 @@ async fn tokens_and_secrets_move_between_the_file_and_redis_and_under_another_ke
     fs::copy(first.path().join("state/tokens.redb"), dir.path().join("state/tokens.redb")).expect("a copy");
     assert!(ran(&["store", "export", &export], "").await.contains("3 records"));
 
-    // To Redis, whose secrets are found too, and with no token asked for.
+    // To Redis, secrets included, and without a token request.
     write(&config(&shared, &old));
     assert!(ran(&["store", "import", &export], "").await.contains("3 records imported"));
-    assert!(ran(&["store", "import", &export], "").await.contains("0 records imported, 3 left"));
+    assert!(ran(&["store", "import", &export], "").await.contains("0 records imported, 3 unchanged"));
     assert!(ran(&["store", "import", "--overwrite", &export], "").await.contains("3 records imported"));
     assert_eq!(ran(&["secret", "list"], "").await.trim(), "the-secret");
     served(2).await;
@@ -84,13 +84,13 @@ async fn tokens_and_secrets_move_between_the_file_and_redis_and_under_another_ke
         last.head
     );
 
-    // Under another key, while no instance has it open.
+    // To another key, while no instance uses the store.
     write(&config(&shared, &both));
-    assert!(ran(&["store", "reseal"], "").await.contains("3 records are sealed with the first key"));
+    assert!(ran(&["store", "reseal"], "").await.contains("3 records resealed with the first key"));
     write(&config(&shared, &new));
     served(2).await;
 
-    // And back into a file.
+    // Back to a file.
     ran(&["store", "export", &export], "").await;
     fs::remove_dir_all(dir.path().join("state")).expect("the old file is gone");
     write(&config(&file, &new));
@@ -100,9 +100,9 @@ async fn tokens_and_secrets_move_between_the_file_and_redis_and_under_another_ke
     assert!(!text.contains("canary"), "{text}");
 }
 
-/// A backup of a fleet that goes on working.
+/// A backup of a running fleet.
 #[tokio::test]
-async fn an_export_from_redis_is_whole_although_replicas_write_meanwhile() {
+async fn an_export_from_redis_is_complete_while_replicas_write() {
     let (kept, redis) = (Kept::start().await, Redis::start().await);
     let store = format!("store: {{redis: {{url: \"redis://127.0.0.1:{}\"}}, seal_key: \"{OLD_KEY}\"}}\n", redis.port);
     let sidecar = Sidecar::start(&kept.config(&store)).await;
@@ -133,6 +133,6 @@ async fn an_export_from_redis_is_whole_although_replicas_write_meanwhile() {
             })
             .count(),
         0,
-        "nothing is left beside it"
+        "no temporary file is left"
     );
 }

@@ -1,17 +1,18 @@
-//! A damaged file is refused, or a record is damaged, or it reads as it was written; never another value.
+//! Tests of damaged files: a file is refused, a record is reported as damaged, or it reads as written; never another
+//! value.
 
 use super::*;
 
 const RECORDS: usize = 300;
 
-/// What is left of a store whose file holds `bytes`: how many records are intact, damaged and absent; `None`: refused.
-async fn left(path: &Path, bytes: &[u8]) -> Option<(usize, usize, usize)> {
+/// Opens a store whose file holds `bytes` and counts intact, damaged and absent records. `None`: the file is refused.
+async fn survey(path: &Path, bytes: &[u8]) -> Option<(usize, usize, usize)> {
     std::fs::write(path, bytes).unwrap();
     let store = match open_at(path, ring(1, &[])) {
         Ok(store) => store,
         Err(error) => {
             assert!(error.to_string().contains("tokens.redb"), "{error}");
-            assert!(std::fs::read(path).unwrap() == bytes, "a file that is refused is left as it is");
+            assert!(std::fs::read(path).unwrap() == bytes, "a refused file is left unchanged");
             return None;
         }
     };
@@ -27,7 +28,7 @@ async fn left(path: &Path, bytes: &[u8]) -> Option<(usize, usize, usize)> {
             Err(_) => damaged += 1,
         }
     }
-    // Neither do these end the thread.
+    // Neither operation ends the thread.
     let _ = store.list(&name("crm"), None, RECORDS).await;
     let _ = save(&store, &key("crm", "more"), token("more")).await;
     let ended = store.load(&key("crm", "0")).await;
@@ -47,14 +48,14 @@ fn filled() -> (TempDir, PathBuf, Vec<u8>) {
 #[tokio::test]
 async fn flipped_bytes_are_detected() {
     let (_dir, path, good) = filled();
-    // Where the file is in use at all.
+    // Offsets that are in use.
     let used: Vec<usize> = (0..good.len()).filter(|at| good[*at] != 0).collect();
     let mut random = fastrand::Rng::with_seed(7);
     let (mut refused, mut harmed, mut whole) = (0, 0, 0);
     for _ in 0..200 {
         let mut bytes = good.clone();
         bytes[used[random.usize(..used.len())]] ^= random.u8(1..);
-        match left(&path, &bytes).await {
+        match survey(&path, &bytes).await {
             None => refused += 1,
             Some((RECORDS, ..)) => whole += 1,
             Some((intact, ..)) => {
@@ -75,7 +76,7 @@ async fn zeroed_pages_are_detected() {
     for page in &used {
         let mut bytes = good.clone();
         bytes[page * 4096..][..4096].fill(0);
-        harmed += usize::from(!matches!(left(&path, &bytes).await, Some((RECORDS, ..))));
+        harmed += usize::from(!matches!(survey(&path, &bytes).await, Some((RECORDS, ..))));
     }
     assert!(harmed > 0 && used.len() > 10, "{harmed} of {}", used.len());
 }
@@ -84,14 +85,14 @@ async fn zeroed_pages_are_detected() {
 async fn an_incomplete_or_foreign_file_is_refused() {
     let (_dir, path, good) = filled();
     for length in [1, 8, 9, 100, 320, 4095, 4096, 8192, good.len() / 2, good.len() - 4096, good.len() - 1] {
-        assert_eq!(left(&path, &good[..length]).await, None, "{length} bytes");
+        assert_eq!(survey(&path, &good[..length]).await, None, "{length} bytes");
     }
-    assert_eq!(left(&path, &b"not a database at all\n".repeat(400)).await, None);
-    assert_eq!(left(&path, &vec![0; good.len()]).await, None);
-    assert_eq!(left(&path, b"").await, Some((0, 0, RECORDS)), "an empty file is a new store");
+    assert_eq!(survey(&path, &b"not a database at all\n".repeat(400)).await, None);
+    assert_eq!(survey(&path, &vec![0; good.len()]).await, None);
+    assert_eq!(survey(&path, b"").await, Some((0, 0, RECORDS)), "an empty file is a new store");
     let behind = [&good[..], &[0xa5; 5000]].concat();
-    assert_ne!(left(&path, &behind).await.map_or(RECORDS, |(intact, ..)| intact), 0);
-    assert_eq!(left(&path, &good).await, Some((RECORDS, 0, 0)));
+    assert_ne!(survey(&path, &behind).await.map_or(RECORDS, |(intact, ..)| intact), 0);
+    assert_eq!(survey(&path, &good).await, Some((RECORDS, 0, 0)));
 }
 
 #[tokio::test]
@@ -112,5 +113,5 @@ async fn a_record_moved_to_another_name_does_not_open() {
     let listed = store.list(&name("crm"), None, 10).await.unwrap();
     assert_eq!(listed.iter().map(|(_, token)| token.is_ok()).collect::<Vec<_>>(), [true, false]);
     save(&store, &key("crm", "b"), token("b")).await.unwrap();
-    assert!(store.load(&key("crm", "b")).await.unwrap().is_some(), "a new token heals it");
+    assert!(store.load(&key("crm", "b")).await.unwrap().is_some(), "a new token replaces it");
 }

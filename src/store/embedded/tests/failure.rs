@@ -1,4 +1,4 @@
-//! A disk that fails and recovers.
+//! Tests with a disk that fails and recovers.
 
 use std::io;
 use std::sync::Mutex;
@@ -9,11 +9,11 @@ use redb::StorageBackend;
 
 use super::*;
 
-/// A disk in memory, which stays when a store on it is closed.
+/// An in-memory disk that outlives the stores opened on it.
 #[derive(Debug, Default)]
 struct Disk {
     bytes: Mutex<Vec<u8>>,
-    /// Writes and syncs that still succeed, before all fail.
+    /// Writes and syncs left before all of them fail.
     good_writes: AtomicUsize,
     panics: AtomicBool,
     opened: AtomicUsize,
@@ -72,12 +72,13 @@ fn over(disk: &Arc<Disk>) -> EmbeddedStore {
         again.opened.fetch_add(1, Ordering::SeqCst);
         file::open_backend(Path::new("disk"), Opened(again.clone()), &keys, missing)
     };
-    let database = open(Missing::Make).unwrap();
-    let reopen = Box::new(move || open(Missing::Refuse)) as Reopen;
-    EmbeddedStore::over(path, Engine::new(database, reopen), keyring, Clock::system(), &Tasks::default()).unwrap()
+    let database = open(IfMissing::Create).unwrap();
+    let reopen = Box::new(move || open(IfMissing::Fail)) as Reopen;
+    EmbeddedStore::with_engine(path, Engine::new(database, reopen), keyring, Clock::system(), &Tasks::default())
+        .unwrap()
 }
 
-/// The record, once the file has been reopened.
+/// Loads the record once the file has been reopened.
 async fn loaded_again(store: &EmbeddedStore) -> StoredToken {
     let end = Instant::now() + 5 * SECOND;
     loop {

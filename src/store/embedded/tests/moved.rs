@@ -1,11 +1,11 @@
-//! Export, import and reseal, and that no file shows a secret.
+//! Tests of export, import and reseal, and that no file shows a secret.
 
 use super::*;
 use crate::store::transfer::{Tally, TransferError, export, import, reseal};
 
 fn quiet(_: u64, _: u64) {}
 
-/// 600 subjects and a secret, under key 1.
+/// A store with 600 subjects and a secret, sealed under key 1.
 async fn filled() -> (TempDir, PathBuf, EmbeddedStore) {
     let (dir, path, store) = store();
     let tokens: Vec<_> = (0..600).map(|n| (key("crm", &n.to_string()), token(&n.to_string()))).collect();
@@ -14,7 +14,7 @@ async fn filled() -> (TempDir, PathBuf, EmbeddedStore) {
     (dir, path, store)
 }
 
-async fn holds_all(store: &EmbeddedStore) {
+async fn assert_holds_all(store: &EmbeddedStore) {
     for number in 0..600 {
         let found = store.load(&key("crm", &number.to_string())).await.unwrap().unwrap();
         assert_eq!(found.access_token.expose(), format!("access-{number}"));
@@ -23,7 +23,7 @@ async fn holds_all(store: &EmbeddedStore) {
 }
 
 #[tokio::test]
-async fn an_export_goes_into_a_store_with_another_first_key() {
+async fn an_export_is_imported_under_another_first_key() {
     let (dir, _path, store) = filled().await;
     let file = dir.path().join("export");
     let mut seen = Vec::new();
@@ -37,12 +37,12 @@ async fn an_export_goes_into_a_store_with_another_first_key() {
     assert!(unopened.secret_names().await.unwrap().is_empty());
     drop(unopened);
     std::fs::remove_file(&other).unwrap();
-    let taking = open_at(&other, ring(2, &[1])).unwrap();
+    let imported = open_at(&other, ring(2, &[1])).unwrap();
     let all = Tally { written: 601, ..Tally::default() };
-    assert_eq!(import(&taking, &file, false, &mut quiet).unwrap(), all);
-    assert_eq!(import(&taking, &file, false, &mut quiet).unwrap(), Tally { kept: 601, ..Tally::default() });
-    drop(taking);
-    holds_all(&open_at(&other, ring(2, &[])).unwrap()).await;
+    assert_eq!(import(&imported, &file, false, &mut quiet).unwrap(), all);
+    assert_eq!(import(&imported, &file, false, &mut quiet).unwrap(), Tally { kept: 601, ..Tally::default() });
+    drop(imported);
+    assert_holds_all(&open_at(&other, ring(2, &[])).unwrap()).await;
 }
 
 #[tokio::test]
@@ -89,7 +89,9 @@ async fn an_incomplete_export_is_refused_before_anything_is_written() {
     let moved =
         text.replacen(lines[2].split("\"record\"").nth(1).unwrap(), lines[3].split("\"record\"").nth(1).unwrap(), 1);
     std::fs::write(&bad, moved).unwrap();
-    let Err(TransferError::Unopened(done)) = import(&empty, &bad, false, &mut quiet) else { panic!("it is taken") };
+    let Err(TransferError::Unopened(done)) = import(&empty, &bad, false, &mut quiet) else {
+        panic!("the import succeeded")
+    };
     assert_eq!(done, Tally { written: 600, kept: 0, unopened: 1 });
 }
 
@@ -105,14 +107,14 @@ async fn after_a_reseal_the_old_key_is_not_needed() {
     assert_eq!(seen, [(256, 601), (512, 601), (600, 601), (601, 601)]);
     drop(store);
     assert!(matches!(open_at(&path, ring(1, &[])), Err(OpenError::WrongKey { .. })));
-    holds_all(&open_at(&path, ring(2, &[])).unwrap()).await;
+    assert_holds_all(&open_at(&path, ring(2, &[])).unwrap()).await;
 }
 
 #[tokio::test]
 async fn no_file_shows_a_secret() {
     let (dir, _path, store) = filled().await;
     export(&store, &dir.path().join("state/export"), &mut quiet).unwrap();
-    // The control: the same search finds a canary in the clear.
+    // Control: the same search finds a canary in plaintext.
     std::fs::write(dir.path().join("state/control"), b"\0\x01access-7\xff").unwrap();
     let mut found = Vec::new();
     for file in std::fs::read_dir(dir.path().join("state")).unwrap() {

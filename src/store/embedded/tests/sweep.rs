@@ -1,4 +1,4 @@
-//! Which records a sweep removes.
+//! Tests of the sweep.
 
 use super::*;
 
@@ -29,26 +29,26 @@ async fn a_sweep_removes_expired_access_tokens_and_nothing_else() {
         since: Some(crate::model::time::WallTime::from_secs(1_000_000)),
         stated: Some(Duration::from_secs(1)),
     };
-    let renewable = StoredToken { refresh_life: forecast, ..aged("renewable", token("x").refresh) };
+    let refreshable = StoredToken { refresh_life: forecast, ..aged("refreshable", token("x").refresh) };
     let refused = aged("refused", Refresh::Refused { error: "invalid_grant".to_owned() });
     let lasting = StoredToken { refresh: Refresh::None, ..token("lasting") };
-    let kept = [("renewable", renewable), ("refused", refused), ("lasting", lasting)];
+    let kept = [("refreshable", refreshable), ("refused", refused), ("lasting", lasting)];
     all.extend(kept.map(|(subject, token)| (key("erp", subject), token)));
     store.fill(&all).unwrap();
     assert_eq!(swept(&store).await, 600);
     assert!(store.list(&name("crm"), None, 10).await.unwrap().is_empty());
     let left = store.list(&name("erp"), None, 10).await.unwrap();
     let left: Vec<_> = left.into_iter().map(|(_, record)| record.unwrap().access_token).collect();
-    assert_eq!(left, ["lasting", "refused", "renewable"].map(|text| token(text).access_token));
+    assert_eq!(left, ["lasting", "refreshable", "refused"].map(|text| token(text).access_token));
     assert_eq!(swept(&store).await, 0);
 }
 
 #[tokio::test]
-async fn a_token_has_ended_only_when_both_clocks_say_so() {
+async fn a_token_is_disposable_only_when_expired_on_both_clocks() {
     let now = Clock::system().now();
     let token = StoredToken { refresh: Refresh::None, obtained: now, ..token("t") };
     let end = now.plus(token.lifetime);
-    assert!(token.has_ended(end));
-    assert!(!token.has_ended(crate::clock::Now { boot: now.boot, ..end }));
-    assert!(!token.has_ended(crate::clock::Now { wall: now.wall, ..end }));
+    assert!(token.is_disposable(end));
+    assert!(!token.is_disposable(crate::clock::Now { boot: now.boot, ..end }));
+    assert!(!token.is_disposable(crate::clock::Now { wall: now.wall, ..end }));
 }

@@ -1,4 +1,4 @@
-//! How long records are kept, and resealing while replicas write.
+//! Tests of TTLs, and of resealing while replicas write.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -35,14 +35,14 @@ async fn a_stated_lifetime_lengthens_the_ttl_and_never_shortens_it() {
     for key in keys {
         assert_eq!(days(key).await, 1000, "{key}");
     }
-    // A later save with a shorter TTL shortens no TTL on the way to that record.
+    // A later save with a shorter TTL shortens the TTL of neither the index nor the set of connections.
     save(&store, &key("crm", Some("ann")), rotating("t")).await.expect("it is saved");
     assert_eq!(days(keys[0]).await, 1000);
     assert_eq!((days(keys[1]).await, days(keys[2]).await), (1000, 1000));
 }
 
 #[tokio::test]
-async fn resealing_leaves_what_changed_meanwhile() {
+async fn resealing_keeps_concurrent_changes() {
     let redis = Redis::start().await;
     let ((old, _t), (new, tasks)) = (open_both(&redis, [1, 2]), open_both(&redis, [2, 1]));
     let (changed, gone, same) = (key("crm", None), key("crm", Some("gone")), key("crm", Some("same")));
@@ -50,7 +50,7 @@ async fn resealing_leaves_what_changed_meanwhile() {
         save(&old, key, rotating("before")).await.expect("it is saved");
     }
     for name in ["changed", "gone", "same"] {
-        old.put_secret(name, Secret::new("before")).await.expect("it is kept");
+        old.put_secret(name, Secret::new("before")).await.expect("it is saved");
     }
     let mut read = Vec::new();
     for table in [Table::Tokens, Table::Secrets] {
@@ -61,17 +61,17 @@ async fn resealing_leaves_what_changed_meanwhile() {
     let lease = old.lease(&gone, SECOND, SECOND).await.expect("a lease");
     old.forget(&gone, &*lease).await.expect("it is forgotten");
     lease.release(true).await;
-    old.put_secret("changed", Secret::new("after")).await.expect("it is kept");
+    old.put_secret("changed", Secret::new("after")).await.expect("it is saved");
     assert_eq!(old.remove_secret("gone").await, Ok(true));
     let mut tally = Tally::default();
     for (table, name, sealed) in read {
-        tally += new.backend.reseal(table, &name, sealed).await.expect("Redis answers");
+        tally += new.backend.reseal(table, &name, sealed).await.expect("Redis replies");
     }
     assert_eq!(tally, Tally { written: 4, kept: 2, unopened: 0 });
 
-    // A third replica, which has the new key alone.
+    // A third replica has the new key only.
     let records = new.records(tokio::runtime::Handle::current());
-    tasks.blocking(move || records.resealed()).await.expect("it ends").expect("Redis answers");
+    tasks.blocking(move || records.resealed()).await.expect("it ends").expect("Redis replies");
     let (store, _v) = open(&redis, 2);
     let text = async |key: &TokenKey| {
         store.load(key).await.expect("it opens").map(|held| held.access_token.expose().to_owned())
@@ -83,15 +83,15 @@ async fn resealing_leaves_what_changed_meanwhile() {
     assert_eq!((secret("gone").await, secret("same").await), (None, Some(Secret::new("before"))));
 }
 
-/// The same while a replica goes on writing.
+/// The same while a replica keeps writing.
 #[tokio::test]
-async fn nothing_that_a_replica_writes_is_lost_while_records_are_resealed() {
+async fn no_write_is_lost_while_records_are_resealed() {
     let redis = Redis::start().await;
     let ((old, _t), (new, tasks)) = (open_both(&redis, [1, 2]), open_both(&redis, [2, 1]));
     let names: Vec<String> = (0..200).map(|number| format!("s{number:03}")).collect();
     let mut last = std::collections::BTreeMap::new();
     for name in &names {
-        old.put_secret(name, Secret::new("0")).await.expect("it is kept");
+        old.put_secret(name, Secret::new("0")).await.expect("it is saved");
     }
     let (records, ended) = (new.records(tokio::runtime::Handle::current()), AtomicBool::new(false));
     let resealing = async {
@@ -104,13 +104,13 @@ async fn nothing_that_a_replica_writes_is_lost_while_records_are_resealed() {
         while !ended.load(Ordering::SeqCst) {
             written += 1;
             let name = &names[fastrand::usize(..names.len())];
-            old.put_secret(name, Secret::new(written.to_string())).await.expect("it is kept");
+            old.put_secret(name, Secret::new(written.to_string())).await.expect("it is saved");
             last.insert(name, written.to_string());
         }
         written
     };
     let (_, written) = tokio::join!(resealing, writing);
-    assert!(written > 20, "only {written} were written meanwhile: the test shows nothing");
+    assert!(written > 20, "only {written} concurrent writes: the test proves nothing");
     for (name, text) in last {
         assert_eq!(old.secret(name).await, Ok(Some(Secret::new(&text))), "{name}");
     }
@@ -120,7 +120,7 @@ async fn nothing_that_a_replica_writes_is_lost_while_records_are_resealed() {
 async fn an_import_overwrites_a_newer_secret_only_on_request() {
     let redis = Redis::start().await;
     let (store, tasks) = open(&redis, 1);
-    store.put_secret("a", Secret::new("present")).await.expect("it is kept");
+    store.put_secret("a", Secret::new("present")).await.expect("it is saved");
     let early =
         || OpenedRecord { table: Table::Secrets, name: b"a".to_vec(), version: 5, text: b"early".to_vec().into() };
     let handle = tokio::runtime::Handle::current();

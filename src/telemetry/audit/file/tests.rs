@@ -1,4 +1,4 @@
-//! The file and its writer without the program: what fits, what does not, and what is refused.
+//! Tests of the audit file and its writer.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -10,7 +10,7 @@ fn path(dir: &tempfile::TempDir) -> PathBuf {
     dir.path().join("audit.jsonl")
 }
 
-/// What the writer makes of a queue that is closed already.
+/// Runs the writer on a closed queue and returns the file's content.
 fn written(queue: Queue, writer: Writer) -> String {
     let path = queue.path.clone();
     queue.close();
@@ -20,7 +20,7 @@ fn written(queue: Queue, writer: Writer) -> String {
 }
 
 #[test]
-fn what_finds_no_place_is_counted_and_told() {
+fn lines_that_do_not_fit_the_queue_are_counted_and_reported() {
     let dir = tempfile::tempdir().unwrap();
     let (queue, writer) = open_with(&path(&dir), 3).unwrap();
     for number in 0..10 {
@@ -31,7 +31,7 @@ fn what_finds_no_place_is_counted_and_told() {
 }
 
 #[test]
-fn the_file_is_appended_to_and_its_owners_alone() {
+fn the_file_is_private_and_appended_to() {
     let dir = tempfile::tempdir().unwrap();
     for expected in ["a\n", "a\na\n"] {
         let (queue, writer) = open(&path(&dir)).unwrap();
@@ -42,7 +42,7 @@ fn the_file_is_appended_to_and_its_owners_alone() {
 }
 
 #[test]
-fn what_is_no_plain_file_is_refused() {
+fn links_pipes_and_directories_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     for (name, target) in [("dangling", "nowhere"), ("link", "there")] {
@@ -51,24 +51,24 @@ fn what_is_no_plain_file_is_refused() {
     std::fs::write(at("there"), "").unwrap();
     rustix::fs::mknodat(rustix::fs::CWD, at("pipe"), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
     for (name, why) in [("dangling", "a symbolic link"), ("link", "a symbolic link"), ("pipe", "not a regular file")] {
-        assert_eq!(openable(&at(name)).unwrap_err().to_string(), why, "{name}");
+        assert_eq!(check_can_open(&at(name)).unwrap_err().to_string(), why, "{name}");
         assert_eq!(open(&at(name)).unwrap_err().to_string(), why, "{name}");
     }
-    assert!(openable(dir.path()).is_err() && openable(&at("none/audit")).is_err());
-    assert!(openable(&at("new")).is_ok() && !at("new").exists(), "looking makes nothing");
+    assert!(check_can_open(dir.path()).is_err() && check_can_open(&at("none/audit")).is_err());
+    assert!(check_can_open(&at("new")).is_ok() && !at("new").exists(), "the check creates nothing");
 }
 
 #[test]
-fn a_line_is_never_divided_between_two_files() {
+fn a_line_is_never_split_across_two_files() {
     let dir = tempfile::tempdir().unwrap();
     let (_queue, mut writer) = open(&path(&dir)).unwrap();
-    // As if the disk had been full within the second line.
+    // As if the disk had become full in the middle of the second line.
     writer.batch = b"one\ntwo\nthree\n".to_vec();
     writer.written_bytes = 6;
     std::fs::rename(path(&dir), dir.path().join("old")).unwrap();
     writer.try_write().unwrap();
     assert_eq!(std::fs::read_to_string(path(&dir)).unwrap(), "two\nthree\n");
-    // In the same file it goes on where it stopped.
+    // In the same file, writing resumes where it stopped.
     writer.batch = b"four\n".to_vec();
     writer.written_bytes = 2;
     writer.try_write().unwrap();
@@ -76,12 +76,12 @@ fn a_line_is_never_divided_between_two_files() {
 }
 
 #[test]
-fn a_closed_queue_before_a_full_disk_ends() {
+fn the_writer_ends_on_a_full_disk_once_the_queue_is_closed() {
     let (queue, writer) = open(Path::new("/dev/full")).unwrap();
     (0..1000).for_each(|_| queue.push(AT, "a\n".to_owned()));
     let started = Instant::now();
     let thread = std::thread::Builder::new().spawn(move || writer.run()).unwrap();
-    queue.wakes(thread.thread());
+    queue.set_writer(thread.thread());
     queue.close();
     drop(queue);
     thread.join().unwrap();

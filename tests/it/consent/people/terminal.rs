@@ -75,7 +75,7 @@ async fn a_code_for_another_device_is_waited_for_across_a_restart_and_as_slowly_
     let upstream = Upstream::start(&server).await;
     let keys = format!("grant: device_code, device_authorization_url: \"{}\", ", server.device_authorization_url());
     let sidecar = Sidecar::start(&connection(&server, &upstream, "", "p-device-web", &keys)).await;
-    let (child, said) = connect_command(&sidecar, &[], "give it this code").await;
+    let (child, said) = connect_command(&sidecar, &[], "enter this code").await;
     assert!(said.contains("http"), "{said}");
     drop(child);
     let begun = call(sidecar.admin(), "POST", "/connections/crm/authorize", &json!({})).await;

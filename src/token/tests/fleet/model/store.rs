@@ -4,7 +4,7 @@ use super::*;
 use crate::model::secret::Secret;
 use crate::model::time::WallTime;
 use crate::store::{
-    Fence, Lease, LeaseEnd, Note, NoteStore, Page, PutOff, SecretStore, SharedStore, StoreError, StoreFuture,
+    AnnouncedBackoff, Fence, Lease, LeaseEnd, Note, NoteStore, Page, SecretStore, SharedStore, StoreError, StoreFuture,
     TokenStore,
 };
 
@@ -45,11 +45,11 @@ impl Lease for SimulatedLease {
         self.in_doubt
     }
 
-    fn put_off(&self) -> Option<&PutOff> {
+    fn backoff(&self) -> Option<&AnnouncedBackoff> {
         None
     }
 
-    fn put_off_others<'a>(&'a self, _: &'a PutOff) -> StoreFuture<'a, ()> {
+    fn announce_backoff<'a>(&'a self, _: &'a AnnouncedBackoff) -> StoreFuture<'a, ()> {
         Box::pin(async { Ok(()) })
     }
 

@@ -1,6 +1,6 @@
-//! A record sealed under the first key, checked on each connection before any other record is read or written.
+//! The check record: sealed under the first key, and verified on each connection before any other record is accessed.
 //!
-//! Invariant: a replica that has none of the other replicas' seal keys reads and writes nothing.
+//! Invariant: a replica without the other replicas' seal keys reads and writes nothing.
 
 use std::sync::Arc;
 
@@ -13,33 +13,33 @@ use crate::store::seal::{Keyring, SealedIn, UnsealError};
 
 const SEALED_IN: SealedIn<'static> = SealedIn { table: "mark", name: b"" };
 
-/// What happens to a mark that is there already.
+/// Action if there is a check record already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Existing {
-    Kept,
-    Replaced,
+pub enum IfExists {
+    Keep,
+    Replace,
 }
 
-pub struct Mark {
+pub struct CheckRecord {
     name: String,
     keyring: Arc<Keyring>,
     script: Script,
 }
 
-impl Mark {
-    pub fn new(name: String, keyring: Arc<Keyring>, script: Script) -> Mark {
-        Mark { name, keyring, script }
+impl CheckRecord {
+    pub fn new(name: String, keyring: Arc<Keyring>, script: Script) -> CheckRecord {
+        CheckRecord { name, keyring, script }
     }
 
-    /// The script call that writes a mark. It returns the existing mark if that is kept.
-    pub fn put(&self, existing: Existing) -> Result<ScriptInvocation<'_>, StoreError> {
+    /// The script call that writes the check record. It returns the existing one if that is kept.
+    pub fn put(&self, existing: IfExists) -> Result<ScriptInvocation<'_>, StoreError> {
         let sealed =
             self.keyring.seal(SEALED_IN, 0, &[]).map_err(|error| StoreError::Unavailable(error.to_string()))?;
         let mut call = self.script.key(&self.name);
         call.arg(VALUE_BYTES_MAX)
             .arg(sealed)
             .arg(ms(REFRESH_TOKEN_TTL_MIN + EXPIRY_SLACK))
-            .arg(u8::from(existing == Existing::Replaced));
+            .arg(u8::from(existing == IfExists::Replace));
         Ok(call)
     }
 

@@ -1,0 +1,304 @@
+//! Commands that call the API of a running instance: `connections`, `refresh`, `revoke`, `test`, `healthcheck`.
+//!
+//! Not here: `connect`, which waits for a person (`connect`); the contents of a response (`admin`), its formatting
+//! (`table`).
+//! Invariants: untrusted text is printed without control characters; the admin token is never printed; if no instance
+//! responds, the error names the address and the remedy.
+
+use std::io::{Read as _, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use http::Method;
+use serde_json::{Value, json};
+use url::Url;
+use zeroize::Zeroizing;
+
+use super::{ConfigArguments, table};
+use crate::config::{self, Whereabouts};
+use crate::model::secret::Secret;
+use crate::tls::Trust;
+
+/// Timeout of an API call; longer than any operation of the instance.
+const CALL_TIMEOUT: Duration = Duration::from_secs(45);
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
+const RESPONSE_BYTES_MAX: usize = 16 * 1024 * 1024;
+const TOKEN_BYTES_MAX: usize = 4 * 1024;
+const SECRET_BYTES_MAX: u64 = 64 * 1024;
+
+#[derive(Debug, Args)]
+pub struct InstanceArguments {
+    #[command(flatten)]
+    config: ConfigArguments,
+    /// URL of the instance's admin listener [default: from the configuration]
+    #[arg(long, value_name = "URL", env = "KEYBEARER_ADMIN_URL")]
+    admin: Option<String>,
+    /// File with the admin token [default: $KEYBEARER_ADMIN_TOKEN, else <state_dir>/admin-token]
+    #[arg(long, value_name = "PATH")]
+    admin_token_file: Option<PathBuf>,
+    /// Print the response as JSON, for programs
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct RefreshArguments {
+    /// The connection
+    name: String,
+    /// Profile of the connection [default: default]
+    #[arg(long)]
+    profile: Option<String>,
+    /// Subject of the token, for a per-subject connection
+    #[arg(long)]
+    subject: Option<String>,
+    #[command(flatten)]
+    instance: InstanceArguments,
+}
+
+#[derive(Debug, Args)]
+pub struct TestArguments {
+    /// The connection
+    name: String,
+    /// Target of the request [default: the connection's first route]
+    url: Option<String>,
+    /// Method: GET or HEAD
+    #[arg(long, default_value = "GET")]
+    method: String,
+    /// Profile of the connection [default: default]
+    #[arg(long)]
+    profile: Option<String>,
+    /// Subject of the token, for a per-subject connection
+    #[arg(long)]
+    subject: Option<String>,
+    #[command(flatten)]
+    instance: InstanceArguments,
+}
+
+/// Why a call failed.
+pub enum CallError {
+    /// It failed in this process, with a message for people.
+    Local(String),
+    /// The instance refused it, with a problem document.
+    Refused(Value),
+}
+
+pub fn connections(arguments: &InstanceArguments) -> ExitCode {
+    finish(arguments, arguments.call(Method::GET, &["connections"], None), table::connections)
+}
+
+pub fn refresh(arguments: &RefreshArguments) -> ExitCode {
+    let body = given([("profile", &arguments.profile), ("subject", &arguments.subject)]);
+    let response = arguments.instance.call(Method::POST, &["connections", &arguments.name, "refresh"], Some(body));
+    finish(&arguments.instance, response, |token| table::refreshed(&arguments.name, token))
+}
+
+/// Revokes a token at the server and forgets it. A token that the server did not revoke is forgotten too, but fails the
+/// command.
+pub fn revoke(arguments: &RefreshArguments) -> ExitCode {
+    let body = given([("profile", &arguments.profile), ("subject", &arguments.subject)]);
+    let response = arguments.instance.call(Method::POST, &["connections", &arguments.name, "revoke"], Some(body));
+    let failed = response.as_ref().is_ok_and(|response| {
+        ["refresh_token", "access_token"].iter().any(|token| response[*token]["outcome"] == "failed")
+    });
+    let name = with_profile(&arguments.name, arguments.profile.as_deref());
+    let code = finish(&arguments.instance, response, |response| table::revoked(&name, response));
+    if failed { ExitCode::from(1) } else { code }
+}
+
+/// Name of a connection in messages.
+fn with_profile(name: &str, profile: Option<&str>) -> String {
+    profile.map_or_else(|| name.to_owned(), |profile| format!("{name}/{profile}"))
+}
+
+/// Reads a secret from standard input, without its last line break.
+pub fn read_secret(what: &str) -> Result<Secret, String> {
+    let mut text = Zeroizing::new(String::new());
+    let read = std::io::stdin().take(SECRET_BYTES_MAX).read_to_string(&mut text);
+    read.map_err(|error| format!("{what} cannot be read from standard input: {error}"))?;
+    match text.strip_suffix('\n').map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line)) {
+        "" => Err(format!("{what} is empty; write it to standard input")),
+        value => Ok(Secret::new(value)),
+    }
+}
+
+/// A JSON object of the given members.
+pub fn given<const N: usize>(members: [(&str, &Option<String>); N]) -> Value {
+    let given = members.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.as_deref()?.into())));
+    Value::Object(given.collect())
+}
+
+pub fn test(arguments: &TestArguments) -> ExitCode {
+    let mut body = given([("url", &arguments.url), ("profile", &arguments.profile), ("subject", &arguments.subject)]);
+    body["method"] = arguments.method.as_str().into();
+    let response = arguments.instance.call(Method::POST, &["connections", &arguments.name, "test"], Some(body));
+    finish(&arguments.instance, response, table::tested)
+}
+
+/// Exits 0 if the instance is ready.
+pub fn healthcheck(arguments: &InstanceArguments) -> ExitCode {
+    let found = arguments.whereabouts();
+    let base = arguments.base_url(found.health);
+    let response = base.and_then(|base| {
+        let request = reqwest::Request::new(Method::GET, join(&base, &["readyz"])?);
+        let (status, _) = send(&base, request, HEALTH_TIMEOUT)?;
+        Ok((status == 200, base))
+    });
+    match response {
+        Ok((ready, base)) => {
+            let word = if ready { "ready" } else { "not ready" };
+            print_line(&if arguments.json {
+                json!({ "ready": ready }).to_string()
+            } else {
+                format!("{base} is {word}")
+            });
+            ExitCode::from(u8::from(!ready))
+        }
+        Err(failed) => fail(arguments, failed),
+    }
+}
+
+pub fn finish(
+    arguments: &InstanceArguments,
+    response: Result<Value, CallError>,
+    show: impl FnOnce(&Value) -> String,
+) -> ExitCode {
+    match response {
+        Ok(response) => {
+            print_line(&if arguments.json { response.to_string() } else { show(&response) });
+            ExitCode::SUCCESS
+        }
+        Err(failed) => fail(arguments, failed),
+    }
+}
+
+pub fn fail(arguments: &InstanceArguments, failed: CallError) -> ExitCode {
+    match failed {
+        CallError::Refused(problem) if arguments.json => print_line(&problem.to_string()),
+        CallError::Refused(problem) => {
+            let text = |name: &str| table::clean(problem[name].as_str().unwrap_or("the instance refused"));
+            eprintln!("{}: {}", text("code"), text("detail"));
+        }
+        CallError::Local(text) if arguments.json => {
+            print_line(&json!({ "code": "no_answer", "detail": text }).to_string())
+        }
+        CallError::Local(text) => eprintln!("{text}"),
+    }
+    ExitCode::FAILURE
+}
+
+/// Prints a line and ignores a closed pipe.
+pub fn print_line(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+impl InstanceArguments {
+    /// Is the instance given by its address, rather than by the configuration?
+    pub fn has_address(&self) -> bool {
+        self.admin.is_some()
+    }
+
+    pub fn config_path(&self) -> PathBuf {
+        self.config.path()
+    }
+
+    fn whereabouts(&self) -> Whereabouts {
+        config::whereabouts(&self.config.path())
+    }
+
+    /// URL of the listener; `address` is the one of the configuration.
+    fn base_url(&self, address: std::net::SocketAddr) -> Result<Url, CallError> {
+        let failed = |text: String| CallError::Local(text);
+        let Some(text) = &self.admin else {
+            if address.port() == 0 {
+                let text = "the configuration leaves the port to the system; set --admin to the URL in the log";
+                return Err(failed(text.to_owned()));
+            }
+            return Url::parse(&format!("http://{address}")).map_err(|error| failed(format!("{address}: {error}")));
+        };
+        let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+        let url = url.filter(|url| url.username().is_empty() && url.password().is_none());
+        url.ok_or_else(|| {
+            failed("--admin is not the URL of a listener; use one such as http://127.0.0.1:8081".to_owned())
+        })
+    }
+
+    fn token(&self, found: &Whereabouts) -> Result<Secret, CallError> {
+        let path = match (&self.admin_token_file, config::presented_token()) {
+            (Some(path), _) => path.clone(),
+            (None, Some(token)) => return Ok(token),
+            (None, None) => found.state_dir.join("admin-token"),
+        };
+        let text = config::read_token(&path, TOKEN_BYTES_MAX);
+        text.map_err(|why| {
+            let remedy = "set --admin-token-file or KEYBEARER_ADMIN_TOKEN, or run this as the instance's user";
+            CallError::Local(format!("the admin token {} cannot be read ({why}); {remedy}", path.display()))
+        })
+    }
+
+    /// Calls the API; `Err` also if the instance refuses.
+    pub fn call(&self, method: Method, path: &[&str], body: Option<Value>) -> Result<Value, CallError> {
+        let found = self.whereabouts();
+        let base = self.base_url(found.admin)?;
+        let token = self.token(&found)?;
+        let path = [&["api", "v1"], path].concat();
+        let mut request = reqwest::Request::new(method, join(&base, &path)?);
+        let value = http::HeaderValue::try_from(format!("Bearer {}", token.expose()));
+        let mut value = value.map_err(|_| {
+            CallError::Local("the admin token contains characters that are not allowed in a header".to_owned())
+        })?;
+        value.set_sensitive(true);
+        request.headers_mut().insert(http::header::AUTHORIZATION, value);
+        if let Some(body) = body {
+            let json = http::HeaderValue::from_static("application/json");
+            request.headers_mut().insert(http::header::CONTENT_TYPE, json);
+            *request.body_mut() = Some(body.to_string().into());
+        }
+        let (status, bytes) = send(&base, request, CALL_TIMEOUT)?;
+        let response: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        match (200..300).contains(&status) {
+            true if response.is_object() => Ok(response),
+            false if response["code"].is_string() => Err(CallError::Refused(response)),
+            _ => {
+                let text = format!("{base} is not a Keybearer instance (status {status}); set another --admin");
+                Err(CallError::Local(text))
+            }
+        }
+    }
+}
+
+fn join(base: &Url, path: &[&str]) -> Result<Url, CallError> {
+    let mut url = base.clone();
+    let no_base = || CallError::Local("--admin is not the URL of a listener".to_owned());
+    url.path_segments_mut().map_err(|()| no_base())?.pop_if_empty().extend(path);
+    Ok(url)
+}
+
+/// Sends a request; returns the status and the body of the response.
+fn send(base: &Url, request: reqwest::Request, limit: Duration) -> Result<(u16, Vec<u8>), CallError> {
+    let failed = |error: &dyn std::fmt::Display| CallError::Local(format!("cannot send the request: {error}"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| failed(&error))?;
+    let mut builder = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).timeout(limit);
+    if base.scheme() == "https" {
+        let tls = Trust::new(&[].into()).client_config(None, None);
+        builder = builder.tls_backend_preconfigured(std::sync::Arc::unwrap_or_clone(tls));
+    }
+    let client = builder.build().map_err(|error| failed(&error))?;
+    let response = runtime.block_on(async {
+        let mut response = client.execute(request).await?;
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await? {
+            body.extend_from_slice(&chunk);
+            if body.len() > RESPONSE_BYTES_MAX {
+                break;
+            }
+        }
+        Ok::<_, reqwest::Error>((response.status().as_u16(), body))
+    });
+    response.map_err(|error| {
+        let why = if error.is_timeout() { " in time" } else { "" };
+        let remedy = "start one with `keybearer run`, or set its address with --admin or KEYBEARER_ADMIN_URL";
+        CallError::Local(format!("no instance responds{why} at {base}; {remedy}"))
+    })
+}
