@@ -26,7 +26,7 @@ pub async fn send_away(admin: &Admin, opened: Opened, browser: &Browser, visit: 
     };
     let secret = flow::random::<32>().ok_or_else(no_random)?;
     let state = Secret::new(format!("{}.{}", id.as_str(), secret.expose()));
-    let asked = opened.definition.endpoint.ask_person(&state, &redirect_uri).await;
+    let asked = opened.definition.endpoint.start_browser_authorization(&state, &redirect_uri).await;
     let asked = asked.map_err(|failure| not_asked(&failure))?;
     let attempt = Attempt { state: flow::digest(secret.expose()), verifier: asked.verifier, redirect_uri };
     keep(admin, &opened, id, browser, attempt).await?;

@@ -26,7 +26,7 @@ use crate::admin::{Admin, record};
 use crate::model::Name;
 use crate::model::secret::Secret;
 use crate::model::token::{Subject, TokenKey};
-use crate::oauth::{Consented, clean_error};
+use crate::oauth::{ConsentGrant, sanitize_error};
 use crate::telemetry::audit::Person;
 use crate::token::slot::Credential;
 
@@ -138,7 +138,7 @@ async fn exchanged(admin: &Admin, from: SocketAddr, known: Known, code: Secret) 
     let by = Person { user: user.clone(), from: Some(from) };
     let credential = || {
         let Attempt { verifier, redirect_uri, .. } = attempt.clone();
-        Credential::Consented(Consented::Code { code: code.clone(), verifier, redirect_uri })
+        Credential::Consented(ConsentGrant::Code { code: code.clone(), verifier, redirect_uri })
     };
     let status = hand_in(&definition, &key, credential, &by).await;
     settle(admin, &id, &key, &status).await;
@@ -161,7 +161,7 @@ fn recorded(admin: &Admin, (user, from): (Option<&Name>, SocketAddr), key: &Toke
 
 async fn refused(admin: &Admin, visit: &Visit, known: Known, error: &str) -> Result<Response, Page> {
     let Known { id, flow, key, .. } = known;
-    let (error, description) = clean_error(error, visit.query("error_description")?.as_deref());
+    let (error, description) = sanitize_error(error, visit.query("error_description")?.as_deref());
     let denied = error == "access_denied";
     let status =
         if denied { Status::Denied } else { Status::Failed { error: error.clone(), description: description.clone() } };

@@ -24,7 +24,7 @@ use super::visit::Visit;
 use crate::admin::Admin;
 use crate::admin::problem::{Problem, bound, no_token};
 use crate::model::token::{Subject, TokenKey};
-use crate::oauth::{Consented, DeviceAuthorization, Failure, Reason, Whose};
+use crate::oauth::{ConsentGrant, DeviceAuthorization, Failure, Reason, TokenRequestContext};
 use crate::sync::lock;
 use crate::tasks::Phase;
 use crate::telemetry::audit::Person;
@@ -72,7 +72,7 @@ impl Bell {
 pub(super) async fn start(admin: &Admin, opened: Opened, browser: &Browser, visit: &Visit) -> Result<Response, Page> {
     let Opened { key, link, by, definition, consent_flow: _, flow_key } = opened;
     let id = FlowId::random(&flow_key).ok_or_else(no_random)?;
-    let asked = definition.endpoint.ask_device().await.map_err(|failure| not_asked(&failure))?;
+    let asked = definition.endpoint.start_device_authorization().await.map_err(|failure| not_asked(&failure))?;
     let flow = asked_flow(admin, &definition, (id, &key), asked);
     let mut flow = flow.begun_by(by.as_ref()).opened_by(link.digest());
     flow.bind(browser.digest());
@@ -104,7 +104,7 @@ pub(super) fn code_page(key: &TokenKey, device: &Device) -> Page {
 
 /// Requests a device code for the API; a new one for each call.
 pub(super) async fn asked(admin: &Admin, definition: &Definition, id: FlowId, key: &TokenKey) -> Result<Flow, Problem> {
-    let asked = definition.endpoint.ask_device().await.map_err(refusal)?;
+    let asked = definition.endpoint.start_device_authorization().await.map_err(refusal)?;
     Ok(asked_flow(admin, definition, (id, key), asked))
 }
 
@@ -247,9 +247,13 @@ async fn poll(admin: &Admin, flow: Flow) -> u64 {
         return NEVER;
     };
     let asked = admin.clock.now();
-    let consented = Consented::Device { device_code };
-    let whose = Whose { subject: key.subject.as_ref(), consented: Some(&consented), ..Whose::default() };
-    let status = match definition.endpoint.first_grant(whose).await {
+    let consent_grant = ConsentGrant::Device { device_code };
+    let context = TokenRequestContext {
+        subject: key.subject.as_ref(),
+        consent_grant: Some(&consent_grant),
+        ..TokenRequestContext::default()
+    };
+    let status = match definition.endpoint.first_grant(context).await {
         Ok(set) => {
             // Without the store the token is kept all the same; of a flow that has ended meanwhile it is not.
             if let Err(Unclaimed::Over(_)) = claim(admin, id, &definition.connection).await {

@@ -42,7 +42,7 @@ pub(super) fn empty_400() -> Answer {
 }
 
 pub(super) fn refused_grant() -> Answer {
-    Err(Failure::Permanent(Refusal { is_of_refresh_token: true, ..Refusal::of_code("invalid_grant") }))
+    Err(Failure::Permanent(Refusal { refuses_refresh_token: true, ..Refusal::from_code("invalid_grant") }))
 }
 
 /// A program that starts on the disk of an earlier one.
@@ -241,11 +241,11 @@ struct Rival {
 }
 
 impl TokenSource for Rival {
-    fn first_grant<'a>(&'a self, _: Whose<'a>) -> crate::token::TokenFuture<'a> {
+    fn first_grant<'a>(&'a self, _: TokenRequestContext<'a>) -> crate::token::TokenFuture<'a> {
         Box::pin(async { refused_grant() })
     }
 
-    fn refresh<'a>(&'a self, _: &'a RefreshToken, _: Whose<'a>) -> crate::token::TokenFuture<'a> {
+    fn refresh<'a>(&'a self, _: &'a RefreshToken, _: TokenRequestContext<'a>) -> crate::token::TokenFuture<'a> {
         Box::pin(async {
             if self.sent.fetch_add(1, Ordering::SeqCst) == 0 {
                 return renewing("ours", Some("first"));

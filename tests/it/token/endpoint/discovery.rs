@@ -127,8 +127,8 @@ async fn one_well_known_location_does_not_stop_the_next() {
     // Without metadata anywhere it is asked for again soon.
     second.store(false, Ordering::SeqCst);
     for (answer, expected) in [
-        (text(200, "<h1>Sign in</h1>"), "the issuer answers not_json, http_503 at its well-known locations"),
-        (text(404, ""), "the issuer answers http_404, http_503 at its well-known locations"),
+        (text(200, "<h1>Sign in</h1>"), "the issuer has no metadata at its well-known locations: not_json, http_503"),
+        (text(404, ""), "the issuer has no metadata at its well-known locations: http_404, http_503"),
     ] {
         first.lock().unwrap().clone_from(&answer);
         let sidecar = Sidecar::start(&config_of(&keys, &upstream)).await;
