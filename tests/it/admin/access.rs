@@ -174,7 +174,7 @@ async fn without_users_the_token_file_opens_the_api() {
 #[tokio::test]
 async fn a_state_directory_that_cannot_be_written_costs_only_the_api() {
     let sidecar = Sidecar::start("state_dir: /proc/keybearer\nconnections: []\n").await;
-    sidecar.logged("no admin token can be kept").await;
+    sidecar.logged("admin token file unusable").await;
     assert_eq!(call(sidecar.admin(), "get", "/api/v1/connections", "anything", None).await.status, 401);
     assert_eq!(raw::get(sidecar.admin(), "/livez").await.status, 200);
 }

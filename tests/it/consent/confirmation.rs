@@ -168,7 +168,7 @@ async fn a_link_of_the_api_is_good_for_the_first_browser_that_confirms_it() {
         house.visit("GET", &format!("{place}&iss={issuer}"), &own).await
     };
     let answer = back(&first).await;
-    assert_eq!((answer.status, answer.text().contains("not known")), (400, true), "{}", answer.text());
+    assert_eq!((answer.status, answer.text().contains("is unknown")), (400, true), "{}", answer.text());
     assert!(back(&second).await.text().contains("declined"));
     let told = house.call("GET", &format!("/authorizations/{}", text(&begun["id"])), json!({})).await.json();
     assert_eq!(told["status"], "denied", "{told}");

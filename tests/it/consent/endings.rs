@@ -212,7 +212,7 @@ fn slow_device(request: &Received, before: usize, expires_in: u64) -> Reply {
     }
 }
 
-const TOO_LATE: &str = "a device's token came after its authorization had ended";
+const TOO_LATE: &str = "device token arrived after its authorization had ended";
 
 #[tokio::test]
 async fn a_device_that_was_replaced_while_its_server_answered_connects_nothing() {

@@ -82,21 +82,21 @@ async fn a_callback_that_does_not_fit_is_refused_and_spoils_nothing() {
     let with = |query: String| format!("{base}?{query}");
 
     let cases = [
-        (with(format!("code={code}&state={tampered}&iss={iss}")), "not known"),
-        (with(format!("code={code}&iss={iss}")), "not known"),
-        (with(format!("code={code}&state=&iss={iss}")), "not known"),
-        (with(format!("code={code}&state=unknown&iss={iss}")), "not known"),
-        (base.clone(), "not known"),
-        (with(format!("code={code}&state={state}&iss=https%3A%2F%2Fevil.test")), "elsewhere"),
-        (with(format!("error=access_denied&state={state}&iss=https%3A%2F%2Fevil.test")), "elsewhere"),
+        (with(format!("code={code}&state={tampered}&iss={iss}")), "is unknown"),
+        (with(format!("code={code}&iss={iss}")), "is unknown"),
+        (with(format!("code={code}&state=&iss={iss}")), "is unknown"),
+        (with(format!("code={code}&state=unknown&iss={iss}")), "is unknown"),
+        (base.clone(), "is unknown"),
+        (with(format!("code={code}&state={state}&iss=https%3A%2F%2Fevil.test")), "another server"),
+        (with(format!("error=access_denied&state={state}&iss=https%3A%2F%2Fevil.test")), "another server"),
         // The server announces that it names itself.
-        (with(format!("code={code}&state={state}")), "elsewhere"),
-        (with(format!("code={code}&error=access_denied&state={state}&iss={iss}")), "not readable"),
-        (with(format!("state={state}&iss={iss}")), "not readable"),
-        (with(format!("code=&state={state}&iss={iss}")), "not readable"),
-        (with(format!("code={code}&code=x&state={state}&iss={iss}")), "not readable"),
-        (with(format!("code={code}&state={state}&state=x&iss={iss}")), "not readable"),
-        (with(format!("code={code}&state={state}&iss={iss}&iss=x")), "not readable"),
+        (with(format!("code={code}&state={state}")), "another server"),
+        (with(format!("code={code}&error=access_denied&state={state}&iss={iss}")), "is invalid"),
+        (with(format!("state={state}&iss={iss}")), "is invalid"),
+        (with(format!("code=&state={state}&iss={iss}")), "is invalid"),
+        (with(format!("code={code}&code=x&state={state}&iss={iss}")), "is invalid"),
+        (with(format!("code={code}&state={state}&state=x&iss={iss}")), "is invalid"),
+        (with(format!("code={code}&state={state}&iss={iss}&iss=x")), "is invalid"),
     ];
     for (url, words) in &cases {
         let page = other.open(url).await;

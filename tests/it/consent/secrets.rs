@@ -20,7 +20,7 @@ impl House {
         for path in ["/connections", "/connections/crm", "/connections/crm/tokens"] {
             shown += &self.call("GET", path, json!({})).await.text();
         }
-        for what in [self.client, "\"connection\":\"crm\"", "a person has connected", "keybearer_token_requests_total{"]
+        for what in [self.client, "\"connection\":\"crm\"", "account connected", "keybearer_token_requests_total{"]
         {
             assert!(shown.contains(what), "the control {what} is not found");
         }
