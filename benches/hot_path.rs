@@ -16,7 +16,7 @@ use keybearer::config;
 use keybearer::model::connection::Connection;
 use keybearer::model::origin::{Authority, Origin, Scheme};
 use keybearer::model::token::{AccessToken, RefreshToken, TokenSet};
-use keybearer::oauth::Whose;
+use keybearer::oauth::TokenRequestContext;
 use keybearer::proxy::inject;
 use keybearer::router::{Callers, Label, Router};
 use keybearer::store::MemoryStore;
@@ -35,7 +35,7 @@ type Case<'a> = (&'a str, &'a dyn Fn());
 struct Fixed;
 
 impl TokenSource for Fixed {
-    fn first_grant<'a>(&'a self, _: Whose<'a>) -> TokenFuture<'a> {
+    fn first_grant<'a>(&'a self, _: TokenRequestContext<'a>) -> TokenFuture<'a> {
         let access_token = AccessToken::parse(&"t".repeat(600)).expect("a token");
         let expires_in = Some(Duration::from_secs(3600));
         Box::pin(async move {
@@ -43,8 +43,8 @@ impl TokenSource for Fixed {
         })
     }
 
-    fn refresh<'a>(&'a self, _: &'a RefreshToken, whose: Whose<'a>) -> TokenFuture<'a> {
-        self.first_grant(whose)
+    fn refresh<'a>(&'a self, _: &'a RefreshToken, context: TokenRequestContext<'a>) -> TokenFuture<'a> {
+        self.first_grant(context)
     }
 
     fn revoke<'a>(&'a self, _: &'a str, _: &'static str) -> RevocationFuture<'a> {

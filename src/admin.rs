@@ -1,9 +1,9 @@
-//! The control plane's listeners: health, metrics and the API.
+//! Listeners of the control plane: health, metrics, the API and the pages for consent.
 //!
-//! Not here: anything of the data plane; what a reload does (`reload`, which is asked through a channel).
-//! Holds: these listeners answer while the proxy drains, so that `/readyz` can say so; a connection has a deadline for
-//! its head, and there is a bound on connections; the API shows nothing without a token of a user.
-//! Metrics: `keybearer_tokens`, as seen at the moment of the scrape.
+//! Invariants: these listeners keep serving while the proxy drains, so that `/readyz` can report it; a connection has a
+//! timeout for each request head, and the number of connections is bounded; the API shows nothing without a user's token.
+//! Not here: the data plane; the reload itself (`reload`, requested through a channel).
+//! Metrics: `keybearer_tokens`, computed at each scrape.
 
 mod actions;
 mod api;
@@ -55,33 +55,33 @@ use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 use crate::token::TokenCache;
 
-pub use consent::device::Bell as DeviceBell;
-pub use events::LISTENERS_MAX;
+pub use consent::device::DeviceNotifier;
+pub use events::EVENT_STREAMS_MAX;
 pub use users::Access;
 
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What came of a reload that was asked for.
+/// Outcome of a requested reload.
 #[derive(Debug)]
-pub enum Reloaded {
-    /// In force; the keys named need a restart.
+pub enum ReloadOutcome {
+    /// In force; changes to the named keys need a restart.
     Applied {
         restart_required: Vec<&'static str>,
     },
-    /// The files hold what is in force already.
+    /// The files equal the configuration in force.
     Unchanged,
     Refused(Vec<Problem>),
     Failed(String),
 }
 
-/// A reload that a person asks for, and where the answer goes.
+/// A reload that a person requests.
 #[derive(Debug)]
 pub struct ReloadRequest {
     pub by: Person,
-    pub answer: oneshot::Sender<Reloaded>,
+    pub reply: oneshot::Sender<ReloadOutcome>,
 }
 
-/// What these listeners tell about.
+/// State that the handlers of these listeners share.
 #[derive(Clone)]
 pub struct Admin {
     pub health: Arc<Health>,
@@ -92,29 +92,29 @@ pub struct Admin {
     pub access: Arc<Access>,
     pub events: Events,
     pub audit: Audit,
-    /// Seals what browsers keep for us.
+    /// Seals session cookies and confirmations.
     pub seal: Arc<Keyring>,
     pub tasks: Tasks,
-    /// Wakes whoever asks about devices.
-    pub device_bell: DeviceBell,
-    /// Places for those that listen to events.
-    pub listeners: Arc<Semaphore>,
+    /// Wakes the task that polls for device authorizations.
+    pub device_notifier: DeviceNotifier,
+    /// Permits for `GET events`.
+    pub event_streams: Arc<Semaphore>,
     /// `None`: there is no file to reload.
     pub reload: Option<mpsc::Sender<ReloadRequest>>,
 }
 
-/// Both ends of a connection.
+/// Both addresses of an admin connection.
 #[derive(Debug, Clone, Copy)]
-pub struct Arrived {
-    at: SocketAddr,
-    from: SocketAddr,
+pub struct ConnAddrs {
+    local: SocketAddr,
+    peer: SocketAddr,
 }
 
-impl Arrived {
-    /// The connection that brought `request`.
-    fn of(request: &axum::extract::Request) -> Arrived {
-        let nowhere = SocketAddr::new(IpAddr::from([0, 0, 0, 0]), 0);
-        request.extensions().get().copied().unwrap_or(Arrived { at: nowhere, from: nowhere })
+impl ConnAddrs {
+    /// The addresses of the connection that carries `request`.
+    fn of(request: &axum::extract::Request) -> ConnAddrs {
+        let unspecified = SocketAddr::new(IpAddr::from([0, 0, 0, 0]), 0);
+        request.extensions().get().copied().unwrap_or(ConnAddrs { local: unspecified, peer: unspecified })
     }
 }
 
@@ -128,12 +128,12 @@ impl Admin {
             .with_state(self)
     }
 
-    /// Has the configuration read again, if there is a file; nobody waits for the outcome, which is in the log.
-    fn read_again(&self, asker: &users::Asker) {
+    /// Requests a reload, if there is a configuration file, without waiting for the outcome, which is logged.
+    fn request_reload(&self, user: &users::AuthenticatedUser) {
         if let Some(reload) = &self.reload {
-            let (answer, _) = oneshot::channel();
-            // A full queue means that it is about to be read anyway.
-            let _ = reload.try_send(ReloadRequest { by: asker.person(), answer });
+            let (reply, _) = oneshot::channel();
+            // A full queue means that the configuration is about to be read anyway.
+            let _ = reload.try_send(ReloadRequest { by: user.person(), reply });
         }
     }
 
@@ -142,9 +142,9 @@ impl Admin {
         consent::router(self)
     }
 
-    /// Asks authorization servers about devices, until the program ends.
-    pub async fn ask_about_devices(self) {
-        consent::device::ask_servers(self).await;
+    /// Polls token endpoints for pending device authorizations, until shutdown.
+    pub async fn poll_devices(self) {
+        consent::device::poll_all(self).await;
     }
 
     /// Everything below `/api/v1`.
@@ -179,27 +179,27 @@ async fn metrics(State(admin): State<Admin>) -> Response {
     }
 }
 
-/// Serves `router` on `listener` until everything stops, over so many connections at once.
+/// Serves `router` on `listener` until shutdown, over at most `connections_max` connections at once.
 pub fn serve(tasks: &Tasks, listener: TcpListener, router: Router, connections_max: usize) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let places = Arc::new(Semaphore::new(connections_max));
+    let permits = Arc::new(Semaphore::new(connections_max));
     let service = TowerToHyperService::new(router);
     let own = tasks.clone();
     tasks.spawn("admin", async move {
         loop {
-            let Ok(place) = places.clone().acquire_owned().await else { return };
+            let Ok(permit) = permits.clone().acquire_owned().await else { return };
             let accepted = listener
                 .accept()
                 .await
-                .and_then(|(stream, from)| Ok((Arrived { at: stream.local_addr()?, from }, stream)));
-            let Ok((arrived, stream)) = accepted else {
+                .and_then(|(stream, peer)| Ok((ConnAddrs { local: stream.local_addr()?, peer }, stream)));
+            let Ok((addrs, stream)) = accepted else {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
             let service = service.clone();
             let service = service_fn(move |mut request: Request<Incoming>| {
-                request.extensions_mut().insert(arrived);
+                request.extensions_mut().insert(addrs);
                 service.call(request)
             });
             let mut builder = http1::Builder::new();
@@ -209,7 +209,7 @@ pub fn serve(tasks: &Tasks, listener: TcpListener, router: Router, connections_m
                 if let Err(error) = connection.await {
                     tracing::debug!(%error, "admin connection ended");
                 }
-                drop(place);
+                drop(permit);
             });
         }
     });

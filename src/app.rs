@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
-use crate::admin::{self, Access, Admin, DeviceBell};
+use crate::admin::{self, Access, Admin, DeviceNotifier};
 use crate::clock::Clock;
 use crate::config::Loaded;
 use crate::model::{ListenAt, Listener, Name};
@@ -174,15 +174,15 @@ impl App {
             access,
             events,
             audit: audit.clone(),
-            listeners: Arc::new(Semaphore::new(admin::LISTENERS_MAX)),
+            event_streams: Arc::new(Semaphore::new(admin::EVENT_STREAMS_MAX)),
             seal,
             tasks: tasks.clone(),
-            device_bell: DeviceBell::default(),
+            device_notifier: DeviceNotifier::default(),
             reload: self.source.is_some().then_some(reload),
         };
         let api = admin.clone().api();
         tasks.spawn("news", cache.clone().follow_store_changes());
-        tasks.spawn("devices", admin.clone().ask_about_devices());
+        tasks.spawn("devices", admin.clone().poll_devices());
         let mut inside = api;
         let connections_max =
             files.admin_max(1 + usize::from(self.telemetry.is_some()) + usize::from(self.public.is_some()));

@@ -1,26 +1,26 @@
-//! The OAuth endpoints of one connection: token requests, revocation, and what a person is asked.
+//! OAuth client of one connection: token, revocation, authorization and device authorization requests.
 //!
-//! Not here: when to ask again (`token::schedule`), what becomes of the token (`token::acquire`).
-//! Invariants: oauth2 builds the standard requests as forms without a secret, and from there every grant goes one way:
+//! Invariants: oauth2 builds the standard requests as forms without a secret; from there every grant follows one path:
 //! `client_auth` → script → `transport::send` → script → `response::read` (`call`). A request carries one client
 //! authentication method. No error holds a secret, a token or a body.
+//! Not here: when to send the next request (`token::schedule`), storing and publishing the token (`token::acquire`).
 
 mod assertion;
 mod authorization;
 mod call;
 mod client_auth;
 mod clients;
-mod courier;
 mod discovery;
 mod failure;
 mod form;
 mod grant;
 mod json;
-mod posted;
+mod oauth2_adapter;
 mod query;
+mod redact;
 mod response;
+mod response_secrets;
 mod retry_after;
-mod seen;
 #[cfg(test)]
 mod tests;
 mod transport;
@@ -40,8 +40,8 @@ use crate::model::time::BootTime;
 use crate::model::token::{RefreshToken, Subject, TokenSet};
 use crate::script::Script;
 use crate::telemetry::traces::Tracer;
-use assertion::{Moment, Signer};
-use client_auth::Proof;
+use assertion::{AssertionContext, Signer};
+use client_auth::ClientCredential;
 use discovery::{Discovery, Metadata};
 use form::{Fields, field};
 use verdict::Sent;
@@ -49,39 +49,38 @@ use verdict::Sent;
 pub use authorization::{BrowserAuthorization, DeviceAuthorization};
 pub use clients::{ClientError, HttpClients};
 pub use failure::{Failure, Outcome, Reason, Refusal};
-pub use posted::clean_error;
+pub use redact::sanitize_error;
 
-/// The contract's word for a connection that waits for a person.
+/// Error code of a connection that waits for a person's consent.
 pub const CONSENT_REQUIRED: &str = "consent_required";
 
-/// A response that has arrived is read although its deadline has passed: the process or the machine may have stood still.
-const LATE: Duration = Duration::from_millis(100);
+/// Grace period after the deadline for a response that has already arrived: the process or the machine may have been
+/// suspended.
+const LATE_RESPONSE_GRACE: Duration = Duration::from_millis(100);
 
-/// For whom a token is asked, where a connection has one for each.
+/// What one token request depends on besides the connection.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Whose<'a> {
+pub struct TokenRequestContext<'a> {
     pub subject: Option<&'a Subject>,
-    /// The caller's own token, to be exchanged.
-    pub token: Option<&'a Secret>,
-    /// What a person has brought.
-    pub consented: Option<&'a Consented>,
-    /// Deadline for sending: a request that has not left by then is given up, because another process may then have the
-    /// right to send it.
-    pub sent_before: Option<BootTime>,
-    /// The refresh before this one got a 400 without a body.
+    /// The caller's own token, to be exchanged (RFC 8693).
+    pub caller_token: Option<&'a Secret>,
+    pub consent_grant: Option<&'a ConsentGrant>,
+    /// A request that has not left by then is abandoned, because another process may then have the right to send it.
+    pub send_deadline: Option<BootTime>,
+    /// The previous refresh got a 400 without a body.
     pub after_empty_400: bool,
 }
 
-/// What the authorization server hands out once a person has agreed.
+/// The authorization grant (RFC 6749 §1.3) that a person's consent yields.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Consented {
-    /// RFC 6749 §4.1.3, with what was said in the authorization request.
+pub enum ConsentGrant {
+    /// RFC 6749 §4.1.3, with the values of the authorization request that the exchange repeats.
     Code { code: Secret, verifier: Option<Secret>, redirect_uri: String },
-    /// RFC 8628 §3.4; the person may still be on the way.
+    /// RFC 8628 §3.4; the person may not have approved it yet.
     Device { device_code: Secret },
 }
 
-/// What a token request sends.
+/// What a token request presents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum TokenRequestKind {
     FirstGrant,
@@ -94,16 +93,16 @@ pub struct TokenEndpoint {
     http: reqwest::Client,
     oauth: grant::Client,
     discovery: Option<Arc<Discovery>>,
-    proofs: Vec<Proof>,
-    /// Of the `jwt_bearer` grant.
+    credentials: Vec<ClientCredential>,
+    /// Signs the assertion of the `jwt_bearer` grant.
     signer: Option<Signer>,
     script: Option<Script>,
     tracer: Tracer,
-    /// Which of the client secrets worked last.
+    /// Index of the credential that the server accepted last; it is tried first.
     preferred: AtomicUsize,
 }
 
-/// Its parts may hold secrets.
+/// Shows the name alone: the fields may hold secrets.
 impl fmt::Debug for TokenEndpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "TokenEndpoint({})", self.connection.name)
@@ -116,13 +115,13 @@ impl TokenEndpoint {
         let discovery = clients.discovery(&connection, &http);
         let oauth = grant::client(&connection.client_id, &transport::without_userinfo(&connection.endpoints.server));
         let signer = grant::signer(&connection.grant);
-        // It has been compiled before: the configuration is checked.
+        // The check of the configuration has compiled it before.
         let script = connection.script.as_ref().and_then(|source| Script::compile(&source.text).ok());
         Ok(TokenEndpoint {
             http,
             oauth,
             discovery,
-            proofs: client_auth::proofs(&connection),
+            credentials: client_auth::credentials(&connection),
             signer,
             script,
             tracer: clients.tracer.clone(),
@@ -131,22 +130,22 @@ impl TokenEndpoint {
         })
     }
 
-    /// One token request by the connection's own grant; a grant that needs a person is refused without asking. Of several
-    /// client secrets the next one is tried only when the server refuses the client itself, all within one
-    /// `authorization_server.timeout`.
-    pub async fn first_grant(&self, whose: Whose<'_>) -> Result<TokenSet, Failure> {
-        grant::first(self, whose).await
+    /// Requests a token by the connection's own grant. A grant that needs a person fails without a request unless there is
+    /// a `consent_grant`. The next of several client secrets is tried only if the server refuses the client itself. All
+    /// attempts share one `authorization_server.timeout`.
+    pub async fn first_grant(&self, context: TokenRequestContext<'_>) -> Result<TokenSet, Failure> {
+        grant::first(self, context).await
     }
 
-    /// One token request with a refresh token, with the same deadline.
-    pub async fn refresh(&self, token: &RefreshToken, whose: Whose<'_>) -> Result<TokenSet, Failure> {
-        grant::refresh(self, token, whose).await
+    /// Requests a token with a refresh token, under the same timeout.
+    pub async fn refresh(&self, token: &RefreshToken, context: TokenRequestContext<'_>) -> Result<TokenSet, Failure> {
+        grant::refresh(self, token, context).await
     }
 
-    /// Revokes one token (RFC 7009 §2.1); `false`: the server has no endpoint for it. `hint` is `refresh_token` or
-    /// `access_token`.
+    /// Revokes one token (RFC 7009 §2.1); returns `false` if the server has no revocation endpoint. `hint` is
+    /// `refresh_token` or `access_token`.
     pub async fn revoke(&self, token: &str, hint: &str) -> Result<bool, Failure> {
-        self.in_time(async {
+        self.within_timeout(async {
             let url = match &self.connection.endpoints.revocation {
                 Some(url) => Some(url.clone()),
                 None => self.discovered(discovery::REVOCATION).await?,
@@ -155,13 +154,18 @@ impl TokenEndpoint {
             let fields = vec![field("token", token), field("token_type_hint", hint)];
             let call =
                 call::Call { endpoint: self, url: transport::without_userinfo(&url), kind: call::Kind::Revocation };
-            call.prove_and_send(&fields, response::revoked).await.map(|()| true)
+            call.authenticate_and_send(&fields, response::revoked).await.map(|()| true)
         })
         .await
     }
 
-    async fn ask(&self, asked: TokenRequestKind, mut fields: Fields, whose: Whose<'_>) -> Result<TokenSet, Failure> {
-        let (grant, sent) = match asked {
+    async fn request_token(
+        &self,
+        kind: TokenRequestKind,
+        mut fields: Fields,
+        context: TokenRequestContext<'_>,
+    ) -> Result<TokenSet, Failure> {
+        let (grant, sent) = match kind {
             TokenRequestKind::FirstGrant => {
                 if let Some(own_name) = &self.connection.grant_type {
                     let named = fields.iter_mut().filter(|(name, _)| name == "grant_type");
@@ -170,22 +174,23 @@ impl TokenEndpoint {
                 (self.connection.grant.as_str(), Sent::Grant)
             }
             TokenRequestKind::Refresh => {
-                let (needs_person, after_empty_400) = (self.connection.grant.needs_person(), whose.after_empty_400);
+                let (needs_person, after_empty_400) = (self.connection.grant.needs_person(), context.after_empty_400);
                 ("refresh_token", Sent::RefreshToken { needs_person, after_empty_400 })
             }
         };
         let url = transport::without_userinfo(&self.token_url().await?);
-        let call = call::Call { endpoint: self, url, kind: call::Kind::Token { grant, whose, sent } };
-        let outcome = call.prove_and_send(&fields, |answer, posted| call.token_set(answer, posted)).await;
+        let call = call::Call { endpoint: self, url, kind: call::Kind::Token { grant, context, sent } };
+        let outcome =
+            call.authenticate_and_send(&fields, |response, redactor| call.token_set(response, redactor)).await;
         if let (Some(discovery), Err(failure)) = (&self.discovery, &outcome)
-            && failure.is_of_the_place()
+            && failure.is_wrong_endpoint()
         {
             discovery.forget();
         }
         outcome
     }
 
-    /// Configured, else as the issuer says.
+    /// The configured token endpoint, else the one in the issuer's metadata.
     async fn token_url(&self) -> Result<Url, Failure> {
         if let Some(url) = &self.connection.endpoints.token {
             return Ok(url.clone());
@@ -201,28 +206,28 @@ impl TokenEndpoint {
 
     async fn metadata(&self) -> Result<Option<Arc<Metadata>>, Failure> {
         let Some(discovery) = &self.discovery else { return Ok(None) };
-        let asked = discovery.metadata(Clock::system().now().boot);
-        // Within the time of the whole, so that it is known to have been the discovery that took it.
-        let answer = tokio::time::timeout(self.connection.authorization_server.timeout, asked).await;
-        answer
-            .unwrap_or_else(|_| Err(discovery::not_now("did not answer in time")))
+        let metadata = discovery.metadata(Clock::system().now().boot);
+        // Its own timeout, no longer than the caller's, so that the error names discovery as the step that was slow.
+        let result = tokio::time::timeout(self.connection.authorization_server.timeout, metadata).await;
+        result
+            .unwrap_or_else(|_| Err(discovery::unavailable("did not respond in time")))
             .map(Some)
-            .map_err(Failure::of_discovery)
+            .map_err(Failure::during_discovery)
     }
 
-    fn moment<'a>(&'a self, token_url: &'a Url) -> Moment<'a> {
+    fn assertion_context<'a>(&'a self, token_url: &'a Url) -> AssertionContext<'a> {
         let issuer = self.connection.endpoints.issuer.as_deref();
-        Moment { token_url: token_url.as_str(), issuer, now: Clock::system().now().wall }
+        AssertionContext { token_url: token_url.as_str(), issuer, now: Clock::system().now().wall }
     }
 
-    /// Everything that one wish takes has one deadline.
-    async fn in_time<T>(&self, call: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    /// One `authorization_server.timeout` covers everything that one operation sends.
+    async fn within_timeout<T>(&self, call: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
         let timeout = self.connection.authorization_server.timeout;
         tokio::pin!(call);
-        if let Ok(answer) = tokio::time::timeout(timeout, &mut call).await {
-            return answer;
+        if let Ok(result) = tokio::time::timeout(timeout, &mut call).await {
+            return result;
         }
-        tokio::time::timeout(LATE, call).await.unwrap_or_else(|_| Err(retryable(Reason::Timeout)))
+        tokio::time::timeout(LATE_RESPONSE_GRACE, call).await.unwrap_or_else(|_| Err(retryable(Reason::Timeout)))
     }
 }
 
@@ -231,5 +236,5 @@ fn retryable(reason: Reason) -> Failure {
 }
 
 fn refused(code: &str) -> Failure {
-    Failure::Permanent(Refusal::of_code(code))
+    Failure::Permanent(Refusal::from_code(code))
 }

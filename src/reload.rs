@@ -15,7 +15,7 @@ use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::admin::{ReloadRequest, Reloaded};
+use crate::admin::{ReloadOutcome, ReloadRequest};
 use crate::config::{self, Loaded, Problems};
 use crate::model::secret::Vault;
 use crate::model::{Listeners, StoreSettings};
@@ -155,7 +155,7 @@ impl Reloader {
             system::ready();
             match cause {
                 // Whoever asked may have gone.
-                Cause::Person(asked) => drop(asked.answer.send(outcome.into())),
+                Cause::Person(asked) => drop(asked.reply.send(outcome.into())),
                 Cause::Signal => self.wiring.parts.audit.reopen_if_moved(),
                 Cause::File => {}
             }
@@ -247,13 +247,13 @@ impl Reloader {
     }
 }
 
-impl From<Outcome> for Reloaded {
-    fn from(outcome: Outcome) -> Reloaded {
+impl From<Outcome> for ReloadOutcome {
+    fn from(outcome: Outcome) -> ReloadOutcome {
         match outcome {
-            Outcome::Applied { restart_required, .. } => Reloaded::Applied { restart_required },
-            Outcome::Unchanged => Reloaded::Unchanged,
-            Outcome::Refused(problems) => Reloaded::Refused(problems.problems),
-            Outcome::Failed(error) => Reloaded::Failed(error.to_string()),
+            Outcome::Applied { restart_required, .. } => ReloadOutcome::Applied { restart_required },
+            Outcome::Unchanged => ReloadOutcome::Unchanged,
+            Outcome::Refused(problems) => ReloadOutcome::Refused(problems.problems),
+            Outcome::Failed(error) => ReloadOutcome::Failed(error.to_string()),
         }
     }
 }

@@ -1,7 +1,7 @@
-//! The API: one table of operations, from which the router and its description are made, and what it shows.
+//! The API: one table of operations, the source of the router and of the OpenAPI description.
 //!
-//! Not here: who may ask (`auth`), what changes something (`actions`), how things look (`view`).
-//! Holds: an operation is reachable only through the table, with the role that stands there.
+//! Invariant: an operation is reachable only through the table, with the role given there.
+//! Not here: authentication (`auth`), operations that act (`actions`), JSON of connections and tokens (`view`).
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -15,21 +15,22 @@ use super::problem::{Problem, bound};
 use super::{Admin, actions, auth, consent, events, openapi, revoke, secrets, session, tokens, view};
 use crate::model::Role;
 
-const SUBJECT: (&str, &str) = ("subject", "whose token is meant, of a connection with one for each subject");
-const PROFILE: (&str, &str) = ("profile", "which of its profiles; absent: default");
-const UNKNOWN: (u16, &str) = (404, "no connection, or none of its profiles, has this name");
+const SUBJECT: (&str, &str) =
+    ("subject", "the subject of the token; required if the connection has a token for each subject");
+const PROFILE: (&str, &str) = ("profile", "the profile; absent: default");
+const UNKNOWN: (u16, &str) = (404, "no connection has this name, or it has no such profile");
 const NO_TOKEN: [(u16, &str); 4] = [
     UNKNOWN,
-    (409, "the connection is inactive, or its token was refreshed a moment ago"),
+    (409, "the connection is inactive, or its token was refreshed less than ten seconds ago"),
     (424, "the authorization server refused"),
-    (503, "the authorization server cannot be used"),
+    (503, "the authorization server is unavailable"),
 ];
 
 const REVOKED: &[(u16, &str)] = &[
-    (200, "{forgotten, refresh_token: {outcome, reason}, access_token: {outcome, reason}}: what the server made of it"),
+    (200, "{forgotten, refresh_token: {outcome, reason}, access_token: {outcome, reason}}: the outcome at the server"),
     UNKNOWN,
-    (409, "the connection is inactive, or another errand is under way"),
-    (503, "the store cannot be used; nothing is forgotten"),
+    (409, "the connection is inactive, or another command for this token is in progress"),
+    (503, "the store is unavailable; nothing was forgotten"),
 ];
 
 const OPERATIONS: &[Operation] = &[
@@ -37,8 +38,8 @@ const OPERATIONS: &[Operation] = &[
         method: "get",
         path: "/openapi.json",
         role: Role::Viewer,
-        summary: "This description",
-        answers: &[(200, "OpenAPI 3.1")],
+        summary: "This OpenAPI description",
+        responses: &[(200, "OpenAPI 3.1")],
         members: &[],
         handler: || get(async || Json(openapi::document(OPERATIONS))),
     },
@@ -47,7 +48,7 @@ const OPERATIONS: &[Operation] = &[
         path: "/connections",
         role: Role::Viewer,
         summary: "All connections with their state",
-        answers: &[(200, "{items: [connection]}")],
+        responses: &[(200, "{items: [connection]}")],
         members: &[],
         handler: || get(connections),
     },
@@ -56,7 +57,7 @@ const OPERATIONS: &[Operation] = &[
         path: "/connections/{name}",
         role: Role::Viewer,
         summary: "One connection with its state",
-        answers: &[(200, "the connection"), UNKNOWN],
+        responses: &[(200, "the connection"), UNKNOWN],
         members: &[],
         handler: || get(connection),
     },
@@ -64,8 +65,8 @@ const OPERATIONS: &[Operation] = &[
         method: "get",
         path: "/connections/{name}/tokens",
         role: Role::Viewer,
-        summary: "The state of its tokens, of all profiles or by `profile`, `subject` and `state`; never a token",
-        answers: &[(200, "{items: [token], cursor}"), (400, "the query is not understood"), UNKNOWN],
+        summary: "State of its tokens, optionally filtered by `profile`, `subject` and `state`; never a token",
+        responses: &[(200, "{items: [token], cursor}"), (400, "the query is invalid"), UNKNOWN],
         members: &[],
         handler: || get(tokens::list),
     },
@@ -73,12 +74,12 @@ const OPERATIONS: &[Operation] = &[
         method: "put",
         path: "/connections/{name}/tokens",
         role: Role::Operator,
-        summary: "Takes over a refresh token from elsewhere, if it gives an access token",
-        answers: &[
+        summary: "Imports a refresh token that was obtained elsewhere, if it yields an access token",
+        responses: &[
             (200, "the token's new state"),
             UNKNOWN,
-            (409, "the connection is inactive, or another token is being proven"),
-            (422, "it gave no access token; nothing has changed"),
+            (409, "the connection is inactive, or another import is in progress"),
+            (422, "the refresh token yielded no access token; nothing has changed"),
         ],
         members: &[("refresh_token", "the refresh token"), PROFILE, SUBJECT],
         handler: || put(actions::import),
@@ -87,8 +88,8 @@ const OPERATIONS: &[Operation] = &[
         method: "post",
         path: "/connections/{name}/refresh",
         role: Role::Operator,
-        summary: "Gets another token now, through the same single flight as the proxy",
-        answers: &[(200, "the token's new state"), NO_TOKEN[0], NO_TOKEN[1], NO_TOKEN[2], NO_TOKEN[3]],
+        summary: "Refreshes the token now, through the same single flight as the proxy",
+        responses: &[(200, "the token's new state"), NO_TOKEN[0], NO_TOKEN[1], NO_TOKEN[2], NO_TOKEN[3]],
         members: &[PROFILE, SUBJECT],
         handler: || post(actions::refresh),
     },
@@ -97,7 +98,7 @@ const OPERATIONS: &[Operation] = &[
         path: "/connections/{name}/tokens",
         role: Role::Operator,
         summary: "Revokes a token at the server, then forgets it; `?profile&subject` in the query",
-        answers: REVOKED,
+        responses: REVOKED,
         members: &[],
         handler: || delete(revoke::delete),
     },
@@ -105,8 +106,8 @@ const OPERATIONS: &[Operation] = &[
         method: "post",
         path: "/connections/{name}/revoke",
         role: Role::Operator,
-        summary: "The same, with the token named in the body",
-        answers: REVOKED,
+        summary: "Revokes a token at the server, then forgets it; `profile` and `subject` in the body",
+        responses: REVOKED,
         members: &[PROFILE, SUBJECT],
         handler: || post(revoke::post),
     },
@@ -114,26 +115,31 @@ const OPERATIONS: &[Operation] = &[
         method: "post",
         path: "/connections/{name}/test",
         role: Role::Operator,
-        summary: "Sends one request with the token, without a body either way",
-        answers: &[
+        summary: "Sends one request with the token, without a request body; never shows a response body",
+        responses: &[
             (200, "{token, url, method, status, duration_ms}"),
             NO_TOKEN[0],
             NO_TOKEN[1],
-            (422, "no route of the connection takes the URL"),
+            (422, "no route of the connection matches the URL"),
             NO_TOKEN[2],
-            (502, "the upstream cannot be reached"),
+            (502, "the upstream is unreachable"),
             NO_TOKEN[3],
-            (504, "the upstream did not answer in time"),
+            (504, "the upstream did not respond in time"),
         ],
-        members: &[("url", "absent: the first route's own"), ("method", "GET or HEAD; absent: GET"), PROFILE, SUBJECT],
+        members: &[
+            ("url", "absent: the URL of the first route that names one host"),
+            ("method", "GET or HEAD; absent: GET"),
+            PROFILE,
+            SUBJECT,
+        ],
         handler: || post(actions::test),
     },
     Operation {
         method: "post",
         path: "/connections/{name}/authorize",
         role: Role::Operator,
-        summary: "Begins a person's part, in place of the pending one: a link to confirm once, or a code to type elsewhere",
-        answers: &[
+        summary: "Begins an authorization, which replaces a pending one: a one-time link, or a user code for another device",
+        responses: &[
             (
                 201,
                 "{id, expires_at, authorization_url}, or {id, expires_at, user_code, verification_uri, verification_uri_complete, interval}",
@@ -141,21 +147,21 @@ const OPERATIONS: &[Operation] = &[
             UNKNOWN,
             (
                 409,
-                "the connection is inactive, its grant needs nobody, or a code is being exchanged for the same token",
+                "the connection is inactive, its grant needs no person, or a code is being exchanged for the same token",
             ),
-            (422, "the connection has a token for each subject; name one"),
+            (422, "the connection has a token for each subject; name one in `subject`"),
             NO_TOKEN[2],
-            (503, "the store or the authorization server cannot be used"),
+            (503, "the store or the authorization server is unavailable"),
         ],
-        members: &[("profile", "the profile; absent: default"), SUBJECT],
+        members: &[PROFILE, SUBJECT],
         handler: || post(consent::authorize),
     },
     Operation {
         method: "get",
         path: "/authorizations/{id}",
         role: Role::Viewer,
-        summary: "What has come of it: pending, connected, denied, expired or failed",
-        answers: &[
+        summary: "Status of an authorization: pending, connected, denied, expired or failed",
+        responses: &[
             (200, "{id, connection, profile, subject, status, error, description, expires_at}"),
             (404, "no authorization has this id"),
         ],
@@ -166,8 +172,8 @@ const OPERATIONS: &[Operation] = &[
         method: "post",
         path: auth::SESSION_PATH,
         role: Role::Viewer,
-        summary: "Signs a browser in with a user's token: a cookie, and what its page must send with every change",
-        answers: &[(200, "{user, role, csrf_token, expires_at}")],
+        summary: "Signs a browser in with a user's token: sets a cookie, returns the CSRF token for requests that change something",
+        responses: &[(200, "{user, role, csrf_token, expires_at}")],
         members: &[("token", "the user's token")],
         handler: || post(session::post),
     },
@@ -176,7 +182,7 @@ const OPERATIONS: &[Operation] = &[
         path: auth::SESSION_PATH,
         role: Role::Viewer,
         summary: "Signs the browser out",
-        answers: &[(204, "the cookie is gone")],
+        responses: &[(204, "the cookie is removed")],
         members: &[],
         handler: || delete(session::delete),
     },
@@ -184,12 +190,12 @@ const OPERATIONS: &[Operation] = &[
         method: "post",
         path: "/reload",
         role: Role::Manager,
-        summary: "Reads the configuration again; all or nothing",
-        answers: &[
+        summary: "Reloads the configuration; all or nothing",
+        responses: &[
             (200, "{outcome, restart_required}"),
-            (409, "there is no file to read again"),
+            (409, "the instance was started without a configuration file"),
             (422, "{problems: [{file, line, column, path, message, hint}]}"),
-            (503, "too many reloads wait"),
+            (503, "another reload is in progress"),
         ],
         members: &[],
         handler: || post(actions::reload),
@@ -199,7 +205,7 @@ const OPERATIONS: &[Operation] = &[
         path: "/secrets",
         role: Role::Manager,
         summary: "The names of the secrets in the store; never a secret",
-        answers: &[(200, "{items: [name]}"), (503, "the store cannot be used")],
+        responses: &[(200, "{items: [name]}"), (503, "the store is unavailable")],
         members: &[],
         handler: || get(secrets::list),
     },
@@ -207,8 +213,8 @@ const OPERATIONS: &[Operation] = &[
         method: "put",
         path: "/secrets/{secret}",
         role: Role::Manager,
-        summary: "Seals a secret in the store, then reads the configuration again, where `{store: NAME}` may mean it",
-        answers: &[(200, "{name}"), (422, "the name or the secret is refused"), (503, "the store cannot be used")],
+        summary: "Seals a secret in the store, then reloads the configuration, which may refer to it as `{store: NAME}`",
+        responses: &[(200, "{name}"), (422, "the name or the secret is invalid"), (503, "the store is unavailable")],
         members: &[("value", "the secret")],
         handler: || put(secrets::put),
     },
@@ -216,8 +222,8 @@ const OPERATIONS: &[Operation] = &[
         method: "delete",
         path: "/secrets/{secret}",
         role: Role::Manager,
-        summary: "Removes a secret from the store",
-        answers: &[(200, "{name}"), (404, "the store has none of this name"), (503, "the store cannot be used")],
+        summary: "Removes a secret from the store, then reloads the configuration",
+        responses: &[(200, "{name}"), (404, "the store has no secret of this name"), (503, "the store is unavailable")],
         members: &[],
         handler: || delete(secrets::remove),
     },
@@ -225,14 +231,14 @@ const OPERATIONS: &[Operation] = &[
         method: "get",
         path: "/events",
         role: Role::Viewer,
-        summary: "Server-sent events: tokens and reloads as they happen",
-        answers: &[(200, "text/event-stream"), (503, "too many listen already")],
+        summary: "Server-sent events of tokens and reloads",
+        responses: &[(200, "text/event-stream"), (503, "too many event streams are open")],
         members: &[],
         handler: || get(events::events),
     },
 ];
 
-/// The router of the table, with everything around it.
+/// The router of the table, with authentication and the fallbacks.
 pub fn router(admin: Admin) -> Router {
     let mut router = Router::new();
     for operation in OPERATIONS {
@@ -245,7 +251,7 @@ pub fn router(admin: Admin) -> Router {
             Problem::new(StatusCode::NOT_FOUND, "not_found", "no such resource; see /api/v1/openapi.json")
         })
         .method_not_allowed_fallback(async || {
-            let detail = "this resource has other methods; see /api/v1/openapi.json";
+            let detail = "this resource does not support the method; see /api/v1/openapi.json";
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_refused", detail)
         })
         .layer(from_fn_with_state(admin.clone(), auth::guard))

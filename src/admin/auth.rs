@@ -1,7 +1,7 @@
-//! Every request of the API: for a host of ours, and from a user, by a token or a session.
+//! Authentication of API requests: the Host header, then the user, by token or session.
 //!
-//! Not here: the users (`users`), sessions (`session`), host names (`host`).
-//! Invariant: Host is checked before the token, so that a page that rebinds its own name learns nothing.
+//! Invariant: Host is checked before the token, so that a page that uses DNS rebinding learns nothing.
+//! Not here: the users (`users`), sessions (`session`), accepted hosts (`host`).
 
 use std::net::SocketAddr;
 
@@ -11,13 +11,13 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::problem::Problem;
-use super::users::{Asker, USER_UNKNOWN, after_wrong_token, user_unknown};
-use super::{Admin, Arrived, host, record, session};
+use super::users::{AuthenticatedUser, USER_UNKNOWN, delay_after_wrong_token, user_unknown};
+use super::{Admin, ConnAddrs, host, record, session};
 use crate::model::Role;
 
 const HOST_UNKNOWN: &str = "host_unknown";
 const ROLE_TOO_LOW: &str = "role_too_low";
-/// Below the API's base.
+/// Relative to the API's base path.
 pub const SESSION_PATH: &str = "/session";
 /// Responses that the audit records as denials.
 const DENIED: [(StatusCode, &str); 3] = [
@@ -28,19 +28,19 @@ const DENIED: [(StatusCode, &str); 3] = [
 
 /// Middleware of the API: authenticates the user before anything else, and forbids caching the response.
 pub async fn guard(State(admin): State<Admin>, mut request: Request, next: Next) -> Response {
-    let (method, uri, arrived) = (request.method().clone(), whole_uri(&request), Arrived::of(&request));
+    let (method, uri, addrs) = (request.method().clone(), full_uri(&request), ConnAddrs::of(&request));
     let mut user = None;
-    let mut response = match admit(&admin, &request, arrived) {
-        Ok(asker) => {
-            user = Some(asker.name.clone());
-            request.extensions_mut().insert(asker);
+    let mut response = match admit(&admin, &request, addrs) {
+        Ok(authenticated) => {
+            user = Some(authenticated.name.clone());
+            request.extensions_mut().insert(authenticated);
             next.run(request).await
         }
         // Signing in is the one operation without a user.
         Err(problem) if problem.code() == USER_UNKNOWN && is_sign_in(&request) => next.run(request).await,
         Err(problem) => {
             if request.headers().contains_key(header::AUTHORIZATION) {
-                after_wrong_token().await;
+                delay_after_wrong_token().await;
             }
             problem.into_response()
         }
@@ -56,7 +56,7 @@ pub async fn guard(State(admin): State<Admin>, mut request: Request, next: Next)
         response.headers_mut().insert(name, HeaderValue::from_static(value));
     }
     if let Some(code) = DENIED.iter().find_map(|(status, code)| (*status == response.status()).then_some(*code)) {
-        record::denial(&admin, arrived.from, &method, uri.path(), (user.as_ref(), code, response.status()));
+        record::denial(&admin, addrs.peer, &method, uri.path(), (user.as_ref(), code, response.status()));
     }
     response
 }
@@ -65,35 +65,40 @@ fn is_sign_in(request: &Request) -> bool {
     request.method() == Method::POST && request.uri().path() == SESSION_PATH
 }
 
-/// The URI before the router stripped the API's base.
-fn whole_uri(request: &Request) -> Uri {
-    let whole = request.extensions().get::<OriginalUri>().map(|uri| &uri.0);
-    whole.unwrap_or(request.uri()).clone()
+/// The URI before the router stripped the API's base path.
+fn full_uri(request: &Request) -> Uri {
+    let full = request.extensions().get::<OriginalUri>().map(|uri| &uri.0);
+    full.unwrap_or(request.uri()).clone()
 }
 
-fn admit(admin: &Admin, request: &Request, arrived: Arrived) -> Result<Asker, Problem> {
-    if !host::is_ours(admin, request, arrived) {
+fn admit(admin: &Admin, request: &Request, addrs: ConnAddrs) -> Result<AuthenticatedUser, Problem> {
+    if !host::is_accepted(admin, request, addrs) {
         let detail = "the Host header is neither this listener's address nor in `admin.hosts`";
         return Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, HOST_UNKNOWN, detail));
     }
-    asker(admin, request.method(), request.headers(), arrived.from).ok_or_else(user_unknown)
+    authenticate(admin, request.method(), request.headers(), addrs.peer).ok_or_else(user_unknown)
 }
 
-/// The user, by token or else by session; with an `Authorization` header the session does not count.
-pub fn asker(admin: &Admin, method: &Method, headers: &HeaderMap, from: SocketAddr) -> Option<Asker> {
+/// The user by token, else by session. With an `Authorization` header the session is ignored.
+pub fn authenticate(
+    admin: &Admin,
+    method: &Method,
+    headers: &HeaderMap,
+    from: SocketAddr,
+) -> Option<AuthenticatedUser> {
     match headers.contains_key(header::AUTHORIZATION) {
         true => admin.access.bearer(headers, from),
-        false => session::asker(admin, method, headers, from),
+        false => session::authenticate(admin, method, headers, from),
     }
 }
 
-/// Middleware of a handler: does the user have `role` or a higher one?
+/// Middleware of a handler: requires `role` or a higher one.
 pub async fn permit(role: Role, request: Request, next: Next) -> Response {
-    match request.extensions().get::<Asker>() {
+    match request.extensions().get::<AuthenticatedUser>() {
         None if is_sign_in(&request) => next.run(request).await,
-        Some(asker) if asker.role >= role => next.run(request).await,
+        Some(user) if user.role >= role => next.run(request).await,
         _ => {
-            let detail = format!("this takes the role {} or a higher one", role.as_str());
+            let detail = format!("this requires the role {} or a higher one", role.as_str());
             Problem::new(StatusCode::FORBIDDEN, ROLE_TOO_LOW, detail).into_response()
         }
     }

@@ -1,6 +1,6 @@
-//! The body of a request to the API.
+//! Request bodies of the API.
 //!
-//! Holds: it is JSON, with a bound and a deadline; no answer repeats it.
+//! Invariants: a body is JSON, with a size limit and a deadline; no response repeats it.
 
 use std::time::Duration;
 
@@ -11,15 +11,15 @@ use serde::de::DeserializeOwned;
 use super::problem::Problem;
 
 const BODY_BYTES_MAX: usize = 64 * 1024;
-const BODY_WAIT: Duration = Duration::from_secs(10);
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A JSON body, or nothing at all.
+/// Reads a JSON body; an empty one gives the default.
 pub async fn body<T: DeserializeOwned + Default>(request: Request) -> Result<T, Problem> {
     let (parts, body) = request.into_parts();
-    let read = tokio::time::timeout(BODY_WAIT, axum::body::to_bytes(body, BODY_BYTES_MAX)).await;
+    let read = tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, BODY_BYTES_MAX)).await;
     let bytes = match read {
         Ok(Ok(bytes)) => bytes,
-        Ok(Err(error)) => return Err(unread(&error)),
+        Ok(Err(error)) => return Err(read_failed(&error)),
         Err(_) => {
             return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", "the body stopped arriving"));
         }
@@ -34,17 +34,18 @@ pub async fn body<T: DeserializeOwned + Default>(request: Request) -> Result<T, 
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not_json", detail));
     }
     serde_json::from_slice(&bytes).map_err(|error| {
-        // Where, not what: the body is not repeated.
-        let detail = format!("the body is not understood (line {}, column {})", error.line(), error.column());
+        // The position only: the body may hold secrets.
+        let detail =
+            format!("the body is not valid for this operation (line {}, column {})", error.line(), error.column());
         Problem::new(StatusCode::BAD_REQUEST, "bad_request", detail)
     })
 }
 
-fn unread(error: &axum::Error) -> Problem {
+fn read_failed(error: &axum::Error) -> Problem {
     let inner = std::error::Error::source(error);
     if inner.is_some_and(|inner| inner.is::<http_body_util::LengthLimitError>()) {
         let detail = format!("the body is larger than {BODY_BYTES_MAX} bytes");
         return Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail);
     }
-    Problem::new(StatusCode::BAD_REQUEST, "bad_request", "the body did not arrive whole")
+    Problem::new(StatusCode::BAD_REQUEST, "bad_request", "the body is incomplete")
 }

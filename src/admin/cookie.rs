@@ -1,7 +1,7 @@
-//! Cookies of ours, written and read by the `cookie` crate.
+//! Our cookies, written and parsed by the `cookie` crate.
 //!
-//! Invariants: over https a cookie is bound to this host alone (`__Host-`), and no other is believed; no page's script reads
-//! one.
+//! Invariants: over https a cookie is bound to this host (`__Host-`), and no other one is accepted; scripts cannot read it
+//! (`HttpOnly`).
 
 use std::time::Duration;
 
@@ -12,14 +12,14 @@ use super::{Admin, host};
 
 const HOST_PREFIX: &str = "__Host-";
 
-/// Did the browser come by `public_url`, and is that https?
+/// True if the browser uses `public_url`, and that is https.
 pub fn is_secure(admin: &Admin, headers: &HeaderMap) -> bool {
     let snapshot = admin.snapshot.load();
     let base = snapshot.links.base().filter(|base| base.scheme() == "https");
     host::names_host_of(base, headers)
 }
 
-/// `Set-Cookie` for this whole host; `None`: the value fits no header.
+/// `Set-Cookie` for all paths of this host; `None`: the value is not valid in a header.
 pub fn set(name: &str, value: &str, life: Duration, secure: bool) -> Option<HeaderValue> {
     let cookie = Cookie::build((full_name(name, secure), value))
         .path("/")
@@ -32,12 +32,12 @@ pub fn set(name: &str, value: &str, life: Duration, secure: bool) -> Option<Head
     Some(value)
 }
 
-/// `Set-Cookie` that ends it.
-pub fn gone(name: &str, secure: bool) -> HeaderValue {
+/// `Set-Cookie` that removes it.
+pub fn removal(name: &str, secure: bool) -> HeaderValue {
     set(name, "", Duration::ZERO, secure).unwrap_or(HeaderValue::from_static(""))
 }
 
-/// The value of the one cookie of this name.
+/// The value of the cookie of this name; `None` if it is sent twice.
 pub fn get(headers: &HeaderMap, name: &str, secure: bool) -> Option<String> {
     let name = full_name(name, secure);
     let lines = headers.get_all(header::COOKIE).iter().filter_map(|line| line.to_str().ok());
@@ -57,7 +57,7 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3600);
 
     #[test]
-    fn a_cookie_is_for_this_host_and_no_script() {
+    fn a_cookie_is_bound_to_the_host_and_hidden_from_scripts() {
         let attributes = |value: &HeaderValue| {
             assert!(value.is_sensitive());
             let mut parts: Vec<_> = value.to_str().unwrap().split("; ").map(str::to_owned).collect();
@@ -67,7 +67,7 @@ mod tests {
         let plain = "kb=v; HttpOnly; Max-Age=3600; Path=/; SameSite=Lax";
         assert_eq!(attributes(&set("kb", "v", HOUR, false).unwrap()), plain);
         assert_eq!(attributes(&set("kb", "v", HOUR, true).unwrap()), format!("__Host-{plain}; Secure"));
-        assert_eq!(attributes(&gone("kb", false)), "kb=; HttpOnly; Max-Age=0; Path=/; SameSite=Lax");
+        assert_eq!(attributes(&removal("kb", false)), "kb=; HttpOnly; Max-Age=0; Path=/; SameSite=Lax");
         assert!(set("kb", "a\r\nSet-Cookie: x=y", HOUR, false).is_none());
     }
 
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn the_one_cookie_of_the_name_is_found() {
+    fn a_cookie_is_read_only_if_its_name_is_sent_once() {
         check(&["kb=v"], false, Some("v"));
         check(&["other=1; kb=v=w; x"], false, Some("v=w"));
         check(&["other=1", "kb=v"], false, Some("v"));

@@ -1,6 +1,6 @@
-//! The host names that the admin listeners answer to.
+//! Host and Origin checks of the admin listeners.
 //!
-//! Invariant: one Host, and one Origin where a form is sent, or the request is not for us.
+//! Invariant: a request has exactly one Host, and a form exactly one Origin; any other is refused.
 
 use std::net::SocketAddr;
 
@@ -8,28 +8,29 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, Uri, header};
 use url::Url;
 
-use super::{Admin, Arrived};
+use super::{Admin, ConnAddrs};
 use crate::model::AdminAccess;
 use crate::model::origin::{Authority, Host};
 
-/// Does the request name a host of ours: the listener's address, one of `admin.hosts`, or that of `public_url`?
-pub fn is_ours(admin: &Admin, request: &Request, arrived: Arrived) -> bool {
-    let own = is_listed(&admin.access.current(), request.uri(), request.headers(), arrived.at);
-    own || request.uri().authority().is_none() && names_host_of(admin.snapshot.load().links.base(), request.headers())
+/// True if the request is for the listener's address, one of `admin.hosts`, or the host of `public_url`.
+pub fn is_accepted(admin: &Admin, request: &Request, addrs: ConnAddrs) -> bool {
+    let listed = is_listed(&admin.access.current(), request.uri(), request.headers(), addrs.local);
+    listed
+        || request.uri().authority().is_none() && names_host_of(admin.snapshot.load().links.base(), request.headers())
 }
 
-/// Does the request name the host of `base`?
+/// True if the request is for the host of `base`.
 pub fn names_host_of(base: Option<&Url>, headers: &HeaderMap) -> bool {
     let mut hosts = headers.get_all(header::HOST).iter();
     let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
-    let asked = host.to_str().ok().and_then(|text| Authority::parse(text).ok());
-    let (Some(base), Some(asked)) = (base, asked) else { return false };
+    let authority = host.to_str().ok().and_then(|text| Authority::parse(text).ok());
+    let (Some(base), Some(authority)) = (base, authority) else { return false };
     let port = base.port_or_known_default();
-    base.host_str() == Some(asked.host.to_string().as_str()) && asked.port.or(port) == port
+    base.host_str() == Some(authority.host.to_string().as_str()) && authority.port.or(port) == port
 }
 
-/// Was the request sent by a page of ours? Browsers send Origin with every POST; a request without one, with several or with
-/// `null` comes from elsewhere.
+/// True if one of our pages sent the request. Browsers send Origin with every POST; a request without one, with several
+/// or with `null` is cross-site.
 pub fn is_from_own_page(base: Option<&Url>, headers: &HeaderMap) -> bool {
     let mut origins = headers.get_all(header::ORIGIN).iter();
     let (Some(origin), None) = (origins.next(), origins.next()) else { return false };
@@ -37,23 +38,23 @@ pub fn is_from_own_page(base: Option<&Url>, headers: &HeaderMap) -> bool {
     let Some(origin) = Url::parse(text).ok().filter(|url| url.origin().ascii_serialization() == text) else {
         return false;
     };
-    // Under another name than that of `public_url` the scheme is not known: a proxy in front may end TLS.
+    // Under another host than that of `public_url` the scheme is not known: a reverse proxy may terminate TLS.
     base.is_some_and(|base| base.origin() == origin.origin())
         || !names_host_of(base, headers) && names_host_of(Some(&origin), headers)
 }
 
-/// Is `named` the address where the request arrived, or in `admin.hosts`?
-fn answers_to(access: &AdminAccess, named: &Authority, arrived: SocketAddr) -> bool {
+/// True if `named` is the listener's address `local`, or is in `admin.hosts`.
+fn accepts(access: &AdminAccess, named: &Authority, local: SocketAddr) -> bool {
     let own = match &named.host {
-        Host::Ip(address) => address.to_canonical() == arrived.ip().to_canonical(),
-        Host::Name(name) => &**name == "localhost" && arrived.ip().to_canonical().is_loopback(),
+        Host::Ip(address) => address.to_canonical() == local.ip().to_canonical(),
+        Host::Name(name) => &**name == "localhost" && local.ip().to_canonical().is_loopback(),
     };
     let listed = |host: &Authority| host.host == named.host && (host.port.is_none() || host.port == named.port);
-    own && named.port.unwrap_or(80) == arrived.port() || access.hosts.iter().any(listed)
+    own && named.port.unwrap_or(80) == local.port() || access.hosts.iter().any(listed)
 }
 
-fn is_listed(access: &AdminAccess, uri: &Uri, headers: &HeaderMap, arrived: SocketAddr) -> bool {
-    let known = |text: &str| Authority::parse(text).is_ok_and(|named| answers_to(access, &named, arrived));
+fn is_listed(access: &AdminAccess, uri: &Uri, headers: &HeaderMap, local: SocketAddr) -> bool {
+    let known = |text: &str| Authority::parse(text).is_ok_and(|named| accepts(access, &named, local));
     let mut hosts = headers.get_all(header::HOST).iter();
     let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
     host.to_str().is_ok_and(known) && uri.authority().is_none_or(|authority| known(authority.as_str()))
@@ -76,10 +77,10 @@ mod tests {
     }
 
     #[test]
-    fn a_form_counts_from_a_page_of_public_url_or_of_the_host_that_is_asked() {
+    fn a_form_is_accepted_from_a_page_of_public_url_or_of_the_requested_host() {
         let https = Some("https://keys.test/kb");
         check(https, "keys.test", &["https://keys.test"], true);
-        // A proxy in front may have put its own name for us into Host.
+        // A reverse proxy may have replaced Host.
         check(https, "127.0.0.1:8081", &["https://keys.test"], true);
         check(https, "127.0.0.1:8081", &["http://127.0.0.1:8081"], true);
         check(https, "keys.internal", &["https://keys.internal"], true);

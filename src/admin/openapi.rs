@@ -1,4 +1,4 @@
-//! What an operation of the API is, and the description of a table of them in OpenAPI 3.1.
+//! The operations of the API as a type, and their description in OpenAPI 3.1.
 
 use axum::routing::MethodRouter;
 use serde_json::{Map, Value, json};
@@ -13,33 +13,37 @@ pub struct Operation {
     pub method: &'static str,
     /// Below [`BASE`].
     pub path: &'static str,
-    /// The lowest that may.
+    /// The lowest role that may use it.
     pub role: Role,
     pub summary: &'static str,
-    /// Answers beside those that every operation has.
-    pub answers: &'static [(u16, &'static str)],
-    /// Takes a JSON body with these members.
+    /// Responses in addition to those of every operation.
+    pub responses: &'static [(u16, &'static str)],
+    /// Members of the JSON body.
     pub members: &'static [(&'static str, &'static str)],
     pub handler: fn() -> MethodRouter<Admin>,
 }
 
-/// Answers that every operation may give.
-const ALWAYS: [(u16, &str); 3] =
-    [(401, "no token, or nobody's"), (403, "the user's role is too low"), (421, "the Host header is none of ours")];
-/// … and those with a body.
-const WITH_BODY: [(u16, &str); 4] = [
-    (400, "the body is not understood"),
+/// Responses of every operation.
+const COMMON_RESPONSES: [(u16, &str); 3] = [
+    (401, "no token, or an unknown one"),
+    (403, "the user's role is too low"),
+    (421, "the Host header is not accepted"),
+];
+/// Responses of every operation with a body.
+const BODY_RESPONSES: [(u16, &str); 4] = [
+    (400, "the body is invalid"),
     (408, "the body stopped arriving"),
     (413, "the body is too large"),
     (415, "the body is not JSON"),
 ];
 
+/// The OpenAPI document of a table of operations.
 pub fn document(operations: &[Operation]) -> Value {
     let mut paths = Map::new();
     for operation in operations {
         let path = paths.entry(format!("{BASE}{}", operation.path)).or_insert_with(|| json!({}));
         if let Some(methods) = path.as_object_mut() {
-            methods.insert(operation.method.to_owned(), described(operation));
+            methods.insert(operation.method.to_owned(), describe(operation));
         }
     }
     json!({
@@ -55,21 +59,22 @@ pub fn document(operations: &[Operation]) -> Value {
     })
 }
 
-fn described(operation: &Operation) -> Value {
-    let with_body: &[_] = if matches!(operation.method, "post" | "put") { &WITH_BODY } else { &[] };
-    let answer = |(status, what): &(u16, &str)| (status.to_string(), json!({ "description": what }));
-    let answers: Map<_, _> = operation.answers.iter().chain(&ALWAYS).chain(with_body).map(answer).collect();
-    let mut described = json!({
+fn describe(operation: &Operation) -> Value {
+    let body_responses: &[_] = if matches!(operation.method, "post" | "put") { &BODY_RESPONSES } else { &[] };
+    let response = |(status, what): &(u16, &str)| (status.to_string(), json!({ "description": what }));
+    let responses = operation.responses.iter().chain(&COMMON_RESPONSES).chain(body_responses);
+    let responses: Map<_, _> = responses.map(response).collect();
+    let mut description = json!({
         "summary": operation.summary,
         "x-role": operation.role.as_str(),
-        "responses": answers,
+        "responses": responses,
     });
     let parameters =
         [("name", "^[a-z0-9][a-z0-9_-]{0,62}$"), ("secret", "^[A-Za-z0-9._/-]{1,200}$"), ("id", "^[A-Za-z0-9_-]{23}$")];
     for (name, pattern) in parameters {
         if operation.path.contains(&format!("{{{name}}}")) {
             let schema = json!({ "type": "string", "pattern": pattern });
-            described["parameters"] = json!([{ "name": name, "in": "path", "required": true, "schema": schema }]);
+            description["parameters"] = json!([{ "name": name, "in": "path", "required": true, "schema": schema }]);
         }
     }
     if !operation.members.is_empty() {
@@ -77,7 +82,7 @@ fn described(operation: &Operation) -> Value {
             |(name, what): &(&str, &str)| ((*name).to_owned(), json!({ "type": "string", "description": what }));
         let members: Map<_, _> = operation.members.iter().map(member).collect();
         let schema = json!({ "type": "object", "additionalProperties": false, "properties": members });
-        described["requestBody"] = json!({ "content": { "application/json": { "schema": schema } } });
+        description["requestBody"] = json!({ "content": { "application/json": { "schema": schema } } });
     }
-    described
+    description
 }

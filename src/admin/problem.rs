@@ -1,4 +1,4 @@
-//! What the API answers when it does not do what was asked: RFC 9457. The only place that makes such answers.
+//! Error responses of the API (RFC 9457); every one is built here.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::snapshot::{BoundConnection, BoundDefinition, Snapshot};
 use crate::store::StoreError;
 use crate::token::slot::{Consent, NEEDS_CONSENT_AGAIN, NoToken};
 
-/// A refusal with a stable code and a sentence that says the way out.
+/// An error with a stable code and a sentence that names the remedy.
 #[derive(Debug)]
 pub struct Problem {
     status: StatusCode,
@@ -38,13 +38,13 @@ impl Problem {
         Problem { retry_after: Some(span), ..self }
     }
 
-    /// The same as the answer to a refresh token that gave no access token.
+    /// Turns the problem into that of an import whose refresh token gave no access token.
     pub fn not_proven(self) -> Problem {
-        let detail = format!("the refresh token gave no access token, and nothing has changed: {}", self.detail);
+        let detail = format!("the refresh token yielded no access token; nothing has changed: {}", self.detail);
         Problem { status: StatusCode::UNPROCESSABLE_ENTITY, code: "not_proven", detail, ..self }
     }
 
-    /// The same with another member.
+    /// Adds a member.
     pub fn with(mut self, name: &str, value: impl Into<Value>) -> Problem {
         self.more.insert(name.to_owned(), value.into());
         self
@@ -66,20 +66,20 @@ impl IntoResponse for Problem {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"keybearer\""));
         }
         if let Some(span) = self.retry_after {
-            // Rounded up: a moment too early would be refused again.
+            // Rounded up: a retry that is too early would be refused again.
             headers.insert(header::RETRY_AFTER, (span.as_secs() + u64::from(span.subsec_nanos() > 0)).into());
         }
         response
     }
 }
 
-/// The connection of this name.
+/// Finds the connection of this name.
 pub fn bound<'a>(snapshot: &'a Snapshot, name: &str) -> Result<&'a BoundConnection, Problem> {
     let found = snapshot.connections.iter().find(|bound| bound.connection.name.as_str() == name);
     found.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "connection_unknown", "no connection has this name"))
 }
 
-/// Its definition by this profile; absent: the connection itself.
+/// Finds the definition of this profile; absent: the default profile.
 pub fn definition<'a>(bound: &'a BoundConnection, profile: Option<&str>) -> Result<&'a BoundDefinition, Problem> {
     let default = default_profile();
     bound.definition(profile.unwrap_or(default.as_str())).ok_or_else(|| {
@@ -90,23 +90,24 @@ pub fn definition<'a>(bound: &'a BoundConnection, profile: Option<&str>) -> Resu
     })
 }
 
-/// The store cannot be used.
+/// The store failed.
 pub fn store_unavailable(error: &StoreError) -> Problem {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", error.to_string())
 }
 
-/// Why there is no token, with the proxy's own words for it.
+/// Explains why there is no token, with the proxy's error codes.
 pub fn no_token(reason: NoToken) -> Problem {
     let unavailable = |detail: String| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "token_unavailable", detail);
-    let said =
+    let in_brackets =
         |description: &Option<String>| description.as_deref().map(|text| format!(" ({text})")).unwrap_or_default();
     match reason {
         NoToken::Unavailable { error, description, retry_after } => {
-            let problem = unavailable(format!("the authorization server gave no token: {error}{}", said(&description)));
+            let problem =
+                unavailable(format!("no token from the authorization server: {error}{}", in_brackets(&description)));
             problem.retry_after(retry_after).with("error", error).with("description", description)
         }
         NoToken::Refused { error, description } => {
-            let detail = format!("the authorization server refused: {error}{}", said(&description));
+            let detail = format!("the authorization server refused: {error}{}", in_brackets(&description));
             let problem = Problem::new(StatusCode::FAILED_DEPENDENCY, "token_refused", detail);
             problem.with("error", error).with("description", description)
         }
@@ -118,14 +119,16 @@ pub fn no_token(reason: NoToken) -> Problem {
             let detail = match consent {
                 Consent::Changed => format!("the connection {NEEDS_CONSENT_AGAIN}: `keybearer connect NAME`"),
                 Consent::First | Consent::Again => {
-                    format!("a person has to connect this connection ({error}): `keybearer connect NAME`")
+                    format!("a person has to connect an account ({error}): `keybearer connect NAME`")
                 }
             };
             Problem::new(StatusCode::FAILED_DEPENDENCY, consent.code(), detail).with("error", error)
         }
-        NoToken::WaitTimeout => unavailable("no token came within timeouts.token_wait".to_owned()),
-        NoToken::Forgotten => {
-            Problem::new(StatusCode::CONFLICT, "configuration_changed", "the connection changed meanwhile; ask again")
-        }
+        NoToken::WaitTimeout => unavailable("no token arrived within timeouts.token_wait".to_owned()),
+        NoToken::Forgotten => Problem::new(
+            StatusCode::CONFLICT,
+            "configuration_changed",
+            "the connection has changed since the request began; retry",
+        ),
     }
 }

@@ -1,4 +1,4 @@
-//! What the admin API and people's pages write to the audit.
+//! Audit records of the admin API and the pages.
 
 use std::net::SocketAddr;
 
@@ -9,7 +9,7 @@ use crate::model::Name;
 use crate::model::token::{Subject, TokenKey};
 use crate::telemetry::audit::{self, Kind};
 
-/// A request that was not permitted.
+/// Records a request that was not permitted.
 pub fn denial(
     admin: &Admin,
     from: SocketAddr,
@@ -26,7 +26,7 @@ pub fn denial(
     admin.audit.now().admin(admin.clock.now().wall, Kind::Denial, &record);
 }
 
-/// What a user, or a person with a link, changed about a token; `code`: why it failed.
+/// Records a change of a token by a user or by a person with a link; `code`: why it failed.
 pub fn change(
     admin: &Admin,
     (user, from): (Option<&Name>, SocketAddr),

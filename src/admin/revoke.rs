@@ -1,7 +1,7 @@
 //! Revokes a token at its authorization server and forgets it here.
 //!
-//! Invariant: nothing is revoked at the server that another connection or profile also uses, by the present definition or
-//! by a superseded one.
+//! Invariant: a grant that another connection or profile also uses, by the present definition or a superseded one, is not
+//! revoked at the server.
 
 use std::time::Duration;
 
@@ -11,44 +11,49 @@ use axum::{Extension, Json};
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::actions::Which;
+use super::actions::TokenSelector;
 use super::body::body;
 use super::problem::{Problem, bound, no_token};
-use super::users::Asker;
+use super::users::AuthenticatedUser;
 use super::{Admin, record, view};
 use crate::model::connection::{Basis, Connection};
 use crate::model::token::TokenKey;
 use crate::snapshot::Snapshot;
 use crate::token::slot::{NotRevoked, Sharers};
 
-/// Longer than the two calls that are waited for.
+/// Longer than the two revocation requests.
 const REVOKE_WAIT: Duration = Duration::from_secs(40);
 
 pub async fn post(
     State(admin): State<Admin>,
     Path(name): Path<String>,
-    Extension(asker): Extension<Asker>,
+    Extension(user): Extension<AuthenticatedUser>,
     request: Request,
 ) -> Result<Json<Value>, Problem> {
-    let which = body(request).await?;
-    revoke(&admin, &name, which, &asker).await
+    let selector = body(request).await?;
+    revoke(&admin, &name, selector, &user).await
 }
 
 pub async fn delete(
     State(admin): State<Admin>,
     Path(name): Path<String>,
-    Extension(asker): Extension<Asker>,
-    which: Result<Query<Which>, axum::extract::rejection::QueryRejection>,
+    Extension(user): Extension<AuthenticatedUser>,
+    selector: Result<Query<TokenSelector>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Json<Value>, Problem> {
-    let unclear = |detail: String| Problem::new(StatusCode::BAD_REQUEST, "bad_request", detail);
-    let Query(which) = which.map_err(|error| unclear(error.body_text()))?;
-    revoke(&admin, &name, which, &asker).await
+    let bad_request = |detail: String| Problem::new(StatusCode::BAD_REQUEST, "bad_request", detail);
+    let Query(selector) = selector.map_err(|error| bad_request(error.body_text()))?;
+    revoke(&admin, &name, selector, &user).await
 }
 
-async fn revoke(admin: &Admin, name: &str, which: Which, asker: &Asker) -> Result<Json<Value>, Problem> {
+async fn revoke(
+    admin: &Admin,
+    name: &str,
+    selector: TokenSelector,
+    user: &AuthenticatedUser,
+) -> Result<Json<Value>, Problem> {
     let snapshot = admin.snapshot.load_full();
     let bound = bound(&snapshot, name)?;
-    let slot = which.slot(bound)?;
+    let slot = selector.slot(bound)?;
     let own = bound.definition(slot.key.profile.as_str()).map_or(&bound.connection, |own| &own.connection);
     let mut sharers = Sharers::new();
     for definition in std::iter::once(own).chain(&admin.cache.superseded_definitions(&slot.key)) {
@@ -62,43 +67,47 @@ async fn revoke(admin: &Admin, name: &str, which: Which, asker: &Asker) -> Resul
         Err(_) => StatusCode::CONFLICT,
     };
     let path = format!("/api/v1/connections/{name}/revoke");
-    record::change(admin, (Some(&asker.name), asker.from), (&Method::POST, &path), &slot.key, (status, None));
-    tracing::info!(user = %asker.name, connection = %slot.key.connection, profile = %slot.key.profile, ?outcome, "a token is revoked");
-    outcome.map(|revoked| Json(view::revoked(&revoked))).map_err(|why| match why {
+    record::change(admin, (Some(&user.name), user.from), (&Method::POST, &path), &slot.key, (status, None));
+    tracing::info!(user = %user.name, connection = %slot.key.connection, profile = %slot.key.profile, ?outcome, "token revocation requested");
+    outcome.map(|revoked| Json(view::revoked(&revoked))).map_err(|error| match error {
         NotRevoked::Busy => {
-            let problem = Problem::new(StatusCode::CONFLICT, "overloaded", "another errand is under way; ask again");
+            let problem = Problem::new(
+                StatusCode::CONFLICT,
+                "overloaded",
+                "another command for this token is in progress; retry in a moment",
+            );
             problem.retry_after(Duration::from_secs(1))
         }
-        NotRevoked::Store(why) => {
-            let detail = format!("nothing is forgotten: {why}");
+        NotRevoked::Store(error) => {
+            let detail = format!("the store is unavailable, so nothing was forgotten: {error}");
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", detail)
         }
-        NotRevoked::NoToken(why) => no_token(why),
+        NotRevoked::NoToken(reason) => no_token(reason),
     })
 }
 
-/// The token key of another connection or profile whose tokens the server may take for the same grant.
+/// The token key of another connection or profile whose tokens may belong to the same grant at the server.
 async fn shares_grant(admin: &Admin, snapshot: &Snapshot, own: &Connection, key: &TokenKey) -> Option<TokenKey> {
     let definitions = snapshot.connections.iter().flat_map(|bound| bound.connection.definitions());
     for other in definitions.filter(|other| other.token_key(None) != own.token_key(None)) {
-        let alike = other.endpoints.server == own.endpoints.server
+        let same_client = other.endpoints.server == own.endpoints.server
             && other.client_id == own.client_id
             && other.grant.kind() == own.grant.kind()
             && other.grant_type == own.grant_type;
-        if !alike {
+        if !same_client {
             continue;
         }
-        let same = match own.grant.basis() {
-            // Each token is a grant by itself, unless it comes from the same token response.
+        let same_grant = match own.grant.basis() {
+            // Each token is a grant of its own, unless both share one token response.
             Basis::Client => other.name != own.name || other.identity() == own.identity(),
-            // The server alone knows who has connected; what may be the same person's is left alone.
+            // Only the server knows which person has connected: a token that may be the same person's counts as shared.
             Basis::Person => {
                 let key = other.token_key(key.subject.clone());
                 !matches!(admin.cache.store().load(&key).await, Ok(None))
             }
             basis @ (Basis::Owner(_) | Basis::Assertion(_) | Basis::SubjectToken(_)) => basis == other.grant.basis(),
         };
-        if same {
+        if same_grant {
             return Some(other.token_key(None));
         }
     }

@@ -1,7 +1,7 @@
-//! The secrets that `{store: NAME}` means: their names, and how one is put there or taken away.
+//! Secrets in the store, to which `{store: NAME}` refers: list, put, remove.
 //!
-//! Not here: what the configuration makes of them (`config`). Holds: no answer has a secret; the configuration is read
-//! again after a change, and a refusal of it changes nothing else.
+//! Invariants: no response holds a secret; a change requests a reload, and a refused reload does not undo the change.
+//! Not here: resolving the references (`config`).
 
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
@@ -13,58 +13,58 @@ use zeroize::Zeroizing;
 use super::Admin;
 use super::body::body;
 use super::problem::{Problem, store_unavailable};
-use super::users::Asker;
+use super::users::AuthenticatedUser;
 use crate::config;
 use crate::model::secret::Secret;
 use crate::store::StoreError;
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Put {
+struct SecretBody {
     #[serde(default)]
     value: String,
 }
 
 pub async fn list(State(admin): State<Admin>) -> Result<Json<Value>, Problem> {
-    let names = admin.cache.store().secret_names().await.map_err(refused)?;
+    let names = admin.cache.store().secret_names().await.map_err(store_problem)?;
     Ok(Json(json!({ "items": names })))
 }
 
 pub async fn put(
     State(admin): State<Admin>,
     Path(name): Path<String>,
-    Extension(asker): Extension<Asker>,
+    Extension(user): Extension<AuthenticatedUser>,
     request: Request,
 ) -> Result<Json<Value>, Problem> {
-    let Put { value } = body(request).await?;
+    let SecretBody { value } = body(request).await?;
     let value = Zeroizing::new(value);
-    let unfit = |detail: &str| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "secret_refused", detail);
+    let invalid = |detail: &str| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "secret_refused", detail);
     if !config::is_stored_name(&name) {
-        return Err(unfit("a name is 1 to 200 letters, digits and `._-/`"));
+        return Err(invalid("a name is 1 to 200 letters, digits and `._-/`"));
     }
     if value.is_empty() {
-        return Err(unfit("`value` is missing or empty"));
+        return Err(invalid("`value` is missing or empty"));
     }
-    admin.cache.store().put_secret(&name, Secret::new(value.as_str())).await.map_err(refused)?;
-    tracing::info!(user = %asker.name, secret = name, "a secret was put into the store");
-    admin.read_again(&asker);
+    admin.cache.store().put_secret(&name, Secret::new(value.as_str())).await.map_err(store_problem)?;
+    tracing::info!(user = %user.name, secret = name, "secret put into the store");
+    admin.request_reload(&user);
     Ok(Json(json!({ "name": name })))
 }
 
 pub async fn remove(
     State(admin): State<Admin>,
     Path(name): Path<String>,
-    Extension(asker): Extension<Asker>,
+    Extension(user): Extension<AuthenticatedUser>,
 ) -> Result<Json<Value>, Problem> {
-    if !admin.cache.store().remove_secret(&name).await.map_err(refused)? {
+    if !admin.cache.store().remove_secret(&name).await.map_err(store_problem)? {
         return Err(Problem::new(StatusCode::NOT_FOUND, "secret_unknown", "the store has no secret of this name"));
     }
-    tracing::info!(user = %asker.name, secret = name, "a secret was removed from the store");
-    admin.read_again(&asker);
+    tracing::info!(user = %user.name, secret = name, "secret removed from the store");
+    admin.request_reload(&user);
     Ok(Json(json!({ "name": name })))
 }
 
-fn refused(error: StoreError) -> Problem {
+fn store_problem(error: StoreError) -> Problem {
     match error {
         StoreError::Unsupported(_) => Problem::new(StatusCode::CONFLICT, "store_keeps_nothing", error.to_string()),
         other => store_unavailable(&other),

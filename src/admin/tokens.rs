@@ -1,7 +1,8 @@
-//! `GET tokens`: the state of a connection's tokens, in memory and in the store, page by page.
+//! `GET tokens`: the state of a connection's tokens, in memory and in the store, with pagination.
 //!
-//! Not here: how one looks (`view`). Holds: profiles come in the order of the configuration, and subjects in the order of
-//! the store; a cursor says after which token the next page begins.
+//! Invariants: profiles are in configuration order, subjects in the order of the store; a cursor names the last token of a
+//! page.
+//! Not here: the JSON of a token (`view`).
 
 use std::sync::Arc;
 
@@ -20,13 +21,13 @@ use crate::store::{StoreError, StoredToken};
 use crate::token::Slots;
 use crate::token::slot::TokenSlot;
 
-/// Items of one page.
-const LIMIT: usize = 100;
+/// Default number of items on a page.
+const LIMIT_DEFAULT: usize = 100;
 const LIMIT_MAX: usize = 1000;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Filter {
+pub struct TokensQuery {
     profile: Option<String>,
     subject: Option<String>,
     state: Option<String>,
@@ -34,8 +35,8 @@ pub struct Filter {
     cursor: Option<String>,
 }
 
-/// A token as it looks, by its key.
-type Shown = (TokenKey, Value);
+/// A token's key and its JSON.
+type TokenItem = (TokenKey, Value);
 
 /// `profile`, or `profile/subject`.
 struct Cursor {
@@ -59,31 +60,33 @@ impl Cursor {
     }
 }
 
-fn unclear(detail: String) -> Problem {
+fn bad_request(detail: String) -> Problem {
     Problem::new(StatusCode::BAD_REQUEST, "bad_request", detail)
 }
 
 pub async fn list(
     State(admin): State<Admin>,
     Path(name): Path<String>,
-    filter: Result<Query<Filter>, axum::extract::rejection::QueryRejection>,
+    filter: Result<Query<TokensQuery>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Json<Value>, Problem> {
-    let Query(filter) = filter.map_err(|error| unclear(error.body_text()))?;
-    let limit = filter.limit.unwrap_or(LIMIT);
+    let Query(filter) = filter.map_err(|error| bad_request(error.body_text()))?;
+    let limit = filter.limit.unwrap_or(LIMIT_DEFAULT);
     if !(1..=LIMIT_MAX).contains(&limit) {
-        return Err(unclear(format!("limit is from 1 to {LIMIT_MAX}")));
+        return Err(bad_request(format!("`limit` must be between 1 and {LIMIT_MAX}")));
     }
-    let subject = |text: &str| Subject::parse(text).ok_or_else(|| unclear("no subject looks like this".to_owned()));
+    let subject = |text: &str| {
+        Subject::parse(text).ok_or_else(|| bad_request("`subject` is 1 to 128 letters, digits and `._@:+-`".to_owned()))
+    };
     let subject = filter.subject.as_deref().map(subject).transpose()?;
     let snapshot = admin.snapshot.load_full();
     let bound = bound(&snapshot, &name)?;
     let wanted = filter.profile.as_deref().map(|profile| definition(bound, Some(profile))).transpose()?;
     let cursor = |text: &str| {
         let cursor = Cursor::parse(text, bound).filter(|_| subject.is_none());
-        cursor.ok_or_else(|| unclear("no answer has given this cursor".to_owned()))
+        cursor.ok_or_else(|| bad_request("`cursor` is not one of this list".to_owned()))
     };
     let mut cursor = filter.cursor.as_deref().map(cursor).transpose()?;
-    let mut found: Vec<Shown> = Vec::new();
+    let mut found: Vec<TokenItem> = Vec::new();
     for definition in &bound.definitions {
         let profile = definition.connection.profile.as_str();
         let after = match cursor.take_if(|cursor| cursor.profile == profile) {
@@ -96,7 +99,7 @@ pub async fn list(
         if wanted.is_some_and(|wanted| wanted.connection.profile != definition.connection.profile) {
             continue;
         }
-        // One more than are shown tells whether there are more.
+        // One more than the page holds, to learn whether there is a next page.
         let rest = limit + 1 - found.len();
         found.extend(tokens(&admin, definition, subject.as_ref(), after, rest).await?);
         if found.len() > limit {
@@ -111,14 +114,14 @@ pub async fn list(
     Ok(Json(json!({ "items": items, "cursor": cursor })))
 }
 
-/// At most `limit` tokens of one definition: of one subject, or of all after one.
+/// At most `limit` tokens of one definition: that of `subject`, or those of all subjects after `after`.
 async fn tokens(
     admin: &Admin,
     definition: &BoundDefinition,
     subject: Option<&Subject>,
     after: Option<Subject>,
     limit: usize,
-) -> Result<Vec<Shown>, Problem> {
+) -> Result<Vec<TokenItem>, Problem> {
     let (own, now) = (&definition.connection, admin.clock.now());
     let in_memory = |slot: &Arc<TokenSlot>| (slot.key.clone(), view::token(slot, now));
     Ok(match (&definition.slots, subject) {
@@ -134,7 +137,7 @@ async fn tokens(
             let record = admin.cache.store().load(&key).await.transpose();
             record.map(|record| stored(own, key, &record)).into_iter().collect()
         }
-        // What callers' own tokens are exchanged for is in memory alone.
+        // Tokens exchanged for callers' own tokens are only in memory.
         (Some(Slots::PerCallerToken(_)), subject) => {
             let is_wanted = |slot: &Arc<TokenSlot>| {
                 let TokenKey { connection, profile, subject: of } = &slot.key;
@@ -153,9 +156,9 @@ async fn of_subjects(
     own: &Connection,
     after: Option<Subject>,
     limit: usize,
-) -> Result<Vec<Shown>, Problem> {
+) -> Result<Vec<TokenItem>, Problem> {
     let now = admin.clock.now();
-    // Without a subject it stands before all those of the profile.
+    // A key without a subject sorts before all others of the profile.
     let after = own.token_key(after);
     let page =
         admin.cache.store().list(&own.name, Some(&after), limit).await.map_err(|error| store_unavailable(&error))?;
@@ -167,7 +170,7 @@ async fn of_subjects(
     Ok(found.collect())
 }
 
-fn stored(own: &Connection, key: TokenKey, record: &Result<StoredToken, StoreError>) -> Shown {
+fn stored(own: &Connection, key: TokenKey, record: &Result<StoredToken, StoreError>) -> TokenItem {
     let shown = view::stored(own, &key, record);
     (key, shown)
 }

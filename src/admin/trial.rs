@@ -1,7 +1,8 @@
-//! `POST test`: one request with the connection's token, and how it was answered.
+//! `POST test`: sends one request with the connection's token and reports the status.
 //!
-//! Not here: the proxy, which this never goes through. Holds: only a URL that a route of the connection takes, dialled as
-//! the proxy would dial it; the token goes where it was granted for and nowhere else; no redirect, no body.
+//! Invariants: the URL matches a route of the connection and is dialed as the proxy would dial it; the token is sent only
+//! to an origin that it was granted for; no redirect is followed, no body is sent or shown.
+//! Not here: the proxy, which the request does not pass through.
 
 use std::time::Duration;
 
@@ -33,8 +34,8 @@ use crate::snapshot::{BoundConnection, Snapshot, TlsProfile};
 use crate::token::Slots;
 use crate::token::slot::{InjectedToken, TokenSlot};
 
-/// The whole of it, the wait for a token included.
-const DEADLINE: Duration = Duration::from_secs(10);
+/// Timeout of the whole test, the wait for a token included.
+const TEST_TIMEOUT: Duration = Duration::from_secs(10);
 const USER_AGENT: &str = concat!("keybearer/", env!("CARGO_PKG_VERSION"));
 
 #[derive(Debug, Default, Deserialize)]
@@ -46,52 +47,60 @@ pub struct TrialRequest {
     method: Option<String>,
 }
 
-/// A request that may be sent.
+/// A checked request.
 pub struct Trial<'a> {
     url: Url,
     method: Method,
-    /// Where it leaves for.
+    /// The origin that is dialed.
     origin: Origin,
     route: &'a Route,
     tls: &'a TlsProfile,
 }
 
-fn unfit(detail: impl Into<String>) -> Problem {
+fn url_refused(detail: impl Into<String>) -> Problem {
     Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "url_refused", detail)
 }
 
 impl<'a> Trial<'a> {
-    /// By the routes that carry the token of this `definition` of the connection.
-    pub fn new(bound: &'a BoundConnection, definition: &Connection, asked: TrialRequest) -> Result<Trial<'a>, Problem> {
-        let method = match asked.method.as_deref() {
+    /// Checks the request against the routes that carry the token of this `definition`.
+    pub fn new(
+        bound: &'a BoundConnection,
+        definition: &Connection,
+        requested: TrialRequest,
+    ) -> Result<Trial<'a>, Problem> {
+        let method = match requested.method.as_deref() {
             None | Some("GET") => Method::GET,
             Some("HEAD") => Method::HEAD,
-            Some(_) => return Err(unfit("the method must be GET or HEAD")),
+            Some(_) => return Err(url_refused("the method must be GET or HEAD")),
         };
         let routes = &bound.connection.routes;
-        let url = match asked.url {
+        let url = match requested.url {
             Some(url) => url,
             None => {
                 let mut carrying = routes.iter().filter(|route| route.carries(&definition.profile));
-                carrying.find_map(own_url).ok_or_else(|| unfit("no route names one host: give a `url`"))?
+                carrying
+                    .find_map(default_url)
+                    .ok_or_else(|| url_refused("no route names exactly one host; set `url`"))?
             }
         };
-        let url = Url::parse(&url).map_err(|_| unfit("the URL cannot be read"))?;
-        let asked = origin(&url)?;
+        let url = Url::parse(&url).map_err(|_| url_refused("the URL is invalid"))?;
+        let requested = origin(&url)?;
         let Connection { name, profile, .. } = definition;
         let label = || Label { connection: name.clone(), profile: profile.clone(), bare: true };
         let carrying = (0..).zip(routes).filter(|(_, route)| route.carries(profile));
-        let places = carrying.filter_map(|(at, route)| Some((as_host(route)?, label(), Callers::All, at)));
-        let router: Router<usize> = Router::new(places);
+        let routes_by_host =
+            carrying.filter_map(|(at, route)| Some((as_host_route(route)?, label(), Callers::All, at)));
+        let router: Router<usize> = Router::new(routes_by_host);
         let named = Named { connection: name.as_str(), profile: None };
-        let none =
-            || unfit(format!("no route of this connection with the profile `{profile}` takes this URL and method"));
-        let Found::Route(at) = router.find(&asked, url.path(), &method, None, Some(named)) else {
-            return Err(none());
+        let no_route = || {
+            url_refused(format!("no route of this connection with the profile `{profile}` matches this URL and method"))
         };
-        let (Some(route), Some(tls)) = (routes.get(*at), bound.tls.get(*at)) else { return Err(none()) };
+        let Found::Route(at) = router.find(&requested, url.path(), &method, None, Some(named)) else {
+            return Err(no_route());
+        };
+        let (Some(route), Some(tls)) = (routes.get(*at), bound.tls.get(*at)) else { return Err(no_route()) };
         let origin = match &route.matches {
-            RouteMatch::Host { port, .. } => route.tls.upstream_origin(*port, &asked),
+            RouteMatch::Host { port, .. } => route.tls.upstream_origin(*port, &requested),
             RouteMatch::Mount { upstream, .. } => upstream.clone(),
         };
         Ok(Trial { url, method, origin, route, tls })
@@ -113,14 +122,14 @@ impl<'a> Trial<'a> {
         self.route.inject != Inject::Nothing
     }
 
-    /// The answer's status, and what is told of the whole.
+    /// Sends the request. Returns the response's status and the JSON summary.
     pub async fn run(
         self,
         snapshot: &Snapshot,
         slot: &TokenSlot,
         clock: &Clock,
     ) -> Result<(StatusCode, Value), Problem> {
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = Instant::now() + TEST_TIMEOUT;
         let (mut target, mut headers) = (self.target()?, HeaderMap::new());
         headers.extend(self.route.set_headers.iter().map(|(name, value)| (name.clone(), value.clone())));
         if self.injects() {
@@ -132,8 +141,12 @@ impl<'a> Trial<'a> {
             let name = &other.connection;
             let bound = snapshot.connections.iter().find(|bound| bound.connection.name == *name);
             let slots = bound.and_then(|bound| bound.definitions.first()?.slots.as_ref());
-            let why = || unfit(format!("the route also wants a token of {name}, which has none for everybody"));
-            let slot = slots.and_then(Slots::shared).ok_or_else(why)?;
+            let not_shared = || {
+                url_refused(format!(
+                    "the route also injects a token of {name}, which has no token shared by all callers"
+                ))
+            };
+            let slot = slots.and_then(Slots::shared).ok_or_else(not_shared)?;
             let wait = deadline.min(Instant::now() + snapshot.timeouts.token_wait);
             let token = slot.token(clock, wait).await.map_err(no_token)?;
             self.inject(&other.inject, &mut target, &mut headers, &token)?;
@@ -148,21 +161,21 @@ impl<'a> Trial<'a> {
             own.extend(headers);
         }
         let request = request.body(Empty::new());
-        let request = request.map_err(|_| unfit("the URL cannot be sent"))?;
+        let request = request.map_err(|_| url_refused("the URL cannot be sent"))?;
         let started = Instant::now();
         let status = match tokio::time::timeout_at(deadline, self.send(snapshot, request)).await {
             Ok(status) => status?,
             Err(_) => {
-                let detail = "the upstream did not answer within ten seconds";
+                let detail = "the upstream did not respond within ten seconds";
                 return Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", detail));
             }
         };
         let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let mut shown = self.url.clone();
-        // What was asked for may hold a key.
+        // The query may hold a key.
         shown.set_query(None);
         shown.set_fragment(None);
-        let told = json!({
+        let summary = json!({
             "profile": slot.key.profile.as_str(),
             "token": slot.state().name(clock.now()),
             "url": shown.as_str(),
@@ -170,13 +183,13 @@ impl<'a> Trial<'a> {
             "status": status.as_u16(),
             "duration_ms": duration_ms,
         });
-        Ok((status, told))
+        Ok((status, summary))
     }
 
-    /// What the URL asks for, without the credentials in its query that the proxy would remove.
+    /// The request target, without the credentials in the query that the proxy would remove.
     fn target(&self) -> Result<PathAndQuery, Problem> {
         let text = &self.url[url::Position::BeforePath..url::Position::AfterQuery];
-        let mut target = PathAndQuery::try_from(text).map_err(|_| unfit("the URL cannot be sent"))?;
+        let mut target = PathAndQuery::try_from(text).map_err(|_| url_refused("the URL cannot be sent"))?;
         if let Some(stripped) = Stripped::of(self.route) {
             query::remove(&mut target, |name| stripped.has_parameter(name));
         }
@@ -186,24 +199,24 @@ impl<'a> Trial<'a> {
         Ok(target)
     }
 
-    /// Puts the token in its place, if it was granted for this origin.
+    /// Injects the token, if it was granted for this origin.
     fn inject(
         &self,
-        place: &Inject,
+        inject: &Inject,
         target: &mut PathAndQuery,
         headers: &mut HeaderMap,
         token: &InjectedToken,
     ) -> Result<(), Problem> {
-        let denied = || unfit("the token was not granted for where this URL leads");
-        match place {
+        let denied = || url_refused("the token was not granted for the origin of this URL");
+        match inject {
             Inject::Header { header, scheme } => {
                 headers.insert(header, token.header_for(&self.origin, scheme).ok_or_else(denied)?);
             }
             Inject::Query { name } => {
                 let text = token.text_for(&self.origin).ok_or_else(denied)?;
                 query::remove(target, |own| own == name);
-                *target =
-                    query::append(target, name, text).ok_or_else(|| unfit("the URL is too long with the token"))?;
+                *target = query::append(target, name, text)
+                    .ok_or_else(|| url_refused("the URL is too long with the token"))?;
             }
             Inject::Nothing => {}
         }
@@ -220,33 +233,36 @@ impl<'a> Trial<'a> {
         let name = self.route.tls.server_name.as_ref().unwrap_or(&self.origin.host);
         let name = match name {
             Host::Ip(address) => ServerName::from(*address),
-            Host::Name(name) => {
-                ServerName::try_from(name.to_string()).map_err(|_| unfit("the host is no name for TLS"))?
-            }
+            Host::Name(name) => ServerName::try_from(name.to_string())
+                .map_err(|_| url_refused("the host is not a valid TLS server name"))?,
         };
         let stream = TlsConnector::from(self.tls.http1.clone()).connect(name, stream).await;
-        exchange(stream.map_err(|error| failed("upstream_tls", format!("no TLS with the upstream: {error}")))?, request)
-            .await
+        exchange(
+            stream
+                .map_err(|error| failed("upstream_tls", format!("TLS handshake with the upstream failed: {error}")))?,
+            request,
+        )
+        .await
     }
 }
 
-/// Sends the request and reads the head of the answer; the connection ends with it.
+/// Sends the request and reads the response head; the connection is then closed.
 async fn exchange<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<StatusCode, Problem>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let failed = |_: hyper::Error| {
-        let detail = "the upstream does not answer in HTTP/1.1";
+        let detail = "the upstream's response is not valid HTTP/1.1";
         Problem::new(StatusCode::BAD_GATEWAY, "upstream_protocol", detail)
     };
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
-    let answer = sender.send_request(request);
-    tokio::pin!(answer, connection);
+    let response = sender.send_request(request);
+    tokio::pin!(response, connection);
     tokio::select! {
         biased;
-        answer = &mut answer => answer.map(|answer| answer.status()).map_err(failed),
-        // It may end in the same moment as the answer's head is read, for better or worse.
-        _ = &mut connection => answer.await.map(|answer| answer.status()).map_err(failed),
+        response = &mut response => response.map(|response| response.status()).map_err(failed),
+        // The connection may end in the very poll that reads the response head.
+        _ = &mut connection => response.await.map(|response| response.status()).map_err(failed),
     }
 }
 
@@ -254,18 +270,20 @@ fn origin(url: &Url) -> Result<Origin, Problem> {
     let scheme = match url.scheme() {
         "http" => Scheme::Http,
         "https" => Scheme::Https,
-        _ => return Err(unfit("the URL must be http or https")),
+        _ => return Err(url_refused("the URL must be http or https")),
     };
     if !url.username().is_empty() || url.password().is_some() {
-        return Err(unfit("the URL holds a user name or password: remove it"));
+        return Err(url_refused("the URL has a user name or a password; remove it"));
     }
-    let host =
-        url.host_str().and_then(|host| Host::parse(host).ok()).ok_or_else(|| unfit("the URL's host cannot be read"))?;
+    let host = url
+        .host_str()
+        .and_then(|host| Host::parse(host).ok())
+        .ok_or_else(|| url_refused("the URL's host is invalid"))?;
     Ok(Origin::new(scheme, Authority { host, port: url.port() }))
 }
 
-/// The route as one of a host: a mount is where its upstream lies.
-fn as_host(route: &Route) -> Option<Route> {
+/// The route as a host route: a mount becomes one of its upstream.
+fn as_host_route(route: &Route) -> Option<Route> {
     let RouteMatch::Mount { upstream, base, .. } = &route.matches else { return Some(route.clone()) };
     let mut own = route.clone();
     let pattern = HostPattern::Exact(upstream.host.clone());
@@ -276,9 +294,9 @@ fn as_host(route: &Route) -> Option<Route> {
     Some(own)
 }
 
-/// What the route takes for certain, if it names one host.
-fn own_url(route: &Route) -> Option<String> {
-    let route = as_host(route)?;
+/// A URL that the route matches, if it names exactly one host.
+fn default_url(route: &Route) -> Option<String> {
+    let route = as_host_route(route)?;
     let RouteMatch::Host { pattern: HostPattern::Exact(host), port } = &route.matches else { return None };
     let scheme = if route.tls.upgrade { "https" } else { "http" };
     let port = match port {

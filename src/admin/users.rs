@@ -1,7 +1,7 @@
-//! The users of the admin API in force, and the one who sends a request.
+//! The users of the admin API, and the one who is authenticated by a request.
 //!
-//! Not here: how a request proves its user (`auth`, `session`), the file of the manager's token (`token_file`).
-//! Invariants: every user's token is compared, in constant time; the answer to a wrong token is delayed.
+//! Invariants: a token is compared with that of every user, in constant time; the response to a wrong token is delayed.
+//! Not here: authentication of a request (`auth`, `session`), the file with the manager's token (`token_file`).
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -17,11 +17,11 @@ use crate::model::secret::SecretDigest;
 use crate::model::{AdminAccess, Model, Name, Role, User};
 use crate::telemetry::audit::Person;
 
-const FILE: &str = "admin-token";
-/// The user whom the token file stands for.
-const HOLDER: &str = "admin-token";
+const TOKEN_FILE: &str = "admin-token";
+/// Name of the user whose token is in that file.
+const TOKEN_FILE_USER: &str = "admin-token";
 /// Delay of the response to a wrong token.
-const AFTER_WRONG_TOKEN: Duration = Duration::from_millis(100);
+const WRONG_TOKEN_DELAY: Duration = Duration::from_millis(100);
 pub const USER_UNKNOWN: &str = "user_unknown";
 
 /// The users and host names in force; a reload replaces them.
@@ -31,15 +31,15 @@ pub struct Access {
     current: ArcSwap<AdminAccess>,
 }
 
-/// The user who sends a request, and from where.
+/// The user who sent a request, with the peer address.
 #[derive(Debug, Clone)]
-pub struct Asker {
+pub struct AuthenticatedUser {
     pub name: Name,
     pub role: Role,
     pub from: SocketAddr,
 }
 
-impl Asker {
+impl AuthenticatedUser {
     pub fn person(&self) -> Person {
         Person { user: Some(self.name.clone()), from: Some(self.from) }
     }
@@ -48,48 +48,48 @@ impl Asker {
 impl Access {
     pub fn new(model: &Model) -> Access {
         let access = Access { state_dir: model.state_dir.clone(), current: ArcSwap::default() };
-        access.follow(model);
+        access.apply(model);
         access
     }
 
-    /// Takes over the users of `model`. Without any, the holder of the token file is a manager.
-    pub fn follow(&self, model: &Model) {
+    /// Puts the users of `model` in force. Without any, the token in the token file is a manager's.
+    pub fn apply(&self, model: &Model) {
         let mut access = model.admin.clone();
         if access.users.is_empty() {
-            access.users.extend(self.holder());
+            access.users.extend(self.token_file_user());
         }
         self.current.store(Arc::new(access));
     }
 
-    fn holder(&self) -> Option<User> {
-        let path = self.state_dir.join(FILE);
-        match token_file::read_or_make(&path) {
+    fn token_file_user(&self) -> Option<User> {
+        let path = self.state_dir.join(TOKEN_FILE);
+        match token_file::read_or_create(&path) {
             Ok(token) => {
-                tracing::info!(path = %path.display(), "no users are configured; the admin token is in this file");
-                Some(User { name: Name::parse(HOLDER)?, role: Role::Manager, token: token.digest() })
+                tracing::info!(path = %path.display(), "no admin users configured; admin token is in this file");
+                Some(User { name: Name::parse(TOKEN_FILE_USER)?, role: Role::Manager, token: token.digest() })
             }
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error,
-                    "no admin token can be kept, so no user may use the API; set state_dir, or list admin.users");
+                    "admin token file unusable, so no user can use the API; set state_dir, or configure admin.users");
                 None
             }
         }
     }
 
     /// The user whose token the request carries.
-    pub fn bearer(&self, headers: &HeaderMap, from: SocketAddr) -> Option<Asker> {
+    pub fn bearer(&self, headers: &HeaderMap, from: SocketAddr) -> Option<AuthenticatedUser> {
         let mut values = headers.get_all(header::AUTHORIZATION).iter();
         let (value, None) = (values.next()?.to_str().ok()?, values.next()) else { return None };
         let (scheme, token) = value.split_once(' ')?;
-        let user = self.holder_of(token.trim()).filter(|_| scheme.eq_ignore_ascii_case("Bearer"))?;
-        Some(Asker { name: user.name, role: user.role, from })
+        let user = self.user_with_token(token.trim()).filter(|_| scheme.eq_ignore_ascii_case("Bearer"))?;
+        Some(AuthenticatedUser { name: user.name, role: user.role, from })
     }
 
     /// The user who has this token.
-    pub fn holder_of(&self, token: &str) -> Option<User> {
+    pub fn user_with_token(&self, token: &str) -> Option<User> {
         let digest = SecretDigest::of(token.as_bytes());
         let access = self.current.load();
-        // Compares with every user, so that the time reveals nothing.
+        // Compares with every user, so that timing reveals nothing.
         let found = access.users.iter().fold(None, |found, user| if user.token == digest { Some(user) } else { found });
         found.cloned()
     }
@@ -104,14 +104,14 @@ impl Access {
     }
 }
 
-/// The problem of a request that proves no user.
+/// The problem of a request without valid authentication.
 pub fn user_unknown() -> Problem {
     let detail = "send `Authorization: Bearer <token>` with the token of a user, or the one in <state_dir>/admin-token; \
-                  a page that has signed in sends its X-CSRF-Token with every change";
+                  a signed-in page sends X-CSRF-Token with every request that changes something";
     Problem::new(StatusCode::UNAUTHORIZED, USER_UNKNOWN, detail)
 }
 
-/// Slows down guessing.
-pub async fn after_wrong_token() {
-    tokio::time::sleep(AFTER_WRONG_TOKEN).await;
+/// Slows down guessing of tokens.
+pub async fn delay_after_wrong_token() {
+    tokio::time::sleep(WRONG_TOKEN_DELAY).await;
 }

@@ -1,6 +1,6 @@
-//! How connections and tokens look in the API.
+//! JSON of connections and tokens in the API.
 //!
-//! Holds: no token and no secret; of what may hold one (parameters, queries), the name alone.
+//! Invariant: no token and no secret is shown; a value that may hold one (a parameter, a query) is shown by name only.
 
 use serde_json::{Value, json};
 use url::Url;
@@ -17,8 +17,8 @@ pub fn connection(bound: &BoundConnection, now: Now) -> Value {
     let connection = &bound.connection;
     let shared: Vec<_> = bound.definitions.iter().filter_map(|own| own.slots.as_ref()?.shared()).collect();
     let states = shared.iter().map(|slot| slot.state());
-    // The first of those that are worst.
-    let state = states.rev().max_by_key(|state| badness(state.name(now)));
+    // The worst one; the first of several.
+    let state = states.rev().max_by_key(|state| severity(state.name(now)));
     let word = match &state {
         _ if !connection.active => "inactive",
         Some(state) => state.name(now),
@@ -52,10 +52,10 @@ pub fn connection(bound: &BoundConnection, now: Now) -> Value {
         "client_secret": set(secret),
         "send_credentials": connection.client_auth.as_str(),
         "mutual_tls": set(connection.mutual_tls.is_some()),
-        "token_url": endpoints.token.as_ref().map(place),
-        "revocation_url": endpoints.revocation.as_ref().map(place),
-        "authorization_url": endpoints.authorization.as_ref().map(place),
-        "device_authorization_url": endpoints.device_authorization.as_ref().map(place),
+        "token_url": endpoints.token.as_ref().map(without_credentials),
+        "revocation_url": endpoints.revocation.as_ref().map(without_credentials),
+        "authorization_url": endpoints.authorization.as_ref().map(without_credentials),
+        "device_authorization_url": endpoints.device_authorization.as_ref().map(without_credentials),
         "redirect_url": connection.authorization.redirect_url,
         "pkce": pkce,
         "authorize_params": set_names(&connection.authorization.params),
@@ -74,13 +74,13 @@ pub fn connection(bound: &BoundConnection, now: Now) -> Value {
     })
 }
 
-/// The names of parameters whose values may be secrets.
+/// The names of parameters; their values may be secrets.
 fn set_names(params: &[(String, String)]) -> Value {
     params.iter().map(|(name, _)| (name.clone(), json!({ "set": true }))).collect()
 }
 
-/// How much is wrong with a token in this state.
-fn badness(state: &str) -> Option<usize> {
+/// Orders states from best to worst.
+fn severity(state: &str) -> Option<usize> {
     ["fresh", "due", "starting", "expired", "reauthorize", "misconfigured"].iter().position(|one| *one == state)
 }
 
@@ -96,15 +96,15 @@ fn profile(own: &Connection) -> Value {
     })
 }
 
-/// A URL without what might be a credential.
-fn place(url: &Url) -> String {
-    let mut place = url.clone();
-    // Both fail only where a URL cannot have them.
-    let _ = place.set_username("");
-    let _ = place.set_password(None);
-    place.set_query(None);
-    place.set_fragment(None);
-    place.into()
+/// A URL without the parts that may hold a credential.
+fn without_credentials(url: &Url) -> String {
+    let mut url = url.clone();
+    // Both fail only for a URL that cannot have them.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    url.set_query(None);
+    url.set_fragment(None);
+    url.into()
 }
 
 fn route(route: &Route) -> Value {
@@ -114,13 +114,13 @@ fn route(route: &Route) -> Value {
             (None, Some(slashed(prefix)), Some(format!("{upstream}{}", base.as_str())))
         }
     };
-    let mut inject = token_place(&route.inject);
+    let mut inject = injection_point(&route.inject);
     if !route.others.is_empty() {
         let own = (route.inject != Inject::Nothing).then_some(inject);
         let others = route.others.iter().map(|other| {
-            let mut place = token_place(&other.inject);
-            place["connection"] = other.connection.as_str().into();
-            place
+            let mut point = injection_point(&other.inject);
+            point["connection"] = other.connection.as_str().into();
+            point
         });
         inject = own.into_iter().chain(others).collect();
     }
@@ -151,7 +151,7 @@ fn route(route: &Route) -> Value {
     })
 }
 
-/// As the configuration writes it.
+/// In the syntax of the configuration.
 fn strip(strip: &Strip) -> Value {
     let name = |name: &StripName| match name {
         StripName::HeaderOrParameter(_, name) => name.clone(),
@@ -164,8 +164,8 @@ fn strip(strip: &Strip) -> Value {
     }
 }
 
-/// Where a token is put.
-fn token_place(inject: &Inject) -> Value {
+/// In the syntax of the configuration.
+fn injection_point(inject: &Inject) -> Value {
     match inject {
         Inject::Header { header, scheme } => json!({ "header": header.as_str(), "scheme": scheme }),
         Inject::Query { name } => json!({ "query": name }),
@@ -177,7 +177,7 @@ fn slashed(path: &PathPrefix) -> &str {
     if path.is_root() { "/" } else { path.as_str() }
 }
 
-/// As the configuration writes it.
+/// In the syntax of the configuration.
 fn host(pattern: &HostPattern, port: PortRule) -> String {
     let name = match pattern {
         HostPattern::Exact(host) => host.to_string(),
@@ -206,7 +206,7 @@ pub fn token(slot: &TokenSlot, now: Now) -> Value {
     })
 }
 
-/// A token of the definition `own` that is stored and not in memory.
+/// A token of the definition `own` that is in the store and not in memory.
 pub fn stored(own: &Connection, key: &TokenKey, record: &Result<StoredToken, StoreError>) -> Value {
     let (token, lifespan) = (record.as_ref().ok(), own.lifetimes.refresh_token);
     let outdated = token.is_some_and(|token| own.grant.needs_person() && !token.matches(own));
@@ -217,7 +217,7 @@ pub fn stored(own: &Connection, key: &TokenKey, record: &Result<StoredToken, Sto
     let refused = token.and_then(|token| match &token.refresh {
         _ if outdated => Some(Consent::Changed.code()),
         Refresh::Refused { error } if own.grant.needs_person() => Some(error.as_str()),
-        // Its own grant brings the next token.
+        // The connection's own grant gets the next token.
         Refresh::Refused { .. } => None,
         Refresh::None | Refresh::Token(_) => None,
     });
@@ -244,7 +244,7 @@ pub fn stored(own: &Connection, key: &TokenKey, record: &Result<StoredToken, Sto
     })
 }
 
-/// What became of tokens that are forgotten here.
+/// The outcome of a revocation.
 pub fn revoked(revoked: &Revoked) -> Value {
     let outcome = |outcome: &RevocationOutcome| match outcome {
         RevocationOutcome::None => json!({ "outcome": "none" }),
@@ -301,7 +301,7 @@ mod tests {
     use crate::store::RefreshLife;
 
     #[test]
-    fn a_refused_refresh_token_asks_for_a_person_only_where_one_is_needed() {
+    fn a_refused_refresh_token_requires_a_person_only_if_the_grant_does() {
         for (grant, state) in [(Grant::ClientCredentials, "idle"), (Grant::AuthorizationCode, "reauthorize")] {
             let own = Connection { grant, ..Connection::sample("crm") };
             let record = StoredToken {

@@ -17,7 +17,7 @@ use url::Url;
 use zeroize::Zeroizing;
 
 use super::{ConfigArguments, table};
-use crate::config::{self, Whereabouts};
+use crate::config::{self, InstanceLocation};
 use crate::model::secret::Secret;
 use crate::tls::Trust;
 
@@ -138,7 +138,7 @@ pub fn test(arguments: &TestArguments) -> ExitCode {
 
 /// Exits 0 if the instance is ready.
 pub fn healthcheck(arguments: &InstanceArguments) -> ExitCode {
-    let found = arguments.whereabouts();
+    let found = arguments.location();
     let base = arguments.base_url(found.health);
     let response = base.and_then(|base| {
         let request = reqwest::Request::new(Method::GET, join(&base, &["readyz"])?);
@@ -203,8 +203,8 @@ impl InstanceArguments {
         self.config.path()
     }
 
-    fn whereabouts(&self) -> Whereabouts {
-        config::whereabouts(&self.config.path())
+    fn location(&self) -> InstanceLocation {
+        config::locate_instance(&self.config.path())
     }
 
     /// URL of the listener; `address` is the one of the configuration.
@@ -224,7 +224,7 @@ impl InstanceArguments {
         })
     }
 
-    fn token(&self, found: &Whereabouts) -> Result<Secret, CallError> {
+    fn token(&self, found: &InstanceLocation) -> Result<Secret, CallError> {
         let path = match (&self.admin_token_file, config::presented_token()) {
             (Some(path), _) => path.clone(),
             (None, Some(token)) => return Ok(token),
@@ -239,7 +239,7 @@ impl InstanceArguments {
 
     /// Calls the API; `Err` also if the instance refuses.
     pub fn call(&self, method: Method, path: &[&str], body: Option<Value>) -> Result<Value, CallError> {
-        let found = self.whereabouts();
+        let found = self.location();
         let base = self.base_url(found.admin)?;
         let token = self.token(&found)?;
         let path = [&["api", "v1"], path].concat();

@@ -1,10 +1,10 @@
-//! What a person is asked, and how: the authorization request with PKCE (RFC 6749 §4.1.1, RFC 7636, RFC 9126), and the
-//! device authorization request (RFC 8628 §3.1).
+//! Requests that start a person's consent: the authorization request with PKCE (RFC 6749 §4.1.1, RFC 7636), pushed if the
+//! server requires it (RFC 9126), and the device authorization request (RFC 8628 §3.1).
 //!
-//! Not here: what becomes of the person's answer (`admin::consent`), the exchange of a code (`grant`).
-//! Holds: PKCE is what the configuration says, whatever the server says of itself; the query of the authorization URL is
-//! kept, but for names that the request sets (`query`); a server that asks for pushed requests gets nothing else through
-//! the browser.
+//! Invariants: PKCE follows the configuration, never the server's metadata; the query of the authorization URL is kept,
+//! except for names that the request sets (`query`); if the server requires pushed requests, the browser carries only
+//! `client_id` and `request_uri`.
+//! Not here: the callback (`admin::consent`), the exchange of a code (`grant`).
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -18,28 +18,28 @@ use super::failure::{Failure, Reason, Refusal};
 use super::form::{Fields, field};
 use super::grant;
 use super::json::{Json, Members};
-use super::posted::Posted;
+use super::redact::Redactor;
 use super::transport::{self, TokenResponse};
 use super::{TokenEndpoint, discovery, query, refused, response, retryable};
 use crate::model::connection::Pkce;
 use crate::model::secret::Secret;
 use crate::script;
 
-/// RFC 8628 §3.2: where the answer says nothing.
-const INTERVAL: Duration = Duration::from_secs(5);
-const INTERVAL_MAX: Duration = Duration::from_secs(60);
-/// Longest life of a device code that is believed.
-const DEVICE_CODE_MAX: Duration = Duration::from_secs(30 * 60);
-const DEVICE_CODE_DEFAULT: Duration = Duration::from_secs(10 * 60);
+/// Poll interval if the response has no `interval` (RFC 8628 §3.2).
+const POLL_INTERVAL_DEFAULT: Duration = Duration::from_secs(5);
+const POLL_INTERVAL_MAX: Duration = Duration::from_secs(60);
+/// A longer lifetime of a device code is cut to this.
+const DEVICE_CODE_LIFETIME_MAX: Duration = Duration::from_secs(30 * 60);
+const DEVICE_CODE_LIFETIME_DEFAULT: Duration = Duration::from_secs(10 * 60);
 const USER_CODE_CHARS_MAX: usize = 64;
 
-/// Where the browser goes, and what the exchange of the code will have to show.
+/// The URL for the browser, and the PKCE verifier for the exchange of the code.
 pub struct BrowserAuthorization {
     pub url: Url,
     pub verifier: Option<Secret>,
 }
 
-/// What a person types elsewhere, and what we ask with meanwhile.
+/// A device authorization response (RFC 8628 §3.2): the user code for the person, the device code for our polls.
 pub struct DeviceAuthorization {
     pub device_code: Secret,
     pub user_code: String,
@@ -50,26 +50,30 @@ pub struct DeviceAuthorization {
 }
 
 impl TokenEndpoint {
-    /// The authorization request, pushed to the server first where it asks for that.
-    pub async fn ask_person(&self, state: &Secret, redirect_uri: &str) -> Result<BrowserAuthorization, Failure> {
-        self.in_time(async {
+    /// Builds the authorization request, and pushes it to the server first if its metadata requires that.
+    pub async fn start_browser_authorization(
+        &self,
+        state: &Secret,
+        redirect_uri: &str,
+    ) -> Result<BrowserAuthorization, Failure> {
+        self.within_timeout(async {
             let metadata = self.metadata().await?.unwrap_or_default();
-            let place = match &self.connection.endpoints.authorization {
+            let authorization_url = match &self.connection.endpoints.authorization {
                 Some(url) => url.clone(),
                 None => {
                     let url = metadata.endpoint(discovery::AUTHORIZATION)?;
-                    url.ok_or_else(|| self.nowhere("authorization_url", discovery::AUTHORIZATION))?
+                    url.ok_or_else(|| self.endpoint_unknown("authorization_url", discovery::AUTHORIZATION))?
                 }
             };
-            let (fields, verifier) = self.authorization_fields(&place, state, redirect_uri)?;
-            let fields = self.shaped_by_script(&place, fields)?;
-            let url = query::authorization_request(&place, &fields);
+            let (fields, verifier) = self.authorization_fields(&authorization_url, state, redirect_uri)?;
+            let fields = self.scripted_fields(&authorization_url, fields)?;
+            let url = query::authorization_request(&authorization_url, &fields);
             let pushed = match metadata.requires_pushed_requests {
                 true => metadata.endpoint(discovery::PUSHED_AUTHORIZATION_REQUEST)?,
                 false => None,
             };
             let url = match pushed {
-                Some(endpoint) => self.pushed(&place, &url, &endpoint).await?,
+                Some(endpoint) => self.pushed(&authorization_url, &url, &endpoint).await?,
                 None => url,
             };
             Ok(BrowserAuthorization { url, verifier })
@@ -80,12 +84,12 @@ impl TokenEndpoint {
     /// The parameters that the grant and the configuration set.
     fn authorization_fields(
         &self,
-        place: &Url,
+        authorization_url: &Url,
         state: &Secret,
         redirect_uri: &str,
     ) -> Result<(Fields, Option<Secret>), Failure> {
         let redirect = RedirectUrl::new(redirect_uri.to_owned()).map_err(|_| refused("invalid_redirect_url"))?;
-        let mut bare = place.clone();
+        let mut bare = authorization_url.clone();
         bare.set_query(None);
         let client = self.oauth.clone().set_auth_uri(AuthUrl::from_url(bare));
         let (challenge, verifier) = match self.connection.authorization.pkce {
@@ -102,7 +106,7 @@ impl TokenEndpoint {
             request = request.set_pkce_challenge(challenge);
         }
         let params = self.connection.authorization.params.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        for (name, value) in grant::whom(&self.connection).chain(params) {
+        for (name, value) in grant::audience_params(&self.connection).chain(params) {
             request = request.add_extra_param(name, value);
         }
         let (url, _) = request.url();
@@ -110,33 +114,33 @@ impl TokenEndpoint {
         Ok((fields, verifier.map(|verifier| Secret::new(verifier.into_secret()))))
     }
 
-    /// The parameters as the script wants them; those of the configured URL are not its business.
-    fn shaped_by_script(&self, place: &Url, fields: Fields) -> Result<Fields, Failure> {
+    /// Passes the parameters through the script; it does not see the query of the configured URL.
+    fn scripted_fields(&self, authorization_url: &Url, fields: Fields) -> Result<Fields, Failure> {
         let Some(script) = self.script.as_ref().filter(|script| script.has_authorization_request()) else {
             return Ok(fields);
         };
-        let call = self.preparation(place.clone());
-        let request = script::Request { url: place.to_string(), headers: Vec::new(), form: fields.clone() };
-        let shaped = script.authorization_request(request, &call.context());
-        let shaped = shaped.map_err(|failure| call.script_failed(failure, &call.posted_fields(&fields)))?;
-        Ok(shaped.form)
+        let call = self.preparation(authorization_url.clone());
+        let request = script::Request { url: authorization_url.to_string(), headers: Vec::new(), form: fields.clone() };
+        let scripted = script.authorization_request(request, &call.script_context());
+        let scripted = scripted.map_err(|failure| call.script_failed(failure, &call.redactor_for_fields(&fields)))?;
+        Ok(scripted.form)
     }
 
-    /// RFC 9126 §2: the server keeps the parameters, and the browser carries their name.
-    async fn pushed(&self, place: &Url, url: &Url, endpoint: &Url) -> Result<Url, Failure> {
-        // The query of the configured URL is part of the request, too.
-        // It names the client in any case (§2.1); beside `Basic`, nothing else in the form does.
-        let unnamed = self.connection.client_auth.is_in_header();
-        let fields = url.query_pairs().filter(|(name, _)| unnamed || name != "client_id");
+    /// Pushes the request (RFC 9126 §2); the browser then carries only a reference to it.
+    async fn pushed(&self, authorization_url: &Url, url: &Url, endpoint: &Url) -> Result<Url, Failure> {
+        // The query of the configured URL is part of the request. The form must name the client (§2.1): with a
+        // credential in a header nothing else in it does, any other client authentication adds `client_id` itself.
+        let keeps_client_id = self.connection.client_auth.is_in_header();
+        let fields = url.query_pairs().filter(|(name, _)| keeps_client_id || name != "client_id");
         let fields: Fields = fields.map(|(name, value)| (name.into_owned(), value.into_owned())).collect();
         let call = self.preparation(transport::without_userinfo(endpoint));
-        let uri = call.prove_and_send(&fields, |answer, posted| {
-            let members = granted(answer, posted)?;
+        let uri = call.authenticate_and_send(&fields, |response, redactor| {
+            let members = granted(response, redactor)?;
             let uri = members.get("request_uri").and_then(Json::as_text).filter(|uri| !uri.is_empty());
             uri.map(str::to_owned).ok_or_else(|| retryable(Reason::NotJson))
         });
         let uri = uri.await?;
-        let mut url = place.clone();
+        let mut url = authorization_url.clone();
         url.query_pairs_mut()
             .clear()
             .append_pair("client_id", &self.connection.client_id)
@@ -144,48 +148,50 @@ impl TokenEndpoint {
         Ok(url)
     }
 
-    /// A code for the person, and one for us.
-    pub async fn ask_device(&self) -> Result<DeviceAuthorization, Failure> {
-        self.in_time(async {
+    /// Sends the device authorization request (RFC 8628 §3.1).
+    pub async fn start_device_authorization(&self) -> Result<DeviceAuthorization, Failure> {
+        self.within_timeout(async {
             let url = match &self.connection.endpoints.device_authorization {
                 Some(url) => url.clone(),
                 None => {
                     let url = self.discovered(discovery::DEVICE_AUTHORIZATION).await?;
-                    url.ok_or_else(|| self.nowhere("device_authorization_url", discovery::DEVICE_AUTHORIZATION))?
+                    url.ok_or_else(|| {
+                        self.endpoint_unknown("device_authorization_url", discovery::DEVICE_AUTHORIZATION)
+                    })?
                 }
             };
             let mut fields = Fields::new();
             if !self.connection.scopes.is_empty() {
                 fields.push(field("scope", &self.connection.scopes.join(" ")));
             }
-            fields.extend(grant::whom(&self.connection).map(|(name, value)| field(name, value)));
+            fields.extend(grant::audience_params(&self.connection).map(|(name, value)| field(name, value)));
             let call = self.preparation(transport::without_userinfo(&url));
-            call.prove_and_send(&fields, |answer, posted| {
-                device_asked(&granted(answer, posted)?).ok_or_else(|| retryable(Reason::NotJson))
+            call.authenticate_and_send(&fields, |response, redactor| {
+                device_authorization(&granted(response, redactor)?).ok_or_else(|| retryable(Reason::NotJson))
             })
             .await
         })
         .await
     }
 
-    /// Does an answer in the browser come from the server that was asked (RFC 9207 §2.4)?
+    /// True if an authorization response with this `iss` parameter comes from the configured issuer (RFC 9207 §2.4).
     pub async fn is_from_issuer(&self, named: Option<&str>) -> Result<bool, Failure> {
-        let metadata = self.in_time(self.metadata()).await?;
-        let must = metadata.is_some_and(|metadata| metadata.names_itself);
+        let metadata = self.within_timeout(self.metadata()).await?;
+        let iss_required = metadata.is_some_and(|metadata| metadata.sends_iss_parameter);
         Ok(match (named, &self.connection.endpoints.issuer) {
             (Some(named), Some(issuer)) => named == issuer,
             (Some(_), None) => true,
-            (None, _) => !must,
+            (None, _) => !iss_required,
         })
     }
 
-    /// Neither the configuration nor the issuer says where.
-    fn nowhere(&self, key: &str, member: &str) -> Failure {
+    /// Neither the configuration nor the issuer's metadata has the endpoint.
+    fn endpoint_unknown(&self, key: &str, member: &str) -> Failure {
         if self.connection.endpoints.issuer.is_some() {
             return discovery::incomplete(&format!("names no {member}"));
         }
         let description = Some(format!("the connection has neither {key} nor an issuer"));
-        Failure::Permanent(Refusal { description, ..Refusal::of_code("invalid_configuration") })
+        Failure::Permanent(Refusal { description, ..Refusal::from_code("invalid_configuration") })
     }
 
     fn preparation(&self, url: Url) -> Call<'_> {
@@ -193,28 +199,31 @@ impl TokenEndpoint {
     }
 }
 
-/// The members of a success, or why it is none.
-fn granted(answer: &TokenResponse, posted: &Posted) -> Result<Members, Failure> {
-    match Json::object(&answer.body) {
-        Ok(members) if answer.status.is_success() && !members.contains_key("error") => Ok(members),
-        _ if answer.status == StatusCode::OK && answer.body.is_empty() => Err(retryable(Reason::Empty)),
-        _ => Err(response::refusal(answer, posted)),
+/// The members of a successful response, else its failure.
+fn granted(response: &TokenResponse, redactor: &Redactor) -> Result<Members, Failure> {
+    match Json::object(&response.body) {
+        Ok(members) if response.status.is_success() && !members.contains_key("error") => Ok(members),
+        _ if response.status == StatusCode::OK && response.body.is_empty() => Err(retryable(Reason::Empty)),
+        _ => Err(response::refusal(response, redactor)),
     }
 }
 
-fn device_asked(members: &Members) -> Option<DeviceAuthorization> {
+fn device_authorization(members: &Members) -> Option<DeviceAuthorization> {
     let text = |name: &str| members.get(name).and_then(Json::as_text).filter(|text| !text.is_empty());
     let url = |name: &str| text(name)?.parse::<Url>().ok().filter(|url| matches!(url.scheme(), "https" | "http"));
     let span = |name: &str| members.get(name).and_then(response::seconds);
     let user_code = text("user_code")?;
-    let plain = user_code.chars().all(|c| ('!'..='~').contains(&c) || c == ' ');
+    let is_ascii_text = user_code.chars().all(|c| ('!'..='~').contains(&c) || c == ' ');
     Some(DeviceAuthorization {
         device_code: Secret::new(text("device_code")?),
-        user_code: Some(user_code).filter(|code| plain && code.len() <= USER_CODE_CHARS_MAX)?.to_owned(),
-        // Google's name for it.
+        user_code: Some(user_code).filter(|code| is_ascii_text && code.len() <= USER_CODE_CHARS_MAX)?.to_owned(),
+        // Google calls it `verification_url`.
         verification_uri: url("verification_uri").or_else(|| url("verification_url"))?,
         verification_uri_complete: url("verification_uri_complete"),
-        expires_in: span("expires_in").unwrap_or(DEVICE_CODE_DEFAULT).min(DEVICE_CODE_MAX),
-        interval: span("interval").filter(|span| !span.is_zero()).unwrap_or(INTERVAL).min(INTERVAL_MAX),
+        expires_in: span("expires_in").unwrap_or(DEVICE_CODE_LIFETIME_DEFAULT).min(DEVICE_CODE_LIFETIME_MAX),
+        interval: span("interval")
+            .filter(|span| !span.is_zero())
+            .unwrap_or(POLL_INTERVAL_DEFAULT)
+            .min(POLL_INTERVAL_MAX),
     })
 }

@@ -1,27 +1,28 @@
-//! One request to an authorization server, from its fields to what its answer means.
+//! One request to an authorization server, from its form fields to its outcome.
 //!
-//! Holds: one client authentication method for one request; the next secret is tried only when the server refuses the
-//! client itself; the script sees what is sent, and cannot change where it goes.
+//! Invariants: a request carries one client authentication method; the next client secret is tried only if the server
+//! refuses the client itself; the script sees what is sent and cannot change its destination.
 
 use std::sync::atomic::Ordering;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use url::{Url, form_urlencoded};
 
-use super::client_auth::{self, Proof};
+use super::client_auth::{self, ClientCredential};
 use super::failure::Failure;
 use super::form::Fields;
-use super::posted::Posted;
+use super::redact::Redactor;
 use super::transport::{self, Timely, TokenResponse};
 use super::verdict::Sent;
-use super::{TokenEndpoint, Whose, query, refused, response, seen};
+use super::{TokenEndpoint, TokenRequestContext, query, refused, response, response_secrets};
 use crate::clock::Clock;
 use crate::model::connection::{RequestEncoding, TokenResponseFormat};
+use crate::model::secret::Secret;
 use crate::model::token::TokenSet;
 use crate::script::{self, Context, Script};
 use crate::telemetry::traces::Span;
 
-/// Form fields that no message may repeat.
+/// Form fields whose values no message may repeat.
 const SECRET_FIELDS: [&str; 12] = [
     "password",
     "refresh_token",
@@ -36,8 +37,8 @@ const SECRET_FIELDS: [&str; 12] = [
     "device_code",
     "state",
 ];
-/// Headers whose values are no secrets, whoever set them.
-const PLAIN_HEADERS: [HeaderName; 4] =
+/// Headers whose values are not secret, even if the configuration or the script sets them.
+const NON_SECRET_HEADERS: [HeaderName; 4] =
     [header::ACCEPT, header::CONTENT_TYPE, header::USER_AGENT, header::ACCEPT_LANGUAGE];
 const USER_AGENT: &str = concat!("keybearer/", env!("CARGO_PKG_VERSION"));
 
@@ -51,11 +52,11 @@ pub struct Call<'a> {
 pub enum Kind<'a> {
     Token {
         grant: &'a str,
-        whose: Whose<'a>,
+        context: TokenRequestContext<'a>,
         sent: Sent,
     },
     Revocation,
-    /// RFC 9126, RFC 8628 §3.1: nothing is granted yet.
+    /// A pushed authorization request (RFC 9126) or a device authorization request (RFC 8628 §3.1): grants nothing yet.
     Preparation,
 }
 
@@ -75,18 +76,21 @@ struct Outgoing {
 }
 
 impl Call<'_> {
-    pub async fn prove_and_send<T>(
+    /// Sends the request with each client credential in order, starting with the one accepted last, until the server
+    /// accepts the client.
+    pub async fn authenticate_and_send<T>(
         &self,
         fields: &Fields,
-        read: impl Fn(&TokenResponse, &Posted) -> Result<T, Failure>,
+        read: impl Fn(&TokenResponse, &Redactor) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let TokenEndpoint { proofs, preferred, .. } = self.endpoint;
+        let TokenEndpoint { credentials, preferred, .. } = self.endpoint;
         let start = preferred.load(Ordering::Relaxed);
         let mut last = None;
-        for index in (0..proofs.len()).map(|offset| (start + offset) % proofs.len()) {
-            match self.send(&proofs[index], fields.clone(), &read).await {
-                Err(failure) if failure.may_be_of_the_client() => {
-                    // A gateway's response to one secret says nothing about it, whatever the others got.
+        for index in (0..credentials.len()).map(|offset| (start + offset) % credentials.len()) {
+            match self.send(&credentials[index], fields.clone(), &read).await {
+                Err(failure) if failure.may_be_client_refusal() => {
+                    // A retryable failure may come from a gateway and proves nothing about the secret: it wins over the
+                    // permanent refusals of the others.
                     last = last.filter(|last: &Failure| !last.is_permanent()).or(Some(failure));
                 }
                 Err(failure) => return Err(failure),
@@ -101,37 +105,37 @@ impl Call<'_> {
 
     async fn send<T>(
         &self,
-        proof: &Proof,
+        credential: &ClientCredential,
         fields: Fields,
-        read: impl Fn(&TokenResponse, &Posted) -> Result<T, Failure>,
+        read: impl Fn(&TokenResponse, &Redactor) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let mut outgoing = self.outgoing(proof, fields).await?;
+        let mut outgoing = self.outgoing(credential, fields).await?;
         if let (Some(script), Kind::Token { .. }) = (&self.endpoint.script, self.kind) {
-            outgoing = self.shaped(script, outgoing)?;
+            outgoing = self.scripted(script, outgoing)?;
         }
-        let posted = self.posted(&outgoing);
+        let redactor = self.redactor(&outgoing);
         let request = self.request(outgoing);
         let span = self.endpoint.tracer.root(&Method::POST, || Clock::system().now().wall);
-        let answer = transport::send(&self.endpoint.http, request).await;
+        let response = transport::send(&self.endpoint.http, request).await;
         let connection = &self.endpoint.connection;
-        let span_of_log =
-            tracing::warn_span!("token_answer", connection = %connection.name, profile = %connection.profile);
-        let _in_span = span_of_log.entered();
-        let status = answer.as_ref().ok().map(|answer| answer.status);
-        let value = match answer {
-            Ok(answer) => read(&answer, &posted),
-            Err(fault) => {
-                let detail = Some(fault.detail).filter(|detail| !detail.is_empty());
-                Err(Failure::Retryable { reason: fault.reason, retry_after: None, detail })
+        let log_span =
+            tracing::warn_span!("token_response", connection = %connection.name, profile = %connection.profile);
+        let _entered = log_span.entered();
+        let status = response.as_ref().ok().map(|response| response.status);
+        let value = match response {
+            Ok(response) => read(&response, &redactor),
+            Err(error) => {
+                let detail = Some(error.detail).filter(|detail| !detail.is_empty());
+                Err(Failure::Retryable { reason: error.reason, retry_after: None, detail })
             }
         };
         if let Some(span) = span {
-            self.end(span, status, value.as_ref().err());
+            self.end_span(span, status, value.as_ref().err());
         }
         value
     }
 
-    async fn outgoing(&self, proof: &Proof, mut fields: Fields) -> Result<Outgoing, Failure> {
+    async fn outgoing(&self, credential: &ClientCredential, mut fields: Fields) -> Result<Outgoing, Failure> {
         let connection = &self.endpoint.connection;
         let token_url = match self.kind {
             Kind::Token { .. } => self.url.clone(),
@@ -142,7 +146,12 @@ impl Call<'_> {
         let mut headers = HeaderMap::new();
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
         headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
-        proof.apply(&connection.client_id, &self.endpoint.moment(&token_url), &mut fields, &mut headers)?;
+        credential.apply(
+            &connection.client_id,
+            &self.endpoint.assertion_context(&token_url),
+            &mut fields,
+            &mut headers,
+        )?;
         if matches!(self.kind, Kind::Token { .. }) {
             for (name, value) in &connection.token_request.headers {
                 if let Ok(mut value) = HeaderValue::try_from(value.expose()) {
@@ -154,28 +163,28 @@ impl Call<'_> {
         Ok(Outgoing { headers, fields })
     }
 
-    /// As the script wants it.
-    fn shaped(&self, script: &Script, outgoing: Outgoing) -> Result<Outgoing, Failure> {
+    /// Passes the request through the script's `token_request`.
+    fn scripted(&self, script: &Script, outgoing: Outgoing) -> Result<Outgoing, Failure> {
         if !script.has_token_request() {
             return Ok(outgoing);
         }
         let text = |(name, value): (&HeaderName, &HeaderValue)| {
             (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())
         };
-        let given = self.posted(&outgoing);
+        let given = self.redactor(&outgoing);
         let headers = outgoing.headers.iter().map(text).collect();
         let request = script::Request { url: self.url.to_string(), headers, form: outgoing.fields };
-        let shaped = script.token_request(request, &self.context());
-        let shaped = shaped.map_err(|failure| self.script_failed(failure, &given))?;
+        let scripted = script.token_request(request, &self.script_context());
+        let scripted = scripted.map_err(|failure| self.script_failed(failure, &given))?;
         let mut headers = HeaderMap::new();
-        for (name, value) in shaped.headers {
-            // The script's own checks let nothing else pass.
+        for (name, value) in scripted.headers {
+            // The script module has checked names and values.
             if let (Ok(name), Ok(mut value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
                 value.set_sensitive(true);
                 headers.append(name, value);
             }
         }
-        Ok(Outgoing { headers, fields: shaped.form })
+        Ok(Outgoing { headers, fields: scripted.form })
     }
 
     fn request(&self, Outgoing { mut headers, fields }: Outgoing) -> reqwest::Request {
@@ -203,52 +212,52 @@ impl Call<'_> {
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
         }
         if body.is_empty() {
-            // hyper leaves it out, and some servers (IIS, Azure) answer 411 without it.
+            // hyper omits it for an empty body, and some servers (IIS, Azure) respond 411 without it.
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from(0));
         }
         let mut request = reqwest::Request::new(Method::POST, url);
         *request.headers_mut() = headers;
-        let sent_before = match self.kind {
-            Kind::Token { whose, .. } => whose.sent_before,
+        let send_deadline = match self.kind {
+            Kind::Token { context, .. } => context.send_deadline,
             Kind::Revocation | Kind::Preparation => None,
         };
-        *request.body_mut() = Some(match sent_before {
+        *request.body_mut() = Some(match send_deadline {
             Some(before) => reqwest::Body::wrap(Timely::new(body, before)),
             None => body.into(),
         });
         request
     }
 
-    /// What the answer means, once the script has seen it.
-    pub fn token_set(&self, answer: &TokenResponse, posted: &Posted) -> Result<TokenSet, Failure> {
-        let (shape, sent) = (&self.endpoint.connection.token_response, self.kind.sent());
+    /// The token set of a response, which the script sees first.
+    pub fn token_set(&self, response: &TokenResponse, redactor: &Redactor) -> Result<TokenSet, Failure> {
+        let (format, sent) = (&self.endpoint.connection.token_response, self.kind.sent());
         let Some(script) = self.endpoint.script.as_ref().filter(|script| script.has_token_response()) else {
-            return response::read(answer, shape, sent, posted);
+            return response::read(response, format, sent, redactor);
         };
-        match response::scripted(script, answer, &self.context()) {
-            Ok((answer, true)) => response::read(&answer, &TokenResponseFormat::default(), sent, posted),
-            Ok((answer, false)) => response::read(&answer, shape, sent, posted),
-            // What says "not now" by itself is no fault of the script.
-            Err(failure) => match response::read(answer, shape, sent, posted) {
-                Err(retryable @ Failure::Retryable { .. }) if !answer.status.is_success() => Err(retryable),
+        match response::scripted(script, response, &self.script_context()) {
+            Ok((response, true)) => response::read(&response, &TokenResponseFormat::default(), sent, redactor),
+            Ok((response, false)) => response::read(&response, format, sent, redactor),
+            // A response that is retryable by itself stays retryable, whatever the script does with it.
+            Err(failure) => match response::read(response, format, sent, redactor) {
+                Err(retryable @ Failure::Retryable { .. }) if !response.status.is_success() => Err(retryable),
                 _ => {
-                    let given = posted.and(seen::in_response(answer, shape));
-                    Err(self.script_failed(failure, &given).after_the_answer())
+                    let given = redactor.and(response_secrets::redactor(response, format));
+                    Err(self.script_failed(failure, &given).after_response())
                 }
             },
         }
     }
 
-    /// `given`: what the script was given beside its variables.
-    pub fn script_failed(&self, failure: script::Failure, given: &Posted) -> Failure {
+    /// `given`: what the script received in addition to its variables.
+    pub fn script_failed(&self, failure: script::Failure, given: &Redactor) -> Failure {
         let variables = self.endpoint.connection.variables.iter().map(|(_, value)| value.expose().to_owned());
-        Failure::of_script(failure, &given.and(Posted::of(Vec::new(), variables.collect())))
+        Failure::from_script(failure, &given.and(Redactor::from_parts(Vec::new(), variables.collect())))
     }
 
-    pub fn context(&self) -> Context {
+    pub fn script_context(&self) -> Context {
         let connection = &self.endpoint.connection;
         let (grant, subject) = match self.kind {
-            Kind::Token { grant, whose, .. } => (grant, whose.subject.map(|subject| subject.as_str().to_owned())),
+            Kind::Token { grant, context, .. } => (grant, context.subject.map(|subject| subject.as_str().to_owned())),
             Kind::Revocation | Kind::Preparation => (self.endpoint.connection.grant.as_str(), None),
         };
         Context {
@@ -261,25 +270,29 @@ impl Call<'_> {
         }
     }
 
-    fn posted(&self, outgoing: &Outgoing) -> Posted {
-        let headers = outgoing.headers.iter().filter(|(name, _)| !PLAIN_HEADERS.contains(name));
+    fn redactor(&self, outgoing: &Outgoing) -> Redactor {
+        let headers = outgoing.headers.iter().filter(|(name, _)| !NON_SECRET_HEADERS.contains(name));
         let headers = headers.filter_map(|(_, value)| value.to_str().ok());
-        let secrets = headers.flat_map(client_auth::forms).chain(self.secrets(&outgoing.fields)).collect();
-        Posted::new(&self.endpoint.connection.client_id, &outgoing.fields, secrets)
+        let secrets = headers.flat_map(client_auth::encodings).chain(self.secrets(&outgoing.fields)).collect();
+        Redactor::new(&self.endpoint.connection.client_id, &outgoing.fields, secrets)
     }
 
-    pub fn posted_fields(&self, fields: &Fields) -> Posted {
-        Posted::new(&self.endpoint.connection.client_id, fields, self.secrets(fields).collect())
+    pub fn redactor_for_fields(&self, fields: &Fields) -> Redactor {
+        Redactor::new(&self.endpoint.connection.client_id, fields, self.secrets(fields).collect())
     }
 
-    fn secrets<'f>(&'f self, fields: &'f Fields) -> impl Iterator<Item = crate::model::secret::Secret> + 'f {
+    fn secrets<'f>(&'f self, fields: &'f Fields) -> impl Iterator<Item = Secret> + 'f {
         let client_id = self.endpoint.connection.client_id.as_str();
-        let posted = fields.iter().filter(|(name, _)| SECRET_FIELDS.contains(&name.as_str()));
-        let posted = posted.flat_map(|(_, value)| client_auth::forms(value));
-        self.endpoint.proofs.iter().flat_map(move |proof| proof.forms(client_id)).chain(posted)
+        let field_secrets = fields.iter().filter(|(name, _)| SECRET_FIELDS.contains(&name.as_str()));
+        let field_secrets = field_secrets.flat_map(|(_, value)| client_auth::encodings(value));
+        self.endpoint
+            .credentials
+            .iter()
+            .flat_map(move |credential| credential.encodings(client_id))
+            .chain(field_secrets)
     }
 
-    fn end(&self, mut span: Span, status: Option<StatusCode>, failure: Option<&Failure>) {
+    fn end_span(&self, mut span: Span, status: Option<StatusCode>, failure: Option<&Failure>) {
         span.set("url.scheme", self.url.scheme().to_owned());
         span.set("url.path", self.url.path().to_owned());
         span.set("server.address", self.url.host_str().unwrap_or_default().to_owned());

@@ -1,7 +1,8 @@
-//! HTTP clients for authorization servers: one for each set of trust anchors, client certificate and egress proxy.
+//! HTTP clients for authorization servers: one for each combination of trust anchors, client certificate and egress proxy.
 //!
-//! Holds: no redirect is followed, no proxy of the environment used, no request sent twice; names are resolved, and
-//! addresses checked, by the one dialer. Not here: gzip (`transport`).
+//! Invariants: no redirect is followed, no proxy variable of the environment is used, no request is sent twice; the one
+//! dialer resolves names and checks addresses.
+//! Not here: gzip (`transport`).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -16,33 +17,32 @@ use crate::sync::lock;
 use crate::telemetry::traces::Tracer;
 use crate::tls::{Proxied, Trust};
 
-/// Token requests are rare and servers close idle connections after 5 seconds or more: an older one is mostly dead.
-const POOL_IDLE: Duration = Duration::from_secs(4);
+/// Idle timeout of pooled connections. Token requests are rare, and servers close idle connections after 5 seconds or more.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 const POOL_IDLE_CONNECTIONS_MAX: usize = 8;
 
-/// Made on first use (that costs 10 ms), then shared.
+/// Clients are built on first use, which takes 10 ms, then shared.
 pub struct HttpClients {
     trust: Trust,
     dialer: Dialer,
-    made: Mutex<Vec<(ClientSettings, reqwest::Client)>>,
-    /// By issuer, and by what else decides what is found.
+    clients: Mutex<Vec<(ClientSettings, reqwest::Client)>>,
     discoveries: Mutex<Discoveries>,
-    /// What the users of these clients do is told to it.
+    /// Traces the requests that are sent over these clients.
     pub tracer: Tracer,
 }
 
-/// What discovery depends on besides the HTTP client.
+/// What discovery depends on besides the HTTP client's settings.
 #[derive(PartialEq, Eq, Hash)]
 struct DiscoveryKey {
     issuer: String,
-    /// http endpoints are accepted.
-    cleartext: bool,
+    /// Cleartext `http` endpoints are accepted.
+    allow_cleartext: bool,
     /// `mtls_endpoint_aliases` take precedence (RFC 8705 §5).
     mutual_tls: bool,
 }
 type Discoveries = HashMap<DiscoveryKey, Vec<(ClientSettings, Arc<Discovery>)>>;
 
-/// How a server is reached.
+/// What one HTTP client is built from.
 #[derive(Clone, PartialEq, Eq)]
 struct ClientSettings {
     roots: Option<Roots>,
@@ -51,66 +51,68 @@ struct ClientSettings {
 }
 
 impl ClientSettings {
-    fn to(server: &AuthorizationServer, certificate: Option<&ClientCertificate>) -> ClientSettings {
+    fn new(server: &AuthorizationServer, certificate: Option<&ClientCertificate>) -> ClientSettings {
         ClientSettings { roots: server.trust.clone(), certificate: certificate.cloned(), proxy: server.proxy.clone() }
     }
 }
 
 impl HttpClients {
     pub fn new(trust: Trust, dialer: Dialer) -> HttpClients {
-        let (made, discoveries) = (Mutex::default(), Mutex::default());
-        HttpClients { trust, dialer, made, discoveries, tracer: Tracer::default() }
+        let (clients, discoveries) = (Mutex::default(), Mutex::default());
+        HttpClients { trust, dialer, clients, discoveries, tracer: Tracer::default() }
     }
 
-    /// The client that reaches such a server and shows `certificate` to it.
+    /// The client with these settings; it presents `certificate` to the server.
     pub fn get(
         &self,
         server: &AuthorizationServer,
         certificate: Option<&ClientCertificate>,
     ) -> Result<reqwest::Client, ClientError> {
-        let settings = ClientSettings::to(server, certificate);
-        let mut made = lock(&self.made);
-        if let Some((_, client)) = made.iter().find(|(own, _)| *own == settings) {
+        let settings = ClientSettings::new(server, certificate);
+        let mut clients = lock(&self.clients);
+        if let Some((_, client)) = clients.iter().find(|(own, _)| *own == settings) {
             return Ok(client.clone());
         }
-        let client = self.make(&settings)?;
-        made.push((settings, client.clone()));
+        let client = self.build(&settings)?;
+        clients.push((settings, client.clone()));
         Ok(client)
     }
 
-    /// A client over the shared roots, without a proxy.
+    /// A client with the global trust anchors and no egress proxy.
     pub fn standard(&self) -> Result<reqwest::Client, ClientError> {
-        self.make(&ClientSettings { roots: None, certificate: None, proxy: ServerProxy::Direct })
+        self.build(&ClientSettings { roots: None, certificate: None, proxy: ServerProxy::Direct })
     }
 
-    /// What the connection's issuer says, shared by the connections with the same settings.
+    /// Discovery of the connection's issuer, shared by all connections with the same settings.
     pub fn discovery(&self, connection: &Connection, http: &reqwest::Client) -> Option<Arc<Discovery>> {
         let issuer = connection.endpoints.issuer.clone()?;
-        let (cleartext, mutual_tls) = (connection.endpoints.allow_cleartext, connection.mutual_tls.is_some());
-        let settings = ClientSettings::to(&connection.authorization_server, connection.mutual_tls.as_ref());
+        let (allow_cleartext, mutual_tls) = (connection.endpoints.allow_cleartext, connection.mutual_tls.is_some());
+        let settings = ClientSettings::new(&connection.authorization_server, connection.mutual_tls.as_ref());
         let mut discoveries = lock(&self.discoveries);
-        let alike = discoveries.entry(DiscoveryKey { issuer: issuer.clone(), cleartext, mutual_tls }).or_default();
-        if let Some((_, discovery)) = alike.iter().find(|(own, _)| *own == settings) {
+        let same_key =
+            discoveries.entry(DiscoveryKey { issuer: issuer.clone(), allow_cleartext, mutual_tls }).or_default();
+        if let Some((_, discovery)) = same_key.iter().find(|(own, _)| *own == settings) {
             return Some(discovery.clone());
         }
-        let discovery = Arc::new(Discovery::new(issuer, http.clone(), self.dialer.clone(), cleartext, mutual_tls));
-        alike.push((settings, discovery.clone()));
+        let discovery =
+            Arc::new(Discovery::new(issuer, http.clone(), self.dialer.clone(), allow_cleartext, mutual_tls));
+        same_key.push((settings, discovery.clone()));
         Some(discovery)
     }
 
     #[cfg(test)]
-    pub fn made(&self) -> usize {
-        lock(&self.made).len()
+    pub fn count(&self) -> usize {
+        lock(&self.clients).len()
     }
 
-    fn make(&self, settings: &ClientSettings) -> Result<reqwest::Client, ClientError> {
+    fn build(&self, settings: &ClientSettings) -> Result<reqwest::Client, ClientError> {
         let proxy = match &settings.proxy {
             ServerProxy::Inherit => self.dialer.proxy(),
             ServerProxy::Direct => None,
             ServerProxy::Own(proxy) => Some(proxy),
         };
         let proxy_host = proxy.and_then(|proxy| Host::parse(proxy.url.host_str()?).ok());
-        // Its own name may be private, for this client alone: callers do not get there by it.
+        // The proxy's own name may resolve to a private address, for this client alone: callers cannot reach it that way.
         let dialer = proxy_host.iter().fold(self.dialer.clone(), |dialer, host| dialer.naming(host.clone()));
         let proxied = proxy.filter(|proxy| proxy.url.scheme() == "https");
         let proxied = proxied.and_then(|proxy| Proxied::new(proxy.url.host_str()?, proxy.trust.as_ref()));
@@ -123,18 +125,18 @@ impl HttpClients {
             .retry(reqwest::retry::never())
             .referer(false)
             .http1_only()
-            .pool_idle_timeout(POOL_IDLE)
+            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
             .pool_max_idle_per_host(POOL_IDLE_CONNECTIONS_MAX);
         let builder = match proxy {
             None => builder,
             Some(proxy) => {
-                let through = match &settings.proxy {
+                let egress = match &settings.proxy {
                     ServerProxy::Own(_) => reqwest::Proxy::all(proxy.url.clone()).map_err(ClientError)?,
-                    ServerProxy::Inherit | ServerProxy::Direct => through(self.dialer.clone()),
+                    ServerProxy::Inherit | ServerProxy::Direct => inherited(self.dialer.clone()),
                 };
                 builder.proxy(match &proxy.credentials {
-                    None => through,
-                    Some((username, password)) => through.basic_auth(username, password.expose()),
+                    None => egress,
+                    Some((username, password)) => egress.basic_auth(username, password.expose()),
                 })
             }
         };
@@ -142,8 +144,8 @@ impl HttpClients {
     }
 }
 
-/// The proxy of `egress`, for what does not go around it.
-fn through(dialer: Dialer) -> reqwest::Proxy {
+/// The proxy of `egress.proxy`, for hosts that `no_proxy` does not exempt.
+fn inherited(dialer: Dialer) -> reqwest::Proxy {
     reqwest::Proxy::custom(move |url| {
         let host = Host::parse(url.host_str()?).ok()?;
         dialer.proxy_for(&host, url.port_or_known_default()?).map(|proxy| proxy.url.clone())
@@ -151,5 +153,5 @@ fn through(dialer: Dialer) -> reqwest::Proxy {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("HTTP client cannot be made")]
+#[error("HTTP client could not be built")]
 pub struct ClientError(#[source] reqwest::Error);

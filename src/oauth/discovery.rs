@@ -1,9 +1,9 @@
-//! What an issuer says of itself: authorization server metadata (RFC 8414) or OpenID's.
+//! Discovery: authorization server metadata (RFC 8414) or an OpenID provider's configuration.
 //!
-//! Holds: it fills what the configuration leaves open and overrides nothing; the issuer that answers is the one that was
-//! asked, to the letter (RFC 8414 §3.3); an endpoint is https unless the configuration permits otherwise, and its address
-//! passes the same rules as every other, which is judged when it is used; one well-known location never stops the next;
-//! what was found is good for a day.
+//! Invariants: metadata fills what the configuration leaves open and overrides nothing; its `issuer` equals the configured
+//! one byte for byte (RFC 8414 §3.3); an endpoint is https unless the configuration permits http, and its address passes
+//! the same rules as every other, checked when the endpoint is used; a failure at one well-known location never keeps the
+//! next from being tried; metadata is cached for a day.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -28,23 +28,23 @@ pub const DEVICE_AUTHORIZATION: &str = "device_authorization_endpoint";
 /// RFC 9126 §5
 pub const PUSHED_AUTHORIZATION_REQUEST: &str = "pushed_authorization_request_endpoint";
 const ENDPOINTS: [&str; 5] = [TOKEN, REVOCATION, AUTHORIZATION, DEVICE_AUTHORIZATION, PUSHED_AUTHORIZATION_REQUEST];
-const GOOD_FOR: Duration = Duration::from_secs(24 * 3600);
+const METADATA_TTL: Duration = Duration::from_secs(24 * 3600);
 
-/// What an issuer has told of itself.
+/// The members of an issuer's metadata that we use.
 #[derive(Debug, Default)]
 pub struct Metadata {
-    /// By name; `Err`: why it is not to be used.
+    /// By member name; `Err`: why the endpoint must not be used.
     endpoints: HashMap<&'static str, Result<Url, &'static str>>,
     pub requires_pushed_requests: bool,
-    /// Its answers name it (RFC 9207 §3).
-    pub names_itself: bool,
+    /// Authorization responses carry `iss` (RFC 9207 §3).
+    pub sends_iss_parameter: bool,
 }
 
 impl Metadata {
-    /// An endpoint that the issuer has told of. With a client certificate, that for it (RFC 8705 §5) goes first.
+    /// The endpoint of this member name. With a client certificate, its mutual-TLS alias (RFC 8705 §5) takes precedence.
     ///
     /// # Errors
-    /// It must not be used; others may.
+    /// This endpoint must not be used; the others are not affected.
     pub fn endpoint(&self, name: &str) -> Result<Option<Url>, Failure> {
         match self.endpoints.get(name) {
             None => Ok(None),
@@ -54,28 +54,28 @@ impl Metadata {
     }
 }
 
-/// One issuer, asked once for everybody.
+/// The metadata of one issuer, requested once for all its connections.
 pub struct Discovery {
     pub issuer: String,
     pub http: reqwest::Client,
     pub dialer: Dialer,
     pub allow_cleartext: bool,
-    /// We show a certificate.
+    /// We present a client certificate.
     pub mutual_tls: bool,
-    found: ArcSwap<Found>,
+    cache: ArcSwap<CachedMetadata>,
 }
 
 #[derive(Default)]
-struct Found {
+struct CachedMetadata {
     metadata: OnceCell<(Arc<Metadata>, BootTime)>,
 }
 
-/// Why there is no metadata at one location.
-enum Missed {
-    /// There is something else, or nothing now.
-    NotNow(String),
-    /// There is metadata that is not to be used.
-    Wrong(Failure),
+/// Why one well-known location gave no metadata.
+enum LocationError {
+    /// No metadata there, or none at present.
+    Unavailable(String),
+    /// Metadata that must not be used.
+    Unusable(Failure),
 }
 
 impl Discovery {
@@ -86,66 +86,69 @@ impl Discovery {
         allow_cleartext: bool,
         mutual_tls: bool,
     ) -> Discovery {
-        // An issuer may name endpoints at other ports of its own address.
-        let own = Url::parse(&issuer).ok().and_then(|issuer| Host::parse(issuer.host_str()?).ok());
-        let dialer = own.into_iter().fold(dialer, |dialer, host| dialer.naming(host));
-        Discovery { issuer, http, dialer, allow_cleartext, mutual_tls, found: ArcSwap::default() }
+        // Metadata may name endpoints at other ports of the issuer's own address.
+        let host = Url::parse(&issuer).ok().and_then(|issuer| Host::parse(issuer.host_str()?).ok());
+        let dialer = host.into_iter().fold(dialer, |dialer, host| dialer.naming(host));
+        Discovery { issuer, http, dialer, allow_cleartext, mutual_tls, cache: ArcSwap::default() }
     }
 
-    /// Concurrent callers share one request. `boot`: now.
+    /// Concurrent calls share one request. `boot` is now.
     pub async fn metadata(&self, boot: BootTime) -> Result<Arc<Metadata>, Failure> {
-        let found = self.found.load_full();
-        if found.metadata.get().is_some_and(|(_, at)| boot.since(*at) > GOOD_FOR) {
+        let cached = self.cache.load_full();
+        if cached.metadata.get().is_some_and(|(_, at)| boot.since(*at) > METADATA_TTL) {
             self.forget();
             return Box::pin(self.metadata(boot)).await;
         }
-        let found = found.metadata.get_or_try_init(async || Ok((Arc::new(self.ask().await?), boot))).await?;
-        Ok(found.0.clone())
+        let (metadata, _) = cached.metadata.get_or_try_init(async || Ok((Arc::new(self.fetch().await?), boot))).await?;
+        Ok(metadata.clone())
     }
 
-    /// The next wish asks again.
+    /// Empties the cache: the next use requests the metadata again.
     pub fn forget(&self) {
-        self.found.store(Arc::default());
+        self.cache.store(Arc::default());
     }
 
-    async fn ask(&self) -> Result<Metadata, Failure> {
-        let (mut seen, mut wrong) = (Vec::new(), None);
-        for place in places(&self.issuer) {
-            let mut request = reqwest::Request::new(Method::GET, place);
+    async fn fetch(&self) -> Result<Metadata, Failure> {
+        let (mut unavailable_because, mut unusable) = (Vec::new(), None);
+        for url in well_known_urls(&self.issuer) {
+            let mut request = reqwest::Request::new(Method::GET, url);
             request.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("application/json"));
-            let missed = match transport::send(&self.http, request).await {
-                Ok(answer) => match self.read(&answer).await {
+            let error = match transport::send(&self.http, request).await {
+                Ok(response) => match self.read(&response).await {
                     Ok(metadata) => return Ok(metadata),
-                    Err(missed) => missed,
+                    Err(error) => error,
                 },
-                // The other locations are at the same server.
-                Err(fault) if matches!(fault.reason, Reason::Unreachable | Reason::Tls) => {
-                    let detail = Some(fault.detail).filter(|detail| !detail.is_empty());
-                    return Err(Failure::Retryable { reason: fault.reason, retry_after: None, detail });
+                // The other locations are on the same server.
+                Err(error) if matches!(error.reason, Reason::Unreachable | Reason::Tls) => {
+                    let detail = Some(error.detail).filter(|detail| !detail.is_empty());
+                    return Err(Failure::Retryable { reason: error.reason, retry_after: None, detail });
                 }
-                Err(fault) => Missed::NotNow(fault.reason.to_string()),
+                Err(error) => LocationError::Unavailable(error.reason.to_string()),
             };
-            match missed {
-                Missed::NotNow(what) => seen.push(what),
-                Missed::Wrong(failure) => wrong = Some(failure),
+            match error {
+                LocationError::Unavailable(reason) => unavailable_because.push(reason),
+                LocationError::Unusable(failure) => unusable = Some(failure),
             }
         }
-        Err(wrong.unwrap_or_else(|| not_now(&format!("answers {} at its well-known locations", seen.join(", ")))))
+        Err(unusable.unwrap_or_else(|| {
+            unavailable(&format!("has no metadata at its well-known locations: {}", unavailable_because.join(", ")))
+        }))
     }
 
-    async fn read(&self, answer: &TokenResponse) -> Result<Metadata, Missed> {
-        let status = answer.status.as_u16();
-        if answer.status.is_redirection() {
-            return Err(Missed::NotNow(format!("http_{status} (redirects are not followed: write the final address)")));
+    async fn read(&self, response: &TokenResponse) -> Result<Metadata, LocationError> {
+        let status = response.status.as_u16();
+        if response.status.is_redirection() {
+            let reason = format!("http_{status} (redirects are not followed; set `issuer` to the final address)");
+            return Err(LocationError::Unavailable(reason));
         }
         if status != 200 {
-            return Err(Missed::NotNow(format!("http_{status}")));
+            return Err(LocationError::Unavailable(format!("http_{status}")));
         }
-        let members = Json::object(&answer.body).map_err(|reason| Missed::NotNow(reason.to_string()))?;
+        let members = Json::object(&response.body).map_err(|reason| LocationError::Unavailable(reason.to_string()))?;
         if text(&members, "issuer") != Some(self.issuer.as_str()) {
-            let description = Some("the metadata is of another issuer than the one configured".to_owned());
-            let refusal = Refusal { description, ..Refusal::of_code("issuer_mismatch") };
-            return Err(Missed::Wrong(Failure::Permanent(refusal)));
+            let description = Some("the metadata names another issuer than the configured one".to_owned());
+            let refusal = Refusal { description, ..Refusal::from_code("issuer_mismatch") };
+            return Err(LocationError::Unusable(Failure::Permanent(refusal)));
         }
         let aliases = match members.get("mtls_endpoint_aliases") {
             Some(Json::Object(aliases)) if self.mutual_tls => Some(aliases),
@@ -153,7 +156,7 @@ impl Discovery {
         };
         let mut endpoints = HashMap::new();
         for name in ENDPOINTS {
-            // A browser shows no certificate of ours.
+            // A browser does not present our certificate.
             let alias = aliases.filter(|_| name != AUTHORIZATION).and_then(|aliases| text(aliases, name));
             if let Some(url) = alias.or_else(|| text(&members, name)) {
                 endpoints.insert(name, self.endpoint(url).await);
@@ -163,12 +166,12 @@ impl Discovery {
         Ok(Metadata {
             endpoints,
             requires_pushed_requests: is_true("require_pushed_authorization_requests"),
-            names_itself: is_true("authorization_response_iss_parameter_supported"),
+            sends_iss_parameter: is_true("authorization_response_iss_parameter_supported"),
         })
     }
 
     async fn endpoint(&self, text: &str) -> Result<Url, &'static str> {
-        let url = Url::parse(text).map_err(|_| "is no URL")?;
+        let url = Url::parse(text).map_err(|_| "is not a URL")?;
         let loopback = url.host().is_some_and(|host| match host {
             UrlHost::Domain(name) => name == "localhost" || name.ends_with(".localhost"),
             UrlHost::Ipv4(address) => address.is_loopback(),
@@ -179,8 +182,8 @@ impl Discovery {
             "http" if loopback || self.allow_cleartext => {}
             _ => return Err("is not https"),
         }
-        // A name is checked when it is resolved; an address never is.
-        let host = url.host_str().and_then(|host| Host::parse(host).ok()).ok_or("has no plain host")?;
+        // A name is checked when it is resolved. A literal address is never resolved: check it here.
+        let host = url.host_str().and_then(|host| Host::parse(host).ok()).ok_or("has no valid host")?;
         let port = url.port_or_known_default().unwrap_or(0);
         if matches!(host, Host::Ip(_)) && self.dialer.addresses(&host, port).await.is_err() {
             return Err("is a private address, and the configuration does not name it");
@@ -193,34 +196,34 @@ fn text<'a>(members: &'a Members, name: &str) -> Option<&'a str> {
     members.get(name).and_then(Json::as_text).filter(|text| !text.is_empty())
 }
 
-/// The issuer does not say what is needed.
+/// The metadata lacks what is needed, or what it has must not be used: a permanent failure.
 pub fn incomplete(why: &str) -> Failure {
     let description = Some(format!("the issuer {why}"));
-    Failure::Permanent(Refusal { description, ..Refusal::of_code("discovery_failed") })
+    Failure::Permanent(Refusal { description, ..Refusal::from_code("discovery_failed") })
 }
 
-/// Nothing that concerns a token has left.
-pub fn not_now(why: &str) -> Failure {
+/// The metadata could not be read: a retryable failure. No token request was sent.
+pub fn unavailable(why: &str) -> Failure {
     Failure::Retryable { reason: Reason::Discovery, retry_after: None, detail: Some(format!("the issuer {why}")) }
 }
 
-/// RFC 8414 §3.1, its form for OpenID, and OpenID Connect Discovery 1.0 §4.
-fn places(issuer: &str) -> Vec<Url> {
+/// The locations of RFC 8414 §3.1, of OpenID Connect Discovery 1.0 §4, and of RFC 8414 §5.
+fn well_known_urls(issuer: &str) -> Vec<Url> {
     let Ok(base) = Url::parse(issuer) else { return Vec::new() };
     let path = base.path().trim_end_matches('/').to_owned();
-    let mut places = Vec::new();
-    for place in [
+    let mut urls = Vec::new();
+    for path in [
         format!("/.well-known/oauth-authorization-server{path}"),
         format!("{path}/.well-known/openid-configuration"),
         format!("/.well-known/openid-configuration{path}"),
     ] {
         let mut url = base.clone();
-        url.set_path(&place);
-        if !places.contains(&url) {
-            places.push(url);
+        url.set_path(&path);
+        if !urls.contains(&url) {
+            urls.push(url);
         }
     }
-    places
+    urls
 }
 
 #[cfg(test)]
@@ -228,14 +231,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_discovery_that_failed_puts_no_refresh_token_in_doubt() {
-        assert!(!not_now("answers http_503").may_have_been_granted());
+    fn failed_discovery_puts_no_refresh_token_in_doubt() {
+        assert!(!unavailable("has no metadata").may_have_been_granted());
     }
 
     #[test]
-    fn metadata_is_where_the_standards_put_it() {
+    fn well_known_locations_follow_the_standards() {
         let check = |issuer: &str, expected: &[&str]| {
-            assert_eq!(places(issuer).iter().map(Url::as_str).collect::<Vec<_>>(), expected);
+            assert_eq!(well_known_urls(issuer).iter().map(Url::as_str).collect::<Vec<_>>(), expected);
         };
         let root = [
             "https://as.test/.well-known/oauth-authorization-server",

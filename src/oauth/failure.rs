@@ -1,51 +1,52 @@
-//! Why there is no token, shaped by what the caller does next, and nothing that may not be logged.
+//! Failures of requests to an authorization server, shaped by what the caller does next and fit for a log.
 //!
-//! Holds: a [`Refusal`] shows printable ASCII of bounded length; neither a secret nor a posted value nor half of one.
+//! Invariant: a [`Refusal`] holds printable ASCII of bounded length, and no part of a secret or of a value that was sent.
 
 use std::fmt;
 use std::time::Duration;
 
-use super::posted::Posted;
+use super::redact::Redactor;
 use crate::script;
 
-/// What the caller does next decides the shape.
+/// Why a request gave no token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
-    /// Try again later, not before `retry_after`.
-    #[error("token endpoint gave no token: {reason}")]
+    /// Retry later, not before `retry_after`.
+    #[error("no token from the token endpoint: {reason}")]
     Retryable {
         reason: Reason,
         retry_after: Option<Duration>,
-        /// What the libraries say of it, or the remedy, for the log and the operator; clean.
+        /// The library's error text or the remedy, redacted, for the log and the operator.
         detail: Option<String>,
     },
-    /// The server's verdict: only a changed configuration (or the server's mind) heals it.
+    /// The server refused: only a change of the configuration, or at the server, helps.
     #[error("token endpoint refused the grant: {0}")]
     Permanent(Refusal),
-    /// The connection's own script gave up, before the request left or, with `answered`, after.
+    /// The connection's script failed, before the request was sent or, with `after_response`, after.
     #[error("the script failed: {message}")]
-    Script { message: String, answered: bool },
+    Script { message: String, after_response: bool },
 }
 
 impl Failure {
-    /// What the script threw, or what went wrong in it; nothing of it repeats what was sent, or what else it was given.
-    pub fn of_script(failure: script::Failure, posted: &Posted) -> Failure {
+    /// A failure of the script. The message repeats nothing that was sent or that the script received.
+    pub fn from_script(failure: script::Failure, redactor: &Redactor) -> Failure {
         if let script::Failure::RetryLater { after, .. } = failure {
             return Failure::Retryable { reason: Reason::Script, retry_after: Some(after), detail: None };
         }
-        let message = posted.clean(&failure.to_string()).unwrap_or_else(|| "it repeated a secret".to_owned());
-        Failure::Script { message, answered: false }
+        let message =
+            redactor.redact(&failure.to_string()).unwrap_or_else(|| "its error text contains a secret".to_owned());
+        Failure::Script { message, after_response: false }
     }
 
-    /// The request had left before.
-    pub fn after_the_answer(self) -> Failure {
+    /// Marks a script failure as one that came after the response.
+    pub fn after_response(self) -> Failure {
         match self {
-            Failure::Script { message, .. } => Failure::Script { message, answered: true },
+            Failure::Script { message, .. } => Failure::Script { message, after_response: true },
             other => other,
         }
     }
 
-    /// Asking again is of no use before somebody has changed something.
+    /// A retry cannot succeed until the configuration or the server changes.
     pub fn is_permanent(&self) -> bool {
         !matches!(self, Failure::Retryable { .. })
     }
@@ -57,15 +58,13 @@ impl Failure {
             Failure::Retryable { reason, .. } => reason.outcome(),
         }
     }
-}
 
-impl Failure {
-    /// The server may have granted what was asked for, and we do not have it: no answer, one that cannot be read, or that
-    /// of a gateway or a server that has failed half way (any 5xx but 503).
+    /// The server may have granted the token although we did not receive it: no response, an unreadable one, or one of a
+    /// gateway or a server that failed half-way (any 5xx except 503).
     pub fn may_have_been_granted(&self) -> bool {
         match self {
             Failure::Permanent(_) => false,
-            Failure::Script { answered, .. } => *answered,
+            Failure::Script { after_response, .. } => *after_response,
             Failure::Retryable { reason, .. } => match reason {
                 Reason::Timeout | Reason::ConnectionLost => true,
                 Reason::HttpStatus(status) => (500..).contains(status) && *status != 503,
@@ -74,9 +73,9 @@ impl Failure {
         }
     }
 
-    /// The server may not have accepted the client; another of its secrets may do. Some servers answer a wrong secret with
-    /// a bare 401 or 403.
-    pub fn may_be_of_the_client(&self) -> bool {
+    /// The server may have refused the client's credential, so that another client secret may work. Some servers refuse a
+    /// wrong secret with a bare 401 or 403.
+    pub fn may_be_client_refusal(&self) -> bool {
         match self {
             Failure::Permanent(refusal) => matches!(refusal.error.as_str(), "invalid_client" | "http_401"),
             Failure::Retryable { reason, .. } => matches!(reason, Reason::HttpStatus(401 | 403)),
@@ -84,27 +83,27 @@ impl Failure {
         }
     }
 
-    /// There is nothing at the URL, or something else.
-    pub fn is_of_the_place(&self) -> bool {
+    /// The URL is not that of a token endpoint.
+    pub fn is_wrong_endpoint(&self) -> bool {
         matches!(self, Failure::Retryable { reason: Reason::HttpStatus(404 | 405 | 410), .. })
     }
 
-    /// The issuer's metadata could not be had, so the request itself was never sent.
-    pub fn of_discovery(self) -> Failure {
+    /// The issuer's metadata could not be read, so the request itself was never sent.
+    pub fn during_discovery(self) -> Failure {
         let Failure::Retryable { reason, retry_after, detail } = self else { return self };
-        let now = match reason {
+        let reported = match reason {
             Reason::Unreachable | Reason::Tls | Reason::NotSent => reason,
             Reason::ConnectionLost => Reason::Unreachable,
-            // Said already.
+            // Its detail already names the issuer.
             Reason::Discovery => return Failure::Retryable { reason, retry_after, detail },
             _ => Reason::Discovery,
         };
         let detail = detail.map_or_else(|| reason.to_string(), |detail| format!("{reason}: {detail}"));
-        Failure::Retryable { reason: now, retry_after, detail: Some(format!("issuer metadata: {detail}")) }
+        Failure::Retryable { reason: reported, retry_after, detail: Some(format!("issuer metadata: {detail}")) }
     }
 }
 
-/// The label of the token request metrics.
+/// The `outcome` label of `keybearer_token_requests_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     Refused,
@@ -124,20 +123,20 @@ impl Outcome {
     }
 }
 
-/// Why another try may help. `Display` is a stable name.
+/// Why a retry may succeed. `Display` is a stable name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Reason {
-    /// No connection: name, route or port.
+    /// No network connection: DNS, routing or a closed port.
     #[error("unreachable")]
     Unreachable,
     #[error("tls")]
     Tls,
-    /// The right to send it ended before there was a connection.
+    /// The send deadline passed before there was a connection to send on.
     #[error("not_sent")]
     NotSent,
     #[error("timeout")]
     Timeout,
-    /// The connection ended before the answer did.
+    /// The connection ended before the response was complete.
     #[error("connection_lost")]
     ConnectionLost,
     #[error("not_http")]
@@ -147,10 +146,10 @@ pub enum Reason {
     /// A 400 without a body.
     #[error("http_400_empty")]
     Empty400,
-    /// The issuer's metadata could not be had, so nothing else was asked.
+    /// The issuer's metadata could not be read, so no other request was sent.
     #[error("discovery_failed")]
     Discovery,
-    /// RFC 6749 §4.1.2.1, used at token endpoints too.
+    /// RFC 6749 §4.1.2.1; token endpoints use it too.
     #[error("temporarily_unavailable")]
     TemporarilyUnavailable,
     #[error("server_error")]
@@ -163,7 +162,7 @@ pub enum Reason {
     Empty,
     #[error("too_large")]
     TooLarge,
-    /// Not one JSON object.
+    /// Not a single JSON object.
     #[error("not_json")]
     NotJson,
     #[error("duplicate_member")]
@@ -175,17 +174,17 @@ pub enum Reason {
     /// A token type that is not Bearer.
     #[error("token_type")]
     TokenType,
-    /// The script asks for a pause.
+    /// The script threw `retry_after`.
     #[error("script_retry")]
     Script,
 }
 
 impl Reason {
-    /// The key that helps, where the server behaves as it always will.
+    /// The configuration key that helps if the server always behaves like this.
     pub fn remedy(self) -> Option<&'static str> {
         match self {
             Reason::TokenType => Some(
-                "the token_type of the response is not Bearer; if its tokens work as bearer tokens, set \
+                "the token_type of the token response is not Bearer; if its tokens work as bearer tokens, set \
                  `token_response.token_type: any`",
             ),
             _ => None,
@@ -207,28 +206,28 @@ impl Reason {
     }
 }
 
-/// An error answer (RFC 6749 §5.2), cleaned.
+/// An error response (RFC 6749 §5.2), redacted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    /// The server's code, `[A-Za-z0-9_.-]{1,64}`; `http_<status>` when it sent none that can be read.
+    /// The server's error code, `[A-Za-z0-9_.-]{1,64}`; `http_<status>` if it sent no readable one.
     pub error: String,
-    /// Printable ASCII, at most 200 characters, posted values masked.
+    /// Printable ASCII, at most 200 characters, with the values that were sent masked.
     pub description: Option<String>,
-    /// It was said of the refresh token that was sent, which is never accepted again.
-    pub is_of_refresh_token: bool,
+    /// The server refuses the refresh token that was sent and will never accept it again.
+    pub refuses_refresh_token: bool,
 }
 
 impl Refusal {
-    /// What the server said, less what it repeats of the request.
-    pub fn new(status: u16, error: Option<&str>, description: Option<&str>, posted: &Posted) -> Refusal {
-        let error = error.filter(|code| is_known(code) || !posted.is_repeated_by(code));
+    /// The server's error, without what it repeats of the request.
+    pub fn new(status: u16, error: Option<&str>, description: Option<&str>, redactor: &Redactor) -> Refusal {
+        let error = error.filter(|code| is_known(code) || !redactor.is_repeated_by(code));
         let error = error.map_or_else(|| format!("http_{status}"), str::to_owned);
-        let description = description.and_then(|text| posted.clean(text));
-        Refusal { error, description, is_of_refresh_token: false }
+        let description = description.and_then(|text| redactor.redact(text));
+        Refusal { error, description, refuses_refresh_token: false }
     }
 
-    pub fn of_code(code: &str) -> Refusal {
-        Refusal { error: code.to_owned(), description: None, is_of_refresh_token: false }
+    pub fn from_code(code: &str) -> Refusal {
+        Refusal { error: code.to_owned(), description: None, refuses_refresh_token: false }
     }
 }
 
@@ -239,8 +238,8 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Codes of RFC 6749 §5.2 and §4.1.2.1 and of OpenID Connect Core §3.1.2.6 that mean no, whatever the status; of RFC 8628 §3.5
-/// and, in Entra's words, of polls.
+/// True for error codes that refuse the request whatever the status: those of RFC 6749 §5.2 and §4.1.2.1 and of OpenID
+/// Connect Core §3.1.2.6; and for the codes of device polls, RFC 8628 §3.5 and Entra's own.
 pub fn is_known(code: &str) -> bool {
     const KNOWN: [&str; 13] = [
         "invalid_request",
@@ -270,13 +269,13 @@ mod tests {
         let fields = [("grant_type", "client_credentials"), ("audience", "https://api.test"), ("tenant", "x")];
         let fields = fields.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
         let secrets = ["hunter2", "correct horse battery", "kurz\"ü"].map(Secret::new).to_vec();
-        let posted = Posted::new("app-7", &fields, secrets);
-        let refusal = Refusal::new(403, Some(error), Some(description), &posted);
+        let redactor = Redactor::new("app-7", &fields, secrets);
+        let refusal = Refusal::new(403, Some(error), Some(description), &redactor);
         assert_eq!(refusal.to_string(), expected);
     }
 
     #[test]
-    fn a_refusal_repeats_nothing_that_was_sent() {
+    fn a_refusal_repeats_no_value_that_was_sent() {
         check("invalid_scope", "client_credentials: x is wrong", "invalid_scope (client_credentials: x is wrong)");
         check("e", "no https://api.test here", "e (no *** here)");
         check("e", "unknown app-7", "e (unknown ***)");
@@ -292,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refresh_is_in_doubt_without_a_whole_response_and_after_any_5xx_but_503() {
+    fn a_refresh_is_in_doubt_after_an_incomplete_response_or_any_5xx_except_503() {
         let in_doubt = |reason| Failure::Retryable { reason, retry_after: None, detail: None }.may_have_been_granted();
         for reason in [Reason::Timeout, Reason::ConnectionLost, Reason::NotHttp, Reason::NotJson, Reason::TooLarge] {
             assert!(in_doubt(reason), "{reason}");
@@ -307,7 +306,7 @@ mod tests {
             assert!(!in_doubt(reason), "{reason}");
         }
         for reason in [Reason::Timeout, Reason::ConnectionLost, Reason::HttpStatus(502), Reason::NotJson] {
-            let failure = Failure::Retryable { reason, retry_after: None, detail: None }.of_discovery();
+            let failure = Failure::Retryable { reason, retry_after: None, detail: None }.during_discovery();
             assert!(!failure.may_have_been_granted(), "{failure}: nothing was sent");
         }
     }
@@ -322,7 +321,7 @@ mod tests {
         ] {
             assert_eq!(Failure::Retryable { reason, retry_after: None, detail: None }.outcome().as_str(), outcome);
         }
-        assert_eq!(Failure::Permanent(Refusal::of_code("x")).outcome().as_str(), "refused");
+        assert_eq!(Failure::Permanent(Refusal::from_code("x")).outcome().as_str(), "refused");
         assert_eq!(Reason::HttpStatus(503).to_string(), "http_503");
     }
 }

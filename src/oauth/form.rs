@@ -2,14 +2,14 @@
 
 use url::form_urlencoded;
 
-/// Names and values, in order.
+/// Names and values of a form, in order.
 pub type Fields = Vec<(String, String)>;
 
 pub fn field(name: &str, value: &str) -> (String, String) {
     (name.to_owned(), value.to_owned())
 }
 
-/// The fields of an encoded form, without those that `client_auth` adds.
+/// Parses an encoded form and drops the fields that `client_auth` adds.
 pub fn without_client(form: &[u8]) -> Fields {
     form_urlencoded::parse(form)
         .filter(|(name, _)| name != "client_id" && name != "client_secret")

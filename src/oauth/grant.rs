@@ -1,7 +1,8 @@
-//! The token requests: that of each grant, and a refresh.
+//! Token requests: one for each grant, and the refresh.
 //!
-//! Not here: client authentication (`client_auth`); oauth2 gets no secret of the client. What a grant is (`model`).
-//! Invariant: scope, audience and resource are left out where they are empty (some servers refuse an empty `scope=`).
+//! Invariants: empty scope, audience and resource are left out (some servers refuse an empty `scope=`); oauth2 gets no
+//! client secret.
+//! Not here: client authentication (`client_auth`), the definition of a grant (`model`).
 
 use std::borrow::Cow;
 
@@ -15,30 +16,30 @@ use oauth2::{
 use url::Url;
 
 use super::assertion::Signer;
-use super::courier::Courier;
 use super::failure::Failure;
 use super::form::{Fields, field};
-use super::{CONSENT_REQUIRED, Consented, TokenEndpoint, TokenRequestKind, Whose, refused};
+use super::oauth2_adapter::Oauth2Adapter;
+use super::{CONSENT_REQUIRED, ConsentGrant, TokenEndpoint, TokenRequestContext, TokenRequestKind, refused};
 use crate::model::connection::{Connection, Grant, JwtAssertion, SubjectToken, TokenExchange};
 use crate::model::secret::Secret;
 use crate::model::token::{RefreshToken, Subject, TokenSet};
 
-/// The grant needs the caller's own token, and there is none.
+/// Error code if the grant needs the caller's own token and the caller sent none.
 const NO_SUBJECT_TOKEN: &str = "subject_token_missing";
 
 pub type Client = BasicClient<EndpointNotSet, EndpointNotSet, EndpointNotSet, EndpointNotSet, EndpointSet>;
 
-/// oauth2 needs a token URL; `call` decides where a request goes.
+/// oauth2 needs a token URL; `call` decides where the request is sent.
 pub fn client(client_id: &str, url: &Url) -> Client {
     BasicClient::new(ClientId::new(client_id.to_owned()))
         .set_auth_type(AuthType::RequestBody)
         .set_token_uri(TokenUrl::from_url(url.clone()))
 }
 
-/// What signs the assertion of the grant.
+/// Signer of the grant's assertion.
 pub fn signer(grant: &Grant) -> Option<Signer> {
     match grant {
-        Grant::JwtBearer(assertion) => Some(Signer::of_key(&assertion.key, &assertion.audience)),
+        Grant::JwtBearer(assertion) => Some(Signer::from_key(&assertion.key, &assertion.audience)),
         Grant::ClientCredentials
         | Grant::Password { .. }
         | Grant::Saml2Bearer { .. }
@@ -49,59 +50,59 @@ pub fn signer(grant: &Grant) -> Option<Signer> {
 }
 
 /// Requests a token by the connection's own grant. oauth2 builds the requests of RFC 6749.
-pub async fn first(endpoint: &TokenEndpoint, whose: Whose<'_>) -> Result<TokenSet, Failure> {
+pub async fn first(endpoint: &TokenEndpoint, context: TokenRequestContext<'_>) -> Result<TokenSet, Failure> {
     let connection = &endpoint.connection;
     let fields = match &connection.grant {
-        Grant::ClientCredentials => return client_credentials(endpoint, whose).await,
-        Grant::Password { username, password } => return with_password(endpoint, username, password, whose).await,
-        Grant::AuthorizationCode => return authorization_code(endpoint, whose).await,
-        Grant::JwtBearer(assertion) => return endpoint.in_time(jwt_bearer(endpoint, assertion, whose)).await,
-        Grant::Saml2Bearer { assertion } => of_assertion(connection, saml2_assertion(assertion).expose()),
+        Grant::ClientCredentials => return client_credentials(endpoint, context).await,
+        Grant::Password { username, password } => return self::password(endpoint, username, password, context).await,
+        Grant::AuthorizationCode => return authorization_code(endpoint, context).await,
+        Grant::JwtBearer(assertion) => return endpoint.within_timeout(jwt_bearer(endpoint, assertion, context)).await,
+        Grant::Saml2Bearer { assertion } => assertion_fields(connection, saml2_assertion(assertion).expose()),
         Grant::TokenExchange(exchange) => {
-            of_exchange(connection, exchange, whose).ok_or_else(|| refused(NO_SUBJECT_TOKEN))?
+            exchange_fields(connection, exchange, context).ok_or_else(|| refused(NO_SUBJECT_TOKEN))?
         }
-        Grant::DeviceCode => match whose.consented {
-            Some(Consented::Device { device_code }) => of_device(connection, device_code),
-            Some(Consented::Code { .. }) | None => return Err(refused(CONSENT_REQUIRED)),
+        Grant::DeviceCode => match context.consent_grant {
+            Some(ConsentGrant::Device { device_code }) => device_fields(connection, device_code),
+            Some(ConsentGrant::Code { .. }) | None => return Err(refused(CONSENT_REQUIRED)),
         },
     };
-    endpoint.in_time(endpoint.ask(TokenRequestKind::FirstGrant, fields, whose)).await
+    endpoint.within_timeout(endpoint.request_token(TokenRequestKind::FirstGrant, fields, context)).await
 }
 
 /// RFC 6749 §4.4
-async fn client_credentials(endpoint: &TokenEndpoint, whose: Whose<'_>) -> Result<TokenSet, Failure> {
-    let courier = Courier::new(endpoint, TokenRequestKind::FirstGrant, whose);
+async fn client_credentials(endpoint: &TokenEndpoint, context: TokenRequestContext<'_>) -> Result<TokenSet, Failure> {
+    let adapter = Oauth2Adapter::new(endpoint, TokenRequestKind::FirstGrant, context);
     let request = endpoint.oauth.exchange_client_credentials().add_scopes(scopes(&endpoint.connection));
-    let extras = extras(&endpoint.connection);
-    let request = extras.fold(request, |request, (name, value)| request.add_extra_param(name, value));
-    let outcome = request.request_async(&courier).await.map(drop);
-    courier.delivered(outcome)
+    let extra_params = extra_params(&endpoint.connection);
+    let request = extra_params.fold(request, |request, (name, value)| request.add_extra_param(name, value));
+    let outcome = request.request_async(&adapter).await.map(drop);
+    adapter.into_token_set(outcome)
 }
 
 /// RFC 6749 §4.3
-async fn with_password(
+async fn password(
     endpoint: &TokenEndpoint,
     username: &str,
     password: &Secret,
-    whose: Whose<'_>,
+    context: TokenRequestContext<'_>,
 ) -> Result<TokenSet, Failure> {
-    let courier = Courier::new(endpoint, TokenRequestKind::FirstGrant, whose);
+    let adapter = Oauth2Adapter::new(endpoint, TokenRequestKind::FirstGrant, context);
     let username = ResourceOwnerUsername::new(username.to_owned());
     let password = ResourceOwnerPassword::new(password.expose().to_owned());
     let request = endpoint.oauth.exchange_password(&username, &password).add_scopes(scopes(&endpoint.connection));
-    let extras = extras(&endpoint.connection);
-    let request = extras.fold(request, |request, (name, value)| request.add_extra_param(name, value));
-    let outcome = request.request_async(&courier).await.map(drop);
-    courier.delivered(outcome)
+    let extra_params = extra_params(&endpoint.connection);
+    let request = extra_params.fold(request, |request, (name, value)| request.add_extra_param(name, value));
+    let outcome = request.request_async(&adapter).await.map(drop);
+    adapter.into_token_set(outcome)
 }
 
-/// RFC 6749 §4.1.3, with the code that a person brought.
-async fn authorization_code(endpoint: &TokenEndpoint, whose: Whose<'_>) -> Result<TokenSet, Failure> {
-    let (code, verifier, redirect_uri) = match whose.consented {
-        Some(Consented::Code { code, verifier, redirect_uri }) => (code, verifier, redirect_uri),
-        Some(Consented::Device { .. }) | None => return Err(refused(CONSENT_REQUIRED)),
+/// RFC 6749 §4.1.3
+async fn authorization_code(endpoint: &TokenEndpoint, context: TokenRequestContext<'_>) -> Result<TokenSet, Failure> {
+    let (code, verifier, redirect_uri) = match context.consent_grant {
+        Some(ConsentGrant::Code { code, verifier, redirect_uri }) => (code, verifier, redirect_uri),
+        Some(ConsentGrant::Device { .. }) | None => return Err(refused(CONSENT_REQUIRED)),
     };
-    let courier = Courier::new(endpoint, TokenRequestKind::FirstGrant, whose);
+    let adapter = Oauth2Adapter::new(endpoint, TokenRequestKind::FirstGrant, context);
     let redirect = RedirectUrl::new(redirect_uri.clone()).map_err(|_| refused("invalid_redirect_url"))?;
     let code = AuthorizationCode::new(code.expose().to_owned());
     let request = endpoint.oauth.exchange_code(code).set_redirect_uri(Cow::Owned(redirect));
@@ -109,48 +110,60 @@ async fn authorization_code(endpoint: &TokenEndpoint, whose: Whose<'_>) -> Resul
         Some(verifier) => request.set_pkce_verifier(PkceCodeVerifier::new(verifier.expose().to_owned())),
         None => request,
     };
-    let extras = extras(&endpoint.connection);
-    let request = extras.fold(request, |request, (name, value)| request.add_extra_param(name, value));
-    let outcome = request.request_async(&courier).await.map(drop);
-    courier.delivered(outcome)
+    let extra_params = extra_params(&endpoint.connection);
+    let request = extra_params.fold(request, |request, (name, value)| request.add_extra_param(name, value));
+    let outcome = request.request_async(&adapter).await.map(drop);
+    adapter.into_token_set(outcome)
 }
 
-/// RFC 7523 §2.1: the audience may be the token URL, which has to be known first.
-async fn jwt_bearer(endpoint: &TokenEndpoint, assertion: &JwtAssertion, whose: Whose<'_>) -> Result<TokenSet, Failure> {
+/// RFC 7523 §2.1. The audience may be the token URL, which has to be known before the assertion is signed.
+async fn jwt_bearer(
+    endpoint: &TokenEndpoint,
+    assertion: &JwtAssertion,
+    context: TokenRequestContext<'_>,
+) -> Result<TokenSet, Failure> {
     let connection = &endpoint.connection;
     let token_url = endpoint.token_url().await?;
     let signer = endpoint.signer.as_ref().ok_or_else(|| refused("assertion_not_signed"))?;
-    let whom = (connection.client_id.as_str(), whose.subject.map(Subject::as_str));
-    let signed = signer.grant_assertion(assertion, whom, &endpoint.moment(&token_url))?;
-    endpoint.ask(TokenRequestKind::FirstGrant, of_assertion(connection, signed.expose()), whose).await
+    let names = (connection.client_id.as_str(), context.subject.map(Subject::as_str));
+    let signed = signer.grant_assertion(assertion, names, &endpoint.assertion_context(&token_url))?;
+    endpoint.request_token(TokenRequestKind::FirstGrant, assertion_fields(connection, signed.expose()), context).await
 }
 
-pub async fn refresh(endpoint: &TokenEndpoint, token: &RefreshToken, whose: Whose<'_>) -> Result<TokenSet, Failure> {
-    let courier = Courier::new(endpoint, TokenRequestKind::Refresh, whose);
+pub async fn refresh(
+    endpoint: &TokenEndpoint,
+    token: &RefreshToken,
+    context: TokenRequestContext<'_>,
+) -> Result<TokenSet, Failure> {
+    let adapter = Oauth2Adapter::new(endpoint, TokenRequestKind::Refresh, context);
     let token = SentRefreshToken::new(token.expose().to_owned());
     let request = endpoint.oauth.exchange_refresh_token(&token);
-    let extras = extras(&endpoint.connection);
-    let request = extras.fold(request, |request, (name, value)| request.add_extra_param(name, value));
-    let outcome = request.request_async(&courier).await.map(drop);
-    courier.delivered(outcome)
+    let extra_params = extra_params(&endpoint.connection);
+    let request = extra_params.fold(request, |request, (name, value)| request.add_extra_param(name, value));
+    let outcome = request.request_async(&adapter).await.map(drop);
+    adapter.into_token_set(outcome)
 }
 
-/// RFC 7521 §4.1: the grants of an assertion.
-fn of_assertion(connection: &Connection, assertion: &str) -> Fields {
-    with_extras(connection, vec![field("assertion", assertion)])
+/// RFC 7521 §4.1: both assertion grants.
+fn assertion_fields(connection: &Connection, assertion: &str) -> Fields {
+    grant_fields(connection, vec![field("assertion", assertion)])
 }
 
-/// RFC 7522 §2.1: base64url of the XML; what is no XML has been encoded already.
+/// RFC 7522 §2.1: base64url of the XML. Text that is not XML is encoded already.
 fn saml2_assertion(assertion: &Secret) -> Secret {
     let text = assertion.expose().trim();
     Secret::new(if text.starts_with('<') { BASE64_URL_SAFE_NO_PAD.encode(text) } else { text.to_owned() })
 }
 
-/// RFC 8693 §2.1; `None`: the token is the caller's, and there is none.
-fn of_exchange(connection: &Connection, exchange: &TokenExchange, whose: Whose<'_>) -> Option<Fields> {
+/// RFC 8693 §2.1; `None`: the subject token is the caller's own, and the caller sent none.
+fn exchange_fields(
+    connection: &Connection,
+    exchange: &TokenExchange,
+    context: TokenRequestContext<'_>,
+) -> Option<Fields> {
     let subject_token = match &exchange.subject_token {
         SubjectToken::Given(token) => token,
-        SubjectToken::FromCaller => whose.token?,
+        SubjectToken::FromCaller => context.caller_token?,
     };
     let mut fields =
         vec![field("subject_token", subject_token.expose()), field("subject_token_type", &exchange.subject_token_type)];
@@ -159,23 +172,23 @@ fn of_exchange(connection: &Connection, exchange: &TokenExchange, whose: Whose<'
         fields.push(field("actor_token", actor.token.expose()));
         fields.push(field("actor_token_type", &actor.token_type));
     }
-    Some(with_extras(connection, fields))
+    Some(grant_fields(connection, fields))
 }
 
 /// RFC 8628 §3.4
-fn of_device(connection: &Connection, device_code: &Secret) -> Fields {
+fn device_fields(connection: &Connection, device_code: &Secret) -> Fields {
     let mut fields =
         vec![field("grant_type", connection.grant.kind().wire_name()), field("device_code", device_code.expose())];
-    fields.extend(extras(connection).map(|(name, value)| field(name, value)));
+    fields.extend(extra_params(connection).map(|(name, value)| field(name, value)));
     fields
 }
 
-fn with_extras(connection: &Connection, mut fields: Fields) -> Fields {
+fn grant_fields(connection: &Connection, mut fields: Fields) -> Fields {
     fields.insert(0, field("grant_type", connection.grant.kind().wire_name()));
     if !connection.scopes.is_empty() {
         fields.push(field("scope", &connection.scopes.join(" ")));
     }
-    fields.extend(extras(connection).map(|(name, value)| field(name, value)));
+    fields.extend(extra_params(connection).map(|(name, value)| field(name, value)));
     fields
 }
 
@@ -183,14 +196,14 @@ fn scopes(connection: &Connection) -> impl Iterator<Item = Scope> {
     connection.scopes.iter().map(|scope| Scope::new(scope.clone()))
 }
 
-/// Audience and resource, which go with every request; then the token request's own.
-fn extras(connection: &Connection) -> impl Iterator<Item = (&str, &str)> {
+/// Audience and resource, which every request carries, then `token_params`.
+fn extra_params(connection: &Connection) -> impl Iterator<Item = (&str, &str)> {
     let params = connection.token_params.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-    whom(connection).chain(params)
+    audience_params(connection).chain(params)
 }
 
-/// For whom the token shall be.
-pub fn whom(connection: &Connection) -> impl Iterator<Item = (&str, &str)> {
+/// The resource server that the token is for.
+pub fn audience_params(connection: &Connection) -> impl Iterator<Item = (&str, &str)> {
     let audience = connection.audience.iter().map(|value| ("audience", value.as_str()));
     audience.chain(connection.resource.iter().map(|value| ("resource", value.as_str())))
 }

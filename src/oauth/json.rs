@@ -1,6 +1,6 @@
-//! JSON read strictly: no object names a member twice, at any level, and nesting is bounded (128 levels).
+//! Strict JSON: no object at any level has two members of one name, and nesting is bounded (128 levels).
 //!
-//! Holds: texts are wiped on drop; an error says what kind it is and holds nothing of the input.
+//! Invariants: strings are wiped on drop; an error holds its kind and nothing of the input.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,19 +25,19 @@ pub enum Json {
 pub type Members = BTreeMap<String, Json>;
 
 impl Json {
-    /// One JSON object in UTF-8; a byte order mark before it is let pass.
+    /// Parses one JSON object in UTF-8; a leading byte order mark is ignored.
     pub fn object(bytes: &[u8]) -> Result<Members, Reason> {
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         match serde_json::from_slice(bytes) {
             Ok(Json::Object(members)) => Ok(members),
             Ok(_) => Err(Reason::NotJson),
-            // The visitor below takes any value, so the only complaint of that class is its own.
+            // The visitor accepts any value, so the only data error is its own: a duplicate member.
             Err(error) if error.is_data() => Err(Reason::DuplicateMember),
             Err(_) => Err(Reason::NotJson),
         }
     }
 
-    /// A form's fields as an object of texts.
+    /// Parses an encoded form as an object of strings.
     pub fn form(bytes: &[u8]) -> Result<Members, Reason> {
         let mut members = Members::new();
         for (name, value) in form_urlencoded::parse(bytes.trim_ascii()) {
@@ -49,12 +49,12 @@ impl Json {
         Ok(members)
     }
 
-    /// What a pointer leads to; null and an empty text say nothing, and are nothing.
+    /// The value at a pointer; null and an empty string count as absent.
     pub fn at<'a>(members: &'a Members, pointer: &Pointer) -> Option<&'a Json> {
         Json::stated(members, pointer).filter(|value| value.as_text() != Some(""))
     }
 
-    /// The same, where an empty text says something.
+    /// The value at a pointer; only null counts as absent.
     pub fn stated<'a>(members: &'a Members, pointer: &Pointer) -> Option<&'a Json> {
         let (first, rest) = pointer.parts().split_first()?;
         let found = rest.iter().try_fold(members.get(first)?, |value, part| match value {
@@ -65,7 +65,7 @@ impl Json {
         found.filter(|value| !matches!(value, Json::Null))
     }
 
-    /// A scalar, written out.
+    /// True if this scalar, written out, equals `text`.
     pub fn is(&self, text: &str) -> bool {
         match self {
             Json::Null => text == "null",
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_is_read_strictly() {
+    fn an_object_is_parsed_strictly() {
         check("{}", Ok(0));
         check(r#"{"a":1,"b":[null,true,-1,1.5,99999999999999999999,"x",{"a":{"a":0}}]}"#, Ok(2));
         check(b"\xef\xbb\xbf {\"a\":1} \r\n", Ok(1));

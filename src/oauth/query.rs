@@ -1,7 +1,7 @@
-//! The query of an endpoint's URL beside parameters of ours. Pure.
+//! Merges our parameters into the query of an endpoint's URL. Pure.
 //!
-//! Invariant: no name of ours is also in the rest of the query (RFC 6749 §3.1, §3.2), `resource` apart, which may repeat
-//! (RFC 8707 §2); what stays of the URL's own query stays as it is written.
+//! Invariants: each parameter name is sent once (RFC 6749 §3.1, §3.2), except `resource`, which may repeat (RFC 8707 §2);
+//! what remains of the URL's own query keeps its spelling.
 
 use std::collections::HashMap;
 
@@ -10,8 +10,8 @@ use url::{Url, form_urlencoded};
 use super::form::Fields;
 
 const REPEATABLE: &str = "resource";
-/// Parameters of the authorization request that the URL's own query never sets.
-const NOT_OF_THE_URL: [&str; 8] = [
+/// Parameters of the authorization request that the URL's own query cannot set.
+const PROTOCOL_PARAMS: [&str; 8] = [
     "response_type",
     "client_id",
     "client_secret",
@@ -22,12 +22,12 @@ const NOT_OF_THE_URL: [&str; 8] = [
     "code_verifier",
 ];
 
-/// The authorization request: `fields` over the URL's own query.
+/// The URL of an authorization request: `fields` override the URL's own query.
 pub fn authorization_request(url: &Url, fields: &Fields) -> Url {
-    merged(url, fields, |name| !NOT_OF_THE_URL.contains(&name))
+    merged(url, fields, |name| !PROTOCOL_PARAMS.contains(&name))
 }
 
-/// A token request whose parameters are in the query: `fields` over the URL's own query.
+/// The URL of a token request with its parameters in the query: `fields` override the URL's own query.
 pub fn token_request(url: &Url, fields: &Fields) -> Url {
     merged(url, fields, |_| true)
 }
@@ -39,7 +39,7 @@ fn merged(url: &Url, fields: &Fields, may_stay: impl Fn(&str) -> bool) -> Url {
         let pair = form_urlencoded::parse(text.as_bytes()).next();
         pairs.extend(pair.map(|(name, value)| (text, name.into_owned(), value.into_owned())));
     }
-    // Of a name that the URL itself repeats, the last one counts.
+    // If the URL itself repeats a name, the last one wins.
     let last: HashMap<&str, usize> = pairs.iter().enumerate().map(|(at, (_, name, _))| (name.as_str(), at)).collect();
     let stays = |(at, (_, name, value)): (usize, &(&str, String, String))| match name.as_str() {
         REPEATABLE => !fields.iter().any(|(own, same)| own == name && same == value),
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn each_parameter_of_the_authorization_request_is_there_once() {
+    fn an_authorization_request_has_each_parameter_once() {
         let ask = authorization_request;
         check(ask, "", &[], "");
         check(ask, "", &[("a", "1 2")], "a=1+2");
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn each_parameter_of_a_token_request_is_there_once() {
+    fn a_token_request_has_each_parameter_once() {
         let own = "grant_type=account_credentials&account_id=7";
         check(
             token_request,

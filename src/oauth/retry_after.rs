@@ -1,24 +1,24 @@
-//! How long an answer asks to wait: `Retry-After` (RFC 9110 §10.2.3).
+//! Parses `Retry-After` (RFC 9110 §10.2.3). Pure.
 //!
-//! Holds: the wait is capped at [`RETRY_AFTER_MAX`]; what cannot be read is absent. Pure.
+//! Invariants: the wait is capped at [`RETRY_AFTER_MAX`]; an unreadable value counts as absent.
 
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, header};
 
-/// Longest wait that a server can ask for.
+/// A longer wait is cut to this.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(5 * 60);
 
-/// Seconds or a date ; a date counts from the answer's own `Date`, else from `received`.
+/// Seconds or a date; a date is relative to the response's own `Date`, else to `received`.
 pub fn retry_after(headers: &HeaderMap, received: SystemTime) -> Option<Duration> {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
     let date = |text| httpdate::parse_http_date(text).ok();
-    let wanted = text(header::RETRY_AFTER).filter(|text| !text.is_empty())?;
-    let wait = if wanted.bytes().all(|b| b.is_ascii_digit()) {
-        wanted.parse().map_or(RETRY_AFTER_MAX, Duration::from_secs)
+    let value = text(header::RETRY_AFTER).filter(|text| !text.is_empty())?;
+    let wait = if value.bytes().all(|b| b.is_ascii_digit()) {
+        value.parse().map_or(RETRY_AFTER_MAX, Duration::from_secs)
     } else {
         let now = text(header::DATE).and_then(date).unwrap_or(received);
-        date(wanted)?.duration_since(now).unwrap_or_default()
+        date(value)?.duration_since(now).unwrap_or_default()
     };
     Some(wait.min(RETRY_AFTER_MAX))
 }
@@ -41,7 +41,7 @@ mod tests {
     }
 
     #[test]
-    fn seconds_or_a_date_and_never_long() {
+    fn seconds_and_dates_are_read_and_capped() {
         check("30", true, Some(30));
         check(" 30 ", false, Some(30));
         check("0", false, Some(0));

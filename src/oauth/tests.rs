@@ -1,4 +1,4 @@
-//! The token endpoint client against a server that speaks raw HTTP: what is on the wire, and what broken answers do.
+//! The OAuth client against a scripted raw HTTP server: bytes on the wire, and broken responses.
 
 mod server;
 mod tls;
@@ -67,7 +67,7 @@ fn body_auth() -> ClientAuth {
     ClientAuth::Body(vec![Secret::new(CANARY)])
 }
 
-/// The failure's name, once it is sure that it shows no secret.
+/// The failure's name, after a check that it shows no secret.
 #[track_caller]
 fn name(failure: Failure) -> String {
     let shown = format!("{failure:?} {failure} {:?}", failure.source());
@@ -86,7 +86,7 @@ const GRANT_FIELDS: [(&str, &str); 4] =
 
 async fn sent(auth: ClientAuth) -> Request {
     let server = Server::start(vec![reply("200 OK", GOOD)], None).await;
-    let token = server.endpoint(auth).first_grant(Whose::default()).await.unwrap();
+    let token = server.endpoint(auth).first_grant(TokenRequestContext::default()).await.unwrap();
     assert_eq!(token.access_token.expose(), "t0ken");
     assert_eq!((token.expires_in, token.scopes), (Some(Duration::from_secs(60)), Some(vec!["a".to_owned()])));
     let request = server.request(0);
@@ -99,33 +99,33 @@ async fn sent(auth: ClientAuth) -> Request {
     request
 }
 
-/// The right to send a refresh token may end while the connection is being made.
+/// The send deadline of a refresh token may pass while the connection is being established.
 #[tokio::test]
-async fn a_form_leaves_in_time_or_not_at_all() {
+async fn a_form_is_not_sent_after_its_deadline() {
     let boot = Clock::system().now().boot;
     let token = RefreshToken::parse("r3fresh").unwrap();
-    for (sent_before, outcome) in [(boot + Duration::from_secs(60), "sent"), (boot, "not_sent")] {
+    for (send_deadline, outcome) in [(boot + Duration::from_secs(60), "sent"), (boot, "not_sent")] {
         let server = Server::start(vec![reply("200 OK", GOOD)], None).await;
-        let whose = Whose { sent_before: Some(sent_before), ..Whose::default() };
-        let got = server.endpoint(body_auth()).refresh(&token, whose).await;
+        let context = TokenRequestContext { send_deadline: Some(send_deadline), ..TokenRequestContext::default() };
+        let got = server.endpoint(body_auth()).refresh(&token, context).await;
         match got {
             Ok(_) => {
                 assert_eq!(outcome, "sent");
                 let request = server.request(0);
-                assert!(request.headers.contains_key("content-length"), "a form is no stream");
+                assert!(request.headers.contains_key("content-length"), "a form has a known length");
                 assert_eq!(request.fields[0], ("grant_type".to_owned(), "refresh_token".to_owned()));
             }
             Err(failure) => {
                 assert!(!failure.may_have_been_granted());
                 assert_eq!(name(failure), outcome);
-                assert_eq!(server.count(), 0, "no request is whole");
+                assert_eq!(server.count(), 0, "the server received no complete request");
             }
         }
     }
 }
 
 #[tokio::test]
-async fn each_method_is_on_the_wire_once() {
+async fn each_client_auth_method_is_sent_once() {
     let body = sent(body_auth()).await;
     let own = [("client_id", "id:7"), ("client_secret", CANARY)];
     assert_eq!(body.fields(), [&GRANT_FIELDS[..], &own].concat());
@@ -144,14 +144,14 @@ async fn each_method_is_on_the_wire_once() {
 }
 
 #[tokio::test]
-async fn what_is_not_configured_is_not_sent() {
+async fn an_absent_setting_is_not_sent() {
     let server = Server::start(vec![reply("201 ", GOOD)], None).await;
     let url = format!("http://user:pass@idp.test:{}/token#x", server.port);
     let mut connection = connection(&url, ClientAuth::None, None);
     (connection.scopes, connection.audience, connection.token_params) = Default::default();
     connection.resource = Some("urn:r".to_owned());
     let endpoint = TokenEndpoint::new(Arc::new(connection), &clients()).unwrap();
-    endpoint.first_grant(Whose::default()).await.unwrap();
+    endpoint.first_grant(TokenRequestContext::default()).await.unwrap();
     let fields = [("grant_type", "client_credentials"), ("resource", "urn:r"), ("client_id", "id:7")];
     assert_eq!(server.request(0).fields(), fields);
     assert_eq!(server.request(0).line, "POST /token HTTP/1.1");
@@ -162,11 +162,11 @@ async fn what_is_not_configured_is_not_sent() {
 async fn a_redirect_is_not_followed() {
     for status in ["302 Found", "307 Temporary Redirect", "308 Permanent Redirect"] {
         let other = Server::start(vec![reply("200 OK", GOOD)], None).await;
-        let answer = format!("HTTP/1.1 {status}\r\nLocation: http://evil.test:{}/\r\n", other.port);
-        let answer = Reply::Text(format!("{answer}Content-Length: 0\r\n\r\n"));
-        let server = Server::start(vec![answer, reply("200 OK", GOOD)], None).await;
-        let failure = server.endpoint(body_auth()).first_grant(Whose::default()).await.unwrap_err();
-        assert!(format!("{failure:?}").contains("set token_url to its final address"), "{failure:?}");
+        let response = format!("HTTP/1.1 {status}\r\nLocation: http://evil.test:{}/\r\n", other.port);
+        let response = Reply::Text(format!("{response}Content-Length: 0\r\n\r\n"));
+        let server = Server::start(vec![response, reply("200 OK", GOOD)], None).await;
+        let failure = server.endpoint(body_auth()).first_grant(TokenRequestContext::default()).await.unwrap_err();
+        assert!(format!("{failure:?}").contains("set token_url to the final address"), "{failure:?}");
         assert!(!failure.is_permanent());
         assert_eq!((server.count(), other.count()), (1, 0));
     }
@@ -179,7 +179,7 @@ fn check(failure: Failure, expected: &str, outcome: Outcome) {
 }
 
 #[tokio::test]
-async fn broken_answers_are_bounded() {
+async fn a_broken_response_is_bounded_in_size_and_time() {
     let large = reply("200 OK", &format!("{GOOD}{}", " ".repeat(2 << 20)));
     let heads = Reply::Text(format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "x".repeat(4 << 20)));
     let gzip = Reply::Text("HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nzip".to_owned());
@@ -198,18 +198,18 @@ async fn broken_answers_are_bounded() {
     ] {
         let server = Server::start(vec![reply], None).await;
         let start = Instant::now();
-        let failure = server.endpoint(body_auth()).first_grant(Whose::default()).await.unwrap_err();
+        let failure = server.endpoint(body_auth()).first_grant(TokenRequestContext::default()).await.unwrap_err();
         assert!(start.elapsed() < Duration::from_millis(1500), "{expected}");
         check(failure, expected, outcome);
-        assert_eq!(server.count(), 1, "{expected}: no second try");
+        assert_eq!(server.count(), 1, "{expected}: no retry");
     }
 }
 
 #[tokio::test]
-async fn nobody_listening_is_unreachable() {
+async fn a_closed_port_is_unreachable() {
     let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap().port();
     let endpoint = endpoint(&format!("http://idp.test:{port}/"), body_auth(), None);
-    check(endpoint.first_grant(Whose::default()).await.unwrap_err(), "unreachable", Outcome::Unavailable);
+    check(endpoint.first_grant(TokenRequestContext::default()).await.unwrap_err(), "unreachable", Outcome::Unavailable);
 }
 
 #[tokio::test]
@@ -220,13 +220,17 @@ async fn the_next_secret_is_tried_only_when_the_client_is_refused() {
     let server = Server::start(vec![refused(), bare, good(), good(), refused(), refused(), refused()], None).await;
     let secrets = ["one", "two", "three"].map(Secret::new).to_vec();
     let endpoint = server.endpoint(ClientAuth::Body(secrets));
-    endpoint.first_grant(Whose::default()).await.unwrap();
-    endpoint.first_grant(Whose::default()).await.unwrap();
-    check(endpoint.first_grant(Whose::default()).await.unwrap_err(), "[invalid_client]", Outcome::Refused);
+    endpoint.first_grant(TokenRequestContext::default()).await.unwrap();
+    endpoint.first_grant(TokenRequestContext::default()).await.unwrap();
+    check(
+        endpoint.first_grant(TokenRequestContext::default()).await.unwrap_err(),
+        "[invalid_client]",
+        Outcome::Refused,
+    );
     let used: Vec<_> = (0..server.count()).map(|i| server.request(i).fields.pop().unwrap().1).collect();
-    assert_eq!(used, ["one", "two", "three", "three", "three", "one", "two"], "the one that worked comes first");
+    assert_eq!(used, ["one", "two", "three", "three", "three", "one", "two"], "the secret accepted last comes first");
 
-    // A bare 403 may be a gateway's: no secret is found wrong by it for good.
+    // A bare 403 may come from a gateway: it does not rule a secret out.
     for (answers, expected, outcome) in [
         ([reply("403 No", ""), reply("403 No", "")], "http_403", Outcome::Unavailable),
         ([reply("403 No", "<html>"), refused()], "http_403", Outcome::Unavailable),
@@ -235,25 +239,25 @@ async fn the_next_secret_is_tried_only_when_the_client_is_refused() {
     ] {
         let server = Server::start(answers.into(), None).await;
         let endpoint = server.endpoint(ClientAuth::Body(["one", "two"].map(Secret::new).to_vec()));
-        check(endpoint.first_grant(Whose::default()).await.unwrap_err(), expected, outcome);
+        check(endpoint.first_grant(TokenRequestContext::default()).await.unwrap_err(), expected, outcome);
         assert_eq!(server.count(), 2, "{expected}");
     }
 
-    for (answer, expected) in [
+    for (response, expected) in [
         (reply("400 No", r#"{"error":"invalid_scope"}"#), "[invalid_scope]"),
         (reply("403 No", r#"{"error":"access_denied"}"#), "[access_denied]"),
         (reply("500 No", ""), "http_500"),
         (Reply::Reset, "connection_lost"),
     ] {
-        let server = Server::start(vec![answer, good()], None).await;
+        let server = Server::start(vec![response, good()], None).await;
         let endpoint = server.endpoint(ClientAuth::Body(["one", "two"].map(Secret::new).to_vec()));
-        assert_eq!(name(endpoint.first_grant(Whose::default()).await.unwrap_err()), expected);
+        assert_eq!(name(endpoint.first_grant(TokenRequestContext::default()).await.unwrap_err()), expected);
         assert_eq!(server.count(), 1);
     }
 }
 
 #[tokio::test]
-async fn an_echo_of_the_request_is_not_passed_on() {
+async fn an_echo_of_the_request_is_redacted() {
     let basic = BASE64_STANDARD.encode("id%3A7:c4n4ry%2BS3cret%2F%25");
     for (echo, expected) in [
         ("secret c4n4ry+S3cret/% for app id:7", "[e]"),
@@ -265,13 +269,17 @@ async fn an_echo_of_the_request_is_not_passed_on() {
         let body = format!(r#"{{"error":"e","error_description":"{echo}"}}"#);
         let server = Server::start(vec![reply("400 No", &body)], None).await;
         let auth = ClientAuth::Basic(vec![Secret::new(CANARY)], BasicEncoding::Form);
-        assert_eq!(name(server.endpoint(auth).first_grant(Whose::default()).await.unwrap_err()), expected, "{echo}");
+        assert_eq!(
+            name(server.endpoint(auth).first_grant(TokenRequestContext::default()).await.unwrap_err()),
+            expected,
+            "{echo}"
+        );
     }
 }
 
 #[test]
-fn its_future_can_be_spawned() {
+fn the_future_of_a_request_is_send() {
     fn check(_: impl Send) {}
     let endpoint = endpoint("http://localhost/", ClientAuth::None, None);
-    check(endpoint.first_grant(Whose::default()));
+    check(endpoint.first_grant(TokenRequestContext::default()));
 }

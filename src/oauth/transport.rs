@@ -1,7 +1,7 @@
-//! How a request to an authorization server travels, and how its answer is read: with one limit of size.
+//! Sends one request to an authorization server and reads the response, under a size limit.
 //!
-//! Not here: the clients themselves (`clients`), deadlines (`oauth`), what the answer means (`response`).
-//! Holds: an answer that is too large, as it comes or decoded, is not read to its end; no error shows a URL's query.
+//! Invariants: an oversized response, as received or decoded, is not read to its end; no error shows a URL's query.
+//! Not here: HTTP clients (`clients`), timeouts (`oauth`), the meaning of the response (`response`).
 
 use std::error::Error;
 use std::io::{self, Read as _};
@@ -17,37 +17,38 @@ use url::Url;
 use zeroize::Zeroizing;
 
 use super::failure::Reason;
-use super::posted::printable;
+use super::redact::printable;
 use crate::clock::Clock;
 use crate::model::time::BootTime;
 
-/// Longest answer that is read, in bytes; the same once more for what it decodes to.
-const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+/// Size limit of a response, which applies again to its decoded body.
+const RESPONSE_BYTES_MAX: usize = 1024 * 1024;
 const DETAIL_CHARS_MAX: usize = 300;
 
+/// The response of any endpoint of an authorization server, as a whole.
 pub struct TokenResponse {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Zeroizing<Vec<u8>>,
-    /// Wall time, for a `Retry-After` date in an answer without `Date`.
+    /// Wall time, for a `Retry-After` date in a response without `Date`.
     pub received: SystemTime,
 }
 
-/// Why there is no whole answer.
-pub struct Fault {
+/// Why there is no complete response.
+pub struct TransportError {
     pub reason: Reason,
-    /// What the libraries say of it, cleaned for the log.
+    /// The library's error text, sanitized for the log.
     pub detail: String,
 }
 
-impl From<Reason> for Fault {
-    fn from(reason: Reason) -> Fault {
-        Fault { reason, detail: String::new() }
+impl From<Reason> for TransportError {
+    fn from(reason: Reason) -> TransportError {
+        TransportError { reason, detail: String::new() }
     }
 }
 
-impl From<reqwest::Error> for Fault {
-    fn from(error: reqwest::Error) -> Fault {
+impl From<reqwest::Error> for TransportError {
+    fn from(error: reqwest::Error) -> TransportError {
         // The URL's query may hold anything.
         let error = error.without_url();
         let reason = if causes(&error).any(|cause| cause.is::<TooLate>()) {
@@ -62,7 +63,7 @@ impl From<reqwest::Error> for Fault {
             Reason::ConnectionLost
         };
         let detail = causes(&error).map(|cause| cause.to_string()).collect::<Vec<_>>().join(": ");
-        Fault { reason, detail: detail.chars().map(printable).take(DETAIL_CHARS_MAX).collect() }
+        TransportError { reason, detail: detail.chars().map(printable).take(DETAIL_CHARS_MAX).collect() }
     }
 }
 
@@ -76,15 +77,15 @@ fn is_tls(error: &(dyn Error + 'static)) -> bool {
     error.is::<rustls::Error>() || wrapped.is_some_and(|inner| is_tls(inner))
 }
 
-/// A form that is sent before a deadline or not at all: the process may be suspended between the decision to send it and
-/// the connection to send it on.
+/// A request body that is sent before a deadline or not at all: the process may be suspended between the decision to send
+/// it and the connection to send it on.
 pub struct Timely {
     form: Option<Bytes>,
     before: BootTime,
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("it was not sent in time")]
+#[error("the send deadline has passed")]
 pub struct TooLate;
 
 impl Timely {
@@ -114,20 +115,20 @@ impl Body for Timely {
     }
 }
 
-/// One request and its whole answer. The caller sets the deadline.
-pub async fn send(client: &reqwest::Client, mut request: reqwest::Request) -> Result<TokenResponse, Fault> {
+/// Sends one request and reads its complete response. The caller sets the timeout.
+pub async fn send(client: &reqwest::Client, mut request: reqwest::Request) -> Result<TokenResponse, TransportError> {
     request.headers_mut().entry(header::ACCEPT_ENCODING).or_insert(HeaderValue::from_static("identity"));
     let mut response = client.execute(request).await?;
     let received = wall_time();
     let mut body = Zeroizing::new(Vec::new());
     while let Some(chunk) = response.chunk().await? {
-        if body.len() + chunk.len() > ANSWER_BYTES_MAX {
+        if body.len() + chunk.len() > RESPONSE_BYTES_MAX {
             return Err(Reason::TooLarge.into());
         }
         body.extend_from_slice(&chunk);
     }
     let mut headers = std::mem::take(response.headers_mut());
-    // Some servers compress whatever they were asked for.
+    // Some servers compress the body in spite of `Accept-Encoding: identity`.
     if is_gzip(&headers)
         && let Some(decoded) = decode_gzip(&body)?
     {
@@ -143,11 +144,11 @@ fn is_gzip(headers: &HeaderMap) -> bool {
     coding.is_some_and(|coding| coding.eq_ignore_ascii_case(b"gzip") || coding.eq_ignore_ascii_case(b"x-gzip"))
 }
 
-/// `None`: it is not whole gzip, and is judged as it came.
+/// `None`: the body is not complete gzip and is used as received.
 fn decode_gzip(bytes: &[u8]) -> Result<Option<Zeroizing<Vec<u8>>>, Reason> {
     let mut decoded = Zeroizing::new(Vec::new());
-    match MultiGzDecoder::new(bytes).take(ANSWER_BYTES_MAX as u64 + 1).read_to_end(&mut decoded) {
-        Ok(_) if decoded.len() > ANSWER_BYTES_MAX => Err(Reason::TooLarge),
+    match MultiGzDecoder::new(bytes).take(RESPONSE_BYTES_MAX as u64 + 1).read_to_end(&mut decoded) {
+        Ok(_) if decoded.len() > RESPONSE_BYTES_MAX => Err(Reason::TooLarge),
         Ok(_) => Ok(Some(decoded)),
         Err(_) => Ok(None),
     }
@@ -158,10 +159,10 @@ fn wall_time() -> SystemTime {
     SystemTime::now()
 }
 
-/// A user name in a URL would become a second client authentication method.
+/// Removes user name and password, which would become a second client authentication method, and the fragment.
 pub fn without_userinfo(url: &Url) -> Url {
     let mut url = url.clone();
-    // Both fail only where a URL cannot have them.
+    // Both fail only for a URL that cannot have them.
     let _ = url.set_username("");
     let _ = url.set_password(None);
     url.set_fragment(None);

@@ -1,18 +1,18 @@
-//! What an error response of a token endpoint means: one table.
+//! Classifies the error responses of a token endpoint, in one table. Pure.
 //!
-//! Pure; judges what the server sent, before anything in it is masked.
-//! Not here: how a response is read (`response`), when to ask again (`token::schedule`), what happens to the stored
-//! refresh token (`token::acquire`).
+//! Invariant: judges the response as received, before redaction.
+//! Not here: parsing the response (`response`), when to retry (`token::schedule`), what happens to the stored refresh
+//! token (`token::acquire`).
 
 use http::StatusCode;
 
 use super::failure::{Reason, is_known};
 
-/// An error response.
+/// The parts of an error response that the verdict depends on.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ErrorResponse<'a> {
     pub status: u16,
-    /// The OAuth error code (RFC 6749 §5.2); `None` if there is none, or none that can be read.
+    /// The OAuth error code (RFC 6749 §5.2); `None` if it is absent or unreadable.
     pub error: Option<&'a str>,
     /// No body at all.
     pub is_empty: bool,
@@ -20,7 +20,7 @@ pub struct ErrorResponse<'a> {
     pub matches_sign: bool,
 }
 
-/// What the response answers.
+/// What the request presented.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Sent {
     /// The connection's own grant, or a request that grants nothing yet.
@@ -34,19 +34,19 @@ pub enum Sent {
     },
 }
 
-/// What follows from an error response.
+/// The class of an error response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// Retryable, with back-off.
     Retry(Reason),
-    /// Permanent until the configuration or the server changes. The refresh token, if one was sent, may still be good.
+    /// Permanent until the configuration or the server changes. The refresh token, if one was sent, may still be valid.
     Refused,
     /// The server does not accept the refresh token and never will.
     RefreshTokenRefused,
 }
 
-/// Refusals of a refresh token after which a person has to connect again: OAuth's, OpenID Connect's (Core §3.1.2.6), and
-/// those that GitHub and Slack have for it.
+/// Refusals of a refresh token after which a person has to connect again: those of OAuth and OpenID Connect (Core
+/// §3.1.2.6), and the ones of GitHub and Slack.
 const CONNECT_AGAIN: [&str; 7] = [
     "invalid_grant",
     "interaction_required",
@@ -60,13 +60,13 @@ const CONNECT_AGAIN: [&str; 7] = [
 pub fn judge(response: ErrorResponse<'_>, sent: Sent) -> Verdict {
     let ErrorResponse { status, error, is_empty, matches_sign } = response;
     let Sent::RefreshToken { needs_person, after_empty_400 } = sent else { return judge_grant(response) };
-    let says_no_more = is_empty || error.is_some_and(|code| repeats_status(code, status));
+    let has_no_detail = is_empty || error.is_some_and(|code| repeats_status(code, status));
     match (error, status) {
         _ if matches_sign => Verdict::RefreshTokenRefused,
-        // A server that is out of order says nothing about the refresh token, whatever the body.
+        // A failing server proves nothing about the refresh token, whatever the body.
         (_, 500..) => Verdict::Retry(Reason::HttpStatus(status)),
-        (_, 400 | 401) if says_no_more && !needs_person => Verdict::RefreshTokenRefused,
-        // The first one may have come from a gateway.
+        (_, 400 | 401) if has_no_detail && !needs_person => Verdict::RefreshTokenRefused,
+        // The first empty 400 may have come from a gateway.
         (_, 400) if is_empty && after_empty_400 => Verdict::RefreshTokenRefused,
         (error, _) => match (judge_grant(response), error) {
             (Verdict::Refused, Some("invalid_client")) => Verdict::Refused,
@@ -77,7 +77,7 @@ pub fn judge(response: ErrorResponse<'_>, sent: Sent) -> Verdict {
     }
 }
 
-/// The same where no refresh token was sent.
+/// The verdict if no refresh token was sent.
 fn judge_grant(ErrorResponse { status, error, is_empty, .. }: ErrorResponse<'_>) -> Verdict {
     match (error, status) {
         (Some("temporarily_unavailable"), _) => Verdict::Retry(Reason::TemporarilyUnavailable),
@@ -91,8 +91,8 @@ fn judge_grant(ErrorResponse { status, error, is_empty, .. }: ErrorResponse<'_>)
     }
 }
 
-/// An error code that only repeats the status, as in `{"status": 403, "error": "Forbidden"}`, is what gateways and web
-/// frameworks send, and no OAuth error.
+/// True for an error code that only repeats the status, as in `{"status": 403, "error": "Forbidden"}`: gateways and web
+/// frameworks send it, and it is not an OAuth error.
 fn repeats_status(code: &str, status: u16) -> bool {
     let letters = |text: &str| -> String {
         let letters = text.chars().filter(char::is_ascii_alphanumeric);
@@ -109,7 +109,7 @@ mod tests {
     const MACHINE: Sent = Sent::RefreshToken { needs_person: false, after_empty_400: false };
     const PERSON: Sent = Sent::RefreshToken { needs_person: true, after_empty_400: false };
 
-    /// A verdict in a word: the reason of a retry, `refused`, or `dead` for the refresh token.
+    /// A verdict as one word: the reason of a retry, `refused`, or `dead` if the refresh token is refused.
     fn word(response: ErrorResponse<'_>, sent: Sent) -> String {
         match judge(response, sent) {
             Verdict::Retry(reason) => reason.to_string(),
@@ -118,7 +118,8 @@ mod tests {
         }
     }
 
-    /// For the connection's own grant, for a refresh token that the own grant replaces, and for a person's.
+    /// Expected verdicts for the connection's own grant, for a refresh token that the own grant can replace, and for one
+    /// that only a person can replace.
     #[track_caller]
     fn check(response: ErrorResponse<'_>, expected: [&str; 3]) {
         assert_eq!([Sent::Grant, MACHINE, PERSON].map(|sent| word(response, sent)), expected, "{response:?}");
@@ -137,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn an_oauth_error_refuses_and_some_codes_ask_a_person_to_connect_again() {
+    fn an_oauth_error_refuses_and_some_codes_require_a_person_to_connect_again() {
         for code in CONNECT_AGAIN {
             check(oauth(400, code), ["refused", "dead", "dead"]);
         }
@@ -154,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn neither_a_busy_nor_a_broken_server_refuses_a_refresh_token() {
+    fn a_busy_or_failing_server_does_not_refuse_a_refresh_token() {
         for status in [408, 425, 429] {
             let busy = format!("http_{status}");
             check(empty(status), [&busy; 3]);
@@ -171,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_oauth_error_is_retried_but_for_an_empty_400_or_401_to_a_refresh() {
+    fn a_response_without_an_oauth_error_is_retried_except_an_empty_400_or_401_to_a_refresh() {
         for status in [200, 302, 400, 401, 403, 404, 405, 418] {
             let retry = format!("http_{status}");
             check(page(status), [&retry; 3]);
@@ -186,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configured_sign_goes_before_everything_else() {
+    fn a_configured_sign_takes_precedence() {
         for response in [oauth(403, "unauthorized_client"), oauth(401, "invalid_client"), page(500), page(429)] {
             let response = ErrorResponse { matches_sign: true, ..response };
             assert_eq!([MACHINE, PERSON].map(|sent| word(response, sent)), ["dead", "dead"], "{response:?}");
@@ -195,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_code_that_repeats_the_status_is_no_oauth_error() {
+    fn a_code_that_repeats_the_status_is_not_an_oauth_error() {
         for (status, code) in [(403, "Forbidden"), (404, "not_found"), (404, "NotFound"), (403, "403")] {
             check(oauth(status, code), [&format!("http_{status}"); 3]);
         }

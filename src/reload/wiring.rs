@@ -100,7 +100,7 @@ impl Wiring {
         let (snapshot, slots) = self.parts.build(model, &mut profiles, Some(&before))?;
         self.snapshot.store(Arc::new(snapshot));
         self.parts.cache.retain(&slots.into_keys().collect());
-        self.parts.access.follow(model);
+        self.parts.access.apply(model);
         self.parts.metrics.set_certificates(&certificates(model));
         profiles.sweep();
         let before = before.connections.iter().map(|bound| &bound.connection);

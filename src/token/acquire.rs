@@ -199,7 +199,7 @@ impl Acquirer {
                 let token = StoredToken { origins: record.origins.clone(), version: record.version, ..issued };
                 Ok(RefreshOutcome::Issued(Box::new(self.save_or_hold(token, saving).await)))
             }
-            Err(AcquireError::Server { failure: Failure::Permanent(refusal), .. }) if refusal.is_of_refresh_token => {
+            Err(AcquireError::Server { failure: Failure::Permanent(refusal), .. }) if refusal.refuses_refresh_token => {
                 let current = match saving {
                     Saving::Leased(_) => self.record(&attempt.definition.connection).await?,
                     Saving::Offline(_) => None,

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use crate::model::token::{RefreshToken, TokenSet};
-use crate::oauth::{Failure, TokenEndpoint, Whose};
+use crate::oauth::{Failure, TokenEndpoint, TokenRequestContext};
 
 pub type TokenFuture<'a> = Pin<Box<dyn Future<Output = Result<TokenSet, Failure>> + Send + 'a>>;
 
@@ -22,21 +22,21 @@ pub enum Revocation {
 /// Issues, refreshes and revokes tokens.
 pub trait TokenSource: Send + Sync {
     /// Requests a token with the connection's own grant.
-    fn first_grant<'a>(&'a self, whose: Whose<'a>) -> TokenFuture<'a>;
+    fn first_grant<'a>(&'a self, context: TokenRequestContext<'a>) -> TokenFuture<'a>;
 
-    fn refresh<'a>(&'a self, token: &'a RefreshToken, whose: Whose<'a>) -> TokenFuture<'a>;
+    fn refresh<'a>(&'a self, token: &'a RefreshToken, context: TokenRequestContext<'a>) -> TokenFuture<'a>;
 
     /// Revokes one token (RFC 7009).
     fn revoke<'a>(&'a self, token: &'a str, hint: &'static str) -> RevocationFuture<'a>;
 }
 
 impl TokenSource for Arc<TokenEndpoint> {
-    fn first_grant<'a>(&'a self, whose: Whose<'a>) -> TokenFuture<'a> {
-        Box::pin(TokenEndpoint::first_grant(self, whose))
+    fn first_grant<'a>(&'a self, context: TokenRequestContext<'a>) -> TokenFuture<'a> {
+        Box::pin(TokenEndpoint::first_grant(self, context))
     }
 
-    fn refresh<'a>(&'a self, token: &'a RefreshToken, whose: Whose<'a>) -> TokenFuture<'a> {
-        Box::pin(TokenEndpoint::refresh(self, token, whose))
+    fn refresh<'a>(&'a self, token: &'a RefreshToken, context: TokenRequestContext<'a>) -> TokenFuture<'a> {
+        Box::pin(TokenEndpoint::refresh(self, token, context))
     }
 
     fn revoke<'a>(&'a self, token: &'a str, hint: &'static str) -> RevocationFuture<'a> {

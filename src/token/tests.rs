@@ -22,7 +22,7 @@ use super::*;
 use crate::clock::Now;
 use crate::model::Name;
 use crate::model::token::{AccessToken, RefreshToken, TokenSet};
-use crate::oauth::{Failure, Reason, Refusal, Whose};
+use crate::oauth::{Failure, Reason, Refusal, TokenRequestContext};
 use crate::store::MemoryStore;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -62,13 +62,13 @@ impl Script {
 struct Source(Arc<Script>);
 
 impl TokenSource for Source {
-    fn first_grant<'a>(&'a self, whose: Whose<'a>) -> super::TokenFuture<'a> {
-        lock(&self.0.exchanged).extend(whose.token.map(|token| token.expose().to_owned()));
+    fn first_grant<'a>(&'a self, context: TokenRequestContext<'a>) -> super::TokenFuture<'a> {
+        lock(&self.0.exchanged).extend(context.caller_token.map(|token| token.expose().to_owned()));
         self.respond(None)
     }
 
-    fn refresh<'a>(&'a self, token: &'a RefreshToken, whose: Whose<'a>) -> super::TokenFuture<'a> {
-        lock(&self.0.after_empty_400).push(whose.after_empty_400);
+    fn refresh<'a>(&'a self, token: &'a RefreshToken, context: TokenRequestContext<'a>) -> super::TokenFuture<'a> {
+        lock(&self.0.after_empty_400).push(context.after_empty_400);
         self.respond(Some(token.expose().to_owned()))
     }
 
@@ -110,7 +110,7 @@ fn unavailable(retry_after: Option<Duration>) -> TokenResult {
 }
 
 fn refused() -> TokenResult {
-    Err(Failure::Permanent(Refusal::of_code("invalid_client")))
+    Err(Failure::Permanent(Refusal::from_code("invalid_client")))
 }
 
 fn granted(obtained: Now) -> Granted {

@@ -1,4 +1,4 @@
-//! The admin API as its users meet it: who may do what, what it says, and what it never says.
+//! The admin API from outside: roles, responses, and secrets that it never shows.
 
 mod access;
 mod actions;
@@ -16,14 +16,14 @@ use crate::rig::raw::{self, Conn, RawResponse};
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
 
-/// Tokens of the three users, in the order of their rights.
+/// Tokens of the three users, in ascending order of their roles.
 const VIEWER: &str = "viewer-token-of-a-test-0123456789";
 const OPERATOR: &str = "operator-token-of-a-test-0123456789";
 const MANAGER: &str = "manager-token-of-a-test-0123456789";
 const CLIENT_SECRET: &str = "the-clients-very-own-secret";
-/// All tokens of the scripted server begin so.
+/// Prefix of all access tokens of the scripted server.
 const ACCESS_TOKEN: &str = "very-secret-access-token";
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Every operation: the statuses for no token, a wrong one, viewer, operator, manager.
 const ROWS: [(&str, &str, [u16; 5]); 18] = [
@@ -36,13 +36,13 @@ const ROWS: [(&str, &str, [u16; 5]); 18] = [
     ("delete", "/api/v1/connections/{name}/tokens", [401, 401, 403, 200, 200]),
     ("post", "/api/v1/connections/{name}/revoke", [401, 401, 403, 200, 200]),
     ("get", "/api/v1/secrets", [401, 401, 403, 403, 200]),
-    // Without a value; and none of that name.
+    // Without a value; no secret of that name.
     ("put", "/api/v1/secrets/{secret}", [401, 401, 403, 403, 422]),
     ("delete", "/api/v1/secrets/{secret}", [401, 401, 403, 403, 404]),
-    // Forced a moment ago by the operator.
+    // The operator has just forced a refresh.
     ("post", "/api/v1/connections/{name}/refresh", [401, 401, 403, 200, 409]),
     ("post", "/api/v1/connections/{name}/test", [401, 401, 403, 200, 200]),
-    // Its grant needs no person; there is no such authorization.
+    // The grant needs no person; there is no such authorization.
     ("post", "/api/v1/connections/{name}/authorize", [401, 401, 403, 409, 409]),
     ("get", "/api/v1/authorizations/{id}", [401, 401, 404, 404, 404]),
     // Without a token in the body.
@@ -59,8 +59,8 @@ struct Stage {
 }
 
 impl Stage {
-    /// A viewer's connection on which events arrive from now on.
-    async fn listen(&self) -> Conn {
+    /// Opens a viewer's event stream.
+    async fn open_events(&self) -> Conn {
         let admin = self.sidecar.admin();
         let mut events = Conn::open(admin).await;
         let head = format!("GET /api/v1/events HTTP/1.1\r\nHost: {admin}\r\nAuthorization: Bearer {VIEWER}\r\n\r\n");
@@ -73,7 +73,7 @@ impl Stage {
         Stage::with("", |_, before| Reply::token(&format!("{ACCESS_TOKEN}-{before}"), 3600)).await
     }
 
-    /// `top`: further keys of the configuration. Its connections: `crm`, and `off`, which is inactive.
+    /// `top`: additional top-level keys. The connections are `crm`, and `off`, which is inactive.
     async fn with<F>(top: &str, reply: F) -> Stage
     where
         F: Fn(&crate::rig::scripted::Received, usize) -> Reply + Send + Sync + 'static,
@@ -103,18 +103,18 @@ async fn call(admin: SocketAddr, method: &str, path: &str, token: &str, body: Op
     let lines = if token.is_empty() { String::new() } else { format!("Authorization: Bearer {token}\r\n") };
     let body = body.map(Value::to_string);
     let kind = if body.is_some() { "Content-Type: application/json\r\n" } else { "" };
-    say(admin, method, path, &format!("Host: {admin}\r\n{lines}{kind}"), body.unwrap_or_default().as_bytes()).await
+    send(admin, method, path, &format!("Host: {admin}\r\n{lines}{kind}"), body.unwrap_or_default().as_bytes()).await
 }
 
-/// A request with these header lines and this body.
-async fn say(admin: SocketAddr, method: &str, path: &str, lines: &str, body: &[u8]) -> RawResponse {
+/// Sends a request with these header lines and this body.
+async fn send(admin: SocketAddr, method: &str, path: &str, lines: &str, body: &[u8]) -> RawResponse {
     let method = method.to_uppercase();
     let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
     let head = format!("{method} {path} HTTP/1.1\r\n{lines}{length}Connection: close\r\n\r\n");
     raw::send(admin, &[head.as_bytes(), body].concat()).await
 }
 
-/// The status alone: the answer of `events` has no end.
+/// Only the status: the response of `events` never ends.
 async fn status(admin: SocketAddr, method: &str, path: &str, token: &str) -> u16 {
     if !path.ends_with("/events") {
         return call(admin, method, path, token, None).await.status;
@@ -126,7 +126,7 @@ async fn status(admin: SocketAddr, method: &str, path: &str, token: &str) -> u16
     line.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
 }
 
-/// Reads until `text` has come; everything read.
+/// Reads until `text` has arrived; returns everything read.
 async fn until(conn: &mut Conn, text: &str) -> String {
     use tokio::io::AsyncReadExt;
     let mut read = Vec::new();
@@ -134,11 +134,11 @@ async fn until(conn: &mut Conn, text: &str) -> String {
         while !String::from_utf8_lossy(&read).contains(text) {
             let mut buffer = [0; 4096];
             let count = conn.stream.read(&mut buffer).await.expect("bytes");
-            assert!(count > 0, "it ended before {text:?}");
+            assert!(count > 0, "the connection ended before {text:?}");
             read.extend_from_slice(&buffer[..count]);
         }
     };
-    timeout(PATIENCE, reading).await.unwrap_or_else(|_| panic!("{text:?} never came"));
+    timeout(TIMEOUT, reading).await.unwrap_or_else(|_| panic!("{text:?} did not arrive in time"));
     String::from_utf8(read).expect("text")
 }
 

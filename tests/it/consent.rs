@@ -1,7 +1,7 @@
-//! People connect accounts: a real browser walks from the proxy's error to a token, at real authorization servers.
+//! Consent end to end: a real browser goes from the proxy's error to a token, at real authorization servers.
 //!
-//! Not here: time that passes (a flow and a link end after ten minutes, which their unit tests hold), Authlib's and
-//! oidc-provider's own pages (`tests/peers`).
+//! Not here: expiry of flows and links (unit tests, `people::unfinished`), the login pages of Authlib and oidc-provider
+//! (`tests/peers`).
 
 mod again;
 mod confirmation;
@@ -21,13 +21,13 @@ use crate::rig::peers::{AuthorizationServer, Peers, Upstream};
 use crate::rig::raw::{self, RawResponse};
 use crate::rig::sidecar::Sidecar;
 
-/// Scopes with which oidc-provider gives a refresh token, if it is asked for consent.
+/// Scopes with which oidc-provider issues a refresh token, if the request has `prompt=consent`.
 const OFFLINE: &str = "openid, offline_access, api.read";
 const CODE: &str = "authorization_code";
 const DEVICE: &str = "urn:ietf:params:oauth:grant-type:device_code";
 
-/// A sidecar with the connection `crm` for http://api.test, and all that it needs around it.
-struct House {
+/// A sidecar with the connection `crm` for http://api.test, its authorization server, the upstream and a browser.
+struct Fixture {
     server: AuthorizationServer,
     upstream: Upstream,
     sidecar: Sidecar,
@@ -35,26 +35,26 @@ struct House {
     client: &'static str,
 }
 
-/// The endpoints written out, with more of a query where people are sent.
+/// Configuration keys with explicit endpoints; `query` is appended to the authorization URL.
 fn endpoints(server: &AuthorizationServer, query: &str) -> String {
     let (url, token, revocation) = (server.authorization_url(), server.token_url(), server.revocation_url());
     format!("authorization_url: \"{url}{query}\", token_url: \"{token}\", revocation_url: \"{revocation}\"")
 }
 
-/// What discovery has.
+/// Configuration keys for discovery.
 fn issuer(server: &AuthorizationServer) -> String {
     format!("issuer: \"{}\", grant: authorization_code, authorize_params: {{prompt: consent}}", server.issuer())
 }
 
-impl House {
-    async fn op(client: &'static str) -> House {
+impl Fixture {
+    async fn op(client: &'static str) -> Fixture {
         let server = AuthorizationServer::op(json!({"lifetime": 600})).await;
         let keys = format!("{}, scopes: [{OFFLINE}]", issuer(&server));
-        House::with(server, client, &keys, "").await
+        Fixture::with(server, client, &keys, "").await
     }
 
-    /// `keys` are those of the connection, `top` those around it.
-    async fn with(server: AuthorizationServer, client: &'static str, keys: &str, top: &str) -> House {
+    /// `keys` are those of the connection, `top` are top-level ones.
+    async fn with(server: AuthorizationServer, client: &'static str, keys: &str, top: &str) -> Fixture {
         let (upstream, browser) = (Upstream::start(&server).await, Browser::start().await);
         let (ca, port) = (Peers::certs().ca.display(), upstream.http_port());
         let secret = match client {
@@ -67,38 +67,38 @@ impl House {
              - {{name: crm, client_id: {client}, {secret}{keys}, routes: [{{host: api.test, upstream_tls: false}}]}}\n"
         );
         let sidecar = Sidecar::start(&text).await;
-        House { server, upstream, sidecar, browser, client }
+        Fixture { server, upstream, sidecar, browser, client }
     }
 
-    /// Where browsers reach the sidecar.
+    /// The base URL at which browsers reach the sidecar.
     fn public(&self) -> String {
         format!("http://localhost:{}", self.sidecar.admin().port())
     }
 
-    async fn ask(&self, lines: &str) -> RawResponse {
+    async fn get(&self, lines: &str) -> RawResponse {
         raw::get_through(self.sidecar.proxy(), "http://api.test/x", lines).await
     }
 
-    /// The account whose token the upstream has accepted.
-    async fn accepted(&self, lines: &str) -> String {
-        let answer = self.ask(lines).await;
-        assert_eq!(answer.status, 200, "{}\n{}", answer.text(), self.sidecar.log());
-        let seen = answer.json();
+    /// Sends a request and returns the account whose token the upstream accepted.
+    async fn account(&self, lines: &str) -> String {
+        let response = self.get(lines).await;
+        assert_eq!(response.status, 200, "{}\n{}", response.text(), self.sidecar.log());
+        let seen = response.json();
         assert_eq!((&seen["active"], &seen["client_id"]), (&json!(true), &json!(self.client)), "{seen}");
         seen["sub"].as_str().unwrap_or_default().to_owned()
     }
 
-    /// What a refused request names as the way out.
+    /// Sends a request that is refused and returns the link in its error.
     async fn link(&self, lines: &str) -> String {
-        let answer = self.ask(lines).await;
-        assert_eq!(answer.status, 424, "{}", answer.text());
-        let problem = answer.json();
+        let response = self.get(lines).await;
+        assert_eq!(response.status, 424, "{}", response.text());
+        let problem = response.json();
         assert_eq!(problem["action"], "reauthorize", "{problem}");
-        assert!(answer.header("retry-after").is_none(), "a retry changes nothing");
+        assert!(response.header("retry-after").is_none(), "a retry cannot succeed");
         problem["link"].as_str().unwrap_or_else(|| panic!("no link: {problem}")).to_owned()
     }
 
-    /// Opens a link, signs in where that is asked, confirms, and stops at the authorization server's page.
+    /// Opens a link, signs in if required, confirms, and stops at the authorization server's page.
     async fn arrive(&self, tab: Tab<'_>, link: &str) -> Page {
         let page = tab.open(link).await;
         if page.status() == 401 {
@@ -108,7 +108,7 @@ impl House {
         tab.until(&self.server.issuer(), "Continue").await
     }
 
-    /// Logs in there, where that is asked, and agrees.
+    /// Logs in at the authorization server if required, and approves.
     async fn agree(&self, tab: Tab<'_>, account: &str) -> Page {
         let page = tab.until(&self.server.issuer(), "Continue").await;
         if page.html().contains("name=\"account\"") {
@@ -118,14 +118,14 @@ impl House {
         tab.agree().await
     }
 
-    /// From the link to the page that says that it is done.
+    /// From the link to the page with the outcome.
     async fn connect(&self, tab: Tab<'_>, link: &str, account: &str) -> Page {
         self.arrive(tab, link).await;
         self.agree(tab, account).await;
         tab.until("/result", "Connected").await
     }
 
-    /// The same up to the callback, which is held back: its address.
+    /// The same up to the callback, which is held back; returns its URL.
     async fn until_callback(&self, tab: Tab<'_>, link: &str, account: &str) -> String {
         tab.hold("/oauth/callback").await;
         self.arrive(tab, link).await;
@@ -142,22 +142,22 @@ impl House {
         call(self.sidecar.admin(), method, path, &body).await
     }
 
-    /// A request to a page without a browser, with further header lines.
+    /// Requests a page without a browser, with additional header lines.
     async fn visit(&self, method: &str, url: &str, lines: &str) -> RawResponse {
         pages::visit(self.sidecar.admin(), method, url, lines, "").await
     }
 
-    /// The cookie of a person who has signed in, as a header line.
+    /// Signs in and returns the cookie as a header line.
     async fn session(&self, link: &str) -> String {
         let body = format!("token={MANAGER}");
-        let answer = pages::visit(self.sidecar.admin(), "POST", link, &pages::origin(link), &body).await;
-        assert_eq!(answer.status, 200, "{}", answer.text());
-        pages::cookie(&answer)
+        let response = pages::visit(self.sidecar.admin(), "POST", link, &pages::origin(link), &body).await;
+        assert_eq!(response.status, 200, "{}", response.text());
+        pages::cookie(&response)
     }
 
-    /// What every page of the sidecar on the way of this tab has to hold; how many there were.
-    fn pages_hold(&self, page: &Page) -> usize {
-        let own: Vec<_> = page.documents().into_iter().filter(|one| self.is_own(&one["url"])).collect();
+    /// Checks the headers of every page of the sidecar that this tab has shown; returns their number.
+    fn check_pages(&self, page: &Page) -> usize {
+        let own: Vec<_> = page.documents().into_iter().filter(|one| self.is_sidecar(&one["url"])).collect();
         for one in &own {
             let header = |name: &str| one["headers"][name].as_str().unwrap_or_default();
             assert_eq!((header("referrer-policy"), header("cache-control")), ("same-origin", "no-store"), "{one}");
@@ -166,7 +166,7 @@ impl House {
         }
         for url in page.requests() {
             let known = url.starts_with(&self.public()) || url.starts_with(&self.server.issuer());
-            assert!(known || url.starts_with("data:"), "{url} is a third party's");
+            assert!(known || url.starts_with("data:"), "{url} is of a third party");
         }
         let refused = "Failed to load resource: the server responded with a status of 4";
         let problems: Vec<_> = page.problems().into_iter().filter(|one| !one.contains(refused)).collect();
@@ -174,7 +174,7 @@ impl House {
         own.len()
     }
 
-    fn is_own(&self, url: &Value) -> bool {
+    fn is_sidecar(&self, url: &Value) -> bool {
         url.as_str().is_some_and(|url| url.starts_with(&self.public()))
     }
 }
@@ -183,13 +183,13 @@ fn secret_of(client: &str) -> String {
     format!("{client}-secret-0123456789abcdef0123456789abcdef")
 }
 
-/// On the page that asks a person to sign in.
+/// Fills in and submits the sign-in page.
 async fn sign_in(tab: Tab<'_>) {
     tab.fill("input[name=token]", MANAGER).await;
     tab.click("button[type=submit]").await;
 }
 
-/// The value of a query parameter, as it is written.
+/// The encoded value of a query parameter.
 fn param<'a>(url: &'a str, name: &str) -> &'a str {
     let query = url.split_once('?').map_or("", |(_, query)| query);
     let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));

@@ -1,4 +1,4 @@
-"""An Authlib authorization server (Flask): the second of two real authorization servers.
+"""An authorization server on Authlib (Flask), one of the two real ones.
 
   python al.py '{"tls": DIR or null, "port": 0, "lifetime": 3, "leaf": "server", "issuer": null}' < held-open-pipe
 
@@ -6,10 +6,10 @@ Clients: `machine` (client_secret_post), `machine-basic` (client_secret_basic, a
 `owner` (client_secret_post; the password grant of `ann` with `ann-password`, refresh tokens that rotate),
 `introspector` (may introspect every token), one `m-…` for each client authentication method (al_auth.py), and `p-…`, whose
 grants need a person and a browser (al_people.py). Grants: al_grants.py and al_people.py. Endpoints: /authorize, /device,
-/device/auth, /token, /introspect, /revoke (that token alone), /.well-known/oauth-authorization-server
-and /.well-known/openid-configuration; the same on a second port, `mtls`, which asks for a client certificate (it refuses
-the handshake of one that is neither by the test CA nor mtls-self-signed) and is announced as `mtls_endpoint_aliases`.
-Without `tls` it serves plain http, and no such port. It differs from op: Basic credentials are %-decoded but `+` stays `+`.
+/device/auth, /token, /introspect, /revoke (only the token sent), /.well-known/oauth-authorization-server
+and /.well-known/openid-configuration; the same on a second port, `mtls`, which requests a client certificate (the handshake
+fails for one that is neither issued by the test CA nor mtls-self-signed) and is announced as `mtls_endpoint_aliases`.
+Without `tls` it serves plain http and has no `mtls` port. Unlike op.mjs, it %-decodes Basic credentials but keeps `+`.
 Control, also on a plain-http port: GET /__stats; POST /__control {lifetime, announce_lifetime, delay_ms, status, retry_after,
 times, revoke_all, interval, slow_downs, device_lifetime}: see `apply`; POST /__device and /__end_grants: see al_people.py.
 The peer ends when its stdin closes.
@@ -24,7 +24,7 @@ import threading
 import time
 from urllib.parse import unquote, urlsplit
 
-from al_store import (  # first: it reads the settings, and tells Authlib of them
+from al_store import (  # first: it reads the settings and configures Authlib
     CLIENTS, FAULT, LOCK, PORTS, REFRESH, SETTINGS, STATS, TOKENS, count, refresh_token_of, save_token)
 
 from authlib.common.security import generate_token
@@ -39,11 +39,11 @@ import al_auth
 import al_grants
 import al_people
 
-AT_ONCE = [0]
+CONCURRENT = [0]
 
 
 class Introspection(IntrospectionEndpoint):
-    """A refresh token is told only to who asks for one by `token_type_hint`: a resource server must not take it."""
+    """Finds refresh tokens only with `token_type_hint=refresh_token`: a resource server must not accept them."""
     CLIENT_AUTH_METHODS = al_auth.METHODS
 
     def query_token(self, token_string, token_type_hint):
@@ -54,10 +54,10 @@ class Introspection(IntrospectionEndpoint):
         return client.client_id in ("introspector", token.client_id)
 
     def introspect_token(self, token):
-        told = {"active": True, "client_id": token.client_id, "scope": token.scope}
+        claims = {"active": True, "client_id": token.client_id, "scope": token.scope}
         if token.kind == "access_token":
-            told |= {"token_type": "Bearer", "exp": int(token.expires_at)}
-        return told | {name: value for name, value in [("sub", token.subject), ("aud", token.audience)] if value}
+            claims |= {"token_type": "Bearer", "exp": int(token.expires_at)}
+        return claims | {name: value for name, value in [("sub", token.subject), ("aud", token.audience)] if value}
 
 
 class Revocation(RevocationEndpoint):
@@ -87,7 +87,7 @@ server.register_endpoint(Revocation)
 
 # --- endpoints ---------------------------------------------------------------------------------------------------------
 def client_of(req):
-    """The client's name, whichever way it authenticates; only for counting."""
+    """The client ID, whatever the authentication method; only for statistics."""
     kind, _, value = req.headers.get("Authorization", "").partition(" ")
     if kind.lower() != "basic":
         form = req.form
@@ -106,11 +106,11 @@ def fail_on_purpose():
             return None
         if times:
             FAULT["times"] = times - 1
-    answer = jsonify(error="invalid_client" if status < 500 else "temporarily_unavailable")
-    answer.status_code = status
+    response = jsonify(error="invalid_client" if status < 500 else "temporarily_unavailable")
+    response.status_code = status
     if after is not None:
-        answer.headers["Retry-After"] = str(after)
-    return answer
+        response.headers["Retry-After"] = str(after)
+    return response
 
 
 @app.post("/token")
@@ -119,13 +119,13 @@ def token():
     with LOCK:
         STATS["token_requests"][client] = STATS["token_requests"].get(client, 0) + 1
         al_people.count_token(client, request.form)
-        AT_ONCE[0] += 1
-        STATS["token_requests_at_once"] = max(STATS["token_requests_at_once"], AT_ONCE[0])
+        CONCURRENT[0] += 1
+        STATS["token_requests_at_once"] = max(STATS["token_requests_at_once"], CONCURRENT[0])
     try:
         return fail_on_purpose() or server.create_token_response()
     finally:
         with LOCK:
-            AT_ONCE[0] -= 1
+            CONCURRENT[0] -= 1
 
 
 @app.post("/introspect")
@@ -151,12 +151,12 @@ def endpoints_at(base):
 @app.get("/.well-known/openid-configuration")
 def metadata():
     issuer = SETTINGS["issuer"] or request.host_url.rstrip("/")
-    told = {"issuer": issuer, **endpoints_at(issuer), **al_people.metadata_at(issuer),
-            "token_endpoint_auth_methods_supported": al_auth.METHODS,
-            "token_endpoint_auth_signing_alg_values_supported": ["HS256", *al_auth.KEYS]}
+    members = {"issuer": issuer, **endpoints_at(issuer), **al_people.metadata_at(issuer),
+               "token_endpoint_auth_methods_supported": al_auth.METHODS,
+               "token_endpoint_auth_signing_alg_values_supported": ["HS256", *al_auth.KEYS]}
     if "mtls" in PORTS:
-        told["mtls_endpoint_aliases"] = endpoints_at(f"https://{urlsplit(issuer).hostname}:{PORTS['mtls']}")
-    return jsonify(told)
+        members["mtls_endpoint_aliases"] = endpoints_at(f"https://{urlsplit(issuer).hostname}:{PORTS['mtls']}")
+    return jsonify(members)
 
 
 @app.get("/__stats")
@@ -167,7 +167,7 @@ def stats():
 
 @app.post("/__control")
 def apply():
-    """Fields left out stay as they are; `times` limits `status` to that many answers; `status: null` ends it."""
+    """Absent fields keep their values; `times` limits `status` to that many responses; `status: null` ends it."""
     change = request.get_json(force=True)
     with LOCK:
         FAULT.update({key: value for key, value in change.items() if key in FAULT})
@@ -194,22 +194,22 @@ class Server(ThreadedWSGIServer):
 
     def get_request(self):
         connection, address = super().get_request()
-        if self.context:  # the handshake happens in the connection's own thread, so that a silent client stops nobody
+        if self.context:  # the handshake runs in the thread of the connection, so that a silent client blocks no other
             connection = self.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
         return connection, address
 
     def handle_error(self, *_):
-        if not isinstance(sys.exc_info()[1], OSError):  # refused handshakes and clients that went away say nothing
+        if not isinstance(sys.exc_info()[1], OSError):  # refused handshakes and disconnected clients are not logged
             super().handle_error(*_)
 
 
-def serve(port, tls=None, ask_for_certificate=False):
+def serve(port, tls=None, request_certificate=False):
     server = Server("127.0.0.1", port, app, Handler)
     if tls:
         server.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         server.context.load_cert_chain(f"{tls}/{SETTINGS['leaf']}.pem", f"{tls}/{SETTINGS['leaf']}.key")
         server.ssl_context = server.context  # Flask then sees wsgi.url_scheme = https
-    if ask_for_certificate:
+    if request_certificate:
         server.context.verify_mode = ssl.CERT_OPTIONAL
         for trusted in ["ca", "mtls-self-signed"]:
             server.context.load_verify_locations(f"{tls}/{trusted}.pem")
@@ -219,7 +219,7 @@ def serve(port, tls=None, ask_for_certificate=False):
 
 PORTS["port"] = serve(SETTINGS["port"], SETTINGS["tls"])
 if SETTINGS["tls"]:
-    PORTS["mtls"] = serve(SETTINGS["mtls_port"], SETTINGS["tls"], ask_for_certificate=True)
+    PORTS["mtls"] = serve(SETTINGS["mtls_port"], SETTINGS["tls"], request_certificate=True)
 print(json.dumps({"listening": {**PORTS, "control": serve(SETTINGS["control_port"])}}), flush=True)
 sys.stdin.read()
 os._exit(0)

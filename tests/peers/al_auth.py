@@ -1,11 +1,11 @@
-"""How clients of al.py prove who they are, and one client for each way.
+"""Client authentication of al.py, and one client for each method.
 
-Clients, all allowed for every grant of `GRANTS`, a secret being `<client>-secret-0123…`: `m-body`, `m-basic`, `m-csjwt`
+Clients, each allowed every grant of `GRANTS`, with secrets `<client>-secret-0123…`: `m-body`, `m-basic`, `m-csjwt`
 (client_secret_jwt, HS256), `m-pkjwt-rs256`, `-ps256`, `-es256`, `-eddsa` (private_key_jwt with client-rsa.key,
 client-ec.key, client-ed.key of certs.py), `m-tls-ca` and `m-tls-self` (the certificate mtls-ca-issued or mtls-self-signed,
-shown at the port `mtls`), `m-none` (only the grants that bring their own proof). Those with a key need `tls`.
-A client assertion has iss = sub = client_id, aud = issuer or token endpoint, and a jti that is good once.
-Authlib has no mutual TLS: here the certificate must be the client's, byte for byte.
+presented at the port `mtls`), `m-none` (only the grants that need no client authentication). Clients with a key need `tls`.
+A client assertion has iss = sub = client_id, aud = issuer or token endpoint, and a jti that is accepted once.
+Authlib has no mutual TLS: here the certificate must equal the client's, byte for byte.
 """
 
 import json
@@ -32,7 +32,7 @@ KEYS = {}  # algorithm → (kid, key)
 
 
 def verified(token, keys=KEYS):
-    """The claims of a JWT that one of the keys signed; a `kid` in its header must be the key's."""
+    """The claims of a JWT signed with one of the keys; a `kid` in its header must be that of the key."""
     def key_of(signed):
         kid, key = keys[signed.headers()["alg"]]
         if signed.headers().get("kid", kid) != kid:
@@ -43,7 +43,7 @@ def verified(token, keys=KEYS):
 
 
 def unverified(token):
-    """The claims of a JWT, to learn whose key to take."""
+    """The claims of a JWT before verification, to find the key."""
     try:
         claims = json.loads(jws.extract_compact(token.encode()).payload)
     except (JoseError, ValueError):
@@ -58,7 +58,7 @@ class ClientAssertion(JWTBearerClientAssertion):
 
     def __call__(self, query_client, oauth_request):
         client = query_client(unverified(oauth_request.form.get("client_assertion", "")).get("sub"))
-        if client and self.CLIENT_AUTH_METHOD in client.methods:  # else it is another method's assertion, or none
+        if client and self.CLIENT_AUTH_METHOD in client.methods:  # else it belongs to another method, or is absent
             return super().__call__(query_client, oauth_request)
         return None
 

@@ -1,12 +1,12 @@
-"""The grants of al.py, for clients that prove themselves in any of al_auth.METHODS.
+"""The grants of al.py, for clients with any of al_auth.METHODS.
 
-Authlib's: client_credentials (and `account_credentials`, the same by another name), password (`ann`, `ann-password`),
-refresh_token (each good once), JWT bearer (RFC 7523). Own: SAML 2.0 bearer (RFC 7522), token exchange (RFC 8693).
-Refresh tokens come with password and JWT bearer, where the client may use them.
+From Authlib: client_credentials (and its alias `account_credentials`), password (`ann`, `ann-password`), refresh_token
+(each accepted once), JWT bearer (RFC 7523). Our own: SAML 2.0 bearer (RFC 7522), token exchange (RFC 8693).
+password and JWT bearer issue refresh tokens, if the client may use them.
 A JWT assertion is signed with a key of certs.py by the client itself (iss = its client_id) or by ISSUER; aud is the server's
-issuer or token endpoint, it ends within ten minutes, its jti is good once. Without any proof of a client it speaks for the
-client that is its iss. A subject token is an active access token of this server, or a JWT by ISSUER for the same audiences,
-which may be used again. A SAML assertion may be used again while it is in force.
+issuer or token endpoint, it expires within ten minutes, its jti is accepted once. Without client authentication, its iss
+names the client. A subject token is an active access token of this server, or a JWT by ISSUER for the same audiences, which
+may be used again. A SAML assertion may be used again until it expires.
 """
 
 import base64
@@ -23,7 +23,7 @@ import al_auth
 from al_store import CLIENTS, LOCK, REFRESH, SETTINGS, SPENT, STATS, TOKENS, audiences, first_use, refresh_token_of
 
 ISSUER = "https://issuer.test"
-LONGEST = 600
+LIFETIME_MAX_S = 600
 ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"
 TOKEN_TYPES = (ACCESS_TOKEN, "urn:ietf:params:oauth:token-type:jwt", "urn:ietf:params:oauth:token-type:id_token")
 
@@ -44,7 +44,7 @@ class Password(ResourceOwnerPasswordCredentialsGrant):
 
 
 class Refresh(RefreshTokenGrant):
-    """Each refresh token is good once; a second use is counted and takes away what came of the first."""
+    """A refresh token is accepted once; a second use is counted and revokes all refresh tokens."""
     TOKEN_ENDPOINT_AUTH_METHODS = al_auth.METHODS
     INCLUDE_NEW_REFRESH_TOKEN = True
 
@@ -67,7 +67,7 @@ class Refresh(RefreshTokenGrant):
 
 
 class Claims(JWTBearerGrant):
-    """A JWT by the client itself or by ISSUER; both grants below ask for one."""
+    """Grants below verify a JWT of the client itself or of ISSUER."""
     TOKEN_ENDPOINT_AUTH_METHODS = al_auth.METHODS
     LEEWAY = 5
 
@@ -108,9 +108,9 @@ class JwtBearer(Claims):
         else:
             client = CLIENTS.get(al_auth.unverified(form["assertion"]).get("iss"))
             if not client or not client.check_grant_type(self.GRANT_TYPE):
-                raise InvalidGrantError(description="iss is no client of this grant")
+                raise InvalidGrantError(description="iss is not a client of this grant")
         claims = self.claims_of(form["assertion"], (client.client_id, ISSUER))
-        if claims["exp"] > time.time() + LONGEST:
+        if claims["exp"] > time.time() + LIFETIME_MAX_S:
             raise InvalidGrantError(description="the assertion lives too long")
         if "jti" not in claims or not first_use(claims["iss"], claims["jti"]):
             raise InvalidGrantError(description="jti is missing, or the assertion was used before")
@@ -151,7 +151,7 @@ class Saml2Bearer(Claims):
     GRANT_TYPE = al_auth.SAML2_BEARER
 
     def validate_token_request(self):
-        import saml  # here, as it takes as long to load as all the rest
+        import saml  # here, because loading it takes as long as all the rest
 
         self.request.client = self.client_for(self.GRANT_TYPE)
         try:

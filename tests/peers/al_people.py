@@ -1,18 +1,18 @@
-"""The clients of al.py that act for people, the pages where people decide, and what is counted of them.
+"""Clients of al.py that act for people, the pages on which people decide, and their statistics.
 
-Clients; secrets are `<client>-secret-0123…`; redirect URIs may be any http(s) URL of this machine (or of a name below .test)
-whose path is /oauth/callback, whatever its port:
-  p-web         client_secret_basic or a secret in the body; PKCE as it likes
-  p-plain       the same; it must use PKCE by the method `plain`
+Clients, with secrets `<client>-secret-0123…`. A redirect URI may be any http(s) URL of this machine (or of a name under
+.test) with the path /oauth/callback, whatever its port:
+  p-web         client_secret_basic or a secret in the body; PKCE is optional
+  p-plain       the same; it must use PKCE with the method `plain`
   p-none        the same; an authorization request with a code challenge is refused, as by servers that do not know PKCE
-  p-public      no secret; PKCE by S256 is required
+  p-public      no secret; PKCE with S256 is required
   p-device      device code, no secret
   p-device-web  device code, with a secret
-  p-device-bare as p-device; the answer has neither `interval` nor `verification_uri_complete`
-All have refresh tokens, which rotate. Callbacks carry no `iss`. Pages: any account name signs in (`input[name=account]`), and
-the browser keeps who it is; each page has `#go` and `#deny`; consent is asked every time.
-A poll that comes before the interval is over is answered `slow_down`, and the interval grows by 5 s; control `slow_downs` does
-the same to the next so many.
+  p-device-bare as p-device; the device authorization response has neither `interval` nor `verification_uri_complete`
+All get refresh tokens, which rotate. Callbacks carry no `iss`. Pages: any account name signs in (`input[name=account]`), and
+a cookie remembers the account; each page has `#go` and `#deny`; consent is requested every time.
+A poll before the end of the interval gets `slow_down`, and the interval grows by 5 s; control `slow_downs` does the same to
+that many next polls.
 Not here: refresh tokens and revocation (al_grants.py, al.py), the same for oidc-provider (op_people.mjs).
 """
 
@@ -33,7 +33,7 @@ from al_store import CLIENTS, FAULT, LOCK, REFRESH, STATS, TOKENS, Client, count
 
 DEVICE_CODE = DeviceCodeGrant.GRANT_TYPE
 CALLBACK = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\]|[a-z0-9.-]+\.test)(:\d+)?/oauth/callback")
-LATE_S = 0.1  # a poll may come so much before its time
+EARLY_TOLERANCE_S = 0.1  # a poll may be this much early
 CODES = {}
 USED_CODES = set()
 SIGNED_IN = {}  # cookie → account
@@ -42,7 +42,7 @@ DECISIONS = {}  # user code → (account, whether it approves)
 
 
 class Person(Client):
-    """`challenge`: what its authorization request must hold: a method of PKCE, "none" at all, or anything."""
+    """`challenge`: the PKCE method that its authorization requests must use: a method, "none", or "any"."""
 
     def __init__(self, client_id, methods, grant="authorization_code", challenge="any"):
         secret = None if methods == ["none"] else f"{client_id}-secret-0123456789abcdef0123456789abcdef"
@@ -117,7 +117,7 @@ class ByDevice(DeviceCodeGrant):
     def should_slow_down(self, credential):
         with LOCK:
             now = time.time()
-            early = now < credential["next_at"] - LATE_S or FAULT["slow_downs"] > 0
+            early = now < credential["next_at"] - EARLY_TOLERANCE_S or FAULT["slow_downs"] > 0
             if early:
                 FAULT["slow_downs"] = max(0, FAULT["slow_downs"] - 1)
                 STATS["slowed_down"] += 1
@@ -132,10 +132,11 @@ class DeviceAuthorization(DeviceAuthorizationEndpoint):
 
     def create_endpoint_response(self, oauth_request):
         self.EXPIRES_IN, self.INTERVAL = FAULT["device_lifetime"], FAULT["interval"]
-        status, told, headers = super().create_endpoint_response(oauth_request)
+        status, members, headers = super().create_endpoint_response(oauth_request)
         if oauth_request.client.client_id == "p-device-bare":
-            told = {name: value for name, value in told.items() if name not in ("interval", "verification_uri_complete")}
-        return status, told, headers
+            omitted = ("interval", "verification_uri_complete")
+            members = {name: value for name, value in members.items() if name not in omitted}
+        return status, members, headers
 
     def save_device_credential(self, client_id, scope, data):
         now = time.time()
@@ -166,18 +167,18 @@ def account_of(req):
     return SIGNED_IN.get(req.cookies.get("al_account"))
 
 
-def signed_in(answer, account):
+def signed_in(response, account):
     cookie = generate_token(30)
     SIGNED_IN[cookie] = account
-    answer = make_response(answer)
-    answer.set_cookie("al_account", cookie, httponly=True, samesite="Lax", secure=request.is_secure)
-    return answer
+    response = make_response(response)
+    response.set_cookie("al_account", cookie, httponly=True, samesite="Lax", secure=request.is_secure)
+    return response
 
 
-def question(account, asking):
+def question(account, request_text):
     if not account:
         return page("Sign in", form(ACCOUNT))
-    return page("Consent", f"<p>{escape(account)}, may {escape(asking)}?</p>{form('')}")
+    return page("Consent", f"<p>{escape(account)}, may {escape(request_text)}?</p>{form('')}")
 
 
 def add_pages(app, server):
@@ -195,12 +196,12 @@ def add_pages(app, server):
         answer, arriving = request.form.get("answer"), request.form.get("account")
         if answer == "deny":
             return server.create_authorization_response(grant_user=None, grant=grant)
-        asking = f"{grant.request.client.client_id} have {grant.request.scope or 'nothing'}"
+        request_text = f"{grant.request.client.client_id} have {grant.request.scope or 'nothing'}"
         if arriving:
-            return signed_in(question(arriving, asking), arriving)
+            return signed_in(question(arriving, request_text), arriving)
         if answer and account:
             return server.create_authorization_response(grant_user=account, grant=grant)
-        return question(account, asking)
+        return question(account, request_text)
 
     @app.post("/device/auth")
     def device_authorization():
@@ -222,23 +223,23 @@ def add_pages(app, server):
     @app.post("/__device")
     def decide():
         """Control: {user_code, account, approve} without a browser."""
-        told = request.get_json(force=True)
-        DECISIONS[told["user_code"]] = (told.get("account", "ann"), told.get("approve", True))
+        decision = request.get_json(force=True)
+        DECISIONS[decision["user_code"]] = (decision.get("account", "ann"), decision.get("approve", True))
         return jsonify({})
 
     @app.post("/__end_grants")
     def end_grants():
         """Control: {account, client}: the account withdraws its consent (to all clients, if none is named)."""
-        told = request.get_json(force=True)
+        selected = request.get_json(force=True)
 
-        def mine(client_id, subject):
-            return subject == told["account"] and told.get("client") in (None, client_id)
+        def matches(client_id, subject):
+            return subject == selected["account"] and selected.get("client") in (None, client_id)
 
         with LOCK:
-            ended = [value for value, (client_id, _, subject) in REFRESH.items() if mine(client_id, subject)]
+            ended = [value for value, (client_id, _, subject) in REFRESH.items() if matches(client_id, subject)]
             for value in ended:
                 del REFRESH[value]
-            for value in [value for value, token in TOKENS.items() if mine(token.client_id, token.subject)]:
+            for value in [value for value, token in TOKENS.items() if matches(token.client_id, token.subject)]:
                 del TOKENS[value]
         return jsonify(ended=len(ended))
 
@@ -247,14 +248,14 @@ def device_question(account, code):
     if not account:
         return page("Sign in", form(f'{ACCOUNT}<input type="hidden" name="user_code" value="{escape(code)}">'))
     if not any(device["user_code"] == code for device in DEVICES.values()):
-        unknown = f'<p id="error">Not known: {escape(code)}</p>' if code else ""
+        unknown = f'<p id="error">Unknown code: {escape(code)}</p>' if code else ""
         return page("Enter the code", f'{unknown}<form method="post"><input name="user_code" required autofocus>'
                                       '<button id="go">Continue</button></form>')
     return page("Confirm the code", f"<p>{escape(account)}, does your device show <code>{escape(code)}</code>?</p>"
                                     + form(f'<input type="hidden" name="user_code" value="{escape(code)}">'))
 
 
-# --- counts: all by client, as op_people.mjs has them ------------------------------------------------------------------
+# --- statistics by client, as in op_people.mjs --------------------------------------------------------------------------
 STATS.update({"asked": {}, "authorizations": {}, "device_authorizations": {}, "polls": {}, "forms": {},
               "second_uses": {}, "slowed_down": 0})
 FAULT.update({"interval": 1, "device_lifetime": 600, "slow_downs": 0})

@@ -1,6 +1,6 @@
-"""What the parts of the Authlib authorization server (al.py) share: settings, counts, tokens, clients.
+"""State that the parts of the Authlib authorization server (al.py) share: settings, statistics, tokens, clients.
 
-Not here: what a client proves itself with (al_auth.py), the grants (al_grants.py), the endpoints (al.py).
+Not here: client authentication (al_auth.py), grants (al_grants.py), endpoints (al.py).
 """
 
 import json
@@ -31,13 +31,13 @@ PORTS = {}
 
 
 def count(counts, client_id, kind):
-    """Under LOCK. `grants`: client → grant type → tokens given; `revoked`: client → access_token or refresh_token."""
+    """Under LOCK. `grants`: client → grant type → tokens issued; `revoked`: client → access_token or refresh_token."""
     counts.setdefault(client_id, {}).setdefault(kind, 0)
     counts[client_id][kind] += 1
 
 
 def first_use(issuer, jti):
-    """Whether a JWT of this issuer and jti comes for the first time; a second time is counted."""
+    """True for the first JWT with this issuer and jti; a second use is counted."""
     with LOCK:
         if (issuer, jti) in JTIS:
             STATS["jti_reused"] += 1
@@ -47,9 +47,9 @@ def first_use(issuer, jti):
 
 
 def audiences():
-    """What an assertion may call this server: its issuer or its token endpoint, by the port asked or the usual one."""
-    usual = f"{'https' if SETTINGS['tls'] else 'http'}://127.0.0.1:{PORTS['port']}"
-    issuers = [SETTINGS["issuer"] or usual, request.host_url.rstrip("/")]
+    """Accepted audiences: issuer and token endpoint, with the requested port or the default one."""
+    default = f"{'https' if SETTINGS['tls'] else 'http'}://127.0.0.1:{PORTS['port']}"
+    issuers = [SETTINGS["issuer"] or default, request.host_url.rstrip("/")]
     return issuers + [f"{issuer}/token" for issuer in issuers]
 
 
@@ -76,7 +76,7 @@ class Client(ClientMixin):
 
 
 class Token(TokenMixin):
-    """An access token, or a refresh token as introspection and revocation see it."""
+    """An access token, or a refresh token for introspection and revocation."""
 
     def __init__(self, value, client_id, scope, expires_at, subject=None, audience=None, kind="access_token"):
         self.value, self.client_id, self.scope, self.expires_at = value, client_id, scope, expires_at

@@ -1,20 +1,20 @@
-// A real browser, headless Chromium, driven by JSON lines: one command on stdin, one answer on stdout.
+// A real browser, headless Chromium, driven by JSON lines: one command on stdin, one result on stdout.
 //
 //   node browser.mjs '{"directory": DIR, "executable": "/usr/bin/chromium"}' < held-open-pipe
 //
-// Commands name a `context` (each a browser of its own: cookies, storage) and a `tab` of it; both are made when first named.
-//   open {url}                  goes there and waits for the page; a navigation that was refused is an answer, too
-//   fill {selector, text}       click {selector, wait}: with `wait` until the page that it leads to is there
+// Commands name a `context` (separate cookies and storage) and a `tab` of it; both are created on first use.
+//   open {url}                  navigates and waits for the page; a refused navigation is a result, too
+//   fill {selector, text}       click {selector, wait}: with `wait`, waits for the page that follows
 //   back, reload, close         (close: that tab)
-//   until {url, text, within_ms}   waits until the page's address and its text hold these
-//   hold {part}                 from now on no page is loaded in this tab whose address holds `part`; `state.held` has them
+//   until {url, text, within_ms}   waits until the page's URL and text contain these
+//   hold {part}                 from now on this tab loads no page whose URL contains `part`; `state.held` lists them
 //   state                       {url, status, headers, title, text, html, cookies, documents, held, requests, problems}
-// Every command but `close` answers {ok: {…state}} or {error: text}. `status`, `headers`: of the page shown, names in lower case.
-// `cookies`: all of the context. `documents`: {url, status, headers} of each page that was answered, redirects included, in
-// order. `requests`: {url, failed} of everything that was loaded. `problems`: errors and warnings on the console (CSP violations are among them), uncaught
-// exceptions, and failed requests but for held ones; all since the tab was made.
-// Certificates are not checked: the peers have a test CA, and what is tested is not the browser. No name outside this
-// machine is resolved; names below .test are 127.0.0.1.
+// Every command except `close` returns {ok: {…state}} or {error: text}. `status`, `headers`: of the current page, names in
+// lower case. `cookies`: all of the context. `documents`: {url, status, headers} of each page response, redirects included, in
+// order. `requests`: {url, failed} of everything loaded. `problems`: console errors and warnings (CSP violations included),
+// uncaught exceptions, and failed requests except held ones; all since the tab was created.
+// Certificates are not verified: the peers use a test CA, and the browser is not under test. Only local names are resolved;
+// names under .test are 127.0.0.1.
 
 import readline from 'node:readline';
 import puppeteer from 'puppeteer-core';
@@ -26,7 +26,7 @@ const contexts = new Map(); // name → {context, tabs: name → tab}
 const browser = await puppeteer.launch({
   executablePath: settings.executable,
   headless: true,
-  pipe: true, // it ends with this process, however that ends
+  pipe: true, // the browser exits with this process, even after a crash
   acceptInsecureCerts: true,
   timeout: 60000,
   userDataDir: settings.directory ?? undefined,
@@ -39,11 +39,11 @@ const browser = await puppeteer.launch({
 async function tabOf({ context = 'a', tab = '1' }) {
   if (!contexts.has(context)) contexts.set(context, { context: await browser.createBrowserContext(), tabs: new Map() });
   const { context: own, tabs } = contexts.get(context);
-  if (!tabs.has(tab)) tabs.set(tab, await watched(await own.newPage()));
+  if (!tabs.has(tab)) tabs.set(tab, await watch(await own.newPage()));
   return { ...tabs.get(tab), context: own, tabs, name: tab };
 }
 
-async function watched(page) {
+async function watch(page) {
   const seen = { documents: [], held: [], hold: null, requests: [], problems: [], document: null };
   const ofPage = (request) => request.isNavigationRequest() && request.frame() === page.mainFrame();
   page.setDefaultTimeout(settings.within_ms);
@@ -75,7 +75,7 @@ async function watched(page) {
 }
 
 async function state({ page, seen, context }) {
-  const inPage = (what) => page.evaluate(what).catch(() => null); // null while it goes on to another page
+  const inPage = (what) => page.evaluate(what).catch(() => null); // null during a navigation
   const { documents, held, requests, problems, document: shown } = seen;
   return {
     url: page.url(),
@@ -89,7 +89,7 @@ async function state({ page, seen, context }) {
   };
 }
 
-// A navigation that ended without a page (held, refused, or past the first one) is told by the state.
+// A navigation without a page (held, refused, or past the start of the history) is visible in the state.
 const gone = (error) => {
   if (!/net::ERR_|Navigation timeout|History entry/.test(String(error))) throw error;
 };
@@ -98,11 +98,11 @@ const commands = {
   open: ({ page }, { url }) => page.goto(url, { waitUntil: 'load' }).catch(gone),
   fill: ({ page }, { selector, text }) => page.locator(selector).fill(text),
   click: async ({ page, seen }, { selector, wait = false }) => {
-    await page.bringToFront(); // a tab behind another one is not painted, and takes no click
+    await page.bringToFront(); // a background tab is not painted and receives no click
     await page.waitForSelector(selector);
     const before = seen.held.length;
     const there = wait && page.waitForNavigation({ waitUntil: 'load' }).catch(gone);
-    const held = wait && seen.hold !== null && polled(() => seen.held.length > before, settings.within_ms);
+    const held = wait && seen.hold !== null && poll(() => seen.held.length > before, settings.within_ms);
     await page.click(selector);
     await Promise.race([there, held].filter(Boolean));
   },
@@ -110,11 +110,11 @@ const commands = {
   reload: ({ page }) => page.reload({ waitUntil: 'load' }).catch(gone),
   until: async (tab, { url = '', text = '', within_ms = settings.within_ms }) => {
     let now;
-    const there = await polled(async () => {
+    const there = await poll(async () => {
       now = await state(tab);
       return now.url.includes(url) && now.text?.includes(text);
     }, within_ms);
-    if (!there) throw new Error(`${JSON.stringify({ url, text })} did not come; there is ${JSON.stringify(now)}`);
+    if (!there) throw new Error(`${JSON.stringify({ url, text })} did not appear; the page is ${JSON.stringify(now)}`);
   },
   hold: async ({ page, seen }, { part }) => {
     seen.hold = part;
@@ -127,7 +127,7 @@ const commands = {
   },
 };
 
-async function polled(condition, within_ms) {
+async function poll(condition, within_ms) {
   for (const end = Date.now() + within_ms; Date.now() < end;) {
     if (await condition()) return true;
     await new Promise((resolve) => setTimeout(resolve, 50));
@@ -135,17 +135,17 @@ async function polled(condition, within_ms) {
   return false;
 }
 
-async function answer(command) {
+async function run(command) {
   const tab = await tabOf(command);
   await commands[command.cmd](tab, command);
   return command.cmd === 'close' ? {} : state(tab);
 }
 
-const say = (value) => process.stdout.write(`${JSON.stringify(value)}\n`);
-say({ listening: {} });
+const print = (value) => process.stdout.write(`${JSON.stringify(value)}\n`);
+print({ listening: {} });
 for await (const line of readline.createInterface({ input: process.stdin })) {
-  const told = await answer(JSON.parse(line)).then((ok) => ({ ok }), (error) => ({ error: String(error) }));
-  say(told);
+  const result = await run(JSON.parse(line)).then((ok) => ({ ok }), (error) => ({ error: String(error) }));
+  print(result);
 }
 await browser.close();
 process.exit(0);

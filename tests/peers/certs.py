@@ -1,21 +1,21 @@
-"""Makes the peers' certificates and keys: `certs.py DIR` writes PEM files there in a few tenths of a second.
+"""Generates the peers' certificates and keys: `certs.py DIR` writes PEM files there in a few tenths of a second.
 
-ca.pem            the test CA, which the tests trust
+ca.pem            the test CA, trusted by the tests
 server.pem/.key   leaf for localhost, 127.0.0.1, ::1, op.test, al.test, api.test, *.api.test
-expired.pem/.key  the same names, ended yesterday
-wrong.pem/.key    a leaf of the test CA for other.test only
-unknown.pem/.key  the same names as server, by a CA (unknown-ca.pem) that nobody trusts
-self-signed.pem/.key  the same names as server, by itself
+expired.pem/.key  the same names, expired yesterday
+wrong.pem/.key    leaf of the test CA for other.test only
+unknown.pem/.key  the same names as server, issued by an untrusted CA (unknown-ca.pem)
+self-signed.pem/.key  the same names as server, self-signed
 
-What clients of the authorization servers prove themselves with (al.py and op.mjs know the public halves):
+Client credentials at the authorization servers (al.py and op.mjs have the public keys):
 client-rsa.pem/.key        RSA 2048, self-signed
 client-ec.pem/.key         self-signed
 client-ed.key              Ed25519
-mtls-ca-issued.pem/.key    by the test CA for TLS clients: CN=mtls-client, DNS name mtls-client.test
+mtls-ca-issued.pem/.key    issued by the test CA for TLS clients: CN=mtls-client, DNS name mtls-client.test
 mtls-self-signed.pem/.key  a TLS client's self-signed certificate
 saml-idp.pem/.key          self-signed: signs SAML assertions (saml.py)
 
-Each .pem of a leaf holds the leaf alone; all keys are PKCS#8, and EC P-256 where nothing else is said.
+The .pem of a leaf holds only the leaf; all keys are PKCS#8, EC P-256 unless noted otherwise.
 """
 
 import datetime
@@ -44,10 +44,10 @@ def alternative(name):
         return x509.DNSName(name)
 
 
-def usage(**yes):
+def usage(**enabled):
     fields = ("digital_signature content_commitment key_encipherment data_encipherment key_agreement "
               "key_cert_sign crl_sign encipher_only decipher_only").split()
-    return x509.KeyUsage(**{field: yes.get(field, False) for field in fields})
+    return x509.KeyUsage(**{field: enabled.get(field, False) for field in fields})
 
 
 def builder(name, issuer, key, start, end):
@@ -104,7 +104,7 @@ def write_key(directory, name, key):
 
 def main(directory):
     os.makedirs(directory, exist_ok=True)
-    ca, unknown = make_ca("Keybearer test CA"), make_ca("A CA that nobody trusts")
+    ca, unknown = make_ca("Keybearer test CA"), make_ca("An untrusted CA")
     write(directory, "ca", ca)
     write(directory, "unknown-ca", unknown)
     write(directory, "server", make_leaf(ca, NAMES))

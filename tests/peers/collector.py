@@ -1,7 +1,7 @@
-"""A collector of traces: OTLP over HTTP, read with the official protobuf definitions. `collector.py OPTIONS`
+"""A trace collector: OTLP over HTTP, decoded with the official protobuf definitions. `collector.py OPTIONS`
 
-Control: GET /__spans: every span so far, as JSON; GET /__raw: {"bytes": everything that arrived, in hexadecimal, "heads": […]};
-POST /__control {"status": 503}: what it answers from now on.
+Control: GET /__spans: all spans so far, as JSON; GET /__raw: {"bytes": all received bodies in hexadecimal, "heads": […]};
+POST /__control {"status": 503}: sets the status of its responses.
 """
 
 import http.server
@@ -47,7 +47,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-    def answer(self, code, body, content_type="application/json"):
+    def respond(self, code, body, content_type="application/json"):
         self.send_response(code)
         self.send_header("content-type", content_type)
         self.send_header("content-length", str(len(body)))
@@ -59,20 +59,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         with lock:
             shown = spans if self.path == "/__spans" else {"bytes": bytes(raw).hex(), "heads": heads}
-            self.answer(200, json.dumps(shown).encode())
+            self.respond(200, json.dumps(shown).encode())
 
     def do_POST(self):
         global status
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         if self.path == "/__control":
             status = json.loads(body)["status"]
-            return self.answer(200, b"{}")
+            return self.respond(200, b"{}")
         with lock:
             raw.extend(body)
             heads.append({"line": self.requestline, "fields": dict(self.headers.items())})
             if status == 200 and self.path == "/v1/traces":
                 spans.extend(read(body))
-        self.answer(status, ExportTraceServiceResponse().SerializeToString(), "application/x-protobuf")
+        self.respond(status, ExportTraceServiceResponse().SerializeToString(), "application/x-protobuf")
 
 
 def listen():

@@ -1,7 +1,7 @@
-"""A repository over HTTPS as static files (git's dumb protocol), for whoever has the token.
+"""Serves a git repository over HTTPS as static files (the dumb protocol) to requests with the token.
 
-`git_upstream.py '{"tls": DIR, "leaf": NAME, "token": TEXT}'` makes a repository with one commit, whose file `a` holds "hello",
-serves it at /r.git, and says {"listening": {"https": port}}. It ends with its stdin.
+`git_upstream.py '{"tls": DIR, "leaf": NAME, "token": TEXT}'` creates a repository with one commit, whose file `a` holds "hello",
+serves it at /r.git, and prints {"listening": {"https": port}}. It exits when its stdin closes.
 """
 
 import json

@@ -1,8 +1,9 @@
-"""A gRPC server (grpcio) of bytes: /kb.Echo/{Unary,Down,Both,Fail}.
+"""A gRPC server (grpcio) with messages of bytes: /kb.Echo/{Unary,Down,Both,Fail}.
 
-Argument: JSON, {"token": the bearer token that is admitted, "tls": DIR of certs.py, if it is to speak TLS}. Prints {"listening": {"grpc": port}}. Unary echoes; Down sends the
-request's bytes one by one, 100 ms apart; Both echoes each message as it comes; Fail ends with RESOURCE_EXHAUSTED and trailing
-metadata. Any other token is UNAUTHENTICATED. Ends when its stdin ends.
+Argument: JSON, {"token": the accepted bearer token, "tls": DIR of certs.py for TLS, absent for cleartext}. Prints
+{"listening": {"grpc": port}}. Unary echoes; Down sends the request's bytes one by one, 100 ms apart; Both echoes each message
+as it arrives; Fail fails with RESOURCE_EXHAUSTED and trailing metadata. Any other token is UNAUTHENTICATED. Exits when its
+stdin closes.
 """
 
 import json
@@ -15,7 +16,7 @@ import grpc
 options = json.loads(sys.argv[1])
 
 
-class Admit(grpc.ServerInterceptor):
+class Authenticate(grpc.ServerInterceptor):
     def intercept_service(self, proceed, call):
         if ("authorization", "Bearer " + options["token"]) in [(pair.key, pair.value) for pair in call.invocation_metadata]:
             return proceed(call)
@@ -40,7 +41,7 @@ handlers = {
     "Both": grpc.stream_stream_rpc_method_handler(lambda requests, _: requests),
     "Fail": grpc.unary_unary_rpc_method_handler(fail),
 }
-server = grpc.server(futures.ThreadPoolExecutor(8), interceptors=(Admit(),))
+server = grpc.server(futures.ThreadPoolExecutor(8), interceptors=(Authenticate(),))
 server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("kb.Echo", handlers),))
 if options.get("tls"):
     pair = tuple(open(f"{options['tls']}/server.{kind}", "rb").read() for kind in ("key", "pem"))

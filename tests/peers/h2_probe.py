@@ -1,6 +1,7 @@
-"""An HTTP/2 client (Python's h2) that says what no polite client says. Argument: JSON {port, authority, path, probe}.
+"""A misbehaving HTTP/2 client (Python's h2). Argument: JSON {port, authority, path, probe}.
 
-Prints one JSON object: `status`, `reset` (of the stream), `goaway` (the code), `closed`, `settings`, `body_bytes`, whichever came.
+Prints one JSON object with what it observed: `status`, `reset` (stream error code), `goaway` (error code), `closed`,
+`settings`, `body_bytes`.
 """
 
 import collections
@@ -26,7 +27,7 @@ told = {}
 class Session:
     def __init__(self):
         self.socket = socket.create_connection(("127.0.0.1", options["port"]), timeout=15)
-        # What is sent is as wrong as it is written.
+        # Without validation and normalization, so that malformed fields are sent as they are.
         config = h2.config.H2Configuration(validate_outbound_headers=False, normalize_outbound_headers=False)
         self.h2 = h2.connection.H2Connection(config)
         self.waiting = collections.deque()
@@ -40,7 +41,7 @@ class Session:
         self.socket.sendall(b"".join(frame.serialize() for frame in list_of_frames))
 
     def events(self):
-        """Until the connection has ended, or nothing comes for the socket's timeout; whoever stops listening may go on later."""
+        """Yields events until the connection closes or the socket times out; a caller may stop and continue later."""
         while True:
             while self.waiting:
                 yield self.waiting.popleft()
@@ -100,7 +101,7 @@ def request(headers=(), path=None, method="GET", authority=None):
 
 END = (h2.events.StreamEnded, h2.events.StreamReset, h2.events.ConnectionTerminated)
 
-# --- single requests that are wrong (RFC 9113 §8) ------------------------------------------------------------------------
+# --- malformed requests (RFC 9113 §8) ------------------------------------------------------------------------------------
 WRONG = {
     "crlf_in_value": request([("x-a", "1\r\nx-b: 2")]),
     "crlf_in_path": request(path="/x\r\nx-b:2"),
@@ -124,7 +125,7 @@ def wrong(headers):
     block = hpack.Encoder().encode(headers)
     frame = frames.HeadersFrame(1, block, flags=["END_HEADERS", "END_STREAM"])
     session.h2.get_next_available_stream_id()
-    # The library keeps no stream that it did not open itself: the answer is read frame by frame.
+    # The library does not track streams that it did not open itself: read the response frame by frame.
     session.raw(frame)
     read_frames(session)
 
@@ -164,7 +165,7 @@ def content_length_mismatch():
 
 # --- floods --------------------------------------------------------------------------------------------------------------
 def flood(session, parts):
-    """Sends until all is sent or the other side ends it; then listens."""
+    """Sends all parts, or until the peer closes the connection; then waits for its reaction."""
     session.socket.settimeout(5)
     try:
         for part in parts:
@@ -202,7 +203,7 @@ def made_you_reset():
         for number in range(20_000):
             stream = 2 * number + 1
             head = frames.HeadersFrame(stream, encoder.encode(request()), flags=["END_HEADERS", "END_STREAM"])
-            # An increment of nothing: the server itself must reset the stream (RFC 9113 §6.9).
+            # A window increment of 0: the server must reset the stream (RFC 9113 §6.9).
             yield head.serialize() + struct.pack(">I", 4)[1:] + b"\x08\x00" + struct.pack(">II", stream, 0)
 
     flood(session, parts())
@@ -222,7 +223,7 @@ def hpack_bomb():
     encoder = hpack.Encoder()
     encoder.header_table_size = 4096
     block = encoder.encode([*request(), ("x-big", "b" * 4000)])
-    # Each byte names the entry that was just put in: four thousand bytes of it.
+    # Each byte refers to the entry just inserted, of four thousand bytes.
     head = frames.HeadersFrame(1, block + b"\xbe" * 12_000, flags=["END_HEADERS", "END_STREAM"])
     flood(session, [head.serialize()])
 
@@ -248,7 +249,7 @@ def empty_data_flood():
 
 
 def zero_window():
-    """Asks for a hundred large answers and takes nothing of them."""
+    """Requests a hundred large responses with a flow control window of 0."""
     session = Session()
     session.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0})
     for number in range(100):
@@ -257,7 +258,7 @@ def zero_window():
     while told.get("resets", 0) < 100 and "closed" not in told and "silent" not in told:
         session.until(h2.events.StreamReset)
     session.get(201, path=options["small"])
-    # It takes this one.
+    # Opens the window of this stream.
     session.h2.increment_flow_control_window(65536, 201)
     session.flush()
     session.until(h2.events.StreamEnded)
@@ -268,7 +269,7 @@ def settings():
 
 
 def websocket():
-    """WebSocket over HTTP/2 (RFC 8441), a text there and back."""
+    """WebSocket over HTTP/2 (RFC 8441): sends a text and reads its echo."""
     session = Session()
     opening(session)
     told["offered"] = told["settings"].get(8)
@@ -278,7 +279,7 @@ def websocket():
     if session.until(h2.events.ResponseReceived, *END) is None or told.get("status") != 200:
         return
     talk = wsproto.connection.Connection(wsproto.ConnectionType.CLIENT)
-    said = []
+    messages = []
     session.h2.send_data(1, talk.send(TextMessage("zwölf")))
     session.flush()
     for event in session.events():
@@ -290,8 +291,8 @@ def websocket():
             talk.receive_data(event.data)
             for message in talk.events():
                 if isinstance(message, TextMessage):
-                    said.append(message.data)
-                    if len(said) == 2:
+                    messages.append(message.data)
+                    if len(messages) == 2:
                         session.h2.send_data(1, talk.send(TextMessage("close")))
                 elif isinstance(message, CloseConnection):
                     told["code"] = message.code
@@ -299,7 +300,7 @@ def websocket():
             session.flush()
         if isinstance(event, END):
             break
-    told["said"] = said
+    told["said"] = messages
 
 
 probe = options["probe"]

@@ -1,13 +1,14 @@
-// An HTTP/2 server, as Node has it: over TLS (nothing else is spoken there), or by prior knowledge.
+// Node's HTTP/2 server: over TLS without HTTP/1.1, or in cleartext with prior knowledge.
 //
 //   node h2_upstream.mjs '{"tls": DIR or null, "leaf": "server", "max_streams": 100, "websocket": false}' < held-open-pipe
 //
-// With `websocket` it takes extended CONNECT (RFC 8441): the first message says the request's fields, then all is
-// echoed; "close" is answered by closing with code 4001.
-// Every answer is JSON {session, headers, body_bytes} where nothing else is said. Paths: /echo /slow?ms= /trailers /bytes?n= /events
-// /refused (the first stream there is refused, RFC 9113 §8.7) /goaway (the session takes no stream after this one)
-// /reset (after the request was read) /cut?n= (the first session's connection is cut without a word once there are so many) /refuse-token (401 for the first token). Control: GET /__stats {sessions, open, paths,
-// most: the most streams at once on one session}.
+// With `websocket` it accepts extended CONNECT (RFC 8441): the first message holds the request's fields, all others are
+// echoed; after "close" the server closes with code 4001.
+// Every response is JSON {session, headers, body_bytes} unless noted. Paths: /echo /slow?ms= /trailers /bytes?n= /events
+// /refused (refuses the first stream, RFC 9113 §8.7) /goaway (the session accepts no stream after this one)
+// /reset (after the request was read) /cut?n= (closes the first session's connection without GOAWAY at the n-th request)
+// /refuse-token (401 for the first request).
+// Control: GET /__stats {sessions, open, paths, most: maximum of concurrent streams on one session}.
 
 import http2 from 'node:http2';
 import WebSocket from 'ws';
@@ -56,7 +57,7 @@ async function serve(session, number, stream, headers) {
   if (url.pathname === '/reset') return stream.close(http2.constants.NGHTTP2_INTERNAL_ERROR);
   if (url.pathname === '/slow') await sleep(Number(url.searchParams.get('ms')));
   if (stream.destroyed) return;
-  const told = JSON.stringify({ session: number, headers, body_bytes: bodyBytes });
+  const body = JSON.stringify({ session: number, headers, body_bytes: bodyBytes });
   const head = { ':status': 200, 'content-type': 'application/json' };
   if (url.pathname === '/refuse-token' && before === 0) head[':status'] = 401;
   if (url.pathname === '/goaway') session.close();
@@ -70,11 +71,11 @@ async function serve(session, number, stream, headers) {
   }
   if (url.pathname !== '/trailers') {
     stream.respond(head);
-    return stream.end(told);
+    return stream.end(body);
   }
   stream.respond({ ...head, trailer: 'x-sum' }, { waitForTrailers: true });
   stream.on('wantTrailers', () => stream.sendTrailers({ 'x-sum': '42' }));
-  stream.end(told);
+  stream.end(body);
 }
 
 function onSession(session) {

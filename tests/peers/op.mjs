@@ -1,18 +1,18 @@
-// An OpenID provider (npm oidc-provider) over HTTPS: the first of two real authorization servers.
+// An OpenID provider (npm oidc-provider) over HTTPS, one of the two real authorization servers.
 //
 //   node op.mjs '{"tls": DIR, "port": 0, "lifetime": 3, "leaf": "server", "issuer": null, "clients": []}' < held-open-pipe
 //
 // Clients: `machine` (client_secret_post), `machine-basic` (client_secret_basic, a secret full of special characters),
-// `person` (client_secret_post; refresh tokens that rotate, and a second use of one revokes everything that came of it),
+// `person` (client_secret_post; refresh tokens rotate, and a second use of one revokes the whole grant),
 // `introspector` (may introspect every token), one `m-…` for each client authentication method (op_clients.mjs), and `p-…`,
 // whose grants need a person and a browser (op_people.mjs).
-// Endpoints: /auth, /request (pushed), /device/auth, /token, /token/introspection, /token/revocation, /.well-known/openid-configuration and
-// /.well-known/oauth-authorization-server; the same on a second port, `mtls`, which asks for a client certificate and
-// which discovery announces as `mtls_endpoint_aliases`. `clients` adds oidc-provider client metadata; with `pushed_only` the
-// server takes no authorization request that was not pushed, and says so.
+// Endpoints: /auth, /request (pushed), /device/auth, /token, /token/introspection, /token/revocation,
+// /.well-known/openid-configuration and /.well-known/oauth-authorization-server; the same on a second port, `mtls`, which
+// requests a client certificate and is announced as `mtls_endpoint_aliases`. `clients` adds oidc-provider client metadata; with
+// `pushed_only` the server requires pushed authorization requests, and its metadata announces that.
 // Grants: authorization_code, device_code, client_credentials, refresh_token, and those of op_grants.mjs.
 // Control: GET /__stats; POST /__control {lifetime, delay_ms, status, retry_after, times, revoke_all, hold}: see `apply`;
-// POST /__refresh_token {account}: a refresh token of `person` as a consent would have given it;
+// POST /__refresh_token {account}: issues a refresh token of `person` without a browser;
 // POST /__end_grants {account, client}: the account withdraws its consent (to all clients, if none is named).
 
 import { readFileSync } from 'node:fs';
@@ -35,7 +35,7 @@ const stats = { token_requests: {}, tokens_issued: 0, introspections: 0, revocat
   ...peopleStats() };
 const fault = { device_lifetime: 600, delay_ms: 0, status: null, retry_after: null, times: null, hold: false };
 let lifetime = settings.lifetime;
-let atOnce = 0;
+let concurrent = 0;
 
 const machine = (client_id, client_secret, token_endpoint_auth_method) => ({
   client_id,
@@ -47,7 +47,7 @@ const machine = (client_id, client_secret, token_endpoint_auth_method) => ({
   scope: 'api.read api.write',
 });
 
-// The provider's own store forgets past 1000 entries, and cannot revoke everything at once.
+// The provider's own store keeps only 1000 entries, and cannot revoke everything at once.
 const store = new Map();
 class Adapter {
   constructor(model) {
@@ -176,10 +176,10 @@ function makeProvider(issuer, mtlsPort) {
   return provider;
 }
 
-// What oidc-provider says of a client assertion's second use.
+// oidc-provider's error text for the second use of a client assertion.
 const ASSERTION_REUSED = 'client assertion tokens must only be used once';
 
-// oidc-provider's own rule, and it counts.
+// The same rule as oidc-provider's default; counts revocations, too.
 function mayRevoke(_ctx, client, token) {
   if (token.clientId !== client.clientId) {
     if (client.clientAuthMethod === 'none') return false;
@@ -189,7 +189,7 @@ function mayRevoke(_ctx, client, token) {
   return true;
 }
 
-// The client's name, whichever way it authenticates; only for counting.
+// The client ID, whatever the authentication method; only for statistics.
 function clientOf(request, body) {
   const [, basic] = /^basic (.+)$/i.exec(request.headers.authorization ?? '') ?? [];
   if (basic) return unescape(Buffer.from(basic, 'base64').toString().split(':')[0]);
@@ -205,7 +205,7 @@ function subjectOf(assertion) {
   }
 }
 
-// A refresh token of the client `person`, without the walk through a browser.
+// Issues a refresh token of the client `person` without a browser.
 async function refreshToken({ account = 'ann' }) {
   const client = await provider.Client.find('person');
   const grant = new provider.Grant({ accountId: account, clientId: 'person' });
@@ -222,7 +222,7 @@ async function refreshToken({ account = 'ann' }) {
   return { refresh_token: await token.save() };
 }
 
-// The answer lacks its last byte until `hold` is false again: what it tells has happened.
+// Holds back the last byte of a response until `hold` is false: the server has committed, and the client does not know.
 function holdBack(response) {
   const end = response.end.bind(response);
   response.end = (chunk, ...rest) => {
@@ -239,7 +239,7 @@ function holdBack(response) {
   };
 }
 
-// Fields left out stay as they are; `times` limits `status` to that many answers; `status: null` ends it.
+// Absent fields keep their values; `times` limits `status` to that many responses; `status: null` ends it.
 function apply(change) {
   for (const field of ['delay_ms', 'device_lifetime', 'status', 'retry_after', 'times', 'hold']) if (field in change) fault[field] = change[field];
   if ('lifetime' in change) lifetime = change.lifetime;
@@ -247,7 +247,7 @@ function apply(change) {
   return { ...fault, lifetime };
 }
 
-// Resolves to whether the request is already answered.
+// Resolves to true if it has responded.
 async function failOnPurpose(response) {
   const { status, retry_after } = fault;
   if (fault.delay_ms) await sleep(fault.delay_ms);
@@ -258,21 +258,21 @@ async function failOnPurpose(response) {
 }
 
 async function token(request, response) {
-  request.body = await readAll(request); // the provider takes what is read already
+  request.body = await readAll(request); // the provider uses a body that has been read already
   const client = clientOf(request, request.body);
   stats.token_requests[client] = (stats.token_requests[client] ?? 0) + 1;
   countToken(stats, client, request.body);
-  atOnce += 1;
-  stats.token_requests_at_once = Math.max(stats.token_requests_at_once, atOnce);
+  concurrent += 1;
+  stats.token_requests_at_once = Math.max(stats.token_requests_at_once, concurrent);
   response.once('close', () => {
-    atOnce -= 1;
+    concurrent -= 1;
   });
   if (await failOnPurpose(response)) return;
   holdBack(response);
   serve(request, response);
 }
 
-// What comes from a browser, or makes ready for one; the token endpoint apart.
+// Serves browsers, and the requests that prepare for one; not the token endpoint.
 async function forPeople(path, request, response) {
   if (path.startsWith('/interaction/')) return interaction(provider, request, response);
   request.body = await readAll(request);
@@ -282,10 +282,10 @@ async function forPeople(path, request, response) {
 }
 
 const endpoints = { '/__stats': () => stats, '/__control': apply, '/__refresh_token': refreshToken,
-  '/__end_grants': (whose) => endGrants(store, whose) };
+  '/__end_grants': (selected) => endGrants(store, selected) };
 let provider;
 let serve;
-async function answer(request, response) {
+async function handle(request, response) {
   const path = request.url.split('?')[0];
   const own = path === '/token' ? token(request, response)
     : /^\/(auth|request|device\/auth|interaction\/.*)$/.test(path) && forPeople(path, request, response);
@@ -301,12 +301,12 @@ async function answer(request, response) {
   if (!(await control(endpoints, request, response))) serve(request, response);
 }
 
-console.info = console.error; // nobody reads stdout after the line of ports
+console.info = console.error; // stdout is not read after the line with the ports
 endWithStdin();
 const tls = tlsFrom(settings.tls, settings.leaf);
-const askForCertificate = { requestCert: true, rejectUnauthorized: false, ca: readFileSync(`${settings.tls}/ca.pem`) };
-const port = await listen(https.createServer(tls, answer), settings.port);
-const mtls = await listen(https.createServer({ ...tls, ...askForCertificate }, answer), settings.mtls_port);
+const requestCertificate = { requestCert: true, rejectUnauthorized: false, ca: readFileSync(`${settings.tls}/ca.pem`) };
+const port = await listen(https.createServer(tls, handle), settings.port);
+const mtls = await listen(https.createServer({ ...tls, ...requestCertificate }, handle), settings.mtls_port);
 provider = makeProvider(settings.issuer ?? `https://127.0.0.1:${port}`, mtls);
 serve = provider.callback();
 ready({ port, mtls, control: await listen(controlServer(endpoints), settings.control_port) });

@@ -1,12 +1,12 @@
-// The clients of op.mjs for the table "machine grant × client authentication method", and its mutual TLS.
+// Clients of op.mjs for the table "machine grant × client authentication method", and mutual TLS.
 //
-// One client for each method, allowed for every grant of `grantsOf`; a secret is `<client>-secret-0123…` (`secretOf`).
+// One client for each method, allowed every grant of `grantsOf`, with secrets `<client>-secret-0123…` (`secretOf`).
 //   m-body, m-basic, m-csjwt (HS256)                          the secret
 //   m-pkjwt-rs256, m-pkjwt-ps256, m-pkjwt-es256, m-pkjwt-eddsa   client-rsa.key, client-ec.key, client-ed.key (certs.py)
-//   m-tls-ca (subject CN=mtls-client), m-tls-self             a certificate, shown at the port `mtls`
-//   m-tls-bound                                               as m-tls-ca, and its access tokens are bound to it
-//   m-none                                                    nothing: only the grants that bring their own proof
-// Each of them owns the three client keys, named by `kid`, and may sign JWT bearer assertions in its own name with them.
+//   m-tls-ca (subject CN=mtls-client), m-tls-self             a certificate, presented at the port `mtls`
+//   m-tls-bound                                               as m-tls-ca, with certificate-bound access tokens
+//   m-none                                                    none: only the grants that need no client authentication
+// Each client has the three client keys, named by `kid`, and may sign JWT bearer assertions as itself with them.
 
 import { createPublicKey, X509Certificate } from 'node:crypto';
 import { readFileSync } from 'node:fs';
@@ -19,7 +19,7 @@ const WITH_OWN_PROOF = ['password', JWT_BEARER, TOKEN_EXCHANGE, 'refresh_token']
 const grantsOf = (method) => (method === 'none' ? WITH_OWN_PROOF : ['client_credentials', ACCOUNT_CREDENTIALS, ...WITH_OWN_PROOF]);
 export const secretOf = (client_id) => `${client_id}-secret-0123456789abcdef0123456789abcdef`;
 
-// The public halves of client-rsa, client-ec and client-ed.
+// The public keys of client-rsa, client-ec and client-ed.
 export function clientKeys(directory) {
   return ['client-rsa', 'client-ec', 'client-ed'].map((kid) => {
     const key = createPublicKey(readFileSync(`${directory}/${kid}.key`));
@@ -66,7 +66,7 @@ export function methodClients(directory) {
 export const AUTH_METHODS = ['client_secret_basic', 'client_secret_post', 'client_secret_jwt', 'private_key_jwt', 'tls_client_auth',
   'self_signed_tls_client_auth', 'none'];
 
-// oidc-provider's feature: a certificate is there only on connections to the port that asks for one.
+// Options of oidc-provider; only connections to the port that requests a certificate have one.
 const certificateOf = (ctx) => ctx.req.socket.getPeerX509Certificate?.();
 export const mutualTls = {
   enabled: true,
@@ -82,7 +82,7 @@ export const mutualTls = {
   },
 };
 
-// RFC 8705 §5, with the host that the issuer has.
+// RFC 8705 §5, with the host of the issuer.
 export function endpointAliases(issuer, port) {
   const base = new URL(issuer);
   base.port = port;

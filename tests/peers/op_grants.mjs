@@ -1,15 +1,15 @@
-// The grants that oidc-provider does not have by itself: JWT bearer (RFC 7523), password, token exchange (RFC 8693), and
-// `account_credentials`, which is client_credentials by another name.
+// Grants that oidc-provider lacks: JWT bearer (RFC 7523), password, token exchange (RFC 8693), and `account_credentials`, an
+// alias of client_credentials.
 //
-// Tokens are the provider's own, so its refresh, introspection and revocation are real; a refresh token comes with
-// `password` and JWT bearer (`issueRefreshToken` in op.mjs), an access token for `resource` or `audience` names it in `aud`.
+// Tokens are the provider's own, so its refresh, introspection and revocation apply; `password` and JWT bearer issue a refresh
+// token (`issueRefreshToken` in op.mjs), an access token for `resource` or `audience` names it in `aud`.
 // An assertion is signed by the client itself (iss = its client_id) or by ISSUER, with a key of certs.py; its aud is the
-// server's issuer or token endpoint, it ends within ten minutes, and its jti is good once. A subject token is an active
-// access token of this server, or a JWT by ISSUER for the same audiences: as Kubernetes' tokens it may be used again.
+// server's issuer or token endpoint, it expires within ten minutes, and its jti is accepted once. A subject token is an active
+// access token of this server, or a JWT by ISSUER for the same audiences, which may be used again, as those of Kubernetes.
 
 import { createLocalJWKSet, decodeJwt, jwtVerify } from 'jose';
 import { errors } from 'oidc-provider';
-// What the provider's own grants are made of; not promised to others, hence the pinned version.
+// Internals of the provider's own grants, which are no public API: hence the pinned version.
 import { handler as clientCredentials } from 'oidc-provider/lib/actions/grants/client_credentials.js';
 import { issueTokens } from 'oidc-provider/lib/helpers/grant_common.js';
 import * as grantHelpers from 'oidc-provider/lib/helpers/grants.js';
@@ -18,7 +18,7 @@ import { ACCOUNT_CREDENTIALS, JWT_BEARER, TOKEN_EXCHANGE } from './op_clients.mj
 export const ISSUER = 'https://issuer.test';
 export const USED_BEFORE = 'the assertion was used before';
 const ALGORITHMS = ['RS256', 'PS256', 'ES256', 'EdDSA'];
-const LONGEST = 600;
+const LIFETIME_MAX_S = 600;
 const ACCESS_TOKEN = 'urn:ietf:params:oauth:token-type:access_token';
 const TOKEN_TYPES = [ACCESS_TOKEN, 'urn:ietf:params:oauth:token-type:jwt', 'urn:ietf:params:oauth:token-type:id_token'];
 
@@ -57,7 +57,7 @@ export function registerGrants(provider, issuerKeys) {
     if (!params.assertion) throw refuse('invalid_request', 'assertion is missing');
     const keysOf = (iss) => (iss === client.clientId ? client.jwks?.keys : iss === ISSUER && issuerKeys);
     const { iss, sub, exp, jti } = await verified(ctx, params.assertion, keysOf);
-    if (exp > Date.now() / 1000 + LONGEST) throw refuse('invalid_grant', 'the assertion lives too long');
+    if (exp > Date.now() / 1000 + LIFETIME_MAX_S) throw refuse('invalid_grant', 'the assertion lives too long');
     if (!jti) throw refuse('invalid_grant', 'jti is missing');
     if (!(await provider.ReplayDetection.unique(iss, jti, exp))) throw refuse('invalid_grant', USED_BEFORE);
     await issue(ctx, sub);

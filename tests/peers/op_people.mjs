@@ -1,15 +1,15 @@
-// The clients of op.mjs that act for people, the pages where people decide, and what is counted of them.
+// Clients of op.mjs that act for people, the pages on which people decide, and their statistics.
 //
-// Clients; secrets are `secretOf` of op_clients.mjs; redirect URIs may be any http(s) URL of this machine (or of a name below
-// .test) whose path is /oauth/callback, whatever its port:
-//   p-web         client_secret_basic (a secret in the body will do), authorization code and refresh tokens
-//   p-short       the same, and its access tokens live for 3 s
+// Clients, with secrets by `secretOf` of op_clients.mjs. A redirect URI may be any http(s) URL of this machine (or of a name
+// under .test) with the path /oauth/callback, whatever its port:
+//   p-web         client_secret_basic (a secret in the body is accepted), authorization code and refresh tokens
+//   p-short       the same, with access tokens that expire after 3 s
 //   p-public      no secret; PKCE is required
-//   p-par         as p-web, but only by pushed authorization requests
+//   p-par         as p-web, but only with pushed authorization requests
 //   p-device      device code, no secret
 //   p-device-web  device code, client_secret_basic
-// Pages: any account name signs in (`input[name=account]`), and the browser keeps who it is; each page has `#go` and `#deny`.
-// Refresh tokens come with the scope offline_access, which needs prompt=consent, or with a device code; they rotate.
+// Pages: any account name signs in (`input[name=account]`), and a cookie remembers it; each page has `#go` and `#deny`.
+// Refresh tokens are issued with the scope offline_access, which needs prompt=consent, or for a device code; they rotate.
 // Not here: the accounts' tokens (op.mjs), the same for Authlib (al_people.py).
 
 import { errors } from 'oidc-provider';
@@ -44,7 +44,7 @@ export const peopleClients = [
   person('p-device-web', 'client_secret_basic', onDevice),
 ];
 
-export const lifetimeOf = (client, usual) => (client?.clientId === 'p-short' ? SHORT_S : usual);
+export const lifetimeOf = (client, fallback) => (client?.clientId === 'p-short' ? SHORT_S : fallback);
 
 // --- pages -------------------------------------------------------------------------------------------------------------
 const ESCAPES = { '&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;', "'": '&#39;' };
@@ -58,13 +58,13 @@ function question({ prompt, params, session }) {
   if (prompt.name === 'login') {
     return page('Sign in', `<form method="post"><input name="account" required autofocus>${buttons}</form>`);
   }
-  const asked = `${session.accountId}, may ${params.client_id} have ${params.scope ?? 'nothing'}?`;
-  return page('Consent', `<p>${escape(asked)}</p><form method="post">${buttons}</form>`);
+  const text = `${session.accountId}, may ${params.client_id} have ${params.scope ?? 'nothing'}?`;
+  return page('Consent', `<p>${escape(text)}</p><form method="post">${buttons}</form>`);
 }
 
-async function answered(provider, details, form) {
+async function decide(provider, details, form) {
   const { prompt, params, session, grantId } = details;
-  if (form.get('answer') === 'deny') return { error: 'access_denied', error_description: 'the person said no' };
+  if (form.get('answer') === 'deny') return { error: 'access_denied', error_description: 'the person declined' };
   if (prompt.name === 'login') return { login: { accountId: form.get('account') } };
   const grant = (grantId && (await provider.Grant.find(grantId)))
     || new provider.Grant({ accountId: session.accountId, clientId: params.client_id });
@@ -75,13 +75,13 @@ async function answered(provider, details, form) {
   return { consent: { grantId: await grant.save() } };
 }
 
-// Answers `/interaction/…`: shows a question, or takes its answer.
+// Serves `/interaction/…`: shows a question, or handles its form.
 export async function interaction(provider, request, response) {
   try {
     const details = await provider.interactionDetails(request, response);
     if (request.method === 'POST') {
       const form = new URLSearchParams((await readAll(request)).toString());
-      const result = await answered(provider, details, form);
+      const result = await decide(provider, details, form);
       await provider.interactionFinished(request, response, result, { mergeWithLastSubmission: !('login' in result) });
       return;
     }
@@ -98,13 +98,13 @@ export const peopleFeatures = {
   deviceFlow: {
     enabled: true,
     userCodeInputSource: (ctx, form, _out, error) => {
-      const said = error ? `<p id="error">${escape(error.name)}: ${escape(error.message)}</p>` : '';
-      ctx.body = page('Enter the code', said + inForm(form, '<button id="go">Continue</button>'));
+      const message = error ? `<p id="error">${escape(error.name)}: ${escape(error.message)}</p>` : '';
+      ctx.body = page('Enter the code', message + inForm(form, '<button id="go">Continue</button>'));
     },
     userCodeConfirmSource: (ctx, form, client, _info, code) => {
       const deny = '<button id="deny" name="abort" value="yes">Deny</button>';
-      const asked = `<p>Does ${escape(client.clientId)} show <code>${escape(code)}</code>?</p>`;
-      ctx.body = page('Confirm the code', asked + inForm(form, `<button id="go">Continue</button>${deny}`));
+      const text = `<p>Does ${escape(client.clientId)} show <code>${escape(code)}</code>?</p>`;
+      ctx.body = page('Confirm the code', text + inForm(form, `<button id="go">Continue</button>${deny}`));
     },
     successSource: (ctx) => {
       ctx.body = page('Device connected', '<p>Go back to your device.</p>');
@@ -119,13 +119,13 @@ export function registerPeople(provider) {
   };
 }
 
-// --- counts: all by client ---------------------------------------------------------------------------------------------
-// `asked`: token requests by grant type, refused ones included. `authorizations` and `pushed`: the parameters of each
-// authorization request and of each pushed one. `device_authorizations`: how many. `polls`: when each came, in ms. `forms`: the fields of each token request.
-// `second_uses` of an authorization code or a refresh token, by grant type.
+// --- statistics by client ----------------------------------------------------------------------------------------------
+// `asked`: number of token requests by grant type, refused ones included. `authorizations` and `pushed`: parameters of each
+// authorization request and of each pushed one. `device_authorizations`: their number. `polls`: time of each, in ms. `forms`:
+// fields of each token request. `second_uses`: of an authorization code or a refresh token, by grant type.
 export const peopleStats = () => ({ asked: {}, authorizations: {}, pushed: {}, device_authorizations: {}, polls: {}, forms: {}, second_uses: {} });
 
-// stats.grants: client → grant type → tokens given; stats.revoked: client → access_token or refresh_token → revoked.
+// stats.grants: client → grant type → tokens issued; stats.revoked: client → access_token or refresh_token → revoked.
 export function count(counts, client, kind) {
   counts[client] ??= {};
   counts[client][kind] = (counts[client][kind] ?? 0) + 1;
@@ -144,7 +144,7 @@ export function countToken(stats, client, body) {
   if (grantType === DEVICE_CODE) keep(stats.polls, client, Date.now());
 }
 
-// `request.body` is read already, if it has one.
+// `request.body` has been read already, if there is one.
 export function countPerson(stats, client, path, request) {
   const body = () => Object.fromEntries(new URLSearchParams(request.body.toString()));
   if (path === '/auth') keep(stats.authorizations, client, Object.fromEntries(new URL(request.url, 'http://op.invalid').searchParams));
@@ -157,11 +157,11 @@ export function countReuse(stats, { oidc }, error) {
 }
 
 // --- withdrawn consent -------------------------------------------------------------------------------------------------
-// Ends the grants of an account (to one client, or all), and every token that came of them; how many.
+// Ends the grants of an account (to one client, or all) and deletes their tokens; returns the number of grants.
 export function endGrants(store, { account, client }) {
-  const mine = ([key, { payload }]) => key.startsWith('Grant:') && payload.accountId === account
+  const matches = ([key, { payload }]) => key.startsWith('Grant:') && payload.accountId === account
     && (!client || payload.clientId === client);
-  const ended = new Set([...store].filter(mine).map(([key]) => key.slice('Grant:'.length)));
+  const ended = new Set([...store].filter(matches).map(([key]) => key.slice('Grant:'.length)));
   for (const [key, { payload }] of store) {
     if (ended.has(payload.grantId) || (key.startsWith('Grant:') && ended.has(key.slice('Grant:'.length)))) store.delete(key);
   }

@@ -1,17 +1,17 @@
-// What the Node peers share: options, the ready line, the lifetime rule, control endpoints, small HTTP helpers.
+// Shared by the Node peers: options, the ready line, exit with stdin, control endpoints, HTTP helpers.
 //
-// Lifetime: a peer ends when its stdin closes, so none outlives the test process, however that ended.
-// Control: a plain-http port on 127.0.0.1 takes `GET /__name` and `POST /__name`; the peer's own ports take them too.
+// A peer exits when its stdin closes, so that none outlives the test process, even after a crash.
+// Control: a plain-http port on 127.0.0.1 serves `GET /__name` and `POST /__name`; so do the peer's other ports.
 
 import { readFileSync } from 'node:fs';
 import http from 'node:http';
 
-// `{}` or the JSON object in argv[2], over the given defaults.
+// The JSON object in argv[2], if any, merged over the defaults.
 export function options(defaults) {
   return { ...defaults, ...JSON.parse(process.argv[2] ?? '{}') };
 }
 
-// The leaf called `name` in a directory that certs.py wrote.
+// Certificate and key of the leaf `name` in a directory that certs.py wrote.
 export function tlsFrom(directory, name = 'server') {
   return { cert: readFileSync(`${directory}/${name}.pem`), key: readFileSync(`${directory}/${name}.key`) };
 }
@@ -47,7 +47,7 @@ export function sendJson(response, status, value, headers = {}) {
 
 export const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
-// `endpoints` maps "/__name" to a function of the posted JSON (undefined for GET). Resolves to whether it answered.
+// `endpoints` maps "/__name" to a function of the posted JSON (undefined for GET). Resolves to true if it has responded.
 export async function control(endpoints, request, response) {
   const endpoint = endpoints[request.url.split('?')[0]];
   if (!endpoint) return false;

@@ -1,10 +1,9 @@
-"""A person with a browser, without the browser: follows a link to the pages of op.mjs or al.py, answers them, and comes back.
+"""Acts as a person with a browser, without a browser: follows a link through the pages of op.mjs or al.py and back.
 
     person.py LINK ACCOUNT [deny] [--sign-in TOKEN] [--stop-before-callback]
 
-Follows redirects, forms and the refresh of a page with one cookie jar, as a browser does, and names the origin of a form's page.
-Prints a JSON line: the status, the
-address and the text of the last page; with --stop-before-callback the address of the callback and the jar's cookies.
+Follows redirects, forms and meta refreshes with one cookie jar, and sends the Origin of a form's page, as a browser does.
+Prints a JSON line: status, URL and text of the last page; with --stop-before-callback the callback URL and the cookies.
 """
 
 import html
@@ -37,10 +36,10 @@ def fields_of(form, account, deny):
         value = re.search(r'value="([^"]*)"', tag)
         if name:
             fields[name[1]] = html.unescape(value[1]) if value else account
-    wanted = "deny" if deny else "go"
+    button_id = "deny" if deny else "go"
     for tag in re.findall(r"<button[^>]*>", form):
         name, value = re.search(r'name="([^"]+)"', tag), re.search(r'value="([^"]*)"', tag)
-        if f'id="{wanted}"' in tag and name:
+        if f'id="{button_id}"' in tag and name:
             fields[name[1]] = value[1] if value else ""
     return fields
 
@@ -50,7 +49,7 @@ def main(link, account, *options):
     token = options[options.index("--sign-in") + 1] if "--sign-in" in options else None
     browser = requests.Session()
     browser.verify = False
-    browser.trust_env = False  # a CA bundle of the environment would count for more
+    browser.trust_env = False  # a CA bundle in the environment would take precedence
     answer = browser.get(link, allow_redirects=False)
     for _ in range(STEPS_MAX):
         if answer.is_redirect:

@@ -1,8 +1,8 @@
-"""SAML 2.0 bearer assertions (RFC 7522): makes one for a test, and checks one for al.py.
+"""SAML 2.0 bearer assertions (RFC 7522): creates one for a test, and verifies one for al.py.
 
   python saml.py OUT_FILE --audience URL --recipient URL --subject NAME [--lifetime S]
 
-OUT_FILE gets plain XML, signed with saml-idp.key, which certs.py wrote next to it or into --keys DIR; the issuer is ISSUER.
+Writes plain XML to OUT_FILE, signed with saml-idp.key, which certs.py wrote next to it or into --keys DIR; its issuer is ISSUER.
 """
 
 import argparse
@@ -21,8 +21,8 @@ BEARER = "urn:oasis:names:tc:SAML:2.0:cm:bearer"
 TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
-def text_of(place, path):
-    return [(found.text or "").strip() for found in place.iterfind(path, {"s": SAML})]
+def text_of(element, path):
+    return [(found.text or "").strip() for found in element.iterfind(path, {"s": SAML})]
 
 
 def now():
@@ -52,13 +52,13 @@ def make(keys, audience, recipient, subject, lifetime):
     signed = signer.sign(root, key=Path(keys, "saml-idp.key").read_bytes(), cert=Path(keys, "saml-idp.pem").read_text(),
                          reference_uri=root.get("ID"), id_attribute="ID")
     signature = signed.find("{http://www.w3.org/2000/09/xmldsig#}Signature")
-    signed.insert(1, signature)  # the schema wants it after Issuer; an enveloped signature does not cover itself
+    signed.insert(1, signature)  # the schema requires it after Issuer; an enveloped signature does not cover itself
     return etree.tostring(signed, xml_declaration=True, encoding="UTF-8")
 
 
 def check(xml, certificate, audiences, recipients):
-    """The subject of an assertion that ISSUER signed for one of the audiences and recipients and that is in force.
-    ValueError says what is wrong."""
+    """The subject of a valid assertion that ISSUER signed for one of the audiences and recipients. Raises ValueError with the
+    reason if it is not valid."""
     try:
         config = SignatureConfiguration(location="./")
         root = XMLVerifier().verify(xml, x509_cert=certificate, id_attribute="ID", expect_config=config).signed_xml
@@ -70,7 +70,7 @@ def check(xml, certificate, audiences, recipients):
         raise ValueError("Issuer is unknown")
     if not set(text_of(root, "s:Conditions/s:AudienceRestriction/s:Audience")) & set(audiences):
         raise ValueError("Audience is another server")
-    ends = [place.get("NotOnOrAfter") for place in root.iterfind("s:Conditions", {"s": SAML})]
+    ends = [conditions.get("NotOnOrAfter") for conditions in root.iterfind("s:Conditions", {"s": SAML})]
     confirmed = False
     for confirmation in root.iterfind("s:Subject/s:SubjectConfirmation", {"s": SAML}):
         for data in confirmation.iterfind("s:SubjectConfirmationData", {"s": SAML}):
@@ -92,9 +92,9 @@ def main():
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--lifetime", type=int, default=300)
     parser.add_argument("--keys", help="the directory of saml-idp.key; default: that of OUT_FILE")
-    asked = parser.parse_args()
-    keys = asked.keys or os.path.dirname(os.path.abspath(asked.out_file))
-    Path(asked.out_file).write_bytes(make(keys, asked.audience, asked.recipient, asked.subject, asked.lifetime))
+    args = parser.parse_args()
+    keys = args.keys or os.path.dirname(os.path.abspath(args.out_file))
+    Path(args.out_file).write_bytes(make(keys, args.audience, args.recipient, args.subject, args.lifetime))
 
 
 if __name__ == "__main__":

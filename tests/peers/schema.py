@@ -1,7 +1,7 @@
-"""Judges documents by a JSON Schema: `{"schema": …, "documents": […]}` on standard input, answers on standard output.
+"""Validates documents against a JSON Schema: reads `{"schema": …, "documents": […]}` from standard input.
 
-The answer is one object: `documents` has a list of complaints for each document, `values` one for each default or example
-of the schema that its own place refuses. A schema that is not valid itself ends it with an error.
+Prints one object: `documents` has a list of errors for each document, `values` the errors of those defaults and examples in
+the schema that do not match their own subschema. An invalid schema is an error.
 """
 
 import json
@@ -10,33 +10,33 @@ import sys
 from jsonschema import Draft202012Validator
 
 
-def complaints(schema, document):
+def errors(schema, document):
     return [f"{error.json_path}: {error.message}" for error in Draft202012Validator(schema).iter_errors(document)]
 
 
-def places(schema):
-    """Every part of the schema that may hold a default or examples."""
+def subschemas(schema):
+    """Every part of the schema that may have a default or examples."""
     if isinstance(schema, dict):
         yield schema
         for value in schema.values():
-            yield from places(value)
+            yield from subschemas(value)
     elif isinstance(schema, list):
         for value in schema:
-            yield from places(value)
+            yield from subschemas(value)
 
 
 def main():
-    asked = json.load(sys.stdin)
-    schema = asked["schema"]
+    given = json.load(sys.stdin)
+    schema = given["schema"]
     Draft202012Validator.check_schema(schema)
-    refused = []
-    for place in places(schema["$defs"]):
-        if not isinstance(place.get("description"), str):
+    value_errors = []
+    for subschema in subschemas(schema["$defs"]):
+        if not isinstance(subschema.get("description"), str):
             continue
-        values = place.get("examples", []) + [place[key] for key in ["default"] if key in place]
+        values = subschema.get("examples", []) + [subschema[key] for key in ["default"] if key in subschema]
         for value in values:
-            refused += complaints({"$defs": schema["$defs"], **place}, value)
-    json.dump({"documents": [complaints(schema, document) for document in asked["documents"]], "values": refused}, sys.stdout)
+            value_errors += errors({"$defs": schema["$defs"], **subschema}, value)
+    json.dump({"documents": [errors(schema, document) for document in given["documents"]], "values": value_errors}, sys.stdout)
 
 
 main()

@@ -1,8 +1,8 @@
-"""Requests through the program beside a name server that never answers, in namespaces of their own.
+"""Sends requests through the program while its name server never responds, in separate namespaces.
 
-Runs under `unshare --map-root-user --mount --net`: /etc/resolv.conf and /etc/hosts are replaced, port 53 is ours, and nothing
-leaves the machine. Prints one JSON object: the status and seconds of a request whose name is in /etc/hosts, sent while hundreds
-wait for names of the silent server, and the threads of the program after several such waves.
+Runs under `unshare --map-root-user --mount --net`: /etc/resolv.conf and /etc/hosts are replaced, port 53 is ours, and no packet
+leaves the machine. Prints one JSON object: the status and duration of a request to a name in /etc/hosts, sent while hundreds
+wait for names of the silent server, and the number of the program's threads after several such waves.
 
 Usage: silent_dns.py PROGRAM DIRECTORY
 """
@@ -45,7 +45,7 @@ class Upstream(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def ask(host):
+def send_request(host):
     conn = socket.create_connection(("127.0.0.1", 8080))
     conn.sendall(f"GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
     return conn
@@ -84,9 +84,9 @@ keybearer = subprocess.Popen([program, "run", "--config", config], env={"STATE_D
 try:
     ready()
     for wave in range(WAVES):
-        waiting = [ask(f"h{n}.wave{wave}.silent.test") for n in range(SILENT_NAMES)]
+        waiting = [send_request(f"h{n}.wave{wave}.silent.test") for n in range(SILENT_NAMES)]
         started = time.monotonic()
-        quick = status(ask("quick.test"))
+        quick = status(send_request("quick.test"))
         seconds = time.monotonic() - started
         if quick != 204:
             break

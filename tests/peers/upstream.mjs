@@ -1,9 +1,9 @@
-// The protected resource server: every request's bearer token is introspected at the authorization server, never cached.
+// A resource server that introspects the bearer token of every request at the authorization server, without a cache.
 //
 //   node upstream.mjs '{"tls": DIR, "introspect": URL, "client_id": "introspector", "client_secret": "…"}' < held-open-pipe
 //
 // Serves http and https. Active token: 200 {method, url, headers, authorization_count, active, client_id, sub, body_bytes};
-// otherwise 401 invalid_token; authorization server out of reach: 503 (or as `unreachable` says, see `apply`).
+// otherwise 401 invalid_token; authorization server unreachable: 503 (or by `unreachable`, see `apply`).
 // Paths: /status/NNN /redirect?to= /sse /slow?ms= /echo /bytes?n= /drop /half; each needs an active token too.
 // Control: GET /__records (returns and clears), GET /__summary (since the start), POST /__control {unreachable, reset}.
 
@@ -27,8 +27,8 @@ const zero = () => ({ total: 0, [ACTIVE]: 0, [MISSING]: 0, [INACTIVE]: 0, [UNREA
 let records = [];
 let summary = zero();
 
-// `unreachable`: "refuse" answers 503 when the authorization server does not answer; "accept" serves the request, with
-// the verdict "unreachable" in the record, for tests that stop the authorization server.
+// `unreachable`: "refuse" responds 503 if the authorization server does not respond; "accept" serves the request and records
+// the verdict "unreachable", for tests that stop the authorization server.
 function apply(change) {
   if ('unreachable' in change) settings.unreachable = change.unreachable;
   if (change.reset) [records, summary] = [[], zero()];
@@ -60,7 +60,7 @@ function introspectOnce(token) {
     request.on('response', async (response) => {
       try {
         const body = await readAll(response);
-        if (response.statusCode !== 200) throw new Error(`introspection answered ${response.statusCode}: ${body}`);
+        if (response.statusCode !== 200) throw new Error(`introspection returned ${response.statusCode}: ${body}`);
         resolve(JSON.parse(body));
       } catch (error) {
         reject(error);
@@ -79,18 +79,18 @@ async function judge(request) {
   const [, token] = /^bearer +(\S+)$/i.exec(request.headers.authorization ?? '') ?? [];
   if (!token) return { verdict: MISSING };
   try {
-    // A pooled connection may have died while idle; a fresh one tells.
-    const answer = await introspectOnce(token).catch((error) => (error.reused ? introspectOnce(token) : Promise.reject(error)));
-    // RFC 8705 §3.1: a bound token is good only with its certificate.
-    const bound = answer.cnf?.['x5t#S256'];
+    // A pooled connection may have been closed while idle: retry on a new one.
+    const claims = await introspectOnce(token).catch((error) => (error.reused ? introspectOnce(token) : Promise.reject(error)));
+    // RFC 8705 §3.1: a bound token is valid only with its certificate.
+    const bound = claims.cnf?.['x5t#S256'];
     const held = !bound || bound === thumbprint(request);
-    return { verdict: answer.active && held ? ACTIVE : INACTIVE, client_id: answer.client_id ?? null, sub: answer.sub ?? null, scope: answer.scope ?? null, audience: answer.aud ?? null };
+    return { verdict: claims.active && held ? ACTIVE : INACTIVE, client_id: claims.client_id ?? null, sub: claims.sub ?? null, scope: claims.scope ?? null, audience: claims.aud ?? null };
   } catch (error) {
     return { verdict: UNREACHABLE, detail: String(error) };
   }
 }
 
-// --- answers -----------------------------------------------------------------------------------------------------------
+// --- responses ---------------------------------------------------------------------------------------------------------
 function refuse(response, verdict) {
   if (verdict === UNREACHABLE) sendJson(response, 503, { error: 'introspection_unreachable' });
   else sendJson(response, 401, { error: 'invalid_token', verdict }, { 'www-authenticate': 'Bearer error="invalid_token"' });
@@ -130,7 +130,7 @@ function sendHalf(response) {
   response.write('x'.repeat(50), () => setTimeout(() => response.destroy(), 20));
 }
 
-async function answer(request, response, record, url) {
+async function respond(request, response, record, url) {
   const [, first, second] = url.pathname.split('/');
   if (first === 'status') return sendStatus(response, record, Number(second));
   if (first === 'redirect') return sendJson(response, 302, describe(record), { location: url.searchParams.get('to') ?? '/' });
@@ -142,8 +142,8 @@ async function answer(request, response, record, url) {
   return sendJson(response, 200, describe(record));
 }
 
-// --- the life of a request ---------------------------------------------------------------------------------------------
-async function takeBody(request, record, each = () => {}) {
+// --- handling a request ------------------------------------------------------------------------------------------------
+async function readBody(request, record, each = () => {}) {
   const hash = createHash('sha256');
   try {
     for await (const chunk of request) {
@@ -158,7 +158,7 @@ async function takeBody(request, record, each = () => {}) {
   record.body_sha256 = hash.digest('hex');
 }
 
-// Resolves when the response takes more, or is gone.
+// Resolves when the response accepts more data, or is closed.
 function writeTo(response, chunk) {
   if (response.destroyed || response.write(chunk)) return undefined;
   return new Promise((resolve) => {
@@ -171,7 +171,7 @@ async function echo(request, response, record) {
   const type = request.headers['content-type'] ?? 'application/octet-stream';
   response.writeHead(200, { 'content-type': type });
   response.flushHeaders();
-  await takeBody(request, record, (chunk) => writeTo(response, chunk));
+  await readBody(request, record, (chunk) => writeTo(response, chunk));
   response.end();
 }
 
@@ -185,16 +185,16 @@ async function handle(scheme, request, response) {
   };
   const url = new URL(request.url, 'http://upstream.invalid');
   const streams = url.pathname === '/echo';
-  const body = streams ? null : takeBody(request, record);
+  const body = streams ? null : readBody(request, record);
   Object.assign(record, await judge(request));
   await body;
-  records.push(record); // an /echo record fills its body fields while the body passes
+  records.push(record); // the body fields of an /echo record are filled while the body streams
   summary.total += 1;
   summary[record.verdict] += 1;
   if (authorizations > 1) summary.double += 1;
 
   const served = record.verdict === ACTIVE || (record.verdict === UNREACHABLE && settings.unreachable === 'accept');
-  if (served) await (streams ? echo(request, response, record) : answer(request, response, record, url));
+  if (served) await (streams ? echo(request, response, record) : respond(request, response, record, url));
   else refuse(response, record.verdict);
 }
 

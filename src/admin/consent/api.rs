@@ -1,4 +1,4 @@
-//! Authorizations over the API: an operator begins one, and reads how it ended.
+//! Authorizations over the API: an operator begins one and reads its outcome.
 
 use axum::Extension;
 use axum::Json;
@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 
 use super::definition::Definition;
 use super::device;
-use super::flow::{self, Flow, FlowId, FlowKey, Kind, LIFE, Status};
-use crate::admin::actions::Which;
+use super::flow::{self, FLOW_LIFETIME, Flow, FlowId, FlowKey, Kind, Status};
+use crate::admin::actions::TokenSelector;
 use crate::admin::body::body;
 use crate::admin::problem::{Problem, bound, store_unavailable};
-use crate::admin::users::Asker;
+use crate::admin::users::AuthenticatedUser;
 use crate::admin::{Admin, record};
 use crate::model::connection::ConsentFlow;
 use crate::model::secret::Secret;
@@ -24,64 +24,64 @@ use crate::snapshot::Snapshot;
 pub async fn authorize(
     State(admin): State<Admin>,
     Path(name): Path<String>,
-    Extension(asker): Extension<Asker>,
+    Extension(user): Extension<AuthenticatedUser>,
     request: Request,
 ) -> Result<(StatusCode, Json<Value>), Problem> {
     let path = format!("/api/v1/connections/{name}/authorize");
-    let which: Which = body(request).await?;
+    let selector: TokenSelector = body(request).await?;
     let snapshot = admin.snapshot.load_full();
     let bound = bound(&snapshot, &name)?;
-    let key = which.slot(bound)?.key.clone();
+    let key = selector.slot(bound)?.key.clone();
     let conflict = |code, detail: &str| Problem::new(StatusCode::CONFLICT, code, detail);
     let definition = Definition::of(bound, &key)
         .ok_or_else(|| conflict("connection_inactive", "the connection has `active: false`"))?;
     let consent_flow = definition.connection.grant.consent_flow();
     let consent_flow =
-        consent_flow.ok_or_else(|| conflict("nobody_needed", "the connection's grant needs no person"))?;
-    let id = FlowId::random(&FlowKey::of(consent_flow, &key)).ok_or_else(not_begun)?;
-    let made = match consent_flow {
-        ConsentFlow::DeviceCode => begun_device(&admin, &definition, (id, &key), &asker).await?,
-        ConsentFlow::AuthorizationCode => begun(&admin, &snapshot, &definition, (id, &key), &asker).await?,
+        consent_flow.ok_or_else(|| conflict("no_person_needed", "the connection's grant needs no person"))?;
+    let id = FlowId::random(&FlowKey::of(consent_flow, &key)).ok_or_else(no_random_bytes)?;
+    let response = match consent_flow {
+        ConsentFlow::DeviceCode => begin_device_flow(&admin, &definition, (id, &key), &user).await?,
+        ConsentFlow::AuthorizationCode => begin_code_flow(&admin, &snapshot, &definition, (id, &key), &user).await?,
     };
-    record::change(&admin, (Some(&asker.name), asker.from), (&Method::POST, &path), &key, (StatusCode::CREATED, None));
-    tracing::info!(user = %asker.name, connection = %key.connection, profile = %key.profile,
-        subject = key.subject.as_ref().map(Subject::as_str), "an authorization is begun");
-    Ok((StatusCode::CREATED, Json(made)))
+    record::change(&admin, (Some(&user.name), user.from), (&Method::POST, &path), &key, (StatusCode::CREATED, None));
+    tracing::info!(user = %user.name, connection = %key.connection, profile = %key.profile,
+        subject = key.subject.as_ref().map(Subject::as_str), "authorization begun");
+    Ok((StatusCode::CREATED, Json(response)))
 }
 
-fn not_begun() -> Problem {
-    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "not_begun", "no random bytes for a link; try again")
+fn no_random_bytes() -> Problem {
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "not_begun", "the system has no random bytes for a link; try again")
 }
 
-async fn begun(
+async fn begin_code_flow(
     admin: &Admin,
     snapshot: &Snapshot,
     definition: &Definition,
     (id, key): (FlowId, &TokenKey),
-    asker: &Asker,
+    user: &AuthenticatedUser,
 ) -> Result<Value, Problem> {
-    let secret = flow::random::<32>().ok_or_else(not_begun)?;
+    let secret = flow::random::<32>().ok_or_else(no_random_bytes)?;
     let secret = Secret::new(format!("{}.{}", id.as_str(), secret.expose()));
     let link = snapshot.links.of_authorization(key, secret.expose()).ok_or_else(|| {
-        let detail = "nobody has said where browsers reach this instance; set `public_url`";
+        let detail = "the address at which browsers reach this instance is not known; set `public_url`";
         Problem::new(StatusCode::CONFLICT, "public_url_missing", detail)
     })?;
-    let flow = Flow::new(id, key, &definition.connection, admin.clock.now().wall + LIFE, Kind::Code(None));
-    let flow = flow.begun_by(Some(&asker.name)).opened_by(Some(&flow::digest(secret.expose())));
-    keep(admin, &flow).await?;
+    let flow = Flow::new(id, key, &definition.connection, admin.clock.now().wall + FLOW_LIFETIME, Kind::Code(None));
+    let flow = flow.begun_by(Some(&user.name)).opened_by(Some(&flow::digest(secret.expose())));
+    store_flow(admin, &flow).await?;
     let expires_at = rfc3339(WallTime::from_secs(flow.ends));
     Ok(json!({ "id": flow.id.as_str(), "expires_at": expires_at, "authorization_url": link }))
 }
 
-async fn begun_device(
+async fn begin_device_flow(
     admin: &Admin,
     definition: &Definition,
     (id, key): (FlowId, &TokenKey),
-    asker: &Asker,
+    user: &AuthenticatedUser,
 ) -> Result<Value, Problem> {
-    let flow = device::asked(admin, definition, id, key).await?.begun_by(Some(&asker.name));
-    keep(admin, &flow).await?;
-    admin.device_bell.ring(flow.id.key());
+    let flow = device::begin(admin, definition, id, key).await?.begun_by(Some(&user.name));
+    store_flow(admin, &flow).await?;
+    admin.device_notifier.notify(flow.id.key());
     let Kind::Device(device) = &flow.kind else { return Ok(Value::Null) };
     Ok(json!({
         "id": flow.id.as_str(),
@@ -93,35 +93,34 @@ async fn begun_device(
     }))
 }
 
-/// Stores a flow in place of the pending one.
-async fn keep(admin: &Admin, flow: &Flow) -> Result<(), Problem> {
+/// Stores the flow, which replaces the pending one.
+async fn store_flow(admin: &Admin, flow: &Flow) -> Result<(), Problem> {
     let begun = flow::begin(&**admin.cache.store(), flow, admin.clock.now().wall).await;
     if begun.map_err(|error| store_unavailable(&error))? {
         return Ok(());
     }
-    let detail =
-        "someone has just logged in for this connection, and the token is being obtained; ask again in a minute";
+    let detail = "a person has just logged in for this token, and the code is being exchanged; retry in a minute";
     Err(Problem::new(StatusCode::CONFLICT, "authorization_under_way", detail))
 }
 
 /// `GET authorizations/{id}`
 pub async fn authorization(State(admin): State<Admin>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
     let unknown = || Problem::new(StatusCode::NOT_FOUND, "authorization_unknown", "no authorization has this id");
-    let known = FlowId::parse(&id).ok_or_else(unknown)?;
-    let found = flow::outcome(&**admin.cache.store(), &known, None, admin.clock.now().wall).await;
-    let outcome = found.map_err(|error| store_unavailable(&error))?.ok_or_else(unknown)?;
-    let (status, error, description) = match outcome.status {
+    let flow_id = FlowId::parse(&id).ok_or_else(unknown)?;
+    let found = flow::summary(&**admin.cache.store(), &flow_id, None, admin.clock.now().wall).await;
+    let summary = found.map_err(|error| store_unavailable(&error))?.ok_or_else(unknown)?;
+    let (status, error, description) = match summary.status {
         Status::Pending | Status::Exchanging { .. } => ("pending", None, None),
         Status::Connected => ("connected", None, None),
         Status::Denied => ("denied", Some("access_denied".to_owned()), None),
         Status::Expired => ("expired", None, None),
         Status::Replaced => {
-            let description = "a newer authorization of the same token has replaced it".to_owned();
+            let description = "replaced by a newer authorization of the same token".to_owned();
             ("failed", Some("replaced".to_owned()), Some(description))
         }
         Status::Failed { error, description } => ("failed", Some(error), description),
     };
-    let key = outcome.key;
+    let key = summary.key;
     Ok(Json(json!({
         "id": id,
         "connection": key.connection.as_str(),
@@ -130,6 +129,6 @@ pub async fn authorization(State(admin): State<Admin>, Path(id): Path<String>) -
         "status": status,
         "error": error,
         "description": description,
-        "expires_at": rfc3339(WallTime::from_secs(outcome.ends)),
+        "expires_at": rfc3339(WallTime::from_secs(summary.ends)),
     })))
 }

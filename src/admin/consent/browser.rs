@@ -1,10 +1,10 @@
-//! The browser that confirms and then finishes an authorization.
+//! Identifies the browser that confirms and then finishes an authorization.
 //!
-//! Invariant: the store keeps the digest of its cookie alone.
+//! Invariant: the store holds only the digest of the cookie.
 
 use axum::http::HeaderValue;
 
-use super::flow::{self, LIFE};
+use super::flow::{self, FLOW_LIFETIME};
 use super::visit::Visit;
 use crate::admin::{Admin, cookie};
 use crate::model::secret::Secret;
@@ -13,7 +13,7 @@ const COOKIE: &str = "keybearer_browser";
 /// 256 bits in base64url.
 const COOKIE_CHARS: usize = 43;
 
-/// Identified by a cookie of its own.
+/// The value of a browser's cookie.
 pub struct Browser(Secret);
 
 impl Browser {
@@ -21,14 +21,14 @@ impl Browser {
         flow::random::<32>().map(Browser)
     }
 
-    /// The browser of this visit, if it has a cookie of ours.
+    /// The browser of this visit, if it sent our cookie.
     pub fn of(admin: &Admin, visit: &Visit) -> Option<Browser> {
         let value = cookie::get(&visit.headers, COOKIE, cookie::is_secure(admin, &visit.headers))?;
         let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
         (value.len() == COOKIE_CHARS && value.bytes().all(plain)).then(|| Browser(Secret::new(value)))
     }
 
-    /// The digest of this visit's browser, as the store keeps it.
+    /// The digest of this visit's browser, as it is in the store.
     pub fn digest_of(admin: &Admin, visit: &Visit) -> Option<String> {
         Browser::of(admin, visit).map(|browser| browser.digest())
     }
@@ -37,8 +37,8 @@ impl Browser {
         flow::digest(self.0.expose())
     }
 
-    /// `Set-Cookie`, for as long as a flow lasts.
+    /// `Set-Cookie`, for the lifetime of a flow.
     pub fn cookie(&self, admin: &Admin, visit: &Visit) -> Option<HeaderValue> {
-        cookie::set(COOKIE, self.0.expose(), LIFE, cookie::is_secure(admin, &visit.headers))
+        cookie::set(COOKIE, self.0.expose(), FLOW_LIFETIME, cookie::is_secure(admin, &visit.headers))
     }
 }

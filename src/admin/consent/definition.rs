@@ -1,4 +1,4 @@
-//! A definition of a connection that is in force, with all that connecting it takes.
+//! A connection's definition in force, with what connecting an account needs.
 
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ impl Definition {
         self.slots.slot(key.subject.as_ref()).filter(|slot| slot.key == *key)
     }
 
-    /// Where a person logs in, as far as the configuration says.
+    /// The host on which a person logs in, as far as the configuration shows it.
     pub fn login_host(&self) -> &str {
         let endpoints = &self.connection.endpoints;
         endpoints.authorization.as_ref().unwrap_or(&endpoints.server).host_str().unwrap_or_default()

@@ -1,4 +1,4 @@
-//! The end of a flow: the grant goes to the refresher of its slot, and the outcome to the store.
+//! Ends a flow: passes the credential to the slot's refresher, and saves the outcome in the store.
 //!
 //! Invariants: only one request obtains the token of a flow; a flow that has ended keeps its status.
 
@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use super::definition::Definition;
 use super::flow::{self, FlowId, Status};
-use super::pages::{Page, called};
+use super::pages::{Page, display_name};
 use crate::admin::Admin;
 use crate::model::connection::Connection;
 use crate::model::token::{Subject, TokenKey};
@@ -17,69 +17,73 @@ use crate::store::StoreError;
 use crate::telemetry::audit::Person;
 use crate::token::slot::{Credential, NoToken, NotImported};
 
-/// What an exchange may take beyond its token request and the lease for that: other requests to the same server, the store.
-const EXCHANGE_SLACK: Duration = Duration::from_secs(30);
-/// Another errand of the same token has this long to end.
-const BUSY_WAIT: Duration = Duration::from_secs(10);
-const BUSY_PAUSE: Duration = Duration::from_millis(100);
-/// A subject's slot that no caller uses leaves memory, even in this moment; then another one is made.
-const SLOTS_MAX: usize = 5;
-/// How long the store is asked to keep an outcome.
-const SETTLE_WAIT: Duration = Duration::from_secs(15);
-const SETTLE_PAUSE: Duration = Duration::from_secs(1);
+/// Grace period of an exchange beyond its token request and lease: other requests to the same server, the store.
+const EXCHANGE_GRACE: Duration = Duration::from_secs(30);
+/// Timeout for another command of the same token to end.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+const BUSY_RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// Attempts with a new slot: an unused subject's slot may be evicted at any time, even now.
+const SLOT_ATTEMPTS_MAX: usize = 5;
+/// Deadline for saving the outcome, retries included.
+const SAVE_TIMEOUT: Duration = Duration::from_secs(15);
+const SAVE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Why a flow is not ours to end.
-pub enum Unclaimed {
-    Over(Status),
+/// Why the status of a flow was not changed.
+pub enum ClaimError {
+    /// Another request has ended or claimed it.
+    Ended(Status),
     Store(StoreError),
 }
 
-/// How long obtaining a token of `connection` may take.
-fn exchange_wait(connection: &Connection) -> Duration {
-    connection.authorization_server.timeout * 2 + EXCHANGE_SLACK
+/// Timeout of an exchange.
+fn exchange_timeout(connection: &Connection) -> Duration {
+    connection.authorization_server.timeout * 2 + EXCHANGE_GRACE
 }
 
-/// Takes the flow for the exchange of what it has brought, for this request alone.
-pub async fn claim(admin: &Admin, id: &FlowId, connection: &Connection) -> Result<(), Unclaimed> {
-    let until = admin.clock.now().wall + exchange_wait(connection) + SETTLE_WAIT;
-    end(admin, id, &Status::Exchanging { until: until.as_secs() }).await
+/// Claims the exchange for this request alone.
+pub async fn claim(admin: &Admin, id: &FlowId, connection: &Connection) -> Result<(), ClaimError> {
+    let until = admin.clock.now().wall + exchange_timeout(connection) + SAVE_TIMEOUT;
+    advance(admin, id, &Status::Exchanging { until: until.as_secs() }).await
 }
 
-/// Takes the flow to `status`, if it has not ended.
-pub async fn end(admin: &Admin, id: &FlowId, status: &Status) -> Result<(), Unclaimed> {
+/// Advances the flow to `status`, unless it has ended.
+pub async fn advance(admin: &Admin, id: &FlowId, status: &Status) -> Result<(), ClaimError> {
     let wall = admin.clock.now().wall;
     let changed = flow::change(&**admin.cache.store(), id, |flow| flow.advance(status.clone(), wall));
     match changed.await {
         Ok(Some(Ok(()))) => Ok(()),
-        Ok(Some(Err(now))) => Err(Unclaimed::Over(now)),
-        Ok(None) => Err(Unclaimed::Over(Status::Replaced)),
-        Err(error) => Err(Unclaimed::Store(error)),
+        Ok(Some(Err(current))) => Err(ClaimError::Ended(current)),
+        Ok(None) => Err(ClaimError::Ended(Status::Replaced)),
+        Err(error) => Err(ClaimError::Store(error)),
     }
 }
 
-/// Hands something to the refresher of the token's slot, once nothing else is on its desk; the outcome as a status.
-pub async fn hand_in(
+/// Passes the credential to the slot's refresher once that has no other command, and waits for the outcome.
+pub async fn import(
     definition: &Definition,
     key: &TokenKey,
     credential: impl Fn() -> Credential,
     by: &Person,
 ) -> Status {
-    let (deadline, patience) = (Instant::now() + exchange_wait(&definition.connection), Instant::now() + BUSY_WAIT);
-    let mut slots = 0;
+    let deadline = Instant::now() + exchange_timeout(&definition.connection);
+    let busy_deadline = Instant::now() + BUSY_TIMEOUT;
+    let mut forgotten_slots = 0;
     loop {
         let Some(slot) = definition.slot(key) else { return failed(NoToken::Forgotten) };
         match slot.import(credential(), by.clone(), deadline).await {
             Ok(()) => return Status::Connected,
-            Err(NotImported::NotProven(NoToken::Forgotten)) if slots < SLOTS_MAX => slots += 1,
-            Err(NotImported::NotProven(why)) => return failed(why),
-            Err(NotImported::Busy) if Instant::now() > patience => return failed(NoToken::WaitTimeout),
-            Err(NotImported::Busy) => sleep(BUSY_PAUSE).await,
+            Err(NotImported::NotProven(NoToken::Forgotten)) if forgotten_slots < SLOT_ATTEMPTS_MAX => {
+                forgotten_slots += 1
+            }
+            Err(NotImported::NotProven(reason)) => return failed(reason),
+            Err(NotImported::Busy) if Instant::now() > busy_deadline => return failed(NoToken::WaitTimeout),
+            Err(NotImported::Busy) => sleep(BUSY_RETRY_INTERVAL).await,
         }
     }
 }
 
-fn failed(why: NoToken) -> Status {
-    let (error, description) = match why {
+fn failed(reason: NoToken) -> Status {
+    let (error, description) = match reason {
         NoToken::Refused { error, description } => (error, description),
         NoToken::Script { message } => ("script_failed".to_owned(), Some(message)),
         NoToken::Unavailable { error, .. } | NoToken::Person { error, .. } => (error, None),
@@ -89,38 +93,38 @@ fn failed(why: NoToken) -> Status {
     Status::Failed { error, description }
 }
 
-/// Keeps the outcome. If the store fails now, the token is there all the same.
-pub async fn settle(admin: &Admin, id: &FlowId, key: &TokenKey, status: &Status) {
+/// Logs the outcome and saves it in the store. A failure of the store does not affect the token.
+pub async fn save_outcome(admin: &Admin, id: &FlowId, key: &TokenKey, status: &Status) {
     let subject = key.subject.as_ref().map(Subject::as_str);
     match status {
         Status::Connected => {
-            tracing::info!(connection = %key.connection, profile = %key.profile, subject, "a person has connected");
+            tracing::info!(connection = %key.connection, profile = %key.profile, subject, "account connected");
         }
         _ => {
             let error = status_code(status);
-            tracing::warn!(connection = %key.connection, profile = %key.profile, subject, error, "connecting has failed");
+            tracing::warn!(connection = %key.connection, profile = %key.profile, subject, error, "authorization failed");
         }
     }
-    let deadline = Instant::now() + SETTLE_WAIT;
+    let deadline = Instant::now() + SAVE_TIMEOUT;
     loop {
-        match end(admin, id, status).await {
+        match advance(admin, id, status).await {
             Ok(()) => return,
-            Err(Unclaimed::Over(now)) => {
-                let now = status_code(&now);
-                tracing::warn!(connection = %key.connection, profile = %key.profile, subject, status = now,
-                    "the authorization had ended before");
+            Err(ClaimError::Ended(current)) => {
+                let status = status_code(&current);
+                tracing::warn!(connection = %key.connection, profile = %key.profile, subject, status,
+                    "authorization had already ended");
                 return;
             }
-            Err(Unclaimed::Store(error)) if Instant::now() > deadline => {
-                tracing::error!(%error, "the outcome of an authorization cannot be kept");
+            Err(ClaimError::Store(error)) if Instant::now() > deadline => {
+                tracing::error!(%error, "outcome of an authorization could not be saved");
                 return;
             }
-            Err(Unclaimed::Store(_)) => sleep(SETTLE_PAUSE).await,
+            Err(ClaimError::Store(_)) => sleep(SAVE_RETRY_INTERVAL).await,
         }
     }
 }
 
-/// One word for it, in the log and in the audit.
+/// The status as one word, for log and audit.
 pub fn status_code(status: &Status) -> String {
     match status {
         Status::Pending | Status::Exchanging { .. } => "pending".to_owned(),
@@ -134,6 +138,6 @@ pub fn status_code(status: &Status) -> String {
 
 pub fn connected(key: &TokenKey) -> Page {
     Page::new(StatusCode::OK, "Connected")
-        .says(&format!("{} is connected. Requests that waited for it go through now.", called(key)))
-        .notes("You can close this window.")
+        .text(&format!("{} is connected. Requests can use it now.", display_name(key)))
+        .note("You can close this window.")
 }

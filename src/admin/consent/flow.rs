@@ -1,8 +1,9 @@
-//! An authorization that waits for a person, as it is kept sealed in the store, so that any replica may finish it.
+//! A flow: one authorization by a person, sealed in the store so that any replica can finish it.
 //!
-//! Not here: its name (`id`), how it is read and written (`notes`).
-//! Holds: of what opens it (state, cookie, link) the digests alone are kept; a token has one that is pending or being
-//! exchanged, and a few that have ended; one that has ended never changes; it ends ten minutes after it began.
+//! Invariants: the store has only digests of what opens a flow (state, cookie, link); a token has at most one flow that is
+//! pending or being exchanged, and remembers a few ended ones; an ended flow never changes; a pending flow expires after
+//! ten minutes.
+//! Not here: its ID (`id`), reading and writing it (`notes`).
 
 mod id;
 mod notes;
@@ -23,12 +24,13 @@ use crate::model::time::WallTime;
 use crate::model::token::{Subject, TokenKey};
 
 pub use id::{FlowId, FlowKey};
-pub use notes::{begin, change, devices, latest, load, outcome, put};
+pub use notes::{begin, change, devices, latest, load, put, summary};
 
-pub const LIFE: Duration = Duration::from_secs(10 * 60);
-/// How long its outcome can be asked for.
-const REMEMBERED: Duration = Duration::from_secs(3600);
-/// Of the same token, authorizations that have ended and are remembered; the oldest is forgotten.
+/// Lifetime of a pending flow.
+pub const FLOW_LIFETIME: Duration = Duration::from_secs(10 * 60);
+/// How long the outcome of an ended flow stays available.
+const OUTCOME_RETENTION: Duration = Duration::from_secs(3600);
+/// Ended flows that are remembered for a token; the oldest is dropped.
 const EARLIER_MAX: usize = 8;
 
 /// Random bytes in base64url.
@@ -38,13 +40,13 @@ pub fn random<const N: usize>() -> Option<Secret> {
     Some(Secret::new(BASE64_URL_SAFE_NO_PAD.encode(*bytes)))
 }
 
-/// What is kept of something that opens a flow.
+/// Digest of a text that opens a flow; only this is stored.
 pub fn digest(text: &str) -> String {
     SecretDigest::of(text.as_bytes()).text()
 }
 
-/// Compares digests, or other texts that open something, in constant time.
-pub fn same(one: &str, other: &str) -> bool {
+/// Compares digests or other secrets in constant time.
+pub fn constant_time_eq(one: &str, other: &str) -> bool {
     one.as_bytes().ct_eq(other.as_bytes()).into()
 }
 
@@ -54,15 +56,15 @@ pub struct Flow {
     connection: String,
     profile: String,
     subject: Option<String>,
-    /// What the token will belong to.
+    /// The identity of the definition that the flow was begun for.
     identity: [u8; 32],
     /// Seconds since the Unix epoch.
     pub ends: u64,
     /// The user who began it.
     by: Option<String>,
-    /// Of the link that opens it without signing in.
+    /// Digest of the link that opens it without signing in.
     link: Option<String>,
-    /// Of the browser that has confirmed it.
+    /// Digest of the cookie of the browser that confirmed it.
     browser: Option<String>,
     status: Status,
     pub kind: Kind,
@@ -73,14 +75,14 @@ pub struct Flow {
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     Pending,
-    /// A code or a device's token has come back and becomes ours.
+    /// A request exchanges the code, or imports the device's token.
     Exchanging {
-        /// Seconds since the Unix epoch; later than that nobody does it any more.
+        /// Seconds since the Unix epoch; by then the exchange has ended or its process has died.
         until: u64,
     },
     Connected,
     Denied,
-    /// The server says so, or the ten minutes are over.
+    /// After ten minutes, or as the server reports.
     Expired,
     /// A newer authorization of the same token has replaced it.
     Replaced,
@@ -98,18 +100,18 @@ pub enum Kind {
     Device(Device),
 }
 
-/// A browser on its way to the authorization server and back.
+/// An authorization request that a browser carries.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Attempt {
     pub state: String,
-    #[serde(with = "kept")]
+    #[serde(with = "exposed")]
     pub verifier: Option<Secret>,
     pub redirect_uri: String,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Device {
-    #[serde(with = "kept")]
+    #[serde(with = "exposed")]
     pub device_code: Option<Secret>,
     pub user_code: String,
     pub verification_uri: String,
@@ -119,7 +121,7 @@ pub struct Device {
     pub next_poll_ms: u64,
 }
 
-/// What is left of an authorization once another one of its token has begun.
+/// What is remembered of a flow once the next one of its token has begun.
 #[derive(Clone, Serialize, Deserialize)]
 struct Ended {
     id: FlowId,
@@ -128,18 +130,18 @@ struct Ended {
     status: Status,
 }
 
-/// How an authorization stands.
-pub struct Outcome {
+/// The current state of a flow.
+pub struct FlowSummary {
     pub key: TokenKey,
     pub status: Status,
     /// Seconds since the Unix epoch.
     pub ends: u64,
-    /// The user who began it, while no newer one has replaced it.
+    /// The user who began it; `None` if a newer flow has replaced it.
     pub by: Option<Name>,
 }
 
-/// Secrets within what will be sealed.
-mod kept {
+/// Serializes secrets as plain text, for a record that will be sealed.
+mod exposed {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
     use super::Secret;
@@ -171,32 +173,32 @@ impl Flow {
         }
     }
 
-    /// The user who begins it.
+    /// Sets the user who begins it.
     pub fn begun_by(self, user: Option<&Name>) -> Flow {
         Flow { by: user.map(Name::to_string), ..self }
     }
 
-    /// Opened by the link with this digest.
+    /// Sets the digest of the link that opens it.
     pub fn opened_by(self, link: Option<&str>) -> Flow {
         Flow { link: link.map(str::to_owned), ..self }
     }
 
-    /// Goes on in the browser with this digest alone.
+    /// Binds it to the browser with this digest.
     pub fn bind(&mut self, browser: String) {
         self.browser = Some(browser);
     }
 
-    /// Has another browser than this one confirmed it?
+    /// True if another browser than this one has confirmed it.
     pub fn is_bound_elsewhere(&self, browser: Option<&str>) -> bool {
-        self.browser.as_deref().is_some_and(|own| !browser.is_some_and(|browser| same(own, browser)))
+        self.browser.as_deref().is_some_and(|own| !browser.is_some_and(|browser| constant_time_eq(own, browser)))
     }
 
-    /// Has this browser confirmed it?
+    /// True if this browser has confirmed it.
     pub fn is_bound_to(&self, browser: Option<&str>) -> bool {
-        self.browser.as_deref().zip(browser).is_some_and(|(own, browser)| same(own, browser))
+        self.browser.as_deref().zip(browser).is_some_and(|(own, browser)| constant_time_eq(own, browser))
     }
 
-    /// Which token it is for.
+    /// The key of its token.
     pub fn key(&self) -> Option<TokenKey> {
         let subject = match &self.subject {
             Some(subject) => Some(Subject::parse(subject)?),
@@ -210,17 +212,17 @@ impl Flow {
         self.by.as_deref().and_then(Name::parse)
     }
 
-    /// Would its token be one of the connection as it is now?
-    pub fn is_of(&self, connection: &Connection) -> bool {
+    /// True if its token would belong to the present definition of the connection.
+    pub fn is_for(&self, connection: &Connection) -> bool {
         connection.identity() == Identity::new(self.identity)
     }
 
-    /// As it is at `wall`.
+    /// The status at `wall`, expiry included.
     pub fn status_at(&self, wall: WallTime) -> Status {
         match &self.status {
             Status::Pending if wall >= WallTime::from_secs(self.ends) => Status::Expired,
             Status::Exchanging { until } if wall >= WallTime::from_secs(*until) => {
-                let description = "Keybearer ended while the token was obtained".to_owned();
+                let description = "Keybearer stopped during the exchange".to_owned();
                 Status::Failed { error: "interrupted".to_owned(), description: Some(description) }
             }
             status => status.clone(),
@@ -231,7 +233,7 @@ impl Flow {
         matches!(self.status_at(wall), Status::Exchanging { .. })
     }
 
-    /// Has `link`, given as its digest, connected an account?
+    /// True if the link with this digest has connected an account.
     pub fn was_connected_by(&self, link: &str) -> bool {
         let mut earlier = self.earlier.iter().map(|ended| (&ended.link, &ended.status));
         let connected =
@@ -246,14 +248,14 @@ impl Flow {
         }
     }
 
-    /// The only way from one status to the next; `Err`: it has ended, or another request exchanges its code.
+    /// Changes the status; nothing else does. `Err`: the flow has ended, or another request exchanges its code.
     pub fn advance(&mut self, to: Status, wall: WallTime) -> Result<(), Status> {
         match (self.status_at(wall), &to) {
             (Status::Pending, _) => {}
             (Status::Exchanging { .. }, to) if !matches!(to, Status::Pending | Status::Exchanging { .. }) => {}
-            (now, _) => return Err(now),
+            (current, _) => return Err(current),
         }
-        // Nothing that opens anything is kept longer than needed.
+        // Secrets are stored no longer than needed.
         match &mut self.kind {
             Kind::Code(attempt) => attempt.iter_mut().for_each(|attempt| attempt.verifier = None),
             Kind::Device(device) => device.device_code = None,
@@ -262,7 +264,7 @@ impl Flow {
         Ok(())
     }
 
-    /// What the next authorization of the same token remembers.
+    /// The ended flows that the next flow of the token remembers, this one included.
     fn remembered(&self, wall: WallTime) -> Vec<Ended> {
         let status = match self.status_at(wall) {
             Status::Pending => Status::Replaced,
@@ -270,7 +272,7 @@ impl Flow {
         };
         let last = Ended { id: self.id.clone(), ends: self.ends, link: self.link.clone(), status };
         let all = self.earlier.iter().cloned().chain([last]);
-        let mut all: Vec<_> = all.filter(|one| wall < WallTime::from_secs(one.ends) + REMEMBERED).collect();
+        let mut all: Vec<_> = all.filter(|one| wall < WallTime::from_secs(one.ends) + OUTCOME_RETENTION).collect();
         all.drain(..all.len().saturating_sub(EARLIER_MAX));
         all
     }
@@ -287,11 +289,11 @@ mod tests {
         let connection = Connection::sample("crm");
         let key = TokenKey::of_connection(connection.name.clone());
         let id = FlowId::random(&FlowKey::of(ConsentFlow::AuthorizationCode, &key)).unwrap();
-        Flow::new(id, &key, &connection, WALL + LIFE, kind)
+        Flow::new(id, &key, &connection, WALL + FLOW_LIFETIME, kind)
     }
 
     #[test]
-    fn what_has_ended_never_changes_and_keeps_nothing_that_opens_it() {
+    fn an_ended_flow_never_changes_and_holds_no_secret() {
         let ends = [
             Status::Connected,
             Status::Denied,
@@ -299,7 +301,7 @@ mod tests {
             Status::Replaced,
             Status::Failed { error: "e".to_owned(), description: None },
         ];
-        let (until, late) = ((WALL + LIFE).as_secs() + 60, WALL + LIFE + Duration::from_secs(59));
+        let (until, late) = ((WALL + FLOW_LIFETIME).as_secs() + 60, WALL + FLOW_LIFETIME + Duration::from_secs(59));
         let exchanging = Status::Exchanging { until };
         for end in &ends {
             let verifier = Some(Secret::new("v"));
@@ -310,19 +312,19 @@ mod tests {
             for again in [Status::Pending, exchanging.clone()] {
                 assert_eq!(flow.advance(again, WALL), Err(exchanging.clone()));
             }
-            // An exchange may end after the ten minutes.
+            // An exchange may end after the flow's lifetime.
             assert_eq!(flow.advance(end.clone(), late), Ok(()));
             for other in ends.iter().chain([&Status::Pending, &exchanging]) {
                 assert_eq!(flow.advance(other.clone(), late), Err(end.clone()));
             }
-            assert_eq!(flow.status_at(late + REMEMBERED), *end);
+            assert_eq!(flow.status_at(late + OUTCOME_RETENTION), *end);
         }
     }
 
     #[test]
-    fn time_ends_what_nobody_ends() {
+    fn a_flow_expires_and_an_exchange_times_out() {
         let mut flow = flow(Kind::Code(None));
-        let end = WALL + LIFE;
+        let end = WALL + FLOW_LIFETIME;
         assert_eq!(flow.status_at(end - Duration::from_secs(1)), Status::Pending);
         assert_eq!(flow.status_at(end), Status::Expired);
         assert_eq!(flow.advance(Status::Connected, end), Err(Status::Expired));
@@ -330,13 +332,13 @@ mod tests {
         assert_eq!(flow.advance(Status::Exchanging { until }, end - Duration::from_secs(1)), Ok(()));
         assert!(flow.is_exchanging(end) && !flow.is_exchanging(WallTime::from_secs(until)));
         let Err(Status::Failed { error, .. }) = flow.advance(Status::Connected, WallTime::from_secs(until)) else {
-            panic!("it was reported as failed");
+            panic!("the exchange has timed out");
         };
         assert_eq!(error, "interrupted");
     }
 
     #[test]
-    fn only_the_browser_that_confirmed_is_the_one() {
+    fn a_flow_is_bound_to_the_browser_that_confirmed_it() {
         let mut flow = flow(Kind::Code(None));
         assert!(!flow.is_bound_elsewhere(None) && !flow.is_bound_to(None) && !flow.is_bound_to(Some("a")));
         flow.bind("a".to_owned());

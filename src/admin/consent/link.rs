@@ -1,7 +1,7 @@
-//! What a link to `/connect/{name}` opens: which token, on whose behalf, and whether the link is still good.
+//! Resolves a link to `/connect/{name}`: its token, the user who requested it, and whether the link is still valid.
 //!
-//! Invariants: reading a link changes nothing. A subject's link is sealed to it, a link of the API has a secret; without
-//! either, an operator signs in.
+//! Invariants: resolving a link changes nothing. A subject's link is sealed to the subject, a one-time link of the API has
+//! a secret; without either, an operator has to sign in.
 
 use axum::http::StatusCode;
 
@@ -9,7 +9,7 @@ use super::browser::Browser;
 use super::definition::Definition;
 use super::flow::{self, FlowId, FlowKey, Status};
 use super::pages::Page;
-use super::refusal::{busy, changed, no_store, over, taken};
+use super::refusal::{busy, changed, confirmed_elsewhere, ended, store_failed};
 use super::sign_in::signed_in;
 use super::visit::Visit;
 use crate::admin::Admin;
@@ -19,11 +19,11 @@ use crate::model::connection::ConsentFlow;
 use crate::model::token::{Subject, TokenKey, default_profile};
 use crate::snapshot::Snapshot;
 
-/// What a link is for.
-pub struct Opened {
+/// A resolved link.
+pub struct OpenedLink {
     pub key: TokenKey,
     pub link: Link,
-    /// The user who made the link, or signed in.
+    /// The user who created the link or signed in.
     pub by: Option<Name>,
     pub definition: Definition,
     pub consent_flow: ConsentFlow,
@@ -31,31 +31,31 @@ pub struct Opened {
 }
 
 pub enum Link {
-    /// An operator's own visit.
+    /// No link: an operator who has signed in.
     Operator,
-    /// Sealed to a subject; its digest.
+    /// Sealed to a subject, with the digest of the link.
     Sealed(String),
-    /// For an authorization that the API began; the digest of its secret.
-    Begun(FlowId, String),
+    /// A one-time link to a flow that the API began, with the digest of its secret.
+    OneTime(FlowId, String),
 }
 
 impl Link {
-    /// `None`: the link is no secret.
+    /// `None`: there is no secret in the link.
     pub fn digest(&self) -> Option<&str> {
         match self {
             Link::Operator => None,
-            Link::Sealed(digest) | Link::Begun(_, digest) => Some(digest),
+            Link::Sealed(digest) | Link::OneTime(_, digest) => Some(digest),
         }
     }
 }
 
-/// Reads the link of this visit, and checks that it is still good.
-pub async fn open(admin: &Admin, name: &str, visit: &Visit) -> Result<Opened, Page> {
+/// Resolves the link of this visit and checks that it is still valid.
+pub async fn open(admin: &Admin, name: &str, visit: &Visit) -> Result<OpenedLink, Page> {
     let snapshot = admin.snapshot.load_full();
     let Ok(bound) = bound(&snapshot, name) else {
         return Err(Page::new(StatusCode::NOT_FOUND, "No such connection")
-            .says("No connection has the name in this address.")
-            .notes("It may have been renamed or removed; an administrator knows."));
+            .text("No connection has the name in this address.")
+            .note("It may have been renamed or removed; ask an administrator."));
     };
     let own = bound.connection.name.clone();
     let (key, link, by) = match (visit.query("flow")?, visit.query("for")?) {
@@ -68,77 +68,79 @@ pub async fn open(admin: &Admin, name: &str, visit: &Visit) -> Result<Opened, Pa
         return Err(whose_account());
     }
     let consent_flow = definition.connection.grant.consent_flow().ok_or_else(|| {
-        Page::new(StatusCode::CONFLICT, "No one needs to connect")
-            .says("This connection gets its tokens without a person; there is nothing to connect.")
+        Page::new(StatusCode::CONFLICT, "Nothing to connect").text("This connection gets its tokens without a person.")
     })?;
     let flow_key = FlowKey::of(consent_flow, &key);
-    let opened = Opened { key, link, by, definition, consent_flow, flow_key };
+    let opened = OpenedLink { key, link, by, definition, consent_flow, flow_key };
     check(admin, &opened, visit).await?;
     Ok(opened)
 }
 
-/// Is the link still good?
-async fn check(admin: &Admin, opened: &Opened, visit: &Visit) -> Result<(), Page> {
+/// Checks that the link is still valid.
+async fn check(admin: &Admin, opened: &OpenedLink, visit: &Visit) -> Result<(), Page> {
     let wall = admin.clock.now().wall;
-    let found = flow::latest(&**admin.cache.store(), &opened.flow_key).await.map_err(|error| no_store(&error))?;
+    let found = flow::latest(&**admin.cache.store(), &opened.flow_key).await.map_err(|error| store_failed(&error))?;
     let Some((flow, _)) = found else { return Ok(()) };
     match &opened.link {
-        Link::Begun(..) if !flow.is_of(&opened.definition.connection) => Err(changed()),
-        Link::Begun(..) if flow.is_bound_elsewhere(Browser::digest_of(admin, visit).as_deref()) => Err(taken()),
-        Link::Sealed(digest) if flow.was_connected_by(digest) => Err(over(&Status::Connected).unwrap_or_else(changed)),
+        Link::OneTime(..) if !flow.is_for(&opened.definition.connection) => Err(changed()),
+        Link::OneTime(..) if flow.is_bound_elsewhere(Browser::digest_of(admin, visit).as_deref()) => {
+            Err(confirmed_elsewhere())
+        }
+        Link::Sealed(digest) if flow.was_connected_by(digest) => Err(ended(&Status::Connected).unwrap_or_else(changed)),
         Link::Sealed(_) | Link::Operator if flow.is_exchanging(wall) => Err(busy()),
         _ => Ok(()),
     }
 }
 
 fn unconnectable() -> Page {
-    Page::new(StatusCode::CONFLICT, "Not in use")
-        .says("The connection is switched off, or has no such profile.")
-        .notes("An administrator can switch it on, or give the right link.")
+    Page::new(StatusCode::CONFLICT, "Not active")
+        .text("The connection is inactive, or it has no such profile.")
+        .note("An administrator can activate it, or give you the right link.")
 }
 
 fn whose_account() -> Page {
     Page::refused("Whose account?")
-        .says(
-            "This connection has an account for each person, or one for everybody, and the address does not fit that.",
+        .text(
+            "Either this connection has one account for each subject and the address names none, or all callers share \
+             one account and the address names a subject.",
         )
-        .notes("Use the link of the error that named it, or add ?subject=NAME for a person's account.")
+        .note("Use the link in the error message, or add ?subject=NAME for the account of a subject.")
 }
 
-type Meant = (TokenKey, Link, Option<Name>);
+type Resolved = (TokenKey, Link, Option<Name>);
 
-async fn by_secret(admin: &Admin, own: &Name, text: &str) -> Result<Meant, Page> {
+async fn by_secret(admin: &Admin, own: &Name, text: &str) -> Result<Resolved, Page> {
     let unknown = || {
-        Page::refused("This link is not known")
-            .says("It is not complete, or too old.")
-            .notes("Ask its sender for a new one.")
+        Page::refused("This link is unknown")
+            .text("It is incomplete, or too old.")
+            .note("Ask the sender for a new one.")
     };
     let (store, wall) = (&**admin.cache.store(), admin.clock.now().wall);
     let (id, _) = text.split_once('.').ok_or_else(unknown)?;
     let id = FlowId::parse(id).ok_or_else(unknown)?;
     let digest = flow::digest(text);
-    let found = flow::outcome(store, &id, Some(&digest), wall).await.map_err(|error| no_store(&error))?;
-    let outcome = found.filter(|outcome| outcome.key.connection == *own).ok_or_else(unknown)?;
-    if let Some(page) = over(&outcome.status) {
+    let found = flow::summary(store, &id, Some(&digest), wall).await.map_err(|error| store_failed(&error))?;
+    let summary = found.filter(|summary| summary.key.connection == *own).ok_or_else(unknown)?;
+    if let Some(page) = ended(&summary.status) {
         return Err(page);
     }
-    Ok((outcome.key, Link::Begun(id, digest), outcome.by))
+    Ok((summary.key, Link::OneTime(id, digest), summary.by))
 }
 
-fn by_seal(admin: &Admin, snapshot: &Snapshot, own: &Name, sealed: &str) -> Result<Meant, Page> {
+fn by_seal(admin: &Admin, snapshot: &Snapshot, own: &Name, sealed: &str) -> Result<Resolved, Page> {
     let key = snapshot.links.open(sealed, admin.clock.now().wall).filter(|key| key.connection == *own);
     let key = key.ok_or_else(|| {
         Page::refused("This link has expired")
-            .says("A link is good for ten minutes, and only as it was given.")
-            .notes("Repeat the request that named it: its error has a new one.")
+            .text("A link is valid for ten minutes, and only if it is complete and unchanged.")
+            .note("Repeat the request whose error had the link: the new error has a new link.")
     })?;
     Ok((key, Link::Sealed(flow::digest(sealed)), None))
 }
 
-fn by_operator(admin: &Admin, own: &Name, visit: &Visit) -> Result<Meant, Page> {
-    let asker = signed_in(admin, visit)?;
+fn by_operator(admin: &Admin, own: &Name, visit: &Visit) -> Result<Resolved, Page> {
+    let user = signed_in(admin, visit)?;
     let profile = visit.query("profile")?.map(|text| Name::parse(&text).ok_or_else(unconnectable)).transpose()?;
     let subject = visit.query("subject")?.map(|text| Subject::parse(&text).ok_or_else(whose_account)).transpose()?;
     let key = TokenKey { connection: own.clone(), profile: profile.unwrap_or_else(default_profile), subject };
-    Ok((key, Link::Operator, Some(asker.name)))
+    Ok((key, Link::Operator, Some(user.name)))
 }

@@ -1,7 +1,7 @@
-//! The pages that people see on the way: what happened, and what to do next.
+//! The HTML of the pages: what happened, and what to do next.
 //!
-//! Holds: whatever is not a literal of ours is escaped; a page loads nothing, runs nothing, is kept by nobody and tells no
-//! other site where it was. Our own site gets the Referer: without it Chromium sends `Origin: null` with a form.
+//! Invariants: every text that is not a literal of ours is escaped; a page loads no resource, runs no script, is not cached
+//! and sends no Referer to other sites. Our own site gets the Referer: without it Chromium sends `Origin: null` with a form.
 
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -20,12 +20,12 @@ border:1px solid #ccc;border-radius:.5rem}dt{color:#555}dd{margin:0;font-weight:
 @media(prefers-color-scheme:dark){body{color:#eee;background:#181818}.note,dt{color:#aaa}dl{border-color:#444}\
 a{color:#8ab4f8}}";
 
-/// A page under way: a sentence after another.
+/// A page under construction.
 pub struct Page {
     status: StatusCode,
     title: String,
     body: String,
-    /// Where the browser goes on by itself, after so many seconds.
+    /// The URL that the browser loads by itself, and the delay in seconds.
     next: Option<(u32, String)>,
 }
 
@@ -39,18 +39,18 @@ impl Page {
     }
 
     /// A paragraph of plain text.
-    pub fn says(mut self, text: &str) -> Page {
+    pub fn text(mut self, text: &str) -> Page {
         self.body.push_str(&format!("<p>{}</p>\n", escaped(text)));
         self
     }
 
-    /// A smaller one.
-    pub fn notes(mut self, text: &str) -> Page {
+    /// A paragraph in a muted color.
+    pub fn note(mut self, text: &str) -> Page {
         self.body.push_str(&format!("<p class=\"note\">{}</p>\n", escaped(text)));
         self
     }
 
-    /// A name and its value; those that follow each other form one list.
+    /// A name and its value; consecutive ones form one list.
     pub fn fact(mut self, name: &str, value: &str) -> Page {
         const END: &str = "</dl>\n";
         match self.body.strip_suffix(END) {
@@ -61,8 +61,8 @@ impl Page {
         self
     }
 
-    /// A button that sends `confirmation` to where the page is.
-    pub fn confirms(mut self, confirmation: &str, text: &str) -> Page {
+    /// A button that posts `confirmation` to the page's own URL.
+    pub fn confirm_button(mut self, confirmation: &str, text: &str) -> Page {
         let (confirmation, text) = (escaped(confirmation), escaped(text));
         self.body.push_str(&format!(
             "<form method=\"post\">\n<input type=\"hidden\" name=\"confirmation\" value=\"{confirmation}\">\n\
@@ -83,8 +83,8 @@ impl Page {
         self
     }
 
-    /// Asks for the token of a user, and sends it to where the page is.
-    pub fn asks_for_token(mut self) -> Page {
+    /// A form that posts a user's token to the page's own URL.
+    pub fn token_form(mut self) -> Page {
         self.body.push_str(
             "<form method=\"post\">\n<p><label for=\"token\">Admin token</label><br>\n\
              <input id=\"token\" name=\"token\" type=\"password\" autocomplete=\"current-password\" required autofocus>\n\
@@ -93,7 +93,8 @@ impl Page {
         self
     }
 
-    pub fn goes_on(mut self, after_s: u32, url: &str) -> Page {
+    /// Loads `url` after a delay; an empty one reloads the page.
+    pub fn refresh(mut self, after_s: u32, url: &str) -> Page {
         self.next = Some((after_s, url.to_owned()));
         self
     }
@@ -116,8 +117,8 @@ impl IntoResponse for Page {
     }
 }
 
-/// What every answer to a browser carries.
-pub fn guarded(mut response: Response) -> Response {
+/// Adds the security headers of every page.
+pub fn with_security_headers(mut response: Response) -> Response {
     let style = BASE64_STANDARD.encode(SecretDigest::of(STYLE.as_bytes()).as_bytes());
     let policy = format!(
         "default-src 'none'; style-src 'sha256-{style}'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -140,8 +141,8 @@ pub fn guarded(mut response: Response) -> Response {
     response
 }
 
-/// How people call a token.
-pub fn called(key: &TokenKey) -> String {
+/// Name of a token for people.
+pub fn display_name(key: &TokenKey) -> String {
     let profile = if key.profile.as_str() == "default" { String::new() } else { format!(" ({})", key.profile) };
     let subject = key.subject.as_ref().map(|subject| format!(" for {subject}")).unwrap_or_default();
     format!("{}{profile}{subject}", key.connection)
@@ -168,12 +169,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_from_outside_becomes_markup() {
+    fn untrusted_text_is_escaped() {
         assert_eq!(escaped("<b a='1'>\"&\r\n\u{7f}é"), "&lt;b a=&#39;1&#39;&gt;&quot;&amp;   é");
-        let page = Page::refused("<t>").says("<p>").notes("<n>").code("<c>").link("https://a.test/?a=1&b='", "<l>");
-        let page = page.goes_on(1, "https://a.test/\"><script>");
+        let page = Page::refused("<t>").text("<p>").note("<n>").code("<c>").link("https://a.test/?a=1&b='", "<l>");
+        let page = page.refresh(1, "https://a.test/\"><script>");
         let shown = format!("{}{}", page.body, page.title);
-        let page = page.fact("<n>", "<v>").fact("x", "y").confirms("\"><", "<b>");
+        let page = page.fact("<n>", "<v>").fact("x", "y").confirm_button("\"><", "<b>");
         let list = "<dl>\n<dt>&lt;n&gt;</dt><dd>&lt;v&gt;</dd>\n<dt>x</dt><dd>y</dd>\n</dl>\n";
         assert!(page.body.contains(list) && page.body.contains("value=\"&quot;&gt;&lt;\">"), "{}", page.body);
         for part in ["<p>&lt;p&gt;</p>", "&lt;n&gt;", "&lt;c&gt;", "&amp;b=&#39;", "&lt;l&gt;", "<t>"] {

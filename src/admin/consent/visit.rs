@@ -7,7 +7,7 @@ use axum::http::{HeaderMap, Method, Uri};
 use url::form_urlencoded;
 
 use super::pages::Page;
-use crate::admin::Arrived;
+use crate::admin::ConnAddrs;
 
 pub struct Visit {
     pub method: Method,
@@ -19,7 +19,7 @@ pub struct Visit {
 impl Visit {
     pub fn of(request: &Request) -> Visit {
         let (method, uri, headers) = (request.method().clone(), request.uri().clone(), request.headers().clone());
-        Visit { method, uri, headers, from: Arrived::of(request).from }
+        Visit { method, uri, headers, from: ConnAddrs::of(request).peer }
     }
 
     /// The value of a query parameter; `Err`: the query repeats it.
@@ -28,17 +28,17 @@ impl Visit {
         let mut values = form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == name);
         match (values.next(), values.next()) {
             (value, None) => Ok(value.map(|(_, value)| value.into_owned())),
-            _ => Err(Page::refused("This address is not readable")
-                .says("A parameter of the address is in it twice, so the address is not used.")
-                .notes("Nothing was connected. Begin again with a new link.")),
+            _ => Err(Page::refused("This address is invalid")
+                .text("It has a parameter twice, so it was rejected.")
+                .note("Nothing was connected. Start again with a new link.")),
         }
     }
 
-    /// The address of this page, as a link on it.
+    /// The relative URL of this page.
     pub fn here(&self) -> String {
         let name = self.uri.path().rsplit('/').next().unwrap_or_default();
         let query = self.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-        // Relative, since a proxy in front may have taken a part of the path away.
+        // Relative, since a reverse proxy may serve the page under another path.
         format!("./{name}{query}")
     }
 }

@@ -1,6 +1,7 @@
-//! How long a token is good for, in whatever way an answer says so. Pure, but for warnings.
+//! Token lifetimes in every form in which a token response states them. Pure, apart from log warnings.
 //!
-//! Holds: what cannot be read, is not positive or lies in the past is as if it were not there; nothing exceeds ten years.
+//! Invariants: a lifetime that is unreadable or not positive, or an end in the past, counts as absent; no lifetime exceeds
+//! ten years.
 
 use std::time::Duration;
 
@@ -11,21 +12,21 @@ use super::TokenResponse;
 use crate::model::connection::{TimeUnit, TokenResponseFormat};
 use crate::model::time::{self, WallTime};
 
-/// Longest lifetime that is believed: ten years.
+/// A longer lifetime is cut to this: ten years.
 const LIFETIME_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-/// A larger number of Unix seconds is one of milliseconds: the year 5138.
+/// A larger Unix time is in milliseconds: as seconds, it would be after the year 5138.
 const UNIX_SECONDS_MAX: f64 = 1e11;
 
-/// `None`: the connection's default.
-pub fn of_access_token(members: &Members, shape: &TokenResponseFormat, answer: &TokenResponse) -> Option<Duration> {
-    let end = shape.expires_at.as_ref().and_then(|place| Json::at(members, place));
-    match end.and_then(|value| until(value, answer)) {
+/// `None`: `default_token_lifetime` applies.
+pub fn of_access_token(members: &Members, format: &TokenResponseFormat, response: &TokenResponse) -> Option<Duration> {
+    let end = format.expires_at.as_ref().and_then(|pointer| Json::at(members, pointer));
+    match end.and_then(|value| remaining(value, response)) {
         Some(lifetime) => Some(lifetime),
-        None => Json::at(members, &shape.expires_in).and_then(|value| within(value, shape.expires_in_unit)),
+        None => Json::at(members, &format.expires_in).and_then(|value| within(value, format.expires_in_unit)),
     }
 }
 
-/// Seconds as a number or as a numeric text.
+/// Seconds as a number or as a numeric string.
 pub fn seconds(value: &Json) -> Option<Duration> {
     within(value, TimeUnit::Seconds)
 }
@@ -35,34 +36,35 @@ fn within(value: &Json, unit: TimeUnit) -> Option<Duration> {
         Some(0.0) => None,
         Some(seconds) if seconds > 0.0 => Some(bounded(seconds)),
         Some(_) => {
-            tracing::warn!("token answer has a negative lifetime; the default applies");
+            tracing::warn!("token response has a negative lifetime; using the default");
             None
         }
         None => {
-            tracing::warn!("token answer has a lifetime that is no number; the default applies");
+            tracing::warn!("token response has a lifetime that is not a number; using the default");
             None
         }
     }
 }
 
-/// From the server's own clock, where it tells, to an absolute time.
-fn until(value: &Json, answer: &TokenResponse) -> Option<Duration> {
-    let Some(end) = moment(value) else {
-        tracing::warn!("token answer has an end that is no time; it is left aside");
+/// Time from now, by the response's `Date` if present, to an absolute time.
+fn remaining(value: &Json, response: &TokenResponse) -> Option<Duration> {
+    let Some(end) = unix_time(value) else {
+        tracing::warn!("token response has an unreadable expiry time; ignored");
         return None;
     };
-    let date = answer.headers.get(header::DATE).and_then(|value| httpdate::parse_http_date(value.to_str().ok()?).ok());
-    let now = WallTime::from_system(date.unwrap_or(answer.received));
+    let date =
+        response.headers.get(header::DATE).and_then(|value| httpdate::parse_http_date(value.to_str().ok()?).ok());
+    let now = WallTime::from_system(date.unwrap_or(response.received));
     let left = end - now.as_secs_f64();
     if left <= 0.0 {
-        tracing::warn!("token answer has an end that has passed; it is left aside");
+        tracing::warn!("token response has an expiry time in the past; ignored");
         return None;
     }
     Some(bounded(left))
 }
 
-/// Unix seconds or milliseconds, RFC 3339, or an HTTP date.
-fn moment(value: &Json) -> Option<f64> {
+/// Parses Unix seconds or milliseconds, RFC 3339, or an HTTP date.
+fn unix_time(value: &Json) -> Option<f64> {
     if let Some(number) = number(value) {
         return Some(if number > UNIX_SECONDS_MAX { number / 1000.0 } else { number });
     }
@@ -75,7 +77,7 @@ fn bounded(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).map_or(LIFETIME_MAX, |life| life.min(LIFETIME_MAX))
 }
 
-/// A number, or a text of digits with sign and fraction; Rust's own parser knows `inf`, `nan` and exponents as well.
+/// A number, or a string of digits with sign and fraction; Rust's own parser also accepts `inf`, `nan` and exponents.
 fn number(value: &Json) -> Option<f64> {
     match value {
         Json::Number(number) => Some(*number),

@@ -1,4 +1,4 @@
-//! Token answers in every shape that servers send.
+//! Token responses in every shape that servers send.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderValue, header};
 use super::*;
 use crate::model::connection::Pointer;
 
-fn answer(status: u16, body: &str) -> TokenResponse {
+fn response(status: u16, body: &str) -> TokenResponse {
     TokenResponse {
         status: StatusCode::from_u16(status).unwrap(),
         headers: HeaderMap::new(),
@@ -17,8 +17,8 @@ fn answer(status: u16, body: &str) -> TokenResponse {
 }
 
 /// `token/seconds/scopes`, or the failure's name in brackets for a refusal.
-fn told(answer: &TokenResponse) -> String {
-    match read(answer, &TokenResponseFormat::default(), Sent::Grant, &Posted::new("", &Vec::new(), Vec::new())) {
+fn summary(response: &TokenResponse) -> String {
+    match read(response, &TokenResponseFormat::default(), Sent::Grant, &Redactor::new("", &Vec::new(), Vec::new())) {
         Ok(TokenSet { access_token, expires_in, scopes, refresh_token, .. }) => {
             let life = expires_in.map_or("-".to_owned(), |life| life.as_secs_f64().to_string());
             let refresh = refresh_token.map_or_else(String::new, |token| format!("/{}", token.expose()));
@@ -33,7 +33,7 @@ fn told(answer: &TokenResponse) -> String {
 
 #[track_caller]
 fn check(status: u16, body: &str, expected: &str) {
-    assert_eq!(told(&answer(status, body)), expected);
+    assert_eq!(summary(&response(status, body)), expected);
 }
 
 #[track_caller]
@@ -42,7 +42,7 @@ fn check_with(members: &str, expected: &str) {
 }
 
 #[test]
-fn success_is_read_leniently() {
+fn a_success_is_parsed_leniently() {
     check(200, r#"{"access_token":"t"}"#, "t/-/-");
     check(201, r#"{"iat":1,"access_token":"a.b-c==","token_type":"bearer","id_token":"x"}"#, "a.b-c==/-/-");
     check(200, "\u{feff}{\"access_token\":\"t\",\"token_type\":\"BEARER\"}", "t/-/-");
@@ -95,20 +95,20 @@ fn success_is_read_leniently() {
     check_with("\"error\":false", "t/-/-");
 }
 
-/// An absolute end counts from the response's Date; from our own clock only where there is none.
+/// An absolute expiry time is relative to the response's `Date`, or to our own clock if there is none.
 #[test]
-fn an_absolute_end_counts_from_the_servers_own_clock() {
+fn an_absolute_expiry_time_is_relative_to_the_servers_clock() {
     const RECEIVED: u64 = 1_767_225_600; // 2026-01-01T00:00:00Z
     #[track_caller]
     fn check(date: Option<&'static str>, end: &str, expected: Option<u64>) {
         let body = format!(r#"{{"access_token":"t","expires_in":60,"until":{end}}}"#);
         let received = SystemTime::UNIX_EPOCH + Duration::from_secs(RECEIVED);
         let headers = date.map(|date| (header::DATE, HeaderValue::from_static(date))).into_iter().collect();
-        let answer = TokenResponse { headers, received, ..answer(200, &body) };
-        let shape = TokenResponseFormat { expires_at: Pointer::parse("/until"), ..TokenResponseFormat::default() };
-        let posted = Posted::new("", &Vec::new(), Vec::new());
-        let set = read(&answer, &shape, Sent::Grant, &posted).expect("a token set");
-        // What is in the past is left aside, for `expires_in`.
+        let response = TokenResponse { headers, received, ..response(200, &body) };
+        let format = TokenResponseFormat { expires_at: Pointer::parse("/until"), ..TokenResponseFormat::default() };
+        let redactor = Redactor::new("", &Vec::new(), Vec::new());
+        let set = read(&response, &format, Sent::Grant, &redactor).expect("a token set");
+        // An end in the past is ignored, and `expires_in` applies.
         let expected = expected.unwrap_or(60);
         assert_eq!(set.expires_in, Some(Duration::from_secs(expected)), "{date:?} {end}");
     }
@@ -128,7 +128,7 @@ fn an_absolute_end_counts_from_the_servers_own_clock() {
 }
 
 #[test]
-fn a_success_that_is_none_gives_no_token() {
+fn a_malformed_success_gives_no_token() {
     for body in ["<html>", " ", "null", "[]", "[{\"access_token\":\"t\"}]", "access_token=t", "{", "\"t\""] {
         check(200, body, "not_json");
     }
@@ -152,7 +152,7 @@ fn a_success_that_is_none_gives_no_token() {
 }
 
 #[test]
-fn the_error_member_decides_then_the_status() {
+fn the_error_member_takes_precedence_over_the_status() {
     check(401, r#"{"error":"invalid_client"}"#, "[invalid_client]");
     check(400, r#"{"error":"invalid_client","error_description":"expired"}"#, "[invalid_client (expired)]");
     check(200, r#"{"error":"bad_verification_code","access_token":"t"}"#, "[bad_verification_code]");
@@ -182,13 +182,13 @@ fn the_error_member_decides_then_the_status() {
 }
 
 #[test]
-fn a_sign_is_matched_against_what_the_server_sent() {
+fn a_sign_is_matched_against_the_unredacted_response() {
     let refresh = Sent::RefreshToken { needs_person: true, after_empty_400: false };
-    let posted = Posted::new("client", &vec![("refresh_token".to_owned(), "r3fresh-t0ken".to_owned())], Vec::new());
-    let told = |sign: RefusalSign, status: u16, body: &str| {
-        let shape = TokenResponseFormat { refresh_refused: vec![sign], ..TokenResponseFormat::default() };
-        match read(&answer(status, body), &shape, refresh, &posted) {
-            Err(Failure::Permanent(refusal)) => format!("{refusal} {}", refusal.is_of_refresh_token),
+    let redactor = Redactor::new("client", &vec![("refresh_token".to_owned(), "r3fresh-t0ken".to_owned())], Vec::new());
+    let summary = |sign: RefusalSign, status: u16, body: &str| {
+        let format = TokenResponseFormat { refresh_refused: vec![sign], ..TokenResponseFormat::default() };
+        match read(&response(status, body), &format, refresh, &redactor) {
+            Err(Failure::Permanent(refusal)) => format!("{refusal} {}", refusal.refuses_refresh_token),
             Err(Failure::Retryable { reason, .. }) => reason.to_string(),
             other => panic!("{:?}", other.map(|_| ())),
         }
@@ -199,16 +199,16 @@ fn a_sign_is_matched_against_what_the_server_sent() {
         description_contains: text.map(str::to_owned),
     };
     let body = r#"{"error":"dead client","error_description":"R3FRESH-t0ken is over"}"#;
-    assert_eq!(told(sign(None, Some("dead client"), None), 403, body), "http_403 (R3FRESH-t0ken is over) true");
-    assert_eq!(told(sign(None, None, Some("r3fresh-T0KEN")), 403, body), "http_403 (R3FRESH-t0ken is over) true");
+    assert_eq!(summary(sign(None, Some("dead client"), None), 403, body), "http_403 (R3FRESH-t0ken is over) true");
+    assert_eq!(summary(sign(None, None, Some("r3fresh-T0KEN")), 403, body), "http_403 (R3FRESH-t0ken is over) true");
     assert_eq!(
-        told(sign(Some(403), Some("dead client"), Some("over")), 403, body),
+        summary(sign(Some(403), Some("dead client"), Some("over")), 403, body),
         "http_403 (R3FRESH-t0ken is over) true"
     );
-    assert_eq!(told(sign(Some(401), Some("dead client"), Some("over")), 403, body), "http_403");
-    assert_eq!(told(sign(Some(403), Some("dead"), None), 403, body), "http_403");
-    assert_eq!(told(sign(Some(403), None, Some("gone")), 403, body), "http_403");
-    assert_eq!(told(sign(None, Some("7"), None), 200, r#"{"error":7}"#), "http_200 true");
-    assert_eq!(told(sign(Some(418), None, None), 418, "<html>"), "http_418 true");
-    assert_eq!(told(sign(None, Some("x"), None), 418, "<html>"), "http_418");
+    assert_eq!(summary(sign(Some(401), Some("dead client"), Some("over")), 403, body), "http_403");
+    assert_eq!(summary(sign(Some(403), Some("dead"), None), 403, body), "http_403");
+    assert_eq!(summary(sign(Some(403), None, Some("gone")), 403, body), "http_403");
+    assert_eq!(summary(sign(None, Some("7"), None), 200, r#"{"error":7}"#), "http_200 true");
+    assert_eq!(summary(sign(Some(418), None, None), 418, "<html>"), "http_418 true");
+    assert_eq!(summary(sign(None, Some("x"), None), 418, "<html>"), "http_418");
 }

@@ -1,4 +1,4 @@
-//! A server for tests that speaks raw HTTP/1.1, and what it was sent.
+//! A scripted raw HTTP/1.1 server that records the requests it receives.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -11,9 +11,9 @@ use url::form_urlencoded;
 
 pub enum Reply {
     Text(String),
-    /// The head, then a byte each 100 ms.
+    /// The head, then a byte every 100 ms.
     Trickle,
-    /// Chunks without end.
+    /// An endless chunked body.
     Endless,
     Reset,
 }

@@ -1,4 +1,4 @@
-//! Certificates of token endpoints, and ours.
+//! TLS: server certificates of token endpoints, and our client certificate.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -32,20 +32,20 @@ async fn certificates_are_checked_against_the_roots_of_the_connection() {
     ] {
         let server = Server::start(vec![reply("200 OK", GOOD)], Some(acceptor.clone())).await;
         let endpoint = endpoint(&format!("https://{host}:{}/", server.port), body_auth(), trust);
-        let failure = endpoint.first_grant(Whose::default()).await.err().map(name);
+        let failure = endpoint.first_grant(TokenRequestContext::default()).await.err().map(name);
         assert_eq!(failure.as_deref(), expected);
     }
     let plain = Server::start(vec![reply("200 OK", GOOD)], None).await;
     let endpoint = endpoint(&format!("https://localhost:{}/", plain.port), body_auth(), None);
     assert_eq!(
-        name(endpoint.first_grant(Whose::default()).await.unwrap_err()),
+        name(endpoint.first_grant(TokenRequestContext::default()).await.unwrap_err()),
         "timeout",
-        "its server waits for a request head"
+        "the cleartext server waits for a request head"
     );
 }
 
 #[test]
-fn one_client_for_each_set_of_roots() {
+fn each_set_of_trust_anchors_has_one_client() {
     let clients = clients();
     let certificate = CertificateDer::from(BASE64_STANDARD.decode(CERTIFICATE).unwrap());
     for _ in 0..2 {
@@ -54,11 +54,11 @@ fn one_client_for_each_set_of_roots() {
         clients.get(&server(None), None).unwrap();
         clients.get(&server(Some(Roots::from([certificate.clone()]))), None).unwrap();
     }
-    assert_eq!(clients.made(), 2);
+    assert_eq!(clients.count(), 2);
 }
 
 /// A server that requires the client certificate.
-fn demanding() -> (tokio_rustls::TlsAcceptor, Roots, ClientCertificate) {
+fn acceptor_with_client_auth() -> (tokio_rustls::TlsAcceptor, Roots, ClientCertificate) {
     let certificate = CertificateDer::from(BASE64_STANDARD.decode(CERTIFICATE).unwrap());
     let key = PrivatePkcs8KeyDer::from(BASE64_STANDARD.decode(KEY).unwrap());
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -75,8 +75,8 @@ fn demanding() -> (tokio_rustls::TlsAcceptor, Roots, ClientCertificate) {
 }
 
 #[tokio::test]
-async fn a_certificate_is_shown_at_both_endpoints_beside_any_method() {
-    let (acceptor, roots, shown) = demanding();
+async fn a_client_certificate_is_presented_at_both_endpoints_with_any_method() {
+    let (acceptor, roots, shown) = acceptor_with_client_auth();
     for with in [true, false] {
         let replies = vec![reply("200 OK", GOOD), reply("200 OK", "")];
         let server = Server::start(replies, Some(acceptor.clone())).await;
@@ -85,7 +85,7 @@ async fn a_certificate_is_shown_at_both_endpoints_beside_any_method() {
         connection.endpoints.revocation = Some(format!("{url}revoke").parse().unwrap());
         connection.mutual_tls = with.then(|| shown.clone());
         let endpoint = TokenEndpoint::new(Arc::new(connection), &clients()).unwrap();
-        let granted = endpoint.first_grant(Whose::default()).await;
+        let granted = endpoint.first_grant(TokenRequestContext::default()).await;
         if !with {
             assert_eq!(granted.err().map(name).as_deref(), Some("tls"));
             continue;

@@ -9,7 +9,7 @@ use crate::clock::Now;
 use crate::model::Name;
 use crate::model::time::BootTime;
 use crate::model::token::{RefreshToken, TokenSet};
-use crate::oauth::{Consented, Failure, Whose};
+use crate::oauth::{ConsentGrant, Failure, TokenRequestContext};
 use crate::store::{Refresh, RefreshLife, StoredToken};
 use crate::telemetry::audit::{self, Cause};
 use crate::token::slot::FailureKind;
@@ -21,7 +21,7 @@ pub(super) enum TokenRequest<'a> {
     /// The connection's own grant.
     Grant,
     /// The connection's own grant, with the result of a person's consent.
-    Consented(&'a Consented),
+    Consented(&'a ConsentGrant),
 }
 
 impl Acquirer {
@@ -52,13 +52,17 @@ impl Acquirer {
         let sent_at = self.clock.now();
         let source = &attempt.definition.source;
         let response = match request {
-            TokenRequest::Refresh(token, sent_before) => {
+            TokenRequest::Refresh(token, send_deadline) => {
                 let after_empty_400 = self.is_after_empty_400();
-                source.refresh(token, Whose { sent_before, after_empty_400, ..self.whose() }).await
+                source
+                    .refresh(token, TokenRequestContext { send_deadline, after_empty_400, ..self.request_context() })
+                    .await
             }
-            TokenRequest::Grant => source.first_grant(self.whose()).await,
-            TokenRequest::Consented(consented) => {
-                source.first_grant(Whose { consented: Some(consented), ..self.whose() }).await
+            TokenRequest::Grant => source.first_grant(self.request_context()).await,
+            TokenRequest::Consented(consent_grant) => {
+                source
+                    .first_grant(TokenRequestContext { consent_grant: Some(consent_grant), ..self.request_context() })
+                    .await
             }
         };
         self.read_response(attempt, request, response, sent_at)
@@ -103,10 +107,10 @@ impl Acquirer {
         self.slot.state().last_failure.as_ref().is_some_and(|failure| failure.kind == FailureKind::Empty400)
     }
 
-    fn whose(&self) -> Whose<'_> {
+    fn request_context(&self) -> TokenRequestContext<'_> {
         match self.slot.caller_token() {
-            Some(token) => Whose { token: Some(token), ..Whose::default() },
-            None => Whose { subject: self.slot.key.subject.as_ref(), ..Whose::default() },
+            Some(token) => TokenRequestContext { caller_token: Some(token), ..TokenRequestContext::default() },
+            None => TokenRequestContext { subject: self.slot.key.subject.as_ref(), ..TokenRequestContext::default() },
         }
     }
 

@@ -9,14 +9,14 @@ use super::inbox::NotSubmitted;
 use super::{NoToken, TokenSlot};
 use crate::clock::Now;
 use crate::model::token::{RefreshToken, TokenSet};
-use crate::oauth::Consented;
+use crate::oauth::ConsentGrant;
 use crate::telemetry::audit::Person;
 
 #[derive(Debug)]
 pub enum Credential {
     RefreshToken(RefreshToken),
     /// To be exchanged for a token.
-    Consented(Consented),
+    Consented(ConsentGrant),
     /// Tokens from a token request that was sent at `requested_at`.
     Tokens {
         set: TokenSet,

@@ -43,7 +43,7 @@ pub(super) fn empty_400() -> TokenResult {
 }
 
 pub(super) fn refused_grant() -> TokenResult {
-    Err(Failure::Permanent(Refusal { is_of_refresh_token: true, ..Refusal::of_code("invalid_grant") }))
+    Err(Failure::Permanent(Refusal { refuses_refresh_token: true, ..Refusal::from_code("invalid_grant") }))
 }
 
 /// Starts an instance on the disk of an earlier one.
@@ -250,11 +250,11 @@ struct Rival {
 }
 
 impl TokenSource for Rival {
-    fn first_grant<'a>(&'a self, _: Whose<'a>) -> crate::token::TokenFuture<'a> {
+    fn first_grant<'a>(&'a self, _: TokenRequestContext<'a>) -> crate::token::TokenFuture<'a> {
         Box::pin(async { refused_grant() })
     }
 
-    fn refresh<'a>(&'a self, _: &'a RefreshToken, _: Whose<'a>) -> crate::token::TokenFuture<'a> {
+    fn refresh<'a>(&'a self, _: &'a RefreshToken, _: TokenRequestContext<'a>) -> crate::token::TokenFuture<'a> {
         Box::pin(async {
             if self.sent.fetch_add(1, Ordering::SeqCst) == 0 {
                 return token_response("ours", Some("first"));

@@ -1,15 +1,15 @@
-//! Who may do what: roles, tokens, host names, the proxy's side.
+//! Access control: roles, tokens, host names, and separation from the proxy.
 
 use serde_json::json;
 
-use super::{MANAGER, OPERATOR, ROWS, Stage, VIEWER, call, say, status, until};
+use super::{MANAGER, OPERATOR, ROWS, Stage, VIEWER, call, send, status, until};
 use crate::rig::interception::{interception, interception_ca};
 use crate::rig::raw::{self, Conn};
 use crate::rig::scripted::Reply;
 use crate::rig::sidecar::Sidecar;
 
 #[tokio::test]
-async fn every_route_is_open_to_its_roles_alone() {
+async fn every_route_is_open_only_to_its_roles() {
     let stage = Stage::start().await;
     let document = stage.call("get", "/api/v1/openapi.json", VIEWER, None).await.json();
     assert_eq!(document["openapi"], "3.1.0");
@@ -29,7 +29,7 @@ async fn every_route_is_open_to_its_roles_alone() {
                 };
                 assert_eq!(got, *expected, "{method} {path} with {token:?}");
                 let described = &operation["responses"][got.to_string()];
-                assert!(described.is_object(), "{method} {path}: {got} is not described");
+                assert!(described.is_object(), "{method} {path}: OpenAPI does not describe {got}");
             }
         }
     }
@@ -38,7 +38,7 @@ async fn every_route_is_open_to_its_roles_alone() {
 
 /// CI-15
 #[tokio::test]
-async fn the_interception_ca_is_served_by_no_route() {
+async fn no_route_serves_the_interception_ca() {
     let stage = Stage::with(&interception(), |_, _| Reply::token("t", 3600)).await;
     let (certificate, key) = interception_ca();
     let lines = |path: &std::path::Path| {
@@ -56,15 +56,15 @@ async fn the_interception_ca_is_served_by_no_route() {
     }
     assert!(paths.len() > 8, "{paths:?}");
     for path in paths {
-        let answer = stage.call("get", &path, MANAGER, None).await;
-        let text = format!("{}{:?}", answer.text(), answer.headers);
+        let response = stage.call("get", &path, MANAGER, None).await;
+        let text = format!("{}{:?}", response.text(), response.headers);
         assert!(!text.contains("PRIVATE KEY") && !text.contains("BEGIN CERTIFICATE"), "{path}: {text}");
         assert!(!secrets.iter().any(|line| text.contains(line)), "{path}: {text}");
     }
 }
 
 #[tokio::test]
-async fn what_is_not_a_users_token_opens_nothing() {
+async fn a_credential_that_is_not_a_users_token_is_refused() {
     let stage = Stage::with("callers: [{name: billing, secret: billing-secret}]\n", |_, _| Reply::token("t", 60)).await;
     let admin = stage.sidecar.admin();
     let host = format!("Host: {admin}\r\n");
@@ -82,27 +82,27 @@ async fn what_is_not_a_users_token_opens_nothing() {
         &format!("Cookie: token={MANAGER}\r\n"),
     ] {
         for path in ["/api/v1/connections", "/api/v1/nothing", "/api/v1/connections/absent"] {
-            let answer = say(admin, "GET", path, &format!("{host}{credential}"), b"").await;
-            assert_eq!(answer.status, 401, "{path} {credential}");
-            assert_eq!(answer.header("www-authenticate"), Some("Bearer realm=\"keybearer\""));
-            assert_eq!(answer.header("content-type"), Some("application/problem+json"));
-            assert_eq!(answer.json()["code"], "user_unknown");
+            let response = send(admin, "GET", path, &format!("{host}{credential}"), b"").await;
+            assert_eq!(response.status, 401, "{path} {credential}");
+            assert_eq!(response.header("www-authenticate"), Some("Bearer realm=\"keybearer\""));
+            assert_eq!(response.header("content-type"), Some("application/problem+json"));
+            assert_eq!(response.json()["code"], "user_unknown");
         }
     }
-    let query = say(admin, "GET", &format!("/api/v1/connections?token={MANAGER}"), &host, b"").await;
+    let query = send(admin, "GET", &format!("/api/v1/connections?token={MANAGER}"), &host, b"").await;
     assert_eq!(query.status, 401);
     let lower = format!("{host}authorization: bearer {MANAGER}\r\n");
-    assert_eq!(say(admin, "GET", "/api/v1/connections", &lower, b"").await.status, 200);
+    assert_eq!(send(admin, "GET", "/api/v1/connections", &lower, b"").await.status, 200);
 }
 
 #[tokio::test]
-async fn only_names_of_its_own_are_answered() {
+async fn only_accepted_host_names_are_served() {
     let stage = Stage::start().await;
     let admin = stage.sidecar.admin();
     let port = admin.port();
     let with = |hosts: String| async move {
         let lines = format!("{hosts}Authorization: Bearer {VIEWER}\r\n");
-        say(admin, "GET", "/api/v1/connections", &lines, b"").await.status
+        send(admin, "GET", "/api/v1/connections", &lines, b"").await.status
     };
     for good in [
         format!("127.0.0.1:{port}"),
@@ -130,22 +130,27 @@ async fn only_names_of_its_own_are_answered() {
     assert_eq!(with(String::new()).await, 421);
     assert_eq!(with("Host: keys.test\r\nHost: keys.test\r\n".to_owned()).await, 421);
     let lines = format!("Host: keys.test\r\nAuthorization: Bearer {VIEWER}\r\n");
-    assert_eq!(say(admin, "GET", "http://evil.test/api/v1/connections", &lines, b"").await.status, 421);
+    assert_eq!(send(admin, "GET", "http://evil.test/api/v1/connections", &lines, b"").await.status, 421);
     for path in ["/livez", "/readyz", "/metrics"] {
-        assert_eq!(say(admin, "GET", path, "Host: evil.test\r\n", b"").await.status, 200, "{path}");
+        assert_eq!(send(admin, "GET", path, "Host: evil.test\r\n", b"").await.status, 200, "{path}");
     }
 }
 
 #[tokio::test]
-async fn the_proxy_does_not_lead_to_the_admin_side() {
+async fn the_proxy_does_not_reach_the_admin_listener() {
     let stage = Stage::start().await;
     let (proxy, admin) = (stage.sidecar.proxy(), stage.sidecar.admin());
     let lines = format!("Authorization: Bearer {MANAGER}\r\n");
     for host in
         [admin.to_string(), format!("localhost:{}", admin.port()), format!("[::ffff:127.0.0.1]:{}", admin.port())]
     {
-        let answer = raw::get_through(proxy, &format!("http://{host}/api/v1/connections"), &lines).await;
-        assert!(answer.status != 200 && !answer.code().is_empty(), "{host}: {} {}", answer.status, answer.text());
+        let response = raw::get_through(proxy, &format!("http://{host}/api/v1/connections"), &lines).await;
+        assert!(
+            response.status != 200 && !response.code().is_empty(),
+            "{host}: {} {}",
+            response.status,
+            response.text()
+        );
         let mut tunnel = Conn::open(proxy).await;
         tunnel.write(format!("CONNECT {host} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await;
         let opened = until(&mut tunnel, "\r\n\r\n").await;
@@ -159,7 +164,7 @@ async fn the_proxy_does_not_lead_to_the_admin_side() {
 }
 
 #[tokio::test]
-async fn without_users_the_token_file_opens_the_api() {
+async fn without_users_the_token_file_grants_access_to_the_api() {
     let sidecar = Sidecar::start("connections: []\n").await;
     let path = sidecar.dir.path().join("state/admin-token");
     let token = std::fs::read_to_string(&path).expect("the token file");
@@ -172,15 +177,15 @@ async fn without_users_the_token_file_opens_the_api() {
 }
 
 #[tokio::test]
-async fn a_state_directory_that_cannot_be_written_costs_only_the_api() {
+async fn an_unwritable_state_directory_disables_only_the_api() {
     let sidecar = Sidecar::start("state_dir: /proc/keybearer\nconnections: []\n").await;
-    sidecar.logged("no admin token can be kept").await;
+    sidecar.logged("admin token file unusable").await;
     assert_eq!(call(sidecar.admin(), "get", "/api/v1/connections", "anything", None).await.status, 401);
     assert_eq!(raw::get(sidecar.admin(), "/livez").await.status, 200);
 }
 
 #[tokio::test]
-async fn with_a_telemetry_listener_each_listener_has_its_own_side() {
+async fn with_a_telemetry_listener_the_admin_listener_serves_no_metrics() {
     let config =
         "listeners: {proxy: \"127.0.0.1:0\", admin: \"127.0.0.1:0\", telemetry: \"127.0.0.1:0\"}\nconnections: []\n";
     let sidecar = Sidecar::spawn(config, &[]).await;

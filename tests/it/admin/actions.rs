@@ -1,17 +1,17 @@
-//! Actions: refresh, test, reload, and the bodies that they take.
+//! Operations that act: refresh, test, reload, and their request bodies.
 
 use serde_json::{Value, json};
 
-use super::{ACCESS_TOKEN, MANAGER, OPERATOR, Stage, VIEWER, say, until};
+use super::{ACCESS_TOKEN, MANAGER, OPERATOR, Stage, VIEWER, send, until};
 use crate::rig::scripted::Reply;
 
 #[tokio::test]
-async fn a_refresh_goes_through_one_flight_and_no_back_off() {
+async fn a_forced_refresh_is_rate_limited() {
     let stage = Stage::start().await;
     let before = stage.server.count();
     let refresh = || stage.call("post", "/api/v1/connections/crm/refresh", OPERATOR, None);
-    let answer = refresh().await;
-    assert_eq!((answer.status, &answer.json()["state"]), (200, &json!("fresh")));
+    let response = refresh().await;
+    assert_eq!((response.status, &response.json()["state"]), (200, &json!("fresh")));
     assert_eq!(stage.server.count(), before + 1);
     let again = refresh().await;
     assert_eq!((again.status, &again.json()["code"]), (409, &json!("refreshed_lately")));
@@ -33,9 +33,9 @@ async fn a_refusal_and_an_outage_have_different_statuses_and_actions() {
         [(&refused, 424, "token_refused", "refused"), (&down, 503, "token_unavailable", "unavailable")]
     {
         for call in ["refresh", "test"] {
-            let answer = stage.call("post", &format!("/api/v1/connections/crm/{call}"), OPERATOR, None).await;
-            assert_eq!((answer.status, &answer.json()["code"]), (status, &json!(code)), "{call}");
-            assert_eq!(answer.header("retry-after").is_some(), status == 503, "{call}");
+            let response = stage.call("post", &format!("/api/v1/connections/crm/{call}"), OPERATOR, None).await;
+            assert_eq!((response.status, &response.json()["code"]), (status, &json!(code)), "{call}");
+            assert_eq!(response.header("retry-after").is_some(), status == 503, "{call}");
         }
         assert_eq!(stage.upstream.count(), 0);
         let tokens = stage.call("get", "/api/v1/connections/crm/tokens", VIEWER, None).await.json();
@@ -46,13 +46,13 @@ async fn a_refusal_and_an_outage_have_different_statuses_and_actions() {
 }
 
 #[tokio::test]
-async fn a_test_reaches_only_what_the_connections_routes_take() {
+async fn a_test_reaches_only_urls_that_the_connections_routes_match() {
     let stage = Stage::start().await;
     let (path, known) = ("/api/v1/connections/crm/test", &stage);
     let test = |body: Value| async move { known.call("post", path, OPERATOR, Some(&body)).await };
-    let answer = stage.call("post", "/api/v1/connections/crm/test", OPERATOR, None).await;
-    let shown = answer.json();
-    assert_eq!((answer.status, &shown["status"], &shown["token"]), (200, &json!(200), &json!("fresh")), "{shown}");
+    let response = stage.call("post", "/api/v1/connections/crm/test", OPERATOR, None).await;
+    let shown = response.json();
+    assert_eq!((response.status, &shown["status"], &shown["token"]), (200, &json!(200), &json!("fresh")), "{shown}");
     assert!(shown["duration_ms"].is_u64() && shown["url"] == "http://api.test/v1", "{shown}");
     let received = stage.upstream.received();
     assert_eq!(received[0].request_line(), "GET /v1 HTTP/1.1");
@@ -78,15 +78,15 @@ async fn a_test_reaches_only_what_the_connections_routes_take() {
         "http://api.test\\@evil.test/v1",
         "javascript:1",
     ] {
-        let answer = test(json!({ "url": url })).await;
-        assert_eq!((answer.status, &answer.json()["code"]), (422, &json!("url_refused")), "{url}");
+        let response = test(json!({ "url": url })).await;
+        assert_eq!((response.status, &response.json()["code"]), (422, &json!("url_refused")), "{url}");
     }
     assert_eq!(test(json!({"method": "POST"})).await.status, 422);
     assert_eq!(stage.upstream.count(), 2);
 }
 
 #[tokio::test]
-async fn bodies_are_small_json() {
+async fn a_body_must_be_small_json() {
     let stage = Stage::start().await;
     let admin = stage.sidecar.admin();
     let lines = |kind: &str| format!("Host: {admin}\r\nAuthorization: Bearer {MANAGER}\r\n{kind}");
@@ -102,8 +102,8 @@ async fn bodies_are_small_json() {
             (json, "{\"profile\": 1, \"url\": 1}".to_owned(), 400),
             (json, format!("{{\"url\": \"{}\"}}", "x".repeat(65 * 1024)), 413),
         ] {
-            let answer = say(admin, "POST", path, &lines(kind), body.as_bytes()).await;
-            assert_eq!(answer.status, status, "{path} {kind} {:.40}", body);
+            let response = send(admin, "POST", path, &lines(kind), body.as_bytes()).await;
+            assert_eq!(response.status, status, "{path} {kind} {:.40}", body);
         }
     }
 }
@@ -114,7 +114,7 @@ async fn a_reload_responds_with_its_outcome() {
     let path = stage.sidecar.dir.path().join("keybearer.yaml");
     let text = std::fs::read_to_string(&path).expect("the configuration");
     let reload = || stage.call("post", "/api/v1/reload", MANAGER, None);
-    let mut events = stage.listen().await;
+    let mut events = stage.open_events().await;
     let unchanged = reload().await;
     assert_eq!((unchanged.status, unchanged.json()), (200, json!({"outcome": "unchanged", "restart_required": []})));
     std::fs::write(&path, text.replace("the-client,", "the-client, nonsense: 1,")).expect("written");
@@ -122,12 +122,12 @@ async fn a_reload_responds_with_its_outcome() {
     assert_eq!((&refused["status"], &refused["code"]), (&json!(422), &json!("configuration_refused")));
     assert_eq!(refused["problems"][0]["path"], "connections[0].nonsense");
     until(&mut events, "configuration_refused").await;
-    // The operator is let go, and becomes a manager's token no more.
+    // The operator is demoted to a viewer.
     let fewer = text.replace("{name: o, role: operator,", "{name: o, role: viewer,");
     std::fs::write(&path, format!("workers: 7\n{fewer}")).expect("written");
     let applied = reload().await;
     let outcome = applied.json()["outcome"].clone();
-    // The watch may have been quicker.
+    // The file watch may have been first.
     assert!(applied.status == 200 && (outcome == "applied" || outcome == "unchanged"), "{}", applied.text());
     until(&mut events, "\"restart_required\":[\"workers\"]").await;
     assert_eq!(stage.call("post", "/api/v1/connections/crm/refresh", OPERATOR, None).await.status, 403);

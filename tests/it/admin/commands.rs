@@ -1,11 +1,11 @@
-//! Commands that ask a running instance, and how they find it.
+//! Commands that call a running instance, and how they find it.
 
 use std::process::Output;
 
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::{OPERATOR, PATIENCE, Stage, VIEWER, text};
+use super::{OPERATOR, Stage, TIMEOUT, VIEWER, text};
 use crate::rig::sidecar::{Sidecar, program};
 
 /// Runs a command against the stage's instance.
@@ -13,11 +13,11 @@ async fn command(stage: &Stage, token: &str, arguments: &[&str]) -> Output {
     let url = format!("http://{}", stage.sidecar.admin());
     let mut command = program();
     command.args(arguments).env("KEYBEARER_ADMIN_URL", url).env("KEYBEARER_ADMIN_TOKEN", token);
-    timeout(PATIENCE, command.output()).await.expect("in time").expect("it runs")
+    timeout(TIMEOUT, command.output()).await.expect("the command ends in time").expect("the command runs")
 }
 
 #[tokio::test]
-async fn commands_ask_a_running_instance() {
+async fn commands_call_a_running_instance() {
     let stage = Stage::start().await;
     let shown = command(&stage, VIEWER, &["connections"]).await;
     let lines: Vec<_> = text(&shown.stdout).lines().map(str::to_owned).collect();
@@ -47,7 +47,7 @@ async fn commands_find_the_instance_and_its_token_by_the_configuration() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let admin = taken.local_addr().expect("an address");
     drop(taken);
-    // The commands do not have the secret that the file refers to.
+    // The commands cannot read the secret that the configuration refers to.
     let config = format!(
         "listeners: {{proxy: \"127.0.0.1:0\", admin: \"{admin}\"}}\nstate_dir: kept\nconnections:\n\
          - {{name: crm, active: false, client_id: a, client_secret: {{file: secret}}, token_url: \"http://127.0.0.1:1/t\"}}\n"
@@ -66,8 +66,8 @@ async fn commands_find_the_instance_and_its_token_by_the_configuration() {
     sidecar.exit().await;
     for command in ["connections", "healthcheck"] {
         let output = run(command).await;
-        let said = text(&output.stderr);
-        assert_eq!((output.status.code(), said.lines().count()), (Some(1), 1), "{said}");
-        assert!(said.contains(&format!("no instance responds at http://{admin}/; ")), "{said}");
+        let printed = text(&output.stderr);
+        assert_eq!((output.status.code(), printed.lines().count()), (Some(1), 1), "{printed}");
+        assert!(printed.contains(&format!("no instance responds at http://{admin}/; ")), "{printed}");
     }
 }

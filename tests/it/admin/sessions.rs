@@ -1,4 +1,4 @@
-//! How long a browser that has signed in stays so.
+//! Lifetime of a browser session.
 
 use serde_json::json;
 

@@ -1,4 +1,4 @@
-//! What the API shows of connections and tokens, without a secret.
+//! JSON of connections and tokens, without a secret.
 
 use serde_json::{Value, json};
 
@@ -48,41 +48,41 @@ async fn connections_and_tokens_are_shown_without_a_secret() {
         ("?cursor=x", 400, None),
         ("?colour=red", 400, None),
     ] {
-        let answer = stage.call("get", &format!("/api/v1/connections/crm/tokens{query}"), VIEWER, None).await;
-        assert_eq!((answer.status, answer.json()["items"].as_array().map(Vec::len)), (status, count), "{query}");
+        let response = stage.call("get", &format!("/api/v1/connections/crm/tokens{query}"), VIEWER, None).await;
+        assert_eq!((response.status, response.json()["items"].as_array().map(Vec::len)), (status, count), "{query}");
     }
     for path in ["connections/absent", "connections/absent/tokens", "nothing", "connections/%2e%2e"] {
-        let answer = stage.call("get", &format!("/api/v1/{path}"), VIEWER, None).await;
-        assert_eq!((answer.status, answer.header("cache-control")), (404, Some("no-store")), "{path}");
+        let response = stage.call("get", &format!("/api/v1/{path}"), VIEWER, None).await;
+        assert_eq!((response.status, response.header("cache-control")), (404, Some("no-store")), "{path}");
     }
-    let answer = stage.call("delete", "/api/v1/connections/crm", MANAGER, None).await;
-    assert_eq!((answer.status, answer.json()["code"].as_str()), (405, Some("method_refused")));
+    let response = stage.call("delete", "/api/v1/connections/crm", MANAGER, None).await;
+    assert_eq!((response.status, response.json()["code"].as_str()), (405, Some("method_refused")));
 }
 
 #[tokio::test]
-async fn no_answer_holds_a_token_or_a_secret() {
+async fn no_response_holds_a_token_or_a_secret() {
     let stage = Stage::start().await;
     let admin = stage.sidecar.admin();
-    let mut events = stage.listen().await;
-    let mut said = String::new();
+    let mut events = stage.open_events().await;
+    let mut shown = String::new();
     for (method, path, _) in ROWS.iter().filter(|(_, path, _)| !path.ends_with("/events")) {
         for name in ["crm", "off", "absent"] {
             let body = path.ends_with("/test").then(|| json!({"url": "http://api.test/v1/x?key=very-secret-query"}));
-            let answer = stage.call(method, &path.replace("{name}", name), MANAGER, body.as_ref()).await;
-            said += &format!("{:?}\n{}\n", answer.headers, answer.text());
+            let response = stage.call(method, &path.replace("{name}", name), MANAGER, body.as_ref()).await;
+            shown += &format!("{:?}\n{}\n", response.headers, response.text());
         }
     }
-    said += &until(&mut events, "token_obtained").await;
-    said += &raw::get(admin, "/metrics").await.text();
-    said += &raw::get(admin, "/readyz?verbose").await.text();
-    said += &stage.sidecar.log();
-    // The grep itself can find something.
-    assert!(said.contains("the-client") && said.contains("token_obtained"), "{said}");
+    shown += &until(&mut events, "token_obtained").await;
+    shown += &raw::get(admin, "/metrics").await.text();
+    shown += &raw::get(admin, "/readyz?verbose").await.text();
+    shown += &stage.sidecar.log();
+    // Control: the search finds texts that are there.
+    assert!(shown.contains("the-client") && shown.contains("token_obtained"), "{shown}");
     let sent = stage.upstream.received();
     assert!(sent.iter().any(|request| request.head.contains(ACCESS_TOKEN)), "the test request carried no token");
     assert!(stage.server.received().iter().any(|r| String::from_utf8_lossy(&r.body).contains(CLIENT_SECRET)));
     for secret in [ACCESS_TOKEN, CLIENT_SECRET, "very-secret-query", VIEWER, OPERATOR, MANAGER] {
-        // A warning of the configuration names a place, never what stands there.
-        assert!(!said.contains(secret), "{secret} is shown");
+        // A configuration warning names a position in the file, never its content.
+        assert!(!shown.contains(secret), "{secret} is shown");
     }
 }

@@ -1,4 +1,4 @@
-//! A change of scopes, client or server leaves a person's token without a use: the log, the API, the commands and `check` say
+//! A change of scopes, client or server makes a person's token unusable: the log, the API, the commands and `check` report
 //! that consent is needed again.
 
 use std::process::Stdio;
@@ -15,7 +15,7 @@ use crate::rig::sidecar::{Sidecar, program};
 const WORDS: &str = "needs consent again";
 const APPLIED: &str = "keybearer_config_reloads_total{outcome=\"applied\"}";
 
-/// `crm` and `each`, which need persons, and `machine`.
+/// Connections `crm` and `each`, which need a person, and `machine`.
 async fn start(store: &str) -> (Sidecar, Scripted, Scripted) {
     let tokens = Scripted::start(|_, before| {
         let (access, refresh) = (format!("access-{before}"), format!("refresh-{before}"));
@@ -43,16 +43,16 @@ async fn start(store: &str) -> (Sidecar, Scripted, Scripted) {
 
 async fn connect(sidecar: &Sidecar, name: &str, subject: Option<&str>) {
     let body = json!({ "refresh_token": "from-elsewhere", "subject": subject });
-    let answer = call(sidecar.admin(), "PUT", &format!("/connections/{name}/tokens"), &body).await;
-    assert_eq!(answer.status, 200, "{name}: {}", answer.text());
+    let response = call(sidecar.admin(), "PUT", &format!("/connections/{name}/tokens"), &body).await;
+    assert_eq!(response.status, 200, "{name}: {}", response.text());
 }
 
 async fn tokens_of(sidecar: &Sidecar, name: &str) -> Value {
-    let answer = call(sidecar.admin(), "GET", &format!("/connections/{name}/tokens"), &Value::Null).await;
-    answer.json()["items"][0].clone()
+    let response = call(sidecar.admin(), "GET", &format!("/connections/{name}/tokens"), &Value::Null).await;
+    response.json()["items"][0].clone()
 }
 
-/// What `check` of the sidecar's configuration with `change` notes; it is good in any case.
+/// The notes on consent by `check` of the sidecar's configuration with `change`, which has no problems.
 async fn notes(sidecar: &Sidecar, change: (&str, &str)) -> Vec<String> {
     let text = std::fs::read_to_string(sidecar.dir.path().join("keybearer.yaml")).expect("a file");
     let changed = sidecar.dir.path().join("changed.yaml");
@@ -63,29 +63,30 @@ async fn notes(sidecar: &Sidecar, change: (&str, &str)) -> Vec<String> {
         .arg(&changed)
         .env("STATE_DIRECTORY", sidecar.dir.path().join("state"));
     let output = command.stdin(Stdio::null()).output().await.expect("it runs");
-    let said: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    assert_eq!((output.status.code(), &said["problems"]), (Some(0), &json!([])), "{said}");
-    let notes = said["notes"].as_array().expect("a list").iter().map(|note| note.as_str().expect("a text").to_owned());
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!((output.status.code(), &report["problems"]), (Some(0), &json!([])), "{report}");
+    let notes =
+        report["notes"].as_array().expect("a list").iter().map(|note| note.as_str().expect("a text").to_owned());
     notes.filter(|note| note.contains("consent")).collect()
 }
 
 #[tokio::test]
-async fn a_changed_definition_says_who_has_to_consent_again() {
+async fn a_changed_definition_reports_who_has_to_consent_again() {
     let (mut sidecar, tokens, upstream) = start("").await;
     connect(&sidecar, "crm", None).await;
     connect(&sidecar, "each", Some("ann")).await;
     assert_eq!(raw::get_through(sidecar.proxy(), "http://crm.test/", "").await.status, 200);
-    // The file is the running instance's.
-    let said = notes(&sidecar, ("scopes: [read]", "scopes: [read, write]")).await;
+    // The running instance holds the store file.
+    let found = notes(&sidecar, ("scopes: [read]", "scopes: [read, write]")).await;
     assert!(
-        said.len() == 1 && said[0].contains("not known") && said[0].contains("`keybearer connections`"),
-        "{said:?}"
+        found.len() == 1 && found[0].contains("not known") && found[0].contains("`keybearer connections`"),
+        "{found:?}"
     );
 
     let file = sidecar.dir.path().join("keybearer.yaml");
     let text = std::fs::read_to_string(&file).expect("a file");
     std::fs::write(&file, text.replace("scopes: [read]", "scopes: [read, write]")).expect("a file");
-    let (asked, sent) = (tokens.count(), upstream.count());
+    let (requests, sent) = (tokens.count(), upstream.count());
     sidecar.signal("HUP");
     sidecar.until_metric(APPLIED, |applied| applied >= 1.0).await;
     let logged = sidecar.logged("run `keybearer connect crm`").await;
@@ -102,14 +103,14 @@ async fn a_changed_definition_says_who_has_to_consent_again() {
     assert_eq!((&item["subject"], &item["state"]), (&json!("ann"), &json!("reauthorize")));
     assert!(description.contains(WORDS) && description.contains("connect each --subject ann"), "{description}");
     for (url, lines) in [("http://crm.test/", ""), ("http://each.test/", "Keybearer-Subject: ann\r\n")] {
-        let answer = raw::get_through(sidecar.proxy(), url, lines).await;
-        assert_eq!((answer.status, answer.code()), (424, "consent_required"), "{url}: {}", answer.text());
-        assert!(answer.json()["detail"].as_str().is_some_and(|detail| detail.contains(WORDS)), "{}", answer.text());
+        let response = raw::get_through(sidecar.proxy(), url, lines).await;
+        assert_eq!((response.status, response.code()), (424, "consent_required"), "{url}: {}", response.text());
+        assert!(response.json()["detail"].as_str().is_some_and(|detail| detail.contains(WORDS)), "{}", response.text());
     }
-    // Nobody has ever connected bob.
-    let answer = raw::get_through(sidecar.proxy(), "http://each.test/", "Keybearer-Subject: bob\r\n").await;
-    assert_eq!(answer.code(), "consent_required");
-    assert!(!answer.text().contains(WORDS), "{}", answer.text());
+    // No account was ever connected for bob.
+    let response = raw::get_through(sidecar.proxy(), "http://each.test/", "Keybearer-Subject: bob\r\n").await;
+    assert_eq!(response.code(), "consent_required");
+    assert!(!response.text().contains(WORDS), "{}", response.text());
     let mut command = program();
     command
         .args(["connections", "--admin", &format!("http://{}", sidecar.admin())])
@@ -120,38 +121,38 @@ async fn a_changed_definition_says_who_has_to_consent_again() {
     assert!(line.contains(WORDS) && line.contains("keybearer connect crm"), "{table}");
     let refresh = call(sidecar.admin(), "POST", "/connections/crm/refresh", &json!({})).await;
     assert!(refresh.status == 424 && refresh.text().contains(WORDS), "{}", refresh.text());
-    // The machine's next token came by itself, and no old token went anywhere.
+    // The machine's new token needed no person, and no old token was sent.
     let machines =
-        tokens.received()[asked..].iter().all(|seen| String::from_utf8_lossy(&seen.body).contains("machine-client"));
+        tokens.received()[requests..].iter().all(|seen| String::from_utf8_lossy(&seen.body).contains("machine-client"));
     assert!(machines && upstream.count() == sent);
 
     sidecar.signal("TERM");
     sidecar.exit().await;
     let stored = sidecar.dir.path().join("state/tokens.redb");
     let before = std::fs::read(&stored).expect("a store");
-    let said = notes(&sidecar, ("", "")).await;
-    assert_eq!(said.len(), 2, "{said:?}");
-    assert!(said[0].starts_with(&format!("crm {WORDS}")), "{said:?}");
-    assert!(said[0].ends_with("run `keybearer connect crm`"), "{said:?}");
-    assert!(said[1].starts_with(&format!("each subject of each {WORDS}")), "{said:?}");
+    let found = notes(&sidecar, ("", "")).await;
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found[0].starts_with(&format!("crm {WORDS}")), "{found:?}");
+    assert!(found[0].ends_with("run `keybearer connect crm`"), "{found:?}");
+    assert!(found[1].starts_with(&format!("each subject of each {WORDS}")), "{found:?}");
     std::fs::write(&file, text).expect("a file");
     assert_eq!(notes(&sidecar, ("", "")).await, Vec::<String>::new());
-    assert!(std::fs::read(&stored).expect("a store") == before, "to look changes nothing");
+    assert!(std::fs::read(&stored).expect("a store") == before, "`check` does not write to the store");
     for change in [("client_id: crm-client", "client_id: other"), ("/token\"", "/other\"")] {
-        let said = notes(&sidecar, change).await;
-        assert!(said.first().is_some_and(|note| note.starts_with(&format!("crm {WORDS}"))), "{change:?}: {said:?}");
+        let found = notes(&sidecar, change).await;
+        assert!(found.first().is_some_and(|note| note.starts_with(&format!("crm {WORDS}"))), "{change:?}: {found:?}");
     }
     assert_eq!(notes(&sidecar, ("client_secret: s", "client_secret: rotated")).await, Vec::<String>::new());
 }
 
 #[tokio::test]
-async fn check_asks_redis_although_an_instance_runs() {
+async fn check_reads_redis_while_an_instance_runs() {
     let redis = Redis::start().await;
     let (sidecar, _tokens, _upstream) = start(&store(redis.port)).await;
     connect(&sidecar, "crm", None).await;
     assert_eq!(notes(&sidecar, ("", "")).await, Vec::<String>::new());
-    let said = notes(&sidecar, ("scopes: [read]", "scopes: [write]")).await;
-    assert!(said.len() == 1 && said[0].starts_with(&format!("crm {WORDS}")), "{said:?}");
+    let found = notes(&sidecar, ("scopes: [read]", "scopes: [write]")).await;
+    assert!(found.len() == 1 && found[0].starts_with(&format!("crm {WORDS}")), "{found:?}");
     let away = notes(&sidecar, (&format!("127.0.0.1:{}/0", redis.port), "127.0.0.1:1/0")).await;
     assert!(away.len() == 1 && away[0].contains("not known"), "{away:?}");
 }

@@ -1,8 +1,8 @@
-//! Nothing begins before a person confirms it on a page of ours, in the browser that shows it.
+//! A flow starts only after a person confirms on our page, in the browser that shows it.
 
 use serde_json::json;
 
-use super::{House, OFFLINE, param, sign_in, text};
+use super::{Fixture, OFFLINE, param, sign_in, text};
 use crate::rig::manager::MANAGER;
 use crate::rig::pages::{self, confirmation, cookie, onward, origin};
 use crate::rig::peers::AuthorizationServer;
@@ -10,10 +10,10 @@ use crate::rig::raw::RawResponse;
 use crate::rig::scripted::{Reply, Scripted};
 
 /// A connection with an account for each subject.
-async fn of_people(client: &'static str, grant: &str) -> House {
+async fn per_subject(client: &'static str, grant: &str) -> Fixture {
     let server = AuthorizationServer::op(json!({"lifetime": 600})).await;
     let keys = format!("issuer: \"{}\", grant: {grant}, scopes: [{OFFLINE}], tokens: per_subject", server.issuer());
-    House::with(server, client, &keys, "callers: [{name: web, secret: web-secret, subjects: [\"*\"]}]\n").await
+    Fixture::with(server, client, &keys, "callers: [{name: web, secret: web-secret, subjects: [\"*\"]}]\n").await
 }
 
 fn subject(name: &str) -> String {
@@ -21,12 +21,12 @@ fn subject(name: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_link_shows_whom_it_connects_and_starts_nothing_however_often_it_is_opened() {
-    let house = of_people("p-web", "authorization_code").await;
-    let sealed = house.link(&subject("mallory")).await;
-    let begun = house.call("POST", "/connections/crm/authorize", json!({"subject": "ann"})).await.json();
-    let own = format!("{}/connect/crm?subject=bob", house.public());
-    let session = house.session(&own).await;
+async fn a_link_shows_its_subject_and_starts_nothing_however_often_it_is_opened() {
+    let fixture = per_subject("p-web", "authorization_code").await;
+    let sealed = fixture.link(&subject("mallory")).await;
+    let begun = fixture.call("POST", "/connections/crm/authorize", json!({"subject": "ann"})).await.json();
+    let own = format!("{}/connect/crm?subject=bob", fixture.public());
+    let session = fixture.session(&own).await;
     for (link, name) in [(sealed.as_str(), "mallory"), (text(&begun["authorization_url"]), "ann"), (&own, "bob")] {
         for (method, lines) in [
             ("GET", ""),
@@ -34,62 +34,68 @@ async fn a_link_shows_whom_it_connects_and_starts_nothing_however_often_it_is_op
             ("GET", "Sec-Purpose: prefetch;prerender\r\n"),
             ("GET", "User-Agent: Slackbot-LinkExpanding 1.0 (+https://api.slack.com/robots)\r\n"),
         ] {
-            let answer = house.visit(method, link, &format!("{session}{lines}")).await;
-            assert_eq!((answer.status, answer.header("location")), (200, None), "{method} {lines}: {}", answer.text());
-            assert_eq!(answer.header("referrer-policy"), Some("same-origin"));
-            let cookie = answer.header("set-cookie").expect("a cookie");
+            let response = fixture.visit(method, link, &format!("{session}{lines}")).await;
+            assert_eq!(
+                (response.status, response.header("location")),
+                (200, None),
+                "{method} {lines}: {}",
+                response.text()
+            );
+            assert_eq!(response.header("referrer-policy"), Some("same-origin"));
+            let cookie = response.header("set-cookie").expect("a cookie");
             for part in ["keybearer_browser=", "; HttpOnly", "; SameSite=Lax", "; Max-Age=600"] {
                 assert!(cookie.contains(part), "{cookie}");
             }
-            let page = answer.text();
-            assert!(!page.contains("http-equiv"), "it moves nowhere: {page}");
+            let page = response.text();
+            assert!(!page.contains("http-equiv"), "the page has no redirect: {page}");
             assert!(method == "HEAD" || page.contains(&format!("<dd>{name}</dd>")), "{page}");
             assert!(method == "HEAD" || page.contains("<dd>crm</dd>") && page.contains("<dd>default</dd>"), "{page}");
         }
     }
     let claims = "X-Forwarded-Host: evil.test\r\nX-Forwarded-Proto: https\r\nForwarded: host=evil.test\r\n";
-    let (sent, _) = pages::confirm(house.sidecar.admin(), &own, &session).await;
-    assert!(onward(&sent).starts_with(&house.server.issuer()), "{}", sent.text());
-    let (sent, _) = pages::confirm(house.sidecar.admin(), &sealed, claims).await;
-    assert!(!onward(&sent).contains("evil"), "the configuration says where: {}", onward(&sent));
+    let (sent, _) = pages::confirm(fixture.sidecar.admin(), &own, &session).await;
+    assert!(onward(&sent).starts_with(&fixture.server.issuer()), "{}", sent.text());
+    let (sent, _) = pages::confirm(fixture.sidecar.admin(), &sealed, claims).await;
+    assert!(!onward(&sent).contains("evil"), "forwarding headers do not change the URL: {}", onward(&sent));
     let wrong = own.replace("localhost", "evil.test");
-    assert_eq!(house.visit("GET", &wrong, &session).await.status, 421);
-    let page = house.connect(house.browser.tab("a", "1"), text(&begun["authorization_url"]), "ann").await;
-    house.pages_hold(&page);
-    assert_eq!(house.accepted(&subject("ann")).await, "ann");
+    assert_eq!(fixture.visit("GET", &wrong, &session).await.status, 421);
+    let page = fixture.connect(fixture.browser.tab("a", "1"), text(&begun["authorization_url"]), "ann").await;
+    fixture.check_pages(&page);
+    assert_eq!(fixture.account(&subject("ann")).await, "ann");
 }
 
 #[tokio::test]
-async fn a_device_code_is_asked_for_when_a_person_confirms_and_shown_to_that_browser_alone() {
-    let house = of_people("p-device-web", "device_code").await;
-    let link = house.link(&subject("ann")).await;
-    let asked = async || house.server.stats().await["device_authorizations"]["p-device-web"].as_u64().unwrap_or(0);
-    let admin = house.sidecar.admin();
+async fn a_device_code_is_requested_when_a_person_confirms_and_shown_only_in_that_browser() {
+    let fixture = per_subject("p-device-web", "device_code").await;
+    let link = fixture.link(&subject("ann")).await;
+    let device_requests =
+        async || fixture.server.stats().await["device_authorizations"]["p-device-web"].as_u64().unwrap_or(0);
+    let admin = fixture.sidecar.admin();
     for _ in 0..3 {
-        let shown = house.visit("GET", &link, "").await;
+        let shown = fixture.visit("GET", &link, "").await;
         assert_eq!(shown.status, 200, "{}", shown.text());
     }
-    assert_eq!(asked().await, 0);
+    assert_eq!(device_requests().await, 0);
     let (sent, cookies) = pages::confirm(admin, &link, "").await;
-    assert_eq!(asked().await, 1);
-    let place = url::Url::parse(&link).and_then(|url| url.join(&onward(&sent))).expect("a URL").to_string();
+    assert_eq!(device_requests().await, 1);
+    let location = url::Url::parse(&link).and_then(|url| url.join(&onward(&sent))).expect("a URL").to_string();
     for _ in 0..3 {
-        let page = house.visit("GET", &place, &cookies).await;
-        assert!(page.text().contains("<code>") && page.text().contains(&house.server.issuer()), "{}", page.text());
+        let page = fixture.visit("GET", &location, &cookies).await;
+        assert!(page.text().contains("<code>") && page.text().contains(&fixture.server.issuer()), "{}", page.text());
     }
-    let stranger = house.visit("GET", &place, "").await;
+    let stranger = fixture.visit("GET", &location, "").await;
     assert_eq!((stranger.status, stranger.text().contains("<code>")), (404, false), "{}", stranger.text());
-    assert_eq!(asked().await, 1);
+    assert_eq!(device_requests().await, 1);
 }
 
 #[tokio::test]
-async fn a_confirmation_counts_with_its_cookie_from_our_own_page_for_what_was_shown() {
-    let house = of_people("p-web", "authorization_code").await;
-    let admin = house.sidecar.admin();
-    let link = house.link(&subject("ann")).await;
+async fn a_confirmation_is_valid_only_from_our_page_with_its_cookie_and_its_link() {
+    let fixture = per_subject("p-web", "authorization_code").await;
+    let admin = fixture.sidecar.admin();
+    let link = fixture.link(&subject("ann")).await;
     let shown = async |link: &str| {
-        let answer = house.visit("GET", link, "").await;
-        (cookie(&answer), confirmation(&answer.text()))
+        let response = fixture.visit("GET", link, "").await;
+        (cookie(&response), confirmation(&response.text()))
     };
     let (own, token) = shown(&link).await;
     let (strange, other_token) = shown(&link).await;
@@ -97,7 +103,7 @@ async fn a_confirmation_counts_with_its_cookie_from_our_own_page_for_what_was_sh
         pages::visit(admin, "POST", link, lines, &format!("confirmation={token}")).await
     };
     let here = origin(&link);
-    let port = house.sidecar.admin().port();
+    let port = fixture.sidecar.admin().port();
     for origins in [
         String::new(),
         "Origin: null\r\n".to_owned(),
@@ -110,11 +116,11 @@ async fn a_confirmation_counts_with_its_cookie_from_our_own_page_for_what_was_sh
         format!("{here}{here}"),
         format!("Referer: {link}\r\nSec-Fetch-Site: same-origin\r\n"),
     ] {
-        let answer = post(&link, &format!("{own}{origins}"), &token).await;
-        assert_eq!(answer.status, 403, "{origins}: {}", answer.text());
-        assert!(answer.text().contains("Not from another site"), "{origins}: {}", answer.text());
+        let response = post(&link, &format!("{own}{origins}"), &token).await;
+        assert_eq!(response.status, 403, "{origins}: {}", response.text());
+        assert!(response.text().contains("Not from another site"), "{origins}: {}", response.text());
     }
-    let (other_link, mallory) = (house.link(&subject("ann")).await, house.link(&subject("mallory")).await);
+    let (other_link, mallory) = (fixture.link(&subject("ann")).await, fixture.link(&subject("mallory")).await);
     let tampered = format!("{}{}", &token[..token.len() - 2], if token.ends_with("AA") { "BB" } else { "AA" });
     for (link, cookies, token) in [
         (&link, "", &token),
@@ -126,27 +132,27 @@ async fn a_confirmation_counts_with_its_cookie_from_our_own_page_for_what_was_sh
         (&mallory, &own, &token),
         (&other_link, &own, &token),
     ] {
-        let answer = post(link, &format!("{cookies}{here}"), token).await;
-        assert_eq!(answer.status, 403, "{cookies}: {}", answer.text());
-        assert!(answer.text().contains("confirm again"), "{cookies}: {}", answer.text());
+        let response = post(link, &format!("{cookies}{here}"), token).await;
+        assert_eq!(response.status, 403, "{cookies}: {}", response.text());
+        assert!(response.text().contains("confirm again"), "{cookies}: {}", response.text());
     }
-    assert!(house.server.authorizations("p-web").await.is_empty());
+    assert!(fixture.server.authorizations("p-web").await.is_empty());
     let sent = post(&link, &format!("{own}{here}"), &token).await;
     assert!(param(&onward(&sent), "state").len() > 80, "{}", sent.text());
     for secret in [&token, own.split('=').nth(1).expect("a cookie").trim()] {
-        assert!(!house.sidecar.log().contains(secret));
+        assert!(!fixture.sidecar.log().contains(secret));
     }
 }
 
 #[tokio::test]
-async fn a_link_of_the_api_is_good_for_the_first_browser_that_confirms_it() {
-    let house = House::op("p-web").await;
-    let begun = house.call("POST", "/connections/crm/authorize", json!({})).await.json();
-    let (link, admin) = (text(&begun["authorization_url"]), house.sidecar.admin());
-    let late = house.visit("GET", link, "").await;
+async fn a_one_time_link_is_bound_to_the_first_browser_that_confirms_it() {
+    let fixture = Fixture::op("p-web").await;
+    let begun = fixture.call("POST", "/connections/crm/authorize", json!({})).await.json();
+    let (link, admin) = (text(&begun["authorization_url"]), fixture.sidecar.admin());
+    let late = fixture.visit("GET", link, "").await;
     let (first, own) = pages::confirm(admin, link, "").await;
     let refused = [
-        house.visit("GET", link, "").await,
+        fixture.visit("GET", link, "").await,
         pages::visit(
             admin,
             "POST",
@@ -156,25 +162,25 @@ async fn a_link_of_the_api_is_good_for_the_first_browser_that_confirms_it() {
         )
         .await,
     ];
-    for answer in refused {
-        assert_eq!((answer.status, answer.text().contains("already used")), (400, true), "{}", answer.text());
+    for response in refused {
+        assert_eq!((response.status, response.text().contains("already used")), (400, true), "{}", response.text());
     }
-    // Its own browser may go back and confirm again; then the last way out is the one that counts.
+    // The same browser may go back and confirm again; then only the last attempt is valid.
     let (second, _) = pages::confirm(admin, link, &own).await;
     let back = async |page: &RawResponse| {
-        let place =
-            format!("{}/oauth/callback?state={}&error=access_denied", house.public(), param(&onward(page), "state"));
-        let issuer = url::form_urlencoded::byte_serialize(house.server.issuer().as_bytes()).collect::<String>();
-        house.visit("GET", &format!("{place}&iss={issuer}"), &own).await
+        let location =
+            format!("{}/oauth/callback?state={}&error=access_denied", fixture.public(), param(&onward(page), "state"));
+        let issuer = url::form_urlencoded::byte_serialize(fixture.server.issuer().as_bytes()).collect::<String>();
+        fixture.visit("GET", &format!("{location}&iss={issuer}"), &own).await
     };
-    let answer = back(&first).await;
-    assert_eq!((answer.status, answer.text().contains("not known")), (400, true), "{}", answer.text());
+    let response = back(&first).await;
+    assert_eq!((response.status, response.text().contains("is unknown")), (400, true), "{}", response.text());
     assert!(back(&second).await.text().contains("declined"));
-    let told = house.call("GET", &format!("/authorizations/{}", text(&begun["id"])), json!({})).await.json();
-    assert_eq!(told["status"], "denied", "{told}");
+    let authorization = fixture.call("GET", &format!("/authorizations/{}", text(&begun["id"])), json!({})).await.json();
+    assert_eq!(authorization["status"], "denied", "{authorization}");
 }
 
-/// What another site tries, each at a path of its own, with the confirmation of the person's own page at worst.
+/// A hostile site with one attack for each path; at worst it has the confirmation from the person's own page.
 async fn foreign_site(link: String, confirmation: String, api: String) -> Scripted {
     Scripted::start(move |request, _| {
         let form = format!(
@@ -211,17 +217,17 @@ async fn foreign_site(link: String, confirmation: String, api: String) -> Script
 }
 
 #[tokio::test]
-async fn another_site_starts_nothing_in_a_browser_that_has_signed_in() {
-    let house = House::op("p-web").await;
-    let (link, tab) = (house.link("").await, house.browser.tab("a", "1"));
+async fn another_site_cannot_start_a_flow_in_a_signed_in_browser() {
+    let fixture = Fixture::op("p-web").await;
+    let (link, tab) = (fixture.link("").await, fixture.browser.tab("a", "1"));
     tab.open(&link).await;
     sign_in(tab).await;
     let page = tab.until("/connect/crm", "Connect an account?").await;
     let token = confirmation(page.html());
-    let api = format!("{}/api/v1/session", house.public());
+    let api = format!("{}/api/v1/session", fixture.public());
     let site = foreign_site(link.clone(), token, api).await;
-    let evil = house.browser.tab("a", "2");
-    // Another site, and another origin of the same site, which gets our cookies along.
+    let evil = fixture.browser.tab("a", "2");
+    // Another site, and another origin of the same site, to which browsers send our cookies.
     for host in ["evil.test", "localhost"] {
         let at = |path: &str| format!("http://{host}:{}/{path}", site.address.port());
         for path in ["form", "no-referrer", "sandbox"] {
@@ -238,13 +244,18 @@ async fn another_site_starts_nothing_in_a_browser_that_has_signed_in() {
         evil.open(&at("session")).await;
         evil.until("/session", "done").await;
     }
-    assert_eq!(house.sidecar.log().matches("\"signed in\"").count(), 1, "nobody else: {}", house.sidecar.log());
-    assert!(house.server.authorizations("p-web").await.is_empty(), "no browser has come to the server");
-    assert!(!evil.page().await.requests().iter().any(|url| url.starts_with(&house.server.issuer())));
+    assert_eq!(
+        fixture.sidecar.log().matches("\"signed in\"").count(),
+        1,
+        "no other sign-in: {}",
+        fixture.sidecar.log()
+    );
+    assert!(fixture.server.authorizations("p-web").await.is_empty(), "no browser reached the authorization server");
+    assert!(!evil.page().await.requests().iter().any(|url| url.starts_with(&fixture.server.issuer())));
 
-    // The person's own page is good still.
+    // The person's own page is still valid.
     tab.confirm().await;
-    house.agree(tab, "ann").await;
+    fixture.agree(tab, "ann").await;
     tab.until("/result", "Connected").await;
-    assert_eq!(house.accepted("").await, "ann");
+    assert_eq!(fixture.account("").await, "ann");
 }

@@ -1,4 +1,4 @@
-//! How authorizations end: whether or not the browser stays, once, and each beside the others of its token and its connection.
+//! How flows end: once, whether or not the browser stays, and independent of other flows of the token and the connection.
 
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use crate::rig::raw::{self, Conn, RawResponse};
 use crate::rig::scripted::{Received, Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
 
-const PATIENCE: Duration = Duration::from_secs(20);
-/// How long the token endpoint takes, where a test does something meanwhile.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// Delay of token responses, long enough for a test to act before they arrive.
 const SLOW: Duration = Duration::from_secs(2);
 
 /// A sidecar with the connection `crm` of http://api.test, whose authorization server answers token requests with `reply`.
@@ -57,7 +57,7 @@ impl Stage {
         begun.json()
     }
 
-    /// Confirms the link of what was begun: the callback without its code, and the browser's cookies.
+    /// Confirms the link of the flow; returns the callback URL without its code, and the browser's cookies.
     async fn confirmed(&self, begun: &Value) -> (String, String) {
         let link = text(&begun["authorization_url"]);
         let (sent, cookies) = pages::confirm(self.sidecar.admin(), link, "").await;
@@ -70,24 +70,25 @@ impl Stage {
     }
 
     async fn status(&self, begun: &Value) -> (String, String) {
-        let told = self.call("GET", &format!("/authorizations/{}", text(&begun["id"])), json!({})).await.json();
-        (text(&told["status"]).to_owned(), text(&told["error"]).to_owned())
+        let authorization =
+            self.call("GET", &format!("/authorizations/{}", text(&begun["id"])), json!({})).await.json();
+        (text(&authorization["status"]).to_owned(), text(&authorization["error"]).to_owned())
     }
 
     async fn ended(&self, begun: &Value) -> String {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         loop {
             let (status, error) = self.status(begun).await;
             if status != "pending" {
                 return if error.is_empty() { status } else { error };
             }
-            assert!(Instant::now() < end, "it is pending still\n{}", self.sidecar.log());
+            assert!(Instant::now() < end, "still pending\n{}", self.sidecar.log());
             sleep(Duration::from_millis(50)).await;
         }
     }
 
     async fn token_requests(&self, count: usize) {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         while self.server.count() < count {
             assert!(Instant::now() < end, "{} token requests", self.server.count());
             sleep(Duration::from_millis(10)).await;
@@ -100,7 +101,7 @@ impl Stage {
 }
 
 #[tokio::test]
-async fn an_exchange_ends_although_the_browser_leaves_and_its_status_says_so() {
+async fn an_exchange_completes_after_the_browser_disconnects() {
     let stage = Stage::with_code(|_, _| granted("token", 600).late(SLOW)).await;
     let begun = stage.begin().await;
     let (callback, cookies) = stage.confirmed(&begun).await;
@@ -118,7 +119,7 @@ async fn an_exchange_ends_although_the_browser_leaves_and_its_status_says_so() {
 }
 
 #[tokio::test]
-async fn what_has_ended_keeps_its_status() {
+async fn an_ended_flow_keeps_its_status() {
     let stage = Stage::with_code(|_, _| Reply::json(400, &json!({"error": "invalid_grant"}))).await;
     for (query, status, requests) in [("error=access_denied", "access_denied", 0), ("code=x", "invalid_grant", 1)] {
         let begun = stage.begin().await;
@@ -126,19 +127,19 @@ async fn what_has_ended_keeps_its_status() {
         stage.visit(&format!("{callback}&{query}"), &cookies).await;
         assert_eq!(stage.ended(&begun).await, status);
         for later in ["code=y", "error=server_error", "error=access_denied"] {
-            let answer = stage.visit(&format!("{callback}&{later}"), &cookies).await;
-            assert_eq!(answer.status, 400, "{}", answer.text());
+            let response = stage.visit(&format!("{callback}&{later}"), &cookies).await;
+            assert_eq!(response.status, 400, "{}", response.text());
             assert_eq!((stage.ended(&begun).await.as_str(), stage.server.count()), (status, requests), "{later}");
         }
         let next = stage.begin().await;
-        assert_eq!(stage.ended(&begun).await, status, "another one has begun since");
+        assert_eq!(stage.ended(&begun).await, status, "a newer flow has begun");
         assert_eq!(stage.status(&next).await.0, "pending");
     }
 }
 
-/// Who declined, and for which connection, is on record, as a connected account is.
+/// The audit records a declined consent with user and connection, as it records a connected account.
 #[tokio::test]
-async fn a_declined_consent_is_one_record_of_the_audit() {
+async fn a_declined_consent_is_one_audit_record() {
     let stage = Stage::with_code(|_, _| granted("token", 600)).await;
     for (query, code) in [
         ("error=access_denied&error_description=not+today", "access_denied"),
@@ -148,7 +149,7 @@ async fn a_declined_consent_is_one_record_of_the_audit() {
         let (callback, cookies) = stage.confirmed(&begun).await;
         assert_eq!(stage.visit(&format!("{callback}&{query}"), &cookies).await.status, 400);
         assert_eq!(stage.ended(&begun).await, code);
-        // The second time it has ended already, which changes nothing.
+        // The second callback finds the flow ended and changes nothing.
         assert_eq!(stage.visit(&format!("{callback}&{query}"), &cookies).await.status, 400);
         let word = format!("\"code\":\"{code}\"");
         let record: Value = serde_json::from_str(&stage.sidecar.logged(&word).await).expect("JSON");
@@ -164,21 +165,21 @@ async fn a_declined_consent_is_one_record_of_the_audit() {
 }
 
 #[tokio::test]
-async fn a_new_start_replaces_the_pending_one_of_its_token_unless_that_is_being_exchanged() {
+async fn a_new_flow_replaces_the_pending_one_of_its_token_unless_that_is_being_exchanged() {
     let stage = Stage::with_code(|_, _| granted("token", 600).late(SLOW)).await;
     let first = stage.begin().await;
     let (old, old_cookies) = stage.confirmed(&first).await;
     let second = stage.begin().await;
     assert_eq!(stage.ended(&first).await, "replaced");
-    let answer = stage.visit(&format!("{old}&code=x"), &old_cookies).await;
-    assert_eq!((answer.status, answer.text().contains("newer link")), (400, true), "{}", answer.text());
+    let response = stage.visit(&format!("{old}&code=x"), &old_cookies).await;
+    assert_eq!((response.status, response.text().contains("newer link")), (400, true), "{}", response.text());
     assert_eq!(stage.server.count(), 0);
-    let answer = stage.visit(text(&first["authorization_url"]), "").await;
-    assert_eq!((answer.status, answer.text().contains("newer link")), (400, true), "{}", answer.text());
+    let response = stage.visit(text(&first["authorization_url"]), "").await;
+    assert_eq!((response.status, response.text().contains("newer link")), (400, true), "{}", response.text());
 
     let (callback, cookies) = stage.confirmed(&second).await;
     let exchange = async { stage.visit(&format!("{callback}&code=x"), &cookies).await };
-    let meanwhile = async {
+    let during_exchange = async {
         stage.token_requests(1).await;
         let late = stage.call("POST", "/connections/crm/authorize", json!({})).await;
         assert_eq!((late.status, text(&late.json()["code"])), (409, "authorization_under_way"), "{}", late.text());
@@ -189,16 +190,16 @@ async fn a_new_start_replaces_the_pending_one_of_its_token_unless_that_is_being_
         let page = stage.visit(link, &pages::cookie(&session)).await;
         assert_eq!((page.status, page.text().contains("being connected")), (409, true), "{}", page.text());
     };
-    let (answer, ()) = tokio::join!(exchange, meanwhile);
-    assert_eq!(answer.status, 303, "{}", answer.text());
+    let (response, ()) = tokio::join!(exchange, during_exchange);
+    assert_eq!(response.status, 303, "{}", response.text());
     assert_eq!(stage.ended(&second).await, "connected");
     assert_eq!((stage.ended(&first).await.as_str(), stage.served().await), ("replaced", 200));
-    assert_eq!(stage.status(&stage.begin().await).await.0, "pending", "it may begin again now");
+    assert_eq!(stage.status(&stage.begin().await).await.0, "pending", "a new flow can begin now");
 }
 
 const DEVICE: &str = "grant: device_code, device_authorization_url: \"http://SERVER/device\"";
 
-/// Device codes by the number of requests before, with tokens of the same numbers, which come slowly.
+/// Device codes numbered by the requests before, and delayed tokens with the same numbers.
 fn slow_device(request: &Received, before: usize, expires_in: u64) -> Reply {
     let body = String::from_utf8_lossy(&request.body);
     let code = body.split("device_code=code-").nth(1).and_then(|rest| rest.split('&').next());
@@ -212,10 +213,10 @@ fn slow_device(request: &Received, before: usize, expires_in: u64) -> Reply {
     }
 }
 
-const TOO_LATE: &str = "a device's token came after its authorization had ended";
+const TOO_LATE: &str = "device token arrived after its authorization had ended";
 
 #[tokio::test]
-async fn a_device_that_was_replaced_while_its_server_answered_connects_nothing() {
+async fn the_token_of_a_device_flow_replaced_during_its_poll_is_dropped() {
     let stage = Stage::start(DEVICE, |request, before| slow_device(request, before, 600)).await;
     let first = stage.begin().await;
     stage.token_requests(2).await;
@@ -229,17 +230,17 @@ async fn a_device_that_was_replaced_while_its_server_answered_connects_nothing()
 }
 
 #[tokio::test]
-async fn a_device_that_expires_while_its_server_answers_stays_expired() {
+async fn a_device_flow_that_expires_during_its_poll_stays_expired() {
     let stage = Stage::start(DEVICE, |request, before| slow_device(request, before, 3)).await;
     let begun = stage.begin().await;
     assert_eq!(stage.ended(&begun).await, "expired");
-    assert!(stage.server.count() >= 2, "its server is asked");
+    assert!(stage.server.count() >= 2, "the server was polled");
     stage.sidecar.logged(TOO_LATE).await;
     assert_eq!((stage.ended(&begun).await.as_str(), stage.served().await), ("expired", 424));
 }
 
 #[tokio::test]
-async fn a_device_that_begins_again_after_an_earlier_one_has_ended_is_polled_for() {
+async fn a_new_device_flow_is_polled_after_an_earlier_one_has_ended() {
     let stage = Stage::start(DEVICE, |request, before| match before {
         1 => Reply::json(400, &json!({"error": "access_denied"})),
         _ => slow_device(request, before, 600),
@@ -252,11 +253,11 @@ async fn a_device_that_begins_again_after_an_earlier_one_has_ended_is_polled_for
     assert_eq!((stage.ended(&denied).await.as_str(), stage.served().await), ("access_denied", 200));
 }
 
-/// More than a connection may have pending at once.
+/// More pending flows than a connection may have.
 const STARTS: usize = 1050;
 
 #[tokio::test]
-async fn a_connection_with_too_many_starts_forgets_its_own_first_ones_and_leaves_room_for_every_other() {
+async fn a_connection_with_too_many_flows_drops_its_own_oldest_ones_and_no_other() {
     for store in ["store: {memory: {}}\n", ""] {
         let endpoints = "authorization_url: \"https://as.test/a\", token_url: \"https://as.test/t\"";
         let sidecar = Sidecar::start(&format!(
@@ -277,9 +278,9 @@ async fn a_connection_with_too_many_starts_forgets_its_own_first_ones_and_leaves
                     body.len()
                 );
                 conn.write(head.as_bytes()).await;
-                let answer = conn.read_response().await;
-                assert_eq!(answer.status, 201, "{at}: {}", answer.text());
-                ids.push(text(&answer.json()["id"]).to_owned());
+                let response = conn.read_response().await;
+                assert_eq!(response.status, 201, "{at}: {}", response.text());
+                ids.push(text(&response.json()["id"]).to_owned());
             }
             ids
         };

@@ -1,6 +1,6 @@
-//! People connect accounts at a real server: each for itself, once, and again when the server has let go.
+//! People connect accounts at a real server: one account for each subject, once, and again after a withdrawn consent.
 //!
-//! Not here: what a browser shows and does (`consent`).
+//! Not here: behavior in a real browser (`consent`).
 
 mod accounts;
 mod pages;
@@ -19,11 +19,11 @@ use crate::rig::peers::{AuthorizationServer, Upstream, peers_path, python};
 use crate::rig::raw::{self, RawResponse};
 use crate::rig::sidecar::Sidecar;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 const OPERATOR: &str = "an-operator-of-these-tests-0123456789";
 const VIEWER: &str = "a-viewer-of-these-tests-0123456789ab";
 
-/// A connection `crm` of the client `client_id`, for whose token `api.test` asks.
+/// A connection `crm` of the client `client`, with a route to `api.test`.
 fn connection(server: &AuthorizationServer, upstream: &Upstream, top: &str, client: &str, keys: &str) -> String {
     let secret = format!(", client_secret: {client}-secret-0123456789abcdef0123456789abcdef");
     let secret = if client == "p-device" || client == "p-public" { String::new() } else { secret };
@@ -46,20 +46,25 @@ fn web(server: &AuthorizationServer) -> String {
     format!("authorization_url: \"{}?prompt=consent\", ", server.authorization_url())
 }
 
-/// A person follows a link to the server's pages and back: the last page, or with `options` what they say.
+/// Follows a link to the server's pages and back, as a person would. Returns the last page, or what `options` select.
 async fn person(link: &str, account: &str, options: &[&str]) -> Value {
     let walk = Command::new(python()).arg(peers_path("person.py")).args([link, account]).args(options).output();
-    let output = timeout(PATIENCE, walk).await.expect("the person comes back").expect("it runs");
-    let said = String::from_utf8_lossy(&output.stderr);
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {said}"))
+    let output = timeout(TIMEOUT, walk).await.expect("the program ends in time").expect("the program runs");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {errors}"))
 }
 
-async fn ask(sidecar: &Sidecar, lines: &str) -> RawResponse {
+async fn get(sidecar: &Sidecar, lines: &str) -> RawResponse {
     raw::get_through(sidecar.proxy(), "http://api.test/x", lines).await
 }
 
-fn link(answer: &RawResponse) -> String {
-    assert_eq!((answer.status, answer.json()["action"].as_str()), (424, Some("reauthorize")), "{}", answer.text());
-    assert!(answer.header("retry-after").is_none());
-    answer.json()["link"].as_str().expect("a link").to_owned()
+fn link(response: &RawResponse) -> String {
+    assert_eq!(
+        (response.status, response.json()["action"].as_str()),
+        (424, Some("reauthorize")),
+        "{}",
+        response.text()
+    );
+    assert!(response.header("retry-after").is_none());
+    response.json()["link"].as_str().expect("a link").to_owned()
 }

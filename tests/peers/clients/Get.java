@@ -1,6 +1,5 @@
-// One GET with the JDK's HttpClient, or with URLConnection where a second argument says so: prints the status. A JVM finds
-// its proxy and its trust store in its properties alone; with `proxy.user` and `proxy.password` it has a credential for the
-// proxy that asks for one.
+// One GET with the JDK's HttpClient, or with URLConnection if there is a second argument: prints the status. A JVM reads its
+// proxy and its trust store only from properties; `proxy.user` and `proxy.password` are the credential for the proxy.
 
 import java.net.Authenticator;
 import java.net.HttpURLConnection;

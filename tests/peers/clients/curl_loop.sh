@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Calls URL with one curl process a request for SECONDS, PAUSE_MS apart; the proxy comes from the environment alone.
+# Calls URL with one curl process per request for SECONDS, PAUSE_MS apart; the proxy comes only from the environment.
 set -u
 url=$1 seconds=$2 pause_ms=$3
 ok=0 failed=0 first_error="" answer="$(mktemp)"

@@ -1,4 +1,4 @@
-"""One GET with .NET's HttpClient, in the runtime that the package dotnetcore2 carries: prints the status."""
+"""One GET with .NET's HttpClient, in the runtime of the package dotnetcore2: prints the status."""
 
 import json
 import os

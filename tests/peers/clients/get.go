@@ -8,10 +8,10 @@ import (
 )
 
 func main() {
-	answer, err := http.Get(os.Args[1])
+	response, err := http.Get(os.Args[1])
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	fmt.Println(answer.StatusCode)
+	fmt.Println(response.StatusCode)
 }

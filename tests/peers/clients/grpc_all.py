@@ -1,4 +1,4 @@
-"""Every kind of call of gRPC (grpcio). Arguments: target, perhaps `tls`; it finds a proxy, and roots, in its environment, as grpcio does.
+"""All four kinds of gRPC calls (grpcio). Arguments: target, optionally `tls`. grpcio reads proxy and roots from the environment.
 
 Prints JSON: {unary: bytes echoed, down: [ms of each message], both: [texts], fail: [code, details, trailing metadata]}.
 """
@@ -28,7 +28,7 @@ call("down", channel.unary_stream, lambda rpc, at: [round((time.monotonic() - at
 
 
 def talk(rpc, _):
-    # Each message is sent only when the one before has come back.
+    # Sends each message only after the echo of the previous one.
     got = []
     waiting = iter([b"one", b"two", b"three"])
 
@@ -38,8 +38,8 @@ def talk(rpc, _):
             while len(got) < 3 and got[-1:] != [question.decode()]:
                 time.sleep(0.01)
 
-    for answer in rpc(questions(), timeout=20):
-        got.append(answer.decode())
+    for message in rpc(questions(), timeout=20):
+        got.append(message.decode())
     return got
 
 

@@ -1,6 +1,6 @@
-// Node's HTTP/2 client, all requests at once on one session. Argument: JSON {origin, ca, connect: "host:port" or null,
-// requests: [{path, method, headers, body_bytes}]}. With `connect` the session is opened inside a tunnel that was asked for
-// over HTTP/2 (RFC 9113 §8.5) at `origin`. Prints a JSON array: {status, headers, trailers, body, ms: when each part came}.
+// Node's HTTP/2 client, all requests concurrently on one session. Argument: JSON {origin, ca, connect: "host:port" or null,
+// requests: [{path, method, headers, body_bytes}]}. With `connect` the session is inside a tunnel that was requested over
+// HTTP/2 (RFC 9113 §8.5) at `origin`. Prints a JSON array: {status, headers, trailers, body, ms: arrival time of each part}.
 import { readFileSync } from 'node:fs';
 import http2 from 'node:http2';
 

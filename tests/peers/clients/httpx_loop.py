@@ -1,4 +1,4 @@
-"""Calls URL with httpx.Client for SECONDS, PAUSE_MS apart; the proxy comes from the environment alone."""
+"""Calls URL with httpx.Client for SECONDS, PAUSE_MS apart; the proxy comes only from the environment."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The loop of the Python clients: `run(call, URL, SECONDS, PAUSE_MS)` prints one JSON line with what happened."""
+"""The loop of the Python clients: `run(call, URL, SECONDS, PAUSE_MS)` prints one JSON line with the results."""
 
 import json
 import time
@@ -12,7 +12,7 @@ def run(call, url, seconds, pause_ms):
             status, body = call(url)
             statuses[status] = statuses.get(status, 0) + 1
             error = None if 200 <= status < 300 else f"status {status}: {body[:300]}"
-        except Exception as caught:  # a client's user would see any of them
+        except Exception as caught:  # a user of the client would see any of them
             error = f"{type(caught).__name__}: {caught}"
         ok, failed = (ok + 1, failed) if error is None else (ok, failed + 1)
         first_error = first_error or error

@@ -1,6 +1,6 @@
 """One conversation with the Python websockets library: URL as the only argument, a proxy from the environment.
 
-Prints JSON: the server's first message, whether text and a binary megabyte came back, the close code.
+Prints JSON: the server's first message, whether text and a binary megabyte were echoed, the close code.
 """
 
 import asyncio

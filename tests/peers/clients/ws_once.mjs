@@ -1,5 +1,5 @@
-// One conversation with Node's ws library: URL as the only argument; it reads no proxy from its environment.
-// Prints JSON: the server's first message, whether text and a binary megabyte came back, the close code.
+// One conversation with Node's ws library: URL as the only argument; it reads no proxy from the environment.
+// Prints JSON: the server's first message, whether text and a binary megabyte were echoed, the close code.
 import { randomBytes } from "node:crypto";
 import WebSocket from "ws";
 

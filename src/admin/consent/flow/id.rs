@@ -1,7 +1,7 @@
-//! How authorizations are named, towards the outside and in the store.
+//! IDs of flows in the API and in links, and the names of their notes in the store.
 //!
-//! Holds: a token has one note, which is in the share of its connection; of what an id says of the token there are digests
-//! alone.
+//! Invariants: a token has one note, whose name starts with its connection's prefix; an ID holds only digests of the
+//! token's key.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -12,24 +12,24 @@ use crate::model::connection::ConsentFlow;
 use crate::model::secret::SecretDigest;
 use crate::model::token::TokenKey;
 
-/// What the names of all notes begin with.
+/// Prefix of the names of all notes of flows.
 const NOTES: &str = "flow/";
 const CODE: char = 'c';
 const DEVICE: char = 'd';
-/// The mark, and the digest of the connection.
-const SHARE_CHARS: usize = 7;
-/// With the digest of the token's key.
-const KEY_CHARS: usize = SHARE_CHARS + 22;
-/// With 128 random bits.
+/// Length of the grant's letter and the digest of the connection.
+const PREFIX_CHARS: usize = 7;
+/// Length with the digest of the token's key.
+const KEY_CHARS: usize = PREFIX_CHARS + 22;
+/// Length with 128 random bits.
 const ID_CHARS: usize = KEY_CHARS + 22;
 
-/// Where the authorizations of one token by one grant are kept.
+/// Identifies the note with the flows of one token and one grant.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct FlowKey(String);
 
 impl FlowKey {
     pub fn of(flow: ConsentFlow, key: &TokenKey) -> FlowKey {
-        let mark = match flow {
+        let letter = match flow {
             ConsentFlow::AuthorizationCode => CODE,
             ConsentFlow::DeviceCode => DEVICE,
         };
@@ -38,28 +38,29 @@ impl FlowKey {
             BASE64_URL_SAFE_NO_PAD.encode(&digest.as_bytes()[..16])
         };
         let connection = digest(key.connection.as_str());
-        let connection = connection.get(..SHARE_CHARS - 1).unwrap_or_default();
-        FlowKey(format!("{mark}{connection}{}", digest(&key.to_string())))
+        let connection = connection.get(..PREFIX_CHARS - 1).unwrap_or_default();
+        FlowKey(format!("{letter}{connection}{}", digest(&key.to_string())))
     }
 
-    /// What [`FlowKey::note`] has written.
+    /// Parses the name that [`FlowKey::note`] wrote.
     pub fn of_note(name: &str) -> Option<FlowKey> {
-        let (share, rest) = name.strip_prefix(NOTES)?.split_once('/')?;
-        Some(FlowKey(format!("{share}{rest}")))
+        let (prefix, rest) = name.strip_prefix(NOTES)?.split_once('/')?;
+        Some(FlowKey(format!("{prefix}{rest}")))
     }
 
+    /// The name of the note.
     pub fn note(&self) -> String {
-        let (share, rest) = self.0.split_at_checked(SHARE_CHARS).unwrap_or((&self.0, ""));
-        format!("{NOTES}{share}/{rest}")
+        let (prefix, rest) = self.0.split_at_checked(PREFIX_CHARS).unwrap_or((&self.0, ""));
+        format!("{NOTES}{prefix}/{rest}")
     }
 }
 
-/// What the notes of all device authorizations begin with.
+/// Prefix of the names of all notes of device authorizations.
 pub fn device_notes() -> String {
     format!("{NOTES}{DEVICE}")
 }
 
-/// One authorization of a token.
+/// Identifies one flow.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowId(String);
 
@@ -90,15 +91,15 @@ mod tests {
     use crate::model::token::Subject;
 
     #[test]
-    fn an_id_leads_to_the_note_of_its_token_in_the_share_of_its_connection() {
+    fn an_id_names_the_note_of_its_token_under_the_prefix_of_its_connection() {
         let of = |connection: &str, subject: &str| {
             let key = TokenKey::of_subject(Name::parse(connection).unwrap(), Subject::parse(subject).unwrap());
             FlowKey::of(ConsentFlow::AuthorizationCode, &key)
         };
-        let share = |key: &FlowKey| key.note().rsplit_once('/').map(|(share, _)| share.to_owned());
+        let prefix = |key: &FlowKey| key.note().rsplit_once('/').map(|(prefix, _)| prefix.to_owned());
         let ann = of("crm", "ann");
-        assert_eq!(share(&ann), share(&of("crm", "bob")));
-        assert_ne!(share(&ann), share(&of("erp", "ann")));
+        assert_eq!(prefix(&ann), prefix(&of("crm", "bob")));
+        assert_ne!(prefix(&ann), prefix(&of("erp", "ann")));
         assert_ne!(ann, of("crm", "bob"));
         assert_eq!(FlowKey::of_note(&ann.note()), Some(ann.clone()));
         let (first, second) = (FlowId::random(&ann).unwrap(), FlowId::random(&ann).unwrap());

@@ -90,7 +90,10 @@ impl Server {
         if self.revoked || number != self.current {
             self.spent_twice += u64::from(self.spent.contains(&number));
             self.revoked = true;
-            return Err(Failure::Permanent(Refusal { is_of_refresh_token: true, ..Refusal::of_code("invalid_grant") }));
+            return Err(Failure::Permanent(Refusal {
+                refuses_refresh_token: true,
+                ..Refusal::from_code("invalid_grant")
+            }));
         }
         self.spent.insert(number);
         self.current += 1;

@@ -1,4 +1,4 @@
-//! What serves people: a public listener of its own, and sessions of browsers that signed in.
+//! The public listener, and sessions of signed-in browsers.
 
 use serde_json::json;
 
@@ -10,7 +10,7 @@ use crate::rig::raw;
 use crate::rig::sidecar::Sidecar;
 
 #[tokio::test]
-async fn people_have_a_listener_of_their_own_and_addresses_come_from_the_configuration_alone() {
+async fn the_public_listener_serves_only_consent_pages_and_builds_urls_from_the_configuration() {
     let server = AuthorizationServer::op(json!({})).await;
     let upstream = Upstream::start(&server).await;
     let top = "listeners: {proxy: \"127.0.0.1:0\", admin: \"127.0.0.1:0\", public: \"127.0.0.1:0\"}\n\
@@ -18,7 +18,7 @@ async fn people_have_a_listener_of_their_own_and_addresses_come_from_the_configu
     let sidecar = Sidecar::start(&connection(&server, &upstream, top, "p-web", &web(&server))).await;
     let (public, admin) = (sidecar.address("public"), sidecar.admin());
     let begun = call(admin, "POST", "/connections/crm/authorize", &json!({})).await.json();
-    let place =
+    let location =
         begun["authorization_url"].as_str().and_then(|url| url.strip_prefix("https://keys.test/kb")).expect("a link");
     let get = async |at, host: &str, path: &str| {
         raw::send(
@@ -31,26 +31,26 @@ async fn people_have_a_listener_of_their_own_and_addresses_come_from_the_configu
     for path in ["/", "/api/v1/connections", "/metrics", "/readyz"] {
         assert_eq!(get(public, "keys.test", path).await.status, 404, "{path}");
     }
-    for path in [place, "/connect/crm", "/oauth/callback?state=x&code=y"] {
+    for path in [location, "/connect/crm", "/oauth/callback?state=x&code=y"] {
         assert_eq!(get(admin, &admin.to_string(), path).await.status, 404, "{path}");
         assert_eq!(get(public, "evil.test", path).await.status, 421, "{path}");
     }
     assert_eq!(get(public, "keys.test", "/connect/crm").await.status, 401);
-    let shown = get(public, "keys.test", place).await;
+    let shown = get(public, "keys.test", location).await;
     assert_eq!(shown.status, 200, "{}", shown.text());
-    // The proxy in front takes `/kb` away.
-    let (sent, _) = pages::confirm(public, &format!("https://keys.test{place}"), "").await;
+    // The reverse proxy strips `/kb`.
+    let (sent, _) = pages::confirm(public, &format!("https://keys.test{location}"), "").await;
     assert_eq!(sent.status, 200, "{}", sent.text());
-    for answer in [&shown, &sent] {
-        let cookie = answer.header("set-cookie").expect("a cookie");
+    for response in [&shown, &sent] {
+        let cookie = response.header("set-cookie").expect("a cookie");
         for part in ["__Host-keybearer_browser=", "; Path=/;", "; HttpOnly", "; SameSite=Lax", "; Secure"] {
             assert!(cookie.contains(part), "{part}: {cookie}");
         }
     }
-    // What arrives over https is not confirmed by a page that came without.
+    // A page over http cannot confirm a page over https.
     let lines = format!("{}Origin: http://keys.test\r\n", pages::cookie(&shown));
     let body = format!("confirmation={}", pages::confirmation(&shown.text()));
-    let refused = pages::visit(public, "POST", &format!("https://keys.test{place}"), &lines, &body).await;
+    let refused = pages::visit(public, "POST", &format!("https://keys.test{location}"), &lines, &body).await;
     assert_eq!((refused.status, refused.header("set-cookie")), (403, None), "{}", refused.text());
     let target = pages::onward(&sent);
     for part in [
@@ -64,7 +64,7 @@ async fn people_have_a_listener_of_their_own_and_addresses_come_from_the_configu
 }
 
 #[tokio::test]
-async fn a_browser_signs_in_with_a_token_and_changes_nothing_without_its_pages_own() {
+async fn a_signed_in_browser_changes_nothing_without_the_csrf_token() {
     let server = AuthorizationServer::op(json!({})).await;
     let upstream = Upstream::start(&server).await;
     let sidecar = Sidecar::start(&connection(&server, &upstream, "", "p-web", &web(&server))).await;
@@ -92,8 +92,12 @@ async fn a_browser_signs_in_with_a_token_and_changes_nothing_without_its_pages_o
     assert_eq!(send("POST", begin, &format!("{session}{csrf}"), "{}").await.status, 201);
     assert_eq!(send("POST", "/api/v1/reload", &format!("{session}{csrf}"), "{}").await.status, 403);
     let both = format!("{session}{csrf}Authorization: Bearer unknown\r\n");
-    assert_eq!(send("GET", "/api/v1/connections", &both, "").await.status, 401, "a token that is sent decides alone");
-    // A viewer may look, not connect; no other cookie opens anything.
+    assert_eq!(
+        send("GET", "/api/v1/connections", &both, "").await.status,
+        401,
+        "with an Authorization header, the session is ignored"
+    );
+    // A viewer may view but not connect; an altered cookie is refused.
     let page = format!("http://{admin}/connect/crm");
     let form = async |lines: &str, body: &str| pages::visit(admin, "POST", &page, lines, body).await;
     let viewer = pages::cookie(&form(&pages::origin(&page), &format!("token={VIEWER}")).await);
@@ -105,7 +109,7 @@ async fn a_browser_signs_in_with_a_token_and_changes_nothing_without_its_pages_o
         let foreign = form(lines, &format!("token={OPERATOR}")).await;
         assert_eq!((foreign.status, foreign.header("set-cookie")), (403, None), "{lines}");
     }
-    // A user whose token is another one now is signed out.
+    // A user whose token has changed is signed out.
     let path = sidecar.dir.path().join("keybearer.yaml");
     let text = std::fs::read_to_string(&path).expect("the configuration");
     std::fs::write(&path, text.replace(OPERATOR, "another-token-of-the-operator-0123456789")).expect("a file");

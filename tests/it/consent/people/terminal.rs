@@ -1,4 +1,4 @@
-//! From a terminal: `keybearer connect` waits for the browser, and device codes (RFC 8628) are polled as asked.
+//! From a terminal: `keybearer connect` waits for the browser, and device codes (RFC 8628) are polled at the given interval.
 
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
@@ -8,13 +8,13 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{OPERATOR, PATIENCE, ask, connection, person, web};
+use super::{OPERATOR, TIMEOUT, connection, get, person, web};
 use crate::rig::manager::{MANAGER, call};
 use crate::rig::peers::{AuthorizationServer, Upstream};
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::{Sidecar, program};
 
-/// `keybearer connect`, and what it says on standard error until `part` is in it.
+/// Runs `keybearer connect`, and returns its standard error up to the line that contains `part`.
 async fn connect_command(sidecar: &Sidecar, arguments: &[&str], part: &str) -> (tokio::process::Child, String) {
     let mut child = program()
         .args(["connect", "crm", "--no-browser", "--json", "--admin", &format!("http://{}", sidecar.admin())])
@@ -27,35 +27,35 @@ async fn connect_command(sidecar: &Sidecar, arguments: &[&str], part: &str) -> (
         .spawn()
         .expect("the program starts");
     let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
-    let mut said = String::new();
+    let mut printed = String::new();
     let found = async {
         while let Ok(Some(line)) = lines.next_line().await {
-            said.push_str(&format!("{line}\n"));
+            printed.push_str(&format!("{line}\n"));
             if line.contains(part) {
                 return;
             }
         }
-        panic!("it ends with:\n{said}");
+        panic!("standard error ends without it:\n{printed}");
     };
-    timeout(PATIENCE, found).await.expect("it says so");
-    // Whatever follows is read, so that nothing blocks.
+    timeout(TIMEOUT, found).await.expect("the line arrives in time");
+    // Drains the pipe, so that the program does not block.
     tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-    (child, said)
+    (child, printed)
 }
 
 async fn outcome(child: tokio::process::Child) -> (Option<i32>, Value) {
-    let output = timeout(PATIENCE, child.wait_with_output()).await.expect("it ends").expect("output");
+    let output = timeout(TIMEOUT, child.wait_with_output()).await.expect("the program ends in time").expect("output");
     (output.status.code(), serde_json::from_slice(&output.stdout).unwrap_or_default())
 }
 
 #[tokio::test]
-async fn a_terminal_waits_for_the_person_in_the_browser() {
+async fn the_command_waits_for_the_person_in_the_browser() {
     let server = AuthorizationServer::op(json!({})).await;
     let upstream = Upstream::start(&server).await;
     let sidecar = Sidecar::start(&connection(&server, &upstream, "", "p-web", &web(&server))).await;
     for (options, code, status) in [(&[][..], 0, "connected"), (&["deny"][..], 1, "denied")] {
-        let (child, said) = connect_command(&sidecar, &[], "/connect/crm").await;
-        let link = said.split_whitespace().find(|word| word.contains("/connect/crm")).expect("a link");
+        let (child, printed) = connect_command(&sidecar, &[], "/connect/crm").await;
+        let link = printed.split_whitespace().find(|word| word.contains("/connect/crm")).expect("a link");
         let end = person(link, "ann", options).await;
         let outcome = outcome(child).await;
         assert_eq!(
@@ -65,26 +65,30 @@ async fn a_terminal_waits_for_the_person_in_the_browser() {
             sidecar.log()
         );
     }
-    assert_eq!(ask(&sidecar, "").await.json()["sub"], "ann", "a denial takes nothing away");
+    assert_eq!(
+        get(&sidecar, "").await.json()["sub"],
+        "ann",
+        "a denied authorization does not affect the present token"
+    );
 }
 
 #[tokio::test]
-async fn a_code_for_another_device_is_waited_for_across_a_restart_and_as_slowly_as_asked() {
+async fn polling_for_a_device_code_continues_after_a_restart() {
     let server = AuthorizationServer::al(json!({ "lifetime": 60 })).await;
     server.control(json!({ "interval": 1 })).await;
     let upstream = Upstream::start(&server).await;
     let keys = format!("grant: device_code, device_authorization_url: \"{}\", ", server.device_authorization_url());
     let sidecar = Sidecar::start(&connection(&server, &upstream, "", "p-device-web", &keys)).await;
-    let (child, said) = connect_command(&sidecar, &[], "enter this code").await;
-    assert!(said.contains("http"), "{said}");
+    let (child, printed) = connect_command(&sidecar, &[], "enter this code").await;
+    assert!(printed.contains("http"), "{printed}");
     drop(child);
     let begun = call(sidecar.admin(), "POST", "/connections/crm/authorize", &json!({})).await;
     assert_eq!(begun.status, 201, "{}", begun.text());
     let begun = begun.json();
     assert_eq!(begun["interval"], 1);
-    let asked = async || server.stats().await["polls"]["p-device-web"].as_array().map_or(0, Vec::len);
-    let end = Instant::now() + PATIENCE;
-    while asked().await < 2 {
+    let polls = async || server.stats().await["polls"]["p-device-web"].as_array().map_or(0, Vec::len);
+    let end = Instant::now() + TIMEOUT;
+    while polls().await < 2 {
         assert!(Instant::now() < end, "no poll arrives\n{}", sidecar.log());
         sleep(Duration::from_millis(50)).await;
     }
@@ -93,22 +97,22 @@ async fn a_code_for_another_device_is_waited_for_across_a_restart_and_as_slowly_
     let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
     server.decide(begun["user_code"].as_str().expect("a code"), true).await;
     let path = format!("/authorizations/{}", begun["id"].as_str().expect("an id"));
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     loop {
-        let told = call(sidecar.admin(), "GET", &path, &Value::Null).await.json();
-        match told["status"].as_str() {
+        let authorization = call(sidecar.admin(), "GET", &path, &Value::Null).await.json();
+        match authorization["status"].as_str() {
             Some("connected") => break,
             Some("pending") if Instant::now() < end => sleep(Duration::from_millis(100)).await,
-            _ => panic!("{told}\n{}", sidecar.log()),
+            _ => panic!("{authorization}\n{}", sidecar.log()),
         }
     }
-    assert_eq!(ask(&sidecar, "").await.status, 200);
+    assert_eq!(get(&sidecar, "").await.status, 200);
     let labels = "connection=\"crm\",profile=\"default\",grant=\"device_code\",outcome=\"ok\"";
     sidecar.until_metric(&format!("keybearer_token_requests_total{{{labels}}}"), |count| count == 1.0).await;
 }
 
 #[tokio::test]
-async fn a_server_that_asks_for_patience_gets_it_for_good() {
+async fn slow_down_lengthens_the_poll_interval_permanently() {
     let server = Scripted::start(|request, before| {
         let body = String::from_utf8_lossy(&request.body).into_owned();
         if request.request_line().contains("/device") {
@@ -132,7 +136,7 @@ async fn a_server_that_asks_for_patience_gets_it_for_good() {
     .await;
     let begun = call(sidecar.admin(), "POST", "/connections/crm/authorize", &json!({})).await;
     assert_eq!(begun.status, 201, "{}", begun.text());
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     let mut times = Vec::new();
     while times.len() < 4 {
         assert!(Instant::now() < end, "{} requests\n{}", times.len(), sidecar.log());
@@ -145,10 +149,10 @@ async fn a_server_that_asks_for_patience_gets_it_for_good() {
     assert!(pauses[0] > 0.8 && pauses[1] > 0.8 && pauses[2] > 5.8, "{pauses:?}");
 }
 
-/// RFC 8628 §3.5: a poll that takes long delays the next one, and a client whose name is a part of an error code sees it.
+/// RFC 8628 §3.5: a slow poll delays the next one. The client ID is a part of an error code, which must not be masked.
 #[tokio::test]
-async fn one_poll_at_a_time_and_the_interval_counts_from_its_end() {
-    const TAKES: Duration = Duration::from_millis(2500);
+async fn polls_do_not_overlap_and_the_interval_starts_at_the_end_of_each() {
+    const RESPONSE_DELAY: Duration = Duration::from_millis(2500);
     let polls = Arc::<Mutex<Vec<Instant>>>::default();
     let seen = polls.clone();
     let server = Scripted::start(move |request, _| {
@@ -160,7 +164,7 @@ async fn one_poll_at_a_time_and_the_interval_counts_from_its_end() {
         let mut polls = seen.lock().unwrap();
         polls.push(Instant::now());
         match polls.len() {
-            1..=3 => Reply::json(400, &json!({ "error": "authorization_pending" })).late(TAKES),
+            1..=3 => Reply::json(400, &json!({ "error": "authorization_pending" })).late(RESPONSE_DELAY),
             _ => Reply::token("t", 3600),
         }
     })
@@ -174,17 +178,17 @@ async fn one_poll_at_a_time_and_the_interval_counts_from_its_end() {
     let begun = call(sidecar.admin(), "POST", "/connections/crm/authorize", &json!({})).await;
     assert_eq!(begun.status, 201, "{}", begun.text());
     let path = format!("/authorizations/{}", begun.json()["id"].as_str().expect("an id"));
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     loop {
-        let told = call(sidecar.admin(), "GET", &path, &Value::Null).await.json();
-        match told["status"].as_str() {
+        let authorization = call(sidecar.admin(), "GET", &path, &Value::Null).await.json();
+        match authorization["status"].as_str() {
             Some("connected") => break,
             Some("pending") if Instant::now() < end => sleep(Duration::from_millis(50)).await,
-            _ => panic!("{told}\n{}", sidecar.log()),
+            _ => panic!("{authorization}\n{}", sidecar.log()),
         }
     }
     let times = polls.lock().unwrap().clone();
     let pauses: Vec<_> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
     assert_eq!(pauses.len(), 3, "{pauses:?}");
-    assert!(pauses.iter().all(|pause| *pause >= TAKES + Duration::from_millis(950)), "{pauses:?}");
+    assert!(pauses.iter().all(|pause| *pause >= RESPONSE_DELAY + Duration::from_millis(950)), "{pauses:?}");
 }

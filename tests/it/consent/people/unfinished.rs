@@ -1,8 +1,8 @@
-//! Authorizations between their two ends: over a restart, past ten minutes, and with the connection changed.
+//! Pending flows: after a restart, after their lifetime, and after a change of the connection.
 
 use serde_json::{Value, json};
 
-use super::{OPERATOR, ask, connection, link, person, web};
+use super::{OPERATOR, connection, get, link, person, web};
 use crate::rig::manager::call;
 use crate::rig::pages;
 use crate::rig::peers::{AuthorizationServer, Upstream};
@@ -11,7 +11,7 @@ use crate::rig::sidecar::Sidecar;
 use crate::rig::wall_clock::WallClock;
 
 #[tokio::test]
-async fn a_restarted_program_finishes_what_a_person_has_begun() {
+async fn a_pending_flow_survives_a_restart() {
     let server = AuthorizationServer::op(json!({})).await;
     let upstream = Upstream::start(&server).await;
     let sidecar = Sidecar::start(&connection(&server, &upstream, "", "p-web", &web(&server))).await;
@@ -27,23 +27,23 @@ async fn a_restarted_program_finishes_what_a_person_has_begun() {
     let request = |cookie: &str| format!("GET {path} HTTP/1.1\r\nHost: {admin}\r\n{cookie}Connection: close\r\n\r\n");
     let stranger = raw::send(admin, request("").as_bytes()).await;
     assert_eq!((stranger.status, stranger.text().contains("Another browser")), (400, true), "{}", stranger.text());
-    let answer = raw::send(admin, request(&format!("Cookie: {cookies}\r\n")).as_bytes()).await;
-    assert_eq!(answer.status, 303, "{}\n{}", answer.text(), sidecar.log());
-    assert!(!answer.header("location").expect("a place").contains("code"), "{answer:?}");
-    assert_eq!(ask(&sidecar, "").await.json()["sub"], "ann");
+    let response = raw::send(admin, request(&format!("Cookie: {cookies}\r\n")).as_bytes()).await;
+    assert_eq!(response.status, 303, "{}\n{}", response.text(), sidecar.log());
+    assert!(!response.header("location").expect("a location").contains("code"), "{response:?}");
+    assert_eq!(get(&sidecar, "").await.json()["sub"], "ann");
     let again = raw::send(admin, request(&format!("Cookie: {cookies}\r\n")).as_bytes()).await;
     assert_eq!((again.status, again.text().contains("already used")), (400, true), "{}", again.text());
     assert_eq!(server.token_requests_by_grant("p-web", "authorization_code").await, 1);
 }
 
 #[tokio::test]
-async fn a_link_and_what_was_begun_with_it_are_over_after_ten_minutes() {
+async fn a_link_and_its_flow_expire_after_ten_minutes() {
     let server = AuthorizationServer::op(json!({})).await;
     let upstream = Upstream::start(&server).await;
     let clock = WallClock::start();
     let keys = format!("{}tokens: per_subject, ", web(&server));
     let sidecar = Sidecar::start_in(&connection(&server, &upstream, "", "p-web", &keys), &clock.environment()).await;
-    let sealed = link(&ask(&sidecar, "Keybearer-Subject: ann\r\n").await);
+    let sealed = link(&get(&sidecar, "Keybearer-Subject: ann\r\n").await);
     let begun = call(sidecar.admin(), "POST", "/connections/crm/authorize", &json!({ "subject": "ann" })).await.json();
     let opened = begun["authorization_url"].as_str().expect("a link");
     let back = person(opened, "ann", &["--stop-before-callback"]).await;
@@ -64,7 +64,7 @@ async fn a_link_and_what_was_begun_with_it_are_over_after_ten_minutes() {
         assert_eq!(shown.status, 200, "{}", shown.text());
     }
     clock.set("+11m");
-    // The operator is signed in still; the page of before is too old to confirm.
+    // The operator is still signed in, but the earlier page is too old to confirm.
     let lines = format!("{}; {}", pages::cookie(&early).trim_end(), session.trim_start_matches("Cookie: "));
     let body = format!("confirmation={}", pages::confirmation(&early.text()));
     let late = pages::visit(sidecar.admin(), "POST", &own, &format!("{lines}{}", pages::origin(&own)), &body).await;
@@ -86,7 +86,7 @@ async fn a_link_and_what_was_begun_with_it_are_over_after_ten_minutes() {
 }
 
 #[tokio::test]
-async fn a_connection_that_changed_meanwhile_takes_no_code() {
+async fn a_code_is_refused_after_the_connection_has_changed() {
     let server = AuthorizationServer::op(json!({})).await;
     let upstream = Upstream::start(&server).await;
     let config = connection(&server, &upstream, "", "p-web", &web(&server));
@@ -101,7 +101,7 @@ async fn a_connection_that_changed_meanwhile_takes_no_code() {
     let (admin, cookies) = (sidecar.admin(), back["cookies"].as_str().expect("cookies"));
     let request =
         format!("GET /oauth/{path} HTTP/1.1\r\nHost: {admin}\r\nCookie: {cookies}\r\nConnection: close\r\n\r\n");
-    let answer = raw::send(admin, request.as_bytes()).await;
-    assert_eq!((answer.status, answer.text().contains("has changed")), (400, true), "{}", answer.text());
+    let response = raw::send(admin, request.as_bytes()).await;
+    assert_eq!((response.status, response.text().contains("has changed")), (400, true), "{}", response.text());
     assert_eq!(server.token_requests_by_grant("p-web", "authorization_code").await, 0);
 }

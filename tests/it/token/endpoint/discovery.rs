@@ -127,8 +127,8 @@ async fn a_failing_well_known_location_does_not_prevent_the_next() {
     // Without metadata at any location the failure is retryable.
     second.store(false, Ordering::SeqCst);
     for (response, expected) in [
-        (text(200, "<h1>Sign in</h1>"), "the issuer answers not_json, http_503 at its well-known locations"),
-        (text(404, ""), "the issuer answers http_404, http_503 at its well-known locations"),
+        (text(200, "<h1>Sign in</h1>"), "the issuer has no metadata at its well-known locations: not_json, http_503"),
+        (text(404, ""), "the issuer has no metadata at its well-known locations: http_404, http_503"),
     ] {
         first.lock().unwrap().clone_from(&response);
         let sidecar = Sidecar::start(&config_of(&keys, &upstream)).await;

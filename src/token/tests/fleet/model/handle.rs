@@ -162,17 +162,21 @@ impl Handle {
 pub struct SimulatedEndpoint(pub Arc<Handle>, pub Clock);
 
 impl TokenSource for SimulatedEndpoint {
-    fn first_grant<'a>(&'a self, _: Whose<'a>) -> crate::token::TokenFuture<'a> {
+    fn first_grant<'a>(&'a self, _: TokenRequestContext<'a>) -> crate::token::TokenFuture<'a> {
         lock(&self.0.world).server.first_grants += 1;
-        Box::pin(async { Err(Failure::Permanent(Refusal::of_code("consent_required"))) })
+        Box::pin(async { Err(Failure::Permanent(Refusal::from_code("consent_required"))) })
     }
 
-    fn refresh<'a>(&'a self, token: &'a RefreshToken, whose: Whose<'a>) -> crate::token::TokenFuture<'a> {
+    fn refresh<'a>(
+        &'a self,
+        token: &'a RefreshToken,
+        context: TokenRequestContext<'a>,
+    ) -> crate::token::TokenFuture<'a> {
         Box::pin(async move {
             let own = &self.0;
             own.may_pause();
             own.wait_while_paused().await;
-            if whose.sent_before.is_some_and(|before| self.1.now().boot >= before) {
+            if context.send_deadline.is_some_and(|before| self.1.now().boot >= before) {
                 return Err(Failure::Retryable { reason: Reason::NotSent, retry_after: None, detail: None });
             }
             let (lost, refused, request_delay, response_delay) = {

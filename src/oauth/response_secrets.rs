@@ -1,20 +1,21 @@
-//! What a response holds that a script must not repeat in a message: whatever text a token may be.
+//! Collects the parts of a response that a script's error text must not repeat: every text that may be a token. Pure.
 //!
-//! Not here: what was sent (`call`). Holds: members that tell of an error stay readable, but for tokens inside them. Pure.
+//! Invariant: members that describe an error stay readable, apart from tokens inside them.
+//! Not here: the parts of the request (`call`).
 
 use super::json::Json;
-use super::posted::Posted;
+use super::redact::Redactor;
 use super::transport::TokenResponse;
 use crate::model::connection::TokenResponseFormat;
 use crate::model::secret::Secret;
 use crate::script;
 
-/// A part of a text that is so long and has letters and digits may be a token, whatever the member's name.
+/// A word of at least this length with letters and digits may be a token, whatever the member's name.
 const TOKEN_BYTES_MIN: usize = 16;
-/// A whole value that is shorter is no token, unless its member's name says so.
+/// A shorter value is not a token, unless the member's name says so.
 const VALUE_BYTES_MIN: usize = 8;
-/// Parts of names of members that hold secrets; compared in lower case, without punctuation.
-const SECRET: [&str; 13] = [
+/// Member names that contain one of these hold secrets; compared in lower case, without punctuation.
+const SECRET_NAME_PARTS: [&str; 13] = [
     "token",
     "secret",
     "password",
@@ -29,8 +30,8 @@ const SECRET: [&str; 13] = [
     "accesskey",
     "usercode",
 ];
-/// Names of members that people read.
-const READABLE: [&str; 22] = [
+/// Names of members that are meant for people.
+const READABLE_NAMES: [&str; 22] = [
     "error",
     "errors",
     "errorcode",
@@ -55,79 +56,79 @@ const READABLE: [&str; 22] = [
     "issuedtokentype",
 ];
 
-/// What the script was given of `answer`.
-pub fn in_response(answer: &TokenResponse, shape: &TokenResponseFormat) -> Posted {
-    let mut seen = Seen::default();
-    for (name, value) in &answer.headers {
+/// The redactor for the response that the script received.
+pub fn redactor(response: &TokenResponse, format: &TokenResponseFormat) -> Redactor {
+    let mut collected = Collected::default();
+    for (name, value) in &response.headers {
         let value = String::from_utf8_lossy(value.as_bytes());
-        if is_secret(&plain(name.as_str())) {
-            seen.secrets.push(Secret::new(&*value));
+        if is_secret(&normalized(name.as_str())) {
+            collected.secrets.push(Secret::new(&*value));
         }
-        seen.tokens_in(&value);
+        collected.add_tokens(&value);
     }
-    let text = String::from_utf8_lossy(&answer.body);
+    let text = String::from_utf8_lossy(&response.body);
     let text = &text[..text.floor_char_boundary(script::TEXT_BYTES_MAX)];
-    match serde_json::from_slice::<Json>(&answer.body) {
+    match serde_json::from_slice::<Json>(&response.body) {
         Ok(json) => {
             if let Json::Object(members) = &json {
-                let tokens = [&shape.access_token, &shape.refresh_token].map(|at| Json::at(members, at));
-                seen.secrets.extend(tokens.into_iter().flatten().filter_map(Json::as_text).map(Secret::new));
+                let tokens = [&format.access_token, &format.refresh_token].map(|at| Json::at(members, at));
+                collected.secrets.extend(tokens.into_iter().flatten().filter_map(Json::as_text).map(Secret::new));
             }
-            seen.member("", &json);
+            collected.add_member("", &json);
         }
         Err(_) => {
-            seen.tokens_in(text);
-            for (name, value) in url::form_urlencoded::parse(answer.body.trim_ascii()) {
-                seen.text(&plain(&name), &value);
+            collected.add_tokens(text);
+            for (name, value) in url::form_urlencoded::parse(response.body.trim_ascii()) {
+                collected.add_text(&normalized(&name), &value);
             }
         }
     }
-    Posted::of(seen.secrets, seen.values)
+    Redactor::from_parts(collected.secrets, collected.values)
 }
 
 #[derive(Default)]
-struct Seen {
-    /// No part of them is repeated.
+struct Collected {
+    /// A text with any part of one is dropped.
     secrets: Vec<Secret>,
-    /// As a whole they are masked.
+    /// Masked where they occur as a whole.
     values: Vec<String>,
 }
 
-impl Seen {
-    fn member(&mut self, name: &str, value: &Json) {
+impl Collected {
+    fn add_member(&mut self, name: &str, value: &Json) {
         match value {
-            Json::Text(text) => self.text(name, text),
-            Json::List(items) => items.iter().for_each(|item| self.member(name, item)),
-            Json::Object(members) => members.iter().for_each(|(name, value)| self.member(&plain(name), value)),
+            Json::Text(text) => self.add_text(name, text),
+            Json::List(items) => items.iter().for_each(|item| self.add_member(name, item)),
+            Json::Object(members) => members.iter().for_each(|(name, value)| self.add_member(&normalized(name), value)),
             Json::Null | Json::Bool(_) | Json::Number(_) => {}
         }
     }
 
-    fn text(&mut self, name: &str, text: &str) {
-        self.tokens_in(text);
+    fn add_text(&mut self, name: &str, text: &str) {
+        self.add_tokens(text);
         if is_secret(name) {
             self.secrets.push(Secret::new(text));
-        } else if !READABLE.contains(&name) && text.len() >= VALUE_BYTES_MIN {
+        } else if !READABLE_NAMES.contains(&name) && text.len() >= VALUE_BYTES_MIN {
             self.values.push(text.to_owned());
         }
     }
 
-    fn tokens_in(&mut self, text: &str) {
-        let outside = |c: char| !(c.is_ascii_alphanumeric() || "-._~+/=!$%^*".contains(c));
+    fn add_tokens(&mut self, text: &str) {
+        let is_separator = |c: char| !(c.is_ascii_alphanumeric() || "-._~+/=!$%^*".contains(c));
         let is_token = |word: &&str| {
             let has = |of: fn(&u8) -> bool| word.bytes().any(|byte| of(&byte));
             word.len() >= TOKEN_BYTES_MIN && has(u8::is_ascii_alphabetic) && has(u8::is_ascii_digit)
         };
-        self.secrets.extend(text.split(outside).filter(is_token).map(Secret::new));
+        self.secrets.extend(text.split(is_separator).filter(is_token).map(Secret::new));
     }
 }
 
 fn is_secret(name: &str) -> bool {
-    !READABLE.contains(&name) && SECRET.iter().any(|part| name.contains(part))
+    !READABLE_NAMES.contains(&name) && SECRET_NAME_PARTS.iter().any(|part| name.contains(part))
 }
 
-/// `errorMessage` and `error_message` are one name.
-fn plain(name: &str) -> String {
+/// Lower case without punctuation: `errorMessage` and `error_message` are one name.
+fn normalized(name: &str) -> String {
     name.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
 }
 
@@ -146,16 +147,16 @@ mod tests {
         headers.insert("content-type", HeaderValue::from_static("application/json"));
         headers.insert("x-auth-token", HeaderValue::from_static("h3ader"));
         let body = Zeroizing::new(body.as_bytes().to_vec());
-        let answer = TokenResponse { status: StatusCode::OK, headers, body, received: SystemTime::UNIX_EPOCH };
+        let response = TokenResponse { status: StatusCode::OK, headers, body, received: SystemTime::UNIX_EPOCH };
         assert_eq!(
-            in_response(&answer, &TokenResponseFormat::default()).clean(thrown).as_deref(),
+            redactor(&response, &TokenResponseFormat::default()).redact(thrown).as_deref(),
             expected,
             "{thrown}"
         );
     }
 
     #[test]
-    fn tokens_of_the_response_are_not_repeated_and_errors_are() {
+    fn tokens_of_the_response_are_redacted_and_errors_are_not() {
         let body = r#"{"access_token":"short","data":{"idToken":"eyJhbGciOi.x","items":["0123456789abcdefXYZ"]},
             "blob":"plain words here","error_description":"no tenant 7; see 0a1b2c3d4e5f6a7b8c9d","code":"E-17"}"#;
         check(body, "got short", None);
