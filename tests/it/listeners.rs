@@ -94,7 +94,7 @@ async fn each_listener_serves_and_each_caller_is_known_by_how_it_comes() {
         assert!(code != 0 && !seen.starts_with('2'), "{row}: {seen}");
     }
     assert_eq!(upstream.count(), served);
-    sidecar.logged("no TLS with a caller").await;
+    sidecar.logged("downstream TLS handshake failed").await;
     // As a proxy behind TLS, too.
     let (port, url) = (format!("https://localhost:{}", at("fleet")), "http://10.9.8.7/");
     let (code, seen) = curl(&["--proxy-cacert", &ca, "-x", &port, url]).await;

@@ -107,7 +107,7 @@ async fn what_is_not_http_closes_the_tunnel() {
     let mut conn = stage.open_tunnel("good.test:80", "").await;
     conn.write(b"\x16\x03\x01\x00\x05hello").await;
     assert!(conn.is_closed().await, "TLS");
-    stage.sidecar.logged("of this host and port is for http").await;
+    stage.sidecar.logged("only http routes of this host and port").await;
     let mut conn = stage.open_tunnel("good.test:80", "").await;
     conn.write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n").await;
     let mut rest = Vec::new();

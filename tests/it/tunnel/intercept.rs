@@ -219,7 +219,7 @@ async fn a_client_that_does_not_trust_the_ca_is_one_line_in_the_log() {
         let error = stage.tls("api.test:443", "api.test", &Peers::certs().ca).await.err().expect("no trust");
         assert!(error.to_string().contains("UnknownIssuer"), "CI-13 {error}");
     }
-    let line = stage.sidecar.logged("the client does not trust the interception CA").await;
+    let line = stage.sidecar.logged("the caller does not trust the interception CA").await;
     assert!(line.contains("api.test") && line.contains("keybearer ca export"), "CI-13 {line}");
     // A client that hangs up in the middle.
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
@@ -227,8 +227,8 @@ async fn a_client_that_does_not_trust_the_ca_is_one_line_in_the_log() {
     opened(&mut conn).await;
     conn.write(b"\x16\x03\x01\x02\x00\x01").await;
     drop(conn);
-    stage.sidecar.logged("the client went away in the middle of it").await;
-    let lines = stage.sidecar.log().matches("the TLS handshake failed").count();
+    stage.sidecar.logged("the caller closed the connection during the handshake").await;
+    let lines = stage.sidecar.log().matches("tunnel closed: TLS handshake failed").count();
     assert_eq!(lines, 3, "CI-13 {}", stage.sidecar.log());
     let mut conn = stage.open("api.test").await;
     conn.write(GET).await;
@@ -246,7 +246,7 @@ async fn a_handshake_has_a_deadline() {
     opened(&mut conn).await;
     conn.write(b"\x16\x03\x01\x02\x00\x01").await;
     assert!(conn.is_closed().await);
-    stage.sidecar.logged("it took longer than timeouts.client_head").await;
+    stage.sidecar.logged("timeouts.client_head exceeded").await;
 }
 
 #[tokio::test]

@@ -157,7 +157,7 @@ async fn a_success_in_place_of_101_is_no_websocket_over_http2() {
         conn.write(format!("GET {path} HTTP/1.1\r\nHost: kb\r\n{ASK}\r\n").as_bytes()).await;
         assert_eq!(conn.answer().await.status.to_string(), status, "over HTTP/1.1 it is passed on");
     }
-    sidecar.logged("in place of 101").await;
+    sidecar.logged("instead of 101").await;
 }
 
 #[tokio::test]
