@@ -61,7 +61,7 @@ impl Progress {
         matches!(self.sending.get(), Sending::Done(_))
     }
 
-    /// Returns when the whole body has been handed over; the deadline may then move forward.
+    /// Returns when the whole body has been handed over; the deadline may then be earlier.
     pub async fn done(&self) {
         self.done.notified().await;
     }

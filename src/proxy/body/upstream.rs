@@ -31,7 +31,7 @@ pub struct UpstreamBody {
     /// `None`: nothing was peeked at, as for nearly every response.
     peeked: Option<Box<Peeked>>,
     incoming: Received,
-    /// Of the request, whose body may still be being sent.
+    /// Progress of the request, whose body may not be sent completely yet.
     progress: Rc<Progress>,
 }
 
@@ -119,7 +119,7 @@ impl Body for UpstreamBody {
     }
 }
 
-/// Does the response match a sign of a rejected token? The body is read only for signs that are in it.
+/// Does the response match a sign of a rejected token? Peeks at the body only if a sign refers to it.
 pub async fn is_rejection(response: &mut Response<UpstreamBody>, signs: &[RejectionSign], wait: Duration) -> bool {
     let status = response.status();
     for sign in signs.iter().filter(|sign| sign.status == status) {

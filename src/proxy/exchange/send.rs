@@ -53,7 +53,7 @@ impl Exchange<'_> {
         Ok((response, checkout))
     }
 
-    /// Retries on another connection while a reused one turns out to be closed.
+    /// Sends the request; retries on another connection if a reused one turns out to be closed.
     async fn send_with_retry(
         &self,
         forward: &Forward<'_>,

@@ -112,7 +112,7 @@ impl Exchange<'_> {
             }
             Injection::Refused => {
                 token.injections.refused.inc();
-                let why = "the request contains a credential of its own, which the route refuses";
+                let why = "the route refuses the caller's own credential; send the request without it";
                 return Err(ProxyError::BadRequestTarget(why).into());
             }
         }

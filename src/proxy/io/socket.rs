@@ -21,7 +21,7 @@ impl TcpWriteHalf {
         TcpWriteHalf { half: Some(half), resets: AtomicBool::new(false) }
     }
 
-    /// Sets SO_LINGER to zero, so that the kernel sends RST on close even if the process is killed.
+    /// Sets or clears a zero SO_LINGER. With it the kernel sends RST on close, even if the process is killed.
     fn set_resets(&self, resets: bool) {
         let linger = resets.then_some(Duration::ZERO);
         match set_socket_linger::<&TcpStream>(self.as_ref(), linger) {
