@@ -82,7 +82,7 @@ fn compare(routes: usize) {
         let cache = TokenCache::new(store, clock.clone(), tasks, metrics, Events::default(), Audit::default());
         let slots = cache.ensure(&connections[routes / 2], Box::new(Fixed));
         let slot = slots.shared().expect("a shared token").clone();
-        slot.attempted(1).await;
+        slot.wait_for_attempts(1).await;
         slot
     });
     let target = Origin { scheme: Scheme::Https, port: 443, ..wanted.clone() };

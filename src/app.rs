@@ -181,7 +181,7 @@ impl App {
             reload: self.source.is_some().then_some(reload),
         };
         let api = admin.clone().api();
-        tasks.spawn("news", cache.clone().follow_news());
+        tasks.spawn("news", cache.clone().follow_store_changes());
         tasks.spawn("devices", admin.clone().ask_about_devices());
         let mut inside = api;
         let connections_max =
@@ -223,7 +223,7 @@ impl App {
 async fn settle(slots: Vec<Arc<TokenSlot>>, wait: Duration, cache: Arc<TokenCache>, health: Arc<Health>) {
     let all = async {
         for slot in &slots {
-            slot.attempted(1).await;
+            slot.wait_for_attempts(1).await;
         }
     };
     let _ = tokio::time::timeout(wait, all).await;
@@ -265,7 +265,7 @@ impl Running {
         if tokio::time::timeout_at(end, all_finished(&self.threads)).await.is_err() {
             tracing::warn!("timeouts.drain has passed; what is still in flight is cut off");
         }
-        self.cache.rest(end.saturating_duration_since(Instant::now()).max(REST)).await;
+        self.cache.drain(end.saturating_duration_since(Instant::now()).max(REST)).await;
         let tracer = self.shared.snapshot.load().tracer.clone();
         tracer.flush(TRACES_FLUSH).await;
         self.tasks.enter(Phase::Stop);

@@ -144,10 +144,10 @@ impl Reloader {
             };
             system::reloading();
             let cache = self.wiring.parts.cache.clone();
-            let asked = cause.by().map(|by| (by, cache.troubled()));
+            let asked = cause.by().map(|by| (by, cache.failing()));
             let outcome = self.reload().await;
-            if let Some((by, troubled)) = asked {
-                cache.retry_now(&troubled, &by);
+            if let Some((by, failing)) = asked {
+                cache.retry_now(&failing, &by);
             }
             tell(&outcome);
             self.announce(&outcome);
@@ -237,7 +237,7 @@ impl Reloader {
                     return Outcome::Failed(error);
                 }
             }
-            self.vault.follow(&loaded.model.store);
+            self.vault.apply(&loaded.model.store);
             self.logging.change(loaded.model.log);
             self.wiring.parts.metrics.reload_applied();
         }

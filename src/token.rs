@@ -1,21 +1,21 @@
-//! Tokens in memory: one slot and one refresher for each key.
+//! The token cache: one slot and one refresher task per token key.
 //!
-//! A token's life: `ensure` → publish the stored one if it is usable → else take the lease, read again, send the refresh
-//! token or the connection's own grant → save → publish, waiters wake → sleep until it is due or on demand → repeat. A
-//! retryable failure keeps the token and backs off; a permanent one blocks until the next probe, or until a person acts.
-//! Where to read on: `slot` (what a request sees), `refresher` (the loop), `schedule` (when), `acquire` (how).
+//! Lifecycle of a token: `ensure` → publish the stored token if usable → else take the lease, read again, send the refresh
+//! token or the connection's own grant → save → publish, waiters wake → sleep until due or on demand → repeat. A retryable
+//! failure keeps the token and backs off; a permanent one blocks until the next probe, or until a person acts.
+//! Start with: `slot` (what a request sees), `refresher` (the loop), `schedule` (when), `acquire` (how).
 
 mod acquire;
+pub mod deadlines;
 mod definition;
-mod former;
-mod gate;
-pub mod moments;
+mod keep_warm;
 mod refresher;
+mod request_limiter;
 pub mod schedule;
 pub mod slot;
 mod source;
 mod subjects;
-mod warm;
+mod superseded;
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
@@ -40,49 +40,49 @@ use crate::telemetry::events::Events;
 use crate::telemetry::metrics::Metrics;
 use acquire::Acquirer;
 use definition::Definition;
-use former::FormerDefinitions;
-use gate::Gate;
 use refresher::Refresher;
+use request_limiter::RequestLimiter;
 use slot::{NEEDS_CONSENT_AGAIN, TokenSlot};
 pub use source::{Revocation, RevocationFuture, TokenFuture, TokenSource};
-use subjects::InMemory;
+use subjects::SubjectCache;
 pub use subjects::SubjectSlots;
+use superseded::SupersededDefinitions;
 
-/// Subjects whose token is in memory; the tokens of all others are in the store.
-const SUBJECTS_IN_MEMORY_MAX: NonZeroUsize = NonZeroUsize::new(16_384).expect("not zero");
-/// Concurrent polls of the store. After an outage every slot polls; more would only queue for its responses.
-const POLLS_AT_ONCE_MAX: usize = 64;
-/// Permits for attempts under way: more than there are slots.
-const UNDER_WAY_MAX: u32 = 1 << 20;
+/// Capacity of the subjects' LRU cache; the tokens of all other subjects are in the store only.
+const SUBJECT_SLOTS_MAX: NonZeroUsize = NonZeroUsize::new(16_384).expect("not zero");
+/// Concurrent polls of the store. After an outage every slot polls; more polls would only queue in the store.
+const CONCURRENT_POLLS_MAX: usize = 64;
+/// Permits for attempts in flight; exceeds any number of slots.
+const IN_FLIGHT_MAX: u32 = 1 << 20;
 
 /// All slots by key.
 pub struct TokenCache {
-    /// By the key of the shared token, also where each subject has one.
+    /// By the key of the shared token, even if each subject has its own token.
     entries: Mutex<HashMap<TokenKey, Entry>>,
-    /// Slots of replaced definitions; requests that began before may still wait at them.
-    replaced: Mutex<Vec<Slots>>,
+    /// Slots of superseded definitions; requests that began before the change may still wait on them.
+    replaced_slots: Mutex<Vec<Slots>>,
     /// By the authorization server's origin.
-    gates: Mutex<HashMap<String, Arc<Gate>>>,
-    former: FormerDefinitions,
-    subjects: InMemory,
+    limiters: Mutex<HashMap<String, Arc<RequestLimiter>>>,
+    superseded: SupersededDefinitions,
+    subjects: SubjectCache,
     services: Services,
 }
 
-/// What all refreshers share.
+/// Dependencies shared by all refreshers.
 #[derive(Clone)]
 struct Services {
     store: Arc<dyn Store>,
-    /// Other replicas use the store.
+    /// Other replicas use the same store.
     shared: bool,
     clock: Clock,
     tasks: Tasks,
-    /// Runs the refreshers, whichever runtime asks for a token.
+    /// Runs the refreshers, regardless of which runtime requests a token.
     runtime: Handle,
     metrics: Metrics,
     events: Events,
-    /// A permit for each attempt under way.
-    under_way: Arc<Semaphore>,
-    /// A permit for each poll of a shared store.
+    /// A permit per attempt in flight.
+    in_flight: Arc<Semaphore>,
+    /// A permit per poll of a shared store.
     polls: Arc<Semaphore>,
     audit: Audit,
 }
@@ -100,7 +100,7 @@ struct Entry {
 pub enum Slots {
     Shared(Arc<TokenSlot>),
     PerSubject(Arc<SubjectSlots>),
-    /// One for each caller's own token, which is exchanged (RFC 8693).
+    /// One slot per caller token, which is exchanged (RFC 8693).
     PerCallerToken(Arc<SubjectSlots>),
 }
 
@@ -113,7 +113,8 @@ impl Slots {
         }
     }
 
-    /// The slot of `subject`'s token; `None` if a subject is needed and not given, or each caller's token has its own.
+    /// The slot of `subject`'s token; `None` if a required subject is missing, or if slots are keyed by the caller's
+    /// token.
     pub fn slot(&self, subject: Option<&Subject>) -> Option<Arc<TokenSlot>> {
         match self {
             Slots::Shared(slot) => Some(slot.clone()),
@@ -122,10 +123,10 @@ impl Slots {
         }
     }
 
-    fn clear_trouble(&self) {
+    fn clear_failure(&self) {
         match self {
-            Slots::Shared(slot) => slot.clear_trouble(),
-            Slots::PerSubject(slots) | Slots::PerCallerToken(slots) => slots.clear_trouble(),
+            Slots::Shared(slot) => slot.clear_failure(),
+            Slots::PerSubject(slots) | Slots::PerCallerToken(slots) => slots.clear_failure(),
         }
     }
 
@@ -137,12 +138,12 @@ impl Slots {
     }
 }
 
-/// Creates the slots of one definition, each with its refresher.
+/// Creates the slots of one definition, and spawns a refresher for each.
 struct SlotFactory {
     definition: Arc<ArcSwap<Definition>>,
-    former: FormerDefinitions,
-    gate: Arc<Gate>,
-    in_memory: InMemory,
+    superseded: SupersededDefinitions,
+    limiter: Arc<RequestLimiter>,
+    subject_cache: SubjectCache,
     services: Services,
 }
 
@@ -153,7 +154,7 @@ impl SlotFactory {
 
     fn create(&self, key: TokenKey, caller_token: Option<Secret>) -> Arc<TokenSlot> {
         let services = &self.services;
-        // The token that a caller's own token is exchanged for is of no use after this process.
+        // A token obtained in exchange for a caller's token is useless after this process ends, so it is not stored.
         let (store, shared) = match caller_token {
             Some(_) => (Arc::new(NoStore) as Arc<dyn TokenStore>, false),
             None => (services.store.clone() as Arc<dyn TokenStore>, services.shared),
@@ -162,23 +163,23 @@ impl SlotFactory {
         let acquirer = Acquirer {
             slot: slot.clone(),
             definition: self.definition.clone(),
-            former: self.former.clone(),
+            superseded: self.superseded.clone(),
             store,
-            gate: self.gate.clone(),
+            limiter: self.limiter.clone(),
             polls: services.polls.clone(),
             clock: services.clock.clone(),
             metrics: services.metrics.clone(),
             audit: services.audit.clone(),
             shared,
-            held: Mutex::default(),
+            record_cache: Mutex::default(),
         };
         let refresher = Refresher {
             slot: slot.clone(),
             acquirer,
             events: services.events.clone(),
-            under_way: services.under_way.clone(),
+            in_flight: services.in_flight.clone(),
             phases: services.tasks.watch(),
-            in_memory: self.in_memory.clone(),
+            subject_cache: self.subject_cache.clone(),
         };
         services.tasks.spawn_on(&services.runtime, "refresher", refresher.run());
         slot
@@ -186,7 +187,7 @@ impl SlotFactory {
 }
 
 impl TokenCache {
-    /// Refreshers run on the current runtime.
+    /// Spawns refreshers on the current runtime.
     pub fn new(
         store: Arc<dyn Store>,
         clock: Clock,
@@ -195,13 +196,13 @@ impl TokenCache {
         events: Events,
         audit: Audit,
     ) -> TokenCache {
-        let under_way = Arc::new(Semaphore::new(UNDER_WAY_MAX as usize));
+        let in_flight = Arc::new(Semaphore::new(IN_FLIGHT_MAX as usize));
         TokenCache {
             entries: Mutex::default(),
-            replaced: Mutex::default(),
-            gates: Mutex::default(),
-            former: FormerDefinitions::default(),
-            subjects: InMemory::new(SUBJECTS_IN_MEMORY_MAX),
+            replaced_slots: Mutex::default(),
+            limiters: Mutex::default(),
+            superseded: SupersededDefinitions::default(),
+            subjects: SubjectCache::new(SUBJECT_SLOTS_MAX),
             services: Services {
                 shared: store.shared().is_some(),
                 store,
@@ -210,15 +211,15 @@ impl TokenCache {
                 runtime: Handle::current(),
                 metrics,
                 events,
-                under_way,
-                polls: Arc::new(Semaphore::new(POLLS_AT_ONCE_MAX)),
+                in_flight,
+                polls: Arc::new(Semaphore::new(CONCURRENT_POLLS_MAX)),
                 audit,
             },
         }
     }
 
-    /// The slots of a connection, or of one of its profiles, as now defined. Existing slots stay while their tokens may be
-    /// used: the identity is the same, and no origin was added.
+    /// Returns the slots of a connection, or of one of its profiles, under its current definition. Reuses existing
+    /// slots if their tokens remain valid: same identity, no added origin.
     pub fn ensure(&self, connection: &Arc<Connection>, source: Box<dyn TokenSource>) -> Slots {
         let (key, identity, origins) = (connection.token_key(None), connection.identity(), connection.origins());
         let definition = Arc::new(Definition { connection: connection.clone(), source, since: Instant::now() });
@@ -228,23 +229,26 @@ impl TokenCache {
         };
         if let Some(entry) = entries.get(&key).filter(same) {
             entry.definition.store(definition);
-            entry.slots.clear_trouble();
+            entry.slots.clear_failure();
             return entry.slots.clone();
         }
         let definition = Arc::new(ArcSwap::new(definition));
         let factory = SlotFactory {
             definition: definition.clone(),
-            former: self.former.clone(),
-            gate: self.gate(connection),
-            in_memory: self.subjects.clone(),
+            superseded: self.superseded.clone(),
+            limiter: self.limiter(connection),
+            subject_cache: self.subjects.clone(),
             services: self.services.clone(),
         };
         let slots = match connection.tokens {
-            _ if connection.grant.takes_callers_token() => Slots::PerCallerToken(Arc::new(SubjectSlots::new(factory))),
+            _ if connection.grant.exchanges_caller_token() => {
+                Slots::PerCallerToken(Arc::new(SubjectSlots::new(factory)))
+            }
             Tokens::Shared => Slots::Shared(factory.create(key.clone(), None)),
             Tokens::PerSubject => {
                 let slots = Arc::new(SubjectSlots::new(factory));
-                self.services.tasks.spawn_on(&self.services.runtime, "warm", warm::keep(Arc::downgrade(&slots)));
+                let warm = keep_warm::run(Arc::downgrade(&slots));
+                self.services.tasks.spawn_on(&self.services.runtime, "keep_warm", warm);
                 Slots::PerSubject(slots)
             }
         };
@@ -253,25 +257,25 @@ impl TokenCache {
             if let (Slots::PerSubject(_), Slots::PerSubject(_)) = (&old.slots, &slots)
                 && connection.grant.needs_person()
             {
-                // The refresher of a shared token reports that by itself; one of a subject's may not run for long.
+                // The refresher of a shared token logs this itself; a subject's refresher may not run for a long time.
                 tracing::warn!(connection = %connection.name, profile = %connection.profile, "each subject {NEEDS_CONSENT_AGAIN}");
             }
-            self.former.keep(old.definition.load_full());
-            lock(&self.replaced).push(old.slots);
+            self.superseded.keep(old.definition.load_full());
+            lock(&self.replaced_slots).push(old.slots);
         }
         slots
     }
 
-    /// Closes the slots of all other definitions than `kept`; no new request reaches them.
+    /// Closes all slots except those of `kept`; no new request reaches a closed slot.
     pub fn retain(&self, kept: &HashSet<TokenKey>) {
-        lock(&self.replaced).drain(..).for_each(|slots| slots.close());
+        lock(&self.replaced_slots).drain(..).for_each(|slots| slots.close());
         lock(&self.entries).retain(|key, entry| {
             let keep = kept.contains(key);
             if !keep {
-                self.former.keep(entry.definition.load_full());
+                self.superseded.keep(entry.definition.load_full());
                 entry.slots.close();
                 let labels = [key.connection.as_str(), key.profile.as_str()];
-                // Without a token there was no gauge.
+                // A slot that never had a token has no gauge.
                 let _ = self.services.metrics.token_expiry.remove_label_values(&labels);
                 let _ = self.services.metrics.refresh_token_expiry.remove_label_values(&labels);
             }
@@ -279,12 +283,12 @@ impl TokenCache {
         });
     }
 
-    /// Lets attempts under way finish and be saved within `timeout`; no new one begins.
-    pub async fn rest(&self, timeout: Duration) {
-        let all = self.services.under_way.acquire_many(UNDER_WAY_MAX);
+    /// Lets attempts in flight finish and save within `timeout`, and starts no new ones.
+    pub async fn drain(&self, timeout: Duration) {
+        let all = self.services.in_flight.acquire_many(IN_FLIGHT_MAX);
         match tokio::time::timeout(timeout, all).await {
             Ok(Ok(permits)) => permits.forget(),
-            _ => tracing::warn!("token request still under way at shutdown; its token may be lost"),
+            _ => tracing::warn!("token request still in flight at shutdown; its token may be lost"),
         }
     }
 
@@ -302,20 +306,20 @@ impl TokenCache {
         shared.into_iter().chain(self.subjects.list()).collect()
     }
 
-    /// Slots in memory whose last attempt failed and that wait for the next.
-    pub fn troubled(&self) -> Vec<Arc<TokenSlot>> {
+    /// Slots in memory that back off after a failed attempt.
+    pub fn failing(&self) -> Vec<Arc<TokenSlot>> {
         let now = self.services.clock.now();
-        self.list().into_iter().filter(|slot| slot.state().blocking_trouble(now).is_some()).collect()
+        self.list().into_iter().filter(|slot| slot.state().blocking_failure(now).is_some()).collect()
     }
 
-    /// Forces an attempt of each slot for a person, whatever the last failure.
+    /// Forces an attempt of each slot on behalf of a person, ignoring backoffs and refusals.
     pub fn retry_now(&self, slots: &[Arc<TokenSlot>], by: &Person) {
         let now = self.services.clock.now();
         slots.iter().for_each(|slot| slot.retry_now(now, Cause::Person(by.clone())));
     }
 
-    /// Wakes slots whose record another replica has changed, until the store closes its notifications.
-    pub async fn follow_news(self: Arc<Self>) {
+    /// Wakes slots whose record another replica changed, until the store closes the notification channel.
+    pub async fn follow_store_changes(self: Arc<Self>) {
         let Some(mut news) = self.services.store.shared().map(|shared| shared.news()) else { return };
         loop {
             match news.recv().await {
@@ -332,14 +336,14 @@ impl TokenCache {
         &self.services.store
     }
 
-    /// Known earlier definitions of this token.
-    pub fn former(&self, key: &TokenKey) -> Vec<Arc<Connection>> {
-        self.former.connections(key)
+    /// Known superseded definitions of this token.
+    pub fn superseded_definitions(&self, key: &TokenKey) -> Vec<Arc<Connection>> {
+        self.superseded.connections(key)
     }
 
-    fn gate(&self, connection: &Connection) -> Arc<Gate> {
+    fn limiter(&self, connection: &Connection) -> Arc<RequestLimiter> {
         let server = connection.endpoints.server.origin().ascii_serialization();
-        lock(&self.gates).entry(server).or_default().clone()
+        lock(&self.limiters).entry(server).or_default().clone()
     }
 }
 

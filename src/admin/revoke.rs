@@ -1,7 +1,7 @@
 //! Revokes a token at its authorization server and forgets it here.
 //!
 //! Invariant: nothing is revoked at the server that another connection or profile also uses, by the present definition or
-//! by a former one.
+//! by a superseded one.
 
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ async fn revoke(admin: &Admin, name: &str, which: Which, asker: &Asker) -> Resul
     let slot = which.slot(bound)?;
     let own = bound.definition(slot.key.profile.as_str()).map_or(&bound.connection, |own| &own.connection);
     let mut sharers = Sharers::new();
-    for definition in std::iter::once(own).chain(&admin.cache.former(&slot.key)) {
+    for definition in std::iter::once(own).chain(&admin.cache.superseded_definitions(&slot.key)) {
         let other = shares_grant(admin, &snapshot, definition, &slot.key).await;
         sharers.extend(other.map(|other| (definition.identity(), other)));
     }

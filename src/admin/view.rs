@@ -11,7 +11,7 @@ use crate::model::time::rfc3339;
 use crate::model::token::TokenKey;
 use crate::snapshot::BoundConnection;
 use crate::store::{Refresh, StoreError, StoredToken};
-use crate::token::slot::{Consent, Fate, Revoked, SlotState, TokenSlot, needs_consent_again};
+use crate::token::slot::{Consent, RevocationOutcome, Revoked, SlotState, TokenSlot, needs_consent_again};
 
 pub fn connection(bound: &BoundConnection, now: Now) -> Value {
     let connection = &bound.connection;
@@ -181,7 +181,7 @@ fn slashed(path: &PathPrefix) -> &str {
 fn host(pattern: &HostPattern, port: PortRule) -> String {
     let name = match pattern {
         HostPattern::Exact(host) => host.to_string(),
-        HostPattern::Below(host) => format!("*.{host}"),
+        HostPattern::Subdomains(host) => format!("*.{host}"),
     };
     match port {
         PortRule::Default => name,
@@ -246,11 +246,13 @@ pub fn stored(own: &Connection, key: &TokenKey, record: &Result<StoredToken, Sto
 
 /// What became of tokens that are forgotten here.
 pub fn revoked(revoked: &Revoked) -> Value {
-    let fate = |fate: &Fate| match fate {
-        Fate::None => json!({ "outcome": "none" }),
-        Fate::Revoked => json!({ "outcome": "revoked" }),
-        Fate::NoEndpoint => json!({ "outcome": "not_revoked", "reason": "the server has no revocation endpoint" }),
-        Fate::Shared(other) => {
+    let outcome = |outcome: &RevocationOutcome| match outcome {
+        RevocationOutcome::None => json!({ "outcome": "none" }),
+        RevocationOutcome::Revoked => json!({ "outcome": "revoked" }),
+        RevocationOutcome::NoEndpoint => {
+            json!({ "outcome": "not_revoked", "reason": "the server has no revocation endpoint" })
+        }
+        RevocationOutcome::Shared(other) => {
             let TokenKey { connection, profile, .. } = other;
             let other = match profile.as_str() {
                 "default" => format!("connection {connection}"),
@@ -259,23 +261,23 @@ pub fn revoked(revoked: &Revoked) -> Value {
             let reason = format!("the {other} uses the same grant at the server");
             json!({ "outcome": "not_revoked", "reason": reason })
         }
-        Fate::Failed(why) => json!({ "outcome": "failed", "reason": why }),
+        RevocationOutcome::Failed(why) => json!({ "outcome": "failed", "reason": why }),
     };
     json!({
         "forgotten": true,
-        "refresh_token": fate(&revoked.refresh_token),
-        "access_token": fate(&revoked.access_token),
+        "refresh_token": outcome(&revoked.refresh_token),
+        "access_token": outcome(&revoked.access_token),
     })
 }
 
 fn last_attempt(state: &SlotState) -> Value {
-    if let Some(trouble) = &state.trouble {
+    if let Some(failure) = &state.last_failure {
         return json!({
-            "at": rfc3339(trouble.at.wall),
-            "outcome": trouble.outcome.as_str(),
-            "error": trouble.error,
-            "description": trouble.description,
-            "next_at": trouble.consent().is_none().then(|| rfc3339(trouble.retry_at.wall)),
+            "at": rfc3339(failure.at.wall),
+            "outcome": failure.outcome.as_str(),
+            "error": failure.error,
+            "description": failure.description,
+            "next_at": failure.consent().is_none().then(|| rfc3339(failure.retry_at.wall)),
         });
     }
     let Some(token) = &state.token else { return Value::Null };

@@ -82,7 +82,7 @@ impl EgressProxy {
     }
 
     pub fn takes(&self, host: &Host, port: u16) -> bool {
-        !self.around.iter().any(|entry| entry.takes(host, port))
+        !self.around.iter().any(|entry| entry.matches(host, port))
     }
 
     /// Where the proxy itself stands.

@@ -143,7 +143,7 @@ mod tests {
     use crate::model::connection::{self, Connection, HostPattern, PortRule, Route, UpstreamTls};
     use crate::model::origin::{Authority, Host, Scheme};
     use crate::model::token::AccessToken;
-    use crate::token::moments::Moments;
+    use crate::token::deadlines::Deadlines;
     use crate::token::slot::Granted;
 
     fn path(text: &str) -> PathAndQuery {
@@ -173,8 +173,8 @@ mod tests {
         let origins = Connection { routes: vec![route], ..Connection::sample("crm") }.origins();
         let now = Clock::simulated().now();
         let granted = Granted { obtained: now, scopes: Vec::new(), refresh_token_ends: None };
-        let moments = Moments { usable_until: now, expires: now, refresh_at: now };
-        InjectedToken::new(1, AccessToken::parse("secret").unwrap(), Arc::new(origins), granted, moments)
+        let deadlines = Deadlines { usable_until: now, expires: now, refresh_at: now };
+        InjectedToken::new(1, AccessToken::parse("secret").unwrap(), Arc::new(origins), granted, deadlines)
     }
 
     #[test]

@@ -1,9 +1,10 @@
-//! Acquires the next token of one slot: read the record, take the lease, read again, request, save, hand over.
+//! Acquires the next token of one slot: read the record, take the lease, read again, send a token request, save,
+//! return.
 //!
 //! Invariants: the record is read again under the lease, because another replica may have been faster. A token is saved
-//! before it is used. A refused refresh token is never sent again, and that is saved, too. A token that the store could not
-//! take stays in memory, is spent by the next refresh and is offered to the store again.
-//! Not here: what to do next (`plan`), one request (`request`), reads and writes (`record`), notices among replicas
+//! before it is used. A refused refresh token is marked in the store and never sent again. A token that could not be
+//! saved stays in memory: the next refresh spends its refresh token, and the save is retried.
+//! Not here: what to do next (`plan`), one request (`request`), reads and writes (`record`), notices to other replicas
 //! (`notice`), revocation (`revoke`), when to try again (`schedule`).
 
 mod error;
@@ -21,9 +22,9 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::definition::Definition;
-use super::former::FormerDefinitions;
-use super::gate::{Gate, Permit};
+use super::request_limiter::{Permit, RequestLimiter};
 use super::slot::{Consent, Credential, TokenSlot};
+use super::superseded::SupersededDefinitions;
 use crate::clock::Clock;
 use crate::model::connection::Connection;
 use crate::model::token::AccessToken;
@@ -32,32 +33,34 @@ use crate::store::{Lease, StoreError, StoredToken, TokenStore};
 use crate::telemetry::audit::{Audit, Cause};
 use crate::telemetry::metrics::Metrics;
 pub(super) use error::AcquireError;
-use plan::{Facts, LEASE_RETRY_MAX, LEASE_SLACK, LeaseFacts, Offline, Plan, Refresh, Request, Turn, lease_term};
+use plan::{
+    LEASE_MARGIN, LEASE_RETRY_MAX, LeaseDecision, LeaseState, Offline, Plan, PlanInput, Refresh, Request, lease_term,
+};
 use record::Saving;
-pub(super) use record::{Held, Poll};
+pub(super) use record::{Poll, RecordCache};
 use request::TokenRequest;
 
-/// First pause between two attempts to take a lease that another replica holds; it doubles up to [`LEASE_RETRY_MAX`].
+/// First backoff while another replica holds the lease; doubles up to [`LEASE_RETRY_MAX`].
 const LEASE_RETRY_MIN: Duration = Duration::from_millis(20);
-/// Rounds of one attempt, in each of which another replica may win again.
+/// Rounds per attempt; another replica may win any of them.
 const ROUNDS_MAX: u32 = 3;
 
 pub(super) struct Acquirer {
     pub slot: Arc<TokenSlot>,
-    /// As of the last reload.
+    /// The current definition; each reload replaces it.
     pub definition: Arc<ArcSwap<Definition>>,
-    pub former: FormerDefinitions,
+    pub superseded: SupersededDefinitions,
     pub store: Arc<dyn TokenStore>,
     /// Limits concurrent requests to this authorization server.
-    pub gate: Arc<Gate>,
+    pub limiter: Arc<RequestLimiter>,
     /// Limits concurrent polls of the store, over all slots.
     pub polls: Arc<Semaphore>,
     pub clock: Clock,
     pub metrics: Metrics,
     pub audit: Audit,
-    /// Other replicas use the store.
+    /// Other replicas use the same store.
     pub shared: bool,
-    pub held: Mutex<Held>,
+    pub record_cache: Mutex<RecordCache>,
 }
 
 /// One attempt to acquire the next token.
@@ -71,16 +74,16 @@ pub(super) struct Attempt<'a> {
 
 /// The next token and its origin.
 pub(super) enum Acquired {
-    /// The authorization server issued it just now.
+    /// Issued by the authorization server just now.
     Issued(StoredToken),
-    /// Another replica or an earlier process has stored it.
+    /// Stored by another replica or an earlier process.
     Stored(StoredToken),
 }
 
-/// What became of a refresh token.
-enum Spent {
-    For(Box<StoredToken>),
-    /// The server refused it. It is marked as refused, unless another replica has replaced it.
+/// Outcome of one refresh.
+enum RefreshOutcome {
+    Issued(Box<StoredToken>),
+    /// The server refused the refresh token. It is marked as refused, unless another replica has replaced it.
     Refused,
 }
 
@@ -103,48 +106,48 @@ impl Acquirer {
         Err(StoreError::LeaseLost { key: self.slot.key.clone() }.into())
     }
 
-    /// Waits for the lease if that is worth it, and gives it back afterwards.
+    /// Makes one attempt: waits for the lease if needed, and releases it afterwards.
     async fn acquire_once(&self, attempt: Attempt<'_>) -> Result<Acquired, AcquireError> {
         let definition = attempt.definition;
         let record = self.record(&definition.connection).await?;
-        match plan::decide_turn(&self.facts(attempt, record.as_ref()), self.clock.now()) {
-            Turn::Adopt(token) => return Ok(Acquired::Stored(self.remember(token))),
-            Turn::Stop(error) => return Err(error),
-            Turn::TakeLeaseUnlessInDoubt if self.is_in_doubt().await? => {
+        match plan::decide_lease(&self.plan_input(attempt, record.as_ref()), self.clock.now()) {
+            LeaseDecision::Adopt(token) => return Ok(Acquired::Stored(self.remember(token))),
+            LeaseDecision::Stop(error) => return Err(error),
+            LeaseDecision::TakeLeaseUnlessInDoubt if self.is_in_doubt().await? => {
                 return Err(AcquireError::InDoubt);
             }
-            Turn::TakeLeaseUnlessInDoubt | Turn::TakeLease => {}
+            LeaseDecision::TakeLeaseUnlessInDoubt | LeaseDecision::TakeLease => {}
         }
         let (_permit, lease) = tokio::select! {
-            turn = self.permit_and_lease(&definition.connection) => turn?,
+            taken = self.permit_and_lease(&definition.connection) => taken?,
             () = self.slot.interrupted(), if self.shared => return Err(AcquireError::Interrupted),
             () = self.slot.abandoned(&self.clock) => return Err(AcquireError::Interrupted),
         };
-        let outcome = match notice::binding(lease.put_off(), definition.since.elapsed(), attempt.cause) {
-            Some(put_off) => Err(AcquireError::PutOff(put_off)),
+        let outcome = match notice::applicable(lease.put_off(), definition.since.elapsed(), attempt.cause) {
+            Some(put_off) => Err(AcquireError::Deferred(put_off)),
             None => self.acquire_leased(attempt, &*lease).await,
         };
-        self.leave_notice(&outcome, attempt, &*lease).await;
+        self.publish_notice(&outcome, attempt, &*lease).await;
         let in_doubt = matches!(outcome, Err(AcquireError::Server { in_doubt: true, .. }));
         lease.release(!in_doubt && !self.has_unsaved()).await;
         outcome
     }
 
     async fn acquire_leased(&self, attempt: Attempt<'_>, lease: &dyn Lease) -> Result<Acquired, AcquireError> {
-        let mut facts = LeaseFacts {
+        let mut state = LeaseState {
             in_doubt: lease.is_in_doubt(),
             rejected_elsewhere: notice::rejected_elsewhere(lease.put_off(), attempt.cause),
             rounds_left: ROUNDS_MAX,
         };
         loop {
             let record = self.record(&attempt.definition.connection).await?;
-            match plan::decide(&self.facts(attempt, record.as_ref()), &facts, self.clock.now()) {
+            match plan::decide(&self.plan_input(attempt, record.as_ref()), &state, self.clock.now()) {
                 Plan::Adopt(token) => return Ok(Acquired::Stored(self.remember(token))),
                 Plan::Stop(error) => return Err(error),
                 Plan::Pause(span) => tokio::time::sleep(span).await,
                 Plan::Request(Request::Refresh(refresh)) => {
                     lease.renew(Some(refresh.record.version)).await?;
-                    if let Spent::For(token) = self.spend(attempt, refresh, Saving::Leased(lease)).await? {
+                    if let RefreshOutcome::Issued(token) = self.spend(attempt, refresh, Saving::Leased(lease)).await? {
                         return Ok(Acquired::Issued(*token));
                     }
                 }
@@ -154,25 +157,25 @@ impl Acquirer {
                     return self.grant(attempt, version, Saving::Leased(lease)).await;
                 }
             }
-            facts.rounds_left = facts.rounds_left.saturating_sub(1);
+            state.rounds_left = state.rounds_left.saturating_sub(1);
         }
     }
 
-    /// The next token while the store is unreachable because of `why`.
+    /// Acquires the next token while the store is unreachable because of `why`.
     async fn acquire_offline(&self, attempt: Attempt<'_>, why: String) -> Result<Acquired, AcquireError> {
         let connection = &attempt.definition.connection;
         let record = self.record_in_memory(connection);
-        let request = match plan::decide_offline(&self.facts(attempt, record.as_ref()), self.clock.now()) {
+        let request = match plan::decide_offline(&self.plan_input(attempt, record.as_ref()), self.clock.now()) {
             Offline::Adopt(token) => return Ok(Acquired::Stored(token.clone())),
             Offline::Stop => return Err(StoreError::Unavailable(why).into()),
             Offline::Request(request) => request,
         };
         let _permit = tokio::select! {
-            permit = self.gate.enter(&connection.name) => permit,
+            permit = self.limiter.acquire(&connection.name) => permit,
             () = self.slot.abandoned(&self.clock) => return Err(AcquireError::Interrupted),
         };
         if let Request::Refresh(refresh) = request {
-            if let Spent::For(token) = self.spend(attempt, refresh, Saving::Offline(&why)).await? {
+            if let RefreshOutcome::Issued(token) = self.spend(attempt, refresh, Saving::Offline(&why)).await? {
                 return Ok(Acquired::Issued(*token));
             }
             if let Some(error) = plan::consent_needed(connection, self.record_in_memory(connection).as_ref()) {
@@ -183,13 +186,18 @@ impl Acquirer {
         self.grant(attempt, version, Saving::Offline(&why)).await
     }
 
-    /// One refresh, whose outcome is saved.
-    async fn spend(&self, attempt: Attempt<'_>, spend: Refresh<'_>, saving: Saving<'_>) -> Result<Spent, AcquireError> {
-        let Refresh { record, token, sent_before } = spend;
+    /// Spends a refresh token and saves the outcome.
+    async fn spend(
+        &self,
+        attempt: Attempt<'_>,
+        refresh: Refresh<'_>,
+        saving: Saving<'_>,
+    ) -> Result<RefreshOutcome, AcquireError> {
+        let Refresh { record, token, sent_before } = refresh;
         match self.refresh(attempt, (token, sent_before), Some(record.refresh_life)).await {
             Ok(issued) => {
                 let token = StoredToken { origins: record.origins.clone(), version: record.version, ..issued };
-                Ok(Spent::For(Box::new(self.save_or_hold(token, saving).await)))
+                Ok(RefreshOutcome::Issued(Box::new(self.save_or_hold(token, saving).await)))
             }
             Err(AcquireError::Server { failure: Failure::Permanent(refusal), .. }) if refusal.is_of_refresh_token => {
                 let current = match saving {
@@ -199,19 +207,19 @@ impl Acquirer {
                 if current.is_none_or(|current| current.refresh == record.refresh) {
                     self.mark_refused(record, refusal.error, saving).await;
                 }
-                Ok(Spent::Refused)
+                Ok(RefreshOutcome::Refused)
             }
             Err(error) => Err(error),
         }
     }
 
-    /// One request by the connection's own grant; the token replaces the record of `version`.
+    /// Sends one request with the connection's own grant; the token replaces the record of `version`.
     async fn grant(&self, attempt: Attempt<'_>, version: u64, saving: Saving<'_>) -> Result<Acquired, AcquireError> {
         let token = self.send(attempt, TokenRequest::Grant).await?;
         Ok(Acquired::Issued(self.save_or_hold(StoredToken { version, ..token }, saving).await))
     }
 
-    /// Proves a credential from outside; only if the server accepts it, its token replaces the record.
+    /// Proves an imported credential. Only if the server accepts it does the resulting token replace the record.
     pub async fn import(
         &self,
         definition: &Definition,
@@ -238,30 +246,30 @@ impl Acquirer {
         token
     }
 
-    /// A permit to send to this server, and the lease of this token. While another replica holds the lease, the permit is
-    /// left to other slots.
+    /// Takes a permit to send to this server, and the lease of this token. While another replica holds the lease, the
+    /// permit is returned for other slots.
     async fn permit_and_lease(&self, connection: &Connection) -> Result<(Permit, Box<dyn Lease>), StoreError> {
         let term = lease_term(connection);
-        let (deadline, mut pause) = (Instant::now() + term + LEASE_SLACK, LEASE_RETRY_MIN);
+        let (deadline, mut backoff) = (Instant::now() + term + LEASE_MARGIN, LEASE_RETRY_MIN);
         loop {
-            let permit = self.gate.enter(&connection.name).await;
+            let permit = self.limiter.acquire(&connection.name).await;
             let wait = if self.shared { Duration::ZERO } else { term };
             match self.store.lease(&self.slot.key, term, wait).await {
                 Err(StoreError::LeaseTimeout { .. }) if self.shared && Instant::now() < deadline => drop(permit),
                 lease => return Ok((permit, lease?)),
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LEASE_RETRY_MAX);
+            tokio::time::sleep(backoff).await;
+            backoff = (backoff * 2).min(LEASE_RETRY_MAX);
         }
     }
 
-    fn facts<'a>(&self, attempt: Attempt<'a>, record: Option<&'a StoredToken>) -> Facts<'a> {
-        Facts {
+    fn plan_input<'a>(&self, attempt: Attempt<'a>, record: Option<&'a StoredToken>) -> PlanInput<'a> {
+        PlanInput {
             connection: &attempt.definition.connection,
             cause: attempt.cause,
             in_use: attempt.in_use,
             record,
-            store_trouble_age: self.store_trouble_age(),
+            store_fault_age: self.store_fault_age(),
             shared: self.shared,
         }
     }

@@ -1,4 +1,4 @@
-//! The definition of a token in force: its connection, and the source that issues tokens under it.
+//! The definition that a token is acquired under: its connection, and the source that issues the tokens.
 
 use std::sync::Arc;
 
@@ -7,10 +7,10 @@ use tokio::time::Instant;
 use super::source::TokenSource;
 use crate::model::connection::Connection;
 
-/// How the token of one slot is acquired.
+/// How to acquire the token of one slot.
 pub(super) struct Definition {
     pub connection: Arc<Connection>,
     pub source: Box<dyn TokenSource>,
-    /// When it came into force at this replica.
+    /// When this replica started to use it.
     pub since: Instant,
 }

@@ -1,39 +1,39 @@
 //! When to acquire the next token: thresholds, jitter, backoff and retries. Pure.
 //!
-//! Not here: whether and how to ask once it is time (`acquire::plan`).
+//! Not here: whether and how to send a token request once it is due (`acquire::plan`).
 
 use std::time::Duration;
 
-use super::slot::{Interest, SlotState, Verdict};
+use super::slot::{Decision, SlotState, Usage};
 use crate::clock::Now;
 use crate::oauth::Failure;
 use crate::telemetry::audit::Cause;
 
 /// Poll interval of a shared store; catches lost change notifications.
 pub const STORE_POLL_INTERVAL: Duration = Duration::from_secs(60);
-/// First backoff after a failure. Each further failure waits [`BACKOFF_FACTOR`] times as long, up to [`BACKOFF_MAX`], so
-/// that one connection asks a failing server at most three times in its first minute and once a minute later.
+/// First backoff after a failure. Each further failure multiplies it by [`BACKOFF_FACTOR`], up to [`BACKOFF_MAX`], so
+/// that one connection sends a failing server at most three requests in the first minute and one a minute later.
 const BACKOFF_FIRST: Duration = Duration::from_secs(2);
 const BACKOFF_FACTOR: u32 = 5;
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
-/// Retry interval after a permanent failure: the server may have been repaired.
+/// Retry interval after a permanent failure, in case the server was fixed.
 const PROBE_INTERVAL: Duration = Duration::from_secs(15 * 60);
-/// Longest sleep of a refresher. A changed wall clock or a resumed machine is noticed within it, and by jitter not by all
-/// refreshers at once.
+/// Maximum sleep of a refresher, which bounds how late it notices a wall clock jump or a resume from suspend. Jitter
+/// spreads the refreshers.
 const SLEEP_MAX: Duration = Duration::from_secs(30);
 
 /// What the refresher does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     Acquire,
-    /// Decide again after this long, or on demand.
+    /// Decide again after this time, or on demand.
     Wait(Duration),
-    /// No caller uses the token: leave it in the store and free the memory.
-    Rest,
+    /// No caller uses the token: evict the slot from memory; the store keeps the token.
+    Evict,
 }
 
 impl Step {
-    /// Decides again within `span` instead of a longer wait.
+    /// Shortens a wait to at most `span`.
     pub fn within(self, span: Duration) -> Step {
         match self {
             Step::Wait(longer) => Step::Wait(longer.min(span)),
@@ -41,30 +41,30 @@ impl Step {
         }
     }
 
-    /// The same; and memory is not freed.
+    /// Shortens a wait to at most `span`, and waits instead of evicting.
     pub fn awake_within(self, span: Duration) -> Step {
         match self {
-            Step::Rest => Step::Wait(span),
+            Step::Evict => Step::Wait(span),
             step => step.within(span),
         }
     }
 }
 
-/// What wants the next token.
+/// Demand for the next token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Wanted {
+pub struct Demand {
     pub force: Force,
-    pub interest: Interest,
+    pub usage: Usage,
 }
 
-/// What asks for the next token before it is due.
+/// What forces a refresh before the token is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Force {
     #[default]
     None,
-    /// The upstream rejected the current token, or a stored one is kept warm: it waits for a backoff to end.
+    /// The upstream rejected the current token, or a stored token is kept warm. Waits for a backoff to end.
     Rejection,
-    /// A person: it waits for nothing.
+    /// A person. Ignores backoffs.
     Person,
 }
 
@@ -78,29 +78,29 @@ impl Force {
     }
 }
 
-/// `jitter` is from 0 to 1.
-pub fn next_step(state: &SlotState, now: Now, wanted: Wanted, jitter: f64) -> Step {
-    let Wanted { force, interest } = wanted;
+/// Decides the refresher's next step. `jitter` is from 0 to 1.
+pub fn next_step(state: &SlotState, now: Now, demand: Demand, jitter: f64) -> Step {
+    let Demand { force, usage } = demand;
     if force == Force::Person {
         return Step::Acquire;
     }
     let forced = force == Force::Rejection;
     let wait = |at: Now| Step::Wait(now.until(at).min(SLEEP_MAX.mul_f64(0.5 + 0.5 * jitter)));
     let due = |at: Now| if now.reached(at) { Step::Acquire } else { wait(at) };
-    if interest != Interest::Used && !forced {
-        return match (state.verdict(now), state.blocking_trouble(now)) {
-            (Verdict::Serve(_), _) if interest == Interest::Released => Step::Rest,
-            (Verdict::Serve(token), _) => wait(token.usable_until),
-            // The next caller gets this failure at once, without another request to the server.
-            (_, Some(trouble)) if trouble.consent().is_none() => wait(trouble.retry_at),
-            _ => Step::Rest,
+    if usage != Usage::InUse && !forced {
+        return match (state.decide(now), state.blocking_failure(now)) {
+            (Decision::Serve(_), _) if usage == Usage::Released => Step::Evict,
+            (Decision::Serve(token), _) => wait(token.usable_until),
+            // Until then the next caller gets this failure at once, without another token request.
+            (_, Some(failure)) if failure.consent().is_none() => wait(failure.retry_at),
+            _ => Step::Evict,
         };
     }
-    match (state.blocking_trouble(now), state.verdict(now)) {
-        (Some(trouble), _) => due(trouble.retry_at),
-        (None, Verdict::Serve(token)) if !forced => due(token.refresh_at),
-        // It may expire before the next token may be requested.
-        (None, Verdict::Acquire) if !forced => {
+    match (state.blocking_failure(now), state.decide(now)) {
+        (Some(failure), _) => due(failure.retry_at),
+        (None, Decision::Serve(token)) if !forced => due(token.refresh_at),
+        // A very short-lived token may expire before the minimum refresh interval is over.
+        (None, Decision::Acquire) if !forced => {
             state.token.as_ref().map_or(Step::Acquire, |token| due(token.refresh_at))
         }
         (None, _) => Step::Acquire,
@@ -110,33 +110,33 @@ pub fn next_step(state: &SlotState, now: Now, wanted: Wanted, jitter: f64) -> St
 /// When to try again after a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RetryPolicy {
-    /// Our own attempt failed.
+    /// This replica's attempt failed.
     Backoff(Backoff),
-    /// Another replica may have spent the refresh token. It may resolve the doubt, so the store is polled meanwhile.
-    /// `failures`: in a row, this one included.
+    /// Another replica may have spent the refresh token. The store is polled, because that replica may resolve the
+    /// doubt. `failures`: consecutive failures, including this one.
     InDoubtElsewhere { failures: u32 },
-    /// After exactly this long.
+    /// After exactly this time.
     After(Duration),
-    /// The server put off another replica for this long; replicas do not all return at once.
-    PutOff(Duration),
-    /// Not before a person acts.
+    /// The server made another replica back off for this time; jitter spreads the replicas.
+    Deferred(Duration),
+    /// Not until a person acts.
     Never,
 }
 
-/// A failed attempt of our own, as far as it decides when to try again.
+/// A failed attempt of this replica: the facts that determine its retry time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Backoff {
     pub permanent: bool,
-    /// In a row, this one included.
+    /// Consecutive failures, including this one.
     pub failures: u32,
-    /// As the server asks.
+    /// The server's `Retry-After`.
     pub retry_after: Option<Duration>,
     /// The refresh token may be spent, and servers punish its second use.
     pub in_doubt: bool,
 }
 
 impl RetryPolicy {
-    /// The next attempt. `usable_until`: the end of the present token's use, if it is usable. `jitter` is from 0 to 1.
+    /// When to make the next attempt. `usable_until`: of the current token, if it is usable. `jitter` is from 0 to 1.
     pub fn retry_at(self, now: Now, usable_until: Option<Now>, jitter: f64) -> Now {
         match self {
             RetryPolicy::Backoff(backoff) => backoff.retry_at(now, usable_until, jitter),
@@ -145,7 +145,7 @@ impl RetryPolicy {
                 now.plus(now.until(backoff.retry_at(now, usable_until, jitter)).min(STORE_POLL_INTERVAL))
             }
             RetryPolicy::After(span) => now.plus(span),
-            RetryPolicy::PutOff(span) => {
+            RetryPolicy::Deferred(span) => {
                 let retry_at = now.plus(span.mul_f64(1.0 + 0.1 * jitter));
                 usable_until.map_or(retry_at, |end| retry_at.earlier(end))
             }
@@ -163,8 +163,8 @@ impl Backoff {
         Backoff { permanent: failure.is_permanent(), failures, retry_after, in_doubt: false }
     }
 
-    /// After a pause, but not after the end of the present token, so that no failure outlasts it; a refresh token in doubt
-    /// exactly then. Only a pause that the server asks for goes further.
+    /// Backs off, but retries at the latest when the current token becomes unusable; a refresh token in doubt is
+    /// retried exactly then. Only the server's `Retry-After` extends the backoff further.
     fn retry_at(self, now: Now, usable_until: Option<Now>, jitter: f64) -> Now {
         let steps = self.failures.saturating_sub(1);
         let base = match self.permanent {
@@ -189,25 +189,25 @@ mod tests {
     const START: Now = Now { boot: BootTime::new(Duration::from_secs(100)), wall: WallTime::from_secs(1_000_000) };
 
     #[test]
-    fn a_backoff_spares_the_server() {
-        let pause = |failed: Backoff, jitter| START.until(failed.retry_at(START, None, jitter));
+    fn backoff_grows_with_each_failure_up_to_a_maximum() {
+        let delay = |failed: Backoff, jitter| START.until(failed.retry_at(START, None, jitter));
         let failed = |failures| Backoff { failures, ..Backoff::default() };
-        let seconds = |failures| pause(failed(failures), 0.0).as_secs();
+        let seconds = |failures| delay(failed(failures), 0.0).as_secs();
         assert_eq!([1, 2, 3, 4, 40].map(seconds), [2, 10, 50, 60, 60]);
         let first_minute = (1..).scan(0, |at, n| {
-            let asked = *at;
+            let retried_at = *at;
             *at += seconds(n);
-            Some(asked)
+            Some(retried_at)
         });
         assert_eq!(first_minute.take_while(|at| *at < 60).count(), 3);
         let retry_after = Some(Duration::from_secs(120));
-        assert_eq!(pause(Backoff { retry_after, ..failed(1) }, 0.0).as_secs(), 120);
-        assert_eq!(pause(Backoff { permanent: true, ..failed(1) }, 0.0).as_secs(), 900);
-        assert!(pause(failed(1), 1.0) > pause(failed(1), 0.0));
+        assert_eq!(delay(Backoff { retry_after, ..failed(1) }, 0.0).as_secs(), 120);
+        assert_eq!(delay(Backoff { permanent: true, ..failed(1) }, 0.0).as_secs(), 900);
+        assert!(delay(failed(1), 1.0) > delay(failed(1), 0.0));
     }
 
     #[test]
-    fn no_failure_outlasts_the_present_token() {
+    fn no_backoff_outlasts_the_current_token() {
         let check = |failed: Backoff, left: u64, expected: u64| {
             let end = START.plus(Duration::from_secs(left));
             assert_eq!(START.until(failed.retry_at(START, Some(end), 0.0)).as_secs(), expected, "{failed:?} {left}");
@@ -219,13 +219,13 @@ mod tests {
         check(Backoff { permanent: true, ..retryable }, 300, 300);
         check(Backoff { in_doubt: true, ..retryable }, 300, 300);
         check(Backoff { in_doubt: true, ..retryable }, 20, 20);
-        let asked = Backoff { retry_after: Some(Duration::from_secs(120)), ..retryable };
-        check(asked, 300, 120);
-        check(asked, 20, 120);
+        let with_retry_after = Backoff { retry_after: Some(Duration::from_secs(120)), ..retryable };
+        check(with_retry_after, 300, 120);
+        check(with_retry_after, 20, 120);
     }
 
     #[test]
-    fn each_policy_has_its_moment() {
+    fn each_policy_sets_its_retry_time() {
         #[track_caller]
         fn check(policy: RetryPolicy, left: Option<u64>, jitter: f64, expected_ms: Option<u64>) {
             let end = left.map(|left| START.plus(Duration::from_secs(left)));
@@ -239,19 +239,19 @@ mod tests {
         check(RetryPolicy::InDoubtElsewhere { failures: 1 }, Some(20), 0.0, Some(20_000));
         check(RetryPolicy::InDoubtElsewhere { failures: 1 }, None, 0.0, Some(2_000));
         check(RetryPolicy::After(second), Some(300), 1.0, Some(1_000));
-        check(RetryPolicy::PutOff(ten), None, 0.0, Some(10_000));
-        check(RetryPolicy::PutOff(ten), None, 1.0, Some(11_000));
-        check(RetryPolicy::PutOff(ten), Some(5), 1.0, Some(5_000));
+        check(RetryPolicy::Deferred(ten), None, 0.0, Some(10_000));
+        check(RetryPolicy::Deferred(ten), None, 1.0, Some(11_000));
+        check(RetryPolicy::Deferred(ten), Some(5), 1.0, Some(5_000));
         check(RetryPolicy::Never, Some(300), 0.0, None);
     }
 
     #[test]
-    fn a_step_is_brought_forward_and_a_rest_only_where_memory_is_needed() {
+    fn a_wait_can_be_shortened_and_an_eviction_turned_into_a_wait() {
         let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
         assert_eq!(Step::Wait(minute).within(second), Step::Wait(second));
         assert_eq!(Step::Wait(second).within(minute), Step::Wait(second));
-        assert_eq!(Step::Rest.within(second), Step::Rest);
-        assert_eq!(Step::Rest.awake_within(second), Step::Wait(second));
+        assert_eq!(Step::Evict.within(second), Step::Evict);
+        assert_eq!(Step::Evict.awake_within(second), Step::Wait(second));
         assert_eq!(Step::Wait(minute).awake_within(second), Step::Wait(second));
         assert_eq!(Step::Acquire.awake_within(second), Step::Acquire);
     }

@@ -1,7 +1,7 @@
 //! One token slot: read by requests, written only by its refresher.
 //!
-//! Invariants: a failure is kept beside the token, never in its place. Waiting requests and the refresher obey the same
-//! [`Verdict`], so a leftover wake-up cannot ask the authorization server during a backoff or after a refusal.
+//! Invariants: a failure is stored in addition to the token and never replaces it. Waiting requests and the refresher
+//! follow the same [`Decision`], so a spurious wake-up cannot send a token request during a backoff or after a refusal.
 //! Not here: when to refresh (`schedule`), what forces a refresh (`forced`), how to acquire a token (`acquire`).
 //! Metrics: `keybearer_token_wait_seconds` is observed where requests wait (`proxy::exchange`).
 
@@ -9,10 +9,10 @@ mod command;
 mod forced;
 mod import;
 mod inbox;
-mod interest;
+mod usage;
 mod refresh;
 mod revoke;
-mod trouble;
+mod failure;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -22,7 +22,7 @@ use http::HeaderValue;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use super::moments::Moments;
+use super::deadlines::Deadlines;
 use crate::clock::{Clock, Now};
 use crate::model::connection::OriginSet;
 use crate::model::origin::Origin;
@@ -30,83 +30,83 @@ use crate::model::secret::Secret;
 use crate::model::time::WallTime;
 use crate::model::token::{AccessToken, TokenKey};
 pub use command::Command;
+pub use failure::{Consent, FailureKind, LastFailure, NEEDS_CONSENT_AGAIN, NoToken, needs_consent_again};
 use forced::Forced;
-pub(super) use forced::RejectionPause;
+pub(super) use forced::RejectionBackoff;
 pub use import::{Credential, Import, NotImported};
 use inbox::Inbox;
-pub use interest::Interest;
-use interest::{InterestCell, WaitEnd};
 pub use refresh::NotRefreshed;
-pub use revoke::{Fate, NotRevoked, Revoke, Revoked, Sharers};
-pub use trouble::{Consent, NEEDS_CONSENT_AGAIN, NoToken, Trouble, TroubleKind, needs_consent_again};
+pub use revoke::{NotRevoked, RevocationOutcome, Revoke, Revoked, Sharers};
+pub use usage::Usage;
+use usage::{UsageCell, WaitEnd};
 
-/// The cell of one token. Reading a usable token is one atomic load and two comparisons.
+/// The slot of one token. Reading a usable token costs one atomic load and two comparisons.
 #[derive(Debug)]
 pub struct TokenSlot {
     pub key: TokenKey,
-    /// The caller's own token, which is exchanged for the slot's token.
+    /// The caller's token that is exchanged for this slot's token.
     caller_token: Option<Secret>,
     state: ArcSwap<SlotState>,
     changed: watch::Sender<()>,
     demand: Notify,
     forced: Mutex<Forced>,
     inbox: Inbox<Command>,
-    /// Of a subject's token.
-    interest: InterestCell,
-    /// A caller has stopped waiting.
-    left: Notify,
-    /// Another replica may have changed the record.
+    /// Meaningful for a subject's token only.
+    usage: UsageCell,
+    /// Notified when a caller stops waiting.
+    waiter_left: Notify,
+    /// Set when another replica may have changed the record.
     store_changed: AtomicBool,
-    /// No longer refreshed ahead.
+    /// Set: the token is no longer refreshed ahead.
     closed: AtomicBool,
-    /// No longer refreshed at all.
+    /// Set: the token is no longer refreshed at all.
     ended: AtomicBool,
 }
 
-/// A token that may be injected, in the form in which it is injected.
+/// A token that may be injected, with its header value prepared.
 #[derive(Debug)]
 pub struct InjectedToken {
-    /// Number of this token among those of the slot.
+    /// Sequence number of this token within the slot.
     pub generation: u64,
     pub access_token: AccessToken,
     bearer: HeaderValue,
-    /// The origins that it was granted for; it is sent to no other.
+    /// The origins that the token was granted for; it is never sent elsewhere.
     origins: Arc<OriginSet>,
     pub granted: Granted,
-    /// Never injected from here on.
+    /// The token is never injected from this time on.
     pub usable_until: Now,
     pub expires: Now,
-    /// The next one is due from here on.
+    /// A refresh is due from this time on.
     pub refresh_at: Now,
-    /// The upstream's acceptance resets the pause between forced refreshes; false in the common case, which then takes no
-    /// lock.
+    /// True: the upstream's acceptance of this token resets the rejection backoff. False in the common case, so that it
+    /// takes no lock.
     is_on_trial: AtomicBool,
 }
 
 /// What the server granted.
 #[derive(Debug)]
 pub struct Granted {
-    /// When the request for it left.
+    /// When the token request was sent.
     pub obtained: Now,
     pub scopes: Vec<String>,
-    /// `None`: there is no refresh token, or its lifetime is unknown.
+    /// Expected expiry; `None`: there is no refresh token, or its lifetime is unknown.
     pub refresh_token_ends: Option<WallTime>,
 }
 
-/// The slot's value; replaced as a whole.
+/// The slot's value, replaced as a whole.
 #[derive(Debug, Clone, Default)]
 pub struct SlotState {
     pub token: Option<Arc<InjectedToken>>,
-    pub trouble: Option<Trouble>,
+    pub last_failure: Option<LastFailure>,
     /// Finished attempts, successful or not.
     pub attempts: u64,
 }
 
-/// What a request gets, and whether the refresher has to act for it.
+/// How to serve a request: the token, a failure, or a wait for the refresher.
 #[derive(Debug)]
-pub enum Verdict<'a> {
+pub enum Decision<'a> {
     Serve(&'a Arc<InjectedToken>),
-    Fail(&'a Trouble),
+    Fail(&'a LastFailure),
     Acquire,
 }
 
@@ -116,9 +116,9 @@ impl InjectedToken {
         access_token: AccessToken,
         origins: Arc<OriginSet>,
         granted: Granted,
-        moments: Moments,
+        deadlines: Deadlines,
     ) -> InjectedToken {
-        let Moments { usable_until, expires, refresh_at } = moments;
+        let Deadlines { usable_until, expires, refresh_at } = deadlines;
         let bearer = header_value("Bearer", &access_token);
         let is_on_trial = AtomicBool::new(false);
         InjectedToken {
@@ -134,7 +134,7 @@ impl InjectedToken {
         }
     }
 
-    /// The header value for `origin`, or `None` if the token was not granted for it.
+    /// The header value, or `None` if the token was not granted for `origin`.
     pub fn header_for(&self, origin: &Origin, scheme: &str) -> Option<HeaderValue> {
         self.origins.permits(origin).then(|| match scheme {
             "Bearer" => self.bearer.clone(),
@@ -142,7 +142,7 @@ impl InjectedToken {
         })
     }
 
-    /// The token itself for `origin`, or `None` if it was not granted for it.
+    /// The bare token, or `None` if it was not granted for `origin`.
     pub fn text_for(&self, origin: &Origin) -> Option<&str> {
         self.origins.permits(origin).then(|| self.access_token.expose())
     }
@@ -161,34 +161,34 @@ fn header_value(scheme: &str, token: &AccessToken) -> HeaderValue {
 }
 
 impl SlotState {
-    pub fn verdict(&self, now: Now) -> Verdict<'_> {
+    pub fn decide(&self, now: Now) -> Decision<'_> {
         if let Some(token) = self.token.as_ref().filter(|token| token.is_usable(now)) {
-            return Verdict::Serve(token);
+            return Decision::Serve(token);
         }
-        match self.blocking_trouble(now) {
-            Some(trouble) => Verdict::Fail(trouble),
-            None => Verdict::Acquire,
+        match self.blocking_failure(now) {
+            Some(failure) => Decision::Fail(failure),
+            None => Decision::Acquire,
         }
     }
 
-    /// The trouble that lets no attempt begin yet.
-    pub fn blocking_trouble(&self, now: Now) -> Option<&Trouble> {
-        self.trouble.as_ref().filter(|trouble| !now.reached(trouble.retry_at))
+    /// The last failure, while its backoff blocks new attempts.
+    pub fn blocking_failure(&self, now: Now) -> Option<&LastFailure> {
+        self.last_failure.as_ref().filter(|failure| !now.reached(failure.retry_at))
     }
 
-    /// Failures in a row.
+    /// Consecutive failures.
     pub(super) fn failures(&self) -> u32 {
-        self.trouble.as_ref().map_or(0, |trouble| trouble.failures)
+        self.last_failure.as_ref().map_or(0, |failure| failure.failures)
     }
 
-    /// The contract's name of this state.
+    /// The state's name in API and metrics.
     pub fn name(&self, now: Now) -> &'static str {
         let usable = self.token.as_ref().filter(|token| token.is_usable(now));
-        match (usable, &self.trouble) {
+        match (usable, &self.last_failure) {
             (Some(token), _) if now.reached(token.refresh_at) => "due",
             (Some(_), _) => "fresh",
-            (None, Some(trouble)) if trouble.consent().is_some() => "reauthorize",
-            (None, Some(trouble)) if trouble.kind.is_permanent() => "misconfigured",
+            (None, Some(failure)) if failure.consent().is_some() => "reauthorize",
+            (None, Some(failure)) if failure.kind.is_permanent() => "misconfigured",
             (None, _) if self.token.is_none() => "starting",
             (None, _) => "expired",
         }
@@ -205,8 +205,8 @@ impl TokenSlot {
             demand: Notify::new(),
             forced: Mutex::default(),
             inbox: Inbox::default(),
-            interest: InterestCell::used(),
-            left: Notify::new(),
+            usage: UsageCell::in_use(),
+            waiter_left: Notify::new(),
             store_changed: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             ended: AtomicBool::new(false),
@@ -221,7 +221,7 @@ impl TokenSlot {
         self.state.load_full()
     }
 
-    /// The usable token, if there is one: the hot path.
+    /// The usable token, if any. This is the hot path.
     pub fn fresh(&self, now: Now) -> Option<Arc<InjectedToken>> {
         let state = self.state.load();
         let token = state.token.as_ref().filter(|token| token.is_usable(now))?;
@@ -229,28 +229,29 @@ impl TokenSlot {
         Some(token.clone())
     }
 
-    /// A subject's token is refreshed ahead only while it is in use.
+    /// Notes the use of a subject's token, which is refreshed ahead only while in use.
     fn note_use(&self, token: &InjectedToken, now: Now) {
-        if self.key.subject.is_some() && !self.interest.is_used() {
-            self.interest.note_use();
+        if self.key.subject.is_some() && !self.usage.is_in_use() {
+            self.usage.note_use();
             if now.reached(token.refresh_at) {
                 self.demand.notify_one();
             }
         }
     }
 
-    /// A usable token, waiting for one until `deadline`. Dropping this future cancels no request that has left.
+    /// Returns a usable token, waiting for one until `deadline`. Dropping the future does not cancel a request in
+    /// flight.
     pub async fn token(&self, clock: &Clock, deadline: Instant) -> Result<Arc<InjectedToken>, NoToken> {
-        let _wait_end = WaitEnd(&self.left);
+        let _wait_end = WaitEnd(&self.waiter_left);
         let mut changed = self.changed.subscribe();
         loop {
             let now = clock.now();
-            match self.state.load_full().verdict(now) {
-                Verdict::Serve(token) => return Ok(token.clone()),
-                Verdict::Fail(trouble) => return Err(trouble.no_token(now)),
-                Verdict::Acquire if self.ended.load(Ordering::SeqCst) => return Err(NoToken::Forgotten),
-                Verdict::Acquire => {
-                    self.interest.note_use();
+            match self.state.load_full().decide(now) {
+                Decision::Serve(token) => return Ok(token.clone()),
+                Decision::Fail(failure) => return Err(failure.no_token(now)),
+                Decision::Acquire if self.ended.load(Ordering::SeqCst) => return Err(NoToken::Forgotten),
+                Decision::Acquire => {
+                    self.usage.note_use();
                     self.demand.notify_one();
                 }
             }
@@ -260,64 +261,64 @@ impl TokenSlot {
         }
     }
 
-    /// Returns after `count` attempts have finished, successful or not.
-    pub async fn attempted(&self, count: u64) {
+    /// Waits until `count` attempts have finished, successful or not.
+    pub async fn wait_for_attempts(&self, count: u64) {
         let mut changed = self.changed.subscribe();
         while self.state.load().attempts < count && changed.changed().await.is_ok() {}
     }
 
-    /// Ends refreshing ahead. Requests that began before still read the token, or get the one that they wait for.
+    /// Stops refreshing ahead. Requests in progress can still read the token, or get the token they wait for.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
-        // Dropping the command reports the end to its sender.
+        // Dropping the command notifies its sender.
         drop(self.take_command());
         self.changed.send_replace(());
         self.demand.notify_one();
-        self.left.notify_one();
+        self.waiter_left.notify_one();
     }
 
     pub(super) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::SeqCst)
     }
 
-    /// Ends the slot: no request gets another token, and those that wait fail.
+    /// Ends the slot: no request gets a new token, and waiting requests fail.
     pub(super) fn end(&self) {
         self.ended.store(true, Ordering::SeqCst);
         self.close();
     }
 
-    /// The cause of the trouble may be gone: tries again without waiting for a backoff to end.
-    pub(super) fn clear_trouble(&self) {
-        self.state.rcu(|state| SlotState { trouble: None, ..(**state).clone() });
+    /// Clears the last failure and retries at once, because its cause may be gone.
+    pub(super) fn clear_failure(&self) {
+        self.state.rcu(|state| SlotState { last_failure: None, ..(**state).clone() });
         self.demand.notify_one();
     }
 
-    /// Another replica may have changed the record.
+    /// Notes that another replica may have changed the record, and wakes the refresher.
     pub(super) fn note_store_change(&self) {
         self.store_changed.store(true, Ordering::SeqCst);
         self.demand.notify_one();
     }
 
-    /// For the refresher: true once after each noted change.
+    /// For the refresher: returns and clears the noted change.
     pub(super) fn take_store_change(&self) -> bool {
         self.store_changed.swap(false, Ordering::SeqCst)
     }
 
-    /// For the refresher, while it waits for the lease: returns when the store has changed or a command waits.
+    /// For the refresher, while it waits for the lease: returns when the store has changed or a command is pending.
     pub(super) async fn interrupted(&self) {
         let is_interrupted = || self.store_changed.load(Ordering::SeqCst) || self.has_command();
         while !is_interrupted() {
-            self.demanded().await;
+            self.wait_for_demand().await;
         }
     }
 
-    /// For the refresher: returns on the next demand, of a request or of another part.
-    pub(super) async fn demanded(&self) {
+    /// For the refresher: returns on the next wake-up, by a request or by another component.
+    pub(super) async fn wait_for_demand(&self) {
         self.demand.notified().await;
     }
 
-    /// For the refresher alone: replaces the state after an attempt, then wakes all waiting requests.
-    pub(super) fn publish(&self, token: Option<Arc<InjectedToken>>, trouble: Option<Trouble>) {
+    /// For the refresher only: replaces the state after an attempt, then wakes all waiting requests.
+    pub(super) fn publish(&self, token: Option<Arc<InjectedToken>>, last_failure: Option<LastFailure>) {
         {
             let mut forced = self.force();
             forced.end();
@@ -325,9 +326,9 @@ impl TokenSlot {
                 token.is_on_trial.store(true, Ordering::Relaxed);
             }
         }
-        self.interest.settle();
+        self.usage.settle();
         let attempts = self.state.load().attempts + 1;
-        self.state.store(Arc::new(SlotState { token, trouble, attempts }));
+        self.state.store(Arc::new(SlotState { token, last_failure, attempts }));
         self.changed.send_replace(());
     }
 }

@@ -1,4 +1,4 @@
-//! Where tokens come from.
+//! The source of tokens: a token endpoint, or a fake in tests.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -11,7 +11,7 @@ pub type TokenFuture<'a> = Pin<Box<dyn Future<Output = Result<TokenSet, Failure>
 
 pub type RevocationFuture<'a> = Pin<Box<dyn Future<Output = Result<Revocation, Failure>> + Send + 'a>>;
 
-/// Response to a revocation.
+/// Outcome of a revocation request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Revocation {
     Revoked,
@@ -19,9 +19,9 @@ pub enum Revocation {
     NoEndpoint,
 }
 
-/// Source of tokens: a token endpoint, or a fake in tests.
+/// Issues, refreshes and revokes tokens.
 pub trait TokenSource: Send + Sync {
-    /// The connection's own grant.
+    /// Requests a token with the connection's own grant.
     fn first_grant<'a>(&'a self, whose: Whose<'a>) -> TokenFuture<'a>;
 
     fn refresh<'a>(&'a self, token: &'a RefreshToken, whose: Whose<'a>) -> TokenFuture<'a>;

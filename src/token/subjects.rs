@@ -1,6 +1,6 @@
-//! Slots of subjects: those in use are in memory, the tokens of all others only in the store.
+//! Slots of subjects: an LRU cache in memory; the tokens of all other subjects are in the store only.
 //!
-//! Invariants: their number is bounded, and the least recently used leaves first. A lookup takes one short lock, never
+//! Invariants: the cache is bounded and evicts the least recently used slot. A lookup takes one short lock, never
 //! across an await.
 
 use std::fmt;
@@ -18,13 +18,13 @@ use crate::model::token::{Subject, TokenKey};
 use crate::store::StoredToken;
 use crate::sync::lock;
 
-/// Slots of subjects in memory, over all connections.
+/// LRU cache of subjects' slots, over all connections.
 #[derive(Debug, Clone)]
-pub(super) struct InMemory(Arc<Mutex<LruCache<TokenKey, Arc<TokenSlot>>>>);
+pub(super) struct SubjectCache(Arc<Mutex<LruCache<TokenKey, Arc<TokenSlot>>>>);
 
-impl InMemory {
-    pub fn new(slots_max: NonZeroUsize) -> InMemory {
-        InMemory(Arc::new(Mutex::new(LruCache::new(slots_max))))
+impl SubjectCache {
+    pub fn new(slots_max: NonZeroUsize) -> SubjectCache {
+        SubjectCache(Arc::new(Mutex::new(LruCache::new(slots_max))))
     }
 
     pub fn list(&self) -> Vec<Arc<TokenSlot>> {
@@ -35,20 +35,20 @@ impl InMemory {
         lock(&self.0).peek(key).filter(|slot| !slot.is_closed()).cloned()
     }
 
-    /// Forgets a slot that has ended, unless another has taken its place.
+    /// Removes a slot that has ended, unless a newer slot has replaced it.
     pub fn remove(&self, slot: &Arc<TokenSlot>) {
         let mut slots = lock(&self.0);
-        if slots.peek(&slot.key).is_some_and(|present| Arc::ptr_eq(present, slot)) {
+        if slots.peek(&slot.key).is_some_and(|current| Arc::ptr_eq(current, slot)) {
             slots.pop(&slot.key);
         }
     }
 }
 
-/// The slots of one definition with a token for each subject.
+/// The slots of one definition with a token per subject.
 pub struct SubjectSlots {
     pub(super) factory: SlotFactory,
     closed: AtomicBool,
-    /// The definition has changed, or the slots are closed.
+    /// Notified when the definition changes or the slots are closed.
     pub(super) changed: Arc<Notify>,
 }
 
@@ -63,41 +63,41 @@ impl SubjectSlots {
         SubjectSlots { factory, closed: AtomicBool::new(false), changed: Arc::default() }
     }
 
-    fn in_memory(&self) -> &InMemory {
-        &self.factory.in_memory
+    fn subject_cache(&self) -> &SubjectCache {
+        &self.factory.subject_cache
     }
 
     /// True if the slot of `subject` is in memory.
     pub(super) fn has(&self, subject: &Subject) -> bool {
-        self.in_memory().get(&self.factory.key(Some(subject.clone()))).is_some()
+        self.subject_cache().get(&self.factory.key(Some(subject.clone()))).is_some()
     }
 
-    /// The slot of one subject; created, and filled from the store, if it is not in memory.
+    /// The slot of one subject; if it is not in memory, it is created and filled from the store.
     pub fn slot(&self, subject: &Subject) -> Arc<TokenSlot> {
         self.slot_of(subject, None)
     }
 
-    /// The slot of the token that one caller's own token is exchanged for, named by a digest of the latter.
+    /// The slot of the token that a caller's token is exchanged for, keyed by a digest of the caller's token.
     pub fn slot_of_token(&self, token: &Secret) -> Arc<TokenSlot> {
         self.slot_of(&Subject::of_token(token), Some(token))
     }
 
     fn slot_of(&self, subject: &Subject, token: Option<&Secret>) -> Arc<TokenSlot> {
         let key = self.factory.key(Some(subject.clone()));
-        let mut slots = lock(&self.in_memory().0);
+        let mut slots = lock(&self.subject_cache().0);
         if let Some(slot) = slots.get(&key).filter(|slot| !slot.is_closed()) {
             return slot.clone();
         }
         if self.is_closed() {
-            // The connection has changed since this request began.
+            // The connection was redefined after this request began.
             let slot = TokenSlot::new(key, None);
             slot.end();
             return Arc::new(slot);
         }
         let slot = self.factory.create(key.clone(), token.cloned());
-        let pushed_out = slots.push(key, slot.clone());
+        let evicted = slots.push(key, slot.clone());
         drop(slots);
-        if let Some((_, old)) = pushed_out {
+        if let Some((_, old)) = evicted {
             old.close();
         }
         slot
@@ -107,24 +107,24 @@ impl SubjectSlots {
         self.closed.load(Ordering::SeqCst)
     }
 
-    /// True if `token` was granted for the present definition.
-    pub(super) fn is_of_this_definition(&self, token: &StoredToken) -> bool {
+    /// True if `token` was granted under the current definition.
+    pub(super) fn is_of_current_definition(&self, token: &StoredToken) -> bool {
         token.is_of(&self.factory.definition.load().connection)
     }
 
-    /// The definition has changed, its identity has not.
-    pub(super) fn clear_trouble(&self) {
-        self.own().iter().for_each(|slot| slot.clear_trouble());
+    /// Called when the definition changes but its identity does not.
+    pub(super) fn clear_failure(&self) {
+        self.own().iter().for_each(|slot| slot.clear_failure());
         self.changed.notify_one();
     }
 
-    /// No token of this definition is used again.
+    /// Closes all slots of this definition; none of its tokens is used again.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         self.changed.notify_one();
         for slot in self.own() {
-            // The definition that replaced this one may have put a slot of its own there.
-            self.in_memory().remove(&slot);
+            // `remove` spares a slot that the new definition may have created under the same key.
+            self.subject_cache().remove(&slot);
             slot.close();
         }
     }
@@ -132,7 +132,7 @@ impl SubjectSlots {
     fn own(&self) -> Vec<Arc<TokenSlot>> {
         let own = self.factory.key(None);
         let is_own = |key: &TokenKey| key.connection == own.connection && key.profile == own.profile;
-        let slots = lock(&self.in_memory().0);
+        let slots = lock(&self.subject_cache().0);
         slots.iter().filter(|(key, _)| is_own(key)).map(|(_, slot)| slot.clone()).collect()
     }
 }

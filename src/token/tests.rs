@@ -1,15 +1,15 @@
-//! The engine on a simulated clock, over a scripted source that counts its calls.
+//! The token cache on a simulated clock, with a scripted token source that counts its calls.
 
 mod clocks;
 mod definition;
 mod disk;
-mod ending;
+mod revocation;
 mod fleet;
 mod readers;
-mod refresh;
-mod renewal;
+mod forced_refresh;
+mod refresh_tokens;
 mod subjects;
-mod verdicts;
+mod backoff;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,26 +27,26 @@ use crate::store::MemoryStore;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-type Answer = Result<TokenSet, Failure>;
+type TokenResult = Result<TokenSet, Failure>;
 
-/// Returns the scripted results, then a new token each time.
+/// Returns the scripted results, then a new token per call.
 #[derive(Default)]
 struct Script {
-    answers: Mutex<VecDeque<Answer>>,
+    results: Mutex<VecDeque<TokenResult>>,
     calls: AtomicUsize,
-    at_once: AtomicUsize,
-    at_once_max: AtomicUsize,
+    in_flight: AtomicUsize,
+    in_flight_max: AtomicUsize,
     times: Mutex<Vec<Instant>>,
-    /// Refresh tokens that were sent.
+    /// Refresh tokens in the order sent.
     spent: Mutex<Vec<String>>,
-    /// Whether each refresh followed an empty 400.
+    /// Per refresh: whether it followed an empty 400.
     after_empty_400: Mutex<Vec<bool>>,
     /// Revoked tokens, each with its hint.
     revoked: Mutex<Vec<String>>,
-    /// Callers' own tokens that were exchanged.
+    /// Callers' tokens in the order exchanged.
     exchanged: Mutex<Vec<String>>,
     lifetime: Option<Duration>,
-    takes: Duration,
+    latency: Duration,
 }
 
 impl Script {
@@ -54,8 +54,8 @@ impl Script {
         self.calls.load(Ordering::SeqCst)
     }
 
-    fn then(&self, answer: Answer) {
-        lock(&self.answers).push_back(answer);
+    fn push(&self, result: TokenResult) {
+        lock(&self.results).push_back(result);
     }
 }
 
@@ -64,12 +64,12 @@ struct Source(Arc<Script>);
 impl TokenSource for Source {
     fn first_grant<'a>(&'a self, whose: Whose<'a>) -> super::TokenFuture<'a> {
         lock(&self.0.exchanged).extend(whose.token.map(|token| token.expose().to_owned()));
-        self.answer(None)
+        self.respond(None)
     }
 
     fn refresh<'a>(&'a self, token: &'a RefreshToken, whose: Whose<'a>) -> super::TokenFuture<'a> {
         lock(&self.0.after_empty_400).push(whose.after_empty_400);
-        self.answer(Some(token.expose().to_owned()))
+        self.respond(Some(token.expose().to_owned()))
     }
 
     fn revoke<'a>(&'a self, token: &'a str, hint: &'static str) -> RevocationFuture<'a> {
@@ -79,23 +79,23 @@ impl TokenSource for Source {
 }
 
 impl Source {
-    fn answer(&self, spent: Option<String>) -> super::TokenFuture<'_> {
+    fn respond(&self, spent: Option<String>) -> super::TokenFuture<'_> {
         let script = self.0.clone();
         Box::pin(async move {
             lock(&script.spent).extend(spent);
             let number = script.calls.fetch_add(1, Ordering::SeqCst) + 1;
             lock(&script.times).push(Instant::now());
-            let at_once = script.at_once.fetch_add(1, Ordering::SeqCst) + 1;
-            script.at_once_max.fetch_max(at_once, Ordering::SeqCst);
-            sleep(script.takes).await;
-            script.at_once.fetch_sub(1, Ordering::SeqCst);
-            let next = lock(&script.answers).pop_front();
+            let in_flight = script.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
+            script.in_flight_max.fetch_max(in_flight, Ordering::SeqCst);
+            sleep(script.latency).await;
+            script.in_flight.fetch_sub(1, Ordering::SeqCst);
+            let next = lock(&script.results).pop_front();
             next.unwrap_or_else(|| token(&format!("token-{number}"), script.lifetime))
         })
     }
 }
 
-fn token(text: &str, expires_in: Option<Duration>) -> Answer {
+fn token(text: &str, expires_in: Option<Duration>) -> TokenResult {
     Ok(TokenSet {
         access_token: AccessToken::parse(text).unwrap(),
         expires_in,
@@ -105,11 +105,11 @@ fn token(text: &str, expires_in: Option<Duration>) -> Answer {
     })
 }
 
-fn unavailable(retry_after: Option<Duration>) -> Answer {
+fn unavailable(retry_after: Option<Duration>) -> TokenResult {
     Err(Failure::Retryable { reason: Reason::Timeout, retry_after, detail: None })
 }
 
-fn refused() -> Answer {
+fn refused() -> TokenResult {
     Err(Failure::Permanent(Refusal::of_code("invalid_client")))
 }
 
@@ -132,10 +132,10 @@ struct Engine {
     slot: Arc<TokenSlot>,
 }
 
-/// One slot whose tokens live for `lifetime`; each request takes `takes`.
-fn engine(lifetime: Duration, takes: Duration, answers: impl IntoIterator<Item = Answer>) -> Engine {
-    let script = Script { lifetime: Some(lifetime), takes, ..Script::default() };
-    answers.into_iter().for_each(|answer| script.then(answer));
+/// One slot whose tokens have this `lifetime`; each token request takes `latency`.
+fn engine(lifetime: Duration, latency: Duration, results: impl IntoIterator<Item = TokenResult>) -> Engine {
+    let script = Script { lifetime: Some(lifetime), latency, ..Script::default() };
+    results.into_iter().for_each(|result| script.push(result));
     let (script, clock) = (Arc::new(script), Clock::simulated());
     let store = Arc::new(MemoryStore::default());
     let cache = TokenCache::new(
@@ -175,14 +175,14 @@ async fn many_waiters_on_a_cold_slot_cause_one_request() {
         let engine = engine.clone();
         waiters.spawn(async move { engine.token().await });
     }
-    for answer in waiters.join_all().await {
-        assert_eq!(answer.as_deref(), Ok("token-1"));
+    for token in waiters.join_all().await {
+        assert_eq!(token.as_deref(), Ok("token-1"));
     }
     assert_eq!(engine.script.calls(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dropped_waiter_cancels_nothing() {
+async fn dropping_a_waiter_does_not_cancel_the_request() {
     let engine = engine(60 * SECOND, SECOND, []);
     assert!(tokio::time::timeout(SECOND / 2, engine.token()).await.is_err());
     assert_eq!(engine.token().await.as_deref(), Ok("token-1"));
@@ -190,7 +190,7 @@ async fn a_dropped_waiter_cancels_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_short_token_is_refreshed_at_half_of_its_life() {
+async fn a_short_lived_token_is_refreshed_at_half_its_lifetime() {
     let engine = engine(2 * SECOND, Duration::ZERO, []);
     engine.token().await.unwrap();
     sleep(SECOND + SECOND / 5).await;
@@ -203,7 +203,7 @@ async fn a_failed_refresh_keeps_the_valid_token_and_an_expired_one_is_never_serv
     let engine = engine(100 * SECOND, Duration::ZERO, [token("old", Some(100 * SECOND))]);
     engine.token().await.unwrap();
     for _ in 0..20 {
-        engine.script.then(unavailable(None));
+        engine.script.push(unavailable(None));
     }
     sleep(94 * SECOND).await;
     assert_eq!(engine.fresh().unwrap().access_token.expose(), "old");
@@ -212,13 +212,13 @@ async fn a_failed_refresh_keeps_the_valid_token_and_an_expired_one_is_never_serv
     assert!(engine.fresh().is_none());
     let Err(NoToken::Unavailable { retry_after, .. }) = engine.token().await else { panic!("a token") };
     assert!(retry_after <= 72 * SECOND, "{retry_after:?}");
-    lock(&engine.script.answers).clear();
+    lock(&engine.script.results).clear();
     sleep(72 * SECOND).await;
-    assert!(engine.fresh().is_some(), "it recovers by itself within one back-off");
+    assert!(engine.fresh().is_some(), "it recovers within one backoff");
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_caller_asks_during_a_backoff() {
+async fn no_token_request_is_sent_during_a_backoff() {
     let engine = engine(60 * SECOND, Duration::ZERO, [unavailable(Some(30 * SECOND)), unavailable(None)]);
     assert!(engine.token().await.is_err());
     for _ in 0..290 {
@@ -231,7 +231,7 @@ async fn no_caller_asks_during_a_backoff() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_is_permanent_but_for_a_rare_probe() {
+async fn a_refusal_is_permanent_except_for_rare_probes() {
     let engine = engine(3600 * SECOND, Duration::ZERO, [refused()]);
     for _ in 0..800 {
         let Err(NoToken::Refused { error, .. }) = engine.token().await else { panic!("no refusal") };
@@ -241,11 +241,11 @@ async fn a_refusal_is_permanent_but_for_a_rare_probe() {
     assert_eq!(engine.script.calls(), 1);
     assert_eq!(engine.slot.state().name(engine.clock.now()), "misconfigured");
     sleep(300 * SECOND).await;
-    assert_eq!(engine.token().await.as_deref(), Ok("token-2"), "the server's side was mended");
+    assert_eq!(engine.token().await.as_deref(), Ok("token-2"), "a probe finds the server fixed");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_is_down_is_asked_three_times_in_its_first_minute_and_once_a_minute_later() {
+async fn a_failing_server_gets_three_requests_in_the_first_minute_and_one_a_minute_later() {
     let engine = engine(60 * SECOND, Duration::ZERO, (0..50).map(|_| unavailable(None)));
     sleep(58 * SECOND).await;
     assert_eq!(engine.script.calls(), 3);
@@ -254,7 +254,7 @@ async fn a_server_that_is_down_is_asked_three_times_in_its_first_minute_and_once
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rejected_token_is_replaced_once_for_all_callers() {
+async fn a_rejected_token_is_refreshed_once_for_all_callers() {
     let engine = Arc::new(engine(3600 * SECOND, SECOND / 10, []));
     engine.token().await.unwrap();
     let mut rejections = tokio::task::JoinSet::new();
@@ -266,29 +266,29 @@ async fn a_rejected_token_is_replaced_once_for_all_callers() {
         assert_eq!(replacement.as_deref(), Some("token-2"));
     }
     assert_eq!(engine.script.calls(), 2);
-    assert_eq!(engine.reject(1).await.as_deref(), Some("token-2"), "an old rejection causes no request");
-    assert_eq!(engine.reject(2).await, None, "not again within ten seconds");
+    assert_eq!(engine.reject(1).await.as_deref(), Some("token-2"), "rejecting an old token causes no token request");
+    assert_eq!(engine.reject(2).await, None, "no second forced refresh within ten seconds");
     assert_eq!(engine.script.calls(), 2);
     sleep(10 * SECOND).await;
     assert_eq!(engine.reject(2).await.as_deref(), Some("token-3"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rejection_that_brings_no_other_token_ends_the_wait() {
+async fn a_failed_forced_refresh_ends_the_wait() {
     let engine = engine(3600 * SECOND, Duration::ZERO, []);
     engine.token().await.unwrap();
-    engine.script.then(unavailable(None));
+    engine.script.push(unavailable(None));
     let started = Instant::now();
     assert_eq!(engine.reject(1).await, None);
     assert!(started.elapsed() < SECOND);
-    assert!(engine.fresh().is_some(), "the token may be good elsewhere");
+    assert!(engine.fresh().is_some(), "the token is kept, because other upstreams may accept it");
     sleep(SECOND).await;
-    assert_eq!(engine.reject(1).await, None, "and a back-off is not broken");
+    assert_eq!(engine.reject(1).await, None, "a rejection does not interrupt a backoff");
     assert_eq!(engine.script.calls(), 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_same_token_again_is_asked_for_only_at_its_end() {
+async fn a_server_that_repeats_the_token_gets_the_next_request_only_at_its_end_of_use() {
     let engine = engine(60 * SECOND, Duration::ZERO, (0..100).map(|_| token("same", Some(60 * SECOND))));
     engine.token().await.unwrap();
     sleep(50 * SECOND).await;
@@ -299,25 +299,25 @@ async fn the_same_token_again_is_asked_for_only_at_its_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_life_of_a_second_does_not_spin() {
+async fn a_lifetime_of_one_second_does_not_spin() {
     let engine = engine(SECOND, Duration::ZERO, []);
     sleep(10 * SECOND).await;
     assert!((15..=22).contains(&engine.script.calls()), "{}", engine.script.calls());
 }
 
 #[tokio::test(start_paused = true)]
-async fn first_tokens_are_asked_for_eight_at_a_time() {
+async fn at_most_eight_token_requests_are_in_flight() {
     let engine = engine(3600 * SECOND, SECOND, []);
     for number in 0..40 {
         engine.cache.ensure(&connection(&format!("c{number}")), Box::new(Source(engine.script.clone())));
     }
     sleep(7 * SECOND).await;
     assert_eq!(engine.script.calls(), 41);
-    assert_eq!(engine.script.at_once_max.load(Ordering::SeqCst), 8);
+    assert_eq!(engine.script.in_flight_max.load(Ordering::SeqCst), 8);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shared_token_is_acquired_after_all_callers_have_gone() {
+async fn a_shared_token_is_acquired_after_all_callers_have_left() {
     let engine = engine(3600 * SECOND, SECOND, []);
     let slots: Vec<_> = (0..40)
         .map(|number| engine.cache.ensure(&connection(&format!("c{number}")), Box::new(Source(engine.script.clone()))))

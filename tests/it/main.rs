@@ -1,5 +1,5 @@
-//! The program as its users meet it: the built binary, real servers, real clients.
-#![allow(clippy::disallowed_methods, reason = "tests have no phases to obey")]
+//! End-to-end tests: the built binary with real servers and real clients.
+#![allow(clippy::disallowed_methods, reason = "tests do not follow the shutdown phases")]
 
 mod rig {
     //! Peers on port 0: authorization servers, upstreams, clients, a browser, and the sidecar itself.

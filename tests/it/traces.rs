@@ -244,10 +244,10 @@ async fn without_tracing_a_context_passes_as_it_came() {
 #[tokio::test]
 async fn a_collector_that_is_away_costs_no_request_anything() {
     let (refusing, hanging) = (Collector::start().await, Collector::start().await);
-    refusing.answers(503).await;
+    refusing.respond_with(503).await;
     hanging.pause();
     let redirecting = Collector::start().await;
-    redirecting.answers(307).await;
+    redirecting.respond_with(307).await;
     let down = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let rows = [
         (format!("http://{down}"), "Connection refused"),

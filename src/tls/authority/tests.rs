@@ -151,7 +151,7 @@ fn what_is_no_ca_is_refused_and_no_key_is_shown() {
         read("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", &key_pem),
         Err(CaError::Certificate)
     );
-    assert_eq!(read(include_str!("../../config/tests/over.pem"), &key_pem), Err(CaError::NotCa));
+    assert_eq!(read(include_str!("../../config/tests/expired.pem"), &key_pem), Err(CaError::NotCa));
     assert_eq!(read(&certificate_pem, &Secret::new("x")), Err(CaError::Key));
     assert_eq!(read(&certificate_pem, &make_ca("x", &[], wall()).unwrap().key_pem), Err(CaError::Pair));
     let made = read_ca(certificate_pem.as_bytes(), key_pem.clone()).unwrap();

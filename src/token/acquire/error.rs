@@ -1,4 +1,4 @@
-//! Why there is no next token: when to try again, and what the slot reports of it.
+//! Errors of an attempt: why there is no new token, when to retry, and what the slot reports.
 
 use std::time::Duration;
 
@@ -7,14 +7,15 @@ use crate::model::token::TokenKey;
 use crate::oauth::{Failure, Outcome, Reason};
 use crate::store::{PutOff, StoreError};
 use crate::token::schedule::{Backoff, RetryPolicy};
-use crate::token::slot::{Consent, RejectionPause, Trouble, TroubleKind, needs_consent_again};
+use crate::token::slot::{Consent, FailureKind, LastFailure, RejectionBackoff, needs_consent_again};
 
 const STORE_UNAVAILABLE: &str = "store_unavailable";
-const RECOVERING: &str = "it was unreachable a moment ago, and other replicas may have stored newer tokens";
+const RECOVERING: &str = "the store was unreachable until recently; other replicas may hold newer tokens";
 const SEEN_ELSEWHERE: &str = "another replica got this response from the authorization server";
-const IN_DOUBT: &str = "another process may have spent the refresh token; it is not sent while the present token lasts";
+const IN_DOUBT: &str =
+    "another replica may have spent the refresh token; not sending it while the current token is usable";
 
-/// Why there is no next token.
+/// Why there is no new token.
 #[derive(Debug, PartialEq, Eq)]
 pub enum AcquireError {
     Server {
@@ -23,21 +24,21 @@ pub enum AcquireError {
         in_doubt: bool,
     },
     Store(StoreError),
-    /// The store was unreachable a moment ago: the refresh token is not sent for this long.
+    /// The store was unreachable until recently; the refresh token is not sent for this time.
     Recovering(Duration),
-    /// While waiting for the lease: a command has arrived, the store has changed, or all waiting callers have gone.
+    /// During the wait for the lease a command arrived, the store changed, or the last waiting caller left.
     Interrupted,
-    /// The server refused another replica, or asked it to wait.
-    PutOff(PutOff),
-    /// A rejection forced another replica to refresh a moment ago.
-    RejectedElsewhere(RejectionPause),
-    /// Another replica may have spent the refresh token: it is not sent while the present token lasts.
+    /// Another replica published a notice: the server refused its request or made it back off.
+    Deferred(PutOff),
+    /// A rejection just forced another replica to refresh.
+    RejectedElsewhere(RejectionBackoff),
+    /// Another replica may have spent the refresh token; it is not sent while the current token is usable.
     InDoubt,
     ConsentNeeded {
         consent: Consent,
         error: String,
     },
-    /// The stored token was granted for another definition, and only a person can get one for the present one.
+    /// The stored token was granted under another definition, and the current one needs a person's consent.
     Outdated(TokenKey),
 }
 
@@ -48,20 +49,20 @@ impl From<StoreError> for AcquireError {
 }
 
 impl AcquireError {
-    /// Failures in a row, this one included; `before` it at this replica.
+    /// Consecutive failures, including this one; `before`: those of this replica before it.
     pub fn failures(&self, before: u32) -> u32 {
         match self {
-            AcquireError::PutOff(put_off) => put_off.failures,
+            AcquireError::Deferred(put_off) => put_off.failures,
             _ => before.saturating_add(1),
         }
     }
 
-    /// The refresh token may be spent, by us or by another replica.
+    /// True if the refresh token may be spent, by this or another replica.
     pub fn is_in_doubt(&self) -> bool {
         matches!(self, AcquireError::Server { in_doubt: true, .. } | AcquireError::InDoubt)
     }
 
-    /// `failures`: in a row, this one included.
+    /// `failures`: consecutive failures, including this one.
     pub fn retry_policy(&self, failures: u32) -> RetryPolicy {
         match self {
             AcquireError::Server { failure, in_doubt } => {
@@ -69,7 +70,7 @@ impl AcquireError {
             }
             AcquireError::Recovering(span) => RetryPolicy::After(*span),
             AcquireError::InDoubt => RetryPolicy::InDoubtElsewhere { failures },
-            AcquireError::PutOff(put_off) => RetryPolicy::PutOff(put_off.wait),
+            AcquireError::Deferred(put_off) => RetryPolicy::Deferred(put_off.wait),
             AcquireError::ConsentNeeded { .. } | AcquireError::Outdated(_) => RetryPolicy::Never,
             AcquireError::Store(_) | AcquireError::Interrupted | AcquireError::RejectedElsewhere(_) => {
                 RetryPolicy::Backoff(Backoff { failures, ..Backoff::default() })
@@ -78,7 +79,7 @@ impl AcquireError {
     }
 
     /// What the slot reports until `retry_at`.
-    pub fn into_trouble(self, at: Now, retry_at: Now, failures: u32) -> Trouble {
+    pub fn into_last_failure(self, at: Now, retry_at: Now, failures: u32) -> LastFailure {
         let kind = self.kind();
         let outcome = match &self {
             AcquireError::Server { failure, .. } => failure.outcome(),
@@ -86,28 +87,28 @@ impl AcquireError {
             _ => Outcome::Unavailable,
         };
         let (error, description) = self.into_texts();
-        Trouble { at, kind, outcome, error, description, retry_at, failures }
+        LastFailure { at, kind, outcome, error, description, retry_at, failures }
     }
 
-    fn kind(&self) -> TroubleKind {
+    fn kind(&self) -> FailureKind {
         match self {
-            AcquireError::Server { failure: Failure::Permanent(_), .. } => TroubleKind::Refused,
-            AcquireError::Server { failure: Failure::Script { .. }, .. } => TroubleKind::Script,
+            AcquireError::Server { failure: Failure::Permanent(_), .. } => FailureKind::Refused,
+            AcquireError::Server { failure: Failure::Script { .. }, .. } => FailureKind::Script,
             AcquireError::Server { failure: Failure::Retryable { reason: Reason::Empty400, .. }, .. } => {
-                TroubleKind::Empty400
+                FailureKind::Empty400
             }
-            AcquireError::Server { failure: Failure::Retryable { .. }, .. } => TroubleKind::Retryable,
-            AcquireError::Store(_) | AcquireError::Recovering(_) => TroubleKind::Store,
-            AcquireError::PutOff(put_off) if put_off.permanent => TroubleKind::Refused,
-            AcquireError::PutOff(put_off) if put_off.error == Reason::Empty400.to_string() => TroubleKind::Empty400,
-            AcquireError::PutOff(_) | AcquireError::InDoubt => TroubleKind::Retryable,
-            AcquireError::Interrupted | AcquireError::RejectedElsewhere(_) => TroubleKind::Retryable,
-            AcquireError::ConsentNeeded { consent, .. } => TroubleKind::Consent(*consent),
-            AcquireError::Outdated(_) => TroubleKind::Consent(Consent::Changed),
+            AcquireError::Server { failure: Failure::Retryable { .. }, .. } => FailureKind::Retryable,
+            AcquireError::Store(_) | AcquireError::Recovering(_) => FailureKind::Store,
+            AcquireError::Deferred(put_off) if put_off.permanent => FailureKind::Refused,
+            AcquireError::Deferred(put_off) if put_off.error == Reason::Empty400.to_string() => FailureKind::Empty400,
+            AcquireError::Deferred(_) | AcquireError::InDoubt => FailureKind::Retryable,
+            AcquireError::Interrupted | AcquireError::RejectedElsewhere(_) => FailureKind::Retryable,
+            AcquireError::ConsentNeeded { consent, .. } => FailureKind::Consent(*consent),
+            AcquireError::Outdated(_) => FailureKind::Consent(Consent::Changed),
         }
     }
 
-    /// The contract's error code, and a description for people.
+    /// The error code, and a description for people.
     fn into_texts(self) -> (String, Option<String>) {
         match self {
             AcquireError::Server { failure: Failure::Retryable { reason, detail, .. }, .. } => {
@@ -119,7 +120,7 @@ impl AcquireError {
             }
             AcquireError::Store(error) => (STORE_UNAVAILABLE.to_owned(), Some(error.to_string())),
             AcquireError::Recovering(_) => (STORE_UNAVAILABLE.to_owned(), Some(RECOVERING.to_owned())),
-            AcquireError::PutOff(put_off) => (put_off.error, Some(SEEN_ELSEWHERE.to_owned())),
+            AcquireError::Deferred(put_off) => (put_off.error, Some(SEEN_ELSEWHERE.to_owned())),
             AcquireError::Interrupted => ("interrupted".to_owned(), None),
             AcquireError::RejectedElsewhere(_) => ("token_rejected".to_owned(), None),
             AcquireError::InDoubt => ("refresh_in_doubt".to_owned(), Some(IN_DOUBT.to_owned())),

@@ -1,8 +1,8 @@
-//! Notices among replicas: after a failure one of them asks the authorization server again, not each.
+//! Failure notices to other replicas, so that one replica retries a failing authorization server, not all of them.
 //!
-//! Invariants: a permanent failure is believed only if the present definition was in force when it was noted, because a
-//! restart or a changed definition may be what heals it. No notice outlasts the present token or delays a person. A failure
-//! that may come from one replica's network is not noted.
+//! Invariants: a replica ignores a notice of a permanent failure that is older than its definition, because a restart
+//! or a changed definition may have fixed the cause. No notice outlasts the current token or delays a person. A failure
+//! that may be local to one replica's network is not published.
 
 use std::time::Duration;
 
@@ -11,29 +11,29 @@ use crate::oauth::{Failure, Reason};
 use crate::store::{Lease, PutOff};
 use crate::telemetry::audit::Cause;
 use crate::token::schedule::{Backoff, RetryPolicy};
-use crate::token::slot::RejectionPause;
+use crate::token::slot::RejectionBackoff;
 
-/// In place of the server's error code: the upstream rejects the tokens that the server issues.
+/// Used instead of the server's error code: the upstream rejects the tokens that the server issues.
 const REJECTED: &str = "token_rejected";
-/// Shortest notice; Redis takes no shorter expiry.
+/// Minimum lifetime of a notice; Redis accepts no shorter expiry.
 const WAIT_MIN: Duration = Duration::from_millis(100);
 
-/// The notice of another replica, if it binds this attempt.
-pub fn binding(put_off: Option<&PutOff>, definition_age: Duration, cause: &Cause) -> Option<PutOff> {
+/// The notice of another replica, if it applies to this attempt.
+pub fn applicable(put_off: Option<&PutOff>, definition_age: Duration, cause: &Cause) -> Option<PutOff> {
     let put_off = put_off.filter(|put_off| put_off.error != REJECTED && cause.person().is_none())?;
     let is_older = put_off.age > definition_age;
     (!put_off.permanent || !is_older).then(|| put_off.clone())
 }
 
-/// Notice that a rejection forced another replica to refresh, if this attempt was forced by one, too.
-pub fn rejected_elsewhere(put_off: Option<&PutOff>, cause: &Cause) -> Option<RejectionPause> {
+/// The rejection backoff of another replica, if a rejection also forced this attempt.
+pub fn rejected_elsewhere(put_off: Option<&PutOff>, cause: &Cause) -> Option<RejectionBackoff> {
     let put_off = put_off.filter(|put_off| *cause == Cause::Rejected && put_off.error == REJECTED)?;
-    Some(RejectionPause { rejections: put_off.failures, wait: put_off.wait })
+    Some(RejectionBackoff { rejections: put_off.failures, wait: put_off.wait })
 }
 
 impl Acquirer {
-    /// Notes an outcome that other replicas would meet, too.
-    pub(super) async fn leave_notice(
+    /// Publishes an outcome that other replicas would also get.
+    pub(super) async fn publish_notice(
         &self,
         outcome: &Result<Acquired, AcquireError>,
         attempt: Attempt<'_>,
@@ -47,7 +47,7 @@ impl Acquirer {
         if let Some(put_off) = put_off
             && let Err(error) = lease.put_off_others(&put_off).await
         {
-            tracing::debug!(key = %self.slot.key, %error, "failure not noted for other replicas; each asks for itself");
+            tracing::debug!(key = %self.slot.key, %error, "notice not published; other replicas send their own requests");
         }
     }
 
@@ -61,7 +61,7 @@ impl Acquirer {
         };
         let (state, now) = (self.slot.state(), self.clock.now());
         let failures = state.failures().saturating_add(1);
-        // Other replicas have the same token, so they try again at its end, too.
+        // Other replicas have the same token, so they also retry when it becomes unusable.
         let usable = state.token.as_ref().filter(|token| token.is_usable(now));
         let policy = RetryPolicy::Backoff(Backoff::after(failure, failures));
         let retry_at = policy.retry_at(now, usable.map(|token| token.usable_until), fastrand::f64());
@@ -70,7 +70,7 @@ impl Acquirer {
     }
 
     fn rejection_notice(&self) -> PutOff {
-        let RejectionPause { rejections: failures, wait } = self.slot.rejection_pause();
+        let RejectionBackoff { rejections: failures, wait } = self.slot.rejection_backoff();
         PutOff { wait, age: Duration::ZERO, permanent: false, failures, error: REJECTED.to_owned() }
     }
 }
@@ -87,10 +87,10 @@ mod tests {
     }
 
     #[test]
-    fn a_notice_binds_unless_a_person_asks_or_the_definition_is_newer() {
+    fn a_notice_applies_unless_a_person_acts_or_the_definition_is_newer() {
         #[track_caller]
-        fn check(put_off: &PutOff, definition_age: Duration, cause: &Cause, binds: bool) {
-            assert_eq!(binding(Some(put_off), definition_age, cause).is_some(), binds);
+        fn check(put_off: &PutOff, definition_age: Duration, cause: &Cause, applies: bool) {
+            assert_eq!(applicable(Some(put_off), definition_age, cause).is_some(), applies);
         }
         let (retryable, permanent) = (put_off("http_503", false), put_off("invalid_client", true));
         let person = Cause::Person(Person { user: None, from: None });
@@ -100,13 +100,13 @@ mod tests {
         check(&permanent, AGE / 2, &Cause::Due, false);
         check(&permanent, AGE * 2, &person, false);
         check(&put_off(REJECTED, false), AGE * 2, &Cause::Due, false);
-        assert_eq!(binding(None, AGE, &Cause::Due), None);
+        assert_eq!(applicable(None, AGE, &Cause::Due), None);
     }
 
     #[test]
-    fn a_rejection_elsewhere_counts_for_an_attempt_that_a_rejection_forced() {
-        let pause = RejectionPause { rejections: 3, wait: AGE };
-        assert_eq!(rejected_elsewhere(Some(&put_off(REJECTED, false)), &Cause::Rejected), Some(pause));
+    fn a_rejection_elsewhere_applies_to_an_attempt_that_a_rejection_forced() {
+        let backoff = RejectionBackoff { rejections: 3, wait: AGE };
+        assert_eq!(rejected_elsewhere(Some(&put_off(REJECTED, false)), &Cause::Rejected), Some(backoff));
         assert_eq!(rejected_elsewhere(Some(&put_off(REJECTED, false)), &Cause::Due), None);
         assert_eq!(rejected_elsewhere(Some(&put_off("http_503", false)), &Cause::Rejected), None);
     }

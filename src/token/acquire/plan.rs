@@ -1,8 +1,8 @@
-//! What to do for the next token: pure decisions over the stored record, the store's state and the cause.
+//! Decides how to acquire the next token: pure functions of the stored record, the store's state and the cause.
 //!
-//! Invariants: a usable token from elsewhere is adopted before anything is requested. Where a person's consent is at
-//! stake, a refresh token that may be spent is not sent while the present token lasts, unless a person asks; a connection
-//! that needs no person acquires by its own grant instead.
+//! Invariants: a usable token of another replica is adopted before any token request. If the grant needs a person's
+//! consent, a refresh token that may be spent is not sent while the current token is usable, unless a person requests
+//! it; other connections use their own grant instead.
 //! Not here: reads, leases and requests (`acquire`), when to try again (`schedule`).
 
 use std::time::Duration;
@@ -14,63 +14,63 @@ use crate::model::time::BootTime;
 use crate::model::token::{AccessToken, RefreshToken};
 use crate::store::{self, StoredToken};
 use crate::telemetry::audit::Cause;
-use crate::token::moments;
-use crate::token::slot::{Consent, RejectionPause};
+use crate::token::deadlines;
+use crate::token::slot::{Consent, RejectionBackoff};
 
-/// What a lease lasts beyond the longest call of its holder, and the time within which that call has to leave.
-pub const LEASE_SLACK: Duration = Duration::from_secs(5);
-/// Longest pause between two attempts to take a lease that another replica holds.
+/// Margin of a lease's term over its holder's longest call; that call must be sent within this time.
+pub const LEASE_MARGIN: Duration = Duration::from_secs(5);
+/// Maximum backoff while another replica holds the lease.
 pub const LEASE_RETRY_MAX: Duration = Duration::from_secs(1);
-/// After the store's last trouble a refresh token waits this long even if the present token has ended.
+/// Minimum time between the store's last fault and a refresh, even if the current token has expired.
 const RECOVERY_MIN: Duration = Duration::from_secs(3);
 
-/// Term of a lease: longer than the longest call of its holder.
+/// Term of a lease; exceeds its holder's longest call.
 pub fn lease_term(connection: &Connection) -> Duration {
-    connection.authorization_server.timeout + LEASE_SLACK
+    connection.authorization_server.timeout + LEASE_MARGIN
 }
 
-/// Until when a stored token is usable.
+/// When a stored token stops being usable.
 pub fn usable_until(record: &StoredToken, connection: &Connection) -> Now {
-    moments::usable_until(record.obtained, record.lifetime, &connection.lifetimes)
+    deadlines::usable_until(record.obtained, record.lifetime, &connection.lifetimes)
 }
 
-/// What is known when a decision is made.
+/// Input of every decision.
 #[derive(Debug, Clone, Copy)]
-pub struct Facts<'a> {
+pub struct PlanInput<'a> {
     pub connection: &'a Connection,
     pub cause: &'a Cause,
-    /// The access token in use: a record that has the same one is no news.
+    /// The access token in use; a record with the same token is not newer.
     pub in_use: Option<&'a AccessToken>,
-    /// The record as last read; `None` if there is none, or only one of another definition.
+    /// The record as last read; `None` if there is none for the current definition.
     pub record: Option<&'a StoredToken>,
     /// Time since the store was last unreachable, or was found to have lost this record.
-    pub store_trouble_age: Option<Duration>,
-    /// Other replicas use the store.
+    pub store_fault_age: Option<Duration>,
+    /// Other replicas use the same store.
     pub shared: bool,
 }
 
-/// What the lease adds.
+/// Further input under the lease.
 #[derive(Debug, Clone, Copy)]
-pub struct LeaseFacts {
-    /// An earlier holder was about to spend the refresh token and has not saved the outcome.
+pub struct LeaseState {
+    /// An earlier holder marked the refresh token as being spent and has not saved the outcome.
     pub in_doubt: bool,
-    /// Another replica was forced to refresh by a rejection, as we are.
-    pub rejected_elsewhere: Option<RejectionPause>,
-    /// Requests and pauses that are left to this attempt.
+    /// A rejection forced another replica to refresh, as it does this one.
+    pub rejected_elsewhere: Option<RejectionBackoff>,
+    /// Requests and pauses left to this attempt.
     pub rounds_left: u32,
 }
 
-/// Whether to wait for the lease.
+/// What to do before the lease is taken.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Turn<'a> {
+pub enum LeaseDecision<'a> {
     Adopt(&'a StoredToken),
     TakeLease,
-    /// Take it unless the store has a refresh token marked as being spent.
+    /// Take the lease unless the refresh token is marked in the store as being spent.
     TakeLeaseUnlessInDoubt,
     Stop(AcquireError),
 }
 
-/// What the holder of the lease does.
+/// What to do under the lease.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Plan<'a> {
     Adopt(&'a StoredToken),
@@ -104,78 +104,78 @@ pub struct Refresh<'a> {
     pub sent_before: Option<BootTime>,
 }
 
-/// Decides before the lease is taken. A replica with a usable token does not queue for the lease during a recovery or a
-/// doubt, so that it never delays one that has a token to save.
-pub fn decide_turn<'a>(facts: &Facts<'a>, now: Now) -> Turn<'a> {
-    if let Some(record) = facts.news(now) {
-        return Turn::Adopt(record);
+/// Decides before the lease is taken. A replica with a usable token does not queue for the lease during a recovery or
+/// while the refresh token is in doubt, so that it never delays a replica that has a token to save.
+pub fn decide_lease<'a>(input: &PlanInput<'a>, now: Now) -> LeaseDecision<'a> {
+    if let Some(record) = input.newer_token(now) {
+        return LeaseDecision::Adopt(record);
     }
-    if let Some(stop) = facts.consent_needed() {
-        return Turn::Stop(stop);
+    if let Some(stop) = input.consent_needed() {
+        return LeaseDecision::Stop(stop);
     }
-    let Some(record) = facts.record.filter(|record| facts.shared && facts.is_usable(record, now)) else {
-        return Turn::TakeLease;
+    let Some(record) = input.record.filter(|record| input.shared && input.is_usable(record, now)) else {
+        return LeaseDecision::TakeLease;
     };
-    if !facts.needs_person() {
-        return Turn::TakeLease;
+    if !input.needs_person() {
+        return LeaseDecision::TakeLease;
     }
-    let recovery = facts.recovery(record, now);
-    match facts.cause.person() {
-        _ if !recovery.is_zero() => Turn::Stop(AcquireError::Recovering(recovery)),
-        Some(_) => Turn::TakeLease,
-        None => Turn::TakeLeaseUnlessInDoubt,
+    let recovery = input.recovery(record, now);
+    match input.cause.person() {
+        _ if !recovery.is_zero() => LeaseDecision::Stop(AcquireError::Recovering(recovery)),
+        Some(_) => LeaseDecision::TakeLease,
+        None => LeaseDecision::TakeLeaseUnlessInDoubt,
     }
 }
 
-/// Decides under the lease, each time the record has been read.
-pub fn decide<'a>(facts: &Facts<'a>, lease: &LeaseFacts, now: Now) -> Plan<'a> {
-    if let Some(record) = facts.news(now) {
+/// Decides under the lease, after each read of the record.
+pub fn decide<'a>(input: &PlanInput<'a>, lease: &LeaseState, now: Now) -> Plan<'a> {
+    if let Some(record) = input.newer_token(now) {
         return Plan::Adopt(record);
     }
     if let Some(pause) = lease.rejected_elsewhere {
         return Plan::Stop(AcquireError::RejectedElsewhere(pause));
     }
-    if let Some(stop) = facts.consent_needed() {
+    if let Some(stop) = input.consent_needed() {
         return Plan::Stop(stop);
     }
-    let Some((record, store::Refresh::Token(token))) = facts.record.map(|record| (record, &record.refresh)) else {
+    let Some((record, store::Refresh::Token(token))) = input.record.map(|record| (record, &record.refresh)) else {
         return Plan::Request(Request::Grant);
     };
-    let (recovery, is_usable) = (facts.recovery(record, now), facts.is_usable(record, now));
+    let (recovery, is_usable) = (input.recovery(record, now), input.is_usable(record, now));
     let is_last = lease.rounds_left == 0;
-    if !facts.needs_person() && (is_last || lease.in_doubt || !recovery.is_zero()) {
+    if !input.needs_person() && (is_last || lease.in_doubt || !recovery.is_zero()) {
         return Plan::Request(Request::Grant);
     }
     if is_last {
-        // The record changes faster than it can be spent.
+        // The record changes faster than this replica can spend it.
         return Plan::Stop(AcquireError::Recovering(LEASE_RETRY_MAX));
     }
     if !recovery.is_zero() {
         return if is_usable { Plan::Stop(AcquireError::Recovering(recovery)) } else { Plan::Pause(recovery) };
     }
-    if lease.in_doubt && is_usable && facts.cause.person().is_none() {
+    if lease.in_doubt && is_usable && input.cause.person().is_none() {
         return Plan::Stop(AcquireError::InDoubt);
     }
-    let sent_before = facts.shared.then(|| facts.send_deadline(record, now));
+    let sent_before = input.shared.then(|| input.send_deadline(record, now));
     Plan::Request(Request::Refresh(Refresh { record, token, sent_before }))
 }
 
-/// Decides while the store is unreachable: several replicas may send what spends no refresh token, or one that is known to
-/// stay the same.
-pub fn decide_offline<'a>(facts: &Facts<'a>, now: Now) -> Offline<'a> {
-    if let Some(record) = facts.news(now) {
+/// Decides while the store is unreachable, when several replicas may act at once: only requests that spend no refresh
+/// token, or one that is known not to rotate, are safe.
+pub fn decide_offline<'a>(input: &PlanInput<'a>, now: Now) -> Offline<'a> {
+    if let Some(record) = input.newer_token(now) {
         return Offline::Adopt(record);
     }
-    match facts.record.map(|record| (record, &record.refresh)) {
+    match input.record.map(|record| (record, &record.refresh)) {
         Some((record, store::Refresh::Token(token))) if record.outlasts_refreshes() => {
             Offline::Request(Request::Refresh(Refresh { record, token, sent_before: None }))
         }
-        _ if facts.needs_person() => Offline::Stop,
+        _ if input.needs_person() => Offline::Stop,
         _ => Offline::Request(Request::Grant),
     }
 }
 
-/// Why only a person can get the next token; `None` if a request can.
+/// Why the next token needs a person's consent; `None` if a token request can get it.
 pub fn consent_needed(connection: &Connection, record: Option<&StoredToken>) -> Option<AcquireError> {
     if !connection.grant.needs_person() {
         return None;
@@ -192,7 +192,7 @@ pub fn consent_needed(connection: &Connection, record: Option<&StoredToken>) -> 
     }
 }
 
-impl<'a> Facts<'a> {
+impl<'a> PlanInput<'a> {
     fn needs_person(&self) -> bool {
         self.connection.grant.needs_person()
     }
@@ -205,17 +205,17 @@ impl<'a> Facts<'a> {
         !now.reached(usable_until(record, self.connection))
     }
 
-    /// The record, if its token is usable and not the one in use.
-    fn news(&self, now: Now) -> Option<&'a StoredToken> {
+    /// The record, if its token is usable and differs from the one in use.
+    fn newer_token(&self, now: Now) -> Option<&'a StoredToken> {
         self.record.filter(|record| self.is_usable(record, now) && Some(&record.access_token) != self.in_use)
     }
 
-    /// How long the refresh token waits because of the store's last trouble, in which leases and the last writes may have
-    /// been lost: long enough for a replica that was spending it, or has seen a newer record, to write that back. That is
-    /// one term of a lease that came back with an older state and one to take the lease, but only [`RECOVERY_MIN`] once
-    /// the present token has ended.
+    /// How long to hold back the refresh token after the store's last fault, which may have lost leases and recent
+    /// writes. A replica that was spending the token, or has seen a newer record, needs this time to write it back: the
+    /// term of one lease that reappeared with an older state, and one more to take the lease. Only [`RECOVERY_MIN`]
+    /// once the current token has expired.
     fn recovery(&self, record: &StoredToken, now: Now) -> Duration {
-        let Some(age) = self.store_trouble_age else { return Duration::ZERO };
+        let Some(age) = self.store_fault_age else { return Duration::ZERO };
         let usable_for = now.until(usable_until(record, self.connection));
         if usable_for.is_zero() {
             return RECOVERY_MIN.saturating_sub(age);
@@ -223,11 +223,11 @@ impl<'a> Facts<'a> {
         (2 * lease_term(self.connection)).saturating_sub(age).min(usable_for)
     }
 
-    /// A request that leaves later could be answered after the lease and the present token have ended, when the mark in
-    /// the store holds other replicas back no longer.
+    /// Deadline for sending the refresh. The response to a later request could arrive after the lease and the current
+    /// token have expired, when the mark in the store no longer holds other replicas back.
     fn send_deadline(&self, record: &StoredToken, now: Now) -> BootTime {
         let usable_for = now.until(usable_until(record, self.connection));
-        now.boot + usable_for.saturating_sub(self.connection.authorization_server.timeout).max(LEASE_SLACK)
+        now.boot + usable_for.saturating_sub(self.connection.authorization_server.timeout).max(LEASE_MARGIN)
     }
 }
 

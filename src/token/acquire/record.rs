@@ -1,7 +1,8 @@
-//! The record of a slot's token: in the store and, where other replicas use that, as last seen in memory.
+//! The stored record of a slot's token, and a copy in memory if other replicas use the same store.
 //!
-//! Invariants: a failed save loses no token. A record that was seen before and is missing or older now was lost by the
-//! store, unless it was removed on purpose, and is written back. What another replica has stored since is never overwritten.
+//! Invariants: a failed save loses no token. If a record that was seen before is now missing or older, the store has
+//! lost it, and it is written back, unless it was removed on purpose. A newer record of another replica is never
+//! overwritten.
 
 use std::sync::MutexGuard;
 use std::time::Duration;
@@ -9,53 +10,53 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Acquirer;
-use super::plan::LEASE_SLACK;
+use super::plan::LEASE_MARGIN;
 use crate::model::connection::Connection;
 use crate::store::{Lease, Refresh, StoreError, StoredToken};
 use crate::sync::lock;
 
-/// Timeout of one write; after it the token is used unsaved.
+/// Timeout per write, after which the token is used unsaved.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(3);
-/// Attempts to save under one lease, and the pause between them: longer than a reconnection takes.
+/// Save attempts under one lease. The retry interval exceeds the time that a reconnection takes.
 const SAVE_ATTEMPTS: u32 = 3;
 const SAVE_RETRY_INTERVAL: Duration = Duration::from_millis(600);
-/// A loss of the same record within this time is the same loss.
+/// Repeated losses of a record within this time count as one.
 const LOSS_WINDOW: Duration = Duration::from_secs(60);
-/// Term of a lease that is taken for a save alone.
+/// Term of a lease taken only to save.
 const SAVE_LEASE_TERM: Duration = Duration::from_secs(10);
 
-/// What memory has of the record.
+/// In-memory state of the record.
 #[derive(Default)]
-pub struct Held {
-    /// A token that the store could not take; its version is the one that it is to replace.
+pub struct RecordCache {
+    /// A token that could not be saved; its version is that of the record it replaces.
     unsaved: Option<StoredToken>,
-    /// As last seen in the store; only if other replicas use it.
+    /// The record as last seen in the store; only for a shared store.
     last_seen: Option<StoredToken>,
-    /// When the store was last found to have lost the record.
+    /// When a loss of the record was last detected.
     lost_at: Option<Instant>,
 }
 
-/// What a poll of a shared store finds.
+/// Result of polling a shared store.
 pub enum Poll {
     Unchanged,
-    /// A newer record with a usable token.
+    /// There is a newer record with a usable token.
     Token(Box<StoredToken>),
-    /// A newer record without one.
+    /// There is a newer record without a usable token.
     Record,
     /// The record was removed on purpose.
     Removed,
 }
 
-/// How a save reaches the store.
+/// Whether a save can reach the store.
 #[derive(Clone, Copy)]
 pub(super) enum Saving<'a> {
     Leased(&'a dyn Lease),
-    /// Not now: the store is unreachable for this reason.
+    /// The store is unreachable for this reason.
     Offline(&'a str),
 }
 
 impl Acquirer {
-    /// The record of this token, if it was granted for the present definition.
+    /// The record of this token, if it was granted under the current definition.
     pub(super) async fn record(&self, connection: &Connection) -> Result<Option<StoredToken>, StoreError> {
         Ok(self.record_of_any_definition(connection).await?.filter(|record| record.is_of(connection)))
     }
@@ -64,21 +65,21 @@ impl Acquirer {
         &self,
         connection: &Connection,
     ) -> Result<Option<StoredToken>, StoreError> {
-        let unsaved = self.held().unsaved.clone();
+        let unsaved = self.cached().unsaved.clone();
         match unsaved {
             Some(unsaved) => Ok(Some(unsaved)),
             None => self.load_or_restore(connection).await,
         }
     }
 
-    /// The record as far as it is known without the store.
+    /// The record from memory, for use while the store is unreachable.
     pub(super) fn record_in_memory(&self, connection: &Connection) -> Option<StoredToken> {
-        let held = self.held();
-        let record = held.unsaved.as_ref().or(held.last_seen.as_ref());
+        let cached = self.cached();
+        let record = cached.unsaved.as_ref().or(cached.last_seen.as_ref());
         record.filter(|record| record.is_of(connection)).cloned()
     }
 
-    /// True if the stored token was granted for another definition.
+    /// True if the stored token was granted under another definition.
     pub(super) async fn has_outdated(&self, connection: &Connection) -> bool {
         matches!(self.load_or_restore(connection).await, Ok(Some(record)) if !record.is_of(connection))
     }
@@ -93,10 +94,10 @@ impl Acquirer {
         }
     }
 
-    /// The stored record. One that the store has lost, or has an older version of, is written back.
+    /// Loads the record. If the store has lost it or has an older version, writes it back.
     async fn load_or_restore(&self, connection: &Connection) -> Result<Option<StoredToken>, StoreError> {
         let stored = self.load().await?;
-        let (Some(last_seen), Some(shared)) = (self.held().last_seen.clone(), self.store.shared()) else {
+        let (Some(last_seen), Some(shared)) = (self.cached().last_seen.clone(), self.store.shared()) else {
             return Ok(stored);
         };
         match stored {
@@ -106,28 +107,28 @@ impl Acquirer {
                 let has_refresh_token = matches!(last_seen.refresh, Refresh::Token(_));
                 let is_useless = !has_refresh_token && !self.is_usable(&last_seen, connection);
                 if is_useless || shared.was_removed(&self.slot.key, last_seen.version).await? {
-                    self.held().last_seen = None;
+                    self.cached().last_seen = None;
                     return Ok(None);
                 }
             }
         }
         tracing::warn!(connection = %self.slot.key.connection, profile = %self.slot.key.profile,
-            subject = self.slot.key.subject_str(), "the store has lost a token that is held here; writing it back");
+            subject = self.slot.key.subject_str(), "store has lost the token; writing it back from memory");
         {
-            let mut held = self.held();
-            held.lost_at = held.lost_at.filter(|at| at.elapsed() < LOSS_WINDOW).or_else(|| Some(Instant::now()));
+            let mut cached = self.cached();
+            cached.lost_at = cached.lost_at.filter(|at| at.elapsed() < LOSS_WINDOW).or_else(|| Some(Instant::now()));
         }
         shared.restore(&self.slot.key, last_seen.clone()).await?;
         Ok(Some(last_seen))
     }
 
-    /// Time since the store was last unreachable, or lost this record; `None`: never.
-    pub(super) fn store_trouble_age(&self) -> Option<Duration> {
+    /// Time since the store was last unreachable or lost this record; `None`: never.
+    pub(super) fn store_fault_age(&self) -> Option<Duration> {
         let reconnected_at = self.store.shared().and_then(|shared| shared.reconnected_at());
-        reconnected_at.max(self.held().lost_at).map(|at| at.elapsed())
+        reconnected_at.max(self.cached().lost_at).map(|at| at.elapsed())
     }
 
-    /// May another replica have spent the refresh token?
+    /// True if another replica may have spent the refresh token.
     pub(super) async fn is_in_doubt(&self) -> Result<bool, StoreError> {
         match self.store.shared() {
             Some(shared) => shared.is_in_doubt(&self.slot.key).await,
@@ -135,20 +136,20 @@ impl Acquirer {
         }
     }
 
-    /// Notes what the store has.
+    /// Caches the stored record.
     pub(super) fn remember(&self, record: &StoredToken) -> StoredToken {
         if self.shared {
-            self.held().last_seen = Some(record.clone());
+            self.cached().last_seen = Some(record.clone());
         }
         record.clone()
     }
 
-    /// Reads what other replicas have done to the record.
+    /// Polls for changes that other replicas made to the record.
     pub async fn poll(&self, connection: &Connection) -> Result<Poll, StoreError> {
         let Some(shared) = self.store.shared().filter(|_| !self.has_unsaved()) else { return Ok(Poll::Unchanged) };
         // The semaphore is never closed.
         let _permit = self.polls.acquire().await;
-        let known = self.held().last_seen.as_ref().map_or(0, |record| record.version);
+        let known = self.cached().last_seen.as_ref().map_or(0, |record| record.version);
         let Some(stored) = self.load_or_restore(connection).await? else {
             let removed = shared.was_removed(&self.slot.key, known).await?;
             return Ok(if removed { Poll::Removed } else { Poll::Unchanged });
@@ -160,10 +161,10 @@ impl Acquirer {
         Ok(if self.is_usable(&stored, connection) { Poll::Token(Box::new(stored)) } else { Poll::Record })
     }
 
-    /// Saves `token`, or holds it in memory if the store does not take it; returns it as saved.
+    /// Saves `token`, or keeps it in memory if the save fails; returns it with its version.
     pub(super) async fn save_or_hold(&self, token: StoredToken, saving: Saving<'_>) -> StoredToken {
         if self.slot.is_closed() && self.is_superseded(&token).await {
-            self.forget_held();
+            self.clear_record_cache();
             return token;
         }
         let saved = match saving {
@@ -173,32 +174,33 @@ impl Acquirer {
         match saved {
             Ok(version) => {
                 let token = StoredToken { version, ..token };
-                *self.held() = Held { last_seen: self.shared.then(|| token.clone()), ..Held::default() };
+                *self.cached() =
+                    RecordCache { last_seen: self.shared.then(|| token.clone()), ..RecordCache::default() };
                 token
             }
             Err(error) => {
                 tracing::error!(connection = %self.slot.key.connection, profile = %self.slot.key.profile,
                     subject = self.slot.key.subject_str(), %error,
-                    "the token could not be saved; using it from memory and retrying the save");
-                self.held().unsaved = Some(token.clone());
+                    "token could not be saved; serving it from memory and retrying the save");
+                self.cached().unsaved = Some(token.clone());
                 token
             }
         }
     }
 
-    /// Saves that the server refused the refresh token of `record`, so that it is never sent again.
+    /// Marks the refresh token of `record` as refused by the server, so that it is never sent again.
     pub(super) async fn mark_refused(&self, record: &StoredToken, error: String, saving: Saving<'_>) {
         tracing::warn!(connection = %self.slot.key.connection, profile = %self.slot.key.profile,
-            subject = self.slot.key.subject_str(), error, "the authorization server refused the refresh token");
+            subject = self.slot.key.subject_str(), error, "authorization server refused the refresh token");
         self.save_or_hold(StoredToken { refresh: Refresh::Refused { error }, ..record.clone() }, saving).await;
     }
 
-    /// Retries while the lease is ours, if another replica could take it next.
+    /// Saves under the lease; retries in a shared store, because another replica may take the lease next.
     async fn save(&self, token: &StoredToken, lease: &dyn Lease) -> Result<u64, StoreError> {
         let mut attempts = if self.shared { SAVE_ATTEMPTS } else { 1 };
         loop {
             let saving = self.store.save(&self.slot.key, token.clone(), lease);
-            let timed_out = || StoreError::Unavailable("it does not answer in time".to_owned());
+            let timed_out = || StoreError::Unavailable("no response in time".to_owned());
             let saved = tokio::time::timeout(SAVE_TIMEOUT, saving).await.unwrap_or_else(|_| Err(timed_out()));
             attempts -= 1;
             if attempts == 0 || !matches!(saved, Err(StoreError::Unavailable(_))) {
@@ -208,27 +210,27 @@ impl Acquirer {
         }
     }
 
-    /// Offers the store what it could not take; true if nothing is left unsaved.
+    /// Retries the save of an unsaved token; true if no token is left unsaved.
     pub async fn retry_save(&self) -> bool {
-        let Some(unsaved) = self.held().unsaved.clone() else { return true };
-        let lease = self.store.lease(&self.slot.key, SAVE_LEASE_TERM, LEASE_SLACK).await;
+        let Some(unsaved) = self.cached().unsaved.clone() else { return true };
+        let lease = self.store.lease(&self.slot.key, SAVE_LEASE_TERM, LEASE_MARGIN).await;
         let Ok(lease) = lease else { return false };
-        let saved = self.offer(unsaved, &*lease).await;
+        let saved = self.save_again(unsaved, &*lease).await;
         lease.release(saved).await;
         saved
     }
 
-    async fn offer(&self, unsaved: StoredToken, lease: &dyn Lease) -> bool {
+    async fn save_again(&self, unsaved: StoredToken, lease: &dyn Lease) -> bool {
         if let Some(shared) = self.store.shared() {
-            let is_overtaken = match self.store.load(&self.slot.key).await {
-                // The save succeeded, and its response was lost.
+            let is_superseded = match self.store.load(&self.slot.key).await {
+                // The save had succeeded, but its response was lost.
                 Ok(Some(stored))
                     if (&stored.access_token, &stored.refresh) == (&unsaved.access_token, &unsaved.refresh) =>
                 {
-                    *self.held() = Held { last_seen: Some(stored), ..Held::default() };
+                    *self.cached() = RecordCache { last_seen: Some(stored), ..RecordCache::default() };
                     return true;
                 }
-                // A refused record is not ahead: the refresh token that it refuses was spent for `unsaved`.
+                // A record marked as refused is not newer: its refresh token was spent to get `unsaved`.
                 Ok(Some(stored)) => {
                     stored.version > unsaved.version && !matches!(stored.refresh, Refresh::Refused { .. })
                 }
@@ -239,11 +241,11 @@ impl Acquirer {
                 Err(StoreError::Damaged { .. }) => false,
                 Err(_) => return false,
             };
-            if is_overtaken {
+            if is_superseded {
                 tracing::warn!(connection = %self.slot.key.connection, profile = %self.slot.key.profile,
                     subject = self.slot.key.subject_str(),
-                    "another process has stored a newer token or removed it; dropping the unsaved one");
-                self.forget_held();
+                    "unsaved token dropped; another replica has stored a newer token or removed it");
+                self.clear_record_cache();
                 self.slot.note_store_change();
                 return true;
             }
@@ -253,20 +255,20 @@ impl Acquirer {
     }
 
     pub fn has_unsaved(&self) -> bool {
-        self.held().unsaved.is_some()
+        self.cached().unsaved.is_some()
     }
 
-    /// True if the definition that replaced ours has stored a token already.
+    /// True if the definition that replaced this one has already stored a token.
     async fn is_superseded(&self, token: &StoredToken) -> bool {
         matches!(self.store.load(&self.slot.key).await, Ok(Some(stored)) if stored.identity != token.identity)
     }
 
-    /// Forgets what memory has of the record.
-    pub(super) fn forget_held(&self) {
-        *self.held() = Held::default();
+    /// Clears the record cache.
+    pub(super) fn clear_record_cache(&self) {
+        *self.cached() = RecordCache::default();
     }
 
-    fn held(&self) -> MutexGuard<'_, Held> {
-        lock(&self.held)
+    fn cached(&self) -> MutexGuard<'_, RecordCache> {
+        lock(&self.record_cache)
     }
 }

@@ -1,4 +1,4 @@
-//! One token request: sent, measured, audited, and its response read as a record.
+//! Sends one token request, measures and audits it, and converts the token response to a record.
 //!
 //! Metrics: `keybearer_token_requests_total`, `keybearer_token_request_duration_seconds`.
 
@@ -12,20 +12,21 @@ use crate::model::token::{RefreshToken, TokenSet};
 use crate::oauth::{Consented, Failure, Whose};
 use crate::store::{Refresh, RefreshLife, StoredToken};
 use crate::telemetry::audit::{self, Cause};
-use crate::token::slot::TroubleKind;
+use crate::token::slot::FailureKind;
 
 #[derive(Clone, Copy)]
 pub(super) enum TokenRequest<'a> {
-    /// RFC 6749 §6. Not sent after the deadline.
+    /// RFC 6749 §6, with a deadline for sending.
     Refresh(&'a RefreshToken, Option<BootTime>),
     /// The connection's own grant.
     Grant,
-    /// The same, with what a person has consented to.
+    /// The connection's own grant, with the result of a person's consent.
     Consented(&'a Consented),
 }
 
 impl Acquirer {
-    /// One refresh, sent before the deadline or not at all. A response without a refresh token leaves the old one in use.
+    /// Refreshes; the request is sent before the deadline or not at all. If the response has no refresh token, keeps
+    /// the old one.
     pub(super) async fn refresh(
         &self,
         attempt: Attempt<'_>,
@@ -35,7 +36,7 @@ impl Acquirer {
         let mut issued = self.send(attempt, TokenRequest::Refresh(token, sent_before)).await?;
         let sent = Refresh::Token(token.clone());
         if issued.refresh == Refresh::None || issued.refresh == sent {
-            // A repeated token is as old as before, whatever lifetime the response states.
+            // A repeated refresh token keeps its age, regardless of the lifetime in the response.
             issued.refresh_life = life.unwrap_or(issued.refresh_life);
             issued.refresh = sent;
         }
@@ -47,7 +48,7 @@ impl Acquirer {
         attempt: Attempt<'_>,
         request: TokenRequest<'_>,
     ) -> Result<StoredToken, AcquireError> {
-        // Lifetimes count from when the request leaves: the response may take long to arrive.
+        // Lifetimes count from the sending of the request, because the response may be slow.
         let sent_at = self.clock.now();
         let source = &attempt.definition.source;
         let response = match request {
@@ -63,7 +64,7 @@ impl Acquirer {
         self.read_response(attempt, request, response, sent_at)
     }
 
-    /// The response as a record, measured and audited.
+    /// Converts the response to a record; measures and audits it.
     pub(super) fn read_response(
         &self,
         attempt: Attempt<'_>,
@@ -97,9 +98,9 @@ impl Acquirer {
         })
     }
 
-    /// True if the request before this one, here or at another replica, got a 400 without a body.
+    /// True if the previous request, of this or another replica, got a 400 without a body.
     fn is_after_empty_400(&self) -> bool {
-        self.slot.state().trouble.as_ref().is_some_and(|trouble| trouble.kind == TroubleKind::Empty400)
+        self.slot.state().last_failure.as_ref().is_some_and(|failure| failure.kind == FailureKind::Empty400)
     }
 
     fn whose(&self) -> Whose<'_> {

@@ -1,6 +1,7 @@
-//! What the outcome of an attempt does to the slot, the log, the gauges and the events.
+//! Publishes the outcome of an attempt: to the slot, the log, the gauges and the event stream.
 //!
-//! Metrics: `keybearer_token_expiry_timestamp_seconds`, `keybearer_refresh_token_expiry_timestamp_seconds` (shared tokens).
+//! Metrics: `keybearer_token_expiry_timestamp_seconds`, `keybearer_refresh_token_expiry_timestamp_seconds` (shared
+//! tokens).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,23 +13,23 @@ use crate::model::token::TokenKey;
 use crate::store::{Refresh, RefreshLife, StoredToken};
 use crate::telemetry::events::Event;
 use crate::token::acquire::{AcquireError, Acquired};
-use crate::token::moments;
+use crate::token::deadlines;
 use crate::token::slot::{Granted, InjectedToken, SlotState};
 
-/// A refresh token's end is announced this long before, or in the last tenth of its lifetime.
-const ENDS_SOON: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Warning period before a refresh token expires; at most a tenth of its lifetime.
+const EXPIRY_WARNING: Duration = Duration::from_secs(7 * 24 * 3600);
 
 impl Refresher {
     pub(super) fn succeed(&self, before: &SlotState, connection: &Connection, acquired: Acquired) {
         let (message, stored) = match acquired {
-            Acquired::Issued(stored) => ("token obtained", stored),
-            Acquired::Stored(stored) => ("token read from the store", stored),
+            Acquired::Issued(stored) => ("token acquired", stored),
+            Acquired::Stored(stored) => ("token loaded from the store", stored),
         };
-        let mut moments = moments::of(stored.obtained, stored.lifetime, &connection.lifetimes, fastrand::f64());
+        let mut deadlines = deadlines::of(stored.obtained, stored.lifetime, &connection.lifetimes, fastrand::f64());
         let same = before.token.as_ref().filter(|token| token.access_token == stored.access_token);
         if same.is_some_and(|token| token.granted.obtained.wall != stored.obtained.wall) {
-            // The server issues one token until it expires: an earlier request would get the same again.
-            moments.refresh_at = moments.refresh_at.later(moments.usable_until);
+            // The server returns the same token until it expires, so an earlier refresh would be useless.
+            deadlines.refresh_at = deadlines.refresh_at.later(deadlines.usable_until);
         }
         let last = before.token.as_ref().map_or(0, |token| token.generation);
         let generation = if same.is_some() { last } else { last + 1 };
@@ -36,24 +37,24 @@ impl Refresher {
         if key.subject.is_none() {
             let labels = [key.connection.as_str(), key.profile.as_str()];
             let expiry = self.acquirer.metrics.token_expiry.with_label_values(&labels);
-            expiry.set(moments.expires.wall.as_secs_f64());
+            expiry.set(deadlines.expires.wall.as_secs_f64());
         }
         tracing::info!(connection = %key.connection, profile = %key.profile, subject = key.subject_str(),
             lifetime_s = stored.lifetime.as_secs_f64(), generation, "{message}");
-        let refresh_token_ends = self.forecast_end(connection, &stored);
+        let refresh_token_ends = self.forecast_expiry(connection, &stored);
         let scopes = stored.scopes.unwrap_or_else(|| connection.scopes.clone());
         if before.token.as_ref().is_none_or(|token| token.granted.scopes != scopes) {
             warn_of_missing_scopes(key, &connection.scopes, &scopes);
         }
         let granted = Granted { obtained: stored.obtained, scopes, refresh_token_ends };
-        let token = InjectedToken::new(generation, stored.access_token, stored.origins, granted, moments);
+        let token = InjectedToken::new(generation, stored.access_token, stored.origins, granted, deadlines);
         self.slot.publish(Some(Arc::new(token)), None);
-        let event = Event::TokenObtained { key: key.clone(), expires: moments.expires.wall };
+        let event = Event::TokenObtained { key: key.clone(), expires: deadlines.expires.wall };
         self.events.tell(self.acquirer.clock.now().wall, event);
     }
 
-    /// The expected end of the refresh token: set in the gauge, and logged when it is near.
-    fn forecast_end(&self, connection: &Connection, stored: &StoredToken) -> Option<WallTime> {
+    /// Forecasts the expiry of the refresh token: sets the gauge, and warns when it is near.
+    fn forecast_expiry(&self, connection: &Connection, stored: &StoredToken) -> Option<WallTime> {
         let (key, now) = (&self.slot.key, self.acquirer.clock.now().wall);
         let RefreshLife { since, stated } = stored.refresh_life;
         let has_token = matches!(stored.refresh, Refresh::Token(_));
@@ -63,9 +64,9 @@ impl Refresher {
             let labels = [key.connection.as_str(), key.profile.as_str()];
             self.acquirer.metrics.refresh_token_expiry.with_label_values(&labels).set(ends.as_secs_f64());
         }
-        if ends.since(now) < (life / 10).min(ENDS_SOON) {
+        if ends.since(now) < (life / 10).min(EXPIRY_WARNING) {
             tracing::warn!(connection = %key.connection, profile = %key.profile, subject = key.subject_str(),
-                ends = rfc3339(ends), "the refresh token ends soon, and the server has issued no other");
+                ends = rfc3339(ends), "refresh token expires soon, and the server has not issued a new one");
         }
         Some(ends)
     }
@@ -76,23 +77,24 @@ impl Refresher {
         let (failures, in_doubt) = (error.failures(before.failures()), error.is_in_doubt());
         let policy = error.retry_policy(failures);
         let retry_at = policy.retry_at(now, usable.map(|token| token.usable_until), fastrand::f64());
-        let trouble = error.into_trouble(now, retry_at, failures);
+        let failure = error.into_last_failure(now, retry_at, failures);
         let key = &self.slot.key;
-        let next_try_in_s = trouble.consent().is_none().then(|| now.until(trouble.retry_at).as_secs());
+        let next_try_in_s = failure.consent().is_none().then(|| now.until(failure.retry_at).as_secs());
         tracing::warn!(connection = %key.connection, profile = %key.profile, subject = key.subject_str(),
-            error = trouble.error, description = trouble.description, permanent = trouble.kind.is_permanent(), in_doubt,
-            still_usable = usable.is_some(), next_try_in_s, endpoint = %connection.endpoints.server, "no new token");
+            error = failure.error, description = failure.description, permanent = failure.kind.is_permanent(), in_doubt,
+            still_usable = usable.is_some(), next_try_in_s, endpoint = %connection.endpoints.server,
+            "token acquisition failed");
         let event = Event::TokenFailed {
             key: key.clone(),
-            outcome: trouble.outcome.as_str(),
-            error: trouble.error.clone(),
-            retry: trouble.consent().is_none().then_some(trouble.retry_at.wall),
+            outcome: failure.outcome.as_str(),
+            error: failure.error.clone(),
+            retry: failure.consent().is_none().then_some(failure.retry_at.wall),
         };
-        self.slot.publish(before.token.clone(), Some(trouble));
+        self.slot.publish(before.token.clone(), Some(failure));
         self.events.tell(now.wall, event);
     }
 
-    /// Withdraws the token; the next one is acquired as the first one was.
+    /// Forgets the token; the next one is acquired like the first one.
     pub(super) fn forget(&self) {
         self.slot.publish(None, None);
         let key = &self.slot.key;
@@ -109,6 +111,6 @@ fn warn_of_missing_scopes(key: &TokenKey, requested: &[String], granted: &[Strin
     let missing: Vec<_> = requested.iter().filter(|scope| !granted.contains(scope)).map(String::as_str).collect();
     if !missing.is_empty() {
         tracing::warn!(connection = %key.connection, profile = %key.profile, subject = key.subject_str(),
-            missing = missing.join(" "), "the authorization server has not granted all scopes");
+            missing = missing.join(" "), "authorization server granted fewer scopes than requested");
     }
 }

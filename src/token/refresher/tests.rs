@@ -1,12 +1,12 @@
-//! The cause that an attempt is audited with.
+//! The audited cause of an attempt.
 
 use super::*;
 use crate::model::connection::Connection;
 use crate::model::time::{BootTime, WallTime};
 use crate::model::token::AccessToken;
 use crate::oauth::Outcome;
-use crate::token::moments::Moments;
-use crate::token::slot::{Granted, InjectedToken, Trouble};
+use crate::token::deadlines::Deadlines;
+use crate::token::slot::{Granted, InjectedToken, LastFailure};
 
 const NOW: Now = Now { boot: BootTime::new(Duration::from_secs(100)), wall: WallTime::from_secs(1_000_000) };
 
@@ -20,15 +20,15 @@ fn token(lifetime: Duration) -> Option<Arc<InjectedToken>> {
         token,
         origins,
         granted,
-        Moments { usable_until: end, expires: end, refresh_at: end },
+        Deadlines { usable_until: end, expires: end, refresh_at: end },
     )))
 }
 
-fn trouble() -> Option<Trouble> {
+fn failure() -> Option<LastFailure> {
     let (outcome, error) = (Outcome::Unavailable, "timeout".to_owned());
-    Some(Trouble {
+    Some(LastFailure {
         at: NOW,
-        kind: TroubleKind::Retryable,
+        kind: FailureKind::Retryable,
         outcome,
         error,
         description: None,
@@ -38,16 +38,16 @@ fn trouble() -> Option<Trouble> {
 }
 
 #[test]
-fn an_attempt_is_caused_by_the_start_the_time_or_a_request() {
-    let check = |token, trouble, demanded, expected| {
-        assert_eq!(cause(&SlotState { token, trouble, attempts: 0 }, NOW, demanded), expected);
+fn an_attempt_has_start_due_or_demand_as_its_cause() {
+    let check = |token, failure, demanded, expected| {
+        assert_eq!(cause(&SlotState { token, last_failure: failure, attempts: 0 }, NOW, demanded), expected);
     };
-    let (over, usable) = (token(Duration::ZERO), token(Duration::from_secs(1)));
+    let (expired, usable) = (token(Duration::ZERO), token(Duration::from_secs(1)));
     check(None, None, false, Cause::Start);
     check(None, None, true, Cause::Start);
-    check(None, trouble(), false, Cause::Due);
-    check(None, trouble(), true, Cause::Demand);
-    check(over.clone(), None, true, Cause::Demand);
-    check(over, None, false, Cause::Due);
+    check(None, failure(), false, Cause::Due);
+    check(None, failure(), true, Cause::Demand);
+    check(expired.clone(), None, true, Cause::Demand);
+    check(expired, None, false, Cause::Due);
     check(usable, None, true, Cause::Due);
 }

@@ -1,6 +1,6 @@
-//! Commands of people to the refresher, which alone writes the slot.
+//! Commands from people to the refresher, the slot's only writer.
 //!
-//! Invariant: one command at a time. It is carried out even if its sender goes away.
+//! Invariant: at most one command is pending. It is executed even if its sender is dropped.
 
 use super::TokenSlot;
 use super::import::Import;
@@ -36,7 +36,7 @@ impl TokenSlot {
         self.inbox.is_full()
     }
 
-    /// For the refresher.
+    /// For the refresher: takes the pending command.
     pub(in crate::token) fn take_command(&self) -> Option<Command> {
         self.inbox.take()
     }

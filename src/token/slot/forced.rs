@@ -1,7 +1,8 @@
-//! Refreshes before a token is due: an upstream has rejected it, or a person asks for another.
+//! Forced refreshes: an upstream has rejected the token, or a person requests a new one before it is due.
 //!
-//! Invariants: one forced refresh serves all who ask for it. A rejection forces none during a backoff, nor within a pause
-//! after the last one, which doubles while the upstream keeps rejecting fresh tokens. A person waits for neither.
+//! Invariants: one forced refresh serves all requesters. A rejection forces no refresh during a backoff, nor within the
+//! rejection backoff after the last one, which doubles while the upstream keeps rejecting fresh tokens. A person waits
+//! for neither.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
@@ -15,35 +16,35 @@ use crate::model::time::BootTime;
 use crate::sync::lock;
 use crate::telemetry::audit::Cause;
 
-/// Shortest time between two forced refreshes of one slot.
-pub(super) const FORCED_PAUSE_MIN: Duration = Duration::from_secs(10);
-/// Longest, while the upstream rejects every token.
-const FORCED_PAUSE_MAX: Duration = Duration::from_secs(600);
+/// Minimum interval between two forced refreshes of one slot.
+pub(super) const FORCED_REFRESH_INTERVAL_MIN: Duration = Duration::from_secs(10);
+/// Maximum interval, while the upstream rejects every token.
+const FORCED_REFRESH_INTERVAL_MAX: Duration = Duration::from_secs(600);
 
-/// Pause between refreshes that rejections force.
+/// Backoff between refreshes forced by rejections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::token) struct RejectionPause {
+pub(in crate::token) struct RejectionBackoff {
     /// Forced refreshes since the upstream last accepted a token.
     pub rejections: u32,
-    /// Until the next one may be forced.
+    /// Time until the next refresh may be forced.
     pub wait: Duration,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Forced {
-    /// Of the token to replace; `None`: there was none.
+    /// Generation of the token to replace; `None`: there was no token.
     generation: Option<u64>,
-    /// Not yet done by the refresher.
+    /// Cause of a refresh that the refresher has not finished.
     pending: Option<Cause>,
-    /// When the last one was granted.
+    /// When the last refresh was forced.
     granted_at: Option<BootTime>,
-    /// No rejection forces one earlier.
+    /// A rejection forces no refresh before this time.
     not_before: BootTime,
     rejections: u32,
 }
 
 impl Forced {
-    /// The attempt has ended.
+    /// Notes that the attempt has ended.
     pub(super) fn end(&mut self) {
         self.pending = None;
     }
@@ -52,7 +53,7 @@ impl Forced {
         self.rejections > 0
     }
 
-    /// Joins the pending refresh, or starts one; false if it is too early for that.
+    /// Joins the pending refresh or forces one; false while the rejection backoff lasts.
     fn reject(&mut self, generation: u64, boot: BootTime) -> bool {
         if self.pending.is_some() && self.generation == Some(generation) {
             return true;
@@ -62,25 +63,27 @@ impl Forced {
         }
         self.grant(Some(generation), boot, Cause::Rejected);
         self.rejections = self.rejections.saturating_add(1);
-        self.not_before = boot + self.pause();
+        self.not_before = boot + self.backoff();
         true
     }
 
     fn grant(&mut self, generation: Option<u64>, boot: BootTime, cause: Cause) {
         (self.generation, self.pending, self.granted_at) = (generation, Some(cause), Some(boot));
-        self.not_before = self.not_before.max(boot + FORCED_PAUSE_MIN);
+        self.not_before = self.not_before.max(boot + FORCED_REFRESH_INTERVAL_MIN);
     }
 
-    fn pause(&self) -> Duration {
+    fn backoff(&self) -> Duration {
         let doublings = self.rejections.saturating_sub(1);
-        FORCED_PAUSE_MIN.saturating_mul(2u32.saturating_pow(doublings)).min(FORCED_PAUSE_MAX)
+        FORCED_REFRESH_INTERVAL_MIN.saturating_mul(2u32.saturating_pow(doublings)).min(FORCED_REFRESH_INTERVAL_MAX)
     }
 }
 
 impl TokenSlot {
-    /// The upstream rejected the token of `generation`: returns the one to send instead, if there is one by `deadline`.
+    /// Handles the upstream's rejection of the token of `generation`: returns the token to replay with, if there is one
+    /// by `deadline`.
     ///
-    /// A token that is no longer current is replaced at once; else one forced refresh serves all who sent it.
+    /// If a newer token is current, returns it at once; else one forced refresh serves all callers that sent the
+    /// rejected one.
     pub async fn reject(&self, generation: u64, clock: &Clock, deadline: Instant) -> Option<Arc<InjectedToken>> {
         let mut changed = self.changed.subscribe();
         let before = self.state.load_full();
@@ -89,7 +92,7 @@ impl TokenSlot {
             return Some(token).filter(|token| token.is_usable(clock.now()));
         }
         let now = clock.now();
-        if before.blocking_trouble(now).is_some() || !self.force().reject(generation, now.boot) {
+        if before.blocking_failure(now).is_some() || !self.force().reject(generation, now.boot) {
             return None;
         }
         if let Some(token) = &before.token {
@@ -111,19 +114,20 @@ impl TokenSlot {
         }
     }
 
-    /// The upstream accepted `token`, which was on trial: the next rejection waits for the shortest pause again.
+    /// Resets the rejection backoff after the upstream accepted `token`, which was on trial.
     pub fn accept(&self, token: &InjectedToken) {
         token.is_on_trial.store(false, Ordering::Relaxed);
         let is_current = self.state.load().token.as_ref().is_some_and(|own| own.generation == token.generation);
         if is_current {
             let mut forced = self.force();
             forced.rejections = 0;
-            let usual = forced.granted_at.map_or(BootTime::default(), |at| at + FORCED_PAUSE_MIN);
+            let usual = forced.granted_at.map_or(BootTime::default(), |at| at + FORCED_REFRESH_INTERVAL_MIN);
             forced.not_before = forced.not_before.min(usual);
         }
     }
 
-    /// Forces a refresh because of `cause`, or joins the pending one. `Err`: the time until one may be forced again.
+    /// Forces a refresh because of `cause`, or joins the pending one. `Err`: the time until a refresh may be forced
+    /// again.
     pub(super) fn force_refresh(&self, state: &SlotState, now: Now, cause: Cause) -> Result<(), Duration> {
         let generation = state.token.as_ref().map(|token| token.generation);
         let mut forced = self.force();
@@ -131,15 +135,15 @@ impl TokenSlot {
         if joins && cause.person().is_none() {
             return Ok(());
         }
-        let next = forced.granted_at.map_or(BootTime::default(), |at| at + FORCED_PAUSE_MIN);
-        if !joins && state.blocking_trouble(now).is_none() && state.token.is_some() && now.boot < next {
+        let next = forced.granted_at.map_or(BootTime::default(), |at| at + FORCED_REFRESH_INTERVAL_MIN);
+        if !joins && state.blocking_failure(now).is_none() && state.token.is_some() && now.boot < next {
             return Err(next.since(now.boot));
         }
         forced.grant(generation, now.boot, cause);
         Ok(())
     }
 
-    /// Forces a refresh for a person, whatever the last failure.
+    /// Forces a refresh for a person, ignoring backoffs and refusals.
     pub(in crate::token) fn retry_now(&self, now: Now, cause: Cause) {
         let state = self.state.load_full();
         let generation = state.token.as_ref().map(|token| token.generation);
@@ -147,26 +151,26 @@ impl TokenSlot {
         self.demand.notify_one();
     }
 
-    /// For the refresher: what forces a refresh of the present token, if anything does.
+    /// For the refresher: the cause of a pending forced refresh of the current token.
     pub(in crate::token) fn forced(&self, state: &SlotState) -> Option<Cause> {
         let forced = self.force();
         let generation = state.token.as_ref().map(|token| token.generation);
         forced.pending.clone().filter(|_| forced.generation == generation)
     }
 
-    /// For the refresher: true if a person has asked for another token during an attempt because of `cause`.
+    /// For the refresher: true if a person requested a refresh during an attempt that had another `cause`.
     pub(in crate::token) fn is_person_waiting(&self, state: &SlotState, cause: &Cause) -> bool {
         self.forced(state).is_some_and(|forced| forced.person().is_some() && forced != *cause)
     }
 
-    /// For the refresher: the pause for other replicas.
-    pub(in crate::token) fn rejection_pause(&self) -> RejectionPause {
+    /// For the refresher: the rejection backoff to publish to other replicas.
+    pub(in crate::token) fn rejection_backoff(&self) -> RejectionBackoff {
         let forced = self.force();
-        RejectionPause { rejections: forced.rejections, wait: forced.pause() }
+        RejectionBackoff { rejections: forced.rejections, wait: forced.backoff() }
     }
 
-    /// For the refresher: a rejection forced another replica to refresh a moment ago, so none was made here.
-    pub(in crate::token) fn pause_rejections(&self, elsewhere: RejectionPause, now: Now) {
+    /// For the refresher: adopts the rejection backoff of another replica, which was just forced to refresh.
+    pub(in crate::token) fn back_off_rejections(&self, elsewhere: RejectionBackoff, now: Now) {
         let mut forced = self.force();
         (forced.pending, forced.granted_at) = (None, None);
         forced.rejections = forced.rejections.max(elsewhere.rejections);
@@ -179,7 +183,7 @@ impl TokenSlot {
 }
 
 impl InjectedToken {
-    /// True if the upstream rejected the token before this one and has accepted none since.
+    /// True if the upstream rejected the previous token and has accepted none since.
     pub fn is_on_trial(&self) -> bool {
         self.is_on_trial.load(Ordering::Relaxed)
     }

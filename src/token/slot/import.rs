@@ -1,6 +1,6 @@
-//! A person brings a credential from outside: a refresh token, an authorization code, or a token already issued.
+//! Import of a credential that a person supplies: a refresh token, an authorization code, or a token already issued.
 //!
-//! Invariant: what is imported replaces the slot's token only after the authorization server has accepted it.
+//! Invariant: an imported credential replaces the slot's token only after the authorization server has accepted it.
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -17,14 +17,14 @@ pub enum Credential {
     RefreshToken(RefreshToken),
     /// To be exchanged for a token.
     Consented(Consented),
-    /// Issued to a request that was sent at `requested_at`.
+    /// Tokens from a token request that was sent at `requested_at`.
     Tokens {
         set: TokenSet,
         requested_at: Now,
     },
 }
 
-/// Command to prove a credential and keep its token.
+/// Command to prove a credential at the authorization server and keep the resulting token.
 #[derive(Debug)]
 pub struct Import {
     pub credential: Credential,
@@ -35,21 +35,21 @@ pub struct Import {
 /// Why a credential was not kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotImported {
-    /// Another command waits.
+    /// Another command is pending.
     Busy,
-    /// It gave no access token; nothing has changed.
+    /// The credential yielded no access token; the slot is unchanged.
     NotProven(NoToken),
 }
 
 impl TokenSlot {
-    /// Returns once `credential` has given an access token and it is kept, or why not.
+    /// Returns once `credential` has yielded an access token and the token is kept.
     pub async fn import(&self, credential: Credential, by: Person, deadline: Instant) -> Result<(), NotImported> {
         let (reply, outcome) = oneshot::channel();
         self.submit(Import { credential, by, reply }).map_err(|why| match why {
             NotSubmitted::Busy => NotImported::Busy,
             NotSubmitted::Closed => NotImported::NotProven(NoToken::Forgotten),
         })?;
-        self.interest.note_use();
+        self.usage.note_use();
         match tokio::time::timeout_at(deadline, outcome).await {
             Ok(Ok(outcome)) => outcome.map_err(NotImported::NotProven),
             Ok(Err(_)) => Err(NotImported::NotProven(NoToken::Forgotten)),

@@ -1,4 +1,4 @@
-//! Holds one command until its receiver takes it.
+//! A mailbox for one command.
 
 use std::sync::Mutex;
 
@@ -15,7 +15,7 @@ impl<C> Default for Inbox<C> {
 
 /// Why a command was not accepted.
 pub enum NotSubmitted {
-    /// Another command waits.
+    /// Another command is pending.
     Busy,
     Closed,
 }

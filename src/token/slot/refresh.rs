@@ -1,7 +1,7 @@
-//! Another token on request, before the present one is due.
+//! Refresh on request, before the current token is due.
 //!
-//! Invariants: one refresh serves all who ask and all whose token was rejected. A person's request ignores refusals and
-//! backoffs; any other waits for them to end.
+//! Invariants: one refresh serves all requesters and all callers whose token was rejected. A person's request ignores
+//! refusals and backoffs; any other cause waits until they end.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use super::{NoToken, TokenSlot};
 use crate::clock::Clock;
 use crate::telemetry::audit::Cause;
 
-/// Why there is no other token.
+/// Why there is no new token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotRefreshed {
-    /// A refresh of this slot was forced a moment ago.
+    /// A refresh of this slot was forced too recently.
     TooSoon {
         retry_after: Duration,
     },
@@ -22,23 +22,23 @@ pub enum NotRefreshed {
 }
 
 impl TokenSlot {
-    /// Returns once the authorization server has issued another token because of `cause`, or why it has not by `deadline`.
-    /// A failure is reported even if the present token is still usable.
+    /// Forces a refresh because of `cause`; returns once the authorization server has issued a token. Fails at
+    /// `deadline`. Reports a failure even if the current token is still usable.
     pub async fn refresh_now(&self, clock: &Clock, deadline: Instant, cause: Cause) -> Result<(), NotRefreshed> {
         let mut changed = self.changed.subscribe();
         let (before, now) = (self.state.load_full(), clock.now());
-        if let Some(trouble) = before.blocking_trouble(now).filter(|_| cause.person().is_none()) {
-            return Err(NotRefreshed::NoToken(trouble.no_token(now)));
+        if let Some(failure) = before.blocking_failure(now).filter(|_| cause.person().is_none()) {
+            return Err(NotRefreshed::NoToken(failure.no_token(now)));
         }
-        let asked = self.force_refresh(&before, now, cause);
-        asked.map_err(|retry_after| NotRefreshed::TooSoon { retry_after })?;
-        self.interest.note_use();
+        let forced = self.force_refresh(&before, now, cause);
+        forced.map_err(|retry_after| NotRefreshed::TooSoon { retry_after })?;
+        self.usage.note_use();
         self.demand.notify_one();
         loop {
             let state = self.state.load_full();
             if state.attempts > before.attempts {
-                let failed = |trouble: &super::Trouble| NotRefreshed::NoToken(trouble.no_token(clock.now()));
-                return state.trouble.as_ref().map_or(Ok(()), |trouble| Err(failed(trouble)));
+                let failed = |failure: &super::LastFailure| NotRefreshed::NoToken(failure.no_token(clock.now()));
+                return state.last_failure.as_ref().map_or(Ok(()), |failure| Err(failed(failure)));
             }
             if self.is_closed() {
                 return Err(NotRefreshed::NoToken(NoToken::Forgotten));

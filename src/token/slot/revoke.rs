@@ -1,6 +1,6 @@
-//! A person revokes a slot's tokens (RFC 7009).
+//! Revocation of a slot's tokens by a person (RFC 7009).
 //!
-//! Invariant: the tokens are forgotten here even if the server fails to revoke them, and the outcome reports that.
+//! Invariant: the tokens are forgotten even if the server fails to revoke them; the outcome reports the failure.
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -10,7 +10,7 @@ use super::{NoToken, TokenSlot};
 use crate::model::connection::Identity;
 use crate::model::token::TokenKey;
 
-/// Keys of other tokens from the same grant at the server, each with the identity that it was granted under.
+/// Keys of other tokens from the same grant at the server, each with the identity that the token was granted under.
 pub type Sharers = Vec<(Identity, TokenKey)>;
 
 /// Command to revoke and forget the tokens.
@@ -20,31 +20,31 @@ pub struct Revoke {
     pub reply: oneshot::Sender<Result<Revoked, String>>,
 }
 
-/// What became of the tokens at the server; here they are forgotten.
+/// Outcome of the revocation at the server. The slot has forgotten both tokens in any case.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Revoked {
-    pub refresh_token: Fate,
-    pub access_token: Fate,
+    pub refresh_token: RevocationOutcome,
+    pub access_token: RevocationOutcome,
 }
 
-/// What became of one token at the server.
+/// Outcome of the revocation of one token at the server.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum Fate {
-    /// There was no such token.
+pub enum RevocationOutcome {
+    /// There was no token to revoke.
     #[default]
     None,
     Revoked,
     /// The server has no revocation endpoint.
     NoEndpoint,
-    /// Not revoked: this token is of the same grant.
+    /// Not revoked, because the token of this key is from the same grant.
     Shared(TokenKey),
     Failed(String),
 }
 
-/// Why nothing was forgotten.
+/// Why the tokens were not forgotten.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotRevoked {
-    /// Another command waits.
+    /// Another command is pending.
     Busy,
     /// The store failed.
     Store(String),
@@ -52,7 +52,7 @@ pub enum NotRevoked {
 }
 
 impl TokenSlot {
-    /// Returns once the tokens are forgotten, with the server's response.
+    /// Returns the server's outcome once the tokens are forgotten.
     pub async fn revoke(&self, sharers: Sharers, deadline: Instant) -> Result<Revoked, NotRevoked> {
         let (reply, outcome) = oneshot::channel();
         self.submit(Revoke { sharers, reply }).map_err(|why| match why {

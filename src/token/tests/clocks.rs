@@ -1,9 +1,9 @@
-//! A token's life on a machine that is suspended or whose wall clock is set.
+//! Suspended machines and wall clock jumps.
 
 use super::*;
 
 #[tokio::test(start_paused = true)]
-async fn without_a_lifetime_the_default_applies() {
+async fn a_response_without_expires_in_gets_the_default_lifetime() {
     let engine = engine(SECOND, Duration::ZERO, [token("endless", None)]);
     engine.token().await.unwrap();
     let left = engine.clock.now().until(engine.fresh().unwrap().expires);
@@ -11,7 +11,7 @@ async fn without_a_lifetime_the_default_applies() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_machine_resumed_after_expiry_serves_no_expired_token() {
+async fn an_expired_token_is_not_served_after_a_suspend() {
     let engine = engine(3600 * SECOND, Duration::ZERO, []);
     engine.token().await.unwrap();
     engine.clock.suspend(4000 * SECOND);
@@ -20,12 +20,12 @@ async fn a_machine_resumed_after_expiry_serves_no_expired_token() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wall_clock_jump_forwards_expires_tokens_and_one_backwards_prolongs_none() {
+async fn a_forward_wall_clock_jump_expires_tokens_and_a_backward_jump_extends_none() {
     let engine = engine(3600 * SECOND, Duration::ZERO, []);
     engine.token().await.unwrap();
     engine.clock.step_wall(-7200);
     sleep(3599 * SECOND).await;
-    assert_ne!(engine.fresh().unwrap().generation, 1, "the boot clock still makes it due");
+    assert_ne!(engine.fresh().unwrap().generation, 1, "due by the boot clock");
     let generation = engine.fresh().unwrap().generation;
     engine.clock.step_wall(2 * 7200);
     assert!(engine.fresh().is_none());
@@ -45,7 +45,7 @@ async fn a_wall_clock_jump_causes_no_burst_of_requests() {
     engine.clock.step_wall(7200);
     sleep(31 * SECOND).await;
     let times = lock(&engine.script.times).split_off(before);
-    assert_eq!(times.len(), 301, "all refreshers noticed within half a minute");
+    assert_eq!(times.len(), 301, "every refresher notices within half a minute");
     for second in 0..31 {
         let from = times[0] + second * SECOND;
         let together = times.iter().filter(|at| **at >= from && **at < from + SECOND).count();

@@ -1,4 +1,4 @@
-//! Which changes of its connection's definition a token survives.
+//! Which changes to its connection's definition a token survives.
 
 use super::*;
 use crate::model::connection::ClientAuth;
@@ -12,7 +12,7 @@ fn changed(change: impl FnOnce(&mut Connection)) -> Arc<Connection> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_survives_what_it_does_not_belong_to() {
+async fn a_token_survives_changes_outside_its_identity() {
     let engine = engine(3600 * SECOND, Duration::ZERO, []);
     engine.token().await.unwrap();
     let connection = changed(|connection| {
@@ -27,7 +27,7 @@ async fn a_token_survives_what_it_does_not_belong_to() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_identity_is_another_token_and_the_old_one_is_refreshed_no_more() {
+async fn a_changed_identity_gets_a_new_token_and_the_old_one_is_no_longer_refreshed() {
     let engine = engine(60 * SECOND, Duration::ZERO, []);
     engine.token().await.unwrap();
     let other = shared(engine.cache.ensure(
@@ -45,25 +45,25 @@ async fn another_identity_is_another_token_and_the_old_one_is_refreshed_no_more(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_repaired_definition_does_not_wait_for_the_next_probe() {
+async fn a_fixed_definition_does_not_wait_for_the_next_probe() {
     let engine = engine(60 * SECOND, Duration::ZERO, [refused()]);
     assert!(engine.token().await.is_err());
-    let mended = changed(|connection| connection.client_auth = ClientAuth::Body(vec![Secret::new("right")]));
-    engine.cache.ensure(&mended, Box::new(Source(engine.script.clone())));
+    let fixed = changed(|connection| connection.client_auth = ClientAuth::Body(vec![Secret::new("right")]));
+    engine.cache.ensure(&fixed, Box::new(Source(engine.script.clone())));
     assert_eq!(engine.token().await.as_deref(), Ok("token-2"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_of_the_old_definition_does_not_block_the_new_one() {
+async fn a_refusal_under_the_old_definition_does_not_block_the_new_one() {
     let engine = engine(60 * SECOND, SECOND, [refused()]);
     sleep(SECOND / 2).await;
-    let mended = changed(|connection| connection.client_auth = ClientAuth::Body(vec![Secret::new("right")]));
-    engine.cache.ensure(&mended, Box::new(Source(engine.script.clone())));
+    let fixed = changed(|connection| connection.client_auth = ClientAuth::Body(vec![Secret::new("right")]));
+    engine.cache.ensure(&fixed, Box::new(Source(engine.script.clone())));
     assert_eq!(engine.token().await.as_deref(), Ok("token-2"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_waits_gets_the_token_of_the_definition_under_which_it_began() {
+async fn a_waiting_request_gets_the_token_of_the_definition_it_began_under() {
     let engine = engine(60 * SECOND, SECOND, []);
     let replaced = async {
         sleep(SECOND / 2).await;
@@ -77,7 +77,7 @@ async fn a_request_that_waits_gets_the_token_of_the_definition_under_which_it_be
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_asks_just_after_a_reload_is_served_and_the_new_record_stays() {
+async fn a_request_with_an_old_slot_is_served_after_a_reload_and_the_new_record_is_kept() {
     let engine = engine(60 * SECOND, Duration::ZERO, [token("old", Some(SECOND))]);
     engine.token().await.unwrap();
     let other = changed(|connection| connection.scopes = vec!["more".to_owned()]);
@@ -93,7 +93,7 @@ async fn a_request_that_asks_just_after_a_reload_is_served_and_the_new_record_st
 }
 
 #[tokio::test(start_paused = true)]
-async fn profiles_have_tokens_of_their_own_and_one_outlives_the_other() {
+async fn profiles_have_separate_tokens_and_lifetimes() {
     let engine = engine(3600 * SECOND, Duration::ZERO, []);
     engine.token().await.unwrap();
     let read = |scope: &str| {
@@ -107,7 +107,7 @@ async fn profiles_have_tokens_of_their_own_and_one_outlives_the_other() {
     let token = first.token(&engine.clock, Instant::now() + SECOND).await.unwrap();
     assert_eq!((first.key.to_string().as_str(), token.access_token.expose()), ("crm/read", "token-2"));
     assert!(Arc::ptr_eq(&engine.cache.get(&first.key).unwrap(), &first));
-    // Another definition of the profile, then none.
+    // Redefine the profile, then remove it.
     let second = ensure(&read("b"));
     engine.cache.retain(&HashSet::from([own.clone(), second.key.clone()]));
     let token = second.token(&engine.clock, Instant::now() + SECOND).await.unwrap();
@@ -118,13 +118,13 @@ async fn profiles_have_tokens_of_their_own_and_one_outlives_the_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn earlier_definitions_are_known_once_each_and_up_to_a_bound() {
+async fn superseded_definitions_are_deduplicated_and_bounded() {
     let engine = engine(3600 * SECOND, Duration::ZERO, []);
     let define = |number: usize| {
         let connection = changed(|connection| connection.scopes = vec![format!("s{number}")]);
         engine.cache.ensure(&connection, Box::new(Source(engine.script.clone())));
     };
-    let known = || engine.cache.former(&engine.slot.key).len();
+    let known = || engine.cache.superseded_definitions(&engine.slot.key).len();
     for number in [0, 1, 0, 1] {
         define(number);
     }

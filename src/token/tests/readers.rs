@@ -1,17 +1,18 @@
-//! Readers and the single writer of a slot, on real threads.
+//! Concurrent readers and the single writer of a slot, on real threads.
 
 use super::*;
 
 #[test]
-fn readers_see_the_last_token_or_the_one_before_while_it_is_republished() {
+fn readers_see_the_newest_token_or_its_predecessor_during_a_publish() {
     const GENERATIONS: u64 = 20_000;
     let slot = TokenSlot::new(TokenKey::of_connection(Name::parse("crm").unwrap()), None);
     let clock = Clock::system();
     let end = clock.now().plus(3600 * SECOND);
-    let moments = moments::Moments { usable_until: end, expires: end, refresh_at: end };
+    let deadlines = deadlines::Deadlines { usable_until: end, expires: end, refresh_at: end };
     let publish = |generation: u64| {
         let text = AccessToken::parse(&format!("t{generation}")).unwrap();
-        let token = InjectedToken::new(generation, text, Arc::new(connection("crm").origins()), granted(end), moments);
+        let token =
+            InjectedToken::new(generation, text, Arc::new(connection("crm").origins()), granted(end), deadlines);
         slot.publish(Some(Arc::new(token)), None);
     };
     publish(1);

@@ -1,4 +1,4 @@
-//! One token for each subject: always in the store, and in memory while in use.
+//! Tokens per subject: always in the store, and in memory while in use.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::{panic, thread};
@@ -19,7 +19,7 @@ fn subjects(keep_warm: Option<Duration>, in_memory_max: usize) -> Subjects {
     let (store, clock) = (Arc::new(MemoryStore::default()), Clock::simulated());
     let (tasks, metrics) = (Tasks::default(), Metrics::new().unwrap());
     let mut cache = TokenCache::new(store, clock.clone(), tasks, metrics, Events::default(), Audit::default());
-    cache.subjects = InMemory::new(NonZeroUsize::new(in_memory_max).unwrap());
+    cache.subjects = SubjectCache::new(NonZeroUsize::new(in_memory_max).unwrap());
     let lifetimes = Lifetimes { keep_warm, ..Lifetimes::default() };
     let connection = Connection { tokens: Tokens::PerSubject, lifetimes, ..Connection::sample("crm") };
     let slots = match cache.ensure(&Arc::new(connection), Box::new(Source(script.clone()))) {
@@ -31,7 +31,7 @@ fn subjects(keep_warm: Option<Duration>, in_memory_max: usize) -> Subjects {
 
 impl Subjects {
     /// Redefines the connection with another source.
-    fn follow(&mut self, keep_warm: Option<Duration>, script: Script) {
+    fn redefine(&mut self, keep_warm: Option<Duration>, script: Script) {
         self.script = Arc::new(script);
         let lifetimes = Lifetimes { keep_warm, ..Lifetimes::default() };
         let connection = Connection { tokens: Tokens::PerSubject, lifetimes, ..Connection::sample("crm") };
@@ -54,20 +54,20 @@ impl Subjects {
     }
 }
 
-/// Runs a test on paused time, in a thread of its own. A task that never waits stops the paused time and every timeout with
-/// it, so the bound is by the true clock.
-fn bounded(test: impl AsyncFnOnce() + Send + 'static) {
-    const BOUND: Duration = Duration::from_secs(30);
+/// Runs a test on paused time in its own thread, with a timeout on the real clock: a task that never yields would stop
+/// the paused clock and every timeout on it.
+fn with_real_timeout(test: impl AsyncFnOnce() + Send + 'static) {
+    const TIMEOUT: Duration = Duration::from_secs(30);
     let (done, ended) = mpsc::channel::<()>();
     let thread = thread::Builder::new().spawn(move || {
-        // Dropped at the end, in a panic as well.
+        // Dropped at the end, even by a panic.
         let _done = done;
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         runtime.enable_all().start_paused(true).build().expect("a runtime").block_on(test());
     });
     let thread = thread.expect("a thread");
-    let is_over = ended.recv_timeout(BOUND) == Err(RecvTimeoutError::Disconnected);
-    assert!(is_over, "it still runs after {BOUND:?}: some task never waits");
+    let is_finished = ended.recv_timeout(TIMEOUT) == Err(RecvTimeoutError::Disconnected);
+    assert!(is_finished, "still running after {TIMEOUT:?}: some task never yields");
     if let Err(cause) = thread.join() {
         panic::resume_unwind(cause);
     }
@@ -92,13 +92,13 @@ async fn a_token_is_refreshed_ahead_only_while_it_is_in_use() {
         sleep(SECOND).await;
     }
     let after_use = run.script.calls();
-    assert!((10..=13).contains(&after_use), "{after_use}: only ann's is refreshed, twice a minute");
+    assert!((10..=13).contains(&after_use), "{after_use}: only ann's token is refreshed, twice a minute");
     sleep(600 * SECOND).await;
     assert!(run.script.calls() <= after_use + 2, "{} after {after_use}", run.script.calls());
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_least_recently_used_subject_leaves_memory_and_comes_back_from_the_store() {
+async fn the_least_recently_used_subject_is_evicted_and_reloaded_from_the_store() {
     let run = subjects(None, 3);
     let ann = run.token("ann").await.unwrap();
     for subject in ["bob", "eve"] {
@@ -116,7 +116,7 @@ async fn the_least_recently_used_subject_leaves_memory_and_comes_back_from_the_s
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_that_ends_unused_leaves_memory() {
+async fn a_token_that_expires_unused_is_evicted() {
     let run = subjects(None, 10);
     run.token("ann").await.unwrap();
     sleep(120 * SECOND).await;
@@ -127,28 +127,28 @@ async fn a_token_that_ends_unused_leaves_memory() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_callers_get_a_failure_until_the_next_attempt() {
+async fn all_callers_get_the_last_failure_until_the_next_attempt() {
     let run = subjects(None, 10);
-    run.script.then(unavailable(Some(30 * SECOND)));
+    run.script.push(unavailable(Some(30 * SECOND)));
     for _ in 0..29 {
         assert!(run.token("ann").await.is_err());
         sleep(SECOND).await;
     }
     assert_eq!(run.script.calls(), 1);
     sleep(600 * SECOND).await;
-    assert_eq!(run.script.calls(), 1, "no caller asks any more");
+    assert_eq!(run.script.calls(), 1, "no caller demands a token");
     assert!(run.token("ann").await.is_ok());
 }
 
 #[test]
-fn warm_tokens_are_refreshed_without_demand() {
-    bounded(async || {
+fn tokens_are_kept_warm_without_demand() {
+    with_real_timeout(async || {
         let run = subjects(Some(3600 * SECOND), 10);
-        for answer in 0..100 {
-            let refresh_token = RefreshToken::parse(&format!("r{answer}")).unwrap();
-            let access_token = AccessToken::parse(&format!("a{answer}")).unwrap();
+        for number in 0..100 {
+            let refresh_token = RefreshToken::parse(&format!("r{number}")).unwrap();
+            let access_token = AccessToken::parse(&format!("a{number}")).unwrap();
             let expires_in = Some(60 * SECOND);
-            run.script.then(Ok(TokenSet {
+            run.script.push(Ok(TokenSet {
                 access_token,
                 expires_in,
                 refresh_token: Some(refresh_token),
@@ -168,7 +168,7 @@ fn warm_tokens_are_refreshed_without_demand() {
     });
 }
 
-/// Stores a new token with a refresh token for each of `count` subjects.
+/// Stores a token with a refresh token for each of `count` subjects.
 async fn fill(run: &Subjects, count: usize) {
     for number in 0..count {
         let connection = Connection { tokens: Tokens::PerSubject, ..Connection::sample("crm") };
@@ -191,62 +191,62 @@ async fn fill(run: &Subjects, count: usize) {
     }
 }
 
-/// A hundredth of a million subjects in a hundredth of a day, at 200 ms a call.
+/// Ten thousand subjects in 864 s at 200 ms a call; scales to a million in a day.
 #[test]
-fn tokens_issued_at_one_time_are_all_refreshed_within_keep_warm() {
-    bounded(async || {
+fn tokens_issued_at_once_are_all_refreshed_within_keep_warm() {
+    with_real_timeout(async || {
         let span = 864 * SECOND;
         let mut run = subjects(Some(span), 16_384);
-        let script = Script { lifetime: Some(60 * SECOND), takes: SECOND / 5, ..Script::default() };
-        run.follow(Some(span), script);
+        let script = Script { lifetime: Some(60 * SECOND), latency: SECOND / 5, ..Script::default() };
+        run.redefine(Some(span), script);
         fill(&run, 10_000).await;
         let filled = Instant::now();
         let most = Arc::new(AtomicUsize::new(0));
         while lock(&run.script.spent).len() < 10_000 {
-            assert!(filled.elapsed() < span, "only {} within the time", lock(&run.script.spent).len());
+            assert!(filled.elapsed() < span, "only {} in time", lock(&run.script.spent).len());
             most.fetch_max(run.in_memory().len(), Ordering::SeqCst);
             sleep(SECOND).await;
         }
         let spent: HashSet<String> = lock(&run.script.spent).iter().take(10_000).cloned().collect();
-        assert_eq!(spent.len(), 10_000, "each subject's once");
-        assert_eq!(run.script.at_once_max.load(Ordering::SeqCst), 6, "permits are left to requests");
+        assert_eq!(spent.len(), 10_000, "each subject's refresh token once");
+        assert_eq!(run.script.in_flight_max.load(Ordering::SeqCst), 6, "permits are left to requests");
         assert!(most.load(Ordering::SeqCst) < 50, "{most:?} subjects were in memory at once");
     });
 }
 
 #[test]
-fn a_definition_that_begins_to_keep_warm_is_followed_at_once() {
-    bounded(async || {
+fn keep_warm_takes_effect_when_it_is_added() {
+    with_real_timeout(async || {
         let mut run = subjects(None, 10);
         fill(&run, 3).await;
         sleep(100 * SECOND).await;
         let script = Script { lifetime: Some(60 * SECOND), ..Script::default() };
-        run.follow(Some(100 * SECOND), script);
+        run.redefine(Some(100 * SECOND), script);
         sleep(30 * SECOND).await;
         assert_eq!(run.script.calls(), 3);
     });
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_attempt_without_waiting_callers_is_never_sent() {
+async fn an_attempt_is_abandoned_when_its_last_caller_leaves() {
     let mut run = subjects(None, 100);
-    run.follow(None, Script { lifetime: Some(60 * SECOND), takes: 5 * SECOND, ..Script::default() });
+    run.redefine(None, Script { lifetime: Some(60 * SECOND), latency: 5 * SECOND, ..Script::default() });
     {
-        let asked: Vec<_> = (0..50).map(|number| format!("s{number}")).collect();
-        let all = futures_util::future::join_all(asked.iter().map(|subject| run.token(subject)));
+        let names: Vec<_> = (0..50).map(|number| format!("s{number}")).collect();
+        let all = futures_util::future::join_all(names.iter().map(|subject| run.token(subject)));
         assert!(tokio::time::timeout(SECOND, all).await.is_err());
     }
     sleep(SECOND / 10).await;
-    assert_eq!(run.in_memory().len(), 7, "those whose requests have left");
+    assert_eq!(run.in_memory().len(), 7, "those whose requests were sent");
     assert!(run.token("ann").await.is_ok());
     sleep(60 * SECOND).await;
     assert_eq!(run.script.calls(), 8);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_attempt_goes_on_while_one_of_its_callers_waits() {
+async fn an_attempt_continues_while_a_caller_waits() {
     let mut run = subjects(None, 100);
-    run.follow(None, Script { lifetime: Some(60 * SECOND), takes: 3 * SECOND, ..Script::default() });
+    run.redefine(None, Script { lifetime: Some(60 * SECOND), latency: 3 * SECOND, ..Script::default() });
     let others: Vec<_> = (0..7).map(|number| format!("s{number}")).collect();
     let others = futures_util::future::join_all(others.iter().map(|subject| run.token(subject)));
     let gone = tokio::time::timeout(SECOND, run.token("ann"));
@@ -256,7 +256,7 @@ async fn an_attempt_goes_on_while_one_of_its_callers_waits() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_identity_ends_the_tokens_of_all_subjects() {
+async fn a_changed_identity_retires_the_tokens_of_all_subjects() {
     let run = subjects(None, 10);
     run.token("ann").await.unwrap();
     let scopes = vec!["more".to_owned()];
@@ -273,8 +273,8 @@ async fn another_identity_ends_the_tokens_of_all_subjects() {
 }
 
 #[test]
-fn the_subjects_of_one_profile_are_none_of_the_others() {
-    bounded(async || {
+fn profiles_do_not_share_subjects() {
+    with_real_timeout(async || {
         let run = subjects(Some(3600 * SECOND), 10);
         let profile = Name::parse("other").unwrap();
         let own = Connection { tokens: Tokens::PerSubject, profile, ..Connection::sample("crm") };

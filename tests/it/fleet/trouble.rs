@@ -151,7 +151,7 @@ async fn a_rotation_that_redis_does_not_take_is_not_lost() {
     let end = Instant::now() + Duration::from_secs(15);
     let rotations = fleet.count("rotations").await;
     fleet.wires.iter().for_each(Wire::cut);
-    let unsaved = async |replica: &Sidecar| replica.log().contains("the token could not be saved");
+    let unsaved = async |replica: &Sidecar| replica.log().contains("token could not be saved");
     while !unsaved(&fleet.replicas[0]).await && !unsaved(&fleet.replicas[1]).await {
         assert!(Instant::now() < end, "{}", fleet.replicas[0].log());
         sleep(Duration::from_millis(20)).await;

@@ -1,9 +1,9 @@
-//! A real browser: Chromium through `tests/peers/browser.mjs`, which names the commands and what a page's state tells.
+//! A real browser: Chromium, driven by `tests/peers/browser.mjs`, which documents the commands and a page's state.
 //!
-//! Not here: what the pages of the authorization servers ask (`Tab::sign_in`, `agree` and `deny` know their buttons).
-//! Holds: the browser dies with its handle; each `context` is a browser of its own, with its own cookies.
+//! Not here: the authorization servers' pages (`Tab::sign_in`, `agree` and `deny` only know their buttons).
+//! Invariants: the browser is killed with its handle; each `context` has its own cookies.
 
-#![allow(dead_code, reason = "a rig offers more than the tests of the day use")]
+#![allow(dead_code, reason = "the rig offers more than the current tests use")]
 
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,15 +17,15 @@ use tokio::time::timeout;
 
 use super::peers::{Peers, node, peers_path};
 
-const START: Duration = Duration::from_secs(60);
-const ANSWER: Duration = Duration::from_secs(30);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub struct Browser {
     pipes: Mutex<(ChildStdin, Lines<BufReader<ChildStdout>>)>,
     _child: Child,
 }
 
-/// One tab of one browser; made when it is first used.
+/// One tab of one browser context, created on first use.
 #[derive(Clone, Copy)]
 pub struct Tab<'a> {
     browser: &'a Browser,
@@ -33,7 +33,7 @@ pub struct Tab<'a> {
     name: &'a str,
 }
 
-/// A page as it is shown, and what the tab has seen so far.
+/// The current page, and everything the tab has recorded so far.
 pub struct Page(pub Value);
 
 impl Browser {
@@ -52,9 +52,13 @@ impl Browser {
             .unwrap_or_else(|error| panic!("the browser does not start ({error}); run tests/peers/install.sh"));
         let stdin = child.stdin.take().expect("stdin is piped");
         let mut lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
-        let ready = timeout(START, lines.next_line()).await;
-        let said = || std::fs::read_to_string(at(".log")).unwrap_or_default();
-        assert!(matches!(ready, Ok(Ok(Some(_)))), "no browser in {START:?}; try tests/peers/install.sh:\n{}", said());
+        let ready = timeout(START_TIMEOUT, lines.next_line()).await;
+        let log = || std::fs::read_to_string(at(".log")).unwrap_or_default();
+        assert!(
+            matches!(ready, Ok(Ok(Some(_)))),
+            "no browser in {START_TIMEOUT:?}; try tests/peers/install.sh:\n{}",
+            log()
+        );
         Self { pipes: Mutex::new((stdin, lines)), _child: child }
     }
 
@@ -65,10 +69,12 @@ impl Browser {
     async fn send(&self, command: Value) -> Result<Value, String> {
         let mut pipes = self.pipes.lock().await;
         pipes.0.write_all(format!("{command}\n").as_bytes()).await.map_err(|error| error.to_string())?;
-        let line = timeout(ANSWER, pipes.1.next_line()).await.map_err(|_| format!("no answer in {ANSWER:?}"))?;
-        let line = line.map_err(|error| error.to_string())?.ok_or("the browser has ended")?;
-        let answer: Value = serde_json::from_str(&line).map_err(|error| format!("{error}: {line}"))?;
-        answer["error"].as_str().map_or_else(|| Ok(answer["ok"].clone()), |error| Err(error.to_owned()))
+        let line = timeout(COMMAND_TIMEOUT, pipes.1.next_line())
+            .await
+            .map_err(|_| format!("no response in {COMMAND_TIMEOUT:?}"))?;
+        let line = line.map_err(|error| error.to_string())?.ok_or("the browser has exited")?;
+        let response: Value = serde_json::from_str(&line).map_err(|error| format!("{error}: {line}"))?;
+        response["error"].as_str().map_or_else(|| Ok(response["ok"].clone()), |error| Err(error.to_owned()))
     }
 }
 
@@ -76,8 +82,8 @@ impl Tab<'_> {
     async fn run(&self, mut command: Value) -> Page {
         command["context"] = json!(self.context);
         command["tab"] = json!(self.name);
-        let told = self.browser.send(command.clone()).await;
-        Page(told.unwrap_or_else(|error| panic!("{command}: {error}")))
+        let state = self.browser.send(command.clone()).await;
+        Page(state.unwrap_or_else(|error| panic!("{command}: {error}")))
     }
 
     pub async fn open(&self, url: &str) -> Page {
@@ -88,17 +94,17 @@ impl Tab<'_> {
         self.run(json!({"cmd": "fill", "selector": selector, "text": text})).await
     }
 
-    /// Clicks, and waits for the page that it leads to.
+    /// Clicks, and waits for the resulting page.
     pub async fn click(&self, selector: &str) -> Page {
         self.run(json!({"cmd": "click", "selector": selector, "wait": true})).await
     }
 
-    /// Waits until the address holds `url` and the page `text`.
+    /// Waits until the address contains `url` and the page contains `text`.
     pub async fn until(&self, url: &str, text: &str) -> Page {
         self.run(json!({"cmd": "until", "url": url, "text": text, "within_ms": 20_000})).await
     }
 
-    /// From now on no page is loaded whose address holds `part`; `Page::held` has them.
+    /// From now on blocks pages whose address contains `part`; `Page::held` lists them.
     pub async fn hold(&self, part: &str) -> Page {
         self.run(json!({"cmd": "hold", "part": part})).await
     }
@@ -115,19 +121,19 @@ impl Tab<'_> {
         self.run(json!({"cmd": "state"})).await
     }
 
-    /// On the page of the sidecar that asks whether that shall be connected.
+    /// Confirms on the sidecar's confirmation page.
     pub async fn confirm(&self) -> Page {
         self.until("/connect/", "Connect an account?").await;
         self.click("#confirm").await
     }
 
-    /// Answers an authorization server's question who it is.
+    /// Signs in on an authorization server's login page.
     pub async fn sign_in(&self, account: &str) -> Page {
         self.fill("input[name=account]", account).await;
         self.click("#go").await
     }
 
-    /// The button that goes on, on any page of an authorization server.
+    /// Clicks the continue button on any page of an authorization server.
     pub async fn agree(&self) -> Page {
         self.click("#go").await
     }
@@ -155,7 +161,7 @@ impl Page {
         self.0["title"].as_str().unwrap_or_default()
     }
 
-    /// What a person reads.
+    /// The visible text.
     pub fn text(&self) -> &str {
         self.0["text"].as_str().unwrap_or_default()
     }
@@ -168,7 +174,7 @@ impl Page {
         self.0["headers"][name].as_str().unwrap_or_default()
     }
 
-    /// `url`, `status` and `headers` of every page that was answered, redirects included, in order.
+    /// `url`, `status` and `headers` of every page response, redirects included, in order.
     pub fn documents(&self) -> Vec<Value> {
         self.0["documents"].as_array().cloned().unwrap_or_default()
     }
@@ -177,18 +183,19 @@ impl Page {
         self.texts("held")
     }
 
-    /// What the console, exceptions and failed requests told.
+    /// Console errors, exceptions and failed requests.
     pub fn problems(&self) -> Vec<String> {
         self.texts("problems")
     }
 
-    /// The address of everything that was loaded or tried.
+    /// The URL of every request, successful or not.
     pub fn requests(&self) -> Vec<String> {
         let requests = self.0["requests"].as_array().into_iter().flatten();
         requests.map(|request| request["url"].as_str().unwrap_or_default().to_owned()).collect()
     }
 
-    /// The context's cookies, as the browser knows them: `name`, `value`, `domain`, `httpOnly`, `sameSite`, `secure`, ….
+    /// The context's cookies, as the browser knows them: `name`, `value`, `domain`, `httpOnly`, `sameSite`, `secure`,
+    /// ….
     pub fn cookies(&self) -> Vec<Value> {
         self.0["cookies"].as_array().cloned().unwrap_or_default()
     }

@@ -1,4 +1,4 @@
-//! Commands of the program over the configuration in a directory.
+//! Runs commands of the program with the configuration of a directory.
 
 use std::path::Path;
 use std::process::{Output, Stdio};
@@ -10,9 +10,9 @@ use tokio::time::timeout;
 use super::manager::MANAGER;
 use super::sidecar::program;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A command of the program over the configuration in `dir`.
+/// Runs a command with the configuration in `dir`, with `input` on stdin.
 pub async fn run(dir: &Path, arguments: &[&str], input: &str) -> Output {
     let mut child = program()
         .args(arguments)
@@ -25,12 +25,12 @@ pub async fn run(dir: &Path, arguments: &[&str], input: &str) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .expect("the program starts");
-    // It may have ended without reading.
+    // The command may exit without reading stdin.
     let _ = child.stdin.take().expect("a pipe").write_all(input.as_bytes()).await;
-    timeout(PATIENCE, child.wait_with_output()).await.expect("it ends in time").expect("output")
+    timeout(TIMEOUT, child.wait_with_output()).await.expect("it exits in time").expect("output")
 }
 
-/// Everything that a command has printed.
+/// Stdout and stderr of a command.
 pub fn printed(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }

@@ -1,6 +1,6 @@
-//! A configuration as most tests need it: connections, the hosts of their upstreams, and further keys of the document.
+//! Configuration builder for most tests: connections, the hosts of their upstreams, and further top-level keys.
 //!
-//! Not here: listeners (`Sidecar` adds them, on free ports); documents whose text is the subject of a test.
+//! Not here: listeners (`Sidecar` adds them, on free ports); documents whose text itself is under test.
 
 use std::fmt::{self, Display, Formatter};
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use super::manager::MANAGER;
 use super::peers::Peers;
 use super::scripted::Scripted;
 
-/// A document in YAML. Every method adds to it; [`Display`] writes it.
+/// A YAML document. Every method adds to it; [`Display`] writes it.
 #[derive(Clone, Default)]
 pub struct Config {
     top: String,
@@ -62,7 +62,7 @@ impl Display for Config {
     }
 }
 
-/// One item of `connections`: the client `a` with the secret `b`, unless `client` or `keys` say otherwise.
+/// One item of `connections`: the client `a` with the secret `b`, unless `client` or `keys` override them.
 #[derive(Clone)]
 pub struct Connection {
     name: String,
@@ -95,7 +95,7 @@ impl Connection {
         self
     }
 
-    /// Further keys, separated by `, `; none for an empty text.
+    /// Further keys, separated by `, `.
     pub fn keys(mut self, keys: impl Display) -> Connection {
         let keys = keys.to_string();
         if !keys.is_empty() {
@@ -104,7 +104,7 @@ impl Connection {
         self
     }
 
-    /// A route of these keys, for instance `mount: /x, upstream: "http://api.test"`.
+    /// A route with these keys, for instance `mount: /x, upstream: "http://api.test"`.
     pub fn route(mut self, keys: impl Display) -> Connection {
         self.routes.push(format!("{{{keys}}}"));
         self
@@ -124,7 +124,7 @@ impl Display for Connection {
     }
 }
 
-/// A port of this machine.
+/// A loopback address with this port.
 pub fn local(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }

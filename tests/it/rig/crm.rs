@@ -1,11 +1,11 @@
-//! The connection `crm` of a real authorization server, with the host `api.test` of a real upstream.
+//! The connection `crm` with a real authorization server, and the host `api.test` with a real upstream.
 
 use super::config::{Config, Connection, local};
 use super::peers::{AuthorizationServer, Upstream};
 use super::raw::{self, RawResponse};
 use super::sidecar::Sidecar;
 
-/// A connection of the client `person` that waits for a refresh token. `keys` are further ones of the connection.
+/// A connection of the client `person` that needs an imported refresh token. `keys`: further keys of the connection.
 pub fn person(server: &AuthorizationServer, upstream: &Upstream, top: &str, keys: &str) -> String {
     connection(server, upstream, top, &format!("client_id: person, client_secret: person-secret{keys}"))
 }

@@ -1,4 +1,4 @@
-//! Several replicas with one Redis, and requests through them.
+//! Several replicas that share one Redis, and traffic through them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -19,12 +19,12 @@ use super::wire::Wire;
 
 pub const SEAL_KEY: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
 
-/// `store:` at a port.
+/// The `store:` key for a Redis on this port.
 pub fn store(port: u16) -> String {
     format!("store: {{redis: {{url: \"redis://127.0.0.1:{port}/0\"}}, seal_key: {SEAL_KEY}}}\n")
 }
 
-/// The connection `crm` of the client `person`, whose refresh tokens rotate, and `machine`.
+/// The connections `crm`, of the client `person` with rotating refresh tokens, and `machine`.
 pub fn config(server: &AuthorizationServer, upstream: &Upstream, store: &str) -> String {
     let connection = |name: &str, client: &str| {
         let keys = "authorization_server: {timeout: 2s}, scopes: [api.read]";
@@ -38,7 +38,7 @@ pub fn config(server: &AuthorizationServer, upstream: &Upstream, store: &str) ->
     config.connection(machine.plain("m.test")).to_string()
 }
 
-/// Requests without a pause, and their outcomes.
+/// Continuous requests, and their outcomes.
 pub struct Traffic {
     end: Arc<AtomicBool>,
     good: Arc<AtomicUsize>,
@@ -52,10 +52,10 @@ impl Traffic {
         let task = tokio::spawn(async move {
             let mut bad = Vec::new();
             while !over.load(Ordering::SeqCst) {
-                let answer = raw::get_through(proxy, url, "").await;
-                match answer.status {
+                let response = raw::get_through(proxy, url, "").await;
+                match response.status {
                     200 => drop(count.fetch_add(1, Ordering::SeqCst)),
-                    status => bad.push(format!("{status} {}", answer.text())),
+                    status => bad.push(format!("{status} {}", response.text())),
                 }
                 sleep(Duration::from_millis(20)).await;
             }
@@ -64,7 +64,7 @@ impl Traffic {
         Traffic { end, good, task }
     }
 
-    /// How many were accepted, once none has failed.
+    /// Stops the traffic, checks that no request failed, and returns their number.
     pub async fn end(self, sidecar: &Sidecar) -> usize {
         self.end.store(true, Ordering::SeqCst);
         let bad = self.task.await.expect("requests");
@@ -82,12 +82,12 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// `count` replicas, each with a wire of its own to Redis; tokens live `lifetime` seconds.
+    /// Starts `count` replicas, each with its own wire to Redis; tokens have this `lifetime` in seconds.
     pub async fn start(count: usize, lifetime: u64) -> Fleet {
         Fleet::start_with(count, lifetime, "").await
     }
 
-    /// The same with further `keys` of both connections.
+    /// Like `start`, with further `keys` of both connections.
     pub async fn start_with(count: usize, lifetime: u64, keys: &str) -> Fleet {
         let server = AuthorizationServer::op(json!({ "lifetime": lifetime })).await;
         let upstream = Upstream::start(&server).await;
@@ -103,7 +103,7 @@ impl Fleet {
         Fleet { server, upstream, redis, wires, replicas }
     }
 
-    /// One replica gets a refresh token; then all have a token.
+    /// Imports a refresh token at one replica and waits until all replicas have a token.
     pub async fn connect(&self) {
         let token = self.server.refresh_token("ann").await;
         assert_eq!(
@@ -130,7 +130,7 @@ impl Fleet {
         }
     }
 
-    /// No refresh token was spent twice, and none in vain.
+    /// Checks that no refresh token was spent twice and that every refresh rotated.
     pub async fn assert_no_token_spent_twice(&self) {
         let stats = self.server.stats().await;
         let logs = || self.replicas.iter().map(Sidecar::log).collect::<Vec<_>>().join("\n----\n");
@@ -138,20 +138,20 @@ impl Fleet {
         assert_eq!(stats["rotations"], stats["token_requests"]["person"], "{stats}\n{}", logs());
     }
 
-    /// Returns just after a rotation has been saved, when no other is near.
+    /// Returns just after a rotation was saved, when the next one is not yet due.
     pub async fn rotated(&self) {
-        // It begins with a random nonce, so its first bytes tell one record from another.
+        // A record begins with a random nonce, so its first bytes identify it.
         const RECORD: [&str; 5] = ["--no-raw", "GETRANGE", "keybearer:{crm}:token:default", "0", "99"];
         let (before, record) = (self.count("rotations").await, self.redis.cli(&RECORD).await);
         let end = Instant::now() + Duration::from_secs(10);
         while self.count("rotations").await == before || self.redis.cli(&RECORD).await == record {
-            assert!(Instant::now() < end, "no replica refreshes any more\n{}", self.replicas[0].log());
+            assert!(Instant::now() < end, "no replica refreshes\n{}", self.replicas[0].log());
             sleep(Duration::from_millis(20)).await;
         }
     }
 }
 
-/// Every key with what lies there, as text.
+/// Every key with its value as text.
 pub async fn dump(redis: &Redis) -> Vec<(String, String)> {
     let mut all = Vec::new();
     for key in redis.cli(&["--scan"]).await.lines() {
@@ -166,20 +166,20 @@ pub async fn dump(redis: &Redis) -> Vec<(String, String)> {
     all
 }
 
-/// Waits until requests get a token.
+/// Waits until requests are served.
 pub async fn served(replica: &Sidecar, within: Duration) {
     let begun = Instant::now();
     loop {
-        let answer = get(replica, "").await;
-        if answer.status == 200 {
+        let response = get(replica, "").await;
+        if response.status == 200 {
             return;
         }
-        assert!(begun.elapsed() < within, "{}\n{}", answer.text(), replica.log());
+        assert!(begun.elapsed() < within, "{}\n{}", response.text(), replica.log());
         sleep(Duration::from_millis(20)).await;
     }
 }
 
-/// Arguments of redis-server.
+/// Arguments of redis-server for TLS with this certificate.
 pub fn tls_of(leaf: &str) -> Vec<String> {
     let (certificate, key) = Peers::certs().leaf(leaf);
     let [certificate, key, ca] = [&certificate, &key, &Peers::certs().ca].map(|path| path.display().to_string());

@@ -1,4 +1,4 @@
-//! An HTTP/2 upstream that answers with given frames (RFC 9113 §4.1), for what no library sends.
+//! An HTTP/2 upstream that responds with given frames (RFC 9113 §4.1), for what no library sends.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 const CONTINUATION: u8 = 9;
-/// Of SETTINGS and PING.
+/// Flag of SETTINGS and PING.
 const ACK: u8 = 1;
 pub const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
@@ -42,8 +42,8 @@ pub struct FrameServer {
 }
 
 impl FrameServer {
-    /// Over TLS, as `api.test`. `reply` decides by the stream and by how many requests came before, when a request's head
-    /// has come.
+    /// Serves TLS as `api.test`. When a request's head arrives, `reply` gets its stream and the number of requests
+    /// before.
     pub async fn start<F>(reply: F) -> FrameServer
     where
         F: Fn(u32, usize) -> Reply + Send + Sync + 'static,
@@ -84,7 +84,7 @@ fn acceptor() -> TlsAcceptor {
     TlsAcceptor::from(Arc::new(config))
 }
 
-/// Until the connection ends, one way or the other.
+/// Serves one connection until it ends.
 async fn serve<F>(stream: TcpStream, acceptor: TlsAcceptor, count: Arc<AtomicUsize>, reply: Arc<F>) -> Option<()>
 where
     F: Fn(u32, usize) -> Reply,
@@ -99,20 +99,20 @@ where
         let number = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
         let mut payload = vec![0; length as usize];
         stream.read_exact(&mut payload).await.ok()?;
-        let said = match (head[3], head[4]) {
+        let frames = match (head[3], head[4]) {
             (SETTINGS, flags) if flags & ACK == 0 => frame(SETTINGS, ACK, 0, &[]),
             (PING, flags) if flags & ACK == 0 => frame(PING, ACK, 0, &payload),
             (HEADERS, _) => match reply(number, count.fetch_add(1, Ordering::SeqCst)) {
-                Reply::Bytes(said) => said,
-                Reply::BytesThenClose(said) => {
-                    stream.write_all(&said).await.ok()?;
+                Reply::Bytes(frames) => frames,
+                Reply::BytesThenClose(frames) => {
+                    stream.write_all(&frames).await.ok()?;
                     return stream.shutdown().await.ok();
                 }
                 _ => return None,
             },
             _ => continue,
         };
-        stream.write_all(&said).await.ok()?;
+        stream.write_all(&frames).await.ok()?;
     }
 }
 
@@ -121,7 +121,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// A head, in as many frames as it needs.
+/// A header block, in as many frames as it needs.
 pub fn head(stream: u32, flags: u8, block: &[u8]) -> Vec<u8> {
     let mut parts: Vec<&[u8]> = block.chunks(FRAME_BYTES_MAX).collect();
     let last = parts.pop().unwrap_or_default();
@@ -144,17 +144,17 @@ pub fn reset(stream: u32, code: u32) -> Vec<u8> {
     frame(RST_STREAM, 0, stream, &code.to_be_bytes())
 }
 
-/// The connection ends with `stream` as the last one that was processed.
+/// GOAWAY with `stream` as the last processed stream.
 pub fn goaway(stream: u32, code: u32) -> Vec<u8> {
     frame(GOAWAY, 0, 0, &[stream.to_be_bytes(), code.to_be_bytes()].concat())
 }
 
-/// A field, literal and not indexed (RFC 7541 §6.2.2).
+/// A literal field without indexing (RFC 7541 §6.2.2).
 pub fn field(name: &str, value: &str) -> Vec<u8> {
     [&[0], &length(name.len())[..], name.as_bytes(), &length(value.len()), value.as_bytes()].concat()
 }
 
-/// An integer behind a prefix of seven bits (RFC 7541 §5.1).
+/// An integer with a 7-bit prefix (RFC 7541 §5.1).
 fn length(bytes: usize) -> Vec<u8> {
     if bytes < 127 {
         return vec![bytes as u8];

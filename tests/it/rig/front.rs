@@ -1,4 +1,4 @@
-//! TLS before a plain server, and certificates as `openssl req -x509` makes them: self-signed, with CA:TRUE.
+//! A TLS terminator in front of a plain server, with certificates from `openssl req -x509`: self-signed, with CA:TRUE.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -18,7 +18,7 @@ pub struct SelfSigned {
 }
 
 impl SelfSigned {
-    /// `names` as openssl writes them: `DNS:own.test,IP:127.0.0.1`.
+    /// `names` in openssl's notation: `DNS:own.test,IP:127.0.0.1`.
     pub fn for_names(names: &str) -> SelfSigned {
         let dir = tempfile::tempdir().expect("a directory");
         let (certificate, key) = (dir.path().join("own.pem"), dir.path().join("own.key"));
@@ -42,24 +42,24 @@ impl SelfSigned {
     }
 }
 
-/// Ends when it is dropped.
+/// A TLS terminator, stopped on drop.
 pub struct Front {
     pub address: SocketAddr,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl Front {
-    /// Shows `own`; what is inside TLS goes to `behind`.
+    /// Presents `own` and forwards the decrypted bytes to `behind`.
     pub async fn start(own: &SelfSigned, behind: SocketAddr) -> Front {
-        Front::speaking(&[], own, behind).await
+        Front::start_with_alpn(&[], own, behind).await
     }
 
-    /// The same, and agrees to HTTP/2.
+    /// Like `start`, and negotiates HTTP/2.
     pub async fn start_http2(own: &SelfSigned, behind: SocketAddr) -> Front {
-        Front::speaking(&[b"h2"], own, behind).await
+        Front::start_with_alpn(&[b"h2"], own, behind).await
     }
 
-    async fn speaking(protocols: &[&[u8]], own: &SelfSigned, behind: SocketAddr) -> Front {
+    async fn start_with_alpn(protocols: &[&[u8]], own: &SelfSigned, behind: SocketAddr) -> Front {
         let chain = CertificateDer::pem_slice_iter(own.certificate.as_bytes()).map(|item| item.expect("PEM")).collect();
         let key = PrivateKeyDer::from_pem_slice(own.key.as_bytes()).expect("a key");
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());

@@ -1,4 +1,4 @@
-//! A caller over HTTP/2 that shows how each response ended.
+//! An HTTP/2 caller that reports how each response ended.
 
 use std::time::Duration;
 
@@ -11,15 +11,15 @@ use tokio::time::timeout;
 
 use super::sidecar::Sidecar;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What a caller over HTTP/2 reads of one response.
+/// One HTTP/2 response as the caller receives it.
 #[derive(Debug)]
 pub struct Read {
     pub status: u16,
     pub headers: HeaderMap,
     pub body: Vec<u8>,
-    /// Why the stream was reset; `None`: the response is complete.
+    /// The reason of a stream reset; `None`: the response is complete.
     pub reset: Option<Reason>,
 }
 
@@ -29,7 +29,7 @@ impl Read {
     }
 }
 
-/// A connection over HTTP/2 to the proxy.
+/// An HTTP/2 connection to the proxy.
 pub struct Http2(pub h2::client::SendRequest<Bytes>);
 
 impl Http2 {
@@ -37,7 +37,7 @@ impl Http2 {
         Http2::over(TcpStream::connect(sidecar.proxy()).await.expect("a connection")).await
     }
 
-    /// The same on a connection that is there already.
+    /// Like `open`, on an existing stream.
     pub async fn over<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: T) -> Http2 {
         let (sender, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
         tokio::spawn(connection);
@@ -51,7 +51,7 @@ impl Http2 {
 
     /// Sends a request; END_STREAM is on its body, if it has one.
     pub async fn send_with(&mut self, request: Request<()>, body: Option<&'static [u8]>) -> Read {
-        timeout(PATIENCE, async {
+        timeout(TIMEOUT, async {
             let mut sender = self.0.clone().ready().await.expect("a stream");
             let (response, mut upload) = sender.send_request(request, body.is_none()).expect("sent");
             if let Some(body) = body {

@@ -1,14 +1,14 @@
-//! An interception CA that the program itself has made, once in a test process.
+//! An interception CA created by the program itself, once per test process.
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use super::peers::Peers;
 
-/// Certificate and key of an interception CA, made once.
+/// Certificate and key of the interception CA.
 pub fn interception_ca() -> &'static (PathBuf, PathBuf) {
-    static MADE: OnceLock<(PathBuf, PathBuf)> = OnceLock::new();
-    MADE.get_or_init(|| make_ca("interception"))
+    static CA: OnceLock<(PathBuf, PathBuf)> = OnceLock::new();
+    CA.get_or_init(|| make_ca("interception"))
 }
 
 pub fn make_ca(name: &str) -> (PathBuf, PathBuf) {
@@ -20,7 +20,7 @@ pub fn make_ca(name: &str) -> (PathBuf, PathBuf) {
     (certificate, key)
 }
 
-/// `interception: …` with that CA.
+/// The `interception:` key with that CA.
 pub fn interception() -> String {
     let (certificate, key) = interception_ca();
     format!(

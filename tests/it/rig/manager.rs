@@ -1,4 +1,4 @@
-//! The admin API as a manager calls it.
+//! Calls of the admin API as a manager.
 
 use std::net::SocketAddr;
 
@@ -10,7 +10,7 @@ use super::sidecar::Sidecar;
 /// The token of the admin user `ops`.
 pub const MANAGER: &str = "a-manager-of-these-tests-0123456789";
 
-/// One call of the API as a manager.
+/// Calls the API as a manager.
 pub async fn call(admin: SocketAddr, method: &str, path: &str, body: &Value) -> RawResponse {
     let body = body.to_string();
     let head = format!(
@@ -21,7 +21,7 @@ pub async fn call(admin: SocketAddr, method: &str, path: &str, body: &Value) -> 
     raw::send(admin, &[head.as_bytes(), body.as_bytes()].concat()).await
 }
 
-/// Imports a refresh token of the connection `crm`.
+/// Imports a refresh token into the connection `crm`.
 pub async fn import_refresh_token(sidecar: &Sidecar, token: &str, subject: Option<&str>) -> RawResponse {
     let mut body = json!({ "refresh_token": token });
     if let Some(subject) = subject {

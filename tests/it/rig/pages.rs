@@ -1,10 +1,10 @@
-//! The pages on which people connect, without a browser: what a form holds, and how it is sent.
+//! The consent pages without a browser: reads their forms and submits them.
 
 use std::net::SocketAddr;
 
 use super::raw::{self, RawResponse};
 
-/// A request to a page; `url` is absolute, `lines` are further header lines.
+/// Requests a page; `url` is absolute, `lines` are further header lines.
 pub async fn visit(admin: SocketAddr, method: &str, url: &str, lines: &str, body: &str) -> RawResponse {
     let (_, rest) = url.split_once("://").expect("an absolute URL");
     let (host, path) = rest.split_once('/').expect("a path");
@@ -16,26 +16,26 @@ pub async fn visit(admin: SocketAddr, method: &str, url: &str, lines: &str, body
     raw::send(admin, format!("{head}{body}").as_bytes()).await
 }
 
-/// The header line of a form that a page of `url`'s own origin sends.
+/// The Origin header line of a form submitted from a page of `url`'s origin.
 pub fn origin(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").expect("an absolute URL");
     format!("Origin: {scheme}://{}\r\n", rest.split('/').next().unwrap_or_default())
 }
 
-/// The first cookie that an answer sets, as a header line.
-pub fn cookie(answer: &RawResponse) -> String {
-    let set = answer.header("set-cookie").unwrap_or_else(|| panic!("no cookie: {}", answer.text()));
+/// The first cookie that a response sets, as a Cookie header line.
+pub fn cookie(response: &RawResponse) -> String {
+    let set = response.header("set-cookie").unwrap_or_else(|| panic!("no cookie: {}", response.text()));
     format!("Cookie: {}\r\n", set.split(';').next().unwrap_or_default())
 }
 
-/// The confirmation in the form of a page.
+/// The confirmation token in a page's form.
 pub fn confirmation(html: &str) -> String {
     let part = html.split("name=\"confirmation\" value=\"").nth(1).and_then(|rest| rest.split('"').next());
     part.unwrap_or_else(|| panic!("no confirmation in {html}")).to_owned()
 }
 
-/// Opens a link and confirms it, as a browser with these header lines would: the page that moves on, and the cookie line of
-/// that browser, with `lines`' own cookie.
+/// Opens a link and confirms it, like a browser with these header lines. Returns the redirecting page, and that
+/// browser's Cookie line, including the cookie of `lines`.
 pub async fn confirm(admin: SocketAddr, url: &str, lines: &str) -> (RawResponse, String) {
     let shown = visit(admin, "GET", url, lines, "").await;
     assert_eq!(shown.status, 200, "{}", shown.text());
@@ -49,10 +49,10 @@ pub async fn confirm(admin: SocketAddr, url: &str, lines: &str) -> (RawResponse,
     (visit(admin, "POST", url, &format!("{all}{}", origin(url)), &body).await, all)
 }
 
-/// Where a page moves on to.
-pub fn onward(answer: &RawResponse) -> String {
-    let html = answer.text();
+/// The target of a page's meta refresh.
+pub fn onward(response: &RawResponse) -> String {
+    let html = response.text();
     let part = html.split("http-equiv=\"refresh\" content=\"0; url=").nth(1).and_then(|rest| rest.split('"').next());
-    let place = part.unwrap_or_else(|| panic!("{} moves nowhere: {html}", answer.status));
-    place.replace("&#39;", "'").replace("&quot;", "\"").replace("&amp;", "&")
+    let target = part.unwrap_or_else(|| panic!("{} has no meta refresh: {html}", response.status));
+    target.replace("&#39;", "'").replace("&quot;", "\"").replace("&amp;", "&")
 }

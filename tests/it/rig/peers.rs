@@ -1,10 +1,10 @@
 //! Real peers as child processes: two authorization servers, upstreams, six client libraries.
 //!
-//! Not here: the proxy under test, and what the peers do (`tests/peers/`, one file each).
-//! Holds: a peer dies with its handle (SIGKILL) and with the test process (its stdin closes). Peers get free ports, so
-//! that tests run side by side. What they print to stderr is in `Peers::certs().dir`, named in every failure.
+//! Not here: the proxy under test, and the peers' behaviour (`tests/peers/`, one file each).
+//! Invariants: a peer is killed with its handle (SIGKILL) and exits with the test process (its stdin closes). Peers use
+//! free ports, so that tests run in parallel. Their stderr is in `Peers::certs().dir`; every panic names the file.
 
-#![allow(dead_code, reason = "the peers offer more than the tests of the day use")]
+#![allow(dead_code, reason = "the rig offers more than the current tests use")]
 
 mod authorization_server;
 mod clients;
@@ -26,18 +26,18 @@ pub use self::authorization_server::AuthorizationServer;
 pub use self::clients::{ClientKind, run_client, run_client_with, run_script};
 pub use self::servers::{Collector, GitServer, GrpcServer, Http2Server, Upstream, WebSocketServer};
 
-const START: Duration = Duration::from_secs(20);
-const CONTROL: Duration = Duration::from_secs(10);
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+const CONTROL_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub const CLIENT_ID: &str = "machine";
 pub const CLIENT_SECRET: &str = "machine-secret";
 pub const BASIC_CLIENT_ID: &str = "machine-basic";
 pub const BASIC_CLIENT_SECRET: &str = "a+b/c:d%e$f g";
 
-/// What all peers of one test process share.
+/// State shared by all peers of one test process.
 pub struct Peers;
 
-/// Certificates and keys that `tests/peers/certs.py` made and names; each leaf `name` is `name.pem` and `name.key`.
+/// Certificates and keys made by `tests/peers/certs.py`; each leaf `name` is `name.pem` and `name.key`.
 pub struct Certs {
     pub dir: PathBuf,
     /// The test CA, in PEM.
@@ -45,7 +45,7 @@ pub struct Certs {
 }
 
 impl Peers {
-    /// Made once a process, in a directory that a later test process removes.
+    /// Creates them once per process, in a directory that a later test process removes.
     pub fn certs() -> &'static Certs {
         static CERTS: OnceLock<Certs> = OnceLock::new();
         CERTS.get_or_init(|| {
@@ -60,8 +60,8 @@ impl Peers {
 }
 
 impl Certs {
-    /// The chain and key files of a leaf: `server`, `expired`, `wrong`, `unknown` or `self-signed`; for clients `client-rsa`, `client-ec`,
-    /// `client-ed` (a key alone), `mtls-ca-issued` or `mtls-self-signed`.
+    /// The chain and key files of a leaf: `server`, `expired`, `wrong`, `unknown` or `self-signed`; for clients
+    /// `client-rsa`, `client-ec`, `client-ed` (a key alone), `mtls-ca-issued` or `mtls-self-signed`.
     pub fn leaf(&self, name: &str) -> (PathBuf, PathBuf) {
         (self.dir.join(format!("{name}.pem")), self.dir.join(format!("{name}.key")))
     }
@@ -93,11 +93,14 @@ impl Peer {
 
         let mut line = String::new();
         let mut stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
-        let read = tokio::time::timeout(START, stdout.read_line(&mut line)).await;
+        let read = tokio::time::timeout(START_TIMEOUT, stdout.read_line(&mut line)).await;
         let listening = serde_json::from_str::<Value>(&line).map(|ready| ready["listening"].clone()).ok();
         let Some(listening) = listening.filter(|_| matches!(read, Ok(Ok(_)))) else {
-            let said = std::fs::read_to_string(&log).unwrap_or_default();
-            panic!("{script} was not ready in {START:?}; try tests/peers/install.sh; {}:\n{said}", log.display());
+            let stderr = std::fs::read_to_string(&log).unwrap_or_default();
+            panic!(
+                "{script} was not ready in {START_TIMEOUT:?}; try tests/peers/install.sh; {}:\n{stderr}",
+                log.display()
+            );
         };
         Self { child, listening, log, pause: Mutex::new(None) }
     }
@@ -130,17 +133,19 @@ impl Peer {
     }
 
     async fn call(&self, method: &str, path: &str, body: String) -> Value {
-        let answer = tokio::time::timeout(CONTROL, call(self.port("control"), method, path, &body)).await;
-        match answer {
+        let response = tokio::time::timeout(CONTROL_TIMEOUT, call(self.port("control"), method, path, &body)).await;
+        match response {
             Ok(Ok(value)) => value,
             Ok(Err(error)) => panic!("{method} {path} failed: {error}; see {}", self.log.display()),
-            Err(_) => panic!("{method} {path} had no answer in {CONTROL:?} (paused?); see {}", self.log.display()),
+            Err(_) => {
+                panic!("{method} {path} got no response in {CONTROL_TIMEOUT:?} (paused?); see {}", self.log.display())
+            }
         }
     }
 }
 
-/// A process that is stopped while this value lives. A helper shell holds it, and lets it go when its own stdin closes,
-/// since a stopped peer cannot see that the test process died. (The shell has its own `kill`; procps may be missing.)
+/// Suspends a process for the lifetime of this value. A helper shell resumes it when the shell's stdin closes, because
+/// a suspended peer cannot notice that the test process died. (`kill` is a shell builtin; procps may be missing.)
 struct Pause {
     helper: std::process::Child,
 }
@@ -155,8 +160,8 @@ impl Pause {
             .stderr(Stdio::null())
             .spawn()
             .expect("sh starts");
-        let mut said = [0; 7];
-        let stopped = helper.stdout.as_mut().expect("stdout is piped").read_exact(&mut said);
+        let mut ready = [0; 7];
+        let stopped = helper.stdout.as_mut().expect("stdout is piped").read_exact(&mut ready);
         stopped.unwrap_or_else(|error| panic!("process {id} was not stopped: {error}"));
         Self { helper }
     }
@@ -169,15 +174,15 @@ impl Drop for Pause {
     }
 }
 
-/// A control call is HTTP/1.0 on plain loopback: no client of the crate under test takes part.
+/// Control calls are HTTP/1.0 over plain loopback and use no client code of the crate under test.
 async fn call(port: u16, method: &str, path: &str, body: &str) -> Result<Value, Box<dyn std::error::Error>> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
     let head = format!("{method} {path} HTTP/1.0\r\nhost: control\r\ncontent-length: {}\r\n\r\n", body.len());
     stream.write_all(head.as_bytes()).await?;
     stream.write_all(body.as_bytes()).await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or("no HTTP answer")?;
+    let mut response = String::new();
+    stream.read_to_string(&mut response).await?;
+    let (head, body) = response.split_once("\r\n\r\n").ok_or("no HTTP response")?;
     let status = head.split(' ').nth(1).unwrap_or_default();
     if status != "200" {
         return Err(format!("status {status}: {body}").into());
@@ -210,7 +215,7 @@ fn installed(file: &str) -> PathBuf {
     path
 }
 
-/// A static is never dropped, so a process leaves its directory to the next one.
+/// Removes the directories of earlier processes: statics are never dropped, so no process removes its own.
 fn remove_left_over(parent: &Path) {
     for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name();

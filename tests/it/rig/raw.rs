@@ -7,17 +7,17 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// How long one exchange may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Timeout of one exchange.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// An answer, its head taken apart, its body with chunks put together.
+/// A response with parsed head and dechunked body.
 #[derive(Debug, Clone)]
 pub struct RawResponse {
-    /// 0: the connection was closed without an answer.
+    /// 0: the connection was closed without a response.
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
-    /// The body ended as its framing says, not by a cut.
+    /// The body ended according to its framing, not by truncation.
     pub complete: bool,
 }
 
@@ -34,31 +34,31 @@ impl RawResponse {
         serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("not JSON: {}", self.text()))
     }
 
-    /// The proxy's own error code; empty for an upstream's answer.
+    /// The proxy's error code; empty for an upstream's response.
     pub fn code(&self) -> &str {
         self.header("keybearer-error").unwrap_or("")
     }
 }
 
-/// `GET path` of the server at `address`, on a connection of its own.
+/// Sends `GET path` to the server at `address`, on a new connection.
 pub async fn get(address: SocketAddr, path: &str) -> RawResponse {
     send(address, format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes()).await
 }
 
-/// `GET url` through the proxy at `address`, with further header lines (each ending in CRLF).
+/// Sends `GET url` through the proxy at `address`, with further header lines (each ending in CRLF).
 pub async fn get_through(address: SocketAddr, url: &str, lines: &str) -> RawResponse {
     let host = url.split("://").nth(1).unwrap_or(url).split('/').next().unwrap_or_default();
     send(address, format!("GET {url} HTTP/1.1\r\nHost: {host}\r\n{lines}Connection: close\r\n\r\n").as_bytes()).await
 }
 
-/// Sends the bytes and reads one answer.
+/// Sends the bytes and reads one response.
 pub async fn send(address: SocketAddr, bytes: &[u8]) -> RawResponse {
     let mut conn = Conn::open(address).await;
     conn.write(bytes).await;
     conn.read_response().await
 }
 
-/// A connection, of TCP or of what is inside one, on which several requests may follow each other.
+/// A connection, plain TCP or a stream inside one, for any number of requests.
 pub struct Conn<S = TcpStream> {
     pub stream: S,
     read: Vec<u8>,
@@ -66,7 +66,7 @@ pub struct Conn<S = TcpStream> {
 
 impl Conn {
     pub async fn open(address: SocketAddr) -> Conn {
-        let stream = timeout(PATIENCE, TcpStream::connect(address)).await.expect("in time").expect("a connection");
+        let stream = timeout(TIMEOUT, TcpStream::connect(address)).await.expect("in time").expect("a connection");
         Conn::over(stream)
     }
 }
@@ -76,20 +76,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
         Conn { stream, read: Vec::new() }
     }
 
-    /// A peer that has closed already is no failure here: its answer may still be read.
+    /// Writes the bytes. Ignores a peer that has closed, because its response may still be readable.
     pub async fn write(&mut self, bytes: &[u8]) {
-        let _ = timeout(PATIENCE, self.stream.write_all(bytes)).await.expect("the peer reads");
+        let _ = timeout(TIMEOUT, self.stream.write_all(bytes)).await.expect("the peer reads");
     }
 
-    /// Reads one answer; a status of 0 if the connection ends before one. Assumes a request that was not HEAD.
+    /// Reads one response; its status is 0 if the connection ends first. Assumes that the request was not HEAD.
     pub async fn read_response(&mut self) -> RawResponse {
-        timeout(PATIENCE, self.parse_response()).await.expect("an answer in time")
+        timeout(TIMEOUT, self.parse_response()).await.expect("a response in time")
     }
 
-    /// True once the peer has closed the connection.
+    /// Waits for data or the end of the connection; true if the peer has closed it.
     pub async fn is_closed(&mut self) -> bool {
         let mut byte = [0];
-        matches!(timeout(PATIENCE, self.stream.read(&mut byte)).await.expect("in time"), Ok(0) | Err(_))
+        matches!(timeout(TIMEOUT, self.stream.read(&mut byte)).await.expect("in time"), Ok(0) | Err(_))
     }
 
     async fn parse_response(&mut self) -> RawResponse {
@@ -110,24 +110,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
             .filter_map(|line| line.split_once(':'))
             .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
             .collect();
-        let mut answer = RawResponse { status, headers, body: Vec::new(), complete: false };
+        let mut response = RawResponse { status, headers, body: Vec::new(), complete: false };
         if (100..200).contains(&status) && status != 101 {
             return Box::pin(self.parse_response()).await;
         }
-        if answer.header("transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case("chunked")) {
-            answer.complete = self.read_chunks(&mut answer.body).await;
-        } else if let Some(length) = answer.header("content-length").and_then(|value| value.parse::<usize>().ok()) {
+        if response.header("transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case("chunked")) {
+            response.complete = self.read_chunks(&mut response.body).await;
+        } else if let Some(length) = response.header("content-length").and_then(|value| value.parse::<usize>().ok()) {
             while self.read.len() < length && self.more().await {}
-            answer.complete = self.read.len() >= length;
-            answer.body = self.read.drain(..length.min(self.read.len())).collect();
+            response.complete = self.read.len() >= length;
+            response.body = self.read.drain(..length.min(self.read.len())).collect();
         } else if status == 204 || status == 304 || status == 101 {
-            answer.complete = true;
+            response.complete = true;
         } else {
             while self.more().await {}
-            answer.body = std::mem::take(&mut self.read);
-            answer.complete = true;
+            response.body = std::mem::take(&mut self.read);
+            response.complete = true;
         }
-        answer
+        response
     }
 
     async fn read_chunks(&mut self, body: &mut Vec<u8>) -> bool {

@@ -1,6 +1,6 @@
-//! Debian's Redis, without a disk: what is stopped comes back empty.
+//! Debian's Redis without persistence: it is empty after a restart.
 //!
-//! The unit tests of the store use it too.
+//! Also used by the store's unit tests.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 pub struct Redis {
     child: Child,
@@ -24,15 +24,15 @@ impl Redis {
         Redis::start_with(&[]).await
     }
 
-    /// With further arguments of redis-server.
+    /// Like `start`, with further arguments of redis-server.
     pub async fn start_with(more: &[&str]) -> Redis {
         let more: Vec<String> = more.iter().map(|&text| text.to_owned()).collect();
-        // Redis takes no port of the system's choice, and another program may be quicker.
+        // Redis cannot bind port 0, and another program may take the free port first.
         for _ in 0..5 {
             let dir = tempfile::tempdir().expect("a temporary directory");
             let port = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address").port();
             let mut redis = Redis { child: launch(port, dir.path(), &more), port, dir, more: more.clone() };
-            if redis.answers().await {
+            if redis.responds().await {
                 return redis;
             }
         }
@@ -43,7 +43,7 @@ impl Redis {
         self.child.id().expect("a running child")
     }
 
-    /// What `redis-cli` prints.
+    /// The output of `redis-cli`.
     pub async fn cli(&self, arguments: &[&str]) -> String {
         let mut command = Command::new("redis-cli");
         command.args(["-p", &self.port.to_string()]).args(arguments).stdin(Stdio::null()).kill_on_drop(true);
@@ -51,23 +51,23 @@ impl Redis {
         String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
     }
 
-    /// Ends it as a crash would.
+    /// Kills it (SIGKILL).
     pub async fn stop(&mut self) {
         self.child.kill().await.expect("it is killed");
     }
 
-    /// On the same port, empty.
+    /// Restarts it on the same port, empty.
     pub async fn start_again(&mut self) {
         self.child = launch(self.port, self.dir.path(), &self.more);
-        assert!(self.answers().await, "redis-server does not start again");
+        assert!(self.responds().await, "redis-server does not start again");
     }
 
-    async fn answers(&mut self) -> bool {
-        let end = Instant::now() + PATIENCE;
+    async fn responds(&mut self) -> bool {
+        let end = Instant::now() + TIMEOUT;
         while Instant::now() < end && self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
-            // A password may be asked for: that is an answer.
-            let said = self.cli(&["PING"]).await;
-            if said == "PONG" || said.contains("NOAUTH") {
+            // NOAUTH: the server responds but needs a password.
+            let reply = self.cli(&["PING"]).await;
+            if reply == "PONG" || reply.contains("NOAUTH") {
                 return true;
             }
             sleep(Duration::from_millis(20)).await;

@@ -1,4 +1,5 @@
-//! A server of our own, for what no real one can be made to show: it reads a request and answers with given bytes.
+//! A scripted HTTP/1.1 server, for cases that real servers cannot produce: reads requests and responds with given
+//! bytes.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -8,13 +9,13 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// A request as it arrived.
+/// A request as received.
 #[derive(Debug, Clone)]
 pub struct Received {
     /// The head, as sent.
     pub head: String,
     pub body: Vec<u8>,
-    /// The port of the connection it came on: equal for requests on one connection.
+    /// The peer's port, which is the same for all requests on one connection.
     pub from: u16,
 }
 
@@ -30,17 +31,17 @@ impl Received {
     }
 }
 
-/// What the server does with a request.
+/// The server's reaction to a request.
 pub enum Reply {
-    /// Sends the bytes and keeps the connection.
+    /// Sends the bytes and keeps the connection open.
     Bytes(Vec<u8>),
     /// Sends the bytes and closes the connection.
     BytesThenClose(Vec<u8>),
-    /// Closes without a byte.
+    /// Closes the connection without a response.
     Close,
-    /// Sends the bytes after a while and keeps the connection.
+    /// Sends the bytes after a delay and keeps the connection open.
     Late(Duration, Vec<u8>),
-    /// Says nothing and keeps the connection open.
+    /// Sends nothing and keeps the connection open.
     Silence,
 }
 
@@ -55,15 +56,15 @@ impl Reply {
         Reply::Bytes((head + body).into_bytes())
     }
 
-    /// A success answer of a token endpoint.
+    /// A successful token response.
     pub fn token(token: &str, expires_in: u64) -> Reply {
         Reply::json(200, &json!({"access_token": token, "token_type": "Bearer", "expires_in": expires_in}))
     }
 
-    /// The same bytes, sent after `wait`.
-    pub fn late(self, wait: Duration) -> Reply {
+    /// The same bytes, sent after `delay`.
+    pub fn late(self, delay: Duration) -> Reply {
         match self {
-            Reply::Bytes(bytes) => Reply::Late(wait, bytes),
+            Reply::Bytes(bytes) => Reply::Late(delay, bytes),
             other => other,
         }
     }
@@ -80,7 +81,7 @@ pub struct Scripted {
 }
 
 impl Scripted {
-    /// `reply` decides by the request and by how many came before it.
+    /// `reply` gets the request and the number of requests before it.
     pub async fn start<F>(reply: F) -> Scripted
     where
         F: Fn(&Received, usize) -> Reply + Send + Sync + 'static,
@@ -98,12 +99,12 @@ impl Scripted {
         Scripted { address, received, task }
     }
 
-    /// A token endpoint that gives `token-1`, `token-2`, … each good for so many seconds.
+    /// A token endpoint that issues `token-1`, `token-2`, … with this lifetime in seconds.
     pub async fn tokens(lifetime_s: u64) -> Scripted {
         Scripted::start(move |_, before| Reply::token(&format!("token-{}", before + 1), lifetime_s)).await
     }
 
-    /// An upstream that answers 200 to everything.
+    /// An upstream that responds 200 to every request.
     pub async fn upstream() -> Scripted {
         Scripted::start(|_, _| Reply::ok()).await
     }

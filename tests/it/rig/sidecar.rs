@@ -1,4 +1,4 @@
-//! The built program as a child process, with its real addresses, its log and its metrics.
+//! The built program as a child process, with its actual addresses, its log and its metrics.
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -17,8 +17,8 @@ use tokio::time::timeout;
 use super::peers::Peers;
 use super::raw;
 
-/// How long a sidecar may take to start, and a state to come about.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// Timeout for a start, and for a state to be reached.
+const TIMEOUT: Duration = Duration::from_secs(15);
 
 pub struct Sidecar {
     child: Child,
@@ -29,31 +29,31 @@ pub struct Sidecar {
 }
 
 impl Sidecar {
-    /// Runs `config` (without `listeners`: proxy and admin get free ports) and waits until it is ready.
+    /// Runs `config` and waits until the sidecar is ready. Without `listeners`, proxy and admin get free ports.
     pub async fn start(config: impl Display) -> Sidecar {
         Self::start_with(config, &[]).await
     }
 
-    /// The same with files beside the configuration, by relative path.
+    /// Like `start`, with further files in the configuration's directory, by relative path.
     pub async fn start_with(config: impl Display, files: &[(&str, &str)]) -> Sidecar {
         let sidecar = Self::spawn(config, files).await;
         sidecar.until_ready().await;
         sidecar
     }
 
-    /// The same with more in the environment.
+    /// Like `start`, with further environment variables.
     pub async fn start_in(config: impl Display, environment: &[(&str, String)]) -> Sidecar {
         let sidecar = Self::spawn_in(config, &[], environment).await;
         sidecar.until_ready().await;
         sidecar
     }
 
-    /// The same without waiting for readiness: it listens.
+    /// Like `start_with`, but waits only until the sidecar listens.
     pub async fn spawn(config: impl Display, files: &[(&str, &str)]) -> Sidecar {
         Self::spawn_in(config, files, &[]).await
     }
 
-    /// The same under a limit of open files.
+    /// Like `start`, with a limit of open files.
     pub async fn start_with_open_files(config: impl Display, limit: usize) -> Sidecar {
         let mut limited = Command::new("sh");
         limited.args(["-c", &format!("ulimit -n {limit} && exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_keybearer")]);
@@ -68,7 +68,8 @@ impl Sidecar {
         Self::launch(program(), dir, expected, environment).await
     }
 
-    /// A directory with `config` and `files`, and at how many addresses the program will listen.
+    /// Creates a directory with `config` and `files`; returns it and the number of addresses that the program will
+    /// listen on.
     fn prepare(config: impl Display, files: &[(&str, &str)]) -> (tempfile::TempDir, usize) {
         let config = config.to_string();
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -87,7 +88,7 @@ impl Sidecar {
         (dir, expected)
     }
 
-    /// The program over what is in `dir`, until it listens at `expected` addresses.
+    /// Runs the program in `dir` and waits until it listens on `expected` addresses.
     async fn launch(
         command: Command,
         dir: tempfile::TempDir,
@@ -101,7 +102,7 @@ impl Sidecar {
         sidecar
     }
 
-    /// The program over what is in `dir`, whatever comes of it.
+    /// Runs the program in `dir` without waiting for anything.
     pub fn begin(dir: tempfile::TempDir, environment: &[(&str, String)]) -> Sidecar {
         Self::run(program(), dir, environment)
     }
@@ -141,7 +142,7 @@ impl Sidecar {
         Sidecar { child, dir, lines, reads_log, addresses }
     }
 
-    /// Waits until it listens at `expected` addresses or more, the admin's among them; false if it ends before.
+    /// Waits until it listens on at least `expected` addresses, including the admin's; false if it exits before.
     pub async fn listens(&mut self, expected: usize) -> bool {
         let (lines, addresses) = (&mut self.lines, &self.addresses);
         let listen = || {
@@ -149,19 +150,19 @@ impl Sidecar {
             found.len() >= expected && found.contains_key("admin")
         };
         let listening = async { while !listen() && lines.changed().await.is_ok() {} };
-        timeout(PATIENCE, listening).await.is_ok() && listen()
+        timeout(TIMEOUT, listening).await.is_ok() && listen()
     }
 
-    /// Ends it as a crash would (SIGKILL): its directory, how many addresses it had, and its whole log.
+    /// Kills it (SIGKILL); returns its directory, its number of addresses, and its complete log.
     pub async fn crash(mut self) -> (tempfile::TempDir, usize, String) {
         self.child.kill().await.expect("it is killed");
-        // To the end of what it has written.
+        // Read the log to its end.
         while self.lines.changed().await.is_ok() {}
         let (addresses, log) = (self.addresses.lock().unwrap().len(), self.log());
         (self.dir, addresses, log)
     }
 
-    /// The program over what another one has left in `dir`, ready.
+    /// Restarts the program in the directory of an earlier one and waits until it is ready.
     pub async fn start_over(dir: tempfile::TempDir, addresses: usize, environment: &[(&str, String)]) -> Sidecar {
         let sidecar = Self::launch(program(), dir, addresses, environment).await;
         sidecar.until_ready().await;
@@ -174,7 +175,7 @@ impl Sidecar {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        timeout(PATIENCE, ready).await.unwrap_or_else(|_| panic!("the sidecar is not ready:\n{}", self.log()));
+        timeout(TIMEOUT, ready).await.unwrap_or_else(|_| panic!("the sidecar is not ready:\n{}", self.log()));
     }
 
     pub fn address(&self, listener: &str) -> SocketAddr {
@@ -193,7 +194,7 @@ impl Sidecar {
         format!("http://{}", self.proxy())
     }
 
-    /// Stops reading stderr, or goes on: an unread pipe fills.
+    /// Pauses or resumes reading stderr; an unread pipe fills up.
     pub fn read_log(&self, reads: bool) {
         self.reads_log.send_replace(reads);
     }
@@ -208,7 +209,7 @@ impl Sidecar {
         std::fs::read_to_string(self.dir.path().join("stdout")).expect("a file")
     }
 
-    /// Waits for a line that holds `text`.
+    /// Waits for a log line that contains `text` and returns it.
     pub async fn logged(&self, text: &str) -> String {
         let mut lines = self.lines.clone();
         let found = async {
@@ -221,11 +222,11 @@ impl Sidecar {
                 }
             }
         };
-        timeout(PATIENCE, found).await.unwrap_or_else(|_| panic!("{text:?} was not logged in time:\n{}", self.log()))
+        timeout(TIMEOUT, found).await.unwrap_or_else(|_| panic!("{text:?} was not logged in time:\n{}", self.log()))
     }
 
-    /// The value of a series as it stands in `/metrics`, for instance `keybearer_errors_total{connection="",code="no_route"}`
-    /// with its labels in any order; 0 if it is not there.
+    /// The value of a series in `/metrics`, for instance `keybearer_errors_total{connection="",code="no_route"}`, with
+    /// its labels in any order; 0 if there is no such series.
     pub async fn metric(&self, series: &str) -> f64 {
         let wanted = parse_series(series);
         let text = raw::get(self.admin(), "/metrics").await.text();
@@ -236,39 +237,39 @@ impl Sidecar {
         value.unwrap_or(0.0)
     }
 
-    /// Waits until a series has a value.
+    /// Waits until the value of a series satisfies `is`.
     pub async fn until_metric(&self, series: &str, is: impl Fn(f64) -> bool) {
         let reached = async {
             while !is(self.metric(series).await) {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        timeout(PATIENCE, reached).await.unwrap_or_else(|_| panic!("{series} never got there:\n{}", self.log()));
+        timeout(TIMEOUT, reached).await.unwrap_or_else(|_| panic!("timed out waiting for {series}:\n{}", self.log()));
     }
 
-    /// Memory that the process has now.
+    /// Resident memory of the process.
     pub fn resident_kib(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("a running process");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
         line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
-    /// Descriptors that the process has open now.
+    /// Number of open file descriptors of the process.
     pub fn open_files(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("a running process").count()
     }
 
-    /// Processor time that the process has used so far.
+    /// CPU time that the process has used so far.
     pub fn cpu(&self) -> Duration {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("a running process");
-        // The name, in brackets, may hold spaces; user and system time are the fields 14 and 15 (proc_pid_stat(5)).
+        // The name in parentheses may contain spaces; user and system time are fields 14 and 15 (proc_pid_stat(5)).
         let fields = stat.rsplit_once(')').expect("a name").1.split_ascii_whitespace();
         let ticks: u64 = fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number")).sum();
-        // USER_HZ is 100 on every architecture of Linux.
+        // USER_HZ is 100 on all Linux architectures.
         Duration::from_millis(ticks * 10)
     }
 
-    /// Waits until the process uses no processor time, so that all it was sent is processed.
+    /// Waits until the process uses no more CPU time, so that it has processed all input.
     pub async fn until_idle(&self) {
         let mut used = Duration::MAX;
         while self.cpu() != used {
@@ -286,24 +287,25 @@ impl Sidecar {
         signal(self.pid(), name);
     }
 
-    /// How it ends; its log is whole then, unless it is not read.
+    /// Waits for the exit. Afterwards the log is complete, unless reading is paused.
     pub async fn exit(&mut self) -> ExitStatus {
         let status = timeout(Duration::from_secs(40), self.child.wait()).await.expect("it exits in time");
         if *self.reads_log.borrow() {
             let end = async { while self.lines.changed().await.is_ok() {} };
-            timeout(PATIENCE, end).await.unwrap_or_else(|_| panic!("its log has no end:\n{}", self.log()));
+            timeout(TIMEOUT, end).await.unwrap_or_else(|_| panic!("the log does not end:\n{}", self.log()));
         }
         status.expect("a status")
     }
 }
 
-/// Sends a signal by name to a process that the test has started.
+/// Sends a signal by name to a process that the test started.
 pub fn signal(pid: u32, name: &str) {
     let done = std::process::Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status();
     assert!(done.expect("kill runs").success());
 }
 
-/// The built program; a child of the test, killed with it, with a state directory of its own that does not exist yet.
+/// A command for the built program, killed when its handle is dropped, with its own state directory that does not exist
+/// yet.
 pub fn program() -> Command {
     prepared(Command::new(env!("CARGO_BIN_EXE_keybearer")))
 }
@@ -324,7 +326,7 @@ pub fn unused_state() -> PathBuf {
     Peers::certs().dir.join(format!("state-{number}"))
 }
 
-/// How many times longer than in CI the tests under load run: `.ci/long` sets KEYBEARER_LONG.
+/// Duration factor of load tests; `.ci/long` sets KEYBEARER_LONG.
 pub fn scale() -> u32 {
     if std::env::var_os("KEYBEARER_LONG").is_some() { 12 } else { 1 }
 }

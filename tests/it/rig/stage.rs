@@ -1,7 +1,7 @@
-//! One proxy between a caller and two upstreams: *good* has a connection, *evil* has none; and what must hold after all
-//! that happens to them.
+//! One proxy between a caller and two upstreams, *good* with a connection and *evil* without, and the invariants to
+//! check after every case.
 //!
-//! Not here: what is sent. Holds: the token's bytes reach *good* alone, and no caller ever reads them.
+//! Not here: what is sent. Invariants: the token reaches *good* only, and no caller ever reads it.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -17,9 +17,9 @@ use crate::rig::tunnel_client::read_connect_head;
 
 /// The access token of the connection `good`.
 pub const TOKEN: &str = "kb-secret-token-of-good";
-const PATIENCE: Duration = Duration::from_secs(15);
+const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Names that lead to *good*, and names that lead to *evil*.
+/// Host names that resolve to *good*, and those that resolve to *evil*.
 const GOOD: [&str; 6] = ["good.test", "scoped.test", "key.test", "secure.test", "a.wild.test", "a.b.wild.test"];
 const EVIL: [&str; 6] = ["evil.test", "good.test.evil.test", "notgood.test", "wild.test", "evilwild.test", "goo.test"];
 
@@ -29,7 +29,7 @@ pub const ROUTES: &str = "{host: good.test, upstream_tls: false}, {host: \"*.wil
     {host: key.test, upstream_tls: false, inject: {header: X-Api-Key, scheme: \"\"}}, \
     {mount: /api, upstream: \"http://good.test/base\", upstream_tls: false}";
 
-/// A plain request to *good*, on a connection that is kept.
+/// A plain request to *good* that keeps the connection open.
 pub const GET: &[u8] = b"GET http://good.test/ HTTP/1.1\r\nHost: x\r\n\r\n";
 
 pub struct Stage {
@@ -40,13 +40,13 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// `top` is further configuration, whole lines; `PORTS` in it stands for the ports 80, 81 and 443 and evil's own, which are
-    /// those of unmatched hosts unless `top` has an `egress`.
+    /// `top`: further top-level keys, as whole lines. `PORTS` in it is replaced by the ports 80, 81, 443 and evil's,
+    /// which are the default `connect_ports` unless `top` has an `egress`.
     pub async fn start(top: &str) -> Stage {
         Self::answering(top, |_, _| Reply::ok()).await
     }
 
-    /// The same with *good* answering as `reply` says.
+    /// Like `start`, with `reply` as *good*'s script.
     pub async fn answering<F>(top: &str, reply: F) -> Stage
     where
         F: Fn(&Received, usize) -> Reply + Send + Sync + 'static,
@@ -56,7 +56,7 @@ impl Stage {
         Self::build(top, good, address).await
     }
 
-    /// The same with *good* played by the test itself, on a bare listener; `holds` is not for this one.
+    /// Like `start`, but the test itself serves *good* on the returned listener. Not for use with `assert_invariants`.
     pub async fn with_raw_good(top: &str) -> (Stage, TcpListener) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
@@ -80,7 +80,7 @@ impl Stage {
         Stage { sidecar: Sidecar::start(&config).await, good, evil, _tokens: tokens }
     }
 
-    /// An open tunnel to `authority`; `lines` are further header lines.
+    /// Opens a tunnel to `authority`; `lines` are further header lines.
     pub async fn open_tunnel(&self, authority: &str, lines: &str) -> Conn {
         let mut conn = Conn::open(self.sidecar.proxy()).await;
         conn.write(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{lines}\r\n").as_bytes()).await;
@@ -88,13 +88,14 @@ impl Stage {
         conn
     }
 
+    /// [`exchange`] with the proxy.
     pub async fn exchange(&self, bytes: impl AsRef<[u8]>) -> Transcript {
         exchange(self.sidecar.proxy(), bytes.as_ref()).await
     }
 
-    /// What must hold after every case, whatever it was.
-    pub async fn assert_invariants(&self, row: &str, said: &Transcript) {
-        assert!(!said.text().contains(TOKEN), "{row}: the caller reads the token: {}", said.text());
+    /// Checks the invariants that hold after every case.
+    pub async fn assert_invariants(&self, row: &str, transcript: &Transcript) {
+        assert!(!transcript.text().contains(TOKEN), "{row}: the caller reads the token: {}", transcript.text());
         let evil = self.evil.received();
         for request in &evil {
             let body = String::from_utf8_lossy(&request.body);
@@ -104,17 +105,17 @@ impl Stage {
             assert_eq!(request.values("host").len(), 1, "{row}: {}", request.head);
             assert!(request.values("authorization").len() <= 1, "{row}: {}", request.head);
         }
-        let answer = raw::get_through(self.sidecar.proxy(), "http://good.test/afterwards", "").await;
-        assert_eq!((answer.status, answer.text().as_str()), (200, "ok"), "{row}: the next request suffers");
+        let response = raw::get_through(self.sidecar.proxy(), "http://good.test/afterwards", "").await;
+        assert_eq!((response.status, response.text().as_str()), (200, "ok"), "{row}: the next request is affected");
         let received = self.good.received();
         let last = received.iter().rfind(|request| request.request_line().contains("/afterwards"));
-        let last = last.unwrap_or_else(|| panic!("{row}: good never saw the next request"));
+        let last = last.unwrap_or_else(|| panic!("{row}: good never received the next request"));
         assert_eq!(last.values("authorization"), [format!("Bearer {TOKEN}")], "{row}");
         assert_eq!(last.values("host"), ["good.test"], "{row}");
     }
 }
 
-/// A stage whose *good* answers everything but paths with `/silent`.
+/// A stage whose *good* responds to everything except paths with `/silent`.
 pub async fn patient(top: &str) -> Stage {
     Stage::answering(top, |request, _| match request.request_line().contains("/silent") {
         true => Reply::Silence,
@@ -136,24 +137,24 @@ impl Transcript {
         String::from_utf8_lossy(&self.0).into_owned()
     }
 
-    /// The statuses of all answers, in order.
+    /// The statuses of all responses, in order.
     pub fn statuses(&self) -> Vec<u16> {
         let text = self.text();
         let lines = text.split("HTTP/1.").skip(1);
         lines.filter_map(|line| line.get(2..5)?.parse().ok()).collect()
     }
 
-    /// The first answer's status; 0 if there is none.
+    /// The first response's status; 0 if there is none.
     pub fn status(&self) -> u16 {
         self.statuses().first().copied().unwrap_or(0)
     }
 
-    /// The proxy's own error code, empty where an upstream spoke.
+    /// The proxy's error code; empty for an upstream's response.
     pub fn code(&self) -> String {
         self.header("keybearer-error").unwrap_or_default()
     }
 
-    /// A field of the first answer.
+    /// A field of the first response.
     pub fn header(&self, name: &str) -> Option<String> {
         let text = self.text();
         let head = text.split("\r\n\r\n").next()?.to_owned();
@@ -161,16 +162,16 @@ impl Transcript {
         fields.find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim().to_owned())
     }
 
-    /// What follows the first answer's head.
+    /// Everything after the first response's head.
     pub fn body(&self) -> String {
         self.text().split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default()
     }
 }
 
-/// Sends the bytes, says that no more will come, and reads until the proxy closes.
+/// Sends the bytes, half-closes, and reads until the proxy closes.
 pub async fn exchange(address: SocketAddr, bytes: &[u8]) -> Transcript {
     let mut stream = TcpStream::connect(address).await.expect("a connection");
-    let mut said = Vec::new();
+    let mut received = Vec::new();
     let talk = async {
         let (mut reader, mut writer) = stream.split();
         let write = async {
@@ -178,26 +179,26 @@ pub async fn exchange(address: SocketAddr, bytes: &[u8]) -> Transcript {
             let _ = writer.shutdown().await;
         };
         let read = async {
-            let _ = reader.read_to_end(&mut said).await;
+            let _ = reader.read_to_end(&mut received).await;
         };
         tokio::join!(write, read);
     };
-    if timeout(PATIENCE, talk).await.is_err() {
-        panic!("the proxy neither answers nor closes: {:?}", String::from_utf8_lossy(&bytes[..bytes.len().min(300)]));
+    if timeout(TIMEOUT, talk).await.is_err() {
+        panic!("the proxy neither responds nor closes: {:?}", String::from_utf8_lossy(&bytes[..bytes.len().min(300)]));
     }
-    Transcript(said)
+    Transcript(received)
 }
 
-/// Waits until `is` holds; `what` names it in the failure.
+/// Waits until `is` returns true; `what` describes it in the panic.
 #[track_caller]
 pub fn until<'a>(what: &'a str, is: impl Fn() -> bool + 'a) -> impl Future<Output = ()> + 'a {
-    let place = std::panic::Location::caller();
+    let location = std::panic::Location::caller();
     async move {
         let reached = async {
             while !is() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        timeout(PATIENCE, reached).await.unwrap_or_else(|_| panic!("{place}: {what} never came about"));
+        timeout(TIMEOUT, reached).await.unwrap_or_else(|_| panic!("{location}: timed out waiting: {what}"));
     }
 }

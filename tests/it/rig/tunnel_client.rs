@@ -1,4 +1,4 @@
-//! A tunnel, open, and the HTTP that is spoken in it by a client of our own.
+//! An HTTP client inside a CONNECT tunnel.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -21,14 +21,15 @@ use tokio_rustls::TlsConnector;
 use super::interception::interception_ca;
 use super::raw::Conn;
 
-/// An open tunnel, and the HTTP that is spoken in it.
+/// An HTTP connection inside an open tunnel.
 pub enum TunnelClient {
-    One(http1::SendRequest<Empty<Bytes>>),
-    Many(http2::SendRequest<Empty<Bytes>>),
+    Http1(http1::SendRequest<Empty<Bytes>>),
+    Http2(http2::SendRequest<Empty<Bytes>>),
 }
 
 impl TunnelClient {
-    /// To api.test, by a CONNECT with these header lines; `secure`: TLS inside, by the interception CA.
+    /// Opens a tunnel to api.test with these CONNECT header lines. `secure`: TLS inside, verified with the interception
+    /// CA.
     pub async fn open(proxy: SocketAddr, lines: &str, secure: bool, version: Version) -> TunnelClient {
         let authority = if secure { "api.test:443" } else { "api.test:80" };
         let mut conn = Conn::open(proxy).await;
@@ -50,35 +51,35 @@ impl TunnelClient {
             Version::HTTP_2 => {
                 let (sender, driver) = http2::handshake(TokioExecutor::new(), io).await.expect("HTTP/2");
                 tokio::spawn(driver);
-                TunnelClient::Many(sender)
+                TunnelClient::Http2(sender)
             }
             _ => {
                 let (sender, driver) = http1::handshake(io).await.expect("HTTP/1.1");
                 tokio::spawn(driver);
-                TunnelClient::One(sender)
+                TunnelClient::Http1(sender)
             }
         }
     }
 
-    /// The answer to a GET, as it comes.
+    /// Sends a GET and returns the response with its body as a stream.
     pub async fn get(&mut self, secure: bool, path: &str) -> Response<Incoming> {
         self.get_with(secure, path, &[]).await
     }
 
-    /// The same with further header fields.
+    /// Like `get`, with further header fields.
     pub async fn get_with(&mut self, secure: bool, path: &str, fields: &[(&str, &str)]) -> Response<Incoming> {
         let scheme = if secure { "https" } else { "http" };
         let request = Request::get(format!("{scheme}://api.test{path}")).header("host", "api.test");
         let request = fields.iter().fold(request, |request, (name, value)| request.header(*name, *value));
         let request = request.body(Empty::new()).expect("a request");
-        let answer = match self {
-            TunnelClient::One(sender) => sender.send_request(request).await,
-            TunnelClient::Many(sender) => sender.send_request(request).await,
+        let response = match self {
+            TunnelClient::Http1(sender) => sender.send_request(request).await,
+            TunnelClient::Http2(sender) => sender.send_request(request).await,
         };
-        answer.expect("an answer")
+        response.expect("a response")
     }
 
-    /// Status and text of the answer to a GET.
+    /// Sends a GET and returns the status and text of the response.
     pub async fn get_text(&mut self, secure: bool, path: &str) -> (u16, String) {
         let (head, body) = self.get(secure, path).await.into_parts();
         let body = body.collect().await.expect("a body").to_bytes();
@@ -89,8 +90,8 @@ impl TunnelClient {
     pub async fn ends(&mut self) {
         let end = async {
             while !match self {
-                TunnelClient::One(sender) => sender.is_closed(),
-                TunnelClient::Many(sender) => sender.is_closed(),
+                TunnelClient::Http1(sender) => sender.is_closed(),
+                TunnelClient::Http2(sender) => sender.is_closed(),
             } {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
@@ -99,7 +100,7 @@ impl TunnelClient {
     }
 }
 
-/// TLS by a client that trusts the CA in this file alone, and asks for these protocols.
+/// A TLS client that trusts only the CA in this file and offers these ALPN protocols.
 pub fn connector(ca: &Path, protocols: &[&[u8]]) -> TlsConnector {
     let mut roots = RootCertStore::empty();
     let ca = CertificateDer::pem_file_iter(ca).expect("PEM");
@@ -111,12 +112,12 @@ pub fn connector(ca: &Path, protocols: &[&[u8]]) -> TlsConnector {
     TlsConnector::from(Arc::new(config))
 }
 
-/// The head of the response to CONNECT: nothing follows it.
+/// Reads the head of the response to CONNECT, and no byte beyond.
 pub async fn read_connect_head(conn: &mut Conn) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let read =
-            tokio::time::timeout(Duration::from_secs(10), conn.stream.read_u8()).await.expect("an answer in time");
+            tokio::time::timeout(Duration::from_secs(10), conn.stream.read_u8()).await.expect("a response in time");
         let Ok(byte) = read else { break };
         head.push(byte);
     }

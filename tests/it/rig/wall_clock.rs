@@ -1,21 +1,21 @@
-//! A wall clock that a test sets, for one program: libfaketime reads it from a file. The clock since boot stays true.
+//! A fake wall clock for one program, set by the test through a file that libfaketime reads. The boot clock stays real.
 
 pub struct WallClock(tempfile::NamedTempFile);
 
 impl WallClock {
-    /// It shows the true time.
+    /// Starts with the real time.
     pub fn start() -> WallClock {
         let clock = WallClock(tempfile::NamedTempFile::new().expect("a file"));
         clock.set("+0");
         clock
     }
 
-    /// Ahead of the true time by `offset`, as libfaketime writes it: `+9m`.
+    /// Sets the offset from the real time, in libfaketime's notation: `+9m`.
     pub fn set(&self, offset: &str) {
         std::fs::write(self.0.path(), offset).expect("it is written");
     }
 
-    /// For the program that lives by it.
+    /// Environment for the program that uses this clock.
     pub fn environment(&self) -> [(&'static str, String); 4] {
         [
             ("LD_PRELOAD", "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1".to_owned()),

@@ -43,7 +43,7 @@ async fn no_acknowledged_refresh_token_is_lost_by_kill_9_under_rotation() {
         let (dir, addresses, log) = sidecar.crash().await;
         server.control(json!({ "hold": false })).await;
         let (rotated, asked) = (count(&server, "rotations").await, server.token_requests("person").await);
-        let acknowledged = log.lines().filter(|line| line.contains("\"token obtained\"")).count() as u64;
+        let acknowledged = log.lines().filter(|line| line.contains("\"token acquired\"")).count() as u64;
         sidecar = Sidecar::start_over(dir, addresses, &[]).await;
         match settled(&sidecar).await {
             200 => {
@@ -96,7 +96,7 @@ async fn settled(sidecar: &Sidecar) -> u16 {
     loop {
         let answer = get(sidecar, "").await;
         // What was stored may be usable for a moment yet, and decides nothing.
-        let renewed = sidecar.log().contains("\"token obtained\"");
+        let renewed = sidecar.log().contains("\"token acquired\"");
         if answer.status == 424 || (answer.status == 200 && renewed) || begun.elapsed() > PATIENCE {
             return answer.status;
         }

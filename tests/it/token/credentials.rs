@@ -1,4 +1,5 @@
-//! One credential for each request: what the caller brings beside the route's token is governed by `existing` and `strip`.
+//! One credential per request: `existing` and `strip` govern credentials that the caller sends in addition to the
+//! token.
 //!
 //! Not here: the token's own injection point (`egress::destination`, `injection_points`).
 
@@ -19,7 +20,7 @@ use crate::rig::tunnel_client::TunnelClient;
 
 const INJECTED: &str = "token-1";
 
-/// A host for each of these keys of a route, all of one connection with the token [`INJECTED`].
+/// One host per route, all of one connection with the token [`INJECTED`].
 struct Stage {
     sidecar: Sidecar,
     upstream: Scripted,
@@ -39,16 +40,16 @@ impl Stage {
         Stage { sidecar: Sidecar::start(&config).await, upstream, _tokens: tokens }
     }
 
-    /// Status and code of the answer, and the request as it arrived, if it did.
-    async fn ask(&self, url: &str, lines: &str) -> (u16, String, Option<Received>) {
+    /// Returns status and code of the response, and the request as the upstream received it, if it did.
+    async fn send(&self, url: &str, lines: &str) -> (u16, String, Option<Received>) {
         let before = self.upstream.count();
-        let answer = raw::get_through(self.sidecar.proxy(), &format!("http://{url}"), lines).await;
-        (answer.status, answer.code().to_owned(), self.upstream.received().into_iter().nth(before))
+        let response = raw::get_through(self.sidecar.proxy(), &format!("http://{url}"), lines).await;
+        (response.status, response.code().to_owned(), self.upstream.received().into_iter().nth(before))
     }
 
-    /// What arrives: the target, and the values of Authorization.
+    /// Returns the target and the values of `Authorization` that the upstream received.
     async fn arrives(&self, row: &str, url: &str, lines: &str) -> (String, Vec<String>) {
-        let (status, _, arrived) = self.ask(url, lines).await;
+        let (status, _, arrived) = self.send(url, lines).await;
         assert_eq!(status, 200, "{row}");
         let arrived = arrived.expect("a request");
         let target = arrived.request_line().split(' ').nth(1).expect("a target").to_owned();
@@ -57,7 +58,7 @@ impl Stage {
 }
 
 #[tokio::test]
-async fn a_request_carries_one_bearer_token_in_one_way() {
+async fn a_request_carries_one_bearer_token_by_one_method() {
     let stage = Stage::start(&[
         ("over", "existing: overwrite"),
         ("keep", "existing: keep"),
@@ -108,7 +109,7 @@ async fn a_request_carries_one_bearer_token_in_one_way() {
         ("parameter-refuse.test/x", MINE),
         ("parameter-refuse.test/x?access_token=mine", ""),
     ] {
-        let (status, code, arrived) = stage.ask(url, lines).await;
+        let (status, code, arrived) = stage.send(url, lines).await;
         assert_eq!((status, code.as_str(), arrived.is_none()), (400, "bad_request_target", true), "{url} {lines}");
     }
     // Bodies are not searched for credentials.
@@ -121,7 +122,7 @@ async fn a_request_carries_one_bearer_token_in_one_way() {
 }
 
 #[tokio::test]
-async fn credentials_are_stripped_where_the_route_says_so_and_nowhere_else() {
+async fn credentials_are_stripped_only_where_the_route_configures_it() {
     let stage = Stage::start(&[
         ("known", "strip: known"),
         ("named", "strip: [X-Own, \"?sig\", known]"),
@@ -135,7 +136,7 @@ async fn credentials_are_stripped_where_the_route_says_so_and_nowhere_else() {
                          Ocp-Apim-Subscription-Key: mine\r\nCookie: mine=1\r\nAuthorization: Basic mine\r\nX-Own: mine\r\nX-Other: stays\r\n";
     const QUERY: &str = "?a=%20b&api_key=mine&c=%7e'&api%5Fkey=mine&sig=mine&&d=+";
     let arrives = async |host: &str| {
-        let (status, _, arrived) = stage.ask(&format!("{host}.test/x{QUERY}"), LINES).await;
+        let (status, _, arrived) = stage.send(&format!("{host}.test/x{QUERY}"), LINES).await;
         assert_eq!(status, 200, "{host}");
         let arrived = arrived.expect("a request");
         assert_eq!(arrived.values("x-other"), ["stays"], "{host}");
@@ -161,21 +162,21 @@ async fn credentials_are_stripped_where_the_route_says_so_and_nowhere_else() {
     let (target, left, _) = arrives("absent").await;
     assert_eq!(target, format!("/x{QUERY}"));
     assert_eq!(left, "authorization cookie x-api-key x_goog_api_key api-key x-auth-token x-own");
-    // known: 7 fields and 2 parameters; named: 2 more; only: 2; elsewhere: X-Api-Key is the token's, Authorization is not;
-    // parameter: 8 fields.
+    // known: 7 fields and 2 parameters; named: 2 more; only: 2; elsewhere: Authorization instead of X-Api-Key, which
+    // holds the token; parameter: 8 fields.
     stage.sidecar.until_metric("keybearer_stripped_total{connection=\"crm\"}", |count| count == 39.0).await;
     let shown = call(stage.sidecar.admin(), "GET", "/connections/crm", &json!({})).await.json();
     let strip: Vec<&Value> = shown["routes"].as_array().expect("routes").iter().map(|route| &route["strip"]).collect();
     let known = json!("known");
     assert_eq!(strip[..3], [&known, &json!(["known", "X-Own", "?sig"]), &json!(["?sig", "cookie"])]);
     assert_eq!(strip[5], &Value::Null);
-    // A request without any loses nothing.
-    let (_, _, arrived) = stage.ask("known.test/x?a", "").await;
+    // A request without credentials passes unchanged.
+    let (_, _, arrived) = stage.send("known.test/x?a", "").await;
     assert_eq!(arrived.expect("a request").request_line(), "GET /x?a HTTP/1.1");
 }
 
 #[tokio::test]
-async fn trailers_do_not_bring_back_what_the_head_has_lost() {
+async fn trailers_do_not_restore_stripped_fields() {
     let (tokens, listener) = (Scripted::tokens(3600).await, TcpListener::bind("127.0.0.1:0").await.expect("a port"));
     let config = format!(
         "hosts: {{api.test: \"{}\"}}\nconnections:\n- {{name: crm, client_id: a, client_secret: b, token_url: \"http://{}/token\", routes: \
@@ -195,13 +196,13 @@ async fn trailers_do_not_bring_back_what_the_head_has_lost() {
     };
     let bytes = "POST http://api.test/ HTTP/1.1\r\nHost: api.test\r\nTransfer-Encoding: chunked\r\nTrailer: X-Own, X_Own, X-Sum\r\n\
                  Connection: close\r\n\r\n3\r\nabc\r\n0\r\nX-Own: mine\r\nX_Own: mine\r\nX-Sum: 1\r\n\r\n";
-    let (arrived, answer) = tokio::join!(upstream, raw::send(sidecar.proxy(), bytes.as_bytes()));
-    assert_eq!(answer.status, 200);
+    let (arrived, response) = tokio::join!(upstream, raw::send(sidecar.proxy(), bytes.as_bytes()));
+    assert_eq!(response.status, 200);
     assert!(arrived.contains("x-sum: 1") && !arrived.contains("mine"), "{arrived}");
 }
 
 #[tokio::test]
-async fn credentials_are_stripped_in_whatever_way_a_request_comes() {
+async fn credentials_are_stripped_on_every_request_path() {
     let tokens = Scripted::tokens(3600).await;
     let server = Http2Server::start(json!({})).await;
     let config = format!(
@@ -227,21 +228,21 @@ async fn credentials_are_stripped_in_whatever_way_a_request_comes() {
     for (row, secure, version) in [
         ("plain inside a tunnel", false, Version::HTTP_11),
         ("HTTP/2 inside a tunnel", false, Version::HTTP_2),
-        ("an opened tunnel", true, Version::HTTP_11),
-        ("HTTP/2 in an opened tunnel", true, Version::HTTP_2),
+        ("an intercepted tunnel", true, Version::HTTP_11),
+        ("HTTP/2 in an intercepted tunnel", true, Version::HTTP_2),
     ] {
-        let mut inside = TunnelClient::open(sidecar.proxy(), "", secure, version).await;
+        let mut tunnel = TunnelClient::open(sidecar.proxy(), "", secure, version).await;
         let body =
-            inside.get_with(secure, TARGET, &FIELDS).await.into_body().collect().await.expect("a body").to_bytes();
+            tunnel.get_with(secure, TARGET, &FIELDS).await.into_body().collect().await.expect("a body").to_bytes();
         seen.push((row, serde_json::from_slice(&body).unwrap_or_else(|_| panic!("{row}: {body:?}"))));
     }
     let headers: serde_json::Map<String, Value> =
         FIELDS.iter().map(|(name, value)| (name.to_ascii_lowercase(), json!(value))).collect();
     let request = json!({ "path": format!("/crm{TARGET}"), "headers": headers });
     let options = json!({ "origin": sidecar.proxy_url(), "connect": null, "requests": [request] });
-    let answers = run_script(node(), "clients/h2.mjs", &[&options.to_string()], &[]).await;
-    let body = answers[0]["body"].as_str().expect("a body");
-    seen.push(("HTTP/2 at a mount", serde_json::from_str(body).unwrap_or_else(|_| panic!("{answers}"))));
+    let responses = run_script(node(), "clients/h2.mjs", &[&options.to_string()], &[]).await;
+    let body = responses[0]["body"].as_str().expect("a body");
+    seen.push(("HTTP/2 at a mount", serde_json::from_str(body).unwrap_or_else(|_| panic!("{responses}"))));
     for (row, seen) in &seen {
         let headers = &seen["headers"];
         assert_eq!(headers[":path"], "/x?a=%20b", "{row}");

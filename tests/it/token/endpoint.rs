@@ -1,6 +1,7 @@
-//! Token endpoints, scripted for what no real server can be made to show: requests, responses, scripts, discovery, revocation.
+//! Scripted token endpoints, for cases that real servers cannot produce: requests, responses, scripts, discovery,
+//! revocation.
 //!
-//! Not here: real servers (`token::grants`), responses that are none (`token::lifecycle`).
+//! Not here: real servers (`token::grants`), invalid responses (`token::lifecycle`).
 
 mod discovery;
 mod requests;
@@ -42,7 +43,7 @@ fn names(request: &Received) -> Vec<String> {
     form(request).into_iter().map(|(name, _)| name).collect()
 }
 
-/// A configuration with one connection `crm` for `api.test`, of these keys.
+/// A configuration with one connection, `crm` for `api.test`, with these keys.
 fn config(server: &Scripted, upstream: &Scripted, keys: &str) -> String {
     config_of(&format!("token_url: \"http://{}/token\", {keys}", server.address), upstream)
 }
@@ -59,10 +60,10 @@ async fn get(sidecar: &Sidecar, lines: &str) -> RawResponse {
     raw::get_through(sidecar.proxy(), "http://api.test/x", lines).await
 }
 
-/// One request, and what the upstream saw of its token.
+/// Sends a request; returns the `Authorization` that the upstream received.
 async fn injected(sidecar: &Sidecar, upstream: &Scripted) -> String {
-    let answer = get(sidecar, "").await;
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    let response = get(sidecar, "").await;
+    assert_eq!(response.status, 200, "{}", response.text());
     upstream.received().last().unwrap().values("authorization").join(" ")
 }
 

@@ -1,7 +1,7 @@
-//! Token requests share a slow authorization server: abandoned ones delay no other connection, and `keep_warm` refreshes
-//! many subjects without starving requests.
+//! Token requests share a slow authorization server: abandoned ones delay no other connection, and `keep_warm`
+//! refreshes many subjects without starving requests.
 //!
-//! Not here: the order of places (`src/token/gate`), when a subject is due (`src/token/warm`).
+//! Not here: the order of permits (`src/token/request_limiter`), when a subject is due (`src/token/keep_warm`).
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -32,7 +32,7 @@ async fn sum(sidecar: &Sidecar, metric: &str, connection: &str) -> f64 {
     lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
 }
 
-/// Tokens of a connection in memory, and attempts to get one.
+/// Tokens of a connection in memory, attempts in progress included.
 async fn in_memory(sidecar: &Sidecar, connection: &str) -> f64 {
     sum(sidecar, "keybearer_tokens", connection).await
 }
@@ -40,7 +40,7 @@ async fn in_memory(sidecar: &Sidecar, connection: &str) -> f64 {
 async fn until(what: &str, condition: impl AsyncFn() -> bool) {
     let begun = Instant::now();
     while !condition().await {
-        assert!(begun.elapsed() < Duration::from_secs(30), "it never came about: {what}");
+        assert!(begun.elapsed() < Duration::from_secs(30), "timed out waiting: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -66,40 +66,40 @@ async fn abandoned_exchanges_delay_no_other_connection() {
         let head = format!(
             "GET http://api.test/x HTTP/1.1\r\nHost: api.test\r\nAuthorization: Bearer caller-{number}\r\nConnection: close\r\n\r\n"
         );
-        // It is read although its caller has gone.
+        // The sidecar reads the request although its caller has left.
         conn.write(head.as_bytes()).await;
     }
     let first_token = async |caller: &str| {
         let (begun, line) = (Instant::now(), format!("Authorization: Bearer {caller}\r\n"));
-        let answer = raw::get_through(sidecar.proxy(), "http://other.test/x", &line).await;
-        assert_eq!(answer.status, 200, "{}: {}", answer.code(), answer.text());
+        let response = raw::get_through(sidecar.proxy(), "http://other.test/x", &line).await;
+        assert_eq!(response.status, 200, "{}: {}", response.code(), response.text());
         assert!(begun.elapsed() < Duration::from_secs(3), "{caller} waited {:?}", begun.elapsed());
     };
-    first_token("while-they-wait").await;
+    first_token("while-the-others-wait").await;
     let ended = async || sum(&sidecar, "keybearer_requests_total", "slow").await as usize == ABANDONED;
     until("each request has ended", ended).await;
-    first_token("when-they-have-gone").await;
-    let asked = || server.received().iter().filter(|request| request.request_line().contains("/slow")).count();
-    // What was granted may be used for a while; nothing else is left of them.
-    until("no attempt is left", async || in_memory(&sidecar, "slow").await <= asked() as f64).await;
-    assert!(asked() < ABANDONED / 4, "{} tokens were asked for that no caller waits for", asked());
+    first_token("after-the-others-have-left").await;
+    let slow_requests = || server.received().iter().filter(|request| request.request_line().contains("/slow")).count();
+    // Granted tokens stay in memory for a while; every other attempt is abandoned.
+    until("no attempt is left", async || in_memory(&sidecar, "slow").await <= slow_requests() as f64).await;
+    assert!(slow_requests() < ABANDONED / 4, "{} token requests that no caller waits for", slow_requests());
 }
 
 #[tokio::test]
 async fn keep_warm_refreshes_a_million_subjects_a_day_and_starves_no_caller() {
     const SUBJECTS: usize = 240;
     let refreshed = Arc::new(Mutex::new(Vec::new()));
-    let came = refreshed.clone();
+    let times = refreshed.clone();
     let server = Scripted::start(move |request: &Received, before| {
         let form = String::from_utf8_lossy(&request.body).into_owned();
-        let answer = json!({ "access_token": format!("t-{before}"), "token_type": "Bearer", "expires_in": 1,
+        let response = json!({ "access_token": format!("t-{before}"), "token_type": "Bearer", "expires_in": 1,
             "refresh_token": format!("r-{before}") });
-        let reply = Reply::json(200, &answer);
-        // The first ones are what the test hands in.
+        let reply = Reply::json(200, &response);
+        // Responses to the imports come without delay.
         if form.contains("given-") {
             return reply;
         }
-        came.lock().unwrap().push(Instant::now());
+        times.lock().unwrap().push(Instant::now());
         reply.late(Duration::from_millis(200))
     })
     .await;
@@ -112,8 +112,8 @@ async fn keep_warm_refreshes_a_million_subjects_a_day_and_starves_no_caller() {
     let sidecar = Sidecar::start(&config).await;
     for number in 0..SUBJECTS {
         let body = json!({ "subject": format!("s-{number:04}"), "refresh_token": format!("given-{number}") });
-        let answer = call(sidecar.admin(), "PUT", "/connections/crm/tokens", &body).await;
-        assert_eq!(answer.status, 200, "{}", answer.text());
+        let response = call(sidecar.admin(), "PUT", "/connections/crm/tokens", &body).await;
+        assert_eq!(response.status, 200, "{}", response.text());
     }
     let (dir, addresses, _) = sidecar.crash().await;
     let file = dir.path().join("keybearer.yaml");
@@ -122,22 +122,22 @@ async fn keep_warm_refreshes_a_million_subjects_a_day_and_starves_no_caller() {
     let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
 
     let count = || refreshed.lock().unwrap().len();
-    until("the walk is under way", async || count() > 20).await;
+    until("the keep_warm walk has begun", async || count() > 20).await;
     let memory = sidecar.resident_kib();
-    // Of a subject whose turn is far off, and whose access token has ended.
+    // A subject that the walk reaches last, with an expired access token.
     let lines = format!("Keybearer-Subject: s-{:04}\r\n", SUBJECTS - 1);
     let begun = Instant::now();
-    let answer = raw::get_through(sidecar.proxy(), "http://api.test/x", &lines).await;
-    assert_eq!(answer.status, 200, "{}\n{}", answer.text(), sidecar.log());
+    let response = raw::get_through(sidecar.proxy(), "http://api.test/x", &lines).await;
+    assert_eq!(response.status, 200, "{}\n{}", response.text(), sidecar.log());
     assert!(begun.elapsed() < Duration::from_secs(3), "a caller waited {:?} for its token", begun.elapsed());
     until("each subject was refreshed", async || count() >= SUBJECTS).await;
 
     let times = refreshed.lock().unwrap().clone();
     let rate = (SUBJECTS - 1) as f64 / (times[SUBJECTS - 1] - times[0]).as_secs_f64();
     let needed = 1e6 / DAY.as_secs_f64();
-    assert!(rate > needed, "{rate:.1} subjects a second, and a million within a day are {needed:.1}");
-    let held = in_memory(&sidecar, "crm").await;
-    assert!(held < 60.0, "{held} subjects are in memory although no caller uses them");
+    assert!(rate > needed, "{rate:.1} subjects a second; a million a day needs {needed:.1}");
+    let cached = in_memory(&sidecar, "crm").await;
+    assert!(cached < 60.0, "{cached} subjects are in memory although no caller uses them");
     let grown = sidecar.resident_kib().saturating_sub(memory);
     assert!(grown < 16 * 1024, "memory has grown by {grown} KiB");
 }

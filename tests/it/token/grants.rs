@@ -1,5 +1,5 @@
-//! The table: every grant that needs no person, by every way to authenticate the client, against real
-//! servers. Each cell: a token is acquired, accepted by an upstream that introspects it, refreshed twice, and revoked.
+//! Every grant that needs no person with every client authentication method, against real servers. In each combination
+//! a token is acquired, accepted by an upstream that introspects it, refreshed twice, and revoked.
 //!
 //! Not here: what is on the wire (`token::endpoint`).
 
@@ -15,7 +15,7 @@ use crate::rig::peers::{AuthorizationServer, Peers, Upstream, peers_path, python
 use crate::rig::raw::{self, RawResponse};
 use crate::rig::sidecar::Sidecar;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 const METHODS: [&str; 10] = [
     "m-body",
     "m-basic",
@@ -29,11 +29,11 @@ const METHODS: [&str; 10] = [
     "m-none",
 ];
 
-/// One connection: a client and a grant.
+/// One connection: a client with a grant.
 struct Cell {
     name: String,
     client: String,
-    /// Whose token it is; `None`: the client's own.
+    /// The token's subject; `None`: the client itself.
     subject: Option<&'static str>,
     keys: String,
 }
@@ -43,18 +43,18 @@ fn leaf(name: &str) -> (String, String) {
     (certificate.display().to_string(), key.display().to_string())
 }
 
-/// How a client of this name proves itself. With TLS the endpoints are those that the issuer has for it.
-fn proof(client: &str, server: &AuthorizationServer) -> String {
+/// The keys with which this client authenticates. With mutual TLS, discovery supplies the endpoints.
+fn client_auth(client: &str, server: &AuthorizationServer) -> String {
     let secret = format!("client_secret: {client}-secret-0123456789abcdef0123456789abcdef");
     let (url, revocation) = (server.token_url(), server.revocation_url());
-    let usual = format!("token_url: \"{url}\", revocation_url: \"{revocation}\"");
+    let endpoints = format!("token_url: \"{url}\", revocation_url: \"{revocation}\"");
     let signed = |key: &str, algorithm: &str| {
         let (_, file) = leaf(key);
         format!(
-            "{usual}, send_credentials: private_key_jwt, client_assertion: {{key: {{file: \"{file}\"}}, algorithm: {algorithm}, key_id: {key}}}"
+            "{endpoints}, send_credentials: private_key_jwt, client_assertion: {{key: {{file: \"{file}\"}}, algorithm: {algorithm}, key_id: {key}}}"
         )
     };
-    let shown = |name: &str| {
+    let mutual_tls = |name: &str| {
         let (certificate, key) = leaf(name);
         let issuer = server.issuer();
         format!(
@@ -62,20 +62,20 @@ fn proof(client: &str, server: &AuthorizationServer) -> String {
         )
     };
     match client {
-        "m-body" => format!("{usual}, {secret}"),
-        "m-basic" => format!("{usual}, {secret}, send_credentials: basic"),
-        "m-csjwt" => format!("{usual}, {secret}, send_credentials: client_secret_jwt"),
+        "m-body" => format!("{endpoints}, {secret}"),
+        "m-basic" => format!("{endpoints}, {secret}, send_credentials: basic"),
+        "m-csjwt" => format!("{endpoints}, {secret}, send_credentials: client_secret_jwt"),
         "m-pkjwt-rs256" => signed("client-rsa", "RS256"),
         "m-pkjwt-ps256" => signed("client-rsa", "PS256"),
         "m-pkjwt-es256" => signed("client-ec", "ES256"),
         "m-pkjwt-eddsa" => signed("client-ed", "EdDSA"),
-        "m-tls-self" => shown("mtls-self-signed"),
-        "m-tls-ca" | "m-tls-bound" => shown("mtls-ca-issued"),
-        _ => usual,
+        "m-tls-self" => mutual_tls("mtls-self-signed"),
+        "m-tls-ca" | "m-tls-bound" => mutual_tls("mtls-ca-issued"),
+        _ => endpoints,
     }
 }
 
-/// The grants with their keys, and whose token comes of each.
+/// The grants with their keys and the subject of their tokens.
 fn grants(files: &Path, saml: bool) -> Vec<(&'static str, String, Option<&'static str>)> {
     let (_, key) = leaf("client-rsa");
     let file = |name: &str| files.join(name).display().to_string();
@@ -109,7 +109,7 @@ fn grants(files: &Path, saml: bool) -> Vec<(&'static str, String, Option<&'stati
     grants
 }
 
-/// A Kubernetes-like token of `carol` for this server, good for an hour.
+/// Writes a Kubernetes-like token of `carol` for this server, valid for nine minutes.
 fn sign_subject_token(server: &AuthorizationServer, to: &Path) {
     let script = format!(
         "import {{SignJWT, importPKCS8}} from 'jose'; import fs from 'node:fs';\
@@ -142,11 +142,11 @@ fn cells(server: &AuthorizationServer, files: &Path, saml: bool) -> Vec<Cell> {
     let mut cells = Vec::new();
     for client in METHODS {
         for (grant, keys, subject) in grants(files, saml) {
-            // Both servers give a client that proves nothing no token of its own.
+            // Neither server grants client credentials to a client without authentication.
             if client == "m-none" && matches!(grant, "cc" | "own") {
                 continue;
             }
-            let keys = format!("{}, {keys}", proof(client, server));
+            let keys = format!("{}, {keys}", client_auth(client, server));
             cells.push(Cell { name: format!("{client}-{grant}"), client: client.to_owned(), subject, keys });
         }
     }
@@ -173,11 +173,11 @@ async fn get(sidecar: &Sidecar, cell: &Cell) -> RawResponse {
     raw::get_through(sidecar.proxy(), &format!("http://{}.test/x", cell.name), "").await
 }
 
-/// A request that the upstream accepts; its token.
+/// Sends a request that the upstream accepts; returns its `Authorization`.
 async fn accepted(sidecar: &Sidecar, cell: &Cell) -> String {
-    let answer = get(sidecar, cell).await;
-    assert_eq!(answer.status, 200, "{}: {}", cell.name, answer.text());
-    let seen = answer.json();
+    let response = get(sidecar, cell).await;
+    assert_eq!(response.status, 200, "{}: {}", cell.name, response.text());
+    let seen = response.json();
     assert_eq!((&seen["active"], &seen["client_id"]), (&json!(true), &json!(cell.client)), "{}", cell.name);
     if let (Some(subject), Some(sub)) = (cell.subject, seen["sub"].as_str()) {
         assert_eq!(sub, subject, "{}", cell.name);
@@ -187,8 +187,8 @@ async fn accepted(sidecar: &Sidecar, cell: &Cell) -> String {
     headers[at + 1].as_str().unwrap().to_owned()
 }
 
-/// Answers that brought a token, by any grant.
-async fn obtained(sidecar: &Sidecar) -> std::collections::HashMap<String, f64> {
+/// Successful token requests per connection, by any grant.
+async fn successful_token_requests(sidecar: &Sidecar) -> std::collections::HashMap<String, f64> {
     let text = raw::get(sidecar.admin(), "/metrics").await.text();
     let mut counts = std::collections::HashMap::new();
     for line in text.lines().filter(|line| line.starts_with("keybearer_token_requests_total{")) {
@@ -217,43 +217,43 @@ async fn walk(server: AuthorizationServer, saml: bool) {
     for cell in &cells {
         accepted(&sidecar, cell).await;
     }
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     loop {
-        let counts = obtained(&sidecar).await;
+        let counts = successful_token_requests(&sidecar).await;
         if cells.iter().all(|cell| counts.get(&cell.name).is_some_and(|count| *count >= 3.0)) {
             break;
         }
-        assert!(Instant::now() < end, "not renewed twice: {counts:?}");
+        assert!(Instant::now() < end, "not refreshed twice: {counts:?}");
         sleep(Duration::from_millis(100)).await;
     }
     for cell in &cells {
         accepted(&sidecar, cell).await;
     }
-    // From here on no renewal comes between a token and its end.
+    // From here on no refresh interferes with a revocation.
     server.control(json!({"lifetime": 600})).await;
     for cell in &cells {
         let path = format!("/connections/{}", cell.name);
         let refreshed = call(sidecar.admin(), "POST", &format!("{path}/refresh"), &json!({})).await;
         assert_eq!(refreshed.status, 200, "{}: {}", cell.name, refreshed.text());
         let token = accepted(&sidecar, cell).await;
-        let before = ended(&server, &cell.client).await;
+        let before = revoked_count(&server, &cell.client).await;
         let revoked = call(sidecar.admin(), "POST", &format!("{path}/revoke"), &json!({})).await.json();
         assert_eq!(revoked["access_token"]["outcome"], "revoked", "{}: {revoked}", cell.name);
-        assert!(ended(&server, &cell.client).await > before, "{}: the server counts it", cell.name);
+        assert!(revoked_count(&server, &cell.client).await > before, "{}: the server has revoked it", cell.name);
         let again = direct(&upstream, &token).await;
-        assert_eq!(again.status, 401, "{}: the revoked token is good for nothing", cell.name);
+        assert_eq!(again.status, 401, "{}: the revoked token is no longer accepted", cell.name);
         accepted(&sidecar, cell).await;
     }
     assert_eq!(server.stats().await["jti_reused"].as_u64().unwrap_or(0), 0);
-    no_secret(&sidecar, &token_of(&sidecar, &cells[0]).await).await;
+    assert_no_secret_leaks(&sidecar, &token_of(&sidecar, &cells[0]).await).await;
 }
 
 async fn token_of(sidecar: &Sidecar, cell: &Cell) -> String {
     accepted(sidecar, cell).await.trim_start_matches("Bearer ").to_owned()
 }
 
-/// Tokens of this client that the server has revoked.
-async fn ended(server: &AuthorizationServer, client: &str) -> u64 {
+/// Number of this client's tokens that the server has revoked.
+async fn revoked_count(server: &AuthorizationServer, client: &str) -> u64 {
     let stats = server.stats().await;
     let kinds = stats["revoked"][client].as_object().cloned().unwrap_or_default();
     kinds.values().filter_map(Value::as_u64).sum()
@@ -265,40 +265,40 @@ async fn direct(upstream: &Upstream, credential: &str) -> RawResponse {
     raw::send(address, request.as_bytes()).await
 }
 
-/// Nothing that proves anything is in log, metrics or API, at trace level; what is no secret is found.
-async fn no_secret(sidecar: &Sidecar, token: &str) {
+/// No credential is in log, metrics or API at trace level; a control value is found there.
+async fn assert_no_secret_leaks(sidecar: &Sidecar, token: &str) {
     let mut shown = sidecar.log() + &sidecar.stdout() + &raw::get(sidecar.admin(), "/metrics").await.text();
     for path in ["/connections", "/connections/m-body-password", "/connections/m-body-password/tokens"] {
         shown += &call(sidecar.admin(), "GET", path, &json!({})).await.text();
     }
-    assert!(shown.contains("m-body-password") && shown.contains("token obtained"), "the control is found");
+    assert!(shown.contains("m-body-password") && shown.contains("token acquired"), "the control value is found");
     let key = std::fs::read_to_string(leaf("client-rsa").1).unwrap();
     let line = key.lines().nth(3).unwrap();
     for secret in ["-secret-0123456789abcdef", "ann-password", "eyJ", "PHNhbWw", "PRIVATE KEY", line, token] {
-        assert!(!shown.contains(secret), "{secret} is shown");
+        assert!(!shown.contains(secret), "{secret} leaked");
     }
 }
 
 #[tokio::test]
-async fn every_grant_by_every_client_authentication_with_oidc_provider() {
+async fn every_grant_works_with_every_client_authentication_at_oidc_provider() {
     let server = AuthorizationServer::op(json!({"lifetime": 4})).await;
     walk(server, false).await;
 }
 
 #[tokio::test]
-async fn every_grant_by_every_client_authentication_with_authlib() {
+async fn every_grant_works_with_every_client_authentication_at_authlib() {
     let server = AuthorizationServer::al(json!({"lifetime": 4})).await;
     walk(server, true).await;
 }
 
-/// RFC 8705 §3: the upstream takes the token only from a client that shows the certificate that it is bound to.
+/// RFC 8705 §3: the upstream accepts the token only together with the client certificate that it is bound to.
 #[tokio::test]
-async fn a_bound_token_travels_with_its_certificate() {
+async fn a_certificate_bound_token_is_sent_with_its_certificate() {
     let server = AuthorizationServer::op(json!({"lifetime": 60})).await;
     let upstream = Upstream::start(&server).await;
     let (ca, port) = (Peers::certs().ca.display(), upstream.https_port());
     let connection = |name: &str, tls: &str| {
-        let keys = proof("m-tls-bound", &server);
+        let keys = client_auth("m-tls-bound", &server);
         format!(
             "- {{name: {name}, client_id: m-tls-bound, {keys}, routes: [{{host: \"{name}.api.test:{port}\", upstream_tls: {tls}}}]}}\n"
         )
@@ -309,18 +309,17 @@ async fn a_bound_token_travels_with_its_certificate() {
         connection("bare", "true")
     );
     let sidecar = Sidecar::start(&text).await;
-    let ask =
+    let send =
         async |name: &str| raw::get_through(sidecar.proxy(), &format!("http://{name}.api.test:{port}/x"), "").await;
-    let answer = ask("bound").await;
-    assert_eq!((answer.status, &answer.json()["client_id"]), (200, &json!("m-tls-bound")), "{}", answer.text());
-    assert_eq!(ask("bare").await.status, 401, "without the certificate the upstream refuses");
+    let response = send("bound").await;
+    assert_eq!((response.status, &response.json()["client_id"]), (200, &json!("m-tls-bound")), "{}", response.text());
+    assert_eq!(send("bare").await.status, 401, "the upstream refuses the token without the certificate");
     let series = "keybearer_certificate_expiry_timestamp_seconds{name=\"bound\",use=\"mutual_tls\"}";
     assert!(sidecar.metric(series).await > 0.0);
 }
 
-/// A certificate that is replaced in its file is the one that is shown from then on.
 #[tokio::test]
-async fn a_replaced_certificate_is_read_again() {
+async fn a_replaced_certificate_file_is_reloaded() {
     let server = AuthorizationServer::op(json!({"lifetime": 60})).await;
     let upstream = Upstream::start(&server).await;
     let files = tempfile::tempdir().unwrap();
@@ -338,12 +337,12 @@ async fn a_replaced_certificate_is_read_again() {
          routes: [{{host: api.test, upstream_tls: false}}]}}\n"
     );
     let sidecar = Sidecar::start(&text).await;
-    let ask = async || raw::get_through(sidecar.proxy(), "http://api.test/x", "").await;
-    assert_eq!(ask().await.code(), "token_refused");
+    let send = async || raw::get_through(sidecar.proxy(), "http://api.test/x", "").await;
+    assert_eq!(send().await.code(), "token_refused");
     put("mtls-ca-issued");
-    let end = Instant::now() + PATIENCE;
-    while ask().await.status != 200 {
-        assert!(Instant::now() < end, "the new certificate is not shown: {}", sidecar.log());
+    let end = Instant::now() + TIMEOUT;
+    while send().await.status != 200 {
+        assert!(Instant::now() < end, "the new certificate is not used: {}", sidecar.log());
         sleep(Duration::from_millis(100)).await;
     }
 }

@@ -1,4 +1,4 @@
-//! Where a token goes when an API wants it elsewhere: other headers and schemes, the query; and headers set beside it.
+//! Injection points other than `Authorization: Bearer`: other headers and schemes, the query; and `set_headers`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -17,7 +17,7 @@ struct Stage {
 }
 
 impl Stage {
-    /// A host for each of these keys of a route.
+    /// Starts a sidecar with one route per host and keys.
     async fn start(routes: &[(&str, &str)]) -> Stage {
         let tokens = Scripted::start(|_, before| Reply::token(&format!("tok+en/{before}="), 3600)).await;
         let refused = AtomicBool::new(false);
@@ -36,33 +36,33 @@ impl Stage {
         Stage { sidecar: Sidecar::start(&config).await, upstream, _tokens: tokens }
     }
 
-    /// Status and code of the answer, and the request as it arrived, if it did.
-    async fn ask(&self, url: &str, lines: &str) -> (u16, String, Option<crate::rig::scripted::Received>) {
+    /// Returns status and code of the response, and the request as the upstream received it, if it did.
+    async fn send(&self, url: &str, lines: &str) -> (u16, String, Option<crate::rig::scripted::Received>) {
         let before = self.upstream.count();
-        let answer = raw::get_through(self.sidecar.proxy(), &format!("http://{url}"), lines).await;
+        let response = raw::get_through(self.sidecar.proxy(), &format!("http://{url}"), lines).await;
         let arrived = self.upstream.received().into_iter().nth(before);
-        (answer.status, answer.code().to_owned(), arrived)
+        (response.status, response.code().to_owned(), arrived)
     }
 }
 
 #[tokio::test]
-async fn a_token_goes_into_the_header_and_behind_the_word_that_the_route_names() {
+async fn a_token_is_injected_into_the_header_and_with_the_scheme_of_the_route() {
     let stage = Stage::start(&[
         ("zoho.test", "inject: {scheme: Zoho-oauthtoken}"),
         ("shop.test", "inject: {header: X-Shopify-Access-Token, scheme: \"\"}"),
         ("notion.test", "set_headers: {Notion-Version: \"2022-06-28\", X-Own: \"${env:PATH}\"}"),
     ])
     .await;
-    let (_, _, zoho) = stage.ask("zoho.test/x", "Authorization: Basic x\r\n").await;
+    let (_, _, zoho) = stage.send("zoho.test/x", "Authorization: Basic x\r\n").await;
     assert_eq!(zoho.expect("a request").values("authorization"), ["Zoho-oauthtoken tok+en/0="]);
-    let (_, _, shop) = stage.ask("shop.test/x", "X_Shopify_Access_Token: mine\r\nAuthorization: kept\r\n").await;
+    let (_, _, shop) = stage.send("shop.test/x", "X_Shopify_Access_Token: mine\r\nAuthorization: kept\r\n").await;
     let shop = shop.expect("a request");
     assert_eq!(
         (shop.values("x-shopify-access-token"), shop.values("authorization")),
         (vec!["tok+en/0="], vec!["kept"])
     );
     assert!(shop.values("x_shopify_access_token").is_empty());
-    let (_, _, notion) = stage.ask("notion.test/x", "notion-version: 1\r\nNotion_Version: 2\r\n").await;
+    let (_, _, notion) = stage.send("notion.test/x", "notion-version: 1\r\nNotion_Version: 2\r\n").await;
     let notion = notion.expect("a request");
     assert_eq!((notion.values("notion-version"), notion.values("notion_version").len()), (vec!["2022-06-28"], 0));
     assert_eq!(notion.values("authorization"), ["Bearer tok+en/0="]);
@@ -74,7 +74,7 @@ async fn a_token_goes_into_the_header_and_behind_the_word_that_the_route_names()
 }
 
 #[tokio::test]
-async fn a_token_in_the_query_is_there_once_and_in_no_log() {
+async fn a_token_in_the_query_is_sent_once_and_never_logged() {
     let stage = Stage::start(&[
         ("plain.test", "inject: {query: access_token}"),
         ("keep.test", "inject: {query: access_token}, existing: keep"),
@@ -87,16 +87,16 @@ async fn a_token_in_the_query_is_there_once_and_in_no_log() {
         ("/x?a=%20b&access_token=mine&c", "/x?a=%20b&c&access_token=tok%2Ben%2F0%3D"),
         ("/x?acc%65ss_token=mine", "/x?access_token=tok%2Ben%2F0%3D"),
     ] {
-        let (status, _, arrived) = stage.ask(&format!("plain.test{path}"), "Authorization: own\r\n").await;
+        let (status, _, arrived) = stage.send(&format!("plain.test{path}"), "Authorization: own\r\n").await;
         assert_eq!((status, line(arrived)), (200, format!("GET {expected} HTTP/1.1")), "{path}");
     }
-    let (_, _, kept) = stage.ask("keep.test/x?access_token=mine", "").await;
+    let (_, _, kept) = stage.send("keep.test/x?access_token=mine", "").await;
     assert_eq!(line(kept), "GET /x?access_token=mine HTTP/1.1");
-    let (status, code, arrived) = stage.ask("refuse.test/x?access_token=mine", "").await;
+    let (status, code, arrived) = stage.send("refuse.test/x?access_token=mine", "").await;
     assert_eq!((status, code.as_str(), arrived.is_none()), (400, "bad_request_target", true));
-    // A rejected token is replaced where it stands.
+    // A rejected token is replaced in the query.
     let before = stage.upstream.count();
-    let (status, ..) = stage.ask("plain.test/refuse-once?a=1", "").await;
+    let (status, ..) = stage.send("plain.test/refuse-once?a=1", "").await;
     let sent: Vec<_> =
         stage.upstream.received()[before..].iter().map(|request| request.request_line().to_owned()).collect();
     assert_eq!(status, 200);
@@ -145,21 +145,21 @@ const BOTH: &str = "Proxy-Authorization: Bearer both\r\n";
 #[tokio::test]
 async fn one_request_carries_the_tokens_of_two_connections() {
     let (sidecar, upstream, tokens) = start_with_two("existing: overwrite", "").await;
-    let ask = |path: &str, lines: String| {
+    let send = |path: &str, lines: String| {
         let (at, url) = (sidecar.proxy(), format!("http://api.test/{path}"));
         async move { raw::get_through(at, &url, &lines).await }
     };
-    let answer = ask("x", format!("{BOTH}X-Maps-Token: mine\r\n")).await;
-    assert_eq!(answer.status, 200, "{}\n{}", answer.text(), sidecar.log());
+    let response = send("x", format!("{BOTH}X-Maps-Token: mine\r\n")).await;
+    assert_eq!(response.status, 200, "{}\n{}", response.text(), sidecar.log());
     let arrived = upstream.received().remove(0);
     let sent = |name: &str| arrived.values(name).join(" + ");
     assert!(sent("authorization").starts_with("Bearer crm-"), "{}", arrived.head);
     assert!(sent("x-maps-token").starts_with("maps-"), "{}", arrived.head);
-    // Who may not use one of them may not use the route.
-    let answer = ask("x", "Proxy-Authorization: Bearer one\r\n".to_owned()).await;
-    assert_eq!((answer.status, answer.code()), (403, "caller_not_allowed"));
-    // The upstream does not say which it refused: both are renewed, and the request is sent once more.
-    assert_eq!(ask("refuse-once", BOTH.to_owned()).await.status, 200);
+    // A caller that may not use one of the connections may not use the route.
+    let response = send("x", "Proxy-Authorization: Bearer one\r\n".to_owned()).await;
+    assert_eq!((response.status, response.code()), (403, "caller_not_allowed"));
+    // A rejection does not name the rejected token, so both are refreshed and the request is replayed once.
+    assert_eq!(send("refuse-once", BOTH.to_owned()).await.status, 200);
     assert_eq!((upstream.count(), tokens.count()), (3, 4));
     let again = upstream.received().remove(2);
     assert_ne!(again.values("authorization"), arrived.values("authorization"));
@@ -174,17 +174,17 @@ async fn one_request_carries_the_tokens_of_two_connections() {
         shown["routes"][0]["inject"],
         json!([{ "header": "authorization", "scheme": "Bearer" }, { "header": "x-maps-token", "scheme": "", "connection": "maps" }])
     );
-    // A test by an operator carries both, too.
-    let told = call(sidecar.admin(), "POST", "/connections/crm/test", &json!({})).await.json();
-    assert_eq!(told["status"], 200, "{told}");
+    // An operator's test request carries both tokens as well.
+    let tested = call(sidecar.admin(), "POST", "/connections/crm/test", &json!({})).await.json();
+    assert_eq!(tested["status"], 200, "{tested}");
     let tested = upstream.received().remove(3);
     assert!(tested.values("x-maps-token").concat().starts_with("maps-"), "{}", tested.head);
 }
 
 #[tokio::test]
-async fn a_connection_that_is_off_takes_the_route_with_it() {
+async fn a_route_is_inactive_while_one_of_its_connections_is() {
     let (sidecar, upstream, _tokens) = start_with_two("existing: refuse", ", active: false").await;
-    let answer = raw::get_through(sidecar.proxy(), "http://api.test/x", BOTH).await;
-    assert_eq!((answer.status, answer.code()), (403, "connection_inactive"));
-    assert_eq!((answer.json()["connection"].as_str(), upstream.count()), (Some("maps"), 0));
+    let response = raw::get_through(sidecar.proxy(), "http://api.test/x", BOTH).await;
+    assert_eq!((response.status, response.code()), (403, "connection_inactive"));
+    assert_eq!((response.json()["connection"].as_str(), upstream.count()), (Some("maps"), 0));
 }

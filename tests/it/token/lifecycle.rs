@@ -1,6 +1,6 @@
-//! The life of a token under faults: cold, due, expired, revoked, refused, and what callers and servers see of it.
+//! The lifecycle of a token under faults: cold, due, expired, revoked, refused, as callers and servers see it.
 //!
-//! Real servers where they can be made to show it, `Scripted` ones otherwise. Not here: client libraries (`clients`).
+//! Uses real servers where they can produce the case, else `Scripted` ones. Not here: client libraries (`clients`).
 
 mod cold;
 mod outages;
@@ -23,17 +23,17 @@ use crate::rig::raw::{self, RawResponse};
 use crate::rig::scripted::{Received, Scripted};
 use crate::rig::sidecar::Sidecar;
 
-/// How long a state may take to come about.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Timeout for a state to be reached.
+const TIMEOUT: Duration = Duration::from_secs(20);
 const URL: &str = "http://api.test/x";
-/// No token is waited for: requests find the slot cold.
+/// Ready without waiting for tokens, so that requests find the slot cold.
 const COLD: &str = "readiness: {wait_for_tokens: 0s}\n";
 
 /// A configuration with one connection, `crm`, and one route, `api.test`.
 struct Crm<'a> {
     token_url: String,
     upstream: SocketAddr,
-    /// Whole lines beside `connections`.
+    /// Further top-level keys, as whole lines.
     top: &'a str,
     client: &'a [&'a str],
     keys: &'a [&'a str],
@@ -61,7 +61,8 @@ impl Crm<'_> {
     }
 }
 
-/// Connections `c0`, `c1`, … with the hosts `c0.test`, … and the token URLs `/c0`, … of one server; each its own keys.
+/// Connections `c0`, `c1`, … with the hosts `c0.test`, … and the token URLs `/c0`, … of one server, one per item of
+/// `keys`.
 fn numbered(server: &Scripted, upstream: &Scripted, keys: &[&str]) -> String {
     let with = |config: Config, (n, keys): (usize, &&str)| {
         let (name, host) = (format!("c{n}"), format!("c{n}.test"));
@@ -71,7 +72,7 @@ fn numbered(server: &Scripted, upstream: &Scripted, keys: &[&str]) -> String {
     keys.iter().enumerate().fold(Config::new(), with).to_string()
 }
 
-/// The number of the connection that asks, by its token URL's path.
+/// The number of the connection that sent the request, by its token URL's path.
 fn number(request: &Received) -> usize {
     let path = request.request_line().split(' ').nth(1).unwrap_or_default();
     path.trim_start_matches("/c").parse().expect("a path of `numbered`")
@@ -89,7 +90,7 @@ async fn get(sidecar: &Sidecar) -> RawResponse {
     raw::get_through(sidecar.proxy(), URL, "").await
 }
 
-async fn at_once(sidecar: &Sidecar, count: usize) -> Vec<RawResponse> {
+async fn get_concurrently(sidecar: &Sidecar, count: usize) -> Vec<RawResponse> {
     join_all((0..count).map(|_| get(sidecar))).await
 }
 
@@ -114,18 +115,18 @@ async fn until(what: &str, condition: impl AsyncFn() -> bool) {
             sleep(Duration::from_millis(30)).await;
         }
     };
-    timeout(PATIENCE, held).await.unwrap_or_else(|_| panic!("it never came about: {what}"));
+    timeout(TIMEOUT, held).await.unwrap_or_else(|_| panic!("timed out waiting: {what}"));
 }
 
-/// One request after another for this duration; none may fail or take longer than `slowest`.
+/// Sends sequential requests for this duration; none may fail or take longer than `slowest`. Returns their number.
 async fn steadily_served(sidecar: &Sidecar, span: Duration, slowest: Duration) -> usize {
     let end = Instant::now() + span;
     let mut count = 0;
     while Instant::now() < end {
         let began = Instant::now();
-        let answer = get(sidecar).await;
+        let response = get(sidecar).await;
         let took = began.elapsed();
-        assert_eq!(answer.status, 200, "request {count}: {}\n{}", answer.text(), sidecar.log());
+        assert_eq!(response.status, 200, "request {count}: {}\n{}", response.text(), sidecar.log());
         assert!(took < slowest, "request {count} took {took:?}\n{}", sidecar.log());
         count += 1;
         sleep(Duration::from_millis(20)).await;
@@ -133,27 +134,27 @@ async fn steadily_served(sidecar: &Sidecar, span: Duration, slowest: Duration) -
     count
 }
 
-/// The `Authorization` values that arrived, without repetition.
+/// The distinct `Authorization` values that arrived.
 fn seen(received: &[Received]) -> BTreeSet<String> {
     received.iter().flat_map(|request| request.values("authorization")).map(str::to_owned).collect()
 }
 
-/// The proxy's own answer, in all the places that tell.
+/// Checks every part of a response that the proxy itself generated.
 #[track_caller]
-fn check_own(answer: &RawResponse, status: u16, code: &str, action: &str) {
-    assert_eq!((answer.status, answer.code()), (status, code), "{}", answer.text());
-    let problem = answer.json();
+fn check_own(response: &RawResponse, status: u16, code: &str, action: &str) {
+    assert_eq!((response.status, response.code()), (status, code), "{}", response.text());
+    let problem = response.json();
     assert_eq!((&problem["code"], &problem["action"]), (&json!(code), &json!(action)));
     assert_eq!(problem["type"], format!("urn:keybearer:error:{code}"));
-    assert!(answer.header("proxy-status").is_some_and(|value| value.starts_with("keybearer; error=")));
-    let retry_after = answer.header("retry-after").map(|value| value.parse::<u64>().expect("seconds"));
+    assert!(response.header("proxy-status").is_some_and(|value| value.starts_with("keybearer; error=")));
+    let retry_after = response.header("retry-after").map(|value| value.parse::<u64>().expect("seconds"));
     match status {
         503 => assert!(retry_after.is_some_and(|seconds| (1..=300).contains(&seconds)), "{retry_after:?}"),
-        _ => assert_eq!(retry_after, None, "a client would come again for nothing"),
+        _ => assert_eq!(retry_after, None, "a retry would be useless"),
     }
 }
 
 #[track_caller]
-fn check_unavailable(answer: &RawResponse) {
-    check_own(answer, 503, "token_unavailable", "retry_later");
+fn check_unavailable(response: &RawResponse) {
+    check_own(response, 503, "token_unavailable", "retry_later");
 }

@@ -1,6 +1,6 @@
-//! Profiles: several tokens of one client, each chosen by a route or by the request, and none ever in another's place.
+//! Profiles: several tokens of one client, chosen by the route or the request, never mixed up.
 //!
-//! Not here: how routes are ranked (`src/router`), what a configuration may say (`src/config`).
+//! Not here: how routes are ranked (`src/router`), which configurations are valid (`src/config`).
 
 use std::process::Output;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::rig::raw::{self, RawResponse};
 use crate::rig::scripted::{Received, Reply, Scripted};
 use crate::rig::sidecar::{Sidecar, program};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 const APPLIED: &str = "keybearer_config_reloads_total{outcome=\"applied\"}";
 
 /// A field of the form; none of the values here is escaped.
@@ -24,8 +24,8 @@ fn field(request: &Received, name: &str) -> String {
     pairs.find(|(own, _)| *own == name).map(|(_, value)| value.to_owned()).unwrap_or_default()
 }
 
-/// A token endpoint whose tokens tell how they were asked for: `grant.scope.audience.N`; it refuses the scope `bad`.
-async fn telling() -> Scripted {
+/// A token endpoint whose tokens describe their request: `grant.scope.audience.N`; refuses the scope `bad`.
+async fn describing_server() -> Scripted {
     Scripted::start(|request, before| {
         let parts = ["grant_type", "scope", "audience"].map(|name| field(request, name));
         if parts[1] == "bad" {
@@ -45,7 +45,7 @@ fn top(upstream: &Scripted, hosts: &[&str]) -> String {
     )
 }
 
-/// The connection `crm` with the profiles `write` and `person`, on `api.test` and `/write` below it, and by name.
+/// The connection `crm` with the profiles `write` and `person`, routed by `api.test`, `api.test/write` and by name.
 fn crm(server: &Scripted, write: &str) -> String {
     format!(
         "- {{name: crm, client_id: id, token_url: \"http://{}/token\", scopes: [read], audience: own, username: u, password: p,\n   \
@@ -56,17 +56,17 @@ fn crm(server: &Scripted, write: &str) -> String {
     )
 }
 
-/// What the upstream saw in place of a token, its number cut off; else the proxy's own code.
+/// The token that the upstream received, without its number; else the proxy's status and error code.
 async fn seen(sidecar: &Sidecar, upstream: &Scripted, url: &str, lines: &str) -> String {
     let before = upstream.count();
-    let answer = raw::get_through(sidecar.proxy(), url, lines).await;
+    let response = raw::get_through(sidecar.proxy(), url, lines).await;
     let received = upstream.received();
     match received.get(before) {
-        None => format!("{} {}", answer.status, answer.code()),
+        None => format!("{} {}", response.status, response.code()),
         Some(request) => {
             assert!(!request.head.to_ascii_lowercase().contains("\nkeybearer-"), "{}", request.head);
             let token = request.values("authorization").join(" + ").replace("Bearer ", "");
-            token.rsplit_once('.').map_or(token.clone(), |(asked, _)| asked.to_owned())
+            token.rsplit_once('.').map_or(token.clone(), |(request, _)| request.to_owned())
         }
     }
 }
@@ -80,8 +80,8 @@ const WRITE: &str = "client_credentials.write.other";
 const PERSON: &str = "password..own";
 
 #[tokio::test]
-async fn a_profile_is_chosen_by_its_route_or_by_the_request() {
-    let (server, upstream) = (telling().await, Scripted::upstream().await);
+async fn a_profile_is_selected_by_the_route_or_the_request() {
+    let (server, upstream) = (describing_server().await, Scripted::upstream().await);
     let sidecar = Sidecar::start(&(top(&upstream, &["api.test", "free.test"]) + &crm(&server, "write"))).await;
     let (root, write) = ("http://api.test/x", "http://api.test/write/x");
     for (url, name, expected) in [
@@ -91,14 +91,14 @@ async fn a_profile_is_chosen_by_its_route_or_by_the_request() {
         (root, Some("crm/default"), OWN),
         (root, Some("crm/write"), WRITE),
         (root, Some("crm/person"), PERSON),
-        // A name alone leaves the profile to the route.
+        // A connection's name alone leaves the profile to the route.
         (write, Some("crm"), WRITE),
         (write, Some("crm/default"), OWN),
         (write, Some("crm/person"), PERSON),
         (root, Some("crm/read"), "403 no_route"),
         (root, Some("erp"), "403 no_route"),
         (root, Some("erp/write"), "403 no_route"),
-        // No route names that host, so no token goes there.
+        // No route matches the host, so no token is sent.
         ("http://free.test/x", Some("crm"), ""),
         ("http://free.test/x", None, ""),
     ] {
@@ -110,7 +110,7 @@ async fn a_profile_is_chosen_by_its_route_or_by_the_request() {
     }
     let twice = named("crm") + &named("crm");
     assert_eq!(seen(&sidecar, &upstream, root, &twice).await, "400 bad_request_target");
-    assert_eq!(server.count(), 3, "each definition has asked once");
+    assert_eq!(server.count(), 3, "one token request per definition");
     let refused = raw::get_through(sidecar.proxy(), root, &named("crm/read")).await.json();
     assert_eq!((&refused["code"], &refused["connection"]), (&json!("no_route"), &Value::Null), "{refused}");
 
@@ -124,16 +124,16 @@ async fn a_profile_is_chosen_by_its_route_or_by_the_request() {
         assert_eq!(sidecar.metric(&format!("keybearer_tokens{{{labels},state=\"fresh\"}}")).await, 1.0, "{profile}");
         assert!(sidecar.metric(&format!("keybearer_token_expiry_timestamp_seconds{{{labels}}}")).await > 0.0);
         let grant = if profile == "person" { "password" } else { "client_credentials" };
-        let asked = format!("keybearer_token_requests_total{{{labels},grant=\"{grant}\",outcome=\"ok\"}}");
-        assert_eq!(sidecar.metric(&asked).await, 1.0, "{asked}");
+        let granted = format!("keybearer_token_requests_total{{{labels},grant=\"{grant}\",outcome=\"ok\"}}");
+        assert_eq!(sidecar.metric(&granted).await, 1.0, "{granted}");
     }
     let used = sidecar.logged("\"profile\":\"person\"").await;
     assert!(used.contains("\"connection\":\"crm\""), "{used}");
 }
 
 #[tokio::test]
-async fn a_name_chooses_among_connections_of_one_host_and_never_goes_around_its_callers() {
-    let (server, upstream) = (telling().await, Scripted::upstream().await);
+async fn a_name_selects_among_connections_of_one_host_but_does_not_bypass_accessible_from() {
+    let (server, upstream) = (describing_server().await, Scripted::upstream().await);
     let connection = |name: &str, more: &str, routes: &str| {
         format!(
             "- {{name: {name}, client_id: id, token_url: \"http://{}/token\", scopes: [{name}], {more} routes: [{routes}]}}\n",
@@ -179,19 +179,19 @@ async fn a_name_chooses_among_connections_of_one_host_and_never_goes_around_its_
 }
 
 #[tokio::test]
-async fn a_reload_of_one_profile_leaves_the_others_their_tokens() {
-    let (server, upstream) = (telling().await, Scripted::upstream().await);
+async fn a_changed_profile_does_not_affect_the_tokens_of_others() {
+    let (server, upstream) = (describing_server().await, Scripted::upstream().await);
     let text = |write: &str| top(&upstream, &["api.test"]) + &crm(&server, write);
     let sidecar = Sidecar::start(&text("write")).await;
     let file = sidecar.dir.path().join("keybearer.yaml");
-    let asked = |scope: &str| server.received().iter().filter(|request| field(request, "scope") == scope).count();
+    let requests = |scope: &str| server.received().iter().filter(|request| field(request, "scope") == scope).count();
     std::fs::write(&file, text("all")).expect("a file");
     sidecar.until_metric(APPLIED, |count| count >= 1.0).await;
     let (root, write) = ("http://api.test/x", "http://api.test/write/x");
     assert_eq!(seen(&sidecar, &upstream, write, "").await, "client_credentials.all.other");
     assert_eq!(seen(&sidecar, &upstream, root, "").await, OWN);
-    assert_eq!((asked("read"), asked("write"), asked("all")), (1, 1, 1));
-    // Without the profile its token ends, and nobody's name leads to it.
+    assert_eq!((requests("read"), requests("write"), requests("all")), (1, 1, 1));
+    // When the profile is removed, its token is forgotten and its name matches no route.
     let without =
         text("all").replace("{name: write, scopes: [all], audience: other}, ", "").replace(", profile: write", "");
     std::fs::write(&file, without).expect("a file");
@@ -205,8 +205,8 @@ async fn a_reload_of_one_profile_leaves_the_others_their_tokens() {
 }
 
 #[tokio::test]
-async fn a_restart_keeps_the_tokens_of_all_profiles() {
-    let (server, upstream) = (telling().await, Scripted::upstream().await);
+async fn tokens_of_all_profiles_survive_a_restart() {
+    let (server, upstream) = (describing_server().await, Scripted::upstream().await);
     let sidecar = Sidecar::start(&(top(&upstream, &["api.test"]) + &crm(&server, "write"))).await;
     let (root, write) = ("http://api.test/x", "http://api.test/write/x");
     let bearer = async |sidecar: &Sidecar, url: &str| {
@@ -218,27 +218,27 @@ async fn a_restart_keeps_the_tokens_of_all_profiles() {
     let (dir, addresses, _) = sidecar.crash().await;
     let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
     assert_eq!([bearer(&sidecar, root).await, bearer(&sidecar, write).await], before);
-    assert_eq!(server.count(), 3, "nothing is asked for again");
+    assert_eq!(server.count(), 3, "no token is requested again");
 }
 
 async fn command(sidecar: &Sidecar, arguments: &[&str]) -> Output {
     let mut command = program();
     command.args(arguments).env("KEYBEARER_ADMIN_URL", format!("http://{}", sidecar.admin()));
     command.env("KEYBEARER_ADMIN_TOKEN", MANAGER);
-    timeout(PATIENCE, command.output()).await.expect("in time").expect("it runs")
+    timeout(TIMEOUT, command.output()).await.expect("in time").expect("it runs")
 }
 
-/// What a command that succeeds prints.
+/// The output of a command, which must succeed.
 async fn printed(sidecar: &Sidecar, arguments: &[&str]) -> String {
     let output = command(sidecar, arguments).await;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert_eq!(output.status.code(), Some(0), "{said}{}", String::from_utf8_lossy(&output.stderr));
-    said
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    text
 }
 
 #[tokio::test]
-async fn people_ask_for_a_profile_by_name() {
-    let (server, upstream) = (telling().await, Scripted::upstream().await);
+async fn commands_and_api_select_a_profile_by_name() {
+    let (server, upstream) = (describing_server().await, Scripted::upstream().await);
     let text = top(&upstream, &["api.test"])
         + &crm(&server, "Write").replace("read]", "Read]").replace(
             "audience: own,",
@@ -286,30 +286,30 @@ async fn people_ask_for_a_profile_by_name() {
     assert_eq!((elsewhere.status, elsewhere.json()["code"].clone()), (422, json!("url_refused")));
 
     let unknown = command(&sidecar, &["refresh", "crm", "--profile", "read"]).await;
-    let said = String::from_utf8_lossy(&unknown.stderr).into_owned();
-    assert_eq!(unknown.status.code(), Some(1), "{said}");
-    assert!(said.contains("profile_unknown") && said.contains("`default`, `write`, `person`"), "{said}");
+    let text = String::from_utf8_lossy(&unknown.stderr).into_owned();
+    assert_eq!(unknown.status.code(), Some(1), "{text}");
+    assert!(text.contains("profile_unknown") && text.contains("`default`, `write`, `person`"), "{text}");
     for (method, path) in [("POST", "refresh"), ("POST", "revoke"), ("POST", "test"), ("PUT", "tokens")] {
         let body = json!({"profile": "read", "refresh_token": "r"});
         let body = if path == "tokens" { body } else { json!({"profile": "read"}) };
-        let answer = call(admin, method, &format!("/connections/crm/{path}"), &body).await;
-        assert_eq!((answer.status, answer.json()["code"].clone()), (404, json!("profile_unknown")), "{path}");
+        let response = call(admin, method, &format!("/connections/crm/{path}"), &body).await;
+        assert_eq!((response.status, response.json()["code"].clone()), (404, json!("profile_unknown")), "{path}");
     }
 
-    // Each answer to the client's own credentials can be revoked without the others.
+    // Tokens of a client credentials grant are revoked independently.
     let before = server.count();
     let revoked = printed(&sidecar, &["revoke", "crm", "--profile", "write", "--json"]).await;
     let revoked: Value = serde_json::from_str(&revoked).expect("JSON");
     assert_eq!(revoked["access_token"]["outcome"], "revoked", "{revoked}");
-    let asked = server.received().split_off(before);
-    assert_eq!(asked.len(), 1);
-    assert_eq!(field(&asked[0], "token"), "client_credentials.write.other.3");
+    let sent = server.received().split_off(before);
+    assert_eq!(sent.len(), 1);
+    assert_eq!(field(&sent[0], "token"), "client_credentials.write.other.3");
     assert_eq!(seen(&sidecar, &upstream, "http://api.test/x", "").await, OWN);
 }
 
 #[tokio::test]
-async fn what_profiles_share_at_the_server_is_left_alone_there() {
-    let (server, upstream) = (telling().await, Scripted::upstream().await);
+async fn a_grant_shared_by_profiles_is_not_revoked() {
+    let (server, upstream) = (describing_server().await, Scripted::upstream().await);
     let text = top(&upstream, &["api.test"])
         + &format!(
             "- {{name: crm, client_id: id, token_url: \"http://{0}/token\", revocation_url: \"http://{0}/revoke\", username: u, password: p,\n   \
@@ -318,31 +318,31 @@ async fn what_profiles_share_at_the_server_is_left_alone_there() {
         );
     let sidecar = Sidecar::start(&text).await;
     for (profile, reason) in [
-        // The server may have given both the same token.
+        // The server may have issued the same token to both.
         ("default", Some("the profile crm/same uses")),
         ("same", Some("the connection crm uses")),
-        // One owner, one grant.
+        // The same resource owner means the same grant.
         ("one", Some("the profile crm/two uses")),
         ("own", None),
     ] {
         let body = json!({ "profile": profile });
-        let fate = call(sidecar.admin(), "POST", "/connections/crm/revoke", &body).await.json();
+        let outcome = call(sidecar.admin(), "POST", "/connections/crm/revoke", &body).await.json();
         let expected = if reason.is_some() { "not_revoked" } else { "revoked" };
-        assert_eq!(fate["access_token"]["outcome"], expected, "{profile}: {fate}");
-        let said = fate["access_token"]["reason"].as_str().unwrap_or_default();
-        assert!(said.starts_with(reason.unwrap_or_default()), "{profile}: {fate}");
+        assert_eq!(outcome["access_token"]["outcome"], expected, "{profile}: {outcome}");
+        let detail = outcome["access_token"]["reason"].as_str().unwrap_or_default();
+        assert!(detail.starts_with(reason.unwrap_or_default()), "{profile}: {outcome}");
     }
 }
 
 #[tokio::test]
-async fn a_connection_is_as_well_as_the_worst_of_its_tokens() {
-    let (server, upstream) = (telling().await, Scripted::upstream().await);
+async fn a_connection_has_the_worst_state_of_its_tokens() {
+    let (server, upstream) = (describing_server().await, Scripted::upstream().await);
     let sidecar = Sidecar::start(&(top(&upstream, &["api.test"]) + &crm(&server, "bad"))).await;
     let admin = sidecar.admin();
     let shown = call(admin, "GET", "/connections/crm", &json!({})).await.json();
     assert_eq!((&shown["state"], &shown["last_attempt"]["error"]), (&json!("misconfigured"), &json!("invalid_scope")));
-    let states = |answer: &Value| -> Vec<String> {
-        let items = answer.as_array().expect("a list").iter();
+    let states = |response: &Value| -> Vec<String> {
+        let items = response.as_array().expect("a list").iter();
         items.map(|item| format!("{} {}", item["profile"], item["state"]).replace('"', "")).collect()
     };
     let expected = ["default fresh", "write misconfigured", "person fresh"];
@@ -360,7 +360,7 @@ async fn a_connection_is_as_well_as_the_worst_of_its_tokens() {
     for (query, status) in [("?profile=read", 404), ("?cursor=read", 400), ("?cursor=write/ann", 400)] {
         assert_eq!(tokens(query).await.status, status, "{query}");
     }
-    // What one profile lacks is no matter to another.
+    // A failing profile does not affect the others.
     assert_eq!(seen(&sidecar, &upstream, "http://api.test/x", "").await, OWN);
     assert_eq!(seen(&sidecar, &upstream, "http://api.test/write/x", "").await, "424 token_refused");
     let refused = raw::get_through(sidecar.proxy(), "http://api.test/write/x", "").await.json();
@@ -368,8 +368,8 @@ async fn a_connection_is_as_well_as_the_worst_of_its_tokens() {
 }
 
 #[tokio::test]
-async fn each_subject_has_a_token_for_each_profile() {
-    let (server, upstream) = (telling().await, Scripted::upstream().await);
+async fn each_subject_has_a_token_per_profile() {
+    let (server, upstream) = (describing_server().await, Scripted::upstream().await);
     let script = "fn token_request(request, ctx) { request.form.audience = `${ctx.profile}-${ctx.subject}`; request }";
     let connection = format!(
         "- {{name: crm, client_id: id, token_url: \"http://{}/token\", scopes: [read], tokens: per_subject, script: {{file: s.rhai}},\n   \
@@ -404,8 +404,8 @@ async fn each_subject_has_a_token_for_each_profile() {
     for (query, count) in
         [("profile=write", 2), ("subject=ann", 2), ("subject=ann&profile=write", 1), ("subject=eve", 0)]
     {
-        let answer = call(sidecar.admin(), "GET", &of(query), &json!({})).await.json();
-        assert_eq!(answer["items"].as_array().map(Vec::len), Some(count), "{query}: {answer}");
+        let response = call(sidecar.admin(), "GET", &of(query), &json!({})).await.json();
+        assert_eq!(response["items"].as_array().map(Vec::len), Some(count), "{query}: {response}");
     }
     let body = json!({"profile": "write", "subject": "ann"});
     let refreshed = call(sidecar.admin(), "POST", "/connections/crm/refresh", &body).await.json();
@@ -417,7 +417,7 @@ async fn get(sidecar: &Sidecar, path: &str, lines: &str) -> RawResponse {
     raw::get_through(sidecar.proxy(), &format!("http://api.test{path}"), lines).await
 }
 
-/// Against a real server, before an upstream that asks it about every token.
+/// With a real server, and an upstream that introspects every token.
 async fn walk(server: AuthorizationServer) {
     let upstream = Upstream::start(&server).await;
     let (ca, url, port) = (Peers::certs().ca.display(), server.token_url(), upstream.http_port());
@@ -439,8 +439,8 @@ async fn walk(server: AuthorizationServer) {
         ("/write/x", "crm/default", "api.read", "https://read.test", None),
     ] {
         let lines = if name.is_empty() { String::new() } else { named(name) };
-        let answer = get(&sidecar, path, &lines).await;
-        assert_eq!(answer.status, 200, "{path} {name}: {}\n{}", answer.text(), sidecar.log());
+        let response = get(&sidecar, path, &lines).await;
+        assert_eq!(response.status, 200, "{path} {name}: {}\n{}", response.text(), sidecar.log());
         let record = upstream.records().await.pop().expect("a record");
         assert_eq!(
             (&record["scope"], &record["audience"]),
@@ -451,16 +451,16 @@ async fn walk(server: AuthorizationServer) {
             assert_eq!(record["sub"], subject, "{record}");
         }
     }
-    assert_eq!(get(&sidecar, "/x", &named("crm/nobody")).await.code(), "no_route");
+    assert_eq!(get(&sidecar, "/x", &named("crm/unknown")).await.code(), "no_route");
     assert_eq!(server.token_requests("m-basic").await, 3);
 }
 
 #[tokio::test]
-async fn one_client_has_three_tokens_at_oidc_provider() {
+async fn one_client_holds_three_tokens_at_oidc_provider() {
     walk(AuthorizationServer::op(json!({ "lifetime": 600 })).await).await;
 }
 
 #[tokio::test]
-async fn one_client_has_three_tokens_at_authlib() {
+async fn one_client_holds_three_tokens_at_authlib() {
     walk(AuthorizationServer::al(json!({ "lifetime": 600 })).await).await;
 }

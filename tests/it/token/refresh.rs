@@ -1,4 +1,4 @@
-//! Refresh tokens against real servers: handed in, rotated, refused, kept over a restart, one for each subject.
+//! Refresh tokens with real servers: imported, rotated, refused, kept across restarts, one per subject.
 //!
 //! Not here: crashes and broken disks (`store`).
 
@@ -14,13 +14,13 @@ use crate::rig::manager::{MANAGER, call, import_refresh_token};
 use crate::rig::peers::{AuthorizationServer, Upstream};
 use crate::rig::sidecar::{Sidecar, program};
 
-const PATIENCE: Duration = Duration::from_secs(20);
-/// Requests for so long; every one has to be accepted.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// Sends requests for this duration, all of which must be accepted; returns their number.
 async fn accepted(sidecar: &Sidecar, span: Duration) -> usize {
     let (end, mut count) = (Instant::now() + span, 0);
     while Instant::now() < end {
-        let answer = get(sidecar, "").await;
-        assert_eq!(answer.status, 200, "{}\n{}", answer.text(), sidecar.log());
+        let response = get(sidecar, "").await;
+        assert_eq!(response.status, 200, "{}\n{}", response.text(), sidecar.log());
         count += 1;
         sleep(Duration::from_millis(20)).await;
     }
@@ -28,7 +28,7 @@ async fn accepted(sidecar: &Sidecar, span: Duration) -> usize {
 }
 
 #[tokio::test]
-async fn a_refresh_token_is_handed_in_on_the_command_line_and_rotates_through_three_lifetimes() {
+async fn a_refresh_token_imported_on_the_command_line_rotates_through_three_lifetimes() {
     let server = AuthorizationServer::op(json!({ "lifetime": 2 })).await;
     let upstream = Upstream::start(&server).await;
     let sidecar = Sidecar::start(&person(&server, &upstream, "", ", grant: authorization_code")).await;
@@ -36,7 +36,7 @@ async fn a_refresh_token_is_handed_in_on_the_command_line_and_rotates_through_th
     assert_eq!((refused.status, refused.code()), (424, "consent_required"));
     assert_eq!(refused.json()["action"], "reauthorize");
     assert!(refused.header("retry-after").is_none());
-    assert_eq!(server.token_requests("person").await, 0, "nothing is asked before a person has acted");
+    assert_eq!(server.token_requests("person").await, 0, "no token request before a person has acted");
 
     let token = server.refresh_token("ann").await;
     let mut child = program()
@@ -48,10 +48,10 @@ async fn a_refresh_token_is_handed_in_on_the_command_line_and_rotates_through_th
         .spawn()
         .expect("the program starts");
     child.stdin.take().expect("a pipe").write_all(format!("{token}\n").as_bytes()).await.expect("it reads");
-    let output = timeout(PATIENCE, child.wait_with_output()).await.expect("it ends").expect("output");
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(0), "{said}\n{}", sidecar.log());
-    assert!(!said.contains(&token), "{said}");
+    let output = timeout(TIMEOUT, child.wait_with_output()).await.expect("it ends").expect("output");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{text}\n{}", sidecar.log());
+    assert!(!text.contains(&token), "{text}");
 
     assert!(accepted(&sidecar, Duration::from_secs(7)).await > 50);
     let stats = server.stats().await;
@@ -68,14 +68,14 @@ async fn a_refresh_token_that_the_server_refuses_is_not_kept() {
     let server = AuthorizationServer::op(json!({})).await;
     let upstream = Upstream::start(&server).await;
     let sidecar = Sidecar::start(&person(&server, &upstream, "", ", grant: authorization_code")).await;
-    let answer = import_refresh_token(&sidecar, "never-given-by-anybody", None).await;
-    assert_eq!((answer.status, answer.json()["code"].as_str()), (422, Some("not_proven")), "{}", answer.text());
-    assert_eq!(answer.json()["error"], "invalid_grant");
+    let response = import_refresh_token(&sidecar, "never-issued", None).await;
+    assert_eq!((response.status, response.json()["code"].as_str()), (422, Some("not_proven")), "{}", response.text());
+    assert_eq!(response.json()["error"], "invalid_grant");
     assert_eq!(import_refresh_token(&sidecar, "", None).await.status, 422);
     assert_eq!(import_refresh_token(&sidecar, "a\u{7}b", None).await.status, 422);
     assert_eq!(get(&sidecar, "").await.code(), "consent_required");
     assert_eq!(server.token_requests("person").await, 1);
-    assert!(!sidecar.log().contains("never-given-by-anybody"));
+    assert!(!sidecar.log().contains("never-issued"));
     assert_eq!(import_refresh_token(&sidecar, &server.refresh_token("ann").await, None).await.status, 200);
     assert_eq!(get(&sidecar, "").await.status, 200);
 }
@@ -87,24 +87,24 @@ async fn a_refused_refresh_token_is_reported_and_never_sent_again() {
     let sidecar = Sidecar::start(&person(&server, &upstream, "", ", grant: authorization_code")).await;
     let token = server.refresh_token("ann").await;
     assert_eq!(import_refresh_token(&sidecar, &token, None).await.status, 200);
-    // Somebody else spends the first one a second time: the server takes everything away.
+    // An attacker reuses the first refresh token, so the server revokes the grant.
     assert_eq!(import_refresh_token(&sidecar, &token, None).await.status, 422);
     let state = async || call(sidecar.admin(), "GET", "/connections/crm", &json!({})).await.json()["state"].clone();
     let begun = Instant::now();
     while state().await != "reauthorize" {
-        assert!(begun.elapsed() < PATIENCE, "{}\n{}", state().await, sidecar.log());
+        assert!(begun.elapsed() < TIMEOUT, "{}\n{}", state().await, sidecar.log());
         sleep(Duration::from_millis(50)).await;
     }
-    let answer = get(&sidecar, "").await;
-    assert_eq!((answer.status, answer.code()), (424, "refresh_token_expired"));
-    let asked = server.token_requests("person").await;
+    let response = get(&sidecar, "").await;
+    assert_eq!((response.status, response.code()), (424, "refresh_token_expired"));
+    let before = server.token_requests("person").await;
     for _ in 0..20 {
         assert_eq!(get(&sidecar, "").await.status, 424);
     }
     assert_eq!(call(sidecar.admin(), "POST", "/connections/crm/refresh", &json!({})).await.status, 424);
-    assert_eq!(server.token_requests("person").await, asked, "no token request until a person has acted");
+    assert_eq!(server.token_requests("person").await, before, "no token request until a person has acted");
     assert_eq!(import_refresh_token(&sidecar, &server.refresh_token("ann").await, None).await.status, 200);
-    assert_eq!(get(&sidecar, "").await.status, 200, "and then it is green");
+    assert_eq!(get(&sidecar, "").await.status, 200, "served again after the import");
     assert_eq!(state().await, "fresh");
 }
 
@@ -122,11 +122,11 @@ async fn the_password_grant_refreshes_and_falls_back_to_the_password() {
         let labels = format!("connection=\"crm\",profile=\"default\",grant=\"{grant}\",outcome=\"ok\"");
         sidecar.metric(&format!("keybearer_token_requests_total{{{labels}}}")).await
     };
-    assert_eq!(count("password").await, 1.0, "once, and refresh tokens from then on");
+    assert_eq!(count("password").await, 1.0, "one password grant, then refreshes only");
     server.control(json!({ "forget_refresh_tokens": true })).await;
     let begun = Instant::now();
     while count("password").await < 2.0 {
-        assert!(begun.elapsed() < PATIENCE, "{}", sidecar.log());
+        assert!(begun.elapsed() < TIMEOUT, "{}", sidecar.log());
         assert_eq!(get(&sidecar, "").await.status, 200);
         sleep(Duration::from_millis(50)).await;
     }
@@ -134,7 +134,7 @@ async fn the_password_grant_refreshes_and_falls_back_to_the_password() {
 }
 
 #[tokio::test]
-async fn two_callers_and_three_subjects_each_get_the_right_token() {
+async fn each_caller_and_subject_gets_its_own_token() {
     let server = AuthorizationServer::op(json!({ "lifetime": 3 })).await;
     let upstream = Upstream::start(&server).await;
     let top = "log: {requests: all}\ncallers:\n- {name: web, secret: web-secret, subjects: [ann, \"team-*\"]}\n- {name: eve, secret: eve-secret}\n";
@@ -142,10 +142,10 @@ async fn two_callers_and_three_subjects_each_get_the_right_token() {
     let sidecar = Sidecar::start(&person(&server, &upstream, top, keys)).await;
     for subject in ["ann", "team-1", "eve"] {
         let token = server.refresh_token(subject).await;
-        let answer = import_refresh_token(&sidecar, &token, Some(subject)).await;
-        assert_eq!((answer.status, answer.json()["subject"].as_str()), (200, Some(subject)), "{}", answer.text());
+        let response = import_refresh_token(&sidecar, &token, Some(subject)).await;
+        assert_eq!((response.status, response.json()["subject"].as_str()), (200, Some(subject)), "{}", response.text());
     }
-    assert_eq!(import_refresh_token(&sidecar, "x", None).await.status, 422, "whose it is must be said");
+    assert_eq!(import_refresh_token(&sidecar, "x", None).await.status, 422, "a subject is required");
 
     let line = |caller: &str, subject: Option<&str>| {
         let credential = match caller {
@@ -164,9 +164,9 @@ async fn two_callers_and_three_subjects_each_get_the_right_token() {
             ("eve", Some("eve"), "eve"),
         ];
         for (caller, subject, expected) in cases {
-            let answer = get(&sidecar, &line(caller, subject)).await;
-            assert_eq!(answer.status, 200, "{caller} {subject:?}: {}\n{}", answer.text(), sidecar.log());
-            let seen = answer.json();
+            let response = get(&sidecar, &line(caller, subject)).await;
+            assert_eq!(response.status, 200, "{caller} {subject:?}: {}\n{}", response.text(), sidecar.log());
+            let seen = response.json();
             assert_eq!(seen["sub"], expected, "{caller} {subject:?}: {seen}");
             assert!(seen["headers"].get("keybearer-subject").is_none(), "{seen}");
         }
@@ -174,7 +174,7 @@ async fn two_callers_and_three_subjects_each_get_the_right_token() {
 
     let used = sidecar.logged("\"audit\":\"use\"").await;
     assert!(used.contains("\"subject\":\"ann\""), "{used}");
-    let asked = server.token_requests("person").await;
+    let before = server.token_requests("person").await;
     for (caller, subject, status, code) in [
         ("web", Some("eve"), 403, "subject_not_allowed"),
         ("eve", Some("ann"), 403, "subject_not_allowed"),
@@ -182,12 +182,15 @@ async fn two_callers_and_three_subjects_each_get_the_right_token() {
         ("web", Some("team-2"), 424, "consent_required"),
         ("web", Some("a b"), 400, "subject_required"),
     ] {
-        let answer = get(&sidecar, &line(caller, subject)).await;
-        assert_eq!((answer.status, answer.code()), (status, code), "{caller} {subject:?}");
+        let response = get(&sidecar, &line(caller, subject)).await;
+        assert_eq!((response.status, response.code()), (status, code), "{caller} {subject:?}");
     }
     let twice = line("web", Some("ann")) + "Keybearer-Subject: ann\r\n";
     assert_eq!(get(&sidecar, &twice).await.code(), "subject_required");
-    assert!(server.token_requests("person").await <= asked + 3, "nothing is asked for those who may not");
+    assert!(
+        server.token_requests("person").await <= before + 3,
+        "no token request for subjects that the caller may not act for"
+    );
 
     let listed = call(sidecar.admin(), "GET", "/connections/crm/tokens?limit=2", &json!({})).await.json();
     let names = |page: &Value| -> Vec<String> {

@@ -1,4 +1,4 @@
-//! Access tokens as real servers issue them: characters that no `b64token` has, and sizes up to 64 KiB.
+//! Access tokens as real servers issue them: characters outside the `b64token` set, and sizes up to 64 KiB.
 //!
 //! Not here: the other members of a token response (`token::endpoint`).
 
@@ -12,7 +12,7 @@ use crate::rig::redis::Redis;
 use crate::rig::scripted::{Received, Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
 
-/// Of Salesforce, Adobe Marketo, eBay and Asana.
+/// Formats of Salesforce, Adobe Marketo, eBay and Asana, and unusual visible ASCII characters.
 const SHAPES: [&str; 5] = [
     "00D5g000004abcd!AQ8AQNb9.x_y~z0",
     "cdf01657-110d-4155-99a7-f986b2ff13a0:int",
@@ -39,7 +39,7 @@ fn field(request: &Received, name: &str) -> String {
     fields.filter(|(own, _)| own == name).map(|(_, value)| value.into_owned()).collect()
 }
 
-/// A token endpoint that gives the client `s0` the first shape, and so on.
+/// A token endpoint that issues the first token to the client `s0`, the second to `s1`, and so on.
 async fn issuing(shapes: Vec<String>) -> Scripted {
     Scripted::start(move |request, _| {
         let number: usize = field(request, "client_id").trim_start_matches('s').parse().expect("a number");
@@ -48,7 +48,7 @@ async fn issuing(shapes: Vec<String>) -> Scripted {
     .await
 }
 
-/// The token in the query of a target, decoded as servers do.
+/// The tokens in the query of a target, decoded.
 fn in_query(target: &str) -> Vec<String> {
     let query = target.split_once('?').map_or("", |(_, query)| query);
     let parameters = url::form_urlencoded::parse(query.as_bytes());
@@ -56,7 +56,7 @@ fn in_query(target: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn every_shape_arrives_as_it_was_issued_whatever_limits_head_is() {
+async fn every_token_arrives_unchanged_regardless_of_limits_head() {
     let shapes = shapes();
     assert_eq!(shapes.last().map(String::len), Some(60 * 1024));
     let (tokens, plain) = (issuing(shapes.clone()).await, Scripted::upstream().await);
@@ -80,46 +80,46 @@ async fn every_shape_arrives_as_it_was_issued_whatever_limits_head_is() {
     );
     let sidecar = Sidecar::start(&config).await;
     for (number, token) in shapes.iter().enumerate() {
-        // Not only the proxy's own head is small: the caller's fills its limit.
+        // The caller's head alone nearly fills `limits.head`.
         let lines = format!("X-Filler: {}\r\n", "f".repeat(7_000));
-        let ask = async |url: String| {
-            let answer = raw::get_through(sidecar.proxy(), &url, &lines).await;
-            assert_eq!(answer.status, 200, "{number} {url}: {}", answer.text());
-            answer
+        let send = async |url: String| {
+            let response = raw::get_through(sidecar.proxy(), &url, &lines).await;
+            assert_eq!(response.status, 200, "{number} {url}: {}", response.text());
+            response
         };
-        ask(format!("http://plain.test/h{number}/x?a=%20b")).await;
+        send(format!("http://plain.test/h{number}/x?a=%20b")).await;
         let arrived = plain.received().pop().expect("a request");
         assert!(arrived.values("authorization") == [format!("Bearer {token}")], "{number}");
         assert_eq!(arrived.request_line(), format!("GET /h{number}/x?a=%20b HTTP/1.1"));
-        ask(format!("http://plain.test/q{number}/x?a=%20b")).await;
+        send(format!("http://plain.test/q{number}/x?a=%20b")).await;
         let arrived = plain.received().pop().expect("a request");
         assert!(in_query(arrived.request_line().split(' ').nth(1).expect("a target")) == [token.as_str()], "{number}");
         assert!(arrived.request_line().starts_with(&format!("GET /q{number}/x?a=%20b&access_token=")), "{number}");
         assert!(arrived.values("authorization").is_empty());
 
-        let told = ask(format!("http://api.test/h{number}/x")).await.json();
-        assert!(told["headers"]["authorization"] == format!("Bearer {token}"), "{number} over HTTP/2");
-        let told = ask(format!("http://api.test/q{number}/x?a=%20b")).await.json();
-        let target = told["headers"][":path"].as_str().expect("a path");
+        let echoed = send(format!("http://api.test/h{number}/x")).await.json();
+        assert!(echoed["headers"]["authorization"] == format!("Bearer {token}"), "{number} over HTTP/2");
+        let echoed = send(format!("http://api.test/q{number}/x?a=%20b")).await.json();
+        let target = echoed["headers"][":path"].as_str().expect("a path");
         assert!(
             in_query(target) == [token.as_str()] && target.starts_with(&format!("/q{number}/x?a=%20b&")),
             "{number}"
         );
-        // What an operator tries goes the same way.
+        // An operator's test request sends the same.
         let tried = call(sidecar.admin(), "POST", &format!("/connections/s{number}/test"), &json!({})).await;
         assert_eq!((tried.status, &tried.json()["status"]), (200, &json!(200)), "{number}: {}", tried.text());
         let arrived = plain.received().pop().expect("a request");
         assert!(arrived.values("authorization") == [format!("Bearer {token}")], "{number}");
         assert!(!sidecar.log().contains(token.as_str()));
     }
-    // What the caller itself sends is bound as ever.
+    // `limits.head` still applies to what the caller sends.
     let lines = format!("X-Filler: {}\r\n", "f".repeat(9_000));
     let refused = raw::get_through(sidecar.proxy(), "http://plain.test/h0/x", &lines).await;
     assert_eq!((refused.status, refused.code()), (431, "head_too_large"));
 }
 
 #[tokio::test]
-async fn what_no_header_or_target_can_hold_is_refused_with_the_reason() {
+async fn a_token_that_does_not_fit_is_refused_with_the_reason() {
     let shapes = ["with space".to_owned(), "x".repeat(65_537), "x".repeat(65_536)];
     let (tokens, plain) = (issuing(shapes.to_vec()).await, Scripted::upstream().await);
     let connection = |number: usize| {
@@ -133,23 +133,23 @@ async fn what_no_header_or_target_can_hold_is_refused_with_the_reason() {
     let connections: String = (0..shapes.len()).map(connection).collect();
     let sidecar =
         Sidecar::start(&format!("hosts: {{plain.test: \"{}\"}}\nconnections:\n{connections}", plain.address)).await;
-    let ask = async |path: &str| raw::get_through(sidecar.proxy(), &format!("http://plain.test/{path}"), "").await;
+    let send = async |path: &str| raw::get_through(sidecar.proxy(), &format!("http://plain.test/{path}"), "").await;
     for refused in ["h0", "h1"] {
-        let answer = ask(refused).await;
-        assert_eq!((answer.status, answer.code()), (503, "token_unavailable"), "{refused}: {}", answer.text());
-        assert!(answer.text().contains("invalid_access_token"), "{}", answer.text());
+        let response = send(refused).await;
+        assert_eq!((response.status, response.code()), (503, "token_unavailable"), "{refused}: {}", response.text());
+        assert!(response.text().contains("invalid_access_token"), "{}", response.text());
     }
-    assert_eq!(ask("h2").await.status, 200);
+    assert_eq!(send("h2").await.status, 200);
     assert_eq!(plain.received()[0].values("authorization"), [format!("Bearer {}", shapes[2])]);
-    let answer = ask("q2").await;
-    assert_eq!((answer.status, answer.code()), (414, "target_too_long"));
-    assert!(answer.text().contains("into a header"), "{}", answer.text());
+    let response = send("q2").await;
+    assert_eq!((response.status, response.code()), (414, "target_too_long"));
+    assert!(response.text().contains("into a header"), "{}", response.text());
     assert_eq!(plain.count(), 1);
 }
 
-/// A person's token of 60 KiB comes by an import, and outlasts a crash; with Redis, another replica has it.
+/// An imported token of 60 KiB survives a crash; with Redis, another replica can use it.
 #[tokio::test]
-async fn large_tokens_are_imported_and_kept_in_both_stores() {
+async fn large_tokens_are_imported_and_stored_in_both_stores() {
     let (token, shape) = (large(), SHAPES[0]);
     let issued = token.clone();
     let tokens = Scripted::start(move |request, _| {
@@ -170,8 +170,8 @@ async fn large_tokens_are_imported_and_kept_in_both_stores() {
     let arrives = async |sidecar: &Sidecar| {
         for (subject, expected) in [("large", token.as_str()), ("short", shape)] {
             let lines = format!("Keybearer-Subject: {subject}\r\n");
-            let answer = raw::get_through(sidecar.proxy(), "http://api.test/x", &lines).await;
-            assert_eq!(answer.status, 200, "{subject}: {}\n{}", answer.text(), sidecar.log());
+            let response = raw::get_through(sidecar.proxy(), "http://api.test/x", &lines).await;
+            assert_eq!(response.status, 200, "{subject}: {}\n{}", response.text(), sidecar.log());
             let arrived = upstream.received().pop().expect("a request");
             assert!(arrived.values("authorization") == [format!("Bearer {expected}")], "{subject}");
         }
@@ -180,8 +180,8 @@ async fn large_tokens_are_imported_and_kept_in_both_stores() {
         let before = tokens.count();
         let sidecar = Sidecar::start(&config(&store)).await;
         for subject in ["large", "short"] {
-            let answer = import_refresh_token(&sidecar, &format!("r-{subject}"), Some(subject)).await;
-            assert_eq!(answer.status, 200, "{row} {subject}: {}", answer.text());
+            let response = import_refresh_token(&sidecar, &format!("r-{subject}"), Some(subject)).await;
+            assert_eq!(response.status, 200, "{row} {subject}: {}", response.text());
         }
         arrives(&sidecar).await;
         let other = match row {
@@ -192,12 +192,12 @@ async fn large_tokens_are_imported_and_kept_in_both_stores() {
             }
         };
         arrives(&other).await;
-        assert_eq!(tokens.count(), before + 2, "{row}: what is kept is not asked for again");
+        assert_eq!(tokens.count(), before + 2, "{row}: stored tokens are not requested again");
     }
 }
 
 #[tokio::test]
-async fn callers_bring_such_tokens_to_be_exchanged() {
+async fn such_tokens_of_callers_can_be_exchanged() {
     let upstream = Scripted::upstream().await;
     let tokens = Scripted::start(|_, before| Reply::token(&format!("exchanged-{before}"), 3600)).await;
     let config = format!(
@@ -206,30 +206,31 @@ async fn callers_bring_such_tokens_to_be_exchanged() {
         upstream.address, tokens.address
     );
     let sidecar = Sidecar::start(&config).await;
-    let ask = async |own: &str| {
+    let send = async |own: &str| {
         let lines = format!("Authorization: Bearer {own}\r\n");
         raw::get_through(sidecar.proxy(), "http://api.test/x", &lines).await
     };
     for (number, own) in shapes().iter().enumerate() {
-        let answer = ask(own).await;
-        assert_eq!(answer.status, 200, "{number}: {}", answer.text());
-        let asked = tokens.received().pop().expect("a token request");
-        assert!(field(&asked, "subject_token") == *own, "{number}");
+        let response = send(own).await;
+        assert_eq!(response.status, 200, "{number}: {}", response.text());
+        let sent = tokens.received().pop().expect("a token request");
+        assert!(field(&sent, "subject_token") == *own, "{number}");
         let arrived = upstream.received().pop().expect("a request");
         assert_eq!(arrived.values("authorization"), [format!("Bearer exchanged-{number}")]);
     }
     let before = tokens.count();
     for (row, own) in [("two words", "a b"), ("a tab", "a\tb"), ("not ASCII", "t\u{f6}ken"), ("none", "")] {
-        let answer = ask(own).await;
-        assert_eq!((answer.status, answer.code()), (400, "subject_required"), "{row}: {}", answer.text());
-        assert!(answer.json()["detail"].as_str().is_some_and(|text| text.contains("visible ASCII")), "{row}");
+        let response = send(own).await;
+        assert_eq!((response.status, response.code()), (400, "subject_required"), "{row}: {}", response.text());
+        assert!(response.json()["detail"].as_str().is_some_and(|text| text.contains("visible ASCII")), "{row}");
     }
     assert_eq!((tokens.count(), upstream.received().len()), (before, shapes().len()));
 }
 
-/// A script sees the JSON of a response that is longer than its text may be, and one that changes nothing loses nothing.
+/// A script gets the JSON of a response beyond the limit of `response.text`, and a script that changes nothing loses
+/// nothing.
 #[tokio::test]
-async fn a_script_in_between_loses_nothing_of_a_large_response() {
+async fn a_script_passes_a_large_response_unchanged() {
     let token = large();
     let issued = token.clone();
     let tokens = Scripted::start(move |_, _| {
@@ -254,8 +255,8 @@ async fn a_script_in_between_loses_nothing_of_a_large_response() {
     let sidecar =
         Sidecar::start(&format!("hosts: {{api.test: \"{}\"}}\nconnections:\n{connections}", upstream.address)).await;
     for number in 0..scripts.len() {
-        let answer = raw::get_through(sidecar.proxy(), &format!("http://api.test/{number}"), "").await;
-        assert_eq!(answer.status, 200, "{number}: {}\n{}", answer.text(), sidecar.log());
+        let response = raw::get_through(sidecar.proxy(), &format!("http://api.test/{number}"), "").await;
+        assert_eq!(response.status, 200, "{number}: {}\n{}", response.text(), sidecar.log());
         let arrived: Vec<String> =
             upstream.received().iter().map(|seen| seen.values("authorization").concat()).collect();
         assert!(arrived.last() == Some(&format!("Bearer {token}")), "{number}");

@@ -1,9 +1,9 @@
-//! What an authorization server's error responses do: to a refresh token, to the next attempt, to a person, to replicas.
+//! The effect of an authorization server's error responses on the refresh token, the next attempt, people and replicas.
 //!
-//! The servers are scripted, with the responses that real ones and the gateways before them have been seen to send.
+//! The servers are scripted with responses observed from real servers and from gateways in front of them.
 //! Not here: the table itself (`src/oauth/verdict.rs`), real servers (`token::refresh`, `token::grants`).
 
-mod doubt;
+mod in_doubt;
 mod machine;
 mod person;
 mod replicas;
@@ -20,11 +20,11 @@ use crate::rig::raw::{self, RawResponse};
 use crate::rig::scripted::{Received, Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
 
-const PATIENCE: Duration = Duration::from_secs(15);
+const TIMEOUT: Duration = Duration::from_secs(15);
 const PASSWORD: &str = "grant: password, username: ann, password: pass";
 const PERSON: &str = "grant: authorization_code, authorization_url: \"https://as.test/authorize\"";
 
-/// What a server says to a refresh token.
+/// A server's response to a refresh.
 type Response = fn() -> Reply;
 
 /// The connection `crm` for `api.test`; `top` are whole lines.
@@ -50,7 +50,7 @@ fn numbered(count: usize, keys: &str) -> Vec<(String, String)> {
     (0..count).map(|number| (format!("c{number}"), keys.to_owned())).collect()
 }
 
-/// The connection that asks, by its token URL's path.
+/// The connection that sent the request, by its token URL's path.
 fn name(request: &Received) -> &str {
     request.request_line().split(' ').nth(1).expect("a path").trim_start_matches('/')
 }
@@ -67,8 +67,8 @@ fn is_refresh(request: &Received) -> bool {
     field(request, "grant_type").as_deref() == Some("refresh_token")
 }
 
-/// What was asked for a connection: `password`, or the refresh token.
-fn asked(server: &Scripted, of: &str) -> Vec<String> {
+/// Per token request of a connection: `password`, or the refresh token sent.
+fn sent_grants(server: &Scripted, of: &str) -> Vec<String> {
     let received = server.received();
     let own = received.iter().filter(|request| name(request) == of);
     own.map(|request| field(request, "refresh_token").unwrap_or_else(|| field(request, "grant_type").unwrap()))
@@ -96,13 +96,13 @@ async fn get(sidecar: &Sidecar, host: &str) -> RawResponse {
 }
 
 /// Waits until a request through `host` is served.
-async fn served(sidecar: &Sidecar, host: &str) {
+async fn until_served(sidecar: &Sidecar, host: &str) {
     let served = async {
         while get(sidecar, host).await.status != 200 {
             sleep(Duration::from_millis(30)).await;
         }
     };
-    timeout(PATIENCE, served).await.unwrap_or_else(|_| panic!("{host} is not served:\n{}", sidecar.log()));
+    timeout(TIMEOUT, served).await.unwrap_or_else(|_| panic!("{host} is not served:\n{}", sidecar.log()));
 }
 
 async fn refresh(sidecar: &Sidecar, connection: &str) -> RawResponse {
@@ -114,7 +114,7 @@ async fn last_attempt(sidecar: &Sidecar, connection: &str) -> Value {
     tokens["items"][0]["last_attempt"].clone()
 }
 
-/// Seconds from one time to another, both as the API shows them.
+/// Seconds between two times in the API's format.
 fn seconds_between(from: &Value, to: &Value) -> i64 {
     let seconds = |time: &Value| {
         let text = time.as_str().unwrap_or_else(|| panic!("no time: {time}"));
@@ -124,7 +124,7 @@ fn seconds_between(from: &Value, to: &Value) -> i64 {
     seconds(to) - seconds(from)
 }
 
-/// A person's connections, one for each response to a refresh; what a forced refresh says.
+/// Connections of a person, one per response to a refresh; returns the API's response to a forced refresh of each.
 async fn refreshed(responses: &'static [Response], keys: &str) -> (Sidecar, Vec<RawResponse>, Scripted) {
     let upstream = Scripted::upstream().await;
     let server = Scripted::start(|request, _| match field(request, "refresh_token").as_deref() {
@@ -134,12 +134,12 @@ async fn refreshed(responses: &'static [Response], keys: &str) -> (Sidecar, Vec<
     .await;
     let of = numbered(responses.len(), &format!("{PERSON}, {keys}"));
     let sidecar = Sidecar::start(&connections(&server, &upstream, "", &of)).await;
-    let mut answers = Vec::new();
+    let mut outcomes = Vec::new();
     for (name, _) in &of {
         let given = json!({"refresh_token": "given"});
-        let answer = call(sidecar.admin(), "PUT", &format!("/connections/{name}/tokens"), &given).await;
-        assert_eq!(answer.status, 200, "{name}: {}", answer.text());
-        answers.push(refresh(&sidecar, name).await);
+        let response = call(sidecar.admin(), "PUT", &format!("/connections/{name}/tokens"), &given).await;
+        assert_eq!(response.status, 200, "{name}: {}", response.text());
+        outcomes.push(refresh(&sidecar, name).await);
     }
-    (sidecar, answers, server)
+    (sidecar, outcomes, server)
 }

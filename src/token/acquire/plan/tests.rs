@@ -1,4 +1,4 @@
-//! The decisions as tables: what is known, and what follows.
+//! Tables of decisions.
 
 use std::sync::Arc;
 
@@ -12,24 +12,24 @@ use crate::telemetry::audit::Person;
 const NOW: Now = Now { boot: BootTime::new(Duration::from_secs(10_000)), wall: WallTime::from_secs(1_800_000_000) };
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A connection, a record and a cause, of which each case changes something.
+/// Input of one decision; each test changes some of it.
 #[derive(Clone)]
 struct Case {
     connection: Connection,
     record: Option<StoredToken>,
     in_use: Option<AccessToken>,
     cause: Cause,
-    store_trouble_age: Option<Duration>,
+    store_fault_age: Option<Duration>,
     shared: bool,
-    lease: LeaseFacts,
+    lease: LeaseState,
 }
 
-/// The term of a lease is 15 s: the timeout of `Connection::sample`, 10 s, and [`LEASE_SLACK`].
+/// The term of a lease is 15 s: the timeout of `Connection::sample`, 10 s, and [`LEASE_MARGIN`].
 fn case(grant: Grant, record: Option<StoredToken>) -> Case {
     let connection = Connection { grant, ..Connection::sample("crm") };
     let in_use = AccessToken::parse("in-use");
-    let lease = LeaseFacts { in_doubt: false, rejected_elsewhere: None, rounds_left: 3 };
-    Case { connection, record, in_use, cause: Cause::Due, store_trouble_age: None, shared: true, lease }
+    let lease = LeaseState { in_doubt: false, rejected_elsewhere: None, rounds_left: 3 };
+    Case { connection, record, in_use, cause: Cause::Due, store_fault_age: None, shared: true, lease }
 }
 
 fn person() -> Grant {
@@ -44,7 +44,7 @@ fn by_person() -> Cause {
     Cause::Person(Person { user: None, from: None })
 }
 
-/// A token with a lifetime of a minute, usable for `left` more.
+/// A token with a lifetime of one minute that stays usable for `left`.
 fn record(access: &str, left: Duration, refresh: store::Refresh) -> Option<StoredToken> {
     let connection = Connection::sample("crm");
     let age = 55 * SECOND - left;
@@ -65,7 +65,7 @@ fn usable() -> Option<StoredToken> {
     record("in-use", 20 * SECOND, rotating())
 }
 
-fn ended() -> Option<StoredToken> {
+fn expired() -> Option<StoredToken> {
     record("in-use", Duration::ZERO, rotating())
 }
 
@@ -78,19 +78,19 @@ fn refused() -> store::Refresh {
 }
 
 impl Case {
-    fn facts(&self) -> Facts<'_> {
-        Facts {
+    fn plan_input(&self) -> PlanInput<'_> {
+        PlanInput {
             connection: &self.connection,
             cause: &self.cause,
             in_use: self.in_use.as_ref(),
             record: self.record.as_ref(),
-            store_trouble_age: self.store_trouble_age,
+            store_fault_age: self.store_fault_age,
             shared: self.shared,
         }
     }
 
-    fn trouble_ago(self, age: Duration) -> Case {
-        Case { store_trouble_age: Some(age), ..self }
+    fn store_fault_ago(self, age: Duration) -> Case {
+        Case { store_fault_age: Some(age), ..self }
     }
 
     fn by(self, cause: Cause) -> Case {
@@ -101,14 +101,14 @@ impl Case {
         Case { shared: false, ..self }
     }
 
-    fn lease(self, change: impl FnOnce(&mut LeaseFacts)) -> Case {
+    fn lease(self, change: impl FnOnce(&mut LeaseState)) -> Case {
         let mut lease = self.lease;
         change(&mut lease);
         Case { lease, ..self }
     }
 }
 
-/// A decision in short.
+/// An error in brief.
 fn stop(error: &AcquireError) -> String {
     match error {
         AcquireError::Recovering(span) => format!("recovering {}", span.as_secs()),
@@ -130,19 +130,19 @@ fn request(request: &Request<'_>) -> String {
 }
 
 #[track_caller]
-fn check_turn(case: &Case, expected: &str) {
-    let decided = match decide_turn(&case.facts(), NOW) {
-        Turn::Adopt(_) => "adopt".to_owned(),
-        Turn::TakeLease => "lease".to_owned(),
-        Turn::TakeLeaseUnlessInDoubt => "lease unless in doubt".to_owned(),
-        Turn::Stop(error) => stop(&error),
+fn check_lease(case: &Case, expected: &str) {
+    let decided = match decide_lease(&case.plan_input(), NOW) {
+        LeaseDecision::Adopt(_) => "adopt".to_owned(),
+        LeaseDecision::TakeLease => "lease".to_owned(),
+        LeaseDecision::TakeLeaseUnlessInDoubt => "lease unless in doubt".to_owned(),
+        LeaseDecision::Stop(error) => stop(&error),
     };
     assert_eq!(decided, expected);
 }
 
 #[track_caller]
 fn check(case: &Case, expected: &str) {
-    let decided = match decide(&case.facts(), &case.lease, NOW) {
+    let decided = match decide(&case.plan_input(), &case.lease, NOW) {
         Plan::Adopt(_) => "adopt".to_owned(),
         Plan::Request(of) => request(&of),
         Plan::Pause(span) => format!("pause {}", span.as_secs()),
@@ -153,7 +153,7 @@ fn check(case: &Case, expected: &str) {
 
 #[track_caller]
 fn check_offline(case: &Case, expected: &str) {
-    let decided = match decide_offline(&case.facts(), NOW) {
+    let decided = match decide_offline(&case.plan_input(), NOW) {
         Offline::Adopt(_) => "adopt".to_owned(),
         Offline::Request(of) => request(&of),
         Offline::Stop => "stop".to_owned(),
@@ -162,107 +162,107 @@ fn check_offline(case: &Case, expected: &str) {
 }
 
 #[test]
-fn a_usable_token_of_another_replica_is_adopted_and_nothing_is_requested() {
+fn a_usable_token_of_another_replica_is_adopted_without_a_token_request() {
     for grant in [person(), machine()] {
-        let other = || case(grant.clone(), record("other", SECOND, refused())).trouble_ago(SECOND);
-        check_turn(&other(), "adopt");
+        let other = || case(grant.clone(), record("other", SECOND, refused())).store_fault_ago(SECOND);
+        check_lease(&other(), "adopt");
         check(&other().lease(|lease| lease.in_doubt = true), "adopt");
         check_offline(&other(), "adopt");
         let first = Case { in_use: None, ..other() };
-        check_turn(&first, "adopt");
-        check_turn(&Case { record: record("other", Duration::ZERO, rotating()), ..first }, "lease");
+        check_lease(&first, "adopt");
+        check_lease(&Case { record: record("other", Duration::ZERO, rotating()), ..first }, "lease");
     }
 }
 
 #[test]
-fn a_person_is_needed_where_no_refresh_token_is_left() {
+fn consent_is_needed_without_a_refresh_token() {
     for (record, expected) in [
         (None, "consent First consent_required"),
         (record("in-use", SECOND, store::Refresh::None), "consent First consent_required"),
         (record("in-use", SECOND, refused()), "consent Again invalid_grant"),
     ] {
-        let case = |grant| case(grant, record.clone()).trouble_ago(SECOND);
-        check_turn(&case(person()), expected);
+        let case = |grant| case(grant, record.clone()).store_fault_ago(SECOND);
+        check_lease(&case(person()), expected);
         check(&case(person()), expected);
         check_offline(&case(person()), "stop");
-        check_turn(&case(machine()), "lease");
+        check_lease(&case(machine()), "lease");
         check(&case(machine()), "grant");
         check_offline(&case(machine()), "grant");
     }
 }
 
 #[test]
-fn a_replica_with_a_usable_token_does_not_queue_for_the_lease_during_a_recovery_or_a_doubt() {
-    check_turn(&case(person(), usable()), "lease unless in doubt");
-    check_turn(&case(person(), usable()).by(by_person()), "lease");
-    check_turn(&case(person(), usable()).trouble_ago(SECOND), "recovering 20");
-    check_turn(&case(person(), usable()).trouble_ago(25 * SECOND), "recovering 5");
-    check_turn(&case(person(), usable()).trouble_ago(30 * SECOND), "lease unless in doubt");
-    check_turn(&case(person(), usable()).trouble_ago(SECOND).by(by_person()), "recovering 20");
-    check_turn(&case(person(), usable()).trouble_ago(SECOND).alone(), "lease");
-    check_turn(&case(person(), ended()).trouble_ago(SECOND), "lease");
-    check_turn(&case(machine(), usable()).trouble_ago(SECOND), "lease");
+fn a_replica_with_a_usable_token_does_not_queue_for_the_lease_during_a_recovery_or_in_doubt() {
+    check_lease(&case(person(), usable()), "lease unless in doubt");
+    check_lease(&case(person(), usable()).by(by_person()), "lease");
+    check_lease(&case(person(), usable()).store_fault_ago(SECOND), "recovering 20");
+    check_lease(&case(person(), usable()).store_fault_ago(25 * SECOND), "recovering 5");
+    check_lease(&case(person(), usable()).store_fault_ago(30 * SECOND), "lease unless in doubt");
+    check_lease(&case(person(), usable()).store_fault_ago(SECOND).by(by_person()), "recovering 20");
+    check_lease(&case(person(), usable()).store_fault_ago(SECOND).alone(), "lease");
+    check_lease(&case(person(), expired()).store_fault_ago(SECOND), "lease");
+    check_lease(&case(machine(), usable()).store_fault_ago(SECOND), "lease");
 }
 
 #[test]
-fn a_refresh_token_is_sent_within_the_lease_and_the_life_of_the_present_token() {
+fn a_refresh_is_sent_within_the_lease_and_the_lifetime_of_the_current_token() {
     check(&case(person(), usable()), "refresh within 10");
     check(&case(machine(), usable()), "refresh within 10");
     check(&case(person(), record("in-use", 12 * SECOND, rotating())), "refresh within 5");
-    check(&case(person(), ended()), "refresh within 5");
+    check(&case(person(), expired()), "refresh within 5");
     check(&case(person(), usable()).alone(), "refresh");
 }
 
 #[test]
-fn after_the_stores_trouble_a_refresh_token_waits() {
-    check(&case(person(), usable()).trouble_ago(SECOND), "recovering 20");
-    check(&case(person(), usable()).trouble_ago(29 * SECOND), "recovering 1");
-    check(&case(person(), usable()).trouble_ago(30 * SECOND), "refresh within 10");
-    check(&case(person(), usable()).trouble_ago(SECOND).by(by_person()), "recovering 20");
-    check(&case(person(), ended()).trouble_ago(SECOND), "pause 2");
-    check(&case(person(), ended()).trouble_ago(3 * SECOND), "refresh within 5");
-    check(&case(machine(), usable()).trouble_ago(SECOND), "grant");
-    check(&case(machine(), ended()).trouble_ago(SECOND), "grant");
+fn a_refresh_waits_after_a_store_fault() {
+    check(&case(person(), usable()).store_fault_ago(SECOND), "recovering 20");
+    check(&case(person(), usable()).store_fault_ago(29 * SECOND), "recovering 1");
+    check(&case(person(), usable()).store_fault_ago(30 * SECOND), "refresh within 10");
+    check(&case(person(), usable()).store_fault_ago(SECOND).by(by_person()), "recovering 20");
+    check(&case(person(), expired()).store_fault_ago(SECOND), "pause 2");
+    check(&case(person(), expired()).store_fault_ago(3 * SECOND), "refresh within 5");
+    check(&case(machine(), usable()).store_fault_ago(SECOND), "grant");
+    check(&case(machine(), expired()).store_fault_ago(SECOND), "grant");
 }
 
 #[test]
-fn a_refresh_token_in_doubt_waits_for_the_end_of_the_present_token_or_for_a_person() {
+fn a_refresh_token_in_doubt_waits_until_the_current_token_expires_or_a_person_acts() {
     let doubtful = |grant, record| case(grant, record).lease(|lease| lease.in_doubt = true);
     check(&doubtful(person(), usable()), "in doubt");
     check(&doubtful(person(), usable()).by(by_person()), "refresh within 10");
-    check(&doubtful(person(), ended()), "refresh within 5");
+    check(&doubtful(person(), expired()), "refresh within 5");
     check(&doubtful(machine(), usable()), "grant");
-    check(&doubtful(machine(), ended()), "grant");
+    check(&doubtful(machine(), expired()), "grant");
 }
 
 #[test]
-fn a_rejection_elsewhere_stops_what_a_token_from_elsewhere_does_not() {
-    let pause = RejectionPause { rejections: 1, wait: SECOND };
-    let rejected = |record| case(person(), record).lease(|lease| lease.rejected_elsewhere = Some(pause));
+fn a_rejection_elsewhere_stops_an_attempt_unless_there_is_a_newer_token() {
+    let backoff = RejectionBackoff { rejections: 1, wait: SECOND };
+    let rejected = |record| case(person(), record).lease(|lease| lease.rejected_elsewhere = Some(backoff));
     check(&rejected(usable()), "rejected elsewhere");
     check(&rejected(None), "rejected elsewhere");
     check(&rejected(record("other", SECOND, rotating())), "adopt");
 }
 
 #[test]
-fn the_last_round_sends_no_refresh_token() {
+fn the_last_round_sends_no_refresh() {
     let last = |grant, record| case(grant, record).lease(|lease| lease.rounds_left = 0);
     check(&last(person(), usable()), "recovering 1");
-    check(&last(person(), ended()).trouble_ago(SECOND), "recovering 1");
+    check(&last(person(), expired()).store_fault_ago(SECOND), "recovering 1");
     check(&last(machine(), usable()), "grant");
     check(&last(person(), record("other", SECOND, rotating())), "adopt");
     check(&last(person(), None), "consent First consent_required");
 }
 
 #[test]
-fn without_the_store_only_what_outlasts_refreshes_is_sent() {
+fn offline_only_a_refresh_token_that_does_not_rotate_is_sent() {
     let lasting = |record: Option<StoredToken>| {
         let obtained = record.as_ref().unwrap().obtained.wall;
         let refresh_life = RefreshLife { since: Some(obtained - SECOND), stated: None };
         record.map(|record| StoredToken { refresh_life, ..record })
     };
     check_offline(&case(person(), lasting(usable())), "refresh");
-    check_offline(&case(machine(), lasting(ended())), "refresh");
+    check_offline(&case(machine(), lasting(expired())), "refresh");
     check_offline(&case(person(), usable()), "stop");
     check_offline(&case(machine(), usable()), "grant");
 }

@@ -1,7 +1,7 @@
 //! A model of the shared store and of a server that rotates refresh tokens, with faults between them and each replica.
 //!
-//! Each call is a step, atomic as a script of Redis is (`store::redis::scripts`), with a delay in each direction. A paused
-//! replica takes no step and reads no response; what it has sent goes on.
+//! Each call is one step, atomic like a Redis script (`store::redis::scripts`), with a delay in each direction. A
+//! paused replica takes no step and reads no response, but its requests in flight proceed.
 
 mod handle;
 mod store;
@@ -12,29 +12,29 @@ use tokio::sync::broadcast;
 
 use super::*;
 use crate::store::{News, StoredToken};
-pub use handle::{Client, Handle};
+pub use handle::{Handle, SimulatedEndpoint};
 pub use store::SimulatedStore;
 
-/// The last writes that a failover may lose.
+/// Age of the oldest writes that a failover may lose.
 pub const ROLLBACK_MAX: Duration = Duration::from_secs(5);
 const HISTORY: usize = 1024;
 
 /// Probabilities of faults.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Odds {
-    /// A call to the store: its request or its response is lost.
+    /// The request or the response of a store call is lost.
     pub store: f64,
     /// A change notification to one replica is lost.
     pub news: f64,
-    /// A token request gets no connection.
+    /// A token request cannot connect.
     pub refused: f64,
     /// A token request never arrives and times out.
     pub lost: f64,
     /// A gateway turns the response to a token request into a 504.
     pub gateway: f64,
-    /// The replica pauses after a step near a token request.
+    /// A replica pauses after a step around a token request.
     pub pause: f64,
-    /// The store loses its records, or its last writes, near a token request.
+    /// The store loses all records, or its last writes, around a token request.
     pub loss: f64,
 }
 
@@ -43,7 +43,7 @@ struct State {
     record: Option<StoredToken>,
     lease: Option<(String, Instant)>,
     spending: Option<String>,
-    /// The version under which the record was last removed.
+    /// Version of the last removal of the record.
     removed: u64,
 }
 
@@ -51,11 +51,11 @@ pub struct World {
     pub tasks: Tasks,
     start: Instant,
     state: State,
-    /// As it was before each change.
+    /// The state before each change.
     history: VecDeque<(Instant, State)>,
     handles: Vec<Arc<Handle>>,
     down_until: Instant,
-    /// Number of times that all connections broke.
+    /// How many times all connections broke.
     breaks: u64,
     pub odds: Odds,
     pub pause_max: Duration,
@@ -65,7 +65,7 @@ pub struct World {
     pub server: Server,
 }
 
-/// The server's side of one grant: refresh tokens are numbers, of which one is current.
+/// The server's state of one grant. Refresh tokens are numbered; one of them is current.
 #[derive(Default)]
 pub struct Server {
     pub current: u64,
@@ -73,8 +73,8 @@ pub struct Server {
     alive: HashMap<String, Instant>,
     pub revoked: bool,
     pub spent_twice: u64,
-    /// Grants that no person consented to.
-    pub begun_anew: u64,
+    /// First grants, to which no person consented.
+    pub first_grants: u64,
     pub requests: u64,
     pub rotations: u64,
     pub lost: u64,
@@ -86,7 +86,7 @@ impl Server {
         self.alive.get(access).is_some_and(|end| *end > Instant::now())
     }
 
-    fn spend(&mut self, number: u64) -> Answer {
+    fn spend(&mut self, number: u64) -> TokenResult {
         if self.revoked || number != self.current {
             self.spent_twice += u64::from(self.spent.contains(&number));
             self.revoked = true;
@@ -134,7 +134,7 @@ impl World {
         self.state.record = Some(token);
     }
 
-    /// The store's own clock, in microseconds.
+    /// The store's clock, in microseconds.
     fn time(&self) -> u64 {
         1_800_000_000_000_000 + self.start.elapsed().as_micros() as u64
     }
@@ -147,7 +147,7 @@ impl World {
         &mut self.random
     }
 
-    pub fn happens(&mut self, odds: f64) -> bool {
+    pub fn chance(&mut self, odds: f64) -> bool {
         odds > 0.0 && self.random.f64() < odds
     }
 
@@ -155,13 +155,13 @@ impl World {
         Duration::from_millis(self.random.u64(0..=most))
     }
 
-    pub fn goes_down(&mut self, span: Duration) {
+    pub fn take_down(&mut self, span: Duration) {
         self.down_until = Instant::now() + span;
         self.breaks += 1;
     }
 
-    /// Comes back empty, or as it was `back` ago.
-    pub fn loses(&mut self, back: Option<Duration>) {
+    /// Breaks all connections; the store comes back empty, or rolled back by `back`.
+    pub fn lose_records(&mut self, back: Option<Duration>) {
         self.breaks += 1;
         let then = back.map(|back| Instant::now() - back);
         let state = then.map(|then| {
@@ -172,13 +172,13 @@ impl World {
         self.history.clear();
     }
 
-    /// Every replica reconnects within a second and a half.
-    pub fn mend(&mut self) {
+    /// Lets every replica reconnect within 1.5 s.
+    pub fn reconnect(&mut self) {
         for handle in self.handles.clone() {
             let delay = self.millis(1_500);
-            self.tasks.spawn("mend", async move {
+            self.tasks.spawn("reconnect", async move {
                 sleep(delay).await;
-                handle.mend().await;
+                handle.reconnect().await;
             });
         }
     }
@@ -199,7 +199,7 @@ impl World {
         self.state.record.as_ref().map_or(0, |record| record.version)
     }
 
-    /// Of the record, or of its removal.
+    /// Version of the record or of its removal, whichever is later.
     fn latest(&self) -> u64 {
         self.version().max(self.state.removed)
     }
@@ -218,17 +218,17 @@ impl World {
         self.holder().is_some()
     }
 
-    /// Notifies all replicas but `from`; some notifications are lost.
+    /// Notifies all replicas except `from`; some notifications are lost.
     fn notify(&mut self, from: &str, key: &TokenKey) {
         let (odds, delay) = (self.odds.news, self.millis(50));
         let (random, handles) = (&mut self.random, &self.handles);
-        let hear = |handle: &&Arc<Handle>| handle.name != from && !(odds > 0.0 && random.f64() < odds);
-        let who: Vec<_> = handles.iter().filter(hear).cloned().collect();
-        self.messages += who.len() as u64;
+        let receives = |handle: &&Arc<Handle>| handle.name != from && !(odds > 0.0 && random.f64() < odds);
+        let receivers: Vec<_> = handles.iter().filter(receives).cloned().collect();
+        self.messages += receivers.len() as u64;
         let key = key.clone();
         self.tasks.spawn("news", async move {
             sleep(delay).await;
-            for handle in who.iter().filter(|handle| !handle.is_cut()) {
+            for handle in receivers.iter().filter(|handle| !handle.is_cut()) {
                 let _ = handle.news.send(News::Changed(key.clone()));
             }
         });

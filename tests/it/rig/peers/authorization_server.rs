@@ -1,4 +1,4 @@
-//! The two real authorization servers over HTTPS: oidc-provider (`op.mjs`) and Authlib (`al.py`).
+//! Two real authorization servers over HTTPS: oidc-provider (`op.mjs`) and Authlib (`al.py`).
 
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ pub struct AuthorizationServer {
     paths: &'static Paths,
 }
 
-/// What a server calls its endpoints; the token endpoint is /token at both.
+/// Endpoint paths of a server; the token endpoint is /token at both.
 struct Paths {
     introspection: &'static str,
     revocation: &'static str,
@@ -25,7 +25,8 @@ const OP_PATHS: Paths =
 const AL_PATHS: Paths = Paths { introspection: "/introspect", revocation: "/revoke", authorization: "/authorize" };
 
 impl AuthorizationServer {
-    /// oidc-provider. Options, all optional: `lifetime` (seconds, 3), `leaf`, `port`, `issuer`, `clients`, `pushed_only`.
+    /// oidc-provider. Options, all optional: `lifetime` (seconds, 3), `leaf`, `port`, `issuer`, `clients`,
+    /// `pushed_only`.
     pub async fn op(options: Value) -> Self {
         Self::start("op.mjs", &OP_PATHS, options).await
     }
@@ -44,7 +45,7 @@ impl AuthorizationServer {
         self.peer.port("port")
     }
 
-    /// The port that asks for a client certificate; its paths are those of the usual port.
+    /// The port that requests a client certificate; it serves the same paths as the usual port.
     pub fn mtls_port(&self) -> u16 {
         self.peer.port("mtls")
     }
@@ -57,7 +58,7 @@ impl AuthorizationServer {
         format!("https://127.0.0.1:{}{}", self.mtls_port(), self.paths.revocation)
     }
 
-    /// The address that the leaf `server` covers; other names of the leaf reach the same port.
+    /// The issuer URL, covered by the certificate `server`; the certificate's other names reach the same port.
     pub fn issuer(&self) -> String {
         format!("https://127.0.0.1:{}", self.port())
     }
@@ -82,9 +83,9 @@ impl AuthorizationServer {
         format!("{}/device/auth", self.issuer())
     }
 
-    /// What it counted: `token_requests` by client, `tokens_issued`, `introspections`, `token_requests_at_once` (peak),
-    /// `grants` (client, grant type), `revocations`, `revoked` (client, `access_token` or `refresh_token`), `jti_reused`;
-    /// and of the clients that act for people what `tests/peers/op_people.mjs` names.
+    /// Counters: `token_requests` by client, `tokens_issued`, `introspections`, `token_requests_at_once` (peak),
+    /// `grants` (client, grant type), `revocations`, `revoked` (client, `access_token` or `refresh_token`),
+    /// `jti_reused`; for clients that act for people, also those in `tests/peers/op_people.mjs`.
     pub async fn stats(&self) -> Value {
         self.peer.get("/__stats").await
     }
@@ -109,31 +110,33 @@ impl AuthorizationServer {
         self.stats().await["forms"][client_id].as_array().cloned().unwrap_or_default()
     }
 
-    /// The account withdraws its consent to every client; how many grants (or refresh tokens) this ends.
+    /// Withdraws the account's consent to every client; returns the number of grants (or refresh tokens) that this
+    /// ends.
     pub async fn end_grants(&self, account: &str) -> u64 {
-        let told = self.peer.post("/__end_grants", json!({ "account": account })).await;
-        told["ended"].as_u64().expect("a count")
+        let response = self.peer.post("/__end_grants", json!({ "account": account })).await;
+        response["ended"].as_u64().expect("a count")
     }
 
-    /// `ann` approves or denies a user code without a browser (Authlib alone).
+    /// Lets `ann` approve or deny a user code without a browser (Authlib only).
     pub async fn decide(&self, user_code: &str, approve: bool) {
         self.peer.post("/__device", json!({ "user_code": user_code, "approve": approve })).await;
     }
 
-    /// A refresh token of the client `person`, as a consent would have given it (oidc-provider alone).
+    /// A refresh token of the client `person`, as if issued after consent (oidc-provider only).
     pub async fn refresh_token(&self, account: &str) -> String {
-        let made = self.peer.post("/__refresh_token", json!({ "account": account })).await;
-        made["refresh_token"].as_str().expect("a refresh token").to_owned()
+        let response = self.peer.post("/__refresh_token", json!({ "account": account })).await;
+        response["refresh_token"].as_str().expect("a refresh token").to_owned()
     }
 
-    /// Changes how it answers: `lifetime`, `delay_ms`, `status`, `retry_after`, `times`, `revoke_all`,
-    /// `device_lifetime`, `hold` (oidc-provider alone: the last byte of a token answer), `announce_lifetime`, `interval`
-    /// (Authlib alone: between polls, in seconds) and `slow_downs` (Authlib alone: so many polls are too early). Fields left out stay as they are.
+    /// Changes its responses: `lifetime`, `delay_ms`, `status`, `retry_after`, `times`, `revoke_all`,
+    /// `device_lifetime`, `hold` (oidc-provider only: withholds the last byte of a token response),
+    /// `announce_lifetime`, `interval` (Authlib only: poll interval in seconds) and `slow_downs` (Authlib only: number
+    /// of polls refused as too early). Absent fields keep their values.
     pub async fn control(&self, change: Value) -> Value {
         self.peer.post("/__control", change).await
     }
 
-    /// Stops the process where it is: connections open and are never answered, `stats` and `control` included.
+    /// Suspends the process: connections open but get no response, `stats` and `control` included.
     pub fn pause(&self) {
         self.peer.pause();
     }
@@ -142,12 +145,12 @@ impl AuthorizationServer {
         self.peer.resume();
     }
 
-    /// Ends the process: its port refuses connections, its tokens are forgotten.
+    /// Kills the process: its port refuses connections, its tokens are lost.
     pub async fn stop(&mut self) {
         self.peer.stop().await;
     }
 
-    /// A fresh process on the old port, with no memory, no counts and no faults.
+    /// Starts a new process on the same port, with no state, counters or faults.
     pub async fn start_again_on_same_port(&mut self) {
         self.stop().await;
         self.options["port"] = json!(self.port());

@@ -1,4 +1,4 @@
-//! Real client libraries, as their users run them.
+//! Real client libraries, run as their users run them.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,21 +10,23 @@ use tokio::process::Command;
 
 use super::{node, peers_path, python};
 
-/// What a client of one conversation may take.
-const CLIENT_END: Duration = Duration::from_secs(30);
+/// Timeout of a script.
+const SCRIPT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The JSON that a program of `tests/peers` prints; it runs with `environment` and nothing else.
+/// Runs a script of `tests/peers` with nothing but `environment`; returns the JSON that it prints.
 pub async fn run_script(program: PathBuf, script: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Value {
     let mut client = Command::new(program);
     client.arg(peers_path(script)).args(arguments).env_clear().env("PYTHONDONTWRITEBYTECODE", "1");
     client.envs(environment.iter().copied()).stdin(Stdio::null()).kill_on_drop(true);
-    let output =
-        tokio::time::timeout(CLIENT_END, client.output()).await.expect("an end in time").expect("the client runs");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{script}: {error}: {said}"))
+    let output = tokio::time::timeout(SCRIPT_TIMEOUT, client.output())
+        .await
+        .expect("it exits in time")
+        .expect("the client runs");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{script}: {error}: {stderr}"))
 }
 
-/// A client library as its users run it, with proxy variables and nothing else in the environment.
+/// A client library, run with only proxy variables in the environment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientKind {
     Requests,
@@ -38,7 +40,7 @@ pub enum ClientKind {
 impl ClientKind {
     pub const ALL: [Self; 6] = [Self::Requests, Self::Httpx, Self::Fetch, Self::Undici, Self::Axios, Self::Curl];
 
-    /// The variable that makes this client trust one more CA file (or that one alone), for `run_client_with`.
+    /// The environment variable that makes this client trust a CA file, for `run_client_with`.
     pub fn ca_variable(self) -> &'static str {
         match self {
             Self::Requests => "REQUESTS_CA_BUNDLE",
@@ -65,19 +67,19 @@ impl ClientKind {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientReport {
-    /// Requests answered with a 2xx status.
+    /// Requests with a 2xx response.
     pub ok: u64,
     pub failed: u64,
     pub statuses: BTreeMap<String, u64>,
     pub first_error: Option<String>,
 }
 
-/// Calls `url` in a loop through `proxy_url`, and at least once.
+/// Requests `url` in a loop through `proxy_url`, at least once.
 pub async fn run_client(kind: ClientKind, url: &str, proxy_url: &str, seconds: u32, pause_ms: u32) -> ClientReport {
     run_client_with(kind, url, proxy_url, seconds, pause_ms, &[]).await
 }
 
-/// The same with more environment, for example `kind.ca_variable()` for an https target.
+/// Like `run_client`, with further environment, for example `kind.ca_variable()` for an https target.
 pub async fn run_client_with(
     kind: ClientKind,
     url: &str,

@@ -1,11 +1,11 @@
-//! Real upstreams: a resource server that introspects its tokens, and servers of WebSocket, git, HTTP/2 and gRPC; and a
-//! collector of traces.
+//! Real upstreams: a resource server that introspects tokens; WebSocket, git, HTTP/2 and gRPC servers; a trace
+//! collector.
 
 use serde_json::{Value, json};
 
 use super::{AuthorizationServer, Peer, with_tls};
 
-/// The resource server, which introspects every token that it gets.
+/// The resource server, which introspects every token it receives.
 pub struct Upstream {
     peer: Peer,
 }
@@ -29,7 +29,8 @@ impl Upstream {
         self.peer.port("https")
     }
 
-    /// The requests since the last call, in the order of their verdicts: `tests/peers/upstream.mjs` names the fields.
+    /// The requests since the last call, in the order of their verdicts; `tests/peers/upstream.mjs` documents the
+    /// fields.
     pub async fn records(&self) -> Vec<Value> {
         let Value::Array(records) = self.peer.get("/__records").await else { panic!("records are not an array") };
         records
@@ -40,24 +41,24 @@ impl Upstream {
         self.peer.get("/__summary").await
     }
 
-    /// `unreachable`: what to do while the authorization server is away; `reset`: forget records and counts.
+    /// `unreachable`: what to do while introspection is unavailable; `reset`: clears records and counters.
     pub async fn control(&self, change: Value) -> Value {
         self.peer.post("/__control", change).await
     }
 }
 
-/// An upstream that speaks WebSocket.
+/// A WebSocket upstream.
 pub struct WebSocketServer {
     peer: Peer,
 }
 
 impl WebSocketServer {
-    /// `token`: the bearer token that it admits.
+    /// `token`: the bearer token that it accepts.
     pub async fn start(options: Value) -> Self {
         Self { peer: Peer::start("ws.py", &options).await }
     }
 
-    /// The same over TLS, as `api.test`.
+    /// Like `start`, over TLS as `api.test`.
     pub async fn secure(options: Value) -> Self {
         Self::start(with_tls(options)).await
     }
@@ -67,13 +68,13 @@ impl WebSocketServer {
     }
 }
 
-/// A repository of git over HTTPS, at /r.git, as `api.test`.
+/// A git repository over HTTPS, at /r.git, as `api.test`.
 pub struct GitServer {
     peer: Peer,
 }
 
 impl GitServer {
-    /// `token`: the bearer token that it admits.
+    /// `token`: the bearer token that it accepts.
     pub async fn start(options: Value) -> Self {
         Self { peer: Peer::start("git_upstream.py", &with_tls(options)).await }
     }
@@ -83,7 +84,7 @@ impl GitServer {
     }
 }
 
-/// An upstream that speaks HTTP/2 alone: `tests/peers/h2_upstream.mjs` names its paths.
+/// An upstream that speaks only HTTP/2; `tests/peers/h2_upstream.mjs` documents its paths.
 pub struct Http2Server {
     peer: Peer,
 }
@@ -98,24 +99,24 @@ impl Http2Server {
         self.peer.port("h2")
     }
 
-    /// How many sessions there were, and how many requests for each path.
+    /// The number of sessions, and of requests per path.
     pub async fn stats(&self) -> Value {
         self.peer.get("/__stats").await
     }
 }
 
-/// A server of gRPC: `tests/peers/grpc_peer.py` names its methods.
+/// A gRPC server; `tests/peers/grpc_peer.py` documents its methods.
 pub struct GrpcServer {
     peer: Peer,
 }
 
 impl GrpcServer {
-    /// `token`: the bearer token that it admits.
+    /// `token`: the bearer token that it accepts.
     pub async fn start(options: Value) -> Self {
         Self { peer: Peer::start("grpc_peer.py", &options).await }
     }
 
-    /// The same over TLS, as `api.test`.
+    /// Like `start`, over TLS as `api.test`.
     pub async fn secure(options: Value) -> Self {
         Self::start(with_tls(options)).await
     }
@@ -125,7 +126,7 @@ impl GrpcServer {
     }
 }
 
-/// A collector of traces.
+/// A trace collector.
 pub struct Collector {
     peer: Peer,
 }
@@ -139,13 +140,13 @@ impl Collector {
         format!("http://127.0.0.1:{}", self.peer.port("port"))
     }
 
-    /// Every span so far: `tests/peers/collector.py` names the fields.
+    /// Every span so far; `tests/peers/collector.py` documents the fields.
     pub async fn spans(&self) -> Vec<Value> {
         let Value::Array(spans) = self.peer.get("/__spans").await else { panic!("spans are not an array") };
         spans
     }
 
-    /// All bodies that arrived, and all heads as they were parsed.
+    /// All received bodies, and all heads as parsed.
     pub async fn raw(&self) -> (Vec<u8>, Value) {
         let raw = self.peer.get("/__raw").await;
         let hex = raw["bytes"].as_str().expect("hexadecimal");
@@ -153,12 +154,12 @@ impl Collector {
         (bytes.collect(), raw["heads"].clone())
     }
 
-    /// What it answers from now on.
-    pub async fn answers(&self, status: u16) {
+    /// Sets the status of all further responses.
+    pub async fn respond_with(&self, status: u16) {
         self.peer.post("/__control", json!({ "status": status })).await;
     }
 
-    /// Stops the process where it is: connections open and are never answered.
+    /// Suspends the process: connections open but get no response.
     pub fn pause(&self) {
         self.peer.pause();
     }

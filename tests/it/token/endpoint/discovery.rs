@@ -1,4 +1,4 @@
-//! Authorization server metadata (RFC 8414): what it fills in, and locations that answer with something else.
+//! Authorization server metadata (RFC 8414): what it supplies, and well-known locations that serve something else.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,10 +11,10 @@ use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
 
 #[tokio::test]
-async fn an_issuer_fills_what_is_missing_and_overrides_nothing() {
+async fn discovery_supplies_missing_endpoints_and_overrides_none() {
     let upstream = Scripted::upstream().await;
-    let told = Arc::new(std::sync::Mutex::new(json!({})));
-    let (now, redirected) = (told.clone(), Arc::new(AtomicBool::new(false)));
+    let served_metadata = Arc::new(std::sync::Mutex::new(json!({})));
+    let (now, redirected) = (served_metadata.clone(), Arc::new(AtomicBool::new(false)));
     let redirect = redirected.clone();
     let server = Scripted::start(move |request, _| {
         let path = request.request_line().split(' ').nth(1).unwrap().to_owned();
@@ -34,7 +34,7 @@ async fn an_issuer_fills_what_is_missing_and_overrides_nothing() {
     .await;
     let issuer = format!("http://{}", server.address);
     let good = json!({"issuer": issuer, "token_endpoint": format!("{issuer}/found"), "revocation_endpoint": format!("{issuer}/revoke")});
-    *told.lock().unwrap() = good.clone();
+    *served_metadata.lock().unwrap() = good.clone();
     let found = format!("issuer: \"{issuer}\"");
     let given = format!("issuer: \"{issuer}\", token_url: \"{issuer}/own\"");
     for (keys, token) in [(&found, "Bearer found"), (&given, "Bearer own")] {
@@ -59,34 +59,34 @@ async fn an_issuer_fills_what_is_missing_and_overrides_nothing() {
         (with("token_endpoint", json!("https://10.0.0.7/token")), "discovery_failed"),
         (with("token_endpoint", Value::Null), "discovery_failed"),
     ] {
-        *told.lock().unwrap() = metadata.clone();
+        *served_metadata.lock().unwrap() = metadata.clone();
         let sidecar = Sidecar::start(&config_of(&found, &upstream)).await;
-        let answer = get(&sidecar, "").await;
-        assert_eq!((answer.status, answer.code()), (424, "token_refused"), "{metadata}: {}", answer.text());
-        assert!(answer.text().contains(code), "{metadata}: {}", answer.text());
+        let response = get(&sidecar, "").await;
+        assert_eq!((response.status, response.code()), (424, "token_refused"), "{metadata}: {}", response.text());
+        assert!(response.text().contains(code), "{metadata}: {}", response.text());
     }
-    *told.lock().unwrap() = with("padding", json!("x".repeat(10 << 20)));
+    *served_metadata.lock().unwrap() = with("padding", json!("x".repeat(10 << 20)));
     let sidecar = Sidecar::start(&config_of(&found, &upstream)).await;
-    let answer = get(&sidecar, "").await;
-    assert_eq!((answer.status, answer.code()), (503, "token_unavailable"), "{}", answer.text());
+    let response = get(&sidecar, "").await;
+    assert_eq!((response.status, response.code()), (503, "token_unavailable"), "{}", response.text());
     redirected.store(true, Ordering::SeqCst);
-    // A gateway may have sent it, so it is no verdict.
+    // A gateway may have sent the redirect, so it is not permanent.
     let sidecar = Sidecar::start(&config_of(&found, &upstream)).await;
-    let answer = get(&sidecar, "").await;
-    assert_eq!((answer.status, answer.code()), (503, "token_unavailable"), "{}", answer.text());
-    assert!(answer.text().contains("discovery_failed"), "{}", answer.text());
+    let response = get(&sidecar, "").await;
+    assert_eq!((response.status, response.code()), (503, "token_unavailable"), "{}", response.text());
+    assert!(response.text().contains("discovery_failed"), "{}", response.text());
 }
 
-/// Metadata is found at the second well-known location, whatever the first one answers.
+/// Metadata is found at the second well-known location, whatever the first one responds.
 #[tokio::test]
-async fn one_well_known_location_does_not_stop_the_next() {
+async fn a_failing_well_known_location_does_not_prevent_the_next() {
     let upstream = Scripted::upstream().await;
     let (first, second) = (Arc::new(Mutex::new(String::new())), Arc::new(AtomicBool::new(true)));
-    let (answer, found) = (first.clone(), second.clone());
+    let (response, found) = (first.clone(), second.clone());
     let server = Scripted::start(move |request, _| {
         let issuer = format!("http://{}", request.values("host")[0]);
         match request.request_line().split(' ').nth(1).unwrap() {
-            "/.well-known/oauth-authorization-server" => match &*answer.lock().unwrap() {
+            "/.well-known/oauth-authorization-server" => match &*response.lock().unwrap() {
                 none if none.is_empty() => Reply::Close,
                 text => Reply::Bytes(text.clone().into_bytes()),
             },
@@ -104,7 +104,7 @@ async fn one_well_known_location_does_not_stop_the_next() {
     let text = |status: u16, body: &str| {
         format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\nLocation: /login\r\n\r\n{body}", body.len())
     };
-    for answer in [
+    for response in [
         text(200, "<!doctype html><h1>Sign in</h1>"),
         text(200, "[]"),
         text(200, &json!({"issuer": "https://other.test", "token_endpoint": "https://other.test/t"}).to_string()),
@@ -116,21 +116,21 @@ async fn one_well_known_location_does_not_stop_the_next() {
         String::new(),
         "SSH-2.0\r\n".to_owned(),
     ] {
-        first.lock().unwrap().clone_from(&answer);
+        first.lock().unwrap().clone_from(&response);
         let sidecar = Sidecar::start(&config_of(&keys, &upstream)).await;
-        assert_eq!(injected(&sidecar, &upstream).await, "Bearer t", "{}", &answer[..answer.len().min(100)]);
-        // An endpoint that must not be used fails what uses it alone.
+        assert_eq!(injected(&sidecar, &upstream).await, "Bearer t", "{}", &response[..response.len().min(100)]);
+        // An unusable endpoint fails only the operation that needs it.
         let revoked = call(sidecar.admin(), "POST", "/connections/crm/revoke", &json!({})).await.json();
         let reason = revoked["access_token"]["reason"].as_str().unwrap_or_default();
         assert!(reason.contains("names a revocation_endpoint that is not https"), "{revoked}");
     }
-    // Without metadata anywhere it is asked for again soon.
+    // Without metadata at any location the failure is retryable.
     second.store(false, Ordering::SeqCst);
-    for (answer, expected) in [
+    for (response, expected) in [
         (text(200, "<h1>Sign in</h1>"), "the issuer answers not_json, http_503 at its well-known locations"),
         (text(404, ""), "the issuer answers http_404, http_503 at its well-known locations"),
     ] {
-        first.lock().unwrap().clone_from(&answer);
+        first.lock().unwrap().clone_from(&response);
         let sidecar = Sidecar::start(&config_of(&keys, &upstream)).await;
         let refused = get(&sidecar, "").await;
         assert_eq!((refused.status, refused.code()), (503, "token_unavailable"), "{}", refused.text());

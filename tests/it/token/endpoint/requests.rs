@@ -1,4 +1,4 @@
-//! What goes to a token endpoint: grants, assertions, proofs of the client, encodings, and the way there.
+//! Token requests: grants, assertions, client authentication, encodings, and proxies.
 
 use std::collections::HashSet;
 
@@ -29,7 +29,7 @@ fn jwt(text: &str) -> (Value, Value) {
 }
 
 #[tokio::test]
-async fn a_jwt_is_signed_anew_for_each_attempt() {
+async fn each_attempt_signs_a_new_jwt() {
     let upstream = Scripted::upstream().await;
     let server = Scripted::start(|_, before| match before {
         0 => Reply::text(503, "text/plain", "busy"),
@@ -63,7 +63,7 @@ async fn a_jwt_is_signed_anew_for_each_attempt() {
 }
 
 #[tokio::test]
-async fn an_assertion_from_elsewhere_is_sent_as_it_is_in_the_file_now() {
+async fn an_assertion_file_is_sent_verbatim_and_reloaded() {
     let (server, upstream) = (Scripted::tokens(3600).await, Scripted::upstream().await);
     let keys = "grant: saml2_bearer, assertion: {file: a.xml}";
     let sidecar = Sidecar::start_with(&config(&server, &upstream, keys), &[("a.xml", "<A>é</A>")]).await;
@@ -79,7 +79,7 @@ async fn an_assertion_from_elsewhere_is_sent_as_it_is_in_the_file_now() {
 }
 
 #[tokio::test]
-async fn a_service_accounts_token_is_read_again_and_exchanged() {
+async fn a_service_accounts_token_is_reloaded_and_exchanged() {
     let (server, upstream) = (Scripted::tokens(3600).await, Scripted::upstream().await);
     let keys = "grant: token_exchange, subject_token: {file: sa}, requested_token_type: access_token, \
                 actor_token: {token: {file: actor}, token_type: saml2}, resource: urn:r, grant_type: own";
@@ -106,7 +106,7 @@ async fn a_service_accounts_token_is_read_again_and_exchanged() {
 }
 
 #[tokio::test]
-async fn each_callers_own_token_is_exchanged_and_goes_no_further() {
+async fn each_callers_own_token_is_exchanged_and_not_forwarded() {
     let upstream = Scripted::upstream().await;
     let server = Scripted::start(|request, before| match field(request, "subject_token").as_str() {
         "bad" => Reply::json(400, &json!({"error": "invalid_grant"})),
@@ -118,15 +118,15 @@ async fn each_callers_own_token_is_exchanged_and_goes_no_further() {
     let text = config(&server, &upstream, keys).replacen("routes: [{host: api.test, upstream_tls: false}], ", "", 1);
     let sidecar = Sidecar::start_with(&text, &[("s", "secret")]).await;
     for (own, expected) in [("ann", "for-ann-0"), ("bob", "for-bob-1"), ("ann", "for-ann-0")] {
-        let answer = get(&sidecar, &format!("Authorization: Bearer {own}\r\n")).await;
-        assert_eq!(answer.status, 200, "{}", answer.text());
+        let response = get(&sidecar, &format!("Authorization: Bearer {own}\r\n")).await;
+        assert_eq!(response.status, 200, "{}", response.text());
         let seen = upstream.received().pop().unwrap();
         assert_eq!(seen.values("x-token"), [expected]);
-        assert!(seen.values("authorization").is_empty(), "the caller's token was for us alone");
+        assert!(seen.values("authorization").is_empty(), "the caller's token is not forwarded");
     }
     for lines in ["", "Authorization: Basic YTpi\r\n", "Authorization: Bearer a\r\nAuthorization: Bearer b\r\n"] {
-        let answer = get(&sidecar, lines).await;
-        assert_eq!((answer.status, answer.code()), (400, "subject_required"), "{lines}");
+        let response = get(&sidecar, lines).await;
+        assert_eq!((response.status, response.code()), (400, "subject_required"), "{lines}");
     }
     let refused = get(&sidecar, "Authorization: Bearer bad\r\n").await;
     assert_eq!((refused.status, refused.code()), (424, "token_refused"));
@@ -135,7 +135,7 @@ async fn each_callers_own_token_is_exchanged_and_goes_no_further() {
 }
 
 #[tokio::test]
-async fn each_way_to_prove_the_client_is_one_way() {
+async fn a_client_authenticates_by_exactly_one_method() {
     let (server, upstream) = (Scripted::tokens(3600).await, Scripted::upstream().await);
     let secret = "0123456789abcdef0123456789abcdef";
     let (certificate, private) = Peers::certs().leaf("client-rsa");
@@ -178,7 +178,7 @@ async fn each_way_to_prove_the_client_is_one_way() {
         let request = server.received().remove(before);
         assert!(request.values("authorization").is_empty());
         if !assertion {
-            // A21: with a certificate the body says who, and no more.
+            // A21: with a certificate, the body has the client ID, and a secret only if one is configured.
             let own = if expected.is_empty() {
                 &["grant_type", "client_id"][..]
             } else {
@@ -200,7 +200,7 @@ async fn each_way_to_prove_the_client_is_one_way() {
 }
 
 #[tokio::test]
-async fn a_token_request_is_written_as_the_server_wants_it() {
+async fn a_token_request_has_the_configured_encoding_and_headers() {
     let (server, upstream) = (Scripted::tokens(3600).await, Scripted::upstream().await);
     let common = "client_secret: {file: s}, token_params: {x: \"1 & 2\"}";
     for (encoding, files) in [("json", [("s", "a+b")]), ("query", [("s", "a+b")])] {
@@ -229,9 +229,9 @@ async fn a_token_request_is_written_as_the_server_wants_it() {
     }
 }
 
-/// IIS and Azure answer 411 to a POST that does not state its length (RFC 9110 §8.6).
+/// IIS and Azure respond 411 to a POST without Content-Length (RFC 9110 §8.6).
 #[tokio::test]
-async fn a_token_request_without_a_body_states_its_length() {
+async fn a_token_request_without_a_body_has_a_content_length() {
     let upstream = Scripted::upstream().await;
     let server = Scripted::start(|request, before| match request.values("content-length")[..] {
         [_] => {
@@ -256,7 +256,7 @@ async fn a_token_request_without_a_body_states_its_length() {
 }
 
 #[tokio::test]
-async fn an_own_proxy_carries_token_requests_and_the_environments_does_not() {
+async fn token_requests_use_the_configured_proxy_and_ignore_the_environments() {
     let (server, upstream) = (Scripted::tokens(3600).await, Scripted::upstream().await);
     let proxy = Scripted::start(|request, _| {
         let line = request.request_line().to_owned();

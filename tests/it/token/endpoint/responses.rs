@@ -1,5 +1,4 @@
-//! How a token response is read: token types, members elsewhere, content codings, signs of an expired token, and the
-//! forecast of a refresh token's end.
+//! Token responses: token types, custom members, content codings, refresh token expiry; and `token_rejected` matches.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,12 +15,12 @@ use crate::rig::sidecar::Sidecar;
 #[tokio::test]
 async fn a_refused_token_type_names_the_key_that_accepts_it() {
     let upstream = Scripted::upstream().await;
-    let answer = json!({"access_token": "t", "token_type": "JWT", "expires_in": 3600});
-    let server = Scripted::start(move |_, _| Reply::json(200, &answer)).await;
+    let response = json!({"access_token": "t", "token_type": "JWT", "expires_in": 3600});
+    let server = Scripted::start(move |_, _| Reply::json(200, &response)).await;
     let sidecar = Sidecar::start(&config(&server, &upstream, "comments: none")).await;
     assert_eq!(get(&sidecar, "").await.code(), "token_unavailable");
     let remedy = "set `token_response.token_type: any`";
-    let logged = sidecar.logged("no new token").await;
+    let logged = sidecar.logged("token acquisition failed").await;
     assert!(logged.contains("\"token_type\"") && logged.contains(remedy), "{logged}");
     let tokens = call(sidecar.admin(), "GET", "/connections/crm/tokens", &json!({})).await.json();
     let attempt = &tokens["items"][0]["last_attempt"];
@@ -30,13 +29,13 @@ async fn a_refused_token_type_names_the_key_that_accepts_it() {
     let refreshed = call(sidecar.admin(), "POST", "/connections/crm/refresh", &json!({})).await;
     assert_eq!((refreshed.status, &refreshed.json()["error"]), (503, &json!("token_type")), "{}", refreshed.text());
     assert!(refreshed.text().contains(remedy), "{}", refreshed.text());
-    // What it says helps.
+    // The suggested remedy works.
     let sidecar = Sidecar::start(&config(&server, &upstream, "token_response: {token_type: any}")).await;
     assert_eq!(injected(&sidecar, &upstream).await, "Bearer t");
 }
 
 #[tokio::test]
-async fn an_answer_is_read_where_the_connection_says() {
+async fn token_response_keys_locate_the_members() {
     let upstream = Scripted::upstream().await;
     let in_an_hour = "2099-01-01T00:00:00Z";
     let bodies = [
@@ -87,14 +86,14 @@ async fn an_answer_is_read_where_the_connection_says() {
     ] {
         let server = Scripted::start(move |_, _| Reply::json(200, &body)).await;
         let sidecar = Sidecar::start(&config(&server, &upstream, keys)).await;
-        let answer = get(&sidecar, "").await;
-        assert_eq!((answer.status, answer.code()), (424, "token_refused"), "{keys}");
-        assert!(answer.text().contains(code), "{keys}: {}", answer.text());
+        let response = get(&sidecar, "").await;
+        assert_eq!((response.status, response.code()), (424, "token_refused"), "{keys}");
+        assert!(response.text().contains(code), "{keys}: {}", response.text());
     }
 }
 
 #[tokio::test]
-async fn an_expired_token_is_known_by_its_signs() {
+async fn token_rejected_matches_recognize_an_expired_token() {
     let (challenge, session) = (r#"[{"errorCode":"INVALID_SESSION_ID"}]"#, r#"{"code":17}"#);
     let upstream = Scripted::start(move |request, _| {
         let first = request.values("authorization") == ["Bearer token-1"];
@@ -129,14 +128,14 @@ async fn an_expired_token_is_known_by_its_signs() {
         let server = Scripted::tokens(3600).await;
         let sidecar = Sidecar::start(&config(&server, &upstream, keys)).await;
         let before = upstream.count();
-        let answer = raw::get_through(sidecar.proxy(), &format!("http://api.test/{path}"), "").await;
-        assert_eq!((answer.status, upstream.count() - before), (status, requests), "{path}");
+        let response = raw::get_through(sidecar.proxy(), &format!("http://api.test/{path}"), "").await;
+        assert_eq!((response.status, upstream.count() - before), (status, requests), "{path}");
         match body {
-            Some(body) => assert_eq!(answer.text(), body, "{path}"),
-            None => assert_eq!(answer.text().len(), 70_000 + 18, "{path}: a long body passes whole"),
+            Some(body) => assert_eq!(response.text(), body, "{path}"),
+            None => assert_eq!(response.text().len(), 70_000 + 18, "{path}: a long body passes complete"),
         }
     }
-    // A stream is passed on at once, whatever might come in it.
+    // An event stream is forwarded at once, not buffered for a match.
     let server = Scripted::tokens(3600).await;
     let sidecar = Sidecar::start(&config(&server, &upstream, keys)).await;
     let mut events = Conn::open(sidecar.proxy()).await;
@@ -147,7 +146,7 @@ async fn an_expired_token_is_known_by_its_signs() {
             seen.push(events.stream.read_u8().await.unwrap());
         }
     };
-    tokio::time::timeout(std::time::Duration::from_millis(1500), first).await.expect("it is not held back");
+    tokio::time::timeout(std::time::Duration::from_millis(1500), first).await.expect("the stream is not buffered");
 }
 
 fn gzip(text: &[u8]) -> Vec<u8> {
@@ -162,7 +161,7 @@ fn gzip(text: &[u8]) -> Vec<u8> {
     output.stdout
 }
 
-/// Some servers compress although they were asked not to.
+/// Some servers compress despite `Accept-Encoding: identity`.
 #[tokio::test]
 async fn a_gzip_encoded_response_is_read_within_the_limit() {
     let upstream = Scripted::upstream().await;
@@ -174,7 +173,7 @@ async fn a_gzip_encoded_response_is_read_within_the_limit() {
     };
     let bomb = Arc::new(AtomicBool::new(false));
     let (explodes, large) = (bomb.clone(), encoded(200, "gzip", &vec![b' '; 64 << 20]));
-    assert!(large.len() < 100_000, "it fits as it comes");
+    assert!(large.len() < 100_000, "compressed, it is within the limit");
     let server = Scripted::start(move |request, before| {
         let issuer = format!("http://{}", request.values("host")[0]);
         Reply::Bytes(match request.request_line().split(' ').nth(1).unwrap() {
@@ -202,7 +201,7 @@ async fn a_gzip_encoded_response_is_read_within_the_limit() {
 }
 
 #[tokio::test]
-async fn a_refresh_tokens_end_is_forecast_and_warned_of() {
+async fn a_refresh_tokens_expiry_is_forecast() {
     let upstream = Scripted::upstream().await;
     let server = Scripted::start(|_, before| {
         let token = |life: u64| json!({"access_token": format!("a{before}"), "refresh_token": format!("r{before}"), "expires_in": 3600, "refresh_token_expires_in": life});
@@ -222,7 +221,7 @@ async fn a_refresh_tokens_end_is_forecast_and_warned_of() {
     let refreshed = call(sidecar.admin(), "POST", "/connections/crm/refresh", &json!({})).await;
     assert_eq!(refreshed.status, 200, "{}", refreshed.text());
     assert_eq!((sidecar.metric(series).await, token().await["refresh_token_expires_at"].clone()), (ends, shown));
-    // A22: what goes with the first request goes with every refresh.
+    // A22: every refresh repeats the parameters of the first request.
     let refresh = server.received().remove(1);
     for (name, value) in
         [("grant_type", "refresh_token"), ("refresh_token", "r0"), ("audience", "aud"), ("resource", "res"), ("x", "y")]
@@ -241,16 +240,16 @@ async fn a_refresh_tokens_end_is_forecast_and_warned_of() {
 }
 
 #[tokio::test]
-async fn a_refresh_token_past_its_forecast_is_warned_of_and_used() {
+async fn a_refresh_token_past_its_forecast_expiry_is_used_with_a_warning() {
     let upstream = Scripted::upstream().await;
     let token = |number: usize| json!({"access_token": format!("a{number}"), "refresh_token": "r", "expires_in": 2});
     let server = Scripted::start(move |_, before| Reply::json(200, &token(before))).await;
     let keys = "grant: password, username: ann, password: {file: p}, refresh_token_lifespan: 1s";
     let sidecar = Sidecar::start_with(&config(&server, &upstream, keys), &[("p", "pass")]).await;
     injected(&sidecar, &upstream).await;
-    sidecar.logged("the refresh token ends soon").await;
+    sidecar.logged("refresh token expires soon").await;
     let refreshes =
         "keybearer_token_requests_total{connection=\"crm\",grant=\"refresh_token\",outcome=\"ok\",profile=\"default\"}";
     sidecar.until_metric(refreshes, |count| count >= 2.0).await;
-    assert_ne!(injected(&sidecar, &upstream).await, "Bearer a0", "a forecast stops nothing");
+    assert_ne!(injected(&sidecar, &upstream).await, "Bearer a0", "a forecast does not stop refreshes");
 }

@@ -1,6 +1,6 @@
-//! Revocation (RFC 7009): a token is forgotten whatever the server responds, and spared while another connection uses it.
+//! Revocation (RFC 7009): tokens are forgotten regardless of the server's response; a shared grant is not revoked.
 //!
-//! Not here: tokens of a replaced definition (`token::former`).
+//! Not here: tokens of a superseded definition (`token::superseded`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::{Sidecar, program};
 
 #[tokio::test]
-async fn what_is_revoked_is_forgotten_whatever_the_server_says() {
+async fn a_revoked_token_is_forgotten_even_if_the_server_fails() {
     let upstream = Scripted::upstream().await;
     let failing = Arc::new(AtomicBool::new(false));
     let fails = failing.clone();
@@ -35,29 +35,29 @@ async fn what_is_revoked_is_forgotten_whatever_the_server_says() {
     let files = [("p", "pass"), ("s", "secret")];
     let sidecar = Sidecar::start_with(&config(&server, &upstream, &keys), &files).await;
     assert_eq!(injected(&sidecar, &upstream).await, "Bearer a0");
-    let answer = call(sidecar.admin(), "POST", "/connections/crm/revoke", &json!({})).await;
+    let response = call(sidecar.admin(), "POST", "/connections/crm/revoke", &json!({})).await;
     let expected =
         json!({"forgotten": true, "refresh_token": {"outcome": "revoked"}, "access_token": {"outcome": "revoked"}});
-    assert_eq!((answer.status, answer.json()), (200, expected));
+    assert_eq!((response.status, response.json()), (200, expected));
     let sent: Vec<_> =
         server.received()[1..3].iter().map(|request| (form(request), request.values("authorization").len())).collect();
     let pairs = |token: &str, hint: &str| {
         vec![("token".to_owned(), token.to_owned()), ("token_type_hint".to_owned(), hint.to_owned())]
     };
     assert_eq!(sent, [(pairs("r0", "refresh_token"), 1), (pairs("a0", "access_token"), 1)]);
-    // The next token is a first one, of the machine's own grant.
+    // The next token comes from the connection's own grant, not from a refresh.
     assert_eq!(injected(&sidecar, &upstream).await, "Bearer a3");
     failing.store(true, Ordering::SeqCst);
-    let answer = call(sidecar.admin(), "DELETE", "/connections/crm/tokens?profile=default", &json!({})).await.json();
+    let response = call(sidecar.admin(), "DELETE", "/connections/crm/tokens?profile=default", &json!({})).await.json();
     assert_eq!(
-        (&answer["forgotten"], &answer["access_token"]["outcome"]),
+        (&response["forgotten"], &response["access_token"]["outcome"]),
         (&json!(true), &json!("failed")),
-        "{answer}"
+        "{response}"
     );
-    assert!(answer["access_token"]["reason"].as_str().unwrap().contains("http_500"), "{answer}");
+    assert!(response["access_token"]["reason"].as_str().unwrap().contains("http_500"), "{response}");
     assert_ne!(injected(&sidecar, &upstream).await, "Bearer a3");
     sidecar.logged("/api/v1/connections/crm/revoke").await;
-    // The command says it, too, and fails.
+    // The command also reports the failure and fails.
     let admin = format!("http://{}", sidecar.admin());
     let output = program()
         .args(["revoke", "crm", "--admin", &admin])
@@ -65,13 +65,13 @@ async fn what_is_revoked_is_forgotten_whatever_the_server_says() {
         .output()
         .await
         .unwrap();
-    let said = String::from_utf8(output.stdout).unwrap();
-    assert!(said.contains("crm: forgotten here; at the server: refresh token failed"), "{said}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("crm: forgotten here; at the server: refresh token failed"), "{text}");
     assert_eq!(output.status.code(), Some(1));
 }
 
 #[tokio::test]
-async fn nothing_is_revoked_that_another_connection_uses() {
+async fn a_grant_that_another_connection_uses_is_not_revoked() {
     let (server, upstream) = (Scripted::tokens(3600).await, Scripted::upstream().await);
     let url = format!("http://{}", server.address);
     let text = config(&server, &upstream, &format!("revocation_url: \"{url}/revoke\""))
@@ -81,10 +81,10 @@ async fn nothing_is_revoked_that_another_connection_uses() {
     let sidecar = Sidecar::start(&text).await;
     sidecar.until_ready().await;
     let before = server.count();
-    let answer = call(sidecar.admin(), "POST", "/connections/crm/revoke", &json!({})).await.json();
-    assert_eq!(answer["access_token"]["outcome"], "not_revoked", "{answer}");
-    assert!(answer["access_token"]["reason"].as_str().unwrap().contains("twin"), "{answer}");
-    let answer = call(sidecar.admin(), "POST", "/connections/other/revoke", &json!({})).await.json();
-    assert!(answer["access_token"]["reason"].as_str().unwrap().contains("no revocation endpoint"), "{answer}");
+    let response = call(sidecar.admin(), "POST", "/connections/crm/revoke", &json!({})).await.json();
+    assert_eq!(response["access_token"]["outcome"], "not_revoked", "{response}");
+    assert!(response["access_token"]["reason"].as_str().unwrap().contains("twin"), "{response}");
+    let response = call(sidecar.admin(), "POST", "/connections/other/revoke", &json!({})).await.json();
+    assert!(response["access_token"]["reason"].as_str().unwrap().contains("no revocation endpoint"), "{response}");
     assert!(server.received()[before..].iter().all(|request| !request.request_line().contains("/revoke")));
 }

@@ -1,4 +1,4 @@
-//! Scripts shape token requests and read token responses, and leak no secret.
+//! Scripts change token requests and token responses, and leak no secrets.
 
 use std::sync::Arc;
 
@@ -27,10 +27,10 @@ fn token_response(response, ctx) {
 "#;
 
 #[tokio::test]
-async fn a_script_shapes_the_request_and_reads_the_answer() {
-    let (upstream, answer) =
+async fn a_script_changes_the_request_and_reads_the_response() {
+    let (upstream, token_response) =
         (Scripted::upstream().await, Arc::new(std::sync::Mutex::new((200, "token:abc:3600".to_owned()))));
-    let now = answer.clone();
+    let now = token_response.clone();
     let server = Scripted::start(move |_, _| {
         let (status, text) = now.lock().unwrap().clone();
         Reply::text(status, "text/plain", &text)
@@ -49,28 +49,28 @@ async fn a_script_shapes_the_request_and_reads_the_answer() {
         .unwrap();
     assert_eq!(request.values("x-signature"), [String::from_utf8(openssl.stdout).unwrap().trim()]);
 
-    *answer.lock().unwrap() = (202, String::new());
+    *token_response.lock().unwrap() = (202, String::new());
     let sidecar = Sidecar::start_with(&text, &[("token.rhai", SCRIPT)]).await;
     let later = get(&sidecar, "").await;
     assert_eq!((later.status, later.code()), (503, "token_unavailable"), "{}", later.text());
-    *answer.lock().unwrap() = (203, "secret-answer".to_owned());
+    *token_response.lock().unwrap() = (203, "secret-token_response".to_owned());
     let sidecar = Sidecar::start_with(&text, &[("token.rhai", SCRIPT)]).await;
     let failed = get(&sidecar, "").await;
     assert_eq!((failed.status, failed.code()), (424, "script_failed"));
     assert!(failed.text().contains("no account for this client"), "{}", failed.text());
     let outcome = "keybearer_token_requests_total{connection=\"crm\",grant=\"client_credentials\",outcome=\"script\",profile=\"default\"}";
     assert!(sidecar.metric(outcome).await >= 1.0);
-    assert!(!sidecar.log().contains("secret-answer"));
-    assert!(server.count() <= 6, "a script that failed is not tried again at once");
+    assert!(!sidecar.log().contains("secret-token_response"));
+    assert!(server.count() <= 6, "a failed script is not retried at once");
 }
 
-/// Requests, the log and the API show what a script throws; not what it has seen of secrets.
+/// Responses, the log and the API show what a script throws, but mask the secrets it has seen.
 #[tokio::test]
-async fn what_a_script_throws_repeats_no_secret() {
+async fn secrets_in_a_scripts_error_are_masked() {
     let upstream = Scripted::upstream().await;
-    let answer = json!({"access_token": "acc3ss-T0ken", "refresh_token": "refr3sh", "id_token": "eyJ0.eyJz.c2ln",
+    let token_response = json!({"access_token": "acc3ss-T0ken", "refresh_token": "refr3sh", "id_token": "eyJ0.eyJz.c2ln",
         "data": {"session": "s3ssion", "note": "a1b2c3d4e5f6g7h8i9"}, "error_description": "no account 17"});
-    let server = Scripted::start(move |_, _| Reply::json(200, &answer)).await;
+    let server = Scripted::start(move |_, _| Reply::json(200, &token_response)).await;
     let response = |body: &str| format!("fn token_response(response, ctx) {{ {body} }}");
     let request = |body: &str| format!("fn token_request(request, ctx) {{ {body} }}");
     for (source, shown) in [
@@ -93,7 +93,7 @@ async fn what_a_script_throws_repeats_no_secret() {
         let refused = get(&sidecar, "").await;
         assert_eq!((refused.status, refused.code()), (424, "script_failed"), "{source}: {}", refused.text());
         let tokens = call(sidecar.admin(), "GET", "/connections/crm/tokens", &json!({})).await;
-        let all = refused.text() + &sidecar.logged("no new token").await + &sidecar.log() + &tokens.text();
+        let all = refused.text() + &sidecar.logged("token acquisition failed").await + &sidecar.log() + &tokens.text();
         for secret in ["acc3ss", "refr3sh", "eyJ0", "s3ssion", "a1b2c3d4", "var1able", "cl1ent", "h3ader"] {
             assert!(!all.contains(secret), "{source}: {secret} in {all}");
         }

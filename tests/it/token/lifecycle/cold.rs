@@ -1,8 +1,8 @@
-//! One token request serves all callers of a cold token, and outlives the caller that caused it.
+//! Cold tokens: one token request serves all callers, and outlives the caller that triggered it.
 
 use serde_json::json;
 
-use super::{COLD, Crm, URL, at_once, crm, get, seen, until};
+use super::{COLD, Crm, URL, crm, get, get_concurrently, seen, until};
 use crate::rig::peers::AuthorizationServer;
 use crate::rig::raw::Conn;
 use crate::rig::scripted::Scripted;
@@ -11,22 +11,26 @@ use crate::rig::sidecar::Sidecar;
 #[tokio::test]
 async fn five_hundred_callers_of_a_cold_token_cause_one_token_request() {
     let (server, upstream) = (AuthorizationServer::op(json!({"lifetime": 60})).await, Scripted::upstream().await);
-    // Long enough that most of them arrive before the answer, also on a busy machine.
+    // Long enough for most requests to arrive before the token response, even on a busy machine.
     server.control(json!({"delay_ms": 1500})).await;
     let top = format!("{COLD}workers: 2\n");
     let sidecar = Sidecar::spawn(&Crm { top: &top, ..crm(server.token_url(), upstream.address) }.text(), &[]).await;
-    let answers = at_once(&sidecar, 500).await;
-    assert!(answers.iter().all(|answer| answer.status == 200), "{:?}", answers.iter().find(|a| a.status != 200));
+    let responses = get_concurrently(&sidecar, 500).await;
+    assert!(
+        responses.iter().all(|response| response.status == 200),
+        "{:?}",
+        responses.iter().find(|a| a.status != 200)
+    );
     let stats = server.stats().await;
     assert_eq!(stats["token_requests"], json!({"machine": 1}));
     assert_eq!(upstream.count(), 500);
     assert_eq!(seen(&upstream.received()).len(), 1);
     let waited = sidecar.metric("keybearer_token_wait_seconds_count").await;
-    assert!(waited >= 100.0, "only {waited} requests met a cold token: the test shows nothing");
+    assert!(waited >= 100.0, "only {waited} requests waited for the token; the test proves nothing");
 }
 
 #[tokio::test]
-async fn a_caller_that_goes_away_cancels_no_acquisition() {
+async fn a_caller_that_leaves_does_not_cancel_the_token_request() {
     let (server, upstream) = (AuthorizationServer::op(json!({"lifetime": 60})).await, Scripted::upstream().await);
     server.control(json!({"delay_ms": 2000})).await;
     let config = Crm { top: COLD, ..crm(server.token_url(), upstream.address) }.text();
@@ -39,8 +43,8 @@ async fn a_caller_that_goes_away_cancels_no_acquisition() {
         sidecar.until_metric("keybearer_requests_in_flight", |count| count >= 2.0).await;
         drop(first);
     };
-    let (answers, ()) = tokio::join!(at_once(&sidecar, 10), others);
-    assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
+    let (responses, ()) = tokio::join!(get_concurrently(&sidecar, 10), others);
+    assert!(responses.iter().all(|response| response.status == 200), "{responses:?}");
     assert_eq!(get(&sidecar).await.status, 200);
     assert_eq!(server.token_requests("machine").await, 1);
 }

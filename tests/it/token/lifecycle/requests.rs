@@ -1,5 +1,5 @@
-//! What a request carries: the route's token, the caller's own credential, or neither; and how the client authenticates
-//! for it.
+//! Credentials of a request: the route's token, the caller's own, or none; and how the client authenticates to get the
+//! token.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -19,7 +19,7 @@ fn form(request: &Received) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn what_the_caller_sent_is_overwritten_kept_or_refused_as_the_route_says() {
+async fn a_callers_credential_is_overwritten_kept_or_refused_as_configured() {
     let (server, upstream) = (Scripted::tokens(60).await, Scripted::upstream().await);
     let at = upstream.address;
     let route = |name: &str| format!("{{host: {name}.test, upstream_tls: false, existing: {name}}}");
@@ -46,13 +46,13 @@ async fn what_the_caller_sent_is_overwritten_kept_or_refused_as_the_route_says()
         ("refuse", two, None),
     ] {
         let before = upstream.count();
-        let answer = raw::get_through(sidecar.proxy(), &format!("http://{host}.test/"), lines).await;
+        let response = raw::get_through(sidecar.proxy(), &format!("http://{host}.test/"), lines).await;
         let received = upstream.received();
         let values: Vec<_> = received[before..].iter().map(|request| request.values("authorization")).collect();
         match arrived {
-            Some(value) => assert_eq!((answer.status, values), (200, vec![vec![value]]), "{host} {lines}"),
+            Some(value) => assert_eq!((response.status, values), (200, vec![vec![value]]), "{host} {lines}"),
             None => {
-                check_own(&answer, 400, "bad_request_target", "fix_request");
+                check_own(&response, 400, "bad_request_target", "fix_request");
                 assert!(values.is_empty(), "{host} {lines}");
             }
         }
@@ -65,7 +65,7 @@ async fn what_the_caller_sent_is_overwritten_kept_or_refused_as_the_route_says()
 }
 
 #[tokio::test]
-async fn a_request_without_a_token_fails_or_goes_on_bare_as_the_route_says() {
+async fn a_request_without_a_token_fails_or_is_forwarded_as_configured() {
     let upstream = Scripted::upstream().await;
     for (reply, status, code, action) in [
         (
@@ -88,8 +88,8 @@ async fn a_request_without_a_token_fails_or_goes_on_bare_as_the_route_says() {
             assert_eq!(upstream.count(), before);
         }
         for lines in ["", "Authorization: Bearer mine\r\n"] {
-            let answer = raw::get_through(sidecar.proxy(), "http://bare.test/", lines).await;
-            assert_eq!((answer.status, answer.code()), (200, ""));
+            let response = raw::get_through(sidecar.proxy(), "http://bare.test/", lines).await;
+            assert_eq!((response.status, response.code()), (200, ""));
         }
         let received = upstream.received();
         assert_eq!(received.len() - before, 2);
@@ -98,7 +98,7 @@ async fn a_request_without_a_token_fails_or_goes_on_bare_as_the_route_says() {
 }
 
 #[tokio::test]
-async fn the_server_sees_the_client_authenticate_as_configured_and_every_parameter_each_time() {
+async fn every_token_request_has_the_configured_authentication_and_parameters() {
     const SECRET: &str = "a+b/c:d%e$f g";
     let plain = |text: &str| Some(format!("Basic {}", BASE64_STANDARD.encode(text)));
     let coded = "a%2Bb%2Fc%3Ad%25e%24f%20g";
@@ -136,7 +136,7 @@ async fn the_server_sees_the_client_authenticate_as_configured_and_every_paramet
         table.iter().map(|(keys, ..)| format!("client_id: \"i:d\", {}", keys.replace("$$", "$"))).collect();
     let keys: Vec<_> = keys.iter().map(String::as_str).collect();
     let _sidecar = Sidecar::start(&numbered(&server, &upstream, &keys)).await;
-    // The first grant, and a refresh of each.
+    // Wait for the first grant and one refresh per connection.
     let of = |n: usize| server.received().into_iter().filter(|request| number(request) == n).collect::<Vec<_>>();
     until("each has refreshed", async || (0..table.len()).all(|n| of(n).len() >= 2)).await;
     for (n, (keys, header, fields)) in table.iter().enumerate() {
@@ -154,17 +154,22 @@ async fn the_server_sees_the_client_authenticate_as_configured_and_every_paramet
 }
 
 #[tokio::test]
-async fn a_basic_secret_full_of_special_characters_is_understood_by_real_servers() {
+async fn real_servers_accept_a_basic_secret_with_special_characters() {
     let (op, al) = tokio::join!(AuthorizationServer::op(json!({})), AuthorizationServer::al(json!({})));
-    // Authlib leaves a `%` alone that begins no code, so that it takes this secret raw as well.
+    // Authlib ignores a `%` without two hexadecimal digits, so it also accepts this secret raw.
     for (server, raw_status) in [(&op, 424), (&al, 200)] {
         let upstream = Upstream::start(server).await;
         let client = ["client_id: machine-basic", "client_secret: {file: secret}", "send_credentials: basic"];
         let form = Crm { client: &client, ..crm(server.token_url(), local(upstream.http_port())) };
         let files = [("secret", BASIC_CLIENT_SECRET)];
         let sidecar = Sidecar::start_with(&form.text(), &files).await;
-        let answer = get(&sidecar).await;
-        assert_eq!((answer.status, &answer.json()["client_id"]), (200, &json!("machine-basic")), "{}", sidecar.log());
+        let response = get(&sidecar).await;
+        assert_eq!(
+            (response.status, &response.json()["client_id"]),
+            (200, &json!("machine-basic")),
+            "{}",
+            sidecar.log()
+        );
         let raw = Crm { keys: &["basic_encoding: raw"], ..form };
         let sidecar = Sidecar::start_with(&raw.text(), &files).await;
         assert_eq!(get(&sidecar).await.status, raw_status, "{}", sidecar.log());

@@ -1,4 +1,4 @@
-//! Token responses: lifetimes as servers state them, failures of every form, and when the next attempt comes.
+//! Token responses: lifetimes as servers state them, failures of every kind, and the time of the next attempt.
 //!
 //! Not here: which failures are permanent (`token::verdicts`).
 
@@ -10,8 +10,8 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use super::{
-    COLD, Crm, at_once, check_own, check_unavailable, crm, expiry, get, local, number, numbered, seen, steadily_served,
-    token_requests, token_url, until, wall_s,
+    COLD, Crm, check_own, check_unavailable, crm, expiry, get, get_concurrently, local, number, numbered, seen,
+    steadily_served, token_requests, token_url, until, wall_s,
 };
 use crate::rig::peers::{AuthorizationServer, Upstream};
 use crate::rig::raw::{self, RawResponse};
@@ -23,8 +23,8 @@ async fn get_numbered(sidecar: &Sidecar, number: usize) -> RawResponse {
 }
 
 #[tokio::test]
-async fn a_failed_refresh_keeps_the_token_until_it_expires_whatever_the_failure() {
-    /// How it is counted, and what the server does.
+async fn a_failed_refresh_keeps_the_token_until_it_expires() {
+    /// The outcome label, and the server's reply.
     type Fault = (&'static str, fn() -> Reply);
     const FAULTS: [Fault; 14] = [
         ("unavailable", || Reply::json(500, &json!({"error": "server_error"}))),
@@ -42,11 +42,11 @@ async fn a_failed_refresh_keeps_the_token_until_it_expires_whatever_the_failure(
         ("invalid_answer", || Reply::json(200, &json!({"access_token": "a", "token_type": "mac"}))),
         ("invalid_answer", || Reply::text(200, "application/json", &" ".repeat(2 * 1024 * 1024))),
     ];
-    let asked = Arc::new(Mutex::new([0; FAULTS.len()]));
-    let counts = asked.clone();
+    let counts = Arc::new(Mutex::new([0; FAULTS.len()]));
+    let server_counts = counts.clone();
     let server = Scripted::start(move |request, _| {
         let number = number(request);
-        let count = &mut counts.lock().unwrap()[number];
+        let count = &mut server_counts.lock().unwrap()[number];
         *count += 1;
         if *count == 1 { Reply::token(&format!("good-{number}"), 9) } else { FAULTS[number].1() }
     })
@@ -60,19 +60,19 @@ async fn a_failed_refresh_keeps_the_token_until_it_expires_whatever_the_failure(
         until(&what, async || token_requests(&sidecar, &format!("c{number}"), outcome).await >= 1.0).await;
         assert_eq!(get_numbered(&sidecar, number).await.status, 200, "fault {number}");
     }
-    assert!(began.elapsed() < Duration::from_secs(8), "too slow to have met usable tokens: {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(8), "too slow: the tokens may have expired: {:?}", began.elapsed());
     sleep(Duration::from_secs(9).saturating_sub(began.elapsed())).await;
     let passed = upstream.count();
     for number in 0..FAULTS.len() {
         check_unavailable(&get_numbered(&sidecar, number).await);
     }
     assert_eq!(upstream.count(), passed);
-    // One good answer, and three tries since: when it was due, two seconds later, and at the token's end.
-    assert!(asked.lock().unwrap().iter().all(|count| *count <= 4), "{asked:?}");
+    // One success, then three attempts: when the token was due, two seconds later, and at its expiry.
+    assert!(counts.lock().unwrap().iter().all(|count| *count <= 4), "{counts:?}");
 }
 
 #[tokio::test]
-async fn a_lifetime_is_read_as_decided() {
+async fn expires_in_is_parsed_leniently() {
     const DEFAULT_S: f64 = 1200.0;
     const TEN_YEARS_S: f64 = 315_360_000.0;
     let table = [
@@ -84,13 +84,14 @@ async fn a_lifetime_is_read_as_decided() {
         (json!("3600abc"), DEFAULT_S),
         (json!(1e12), TEN_YEARS_S),
     ];
-    let answers = table.clone();
+    let responses = table.clone();
     let server = Scripted::start(move |request, _| {
-        let mut answer = json!({"access_token": "t", "token_type": "Bearer", "expires_in": answers[number(request)].0});
-        if answer["expires_in"].is_null() {
-            answer.as_object_mut().expect("an object").remove("expires_in");
+        let mut response =
+            json!({"access_token": "t", "token_type": "Bearer", "expires_in": responses[number(request)].0});
+        if response["expires_in"].is_null() {
+            response.as_object_mut().expect("an object").remove("expires_in");
         }
-        Reply::json(200, &answer)
+        Reply::json(200, &response)
     })
     .await;
     let upstream = Scripted::upstream().await;
@@ -105,7 +106,7 @@ async fn a_lifetime_is_read_as_decided() {
 }
 
 #[tokio::test]
-async fn a_token_without_expires_in_is_refreshed_by_the_default_lifetime() {
+async fn a_token_without_expires_in_gets_the_default_lifetime() {
     let server = AuthorizationServer::al(json!({"lifetime": 60})).await;
     server.control(json!({"announce_lifetime": false})).await;
     let upstream = Upstream::start(&server).await;
@@ -113,15 +114,15 @@ async fn a_token_without_expires_in_is_refreshed_by_the_default_lifetime() {
     let config = Crm { keys: &keys, ..crm(server.token_url(), local(upstream.http_port())) }.text();
     let sidecar = Sidecar::start(&config).await;
     steadily_served(&sidecar, Duration::from_secs(4), Duration::from_secs(2)).await;
-    let asked = server.token_requests("machine").await;
-    assert!((3..=5).contains(&asked), "{asked} token requests in four seconds");
+    let sent = server.token_requests("machine").await;
+    assert!((3..=5).contains(&sent), "{sent} token requests in four seconds");
     assert_eq!(upstream.summary().await["inactive"], 0);
 }
 
 #[tokio::test]
-async fn the_same_token_again_on_an_early_refresh_causes_no_tight_loop() {
+async fn a_repeated_token_causes_no_tight_loop() {
     let began = Instant::now();
-    // Like a server that hands out one token until it ends: after four seconds, the next one.
+    // Returns the same token until it expires after four seconds, then the next one.
     let server = Scripted::start(move |_, _| {
         let left = 4u64.saturating_sub(began.elapsed().as_secs());
         if left > 0 { Reply::token("same", left) } else { Reply::token("next", 60) }
@@ -135,7 +136,7 @@ async fn the_same_token_again_on_an_early_refresh_causes_no_tight_loop() {
 }
 
 #[tokio::test]
-async fn a_lifetime_of_next_to_nothing_causes_no_tight_loop() {
+async fn a_tiny_lifetime_causes_no_tight_loop() {
     let server = Scripted::start(|_, before| {
         Reply::json(200, &json!({"access_token": format!("t{before}"), "expires_in": 0.01}))
     })
@@ -149,7 +150,7 @@ async fn a_lifetime_of_next_to_nothing_causes_no_tight_loop() {
 }
 
 #[tokio::test]
-async fn an_error_in_a_success_answer_is_a_failure_with_the_servers_code() {
+async fn an_error_in_a_200_response_is_a_failure_with_the_servers_code() {
     let codes = ["invalid_client", "temporarily_unavailable"];
     let server = Scripted::start(move |request, _| Reply::json(200, &json!({"error": codes[number(request)]}))).await;
     let upstream = Scripted::upstream().await;
@@ -165,7 +166,7 @@ async fn an_error_in_a_success_answer_is_a_failure_with_the_servers_code() {
 }
 
 #[tokio::test]
-async fn an_empty_answer_is_asked_for_again_without_a_restart() {
+async fn an_empty_response_is_retried() {
     let server = Scripted::start(|_, before| match before {
         0 => Reply::text(200, "application/json", ""),
         _ => Reply::token("good", 60),
@@ -174,37 +175,37 @@ async fn an_empty_answer_is_asked_for_again_without_a_restart() {
     let upstream = Scripted::upstream().await;
     let sidecar = Sidecar::start(&crm(token_url(&server), upstream.address).text()).await;
     check_unavailable(&get(&sidecar).await);
-    until("the next answer is used", async || get(&sidecar).await.status == 200).await;
+    until("the next response is used", async || get(&sidecar).await.status == 200).await;
     assert_eq!(server.count(), 2);
 }
 
 #[tokio::test]
-async fn a_server_that_fails_once_is_asked_again_and_the_token_injected() {
+async fn a_request_that_fails_once_is_retried() {
     let server = AuthorizationServer::op(json!({"lifetime": 60})).await;
     server.control(json!({"status": 503, "times": 1})).await;
     let upstream = Upstream::start(&server).await;
     let sidecar = Sidecar::start(&crm(server.token_url(), local(upstream.http_port())).text()).await;
     check_unavailable(&get(&sidecar).await);
-    until("the second answer is used", async || get(&sidecar).await.status == 200).await;
+    until("the second response is used", async || get(&sidecar).await.status == 200).await;
     assert_eq!(server.token_requests("machine").await, 2);
     let counted = (token_requests(&sidecar, "crm", "unavailable").await, token_requests(&sidecar, "crm", "ok").await);
     assert_eq!(counted, (1.0, 1.0));
 }
 
 #[tokio::test]
-async fn a_server_that_asks_for_a_pause_gets_it_and_other_connections_go_on() {
-    const PAUSE_S: u64 = 4;
+async fn retry_after_delays_only_its_own_connection() {
+    const RETRY_AFTER_S: u64 = 4;
     let times = Arc::<Mutex<Vec<Instant>>>::default();
-    let asked = times.clone();
+    let arrivals = times.clone();
     let server = Scripted::start(move |request, _| {
         if number(request) == 1 {
             return Reply::token("other", 3);
         }
-        let mut asked = asked.lock().unwrap();
-        asked.push(Instant::now());
-        match asked.len() {
+        let mut arrivals = arrivals.lock().unwrap();
+        arrivals.push(Instant::now());
+        match arrivals.len() {
             1 => Reply::Bytes(
-                format!("HTTP/1.1 429 X\r\nRetry-After: {PAUSE_S}\r\nContent-Length: 0\r\n\r\n").into_bytes(),
+                format!("HTTP/1.1 429 X\r\nRetry-After: {RETRY_AFTER_S}\r\nContent-Length: 0\r\n\r\n").into_bytes(),
             ),
             _ => Reply::token("late", 60),
         }
@@ -212,25 +213,25 @@ async fn a_server_that_asks_for_a_pause_gets_it_and_other_connections_go_on() {
     .await;
     let upstream = Scripted::upstream().await;
     let sidecar = Sidecar::start(&numbered(&server, &upstream, &["client_id: a, client_secret: b"; 2])).await;
-    for answer in join_all((0..20).map(|_| get_numbered(&sidecar, 0))).await {
-        check_unavailable(&answer);
-        let seconds: u64 = answer.header("retry-after").unwrap().parse().unwrap();
-        assert!((2..=PAUSE_S + 1).contains(&seconds), "{seconds}");
+    for response in join_all((0..20).map(|_| get_numbered(&sidecar, 0))).await {
+        check_unavailable(&response);
+        let seconds: u64 = response.header("retry-after").unwrap().parse().unwrap();
+        assert!((2..=RETRY_AFTER_S + 1).contains(&seconds), "{seconds}");
     }
-    until("the pause is over", async || {
-        assert_eq!(get_numbered(&sidecar, 1).await.status, 200, "the other connection suffers");
+    until("the backoff is over", async || {
+        assert_eq!(get_numbered(&sidecar, 1).await.status, 200, "the other connection is affected");
         get_numbered(&sidecar, 0).await.status == 200
     })
     .await;
     let times = times.lock().unwrap();
     assert_eq!(times.len(), 2);
-    let pause = times[1] - times[0];
-    assert!((PAUSE_S as f64..PAUSE_S as f64 * 1.2 + 1.0).contains(&pause.as_secs_f64()), "{pause:?}");
-    assert!(server.count() >= 2 + 2, "the other connection was not refreshed meanwhile");
+    let backoff = times[1] - times[0];
+    assert!((RETRY_AFTER_S as f64..RETRY_AFTER_S as f64 * 1.2 + 1.0).contains(&backoff.as_secs_f64()), "{backoff:?}");
+    assert!(server.count() >= 2 + 2, "the other connection was not refreshed");
 }
 
 #[tokio::test]
-async fn a_refused_client_gets_an_error_and_the_server_is_left_alone() {
+async fn a_refused_client_fails_requests_without_further_token_requests() {
     let server = AuthorizationServer::op(json!({})).await;
     let upstream = Scripted::upstream().await;
     let client = ["client_id: machine", "client_secret: not-the-secret"];
@@ -238,10 +239,10 @@ async fn a_refused_client_gets_an_error_and_the_server_is_left_alone() {
     let sidecar = Sidecar::start(&config).await;
     let end = Instant::now() + Duration::from_secs(3);
     while Instant::now() < end {
-        for answer in at_once(&sidecar, 5).await {
-            check_own(&answer, 424, "token_refused", "fix_configuration");
-            assert!(answer.text().contains("invalid_client"), "{}", answer.text());
-            assert_eq!(answer.json()["connection"], "crm");
+        for response in get_concurrently(&sidecar, 5).await {
+            check_own(&response, 424, "token_refused", "fix_configuration");
+            assert!(response.text().contains("invalid_client"), "{}", response.text());
+            assert_eq!(response.json()["connection"], "crm");
         }
         sleep(Duration::from_millis(50)).await;
     }

@@ -1,4 +1,4 @@
-//! No secret is in a log, a metric, a response or the audit, at trace level.
+//! No secret leaks into logs, metrics, responses or the audit, even at trace level.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
 
 #[tokio::test]
-async fn no_secret_is_shown_anywhere_at_trace_level() {
+async fn no_secret_leaks_at_trace_level() {
     const ADMIN: &str = "admin-token-9c3e-0123456789";
     const CALLER: &str = "caller-secret-0d1f";
     const REFUSED: &str = "refused-secret-77aa";
@@ -23,7 +23,7 @@ async fn no_secret_is_shown_anywhere_at_trace_level() {
     const CANARY: &str = "canary-in-a-path";
     let real = AuthorizationServer::op(json!({"lifetime": 2})).await;
     let upstream = Upstream::start(&real).await;
-    // Refuses, and repeats in its answer whatever it was sent.
+    // Refuses, and echoes the request in its response.
     let echo = Scripted::start(|request, _| {
         let sent = format!("{} {}", request.head, String::from_utf8_lossy(&request.body));
         Reply::json(400, &json!({"error": "invalid_client", "error_description": sent}))
@@ -53,8 +53,8 @@ connections:
     let credential = |secret: &str| BASE64_STANDARD.encode(format!("billing:{secret}"));
     let good = format!("Proxy-Authorization: Basic {}\r\nAuthorization: Bearer {OWN}\r\n", credential(CALLER));
     let wrong = format!("Proxy-Authorization: Basic {}\r\n", credential("caller-secret-0d1f-x"));
-    let mut told: BTreeMap<&str, String> = BTreeMap::new();
-    let mut tell = |place: &'static str, text: &str| told.entry(place).or_default().push_str(text);
+    let mut captured: BTreeMap<&str, String> = BTreeMap::new();
+    let mut capture = |source: &'static str, text: &str| captured.entry(source).or_default().push_str(text);
     let admin = sidecar.admin();
     let as_admin = async |path: &str, token: &str| {
         let head = format!(
@@ -73,18 +73,18 @@ connections:
         (format!("body.test/x?access_token={QUERY}"), &good, 424),
         (format!("basic.test/x?access_token={QUERY}"), &good, 424),
     ] {
-        let answer = raw::get_through(sidecar.proxy(), &format!("http://{path}"), lines).await;
-        assert_eq!(answer.status, status, "{path}: {}", answer.text());
-        if !answer.code().is_empty() {
-            tell("answers", &format!("{}{:?}", answer.text(), answer.headers));
+        let response = raw::get_through(sidecar.proxy(), &format!("http://{path}"), lines).await;
+        assert_eq!(response.status, status, "{path}: {}", response.text());
+        if !response.code().is_empty() {
+            capture("responses", &format!("{}{:?}", response.text(), response.headers));
         }
     }
-    // An outage, so that the failing refresh speaks as well.
+    // An outage, so that a failing refresh is logged as well.
     real.control(json!({"status": 503})).await;
     until("a refresh fails", async || token_requests(&sidecar, "crm", "unavailable").await >= 1.0).await;
-    tell("metrics", &raw::get(admin, "/metrics").await.text());
+    capture("metrics", &raw::get(admin, "/metrics").await.text());
     for path in ["/readyz?verbose", "/", "/livez"] {
-        tell("admin", &raw::get(admin, path).await.text());
+        capture("admin", &raw::get(admin, path).await.text());
     }
     let document = as_admin("/api/v1/openapi.json", ADMIN).await.json();
     for (path, methods) in document["paths"].as_object().expect("paths") {
@@ -92,12 +92,12 @@ connections:
             continue;
         }
         for name in ["crm", "refused-body", "refused-basic"] {
-            let answer = as_admin(&path.replace("{name}", name), ADMIN).await;
-            // No authorization has begun here.
-            assert_eq!(answer.status, if path.contains("{id}") { 404 } else { 200 }, "{path}");
-            tell("API", &answer.text());
+            let response = as_admin(&path.replace("{name}", name), ADMIN).await;
+            // No authorization flow exists.
+            assert_eq!(response.status, if path.contains("{id}") { 404 } else { 200 }, "{path}");
+            capture("API", &response.text());
         }
-        tell("API", &as_admin(&path.replace("{name}", "crm"), &format!("{ADMIN}-x")).await.text());
+        capture("API", &as_admin(&path.replace("{name}", "crm"), &format!("{ADMIN}-x")).await.text());
     }
     let mut read = Vec::new();
     while !String::from_utf8_lossy(&read).contains("token_failed") {
@@ -106,13 +106,13 @@ connections:
         assert!(count > 0, "the events ended");
         read.extend_from_slice(&bytes[..count]);
     }
-    tell("events", &String::from_utf8_lossy(&read));
-    sidecar.logged("no new token").await;
+    capture("events", &String::from_utf8_lossy(&read));
+    sidecar.logged("token acquisition failed").await;
     sidecar.signal("TERM");
     sidecar.exit().await;
-    tell("stderr", &sidecar.log());
-    tell("stdout", &sidecar.stdout());
-    tell("audit", &std::fs::read_to_string(sidecar.dir.path().join("audit.jsonl")).expect("the audit"));
+    capture("stderr", &sidecar.log());
+    capture("stdout", &sidecar.stdout());
+    capture("audit", &std::fs::read_to_string(sidecar.dir.path().join("audit.jsonl")).expect("the audit"));
 
     let records = upstream.records().await;
     let headers = records.iter().flat_map(|record| record["headers"].as_array().into_iter().flatten());
@@ -121,16 +121,16 @@ connections:
     assert!(!tokens.is_empty());
     let basic = BASE64_STANDARD.encode(format!("canary-client:{REFUSED}"));
     let secrets = [CLIENT_SECRET, CALLER, REFUSED, QUERY, OWN, ADMIN, &basic, &credential(CALLER)].map(str::to_owned);
-    let places = |secret: &str| {
-        told.iter().filter(|(_, text)| text.contains(secret)).map(|(place, _)| *place).collect::<Vec<_>>()
+    let sources_of = |secret: &str| {
+        captured.iter().filter(|(_, text)| text.contains(secret)).map(|(source, _)| *source).collect::<Vec<_>>()
     };
     for secret in tokens.iter().chain(&secrets) {
-        assert_eq!(places(secret), [""; 0], "{secret} is in:\n{told:?}");
+        assert_eq!(sources_of(secret), [""; 0], "{secret} is in:\n{captured:?}");
     }
-    // The same search finds what may be told, in every place that tells anything.
-    assert_eq!(places(CANARY), ["audit", "stderr"]);
-    assert_eq!(places("canary-client"), ["API"]);
-    assert_eq!(places("refused-body"), ["API", "answers", "audit", "metrics", "stderr"]);
-    assert_eq!(places("[+]"), ["admin"]);
-    assert_eq!(told["stdout"], "", "`run` says nothing there");
+    // Controls: the same search finds public values where they are expected.
+    assert_eq!(sources_of(CANARY), ["audit", "stderr"]);
+    assert_eq!(sources_of("canary-client"), ["API"]);
+    assert_eq!(sources_of("refused-body"), ["API", "audit", "metrics", "responses", "stderr"]);
+    assert_eq!(sources_of("[+]"), ["admin"]);
+    assert_eq!(captured["stdout"], "", "`run` prints nothing to stdout");
 }

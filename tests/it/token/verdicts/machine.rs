@@ -1,4 +1,4 @@
-//! Grants that need no person: they follow a refused refresh token at once, and the next attempt comes in time.
+//! Grants that need no person: fall back at once when a refresh token is refused, and retry before the token expires.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -9,15 +9,15 @@ use serde_json::json;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    PASSWORD, PATIENCE, Response, asked, bare, connections, crm, get, html, is_refresh, last_attempt, number, numbered,
-    refresh, refusal, seconds_between, served, tokens,
+    PASSWORD, Response, TIMEOUT, bare, connections, crm, get, html, is_refresh, last_attempt, number, numbered,
+    refresh, refusal, seconds_between, sent_grants, tokens, until_served,
 };
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
 use crate::rig::stage::until;
 
 #[tokio::test]
-async fn a_grant_that_needs_no_person_follows_a_refused_refresh_token_in_the_same_attempt() {
+async fn a_grant_that_needs_no_person_falls_back_to_its_own_grant_in_the_same_attempt() {
     const REFUSALS: [Response; 8] = [
         || bare(400),
         || bare(401),
@@ -37,16 +37,16 @@ async fn a_grant_that_needs_no_person_follows_a_refused_refresh_token_in_the_sam
     let of = numbered(REFUSALS.len(), PASSWORD);
     let sidecar = Sidecar::start(&connections(&server, &upstream, "", &of)).await;
     for (name, _) in &of {
-        served(&sidecar, &format!("{name}.test")).await;
-        let answer = refresh(&sidecar, name).await;
-        assert_eq!(answer.status, 200, "{name}: {}\n{}", answer.text(), sidecar.log());
-        assert_eq!(asked(&server, name), ["password", "dead", "password"], "{name}");
+        until_served(&sidecar, &format!("{name}.test")).await;
+        let response = refresh(&sidecar, name).await;
+        assert_eq!(response.status, 200, "{name}: {}\n{}", response.text(), sidecar.log());
+        assert_eq!(sent_grants(&server, name), ["password", "dead", "password"], "{name}");
     }
     assert!(!sidecar.log().contains("s3cret-of-the-client"));
 }
 
 #[tokio::test]
-async fn a_refresh_token_outlives_a_refused_client_a_busy_server_and_a_broken_one() {
+async fn a_refresh_token_survives_a_refused_client_and_a_failing_server() {
     const FAILURES: [Response; 7] = [
         || refusal(401, "invalid_client"),
         || bare(429),
@@ -64,28 +64,28 @@ async fn a_refresh_token_outlives_a_refused_client_a_busy_server_and_a_broken_on
         if first { FAILURES[number]() } else { tokens(&format!("t{before}"), "alive", 4) }
     })
     .await;
-    // `failed` is true after the first refresh alone: the first grant of each is no refresh.
+    // `failed` is set by the first refresh, not by the first grant.
     let of = numbered(FAILURES.len(), &format!("{PASSWORD}, usable_margin: 100ms"));
     let sidecar = Sidecar::start(&connections(&server, &upstream, "", &of)).await;
-    // Whatever the verdict, the next attempt comes before the token's end, with the same refresh token.
+    // In each case the next attempt sends the same refresh token before the access token expires.
     let end = Instant::now() + Duration::from_secs(6);
     while Instant::now() < end {
         for (name, _) in &of {
-            let answer = get(&sidecar, &format!("{name}.test")).await;
-            assert_eq!(answer.status, 200, "{name}: {}\n{}", answer.text(), sidecar.log());
+            let response = get(&sidecar, &format!("{name}.test")).await;
+            assert_eq!(response.status, 200, "{name}: {}\n{}", response.text(), sidecar.log());
         }
         sleep(Duration::from_millis(50)).await;
     }
     for (name, _) in &of {
-        let asked = asked(&server, name);
-        assert!(asked.len() >= 3, "{name}: {asked:?}");
-        assert_eq!(asked[0], "password", "{name}");
-        assert!(asked[1..].iter().all(|token| token == "alive"), "{name}: {asked:?}");
+        let sent = sent_grants(&server, name);
+        assert!(sent.len() >= 3, "{name}: {sent:?}");
+        assert_eq!(sent[0], "password", "{name}");
+        assert!(sent[1..].iter().all(|token| token == "alive"), "{name}: {sent:?}");
     }
 }
 
 #[tokio::test]
-async fn a_refused_refresh_token_strands_no_caller_across_a_restart() {
+async fn a_restart_after_a_refused_refresh_token_falls_back_to_the_own_grant() {
     let upstream = Scripted::upstream().await;
     let down = Arc::new(AtomicBool::new(false));
     let is_down = down.clone();
@@ -96,23 +96,23 @@ async fn a_refused_refresh_token_strands_no_caller_across_a_restart() {
     })
     .await;
     let sidecar = Sidecar::start(&crm(&server, &upstream, "", PASSWORD)).await;
-    served(&sidecar, "api.test").await;
-    // From here on neither works, until another program starts over what this one has left.
+    until_served(&sidecar, "api.test").await;
+    // From here on both grants fail, until the program restarts.
     down.store(true, Ordering::SeqCst);
-    until("the refresh token is refused", || asked(&server, "crm").iter().any(|token| token == "dead")).await;
+    until("the refresh token is refused", || sent_grants(&server, "crm").iter().any(|token| token == "dead")).await;
     let (dir, addresses, _) = sidecar.crash().await;
-    // Not from the store: the token is over.
+    // Let the stored token expire, so that the restart cannot serve it.
     sleep(Duration::from_secs(1)).await;
     down.store(false, Ordering::SeqCst);
     let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
-    let own_grant = || asked(&server, "crm").last().is_some_and(|last| last == "password");
-    until("its own grant follows", own_grant).await;
-    served(&sidecar, "api.test").await;
+    let own_grant = || sent_grants(&server, "crm").last().is_some_and(|last| last == "password");
+    until("it falls back to its own grant", own_grant).await;
+    until_served(&sidecar, "api.test").await;
 }
 
 #[tokio::test]
-async fn a_stray_response_at_the_first_request_is_retried_within_seconds() {
-    const STRAY: [Response; 8] = [
+async fn an_unexpected_first_response_is_retried_within_seconds() {
+    const UNEXPECTED: [Response; 8] = [
         || html(404),
         || html(403),
         || html(400),
@@ -123,37 +123,37 @@ async fn a_stray_response_at_the_first_request_is_retried_within_seconds() {
         || Reply::json(403, &json!({"status": 403, "error": "Forbidden", "path": "/oauth/token"})),
     ];
     let upstream = Scripted::upstream().await;
-    let strayed = Mutex::new([false; STRAY.len()]);
+    let responded = Mutex::new([false; UNEXPECTED.len()]);
     let server = Scripted::start(move |request, _| {
         let number = number(request);
-        match std::mem::replace(&mut strayed.lock().unwrap()[number], true) {
-            false => STRAY[number](),
+        match std::mem::replace(&mut responded.lock().unwrap()[number], true) {
+            false => UNEXPECTED[number](),
             true => Reply::token("t", 3600),
         }
     })
     .await;
-    let of = numbered(STRAY.len(), "comments: stray");
+    let of = numbered(UNEXPECTED.len(), "comments: none");
     let sidecar = Sidecar::start(&connections(&server, &upstream, "", &of)).await;
     let begun = Instant::now();
     let hosts: Vec<_> = of.iter().map(|(name, _)| format!("{name}.test")).collect();
-    for answer in join_all(hosts.iter().map(|host| get(&sidecar, host))).await {
-        // Some may have been asked for again already.
-        if answer.status == 200 {
+    for response in join_all(hosts.iter().map(|host| get(&sidecar, host))).await {
+        // Some connections may have retried already.
+        if response.status == 200 {
             continue;
         }
-        assert_eq!((answer.status, answer.code()), (503, "token_unavailable"), "{}", answer.text());
-        assert_eq!(answer.json()["action"], "retry_later");
-        let seconds: u64 = answer.header("retry-after").expect("Retry-After").parse().expect("seconds");
+        assert_eq!((response.status, response.code()), (503, "token_unavailable"), "{}", response.text());
+        assert_eq!(response.json()["action"], "retry_later");
+        let seconds: u64 = response.header("retry-after").expect("Retry-After").parse().expect("seconds");
         assert!((1..=3).contains(&seconds), "{seconds}");
     }
     for host in &hosts {
-        served(&sidecar, host).await;
+        until_served(&sidecar, host).await;
     }
     assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]
-async fn a_permanent_verdict_does_not_outlast_the_present_token() {
+async fn a_permanent_failure_is_retried_when_the_current_token_expires() {
     let upstream = Scripted::upstream().await;
     let server = Scripted::start(|_, before| match before {
         1 => refusal(400, "invalid_scope"),
@@ -170,14 +170,14 @@ async fn a_permanent_verdict_does_not_outlast_the_present_token() {
             }
         }
     };
-    let attempt = timeout(PATIENCE, attempt).await.expect("it is shown");
+    let attempt = timeout(TIMEOUT, attempt).await.expect("the API shows the failure");
     assert!(seconds_between(&attempt["at"], &attempt["next_at"]) <= 3, "{attempt}");
-    until("it is asked again", || server.count() >= 3).await;
-    served(&sidecar, "api.test").await;
+    until("it retries", || server.count() >= 3).await;
+    until_served(&sidecar, "api.test").await;
 }
 
 #[tokio::test]
-async fn the_pause_between_forced_refreshes_grows_until_the_upstream_accepts_a_token() {
+async fn the_rejection_backoff_grows_until_the_upstream_accepts_a_token() {
     let accepts = Arc::new(AtomicBool::new(false));
     let now = accepts.clone();
     let upstream = Scripted::start(move |request, _| {
@@ -188,7 +188,7 @@ async fn the_pause_between_forced_refreshes_grows_until_the_upstream_accepts_a_t
     let server = Scripted::tokens(3600).await;
     let of = numbered(2, "comments: none");
     let sidecar = Sidecar::start(&connections(&server, &upstream, "", &of)).await;
-    let forced = |name: &str| asked(&server, name).len() - 1;
+    let forced = |name: &str| sent_grants(&server, name).len() - 1;
     let reject = async || {
         for host in ["c0.test", "c1.test"] {
             assert_eq!(get(&sidecar, host).await.status, 401);
@@ -203,7 +203,7 @@ async fn the_pause_between_forced_refreshes_grows_until_the_upstream_accepts_a_t
         sleep(Duration::from_millis(100)).await;
     }
     let forced_at = Instant::now();
-    // One request with the current token is accepted, at one of the two.
+    // The upstream accepts the current token of one connection, once.
     accepts.store(true, Ordering::SeqCst);
     assert_eq!(get(&sidecar, "c0.test").await.status, 200);
     accepts.store(false, Ordering::SeqCst);
@@ -213,5 +213,5 @@ async fn the_pause_between_forced_refreshes_grows_until_the_upstream_accepts_a_t
         sleep(Duration::from_millis(100)).await;
     }
     assert!(forced_at.elapsed() > Duration::from_secs(9), "{:?}", forced_at.elapsed());
-    assert_eq!(forced("c1"), 2, "twenty seconds for the one whose tokens are all rejected");
+    assert_eq!(forced("c1"), 2, "the backoff of the other connection is twenty seconds");
 }

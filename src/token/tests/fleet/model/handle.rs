@@ -17,12 +17,12 @@ pub struct Handle {
     pub(super) news: broadcast::Sender<News>,
     paused_until: Mutex<Instant>,
     cut_until: Mutex<Instant>,
-    /// No other pause begins earlier.
+    /// The next pause begins no earlier.
     rested_at: Mutex<Instant>,
     breaks: Mutex<u64>,
-    pub(super) shaken: Mutex<Option<Instant>>,
-    /// When it last became reachable and running, after an outage or a pause.
-    pub well_since: Mutex<Instant>,
+    pub(super) reconnected_at: Mutex<Option<Instant>>,
+    /// When the last outage or pause of this replica ended.
+    pub healthy_since: Mutex<Instant>,
 }
 
 impl Handle {
@@ -36,28 +36,28 @@ impl Handle {
             cut_until: Mutex::new(now),
             rested_at: Mutex::new(now),
             breaks: Mutex::new(breaks),
-            shaken: Mutex::default(),
-            well_since: Mutex::new(now),
+            reconnected_at: Mutex::default(),
+            healthy_since: Mutex::new(now),
         });
         lock(world).handles.push(handle.clone());
         handle
     }
 
-    /// Pauses the replica, unless it paused shortly before.
+    /// Pauses the replica, unless it has paused recently.
     pub fn pause(&self, span: Duration) {
         let now = Instant::now();
         let mut rested_at = lock(&self.rested_at);
         if now >= *rested_at {
             *rested_at = now + span + 2 * lock(&self.world).pause_max;
             *lock(&self.paused_until) = now + span;
-            *lock(&self.well_since) = now + span;
+            *lock(&self.healthy_since) = now + span;
         }
     }
 
     pub fn cut(&self, span: Duration) {
         let end = Instant::now() + span;
         *lock(&self.cut_until) = end;
-        *lock(&self.well_since) = end;
+        *lock(&self.healthy_since) = end;
         *lock(&self.breaks) = u64::MAX;
     }
 
@@ -65,7 +65,7 @@ impl Handle {
         Instant::now() < *lock(&self.cut_until) || lock(&self.world).is_down()
     }
 
-    async fn awake(&self) {
+    async fn wait_while_paused(&self) {
         loop {
             let until = *lock(&self.paused_until);
             if Instant::now() >= until {
@@ -75,50 +75,50 @@ impl Handle {
         }
     }
 
-    /// Reconnects after an outage if the store is reachable, as the program does once a second.
-    pub async fn mend(&self) {
-        self.awake().await;
+    /// Reconnects after an outage if the store is reachable, like the Redis store's reconnection every second.
+    pub async fn reconnect(&self) {
+        self.wait_while_paused().await;
         let breaks = lock(&self.world).breaks;
         if !self.is_cut() && *lock(&self.breaks) != breaks {
             *lock(&self.breaks) = breaks;
-            *lock(&self.shaken) = Some(Instant::now());
+            *lock(&self.reconnected_at) = Some(Instant::now());
             let _ = self.news.send(News::Missed);
         }
     }
 
     pub(super) async fn step<T>(&self, work: impl FnOnce(&mut World) -> T) -> Result<T, StoreError> {
-        let out = || StoreError::Unavailable("out of reach".to_owned());
-        self.awake().await;
+        let unreachable = || StoreError::Unavailable("unreachable".to_owned());
+        self.wait_while_paused().await;
         if self.is_cut() || *lock(&self.breaks) != lock(&self.world).breaks {
-            return Err(out());
+            return Err(unreachable());
         }
-        let (there, lost, delay) = {
+        let (request_lost, response_lost, delay) = {
             let mut world = lock(&self.world);
             let odds = world.odds.store;
-            (world.happens(odds), world.happens(odds), world.millis(3))
+            (world.chance(odds), world.chance(odds), world.millis(3))
         };
-        if there {
+        if request_lost {
             sleep(STORE_TIMEOUT).await;
-            self.awake().await;
-            return Err(out());
+            self.wait_while_paused().await;
+            return Err(unreachable());
         }
         sleep(delay).await;
         if self.is_cut() {
-            return Err(out());
+            return Err(unreachable());
         }
         let done = {
             let mut world = lock(&self.world);
             world.steps += 1;
             work(&mut world)
         };
-        if lost {
+        if response_lost {
             sleep(STORE_TIMEOUT).await;
         }
-        self.awake().await;
-        if lost { Err(out()) } else { Ok(done) }
+        self.wait_while_paused().await;
+        if response_lost { Err(unreachable()) } else { Ok(done) }
     }
 
-    pub(super) async fn give_back(&self, holder: &String, settled: bool) -> bool {
+    pub(super) async fn release(&self, holder: &String, settled: bool) -> bool {
         let done = self.step(|world| {
             if world.holder() == Some(holder) {
                 world.change().lease = None;
@@ -130,40 +130,40 @@ impl Handle {
         done.await.is_ok()
     }
 
-    /// Near a token request the store may lose its records or its last writes.
+    /// Around a token request, the store may lose all records or its last writes.
     fn may_lose(&self) {
         let world = self.world.clone();
         let mut now = lock(&self.world);
         let odds = now.odds.loss;
-        if now.happens(odds) {
+        if now.chance(odds) {
             let (wait, back) = (now.millis(600), now.millis(ROLLBACK_MAX.as_millis() as u64));
             let back = now.random.bool().then_some(back);
             now.tasks.spawn("loss", async move {
                 sleep(wait).await;
                 let mut world = lock(&world);
-                world.loses(back);
-                world.mend();
+                world.lose_records(back);
+                world.reconnect();
             });
         }
     }
 
-    /// Near a token request a replica may pause.
+    /// Around a token request, a replica may pause.
     pub(super) fn may_pause(&self) {
         let span = {
             let mut world = lock(&self.world);
             let (odds, most) = (world.odds.pause, world.pause_max.as_millis() as u64);
-            world.happens(odds).then(|| world.millis(most))
+            world.chance(odds).then(|| world.millis(most))
         };
         span.into_iter().for_each(|span| self.pause(span));
     }
 }
 
 /// A replica's token endpoint.
-pub struct Client(pub Arc<Handle>, pub Clock);
+pub struct SimulatedEndpoint(pub Arc<Handle>, pub Clock);
 
-impl TokenSource for Client {
+impl TokenSource for SimulatedEndpoint {
     fn first_grant<'a>(&'a self, _: Whose<'a>) -> crate::token::TokenFuture<'a> {
-        lock(&self.0.world).server.begun_anew += 1;
+        lock(&self.0.world).server.first_grants += 1;
         Box::pin(async { Err(Failure::Permanent(Refusal::of_code("consent_required"))) })
     }
 
@@ -171,22 +171,22 @@ impl TokenSource for Client {
         Box::pin(async move {
             let own = &self.0;
             own.may_pause();
-            own.awake().await;
+            own.wait_while_paused().await;
             if whose.sent_before.is_some_and(|before| self.1.now().boot >= before) {
                 return Err(Failure::Retryable { reason: Reason::NotSent, retry_after: None, detail: None });
             }
-            let (lost, refused, there, back) = {
+            let (lost, refused, request_delay, response_delay) = {
                 let mut world = lock(&own.world);
                 world.server.requests += 1;
                 let Odds { lost, refused, .. } = world.odds;
-                let (lost, refused) = (world.happens(lost), world.happens(refused));
+                let (lost, refused) = (world.chance(lost), world.chance(refused));
                 world.server.lost += u64::from(lost || refused);
                 (lost, refused, world.millis(100), world.millis(400))
             };
             let failed = |reason| Err(Failure::Retryable { reason, retry_after: None, detail: None });
             if lost {
                 sleep(REQUEST_TIMEOUT).await;
-                own.awake().await;
+                own.wait_while_paused().await;
                 return failed(Reason::Timeout);
             }
             if refused {
@@ -194,15 +194,15 @@ impl TokenSource for Client {
             }
             own.may_pause();
             own.may_lose();
-            sleep(there).await;
+            sleep(request_delay).await;
             let number = token.expose()[1..].parse().expect("a number");
-            let answer = lock(&own.world).server.spend(number);
-            sleep(back).await;
-            // The response waits in the socket.
-            own.awake().await;
+            let response = lock(&own.world).server.spend(number);
+            sleep(response_delay).await;
+            // A paused replica leaves the response in the socket.
+            own.wait_while_paused().await;
             let mut world = lock(&own.world);
             let odds = world.odds.gateway;
-            if world.happens(odds) { failed(Reason::HttpStatus(504)) } else { answer }
+            if world.chance(odds) { failed(Reason::HttpStatus(504)) } else { response }
         })
     }
 

@@ -11,7 +11,7 @@ use crate::store::{
 /// A replica's store, reached through its handle.
 pub struct SimulatedStore(pub Arc<Handle>);
 
-struct Held {
+struct SimulatedLease {
     handle: Arc<Handle>,
     key: TokenKey,
     fence: Fence,
@@ -20,7 +20,7 @@ struct Held {
     in_doubt: bool,
 }
 
-impl Lease for Held {
+impl Lease for SimulatedLease {
     fn renew(&self, spends: Option<u64>) -> StoreFuture<'_, ()> {
         Box::pin(async move {
             let (holder, term) = (self.fence.holder.clone(), self.term);
@@ -64,11 +64,11 @@ impl Lease for Held {
     fn release(self: Box<Self>, settled: bool) -> LeaseEnd {
         Box::pin(async move {
             let (handle, holder) = (self.handle, self.fence.holder);
-            // As the store in Redis does.
-            if !handle.give_back(&holder, settled).await {
+            // Like the Redis store, retries in the background.
+            if !handle.release(&holder, settled).await {
                 let tasks = lock(&handle.world).tasks.clone();
                 tasks.spawn("lease", async move {
-                    while !handle.give_back(&holder, settled).await {
+                    while !handle.release(&holder, settled).await {
                         sleep(Duration::from_millis(600)).await;
                     }
                 });
@@ -96,7 +96,7 @@ impl SharedStore for Handle {
     }
 
     fn reconnected_at(&self) -> Option<Instant> {
-        *lock(&self.shaken)
+        *lock(&self.reconnected_at)
     }
 
     fn check_reachable(&self) -> StoreFuture<'_, ()> {
@@ -131,7 +131,7 @@ impl TokenStore for SimulatedStore {
             let (fence, replaces, in_doubt) =
                 taken.await?.ok_or_else(|| StoreError::LeaseTimeout { key: key.clone() })?;
             own.may_pause();
-            Ok(Box::new(Held { handle: own.clone(), key: key.clone(), fence, replaces, term, in_doubt })
+            Ok(Box::new(SimulatedLease { handle: own.clone(), key: key.clone(), fence, replaces, term, in_doubt })
                 as Box<dyn Lease>)
         })
     }

@@ -1,4 +1,4 @@
-//! A refresh without a usable response: the refresh token may be spent, or is certainly not.
+//! Refreshes without a usable response: the refresh token may be spent, or is certainly not.
 
 use std::sync::{Arc, Mutex};
 
@@ -13,7 +13,7 @@ use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
 
 #[tokio::test]
-async fn a_gateways_5xx_to_a_refresh_leaves_it_in_doubt_and_other_statuses_do_not() {
+async fn a_gateways_5xx_leaves_the_refresh_token_in_doubt_and_other_statuses_do_not() {
     const FAILURES: [(bool, Response); 10] = [
         (true, || html(500)),
         (true, || html(502)),
@@ -36,20 +36,20 @@ async fn a_gateways_5xx_to_a_refresh_leaves_it_in_doubt_and_other_statuses_do_no
     let sidecar = Sidecar::start(&connections(&server, &upstream, "", &of)).await;
     for ((name, _), (in_doubt, _)) in of.iter().zip(FAILURES) {
         let given = json!({"refresh_token": "given"});
-        let answer = call(sidecar.admin(), "PUT", &format!("/connections/{name}/tokens"), &given).await;
-        assert_eq!(answer.status, 200, "{name}: {}", answer.text());
-        let answer = refresh(&sidecar, name).await;
-        assert_eq!(answer.status, 503, "{name}: {}", answer.text());
+        let response = call(sidecar.admin(), "PUT", &format!("/connections/{name}/tokens"), &given).await;
+        assert_eq!(response.status, 200, "{name}: {}", response.text());
+        let response = refresh(&sidecar, name).await;
+        assert_eq!(response.status, 503, "{name}: {}", response.text());
         let attempt = last_attempt(&sidecar, name).await;
-        let pause = seconds_between(&attempt["at"], &attempt["next_at"]);
+        let backoff = seconds_between(&attempt["at"], &attempt["next_at"]);
         let expected = if in_doubt { 3500..=3600 } else { 2..=4 };
-        assert!(expected.contains(&pause), "{name}: {attempt}");
-        assert_eq!(get(&sidecar, &format!("{name}.test")).await.status, 200, "the token is still good");
+        assert!(expected.contains(&backoff), "{name}: {attempt}");
+        assert_eq!(get(&sidecar, &format!("{name}.test")).await.status, 200, "the token is still usable");
     }
 }
 
 #[tokio::test]
-async fn a_discovery_that_fails_before_a_refresh_leaves_nothing_in_doubt() {
+async fn a_failed_discovery_leaves_the_refresh_token_undoubted() {
     let upstream = Scripted::upstream().await;
     let address = Arc::new(Mutex::new(String::new()));
     let own = address.clone();
@@ -68,12 +68,12 @@ async fn a_discovery_that_fails_before_a_refresh_leaves_nothing_in_doubt() {
     let config = config.replace(&format!("token_url: \"{issuer}/crm\""), &format!("issuer: \"{issuer}\""));
     let sidecar = Sidecar::start(&config).await;
     assert_eq!(import_refresh_token(&sidecar, "given", None).await.status, 200, "{}", sidecar.log());
-    // A restart forgets what was discovered.
+    // A restart discards the discovered metadata.
     address.lock().unwrap().clear();
     let (dir, addresses, _) = sidecar.crash().await;
     let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
-    let answer = refresh(&sidecar, "crm").await;
-    assert_eq!((answer.status, &answer.json()["error"]), (503, &json!("discovery_failed")), "{}", answer.text());
+    let response = refresh(&sidecar, "crm").await;
+    assert_eq!((response.status, &response.json()["error"]), (503, &json!("discovery_failed")), "{}", response.text());
     let attempt = last_attempt(&sidecar, "crm").await;
     assert!((2..=4).contains(&seconds_between(&attempt["at"], &attempt["next_at"])), "{attempt}");
     assert!(attempt["description"].as_str().is_some_and(|text| text.contains("http_502")), "{attempt}");

@@ -1,4 +1,4 @@
-//! Why a slot has no next token: what the refresher knows, and what a waiting request gets of it.
+//! Why a slot has no new token: the refresher's last failure, and the error that a waiting request gets.
 
 use std::time::Duration;
 
@@ -6,49 +6,49 @@ use crate::clock::Now;
 use crate::model::token::{TokenKey, default_profile};
 use crate::oauth::Outcome;
 
-/// Why a connection wants [`Consent::Changed`].
+/// Explains [`Consent::Changed`].
 pub const NEEDS_CONSENT_AGAIN: &str =
     "needs consent again: its scopes, client, server or hosts have changed since it was connected";
 
 /// The refresher's last failure, until an attempt succeeds.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Trouble {
+pub struct LastFailure {
     pub at: Now,
-    pub kind: TroubleKind,
-    /// As in the metrics of token requests.
+    pub kind: FailureKind,
+    /// As in `keybearer_token_requests_total`.
     pub outcome: Outcome,
-    /// The server's `error`, or a code of the contract; clean.
+    /// The server's `error`, sanitized, or one of our own error codes.
     pub error: String,
     pub description: Option<String>,
-    /// No attempt before.
+    /// No attempt before this time.
     pub retry_at: Now,
-    /// Failures in a row.
+    /// Consecutive failures.
     pub failures: u32,
 }
 
-/// What may end a trouble.
+/// Kinds of failures, by what may resolve them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TroubleKind {
-    /// The store is unreachable or was so a moment ago; reaching it ends this.
+pub enum FailureKind {
+    /// The store is unreachable or was until recently. Resolved when it is reachable again.
     Store,
-    /// A later attempt.
+    /// Resolved by a later attempt.
     Retryable,
-    /// The same. The server sent a 400 without a body; a second one in a row counts as a refusal.
+    /// Retryable: the server sent a 400 without a body. A second consecutive one counts as a refusal.
     Empty400,
-    /// A change at the server or of the configuration.
+    /// Resolved by a change at the server or in the configuration.
     Refused,
-    /// A change of the connection's script.
+    /// Resolved by a change of the connection's script.
     Script,
-    /// A person.
+    /// Resolved by a person's consent.
     Consent(Consent),
 }
 
-impl TroubleKind {
-    /// Asking again is of no use before something has changed.
+impl FailureKind {
+    /// True if a retry is useless until the cause is fixed.
     pub fn is_permanent(self) -> bool {
         match self {
-            TroubleKind::Store | TroubleKind::Retryable | TroubleKind::Empty400 => false,
-            TroubleKind::Refused | TroubleKind::Script | TroubleKind::Consent(_) => true,
+            FailureKind::Store | FailureKind::Retryable | FailureKind::Empty400 => false,
+            FailureKind::Refused | FailureKind::Script | FailureKind::Consent(_) => true,
         }
     }
 }
@@ -56,16 +56,16 @@ impl TroubleKind {
 /// What a person has to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Consent {
-    /// Connect: there is no token.
+    /// Connect the account: there is no token.
     First,
-    /// Connect again: the stored token was granted for another definition of the connection, and is never sent again.
+    /// Connect again: the stored token was granted under another definition of the connection and is never sent again.
     Changed,
     /// Connect again: the server has refused the refresh token.
     Again,
 }
 
 impl Consent {
-    /// The contract's code for it.
+    /// The error code in API and problem responses.
     pub fn code(self) -> &'static str {
         match self {
             Consent::First | Consent::Changed => "consent_required",
@@ -74,7 +74,7 @@ impl Consent {
     }
 }
 
-/// Why the token of `key` needs consent again, and the command that asks for it.
+/// Explains why the token of `key` needs consent again, with the command to run.
 pub fn needs_consent_again(key: &TokenKey) -> String {
     let TokenKey { connection, profile, subject } = key;
     let mut command = format!("keybearer connect {connection}");
@@ -94,33 +94,33 @@ pub enum NoToken {
     Unavailable { error: String, description: Option<String>, retry_after: Duration },
     /// The authorization server refused (RFC 6749 §5.2).
     Refused { error: String, description: Option<String> },
-    /// The connection's own script failed.
+    /// The connection's script failed.
     Script { message: String },
-    /// A person has to act.
+    /// A person has to consent.
     Person { consent: Consent, error: String },
-    /// The request's own deadline has passed.
+    /// The request's deadline has passed.
     WaitTimeout,
-    /// The slot was forgotten while the request waited: the configuration has changed.
+    /// The slot was closed while the request waited, because the configuration changed.
     Forgotten,
 }
 
-impl Trouble {
-    /// What a person has to do, if only a person can end it.
+impl LastFailure {
+    /// What a person has to do, if only a person can resolve the failure.
     pub fn consent(&self) -> Option<Consent> {
         match self.kind {
-            TroubleKind::Consent(consent) => Some(consent),
+            FailureKind::Consent(consent) => Some(consent),
             _ => None,
         }
     }
 
-    /// What a request gets.
+    /// The error that a waiting request gets.
     pub fn no_token(&self, now: Now) -> NoToken {
         let (error, description) = (self.error.clone(), self.description.clone());
         match self.kind {
-            TroubleKind::Consent(consent) => NoToken::Person { consent, error },
-            TroubleKind::Script => NoToken::Script { message: description.unwrap_or_default() },
-            TroubleKind::Refused => NoToken::Refused { error, description },
-            TroubleKind::Store | TroubleKind::Retryable | TroubleKind::Empty400 => {
+            FailureKind::Consent(consent) => NoToken::Person { consent, error },
+            FailureKind::Script => NoToken::Script { message: description.unwrap_or_default() },
+            FailureKind::Refused => NoToken::Refused { error, description },
+            FailureKind::Store | FailureKind::Retryable | FailureKind::Empty400 => {
                 NoToken::Unavailable { error, description, retry_after: now.until(self.retry_at) }
             }
         }

@@ -1,4 +1,4 @@
-//! Refreshes that a person asks for.
+//! Refreshes requested by a person.
 
 use super::*;
 use crate::telemetry::audit::{Cause, Person};
@@ -9,29 +9,30 @@ pub(super) fn person() -> Person {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_person_gets_one_new_token_through_one_flight_and_no_back_off() {
+async fn a_persons_refresh_is_single_flight_and_ignores_backoff() {
     let person = person();
     let engine = engine(3600 * SECOND, SECOND, []);
     engine.token().await.unwrap();
     let deadline = Instant::now() + 10 * SECOND;
-    let ask = || engine.slot.refresh_now(&engine.clock, deadline, Cause::Person(person.clone()));
+    let refresh = || engine.slot.refresh_now(&engine.clock, deadline, Cause::Person(person.clone()));
     let generation = engine.fresh().unwrap().generation;
-    let (one, other, rejected) = tokio::join!(ask(), ask(), engine.reject(generation));
+    let (one, other, rejected) = tokio::join!(refresh(), refresh(), engine.reject(generation));
     assert_eq!((one, other, rejected.as_deref()), (Ok(()), Ok(()), Some("token-2")));
     assert_eq!(engine.script.calls(), 2);
-    let Err(NotRefreshed::TooSoon { retry_after }) = ask().await else { panic!("asked again at once") };
+    let Err(NotRefreshed::TooSoon { retry_after }) = refresh().await else { panic!("refreshed again at once") };
     assert!(retry_after > 8 * SECOND && retry_after <= 10 * SECOND, "{retry_after:?}");
     sleep(10 * SECOND).await;
-    engine.script.then(unavailable(None));
-    let ask = || engine.slot.refresh_now(&engine.clock, Instant::now() + 10 * SECOND, Cause::Person(person.clone()));
-    let Err(NotRefreshed::NoToken(NoToken::Unavailable { .. })) = ask().await else { panic!("no failure") };
+    engine.script.push(unavailable(None));
+    let refresh =
+        || engine.slot.refresh_now(&engine.clock, Instant::now() + 10 * SECOND, Cause::Person(person.clone()));
+    let Err(NotRefreshed::NoToken(NoToken::Unavailable { .. })) = refresh().await else { panic!("no failure") };
     assert_eq!((engine.script.calls(), engine.token().await.as_deref()), (3, Ok("token-2")));
-    assert_eq!(ask().await, Ok(()), "what has failed may be asked for again at once");
+    assert_eq!(refresh().await, Ok(()), "a failed refresh may be retried at once");
     assert_eq!((engine.script.calls(), engine.token().await.as_deref()), (4, Ok("token-4")));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_persons_request_ends_with_its_deadline_and_with_the_slot() {
+async fn a_persons_refresh_ends_at_its_deadline_or_with_the_slot() {
     let person = person();
     let engine = engine(3600 * SECOND, 60 * SECOND, []);
     let late = engine.slot.refresh_now(&engine.clock, Instant::now() + SECOND, Cause::Person(person.clone())).await;

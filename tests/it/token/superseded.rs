@@ -1,5 +1,4 @@
-//! Revoking a token that was granted under an earlier definition of its connection: at the server that has issued it, and
-//! nowhere else.
+//! Revocation of a token granted under a superseded definition: sent to the server that issued it, and nowhere else.
 //!
 //! Not here: what connections and profiles share (`profiles`), replicas (`fleet`).
 
@@ -12,7 +11,7 @@ use crate::rig::manager::{MANAGER, call, import_refresh_token};
 use crate::rig::scripted::{Received, Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
 
-/// An authorization server that gives `a-N` and `r-N`, and revokes whatever it is sent.
+/// An authorization server that issues `a-N` and `r-N`, and confirms every revocation.
 async fn server() -> Scripted {
     Scripted::start(|request, before| match request.request_line().contains("/revoke") {
         true => Reply::json(200, &json!({})),
@@ -42,7 +41,7 @@ fn config(upstream: &Scripted, definitions: &str) -> String {
     )
 }
 
-/// The forms of the revocations that a server was asked for.
+/// The bodies of the revocation requests that a server received.
 fn revocations(server: &Scripted) -> Vec<String> {
     let is_one = |request: &Received| request.request_line().contains("/revoke");
     let received = server.received().into_iter().filter(is_one);
@@ -51,8 +50,8 @@ fn revocations(server: &Scripted) -> Vec<String> {
 
 async fn reload(sidecar: &Sidecar, text: &str) {
     fs::write(sidecar.dir.path().join("keybearer.yaml"), text).expect("a configuration");
-    let answer = call(sidecar.admin(), "POST", "/reload", &json!({})).await;
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    let response = call(sidecar.admin(), "POST", "/reload", &json!({})).await;
+    assert_eq!(response.status, 200, "{}", response.text());
 }
 
 async fn restart(sidecar: Sidecar, text: &str) -> Sidecar {
@@ -61,7 +60,7 @@ async fn restart(sidecar: Sidecar, text: &str) -> Sidecar {
     Sidecar::start_over(dir, addresses, &[]).await
 }
 
-/// One with a token of `first`, which then has the definition `second`.
+/// A sidecar whose connection has the definition `first` and an imported token.
 async fn connected(upstream: &Scripted, first: &str) -> Sidecar {
     let sidecar = Sidecar::start(&config(upstream, first)).await;
     assert_eq!(import_refresh_token(&sidecar, "given", None).await.status, 200, "{}", sidecar.log());
@@ -70,9 +69,9 @@ async fn connected(upstream: &Scripted, first: &str) -> Sidecar {
 }
 
 async fn revoke(sidecar: &Sidecar) -> Value {
-    let answer = call(sidecar.admin(), "POST", "/connections/crm/revoke", &json!({})).await;
-    assert_eq!(answer.status, 200, "{}", answer.text());
-    answer.json()
+    let response = call(sidecar.admin(), "POST", "/connections/crm/revoke", &json!({})).await;
+    assert_eq!(response.status, 200, "{}", response.text());
+    response.json()
 }
 
 const OLD: &str = "client_id: old, client_secret: old-secret";
@@ -94,13 +93,13 @@ async fn a_token_of_another_server_is_revoked_there_while_its_definition_is_know
     for (form, token) in forms.iter().zip(["token=r-0", "token=a-0"]) {
         assert!(form.contains(token) && form.contains("client_id=old") && form.contains("old-secret"), "{form}");
     }
-    assert_eq!(two.count(), 0, "an old token never goes to another server");
+    assert_eq!(two.count(), 0, "an old token is never sent to another server");
     let again = revoke(&sidecar).await;
     assert_eq!(again["refresh_token"]["outcome"], "none", "it was forgotten: {again}");
 }
 
 #[tokio::test]
-async fn a_token_of_an_unknown_definition_goes_nowhere_and_the_outcome_says_so() {
+async fn a_token_of_an_unknown_definition_is_not_sent_and_the_outcome_reports_it() {
     let (one, two, upstream) = (server().await, server().await, Scripted::upstream().await);
     let sidecar = connected(&upstream, &definition(&one, OLD)).await;
     let sidecar = restart(sidecar, &config(&upstream, &definition(&two, OLD))).await;
@@ -111,14 +110,14 @@ async fn a_token_of_an_unknown_definition_goes_nowhere_and_the_outcome_says_so()
         assert!(reason.contains("earlier definition") && reason.contains("revoke it at that server"), "{outcome}");
     }
     assert_eq!((revocations(&one).len(), two.count()), (0, 0));
-    assert_eq!(revoke(&sidecar).await["refresh_token"]["outcome"], "none", "it is forgotten all the same");
+    assert_eq!(revoke(&sidecar).await["refresh_token"]["outcome"], "none", "it is forgotten in any case");
 }
 
 #[tokio::test]
 async fn a_token_of_the_same_server_and_client_is_revoked_after_a_restart() {
     let (server, upstream) = (server().await, Scripted::upstream().await);
     let sidecar = connected(&upstream, &definition(&server, OLD)).await;
-    // Other scopes, and a secret that has been rotated.
+    // Other scopes and a rotated secret.
     let other = "client_id: old, client_secret: rotated-secret, scopes: [more]";
     let sidecar = restart(sidecar, &config(&upstream, &definition(&server, other))).await;
     assert_eq!(get(&sidecar, "").await.code(), "consent_required");
@@ -129,7 +128,7 @@ async fn a_token_of_the_same_server_and_client_is_revoked_after_a_restart() {
 }
 
 #[tokio::test]
-async fn what_another_connection_shares_with_an_earlier_definition_is_left_alone() {
+async fn a_grant_shared_with_another_connection_is_not_revoked() {
     let (one, two, upstream) = (server().await, server().await, Scripted::upstream().await);
     let person = "username: ann, password: ann-password";
     let crm =
@@ -140,7 +139,7 @@ async fn what_another_connection_shares_with_an_earlier_definition_is_left_alone
         .replace("name: crm", "name: erp")
         .replace("host: api.test", "host: erp.test");
     let sidecar = Sidecar::start(&config(&upstream, &(crm(&one) + &other))).await;
-    // The server that is to give the next token is silent, so that the old record stays.
+    // The new server closes every connection, so the old record stays.
     let silent = Scripted::start(|_, _| Reply::Close).await;
     reload(&sidecar, &config(&upstream, &(crm(&silent) + &other))).await;
     let outcome = revoke(&sidecar).await;

@@ -1,7 +1,8 @@
-//! `keep_warm`: refreshes stored tokens of subjects without demand, so that their refresh tokens do not expire unused.
+//! `keep_warm`: refreshes stored tokens of idle subjects, so that their refresh tokens do not expire unused.
 //!
-//! Invariants: a walk reads the store page by page and releases each slot, so its memory does not grow with the number of
-//! subjects. Its token requests pass the same gate, lease and slot as all others, and leave permits to them.
+//! Invariants: a walk reads the store page by page and releases each slot, so its memory use is independent of the
+//! number of subjects. Its token requests use the same limiter, lease and slot as all others, and leave permits to
+//! them.
 
 use std::sync::Weak;
 use std::time::Duration;
@@ -15,22 +16,22 @@ use crate::model::token::{Subject, TokenKey};
 use crate::store::{Refresh, StoredToken};
 use crate::telemetry::audit::Cause;
 
-/// Records of one read.
+/// Records per read.
 const PAGE_RECORDS_MAX: usize = 256;
-/// Subjects refreshed concurrently, of one connection or profile; fewer than its permits (`gate`).
-const SUBJECTS_AT_ONCE_MAX: usize = 6;
-/// Walks within `keep_warm`, as far as the bounds of their interval allow.
+/// Concurrent refreshes per connection or profile; fewer than its permits (`request_limiter`).
+const CONCURRENT_SUBJECTS_MAX: usize = 6;
+/// Walks per `keep_warm` period, if the interval bounds allow.
 const WALKS: u32 = 4;
 const WALK_INTERVAL_MIN: Duration = Duration::from_secs(1);
 const WALK_INTERVAL_MAX: Duration = Duration::from_secs(3600);
-/// Part of `keep_warm` after which a token is refreshed. The rest is left for the walk: a million subjects whose tokens were
-/// issued at one time take ten hours at 200 ms a call, so they fit into a `keep_warm` of a day.
-const DUE_AFTER: f64 = 0.5;
-/// Timeout of one subject, which delays the walk.
+/// Fraction of `keep_warm` after which a token is refreshed. The remainder is time for the walk: a million subjects
+/// whose tokens were issued at once take ten hours at 200 ms a call, which fits into a `keep_warm` of one day.
+const DUE_FRACTION: f64 = 0.5;
+/// Timeout per subject; a hanging subject delays the walk.
 const SUBJECT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Walks until the connection no longer has these slots.
-pub(super) async fn keep(slots: Weak<SubjectSlots>) {
+/// Runs until the slots are closed or dropped.
+pub(super) async fn run(slots: Weak<SubjectSlots>) {
     let mut walked = Instant::now();
     loop {
         let (keep_warm, changed) = match slots.upgrade() {
@@ -65,19 +66,19 @@ async fn walk(slots: &Weak<SubjectSlots>, keep_warm: Duration) {
                 return tracing::warn!(%connection, %profile, %error, "keep_warm cannot read the store");
             }
         };
-        let mut under_way = FuturesUnordered::new();
+        let mut in_flight = FuturesUnordered::new();
         for (key, record) in page.iter().take_while(|(key, _)| key.profile == own.profile) {
             let Some((subject, token)) = key.subject.as_ref().zip(record.as_ref().ok()) else { continue };
-            let is_due = services.clock.now().reached(token.obtained.plus(keep_warm.mul_f64(DUE_AFTER)));
-            if is_due && slots.is_of_this_definition(token) && matches!(token.refresh, Refresh::Token(_)) {
-                if under_way.len() == SUBJECTS_AT_ONCE_MAX {
-                    under_way.next().await;
+            let is_due = services.clock.now().reached(token.obtained.plus(keep_warm.mul_f64(DUE_FRACTION)));
+            if is_due && slots.is_of_current_definition(token) && matches!(token.refresh, Refresh::Token(_)) {
+                if in_flight.len() == CONCURRENT_SUBJECTS_MAX {
+                    in_flight.next().await;
                 }
-                under_way.push(refresh(&slots, subject, token));
+                in_flight.push(refresh(&slots, subject, token));
             }
         }
-        while under_way.next().await.is_some() {}
-        drop(under_way);
+        while in_flight.next().await.is_some() {}
+        drop(in_flight);
         match page.into_iter().next_back() {
             Some((last, _)) if last.profile == own.profile => after = Some(last),
             _ => return,
@@ -89,12 +90,12 @@ async fn refresh(slots: &SubjectSlots, subject: &Subject, stored: &StoredToken) 
     let was_in_memory = slots.has(subject);
     let (slot, clock) = (slots.slot(subject), &slots.factory.services.clock);
     let deadline = Instant::now() + SUBJECT_TIMEOUT;
-    // The stored token may still be usable and is served as it is: then another one is requested.
+    // The slot may serve the stored token while it is usable; then force a refresh.
     match slot.token(clock, deadline).await {
         Ok(token) if token.access_token == stored.access_token => {
             drop(slot.refresh_now(clock, deadline, Cause::Due).await);
         }
-        // A failure is in the log; the next walk tries again.
+        // A failure is logged by the refresher; the next walk retries.
         Ok(_) | Err(_) => {}
     }
     if !was_in_memory {

@@ -1,33 +1,33 @@
-//! The moments of a token's life: when to refresh it, until when it is injected, when it expires. Pure.
+//! Deadlines of a token: when to refresh it, when to stop injecting it, when it expires. Pure.
 
 use std::time::Duration;
 
 use crate::clock::Now;
 use crate::model::connection::Lifetimes;
 
-/// Shortest time from one token to the request for the next, however short its lifetime.
+/// Minimum interval between two token requests, however short the token's lifetime.
 const REFRESH_GAP_MIN: Duration = Duration::from_millis(500);
 
-/// The three moments of a token's life.
+/// Deadlines of one token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Moments {
+pub struct Deadlines {
     pub usable_until: Now,
     pub expires: Now,
     pub refresh_at: Now,
 }
 
-/// `jitter` is from 0 to 1.
-pub fn of(obtained: Now, lifetime: Duration, lifetimes: &Lifetimes, jitter: f64) -> Moments {
+/// Computes all three deadlines. `jitter` is from 0 to 1.
+pub fn of(obtained: Now, lifetime: Duration, lifetimes: &Lifetimes, jitter: f64) -> Deadlines {
     let margin = usable_margin(lifetime, lifetimes);
     let ahead = lifetimes.refresh_ahead.min(lifetime / 2).mul_f64(1.0 - 0.1 * jitter).max(margin);
-    Moments {
+    Deadlines {
         usable_until: usable_until(obtained, lifetime, lifetimes),
         expires: obtained.plus(lifetime),
         refresh_at: obtained.plus((lifetime - ahead).max(REFRESH_GAP_MIN)),
     }
 }
 
-/// A token is not injected from here on.
+/// The token is never injected from this time on.
 pub fn usable_until(obtained: Now, lifetime: Duration, lifetimes: &Lifetimes) -> Now {
     obtained.plus(lifetime - usable_margin(lifetime, lifetimes))
 }
@@ -45,14 +45,14 @@ mod tests {
 
     #[track_caller]
     fn check(lifetime: u64, usable_ms: u64, refresh_ms: u64) {
-        let moments = of(START, Duration::from_secs(lifetime), &Lifetimes::default(), 0.0);
-        assert_eq!(moments.usable_until, START.plus(Duration::from_millis(usable_ms)), "usable");
-        assert_eq!(moments.refresh_at, START.plus(Duration::from_millis(refresh_ms)), "refresh");
-        assert_eq!(moments.expires, START.plus(Duration::from_secs(lifetime)), "expires");
+        let deadlines = of(START, Duration::from_secs(lifetime), &Lifetimes::default(), 0.0);
+        assert_eq!(deadlines.usable_until, START.plus(Duration::from_millis(usable_ms)), "usable");
+        assert_eq!(deadlines.refresh_at, START.plus(Duration::from_millis(refresh_ms)), "refresh");
+        assert_eq!(deadlines.expires, START.plus(Duration::from_secs(lifetime)), "expires");
     }
 
     #[test]
-    fn thresholds_shrink_with_short_lives() {
+    fn margins_shrink_with_short_lifetimes() {
         check(3600, 3_595_000, 3_300_000);
         check(60, 55_000, 30_000);
         check(3, 2_250, 1_500);
@@ -60,11 +60,11 @@ mod tests {
     }
 
     #[test]
-    fn jitter_never_asks_earlier_than_half_of_the_life_nor_after_usability() {
+    fn jitter_keeps_the_refresh_after_half_the_lifetime_and_before_the_end_of_use() {
         let refresh = |jitter| of(START, Duration::from_secs(2), &Lifetimes::default(), jitter);
         assert!(refresh(0.0).refresh_at.boot < refresh(1.0).refresh_at.boot);
         let tight = Lifetimes { refresh_ahead: Duration::from_secs(1), ..Lifetimes::default() };
-        let moments = of(START, Duration::from_secs(3600), &tight, 1.0);
-        assert!(moments.refresh_at.boot <= moments.usable_until.boot);
+        let deadlines = of(START, Duration::from_secs(3600), &tight, 1.0);
+        assert!(deadlines.refresh_at.boot <= deadlines.usable_until.boot);
     }
 }

@@ -1,4 +1,4 @@
-//! `token_rejected` by a sign in a body that comes in a content coding.
+//! `token_rejected` matches on bodies with a content coding (RFC 9110 §8.4.1).
 
 use std::io::Read;
 
@@ -20,10 +20,10 @@ const CODED: [(&str, &str); 5] = [
     ("zstd", "KLUv/SQZyQAAeyJlcnJvciI6InRva2VuX2V4cGlyZWQiffYOhIM="),
 ];
 
-/// All of it together is a sign of an expired token.
-const SIGN: &str = "token_rejected: [{status: 200, pointer: /error, equals: token_expired}]";
+/// Matches the decoded body.
+const REJECTED: &str = "token_rejected: [{status: 200, pointer: /error, equals: token_expired}]";
 
-/// Answers the first token with `coded`, later ones with `fine` unless `always`.
+/// Responds to the first token with `coded`, and to later ones with `fine` unless `always`.
 async fn upstream(coding: &'static str, coded: Vec<u8>, always: bool) -> Scripted {
     Scripted::start(move |request, _| {
         if !always && request.values("authorization") != ["Bearer token-1"] {
@@ -35,32 +35,32 @@ async fn upstream(coding: &'static str, coded: Vec<u8>, always: bool) -> Scripte
     .await
 }
 
-async fn before(upstream: &Scripted) -> (Sidecar, Scripted) {
+async fn start_before(upstream: &Scripted) -> (Sidecar, Scripted) {
     let tokens = Scripted::tokens(3600).await;
-    let crm = Connection::at("crm", &tokens).keys(SIGN).plain("api.test");
+    let crm = Connection::at("crm", &tokens).keys(REJECTED).plain("api.test");
     (Sidecar::start(Config::new().host("api.test", upstream.address).connection(crm)).await, tokens)
 }
 
 #[tokio::test]
-async fn a_sign_is_read_in_every_content_coding() {
+async fn a_rejection_is_recognized_in_every_content_coding() {
     for (coding, coded) in CODED {
         let coded = BASE64_STANDARD.decode(coded).expect("base64");
         let server = upstream(coding, coded.clone(), false).await;
-        let (sidecar, _tokens) = before(&server).await;
-        let answer = raw::get_through(sidecar.proxy(), "http://api.test/", "").await;
-        assert_eq!((answer.text().as_str(), server.count()), ("fine", 2), "{coding}: {answer:?}");
+        let (sidecar, _tokens) = start_before(&server).await;
+        let response = raw::get_through(sidecar.proxy(), "http://api.test/", "").await;
+        assert_eq!((response.text().as_str(), server.count()), ("fine", 2), "{coding}: {response:?}");
 
-        // Where another token does not help either, the caller reads what the upstream said, byte for byte.
+        // If the new token is rejected as well, the caller gets the upstream's response byte for byte.
         let server = upstream(coding, coded.clone(), true).await;
-        let (sidecar, _tokens) = before(&server).await;
-        let answer = raw::get_through(sidecar.proxy(), "http://api.test/", "").await;
-        assert_eq!((answer.status, server.count()), (200, 2), "{coding}: {answer:?}");
-        assert_eq!((answer.header("content-encoding"), &answer.body), (Some(coding), &coded), "{coding}");
+        let (sidecar, _tokens) = start_before(&server).await;
+        let response = raw::get_through(sidecar.proxy(), "http://api.test/", "").await;
+        assert_eq!((response.status, server.count()), (200, 2), "{coding}: {response:?}");
+        assert_eq!((response.header("content-encoding"), &response.body), (Some(coding), &coded), "{coding}");
     }
 }
 
 #[tokio::test]
-async fn no_more_than_the_bound_is_inflated_and_what_came_passes_as_it_is() {
+async fn a_body_beyond_the_inflate_limit_passes_unchanged() {
     let gzip = |text: &[u8]| {
         let mut coded = Vec::new();
         GzEncoder::new(text, Compression::best()).read_to_end(&mut coded).expect("gzip");
@@ -69,15 +69,15 @@ async fn no_more_than_the_bound_is_inflated_and_what_came_passes_as_it_is() {
     let sign = br#"{"error":"token_expired"}"#;
     let padded = |bytes: usize| [&sign[..], &vec![b' '; bytes - sign.len()]].concat();
     for (row, coded, requests) in [
-        ("at the bound", gzip(&padded(64 * 1024)), 2),
+        ("at the limit", gzip(&padded(64 * 1024)), 2),
         ("one byte above", gzip(&padded(64 * 1024 + 1)), 1),
         ("a bomb", gzip(&padded(16 << 20)), 1),
-        ("not what it is called", sign.to_vec(), 1),
+        ("wrongly labelled", sign.to_vec(), 1),
     ] {
         let server = upstream("gzip", coded.clone(), true).await;
-        let (sidecar, _tokens) = before(&server).await;
-        let answer = raw::get_through(sidecar.proxy(), "http://api.test/", "").await;
-        assert_eq!((answer.status, server.count()), (200, requests), "{row}");
-        assert!(answer.body == coded && answer.complete, "{row}: {} bytes passed", answer.body.len());
+        let (sidecar, _tokens) = start_before(&server).await;
+        let response = raw::get_through(sidecar.proxy(), "http://api.test/", "").await;
+        assert_eq!((response.status, server.count()), (200, requests), "{row}");
+        assert!(response.body == coded && response.complete, "{row}: {} bytes passed", response.body.len());
     }
 }
