@@ -18,7 +18,7 @@ use crate::clock::Clock;
 use crate::config::Loaded;
 use crate::model::{ListenAt, Listener, Name};
 use crate::proxy::worker::ProxyState;
-use crate::proxy::{self, Descriptors, Socket, Via};
+use crate::proxy::{self, BoundListener, Descriptors, Via};
 use crate::reload::{Parts, Reloader, Wiring, WiringError};
 use crate::store::{self, OpenError, StoreOpener};
 use crate::tasks::{Phase, Tasks};
@@ -74,7 +74,7 @@ pub struct App {
     opener: Arc<StoreOpener>,
     source: Option<Source>,
     tasks: Tasks,
-    proxy: Vec<Socket>,
+    proxy: Vec<BoundListener>,
     admin: TcpListener,
     telemetry: Option<TcpListener>,
     public: Option<TcpListener>,
@@ -97,8 +97,8 @@ impl App {
         for listener in &model.listeners.proxy {
             let failed =
                 |source| AppError::Bind { name: listener.name.to_string(), address: listener.at.to_string(), source };
-            let socket = Socket::bind(listener).map_err(failed)?;
-            let at = socket.at()?;
+            let socket = BoundListener::bind(listener).map_err(failed)?;
+            let at = socket.local_address()?;
             if let ListenAt::Address(address) = at {
                 listeners.push(Listener { name: listener.name.clone(), address });
             }
@@ -205,7 +205,7 @@ impl App {
             via: Via::new(&name).map_err(|_| io::Error::other("no name for Via"))?,
             gates: Arc::default(),
             descriptors: Arc::new(Descriptors::new(files, loaded.model.workers)),
-            seats: Arc::default(),
+            connection_limiter: Arc::default(),
             tunnels: Arc::default(),
             head_budget: Arc::default(),
         });

@@ -1,16 +1,18 @@
-//! The data plane: accept, hand to a worker, serve.
+//! The data plane: accepts connections, assigns each to a worker and serves it.
 //!
-//! The life of a request: accept → `downstream` → `dispatch` → (CONNECT: `tunnel`, and the inside starts again with authority
-//! and caller fixed) → `exchange`: `target` → `caller` → one snapshot → route → token from its slot → `inject` → `headers` →
-//! `upstream` → rejected? once more with another token → the body streams; its end records the metrics (`report`).
+//! A request passes through accept → `downstream` → `dispatch` → (CONNECT: `tunnel`; requests inside it re-enter at
+//! `downstream` with authority and caller fixed) → `exchange`: `target` → `caller` → one snapshot → route → token from
+//! its slot → `headers` → `upstream` → `inject` → send. A rejected token causes one replay. The response body streams;
+//! its end records the metrics (`report`).
 //!
-//! Holds: an accept thread hands each connection to the worker with the fewest; workers share no lock; `limits` bound
-//! connections and queues. Never here: the control plane.
+//! Invariants: the accept thread assigns each connection to the worker with the fewest; workers share no lock; `limits`
+//! bound connections and queues. Not here: the control plane.
 
 mod accept;
 pub mod arrival;
 mod body;
 mod caller;
+mod connection_limit;
 mod dispatch;
 mod downstream;
 mod error;
@@ -20,7 +22,6 @@ pub mod inject;
 mod io;
 mod peer;
 mod report;
-mod seats;
 mod target;
 mod tunnel;
 mod upgrade;
@@ -44,52 +45,57 @@ use tokio_rustls::TlsAcceptor;
 use crate::model::origin::Host;
 use crate::tasks::Phase;
 use crate::tls;
-pub use accept::Socket;
+pub use accept::BoundListener;
 use accept::{Accepted, Inbox, accept_all};
 use arrival::Arrival;
+pub use connection_limit::ConnectionLimiter;
 pub use headers::Via;
 use io::{Activity, Stream, Watched};
-use peer::{Occupancy, Peer};
-pub use seats::Seats;
+use peer::{ConnectionGuard, Peer};
 pub use upstream::{Descriptors, Gates};
 use worker::{ProxyState, Worker};
 
-/// Connections that wait for their worker to look at them.
-const HANDOVER_MAX: usize = 1024;
+/// Accepted connections queued per worker.
+const INBOX_MAX: usize = 1024;
 
-/// Starts `workers` threads and one that accepts at `sockets`. They end with the phases; join them to wait.
-pub fn start(shared: Arc<ProxyState>, workers: usize, sockets: Vec<Socket>) -> std::io::Result<Vec<JoinHandle<()>>> {
-    let tasks = shared.tasks.clone();
+/// Starts `workers` worker threads and one accept thread for `listeners`. The threads exit when the process drains or
+/// stops.
+pub fn start(
+    state: Arc<ProxyState>,
+    workers: usize,
+    listeners: Vec<BoundListener>,
+) -> std::io::Result<Vec<JoinHandle<()>>> {
+    let tasks = state.tasks.clone();
     let mut threads = Vec::new();
     let mut inboxes = Vec::new();
     for number in 0..workers {
-        let (sender, receiver) = mpsc::channel(HANDOVER_MAX);
+        let (sender, receiver) = mpsc::channel(INBOX_MAX);
         let open = Arc::new(AtomicUsize::new(0));
         inboxes.push(Inbox { sender, open: open.clone() });
-        let shared = shared.clone();
-        threads.push(tasks.thread(format!("worker-{number}"), move || work(shared, number, receiver, open))?);
+        let state = state.clone();
+        threads.push(tasks.thread(format!("worker-{number}"), move || run_worker(state, number, receiver, open))?);
     }
-    threads.push(tasks.thread("accept".to_owned(), move || accept_all(shared, sockets, inboxes))?);
+    threads.push(tasks.thread("accept".to_owned(), move || accept_all(state, listeners, inboxes))?);
     Ok(threads)
 }
 
-/// One worker: a single-threaded runtime that serves the connections it is handed, until none is left after a drain.
-fn work(shared: Arc<ProxyState>, number: usize, mut inbox: mpsc::Receiver<Accepted>, open: Arc<AtomicUsize>) {
+/// Runs one worker: a single-threaded runtime that serves its connections until a drain has closed the last one.
+fn run_worker(state: Arc<ProxyState>, number: usize, mut inbox: mpsc::Receiver<Accepted>, open: Arc<AtomicUsize>) {
     let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
         Ok(runtime) => runtime,
         Err(error) => {
-            return tracing::error!(%error, worker = number, "worker not started; the others serve in its place");
+            return tracing::error!(%error, worker = number, "worker failed to start; the other workers serve its share");
         }
     };
     runtime.block_on(async move {
-        let worker = Rc::new(Worker::new(shared.clone(), number));
-        shared.tasks.spawn_local(sweep(worker.clone()));
+        let worker = Rc::new(Worker::new(state.clone(), number));
+        state.tasks.spawn_local(sweep_idle(worker.clone()));
         let closing = worker.clone();
-        shared.tasks.spawn_local(async move { closing.pool.close_when_asked().await });
-        let mut stop = shared.tasks.watch();
+        state.tasks.spawn_local(async move { closing.pool.close_when_asked().await });
+        let mut stop = state.tasks.watch();
         let serve = async {
             while let Some(accepted) = inbox.recv().await {
-                shared.tasks.spawn_local(serve_one(worker.clone(), accepted, open.clone()));
+                state.tasks.spawn_local(serve_connection(worker.clone(), accepted, open.clone()));
             }
             while open.load(Ordering::Relaxed) > 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -102,9 +108,9 @@ fn work(shared: Arc<ProxyState>, number: usize, mut inbox: mpsc::Receiver<Accept
     });
 }
 
-/// Serves one connection, until it ends or makes way for another.
-async fn serve_one(worker: Rc<Worker>, accepted: Accepted, open: Arc<AtomicUsize>) {
-    let occupancy = Rc::new(Occupancy::new(open, accepted.seat));
+/// Serves one connection until it ends or is evicted.
+async fn serve_connection(worker: Rc<Worker>, accepted: Accepted, open: Arc<AtomicUsize>) {
+    let guard = Rc::new(ConnectionGuard::new(open, accepted.permit));
     let local = accepted.stream.local();
     let stream = match accepted.stream {
         accept::Stream::Tcp(stream) => TcpStream::from_std(stream).map(Stream::from),
@@ -112,14 +118,16 @@ async fn serve_one(worker: Rc<Worker>, accepted: Accepted, open: Arc<AtomicUsize
     };
     let io = match stream {
         Ok(stream) => Watched::new(stream),
-        Err(error) => return tracing::warn!(%error, "a connection could not be taken over"),
+        Err(error) => {
+            return tracing::warn!(%error, "accepted connection could not be registered with the worker's runtime");
+        }
     };
-    occupancy.seat.occupied_by(&io.watch);
+    guard.permit.set_watch(&io.watch);
     let (from, listener) = (accepted.from, accepted.listener);
     let arrival = Arrival { from, listener, local, server_name: None, certificate: None };
     tokio::select! {
-        () = secure_and_serve(worker, io, arrival, accepted.secure, occupancy.clone()) => {}
-        () = occupancy.seat.is_wanted() => tracing::debug!(%from, "idle connection closed to make way for another"),
+        () = secure_and_serve(worker, io, arrival, accepted.secure, guard.clone()) => {}
+        () = guard.permit.evicted() => tracing::debug!(%from, "idle connection evicted"),
     }
 }
 
@@ -128,7 +136,7 @@ async fn secure_and_serve(
     mut io: Watched,
     mut arrival: Arrival,
     secure: bool,
-    occupancy: Rc<Occupancy>,
+    guard: Rc<ConnectionGuard>,
 ) {
     if secure {
         let snapshot = worker.snapshot();
@@ -140,34 +148,35 @@ async fn secure_and_serve(
                 arrival.server_name = secured.server_name;
             }
             Err(error) => {
-                return tracing::info!(%error, from = %arrival.from, listener = %arrival.listener, "no TLS with a caller");
+                return tracing::info!(%error, from = %arrival.from, listener = %arrival.listener, "downstream TLS handshake failed");
             }
         }
     }
-    occupancy.seat.occupied_by(&io.watch);
+    guard.permit.set_watch(&io.watch);
     let activity = Activity::new(io.watch.clone());
-    let peer = Peer { arrival: Rc::new(arrival), activity, tunnel: None, occupancy };
+    let peer = Peer { arrival: Rc::new(arrival), activity, tunnel: None, guard };
     downstream::serve(worker, io, Rc::new(peer)).await;
 }
 
-/// A stream inside TLS, with what the caller has said in the handshake.
+/// A TLS stream and what the caller presented in the handshake.
 struct Secured {
     io: Watched,
-    /// The certificate that it has shown.
+    /// The caller's end-entity certificate.
     certificate: Option<CertificateDer<'static>>,
+    /// SNI.
     server_name: Option<Host>,
 }
 
-/// TLS with a caller, in time.
+/// Performs the TLS handshake with a caller within `handshake_timeout`.
 async fn handshake(
     worker: &Worker,
     config: Arc<ServerConfig>,
     io: Watched,
-    patience: Duration,
+    handshake_timeout: Duration,
 ) -> std::io::Result<Secured> {
-    let mut drain = worker.shared.tasks.watch();
+    let mut drain = worker.state.tasks.watch();
     let accepted = tokio::select! {
-        accepted = timeout(patience, TlsAcceptor::from(config).accept(io)) => accepted?,
+        accepted = timeout(handshake_timeout, TlsAcceptor::from(config).accept(io)) => accepted?,
         () = drain.reached(Phase::Drain) => return Err(std::io::ErrorKind::ConnectionAborted.into()),
     };
     let stream = accepted?;
@@ -178,8 +187,8 @@ async fn handshake(
     Ok(Secured { io, certificate: certificate.map(CertificateDer::into_owned), server_name })
 }
 
-/// Closes idle upstream connections in time.
-async fn sweep(worker: Rc<Worker>) {
+/// Closes pooled upstream connections that have been idle for `timeouts.keep_alive`.
+async fn sweep_idle(worker: Rc<Worker>) {
     loop {
         let keep_alive = worker.snapshot().timeouts.keep_alive;
         tokio::time::sleep((keep_alive / 2).clamp(Duration::from_millis(10), Duration::from_secs(30))).await;

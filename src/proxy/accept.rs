@@ -1,7 +1,7 @@
-//! Sockets that callers reach, and the thread that hands each connection to the worker with the fewest.
+//! Proxy listeners, and the accept thread that assigns each connection to the worker with the fewest.
 //!
-//! Holds: a connection beyond `limits.downstream_connections` waits for at most [`SEAT_WAIT`] until an idle one has made way,
-//! then it is refused; the socket of a program that runs is never taken away from it.
+//! Invariants: a connection beyond `limits.downstream_connections` waits at most [`ADMISSION_TIMEOUT`] for an idle one
+//! to be evicted, then it is refused; the Unix socket of a running process is never replaced.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -19,34 +19,34 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::arrival::From;
-use super::seats::{Admission, Seat};
+use super::arrival::PeerAddress;
+use super::connection_limit::{Admission, ConnectionPermit};
 use super::worker::ProxyState;
 use super::{downstream, error};
 use crate::gate::{Bounds, Full, Sharing};
 use crate::model::{ListenAt, Name, ProxyListener};
 use crate::tasks::Phase;
 
-/// A pause after a failed accept (out of file descriptors), so that it does not spin.
+/// Backoff after a failed accept (out of file descriptors), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long a connection waits for its seat.
-const SEAT_WAIT: Duration = Duration::from_secs(1);
-/// What is read of a refused connection, so that its caller reads the answer and no reset.
+/// How long a connection over the limit waits for a permit.
+const ADMISSION_TIMEOUT: Duration = Duration::from_secs(1);
+/// Bytes read and discarded from a refused connection, so that its caller receives the response instead of a reset.
 const REFUSED_READ_BYTES_MAX: usize = 256 * 1024;
 
-/// A listener of the proxy, bound.
-pub struct Socket {
+/// A proxy listener, bound to its address.
+pub struct BoundListener {
     pub name: Name,
     secure: bool,
-    bound: Bound,
+    socket: ListenSocket,
 }
 
-enum Bound {
+enum ListenSocket {
     Tcp(TcpListener),
     Unix(UnixListener, SocketFile),
 }
 
-/// Removed when the listener is closed.
+/// Unlinks the socket file on drop.
 struct SocketFile(PathBuf);
 
 impl Drop for SocketFile {
@@ -55,69 +55,71 @@ impl Drop for SocketFile {
     }
 }
 
-impl Socket {
-    pub fn bind(listener: &ProxyListener) -> io::Result<Socket> {
+impl BoundListener {
+    pub fn bind(listener: &ProxyListener) -> io::Result<BoundListener> {
         let bound = match &listener.at {
             ListenAt::Address(address) => {
                 let socket = TcpListener::bind(address)?;
                 socket.set_nonblocking(true)?;
-                Bound::Tcp(socket)
+                ListenSocket::Tcp(socket)
             }
             ListenAt::Unix { path, mode } => {
                 let socket = bind_unix(path, *mode)?;
                 socket.set_nonblocking(true)?;
-                Bound::Unix(socket, SocketFile(path.clone()))
+                ListenSocket::Unix(socket, SocketFile(path.clone()))
             }
         };
-        Ok(Socket { name: listener.name.clone(), secure: listener.secure, bound })
+        Ok(BoundListener { name: listener.name.clone(), secure: listener.secure, socket: bound })
     }
 
-    /// Where it really listens.
-    pub fn at(&self) -> io::Result<ListenAt> {
-        Ok(match &self.bound {
-            Bound::Tcp(socket) => ListenAt::Address(socket.local_addr()?),
-            Bound::Unix(_, SocketFile(path)) => ListenAt::Unix { path: path.clone(), mode: 0 },
+    /// The address it is bound to; resolves port 0.
+    pub fn local_address(&self) -> io::Result<ListenAt> {
+        Ok(match &self.socket {
+            ListenSocket::Tcp(socket) => ListenAt::Address(socket.local_addr()?),
+            ListenSocket::Unix(_, SocketFile(path)) => ListenAt::Unix { path: path.clone(), mode: 0 },
         })
     }
 }
 
-/// Bound under another name, given its mode, and moved into its place: nobody meets it before, and what a program that
-/// has ended left there is replaced.
+/// Binds under a temporary name, sets the mode, then renames into place: no caller can connect before the mode is set,
+/// and a stale socket of a process that has exited is replaced.
 fn bind_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
     if UnixStream::connect(path).is_ok() {
         return Err(io::ErrorKind::AddrInUse.into());
     }
     if fs::symlink_metadata(path).is_ok_and(|found| !std::os::unix::fs::FileTypeExt::is_socket(&found.file_type())) {
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "something that is no socket stands there"));
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the path exists and is not a socket"));
     }
     let name = format!(".{:x}", fastrand::u32(..));
-    let aside = path.with_file_name(name);
-    let socket = UnixListener::bind(&aside)?;
-    let placed = fs::set_permissions(&aside, Permissions::from_mode(mode)).and_then(|()| fs::rename(&aside, path));
-    if let Err(error) = placed {
-        let _ = fs::remove_file(&aside);
+    let temporary = path.with_file_name(name);
+    let socket = UnixListener::bind(&temporary)?;
+    let renamed =
+        fs::set_permissions(&temporary, Permissions::from_mode(mode)).and_then(|()| fs::rename(&temporary, path));
+    if let Err(error) = renamed {
+        let _ = fs::remove_file(&temporary);
         return Err(error);
     }
     Ok(socket)
 }
 
+/// An accepted connection, on its way to a worker.
 pub struct Accepted {
     pub stream: Stream,
-    pub from: From,
+    pub from: PeerAddress,
     pub listener: Name,
-    /// TLS comes first.
+    /// The listener terminates TLS.
     pub secure: bool,
-    pub seat: Seat,
+    pub permit: ConnectionPermit,
 }
 
-/// A stream on its way from one runtime to another.
+/// A stream detached from the accept thread's runtime.
 pub enum Stream {
     Tcp(std::net::TcpStream),
     Unix(UnixStream),
 }
 
 impl Stream {
-    /// Our own address; `None`: it has none.
+    /// Our own address; `None` for a Unix socket.
     pub fn local(&self) -> Option<SocketAddr> {
         match self {
             Stream::Tcp(stream) => stream.local_addr().ok(),
@@ -126,75 +128,75 @@ impl Stream {
     }
 }
 
-/// The handle of one worker, for the accept thread.
+/// The accept thread's handle to one worker.
 pub struct Inbox {
     pub sender: mpsc::Sender<Accepted>,
     pub open: Arc<AtomicUsize>,
 }
 
-pub fn accept_all(shared: Arc<ProxyState>, sockets: Vec<Socket>, inboxes: Vec<Inbox>) {
+pub fn accept_all(state: Arc<ProxyState>, listeners: Vec<BoundListener>, inboxes: Vec<Inbox>) {
     let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
         Ok(runtime) => runtime,
-        Err(error) => return tracing::error!(%error, "the accept thread could not start"),
+        Err(error) => return tracing::error!(%error, "accept thread failed to start"),
     };
     runtime.block_on(async move {
         let inboxes = Rc::new(inboxes);
         let refused = Arc::default();
-        let mut drain = shared.tasks.watch();
-        for socket in sockets {
-            let door = Door {
-                shared: shared.clone(),
+        let mut drain = state.tasks.watch();
+        for listener in listeners {
+            let acceptor = Acceptor {
+                state: state.clone(),
                 inboxes: inboxes.clone(),
                 refused: Arc::clone(&refused),
-                listener: socket.name,
-                secure: socket.secure,
+                listener: listener.name,
+                secure: listener.secure,
             };
-            shared.tasks.spawn_local(Rc::new(door).keep(socket.bound));
+            state.tasks.spawn_local(Rc::new(acceptor).run(listener.socket));
         }
         drain.reached(Phase::Drain).await;
     });
 }
 
-/// One listener, while it accepts.
-struct Door {
-    shared: Arc<ProxyState>,
+/// Accepts connections on one listener.
+struct Acceptor {
+    state: Arc<ProxyState>,
     inboxes: Rc<Vec<Inbox>>,
     refused: Arc<AtomicUsize>,
     listener: Name,
     secure: bool,
 }
 
-/// No worker is left.
+/// All workers have exited.
 #[derive(Debug)]
-struct Closed;
+struct NoWorkers;
 
-/// A stream that was just accepted.
-trait Fresh: AsyncRead + AsyncWrite + Unpin + 'static {
-    /// Ready for another runtime.
+/// A stream that can move to another runtime.
+trait Detach: AsyncRead + AsyncWrite + Unpin + 'static {
+    /// Deregisters the stream from the current runtime.
     fn detach(self) -> io::Result<Stream>;
 }
 
-impl Fresh for tokio::net::TcpStream {
+impl Detach for tokio::net::TcpStream {
     fn detach(self) -> io::Result<Stream> {
         self.set_nodelay(true)?;
         self.into_std().map(Stream::Tcp)
     }
 }
 
-impl Fresh for tokio::net::UnixStream {
+impl Detach for tokio::net::UnixStream {
     fn detach(self) -> io::Result<Stream> {
         self.into_std().map(Stream::Unix)
     }
 }
 
-impl Door {
-    async fn keep(self: Rc<Self>, bound: Bound) {
-        let result = match bound {
-            Bound::Tcp(socket) => self.accept_tcp(socket).await,
-            Bound::Unix(socket, _file) => self.accept_unix(socket).await,
+impl Acceptor {
+    async fn run(self: Rc<Self>, socket: ListenSocket) {
+        let result = match socket {
+            ListenSocket::Tcp(socket) => self.accept_tcp(socket).await,
+            ListenSocket::Unix(socket, _file) => self.accept_unix(socket).await,
         };
         if let Err(error) = result {
-            tracing::error!(%error, listener = %self.listener, "a listener could not be used");
+            tracing::error!(%error, listener = %self.listener, "listener failed");
         }
     }
 
@@ -202,7 +204,7 @@ impl Door {
         let socket = tokio::net::TcpListener::from_std(socket)?;
         loop {
             let Some((stream, address)) = self.next(socket.accept()).await else { continue };
-            if self.receive(stream, From::Address(address)).await.is_err() {
+            if self.receive(stream, PeerAddress::Tcp(address)).await.is_err() {
                 return Ok(());
             }
         }
@@ -213,7 +215,7 @@ impl Door {
         loop {
             let Some((stream, _)) = self.next(socket.accept()).await else { continue };
             let Ok(user) = stream.peer_cred().map(|peer| peer.uid()) else { continue };
-            if self.receive(stream, From::User(user)).await.is_err() {
+            if self.receive(stream, PeerAddress::Unix(user)).await.is_err() {
                 return Ok(());
             }
         }
@@ -223,33 +225,34 @@ impl Door {
         match accepting.await {
             Ok(accepted) => Some(accepted),
             Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
+                tracing::warn!(%error, "accept failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 None
             }
         }
     }
 
-    /// Hands a connection over with a seat. One that finds none waits aside for it.
-    async fn receive<T: Fresh>(self: &Rc<Self>, stream: T, from: From) -> Result<(), Closed> {
-        let (turn, descriptors) = (from.turn(None), &self.shared.descriptors);
+    /// Admits a connection and hands it to a worker. A connection over the limit waits in its own task, so it does not
+    /// delay the accept loop.
+    async fn receive<T: Detach>(self: &Rc<Self>, stream: T, from: PeerAddress) -> Result<(), NoWorkers> {
+        let (turn, descriptors) = (from.turn(None), &self.state.descriptors);
         let bounds = Bounds {
-            places: descriptors.downstream_max(&self.shared.snapshot.load().limits),
+            places: descriptors.downstream_max(&self.state.snapshot.load().limits),
             queued: descriptors.refused_max(),
             sharing: Sharing::Fair,
         };
-        match self.shared.seats.ask(bounds, &turn) {
-            Ok(Admission::Seated(seat)) => return self.pass_on(stream, from, seat).await,
+        match self.state.connection_limiter.admit(bounds, &turn) {
+            Ok(Admission::Admitted(permit)) => return self.pass_on(stream, from, permit).await,
             Ok(Admission::Queued(waiting)) => {
-                let door = self.clone();
-                self.shared.tasks.spawn_local(async move {
-                    match timeout(SEAT_WAIT, door.shared.seats.wait(waiting, &turn)).await {
+                let acceptor = self.clone();
+                self.state.tasks.spawn_local(async move {
+                    match timeout(ADMISSION_TIMEOUT, acceptor.state.connection_limiter.wait(waiting, &turn)).await {
                         Ok(Ok(permit)) => {
-                            let seat = door.shared.seats.seat(permit, &turn);
-                            // Without workers the program ends.
-                            let _ = door.pass_on(stream, from, seat).await;
+                            let permit = acceptor.state.connection_limiter.track(permit, &turn);
+                            // Without workers the process is exiting.
+                            let _ = acceptor.pass_on(stream, from, permit).await;
                         }
-                        Ok(Err(Full)) | Err(_) => door.refuse(stream),
+                        Ok(Err(Full)) | Err(_) => acceptor.refuse(stream),
                     }
                 });
             }
@@ -258,35 +261,42 @@ impl Door {
         Ok(())
     }
 
-    async fn pass_on<T: Fresh>(&self, stream: T, from: From, seat: Seat) -> Result<(), Closed> {
-        // Else the caller has closed it already.
+    async fn pass_on<T: Detach>(
+        &self,
+        stream: T,
+        from: PeerAddress,
+        permit: ConnectionPermit,
+    ) -> Result<(), NoWorkers> {
+        // Detaching fails only if the caller has closed the connection.
         let Ok(stream) = stream.detach() else { return Ok(()) };
-        let accepted = Accepted { stream, from, listener: self.listener.clone(), secure: self.secure, seat };
+        let accepted = Accepted { stream, from, listener: self.listener.clone(), secure: self.secure, permit };
         hand_over(&self.inboxes, accepted).await
     }
 
-    /// Sends 503 to a caller without a seat. The number of such responses is bounded; beyond it connections are just closed.
-    fn refuse<T: Fresh>(&self, mut stream: T) {
+    /// Sends 503 on a connection that got no permit. The number of concurrent refusals is bounded; beyond it
+    /// connections are closed without a response.
+    fn refuse<T: Detach>(&self, mut stream: T) {
         let error = error::ProxyError::Overloaded;
-        self.shared.metrics.errors.with_label_values(&["", error.code()]).inc();
-        // In clear it would be no answer to a TLS client.
-        if let Some(place) =
-            Refusing::begin(&self.refused, self.shared.descriptors.refused_max()).filter(|_| !self.secure)
+        self.state.metrics.errors.with_label_values(&["", error.code()]).inc();
+        // A cleartext response means nothing to a caller that expects TLS.
+        if let Some(refusal) =
+            Refusal::begin(&self.refused, self.state.descriptors.refused_max()).filter(|_| !self.secure)
         {
-            let answer = error::to_wire(&error.response(error::About::default()));
-            self.shared.tasks.spawn_local(async move {
-                downstream::say_last(&mut stream, &answer, REFUSED_READ_BYTES_MAX).await;
-                drop(place);
+            let response = error::to_wire(&error.response(error::ErrorContext::default()));
+            self.state.tasks.spawn_local(async move {
+                downstream::close_lingering(&mut stream, &response, REFUSED_READ_BYTES_MAX).await;
+                drop(refusal);
             });
         }
     }
 }
 
-/// To the worker with the fewest connections, of those that run: one that could not start, or has ended, is passed over.
-async fn hand_over(inboxes: &[Inbox], mut accepted: Accepted) -> Result<(), Closed> {
+/// Sends a connection to the running worker with the fewest open ones. Workers that failed to start or have exited are
+/// skipped.
+async fn hand_over(inboxes: &[Inbox], mut accepted: Accepted) -> Result<(), NoWorkers> {
     loop {
         let running = inboxes.iter().filter(|inbox| !inbox.sender.is_closed());
-        let inbox = running.min_by_key(|inbox| inbox.open.load(Ordering::Relaxed)).ok_or(Closed)?;
+        let inbox = running.min_by_key(|inbox| inbox.open.load(Ordering::Relaxed)).ok_or(NoWorkers)?;
         inbox.open.fetch_add(1, Ordering::Relaxed);
         match inbox.sender.send(accepted).await {
             Ok(()) => return Ok(()),
@@ -295,17 +305,17 @@ async fn hand_over(inboxes: &[Inbox], mut accepted: Accepted) -> Result<(), Clos
     }
 }
 
-/// A refusal under way; their number is bounded.
-struct Refusing(Arc<AtomicUsize>);
+/// Counts a refusal in progress; released on drop.
+struct Refusal(Arc<AtomicUsize>);
 
-impl Refusing {
-    fn begin(count: &Arc<AtomicUsize>, max: usize) -> Option<Refusing> {
-        let more = |n: usize| (n < max).then_some(n + 1);
-        count.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).ok().map(|_| Refusing(count.clone()))
+impl Refusal {
+    fn begin(count: &Arc<AtomicUsize>, max: usize) -> Option<Refusal> {
+        let increment = |n: usize| (n < max).then_some(n + 1);
+        count.fetch_update(Ordering::SeqCst, Ordering::SeqCst, increment).ok().map(|_| Refusal(count.clone()))
     }
 }
 
-impl Drop for Refusing {
+impl Drop for Refusal {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }

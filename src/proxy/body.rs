@@ -1,7 +1,7 @@
-//! Bodies on their way through: streamed, watched for silence, and kept for a replay while small.
+//! Request and response bodies: streamed, with an idle timeout; small request bodies are buffered for a replay.
 //!
-//! Invariant: at most `limits.replay_body` bytes of a request body are kept; an exchange is silent when neither body moves; a
-//! body that was cut off is never passed on as complete.
+//! Invariants: at most `limits.replay_body` bytes of a request body are buffered; an exchange is idle only while
+//! neither body moves; a truncated body is never forwarded as complete.
 
 mod inflate;
 mod progress;
@@ -10,10 +10,10 @@ mod request;
 mod response;
 mod upstream;
 
-pub use progress::{Progress, Silent};
+pub use progress::{Progress, SilentPeer};
 pub use received::Received;
 pub use request::{RequestBody, RequestSource};
-pub use response::{Companion, Ending, ResponseBody};
+pub use response::{EndObserver, Ending, ResponseBody};
 pub use upstream::{UpstreamBody, is_rejection};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;

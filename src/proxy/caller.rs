@@ -1,7 +1,7 @@
-//! Who is calling, for whom, and by which connection. Pure.
+//! Identifies the caller, its subject and the connection that it names. Pure.
 //!
-//! Holds: a credential that is sent decides alone, and a wrong one is never made good by where it comes from. All callers are
-//! compared in full, so the time taken tells nothing about a secret.
+//! Invariants: a credential decides alone; a wrong one is never excused by the caller's address. All callers are
+//! compared in full, so the time taken reveals nothing about a secret.
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use http::{HeaderMap, HeaderValue, header};
@@ -14,12 +14,12 @@ use crate::model::{Caller, Name};
 use crate::router::{CallerId, Named};
 use crate::snapshot::CallerTable;
 
-/// Nobody whom the configuration names.
+/// No configured caller matches.
 #[derive(Debug, PartialEq, Eq)]
 pub struct UnknownCaller;
 
-/// The caller that arrives so, with the credential in `field`. `Ok(None)`: no callers are configured, so whoever reaches the
-/// listener may use it.
+/// Identifies the caller by the credential in `field`, or without one by its connection. `Ok(None)`: no callers are
+/// configured, so every peer that reaches the listener may use it.
 pub fn identify(
     callers: &CallerTable,
     arrival: &Arrival,
@@ -35,12 +35,12 @@ pub fn identify(
         if callers.is_empty() {
             return Ok(None);
         }
-        let mut by_place = callers.iter().filter(|(_, caller)| caller.secret.is_none() && arrival.fits(caller));
-        return by_place.next().map(|(id, _)| Some(id)).ok_or(UnknownCaller);
+        let mut matching = callers.iter().filter(|(_, caller)| caller.secret.is_none() && arrival.matches(caller));
+        return matching.next().map(|(id, _)| Some(id)).ok_or(UnknownCaller);
     };
-    let (name, secret) = presented(credential).ok_or(UnknownCaller)?;
+    let (name, secret) = parse_credential(credential).ok_or(UnknownCaller)?;
     let digest = SecretDigest::of(&secret);
-    let matches = |caller: &Caller| caller.secret == Some(digest) && arrival.fits(caller);
+    let matches = |caller: &Caller| caller.secret == Some(digest) && arrival.matches(caller);
     let found = match name {
         Some(name) => callers.named(&name).filter(|(_, caller)| matches(caller)),
         None => callers.iter().filter(|(_, caller)| matches(caller)).last(),
@@ -48,34 +48,34 @@ pub fn identify(
     found.map(|(id, _)| Some(id)).ok_or(UnknownCaller)
 }
 
-/// Who has opened a tunnel, as every later configuration can look it up: a place in one list means nothing in another.
-pub struct Proven {
+/// The caller that opened a tunnel, by name and secret: a [`CallerId`] is valid only in its own snapshot.
+pub struct AuthenticatedCaller {
     name: Name,
     secret: Option<SecretDigest>,
 }
 
-impl Proven {
-    pub fn of(caller: &Caller) -> Proven {
-        Proven { name: caller.name.clone(), secret: caller.secret }
+impl AuthenticatedCaller {
+    pub fn of(caller: &Caller) -> AuthenticatedCaller {
+        AuthenticatedCaller { name: caller.name.clone(), secret: caller.secret }
     }
 }
 
-/// The caller that opened a tunnel, in the configuration of a request inside it. What it has proven holds as long as its
-/// secret and the conditions of its arrival do; it never becomes another one.
+/// Looks up the caller that opened a tunnel in the current configuration, for a request inside the tunnel. Fails if its
+/// secret has changed or its connection no longer meets its conditions; never returns another caller.
 pub fn identify_again(
     callers: &CallerTable,
     arrival: &Arrival,
-    proven: Option<&Proven>,
+    proven: Option<&AuthenticatedCaller>,
 ) -> Result<Option<CallerId>, UnknownCaller> {
     let Some(proven) = proven else {
         return if callers.is_empty() { Ok(None) } else { Err(UnknownCaller) };
     };
     let found = callers.named(proven.name.as_str());
-    let still = found.filter(|(_, caller)| caller.secret == proven.secret && arrival.fits(caller));
-    still.map(|(id, _)| Some(id)).ok_or(UnknownCaller)
+    let unchanged = found.filter(|(_, caller)| caller.secret == proven.secret && arrival.matches(caller));
+    unchanged.map(|(id, _)| Some(id)).ok_or(UnknownCaller)
 }
 
-/// The bearer token that the caller's request carries, to be exchanged.
+/// The caller's own bearer token, to be exchanged.
 pub fn own_token(headers: &HeaderMap) -> Result<Secret, ProxyError> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let value = values.next().filter(|_| values.next().is_none()).and_then(|value| value.to_str().ok());
@@ -85,26 +85,25 @@ pub fn own_token(headers: &HeaderMap) -> Result<Secret, ProxyError> {
         Some(Secret::new(token.expose()))
     });
     token.ok_or(ProxyError::SubjectRequired(
-        "send the token that is to be exchanged: Authorization: Bearer TOKEN, once, of visible ASCII and at most 64 KiB",
+        "send the token to exchange as Authorization: Bearer TOKEN, once; it must be visible ASCII, at most 64 KiB",
     ))
 }
 
-/// For whom the request acts: as `Keybearer-Subject` says, if the caller may, else for the caller itself.
+/// The subject that the request acts for: `Keybearer-Subject` if the caller may act for it, by default the caller
+/// itself.
 pub fn subject(callers: &CallerTable, caller: Option<CallerId>, headers: &HeaderMap) -> Result<Subject, ProxyError> {
     let mut named = headers.get_all("keybearer-subject").iter();
     let caller = caller.and_then(|id| callers.get(id));
     let subject = match (named.next(), named.next()) {
         (None, _) => {
             let own = caller.map(|caller| Subject::of_caller(&caller.name));
-            own.ok_or(ProxyError::SubjectRequired(
-                "the connection has a token for each subject; send Keybearer-Subject",
-            ))?
+            own.ok_or(ProxyError::SubjectRequired("the connection has one token per subject; send Keybearer-Subject"))?
         }
         (Some(value), None) => value
             .to_str()
             .ok()
             .and_then(Subject::parse)
-            .ok_or(ProxyError::SubjectRequired("Keybearer-Subject is 1 to 128 letters, digits and `._@:+-`"))?,
+            .ok_or(ProxyError::SubjectRequired("Keybearer-Subject must be 1 to 128 letters, digits or `._@:+-`"))?,
         (Some(_), Some(_)) => return Err(ProxyError::SubjectRequired("send Keybearer-Subject once")),
     };
     match caller {
@@ -113,8 +112,8 @@ pub fn subject(callers: &CallerTable, caller: Option<CallerId>, headers: &Header
     }
 }
 
-/// The connection that `Keybearer-Connection` names, and perhaps its profile.
-pub fn named(headers: &HeaderMap) -> Result<Option<Named<'_>>, ProxyError> {
+/// The connection, and optionally the profile, that `Keybearer-Connection` names.
+pub fn named_connection(headers: &HeaderMap) -> Result<Option<Named<'_>>, ProxyError> {
     let mut values = headers.get_all("keybearer-connection").iter();
     let Some(value) = values.next() else { return Ok(None) };
     let text = value.to_str().ok().filter(|_| values.next().is_none());
@@ -126,12 +125,12 @@ pub fn named(headers: &HeaderMap) -> Result<Option<Named<'_>>, ProxyError> {
         let are_names = Name::is_name(connection) && profile.is_none_or(Name::is_name);
         are_names.then_some(Named { connection, profile })
     });
-    let detail = "Keybearer-Connection is the name of a connection, or `connection/profile`; send it once";
+    let detail = "Keybearer-Connection must be the name of a connection, or `connection/profile`; send it once";
     named.map(Some).ok_or(ProxyError::BadRequestTarget(detail))
 }
 
-/// Name (with `Basic`) and secret of a credential.
-fn presented(credential: &HeaderValue) -> Option<(Option<String>, Vec<u8>)> {
+/// Parses a `Basic` or `Bearer` credential into name (`Basic` only) and secret.
+fn parse_credential(credential: &HeaderValue) -> Option<(Option<String>, Vec<u8>)> {
     let (scheme, value) = credential.to_str().ok()?.trim().split_once(' ')?;
     let value = value.trim();
     if scheme.eq_ignore_ascii_case("bearer") {

@@ -1,7 +1,7 @@
-//! The entry of every request, over any version of HTTP, inside a tunnel or not: CONNECT goes to `tunnel`, the rest to
-//! `exchange`.
+//! Entry point of every request, over any version of HTTP, inside a tunnel or not: CONNECT goes to `tunnel`, all others
+//! to `exchange`.
 //!
-//! Invariant: a head beyond its bounds is refused before anything looks at it.
+//! Invariant: a head over its limits is refused before any of it is interpreted.
 
 use std::rc::Rc;
 
@@ -21,7 +21,7 @@ pub async fn serve(
     peer: Rc<Peer>,
     request: Request<Incoming>,
 ) -> Response<ResponseBody<ResponseReport>> {
-    if let Some(error) = oversize(&request, &peer, worker.snapshot().limits.head_bytes) {
+    if let Some(error) = head_size_error(&request, &peer, worker.snapshot().limits.head_bytes) {
         return Report::begin(&worker, &peer, &request).error(error.into());
     }
     match *request.method() {
@@ -30,12 +30,12 @@ pub async fn serve(
     }
 }
 
-/// The error of a head that is too large.
-fn oversize(request: &Request<Incoming>, peer: &Peer, head_bytes_max: usize) -> Option<ProxyError> {
+/// Checks the request line and the head against their limits.
+fn head_size_error(request: &Request<Incoming>, peer: &Peer, head_bytes_max: usize) -> Option<ProxyError> {
     if request.headers().len() > headers::FIELDS_MAX {
         return Some(ProxyError::HeadTooLarge);
     }
-    // Most heads are known to be small without being measured.
+    // The bytes read so far usually prove the head small without measuring it.
     if !peer.activity.may_exceed(head_bytes_max) {
         return None;
     }

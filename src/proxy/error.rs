@@ -1,8 +1,8 @@
-//! What the proxy itself answers: the one place where errors become responses (RFC 9457, RFC 9209).
+//! The proxy's own error responses (RFC 9457, RFC 9209). Errors become responses here and nowhere else.
 //!
-//! Holds: an answer names the connection, the code and the way out; no address, path, token or server text beyond a cleaned
-//! OAuth error code.
-//! Metrics: `keybearer_errors_total` is counted by `exchange` with [`ProxyError::code`].
+//! Invariants: a response names the connection, the code and the remedy; it contains no address, path, token or server
+//! text beyond a sanitized OAuth error code.
+//! Metrics: `report` counts `keybearer_errors_total` by [`ProxyError::code`].
 
 pub mod grpc;
 mod tls;
@@ -17,7 +17,7 @@ use serde_json::json;
 use crate::token::slot::NEEDS_CONSENT_AGAIN;
 pub use tls::TlsFault;
 
-/// Why the proxy answers in an upstream's place.
+/// Why the proxy responds in place of the upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProxyError {
     BadRequestTarget(&'static str),
@@ -47,10 +47,10 @@ pub enum ProxyError {
     UpstreamTimeout,
 }
 
-/// What [`ProxyError::TargetTooLong`] says of a caller's own target.
+/// The detail of [`ProxyError::TargetTooLong`] for a target as the caller sent it.
 pub const LONG_TARGET: &str = "the request line is longer than limits.head";
 
-/// An error with what the log shall say about it, beyond what the caller is told.
+/// An error, and its cause, which only the log shows.
 #[derive(Debug)]
 pub struct Fault {
     pub error: ProxyError,
@@ -69,7 +69,7 @@ impl ProxyError {
     }
 }
 
-/// At which step an upstream could not be reached.
+/// The step at which an upstream turned out to be unreachable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unreachable {
     Name,
@@ -79,13 +79,13 @@ pub enum Unreachable {
     Handshake,
     /// Closed before the request was sent.
     ClosedUnsent,
-    /// Closed after the request was sent, or part of it.
+    /// Closed after at least part of the request was sent.
     Closed,
 }
 
-/// What names the connection in an answer.
+/// Identifies the connection and the request in an error response.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct About<'a> {
+pub struct ErrorContext<'a> {
     pub connection: Option<&'a str>,
     pub profile: Option<&'a str>,
     pub request_id: &'a str,
@@ -131,7 +131,7 @@ impl ProxyError {
         self.row().0
     }
 
-    /// Not permitted, whoever is to change that: a denial in the audit.
+    /// Is this an audit denial: a request that is not permitted, as opposed to one that failed?
     pub fn is_denial(&self) -> bool {
         use ProxyError::*;
         match self {
@@ -150,16 +150,16 @@ impl ProxyError {
         }
     }
 
-    /// What happened and the way out, for whoever called.
+    /// What happened and what to do next, for the caller.
     pub fn detail(&self) -> String {
         use ProxyError::*;
         match self {
             BadRequestTarget(why) | SubjectRequired(why) | TargetTooLong(why) => (*why).to_owned(),
-            RequestTimeout => "the request stopped arriving before it was complete".to_owned(),
+            RequestTimeout => "timed out waiting for the rest of the request".to_owned(),
             HeadTooLarge => "the request head is larger than limits.head".to_owned(),
-            NoMount => "no connection has a mount for this path; use a full URL through the proxy, or add a mount".to_owned(),
-            MethodRefused => "TRACE would show the token to whoever asks; use another method".to_owned(),
-            AuthorityMismatch => "the request names another host than its tunnel; open a tunnel for each host".to_owned(),
+            NoMount => "no connection has a mount for this path; request the full URL through the proxy, or add a mount".to_owned(),
+            MethodRefused => "TRACE would reveal the token to the caller; use another method".to_owned(),
+            AuthorityMismatch => "the request is for another host than its tunnel; open a tunnel per host".to_owned(),
             CallerUnknown { mount: false } => {
                 "send Proxy-Authorization with the name and secret of a configured caller (http://name:secret@proxy)".to_owned()
             }
@@ -168,30 +168,30 @@ impl ProxyError {
             }
             CallerNotAllowed => "the connection is not accessible_from this caller; add the caller there".to_owned(),
             SubjectNotAllowed => "this caller may not act for that subject; add it to the caller's `subjects`".to_owned(),
-            NoRoute => "the host has routes, but none takes this path and method, or none by the name in Keybearer-Connection; add one, or change the request".to_owned(),
-            ConnectionInactive => "the connection is switched off (active: false)".to_owned(),
+            NoRoute => "no route of this host matches the path and method, or the name in Keybearer-Connection; add one, or change the request".to_owned(),
+            ConnectionInactive => "the connection is inactive (active: false)".to_owned(),
             EgressDenied(why) => (*why).to_owned(),
-            LoopDetected => "the request has come back to this proxy; do not point a route at it".to_owned(),
+            LoopDetected => "the request has looped back to this proxy; do not point a route at it".to_owned(),
             ConsentRequired { again, link } => {
-                let why = if *again { NEEDS_CONSENT_AGAIN } else { "nobody has connected this connection as it is now" };
-                format!("{why}; {}", way_to_connect(link.as_deref()))
+                let why = if *again { NEEDS_CONSENT_AGAIN } else { "the connection has not been connected with its current settings" };
+                format!("{why}; {}", connect_hint(link.as_deref()))
             }
             RefreshTokenExpired { error, link } => format!(
                 "the authorization server refused the refresh token with `{error}`; {}",
-                way_to_connect(link.as_deref())
+                connect_hint(link.as_deref())
             ),
             TokenRefused { error } => format!(
                 "the authorization server refused the token request with `{error}`; correct the connection's client, secret or scopes"
             ),
-            ScriptFailed { message } => format!("the connection's script gave no token: {message}; correct the script"),
+            ScriptFailed { message } => format!("the connection's script failed: {message}; correct the script"),
             TokenUnavailable { error, .. } => {
-                format!("no usable token, and the authorization server gave no new one ({error}); it is being asked again")
+                format!("no usable token, and the authorization server issued no new one ({error}); the proxy is retrying")
             }
-            Overloaded => "a limit of the proxy is reached; try again later, or raise it under `limits`".to_owned(),
+            Overloaded => "a limit of the proxy is reached; retry later, or raise it under `limits`".to_owned(),
             UpstreamTls(fault) => fault.detail(),
             UpstreamUnreachable(step) => step.detail().to_owned(),
-            UpstreamProtocol => "the upstream's answer is not valid HTTP".to_owned(),
-            UpstreamTimeout => "the upstream did not answer in time".to_owned(),
+            UpstreamProtocol => "the upstream's response is not valid HTTP".to_owned(),
+            UpstreamTimeout => "the upstream did not respond in time".to_owned(),
         }
     }
 
@@ -203,7 +203,7 @@ impl ProxyError {
         }
     }
 
-    /// Where a person can end it.
+    /// The link where a person can resolve the error.
     fn link(&self) -> Option<&str> {
         match self {
             ProxyError::ConsentRequired { link, .. } | ProxyError::RefreshTokenExpired { link, .. } => link.as_deref(),
@@ -211,7 +211,7 @@ impl ProxyError {
         }
     }
 
-    pub fn response(&self, about: About<'_>) -> Response<Bytes> {
+    pub fn response(&self, about: ErrorContext<'_>) -> Response<Bytes> {
         let Row(code, status, proxy_status, action) = self.row();
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let problem = json!({
@@ -248,7 +248,7 @@ impl ProxyError {
             ProxyError::CallerUnknown { mount: true } => {
                 headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Keybearer realm=\"keybearer\""));
             }
-            // Whoever cannot be understood once is not listened to again on this connection.
+            // After a malformed request, the rest of the connection cannot be parsed safely.
             ProxyError::BadRequestTarget(_) => {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
@@ -264,10 +264,10 @@ impl ProxyError {
     }
 }
 
-fn way_to_connect(link: Option<&str>) -> &'static str {
+fn connect_hint(link: Option<&str>) -> &'static str {
     match link {
         Some(_) => "open the link in a browser, or run `keybearer connect NAME`",
-        None => "run `keybearer connect NAME`, or set `public_url` for a link to open",
+        None => "run `keybearer connect NAME`, or set `public_url` to get a link",
     }
 }
 
@@ -283,23 +283,23 @@ impl Unreachable {
 
     fn detail(self) -> &'static str {
         match self {
-            Unreachable::Name => "the host name cannot be resolved; correct it, or name its address under hosts",
-            Unreachable::Connect => "the upstream accepts no connection",
+            Unreachable::Name => "the host name cannot be resolved; correct it, or add its address under `hosts`",
+            Unreachable::Connect => "the upstream refuses connections",
             Unreachable::Timeout => "the upstream did not accept the connection in time",
             Unreachable::Handshake => {
-                "the TLS handshake failed: the upstream closed the connection during the TLS handshake, so no request was sent; correct the scheme or the port, or see the upstream's log"
+                "the upstream closed the connection during the TLS handshake, so the request was not sent; correct the scheme or port, or see the upstream's log"
             }
             Unreachable::ClosedUnsent => {
-                "the upstream closed the connection before the request was sent; send it again"
+                "the upstream closed the connection before the request was sent; retry the request"
             }
             Unreachable::Closed => {
-                "the upstream closed the connection without a complete answer; the request may have been processed"
+                "the upstream closed the connection without a complete response; the request may have been processed"
             }
         }
     }
 }
 
-/// A response as it goes on the wire where hyper no longer serves the connection.
+/// Serializes a response, for a connection that hyper no longer serves.
 pub fn to_wire(response: &Response<Bytes>) -> Vec<u8> {
     let status = response.status();
     let reason = status.canonical_reason().unwrap_or("Error");

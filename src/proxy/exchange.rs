@@ -1,8 +1,9 @@
-//! One request and its answer: target, caller, route, token, inject, send, at most one replay.
+//! One request and its response: target, caller, route, token, inject, send, at most one replay.
 //!
-//! Not here: the deciders it calls (`target`, `caller`, `headers`, `inject`) and the words of errors (`error`).
-//! Holds: one snapshot serves the whole request; a request that carried no token never causes a refresh; a request is
-//! sent twice only if the upstream refused its token, or closed a used connection before answering what is safe to repeat.
+//! Invariants: one snapshot serves the whole request; a request without a token never causes a refresh; a request is
+//! sent twice only if the upstream rejected its token, or closed a reused connection without a response to a request
+//! that is safe to retry.
+//! Not here: the deciders it calls (`target`, `caller`, `headers`, `inject`) and the error responses (`error`).
 //! Metrics: `keybearer_request_overhead_seconds`, `keybearer_token_wait_seconds`, `keybearer_injections_total`,
 //! `keybearer_replays_total`, `keybearer_stripped_total`.
 
@@ -26,17 +27,17 @@ use super::io::Upload;
 use super::peer::Peer;
 use super::report::{Report, ResponseReport};
 use super::target::{self, Target};
-use super::upgrade::{self, Switch, WebSocketRequest};
+use super::upgrade::{self, WebSocketRequest, WebSocketTunnel};
 use super::upstream::{Checkout, Destination, Protocol, Wanted};
 use super::worker::Worker;
 use crate::dial::OwnListener;
 use crate::gate::{Permit, Turn};
 use crate::router::{CallerId, Found};
 use crate::snapshot::Snapshot;
-use forward::{AMBIGUOUS_PATH, Forward, inside};
-use tokens::Whose;
+use forward::{AMBIGUOUS_PATH, Forward, target_inside};
+use tokens::TokenOwner;
 
-/// Serves one request. Whatever happens, there is an answer.
+/// Serves one request. Every outcome is a response.
 pub async fn serve(
     worker: Rc<Worker>,
     peer: Rc<Peer>,
@@ -53,27 +54,29 @@ pub async fn serve(
         peer: &peer,
         report: &mut report,
         turn: peer.arrival.from.turn(None),
-        whose: Whose::default(),
+        owner: TokenOwner::default(),
         upgrade: None,
     };
     match exchange.run(head, incoming, upload).await {
-        Ok(Served::Upstream(response, checkout)) => report.upstream_answer(response, checkout, snapshot.timeouts.idle),
-        Ok(Served::Switched(head, switch)) => {
-            let drain = worker.shared.tasks.watch();
-            worker.shared.tasks.spawn_local(switch.relay(peer, snapshot.timeouts.idle, drain));
-            report.switched(head)
+        Ok(Served::Upstream(response, checkout)) => {
+            report.upstream_response(response, checkout, snapshot.timeouts.idle)
         }
-        Ok(Served::Here(status)) => report.own_answer(status),
+        Ok(Served::Upgraded(head, tunnel)) => {
+            let drain = worker.state.tasks.watch();
+            worker.state.tasks.spawn_local(tunnel.relay(peer, snapshot.timeouts.idle, drain));
+            report.upgraded(head)
+        }
+        Ok(Served::Local(status)) => report.own_response(status),
         Err(fault) => report.error(fault),
     }
 }
 
 enum Served {
     Upstream(Response<UpstreamBody>, Checkout),
-    /// The upstream has agreed to another protocol.
-    Switched(Response<()>, Switch),
-    /// Answered by the proxy as the last hop that the request allows.
-    Here(StatusCode),
+    /// The upstream has switched to WebSocket.
+    Upgraded(Response<()>, WebSocketTunnel),
+    /// Max-Forwards is exhausted; the proxy itself responds.
+    Local(StatusCode),
 }
 
 struct Exchange<'a> {
@@ -81,11 +84,11 @@ struct Exchange<'a> {
     snapshot: &'a Snapshot,
     peer: &'a Peer,
     report: &'a mut Report,
-    /// In which the request waits for an upstream.
+    /// The queue in which the request waits for its upstream.
     turn: Turn,
-    /// Whose tokens are wanted, of connections that have one for each.
-    whose: Whose,
-    /// The caller asks for WebSocket; with a place among the tunnels.
+    /// Selects the token of connections that have more than one.
+    owner: TokenOwner,
+    /// The request for WebSocket, with its tunnel permit.
     upgrade: Option<(WebSocketRequest, Permit)>,
 }
 
@@ -94,34 +97,33 @@ impl<'a> Exchange<'a> {
         let (target, caller) = self.admit(&head)?;
         self.turn = self.peer.arrival.from.turn(caller.and_then(|id| self.snapshot.callers.name(id)));
         let mut forward = self.route(target, &head, caller)?;
-        if headers::max_forwards_spent(&head.method, &mut head.headers) {
-            return Ok(Served::Here(StatusCode::OK));
+        if headers::decrement_max_forwards(&head.method, &mut head.headers) {
+            return Ok(Served::Local(StatusCode::OK));
         }
-        self.whose(&forward, &mut head.headers, caller)?;
+        self.resolve_owner(&forward, &mut head.headers, caller)?;
         self.strip(&mut forward, &mut head.headers);
         let tokens = self.tokens(&mut forward, &mut head.headers).await?;
         let injected = tokens.iter().any(Option::is_some);
-        self.report.injected(injected);
+        self.report.set_injected(injected);
         let host = HeaderValue::try_from(forward.destination.origin.authority())
             .map_err(|_| ProxyError::BadRequestTarget("the host is not valid"))?;
-        let upgrade = upgrade::asked(&mut head);
-        forward.trailers = headers::takes_trailers(&head.headers);
+        let upgrade = upgrade::take_websocket_request(&mut head);
+        forward.trailers = headers::accepts_trailers(&head.headers);
         forward.destination.protocol = match &upgrade {
             Some(_) => Protocol::WebSocket,
             None if headers::is_grpc(&head.headers) => Protocol::Http2,
             None => Protocol::Any,
         };
-        headers::request(&mut head.headers, host, self.worker.shared.via.of(head.version));
-        if let Some(asked) = upgrade {
-            let shared = &self.worker.shared;
-            let place = shared.tunnel(&self.snapshot.limits, &self.turn)?;
-            upgrade::ask(&mut head.headers);
-            self.upgrade = Some((asked, place));
+        headers::rewrite_request(&mut head.headers, host, self.worker.state.via.of(head.version));
+        if let Some(websocket) = upgrade {
+            let permit = self.worker.state.tunnel_permit(&self.snapshot.limits, &self.turn)?;
+            upgrade::set_upgrade_fields(&mut head.headers);
+            self.upgrade = Some((websocket, permit));
         }
         let replay = if injected { self.snapshot.limits.replay_body_bytes } else { 0 };
         let source = RequestSource::new(incoming, replay, forward.reserved(), upload);
         if matches!(head.method, Method::GET | Method::HEAD) {
-            source.notice_empty();
+            source.detect_empty();
         }
         let mut first = self.send(&forward, &head, &tokens, &source).await?;
         match forward.bound {
@@ -130,9 +132,9 @@ impl<'a> Exchange<'a> {
             }
             Some(bound) if injected => {
                 self.accept(bound, &tokens);
-                self.answered(first.0, first.1)
+                self.finish(first.0, first.1)
             }
-            _ => self.answered(first.0, first.1),
+            _ => self.finish(first.0, first.1),
         }
     }
 
@@ -141,12 +143,14 @@ impl<'a> Exchange<'a> {
         Wanted { snapshot: self.snapshot, destination, turn: &self.turn, caller }
     }
 
-    fn answered(&mut self, mut response: Response<UpstreamBody>, checkout: Checkout) -> Result<Served, Fault> {
+    /// Turns the upstream's response into the outcome: a response or an upgrade.
+    fn finish(&mut self, mut response: Response<UpstreamBody>, checkout: Checkout) -> Result<Served, Fault> {
         let status = response.status();
         if status != StatusCode::SWITCHING_PROTOCOLS {
-            if status.is_success() && self.upgrade.as_ref().is_some_and(|(asked, _)| asked.by_connect) {
+            if status.is_success() && self.upgrade.as_ref().is_some_and(|(websocket, _)| websocket.is_extended_connect)
+            {
                 let why = format!(
-                    "status {} in place of 101, which the caller would take for an open WebSocket",
+                    "status {} instead of 101, which the caller would take for an open WebSocket",
                     status.as_u16()
                 );
                 return Err(ProxyError::UpstreamProtocol.because(why));
@@ -155,50 +159,51 @@ impl<'a> Exchange<'a> {
         }
         let upstream = response.extensions_mut().remove::<OnUpgrade>();
         Ok(match (self.upgrade.take(), upstream) {
-            (Some((asked, place)), Some(upstream)) => {
-                let switch = Switch { downstream: asked.downstream, upstream, place, checkout };
-                Served::Switched(response.map(|_| ()), switch)
+            (Some((websocket, permit)), Some(upstream)) => {
+                let tunnel = WebSocketTunnel { downstream: websocket.downstream, upstream, permit, checkout };
+                Served::Upgraded(response.map(|_| ()), tunnel)
             }
             _ => Served::Upstream(response, checkout),
         })
     }
 
-    /// The parsed target and who asks for it.
+    /// Parses the target and identifies the caller.
     fn admit(&mut self, head: &Parts) -> Result<(Target, Option<CallerId>), Fault> {
         if !headers::is_framing_plain(&head.headers) {
-            return Err(ProxyError::BadRequestTarget("the Transfer-Encoding is not `chunked` alone").into());
+            return Err(ProxyError::BadRequestTarget("the only supported Transfer-Encoding is `chunked`").into());
         }
         let target = target::parse(head).map_err(ProxyError::BadRequestTarget)?;
         let callers = &self.snapshot.callers;
-        let looped = headers::is_loop(&head.headers, &self.worker.shared.via);
+        let looped = headers::is_loop(&head.headers, &self.worker.state.via);
         if let Some(tunnel) = &self.peer.tunnel {
             let caller = caller::identify_again(callers, &self.peer.arrival, tunnel.caller.as_ref()).map_err(|_| {
-                // Who opens the next tunnel proves itself anew.
-                tunnel.over.notify_one();
-                let why = "the caller that opened the tunnel is not configured any more as it was";
+                // Closes the tunnel; the caller must authenticate for the next one.
+                tunnel.caller_removed.notify_one();
+                let why = "the caller that opened the tunnel has been changed or removed in the configuration";
                 ProxyError::CallerUnknown { mount: false }.because(why)
             })?;
-            self.report.caller(caller.and_then(|id| callers.name(id)));
+            self.report.set_caller(caller.and_then(|id| callers.name(id)));
             if looped {
                 return Err(ProxyError::LoopDetected.into());
             }
-            return Ok((inside(tunnel, target)?, caller));
+            return Ok((target_inside(tunnel, target)?, caller));
         }
-        let target = self.addressed(target, head)?;
+        let target = self.resolve_addressee(target, head)?;
         let mount = matches!(target, Target::Origin(..));
         let field = if mount { "keybearer-authorization" } else { "proxy-authorization" };
         let caller = caller::identify(callers, &self.peer.arrival, &head.headers, field)
             .map_err(|_| ProxyError::CallerUnknown { mount })?;
-        self.report.caller(caller.and_then(|id| callers.name(id)));
+        self.report.set_caller(caller.and_then(|id| callers.name(id)));
         if looped {
             return Err(ProxyError::LoopDetected.into());
         }
         Ok((target, caller))
     }
 
-    /// Over HTTP/2 a request to a mount has scheme and authority like one for a host. It is for the host if a route names
-    /// that; else for the listener, if the authority is one of the very listener that the request came in by.
-    fn addressed(&mut self, target: Target, head: &Parts) -> Result<Target, ProxyError> {
+    /// Decides whether an HTTP/2 request is for a host or for a mount, because both have a scheme and an authority. It
+    /// is for the host if a route names it; otherwise for a mount if the authority is that of the listener that
+    /// received the request.
+    fn resolve_addressee(&mut self, target: Target, head: &Parts) -> Result<Target, ProxyError> {
         let (origin, path) = match target {
             Target::Absolute(origin, path) if head.version == Version::HTTP_2 => (origin, path),
             other => return Ok(other),
@@ -207,7 +212,7 @@ impl<'a> Exchange<'a> {
         if router.place(&origin, None).is_some() {
             return Ok(Target::Absolute(origin, path));
         }
-        // No mount takes `*`.
+        // No mount matches `*`.
         let server_wide = path.as_str() == "*";
         let own = match dialer.own_listener(&origin, self.peer.arrival.local) {
             OwnListener::Another => false,
@@ -216,7 +221,7 @@ impl<'a> Exchange<'a> {
             OwnListener::No => false,
             OwnListener::Unknown => match self.peer.arrival.addressee(&origin) {
                 Addressee::Listener => true,
-                Addressee::PerhapsListener => {
+                Addressee::MaybeListener => {
                     let found = || router.find_mount(path.path(), &head.method, None, None).0;
                     !server_wide && !matches!(found(), Found::Unmatched)
                 }
@@ -227,7 +232,7 @@ impl<'a> Exchange<'a> {
             false => Ok(Target::Absolute(origin, path)),
             true if server_wide => Err(ProxyError::BadRequestTarget(target::SERVER_WIDE)),
             true => {
-                self.report.mount(&path);
+                self.report.set_mount(&path);
                 Ok(Target::Origin(None, path))
             }
         }
@@ -235,8 +240,8 @@ impl<'a> Exchange<'a> {
 
     fn route(&mut self, target: Target, head: &Parts, caller: Option<CallerId>) -> Result<Forward<'a>, Fault> {
         let (router, method) = (&self.snapshot.router, &head.method);
-        let named = caller::named(&head.headers)?;
-        let (found, asked, rest) = match &target {
+        let named = caller::named_connection(&head.headers)?;
+        let (found, origin, rest) = match &target {
             Target::Absolute(origin, path) => {
                 (router.find(origin, path.path(), method, caller, named), Some(origin), path.path())
             }
@@ -246,14 +251,14 @@ impl<'a> Exchange<'a> {
             }
             Target::Connect(..) => return Err(ProxyError::BadRequestTarget("a tunnel inside a tunnel").into()),
         };
-        self.report.destination(asked);
+        self.report.set_destination(origin);
         if *method == Method::TRACE && !matches!(found, Found::Unmatched) {
             return Err(ProxyError::MethodRefused.into());
         }
         let bound = match found {
             Found::Route(bound) => bound,
             Found::NotAllowed(bound) => {
-                self.report.connection(&bound.connection);
+                self.report.set_connection(&bound.connection);
                 return Err(ProxyError::CallerNotAllowed.into());
             }
             Found::NoRoute => return Err(ProxyError::NoRoute.into()),
@@ -262,15 +267,15 @@ impl<'a> Exchange<'a> {
             }
             Found::Unmatched => return self.unmatched(target),
         };
-        self.report.connection(&bound.connection);
+        self.report.set_connection(&bound.connection);
         if let Some(inactive) = bound.inactive() {
-            self.report.connection(inactive);
+            self.report.set_connection(inactive);
             return Err(ProxyError::ConnectionInactive.into());
         }
         Forward::by_route(bound, &target, rest)
     }
 
-    /// A host that no route names.
+    /// Forwards to a host that no route names, if egress permits it.
     fn unmatched(&self, target: Target) -> Result<Forward<'a>, Fault> {
         let Target::Absolute(origin, path) = target else { return Err(ProxyError::NoMount.into()) };
         self.snapshot.egress.permit_unmatched(origin.port).map_err(ProxyError::EgressDenied)?;

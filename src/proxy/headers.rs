@@ -1,7 +1,7 @@
-//! Messages are rebuilt, never relayed: what a proxy must remove and add (RFC 9110 §7.6). Pure.
+//! Rebuilds header fields for the next hop: what a proxy must remove and add (RFC 9110 §7.6). Pure.
 //!
-//! Holds: framing fields are never copied; hyper writes them from the body that is really sent. What is removed is removed in
-//! every spelling: names compare without case and with `_` as `-`, as servers behind CGI read them.
+//! Invariants: framing fields are never copied; hyper writes them from the body that is actually sent. A field is
+//! removed in all its spellings: names compare case-insensitively and with `_` as `-`, as CGI-style servers read them.
 
 use std::collections::HashSet;
 
@@ -18,7 +18,7 @@ use super::error::ProxyError;
 use crate::model::connection::canonical_header;
 use crate::model::origin::{Origin, Scheme};
 
-/// Fields that end at each hop, beside those that Connection names (RFC 9110 §7.6.1, RFC 9113 §8.2.2).
+/// Hop-by-hop fields, in addition to those that Connection names (RFC 9110 §7.6.1, RFC 9113 §8.2.2).
 fn is_hop_by_hop(name: &str) -> bool {
     matches!(
         name,
@@ -36,18 +36,18 @@ fn is_hop_by_hop(name: &str) -> bool {
     )
 }
 
-/// Fields that mean something only in a head, and must not come in through a trailer (RFC 9110 §6.5.1).
+/// Fields that are not allowed in trailers (RFC 9110 §6.5.1).
 const NOT_IN_TRAILERS: [HeaderName; 6] =
     [HOST, http::header::AUTHORIZATION, http::header::SET_COOKIE, http::header::COOKIE, TRAILER, VIA];
 
-/// How many fields a head may hold, in either direction. The contract promises 256; the rest is for Host, Connection and
-/// others that a sender does not count.
+/// Maximum number of fields in a head, in either direction. The contract promises 256; the rest leaves room for Host,
+/// Connection and others that a sender does not count.
 pub const FIELDS_MAX: usize = 300;
 
-/// Our own fields: read by the proxy, then removed.
-const OURS: &str = "keybearer-";
+/// Prefix of our own fields: the proxy reads and removes them.
+const OWN_PREFIX: &str = "keybearer-";
 
-/// What this proxy calls itself in Via, behind the version in which a message came to it (RFC 9110 §7.6.3).
+/// The Via values of this proxy, one per HTTP version in which it received a message (RFC 9110 §7.6.3).
 pub struct Via([HeaderValue; 3]);
 
 impl Via {
@@ -66,16 +66,16 @@ impl Via {
     }
 }
 
-/// What goes upstream of a request's fields: end-to-end fields, Via, and the Host of the place that is dialled.
-pub fn request(headers: &mut HeaderMap, host: HeaderValue, via: &HeaderValue) {
-    remove_hop_by_hop_and(headers, |name| name.starts_with(OURS));
+/// Rewrites request fields for the upstream: keeps end-to-end fields, sets Host to the dialed authority, appends Via.
+pub fn rewrite_request(headers: &mut HeaderMap, host: HeaderValue, via: &HeaderValue) {
+    remove_hop_by_hop_and(headers, |name| name.starts_with(OWN_PREFIX));
     headers.insert(HOST, host);
     headers.append(VIA, via.clone());
 }
 
-/// Sets the framing of an HTTP/1.1 request where hyper would choose another. `Content-Length: 0` where the method expects a body
-/// and there is none (RFC 9110 §8.6): hyper leaves it out, and some servers (IIS, Azure) answer 411 without it. Chunks for a body
-/// of unknown length: hyper drops it from a GET or HEAD.
+/// Sets the framing of an HTTP/1.1 request where hyper would choose another: `Content-Length: 0` if the method expects
+/// a body and there is none (RFC 9110 §8.6), because hyper omits it and some servers (IIS, Azure) then respond 411;
+/// `chunked` for a body of unknown length, because hyper drops such a body from GET and HEAD.
 pub fn frame_body<B: Body>(request: &mut Request<B>) {
     let (is_empty, length) = (request.body().is_end_stream(), request.body().size_hint().exact());
     let expects_body = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
@@ -86,16 +86,16 @@ pub fn frame_body<B: Body>(request: &mut Request<B>) {
     }
 }
 
-/// What goes downstream of an answer's fields. Only the proxy itself may send `Keybearer-Error`.
-pub fn response(headers: &mut HeaderMap, via: &HeaderValue) {
-    // The length of an answer without a body (HEAD, 304) is information, not framing.
+/// Rewrites response fields for downstream. Only the proxy itself may send `Keybearer-Error`.
+pub fn rewrite_response(headers: &mut HeaderMap, via: &HeaderValue) {
+    // Content-Length of a response without a body (HEAD, 304) is metadata, not framing.
     let length = content_length(headers).filter(|_| !headers.contains_key(TRANSFER_ENCODING));
     remove_hop_by_hop_and(headers, |name| name == "keybearer-error");
     headers.extend(length.map(|length| (CONTENT_LENGTH, length)));
     headers.append(VIA, via.clone());
 }
 
-/// The one length that all Content-Length fields agree on: `2, 2` is 2 (RFC 9110 §8.6).
+/// The length that all Content-Length values agree on: `2, 2` is 2 (RFC 9110 §8.6).
 fn content_length(headers: &HeaderMap) -> Option<HeaderValue> {
     let is_length = |text: &[u8]| !text.is_empty() && text.iter().all(u8::is_ascii_digit);
     let mut fields = headers.get_all(CONTENT_LENGTH).iter();
@@ -109,19 +109,20 @@ fn content_length(headers: &HeaderMap) -> Option<HeaderValue> {
     HeaderValue::from_bytes(length).ok().filter(|_| agree)
 }
 
-/// Does the caller take trailers (RFC 9110 §10.1.4)?
-pub fn takes_trailers(headers: &HeaderMap) -> bool {
+/// Does the caller accept trailers (RFC 9110 §10.1.4)?
+pub fn accepts_trailers(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(TE).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
     codings.any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
 }
 
-/// gRPC needs HTTP/2 and trailers, and reads the outcome there.
+/// Is this a gRPC message? gRPC needs HTTP/2, and carries its status in trailers.
 pub fn is_grpc(headers: &HeaderMap) -> bool {
     let rest = headers.get(CONTENT_TYPE).and_then(|value| value.as_bytes().strip_prefix(b"application/grpc"));
     rest.is_some_and(|rest| rest.is_empty() || matches!(rest[0], b'+' | b';'))
 }
 
-/// What differs in HTTP/2: the host stands in the target, and `te` is the one field of the connection (RFC 9113 §8.2.2).
+/// Rewrites request fields for HTTP/2 and returns the target: the authority moves into it, and `te: trailers` is the
+/// only connection-specific field allowed (RFC 9113 §8.2.2).
 pub fn for_http2(
     headers: &mut HeaderMap,
     origin: &Origin,
@@ -132,11 +133,11 @@ pub fn for_http2(
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
-    absolute(origin, path)
+    absolute_uri(origin, path)
 }
 
-/// The target as a proxy and HTTP/2 have it, with the host in it.
-pub fn absolute(origin: &Origin, path: PathAndQuery) -> Result<Uri, ProxyError> {
+/// The target in absolute form, for HTTP/2 and for an egress proxy.
+pub fn absolute_uri(origin: &Origin, path: PathAndQuery) -> Result<Uri, ProxyError> {
     let scheme = match origin.scheme {
         Scheme::Http => UriScheme::HTTP,
         Scheme::Https => UriScheme::HTTPS,
@@ -145,7 +146,7 @@ pub fn absolute(origin: &Origin, path: PathAndQuery) -> Result<Uri, ProxyError> 
     uri.map_err(|_| ProxyError::BadRequestTarget("the host is not valid"))
 }
 
-/// A request's fields as HTTP/1.1 has them: a client may have sent its cookies in several (RFC 9113 §8.2.3).
+/// Joins Cookie fields into one, as HTTP/1.1 requires; HTTP/2 allows several (RFC 9113 §8.2.3).
 pub fn join_cookies(headers: &mut HeaderMap) {
     let mut cookies = headers.get_all(COOKIE).iter();
     if cookies.next().is_none() || cookies.next().is_none() {
@@ -157,17 +158,18 @@ pub fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// Trailers without what only a head may say, what only the proxy may say, and the fields that are `reserved` for it.
-pub fn trailers(mut trailers: HeaderMap, reserved: &[HeaderName]) -> HeaderMap {
-    remove_hop_by_hop_and(&mut trailers, |name| name.starts_with(OURS));
+/// Removes from trailers the fields not allowed there, our own fields, and the `reserved` ones.
+pub fn sanitize_trailers(mut trailers: HeaderMap, reserved: &[HeaderName]) -> HeaderMap {
+    remove_hop_by_hop_and(&mut trailers, |name| name.starts_with(OWN_PREFIX));
     for name in NOT_IN_TRAILERS.iter().chain(reserved) {
-        remove_with_twins(&mut trailers, name);
+        remove_all_spellings(&mut trailers, name);
     }
     trailers
 }
 
-/// Counts Max-Forwards down (RFC 9110 §7.6.2). True: this proxy is the last hop, and answers itself.
-pub fn max_forwards_spent(method: &Method, headers: &mut HeaderMap) -> bool {
+/// Decrements Max-Forwards (RFC 9110 §7.6.2). Returns true if it was 0: this proxy is the last hop and must respond
+/// itself.
+pub fn decrement_max_forwards(method: &Method, headers: &mut HeaderMap) -> bool {
     if !matches!(*method, Method::OPTIONS | Method::TRACE) {
         return false;
     }
@@ -178,7 +180,7 @@ pub fn max_forwards_spent(method: &Method, headers: &mut HeaderMap) -> bool {
     left == Some(0)
 }
 
-/// The bytes of a request line and of the whole head, as they were sent or a little less.
+/// Sizes of the request line and of the whole head in bytes; at most the size that was sent.
 pub fn head_bytes(method: &Method, uri: &Uri, headers: &HeaderMap) -> (usize, usize) {
     let scheme = uri.scheme_str().map_or(0, |scheme| scheme.len() + "://".len());
     let authority = uri.authority().map_or(0, |authority| authority.as_str().len());
@@ -187,21 +189,21 @@ pub fn head_bytes(method: &Method, uri: &Uri, headers: &HeaderMap) -> (usize, us
     (line, line + fields_bytes(headers))
 }
 
-/// The same of what follows the first line.
+/// Size of the fields in bytes, with the empty line that ends them.
 pub fn fields_bytes(headers: &HeaderMap) -> usize {
     let field = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + ": \r\n".len();
     headers.iter().map(field).sum::<usize>() + "\r\n".len()
 }
 
-/// Is the body framed in the one way that all readers understand (RFC 9112 §6.1)? The parser takes more than that.
+/// Is Transfer-Encoding absent or exactly `chunked` (RFC 9112 §6.1)? The parser accepts more, which other servers may
+/// read differently.
 pub fn is_framing_plain(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let first = codings.next();
     first.is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked")) && codings.next().is_none()
 }
 
-/// The caller's own name for its request, where there is one that can stand in a log: a single field, 1 to 128 characters
-/// of a strict set.
+/// The caller's X-Request-Id, if it is safe to log: a single field, 1 to 128 characters of a strict set.
 pub fn caller_request_id(headers: &HeaderMap) -> Option<&HeaderValue> {
     let mut ids = headers.get_all(HeaderName::from_static("x-request-id")).iter();
     let id = ids.next().filter(|id| (1..=128).contains(&id.len()))?;
@@ -209,26 +211,26 @@ pub fn caller_request_id(headers: &HeaderMap) -> Option<&HeaderValue> {
     (ids.next().is_none() && id.as_bytes().iter().all(plain)).then_some(id)
 }
 
-/// Has this very proxy seen the message before, in whatever version?
+/// Has the message already passed through this proxy instance, in any HTTP version?
 pub fn is_loop(headers: &HeaderMap, via: &Via) -> bool {
     let own = via.of(Version::HTTP_11).as_bytes();
     let mut hops = headers.get_all(VIA).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
     hops.any(|hop| hop.trim_ascii().get(4..) == own.get(4..))
 }
 
-/// Removes `name` and every spelling of it with underscores, which some servers read as the same field.
-pub fn remove_with_twins(headers: &mut HeaderMap, name: &HeaderName) {
+/// Removes `name` and its spellings with underscores, which some servers read as the same field.
+pub fn remove_all_spellings(headers: &mut HeaderMap, name: &HeaderName) {
     let wanted = canonical_header(name.as_str());
     remove_if(headers, |name| name == wanted);
 }
 
 /// The values of `name` and of those spellings.
-pub fn values_with_twins<'a>(headers: &'a HeaderMap, name: &'a HeaderName) -> impl Iterator<Item = &'a [u8]> {
-    let is_twin = |key: &HeaderName| canonical_header(key.as_str()) == canonical_header(name.as_str());
-    headers.iter().filter(move |(key, _)| is_twin(key)).map(|(_, value)| value.as_bytes())
+pub fn values_of_all_spellings<'a>(headers: &'a HeaderMap, name: &'a HeaderName) -> impl Iterator<Item = &'a [u8]> {
+    let is_spelling = |key: &HeaderName| canonical_header(key.as_str()) == canonical_header(name.as_str());
+    headers.iter().filter(move |(key, _)| is_spelling(key)).map(|(_, value)| value.as_bytes())
 }
 
-/// Removes the fields that end at this hop, and those whose plain name is unwanted.
+/// Removes hop-by-hop fields, and those whose canonical name is unwanted.
 fn remove_hop_by_hop_and(headers: &mut HeaderMap, is_unwanted: impl Fn(&str) -> bool) {
     let listed = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
     let listed = listed.flat_map(|value| value.split(',')).map(|name| name.trim().to_ascii_lowercase());
@@ -236,7 +238,7 @@ fn remove_hop_by_hop_and(headers: &mut HeaderMap, is_unwanted: impl Fn(&str) -> 
     remove_if(headers, |name| is_hop_by_hop(name) || is_unwanted(name) || named.contains(name));
 }
 
-/// Most messages hold one or two such fields: looking at each name once costs less than asking for each that may be there.
+/// Most messages contain one or two such fields: one pass over the names costs less than a lookup of each candidate.
 fn remove_if(headers: &mut HeaderMap, is_unwanted: impl Fn(&str) -> bool) {
     let unwanted = |name: &&HeaderName| is_unwanted(&canonical_header(name.as_str()));
     let unwanted: Vec<HeaderName> = headers.keys().filter(unwanted).cloned().collect();

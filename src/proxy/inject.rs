@@ -1,8 +1,9 @@
-//! Puts the token where the route says, and drops what the caller sent there. Pure.
+//! Injects the token at the route's injection point, and removes the caller's own value there. Pure.
 //!
-//! Holds: this is the only function that writes a token into a request, and it compares the origin that is about to be
-//! dialled with the origins of the token. It runs last, so nothing that the caller sent can remove or double it. A request
-//! never carries the route's bearer token in one of RFC 6750's ways and the caller's in another.
+//! Invariants: `inject` is the only function that writes a token into a request, and it compares the origin that is
+//! about to be dialed with the origins of the token. It runs last, so nothing that the caller sent can remove or
+//! duplicate the token. A request never has the route's bearer token by one method of RFC 6750 and the caller's by
+//! another.
 
 use std::sync::Arc;
 
@@ -16,23 +17,23 @@ use crate::model::origin::Origin;
 use crate::model::query;
 use crate::token::slot::InjectedToken;
 
-/// The tokens of one request, in the order of its route's injection points. `None`: that point stays empty, or keeps the
-/// caller's own value.
+/// The tokens of one request, in the order of its route's injection points. `None`: nothing is injected there, or the
+/// caller's own value is kept.
 pub type Tokens = Vec<Option<Arc<InjectedToken>>>;
 
-/// What the caller's own value at the injection point means for the request.
+/// What to do about the caller's own value at the injection point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Injection {
     /// The token is injected.
     Free,
-    /// The caller's own value stays; the request needs no token.
+    /// The caller's own value is kept; the request needs no token.
     Kept,
     /// The request is refused.
     Refused,
 }
 
-/// Judges what the caller sent at the injection point, or as the other bearer token.
-pub fn look(
+/// Judges the credentials that the caller sent: at the injection point, and by the other bearer method.
+pub fn judge_existing(
     headers: &HeaderMap,
     path: &PathAndQuery,
     (inject, other): (&Inject, Option<OtherBearer>),
@@ -41,28 +42,32 @@ pub fn look(
     if existing == Existing::Overwrite {
         return Injection::Free;
     }
-    let in_place = match inject {
-        Inject::Header { header, .. } => headers::values_with_twins(headers, header).count(),
+    let at_point = match inject {
+        Inject::Header { header, .. } => headers::values_of_all_spellings(headers, header).count(),
         Inject::Query { name } => query::count(path, |own| own == name),
         Inject::Nothing => 0,
     };
-    let beside = match other {
-        Some(OtherBearer::Header) => headers::values_with_twins(headers, &AUTHORIZATION).filter(is_bearer).count(),
+    let by_other_method = match other {
+        Some(OtherBearer::Header) => {
+            headers::values_of_all_spellings(headers, &AUTHORIZATION).filter(is_bearer).count()
+        }
         Some(OtherBearer::Parameter) => query::count(path, |own| own == ACCESS_TOKEN),
         None => 0,
     };
-    match (existing, in_place + beside) {
+    match (existing, at_point + by_other_method) {
         (_, 0) => Injection::Free,
         (Existing::Keep, 1) => Injection::Kept,
         _ => Injection::Refused,
     }
 }
 
-/// Removes the caller's other bearer token, which must not travel beside the route's.
+/// Removes the caller's bearer token sent by the other method, so that the request has only the route's.
 pub fn clear_other(headers: &mut HeaderMap, path: &mut PathAndQuery, other: OtherBearer) {
     match other {
-        OtherBearer::Header if headers::values_with_twins(headers, &AUTHORIZATION).any(|value| is_bearer(&value)) => {
-            headers::remove_with_twins(headers, &AUTHORIZATION);
+        OtherBearer::Header
+            if headers::values_of_all_spellings(headers, &AUTHORIZATION).any(|value| is_bearer(&value)) =>
+        {
+            headers::remove_all_spellings(headers, &AUTHORIZATION);
         }
         OtherBearer::Header => {}
         OtherBearer::Parameter => drop(query::remove(path, |own| own == ACCESS_TOKEN)),
@@ -74,7 +79,7 @@ fn is_bearer(value: &&[u8]) -> bool {
     scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer"))
 }
 
-/// Removes the credentials that the route strips, and returns how many there were.
+/// Removes the credentials that the route strips. Returns their number.
 pub fn strip(headers: &mut HeaderMap, path: &mut PathAndQuery, stripped: &Stripped) -> usize {
     let unwanted: Vec<_> = headers.keys().filter(|name| stripped.has_header(name)).cloned().collect();
     let mut removed = query::remove(path, |name| stripped.has_parameter(name));
@@ -85,16 +90,16 @@ pub fn strip(headers: &mut HeaderMap, path: &mut PathAndQuery, stripped: &Stripp
     removed
 }
 
-/// Why there is no token in the request.
+/// Why the token was not injected.
 #[derive(Debug, PartialEq, Eq)]
 pub enum NotInjected {
-    /// It was not granted for this origin.
+    /// The token was not granted for this origin.
     WrongOrigin,
-    /// With it the target is longer than one can be.
+    /// With the token in its query the request target exceeds the maximum length.
     TooLong,
 }
 
-/// Writes the token into a request for `origin`: afterwards it stands there exactly once.
+/// Writes the token into a request for `origin`, which then has it exactly once.
 pub fn inject(
     headers: &mut HeaderMap,
     path: &mut PathAndQuery,
@@ -105,7 +110,7 @@ pub fn inject(
     match inject {
         Inject::Header { header, scheme } => {
             let value = token.header_for(origin, scheme).ok_or(NotInjected::WrongOrigin)?;
-            headers::remove_with_twins(headers, header);
+            headers::remove_all_spellings(headers, header);
             headers.insert(header, value);
         }
         Inject::Query { name } => {
@@ -118,10 +123,10 @@ pub fn inject(
     Ok(())
 }
 
-/// Removes what the caller sent in the token's place: a request that is forwarded without a token carries none.
+/// Removes the caller's own value at the injection point: a request forwarded without a token has no credential there.
 pub fn clear(headers: &mut HeaderMap, path: &mut PathAndQuery, inject: &Inject) {
     match inject {
-        Inject::Header { header, .. } => headers::remove_with_twins(headers, header),
+        Inject::Header { header, .. } => headers::remove_all_spellings(headers, header),
         Inject::Query { name } => drop(query::remove(path, |own| own == name)),
         Inject::Nothing => {}
     }
@@ -157,8 +162,8 @@ mod tests {
         Origin::new(scheme, Authority::parse(authority).unwrap())
     }
 
-    /// A token that was granted for `https://api.test`.
-    fn token_of_api() -> InjectedToken {
+    /// A token granted for `https://api.test`.
+    fn api_token() -> InjectedToken {
         let pattern = HostPattern::Exact(Host::parse("api.test").unwrap());
         let route = Route {
             inject: header("authorization"),
@@ -173,8 +178,8 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_written_only_into_a_request_for_an_origin_that_it_was_granted_for() {
-        let token = token_of_api();
+    fn a_token_is_injected_only_for_an_origin_that_it_was_granted_for() {
+        let token = api_token();
         let query = Inject::Query { name: "key".to_owned() };
         let bearer = Inject::Header { header: AUTHORIZATION, scheme: "Bearer".to_owned() };
         let elsewhere = [
@@ -183,26 +188,26 @@ mod tests {
             origin(Scheme::Https, "api.test:8443"),
             origin(Scheme::Http, "api.test:443"),
         ];
-        for place in [&bearer, &header("x-api-key"), &query] {
+        for point in [&bearer, &header("x-api-key"), &query] {
             for origin in &elsewhere {
                 let (mut headers, mut target) = (map(&[("authorization", "mine")]), path("/x?key=mine"));
-                let injected = inject(&mut headers, &mut target, origin, place, &token);
-                assert_eq!(injected, Err(NotInjected::WrongOrigin), "{place:?} {origin:?}");
+                let injected = inject(&mut headers, &mut target, origin, point, &token);
+                assert_eq!(injected, Err(NotInjected::WrongOrigin), "{point:?} {origin:?}");
                 let untouched = (map(&[("authorization", "mine")]), path("/x?key=mine"));
-                assert_eq!((headers, target), untouched, "{place:?} {origin:?}");
+                assert_eq!((headers, target), untouched, "{point:?} {origin:?}");
             }
         }
     }
 
     #[test]
-    fn a_token_replaces_what_the_caller_sent_in_its_place_and_in_every_spelling_of_that() {
+    fn a_token_replaces_the_callers_own_value_in_all_its_spellings() {
         #[track_caller]
-        fn check(place: &Inject, expected: (&[(&str, &str)], &str)) {
+        fn check(point: &Inject, expected: (&[(&str, &str)], &str)) {
             let fields = [("authorization", "a"), ("authorization", "b"), ("x-api-key", "c"), ("x_api_key", "d")];
             let (mut headers, mut target) = (map(&fields), path("/x?a=%20&k%65y=1&key=2"));
             let api = origin(Scheme::Https, "api.test");
-            assert_eq!(inject(&mut headers, &mut target, &api, place, &token_of_api()), Ok(()), "{place:?}");
-            assert_eq!((headers, target), (map(expected.0), path(expected.1)), "{place:?}");
+            assert_eq!(inject(&mut headers, &mut target, &api, point, &api_token()), Ok(()), "{point:?}");
+            assert_eq!((headers, target), (map(expected.0), path(expected.1)), "{point:?}");
         }
         let sent = "/x?a=%20&k%65y=1&key=2";
         let bearer = Inject::Header { header: AUTHORIZATION, scheme: "Bearer".to_owned() };
@@ -216,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_caller_sent_decides_as_the_route_says() {
+    fn the_route_decides_what_happens_to_the_callers_own_value() {
         const BEARER: (&str, &str) = ("authorization", "bearer mine");
         #[track_caller]
         fn check(
@@ -225,8 +230,8 @@ mod tests {
             sent: &str,
             (keep, refuse): (Injection, Injection),
         ) {
-            let look = |existing| look(&map(fields), &path(sent), at, existing);
-            let found = (look(Existing::Overwrite), look(Existing::Keep), look(Existing::Refuse));
+            let judge = |existing| judge_existing(&map(fields), &path(sent), at, existing);
+            let found = (judge(Existing::Overwrite), judge(Existing::Keep), judge(Existing::Refuse));
             assert_eq!(found, (Injection::Free, keep, refuse), "{at:?} {fields:?} {sent}");
         }
         let (none, one, two) = (
@@ -253,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn the_other_bearer_token_is_removed_and_other_credentials_stay() {
+    fn only_bearer_tokens_of_the_other_method_are_removed() {
         let fields = [("authorization", "Basic eDp5"), ("authorization", "BEARER a"), ("x-api-key", "k")];
         let (mut headers, mut target) = (map(&fields), path("/x?access_token=a&b=%20&access_token="));
         clear_other(&mut headers, &mut target, OtherBearer::Parameter);

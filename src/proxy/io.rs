@@ -1,9 +1,10 @@
-//! A caller's connection as a stream: the socket, what is watched on it, what is written to it beside hyper.
+//! A downstream connection as a byte stream: its socket, the activity tracked on it, and what is written to it besides
+//! hyper.
 //!
 //! Not here: HTTP (`downstream`).
 
+mod disconnect;
 mod frames;
-mod gone;
 mod head_budget;
 mod interim;
 mod presence;
@@ -12,11 +13,11 @@ mod stream;
 mod watch;
 mod watched;
 
-pub use gone::caller_gone;
+pub use disconnect::caller_disconnected;
 pub use head_budget::HeadBudget;
-pub use interim::Heads;
+pub use interim::InterimHeads;
 pub use presence::Presence;
 pub use socket::Socket;
 pub use stream::Stream;
-pub use watch::{Activity, Overdue, Serving, Upload, Watch};
+pub use watch::{Activity, Serving, TimeoutKind, Upload, Watch};
 pub use watched::Watched;

@@ -1,4 +1,4 @@
-//! The peer at the other end of a caller's connection: where it comes from, and which tunnel it is inside.
+//! The downstream peer of a connection: how it arrived, and the tunnel it is inside.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -7,57 +7,57 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Notify;
 
 use super::arrival::Arrival;
-use super::caller::Proven;
+use super::caller::AuthenticatedCaller;
+use super::connection_limit::ConnectionPermit;
 use super::io::Activity;
-use super::seats::Seat;
 use crate::model::origin::{Host, Scheme};
 
 /// The peer of one connection, or of one tunnel inside it.
 pub struct Peer {
     pub arrival: Rc<Arrival>,
     pub activity: Activity,
-    pub tunnel: Option<Tunnelled>,
-    /// Held by the connection and by the tunnel that it may become.
-    pub occupancy: Rc<Occupancy>,
+    pub tunnel: Option<TunnelContext>,
+    /// Shared by the connection and the tunnel that it may become.
+    pub guard: Rc<ConnectionGuard>,
 }
 
-/// Counts a connection as open for its worker, and keeps its seat.
-pub struct Occupancy {
+/// Keeps a connection counted: as open on its worker, and against the connection limit.
+pub struct ConnectionGuard {
     open: Arc<AtomicUsize>,
-    pub seat: Seat,
+    pub permit: ConnectionPermit,
 }
 
-impl Occupancy {
-    pub fn new(open: Arc<AtomicUsize>, seat: Seat) -> Occupancy {
-        Occupancy { open, seat }
+impl ConnectionGuard {
+    pub fn new(open: Arc<AtomicUsize>, permit: ConnectionPermit) -> ConnectionGuard {
+        ConnectionGuard { open, permit }
     }
 }
 
-impl Drop for Occupancy {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// What a CONNECT fixed for everything inside its tunnel.
-pub struct Tunnelled {
-    /// Of what is inside: https where TLS was opened.
+/// What CONNECT fixed for every request inside its tunnel.
+pub struct TunnelContext {
+    /// Scheme of the requests inside: https where TLS was intercepted.
     pub scheme: Scheme,
     pub host: Host,
     pub port: u16,
     /// `None`: no callers were configured.
-    pub caller: Option<Proven>,
-    /// TLS inside was asked for under another name, so nothing in it is for this host.
-    pub misnamed: bool,
-    /// Told when its caller is gone.
-    pub over: Notify,
+    pub caller: Option<AuthenticatedCaller>,
+    /// The SNI inside differs from the CONNECT host, so every request inside is refused.
+    pub sni_mismatch: bool,
+    /// Notified when the configuration no longer has the caller that opened the tunnel.
+    pub caller_removed: Notify,
 }
 
 impl Peer {
-    /// Returns once nothing more will be served in its tunnel, because who opened it is gone.
-    pub async fn over(&self) {
+    /// Returns once the tunnel must close because the configuration no longer has the caller that opened it.
+    pub async fn tunnel_caller_removed(&self) {
         match &self.tunnel {
-            Some(tunnel) => tunnel.over.notified().await,
+            Some(tunnel) => tunnel.caller_removed.notified().await,
             None => std::future::pending().await,
         }
     }

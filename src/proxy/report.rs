@@ -1,8 +1,8 @@
-//! What is remembered of one request, and told when its answer ends: metrics, spans, a line in the log, a record in the
-//! audit.
+//! Collects what is known of one request and, when its response ends, reports it: metrics, spans, log line, audit
+//! record.
 //!
-//! Holds: labels are names from the configuration; a query string is never told; where the log is the audit, a request
-//! has one line in it, and a denial has that line whatever `log` says.
+//! Invariants: labels are names from the configuration; a query string is never reported; with `audit: {to: log}` a
+//! request has one log line, and a denial is logged whatever `log` is set to.
 //! Metrics: `keybearer_requests_total`, `keybearer_requests_in_flight`, `keybearer_request_duration_seconds`,
 //! `keybearer_request_overhead_seconds`, `keybearer_errors_total`.
 
@@ -20,9 +20,9 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 use tracing::Level;
 
-use super::arrival::From;
-use super::body::{Companion, Ending, ResponseBody, UpstreamBody};
-use super::error::{About, Fault, grpc};
+use super::arrival::PeerAddress;
+use super::body::{EndObserver, Ending, ResponseBody, UpstreamBody};
+use super::error::{ErrorContext, Fault, grpc};
 use super::headers;
 use super::io::Serving;
 use super::peer::Peer;
@@ -37,34 +37,35 @@ use crate::telemetry::Clean;
 use crate::telemetry::audit::{self, Kind};
 use spans::{Spans, Summary};
 
+/// What is known of one request.
 pub struct Report {
     worker: Rc<Worker>,
     serving: Serving,
     started: Instant,
-    /// Spent waiting for a token or for the upstream.
+    /// Time spent waiting for a token or for the upstream.
     waited: Duration,
-    /// Names the request in the answer, in the log and in the audit.
+    /// Our request ID, in the response, the log and the audit.
     id: u64,
-    /// The caller's own name for it, if it fits a log; never trusted as ours.
+    /// The caller's X-Request-Id, if it is safe to log; never used as our own ID.
     caller_request_id: Option<HeaderValue>,
-    from: From,
+    from: PeerAddress,
     method: Method,
     uri: Uri,
     destination: Option<Origin>,
-    /// The definition of the route's.
+    /// The connection of the route, by profile.
     connection: Option<Arc<Connection>>,
     caller: Option<Name>,
     subject: Option<Subject>,
     pub spans: Spans,
     injected: bool,
     grpc: bool,
-    /// What became of the request is recorded.
-    told: bool,
+    /// Was the outcome reported?
+    is_finished: bool,
 }
 
 impl Report {
     pub fn begin(worker: &Rc<Worker>, peer: &Peer, request: &Request<Incoming>) -> Report {
-        worker.shared.metrics.in_flight.inc();
+        worker.state.metrics.in_flight.inc();
         Report {
             worker: worker.clone(),
             serving: peer.activity.begin_request(request.version()),
@@ -81,37 +82,37 @@ impl Report {
             subject: None,
             spans: Spans::begin(worker, request),
             injected: false,
-            grpc: headers::is_grpc(request.headers()) && !upgrade::opens_a_tunnel(request),
-            told: false,
+            grpc: headers::is_grpc(request.headers()) && !upgrade::opens_tunnel(request),
+            is_finished: false,
         }
     }
 
-    pub fn caller(&mut self, caller: Option<&Name>) {
+    pub fn set_caller(&mut self, caller: Option<&Name>) {
         self.caller = caller.cloned();
     }
 
-    pub fn subject(&mut self, subject: &Subject) {
+    pub fn set_subject(&mut self, subject: &Subject) {
         self.subject = Some(subject.clone());
     }
 
-    pub fn connection(&mut self, connection: &Arc<Connection>) {
+    pub fn set_connection(&mut self, connection: &Arc<Connection>) {
         self.connection = Some(connection.clone());
     }
 
-    pub fn destination(&mut self, origin: Option<&Origin>) {
+    pub fn set_destination(&mut self, origin: Option<&Origin>) {
         self.destination = origin.cloned();
     }
 
-    /// The request is for a mount, which names no host, whatever authority it has.
-    pub fn mount(&mut self, path: &PathAndQuery) {
+    /// Marks the request as one for a mount, so that its authority is not reported as its host.
+    pub fn set_mount(&mut self, path: &PathAndQuery) {
         self.uri = Uri::from(path.clone());
     }
 
-    pub fn injected(&mut self, injected: bool) {
+    pub fn set_injected(&mut self, injected: bool) {
         self.injected = injected;
     }
 
-    pub fn waited(&mut self, span: Duration) {
+    pub fn add_wait(&mut self, span: Duration) {
         self.waited += span;
     }
 
@@ -124,48 +125,48 @@ impl Report {
         format!("{:016x}", self.id)
     }
 
-    /// Where the request went, or was to go; a mount names no host.
+    /// The host that the request was sent to, or was meant for; `None` for a mount.
     fn host(&self) -> Option<String> {
-        let asked = || self.uri.authority()?.as_str().rsplit('@').next().map(str::to_owned);
-        self.destination.as_ref().map(Origin::authority).or_else(asked)
+        let requested = || self.uri.authority()?.as_str().rsplit('@').next().map(str::to_owned);
+        self.destination.as_ref().map(Origin::authority).or_else(requested)
     }
 
-    pub fn upstream_answer(
+    pub fn upstream_response(
         self,
         response: Response<UpstreamBody>,
         checkout: Checkout,
         idle: Duration,
     ) -> Response<ResponseBody<ResponseReport>> {
         let overhead = self.started.elapsed().saturating_sub(self.waited);
-        self.worker.shared.metrics.overhead.observe(overhead.as_secs_f64());
+        self.worker.state.metrics.overhead.observe(overhead.as_secs_f64());
         let (mut head, incoming) = response.into_parts();
-        headers::response(&mut head.headers, self.worker.shared.via.of(head.version));
+        headers::rewrite_response(&mut head.headers, self.worker.state.via.of(head.version));
         head.version = Version::HTTP_11;
-        let answer = ResponseReport { checkout: Some(checkout), ..ResponseReport::upstreams(self, head.status) };
-        Response::from_parts(head, ResponseBody::upstream(incoming, idle, answer))
+        let report = ResponseReport { checkout: Some(checkout), ..ResponseReport::upstream(self, head.status) };
+        Response::from_parts(head, ResponseBody::upstream(incoming, idle, report))
     }
 
-    /// Ends the spans; only the first call counts. Without a status: there was no answer.
-    fn traced(&mut self, status: Option<StatusCode>, code: Option<&'static str>) {
+    /// Ends the spans; only the first call has an effect. `status` is `None` if there was no response.
+    fn end_spans(&mut self, status: Option<StatusCode>, code: Option<&'static str>) {
         let (path, origin) = (self.uri.path(), self.destination.as_ref());
         let (connection, caller) = (self.connection.as_deref(), self.caller.as_ref());
         self.spans.end(&Summary { path, origin, connection, caller, status, code });
     }
 
-    /// The upstream's 101: what it says of the new protocol is passed on.
-    pub fn switched(self, response: Response<()>) -> Response<ResponseBody<ResponseReport>> {
+    /// The upstream's 101, with its fields for the new protocol.
+    pub fn upgraded(self, response: Response<()>) -> Response<ResponseBody<ResponseReport>> {
         let (mut head, ()) = response.into_parts();
-        headers::response(&mut head.headers, self.worker.shared.via.of(head.version));
-        upgrade::ask(&mut head.headers);
-        let answer = ResponseReport::upstreams(self, head.status);
-        Response::from_parts(head, ResponseBody::own(Bytes::new(), answer))
+        headers::rewrite_response(&mut head.headers, self.worker.state.via.of(head.version));
+        upgrade::set_upgrade_fields(&mut head.headers);
+        let report = ResponseReport::upstream(self, head.status);
+        Response::from_parts(head, ResponseBody::own(Bytes::new(), report))
     }
 
-    /// An answer without a body that is neither an upstream's nor an error.
-    pub fn own_answer(self, status: StatusCode) -> Response<ResponseBody<ResponseReport>> {
-        let via = self.worker.shared.via.of(Version::HTTP_11).clone();
-        let answer = ResponseReport::own(self, status);
-        let mut response = Response::new(ResponseBody::own(Bytes::new(), answer));
+    /// A response of the proxy itself without a body that is not an error.
+    pub fn own_response(self, status: StatusCode) -> Response<ResponseBody<ResponseReport>> {
+        let via = self.worker.state.via.of(Version::HTTP_11).clone();
+        let report = ResponseReport::own(self, status);
+        let mut response = Response::new(ResponseBody::own(Bytes::new(), report));
         *response.status_mut() = status;
         response.headers_mut().insert(http::header::VIA, via);
         response
@@ -174,8 +175,8 @@ impl Report {
     pub fn error(self, fault: Fault) -> Response<ResponseBody<ResponseReport>> {
         let code = fault.error.code();
         let (connection, profile) = self.names();
-        self.worker.shared.metrics.errors.with_label_values(&[connection.unwrap_or(""), code]).inc();
-        let about = About { connection, profile, request_id: &self.id() };
+        self.worker.state.metrics.errors.with_label_values(&[connection.unwrap_or(""), code]).inc();
+        let about = ErrorContext { connection, profile, request_id: &self.id() };
         let mut response = fault.error.response(about);
         let status = response.status();
         if self.grpc {
@@ -188,47 +189,47 @@ impl Report {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         let refusal = Refusal { code, denial: fault.error.is_denial(), cause: fault.cause };
-        let answer = ResponseReport::new(self, Outcome { status, refusal: Some(refusal), from_upstream: false });
-        response.map(|text| ResponseBody::own(text, answer))
+        let report = ResponseReport::new(self, Outcome { status, refusal: Some(refusal), from_upstream: false });
+        response.map(|text| ResponseBody::own(text, report))
     }
 
     fn finish(&mut self, outcome: &Outcome, ending: Ending) {
-        self.told = true;
-        self.traced(Some(outcome.status), outcome.refusal.as_ref().map(|refusal| refusal.code));
+        self.is_finished = true;
+        self.end_spans(Some(outcome.status), outcome.refusal.as_ref().map(|refusal| refusal.code));
         let took = self.started.elapsed();
         let counters = self.worker.counters(self.connection.as_deref(), self.caller.as_ref());
         counters.requests.count(outcome.from_upstream, outcome.status);
         counters.duration.observe(took.as_secs_f64());
-        self.tell(outcome, ending, took);
+        self.log_and_audit(outcome, ending, took);
     }
 }
 
-/// The response to HEAD: the length is the one of the content that GET would get (RFC 9110 §9.3.2).
+/// The response to HEAD: no content, but the Content-Length of the response to GET (RFC 9110 §9.3.2).
 fn without_content(response: Response<Bytes>) -> Response<Bytes> {
     let (mut head, content) = response.into_parts();
     head.headers.insert(CONTENT_LENGTH, HeaderValue::from(content.len()));
     Response::from_parts(head, Bytes::new())
 }
 
-/// The status that is recorded, and never sent, of a request whose caller went away before its response began.
+/// The status recorded, never sent, for a request whose caller disconnected before its response began.
 const CALLER_GONE: u16 = 499;
 
-/// An error that the proxy itself answered.
+/// An error response of the proxy itself.
 struct Refusal {
     code: &'static str,
     denial: bool,
     cause: Option<String>,
 }
 
-/// What became of a request.
+/// The outcome of a request.
 struct Outcome {
     status: StatusCode,
     refusal: Option<Refusal>,
-    /// Not the proxy's own.
+    /// Is the response the upstream's, as opposed to the proxy's own?
     from_upstream: bool,
 }
 
-/// Goes along with the answer's body.
+/// Observes the response body, and finishes the report at its end.
 pub struct ResponseReport {
     report: Report,
     outcome: Outcome,
@@ -245,13 +246,13 @@ impl ResponseReport {
         ResponseReport::new(report, Outcome { status, refusal: None, from_upstream: false })
     }
 
-    fn upstreams(report: Report, status: StatusCode) -> ResponseReport {
+    fn upstream(report: Report, status: StatusCode) -> ResponseReport {
         ResponseReport::new(report, Outcome { status, refusal: None, from_upstream: true })
     }
 }
 
-impl Companion for ResponseReport {
-    fn end(mut self, ending: Ending) {
+impl EndObserver for ResponseReport {
+    fn on_end(mut self, ending: Ending) {
         if let Some(checkout) = self.checkout.take().filter(|_| ending == Ending::Complete) {
             checkout.give_back();
         }
@@ -259,8 +260,8 @@ impl Companion for ResponseReport {
     }
 }
 
-/// One line of the log. A macro: the name of an event's target is a constant.
-macro_rules! line {
+/// Writes one log line. A macro, because the target of a tracing event must be a constant.
+macro_rules! log_line {
     ($report:ident, $outcome:ident, $target:expr, $level:expr, $audit:ident, $complete:ident, $took:ident, $message:literal) => {{
         let report = $report;
         let refusal = $outcome.refusal.as_ref();
@@ -279,9 +280,9 @@ macro_rules! line {
 }
 
 impl Report {
-    fn tell(&self, outcome: &Outcome, ending: Ending, took: Duration) {
+    fn log_and_audit(&self, outcome: &Outcome, ending: Ending, took: Duration) {
         let complete = ending == Ending::Complete;
-        let audit = self.worker.shared.audit.now();
+        let audit = self.worker.state.audit.now();
         let kind = match &outcome.refusal {
             Some(refusal) if refusal.denial => Some(Kind::Denial),
             _ => self.connection.is_some().then_some(Kind::Use),
@@ -289,20 +290,20 @@ impl Report {
         if let Some(kind) = kind {
             self.record(&audit, kind, outcome, complete);
         }
-        let word = kind.and_then(|kind| audit.in_log(kind));
+        let audited = kind.and_then(|kind| audit.in_log(kind));
         let requests = self.worker.snapshot().log_requests;
         match (&outcome.refusal, requests) {
-            (Some(refusal), _) if refusal.denial && word.is_some() => {
-                line!(self, outcome, audit::TARGET, Level::WARN, word, complete, took, "request refused");
+            (Some(refusal), _) if refusal.denial && audited.is_some() => {
+                log_line!(self, outcome, audit::TARGET, Level::WARN, audited, complete, took, "request refused");
             }
             (Some(_), LogRequests::Errors | LogRequests::All) => {
-                line!(self, outcome, module_path!(), Level::WARN, word, complete, took, "request refused");
+                log_line!(self, outcome, module_path!(), Level::WARN, audited, complete, took, "request refused");
             }
             (None, LogRequests::Errors | LogRequests::All) if ending == Ending::CutOff => {
-                line!(self, outcome, module_path!(), Level::WARN, word, complete, took, "response incomplete");
+                log_line!(self, outcome, module_path!(), Level::WARN, audited, complete, took, "response incomplete");
             }
             (None, LogRequests::All) => {
-                line!(self, outcome, module_path!(), Level::INFO, word, complete, took, "request");
+                log_line!(self, outcome, module_path!(), Level::INFO, audited, complete, took, "request");
             }
             _ => {}
         }
@@ -325,7 +326,7 @@ impl Report {
                 complete: used.then_some(complete),
                 ..audit::Request::new(self.from, self.method.as_str(), self.uri.path(), outcome.status.as_u16())
             };
-            let at = self.worker.shared.clock.now().wall;
+            let at = self.worker.state.clock.now().wall;
             (at, record.line(at, kind))
         });
     }
@@ -333,12 +334,12 @@ impl Report {
 
 impl Drop for Report {
     fn drop(&mut self) {
-        if !self.told
+        if !self.is_finished
             && let Ok(status) = StatusCode::from_u16(CALLER_GONE)
         {
-            self.traced(None, None);
+            self.end_spans(None, None);
             self.finish(&Outcome { status, refusal: None, from_upstream: false }, Ending::Abandoned);
         }
-        self.worker.shared.metrics.in_flight.dec();
+        self.worker.state.metrics.in_flight.dec();
     }
 }

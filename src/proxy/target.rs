@@ -1,7 +1,7 @@
-//! The request target (RFC 9112 §3.2) as one parsed value. Pure.
+//! Parses the request target (RFC 9112 §3.2). Pure.
 //!
-//! Holds: whatever is not exactly an absolute, authority or origin form with one valid Host is refused; no other header
-//! is read; the destination of an absolute form is the target's, whatever Host says (RFC 9112 §3.2.2).
+//! Invariants: a target that is not exactly absolute, authority or origin form, with one valid Host, is refused; no
+//! other header is read; the destination of an absolute form is the target's, and Host is ignored (RFC 9112 §3.2.2).
 
 use http::header::HOST;
 use http::request::Parts;
@@ -10,22 +10,22 @@ use http::{HeaderMap, Method, Uri, Version};
 
 use crate::model::origin::{Authority, Host, Origin, Scheme};
 
-/// What a request asks for.
+/// A parsed request target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     /// `GET http://host/path`: forward mode.
     Absolute(Origin, PathAndQuery),
-    /// `GET /path`: a mount, or a request inside a tunnel; with the authority that Host names.
+    /// `GET /path`: a mount, or a request inside a tunnel; with the authority from Host.
     Origin(Option<Authority>, PathAndQuery),
     /// `CONNECT host:port`
     Connect(Host, u16),
 }
 
-/// Why a target is refused, in words for the caller.
+/// Why a target is refused; shown to the caller.
 pub type BadTarget = &'static str;
 
-/// Of `*` to the proxy itself.
-pub const SERVER_WIDE: BadTarget = "`*` is about the proxy itself, which answers no such request";
+/// For a `*` that addresses the proxy itself.
+pub const SERVER_WIDE: BadTarget = "`*` addresses the proxy itself, which does not serve such requests";
 
 pub fn parse(head: &Parts) -> Result<Target, BadTarget> {
     let host = host_field(&head.headers, head.version)?;
@@ -41,7 +41,7 @@ pub fn parse(head: &Parts) -> Result<Target, BadTarget> {
                 _ => return Err("only http and https URLs are proxied"),
             };
             if !path.as_str().starts_with('/') && head.method != Method::OPTIONS {
-                return Err("`*` goes with OPTIONS alone");
+                return Err("`*` is valid only with OPTIONS");
             }
             Ok(Target::Absolute(Origin::new(scheme, parse_authority(authority.as_str())?), path))
         }
@@ -51,15 +51,17 @@ pub fn parse(head: &Parts) -> Result<Target, BadTarget> {
     }
 }
 
-/// `OPTIONS http://host`, about the server as a whole: the last proxy on the way sends it as `OPTIONS *` (RFC 9112 §3.2.4).
+/// Is this `OPTIONS http://host`, which addresses the server as a whole? The last proxy sends it as `OPTIONS *` (RFC
+/// 9112 §3.2.4).
 pub fn is_server_wide(head: &Parts) -> bool {
-    // The parser makes an empty path a `/` of its own. One that was sent follows the authority in the same buffer.
+    // The parser represents an empty path by a static `/`. A path that was sent follows the authority in the same
+    // buffer.
     let sent =
         |authority: &uri::Authority| authority.as_str().as_bytes().as_ptr_range().end == head.uri.path().as_ptr();
     head.method == Method::OPTIONS && head.uri.query().is_none() && head.uri.authority().is_some_and(|it| !sent(it))
 }
 
-/// The Host field: exactly one in HTTP/1.1, at most one before (RFC 9112 §3.2).
+/// The Host field: exactly one in HTTP/1.1, at most one in HTTP/1.0 (RFC 9112 §3.2).
 fn host_field(headers: &HeaderMap, version: Version) -> Result<Option<Authority>, BadTarget> {
     let mut fields = headers.get_all(HOST).iter();
     let Some(field) = fields.next() else {
@@ -69,15 +71,15 @@ fn host_field(headers: &HeaderMap, version: Version) -> Result<Option<Authority>
         return Err("there is more than one Host header");
     }
     let text = field.to_str().map_err(|_| "the Host header is not ASCII")?;
-    // An empty Host is right for a target without authority (RFC 9110 §7.2).
+    // An empty Host is valid for a target without authority (RFC 9110 §7.2).
     if text.is_empty() { Ok(None) } else { parse_authority(text).map(Some) }
 }
 
 fn connect(uri: &Uri) -> Result<Target, BadTarget> {
     if uri.scheme().is_some() || uri.path_and_query().is_some() {
-        return Err("CONNECT takes host:port and nothing else");
+        return Err("the target of CONNECT must be host:port and nothing else");
     }
-    let authority = uri.authority().ok_or("CONNECT takes host:port")?;
+    let authority = uri.authority().ok_or("the target of CONNECT must be host:port")?;
     let authority = parse_authority(authority.as_str())?;
     Ok(Target::Connect(authority.host, authority.port.ok_or("CONNECT needs a port")?))
 }
@@ -89,11 +91,12 @@ fn parse_authority(text: &str) -> Result<Authority, BadTarget> {
     Authority::parse(text).map_err(|_| "the host or port of the URL or of the Host header is not valid")
 }
 
-/// The path as it is matched and as it is sent on: visible ASCII only, and `/` before a query without a path (RFC 9110 §4.2.1).
+/// The path as it is matched and forwarded: visible ASCII only, with `/` before a query without a path (RFC 9110
+/// §4.2.1).
 fn path_of(uri: &Uri) -> Result<PathAndQuery, BadTarget> {
     let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     if !path.as_str().bytes().all(|b| b.is_ascii_graphic()) {
-        return Err("the path holds characters that must be percent-encoded");
+        return Err("the path contains characters that must be percent-encoded");
     }
     if path.as_str().starts_with('?') {
         return PathAndQuery::try_from(["/", path.as_str()].concat()).map_err(|_| "the query is too long");
@@ -137,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_could_name_two_places_is_refused() {
+    fn ambiguous_targets_are_refused() {
         let bad = [
             "http://good.test@evil.test/",
             "http://evil.test@good.test/",
@@ -164,13 +167,13 @@ mod tests {
         for uri in bad.iter().filter(|uri| **uri != "//evil.test/") {
             check(uri, "good.test", None);
         }
-        // In origin form this is a path that begins with an empty segment: no mount has such a name.
+        // In origin form this path starts with an empty segment, which no mount has.
         check("//evil.test/", "good.test", Some("mount //evil.test/"));
         check("/päth", "good.test", None);
     }
 
     #[test]
-    fn there_is_exactly_one_valid_host() {
+    fn exactly_one_valid_host_is_required() {
         for hosts in
             [&[][..], &["a.test", "a.test"], &["a b"], &["u@a.test"], &["a/b"], &["a.test,b.test"], &["a.test:x"]]
         {
@@ -182,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn options_without_a_path_are_about_the_server() {
+    fn options_without_a_path_addresses_the_server() {
         #[track_caller]
         fn check(method: Method, target: &'static str, expected: bool) {
             // As hyper parses it: one buffer.
@@ -201,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn connect_takes_host_and_port_alone() {
+    fn connect_accepts_only_host_and_port() {
         let connect = |uri| parts(Method::CONNECT, uri, &["x"], Version::HTTP_11).and_then(|head| parse(&head).ok());
         assert_eq!(connect("a.test:80"), Some(Target::Connect(Host::parse("a.test").unwrap(), 80)));
         for bad in ["a.test", "a.test:0", "a.test:65536", "a.test:http", "http://a.test:80/", "u@a.test:80", "/x"] {

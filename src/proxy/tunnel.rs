@@ -1,11 +1,13 @@
-//! CONNECT: the authority is fixed for the life of the tunnel, and what is inside is looked at.
+//! CONNECT: fixes the authority for the life of the tunnel, and detects the protocol inside.
 //!
-//! Plain HTTP inside is served like any other request (Node's fetch does this for http:// URLs). TLS is opened where a CA
-//! and the place's route say so (`intercept`), and its inside is served; else it is relayed untouched, and so is whatever
-//! else goes to a place that no route names. Holds: no byte inside a tunnel reaches another authority; a relay begins on a
-//! connection that stood before CONNECT was answered; a tunnel has a place below `limits.tunnels`, of which one
-//! caller leaves some to others. A refused CONNECT ends its
-//! connection (over HTTP/2 its stream), and nothing that was sent after it is read as a request (RFC 9931 §5).
+//! Cleartext HTTP inside is served like any other request (Node's fetch tunnels http:// URLs). TLS is intercepted where
+//! a CA is configured and the route asks for it (`intercept`), and the requests inside are served. Other TLS is relayed
+//! untouched, and so is any protocol to an authority that no route names.
+//!
+//! Invariants: no byte inside a tunnel reaches another authority; the upstream connection of a relay is established
+//! before CONNECT gets its 200; a tunnel holds a permit under `limits.tunnels`, which one caller cannot exhaust. A
+//! refused CONNECT closes its connection (over HTTP/2 its stream), and no byte sent after it is parsed as a request
+//! (RFC 9931 §5).
 
 mod intercept;
 mod relay;
@@ -25,11 +27,11 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use super::body::ResponseBody;
-use super::caller::Proven;
+use super::caller::AuthenticatedCaller;
 use super::downstream;
 use super::error::{Fault, ProxyError};
 use super::io::{Activity, Stream, Watched};
-use super::peer::{Peer, Tunnelled};
+use super::peer::{Peer, TunnelContext};
 use super::report::{Report, ResponseReport};
 use super::target::{self, Target};
 use super::upstream::Dialed;
@@ -42,14 +44,15 @@ use crate::router::CallerId;
 use crate::snapshot::Snapshot;
 use crate::tasks::{Phase, PhaseWatch};
 use crate::tls::authority::Authority;
-pub use relay::{Silence, relay};
+pub use relay::{IdleTimeouts, relay};
 
 /// The first byte of a TLS record that holds a ClientHello (RFC 8446 §5.1).
 const TLS_HANDSHAKE: u8 = 0x16;
-/// What is discarded of that which was sent early into a tunnel that is refused.
+/// Bytes read and discarded that a caller sent into a tunnel before its refusal.
 const EARLY_BYTES_MAX: usize = 256 * 1024;
-/// For how long nothing may move in a relayed tunnel once a drain has begun: it may be a kept connection, or an exchange.
-const DRAIN_SILENCE_MAX: Duration = Duration::from_secs(2);
+/// Idle timeout of a relayed tunnel during a drain, when an idle keep-alive connection cannot be told from an exchange
+/// in progress.
+const DRAIN_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Opens a tunnel for a CONNECT, or refuses it.
 pub async fn open(
@@ -57,7 +60,7 @@ pub async fn open(
     peer: Rc<Peer>,
     mut request: Request<Incoming>,
 ) -> Response<ResponseBody<ResponseReport>> {
-    let (tasks, upgrade) = (worker.shared.tasks.clone(), hyper::upgrade::on(&mut request));
+    let (tasks, upgrade) = (worker.state.tasks.clone(), hyper::upgrade::on(&mut request));
     if peer.tunnel.is_some() {
         tasks.spawn_local(close_refused(upgrade, peer.clone()));
         return exchange::serve(worker, peer, request).await;
@@ -69,45 +72,45 @@ pub async fn open(
             report.error(fault)
         }
         Ok(admitted) => {
-            peer.activity.presence().prove();
+            peer.activity.presence().mark_proven();
             tasks.spawn_local(serve(worker, peer, upgrade, admitted));
-            report.own_answer(StatusCode::OK)
+            report.own_response(StatusCode::OK)
         }
     }
 }
 
-/// Closes the connection of a refused CONNECT once its response is written, in a way that lets the caller read it. Over
-/// HTTP/2 there is nothing to do: the stream has ended.
+/// Closes the connection of a refused CONNECT, with a lingering close, once its response is written. No effect over
+/// HTTP/2, where the stream has ended.
 async fn close_refused(upgrade: OnUpgrade, peer: Rc<Peer>) {
     if let Ok(upgraded) = upgrade.await {
-        downstream::say_last(&mut TokioIo::new(upgraded), &[], EARLY_BYTES_MAX).await;
+        downstream::close_lingering(&mut TokioIo::new(upgraded), &[], EARLY_BYTES_MAX).await;
     }
     drop(peer);
 }
 
 /// A tunnel that may be opened.
 struct Admitted {
-    tunnelled: Tunnelled,
-    /// Some route names host and port: what is not TLS is served.
+    context: TunnelContext,
+    /// A route names the authority: bytes that are not TLS are served as HTTP.
     matched: bool,
-    tls: Tls,
-    place: Permit,
+    tls: TlsAction,
+    permit: Permit,
 }
 
-/// What becomes of TLS inside a tunnel.
-enum Tls {
-    Open(Arc<Authority>),
-    /// To whom bytes are relayed, others too where no route names the place.
+/// What to do with TLS inside a tunnel.
+enum TlsAction {
+    Intercept(Arc<Authority>),
+    /// Relays to this connection; if no route names the authority, any other protocol as well.
     Relay(Dialed),
-    /// Routes name the place, but the caller has none for https.
+    /// Routes name the authority, but the caller may use none for https.
     Refuse,
 }
 
-impl Tls {
-    /// Where a tunnel leads that nobody looks into.
-    fn server(&self, matched: bool) -> Option<&Dialed> {
+impl TlsAction {
+    /// The upstream of a tunnel that may be relayed whatever the protocol inside.
+    fn blind_upstream(&self, matched: bool) -> Option<&Dialed> {
         match self {
-            Tls::Relay(upstream) if !matched => Some(upstream),
+            TlsAction::Relay(upstream) if !matched => Some(upstream),
             _ => None,
         }
     }
@@ -122,15 +125,15 @@ async fn admit(
     let snapshot = worker.snapshot();
     let (head, _) = request.into_parts();
     if head.headers.contains_key(CONTENT_LENGTH) || head.headers.contains_key(TRANSFER_ENCODING) {
-        let why = "CONNECT has no body; send neither Content-Length nor Transfer-Encoding with it";
+        let why = "CONNECT has no body; send it without Content-Length and Transfer-Encoding";
         return Err(ProxyError::BadRequestTarget(why).into());
     }
     let Target::Connect(host, port) = target::parse(&head).map_err(ProxyError::BadRequestTarget)? else {
-        return Err(ProxyError::BadRequestTarget("CONNECT takes host:port").into());
+        return Err(ProxyError::BadRequestTarget("the target of CONNECT must be host:port").into());
     };
     let caller = caller::identify(&snapshot.callers, &peer.arrival, &head.headers, "proxy-authorization")
         .map_err(|_| ProxyError::CallerUnknown { mount: false })?;
-    report.caller(caller.and_then(|id| snapshot.callers.name(id)));
+    report.set_caller(caller.and_then(|id| snapshot.callers.name(id)));
     let origin = |scheme| Origin { scheme, host: host.clone(), port };
     let named = |scheme| snapshot.router.place(&origin(scheme), caller);
     let (secure, plain) = (named(Scheme::Https), named(Scheme::Http));
@@ -139,35 +142,36 @@ async fn admit(
         snapshot.egress.permit_unmatched(port).map_err(ProxyError::EgressDenied)?;
     }
     let turn = peer.arrival.from.turn(caller.and_then(|id| snapshot.callers.name(id)));
-    let place = worker.shared.tunnel(&snapshot.limits, &turn)?;
-    let asked = origin(Scheme::Https);
-    report.destination(Some(&asked));
+    let permit = worker.state.tunnel_permit(&snapshot.limits, &turn)?;
+    let requested = origin(Scheme::Https);
+    report.set_destination(Some(&requested));
     let intercepted = secure.is_some_and(|bound| bound.route.intercept);
     let tls = match &snapshot.authority {
-        Some(authority) if intercepted => Tls::Open(authority.clone()),
-        _ if matched && secure.is_none() => Tls::Refuse,
-        _ => match usable(&snapshot, &asked, caller) {
+        Some(authority) if intercepted => TlsAction::Intercept(authority.clone()),
+        _ if matched && secure.is_none() => TlsAction::Refuse,
+        _ => match check_access(&snapshot, &requested, caller) {
             Ok(()) => {
                 let started = Instant::now();
-                let reached = worker.pool.reach(&snapshot, &asked, &turn).await;
-                report.waited(started.elapsed());
-                Tls::Relay(reached?)
+                let dialed = worker.pool.reach(&snapshot, &requested, &turn).await;
+                report.add_wait(started.elapsed());
+                TlsAction::Relay(dialed?)
             }
-            Err(_) if expects_http(&snapshot, &origin(Scheme::Http), caller) => Tls::Refuse,
+            Err(_) if may_carry_http(&snapshot, &origin(Scheme::Http), caller) => TlsAction::Refuse,
             Err((error, connection)) => {
-                report.connection(connection);
+                report.set_connection(connection);
                 return Err(error.into());
             }
         },
     };
-    let caller = caller.and_then(|id| snapshot.callers.get(id)).map(Proven::of);
-    let tunnelled = Tunnelled { scheme: Scheme::Http, host, port, caller, misnamed: false, over: Notify::new() };
-    Ok(Admitted { tunnelled, matched, tls, place })
+    let caller = caller.and_then(|id| snapshot.callers.get(id)).map(AuthenticatedCaller::of);
+    let caller_removed = Notify::new();
+    let context = TunnelContext { scheme: Scheme::Http, host, port, caller, sni_mismatch: false, caller_removed };
+    Ok(Admitted { context, matched, tls, permit })
 }
 
-/// May the caller use one of the routes of a place, if there are any? Nobody looks into what is relayed, so it is refused as
-/// each request would be.
-fn usable<'s>(
+/// May the caller use one of the routes of this origin, if it has any? A relay is not inspected, so the tunnel is
+/// refused for the reason that each request would be.
+fn check_access<'s>(
     snapshot: &'s Snapshot,
     origin: &Origin,
     caller: Option<CallerId>,
@@ -184,132 +188,137 @@ fn usable<'s>(
     refused
 }
 
-/// May plain HTTP be what comes? It is served, so whatever is refused is refused inside, in words that its client reads.
-fn expects_http(snapshot: &Snapshot, origin: &Origin, caller: Option<CallerId>) -> bool {
+/// May the tunnel carry cleartext HTTP? Then it is opened, and each request inside gets its own error response, which
+/// the caller can read.
+fn may_carry_http(snapshot: &Snapshot, origin: &Origin, caller: Option<CallerId>) -> bool {
     let mut routes = snapshot.router.places(origin, caller);
     routes.any(|(bound, permitted)| !bound.route.tls.upgrade || permitted && bound.inactive().is_none())
 }
 
 async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, upgrade: OnUpgrade, admitted: Admitted) {
     let Ok(upgraded) = upgrade.await else { return };
-    // Inside HTTP/2 it is the connection that goes on, and must not look idle.
+    // Inside HTTP/2 the connection goes on, and must not count as idle.
     let serving = peer.activity.begin();
     let (mut io, mut first) = match upgraded.downcast::<TokioIo<Watched>>() {
         Ok(parts) => (parts.io.into_inner(), BytesMut::from(&parts.read_buf[..])),
         Err(upgraded) => (Watched::inside(Stream::Tunnel(TokioIo::new(upgraded)), &peer.activity), BytesMut::new()),
     };
-    let Admitted { tunnelled, matched, tls, place } = admitted;
+    let Admitted { context, matched, tls, permit } = admitted;
     let timeouts = worker.snapshot().timeouts.clone();
-    let look = look(&mut io, &mut first, tls.server(matched));
-    let mut drain = worker.shared.tasks.watch();
-    let inside = tokio::select! {
-        inside = timeout(timeouts.client_head, look) => inside.unwrap_or(Inside::Other),
+    let detection = detect_protocol(&mut io, &mut first, tls.blind_upstream(matched));
+    let mut drain = worker.state.tasks.watch();
+    let protocol = tokio::select! {
+        detected = timeout(timeouts.client_head, detection) => detected.unwrap_or(InnerProtocol::Other),
         () = drain.reached(Phase::Drain) => return,
     };
-    let io = io.again(first.freeze());
-    match (inside, tls) {
-        (Inside::Http, tls) => {
-            // The pool sends what is served; a server that was dialled for a relay is let go.
+    let io = io.rewatched(first.freeze());
+    match (protocol, tls) {
+        (InnerProtocol::Http, tls) => {
+            // Requests use the pool; closes the connection that was dialed for a relay.
             drop(tls);
-            served(worker, &peer, io, tunnelled).await;
+            serve_inside(worker, &peer, io, context).await;
         }
-        (Inside::Tls, Tls::Open(authority)) => {
-            let opened = tokio::select! {
-                opened = intercept::open(&worker, &authority, io, &tunnelled.host) => opened,
+        (InnerProtocol::Tls, TlsAction::Intercept(authority)) => {
+            let accepted = tokio::select! {
+                accepted = intercept::accept(&worker, &authority, io, &context.host) => accepted,
                 () = drain.reached(Phase::Drain) => return,
             };
-            let Some((io, misnamed)) = opened else { return };
-            served(worker, &peer, io, Tunnelled { scheme: Scheme::Https, misnamed, ..tunnelled }).await;
+            let Some((io, sni_mismatch)) = accepted else { return };
+            serve_inside(worker, &peer, io, TunnelContext { scheme: Scheme::Https, sni_mismatch, ..context }).await;
         }
-        (Inside::Tls, Tls::Relay(upstream)) => relayed(io, upstream, &tunnelled, timeouts.idle, drain).await,
-        (Inside::Other, Tls::Relay(upstream)) if !matched => {
-            relayed(io, upstream, &tunnelled, timeouts.idle, drain).await;
+        (InnerProtocol::Tls, TlsAction::Relay(upstream)) => {
+            relay_inside(io, upstream, &context, timeouts.idle, drain).await;
         }
-        (Inside::Tls, Tls::Refuse) => {
-            tracing::warn!(host = %tunnelled.host, port = tunnelled.port,
-                "a tunnel was closed: TLS inside, but what the caller may use of this host and port is for http");
+        (InnerProtocol::Other, TlsAction::Relay(upstream)) if !matched => {
+            relay_inside(io, upstream, &context, timeouts.idle, drain).await;
         }
-        (Inside::Other, _) => {}
+        (InnerProtocol::Tls, TlsAction::Refuse) => {
+            tracing::warn!(host = %context.host, port = context.port,
+                "tunnel closed: TLS inside, but the caller may use only http routes of this host and port");
+        }
+        (InnerProtocol::Other, _) => {}
     }
-    drop((place, serving));
+    drop((permit, serving));
 }
 
-/// Requests inside a tunnel, as on any other connection.
-async fn served(worker: Rc<Worker>, peer: &Peer, io: Watched, tunnelled: Tunnelled) {
-    let (activity, occupancy) = (Activity::new(io.watch.clone()), peer.occupancy.clone());
-    let inside = Peer { arrival: peer.arrival.clone(), activity, tunnel: Some(tunnelled), occupancy };
+/// Serves the requests inside a tunnel as on any other connection.
+async fn serve_inside(worker: Rc<Worker>, peer: &Peer, io: Watched, context: TunnelContext) {
+    let (activity, guard) = (Activity::new(io.watch.clone()), peer.guard.clone());
+    let inside = Peer { arrival: peer.arrival.clone(), activity, tunnel: Some(context), guard };
     Box::pin(downstream::serve(worker, io, Rc::new(inside))).await;
 }
 
-async fn relayed(
+async fn relay_inside(
     mut downstream: Watched,
     mut upstream: Dialed,
-    tunnelled: &Tunnelled,
+    context: &TunnelContext,
     idle: Duration,
     drain: PhaseWatch,
 ) {
-    let silence = Silence { idle, draining: DRAIN_SILENCE_MAX };
-    let moved = relay(&mut downstream, &mut upstream, silence, drain).await;
-    if moved.up_is_broken() {
+    let timeouts = IdleTimeouts { idle, draining: DRAIN_IDLE_TIMEOUT };
+    let relayed = relay(&mut downstream, &mut upstream, timeouts, drain).await;
+    if relayed.up_is_broken() {
         upstream.set_resets();
     }
-    if moved.down_is_broken()
+    if relayed.down_is_broken()
         && let Some(socket) = downstream.own_socket()
     {
         socket.set_resets(true);
     }
-    let (up_bytes, down_bytes) = (moved.up_bytes(), moved.down_bytes());
-    tracing::debug!(host = %tunnelled.host, port = tunnelled.port, up_bytes, down_bytes, "a tunnel ended");
+    let (up_bytes, down_bytes) = (relayed.up_bytes(), relayed.down_bytes());
+    tracing::debug!(host = %context.host, port = context.port, up_bytes, down_bytes, "tunnel closed");
 }
 
-/// What a caller sends first into its tunnel.
+/// The protocol inside a tunnel, by the caller's first bytes.
 #[derive(Debug, PartialEq, Eq)]
-enum Inside {
+enum InnerProtocol {
     Tls,
     Http,
-    /// Neither, or nothing before the server speaks.
+    /// Neither, or the server speaks first.
     Other,
 }
 
-/// Reads until it is known what is inside. With `server`, a tunnel to a place that no route names: only what begins like a
-/// request is HTTP, and a server that speaks first is not made to wait.
-async fn look(io: &mut Watched, first: &mut BytesMut, server: Option<&Dialed>) -> Inside {
+/// Reads until the protocol inside is known. `blind_upstream` is set where no route names the authority: then only
+/// bytes that start with an HTTP method are HTTP, and a server that speaks first ends the detection.
+async fn detect_protocol(io: &mut Watched, first: &mut BytesMut, blind_upstream: Option<&Dialed>) -> InnerProtocol {
     loop {
-        let known = match first.first() {
+        let detected = match first.first() {
             None => None,
-            Some(&TLS_HANDSHAKE) => Some(Inside::Tls),
-            Some(_) if server.is_none() => Some(Inside::Http),
-            Some(_) => begins_a_request(first).map(|yes| if yes { Inside::Http } else { Inside::Other }),
+            Some(&TLS_HANDSHAKE) => Some(InnerProtocol::Tls),
+            Some(_) if blind_upstream.is_none() => Some(InnerProtocol::Http),
+            Some(_) => {
+                starts_with_method(first).map(|yes| if yes { InnerProtocol::Http } else { InnerProtocol::Other })
+            }
         };
-        if let Some(known) = known {
-            return known;
+        if let Some(detected) = detected {
+            return detected;
         }
-        let spoken = async {
-            match server {
-                Some(server) => server.readable().await,
+        let server_speaks = async {
+            match blind_upstream {
+                Some(upstream) => upstream.readable().await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             read = io.read_buf(first) => if !matches!(read, Ok(1..)) {
-                return Inside::Other;
+                return InnerProtocol::Other;
             },
-            () = spoken => return Inside::Other,
+            () = server_speaks => return InnerProtocol::Other,
         }
     }
 }
 
-/// `None`: too little of it is there.
-fn begins_a_request(bytes: &[u8]) -> Option<bool> {
+/// `None`: more bytes are needed to decide.
+fn starts_with_method(bytes: &[u8]) -> Option<bool> {
     const METHODS: [&[u8]; 8] = [b"GET ", b"HEAD ", b"POST ", b"PUT ", b"PATCH ", b"DELETE ", b"OPTIONS ", b"TRACE "];
-    let mut open = false;
+    let mut undecided = false;
     for method in METHODS {
         if bytes.starts_with(method) {
             return Some(true);
         }
-        open |= method.starts_with(bytes);
+        undecided |= method.starts_with(bytes);
     }
-    (!open).then_some(false)
+    (!undecided).then_some(false)
 }
 
 #[cfg(test)]
@@ -317,7 +326,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_is_told_from_other_bytes_by_its_method() {
+    fn http_is_detected_by_its_method() {
         for (bytes, expected) in [
             ("GET / HTTP/1.1", Some(true)),
             ("OPTIONS *", Some(true)),
@@ -327,7 +336,7 @@ mod tests {
             ("PING\r\n", Some(false)),
             ("get / HTTP/1.1", Some(false)),
         ] {
-            assert_eq!(begins_a_request(bytes.as_bytes()), expected, "{bytes}");
+            assert_eq!(starts_with_method(bytes.as_bytes()), expected, "{bytes}");
         }
     }
 }

@@ -1,6 +1,7 @@
-//! WebSocket: a request that asks for it goes upstream as it is, token and all, and then bytes go both ways (RFC 6455).
+//! WebSocket upgrades (RFC 6455): the request goes upstream with its token; after 101, bytes are relayed in both
+//! directions.
 //!
-//! Holds: no other protocol is asked for or agreed to; there is no 101 without a tunnel behind it.
+//! Invariants: no other protocol is requested or accepted; a 101 is forwarded only when a relay follows it.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -15,71 +16,73 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
 use super::peer::Peer;
-use super::tunnel::{Silence, relay};
+use super::tunnel::{IdleTimeouts, relay};
 use super::upstream::Checkout;
 use crate::gate::Permit;
 use crate::tasks::PhaseWatch;
 
-/// Joined to the key that is proven to have been read (RFC 6455 §1.3).
+/// Appended to the key to compute Sec-WebSocket-Accept (RFC 6455 §1.3).
 const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
 
-/// Marks a request that came as extended CONNECT over HTTP/2 (RFC 8441).
+/// Marks a request that arrived as extended CONNECT over HTTP/2 (RFC 8441).
 #[derive(Clone)]
 struct ExtendedConnect;
 
-/// A caller that asks for WebSocket.
+/// A caller's request for WebSocket.
 pub struct WebSocketRequest {
-    /// Its stream after the request.
+    /// The caller's stream after the upgrade.
     pub downstream: OnUpgrade,
-    /// It asks over HTTP/2, where any 2xx says that the WebSocket is open (RFC 8441 §5).
-    pub by_connect: bool,
+    /// Sent over HTTP/2, where any 2xx means that the WebSocket is open (RFC 8441 §5).
+    pub is_extended_connect: bool,
 }
 
-/// Does the caller ask for WebSocket, and for nothing else?
-pub fn asked(head: &mut Parts) -> Option<WebSocketRequest> {
-    let by_connect = head.extensions.remove::<ExtendedConnect>().is_some();
-    let fits = head.method == Method::GET && (head.version == Version::HTTP_11 || by_connect);
-    let asks = fits && head.headers.contains_key(SEC_WEBSOCKET_KEY) && is_to_websocket(&head.headers);
-    let downstream = head.extensions.remove::<OnUpgrade>().filter(|_| asks)?;
-    Some(WebSocketRequest { downstream, by_connect })
+/// Takes the upgrade out of a request for WebSocket, and for WebSocket alone.
+pub fn take_websocket_request(head: &mut Parts) -> Option<WebSocketRequest> {
+    let is_extended_connect = head.extensions.remove::<ExtendedConnect>().is_some();
+    let can_upgrade = head.method == Method::GET && (head.version == Version::HTTP_11 || is_extended_connect);
+    let is_websocket =
+        can_upgrade && head.headers.contains_key(SEC_WEBSOCKET_KEY) && names_websocket_alone(&head.headers);
+    let downstream = head.extensions.remove::<OnUpgrade>().filter(|_| is_websocket)?;
+    Some(WebSocketRequest { downstream, is_extended_connect })
 }
 
-/// Would its caller take any 2xx for an open tunnel?
-pub fn opens_a_tunnel<B>(request: &Request<B>) -> bool {
+/// Would the caller take any 2xx for an open tunnel?
+pub fn opens_tunnel<B>(request: &Request<B>) -> bool {
     request.method() == Method::CONNECT || request.extensions().get::<ExtendedConnect>().is_some()
 }
 
-/// Do these fields, of a request or of a 101, name WebSocket alone?
-pub fn is_to_websocket(headers: &HeaderMap) -> bool {
+/// Do these fields, of a request or of a 101, name WebSocket and no other protocol?
+pub fn names_websocket_alone(headers: &HeaderMap) -> bool {
     let mut protocols = headers.get_all(UPGRADE).iter();
-    let alone = protocols.next().is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
-    let named = headers.get_all(CONNECTION).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
-    alone
+    let is_websocket = protocols.next().is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    let options = headers.get_all(CONNECTION).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
+    is_websocket
         && protocols.next().is_none()
-        && named.map(<[u8]>::trim_ascii).any(|name| name.eq_ignore_ascii_case(b"upgrade"))
+        && options.map(<[u8]>::trim_ascii).any(|option| option.eq_ignore_ascii_case(b"upgrade"))
 }
 
-/// Writes the fields that end at each hop anew.
-pub fn ask(headers: &mut HeaderMap) {
+/// Sets the hop-by-hop fields of an upgrade to WebSocket.
+pub fn set_upgrade_fields(headers: &mut HeaderMap) {
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(UPGRADE, WEBSOCKET);
 }
 
-/// Does the upstream's 101 prove that it has read the key (RFC 6455 §4.2.2)?
-pub fn is_agreed(request: &HeaderMap, answer: &HeaderMap) -> bool {
-    let proof = proof_of(request);
-    is_to_websocket(answer) && proof.is_some() && proof.as_ref() == answer.get(SEC_WEBSOCKET_ACCEPT)
+/// Does the 101 accept the WebSocket: does its Sec-WebSocket-Accept match the request's key (RFC 6455 §4.2.2)?
+pub fn is_accepted(request: &HeaderMap, response: &HeaderMap) -> bool {
+    let accept = accept_value(request);
+    names_websocket_alone(response) && accept.is_some() && accept.as_ref() == response.get(SEC_WEBSOCKET_ACCEPT)
 }
 
-/// What proves that a request's key was read.
-fn proof_of(request: &HeaderMap) -> Option<HeaderValue> {
+/// The Sec-WebSocket-Accept value for a request's key.
+fn accept_value(request: &HeaderMap) -> Option<HeaderValue> {
     let key = request.get(SEC_WEBSOCKET_KEY)?;
     let digest = digest(&SHA1_FOR_LEGACY_USE_ONLY, &[key.as_bytes(), GUID].concat());
     HeaderValue::try_from(BASE64_STANDARD.encode(digest.as_ref())).ok()
 }
 
-/// WebSocket as HTTP/2 asks for it (RFC 8441), put as HTTP/1.1 does. False: the request is something else.
+/// Translates an extended CONNECT for WebSocket (RFC 8441) to the HTTP/1.1 upgrade request. Returns false, and changes
+/// nothing else, if the request is not one.
 pub fn from_extended_connect<B>(request: &mut Request<B>) -> bool {
     let protocol = request.extensions_mut().remove::<Protocol>();
     if protocol.is_none_or(|protocol| protocol.as_str() != "websocket") {
@@ -87,7 +90,7 @@ pub fn from_extended_connect<B>(request: &mut Request<B>) -> bool {
     }
     *request.method_mut() = Method::GET;
     request.extensions_mut().insert(ExtendedConnect);
-    ask(request.headers_mut());
+    set_upgrade_fields(request.headers_mut());
     let key: [u8; 16] = std::array::from_fn(|_| fastrand::u8(..));
     if let Ok(key) = HeaderValue::try_from(BASE64_STANDARD.encode(key)) {
         request.headers_mut().insert(SEC_WEBSOCKET_KEY, key);
@@ -95,7 +98,7 @@ pub fn from_extended_connect<B>(request: &mut Request<B>) -> bool {
     true
 }
 
-/// The answer to such a request, as HTTP/2 has it.
+/// Translates the response to such a request to HTTP/2.
 pub fn to_extended_connect<B>(response: &mut Response<B>) {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         *response.status_mut() = StatusCode::OK;
@@ -104,7 +107,7 @@ pub fn to_extended_connect<B>(response: &mut Response<B>) {
     response.headers_mut().remove(UPGRADE);
 }
 
-/// A request for WebSocket as HTTP/2 puts it to an upstream.
+/// Translates a request for WebSocket to extended CONNECT, for an HTTP/2 upstream.
 pub fn as_extended_connect<B>(request: &mut Request<B>) {
     *request.method_mut() = Method::CONNECT;
     request.extensions_mut().insert(Protocol::from_static("websocket"));
@@ -113,39 +116,40 @@ pub fn as_extended_connect<B>(request: &mut Request<B>) {
     }
 }
 
-/// The upstream's consent to that, as HTTP/1.1 has it.
+/// Translates the upstream's acceptance of an extended CONNECT to a 101.
 pub fn from_accepted_connect<B>(request: &HeaderMap, response: &mut Response<B>) {
     if response.extensions().get::<OnUpgrade>().is_none() {
         return;
     }
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    ask(response.headers_mut());
-    if let Some(proof) = proof_of(request) {
-        response.headers_mut().insert(SEC_WEBSOCKET_ACCEPT, proof);
+    set_upgrade_fields(response.headers_mut());
+    if let Some(accept) = accept_value(request) {
+        response.headers_mut().insert(SEC_WEBSOCKET_ACCEPT, accept);
     }
 }
 
-/// Both sides have agreed to leave HTTP.
-pub struct Switch {
+/// An upgrade that both sides have accepted.
+pub struct WebSocketTunnel {
     pub downstream: OnUpgrade,
     pub upstream: OnUpgrade,
-    pub place: Permit,
-    /// It counts as a request in flight to its upstream.
+    pub permit: Permit,
+    /// The WebSocket counts as a request in flight to its upstream.
     pub checkout: Checkout,
 }
 
-impl Switch {
-    /// Until both sides have ended, nothing has moved for `idle`, or a drain begins, whose end it would only delay: it has
-    /// none of its own. `peer` keeps its seat meanwhile; all places are free again before either side sees the end.
+impl WebSocketTunnel {
+    /// Relays until both sides have ended, the tunnel is idle for `idle`, or a drain begins; a WebSocket has no end of
+    /// its own that a drain could wait for. `peer` holds the connection's permit; all permits are released before
+    /// either side sees the close.
     pub async fn relay(self, peer: Rc<Peer>, idle: Duration, drain: PhaseWatch) {
         if let (Ok(downstream), Ok(upstream)) = tokio::join!(self.downstream, self.upstream) {
             let serving = peer.activity.begin();
             let (mut downstream, mut upstream) = (TokioIo::new(downstream), TokioIo::new(upstream));
-            let silence = Silence { idle, draining: Duration::ZERO };
-            let moved = relay(&mut downstream, &mut upstream, silence, drain).await;
-            drop((self.place, self.checkout, serving, peer));
-            let (up_bytes, down_bytes) = (moved.up_bytes(), moved.down_bytes());
-            tracing::debug!(up_bytes, down_bytes, "a WebSocket ended");
+            let timeouts = IdleTimeouts { idle, draining: Duration::ZERO };
+            let relayed = relay(&mut downstream, &mut upstream, timeouts, drain).await;
+            drop((self.permit, self.checkout, serving, peer));
+            let (up_bytes, down_bytes) = (relayed.up_bytes(), relayed.down_bytes());
+            tracing::debug!(up_bytes, down_bytes, "WebSocket closed");
         }
     }
 }
@@ -155,13 +159,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn websocket_is_asked_for_alone() {
+    fn only_an_upgrade_to_websocket_alone_is_recognized() {
         #[track_caller]
         fn check(fields: &[(&'static str, &'static str)], expected: bool) {
             let field = |(name, value): &(&'static str, &'static str)| {
                 (http::HeaderName::from_static(name), HeaderValue::from_static(value))
             };
-            assert_eq!(is_to_websocket(&fields.iter().map(field).collect()), expected, "{fields:?}");
+            assert_eq!(names_websocket_alone(&fields.iter().map(field).collect()), expected, "{fields:?}");
         }
         check(&[("connection", "Upgrade"), ("upgrade", "websocket")], true);
         check(&[("connection", "keep-alive, Upgrade"), ("upgrade", "WebSocket")], true);

@@ -86,7 +86,7 @@ impl Pool {
     /// A connection to the destination: an idle one, or a new one.
     pub async fn checkout(&self, wanted: Wanted<'_>) -> Result<Checkout, Fault> {
         let entry = self.entry(wanted).await?;
-        wanted.caller.enters(entry.gate());
+        wanted.caller.set_gate(entry.gate());
         let permit = match entry.gate().try_enter(bounds_of_origin(&wanted.snapshot.limits)) {
             Some(permit) => permit,
             None => Box::pin(wait_for_place(wanted, &entry)).await?,

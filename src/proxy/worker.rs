@@ -1,4 +1,4 @@
-//! What one worker holds: its pool, its handles on the metrics, its view of the snapshot. Nothing here is shared.
+//! State of the data plane, and of one worker: its connection pool, metric handles and cached snapshot.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -8,10 +8,10 @@ use std::sync::Arc;
 use arc_swap::{ArcSwap, Cache};
 use prometheus::Histogram;
 
+use super::connection_limit::ConnectionLimiter;
 use super::error::{Fault, ProxyError};
 use super::headers::Via;
 use super::io::HeadBudget;
-use super::seats::Seats;
 use super::upstream::{Descriptors, Gates, Pool};
 use crate::clock::Clock;
 use crate::gate::{Gate, Permit, Sharing, Turn};
@@ -22,7 +22,7 @@ use crate::tasks::Tasks;
 use crate::telemetry::audit::Audit;
 use crate::telemetry::metrics::{Metrics, RequestCounters};
 
-/// What all workers share; none of it is locked on the way of a request.
+/// State common to all workers. The request path takes no lock on it.
 pub struct ProxyState {
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     pub clock: Clock,
@@ -33,49 +33,50 @@ pub struct ProxyState {
     pub via: Via,
     pub gates: Arc<Gates>,
     pub descriptors: Arc<Descriptors>,
-    /// Of callers' connections.
-    pub seats: Arc<Seats>,
+    pub connection_limiter: Arc<ConnectionLimiter>,
     pub tunnels: Arc<Gate>,
     pub head_budget: Arc<HeadBudget>,
 }
 
 impl ProxyState {
-    /// A place below `limits.tunnels`.
-    pub fn tunnel(&self, limits: &Limits, turn: &Turn) -> Result<Permit, Fault> {
+    /// Acquires a tunnel permit under `limits.tunnels`.
+    pub fn tunnel_permit(&self, limits: &Limits, turn: &Turn) -> Result<Permit, Fault> {
         let places = self.descriptors.tunnels_max(limits);
         let permit = self.tunnels.enter_now(places, Sharing::Fair, turn);
-        permit.ok_or_else(|| ProxyError::Overloaded.because("limits.tunnels is reached, or this caller's share of it"))
+        permit
+            .ok_or_else(|| ProxyError::Overloaded.because("limits.tunnels, or this caller's share of it, is exhausted"))
     }
 }
 
+/// One worker. Everything but `state` belongs to its thread.
 pub struct Worker {
-    pub shared: Arc<ProxyState>,
+    pub state: Arc<ProxyState>,
     pub pool: Pool,
     snapshot: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
     counters: RefCell<HashMap<Labels, Rc<Counters>>>,
 }
 
-/// Connection with profile, and caller, where there is one.
+/// Connection and profile, then caller.
 type Labels = (Option<(Name, Name)>, Option<Name>);
 
-/// Ready-made handles for one profile of a connection and one caller.
+/// Metric handles for one connection profile and one caller.
 pub struct Counters {
     pub requests: RequestCounters,
     pub duration: Histogram,
 }
 
 impl Worker {
-    pub fn new(shared: Arc<ProxyState>, number: usize) -> Worker {
-        let (gates, descriptors) = (shared.gates.clone(), shared.descriptors.clone());
+    pub fn new(state: Arc<ProxyState>, number: usize) -> Worker {
+        let (gates, descriptors) = (state.gates.clone(), state.descriptors.clone());
         Worker {
-            pool: Pool::new(shared.tasks.clone(), gates, descriptors, number, &shared.metrics),
-            snapshot: RefCell::new(Cache::new(shared.snapshot.clone())),
+            pool: Pool::new(state.tasks.clone(), gates, descriptors, number, &state.metrics),
+            snapshot: RefCell::new(Cache::new(state.snapshot.clone())),
             counters: RefCell::default(),
-            shared,
+            state,
         }
     }
 
-    /// The configuration for one request: loaded once, kept to its end.
+    /// The configuration for one request: loaded once and kept to its end.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshot.borrow_mut().load().clone()
     }
@@ -87,7 +88,7 @@ impl Worker {
             let label = |name: Option<&Name>| name.map_or(String::new(), Name::to_string);
             let (name, profile) = connection.map(|own| (&own.name, &own.profile)).unzip();
             let (connection, profile, caller) = (label(name), label(profile), label(caller));
-            let metrics = &self.shared.metrics;
+            let metrics = &self.state.metrics;
             Rc::new(Counters {
                 requests: metrics.request_counters(&connection, &profile, &caller),
                 duration: metrics.duration.with_label_values(&[&connection]),

@@ -1,4 +1,4 @@
-//! Who may use the proxy, and for whom: a credential decides alone, and no caller gets another's token.
+//! Caller authentication: a credential decides alone, and no caller gets another caller's token.
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use http::Version;
@@ -21,7 +21,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// Connections `a` and `b` for one host, each for the caller of its name; `both` for either, on a mount.
+    /// Connections `a` (for billing) and `b` (for batch) on one host, `only-a`, `none`, and `mounted` on a mount.
     async fn start(callers: &str) -> Scene {
         let tokens = Scripted::start(|request, _| {
             let body = String::from_utf8_lossy(&request.body).into_owned();
@@ -50,10 +50,10 @@ impl Scene {
         Scene { sidecar: Sidecar::start(&config).await, upstream, _tokens: tokens }
     }
 
-    /// A request with these header lines: status, code, and the Authorization that arrived.
-    async fn ask(&self, url: &str, lines: &str) -> (u16, String, Option<String>) {
+    /// Sends a request with these header lines. Returns status, code, and the Authorization that reached the upstream.
+    async fn send(&self, url: &str, lines: &str) -> (u16, String, Option<String>) {
         let before = self.upstream.count();
-        let answer = match url.starts_with('/') {
+        let response = match url.starts_with('/') {
             true => {
                 raw::send(
                     self.sidecar.proxy(),
@@ -69,7 +69,7 @@ impl Scene {
             assert!(!request.head.to_ascii_lowercase().contains("keybearer-authorization"), "{}", request.head);
         }
         let arrived = received.get(before).map(|request| request.values("authorization").join(" + "));
-        (answer.status, answer.code().to_owned(), arrived)
+        (response.status, response.code().to_owned(), arrived)
     }
 }
 
@@ -106,9 +106,9 @@ async fn each_caller_gets_its_own_token_for_the_same_host() {
         ("secret from a wrong address", basic("far", "far"), 407, "caller_unknown", None),
         ("no credential: by address, not allowed", String::new(), 403, "caller_not_allowed", None),
         ("known, but not allowed", basic("hashed", "shared"), 403, "caller_not_allowed", None),
-        ("the hash is no secret", basic("hashed", SHA256_OF_SHARED), 407, "caller_unknown", None),
+        ("the hash is not a secret", basic("hashed", SHA256_OF_SHARED), 407, "caller_unknown", None),
         (
-            "the mount's field does not count here",
+            "the mount's field is ignored here",
             "Keybearer-Authorization: Bearer s3cret\r\n".to_owned(),
             403,
             "caller_not_allowed",
@@ -116,7 +116,7 @@ async fn each_caller_gets_its_own_token_for_the_same_host() {
         ),
     ] {
         let expected = (status, code.to_owned(), token.map(str::to_owned));
-        assert_eq!(scene.ask(url, &lines).await, expected, "{row}");
+        assert_eq!(scene.send(url, &lines).await, expected, "{row}");
     }
     let (none, only) = ("http://none.test/", "http://only-a.test/");
     for (row, url, lines, status, token) in [
@@ -127,48 +127,48 @@ async fn each_caller_gets_its_own_token_for_the_same_host() {
         ("by address, no route", "http://other.test/", String::new(), 200, Some("")),
         ("sha256", "http://other.test/", basic("hashed", "shared"), 200, Some("")),
     ] {
-        let (got, _, arrived) = scene.ask(url, &lines).await;
+        let (got, _, arrived) = scene.send(url, &lines).await;
         assert_eq!((got, arrived.as_deref()), (status, token), "{row}");
     }
 }
 
 #[tokio::test]
-async fn without_a_credential_or_a_fitting_address_the_proxy_asks_for_one() {
+async fn without_a_credential_or_a_matching_address_the_proxy_requests_one() {
     let scene = Scene::start("- {name: billing, secret: s3cret}\n- {name: batch, cidr: [10.0.0.0/8]}\n").await;
     let mut conn = Conn::open(scene.sidecar.proxy()).await;
     let request = |lines: &str| {
         format!("POST http://api.test/ HTTP/1.1\r\nHost: api.test\r\nContent-Length: 4\r\n{lines}\r\nbody")
     };
     conn.write(request("").as_bytes()).await;
-    let answer = conn.read_response().await;
+    let response = conn.read_response().await;
     assert_eq!(
-        (answer.status, answer.code(), answer.header("proxy-authenticate")),
+        (response.status, response.code(), response.header("proxy-authenticate")),
         (407, "caller_unknown", Some("Basic realm=\"keybearer\""))
     );
-    assert_eq!(answer.json()["action"], "authenticate");
+    assert_eq!(response.json()["action"], "authenticate");
     conn.write(request(&basic("billing", "s3cret")).as_bytes()).await;
-    let answer = conn.read_response().await;
-    assert_eq!((answer.status, answer.text().as_str()), (200, "ok"), "the connection stays usable after 407");
+    let response = conn.read_response().await;
+    assert_eq!((response.status, response.text().as_str()), (200, "ok"), "the connection stays usable after 407");
     conn.write(request("").as_bytes()).await;
     assert_eq!(conn.read_response().await.status, 407, "a credential holds for its request, not for the connection");
     assert_eq!(scene.upstream.count(), 1);
 }
 
 #[tokio::test]
-async fn a_mount_asks_with_401_and_takes_its_own_field() {
+async fn a_mount_requests_credentials_with_401_in_its_own_field() {
     let scene = Scene::start("- {name: billing, secret: s3cret}\n- {name: batch, secret: other}\n").await;
-    let answer = raw::get(scene.sidecar.proxy(), "/m/x").await;
-    assert_eq!((answer.status, answer.code()), (401, "caller_unknown"));
-    assert!(answer.header("www-authenticate").is_some() && answer.header("proxy-authenticate").is_none());
+    let response = raw::get(scene.sidecar.proxy(), "/m/x").await;
+    assert_eq!((response.status, response.code()), (401, "caller_unknown"));
+    assert!(response.header("www-authenticate").is_some() && response.header("proxy-authenticate").is_none());
     let encoded = BASE64_STANDARD.encode("billing:s3cret");
     for (row, lines, status, token) in [
         ("basic", format!("Keybearer-Authorization: Basic {encoded}\r\n"), 200, Some("Bearer token-of-mounted")),
         ("bearer", "Keybearer-Authorization: Bearer s3cret\r\n".to_owned(), 200, Some("Bearer token-of-mounted")),
         ("wrong", "Keybearer-Authorization: Bearer nope\r\n".to_owned(), 401, None),
         ("another's", "Keybearer-Authorization: Bearer other\r\n".to_owned(), 403, None),
-        ("the proxy's field does not count here", basic("billing", "s3cret"), 401, None),
+        ("the proxy's field is ignored here", basic("billing", "s3cret"), 401, None),
     ] {
-        let (got, _, arrived) = scene.ask("/m/x", &lines).await;
+        let (got, _, arrived) = scene.send("/m/x", &lines).await;
         assert_eq!((got, arrived.as_deref()), (status, token), "{row}");
     }
 }
@@ -183,7 +183,7 @@ async fn an_open_tunnel_never_becomes_another_callers() {
     let upstream = Http2Server::start(json!({})).await;
     let config = |callers: [&str; 2]| {
         let connection = |client: &str, caller: &str| {
-            // The routes of one that is not configured are nobody's.
+            // The routes of a caller that is not configured are open to no caller.
             let from = if callers.iter().any(|own| own.contains(caller)) { caller } else { "" };
             format!(
                 "- {{name: {client}, client_id: {client}, client_secret: s, token_url: \"http://{}/token\", accessible_from: [{from}], \
@@ -246,7 +246,7 @@ async fn an_open_tunnel_never_becomes_another_callers() {
             tunnel.ends().await;
         }
         kept.write(plain.as_bytes()).await;
-        assert_eq!(kept.read_response().await.status, if keeps { 200 } else { 407 }, "{row}: a kept connection");
+        assert_eq!(kept.read_response().await.status, if keeps { 200 } else { 407 }, "{row}: a keep-alive connection");
         reload(&first).await;
     }
     let injected = |connection: &str| {
@@ -255,9 +255,9 @@ async fn an_open_tunnel_never_becomes_another_callers() {
     assert_eq!((sidecar.metric(&injected("ca")).await, sidecar.metric(&injected("cb")).await), (30.0, 0.0));
 }
 
-/// As `echo`, editors and `kubectl` leave it in a variable.
+/// `echo`, editors and `kubectl` leave a trailing newline.
 #[tokio::test]
-async fn a_secret_of_the_environment_loses_one_trailing_line_break() {
+async fn a_secret_from_the_environment_loses_one_trailing_newline() {
     let (tokens, upstream) = (Scripted::tokens(3600).await, Scripted::upstream().await);
     let config = format!(
         "hosts: {{api.test: \"{}\"}}\nadmin: {{users: [{{name: ops, role: viewer, token: {{env: OPS}}}}]}}\n\
@@ -271,11 +271,11 @@ async fn a_secret_of_the_environment_loses_one_trailing_line_break() {
     let environment: Vec<_> = set.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
     let sidecar = Sidecar::start_in(&config, &environment).await;
     for credential in [basic("billing", "s3cret"), basic("batch", "other")] {
-        let answer = raw::get_through(sidecar.proxy(), "http://api.test/x", &credential).await;
-        assert_eq!((answer.status, answer.code()), (200, ""), "{credential}: {}", answer.text());
+        let response = raw::get_through(sidecar.proxy(), "http://api.test/x", &credential).await;
+        assert_eq!((response.status, response.code()), (200, ""), "{credential}: {}", response.text());
     }
     let sent = String::from_utf8(tokens.received().remove(0).body).expect("a form");
-    assert!(sent.contains("client_id=id-7&client_secret=two%0A"), "one line break and no more: {sent}");
+    assert!(sent.contains("client_id=id-7&client_secret=two%0A"), "exactly one newline is removed: {sent}");
     let mut command = program();
     command.args(["connections", "--admin", &format!("http://{}", sidecar.admin())]);
     let output = command.env("KEYBEARER_ADMIN_TOKEN", "operator-token-0123\n").output().await.expect("it runs");

@@ -1,7 +1,7 @@
-//! Real client libraries against real authorization servers: requests one after another over more than three lifetimes.
+//! Real HTTP libraries against real authorization servers: sequential requests over more than three token lifetimes.
 //!
-//! Holds: a client has nothing but its proxy variables, and the upstream asks the authorization server about every
-//! token that it gets. One test for each server and each way upstream, so that a failure names its pair.
+//! A library gets only its proxy variables, and the upstream introspects every token at the authorization server. One test per
+//! server and scheme, so that a failure names its pair.
 
 mod environment;
 mod matrix;
@@ -20,7 +20,7 @@ const LIFETIME_S: u32 = 3;
 /// Three lifetimes and a bit.
 const SPAN_S: u32 = 10;
 const PAUSE_MS: u32 = 100;
-/// What the slowest client (a process for each request) manages on a busy machine.
+/// The number that the slowest client (one process per request) achieves on a busy machine.
 const REQUESTS_MIN: u64 = 20;
 
 #[tokio::test]
@@ -47,16 +47,16 @@ async fn every_client_is_served_over_tls_with_authlib() {
     check("al.test", &server, UpstreamHop::Tls).await;
 }
 
-/// How the sidecar reaches the upstream for a client that asked for `http://`.
+/// How the sidecar reaches the upstream for an `http://` URL.
 #[derive(Clone, Copy, PartialEq)]
 enum UpstreamHop {
     Plain,
     Tls,
 }
 
-/// The token URL has no port: `hosts` says where `server_name` is.
-fn config(server_name: &str, server_port: u16, upstream: &Upstream, way: UpstreamHop) -> String {
-    let (port, route) = match way {
+/// The token URL has no port: `hosts` maps `server_name` to its address.
+fn config(server_name: &str, server_port: u16, upstream: &Upstream, hop: UpstreamHop) -> String {
+    let (port, route) = match hop {
         UpstreamHop::Plain => (upstream.http_port(), "host: api.test, upstream_tls: false"),
         UpstreamHop::Tls => (upstream.https_port(), "host: api.test"),
     };
@@ -66,10 +66,10 @@ fn config(server_name: &str, server_port: u16, upstream: &Upstream, way: Upstrea
     config.connection(crm).to_string()
 }
 
-async fn check(server_name: &str, server: &AuthorizationServer, way: UpstreamHop) {
+async fn check(server_name: &str, server: &AuthorizationServer, hop: UpstreamHop) {
     let upstream = Upstream::start(server).await;
     let began = Instant::now();
-    let sidecar = Sidecar::start(&config(server_name, server.port(), &upstream, way)).await;
+    let sidecar = Sidecar::start(&config(server_name, server.port(), &upstream, hop)).await;
     let proxy = sidecar.proxy_url();
 
     let clients = ClientKind::ALL.map(|kind| {
@@ -91,19 +91,20 @@ async fn check(server_name: &str, server: &AuthorizationServer, way: UpstreamHop
     }
     let records = upstream.records().await;
     assert_eq!(records.len() as u64, accepted);
-    let scheme = if way == UpstreamHop::Tls { "https" } else { "http" };
+    let scheme = if hop == UpstreamHop::Tls { "https" } else { "http" };
     assert!(records.iter().all(|record| record["scheme"] == scheme && field(record, "host") == ["api.test"]));
     for kind in ClientKind::ALL {
         let path = format!("/{kind:?}?x=1");
         let own: Vec<_> = records.iter().filter(|record| record["url"] == path.as_str()).collect();
         let tokens: BTreeSet<_> = own.iter().flat_map(|record| field(record, "authorization")).collect();
-        assert!(tokens.len() >= 3, "{kind:?} lived through {} tokens only", tokens.len());
+        assert!(tokens.len() >= 3, "{kind:?} used only {} tokens", tokens.len());
     }
 
-    // A refresh comes no earlier than at half of a token's life.
-    let lives = began.elapsed().as_secs_f64() / (f64::from(LIFETIME_S) / 2.0);
-    let asked = server.token_requests("machine").await;
-    assert!((4..=lives as u64 + 2).contains(&asked), "{asked} token requests in {:?}", began.elapsed());
+    // A token is refreshed no earlier than at half of its lifetime.
+    let refreshes_max = began.elapsed().as_secs_f64() / (f64::from(LIFETIME_S) / 2.0);
+    let token_requests = server.token_requests("machine").await;
+    let is_plausible = (4..=refreshes_max as u64 + 2).contains(&token_requests);
+    assert!(is_plausible, "{token_requests} token requests in {:?}", began.elapsed());
 }
 
 /// All values of a field in an upstream's record.

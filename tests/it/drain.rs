@@ -1,4 +1,4 @@
-//! The end of the program: what is in flight finishes, nothing new begins, and nothing holds it up for ever.
+//! Graceful shutdown: requests in flight finish, no new ones are accepted, and the drain has a deadline.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use crate::rig::stage::{GET, Stage};
 use crate::rig::tunnel_client::read_connect_head;
 
 #[tokio::test]
-async fn a_request_in_flight_finishes_and_nothing_new_begins() {
+async fn a_request_in_flight_finishes_and_new_connections_are_refused() {
     for name in ["TERM", "INT"] {
         let (mut stage, listener) = Stage::with_raw_good("").await;
         let mut idle = Conn::open(stage.sidecar.proxy()).await;
@@ -26,14 +26,14 @@ async fn a_request_in_flight_finishes_and_nothing_new_begins() {
         assert_eq!(raw::get(stage.sidecar.admin(), "/readyz").await.status, 503, "{name}");
         assert_eq!(raw::get(stage.sidecar.admin(), "/livez").await.status, 200, "{name}");
         upstream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.expect("it reads");
-        let answer = conn.read_response().await;
-        assert_eq!((answer.status, answer.text().as_str()), (200, "ok"), "{name}");
+        let response = conn.read_response().await;
+        assert_eq!((response.status, response.text().as_str()), (200, "ok"), "{name}");
         assert_eq!(stage.sidecar.exit().await.code(), Some(0), "{name}");
     }
 }
 
 #[tokio::test]
-async fn an_idle_program_ends_at_once() {
+async fn an_idle_process_exits_at_once() {
     let mut stage = Stage::start("").await;
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     conn.write(GET).await;
@@ -41,17 +41,17 @@ async fn an_idle_program_ends_at_once() {
     let mut tunnel = Conn::open(stage.sidecar.proxy()).await;
     tunnel.write(b"CONNECT good.test:80 HTTP/1.1\r\nHost: good.test:80\r\n\r\n").await;
     let mut byte = [0; 64];
-    assert!(tunnel.stream.read(&mut byte).await.expect("an answer") > 0);
-    let _fresh = Conn::open(stage.sidecar.proxy()).await;
+    assert!(tunnel.stream.read(&mut byte).await.expect("a response") > 0);
+    let _unused = Conn::open(stage.sidecar.proxy()).await;
     let started = Instant::now();
     stage.sidecar.signal("TERM");
     assert_eq!(stage.sidecar.exit().await.code(), Some(0));
     assert!(started.elapsed() < Duration::from_secs(4), "after {:?}", started.elapsed());
 }
 
-/// Nobody knows what is inside, so what moves is taken for an exchange, and what is silent for a kept connection.
+/// The proxy cannot see inside a relay, so moving bytes count as an exchange in progress, and silence as an idle connection.
 #[tokio::test]
-async fn a_relayed_tunnel_finishes_what_moves_in_it_and_delays_nothing_else() {
+async fn an_active_relay_outlasts_the_drain_idle_timeout_and_a_silent_one_does_not() {
     let (mut stage, listener) = Stage::with_raw_good("timeouts: {drain: 30s}\n").await;
     let tunnel = async || {
         let mut conn = Conn::open(stage.sidecar.proxy()).await;
@@ -69,8 +69,8 @@ async fn a_relayed_tunnel_finishes_what_moves_in_it_and_delays_nothing_else() {
     let transfer = async {
         for _ in 0..12 {
             tokio::time::sleep(Duration::from_millis(300)).await;
-            server.write_all(b"x").await.expect("the tunnel stands");
-            moving.stream.read_u8().await.expect("the tunnel stands");
+            server.write_all(b"x").await.expect("the tunnel is open");
+            moving.stream.read_u8().await.expect("the tunnel is open");
         }
     };
     let (ended, ()) = tokio::join!(silent.is_closed(), transfer);
@@ -81,7 +81,7 @@ async fn a_relayed_tunnel_finishes_what_moves_in_it_and_delays_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_stuck_request_is_cut_at_the_deadline() {
+async fn a_stuck_request_is_cut_off_at_the_drain_deadline() {
     let (mut stage, listener) = Stage::with_raw_good("timeouts: {drain: 1s}\n").await;
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     conn.write(GET).await;
@@ -96,7 +96,7 @@ async fn a_stuck_request_is_cut_at_the_deadline() {
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_at_once() {
+async fn a_second_signal_exits_at_once() {
     let (mut stage, listener) = Stage::with_raw_good("timeouts: {drain: 30s}\n").await;
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     conn.write(GET).await;

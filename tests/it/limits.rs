@@ -1,4 +1,4 @@
-//! Every bound of `limits` at small values: who is too many or too large hears so, and the others notice nothing.
+//! Every limit at a small value: what exceeds it gets an error response, and other callers are unaffected.
 
 mod deadlines;
 mod departures;
@@ -20,50 +20,50 @@ use crate::rig::raw::{self, Conn};
 use crate::rig::stage::{GET, Stage, exchange, patient, s, until};
 
 #[tokio::test]
-async fn the_connection_above_the_bound_hears_that_there_is_no_place() {
+async fn a_connection_over_the_limit_gets_503() {
     let stage = patient("limits: {downstream_connections: 2}\ntimeouts: {response_head: 40s}\n").await;
     let mut held = Vec::new();
-    // Idle connections would make way.
+    // Busy, because idle connections would be evicted.
     for count in 1..=2 {
         let mut conn = Conn::open(stage.sidecar.proxy()).await;
         conn.write(b"GET http://good.test/silent HTTP/1.1\r\nHost: x\r\n\r\n").await;
         held.push(conn);
         until("a held request", || stage.good.count() == count).await;
     }
-    for row in ["waits", "talks", "talks much"] {
+    for row in ["sends nothing", "sends a request", "sends much"] {
         let mut conn = Conn::open(stage.sidecar.proxy()).await;
         match row {
-            "talks" => conn.write(GET).await,
-            "talks much" => conn.write(&[GET, &vec![b'x'; 100_000]].concat()).await,
+            "sends a request" => conn.write(GET).await,
+            "sends much" => conn.write(&[GET, &vec![b'x'; 100_000]].concat()).await,
             _ => {}
         }
-        let answer = conn.read_response().await;
-        assert_eq!((answer.status, answer.code()), (503, "overloaded"), "{row}");
-        assert_eq!(answer.header("retry-after"), Some("1"), "{row}");
+        let response = conn.read_response().await;
+        assert_eq!((response.status, response.code()), (503, "overloaded"), "{row}");
+        assert_eq!(response.header("retry-after"), Some("1"), "{row}");
     }
     let last = held.pop().expect("two");
     last.stream.set_zero_linger().expect("an open socket");
     drop(last);
     let free = async { while raw::send(stage.sidecar.proxy(), GET).await.status != 200 {} };
-    tokio::time::timeout(s(5.0), free).await.expect("the place is free again");
+    tokio::time::timeout(s(5.0), free).await.expect("the permit is free again");
 }
 
-/// Beyond the log's queue of 8192 lines and the pipe, lines are dropped and counted.
+/// Once the log queue (8192 lines) and the pipe are full, lines are dropped and counted.
 #[tokio::test]
-async fn an_unread_stderr_stops_no_request() {
+async fn an_unread_stderr_blocks_no_request() {
     const CONNECTIONS: usize = 8;
     let stage = Stage::start("log: {requests: all}\n").await;
     let dropped = "keybearer_log_lines_dropped_total";
     assert_eq!(stage.sidecar.metric(dropped).await, 0.0);
     stage.sidecar.read_log(false);
-    let ask = async || {
+    let send_many = async || {
         let mut conn = Conn::open(stage.sidecar.proxy()).await;
         for _ in 0..10_000 / CONNECTIONS {
             conn.write(GET).await;
             assert_eq!(conn.read_response().await.status, 200);
         }
     };
-    futures_util::future::join_all((0..CONNECTIONS).map(|_| ask())).await;
+    futures_util::future::join_all((0..CONNECTIONS).map(|_| send_many())).await;
     stage.sidecar.until_metric(dropped, |count| count > 0.0).await;
     stage.sidecar.read_log(true);
     // Logging recovers: the line of a new request arrives.
@@ -76,7 +76,7 @@ async fn an_unread_stderr_stops_no_request() {
 }
 
 #[tokio::test]
-async fn one_full_upstream_holds_up_no_other() {
+async fn a_full_upstream_delays_no_other() {
     let stage = patient("limits: {per_upstream: 2, queued_per_upstream: 1}\ntimeouts: {response_head: 20s}\n").await;
     let silent = b"GET http://good.test/silent HTTP/1.1\r\nHost: x\r\n\r\n";
     let mut held = Vec::new();
@@ -89,37 +89,37 @@ async fn one_full_upstream_holds_up_no_other() {
     let mut queued = Conn::open(stage.sidecar.proxy()).await;
     queued.write(GET).await;
     stage.sidecar.until_metric("keybearer_requests_in_flight", |value| value == 3.0).await;
-    let answer = raw::send(stage.sidecar.proxy(), GET).await;
-    assert_eq!((answer.status, answer.code()), (503, "overloaded"));
-    assert!(answer.header("retry-after").is_some());
+    let response = raw::send(stage.sidecar.proxy(), GET).await;
+    assert_eq!((response.status, response.code()), (503, "overloaded"));
+    assert!(response.header("retry-after").is_some());
     assert_eq!(raw::get_through(stage.sidecar.proxy(), "http://evil.test/", "").await.status, 200, "RS-11");
     assert_eq!(stage.good.count(), 2, "the queue waits");
 }
 
 #[tokio::test]
-async fn a_queued_request_that_finds_no_place_in_time_hears_that_there_is_none() {
+async fn a_queued_request_without_a_permit_in_time_gets_503() {
     let top = "limits: {per_upstream: 1, queued_per_upstream: 8}\ntimeouts: {connect: 1s, response_head: 30s}\n";
     let stage = patient(top).await;
     let mut held = Conn::open(stage.sidecar.proxy()).await;
     held.write(b"GET http://good.test/silent HTTP/1.1\r\nHost: x\r\n\r\n").await;
     until("a held request", || stage.good.count() == 1).await;
     let begun = Instant::now();
-    let answers = futures_util::future::join_all((0..3).map(|_| raw::send(stage.sidecar.proxy(), GET))).await;
-    for answer in answers {
-        assert_eq!((answer.status, answer.code()), (503, "overloaded"), "{}", answer.text());
-        assert!(answer.header("retry-after").is_some());
+    let responses = futures_util::future::join_all((0..3).map(|_| raw::send(stage.sidecar.proxy(), GET))).await;
+    for response in responses {
+        assert_eq!((response.status, response.code()), (503, "overloaded"), "{}", response.text());
+        assert!(response.header("retry-after").is_some());
     }
     assert!(begun.elapsed() >= s(1.0), "they were not queued: {:?}", begun.elapsed());
     assert_eq!(stage.good.count(), 1, "none of them was sent");
     stage.sidecar.until_metric("keybearer_requests_in_flight", |value| value == 1.0).await;
-    // Their places in the queue are free again, and so is the upstream once the first request has ended.
+    // Their queue slots are free again, and so is the upstream once the first request has ended.
     drop(held);
     stage.sidecar.until_metric("keybearer_requests_in_flight", |value| value == 0.0).await;
     assert_eq!(raw::send(stage.sidecar.proxy(), GET).await.status, 200);
 }
 
 #[tokio::test]
-async fn the_queue_drains_when_places_become_free() {
+async fn the_queue_drains_as_permits_are_released() {
     let (stage, listener) =
         Stage::with_raw_good("limits: {per_upstream: 1, queued_per_upstream: 8}\ntimeouts: {connect: 10s}\n").await;
     let upstream = async {
@@ -135,8 +135,8 @@ async fn the_queue_drains_when_places_become_free() {
             held.push(stream);
         }
     };
-    let ask = || raw::send(stage.sidecar.proxy(), GET);
-    let (_, a, b, c, d) = tokio::join!(upstream, ask(), ask(), ask(), ask());
+    let send = || raw::send(stage.sidecar.proxy(), GET);
+    let (_, a, b, c, d) = tokio::join!(upstream, send(), send(), send(), send());
     assert_eq!([a.status, b.status, c.status, d.status], [200; 4]);
 }
 
@@ -157,20 +157,20 @@ async fn unfinished_heads_share_a_memory_budget() {
     assert_eq!(held.last_mut().expect("a connection").read_response().await.code(), "overloaded");
     let grown_mib = stage.sidecar.resident_kib().saturating_sub(before) / 1024;
     assert!(grown_mib < 110, "600 unfinished heads of 240 KB take {grown_mib} MiB");
-    assert_eq!(raw::send(stage.sidecar.proxy(), GET).await.status, 200, "a usual head takes no share");
+    assert_eq!(raw::send(stage.sidecar.proxy(), GET).await.status, 200, "a complete head takes no share");
 }
 
-/// Callers over HTTP/2 that are silent, leave a head unfinished, or are refused: whatever they send, the budget bounds it.
+/// HTTP/2 callers that are silent, leave a head unfinished, or are refused: the budget bounds the memory of whatever they send.
 #[tokio::test]
 async fn unauthenticated_http2_connections_share_the_memory_budget() {
     const CONNECTIONS: usize = 3000;
-    /// `x: y`, which enters the table of fields that later ones refer to (RFC 7541 §6.2.1).
+    /// `x: y`, added to the HPACK dynamic table (RFC 7541 §6.2.1).
     const INDEXED: &[u8] = b"\x40\x01x\x01y";
     let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat();
-    // One byte for each reference to that field; the last frame of the block never comes.
+    // One byte per reference to that field; the last frame of the block is never sent.
     let references = frames::head(1, frames::END_STREAM, &[INDEXED, &[0xbe; 20_000]].concat());
     let unfinished = &references[..9 + 16_384];
-    // Requests without credentials, each of which leaves one field in the table, and 8 KiB in the same buffer.
+    // Requests without credentials; each leaves one field in the table, and 8 KiB in the buffer that the entry keeps alive.
     let begin = [&[0x82, 0x86, 0x84], frames::field(":authority", "good.test").as_slice(), INDEXED].concat();
     let block = [begin, frames::field("z", &"z".repeat(8000))].concat();
     let refused: Vec<u8> = (0..30).flat_map(|n| frames::head(2 * n + 1, frames::END_STREAM, &block)).collect();
@@ -181,7 +181,7 @@ async fn unauthenticated_http2_connections_share_the_memory_budget() {
         let mut held = Vec::new();
         for _ in 0..CONNECTIONS {
             let mut stream = TcpStream::connect(stage.sidecar.proxy()).await.expect("a connection");
-            // It may be closed by now.
+            // The proxy may have closed it.
             let _ = stream.write_all(&[&preface[..], bytes].concat()).await;
             held.push(stream);
         }
@@ -191,7 +191,7 @@ async fn unauthenticated_http2_connections_share_the_memory_budget() {
     }
 }
 
-/// Serves downloads without end over HTTP/1.1, or over HTTP/2 by prior knowledge, and counts what it could send.
+/// Serves endless downloads over HTTP/1.1, or over HTTP/2 with prior knowledge, and counts the bytes sent.
 async fn serve_endlessly(listener: TcpListener, http2: bool, sent_bytes: Arc<AtomicUsize>) {
     const PART: &[u8] = &[b'x'; 16 * 1024];
     while let Ok((mut stream, _)) = listener.accept().await {
@@ -226,7 +226,7 @@ async fn serve_endlessly(listener: TcpListener, http2: bool, sent_bytes: Arc<Ato
     }
 }
 
-/// A caller's download over HTTP/2, of which it never takes a byte.
+/// Starts a download over HTTP/2 of which the caller never reads a byte.
 async fn stall_over_http2(client: &h2::client::SendRequest<Bytes>, authority: SocketAddr) -> h2::RecvStream {
     let request = http::Request::get(format!("http://{authority}/api/endless")).body(()).expect("a request");
     let mut client = client.clone().ready().await.expect("room for a stream");
@@ -235,7 +235,7 @@ async fn stall_over_http2(client: &h2::client::SendRequest<Bytes>, authority: So
 }
 
 #[tokio::test]
-async fn a_stalled_download_holds_little_memory() {
+async fn a_stalled_download_takes_little_memory() {
     const DOWNLOADS: usize = 100;
     for (row, http2_caller, http2_upstream) in
         [("HTTP/1.1", false, false), ("HTTP/2 upstream", false, true), ("HTTP/2 caller", true, false)]
@@ -268,16 +268,16 @@ async fn a_stalled_download_holds_little_memory() {
                 tokio::time::sleep(s(0.5)).await;
             }
         };
-        tokio::time::timeout(s(20.0), stalled).await.expect("downloads come to a halt");
+        tokio::time::timeout(s(20.0), stalled).await.expect("the downloads stall");
         let each_kib = stage.sidecar.resident_kib().saturating_sub(before) / DOWNLOADS as u64;
-        // Beside the body the connection itself: its task, and what was read of it.
+        // In addition to the body, the connection itself: its task and its read buffer.
         assert!(each_kib <= 128 + 16, "{row}: {each_kib} KiB");
         upstream.abort();
     }
 }
 
 #[tokio::test]
-async fn heads_and_targets_have_a_bound_and_an_answer() {
+async fn heads_and_targets_over_the_limit_get_431_and_414() {
     let stage = Stage::start("limits: {head: 8KiB}\n").await;
     let field = |bytes: usize| {
         format!("GET http://good.test/ HTTP/1.1\r\nHost: x\r\nX: {}\r\nConnection: close\r\n\r\n", "a".repeat(bytes))
@@ -294,44 +294,44 @@ async fn heads_and_targets_have_a_bound_and_an_answer() {
         ("a target far above", target(200_000), 414, "target_too_long"),
     ] {
         let before = stage.good.count();
-        let said = stage.exchange(&bytes).await;
-        assert_eq!((said.status(), said.code().as_str()), (status, code), "{row}: {}", said.text());
+        let transcript = stage.exchange(&bytes).await;
+        assert_eq!((transcript.status(), transcript.code().as_str()), (status, code), "{row}: {}", transcript.text());
         if status != 200 {
-            assert_eq!(said.header("content-type").as_deref(), Some("application/problem+json"), "{row}");
+            assert_eq!(transcript.header("content-type").as_deref(), Some("application/problem+json"), "{row}");
             assert_eq!(stage.good.count(), before, "{row}");
         }
-        stage.assert_invariants(row, &said).await;
+        stage.assert_invariants(row, &transcript).await;
     }
-    // The bound is on heads alone: a body after a small head may be of any size.
+    // The limit applies to heads alone: a body after a small head may have any size.
     let body = "b".repeat(100_000);
-    let said = stage
+    let transcript = stage
         .exchange(format!(
             "POST http://good.test/ HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
             body.len()
         ))
         .await;
-    assert_eq!(said.status(), 200, "{}", said.text());
+    assert_eq!(transcript.status(), 200, "{}", transcript.text());
 }
 
 #[tokio::test]
-async fn tunnels_have_a_bound() {
+async fn tunnels_are_limited() {
     let stage = Stage::start("limits: {tunnels: 1}\n").await;
     let connect = b"CONNECT good.test:80 HTTP/1.1\r\nHost: good.test:80\r\n\r\n";
     let mut first = TcpStream::connect(stage.sidecar.proxy()).await.expect("a connection");
     first.write_all(connect).await.expect("it reads");
     let mut status = [0; 12];
-    first.read_exact(&mut status).await.expect("an answer");
+    first.read_exact(&mut status).await.expect("a response");
     assert_eq!(&status, b"HTTP/1.1 200");
-    let answer = raw::send(stage.sidecar.proxy(), connect).await;
-    assert_eq!((answer.status, answer.code()), (503, "overloaded"));
+    let response = raw::send(stage.sidecar.proxy(), connect).await;
+    assert_eq!((response.status, response.code()), (503, "overloaded"));
     drop(first);
     let free = async { while exchange(stage.sidecar.proxy(), connect).await.status() != 200 {} };
-    tokio::time::timeout(s(5.0), free).await.expect("the place is free again");
+    tokio::time::timeout(s(5.0), free).await.expect("the permit is free again");
 }
 
-/// What an upstream says before it has read everything arrives whole and alone, and the rest of the upload does no harm.
+/// A response that the upstream sends before it has read the whole request arrives complete; the rest of the upload is discarded.
 #[tokio::test]
-async fn an_early_answer_is_the_only_one() {
+async fn an_early_response_is_the_only_one() {
     for framing in ["Content-Length: 3000000", "Transfer-Encoding: chunked"] {
         let (stage, listener) = Stage::with_raw_good("limits: {head: 8KiB}\n").await;
         let upstream = async {
@@ -360,28 +360,33 @@ async fn an_early_answer_is_the_only_one() {
                 }
                 let _ = writer.shutdown().await;
             };
-            let mut said = Vec::new();
+            let mut transcript = Vec::new();
             let read = async {
-                let _ = tokio::time::timeout(s(10.0), reader.read_to_end(&mut said)).await;
+                let _ = tokio::time::timeout(s(10.0), reader.read_to_end(&mut transcript)).await;
             };
             tokio::join!(write, read);
-            crate::rig::stage::Transcript(said)
+            crate::rig::stage::Transcript(transcript)
         };
-        let (_, said) = tokio::join!(upstream, caller);
-        assert_eq!((said.statuses(), said.body().as_str()), (vec![413], "sorry"), "{framing}: {}", said.text());
+        let (_, transcript) = tokio::join!(upstream, caller);
+        assert_eq!(
+            (transcript.statuses(), transcript.body().as_str()),
+            (vec![413], "sorry"),
+            "{framing}: {}",
+            transcript.text()
+        );
     }
 }
 
-/// Who is refused while it still uploads reads why, and no reset.
+/// A caller that is refused during its upload receives the response, not a reset.
 #[tokio::test]
-async fn a_refused_upload_hears_why() {
+async fn a_refused_upload_receives_its_response() {
     let stage = Stage::start("").await;
     let body = vec![b'x'; 3_000_000];
     for (row, target, status) in [("no mount", "/nowhere", 404), ("denied", "http://127.0.0.1:1/", 403)] {
         for _ in 0..5 {
             let head = format!("POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
-            let said = stage.exchange([head.as_bytes(), &body].concat()).await;
-            assert_eq!(said.statuses(), [status], "{row}");
+            let transcript = stage.exchange([head.as_bytes(), &body].concat()).await;
+            assert_eq!(transcript.statuses(), [status], "{row}");
         }
     }
 }
@@ -392,7 +397,7 @@ async fn a_port_without_a_listener_is_502() {
     let port = listener.local_addr().expect("an address").port();
     drop(listener);
     let stage = Stage::start(&format!("egress: {{allow_private: true, connect_ports: [{port}]}}\n")).await;
-    let answer = raw::get_through(stage.sidecar.proxy(), &format!("http://127.0.0.1:{port}/"), "").await;
-    assert_eq!((answer.status, answer.code()), (502, "upstream_unreachable"));
-    assert_eq!(answer.header("proxy-status"), Some("keybearer; error=connection_refused"));
+    let response = raw::get_through(stage.sidecar.proxy(), &format!("http://127.0.0.1:{port}/"), "").await;
+    assert_eq!((response.status, response.code()), (502, "upstream_unreachable"));
+    assert_eq!(response.header("proxy-status"), Some("keybearer; error=connection_refused"));
 }

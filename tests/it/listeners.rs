@@ -1,4 +1,4 @@
-//! Listeners of every kind side by side, and callers known by how they come.
+//! Listeners of every kind in one instance, and callers identified by their connection.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -10,7 +10,7 @@ use crate::rig::peers::{Peers, node, run_script};
 use crate::rig::scripted::Scripted;
 use crate::rig::sidecar::Sidecar;
 
-/// Four listeners, a caller for each way to come, and `/who` for all of them.
+/// Four listeners, one caller per kind of identification, and the mount `/crm`.
 async fn start() -> (Sidecar, Scripted, Scripted) {
     let (tokens, upstream) = (Scripted::tokens(3600).await, Scripted::upstream().await);
     let certs = Peers::certs();
@@ -21,7 +21,7 @@ async fn start() -> (Sidecar, Scripted, Scripted) {
          address: \"127.0.0.1:0\", tls: {{certificate: tls.pem, key: {{file: tls.key}}}}}}\n  - {{name: mutual, address: \"127.0.0.1:0\", \
          tls: {{certificate: tls.pem, key: {{file: tls.key}}, client_ca: {ca}}}}}\n  admin: 127.0.0.1:0\ncallers:\n- {{name: near, \
          listener: proxy, cidr: [127.0.0.0/8]}}\n- {{name: job, listener: [jobs], unix_user: [\"{user}\", 4294967]}}\n- {{name: \
-         fleet, listener: fleet}}\n- {{name: shown, certificate: {{san: [other.test, mtls-client.test]}}}}\nconnections:\n- {{name: crm, \
+         fleet, listener: fleet}}\n- {{name: certified, certificate: {{san: [other.test, mtls-client.test]}}}}\nconnections:\n- {{name: crm, \
          client_id: a, client_secret: b, token_url: \"http://{}/token\", routes: [{{mount: /crm, upstream: \"http://{}\"}}]}}\n",
         tokens.address,
         upstream.address,
@@ -36,13 +36,13 @@ fn read(path: &Path) -> String {
     std::fs::read_to_string(path).expect("a file")
 }
 
-/// Who runs the tests, and so the proxy's clients.
+/// The user that runs the tests, and so the callers.
 fn user() -> String {
     let output = std::process::Command::new("id").arg("-un").output().expect("id runs");
     String::from_utf8(output.stdout).expect("a name").trim().to_owned()
 }
 
-/// curl with these arguments: its exit code, and the status and version that it saw.
+/// Runs curl. Returns its exit code, and the status and HTTP version that it saw.
 async fn curl(arguments: &[&str]) -> (i32, String) {
     let mut curl = Command::new("curl");
     curl.args(["-sS", "-o", "/dev/null", "-w", "%{http_code} %{http_version}", "--max-time", "20"]).args(arguments);
@@ -51,13 +51,13 @@ async fn curl(arguments: &[&str]) -> (i32, String) {
 }
 
 #[tokio::test]
-async fn each_listener_serves_and_each_caller_is_known_by_how_it_comes() {
+async fn each_listener_serves_and_each_caller_is_identified_by_its_connection() {
     let (sidecar, _tokens, upstream) = start().await;
     let certs = Peers::certs();
     let (ca, socket) = (certs.ca.to_string_lossy(), sidecar.dir.path().join("jobs.sock"));
-    let (shown, shown_key) = certs.leaf("mtls-ca-issued");
+    let (known, known_key) = certs.leaf("mtls-ca-issued");
     let (unknown, unknown_key) = certs.leaf("mtls-self-signed");
-    let (shown, shown_key) = (shown.to_string_lossy(), shown_key.to_string_lossy());
+    let (known, known_key) = (known.to_string_lossy(), known_key.to_string_lossy());
     let (unknown, unknown_key) = (unknown.to_string_lossy(), unknown_key.to_string_lossy());
     let socket = socket.to_string_lossy();
     let at = |listener: &str| sidecar.address(listener).port();
@@ -75,7 +75,7 @@ async fn each_listener_serves_and_each_caller_is_known_by_how_it_comes() {
         ),
         ("TLS", "fleet", "200 2", vec!["--cacert", &ca, &fleet]),
         ("TLS, HTTP/1.1", "fleet", "200 1.1", vec!["--http1.1", "--cacert", &ca, &fleet]),
-        ("a certificate", "shown", "200 2", vec!["--cacert", &ca, "--cert", &shown, "--key", &shown_key, &mutual]),
+        ("a certificate", "certified", "200 2", vec!["--cacert", &ca, "--cert", &known, "--key", &known_key, &mutual]),
     ] {
         let counted = format!(
             "keybearer_requests_total{{connection=\"crm\",profile=\"default\",caller=\"{caller}\",origin=\"upstream\",status_class=\"2xx\"}}"
@@ -94,37 +94,37 @@ async fn each_listener_serves_and_each_caller_is_known_by_how_it_comes() {
         assert!(code != 0 && !seen.starts_with('2'), "{row}: {seen}");
     }
     assert_eq!(upstream.count(), served);
-    sidecar.logged("no TLS with a caller").await;
-    // As a proxy behind TLS, too.
+    sidecar.logged("downstream TLS handshake failed").await;
+    // The TLS listener also serves as a forward proxy.
     let (port, url) = (format!("https://localhost:{}", at("fleet")), "http://10.9.8.7/");
     let (code, seen) = curl(&["--proxy-cacert", &ca, "-x", &port, url]).await;
     assert_eq!((code, seen.as_str()), (0, "403 1.1"), "a private address that no route names");
-    let text =
+    let mode =
         std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&*socket).expect("a socket").permissions()) & 0o777;
-    assert_eq!(text, 0o660);
+    assert_eq!(mode, 0o660);
 }
 
-/// What is said at the socket, and at the listener for certificates to who shows this one.
-async fn ask(sidecar: &Sidecar, name: &str) -> [(i32, String); 2] {
+/// Requests through the Unix socket, and through the mutual TLS listener with the certificate `name`.
+async fn request_both(sidecar: &Sidecar, name: &str) -> [(i32, String); 2] {
     let certs = Peers::certs();
-    let (shown, key) = certs.leaf(name);
-    let (ca, shown, key) = (certs.ca.to_string_lossy(), shown.to_string_lossy(), key.to_string_lossy());
+    let (certificate, key) = certs.leaf(name);
+    let (ca, certificate, key) = (certs.ca.to_string_lossy(), certificate.to_string_lossy(), key.to_string_lossy());
     let socket = sidecar.dir.path().join("jobs.sock");
     let mutual = format!("https://localhost:{}/crm/x", sidecar.address("mutual").port());
     [
         curl(&["--http1.1", "--unix-socket", &socket.to_string_lossy(), "http://kb/crm/x"]).await,
-        curl(&["--http1.1", "--cacert", &ca, "--cert", &shown, "--key", &key, &mutual]).await,
+        curl(&["--http1.1", "--cacert", &ca, "--cert", &certificate, "--key", &key, &mutual]).await,
     ]
 }
 
-/// A socket for `user`, and a listener for certificates with the name `san`.
+/// A Unix socket for `user`, and a mutual TLS listener for certificates with the name `san`.
 async fn start_strict(upstream: &Scripted, tokens: &Scripted, user: &str, san: &str) -> Sidecar {
     let certs = Peers::certs();
     let (certificate, key) = certs.leaf("server");
     let config = format!(
         "listeners:\n  proxy:\n  - {{name: jobs, address: \"unix:jobs.sock\"}}\n  - {{name: mutual, address: \"127.0.0.1:0\", tls: \
          {{certificate: \"{}\", key: {{file: \"{}\"}}, client_ca: client-ca.pem}}}}\n  admin: 127.0.0.1:0\ncallers:\n- {{name: job, listener: \
-         jobs, unix_user: \"{user}\"}}\n- {{name: shown, certificate: {{san: {san}}}}}\nconnections:\n- {{name: crm, client_id: a, \
+         jobs, unix_user: \"{user}\"}}\n- {{name: certified, certificate: {{san: {san}}}}}\nconnections:\n- {{name: crm, client_id: a, \
          client_secret: b, token_url: \"http://{}/token\", routes: [{{mount: /crm, upstream: \"http://{}\"}}]}}\n",
         certificate.display(),
         key.display(),
@@ -135,19 +135,19 @@ async fn start_strict(upstream: &Scripted, tokens: &Scripted, user: &str, san: &
 }
 
 #[tokio::test]
-async fn another_user_and_another_name_are_no_known_caller() {
+async fn another_user_and_another_certificate_name_are_unknown_callers() {
     let (tokens, upstream) = (Scripted::tokens(3600).await, Scripted::upstream().await);
-    let nobody = (0, "401 1.1".to_owned());
+    let unknown = (0, "401 1.1".to_owned());
     let sidecar = start_strict(&upstream, &tokens, "4294967", "other.test").await;
-    assert_eq!(ask(&sidecar, "mtls-ca-issued").await, [nobody.clone(), nobody], "{}", sidecar.log());
+    assert_eq!(request_both(&sidecar, "mtls-ca-issued").await, [unknown.clone(), unknown], "{}", sidecar.log());
     assert_eq!(upstream.count(), 0);
     let known = (0, "200 1.1".to_owned());
     let sidecar = start_strict(&upstream, &tokens, &user(), "mtls-client.test").await;
-    assert_eq!(ask(&sidecar, "mtls-ca-issued").await, [known.clone(), known], "{}", sidecar.log());
+    assert_eq!(request_both(&sidecar, "mtls-ca-issued").await, [known.clone(), known], "{}", sidecar.log());
 }
 
 #[tokio::test]
-async fn a_changed_client_ca_counts_without_a_restart() {
+async fn a_changed_client_ca_applies_without_a_restart() {
     const APPLIED: &str = "keybearer_config_reloads_total{outcome=\"applied\"}";
     let (tokens, upstream) = (Scripted::tokens(3600).await, Scripted::upstream().await);
     let certs = Peers::certs();
@@ -160,28 +160,28 @@ async fn a_changed_client_ca_counts_without_a_restart() {
             std::fs::rename(sidecar.dir.path().join("next"), sidecar.dir.path().join("client-ca.pem")).expect("a file");
             sidecar.until_metric(APPLIED, |applied| applied > before).await;
         }
-        let [_, (code, seen)] = ask(&sidecar, "mtls-ca-issued").await;
+        let [_, (code, seen)] = request_both(&sidecar, "mtls-ca-issued").await;
         assert_eq!(code == 0 && seen == "200 1.1", served, "{file}: {code} {seen}\n{}", sidecar.log());
     }
 }
 
 #[tokio::test]
-async fn many_requests_share_a_tls_connection_over_http2() {
+async fn concurrent_requests_share_one_http2_connection_over_tls() {
     let (sidecar, _tokens, upstream) = start().await;
     let options = json!({
         "origin": format!("https://localhost:{}", sidecar.address("fleet").port()),
         "ca": Peers::certs().ca,
         "requests": vec![json!({ "path": "/crm/x" }); 50],
     });
-    let answers = run_script(node(), "clients/h2.mjs", &[&options.to_string()], &[]).await;
-    let ok = answers.as_array().expect("answers").iter().filter(|answer| answer["status"] == 200).count();
+    let responses = run_script(node(), "clients/h2.mjs", &[&options.to_string()], &[]).await;
+    let ok = responses.as_array().expect("responses").iter().filter(|response| response["status"] == 200).count();
     assert_eq!((ok, upstream.count()), (50, 50));
 }
 
 #[tokio::test]
-async fn a_renewed_certificate_is_shown_without_a_restart_and_a_broken_one_is_not() {
+async fn a_replaced_certificate_is_served_without_a_restart_and_a_mismatched_one_is_not() {
     let (mut sidecar, _tokens, _upstream) = start().await;
-    let shown = |sidecar: &Sidecar| {
+    let served_subject = |sidecar: &Sidecar| {
         let address = sidecar.address("fleet");
         async move {
             let mut client = Command::new("openssl");
@@ -193,27 +193,26 @@ async fn a_renewed_certificate_is_shown_without_a_restart_and_a_broken_one_is_no
             text.lines().find_map(|line| line.trim().strip_prefix("0 s:").map(str::to_owned)).expect("a certificate")
         }
     };
-    assert!(!shown(&sidecar).await.contains("other.test"));
+    assert!(!served_subject(&sidecar).await.contains("other.test"));
     let (certificate, key) = Peers::certs().leaf("wrong");
-    // Written in two steps, as tools do it: in between the pair does not fit, and the old one stays.
+    // Tools write the two files one after the other: in between they do not match, and the old pair stays in use.
     std::fs::write(sidecar.dir.path().join("tls.pem"), read(&certificate)).expect("a file");
     sidecar.logged("configuration refused").await;
-    assert!(!shown(&sidecar).await.contains("other.test"));
+    assert!(!served_subject(&sidecar).await.contains("other.test"));
     std::fs::write(sidecar.dir.path().join("tls.key"), read(&key)).expect("a file");
     sidecar.logged("configuration reloaded").await;
-    assert!(shown(&sidecar).await.contains("other.test"), "{}", sidecar.log());
+    assert!(served_subject(&sidecar).await.contains("other.test"), "{}", sidecar.log());
     let expiry = "keybearer_certificate_expiry_timestamp_seconds{name=\"fleet\",use=\"listener\"}";
     assert!(sidecar.metric(expiry).await > 1.0e9);
     let socket = sidecar.dir.path().join("jobs.sock");
     assert!(socket.exists());
     sidecar.signal("TERM");
     assert!(sidecar.exit().await.success());
-    assert!(!socket.exists(), "the socket is taken away at the end");
+    assert!(!socket.exists(), "the socket is unlinked at exit");
 }
 
-/// What the log says of a caller without an address.
 #[tokio::test]
-async fn a_unix_user_is_logged_in_place_of_an_address() {
+async fn a_caller_on_a_unix_socket_is_logged_by_its_user() {
     let (sidecar, _tokens, _upstream) = start().await;
     let socket = sidecar.dir.path().join("jobs.sock");
     let (_, seen) = curl(&["--unix-socket", &socket.to_string_lossy(), "http://kb/nowhere"]).await;

@@ -1,6 +1,6 @@
-//! Requests as raw bytes: what reaches the upstream is one well-formed message, or nothing.
+//! Requests as raw bytes: one well-formed message reaches the upstream, or nothing does.
 //!
-//! Rows are named as in the table of hostile peers (HP).
+//! Rows are named after the table of hostile peers (HP).
 
 mod content;
 mod framing;
@@ -11,23 +11,23 @@ use crate::rig::raw::{self, Conn};
 use crate::rig::scripted::Reply;
 use crate::rig::stage::{Stage, TOKEN, Transcript};
 
-/// The message is refused with a 4xx or 5xx and nothing gets anywhere.
+/// Asserts that the message is refused with a 4xx or 5xx and reaches no upstream.
 async fn refused(stage: &Stage, row: &str, bytes: impl AsRef<[u8]>) {
     let before = (stage.good.count(), stage.evil.count());
-    let said = stage.exchange(&bytes).await;
-    assert!([400, 405, 408, 414, 431, 501, 505].contains(&said.status()), "{row}: {}", said.text());
-    assert_eq!(said.statuses().len(), 1, "{row}: {}", said.text());
+    let transcript = stage.exchange(&bytes).await;
+    assert!([400, 405, 408, 414, 431, 501, 505].contains(&transcript.status()), "{row}: {}", transcript.text());
+    assert_eq!(transcript.statuses().len(), 1, "{row}: {}", transcript.text());
     assert_eq!((stage.good.count(), stage.evil.count()), before, "{row}: {:?}", stage.good.received().last());
-    stage.assert_invariants(row, &said).await;
+    stage.assert_invariants(row, &transcript).await;
 }
 
 const SMUGGLED: &str = "GET http://evil.test/smuggled HTTP/1.1\r\nHost: evil.test\r\n\r\n";
 
-/// Whatever the answer: upstream is clean, and nothing hidden in or behind the message is served.
+/// Asserts that, whatever the response, the upstream receives clean framing and no request smuggled in or after the message.
 async fn harmless(stage: &Stage, row: &str, bytes: impl AsRef<[u8]>) {
     let before = stage.good.count();
-    let said = stage.exchange(&bytes).await;
-    assert!(said.statuses().len() <= 1, "{row}: {}", said.text());
+    let transcript = stage.exchange(&bytes).await;
+    assert!(transcript.statuses().len() <= 1, "{row}: {}", transcript.text());
     assert_eq!(stage.evil.count(), 0, "{row}: {:?}", stage.evil.received());
     for request in &stage.good.received()[before..] {
         let (length, coding) = (request.values("content-length"), request.values("transfer-encoding"));
@@ -40,7 +40,7 @@ async fn harmless(stage: &Stage, row: &str, bytes: impl AsRef<[u8]>) {
         let bare = request.head.replace("\r\n", "");
         assert!(!bare.contains(['\r', '\n']), "{row}: {}", request.head);
     }
-    stage.assert_invariants(row, &said).await;
+    stage.assert_invariants(row, &transcript).await;
 }
 
 fn post(lines: &str, body: &str) -> String {
@@ -48,7 +48,7 @@ fn post(lines: &str, body: &str) -> String {
 }
 
 #[tokio::test]
-async fn ambiguous_framing_hides_no_second_request() {
+async fn ambiguous_framing_smuggles_no_second_request() {
     let stage = Stage::start("").await;
     let chunk = format!("0\r\n\r\n{SMUGGLED}");
     for (row, lines) in [
@@ -93,9 +93,9 @@ async fn ambiguous_framing_hides_no_second_request() {
     }
 }
 
-/// IIS and Azure answer 411 to a POST that does not state its length (RFC 9110 §8.6).
+/// IIS and Azure respond 411 to a POST without Content-Length (RFC 9110 §8.6).
 #[tokio::test]
-async fn an_empty_body_states_its_length_where_one_is_expected() {
+async fn an_empty_body_has_content_length_0_where_the_method_expects_a_body() {
     let stage = Stage::start("").await;
     for (method, lines, expected) in [
         ("POST", "Content-Length: 0\r\n", vec!["0"]),
@@ -106,8 +106,8 @@ async fn an_empty_body_states_its_length_where_one_is_expected() {
         ("DELETE", "", vec![]),
     ] {
         let head = format!("{method} http://good.test/ HTTP/1.1\r\nHost: x\r\n{lines}Connection: close\r\n\r\n");
-        let said = stage.exchange(head).await;
-        assert_eq!(said.status(), 200, "{method} {lines:?}: {}", said.text());
+        let transcript = stage.exchange(head).await;
+        assert_eq!(transcript.status(), 200, "{method} {lines:?}: {}", transcript.text());
         let received = stage.good.received().pop().expect("a request");
         assert_eq!(received.values("content-length"), expected, "{method} {lines:?}: {}", received.head);
         assert!(received.values("transfer-encoding").is_empty(), "{method} {lines:?}: {}", received.head);
@@ -115,7 +115,7 @@ async fn an_empty_body_states_its_length_where_one_is_expected() {
 }
 
 #[tokio::test]
-async fn bytes_that_are_not_plain_http_get_nowhere() {
+async fn malformed_http_reaches_no_upstream() {
     let stage = Stage::start("").await;
     let head = |line: &str| format!("{line}\r\nHost: good.test\r\nConnection: close\r\n\r\n");
     let field = |field: &str| {
@@ -183,15 +183,15 @@ async fn a_broken_body_is_the_callers_fault() {
         ("cut between chunks", post(chunked, "3\r\nabc\r\n")),
         ("cut within a length", post("Content-Length: 10\r\n", "abc")),
     ] {
-        let said = stage.exchange(bytes).await;
+        let transcript = stage.exchange(bytes).await;
         assert_eq!(
-            (said.statuses(), said.code().as_str()),
+            (transcript.statuses(), transcript.code().as_str()),
             (vec![400], "bad_request_target"),
             "{row}: {}",
-            said.text()
+            transcript.text()
         );
-        assert!(said.body().contains("the request body"), "{row}: {}", said.text());
-        assert_eq!(stage.good.count(), 0, "{row}: it never arrives as whole");
+        assert!(transcript.body().contains("the request body"), "{row}: {}", transcript.text());
+        assert_eq!(stage.good.count(), 0, "{row}: it never arrives as complete");
     }
     stage.assert_invariants("HP-09", &Transcript(Vec::new())).await;
     for code in ["upstream_protocol", "upstream_unreachable"] {
@@ -201,16 +201,16 @@ async fn a_broken_body_is_the_callers_fault() {
 }
 
 #[tokio::test]
-async fn fields_of_this_hop_end_here() {
+async fn hop_by_hop_fields_are_not_forwarded() {
     let stage = Stage::start("").await;
     let lines = "Connection: close, X-Gone\r\nX-Gone: 1\r\nKeep-Alive: timeout=5\r\nProxy-Connection: keep-alive\r\nTE: trailers\r\n\
                  Upgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\nKeybearer-Subject: alice\r\nKeybearer-Anything: 1\r\n\
                  X-Kept: 1\r\nVia: 1.0 fred\r\nCookie: a=b\r\nConnection: X_Also\r\nX-Also: 1\r\nX_Gone: 1\r\nKeybearer_Subject: alice\r\n\
                  KEYBEARER_Authorization: Bearer x\r\nTransfer_Encoding: chunked\r\nContent_Length: 9\r\nProxy_Authorization: \
                  Basic eDp5\r\nKeep_Alive: 1\r\nX_Kept: 1\r\n";
-    let answer = raw::get_through(stage.sidecar.proxy(), "http://good.test/x?q=1", lines).await;
-    assert_eq!(answer.status, 200, "HP-17");
-    assert!(answer.header("via").is_some_and(|via| via.contains("keybearer")), "HP-21");
+    let response = raw::get_through(stage.sidecar.proxy(), "http://good.test/x?q=1", lines).await;
+    assert_eq!(response.status, 200, "HP-17");
+    assert!(response.header("via").is_some_and(|via| via.contains("keybearer")), "HP-21");
     let received = stage.good.received();
     let request = &received[0];
     assert_eq!(request.request_line(), "GET /x?q=1 HTTP/1.1");
@@ -243,17 +243,17 @@ async fn fields_of_this_hop_end_here() {
 }
 
 #[tokio::test]
-async fn max_forwards_counts_down_to_an_answer_here() {
+async fn max_forwards_is_decremented_and_stops_at_zero() {
     let stage = Stage::start("").await;
     let options =
         |left: &str| format!("OPTIONS http://good.test/ HTTP/1.1\r\nHost: good.test\r\nMax-Forwards: {left}\r\n\r\n");
-    let said = stage.exchange(options("0")).await;
-    assert_eq!((said.status(), stage.good.count()), (200, 0), "HP-21 0: {}", said.text());
+    let transcript = stage.exchange(options("0")).await;
+    assert_eq!((transcript.status(), stage.good.count()), (200, 0), "HP-21 0: {}", transcript.text());
     assert_eq!(stage.exchange(options("5")).await.status(), 200, "HP-21 5");
     assert_eq!(stage.good.received()[0].values("max-forwards"), ["4"], "HP-21 5");
     let trace = "TRACE http://evil.test/ HTTP/1.1\r\nHost: evil.test\r\nMax-Forwards: 0\r\n\r\n";
-    let said = stage.exchange(trace).await;
-    assert_eq!((said.status(), stage.evil.count()), (200, 0), "HP-21 TRACE: {}", said.text());
+    let transcript = stage.exchange(trace).await;
+    assert_eq!((transcript.status(), stage.evil.count()), (200, 0), "HP-21 TRACE: {}", transcript.text());
     assert_eq!(stage.exchange(trace.replace("Forwards: 0", "Forwards: 5")).await.status(), 200, "HP-21 TRACE 5");
     let received = stage.evil.received();
     assert_eq!(received[0].request_line(), "TRACE / HTTP/1.1", "HP-21 TRACE 5");
@@ -261,49 +261,55 @@ async fn max_forwards_counts_down_to_an_answer_here() {
 }
 
 #[tokio::test]
-async fn every_way_of_sending_requests_is_answered_in_order() {
+async fn pipelined_slow_and_http_1_0_requests_are_served_in_order() {
     let stage = Stage::answering("", |request, _| match request.request_line().split(' ').nth(1) {
         Some("/afterwards") => Reply::ok(),
-        Some(path) => Reply::text(200, "text/plain", &format!("answer to {path}")),
+        Some(path) => Reply::text(200, "text/plain", &format!("response to {path}")),
         None => Reply::Close,
     })
     .await;
     let get =
         |path: &str, lines: &str| format!("GET http://good.test{path} HTTP/1.1\r\nHost: good.test\r\n{lines}\r\n");
-    let said = stage
+    let transcript = stage
         .exchange([get("/1", ""), get("/2", ""), get("/3", "Connection: close\r\n"), get("/4", "")].concat())
         .await;
     let order: Vec<usize> =
-        ["to /1", "to /2", "to /3"].iter().map(|text| said.text().find(text).expect(text)).collect();
-    assert!(order.is_sorted() && said.statuses() == [200, 200, 200], "HP-23 pipelining: {}", said.text());
-    stage.assert_invariants("HP-23 pipelining", &said).await;
+        ["to /1", "to /2", "to /3"].iter().map(|text| transcript.text().find(text).expect(text)).collect();
+    assert!(order.is_sorted() && transcript.statuses() == [200, 200, 200], "HP-23 pipelining: {}", transcript.text());
+    stage.assert_invariants("HP-23 pipelining", &transcript).await;
 
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     conn.stream.set_nodelay(true).expect("an option");
     for byte in get("/slow", "").as_bytes() {
         conn.write(&[*byte]).await;
     }
-    assert_eq!(conn.read_response().await.text(), "answer to /slow", "HP-23 byte by byte");
+    assert_eq!(conn.read_response().await.text(), "response to /slow", "HP-23 byte by byte");
 
-    let said = stage.exchange("GET http://good.test/old HTTP/1.0\r\n\r\n").await;
-    assert_eq!((said.status(), said.body().as_str()), (200, "answer to /old"), "HP-23 1.0: {}", said.text());
-    let said = stage
+    let transcript = stage.exchange("GET http://good.test/old HTTP/1.0\r\n\r\n").await;
+    assert_eq!(
+        (transcript.status(), transcript.body().as_str()),
+        (200, "response to /old"),
+        "HP-23 1.0: {}",
+        transcript.text()
+    );
+    let transcript = stage
         .exchange(
             "GET http://good.test/a HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET http://good.test/b HTTP/1.0\r\n\r\n",
         )
         .await;
-    assert_eq!(said.statuses(), [200], "HP-23 1.0 keep-alive: {}", said.text());
-    let said = stage.exchange("GET http://good.test/a HTTP/1.0\r\n\r\nGET http://good.test/b HTTP/1.0\r\n\r\n").await;
-    assert_eq!(said.statuses(), [200], "HP-23 1.0 closes: {}", said.text());
+    assert_eq!(transcript.statuses(), [200], "HP-23 1.0 keep-alive: {}", transcript.text());
+    let transcript =
+        stage.exchange("GET http://good.test/a HTTP/1.0\r\n\r\nGET http://good.test/b HTTP/1.0\r\n\r\n").await;
+    assert_eq!(transcript.statuses(), [200], "HP-23 1.0 closes: {}", transcript.text());
 }
 
 #[tokio::test]
-async fn bodies_arrive_as_they_were_sent() {
+async fn a_get_body_and_expect_100_continue_are_handled() {
     let stage = Stage::start("").await;
-    let said = stage
+    let transcript = stage
         .exchange("GET http://good.test/body HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nConnection: close\r\n\r\nbody")
         .await;
-    assert_eq!(said.status(), 200, "HP-24 GET with a body");
+    assert_eq!(transcript.status(), 200, "HP-24 GET with a body");
     assert_eq!(
         (stage.good.received()[0].body.as_slice(), stage.good.received()[0].values("content-length")),
         (&b"body"[..], vec!["4"])
@@ -317,19 +323,19 @@ async fn bodies_arrive_as_they_were_sent() {
         conn.write(head.as_bytes()).await;
         if expectation == "100-continue" {
             let mut interim = [0; 25];
-            conn.stream.read_exact(&mut interim).await.expect("an interim answer");
+            conn.stream.read_exact(&mut interim).await.expect("an interim response");
             assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n");
         }
         conn.write(b"abc").await;
-        let answer = conn.read_response().await;
-        assert!(answer.status == 200 || answer.status == 417, "HP-24 {expectation}: {}", answer.status);
+        let response = conn.read_response().await;
+        assert!(response.status == 200 || response.status == 417, "HP-24 {expectation}: {}", response.status);
         let received = stage.good.received();
         assert!(received.iter().all(|request| request.values("expect").is_empty()), "HP-24 {expectation}");
     }
 }
 
 #[tokio::test]
-async fn trailers_pass_but_cannot_say_what_belongs_in_a_head() {
+async fn trailers_are_forwarded_without_fields_of_a_head() {
     let (stage, listener) = Stage::with_raw_good("").await;
     let upstream = async {
         let (mut stream, _) = listener.accept().await.expect("a connection");
@@ -345,8 +351,8 @@ async fn trailers_pass_but_cannot_say_what_belongs_in_a_head() {
     let bytes = "POST http://key.test/ HTTP/1.1\r\nHost: key.test\r\nTransfer-Encoding: chunked\r\nTrailer: Authorization, Host, \
                  Content-Length, X-Api-Key, Keybearer-Subject, X-Sum\r\nConnection: close\r\n\r\n3\r\nabc\r\n0\r\nAuthorization: Bearer \
                  mine\r\nHost: evil.test\r\nContent-Length: 9\r\nX-Api-Key: mine\r\nKeybearer-Subject: alice\r\nX-Sum: 1\r\n\r\n";
-    let (arrived, said) = tokio::join!(upstream, stage.exchange(bytes));
-    assert_eq!(said.status(), 200, "HP-10: {}", said.text());
+    let (arrived, transcript) = tokio::join!(upstream, stage.exchange(bytes));
+    assert_eq!(transcript.status(), 200, "HP-10: {}", transcript.text());
     let (head, body) = arrived.split_once("\r\n\r\n").expect("a head");
     assert!(head.contains(&format!("x-api-key: {TOKEN}")), "HP-10: {head}");
     assert_eq!(body.to_ascii_lowercase(), "3\r\nabc\r\n0\r\nx-sum: 1\r\n\r\n", "HP-10");
@@ -380,8 +386,8 @@ async fn ten_mebibytes_of_chunks_arrive_intact() {
         conn.write(b"0\r\n\r\n").await;
         (conn.read_response().await, sent)
     };
-    let (arrived, (answer, sent)) = tokio::join!(upstream, caller);
-    assert_eq!((answer.status, arrived.len()), (200, 10 << 20), "HP-24");
+    let (arrived, (response, sent)) = tokio::join!(upstream, caller);
+    assert_eq!((response.status, arrived.len()), (200, 10 << 20), "HP-24");
     assert!(arrived == sent, "HP-24: the body was changed");
 }
 

@@ -1,4 +1,4 @@
-//! CONNECT: plain HTTP inside is served for the tunnel's authority alone. Not here: what is relayed (`relay`).
+//! CONNECT: cleartext HTTP inside is served for the tunnel's authority alone. Not here: relayed tunnels (`relay`).
 
 mod intercept;
 mod relay;
@@ -25,7 +25,7 @@ fn get(target: &str, host: &str) -> String {
 }
 
 #[tokio::test]
-async fn plain_http_inside_is_served_with_the_token() {
+async fn cleartext_http_inside_is_served_with_the_token() {
     let stage = Stage::start("").await;
     let mut conn = stage.open_tunnel("good.test:80", "").await;
     for (row, target, host) in [
@@ -36,8 +36,8 @@ async fn plain_http_inside_is_served_with_the_token() {
         ("absolute form with port", "http://good.test:80/5", "good.test"),
     ] {
         conn.write(get(target, host).as_bytes()).await;
-        let answer = conn.read_response().await;
-        assert_eq!((answer.status, answer.text().as_str()), (200, "ok"), "{row}");
+        let response = conn.read_response().await;
+        assert_eq!((response.status, response.text().as_str()), (200, "ok"), "{row}");
         let received = stage.good.received();
         let last = received.last().expect("a request");
         assert_eq!(last.values("authorization"), [format!("Bearer {TOKEN}")], "{row}");
@@ -51,7 +51,7 @@ async fn plain_http_inside_is_served_with_the_token() {
 }
 
 #[tokio::test]
-async fn the_head_of_connect_may_come_in_any_way() {
+async fn connect_works_over_http_1_0_and_with_early_data() {
     let stage = Stage::start("").await;
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     conn.write(b"CONNECT good.test:80 HTTP/1.0\r\n\r\n").await;
@@ -84,11 +84,11 @@ async fn another_authority_inside_is_421_each_time() {
         ("CI-04 other port", "http://good.test:81/", "good.test"),
     ] {
         conn.write(get(target, host).as_bytes()).await;
-        let answer = conn.read_response().await;
-        assert_eq!((answer.status, answer.code()), (421, "authority_mismatch"), "{row}");
+        let response = conn.read_response().await;
+        assert_eq!((response.status, response.code()), (421, "authority_mismatch"), "{row}");
     }
     conn.write(get("/", "good.test").as_bytes()).await;
-    assert_eq!(conn.read_response().await.status, 200, "the tunnel stays usable");
+    assert_eq!(conn.read_response().await.status, 200, "the tunnel remains usable");
     let mut conn = stage.open_tunnel("evil.test:80", "").await;
     conn.write(get("/", "good.test").as_bytes()).await;
     assert_eq!(conn.read_response().await.status, 421, "TC-03: a tunnel to evil with good's Host");
@@ -102,12 +102,12 @@ async fn another_authority_inside_is_421_each_time() {
 }
 
 #[tokio::test]
-async fn what_is_not_http_closes_the_tunnel() {
+async fn bytes_that_are_not_http_close_the_tunnel() {
     let stage = Stage::start("").await;
     let mut conn = stage.open_tunnel("good.test:80", "").await;
     conn.write(b"\x16\x03\x01\x00\x05hello").await;
     assert!(conn.is_closed().await, "TLS");
-    stage.sidecar.logged("of this host and port is for http").await;
+    stage.sidecar.logged("only http routes of this host and port").await;
     let mut conn = stage.open_tunnel("good.test:80", "").await;
     conn.write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n").await;
     let mut rest = Vec::new();
@@ -121,7 +121,7 @@ async fn what_is_not_http_closes_the_tunnel() {
 }
 
 #[tokio::test]
-async fn connect_takes_host_and_port_alone() {
+async fn connect_accepts_only_host_and_port() {
     let stage = Stage::start("").await;
     for target in [
         "good.test",
@@ -141,16 +141,16 @@ async fn connect_takes_host_and_port_alone() {
         "2130706433:80",
         "0x7f000001:80",
     ] {
-        let said = stage
+        let transcript = stage
             .exchange(format!("CONNECT {target} HTTP/1.1\r\nHost: good.test\r\n\r\n{}", get("/", "good.test")))
             .await;
-        assert_eq!(said.status(), 400, "CI-08 {target}: {}", said.text());
+        assert_eq!(transcript.status(), 400, "CI-08 {target}: {}", transcript.text());
         assert_eq!(
             stage.good.received().iter().filter(|r| r.request_line() == "GET / HTTP/1.1").count(),
             0,
             "CI-08 {target}"
         );
-        stage.assert_invariants(target, &said).await;
+        stage.assert_invariants(target, &transcript).await;
     }
     let mut conn = stage.open_tunnel("good.test:80", "").await;
     conn.write(b"CONNECT good.test:80 HTTP/1.1\r\nHost: good.test:80\r\n\r\n").await;
@@ -158,7 +158,7 @@ async fn connect_takes_host_and_port_alone() {
 }
 
 #[tokio::test]
-async fn addresses_are_checked_for_a_tunnel_too() {
+async fn a_tunnel_to_a_private_address_is_refused() {
     let stage = Stage::start("").await;
     for host in [
         "127.0.0.1",
@@ -170,17 +170,17 @@ async fn addresses_are_checked_for_a_tunnel_too() {
         "0.0.0.0",
     ] {
         let authority = format!("{host}:443");
-        let said = stage
+        let transcript = stage
             .exchange(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n{}", get("/", &authority)))
             .await;
-        assert_eq!(said.statuses().first(), Some(&403), "CI-06 {host}: {}", said.text());
-        assert!(said.text().contains("address"), "CI-06 {host}: {}", said.text());
+        assert_eq!(transcript.statuses().first(), Some(&403), "CI-06 {host}: {}", transcript.text());
+        assert!(transcript.text().contains("address"), "CI-06 {host}: {}", transcript.text());
     }
 }
 
-/// CI-10, and RFC 9931 §5: what is sent into a tunnel before it is open is dropped if it is refused.
+/// CI-10, and RFC 9931 §5: bytes sent into a tunnel before its refusal are discarded.
 #[tokio::test]
-async fn a_refused_connect_ends_its_connection_and_nothing_after_it_is_a_request() {
+async fn a_refused_connect_closes_its_connection_and_discards_early_data() {
     let stage = Stage::start("callers: [{name: billing, secret: s3cret}]\nlimits: {head: 8KiB}\n").await;
     let known = format!("Proxy-Authorization: Basic {}\r\n", BASE64_STANDARD.encode("billing:s3cret"));
     let early = format!("GET http://good.test/early HTTP/1.1\r\nHost: good.test\r\n{known}\r\n");
@@ -189,7 +189,7 @@ async fn a_refused_connect_ends_its_connection_and_nothing_after_it_is_a_request
         ("no credential", "good.test:80", "", 407),
         ("a wrong credential", "good.test:80", "Proxy-Authorization: Bearer x\r\n", 407),
         ("gRPC", "good.test:80", "Content-Type: application/grpc\r\n", 407),
-        ("gRPC to what is closed", "127.0.0.1:443", &format!("{known}Content-Type: application/grpc+proto\r\n"), 403),
+        ("gRPC to a closed address", "127.0.0.1:443", &format!("{known}Content-Type: application/grpc+proto\r\n"), 403),
         ("a body", "good.test:80", &format!("{known}Content-Length: {}\r\n", early.len()), 400),
         ("an empty body", "good.test:80", &format!("{known}Content-Length: 0\r\n"), 400),
         ("a chunked body", "good.test:80", &format!("{known}Transfer-Encoding: chunked\r\n"), 400),
@@ -199,31 +199,36 @@ async fn a_refused_connect_ends_its_connection_and_nothing_after_it_is_a_request
         ("a head that is too large", "good.test:80", &long, 431),
     ] {
         let connect = format!("CONNECT {authority} HTTP/1.1\r\nHost: good.test\r\n{lines}\r\n");
-        // With the head, and once its answer has been read.
+        // Early data with the head, and after the response.
         let mut conn = Conn::open(stage.sidecar.proxy()).await;
         conn.write(format!("{connect}{early}").as_bytes()).await;
-        let answer = conn.read_response().await;
-        assert_eq!((answer.status, answer.header("connection")), (status, Some("close")), "{row}: {}", answer.text());
-        assert_eq!(answer.json()["code"], answer.code(), "{row}: it is told as a problem");
+        let response = conn.read_response().await;
+        assert_eq!(
+            (response.status, response.header("connection")),
+            (status, Some("close")),
+            "{row}: {}",
+            response.text()
+        );
+        assert_eq!(response.json()["code"], response.code(), "{row}: it is a problem document");
         conn.write(early.as_bytes()).await;
-        assert!(conn.is_closed().await, "{row}: another answer, or an open connection");
-        let said = stage.exchange(format!("{connect}{early}{early}")).await;
-        assert_eq!(said.statuses(), [status], "{row}: {}", said.text());
-        assert_eq!(stage.good.count(), 0, "{row}: what was sent early went to good");
+        assert!(conn.is_closed().await, "{row}: another response, or an open connection");
+        let transcript = stage.exchange(format!("{connect}{early}{early}")).await;
+        assert_eq!(transcript.statuses(), [status], "{row}: {}", transcript.text());
+        assert_eq!(stage.good.count(), 0, "{row}: early data reached good");
     }
     let many = format!("CONNECT good.test:80 HTTP/1.1\r\nHost: x\r\n\r\n{}", early.repeat(500));
-    assert_eq!(stage.exchange(many).await.statuses(), [407], "much of it, and the answer is read all the same");
+    assert_eq!(stage.exchange(many).await.statuses(), [407], "much early data, and the response still arrives");
     let mut conn = stage.open_tunnel("good.test:80", &known).await;
     conn.write(
         format!("CONNECT good.test:80 HTTP/1.1\r\nHost: good.test:80\r\n\r\n{}", get("/early", "good.test")).as_bytes(),
     )
     .await;
     assert_eq!(conn.read_response().await.status, 400, "a tunnel inside a tunnel");
-    assert!(conn.is_closed().await && stage.good.count() == 0, "what was sent early into it");
+    assert!(conn.is_closed().await && stage.good.count() == 0, "early data in it is discarded");
 }
 
 #[tokio::test]
-async fn a_refused_connect_over_http2_ends_its_stream_alone() {
+async fn a_refused_connect_over_http2_ends_only_its_stream() {
     let stage = Stage::start("callers: [{name: billing, secret: s3cret}]\n").await;
     let connect = |lines: serde_json::Value| {
         let mut headers = json!({ ":authority": "good.test:80" });
@@ -238,16 +243,17 @@ async fn a_refused_connect_over_http2_ends_its_stream_alone() {
         connect(json!({ "proxy-authorization": "Bearer s3cret", "content-length": "0" })),
         { "path": "/x", "headers": { ":authority": "good.test", "proxy-authorization": known["proxy-authorization"] } },
     ] });
-    let answers = run_script(node(), "clients/h2.mjs", &[&options.to_string()], &[]).await;
-    let statuses: Vec<_> = answers.as_array().expect("answers").iter().map(|answer| answer["status"].clone()).collect();
-    assert_eq!(statuses, [407, 407, 400, 200], "{answers}\n{}", stage.sidecar.log());
-    assert_eq!(answers[1]["headers"]["content-type"], "application/problem+json", "{answers}");
+    let responses = run_script(node(), "clients/h2.mjs", &[&options.to_string()], &[]).await;
+    let statuses: Vec<_> =
+        responses.as_array().expect("responses").iter().map(|response| response["status"].clone()).collect();
+    assert_eq!(statuses, [407, 407, 400, 200], "{responses}\n{}", stage.sidecar.log());
+    assert_eq!(responses[1]["headers"]["content-type"], "application/problem+json", "{responses}");
     assert_eq!(stage.good.count(), 1);
 }
 
-/// These clients answer 407 with a credential on another connection.
+/// These libraries send the credential only after 407, on another connection.
 #[tokio::test]
-async fn clients_that_wait_for_407_get_their_tunnel() {
+async fn callers_that_authenticate_after_407_get_their_tunnel() {
     let tokens = Scripted::tokens(3600).await;
     let upstream = Http2Server::start(json!({})).await;
     let config = Config::new().trust_peers().top(interception()).top("callers: [{name: billing, secret: s3cret}]\n");
@@ -290,20 +296,20 @@ async fn clients_that_wait_for_407_get_their_tunnel() {
         ("Java's URLConnection", java(&["URLConnection"])),
     ] {
         let output = client.stdin(Stdio::null()).kill_on_drop(true).output().await.expect("a client runs");
-        let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        assert_eq!(said, "200", "{row}: {}\n{}", String::from_utf8_lossy(&output.stderr), sidecar.log());
+        let status = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        assert_eq!(status, "200", "{row}: {}\n{}", String::from_utf8_lossy(&output.stderr), sidecar.log());
     }
 }
 
 #[tokio::test]
-async fn a_callers_credential_holds_for_its_tunnel() {
+async fn the_credential_of_connect_holds_for_its_tunnel() {
     let stage = Stage::start("callers: [{name: billing, secret: s3cret}, {name: home, cidr: [10.0.0.0/8]}]\n").await;
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     let connect = "CONNECT good.test:80 HTTP/1.1\r\nHost: good.test:80\r\n";
     conn.write(format!("{connect}\r\n").as_bytes()).await;
-    let answer = conn.read_response().await;
-    assert_eq!((answer.status, answer.code()), (407, "caller_unknown"));
-    assert!(answer.header("proxy-authenticate").is_some());
+    let response = conn.read_response().await;
+    assert_eq!((response.status, response.code()), (407, "caller_unknown"));
+    assert!(response.header("proxy-authenticate").is_some());
     assert!(conn.is_closed().await, "after 407");
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     let credential = BASE64_STANDARD.encode("billing:s3cret");

@@ -1,11 +1,11 @@
-//! Workers that do not run, and socket files that are replaced.
+//! Skipping dead workers; replacing stale socket files.
 
-use super::super::seats::Seats;
+use super::super::connection_limit::ConnectionLimiter;
 use super::*;
 use crate::gate::Turn;
 
 #[tokio::test]
-async fn a_worker_that_does_not_run_is_passed_over() {
+async fn a_worker_that_has_exited_is_skipped() {
     let worker = || {
         let (sender, receiver) = mpsc::channel(4);
         (Inbox { sender, open: Arc::default() }, receiver)
@@ -13,17 +13,17 @@ async fn a_worker_that_does_not_run_is_passed_over() {
     let ((dead, gone), (live, mut inbox)) = (worker(), worker());
     drop(gone);
     let inboxes = [dead, live];
-    let seats = Arc::<Seats>::default();
-    let seat = || match seats.ask(Bounds { places: 1, queued: 0, sharing: Sharing::Fair }, &Turn::User(0)) {
-        Ok(Admission::Seated(seat)) => seat,
-        _ => panic!("no seat"),
+    let limiter = Arc::<ConnectionLimiter>::default();
+    let permit = || match limiter.admit(Bounds { places: 1, queued: 0, sharing: Sharing::Fair }, &Turn::User(0)) {
+        Ok(Admission::Admitted(permit)) => permit,
+        _ => panic!("not admitted"),
     };
     let accepted = || Accepted {
         stream: Stream::Unix(UnixStream::pair().unwrap().0),
-        from: From::User(0),
+        from: PeerAddress::Unix(0),
         listener: Name::parse("proxy").unwrap(),
         secure: false,
-        seat: seat(),
+        permit: permit(),
     };
     for _ in 0..3 {
         hand_over(&inboxes, accepted()).await.unwrap();
@@ -34,7 +34,7 @@ async fn a_worker_that_does_not_run_is_passed_over() {
 }
 
 #[test]
-fn a_socket_replaces_what_a_dead_program_left_and_nothing_else() {
+fn binding_replaces_a_stale_socket_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("kb.sock");
     let first = bind_unix(&path, 0o640).unwrap();
@@ -42,7 +42,7 @@ fn a_socket_replaces_what_a_dead_program_left_and_nothing_else() {
     assert_eq!(bind_unix(&path, 0o600).unwrap_err().kind(), io::ErrorKind::AddrInUse);
     drop(first);
     bind_unix(&path, 0o600).unwrap();
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left aside");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
     let file = dir.path().join("notes");
     fs::write(&file, "mine").unwrap();
     assert!(bind_unix(&file, 0o600).is_err());

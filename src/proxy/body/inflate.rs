@@ -1,6 +1,6 @@
-//! Content codings (RFC 9110 §8.4.1) of a body that is looked at. Pure.
+//! Decodes content codings (RFC 9110 §8.4.1) of a body that is inspected. Pure.
 //!
-//! Holds: never more than `bytes_max` bytes are inflated, whatever the input promises.
+//! Invariant: at most `bytes_max` bytes of content are decoded, whatever the input.
 
 use std::io::{self, Read};
 
@@ -9,15 +9,15 @@ use http::HeaderMap;
 use http::header::CONTENT_ENCODING;
 use ruzstd::decoding::{FrameDecoder, StreamingDecoder};
 
-/// Nested codings; servers send two at most.
+/// Maximum number of nested codings; servers send at most two.
 const CODINGS_MAX: usize = 4;
-/// What the brotli decoder reads at once.
+/// Read buffer of the brotli decoder.
 const BROTLI_BUFFER_BYTES: usize = 4096;
 /// The largest window of a zstd frame that is meant for HTTP (RFC 9659 §3).
 const ZSTD_WINDOW_MAX_BYTES: u64 = 8 * 1024 * 1024;
 
-/// The content of `body`, a message with these fields. `None`: a coding is unknown, the body does not follow it, there are
-/// too many of them, or the content is longer than `bytes_max`.
+/// Decodes the body of a message with these fields. `None`: a coding is unknown, the body is not valid in it, there are
+/// too many codings, or the content is longer than `bytes_max`.
 pub fn content(headers: &HeaderMap, mut body: Vec<u8>, bytes_max: usize) -> Option<Vec<u8>> {
     let mut codings = Vec::new();
     for value in headers.get_all(CONTENT_ENCODING) {
@@ -26,14 +26,14 @@ pub fn content(headers: &HeaderMap, mut body: Vec<u8>, bytes_max: usize) -> Opti
     if codings.len() > CODINGS_MAX {
         return None;
     }
-    // The last one was applied last.
+    // Codings are listed in the order in which they were applied.
     for coding in codings.iter().rev().filter(|coding| !coding.eq_ignore_ascii_case("identity")) {
         body = inflate(coding, &body, bytes_max).ok().filter(|content| content.len() <= bytes_max)?;
     }
     Some(body)
 }
 
-/// At most one byte more than `bytes_max`.
+/// Decodes at most `bytes_max + 1` bytes.
 fn inflate(coding: &str, body: &[u8], bytes_max: usize) -> io::Result<Vec<u8>> {
     let is = |name: &str| coding.eq_ignore_ascii_case(name);
     let read = |decoder: &mut dyn Read| {
@@ -50,7 +50,7 @@ fn inflate(coding: &str, body: &[u8], bytes_max: usize) -> io::Result<Vec<u8>> {
     }
 }
 
-/// zstd frames, one after the other (RFC 8878 §3).
+/// Decodes concatenated zstd frames (RFC 8878 §3).
 fn inflate_zstd(mut body: &[u8], bytes_max: usize) -> io::Result<Vec<u8>> {
     let (mut content, mut decoder) = (Vec::new(), FrameDecoder::new());
     decoder.set_max_window_size(ZSTD_WINDOW_MAX_BYTES);
@@ -71,13 +71,13 @@ mod tests {
     use super::*;
 
     const TEXT: &str = r#"{"error":"token_expired"}"#;
-    /// [`TEXT`] as gzip 1.12, Node's zlib and zstd 1.5 encode it.
+    /// [`TEXT`] as encoded by gzip 1.12, Node's zlib and zstd 1.5.
     const GZIP: &str = "H4sIAAAAAAACA6tWSi0qyi9SslIqyc9OzYtPrSjILEpNUaoFAPXkYisZAAAA";
     const ZLIB: &str = "eJyrVkotKsovUrJSKsnPTs2LT60oyCxKTVGqBQB3DAlW";
     const RAW_DEFLATE: &str = "q1ZKLSrKL1KyUirJz07Ni0+tKMgsSk1RqgUA";
     const BROTLI: &str = "CwyAeyJlcnJvciI6InRva2VuX2V4cGlyZWQifQM=";
     const ZSTD: &str = "KLUv/SQZyQAAeyJlcnJvciI6InRva2VuX2V4cGlyZWQiffYOhIM=";
-    /// [`TEXT`] and a million spaces or more.
+    /// [`TEXT`] followed by at least a million spaces.
     const BROTLI_BOMB: &str = "y///P/iN0w31YxjqqUqRr70G0SHr041MsslpGoEZYAmJM+q0AIPe/2Xg//8f/BIAcVgEoHv/x///P/glAOKwAED3/o///3/wSwDEYQGA7v0f////4JcAiMMCAN37P/7//8EvARCHBQC693/8//+DXwIgDgsAdO//8v//D78EQBwWAOje/wE=";
     const ZSTD_BOMB: &str =
         "KLUv/QRYFAEA0HsiZXJyb3IiOiJ0b2tlbl9leHBpcmVkIn0gAQCO/+dgDAIAECACABAgAgAQIAIAECACABAgAgAQIAIAECDLAAAgzGDzhw==";
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn every_coding_is_read() {
+    fn every_coding_is_decoded() {
         check(&[], TEXT.into(), Some(TEXT));
         check(&["identity"], TEXT.into(), Some(TEXT));
         check(&["gzip"], bytes(GZIP), Some(TEXT));
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn codings_are_undone_from_the_last_to_the_first() {
+    fn codings_are_decoded_from_the_last_to_the_first() {
         let mut twice = Vec::new();
         flate2::read::GzEncoder::new(&bytes(BROTLI)[..], flate2::Compression::fast()).read_to_end(&mut twice).unwrap();
         check(&["br, gzip"], twice.clone(), Some(TEXT));
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_follow_its_coding_has_no_content() {
+    fn a_body_that_is_not_valid_in_its_coding_has_no_content() {
         for (coding, body) in [("gzip", GZIP), ("deflate", ZLIB), ("br", BROTLI), ("zstd", ZSTD)] {
             let body = bytes(body);
             check(&[coding], body[..body.len() / 2].to_vec(), None);
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_than_the_bound_is_inflated() {
+    fn the_decoded_size_is_bounded() {
         let spaces = [TEXT.as_bytes(), &vec![b' '; 1 << 20]].concat();
         let mut gzip_bomb = Vec::new();
         flate2::read::GzEncoder::new(&spaces[..], flate2::Compression::best()).read_to_end(&mut gzip_bomb).unwrap();

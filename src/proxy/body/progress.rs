@@ -1,4 +1,4 @@
-//! How far the sending of one request has come, and whose silence it is that the other side waits for.
+//! Progress of sending one request, and which peer is silent.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -7,14 +7,14 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// Where a request body stands, and since when: tells whose silence it is.
+/// State of sending a request body, and since when.
 #[derive(Debug, Clone, Copy)]
 pub enum Sending {
-    /// Waiting for the client's next bytes.
-    Client(Instant),
-    /// The upstream has what there is and asks for no more.
-    Upstream(Instant),
-    /// All of it was handed over.
+    /// Waiting for more bytes from the caller.
+    AwaitingCaller(Instant),
+    /// Waiting for the upstream connection to poll for more.
+    AwaitingUpstream(Instant),
+    /// The whole body was handed to the upstream connection.
     Done(Instant),
 }
 
@@ -25,10 +25,10 @@ pub struct Progress {
     done: Notify,
 }
 
-/// Who has been silent for too long.
+/// The peer that an exchange waits for.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Silent {
-    Client,
+pub enum SilentPeer {
+    Caller,
     Upstream,
 }
 
@@ -45,40 +45,40 @@ impl Progress {
     }
 
     pub fn is_waiting_for_caller(&self) -> bool {
-        matches!(self.sending.get(), Sending::Client(_))
+        matches!(self.sending.get(), Sending::AwaitingCaller(_))
     }
 
-    /// Since when the upstream has asked for no more of the body.
+    /// Since when the upstream has not taken more of the body.
     pub fn stalled_since(&self) -> Option<Instant> {
         match self.sending.get() {
-            Sending::Upstream(since) => Some(since),
-            Sending::Client(_) | Sending::Done(_) => None,
+            Sending::AwaitingUpstream(since) => Some(since),
+            Sending::AwaitingCaller(_) | Sending::Done(_) => None,
         }
     }
 
-    /// Has the body been handed over?
+    /// Was the whole body handed to the upstream connection?
     pub fn is_done(&self) -> bool {
         matches!(self.sending.get(), Sending::Done(_))
     }
 
-    /// Returns when the body has been handed over, because the deadline may then come sooner.
+    /// Returns when the whole body has been handed over; the deadline may then be earlier.
     pub async fn done(&self) {
         self.done.notified().await;
     }
 
-    /// When something of the body was last handed over, or asked for.
+    /// When a part of the body was last handed over or requested.
     pub fn moved_at(&self) -> Instant {
         match self.sending.get() {
-            Sending::Client(since) | Sending::Upstream(since) | Sending::Done(since) => since,
+            Sending::AwaitingCaller(since) | Sending::AwaitingUpstream(since) | Sending::Done(since) => since,
         }
     }
 
-    /// When the present silence becomes too long, and whose it then is.
-    pub fn deadline(&self, idle: Duration, response_head: Duration) -> (Instant, Silent) {
+    /// The deadline of the current silence, and the silent peer.
+    pub fn deadline(&self, idle: Duration, response_head: Duration) -> (Instant, SilentPeer) {
         match self.sending.get() {
-            Sending::Client(since) => (since + idle, Silent::Client),
-            Sending::Upstream(since) => (since + idle, Silent::Upstream),
-            Sending::Done(since) => (since + response_head, Silent::Upstream),
+            Sending::AwaitingCaller(since) => (since + idle, SilentPeer::Caller),
+            Sending::AwaitingUpstream(since) => (since + idle, SilentPeer::Upstream),
+            Sending::Done(since) => (since + response_head, SilentPeer::Upstream),
         }
     }
 }

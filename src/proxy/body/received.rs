@@ -1,6 +1,6 @@
-//! A body as it is received, complete only where its sender has ended it.
+//! A received body, complete only if its sender ended it.
 //!
-//! hyper reads a reset with NO_ERROR as the end of an HTTP/2 body, but only END_STREAM ends one (RFC 9113 §8.1).
+//! hyper treats RST_STREAM with NO_ERROR as the end of an HTTP/2 body, but only END_STREAM ends one (RFC 9113 §8.1).
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};

@@ -1,6 +1,6 @@
-//! A request body, kept for a replay while it is small.
+//! A request body, buffered for a replay while it is small.
 //!
-//! Invariant: one pass reads from the caller at a time; what is kept never exceeds `limits.replay_body`.
+//! Invariants: one pass at a time reads from the caller; the buffer never exceeds `limits.replay_body`.
 
 use std::cell::RefCell;
 use std::pin::Pin;
@@ -21,45 +21,45 @@ use super::received::{ReceiveError, Received};
 use crate::proxy::headers;
 use crate::proxy::io::Upload;
 
-/// A request body that may be sent twice: what has been read is kept until it grows too large.
+/// A request body that can be sent more than once: frames are buffered until they exceed the limit.
 #[derive(Clone)]
 pub struct RequestSource(Rc<RefCell<Source>>);
 
 struct Source {
     incoming: Received,
-    /// Read before the first pass began.
-    ahead: Option<Result<Frame<Bytes>, ReceiveError>>,
-    /// Frames read so far, while they may still be needed again.
-    kept: Option<Vec<Bytes>>,
-    kept_bytes: usize,
-    kept_bytes_max: usize,
+    /// Read ahead before the first pass.
+    prefetched: Option<Result<Frame<Bytes>, ReceiveError>>,
+    /// Frames read so far; `None`: they exceeded the limit.
+    buffered: Option<Vec<Bytes>>,
+    buffered_bytes: usize,
+    buffered_bytes_max: usize,
     trailers: Option<http::HeaderMap>,
-    /// Fields that the caller's trailers must not hold.
+    /// Fields that the caller's trailers must not contain.
     reserved: Arc<[HeaderName]>,
     finished: bool,
-    /// What came is not valid, or broke off.
+    /// The body was invalid or cut off.
     broken: bool,
-    /// How many passes have begun; only the last may read on.
+    /// Passes begun; only the latest may read from the caller.
     passes: usize,
-    /// Told when the caller has sent everything.
+    /// Finished once the caller has sent the whole body.
     upload: Option<Upload>,
 }
 
 impl RequestSource {
     pub fn new(
         incoming: Received,
-        kept_bytes_max: usize,
+        buffered_bytes_max: usize,
         reserved: Arc<[HeaderName]>,
         upload: Option<Upload>,
     ) -> RequestSource {
         let finished = incoming.is_end_stream();
-        let kept = (kept_bytes_max > 0 || finished).then(Vec::new);
+        let buffered = (buffered_bytes_max > 0 || finished).then(Vec::new);
         RequestSource(Rc::new(RefCell::new(Source {
             incoming,
-            ahead: None,
-            kept,
-            kept_bytes: 0,
-            kept_bytes_max,
+            prefetched: None,
+            buffered,
+            buffered_bytes: 0,
+            buffered_bytes_max,
             trailers: None,
             reserved,
             finished,
@@ -69,8 +69,9 @@ impl RequestSource {
         })))
     }
 
-    /// Notices that a body of unknown length is empty, where its end has come already: a GET then leaves without a body.
-    pub fn notice_empty(&self) {
+    /// Detects that a body of unknown length is empty, if its end has already arrived: a GET is then sent without a
+    /// body.
+    pub fn detect_empty(&self) {
         let mut source = self.0.borrow_mut();
         if source.finished || source.incoming.size_hint().exact().is_some() {
             return;
@@ -80,45 +81,45 @@ impl RequestSource {
         match frame {
             None => source.finish(),
             Some(Ok(frame)) if is_empty(&frame) && source.incoming.is_end_stream() => source.finish(),
-            Some(frame) => source.ahead = Some(frame),
+            Some(frame) => source.prefetched = Some(frame),
         }
     }
 
-    /// Is it the caller's fault that the body was not sent to its end? An error of HTTP/2 does not say so.
+    /// Was the caller's body invalid or cut off? An HTTP/2 error on the upstream connection does not show it.
     pub fn is_broken(&self) -> bool {
         self.0.borrow().broken
     }
 
-    /// May the whole body be sent once more? Then the pass before reads no further: what it took while the next one is
-    /// prepared would be missing there.
-    pub fn reclaim(&self) -> bool {
+    /// Prepares to send the whole body again. Returns false if it is not buffered. The previous pass is superseded at
+    /// once: bytes that it read from now on would be missing in the next.
+    pub fn rewind(&self) -> bool {
         let mut source = self.0.borrow_mut();
-        let whole = source.kept.is_some();
-        source.passes += usize::from(whole);
-        whole
+        let is_whole = source.buffered.is_some();
+        source.passes += usize::from(is_whole);
+        is_whole
     }
 
-    /// A body that begins at the beginning.
+    /// Begins a pass over the body from its start.
     pub fn body(&self, progress: Rc<Progress>) -> RequestBody {
         progress.set(if self.0.borrow().finished {
             Sending::Done(Instant::now())
         } else {
-            Sending::Upstream(Instant::now())
+            Sending::AwaitingUpstream(Instant::now())
         });
         let pass = {
             let mut source = self.0.borrow_mut();
             source.passes += 1;
             source.passes
         };
-        RequestBody { source: self.clone(), pass, at: 0, trailers_sent: false, progress }
+        RequestBody { source: self.clone(), pass, position: 0, trailers_sent: false, progress }
     }
 }
 
 impl Source {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReceiveError>>> {
-        let frame = match self.ahead.take() {
+        let frame = match self.prefetched.take() {
             None => ready!(Pin::new(&mut self.incoming).poll_frame(cx)),
-            ahead => ahead,
+            prefetched => prefetched,
         };
         let frame = match frame {
             None => {
@@ -133,11 +134,11 @@ impl Source {
         };
         let frame = match frame.into_data() {
             Ok(data) => {
-                self.keep(&data);
+                self.buffer(&data);
                 Frame::data(data)
             }
             Err(frame) => {
-                let trailers = headers::trailers(frame.into_trailers().unwrap_or_default(), &self.reserved);
+                let trailers = headers::sanitize_trailers(frame.into_trailers().unwrap_or_default(), &self.reserved);
                 self.trailers = Some(trailers.clone());
                 Frame::trailers(trailers)
             }
@@ -155,11 +156,11 @@ impl Source {
         }
     }
 
-    fn keep(&mut self, data: &Bytes) {
-        self.kept_bytes += data.len();
-        match &mut self.kept {
-            Some(kept) if self.kept_bytes <= self.kept_bytes_max => kept.push(data.clone()),
-            _ => self.kept = None,
+    fn buffer(&mut self, data: &Bytes) {
+        self.buffered_bytes += data.len();
+        match &mut self.buffered {
+            Some(buffered) if self.buffered_bytes <= self.buffered_bytes_max => buffered.push(data.clone()),
+            _ => self.buffered = None,
         }
     }
 }
@@ -168,7 +169,8 @@ impl Source {
 pub struct RequestBody {
     source: RequestSource,
     pass: usize,
-    at: usize,
+    /// Index of the next frame.
+    position: usize,
     trailers_sent: bool,
     progress: Rc<Progress>,
 }
@@ -185,12 +187,13 @@ impl Body for RequestBody {
         let this = self.get_mut();
         let mut source = this.source.0.borrow_mut();
         if source.passes != this.pass {
-            // The connection of an earlier pass may outlive it; what it took now would be missing from the later one.
+            // The connection of an earlier pass may outlive it; bytes that it read now would be missing in the later
+            // pass.
             return Poll::Ready(Some(Err(BoxError::from(Superseded))));
         }
-        if let Some(data) = source.kept.as_ref().and_then(|kept| kept.get(this.at)).cloned() {
-            this.at += 1;
-            this.progress.set(Sending::Upstream(Instant::now()));
+        if let Some(data) = source.buffered.as_ref().and_then(|buffered| buffered.get(this.position)).cloned() {
+            this.position += 1;
+            this.progress.set(Sending::AwaitingUpstream(Instant::now()));
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
         if source.finished {
@@ -200,30 +203,33 @@ impl Body for RequestBody {
         }
         let Poll::Ready(frame) = source.poll_next(cx) else {
             if !this.progress.is_waiting_for_caller() {
-                this.progress.set(Sending::Client(Instant::now()));
+                this.progress.set(Sending::AwaitingCaller(Instant::now()));
             }
             return Poll::Pending;
         };
-        this.at += 1;
+        this.position += 1;
         this.trailers_sent |= matches!(&frame, Some(Ok(frame)) if frame.is_trailers());
         let now = Instant::now();
-        this.progress.set(if source.finished { Sending::Done(now) } else { Sending::Upstream(now) });
+        this.progress.set(if source.finished { Sending::Done(now) } else { Sending::AwaitingUpstream(now) });
         Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)))
     }
 
     fn is_end_stream(&self) -> bool {
         let source = self.source.0.borrow();
-        let read = source.kept.as_ref().map_or(source.finished, |kept| source.finished && self.at >= kept.len());
-        read && (source.trailers.is_none() || self.trailers_sent)
+        let is_read = match &source.buffered {
+            Some(buffered) => source.finished && self.position >= buffered.len(),
+            None => source.finished,
+        };
+        is_read && (source.trailers.is_none() || self.trailers_sent)
     }
 
     fn size_hint(&self) -> SizeHint {
         let source = self.source.0.borrow();
-        let again: usize = source.kept.iter().flatten().skip(self.at).map(Bytes::len).sum();
+        let buffered: usize = source.buffered.iter().flatten().skip(self.position).map(Bytes::len).sum();
         let mut hint = source.incoming.size_hint();
         match hint.exact() {
-            Some(rest) => hint.set_exact(rest + again as u64),
-            None => hint.set_lower(hint.lower() + again as u64),
+            Some(rest) => hint.set_exact(rest + buffered as u64),
+            None => hint.set_lower(hint.lower() + buffered as u64),
         }
         hint
     }

@@ -1,6 +1,6 @@
-//! The body of a response: the upstream's, or one of our own.
+//! The body of a response: the upstream's, or the proxy's own.
 //!
-//! Invariant: the companion hears of the end exactly once; a failure of the upstream reaches the caller as one.
+//! Invariants: the observer is notified of the end exactly once; an upstream failure reaches the caller as a failure.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -16,17 +16,17 @@ use super::received::ReceiveError;
 use super::upstream::UpstreamBody;
 use crate::proxy::headers;
 
-/// The body of an answer: the upstream's, or the proxy's own words. Its companion hears of the end exactly once.
-pub struct ResponseBody<T: Companion> {
+/// A response body that notifies its observer of the end exactly once.
+pub struct ResponseBody<T: EndObserver> {
     inner: Inner,
-    companion: Option<T>,
+    observer: Option<T>,
 }
 
 enum Inner {
     Own(Full<Bytes>),
     Upstream {
         incoming: UpstreamBody,
-        /// What cut it off, until the caller gets the error.
+        /// The error that ended the body, until it is returned.
         failure: Option<ReceiveError>,
         idle: Duration,
         silent_since: Option<Instant>,
@@ -38,32 +38,32 @@ enum Inner {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
     Complete,
-    /// The upstream cut it off, or fell silent.
+    /// The upstream closed early or its idle timeout expired.
     CutOff,
-    /// The caller did not take it to its end.
+    /// The caller disconnected before the end.
     Abandoned,
 }
 
-/// Follows a body, and learns how it ended.
-pub trait Companion {
-    fn end(self, ending: Ending);
+/// Is notified of how a response body ended.
+pub trait EndObserver {
+    fn on_end(self, ending: Ending);
 }
 
-impl<T: Companion> ResponseBody<T> {
-    pub fn own(text: Bytes, companion: T) -> ResponseBody<T> {
-        ResponseBody { inner: Inner::Own(Full::new(text)), companion: Some(companion) }
+impl<T: EndObserver> ResponseBody<T> {
+    pub fn own(text: Bytes, observer: T) -> ResponseBody<T> {
+        ResponseBody { inner: Inner::Own(Full::new(text)), observer: Some(observer) }
     }
 
-    pub fn upstream(incoming: UpstreamBody, idle: Duration, companion: T) -> ResponseBody<T> {
+    pub fn upstream(incoming: UpstreamBody, idle: Duration, observer: T) -> ResponseBody<T> {
         ResponseBody {
             inner: Inner::Upstream { incoming, failure: None, idle, silent_since: None, timer: None },
-            companion: Some(companion),
+            observer: Some(observer),
         }
     }
 
     fn end(&mut self, ending: Ending) {
-        if let Some(companion) = self.companion.take() {
-            companion.end(ending);
+        if let Some(observer) = self.observer.take() {
+            observer.on_end(ending);
         }
     }
 
@@ -75,18 +75,18 @@ impl<T: Companion> ResponseBody<T> {
     }
 }
 
-impl<T: Companion> Drop for ResponseBody<T> {
+impl<T: EndObserver> Drop for ResponseBody<T> {
     fn drop(&mut self) {
-        // A body without bytes is never polled.
+        // hyper never polls an empty body.
         self.end(if self.is_complete() { Ending::Complete } else { Ending::Abandoned });
     }
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("the upstream fell silent within its answer")]
+#[error("idle timeout: the upstream stopped sending its response body")]
 struct UpstreamSilent;
 
-impl<T: Companion + Unpin> Body for ResponseBody<T> {
+impl<T: EndObserver + Unpin> Body for ResponseBody<T> {
     type Data = Bytes;
     type Error = BoxError;
 
@@ -102,14 +102,15 @@ impl<T: Companion + Unpin> Body for ResponseBody<T> {
             Inner::Upstream { incoming, failure, idle, silent_since, timer } => {
                 match Pin::new(&mut *incoming).poll_frame(cx) {
                     Poll::Ready(Some(Err(error))) => {
-                        // hyper throws away what it has not yet written when a body fails; it writes when one is pending.
+                        // When a body fails, hyper discards bytes it has not written; when a body is pending, it writes
+                        // them.
                         *failure = Some(error);
                         cx.waker().wake_by_ref();
                         return Poll::Pending;
                     }
                     Poll::Ready(frame) => {
                         *silent_since = None;
-                        frame.map(|frame| frame.map(without_forbidden_trailers).map_err(BoxError::from))
+                        frame.map(|frame| frame.map(sanitize_trailers).map_err(BoxError::from))
                     }
                     Poll::Pending => {
                         let moved_at = || incoming.request_moved_at();
@@ -140,15 +141,15 @@ impl<T: Companion + Unpin> Body for ResponseBody<T> {
     }
 }
 
-fn without_forbidden_trailers(frame: Frame<Bytes>) -> Frame<Bytes> {
+fn sanitize_trailers(frame: Frame<Bytes>) -> Frame<Bytes> {
     match frame.into_data() {
         Ok(data) => Frame::data(data),
-        Err(frame) => Frame::trailers(headers::trailers(frame.into_trailers().unwrap_or_default(), &[])),
+        Err(frame) => Frame::trailers(headers::sanitize_trailers(frame.into_trailers().unwrap_or_default(), &[])),
     }
 }
 
-/// Ready when nothing has come, and nothing of the request has gone, for `idle`: a caller may have much to say before the
-/// upstream goes on. The timer is armed at most once for each `idle`, not for each frame.
+/// Ready once neither response nor request body has moved for `idle`: a long upload may precede the rest of the
+/// response. The timer is armed at most once per `idle`, not per frame.
 fn poll_silence(
     idle: Duration,
     silent_since: &mut Option<Instant>,

@@ -1,6 +1,6 @@
-//! The body of an upstream's answer, of which a part may have been looked at.
+//! An upstream's response body, which can be peeked at before it is forwarded.
 //!
-//! Holds: what was looked at is passed on as it came, and a failure comes at the place where it happened.
+//! Invariant: peeked frames are forwarded unchanged, and a failure keeps its position in the stream.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -20,37 +20,37 @@ use super::progress::Progress;
 use super::received::{ReceiveError, Received};
 use crate::model::connection::{RejectionSign, SIGN_BYTES_MAX};
 
-/// A body that takes longer to arrive is a stream, and no sign of anything.
-const LOOK_MAX: Duration = Duration::from_secs(2);
+/// A body that takes longer to arrive counts as a stream, not as a sign of rejection.
+const PEEK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Frames that have been looked at, or the failure behind them.
+/// Peeked frames, and the failure after them.
 #[derive(Default)]
-struct Seen(VecDeque<Result<Frame<Bytes>, ReceiveError>>);
+struct Peeked(VecDeque<Result<Frame<Bytes>, ReceiveError>>);
 
 pub struct UpstreamBody {
-    /// `None`: nothing was looked at, as with nearly every answer.
-    seen: Option<Box<Seen>>,
+    /// `None`: nothing was peeked at, as for nearly every response.
+    peeked: Option<Box<Peeked>>,
     incoming: Received,
-    /// Of the request, whose body may still be on its way.
+    /// Progress of the request, whose body may not be sent completely yet.
     progress: Rc<Progress>,
 }
 
 impl UpstreamBody {
     pub fn new(incoming: Received, progress: Rc<Progress>) -> UpstreamBody {
-        UpstreamBody { seen: None, incoming, progress }
+        UpstreamBody { peeked: None, incoming, progress }
     }
 
-    /// Takes what came together with the head. Over HTTP/1.1 that is not known yet.
+    /// Peeks at the frame that arrived together with the head. No effect over HTTP/1.1, where it cannot be known yet.
     ///
     /// # Errors
-    /// The stream was reset, with nothing of the body before.
-    pub fn begin(&mut self) -> Result<(), ReceiveError> {
+    /// The stream was reset before any byte of the body.
+    pub fn peek_first_frame(&mut self) -> Result<(), ReceiveError> {
         if !self.incoming.is_http2() || self.incoming.is_end_stream() {
             return Ok(());
         }
         match self.incoming.frame().now_or_never().flatten() {
             Some(Err(error)) => return Err(error),
-            Some(frame) => self.seen.get_or_insert_default().0.push_back(frame),
+            Some(frame) => self.peeked.get_or_insert_default().0.push_back(frame),
             None => {}
         }
         Ok(())
@@ -61,16 +61,16 @@ impl UpstreamBody {
         self.progress.moved_at()
     }
 
-    /// The whole body, if it is short and arrives within `wait`.
-    async fn look(&mut self, wait: Duration) -> Option<Vec<u8>> {
+    /// Peeks at the whole body, if it is short and arrives within `wait`.
+    async fn peek(&mut self, wait: Duration) -> Option<Vec<u8>> {
         if self.size_hint().lower() > SIGN_BYTES_MAX as u64 {
             return None;
         }
-        let wait = wait.min(LOOK_MAX);
+        let wait = wait.min(PEEK_TIMEOUT);
         let reading = async {
             let mut bytes = Vec::new();
-            let seen = &mut self.seen.get_or_insert_default().0;
-            for frame in seen.iter() {
+            let peeked = &mut self.peeked.get_or_insert_default().0;
+            for frame in peeked.iter() {
                 bytes.extend_from_slice(frame.as_ref().ok()?.data_ref().map_or(&[], |data| data));
             }
             while let Some(frame) = self.incoming.frame().await {
@@ -78,7 +78,7 @@ impl UpstreamBody {
                     bytes.extend_from_slice(data.map_or(&[], |data| data));
                 }
                 let failed = frame.is_err();
-                seen.push_back(frame);
+                peeked.push_back(frame);
                 if failed || bytes.len() > SIGN_BYTES_MAX {
                     return None;
                 }
@@ -95,47 +95,48 @@ impl Body for UpstreamBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReceiveError>>> {
         let this = self.get_mut();
-        match this.seen.as_mut().and_then(|seen| seen.0.pop_front()) {
+        match this.peeked.as_mut().and_then(|peeked| peeked.0.pop_front()) {
             Some(frame) => Poll::Ready(Some(frame)),
             None => Pin::new(&mut this.incoming).poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.seen.as_ref().is_none_or(|seen| seen.0.is_empty()) && self.incoming.is_end_stream()
+        self.peeked.as_ref().is_none_or(|peeked| peeked.0.is_empty()) && self.incoming.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
         let rest = self.incoming.size_hint();
-        let Some(seen) = &self.seen else { return rest };
-        let seen: u64 = seen.0.iter().flatten().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum();
+        let Some(peeked) = &self.peeked else { return rest };
+        let peeked_bytes: u64 =
+            peeked.0.iter().flatten().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum();
         let mut hint = SizeHint::new();
         if let Some(upper) = rest.upper() {
-            hint.set_upper(upper + seen);
+            hint.set_upper(upper + peeked_bytes);
         }
-        hint.set_lower(rest.lower() + seen);
+        hint.set_lower(rest.lower() + peeked_bytes);
         hint
     }
 }
 
-/// Is this what an expired token looks like? The body is looked at only where a sign is in it.
+/// Does the response match a sign of a rejected token? Peeks at the body only if a sign refers to it.
 pub async fn is_rejection(response: &mut Response<UpstreamBody>, signs: &[RejectionSign], wait: Duration) -> bool {
     let status = response.status();
     for sign in signs.iter().filter(|sign| sign.status == status) {
-        let holds = |(name, text): &(http::HeaderName, String)| {
+        let has_header = |(name, text): &(http::HeaderName, String)| {
             let values = response.headers().get_all(name).iter();
             let text = text.to_ascii_lowercase();
             values.filter_map(|value| value.to_str().ok()).any(|value| value.to_ascii_lowercase().contains(&text))
         };
-        if !sign.header.as_ref().is_none_or(holds) {
+        if !sign.header.as_ref().is_none_or(has_header) {
             continue;
         }
         let Some(member) = &sign.body else { return true };
-        let streams = |value: &http::HeaderValue| value.as_bytes().starts_with(b"text/event-stream");
-        if response.headers().get(http::header::CONTENT_TYPE).is_some_and(streams) {
+        let is_event_stream = |value: &http::HeaderValue| value.as_bytes().starts_with(b"text/event-stream");
+        if response.headers().get(http::header::CONTENT_TYPE).is_some_and(is_event_stream) {
             continue;
         }
-        let body = response.body_mut().look(wait).await;
+        let body = response.body_mut().peek(wait).await;
         let content = body.and_then(|body| inflate::content(response.headers(), body, SIGN_BYTES_MAX));
         let json = content.and_then(|content| serde_json::from_slice::<serde_json::Value>(&content).ok());
         let path = member.pointer.parts();
@@ -145,14 +146,14 @@ pub async fn is_rejection(response: &mut Response<UpstreamBody>, signs: &[Reject
                 value => value.get(part),
             })
         });
-        let is = |value: &serde_json::Value| match value {
+        let matches = |value: &serde_json::Value| match value {
             serde_json::Value::String(text) => *text == member.equals,
             serde_json::Value::Array(_) | serde_json::Value::Object(_) => false,
             serde_json::Value::Null => member.equals == "null",
             serde_json::Value::Bool(value) => member.equals == if *value { "true" } else { "false" },
             serde_json::Value::Number(number) => member.equals == format!("{number}"),
         };
-        if found.is_some_and(is) {
+        if found.is_some_and(matches) {
             return true;
         }
     }

@@ -1,8 +1,8 @@
-//! Which credentials identify a caller, and how.
+//! Identifying callers by credential and by connection.
 
 use std::net::IpAddr;
 
-use super::super::arrival::From;
+use super::super::arrival::PeerAddress;
 use super::*;
 use crate::model::SubjectPattern;
 use crate::model::san::San;
@@ -30,7 +30,7 @@ fn table() -> CallerTable {
 const FIELD: &str = "proxy-authorization";
 
 fn at(ip: &str) -> Arrival {
-    let from = From::Address((ip.parse::<IpAddr>().unwrap(), 40_000).into());
+    let from = PeerAddress::Tcp((ip.parse::<IpAddr>().unwrap(), 40_000).into());
     Arrival { from, listener: Name::parse("proxy").unwrap(), local: None, server_name: None, certificate: None }
 }
 
@@ -70,7 +70,7 @@ fn a_credential_decides_alone() {
 }
 
 #[test]
-fn an_address_counts_where_no_credential_is_sent() {
+fn the_address_identifies_a_caller_without_a_credential() {
     check("10.1.0.1", None, Some("batch"));
     check("::ffff:10.1.0.1", None, Some("batch"));
     check("192.0.2.1", None, None);
@@ -78,7 +78,7 @@ fn an_address_counts_where_no_credential_is_sent() {
 }
 
 #[test]
-fn what_a_connection_tells_decides_where_no_credential_is_sent() {
+fn the_connection_identifies_a_caller_without_a_credential() {
     let caller = |name: &str| Caller {
         name: Name::parse(name).unwrap(),
         secret: None,
@@ -99,28 +99,29 @@ fn what_a_connection_tells_decides_where_no_credential_is_sent() {
         assert_eq!(found.and_then(|id| table.name(id)).map(Name::as_str), expected, "{}", arrival.from);
     };
     let other = Name::parse("other").unwrap();
-    let by = |user, listener: &Name| Arrival { from: From::User(user), listener: listener.clone(), ..at("10.0.0.1") };
+    let by =
+        |user, listener: &Name| Arrival { from: PeerAddress::Unix(user), listener: listener.clone(), ..at("10.0.0.1") };
     check(by(1001, &jobs), Some("user"));
     check(by(1002, &jobs), None);
     check(by(1001, &other), None);
-    let shown = |names: &[San]| Arrival { certificate: Some(names.to_vec()), ..at("10.0.0.1") };
-    check(shown(&[San::dns("x"), San::dns("BILLING.svc")]), Some("certificate"));
-    check(shown(&[San::Ip([10, 9, 0, 1].into())]), Some("certificate"));
-    check(shown(&[San::dns("a.billing.svc")]), None);
-    check(shown(&[San::Mail("billing.svc".to_owned()), San::Uri("billing.svc".to_owned())]), None);
-    check(shown(&[San::dns("10.9.0.1")]), None);
+    let presenting = |names: &[San]| Arrival { certificate: Some(names.to_vec()), ..at("10.0.0.1") };
+    check(presenting(&[San::dns("x"), San::dns("BILLING.svc")]), Some("certificate"));
+    check(presenting(&[San::Ip([10, 9, 0, 1].into())]), Some("certificate"));
+    check(presenting(&[San::dns("a.billing.svc")]), None);
+    check(presenting(&[San::Mail("billing.svc".to_owned()), San::Uri("billing.svc".to_owned())]), None);
+    check(presenting(&[San::dns("10.9.0.1")]), None);
     check(Arrival { listener: jobs.clone(), ..at("10.0.0.1") }, Some("listener"));
     check(Arrival { listener: jobs, ..at("11.0.0.1") }, None);
 }
 
 #[test]
-fn all_conditions_of_a_caller_hold_together() {
+fn a_caller_must_meet_all_of_its_conditions() {
     check("10.2.0.1", Some("both:other"), Some("both"));
     check("10.3.0.1", Some("both:other"), None);
 }
 
 #[test]
-fn a_caller_acts_for_itself_or_for_whom_it_may() {
+fn a_caller_acts_for_itself_or_for_its_subjects() {
     #[track_caller]
     fn check(caller: Option<&str>, named: &[&str], expected: Result<&str, &str>) {
         let table = table();
@@ -148,12 +149,13 @@ fn a_caller_acts_for_itself_or_for_whom_it_may() {
 }
 
 #[test]
-fn a_request_names_a_connection_and_perhaps_its_profile() {
+fn a_request_names_a_connection_and_optionally_a_profile() {
     #[track_caller]
     fn check(values: &[&[u8]], expected: Result<Option<(&str, Option<&str>)>, &str>) {
         let value = |bytes: &&[u8]| (NAMED.parse().unwrap(), HeaderValue::from_bytes(bytes).unwrap());
         let headers: HeaderMap = values.iter().map(value).collect();
-        let found = named(&headers).map(|named| named.map(|Named { connection, profile }| (connection, profile)));
+        let found =
+            named_connection(&headers).map(|named| named.map(|Named { connection, profile }| (connection, profile)));
         assert_eq!(found.map_err(|error| error.code()), expected, "{values:?}");
     }
     const NAMED: &str = "keybearer-connection";
@@ -168,7 +170,7 @@ fn a_request_names_a_connection_and_perhaps_its_profile() {
 }
 
 #[test]
-fn without_configured_callers_every_peer_of_the_listener_may() {
+fn without_configured_callers_every_peer_is_accepted() {
     let none = CallerTable::default();
     let from = at("192.0.2.1");
     assert_eq!(identify(&none, &from, &headers(&[]), FIELD), Ok(None));
@@ -176,11 +178,11 @@ fn without_configured_callers_every_peer_of_the_listener_may() {
 }
 
 #[test]
-fn who_opened_a_tunnel_is_never_taken_for_another() {
+fn the_caller_of_a_tunnel_is_never_mistaken_for_another() {
     #[track_caller]
     fn check(address: &str, opened_as: Option<&str>, now: &CallerTable, expected: Result<Option<&str>, UnknownCaller>) {
         let table = table();
-        let proven = opened_as.map(|name| Proven::of(table.named(name).unwrap().1));
+        let proven = opened_as.map(|name| AuthenticatedCaller::of(table.named(name).unwrap().1));
         let found = identify_again(now, &at(address), proven.as_ref());
         assert_eq!(found.map(|id| id.and_then(|id| now.name(id)).map(Name::as_str)), expected, "{opened_as:?}");
     }
@@ -199,15 +201,15 @@ fn who_opened_a_tunnel_is_never_taken_for_another() {
     check("10.1.0.1", Some("billing"), &changed(|list| drop(list.remove(0))), Err(UnknownCaller));
     check("10.1.0.1", Some("billing"), &changed(|list| list[0].secret = None), Err(UnknownCaller));
     check("10.1.0.1", Some("batch"), &changed(|list| list[1].secret = list[0].secret), Err(UnknownCaller));
-    let renewed = changed(|list| list[0].secret = Some(SecretDigest::of(b"changed")));
-    check("10.1.0.1", Some("billing"), &renewed, Err(UnknownCaller));
+    let rotated = changed(|list| list[0].secret = Some(SecretDigest::of(b"changed")));
+    check("10.1.0.1", Some("billing"), &rotated, Err(UnknownCaller));
     check("10.1.0.1", Some("batch"), &changed(|list| list[1].cidr = list[2].cidr.clone()), Err(UnknownCaller));
     check("10.1.0.1", Some("batch"), &CallerTable::default(), Err(UnknownCaller));
     check("10.1.0.1", None, &CallerTable::default(), Ok(None));
 }
 
 #[test]
-fn two_credentials_are_none() {
+fn two_credentials_are_refused() {
     let both = headers(&["Bearer s3cret".to_owned(), "Bearer s3cret".to_owned()]);
     assert_eq!(identify(&table(), &at("10.1.0.1"), &both, FIELD), Err(UnknownCaller));
 }

@@ -1,4 +1,4 @@
-//! Errors as gRPC has them: a head that is also the trailers (gRPC over HTTP/2, "Trailers-Only").
+//! Errors as gRPC responses: "Trailers-Only", a head that is also the trailers (gRPC over HTTP/2).
 
 use std::fmt::Write;
 
@@ -8,12 +8,12 @@ use http::{HeaderValue, Response, StatusCode};
 
 use super::{ProxyError, Row};
 
-/// gRPC's codes, as its specification numbers them.
+/// gRPC status codes.
 const FAILED_PRECONDITION: u16 = 9;
 const UNAVAILABLE: u16 = 14;
 const UNAUTHENTICATED: u16 = 16;
 
-/// `response` is the answer that HTTP would have; what it says beside its body stays.
+/// Converts the HTTP error `response` to a gRPC one. Keeps its fields, drops its body.
 pub fn trailers_only(error: &ProxyError, response: Response<Bytes>) -> Response<Bytes> {
     let Row(_, _, _, action) = error.row();
     let status = match (error, action) {
@@ -31,12 +31,12 @@ pub fn trailers_only(error: &ProxyError, response: Response<Bytes>) -> Response<
     Response::from_parts(head, Bytes::new())
 }
 
-/// Visible ASCII and the space stand for themselves, but for `%`.
+/// Percent-encodes everything but visible ASCII and space; `%` as well.
 fn percent_encoded(text: &str) -> String {
     text.bytes().fold(String::with_capacity(text.len()), |mut encoded, byte| {
         match byte {
             b' '..=b'~' if byte != b'%' => encoded.push(char::from(byte)),
-            // Writing to a String does not fail.
+            // Writing to a String is infallible.
             _ => drop(write!(encoded, "%{byte:02X}")),
         }
         encoded
@@ -45,14 +45,14 @@ fn percent_encoded(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{About, Unreachable};
+    use super::super::{ErrorContext, Unreachable};
     use super::*;
 
     #[test]
-    fn each_action_has_its_code() {
+    fn each_action_has_its_status_code() {
         #[track_caller]
         fn check(error: ProxyError, expected: &str) {
-            let response = trailers_only(&error, error.response(About::default()));
+            let response = trailers_only(&error, error.response(ErrorContext::default()));
             assert_eq!(response.status(), 200);
             assert_eq!(response.headers()["grpc-status"], expected);
             assert_eq!(response.headers()["keybearer-error"], error.code());
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_ascii() {
+    fn a_message_is_encoded_as_ascii() {
         assert_eq!(percent_encoded("100 % ü\n"), "100 %25 %C3%BC%0A");
     }
 }

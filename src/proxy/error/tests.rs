@@ -1,10 +1,10 @@
-//! How errors become responses.
+//! Errors as responses.
 
 use super::*;
 
 #[track_caller]
 fn check(error: ProxyError, status: u16, code: &str, action: &str) {
-    let about = About { connection: Some("crm"), profile: Some("default"), request_id: "r1" };
+    let about = ErrorContext { connection: Some("crm"), profile: Some("default"), request_id: "r1" };
     let response = error.response(about);
     let body: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
     assert_eq!(response.status().as_u16(), status);
@@ -17,7 +17,7 @@ fn check(error: ProxyError, status: u16, code: &str, action: &str) {
 }
 
 #[test]
-fn each_error_is_its_row_of_the_contract() {
+fn each_error_matches_the_contract() {
     use ProxyError::*;
     let wait = Duration::from_millis(1);
     check(BadRequestTarget("x"), 400, "bad_request_target", "fix_request");
@@ -48,13 +48,13 @@ fn each_error_is_its_row_of_the_contract() {
 }
 
 #[test]
-fn the_wire_form_is_one_complete_message() {
-    let wire = String::from_utf8(to_wire(&ProxyError::HeadTooLarge.response(About::default()))).unwrap();
+fn a_serialized_response_is_one_complete_message() {
+    let wire = String::from_utf8(to_wire(&ProxyError::HeadTooLarge.response(ErrorContext::default()))).unwrap();
     let (head, body) = wire.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 431 Request Header Fields Too Large\r\n"));
     assert!(head.contains(&format!("content-length: {}\r\n", body.len())));
     for error in [ProxyError::HeadTooLarge, ProxyError::BadRequestTarget("x"), ProxyError::RequestTimeout] {
-        let wire = String::from_utf8(to_wire(&error.response(About::default()))).unwrap();
+        let wire = String::from_utf8(to_wire(&error.response(ErrorContext::default()))).unwrap();
         assert_eq!(wire.matches("connection: close\r\n").count(), 1, "{wire}");
     }
 }

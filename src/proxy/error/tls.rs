@@ -1,8 +1,8 @@
-//! What went wrong in TLS with an upstream, as RFC 9209 tells it apart.
+//! TLS failures with an upstream, in the classes of RFC 9209.
 
 use std::io;
 
-/// Names of alerts by number (IANA, TLS Alerts).
+/// Alert names by number (IANA TLS Alerts registry).
 const ALERTS: [(u8, &str); 37] = [
     (0, "close_notify"),
     (10, "unexpected_message"),
@@ -43,19 +43,19 @@ const ALERTS: [(u8, &str); 37] = [
     (121, "ech_required"),
 ];
 
-/// Why there is no TLS with an upstream (RFC 9209 §2.3.10, §2.3.14, §2.3.15).
+/// Why TLS with an upstream failed (RFC 9209 §2.3.10, §2.3.14, §2.3.15).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TlsFault {
-    /// Its certificate is not accepted.
+    /// We do not accept the upstream's certificate.
     Certificate,
-    /// It ended TLS itself; the number of its alert.
+    /// The upstream sent an alert with this number.
     Alert(u8),
-    /// It does not speak TLS, or not in a way that we accept.
+    /// The upstream does not speak TLS, or no version or cipher that we accept.
     Protocol,
 }
 
 impl TlsFault {
-    /// `None`: the error is not one of TLS.
+    /// `None`: not a TLS error.
     pub fn of(error: &io::Error) -> Option<TlsFault> {
         Some(match error.get_ref()?.downcast_ref::<rustls::Error>()? {
             rustls::Error::AlertReceived(alert) => TlsFault::Alert((*alert).into()),
@@ -74,7 +74,7 @@ impl TlsFault {
         }
     }
 
-    /// Parameters of the error in Proxy-Status, each after a semicolon.
+    /// Parameters of the error in Proxy-Status, each preceded by a semicolon.
     pub fn proxy_status_parameters(self) -> String {
         let TlsFault::Alert(id) = self else { return String::new() };
         let name = alert_name(id).map(|name| format!("; alert-message=\"{name}\"")).unwrap_or_default();
@@ -84,32 +84,36 @@ impl TlsFault {
     pub fn detail(self) -> String {
         let id = match self {
             TlsFault::Certificate => {
-                let remedy = "name its CA, or the certificate itself, under trust or upstream_tls.trust";
+                let remedy = "add its CA, or the certificate itself, to `trust` or `upstream_tls.trust`";
                 return format!("the upstream's TLS certificate is not valid for this host; {remedy}");
             }
             TlsFault::Protocol => {
-                return "TLS with the upstream failed; correct the scheme or the port, or let it speak TLS 1.2 or 1.3"
+                return "TLS with the upstream failed; correct the scheme or port, or enable TLS 1.2 or 1.3 on the upstream"
                     .to_owned();
             }
             TlsFault::Alert(id) => id,
         };
         let remedy = match alert_name(id) {
-            Some("unrecognized_name") => "it does not know the name; give the one it knows as upstream_tls.server_name",
-            Some("protocol_version" | "insufficient_security") => "let it speak TLS 1.2 or 1.3 with current ciphers",
+            Some("unrecognized_name") => {
+                "it does not know the server name; set the name that it expects as upstream_tls.server_name"
+            }
+            Some("protocol_version" | "insufficient_security") => {
+                "enable TLS 1.2 or 1.3 with current ciphers on the upstream"
+            }
             Some("certificate_expired" | "certificate_revoked" | "unknown_ca") => {
-                "it does not accept the certificate of mutual_tls; replace it, or let the upstream trust its CA"
+                "it does not accept the mutual_tls certificate; replace it, or make the upstream trust its CA"
             }
             _ => {
-                "it may want a client certificate (mutual_tls) or another name (upstream_tls.server_name); its log says why"
+                "it may require a client certificate (mutual_tls) or another name (upstream_tls.server_name); see its log"
             }
         };
-        format!("the upstream ended TLS with the alert {}; {remedy}", described(id))
+        format!("the upstream aborted TLS with the alert {}; {remedy}", describe(id))
     }
 
-    /// For the log, which also has what the library says.
+    /// The cause for the log, with the TLS library's own message.
     pub fn cause(self, error: &str) -> String {
         match self {
-            TlsFault::Alert(id) => format!("the upstream sent the TLS alert {} ({error})", described(id)),
+            TlsFault::Alert(id) => format!("the upstream sent the TLS alert {} ({error})", describe(id)),
             TlsFault::Certificate | TlsFault::Protocol => error.to_owned(),
         }
     }
@@ -119,8 +123,8 @@ fn alert_name(id: u8) -> Option<&'static str> {
     ALERTS.iter().find(|(own, _)| *own == id).map(|(_, name)| *name)
 }
 
-/// Name and number, as far as there is a name.
-fn described(id: u8) -> String {
+/// Name and number; the number alone if the alert is not registered.
+fn describe(id: u8) -> String {
     alert_name(id).map_or_else(|| id.to_string(), |name| format!("{name} ({id})"))
 }
 
@@ -131,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_of_tls_are_told_apart() {
+    fn tls_errors_are_classified() {
         #[track_caller]
         fn check(error: rustls::Error, expected: TlsFault, status: &str) {
             let fault = TlsFault::of(&io::Error::new(io::ErrorKind::InvalidData, error));
@@ -158,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_detail_names_the_alert_and_what_to_do() {
+    fn a_detail_names_the_alert_and_the_remedy() {
         let detail = TlsFault::Alert(116).detail();
         assert!(detail.contains("certificate_required (116)") && detail.contains("mutual_tls"), "{detail}");
         assert!(TlsFault::Alert(112).detail().contains("upstream_tls.server_name"));

@@ -1,6 +1,6 @@
-//! Where one request goes: its route, its destination and its path there, and the request as it leaves.
+//! The upstream request: its route, destination and path, and how it is built.
 //!
-//! Holds: the token goes in last, by the one function that injects.
+//! Invariant: the token is injected last, by `inject::inject` alone.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,13 +11,13 @@ use http::uri::PathAndQuery;
 use http::{HeaderName, Request, Uri, Version};
 
 use crate::dial::Forwarding;
-use crate::model::connection::RouteMatch as RoutePlace;
+use crate::model::connection::RouteMatch;
 use crate::model::origin::Origin;
 use crate::proxy::body::{Progress, RequestBody, RequestSource};
 use crate::proxy::error::{Fault, ProxyError};
 use crate::proxy::headers;
 use crate::proxy::inject::{self, NotInjected, Tokens};
-use crate::proxy::peer::Tunnelled;
+use crate::proxy::peer::TunnelContext;
 use crate::proxy::target::{self, Target};
 use crate::proxy::upgrade;
 use crate::proxy::upstream::{Checkout, Destination, Protocol};
@@ -25,26 +25,27 @@ use crate::router;
 use crate::snapshot::BoundRoute;
 use crate::telemetry::traces::Propagation;
 
-const LONG_TOKEN: &str = "with the token in its query the target is longer than 65534 bytes; let the route inject such a token into a header";
-pub const AMBIGUOUS_PATH: &str = "a server could read the path as another one, which this route does not take; write it without dot segments and escapes";
+const LONG_TOKEN: &str =
+    "with the token in its query the request target exceeds 65534 bytes; inject the token into a header instead";
+pub const AMBIGUOUS_PATH: &str = "the upstream could read the path as another one that this route does not match; write it without dot segments and escapes";
 
-/// Where a request goes, by which route, and under which path.
+/// The destination of a request, the route that matched it, and its path there.
 pub struct Forward<'a> {
     pub bound: Option<&'a BoundRoute>,
     pub destination: Destination,
     pub path: PathAndQuery,
-    /// The caller takes trailers.
+    /// Does the caller accept trailers?
     pub trailers: bool,
 }
 
 impl<'a> Forward<'a> {
-    /// `rest` is what follows the mount.
+    /// `rest` is the path after the mount's prefix.
     pub fn by_route(bound: &'a BoundRoute, target: &Target, rest: &str) -> Result<Forward<'a>, Fault> {
         let (origin, path) = match (&bound.route.matches, target) {
-            (RoutePlace::Host { port, .. }, Target::Absolute(origin, path)) => {
+            (RouteMatch::Host { port, .. }, Target::Absolute(origin, path)) => {
                 (bound.route.tls.upstream_origin(*port, origin), path.clone())
             }
-            (RoutePlace::Mount { upstream, base, .. }, Target::Origin(_, path)) => {
+            (RouteMatch::Mount { upstream, base, .. }, Target::Origin(_, path)) => {
                 let slash = if rest.is_empty() && base.is_root() { "/" } else { "" };
                 let (mark, query) = path.query().map_or(("", ""), |query| ("?", query));
                 let mapped = PathAndQuery::try_from([base.as_str(), rest, slash, mark, query].concat());
@@ -61,12 +62,12 @@ impl<'a> Forward<'a> {
         Ok(Forward { bound: Some(bound), destination, path, trailers: false })
     }
 
-    /// Fields that the caller's trailers must not hold.
+    /// Fields that the caller's trailers must not contain.
     pub fn reserved(&self) -> Arc<[HeaderName]> {
         self.bound.map(|bound| bound.reserved.clone()).unwrap_or_default()
     }
 
-    /// The request as it goes upstream, the token last.
+    /// Builds the request that goes upstream. The token is injected last.
     pub fn request(
         &self,
         head: &Parts,
@@ -77,7 +78,8 @@ impl<'a> Forward<'a> {
         trace: Option<&Propagation>,
     ) -> Result<Request<RequestBody>, Fault> {
         if self.destination.protocol == Protocol::WebSocket && !checkout.takes_websocket() {
-            return Err(ProxyError::UpstreamProtocol.because("it speaks HTTP/2 alone, and takes no WebSocket there"));
+            return Err(ProxyError::UpstreamProtocol
+                .because("the upstream speaks only HTTP/2, and does not accept WebSocket over it"));
         }
         let mut request = Request::new(source.body(progress));
         *request.method_mut() = head.method.clone();
@@ -88,12 +90,12 @@ impl<'a> Forward<'a> {
             trace.apply(headers);
         }
         for (name, value) in self.bound.into_iter().flat_map(|bound| &bound.route.set_headers) {
-            headers::remove_with_twins(headers, name);
+            headers::remove_all_spellings(headers, name);
             headers.insert(name, value.clone());
         }
-        let places = self.bound.into_iter().flat_map(|bound| &bound.tokens).zip(tokens);
-        for (place, token) in places.filter_map(|(place, token)| Some((place, token.as_ref()?))) {
-            let injected = inject::inject(headers, &mut path, &self.destination.origin, &place.inject, token);
+        let points = self.bound.into_iter().flat_map(|bound| &bound.tokens).zip(tokens);
+        for (point, token) in points.filter_map(|(point, token)| Some((point, token.as_ref()?))) {
+            let injected = inject::inject(headers, &mut path, &self.destination.origin, &point.inject, token);
             injected.map_err(|why| match why {
                 NotInjected::WrongOrigin => ProxyError::EgressDenied("the token was not granted for this origin"),
                 NotInjected::TooLong => ProxyError::TargetTooLong(LONG_TOKEN),
@@ -113,7 +115,7 @@ impl<'a> Forward<'a> {
             Some(Forwarding { authorization }) => {
                 let credentials = authorization.iter().map(|value| (PROXY_AUTHORIZATION, value.clone()));
                 request.headers_mut().extend(credentials);
-                headers::absolute(origin, path)?
+                headers::absolute_uri(origin, path)?
             }
             None => Uri::from(path),
         };
@@ -124,15 +126,15 @@ impl<'a> Forward<'a> {
     }
 }
 
-/// A request inside a tunnel: it goes where the tunnel goes, or nowhere.
-pub fn inside(tunnel: &Tunnelled, target: Target) -> Result<Target, Fault> {
+/// The target of a request inside a tunnel, which must be that of the tunnel.
+pub fn target_inside(tunnel: &TunnelContext, target: Target) -> Result<Target, Fault> {
     let origin = Origin { scheme: tunnel.scheme, host: tunnel.host.clone(), port: tunnel.port };
     match target {
-        _ if tunnel.misnamed => Err(ProxyError::AuthorityMismatch.into()),
+        _ if tunnel.sni_mismatch => Err(ProxyError::AuthorityMismatch.into()),
         Target::Origin(Some(host), path) if Origin::new(tunnel.scheme, host.clone()) == origin => {
             Ok(Target::Absolute(origin, path))
         }
-        Target::Absolute(asked, path) if asked == origin => Ok(Target::Absolute(origin, path)),
+        Target::Absolute(requested, path) if requested == origin => Ok(Target::Absolute(origin, path)),
         Target::Connect(..) => Err(ProxyError::BadRequestTarget("a tunnel inside a tunnel").into()),
         _ => Err(ProxyError::AuthorityMismatch.into()),
     }

@@ -1,7 +1,8 @@
-//! The tokens of one request: one for each place that its route names, and others where the upstream refuses them.
+//! The tokens of one request: one per injection point of its route, and their replacements when the upstream rejects
+//! them.
 //!
-//! Holds: a request that carried no token never causes a refresh; the upstream does not say which of several tokens it
-//! refused, so each of them is doubted.
+//! Invariants: a request without a token never causes a refresh; an upstream does not report which of several tokens it
+//! rejected, so all of them count as rejected.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -26,28 +27,30 @@ use crate::snapshot::{BoundRoute, BoundToken};
 use crate::token::Slots;
 use crate::token::slot::{Consent, InjectedToken, NoToken, TokenSlot};
 
-/// Whose tokens a request wants, where there is one for each.
+/// Selects the token where a connection has one per subject or per caller token.
 #[derive(Default)]
-pub struct Whose {
+pub struct TokenOwner {
     subject: Option<Subject>,
-    /// What the caller's own token is exchanged for.
-    caller: Option<Secret>,
+    /// The caller's own token, which is exchanged.
+    caller_token: Option<Secret>,
 }
 
-impl Whose {
+impl TokenOwner {
     /// The slot that serves this request.
     fn slot<'s>(&self, slots: &'s Slots) -> Option<Cow<'s, Arc<TokenSlot>>> {
         match slots {
             Slots::Shared(slot) => Some(Cow::Borrowed(slot)),
             Slots::PerSubject(slots) => self.subject.as_ref().map(|subject| Cow::Owned(slots.slot(subject))),
-            Slots::PerCallerToken(slots) => self.caller.as_ref().map(|token| Cow::Owned(slots.slot_of_token(token))),
+            Slots::PerCallerToken(slots) => {
+                self.caller_token.as_ref().map(|token| Cow::Owned(slots.slot_of_token(token)))
+            }
         }
     }
 }
 
 impl Exchange<'_> {
-    /// Reads from the request whose tokens it wants.
-    pub(super) fn whose(
+    /// Reads subject and caller token from the request, where the route's connections need them.
+    pub(super) fn resolve_owner(
         &mut self,
         forward: &Forward<'_>,
         headers: &mut HeaderMap,
@@ -56,15 +59,15 @@ impl Exchange<'_> {
         for slots in forward.bound.into_iter().flat_map(|bound| &bound.tokens).filter_map(|token| token.slots.as_ref())
         {
             match slots {
-                Slots::PerSubject(_) if self.whose.subject.is_none() => {
+                Slots::PerSubject(_) if self.owner.subject.is_none() => {
                     let subject = caller::subject(&self.snapshot.callers, caller, headers)?;
-                    self.report.subject(&subject);
-                    self.whose.subject = Some(subject);
+                    self.report.set_subject(&subject);
+                    self.owner.subject = Some(subject);
                 }
-                Slots::PerCallerToken(_) if self.whose.caller.is_none() => {
-                    self.whose.caller = Some(caller::own_token(headers)?);
-                    // It is exchanged, and goes no further.
-                    headers::remove_with_twins(headers, &header::AUTHORIZATION);
+                Slots::PerCallerToken(_) if self.owner.caller_token.is_none() => {
+                    self.owner.caller_token = Some(caller::own_token(headers)?);
+                    // The token is exchanged, never forwarded.
+                    headers::remove_all_spellings(headers, &header::AUTHORIZATION);
                 }
                 Slots::PerSubject(_) | Slots::PerCallerToken(_) | Slots::Shared(_) => {}
             }
@@ -72,7 +75,7 @@ impl Exchange<'_> {
         Ok(())
     }
 
-    /// Removes the credentials of the caller's that the route strips.
+    /// Removes the caller's credentials that the route strips.
     pub(super) fn strip(&self, forward: &mut Forward<'_>, headers: &mut HeaderMap) {
         if let Some(stripping) = forward.bound.and_then(|bound| bound.stripping.as_ref()) {
             let removed = inject::strip(headers, &mut forward.path, &stripping.stripped);
@@ -80,7 +83,7 @@ impl Exchange<'_> {
         }
     }
 
-    /// What the route injects.
+    /// Acquires the tokens for all injection points of the route.
     pub(super) async fn tokens(&mut self, forward: &mut Forward<'_>, headers: &mut HeaderMap) -> Result<Tokens, Fault> {
         let Some(bound) = forward.bound else { return Ok(Tokens::new()) };
         let mut tokens = Tokens::with_capacity(bound.tokens.len());
@@ -98,7 +101,8 @@ impl Exchange<'_> {
         headers: &mut HeaderMap,
     ) -> Result<Option<Arc<InjectedToken>>, Fault> {
         let Some(slots) = &token.slots else { return Ok(None) };
-        match inject::look(headers, &forward.path, (&token.inject, token.other_bearer), bound.route.existing) {
+        match inject::judge_existing(headers, &forward.path, (&token.inject, token.other_bearer), bound.route.existing)
+        {
             Injection::Free => {
                 token.other_bearer.into_iter().for_each(|other| inject::clear_other(headers, &mut forward.path, other));
             }
@@ -108,11 +112,11 @@ impl Exchange<'_> {
             }
             Injection::Refused => {
                 token.injections.refused.inc();
-                let why = "the request carries a credential of its own, which the route refuses";
+                let why = "the route refuses the caller's own credential; send the request without it";
                 return Err(ProxyError::BadRequestTarget(why).into());
             }
         }
-        match self.usable(slots).await {
+        match self.usable_token(slots).await {
             Ok(usable) => {
                 token.injections.injected.inc();
                 Ok(Some(usable))
@@ -124,42 +128,43 @@ impl Exchange<'_> {
             }
             Err(why) => {
                 token.injections.refused.inc();
-                self.report.connection(&token.connection);
+                self.report.set_connection(&token.connection);
                 let link = self.link(slots, &why);
                 Err(no_token(why, link))
             }
         }
     }
 
-    /// The link where a person can resolve what blocks the token, if one can.
+    /// The link for connecting the account again, where that is what the token needs.
     fn link(&self, slots: &Slots, why: &NoToken) -> Option<String> {
         let NoToken::Person { .. } = why else { return None };
-        let slot = self.whose.slot(slots)?;
-        self.snapshot.links.connect(&slot.key, self.worker.shared.clock.now().wall)
+        let slot = self.owner.slot(slots)?;
+        self.snapshot.links.connect(&slot.key, self.worker.state.clock.now().wall)
     }
 
-    async fn usable(&mut self, slots: &Slots) -> Result<Arc<InjectedToken>, NoToken> {
-        let clock = &self.worker.shared.clock;
-        let Some(slot) = self.whose.slot(slots) else { return Err(NoToken::Forgotten) };
+    /// Returns a usable token. Waits for one up to `timeouts.token_wait`.
+    async fn usable_token(&mut self, slots: &Slots) -> Result<Arc<InjectedToken>, NoToken> {
+        let clock = &self.worker.state.clock;
+        let Some(slot) = self.owner.slot(slots) else { return Err(NoToken::Forgotten) };
         if let Some(token) = slot.fresh(clock.now()) {
             return Ok(token);
         }
         let started = Instant::now();
         let deadline = started + self.snapshot.timeouts.token_wait;
         let mut result = slot.token(clock, deadline).await;
-        // It left memory at this very moment: it is taken in again.
+        // The slot was evicted while we waited: look it up again, which recreates it.
         if matches!(result, Err(NoToken::Forgotten))
-            && let Some(Cow::Owned(slot)) = self.whose.slot(slots)
+            && let Some(Cow::Owned(slot)) = self.owner.slot(slots)
         {
             result = slot.token(clock, deadline).await;
         }
         let waited = started.elapsed();
-        self.worker.shared.metrics.token_wait.observe(waited.as_secs_f64());
-        self.report.waited(waited);
+        self.worker.state.metrics.token_wait.observe(waited.as_secs_f64());
+        self.report.add_wait(waited);
         result
     }
 
-    /// The upstream refused a token: once more with others, if there are any and the body can be sent again.
+    /// Replays a request whose token was rejected, if there is a replacement token and the body can be sent again.
     pub(super) async fn replay(
         &mut self,
         first: (Response<UpstreamBody>, Checkout),
@@ -169,24 +174,24 @@ impl Exchange<'_> {
         head: &Parts,
         source: &RequestSource,
     ) -> Result<Served, Fault> {
-        let clock = &self.worker.shared.clock;
-        let replays = |outcome| {
+        let clock = &self.worker.state.clock;
+        let count = |outcome| {
             let connection = bound.connection.name.as_str();
-            self.worker.shared.metrics.replays.with_label_values(&[connection, outcome]).inc();
+            self.worker.state.metrics.replays.with_label_values(&[connection, outcome]).inc();
         };
         let deadline = Instant::now() + self.snapshot.timeouts.token_wait;
-        let mut renewed = false;
-        for (place, token) in bound.tokens.iter().zip(&mut tokens) {
-            let slot = place.slots.as_ref().and_then(|slots| self.whose.slot(slots));
+        let mut replaced = false;
+        for (point, token) in bound.tokens.iter().zip(&mut tokens) {
+            let slot = point.slots.as_ref().and_then(|slots| self.owner.slot(slots));
             let (Some(slot), Some(token)) = (slot, token) else { continue };
-            if let Some(another) = slot.reject(token.generation, clock, deadline).await {
-                *token = another;
-                renewed = true;
+            if let Some(replacement) = slot.reject(token.generation, clock, deadline).await {
+                *token = replacement;
+                replaced = true;
             }
         }
-        if !renewed || !source.reclaim() {
-            replays("skipped");
-            return self.answered(first.0, first.1);
+        if !replaced || !source.rewind() {
+            count("skipped");
+            return self.finish(first.0, first.1);
         }
         drop(first);
         let (mut response, checkout) = self.send(forward, head, &tokens, source).await?;
@@ -194,29 +199,29 @@ impl Exchange<'_> {
         if !rejected {
             self.accept(bound, &tokens);
         }
-        replays(if rejected { "rejected" } else { "accepted" });
-        self.answered(response, checkout)
+        count(if rejected { "rejected" } else { "accepted" });
+        self.finish(response, checkout)
     }
 
-    /// The upstream did not reject these tokens. In the ordinary case that costs a look at a flag of each.
+    /// Records that the upstream accepted these tokens. Usually costs one flag check per token.
     pub(super) fn accept(&self, bound: &BoundRoute, tokens: &Tokens) {
-        for (place, token) in bound.tokens.iter().zip(tokens) {
+        for (point, token) in bound.tokens.iter().zip(tokens) {
             let Some(token) = token.as_ref().filter(|token| token.is_on_trial()) else { continue };
-            if let Some(slot) = place.slots.as_ref().and_then(|slots| self.whose.slot(slots)) {
+            if let Some(slot) = point.slots.as_ref().and_then(|slots| self.owner.slot(slots)) {
                 slot.accept(token);
             }
         }
     }
 
-    /// Is this what an expired token looks like, to one of the connections whose tokens were sent?
+    /// Does the response match `token_rejected` of a connection whose token was sent?
     pub(super) async fn is_rejected(
         &self,
         bound: &BoundRoute,
         tokens: &Tokens,
         response: &mut Response<UpstreamBody>,
     ) -> bool {
-        for (place, _) in bound.tokens.iter().zip(tokens).filter(|(_, token)| token.is_some()) {
-            if is_rejection(response, &place.connection.token_rejected, self.snapshot.timeouts.idle).await {
+        for (point, _) in bound.tokens.iter().zip(tokens).filter(|(_, token)| token.is_some()) {
+            if is_rejection(response, &point.connection.token_rejected, self.snapshot.timeouts.idle).await {
                 return true;
             }
         }
@@ -244,7 +249,7 @@ fn no_token(why: NoToken, link: Option<String>) -> Fault {
         NoToken::WaitTimeout => {
             let retry_after = Duration::from_secs(1);
             ProxyError::TokenUnavailable { error: "timeout".to_owned(), retry_after }
-                .because("timeouts.token_wait has passed")
+                .because("timeouts.token_wait exceeded")
         }
     }
 }

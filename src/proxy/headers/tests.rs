@@ -1,4 +1,4 @@
-//! What is removed, added and read, field by field.
+//! Which fields are removed, added and read.
 
 use super::*;
 
@@ -27,14 +27,14 @@ fn only_end_to_end_fields_go_upstream() {
         ("x-forwarded-host", "evil.test"),
         ("accept", "*/*"),
     ]);
-    request(&mut headers, HeaderValue::from_static("good.test"), &SELF);
+    rewrite_request(&mut headers, HeaderValue::from_static("good.test"), &SELF);
     let expected =
         map(&[("host", "good.test"), ("x-forwarded-host", "evil.test"), ("accept", "*/*"), ("via", "1.1 keybearer-1")]);
     assert_eq!(headers, expected);
 }
 
 #[test]
-fn fields_that_any_connection_field_names_end_at_this_hop() {
+fn fields_that_any_connection_field_names_are_hop_by_hop() {
     let sent = || {
         map(&[
             ("connection", "keep-alive"),
@@ -47,37 +47,37 @@ fn fields_that_any_connection_field_names_end_at_this_hop() {
             ("x-kept", "5"),
         ])
     };
-    let (mut asked, mut answered) = (sent(), sent());
-    request(&mut asked, HeaderValue::from_static("good.test"), &SELF);
-    assert_eq!(asked, map(&[("x-kept", "5"), ("host", "good.test"), ("via", "1.1 keybearer-1")]));
-    response(&mut answered, &SELF);
-    assert_eq!(answered, map(&[("x-kept", "5"), ("via", "1.1 keybearer-1")]));
-    assert_eq!(trailers(sent(), &[]), map(&[("x-kept", "5")]));
+    let (mut request, mut response) = (sent(), sent());
+    rewrite_request(&mut request, HeaderValue::from_static("good.test"), &SELF);
+    assert_eq!(request, map(&[("x-kept", "5"), ("host", "good.test"), ("via", "1.1 keybearer-1")]));
+    rewrite_response(&mut response, &SELF);
+    assert_eq!(response, map(&[("x-kept", "5"), ("via", "1.1 keybearer-1")]));
+    assert_eq!(sanitize_trailers(sent(), &[]), map(&[("x-kept", "5")]));
 }
 
 #[test]
-fn an_upstream_cannot_speak_for_the_proxy() {
+fn an_upstream_cannot_forge_an_error_of_the_proxy() {
     let mut headers = map(&[("keybearer-error", "no_route"), ("via", "1.0 x"), ("connection", "close"), ("etag", "1")]);
-    response(&mut headers, &SELF);
+    rewrite_response(&mut headers, &SELF);
     assert_eq!(headers, map(&[("etag", "1"), ("via", "1.0 x"), ("via", "1.1 keybearer-1")]));
 }
 
 #[test]
 fn conflicting_lengths_are_not_copied() {
     let mut headers = map(&[("content-length", "4"), ("transfer-encoding", "chunked")]);
-    response(&mut headers, &SELF);
+    rewrite_response(&mut headers, &SELF);
     assert!(!headers.contains_key(CONTENT_LENGTH));
 }
 
 #[test]
-fn lengths_that_agree_become_one() {
+fn equal_lengths_are_merged() {
     #[track_caller]
     fn check(sent: &[&str], expected: Option<&str>) {
         let fields: Vec<_> = sent.iter().map(|value| ("content-length", *value)).collect();
         let mut headers = map(&fields);
-        response(&mut headers, &SELF);
-        let left: Vec<_> = headers.get_all(CONTENT_LENGTH).iter().map(|value| value.to_str().unwrap()).collect();
-        assert_eq!(left, expected.into_iter().collect::<Vec<_>>(), "{sent:?}");
+        rewrite_response(&mut headers, &SELF);
+        let kept: Vec<_> = headers.get_all(CONTENT_LENGTH).iter().map(|value| value.to_str().unwrap()).collect();
+        assert_eq!(kept, expected.into_iter().collect::<Vec<_>>(), "{sent:?}");
     }
     check(&["2"], Some("2"));
     check(&["2, 2"], Some("2"));
@@ -92,7 +92,7 @@ fn lengths_that_agree_become_one() {
 }
 
 #[test]
-fn trailers_cannot_set_what_belongs_in_a_head() {
+fn trailers_cannot_set_fields_of_a_head() {
     let sent = map(&[
         ("authorization", "Bearer x"),
         ("host", "x"),
@@ -103,22 +103,22 @@ fn trailers_cannot_set_what_belongs_in_a_head() {
         ("x_api_key", "1"),
         ("x-checksum", "1"),
     ]);
-    assert_eq!(trailers(sent, &["x-api-key".parse().unwrap()]), map(&[("x-checksum", "1")]));
+    assert_eq!(sanitize_trailers(sent, &["x-api-key".parse().unwrap()]), map(&[("x-checksum", "1")]));
 }
 
 #[test]
-fn max_forwards_counts_down_to_an_answer_here() {
+fn max_forwards_is_decremented_and_stops_at_zero() {
     let mut headers = map(&[("max-forwards", "5")]);
-    assert!(!max_forwards_spent(&Method::GET, &mut headers));
+    assert!(!decrement_max_forwards(&Method::GET, &mut headers));
     assert_eq!(headers["max-forwards"], "5");
-    assert!(!max_forwards_spent(&Method::OPTIONS, &mut headers));
+    assert!(!decrement_max_forwards(&Method::OPTIONS, &mut headers));
     assert_eq!(headers["max-forwards"], "4");
-    assert!(max_forwards_spent(&Method::TRACE, &mut map(&[("max-forwards", "0")])));
-    assert!(!max_forwards_spent(&Method::TRACE, &mut map(&[])));
+    assert!(decrement_max_forwards(&Method::TRACE, &mut map(&[("max-forwards", "0")])));
+    assert!(!decrement_max_forwards(&Method::TRACE, &mut map(&[])));
 }
 
 #[test]
-fn the_proxy_recognises_itself() {
+fn the_proxy_recognizes_its_own_via() {
     let via = Via::new("keybearer-1").unwrap();
     assert!(is_loop(&map(&[("via", "1.0 fred, 1.1 keybearer-1")]), &via));
     assert!(is_loop(&map(&[("via", "1.0 fred"), ("via", "1.0 keybearer-1")]), &via));
@@ -127,18 +127,18 @@ fn the_proxy_recognises_itself() {
 }
 
 #[test]
-fn underscore_twins_go_with_the_field() {
+fn a_field_is_removed_in_all_its_spellings() {
     let mut headers = map(&[("x-api-key", "1"), ("x_api_key", "2"), ("x-api_key_", "3"), ("x-api-keys", "4")]);
-    remove_with_twins(&mut headers, &"x-api-key".parse().unwrap());
+    remove_all_spellings(&mut headers, &"x-api-key".parse().unwrap());
     assert_eq!(headers, map(&[("x-api-keys", "4")]));
     let mut headers = map(&[("x-token", "1"), ("x_token", "2"), ("x_token_", "3"), ("xtoken", "4")]);
-    assert_eq!(values_with_twins(&headers, &"x_token".parse().unwrap()).count(), 3);
-    remove_with_twins(&mut headers, &"x_token".parse().unwrap());
+    assert_eq!(values_of_all_spellings(&headers, &"x_token".parse().unwrap()).count(), 3);
+    remove_all_spellings(&mut headers, &"x_token".parse().unwrap());
     assert_eq!(headers, map(&[("xtoken", "4")]));
 }
 
 #[test]
-fn a_callers_own_id_is_one_short_plain_text() {
+fn the_callers_request_id_must_be_one_short_plain_text() {
     let id = |fields: &[(&str, &str)]| caller_request_id(&map(fields)).map(|id| id.to_str().unwrap().to_owned());
     let name = "x-request-id";
     assert_eq!(id(&[(name, "a-1_.~:/+=@,")]).as_deref(), Some("a-1_.~:/+=@,"));

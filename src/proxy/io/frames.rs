@@ -1,6 +1,7 @@
-//! HTTP/2 frames as they are read (RFC 9113 §4.1): the memory that an unfinished frame or field block takes.
+//! Follows HTTP/2 frames as they are read (RFC 9113 §4.1), to estimate the memory of an unfinished frame or field
+//! block.
 //!
-//! Not here: whether a frame is valid, which h2 judges.
+//! Not here: frame validation, which is h2's.
 
 /// The connection preface (RFC 9113 §3.4).
 const PREFACE_BYTES: usize = 24;
@@ -10,24 +11,24 @@ const TYPE_HEADERS: u8 = 0x1;
 const TYPE_CONTINUATION: u8 = 0x9;
 const FLAG_END_HEADERS: u8 = 0x4;
 
-/// A field that refers to a table entry takes one byte of a field block, and this many of h2's memory.
+/// An indexed field takes one byte of a field block and this many bytes of h2's memory.
 const DECODED_BYTES_PER_BYTE: usize = 144;
-/// h2 stores no more of a field block than its bound on a header list allows; see `HEADER_LIST_BYTES`.
+/// h2 stores no more of a field block than SETTINGS_MAX_HEADER_LIST_SIZE allows; see `HEADER_LIST_BYTES_MIN`.
 const DECODED_BYTES_MAX: usize = 1280 * 1024;
 
-/// What has been read of the present frame and field block of one connection.
+/// The current frame and field block of one connection.
 #[derive(Debug, Default)]
 pub struct Frames {
     preface_read: usize,
     header: [u8; HEADER_BYTES],
     header_read: usize,
     payload_read: usize,
-    /// Payloads of the complete frames of a field block whose last frame has not come.
+    /// Payload bytes of the complete frames of a field block whose last frame has not arrived.
     block_bytes: usize,
 }
 
 impl Frames {
-    /// Follows `bytes`, the next ones of the connection.
+    /// Processes `bytes`, the next bytes of the connection.
     pub fn read(&mut self, mut bytes: &[u8]) {
         take(&mut bytes, PREFACE_BYTES, &mut self.preface_read);
         while !bytes.is_empty() {
@@ -46,12 +47,12 @@ impl Frames {
         }
     }
 
-    /// An estimate of the memory held for what is unfinished, in bytes. Part of a DATA frame counts only where
+    /// Estimated memory of the unfinished frame and field block, in bytes. A partial DATA frame counts only with
     /// `counts_data`.
     pub fn unfinished_bytes(&self, counts_data: bool) -> usize {
         let is_data = self.header_read == HEADER_BYTES && self.header[3] == TYPE_DATA;
         let frame = if is_data && !counts_data { 0 } else { self.header_read + self.payload_read };
-        // A buffer that grows doubles.
+        // Buffers grow by doubling.
         2 * frame + DECODED_BYTES_MAX.min(DECODED_BYTES_PER_BYTE * self.block_bytes)
     }
 
@@ -68,7 +69,7 @@ impl Frames {
     }
 }
 
-/// Takes from `bytes` what is missing of `length`, where `read` are read already.
+/// Splits off from `bytes` what is missing of `length`, of which `read` bytes have been read.
 fn take<'a>(bytes: &mut &'a [u8], length: usize, read: &mut usize) -> &'a [u8] {
     let (part, rest) = bytes.split_at(bytes.len().min(length - *read));
     *bytes = rest;
@@ -100,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_unfinished_counts() {
+    fn only_unfinished_frames_and_blocks_count() {
         check(&[], 0);
         check(&[frame(SETTINGS, 0, 36), frame(SETTINGS, 1, 0)], 0);
         check(&[frame(SETTINGS, 0, 36)[..5].to_vec()], 2 * 5);
@@ -119,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn part_of_a_data_frame_counts_where_no_request_takes_it() {
+    fn a_partial_data_frame_counts_while_no_request_is_served() {
         let mut read = Frames::default();
         read.read(&[&[b'P'; PREFACE_BYTES][..], &frame(TYPE_DATA, 0, 1000)[..509]].concat());
         assert_eq!((read.unfinished_bytes(true), read.unfinished_bytes(false)), (2 * 509, 0));

@@ -1,19 +1,21 @@
-//! Unfinished request heads: which bytes are one, and the memory that those of all connections may occupy.
+//! Unfinished request heads: recognizes one, and bounds the memory of all of them together.
 //!
-//! Invariant: a connection whose head is complete holds no share, so that only slow or hostile callers compete for it.
+//! Invariant: a connection whose head is complete holds no share, so only slow or hostile callers compete for the
+//! budget.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// For all connections together: with what 10,000 idle ones take, the program stays below 200 MB.
+/// For all connections together. With the memory of 10,000 idle connections added, the process stays below 200 MB.
 const BUDGET_BYTES: usize = 64 * 1024 * 1024;
 
+/// The memory budget for unfinished heads, shared by all connections.
 #[derive(Debug, Default)]
 pub struct HeadBudget {
     taken_bytes: AtomicUsize,
 }
 
-/// The share of one connection; given back on drop, when the last of its requests has ended.
+/// One connection's share of the budget; released on drop, after its last request has ended.
 #[derive(Debug)]
 pub struct HeadShare {
     budget: Arc<HeadBudget>,
@@ -25,7 +27,8 @@ impl HeadShare {
         HeadShare { budget, bytes: AtomicUsize::new(0) }
     }
 
-    /// Adjusts the share to `bytes`; false if the budget is exhausted, and the share stays. Called by one thread at a time.
+    /// Adjusts the share to `bytes`. Returns false, and leaves the share as it is, if the budget is exhausted. Called
+    /// by one thread at a time.
     pub fn adjust(&self, bytes: usize) -> bool {
         let held = self.bytes.load(Ordering::Relaxed);
         if bytes > held {
@@ -48,7 +51,7 @@ impl Drop for HeadShare {
     }
 }
 
-/// May this be the beginning of a head over HTTP/1.x, and no more? Whatever cannot be one is left to hyper to refuse.
+/// Are these bytes an incomplete HTTP/1.x head? Bytes that cannot be a head are not; hyper refuses them.
 pub fn is_unfinished(bytes: &[u8]) -> bool {
     let Some(line_end) = bytes.iter().position(|byte| *byte == b'\n') else {
         return bytes.iter().all(|byte| matches!(byte, b' '..=b'~' | b'\r'));
@@ -63,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_are_taken_and_given_back() {
+    fn shares_are_acquired_and_released() {
         let budget = Arc::<HeadBudget>::default();
         let (one, other) = (HeadShare::new(budget.clone()), HeadShare::new(budget.clone()));
         assert!(one.adjust(BUDGET_BYTES - 1));
@@ -76,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_is_unfinished_until_its_empty_line_and_only_if_it_reads_like_one() {
+    fn a_head_is_unfinished_until_its_empty_line_and_only_if_it_looks_like_one() {
         for (bytes, expected) in [
             ("", true),
             ("GE", true),

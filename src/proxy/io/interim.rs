@@ -1,7 +1,8 @@
-//! Interim answers (1xx) on their way from an upstream to a caller, both over HTTP/1.1 (RFC 9110 §15.2).
+//! Forwards interim (1xx) responses from an upstream to a caller, both over HTTP/1.1 (RFC 9110 §15.2).
 //!
-//! hyper's server writes none, so the caller's stream does (`watched`), when it has written all that came before. Holds: what
-//! waits is bounded; heads are rebuilt as those of answers are; the answer follows the last of them.
+//! hyper's server cannot write them, so the downstream stream does (`watched`), once all earlier bytes are written.
+//! Invariants: the queue is bounded; heads are rebuilt like those of final responses; the final response follows the
+//! last interim one.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -16,56 +17,58 @@ use crate::proxy::error::{Fault, ProxyError};
 use crate::proxy::headers;
 use crate::sync::lock;
 
-/// How many may wait to be passed on; an upstream that sends more at once sends too many.
-const WAITING_MAX: usize = 32;
+/// Interim responses queued per request; an upstream that sends more at once fails the request.
+const QUEUED_MAX: usize = 32;
 const HEAD_BYTES_MAX: usize = 8 * 1024;
 
-/// The heads that come before the answer to one request.
-pub struct Heads {
-    coming: mpsc::Receiver<Bytes>,
-    too_many: Arc<AtomicBool>,
+/// The heads of the interim responses to one request.
+pub struct InterimHeads {
+    receiver: mpsc::Receiver<Bytes>,
+    overflowed: Arc<AtomicBool>,
 }
 
-impl Heads {
-    /// Those before the answer to `request`, from when it is sent.
-    pub fn of<B>(request: &mut Request<B>, via: HeaderValue) -> Heads {
-        let (sender, coming) = mpsc::channel(WAITING_MAX);
-        let too_many = Arc::new(AtomicBool::new(false));
-        let heads = Heads { coming, too_many: too_many.clone() };
-        hyper::ext::on_informational(request, move |answer| {
-            let head = head(answer.status(), answer.headers().clone(), &via);
+impl InterimHeads {
+    /// Subscribes to the interim responses to `request`, which is about to be sent.
+    pub fn subscribe<B>(request: &mut Request<B>, via: HeaderValue) -> InterimHeads {
+        let (sender, receiver) = mpsc::channel(QUEUED_MAX);
+        let overflowed = Arc::new(AtomicBool::new(false));
+        let heads = InterimHeads { receiver, overflowed: overflowed.clone() };
+        hyper::ext::on_informational(request, move |response| {
+            let head = head(response.status(), response.headers().clone(), &via);
             if head.len() > HEAD_BYTES_MAX || matches!(sender.try_send(head), Err(TrySendError::Full(_))) {
-                too_many.store(true, Ordering::Relaxed);
+                overflowed.store(true, Ordering::Relaxed);
             }
         });
         heads
     }
 
     pub async fn next(&mut self) -> Option<Bytes> {
-        self.coming.recv().await
+        self.receiver.recv().await
     }
 
-    /// The next one, if it has come.
-    pub fn waiting(&mut self) -> Option<Bytes> {
-        self.coming.try_recv().ok()
+    /// The next one, if it has arrived.
+    pub fn try_next(&mut self) -> Option<Bytes> {
+        self.receiver.try_recv().ok()
     }
 
     /// # Errors
-    /// Where more came than is passed on.
+    /// The upstream sent too many interim responses at once, or one that is too large.
     pub fn check(&self) -> Result<(), Fault> {
-        match self.too_many.load(Ordering::Relaxed) {
-            true => Err(ProxyError::UpstreamProtocol.because("too many interim answers at once, or too large")),
+        match self.overflowed.load(Ordering::Relaxed) {
+            true => {
+                Err(ProxyError::UpstreamProtocol.because("too many interim responses at once, or one is too large"))
+            }
             false => Ok(()),
         }
     }
 }
 
-/// As it goes on the wire. Empty for 100: it answers an expectation, and none was sent on.
+/// The wire form of an interim response. Empty for 100, because `Expect` is not forwarded.
 fn head(status: StatusCode, mut fields: HeaderMap, via: &HeaderValue) -> Bytes {
     if status == StatusCode::CONTINUE {
         return Bytes::new();
     }
-    headers::response(&mut fields, via);
+    headers::rewrite_response(&mut fields, via);
     fields.remove(CONTENT_LENGTH);
     let mut wire = format!("HTTP/1.1 {} {}\r\n", status.as_u16(), status.canonical_reason().unwrap_or("")).into_bytes();
     for (name, value) in &fields {
@@ -75,33 +78,33 @@ fn head(status: StatusCode, mut fields: HeaderMap, via: &HeaderValue) -> Bytes {
     wire.into()
 }
 
-/// What a caller's stream is to write in hyper's place, at most one head at a time. Shared as its watch is.
+/// Hands interim responses to the downstream stream, one at a time.
 #[derive(Debug, Default)]
-pub struct Saying {
-    waits: AtomicBool,
+pub struct InterimWriter {
+    is_pending: AtomicBool,
     head: Mutex<Bytes>,
-    said: Notify,
+    written: Notify,
 }
 
-impl Saying {
-    /// Returns once it is written.
-    pub async fn say(&self, head: Bytes) {
+impl InterimWriter {
+    /// Returns once the head is written.
+    pub async fn write(&self, head: Bytes) {
         *lock(&self.head) = head;
-        self.waits.store(true, Ordering::Release);
-        self.said.notified().await;
+        self.is_pending.store(true, Ordering::Release);
+        self.written.notified().await;
     }
 
-    /// What waits to be written.
+    /// The head to write now.
     pub fn take(&self) -> Option<Bytes> {
-        if !self.waits.load(Ordering::Acquire) {
+        if !self.is_pending.load(Ordering::Acquire) {
             return None;
         }
-        self.waits.store(false, Ordering::Relaxed);
+        self.is_pending.store(false, Ordering::Relaxed);
         Some(std::mem::take(&mut *lock(&self.head)))
     }
 
-    pub fn said(&self) {
-        self.said.notify_one();
+    pub fn mark_written(&self) {
+        self.written.notify_one();
     }
 }
 

@@ -1,6 +1,6 @@
-//! How to find out whether the caller of an HTTP/1.1 request is still there.
+//! Probes that find out whether the caller of an HTTP/1.1 request is still connected.
 //!
-//! Not here: when to ask (`gone`). HTTP/2 needs neither: hyper reads all the time.
+//! Not here: when to probe after a FIN (`disconnect`). HTTP/2 needs neither, because hyper reads it continuously.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -13,29 +13,29 @@ use super::socket::Socket;
 use crate::gate::Gate;
 use crate::sync::lock;
 
-/// An interim response that a caller skips and a closed socket answers with a reset (RFC 9110 §15.2.1).
+/// An interim response that a live caller ignores; a closed socket replies with RST (RFC 9110 §15.2.1).
 const PROBE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// Silence after which a caller is probed. Doubles with each probe.
+/// Silence of the upstream after which a caller is probed. Doubles with each probe, up to `PROBE_INTERVAL_MAX`.
 pub(super) const SILENCE_MAX: Duration = Duration::from_secs(2);
 pub(super) const PROBE_INTERVAL_MAX: Duration = Duration::from_secs(16);
 
-/// State of a caller's presence. Atomics, for the reason that `Watch` gives.
+/// Probe state of one connection. Atomics for the same reason as in `Watch`.
 #[derive(Debug)]
 pub struct Presence {
-    /// Of the connection; `None` inside HTTP/2.
+    /// The connection's socket; `None` for a tunnel inside HTTP/2.
     socket: Option<Socket>,
     /// Successful writes to the stream.
     writes: AtomicU64,
-    /// An interim response may be sent now.
-    takes_interim: AtomicBool,
-    /// A probe is to be sent.
-    probes: AtomicBool,
-    /// The request has been sent to its upstream.
+    /// May an interim response be sent now?
+    accepts_interim: AtomicBool,
+    /// Was a probe requested that is not written yet?
+    probe_requested: AtomicBool,
+    /// Was the current request sent to its upstream?
     sent: AtomicBool,
-    /// A request of the connection has passed every check.
+    /// Was a request of the connection accepted: authenticated, routed and within its limits?
     proven: AtomicBool,
-    /// Gate of the origin that the request, or the one before it, was sent to.
+    /// Gate of the origin of the current request, or of the one before it.
     gate: Mutex<Weak<Gate>>,
 }
 
@@ -44,8 +44,8 @@ impl Presence {
         Presence {
             socket,
             writes: AtomicU64::new(0),
-            takes_interim: AtomicBool::new(false),
-            probes: AtomicBool::new(false),
+            accepts_interim: AtomicBool::new(false),
+            probe_requested: AtomicBool::new(false),
             sent: AtomicBool::new(false),
             proven: AtomicBool::new(false),
             gate: Mutex::default(),
@@ -56,7 +56,7 @@ impl Presence {
         self.socket.as_ref()
     }
 
-    pub fn has_written(&self) {
+    pub fn record_write(&self) {
         self.writes.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -64,79 +64,80 @@ impl Presence {
         self.writes.load(Ordering::Relaxed)
     }
 
-    pub fn begin_request(&self, takes_interim: bool) {
+    pub fn begin_request(&self, accepts_interim: bool) {
         self.sent.store(false, Ordering::Relaxed);
-        self.takes_interim.store(takes_interim, Ordering::Relaxed);
+        self.accepts_interim.store(accepts_interim, Ordering::Relaxed);
     }
 
-    /// The request holds a permit of this gate, or waits for one.
-    pub fn enters(&self, gate: &Arc<Gate>) {
+    /// Records the gate at which the request holds a permit or waits for one.
+    pub fn set_gate(&self, gate: &Arc<Gate>) {
         let mut own = lock(&self.gate);
-        // Mostly the same one as for the request before.
+        // Usually unchanged since the last request.
         if own.as_ptr() != Arc::as_ptr(gate) {
             *own = Arc::downgrade(gate);
         }
     }
 
-    /// The request is on its way to its upstream.
+    /// Records that the request is being sent upstream.
     pub fn mark_sent(&self) {
         self.sent.store(true, Ordering::Relaxed);
-        self.prove();
+        self.mark_proven();
     }
 
-    /// A request of this connection has passed every check.
-    pub fn prove(&self) {
+    /// Records that a request of this connection was accepted.
+    pub fn mark_proven(&self) {
         self.proven.store(true, Ordering::Relaxed);
     }
 
-    /// Has a request of this connection passed every check?
+    /// Was a request of this connection accepted: authenticated, routed and within its limits?
     pub fn is_proven(&self) -> bool {
         self.proven.load(Ordering::Relaxed)
     }
 
-    /// From here on an interim response would come too late.
+    /// Records the start of the final response; an interim one would be too late.
     pub fn begin_response(&self) {
-        self.takes_interim.store(false, Ordering::Relaxed);
+        self.accepts_interim.store(false, Ordering::Relaxed);
     }
 
-    /// Does any request wait at the gate?
-    pub fn is_crowded(&self) -> bool {
+    /// Do other requests wait at the gate?
+    pub fn has_waiters(&self) -> bool {
         let gate = lock(&self.gate).upgrade();
         gate.is_some_and(|gate| gate.has_waiters())
     }
 
     pub fn can_be_probed(&self) -> bool {
-        self.takes_interim.load(Ordering::Relaxed)
+        self.accepts_interim.load(Ordering::Relaxed)
     }
 
     pub fn request_probe(&self) {
-        self.probes.store(true, Ordering::Relaxed);
+        self.probe_requested.store(true, Ordering::Relaxed);
     }
 
-    /// Probes a caller again and again while `stalled_since` gives a time, for as long as it is polled: what the caller has sent
-    /// and the proxy does not read hides its FIN, so nothing else shows that it is gone. Only others that wait make it matter.
+    /// Probes the caller periodically while its upload is stalled, for as long as this future is polled. Bytes that the
+    /// proxy does not read hide the caller's FIN, so only a probe reveals a disconnect. Probes only while other
+    /// requests wait for the permit.
     pub async fn probe_stalled(&self, stalled_since: impl Fn() -> Option<Instant>) {
-        let mut patience = SILENCE_MAX;
+        let mut interval = SILENCE_MAX;
         loop {
-            sleep(patience).await;
+            sleep(interval).await;
             let is_stalled = stalled_since().is_some_and(|since| since.elapsed() >= SILENCE_MAX);
-            if is_stalled && self.is_crowded() && self.can_be_probed() {
+            if is_stalled && self.has_waiters() && self.can_be_probed() {
                 self.request_probe();
-                patience = PROBE_INTERVAL_MAX.min(2 * patience);
+                interval = PROBE_INTERVAL_MAX.min(2 * interval);
             }
         }
     }
 
-    /// The probe to write now, returned once for each request of one.
+    /// The probe to write now; returned once per `request_probe`.
     pub fn take_probe(&self) -> Option<Bytes> {
-        if !self.probes.load(Ordering::Relaxed) {
+        if !self.probe_requested.load(Ordering::Relaxed) {
             return None;
         }
-        self.probes.store(false, Ordering::Relaxed);
+        self.probe_requested.store(false, Ordering::Relaxed);
         self.can_be_probed().then(|| Bytes::from_static(PROBE))
     }
 
-    pub fn has_sent(&self) -> bool {
+    pub fn is_sent(&self) -> bool {
         self.sent.load(Ordering::Relaxed)
     }
 }

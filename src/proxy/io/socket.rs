@@ -1,4 +1,4 @@
-//! The socket below a caller's stream, for a task that waits for its end without reading, and for a reset in place of FIN.
+//! The socket below a downstream stream: waits for its close without reading, and closes it with RST instead of FIN.
 
 use std::fmt;
 use std::sync::Weak;
@@ -11,7 +11,7 @@ use tokio::net::{TcpStream, tcp, unix};
 
 /// Write half of a TCP connection.
 pub struct TcpWriteHalf {
-    /// `None`: it is being dropped.
+    /// `None` only during drop.
     half: Option<tcp::OwnedWriteHalf>,
     resets: AtomicBool,
 }
@@ -21,25 +21,25 @@ impl TcpWriteHalf {
         TcpWriteHalf { half: Some(half), resets: AtomicBool::new(false) }
     }
 
-    /// The kernel does the same for a process that is killed.
+    /// Sets or clears a zero SO_LINGER. With it the kernel sends RST on close, even if the process is killed.
     fn set_resets(&self, resets: bool) {
         let linger = resets.then_some(Duration::ZERO);
         match set_socket_linger::<&TcpStream>(self.as_ref(), linger) {
             Ok(()) => self.resets.store(resets, Ordering::Relaxed),
-            Err(error) => tracing::debug!(%error, "SO_LINGER of a caller's connection is not set"),
+            Err(error) => tracing::debug!(%error, "could not set SO_LINGER on a downstream socket"),
         }
     }
 }
 
 impl AsRef<TcpStream> for TcpWriteHalf {
     fn as_ref(&self) -> &TcpStream {
-        self.half.as_ref().expect("held until it is dropped").as_ref()
+        self.half.as_ref().expect("the write half is present until drop").as_ref()
     }
 }
 
 impl Drop for TcpWriteHalf {
     fn drop(&mut self) {
-        // The half would send FIN on its own, before the RST.
+        // Dropping the half would send FIN before the RST.
         if *self.resets.get_mut()
             && let Some(half) = self.half.take()
         {
@@ -54,7 +54,7 @@ impl fmt::Debug for TcpWriteHalf {
     }
 }
 
-/// Does not keep the socket open.
+/// A weak handle: it does not keep the socket open.
 #[derive(Debug, Clone)]
 pub enum Socket {
     Tcp(Weak<TcpWriteHalf>),
@@ -62,7 +62,7 @@ pub enum Socket {
 }
 
 impl Socket {
-    /// Closing sends RST from here on, or FIN again. Unix sockets have no reset.
+    /// Chooses whether closing sends RST or FIN. No effect on Unix sockets, which have no RST.
     pub fn set_resets(&self, resets: bool) {
         let Socket::Tcp(socket) = self else { return };
         if let Some(socket) = socket.upgrade() {
@@ -70,7 +70,7 @@ impl Socket {
         }
     }
 
-    /// Does closing send RST? Then an orderly end must not come before it.
+    /// Does closing send RST? Then the stream must not be shut down in order first.
     pub fn resets(&self) -> bool {
         match self {
             Socket::Tcp(socket) => socket.upgrade().is_some_and(|socket| socket.resets.load(Ordering::Relaxed)),
@@ -78,7 +78,7 @@ impl Socket {
         }
     }
 
-    /// Waits for one of these events; the end of both directions is reported with any.
+    /// Waits for one of these events. The close of both directions is reported with any interest.
     pub async fn ready(&self, interest: Interest) -> Ready {
         let ready = match self {
             Socket::Tcp(socket) => match socket.upgrade() {

@@ -1,6 +1,6 @@
-//! A stream from a caller: TCP, a Unix socket, TLS over either, or a tunnel inside HTTP/2.
+//! A downstream byte stream: TCP, a Unix socket, TLS over either, or a tunnel inside HTTP/2.
 //!
-//! Not here: what is watched on it (`watched`).
+//! Not here: activity tracking (`watched`).
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -20,7 +20,7 @@ use super::socket::{Socket, TcpWriteHalf};
 pub enum Stream<T> {
     Tcp(tcp::OwnedReadHalf, Arc<TcpWriteHalf>),
     Unix(unix::OwnedReadHalf, Arc<unix::OwnedWriteHalf>),
-    /// TLS that ends here, over the stream that it came by.
+    /// TLS terminated by us.
     Tls(Box<TlsStream<T>>),
     /// A tunnel inside an HTTP/2 connection.
     Tunnel(TokioIo<Upgraded>),
@@ -41,7 +41,8 @@ impl<T> From<UnixStream> for Stream<T> {
 }
 
 impl<T> Stream<T> {
-    /// The socket below; `None` for a tunnel inside HTTP/2. `below_tls` finds that of the stream below TLS.
+    /// The underlying socket; `None` for a tunnel inside HTTP/2. `below_tls` returns the socket of the stream below
+    /// TLS.
     pub fn socket(&self, below_tls: impl Fn(&T) -> Option<Socket>) -> Option<Socket> {
         match self {
             Stream::Tcp(_, write) => Some(Socket::Tcp(Arc::downgrade(write))),
@@ -52,7 +53,7 @@ impl<T> Stream<T> {
     }
 }
 
-/// The same call on whichever stream it is, for what takes the whole stream; halves of a socket are `$plain`'s.
+/// Dispatches on the variant: `$plain` for the two halves of a socket, `$call` for a whole stream.
 macro_rules! on {
     ($this:ident, $read:ident, $write:ident => $plain:expr, $stream:ident => $call:expr) => {
         match $this.get_mut() {
@@ -64,8 +65,8 @@ macro_rules! on {
     };
 }
 
-/// Writes to a socket that is shared with who waits for its end.
-macro_rules! write {
+/// Writes through a shared reference to the socket: its write half is in an `Arc`.
+macro_rules! poll_write_socket {
     ($half:ident, $cx:ident, $try:ident, $bytes:ident) => {{
         let socket = (**$half).as_ref();
         loop {
@@ -86,7 +87,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Stream<T> {
 
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        on!(self, _read, half => write!(half, cx, try_write, bytes), stream => Pin::new(stream).poll_write(cx, bytes))
+        on!(
+            self,
+            _read, half => poll_write_socket!(half, cx, try_write, bytes),
+            stream => Pin::new(stream).poll_write(cx, bytes)
+        )
     }
 
     fn poll_write_vectored(
@@ -96,7 +101,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<T> {
     ) -> Poll<io::Result<usize>> {
         on!(
             self,
-            _read, half => write!(half, cx, try_write_vectored, slices),
+            _read, half => poll_write_socket!(half, cx, try_write_vectored, slices),
             stream => Pin::new(stream).poll_write_vectored(cx, slices)
         )
     }

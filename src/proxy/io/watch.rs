@@ -1,6 +1,6 @@
-//! What is known of a caller's connection: what is being served, since when it is silent, how much of a head has come.
+//! State of one downstream connection: requests in flight, idle and stall times, bytes of the unfinished head.
 //!
-//! Not here: what happens to a caller that is late (`downstream`). A clock is read only where a silence begins or ends.
+//! The clock is read only when a silence begins or ends. Not here: what happens when a deadline passes (`downstream`).
 
 mod activity;
 
@@ -14,61 +14,62 @@ use tokio::time::Instant;
 
 use super::frames::Frames;
 use super::head_budget::{HeadBudget, HeadShare};
-use super::interim::Saying;
+use super::interim::InterimWriter;
 use super::presence::Presence;
 use super::socket::Socket;
 use crate::model::Timeouts;
 pub use activity::{Activity, Serving, Upload};
 
-/// What hyper makes room for before it reads.
+/// Buffer space that hyper reserves before it reads.
 const HYPER_READ_BYTES: usize = 8 * 1024;
-/// Memory of an HTTP/2 connection beyond that of an idle one over HTTP/1.1.
+/// Memory of an HTTP/2 connection in excess of an idle HTTP/1.1 connection.
 const HTTP2_CONNECTION_BYTES: usize = 10 * 1024;
-/// Read over HTTP/2 before the first request that is sent to an upstream; a connection that sends more is closed.
+/// Bytes that an HTTP/2 connection may send before its first request is accepted; a connection that sends more is
+/// closed.
 const HTTP2_UNPROVEN_BYTES_MAX: usize = 256 * 1024;
 
-/// Where a connection stands. Atomics, because hyper hands the stream over between threads when it is upgraded.
+/// Activity of one connection. Atomics, because hyper requires a stream that can be upgraded to be `Send`.
 #[derive(Debug)]
 pub struct Watch {
     epoch: Instant,
-    /// Requests, and tunnels inside HTTP/2.
+    /// Requests and tunnels inside HTTP/2 being served.
     serving: AtomicUsize,
-    /// Many requests at once: what is read is no head, and no sign of one.
+    /// HTTP/2: bytes read do not indicate a request head.
     multiplexed: AtomicBool,
-    /// When the present silence, head or stall began; milliseconds since `epoch`.
+    /// When the current silence, head or stall began; milliseconds since `epoch`.
     since_ms: AtomicU64,
-    /// Over HTTP/1.1 what was read of the present head, over HTTP/2 the memory of what is unfinished.
+    /// HTTP/1.1: bytes read of the current head. HTTP/2: estimated memory of unfinished frames and field blocks.
     head_bytes: AtomicUsize,
     head_bytes_max: AtomicUsize,
-    /// Read over HTTP/2 in all.
+    /// Total bytes read over HTTP/2.
     http2_bytes: AtomicUsize,
-    /// Of the memory for unfinished heads, once it is known which version of HTTP is spoken.
-    share: OnceLock<HeadShare>,
-    /// Are automatic responses held back?
+    /// Share of the budget for unfinished heads; set once the HTTP version is known.
+    head_share: OnceLock<HeadShare>,
+    /// Are hyper's automatic responses suppressed?
     guarded: AtomicBool,
-    /// A request was handed over, and its response is not yet written to its end.
+    /// A request was dispatched, and its response is not completely written.
     responding: AtomicBool,
-    /// Was an automatic response held back?
-    held_back: AtomicBool,
-    /// Has anything come, of which the rest of this knows nothing yet?
+    /// Was an automatic response suppressed?
+    suppressed: AtomicBool,
+    /// Bytes were read ahead that no other field accounts for.
     begun: AtomicBool,
     /// Has this connection served a request?
     served: AtomicBool,
-    /// Since when the caller reads nothing; 0: it reads.
+    /// Since when writes have been blocked because the caller does not read; 0: not blocked.
     blocked_since_ms: AtomicU64,
-    /// Wakes the response body that waits until the caller reads again.
+    /// Wakes the response body that waits for the caller to read again.
     unblocked: AtomicWaker,
-    /// Request bodies that are not read to their end; at most one but for moments.
+    /// Request bodies not read to their end; more than one only momentarily.
     uploads: AtomicUsize,
-    /// Was a body left unread?
+    /// Was a request body left unread?
     abandoned: AtomicBool,
-    pub saying: Saying,
+    pub interim: InterimWriter,
     pub presence: Presence,
 }
 
-/// With what a caller is late.
+/// Which timeout has expired.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Overdue {
+pub enum TimeoutKind {
     Head,
     Idle,
     Stalled,
@@ -84,17 +85,17 @@ impl Watch {
             head_bytes: AtomicUsize::new(0),
             head_bytes_max: AtomicUsize::new(usize::MAX),
             http2_bytes: AtomicUsize::new(0),
-            share: OnceLock::new(),
+            head_share: OnceLock::new(),
             guarded: AtomicBool::new(false),
             responding: AtomicBool::new(false),
-            held_back: AtomicBool::new(false),
+            suppressed: AtomicBool::new(false),
             begun: AtomicBool::new(false),
             served: AtomicBool::new(false),
             blocked_since_ms: AtomicU64::new(0),
             unblocked: AtomicWaker::new(),
             uploads: AtomicUsize::new(0),
             abandoned: AtomicBool::new(false),
-            saying: Saying::default(),
+            interim: InterimWriter::default(),
             presence: Presence::new(socket),
         }
     }
@@ -107,12 +108,12 @@ impl Watch {
         self.epoch + Duration::from_millis(ms)
     }
 
-    /// When the caller will be late, and with what; `None` while its request is being served.
-    pub fn next(&self, timeouts: &Timeouts) -> Option<(Instant, Overdue)> {
-        // The last bytes of an answer may still wait for the caller when nothing is being served any more.
+    /// The next deadline and its timeout; `None` while a request is being served.
+    pub fn next_deadline(&self, timeouts: &Timeouts) -> Option<(Instant, TimeoutKind)> {
+        // Checked first: the last bytes of a response may be blocked when no request is being served any more.
         let blocked = self.blocked_since_ms.load(Ordering::Relaxed);
         if blocked > 0 {
-            return Some((self.at(blocked) + timeouts.idle, Overdue::Stalled));
+            return Some((self.at(blocked) + timeouts.idle, TimeoutKind::Stalled));
         }
         if self.is_serving() {
             return None;
@@ -121,15 +122,15 @@ impl Watch {
         let begun = self.head_bytes.load(Ordering::Relaxed) > 0 && !self.is_multiplexed();
         Some(match (begun, self.served.load(Ordering::Relaxed)) {
             _ if self.uploads.load(Ordering::Relaxed) > 0 && !self.is_multiplexed() => {
-                (since + timeouts.idle, Overdue::Idle)
+                (since + timeouts.idle, TimeoutKind::Idle)
             }
-            (true, _) => (since + timeouts.client_head, Overdue::Head),
-            (false, false) => (since + timeouts.client_head, Overdue::Idle),
-            (false, true) => (since + timeouts.keep_alive, Overdue::Idle),
+            (true, _) => (since + timeouts.client_head, TimeoutKind::Head),
+            (false, false) => (since + timeouts.client_head, TimeoutKind::Idle),
+            (false, true) => (since + timeouts.keep_alive, TimeoutKind::Idle),
         })
     }
 
-    /// Since when the connection waits for a request of which nothing has come; `None`: it does something else.
+    /// Since when the connection has been idle: no request in flight, and no byte of the next one. `None`: not idle.
     pub fn idle_since(&self) -> Option<Instant> {
         let is_set = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
         let has_bytes = |count: &AtomicUsize| count.load(Ordering::Relaxed) > 0;
@@ -139,12 +140,12 @@ impl Watch {
         is_idle.then(|| self.at(self.since_ms.load(Ordering::Relaxed)))
     }
 
-    /// Something has come that will be read again.
-    pub fn has_begun(&self) {
+    /// Records that bytes were read ahead.
+    pub fn mark_begun(&self) {
         self.begun.store(true, Ordering::Relaxed);
     }
 
-    /// Does the caller read what is written to it? If not, `cx` is woken once it does.
+    /// Ready while the caller reads what is written to it; otherwise wakes `cx` once it does.
     pub fn poll_unblocked(&self, cx: &mut Context<'_>) -> Poll<()> {
         if self.blocked_since_ms.load(Ordering::Relaxed) == 0 {
             return Poll::Ready(());
@@ -156,7 +157,7 @@ impl Watch {
         }
     }
 
-    /// Has more been read than may be, before a request?
+    /// Has the caller sent more than is allowed before a complete request?
     pub fn is_head_over(&self) -> bool {
         if self.is_serving() {
             return false;
@@ -167,13 +168,13 @@ impl Watch {
         }
     }
 
-    /// Adjusts the connection's share of the memory for unfinished heads; false if there is none left.
+    /// Adjusts the connection's share of the budget for unfinished heads; false if the budget is exhausted.
     pub fn is_within_budget(&self) -> bool {
-        self.share.get().is_none_or(|share| share.adjust(self.unfinished_head_bytes()))
+        self.head_share.get().is_none_or(|share| share.adjust(self.unfinished_head_bytes()))
     }
 
-    /// An estimate of the memory that hyper holds for a head that is not complete, and for an HTTP/2 connection on which no
-    /// request has been accepted.
+    /// Estimated memory that hyper holds for an incomplete head, and for an HTTP/2 connection without an accepted
+    /// request.
     fn unfinished_head_bytes(&self) -> usize {
         let head = self.head_bytes.load(Ordering::Relaxed);
         match self.unproven_bytes() {
@@ -184,8 +185,8 @@ impl Watch {
         }
     }
 
-    /// What has been read over HTTP/2 of a caller none of whose requests has passed every check: any of it may still be held, because
-    /// entries of the HPACK table keep the buffers that they were read into.
+    /// Bytes read on an HTTP/2 connection without an accepted request. All of them may still be in memory, because
+    /// entries of the HPACK table keep alive the buffers that they were read into.
     fn unproven_bytes(&self) -> Option<usize> {
         let is_unproven = self.is_multiplexed() && !self.presence.is_proven();
         is_unproven.then(|| self.http2_bytes.load(Ordering::Relaxed))
@@ -195,7 +196,7 @@ impl Watch {
         self.serving.load(Ordering::Relaxed) > 0
     }
 
-    /// The caller does not take what there is for it.
+    /// Is a write blocked because the caller does not read?
     pub fn is_blocked(&self) -> bool {
         self.blocked_since_ms.load(Ordering::Relaxed) > 0
     }
@@ -204,77 +205,77 @@ impl Watch {
         self.multiplexed.load(Ordering::Relaxed)
     }
 
-    /// From here on HTTP/2 is spoken.
+    /// Switches the accounting to HTTP/2.
     pub fn multiplex(&self, budget: Arc<HeadBudget>) {
-        self.share.get_or_init(|| HeadShare::new(budget));
+        self.head_share.get_or_init(|| HeadShare::new(budget));
         self.multiplexed.store(true, Ordering::Relaxed);
         self.head_bytes.store(0, Ordering::Relaxed);
     }
 
-    /// From here on a head larger than this is over, and hyper's automatic responses, to heads that it cannot read, are held
-    /// back: `downstream` answers both.
+    /// Starts to limit heads to `head_bytes_max`, and to suppress the responses that hyper sends on its own to heads
+    /// that it cannot parse: `downstream` responds in both cases.
     pub fn guard(&self, head_bytes_max: usize, budget: Arc<HeadBudget>) {
-        self.share.get_or_init(|| HeadShare::new(budget));
+        self.head_share.get_or_init(|| HeadShare::new(budget));
         self.head_bytes_max.store(head_bytes_max, Ordering::Relaxed);
         self.guarded.store(true, Ordering::Relaxed);
     }
 
-    /// Ends what `guard` began. True: an automatic response was held back.
+    /// Reverts `guard`. Returns whether an automatic response was suppressed.
     pub fn unguard(&self) -> bool {
         self.head_bytes_max.store(usize::MAX, Ordering::Relaxed);
         self.guarded.store(false, Ordering::Relaxed);
-        self.held_back.load(Ordering::Relaxed)
+        self.suppressed.load(Ordering::Relaxed)
     }
 
-    /// Is it hyper's own idea to write now?
-    pub fn is_automatic(&self) -> bool {
+    /// Would a write now be an automatic response of hyper, which must be suppressed?
+    pub fn is_automatic_response(&self) -> bool {
         self.guarded.load(Ordering::Relaxed) && !self.responding.load(Ordering::Relaxed)
     }
 
-    pub fn hold_back(&self) {
-        self.held_back.store(true, Ordering::Relaxed);
+    pub fn mark_suppressed(&self) {
+        self.suppressed.store(true, Ordering::Relaxed);
     }
 
-    pub fn has_held_back(&self) -> bool {
-        self.held_back.load(Ordering::Relaxed)
+    pub fn has_suppressed(&self) -> bool {
+        self.suppressed.load(Ordering::Relaxed)
     }
 
-    pub fn has_flushed(&self) {
+    pub fn record_flush(&self) {
         if !self.is_serving() {
             self.responding.store(false, Ordering::Relaxed);
         }
     }
 
     /// Was a request body left unread?
-    pub fn has_abandoned(&self) -> bool {
+    pub fn has_abandoned_upload(&self) -> bool {
         self.abandoned.load(Ordering::Relaxed)
     }
 
-    pub fn has_read_frames(&self, count: usize, frames: &Frames) {
+    pub fn record_frames(&self, count: usize, frames: &Frames) {
         self.http2_bytes.fetch_add(count, Ordering::Relaxed);
         self.head_bytes.store(frames.unfinished_bytes(!self.is_serving()), Ordering::Relaxed);
     }
 
-    pub fn has_read(&self, count: usize) {
+    pub fn record_read(&self, count: usize) {
         if self.is_serving() || count == 0 {
             return;
         }
-        // The rest of a body whose answer is complete is no head.
+        // The rest of a request body after its response is not part of a head.
         let uploading = self.uploads.load(Ordering::Relaxed) > 0;
         if uploading || self.head_bytes.fetch_add(count, Ordering::Relaxed) == 0 {
             self.since_ms.store(self.now_ms(), Ordering::Relaxed);
         }
     }
 
-    pub fn has_written(&self, pending: bool) {
+    pub fn record_write(&self, pending: bool) {
         if !pending {
-            self.presence.has_written();
+            self.presence.record_write();
         }
         match (pending, self.blocked_since_ms.load(Ordering::Relaxed)) {
             (true, 0) => self.blocked_since_ms.store(self.now_ms().max(1), Ordering::Relaxed),
             (false, 1..) => {
                 self.blocked_since_ms.store(0, Ordering::Relaxed);
-                // An idle connection is one that has said all it had to say.
+                // Idle time starts after the last write.
                 self.since_ms.store(self.now_ms(), Ordering::Relaxed);
                 self.unblocked.wake();
             }

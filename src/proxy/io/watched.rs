@@ -1,4 +1,4 @@
-//! A caller's stream, watched: reading and writing update its `Watch`, at the cost of a few relaxed atomics.
+//! A downstream stream whose reads and writes update its `Watch`, at the cost of a few relaxed atomic operations.
 
 use std::io;
 use std::pin::Pin;
@@ -14,19 +14,19 @@ use super::socket::Socket;
 use super::stream::Stream;
 use super::watch::{Activity, Watch};
 
-/// First read of a stream, to see how it begins: a usual head fits.
+/// Size of the first read, which detects the protocol; a typical head fits.
 const FIRST_READ_BYTES: usize = 2048;
 
-/// A caller's stream with what was already read of it, watched for time and size.
+/// A downstream stream with the bytes already read from it.
 pub struct Watched {
     stream: Stream<Watched>,
-    /// Read before, not yet served.
+    /// Read ahead; returned by the next reads.
     buffered: Bytes,
-    /// An interim response, partly written.
+    /// The unwritten rest of an interim response.
     interim: Bytes,
-    /// The interim response is a probe: no task waits for it.
+    /// `interim` is a probe: no task waits until it is written.
     is_probe: bool,
-    /// Followed once HTTP/2 is spoken.
+    /// Frame state; used on an HTTP/2 connection.
     frames: Frames,
     pub watch: Arc<Watch>,
 }
@@ -37,7 +37,7 @@ impl Watched {
         Watched::over(stream, socket)
     }
 
-    /// A stream inside the connection of `outer`, whose socket carries it.
+    /// A tunnel inside the HTTP/2 connection of `outer`, whose socket carries it.
     pub fn inside(stream: Stream<Watched>, outer: &Activity) -> Watched {
         Watched::over(stream, outer.presence().socket().cloned())
     }
@@ -54,9 +54,9 @@ impl Watched {
         }
     }
 
-    /// Does the stream begin with `prefix`? If not, the first head is read to its end as well while it is small: here an
-    /// unfinished one takes a tenth of what it takes in hyper. What is read is read again.
-    pub async fn begins_with(&mut self, prefix: &[u8]) -> io::Result<bool> {
+    /// Peeks: does the stream start with `prefix`? If not, also reads ahead to the end of the first head while it is
+    /// small: an unfinished head takes a tenth of the memory here that it takes in hyper.
+    pub async fn peek_prefix(&mut self, prefix: &[u8]) -> io::Result<bool> {
         loop {
             let undecided = self.buffered.len() < prefix.len() && prefix.starts_with(&self.buffered);
             let begun = self.buffered.starts_with(prefix);
@@ -70,16 +70,16 @@ impl Watched {
                 return Ok(false);
             }
             self.buffered = read.freeze();
-            self.watch.has_begun();
+            self.watch.mark_begun();
         }
     }
 
-    /// Has anything been read that was not yet served?
-    pub fn has_begun(&self) -> bool {
+    /// Is there read-ahead that was not consumed?
+    pub fn has_buffered(&self) -> bool {
         self.buffered.has_remaining()
     }
 
-    /// A tunnel inside an HTTP/2 connection.
+    /// Is this a tunnel inside an HTTP/2 connection?
     pub fn is_inside_http2(&self) -> bool {
         match &self.stream {
             Stream::Tcp(..) | Stream::Unix(..) => false,
@@ -88,40 +88,41 @@ impl Watched {
         }
     }
 
-    /// The socket that carries it and nothing else; `None` inside HTTP/2.
+    /// The socket, if it carries this stream alone; `None` inside HTTP/2.
     pub fn own_socket(&self) -> Option<Socket> {
         self.watch.presence.socket().filter(|_| !self.is_inside_http2()).cloned()
     }
 
-    /// The same stream served anew, as inside a tunnel, with what was read of it so far.
-    pub fn again(self, buffered: Bytes) -> Watched {
+    /// The same stream with a new watch, to serve the inside of a tunnel. `buffered` is read first.
+    pub fn rewatched(self, buffered: Bytes) -> Watched {
         let socket = self.watch.presence.socket().cloned();
         Watched { buffered, ..Watched::over(self.stream, socket) }
     }
 
-    fn has_read(&mut self, bytes: &[u8]) -> io::Result<()> {
+    fn record_read(&mut self, bytes: &[u8]) -> io::Result<()> {
         if !self.watch.is_multiplexed() {
-            self.watch.has_read(bytes.len());
+            self.watch.record_read(bytes.len());
             return Ok(());
         }
         self.frames.read(bytes);
-        self.watch.has_read_frames(bytes.len(), &self.frames);
-        // At once: of many connections that are readable each would take much before `until` looks.
-        let error = || io::Error::other("no memory is left for unfinished heads over HTTP/2");
+        self.watch.record_frames(bytes.len(), &self.frames);
+        // Checked on every read: many readable connections would each take much memory before `drive` checks the
+        // budget.
+        let error = || io::Error::other("the memory budget for unfinished HTTP/2 heads is exhausted");
         self.watch.is_within_budget().then_some(()).ok_or_else(error)
     }
 
-    /// Writes an interim response to its end; nothing may come between its bytes.
+    /// Writes the pending interim response completely, before any other bytes.
     fn poll_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.interim.has_remaining() {
             let written = Pin::new(&mut self.stream).poll_write(cx, &self.interim);
-            self.watch.has_written(written.is_pending());
+            self.watch.record_write(written.is_pending());
             match ready!(written)? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 count => self.interim.advance(count),
             }
             if self.interim.is_empty() && !std::mem::take(&mut self.is_probe) {
-                self.watch.saying.said();
+                self.watch.interim.mark_written();
             }
         }
         Poll::Ready(Ok(()))
@@ -132,30 +133,30 @@ impl AsyncRead for Watched {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.watch.is_head_over() {
-            // Nothing wakes this up: `until` looks right after the poll, and answers.
+            // No wake-up is needed: `drive` checks right after this poll and responds.
             return Poll::Pending;
         }
         if this.buffered.has_remaining() {
             let part = this.buffered.split_to(this.buffered.len().min(buffer.remaining()));
             buffer.put_slice(&part);
-            return Poll::Ready(this.has_read(&part));
+            return Poll::Ready(this.record_read(&part));
         }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
-        Poll::Ready(this.has_read(&buffer.filled()[before..]))
+        Poll::Ready(this.record_read(&buffer.filled()[before..]))
     }
 }
 
 impl AsyncWrite for Watched {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if this.watch.is_automatic() {
-            this.watch.hold_back();
+        if this.watch.is_automatic_response() {
+            this.watch.mark_suppressed();
             return Poll::Ready(Ok(bytes.len()));
         }
         ready!(this.poll_interim(cx))?;
         let result = Pin::new(&mut this.stream).poll_write(cx, bytes);
-        this.watch.has_written(result.is_pending());
+        this.watch.record_write(result.is_pending());
         result
     }
 
@@ -165,13 +166,13 @@ impl AsyncWrite for Watched {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if this.watch.is_automatic() {
-            this.watch.hold_back();
+        if this.watch.is_automatic_response() {
+            this.watch.mark_suppressed();
             return Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()));
         }
         ready!(this.poll_interim(cx))?;
         let result = Pin::new(&mut this.stream).poll_write_vectored(cx, slices);
-        this.watch.has_written(result.is_pending());
+        this.watch.record_write(result.is_pending());
         result
     }
 
@@ -181,8 +182,8 @@ impl AsyncWrite for Watched {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        // hyper flushes when all that it has is written, so an interim response splits nothing.
-        if let Some(head) = this.watch.saying.take() {
+        // hyper flushes only after writing all its buffers, so an interim response cannot split a message.
+        if let Some(head) = this.watch.interim.take() {
             this.interim = head;
         } else if this.interim.is_empty()
             && let Some(probe) = this.watch.presence.take_probe()
@@ -191,14 +192,14 @@ impl AsyncWrite for Watched {
         }
         ready!(this.poll_interim(cx))?;
         ready!(Pin::new(&mut this.stream).poll_flush(cx))?;
-        this.watch.has_flushed();
+        this.watch.record_flush();
         Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let resets = this.watch.presence.socket().is_some_and(Socket::resets);
-        if resets || this.watch.is_automatic() && this.watch.has_held_back() {
+        if resets || this.watch.is_automatic_response() && this.watch.has_suppressed() {
             return Poll::Ready(Ok(()));
         }
         Pin::new(&mut this.stream).poll_shutdown(cx)

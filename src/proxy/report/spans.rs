@@ -1,7 +1,8 @@
-//! The spans of one request: its own, and one for each time that it is sent upstream.
+//! The spans of one request: a server span, and a client span per attempt upstream.
 //!
-//! Not here: which requests are recorded (`telemetry::traces`). Names are OpenTelemetry's conventions for HTTP.
-//! Holds: of a request only method (of a closed list), host, port and path are told.
+//! Names follow OpenTelemetry's semantic conventions for HTTP.
+//! Invariant: spans reveal of a request only its method (from a closed list), host, port and path.
+//! Not here: sampling (`telemetry::traces`).
 
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
@@ -12,17 +13,18 @@ use crate::model::origin::Origin;
 use crate::proxy::worker::Worker;
 use crate::telemetry::traces::{Propagation, Sampling, Span};
 
-/// What `error.type` says of a request whose caller went away before there was an answer.
+/// `error.type` of a request whose caller disconnected before the response.
 const CALLER_GONE: &str = "caller_gone";
 
 pub struct Spans {
-    own: Sampling,
-    leg: Option<Leg>,
+    server: Sampling,
+    attempt: Option<Attempt>,
 }
 
-struct Leg {
+/// The latest attempt upstream.
+struct Attempt {
     span: Span,
-    answered: bool,
+    has_result: bool,
 }
 
 /// What is known of a request at its end.
@@ -31,19 +33,20 @@ pub struct Summary<'a> {
     pub origin: Option<&'a Origin>,
     pub connection: Option<&'a Connection>,
     pub caller: Option<&'a Name>,
-    /// `None`: the caller went away.
+    /// `None`: the caller disconnected.
     pub status: Option<StatusCode>,
-    /// Of an error that the proxy itself answered.
+    /// The code of the proxy's own error response.
     pub code: Option<&'static str>,
 }
 
 impl Spans {
     pub fn begin(worker: &Worker, request: &Request<Incoming>) -> Spans {
-        let wall = || worker.shared.clock.now().wall;
-        Spans { own: worker.snapshot().tracer.join(request.headers(), request.method(), wall), leg: None }
+        let wall = || worker.state.clock.now().wall;
+        Spans { server: worker.snapshot().tracer.join(request.headers(), request.method(), wall), attempt: None }
     }
 
-    /// The request is sent upstream, perhaps once more; the context that goes with it, where it is not the caller's own.
+    /// Starts the span of an attempt upstream. Returns the trace context to send; `None`: the caller's own context is
+    /// forwarded.
     pub fn send(
         &mut self,
         method: &Method,
@@ -51,27 +54,27 @@ impl Spans {
         path: &str,
         connection: Option<&Connection>,
     ) -> Option<Propagation> {
-        let own = match &self.own {
+        let server = match &self.server {
             Sampling::PassThrough => return None,
             Sampling::Unsampled(propagation) => return Some(propagation.clone()),
-            Sampling::Recorded(own) => own,
+            Sampling::Recorded(server) => server,
         };
-        let mut span = own.child(method);
+        let mut span = server.child(method);
         describe(&mut span, path, Some(origin), connection);
-        if let Some(before) = self.leg.take() {
+        if let Some(previous) = self.attempt.take() {
             span.set("http.request.resend_count", 1);
-            before.span.end();
+            previous.span.end();
         }
-        let propagation = span.propagation(own.is_root());
-        self.leg = Some(Leg { span, answered: false });
+        let propagation = span.propagation(server.is_root());
+        self.attempt = Some(Attempt { span, has_result: false });
         Some(propagation)
     }
 
-    /// The head of the upstream's answer, or the code of what went wrong.
-    pub fn answered(&mut self, answer: Result<StatusCode, &'static str>) {
-        let Some(Leg { span, answered }) = &mut self.leg else { return };
-        *answered = true;
-        match answer {
+    /// Records the status of the upstream's response, or the error code of the attempt.
+    pub fn set_result(&mut self, result: Result<StatusCode, &'static str>) {
+        let Some(Attempt { span, has_result }) = &mut self.attempt else { return };
+        *has_result = true;
+        match result {
             Ok(status) => {
                 span.set("http.response.status_code", i64::from(status.as_u16()));
                 if status.is_client_error() || status.is_server_error() {
@@ -83,29 +86,29 @@ impl Spans {
     }
 
     pub fn end(&mut self, summary: &Summary<'_>) {
-        let Sampling::Recorded(mut own) = std::mem::take(&mut self.own) else { return };
-        if let Some(Leg { mut span, answered }) = self.leg.take() {
-            if !answered {
+        let Sampling::Recorded(mut server) = std::mem::take(&mut self.server) else { return };
+        if let Some(Attempt { mut span, has_result }) = self.attempt.take() {
+            if !has_result {
                 span.fail(CALLER_GONE);
             }
             span.end();
         }
-        describe(&mut own, summary.path, summary.origin, summary.connection);
+        describe(&mut server, summary.path, summary.origin, summary.connection);
         if let Some(caller) = summary.caller {
-            own.set("keybearer.caller", caller.to_string());
+            server.set("keybearer.caller", caller.to_string());
         }
         if let Some(status) = summary.status {
-            own.set("http.response.status_code", i64::from(status.as_u16()));
+            server.set("http.response.status_code", i64::from(status.as_u16()));
         }
         match (summary.status, summary.code) {
-            (None, _) => own.fail(CALLER_GONE),
-            (Some(status), Some(code)) if status.is_server_error() => own.fail(code),
-            // The caller's mistake is not the server's failure, but it has a name.
-            (Some(_), Some(code)) => own.set("error.type", code),
-            (Some(status), None) if status.is_server_error() => own.fail(status.as_str().to_owned()),
+            (None, _) => server.fail(CALLER_GONE),
+            (Some(status), Some(code)) if status.is_server_error() => server.fail(code),
+            // A 4xx is the caller's error: the server span does not fail, but names the code.
+            (Some(_), Some(code)) => server.set("error.type", code),
+            (Some(status), None) if status.is_server_error() => server.fail(status.as_str().to_owned()),
             (Some(_), None) => {}
         }
-        own.end();
+        server.end();
     }
 }
 

@@ -1,7 +1,8 @@
-//! TLS inside a tunnel, opened with a certificate for the tunnel's host.
+//! TLS interception: terminates the TLS inside a tunnel with a certificate for the tunnel's host.
 //!
-//! Not here: which tunnels (`tunnel`), what the certificate is (`tls::authority`). Holds: the certificate is for the host
-//! that CONNECT named, whatever name TLS asks for; a handshake that fails is one line in the log, with its likely cause.
+//! Invariants: the certificate is for the CONNECT host, whatever the SNI; a failed handshake is logged once, with its
+//! likely cause.
+//! Not here: which tunnels are intercepted (`tunnel`), issuing certificates (`tls::authority`).
 
 use std::io;
 
@@ -14,33 +15,34 @@ use crate::proxy::io::{Stream, Watched};
 use crate::proxy::worker::Worker;
 use crate::tls::authority::Authority;
 
-const NO_TRUST: &str = "the client does not trust the interception CA: give it the certificate (`keybearer ca export`)";
+const NO_TRUST: &str =
+    "the caller does not trust the interception CA; install the certificate there (`keybearer ca export`)";
 
-/// The stream inside; true: the client asked for another name than `host`. `None`: the client was told what failed, as far
-/// as TLS has words for it.
-pub async fn open(worker: &Worker, authority: &Authority, io: Watched, host: &Host) -> Option<(Watched, bool)> {
-    let (shared, within) = (&worker.shared, worker.snapshot().timeouts.client_head);
-    let config = match authority.server_config(&shared.tasks, host, shared.clock.now().wall).await {
+/// Accepts TLS for `host`. Returns the stream inside, and whether the SNI differs from `host`. `None`: the handshake
+/// failed and was logged.
+pub async fn accept(worker: &Worker, authority: &Authority, io: Watched, host: &Host) -> Option<(Watched, bool)> {
+    let (state, within) = (&worker.state, worker.snapshot().timeouts.client_head);
+    let config = match authority.server_config(&state.tasks, host, state.clock.now().wall).await {
         Ok(config) => config,
         Err(error) => {
-            tracing::error!(%host, %error, "a tunnel was closed: no certificate could be made");
+            tracing::error!(%host, %error, "tunnel closed: interception certificate could not be issued");
             return None;
         }
     };
     let cause = match timeout(within, TlsAcceptor::from(config).accept(io)).await {
         Ok(Ok(stream)) => {
-            let asked = stream.get_ref().1.server_name();
-            let misnamed = asked.is_some_and(|asked| Host::parse(asked).as_ref() != Ok(host));
-            return Some((Watched::new(Stream::Tls(Box::new(stream))), misnamed));
+            let server_name = stream.get_ref().1.server_name();
+            let sni_mismatch = server_name.is_some_and(|name| Host::parse(name).as_ref() != Ok(host));
+            return Some((Watched::new(Stream::Tls(Box::new(stream))), sni_mismatch));
         }
         Ok(Err(error)) => cause(&error),
-        Err(_) => "it took longer than timeouts.client_head".to_owned(),
+        Err(_) => "timeouts.client_head exceeded".to_owned(),
     };
-    tracing::warn!(%host, cause, "a tunnel was closed: the TLS handshake failed");
+    tracing::warn!(%host, cause, "tunnel closed: TLS handshake failed");
     None
 }
 
-/// Clients have several ways to say that they do not trust a certificate.
+/// The likely cause. TLS stacks use several alerts for an untrusted certificate.
 fn cause(error: &io::Error) -> String {
     use AlertDescription::*;
     match error.get_ref().and_then(|inner| inner.downcast_ref()) {
@@ -48,7 +50,7 @@ fn cause(error: &io::Error) -> String {
             NO_TRUST.to_owned()
         }
         _ if error.kind() == io::ErrorKind::UnexpectedEof => {
-            format!("the client went away in the middle of it; perhaps {NO_TRUST}")
+            format!("the caller closed the connection during the handshake; perhaps {NO_TRUST}")
         }
         _ => error.to_string(),
     }
@@ -59,12 +61,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_without_trust_is_told_from_others() {
-        let told = |error: rustls::Error| cause(&io::Error::new(io::ErrorKind::InvalidData, error));
+    fn a_caller_that_does_not_trust_the_ca_is_recognized() {
+        let cause_of = |error: rustls::Error| cause(&io::Error::new(io::ErrorKind::InvalidData, error));
         for alert in [AlertDescription::UnknownCA, AlertDescription::CertificateUnknown] {
-            assert_eq!(told(rustls::Error::AlertReceived(alert)), NO_TRUST);
+            assert_eq!(cause_of(rustls::Error::AlertReceived(alert)), NO_TRUST);
         }
-        assert!(!told(rustls::Error::AlertReceived(AlertDescription::ProtocolVersion)).contains(NO_TRUST));
+        assert!(!cause_of(rustls::Error::AlertReceived(AlertDescription::ProtocolVersion)).contains(NO_TRUST));
         assert!(cause(&io::ErrorKind::UnexpectedEof.into()).contains(NO_TRUST));
     }
 }

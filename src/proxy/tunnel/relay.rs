@@ -1,7 +1,7 @@
-//! Bytes copied both ways, unread.
+//! Blind relay: copies bytes in both directions.
 //!
-//! Invariants: the end of one direction is passed on while the other goes on; a tunnel in which nothing moves ends; what one
-//! side does not take is not read from the other beyond a buffer. Not here: passing on a reset, which takes the socket.
+//! Invariants: a half-close is propagated while the other direction continues; an idle tunnel is closed; backpressure:
+//! at most one buffer per direction is read ahead. Not here: propagating RST, which needs the socket.
 
 use std::cell::Cell;
 use std::io;
@@ -12,21 +12,21 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::tasks::{Phase, PhaseWatch};
 
-/// Held for each direction of a tunnel.
+/// Size of the copy buffer of each direction.
 const BUFFER_BYTES: usize = 16 * 1024;
 
-/// What went through, in bytes.
+/// The outcome of a relay; `up` is from downstream to upstream.
 #[derive(Debug, Default)]
-pub struct Moved {
+pub struct Relayed {
     up: Cell<u64>,
     down: Cell<u64>,
-    at: Cell<Option<Instant>>,
+    last_moved: Cell<Option<Instant>>,
     up_ended: Cell<bool>,
     down_ended: Cell<bool>,
     failed: Cell<bool>,
 }
 
-impl Moved {
+impl Relayed {
     pub fn up_bytes(&self) -> u64 {
         self.up.get()
     }
@@ -35,72 +35,72 @@ impl Moved {
         self.down.get()
     }
 
-    /// One side has failed before the upstream got the end of what the caller sends.
+    /// Did a side fail before the caller's end of stream reached the upstream?
     pub fn up_is_broken(&self) -> bool {
         self.failed.get() && !self.up_ended.get()
     }
 
-    /// The same of what the upstream sends.
+    /// Did a side fail before the upstream's end of stream reached the caller?
     pub fn down_is_broken(&self) -> bool {
         self.failed.get() && !self.down_ended.get()
     }
 
     fn add(&self, count: &Cell<u64>, bytes: usize) {
         count.set(count.get() + bytes as u64);
-        self.at.set(Some(Instant::now()));
+        self.last_moved.set(Some(Instant::now()));
     }
 }
 
-/// For how long nothing may move.
-pub struct Silence {
+/// A relay in which no byte moves for this long is closed.
+pub struct IdleTimeouts {
     pub idle: Duration,
-    /// From when a drain has begun: what is silent would only delay its end.
+    /// Applies during a drain, so that idle tunnels do not delay it.
     pub draining: Duration,
 }
 
-/// Copies until both sides have ended, one has failed, or nothing has moved for too long.
-pub async fn relay<D, U>(downstream: D, upstream: U, bound: Silence, mut drain: PhaseWatch) -> Moved
+/// Copies until both directions have ended, one side has failed, or the idle timeout expires.
+pub async fn relay<D, U>(downstream: D, upstream: U, timeouts: IdleTimeouts, mut drain: PhaseWatch) -> Relayed
 where
     D: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
 {
-    let moved = Moved::default();
+    let relayed = Relayed::default();
     let (mut from_downstream, mut to_downstream) = split(downstream);
     let (mut from_upstream, mut to_upstream) = split(upstream);
     let both = async {
         let up = async {
-            pump(&mut from_downstream, &mut to_upstream, |bytes| moved.add(&moved.up, bytes)).await?;
-            moved.up_ended.set(true);
+            pump(&mut from_downstream, &mut to_upstream, |bytes| relayed.add(&relayed.up, bytes)).await?;
+            relayed.up_ended.set(true);
             io::Result::Ok(())
         };
         let down = async {
-            pump(&mut from_upstream, &mut to_downstream, |bytes| moved.add(&moved.down, bytes)).await?;
-            moved.down_ended.set(true);
+            pump(&mut from_upstream, &mut to_downstream, |bytes| relayed.add(&relayed.down, bytes)).await?;
+            relayed.down_ended.set(true);
             io::Result::Ok(())
         };
-        moved.failed.set(tokio::try_join!(up, down).is_err());
+        relayed.failed.set(tokio::try_join!(up, down).is_err());
     };
     let started = Instant::now();
-    let silence = async {
-        let (mut silence_max, mut draining) = (bound.idle, false);
+    let idle = async {
+        let (mut idle_timeout, mut draining) = (timeouts.idle, false);
         loop {
-            let end = moved.at.get().unwrap_or(started) + silence_max;
-            if end <= Instant::now() {
+            let deadline = relayed.last_moved.get().unwrap_or(started) + idle_timeout;
+            if deadline <= Instant::now() {
                 return;
             }
             tokio::select! {
-                () = sleep_until(end) => {}
+                () = sleep_until(deadline) => {}
                 () = drain.reached(Phase::Drain), if !draining => {
-                    (silence_max, draining) = (bound.draining.min(bound.idle), true);
+                    (idle_timeout, draining) = (timeouts.draining.min(timeouts.idle), true);
                 }
             }
         }
     };
     tokio::select! {
         () = both => {}
-        () = silence => {}
+        () = idle => {}
     }
-    moved
+    relayed
 }
 
 async fn pump<R, W>(from: &mut R, to: &mut W, moved: impl Fn(usize)) -> io::Result<()>
@@ -126,31 +126,31 @@ mod tests {
     use crate::tasks::Tasks;
     use tokio::io::duplex;
 
-    const MINUTE: Silence = Silence { idle: Duration::from_secs(60), draining: Duration::from_secs(2) };
+    const MINUTE: IdleTimeouts = IdleTimeouts { idle: Duration::from_secs(60), draining: Duration::from_secs(2) };
 
     #[tokio::test(start_paused = true)]
-    async fn one_direction_may_end_while_the_other_goes_on() {
+    async fn a_half_close_leaves_the_other_direction_open() {
         let ((mut caller, downstream), (upstream, mut server)) = (duplex(4096), duplex(4096));
         let tasks = Tasks::default();
         let relaying = relay(downstream, upstream, MINUTE, tasks.watch());
         let talk = async {
             caller.write_all(b"question").await.unwrap();
             caller.shutdown().await.unwrap();
-            let mut asked = String::new();
-            server.read_to_string(&mut asked).await.unwrap();
-            assert_eq!(asked, "question");
+            let mut received = String::new();
+            server.read_to_string(&mut received).await.unwrap();
+            assert_eq!(received, "question");
             server.write_all(&[7; 1000]).await.unwrap();
             drop(server);
             let mut answer = Vec::new();
             caller.read_to_end(&mut answer).await.unwrap();
             assert_eq!(answer, [7; 1000]);
         };
-        let reading = tokio::join!(relaying, talk).0;
-        assert_eq!((reading.up_bytes(), reading.down_bytes()), (8, 1000));
+        let relayed = tokio::join!(relaying, talk).0;
+        assert_eq!((relayed.up_bytes(), relayed.down_bytes()), (8, 1000));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_tunnel_ends_when_nothing_has_moved_for_the_idle_time() {
+    async fn an_idle_tunnel_is_closed() {
         let ((mut caller, downstream), (upstream, server)) = (duplex(64), duplex(64));
         let (tasks, started) = (Tasks::default(), Instant::now());
         let talk = async {
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn in_a_drain_a_tunnel_lasts_as_long_as_something_moves() {
+    async fn during_a_drain_a_tunnel_lasts_while_bytes_move() {
         for (sent_at_ms, ends_after_ms) in [(vec![], 5000), (vec![4000], 6000), (vec![4000, 5500, 7000], 9000)] {
             let ((mut caller, downstream), (upstream, server)) = (duplex(64), duplex(64));
             let (tasks, started) = (Tasks::default(), Instant::now());

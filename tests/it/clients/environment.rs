@@ -1,4 +1,4 @@
-//! `keybearer exec` and `env`: clients with nothing but what these give them.
+//! `keybearer exec` and `env`: HTTP libraries configured by these alone.
 
 use std::collections::HashMap;
 use std::os::unix::process::ExitStatusExt as _;
@@ -14,8 +14,8 @@ use crate::rig::interception::{interception, interception_ca};
 use crate::rig::peers::{AuthorizationServer, Peers, Upstream, node, peers_path, python};
 use crate::rig::sidecar::{Sidecar, program};
 
-const PATIENCE: Duration = Duration::from_secs(40);
-/// What a caller's secret may hold, and a URL may not.
+const TIMEOUT: Duration = Duration::from_secs(40);
+/// A secret with characters that must be encoded in a URL.
 const SECRET: &str = "p@ss/w:rd%41 x";
 
 struct Stage {
@@ -42,7 +42,7 @@ impl Stage {
         self.sidecar.dir.path().join("keybearer.yaml")
     }
 
-    /// `keybearer COMMAND`, told where the proxy really is, with files of its own in `files`.
+    /// `keybearer COMMAND` with the proxy's actual address, and its own files in `files`.
     fn command(&self, command: &str, arguments: &[&str]) -> Command {
         let mut program = program();
         program.args([command, "--config"]).arg(self.config()).args(["--proxy", &self.sidecar.proxy().to_string()]);
@@ -65,7 +65,7 @@ impl Stage {
         self.sidecar.dir.path().join("files")
     }
 
-    /// The variables that a command under `exec` has beyond those of the test itself.
+    /// The variables that `exec` adds to those of the test process.
     async fn variables(&self, arguments: &[&str]) -> HashMap<String, String> {
         let arguments = [arguments, &["--", "env"]].concat();
         let output = end(self.command("exec", &arguments)).await;
@@ -80,7 +80,7 @@ impl Stage {
 
 async fn end(mut command: Command) -> Output {
     let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
-    timeout(PATIENCE, output).await.expect("an end in time").expect("it runs")
+    timeout(TIMEOUT, output).await.expect("an end in time").expect("it runs")
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -110,13 +110,13 @@ async fn clients_under_exec_call_https_urls_with_the_token() {
     ];
     for (client, line) in clients {
         let output = end(stage.command("exec", &[&["--"], line].concat())).await;
-        let said = text(&output.stdout);
-        assert_eq!(said, "200\n", "{client}: {}\n{}", text(&output.stderr), stage.sidecar.log());
+        let stdout = text(&output.stdout);
+        assert_eq!(stdout, "200\n", "{client}: {}\n{}", text(&output.stderr), stage.sidecar.log());
     }
     let records = stage.upstream.records().await;
     assert_eq!(records.len(), clients.len());
     assert!(records.iter().all(|record| record["verdict"] == "active"), "{records:?}");
-    // What clients trust beside the CA: the system's roots stand in the store of each kind.
+    // The system's roots are in the trust store of each kind, in addition to the interception CA.
     let listed = Command::new("keytool")
         .args(["-list", "-storepass", "changeit", "-keystore"])
         .arg(stage.files().join("interception-bundle.jks"))
@@ -128,7 +128,7 @@ async fn clients_under_exec_call_https_urls_with_the_token() {
 }
 
 #[tokio::test]
-async fn the_end_of_the_command_is_that_of_exec() {
+async fn exec_exits_like_its_command() {
     let stage = Stage::start("").await;
     let ends = async |line: &[&str]| end(stage.command("exec", &[&["--"], line].concat())).await.status;
     assert_eq!(ends(&["sh", "-c", "exit 7"]).await.code(), Some(7));
@@ -139,7 +139,7 @@ async fn the_end_of_the_command_is_that_of_exec() {
 }
 
 #[tokio::test]
-async fn only_what_is_needed_is_set() {
+async fn exec_sets_only_the_needed_variables() {
     let stage = Stage::start("").await;
     let plain = stage.variables(&[]).await;
     let url = stage.sidecar.proxy_url();
@@ -158,8 +158,11 @@ async fn only_what_is_needed_is_set() {
     assert!(!plain["JAVA_TOOL_OPTIONS"].contains("trustStore") && !stage.files().exists());
     let mut command = stage.command("exec", &["--", "sh", "-c", "echo \"$NO_PROXY\"; echo \"$JAVA_TOOL_OPTIONS\""]);
     command.env("NO_PROXY", ".corp, localhost").env("no_proxy", ".small,.corp").env("JAVA_TOOL_OPTIONS", "-Xmx64m");
-    let said = text(&end(command).await.stdout);
-    assert!(said.starts_with(".corp,localhost,.small,127.0.0.1,::1\n-Xmx64m -Dhttp.proxyHost=127.0.0.1 "), "{said}");
+    let stdout = text(&end(command).await.stdout);
+    assert!(
+        stdout.starts_with(".corp,localhost,.small,127.0.0.1,::1\n-Xmx64m -Dhttp.proxyHost=127.0.0.1 "),
+        "{stdout}"
+    );
     let mut command = stage.command("exec", &["--no-proxy", "a.test", "--", "sh", "-c", "echo \"$no_proxy\""]);
     command.env("no_proxy", ".small");
     assert_eq!(text(&end(command).await.stdout), "a.test,localhost,127.0.0.1,::1\n");
@@ -189,27 +192,27 @@ async fn only_what_is_needed_is_set() {
 }
 
 #[tokio::test]
-async fn a_callers_secret_goes_into_the_url_where_it_can_be_read() {
+async fn a_callers_secret_is_in_the_proxy_url_if_it_is_readable() {
     let digest = "sha256: ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
     let callers = format!(
         "callers: [{{name: billing, secret: {{file: secret}}}}, {{name: sealed, secret: {{{digest}}}}}, {{name: home, cidr: [10.0.0.0/8]}}]\n"
     );
     let stage = Stage::start(&(callers + &interception())).await;
     let curl = ["curl", "-q", "-s", "-o", "/dev/null", "-w", "%{http_code} %{http_connect}", "https://api.test/x"];
-    let ask = async |arguments: &[&str]| end(stage.command("exec", &[arguments, &["--"], &curl].concat())).await;
-    assert_eq!(text(&ask(&["--caller", "billing"]).await.stdout), "200 200");
-    assert_eq!(text(&ask(&[]).await.stdout), "000 407");
-    assert_eq!(text(&ask(&["--caller", "home"]).await.stdout), "000 407", "it has no secret to send");
-    let output = ask(&["--caller", "sealed"]).await;
+    let run = async |arguments: &[&str]| end(stage.command("exec", &[arguments, &["--"], &curl].concat())).await;
+    assert_eq!(text(&run(&["--caller", "billing"]).await.stdout), "200 200");
+    assert_eq!(text(&run(&[]).await.stdout), "000 407");
+    assert_eq!(text(&run(&["--caller", "home"]).await.stdout), "000 407", "it has no secret to send");
+    let output = run(&["--caller", "sealed"]).await;
     assert_eq!(output.status.code(), Some(2));
     assert!(
         text(&output.stderr).contains("callers[1].secret.sha256: a digest cannot be sent"),
         "{}",
         text(&output.stderr)
     );
-    let output = ask(&["--caller", "nobody"]).await;
+    let output = run(&["--caller", "absent"]).await;
     assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("no caller is named `nobody`"), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("no caller is named `absent`"), "{}", text(&output.stderr));
     let url = &stage.variables(&["--caller", "billing"]).await["HTTPS_PROXY"];
     assert_eq!(*url, format!("http://billing:p%40ss%2Fw%3Ard%2541%20x@{}", stage.sidecar.proxy()));
 }
@@ -243,18 +246,18 @@ async fn env_prints_for_shells_and_containers() {
     assert!(k8s.len() == expected.len() && k8s.iter().all(|item| expected[&item["name"]] == item["value"]));
     assert!(print("fish").await.contains("set -gx HTTPS_PROXY 'http://127.0.0.1:"));
     assert!(print("powershell").await.contains("$env:HTTPS_PROXY = 'http://127.0.0.1:"));
-    // The address of the configuration, whose port is 0 here.
+    // The configured port is 0 here, so the address must be given.
     let output = end({
         let mut command = program();
         command.args(["env", "--config"]).arg(stage.config());
         command
     });
-    let said = text(&output.await.stderr);
-    assert!(said.contains("--proxy HOST:PORT"), "{said}");
+    let stderr = text(&output.await.stderr);
+    assert!(stderr.contains("--proxy HOST:PORT"), "{stderr}");
 }
 
 #[tokio::test]
-async fn the_address_is_that_of_the_configuration() {
+async fn env_uses_the_configured_address() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let path = dir.path().join("keybearer.yaml");
     for (listeners, caller, expected) in [
@@ -281,10 +284,10 @@ async fn the_address_is_that_of_the_configuration() {
             command.args(["--caller", caller]);
         }
         let output = end(command).await;
-        let said = text(&output.stdout);
+        let stdout = text(&output.stdout);
         assert!(
-            said.contains(&format!("export HTTP_PROXY='http://{expected}'\n")),
-            "{listeners}: {said}{}",
+            stdout.contains(&format!("export HTTP_PROXY='http://{expected}'\n")),
+            "{listeners}: {stdout}{}",
             text(&output.stderr)
         );
     }

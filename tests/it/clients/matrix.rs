@@ -1,8 +1,7 @@
-//! Clients as people use them, with nothing but what `keybearer exec` gives them: http:// URLs, https:// URLs that are
-//! opened, https:// URLs that are relayed.
+//! Common HTTP libraries under `keybearer exec`: http:// URLs, intercepted https:// URLs, relayed https:// URLs.
 //!
-//! The table in `docs/clients.md` says what each needs; a client here has nothing else. Go and .NET, for their size, run only in
-//! `.ci/long`.
+//! The table in `docs/clients.md` lists what each library needs; here it gets nothing else. Go and .NET run only in
+//! `.ci/long`, because of their size.
 
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -16,11 +15,11 @@ use crate::rig::peers::{AuthorizationServer, GitServer, Peers, Upstream, node, p
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::{Sidecar, program, scale};
 
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Processes at once: a JVM and a compiler are among them.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// Concurrent processes: a JVM and a compiler are among them.
 const AT_ONCE: usize = 4;
 
-/// Each prints the status of its one GET of `THE_URL`.
+/// Commands by library; each prints the status of a GET of `THE_URL`.
 fn clients() -> Vec<(&'static str, Vec<String>)> {
     let (python, node) = (python().display().to_string(), node().display().to_string());
     let java = peers_path("clients/Get.java").display().to_string();
@@ -107,17 +106,17 @@ fn clients() -> Vec<(&'static str, Vec<String>)> {
     clients
 }
 
-/// `keybearer exec` of a line, for a machine whose own roots are the rig's CA.
+/// Runs a command under `keybearer exec`, on a machine whose own roots are the rig's CA.
 async fn exec(sidecar: &Sidecar, more: &[&str], line: &[String]) -> Output {
     let mut command = program();
     command.args(["exec", "--config"]).arg(sidecar.dir.path().join("keybearer.yaml"));
     command.args(["--proxy", &sidecar.proxy().to_string()]).args(more).arg("--").args(line);
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", sidecar.dir.path());
     command.env("STATE_DIRECTORY", sidecar.dir.path().join("files")).env("SSL_CERT_FILE", &Peers::certs().ca);
-    // Node has roots of its own unless it is told to read the machine's.
+    // By default Node uses its built-in roots instead of the machine's.
     command.env("NODE_OPTIONS", "--use-openssl-ca").env("PYTHONDONTWRITEBYTECODE", "1");
     command.current_dir(peers_path("")).stdin(Stdio::null()).kill_on_drop(true);
-    timeout(PATIENCE, command.output()).await.expect("an end in time").expect("it runs")
+    timeout(TIMEOUT, command.output()).await.expect("an end in time").expect("it runs")
 }
 
 async fn check(url: &str, status: &str, verdict: &str) {
@@ -136,11 +135,11 @@ async fn check(url: &str, status: &str, verdict: &str) {
     let clients = clients();
     let mut failures = Vec::new();
     for some in clients.chunks(AT_ONCE) {
-        let asked = some.iter().map(async |(client, line)| {
+        let runs = some.iter().map(async |(client, line)| {
             let line: Vec<_> = line.iter().map(|word| word.replace("THE_URL", url)).collect();
             (client, exec(&sidecar, &[], &line).await)
         });
-        for (client, output) in join_all(asked).await {
+        for (client, output) in join_all(runs).await {
             if String::from_utf8_lossy(&output.stdout) != format!("{status}\n") {
                 failures.push(format!("{client}: {output:?}"));
             }
@@ -158,16 +157,16 @@ async fn http_urls_get_the_token() {
 }
 
 #[tokio::test]
-async fn https_urls_get_the_token_where_tunnels_are_opened() {
+async fn intercepted_https_urls_get_the_token() {
     check("https://api.test/x", "200", "active").await;
 }
 
 #[tokio::test]
-async fn https_urls_are_relayed_where_tunnels_are_not_opened() {
+async fn relayed_https_urls_get_no_token() {
     check("https://pinned.api.test/x", "401", "missing_token").await;
 }
 
-/// git shows its credentials only when it is asked for them, on the connection on which it was asked.
+/// git sends its credentials only after a 407, on the same connection.
 #[tokio::test]
 async fn git_clones_over_https_as_a_caller_with_a_secret() {
     let upstream = GitServer::start(json!({"token": "kb-git"})).await;
@@ -187,5 +186,5 @@ async fn git_clones_over_https_as_a_caller_with_a_secret() {
     assert!(output.status.success(), "{}\n{}", String::from_utf8_lossy(&output.stderr), sidecar.log());
     assert_eq!(std::fs::read_to_string(to.join("a")).expect("a file"), "hello\n");
     let errors = sidecar.metric("keybearer_errors_total{connection=\"\",code=\"caller_unknown\"}").await;
-    assert!(errors >= 1.0, "it was asked for its credentials {errors} times");
+    assert!(errors >= 1.0, "{errors} challenges with 407");
 }

@@ -65,7 +65,7 @@ async fn the_proxys_own_errors_are_grpcs() {
     let said = run_script(python(), "clients/grpc_all.py", &["off.test:50051"], &[("http_proxy", &proxy)]).await;
     for name in ["unary", "down", "both", "fail"] {
         assert_eq!(said[name][0], "FAILED_PRECONDITION", "{name}: {said}");
-        assert_eq!(said[name][1], "the connection is switched off (active: false)", "{name}");
+        assert_eq!(said[name][1], "the connection is inactive (active: false)", "{name}");
         assert_eq!(said[name][2]["keybearer-error"], "connection_inactive", "{name}");
     }
     drop(server);

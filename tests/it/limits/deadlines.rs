@@ -1,4 +1,4 @@
-//! Every deadline of `timeouts` at small values: who is late hears so or is dropped, and the others notice nothing.
+//! Every timeout at a small value: a late peer gets an error response or is disconnected, and others are unaffected.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
 use crate::rig::stage::{GET, Stage, patient, s};
 
-/// Did it take at least `least` (less the grain of timers), and not several times as long?
+/// Asserts that at least `least` has passed (less the timer granularity), and not several times as long.
 #[track_caller]
 fn took(started: Instant, least: Duration) {
     let took = started.elapsed();
@@ -20,24 +20,24 @@ fn took(started: Instant, least: Duration) {
 }
 
 #[tokio::test]
-async fn a_head_that_does_not_end_is_408_and_silence_is_closed_silently() {
+async fn an_unfinished_head_is_408_and_a_silent_connection_is_closed() {
     let stage = Stage::start("timeouts: {client_head: 500ms}\n").await;
     let started = Instant::now();
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     conn.write(b"GET http://good.test/ HTTP/1.1\r\nHost: ").await;
-    let answer = conn.read_response().await;
+    let response = conn.read_response().await;
     took(started, s(0.5));
-    assert_eq!((answer.status, answer.code()), (408, "request_timeout"));
-    assert_eq!(answer.json()["action"], "fix_request");
+    assert_eq!((response.status, response.code()), (408, "request_timeout"));
+    assert_eq!(response.json()["action"], "fix_request");
     assert!(conn.is_closed().await);
 
     let started = Instant::now();
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
-    let answer = conn.read_response().await;
+    let response = conn.read_response().await;
     took(started, s(0.5));
-    assert_eq!(answer.status, 0, "an empty connection gets no answer");
+    assert_eq!(response.status, 0, "a silent connection gets no response");
 
-    // RS-01: a byte now and then does not help, and others are served meanwhile.
+    // RS-01: trickled bytes do not extend the deadline, and other callers are served.
     let started = Instant::now();
     let mut slow = Conn::open(stage.sidecar.proxy()).await;
     for _ in 0..20 {
@@ -50,18 +50,18 @@ async fn a_head_that_does_not_end_is_408_and_silence_is_closed_silently() {
 }
 
 #[tokio::test]
-async fn a_token_that_does_not_come_is_503_after_the_wait() {
+async fn a_missing_token_is_503_after_token_wait() {
     let tokens = Scripted::start(|_, _| Reply::Silence).await;
     let upstream = Scripted::upstream().await;
     let config = Config::new().top("readiness: {wait_for_tokens: 0s}\ntimeouts: {token_wait: 700ms}\n");
     let crm = Connection::at("crm", &tokens).plain("api.test");
     let sidecar = Sidecar::start(config.host("api.test", upstream.address).connection(crm)).await;
     let started = Instant::now();
-    let answer = raw::get_through(sidecar.proxy(), "http://api.test/", "").await;
+    let response = raw::get_through(sidecar.proxy(), "http://api.test/", "").await;
     took(started, s(0.7));
-    assert_eq!((answer.status, answer.code(), upstream.count()), (503, "token_unavailable", 0));
-    assert!(answer.header("retry-after").is_some());
-    assert_eq!((&answer.json()["connection"], &answer.json()["action"]), (&"crm".into(), &"retry_later".into()));
+    assert_eq!((response.status, response.code(), upstream.count()), (503, "token_unavailable", 0));
+    assert!(response.header("retry-after").is_some());
+    assert_eq!((&response.json()["connection"], &response.json()["action"]), (&"crm".into(), &"retry_later".into()));
 }
 
 #[tokio::test]
@@ -69,39 +69,39 @@ async fn an_upstream_that_does_not_finish_its_handshake_is_502() {
     let (stage, listener) = Stage::with_raw_good("timeouts: {connect: 600ms}\n").await;
     let accepted = async { listener.accept().await.expect("a connection") };
     let started = Instant::now();
-    let asked = raw::get_through(stage.sidecar.proxy(), "http://secure.test/", "");
-    let (_held, answer) = tokio::join!(accepted, asked);
+    let request = raw::get_through(stage.sidecar.proxy(), "http://secure.test/", "");
+    let (_held, response) = tokio::join!(accepted, request);
     took(started, s(0.6));
-    assert_eq!((answer.status, answer.code()), (502, "upstream_unreachable"));
-    assert_eq!(answer.header("proxy-status"), Some("keybearer; error=connection_timeout"));
+    assert_eq!((response.status, response.code()), (502, "upstream_unreachable"));
+    assert_eq!(response.header("proxy-status"), Some("keybearer; error=connection_timeout"));
 }
 
 #[tokio::test]
-async fn an_upstream_that_does_not_answer_is_504() {
+async fn an_upstream_that_does_not_respond_is_504() {
     let stage = patient("timeouts: {response_head: 600ms}\n").await;
     for request in [
         "GET http://good.test/silent HTTP/1.1\r\nHost: x\r\n\r\n",
         "POST http://good.test/silent HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi",
     ] {
         let started = Instant::now();
-        let answer = raw::send(stage.sidecar.proxy(), request.as_bytes()).await;
+        let response = raw::send(stage.sidecar.proxy(), request.as_bytes()).await;
         took(started, s(0.6));
-        assert_eq!((answer.status, answer.code()), (504, "upstream_timeout"), "{request}");
+        assert_eq!((response.status, response.code()), (504, "upstream_timeout"), "{request}");
     }
     assert_eq!(stage.good.count(), 2, "each was sent once");
 }
 
 #[tokio::test]
-async fn silence_within_an_answer_cuts_it() {
+async fn silence_within_a_response_cuts_it_off() {
     for framing in ["Content-Length: 10", "Transfer-Encoding: chunked"] {
         let stage = Stage::answering("timeouts: {idle: 600ms, response_head: 9s}\n", move |_, _| {
             Reply::Bytes(format!("HTTP/1.1 200 OK\r\n{framing}\r\n\r\n3\r\nabc\r\n").into_bytes())
         })
         .await;
         let started = Instant::now();
-        let answer = raw::send(stage.sidecar.proxy(), GET).await;
+        let response = raw::send(stage.sidecar.proxy(), GET).await;
         took(started, s(0.6));
-        assert!(answer.status == 200 && !answer.complete, "{framing}: {answer:?}");
+        assert!(response.status == 200 && !response.complete, "{framing}: {response:?}");
     }
 }
 
@@ -111,15 +111,15 @@ async fn silence_within_a_request_body_is_408() {
     for framing in ["Content-Length: 10\r\n\r\nabc", "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"] {
         let started = Instant::now();
         let request = format!("POST http://good.test/ HTTP/1.1\r\nHost: x\r\n{framing}");
-        let answer = raw::send(stage.sidecar.proxy(), request.as_bytes()).await;
+        let response = raw::send(stage.sidecar.proxy(), request.as_bytes()).await;
         took(started, s(0.6));
-        assert_eq!((answer.status, answer.code()), (408, "request_timeout"), "{framing}");
+        assert_eq!((response.status, response.code()), (408, "request_timeout"), "{framing}");
     }
 }
 
-/// As a gRPC client does that streams to a server which answers at the end.
+/// Like gRPC client streaming, where the server responds at the end.
 #[tokio::test]
-async fn a_quiet_answer_is_not_cut_while_the_request_still_arrives() {
+async fn a_silent_response_is_not_cut_off_while_the_request_is_being_sent() {
     let (stage, listener) = Stage::with_raw_good("timeouts: {idle: 1s}\n").await;
     let upstream = async {
         let (mut stream, _) = listener.accept().await.expect("a connection");
@@ -132,7 +132,7 @@ async fn a_quiet_answer_is_not_cut_while_the_request_still_arrives() {
             assert!(count > 0, "cut after {text}");
             text.push_str(&String::from_utf8_lossy(&bytes[..count]));
         }
-        // Nothing moves from here on but this.
+        // From here on, only this moves.
         tokio::time::sleep(s(0.7)).await;
         stream.write_all(b"lo").await.expect("it reads");
         stream
@@ -147,12 +147,12 @@ async fn a_quiet_answer_is_not_cut_while_the_request_still_arrives() {
         conn.write(b"0\r\n\r\n").await;
         conn.read_response().await
     };
-    let (_held, answer) = tokio::join!(upstream, caller);
-    assert_eq!((answer.status, answer.text().as_str(), answer.complete), (200, "hello", true));
+    let (_held, response) = tokio::join!(upstream, caller);
+    assert_eq!((response.status, response.text().as_str(), response.complete), (200, "hello", true));
 }
 
 #[tokio::test]
-async fn an_answer_is_cut_when_its_request_moves_no_more_either() {
+async fn a_response_is_cut_off_once_its_request_stops_too() {
     let (stage, listener) = Stage::with_raw_good("timeouts: {idle: 600ms}\n").await;
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     conn.write(b"POST http://good.test/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n").await;
@@ -160,15 +160,15 @@ async fn an_answer_is_cut_when_its_request_moves_no_more_either() {
     stream.read_u8().await.expect("a request");
     stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel").await.expect("it reads");
     let started = Instant::now();
-    let answer = conn.read_response().await;
+    let response = conn.read_response().await;
     took(started, s(0.5));
-    assert!(answer.status == 200 && !answer.complete, "{answer:?}");
+    assert!(response.status == 200 && !response.complete, "{response:?}");
 }
 
-/// RS-08, RS-10: an upstream that never reads blocks the upload; it is not gathered up here.
+/// RS-08, RS-10: an upstream that never reads blocks the upload; the proxy does not buffer it.
 #[tokio::test]
 async fn an_upstream_that_stops_reading_is_504() {
-    /// What the kernel holds on both connections, and little beyond it.
+    /// The kernel's buffers on both connections, and little more.
     const TAKEN_MAX: usize = 16 << 20;
     let (stage, listener) = Stage::with_raw_good("timeouts: {idle: 800ms, response_head: 9s}\n").await;
     let accepted = async { listener.accept().await.expect("a connection") };
@@ -188,17 +188,20 @@ async fn an_upstream_that_stops_reading_is_504() {
             written
         };
         let read = async {
-            let mut said = vec![0; 12];
-            reader.read_exact(&mut said).await.map(|_| String::from_utf8_lossy(&said).into_owned())
+            let mut status = vec![0; 12];
+            reader.read_exact(&mut status).await.map(|_| String::from_utf8_lossy(&status).into_owned())
         };
-        tokio::select! { said = read => said.expect("an answer"), written = write => panic!("{written} bytes were taken") }
+        tokio::select! {
+            status = read => status.expect("a response"),
+            written = write => panic!("{written} bytes were accepted"),
+        }
     };
-    let (_held, said) = tokio::join!(accepted, caller);
-    assert_eq!(said, "HTTP/1.1 504");
+    let (_held, status) = tokio::join!(accepted, caller);
+    assert_eq!(status, "HTTP/1.1 504");
 }
 
 #[tokio::test]
-async fn a_caller_that_stops_reading_is_dropped() {
+async fn a_caller_that_stops_reading_is_disconnected() {
     let (stage, listener) = Stage::with_raw_good("timeouts: {idle: 700ms}\n").await;
     let upstream = async {
         let (mut stream, _) = listener.accept().await.expect("a connection");
@@ -214,15 +217,15 @@ async fn a_caller_that_stops_reading_is_dropped() {
     let mut caller = Conn::open(stage.sidecar.proxy()).await;
     caller.write(GET).await;
     let started = Instant::now();
-    let written: usize = tokio::time::timeout(s(15.0), upstream).await.expect("the upstream is let go");
+    let written: usize = tokio::time::timeout(s(15.0), upstream).await.expect("the upstream connection is closed");
     took(started, s(0.7));
     assert!(written < 200, "{written} MiB left the upstream");
     stage.sidecar.until_metric("keybearer_requests_in_flight", |value| value == 0.0).await;
 }
 
-/// The last bytes of an answer may take longer than an idle connection may last.
+/// Sending the last bytes of a response may take longer than the keep-alive timeout.
 #[tokio::test]
-async fn a_slow_reader_gets_the_whole_answer_although_keep_alive_is_short() {
+async fn a_slow_reader_gets_the_whole_response_despite_a_short_keep_alive() {
     const TOTAL: usize = 12 << 20;
     let (stage, listener) = Stage::with_raw_good("timeouts: {keep_alive: 200ms, idle: 10s}\n").await;
     let upstream = async {
@@ -243,7 +246,7 @@ async fn a_slow_reader_gets_the_whole_answer_although_keep_alive_is_short() {
             let count = conn.stream.read(&mut block).await.expect("bytes");
             assert!(count > 0, "cut after {total} bytes");
             total += count;
-            // Slow towards the end, where the proxy has read everything and waits for the caller alone.
+            // Slow towards the end, where the proxy has read everything and waits only for the caller.
             if total > TOTAL - (7 << 20) {
                 tokio::time::sleep(s(0.06)).await;
             }

@@ -1,4 +1,4 @@
-//! The limit of open files is divided: no caller, and no number of origins, tunnels or targets, takes what the others need.
+//! File descriptor budget: no caller, and no number of origins, tunnels or targets, starves the others.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -24,35 +24,35 @@ use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
 use crate::rig::stage::{GET, s, until};
 
-/// A third is reserved; callers and upstreams get a half of the rest each.
+/// A third is reserved; downstream and upstream connections get half of the rest each.
 pub const OPEN_FILES: usize = 600;
 pub const DOWNSTREAM_MAX: usize = 200;
 pub const UPSTREAM_MAX: usize = 200;
-/// What one caller may use of them, and of tunnels.
+/// One caller's maximum share of connections, and of tunnels.
 pub const ONE_CALLER_MAX: usize = 188;
 const ONE_CALLER_TUNNELS_MAX: usize = 94;
 
-/// An upstream at one port of all loopback addresses that keeps its connections.
+/// An upstream on one port of all loopback addresses that keeps its connections alive.
 pub struct Everywhere {
     pub port: u16,
     accepted: Arc<AtomicUsize>,
-    /// Open at once, at most.
+    /// Maximum number of concurrent connections.
     peak: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
 impl Everywhere {
-    /// Answers everything.
+    /// Responds to every request.
     async fn answering() -> Everywhere {
         Everywhere::start(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await
     }
 
-    /// Accepts and says nothing.
+    /// Accepts connections and never responds.
     pub async fn silent() -> Everywhere {
         Everywhere::start(b"").await
     }
 
-    /// Answers everything, over HTTP/2 by prior knowledge.
+    /// Responds to every request, over HTTP/2 with prior knowledge.
     async fn over_http2() -> Everywhere {
         Everywhere::serving(|stream| async move {
             let respond = service_fn(async |_| {
@@ -66,11 +66,11 @@ impl Everywhere {
         .await
     }
 
-    async fn start(answer: &'static [u8]) -> Everywhere {
+    async fn start(response: &'static [u8]) -> Everywhere {
         Everywhere::serving(move |mut stream| async move {
             let mut read = vec![0; 4096];
             while let Ok(1..) = stream.read(&mut read).await {
-                if stream.write_all(answer).await.is_err() {
+                if stream.write_all(response).await.is_err() {
                     return;
                 }
             }
@@ -119,7 +119,7 @@ impl Drop for Everywhere {
     }
 }
 
-/// Asks `/livez` again and again until it is dropped; every answer must be 200, and come soon.
+/// Polls `/livez` until it is dropped; every response must be 200 and prompt.
 struct Watchdog {
     failed: Arc<AtomicBool>,
     task: JoinHandle<()>,
@@ -128,11 +128,11 @@ struct Watchdog {
 impl Watchdog {
     fn of(sidecar: &Sidecar) -> Watchdog {
         let (admin, failed) = (sidecar.admin(), Arc::<AtomicBool>::default());
-        let seen = failed.clone();
+        let any_failed = failed.clone();
         let task = tokio::spawn(async move {
             loop {
                 let alive = timeout(s(5.0), raw::get(admin, "/livez")).await;
-                seen.fetch_or(!alive.is_ok_and(|answer| answer.status == 200), Ordering::SeqCst);
+                any_failed.fetch_or(!alive.is_ok_and(|response| response.status == 200), Ordering::SeqCst);
                 sleep(Duration::from_millis(20)).await;
             }
         });
@@ -140,7 +140,7 @@ impl Watchdog {
     }
 
     #[track_caller]
-    fn barked_not(&self) {
+    fn assert_alive(&self) {
         assert!(!self.failed.load(Ordering::SeqCst), "/livez failed");
     }
 }
@@ -152,7 +152,7 @@ impl Drop for Watchdog {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_of_many_origins_leaves_the_others_served() {
+async fn a_caller_of_many_origins_does_not_starve_others() {
     const ORIGINS: usize = 3_000;
     let (many, other) = (Everywhere::answering().await, Scripted::upstream().await);
     let config = format!(
@@ -168,28 +168,28 @@ async fn a_caller_of_many_origins_leaves_the_others_served() {
             let mut conn = Conn::open(proxy).await;
             for origin in origins {
                 conn.write(format!("GET http://{origin}/ HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await;
-                let answer = conn.read_response().await;
-                assert_eq!(answer.status, 200, "{origin}: {}", answer.text());
+                let response = conn.read_response().await;
+                assert_eq!(response.status, 200, "{origin}: {}", response.text());
                 served.fetch_add(1, Ordering::SeqCst);
             }
         }
     });
     let others = async {
-        let mut most = 0;
+        let mut open_files_peak = 0;
         while served.load(Ordering::SeqCst) < ORIGINS {
-            let answer = raw::get_through(proxy, "http://other.test/", "").await;
-            assert_eq!(answer.status, 200, "{}", answer.text());
-            most = most.max(sidecar.open_files());
+            let response = raw::get_through(proxy, "http://other.test/", "").await;
+            assert_eq!(response.status, 200, "{}", response.text());
+            open_files_peak = open_files_peak.max(sidecar.open_files());
         }
-        most
+        open_files_peak
     };
-    let (_, most) = tokio::join!(join_all(greedy), others);
-    watchdog.barked_not();
-    assert!(most < OPEN_FILES * 2 / 3, "{most} open files");
-    assert_eq!(many.accepted(), ORIGINS, "each origin was dialled once");
+    let (_, open_files_peak) = tokio::join!(join_all(greedy), others);
+    watchdog.assert_alive();
+    assert!(open_files_peak < OPEN_FILES * 2 / 3, "{open_files_peak} open files");
+    assert_eq!(many.accepted(), ORIGINS, "each origin was dialed once");
     let idle = sidecar.metric("keybearer_upstream_connections{state=\"idle\"}").await;
     assert!((UPSTREAM_MAX as f64 / 4.0..=UPSTREAM_MAX as f64 / 2.0 + 8.0).contains(&idle), "{idle} idle");
-    // What was used last is still there, what was used long ago is not.
+    // The most recently used connection is still pooled; the least recently used was evicted.
     let mut conn = Conn::open(proxy).await;
     for (origin, dials) in [(ORIGINS, 1), (ORIGINS, 1), (0, 2)] {
         conn.write(format!("GET http://{}/ HTTP/1.1\r\nHost: x\r\n\r\n", many.origin(origin)).as_bytes()).await;
@@ -198,27 +198,27 @@ async fn a_caller_of_many_origins_leaves_the_others_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn idle_connections_over_http2_are_closed_for_others() {
+async fn idle_http2_connections_are_evicted_for_others() {
     const ORIGINS: usize = 400;
     let many = Everywhere::over_http2().await;
     let config = format!("workers: 2\negress: {{allow_private: [127.0.0.0/8], connect_ports: [{}]}}\n", many.port);
     let sidecar = Sidecar::start_with_open_files(&config, OPEN_FILES).await;
     let watchdog = Watchdog::of(&sidecar);
     for number in 0..ORIGINS {
-        let answer = grpc(sidecar.proxy(), &many.origin(number)).await;
-        assert_eq!((answer.status, answer.code()), (200, ""), "{number}: {answer:?}");
+        let response = grpc(sidecar.proxy(), &many.origin(number)).await;
+        assert_eq!((response.status, response.code()), (200, ""), "{number}: {response:?}");
     }
-    watchdog.barked_not();
+    watchdog.assert_alive();
     assert!(many.peak.load(Ordering::SeqCst) < UPSTREAM_MAX, "{} at once", many.peak.load(Ordering::SeqCst));
     let idle = sidecar.metric("keybearer_upstream_connections{state=\"idle\"}").await;
     assert!((UPSTREAM_MAX as f64 / 4.0..=UPSTREAM_MAX as f64 / 2.0 + 8.0).contains(&idle), "{idle} idle");
 }
 
 #[tokio::test]
-async fn connections_that_an_upstream_closes_are_forgotten_at_once() {
+async fn connections_that_an_upstream_closes_leave_the_pool_at_once() {
     let closing =
         Scripted::start(|_, _| Reply::BytesThenClose(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec())).await;
-    // The usual sweep comes after half of this.
+    // The periodic sweep runs after half of this.
     let config = format!("hosts: {{good.test: \"{}\"}}\ntimeouts: {{keep_alive: 5m}}\n", closing.address);
     let sidecar = Sidecar::start(&config).await;
     for _ in 0..20 {
@@ -228,8 +228,8 @@ async fn connections_that_an_upstream_closes_are_forgotten_at_once() {
 }
 
 #[tokio::test]
-async fn callers_beyond_the_limit_of_open_files_hear_so_and_the_others_are_served() {
-    // Idle connections would make way.
+async fn callers_beyond_the_open_file_limit_get_503_and_others_are_served() {
+    // Late responses keep the connections busy; idle ones would be evicted.
     let upstream = Scripted::start(|_, _| Reply::ok().late(s(8.0))).await;
     let config = format!("hosts: {{good.test: \"{}\"}}\n", upstream.address);
     let sidecar = Sidecar::start_with_open_files(&config, OPEN_FILES).await;
@@ -242,22 +242,22 @@ async fn callers_beyond_the_limit_of_open_files_hear_so_and_the_others_are_serve
         held.push(conn);
     }
     sidecar.until_metric("keybearer_requests_in_flight", |count| count == ONE_CALLER_MAX as f64).await;
-    // Those beyond are many at once; a few of them are told, the others just closed.
+    // The number of concurrent refusals is bounded: some get a response, the others are closed without one.
     let mut beyond = Vec::new();
     for _ in 0..300 {
         beyond.push(Conn::open(sidecar.proxy()).await);
     }
-    let mut told = 0;
+    let mut refused = 0;
     for conn in &mut beyond {
-        let answer = conn.read_response().await;
-        assert!(matches!((answer.status, answer.code()), (0, "") | (503, "overloaded")), "{answer:?}");
-        told += usize::from(answer.status == 503);
+        let response = conn.read_response().await;
+        assert!(matches!((response.status, response.code()), (0, "") | (503, "overloaded")), "{response:?}");
+        refused += usize::from(response.status == 503);
     }
-    assert!(told >= 20, "{told} of them are told");
+    assert!(refused >= 20, "only {refused} got a response");
     for conn in &mut held {
         assert_eq!(conn.read_response().await.status, 200);
     }
-    watchdog.barked_not();
+    watchdog.assert_alive();
     assert!(sidecar.open_files() < OPEN_FILES);
 }
 
@@ -277,7 +277,7 @@ async fn tunnels_leave_descriptors_to_requests() {
         let authority = silent.origin(number);
         conn.write(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n").as_bytes()).await;
         let mut status = [0; 12];
-        conn.stream.read_exact(&mut status).await.expect("an answer");
+        conn.stream.read_exact(&mut status).await.expect("a response");
         match &status {
             b"HTTP/1.1 200" => held.push(conn),
             b"HTTP/1.1 503" => refused += 1,
@@ -286,12 +286,12 @@ async fn tunnels_leave_descriptors_to_requests() {
     }
     assert_eq!((held.len(), refused), (ONE_CALLER_TUNNELS_MAX, 130 - ONE_CALLER_TUNNELS_MAX));
     assert_eq!(raw::get_through(sidecar.proxy(), "http://other.test/", "").await.status, 200);
-    watchdog.barked_not();
+    watchdog.assert_alive();
 }
 
-/// Over HTTP/2 few callers have many requests under way.
+/// HTTP/2, so that few connections have many requests in flight.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_finds_no_descriptor_is_overloaded() {
+async fn a_request_without_a_free_descriptor_gets_503() {
     const REQUESTS: usize = 400;
     let silent = Everywhere::silent().await;
     let route = format!("mount: /crm, upstream: \"http://127.0.0.1:{}\", inject: none", silent.port);
@@ -312,7 +312,7 @@ async fn a_request_that_finds_no_descriptor_is_overloaded() {
             let (mut sender, refused, proxy) = (sender.clone(), refused.clone(), sidecar.proxy());
             tasks.spawn(async move {
                 let request = Request::get(format!("http://{proxy}/crm/x")).body(Empty::<Bytes>::new());
-                let response = sender.send_request(request.expect("a request")).await.expect("an answer");
+                let response = sender.send_request(request.expect("a request")).await.expect("a response");
                 assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
                 let problem = response.into_body().collect().await.expect("a body").to_bytes();
                 assert!(String::from_utf8_lossy(&problem).contains("overloaded"), "{problem:?}");
@@ -322,13 +322,13 @@ async fn a_request_that_finds_no_descriptor_is_overloaded() {
     }
     until("the others are refused", || refused.load(Ordering::SeqCst) == REQUESTS - ONE_CALLER_MAX).await;
     assert_eq!(silent.accepted(), ONE_CALLER_MAX);
-    watchdog.barked_not();
+    watchdog.assert_alive();
     drop(tasks);
-    // Their callers are gone, so their descriptors are free.
+    // The callers have disconnected, so the descriptors are released.
     sidecar.until_metric("keybearer_upstream_connections{state=\"active\"}", |active| active == 0.0).await;
 }
 
-/// Sends so many requests to private addresses on one connection, each to another one; all must be refused.
+/// Requests private addresses, one per target, on one connection, and asserts that all are refused.
 async fn refused(proxy: SocketAddr, targets: std::ops::Range<u32>) {
     const AT_ONCE: usize = 100;
     const REFUSAL: &[u8] = b"HTTP/1.1 403 Forbidden\r\n";
@@ -342,21 +342,21 @@ async fn refused(proxy: SocketAddr, targets: std::ops::Range<u32>) {
             requests.push_str(&format!("GET http://10.{a}.{b}.{c}/ HTTP/1.1\r\nHost: x\r\n\r\n"));
         }
         stream.write_all(requests.as_bytes()).await.expect("it reads");
-        let mut answers = 0;
-        while answers < batch.len() {
-            let count = stream.read(&mut block).await.expect("an answer");
-            assert!(count > 0, "it goes on");
+        let mut responses = 0;
+        while responses < batch.len() {
+            let count = stream.read(&mut block).await.expect("a response");
+            assert!(count > 0, "the connection stays open");
             read.extend_from_slice(&block[..count]);
-            answers += read.windows(REFUSAL.len()).filter(|window| *window == REFUSAL).count();
-            // The rest may hold a part of the next.
+            responses += read.windows(REFUSAL.len()).filter(|window| *window == REFUSAL).count();
+            // The rest may contain the start of the next match.
             read.drain(..(read.len() + 1).saturating_sub(REFUSAL.len()));
         }
-        assert_eq!(answers, batch.len());
+        assert_eq!(responses, batch.len());
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn refused_targets_leave_nothing_behind() {
+async fn refused_targets_leak_no_memory() {
     const EACH: u32 = 10_000;
     let sidecar = Sidecar::start("audit: {to: off}\nlog: {requests: off}\nworkers: 2\n").await;
     let flood = async |parts: std::ops::Range<u32>| {
@@ -369,16 +369,16 @@ async fn refused_targets_leave_nothing_behind() {
     assert!(grown < 8 * 1024, "{grown} KiB for {} targets", 8 * EACH);
 }
 
-/// A request of gRPC to `host`, which a server in clear gets by HTTP/2.
+/// Sends a gRPC request to `host`; it reaches a cleartext server over HTTP/2.
 async fn grpc(proxy: SocketAddr, host: &str) -> raw::RawResponse {
     let head = format!("POST http://{host}/ HTTP/1.1\r\nHost: x\r\nContent-Type: application/grpc\r\n");
     raw::send(proxy, format!("{head}Content-Length: 0\r\nConnection: close\r\n\r\n").as_bytes()).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dials_of_http2_to_silent_servers_cost_no_processor_time() {
+async fn http2_handshakes_with_silent_servers_use_no_cpu_time() {
     const DIALS: usize = 500;
-    const LOOK: Duration = Duration::from_secs(3);
+    const INTERVAL: Duration = Duration::from_secs(3);
     let silent = Everywhere::silent().await;
     let port = silent.port;
     let config =
@@ -390,16 +390,16 @@ async fn dials_of_http2_to_silent_servers_cost_no_processor_time() {
             tokio::spawn(async move { grpc(proxy, &origin).await })
         })
         .collect();
-    until("all are dialled", || silent.accepted() == DIALS).await;
+    until("all are dialed", || silent.accepted() == DIALS).await;
     let before = sidecar.cpu();
-    sleep(LOOK).await;
+    sleep(INTERVAL).await;
     let used = sidecar.cpu() - before;
-    assert!(used < LOOK / 20, "{used:?} of processor time in {LOOK:?}");
+    assert!(used < INTERVAL / 20, "{used:?} of CPU time in {INTERVAL:?}");
     calls.iter().for_each(JoinHandle::abort);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dials_of_http2_to_one_server_are_few_at_once() {
+async fn concurrent_http2_dials_to_one_server_are_limited() {
     const REQUESTS: usize = 200;
     const WORKERS: usize = 2;
     let silent = Everywhere::silent().await;
@@ -410,18 +410,18 @@ async fn dials_of_http2_to_one_server_are_few_at_once() {
     let first = [grpc(proxy, &origin), grpc(proxy, &origin)];
     let others = async {
         until("the first dial", || silent.accepted() > 0).await;
-        // While that is under way, so that its end finds the others with time left.
+        // Start the others during the first dial, so that its failure leaves them time.
         sleep(s(1.0)).await;
         let started = Instant::now();
-        let answers = join_all((0..REQUESTS).map(|_| grpc(proxy, &origin))).await;
-        (answers, started.elapsed())
+        let responses = join_all((0..REQUESTS).map(|_| grpc(proxy, &origin))).await;
+        (responses, started.elapsed())
     };
-    let (_, (answers, took)) = tokio::join!(join_all(first), others);
-    for answer in answers {
-        assert_eq!(answer.code(), "upstream_unreachable", "{answer:?}");
+    let (_, (responses, took)) = tokio::join!(join_all(first), others);
+    for response in responses {
+        assert_eq!(response.code(), "upstream_unreachable", "{response:?}");
     }
-    assert!(took < s(10.0), "all are answered in time: {took:?}");
-    // A few more than are under way, since the server may see the end of one after the begin of the next.
+    assert!(took < s(10.0), "all are refused in time: {took:?}");
+    // Some slack, since the server may see the close of one connection after the start of the next.
     let peak = silent.peak.load(Ordering::SeqCst);
     assert!(peak <= WORKERS * 4 * 2, "{peak} of {} dials at once", silent.accepted());
 }

@@ -1,6 +1,6 @@
-//! What callers share: one that takes all it can get and gives nothing back leaves some to the others.
+//! Fair sharing: a caller that takes all it can and releases nothing leaves capacity to others.
 //!
-//! Not here: what is taken in turn (`departures`), how open files are divided (`descriptors`).
+//! Not here: queue order (`departures`), the file descriptor budget (`descriptors`).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,18 +23,18 @@ use crate::rig::scripted::Scripted;
 use crate::rig::sidecar::Sidecar;
 use crate::rig::stage::{GET, patient, s, until};
 
-/// Callers are told apart by their addresses.
+/// Callers are distinguished by their addresses.
 const GREEDY: &str = "127.0.0.1";
 const OTHER: &str = "127.0.0.2";
 
-/// A connection to the proxy from one of these.
+/// Connects to the proxy from one of these addresses.
 async fn open(caller: &str, proxy: SocketAddr) -> Conn {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.bind(format!("{caller}:0").parse().expect("an address")).expect("it is ours");
     Conn::over(socket.connect(proxy).await.expect("a connection"))
 }
 
-/// What a request of `caller` on a connection of its own gets.
+/// Sends a request from `caller` on a new connection.
 async fn get(caller: &str, proxy: SocketAddr, url: &str) -> RawResponse {
     let mut conn = open(caller, proxy).await;
     conn.write(format!("GET {url} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await;
@@ -52,10 +52,10 @@ async fn a_caller_leaves_an_upstream_to_others() {
         conn.write(b"GET http://good.test/silent HTTP/1.1\r\nHost: x\r\n\r\n").await;
         held.push(conn);
     }
-    until("its share is taken", || stage.good.count() == PER_UPSTREAM - 2).await;
+    until("its share is used up", || stage.good.count() == PER_UPSTREAM - 2).await;
     for _ in 0..5 {
-        let answer = get(OTHER, proxy, "http://good.test/").await;
-        assert_eq!(answer.status, 200, "{}", answer.text());
+        let response = get(OTHER, proxy, "http://good.test/").await;
+        assert_eq!(response.status, 200, "{}", response.text());
     }
     assert_eq!(stage.good.received().iter().filter(|r| r.request_line().contains("/silent")).count(), PER_UPSTREAM - 2);
 }
@@ -70,7 +70,7 @@ async fn a_caller_leaves_tunnels_to_others() {
         let authority = silent.origin(number);
         conn.write(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n").as_bytes()).await;
         let mut status = [0; 12];
-        conn.stream.read_exact(&mut status).await.expect("an answer");
+        conn.stream.read_exact(&mut status).await.expect("a response");
         (status == *b"HTTP/1.1 200").then_some(conn)
     };
     let mut held = Vec::new();
@@ -85,7 +85,7 @@ async fn a_caller_leaves_tunnels_to_others() {
     assert!(connect(GREEDY, 0).await.is_none());
 }
 
-/// Over HTTP/2 few connections of a caller have many requests under way.
+/// HTTP/2, so that few connections of a caller have many requests in flight.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_of_many_silent_origins_leaves_connections_to_others() {
     const REQUESTS: usize = 300;
@@ -96,7 +96,7 @@ async fn a_caller_of_many_silent_origins_leaves_connections_to_others() {
         other.address, silent.port
     );
     let sidecar = Sidecar::start_with_open_files(&config, OPEN_FILES).await;
-    // An idle connection, which is there for all.
+    // Leaves a pooled connection, which every caller may use.
     assert_eq!(get(OTHER, sidecar.proxy(), "http://other.test/").await.status, 200);
     let mut greedy = JoinSet::new();
     let refused = Arc::<AtomicUsize>::default();
@@ -111,24 +111,24 @@ async fn a_caller_of_many_silent_origins_leaves_connections_to_others() {
             let request = Request::get(format!("http://{}/", silent.origin(100 * part + number)));
             let request = request.body(Empty::<Bytes>::new()).expect("a request");
             greedy.spawn(async move {
-                let response = sender.send_request(request).await.expect("an answer");
+                let response = sender.send_request(request).await.expect("a response");
                 assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
                 refused.fetch_add(1, Ordering::SeqCst);
             });
         }
     }
-    until("its share is taken", || silent.accepted() >= UPSTREAM_MAX / 2).await;
-    let asked = async {
+    until("its share is used up", || silent.accepted() >= UPSTREAM_MAX / 2).await;
+    let others = async {
         let mut count = 0;
         while refused.load(Ordering::SeqCst) < REQUESTS - ONE_CALLER_MAX {
-            let answer = get(OTHER, sidecar.proxy(), "http://other.test/").await;
-            assert_eq!(answer.status, 200, "request {count}: {}", answer.text());
+            let response = get(OTHER, sidecar.proxy(), "http://other.test/").await;
+            assert_eq!(response.status, 200, "request {count}: {}", response.text());
             count += 1;
         }
         count
     };
-    let count = tokio::time::timeout(s(20.0), asked).await.expect("what is beyond its share is refused");
-    assert!(count > 5, "{count} requests meanwhile");
+    let count = tokio::time::timeout(s(20.0), others).await.expect("requests beyond its share are refused");
+    assert!(count > 5, "only {count} requests of another caller in the meantime");
     assert_eq!(silent.accepted(), ONE_CALLER_MAX);
     for _ in 0..5 {
         assert_eq!(get(OTHER, sidecar.proxy(), "http://other.test/").await.status, 200);
@@ -139,7 +139,7 @@ async fn a_caller_of_many_silent_origins_leaves_connections_to_others() {
 async fn an_address_leaves_connections_to_others() {
     let upstream = Scripted::upstream().await;
     let config = format!("hosts: {{good.test: \"{}\"}}\ntimeouts: {{client_head: 40s}}\n", upstream.address);
-    for row in ["says nothing", "is kept alive", "sends a part of a head"] {
+    for row in ["sends nothing", "is kept alive", "sends part of a head"] {
         let sidecar = Sidecar::start_with_open_files(&config, OPEN_FILES).await;
         let mut held = Vec::new();
         for number in 0..DOWNSTREAM_MAX + 50 {
@@ -149,17 +149,17 @@ async fn an_address_leaves_connections_to_others() {
                     conn.write(GET).await;
                     assert_eq!(conn.read_response().await.status, 200, "{row}: {number}");
                 }
-                "sends a part of a head" => conn.write(b"GET http").await,
+                "sends part of a head" => conn.write(b"GET http").await,
                 _ => {}
             }
             held.push(conn);
         }
         for number in 0..5 {
-            let answer = get(OTHER, sidecar.proxy(), "http://good.test/").await;
-            assert_eq!(answer.status, 200, "{row}: another address, {number}: {}", answer.text());
+            let response = get(OTHER, sidecar.proxy(), "http://good.test/").await;
+            assert_eq!(response.status, 200, "{row}: another address, {number}: {}", response.text());
         }
-        // One that waits for a request makes way for a new one of its own address; the youngest are kept.
-        if row != "sends a part of a head" {
+        // An idle connection is evicted for a new one of its own address; the most recent ones are kept.
+        if row != "sends part of a head" {
             assert_eq!(get(GREEDY, sidecar.proxy(), "http://good.test/").await.status, 200, "{row}");
         }
         if row == "is kept alive" {
@@ -170,7 +170,7 @@ async fn an_address_leaves_connections_to_others() {
     }
 }
 
-/// A request whose kept connection is dead takes its place along to the next one; all places may be taken by such.
+/// A request whose pooled connection is dead keeps its permit for the retry; such requests may hold all permits.
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_on_dead_connections_do_not_wait_for_each_other() {
     const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -191,7 +191,7 @@ async fn requests_on_dead_connections_do_not_wait_for_each_other() {
                     }
                     stream.write_all(OK).await?;
                     if dies {
-                        // The second request finds the connection closed, when each is in use.
+                        // Closes on the second request, once all connections are in use.
                         let _ = stream.read(&mut head).await?;
                         together.wait().await;
                         break;
@@ -202,7 +202,7 @@ async fn requests_on_dead_connections_do_not_wait_for_each_other() {
         }
     });
     let sidecar = Sidecar::start_with_open_files(&config, OPEN_FILES).await;
-    let ask = async |conn: &mut Conn| {
+    let send = async |conn: &mut Conn| {
         conn.write(b"GET http://other.test/ HTTP/1.1\r\nHost: x\r\n\r\n").await;
         conn.read_response().await.status
     };
@@ -211,7 +211,7 @@ async fn requests_on_dead_connections_do_not_wait_for_each_other() {
         callers.push(open(GREEDY, sidecar.proxy()).await);
     }
     for round in ["new connections", "dead connections"] {
-        let statuses = join_all(callers.iter_mut().map(ask)).await;
+        let statuses = join_all(callers.iter_mut().map(send)).await;
         assert_eq!(statuses, [200; ONE_CALLER_MAX], "{round}");
     }
     upstream.abort();

@@ -1,4 +1,4 @@
-//! Which messages have content, and where it ends: HEAD, GET with a body, a caller over HTTP/1.0.
+//! Which messages have content, and where it ends: HEAD, GET with a body, HTTP/1.0 callers.
 
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ use crate::rig::sidecar::Sidecar;
 use crate::rig::stage::Stage;
 use crate::rig::tunnel_client;
 
-const PATIENCE: Duration = Duration::from_secs(20);
-/// `hello`, and the end of the head before it.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// `hello`, chunked.
 const CHUNKS: &str = "5\r\nhello\r\n0\r\n\r\n";
 const CHUNKED: &str = "Transfer-Encoding: chunked\r\n\r\n";
 
@@ -48,9 +48,9 @@ async fn a_problem_in_response_to_head_has_no_content() {
         assert_eq!(head.headers["content-length"], get.body.len().to_string(), "{code}");
         let lines = format!("Host: {authority}\r\n{field}: Bearer s3cret\r\nConnection: close\r\n\r\n");
         let target = if *code == "no_mount" { (*path).to_owned() } else { format!("http://{authority}{path}") };
-        let said = stage.exchange(format!("HEAD {target} HTTP/1.1\r\n{lines}")).await;
-        assert_eq!((said.code().as_str(), said.body().as_str()), (*code, ""), "{}", said.text());
-        assert_ne!(said.header("content-length").as_deref(), Some("0"), "{}", said.text());
+        let transcript = stage.exchange(format!("HEAD {target} HTTP/1.1\r\n{lines}")).await;
+        assert_eq!((transcript.code().as_str(), transcript.body().as_str()), (*code, ""), "{}", transcript.text());
+        assert_ne!(transcript.header("content-length").as_deref(), Some("0"), "{}", transcript.text());
     }
     let mut conn = Conn::open(here).await;
     conn.write(b"CONNECT secure.test:443 HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Bearer s3cret\r\n\r\n").await;
@@ -64,7 +64,7 @@ async fn a_problem_in_response_to_head_has_no_content() {
 }
 
 #[tokio::test]
-async fn content_without_a_length_goes_on_whatever_the_method() {
+async fn content_of_unknown_length_is_forwarded_for_every_method() {
     let stage = Stage::start("").await;
     let here = stage.sidecar.proxy();
     let mut http2 = Http2::open(&stage.sidecar).await;
@@ -78,8 +78,8 @@ async fn content_without_a_length_goes_on_whatever_the_method() {
                 assert_eq!(String::from_utf8_lossy(&request.body), CHUNKS, "{method} {target} {row}");
             };
             let head = format!("{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{CHUNKED}");
-            let said = stage.exchange(head + CHUNKS).await;
-            assert_eq!(said.status(), 200, "{method} {target}: {}", said.text());
+            let transcript = stage.exchange(head + CHUNKS).await;
+            assert_eq!(transcript.status(), 200, "{method} {target}: {}", transcript.text());
             check("chunked");
             let method = Method::from_bytes(method.as_bytes()).expect("a method");
             let uri = if target.starts_with('/') { format!("http://{here}{target}") } else { target.to_owned() };
@@ -89,7 +89,7 @@ async fn content_without_a_length_goes_on_whatever_the_method() {
             check("HTTP/2");
         }
     }
-    // An end of the stream without content is none.
+    // An END_STREAM without data is no content.
     for body in [None, Some(&b""[..])] {
         let request = Request::get("http://good.test/x").body(()).expect("a request");
         assert_eq!(http2.send_with(request, body).await.status, 200);
@@ -100,7 +100,7 @@ async fn content_without_a_length_goes_on_whatever_the_method() {
 }
 
 #[tokio::test]
-async fn content_of_a_get_is_sent_again_after_a_rejected_token() {
+async fn content_of_a_get_is_replayed_after_a_rejected_token() {
     let server = Scripted::start(|_, before| match before {
         0 => Reply::text(401, "text/plain", "no"),
         _ => Reply::ok(),
@@ -120,9 +120,9 @@ async fn content_of_a_get_is_sent_again_after_a_rejected_token() {
     assert_eq!(bodies, [CHUNKS, CHUNKS]);
 }
 
-/// Over HTTP/1.0 the end of the connection ends a response (RFC 9112 §8), so one that is cut off ends in a reset.
+/// Over HTTP/1.0 the close of the connection ends a response (RFC 9112 §8), so a truncated one must end with a reset.
 #[tokio::test]
-async fn a_caller_over_http_1_0_never_takes_a_part_for_all() {
+async fn a_truncated_response_over_http_1_0_ends_with_a_reset() {
     let chunked = |more: &str| format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n{more}");
     let whole = chunked("0\r\n\r\n").into_bytes();
     let stage = Stage::answering("timeouts: {idle: 1s}\n", move |request, _| match request.request_line() {
@@ -159,7 +159,7 @@ async fn a_caller_over_http_1_0_never_takes_a_part_for_all() {
         conn.write(get(target).as_bytes()).await;
         ends.push((target, end(&mut conn.stream).await));
     }
-    // Of an upload that is not read to its end the proxy takes leave in an orderly way, else.
+    // A lingering close would otherwise follow an upload that is not read to its end.
     let mut conn = Conn::open(intercepting.proxy()).await;
     conn.write(b"POST https://api.test/ HTTP/1.0\r\nContent-Length: 10\r\n\r\nabc").await;
     ends.push(("an upload", end(&mut conn.stream).await));
@@ -171,7 +171,7 @@ async fn a_caller_over_http_1_0_never_takes_a_part_for_all() {
         tunnel_client::connector(&interception_ca().0, &[]).connect(name, conn.stream).await.expect("a handshake");
     let mut conn = Conn::over(stream);
     conn.write(get("/").as_bytes()).await;
-    // Its TLS has no end either way; what tells is the connection below.
+    // TLS sends no close_notify either way; the connection below it shows the reset.
     let mut below = conn.stream.into_inner().0;
     ends.push(("inside TLS", end(&mut below).await));
     for (target, (read, kind)) in &ends {
@@ -181,9 +181,9 @@ async fn a_caller_over_http_1_0_never_takes_a_part_for_all() {
     assert!(ends[0].1.0.ends_with(b"\r\n\r\nabc"), "{:?}", ends[0]);
 }
 
-/// What is read until the connection ends, and with which error it does.
+/// Reads until the connection ends. Returns the bytes, and the error if it ended with one.
 async fn end<T: tokio::io::AsyncRead + Unpin>(stream: &mut T) -> (Vec<u8>, Option<std::io::ErrorKind>) {
     let mut read = Vec::new();
-    let end = timeout(PATIENCE, stream.read_to_end(&mut read)).await.expect("an end in time");
+    let end = timeout(TIMEOUT, stream.read_to_end(&mut read)).await.expect("an end in time");
     (read, end.err().map(|error| error.kind()))
 }

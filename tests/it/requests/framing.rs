@@ -1,4 +1,4 @@
-//! Where a message begins and ends, and how large its head may be: raw bytes and frames on both sides of the proxy.
+//! Message framing and head sizes: raw bytes and HTTP/2 frames on both sides of the proxy.
 
 use std::time::Duration;
 
@@ -16,14 +16,14 @@ use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
 use crate::rig::stage::Stage;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 fn request(sidecar: &Sidecar, method: Method, path: &str) -> http::request::Builder {
     Request::builder().method(method).uri(format!("http://{}{path}", sidecar.proxy()))
 }
 
-/// `https://api.test` and the mount `/crm` are `server`.
-async fn before_frames(server: &FrameServer, top: &str) -> (Sidecar, Scripted) {
+/// A sidecar that reaches `server` as `https://api.test` and through the mount `/crm`.
+async fn start_before(server: &FrameServer, top: &str) -> (Sidecar, Scripted) {
     let tokens = Scripted::tokens(3600).await;
     let config = format!(
         "hosts: {{api.test: \"{}\"}}\ntrust: [{}]\n{top}connections:\n- {{name: crm, client_id: a, client_secret: b, \
@@ -35,9 +35,9 @@ async fn before_frames(server: &FrameServer, top: &str) -> (Sidecar, Scripted) {
     (Sidecar::start(&config).await, tokens)
 }
 
-/// RFC 9110 §8.6: servers answer 411 to a POST that states no length.
+/// RFC 9110 §8.6: servers respond 411 to a POST without Content-Length.
 #[tokio::test]
-async fn a_method_with_content_states_an_empty_one() {
+async fn a_method_that_expects_content_is_sent_with_content_length_0() {
     let stage = Stage::start("").await;
     let mut http2 = Http2::open(&stage.sidecar).await;
     for (method, expected) in [
@@ -71,7 +71,7 @@ async fn a_method_with_content_states_an_empty_one() {
 }
 
 #[tokio::test]
-async fn a_request_without_content_that_is_sent_again_states_that_again() {
+async fn a_replayed_request_without_content_has_content_length_0_again() {
     for (framing, first) in
         [("Content-Length: 0\r\n\r\n", "content-length: 0"), ("Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "chunked")]
     {
@@ -96,9 +96,9 @@ async fn a_request_without_content_that_is_sent_again_states_that_again() {
     }
 }
 
-/// RFC 9113 §8.1: only END_STREAM ends a response, also before a reset or an end of the connection without an error.
+/// RFC 9113 §8.1: only END_STREAM ends a response; a reset with NO_ERROR or a clean close does not.
 #[tokio::test]
-async fn a_response_over_http2_that_is_cut_off_is_never_shown_as_whole() {
+async fn a_truncated_http2_response_is_never_forwarded_as_complete() {
     for (row, code) in [("no error", Some(NO_ERROR)), ("an error", Some(CANCEL)), ("the connection ends", None)] {
         let server = FrameServer::start(move |at, before| {
             let length = if before % 2 == 0 { Vec::new() } else { frames::field("content-length", "10") };
@@ -109,11 +109,11 @@ async fn a_response_over_http2_that_is_cut_off_is_never_shown_as_whole() {
             }
         })
         .await;
-        let (sidecar, _tokens) = before_frames(&server, "").await;
+        let (sidecar, _tokens) = start_before(&server, "").await;
         for framing in ["no length", "a length"] {
-            let answer = raw::get_through(sidecar.proxy(), "https://api.test/", "").await;
-            assert!(answer.status == 200 && !answer.complete, "{row}, {framing}: {answer:?}");
-            assert_eq!(answer.text(), "abc", "{row}, {framing}");
+            let response = raw::get_through(sidecar.proxy(), "https://api.test/", "").await;
+            assert!(response.status == 200 && !response.complete, "{row}, {framing}: {response:?}");
+            assert_eq!(response.text(), "abc", "{row}, {framing}");
         }
         let line: serde_json::Value =
             serde_json::from_str(&sidecar.logged("\"response incomplete\"").await).expect("JSON");
@@ -121,14 +121,14 @@ async fn a_response_over_http2_that_is_cut_off_is_never_shown_as_whole() {
         let mut http2 = Http2::open(&sidecar).await;
         for framing in ["no length", "a length"] {
             let read = http2.send(request(&sidecar, Method::GET, "/crm/").body(()).expect("a request")).await;
-            let reason = read.reset.unwrap_or_else(|| panic!("{row}, {framing}: shown as whole: {read:?}"));
+            let reason = read.reset.unwrap_or_else(|| panic!("{row}, {framing}: forwarded as complete: {read:?}"));
             assert_ne!(reason, Reason::NO_ERROR, "{row}, {framing}");
             assert_eq!((read.status, read.body.as_slice()), (200, &b"abc"[..]), "{row}, {framing}");
         }
     }
 }
 
-/// Nothing has been passed on yet, so the caller is told.
+/// Nothing was forwarded yet, so the caller gets an error response.
 #[tokio::test]
 async fn a_reset_that_comes_with_the_response_head_is_502() {
     for code in [NO_ERROR, CANCEL] {
@@ -136,9 +136,9 @@ async fn a_reset_that_comes_with_the_response_head_is_502() {
             Reply::Bytes([frames::head(at, 0, STATUS_200), frames::reset(at, code)].concat())
         })
         .await;
-        let (sidecar, _tokens) = before_frames(&server, "log: {requests: all}\n").await;
-        let answer = raw::get_through(sidecar.proxy(), "https://api.test/", "").await;
-        assert_eq!((answer.status, answer.code()), (502, "upstream_unreachable"), "{code}: {answer:?}");
+        let (sidecar, _tokens) = start_before(&server, "log: {requests: all}\n").await;
+        let response = raw::get_through(sidecar.proxy(), "https://api.test/", "").await;
+        assert_eq!((response.status, response.code()), (502, "upstream_unreachable"), "{code}: {response:?}");
         let line: serde_json::Value =
             serde_json::from_str(&sidecar.logged("\"upstream_unreachable\"").await).expect("JSON");
         assert_eq!(line["status"], 502, "{code}: {line}");
@@ -146,9 +146,9 @@ async fn a_reset_that_comes_with_the_response_head_is_502() {
     }
 }
 
-/// RFC 9113 §8.1: a server that has said all asks in this way not to be sent the rest of the request.
+/// RFC 9113 §8.1: after its complete response, a server may abort the rest of the request in this way.
 #[tokio::test]
-async fn a_reset_without_error_after_a_complete_response_harms_nothing() {
+async fn a_reset_without_error_after_a_complete_response_is_ignored() {
     let server = FrameServer::start(|at, before| {
         let end = match before {
             0 => frames::data(at, END_STREAM, b"abc"),
@@ -157,46 +157,46 @@ async fn a_reset_without_error_after_a_complete_response_harms_nothing() {
         Reply::Bytes([frames::head(at, 0, STATUS_200), end, frames::reset(at, NO_ERROR)].concat())
     })
     .await;
-    let (sidecar, _tokens) = before_frames(&server, "").await;
+    let (sidecar, _tokens) = start_before(&server, "").await;
     for row in ["END_STREAM on data", "END_STREAM on trailers"] {
         let mut conn = Conn::open(sidecar.proxy()).await;
-        // The rest of the upload never comes.
+        // The rest of the upload is never sent.
         conn.write(b"POST https://api.test/ HTTP/1.1\r\nHost: api.test\r\nContent-Length: 10\r\n\r\nabc").await;
-        let answer = conn.read_response().await;
-        let told = (answer.status, answer.text(), answer.complete);
-        assert_eq!(told, (200, "abc".to_owned(), true), "{row}: {answer:?}\n{}", sidecar.log());
+        let response = conn.read_response().await;
+        let received = (response.status, response.text(), response.complete);
+        assert_eq!(received, (200, "abc".to_owned(), true), "{row}: {response:?}\n{}", sidecar.log());
     }
 }
 
-/// The other direction: a caller that cuts off its upload in the same way.
+/// The other direction: a caller resets its upload with NO_ERROR.
 #[tokio::test]
-async fn a_request_over_http2_that_is_cut_off_never_arrives_as_whole() {
+async fn a_truncated_http2_request_never_arrives_as_complete() {
     let (stage, listener) = Stage::with_raw_good("").await;
-    for row in ["before the response", "while the response comes"] {
+    for row in ["before the response", "during the response"] {
         let mut http2 = Http2::open(&stage.sidecar).await;
         let head = request(&stage.sidecar, Method::POST, "/api/x").body(()).expect("a request");
         let (response, mut upload) = http2.0.send_request(head, false).expect("sent");
         upload.send_data(Bytes::from_static(b"abc"), false).expect("sent");
-        let (mut upstream, _) = timeout(PATIENCE, listener.accept()).await.expect("in time").expect("a connection");
+        let (mut upstream, _) = timeout(TIMEOUT, listener.accept()).await.expect("in time").expect("a connection");
         let mut arrived = Vec::new();
         while !arrived.ends_with(b"abc\r\n") {
-            arrived.push(timeout(PATIENCE, upstream.read_u8()).await.expect("in time").expect("the upload"));
+            arrived.push(timeout(TIMEOUT, upstream.read_u8()).await.expect("in time").expect("the upload"));
         }
-        if row == "while the response comes" {
+        if row == "during the response" {
             let head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n";
             upstream.write_all(head).await.expect("it reads");
-            let response = timeout(PATIENCE, response).await.expect("in time").expect("a response");
+            let response = timeout(TIMEOUT, response).await.expect("in time").expect("a response");
             assert_eq!(response.status(), 200, "{row}");
         }
         upload.send_reset(Reason::NO_ERROR);
-        let _ = timeout(PATIENCE, upstream.read_to_end(&mut arrived)).await.expect("an end in time");
+        let _ = timeout(TIMEOUT, upstream.read_to_end(&mut arrived)).await.expect("an end in time");
         assert!(!arrived.ends_with(b"0\r\n\r\n"), "{row}: {}", String::from_utf8_lossy(&arrived));
     }
 }
 
-/// What hyper would undo of a coding is `chunked` alone.
+/// hyper decodes only `chunked`.
 #[tokio::test]
-async fn a_transfer_coding_that_cannot_be_undone_is_502() {
+async fn an_unsupported_transfer_coding_is_502() {
     let rows = [
         ("gzip, chunked", 502),
         ("chunked, chunked", 502),
@@ -214,22 +214,27 @@ async fn a_transfer_coding_that_cannot_be_undone_is_502() {
     })
     .await;
     for (number, (coding, status)) in rows.iter().enumerate() {
-        let answer = raw::get_through(stage.sidecar.proxy(), &format!("http://good.test/row/{number}"), "").await;
+        let response = raw::get_through(stage.sidecar.proxy(), &format!("http://good.test/row/{number}"), "").await;
         let code = if *status == 200 { "" } else { "upstream_protocol" };
-        assert_eq!((answer.status, answer.code()), (*status, code), "{coding}: {answer:?}");
+        assert_eq!((response.status, response.code()), (*status, code), "{coding}: {response:?}");
         if *status == 200 {
-            assert_eq!((answer.text().as_str(), answer.complete), ("abc", true), "{coding}");
+            assert_eq!((response.text().as_str(), response.complete), ("abc", true), "{coding}");
         }
-        // Nothing of it is there to undo.
-        let said = stage
+        // A response to HEAD has no body to decode.
+        let transcript = stage
             .exchange(format!("HEAD http://good.test/row/{number} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"));
-        let said = said.await;
-        assert_eq!((said.status(), said.header("transfer-encoding")), (200, None), "{coding}: {}", said.text());
+        let transcript = transcript.await;
+        assert_eq!(
+            (transcript.status(), transcript.header("transfer-encoding")),
+            (200, None),
+            "{coding}: {}",
+            transcript.text()
+        );
     }
 }
 
 #[tokio::test]
-async fn lengths_that_agree_become_one() {
+async fn equal_lengths_are_merged() {
     let stage = Stage::answering("", |request, _| {
         let body = if request.head.starts_with("HEAD") { "" } else { "ok" };
         let lines = if request.head.contains("/lines") { "2\r\nContent-Length: 2, 2" } else { "2, 2" };
@@ -239,17 +244,22 @@ async fn lengths_that_agree_become_one() {
     for path in ["list", "lines"] {
         for (method, body) in [("GET", "ok"), ("HEAD", "")] {
             let head = format!("{method} http://good.test/{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-            let said = stage.exchange(head).await;
-            let lengths = said.text().to_lowercase().matches("content-length: ").count();
-            assert_eq!((said.status(), lengths, said.body().as_str()), (200, 1, body), "{method}: {}", said.text());
-            assert_eq!(said.header("content-length").as_deref(), Some("2"), "{method}: {}", said.text());
+            let transcript = stage.exchange(head).await;
+            let lengths = transcript.text().to_lowercase().matches("content-length: ").count();
+            assert_eq!(
+                (transcript.status(), lengths, transcript.body().as_str()),
+                (200, 1, body),
+                "{method}: {}",
+                transcript.text()
+            );
+            assert_eq!(transcript.header("content-length").as_deref(), Some("2"), "{method}: {}", transcript.text());
         }
     }
 }
 
 /// RFC 9112 §3.2.4, RFC 9113 §8.3.1.
 #[tokio::test]
-async fn options_without_a_path_are_about_the_server() {
+async fn options_without_a_path_addresses_the_server() {
     let stage = Stage::start("").await;
     for (target, expected) in [
         ("http://good.test", "OPTIONS * HTTP/1.1"),
@@ -270,38 +280,38 @@ async fn options_without_a_path_are_about_the_server() {
     assert_eq!((get.status(), stage.good.received()[5].request_line()), (200, "GET /?a=b HTTP/1.1"));
 }
 
-/// So many fields that each counts, beside those that name host and connection.
+/// `count` fields, in addition to Host and Connection.
 fn fields(count: usize) -> String {
     (0..count).map(|number| format!("X-{number}: {number}\r\n")).collect()
 }
 
 #[track_caller]
-fn is_refused(answer: &RawResponse, status: u16, code: &str, row: &str) {
-    assert_eq!((answer.status, answer.code()), (status, code), "{row}: {answer:?}");
-    assert_eq!(answer.header("content-type"), Some("application/problem+json"), "{row}");
-    assert_eq!(answer.json()["code"], code, "{row}");
+fn is_refused(response: &RawResponse, status: u16, code: &str, row: &str) {
+    assert_eq!((response.status, response.code()), (status, code), "{row}: {response:?}");
+    assert_eq!(response.header("content-type"), Some("application/problem+json"), "{row}");
+    assert_eq!(response.json()["code"], code, "{row}");
 }
 
 #[tokio::test]
-async fn a_request_head_is_bounded_by_its_bytes_and_its_fields() {
+async fn a_request_head_is_limited_in_bytes_and_fields() {
     let stage = Stage::start("").await;
     let get = |lines: &str| format!("GET http://good.test/ HTTP/1.1\r\nHost: x\r\n{lines}\r\n");
     let large = |bytes: usize| format!("X: {}\r\n", "a".repeat(bytes));
     for (row, lines) in [("256 fields", fields(256)), ("60 KB", large(60_000)), ("both", fields(255) + &large(60_000))]
     {
-        let answer = raw::send(stage.sidecar.proxy(), get(&lines).as_bytes()).await;
-        assert_eq!((answer.status, answer.text().as_str()), (200, "ok"), "{row}: {answer:?}");
+        let response = raw::send(stage.sidecar.proxy(), get(&lines).as_bytes()).await;
+        assert_eq!((response.status, response.text().as_str()), (200, "ok"), "{row}: {response:?}");
         let received = stage.good.received().pop().expect("a request");
         let passed = received.head.split("\r\n").filter(|line| line.to_lowercase().starts_with("x")).count();
         assert_eq!(passed, lines.lines().count(), "{row}");
     }
     let before = stage.good.count();
     for (row, lines) in [("1000 fields", fields(1000)), ("70 KB", large(70_000)), ("200 KB", large(200_000))] {
-        let answer = raw::send(stage.sidecar.proxy(), get(&lines).as_bytes()).await;
-        is_refused(&answer, 431, "head_too_large", row);
+        let response = raw::send(stage.sidecar.proxy(), get(&lines).as_bytes()).await;
+        is_refused(&response, 431, "head_too_large", row);
     }
-    assert_eq!(stage.good.count(), before, "nothing goes upstream");
-    // Sent at once with another request before it.
+    assert_eq!(stage.good.count(), before, "nothing reaches the upstream");
+    // Pipelined after another request.
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     conn.write((get("") + &get(&fields(1000))).as_bytes()).await;
     assert_eq!(conn.read_response().await.text(), "ok");
@@ -320,7 +330,7 @@ async fn a_request_head_is_bounded_by_its_bytes_and_its_fields() {
         ("1000 fields", many(1000), 431),
         ("70 KB", long(70_000), 431),
         ("200 KB", long(200_000), 431),
-        ("and the connection serves on", many(1), 200),
+        ("the connection remains usable", many(1), 200),
     ] {
         let read = http2.send(head.body(()).expect("a request")).await;
         let code = if status == 200 { "" } else { "head_too_large" };
@@ -338,20 +348,20 @@ async fn a_request_head_is_bounded_by_its_bytes_and_its_fields() {
 }
 
 #[tokio::test]
-async fn what_is_not_http_is_answered_with_a_problem() {
+async fn bytes_that_are_not_http_get_a_problem_document() {
     let stage = Stage::start("").await;
     for (row, bytes) in [
         ("no HTTP at all", "HELO there\r\n\r\n".to_owned()),
         ("a bad field", "GET http://good.test/ HTTP/1.1\r\nHost: x\r\nX Y: z\r\n\r\n".to_owned()),
         ("two lengths", "POST http://good.test/ HTTP/1.1\r\nHost: x\r\nContent-Length: 1, 2\r\n\r\n".to_owned()),
     ] {
-        let answer = raw::send(stage.sidecar.proxy(), bytes.as_bytes()).await;
-        is_refused(&answer, 400, "bad_request_target", row);
+        let response = raw::send(stage.sidecar.proxy(), bytes.as_bytes()).await;
+        is_refused(&response, 400, "bad_request_target", row);
     }
     assert_eq!(stage.good.count(), 0);
     let series = "keybearer_errors_total{connection=\"\",code=\"bad_request_target\"}";
     assert_eq!(stage.sidecar.metric(series).await, 3.0);
-    // A response that is on its way is not lost for it.
+    // The response to an earlier request is not lost.
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     conn.write(b"GET http://good.test/ HTTP/1.1\r\nHost: x\r\n\r\nHELO there\r\n\r\n").await;
     assert_eq!(conn.read_response().await.text(), "ok");
@@ -359,7 +369,7 @@ async fn what_is_not_http_is_answered_with_a_problem() {
 }
 
 #[tokio::test]
-async fn a_response_head_is_bounded_by_its_bytes_and_its_fields() {
+async fn a_response_head_is_limited_in_bytes_and_fields() {
     let large = |bytes: usize| format!("X: {}\r\n", "a".repeat(bytes));
     let rows = [
         ("256 fields", fields(256), 200),
@@ -375,17 +385,17 @@ async fn a_response_head_is_bounded_by_its_bytes_and_its_fields() {
         Reply::BytesThenClose(format!("HTTP/1.1 200 OK\r\n{}Content-Length: 2\r\n\r\nok", lines[before]).into_bytes())
     })
     .await;
-    let check = |version: &str, row: &str, answer: &RawResponse, lines: &str, status: u16| {
+    let check = |version: &str, row: &str, response: &RawResponse, lines: &str, status: u16| {
         if status != 200 {
-            return is_refused(answer, status, "upstream_protocol", &format!("{version}, {row}"));
+            return is_refused(response, status, "upstream_protocol", &format!("{version}, {row}"));
         }
-        assert_eq!((answer.status, answer.text().as_str()), (200, "ok"), "{version}, {row}: {answer:?}");
-        let passed = answer.headers.iter().filter(|(name, _)| name.starts_with('x')).count();
+        assert_eq!((response.status, response.text().as_str()), (200, "ok"), "{version}, {row}: {response:?}");
+        let passed = response.headers.iter().filter(|(name, _)| name.starts_with('x')).count();
         assert_eq!(passed, lines.lines().count(), "{version}, {row}");
     };
     for (row, lines, status) in &rows {
-        let answer = raw::get_through(stage.sidecar.proxy(), "http://good.test/", "").await;
-        check("HTTP/1.1", row, &answer, lines, *status);
+        let response = raw::get_through(stage.sidecar.proxy(), "http://good.test/", "").await;
+        check("HTTP/1.1", row, &response, lines, *status);
     }
     let blocks: Vec<Vec<u8>> = rows
         .iter()
@@ -399,16 +409,16 @@ async fn a_response_head_is_bounded_by_its_bytes_and_its_fields() {
         Reply::Bytes([frames::head(at, 0, &blocks[before]), frames::data(at, END_STREAM, b"ok")].concat())
     })
     .await;
-    let (sidecar, _tokens) = before_frames(&server, "").await;
+    let (sidecar, _tokens) = start_before(&server, "").await;
     for (row, lines, status) in &rows {
-        let answer = raw::get_through(sidecar.proxy(), "https://api.test/", "").await;
-        check("HTTP/2", row, &answer, lines, *status);
+        let response = raw::get_through(sidecar.proxy(), "https://api.test/", "").await;
+        check("HTTP/2", row, &response, lines, *status);
     }
 }
 
-/// RFC 9112 §9.3: a proxy keeps no connection with a caller over HTTP/1.0, whatever it asks for.
+/// RFC 9112 §9.3: a proxy must not keep an HTTP/1.0 connection alive, whatever the caller requests.
 #[tokio::test]
-async fn callers_over_http_1_0_are_not_promised_keep_alive() {
+async fn http_1_0_callers_get_no_keep_alive() {
     let stage = Stage::answering("", |request, _| match request.request_line().contains("/chunked") {
         true => Reply::Bytes(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n".to_vec()),
         false => Reply::ok(),
@@ -421,16 +431,25 @@ async fn callers_over_http_1_0_are_not_promised_keep_alive() {
             let mut conn = Conn::open(stage.sidecar.proxy()).await;
             conn.write(format!("GET {target} HTTP/1.0\r\nHost: x\r\n{lines}\r\n").as_bytes()).await;
             let mut read = Vec::new();
-            timeout(PATIENCE, conn.stream.read_to_end(&mut read)).await.expect("it is closed").expect("bytes");
-            let said = crate::rig::stage::Transcript(read);
-            assert!(said.text().starts_with(&format!("HTTP/1.0 {status} ")), "{target} {lines}: {}", said.text());
-            let promise = said.header("connection").filter(|value| !value.eq_ignore_ascii_case("close"));
-            assert_eq!((promise, said.header("keep-alive")), (None, None), "{target} {lines}: {}", said.text());
-            assert_eq!(said.header("transfer-encoding"), None, "{target} {lines}: {}", said.text());
-            assert!(status != 200 || said.body() == "ok", "{target} {lines}: {}", said.text());
+            timeout(TIMEOUT, conn.stream.read_to_end(&mut read)).await.expect("it is closed").expect("bytes");
+            let transcript = crate::rig::stage::Transcript(read);
+            assert!(
+                transcript.text().starts_with(&format!("HTTP/1.0 {status} ")),
+                "{target} {lines}: {}",
+                transcript.text()
+            );
+            let promise = transcript.header("connection").filter(|value| !value.eq_ignore_ascii_case("close"));
+            assert_eq!(
+                (promise, transcript.header("keep-alive")),
+                (None, None),
+                "{target} {lines}: {}",
+                transcript.text()
+            );
+            assert_eq!(transcript.header("transfer-encoding"), None, "{target} {lines}: {}", transcript.text());
+            assert!(status != 200 || transcript.body() == "ok", "{target} {lines}: {}", transcript.text());
         }
     }
-    // The tunnel of a CONNECT is none of that.
+    // A CONNECT over HTTP/1.0 still gets its tunnel.
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     conn.write(b"CONNECT good.test:80 HTTP/1.0\r\n\r\n").await;
     assert!(crate::rig::tunnel_client::read_connect_head(&mut conn).await.contains(" 200 "));

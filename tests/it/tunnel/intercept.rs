@@ -1,6 +1,6 @@
-//! HTTPS through CONNECT with the token: what is inside is served, verified on both sides, and nothing else is opened.
+//! TLS interception: requests inside get the token, both TLS connections are verified, and nothing else is intercepted.
 //!
-//! Not here: how the CA is made and exported (`authority`), tunnels that are relayed (`relay`).
+//! Not here: creating and exporting the CA (`authority`), relayed tunnels (`relay`).
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -29,9 +29,9 @@ use crate::rig::sidecar::{Sidecar, scale};
 use crate::rig::stage::exchange;
 use crate::rig::tunnel_client::{TunnelClient, read_connect_head};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 const GET: &[u8] = b"GET /x HTTP/1.1\r\nHost: api.test\r\n\r\n";
-/// Routes of a connection whose upstream has the names of the rig's certificate `server`.
+/// Routes whose hosts are names in the rig's certificate `server`.
 const ROUTES: &str = "{host: api.test}, {host: \"*.api.test\"}, {host: pinned.api.test, intercept: false}";
 
 struct Stage {
@@ -59,7 +59,7 @@ impl Stage {
         Stage { sidecar: Sidecar::start(&config).await, server, upstream }
     }
 
-    /// TLS inside a tunnel to `authority`, asked for as `name`, by a client that trusts `ca`.
+    /// Opens TLS inside a tunnel to `authority`, with SNI `name`, trusting `ca`.
     async fn tls(&self, authority: &str, name: &str, ca: &PathBuf) -> std::io::Result<Conn<TlsStream<TcpStream>>> {
         let mut conn = Conn::open(self.sidecar.proxy()).await;
         conn.write(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n").as_bytes()).await;
@@ -71,15 +71,15 @@ impl Stage {
         let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("TLS");
         let connector = TlsConnector::from(Arc::new(config.with_root_certificates(roots).with_no_client_auth()));
         let name = ServerName::try_from(name.to_owned()).expect("a name");
-        timeout(PATIENCE, connector.connect(name, conn.stream)).await.expect("a handshake in time").map(Conn::over)
+        timeout(TIMEOUT, connector.connect(name, conn.stream)).await.expect("a handshake in time").map(Conn::over)
     }
 
-    /// The same for the interception CA, to the usual port.
+    /// Opens TLS to `name`, port 443, trusting the interception CA.
     async fn open(&self, name: &str) -> Conn<TlsStream<TcpStream>> {
         self.tls(&format!("{name}:443"), name, &interception_ca().0).await.expect("a handshake")
     }
 
-    /// What OpenSSL says that it sends `request` through a tunnel to api.test; `None` for the status of a failure.
+    /// Sends `request` with `openssl s_client` through a tunnel to api.test. Returns whether it succeeded, and its output.
     async fn s_client(&self, arguments: &[&str], request: &[u8]) -> (bool, String) {
         let proxy = self.sidecar.proxy().to_string();
         let mut command = Command::new("openssl");
@@ -89,14 +89,14 @@ impl Stage {
         let mut stdin = child.stdin.take().expect("a pipe");
         let _ = tokio::io::AsyncWriteExt::write_all(&mut stdin, request).await;
         let output = async move {
-            // Its end would end the conversation before the answer.
+            // Closing stdin earlier would end the connection before the response.
             let output = child.wait_with_output().await.expect("openssl ends");
             drop(stdin);
             output
         };
-        let output = timeout(PATIENCE, output).await.expect("openssl ends in time");
-        let said = [output.stdout, output.stderr].concat();
-        (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+        let output = timeout(TIMEOUT, output).await.expect("openssl ends in time");
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&text).into_owned())
     }
 }
 
@@ -105,7 +105,7 @@ fn leaf(conn: &Conn<TlsStream<TcpStream>>) -> CertificateDer<'static> {
 }
 
 #[tokio::test]
-async fn requests_inside_get_the_token_on_a_kept_connection() {
+async fn requests_inside_get_the_token_on_one_keep_alive_connection() {
     let stage = Stage::start(ROUTES).await;
     let mut conn = stage.open("api.test").await;
     for (row, target, host) in [
@@ -116,12 +116,12 @@ async fn requests_inside_get_the_token_on_a_kept_connection() {
         ("absolute form with port", "https://api.test:443/x", "api.test"),
     ] {
         conn.write(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await;
-        let answer = conn.read_response().await;
-        assert_eq!((answer.status, &answer.json()["active"]), (200, &json!(true)), "{row}: {}", answer.text());
+        let response = conn.read_response().await;
+        assert_eq!((response.status, &response.json()["active"]), (200, &json!(true)), "{row}: {}", response.text());
     }
     let mut conn = stage.open("a.api.test").await;
     conn.write(b"GET /x HTTP/1.1\r\nHost: a.api.test\r\n\r\n").await;
-    assert_eq!(conn.read_response().await.status, 200, "by a wildcard");
+    assert_eq!(conn.read_response().await.status, 200, "through a wildcard route");
     let records = stage.upstream.records().await;
     assert_eq!(records.len(), 6);
     assert!(records.iter().all(|record| record["scheme"] == "https" && record["verdict"] == "active"), "{records:?}");
@@ -146,40 +146,40 @@ async fn another_authority_inside_is_421_each_time() {
         ("CI-04 other port", "https://api.test:444/", "api.test"),
     ] {
         conn.write(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await;
-        let answer = conn.read_response().await;
-        assert_eq!((answer.status, answer.code()), (421, "authority_mismatch"), "{row}");
+        let response = conn.read_response().await;
+        assert_eq!((response.status, response.code()), (421, "authority_mismatch"), "{row}");
     }
     conn.write(GET).await;
-    assert_eq!(conn.read_response().await.status, 200, "the tunnel stays usable");
+    assert_eq!(conn.read_response().await.status, 200, "the tunnel remains usable");
     assert_eq!(stage.upstream.records().await.len(), 1);
 }
 
 #[tokio::test]
-async fn another_name_in_tls_gets_the_tunnels_certificate_and_421() {
+async fn another_sni_gets_the_tunnels_certificate_and_421() {
     let stage = Stage::start(ROUTES).await;
     for name in ["other.test", "a.api.test"] {
-        let (_, said) = stage
+        let (_, text) = stage
             .s_client(
                 &["-servername", name, "-quiet", "-ign_eof"],
                 b"GET /x HTTP/1.1\r\nHost: api.test\r\nConnection: close\r\n\r\n",
             )
             .await;
-        assert!(said.contains("HTTP/1.1 421") && said.contains("authority_mismatch"), "CI-02 {name}: {said}");
+        assert!(text.contains("HTTP/1.1 421") && text.contains("authority_mismatch"), "CI-02 {name}: {text}");
         let error = stage.tls("api.test:443", name, &interception_ca().0).await.err().expect("no certificate for it");
         assert!(error.to_string().contains("not valid for name"), "CI-02 {name}: {error}");
     }
-    let (_, said) = stage
+    let (_, text) = stage
         .s_client(
             &["-noservername", "-quiet", "-ign_eof"],
             b"GET /x HTTP/1.1\r\nHost: api.test\r\nConnection: close\r\n\r\n",
         )
         .await;
-    assert!(said.contains("HTTP/1.1 200"), "no name at all: {said}");
+    assert!(text.contains("HTTP/1.1 200"), "no SNI: {text}");
     assert_eq!(stage.upstream.records().await.len(), 1);
 }
 
 #[tokio::test]
-async fn an_upstream_without_a_valid_certificate_sees_no_request() {
+async fn an_upstream_without_a_valid_certificate_receives_no_request() {
     let server = AuthorizationServer::al(json!({"lifetime": 300})).await;
     let stage = Stage::with(server, json!({"leaf": "expired"}), &interception(), ROUTES).await;
     let mut upstreams = vec![(stage.upstream, stage.sidecar, stage.server)];
@@ -193,46 +193,50 @@ async fn an_upstream_without_a_valid_certificate_sees_no_request() {
         let stage = Stage { upstream, sidecar, server };
         let mut conn = stage.open("api.test").await;
         conn.write(GET).await;
-        let answer = conn.read_response().await;
-        assert_eq!((answer.status, answer.code()), (502, "upstream_tls"), "CI-05 {}", answer.text());
-        assert_eq!(answer.header("proxy-status"), Some("keybearer; error=tls_certificate_error"), "CI-05");
+        let response = conn.read_response().await;
+        assert_eq!((response.status, response.code()), (502, "upstream_tls"), "CI-05 {}", response.text());
+        assert_eq!(response.header("proxy-status"), Some("keybearer; error=tls_certificate_error"), "CI-05");
         assert_eq!(stage.upstream.records().await.len(), 0, "CI-05");
     }
 }
 
 #[tokio::test]
-async fn connect_with_a_body_is_no_desync() {
+async fn connect_with_a_body_causes_no_desync() {
     let stage = Stage::start(ROUTES).await;
     for lines in ["Content-Length: 46\r\n", "Transfer-Encoding: chunked\r\n"] {
         let connect = format!("CONNECT api.test:443 HTTP/1.1\r\nHost: api.test:443\r\n{lines}\r\n");
         let smuggled = "GET https://api.test/smuggled HTTP/1.1\r\nHost: api.test\r\n\r\n";
-        let said = exchange(stage.sidecar.proxy(), format!("{connect}{smuggled}").as_bytes()).await;
-        assert!(said.statuses().iter().skip(1).all(|status| *status >= 400), "CI-10 {lines}: {}", said.text());
+        let transcript = exchange(stage.sidecar.proxy(), format!("{connect}{smuggled}").as_bytes()).await;
+        assert!(
+            transcript.statuses().iter().skip(1).all(|status| *status >= 400),
+            "CI-10 {lines}: {}",
+            transcript.text()
+        );
         assert_eq!(stage.upstream.records().await.len(), 0, "CI-10 {lines}");
     }
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_trust_the_ca_is_one_line_in_the_log() {
+async fn a_caller_that_does_not_trust_the_ca_is_logged_once() {
     let stage = Stage::start(ROUTES).await;
     for _ in 0..2 {
         let error = stage.tls("api.test:443", "api.test", &Peers::certs().ca).await.err().expect("no trust");
         assert!(error.to_string().contains("UnknownIssuer"), "CI-13 {error}");
     }
-    let line = stage.sidecar.logged("the client does not trust the interception CA").await;
+    let line = stage.sidecar.logged("the caller does not trust the interception CA").await;
     assert!(line.contains("api.test") && line.contains("keybearer ca export"), "CI-13 {line}");
-    // A client that hangs up in the middle.
+    // A caller that disconnects during the handshake.
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     conn.write(b"CONNECT api.test:443 HTTP/1.1\r\nHost: api.test:443\r\n\r\n").await;
     read_connect_head(&mut conn).await;
     conn.write(b"\x16\x03\x01\x02\x00\x01").await;
     drop(conn);
-    stage.sidecar.logged("the client went away in the middle of it").await;
-    let lines = stage.sidecar.log().matches("the TLS handshake failed").count();
+    stage.sidecar.logged("the caller closed the connection during the handshake").await;
+    let lines = stage.sidecar.log().matches("tunnel closed: TLS handshake failed").count();
     assert_eq!(lines, 3, "CI-13 {}", stage.sidecar.log());
     let mut conn = stage.open("api.test").await;
     conn.write(GET).await;
-    assert_eq!(conn.read_response().await.status, 200, "CI-13 others are served");
+    assert_eq!(conn.read_response().await.status, 200, "CI-13 other callers are served");
     assert_eq!(stage.upstream.records().await.len(), 1, "CI-13");
 }
 
@@ -246,11 +250,11 @@ async fn a_handshake_has_a_deadline() {
     read_connect_head(&mut conn).await;
     conn.write(b"\x16\x03\x01\x02\x00\x01").await;
     assert!(conn.is_closed().await);
-    stage.sidecar.logged("it took longer than timeouts.client_head").await;
+    stage.sidecar.logged("timeouts.client_head exceeded").await;
 }
 
 #[tokio::test]
-async fn many_names_are_certified_within_bounds() {
+async fn certificates_for_many_names_take_bounded_memory() {
     let stage = Stage::start(ROUTES).await;
     let names = 300 * scale();
     stage.open("n0.api.test").await;
@@ -273,20 +277,20 @@ async fn openssl_accepts_the_certificate_and_old_versions_are_refused() {
     let stage = Stage::start(ROUTES).await;
     let strict = ["-servername", "api.test", "-verify_return_error", "-verify_hostname", "api.test", "-x509_strict"];
     for version in ["-tls1_2", "-tls1_3"] {
-        let (good, said) = stage.s_client(&[&strict[..], &[version]].concat(), b"Q\n").await;
-        assert!(good && said.contains("Verification: OK"), "CI-16 {version}: {said}");
-        assert!(said.contains("Compression: NONE"), "CI-16 {version}: {said}");
-        assert!(said.contains("GCM") || said.contains("CHACHA20"), "CI-16 {version}: {said}");
-        assert!(said.contains("No ALPN negotiated"), "{said}");
+        let (good, text) = stage.s_client(&[&strict[..], &[version]].concat(), b"Q\n").await;
+        assert!(good && text.contains("Verification: OK"), "CI-16 {version}: {text}");
+        assert!(text.contains("Compression: NONE"), "CI-16 {version}: {text}");
+        assert!(text.contains("GCM") || text.contains("CHACHA20"), "CI-16 {version}: {text}");
+        assert!(text.contains("No ALPN negotiated"), "{text}");
     }
     for version in ["-tls1", "-tls1_1"] {
-        let (good, said) = stage.s_client(&[version, "-cipher", "DEFAULT@SECLEVEL=0"], b"Q\n").await;
-        assert!(!good && said.contains(" alert ") && said.contains("Cipher is (NONE)"), "CI-16 {version}: {said}");
+        let (good, text) = stage.s_client(&[version, "-cipher", "DEFAULT@SECLEVEL=0"], b"Q\n").await;
+        assert!(!good && text.contains(" alert ") && text.contains("Cipher is (NONE)"), "CI-16 {version}: {text}");
     }
-    let (good, said) = stage
+    let (good, text) = stage
         .s_client(&["-tls1_2", "-cipher", "AES128-SHA:ECDHE-ECDSA-AES128-SHA:ECDHE-ECDSA-AES128-SHA256"], b"Q\n")
         .await;
-    assert!(!good && said.contains("handshake failure"), "CI-16 no AEAD: {said}");
+    assert!(!good && text.contains("handshake failure"), "CI-16 no AEAD: {text}");
 }
 
 #[tokio::test]
@@ -297,13 +301,13 @@ async fn a_caller_without_permission_gets_403_inside() {
     let stage = Stage::with(server, json!({}), &top, "{host: api.test}], accessible_from: [billing").await;
     let mut conn = stage.open("api.test").await;
     conn.write(GET).await;
-    let answer = conn.read_response().await;
-    assert_eq!((answer.status, answer.code()), (403, "caller_not_allowed"), "{}", stage.sidecar.log());
+    let response = conn.read_response().await;
+    assert_eq!((response.status, response.code()), (403, "caller_not_allowed"), "{}", stage.sidecar.log());
     assert_eq!(stage.upstream.records().await.len(), 0);
 }
 
 #[tokio::test]
-async fn a_host_that_is_not_to_be_opened_is_relayed() {
+async fn a_host_without_interception_is_relayed() {
     let stage = Stage::start(ROUTES).await;
     for (row, authority, name) in
         [("CI-18", "pinned.api.test:443", "pinned.api.test"), ("no route", "other.test:443", "api.test")]
@@ -322,7 +326,7 @@ async fn a_host_that_is_not_to_be_opened_is_relayed() {
 
 /// CI-12
 #[tokio::test]
-async fn bytes_that_are_neither_tls_nor_http_close_a_tunnel_that_would_be_opened() {
+async fn bytes_that_are_neither_tls_nor_http_close_an_intercepted_tunnel() {
     let stage = Stage::start(ROUTES).await;
     for bytes in [&b"SSH-2.0-OpenSSH_9.6\r\n\r\n"[..], b"\0\xff\xfe\r\n\r\n", b"* OK IMAP4 ready\r\n\r\n"] {
         let mut conn = Conn::open(stage.sidecar.proxy()).await;
@@ -331,15 +335,15 @@ async fn bytes_that_are_neither_tls_nor_http_close_a_tunnel_that_would_be_opened
         conn.write(bytes).await;
         let mut rest = Vec::new();
         let end = tokio::io::AsyncReadExt::read_to_end(&mut conn.stream, &mut rest);
-        let _ = timeout(PATIENCE, end).await.expect("it is closed");
-        let said = String::from_utf8_lossy(&rest);
-        assert!(said.is_empty() || said.starts_with("HTTP/1.1 400"), "{said}");
+        let _ = timeout(TIMEOUT, end).await.expect("it is closed");
+        let rest = String::from_utf8_lossy(&rest);
+        assert!(rest.is_empty() || rest.starts_with("HTTP/1.1 400"), "{rest}");
     }
     assert_eq!(stage.upstream.records().await.len(), 0);
 }
 
 #[tokio::test]
-async fn events_pass_inside_as_they_are_sent() {
+async fn server_sent_events_stream_through_interception() {
     let (server, tokens) = (Http2Server::start(json!({})).await, Scripted::tokens(300).await);
     let crm = Connection::at("crm", &tokens).route("host: api.test");
     let config = Config::new().trust_peers().top(interception()).host("api.test", local(server.port())).connection(crm);
@@ -348,14 +352,17 @@ async fn events_pass_inside_as_they_are_sent() {
         let mut inside = TunnelClient::open(sidecar.proxy(), "", true, version).await;
         let mut events = inside.get(true, "/events").await.into_body();
         let (mut text, mut times) = (String::new(), Vec::new());
-        while let Some(frame) = timeout(PATIENCE, events.frame()).await.expect("in time") {
+        while let Some(frame) = timeout(TIMEOUT, events.frame()).await.expect("in time") {
             let data = frame.expect("no failure").into_data().unwrap_or_default();
             text.push_str(&String::from_utf8_lossy(&data));
             times.push(Instant::now());
         }
         assert_eq!(text, "data: 0\n\ndata: 1\n\ndata: 2\n\ndata: 3\n\n", "{version:?}");
         let spread = times[times.len() - 1] - times[0];
-        assert!(times.len() >= 4 && spread >= Duration::from_millis(400), "{version:?}: they came within {spread:?}");
+        assert!(
+            times.len() >= 4 && spread >= Duration::from_millis(400),
+            "{version:?}: they arrived within {spread:?}"
+        );
     }
 }
 
@@ -367,14 +374,14 @@ async fn a_rejected_token_is_replaced_inside() {
     assert_eq!(conn.read_response().await.status, 200);
     stage.server.control(json!({"revoke_all": true})).await;
     conn.write(b"POST /x HTTP/1.1\r\nHost: api.test\r\nContent-Length: 5\r\n\r\nhello").await;
-    let answer = conn.read_response().await;
-    assert_eq!((answer.status, &answer.json()["body_bytes"]), (200, &json!(5)), "{}", answer.text());
+    let response = conn.read_response().await;
+    assert_eq!((response.status, &response.json()["body_bytes"]), (200, &json!(5)), "{}", response.text());
     let verdicts: Vec<_> = stage.upstream.records().await.iter().map(|record| record["verdict"].clone()).collect();
     assert_eq!(verdicts, ["active", "inactive", "active"]);
 }
 
 #[tokio::test]
-async fn what_is_made_outlives_a_reload_unless_the_ca_changes() {
+async fn issued_certificates_survive_a_reload_unless_the_ca_changes() {
     let (certificate, key) = make_ca("reloaded");
     let (other, other_key) = make_ca("reloaded-next");
     let top = format!(
@@ -384,18 +391,18 @@ async fn what_is_made_outlives_a_reload_unless_the_ca_changes() {
     );
     let server = AuthorizationServer::al(json!({"lifetime": 300})).await;
     let stage = Stage::with(server, json!({}), &top, ROUTES).await;
-    let ask = async |ca: &PathBuf| stage.tls("api.test:443", "api.test", ca).await;
-    let first = leaf(&ask(&certificate).await.expect("a handshake"));
+    let connect = async |ca: &PathBuf| stage.tls("api.test:443", "api.test", ca).await;
+    let first = leaf(&connect(&certificate).await.expect("a handshake"));
     let path = stage.sidecar.dir.path().join("keybearer.yaml");
     let text = std::fs::read_to_string(&path).expect("a file");
     std::fs::write(&path, text + "workers: 2\nlog: {level: debug}\n").expect("a file");
     let applied = "keybearer_config_reloads_total{outcome=\"applied\"}";
     stage.sidecar.until_metric(applied, |count| count == 1.0).await;
-    assert!(leaf(&ask(&certificate).await.expect("a handshake")) == first, "the leaf is kept");
+    assert!(leaf(&connect(&certificate).await.expect("a handshake")) == first, "the leaf is kept");
     std::fs::copy(&other_key, &key).expect("a copy");
     std::fs::copy(&other, &certificate).expect("a copy");
     stage.sidecar.until_metric(applied, |count| count == 2.0).await;
-    assert!(leaf(&ask(&other).await.expect("the new CA's leaf")) != first);
+    assert!(leaf(&connect(&other).await.expect("the new CA's leaf")) != first);
 }
 
 #[tokio::test]
@@ -418,7 +425,7 @@ async fn every_client_is_served_over_https_with_its_ca_variable() {
 }
 
 #[tokio::test]
-async fn large_bodies_pass_both_ways_in_constant_memory() {
+async fn large_bodies_stream_both_ways_in_constant_memory() {
     let mib = if scale() > 1 { 1024 } else { 64 };
     let stage = Stage::start(ROUTES).await;
     let dir = stage.sidecar.dir.path();
@@ -439,13 +446,13 @@ async fn large_bodies_pass_both_ways_in_constant_memory() {
             () = tokio::time::sleep(Duration::from_millis(20)) => highest = highest.max(stage.sidecar.resident_kib()),
         }
     };
-    assert!(status.success(), "{mib} MiB came back otherwise\n{}", stage.sidecar.log());
+    assert!(status.success(), "{mib} MiB came back changed\n{}", stage.sidecar.log());
     let grown = highest - before;
     assert!(grown < 24 * 1024, "{grown} KiB for {mib} MiB");
 }
 
 #[tokio::test]
-async fn http2_is_spoken_inside_with_the_same_checks() {
+async fn http2_inside_is_served_with_the_same_checks() {
     let stage = Stage::start(ROUTES).await;
     let mut command = Command::new("curl");
     command.args(["-q", "-sS", "--http2", "--max-time", "20", "-x", &stage.sidecar.proxy_url(), "--cacert"]);
@@ -454,8 +461,8 @@ async fn http2_is_spoken_inside_with_the_same_checks() {
     command.arg(&interception_ca().0).args(["-w", "%{http_version} %{http_code}\n", "-o", "/dev/null"]);
     command.args(["-H", "Host: other.test", "https://api.test/x"]);
     let output = command.stdin(Stdio::null()).kill_on_drop(true).output().await.expect("curl runs");
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert_eq!(said, "2 200\n2 421\n", "CI-17, CI-03 {}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(text, "2 200\n2 421\n", "CI-17, CI-03 {}", String::from_utf8_lossy(&output.stderr));
     let records = stage.upstream.records().await;
     assert!(records.len() == 1 && records[0]["verdict"] == "active", "{records:?}");
 }

@@ -1,4 +1,4 @@
-//! CONNECT where nothing is injected: bytes are relayed as they are, to where they may go.
+//! Relayed tunnels: bytes are copied unchanged, to permitted destinations only.
 
 use std::time::Duration;
 
@@ -16,11 +16,11 @@ use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
 use crate::rig::tunnel_client::read_connect_head;
 
-const PATIENCE: Duration = Duration::from_secs(10);
-/// The first bytes of a TLS client, as far as the proxy reads them.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// The start of a TLS ClientHello, as far as the proxy reads it.
 const HELLO: &[u8] = b"\x16\x03\x01\x00\x05hello";
 
-/// A server of bytes, which a route names as `named.test:9443`, and none as `free.test`.
+/// A raw TCP server: a route names it as `named.test:9443`, no route names it as `free.test`.
 struct Stage {
     sidecar: Sidecar,
     server: TcpListener,
@@ -37,25 +37,25 @@ impl Stage {
         Stage { sidecar: Sidecar::start(config).await, server, _tokens: tokens }
     }
 
-    /// A tunnel to `authority`, and its other end.
+    /// Opens a tunnel to `authority`. Returns both ends.
     async fn tunnel(&self, authority: &str) -> (TcpStream, TcpStream) {
         let mut conn = Conn::open(self.sidecar.proxy()).await;
         let connect = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n");
-        let (_, accepted) = tokio::join!(conn.write(connect.as_bytes()), timeout(PATIENCE, self.server.accept()));
+        let (_, accepted) = tokio::join!(conn.write(connect.as_bytes()), timeout(TIMEOUT, self.server.accept()));
         assert!(read_connect_head(&mut conn).await.starts_with("HTTP/1.1 200"), "{authority}");
         (conn.stream, accepted.expect("in time").expect("a connection").0)
     }
 }
 
-/// What arrives until the other end has said all.
+/// Reads to the end of the stream, which must not be a reset.
 async fn rest(stream: &mut TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
-    timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.expect("an end in time").expect("an end, not a reset");
+    timeout(TIMEOUT, stream.read_to_end(&mut bytes)).await.expect("an end in time").expect("an end, not a reset");
     bytes
 }
 
 #[tokio::test]
-async fn bytes_arrive_as_they_were_sent_and_each_direction_ends_by_itself() {
+async fn bytes_arrive_unchanged_and_each_direction_closes_on_its_own() {
     let stage = Stage::start("").await;
     let noise: Vec<u8> = (0..1_000_000_u32).map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
     for (row, authority, first) in [
@@ -81,7 +81,7 @@ async fn bytes_arrive_as_they_were_sent_and_each_direction_ends_by_itself() {
 }
 
 #[tokio::test]
-async fn a_reset_is_passed_on_as_a_reset() {
+async fn a_reset_is_propagated_as_a_reset() {
     let stage = Stage::start("").await;
     for row in ["the server's", "the server's, after bytes", "the caller's"] {
         let (mut caller, mut server) = stage.tunnel("free.test:443").await;
@@ -94,33 +94,33 @@ async fn a_reset_is_passed_on_as_a_reset() {
         let (from, mut to) = if row.starts_with("the caller's") { (caller, server) } else { (server, caller) };
         from.set_zero_linger().expect("a reset at its end");
         drop(from);
-        let end = timeout(PATIENCE, to.read_to_end(&mut Vec::new())).await.expect("an end in time");
+        let end = timeout(TIMEOUT, to.read_to_end(&mut Vec::new())).await.expect("an end in time");
         assert_eq!(end.map_err(|error| error.kind()), Err(std::io::ErrorKind::ConnectionReset), "{row}");
     }
 }
 
 #[tokio::test]
-async fn a_server_may_speak_first_where_no_route_looks_inside() {
+async fn a_server_may_speak_first_where_no_route_matches() {
     let stage = Stage::start("").await;
     let (mut caller, mut server) = stage.tunnel("free.test:80").await;
     server.write_all(b"220 mail.test ESMTP\r\n").await.expect("bytes go");
     let mut greeting = [0; 21];
-    timeout(PATIENCE, caller.read_exact(&mut greeting)).await.expect("in time").expect("a greeting");
+    timeout(TIMEOUT, caller.read_exact(&mut greeting)).await.expect("in time").expect("a greeting");
     assert_eq!(&greeting, b"220 mail.test ESMTP\r\n");
     caller.write_all(b"GET me\r\n").await.expect("bytes go");
     caller.shutdown().await.expect("a half-close");
-    assert_eq!(rest(&mut server).await, b"GET me\r\n", "nothing is looked at any more");
+    assert_eq!(rest(&mut server).await, b"GET me\r\n", "bytes are no longer inspected");
 }
 
 #[tokio::test]
-async fn a_refused_tunnel_says_why_before_anything_is_dialled() {
-    let check = async |stage: &Stage, authority: &str, status: u16, code: &str, says: &str| {
+async fn a_refused_tunnel_is_explained_and_dials_nothing() {
+    let check = async |stage: &Stage, authority: &str, status: u16, code: &str, expected: &str| {
         let mut conn = Conn::open(stage.sidecar.proxy()).await;
         conn.write(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n").as_bytes()).await;
-        let answer = conn.read_response().await;
-        assert_eq!((answer.status, answer.code()), (status, code), "{authority}");
-        assert!(answer.text().contains(says), "{authority}: {}", answer.text());
-        assert!(timeout(Duration::ZERO, stage.server.accept()).await.is_err(), "{authority} was dialled");
+        let response = conn.read_response().await;
+        assert_eq!((response.status, response.code()), (status, code), "{authority}");
+        assert!(response.text().contains(expected), "{authority}: {}", response.text());
+        assert!(timeout(Duration::ZERO, stage.server.accept()).await.is_err(), "{authority} was dialed");
     };
     let stage = Stage::start("egress: {connect_ports: [8443]}\n").await;
     check(&stage, "free.test:443", 403, "egress_denied", "connect_ports").await;
@@ -135,15 +135,15 @@ async fn a_refused_tunnel_says_why_before_anything_is_dialled() {
 }
 
 #[tokio::test]
-async fn a_server_that_was_dialled_is_let_go_when_what_is_inside_is_served() {
+async fn the_dialed_connection_is_closed_when_http_inside_is_served() {
     let stage = Stage::start("").await;
-    let (mut caller, mut dialled) = stage.tunnel("free.test:80").await;
+    let (mut caller, mut dialed) = stage.tunnel("free.test:80").await;
     caller.write_all(b"GET / HTTP/1.1\r\nHost: free.test\r\n\r\n").await.expect("bytes go");
-    let (mut used, _) = timeout(PATIENCE, stage.server.accept()).await.expect("in time").expect("a connection");
-    assert!(rest(&mut dialled).await.is_empty());
+    let (mut used, _) = timeout(TIMEOUT, stage.server.accept()).await.expect("in time").expect("a connection");
+    assert!(rest(&mut dialed).await.is_empty());
     used.read_u8().await.expect("the request");
     used.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.expect("bytes go");
-    caller.read_u8().await.expect("the tunnel still stands");
+    caller.read_u8().await.expect("the tunnel is still open");
 }
 
 #[tokio::test]
@@ -156,16 +156,16 @@ async fn a_wrong_credential_opens_no_tunnel() {
             let mut conn = Conn::open(stage.sidecar.proxy()).await;
             let lines = format!("Host: {authority}\r\nProxy-Authorization: {credential}\r\n");
             conn.write(format!("CONNECT {authority} HTTP/1.1\r\n{lines}\r\n").as_bytes()).await;
-            let answer = conn.read_response().await;
-            assert_eq!((answer.status, answer.code()), (407, "caller_unknown"), "{authority} {credential}");
+            let response = conn.read_response().await;
+            assert_eq!((response.status, response.code()), (407, "caller_unknown"), "{authority} {credential}");
         }
     }
-    assert!(timeout(Duration::ZERO, stage.server.accept()).await.is_err(), "something was dialled");
+    assert!(timeout(Duration::ZERO, stage.server.accept()).await.is_err(), "a connection was dialed");
 }
 
-/// As a request in absolute form is: the proxy cannot see what is inside and refuse it there.
+/// Like a request in absolute form: the proxy cannot see inside a relay to refuse the requests there.
 #[tokio::test]
-async fn a_tunnel_that_would_be_relayed_is_refused_to_callers_without_a_route() {
+async fn a_relay_is_refused_to_callers_without_a_route() {
     let server = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let tokens = Scripted::start(|_, _| Reply::token("kb-secret", 3600)).await;
     let at = server.local_addr().expect("an address");
@@ -176,7 +176,7 @@ async fn a_tunnel_that_would_be_relayed_is_refused_to_callers_without_a_route() 
         )
     };
     let names =
-        ["mine", "theirs", "nobodys", "off", "half", "pinned", "plain"].map(|name| format!("{name}.test: \"{at}\""));
+        ["mine", "theirs", "unassigned", "off", "half", "pinned", "plain"].map(|name| format!("{name}.test: \"{at}\""));
     let config = format!(
         "hosts: {{{}}}\negress: {{unmatched: deny}}\n{}callers: [{{name: alice, secret: a}}, {{name: bob, secret: b}}]\n\
          connections:\n{}{}{}{}{}{}",
@@ -192,13 +192,13 @@ async fn a_tunnel_that_would_be_relayed_is_refused_to_callers_without_a_route() 
             "accessible_from: [bob]",
             "{host: theirs.test, intercept: false}, {host: \"plain.test:50051\", upstream_tls: false, intercept: false}"
         ),
-        connection("nobodys", "accessible_from: []", "{host: nobodys.test, intercept: false}"),
+        connection("unassigned", "accessible_from: []", "{host: unassigned.test, intercept: false}"),
         connection("off", "active: false", "{host: off.test, intercept: false}"),
         connection("half-off", "active: false", "{host: half.test, intercept: false}"),
         connection("also-theirs", "accessible_from: [bob]", "{host: off.test, path: /x, intercept: false}"),
     );
     let sidecar = Sidecar::start(&config).await;
-    let ask = async |target: &str, line: &str, caller: &str| {
+    let send = async |target: &str, line: &str, caller: &str| {
         let mut conn = Conn::open(sidecar.proxy()).await;
         let request = format!("{line} HTTP/1.1\r\nHost: {target}\r\nProxy-Authorization: Bearer {caller}\r\n\r\n");
         conn.write(request.as_bytes()).await;
@@ -207,43 +207,43 @@ async fn a_tunnel_that_would_be_relayed_is_refused_to_callers_without_a_route() 
     for (name, caller, code) in [
         ("theirs", "a", "caller_not_allowed"),
         ("mine", "b", "caller_not_allowed"),
-        ("nobodys", "a", "caller_not_allowed"),
+        ("unassigned", "a", "caller_not_allowed"),
         ("off", "a", "connection_inactive"),
         ("half", "b", "connection_inactive"),
     ] {
         let (host, authority) = (format!("{name}.test"), format!("{name}.test:443"));
-        let tunnel = ask(&authority, &format!("CONNECT {authority}"), caller).await.read_response().await;
-        let request = ask(&host, &format!("GET https://{host}/"), caller).await.read_response().await;
+        let tunnel = send(&authority, &format!("CONNECT {authority}"), caller).await.read_response().await;
+        let request = send(&host, &format!("GET https://{host}/"), caller).await.read_response().await;
         assert_eq!((tunnel.status, tunnel.code()), (403, code), "{name} {caller}");
         assert_eq!((request.status, request.code()), (403, code), "{name} {caller}: in absolute form");
         assert_eq!(tunnel.json()["connection"], request.json()["connection"], "{name} {caller}");
     }
-    // Where plain HTTP is expected, as of gRPC, its client is told inside.
+    // Where cleartext HTTP is possible (gRPC), the requests inside are refused instead of the tunnel.
     let inside = async |bytes: &[u8]| {
-        let mut tunnel = ask("plain.test:50051", "CONNECT plain.test:50051", "a").await;
+        let mut tunnel = send("plain.test:50051", "CONNECT plain.test:50051", "a").await;
         assert!(read_connect_head(&mut tunnel).await.starts_with("HTTP/1.1 200"));
         tunnel.write(bytes).await;
         tunnel.read_response().await
     };
-    let answer = inside(b"GET / HTTP/1.1\r\nHost: plain.test:50051\r\n\r\n").await;
-    assert_eq!((answer.status, answer.code()), (403, "caller_not_allowed"));
+    let response = inside(b"GET / HTTP/1.1\r\nHost: plain.test:50051\r\n\r\n").await;
+    assert_eq!((response.status, response.code()), (403, "caller_not_allowed"));
     assert_eq!(inside(HELLO).await.status, 0, "TLS is closed");
-    assert!(timeout(Duration::ZERO, server.accept()).await.is_err(), "something was dialled");
+    assert!(timeout(Duration::ZERO, server.accept()).await.is_err(), "a connection was dialed");
     for (name, caller) in [("mine", "a"), ("theirs", "b"), ("half", "a"), ("off", "b")] {
         let authority = format!("{name}.test:443");
         let opening =
-            async { read_connect_head(&mut ask(&authority, &format!("CONNECT {authority}"), caller).await).await };
-        assert!(timeout(PATIENCE, opening).await.expect("in time").starts_with("HTTP/1.1 200"), "{name} {caller}");
+            async { read_connect_head(&mut send(&authority, &format!("CONNECT {authority}"), caller).await).await };
+        assert!(timeout(TIMEOUT, opening).await.expect("in time").starts_with("HTTP/1.1 200"), "{name} {caller}");
     }
-    let mut refused_inside = ask("pinned.test:443", "CONNECT pinned.test:443", "b").await;
+    let mut intercepted = send("pinned.test:443", "CONNECT pinned.test:443", "b").await;
     assert!(
-        read_connect_head(&mut refused_inside).await.starts_with("HTTP/1.1 200"),
-        "what is opened is refused inside"
+        read_connect_head(&mut intercepted).await.starts_with("HTTP/1.1 200"),
+        "an intercepted request is refused inside"
     );
 }
 
 #[tokio::test]
-async fn a_tunnel_in_which_nothing_moves_ends_on_both_sides() {
+async fn an_idle_tunnel_is_closed_on_both_sides() {
     let stage = Stage::start("timeouts: {idle: 500ms, client_head: 200ms}\n").await;
     let (mut caller, mut server) = stage.tunnel("free.test:443").await;
     let started = Instant::now();
@@ -255,13 +255,13 @@ async fn a_tunnel_in_which_nothing_moves_ends_on_both_sides() {
 }
 
 #[tokio::test]
-async fn open_tunnels_are_bounded_and_their_places_come_back() {
+async fn open_tunnels_are_bounded_and_their_permits_are_released() {
     let stage = Stage::start("limits: {tunnels: 1}\n").await;
     let (caller, mut server) = stage.tunnel("free.test:443").await;
     let mut second = Conn::open(stage.sidecar.proxy()).await;
     second.write(b"CONNECT free.test:443 HTTP/1.1\r\nHost: free.test:443\r\n\r\n").await;
-    let answer = second.read_response().await;
-    assert_eq!((answer.status, answer.code()), (503, "overloaded"));
+    let response = second.read_response().await;
+    assert_eq!((response.status, response.code()), (503, "overloaded"));
     drop(caller);
     rest(&mut server).await;
     drop(server);
@@ -274,11 +274,11 @@ async fn open_tunnels_are_bounded_and_their_places_come_back() {
             second = Conn::open(stage.sidecar.proxy()).await;
         }
     };
-    timeout(PATIENCE, opened_again).await.expect("the place comes back");
+    timeout(TIMEOUT, opened_again).await.expect("the permit is released");
 }
 
 #[tokio::test]
-async fn every_client_speaks_tls_with_the_server_itself() {
+async fn every_client_negotiates_tls_with_the_server_itself() {
     let server = AuthorizationServer::op(json!({})).await;
     let ca = Peers::certs().ca.display().to_string();
     let config = Config::new().host("op.test", local(server.port())).trust_peers();

@@ -1,4 +1,4 @@
-//! What is being served on a caller's connection: requests, tunnels inside HTTP/2, and request bodies.
+//! Guards that count what a downstream connection serves: requests, tunnels inside HTTP/2, and request bodies.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,7 +9,7 @@ use http::Version;
 use super::super::presence::Presence;
 use super::Watch;
 
-/// Tells the watch that a request is being served.
+/// Reports to the watch that a request is being served.
 pub struct Activity(Arc<Watch>);
 
 impl Activity {
@@ -23,42 +23,41 @@ impl Activity {
         Serving(self.0.clone())
     }
 
-    /// The same for a request over this version of HTTP.
+    /// Like `begin`, for a request over this version of HTTP.
     pub fn begin_request(&self, version: Version) -> Serving {
         self.0.presence.begin_request(version == Version::HTTP_11 && !self.0.is_multiplexed());
         self.begin()
     }
 
-    /// Of the caller.
     pub fn presence(&self) -> &Presence {
         &self.0.presence
     }
 
-    /// A request body begins.
+    /// Counts a request body until it is finished or dropped.
     pub fn upload(&self) -> Upload {
         self.0.uploads.fetch_add(1, Ordering::Relaxed);
         Upload { watch: self.0.clone(), finished: false }
     }
 
-    /// Passes an interim answer on; hyper gives no way to, where many are under way at once.
-    pub async fn say(&self, head: Bytes) {
+    /// Writes an interim response. No effect over HTTP/2, where hyper offers no means to send one.
+    pub async fn write_interim(&self, head: Bytes) {
         if !self.0.is_multiplexed() {
-            self.0.saying.say(head).await;
+            self.0.interim.write(head).await;
         }
     }
 
-    /// Can the head of the present request be longer than that? What was read when it began is at least its head; over
-    /// HTTP/2 that says nothing.
+    /// Can the head of the current request be longer than `head_bytes`? The bytes read when it began are an upper bound
+    /// over HTTP/1.1; over HTTP/2 there is none.
     pub fn may_exceed(&self, head_bytes: usize) -> bool {
         self.0.is_multiplexed() || self.0.head_bytes.load(Ordering::Relaxed) > head_bytes
     }
 }
 
-/// A request, or a tunnel inside HTTP/2, until it is dropped.
+/// A request, or a tunnel inside HTTP/2, being served; ends on drop.
 pub struct Serving(Arc<Watch>);
 
 impl Serving {
-    /// The response begins: nothing may be written before it any more.
+    /// Marks the start of the response; no interim response may follow.
     pub fn respond(&self) {
         self.0.presence.begin_response();
     }
@@ -75,7 +74,7 @@ impl Drop for Serving {
     }
 }
 
-/// A request body on its way in; it may outlast the answer.
+/// A request body being received; it may outlast the response.
 pub struct Upload {
     watch: Arc<Watch>,
     finished: bool,

@@ -1,8 +1,8 @@
-//! HTTP/2 from a caller (RFC 9113): many requests at once on one connection.
+//! Downstream HTTP/2 (RFC 9113): concurrent requests on one connection.
 //!
-//! Holds: each request is served as one over HTTP/1.1 would be, inside a tunnel in origin form, else in absolute form; what a
-//! caller may keep open or hold back is bounded: streams, windows, heads, and the time for which it takes nothing of an answer.
-//! Not here: which requests in absolute form are for a mount (`exchange`).
+//! Invariants: each request is translated to its HTTP/1.1 form, origin form inside a tunnel and absolute form
+//! elsewhere, and served like one; concurrent streams, flow control windows, heads and stalled responses are bounded.
+//! Not here: which absolute-form requests are for a mount (`exchange`).
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -23,45 +23,46 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::super::body::ResponseBody;
-use super::super::io::{Overdue, Watched};
+use super::super::io::{TimeoutKind, Watched};
 use super::super::peer::Peer;
 use super::super::report::ResponseReport;
 use super::super::worker::Worker;
 use super::super::{dispatch, headers, upgrade};
-use super::{End, last_request, until};
+use super::{End, drive, shutdown_requested};
 use crate::tasks::Tasks;
 
-/// What a caller may have under way at once, as Envoy's guide for edges has it.
+/// SETTINGS_MAX_CONCURRENT_STREAMS; the value of Envoy's edge best practices.
 const STREAMS_MAX: u32 = 100;
-/// What a caller may send ahead on one stream and on all of a connection, in bytes.
+/// Flow control windows, in bytes.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
-/// What is taken of a response before its stream's window has room for it.
+/// Response bytes buffered per stream while its flow control window is closed.
 const SEND_BUFFER_BYTES: usize = 32 * 1024;
-/// What h2 reads of a head at least. Here a field counts 32 bytes beside its name and value (RFC 9113 §6.5.2).
-const HEADER_LIST_BYTES: usize = 256 * 1024;
-/// How long the end of an idle connection may take.
-const GOODBYE: Duration = Duration::from_secs(1);
+/// Lower bound of SETTINGS_MAX_HEADER_LIST_SIZE, which adds 32 bytes to the name and value of each field (RFC 9113
+/// §6.5.2).
+const HEADER_LIST_BYTES_MIN: usize = 256 * 1024;
+/// Time to send GOAWAY and close.
+const GOAWAY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Serves `io` until either side has had enough.
+/// Serves `io` until either side closes.
 pub async fn serve(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
     let snapshot = worker.snapshot();
     let (timeouts, head_bytes_max) = (snapshot.timeouts.clone(), snapshot.limits.head_bytes);
     drop(snapshot);
-    let watch = io.watch.clone();
-    watch.multiplex(worker.shared.head_budget.clone());
-    let streams = Streams { tasks: worker.shared.tasks.clone(), idle: timeouts.idle, coming: Rc::default() };
-    let coming = streams.coming.clone();
-    let mut drain = worker.shared.tasks.watch();
+    let (watch, from) = (io.watch.clone(), peer.arrival.from);
+    watch.multiplex(worker.state.head_budget.clone());
+    let executor = StreamExecutor { tasks: worker.state.tasks.clone(), idle: timeouts.idle, pending: Rc::default() };
+    let pending = executor.pending.clone();
+    let mut drain = worker.state.tasks.watch();
     let service = {
         let peer = peer.clone();
         service_fn(move |request| {
-            let pace = Rc::new(Pace::default());
-            coming.replace(Some(pace.clone()));
-            serve_one(worker.clone(), peer.clone(), request, pace)
+            let stall = Rc::new(Stall::default());
+            pending.replace(Some(stall.clone()));
+            serve_one(worker.clone(), peer.clone(), request, stall)
         })
     };
-    let mut connection = http2::Builder::new(streams)
+    let mut connection = http2::Builder::new(executor)
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
         .initial_stream_window_size(STREAM_WINDOW)
@@ -76,36 +77,39 @@ pub async fn serve(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
     loop {
         tokio::select! {
             biased;
-            end = until(&mut connection, &watch, timer.as_mut(), &timeouts) => {
+            end = drive(&mut connection, &watch, timer.as_mut(), &timeouts) => {
                 match end {
-                    End::Late(Overdue::Stalled) => tracing::debug!("a caller stopped reading and was dropped"),
-                    End::Late(_) | End::HeadTooLarge => break,
+                    End::TimedOut(TimeoutKind::Stalled) => {
+                        tracing::debug!(%from, "caller stopped reading; connection closed");
+                    }
+                    End::TimedOut(_) | End::HeadTooLarge => break,
                     _ => {}
                 }
                 return;
             }
-            () = last_request(&mut drain, &peer), if !draining => {
+            () = shutdown_requested(&mut drain, &peer), if !draining => {
                 draining = true;
                 Pin::new(&mut connection).graceful_shutdown();
             }
         }
     }
-    // A caller that would send just now learns by GOAWAY what was not served. Nothing more is read of one that sent too much.
+    // GOAWAY tells a caller that sends a request at this moment that it was not served. After an excessive head nothing
+    // more is read.
     Pin::new(&mut connection).graceful_shutdown();
-    let _ = timeout(GOODBYE, &mut connection).await;
+    let _ = timeout(GOAWAY_TIMEOUT, &mut connection).await;
 }
 
-/// What h2 reads of a head: more than our own bounds on one, so that it is we who answer a head that is too large.
+/// SETTINGS_MAX_HEADER_LIST_SIZE: larger than our own limits, so that we, not h2, respond to a head that is too large.
 fn header_list_bytes_max(head_bytes_max: usize) -> u32 {
-    u32::try_from((2 * head_bytes_max).max(HEADER_LIST_BYTES)).unwrap_or(u32::MAX)
+    u32::try_from((2 * head_bytes_max).max(HEADER_LIST_BYTES_MIN)).unwrap_or(u32::MAX)
 }
 
 async fn serve_one(
     worker: Rc<Worker>,
     peer: Rc<Peer>,
     mut request: Request<Incoming>,
-    pace: Rc<Pace>,
-) -> Result<Response<Paced>, Infallible> {
+    stall: Rc<Stall>,
+) -> Result<Response<StallTrackedBody>, Infallible> {
     let websocket = upgrade::from_extended_connect(&mut request);
     headers::join_cookies(request.headers_mut());
     add_host(&mut request);
@@ -118,13 +122,13 @@ async fn serve_one(
         upgrade::to_extended_connect(&mut response);
     }
     response.headers_mut().remove(CONNECTION);
-    // Without room for a byte its body is not even asked for one.
-    pace.held_since.set(Some(Instant::now()));
-    Ok(response.map(|inner| Paced { inner, pace }))
+    // Counts as stalled from the start: with a closed window, h2 does not even poll the body.
+    stall.since.set(Some(Instant::now()));
+    Ok(response.map(|inner| StallTrackedBody { inner, stall }))
 }
 
-/// The authority stands in Host, too, as HTTP/1.1 has it. A Host beside it that says something else stays, and two hosts are
-/// refused.
+/// Copies `:authority` to Host, as HTTP/1.1 has it. A differing Host field stays as a second one, and two Host fields
+/// are refused.
 fn add_host(request: &mut Request<Incoming>) {
     let authority = request.uri().authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
     if let Some(authority) = authority
@@ -134,26 +138,26 @@ fn add_host(request: &mut Request<Incoming>) {
     }
 }
 
-/// Where one answer stands: since when the caller has taken nothing of what there is for it.
+/// Since when response data of one stream has been waiting for the caller's flow control window.
 #[derive(Default)]
-struct Pace {
-    held_since: Cell<Option<Instant>>,
+struct Stall {
+    since: Cell<Option<Instant>>,
 }
 
-/// An answer's body that tells its pace.
-struct Paced {
+/// A response body that updates its stream's [`Stall`].
+struct StallTrackedBody {
     inner: ResponseBody<ResponseReport>,
-    pace: Rc<Pace>,
+    stall: Rc<Stall>,
 }
 
-impl Body for Paced {
+impl Body for StallTrackedBody {
     type Data = Bytes;
     type Error = <ResponseBody<ResponseReport> as Body>::Error;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = self.get_mut();
         let frame = Pin::new(&mut this.inner).poll_frame(cx);
-        this.pace.held_since.set(frame.is_ready().then(Instant::now));
+        this.stall.since.set(frame.is_ready().then(Instant::now));
         frame
     }
 
@@ -166,37 +170,38 @@ impl Body for Paced {
     }
 }
 
-/// Runs the streams of one connection, and ends one of which the caller takes nothing for `idle`.
+/// Spawns the streams of one connection, each with a stall timeout of `idle`.
 #[derive(Clone)]
-struct Streams {
+struct StreamExecutor {
     tasks: Tasks,
     idle: Duration,
-    /// Of the request that has just come: hyper makes its future, then runs it.
-    coming: Rc<RefCell<Option<Rc<Pace>>>>,
+    /// Belongs to the request that hyper has just passed to the service; hyper spawns its stream next.
+    pending: Rc<RefCell<Option<Rc<Stall>>>>,
 }
 
-impl<F: Future<Output = ()> + 'static> Executor<F> for Streams {
+impl<F: Future<Output = ()> + 'static> Executor<F> for StreamExecutor {
     fn execute(&self, stream: F) {
-        match self.coming.take() {
-            Some(pace) => self.tasks.spawn_local(taken_in_time(stream, pace, self.idle)),
+        match self.pending.take() {
+            Some(stall) => self.tasks.spawn_local(with_stall_timeout(stream, stall, self.idle)),
             None => self.tasks.spawn_local(stream),
         }
     }
 }
 
-async fn taken_in_time(stream: impl Future<Output = ()>, pace: Rc<Pace>, idle: Duration) {
+/// Runs a stream; drops it, which resets it, once it has been stalled for `idle`.
+async fn with_stall_timeout(stream: impl Future<Output = ()>, stall: Rc<Stall>, idle: Duration) {
     let mut stream = std::pin::pin!(stream);
     let mut timer: Option<Pin<Box<Sleep>>> = None;
     std::future::poll_fn(|cx| {
         if stream.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        // Polled again for a window update, it has given out more, or it stands where it stood.
-        let Some(since) = pace.held_since.get() else { return Poll::Pending };
+        // After a window update the poll above has either sent data, which moves `since`, or is still stalled.
+        let Some(since) = stall.since.get() else { return Poll::Pending };
         let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(since + idle)));
         while timer.as_mut().poll(cx).is_ready() {
             if since.elapsed() >= idle {
-                tracing::debug!("a caller took nothing of its answer, and the stream was reset");
+                tracing::debug!("caller stopped reading the response; HTTP/2 stream reset");
                 return Poll::Ready(());
             }
             timer.as_mut().reset(since + idle);

@@ -1,11 +1,11 @@
-//! Waits until the caller of an HTTP/1.1 request is gone.
+//! Detects that the caller of an HTTP/1.1 request has disconnected.
 //!
-//! A reset ends the exchange at once. A FIN may come from a program that has gone away or from one that still reads, so the caller
-//! is probed with an interim `100 Continue`: as soon as other requests wait at the gate of its origin, else after the upstream
-//! has been silent for a while. Where no interim response can be sent (HTTP/1.0, or the response has begun), the caller counts as
-//! gone after that silence.
+//! RST ends the exchange at once. FIN is ambiguous: the caller may have exited, or have half-closed and still read. So
+//! the caller is probed with an interim `100 Continue`: at once if other requests wait at the gate of its origin,
+//! otherwise after the upstream has been silent for a while. Where no interim response can be sent (HTTP/1.0, or the
+//! response has begun), the caller counts as disconnected after that silence.
 //!
-//! A FIN behind bytes that the proxy does not read, because the upstream does not, is invisible: `Presence::probe_stalled`.
+//! Not here: a FIN behind unread bytes, which is invisible (`Presence::probe_stalled`).
 
 use std::time::Duration;
 
@@ -17,17 +17,17 @@ use super::presence::{PROBE_INTERVAL_MAX, SILENCE_MAX};
 use super::socket::Socket;
 use super::watch::Watch;
 
-/// Poll interval of the gate, for a caller that has sent FIN.
+/// Poll interval of the gate's waiters, once a caller has sent FIN.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Returns once the caller of the present request is gone.
-pub async fn caller_gone(watch: &Watch) {
+/// Returns once the caller of the current request has disconnected.
+pub async fn caller_disconnected(watch: &Watch) {
     let presence = &watch.presence;
     let Some(socket) = presence.socket() else { return std::future::pending().await };
-    // This interest includes a closed read side, and bytes that wait to be read do not satisfy it.
+    // PRIORITY becomes ready when the read side closes, but not when bytes can be read.
     socket.ready(Interest::PRIORITY).await;
     let (mut writes, mut silent_since) = (presence.writes(), Instant::now());
-    let (mut was_probed, mut patience) = (false, SILENCE_MAX);
+    let (mut was_probed, mut silence_max) = (false, SILENCE_MAX);
     loop {
         let is_closed = is_closed(socket);
         if is_closed && watch.is_serving() {
@@ -36,14 +36,14 @@ pub async fn caller_gone(watch: &Watch) {
         if presence.writes() != writes || watch.is_blocked() || !watch.is_serving() {
             (writes, silent_since) = (presence.writes(), Instant::now());
         }
-        let is_silent = presence.has_sent() && silent_since.elapsed() >= patience;
+        let is_silent = presence.is_sent() && silent_since.elapsed() >= silence_max;
         let can_be_probed = presence.can_be_probed();
         if is_silent && !can_be_probed {
             return;
         }
-        if can_be_probed && (is_silent || !was_probed && presence.is_crowded()) {
+        if can_be_probed && (is_silent || !was_probed && presence.has_waiters()) {
             presence.request_probe();
-            patience = if was_probed { PROBE_INTERVAL_MAX.min(2 * patience) } else { patience };
+            silence_max = if was_probed { PROBE_INTERVAL_MAX.min(2 * silence_max) } else { silence_max };
             was_probed = true;
         }
         tokio::select! {
