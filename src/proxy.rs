@@ -85,7 +85,7 @@ fn work(shared: Arc<ProxyState>, number: usize, mut inbox: mpsc::Receiver<Accept
         let worker = Rc::new(Worker::new(shared.clone(), number));
         shared.tasks.spawn_local(sweep(worker.clone()));
         let closing = worker.clone();
-        shared.tasks.spawn_local(async move { closing.pool.close_when_asked().await });
+        shared.tasks.spawn_local(async move { closing.pool.close_on_demand().await });
         let mut stop = shared.tasks.watch();
         let serve = async {
             while let Some(accepted) = inbox.recv().await {

@@ -88,7 +88,7 @@ impl Discovery {
     ) -> Discovery {
         // An issuer may name endpoints at other ports of its own address.
         let own = Url::parse(&issuer).ok().and_then(|issuer| Host::parse(issuer.host_str()?).ok());
-        let dialer = own.into_iter().fold(dialer, |dialer, host| dialer.naming(host));
+        let dialer = own.into_iter().fold(dialer, |dialer, host| dialer.permitting_private(host));
         Discovery { issuer, http, dialer, allow_cleartext, mutual_tls, found: ArcSwap::default() }
     }
 

@@ -234,7 +234,7 @@ impl Door {
     async fn receive<T: Fresh>(self: &Rc<Self>, stream: T, from: From) -> Result<(), Closed> {
         let (turn, descriptors) = (from.turn(None), &self.shared.descriptors);
         let bounds = Bounds {
-            places: descriptors.downstream_max(&self.shared.snapshot.load().limits),
+            permits: descriptors.downstream_max(&self.shared.snapshot.load().limits),
             queued: descriptors.refused_max(),
             sharing: Sharing::Fair,
         };

@@ -173,7 +173,7 @@ mod tests {
         Turn::Caller(Name::parse(name).unwrap())
     }
 
-    const BOUNDS: Bounds = Bounds { places: 4, queued: 4, sharing: Sharing::Fair };
+    const BOUNDS: Bounds = Bounds { permits: 4, queued: 4, sharing: Sharing::Fair };
 
     #[track_caller]
     fn seated(seats: &Arc<Seats>, name: &str) -> (Seat, Arc<Watch>) {

@@ -132,7 +132,7 @@ async fn admit(
         .map_err(|_| ProxyError::CallerUnknown { mount: false })?;
     report.caller(caller.and_then(|id| snapshot.callers.name(id)));
     let origin = |scheme| Origin { scheme, host: host.clone(), port };
-    let named = |scheme| snapshot.router.place(&origin(scheme), caller);
+    let named = |scheme| snapshot.router.best_route(&origin(scheme), caller);
     let (secure, plain) = (named(Scheme::Https), named(Scheme::Http));
     let matched = secure.or(plain).is_some();
     if !matched {
@@ -149,7 +149,7 @@ async fn admit(
         _ => match usable(&snapshot, &asked, caller) {
             Ok(()) => {
                 let started = Instant::now();
-                let reached = worker.pool.reach(&snapshot, &asked, &turn).await;
+                let reached = worker.pool.dial_tunnel(&snapshot, &asked, &turn).await;
                 report.waited(started.elapsed());
                 Tls::Relay(reached?)
             }
@@ -173,7 +173,7 @@ fn usable<'s>(
     caller: Option<CallerId>,
 ) -> Result<(), (ProxyError, &'s Arc<Connection>)> {
     let mut refused = Ok(());
-    for (bound, permitted) in snapshot.router.places(origin, caller) {
+    for (bound, permitted) in snapshot.router.routes_for(origin, caller) {
         match bound.inactive() {
             None if permitted => return Ok(()),
             Some(inactive) if permitted => refused = Err((ProxyError::ConnectionInactive, inactive)),
@@ -186,7 +186,7 @@ fn usable<'s>(
 
 /// May plain HTTP be what comes? It is served, so whatever is refused is refused inside, in words that its client reads.
 fn expects_http(snapshot: &Snapshot, origin: &Origin, caller: Option<CallerId>) -> bool {
-    let mut routes = snapshot.router.places(origin, caller);
+    let mut routes = snapshot.router.routes_for(origin, caller);
     routes.any(|(bound, permitted)| !bound.route.tls.upgrade || permitted && bound.inactive().is_none())
 }
 

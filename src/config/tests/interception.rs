@@ -53,11 +53,11 @@ fn a_ca_that_ends_soon_is_warned_of_and_one_that_has_ended_refused() {
 #[test]
 fn what_is_no_ca_or_not_its_key_is_refused() {
     for (keys, path, message) in [
-        ("ca_certificate: leaf.pem, ca_key: {file: ca.key}", "ca_certificate", "is not a CA's"),
+        ("ca_certificate: leaf.pem, ca_key: {file: ca.key}", "ca_certificate", "is not a CA certificate"),
         ("ca_certificate: s, ca_key: {file: ca.key}", "ca_certificate", "holds no certificate"),
         ("ca_certificate: nowhere, ca_key: {file: ca.key}", "ca_certificate", "cannot be read (no such file)"),
         ("ca_certificate: ca.pem, ca_key: {file: other.key}", "ca_key", "does not belong to the certificate"),
-        ("ca_certificate: ca.pem, ca_key: {file: s}", "ca_key", "is no unencrypted private key"),
+        ("ca_certificate: ca.pem, ca_key: {file: s}", "ca_key", "is not an unencrypted private key"),
         ("ca_certificate: ca.pem", "ca_key", "`ca_key` is missing"),
     ] {
         let problems = folder(&format!("interception: {{{keys}}}\n{}", routes("")), 31 * DAY).problems();

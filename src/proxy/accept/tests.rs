@@ -14,7 +14,7 @@ async fn a_worker_that_does_not_run_is_passed_over() {
     drop(gone);
     let inboxes = [dead, live];
     let seats = Arc::<Seats>::default();
-    let seat = || match seats.ask(Bounds { places: 1, queued: 0, sharing: Sharing::Fair }, &Turn::User(0)) {
+    let seat = || match seats.ask(Bounds { permits: 1, queued: 0, sharing: Sharing::Fair }, &Turn::User(0)) {
         Ok(Admission::Seated(seat)) => seat,
         _ => panic!("no seat"),
     };

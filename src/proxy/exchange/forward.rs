@@ -76,7 +76,7 @@ impl<'a> Forward<'a> {
         progress: Rc<Progress>,
         trace: Option<&Propagation>,
     ) -> Result<Request<RequestBody>, Fault> {
-        if self.destination.protocol == Protocol::WebSocket && !checkout.takes_websocket() {
+        if self.destination.protocol == Protocol::WebSocket && !checkout.supports_websocket() {
             return Err(ProxyError::UpstreamProtocol.because("it speaks HTTP/2 alone, and takes no WebSocket there"));
         }
         let mut request = Request::new(source.body(progress));

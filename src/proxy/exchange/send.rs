@@ -43,7 +43,7 @@ impl Exchange<'_> {
         }
         if response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED && checkout.forwarding().is_some() {
             let fault = ProxyError::UpstreamUnreachable(Unreachable::Connect);
-            return Err(fault.because("the egress proxy refused with status 407"));
+            return Err(fault.because("the egress proxy responded with status 407"));
         }
         if response.status() == StatusCode::SWITCHING_PROTOCOLS
             && !(self.upgrade.is_some() && upgrade::is_agreed(&head.headers, response.headers()))
@@ -62,7 +62,7 @@ impl Exchange<'_> {
         trace: Option<&Propagation>,
     ) -> Result<(Response<UpstreamBody>, Checkout), Fault> {
         let pool = &self.worker.pool;
-        let mut checkout = pool.checkout(self.wanted(&forward.destination)).await?;
+        let mut checkout = pool.checkout(self.checkout_context(&forward.destination)).await?;
         loop {
             let progress = Progress::new();
             let mut request = forward.request(head, &checkout, tokens, source, progress.clone(), trace)?;
@@ -109,7 +109,7 @@ impl Exchange<'_> {
             if !checkout.reused || !(error.unsent || (safe || error.is_refused()) && source.reclaim()) {
                 return Err(error.fault());
             }
-            checkout = pool.renew(self.wanted(&forward.destination), checkout).await?;
+            checkout = pool.replace_dead(self.checkout_context(&forward.destination), checkout).await?;
         }
     }
 

@@ -240,13 +240,13 @@ async fn a_proxy_that_refuses_or_is_away_is_named() {
     let answer = stage.ask(format!("https://{}/echo", stage.secure())).await;
     assert_eq!(answer, (502, "upstream_unreachable".to_owned()), "{}", stage.sidecar.log());
     // tinyproxy says 401 where others say 407.
-    stage.sidecar.logged("refused with status 401").await;
+    stage.sidecar.logged("responded with status 401").await;
     assert!(!stage.sidecar.log().contains("guess-pw"));
 
     let stage = start_with_reachable_tokens(&format!("proxy: \"http://127.0.0.1:{port}\"")).await;
     for url in [format!("http://{}/x", stage.plain()), format!("https://{}/echo", stage.secure())] {
         assert_eq!(stage.ask(url).await, (502, "upstream_unreachable".to_owned()), "{}", stage.sidecar.log());
-        stage.sidecar.logged("refused with status 407").await;
+        stage.sidecar.logged("responded with status 407").await;
     }
     drop(proxy);
     for url in [format!("http://{}/x", stage.plain()), format!("https://{}/echo", stage.secure())] {
