@@ -4,12 +4,12 @@ use base64::prelude::{BASE64_STANDARD, Engine};
 use http::Version;
 use serde_json::json;
 
-use crate::rig::inside::Inside;
 use crate::rig::interception::interception;
 use crate::rig::peers::{Http2Server, Peers};
 use crate::rig::raw::{self, Conn};
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::{Sidecar, program};
+use crate::rig::tunnel_client::TunnelClient;
 
 /// `printf shared | sha256sum`
 const SHA256_OF_SHARED: &str = "a4d26868017c0ccffe2efe50944ef4211834660cca834c6e9f86dec6a88246fa";
@@ -140,17 +140,17 @@ async fn without_a_credential_or_a_fitting_address_the_proxy_asks_for_one() {
         format!("POST http://api.test/ HTTP/1.1\r\nHost: api.test\r\nContent-Length: 4\r\n{lines}\r\nbody")
     };
     conn.write(request("").as_bytes()).await;
-    let answer = conn.answer().await;
+    let answer = conn.read_response().await;
     assert_eq!(
         (answer.status, answer.code(), answer.header("proxy-authenticate")),
         (407, "caller_unknown", Some("Basic realm=\"keybearer\""))
     );
     assert_eq!(answer.json()["action"], "authenticate");
     conn.write(request(&basic("billing", "s3cret")).as_bytes()).await;
-    let answer = conn.answer().await;
+    let answer = conn.read_response().await;
     assert_eq!((answer.status, answer.text().as_str()), (200, "ok"), "the connection stays usable after 407");
     conn.write(request("").as_bytes()).await;
-    assert_eq!(conn.answer().await.status, 407, "a credential holds for its request, not for the connection");
+    assert_eq!(conn.read_response().await.status, 407, "a credential holds for its request, not for the connection");
     assert_eq!(scene.upstream.count(), 1);
 }
 
@@ -225,8 +225,8 @@ async fn an_open_tunnel_never_becomes_another_callers() {
     ] {
         let mut tunnels = Vec::new();
         for (secure, version) in KINDS {
-            let mut tunnel = Inside::open(sidecar.proxy(), &basic("alice", "of-alice"), secure, version).await;
-            let (status, text) = tunnel.ask(secure, "/echo").await;
+            let mut tunnel = TunnelClient::open(sidecar.proxy(), &basic("alice", "of-alice"), secure, version).await;
+            let (status, text) = tunnel.get_text(secure, "/echo").await;
             assert!(status == 200 && text.contains("Bearer token-of-alice"), "{row} {version:?} {secure}: {text}");
             tunnels.push((secure, version, tunnel));
         }
@@ -234,10 +234,10 @@ async fn an_open_tunnel_never_becomes_another_callers() {
         let plain =
             format!("GET http://api.test/echo HTTP/1.1\r\nHost: api.test\r\n{}\r\n", basic("alice", "of-alice"));
         kept.write(plain.as_bytes()).await;
-        assert!(kept.answer().await.text().contains("Bearer token-of-alice"), "{row}");
+        assert!(kept.read_response().await.text().contains("Bearer token-of-alice"), "{row}");
         reload(&changed).await;
         for (secure, version, tunnel) in &mut tunnels {
-            let (status, text) = tunnel.ask(*secure, "/echo").await;
+            let (status, text) = tunnel.get_text(*secure, "/echo").await;
             if keeps {
                 assert!(status == 200 && text.contains("Bearer token-of-alice"), "{row} {version:?} {secure}: {text}");
                 continue;
@@ -246,7 +246,7 @@ async fn an_open_tunnel_never_becomes_another_callers() {
             tunnel.ends().await;
         }
         kept.write(plain.as_bytes()).await;
-        assert_eq!(kept.answer().await.status, if keeps { 200 } else { 407 }, "{row}: a kept connection");
+        assert_eq!(kept.read_response().await.status, if keeps { 200 } else { 407 }, "{row}: a kept connection");
         reload(&first).await;
     }
     let injected = |connection: &str| {

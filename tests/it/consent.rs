@@ -135,7 +135,7 @@ impl House {
 
     /// Token requests with a code, refused ones included.
     async fn exchanges(&self) -> u64 {
-        self.server.asked(self.client, CODE).await
+        self.server.token_requests_by_grant(self.client, CODE).await
     }
 
     async fn call(&self, method: &str, path: &str, body: Value) -> RawResponse {

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::rig::inside::opened;
 use crate::rig::raw::{self, Conn};
 use crate::rig::stage::{GET, Stage};
+use crate::rig::tunnel_client::read_connect_head;
 
 #[tokio::test]
 async fn a_request_in_flight_finishes_and_nothing_new_begins() {
@@ -26,7 +26,7 @@ async fn a_request_in_flight_finishes_and_nothing_new_begins() {
         assert_eq!(raw::get(stage.sidecar.admin(), "/readyz").await.status, 503, "{name}");
         assert_eq!(raw::get(stage.sidecar.admin(), "/livez").await.status, 200, "{name}");
         upstream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.expect("it reads");
-        let answer = conn.answer().await;
+        let answer = conn.read_response().await;
         assert_eq!((answer.status, answer.text().as_str()), (200, "ok"), "{name}");
         assert_eq!(stage.sidecar.exit().await.code(), Some(0), "{name}");
     }
@@ -37,7 +37,7 @@ async fn an_idle_program_ends_at_once() {
     let mut stage = Stage::start("").await;
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     conn.write(GET).await;
-    assert_eq!(conn.answer().await.status, 200);
+    assert_eq!(conn.read_response().await.status, 200);
     let mut tunnel = Conn::open(stage.sidecar.proxy()).await;
     tunnel.write(b"CONNECT good.test:80 HTTP/1.1\r\nHost: good.test:80\r\n\r\n").await;
     let mut byte = [0; 64];
@@ -57,7 +57,7 @@ async fn a_relayed_tunnel_finishes_what_moves_in_it_and_delays_nothing_else() {
         let mut conn = Conn::open(stage.sidecar.proxy()).await;
         conn.write(b"CONNECT secure.test:443 HTTP/1.1\r\nHost: secure.test:443\r\n\r\n").await;
         let (server, _) = listener.accept().await.expect("a connection");
-        assert!(opened(&mut conn).await.starts_with("HTTP/1.1 200"));
+        assert!(read_connect_head(&mut conn).await.starts_with("HTTP/1.1 200"));
         conn.write(b"\x16\x03\x01hello").await;
         (conn, server)
     };
@@ -92,7 +92,7 @@ async fn a_stuck_request_is_cut_at_the_deadline() {
     let took = started.elapsed();
     assert_eq!(status.code(), Some(0));
     assert!(took > Duration::from_millis(900) && took < Duration::from_secs(4), "after {took:?}");
-    assert_eq!(conn.answer().await.status, 0);
+    assert_eq!(conn.read_response().await.status, 0);
 }
 
 #[tokio::test]

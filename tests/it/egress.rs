@@ -3,7 +3,7 @@
 mod destination;
 mod proxy;
 
-use crate::rig::arrival::Goes::*;
+use crate::rig::arrival::Arrival::*;
 use crate::rig::arrival::{check, get};
 use crate::rig::peers;
 use crate::rig::raw::{self, Conn};
@@ -68,7 +68,7 @@ async fn allow_private_opens_networks_but_never_our_own_listeners() {
     for metadata in
         ["169.254.169.254", "100.100.100.200", "[64:ff9b::6464:64c8]", "[2002:a83f:8110::1]", "[fd20:ce::254]"]
     {
-        let said = stage.say(get(&format!("http://{metadata}/"), "x", "")).await;
+        let said = stage.exchange(get(&format!("http://{metadata}/"), "x", "")).await;
         assert_eq!((said.status(), said.code().as_str()), (403, "egress_denied"), "{metadata} stays closed");
     }
     for (listener, own) in [("proxy", stage.sidecar.proxy()), ("admin", stage.sidecar.admin())] {
@@ -109,7 +109,7 @@ async fn an_address_in_a_route_opens_its_own_port_alone() {
     for place in [&me[0], &me[1], &other.address.to_string()] {
         let mut conn = Conn::open(proxy).await;
         conn.write(format!("CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n\r\n").as_bytes()).await;
-        assert_eq!(conn.answer().await.status, 403, "{place} by CONNECT");
+        assert_eq!(conn.read_response().await.status, 403, "{place} by CONNECT");
     }
     let answer = raw::get(proxy, "/me/livez").await;
     assert_eq!((answer.status, answer.code()), (403, "egress_denied"), "our own name at a mount: {}", answer.text());
@@ -152,7 +152,7 @@ async fn connect_ports_are_those_of_http_and_https_or_those_listed_in_their_plac
                 let place = format!("evil.test:{port}");
                 let mut conn = Conn::open(stage.sidecar.proxy()).await;
                 conn.write(format!("CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n\r\n").as_bytes()).await;
-                let head = crate::rig::inside::opened(&mut conn).await;
+                let head = crate::rig::tunnel_client::read_connect_head(&mut conn).await;
                 assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{egress} CONNECT {place}: {head}");
                 let (code, goes) = if status == 200 { ("", Evil) } else { ("egress_denied", Nowhere) };
                 let row = format!("{egress} GET {place}");
@@ -173,24 +173,24 @@ async fn unmatched_hosts_are_reached_on_connect_ports_alone_by_tunnel_or_not() {
         ("https", "https://evil.test/", 403, "egress_denied", Nowhere),
         ("another port", "http://evil.test:82/", 403, "egress_denied", Nowhere),
         ("a host with routes at another port", "http://good.test:443/", 403, "egress_denied", Nowhere),
-        ("the same at a listed port", "http://good.test:81/", 200, "", GoodBare),
+        ("the same at a listed port", "http://good.test:81/", 200, "", GoodWithoutToken),
         ("a route", "http://good.test/", 200, "", Good),
     ] {
         check(&stage, row, &get(url, "x", ""), status, code, goes).await;
     }
-    let said = stage.say(get("http://evil.test/", "x", "")).await;
+    let said = stage.exchange(get("http://evil.test/", "x", "")).await;
     assert!(said.body().contains("egress.connect_ports"), "{}", said.text());
     // What is inside a tunnel is bound by what is in force when it is asked for.
     let mut tunnel = stage.open_tunnel("evil.test:81", "").await;
     tunnel.write(b"GET /inside HTTP/1.1\r\nHost: evil.test:81\r\n\r\n").await;
-    assert_eq!(tunnel.answer().await.status, 200);
+    assert_eq!(tunnel.read_response().await.status, 200);
     let file = stage.sidecar.dir.path().join("keybearer.yaml");
     let text = std::fs::read_to_string(&file).expect("a file").replace("connect_ports: [81]", "connect_ports: [82]");
     std::fs::write(&file, text).expect("a file");
     stage.sidecar.signal("HUP");
     stage.sidecar.until_metric(APPLIED, |applied| applied >= 1.0).await;
     tunnel.write(b"GET /inside HTTP/1.1\r\nHost: evil.test:81\r\n\r\n").await;
-    let answer = tunnel.answer().await;
+    let answer = tunnel.read_response().await;
     assert_eq!((answer.status, answer.code()), (403, "egress_denied"), "{}", answer.text());
     assert_eq!(stage.evil.received().iter().filter(|seen| seen.head.contains("/inside")).count(), 1);
 }

@@ -13,9 +13,9 @@ use tokio::time::{Instant, sleep};
 
 use crate::rig::config::{Config, Connection};
 use crate::rig::crm::{connection, get};
-use crate::rig::fleet::{Fleet, Traffic, everything, served, store};
-use crate::rig::manager::{call, hand_in};
-use crate::rig::peers::{AuthorizationServer, Upstream, python, told};
+use crate::rig::fleet::{Fleet, Traffic, dump, served, store};
+use crate::rig::manager::{call, import_refresh_token};
+use crate::rig::peers::{AuthorizationServer, Upstream, python, run_script};
 use crate::rig::raw;
 use crate::rig::redis::Redis;
 use crate::rig::scripted::{Reply, Scripted};
@@ -35,7 +35,7 @@ async fn three_replicas_ask_for_each_token_once() {
     for (traffic, replica) in traffic.into_iter().zip(&fleet.replicas) {
         assert!(traffic.end(replica).await > 300);
     }
-    fleet.is_clean().await;
+    fleet.assert_no_token_spent_twice().await;
     let rotations = fleet.count("rotations").await;
     assert!((6 * u64::from(scale())..=9 * u64::from(scale())).contains(&rotations), "{rotations}");
     let machine = fleet.server.token_requests("machine").await;
@@ -58,7 +58,7 @@ async fn no_request_fails_while_replicas_come_and_go() {
         fleet.rotated().await;
         fleet.wires[0].cut();
         sleep(Duration::from_secs(1)).await;
-        fleet.wires[0].mend();
+        fleet.wires[0].restore();
         fleet.rotated().await;
         let [zero_traffic, one_traffic, two_traffic] = traffic;
         zero_traffic.end(zero).await;
@@ -78,7 +78,7 @@ async fn no_request_fails_while_replicas_come_and_go() {
             assert!(traffic.end(replica).await > 10);
         }
     }
-    fleet.is_clean().await;
+    fleet.assert_no_token_spent_twice().await;
 }
 
 /// ST-12: a holder that stands still past its lease, while another replica rotates.
@@ -101,7 +101,7 @@ async fn who_has_lost_the_lease_writes_nothing() {
     };
     let sent = || upstream.received().last().map(|request| request.values("authorization").concat());
     let holder = Sidecar::start(&config).await;
-    assert_eq!(hand_in(&holder, "r-given", None).await.status, 200, "{}", holder.log());
+    assert_eq!(import_refresh_token(&holder, "r-given", None).await.status, 200, "{}", holder.log());
     until("the holder refreshes", || server.count() == 2).await;
     let left: i64 = redis.cli(&["PTTL", "keybearer:{crm}:lease:default"]).await.parse().expect("a number");
     assert!((2_000..=7_000).contains(&left), "a lease outlasts the token request, {left} ms are left");
@@ -122,7 +122,7 @@ async fn who_has_lost_the_lease_writes_nothing() {
         served(replica, Duration::from_secs(2)).await;
         assert_ne!(sent().as_deref(), Some("Bearer t-1"), "what was not saved is given up");
     }
-    for (key, text) in everything(&redis).await {
+    for (key, text) in dump(&redis).await {
         for secret in spent().iter().map(String::as_str).chain(["t-0", "t-2", "t-3", "r-3"]) {
             assert!(!text.contains(secret), "{key}: {text}");
         }
@@ -194,7 +194,7 @@ async fn a_revocation_outlasts_a_lease_and_forgets_all_the_same() {
     );
     let config = machine(&server, &upstream, &redis, &keys);
     let (one, other) = (Sidecar::start(&config).await, Sidecar::start(&config).await);
-    assert_eq!(hand_in(&one, "r-given", None).await.status, 200, "{}", one.log());
+    assert_eq!(import_refresh_token(&one, "r-given", None).await.status, 200, "{}", one.log());
     served(&other, Duration::from_secs(1)).await;
     // Two calls of six seconds each, and a lease of eleven.
     let revoked = call(one.admin(), "POST", "/connections/crm/revoke", &json!({})).await;
@@ -218,7 +218,7 @@ async fn a_refresh_token_that_stays_the_same_is_used_without_redis() {
     .await;
     let (upstream, mut redis) = (Scripted::upstream().await, Redis::start().await);
     let sidecar = Sidecar::start(&machine(&server, &upstream, &redis, "grant: authorization_code")).await;
-    assert_eq!(hand_in(&sidecar, "r-same", None).await.status, 200, "{}", sidecar.log());
+    assert_eq!(import_refresh_token(&sidecar, "r-same", None).await.status, 200, "{}", sidecar.log());
     let traffic = Traffic::through(&sidecar, "http://api.test/x");
     until("it was renewed once", || server.count() >= 3).await;
     redis.stop().await;
@@ -243,7 +243,7 @@ async fn a_consent_that_began_at_one_replica_ends_at_another() {
     balancer.turn(one.admin().port());
     let begun = call(one.admin(), "POST", "/connections/crm/authorize", &json!({})).await.json();
     let link = begun["authorization_url"].as_str().unwrap_or_else(|| panic!("{begun}")).to_owned();
-    let walked = told(python(), "person.py", &[&link, "ann", "--stop-before-callback"], &[]).await;
+    let walked = run_script(python(), "person.py", &[&link, "ann", "--stop-before-callback"], &[]).await;
     let callback = walked["callback"].as_str().unwrap_or_else(|| panic!("{walked}")).to_owned();
     let cookies = walked["cookies"].as_str().expect("cookies");
     balancer.turn(other.admin().port());
@@ -266,7 +266,7 @@ async fn a_consent_that_began_at_one_replica_ends_at_another() {
 async fn what_redis_holds_is_sealed_named_plainly_and_expires() {
     let fleet = Fleet::start(1, 60).await;
     fleet.connect().await;
-    let mut all = everything(&fleet.redis).await;
+    let mut all = dump(&fleet.redis).await;
     all.sort_unstable();
     assert_eq!(
         all.iter().map(|(key, _)| key.as_str()).collect::<Vec<_>>(),
@@ -289,7 +289,7 @@ async fn what_redis_holds_is_sealed_named_plainly_and_expires() {
     call(admin, "POST", "/connections/machine/revoke", &json!({})).await;
     let set = call(admin, "PUT", "/secrets/shared", &json!({ "value": "s3cr3t-of-the-store" })).await;
     assert_eq!(set.status / 100, 2, "{}\n{}", set.text(), one.log());
-    let all = everything(&fleet.redis).await;
+    let all = dump(&fleet.redis).await;
     for part in ["put-off", "removed", "secrets", "token", "mark"] {
         assert!(all.iter().any(|(key, _)| key.contains(part)), "{part}: {all:?}");
     }
@@ -318,7 +318,7 @@ async fn a_stated_end_of_a_refresh_token_ends_no_record() {
     let (upstream, redis) = (Scripted::upstream().await, Redis::start().await);
     let config = machine(&server, &upstream, &redis, "grant: authorization_code");
     let sidecar = Sidecar::start(&config).await;
-    assert_eq!(hand_in(&sidecar, "given", None).await.status, 200, "{}", sidecar.log());
+    assert_eq!(import_refresh_token(&sidecar, "given", None).await.status, 200, "{}", sidecar.log());
     let day: i64 = 24 * 3_600_000;
     let left = async |key: &str| redis.cli(&["PTTL", key]).await.parse::<i64>().expect("a number");
     // Past its stated end it is refreshed all the same.
@@ -335,7 +335,7 @@ async fn revocation_rejection_and_consent_hold_on_all_replicas() {
     let [one, other] = &fleet.replicas[..] else { panic!("two") };
     assert_eq!(get(other, "").await.code(), "consent_required");
     fleet.connect().await;
-    fleet.is_clean().await;
+    fleet.assert_no_token_spent_twice().await;
 
     // The token that both have is of no use any more.
     let before = fleet.count("rotations").await;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
-use crate::rig::peers::{Http2Server, Peers, WebSocketServer, node, python, told};
+use crate::rig::peers::{Http2Server, Peers, WebSocketServer, node, python, run_script};
 use crate::rig::raw;
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
@@ -31,7 +31,7 @@ async fn start(server: &Http2Server, top: &str) -> (Sidecar, Scripted) {
 /// All of `requests` at once on one session of Node's client, at the proxy itself.
 async fn session(sidecar: &Sidecar, connect: Option<&str>, requests: Vec<Value>) -> Vec<Value> {
     let options = json!({ "origin": format!("http://{}", sidecar.proxy()), "connect": connect, "requests": requests });
-    match told(node(), "clients/h2.mjs", &[&options.to_string()], &[]).await {
+    match run_script(node(), "clients/h2.mjs", &[&options.to_string()], &[]).await {
         Value::Array(answers) => answers,
         other => panic!("{other}"),
     }
@@ -254,7 +254,7 @@ async fn websocket_goes_over_it_to_an_upstream_that_speaks_nothing_else() {
     let (sidecar, _tokens) = start(&server, "").await;
     let mounted = format!("ws://{}/crm/echo?a=1", sidecar.proxy());
     for row in ["the first", "the second, on the same connection"] {
-        let told = told(node(), "clients/ws_once.mjs", &[&mounted], &[]).await;
+        let told = run_script(node(), "clients/ws_once.mjs", &[&mounted], &[]).await;
         assert_eq!((&told["echoed"], &told["code"]), (&json!(true), &json!(4001)), "{row}: {told}\n{}", sidecar.log());
         let fields = &told["first"]["headers"];
         assert_eq!((&fields[":protocol"], &fields[":path"]), (&json!("websocket"), &json!("/echo?a=1")), "{row}");
@@ -279,7 +279,7 @@ async fn probe(sidecar: &Sidecar, probe: &str, path: &str) -> Value {
     let at = sidecar.proxy();
     let options =
         json!({ "port": at.port(), "authority": at.to_string(), "path": path, "small": "/crm/echo", "probe": probe });
-    told(python(), "h2_probe.py", &[&options.to_string()], &[]).await
+    run_script(python(), "h2_probe.py", &[&options.to_string()], &[]).await
 }
 
 /// HP-35.

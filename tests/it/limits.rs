@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::rig::frames;
 use crate::rig::raw::{self, Conn};
-use crate::rig::stage::{GET, Stage, patient, s, say, until};
+use crate::rig::stage::{GET, Stage, exchange, patient, s, until};
 
 #[tokio::test]
 async fn the_connection_above_the_bound_hears_that_there_is_no_place() {
@@ -37,7 +37,7 @@ async fn the_connection_above_the_bound_hears_that_there_is_no_place() {
             "talks much" => conn.write(&[GET, &vec![b'x'; 100_000]].concat()).await,
             _ => {}
         }
-        let answer = conn.answer().await;
+        let answer = conn.read_response().await;
         assert_eq!((answer.status, answer.code()), (503, "overloaded"), "{row}");
         assert_eq!(answer.header("retry-after"), Some("1"), "{row}");
     }
@@ -60,7 +60,7 @@ async fn an_unread_stderr_stops_no_request() {
         let mut conn = Conn::open(stage.sidecar.proxy()).await;
         for _ in 0..10_000 / CONNECTIONS {
             conn.write(GET).await;
-            assert_eq!(conn.answer().await.status, 200);
+            assert_eq!(conn.read_response().await.status, 200);
         }
     };
     futures_util::future::join_all((0..CONNECTIONS).map(|_| ask())).await;
@@ -154,7 +154,7 @@ async fn unfinished_heads_share_a_memory_budget() {
     }
     let overloaded = "keybearer_errors_total{connection=\"\",code=\"overloaded\"}";
     stage.sidecar.until_metric(overloaded, |count| count >= 300.0).await;
-    assert_eq!(held.last_mut().expect("a connection").answer().await.code(), "overloaded");
+    assert_eq!(held.last_mut().expect("a connection").read_response().await.code(), "overloaded");
     let grown_mib = stage.sidecar.resident_kib().saturating_sub(before) / 1024;
     assert!(grown_mib < 110, "600 unfinished heads of 240 KB take {grown_mib} MiB");
     assert_eq!(raw::send(stage.sidecar.proxy(), GET).await.status, 200, "a usual head takes no share");
@@ -294,18 +294,18 @@ async fn heads_and_targets_have_a_bound_and_an_answer() {
         ("a target far above", target(200_000), 414, "target_too_long"),
     ] {
         let before = stage.good.count();
-        let said = stage.say(&bytes).await;
+        let said = stage.exchange(&bytes).await;
         assert_eq!((said.status(), said.code().as_str()), (status, code), "{row}: {}", said.text());
         if status != 200 {
             assert_eq!(said.header("content-type").as_deref(), Some("application/problem+json"), "{row}");
             assert_eq!(stage.good.count(), before, "{row}");
         }
-        stage.holds(row, &said).await;
+        stage.assert_invariants(row, &said).await;
     }
     // The bound is on heads alone: a body after a small head may be of any size.
     let body = "b".repeat(100_000);
     let said = stage
-        .say(format!(
+        .exchange(format!(
             "POST http://good.test/ HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
             body.len()
         ))
@@ -325,7 +325,7 @@ async fn tunnels_have_a_bound() {
     let answer = raw::send(stage.sidecar.proxy(), connect).await;
     assert_eq!((answer.status, answer.code()), (503, "overloaded"));
     drop(first);
-    let free = async { while say(stage.sidecar.proxy(), connect).await.status() != 200 {} };
+    let free = async { while exchange(stage.sidecar.proxy(), connect).await.status() != 200 {} };
     tokio::time::timeout(s(5.0), free).await.expect("the place is free again");
 }
 
@@ -365,7 +365,7 @@ async fn an_early_answer_is_the_only_one() {
                 let _ = tokio::time::timeout(s(10.0), reader.read_to_end(&mut said)).await;
             };
             tokio::join!(write, read);
-            crate::rig::stage::Said(said)
+            crate::rig::stage::Transcript(said)
         };
         let (_, said) = tokio::join!(upstream, caller);
         assert_eq!((said.statuses(), said.body().as_str()), (vec![413], "sorry"), "{framing}: {}", said.text());
@@ -380,7 +380,7 @@ async fn a_refused_upload_hears_why() {
     for (row, target, status) in [("no mount", "/nowhere", 404), ("denied", "http://127.0.0.1:1/", 403)] {
         for _ in 0..5 {
             let head = format!("POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
-            let said = stage.say([head.as_bytes(), &body].concat()).await;
+            let said = stage.exchange([head.as_bytes(), &body].concat()).await;
             assert_eq!(said.statuses(), [status], "{row}");
         }
     }

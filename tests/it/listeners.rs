@@ -6,7 +6,7 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::rig::peers::{Peers, node, told};
+use crate::rig::peers::{Peers, node, run_script};
 use crate::rig::scripted::Scripted;
 use crate::rig::sidecar::Sidecar;
 
@@ -173,7 +173,7 @@ async fn many_requests_share_a_tls_connection_over_http2() {
         "ca": Peers::certs().ca,
         "requests": vec![json!({ "path": "/crm/x" }); 50],
     });
-    let answers = told(node(), "clients/h2.mjs", &[&options.to_string()], &[]).await;
+    let answers = run_script(node(), "clients/h2.mjs", &[&options.to_string()], &[]).await;
     let ok = answers.as_array().expect("answers").iter().filter(|answer| answer["status"] == 200).count();
     assert_eq!((ok, upstream.count()), (50, 50));
 }

@@ -12,7 +12,7 @@ mod rig {
     pub mod frames;
     pub mod front;
     pub mod http2;
-    pub mod inside;
+    pub mod tunnel_client;
     pub mod interception;
     pub mod manager;
     pub mod pages;
@@ -34,6 +34,7 @@ mod clients;
 mod commands;
 mod config;
 mod consent;
+mod docs;
 mod drain;
 mod egress;
 mod fleet;

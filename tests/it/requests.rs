@@ -9,16 +9,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::rig::raw::{self, Conn};
 use crate::rig::scripted::Reply;
-use crate::rig::stage::{Said, Stage, TOKEN};
+use crate::rig::stage::{Stage, TOKEN, Transcript};
 
 /// The message is refused with a 4xx or 5xx and nothing gets anywhere.
 async fn refused(stage: &Stage, row: &str, bytes: impl AsRef<[u8]>) {
     let before = (stage.good.count(), stage.evil.count());
-    let said = stage.say(&bytes).await;
+    let said = stage.exchange(&bytes).await;
     assert!([400, 405, 408, 414, 431, 501, 505].contains(&said.status()), "{row}: {}", said.text());
     assert_eq!(said.statuses().len(), 1, "{row}: {}", said.text());
     assert_eq!((stage.good.count(), stage.evil.count()), before, "{row}: {:?}", stage.good.received().last());
-    stage.holds(row, &said).await;
+    stage.assert_invariants(row, &said).await;
 }
 
 const SMUGGLED: &str = "GET http://evil.test/smuggled HTTP/1.1\r\nHost: evil.test\r\n\r\n";
@@ -26,7 +26,7 @@ const SMUGGLED: &str = "GET http://evil.test/smuggled HTTP/1.1\r\nHost: evil.tes
 /// Whatever the answer: upstream is clean, and nothing hidden in or behind the message is served.
 async fn harmless(stage: &Stage, row: &str, bytes: impl AsRef<[u8]>) {
     let before = stage.good.count();
-    let said = stage.say(&bytes).await;
+    let said = stage.exchange(&bytes).await;
     assert!(said.statuses().len() <= 1, "{row}: {}", said.text());
     assert_eq!(stage.evil.count(), 0, "{row}: {:?}", stage.evil.received());
     for request in &stage.good.received()[before..] {
@@ -40,7 +40,7 @@ async fn harmless(stage: &Stage, row: &str, bytes: impl AsRef<[u8]>) {
         let bare = request.head.replace("\r\n", "");
         assert!(!bare.contains(['\r', '\n']), "{row}: {}", request.head);
     }
-    stage.holds(row, &said).await;
+    stage.assert_invariants(row, &said).await;
 }
 
 fn post(lines: &str, body: &str) -> String {
@@ -106,7 +106,7 @@ async fn an_empty_body_states_its_length_where_one_is_expected() {
         ("DELETE", "", vec![]),
     ] {
         let head = format!("{method} http://good.test/ HTTP/1.1\r\nHost: x\r\n{lines}Connection: close\r\n\r\n");
-        let said = stage.say(head).await;
+        let said = stage.exchange(head).await;
         assert_eq!(said.status(), 200, "{method} {lines:?}: {}", said.text());
         let received = stage.good.received().pop().expect("a request");
         assert_eq!(received.values("content-length"), expected, "{method} {lines:?}: {}", received.head);
@@ -183,7 +183,7 @@ async fn a_broken_body_is_the_callers_fault() {
         ("cut between chunks", post(chunked, "3\r\nabc\r\n")),
         ("cut within a length", post("Content-Length: 10\r\n", "abc")),
     ] {
-        let said = stage.say(bytes).await;
+        let said = stage.exchange(bytes).await;
         assert_eq!(
             (said.statuses(), said.code().as_str()),
             (vec![400], "bad_request_target"),
@@ -193,7 +193,7 @@ async fn a_broken_body_is_the_callers_fault() {
         assert!(said.body().contains("the request body"), "{row}: {}", said.text());
         assert_eq!(stage.good.count(), 0, "{row}: it never arrives as whole");
     }
-    stage.holds("HP-09", &Said(Vec::new())).await;
+    stage.assert_invariants("HP-09", &Transcript(Vec::new())).await;
     for code in ["upstream_protocol", "upstream_unreachable"] {
         let series = format!("keybearer_errors_total{{connection=\"good\",code=\"{code}\"}}");
         assert_eq!(stage.sidecar.metric(&series).await, 0.0, "{code}");
@@ -247,14 +247,14 @@ async fn max_forwards_counts_down_to_an_answer_here() {
     let stage = Stage::start("").await;
     let options =
         |left: &str| format!("OPTIONS http://good.test/ HTTP/1.1\r\nHost: good.test\r\nMax-Forwards: {left}\r\n\r\n");
-    let said = stage.say(options("0")).await;
+    let said = stage.exchange(options("0")).await;
     assert_eq!((said.status(), stage.good.count()), (200, 0), "HP-21 0: {}", said.text());
-    assert_eq!(stage.say(options("5")).await.status(), 200, "HP-21 5");
+    assert_eq!(stage.exchange(options("5")).await.status(), 200, "HP-21 5");
     assert_eq!(stage.good.received()[0].values("max-forwards"), ["4"], "HP-21 5");
     let trace = "TRACE http://evil.test/ HTTP/1.1\r\nHost: evil.test\r\nMax-Forwards: 0\r\n\r\n";
-    let said = stage.say(trace).await;
+    let said = stage.exchange(trace).await;
     assert_eq!((said.status(), stage.evil.count()), (200, 0), "HP-21 TRACE: {}", said.text());
-    assert_eq!(stage.say(trace.replace("Forwards: 0", "Forwards: 5")).await.status(), 200, "HP-21 TRACE 5");
+    assert_eq!(stage.exchange(trace.replace("Forwards: 0", "Forwards: 5")).await.status(), 200, "HP-21 TRACE 5");
     let received = stage.evil.received();
     assert_eq!(received[0].request_line(), "TRACE / HTTP/1.1", "HP-21 TRACE 5");
     assert_eq!(received[0].values("max-forwards"), ["4"], "HP-21 TRACE 5");
@@ -270,27 +270,30 @@ async fn every_way_of_sending_requests_is_answered_in_order() {
     .await;
     let get =
         |path: &str, lines: &str| format!("GET http://good.test{path} HTTP/1.1\r\nHost: good.test\r\n{lines}\r\n");
-    let said =
-        stage.say([get("/1", ""), get("/2", ""), get("/3", "Connection: close\r\n"), get("/4", "")].concat()).await;
+    let said = stage
+        .exchange([get("/1", ""), get("/2", ""), get("/3", "Connection: close\r\n"), get("/4", "")].concat())
+        .await;
     let order: Vec<usize> =
         ["to /1", "to /2", "to /3"].iter().map(|text| said.text().find(text).expect(text)).collect();
     assert!(order.is_sorted() && said.statuses() == [200, 200, 200], "HP-23 pipelining: {}", said.text());
-    stage.holds("HP-23 pipelining", &said).await;
+    stage.assert_invariants("HP-23 pipelining", &said).await;
 
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     conn.stream.set_nodelay(true).expect("an option");
     for byte in get("/slow", "").as_bytes() {
         conn.write(&[*byte]).await;
     }
-    assert_eq!(conn.answer().await.text(), "answer to /slow", "HP-23 byte by byte");
+    assert_eq!(conn.read_response().await.text(), "answer to /slow", "HP-23 byte by byte");
 
-    let said = stage.say("GET http://good.test/old HTTP/1.0\r\n\r\n").await;
+    let said = stage.exchange("GET http://good.test/old HTTP/1.0\r\n\r\n").await;
     assert_eq!((said.status(), said.body().as_str()), (200, "answer to /old"), "HP-23 1.0: {}", said.text());
     let said = stage
-        .say("GET http://good.test/a HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET http://good.test/b HTTP/1.0\r\n\r\n")
+        .exchange(
+            "GET http://good.test/a HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET http://good.test/b HTTP/1.0\r\n\r\n",
+        )
         .await;
     assert_eq!(said.statuses(), [200], "HP-23 1.0 keep-alive: {}", said.text());
-    let said = stage.say("GET http://good.test/a HTTP/1.0\r\n\r\nGET http://good.test/b HTTP/1.0\r\n\r\n").await;
+    let said = stage.exchange("GET http://good.test/a HTTP/1.0\r\n\r\nGET http://good.test/b HTTP/1.0\r\n\r\n").await;
     assert_eq!(said.statuses(), [200], "HP-23 1.0 closes: {}", said.text());
 }
 
@@ -298,7 +301,7 @@ async fn every_way_of_sending_requests_is_answered_in_order() {
 async fn bodies_arrive_as_they_were_sent() {
     let stage = Stage::start("").await;
     let said = stage
-        .say("GET http://good.test/body HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nConnection: close\r\n\r\nbody")
+        .exchange("GET http://good.test/body HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nConnection: close\r\n\r\nbody")
         .await;
     assert_eq!(said.status(), 200, "HP-24 GET with a body");
     assert_eq!(
@@ -318,7 +321,7 @@ async fn bodies_arrive_as_they_were_sent() {
             assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n");
         }
         conn.write(b"abc").await;
-        let answer = conn.answer().await;
+        let answer = conn.read_response().await;
         assert!(answer.status == 200 || answer.status == 417, "HP-24 {expectation}: {}", answer.status);
         let received = stage.good.received();
         assert!(received.iter().all(|request| request.values("expect").is_empty()), "HP-24 {expectation}");
@@ -342,7 +345,7 @@ async fn trailers_pass_but_cannot_say_what_belongs_in_a_head() {
     let bytes = "POST http://key.test/ HTTP/1.1\r\nHost: key.test\r\nTransfer-Encoding: chunked\r\nTrailer: Authorization, Host, \
                  Content-Length, X-Api-Key, Keybearer-Subject, X-Sum\r\nConnection: close\r\n\r\n3\r\nabc\r\n0\r\nAuthorization: Bearer \
                  mine\r\nHost: evil.test\r\nContent-Length: 9\r\nX-Api-Key: mine\r\nKeybearer-Subject: alice\r\nX-Sum: 1\r\n\r\n";
-    let (arrived, said) = tokio::join!(upstream, stage.say(bytes));
+    let (arrived, said) = tokio::join!(upstream, stage.exchange(bytes));
     assert_eq!(said.status(), 200, "HP-10: {}", said.text());
     let (head, body) = arrived.split_once("\r\n\r\n").expect("a head");
     assert!(head.contains(&format!("x-api-key: {TOKEN}")), "HP-10: {head}");
@@ -375,7 +378,7 @@ async fn ten_mebibytes_of_chunks_arrive_intact() {
             sent.extend(chunk);
         }
         conn.write(b"0\r\n\r\n").await;
-        (conn.answer().await, sent)
+        (conn.read_response().await, sent)
     };
     let (arrived, (answer, sent)) = tokio::join!(upstream, caller);
     assert_eq!((answer.status, arrived.len()), (200, 10 << 20), "HP-24");

@@ -12,13 +12,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
 use crate::rig::config::{Config, Connection, local};
-use crate::rig::inside::opened;
 use crate::rig::interception::{interception, interception_ca};
-use crate::rig::peers::{Http2Server, node, peers_path, told};
+use crate::rig::peers::{Http2Server, node, peers_path, run_script};
 use crate::rig::raw::Conn;
 use crate::rig::scripted::Scripted;
 use crate::rig::sidecar::Sidecar;
-use crate::rig::stage::{Said, Stage, TOKEN};
+use crate::rig::stage::{Stage, TOKEN, Transcript};
+use crate::rig::tunnel_client::read_connect_head;
 
 fn get(target: &str, host: &str) -> String {
     format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n")
@@ -36,7 +36,7 @@ async fn plain_http_inside_is_served_with_the_token() {
         ("absolute form with port", "http://good.test:80/5", "good.test"),
     ] {
         conn.write(get(target, host).as_bytes()).await;
-        let answer = conn.answer().await;
+        let answer = conn.read_response().await;
         assert_eq!((answer.status, answer.text().as_str()), (200, "ok"), "{row}");
         let received = stage.good.received();
         let last = received.last().expect("a request");
@@ -46,8 +46,8 @@ async fn plain_http_inside_is_served_with_the_token() {
     assert_eq!(stage.good.count(), 5);
     let mut conn = stage.open_tunnel("evil.test:80", "").await;
     conn.write(get("/", "evil.test").as_bytes()).await;
-    assert_eq!(conn.answer().await.status, 200, "an unmatched host");
-    stage.holds("tunnels", &Said(Vec::new())).await;
+    assert_eq!(conn.read_response().await.status, 200, "an unmatched host");
+    stage.assert_invariants("tunnels", &Transcript(Vec::new())).await;
 }
 
 #[tokio::test]
@@ -55,10 +55,10 @@ async fn the_head_of_connect_may_come_in_any_way() {
     let stage = Stage::start("").await;
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     conn.write(b"CONNECT good.test:80 HTTP/1.0\r\n\r\n").await;
-    let head = opened(&mut conn).await;
+    let head = read_connect_head(&mut conn).await;
     assert!(head.starts_with("HTTP/1.0 200") || head.starts_with("HTTP/1.1 200"), "HTTP/1.0: {head}");
     conn.write(get("/", "good.test").as_bytes()).await;
-    assert_eq!(conn.answer().await.status, 200, "HTTP/1.0");
+    assert_eq!(conn.read_response().await.status, 200, "HTTP/1.0");
 
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     conn.write(
@@ -66,8 +66,8 @@ async fn the_head_of_connect_may_come_in_any_way() {
             .as_bytes(),
     )
     .await;
-    assert!(opened(&mut conn).await.contains(" 200"), "together");
-    assert_eq!(conn.answer().await.status, 200, "bytes sent together with the head");
+    assert!(read_connect_head(&mut conn).await.contains(" 200"), "together");
+    assert_eq!(conn.read_response().await.status, 200, "bytes sent together with the head");
     assert!(stage.good.received().iter().any(|request| request.request_line().contains("/together")));
 }
 
@@ -84,21 +84,21 @@ async fn another_authority_inside_is_421_each_time() {
         ("CI-04 other port", "http://good.test:81/", "good.test"),
     ] {
         conn.write(get(target, host).as_bytes()).await;
-        let answer = conn.answer().await;
+        let answer = conn.read_response().await;
         assert_eq!((answer.status, answer.code()), (421, "authority_mismatch"), "{row}");
     }
     conn.write(get("/", "good.test").as_bytes()).await;
-    assert_eq!(conn.answer().await.status, 200, "the tunnel stays usable");
+    assert_eq!(conn.read_response().await.status, 200, "the tunnel stays usable");
     let mut conn = stage.open_tunnel("evil.test:80", "").await;
     conn.write(get("/", "good.test").as_bytes()).await;
-    assert_eq!(conn.answer().await.status, 421, "TC-03: a tunnel to evil with good's Host");
+    assert_eq!(conn.read_response().await.status, 421, "TC-03: a tunnel to evil with good's Host");
     assert_eq!((stage.good.count(), stage.evil.count()), (1, 0));
     for bytes in ["GET / HTTP/1.1\r\n\r\n", "GET / HTTP/1.1\r\nHost: good.test\r\nHost: good.test\r\n\r\n"] {
         let mut conn = stage.open_tunnel("good.test:80", "").await;
         conn.write(bytes.as_bytes()).await;
-        assert_eq!(conn.answer().await.status, 400, "{bytes}");
+        assert_eq!(conn.read_response().await.status, 400, "{bytes}");
     }
-    stage.holds("CI-03", &Said(Vec::new())).await;
+    stage.assert_invariants("CI-03", &Transcript(Vec::new())).await;
 }
 
 #[tokio::test]
@@ -117,7 +117,7 @@ async fn what_is_not_http_closes_the_tunnel() {
     let mut conn = stage.open_tunnel("good.test:80", "").await;
     conn.stream.shutdown().await.expect("a half-close");
     assert!(conn.is_closed().await, "nothing inside");
-    stage.holds("CI-12", &Said(rest)).await;
+    stage.assert_invariants("CI-12", &Transcript(rest)).await;
 }
 
 #[tokio::test]
@@ -141,19 +141,20 @@ async fn connect_takes_host_and_port_alone() {
         "2130706433:80",
         "0x7f000001:80",
     ] {
-        let said =
-            stage.say(format!("CONNECT {target} HTTP/1.1\r\nHost: good.test\r\n\r\n{}", get("/", "good.test"))).await;
+        let said = stage
+            .exchange(format!("CONNECT {target} HTTP/1.1\r\nHost: good.test\r\n\r\n{}", get("/", "good.test")))
+            .await;
         assert_eq!(said.status(), 400, "CI-08 {target}: {}", said.text());
         assert_eq!(
             stage.good.received().iter().filter(|r| r.request_line() == "GET / HTTP/1.1").count(),
             0,
             "CI-08 {target}"
         );
-        stage.holds(target, &said).await;
+        stage.assert_invariants(target, &said).await;
     }
     let mut conn = stage.open_tunnel("good.test:80", "").await;
     conn.write(b"CONNECT good.test:80 HTTP/1.1\r\nHost: good.test:80\r\n\r\n").await;
-    assert_eq!(conn.answer().await.status, 400, "a tunnel inside a tunnel");
+    assert_eq!(conn.read_response().await.status, 400, "a tunnel inside a tunnel");
 }
 
 #[tokio::test]
@@ -170,7 +171,7 @@ async fn addresses_are_checked_for_a_tunnel_too() {
     ] {
         let authority = format!("{host}:443");
         let said = stage
-            .say(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n{}", get("/", &authority)))
+            .exchange(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n{}", get("/", &authority)))
             .await;
         assert_eq!(said.statuses().first(), Some(&403), "CI-06 {host}: {}", said.text());
         assert!(said.text().contains("address"), "CI-06 {host}: {}", said.text());
@@ -201,23 +202,23 @@ async fn a_refused_connect_ends_its_connection_and_nothing_after_it_is_a_request
         // With the head, and once its answer has been read.
         let mut conn = Conn::open(stage.sidecar.proxy()).await;
         conn.write(format!("{connect}{early}").as_bytes()).await;
-        let answer = conn.answer().await;
+        let answer = conn.read_response().await;
         assert_eq!((answer.status, answer.header("connection")), (status, Some("close")), "{row}: {}", answer.text());
         assert_eq!(answer.json()["code"], answer.code(), "{row}: it is told as a problem");
         conn.write(early.as_bytes()).await;
         assert!(conn.is_closed().await, "{row}: another answer, or an open connection");
-        let said = stage.say(format!("{connect}{early}{early}")).await;
+        let said = stage.exchange(format!("{connect}{early}{early}")).await;
         assert_eq!(said.statuses(), [status], "{row}: {}", said.text());
         assert_eq!(stage.good.count(), 0, "{row}: what was sent early went to good");
     }
     let many = format!("CONNECT good.test:80 HTTP/1.1\r\nHost: x\r\n\r\n{}", early.repeat(500));
-    assert_eq!(stage.say(many).await.statuses(), [407], "much of it, and the answer is read all the same");
+    assert_eq!(stage.exchange(many).await.statuses(), [407], "much of it, and the answer is read all the same");
     let mut conn = stage.open_tunnel("good.test:80", &known).await;
     conn.write(
         format!("CONNECT good.test:80 HTTP/1.1\r\nHost: good.test:80\r\n\r\n{}", get("/early", "good.test")).as_bytes(),
     )
     .await;
-    assert_eq!(conn.answer().await.status, 400, "a tunnel inside a tunnel");
+    assert_eq!(conn.read_response().await.status, 400, "a tunnel inside a tunnel");
     assert!(conn.is_closed().await && stage.good.count() == 0, "what was sent early into it");
 }
 
@@ -237,7 +238,7 @@ async fn a_refused_connect_over_http2_ends_its_stream_alone() {
         connect(json!({ "proxy-authorization": "Bearer s3cret", "content-length": "0" })),
         { "path": "/x", "headers": { ":authority": "good.test", "proxy-authorization": known["proxy-authorization"] } },
     ] });
-    let answers = told(node(), "clients/h2.mjs", &[&options.to_string()], &[]).await;
+    let answers = run_script(node(), "clients/h2.mjs", &[&options.to_string()], &[]).await;
     let statuses: Vec<_> = answers.as_array().expect("answers").iter().map(|answer| answer["status"].clone()).collect();
     assert_eq!(statuses, [407, 407, 400, 200], "{answers}\n{}", stage.sidecar.log());
     assert_eq!(answers[1]["headers"]["content-type"], "application/problem+json", "{answers}");
@@ -300,17 +301,17 @@ async fn a_callers_credential_holds_for_its_tunnel() {
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     let connect = "CONNECT good.test:80 HTTP/1.1\r\nHost: good.test:80\r\n";
     conn.write(format!("{connect}\r\n").as_bytes()).await;
-    let answer = conn.answer().await;
+    let answer = conn.read_response().await;
     assert_eq!((answer.status, answer.code()), (407, "caller_unknown"));
     assert!(answer.header("proxy-authenticate").is_some());
     assert!(conn.is_closed().await, "after 407");
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     let credential = BASE64_STANDARD.encode("billing:s3cret");
     conn.write(format!("{connect}Proxy-Authorization: Basic {credential}\r\n\r\n").as_bytes()).await;
-    assert!(opened(&mut conn).await.starts_with("HTTP/1.1 200"), "with a credential");
+    assert!(read_connect_head(&mut conn).await.starts_with("HTTP/1.1 200"), "with a credential");
     for path in ["/1", "/2"] {
         conn.write(get(path, "good.test").as_bytes()).await;
-        assert_eq!(conn.answer().await.status, 200, "{path}");
+        assert_eq!(conn.read_response().await.status, 200, "{path}");
     }
     let received = stage.good.received();
     assert!(received.len() == 2 && received.iter().all(|request| request.values("proxy-authorization").is_empty()));

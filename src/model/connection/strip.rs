@@ -11,7 +11,7 @@ use super::inject::{ACCESS_TOKEN, Inject, OtherBearer, canonical_header};
 /// What stands for the two lists below.
 pub const KNOWN: &str = "known";
 
-/// Headers that `known` stands for; `README.md` lists them.
+/// Headers that `known` stands for; `docs/routing.md` lists them.
 pub const KNOWN_HEADERS: [&str; 36] = [
     "access-token",
     "api-key",
@@ -204,9 +204,9 @@ mod tests {
     }
 
     #[test]
-    fn the_readme_lists_what_is_known() {
-        let readme = include_str!("../../../README.md");
-        let (_, rest) = readme.split_once("`strip: known` removes").expect("a paragraph about it");
+    fn the_docs_list_what_is_known() {
+        let page = include_str!("../../../docs/routing.md");
+        let (_, rest) = page.split_once("`strip: known` removes these headers").expect("a paragraph about it");
         let paragraph = rest.split("\n\n").next().unwrap_or_default().to_ascii_lowercase();
         for name in KNOWN_HEADERS {
             assert!(paragraph.contains(&format!("`{name}`")), "{name}");

@@ -152,7 +152,7 @@ async fn the_proxy_does_not_lead_to_the_admin_side() {
         if opened.starts_with("HTTP/1.1 200") {
             let request = format!("GET /api/v1/connections HTTP/1.1\r\nHost: {host}\r\n{lines}\r\n");
             tunnel.write(request.as_bytes()).await;
-            let inside = tunnel.answer().await;
+            let inside = tunnel.read_response().await;
             assert!(inside.status != 200 && !inside.code().is_empty(), "{host}: {}", inside.text());
         }
     }

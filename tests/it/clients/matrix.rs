@@ -1,8 +1,8 @@
 //! Clients as people use them, with nothing but what `keybearer exec` gives them: http:// URLs, https:// URLs that are
 //! opened, https:// URLs that are relayed.
 //!
-//! The README's table of clients says what each needs; a client here has nothing else. Go and .NET, for their size, in `.ci/long`
-//! alone.
+//! The table in `docs/clients.md` says what each needs; a client here has nothing else. Go and .NET, for their size, run only in
+//! `.ci/long`.
 
 use std::process::{Output, Stdio};
 use std::time::Duration;

@@ -1,6 +1,9 @@
-//! What the documentation shows is true: every example configuration loads and its script works, every command that the
-//! README names exists.
+//! What README and docs show is true: every example configuration loads and its script works, every command exists, every
+//! error has its section.
+//!
+//! Not here: links, anchors and the width of lines (`docs`).
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -10,7 +13,7 @@ use crate::rig::raw::{self, RawResponse};
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::{Sidecar, program, root};
 
-/// The commands that the README starts with and that build something.
+/// The only commands in README and docs that build something.
 const COMMANDS: [&str; 2] = ["cargo run --release -- demo", "tests/run"];
 
 #[tokio::test]
@@ -101,54 +104,72 @@ async fn the_script_that_finds_failures_in_a_success_tells_them_apart() {
 }
 
 #[tokio::test]
-async fn every_configuration_in_the_readme_loads_without_a_problem() {
-    let blocks = blocks(&readme(), "yaml");
-    assert!(blocks.len() >= 3, "only {} blocks", blocks.len());
-    for block in blocks {
+async fn every_configuration_in_readme_and_docs_loads_without_a_problem() {
+    let shown = pages().into_iter().flat_map(|(page, text)| {
+        blocks(&text, "yaml").into_iter().map(move |block| (page.clone(), block)).collect::<Vec<_>>()
+    });
+    let shown: Vec<_> = shown.collect();
+    assert!(shown.len() >= 10, "only {} blocks", shown.len());
+    for (page, block) in shown {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let file = dir.path().join("keybearer.yaml");
         std::fs::write(&file, whole(&block)).expect("a file");
         make(&block, dir.path());
         let variables: Vec<_> = named_variables(&block).into_iter().map(|name| (name, "x".to_owned())).collect();
         let report = check(&file, &variables).await;
-        assert_eq!(report["problems"], Value::Array(vec![]), "in:\n{}", whole(&block));
+        assert_eq!(report["problems"], Value::Array(vec![]), "{page}, in:\n{}", whole(&block));
     }
 }
 
 #[test]
-fn the_readme_names_two_commands_and_they_exist() {
-    let lines = blocks(&readme(), "sh").join("\n");
+fn the_docs_list_every_example() {
+    let text = page("docs/configuration.md");
+    for entry in std::fs::read_dir(root().join("config/examples")).expect("a folder") {
+        let name = entry.expect("an entry").file_name().into_string().expect("UTF-8");
+        let row = |line: &str| line.starts_with('|') && line.contains(&format!("[{name}]"));
+        assert!(text.lines().any(row), "{name} is in no table of docs/configuration.md");
+    }
+}
+
+#[test]
+fn readme_and_docs_build_with_two_commands_and_they_exist() {
+    let lines = shell_lines();
     let building: Vec<_> =
-        lines.lines().filter(|line| ["cargo ", "tests/", "./"].iter().any(|start| line.starts_with(start))).collect();
-    assert_eq!(building, COMMANDS);
+        lines.iter().filter(|line| ["cargo ", "tests/", "./"].iter().any(|start| line.starts_with(start))).collect();
+    assert_eq!(building, COMMANDS.iter().collect::<Vec<_>>());
     let mode = std::fs::metadata(root().join(COMMANDS[1])).expect("tests/run").permissions().mode();
     assert_eq!(mode & 0o111, 0o111, "tests/run is not executable");
 }
 
 #[tokio::test]
-async fn every_keybearer_command_of_the_readme_exists() {
-    let lines = blocks(&readme(), "sh").join("\n");
-    let named = lines
-        .lines()
+async fn every_keybearer_command_in_readme_and_docs_exists() {
+    let lines = shell_lines();
+    let shown = lines
+        .iter()
         .filter_map(|line| line.strip_prefix("keybearer ").or(line.strip_prefix("cargo run --release -- ")));
-    let commands: Vec<_> = named.filter_map(|rest| rest.split_whitespace().next()).collect();
-    assert!(["demo", "check", "run"].iter().all(|command| commands.contains(command)), "{commands:?}");
+    let texts = pages();
+    let named = texts.iter().flat_map(|(_, text)| text.split("`keybearer ").skip(1));
+    let word = |rest: &str| rest.chars().take_while(char::is_ascii_lowercase).collect::<String>();
+    let commands: BTreeSet<_> = shown.chain(named).map(word).collect();
+    assert!(["demo", "check", "run"].iter().all(|command| commands.contains(*command)), "{commands:?}");
     for command in commands {
-        let output = program().args([command, "--help"]).output().await.expect("it runs");
+        let output = program().args([&command, "--help"]).output().await.expect("it runs");
         assert!(output.status.success(), "keybearer {command} does not exist");
     }
 }
 
 #[test]
-fn the_readme_has_a_remedy_for_each_error() {
+fn the_docs_have_a_row_and_a_section_for_each_error() {
     let source = std::fs::read_to_string(root().join("src/proxy/error.rs")).expect("the rows of the errors");
-    let readme = readme();
+    let page = page("docs/errors.md");
     let mut rows = 0;
     for row in source.split("Row(\"").skip(1) {
         let (code, rest) = row.split_once("\", ").expect("a code");
         let status: String = rest.chars().take_while(char::is_ascii_digit).collect();
-        let told = |line: &&str| line.starts_with('|') && line.contains(&format!("`{code}`")) && line.contains(&status);
-        assert!(readme.lines().any(|line| told(&line)), "{code} {status} is not in the README's table");
+        let in_table =
+            |line: &str| line.starts_with('|') && line.contains(&format!("`{code}`")) && line.contains(&status);
+        assert!(page.lines().any(in_table), "{code} {status} is in no table of docs/errors.md");
+        assert!(page.lines().any(|line| line == format!("### `{code}`")), "{code} has no section in docs/errors.md");
         rows += 1;
     }
     assert!(rows > 15, "only {rows} rows");
@@ -161,7 +182,7 @@ fn whole(block: &str) -> String {
     match first {
         item if item.starts_with("- name:") => format!("connections:\n{}", indented("")),
         item if item.starts_with("- ") => format!(
-            "connections:\n- name: readme\n  client_id: x\n  client_secret: \"${{env:X}}\"\n  \
+            "connections:\n- name: shown\n  client_id: x\n  client_secret: \"${{env:X}}\"\n  \
              token_url: https://login.example.com/token\n  routes:\n{}",
             indented("  ")
         ),
@@ -210,8 +231,24 @@ async fn check(file: &Path, variables: &[(String, String)]) -> Value {
     serde_json::from_slice(&output.stdout).expect("JSON")
 }
 
-fn readme() -> String {
-    std::fs::read_to_string(root().join("README.md")).expect("README.md")
+fn page(name: &str) -> String {
+    std::fs::read_to_string(root().join(name)).expect(name)
+}
+
+/// README and every page of `docs/`, by name.
+fn pages() -> Vec<(String, String)> {
+    let entries = std::fs::read_dir(root().join("docs")).expect("docs/");
+    let names = entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"));
+    let mut names: Vec<_> = names.filter(|name| name.ends_with(".md")).map(|name| format!("docs/{name}")).collect();
+    names.sort();
+    names.insert(0, "README.md".to_owned());
+    names.into_iter().map(|name| (name.clone(), page(&name))).collect()
+}
+
+/// The lines of every shell block in README and docs.
+fn shell_lines() -> Vec<String> {
+    let blocks = pages().into_iter().flat_map(|(_, text)| blocks(&text, "sh"));
+    blocks.flat_map(|block| block.lines().map(str::to_owned).collect::<Vec<_>>()).collect()
 }
 
 /// The text of every fenced block of a language.

@@ -222,7 +222,7 @@ async fn load(sidecar: &Sidecar, connections: usize, stop: Arc<AtomicBool>) -> J
             let mut next = Instant::now();
             while !stop.load(Ordering::Relaxed) {
                 conn.write(b"GET http://api.test/ HTTP/1.1\r\nHost: api.test\r\n\r\n").await;
-                let answer = conn.answer().await;
+                let answer = conn.read_response().await;
                 count += 1;
                 if answer.status != 200 || answer.text() != "good" {
                     wrong.push(format!("{} {}", answer.status, answer.text()));

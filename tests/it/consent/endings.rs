@@ -277,7 +277,7 @@ async fn a_connection_with_too_many_starts_forgets_its_own_first_ones_and_leaves
                     body.len()
                 );
                 conn.write(head.as_bytes()).await;
-                let answer = conn.answer().await;
+                let answer = conn.read_response().await;
                 assert_eq!(answer.status, 201, "{at}: {}", answer.text());
                 ids.push(text(&answer.json()["id"]).to_owned());
             }

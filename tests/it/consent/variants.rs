@@ -121,7 +121,7 @@ async fn a_code_for_another_device_connects_at_oidc_provider() {
     tab.confirm().await;
     let page = tab.until("/connect/crm/result", &house.server.issuer()).await;
     let code = user_code(page.text());
-    assert!(house.server.asked("p-device-web", DEVICE).await <= 1);
+    assert!(house.server.token_requests_by_grant("p-device-web", DEVICE).await <= 1);
 
     let device = house.browser.tab("b", "1");
     device.open(&format!("{}/device", house.server.issuer())).await;

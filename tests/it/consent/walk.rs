@@ -45,7 +45,7 @@ async fn a_person_connects_an_account_whose_token_is_refreshed_through_three_lif
         assert_eq!(house.accepted("").await, "ann");
         sleep(Duration::from_millis(20)).await;
     }
-    let refreshes = house.server.asked("p-short", "refresh_token").await;
+    let refreshes = house.server.token_requests_by_grant("p-short", "refresh_token").await;
     let stats = house.server.stats().await;
     assert!(refreshes >= 3, "{stats}");
     assert_eq!((house.exchanges().await, stats["rotations"].as_u64()), (1, Some(refreshes)), "{stats}");

@@ -158,7 +158,7 @@ async fn everything_leaves_through_the_proxy() {
         let before = proxy.saw(&format!("CONNECT {place} "));
         conn.write(format!("CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n\r\n").as_bytes()).await;
         assert!(
-            crate::rig::inside::opened(&mut conn).await.starts_with("HTTP/1.1 200"),
+            crate::rig::tunnel_client::read_connect_head(&mut conn).await.starts_with("HTTP/1.1 200"),
             "{row}: {}",
             stage.sidecar.log()
         );

@@ -5,9 +5,9 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::rig::command::{run, said};
+use crate::rig::command::{printed, run};
 use crate::rig::fleet::{SEAL_KEY, Traffic, config, free_port, tls_of};
-use crate::rig::manager::{call, hand_in};
+use crate::rig::manager::{call, import_refresh_token};
 use crate::rig::peers::{AuthorizationServer, Peers, Upstream};
 use crate::rig::raw;
 use crate::rig::redis::Redis;
@@ -76,7 +76,7 @@ async fn a_shard_that_fails_over_loses_no_token_and_no_request() {
     let text = config(&server, &upstream, &store);
     let replicas = [Sidecar::start(&text).await, Sidecar::start(&text).await];
     let token = server.refresh_token("ann").await;
-    assert_eq!(hand_in(&replicas[0], &token, None).await.status, 200, "{}", replicas[0].log());
+    assert_eq!(import_refresh_token(&replicas[0], &token, None).await.status, 200, "{}", replicas[0].log());
     let end = Instant::now() + Duration::from_secs(5);
     while raw::get_through(replicas[1].proxy(), API, "").await.status != 200 {
         assert!(Instant::now() < end, "the other one hears of it: {}", replicas[1].log());
@@ -95,7 +95,7 @@ async fn a_shard_that_fails_over_loses_no_token_and_no_request() {
         (&["store", "import", "--overwrite", &file], "", "3 records imported"),
     ] {
         let output = run(dir, arguments, input).await;
-        assert!(said(&output).contains(answer), "{arguments:?}: {}", said(&output));
+        assert!(printed(&output).contains(answer), "{arguments:?}: {}", printed(&output));
     }
 
     let failed = primary(&nodes).await.expect("one of the nodes has it");

@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use crate::rig::fleet::{Fleet, SEAL_KEY, Traffic, config, everything, free_port, served, store, tls_of};
-use crate::rig::manager::{call, hand_in};
+use crate::rig::fleet::{Fleet, SEAL_KEY, Traffic, config, dump, free_port, served, store, tls_of};
+use crate::rig::manager::{call, import_refresh_token};
 use crate::rig::peers::{AuthorizationServer, Peers, Upstream};
 use crate::rig::raw;
 use crate::rig::redis::Redis;
@@ -75,7 +75,7 @@ async fn redis_stops_and_comes_back_empty() {
         assert!(Instant::now() < end, "{}", third.log());
         sleep(Duration::from_millis(200)).await;
     }
-    fleet.is_clean().await;
+    fleet.assert_no_token_spent_twice().await;
     assert_eq!(fleet.count("rotations").await, 2);
 }
 
@@ -98,7 +98,7 @@ async fn through(row: &str, trouble: impl AsyncFn(&Fleet), remedy: impl AsyncFn(
     for traffic in traffic {
         assert!(traffic.end(one).await > 100, "{row}");
     }
-    fleet.is_clean().await;
+    fleet.assert_no_token_spent_twice().await;
     kept(&fleet.redis, CRM).await;
     kept(&fleet.redis, "keybearer:{machine}:token:default").await;
 }
@@ -157,7 +157,7 @@ async fn a_rotation_that_redis_does_not_take_is_not_lost() {
         sleep(Duration::from_millis(20)).await;
     }
     fleet.server.control(json!({ "delay_ms": 0 })).await;
-    fleet.wires.iter().for_each(Wire::mend);
+    fleet.wires.iter().for_each(Wire::restore);
     while fleet.count("rotations").await < rotations + 2 {
         assert!(Instant::now() < end + Duration::from_secs(15), "{}", fleet.replicas[0].log());
         sleep(Duration::from_millis(50)).await;
@@ -165,7 +165,7 @@ async fn a_rotation_that_redis_does_not_take_is_not_lost() {
     for (traffic, replica) in traffic.into_iter().zip(&fleet.replicas) {
         assert!(traffic.end(replica).await > 100);
     }
-    fleet.is_clean().await;
+    fleet.assert_no_token_spent_twice().await;
 }
 
 /// A grant that a person has brought takes the place of an older one, whenever it can be saved.
@@ -182,7 +182,7 @@ async fn a_new_consent_that_redis_does_not_take_at_once_replaces_the_old_one() {
         let token = fleet.server.refresh_token("ann").await;
         fleet.server.control(json!({ "delay_ms": 1000 })).await;
         let asked = fleet.server.token_requests("person").await;
-        let (handed, ()) = tokio::join!(hand_in(one, &token, None), async {
+        let (handed, ()) = tokio::join!(import_refresh_token(one, &token, None), async {
             fleet.token_requests_beyond("person", asked).await;
             fleet.wires[0].cut();
         });
@@ -193,7 +193,7 @@ async fn a_new_consent_that_redis_does_not_take_at_once_replaces_the_old_one() {
             fleet.upstream.records().await.pop().expect("a request")["headers"].clone()
         };
         let new = sent(one).await;
-        fleet.wires[0].mend();
+        fleet.wires[0].restore();
         let end = Instant::now() + Duration::from_secs(20);
         while raw::get_through(other.proxy(), API, "").await.status != 200
             || authorization(&sent(other).await) != authorization(&new)
@@ -222,7 +222,7 @@ async fn a_full_redis_is_no_trouble() {
     fleet.rotated().await;
     assert!(traffic.end(&fleet.replicas[0]).await > 50);
     assert!(!fleet.replicas[0].log().contains("could not be saved"), "{}", fleet.replicas[0].log());
-    fleet.is_clean().await;
+    fleet.assert_no_token_spent_twice().await;
 }
 
 /// ST-10.
@@ -258,7 +258,7 @@ async fn values_of_others_are_neither_read_nor_kept() {
         assert!(one.resident_kib() < memory + 32 * 1024, "{row}");
     }
     assert!(traffic.end(one).await > 100);
-    fleet.is_clean().await;
+    fleet.assert_no_token_spent_twice().await;
     assert_eq!(redis.cli(&["ZCARD", "keybearer:{crm}:tokens"]).await, "1");
     assert!(one.log().contains("is larger than any record of keybearer"), "{}", one.log());
 }
@@ -311,16 +311,16 @@ async fn wrong_credentials_and_names_are_reported_and_corrected_by_a_reload() {
 async fn a_seal_key_that_other_replicas_lack_is_reported_and_overwrites_nothing() {
     let fleet = Fleet::start(1, 60).await;
     fleet.connect().await;
-    let before = everything(&fleet.redis).await;
+    let before = dump(&fleet.redis).await;
     let odd = store(fleet.redis.port).replace(SEAL_KEY, "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=");
     let sidecar = Sidecar::spawn(&config(&fleet.server, &fleet.upstream, &odd), &[]).await;
     sidecar.logged("add that key behind the first").await;
     assert_eq!(raw::get_through(sidecar.proxy(), MACHINE, "").await.status, 200, "{}", sidecar.log());
     assert_eq!(raw::get_through(sidecar.proxy(), API, "").await.status, 503, "{}", sidecar.log());
     sidecar.logged("not ready: store unreachable").await;
-    assert_eq!(hand_in(&fleet.replicas[0], "none", None).await.status, 422);
+    assert_eq!(import_refresh_token(&fleet.replicas[0], "none", None).await.status, 422);
     for (key, text) in &before {
-        let now = everything(&fleet.redis).await.into_iter().find(|(name, _)| name == key);
+        let now = dump(&fleet.redis).await.into_iter().find(|(name, _)| name == key);
         assert_eq!(now.map(|(_, text)| text).as_ref(), Some(text), "{key}");
     }
 }
@@ -419,7 +419,7 @@ async fn sentinels_say_where_the_primary_is() {
     let store = format!("store: {{redis: {{url: {urls}}}, seal_key: {SEAL_KEY}}}\n");
     let sidecar = Sidecar::start(&config(&server, &upstream, &store)).await;
     let token = server.refresh_token("ann").await;
-    assert_eq!(hand_in(&sidecar, &token, None).await.status, 200, "{}", sidecar.log());
+    assert_eq!(import_refresh_token(&sidecar, &token, None).await.status, 200, "{}", sidecar.log());
     kept(&primary, CRM).await;
     let traffic = Traffic::through(&sidecar, API);
     assert_eq!(asked(&["SENTINEL", "FAILOVER", "main"]).await.trim(), "OK");

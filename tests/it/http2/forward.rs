@@ -3,10 +3,10 @@
 use serde_json::{Value, json};
 
 use crate::rig::config::{Config, Connection, local};
-use crate::rig::peers::{Peers, WebSocketServer, node, python, told};
+use crate::rig::peers::{Peers, WebSocketServer, node, python, run_script};
 use crate::rig::scripted::Scripted;
 use crate::rig::sidecar::Sidecar;
-use crate::rig::stage::{Said, Stage, TOKEN};
+use crate::rig::stage::{Stage, TOKEN, Transcript};
 
 /// One request: its scheme, authority, path and further fields.
 fn request(scheme: &str, authority: &str, path: &str, more: &[(&str, &str)]) -> Value {
@@ -21,7 +21,7 @@ fn request(scheme: &str, authority: &str, path: &str, more: &[(&str, &str)]) -> 
 async fn session(origin: &str, requests: Vec<Value>) -> Vec<Value> {
     let ca = origin.starts_with("https").then(|| Peers::certs().ca.clone());
     let options = json!({ "origin": origin, "ca": ca, "requests": requests });
-    match told(node(), "clients/h2.mjs", &[&options.to_string()], &[]).await {
+    match run_script(node(), "clients/h2.mjs", &[&options.to_string()], &[]).await {
         Value::Array(answers) => answers,
         other => panic!("{other}"),
     }
@@ -123,7 +123,7 @@ async fn scheme_and_authority_say_for_whom_a_request_is() {
         ("GET *", get("good.test", "*"), Err((400, "bad_request_target"))),
     ];
     check(&stage, &origin, &rows).await;
-    stage.holds("HTTP/2", &Said(Vec::new())).await;
+    stage.assert_invariants("HTTP/2", &Transcript(Vec::new())).await;
     let via = stage.good.received()[0].values("via")[0].to_owned();
     assert!(via.starts_with("2.0 keybearer"), "{via}");
     let back = |authority| request("http", authority, "/api/x", &[("via", &via)]);
@@ -203,7 +203,7 @@ async fn curl_forwards_over_http2_where_it_can() {
 /// `GET path` by extended CONNECT (RFC 8441) at `authority`: what `tests/peers/h2_probe.py` sees.
 async fn websocket(sidecar: &Sidecar, authority: &str, path: &str) -> Value {
     let options = json!({ "port": sidecar.proxy().port(), "authority": authority, "path": path, "probe": "websocket" });
-    told(python(), "h2_probe.py", &[&options.to_string()], &[]).await
+    run_script(python(), "h2_probe.py", &[&options.to_string()], &[]).await
 }
 
 #[tokio::test]

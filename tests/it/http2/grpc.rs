@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::rig::config::{Config, Connection, local};
 use crate::rig::interception::{interception, interception_ca};
-use crate::rig::peers::{GrpcServer, python, told};
+use crate::rig::peers::{GrpcServer, python, run_script};
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
 
@@ -30,7 +30,7 @@ async fn all_kinds_of_calls_pass_through_a_mount_and_through_a_tunnel() {
         ("at a mount", mount.as_str(), vec![]),
         ("through http_proxy", "echo.test:50051", vec![("http_proxy", proxy.as_str())]),
     ] {
-        let said = told(python(), "clients/grpc_all.py", &[target], &environment).await;
+        let said = run_script(python(), "clients/grpc_all.py", &[target], &environment).await;
         assert_eq!(said["unary"], 3_000_000, "{row}: {said}\n{}", sidecar.log());
         let ms: Vec<u64> = serde_json::from_value(said["down"].clone()).unwrap_or_else(|_| panic!("{row}: {said}"));
         assert!(ms.len() == 4 && ms[3] - ms[0] >= 250, "{row}: they came together: {ms:?}");
@@ -50,7 +50,7 @@ async fn all_kinds_of_calls_pass_where_tls_is_opened() {
     let sidecar = Sidecar::start(config).await;
     let (proxy, ca) = (sidecar.proxy_url(), interception_ca().0.display().to_string());
     let environment = [("https_proxy", proxy.as_str()), ("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", ca.as_str())];
-    let said = told(python(), "clients/grpc_all.py", &["api.test:443", "tls"], &environment).await;
+    let said = run_script(python(), "clients/grpc_all.py", &["api.test:443", "tls"], &environment).await;
     assert_eq!(said["unary"], 3_000_000, "{said}\n{}", sidecar.log());
     assert_eq!(said["both"], json!(["one", "two", "three"]), "{said}");
     assert_eq!(said["down"].as_array().map(Vec::len), Some(4), "{said}");
@@ -62,7 +62,7 @@ async fn the_proxys_own_errors_are_grpcs() {
     let server = GrpcServer::start(json!({ "token": "another" })).await;
     let (sidecar, _tokens) = start(&server, "").await;
     let proxy = sidecar.proxy_url();
-    let said = told(python(), "clients/grpc_all.py", &["off.test:50051"], &[("http_proxy", &proxy)]).await;
+    let said = run_script(python(), "clients/grpc_all.py", &["off.test:50051"], &[("http_proxy", &proxy)]).await;
     for name in ["unary", "down", "both", "fail"] {
         assert_eq!(said[name][0], "FAILED_PRECONDITION", "{name}: {said}");
         assert_eq!(said[name][1], "the connection is switched off (active: false)", "{name}");
@@ -70,7 +70,7 @@ async fn the_proxys_own_errors_are_grpcs() {
     }
     drop(server);
     let mount = sidecar.proxy().to_string();
-    let said = told(python(), "clients/grpc_all.py", &[&mount], &[]).await;
+    let said = run_script(python(), "clients/grpc_all.py", &[&mount], &[]).await;
     assert_eq!(said["unary"][0], "UNAVAILABLE", "{said}");
     assert_eq!(said["unary"][2]["keybearer-error"], "upstream_unreachable", "{said}");
 }

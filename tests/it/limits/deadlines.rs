@@ -25,7 +25,7 @@ async fn a_head_that_does_not_end_is_408_and_silence_is_closed_silently() {
     let started = Instant::now();
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     conn.write(b"GET http://good.test/ HTTP/1.1\r\nHost: ").await;
-    let answer = conn.answer().await;
+    let answer = conn.read_response().await;
     took(started, s(0.5));
     assert_eq!((answer.status, answer.code()), (408, "request_timeout"));
     assert_eq!(answer.json()["action"], "fix_request");
@@ -33,7 +33,7 @@ async fn a_head_that_does_not_end_is_408_and_silence_is_closed_silently() {
 
     let started = Instant::now();
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
-    let answer = conn.answer().await;
+    let answer = conn.read_response().await;
     took(started, s(0.5));
     assert_eq!(answer.status, 0, "an empty connection gets no answer");
 
@@ -45,7 +45,7 @@ async fn a_head_that_does_not_end_is_408_and_silence_is_closed_silently() {
         tokio::time::sleep(s(0.05)).await;
         assert_eq!(raw::get_through(stage.sidecar.proxy(), "http://good.test/", "").await.status, 200);
     }
-    assert_eq!(slow.answer().await.status, 408);
+    assert_eq!(slow.read_response().await.status, 408);
     took(started, s(0.5));
 }
 
@@ -145,7 +145,7 @@ async fn a_quiet_answer_is_not_cut_while_the_request_still_arrives() {
             tokio::time::sleep(s(0.4)).await;
         }
         conn.write(b"0\r\n\r\n").await;
-        conn.answer().await
+        conn.read_response().await
     };
     let (_held, answer) = tokio::join!(upstream, caller);
     assert_eq!((answer.status, answer.text().as_str(), answer.complete), (200, "hello", true));
@@ -160,7 +160,7 @@ async fn an_answer_is_cut_when_its_request_moves_no_more_either() {
     stream.read_u8().await.expect("a request");
     stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel").await.expect("it reads");
     let started = Instant::now();
-    let answer = conn.answer().await;
+    let answer = conn.read_response().await;
     took(started, s(0.5));
     assert!(answer.status == 200 && !answer.complete, "{answer:?}");
 }
@@ -267,7 +267,7 @@ async fn idle_connections_close_on_both_sides() {
     let caller = async {
         let mut conn = Conn::open(stage.sidecar.proxy()).await;
         conn.write(GET).await;
-        assert_eq!(conn.answer().await.status, 200);
+        assert_eq!(conn.read_response().await.status, 200);
         let started = Instant::now();
         assert!(conn.is_closed().await);
         took(started, s(0.5));

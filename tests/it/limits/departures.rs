@@ -155,7 +155,7 @@ async fn a_caller_that_leaves_the_queue_frees_its_place_there() {
         stage.sidecar.until_metric("keybearer_requests_in_flight", |value| value == 1.0).await;
     }
     assert_eq!(raw::send(stage.sidecar.proxy(), GET).await.status, 200);
-    assert_eq!(holder.answer().await.status, 200);
+    assert_eq!(holder.read_response().await.status, 200);
     assert_eq!(stage.good.count(), 2, "what was given up was never sent");
 }
 
@@ -168,7 +168,7 @@ async fn a_caller_that_only_ends_what_it_sends_gets_its_answer() {
         ("GET http://good.test/ HTTP/1.0", vec![200]),
         ("GET http://good.test/late HTTP/1.1", vec![100, 200]),
     ] {
-        let said = stage.say(format!("{row}\r\nHost: x\r\n\r\n")).await;
+        let said = stage.exchange(format!("{row}\r\nHost: x\r\n\r\n")).await;
         let mut statuses = said.statuses();
         statuses.dedup();
         assert_eq!(statuses, expected, "{row}: {}", said.text());
@@ -183,7 +183,7 @@ async fn a_caller_that_only_ends_what_it_sends_gets_its_answer() {
         tokio::time::sleep(s(1.0)).await;
         stream.write_all(b"def").await.expect("it reads");
     };
-    let (_, said) = tokio::join!(upstream, stage.say(GET));
+    let (_, said) = tokio::join!(upstream, stage.exchange(GET));
     assert_eq!((said.statuses(), said.body().as_str()), (vec![200], "abcdef"), "{}", said.text());
 }
 
@@ -315,17 +315,17 @@ async fn callers_take_turns_at_an_upstream() {
             let in_flight = number as f64 + 2.0;
             stage.sidecar.until_metric("keybearer_requests_in_flight", |value| value == in_flight).await;
         }
-        let refused = ask("a", "/a5").await.answer().await;
+        let refused = ask("a", "/a5").await.read_response().await;
         assert_eq!(refused.code(), "overloaded", "{row}: the queue is full");
         conns.push(ask("b", "/b1").await);
-        let pushed_out = conns[4].answer().await;
+        let pushed_out = conns[4].read_response().await;
         assert_eq!(pushed_out.code(), "overloaded", "{row}: the last of the caller that fills the queue");
         conns.push(ask("b", "/b2").await);
-        let pushed_out = conns[3].answer().await;
+        let pushed_out = conns[3].read_response().await;
         assert_eq!(pushed_out.code(), "overloaded", "{row}: half of the queue each");
         held.answers.add_permits(8);
         for at in [0, 1, 2, 5, 6] {
-            assert_eq!(conns[at].answer().await.status, 200, "{row}: {at}");
+            assert_eq!(conns[at].read_response().await.status, 200, "{row}: {at}");
         }
         assert_eq!(*held.asked.lock().unwrap(), ["/a0", "/a1", "/b1", "/a2", "/b2"], "{row}");
     }

@@ -168,7 +168,7 @@ async fn a_caller_of_many_origins_leaves_the_others_served() {
             let mut conn = Conn::open(proxy).await;
             for origin in origins {
                 conn.write(format!("GET http://{origin}/ HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await;
-                let answer = conn.answer().await;
+                let answer = conn.read_response().await;
                 assert_eq!(answer.status, 200, "{origin}: {}", answer.text());
                 served.fetch_add(1, Ordering::SeqCst);
             }
@@ -193,7 +193,7 @@ async fn a_caller_of_many_origins_leaves_the_others_served() {
     let mut conn = Conn::open(proxy).await;
     for (origin, dials) in [(ORIGINS, 1), (ORIGINS, 1), (0, 2)] {
         conn.write(format!("GET http://{}/ HTTP/1.1\r\nHost: x\r\n\r\n", many.origin(origin)).as_bytes()).await;
-        assert_eq!((conn.answer().await.status, many.accepted()), (200, ORIGINS + dials), "origin {origin}");
+        assert_eq!((conn.read_response().await.status, many.accepted()), (200, ORIGINS + dials), "origin {origin}");
     }
 }
 
@@ -249,13 +249,13 @@ async fn callers_beyond_the_limit_of_open_files_hear_so_and_the_others_are_serve
     }
     let mut told = 0;
     for conn in &mut beyond {
-        let answer = conn.answer().await;
+        let answer = conn.read_response().await;
         assert!(matches!((answer.status, answer.code()), (0, "") | (503, "overloaded")), "{answer:?}");
         told += usize::from(answer.status == 503);
     }
     assert!(told >= 20, "{told} of them are told");
     for conn in &mut held {
-        assert_eq!(conn.answer().await.status, 200);
+        assert_eq!(conn.read_response().await.status, 200);
     }
     watchdog.barked_not();
     assert!(sidecar.open_files() < OPEN_FILES);

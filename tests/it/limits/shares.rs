@@ -38,7 +38,7 @@ async fn open(caller: &str, proxy: SocketAddr) -> Conn {
 async fn get(caller: &str, proxy: SocketAddr, url: &str) -> RawResponse {
     let mut conn = open(caller, proxy).await;
     conn.write(format!("GET {url} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await;
-    conn.answer().await
+    conn.read_response().await
 }
 
 #[tokio::test]
@@ -147,7 +147,7 @@ async fn an_address_leaves_connections_to_others() {
             match row {
                 "is kept alive" => {
                     conn.write(GET).await;
-                    assert_eq!(conn.answer().await.status, 200, "{row}: {number}");
+                    assert_eq!(conn.read_response().await.status, 200, "{row}: {number}");
                 }
                 "sends a part of a head" => conn.write(b"GET http").await,
                 _ => {}
@@ -165,7 +165,7 @@ async fn an_address_leaves_connections_to_others() {
         if row == "is kept alive" {
             let youngest = held.last_mut().expect("many");
             youngest.write(GET).await;
-            assert_eq!(youngest.answer().await.status, 200, "{row}");
+            assert_eq!(youngest.read_response().await.status, 200, "{row}");
         }
     }
 }
@@ -204,7 +204,7 @@ async fn requests_on_dead_connections_do_not_wait_for_each_other() {
     let sidecar = Sidecar::start_with_open_files(&config, OPEN_FILES).await;
     let ask = async |conn: &mut Conn| {
         conn.write(b"GET http://other.test/ HTTP/1.1\r\nHost: x\r\n\r\n").await;
-        conn.answer().await.status
+        conn.read_response().await.status
     };
     let mut callers = Vec::new();
     for _ in 0..ONE_CALLER_MAX {

@@ -94,7 +94,7 @@ async fn each_error_is_counted_by_its_code() {
     assert!(head.starts_with(b"HTTP/1.1 200 "));
     assert_eq!(raw::send(sidecar.proxy(), connect.as_bytes()).await.code(), "overloaded");
     tunnel.write(b"GET / HTTP/1.1\r\nHost: scoped.test\r\n\r\n").await;
-    assert_eq!(tunnel.answer().await.code(), "authority_mismatch");
+    assert_eq!(tunnel.read_response().await.code(), "authority_mismatch");
     for code in ["overloaded", "authority_mismatch"] {
         assert_eq!(sidecar.metric(&counted(code, "")).await, 1.0, "{code}");
         seen.insert(code.to_owned());

@@ -97,7 +97,7 @@ async fn what_is_under_way_is_counted_while_it_is() {
     conn.write(format!("GET http://api.test/silence HTTP/1.1\r\nHost: api.test\r\n{CALLER}\r\n").as_bytes()).await;
     sidecar.until_metric(active, |count| count == 1.0).await;
     assert_eq!(sidecar.metric("keybearer_requests_in_flight").await, 1.0);
-    assert_eq!(conn.answer().await.code(), "upstream_timeout");
+    assert_eq!(conn.read_response().await.code(), "upstream_timeout");
     sidecar.until_metric(active, |count| count == 0.0).await;
     sidecar.until_metric("keybearer_requests_in_flight", |count| count == 0.0).await;
 }

@@ -9,13 +9,13 @@ use tokio::time::timeout;
 
 use crate::rig::frames::{self, FrameServer, NO_ERROR, STATUS_200};
 use crate::rig::http2::Http2;
-use crate::rig::inside;
 use crate::rig::interception::{interception, interception_ca};
 use crate::rig::peers::Peers;
 use crate::rig::raw::{self, Conn};
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
 use crate::rig::stage::Stage;
+use crate::rig::tunnel_client;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// `hello`, and the end of the head before it.
@@ -48,14 +48,14 @@ async fn a_problem_in_response_to_head_has_no_content() {
         assert_eq!(head.headers["content-length"], get.body.len().to_string(), "{code}");
         let lines = format!("Host: {authority}\r\n{field}: Bearer s3cret\r\nConnection: close\r\n\r\n");
         let target = if *code == "no_mount" { (*path).to_owned() } else { format!("http://{authority}{path}") };
-        let said = stage.say(format!("HEAD {target} HTTP/1.1\r\n{lines}")).await;
+        let said = stage.exchange(format!("HEAD {target} HTTP/1.1\r\n{lines}")).await;
         assert_eq!((said.code().as_str(), said.body().as_str()), (*code, ""), "{}", said.text());
         assert_ne!(said.header("content-length").as_deref(), Some("0"), "{}", said.text());
     }
     let mut conn = Conn::open(here).await;
     conn.write(b"CONNECT secure.test:443 HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Bearer s3cret\r\n\r\n").await;
-    assert!(inside::opened(&mut conn).await.contains(" 200 "));
-    let connector = inside::connector(&interception_ca().0, &[b"h2"]);
+    assert!(tunnel_client::read_connect_head(&mut conn).await.contains(" 200 "));
+    let connector = tunnel_client::connector(&interception_ca().0, &[b"h2"]);
     let name = ServerName::try_from("secure.test").expect("a name");
     let stream = connector.connect(name, conn.stream).await.expect("a handshake");
     let request = Request::head("https://else.test/").body(()).expect("a request");
@@ -78,7 +78,7 @@ async fn content_without_a_length_goes_on_whatever_the_method() {
                 assert_eq!(String::from_utf8_lossy(&request.body), CHUNKS, "{method} {target} {row}");
             };
             let head = format!("{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{CHUNKED}");
-            let said = stage.say(head + CHUNKS).await;
+            let said = stage.exchange(head + CHUNKS).await;
             assert_eq!(said.status(), 200, "{method} {target}: {}", said.text());
             check("chunked");
             let method = Method::from_bytes(method.as_bytes()).expect("a method");
@@ -165,9 +165,10 @@ async fn a_caller_over_http_1_0_never_takes_a_part_for_all() {
     ends.push(("an upload", end(&mut conn.stream).await));
     let mut conn = Conn::open(intercepting.proxy()).await;
     conn.write(b"CONNECT api.test:443 HTTP/1.1\r\nHost: x\r\n\r\n").await;
-    assert!(inside::opened(&mut conn).await.contains(" 200 "));
+    assert!(tunnel_client::read_connect_head(&mut conn).await.contains(" 200 "));
     let name = ServerName::try_from("api.test").expect("a name");
-    let stream = inside::connector(&interception_ca().0, &[]).connect(name, conn.stream).await.expect("a handshake");
+    let stream =
+        tunnel_client::connector(&interception_ca().0, &[]).connect(name, conn.stream).await.expect("a handshake");
     let mut conn = Conn::over(stream);
     conn.write(get("/").as_bytes()).await;
     // Its TLS has no end either way; what tells is the connection below.

@@ -56,7 +56,7 @@ async fn a_method_with_content_states_an_empty_one() {
         };
         for (row, lines) in [("a length of 0", "Content-Length: 0\r\n"), ("no length", "")] {
             let head = format!("{method} http://good.test/x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{lines}\r\n");
-            assert_eq!(stage.say(head).await.status(), 200, "{method} {row}");
+            assert_eq!(stage.exchange(head).await.status(), 200, "{method} {row}");
             check(row);
         }
         let method = Method::from_bytes(method.as_bytes()).expect("a method");
@@ -65,7 +65,7 @@ async fn a_method_with_content_states_an_empty_one() {
         check("END_STREAM on the head");
     }
     let chunked = "POST http://good.test/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n0\r\n\r\n";
-    assert_eq!(stage.say(chunked).await.status(), 200);
+    assert_eq!(stage.exchange(chunked).await.status(), 200);
     let last = stage.good.received().pop().expect("a request");
     assert_eq!((last.values("content-length").len(), last.values("transfer-encoding")), (0, vec!["chunked"]));
 }
@@ -162,7 +162,7 @@ async fn a_reset_without_error_after_a_complete_response_harms_nothing() {
         let mut conn = Conn::open(sidecar.proxy()).await;
         // The rest of the upload never comes.
         conn.write(b"POST https://api.test/ HTTP/1.1\r\nHost: api.test\r\nContent-Length: 10\r\n\r\nabc").await;
-        let answer = conn.answer().await;
+        let answer = conn.read_response().await;
         let told = (answer.status, answer.text(), answer.complete);
         assert_eq!(told, (200, "abc".to_owned(), true), "{row}: {answer:?}\n{}", sidecar.log());
     }
@@ -221,8 +221,8 @@ async fn a_transfer_coding_that_cannot_be_undone_is_502() {
             assert_eq!((answer.text().as_str(), answer.complete), ("abc", true), "{coding}");
         }
         // Nothing of it is there to undo.
-        let said =
-            stage.say(format!("HEAD http://good.test/row/{number} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"));
+        let said = stage
+            .exchange(format!("HEAD http://good.test/row/{number} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"));
         let said = said.await;
         assert_eq!((said.status(), said.header("transfer-encoding")), (200, None), "{coding}: {}", said.text());
     }
@@ -239,7 +239,7 @@ async fn lengths_that_agree_become_one() {
     for path in ["list", "lines"] {
         for (method, body) in [("GET", "ok"), ("HEAD", "")] {
             let head = format!("{method} http://good.test/{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-            let said = stage.say(head).await;
+            let said = stage.exchange(head).await;
             let lengths = said.text().to_lowercase().matches("content-length: ").count();
             assert_eq!((said.status(), lengths, said.body().as_str()), (200, 1, body), "{method}: {}", said.text());
             assert_eq!(said.header("content-length").as_deref(), Some("2"), "{method}: {}", said.text());
@@ -258,15 +258,15 @@ async fn options_without_a_path_are_about_the_server() {
         ("/api", "OPTIONS /base HTTP/1.1"),
     ] {
         let head = format!("OPTIONS {target} HTTP/1.1\r\nHost: good.test\r\nConnection: close\r\n\r\n");
-        assert_eq!(stage.say(head).await.status(), 200, "{target}");
+        assert_eq!(stage.exchange(head).await.status(), 200, "{target}");
         let received = stage.good.received();
         let request = received.last().expect("a request");
         assert_eq!(request.request_line(), expected, "{target}");
         assert_eq!(request.values("host"), ["good.test"], "{target}");
     }
-    let get = stage.say("GET http://good.test HTTP/1.1\r\nHost: good.test\r\nConnection: close\r\n\r\n").await;
+    let get = stage.exchange("GET http://good.test HTTP/1.1\r\nHost: good.test\r\nConnection: close\r\n\r\n").await;
     assert_eq!((get.status(), stage.good.received()[4].request_line()), (200, "GET / HTTP/1.1"));
-    let get = stage.say("GET http://good.test?a=b HTTP/1.1\r\nHost: good.test\r\nConnection: close\r\n\r\n").await;
+    let get = stage.exchange("GET http://good.test?a=b HTTP/1.1\r\nHost: good.test\r\nConnection: close\r\n\r\n").await;
     assert_eq!((get.status(), stage.good.received()[5].request_line()), (200, "GET /?a=b HTTP/1.1"));
 }
 
@@ -304,8 +304,8 @@ async fn a_request_head_is_bounded_by_its_bytes_and_its_fields() {
     // Sent at once with another request before it.
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     conn.write((get("") + &get(&fields(1000))).as_bytes()).await;
-    assert_eq!(conn.answer().await.text(), "ok");
-    is_refused(&conn.answer().await, 431, "head_too_large", "pipelined");
+    assert_eq!(conn.read_response().await.text(), "ok");
+    is_refused(&conn.read_response().await, 431, "head_too_large", "pipelined");
     assert!(conn.is_closed().await);
 
     let mut http2 = Http2::open(&stage.sidecar).await;
@@ -354,8 +354,8 @@ async fn what_is_not_http_is_answered_with_a_problem() {
     // A response that is on its way is not lost for it.
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     conn.write(b"GET http://good.test/ HTTP/1.1\r\nHost: x\r\n\r\nHELO there\r\n\r\n").await;
-    assert_eq!(conn.answer().await.text(), "ok");
-    is_refused(&conn.answer().await, 400, "bad_request_target", "pipelined");
+    assert_eq!(conn.read_response().await.text(), "ok");
+    is_refused(&conn.read_response().await, 400, "bad_request_target", "pipelined");
 }
 
 #[tokio::test]
@@ -422,7 +422,7 @@ async fn callers_over_http_1_0_are_not_promised_keep_alive() {
             conn.write(format!("GET {target} HTTP/1.0\r\nHost: x\r\n{lines}\r\n").as_bytes()).await;
             let mut read = Vec::new();
             timeout(PATIENCE, conn.stream.read_to_end(&mut read)).await.expect("it is closed").expect("bytes");
-            let said = crate::rig::stage::Said(read);
+            let said = crate::rig::stage::Transcript(read);
             assert!(said.text().starts_with(&format!("HTTP/1.0 {status} ")), "{target} {lines}: {}", said.text());
             let promise = said.header("connection").filter(|value| !value.eq_ignore_ascii_case("close"));
             assert_eq!((promise, said.header("keep-alive")), (None, None), "{target} {lines}: {}", said.text());
@@ -433,7 +433,7 @@ async fn callers_over_http_1_0_are_not_promised_keep_alive() {
     // The tunnel of a CONNECT is none of that.
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     conn.write(b"CONNECT good.test:80 HTTP/1.0\r\n\r\n").await;
-    assert!(crate::rig::inside::opened(&mut conn).await.contains(" 200 "));
+    assert!(crate::rig::tunnel_client::read_connect_head(&mut conn).await.contains(" 200 "));
     conn.stream.write_all(b"GET / HTTP/1.1\r\nHost: good.test\r\n\r\n").await.expect("it reads");
-    assert_eq!(conn.answer().await.text(), "ok");
+    assert_eq!(conn.read_response().await.text(), "ok");
 }

@@ -31,6 +31,6 @@ pub async fn run(dir: &Path, arguments: &[&str], input: &str) -> Output {
 }
 
 /// Everything that a command has printed.
-pub fn said(output: &Output) -> String {
+pub fn printed(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }

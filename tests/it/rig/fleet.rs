@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use super::config::{Config, Connection, local};
 use super::crm::get;
-use super::manager::hand_in;
+use super::manager::import_refresh_token;
 use super::peers::{AuthorizationServer, Peers, Upstream};
 use super::raw;
 use super::redis::Redis;
@@ -106,7 +106,12 @@ impl Fleet {
     /// One replica gets a refresh token; then all have a token.
     pub async fn connect(&self) {
         let token = self.server.refresh_token("ann").await;
-        assert_eq!(hand_in(&self.replicas[0], &token, None).await.status, 200, "{}", self.replicas[0].log());
+        assert_eq!(
+            import_refresh_token(&self.replicas[0], &token, None).await.status,
+            200,
+            "{}",
+            self.replicas[0].log()
+        );
         for replica in &self.replicas {
             served(replica, Duration::from_secs(1)).await;
         }
@@ -126,7 +131,7 @@ impl Fleet {
     }
 
     /// No refresh token was spent twice, and none in vain.
-    pub async fn is_clean(&self) {
+    pub async fn assert_no_token_spent_twice(&self) {
         let stats = self.server.stats().await;
         let logs = || self.replicas.iter().map(Sidecar::log).collect::<Vec<_>>().join("\n----\n");
         assert_eq!((&stats["refused"], &stats["grants_revoked"]), (&json!(0), &json!(0)), "{stats}\n{}", logs());
@@ -147,7 +152,7 @@ impl Fleet {
 }
 
 /// Every key with what lies there, as text.
-pub async fn everything(redis: &Redis) -> Vec<(String, String)> {
+pub async fn dump(redis: &Redis) -> Vec<(String, String)> {
     let mut all = Vec::new();
     for key in redis.cli(&["--scan"]).await.lines() {
         let text = match redis.cli(&["TYPE", key]).await.as_str() {

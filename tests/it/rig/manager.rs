@@ -22,7 +22,7 @@ pub async fn call(admin: SocketAddr, method: &str, path: &str, body: &Value) -> 
 }
 
 /// Imports a refresh token of the connection `crm`.
-pub async fn hand_in(sidecar: &Sidecar, token: &str, subject: Option<&str>) -> RawResponse {
+pub async fn import_refresh_token(sidecar: &Sidecar, token: &str, subject: Option<&str>) -> RawResponse {
     let mut body = json!({ "refresh_token": token });
     if let Some(subject) = subject {
         body["subject"] = subject.into();

@@ -23,7 +23,7 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
 pub use self::authorization_server::AuthorizationServer;
-pub use self::clients::{ClientKind, run_client, run_client_with, told};
+pub use self::clients::{ClientKind, run_client, run_client_with, run_script};
 pub use self::servers::{Collector, GitServer, GrpcServer, Http2Server, Upstream, WebSocketServer};
 
 const START: Duration = Duration::from_secs(20);

@@ -55,7 +55,7 @@ pub async fn get_through(address: SocketAddr, url: &str, lines: &str) -> RawResp
 pub async fn send(address: SocketAddr, bytes: &[u8]) -> RawResponse {
     let mut conn = Conn::open(address).await;
     conn.write(bytes).await;
-    conn.answer().await
+    conn.read_response().await
 }
 
 /// A connection, of TCP or of what is inside one, on which several requests may follow each other.
@@ -82,8 +82,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
     }
 
     /// Reads one answer; a status of 0 if the connection ends before one. Assumes a request that was not HEAD.
-    pub async fn answer(&mut self) -> RawResponse {
-        timeout(PATIENCE, self.read_answer()).await.expect("an answer in time")
+    pub async fn read_response(&mut self) -> RawResponse {
+        timeout(PATIENCE, self.parse_response()).await.expect("an answer in time")
     }
 
     /// True once the peer has closed the connection.
@@ -92,7 +92,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
         matches!(timeout(PATIENCE, self.stream.read(&mut byte)).await.expect("in time"), Ok(0) | Err(_))
     }
 
-    async fn read_answer(&mut self) -> RawResponse {
+    async fn parse_response(&mut self) -> RawResponse {
         let none = RawResponse { status: 0, headers: Vec::new(), body: Vec::new(), complete: false };
         let end = loop {
             if let Some(at) = find(&self.read, b"\r\n\r\n") {
@@ -112,7 +112,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
             .collect();
         let mut answer = RawResponse { status, headers, body: Vec::new(), complete: false };
         if (100..200).contains(&status) && status != 101 {
-            return Box::pin(self.read_answer()).await;
+            return Box::pin(self.parse_response()).await;
         }
         if answer.header("transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case("chunked")) {
             answer.complete = self.read_chunks(&mut answer.body).await;

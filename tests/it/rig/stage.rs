@@ -10,10 +10,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-use crate::rig::inside::opened;
 use crate::rig::raw::{self, Conn};
 use crate::rig::scripted::{Received, Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
+use crate::rig::tunnel_client::read_connect_head;
 
 /// The access token of the connection `good`.
 pub const TOKEN: &str = "kb-secret-token-of-good";
@@ -84,16 +84,16 @@ impl Stage {
     pub async fn open_tunnel(&self, authority: &str, lines: &str) -> Conn {
         let mut conn = Conn::open(self.sidecar.proxy()).await;
         conn.write(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{lines}\r\n").as_bytes()).await;
-        assert!(opened(&mut conn).await.starts_with("HTTP/1.1 200"), "{authority}");
+        assert!(read_connect_head(&mut conn).await.starts_with("HTTP/1.1 200"), "{authority}");
         conn
     }
 
-    pub async fn say(&self, bytes: impl AsRef<[u8]>) -> Said {
-        say(self.sidecar.proxy(), bytes.as_ref()).await
+    pub async fn exchange(&self, bytes: impl AsRef<[u8]>) -> Transcript {
+        exchange(self.sidecar.proxy(), bytes.as_ref()).await
     }
 
     /// What must hold after every case, whatever it was.
-    pub async fn holds(&self, row: &str, said: &Said) {
+    pub async fn assert_invariants(&self, row: &str, said: &Transcript) {
         assert!(!said.text().contains(TOKEN), "{row}: the caller reads the token: {}", said.text());
         let evil = self.evil.received();
         for request in &evil {
@@ -129,9 +129,9 @@ pub fn s(seconds: f64) -> Duration {
 
 /// Everything that a caller read.
 #[derive(Debug, Clone)]
-pub struct Said(pub Vec<u8>);
+pub struct Transcript(pub Vec<u8>);
 
-impl Said {
+impl Transcript {
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.0).into_owned()
     }
@@ -168,7 +168,7 @@ impl Said {
 }
 
 /// Sends the bytes, says that no more will come, and reads until the proxy closes.
-pub async fn say(address: SocketAddr, bytes: &[u8]) -> Said {
+pub async fn exchange(address: SocketAddr, bytes: &[u8]) -> Transcript {
     let mut stream = TcpStream::connect(address).await.expect("a connection");
     let mut said = Vec::new();
     let talk = async {
@@ -185,7 +185,7 @@ pub async fn say(address: SocketAddr, bytes: &[u8]) -> Said {
     if timeout(PATIENCE, talk).await.is_err() {
         panic!("the proxy neither answers nor closes: {:?}", String::from_utf8_lossy(&bytes[..bytes.len().min(300)]));
     }
-    Said(said)
+    Transcript(said)
 }
 
 /// Waits until `is` holds; `what` names it in the failure.

@@ -63,7 +63,7 @@ impl Wire {
         self.cut.send_replace(());
     }
 
-    pub fn mend(&self) {
+    pub fn restore(&self) {
         self.whole.store(true, Ordering::SeqCst);
     }
 }

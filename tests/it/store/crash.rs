@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use crate::rig::crm::{get, person};
-use crate::rig::manager::hand_in;
+use crate::rig::manager::import_refresh_token;
 use crate::rig::peers::{AuthorizationServer, Upstream};
 use crate::rig::sidecar::{Sidecar, scale};
 
@@ -82,7 +82,7 @@ async fn no_acknowledged_refresh_token_is_lost_by_kill_9_under_rotation() {
 
 /// Hands in a new refresh token, as a person would.
 async fn connect(sidecar: &Sidecar, server: &AuthorizationServer) {
-    let answer = hand_in(sidecar, &server.refresh_token("ann").await, None).await;
+    let answer = import_refresh_token(sidecar, &server.refresh_token("ann").await, None).await;
     assert_eq!(answer.status, 200, "{}\n{}", answer.text(), sidecar.log());
 }
 

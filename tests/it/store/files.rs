@@ -9,9 +9,9 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::{Kept, NEW_KEY, OLD_KEY, state};
-use crate::rig::command::{run, said};
+use crate::rig::command::{printed, run};
 use crate::rig::crm::{connection, get, person};
-use crate::rig::manager::hand_in;
+use crate::rig::manager::import_refresh_token;
 use crate::rig::peers::{AuthorizationServer, Upstream};
 use crate::rig::sidecar::Sidecar;
 
@@ -22,16 +22,16 @@ async fn no_file_that_is_written_holds_a_secret() {
     assert_eq!(get(&sidecar, "").await.status, 200);
     let admin = format!("http://{}", sidecar.admin());
     let set = run(sidecar.dir.path(), &["secret", "set", "vault", "--admin", &admin], "canary-stored\n").await;
-    assert_eq!(set.status.code(), Some(0), "{}", said(&set));
+    assert_eq!(set.status.code(), Some(0), "{}", printed(&set));
     let (dir, _, log) = sidecar.crash().await;
     let export =
         run(dir.path(), &["store", "export", dir.path().join("state/export.jsonl").to_str().unwrap()], "").await;
-    assert_eq!(export.status.code(), Some(0), "{}", said(&export));
+    assert_eq!(export.status.code(), Some(0), "{}", printed(&export));
     // The positive control: the same search finds a canary in clear text.
     fs::write(dir.path().join("state/planted"), b"\0\x01canary-planted\xff").expect("a file");
     let found = canaries(&dir.path().join("state"));
     assert_eq!(found, ["planted"]);
-    for text in [log, said(&set), said(&export)] {
+    for text in [log, printed(&set), printed(&export)] {
         assert!(!text.contains("canary"), "{text}");
     }
 }
@@ -63,7 +63,7 @@ async fn seal_keys_change_side_by_side_and_a_wrong_one_starts_nothing() {
     for keys in [format!("\"{NEW_KEY}\""), "\"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\"".to_owned()] {
         write(&keys);
         let output = run(dir.path(), &["run"], "").await;
-        let text = said(&output);
+        let text = printed(&output);
         assert_eq!(output.status.code(), Some(1), "{text}");
         assert!(text.contains("tokens.redb") && text.contains("seal_key") && !text.contains("panicked"), "{text}");
     }
@@ -76,10 +76,10 @@ async fn seal_keys_change_side_by_side_and_a_wrong_one_starts_nothing() {
 
     write(&format!("\"{NEW_KEY}\""));
     let early = run(dir.path(), &["run"], "").await;
-    assert!(early.status.code() == Some(1) && said(&early).contains("reseal"), "{}", said(&early));
+    assert!(early.status.code() == Some(1) && printed(&early).contains("reseal"), "{}", printed(&early));
     write(&format!("[\"{NEW_KEY}\", \"{OLD_KEY}\"]"));
     let reseal = run(dir.path(), &["store", "reseal"], "").await;
-    assert_eq!(reseal.status.code(), Some(0), "{}", said(&reseal));
+    assert_eq!(reseal.status.code(), Some(0), "{}", printed(&reseal));
     write(&format!("\"{NEW_KEY}\""));
     let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
     assert_eq!((get(&sidecar, "").await.status, kept.asked()), (200, 2), "{}", sidecar.log());
@@ -145,8 +145,8 @@ async fn a_link_in_place_of_the_store_or_its_key_is_refused() {
         fs::rename(&place, dir.path().join("elsewhere")).expect("moved");
         symlink(dir.path().join("elsewhere"), &place).expect("a link");
         let output = run(dir.path(), &["run"], "").await;
-        assert_eq!(output.status.code(), Some(1), "{name}: {}", said(&output));
-        assert!(said(&output).contains(name), "{}", said(&output));
+        assert_eq!(output.status.code(), Some(1), "{name}: {}", printed(&output));
+        assert!(printed(&output).contains(name), "{}", printed(&output));
     }
 }
 
@@ -220,7 +220,7 @@ async fn a_key_that_other_users_could_read_is_restricted_and_logged() {
     let server = AuthorizationServer::op(json!({ "lifetime": 60 })).await;
     let upstream = Upstream::start(&server).await;
     let sidecar = Sidecar::start(&person(&server, &upstream, "", ", grant: authorization_code")).await;
-    assert_eq!(hand_in(&sidecar, &server.refresh_token("ann").await, None).await.status, 200);
+    assert_eq!(import_refresh_token(&sidecar, &server.refresh_token("ann").await, None).await.status, 200);
     let (dir, addresses, _) = sidecar.crash().await;
     let file = dir.path().join("state/seal-key");
     fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("others may read it");

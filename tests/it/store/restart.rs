@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{Kept, state};
-use crate::rig::command::{run, said};
+use crate::rig::command::{printed, run};
 use crate::rig::crm::{get, person};
 use crate::rig::peers::{AuthorizationServer, Upstream};
 use crate::rig::scripted::{Reply, Scripted};
@@ -56,7 +56,7 @@ async fn a_changed_definition_never_sends_an_old_token() {
 /// Records in the file, by an export of it.
 async fn exported(dir: &Path) -> String {
     let output = run(dir, &["store", "export", dir.join("state/export.jsonl").to_str().expect("text")], "").await;
-    said(&output)
+    printed(&output)
 }
 
 #[tokio::test]
@@ -100,12 +100,12 @@ async fn a_second_process_learns_which_process_has_the_store() {
     let kept = Kept::start().await;
     let sidecar = Sidecar::start(&kept.config("")).await;
     let second = run(sidecar.dir.path(), &["run"], "").await;
-    let text = said(&second);
+    let text = printed(&second);
     assert_eq!(second.status.code(), Some(1), "{text}");
     assert!(text.contains("tokens.redb") && text.contains("in use"), "{text}");
     let export = run(sidecar.dir.path(), &["store", "export", "/dev/null"], "").await;
     assert_eq!(export.status.code(), Some(1));
-    assert!(said(&export).contains("stop the instance first"), "{}", said(&export));
+    assert!(printed(&export).contains("stop the instance first"), "{}", printed(&export));
     assert_eq!(get(&sidecar, "").await.status, 200);
 }
 
@@ -123,7 +123,11 @@ async fn without_a_place_for_it_tokens_are_in_memory_unless_a_person_is_needed()
     fs::write(dir.path().join("keybearer.yaml"), text).expect("a configuration");
     for command in ["check", "run"] {
         let output = run(dir.path(), &[command], "").await;
-        assert_eq!(output.status.code(), Some(2), "{}", said(&output));
-        assert!(said(&output).contains("cannot be written, and a connection needs a person"), "{}", said(&output));
+        assert_eq!(output.status.code(), Some(2), "{}", printed(&output));
+        assert!(
+            printed(&output).contains("cannot be written, and a connection needs a person"),
+            "{}",
+            printed(&output)
+        );
     }
 }

@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::json;
 
 use super::{Kept, OLD_KEY};
-use crate::rig::command::{run, said};
+use crate::rig::command::{printed, run};
 use crate::rig::crm::get;
 use crate::rig::manager::call;
 use crate::rig::redis::Redis;
@@ -20,7 +20,7 @@ async fn a_stored_secret_that_redis_has_lost_is_written_back() {
     let dir = tempfile::tempdir().expect("a directory");
     fs::write(dir.path().join("keybearer.yaml"), &config).expect("a file");
     let set = run(dir.path(), &["secret", "set", "the-secret"], "canary-client-secret").await;
-    assert_eq!(set.status.code(), Some(0), "{}", said(&set));
+    assert_eq!(set.status.code(), Some(0), "{}", printed(&set));
     let sidecar = Sidecar::start(&config).await;
     assert_eq!(get(&sidecar, "").await.status, 200, "{}", sidecar.log());
     redis.stop().await;
@@ -46,16 +46,16 @@ async fn secrets_are_set_listed_used_and_removed_with_and_without_an_instance() 
     let missing = run(dir.path(), &["check"], "").await;
     assert_eq!(missing.status.code(), Some(2));
     assert!(
-        said(&missing)
+        printed(&missing)
             .contains("the store has no secret `crm/secret`; put it there: `keybearer secret set crm/secret`")
     );
     assert!(!dir.path().join("state/tokens.redb").exists(), "check makes nothing");
 
     for (name, value) in [("crm/secret", "first-value\n"), ("spare", "x")] {
         let set = run(dir.path(), &["secret", "set", name], value).await;
-        assert_eq!(set.status.code(), Some(0), "{}", said(&set));
+        assert_eq!(set.status.code(), Some(0), "{}", printed(&set));
     }
-    assert_eq!(said(&run(dir.path(), &["secret", "list"], "").await), "crm/secret\nspare\n");
+    assert_eq!(printed(&run(dir.path(), &["secret", "list"], "").await), "crm/secret\nspare\n");
     assert_eq!(run(dir.path(), &["secret", "remove", "spare"], "").await.status.code(), Some(0));
     assert_eq!(run(dir.path(), &["secret", "remove", "spare"], "").await.status.code(), Some(1));
     assert_eq!(run(dir.path(), &["secret", "set", "a b"], "x").await.status.code(), Some(1));
@@ -68,12 +68,12 @@ async fn secrets_are_set_listed_used_and_removed_with_and_without_an_instance() 
 
     let admin = format!("http://{}", sidecar.admin());
     let set = run(sidecar.dir.path(), &["secret", "set", "crm/secret", "--admin", &admin], "second-value").await;
-    assert_eq!(set.status.code(), Some(0), "{}", said(&set));
+    assert_eq!(set.status.code(), Some(0), "{}", printed(&set));
     sidecar.logged("configuration reloaded").await;
     let asked = kept.asked();
     assert_eq!(call(sidecar.admin(), "POST", "/connections/erp/refresh", &json!({})).await.status, 200);
     assert!(body(asked).contains("client_secret=second-value"), "{}", body(asked));
     let listed = run(sidecar.dir.path(), &["secret", "list", "--admin", &admin], "").await;
-    assert_eq!(said(&listed), "crm/secret\n");
+    assert_eq!(printed(&listed), "crm/secret\n");
     assert!(!sidecar.log().contains("second-value"));
 }

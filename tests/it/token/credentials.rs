@@ -9,13 +9,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use crate::rig::config::{Config, Connection};
-use crate::rig::inside::Inside;
 use crate::rig::interception::interception;
 use crate::rig::manager::call;
-use crate::rig::peers::{Http2Server, Peers, node, told};
+use crate::rig::peers::{Http2Server, Peers, node, run_script};
 use crate::rig::raw;
 use crate::rig::scripted::{Received, Scripted};
 use crate::rig::sidecar::Sidecar;
+use crate::rig::tunnel_client::TunnelClient;
 
 const INJECTED: &str = "token-1";
 
@@ -230,7 +230,7 @@ async fn credentials_are_stripped_in_whatever_way_a_request_comes() {
         ("an opened tunnel", true, Version::HTTP_11),
         ("HTTP/2 in an opened tunnel", true, Version::HTTP_2),
     ] {
-        let mut inside = Inside::open(sidecar.proxy(), "", secure, version).await;
+        let mut inside = TunnelClient::open(sidecar.proxy(), "", secure, version).await;
         let body =
             inside.get_with(secure, TARGET, &FIELDS).await.into_body().collect().await.expect("a body").to_bytes();
         seen.push((row, serde_json::from_slice(&body).unwrap_or_else(|_| panic!("{row}: {body:?}"))));
@@ -239,7 +239,7 @@ async fn credentials_are_stripped_in_whatever_way_a_request_comes() {
         FIELDS.iter().map(|(name, value)| (name.to_ascii_lowercase(), json!(value))).collect();
     let request = json!({ "path": format!("/crm{TARGET}"), "headers": headers });
     let options = json!({ "origin": sidecar.proxy_url(), "connect": null, "requests": [request] });
-    let answers = told(node(), "clients/h2.mjs", &[&options.to_string()], &[]).await;
+    let answers = run_script(node(), "clients/h2.mjs", &[&options.to_string()], &[]).await;
     let body = answers[0]["body"].as_str().expect("a body");
     seen.push(("HTTP/2 at a mount", serde_json::from_str(body).unwrap_or_else(|_| panic!("{answers}"))));
     for (row, seen) in &seen {

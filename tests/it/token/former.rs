@@ -8,7 +8,7 @@ use std::fs;
 use serde_json::{Value, json};
 
 use crate::rig::crm::get;
-use crate::rig::manager::{MANAGER, call, hand_in};
+use crate::rig::manager::{MANAGER, call, import_refresh_token};
 use crate::rig::scripted::{Received, Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
 
@@ -64,7 +64,7 @@ async fn restart(sidecar: Sidecar, text: &str) -> Sidecar {
 /// One with a token of `first`, which then has the definition `second`.
 async fn connected(upstream: &Scripted, first: &str) -> Sidecar {
     let sidecar = Sidecar::start(&config(upstream, first)).await;
-    assert_eq!(hand_in(&sidecar, "given", None).await.status, 200, "{}", sidecar.log());
+    assert_eq!(import_refresh_token(&sidecar, "given", None).await.status, 200, "{}", sidecar.log());
     assert_eq!(get(&sidecar, "").await.status, 200);
     sidecar
 }

@@ -10,7 +10,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::rig::crm::{connection, get, person};
-use crate::rig::manager::{MANAGER, call, hand_in};
+use crate::rig::manager::{MANAGER, call, import_refresh_token};
 use crate::rig::peers::{AuthorizationServer, Upstream};
 use crate::rig::sidecar::{Sidecar, program};
 
@@ -68,15 +68,15 @@ async fn a_refresh_token_that_the_server_refuses_is_not_kept() {
     let server = AuthorizationServer::op(json!({})).await;
     let upstream = Upstream::start(&server).await;
     let sidecar = Sidecar::start(&person(&server, &upstream, "", ", grant: authorization_code")).await;
-    let answer = hand_in(&sidecar, "never-given-by-anybody", None).await;
+    let answer = import_refresh_token(&sidecar, "never-given-by-anybody", None).await;
     assert_eq!((answer.status, answer.json()["code"].as_str()), (422, Some("not_proven")), "{}", answer.text());
     assert_eq!(answer.json()["error"], "invalid_grant");
-    assert_eq!(hand_in(&sidecar, "", None).await.status, 422);
-    assert_eq!(hand_in(&sidecar, "a\u{7}b", None).await.status, 422);
+    assert_eq!(import_refresh_token(&sidecar, "", None).await.status, 422);
+    assert_eq!(import_refresh_token(&sidecar, "a\u{7}b", None).await.status, 422);
     assert_eq!(get(&sidecar, "").await.code(), "consent_required");
     assert_eq!(server.token_requests("person").await, 1);
     assert!(!sidecar.log().contains("never-given-by-anybody"));
-    assert_eq!(hand_in(&sidecar, &server.refresh_token("ann").await, None).await.status, 200);
+    assert_eq!(import_refresh_token(&sidecar, &server.refresh_token("ann").await, None).await.status, 200);
     assert_eq!(get(&sidecar, "").await.status, 200);
 }
 
@@ -86,9 +86,9 @@ async fn a_refused_refresh_token_is_reported_and_never_sent_again() {
     let upstream = Upstream::start(&server).await;
     let sidecar = Sidecar::start(&person(&server, &upstream, "", ", grant: authorization_code")).await;
     let token = server.refresh_token("ann").await;
-    assert_eq!(hand_in(&sidecar, &token, None).await.status, 200);
+    assert_eq!(import_refresh_token(&sidecar, &token, None).await.status, 200);
     // Somebody else spends the first one a second time: the server takes everything away.
-    assert_eq!(hand_in(&sidecar, &token, None).await.status, 422);
+    assert_eq!(import_refresh_token(&sidecar, &token, None).await.status, 422);
     let state = async || call(sidecar.admin(), "GET", "/connections/crm", &json!({})).await.json()["state"].clone();
     let begun = Instant::now();
     while state().await != "reauthorize" {
@@ -103,7 +103,7 @@ async fn a_refused_refresh_token_is_reported_and_never_sent_again() {
     }
     assert_eq!(call(sidecar.admin(), "POST", "/connections/crm/refresh", &json!({})).await.status, 424);
     assert_eq!(server.token_requests("person").await, asked, "no token request until a person has acted");
-    assert_eq!(hand_in(&sidecar, &server.refresh_token("ann").await, None).await.status, 200);
+    assert_eq!(import_refresh_token(&sidecar, &server.refresh_token("ann").await, None).await.status, 200);
     assert_eq!(get(&sidecar, "").await.status, 200, "and then it is green");
     assert_eq!(state().await, "fresh");
 }
@@ -142,10 +142,10 @@ async fn two_callers_and_three_subjects_each_get_the_right_token() {
     let sidecar = Sidecar::start(&person(&server, &upstream, top, keys)).await;
     for subject in ["ann", "team-1", "eve"] {
         let token = server.refresh_token(subject).await;
-        let answer = hand_in(&sidecar, &token, Some(subject)).await;
+        let answer = import_refresh_token(&sidecar, &token, Some(subject)).await;
         assert_eq!((answer.status, answer.json()["subject"].as_str()), (200, Some(subject)), "{}", answer.text());
     }
-    assert_eq!(hand_in(&sidecar, "x", None).await.status, 422, "whose it is must be said");
+    assert_eq!(import_refresh_token(&sidecar, "x", None).await.status, 422, "whose it is must be said");
 
     let line = |caller: &str, subject: Option<&str>| {
         let credential = match caller {

@@ -5,7 +5,7 @@
 use serde_json::json;
 
 use crate::rig::fleet::store;
-use crate::rig::manager::{MANAGER, call, hand_in};
+use crate::rig::manager::{MANAGER, call, import_refresh_token};
 use crate::rig::peers::{Http2Server, Peers};
 use crate::rig::raw;
 use crate::rig::redis::Redis;
@@ -180,7 +180,7 @@ async fn large_tokens_are_imported_and_kept_in_both_stores() {
         let before = tokens.count();
         let sidecar = Sidecar::start(&config(&store)).await;
         for subject in ["large", "short"] {
-            let answer = hand_in(&sidecar, &format!("r-{subject}"), Some(subject)).await;
+            let answer = import_refresh_token(&sidecar, &format!("r-{subject}"), Some(subject)).await;
             assert_eq!(answer.status, 200, "{row} {subject}: {}", answer.text());
         }
         arrives(&sidecar).await;

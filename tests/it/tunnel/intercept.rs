@@ -21,13 +21,13 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::rig::config::{Config, Connection, local};
-use crate::rig::inside::{Inside, opened};
 use crate::rig::interception::{interception, interception_ca, make_ca};
 use crate::rig::peers::{AuthorizationServer, ClientKind, Http2Server, Peers, Upstream, run_client_with};
 use crate::rig::raw::Conn;
 use crate::rig::scripted::Scripted;
 use crate::rig::sidecar::{Sidecar, scale};
-use crate::rig::stage::say;
+use crate::rig::stage::exchange;
+use crate::rig::tunnel_client::{TunnelClient, read_connect_head};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const GET: &[u8] = b"GET /x HTTP/1.1\r\nHost: api.test\r\n\r\n";
@@ -63,7 +63,7 @@ impl Stage {
     async fn tls(&self, authority: &str, name: &str, ca: &PathBuf) -> std::io::Result<Conn<TlsStream<TcpStream>>> {
         let mut conn = Conn::open(self.sidecar.proxy()).await;
         conn.write(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n").as_bytes()).await;
-        let head = opened(&mut conn).await;
+        let head = read_connect_head(&mut conn).await;
         assert!(head.starts_with("HTTP/1.1 200"), "{authority}: {head}");
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(CertificateDer::pem_file_iter(ca).expect("PEM").map(Result::unwrap));
@@ -116,12 +116,12 @@ async fn requests_inside_get_the_token_on_a_kept_connection() {
         ("absolute form with port", "https://api.test:443/x", "api.test"),
     ] {
         conn.write(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await;
-        let answer = conn.answer().await;
+        let answer = conn.read_response().await;
         assert_eq!((answer.status, &answer.json()["active"]), (200, &json!(true)), "{row}: {}", answer.text());
     }
     let mut conn = stage.open("a.api.test").await;
     conn.write(b"GET /x HTTP/1.1\r\nHost: a.api.test\r\n\r\n").await;
-    assert_eq!(conn.answer().await.status, 200, "by a wildcard");
+    assert_eq!(conn.read_response().await.status, 200, "by a wildcard");
     let records = stage.upstream.records().await;
     assert_eq!(records.len(), 6);
     assert!(records.iter().all(|record| record["scheme"] == "https" && record["verdict"] == "active"), "{records:?}");
@@ -146,11 +146,11 @@ async fn another_authority_inside_is_421_each_time() {
         ("CI-04 other port", "https://api.test:444/", "api.test"),
     ] {
         conn.write(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await;
-        let answer = conn.answer().await;
+        let answer = conn.read_response().await;
         assert_eq!((answer.status, answer.code()), (421, "authority_mismatch"), "{row}");
     }
     conn.write(GET).await;
-    assert_eq!(conn.answer().await.status, 200, "the tunnel stays usable");
+    assert_eq!(conn.read_response().await.status, 200, "the tunnel stays usable");
     assert_eq!(stage.upstream.records().await.len(), 1);
 }
 
@@ -193,7 +193,7 @@ async fn an_upstream_without_a_valid_certificate_sees_no_request() {
         let stage = Stage { upstream, sidecar, server };
         let mut conn = stage.open("api.test").await;
         conn.write(GET).await;
-        let answer = conn.answer().await;
+        let answer = conn.read_response().await;
         assert_eq!((answer.status, answer.code()), (502, "upstream_tls"), "CI-05 {}", answer.text());
         assert_eq!(answer.header("proxy-status"), Some("keybearer; error=tls_certificate_error"), "CI-05");
         assert_eq!(stage.upstream.records().await.len(), 0, "CI-05");
@@ -206,7 +206,7 @@ async fn connect_with_a_body_is_no_desync() {
     for lines in ["Content-Length: 46\r\n", "Transfer-Encoding: chunked\r\n"] {
         let connect = format!("CONNECT api.test:443 HTTP/1.1\r\nHost: api.test:443\r\n{lines}\r\n");
         let smuggled = "GET https://api.test/smuggled HTTP/1.1\r\nHost: api.test\r\n\r\n";
-        let said = say(stage.sidecar.proxy(), format!("{connect}{smuggled}").as_bytes()).await;
+        let said = exchange(stage.sidecar.proxy(), format!("{connect}{smuggled}").as_bytes()).await;
         assert!(said.statuses().iter().skip(1).all(|status| *status >= 400), "CI-10 {lines}: {}", said.text());
         assert_eq!(stage.upstream.records().await.len(), 0, "CI-10 {lines}");
     }
@@ -224,7 +224,7 @@ async fn a_client_that_does_not_trust_the_ca_is_one_line_in_the_log() {
     // A client that hangs up in the middle.
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     conn.write(b"CONNECT api.test:443 HTTP/1.1\r\nHost: api.test:443\r\n\r\n").await;
-    opened(&mut conn).await;
+    read_connect_head(&mut conn).await;
     conn.write(b"\x16\x03\x01\x02\x00\x01").await;
     drop(conn);
     stage.sidecar.logged("the client went away in the middle of it").await;
@@ -232,7 +232,7 @@ async fn a_client_that_does_not_trust_the_ca_is_one_line_in_the_log() {
     assert_eq!(lines, 3, "CI-13 {}", stage.sidecar.log());
     let mut conn = stage.open("api.test").await;
     conn.write(GET).await;
-    assert_eq!(conn.answer().await.status, 200, "CI-13 others are served");
+    assert_eq!(conn.read_response().await.status, 200, "CI-13 others are served");
     assert_eq!(stage.upstream.records().await.len(), 1, "CI-13");
 }
 
@@ -243,7 +243,7 @@ async fn a_handshake_has_a_deadline() {
     let stage = Stage::with(server, json!({}), &top, ROUTES).await;
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     conn.write(b"CONNECT api.test:443 HTTP/1.1\r\nHost: api.test:443\r\n\r\n").await;
-    opened(&mut conn).await;
+    read_connect_head(&mut conn).await;
     conn.write(b"\x16\x03\x01\x02\x00\x01").await;
     assert!(conn.is_closed().await);
     stage.sidecar.logged("it took longer than timeouts.client_head").await;
@@ -297,7 +297,7 @@ async fn a_caller_without_permission_gets_403_inside() {
     let stage = Stage::with(server, json!({}), &top, "{host: api.test}], accessible_from: [billing").await;
     let mut conn = stage.open("api.test").await;
     conn.write(GET).await;
-    let answer = conn.answer().await;
+    let answer = conn.read_response().await;
     assert_eq!((answer.status, answer.code()), (403, "caller_not_allowed"), "{}", stage.sidecar.log());
     assert_eq!(stage.upstream.records().await.len(), 0);
 }
@@ -310,14 +310,14 @@ async fn a_host_that_is_not_to_be_opened_is_relayed() {
     {
         let mut conn = stage.tls(authority, name, &Peers::certs().ca).await.expect("the upstream's own certificate");
         conn.write(format!("GET /x HTTP/1.1\r\nHost: {name}\r\n\r\n").as_bytes()).await;
-        assert_eq!(conn.answer().await.status, 401, "{row}: no token");
+        assert_eq!(conn.read_response().await.status, 401, "{row}: no token");
     }
     let records = stage.upstream.records().await;
     assert!(records.len() == 2 && records.iter().all(|record| record["verdict"] == "missing_token"), "{records:?}");
     let without = Stage::with(AuthorizationServer::al(json!({})).await, json!({}), "", "{host: api.test}").await;
     let mut conn = without.tls("api.test:443", "api.test", &Peers::certs().ca).await.expect("its own certificate");
     conn.write(GET).await;
-    assert_eq!(conn.answer().await.status, 401, "without a CA");
+    assert_eq!(conn.read_response().await.status, 401, "without a CA");
 }
 
 /// CI-12
@@ -327,7 +327,7 @@ async fn bytes_that_are_neither_tls_nor_http_close_a_tunnel_that_would_be_opened
     for bytes in [&b"SSH-2.0-OpenSSH_9.6\r\n\r\n"[..], b"\0\xff\xfe\r\n\r\n", b"* OK IMAP4 ready\r\n\r\n"] {
         let mut conn = Conn::open(stage.sidecar.proxy()).await;
         conn.write(b"CONNECT api.test:443 HTTP/1.1\r\nHost: api.test:443\r\n\r\n").await;
-        assert!(opened(&mut conn).await.starts_with("HTTP/1.1 200"));
+        assert!(read_connect_head(&mut conn).await.starts_with("HTTP/1.1 200"));
         conn.write(bytes).await;
         let mut rest = Vec::new();
         let end = tokio::io::AsyncReadExt::read_to_end(&mut conn.stream, &mut rest);
@@ -345,7 +345,7 @@ async fn events_pass_inside_as_they_are_sent() {
     let config = Config::new().trust_peers().top(interception()).host("api.test", local(server.port())).connection(crm);
     let sidecar = Sidecar::start(config).await;
     for version in [Version::HTTP_11, Version::HTTP_2] {
-        let mut inside = Inside::open(sidecar.proxy(), "", true, version).await;
+        let mut inside = TunnelClient::open(sidecar.proxy(), "", true, version).await;
         let mut events = inside.get(true, "/events").await.into_body();
         let (mut text, mut times) = (String::new(), Vec::new());
         while let Some(frame) = timeout(PATIENCE, events.frame()).await.expect("in time") {
@@ -364,10 +364,10 @@ async fn a_rejected_token_is_replaced_inside() {
     let stage = Stage::start(ROUTES).await;
     let mut conn = stage.open("api.test").await;
     conn.write(GET).await;
-    assert_eq!(conn.answer().await.status, 200);
+    assert_eq!(conn.read_response().await.status, 200);
     stage.server.control(json!({"revoke_all": true})).await;
     conn.write(b"POST /x HTTP/1.1\r\nHost: api.test\r\nContent-Length: 5\r\n\r\nhello").await;
-    let answer = conn.answer().await;
+    let answer = conn.read_response().await;
     assert_eq!((answer.status, &answer.json()["body_bytes"]), (200, &json!(5)), "{}", answer.text());
     let verdicts: Vec<_> = stage.upstream.records().await.iter().map(|record| record["verdict"].clone()).collect();
     assert_eq!(verdicts, ["active", "inactive", "active"]);

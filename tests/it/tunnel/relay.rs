@@ -9,12 +9,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout};
 
 use crate::rig::config::{Config, Connection, local};
-use crate::rig::inside::opened;
 use crate::rig::interception::interception;
 use crate::rig::peers::{AuthorizationServer, ClientKind, Peers, run_client_with};
 use crate::rig::raw::Conn;
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
+use crate::rig::tunnel_client::read_connect_head;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The first bytes of a TLS client, as far as the proxy reads them.
@@ -42,7 +42,7 @@ impl Stage {
         let mut conn = Conn::open(self.sidecar.proxy()).await;
         let connect = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n");
         let (_, accepted) = tokio::join!(conn.write(connect.as_bytes()), timeout(PATIENCE, self.server.accept()));
-        assert!(opened(&mut conn).await.starts_with("HTTP/1.1 200"), "{authority}");
+        assert!(read_connect_head(&mut conn).await.starts_with("HTTP/1.1 200"), "{authority}");
         (conn.stream, accepted.expect("in time").expect("a connection").0)
     }
 }
@@ -117,7 +117,7 @@ async fn a_refused_tunnel_says_why_before_anything_is_dialled() {
     let check = async |stage: &Stage, authority: &str, status: u16, code: &str, says: &str| {
         let mut conn = Conn::open(stage.sidecar.proxy()).await;
         conn.write(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n").as_bytes()).await;
-        let answer = conn.answer().await;
+        let answer = conn.read_response().await;
         assert_eq!((answer.status, answer.code()), (status, code), "{authority}");
         assert!(answer.text().contains(says), "{authority}: {}", answer.text());
         assert!(timeout(Duration::ZERO, stage.server.accept()).await.is_err(), "{authority} was dialled");
@@ -156,7 +156,7 @@ async fn a_wrong_credential_opens_no_tunnel() {
             let mut conn = Conn::open(stage.sidecar.proxy()).await;
             let lines = format!("Host: {authority}\r\nProxy-Authorization: {credential}\r\n");
             conn.write(format!("CONNECT {authority} HTTP/1.1\r\n{lines}\r\n").as_bytes()).await;
-            let answer = conn.answer().await;
+            let answer = conn.read_response().await;
             assert_eq!((answer.status, answer.code()), (407, "caller_unknown"), "{authority} {credential}");
         }
     }
@@ -212,8 +212,8 @@ async fn a_tunnel_that_would_be_relayed_is_refused_to_callers_without_a_route() 
         ("half", "b", "connection_inactive"),
     ] {
         let (host, authority) = (format!("{name}.test"), format!("{name}.test:443"));
-        let tunnel = ask(&authority, &format!("CONNECT {authority}"), caller).await.answer().await;
-        let request = ask(&host, &format!("GET https://{host}/"), caller).await.answer().await;
+        let tunnel = ask(&authority, &format!("CONNECT {authority}"), caller).await.read_response().await;
+        let request = ask(&host, &format!("GET https://{host}/"), caller).await.read_response().await;
         assert_eq!((tunnel.status, tunnel.code()), (403, code), "{name} {caller}");
         assert_eq!((request.status, request.code()), (403, code), "{name} {caller}: in absolute form");
         assert_eq!(tunnel.json()["connection"], request.json()["connection"], "{name} {caller}");
@@ -221,9 +221,9 @@ async fn a_tunnel_that_would_be_relayed_is_refused_to_callers_without_a_route() 
     // Where plain HTTP is expected, as of gRPC, its client is told inside.
     let inside = async |bytes: &[u8]| {
         let mut tunnel = ask("plain.test:50051", "CONNECT plain.test:50051", "a").await;
-        assert!(opened(&mut tunnel).await.starts_with("HTTP/1.1 200"));
+        assert!(read_connect_head(&mut tunnel).await.starts_with("HTTP/1.1 200"));
         tunnel.write(bytes).await;
-        tunnel.answer().await
+        tunnel.read_response().await
     };
     let answer = inside(b"GET / HTTP/1.1\r\nHost: plain.test:50051\r\n\r\n").await;
     assert_eq!((answer.status, answer.code()), (403, "caller_not_allowed"));
@@ -231,11 +231,15 @@ async fn a_tunnel_that_would_be_relayed_is_refused_to_callers_without_a_route() 
     assert!(timeout(Duration::ZERO, server.accept()).await.is_err(), "something was dialled");
     for (name, caller) in [("mine", "a"), ("theirs", "b"), ("half", "a"), ("off", "b")] {
         let authority = format!("{name}.test:443");
-        let opening = async { opened(&mut ask(&authority, &format!("CONNECT {authority}"), caller).await).await };
+        let opening =
+            async { read_connect_head(&mut ask(&authority, &format!("CONNECT {authority}"), caller).await).await };
         assert!(timeout(PATIENCE, opening).await.expect("in time").starts_with("HTTP/1.1 200"), "{name} {caller}");
     }
     let mut refused_inside = ask("pinned.test:443", "CONNECT pinned.test:443", "b").await;
-    assert!(opened(&mut refused_inside).await.starts_with("HTTP/1.1 200"), "what is opened is refused inside");
+    assert!(
+        read_connect_head(&mut refused_inside).await.starts_with("HTTP/1.1 200"),
+        "what is opened is refused inside"
+    );
 }
 
 #[tokio::test]
@@ -256,7 +260,7 @@ async fn open_tunnels_are_bounded_and_their_places_come_back() {
     let (caller, mut server) = stage.tunnel("free.test:443").await;
     let mut second = Conn::open(stage.sidecar.proxy()).await;
     second.write(b"CONNECT free.test:443 HTTP/1.1\r\nHost: free.test:443\r\n\r\n").await;
-    let answer = second.answer().await;
+    let answer = second.read_response().await;
     assert_eq!((answer.status, answer.code()), (503, "overloaded"));
     drop(caller);
     rest(&mut server).await;
@@ -264,7 +268,7 @@ async fn open_tunnels_are_bounded_and_their_places_come_back() {
     let opened_again = async {
         loop {
             second.write(b"CONNECT free.test:443 HTTP/1.1\r\nHost: free.test:443\r\n\r\n").await;
-            if opened(&mut second).await.starts_with("HTTP/1.1 200") {
+            if read_connect_head(&mut second).await.starts_with("HTTP/1.1 200") {
                 break;
             }
             second = Conn::open(stage.sidecar.proxy()).await;

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use crate::rig::config::{Config, Connection, local};
 use crate::rig::interception::{interception, interception_ca};
-use crate::rig::peers::{WebSocketServer, node, python, told};
+use crate::rig::peers::{WebSocketServer, node, python, run_script};
 use crate::rig::raw::Conn;
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
@@ -39,9 +39,10 @@ async fn real_clients_talk_through_a_tunnel_and_through_a_mount() {
     let said = [
         (
             "websockets through the proxy",
-            told(python(), "clients/websockets_once.py", &["ws://ws.test/echo?a=1"], &[("http_proxy", &proxy)]).await,
+            run_script(python(), "clients/websockets_once.py", &["ws://ws.test/echo?a=1"], &[("http_proxy", &proxy)])
+                .await,
         ),
-        ("ws at the mount", told(node(), "clients/ws_once.mjs", &[&mounted], &[]).await),
+        ("ws at the mount", run_script(node(), "clients/ws_once.mjs", &[&mounted], &[]).await),
     ];
     for (row, told) in said {
         assert_eq!((&told["echoed"], &told["code"]), (&json!(true), &json!(4001)), "{row}: {told}\n{}", sidecar.log());
@@ -69,7 +70,7 @@ async fn it_passes_where_tls_is_opened() {
     let sidecar = Sidecar::start(config).await;
     let (proxy, ca) = (sidecar.proxy_url(), interception_ca().0.display().to_string());
     let environment = [("https_proxy", proxy.as_str()), ("SSL_CERT_FILE", ca.as_str())];
-    let said = told(python(), "clients/websockets_once.py", &["wss://api.test/echo"], &environment).await;
+    let said = run_script(python(), "clients/websockets_once.py", &["wss://api.test/echo"], &environment).await;
     assert_eq!((&said["echoed"], &said["code"]), (&json!(true), &json!(4001)), "{said}\n{}", sidecar.log());
     assert!(said["first"].to_string().contains("Bearer token-1"), "{said}");
 }
@@ -131,7 +132,7 @@ async fn there_is_no_101_without_a_websocket_behind_it() {
         assert_eq!(head.to_ascii_lowercase().contains("\r\nupgrade: websocket\r\n"), goes, "{row}: {head}");
         assert!(!head.to_ascii_lowercase().contains("h2c"), "{row}: {head}");
         upstream.write_all(answer.as_bytes()).await.expect("an answer");
-        assert_eq!(conn.answer().await.status, status, "{row}");
+        assert_eq!(conn.read_response().await.status, status, "{row}");
     }
 }
 
@@ -151,11 +152,11 @@ async fn a_success_in_place_of_101_is_no_websocket_over_http2() {
         let authority = sidecar.proxy().to_string();
         let options =
             json!({ "port": sidecar.proxy().port(), "authority": authority, "path": path, "probe": "websocket" });
-        let told = told(python(), "h2_probe.py", &[&options.to_string()], &[]).await;
+        let told = run_script(python(), "h2_probe.py", &[&options.to_string()], &[]).await;
         assert_eq!(told["status"], expected, "{status}: {told}\n{}", sidecar.log());
         let mut conn = Conn::open(sidecar.proxy()).await;
         conn.write(format!("GET {path} HTTP/1.1\r\nHost: kb\r\n{ASK}\r\n").as_bytes()).await;
-        assert_eq!(conn.answer().await.status.to_string(), status, "over HTTP/1.1 it is passed on");
+        assert_eq!(conn.read_response().await.status.to_string(), status, "over HTTP/1.1 it is passed on");
     }
     sidecar.logged("in place of 101").await;
 }
@@ -176,7 +177,7 @@ async fn through_a_forward_proxy_it_goes_by_connect_whatever_went_before() {
     for (lines, status) in [(ASK, 101), ("", 200), ("", 200), (ASK, 101), ("", 200)] {
         let mut conn = Conn::open(sidecar.proxy()).await;
         conn.write(get(lines).as_bytes()).await;
-        assert_eq!(conn.answer().await.status, status, "{}", sidecar.log());
+        assert_eq!(conn.read_response().await.status, status, "{}", sidecar.log());
         expected.extend(match status {
             101 => ["CONNECT ws.test:80 HTTP/1.1", "GET / HTTP/1.1"].as_slice(),
             _ => &["GET http://ws.test/ HTTP/1.1"],
@@ -197,7 +198,7 @@ async fn an_open_websocket_does_not_hold_up_the_end_of_the_program() {
     caller.write(get(ASK).as_bytes()).await;
     let (mut upstream, _) = accept(&listener).await;
     upstream.write_all(AGREED.as_bytes()).await.expect("an answer");
-    crate::rig::inside::opened(&mut caller).await;
+    crate::rig::tunnel_client::read_connect_head(&mut caller).await;
     sidecar.signal("TERM");
     let end = timeout(Duration::from_secs(10), sidecar.exit()).await.expect("long before timeouts.drain");
     assert!(end.success() && caller.is_closed().await);
@@ -213,7 +214,7 @@ async fn a_websocket_counts_as_a_tunnel_and_ends_when_nothing_moves() {
     first.write([get(ASK).as_bytes(), b"early"].concat().as_slice()).await;
     let (mut upstream, _) = accept(&listener).await;
     upstream.write_all([AGREED.as_bytes(), b"hello"].concat().as_slice()).await.expect("an answer");
-    let mut head = crate::rig::inside::opened(&mut first).await;
+    let mut head = crate::rig::tunnel_client::read_connect_head(&mut first).await;
     head.make_ascii_lowercase();
     assert!(
         head.starts_with("http/1.1 101") && head.contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo="),
@@ -226,7 +227,7 @@ async fn a_websocket_counts_as_a_tunnel_and_ends_when_nothing_moves() {
     assert_eq!(&five, b"early");
     let mut second = Conn::open(sidecar.proxy()).await;
     second.write(get(ASK).as_bytes()).await;
-    let answer = second.answer().await;
+    let answer = second.read_response().await;
     assert_eq!((answer.status, answer.code()), (503, "overloaded"));
     assert!(first.is_closed().await, "after a second of silence");
     // The second connection ends for its own silence at about this time.
@@ -234,5 +235,5 @@ async fn a_websocket_counts_as_a_tunnel_and_ends_when_nothing_moves() {
     third.write(get(ASK).as_bytes()).await;
     let (mut upstream, _) = accept(&listener).await;
     upstream.write_all(AGREED.as_bytes()).await.expect("an answer");
-    assert_eq!(third.answer().await.status, 101, "its place is free again");
+    assert_eq!(third.read_response().await.status, 101, "its place is free again");
 }

@@ -12,7 +12,7 @@ use crate::rig::front::{Front, SelfSigned};
 use crate::rig::raw::{self, Conn};
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
-use crate::rig::stage::{GET, Said, Stage, until};
+use crate::rig::stage::{GET, Stage, Transcript, until};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
@@ -68,7 +68,7 @@ async fn routes_that_differ_in_server_name_alone_share_no_connection() {
     let mut conn = Conn::open(sidecar.proxy()).await;
     for path in ["/one", "/two", "/own", "/one", "/two", "/own"] {
         conn.write(format!("GET https://api.test{path} HTTP/1.1\r\nHost: api.test\r\n\r\n").as_bytes()).await;
-        let answer = conn.answer().await;
+        let answer = conn.read_response().await;
         assert_eq!(answer.status, 200, "{path}: {}\n{}", answer.text(), sidecar.log());
     }
     let from: Vec<u16> = upstream.received().iter().map(|request| request.from).collect();
@@ -88,20 +88,20 @@ async fn a_kept_connection_that_dies_doubles_no_post_and_trebles_no_get() {
         let mut conn = Conn::open(stage.sidecar.proxy()).await;
         for _ in 0..2 {
             conn.write(b"GET http://good.test/first HTTP/1.1\r\nHost: x\r\n\r\n").await;
-            assert_eq!(conn.answer().await.status, 200);
+            assert_eq!(conn.read_response().await.status, 200);
         }
         let received = stage.good.received();
         assert_eq!(received[0].from, received[1].from, "the connection is used again");
         let body = if method == "POST" { "Content-Length: 2\r\n\r\nhi" } else { "\r\n" };
         conn.write(format!("{method} http://good.test/dies HTTP/1.1\r\nHost: x\r\n{body}").as_bytes()).await;
-        let answer = conn.answer().await;
+        let answer = conn.read_response().await;
         let copies: Vec<u16> =
             stage.good.received().iter().filter(|r| r.request_line().contains("/dies")).map(|r| r.from).collect();
         // This upstream closes on every copy, so even the GET ends in 502, after exactly one more try.
         assert_eq!((answer.status, answer.code()), (502, "upstream_unreachable"), "HP-32 {method}");
         assert_eq!(copies.len(), expected, "HP-32 {method}");
         assert!(copies.windows(2).all(|pair| pair[0] != pair[1]), "HP-32 {method}: on a connection of its own");
-        stage.holds(method, &Said(answer.body)).await;
+        stage.assert_invariants(method, &Transcript(answer.body)).await;
     }
 }
 
@@ -117,9 +117,9 @@ async fn a_request_survives_the_end_of_a_kept_connection() {
         .await;
         let mut conn = Conn::open(stage.sidecar.proxy()).await;
         conn.write(b"GET http://good.test/first HTTP/1.1\r\nHost: x\r\n\r\n").await;
-        assert_eq!(conn.answer().await.status, 200);
+        assert_eq!(conn.read_response().await.status, 200);
         conn.write(format!("{method} http://good.test/once HTTP/1.1\r\nHost: x\r\n{body}").as_bytes()).await;
-        assert_eq!(conn.answer().await.status, 200, "HP-32 {method}");
+        assert_eq!(conn.read_response().await.status, 200, "HP-32 {method}");
         let received = stage.good.received();
         let from: Vec<u16> = received.iter().map(|request| request.from).collect();
         assert!(from.len() == 3 && from[0] == from[1] && from[1] != from[2], "HP-32 {method}: {from:?}");
@@ -136,7 +136,7 @@ async fn a_request_survives_the_end_of_a_kept_connection() {
         };
         let caller = async {
             conn.write(b"GET http://good.test/ HTTP/1.1\r\nHost: x\r\n\r\n").await;
-            conn.answer().await
+            conn.read_response().await
         };
         let ((), answer) = tokio::join!(upstream, caller);
         assert_eq!((answer.status, answer.text().as_str()), (200, "ok"), "HP-32 idle");
@@ -154,9 +154,9 @@ async fn a_request_that_was_answered_in_part_is_not_sent_again() {
         .await;
         let mut conn = Conn::open(stage.sidecar.proxy()).await;
         conn.write(b"GET http://good.test/first HTTP/1.1\r\nHost: x\r\n\r\n").await;
-        assert_eq!(conn.answer().await.status, 200);
+        assert_eq!(conn.read_response().await.status, 200);
         conn.write(format!("{method} http://good.test/part HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await;
-        let answer = conn.answer().await;
+        let answer = conn.read_response().await;
         assert_eq!((answer.status, answer.code()), (502, "upstream_unreachable"), "HP-32 {method}");
         let received = stage.good.received();
         assert_eq!((received.len(), received[0].from), (2, received[1].from), "HP-32 {method}");
@@ -203,7 +203,7 @@ async fn a_replay_sends_the_whole_body_or_none() {
         conn.write(&body[..1000]).await;
         until("a second token", || tokens.count() == 2).await;
         conn.write(&body[1000..]).await;
-        conn.answer().await
+        conn.read_response().await
     };
     tokio::pin!(caller);
     // Where nothing is sent again, the upstream waits in vain.

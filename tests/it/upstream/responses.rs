@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::next_head;
 use crate::rig::raw::{self, Conn};
 use crate::rig::scripted::Reply;
-use crate::rig::stage::{Said, Stage};
+use crate::rig::stage::{Stage, Transcript};
 
 const OK: &str = "HTTP/1.1 200 OK\r\n";
 
@@ -51,7 +51,7 @@ async fn what_is_no_response_becomes_502() {
     let stage = answering(rows.iter().map(|(_, bytes)| (bytes.clone().into_bytes(), true)).collect()).await;
     for (number, (row, _)) in rows.iter().enumerate() {
         let said = stage
-            .say(format!("GET http://good.test/row/{number} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
+            .exchange(format!("GET http://good.test/row/{number} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
             .await;
         let code = said.code();
         assert!(
@@ -60,12 +60,12 @@ async fn what_is_no_response_becomes_502() {
             said.text()
         );
         assert_eq!(said.statuses().len(), 1, "{row}: {}", said.text());
-        stage.holds(row, &said).await;
+        stage.assert_invariants(row, &said).await;
     }
 }
 
 /// Is the answer shown as whole, by its own framing?
-fn is_whole(said: &Said) -> bool {
+fn is_whole(said: &Transcript) -> bool {
     let body = said.body();
     match said.header("content-length").and_then(|length| length.parse::<usize>().ok()) {
         Some(length) => body.len() == length,
@@ -88,10 +88,10 @@ async fn a_broken_body_is_never_shown_as_whole() {
     ];
     let stage = answering(rows.iter().map(|(_, bytes)| (bytes.clone().into_bytes(), true)).collect()).await;
     for (number, (row, _)) in rows.iter().enumerate() {
-        let said = stage.say(format!("GET http://good.test/row/{number} HTTP/1.1\r\nHost: x\r\n\r\n")).await;
+        let said = stage.exchange(format!("GET http://good.test/row/{number} HTTP/1.1\r\nHost: x\r\n\r\n")).await;
         assert!(said.status() == 502 || !is_whole(&said), "{row}: {}", said.text());
         assert!(said.statuses().len() <= 1, "{row}: {}", said.text());
-        stage.holds(row, &said).await;
+        stage.assert_invariants(row, &said).await;
     }
 }
 
@@ -125,7 +125,7 @@ async fn a_response_passes_as_it_came() {
     for (number, (row, _, status, body)) in rows.iter().enumerate() {
         let mut conn = Conn::open(stage.sidecar.proxy()).await;
         conn.write(format!("GET http://good.test/row/{number} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await;
-        let answer = conn.answer().await;
+        let answer = conn.read_response().await;
         let refused = *row == "HP-28 obs-fold" && answer.status == 502;
         assert!(
             refused || (answer.status, answer.text().as_str(), answer.complete) == (*status, *body, true),
@@ -133,9 +133,9 @@ async fn a_response_passes_as_it_came() {
         );
         let framing = (answer.header("content-length").is_some(), answer.header("transfer-encoding").is_some());
         assert_ne!(framing, (true, true), "{row}: {answer:?}");
-        stage.holds(row, &Said(answer.body)).await;
+        stage.assert_invariants(row, &Transcript(answer.body)).await;
     }
-    let said = stage.say("GET http://good.test/row/10 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
+    let said = stage.exchange("GET http://good.test/row/10 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
     assert!(said.0.windows(2).any(|pair| pair == b"\xe4\xff"), "HP-31: bytes above ASCII in a field pass");
 }
 
@@ -166,10 +166,10 @@ async fn a_response_to_head_has_its_fields_and_no_body() {
     let head = |row: u8| format!("HEAD http://good.test/row/{row} HTTP/1.1\r\nHost: x\r\n\r\n");
     let then = "GET http://good.test/next HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
     for (row, length) in [(0, Some("1234")), (1, None)] {
-        let said = stage.say(head(row) + then).await;
+        let said = stage.exchange(head(row) + then).await;
         assert_eq!(said.statuses(), [200, 200], "HEAD {row}: {}", said.text());
         assert_eq!(said.header("content-length").as_deref(), length, "HEAD {row}: {}", said.text());
-        stage.holds("HEAD", &said).await;
+        stage.assert_invariants("HEAD", &said).await;
     }
 }
 
@@ -185,7 +185,7 @@ async fn the_proxys_own_responses_name_their_author_and_the_remedy() {
         ("method", "http://good.test/", 405, "method_refused", "fix_request", None),
     ] {
         let method = if row == "method" { "TRACE" } else { "GET" };
-        let said = stage.say(format!("{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")).await;
+        let said = stage.exchange(format!("{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")).await;
         assert_eq!((said.status(), said.code().as_str()), (status, code), "HP-33 {row}: {}", said.text());
         assert_eq!(said.header("content-type").as_deref(), Some("application/problem+json"), "HP-33 {row}");
         assert!(said.header("proxy-status").is_some_and(|value| value.starts_with("keybearer; error=")), "HP-33 {row}");
@@ -198,7 +198,7 @@ async fn the_proxys_own_responses_name_their_author_and_the_remedy() {
         }
         assert!(!problem["request_id"].as_str().unwrap_or_default().is_empty(), "HP-33 {row}");
         assert!(!said.text().contains(&gone), "HP-33 {row}: internals");
-        stage.holds(row, &said).await;
+        stage.assert_invariants(row, &said).await;
     }
 }
 
@@ -316,9 +316,9 @@ async fn interim_responses_are_bounded_and_not_for_every_caller() {
     for row in [0, 1] {
         let answer = raw::get_through(stage.sidecar.proxy(), &format!("http://good.test/row/{row}"), "").await;
         assert_eq!((answer.status, answer.code()), (502, "upstream_protocol"), "HP-29, RS-16 {row}: {}", answer.text());
-        stage.holds("RS-16", &Said(answer.body)).await;
+        stage.assert_invariants("RS-16", &Transcript(answer.body)).await;
     }
-    let said = stage.say("GET http://good.test/row/2 HTTP/1.0\r\nHost: x\r\n\r\n").await;
+    let said = stage.exchange("GET http://good.test/row/2 HTTP/1.0\r\nHost: x\r\n\r\n").await;
     assert_eq!((said.statuses(), said.body().as_str()), (vec![200], "ok"), "HTTP/1.0: {}", said.text());
     let mut curl = tokio::process::Command::new("curl");
     let url = format!("http://{}/api/row/2", stage.sidecar.proxy());
@@ -356,7 +356,7 @@ async fn a_response_that_is_reset_never_looks_whole() {
         drop(stream);
         // The caller may be told by a reset, too.
         let _ = timeout(Duration::from_secs(10), caller.read_to_end(&mut said)).await.expect("an end in time");
-        assert!(!is_whole(&Said(said.clone())), "HP-27 {row}: {}", String::from_utf8_lossy(&said));
+        assert!(!is_whole(&Transcript(said.clone())), "HP-27 {row}: {}", String::from_utf8_lossy(&said));
     }
 }
 

@@ -44,7 +44,7 @@ async fn three_subjects_of_two_callers_each_get_their_own_persons_token() {
         assert!(is_connected(&end), "{end}\n{}", sidecar.log());
     };
     tokio::join!(connect(people[0]), connect(people[1]), connect(people[2]));
-    assert_eq!(server.asked("p-web", "authorization_code").await, 3);
+    assert_eq!(server.token_requests_by_grant("p-web", "authorization_code").await, 3);
 
     let rounds = people.map(async |(caller, subject)| {
         for _ in 0..15 {

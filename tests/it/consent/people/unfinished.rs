@@ -33,7 +33,7 @@ async fn a_restarted_program_finishes_what_a_person_has_begun() {
     assert_eq!(ask(&sidecar, "").await.json()["sub"], "ann");
     let again = raw::send(admin, request(&format!("Cookie: {cookies}\r\n")).as_bytes()).await;
     assert_eq!((again.status, again.text().contains("already used")), (400, true), "{}", again.text());
-    assert_eq!(server.asked("p-web", "authorization_code").await, 1);
+    assert_eq!(server.token_requests_by_grant("p-web", "authorization_code").await, 1);
 }
 
 #[tokio::test]
@@ -82,7 +82,7 @@ async fn a_link_and_what_was_begun_with_it_are_over_after_ten_minutes() {
     assert_eq!((late.status, late.text().contains("has expired")), (400, true), "{}", late.text());
     let path = format!("/authorizations/{}", begun["id"].as_str().expect("an id"));
     assert_eq!(call(admin, "GET", &path, &Value::Null).await.json()["status"], "expired");
-    assert_eq!(server.asked("p-web", "authorization_code").await, 0);
+    assert_eq!(server.token_requests_by_grant("p-web", "authorization_code").await, 0);
 }
 
 #[tokio::test]
@@ -103,5 +103,5 @@ async fn a_connection_that_changed_meanwhile_takes_no_code() {
         format!("GET /oauth/{path} HTTP/1.1\r\nHost: {admin}\r\nCookie: {cookies}\r\nConnection: close\r\n\r\n");
     let answer = raw::send(admin, request.as_bytes()).await;
     assert_eq!((answer.status, answer.text().contains("has changed")), (400, true), "{}", answer.text());
-    assert_eq!(server.asked("p-web", "authorization_code").await, 0);
+    assert_eq!(server.token_requests_by_grant("p-web", "authorization_code").await, 0);
 }

@@ -95,7 +95,7 @@ impl AuthorizationServer {
     }
 
     /// Token requests of one client by one grant type, refused ones included.
-    pub async fn asked(&self, client_id: &str, grant_type: &str) -> u64 {
+    pub async fn token_requests_by_grant(&self, client_id: &str, grant_type: &str) -> u64 {
         self.stats().await["asked"][client_id][grant_type].as_u64().unwrap_or(0)
     }
 

@@ -14,7 +14,7 @@ use super::{node, peers_path, python};
 const CLIENT_END: Duration = Duration::from_secs(30);
 
 /// The JSON that a program of `tests/peers` prints; it runs with `environment` and nothing else.
-pub async fn told(program: PathBuf, script: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Value {
+pub async fn run_script(program: PathBuf, script: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Value {
     let mut client = Command::new(program);
     client.arg(peers_path(script)).args(arguments).env_clear().env("PYTHONDONTWRITEBYTECODE", "1");
     client.envs(environment.iter().copied()).stdin(Stdio::null()).kill_on_drop(true);

@@ -145,7 +145,7 @@ async fn a_sidecar_that_slept_past_expiry_sends_a_fresh_token_first() {
     // In the socket before the sidecar wakes up: no refresh can have come first.
     waiting.write(format!("GET {URL} HTTP/1.1\r\nHost: api.test\r\n\r\n").as_bytes()).await;
     sidecar.signal("CONT");
-    assert_eq!(waiting.answer().await.status, 200, "{}", sidecar.log());
+    assert_eq!(waiting.read_response().await.status, 200, "{}", sidecar.log());
     let records = upstream.records().await;
     let verdicts: Vec<_> = records.iter().map(|record| &record["verdict"]).collect();
     assert_eq!(verdicts, ["active", "active"]);

@@ -147,7 +147,7 @@ async fn a_body_that_is_still_arriving_is_never_replayed_in_part() {
         sleep(Duration::from_millis(50)).await;
     }
     conn.write(b"0\r\n\r\n").await;
-    let answer = conn.answer().await;
+    let answer = conn.read_response().await;
     drop((conn, sidecar));
     until("the upstream has seen every end", async || {
         let bodies = bodies.lock().unwrap();

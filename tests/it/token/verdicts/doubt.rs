@@ -8,7 +8,7 @@ use super::{
     PERSON, Response, bare, connections, crm, field, get, html, last_attempt, number, numbered, refresh, refusal,
     seconds_between, tokens,
 };
-use crate::rig::manager::{call, hand_in};
+use crate::rig::manager::{call, import_refresh_token};
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
 
@@ -67,7 +67,7 @@ async fn a_discovery_that_fails_before_a_refresh_leaves_nothing_in_doubt() {
     let config = crm(&server, &upstream, "", PERSON);
     let config = config.replace(&format!("token_url: \"{issuer}/crm\""), &format!("issuer: \"{issuer}\""));
     let sidecar = Sidecar::start(&config).await;
-    assert_eq!(hand_in(&sidecar, "given", None).await.status, 200, "{}", sidecar.log());
+    assert_eq!(import_refresh_token(&sidecar, "given", None).await.status, 200, "{}", sidecar.log());
     // A restart forgets what was discovered.
     address.lock().unwrap().clear();
     let (dir, addresses, _) = sidecar.crash().await;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::json;
 
 use super::{PERSON, Response, asked, bare, crm, field, get, html, refresh, refreshed, refusal, served, tokens};
-use crate::rig::manager::{call, hand_in};
+use crate::rig::manager::{call, import_refresh_token};
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
 use crate::rig::stage::until;
@@ -120,7 +120,7 @@ async fn a_second_empty_400_in_a_row_asks_a_person_to_connect_again() {
     })
     .await;
     let sidecar = Sidecar::start(&crm(&server, &upstream, "", PERSON)).await;
-    assert_eq!(hand_in(&sidecar, "given", None).await.status, 200);
+    assert_eq!(import_refresh_token(&sidecar, "given", None).await.status, 200);
     // Not in a row: a gateway's page lies between them.
     responses.lock().unwrap().extend([(|| bare(400)) as Response, || html(404), || bare(400)]);
     for _ in 0..3 {

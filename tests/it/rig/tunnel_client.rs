@@ -22,40 +22,40 @@ use super::interception::interception_ca;
 use super::raw::Conn;
 
 /// An open tunnel, and the HTTP that is spoken in it.
-pub enum Inside {
+pub enum TunnelClient {
     One(http1::SendRequest<Empty<Bytes>>),
     Many(http2::SendRequest<Empty<Bytes>>),
 }
 
-impl Inside {
+impl TunnelClient {
     /// To api.test, by a CONNECT with these header lines; `secure`: TLS inside, by the interception CA.
-    pub async fn open(proxy: SocketAddr, lines: &str, secure: bool, version: Version) -> Inside {
+    pub async fn open(proxy: SocketAddr, lines: &str, secure: bool, version: Version) -> TunnelClient {
         let authority = if secure { "api.test:443" } else { "api.test:80" };
         let mut conn = Conn::open(proxy).await;
         conn.write(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{lines}\r\n").as_bytes()).await;
-        assert!(opened(&mut conn).await.starts_with("HTTP/1.1 200"), "{lines}");
+        assert!(read_connect_head(&mut conn).await.starts_with("HTTP/1.1 200"), "{lines}");
         if !secure {
-            return Inside::over(conn.stream, version).await;
+            return TunnelClient::over(conn.stream, version).await;
         }
         let protocols: &[&[u8]] = if version == Version::HTTP_2 { &[b"h2"] } else { &[] };
         let connector = connector(&interception_ca().0, protocols);
         let name = ServerName::try_from("api.test").expect("a name");
         let stream = connector.connect(name, conn.stream).await.expect("a handshake");
-        Inside::over(stream, version).await
+        TunnelClient::over(stream, version).await
     }
 
-    async fn over<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: T, version: Version) -> Inside {
+    async fn over<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: T, version: Version) -> TunnelClient {
         let io = TokioIo::new(stream);
         match version {
             Version::HTTP_2 => {
                 let (sender, driver) = http2::handshake(TokioExecutor::new(), io).await.expect("HTTP/2");
                 tokio::spawn(driver);
-                Inside::Many(sender)
+                TunnelClient::Many(sender)
             }
             _ => {
                 let (sender, driver) = http1::handshake(io).await.expect("HTTP/1.1");
                 tokio::spawn(driver);
-                Inside::One(sender)
+                TunnelClient::One(sender)
             }
         }
     }
@@ -72,14 +72,14 @@ impl Inside {
         let request = fields.iter().fold(request, |request, (name, value)| request.header(*name, *value));
         let request = request.body(Empty::new()).expect("a request");
         let answer = match self {
-            Inside::One(sender) => sender.send_request(request).await,
-            Inside::Many(sender) => sender.send_request(request).await,
+            TunnelClient::One(sender) => sender.send_request(request).await,
+            TunnelClient::Many(sender) => sender.send_request(request).await,
         };
         answer.expect("an answer")
     }
 
     /// Status and text of the answer to a GET.
-    pub async fn ask(&mut self, secure: bool, path: &str) -> (u16, String) {
+    pub async fn get_text(&mut self, secure: bool, path: &str) -> (u16, String) {
         let (head, body) = self.get(secure, path).await.into_parts();
         let body = body.collect().await.expect("a body").to_bytes();
         (head.status.as_u16(), String::from_utf8_lossy(&body).into_owned())
@@ -89,8 +89,8 @@ impl Inside {
     pub async fn ends(&mut self) {
         let end = async {
             while !match self {
-                Inside::One(sender) => sender.is_closed(),
-                Inside::Many(sender) => sender.is_closed(),
+                TunnelClient::One(sender) => sender.is_closed(),
+                TunnelClient::Many(sender) => sender.is_closed(),
             } {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
@@ -112,7 +112,7 @@ pub fn connector(ca: &Path, protocols: &[&[u8]]) -> TlsConnector {
 }
 
 /// The head of the response to CONNECT: nothing follows it.
-pub async fn opened(conn: &mut Conn) -> String {
+pub async fn read_connect_head(conn: &mut Conn) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let read =
