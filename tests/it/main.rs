@@ -1,8 +1,8 @@
-//! The program as its users meet it: the built binary, real servers, real clients.
-#![allow(clippy::disallowed_methods, reason = "tests have no phases to obey")]
+//! Integration tests: the built binary with real servers and real clients.
+#![allow(clippy::disallowed_methods, reason = "tests do not follow the process's phases")]
 
 mod rig {
-    //! Peers on port 0: authorization servers, upstreams, clients, a browser, and the sidecar itself.
+    //! Test harness, all on port 0: authorization servers, upstreams, clients, a browser, and the sidecar itself.
     pub mod arrival;
     pub mod browser;
     pub mod command;

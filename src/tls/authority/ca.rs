@@ -58,8 +58,8 @@ pub(super) fn is_root(certificate: &CertificateDer<'_>) -> bool {
 
 /// Reads PEM certificates from a file that may contain other items.
 ///
-/// # Errors [`CaError::Certificate`] if there is none or a malformed one; [`CaError::NotCa`] if the first is not a CA
-/// certificate.
+/// # Errors
+/// [`CaError::Certificate`] if there is none or a malformed one; [`CaError::NotCa`] if the first is not a CA certificate.
 pub fn read_certificates(pem: &[u8]) -> Result<Roots, CaError> {
     let chain = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
     let chain = chain.map_err(|_| CaError::Certificate)?;
