@@ -1,7 +1,7 @@
-//! The checked configuration as plain data: what every other room takes for true.
+//! The checked configuration as plain data.
 //!
+//! Invariant: every value has passed the validator, so no other module parses or checks it again.
 //! Not here: YAML and its problems (`config`), sockets, clocks, metrics.
-//! Holds: every value has passed the one validator, so nobody parses or doubts it again.
 
 pub mod access;
 pub mod connection;
@@ -36,31 +36,31 @@ pub use egress::{Egress, Unmatched};
 pub use listener::{ListenAt, Listener, ListenerTls, Listeners, ProxyListener};
 pub use store::{RedisAt, RedisKind, RedisSettings, StoreKind, StoreSettings};
 
-/// Root certificates that stand in for, or beside, the platform's.
+/// Root certificates, in addition to the platform's or in place of them.
 pub type Roots = Arc<[CertificateDer<'static>]>;
 
-/// The whole configuration, resolved: no references, no defaults left to fill.
+/// The whole configuration, with references resolved and defaults filled in.
 #[derive(Debug)]
 pub struct Model {
     pub listeners: Listeners,
-    /// Of the listeners that speak TLS, by name.
+    /// TLS settings of the listeners that use TLS, by listener name.
     pub listener_tls: HashMap<Name, ListenerTls>,
     /// Data-plane threads, at least one.
     pub workers: usize,
-    /// How long `/readyz` waits for first tokens.
+    /// How long `/readyz` waits for the first tokens.
     pub readiness_wait: Duration,
-    /// Names that are dialled at a fixed address; they may be private.
+    /// Names that are dialled at a fixed address, which may be private.
     pub hosts: Vec<HostOverride>,
-    /// Roots beside the platform's, for every upstream and token endpoint.
+    /// Roots in addition to the platform's, for every upstream and token endpoint.
     pub trust: Roots,
     pub egress: Egress,
     /// `None`: TLS inside tunnels is relayed.
     pub interception: Option<Interception>,
     pub callers: Vec<Caller>,
     pub admin: AdminAccess,
-    /// Where people's browsers reach `/connect` and `/oauth/callback`; `None`: on loopback, where they are served.
+    /// Where browsers reach `/connect` and `/oauth/callback`; `None`: the loopback listener that serves them.
     pub public_url: Option<Url>,
-    /// Where the program keeps what outlives it.
+    /// Directory for files that outlive the process.
     pub state_dir: PathBuf,
     pub store: StoreSettings,
     pub timeouts: Timeouts,
@@ -72,42 +72,42 @@ pub struct Model {
     pub connections: Vec<Arc<Connection>>,
 }
 
-/// `hosts:` one name and where it is dialled.
+/// An entry of `hosts`: a name, and the address at which it is dialled.
 #[derive(Debug, Clone)]
 pub struct HostOverride {
     pub host: Host,
     pub address: IpAddr,
-    /// In place of the request's own port.
+    /// Overrides the request's port.
     pub port: Option<u16>,
 }
 
-/// The CA that vouches, to callers, for the hosts whose tunnels are opened.
+/// The CA for intercepting TLS inside tunnels; callers trust it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interception {
-    /// Its certificate first, then those above it; never empty.
+    /// The CA's certificate first, then its issuers; never empty.
     pub chain: Roots,
-    /// In PEM; it belongs to the certificate.
+    /// PEM; matches the certificate.
     pub key: Secret,
 }
 
-/// Who may use the proxy. All conditions of one caller hold together.
+/// A program that may use the proxy. All its conditions must match.
 #[derive(Debug, Clone)]
 pub struct Caller {
     pub name: Name,
     pub secret: Option<SecretDigest>,
     /// Alternatives; empty: any address.
     pub cidr: Vec<IpNet>,
-    /// The same for the listener it comes by.
+    /// Alternative listeners; empty: any.
     pub listeners: Vec<Name>,
-    /// The same for the user who has opened the Unix socket, by number.
+    /// Alternative users of a Unix socket's peer, by numeric ID; empty: any.
     pub unix_users: Vec<u32>,
-    /// The same for the names in the certificate that it shows.
+    /// Alternative names in its client certificate; empty: any.
     pub certificate_names: Vec<san::San>,
-    /// For whom it may act; `None`: for itself alone.
+    /// Subjects that it may act for; `None`: only itself.
     pub subjects: Option<Vec<SubjectPattern>>,
 }
 
-/// A subject, or all that begin alike (`team-*`).
+/// A subject, or a prefix of subjects (`team-*`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SubjectPattern {
     Exact(Subject),
@@ -125,22 +125,22 @@ impl Caller {
     }
 }
 
-/// Every wait of the data plane, each with a finite default.
+/// Timeouts of the data plane, each with a finite default.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timeouts {
     /// From the first byte of a request head to its last.
     pub client_head: Duration,
-    /// How long a request may wait for a token.
+    /// How long a request waits for a token.
     pub token_wait: Duration,
     /// Name resolution, connecting and the TLS handshake together.
     pub connect: Duration,
-    /// From the end of the request to the head of the answer.
+    /// From the end of the request to the head of the response.
     pub response_head: Duration,
-    /// Silence within a body or a tunnel.
+    /// Idle timeout within a body or a tunnel.
     pub idle: Duration,
-    /// Silence between two requests of a kept connection, on either side.
+    /// Idle timeout of a keep-alive connection, on either side.
     pub keep_alive: Duration,
-    /// How long requests in flight may take to finish after SIGTERM.
+    /// Grace period for requests in flight after SIGTERM.
     pub drain: Duration,
 }
 
@@ -158,18 +158,18 @@ impl Default for Timeouts {
     }
 }
 
-/// Every bound of the data plane, each with a finite default.
+/// Limits of the data plane, each with a finite default.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Open connections from callers, all listeners and workers together.
     pub downstream_connections: usize,
     /// Requests in flight to one upstream origin, all workers together.
     pub per_upstream: usize,
-    /// Requests that wait for one of those places.
+    /// Requests queued for one upstream origin, all workers together.
     pub queued_per_upstream: usize,
-    /// A message head in bytes, the first line included.
+    /// Size of a message head, including the first line.
     pub head_bytes: usize,
-    /// A request body in bytes that is kept for a replay after a rejected token.
+    /// Size of a request body that is buffered for a replay after a rejected token.
     pub replay_body_bytes: usize,
     /// Open CONNECT tunnels and WebSockets, all workers together.
     pub tunnels: usize,
@@ -198,9 +198,9 @@ pub struct Log {
 /// Where traces go.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tracing {
-    /// Takes OTLP over HTTP; the whole URL.
+    /// The full URL for OTLP over HTTP.
     pub collector: Url,
-    /// Of the traces that begin here, the part that is recorded: 0 to 1.
+    /// Fraction of the traces started here that is recorded: 0 to 1.
     pub sample: f64,
 }
 
@@ -223,24 +223,24 @@ pub enum LogFormat {
     Json,
 }
 
-/// Which requests get a line in the log.
+/// Which requests are logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LogRequests {
     Off,
-    /// Those that the proxy itself answered with an error.
+    /// Requests for which the proxy itself responded with an error.
     #[default]
     Errors,
     All,
 }
 
-/// Where it is recorded who used, was denied, refreshed or changed what.
+/// Where audit records go.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Audit {
     Off,
-    /// Among the lines of the log.
+    /// To the log.
     #[default]
     Log,
-    /// JSON lines in a file of their own.
+    /// To a file, as JSON lines.
     File(PathBuf),
 }
 
@@ -282,9 +282,9 @@ impl fmt::Debug for Name {
 mod tests {
     use super::*;
 
-    /// Taken apart field by field, so that a new one cannot be forgotten here.
+    /// Destructured, so that a new field cannot be forgotten here.
     #[test]
-    fn every_default_deadline_and_bound_is_finite() {
+    fn every_default_timeout_and_limit_is_finite() {
         let Timeouts { client_head, token_wait, connect, response_head, idle, keep_alive, drain } = Timeouts::default();
         for wait in [client_head, token_wait, connect, response_head, idle, keep_alive, drain] {
             assert!(wait > Duration::ZERO && wait <= Duration::from_secs(3600), "{wait:?}");
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_labels() {
+    fn a_name_is_a_short_lower_case_label() {
         for good in ["a", "crm", "0-a_b", &"x".repeat(63)] {
             assert!(Name::parse(good).is_some(), "{good}");
         }

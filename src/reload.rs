@@ -239,7 +239,7 @@ impl Reloader {
                     return Outcome::Failed(error);
                 }
             }
-            self.vault.follow(&loaded.model.store);
+            self.vault.apply(&loaded.model.store);
             self.logging.change(loaded.model.log);
             self.wiring.parts.metrics.reload_applied();
         }

@@ -119,7 +119,7 @@ impl<T> Router<T> {
                 RouteMatch::Host { pattern: HostPattern::Exact(host), port } => {
                     (router.exact.entry(host).or_default(), port, PathPrefix::root())
                 }
-                RouteMatch::Host { pattern: HostPattern::Below(host), port } => {
+                RouteMatch::Host { pattern: HostPattern::Subdomains(host), port } => {
                     (router.below.entry(host).or_default(), port, PathPrefix::root())
                 }
                 RouteMatch::Mount { prefix, .. } => (mounts.entry(prefix.clone()).or_default(), PortRule::Any, prefix),
@@ -190,7 +190,7 @@ impl<T> Router<T> {
     ) -> (Found<'_, T>, &'a str) {
         let found = unambiguous(path, |path| {
             let mut best = Found::Unmatched;
-            for (_, group) in self.mounts.iter().filter(|(prefix, _)| prefix.holds(path)) {
+            for (_, group) in self.mounts.iter().filter(|(prefix, _)| prefix.matches(path)) {
                 match group.find(|_| true, path, method, (caller, named)) {
                     route @ Found::Route(_) => return route,
                     refused => best = stronger_refusal(best, refused),
@@ -323,7 +323,7 @@ impl<T> Entry<T> {
     }
 
     fn matches(&self, path: &[u8], method: &Method) -> bool {
-        self.path.holds(path) && self.methods.as_ref().is_none_or(|methods| methods.contains(method))
+        self.path.matches(path) && self.methods.as_ref().is_none_or(|methods| methods.contains(method))
     }
 }
 

@@ -240,7 +240,9 @@ impl TokenCache {
             services: self.services.clone(),
         };
         let slots = match connection.tokens {
-            _ if connection.grant.takes_callers_token() => Slots::PerCallerToken(Arc::new(SubjectSlots::new(factory))),
+            _ if connection.grant.exchanges_caller_token() => {
+                Slots::PerCallerToken(Arc::new(SubjectSlots::new(factory)))
+            }
             Tokens::Shared => Slots::Shared(factory.create(key.clone(), None)),
             Tokens::PerSubject => {
                 let slots = Arc::new(SubjectSlots::new(factory));

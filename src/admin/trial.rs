@@ -91,7 +91,7 @@ impl<'a> Trial<'a> {
         };
         let (Some(route), Some(tls)) = (routes.get(*at), bound.tls.get(*at)) else { return Err(none()) };
         let origin = match &route.matches {
-            RouteMatch::Host { port, .. } => route.tls.leave_for(*port, &asked),
+            RouteMatch::Host { port, .. } => route.tls.upstream_origin(*port, &asked),
             RouteMatch::Mount { upstream, .. } => upstream.clone(),
         };
         Ok(Trial { url, method, origin, route, tls })

@@ -181,7 +181,7 @@ fn slashed(path: &PathPrefix) -> &str {
 fn host(pattern: &HostPattern, port: PortRule) -> String {
     let name = match pattern {
         HostPattern::Exact(host) => host.to_string(),
-        HostPattern::Below(host) => format!("*.{host}"),
+        HostPattern::Subdomains(host) => format!("*.{host}"),
     };
     match port {
         PortRule::Default => name,

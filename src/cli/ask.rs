@@ -16,7 +16,7 @@ use url::Url;
 use zeroize::Zeroizing;
 
 use super::{ConfigArguments, table};
-use crate::config::{self, Whereabouts};
+use crate::config::{self, InstanceLocation};
 use crate::model::secret::Secret;
 use crate::tls::Trust;
 
@@ -136,7 +136,7 @@ pub fn test(arguments: &TestArguments) -> ExitCode {
 
 /// 0 when the instance is ready.
 pub fn healthcheck(arguments: &AskArguments) -> ExitCode {
-    let found = arguments.whereabouts();
+    let found = arguments.location();
     let base = arguments.base(found.health);
     let answer = base.and_then(|base| {
         let request = reqwest::Request::new(Method::GET, join(&base, &["readyz"])?);
@@ -195,8 +195,8 @@ impl AskArguments {
         self.config.path()
     }
 
-    fn whereabouts(&self) -> Whereabouts {
-        config::whereabouts(&self.config.path())
+    fn location(&self) -> InstanceLocation {
+        config::locate_instance(&self.config.path())
     }
 
     /// The listener's URL; `address` is the configuration's.
@@ -215,7 +215,7 @@ impl AskArguments {
         url.ok_or_else(|| said("--admin is no URL of a listener; write one such as http://127.0.0.1:8081".to_owned()))
     }
 
-    fn token(&self, found: &Whereabouts) -> Result<Secret, Failed> {
+    fn token(&self, found: &InstanceLocation) -> Result<Secret, Failed> {
         let path = match (&self.admin_token_file, config::presented_token()) {
             (Some(path), _) => path.clone(),
             (None, Some(token)) => return Ok(token),
@@ -230,7 +230,7 @@ impl AskArguments {
 
     /// One call of the API; `Err` also where the instance refuses.
     pub fn ask(&self, method: Method, path: &[&str], body: Option<Value>) -> Result<Value, Failed> {
-        let found = self.whereabouts();
+        let found = self.location();
         let base = self.base(found.admin)?;
         let token = self.token(&found)?;
         let path = [&["api", "v1"], path].concat();

@@ -106,7 +106,9 @@ fn hosts(path: &Path) -> Result<Vec<Host>, ExitCode> {
     let routes = loaded.model.connections.iter().flat_map(|connection| &connection.routes);
     let mut hosts: Vec<_> = routes
         .filter_map(|route| match &route.matches {
-            RouteMatch::Host { pattern: HostPattern::Exact(host) | HostPattern::Below(host), .. } => Some(host.clone()),
+            RouteMatch::Host { pattern: HostPattern::Exact(host) | HostPattern::Subdomains(host), .. } => {
+                Some(host.clone())
+            }
             RouteMatch::Mount { .. } => None,
         })
         .collect();

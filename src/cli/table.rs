@@ -27,7 +27,7 @@ fn text(value: &Value) -> String {
 pub fn connections(answer: &Value) -> String {
     let items = answer["items"].as_array().map(Vec::as_slice).unwrap_or_default();
     if items.is_empty() {
-        return "no connection is configured".to_owned();
+        return "no connections are configured".to_owned();
     }
     let mut rows = vec![["NAME", "STATE", "GRANT", "EXPIRES", "ROUTES", "LAST ERROR"].map(str::to_owned).to_vec()];
     for item in items {

@@ -1,4 +1,4 @@
-//! `admin`: who may use the admin API.
+//! `admin`: users of the admin API.
 //!
 //! Not here: the listener itself (`listener`), the manager's token file (`crate::admin`).
 
@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::reading::{Fault, Field, Keys, Sink, Spot, Unit, Words, secret, shape, value};
+use super::reading::{Fault, Field, Keys, Keyword, NodeRef, Section, Sink, secret, shape, value};
 use crate::model::origin::Authority;
 use crate::model::secret::SecretDigest;
 use crate::model::{AdminAccess, Name, Role, User};
@@ -45,46 +45,46 @@ pub struct UserFile {
 
 impl Keys for UserFile {}
 
-impl Words for Role {
-    fn words() -> Vec<(&'static str, Role)> {
+impl Keyword for Role {
+    fn keywords() -> Vec<(&'static str, Role)> {
         vec![("viewer", Role::Viewer), ("operator", Role::Operator), ("manager", Role::Manager)]
     }
 }
 
-/// The users of the admin API; true if any is listed, even one with a problem.
-pub fn access(spot: Option<Spot<'_>>, sink: &mut Sink) -> (AdminAccess, bool) {
+/// Reads `admin`; the flag is true if any user is listed, even an invalid one.
+pub fn access(node: Option<NodeRef<'_>>, sink: &mut Sink) -> (AdminAccess, bool) {
     let mut access = AdminAccess::default();
-    let Some(unit) = spot.and_then(|spot| spot.unit::<AdminFile>(sink)) else { return (access, false) };
-    let users = unit.get(unit.keys.users);
-    let has_users = users.as_ref().is_some_and(Spot::has_items);
-    access.users = users.map(|spot| self::users(&spot, sink)).unwrap_or_default();
-    if let Some(spot) = unit.get(unit.keys.editing)
-        && spot.boolean(sink) == Some(true)
+    let Some(section) = node.and_then(|node| node.section::<AdminFile>(sink)) else { return (access, false) };
+    let users = section.get(section.keys.users);
+    let has_users = users.as_ref().is_some_and(NodeRef::has_items);
+    access.users = users.map(|node| self::users(&node, sink)).unwrap_or_default();
+    if let Some(node) = section.get(section.keys.editing)
+        && node.boolean(sink) == Some(true)
     {
-        spot.problem(sink, "changing connections over the API is not built yet", "write false, or remove `editing`");
+        node.problem(sink, "editing connections over the API is not built yet", "write false, or remove `editing`");
     }
-    for item in unit.get(unit.keys.hosts).and_then(|spot| spot.items(sink)).unwrap_or_default() {
+    for item in section.get(section.keys.hosts).and_then(|node| node.items(sink)).unwrap_or_default() {
         access.hosts.extend(item.parse(sink, host));
     }
     (access, has_users)
 }
 
-fn users(spot: &Spot<'_>, sink: &mut Sink) -> Vec<User> {
-    let mut places: HashMap<Name, usize> = HashMap::new();
+fn users(node: &NodeRef<'_>, sink: &mut Sink) -> Vec<User> {
+    let mut lines: HashMap<Name, usize> = HashMap::new();
     let mut users: Vec<User> = Vec::new();
-    for item in spot.items(sink).unwrap_or_default() {
-        let Some(unit) = item.unit::<UserFile>(sink) else { continue };
-        let at = unit.require(unit.keys.name, "name", "give the user a name", sink);
-        let name = at.as_ref().and_then(|spot| spot.parse(sink, value::name));
+    for item in node.items(sink).unwrap_or_default() {
+        let Some(section) = item.section::<UserFile>(sink) else { continue };
+        let at = section.require(section.keys.name, "name", "give the user a name", sink);
+        let name = at.as_ref().and_then(|node| node.parse(sink, value::name));
         if let (Some(at), Some(name)) = (at, &name)
-            && let Some(line) = places.insert(name.clone(), at.line)
+            && let Some(line) = lines.insert(name.clone(), at.line)
         {
             let message = format!("another user is named `{name}` (line {line})");
-            at.problem(sink, message, "give each its own name");
+            at.problem(sink, message, "give each user its own name");
         }
-        let role = unit.require(unit.keys.role, "role", "write viewer, operator or manager", sink);
-        let role = role.and_then(|spot| spot.choice(sink));
-        let token = token(&unit, &users, sink);
+        let role = section.require(section.keys.role, "role", "write viewer, operator or manager", sink);
+        let role = role.and_then(|node| node.choice(sink));
+        let token = token(&section, &users, sink);
         if let (Some(name), Some(role), Some(token)) = (name, role, token) {
             users.push(User { name, role, token });
         }
@@ -92,17 +92,18 @@ fn users(spot: &Spot<'_>, sink: &mut Sink) -> Vec<User> {
     users
 }
 
-/// Tokens are unique, so that the audit can tell users apart.
-fn token(unit: &Unit<'_, UserFile>, users: &[User], sink: &mut Sink) -> Option<SecretDigest> {
-    let spot = unit.require(unit.keys.token, "token", "write {file: PATH}, {env: NAME} or {sha256: HEX}", sink)?;
-    let token = secret::compared(&spot, sink)?;
+/// Reads a user's token. Tokens are unique, so that the audit can tell users apart.
+fn token(section: &Section<'_, UserFile>, users: &[User], sink: &mut Sink) -> Option<SecretDigest> {
+    let node =
+        section.require(section.keys.token, "token", "write {file: PATH}, {env: NAME} or {sha256: HEX}", sink)?;
+    let token = secret::compared(&node, sink)?;
     if let Some(other) = users.iter().find(|user| user.token == token) {
-        spot.problem(sink, format!("is the token of `{}` too", other.name), "give each user a token of its own");
+        node.problem(sink, format!("is also the token of `{}`", other.name), "give each user its own token");
     }
     Some(token)
 }
 
 fn host(text: &str) -> Result<Authority, Fault> {
     let hint = "write a host with or without a port, such as keys.example or keys.example:8443";
-    Authority::parse(text).map_err(|error| Fault::new(format!("is no Host value: {error}"), hint))
+    Authority::parse(text).map_err(|error| Fault::new(format!("is not a valid Host value: {error}"), hint))
 }

@@ -1,11 +1,11 @@
-//! `timeouts` and `limits`: every wait and every bound of the proxy.
+//! `timeouts` and `limits` of the proxy.
 
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::reading::{Field, Keys, Sink, Spot, shape, value};
+use super::reading::{Field, Keys, NodeRef, Sink, shape, value};
 use crate::model::{Limits, Timeouts};
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -61,13 +61,13 @@ pub struct LimitsFile {
 
 impl Keys for LimitsFile {}
 
-/// Counts of connections and requests: more than any machine serves.
+/// Upper limit of counts: more connections or requests than any machine serves.
 const COUNT_MAX: usize = 10_000_000;
 
-pub fn timeouts(spot: Option<Spot<'_>>, sink: &mut Sink) -> Timeouts {
+pub fn timeouts(node: Option<NodeRef<'_>>, sink: &mut Sink) -> Timeouts {
     let mut timeouts = Timeouts::default();
-    let Some(unit) = spot.and_then(|spot| spot.unit::<TimeoutsFile>(sink)) else { return timeouts };
-    let keys = &unit.keys;
+    let Some(section) = node.and_then(|node| node.section::<TimeoutsFile>(sink)) else { return timeouts };
+    let keys = &section.keys;
     let all: [(Field<shape::Wait>, &mut Duration); 7] = [
         (keys.client_head, &mut timeouts.client_head),
         (keys.token_wait, &mut timeouts.token_wait),
@@ -78,17 +78,17 @@ pub fn timeouts(spot: Option<Spot<'_>>, sink: &mut Sink) -> Timeouts {
         (keys.drain, &mut timeouts.drain),
     ];
     for (field, timeout) in all {
-        if let Some(written) = unit.get(field).and_then(|spot| spot.parse(sink, value::wait)) {
+        if let Some(written) = section.get(field).and_then(|node| node.parse(sink, value::positive_duration)) {
             *timeout = written;
         }
     }
     timeouts
 }
 
-pub fn limits(spot: Option<Spot<'_>>, sink: &mut Sink) -> Limits {
+pub fn limits(node: Option<NodeRef<'_>>, sink: &mut Sink) -> Limits {
     let mut limits = Limits::default();
-    let Some(unit) = spot.and_then(|spot| spot.unit::<LimitsFile>(sink)) else { return limits };
-    let keys = &unit.keys;
+    let Some(section) = node.and_then(|node| node.section::<LimitsFile>(sink)) else { return limits };
+    let keys = &section.keys;
     let counts: [(Field<shape::Integer>, &mut usize); 4] = [
         (keys.downstream_connections, &mut limits.downstream_connections),
         (keys.per_upstream, &mut limits.per_upstream),
@@ -97,7 +97,7 @@ pub fn limits(spot: Option<Spot<'_>>, sink: &mut Sink) -> Limits {
     ];
     for (field, limit) in counts {
         let parse = |text: &str| value::integer(text, 1..=COUNT_MAX);
-        if let Some(written) = unit.get(field).and_then(|spot| spot.parse(sink, parse)) {
+        if let Some(written) = section.get(field).and_then(|node| node.parse(sink, parse)) {
             *limit = written;
         }
     }
@@ -106,7 +106,7 @@ pub fn limits(spot: Option<Spot<'_>>, sink: &mut Sink) -> Limits {
         (keys.replay_body, &mut limits.replay_body_bytes, 1..=64 << 20),
     ];
     for (field, limit, range) in sizes {
-        if let Some(written) = unit.get(field).and_then(|spot| spot.parse(sink, |text| value::size(text, range))) {
+        if let Some(written) = section.get(field).and_then(|node| node.parse(sink, |text| value::size(text, range))) {
             *limit = written;
         }
     }

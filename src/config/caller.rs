@@ -1,6 +1,6 @@
-//! `callers`: the programs that may use the proxy, and how each is recognized.
+//! `callers`: the programs that may use the proxy, and how each is identified.
 //!
-//! Holds: each caller has a condition; a name that means a listener or a user is one that there is.
+//! Invariants: each caller has a condition; a condition names only listeners and Unix users that exist.
 
 use std::collections::{HashMap, HashSet};
 
@@ -8,7 +8,7 @@ use nix::unistd::User;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::reading::{Fault, Field, Keys, Sink, Spot, Unit, secret, shape, value};
+use super::reading::{Fault, Field, Keys, NodeRef, Section, Sink, secret, shape, value};
 use crate::model::san::San;
 use crate::model::secret::Secret;
 use crate::model::{Caller, Listeners, Name};
@@ -62,38 +62,42 @@ pub struct CallerCertificateFile {
 
 impl Keys for CallerCertificateFile {}
 
-/// The callers, and the names of all, those with problems included.
-pub fn callers(spot: Option<Spot<'_>>, listeners: Option<&Listeners>, sink: &mut Sink) -> (Vec<Caller>, HashSet<Name>) {
-    let mut places: HashMap<Name, usize> = HashMap::new();
+/// Reads the callers; the names include those of invalid callers.
+pub fn callers(
+    node: Option<NodeRef<'_>>,
+    listeners: Option<&Listeners>,
+    sink: &mut Sink,
+) -> (Vec<Caller>, HashSet<Name>) {
+    let mut lines: HashMap<Name, usize> = HashMap::new();
     let mut callers = Vec::new();
-    for item in spot.and_then(|spot| spot.items(sink)).unwrap_or_default() {
-        let Some(unit) = item.unit::<CallerFile>(sink) else { continue };
-        let at = unit.require(unit.keys.name, "name", "give the caller a name", sink);
-        let name = at.as_ref().and_then(|spot| spot.parse(sink, value::name));
+    for item in node.and_then(|node| node.items(sink)).unwrap_or_default() {
+        let Some(section) = item.section::<CallerFile>(sink) else { continue };
+        let at = section.require(section.keys.name, "name", "give the caller a name", sink);
+        let name = at.as_ref().and_then(|node| node.parse(sink, value::name));
         if let (Some(at), Some(name)) = (at, &name) {
-            match places.get(name) {
+            match lines.get(name) {
                 Some(line) => at.problem(
                     sink,
                     format!("another caller is named `{name}` (line {line})"),
-                    "give each its own name",
+                    "give each caller its own name",
                 ),
-                None => drop(places.insert(name.clone(), at.line)),
+                None => drop(lines.insert(name.clone(), at.line)),
             }
         }
-        callers.extend(caller(&unit, name, listeners, sink));
+        callers.extend(caller(&section, name, listeners, sink));
     }
-    (callers, places.into_keys().collect())
+    (callers, lines.into_keys().collect())
 }
 
-/// The secret of the caller `name`, where it has one.
-pub fn secret_to_send(callers: Option<Spot<'_>>, name: &Name, sink: &mut Sink) -> Option<Secret> {
-    for item in callers.and_then(|spot| spot.items(sink)).unwrap_or_default() {
-        let own = item.value_of("name").and_then(|spot| spot.parse(sink, value::name));
-        let Some(spot) = item.value_of("secret").filter(|_| own.as_ref() == Some(name)) else { continue };
-        let secret = secret::secret(&spot, sink)?;
-        if secret::is_unknown(&secret) {
+/// The secret of the caller `name`, if it has one.
+pub fn secret_to_send(callers: Option<NodeRef<'_>>, name: &Name, sink: &mut Sink) -> Option<Secret> {
+    for item in callers.and_then(|node| node.items(sink)).unwrap_or_default() {
+        let own = item.value_of("name").and_then(|node| node.parse(sink, value::name));
+        let Some(node) = item.value_of("secret").filter(|_| own.as_ref() == Some(name)) else { continue };
+        let secret = secret::secret(&node, sink)?;
+        if secret::is_unresolved(&secret) {
             let hint = "give the caller's secret as {file: PATH} or {env: NAME}";
-            spot.problem(sink, "cannot be looked up while an instance uses the store", hint);
+            node.problem(sink, "cannot be read from the store while a running instance uses it", hint);
         }
         return Some(secret);
     }
@@ -101,41 +105,41 @@ pub fn secret_to_send(callers: Option<Spot<'_>>, name: &Name, sink: &mut Sink) -
 }
 
 fn caller(
-    unit: &Unit<'_, CallerFile>,
+    section: &Section<'_, CallerFile>,
     name: Option<Name>,
     listeners: Option<&Listeners>,
     sink: &mut Sink,
 ) -> Option<Caller> {
-    let keys = &unit.keys;
+    let keys = &section.keys;
     let conditions = [
-        unit.get(keys.secret),
-        unit.get(keys.cidr),
-        unit.get(keys.listener),
-        unit.get(keys.unix_user),
-        unit.get(keys.certificate),
+        section.get(keys.secret),
+        section.get(keys.cidr),
+        section.get(keys.listener),
+        section.get(keys.unix_user),
+        section.get(keys.certificate),
     ];
     if conditions.iter().all(Option::is_none) {
-        let hint = "give it a `secret`, `cidr`, `listener`, `unix_user` or `certificate`";
-        unit.spot.problem(sink, "the caller has no condition", hint);
+        let hint = "add a `secret`, `cidr`, `listener`, `unix_user` or `certificate`";
+        section.node.problem(sink, "the caller has no condition", hint);
     }
-    let secret = unit.get(keys.secret).map(|spot| secret::compared(&spot, sink));
-    let cidr = unit.get(keys.cidr).map(|spot| {
-        let networks = value::networks(&spot, sink);
-        if spot.is_list() && !spot.has_items() {
-            spot.problem(sink, "names no network", "write one such as 10.0.0.0/8, or remove the key");
+    let secret = section.get(keys.secret).map(|node| secret::compared(&node, sink));
+    let cidr = section.get(keys.cidr).map(|node| {
+        let networks = value::networks(&node, sink);
+        if node.is_list() && !node.has_items() {
+            node.problem(sink, "is an empty list", "add a network such as 10.0.0.0/8, or remove the key");
         }
         networks
     });
-    let listeners = alternatives(unit.get(keys.listener), sink, |spot, sink| listener(spot, listeners, sink));
-    let unix_users = alternatives(unit.get(keys.unix_user), sink, |spot, sink| spot.parse(sink, unix_user));
-    let certificate = unit.get(keys.certificate).and_then(|spot| spot.unit::<CallerCertificateFile>(sink));
-    let certificate_names = certificate.map(|unit| {
-        let hint = "write san: [NAME], as it stands in the certificate's subjectAltName";
-        let san = unit.require(unit.keys.san, "san", hint, sink);
-        alternatives(san, sink, |spot, sink| spot.parse(sink, |text| Ok(San::parse(text))))
+    let listeners = alternatives(section.get(keys.listener), sink, |node, sink| listener(node, listeners, sink));
+    let unix_users = alternatives(section.get(keys.unix_user), sink, |node, sink| node.parse(sink, unix_user));
+    let certificate = section.get(keys.certificate).and_then(|node| node.section::<CallerCertificateFile>(sink));
+    let certificate_names = certificate.map(|section| {
+        let hint = "write `san: [NAME]` with a name from the certificate's subjectAltName";
+        let san = section.require(section.keys.san, "san", hint, sink);
+        alternatives(san, sink, |node, sink| node.parse(sink, |text| Ok(San::parse(text))))
     });
-    let subjects = unit.get(keys.subjects).map(|spot| {
-        let items = spot.items(sink).unwrap_or_default();
+    let subjects = section.get(keys.subjects).map(|node| {
+        let items = node.items(sink).unwrap_or_default();
         items.iter().filter_map(|item| item.parse(sink, value::subjects)).collect()
     });
     Some(Caller {
@@ -149,42 +153,42 @@ fn caller(
     })
 }
 
-/// The name of a listener of the proxy.
-fn listener(spot: &Spot<'_>, listeners: Option<&Listeners>, sink: &mut Sink) -> Option<Name> {
-    let name = spot.parse(sink, value::name)?;
+/// Reads the name of a proxy listener, which must exist.
+fn listener(node: &NodeRef<'_>, listeners: Option<&Listeners>, sink: &mut Sink) -> Option<Name> {
+    let name = node.parse(sink, value::name)?;
     if let Some(listeners) = listeners
         && listeners.proxy.iter().all(|listener| listener.name != name)
     {
         let known: Vec<_> = listeners.proxy.iter().map(|listener| format!("`{}`", listener.name)).collect();
-        let hint = format!("write one of {}", known.join(", "));
-        spot.problem(sink, format!("no listener of the proxy is named `{name}`"), hint);
+        let hint = format!("use one of {}", known.join(", "));
+        node.problem(sink, format!("no proxy listener is named `{name}`"), hint);
         return None;
     }
     Some(name)
 }
 
-/// One value, or a list of alternatives: at least one.
+/// Reads one value, or a list of at least one alternative.
 fn alternatives<T>(
-    spot: Option<Spot<'_>>,
+    node: Option<NodeRef<'_>>,
     sink: &mut Sink,
-    read: impl Fn(&Spot<'_>, &mut Sink) -> Option<T>,
+    read: impl Fn(&NodeRef<'_>, &mut Sink) -> Option<T>,
 ) -> Vec<T> {
-    let Some(spot) = spot else { return Vec::new() };
-    let items = if spot.is_list() { spot.items(sink).unwrap_or_default() } else { vec![spot.clone()] };
+    let Some(node) = node else { return Vec::new() };
+    let items = if node.is_list() { node.items(sink).unwrap_or_default() } else { vec![node.clone()] };
     if items.is_empty() {
-        spot.problem(sink, "names none", "write one, or remove the key");
+        node.problem(sink, "is an empty list", "add a value, or remove the key");
     }
     items.iter().filter_map(|item| read(item, sink)).collect()
 }
 
-/// A user's number, by the name or the number itself.
+/// The numeric ID of a user, from its name or the ID itself.
 fn unix_user(text: &str) -> Result<u32, Fault> {
     if let Ok(number) = text.parse() {
         return Ok(number);
     }
     match User::from_name(text) {
         Ok(Some(user)) => Ok(user.uid.as_raw()),
-        Ok(None) => Err(Fault::new("is no user of this machine", "write a user's name, or the number")),
-        Err(error) => Err(Fault::new(format!("cannot be looked up: {error}"), "write the user's number")),
+        Ok(None) => Err(Fault::new("is not a user on this machine", "write a user name or a numeric user ID")),
+        Err(error) => Err(Fault::new(format!("cannot be looked up: {error}"), "write the numeric user ID")),
     }
 }

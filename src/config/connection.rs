@@ -1,25 +1,26 @@
-//! The connection wing: one item of `connections` from marks to the checked [`Connection`].
+//! Reads one item of `connections` into a checked [`Connection`].
 //!
-//! `grant`, `client`, `consent`, `params`, `token_format`, `script` and `profile` are about its tokens; `route`, `header`, `inject`
-//! and `strip` about the requests that get them. Then, across connections: `conflict`, `tunnel`, `lend`.
+//! `grant`, `client`, `consent`, `params`, `token_format`, `script` and `profile` read the settings of its tokens;
+//! `route`, `header`, `inject` and `strip` those of the requests that get them. `conflict`, `tunnel` and
+//! `extra_origins` work across connections.
 
-mod token_format;
 mod client;
 mod conflict;
 mod consent;
 mod draft;
+mod extra_origins;
 mod file;
 mod grant;
 mod header;
 mod inject;
-mod lend;
+mod keywords;
 mod params;
 mod profile;
 mod route;
 mod script;
 mod strip;
+mod token_format;
 mod tunnel;
-mod words;
 
 use std::collections::HashSet;
 
@@ -27,15 +28,15 @@ use http::StatusCode;
 
 pub use self::conflict::{check as check_conflicts, redirects as check_redirects};
 pub use self::draft::Draft;
+pub use self::extra_origins::collect_extra_origins;
 pub use self::file::ConnectionFile;
-pub use self::lend::lend;
 pub use self::tunnel::check as check_tunnels;
 
 use self::client::{authorization_server, client_auth, mutual_tls};
 use self::grant::grants;
 use self::params::{TOKEN_REQUEST_OWN, params};
 use super::reading::{
-    Sink, Spot, Unit,
+    NodeRef, Section, Sink,
     endpoint::{self, Endpoint},
     reference, suggest, value,
 };
@@ -44,21 +45,22 @@ use crate::model::connection::*;
 use crate::model::origin::Authority;
 use crate::model::token::default_profile;
 
-pub fn connection<'a>(spot: &Spot<'a>, callers: &HashSet<Name>, sink: &mut Sink) -> Option<Draft<'a>> {
-    let unit = spot.unit::<ConnectionFile>(sink)?;
-    let keys = &unit.keys;
-    let named = unit.require(keys.name, "name", "give the connection a name", sink);
+pub fn connection<'a>(node: &NodeRef<'a>, callers: &HashSet<Name>, sink: &mut Sink) -> Option<Draft<'a>> {
+    let section = node.section::<ConnectionFile>(sink)?;
+    let keys = &section.keys;
+    let named = section.require(keys.name, "name", "give the connection a name", sink);
     let name = named.and_then(|at| Some((at.parse(sink, value::name)?, at)));
-    let allow_cleartext = unit.get(keys.allow_cleartext).and_then(|spot| spot.boolean(sink)).unwrap_or(false);
-    let (endpoints, places) = endpoints(&unit, allow_cleartext, sink);
-    let accessible_from = unit.get(keys.accessible_from).map(|spot| accessible_from(&spot, callers, sink));
-    let certificate = unit.get(keys.mutual_tls).map(|spot| mutual_tls(&spot, sink));
-    let items = unit.get(keys.routes).and_then(|spot| spot.items(sink)).unwrap_or_default();
-    let shown = certificate.as_ref().map(Option::as_ref);
-    let profiles = profile::units(unit.get(keys.profiles), sink);
+    let allow_cleartext = section.get(keys.allow_cleartext).and_then(|node| node.boolean(sink)).unwrap_or(false);
+    let (endpoints, endpoint_nodes) = endpoints(&section, allow_cleartext, sink);
+    let accessible_from = section.get(keys.accessible_from).map(|node| accessible_from(&node, callers, sink));
+    let certificate = section.get(keys.mutual_tls).map(|node| mutual_tls(&node, sink));
+    let items = section.get(keys.routes).and_then(|node| node.items(sink)).unwrap_or_default();
+    let client_certificate = certificate.as_ref().map(Option::as_ref);
+    let profiles = profile::drafts(section.get(keys.profiles), sink);
     let names = profile::names(&profiles);
-    let read =
-        |item: &Spot<'a>| Some((item.clone(), route::route(item, allow_cleartext, shown, names.as_deref(), sink)?));
+    let read = |item: &NodeRef<'a>| {
+        Some((item.clone(), route::route(item, allow_cleartext, client_certificate, names.as_deref(), sink)?))
+    };
     let routes: Vec<_> = items.iter().filter_map(read).collect();
     let parts = Parts {
         name: name.as_ref().map(|(name, _)| name.clone()),
@@ -68,63 +70,63 @@ pub fn connection<'a>(spot: &Spot<'a>, callers: &HashSet<Name>, sink: &mut Sink)
         profiles,
         routes: &routes,
     };
-    let connection = assemble(&unit, parts, sink);
-    Some(Draft { name, endpoints: places, callers: accessible_from, routes, connection, spot: spot.clone() })
+    let connection = assemble(&section, parts, sink);
+    Some(Draft { name, endpoints: endpoint_nodes, callers: accessible_from, routes, connection, node: node.clone() })
 }
 
-/// What has been read before the rest.
+/// Keys that are read before the others.
 struct Parts<'a> {
     name: Option<Name>,
     endpoints: Option<Endpoints>,
-    /// `Some(None)`: one is given and no good.
+    /// `Some(None)`: present, but invalid.
     certificate: Option<Option<ClientCertificate>>,
     accessible_from: Option<Vec<Name>>,
-    profiles: Vec<profile::Written<'a>>,
-    routes: &'a [(Spot<'a>, Route)],
+    profiles: Vec<profile::ProfileDraft<'a>>,
+    routes: &'a [(NodeRef<'a>, Route)],
 }
 
-/// Reads every other key before it gives up, so that no problem hides another.
-fn assemble(unit: &Unit<'_, ConnectionFile>, parts: Parts<'_>, sink: &mut Sink) -> Option<Connection> {
-    let keys = &unit.keys;
-    let has_issuer = unit.get(keys.issuer).is_some();
+/// Reads all other keys before giving up, so that no problem hides another.
+fn assemble(section: &Section<'_, ConnectionFile>, parts: Parts<'_>, sink: &mut Sink) -> Option<Connection> {
+    let keys = &section.keys;
+    let has_issuer = section.get(keys.issuer).is_some();
     let profiles = parts.profiles;
-    let (grant, grants) = grants(unit, profiles.iter().map(|profile| profile.grant()), has_issuer, sink);
-    let authorization = consent::authorization(unit, grants.iter().chain([&grant]).flatten(), sink);
-    let grant_type = unit.get(keys.grant_type).and_then(|spot| spot.line(sink));
-    let client_id = unit.require(keys.client_id, "client_id", "write the client's identifier", sink);
-    let client_id = client_id.and_then(|spot| spot.line(sink));
-    let client_auth = client_auth(unit, parts.certificate.is_some(), has_issuer, sink);
-    let active = unit.get(keys.active).map_or(Some(true), |spot| spot.boolean(sink));
-    let comments = unit.get(keys.comments).and_then(|spot| Some(reference::text(&spot, sink)?.value));
-    let authorization_server = authorization_server(unit.get(keys.authorization_server), sink);
-    let available_scopes = unit.get(keys.available_scopes).map(|spot| profile::available_scopes(&spot, sink));
+    let (grant, grants) = grants(section, profiles.iter().map(|profile| profile.grant()), has_issuer, sink);
+    let authorization = consent::authorization(section, grants.iter().chain([&grant]).flatten(), sink);
+    let grant_type = section.get(keys.grant_type).and_then(|node| node.line(sink));
+    let client_id = section.require(keys.client_id, "client_id", "write the client's identifier", sink);
+    let client_id = client_id.and_then(|node| node.line(sink));
+    let client_auth = client_auth(section, parts.certificate.is_some(), has_issuer, sink);
+    let active = section.get(keys.active).map_or(Some(true), |node| node.boolean(sink));
+    let comments = section.get(keys.comments).and_then(|node| Some(reference::text(&node, sink)?.value));
+    let authorization_server = authorization_server(section.get(keys.authorization_server), sink);
+    let available_scopes = section.get(keys.available_scopes).map(|node| profile::available_scopes(&node, sink));
     let available = available_scopes.as_deref();
-    let scopes = unit.get(keys.scopes).map(|spot| profile::scopes(&spot, available, sink)).unwrap_or_default();
-    let stated: Vec<_> = profiles.iter().map(|profile| profile.read(available, sink)).collect();
-    let audience = unit.get(keys.audience).and_then(|spot| spot.filled_line(sink));
-    let resource = unit.get(keys.resource).and_then(|spot| spot.filled_line(sink));
+    let scopes = section.get(keys.scopes).map(|node| profile::scopes(&node, available, sink)).unwrap_or_default();
+    let overrides: Vec<_> = profiles.iter().map(|profile| profile.read(available, sink)).collect();
+    let audience = section.get(keys.audience).and_then(|node| node.line_without_placeholders(sink));
+    let resource = section.get(keys.resource).and_then(|node| node.line_without_placeholders(sink));
     let token_params =
-        unit.get(keys.token_params).map(|spot| params(&spot, &TOKEN_REQUEST_OWN, sink)).unwrap_or_default();
-    let token_request = unit.get(keys.token_request);
+        section.get(keys.token_params).map(|node| params(&node, &TOKEN_REQUEST_OWN, sink)).unwrap_or_default();
+    let token_request = section.get(keys.token_request);
     let token_request =
         token_request.map_or_else(|| Some(TokenRequestFormat::default()), |s| token_format::token_request(&s, sink));
-    let token_response = unit.get(keys.token_response);
+    let token_response = section.get(keys.token_response);
     let token_response =
         token_response.map_or_else(|| Some(TokenResponseFormat::default()), |s| token_format::token_response(&s, sink));
     if let (Some(true), Some(request)) = (client_auth.as_ref().map(ClientAuth::is_in_header), &token_request) {
-        one_authorization(unit, request, sink);
+        refuse_second_authorization(section, request, sink);
     }
-    let variables = script::variables(unit, sink);
-    let script = unit.get(keys.script).map(|spot| script::script(&spot, sink));
-    let lifetimes = lifetimes(unit, sink);
-    let tokens = unit.get(keys.tokens).map_or(Some(Tokens::Shared), |spot| spot.choice(sink));
-    let rejected = unit.get(keys.token_rejected);
+    let variables = script::variables(section, sink);
+    let script = section.get(keys.script).map(|node| script::script(&node, sink));
+    let lifetimes = lifetimes(section, sink);
+    let tokens = section.get(keys.tokens).map_or(Some(Tokens::Shared), |node| node.choice(sink));
+    let rejected = section.get(keys.token_rejected);
     let unauthorized = || vec![RejectionSign::of_status(StatusCode::UNAUTHORIZED)];
-    let token_rejected = rejected.map_or_else(unauthorized, |spot| token_format::token_rejected(&spot, sink));
+    let token_rejected = rejected.map_or_else(unauthorized, |node| token_format::token_rejected(&node, sink));
     let names = profile::names(&profiles).unwrap_or_default().into_iter();
     let named = names.zip(&grants).filter_map(|(name, grant)| Some((name, grant.as_ref()?)));
     let definitions: Vec<_> = grant.iter().map(|grant| (default_profile(), grant)).chain(named).collect();
-    of_callers(unit, &definitions, tokens, parts.routes, sink);
+    check_caller_tokens(section, &definitions, tokens, parts.routes, sink);
     let connection = Connection {
         name: parts.name?,
         profile: default_profile(),
@@ -153,113 +155,117 @@ fn assemble(unit: &Unit<'_, ConnectionFile>, parts: Parts<'_>, sink: &mut Sink) 
         token_rejected,
         accessible_from: parts.accessible_from,
         routes: parts.routes.iter().map(|(_, route)| route.clone()).collect(),
-        lent: Vec::new(),
+        extra_origins: Vec::new(),
     };
-    profile::with_profiles(connection, stated.into_iter().zip(grants))
+    profile::with_profiles(connection, overrides.into_iter().zip(grants))
 }
 
-/// Refuses keys that contradict a grant which exchanges the caller's own token.
-fn of_callers(
-    unit: &Unit<'_, ConnectionFile>,
+/// Rejects keys that contradict a grant that exchanges the caller's token.
+fn check_caller_tokens(
+    section: &Section<'_, ConnectionFile>,
     grants: &[(Name, &Grant)],
     tokens: Option<Tokens>,
-    routes: &[(Spot<'_>, Route)],
+    routes: &[(NodeRef<'_>, Route)],
     sink: &mut Sink,
 ) {
-    let exchanged: Vec<_> = grants.iter().filter(|(_, grant)| grant.takes_callers_token()).collect();
-    let refused = |(_, route): &&(Spot<'_>, Route)| {
+    let exchanged: Vec<_> = grants.iter().filter(|(_, grant)| grant.exchanges_caller_token()).collect();
+    let refused = |(_, route): &&(NodeRef<'_>, Route)| {
         route.existing != Existing::Overwrite && exchanged.iter().any(|(profile, _)| route.carries(profile))
     };
-    for (spot, _) in routes.iter().filter(refused) {
-        let hint = "remove `existing`: the caller's token is exchanged, and never sent on";
-        spot.problem(sink, "`existing` stands against `subject_token: {from: caller}`", hint);
+    for (node, _) in routes.iter().filter(refused) {
+        let hint = "remove `existing`: the caller's token is exchanged and never forwarded";
+        node.problem(sink, "`existing` contradicts `subject_token: {from: caller}`", hint);
     }
     if exchanged.is_empty() || exchanged.len() < grants.len() {
         return;
     }
-    if let Some(spot) = unit.get(unit.keys.tokens).filter(|_| tokens == Some(Tokens::PerSubject)) {
-        spot.problem(sink, "each caller's own token makes one of its own already", "remove the key");
+    if let Some(node) = section.get(section.keys.tokens).filter(|_| tokens == Some(Tokens::PerSubject)) {
+        node.problem(
+            sink,
+            "`subject_token: {from: caller}` already means a token for each caller token",
+            "remove `tokens`",
+        );
     }
-    if let Some(spot) = unit.get(unit.keys.keep_warm) {
-        let hint = "remove the key: only a caller that asks again has the token to exchange";
-        spot.problem(sink, "`keep_warm` stands against `subject_token: {from: caller}`", hint);
+    if let Some(node) = section.get(section.keys.keep_warm) {
+        let hint = "remove `keep_warm`: only a caller's request brings the token to exchange";
+        node.problem(sink, "`keep_warm` contradicts `subject_token: {from: caller}`", hint);
     }
 }
 
-/// `send_credentials: basic` has the one place in which another Authorization would stand.
-fn one_authorization(unit: &Unit<'_, ConnectionFile>, request: &TokenRequestFormat, sink: &mut Sink) {
+/// Rejects an Authorization header in `token_request` if `send_credentials: basic` sets it.
+fn refuse_second_authorization(section: &Section<'_, ConnectionFile>, request: &TokenRequestFormat, sink: &mut Sink) {
     let is_set = request.headers.iter().any(|(name, _)| *name == http::header::AUTHORIZATION);
-    if let Some(spot) = unit.get(unit.keys.token_request).filter(|_| is_set) {
+    if let Some(node) = section.get(section.keys.token_request).filter(|_| is_set) {
         let hint = "remove the header, or choose another `send_credentials`";
-        spot.problem(sink, "`send_credentials: basic` sets Authorization itself", hint);
+        node.problem(sink, "`send_credentials: basic` sets Authorization itself", hint);
     }
 }
 
-/// The endpoints, and the place of each that states an authority.
+/// Reads the endpoints; the list has the authority and the node of each.
 fn endpoints<'a>(
-    unit: &Unit<'a, ConnectionFile>,
+    section: &Section<'a, ConnectionFile>,
     allow_cleartext: bool,
     sink: &mut Sink,
-) -> (Option<Endpoints>, Vec<(Authority, Spot<'a>)>) {
-    let keys = &unit.keys;
-    let mut places = Vec::new();
-    let mut read = |at: Spot<'a>, sink: &mut Sink| {
-        let endpoint: Endpoint = at.secretive(sink, endpoint::token_url)?;
+) -> (Option<Endpoints>, Vec<(Authority, NodeRef<'a>)>) {
+    let keys = &section.keys;
+    let mut nodes = Vec::new();
+    let mut read = |at: NodeRef<'a>, sink: &mut Sink| {
+        let endpoint: Endpoint = at.parse_url(sink, endpoint::token_url)?;
         if endpoint.is_cleartext() && !allow_cleartext {
-            at.problem(sink, "sends the client's secret in the clear", "write https, or `allow_cleartext: true`");
+            at.problem(sink, "would send the client secret in the clear", "use https, or set `allow_cleartext: true`");
         }
-        places.push((endpoint.authority, at));
+        nodes.push((endpoint.authority, at));
         Some(endpoint.url)
     };
-    let token = match unit.get(keys.issuer) {
+    let token = match section.get(keys.issuer) {
         None => {
             let hint = "write the URL of the authorization server's token endpoint";
-            unit.require(keys.token_url, "token_url", hint, sink)
+            section.require(keys.token_url, "token_url", hint, sink)
         }
-        Some(_) => unit.get(keys.token_url),
+        Some(_) => section.get(keys.token_url),
     };
     let token = token.map(|at| read(at, sink));
     let others = [keys.revocation_url, keys.authorization_url, keys.device_authorization_url];
-    let [revocation, authorization, device] = others.map(|key| unit.get(key).map(|at| read(at, sink)));
-    if let (Some(at), Some(Some(url))) = (unit.get(keys.authorization_url), &authorization) {
+    let [revocation, authorization, device] = others.map(|key| section.get(key).map(|at| read(at, sink)));
+    if let (Some(at), Some(Some(url))) = (section.get(keys.authorization_url), &authorization) {
         consent::check_query(&at, url, sink);
     }
-    let issuer = unit.get(keys.issuer).map(|at| {
-        let url = at.secretive(sink, endpoint::issuer).and_then(|_| read(at.clone(), sink))?;
+    let issuer = section.get(keys.issuer).map(|at| {
+        let url = at.parse_url(sink, endpoint::issuer).and_then(|_| read(at.clone(), sink))?;
         Some((reference::text(&at, sink)?.value, url))
     });
     let (token, revocation, issuer) = (token.unwrap_or_default(), revocation.flatten(), issuer.flatten());
     let server = token.clone().or_else(|| issuer.as_ref().map(|(_, url)| url.clone()));
     let issuer = issuer.map(|(text, _)| text);
     let (authorization, device_authorization) = (authorization.flatten(), device.flatten());
-    let of =
+    let with_server =
         |server| Endpoints { server, token, revocation, authorization, device_authorization, issuer, allow_cleartext };
-    (server.map(of), places)
+    (server.map(with_server), nodes)
 }
 
-fn lifetimes(unit: &Unit<'_, ConnectionFile>, sink: &mut Sink) -> Lifetimes {
+fn lifetimes(section: &Section<'_, ConnectionFile>, sink: &mut Sink) -> Lifetimes {
     let mut lifetimes = Lifetimes::default();
-    if let Some(spot) = unit.get(unit.keys.default_token_lifetime) {
-        lifetimes.default_token_lifetime = spot.parse(sink, value::wait).unwrap_or_default();
+    if let Some(node) = section.get(section.keys.default_token_lifetime) {
+        lifetimes.default_token_lifetime = node.parse(sink, value::positive_duration).unwrap_or_default();
     }
-    if let Some(spot) = unit.get(unit.keys.refresh_ahead) {
-        lifetimes.refresh_ahead = spot.parse(sink, value::duration).unwrap_or_default();
+    if let Some(node) = section.get(section.keys.refresh_ahead) {
+        lifetimes.refresh_ahead = node.parse(sink, value::duration).unwrap_or_default();
     }
-    if let Some(spot) = unit.get(unit.keys.usable_margin) {
-        lifetimes.usable_margin = spot.parse(sink, value::duration).unwrap_or_default();
+    if let Some(node) = section.get(section.keys.usable_margin) {
+        lifetimes.usable_margin = node.parse(sink, value::duration).unwrap_or_default();
     }
-    if let Some(spot) = unit.get(unit.keys.refresh_token_lifespan) {
-        lifetimes.refresh_token = spot.parse(sink, value::wait);
+    if let Some(node) = section.get(section.keys.refresh_token_lifespan) {
+        lifetimes.refresh_token = node.parse(sink, value::positive_duration);
     }
-    if let Some(spot) = unit.get(unit.keys.keep_warm) {
-        lifetimes.keep_warm = spot.parse(sink, value::wait);
+    if let Some(node) = section.get(section.keys.keep_warm) {
+        lifetimes.keep_warm = node.parse(sink, value::positive_duration);
     }
     lifetimes
 }
 
-fn accessible_from(spot: &Spot<'_>, callers: &HashSet<Name>, sink: &mut Sink) -> Vec<Name> {
+fn accessible_from(node: &NodeRef<'_>, callers: &HashSet<Name>, sink: &mut Sink) -> Vec<Name> {
     let mut names = Vec::new();
-    for item in spot.items(sink).unwrap_or_default() {
+    for item in node.items(sink).unwrap_or_default() {
         let Some(name) = item.parse(sink, value::name) else { continue };
         if !callers.contains(&name) {
             let hint = suggest(name.as_str(), callers.iter().map(Name::as_str), "add it under `callers` or remove it");

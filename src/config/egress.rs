@@ -1,4 +1,4 @@
-//! `egress` and `hosts`: which hosts may be reached, and by which address or proxy.
+//! `egress` and `hosts`: which hosts may be reached, and through which address or proxy.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::forward_proxy::{ForwardProxyFile, forward_proxy};
-use super::reading::{Field, Keys, Sink, Spot, Words, shape, value};
+use super::reading::{Field, Keys, Keyword, NodeRef, Sink, shape, value};
 use crate::model::HostOverride;
 use crate::model::egress::*;
 use crate::model::origin::{Host, HostError};
@@ -41,70 +41,70 @@ pub struct EgressFile {
 
 impl Keys for EgressFile {}
 
-impl Words for Unmatched {
-    fn words() -> Vec<(&'static str, Unmatched)> {
+impl Keyword for Unmatched {
+    fn keywords() -> Vec<(&'static str, Unmatched)> {
         vec![("forward", Unmatched::Forward), ("deny", Unmatched::Deny)]
     }
 }
 
-/// The networks that `allow_private: true` means.
+/// The networks that `allow_private: true` stands for.
 const PRIVATE: [&str; 7] =
     ["127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"];
 
-pub fn hosts(spot: Option<Spot<'_>>, sink: &mut Sink) -> Vec<HostOverride> {
+pub fn hosts(node: Option<NodeRef<'_>>, sink: &mut Sink) -> Vec<HostOverride> {
     let mut seen = HashMap::new();
     let mut hosts = Vec::new();
-    for (key, place, value) in spot.map(|spot| spot.pairs(sink)).unwrap_or_default() {
+    for (key, key_node, value) in node.map(|node| node.pairs(sink)).unwrap_or_default() {
         let host = match Host::parse(key) {
             Ok(Host::Ip(_)) => Err("is an address, not a name".to_owned()),
             Ok(host) => Ok(host),
-            Err(HostError::Label) if key.contains(['*', ':', '/']) => Err("is not a name alone".to_owned()),
-            Err(error) => Err(format!("is refused: {error}")),
+            Err(HostError::Label) if key.contains(['*', ':', '/']) => Err("is not a plain host name".to_owned()),
+            Err(error) => Err(format!("is invalid: {error}")),
         };
         let host = host.map_err(|why| {
-            place.problem(sink, format!("the key {why}"), "write a host name: {api.acme.test: \"127.0.0.1:9443\"}")
+            key_node.problem(sink, format!("the key {why}"), "write a host name: {api.acme.test: \"127.0.0.1:9443\"}")
         });
         let Some(value) = value else {
-            place.problem(sink, "has no address", "write IP or IP:PORT, such as \"127.0.0.1:9443\"");
+            key_node.problem(sink, "has no address", "write IP or IP:PORT, such as \"127.0.0.1:9443\"");
             continue;
         };
         let (Ok(host), Some((address, port))) = (host, value.parse(sink, value::dial_address)) else { continue };
-        if let Some(first) = seen.insert(host.clone(), place.line) {
-            place.problem(sink, format!("the same host is in line {first}"), "keep one of the two");
+        if let Some(first) = seen.insert(host.clone(), key_node.line) {
+            key_node.problem(sink, format!("the same host is already on line {first}"), "remove one of the two");
         }
         hosts.push(HostOverride { host, address, port });
     }
     hosts
 }
 
-pub fn egress(spot: Option<Spot<'_>>, sink: &mut Sink) -> Egress {
+pub fn egress(node: Option<NodeRef<'_>>, sink: &mut Sink) -> Egress {
     let mut egress = Egress::default();
-    let Some(unit) = spot.and_then(|spot| spot.unit::<EgressFile>(sink)) else { return egress };
-    if let Some(unmatched) = unit.get(unit.keys.unmatched).and_then(|spot| spot.choice(sink)) {
+    let Some(section) = node.and_then(|node| node.section::<EgressFile>(sink)) else { return egress };
+    if let Some(unmatched) = section.get(section.keys.unmatched).and_then(|node| node.choice(sink)) {
         egress.unmatched = unmatched;
     }
-    if let Some(spot) = unit.get(unit.keys.allow_private) {
-        egress.allow_private = allow_private(&spot, sink);
+    if let Some(node) = section.get(section.keys.allow_private) {
+        egress.allow_private = allow_private(&node, sink);
     }
-    if let Some(ports) = unit.get(unit.keys.connect_ports).and_then(|spot| spot.items(sink)) {
+    if let Some(ports) = section.get(section.keys.connect_ports).and_then(|node| node.items(sink)) {
         egress.connect_ports = ports.iter().filter_map(|port| port.parse(sink, value::port)).collect();
     }
-    egress.proxy = unit.get(unit.keys.proxy).and_then(|spot| forward_proxy(&spot, sink));
-    if let Some(spot) = unit.get(unit.keys.no_proxy) {
-        if egress.proxy.is_none() && unit.get(unit.keys.proxy).is_none() {
-            spot.problem(sink, "goes around a proxy that is not there", "add `proxy`, or remove this");
+    egress.proxy = section.get(section.keys.proxy).and_then(|node| forward_proxy(&node, sink));
+    if let Some(node) = section.get(section.keys.no_proxy) {
+        if egress.proxy.is_none() && section.get(section.keys.proxy).is_none() {
+            node.problem(sink, "has no effect without `proxy`", "add `proxy`, or remove `no_proxy`");
         }
-        let items = spot.items(sink).unwrap_or_default();
+        let items = node.items(sink).unwrap_or_default();
         egress.no_proxy = items.iter().filter_map(|item| item.parse(sink, value::bypass)).collect();
     }
     egress
 }
 
-fn allow_private(spot: &Spot<'_>, sink: &mut Sink) -> Vec<IpNet> {
-    if spot.is_list() {
-        return value::networks(spot, sink);
+fn allow_private(node: &NodeRef<'_>, sink: &mut Sink) -> Vec<IpNet> {
+    if node.is_list() {
+        return value::networks(node, sink);
     }
-    match spot.boolean(sink) {
+    match node.boolean(sink) {
         Some(true) => PRIVATE.iter().filter_map(|network| value::network(network).ok()).collect(),
         _ => Vec::new(),
     }

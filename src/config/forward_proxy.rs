@@ -1,9 +1,9 @@
-//! A proxy for outgoing connections: `egress.proxy`, and `proxy` of an authorization server.
+//! Egress proxies: `egress.proxy`, and `proxy` of an authorization server.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::reading::{Fault, Field, Keys, Sink, Spot, endpoint, pem, secret, shape};
+use super::reading::{Fault, Field, Keys, NodeRef, Sink, endpoint, pem, secret, shape};
 use crate::model::connection::ForwardProxy;
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -25,22 +25,25 @@ pub struct ForwardProxyFile {
 
 impl Keys for ForwardProxyFile {}
 
-/// A URL, or a map with one.
-pub fn forward_proxy(spot: &Spot<'_>, sink: &mut Sink) -> Option<ForwardProxy> {
-    if !spot.is_map() {
-        let url = spot.secretive(sink, endpoint::proxy)?;
+/// Reads a URL, or a map with one.
+pub fn forward_proxy(node: &NodeRef<'_>, sink: &mut Sink) -> Option<ForwardProxy> {
+    if !node.is_map() {
+        let url = node.parse_url(sink, endpoint::proxy)?;
         return Some(ForwardProxy { url, credentials: None, trust: None });
     }
-    let unit = spot.unit::<ForwardProxyFile>(sink)?;
-    let keys = &unit.keys;
-    let url = unit.require(keys.url, "url", "write the proxy's URL, such as http://proxy:3128", sink);
-    let url = url.and_then(|spot| spot.secretive(sink, endpoint::proxy));
-    let trust = unit.get(keys.trust).and_then(|spot| pem::own_roots(&spot, sink));
-    let credentials = match (unit.get(keys.username), unit.get(keys.password)) {
+    let section = node.section::<ForwardProxyFile>(sink)?;
+    let keys = &section.keys;
+    let url = section.require(keys.url, "url", "write the proxy's URL, such as http://proxy:3128", sink);
+    let url = url.and_then(|node| node.parse_url(sink, endpoint::proxy));
+    let trust = section.get(keys.trust).and_then(|node| pem::replacement_roots(&node, sink));
+    let credentials = match (section.get(keys.username), section.get(keys.password)) {
         (None, None) => None,
         (Some(username), Some(password)) => {
             let username = username.parse(sink, |text| match text.contains(':') {
-                true => Err(Fault::new("holds a colon, which Basic cannot carry", "write another user name")),
+                true => Err(Fault::new(
+                    "contains a colon, which HTTP Basic cannot encode",
+                    "use a user name without a colon",
+                )),
                 false => Ok(text.to_owned()),
             });
             username.zip(secret::secret(&password, sink))

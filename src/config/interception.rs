@@ -1,6 +1,6 @@
-//! `interception`: the CA with which TLS inside tunnels is terminated.
+//! `interception`: the CA for intercepting TLS inside tunnels.
 //!
-//! Not here: the certificates that are made with it (`tls::authority`), `intercept` of a route (`connection/tunnel`).
+//! Not here: issuing certificates (`tls::authority`), `intercept` of a route (`connection/tunnel`).
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::reading::{Field, Keys, Sink, Spot, pem, shape};
+use super::reading::{Field, Keys, NodeRef, Sink, pem, shape};
 use crate::clock::Clock;
 use crate::model::Interception;
 use crate::model::time::WallTime;
@@ -27,45 +27,45 @@ pub struct InterceptionFile {
 
 impl Keys for InterceptionFile {}
 
-/// A CA that ends sooner is warned of.
-const LEFT_MIN: Duration = Duration::from_secs(30 * 24 * 3600);
+/// A CA that expires sooner is a warning.
+const EXPIRY_WARNING: Duration = Duration::from_secs(30 * 24 * 3600);
 
-pub fn interception(spot: &Spot<'_>, sink: &mut Sink) -> Option<Interception> {
-    let unit = spot.unit::<InterceptionFile>(sink)?;
-    let hint = "name the PEM file of a CA's certificate; `keybearer ca init` makes one";
-    let at = unit.require(unit.keys.ca_certificate, "ca_certificate", hint, sink);
+pub fn interception(node: &NodeRef<'_>, sink: &mut Sink) -> Option<Interception> {
+    let section = node.section::<InterceptionFile>(sink)?;
+    let hint = "write the path of a CA certificate in PEM; `keybearer ca init` creates one";
+    let at = section.require(section.keys.ca_certificate, "ca_certificate", hint, sink);
     let pem = at.as_ref().and_then(|at| {
         let path = at.file(sink)?;
         Some((pem::file(at, &path, sink)?, path))
     });
-    let hint = "write ca_key: {file: PATH} of the CA's private key in PEM";
-    let key_at = unit.require(unit.keys.ca_key, "ca_key", hint, sink);
-    let key = key_at.as_ref().and_then(|spot| pem::key(spot, sink));
+    let hint = "write `ca_key: {file: PATH}` with the CA's private key in PEM";
+    let key_at = section.require(section.keys.ca_key, "ca_key", hint, sink);
+    let key = key_at.as_ref().and_then(|node| pem::key(node, sink));
     let ((pem, path), at, key) = (pem?, at?, key?);
     use authority::CaError::*;
     match authority::read_ca(&pem, key) {
         Ok(read) => {
-            let end = read.chain.first().and_then(tls::expiry)?;
-            check_end(end, &at, &path, sink).then_some(read)
+            let expiry = read.chain.first().and_then(tls::expiry)?;
+            check_expiry(expiry, &at, &path, sink).then_some(read)
         }
         Err(error @ (Certificate | NotCa)) => {
-            at.problem(sink, format!("{} {error}", path.display()), "make a CA: `keybearer ca init`");
+            at.problem(sink, format!("{} {error}", path.display()), "create a CA with `keybearer ca init`");
             None
         }
         Err(error @ (Key | Pair)) => {
-            key_at?.problem(sink, format!("the key {error}"), "give the CA's own private key in PEM");
+            key_at?.problem(sink, format!("the key {error}"), "use the private key of this CA certificate, in PEM");
             None
         }
     }
 }
 
-fn check_end(end: WallTime, at: &Spot<'_>, path: &Path, sink: &mut Sink) -> bool {
-    let (now, date) = (Clock::system().now().wall, httpdate::fmt_http_date(end.to_system()));
-    let hint = "make another with `keybearer ca init`, and let clients trust it";
-    if end <= now {
-        at.problem(sink, format!("{} ended on {date}", path.display()), hint);
-    } else if end <= now + LEFT_MIN {
-        at.warning(sink, format!("{} ends on {date}", path.display()), hint);
+fn check_expiry(expiry: WallTime, at: &NodeRef<'_>, path: &Path, sink: &mut Sink) -> bool {
+    let (now, date) = (Clock::system().now().wall, httpdate::fmt_http_date(expiry.to_system()));
+    let hint = "create a new CA with `keybearer ca init`, and make the callers trust it";
+    if expiry <= now {
+        at.problem(sink, format!("{} expired on {date}", path.display()), hint);
+    } else if expiry <= now + EXPIRY_WARNING {
+        at.warning(sink, format!("{} expires on {date}", path.display()), hint);
     }
-    end > now
+    expiry > now
 }

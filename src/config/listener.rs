@@ -1,6 +1,6 @@
 //! `listeners`: the addresses of the proxy, the admin API, health checks and consent pages.
 //!
-//! Holds: a listener beyond loopback needs configured callers or users, or `open: true`.
+//! Invariant: a listener beyond loopback needs configured callers or users, or `open: true`.
 
 use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::reading::{Field, Keys, Sink, Spot, Unit, pem, shape, value};
+use super::reading::{Field, Keys, NodeRef, Section, Sink, pem, shape, value};
 use crate::model::{ListenAt, Listener, ListenerTls, Listeners, Name, ProxyListener};
 
 /// An address, or a map with one.
@@ -79,35 +79,35 @@ impl Keys for ListenerTlsFile {}
 const PROXY_PORT: u16 = 8080;
 pub const ADMIN_PORT: u16 = 8081;
 
-/// Who may open a Unix socket, unless that is written.
+/// Default mode of a Unix socket: only its owner may connect.
 const SOCKET_MODE: u32 = 0o600;
-/// A longer path fits no `sockaddr_un`.
+/// The longest path that fits in `sockaddr_un`.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
-/// A listener as read, with its place unless it is a default.
+/// A listener as read; `node` is `None` for a default.
 struct Draft<'a> {
     name: Option<Name>,
     at: ListenAt,
     open: bool,
     secure: bool,
     tls: Option<ListenerTls>,
-    spot: Option<Spot<'a>>,
+    node: Option<NodeRef<'a>>,
 }
 
 impl Draft<'_> {
-    fn standard(name: &str, port: u16) -> Self {
+    fn default_at(name: &str, port: u16) -> Self {
         let at = ListenAt::Address((Ipv4Addr::LOCALHOST, port).into());
-        Draft { name: Name::parse(name), at, open: false, secure: false, tls: None, spot: None }
+        Draft { name: Name::parse(name), at, open: false, secure: false, tls: None, node: None }
     }
 
-    fn refuse_beyond_loopback(&self, why: &str, way_out: &str, sink: &mut Sink) {
-        if let Some(spot) = &self.spot
+    fn refuse_beyond_loopback(&self, reason: &str, remedy: &str, sink: &mut Sink) {
+        if let Some(node) = &self.node
             && !self.open
             && let ListenAt::Address(address) = self.at
             && !address.ip().to_canonical().is_loopback()
         {
-            let hint = format!("{way_out}, or write {{address: …, open: true}}");
-            spot.problem(sink, format!("listens beyond loopback {why}"), hint);
+            let hint = format!("{remedy}, or permit it with {{address: …, open: true}}");
+            node.problem(sink, format!("listens beyond loopback, but {reason}"), hint);
         }
     }
 
@@ -121,37 +121,39 @@ impl Draft<'_> {
     }
 }
 
-/// The listeners, and how those speak TLS that do; `None` after a problem that leaves none to speak of.
+/// Reads `listeners`, with the TLS settings by name; `None` if a listener is invalid.
 pub fn listeners(
-    spot: Option<Spot<'_>>,
+    node: Option<NodeRef<'_>>,
     has_callers: bool,
     has_users: bool,
     sink: &mut Sink,
 ) -> Option<(Listeners, HashMap<Name, ListenerTls>)> {
-    let unit = spot.and_then(|spot| spot.unit::<ListenersFile>(sink));
-    let proxy = match unit.as_ref().and_then(|unit| unit.get(unit.keys.proxy)) {
-        None => vec![Draft::standard("proxy", PROXY_PORT)],
-        Some(spot) => proxies(&spot, sink),
+    let section = node.and_then(|node| node.section::<ListenersFile>(sink));
+    let proxy = match section.as_ref().and_then(|section| section.get(section.keys.proxy)) {
+        None => vec![Draft::default_at("proxy", PROXY_PORT)],
+        Some(node) => proxies(&node, sink),
     };
-    let admin = match unit.as_ref().and_then(|unit| unit.get(unit.keys.admin)) {
-        None => Some(Draft::standard("admin", ADMIN_PORT)),
-        Some(spot) => listener(&spot, "admin", sink),
+    let admin = match section.as_ref().and_then(|section| section.get(section.keys.admin)) {
+        None => Some(Draft::default_at("admin", ADMIN_PORT)),
+        Some(node) => listener(&node, "admin", sink),
     };
-    let telemetry = unit
+    let telemetry = section
         .as_ref()
-        .and_then(|unit| unit.get(unit.keys.telemetry))
-        .and_then(|spot| listener(&spot, "telemetry", sink));
-    let public =
-        unit.as_ref().and_then(|unit| unit.get(unit.keys.public)).and_then(|spot| listener(&spot, "public", sink));
+        .and_then(|section| section.get(section.keys.telemetry))
+        .and_then(|node| listener(&node, "telemetry", sink));
+    let public = section
+        .as_ref()
+        .and_then(|section| section.get(section.keys.public))
+        .and_then(|node| listener(&node, "public", sink));
     if !has_callers {
         for listener in &proxy {
-            listener.refuse_beyond_loopback("although no callers are configured", "name them under `callers`", sink);
+            listener.refuse_beyond_loopback("no callers are configured", "list them under `callers`", sink);
         }
     }
     if let Some(admin) = admin.as_ref().filter(|_| !has_users) {
-        admin.refuse_beyond_loopback("although no users are configured", "name them under `admin.users`", sink);
+        admin.refuse_beyond_loopback("no users are configured", "list them under `admin.users`", sink);
     }
-    refuse_equals(&proxy.iter().chain(&admin).chain(&telemetry).chain(&public).collect::<Vec<_>>(), sink);
+    refuse_collisions(&proxy.iter().chain(&admin).chain(&telemetry).chain(&public).collect::<Vec<_>>(), sink);
     let proxy = proxy.into_iter().map(Draft::finish_proxy).collect::<Option<Vec<_>>>()?;
     let tls = proxy.iter().filter_map(|(listener, tls)| Some((listener.name.clone(), tls.clone()?))).collect();
     let listeners = Listeners {
@@ -163,8 +165,8 @@ pub fn listeners(
     Some((listeners, tls))
 }
 
-/// The listeners of a configuration that names none.
-pub fn standard() -> (Listeners, HashMap<Name, ListenerTls>) {
+/// The listeners of a configuration without `listeners`.
+pub fn default_listeners() -> (Listeners, HashMap<Name, ListenerTls>) {
     let name = |text| Name::parse(text).expect("a literal name");
     let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let proxy = ProxyListener { name: name("proxy"), at: ListenAt::Address(at(PROXY_PORT)), secure: false };
@@ -172,10 +174,10 @@ pub fn standard() -> (Listeners, HashMap<Name, ListenerTls>) {
     (Listeners { proxy: vec![proxy], admin, telemetry: None, public: None }, HashMap::new())
 }
 
-fn proxies<'a>(spot: &Spot<'a>, sink: &mut Sink) -> Vec<Draft<'a>> {
-    let items = if spot.is_list() { spot.items(sink).unwrap_or_default() } else { vec![spot.clone()] };
+fn proxies<'a>(node: &NodeRef<'a>, sink: &mut Sink) -> Vec<Draft<'a>> {
+    let items = if node.is_list() { node.items(sink).unwrap_or_default() } else { vec![node.clone()] };
     if items.is_empty() {
-        spot.problem(sink, "names no address", "write an address, or remove the key for 127.0.0.1:8080");
+        node.problem(sink, "is an empty list", "add an address, or remove the key to use 127.0.0.1:8080");
     }
     let named = items.iter().enumerate().map(|(index, item)| {
         let name = if index == 0 { "proxy".to_owned() } else { format!("proxy-{}", index + 1) };
@@ -184,41 +186,41 @@ fn proxies<'a>(spot: &Spot<'a>, sink: &mut Sink) -> Vec<Draft<'a>> {
     named.filter_map(|(item, name)| proxy(item, &name, sink)).collect()
 }
 
-/// The same, or a Unix socket, or either with TLS.
-fn proxy<'a>(spot: &Spot<'a>, default_name: &str, sink: &mut Sink) -> Option<Draft<'a>> {
-    if !spot.is_map() {
-        let at = place(spot, None, sink)?;
+/// Reads a proxy listener, which may be a Unix socket and may use TLS.
+fn proxy<'a>(node: &NodeRef<'a>, default_name: &str, sink: &mut Sink) -> Option<Draft<'a>> {
+    if !node.is_map() {
+        let at = listen_at(node, None, sink)?;
         let name = Name::parse(default_name);
-        return Some(Draft { name, at, open: false, secure: false, tls: None, spot: Some(spot.clone()) });
+        return Some(Draft { name, at, open: false, secure: false, tls: None, node: Some(node.clone()) });
     }
-    let unit = spot.unit::<ListenerFile>(sink)?;
-    let (name, open) = name_and_open(&unit, default_name, sink);
-    let mode = unit.get(unit.keys.mode);
-    let tls_at = unit.get(unit.keys.tls);
-    let tls = tls_at.as_ref().and_then(|spot| tls(spot, sink));
+    let section = node.section::<ListenerFile>(sink)?;
+    let (name, open) = name_and_open(&section, default_name, sink);
+    let mode = section.get(section.keys.mode);
+    let tls_at = section.get(section.keys.tls);
+    let tls = tls_at.as_ref().and_then(|node| tls(node, sink));
     let hint = "write IP:PORT, such as 127.0.0.1:8080, or unix:PATH";
-    let address = unit.require(unit.keys.address, "address", hint, sink)?;
-    let at = place(&address, mode.as_ref(), sink)?;
-    Some(Draft { name, at, open, secure: tls_at.is_some(), tls, spot: Some(address) })
+    let address = section.require(section.keys.address, "address", hint, sink)?;
+    let at = listen_at(&address, mode.as_ref(), sink)?;
+    Some(Draft { name, at, open, secure: tls_at.is_some(), tls, node: Some(address) })
 }
 
-/// `IP:PORT`, or `unix:PATH` with a mode.
-fn place(spot: &Spot<'_>, mode: Option<&Spot<'_>>, sink: &mut Sink) -> Option<ListenAt> {
-    let text = spot.line(sink)?;
+/// Reads `IP:PORT`, or `unix:PATH` with a mode.
+fn listen_at(node: &NodeRef<'_>, mode: Option<&NodeRef<'_>>, sink: &mut Sink) -> Option<ListenAt> {
+    let text = node.line(sink)?;
     let Some(path) = text.strip_prefix("unix:") else {
         if let Some(mode) = mode {
             mode.problem(sink, "only a Unix socket has a mode", "remove it, or write address: \"unix:PATH\"");
         }
-        return spot.parse(sink, value::listen_address).map(ListenAt::Address);
+        return node.parse(sink, value::listen_address).map(ListenAt::Address);
     };
     if path.is_empty() {
-        spot.problem(sink, "names no path", "write unix:PATH, such as unix:/run/keybearer/proxy.sock");
+        node.problem(sink, "has no path", "write unix:PATH, such as unix:/run/keybearer/proxy.sock");
         return None;
     }
-    let path = spot.beside(path);
+    let path = node.resolve(path);
     if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
         let message = format!("is longer than {SOCKET_PATH_BYTES_MAX} bytes: {}", path.display());
-        spot.problem(sink, message, "choose a shorter path, such as one under /run");
+        node.problem(sink, message, "choose a shorter path, such as one under /run");
         return None;
     }
     let mode = match mode {
@@ -228,74 +230,79 @@ fn place(spot: &Spot<'_>, mode: Option<&Spot<'_>>, sink: &mut Sink) -> Option<Li
     Some(ListenAt::Unix { path, mode })
 }
 
-fn tls(spot: &Spot<'_>, sink: &mut Sink) -> Option<ListenerTls> {
-    let unit = spot.unit::<ListenerTlsFile>(sink)?;
-    let certificate = pem::certificate(&unit, (unit.keys.certificate, unit.keys.key), sink);
-    let client_ca = match unit.get(unit.keys.client_ca) {
+fn tls(node: &NodeRef<'_>, sink: &mut Sink) -> Option<ListenerTls> {
+    let section = node.section::<ListenerTlsFile>(sink)?;
+    let certificate = pem::certificate(&section, (section.keys.certificate, section.keys.key), sink);
+    let client_ca = match section.get(section.keys.client_ca) {
         None => None,
-        Some(spot) => Some(pem::roots_of_file(&spot, sink)?),
+        Some(node) => Some(pem::roots_in_file(&node, sink)?),
     };
     Some(ListenerTls { certificate: certificate?, client_ca })
 }
 
-fn name_and_open(unit: &Unit<'_, ListenerFile>, default_name: &str, sink: &mut Sink) -> (Option<Name>, bool) {
-    let open = unit.get(unit.keys.open).and_then(|spot| spot.boolean(sink)).unwrap_or(false);
-    let name = match unit.get(unit.keys.name) {
-        Some(spot) => spot.parse(sink, value::name),
+fn name_and_open(section: &Section<'_, ListenerFile>, default_name: &str, sink: &mut Sink) -> (Option<Name>, bool) {
+    let open = section.get(section.keys.open).and_then(|node| node.boolean(sink)).unwrap_or(false);
+    let name = match section.get(section.keys.name) {
+        Some(node) => node.parse(sink, value::name),
         None => Name::parse(default_name),
     };
     (name, open)
 }
 
-/// An address, or a map with one.
-fn listener<'a>(spot: &Spot<'a>, default_name: &str, sink: &mut Sink) -> Option<Draft<'a>> {
-    let plain = |name, open, address, spot| {
+/// Reads an address, or a map with one.
+fn listener<'a>(node: &NodeRef<'a>, default_name: &str, sink: &mut Sink) -> Option<Draft<'a>> {
+    let plain = |name, open, address, node| {
         let at = ListenAt::Address(address);
-        Some(Draft { name, at, open, secure: false, tls: None, spot: Some(spot) })
+        Some(Draft { name, at, open, secure: false, tls: None, node: Some(node) })
     };
-    if !spot.is_map() {
-        let address = spot.parse(sink, value::listen_address)?;
-        return plain(Name::parse(default_name), false, address, spot.clone());
+    if !node.is_map() {
+        let address = node.parse(sink, value::listen_address)?;
+        return plain(Name::parse(default_name), false, address, node.clone());
     }
-    let unit = spot.unit::<ListenerFile>(sink)?;
-    for (key, spot) in [("mode", unit.get(unit.keys.mode)), ("tls", unit.get(unit.keys.tls))] {
-        if let Some(spot) = spot {
-            spot.problem(sink, format!("`{key}` is for listeners of the proxy"), "remove it");
+    let section = node.section::<ListenerFile>(sink)?;
+    for (key, node) in [("mode", section.get(section.keys.mode)), ("tls", section.get(section.keys.tls))] {
+        if let Some(node) = node {
+            node.problem(sink, format!("`{key}` applies only to proxy listeners"), "remove it");
         }
     }
-    let (name, open) = name_and_open(&unit, default_name, sink);
-    let at = unit.require(unit.keys.address, "address", "write IP:PORT, such as 127.0.0.1:8080", sink)?;
+    let (name, open) = name_and_open(&section, default_name, sink);
+    let at = section.require(section.keys.address, "address", "write IP:PORT, such as 127.0.0.1:8080", sink)?;
     let address = at.parse(sink, value::listen_address)?;
     plain(name, open, address, at)
 }
 
-fn refuse_equals(all: &[&Draft<'_>], sink: &mut Sink) {
+fn refuse_collisions(all: &[&Draft<'_>], sink: &mut Sink) {
     let mut names = HashSet::new();
     for (index, one) in all.iter().enumerate() {
-        if let (Some(name), Some(spot)) = (&one.name, &one.spot)
+        if let (Some(name), Some(node)) = (&one.name, &one.node)
             && names.contains(name)
         {
-            spot.problem(sink, format!("another listener is named `{name}`"), "give each its own `name`");
+            node.problem(sink, format!("another listener is named `{name}`"), "give each listener its own `name`");
         }
         names.extend(one.name.as_ref());
         let clash = all[..index].iter().find(|other| collide(&one.at, &other.at));
         if let Some(other) = clash
-            && let Some(spot) = one.spot.as_ref().or(other.spot.as_ref())
+            && let Some(node) = one.node.as_ref().or(other.node.as_ref())
         {
-            let message = format!("two listeners want the place of {}", one.at);
-            spot.problem(sink, message, "give each its own address (the defaults are 127.0.0.1:8080 and :8081)");
+            let message = format!("two listeners cannot share {}", one.at);
+            node.problem(
+                sink,
+                message,
+                "give each its own address (defaults: `proxy` 127.0.0.1:8080, `admin` 127.0.0.1:8081)",
+            );
         }
     }
 }
 
-/// The system would refuse the second: the same path, the same port at one address, or at one and all of its family.
+/// True if the system would refuse to bind both: the same path, or the same port on the same address, or on an address
+/// and the unspecified one of its family.
 fn collide(one: &ListenAt, other: &ListenAt) -> bool {
     let (one, other) = match (one, other) {
         (ListenAt::Address(one), ListenAt::Address(other)) => (one, other),
         (ListenAt::Unix { path: one, .. }, ListenAt::Unix { path: other, .. }) => return one == other,
         _ => return false,
     };
-    let family = one.is_ipv4() == other.is_ipv4();
-    let all = one.ip().is_unspecified() || other.ip().is_unspecified();
-    one.port() != 0 && one.port() == other.port() && (one.ip() == other.ip() || family && all)
+    let same_family = one.is_ipv4() == other.is_ipv4();
+    let unspecified = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() != 0 && one.port() == other.port() && (one.ip() == other.ip() || same_family && unspecified)
 }

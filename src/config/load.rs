@@ -1,14 +1,14 @@
-//! The files of a configuration: the main one, and every file of the directories under `include`.
+//! Reads the files of a configuration: the main file, and every file of the directories under `include`.
 
 use std::path::{Path, PathBuf};
 
-use super::reading::{BYTES_MAX, Problem, Sink, Source, Spot, Unit, reference};
+use super::reading::{BYTES_MAX, NodeRef, Problem, Section, Sink, Source, reference};
 use super::top::TopFile;
 
-/// More files than any directory of connections should hold.
+/// Far more files than a sensible configuration includes.
 const INCLUDED_FILES_MAX: usize = 4096;
 
-/// The tree of one file; `None` after a problem that leaves none.
+/// Reads and parses one file; `None` if there is no tree, after a problem.
 pub fn read(path: &Path, sink: &mut Sink) -> Option<Source> {
     sink.file(path);
     let problem = |sink: &mut Sink, line: usize, column: usize, message: String, hint: &str| {
@@ -18,25 +18,32 @@ pub fn read(path: &Path, sink: &mut Sink) -> Option<Source> {
     let bytes = match reference::read_bounded(path, BYTES_MAX) {
         Ok(bytes) => bytes,
         Err(reason) => {
-            problem(sink, 1, 1, format!("cannot be read ({reason})"), "give another path, or divide a large file");
+            problem(
+                sink,
+                1,
+                1,
+                format!("cannot be read ({reason})"),
+                "correct the path, or split a file that is too large",
+            );
             return None;
         }
     };
     sink.content(&bytes);
     if bytes.trim_ascii().is_empty() {
-        // An editor that writes in place truncates the file first; read at that moment, it would remove every connection.
-        let hint = "if it is not just being written, write `connections: []` for none, or remove it";
+        // An editor that writes in place truncates the file first. Reading it at that moment would remove every
+        // connection.
+        let hint = "write `connections: []` for none, or remove the file, unless an editor is still saving it";
         problem(sink, 1, 1, "is empty".to_owned(), hint);
         return None;
     }
     match String::from_utf8(bytes) {
         Ok(text) => Source::parse(&text, path, sink),
         Err(error) => {
-            let good = String::from_utf8_lossy(&error.as_bytes()[..error.utf8_error().valid_up_to()]).into_owned();
-            let line = good.rsplit('\n').next().unwrap_or_default();
+            let valid = String::from_utf8_lossy(&error.as_bytes()[..error.utf8_error().valid_up_to()]).into_owned();
+            let line = valid.rsplit('\n').next().unwrap_or_default();
             problem(
                 sink,
-                good.matches('\n').count() + 1,
+                valid.matches('\n').count() + 1,
                 line.chars().count() + 1,
                 "is not UTF-8".to_owned(),
                 "save it as UTF-8",
@@ -46,8 +53,8 @@ pub fn read(path: &Path, sink: &mut Sink) -> Option<Source> {
     }
 }
 
-/// Every `*.yaml` in the directories of `include`, in the order of the list and of names.
-pub fn included(top: &Unit<'_, TopFile>, sink: &mut Sink) -> Vec<Source> {
+/// Reads every `*.yaml` in the directories under `include`, in list order, then by file name.
+pub fn included(top: &Section<'_, TopFile>, sink: &mut Sink) -> Vec<Source> {
     let directories = top.get(top.keys.include).and_then(|list| list.items(sink)).unwrap_or_default();
     let mut paths: Vec<PathBuf> = Vec::new();
     for item in directories {
@@ -57,24 +64,29 @@ pub fn included(top: &Unit<'_, TopFile>, sink: &mut Sink) -> Vec<Source> {
             Ok(files) => paths.extend(files),
             Err(error) => {
                 let message = format!("{} cannot be read ({})", directory.display(), error.kind());
-                item.problem(sink, message, "make the directory or remove it from the list");
+                item.problem(sink, message, "create the directory, or remove it from the list");
             }
         }
         if paths.len() > INCLUDED_FILES_MAX {
-            item.problem(sink, format!("more than {INCLUDED_FILES_MAX} files are included"), "put more into each file");
+            item.problem(
+                sink,
+                format!("more than {INCLUDED_FILES_MAX} files are included"),
+                "put more connections into each file",
+            );
             return Vec::new();
         }
     }
     paths.iter().filter_map(|path| read(path, sink)).collect()
 }
 
-/// The files that a directory under `include` brings, in order; hidden ones are editors' and Kubernetes' own.
+/// The `*.yaml` files of a directory under `include`, sorted; skips hidden ones, which belong to editors and
+/// Kubernetes.
 pub fn included_files(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();
         let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
-        if !hidden && path.extension().is_some_and(|end| end == "yaml") && !path.is_dir() {
+        if !hidden && path.extension().is_some_and(|extension| extension == "yaml") && !path.is_dir() {
             files.push(path);
         }
     }
@@ -82,14 +94,14 @@ pub fn included_files(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// An included file holds `connections:` alone.
-pub fn included_unit<'a>(source: &'a Source, sink: &mut Sink) -> Option<Unit<'a, TopFile>> {
-    let root: Spot<'a> = source.root()?;
-    let unit = root.unit::<TopFile>(sink)?;
-    for (key, place, _) in root.pairs(sink) {
-        if key != "connections" && unit.knows(key) {
-            place.problem(sink, format!("`{key}` cannot stand in an included file"), "move it to the main file");
+/// Looks up the keys of an included file, which may contain `connections:` only.
+pub fn included_section<'a>(source: &'a Source, sink: &mut Sink) -> Option<Section<'a, TopFile>> {
+    let root: NodeRef<'a> = source.root()?;
+    let section = root.section::<TopFile>(sink)?;
+    for (key, key_node, _) in root.pairs(sink) {
+        if key != "connections" && section.knows(key) {
+            key_node.problem(sink, format!("`{key}` is not allowed in an included file"), "move it to the main file");
         }
     }
-    Some(unit)
+    Some(section)
 }

@@ -1,9 +1,9 @@
-//! `log`, `tracing` and `audit`: what is recorded, and where it goes.
+//! `log`, `tracing` and `audit`.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::reading::{Field, Keys, Sink, Spot, Words, endpoint, shape, value};
+use super::reading::{Field, Keys, Keyword, NodeRef, Sink, endpoint, shape, value};
 use crate::model::*;
 use crate::telemetry::audit::openable;
 
@@ -59,8 +59,8 @@ pub struct AuditToFile {
 
 impl Keys for AuditToFile {}
 
-impl Words for LogLevel {
-    fn words() -> Vec<(&'static str, LogLevel)> {
+impl Keyword for LogLevel {
+    fn keywords() -> Vec<(&'static str, LogLevel)> {
         vec![
             ("error", LogLevel::Error),
             ("warn", LogLevel::Warn),
@@ -71,55 +71,55 @@ impl Words for LogLevel {
     }
 }
 
-impl Words for LogFormat {
-    fn words() -> Vec<(&'static str, LogFormat)> {
+impl Keyword for LogFormat {
+    fn keywords() -> Vec<(&'static str, LogFormat)> {
         vec![("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)]
     }
 }
 
-impl Words for LogRequests {
-    fn words() -> Vec<(&'static str, LogRequests)> {
+impl Keyword for LogRequests {
+    fn keywords() -> Vec<(&'static str, LogRequests)> {
         vec![("off", LogRequests::Off), ("errors", LogRequests::Errors), ("all", LogRequests::All)]
     }
 }
 
-impl Words for Audit {
-    fn words() -> Vec<(&'static str, Audit)> {
+impl Keyword for Audit {
+    fn keywords() -> Vec<(&'static str, Audit)> {
         vec![("off", Audit::Off), ("log", Audit::Log)]
     }
 }
 
-pub fn log(spot: Option<Spot<'_>>, sink: &mut Sink) -> Log {
-    let Some(unit) = spot.and_then(|spot| spot.unit::<LogFile>(sink)) else { return Log::default() };
+pub fn log(node: Option<NodeRef<'_>>, sink: &mut Sink) -> Log {
+    let Some(section) = node.and_then(|node| node.section::<LogFile>(sink)) else { return Log::default() };
     Log {
-        level: unit.get(unit.keys.level).and_then(|spot| spot.choice(sink)).unwrap_or_default(),
-        format: unit.get(unit.keys.format).and_then(|spot| spot.choice(sink)).unwrap_or_default(),
-        requests: unit.get(unit.keys.requests).and_then(|spot| spot.choice(sink)).unwrap_or_default(),
+        level: section.get(section.keys.level).and_then(|node| node.choice(sink)).unwrap_or_default(),
+        format: section.get(section.keys.format).and_then(|node| node.choice(sink)).unwrap_or_default(),
+        requests: section.get(section.keys.requests).and_then(|node| node.choice(sink)).unwrap_or_default(),
     }
 }
 
-pub fn tracing(spot: Option<Spot<'_>>, sink: &mut Sink) -> Option<Tracing> {
-    let unit = spot?.unit::<TracingFile>(sink)?;
+pub fn tracing(node: Option<NodeRef<'_>>, sink: &mut Sink) -> Option<Tracing> {
+    let section = node?.section::<TracingFile>(sink)?;
     let hint = "write the collector's URL, such as http://collector:4318";
-    let collector = unit.require(unit.keys.otlp, "otlp", hint, sink);
-    let collector = collector.and_then(|spot| spot.secretive(sink, endpoint::collector));
-    let sample = unit.get(unit.keys.sample).map_or(Some(1.0), |spot| spot.parse(sink, value::fraction));
+    let collector = section.require(section.keys.otlp, "otlp", hint, sink);
+    let collector = collector.and_then(|node| node.parse_url(sink, endpoint::collector));
+    let sample = section.get(section.keys.sample).map_or(Some(1.0), |node| node.parse(sink, value::fraction));
     Some(Tracing { collector: collector?, sample: sample? })
 }
 
-pub fn audit(spot: Option<Spot<'_>>, sink: &mut Sink) -> Option<Audit> {
-    let unit = spot?.unit::<AuditFile>(sink)?;
-    let to = unit.get(unit.keys.to)?;
+pub fn audit(node: Option<NodeRef<'_>>, sink: &mut Sink) -> Option<Audit> {
+    let section = node?.section::<AuditFile>(sink)?;
+    let to = section.get(section.keys.to)?;
     if !to.is_map() {
         return to.choice(sink);
     }
-    let unit = to.unit::<AuditToFile>(sink)?;
-    let at = unit.require(unit.keys.file, "file", "write {file: PATH}", sink)?;
+    let section = to.section::<AuditToFile>(sink)?;
+    let at = section.require(section.keys.file, "file", "write {file: PATH}", sink)?;
     let path = at.file(sink)?;
-    // Only the running program creates the file; `check` must not.
+    // Only `run` creates the file; `check` must not.
     if let Err(error) = openable(&path) {
         let message = format!("{} cannot be opened for writing ({error})", path.display());
-        at.problem(sink, message, "give a file in a folder that Keybearer may write to");
+        at.problem(sink, message, "choose a file in a directory that Keybearer can write to");
     }
     Some(Audit::File(path))
 }

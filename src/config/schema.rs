@@ -1,7 +1,7 @@
-//! The configuration as a JSON Schema (draft 2020-12), for editors, and for whatever else shows what a key means.
+//! The JSON Schema (draft 2020-12) of the configuration, for editors and for documentation.
 //!
-//! It is made of the serde twins: the keys, their descriptions, defaults, examples and bounds are written there alone.
-//! Not here: what `check` does; it never reads the schema, and finds more than a schema can express.
+//! It is generated from the serde twins, the only place where keys, descriptions, defaults, examples and bounds are
+//! written. Not here: validation (`check`), which never reads the schema and finds more than a schema can express.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::top::TopFile;
 
-/// The schema. Each twin has its definition in `$defs`, and each key there its description.
+/// The schema: one definition in `$defs` for each twin, with a description for each key.
 pub fn schema() -> Value {
     let settings = SchemaSettings::draft2020_12();
     let meta_schema = settings.meta_schema.clone();
@@ -25,25 +25,25 @@ pub fn schema() -> Value {
     schema.to_value()
 }
 
-/// Every key that the configuration has somewhere.
+/// Every key of the configuration, at any depth.
 pub fn keys() -> BTreeSet<String> {
     let mut keys = BTreeSet::new();
-    let mut left = vec![schema()];
-    while let Some(value) = left.pop() {
+    let mut pending = vec![schema()];
+    while let Some(value) = pending.pop() {
         match value {
             Value::Object(members) => {
                 let properties = members.get("properties").and_then(Value::as_object);
                 keys.extend(properties.into_iter().flat_map(|properties| properties.keys().cloned()));
-                left.extend(members.into_iter().map(|(_, value)| value));
+                pending.extend(members.into_iter().map(|(_, value)| value));
             }
-            Value::Array(items) => left.extend(items),
+            Value::Array(items) => pending.extend(items),
             _ => {}
         }
     }
     keys
 }
 
-/// A description is one line, and alternatives are never nested.
+/// Puts each description on one line, and flattens nested `anyOf`s.
 fn tidy(schema: &mut Schema) {
     if let Some(Value::String(description)) = schema.get_mut("description") {
         *description = description.replace('\n', " ");
@@ -53,7 +53,7 @@ fn tidy(schema: &mut Schema) {
     }
 }
 
-/// The alternatives that a schema consists of, or the schema itself.
+/// The alternatives of a bare `anyOf`, or the schema itself.
 fn alternatives(schema: Value) -> Vec<Value> {
     match schema.as_object().filter(|members| members.len() == 1).and_then(|members| members.get("anyOf")) {
         Some(Value::Array(nested)) => nested.iter().cloned().flat_map(alternatives).collect(),
@@ -74,14 +74,14 @@ mod tests {
         schema()["$defs"].as_object().unwrap().clone()
     }
 
-    /// The definition itself, or that one of its shapes that is a map.
+    /// The definition itself, or the one of its alternatives that is a map.
     fn map(definition: &Value) -> Option<&Value> {
-        let shapes = definition["anyOf"].as_array().into_iter().flatten();
-        shapes.chain([definition]).find(|shape| shape["properties"].is_object())
+        let alternatives = definition["anyOf"].as_array().into_iter().flatten();
+        alternatives.chain([definition]).find(|schema| schema["properties"].is_object())
     }
 
     #[test]
-    fn every_map_with_keys_of_its_own_takes_no_other() {
+    fn every_map_with_fixed_keys_rejects_others() {
         let mut maps = 0;
         for (name, definition) in &definitions() {
             let Some(map) = map(definition) else { continue };
@@ -100,45 +100,45 @@ mod tests {
     }
 
     #[test]
-    fn every_key_has_a_description_and_a_value_to_copy() {
+    fn every_key_has_a_description_and_a_default_or_examples() {
         for (name, definition) in &definitions() {
             let properties = map(definition).and_then(|map| map["properties"].as_object());
             for (key, schema) in properties.into_iter().flatten() {
                 assert!(schema["description"].as_str().is_some_and(|text| text.ends_with('.')), "{name}.{key}");
-                let shown = schema.get("default").or(schema.get("examples"));
-                assert!(shown.is_some(), "{name}.{key} has neither a default nor examples");
+                let sample = schema.get("default").or(schema.get("examples"));
+                assert!(sample.is_some(), "{name}.{key} has neither a default nor examples");
             }
         }
     }
 
-    /// All the defaults of one part.
+    /// All the defaults of one definition.
     fn defaults(part: &str) -> Value {
         let definitions = definitions();
         let properties = definitions[part]["properties"].as_object().unwrap();
         properties.iter().filter_map(|(key, schema)| Some((key.clone(), schema.get("default")?.clone()))).collect()
     }
 
-    /// `target` with the keys of `defaults` written out.
-    fn written(mut target: Value, defaults: &Value) -> Value {
+    /// `target` with the keys of `defaults` added.
+    fn with_defaults(mut target: Value, defaults: &Value) -> Value {
         target.as_object_mut().unwrap().extend(defaults.as_object().unwrap().clone());
         target
     }
 
     #[test]
-    fn the_defaults_of_the_schema_are_what_absence_means() {
+    fn an_absent_key_means_the_default_in_the_schema() {
         let connection =
             json!({ "name": "a", "client_id": "b", "client_secret": "s", "token_url": "https://a.test/token" });
         let route = json!({ "host": "a.test" });
         let mut absent = connection.clone();
         absent["routes"] = json!([route]);
-        let mut whole = written(connection, &defaults("connection"));
-        // It goes with `basic` alone.
-        assert_eq!(whole.as_object_mut().unwrap().remove("basic_encoding"), Some("form".into()));
+        let mut explicit = with_defaults(connection, &defaults("connection"));
+        // It applies only to `send_credentials: basic`.
+        assert_eq!(explicit.as_object_mut().unwrap().remove("basic_encoding"), Some("form".into()));
         for part in ["authorization_server", "token_request", "token_response"] {
-            whole[part] = defaults(part);
+            explicit[part] = defaults(part);
         }
-        whole["routes"] = json!([written(route, &defaults("route"))]);
-        let mut top = json!({ "connections": [whole] });
+        explicit["routes"] = json!([with_defaults(route, &defaults("route"))]);
+        let mut top = json!({ "connections": [explicit] });
         for part in ["listeners", "readiness", "egress", "store", "timeouts", "limits", "log", "audit"] {
             top[part] = defaults(part);
         }

@@ -1,52 +1,52 @@
-//! Every top-level key but `connections`: from marks to the checked model, with defaults filled.
+//! Reads every top-level key but `connections` into the model, and fills in defaults.
 
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use super::reading::{Sink, Spot, Unit, endpoint, pem, value};
+use super::reading::{NodeRef, Section, Sink, endpoint, pem, value};
 use super::top::{ReadinessFile, TopFile, WORKERS_MAX};
 use super::{admin, bounds, caller, egress, interception, listener, observe, state_dir, store};
 use crate::model::{Model, Name};
 
 const READINESS_WAIT: Duration = Duration::from_secs(5);
 
-/// What the top-level keys say.
+/// The settings of the top-level keys.
 pub struct Settings {
-    /// Without connections. A field that was refused has its default: the load fails anyway.
+    /// Without connections. An invalid field has its default: the load fails anyway.
     pub model: Model,
-    /// Whether `listeners` of the model are those that were written, not a substitute for refused ones.
-    pub knows_listeners: bool,
-    /// Names of all callers, those with other problems included.
+    /// False if `listeners` was invalid, and the model has the default ones instead.
+    pub listeners_are_valid: bool,
+    /// Names of all callers, including callers with other problems.
     pub caller_names: HashSet<Name>,
 }
 
-pub fn settings(top: &Unit<'_, TopFile>, sink: &mut Sink) -> Settings {
+pub fn settings(top: &Section<'_, TopFile>, sink: &mut Sink) -> Settings {
     let keys = &top.keys;
-    // First of all: other keys may refer to secrets in the store.
+    // First, because other keys may refer to secrets in the store.
     let state_dir = state_dir::state_dir(top.get(keys.state_dir), sink);
     let store = store::settings(top.get(keys.store), &state_dir, sink);
     sink.store = Some((store.clone(), state_dir.clone()));
-    let has_callers = top.get(keys.callers).is_some_and(|spot| spot.has_items());
+    let has_callers = top.get(keys.callers).is_some_and(|node| node.has_items());
     let (admin, has_users) = admin::access(top.get(keys.admin), sink);
     let listeners = listener::listeners(top.get(keys.listeners), has_callers, has_users, sink);
     let (callers, caller_names) =
         caller::callers(top.get(keys.callers), listeners.as_ref().map(|(listeners, _)| listeners), sink);
-    let knows_listeners = listeners.is_some();
-    let (listeners, listener_tls) = listeners.unwrap_or_else(listener::standard);
+    let listeners_are_valid = listeners.is_some();
+    let (listeners, listener_tls) = listeners.unwrap_or_else(listener::default_listeners);
     let model = Model {
         listeners,
         listener_tls,
         admin,
-        public_url: top.get(keys.public_url).and_then(|spot| spot.parse(sink, endpoint::public_url)),
+        public_url: top.get(keys.public_url).and_then(|node| node.parse(sink, endpoint::public_url)),
         state_dir,
         store,
         workers: workers(top.get(keys.workers), sink),
         readiness_wait: readiness(top.get(keys.readiness), sink).unwrap_or(READINESS_WAIT),
         hosts: egress::hosts(top.get(keys.hosts), sink),
-        trust: top.get(keys.trust).and_then(|spot| pem::roots(&spot, sink)).unwrap_or_else(|| [].into()),
+        trust: top.get(keys.trust).and_then(|node| pem::roots(&node, sink)).unwrap_or_else(|| [].into()),
         egress: egress::egress(top.get(keys.egress), sink),
-        interception: top.get(keys.interception).and_then(|spot| interception::interception(&spot, sink)),
+        interception: top.get(keys.interception).and_then(|node| interception::interception(&node, sink)),
         callers,
         timeouts: bounds::timeouts(top.get(keys.timeouts), sink),
         limits: bounds::limits(top.get(keys.limits), sink),
@@ -55,15 +55,15 @@ pub fn settings(top: &Unit<'_, TopFile>, sink: &mut Sink) -> Settings {
         audit: observe::audit(top.get(keys.audit), sink).unwrap_or_default(),
         connections: Vec::new(),
     };
-    Settings { model, knows_listeners, caller_names }
+    Settings { model, listeners_are_valid, caller_names }
 }
 
-fn workers(spot: Option<Spot<'_>>, sink: &mut Sink) -> usize {
-    let written = spot.and_then(|spot| spot.parse(sink, |text| value::integer(text, 1..=WORKERS_MAX)));
+fn workers(node: Option<NodeRef<'_>>, sink: &mut Sink) -> usize {
+    let written = node.and_then(|node| node.parse(sink, |text| value::integer(text, 1..=WORKERS_MAX)));
     written.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(4))
 }
 
-fn readiness(spot: Option<Spot<'_>>, sink: &mut Sink) -> Option<Duration> {
-    let unit = spot?.unit::<ReadinessFile>(sink)?;
-    unit.get(unit.keys.wait_for_tokens)?.parse(sink, value::duration)
+fn readiness(node: Option<NodeRef<'_>>, sink: &mut Sink) -> Option<Duration> {
+    let section = node?.section::<ReadinessFile>(sink)?;
+    section.get(section.keys.wait_for_tokens)?.parse(sink, value::duration)
 }

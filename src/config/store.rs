@@ -1,6 +1,6 @@
-//! `store`: where tokens are kept, and under which keys they are sealed.
+//! `store`: where tokens are stored, and the keys that seal them.
 //!
-//! Not here: opening it (`store`), what `{store: NAME}` means (`reading/secret`).
+//! Not here: opening the store (`store`), resolving `{store: NAME}` (`reading/secret`).
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use url::Url;
 
-use super::reading::{Fault, Field, Keys, Sink, Spot, Unit, pem, secret, shape};
+use super::reading::{Fault, Field, Keys, NodeRef, Section, Sink, pem, secret, shape};
 use crate::model::secret::SealKey;
 use crate::model::{RedisAt, RedisKind, RedisSettings, StoreKind, StoreSettings};
 
@@ -93,89 +93,94 @@ const FILE: &str = "tokens.redb";
 const REDIS_PORT: u16 = 6379;
 const KEY_PREFIX: &str = "keybearer:";
 
-pub fn settings(spot: Option<Spot<'_>>, state_dir: &Path, sink: &mut Sink) -> StoreSettings {
+pub fn settings(node: Option<NodeRef<'_>>, state_dir: &Path, sink: &mut Sink) -> StoreSettings {
     let kind = StoreKind::Embedded { path: state_dir.join(FILE) };
     let mut settings = StoreSettings { kind, seal_keys: Vec::new() };
-    let Some((spot, unit)) = spot.and_then(|spot| Some((spot.clone(), spot.unit::<StoreFile>(sink)?))) else {
+    let Some((node, section)) = node.and_then(|node| Some((node.clone(), node.section::<StoreFile>(sink)?))) else {
         return settings;
     };
-    match (unit.get(unit.keys.embedded), unit.get(unit.keys.memory), unit.get(unit.keys.redis)) {
+    match (section.get(section.keys.embedded), section.get(section.keys.memory), section.get(section.keys.redis)) {
         (None, None, Some(redis)) => {
             if let Some(settings_of_redis) = redis_settings(&redis, sink) {
                 settings.kind = StoreKind::Redis(Box::new(settings_of_redis));
             }
-            if unit.get(unit.keys.seal_key).is_none() {
-                let hint = "write `seal_key: {file: PATH}`, the same key for every replica: `openssl rand -base64 32`";
-                redis.problem(sink, "replicas share this store, and `seal_key` is missing", hint);
+            if section.get(section.keys.seal_key).is_none() {
+                let hint =
+                    "write `seal_key: {file: PATH}` with the same key for every replica (`openssl rand -base64 32`)";
+                redis.problem(sink, "`seal_key` is missing, and the replicas that share this store need one", hint);
             }
         }
         (Some(embedded), None, None) => {
-            let unit = embedded.unit::<EmbeddedFile>(sink);
-            let path = unit.and_then(|unit| unit.get(unit.keys.path)?.line(sink));
+            let section = embedded.section::<EmbeddedFile>(sink);
+            let path = section.and_then(|section| section.get(section.keys.path)?.line(sink));
             let path = state_dir.join(path.as_deref().unwrap_or(FILE));
             settings.kind = StoreKind::Embedded { path };
         }
         (None, Some(memory), None) => {
-            memory.unit::<MemoryFile>(sink);
+            memory.section::<MemoryFile>(sink);
             settings.kind = StoreKind::Memory;
         }
         (None, None, None) => {}
-        _ => spot.problem(sink, "names several stores", "keep one of `embedded`, `redis` and `memory`"),
+        _ => node.problem(sink, "more than one store is configured", "keep one of `embedded`, `redis` and `memory`"),
     }
-    if let Some(keys) = unit.get(unit.keys.seal_key) {
+    if let Some(keys) = section.get(section.keys.seal_key) {
         if !settings.kind.is_durable() {
-            keys.problem(sink, "nothing is sealed in memory", "remove `seal_key`, or write `embedded: {}`");
+            keys.problem(
+                sink,
+                "`seal_key` has no effect on a store in memory",
+                "remove `seal_key`, or write `embedded: {}`",
+            );
         }
         settings.seal_keys = seal_keys(&keys, sink);
     }
     settings
 }
 
-/// `store.redis`; problems do not repeat the URL, which may hold a password.
-fn redis_settings(spot: &Spot<'_>, sink: &mut Sink) -> Option<RedisSettings> {
-    let unit = spot.unit::<RedisFile>(sink)?;
-    let keys = &unit.keys;
-    let url = unit.require(keys.url, "url", "write rediss://HOST:PORT/DATABASE", sink)?;
+/// Reads `store.redis`. Problems do not quote the URL, which may contain a password.
+fn redis_settings(node: &NodeRef<'_>, sink: &mut Sink) -> Option<RedisSettings> {
+    let section = node.section::<RedisFile>(sink)?;
+    let keys = &section.keys;
+    let url = section.require(keys.url, "url", "write rediss://HOST:PORT/DATABASE", sink)?;
     let urls = if url.is_list() { url.items(sink)? } else { vec![url.clone()] };
-    let places: Vec<_> = urls.iter().filter_map(|url| url.secretive(sink, redis_url)).collect();
-    let kind = redis_kind(&unit, sink);
+    let addresses: Vec<_> = urls.iter().filter_map(|url| url.parse_url(sink, redis_url)).collect();
+    let kind = redis_kind(&section, sink);
     if urls.len() != 1 && kind == RedisKind::Server {
-        let hint = "write one URL; with `sentinel_primary: NAME`, those of the sentinels, or with `cluster: true`, of some nodes";
-        url.problem(sink, format!("names {} servers", urls.len()), hint);
+        let hint = "write one URL; a list needs `sentinel_primary: NAME` (of sentinels) or `cluster: true` (of nodes)";
+        url.problem(sink, format!("lists {} servers", urls.len()), hint);
         return None;
     }
-    let (first, others) = places.split_first()?;
+    let (first, others) = addresses.split_first()?;
     if others.iter().any(|other| (other.tls, other.database) != (first.tls, first.database)) {
-        url.problem(sink, "names servers in different ways", "write the same scheme and database in each URL");
+        url.problem(sink, "the URLs differ in scheme or database", "use the same scheme and database in each");
     }
-    let of_cluster = |place: &RedisAddress| matches!(place.at, RedisAt::Tcp { .. }) && place.database == 0;
-    if kind == RedisKind::Cluster && !places.iter().all(of_cluster) {
-        url.problem(sink, "names no node of a cluster", "write rediss://HOST:PORT; a cluster has no databases");
+    let is_node = |address: &RedisAddress| matches!(address.at, RedisAt::Tcp { .. }) && address.database == 0;
+    if kind == RedisKind::Cluster && !addresses.iter().all(is_node) {
+        url.problem(sink, "is not the URL of a cluster node", "write rediss://HOST:PORT; a cluster has no databases");
     }
     Some(RedisSettings {
-        servers: places.iter().map(|place| place.at.clone()).collect(),
+        servers: addresses.iter().map(|address| address.at.clone()).collect(),
         kind,
         tls: first.tls,
-        trust: unit.get(keys.trust).and_then(|spot| pem::own_roots(&spot, sink)),
+        trust: section.get(keys.trust).and_then(|node| pem::replacement_roots(&node, sink)),
         database: first.database,
-        username: unit.get(keys.username).and_then(|spot| spot.line(sink)),
-        password: unit.get(keys.password).and_then(|spot| secret::secret(&spot, sink)),
-        key_prefix: match unit.get(keys.key_prefix) {
-            Some(spot) => spot.parse(sink, key_prefix)?,
+        username: section.get(keys.username).and_then(|node| node.line(sink)),
+        password: section.get(keys.password).and_then(|node| secret::secret(&node, sink)),
+        key_prefix: match section.get(keys.key_prefix) {
+            Some(node) => node.parse(sink, key_prefix)?,
             None => KEY_PREFIX.to_owned(),
         },
     })
 }
 
-fn redis_kind(unit: &Unit<'_, RedisFile>, sink: &mut Sink) -> RedisKind {
-    let primary = unit.get(unit.keys.sentinel_primary).and_then(|spot| spot.line(sink));
-    let cluster = unit.get(unit.keys.cluster);
-    match (primary, cluster.as_ref().and_then(|spot| spot.boolean(sink)).unwrap_or(false)) {
+fn redis_kind(section: &Section<'_, RedisFile>, sink: &mut Sink) -> RedisKind {
+    let primary = section.get(section.keys.sentinel_primary).and_then(|node| node.line(sink));
+    let cluster = section.get(section.keys.cluster);
+    match (primary, cluster.as_ref().and_then(|node| node.boolean(sink)).unwrap_or(false)) {
         (Some(primary), false) => RedisKind::Sentinels { primary },
         (None, false) => RedisKind::Server,
         (primary, true) => {
-            if let Some(spot) = cluster.filter(|_| primary.is_some()) {
-                spot.problem(sink, "a cluster has no sentinels", "keep one of `cluster` and `sentinel_primary`");
+            if let Some(node) = cluster.filter(|_| primary.is_some()) {
+                node.problem(sink, "`cluster` and `sentinel_primary` exclude each other", "keep one of the two");
             }
             RedisKind::Cluster
         }
@@ -191,12 +196,12 @@ struct RedisAddress {
 
 fn redis_url(text: &str) -> Result<RedisAddress, Fault> {
     let hint = "write rediss://HOST:PORT/DATABASE, redis://HOST:PORT/DATABASE or unix:///PATH";
-    let url = Url::parse(text).map_err(|_| Fault::new("is none of Redis", hint))?;
+    let url = Url::parse(text).map_err(|_| Fault::new("is not a Redis URL", hint))?;
     if !url.username().is_empty() || url.password().is_some() {
-        return Err(Fault::new("holds credentials", "write them as `username` and `password: {file: PATH}`"));
+        return Err(Fault::new("contains credentials", "write them as `username` and `password: {file: PATH}`"));
     }
     if url.query().is_some() || url.fragment().is_some() {
-        return Err(Fault::new("holds more than a place", hint));
+        return Err(Fault::new("has a query or a fragment", hint));
     }
     let tls = match url.scheme() {
         "redis" => false,
@@ -204,16 +209,16 @@ fn redis_url(text: &str) -> Result<RedisAddress, Fault> {
         "unix" if url.host_str().is_none_or(str::is_empty) && url.path().len() > 1 => {
             return Ok(RedisAddress { at: RedisAt::Unix(url.path().into()), tls: false, database: 0 });
         }
-        _ => return Err(Fault::new("is none of Redis", hint)),
+        _ => return Err(Fault::new("is not a Redis URL", hint)),
     };
-    let host = url.host_str().filter(|host| !host.is_empty()).ok_or_else(|| Fault::new("names no host", hint))?;
+    let host = url.host_str().filter(|host| !host.is_empty()).ok_or_else(|| Fault::new("has no host", hint))?;
     let at = RedisAt::Tcp {
         host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
         port: url.port().unwrap_or(REDIS_PORT),
     };
     let database = match url.path().trim_start_matches('/') {
         "" => 0,
-        number => number.parse::<u16>().map_err(|_| Fault::new("names no database by its number", hint))?,
+        number => number.parse::<u16>().map_err(|_| Fault::new("has a path that is not a database number", hint))?,
     };
     Ok(RedisAddress { at, tls, database: i64::from(database) })
 }
@@ -222,51 +227,50 @@ fn key_prefix(text: &str) -> Result<String, Fault> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"._:/-".contains(&b);
     match (1..=64).contains(&text.len()) && text.bytes().all(plain) {
         true => Ok(text.to_owned()),
-        false => Err(Fault::new("is no prefix of keys", "use 1 to 64 letters, digits and `._:/-`")),
+        false => Err(Fault::new("is not a valid key prefix", "use 1 to 64 letters, digits and `._:/-`")),
     }
 }
 
-/// One key, or a list of which the first seals and all open.
-fn seal_keys(spot: &Spot<'_>, sink: &mut Sink) -> Vec<SealKey> {
-    let items = if spot.is_list() { spot.items(sink).unwrap_or_default() } else { vec![spot.clone()] };
+/// Reads one key, or a list: the first seals, all open.
+fn seal_keys(node: &NodeRef<'_>, sink: &mut Sink) -> Vec<SealKey> {
+    let items = if node.is_list() { node.items(sink).unwrap_or_default() } else { vec![node.clone()] };
     if items.is_empty() {
-        spot.problem(sink, "names no key", "write {file: PATH}, or remove `seal_key` to have one made");
+        node.problem(sink, "is an empty list", "write {file: PATH}, or remove `seal_key` to have a key generated");
     }
     let mut keys: Vec<SealKey> = Vec::new();
     for item in &items {
         let Some(text) = secret::secret(item, sink) else { continue };
         match SealKey::parse(text.expose()) {
-            None => item.problem(sink, "is no key", "give 32 bytes in base64: `openssl rand -base64 32`"),
-            Some(key) if keys.contains(&key) => item.problem(sink, "is the same key again", "remove one of the two"),
+            None => item.problem(sink, "is not a seal key", "use 32 bytes in base64 (`openssl rand -base64 32`)"),
+            Some(key) if keys.contains(&key) => item.problem(sink, "repeats an earlier key", "remove one of the two"),
             Some(key) => keys.push(key),
         }
     }
     keys
 }
 
-/// Tokens that only a person can give again need a store that outlasts the process; for others memory will do. Problems
-/// point `at` this spot.
-pub fn check_place(at: &Spot<'_>, store: &StoreSettings, person: bool, sink: &mut Sink) {
+/// Checks that the store keeps tokens across restarts. If it does not, that is a problem for connections that need a
+/// person's consent, and a warning for others.
+pub fn check_durability(at: &NodeRef<'_>, store: &StoreSettings, needs_person: bool, sink: &mut Sink) {
     let path = match &store.kind {
         StoreKind::Embedded { path } => path,
-        StoreKind::Memory if person => {
-            let message = "a connection needs a person, and a store in memory forgets at every restart";
+        StoreKind::Memory if needs_person => {
+            let message = "a connection needs a person's consent, which a store in memory loses at every restart";
             at.warning(sink, message, "write `store: {embedded: {}}`");
             return;
         }
         StoreKind::Memory | StoreKind::Redis(_) => return,
     };
-    let here = |directory| if directory == Path::new("") { Path::new(".") } else { directory };
-    let existing = path.ancestors().skip(1).map(here).find(|directory| directory.exists());
-    let may_write = |it: &Path| rustix::fs::access(it, Access::WRITE_OK | Access::EXEC_OK).is_ok();
-    let writable = existing.is_some_and(|it| it.is_dir() && may_write(it));
-    if writable {
+    let or_current = |directory| if directory == Path::new("") { Path::new(".") } else { directory };
+    let existing = path.ancestors().skip(1).map(or_current).find(|directory| directory.exists());
+    let is_writable = |it: &Path| rustix::fs::access(it, Access::WRITE_OK | Access::EXEC_OK).is_ok();
+    if existing.is_some_and(|it| it.is_dir() && is_writable(it)) {
         return;
     }
-    let message = format!("{} cannot be written", path.display());
-    let hint = "set `state_dir` to a directory that may be written";
-    match person {
-        true => at.problem(sink, message + ", and a connection needs a person", hint),
+    let message = format!("{} is not writable", path.display());
+    let hint = "set `state_dir` to a writable directory";
+    match needs_person {
+        true => at.problem(sink, message + ", but a connection needs a person's consent to be stored", hint),
         false => at.warning(sink, message + "; tokens are kept in memory", hint),
     }
 }

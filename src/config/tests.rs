@@ -1,4 +1,4 @@
-//! The validator as a whole: texts in, problems or a model out.
+//! The whole validator: text in, problems or a model out.
 
 mod accepted;
 mod authorization;
@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use super::*;
 
-/// A connection that lacks nothing, as the first two lines of a list item.
+/// The keys of a valid connection.
 const GOOD: &str = "name: crm, client_id: id, token_url: \"https://login.acme.test/token\"";
 
 #[track_caller]
@@ -24,7 +24,7 @@ fn accept(text: &str) -> Loaded {
     load_text(text, Path::new("a.yaml")).unwrap_or_else(|problems| panic!("{problems}"))
 }
 
-/// Each problem must begin with what is expected: `LINE:COLUMN: PATH: MESSAGE`.
+/// Each problem must start with the expected text: `LINE:COLUMN: PATH: MESSAGE`.
 #[track_caller]
 fn check(text: &str, expected: &[&str]) {
     let Err(problems) = load_text(text, Path::new("a.yaml")) else { panic!("accepted:\n{text}") };
@@ -39,18 +39,19 @@ fn compare(problems: &Problems, prefix: &str, expected: &[&str]) {
         assert!(line.starts_with(&format!("{prefix}{expected}")), "{line}\n  is not {expected}");
     }
     for problem in &problems.problems {
-        assert!(!problem.hint.is_empty(), "{problem} has no way out");
+        assert!(!problem.hint.is_empty(), "{problem} has no hint");
     }
 }
 
-/// A second connection with `keys` (`GOOD` stands for all that one needs); its second line begins at column 5.
+/// Checks a second connection with `keys`, in which `GOOD` is replaced by valid keys; its second line starts at column
+/// 5.
 #[track_caller]
 fn check_connection(keys: &str, expected: &[&str]) {
     let keys = keys.replace("GOOD", &GOOD.replace("crm", "two")).replace('\n', "\n    ");
     check(&format!("connections:\n  - {{{GOOD}}}\n  - {{{keys}}}\n"), expected);
 }
 
-/// A route with `keys`; columns of line 4 are counted from the first of them, after seven.
+/// Checks a route with `keys`. Columns of line 4 count from the first key, which is in column 8.
 #[track_caller]
 fn check_route(keys: &str, expected: &str) {
     let text = format!("connections:\n  - {{{GOOD},\n     routes: [\n      {{{keys}}}]}}\n");
@@ -65,7 +66,7 @@ fn shift(expected: &str, columns: usize) -> String {
     format!("{line}:{}:{}", column + columns, parts.next().unwrap())
 }
 
-/// What this thread has worked; unlike elapsed time it does not count what others do on a busy machine.
+/// CPU time of this thread; unlike elapsed time, it does not depend on the load of the machine.
 pub(super) fn cpu_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap())

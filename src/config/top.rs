@@ -14,7 +14,7 @@ use super::observe::{AuditFile, LogFile, TracingFile};
 use super::reading::{Field, Keys, shape};
 use super::store::StoreFile;
 
-/// Threads that serve requests.
+/// Upper limit of `workers`.
 pub const WORKERS_MAX: usize = 64;
 
 /// The main file, or a file of a folder under `include`, which holds `connections` only. `keybearer check` also finds what

@@ -76,7 +76,7 @@ impl AddressPolicy {
                 self.routed.extend([(address.to_canonical(), port)]);
             }
             HostPattern::Exact(host) => self.named.extend([host]),
-            HostPattern::Below(_) => {}
+            HostPattern::Subdomains(_) => {}
         }
     }
 

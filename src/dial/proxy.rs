@@ -82,7 +82,7 @@ impl EgressProxy {
     }
 
     pub fn applies_to(&self, host: &Host, port: u16) -> bool {
-        !self.no_proxy.iter().any(|entry| entry.takes(host, port))
+        !self.no_proxy.iter().any(|entry| entry.matches(host, port))
     }
 
     /// The proxy's own origin.

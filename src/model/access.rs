@@ -1,18 +1,18 @@
-//! Who may use the admin API, and under which names it answers.
+//! Users of the admin API, and the Host values that it accepts.
 
 use super::Name;
 use super::origin::Authority;
 use super::secret::SecretDigest;
 
-/// `admin:` without users, whoever holds the token file is a manager.
+/// `admin`; without users, the token in the token file is a manager's.
 #[derive(Debug, Clone, Default)]
 pub struct AdminAccess {
     pub users: Vec<User>,
-    /// Host values that are accepted beside the listener's own address; without a port: at any.
+    /// Host values accepted in addition to the listener's address; one without a port matches any port.
     pub hosts: Vec<Authority>,
 }
 
-/// A person or program that asks the admin API.
+/// A person or a program that uses the admin API.
 #[derive(Debug, Clone)]
 pub struct User {
     pub name: Name,
@@ -20,7 +20,7 @@ pub struct User {
     pub token: SecretDigest,
 }
 
-/// What a user may do: each role may do what the ones before it may.
+/// The rights of a user; each role includes the previous ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
     /// Reads.

@@ -1,6 +1,5 @@
 //! A configured OAuth connection.
 
-mod token_format;
 mod assertion;
 mod client;
 mod grant;
@@ -10,6 +9,7 @@ mod origins;
 mod profile;
 mod route;
 mod strip;
+mod token_format;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,83 +29,83 @@ pub use route::*;
 pub use strip::*;
 pub use token_format::*;
 
-/// A configured OAuth link: how its token is obtained, and which requests get it.
+/// A configured OAuth link: how its token is acquired, and which requests get it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Connection {
     pub name: Name,
     /// Which definition this is: `default`, or one of `profiles`.
     pub profile: Name,
-    /// Other definitions over the same client, in the order of the configuration; they have none of their own.
+    /// Other definitions of the same client, in configuration order; their own `profiles` are empty.
     pub profiles: Vec<Arc<Connection>>,
-    /// An inactive connection keeps its routes and refuses their requests.
+    /// An inactive connection keeps its routes, and their requests are refused.
     pub active: bool,
     pub comments: Option<String>,
-    /// What a script may read; a value may be a key, so none is shown.
+    /// Variables of the script; a value may be a key, so all are secrets.
     pub variables: Vec<(String, Secret)>,
     pub grant: Grant,
-    /// `grant_type` of the first grant, where the server has a name of its own.
+    /// `grant_type` of the first token request, if the server has its own name for the grant.
     pub grant_type: Option<String>,
     pub client_id: String,
     pub client_auth: ClientAuth,
-    /// At the token and the revocation endpoint, with whatever method.
+    /// Client certificate for the token and the revocation endpoint, with any `client_auth`.
     pub mutual_tls: Option<ClientCertificate>,
     pub endpoints: Endpoints,
-    /// Of the `authorization_code` grant.
+    /// For the `authorization_code` grant.
     pub authorization: Authorization,
     pub authorization_server: AuthorizationServer,
-    /// In the order of the configuration, without repetitions.
+    /// In configuration order, without duplicates.
     pub scopes: Vec<String>,
-    /// Names that stand for scopes, each with what is asked for in its place.
+    /// Names for `scopes`, each with the scopes that it stands for.
     pub available_scopes: Vec<(String, Vec<String>)>,
     pub audience: Option<String>,
     pub resource: Option<String>,
-    /// Extra fields of every token request.
+    /// Extra parameters of every token request.
     pub token_params: Vec<(String, String)>,
     pub token_request: TokenRequestFormat,
     pub token_response: TokenResponseFormat,
     pub script: Option<ScriptSource>,
     pub lifetimes: Lifetimes,
     pub tokens: Tokens,
-    /// Any of them: the API says that a token has expired.
+    /// A response that matches any of them rejects the token.
     pub token_rejected: Vec<RejectionSign>,
     /// Callers that may use it; `None`: all.
     pub accessible_from: Option<Vec<Name>>,
     pub routes: Vec<Route>,
-    /// Where routes of other connections lead that carry its token.
-    pub lent: Vec<RouteOrigin>,
+    /// Origins of other connections' routes that inject this connection's token.
+    pub extra_origins: Vec<RouteOrigin>,
 }
 
-/// Each is https, or loopback, or `allow_cleartext` was given.
+/// OAuth endpoints. Each is https or loopback, unless `allow_cleartext` is set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoints {
-    /// What names the authorization server: the token URL, else the issuer.
+    /// Identifies the authorization server: the token URL, else the issuer.
     pub server: Url,
-    /// `None`: the issuer tells.
+    /// `None`: from the issuer's metadata.
     pub token: Option<Url>,
-    /// `None`: the issuer may tell; without one, nothing is revoked.
+    /// `None`: from the issuer's metadata, if it has one; otherwise nothing is revoked.
     pub revocation: Option<Url>,
-    /// Where a person's browser is sent, with a query of its own; `None`: the issuer tells.
+    /// Where a person's browser is sent; may have a query. `None`: from the issuer's metadata.
     pub authorization: Option<Url>,
-    /// Of the `device_code` grant; `None`: the issuer tells.
+    /// For the `device_code` grant; `None`: from the issuer's metadata.
     pub device_authorization: Option<Url>,
-    /// As written, since it is compared as a text (RFC 8414 §3.3).
+    /// As written, since it is compared as text (RFC 8414 §3.3).
     pub issuer: Option<String>,
-    /// What the issuer tells may be http, too.
+    /// Permits http for endpoints from the issuer's metadata, too.
     pub allow_cleartext: bool,
 }
 
 /// A script that compiles.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScriptSource {
-    /// Where it stands, for messages.
-    pub place: String,
+    /// Path, or `FILE:LINE`, for messages.
+    pub location: String,
     pub text: String,
 }
 
-/// Whose the tokens of a connection are.
+/// Who shares the tokens of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Tokens {
-    /// One token for whoever may use the connection.
+    /// One token for all callers of the connection.
     #[default]
     Shared,
     /// One for each subject.
@@ -114,15 +114,15 @@ pub enum Tokens {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lifetimes {
-    /// When the answer names none.
+    /// Used if the token response has no lifetime.
     pub default_token_lifetime: Duration,
-    /// How long before expiry the next token is asked for; at most half of the token's life.
+    /// How long before expiry a token is refreshed; at most half of its lifetime.
     pub refresh_ahead: Duration,
-    /// Never injected with less left; at most a quarter of the token's life.
+    /// A token with less lifetime left is never injected; at most a quarter of its lifetime.
     pub usable_margin: Duration,
-    /// What a refresh token is good for where the answer names nothing; a forecast.
+    /// Assumed lifetime of a refresh token, if the token response has none; only a forecast.
     pub refresh_token: Option<Duration>,
-    /// A subject's token is refreshed at least this often although nobody asks; `None`: only while in use.
+    /// Maximum interval between refreshes of a subject's unused token; `None`: refreshed only while in use.
     pub keep_warm: Option<Duration>,
 }
 
@@ -156,7 +156,7 @@ impl Endpoints {
 
 #[cfg(test)]
 impl Connection {
-    /// A connection without routes, for the tests of other rooms.
+    /// A connection without routes, for tests of other modules.
     pub fn sample(name: &str) -> Connection {
         Connection {
             name: Name::parse(name).unwrap(),
@@ -190,7 +190,7 @@ impl Connection {
             token_rejected: Vec::new(),
             accessible_from: None,
             routes: Vec::new(),
-            lent: Vec::new(),
+            extra_origins: Vec::new(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What may be reached at all, and how.
+//! Which hosts may be reached, and through which egress proxy.
 
 use ipnet::IpNet;
 
@@ -10,11 +10,11 @@ pub struct Egress {
     pub unmatched: Unmatched,
     /// Private networks that any name may resolve to.
     pub allow_private: Vec<IpNet>,
-    /// Ports of hosts that no route names, by tunnel or not.
+    /// Permitted ports of hosts that no route names, with or without a tunnel.
     pub connect_ports: Vec<u16>,
-    /// The way out, for upstreams, tunnels and token endpoints.
+    /// Egress proxy for upstreams, tunnels and token endpoints.
     pub proxy: Option<ForwardProxy>,
-    /// What is reached without it.
+    /// Hosts that bypass the proxy.
     pub no_proxy: Vec<Bypass>,
 }
 
@@ -31,10 +31,10 @@ impl Default for Egress {
 }
 
 impl Egress {
-    /// May a host be reached at `port` that no route names?
+    /// Checks that a host without a route may be reached on `port`.
     ///
     /// # Errors
-    /// Why not, and what would permit it.
+    /// The reason, with the setting that decides.
     pub fn permit_unmatched(&self, port: u16) -> Result<(), &'static str> {
         match self.unmatched {
             Unmatched::Deny => Err("no route names the host, and egress.unmatched is deny"),
@@ -46,7 +46,7 @@ impl Egress {
     }
 }
 
-/// A host that no route names.
+/// What happens to a request to a host that no route names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Unmatched {
     #[default]
@@ -54,18 +54,18 @@ pub enum Unmatched {
     Deny,
 }
 
-/// An entry of `no_proxy`; with a port, for that port alone.
+/// An entry of `no_proxy`; with a port, it matches only that port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Bypass {
     All,
-    /// The name and all below it.
+    /// The name and its subdomains.
     Name(String, Option<u16>),
-    /// Addresses that stand literally in a URL: no name is resolved for this.
+    /// Literal addresses in a URL; names are not resolved to check this.
     Network(IpNet, Option<u16>),
 }
 
 impl Bypass {
-    pub fn takes(&self, host: &Host, port: u16) -> bool {
+    pub fn matches(&self, host: &Host, port: u16) -> bool {
         let at = |wanted: &Option<u16>| wanted.is_none_or(|wanted| wanted == port);
         match (self, host) {
             (Bypass::All, _) => true,
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn unmatched_hosts_are_open_at_the_ports_of_http_and_https_or_at_those_listed_alone() {
+    fn unmatched_hosts_are_permitted_only_on_connect_ports() {
         let open = |egress: &Egress| {
             let ports = [80, 81, 443, 444, 8080, 8443];
             ports.into_iter().filter(|port| egress.permit_unmatched(*port).is_ok()).collect::<Vec<_>>()
@@ -96,10 +96,10 @@ mod tests {
     }
 
     #[test]
-    fn names_hold_for_what_is_below_them_and_networks_for_literal_addresses() {
+    fn a_name_bypasses_its_subdomains_and_a_network_bypasses_literal_addresses() {
         #[track_caller]
         fn check(entry: &Bypass, host: &str, port: u16, expected: bool) {
-            assert_eq!(entry.takes(&Host::parse(host).unwrap(), port), expected, "{entry:?} {host}:{port}");
+            assert_eq!(entry.matches(&Host::parse(host).unwrap(), port), expected, "{entry:?} {host}:{port}");
         }
         let name = Bypass::Name("corp.test".to_owned(), None);
         check(&name, "corp.test", 1, true);

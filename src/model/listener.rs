@@ -1,4 +1,4 @@
-//! Where callers, people and monitors reach us.
+//! Listeners of the proxy, the admin API, health checks and consent pages.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -16,26 +16,26 @@ pub struct Listeners {
     pub public: Option<Listener>,
 }
 
-/// An address to listen at; port 0 asks the system for a free one.
+/// A listener's address; with port 0, the system picks a free port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listener {
     pub name: Name,
     pub address: SocketAddr,
 }
 
-/// Where callers reach the proxy.
+/// A listener of the proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProxyListener {
     pub name: Name,
     pub at: ListenAt,
-    /// TLS is spoken there, as [`ListenerTls`] says.
+    /// True if it uses TLS; its [`ListenerTls`] is in the model.
     pub secure: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ListenAt {
     Address(SocketAddr),
-    /// A socket in the file system, and who may open it.
+    /// A Unix socket with its file mode.
     Unix {
         path: PathBuf,
         mode: u32,
@@ -51,10 +51,10 @@ impl fmt::Display for ListenAt {
     }
 }
 
-/// How a listener proves itself, and who has to prove itself there.
+/// TLS settings of a listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerTls {
     pub certificate: ClientCertificate,
-    /// Callers show a certificate that one of these vouches for; `None`: none is asked for.
+    /// Issuers of the client certificates that callers must present; `None`: no client certificates.
     pub client_ca: Option<Roots>,
 }

@@ -1,8 +1,10 @@
-//! Scheme, host and port, parsed once: the one destination value.
+//! Scheme, host and port of a destination, parsed once.
 //!
-//! Match, pool key, dial, SNI, certificate check and Host all take an [`Origin`], and nothing else can name a place to
-//! connect to. Holds: a host is canonical (lower case, no trailing dot, addresses in their one spelling), so equality
-//! is the whole comparison.
+//! Route matching, the pool key, dialling, SNI, certificate verification and Host all use an [`Origin`]; nothing else
+//! names a destination.
+//!
+//! Invariant: a host is canonical (lower case, no trailing dot, addresses in one spelling), so hosts compare by
+//! equality.
 
 use std::fmt::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -38,10 +40,10 @@ pub enum Host {
 }
 
 impl Host {
-    /// Parses a host as it stands in an authority: a name, an IPv4 address, or an IPv6 address in brackets.
+    /// Parses the host of an authority: a name, an IPv4 address, or an IPv6 address in brackets.
     ///
-    /// Refuses what two readers could take for two hosts: percent signs, non-ASCII, numbers that only some resolvers
-    /// take for an address (`127.3`, `0x7f000001`, `2130706433`), zone identifiers.
+    /// Rejects hosts that two parsers could read differently: percent signs, non-ASCII, numbers that only some
+    /// resolvers read as an address (`127.3`, `0x7f000001`, `2130706433`), zone identifiers.
     pub fn parse(text: &str) -> Result<Host, HostError> {
         if let Some(inside) = text.strip_prefix('[') {
             let address = inside.strip_suffix(']').ok_or(HostError::Address)?;
@@ -77,7 +79,7 @@ impl Host {
         Ok(Host::Name(name.into()))
     }
 
-    /// True for `localhost` and loopback addresses, whose traffic never leaves the machine.
+    /// True for `localhost` and loopback addresses: traffic never leaves the machine.
     pub fn is_loopback(&self) -> bool {
         match self {
             Host::Name(name) => &**name == "localhost",
@@ -86,7 +88,8 @@ impl Host {
     }
 }
 
-/// A last label that some parser would read as a number makes the whole an address (WHATWG URL, "ends in a number").
+/// True for a last label that some parsers read as a number, which makes the whole host an address (WHATWG URL, "ends
+/// in a number").
 fn is_number(label: &str) -> bool {
     let hex = label.strip_prefix("0x").or_else(|| label.strip_prefix("0X"));
     label.bytes().all(|b| b.is_ascii_digit()) || hex.is_some_and(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()))
@@ -122,7 +125,7 @@ pub enum HostError {
     Port,
 }
 
-/// A host with the port that was written beside it, if one was.
+/// A host with an optional port.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Authority {
     pub host: Host,
@@ -143,7 +146,7 @@ impl Authority {
     }
 }
 
-/// A port as digits alone, 1 to 65535.
+/// Parses a port: digits only, 1 to 65535.
 pub fn parse_port(text: &str) -> Result<u16, HostError> {
     let digits = !text.is_empty() && text.len() <= 5 && text.bytes().all(|b| b.is_ascii_digit());
     match text.parse::<u16>() {
@@ -166,7 +169,7 @@ impl Origin {
         Origin { scheme, host: authority.host, port }
     }
 
-    /// The value of `Host` and `:authority`: the port only where it is not the scheme's own.
+    /// The value of `Host` and `:authority`, without the scheme's default port.
     pub fn authority(&self) -> String {
         let mut text = match &self.host {
             Host::Name(name) => String::from(&**name),
@@ -201,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_has_one_spelling() {
+    fn a_host_is_canonicalized() {
         check("API.Acme.Test.", Ok("api.acme.test"));
         check("127.0.0.1", Ok("127.0.0.1"));
         check("[::1]", Ok("[::1]"));
@@ -211,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_two_readers_could_read_in_two_ways_is_no_host() {
+    fn an_ambiguous_host_is_rejected() {
         for number in ["2130706435", "127.3", "0x7f000003", "0177.0.0.1", "127.0.0.1.0x1", "1.2.3.4.5", "a.1"] {
             check(number, Err(HostError::Address));
         }
@@ -238,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn an_origin_writes_only_an_unusual_port() {
+    fn an_origin_omits_the_default_port() {
         let origin = |scheme, text| Origin::new(scheme, Authority::parse(text).unwrap());
         assert_eq!(origin(Scheme::Https, "a.test:443").to_string(), "https://a.test");
         assert_eq!(origin(Scheme::Http, "a.test:443").authority(), "a.test:443");

@@ -1,11 +1,11 @@
-//! Percent-encoding, and the query of a URL as it was written: a parameter is found however its name is encoded, and the
-//! others keep their bytes.
+//! Percent-encoding, and edits of a URL's query that keep the bytes of other parameters. A parameter is found whatever
+//! the encoding of its name.
 
 use http::uri::PathAndQuery;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
 use url::form_urlencoded;
 
-/// Every byte but the unreserved characters (RFC 3986 §2.3), which are the same in every reading of a URL or a form.
+/// All bytes but the unreserved characters (RFC 3986 §2.3), which mean the same in URLs and forms.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// `text`, percent-encoded.
@@ -13,12 +13,12 @@ pub fn percent_encoded(text: &str) -> PercentEncode<'_> {
     utf8_percent_encode(text, RESERVED)
 }
 
-/// How many parameters have a name that is wanted.
+/// Counts the parameters whose name is wanted.
 pub fn count(path: &PathAndQuery, is_wanted: impl Fn(&str) -> bool) -> usize {
     parameters(path).filter(|parameter| is_named(parameter, &is_wanted)).count()
 }
 
-/// Removes every parameter whose name is unwanted, and returns how many there were.
+/// Removes the parameters whose name is unwanted, and returns their number.
 pub fn remove(path: &mut PathAndQuery, is_unwanted: impl Fn(&str) -> bool) -> usize {
     let removed = count(path, &is_unwanted);
     if removed == 0 {
@@ -27,11 +27,11 @@ pub fn remove(path: &mut PathAndQuery, is_unwanted: impl Fn(&str) -> bool) -> us
     let kept: Vec<_> = parameters(path).filter(|parameter| !is_named(parameter, &is_unwanted)).collect();
     let mark = if kept.is_empty() { "" } else { "?" };
     let shorter = PathAndQuery::try_from([path.path(), mark, &kept.join("&")].concat());
-    *path = shorter.expect("a path with fewer of its own parameters");
+    *path = shorter.expect("a valid path stays valid with fewer parameters");
     removed
 }
 
-/// Adds a parameter at the end; `None`: the target would be longer than [`PathAndQuery`] can be.
+/// Appends a parameter; `None` if the result would exceed the maximum length of a [`PathAndQuery`].
 pub fn append(path: &PathAndQuery, name: &str, value: &str) -> Option<PathAndQuery> {
     let separator = match path.query() {
         None => "?",
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_parameter_is_found_however_it_is_written_and_the_rest_keeps_its_bytes() {
+    fn a_parameter_is_found_in_any_encoding_and_the_others_keep_their_bytes() {
         #[track_caller]
         fn check(path: &str, found: usize, without: &str, with: &str) {
             let mut path = PathAndQuery::try_from(path).unwrap();
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_has_a_longest_length() {
+    fn a_parameter_that_makes_the_target_too_long_is_not_appended() {
         let path = PathAndQuery::from_static("/x");
         assert_eq!(append(&path, "t", &"a".repeat(65_529)).unwrap().as_str().len(), 65_534);
         assert_eq!(append(&path, "t", &"a".repeat(65_531)), None);

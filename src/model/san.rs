@@ -1,4 +1,4 @@
-//! A name in a certificate's subjectAltName (RFC 5280 §4.2.1.6). Names compare by type: an address is never a DNS name.
+//! A name in a certificate's subjectAltName (RFC 5280 §4.2.1.6). Names of different types are never equal.
 
 use std::net::IpAddr;
 
@@ -12,7 +12,8 @@ pub enum San {
 }
 
 impl San {
-    /// A name as the configuration has it: what reads as an address is one, a colon makes a URI, an `@` an address of mail.
+    /// Infers the type of a name in the configuration: an IP address; with a colon, a URI; with an `@`, a mail address;
+    /// otherwise a DNS name.
     pub fn parse(text: &str) -> San {
         match text.parse() {
             Ok(address) => San::Ip(address),
@@ -32,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_has_the_type_that_it_reads_as() {
+    fn the_type_of_a_name_is_inferred() {
         assert_eq!(San::parse("Billing.svc"), San::dns("billing.SVC"));
         assert_eq!(San::parse("10.0.0.1"), San::Ip([10, 0, 0, 1].into()));
         assert_eq!(San::parse("2001:DB8::1"), San::parse("2001:db8:0::1"));

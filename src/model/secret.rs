@@ -1,6 +1,6 @@
 //! Values that must never be shown.
 //!
-//! Holds: `Secret::expose` is the one door; `Debug` prints `***`; memory is wiped on drop.
+//! Invariants: only `expose` returns the value; `Debug` prints `***`; memory is wiped on drop.
 
 use std::fmt;
 use std::path::Path;
@@ -22,7 +22,7 @@ impl Secret {
         Secret(Zeroizing::new(text.into()))
     }
 
-    /// The text itself, for the wire only.
+    /// The value itself, for the wire only.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -46,7 +46,7 @@ impl PartialEq for Secret {
 
 impl Eq for Secret {}
 
-/// A key that seals records of the store.
+/// A key that seals the store's records.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SealKey(Zeroizing<[u8; 32]>);
 
@@ -73,26 +73,26 @@ impl fmt::Debug for SealKey {
     }
 }
 
-/// Where the secret that `{store: NAME}` means is looked up.
+/// Resolves `{store: NAME}` in the sealed store.
 pub trait Vault: Send + Sync {
-    /// `None`: the store has none of this name. `state_dir` holds the seal key where none is configured.
+    /// The secret called `name`; `None` if there is none. `state_dir` holds the seal key if none is configured.
     ///
     /// # Errors
-    /// [`NoVault`], when the store cannot be looked into.
-    fn secret(&self, store: &StoreSettings, state_dir: &Path, name: &str) -> Result<Option<Secret>, NoVault>;
+    /// [`VaultError`] if the store cannot be read.
+    fn secret(&self, store: &StoreSettings, state_dir: &Path, name: &str) -> Result<Option<Secret>, VaultError>;
 
-    /// What a running program may take over of a changed `store:`.
-    fn follow(&self, store: &StoreSettings) {
+    /// Applies the settings of a changed `store` that need no restart.
+    fn apply(&self, store: &StoreSettings) {
         let _ = store;
     }
 }
 
-/// Why a store cannot be looked into.
+/// The reason why a store cannot be read.
 #[derive(Debug)]
-pub enum NoVault {
-    /// A running instance has it open; it alone can look.
+pub enum VaultError {
+    /// A running instance has the store open; only that instance can read it.
     InUse,
-    /// A sentence with the way out.
+    /// A message with a remedy.
     Failed(String),
 }
 
@@ -105,12 +105,12 @@ impl SecretDigest {
         SecretDigest(sha256)
     }
 
-    /// For a digest of digests.
+    /// The raw digest, as input of another digest.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 
-    /// In base64url: names what it is the digest of, and does not give it away.
+    /// In base64url: identifies the secret without revealing it.
     pub fn text(&self) -> String {
         BASE64_URL_SAFE_NO_PAD.encode(self.0)
     }
@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn debug_shows_nothing_and_digests_compare() {
+    fn debug_output_hides_secrets_and_digests_are_comparable() {
         let secret = Secret::new("hunter2");
         assert_eq!(format!("{secret:?} {:?}", secret.digest()), "*** ***");
         assert_eq!(secret.digest(), SecretDigest::of(b"hunter2"));

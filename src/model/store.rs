@@ -1,4 +1,4 @@
-//! Where tokens are kept, as configured.
+//! Settings of the token store.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -6,16 +6,16 @@ use std::path::PathBuf;
 use super::Roots;
 use super::secret::{SealKey, Secret};
 
-/// Where tokens are kept.
+/// Where tokens are stored, and the keys that seal them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreSettings {
     pub kind: StoreKind,
-    /// The first seals, all open. Empty: a key is made in the state directory.
+    /// The first seals, all open. Empty: a key is generated in the state directory.
     pub seal_keys: Vec<SealKey>,
 }
 
 impl StoreSettings {
-    /// The same without what a running program takes over.
+    /// The settings without those that can change while the program runs.
     pub fn fixed(&self) -> StoreSettings {
         let mut fixed = self.clone();
         match &mut fixed.kind {
@@ -38,7 +38,7 @@ pub enum StoreKind {
 }
 
 impl StoreKind {
-    /// Does what it keeps outlast the process?
+    /// True if records survive the process.
     pub fn is_durable(&self) -> bool {
         match self {
             StoreKind::Embedded { .. } | StoreKind::Redis(_) => true,
@@ -50,7 +50,7 @@ impl StoreKind {
 /// `store.redis`: the servers, and the settings of connections to them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RedisSettings {
-    /// One; the sentinels, which know where it is; or some nodes of a cluster.
+    /// The server; its sentinels; or some nodes of the cluster.
     pub servers: Vec<RedisAt>,
     pub kind: RedisKind,
     pub tls: bool,
@@ -59,7 +59,7 @@ pub struct RedisSettings {
     pub database: i64,
     pub username: Option<String>,
     pub password: Option<Secret>,
-    /// What every key begins with.
+    /// Prefix of every key.
     pub key_prefix: String,
 }
 
@@ -67,7 +67,7 @@ pub struct RedisSettings {
 pub enum RedisKind {
     Server,
     Sentinels {
-        /// The name by which they know it.
+        /// The sentinels' name for the primary.
         primary: String,
     },
     Cluster,
@@ -75,7 +75,7 @@ pub enum RedisKind {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RedisAt {
-    /// Name or address.
+    /// `host` is a name or an address.
     Tcp {
         host: String,
         port: u16,

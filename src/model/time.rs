@@ -1,7 +1,7 @@
-//! Moments on the two clocks, and RFC 3339 in UTC, in which the API and the audit write wall time.
+//! Points in time on two clocks, and RFC 3339 in UTC, the format of the API and the audit log.
 //!
-//! Invariant: a moment is never mixed up with a span, nor a moment of one clock with one of the other. Arithmetic
-//! saturates: a moment before the clock's start is its start, a moment past its range is the last one.
+//! Invariants: types keep points in time apart from durations, and the clocks apart from each other. Arithmetic
+//! saturates at both ends of a clock.
 
 use std::ops::{Add, Sub};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,15 +11,15 @@ use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 use time::{OffsetDateTime, UtcDateTime};
 
-/// 9999-12-31T23:59:59Z: RFC 3339 has no later year.
+/// 9999-12-31T23:59:59Z, the last second in RFC 3339.
 const LAST: Duration = Duration::from_secs(253_402_300_799);
 const SECONDS: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z");
 const MILLISECONDS: &[BorrowedFormatItem<'_>] =
     format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
-/// The last whole second that [`SystemTime`] holds.
+/// The last whole second of [`SystemTime`].
 const SYSTEM_MAX: Duration = Duration::from_secs(i64::MAX.unsigned_abs());
 
-/// A moment on the boot clock (`CLOCK_BOOTTIME`): time since boot, suspension included.
+/// A point in time on the boot clock (`CLOCK_BOOTTIME`): time since boot, including suspension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct BootTime(Duration);
 
@@ -34,7 +34,7 @@ impl BootTime {
         self.0
     }
 
-    /// The span from `earlier` to here; zero if `earlier` is later.
+    /// The duration since `earlier`; zero if `earlier` is later.
     pub fn since(self, earlier: BootTime) -> Duration {
         self.0.saturating_sub(earlier.0)
     }
@@ -43,20 +43,20 @@ impl BootTime {
 impl Add<Duration> for BootTime {
     type Output = BootTime;
 
-    fn add(self, span: Duration) -> BootTime {
-        BootTime(self.0.saturating_add(span))
+    fn add(self, duration: Duration) -> BootTime {
+        BootTime(self.0.saturating_add(duration))
     }
 }
 
 impl Sub<Duration> for BootTime {
     type Output = BootTime;
 
-    fn sub(self, span: Duration) -> BootTime {
-        BootTime(self.0.saturating_sub(span))
+    fn sub(self, duration: Duration) -> BootTime {
+        BootTime(self.0.saturating_sub(duration))
     }
 }
 
-/// A moment on the wall clock: time since the Unix epoch.
+/// A point in time on the wall clock: time since the Unix epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct WallTime(Duration);
 
@@ -75,7 +75,7 @@ impl WallTime {
         WallTime(Duration::from_millis(since_epoch_ms))
     }
 
-    /// A moment before the epoch counts as the epoch.
+    /// Times before the epoch become the epoch.
     pub fn from_system(time: SystemTime) -> WallTime {
         WallTime(time.duration_since(UNIX_EPOCH).unwrap_or_default())
     }
@@ -102,7 +102,7 @@ impl WallTime {
         self.0.as_secs_f64()
     }
 
-    /// The span from `earlier` to here; zero if `earlier` is later.
+    /// The duration since `earlier`; zero if `earlier` is later.
     pub fn since(self, earlier: WallTime) -> Duration {
         self.0.saturating_sub(earlier.0)
     }
@@ -111,35 +111,35 @@ impl WallTime {
 impl Add<Duration> for WallTime {
     type Output = WallTime;
 
-    fn add(self, span: Duration) -> WallTime {
-        WallTime(self.0.saturating_add(span))
+    fn add(self, duration: Duration) -> WallTime {
+        WallTime(self.0.saturating_add(duration))
     }
 }
 
 impl Sub<Duration> for WallTime {
     type Output = WallTime;
 
-    fn sub(self, span: Duration) -> WallTime {
-        WallTime(self.0.saturating_sub(span))
+    fn sub(self, duration: Duration) -> WallTime {
+        WallTime(self.0.saturating_sub(duration))
     }
 }
 
-/// Fractions of a second are dropped.
+/// Formats whole seconds; fractions are dropped.
 pub fn rfc3339(at: WallTime) -> String {
-    written(at, SECONDS)
+    formatted(at, SECONDS)
 }
 
-/// The same with milliseconds.
+/// Formats milliseconds.
 pub fn rfc3339_ms(at: WallTime) -> String {
-    written(at, MILLISECONDS)
+    formatted(at, MILLISECONDS)
 }
 
-fn written(at: WallTime, format: &[BorrowedFormatItem<'_>]) -> String {
+fn formatted(at: WallTime, format: &[BorrowedFormatItem<'_>]) -> String {
     let time = UtcDateTime::UNIX_EPOCH + at.0.min(LAST);
-    time.format(&format).expect("a time has all that the format names")
+    time.format(&format).expect("a UTC time has every component of the format")
 }
 
-/// A moment with a zone and perhaps a fraction (RFC 3339 §5.6); `None` for anything else.
+/// Parses a time with a zone and an optional fraction (RFC 3339 §5.6).
 pub fn parse_rfc3339(text: &str) -> Option<WallTime> {
     let time = OffsetDateTime::parse(text, &Rfc3339).ok()?;
     Duration::try_from(time - OffsetDateTime::UNIX_EPOCH).ok().map(WallTime)
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_read_with_zone_and_fraction() {
+    fn times_are_parsed_with_zone_and_fraction() {
         for seconds in [0, 951_782_399, 951_782_400, 951_868_800, 1_704_067_199, 4_107_542_400] {
             assert_eq!(parse_rfc3339(&rfc3339(WallTime::from_secs(seconds))), Some(WallTime::from_secs(seconds)));
         }
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_written_in_utc() {
+    fn times_are_formatted_in_utc() {
         check(0, "1970-01-01T00:00:00Z");
         check(951_782_399, "2000-02-28T23:59:59Z");
         check(951_782_400, "2000-02-29T00:00:00Z");

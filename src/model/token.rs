@@ -1,6 +1,6 @@
-//! What names a token and what an authorization server gave us.
+//! Keys of tokens, and the content of a token response.
 //!
-//! Holds: an [`AccessToken`] is always a valid header value without white space, so injecting cannot fail and cannot split a
+//! Invariant: an [`AccessToken`] is a valid header value without white space, so injecting it cannot fail or split a
 //! header.
 
 use std::fmt;
@@ -10,12 +10,12 @@ use std::time::Duration;
 use super::Name;
 use super::secret::Secret;
 
-/// Which token: one slot, one refresher and one stored record each.
+/// Identifies a token. Each has one slot, one refresher and one stored record.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TokenKey {
     pub connection: Name,
     pub profile: Name,
-    /// Whose token it is; `None`: everybody's who may use the connection.
+    /// `None`: a shared token, for all callers of the connection.
     pub subject: Option<Subject>,
 }
 
@@ -25,7 +25,7 @@ impl TokenKey {
         TokenKey { connection, profile: default_profile(), subject: None }
     }
 
-    /// The same for one subject of a connection with `tokens: per_subject`.
+    /// The token of one subject of a connection with `tokens: per_subject`.
     pub fn of_subject(connection: Name, subject: Subject) -> TokenKey {
         TokenKey { subject: Some(subject), ..TokenKey::of_connection(connection) }
     }
@@ -34,7 +34,7 @@ impl TokenKey {
         self.subject.as_ref().map(Subject::as_str)
     }
 
-    /// What [`fmt::Display`] writes.
+    /// Parses the format of [`fmt::Display`].
     pub fn parse(text: &str) -> Option<TokenKey> {
         let mut parts = text.splitn(3, '/');
         let (connection, profile) = (Name::parse(parts.next()?)?, Name::parse(parts.next()?)?);
@@ -46,7 +46,7 @@ impl TokenKey {
     }
 }
 
-/// For whom a request acts: `[A-Za-z0-9._@:+-]{1,128}`.
+/// The person or account a token acts for: `[A-Za-z0-9._@:+-]{1,128}`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Subject(Arc<str>);
 
@@ -56,12 +56,12 @@ impl Subject {
         ((1..=128).contains(&text.len()) && text.bytes().all(plain)).then(|| Subject(text.into()))
     }
 
-    /// Stands for whoever holds this token: a digest, so that the token itself is nowhere.
+    /// The subject for a caller's own token: its digest, so that the token itself is stored nowhere.
     pub fn of_token(token: &Secret) -> Subject {
         Subject(token.digest().text().into())
     }
 
-    /// A caller's own subject.
+    /// The default subject of a caller: its name.
     pub fn of_caller(name: &Name) -> Subject {
         Subject(name.as_str().into())
     }
@@ -83,7 +83,7 @@ impl fmt::Debug for Subject {
     }
 }
 
-/// The profile that is the connection itself.
+/// The name of the profile that is the connection itself.
 pub fn default_profile() -> Name {
     Name::parse("default").expect("a literal name")
 }
@@ -95,32 +95,32 @@ impl fmt::Display for TokenKey {
     }
 }
 
-/// A strict success answer of a token endpoint (RFC 6749 §5.1).
+/// A successful token response, strictly checked (RFC 6749 §5.1).
 #[derive(Debug, Clone)]
 pub struct TokenSet {
     pub access_token: AccessToken,
-    /// Lifetime; `None` when the answer names none.
+    /// Lifetime; `None` if the response has none.
     pub expires_in: Option<Duration>,
-    /// `None`: the one before, if there is one, stays in use (RFC 6749 §6).
+    /// `None`: the previous one, if any, stays valid (RFC 6749 §6).
     pub refresh_token: Option<RefreshToken>,
-    /// As the answer states it.
+    /// As in the response.
     pub refresh_token_expires_in: Option<Duration>,
-    /// Scopes as granted; `None` means as requested.
+    /// Granted scopes; `None`: as requested.
     pub scopes: Option<Vec<String>>,
 }
 
-/// An access token that can be a header's value: visible ASCII, at most 64 KiB.
+/// An access token that is a valid header value: visible ASCII, at most 64 KiB.
 ///
-/// RFC 6749 appendix A.12 permits spaces too, which no bearer scheme can carry. RFC 6750's `b64token` is narrower than what
-/// servers issue: Salesforce has `!` in its tokens, eBay `^` and `#`, Asana `:`.
+/// RFC 6749 appendix A.12 also permits spaces, which the Bearer scheme cannot carry. RFC 6750's `b64token` is narrower
+/// than what servers issue: tokens of Salesforce contain `!`, of eBay `^` and `#`, of Asana `:`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AccessToken(Secret);
 
-/// Longest access token that is accepted, in bytes; tokens with many roles in them reach 60 KiB.
+/// Longest access token that is accepted; tokens with many roles reach 60 KiB.
 pub const ACCESS_TOKEN_BYTES_MAX: usize = 64 * 1024;
 
 impl AccessToken {
-    /// `None` unless the text is one to [`ACCESS_TOKEN_BYTES_MAX`] visible ASCII characters (0x21 to 0x7E).
+    /// Accepts 1 to [`ACCESS_TOKEN_BYTES_MAX`] visible ASCII characters (0x21 to 0x7E).
     pub fn parse(text: &str) -> Option<AccessToken> {
         let fits = (1..=ACCESS_TOKEN_BYTES_MAX).contains(&text.len());
         (fits && text.bytes().all(|b| b.is_ascii_graphic())).then(|| AccessToken(Secret::new(text)))
@@ -135,11 +135,11 @@ impl AccessToken {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefreshToken(Secret);
 
-/// Longest refresh token that is accepted, in bytes.
+/// Longest refresh token that is accepted.
 pub const REFRESH_TOKEN_BYTES_MAX: usize = 16 * 1024;
 
 impl RefreshToken {
-    /// `None` unless the text is one or more visible ASCII characters or spaces.
+    /// Accepts 1 to [`REFRESH_TOKEN_BYTES_MAX`] visible ASCII characters and spaces.
     pub fn parse(text: &str) -> Option<RefreshToken> {
         let plain = text.bytes().all(|b| (0x20..=0x7e).contains(&b));
         ((1..=REFRESH_TOKEN_BYTES_MAX).contains(&text.len()) && plain).then(|| RefreshToken(Secret::new(text)))
@@ -155,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_read_as_it_is_written() {
+    fn a_key_survives_formatting_and_parsing() {
         let crm = Name::parse("crm").unwrap();
         let subject = Subject::parse("alice+x@acme.test").unwrap();
         for key in [TokenKey::of_connection(crm.clone()), TokenKey::of_subject(crm, subject)] {
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn only_visible_ascii_reaches_a_header() {
+    fn only_visible_ascii_is_an_access_token() {
         let every: String = (0x21..=0x7e_u8).map(char::from).collect();
         let longest = "x".repeat(ACCESS_TOKEN_BYTES_MAX);
         let salesforce = "00D5g000004abcd!AQ8AQNb9.x_y~z";

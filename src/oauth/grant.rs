@@ -150,7 +150,7 @@ fn saml2_assertion(assertion: &Secret) -> Secret {
 fn of_exchange(connection: &Connection, exchange: &TokenExchange, whose: Whose<'_>) -> Option<Fields> {
     let subject_token = match &exchange.subject_token {
         SubjectToken::Given(token) => token,
-        SubjectToken::OfCaller => whose.token?,
+        SubjectToken::FromCaller => whose.token?,
     };
     let mut fields =
         vec![field("subject_token", subject_token.expose()), field("subject_token_type", &exchange.subject_token_type)];

@@ -60,8 +60,8 @@ pub fn stays_below(prefix: &PathPrefix, path: &str) -> bool {
         return true;
     }
     match readings(path) {
-        Readings::One => prefix.holds(path.as_bytes()),
-        Readings::Several(all) => all.iter().all(|reading| prefix.holds(reading)),
+        Readings::One => prefix.matches(path.as_bytes()),
+        Readings::Several(all) => all.iter().all(|reading| prefix.matches(reading)),
         Readings::TooMany => false,
     }
 }

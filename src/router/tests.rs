@@ -39,7 +39,7 @@ fn host_match(text: &str) -> RouteMatch {
         None => (text, PortRule::Default),
     };
     let pattern = match host.strip_prefix("*.") {
-        Some(suffix) => HostPattern::Below(Host::parse(suffix).unwrap()),
+        Some(suffix) => HostPattern::Subdomains(Host::parse(suffix).unwrap()),
         None => HostPattern::Exact(Host::parse(host).unwrap()),
     };
     RouteMatch::Host { pattern, port }

@@ -20,7 +20,7 @@ use super::redis::{RedisStore, SecretsInUse};
 use super::seal::Keyring;
 use super::{SecretStore as _, Store};
 use crate::clock::Clock;
-use crate::model::secret::{NoVault, Secret, Vault};
+use crate::model::secret::{Secret, Vault, VaultError};
 use crate::model::{Model, RedisSettings, StoreKind, StoreSettings};
 use crate::sync::lock;
 use crate::tasks::Tasks;
@@ -100,8 +100,8 @@ impl StoreOpener {
         settings: &StoreSettings,
         state_dir: &Path,
         name: &str,
-    ) -> Result<Option<Secret>, NoVault> {
-        let failed = |error: &dyn std::fmt::Display| NoVault::Failed(error.to_string());
+    ) -> Result<Option<Secret>, VaultError> {
+        let failed = |error: &dyn std::fmt::Display| VaultError::Failed(error.to_string());
         let mut reader = lock(&self.reader);
         if reader.as_ref().is_none_or(|it| it.settings != *settings || it.used.elapsed() > READER_IDLE_MAX) {
             let runtime = Builder::new_current_thread().enable_all().build().map_err(|error| failed(&error))?;
@@ -159,7 +159,7 @@ impl StoreOpener {
 }
 
 impl Vault for StoreOpener {
-    fn secret(&self, settings: &StoreSettings, state_dir: &Path, name: &str) -> Result<Option<Secret>, NoVault> {
+    fn secret(&self, settings: &StoreSettings, state_dir: &Path, name: &str) -> Result<Option<Secret>, VaultError> {
         let path = match &settings.kind {
             StoreKind::Embedded { path } => path,
             StoreKind::Memory => return Ok(None),
@@ -170,13 +170,13 @@ impl Vault for StoreOpener {
             return Ok(None);
         }
         let store = self.embedded(path, settings, state_dir).map_err(|error| match error {
-            OpenError::InUse { .. } => NoVault::InUse,
-            error => NoVault::Failed(error.to_string()),
+            OpenError::InUse { .. } => VaultError::InUse,
+            error => VaultError::Failed(error.to_string()),
         })?;
-        store.secret_blocking(name).map_err(|error| NoVault::Failed(error.to_string()))
+        store.secret_blocking(name).map_err(|error| VaultError::Failed(error.to_string()))
     }
 
-    fn follow(&self, settings: &StoreSettings) {
+    fn apply(&self, settings: &StoreSettings) {
         match &settings.kind {
             StoreKind::Redis(redis) => {
                 if let Some(store) = &*lock(&self.redis) {

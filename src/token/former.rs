@@ -19,7 +19,7 @@ pub(super) struct FormerDefinitions(Arc<Mutex<VecDeque<Arc<Definition>>>>);
 impl FormerDefinitions {
     /// Keeps a replaced definition, instead of an earlier one with the same identity.
     pub fn keep(&self, definition: Arc<Definition>) {
-        if definition.connection.grant.takes_callers_token() {
+        if definition.connection.grant.exchanges_caller_token() {
             // Its tokens are never stored.
             return;
         }

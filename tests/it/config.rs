@@ -1,4 +1,4 @@
-//! The configuration as a file: what is refused and how, what the documentation shows, what a change does.
+//! Configuration files: problems, examples of the documentation, the schema, reloads.
 
 mod examples;
 mod problems;

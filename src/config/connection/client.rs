@@ -1,107 +1,114 @@
-//! Client authentication, and how the authorization server is reached.
+//! Reads client authentication, and how the authorization server is reached.
 
 use super::file::{AuthorizationServerFile, ClientAssertionFile, ConnectionFile, MutualTlsFile};
-use super::words::{MacAlgorithm, SendCredentials, SigningAlgorithm};
+use super::keywords::{MacAlgorithm, SendCredentials, SigningAlgorithm};
 use crate::config::forward_proxy::forward_proxy;
-use crate::config::reading::{Field, Keys, Sink, Spot, Unit, pem, secret, shape, value};
+use crate::config::reading::{Field, Keys, NodeRef, Section, Sink, pem, secret, shape, value};
 use crate::jwt::SigningKey;
 use crate::model::connection::*;
 use crate::model::secret::Secret;
 
 const ENDPOINT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// `has_issuer`: an assertion may be made for it.
+/// Reads the client authentication. `has_issuer`: an assertion's audience may be the issuer.
 pub fn client_auth(
-    unit: &Unit<'_, ConnectionFile>,
+    section: &Section<'_, ConnectionFile>,
     has_certificate: bool,
     has_issuer: bool,
     sink: &mut Sink,
 ) -> Option<ClientAuth> {
-    let keys = &unit.keys;
-    let secret = unit.get(keys.client_secret);
-    let secrets = secret.as_ref().map(|spot| secrets(spot, sink));
-    let send = match unit.get(keys.send_credentials) {
+    let keys = &section.keys;
+    let secret = section.get(keys.client_secret);
+    let secrets = secret.as_ref().map(|node| secrets(node, sink));
+    let send = match section.get(keys.send_credentials) {
         None if secret.is_some() => Some(SendCredentials::Body),
         None => Some(SendCredentials::None),
-        Some(spot) => spot.choice(sink),
+        Some(node) => node.choice(sink),
     };
-    let encoding = unit.get(keys.basic_encoding).and_then(|spot| {
+    let encoding = section.get(keys.basic_encoding).and_then(|node| {
         if send.is_some_and(|send| send != SendCredentials::Basic) {
-            spot.problem(sink, "`basic_encoding` goes with `send_credentials: basic` alone", "remove one of the two");
+            node.problem(sink, "`basic_encoding` applies only to `send_credentials: basic`", "remove one of the two");
         }
-        spot.choice(sink)
+        node.choice(sink)
     });
-    let assertion = unit.get(keys.client_assertion);
-    if let Some(spot) = assertion.as_ref().filter(|_| send.is_some_and(|send| !send.has_assertion())) {
+    let assertion = section.get(keys.client_assertion);
+    if let Some(node) = assertion.as_ref().filter(|_| send.is_some_and(|send| !send.has_assertion())) {
         let hint = "set `send_credentials: private_key_jwt`, or remove the key";
-        spot.problem(sink, "goes with `send_credentials: private_key_jwt` or client_secret_jwt", hint);
+        node.problem(sink, "applies only to `send_credentials: private_key_jwt` or `client_secret_jwt`", hint);
     }
     let send = send?;
     if let Some(at) = secret.as_ref().filter(|_| !send.has_secret()) {
-        let message = format!("a secret is given, but `send_credentials` is {}", send.name());
+        let message = format!("there is a secret, but `send_credentials` is {}", send.name());
         at.problem(sink, message, "remove one of the two");
     }
     if send.has_secret() && secret.is_none() {
+        let message = format!("`client_secret` is missing for `send_credentials: {}`", send.name());
         let hint = "give the secret as {file: PATH} or {env: NAME}";
-        unit.at("client_secret").problem(sink, "`client_secret` is missing for this `send_credentials`", hint);
+        section.at("client_secret").problem(sink, message, hint);
         return None;
     }
     match send {
         SendCredentials::None => Some(ClientAuth::None),
         SendCredentials::Tls if !has_certificate => {
-            let hint = "write mutual_tls: {certificate: PATH, key: {file: PATH}}";
-            unit.at("mutual_tls").problem(sink, "`mutual_tls` is missing for `send_credentials: tls`", hint);
+            let hint = "write `mutual_tls: {certificate: PATH, key: {file: PATH}}`";
+            section.at("mutual_tls").problem(sink, "`mutual_tls` is missing for `send_credentials: tls`", hint);
             None
         }
         SendCredentials::Tls => Some(ClientAuth::Tls),
         SendCredentials::Body => Some(ClientAuth::Body(secrets??)),
         SendCredentials::Basic => Some(ClientAuth::Basic(secrets??, encoding.unwrap_or_default())),
         SendCredentials::PrivateKeyJwt => {
-            let Some(spot) = assertion else {
-                let hint = "write client_assertion: {key: {file: PATH}, algorithm: RS256}";
-                unit.at("client_assertion").problem(sink, "`client_assertion` is missing", hint);
+            let Some(node) = assertion else {
+                let hint = "write `client_assertion: {key: {file: PATH}, algorithm: RS256}`";
+                section.at("client_assertion").problem(sink, "`client_assertion` is missing", hint);
                 return None;
             };
-            let unit = spot.unit::<ClientAssertionFile>(sink)?;
-            let audience = audience(unit.get(unit.keys.audience), has_issuer, sink);
+            let section = node.section::<ClientAssertionFile>(sink)?;
+            let audience = audience(section.get(section.keys.audience), has_issuer, sink);
             let parts = KeyParts {
-                algorithm: unit.get(unit.keys.algorithm),
-                key_id: unit.get(unit.keys.key_id),
-                certificate: unit.get(unit.keys.certificate),
-                thumbprint: unit.get(unit.keys.thumbprint),
+                algorithm: section.get(section.keys.algorithm),
+                key_id: section.get(section.keys.key_id),
+                certificate: section.get(section.keys.certificate),
+                thumbprint: section.get(section.keys.thumbprint),
             };
-            Some(ClientAuth::PrivateKeyJwt(assertion_key(&unit, unit.keys.key, parts, sink)?, audience?))
+            Some(ClientAuth::PrivateKeyJwt(assertion_key(&section, section.keys.key, parts, sink)?, audience?))
         }
         SendCredentials::ClientSecretJwt => {
             let (algorithm, audience) = match assertion {
                 None => (Algorithm::HS256, Audience::default()),
-                Some(spot) => mac(&spot, has_issuer, sink)?,
+                Some(node) => mac_assertion(&node, has_issuer, sink)?,
             };
             Some(ClientAuth::ClientSecretJwt(secrets??, algorithm, audience))
         }
     }
 }
 
-/// `client_assertion` where the secret is the key.
-fn mac(spot: &Spot<'_>, has_issuer: bool, sink: &mut Sink) -> Option<(Algorithm, Audience)> {
-    let unit = spot.unit::<ClientAssertionFile>(sink)?;
-    let keys = &unit.keys;
-    for spot in [unit.get(keys.key), unit.get(keys.certificate), unit.get(keys.thumbprint)].into_iter().flatten() {
-        spot.problem(sink, "goes with `private_key_jwt`: here the secret is the key", "remove it");
+/// Reads `client_assertion` for `client_secret_jwt`, which signs with the client secret.
+fn mac_assertion(node: &NodeRef<'_>, has_issuer: bool, sink: &mut Sink) -> Option<(Algorithm, Audience)> {
+    let section = node.section::<ClientAssertionFile>(sink)?;
+    let keys = &section.keys;
+    for node in
+        [section.get(keys.key), section.get(keys.certificate), section.get(keys.thumbprint)].into_iter().flatten()
+    {
+        node.problem(
+            sink,
+            "applies only to `private_key_jwt`; `client_secret_jwt` signs with the client secret",
+            "remove it",
+        );
     }
-    let algorithm = unit.get(keys.algorithm).map_or(Some(MacAlgorithm(Algorithm::HS256)), |spot| spot.choice(sink));
-    let audience = audience(unit.get(keys.audience), has_issuer, sink);
+    let algorithm = section.get(keys.algorithm).map_or(Some(MacAlgorithm(Algorithm::HS256)), |node| node.choice(sink));
+    let audience = audience(section.get(keys.audience), has_issuer, sink);
     Some((algorithm?.0, audience?))
 }
 
-/// `token_url`, `issuer`, or a text of its own.
-pub fn audience(spot: Option<Spot<'_>>, has_issuer: bool, sink: &mut Sink) -> Option<Audience> {
-    let Some(spot) = spot else { return Some(Audience::TokenUrl) };
-    let text = spot.filled_line(sink)?;
+/// Reads `token_url`, `issuer`, or any other text.
+pub fn audience(node: Option<NodeRef<'_>>, has_issuer: bool, sink: &mut Sink) -> Option<Audience> {
+    let Some(node) = node else { return Some(Audience::TokenUrl) };
+    let text = node.line_without_placeholders(sink)?;
     match text.as_str() {
         "token_url" => Some(Audience::TokenUrl),
         "issuer" if !has_issuer => {
-            spot.problem(sink, "the connection names no `issuer`", "add the key `issuer`, or write the audience out");
+            node.problem(sink, "the connection has no `issuer`", "add `issuer`, or write the audience itself");
             None
         }
         "issuer" => Some(Audience::Issuer),
@@ -109,30 +116,30 @@ pub fn audience(spot: Option<Spot<'_>>, has_issuer: bool, sink: &mut Sink) -> Op
     }
 }
 
-/// What a map holds beside a signing key.
+/// Keys next to a signing key.
 pub struct KeyParts<'a> {
-    pub algorithm: Option<Spot<'a>>,
-    pub key_id: Option<Spot<'a>>,
-    pub certificate: Option<Spot<'a>>,
-    pub thumbprint: Option<Spot<'a>>,
+    pub algorithm: Option<NodeRef<'a>>,
+    pub key_id: Option<NodeRef<'a>>,
+    pub certificate: Option<NodeRef<'a>>,
+    pub thumbprint: Option<NodeRef<'a>>,
 }
 
-/// A private key that fits its algorithm, and its certificate if one is named.
+/// Reads a private key that fits its algorithm, and the thumbprint of its certificate, if any.
 pub fn assertion_key<T: Keys>(
-    unit: &Unit<'_, T>,
+    section: &Section<'_, T>,
     key: Field<shape::Secret>,
     parts: KeyParts<'_>,
     sink: &mut Sink,
 ) -> Option<AssertionKey> {
-    let algorithm = parts.algorithm.map_or(Some(SigningAlgorithm(Algorithm::RS256)), |spot| spot.choice(sink));
-    let key_id = parts.key_id.map(|spot| spot.line(sink));
-    let at = unit.require(key, "key", "write key: {file: PATH} of a private key in PEM", sink);
-    let pem = at.as_ref().and_then(|spot| pem::key(spot, sink));
+    let algorithm = parts.algorithm.map_or(Some(SigningAlgorithm(Algorithm::RS256)), |node| node.choice(sink));
+    let key_id = parts.key_id.map(|node| node.line(sink));
+    let at = section.require(key, "key", "write `key: {file: PATH}` with a private key in PEM", sink);
+    let pem = at.as_ref().and_then(|node| pem::key(node, sink));
     let thumbprint = thumbprint(parts.certificate, parts.thumbprint, sink);
     let (SigningAlgorithm(algorithm), at, pem) = (algorithm?, at?, pem?);
     let key = SigningKey::from_pem(&pem, algorithm);
     if let Err(error) = &key {
-        let hint = format!("give a private key for {} in PEM, unencrypted", algorithm.as_str());
+        let hint = format!("use an unencrypted private key for {}, in PEM", algorithm.as_str());
         at.problem(sink, format!("the key {error}"), hint);
     }
     key.ok()?;
@@ -140,58 +147,59 @@ pub fn assertion_key<T: Keys>(
 }
 
 fn thumbprint(
-    certificate: Option<Spot<'_>>,
-    kind: Option<Spot<'_>>,
+    certificate: Option<NodeRef<'_>>,
+    kind: Option<NodeRef<'_>>,
     sink: &mut Sink,
 ) -> Option<Option<(Thumbprint, String)>> {
     let Some(certificate) = certificate else {
         if let Some(kind) = kind {
-            kind.problem(sink, "goes with `certificate`", "name the certificate's file, or remove the key");
+            kind.problem(sink, "applies only with `certificate`", "add `certificate: PATH`, or remove `thumbprint`");
         }
         return Some(None);
     };
-    let kind = kind.map_or(Some(Thumbprint::Sha256), |spot| spot.choice(sink));
+    let kind = kind.map_or(Some(Thumbprint::Sha256), |node| node.choice(sink));
     let path = certificate.file(sink)?;
     let pem = pem::file(&certificate, &path, sink)?;
     match kind?.of(&pem) {
         Ok(thumbprint) => Some(Some(thumbprint)),
         Err(error) => {
-            certificate.problem(sink, format!("{} {error}", path.display()), "give a PEM file of the certificate");
+            certificate.problem(sink, format!("{} {error}", path.display()), "use a PEM file of the certificate");
             None
         }
     }
 }
 
-/// One secret, or a list while one is being rotated.
-fn secrets(spot: &Spot<'_>, sink: &mut Sink) -> Option<Vec<Secret>> {
-    if !spot.is_list() {
-        return secret::secret(spot, sink).map(|secret| vec![secret]);
+/// Reads one secret, or a list during a rotation.
+fn secrets(node: &NodeRef<'_>, sink: &mut Sink) -> Option<Vec<Secret>> {
+    if !node.is_list() {
+        return secret::secret(node, sink).map(|secret| vec![secret]);
     }
-    let items = spot.items(sink)?;
+    let items = node.items(sink)?;
     if items.is_empty() {
-        spot.problem(sink, "the list holds no secret", "write {file: PATH} or {env: NAME}");
+        node.problem(sink, "is an empty list", "write {file: PATH} or {env: NAME}");
     }
     let secrets: Vec<_> = items.iter().map(|item| secret::secret(item, sink)).collect();
     secrets.into_iter().collect::<Option<Vec<_>>>().filter(|secrets| !secrets.is_empty())
 }
 
-/// A certificate with its chain and the key that belongs to it.
-pub fn mutual_tls(spot: &Spot<'_>, sink: &mut Sink) -> Option<ClientCertificate> {
-    let unit = spot.unit::<MutualTlsFile>(sink)?;
-    pem::certificate(&unit, (unit.keys.certificate, unit.keys.key), sink)
+/// Reads a certificate with its chain, and its private key.
+pub fn mutual_tls(node: &NodeRef<'_>, sink: &mut Sink) -> Option<ClientCertificate> {
+    let section = node.section::<MutualTlsFile>(sink)?;
+    pem::certificate(&section, (section.keys.certificate, section.keys.key), sink)
 }
 
-pub fn authorization_server(spot: Option<Spot<'_>>, sink: &mut Sink) -> AuthorizationServer {
+pub fn authorization_server(node: Option<NodeRef<'_>>, sink: &mut Sink) -> AuthorizationServer {
     let mut server = AuthorizationServer { trust: None, proxy: ServerProxy::Inherit, timeout: ENDPOINT_TIMEOUT };
-    let Some(unit) = spot.and_then(|spot| spot.unit::<AuthorizationServerFile>(sink)) else { return server };
-    server.trust = unit.get(unit.keys.trust).and_then(|spot| pem::own_roots(&spot, sink));
-    server.proxy = match unit.get(unit.keys.proxy) {
+    let Some(section) = node.and_then(|node| node.section::<AuthorizationServerFile>(sink)) else { return server };
+    server.trust = section.get(section.keys.trust).and_then(|node| pem::replacement_roots(&node, sink));
+    server.proxy = match section.get(section.keys.proxy) {
         None => ServerProxy::Inherit,
-        Some(spot) if spot.written() == Some("inherit") => ServerProxy::Inherit,
-        Some(spot) if spot.written() == Some("none") => ServerProxy::Direct,
-        Some(spot) => forward_proxy(&spot, sink).map_or(ServerProxy::Inherit, ServerProxy::Own),
+        Some(node) if node.written() == Some("inherit") => ServerProxy::Inherit,
+        Some(node) if node.written() == Some("none") => ServerProxy::Direct,
+        Some(node) => forward_proxy(&node, sink).map_or(ServerProxy::Inherit, ServerProxy::Own),
     };
-    if let Some(timeout) = unit.get(unit.keys.timeout).and_then(|spot| spot.parse(sink, value::wait)) {
+    if let Some(timeout) = section.get(section.keys.timeout).and_then(|node| node.parse(sink, value::positive_duration))
+    {
         server.timeout = timeout;
     }
     server

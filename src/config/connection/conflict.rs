@@ -1,10 +1,10 @@
-//! What connections must not have in common: names, and routes that would take the same request; what they lack together
-//! with the listeners: an address to which browsers come back.
+//! Conflicts between connections: equal names, routes that match the same requests, ports that contradict `hosts`. Also
+//! reports a missing `public_url`, which depends on the listeners.
 
 use std::collections::HashMap;
 
 use super::draft::Draft;
-use crate::config::reading::{Sink, Spot};
+use crate::config::reading::{NodeRef, Sink};
 use crate::model::connection::{ConsentFlow, Grant, HostPattern, PathPrefix, PortRule, Route, RouteMatch};
 use crate::model::{HostOverride, Listeners, Name};
 
@@ -14,40 +14,40 @@ pub fn check(drafts: &[Draft<'_>], hosts: &[HostOverride], sink: &mut Sink) {
     ports(drafts, hosts, sink);
 }
 
-/// A blank redirect URL comes from `public_url`, which has a default on loopback alone.
+/// Reports connections without a redirect URL: its default comes from `public_url`, whose default exists only on
+/// loopback.
 pub fn redirects(drafts: &[Draft<'_>], listeners: &Listeners, sink: &mut Sink) {
     let address = listeners.public.as_ref().unwrap_or(&listeners.admin).address;
     if address.ip().to_canonical().is_loopback() {
         return;
     }
-    let blank = |draft: &&Draft<'_>| {
+    let needs_public_url = |draft: &&Draft<'_>| {
         let connection = draft.connection.as_ref();
         connection.is_some_and(|own| {
             let by_browser = |grant: &Grant| grant.consent_flow() == Some(ConsentFlow::AuthorizationCode);
             own.grants().any(by_browser) && own.authorization.redirect_url.is_none()
         })
     };
-    for draft in drafts.iter().filter(blank) {
-        let hint =
-            "write `public_url: https://…`, where browsers reach the listener, or the connection's `redirect_url`";
-        draft.spot.problem(sink, "its redirect URL comes from `public_url`, which is missing", hint);
+    for draft in drafts.iter().filter(needs_public_url) {
+        let hint = "set `public_url` to the https URL where browsers reach the listener, or set `redirect_url` here";
+        draft.node.problem(sink, "the redirect URL needs `public_url`, which is missing", hint);
     }
 }
 
 fn names(drafts: &[Draft<'_>], sink: &mut Sink) {
-    let mut first: HashMap<&Name, &Spot<'_>> = HashMap::new();
-    for (name, spot) in drafts.iter().filter_map(|draft| draft.name.as_ref()) {
+    let mut first: HashMap<&Name, &NodeRef<'_>> = HashMap::new();
+    for (name, node) in drafts.iter().filter_map(|draft| draft.name.as_ref()) {
         match first.get(name) {
             Some(other) => {
-                let message = format!("another connection is named `{name}` ({})", other.place());
-                spot.problem(sink, message, "give each its own name");
+                let message = format!("another connection is named `{name}` ({})", other.location());
+                node.problem(sink, message, "give each connection its own name");
             }
-            None => drop(first.insert(name, spot)),
+            None => drop(first.insert(name, node)),
         }
     }
 }
 
-/// What two routes must share to be equals in the order of routes.
+/// Routes with an equal rank compete for the same requests.
 #[derive(PartialEq, Eq, Hash)]
 enum Rank<'m> {
     Host(&'m HostPattern, PortRule, &'m PathPrefix),
@@ -55,30 +55,30 @@ enum Rank<'m> {
 }
 
 fn routes(drafts: &[Draft<'_>], sink: &mut Sink) {
-    let mut equals: HashMap<Rank<'_>, Vec<(&Draft<'_>, &Spot<'_>, &Route)>> = HashMap::new();
+    let mut ranked: HashMap<Rank<'_>, Vec<(&Draft<'_>, &NodeRef<'_>, &Route)>> = HashMap::new();
     for draft in drafts {
-        for (spot, route) in &draft.routes {
+        for (node, route) in &draft.routes {
             let rank = match &route.matches {
                 RouteMatch::Host { pattern, port } => Rank::Host(pattern, *port, &route.path),
                 RouteMatch::Mount { prefix, .. } => Rank::Mount(prefix),
             };
-            let rivals = equals.entry(rank).or_default();
+            let rivals = ranked.entry(rank).or_default();
             let rival = rivals.iter().find(|(other, _, rival)| {
-                callers_meet(draft.callers.as_deref(), other.callers.as_deref())
-                    && methods_meet(route, rival)
-                    && names_meet(std::ptr::eq(draft, *other), route, rival)
+                callers_overlap(draft.callers.as_deref(), other.callers.as_deref())
+                    && methods_overlap(route, rival)
+                    && naming_overlaps(std::ptr::eq(draft, *other), route, rival)
             });
             if let Some((_, other, _)) = rival {
-                let message = format!("takes the same requests as {} ({})", other.path, other.place());
+                let message = format!("matches the same requests as {} ({})", other.path, other.location());
                 let hint = "give them different hosts, paths, methods or callers (`accessible_from`)";
-                spot.problem(sink, message, hint);
+                node.problem(sink, message, hint);
             }
-            rivals.push((draft, spot, route));
+            rivals.push((draft, node, route));
         }
     }
 }
 
-pub fn callers_meet(one: Option<&[Name]>, other: Option<&[Name]>) -> bool {
+pub fn callers_overlap(one: Option<&[Name]>, other: Option<&[Name]>) -> bool {
     match (one, other) {
         (None, None) => true,
         (Some(list), None) | (None, Some(list)) => !list.is_empty(),
@@ -86,8 +86,8 @@ pub fn callers_meet(one: Option<&[Name]>, other: Option<&[Name]>) -> bool {
     }
 }
 
-/// A route with methods goes before one without, so only two of a kind can meet.
-fn methods_meet(one: &Route, other: &Route) -> bool {
+/// A route with methods takes precedence over one without, so only two of a kind can overlap.
+fn methods_overlap(one: &Route, other: &Route) -> bool {
     match (&one.methods, &other.methods) {
         (None, None) => true,
         (Some(one), Some(other)) => one.iter().any(|method| other.contains(method)),
@@ -95,8 +95,8 @@ fn methods_meet(one: &Route, other: &Route) -> bool {
     }
 }
 
-/// A request names one connection at most. Two that wait for the name of the same one may state two profiles of it.
-fn names_meet(same_connection: bool, one: &Route, other: &Route) -> bool {
+/// A request names at most one connection. Two `only_when_named` routes of one connection may have different profiles.
+fn naming_overlaps(same_connection: bool, one: &Route, other: &Route) -> bool {
     match (one.only_when_named, other.only_when_named) {
         (false, false) => true,
         (true, true) => {
@@ -107,15 +107,15 @@ fn names_meet(same_connection: bool, one: &Route, other: &Route) -> bool {
     }
 }
 
-/// An endpoint's URL and `hosts` that both state a port must not state two.
+/// Reports an endpoint's URL with another port than its entry in `hosts`.
 fn ports(drafts: &[Draft<'_>], hosts: &[HostOverride], sink: &mut Sink) {
-    for (authority, spot) in drafts.iter().flat_map(|draft| &draft.endpoints) {
+    for (authority, node) in drafts.iter().flat_map(|draft| &draft.endpoints) {
         let entry = hosts.iter().find(|entry| entry.host == authority.host);
         if let (Some(port), Some(other)) = (authority.port, entry.and_then(|entry| entry.port))
             && port != other
         {
-            let message = format!("states port {port}, but `hosts` sends {} to port {other}", authority.host);
-            spot.problem(sink, message, "write the port in one place");
+            let message = format!("has port {port}, but `hosts` maps {} to port {other}", authority.host);
+            node.problem(sink, message, "write the port in only one of the two");
         }
     }
 }

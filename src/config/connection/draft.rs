@@ -1,18 +1,18 @@
-//! A connection as read so far.
+//! A connection that has been read, but not yet compared with the others.
 
-use crate::config::reading::Spot;
+use crate::config::reading::NodeRef;
 use crate::model::Name;
 use crate::model::connection::{Connection, Route};
 use crate::model::origin::Authority;
 
-/// A connection with what the checks across connections need, even where `connection` itself failed.
+/// The input of the checks across connections; `connection` is `None` if it is invalid.
 pub struct Draft<'a> {
-    pub name: Option<(Name, Spot<'a>)>,
-    /// Endpoints whose authority is known.
-    pub endpoints: Vec<(Authority, Spot<'a>)>,
+    pub name: Option<(Name, NodeRef<'a>)>,
+    /// The authority and the node of each valid endpoint.
+    pub endpoints: Vec<(Authority, NodeRef<'a>)>,
     /// `None`: all callers.
     pub callers: Option<Vec<Name>>,
-    pub routes: Vec<(Spot<'a>, Route)>,
+    pub routes: Vec<(NodeRef<'a>, Route)>,
     pub connection: Option<Connection>,
-    pub spot: Spot<'a>,
+    pub node: NodeRef<'a>,
 }

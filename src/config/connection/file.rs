@@ -1,6 +1,6 @@
-//! The keys of a connection and of a profile; those of their parts are in the folder.
+//! The keys of a connection and of a profile; the keys of their sections are in the folder.
 //!
-//! Apart from the readers, each of which needs several keys of the connection.
+//! Separate from the readers, each of which needs several keys of the connection.
 
 mod client;
 mod grant;
@@ -16,8 +16,8 @@ pub use self::route::{InjectFile, RouteFile, UpstreamTlsFile};
 pub use self::token::{
     FailureFile, RefreshRefusedFile, ScriptFile, TokenRejectedFile, TokenRequestFile, TokenResponseFile,
 };
+use super::keywords::SendCredentials;
 use super::params::{AUTHORIZATION_OWN, TOKEN_REQUEST_OWN, other_names};
-use super::words::SendCredentials;
 use crate::config::reading::{Field, Keys, shape};
 use crate::model::connection::{BasicEncoding, GrantKind, Tokens};
 

@@ -1,10 +1,10 @@
-//! Names of header fields and query parameters that may carry a credential.
+//! Names of headers and query parameters that may carry a credential.
 
 use http::HeaderName;
 
 use crate::config::reading::Fault;
 
-/// Headers that frame a message or belong to the proxy: a token there would break or betray it.
+/// Headers that frame a message or belong to the proxy. A token there would break the message or leak.
 pub const RESERVED_HEADERS: [&str; 12] = [
     "host",
     "content-length",
@@ -36,6 +36,6 @@ pub fn parameter(text: &str) -> Result<String, Fault> {
     let plain = |b: u8| b.is_ascii_graphic() && !b"&=#?%+".contains(&b);
     match !text.is_empty() && text.bytes().all(plain) {
         true => Ok(text.to_owned()),
-        false => Err(Fault::new("is no name of a parameter", "write a name such as access_token")),
+        false => Err(Fault::new("is not a parameter name", "write a name such as access_token")),
     }
 }

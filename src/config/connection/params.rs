@@ -1,12 +1,12 @@
 //! Extra parameters of requests to an authorization server.
 //!
-//! Holds: a parameter that the request sets itself is refused, and the hint names the key that sets it.
+//! Invariant: a parameter that the request sets itself is rejected, and the hint says how to set it.
 
 use serde_json::{Value, json};
 
-use crate::config::reading::{Sink, Spot, reference};
+use crate::config::reading::{NodeRef, Sink, reference};
 
-/// Form fields that the grant sets, each with the way to set it.
+/// Parameters that the token request sets itself, each with a hint how to set it.
 pub const TOKEN_REQUEST_OWN: [(&str, &str); 20] = [
     ("grant_type", "use the key `grant_type` of the connection"),
     ("client_id", "use the key `client_id` of the connection"),
@@ -24,19 +24,19 @@ pub const TOKEN_REQUEST_OWN: [(&str, &str); 20] = [
     ("subject_token_type", "use the key `subject_token_type` of the connection"),
     ("requested_token_type", "use the key `requested_token_type` of the connection"),
     ("actor_token", "use the key `actor_token` of the connection"),
-    ("code", "the authorization server gives it for each authorization"),
-    ("device_code", "the authorization server gives it for each authorization"),
+    ("code", "the authorization server issues it for each authorization"),
+    ("device_code", "the authorization server issues it for each authorization"),
     ("redirect_uri", "use the key `redirect_url` of the connection"),
     ("code_verifier", "use the key `pkce` of the connection"),
 ];
 
-/// Parameters of the authorization request that it sets itself, each with the way to set it.
+/// Parameters that the authorization request sets itself, each with a hint how to set it.
 pub const AUTHORIZATION_OWN: [(&str, &str); 10] = [
     ("response_type", "it is always `code`"),
     ("client_id", "use the key `client_id` of the connection"),
     ("redirect_uri", "use the key `redirect_url` of the connection"),
     ("scope", "use the key `scopes` of the connection"),
-    ("state", "it is made anew for each authorization"),
+    ("state", "it is generated for each authorization"),
     ("code_challenge", "use the key `pkce` of the connection"),
     ("code_challenge_method", "use the key `pkce` of the connection"),
     ("audience", "use the key `audience` of the connection"),
@@ -44,22 +44,22 @@ pub const AUTHORIZATION_OWN: [(&str, &str); 10] = [
     ("client_secret", "a browser must never see it"),
 ];
 
-/// The schema of the names that are left beside `own`.
+/// The JSON Schema of parameter names that are not in `own`.
 pub fn other_names(own: &[(&str, &str)]) -> Value {
     let own: Vec<_> = own.iter().map(|(name, _)| *name).collect();
     json!({ "minLength": 1, "not": { "enum": own } })
 }
 
-/// Extra parameters; `own` are those that the grant sets, each with the way to set it.
-pub fn params(spot: &Spot<'_>, own: &[(&str, &str)], sink: &mut Sink) -> Vec<(String, String)> {
+/// Reads extra parameters, none of which may be in `own`.
+pub fn params(node: &NodeRef<'_>, own: &[(&str, &str)], sink: &mut Sink) -> Vec<(String, String)> {
     let mut params = Vec::new();
-    for (key, place, value) in spot.pairs(sink) {
+    for (key, key_node, value) in node.pairs(sink) {
         if let Some((_, hint)) = own.iter().find(|(own, _)| *own == key) {
-            place.problem(sink, format!("the grant sets `{key}` itself"), *hint);
+            key_node.problem(sink, format!("the grant sets `{key}` itself"), *hint);
             continue;
         }
         if key.is_empty() || key.chars().any(char::is_control) {
-            place.problem(sink, "the name is empty or holds a control character", "write the parameter's name");
+            key_node.problem(sink, "the name is empty or contains a control character", "write the parameter's name");
             continue;
         }
         let value = value.and_then(|value| {

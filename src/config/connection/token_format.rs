@@ -1,31 +1,31 @@
-//! `token_request`, `token_response` and `token_rejected`: encodings, members, and signs of failure.
+//! `token_request`, `token_response` and `token_rejected`: encodings, JSON pointers and failure signs.
 
 use http::{HeaderName, HeaderValue, StatusCode};
 
 use super::file::{FailureFile, RefreshRefusedFile, TokenRejectedFile, TokenRequestFile, TokenResponseFile};
-use crate::config::reading::{Fault, Field, Sink, Spot, Unit, reference, secret, shape, value};
+use crate::config::reading::{Fault, Field, NodeRef, Section, Sink, reference, secret, shape, value};
 use crate::model::connection::*;
 
-/// Fields that frame a message; a value of ours would break it.
+/// Headers that frame a message; a configured value would break it.
 const FRAMING: [&str; 8] =
     ["host", "content-length", "transfer-encoding", "connection", "te", "trailer", "upgrade", "keep-alive"];
 
-pub fn token_request(spot: &Spot<'_>, sink: &mut Sink) -> Option<TokenRequestFormat> {
-    let unit = spot.unit::<TokenRequestFile>(sink)?;
-    let encoding = unit.get(unit.keys.encoding).map_or(Some(RequestEncoding::Form), |spot| spot.choice(sink));
-    let headers = unit.get(unit.keys.headers).map(|spot| headers(&spot, sink)).unwrap_or_default();
+pub fn token_request(node: &NodeRef<'_>, sink: &mut Sink) -> Option<TokenRequestFormat> {
+    let section = node.section::<TokenRequestFile>(sink)?;
+    let encoding = section.get(section.keys.encoding).map_or(Some(RequestEncoding::Form), |node| node.choice(sink));
+    let headers = section.get(section.keys.headers).map(|node| headers(&node, sink)).unwrap_or_default();
     Some(TokenRequestFormat { encoding: encoding?, headers })
 }
 
-fn headers(spot: &Spot<'_>, sink: &mut Sink) -> Vec<(HeaderName, crate::model::secret::Secret)> {
+fn headers(node: &NodeRef<'_>, sink: &mut Sink) -> Vec<(HeaderName, crate::model::secret::Secret)> {
     let mut headers = Vec::new();
-    for (key, place, value) in spot.pairs(sink) {
+    for (key, key_node, value) in node.pairs(sink) {
         let Ok(name) = HeaderName::from_bytes(key.as_bytes()) else {
-            place.problem(sink, "is not a header name", "write a name such as X-Api-Version");
+            key_node.problem(sink, "is not a header name", "write a name such as X-Api-Version");
             continue;
         };
         if FRAMING.contains(&name.as_str()) || name.as_str().starts_with("proxy-") {
-            place.problem(sink, format!("`{name}` belongs to the message itself"), "remove it");
+            key_node.problem(sink, format!("`{name}` is set by the HTTP client"), "remove it");
             continue;
         }
         let value = match value {
@@ -35,11 +35,15 @@ fn headers(spot: &Spot<'_>, sink: &mut Sink) -> Vec<(HeaderName, crate::model::s
         };
         let Some(value) = value else { continue };
         if headers.iter().any(|(before, _)| *before == name) {
-            place.problem(sink, format!("`{name}` stands here twice"), "remove one of them");
+            key_node.problem(sink, format!("`{name}` is set twice"), "remove one of the two");
             continue;
         }
         if HeaderValue::try_from(value.expose()).is_err() {
-            place.problem(sink, "the value holds a line break or another control character", "write it on one line");
+            key_node.problem(
+                sink,
+                "the value contains a line break or another control character",
+                "write it on one line",
+            );
             continue;
         }
         headers.push((name, value));
@@ -47,31 +51,32 @@ fn headers(spot: &Spot<'_>, sink: &mut Sink) -> Vec<(HeaderName, crate::model::s
     headers
 }
 
-pub fn token_response(spot: &Spot<'_>, sink: &mut Sink) -> Option<TokenResponseFormat> {
-    let unit = spot.unit::<TokenResponseFile>(sink)?;
-    let keys = &unit.keys;
-    let standard = TokenResponseFormat::default();
-    let mut at = |field: Field<shape::Text>, otherwise: Pointer| match unit.get(field) {
-        None => Some(otherwise),
-        Some(spot) => spot.parse(sink, pointer),
+pub fn token_response(node: &NodeRef<'_>, sink: &mut Sink) -> Option<TokenResponseFormat> {
+    let section = node.section::<TokenResponseFile>(sink)?;
+    let keys = &section.keys;
+    let defaults = TokenResponseFormat::default();
+    let mut at = |field: Field<shape::Text>, default: Pointer| match section.get(field) {
+        None => Some(default),
+        Some(node) => node.parse(sink, pointer),
     };
-    let access_token = at(keys.access_token, standard.access_token);
-    let refresh_token = at(keys.refresh_token, standard.refresh_token);
-    let scope = at(keys.scope, standard.scope);
-    let expires_in = at(keys.expires_in, standard.expires_in);
-    let refresh_token_expires_in = at(keys.refresh_token_expires_in, standard.refresh_token_expires_in);
-    let error = at(keys.error, standard.error);
-    let error_description = at(keys.error_description, standard.error_description);
-    let token_type = match unit.get(keys.token_type) {
-        None => Some(standard.token_type),
-        Some(spot) if spot.written() == Some("any") => Some(None),
-        Some(spot) => spot.parse(sink, pointer).map(Some),
+    let access_token = at(keys.access_token, defaults.access_token);
+    let refresh_token = at(keys.refresh_token, defaults.refresh_token);
+    let scope = at(keys.scope, defaults.scope);
+    let expires_in = at(keys.expires_in, defaults.expires_in);
+    let refresh_token_expires_in = at(keys.refresh_token_expires_in, defaults.refresh_token_expires_in);
+    let error = at(keys.error, defaults.error);
+    let error_description = at(keys.error_description, defaults.error_description);
+    let token_type = match section.get(keys.token_type) {
+        None => Some(defaults.token_type),
+        Some(node) if node.written() == Some("any") => Some(None),
+        Some(node) => node.parse(sink, pointer).map(Some),
     };
-    let expires_at = unit.get(keys.expires_at).map(|spot| spot.parse(sink, pointer));
-    let unit_of_time = unit.get(keys.expires_in_unit).map_or(Some(TimeUnit::Seconds), |spot| spot.choice(sink));
-    let encoding = unit.get(keys.encoding).map_or(Some(ResponseEncoding::Json), |spot| spot.choice(sink));
-    let failure = unit.get(keys.failure).map(|spot| failure(&spot, sink));
-    let refresh_refused = unit.get(keys.refresh_refused).map(|spot| refresh_refused(&spot, sink)).unwrap_or_default();
+    let expires_at = section.get(keys.expires_at).map(|node| node.parse(sink, pointer));
+    let unit_of_time = section.get(keys.expires_in_unit).map_or(Some(TimeUnit::Seconds), |node| node.choice(sink));
+    let encoding = section.get(keys.encoding).map_or(Some(ResponseEncoding::Json), |node| node.choice(sink));
+    let failure = section.get(keys.failure).map(|node| failure(&node, sink));
+    let refresh_refused =
+        section.get(keys.refresh_refused).map(|node| refresh_refused(&node, sink)).unwrap_or_default();
     Some(TokenResponseFormat {
         encoding: encoding?,
         access_token: access_token?,
@@ -89,64 +94,65 @@ pub fn token_response(spot: &Spot<'_>, sink: &mut Sink) -> Option<TokenResponseF
     })
 }
 
-fn refresh_refused(spot: &Spot<'_>, sink: &mut Sink) -> Vec<RefusalSign> {
+fn refresh_refused(node: &NodeRef<'_>, sink: &mut Sink) -> Vec<RefusalSign> {
     let mut signs = Vec::new();
-    for item in spot.items(sink).unwrap_or_default() {
-        let Some(unit) = item.unit::<RefreshRefusedFile>(sink) else { continue };
-        signs.extend(refusal_sign(&unit, sink).filter(|sign| !signs.contains(sign)));
+    for item in node.items(sink).unwrap_or_default() {
+        let Some(section) = item.section::<RefreshRefusedFile>(sink) else { continue };
+        signs.extend(refusal_sign(&section, sink).filter(|sign| !signs.contains(sign)));
     }
     signs
 }
 
-fn refusal_sign(unit: &Unit<'_, RefreshRefusedFile>, sink: &mut Sink) -> Option<RefusalSign> {
-    let (status, error) = (unit.get(unit.keys.status), unit.get(unit.keys.error));
-    let text = unit.get(unit.keys.description_contains);
+fn refusal_sign(section: &Section<'_, RefreshRefusedFile>, sink: &mut Sink) -> Option<RefusalSign> {
+    let (status, error) = (section.get(section.keys.status), section.get(section.keys.error));
+    let text = section.get(section.keys.description_contains);
     if status.is_none() && error.is_none() && text.is_none() {
-        unit.spot.problem(sink, "matches every response", "write `status`, `error` or `description_contains`");
+        section.node.problem(sink, "matches every response", "write `status`, `error` or `description_contains`");
         return None;
     }
-    // A 2xx response is an error response only if its body shows one.
-    let least = if error.is_some() || text.is_some() { 200 } else { 400 };
+    // Without another sign, only an error status can be a refusal.
+    let status_min = if error.is_some() || text.is_some() { 200 } else { 400 };
     Some(RefusalSign {
-        status: status.and_then(|at| at.parse(sink, |text| status_code(text, least))),
+        status: status.and_then(|at| at.parse(sink, |text| status_code(text, status_min))),
         error: error.and_then(|at| at.line(sink)),
         description_contains: text.and_then(|at| at.line(sink)),
     })
 }
 
-fn status_code(text: &str, least: usize) -> Result<StatusCode, Fault> {
-    let status = value::integer(text, least..=599)?;
+fn status_code(text: &str, status_min: usize) -> Result<StatusCode, Fault> {
+    let status = value::integer(text, status_min..=599)?;
     let status = u16::try_from(status).ok().and_then(|status| StatusCode::from_u16(status).ok());
-    status.ok_or_else(|| Fault::new("is no status", "write one such as 403"))
+    status.ok_or_else(|| Fault::new("is not a status code", "write one such as 403"))
 }
 
-fn failure(spot: &Spot<'_>, sink: &mut Sink) -> Option<MemberIs> {
-    let unit = spot.unit::<FailureFile>(sink)?;
-    let hint = "write where it is, such as /ok";
-    let pointer = unit.require(unit.keys.pointer, "pointer", hint, sink).and_then(|at| at.parse(sink, self::pointer));
+fn failure(node: &NodeRef<'_>, sink: &mut Sink) -> Option<MemberIs> {
+    let section = node.section::<FailureFile>(sink)?;
+    let hint = "write its JSON pointer, such as /ok";
+    let pointer =
+        section.require(section.keys.pointer, "pointer", hint, sink).and_then(|at| at.parse(sink, self::pointer));
     let hint = "write the value that means failure, such as false";
-    let equals = unit.require(unit.keys.equals, "equals", hint, sink).and_then(|at| at.line(sink));
+    let equals = section.require(section.keys.equals, "equals", hint, sink).and_then(|at| at.line(sink));
     Some(MemberIs { pointer: pointer?, equals: equals? })
 }
 
 fn pointer(text: &str) -> Result<Pointer, Fault> {
-    Pointer::parse(text).ok_or_else(|| Fault::new("is no JSON pointer", "begin with `/`, such as /data/token"))
+    Pointer::parse(text).ok_or_else(|| Fault::new("is not a JSON pointer", "start it with `/`, such as /data/token"))
 }
 
-pub fn token_rejected(spot: &Spot<'_>, sink: &mut Sink) -> Vec<RejectionSign> {
+pub fn token_rejected(node: &NodeRef<'_>, sink: &mut Sink) -> Vec<RejectionSign> {
     let mut signs = Vec::new();
-    for item in spot.items(sink).unwrap_or_default() {
-        let Some(unit) = item.unit::<TokenRejectedFile>(sink) else { continue };
-        signs.extend(sign(&unit, sink).filter(|sign| !signs.contains(sign)));
+    for item in node.items(sink).unwrap_or_default() {
+        let Some(section) = item.section::<TokenRejectedFile>(sink) else { continue };
+        signs.extend(rejection_sign(&section, sink).filter(|sign| !signs.contains(sign)));
     }
     signs
 }
 
-fn sign(unit: &Unit<'_, TokenRejectedFile>, sink: &mut Sink) -> Option<RejectionSign> {
-    let keys = &unit.keys;
+fn rejection_sign(section: &Section<'_, TokenRejectedFile>, sink: &mut Sink) -> Option<RejectionSign> {
+    let keys = &section.keys;
     let mut pair = |one: (Field<shape::Text>, &str), other: (Field<shape::Text>, &str), hint: &str| match (
-        unit.get(one.0),
-        unit.get(other.0),
+        section.get(one.0),
+        section.get(other.0),
     ) {
         (None, None) => None,
         (Some(a), Some(b)) => Some((a, b)),
@@ -155,14 +161,19 @@ fn sign(unit: &Unit<'_, TokenRejectedFile>, sink: &mut Sink) -> Option<Rejection
             None
         }
     };
-    let header = pair((keys.header, "header"), (keys.contains, "contains"), "write the field's name and a text in it");
-    let body = pair((keys.pointer, "pointer"), (keys.equals, "equals"), "write where in the body, and which value");
-    // A 2xx status alone is no sign of a rejected token.
-    let more =
-        [keys.header, keys.contains, keys.pointer, keys.equals].into_iter().any(|field| unit.get(field).is_some());
-    let least = if more { 200 } else { 400 };
-    let at = unit.require(keys.status, "status", "write a status such as 401", sink);
-    let status = at.and_then(|at| at.parse(sink, |text| status_code(text, least)));
+    let header = pair(
+        (keys.header, "header"),
+        (keys.contains, "contains"),
+        "write the header's name and a text that it contains",
+    );
+    let body =
+        pair((keys.pointer, "pointer"), (keys.equals, "equals"), "write the JSON pointer of a member, and its value");
+    // Without another sign, only an error status can mean a rejected token.
+    let has_other_sign =
+        [keys.header, keys.contains, keys.pointer, keys.equals].into_iter().any(|field| section.get(field).is_some());
+    let status_min = if has_other_sign { 200 } else { 400 };
+    let at = section.require(keys.status, "status", "write a status such as 401", sink);
+    let status = at.and_then(|at| at.parse(sink, |text| status_code(text, status_min)));
     let header = match header {
         None => None,
         Some((name, text)) => {
@@ -175,7 +186,9 @@ fn sign(unit: &Unit<'_, TokenRejectedFile>, sink: &mut Sink) -> Option<Rejection
     };
     let body = match body {
         None => None,
-        Some((place, text)) => Some(MemberIs { pointer: place.parse(sink, pointer)?, equals: text.line(sink)? }),
+        Some((pointer_at, text)) => {
+            Some(MemberIs { pointer: pointer_at.parse(sink, pointer)?, equals: text.line(sink)? })
+        }
     };
     Some(RejectionSign { status: status?, header, body })
 }

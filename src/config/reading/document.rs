@@ -1,22 +1,22 @@
-//! YAML with marks: one pass over the parser's events makes a tree with the line and column of each key and value.
+//! A YAML tree with the line and column of each key and value, built in one pass over the parser's events.
 //!
-//! Not here: what keys mean (`file`), references (`reference`).
-//! Holds: size, depth and number of nodes are bounded, aliases counted as if expanded; no recursion; a
-//! scalar stays the text that was written. Duplicate keys and tags are flaws, more than one document is refused.
+//! Invariants: size, depth and number of nodes are bounded, with aliases counted as if expanded; nothing recurses; a
+//! scalar keeps its text as written. Duplicate keys and tags are flaws; a second document is an error.
+//! Not here: the meaning of keys (`node`), references (`reference`).
 
 use std::collections::HashMap;
 use std::ops::Range;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Span};
 
-/// The longest file, in bytes.
+/// Maximum size of a file.
 pub const BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Lists and maps within each other.
+/// Maximum nesting of lists and maps.
 pub const DEPTH_MAX: usize = 32;
-/// Keys, scalars, lists and maps, aliases written out.
+/// Maximum number of keys, scalars, lists and maps, with aliases expanded.
 pub const NODES_MAX: usize = 500_000;
 
-/// A whole document. Nodes and entries are numbered; an alias is the number of its anchor's node.
+/// A document. Nodes and entries are referred to by index; an alias is the index of its anchor's node.
 #[derive(Debug, Default)]
 pub struct Document {
     nodes: Vec<Node>,
@@ -29,9 +29,9 @@ pub struct Node {
     pub line: usize,
     pub column: usize,
     pub kind: Kind,
-    /// Nodes from here down, aliases written out.
+    /// Number of nodes in this subtree, with aliases expanded.
     size: usize,
-    /// Levels of lists and maps from here down.
+    /// Nesting depth of this subtree.
     height: usize,
 }
 
@@ -40,12 +40,12 @@ pub enum Kind {
     Scalar {
         text: String,
         plain: bool,
-        /// Nothing was written: `key:`.
+        /// No value is written, as in `key:`.
         absent: bool,
     },
-    /// Numbers of nodes.
+    /// Indices of nodes.
     List(Vec<usize>),
-    /// Numbers of entries.
+    /// Indices of entries.
     Map(Range<usize>),
 }
 
@@ -57,7 +57,7 @@ pub struct Entry {
     pub value: usize,
 }
 
-/// A mistake in the document itself.
+/// A mistake in the YAML itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Flaw {
     pub line: usize,
@@ -68,7 +68,7 @@ pub struct Flaw {
 }
 
 impl Document {
-    /// The tree with its flaws, or the flaw that ended the reading.
+    /// Parses `text` into a tree and its flaws. The error is a flaw that made parsing impossible.
     pub fn parse(text: &str) -> Result<(Document, Vec<Flaw>), Flaw> {
         let mut builder = Builder::default();
         if text.len() > BYTES_MAX {
@@ -77,14 +77,18 @@ impl Document {
         for event in Parser::new_from_str(text.strip_prefix('\u{feff}').unwrap_or(text)) {
             let (event, span) = event.map_err(|error| {
                 let mark = error.marker();
-                builder.flaw((mark.line(), mark.col() + 1), format!("is not YAML: {}", error.info()), "mend the syntax")
+                builder.flaw(
+                    (mark.line(), mark.col() + 1),
+                    format!("is not valid YAML: {}", error.info()),
+                    "fix the syntax",
+                )
             })?;
             builder.event(event, span)?;
         }
         Ok((builder.document, builder.flaws))
     }
 
-    /// `None` for a file without content.
+    /// `None` if the file has no content.
     pub fn root(&self) -> Option<usize> {
         self.root.filter(|root| !self.node(*root).is_null())
     }
@@ -105,19 +109,19 @@ impl Node {
     }
 }
 
-/// What a file without content says: a map without keys.
+/// The document that stands for a file without content: an empty map.
 pub fn empty() -> Document {
     let node = Node { line: 1, column: 1, kind: Kind::Map(0..0), size: 1, height: 1 };
     Document { nodes: vec![node], entries: Vec::new(), root: Some(0) }
 }
 
-/// The flaw of a file beyond [`BYTES_MAX`].
+/// The flaw of a file larger than [`BYTES_MAX`].
 pub fn too_big() -> Flaw {
     let message = format!("is larger than {} MiB", BYTES_MAX / 1024 / 1024);
-    Flaw { line: 1, column: 1, path: String::new(), message, hint: "divide it into files under `include`" }
+    Flaw { line: 1, column: 1, path: String::new(), message, hint: "split it into files under `include`" }
 }
 
-/// The path of `key` within `path`.
+/// Appends `key` to `path`.
 pub fn join(path: &str, key: &str) -> String {
     let plain = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
     match (plain, path.is_empty()) {
@@ -139,7 +143,7 @@ struct Builder {
     documents: usize,
 }
 
-/// A list or a map whose end has not come yet.
+/// A list or a map whose end event has not arrived yet.
 struct Open {
     mark: Mark,
     anchor: usize,
@@ -158,7 +162,7 @@ impl Builder {
             Event::DocumentStart(_) => {
                 self.documents += 1;
                 if self.documents > 1 {
-                    return Err(self.flaw(mark, "a second document begins here", "keep one document in a file"));
+                    return Err(self.flaw(mark, "a second document begins here", "keep one document per file"));
                 }
             }
             Event::Scalar(text, style, anchor, tag) => {
@@ -185,7 +189,7 @@ impl Builder {
 
     fn tag(&mut self, mark: Mark, present: bool) {
         if present {
-            let flaw = self.flaw(mark, "a tag (`!…`) has no meaning here", "remove it, or quote the text");
+            let flaw = self.flaw(mark, "tags (`!…`) are not supported", "remove it, or quote the text");
             self.flaws.push(flaw);
         }
     }
@@ -211,17 +215,17 @@ impl Builder {
 
     fn end(&mut self, mark: Mark) -> Result<(), Flaw> {
         let Some(Open { mark, anchor, content }) = self.open.pop() else {
-            return Err(self.flaw(mark, "is not YAML: an end without a start", "mend the syntax"));
+            return Err(self.flaw(mark, "is not valid YAML: an end without a start", "fix the syntax"));
         };
         let nodes = &self.document.nodes;
-        let measure = |(size, height): (usize, usize), node: &Node| (size + node.size, height.max(node.height + 1));
+        let add_child = |(size, height): (usize, usize), node: &Node| (size + node.size, height.max(node.height + 1));
         match content {
             Content::List(items) => {
-                let (size, height) = items.iter().map(|item| &nodes[*item]).fold((1, 1), measure);
+                let (size, height) = items.iter().map(|item| &nodes[*item]).fold((1, 1), add_child);
                 self.finish(mark, anchor, Kind::List(items), size, height)
             }
             Content::Map { entries, .. } => {
-                let (size, height) = entries.iter().map(|e| &nodes[e.value]).fold((1 + entries.len(), 1), measure);
+                let (size, height) = entries.iter().map(|e| &nodes[e.value]).fold((1 + entries.len(), 1), add_child);
                 let first = self.document.entries.len();
                 self.document.entries.extend(entries);
                 let range = first..self.document.entries.len();
@@ -233,14 +237,14 @@ impl Builder {
     fn alias(&mut self, mark: Mark, anchor: usize) -> Result<(), Flaw> {
         self.refuse_as_key(mark)?;
         let Some(&number) = self.anchors.get(&anchor) else {
-            return Err(self.flaw(mark, "an alias stands within its own anchor", "write the value out"));
+            return Err(self.flaw(mark, "an alias refers to a value that contains it", "write the value out"));
         };
         let Node { size, height, .. } = self.document.nodes[number];
         self.count(mark, size)?;
         if self.open.len() + height > DEPTH_MAX {
             return Err(self.too_deep(mark));
         }
-        self.place(number);
+        self.attach(number);
         Ok(())
     }
 
@@ -249,14 +253,14 @@ impl Builder {
         if self.total <= NODES_MAX {
             return Ok(());
         }
-        let message = format!("the document has more than {NODES_MAX} values, aliases written out");
-        Err(self.flaw(mark, message, "divide it into files under `include`, and use fewer aliases"))
+        let message = format!("the document has more than {NODES_MAX} values, with aliases expanded");
+        Err(self.flaw(mark, message, "split it into files under `include`, and use fewer aliases"))
     }
 
     fn refuse_as_key(&self, mark: Mark) -> Result<(), Flaw> {
         match self.open.last() {
             Some(Open { content: Content::Map { key: None, .. }, .. }) => {
-                Err(self.flaw(mark, "a key must be a text", "write the key as a plain word"))
+                Err(self.flaw(mark, "a key must be a string", "write the key as a plain word"))
             }
             _ => Ok(()),
         }
@@ -268,12 +272,12 @@ impl Builder {
         if anchor > 0 {
             self.anchors.insert(anchor, number);
         }
-        self.place(number);
+        self.attach(number);
         Ok(())
     }
 
-    /// Puts a finished node where it belongs. Of two equal keys the first wins.
-    fn place(&mut self, value: usize) {
+    /// Attaches a finished node to its parent. A duplicate key is dropped with a flaw.
+    fn attach(&mut self, value: usize) {
         let (key, line, column, first) = match self.open.last_mut().map(|open| &mut open.content) {
             None => return self.document.root = Some(value),
             Some(Content::List(items)) => return items.push(value),
@@ -288,19 +292,23 @@ impl Builder {
                 }
             }
         };
-        let message = format!("the key stands here a second time (first in line {first})");
-        self.flaws.push(Flaw { line, column, path: join(&self.path(), &key), message, hint: "keep one of the two" });
+        let message = format!("duplicate key (first on line {first})");
+        self.flaws.push(Flaw { line, column, path: join(&self.path(), &key), message, hint: "remove one of the two" });
     }
 
     fn too_deep(&self, mark: Mark) -> Flaw {
-        self.flaw(mark, format!("lists and maps stand more than {DEPTH_MAX} deep"), "no setting needs that")
+        self.flaw(
+            mark,
+            format!("lists and maps are nested more than {DEPTH_MAX} deep"),
+            "no setting is nested that deeply",
+        )
     }
 
     fn flaw(&self, (line, column): Mark, message: impl Into<String>, hint: &'static str) -> Flaw {
         Flaw { line, column, path: self.path(), message: message.into(), hint }
     }
 
-    /// The place that is being read now.
+    /// The path of the value that is being read.
     fn path(&self) -> String {
         self.open.iter().fold(String::new(), |path, open| match &open.content {
             Content::List(items) => format!("{path}[{}]", items.len()),

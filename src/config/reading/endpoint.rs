@@ -1,7 +1,7 @@
-//! URLs of endpoints: token URLs, the upstreams of mounts, the collector of traces. Pure.
+//! Parses URLs: OAuth endpoints, upstreams of mounts, egress proxies, the trace collector, `public_url`. Pure.
 //!
-//! Holds: the authority is read from the text as written, by the one parser of hosts, so nothing that another URL parser
-//! mends or reads differently gets through.
+//! Invariant: the authority is parsed from the text as written, by [`Authority::parse`], so a URL that another parser
+//! would silently correct or read differently is rejected.
 
 use url::Url;
 
@@ -9,7 +9,7 @@ use super::value::Fault;
 use crate::model::connection::PathPrefix;
 use crate::model::origin::{Authority, Origin, Scheme};
 
-/// A token URL with the authority it names.
+/// The URL of an OAuth endpoint, with its authority as written.
 #[derive(Debug)]
 pub struct Endpoint {
     pub url: Url,
@@ -18,7 +18,7 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Whether requests leave the machine unencrypted.
+    /// True if requests would leave the machine unencrypted.
     pub fn is_cleartext(&self) -> bool {
         self.scheme == Scheme::Http && !self.authority.host.is_loopback()
     }
@@ -27,27 +27,27 @@ impl Endpoint {
 pub fn token_url(text: &str) -> Result<Endpoint, Fault> {
     let (scheme, authority, rest) = split(text)?;
     if rest.contains('#') {
-        return Err(Fault::new("has a fragment", "remove it from the `#` on"));
+        return Err(Fault::new("has a fragment", "remove the `#` and what follows it"));
     }
-    let broken = || Fault::new("is not a URL", "write https://HOST/PATH");
-    let mut url = Url::parse(text).map_err(|_| broken())?;
-    url.set_host(Some(&authority.host.to_string())).map_err(|_| broken())?;
+    let malformed = || Fault::new("is malformed", "write https://HOST/PATH");
+    let mut url = Url::parse(text).map_err(|_| malformed())?;
+    url.set_host(Some(&authority.host.to_string())).map_err(|_| malformed())?;
     let same_port = url.port_or_known_default() == Some(authority.port.unwrap_or(scheme.default_port()));
     if url.scheme() != scheme.as_str() || !same_port {
-        return Err(broken());
+        return Err(malformed());
     }
     Ok(Endpoint { url, scheme, authority })
 }
 
-/// An issuer: RFC 8414 §2 gives it neither a query nor a fragment.
+/// Checks an issuer, which has neither a query nor a fragment (RFC 8414 §2).
 pub fn issuer(text: &str) -> Result<(), Fault> {
     match text.contains(['?', '#']) {
-        true => Err(Fault::new("has a query or a fragment", "write the issuer as its metadata does")),
+        true => Err(Fault::new("has a query or a fragment", "write the issuer exactly as in its metadata")),
         false => Ok(()),
     }
 }
 
-/// A proxy on the way out: host and port alone.
+/// The URL of an egress proxy: host and port only.
 pub fn proxy(text: &str) -> Result<Url, Fault> {
     const HINT: &str = "write http://HOST:PORT";
     if text.contains('@') {
@@ -61,53 +61,59 @@ pub fn proxy(text: &str) -> Result<Url, Fault> {
     }
 }
 
-/// A collector's base URL, with the path for traces added (OTLP/HTTP).
+/// A collector's base URL, with the path for traces appended (OTLP/HTTP).
 pub fn collector(text: &str) -> Result<Url, Fault> {
     const PATH: &str = "/v1/traces";
     if text.contains(['?', '#', '@']) {
         return Err(Fault::new(
             "has a user name, a query or a fragment",
-            "write http://HOST:4318, with a path at most",
+            "write http://HOST:4318, optionally with a path",
         ));
     }
     let base = text.trim_end_matches('/');
     if base.ends_with(PATH) {
-        return Err(Fault::new("names the path for traces", format!("leave {PATH} out; it is added")));
+        return Err(Fault::new(format!("already ends in {PATH}"), format!("remove {PATH}; Keybearer appends it")));
     }
     Ok(token_url(&format!("{base}{PATH}"))?.url)
 }
 
-/// `https://HOST[/BASE]`, as browsers reach us.
+/// `https://HOST[/BASE]`, where browsers reach Keybearer.
 pub fn public_url(text: &str) -> Result<Url, Fault> {
     let endpoint = token_url(text)?;
     if endpoint.url.query().is_some() {
-        return Err(Fault::new("has a query", "write https://HOST with a path at most"));
+        return Err(Fault::new("has a query", "write https://HOST, optionally with a path"));
     }
     match endpoint.is_cleartext() {
-        true => Err(Fault::new("would carry codes and sign-ins in the clear", "write https, loopback apart")),
+        true => Err(Fault::new(
+            "would send authorization codes and sign-ins in the clear",
+            "use https; http is only for loopback",
+        )),
         false => Ok(endpoint.url),
     }
 }
 
-/// `https://host[:port][/base]`
+/// The upstream of a mount: `https://HOST[:PORT][/BASE]`.
 pub fn upstream(text: &str) -> Result<(Origin, PathPrefix), Fault> {
     let (scheme, authority, rest) = split(text)?;
     if rest.contains(['?', '#']) {
-        return Err(Fault::new("has a query or a fragment", "write https://HOST with a path at most"));
+        return Err(Fault::new("has a query or a fragment", "write https://HOST, optionally with a path"));
     }
     let base = if rest.is_empty() { Some(PathPrefix::root()) } else { PathPrefix::parse(rest) };
     let base = base.ok_or_else(|| Fault::new("has a path that is not plain", PLAIN_PATH))?;
     Ok((Origin::new(scheme, authority), base))
 }
 
-/// The way out for a path that `PathPrefix` refuses.
+/// The hint for a path that [`PathPrefix`] rejects.
 pub const PLAIN_PATH: &str = "write a path of plain segments, such as /v1 (no query, no %, no `..`, no `//`)";
 
 fn split(text: &str) -> Result<(Scheme, Authority, &str), Fault> {
     if text.bytes().any(|b| b <= b' ' || b >= 0x7f || b == b'\\') {
-        return Err(Fault::new("holds a character that no URL has", "remove blanks and `\\`, write the host in ASCII"));
+        return Err(Fault::new(
+            "contains a character that URLs do not allow",
+            "remove spaces and `\\`, and write the host in ASCII",
+        ));
     }
-    let (name, rest) = text.split_once("://").ok_or_else(|| Fault::new("is not a URL", "write https://HOST/PATH"))?;
+    let (name, rest) = text.split_once("://").ok_or_else(|| Fault::new("is malformed", "write https://HOST/PATH"))?;
     let scheme = match name.to_ascii_lowercase().as_str() {
         "https" => Scheme::Https,
         "http" => Scheme::Http,
@@ -115,10 +121,10 @@ fn split(text: &str) -> Result<(Scheme, Authority, &str), Fault> {
     };
     let (authority, rest) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
     if authority.contains('@') {
-        return Err(Fault::new("has a user name", "remove it; `client_id` and `client_secret` say who we are"));
+        return Err(Fault::new("has a user name", "remove it; credentials have keys of their own"));
     }
     let authority = Authority::parse(authority)
-        .map_err(|error| Fault::new(format!("has a host that is refused: {error}"), "write https://HOST/PATH"))?;
+        .map_err(|error| Fault::new(format!("has an invalid host: {error}"), "write https://HOST/PATH"))?;
     Ok((scheme, authority, rest))
 }
 
@@ -137,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_url_has_one_reading() {
+    fn a_token_url_is_unambiguous_or_rejected() {
         check("https://Login.Acme.test/token?x=1", Ok("https://login.acme.test/token?x=1"));
         check("HTTPS://a.test.:8443/t", Ok("https://a.test:8443/t"));
         check("http://[::1]:80/t", Ok("http://[::1]/t"));
@@ -147,17 +153,17 @@ mod tests {
         check("https://a.test\\@b.test/t", Err("character"));
         check("https://a.te\tst/t", Err("character"));
         check("https://ä.test/t", Err("character"));
-        check("https:a.test/t", Err("not a URL"));
+        check("https:a.test/t", Err("malformed"));
         check("ftp://a.test/t", Err("neither"));
-        check("https://2130706433/t", Err("refused"));
+        check("https://2130706433/t", Err("invalid host"));
         check("https://a.test:0/t", Err("port"));
         check("https://a.test:/t", Err("port"));
         check("https:///t", Err("empty"));
-        check("https://a%2etest/t", Err("refused"));
+        check("https://a%2etest/t", Err("invalid host"));
     }
 
     #[test]
-    fn a_collector_gets_the_path_for_traces() {
+    fn the_trace_path_is_appended_to_the_collector_url() {
         assert_eq!(collector("http://Otel.test:4318/").unwrap().as_str(), "http://otel.test:4318/v1/traces");
         assert_eq!(collector("https://otel.test/otlp").unwrap().as_str(), "https://otel.test/otlp/v1/traces");
         for bad in ["http://a/v1/traces", "http://u:p@a", "http://a?x", "http://a#x", "grpc://a", "a:4318", ""] {
@@ -166,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn an_upstream_is_an_origin_with_a_base() {
+    fn an_upstream_is_an_origin_with_a_base_path() {
         let (origin, base) = upstream("https://Acme.test:444/services/").unwrap();
         assert_eq!((origin.to_string().as_str(), base.as_str()), ("https://acme.test:444", "/services"));
         assert!(upstream("https://acme.test").unwrap().1.is_root());

@@ -1,8 +1,8 @@
-//! The line that a problem points at, as a terminal shows it below the problem.
+//! Renders the source line of a problem with carets below it, for a terminal.
 //!
-//! Not here: whether there is a terminal (`cli`).
-//! Holds: of a file nothing is shown but what the problem itself says, punctuation and the validator's own keys; every
-//! other word may be a secret and is an ellipsis. One line, bounded in width, without control characters.
+//! Invariants: only known keys, punctuation and text that the problem quotes anyway are shown; every other word may be
+//! a secret and becomes an ellipsis. The excerpt is one line of bounded width, without control characters. Not here:
+//! detecting a terminal (`cli`).
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -12,20 +12,20 @@ use super::problem::Problem;
 use super::reference;
 use crate::telemetry::misleads;
 
-/// Characters before the mark, and of the word that is marked.
+/// Maximum characters before the carets, and of the marked word.
 const WIDTH_MAX: usize = 60;
-/// Beyond this column of a line nothing is shown.
+/// A problem beyond this column gets no excerpt.
 const COLUMN_MAX: usize = 10_000;
 const ELLIPSIS: char = '…';
 
-/// Finds the lines; keeps the file that was read last, since problems come file by file.
+/// Reads the source lines. Caches the last file, since problems are sorted by file.
 #[derive(Debug, Default)]
 pub struct Excerpts {
-    /// Keys of the configuration, which are shown as they are.
+    /// Keys of the configuration, which are shown unmasked.
     keys: BTreeSet<String>,
     file: PathBuf,
     text: String,
-    /// Where each line begins.
+    /// Byte offset of each line.
     starts: Vec<usize>,
 }
 
@@ -34,7 +34,7 @@ impl Excerpts {
         Excerpts { keys, ..Excerpts::default() }
     }
 
-    /// Two lines, source and mark; `None` where the file has no such place.
+    /// Two lines: the source and the carets. `None` if the file has no such position.
     pub fn of(&mut self, problem: &Problem) -> Option<String> {
         if self.file != problem.file {
             self.read(&problem.file);
@@ -56,7 +56,7 @@ impl Excerpts {
     }
 }
 
-/// What is shown of `line`, and the carets below it.
+/// The visible part of `line`, and the carets below it.
 fn excerpt(line: &str, problem: &Problem, keys: &BTreeSet<String>) -> Option<(String, String)> {
     let column = problem.column.checked_sub(1).filter(|column| *column <= COLUMN_MAX)?;
     let at = line.char_indices().map(|(at, _)| at).chain([line.len()]).nth(column)?;
@@ -68,14 +68,14 @@ fn excerpt(line: &str, problem: &Problem, keys: &BTreeSet<String>) -> Option<(St
         source = format!("{ELLIPSIS}{kept}");
     }
     let indent = source.chars().count();
-    let (word, tail) = rest.split_at(match said(rest, &problem.message) {
+    let (word, tail) = rest.split_at(match quoted_len(rest, &problem.message) {
         Some(bytes) => bytes,
-        None => piece(rest).len(),
+        None => token(rest).len(),
     });
-    let shown = if said(rest, &problem.message).is_some() { clean(word) } else { masked(word, keys) };
+    let shown = if quoted_len(rest, &problem.message).is_some() { escaped(word) } else { masked(word, keys) };
     let carets = shown.chars().count().clamp(1, WIDTH_MAX);
     source.extend(shown.chars().take(WIDTH_MAX));
-    if tail.starts_with(':') && piece(tail) == ":" {
+    if tail.starts_with(':') && token(tail) == ":" {
         source.push(':');
     }
     if !tail.trim_matches([':', ' ']).is_empty() && !source.ends_with(ELLIPSIS) {
@@ -85,23 +85,23 @@ fn excerpt(line: &str, problem: &Problem, keys: &BTreeSet<String>) -> Option<(St
     Some((source, format!("{}{}", " ".repeat(indent), "^".repeat(carets))))
 }
 
-/// How many bytes at the beginning of `rest` the message quotes anyway.
-fn said(rest: &str, message: &str) -> Option<usize> {
+/// Length in bytes of the prefix of `rest` that the message quotes.
+fn quoted_len(rest: &str, message: &str) -> Option<usize> {
     let inside = rest.trim_start_matches(['"', '\'']);
     let quoted = message.split('`').skip(1).step_by(2).filter(|text| !text.is_empty() && inside.starts_with(text));
     let longest = quoted.map(str::len).max()?;
     Some(rest.len() - inside.len() + longest)
 }
 
-/// Punctuation, blanks and known keys as they are, an ellipsis for the rest.
+/// Keeps punctuation, spaces and known keys, and replaces the rest by ellipses.
 fn masked(text: &str, keys: &BTreeSet<String>) -> String {
     let mut shown = String::new();
     let mut rest = text;
     while !rest.is_empty() {
-        let (piece, tail) = rest.split_at(piece(rest).len());
+        let (token, tail) = rest.split_at(token(rest).len());
         rest = tail;
-        if is_punctuation(piece) || keys.contains(piece) {
-            shown += &clean(piece);
+        if is_punctuation(token) || keys.contains(token) {
+            shown += &escaped(token);
         } else if shown.trim_end().ends_with(ELLIPSIS) {
             shown.truncate(shown.trim_end().len());
         } else {
@@ -111,29 +111,29 @@ fn masked(text: &str, keys: &BTreeSet<String>) -> String {
     shown
 }
 
-/// A quoted text, a word, or one character between such; never empty unless `text` is.
-fn piece(text: &str) -> &str {
+/// The first token of `text`: a quoted string, a word, or one separator. Empty only if `text` is.
+fn token(text: &str) -> &str {
     let Some(first) = text.chars().next() else { return text };
     if matches!(first, '"' | '\'') {
         return text[1..].find(first).map_or(text, |end| &text[..end + 2]);
     }
-    let ends = |(at, c): (usize, char)| {
+    let end = |(at, c): (usize, char)| {
         let after = text[at + c.len_utf8()..].chars().next();
         let colon = c == ':' && after.is_none_or(|after| after.is_whitespace() || "{}[],".contains(after));
         (colon || c.is_whitespace() || "{}[],".contains(c)).then_some(at)
     };
-    match text.char_indices().find_map(ends) {
+    match text.char_indices().find_map(end) {
         Some(0) => &text[..first.len_utf8()],
         Some(end) => &text[..end],
         None => text,
     }
 }
 
-fn is_punctuation(piece: &str) -> bool {
-    matches!(piece, "{" | "}" | "[" | "]" | "," | ":" | "-") || piece.chars().all(char::is_whitespace)
+fn is_punctuation(token: &str) -> bool {
+    matches!(token, "{" | "}" | "[" | "]" | "," | ":" | "-") || token.chars().all(char::is_whitespace)
 }
 
-fn clean(text: &str) -> String {
+fn escaped(text: &str) -> String {
     let escape = |c: char| if misleads(c) { c.escape_default().collect() } else { String::from(c) };
     text.chars().map(escape).collect()
 }
@@ -152,21 +152,27 @@ mod tests {
     }
 
     #[test]
-    fn the_line_is_marked_below_the_column() {
-        check("egress: {unmatched: maybe}", 21, "`maybe` is not known", "egress: {unmatched: maybe …", &mark(20, 5));
+    fn carets_mark_the_word_at_the_column() {
+        check(
+            "egress: {unmatched: maybe}",
+            21,
+            "`maybe` is not a valid value",
+            "egress: {unmatched: maybe …",
+            &mark(20, 5),
+        );
         check("    tokn_url: https://x", 5, "unknown key `tokn_url`", "    tokn_url: …", &mark(4, 8));
         check("  - name: crm", 5, "`client_id` is missing", "  - name: …", &mark(4, 4));
         check("workers: 2", 1, "`workers` is missing", "workers: …", &mark(0, 7));
         check("include:", 1, "must be a list", "include:", &mark(0, 7));
-        check("", 1, "is not YAML", "", &mark(0, 1));
-        check("trust: [\"x y\"]", 9, "`x y` is refused", "trust: [\"x y …", &mark(8, 4));
-        check("\tname: x", 2, "is not YAML: tab", "\\tname: …", &mark(2, 4));
+        check("", 1, "is not valid YAML", "", &mark(0, 1));
+        check("trust: [\"x y\"]", 9, "`x y` is invalid", "trust: [\"x y …", &mark(8, 4));
+        check("\tname: x", 2, "is not valid YAML: tab", "\\tname: …", &mark(2, 4));
     }
 
     #[test]
-    fn no_value_is_shown_that_the_problem_does_not_repeat() {
+    fn values_that_the_problem_does_not_quote_are_masked() {
         check("client_secret: hunter2", 16, "is empty", "client_secret: …", &mark(15, 1));
-        check("client_secret: hunter2", 1, "the key stands here", "client_secret: …", &mark(0, 13));
+        check("client_secret: hunter2", 1, "duplicate key", "client_secret: …", &mark(0, 13));
         check(
             "{client_secret: \"a: {b\", colour: 1}",
             26,
@@ -186,11 +192,17 @@ mod tests {
     }
 
     #[test]
-    fn an_excerpt_is_bounded_and_harmless() {
+    fn an_excerpt_is_bounded_and_escapes_control_characters() {
         let wide = format!("{}x: 1", "[".repeat(500));
         check(&wide, 501, "unknown key `x`", &format!("…{}x: …", "[".repeat(59)), &mark(60, 1));
         let long = "y".repeat(500);
-        check(&long, 1, &format!("`{}` is not known", &long[..100]), &format!("{} …", "y".repeat(60)), &mark(0, 60));
+        check(
+            &long,
+            1,
+            &format!("`{}` is not a valid value", &long[..100]),
+            &format!("{} …", "y".repeat(60)),
+            &mark(0, 60),
+        );
         check("name: \u{1b}[2J", 7, "`\u{1b}[2J` is not a name", "name: \\u{1b}[2J", &mark(6, 9));
         let problem = |column| Problem {
             file: "a".into(),

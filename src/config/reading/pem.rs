@@ -1,114 +1,115 @@
-//! PEM files: private keys, certificates, roots; and what people paste in place of PEM.
+//! Reads PEM files: private keys, certificates, roots. Detects common mistakes, such as escaped line breaks.
 //!
-//! Not here: what a key signs (`jwt`), which certificates vouch for whom (`tls`).
+//! Not here: signing (`jwt`), certificate verification (`tls`).
 
 use std::path::Path;
 
 use rustls::pki_types::CertificateDer;
 
+use super::node::{Field, Keys, NodeRef, Section};
 use super::problem::Sink;
 use super::reference::bytes;
 use super::secret::secret;
 use super::shape;
-use super::spot::{Field, Keys, Spot, Unit};
 use crate::clock::Clock;
 use crate::model::Roots;
 use crate::model::connection::ClientCertificate;
 use crate::model::secret::Secret;
 use crate::tls;
 
-/// What PEM begins with.
+/// Start of a PEM block.
 const BEGIN: &str = "-----BEGIN ";
-/// The longest file of certificates, in bytes.
-const ROOTS_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Maximum size of a PEM file.
+const PEM_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// A private key in PEM.
-pub fn key(spot: &Spot<'_>, sink: &mut Sink) -> Option<Secret> {
-    let key = secret(spot, sink)?;
-    has_lines(spot, "the key", key.expose(), sink).then_some(key)
+/// Reads a private key in PEM.
+pub fn key(node: &NodeRef<'_>, sink: &mut Sink) -> Option<Secret> {
+    let key = secret(node, sink)?;
+    check_line_breaks(node, "the key", key.expose(), sink).then_some(key)
 }
 
-/// False, with a problem, where `text` would be PEM if its line breaks were not the two characters `\n`: as in a JSON key
-/// file, and in what is copied from one into a variable. `what` begins the sentence.
-pub fn has_lines(spot: &Spot<'_>, what: &str, text: &str, sink: &mut Sink) -> bool {
+/// Reports PEM whose line breaks are the two characters `\n`, as in a JSON key file or an environment variable copied
+/// from one. Returns true if there is no such problem. `what` is the subject of the message.
+pub fn check_line_breaks(node: &NodeRef<'_>, what: &str, text: &str, sink: &mut Sink) -> bool {
     if !text.contains(BEGIN) || !text.contains("\\n") {
         return true;
     }
     if text.trim_start().starts_with('{') {
-        let hint = "take the PEM out of it, as `jq -r .private_key FILE > key.pem` does, and name that file";
-        spot.problem(sink, format!("{what} is JSON that holds PEM in a member"), hint);
+        let hint = "extract the PEM, for example with `jq -r .private_key FILE > key.pem`, and use that file";
+        node.problem(sink, format!("{what} is JSON with the PEM in a member"), hint);
     } else {
-        let hint = "write line breaks in their place, as `printf '%b' \"$KEY\" > key.pem` does, and name that file";
-        spot.problem(sink, format!("{what} has the two characters `\\n` in place of line breaks"), hint);
+        let hint = "restore them, for example with `printf '%b' \"$KEY\" > key.pem`, and use that file";
+        node.problem(sink, format!("{what} has the two characters `\\n` instead of line breaks"), hint);
     }
     false
 }
 
-/// The bytes of a file in PEM.
-pub fn file(spot: &Spot<'_>, path: &Path, sink: &mut Sink) -> Option<Vec<u8>> {
-    let bytes = bytes(spot, path, ROOTS_BYTES_MAX, sink)?;
+/// Reads a PEM file.
+pub fn file(node: &NodeRef<'_>, path: &Path, sink: &mut Sink) -> Option<Vec<u8>> {
+    let bytes = bytes(node, path, PEM_BYTES_MAX, sink)?;
     let text = String::from_utf8_lossy(&bytes);
-    has_lines(spot, &path.display().to_string(), &text, sink).then_some(bytes)
+    check_line_breaks(node, &path.display().to_string(), &text, sink).then_some(bytes)
 }
 
-/// The certificates of a list of PEM files.
-pub fn roots(spot: &Spot<'_>, sink: &mut Sink) -> Option<Roots> {
-    let files: Vec<_> = spot.items(sink)?.iter().map(|item| roots_of_file(item, sink)).collect();
+/// Reads a list of PEM files with certificates.
+pub fn roots(node: &NodeRef<'_>, sink: &mut Sink) -> Option<Roots> {
+    let files: Vec<_> = node.items(sink)?.iter().map(|item| roots_in_file(item, sink)).collect();
     let files = files.into_iter().collect::<Option<Vec<_>>>()?;
     Some(files.iter().flat_map(|roots| roots.iter()).cloned().collect())
 }
 
-/// The certificates of one PEM file.
-pub fn roots_of_file(spot: &Spot<'_>, sink: &mut Sink) -> Option<Roots> {
-    let path = spot.file(sink)?;
-    let pem = file(spot, &path, sink)?;
+/// Reads one PEM file with certificates.
+pub fn roots_in_file(node: &NodeRef<'_>, sink: &mut Sink) -> Option<Roots> {
+    let path = node.file(sink)?;
+    let pem = file(node, &path, sink)?;
     match tls::read_roots(&pem) {
         Ok(certificates) => {
-            warn_of_expired(&certificates, spot, &path, sink);
+            warn_of_expired(&certificates, node, &path, sink);
             Some(certificates.into())
         }
         Err(error) => {
-            spot.problem(sink, format!("{} {error}", path.display()), "give a PEM file of CA certificates");
+            node.problem(sink, format!("{} {error}", path.display()), "use a PEM file of CA certificates");
             None
         }
     }
 }
 
-pub fn warn_of_expired(certificates: &[CertificateDer<'_>], item: &Spot<'_>, path: &Path, sink: &mut Sink) {
+/// Warns of the earliest certificate that has expired.
+pub fn warn_of_expired(certificates: &[CertificateDer<'_>], item: &NodeRef<'_>, path: &Path, sink: &mut Sink) {
     let now = Clock::system().now().wall;
-    let ended = certificates.iter().filter_map(tls::expiry).filter(|end| *end <= now).min();
-    if let Some(end) = ended {
-        let date = httpdate::fmt_http_date(end.to_system());
-        let message = format!("{} holds a certificate that expired on {date}", path.display());
-        item.warning(sink, message, "replace it, or take it out");
+    let earliest = certificates.iter().filter_map(tls::expiry).filter(|expiry| *expiry <= now).min();
+    if let Some(expiry) = earliest {
+        let date = httpdate::fmt_http_date(expiry.to_system());
+        let message = format!("{} contains a certificate that expired on {date}", path.display());
+        item.warning(sink, message, "replace or remove it");
     }
 }
 
-/// The same for a list that replaces other roots: an empty one would trust no server.
-pub fn own_roots(spot: &Spot<'_>, sink: &mut Sink) -> Option<Roots> {
-    let roots = roots(spot, sink)?;
+/// Reads roots that replace the global ones; an empty list would trust no server.
+pub fn replacement_roots(node: &NodeRef<'_>, sink: &mut Sink) -> Option<Roots> {
+    let roots = roots(node, sink)?;
     if roots.is_empty() {
-        spot.problem(sink, "names no certificate", "name a PEM file, or remove the key to use the global roots");
+        node.problem(sink, "is an empty list", "add a PEM file, or remove the key to use the global roots");
         return None;
     }
     Some(roots)
 }
 
-/// A certificate with its chain, and the private key that belongs to it.
+/// Reads a certificate with its chain, and the private key that belongs to it.
 pub fn certificate<K: Keys>(
-    unit: &Unit<'_, K>,
+    section: &Section<'_, K>,
     (certificate, key): (Field<shape::Text>, Field<shape::Secret>),
     sink: &mut Sink,
 ) -> Option<ClientCertificate> {
-    let hint = "name the PEM file of the certificate, its chain behind it";
-    let at = unit.require(certificate, "certificate", hint, sink);
+    let hint = "write the path of a PEM file with the certificate, then its chain";
+    let at = section.require(certificate, "certificate", hint, sink);
     let pem = at.as_ref().and_then(|at| {
         let path = at.file(sink)?;
         Some((file(at, &path, sink)?, path))
     });
-    let hint = "write key: {file: PATH} of the private key in PEM";
-    let key_at = unit.require(key, "key", hint, sink);
-    let key = key_at.as_ref().and_then(|spot| self::key(spot, sink));
+    let hint = "write `key: {file: PATH}` with the private key in PEM";
+    let key_at = section.require(key, "key", hint, sink);
+    let key = key_at.as_ref().and_then(|node| self::key(node, sink));
     let ((pem, path), at, key) = (pem?, at?, key?);
     match tls::read_client_certificate(&pem, key) {
         Ok(certificate) => {
@@ -124,21 +125,21 @@ pub fn certificate<K: Keys>(
 
 fn report_certificate(
     error: &tls::ClientCertificateError,
-    (at, path): (&Spot<'_>, &Path),
-    key_at: &Spot<'_>,
+    (at, path): (&NodeRef<'_>, &Path),
+    key_at: &NodeRef<'_>,
     sink: &mut Sink,
 ) {
     match error {
         tls::ClientCertificateError::Certificate(error) => {
             let hint = match error {
                 tls::RootsError::Version1 => {
-                    "have it issued again as version 3: with `openssl x509 -req`, give it `-extfile` with an extension, \
-                     such as `extendedKeyUsage = clientAuth`"
+                    "reissue it as version 3: with `openssl x509 -req`, pass `-extfile` with an extension such as \
+                     `extendedKeyUsage = clientAuth`"
                 }
-                _ => "give a PEM file of the certificate and its chain",
+                _ => "use a PEM file of the certificate and its chain",
             };
             at.problem(sink, format!("{} {error}", path.display()), hint);
         }
-        error => key_at.problem(sink, format!("the key {error}"), "give the certificate's own private key in PEM"),
+        error => key_at.problem(sink, format!("the key {error}"), "use the private key of this certificate, in PEM"),
     }
 }

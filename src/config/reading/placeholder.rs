@@ -1,48 +1,52 @@
-//! Placeholders such as `<tenant>` that were copied from a provider's documentation and never replaced.
+//! Detects placeholders such as `<tenant>` that were copied from a provider's documentation and never replaced.
 //!
-//! Not here: `${env:NAME}` and `${file:PATH}`, which are filled (`reference`).
+//! Not here: the references `${env:NAME}` and `${file:PATH}` (`reference`).
 
+use super::node::NodeRef;
 use super::problem::Sink;
-use super::spot::Spot;
 
-/// What encloses a placeholder, as people write it and as browsers encode it.
-const MARKS: [(&str, &str); 4] = [("<", ">"), ("{", "}"), ("%3c", "%3e"), ("%7b", "%7d")];
+/// Delimiters of a placeholder, plain and percent-encoded.
+const DELIMITERS: [(&str, &str); 4] = [("<", ">"), ("{", "}"), ("%3c", "%3e"), ("%7b", "%7d")];
 const NAME_BYTES_MAX: usize = 64;
-/// More are not named at once.
+/// Maximum placeholders that one problem names, per kind of delimiter.
 const NAMED_MAX: usize = 8;
 
-impl Spot<'_> {
-    /// True where `text`, the filled text of this place, holds no placeholder; else each is named in a problem.
-    pub fn is_filled_in(&self, text: &str, sink: &mut Sink) -> bool {
+impl NodeRef<'_> {
+    /// Reports the placeholders in `text`, the resolved text of this node. Returns true if there is none.
+    pub fn check_placeholders(&self, text: &str, sink: &mut Sink) -> bool {
         let found = placeholders(text);
         let [first, rest @ ..] = &found[..] else { return true };
-        // What a reference was filled with is not repeated.
+        // The value of a reference is never quoted.
         let written = self.written().unwrap_or_default();
         if !found.iter().all(|one| written.contains(one)) {
-            self.problem(sink, "comes with a placeholder such as <tenant>", "put your own value where it comes from");
+            self.problem(
+                sink,
+                "refers to a value with a placeholder such as <tenant>",
+                "replace it there with your own value",
+            );
             return false;
         }
         let named = rest.iter().fold(format!("`{first}`"), |named, one| format!("{named}, `{one}`"));
-        let message = format!("still holds the placeholder {named}");
+        let message = format!("still contains the placeholder {named}");
         self.problem(sink, message, format!("replace {named} with your own value"));
         false
     }
 
-    /// A line in which no placeholder is left.
-    pub fn filled_line(&self, sink: &mut Sink) -> Option<String> {
+    /// Reads a line without placeholders.
+    pub fn line_without_placeholders(&self, sink: &mut Sink) -> Option<String> {
         let text = self.line(sink)?;
-        self.is_filled_in(&text, sink).then_some(text)
+        self.check_placeholders(&text, sink).then_some(text)
     }
 }
 
-/// Each placeholder once, in order; the first few of each kind.
+/// The distinct placeholders in order, at most [`NAMED_MAX`] of each kind.
 fn placeholders(text: &str) -> Vec<&str> {
     if !text.contains(['<', '{', '%']) {
         return Vec::new();
     }
     let lower = text.to_ascii_lowercase();
     let mut found: Vec<(usize, &str)> = Vec::new();
-    for (open, close) in MARKS {
+    for (open, close) in DELIMITERS {
         let named = lower.match_indices(open).filter_map(|(at, _)| {
             let inside = &lower[at + open.len()..];
             let inside = &inside[..inside.floor_char_boundary(NAME_BYTES_MAX + close.len())];
@@ -59,7 +63,7 @@ fn placeholders(text: &str) -> Vec<&str> {
     found.into_iter().map(|(_, whole)| whole).collect()
 }
 
-/// `tenant`, `your-instance`, `domain name`; no JSON, no regular expression, no identifier in braces.
+/// True for `tenant`, `your-instance`, `domain name`; false for JSON, regular expressions and UUIDs.
 fn is_name(text: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.' | b' ');
     text.len() <= NAME_BYTES_MAX && text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.bytes().all(plain)
@@ -75,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn what_documentations_leave_open_is_found() {
+    fn placeholders_of_documentation_are_found() {
         check("https://login.microsoftonline.com/<tenant>/oauth2/v2.0/token", &["<tenant>"]);
         check("https://login.<yourinstance>.pure.cloud/oauth/token", &["<yourinstance>"]);
         check("https://<domain-name>/AllSites.Manage,offline_access", &["<domain-name>"]);
@@ -87,7 +91,7 @@ mod tests {
         check(&format!("<{}>", "a".repeat(64)), &[&format!("<{}>", "a".repeat(64))]);
         check(&format!("<{}><b>", "ä".repeat(64)), &["<b>"]);
         assert_eq!(placeholders(&"<a>{b}".repeat(100_000)), ["<a>", "{b}"]);
-        for good in [
+        for none in [
             "https://as.test/t",
             "https://as.test/t?claims={\"id_token\":{}}",
             "a<b",
@@ -97,7 +101,7 @@ mod tests {
             "{3f2504e0-4f89}",
             "x{2,3}",
         ] {
-            check(good, &[]);
+            check(none, &[]);
         }
     }
 }

@@ -1,7 +1,7 @@
-//! What is wrong with a configuration: a sentence with an address and a way out.
+//! Problems of a configuration: each has a position, a message and a hint.
 //!
-//! Holds: one problem is one line of output, whatever the file held; a secret's value is in no message (callers quote
-//! what was *written*, never what a reference was filled with).
+//! Invariants: a problem prints as one line, whatever the file contains; no message contains a secret (readers quote
+//! text as *written*, never the value of a reference).
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
@@ -15,7 +15,7 @@ use crate::model::StoreSettings;
 use crate::model::secret::Vault;
 use crate::telemetry::misleads;
 
-/// More than a person reads; a file of nonsense must not become a list as long as itself.
+/// Maximum problems that are listed, so that a file of nonsense does not yield a list of its own length.
 const PROBLEMS_MAX: usize = 1000;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -25,18 +25,18 @@ pub struct Problem {
     pub line: usize,
     /// From 1, in characters.
     pub column: usize,
-    /// `connections[2].token_url`; empty: the file as a whole.
+    /// Such as `connections[2].token_url`; empty for the whole file.
     pub path: String,
     pub message: String,
     pub hint: String,
 }
 
-/// Why a configuration was refused.
+/// The reasons why a configuration was rejected.
 #[derive(Debug)]
 pub struct Problems {
     pub problems: Vec<Problem>,
     pub warnings: Vec<Problem>,
-    /// Files and directories that were read or looked for: where the problems may be mended.
+    /// Files and directories that were read or are missing: a change to them may fix the problems.
     pub files: Vec<PathBuf>,
 }
 
@@ -72,10 +72,10 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// What one load gathers on its way.
+/// Collects problems, warnings and the files that were read during one load.
 #[derive(Default)]
 pub struct Sink {
-    /// Where `{store: NAME}` is looked up.
+    /// Resolves `{store: NAME}`.
     pub vault: Option<Arc<dyn Vault>>,
     /// The store and the state directory, once they are known.
     pub store: Option<(StoreSettings, PathBuf)>,
@@ -84,10 +84,10 @@ pub struct Sink {
     files: BTreeSet<PathBuf>,
     directories: Vec<PathBuf>,
     contents: Contents,
-    left_out: usize,
+    unlisted: usize,
 }
 
-/// What was read so far, as a running digest.
+/// Running digest of the contents that were read.
 struct Contents(digest::Context);
 
 impl Default for Contents {
@@ -107,7 +107,7 @@ impl Sink {
         if self.problems.len() < PROBLEMS_MAX {
             self.problems.push(problem);
         } else {
-            self.left_out += 1;
+            self.unlisted += 1;
         }
     }
 
@@ -117,12 +117,12 @@ impl Sink {
         }
     }
 
-    /// Notes a file that the configuration depends on.
+    /// Records a file that the configuration depends on.
     pub fn file(&mut self, path: &Path) {
         self.files.insert(path.to_owned());
     }
 
-    /// Notes a directory whose files belong to the configuration.
+    /// Records a directory whose files belong to the configuration.
     pub fn directory(&mut self, path: &Path) {
         self.directories.push(path.to_owned());
     }
@@ -131,26 +131,26 @@ impl Sink {
         self.directories.clone()
     }
 
-    /// Notes what stood in it, for the fingerprint of the whole.
+    /// Adds the content of a file or a stored secret to the fingerprint.
     pub fn content(&mut self, bytes: &[u8]) {
         self.contents.0.update(&bytes.len().to_le_bytes());
         self.contents.0.update(bytes);
     }
 
-    /// Equal for equal contents of all files read; short, and reveals nothing of them.
+    /// A short digest of everything that was read.
     pub fn fingerprint(&self) -> String {
         let digest = self.contents.0.clone().finish();
         digest.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Warnings and files, or all the problems: the main file's first, each file's from top to bottom.
+    /// The warnings and files, or every problem: the main file's first, each file's from top to bottom.
     pub fn finish(mut self, main: &Path) -> Result<(Vec<Problem>, Vec<PathBuf>), Problems> {
         let order = |p: &Problem| (p.file != main, p.file.clone(), p.line, p.column);
         self.problems.sort_by_key(order);
         self.warnings.sort_by_key(order);
-        if self.left_out > 0 {
-            let message = format!("{} further problems are not listed", self.left_out);
-            let hint = "mend the first ones and look again".to_owned();
+        if self.unlisted > 0 {
+            let message = format!("{} more problems are not listed", self.unlisted);
+            let hint = "fix the first ones and check again".to_owned();
             let (file, path) = (main.to_owned(), String::new());
             self.problems.push(Problem { file, line: 1, column: 1, path, message, hint });
         }
@@ -162,16 +162,16 @@ impl Sink {
     }
 }
 
-/// No key or word of ours is as long.
+/// Words are compared up to this length; no key or keyword is as long.
 const WORD_CHARS_MAX: usize = 64;
 
-/// ``did you mean `token_url`?`` where one of `known` is near `word`, else `otherwise`.
+/// ``did you mean `token_url`?`` if `word` is close to one of `known`, else `otherwise`.
 pub fn suggest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>, otherwise: &str) -> String {
     let word: String = word.chars().take(WORD_CHARS_MAX).collect();
-    let allowed = (word.chars().count() / 3).clamp(1, 3);
-    let near = known.into_iter().map(|name| (strsim::osa_distance(&word, name), name)).min();
-    match near {
-        Some((distance, name)) if distance <= allowed => format!("did you mean `{name}`?"),
+    let distance_max = (word.chars().count() / 3).clamp(1, 3);
+    let closest = known.into_iter().map(|name| (strsim::osa_distance(&word, name), name)).min();
+    match closest {
+        Some((distance, name)) if distance <= distance_max => format!("did you mean `{name}`?"),
         _ => otherwise.to_owned(),
     }
 }
@@ -186,13 +186,13 @@ mod tests {
     }
 
     #[test]
-    fn a_problem_is_one_line() {
+    fn a_problem_prints_as_one_line() {
         let text = problem("is\nnot\r\u{1b}[2J\u{202e}so").to_string();
         assert_eq!(text, "a.yaml:3:7: connections[2].token_url: is\\nnot\\r\\u{1b}[2J\\u{202e}so; write it");
     }
 
     #[test]
-    fn problems_are_bounded_and_in_order() {
+    fn problems_are_bounded_and_sorted() {
         let mut sink = Sink::default();
         sink.problem(Problem { file: "0.yaml".into(), ..problem("included") });
         for line in (1..=PROBLEMS_MAX + 5).rev() {
@@ -202,9 +202,7 @@ mod tests {
         assert_eq!(problems.problems.len(), PROBLEMS_MAX + 1);
         assert_eq!(problems.problems[PROBLEMS_MAX - 1].message, "included");
         assert!(problems.problems[0].line < problems.problems[1].line);
-        assert!(
-            problems.to_string().ends_with("6 further problems are not listed; mend the first ones and look again")
-        );
+        assert!(problems.to_string().ends_with("6 more problems are not listed; fix the first ones and check again"));
     }
 
     #[track_caller]
@@ -213,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn near_names_are_suggested() {
+    fn close_names_are_suggested() {
         check("tokn_url", "did you mean `token_url`?");
         check("token_ulr", "did you mean `token_url`?");
         check("Name", "did you mean `name`?");

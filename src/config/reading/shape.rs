@@ -1,8 +1,8 @@
-//! Shapes of values: the types of the twins' fields, as the JSON Schema shows them.
+//! Shapes of values: the types of the twins' fields, which only define their JSON Schema.
 //!
-//! No value of these types is ever made: a field holds a mark. Not here: reading a value (`value`, `reference`, `secret`),
-//! which decides.
-//! Holds: a shape takes whatever reading takes, `${env:NAME}` and `${file:PATH}` in place of any text included.
+//! No value of these types exists: a field holds the index of an entry. Not here: reading values (`value`, `reference`,
+//! `secret`), which decides what is valid.
+//! Invariant: a shape accepts everything that reading accepts, including `${env:NAME}` and `${file:PATH}` in any text.
 
 use std::borrow::Cow;
 use std::marker::PhantomData;
@@ -10,15 +10,15 @@ use std::marker::PhantomData;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 
-use super::spot::{Field, Keys};
+use super::node::{Field, Keys};
 
-/// A value that is one of a few words.
-pub trait Words: Clone + Sized {
-    /// Each word with its value.
-    fn words() -> Vec<(&'static str, Self)>;
+/// A value that is one of a fixed set of keywords.
+pub trait Keyword: Clone + Sized {
+    /// Each keyword with its value.
+    fn keywords() -> Vec<(&'static str, Self)>;
 }
 
-/// Shapes without a definition of their own: the schema has them where they are used.
+/// Defines shapes whose schema is inlined where they are used.
 macro_rules! shapes {
     ($($(#[$doc:meta])* $name:ident [$($of:ident: $bound:ident),*] |$generator:pat_param| $schema:tt;)*) => {$(
         $(#[$doc])*
@@ -47,7 +47,7 @@ shapes! {
         "anyOf": [{"type": "boolean"}, {"enum": ["true", "false"]}, generator.subschema_for::<Filled>()]
     };
     Integer [] |_| {"type": ["integer", "string"], "pattern": r"^[0-9]+$|\$\{"};
-    /// A part of the whole.
+    /// From 0 to 1.
     Fraction [] |_| {"type": ["number", "string"], "minimum": 0, "maximum": 1, "pattern": r"^[0-9.]+$|\$\{"};
     Port [] |_| {"type": ["integer", "string"], "minimum": 1, "maximum": 65535, "pattern": r"^[0-9]+$|\$\{"};
     Duration [] |_| {"type": "string", "pattern": r"^([0-9]+(ms|s|m|h|d))+$|\$\{"};
@@ -61,11 +61,11 @@ shapes! {
     Network [] |_| {"type": "string", "pattern": r"^[0-9A-Fa-f:.]+/[0-9]+$|\$\{"};
     Method [] |_| {"type": "string", "pattern": r"^[^a-z ]+$|\$\{", "not": {"enum": ["TRACE", "CONNECT"]}};
     HeaderName [] |_| {"type": "string", "pattern": r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$|\$\{"};
-    /// A token of HTTP, or nothing.
+    /// An HTTP token, or empty.
     Word [] |_| {"type": ["string", "integer"], "pattern": r"^[A-Za-z0-9!#$%&'*+.^_`|~-]*$|\$\{"};
-    OneOf [W: Words] |generator| {
+    OneOf [W: Keyword] |generator| {
         "anyOf": [
-            {"enum": W::words().into_iter().map(|(word, _)| word).collect::<Vec<_>>()},
+            {"enum": W::keywords().into_iter().map(|(word, _)| word).collect::<Vec<_>>()},
             generator.subschema_for::<Filled>()
         ]
     };
@@ -79,13 +79,13 @@ shapes! {
     OneOrMany [T: JsonSchema] |generator| {
         "anyOf": [generator.subschema_for::<T>(), generator.subschema_for::<NonemptyList<T>>()]
     };
-    /// A map whose keys are the user's own.
+    /// A map with free keys.
     Map [T: JsonSchema] |generator| {
         "type": "object", "additionalProperties": generator.subschema_for::<Option<T>>()
     };
 }
 
-/// A reference where the value itself would have to be a certain word.
+/// A reference in place of a keyword.
 pub enum Filled {}
 
 impl JsonSchema for Filled {

@@ -1,25 +1,25 @@
-//! Texts that are values: durations, sizes, counts, networks, addresses. Pure.
+//! Parses text into values: durations, sizes, counts, networks, addresses.
 //!
-//! Holds: a [`Fault`] never repeats the text, which may come from a reference and be a secret.
+//! Invariant: a [`Fault`] never quotes the text, which may be the value of a reference and a secret.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::node::NodeRef;
 use super::problem::{Sink, suggest};
 use super::reference;
-use super::shape::Words;
-use super::spot::Spot;
+use super::shape::Keyword;
 use crate::model::egress::Bypass;
 use crate::model::origin::{Authority, Host};
 use crate::model::token::Subject;
 use crate::model::{Name, SubjectPattern};
 
-/// No setting is longer.
+/// Upper limit of every duration.
 const DURATION_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// What is wrong with a text, as the end of a sentence that begins with it, and the way out.
+/// What is wrong with a text: a predicate whose subject is the text, and what to write instead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
     pub message: String,
@@ -32,8 +32,8 @@ impl Fault {
     }
 }
 
-impl Spot<'_> {
-    /// The filled text, parsed; a fault becomes a problem that quotes what was written.
+impl NodeRef<'_> {
+    /// Parses the resolved text. A problem quotes the text as written.
     pub fn parse<T>(&self, sink: &mut Sink, parse: impl FnOnce(&str) -> Result<T, Fault>) -> Option<T> {
         let text = reference::text(self, sink)?;
         match parse(&text.value) {
@@ -46,10 +46,10 @@ impl Spot<'_> {
         }
     }
 
-    /// The same for a text that might hold credentials, such as a URL: the problem does not repeat it.
-    pub fn secretive<T>(&self, sink: &mut Sink, parse: impl FnOnce(&str) -> Result<T, Fault>) -> Option<T> {
+    /// Parses a URL. A problem does not quote it, since it may contain credentials.
+    pub fn parse_url<T>(&self, sink: &mut Sink, parse: impl FnOnce(&str) -> Result<T, Fault>) -> Option<T> {
         let text = reference::text(self, sink)?.value;
-        if !self.is_filled_in(&text, sink) {
+        if !self.check_placeholders(&text, sink) {
             return None;
         }
         let fault = match parse(&text) {
@@ -60,15 +60,15 @@ impl Spot<'_> {
         None
     }
 
-    /// One of a few words.
-    pub fn choice<W: Words>(&self, sink: &mut Sink) -> Option<W> {
-        let words = W::words();
-        self.parse(sink, |text| match words.iter().find(|(word, _)| *word == text) {
+    /// Reads one of a fixed set of keywords.
+    pub fn choice<W: Keyword>(&self, sink: &mut Sink) -> Option<W> {
+        let keywords = W::keywords();
+        self.parse(sink, |text| match keywords.iter().find(|(keyword, _)| *keyword == text) {
             Some((_, value)) => Ok(value.clone()),
             None => {
-                let names: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+                let names: Vec<_> = keywords.iter().map(|(keyword, _)| *keyword).collect();
                 let all = format!("write one of {}", names.join(", "));
-                Err(Fault::new("is not known here", suggest(text, names, &all)))
+                Err(Fault::new("is not a valid value", suggest(text, names, &all)))
             }
         })
     }
@@ -81,7 +81,7 @@ impl Spot<'_> {
         })
     }
 
-    /// A text without control characters that is not empty. The problem does not repeat it.
+    /// Reads a non-empty text without control characters. A problem does not quote it.
     pub fn line(&self, sink: &mut Sink) -> Option<String> {
         let text = reference::text(self, sink)?.value;
         if text.is_empty() {
@@ -91,22 +91,23 @@ impl Spot<'_> {
         self.without_controls(text, sink)
     }
 
+    /// `text`, unless it contains a control character.
     pub fn without_controls(&self, text: String, sink: &mut Sink) -> Option<String> {
         if !text.chars().any(char::is_control) {
             return Some(text);
         }
-        self.problem(sink, "holds a control character (a line break, a tab or the like)", "write it on one line");
+        self.problem(sink, "contains a control character, such as a line break or a tab", "write it on one line");
         None
     }
 
-    /// A path, relative to the file that holds it.
+    /// Reads a path, which is relative to the file that contains it.
     pub fn file(&self, sink: &mut Sink) -> Option<std::path::PathBuf> {
         let path = self.line(sink)?;
-        Some(self.beside(&path))
+        Some(self.resolve(&path))
     }
 
-    /// A path relative to the file that this is in.
-    pub fn beside(&self, path: &str) -> std::path::PathBuf {
+    /// Resolves a path relative to the file of this node.
+    pub fn resolve(&self, path: &str) -> std::path::PathBuf {
         self.source.resolve(path)
     }
 }
@@ -114,13 +115,13 @@ impl Spot<'_> {
 pub fn name(text: &str) -> Result<Name, Fault> {
     Name::parse(text).ok_or_else(|| {
         Fault::new(
-            "is not a name",
-            "use 1 to 63 lower-case letters, digits, `-` and `_`, and begin with a letter or a digit",
+            "is not a valid name",
+            "use 1 to 63 lower-case letters, digits, `-` and `_`, starting with a letter or a digit",
         )
     })
 }
 
-/// Integers with units, joined at will: `1h30m`.
+/// Integers with units, in any combination: `1h30m`.
 pub fn duration(text: &str) -> Result<Duration, Fault> {
     let units = "write integers with units (ms, s, m, h, d), such as 500ms, 30s or 1h30m";
     let fault = |message: &str| Fault::new(message, units);
@@ -150,11 +151,11 @@ pub fn duration(text: &str) -> Result<Duration, Fault> {
     if text.is_empty() { Err(fault("is not a duration")) } else { Ok(total) }
 }
 
-/// The same, where zero would mean that nothing ever works.
-pub fn wait(text: &str) -> Result<Duration, Fault> {
+/// A duration that must not be zero.
+pub fn positive_duration(text: &str) -> Result<Duration, Fault> {
     match duration(text)? {
         Duration::ZERO => Err(Fault::new("is zero", "write a duration above zero, such as 30s")),
-        wait => Ok(wait),
+        duration => Ok(duration),
     }
 }
 
@@ -187,13 +188,13 @@ fn show(bytes: usize) -> String {
     }
 }
 
-/// Decimal digits alone.
+/// Decimal digits only.
 pub fn integer(text: &str, range: std::ops::RangeInclusive<usize>) -> Result<usize, Fault> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     text.parse().ok().filter(|number| digits && range.contains(number)).ok_or_else(|| {
         Fault::new(
             format!("is not an integer from {} to {}", range.start(), range.end()),
-            format!("write one from {} to {}", range.start(), range.end()),
+            format!("write an integer from {} to {}", range.start(), range.end()),
         )
     })
 }
@@ -204,41 +205,42 @@ pub fn port(text: &str) -> Result<u16, Fault> {
     u16::try_from(number).map_err(|_| refused())
 }
 
-/// `ann`, or all that begin alike: `team-*`.
+/// A subject, or a prefix with `*`: `ann`, `team-*`.
 pub fn subjects(text: &str) -> Result<SubjectPattern, Fault> {
-    let (start, every) = text.strip_suffix('*').map_or((text, false), |start| (start, true));
-    let pattern = match (every, Subject::parse(start)) {
+    let (start, is_prefix) = text.strip_suffix('*').map_or((text, false), |start| (start, true));
+    let pattern = match (is_prefix, Subject::parse(start)) {
         (true, None) if start.is_empty() => Some(SubjectPattern::Prefix(String::new())),
         (true, subject) => subject.map(|_| SubjectPattern::Prefix(start.to_owned())),
         (false, subject) => subject.map(SubjectPattern::Exact),
     };
-    let hint = "use 1 to 128 letters, digits and `._@:+-`, with a `*` at the end for all that begin so";
+    let hint = "use 1 to 128 letters, digits and `._@:+-`; a `*` at the end makes it a prefix";
     pattern.ok_or_else(|| Fault::new("is not a subject", hint))
 }
 
-/// A part of the whole, from 0 to 1.
+/// A fraction from 0 to 1.
 pub fn fraction(text: &str) -> Result<f64, Fault> {
     let plain = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
-    text.parse().ok().filter(|part| plain && (0.0..=1.0).contains(part)).ok_or_else(|| {
-        Fault::new("is not a number from 0 to 1", "write a part of the whole, such as 0.01 for one in a hundred")
-    })
+    text.parse()
+        .ok()
+        .filter(|part| plain && (0.0..=1.0).contains(part))
+        .ok_or_else(|| Fault::new("is not a number from 0 to 1", "write a fraction, such as 0.01 for one in a hundred"))
 }
 
 pub fn network(text: &str) -> Result<IpNet, Fault> {
-    let hint = "write an address and the length of its prefix, such as 10.0.0.0/8 or fd00::/8";
+    let hint = "write an address with a prefix length, such as 10.0.0.0/8 or fd00::/8";
     let network: IpNet = text.parse().map_err(|_| match text.parse::<IpAddr>() {
-        Ok(_) => Fault::new("has no prefix length", "add /32 to an IPv4 address, /128 to an IPv6 one"),
+        Ok(_) => Fault::new("has no prefix length", "add /32 to an IPv4 address, or /128 to an IPv6 address"),
         Err(_) => Fault::new("is not a network", hint),
     })?;
     if network != network.trunc() {
-        return Err(Fault::new("has bits beyond its prefix", "clear them, or write a longer prefix"));
+        return Err(Fault::new("has host bits set", "clear them, or use a longer prefix"));
     }
     Ok(network)
 }
 
-/// A list of networks.
-pub fn networks(spot: &Spot<'_>, sink: &mut Sink) -> Vec<IpNet> {
-    let items = spot.items(sink).unwrap_or_default();
+/// Reads a list of networks.
+pub fn networks(node: &NodeRef<'_>, sink: &mut Sink) -> Vec<IpNet> {
+    let items = node.items(sink).unwrap_or_default();
     items.iter().filter_map(|item| item.parse(sink, network)).collect()
 }
 
@@ -246,17 +248,18 @@ pub fn networks(spot: &Spot<'_>, sink: &mut Sink) -> Vec<IpNet> {
 pub fn listen_address(text: &str) -> Result<SocketAddr, Fault> {
     if text.starts_with("unix:") {
         return Err(Fault::new(
-            "is a Unix socket, which only a proxy listener may be",
+            "is a Unix socket, which only a proxy listener can use",
             "write IP:PORT, such as 127.0.0.1:8080",
         ));
     }
     text.parse().map_err(|_| Fault::new("is not an address with a port", "write IP:PORT, such as 127.0.0.1:8080"))
 }
 
-/// `*`, a name with all below it (with or without a dot before it), an address or a network; perhaps with a port.
+/// `*`, a name and its subdomains (with or without a leading dot), an address or a network; a port is optional.
 pub fn bypass(text: &str) -> Result<Bypass, Fault> {
-    let bad =
-        || Fault::new("is no host", "write a name such as .internal, an address, a network such as 10.0.0.0/8, or *");
+    let invalid = || {
+        Fault::new("is not a host", "write a name such as .internal, an address, a network such as 10.0.0.0/8, or *")
+    };
     if text == "*" {
         return Ok(Bypass::All);
     }
@@ -266,7 +269,7 @@ pub fn bypass(text: &str) -> Result<Bypass, Fault> {
     let text = text.strip_prefix("*.").or_else(|| text.strip_prefix('.')).unwrap_or(text);
     let authority = match text.parse::<IpAddr>() {
         Ok(address) => Authority { host: Host::Ip(address), port: None },
-        Err(_) => Authority::parse(text).map_err(|_| bad())?,
+        Err(_) => Authority::parse(text).map_err(|_| invalid())?,
     };
     Ok(match authority.host {
         Host::Ip(address) => Bypass::Network(address.to_canonical().into(), authority.port),
@@ -274,14 +277,14 @@ pub fn bypass(text: &str) -> Result<Bypass, Fault> {
     })
 }
 
-/// The mode of a socket in the file system: who may open it.
+/// The mode of a Unix socket, in octal.
 pub fn mode(text: &str) -> Result<u32, Fault> {
     let digits = (3..=4).contains(&text.len()) && text.bytes().all(|b| (b'0'..=b'7').contains(&b));
     let mode = u32::from_str_radix(text, 8).ok().filter(|mode| digits && *mode <= 0o777);
-    mode.ok_or_else(|| Fault::new("is not a mode", "write it in octal between quotes, such as \"0660\""))
+    mode.ok_or_else(|| Fault::new("is not a file mode", "write it in octal and quoted, such as \"0660\""))
 }
 
-/// `ip[:port]`, where a name of `hosts` is dialled.
+/// `IP[:PORT]`, the address at which a name in `hosts` is dialled.
 pub fn dial_address(text: &str) -> Result<(IpAddr, Option<u16>), Fault> {
     if let Ok(address) = text.parse::<SocketAddr>()
         && address.port() != 0

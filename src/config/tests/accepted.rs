@@ -1,4 +1,4 @@
-//! Good files and what they become.
+//! Valid files and their models.
 
 use super::*;
 use crate::model::ListenAt;
@@ -51,7 +51,7 @@ connections:
 ";
 
 #[test]
-fn a_complete_file_becomes_a_model() {
+fn a_file_with_every_top_level_key_is_read() {
     let loaded = accept(COMPLETE);
     let model = &loaded.model;
     let proxies: Vec<_> = model.listeners.proxy.iter().map(|l| format!("{} {}", l.name, l.at)).collect();
@@ -76,7 +76,7 @@ fn a_complete_file_becomes_a_model() {
 }
 
 #[test]
-fn a_complete_connection_is_read() {
+fn every_key_of_a_connection_is_read() {
     let model = accept(COMPLETE).model;
     let crm = &model.connections[0];
     assert_eq!((crm.active, crm.comments.as_deref(), crm.client_id.as_str()), (false, Some("Billing's\nown\n"), "id"));
@@ -115,11 +115,11 @@ fn a_complete_connection_is_read() {
 }
 
 #[test]
-fn complete_routes_are_read() {
+fn every_key_of_a_route_is_read() {
     let model = accept(COMPLETE).model;
     let [below, local, mount] = &model.connections[0].routes[..] else { panic!("three routes") };
     assert!(
-        matches!(&below.matches, RouteMatch::Host { pattern: HostPattern::Below(h), port: PortRule::Default } if h.to_string() == "acme.test")
+        matches!(&below.matches, RouteMatch::Host { pattern: HostPattern::Subdomains(h), port: PortRule::Default } if h.to_string() == "acme.test")
     );
     assert_eq!((below.path.as_str(), below.methods.as_ref().unwrap().len()), ("/services", 2));
     assert_eq!((below.tls.upgrade, below.tls.server_name.as_ref().unwrap().to_string().as_str()), (true, "x.test"));
@@ -140,19 +140,19 @@ fn complete_routes_are_read() {
 }
 
 #[test]
-fn an_empty_file_is_all_defaults() {
+fn an_empty_file_means_all_defaults() {
     for text in ["", "# nothing\n", "---\n", "~", "{}", "connections:\n", "connections: []"] {
         let loaded = accept(text);
         assert_eq!(loaded.model.listeners.proxy[0].at, ListenAt::Address("127.0.0.1:8080".parse().unwrap()));
         assert_eq!(loaded.model.listeners.admin.address, "127.0.0.1:8081".parse().unwrap());
         assert!((1..=4).contains(&loaded.model.workers) && loaded.model.listeners.telemetry.is_none());
-        assert_eq!(loaded.warnings[0].message, "no connection is configured");
+        assert_eq!(loaded.warnings[0].message, "no connections are configured");
     }
 }
 
 #[test]
-#[allow(clippy::disallowed_methods, reason = "the reference reads the same variable")]
-fn aliases_and_references_work_where_they_stand() {
+#[allow(clippy::disallowed_methods, reason = "the expected value of the reference")]
+fn aliases_and_references_are_resolved() {
     let shared = "connections:\n  - {name: a, client_id: &id \"x-${env:PATH}\", token_url: &u \"https://a.test/t\"}\n  - {name: b, client_id: *id, token_url: *u}\n";
     let model = accept(shared).model;
     let path = std::env::var("PATH").unwrap();
@@ -179,7 +179,7 @@ fn a_large_file_is_read_in_less_than_a_second_of_work() {
 }
 
 #[test]
-fn users_of_the_admin_side_are_read_and_let_it_listen_beyond_loopback() {
+fn admin_users_are_read_and_permit_listening_beyond_loopback() {
     use crate::model::Role;
     let digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
     let loaded = accept(&format!(
@@ -198,14 +198,14 @@ fn users_of_the_admin_side_are_read_and_let_it_listen_beyond_loopback() {
 }
 
 #[test]
-fn an_instance_is_found_although_its_secrets_are_not() {
+fn an_instance_is_located_without_its_secrets() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("a.yaml");
     let text = "listeners: {admin: \"0.0.0.0:9\", telemetry: \"[::]:8\"}\nstate_dir: s\n\
                 connections: [{name: a, client_secret: {file: gone}}]\n";
     std::fs::write(&file, text).unwrap();
-    let found = whereabouts(&file);
+    let found = locate_instance(&file);
     assert_eq!((found.admin, found.health), ("127.0.0.1:9".parse().unwrap(), "[::1]:8".parse().unwrap()));
     assert_eq!(found.state_dir, dir.path().join("s"));
-    assert_eq!(whereabouts(Path::new("/nowhere/a.yaml")).admin, "127.0.0.1:8081".parse().unwrap());
+    assert_eq!(locate_instance(Path::new("/nowhere/a.yaml")).admin, "127.0.0.1:8081".parse().unwrap());
 }

@@ -1,4 +1,4 @@
-//! Proofs of the client, endpoints, shapes of token requests and responses, scripts: good values and bad ones.
+//! Client authentication, endpoints, formats of token requests and responses, scripts: valid and invalid values.
 
 use super::files::Folder;
 use super::*;
@@ -8,8 +8,8 @@ use crate::model::secret::Secret;
 const RSA: &str = include_str!("../../jwt/tests/rsa-pkcs8.pem");
 const EC: &str = include_str!("../../jwt/tests/p256-pkcs8.pem");
 const CERTIFICATE: &str = include_str!("../../jwt/tests/rsa-certificate.pem");
-/// Of the EC key; it ended in 2020.
-const OVER: &str = include_str!("over.pem");
+/// Certificate of the EC key; expired in 2020.
+const EXPIRED: &str = include_str!("expired.pem");
 const SCRIPT: &str = "fn token_request(request, ctx) {\n    request\n}\n";
 const TOKEN_URL: &str = "token_url: \"https://as.test/token\"";
 
@@ -20,7 +20,7 @@ pub(super) fn folder(keys: &str) -> Folder {
         ("rsa.key", RSA),
         ("ec.key", EC),
         ("cert.pem", CERTIFICATE),
-        ("over.pem", OVER),
+        ("expired.pem", EXPIRED),
         ("a.xml", "<A/>"),
         ("s", "secret"),
         ("good.rhai", SCRIPT),
@@ -32,7 +32,7 @@ pub(super) fn connection(keys: &str) -> Arc<Connection> {
     folder(&format!("{TOKEN_URL}, {keys}")).accept().model.connections[0].clone()
 }
 
-/// One problem, whose line holds all of `expected`.
+/// Checks that there is one problem, whose line contains each text of `expected`.
 #[track_caller]
 pub(super) fn refused(keys: &str, expected: &[&str]) {
     let all = if keys.contains("token_url") || keys.contains("issuer: \"") {
@@ -46,43 +46,43 @@ pub(super) fn refused(keys: &str, expected: &[&str]) {
 }
 
 #[test]
-fn each_proof_of_the_client_is_whole() {
+fn client_authentication_needs_matching_keys() {
     let signed = connection(
         "send_credentials: private_key_jwt, client_assertion: {key: {file: rsa.key}, algorithm: PS256, certificate: cert.pem, thumbprint: x5t}",
     );
-    let ClientAuth::PrivateKeyJwt(key, Audience::TokenUrl) = &signed.client_auth else { panic!("another") };
+    let ClientAuth::PrivateKeyJwt(key, Audience::TokenUrl) = &signed.client_auth else { panic!("another method") };
     assert_eq!((key.algorithm, key.thumbprint.as_ref().unwrap().0), (Algorithm::PS256, Thumbprint::Sha1));
     let mac = connection(
         "client_secret: {file: s}, send_credentials: client_secret_jwt, client_assertion: {algorithm: HS384, audience: x}",
     );
     assert!(matches!(&mac.client_auth, ClientAuth::ClientSecretJwt(_, Algorithm::HS384, Audience::Text(_))));
-    for (keys, place, message) in [
+    for (keys, path, message) in [
         ("send_credentials: private_key_jwt", "client_assertion", "`client_assertion` is missing"),
         (
             "client_assertion: {key: {file: rsa.key}}",
             "client_assertion",
-            "goes with `send_credentials: private_key_jwt`",
+            "applies only to `send_credentials: private_key_jwt`",
         ),
         (
             "send_credentials: private_key_jwt, client_secret: {file: s}, client_assertion: {key: {file: rsa.key}}",
             "client_secret",
-            "a secret is given",
+            "there is a secret",
         ),
         ("send_credentials: client_secret_jwt", "client_secret", "`client_secret` is missing"),
         (
             "send_credentials: client_secret_jwt, client_secret: {file: s}, client_assertion: {key: {file: rsa.key}}",
             "client_assertion.key",
-            "here the secret is the key",
+            "signs with the client secret",
         ),
         (
             "send_credentials: client_secret_jwt, client_secret: {file: s}, client_assertion: {algorithm: RS256}",
             "client_assertion.algorithm",
-            "`RS256` is not known",
+            "`RS256` is not a valid value",
         ),
         (
             "send_credentials: private_key_jwt, client_assertion: {key: {file: rsa.key}, thumbprint: x5t}",
             "client_assertion.thumbprint",
-            "goes with `certificate`",
+            "applies only with `certificate`",
         ),
         (
             "send_credentials: private_key_jwt, client_assertion: {key: {file: rsa.key}, certificate: s}",
@@ -97,17 +97,17 @@ fn each_proof_of_the_client_is_whole() {
             "does not belong to the certificate",
         ),
         ("mutual_tls: {certificate: s, key: {file: rsa.key}}", "mutual_tls.certificate", "holds no certificate"),
-        ("basic_encoding: raw, send_credentials: none", "basic_encoding", "goes with `send_credentials: basic`"),
+        ("basic_encoding: raw, send_credentials: none", "basic_encoding", "applies only to `send_credentials: basic`"),
         (
             "send_credentials: tls, client_secret: {file: s}, mutual_tls: {certificate: cert.pem, key: {file: rsa.key}}",
             "client_secret",
-            "a secret is given, but `send_credentials` is tls",
+            "there is a secret, but `send_credentials` is tls",
         ),
         ("mutual_tls: {key: {file: rsa.key}}", "mutual_tls.certificate", "`certificate` is missing"),
         (
             "send_credentials: private_key_jwt, client_assertion: {key: {file: rsa.key}, algorithm: RSA}",
             "client_assertion.algorithm",
-            "`RSA` is not known",
+            "`RSA` is not a valid value",
         ),
         (
             "send_credentials: private_key_jwt, client_assertion: {key: {file: rsa.key}, algorithm: ES384}",
@@ -120,28 +120,29 @@ fn each_proof_of_the_client_is_whole() {
             "has no `mutual_tls`",
         ),
     ] {
-        refused(keys, &[&format!("connections[0].{place}: "), message]);
+        refused(keys, &[&format!("connections[0].{path}: "), message]);
     }
 }
 
 #[test]
-fn a_certificate_is_shown_where_it_is_wanted_and_warned_of_when_it_is_over() {
-    let shown = connection(
+fn a_client_certificate_is_presented_where_configured_and_its_expiry_is_a_warning() {
+    let connection = connection(
         "send_credentials: tls, mutual_tls: {certificate: cert.pem, key: {file: rsa.key}}, routes: [{host: a.test, \
          upstream_tls: {mutual_tls: true}}, {host: b.test, upstream_tls: {mutual_tls: false}}, {host: c.test}]",
     );
-    assert_eq!(shown.client_auth, ClientAuth::Tls);
-    let certificates: Vec<_> = shown.routes.iter().map(|route| route.tls.certificate.as_ref()).collect();
-    assert_eq!(certificates, [shown.mutual_tls.as_ref(), None, None]);
-    assert!(shown.mutual_tls.is_some());
-    let over = folder(&format!("{TOKEN_URL}, mutual_tls: {{certificate: over.pem, key: {{file: ec.key}}}}")).accept();
-    let warnings: Vec<_> = over.warnings.iter().map(|warning| warning.to_string()).collect();
+    assert_eq!(connection.client_auth, ClientAuth::Tls);
+    let certificates: Vec<_> = connection.routes.iter().map(|route| route.tls.certificate.as_ref()).collect();
+    assert_eq!(certificates, [connection.mutual_tls.as_ref(), None, None]);
+    assert!(connection.mutual_tls.is_some());
+    let expired =
+        folder(&format!("{TOKEN_URL}, mutual_tls: {{certificate: expired.pem, key: {{file: ec.key}}}}")).accept();
+    let warnings: Vec<_> = expired.warnings.iter().map(|warning| warning.to_string()).collect();
     let [warning] = &warnings[..] else { panic!("{warnings:?}") };
     assert!(warning.contains("connections[0].mutual_tls.certificate: ") && warning.contains("expired on"), "{warning}");
 }
 
 #[test]
-fn endpoints_and_their_proxy_are_plain() {
+fn endpoints_and_their_proxy_are_checked() {
     let found = folder(
         "issuer: \"https://as.test/tenant\", revocation_url: \"https://as.test/revoke\", send_credentials: none",
     )
@@ -152,10 +153,10 @@ fn endpoints_and_their_proxy_are_plain() {
     let proxied = connection(
         "authorization_server: {proxy: {url: \"https://proxy.test:3128\", username: u, password: {file: s}}}",
     );
-    let ServerProxy::Own(own) = &proxied.authorization_server.proxy else { panic!("no proxy of its own") };
+    let ServerProxy::Own(own) = &proxied.authorization_server.proxy else { panic!("no own proxy") };
     assert_eq!(own.credentials.as_ref().unwrap().0, "u");
-    for (word, expected) in [("inherit", ServerProxy::Inherit), ("none", ServerProxy::Direct)] {
-        let connection = connection(&format!("authorization_server: {{proxy: {word}}}"));
+    for (keyword, expected) in [("inherit", ServerProxy::Inherit), ("none", ServerProxy::Direct)] {
+        let connection = connection(&format!("authorization_server: {{proxy: {keyword}}}"));
         assert_eq!(connection.authorization_server.proxy, expected);
     }
     let signed = folder(
@@ -163,7 +164,7 @@ fn endpoints_and_their_proxy_are_plain() {
     );
     let auth = signed.accept().model.connections[0].client_auth.clone();
     assert!(matches!(auth, ClientAuth::PrivateKeyJwt(_, Audience::Issuer)), "{auth:?}");
-    for (keys, place, message) in [
+    for (keys, path, message) in [
         ("issuer: \"http://as.test\"", "issuer", "in the clear"),
         ("issuer: \"https://as.test?x\"", "issuer", "has a query or a fragment"),
         ("revocation_url: \"http://as.test/r\"", "revocation_url", "in the clear"),
@@ -181,32 +182,32 @@ fn endpoints_and_their_proxy_are_plain() {
         (
             "authorization_server: {proxy: {url: \"http://p.test\", username: \"a:b\", password: {file: s}}}",
             "authorization_server.proxy.username",
-            "holds a colon",
+            "contains a colon",
         ),
         (
             "authorization_server: {proxy: \"http://u:p@p.test:3128\"}",
             "authorization_server.proxy",
             "has a user name; write {url: http://HOST:PORT, username: NAME",
         ),
-        ("authorization_server: {proxy: corp}", "authorization_server.proxy", "is not a URL; write http://HOST:PORT"),
+        ("authorization_server: {proxy: corp}", "authorization_server.proxy", "is malformed; write http://HOST:PORT"),
         ("authorization_server: {proxy: {trust: [cert.pem]}}", "authorization_server.proxy.url", "`url` is missing"),
     ] {
-        refused(keys, &[&format!("connections[0].{place}: "), message]);
+        refused(keys, &[&format!("connections[0].{path}: "), message]);
     }
     let problems = folder("scopes: a").problems();
     assert!(problems.contains("token_url: `token_url` is missing"), "{problems}");
 }
 
 #[test]
-fn requests_and_answers_have_their_shapes() {
-    let shaped = connection(
+fn formats_of_requests_and_responses_are_checked() {
+    let formatted = connection(
         "token_request: {encoding: json, headers: {X-A: \"1\", X-B: {file: s}}}, \
          token_response: {access_token: /a~1b/0, token_type: any, expires_in_unit: ms, expires_at: /end, failure: {pointer: /ok, equals: false}, \
          refresh_refused: [{status: 403, error: unauthorized_client, description_contains: refresh_token}, {error: 190}]}, \
          token_rejected: [{status: 200, pointer: /code, equals: 17}, {status: 401, header: X, contains: y}]",
     );
-    assert_eq!((shaped.token_request.encoding, shaped.token_request.headers.len()), (RequestEncoding::Json, 2));
-    let response = &shaped.token_response;
+    assert_eq!((formatted.token_request.encoding, formatted.token_request.headers.len()), (RequestEncoding::Json, 2));
+    let response = &formatted.token_response;
     assert_eq!(response.access_token.parts(), ["a/b", "0"]);
     assert!(response.token_type.is_none() && response.expires_at.is_some());
     assert_eq!(response.failure.as_ref().unwrap().equals, "false");
@@ -214,23 +215,23 @@ fn requests_and_answers_have_their_shapes() {
     assert_eq!((atlassian.status.unwrap().as_u16(), atlassian.error.as_deref()), (403, Some("unauthorized_client")));
     assert_eq!(atlassian.description_contains.as_deref(), Some("refresh_token"));
     assert_eq!((number.status, number.error.as_deref()), (None, Some("190")));
-    assert_eq!(shaped.token_rejected.len(), 2);
-    for (keys, place, message) in [
-        ("token_request: {encoding: xml}", "token_request.encoding", "`xml` is not known"),
+    assert_eq!(formatted.token_rejected.len(), 2);
+    for (keys, path, message) in [
+        ("token_request: {encoding: xml}", "token_request.encoding", "`xml` is not a valid value"),
         (
             "token_request: {headers: {Content-Length: 1}}",
             "token_request.headers.Content-Length",
-            "belongs to the message itself",
+            "is set by the HTTP client",
         ),
         ("token_request: {headers: {\"a b\": 1}}", "token_request.headers[\"a b\"]", "is not a header name"),
-        ("token_request: {headers: {X-A: 1, x-a: 2}}", "token_request.headers.x-a", "`x-a` stands here twice"),
+        ("token_request: {headers: {X-A: 1, x-a: 2}}", "token_request.headers.x-a", "`x-a` is set twice"),
         (
             "client_secret: {file: s}, send_credentials: basic, token_request: {headers: {Authorization: x}}",
             "token_request",
             "sets Authorization itself",
         ),
         ("token_request: {headers: {X: \"a\\nb\"}}", "token_request.headers.X", "a line break"),
-        ("token_response: {access_token: data}", "token_response.access_token", "is no JSON pointer"),
+        ("token_response: {access_token: data}", "token_response.access_token", "is not a JSON pointer"),
         ("token_response: {failure: {pointer: /ok}}", "token_response.failure.equals", "`equals` is missing"),
         (
             "token_response: {refresh_refused: [{}]}",
@@ -256,27 +257,27 @@ fn requests_and_answers_have_their_shapes() {
         ("token_rejected: [{status: 302}]", "token_rejected[0].status", "`302` is not an integer"),
         ("token_rejected: [{status: 200, pointer: /a}]", "token_rejected[0].pointer", "go together"),
     ] {
-        refused(keys, &[&format!("connections[0].{place}: "), message]);
+        refused(keys, &[&format!("connections[0].{path}: "), message]);
     }
 }
 
 #[test]
-fn a_script_is_compiled_where_it_stands() {
+fn a_script_is_compiled_and_its_errors_have_a_position() {
     let with_script = connection("script: {file: good.rhai}, variables: {a: b}");
     assert!(with_script.script.as_ref().unwrap().text.starts_with("fn token_request"));
     assert_eq!(with_script.variables, [("a".to_owned(), Secret::new("b"))]);
     let problems = folder(&format!("{TOKEN_URL}, script: {{file: bad.rhai}}")).problems();
     assert!(
         problems.contains("bad.rhai:2:13: connections[0].script.file: the script")
-            && problems.contains("; mend the script"),
+            && problems.contains("; fix the script"),
         "{problems}"
     );
     refused("script: {file: gone.rhai}", &["connections[0].script.file: ", "cannot be read (no such file)"]);
     let two = "script: {file: good.rhai, source: \"fn token_request(request, ctx) { request }\"}";
     refused(two, &["main.yaml:2:", "connections[0].script: ", "exactly one source"]);
     let inline = "script: {source: \"fn token_request(request, ctx) { let x = ; }\"}";
-    refused(inline, &["main.yaml:2:", "connections[0].script.source: the script", "(its line 1, column 42)"]);
+    refused(inline, &["main.yaml:2:", "connections[0].script.source: the script", "(line 1, column 42 of the script)"]);
     refused("script: {}", &["connections[0].script: ", "exactly one source"]);
     refused("script: {source: \"fn other() { 1 }\"}", &["connections[0].script.source: the script"]);
-    refused("variables: {a: b}", &["connections[0].variables: ", "they go with `script`"]);
+    refused("variables: {a: b}", &["connections[0].variables: ", "variables have no effect without `script`"]);
 }

@@ -1,23 +1,23 @@
-//! What stands in other files: includes, references, secrets, certificates.
+//! Files that the configuration refers to: includes, references, secrets, certificates.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 use crate::model::StoreSettings;
-use crate::model::secret::{NoVault, Secret};
+use crate::model::secret::{Secret, VaultError};
 
 pub(super) struct Folder(tempfile::TempDir);
 
-/// A store with one secret, which no instance uses but in one case.
-struct Shelf;
+/// A fake store with one secret; the names `in-use` and `broken` fail.
+struct FakeVault;
 
-impl Vault for Shelf {
-    fn secret(&self, _: &StoreSettings, _: &Path, name: &str) -> Result<Option<Secret>, NoVault> {
+impl Vault for FakeVault {
+    fn secret(&self, _: &StoreSettings, _: &Path, name: &str) -> Result<Option<Secret>, VaultError> {
         match name {
             "crm/secret" => Ok(Some(Secret::new("s3cret"))),
-            "in-use" => Err(NoVault::InUse),
-            "broken" => Err(NoVault::Failed("it is damaged".to_owned())),
+            "in-use" => Err(VaultError::InUse),
+            "broken" => Err(VaultError::Failed("it is damaged".to_owned())),
             _ => Ok(None),
         }
     }
@@ -41,19 +41,19 @@ impl Folder {
 
     #[track_caller]
     pub(super) fn accept(&self) -> Loaded {
-        load(&self.path("main.yaml"), Arc::new(Shelf)).unwrap_or_else(|problems| panic!("{problems}"))
+        load(&self.path("main.yaml"), Arc::new(FakeVault)).unwrap_or_else(|problems| panic!("{problems}"))
     }
 
-    /// Every problem, a line each.
+    /// The problems, one per line.
     #[track_caller]
     pub(super) fn problems(&self) -> String {
-        let Err(problems) = load(&self.path("main.yaml"), Arc::new(Shelf)) else { panic!("accepted") };
+        let Err(problems) = load(&self.path("main.yaml"), Arc::new(FakeVault)) else { panic!("accepted") };
         problems.to_string()
     }
 
     #[track_caller]
     fn check(&self, expected: &[&str]) {
-        let Err(problems) = load(&self.path("main.yaml"), Arc::new(Shelf)) else { panic!("accepted") };
+        let Err(problems) = load(&self.path("main.yaml"), Arc::new(FakeVault)) else { panic!("accepted") };
         compare(&problems, &format!("{}/", self.0.path().display()), expected);
     }
 }
@@ -63,7 +63,7 @@ fn connection(name: &str, more: &str) -> String {
 }
 
 #[test]
-fn included_files_hold_connections_in_order_of_names() {
+fn connections_of_included_files_are_read_in_order_of_file_names() {
     let folder = Folder::new(&[
         ("main.yaml", &format!("include: [more]\n{}", connection("a", ""))),
         ("more/2.yaml", &connection("c", ", client_secret: {file: s}")),
@@ -83,7 +83,7 @@ fn included_files_hold_connections_in_order_of_names() {
 }
 
 #[test]
-fn problems_of_included_files_have_their_own_place() {
+fn problems_of_included_files_have_their_own_position() {
     let folder = Folder::new(&[
         ("main.yaml", &format!("include: [more, nowhere]\n{}", connection("a", ", colour: red"))),
         ("more/1.yaml", &connection("a", ", grant: pigeon")),
@@ -99,15 +99,15 @@ fn problems_of_included_files_have_their_own_place() {
         &nowhere,
         "main.yaml:3:74: connections[0].colour: unknown key `colour`",
         &first,
-        "more/1.yaml:2:81: connections[0].grant: `pigeon` is not known here",
-        "more/2.yaml:1:1: workers: `workers` cannot stand in an included file",
+        "more/1.yaml:2:81: connections[0].grant: `pigeon` is not a valid value",
+        "more/2.yaml:1:1: workers: `workers` is not allowed in an included file",
         "more/2.yaml:2:1: nonsense: unknown key `nonsense`",
         "more/3.yaml:2:1: ",
     ]);
 }
 
 #[test]
-fn references_are_filled_once_and_never_read_again() {
+fn the_value_of_a_reference_is_never_parsed_again() {
     let text = connection(
         "a",
         ",\n    audience: \"<${file:tricky}>\", resource: \"$${env:HOME}$${\", comments: \"${file:nothing}\"",
@@ -120,7 +120,7 @@ fn references_are_filled_once_and_never_read_again() {
 }
 
 #[test]
-fn references_without_a_value_are_problems_that_tell_no_content() {
+fn unresolvable_references_are_problems_that_quote_no_content() {
     let text = connection(
         "a",
         ",\n    audience: \"${env:KEYBEARER_NOT_SET}\",\n    resource: \"${file:gone}\",\n    refresh_ahead: \"${file:secret}\",\n    scopes: \"${env:X\",\n    comments: \"${file:binary}\"",
@@ -135,13 +135,13 @@ fn references_without_a_value_are_problems_that_tell_no_content() {
         "main.yaml:3:15: connections[0].audience: environment variable `KEYBEARER_NOT_SET` is not set",
         &gone,
         "main.yaml:5:20: connections[0].refresh_ahead: `${file:secret}` is not a duration",
-        "main.yaml:6:13: connections[0].scopes: holds `${` without a reference",
+        "main.yaml:6:13: connections[0].scopes: contains `${` without a reference",
         &format!("main.yaml:7:15: connections[0].comments: {} is not UTF-8", folder.path("binary").display()),
     ]);
 }
 
 #[test]
-fn secrets_are_taken_from_files_with_care() {
+fn secret_files_lose_one_line_break_and_must_not_be_world_readable() {
     let files = [
         ("main.yaml", &*connection("a", ", client_secret: [{file: open}, \"${file:shut}\", {env: PATH}]")),
         ("open", "one\n\n"),
@@ -155,7 +155,7 @@ fn secrets_are_taken_from_files_with_care() {
     };
     assert_eq!((secrets[0].expose(), secrets[1].expose()), ("one\n", "two"));
     assert_eq!(loaded.warnings.len(), 1, "{:?}", loaded.warnings);
-    assert!(loaded.warnings[0].message.starts_with("everybody may read"));
+    assert!(loaded.warnings[0].message.ends_with("is world-readable"));
     fs::write(folder.path("shut"), "\n").unwrap();
     fs::write(folder.path("open"), "x".repeat(70_000)).unwrap();
     let large = format!(
@@ -166,7 +166,7 @@ fn secrets_are_taken_from_files_with_care() {
 }
 
 #[test]
-fn certificates_are_read_or_refused() {
+fn certificates_are_read_or_rejected() {
     let authority = include_str!("ca.pem");
     let own = connection("a", ", authorization_server: {trust: [ca.pem, ca.pem]}");
     let folder = Folder::new(&[("main.yaml", &format!("trust: [ca.pem]\n{own}")), ("ca.pem", authority)]);
@@ -197,7 +197,7 @@ fn a_main_file_that_cannot_be_read_is_a_problem() {
 }
 
 #[test]
-fn a_secret_may_lie_in_the_store() {
+fn a_secret_is_read_from_the_store() {
     let with = |secret: &str, top: &str| {
         let url = "https://as.test/token";
         let connection = format!("{{name: a, client_id: b, client_secret: {secret}, token_url: {url}}}");
@@ -208,14 +208,14 @@ fn a_secret_may_lie_in_the_store() {
     assert!(matches!(auth, crate::model::connection::ClientAuth::Body(s) if s[0].expose() == "s3cret"));
     let other = with("{store: in-use}", "").accept();
     assert_ne!(loaded.fingerprint, other.fingerprint);
-    assert!(other.warnings[0].message.contains("while an instance uses the store"), "{:?}", other.warnings);
+    assert!(other.warnings[0].message.contains("while a running instance uses the store"), "{:?}", other.warnings);
     let at = "main.yaml:2:62: connections[0].client_secret.store:";
-    with("{store: nothing}", "").check(&[&format!("{at} the store has no secret `nothing`; put it there")]);
-    with("{store: broken}", "").check(&[&format!("{at} `broken` cannot be looked up: it is damaged; mend")]);
-    with("{store: \"a b\"}", "").check(&[&format!("{at} is no name of a stored secret")]);
+    with("{store: nothing}", "").check(&[&format!("{at} the store has no secret `nothing`; add it with")]);
+    with("{store: broken}", "").check(&[&format!("{at} `broken` cannot be read from the store: it is damaged; fix")]);
+    with("{store: \"a b\"}", "").check(&[&format!("{at} is not a valid name of a stored secret")]);
     with("{store: x}", "store: {memory: {}}").check(&[&format!("{at} a store in memory keeps no secrets")]);
     with("{store: x, file: y}", "")
         .check(&["main.yaml:2:54: connections[0].client_secret: must have exactly one source"]);
     let own = with("x", "store: {seal_key: {store: x}}");
-    own.check(&["main.yaml:1:27: store.seal_key.store: the store's own key cannot lie in it"]);
+    own.check(&["main.yaml:1:27: store.seal_key.store: the store's own key cannot be in the store"]);
 }

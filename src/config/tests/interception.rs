@@ -11,17 +11,17 @@ use crate::tls::authority::{NewCa, make_ca};
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const TOP: &str = "interception: {ca_certificate: ca.pem, ca_key: {file: ca.key}}\n";
 
-/// Files with a CA that ends after so long.
-fn folder(main: &str, left: Duration) -> Folder {
-    let made_at = Clock::system().now().wall + left - 3650 * DAY;
-    let NewCa { certificate_pem, key_pem } = make_ca("x", &[] as &[Host], made_at).unwrap();
-    let other = make_ca("x", &[] as &[Host], made_at).unwrap();
+/// Files with a CA that has `lifetime_left`.
+fn folder(main: &str, lifetime_left: Duration) -> Folder {
+    let created_at = Clock::system().now().wall + lifetime_left - 3650 * DAY;
+    let NewCa { certificate_pem, key_pem } = make_ca("x", &[] as &[Host], created_at).unwrap();
+    let other = make_ca("x", &[] as &[Host], created_at).unwrap();
     Folder::new(&[
         ("main.yaml", main),
         ("ca.pem", &certificate_pem),
         ("ca.key", key_pem.expose()),
         ("other.key", other.key_pem.expose()),
-        ("leaf.pem", include_str!("over.pem")),
+        ("leaf.pem", include_str!("expired.pem")),
         ("s", "secret"),
     ])
 }
@@ -36,22 +36,25 @@ fn a_ca_is_read_with_its_key() {
     let read = loaded.model.interception.unwrap();
     assert_eq!((read.chain.len(), loaded.warnings), (1, vec![]));
     let names: Vec<_> = loaded.files.iter().map(|file| file.file_name().unwrap().to_str().unwrap()).collect();
-    assert_eq!(names, ["ca.key", "ca.pem", "main.yaml"], "they are re-read when they change");
+    assert_eq!(names, ["ca.key", "ca.pem", "main.yaml"], "certificate and key are watched");
     assert!(loaded.model.connections[0].routes[0].intercept);
 }
 
 #[test]
-fn a_ca_that_ends_soon_is_warned_of_and_one_that_has_ended_refused() {
+fn a_ca_that_expires_soon_is_a_warning_and_an_expired_one_is_a_problem() {
     let text = format!("{TOP}{}", routes(""));
     let warnings = folder(&text, 29 * DAY).accept().warnings;
     assert_eq!((warnings.len(), warnings[0].path.as_str()), (1, "interception.ca_certificate"));
-    assert!(warnings[0].message.contains("ca.pem ends on "), "{}", warnings[0]);
+    assert!(warnings[0].message.contains("ca.pem expires on "), "{}", warnings[0]);
     let problems = folder(&text, Duration::ZERO).problems();
-    assert!(problems.contains("interception.ca_certificate: ") && problems.contains("ca.pem ended on "), "{problems}");
+    assert!(
+        problems.contains("interception.ca_certificate: ") && problems.contains("ca.pem expired on "),
+        "{problems}"
+    );
 }
 
 #[test]
-fn what_is_no_ca_or_not_its_key_is_refused() {
+fn a_wrong_certificate_or_key_of_the_ca_is_a_problem() {
     for (keys, path, message) in [
         ("ca_certificate: leaf.pem, ca_key: {file: ca.key}", "ca_certificate", "is not a CA certificate"),
         ("ca_certificate: s, ca_key: {file: ca.key}", "ca_certificate", "holds no certificate"),
@@ -73,14 +76,14 @@ fn intercept_needs_a_ca_and_a_host() {
         &routes("{host: a.test, intercept: true}, {mount: /x, upstream: \"https://b.test\", intercept: false}"),
         &[
             "2:111: connections[0].routes[0].intercept: there is no `interception`",
-            "2:169: connections[0].routes[1].intercept: `intercept` goes with `host`",
+            "2:169: connections[0].routes[1].intercept: `intercept` applies only to `host`",
         ],
     );
     folder(&format!("{TOP}{}", routes("{host: a.test, intercept: true}")), 31 * DAY).accept();
 }
 
 #[test]
-fn a_connection_whose_tunnels_are_relayed_is_warned_of_once() {
+fn a_connection_whose_tunnels_are_relayed_is_one_warning() {
     let two = "{host: a.test, intercept: false}, {host: b.test, intercept: false}, {host: c.test}";
     for top in [TOP, ""] {
         let loaded = folder(&format!("{top}{}", routes(two)), 31 * DAY).accept();
@@ -93,7 +96,7 @@ fn a_connection_whose_tunnels_are_relayed_is_warned_of_once() {
 }
 
 #[test]
-fn routes_of_one_host_and_port_agree() {
+fn routes_of_one_host_and_port_must_agree() {
     let both =
         |one: &str, other: &str| routes(&format!("{{host: {one}, intercept: false}}, {{host: {other}, path: /b}}"));
     for (one, other, agree) in [

@@ -1,11 +1,11 @@
-//! Profiles, the names of scopes, and which routes may stand beside each other by name.
+//! Profiles, names of scopes, and conflicts between routes that are chosen by name.
 
 use super::*;
 use crate::model::Name;
 use crate::model::connection::{Connection, Grant};
 
-/// What tells the definitions of a connection apart, each in a line.
-fn shown(connection: &Arc<Connection>) -> Vec<String> {
+/// The keys that may differ between the definitions of a connection, one line per definition.
+fn definition_lines(connection: &Arc<Connection>) -> Vec<String> {
     let line = |own: &Arc<Connection>| {
         let Connection { name, profile, grant, grant_type, scopes, audience, resource, token_params, .. } = &**own;
         let text = |value: &Option<String>| value.clone().unwrap_or_default();
@@ -18,7 +18,7 @@ fn shown(connection: &Arc<Connection>) -> Vec<String> {
 }
 
 #[test]
-fn a_profile_is_the_connection_but_for_what_it_states() {
+fn a_profile_inherits_the_keys_that_it_does_not_override() {
     let text = format!(
         "connections:
 - {{{GOOD}, grant_type: machine, scopes: a, audience: aud, resource: res, token_params: {{x: \"1\"}}, username: u,
@@ -36,7 +36,7 @@ fn a_profile_is_the_connection_but_for_what_it_states() {
         "crm/read client_credentials machine [b,c] other res [x=1]",
         "crm/person password  [] aud r2 []",
     ];
-    assert_eq!(shown(&model.connections[0]), expected);
+    assert_eq!(definition_lines(&model.connections[0]), expected);
     let Grant::Password { username, .. } = &model.connections[0].profiles[2].grant else { panic!("another grant") };
     assert_eq!(username, "u");
     let routes = &model.connections[0].routes;
@@ -46,7 +46,7 @@ fn a_profile_is_the_connection_but_for_what_it_states() {
 }
 
 #[test]
-fn bad_profiles_are_reported_where_they_stand() {
+fn each_mistake_in_a_profile_is_reported() {
     let text = "\
 connections:
   - name: crm
@@ -64,20 +64,20 @@ connections:
       - {name: last, scopes: {a: b}, token_params: {scope: x}, authorize_params: {state: x}}
 ";
     let expected = [
-        "10:15: connections[0].profiles[1].name: another profile is named `read` (a.yaml:8); give each its own name",
+        "10:15: connections[0].profiles[1].name: another profile is named `read` (a.yaml:8); give each profile its own name",
         "11:9: connections[0].profiles[1].grants: unknown key `grants`; did you mean `grant`?",
-        "12:15: connections[0].profiles[2].name: `default` is the connection itself; give the profile another name",
+        "12:15: connections[0].profiles[2].name: `default` is reserved for the connection itself; give the profile another name",
         "13:9: connections[0].profiles[3].name: `name` is missing; give the profile a name",
-        "13:16: connections[0].profiles[3].grant: `jwt_berer` is not known here; did you mean `jwt_bearer`?",
+        "13:16: connections[0].profiles[3].grant: `jwt_berer` is not a valid value; did you mean `jwt_bearer`?",
         "14:30: connections[0].profiles[4].scopes: must be a single value",
         "14:53: connections[0].profiles[4].token_params.scope: the grant sets `scope` itself",
         "14:83: connections[0].profiles[4].authorize_params.state: the grant sets `state` itself",
     ];
-    // What a grant needs is told at the connection, but only where all grants are known.
+    // Missing keys of a grant are reported at the connection, unused ones only if all grants are valid.
     check_some(text, &expected, &["2:5: connections[0].password: `password` is missing"]);
 }
 
-/// As [`check`], with more problems at any place.
+/// Like [`check`], in any order, with `more` problems.
 #[track_caller]
 fn check_some(text: &str, expected: &[&str], more: &[&str]) {
     let Err(problems) = load_text(text, Path::new("a.yaml")) else { panic!("accepted:\n{text}") };
@@ -89,7 +89,7 @@ fn check_some(text: &str, expected: &[&str], more: &[&str]) {
 }
 
 #[test]
-fn what_a_grant_needs_stands_at_the_connection_for_whichever_profile_has_it() {
+fn keys_of_a_grant_belong_to_the_connection_even_for_a_profile() {
     let with = |keys: &str| {
         let text = format!("connections:\n- {{{GOOD},\n   {keys}}}\n");
         load_text(&text, Path::new("a.yaml")).map(|_| ()).map_err(|problems| problems.to_string())
@@ -97,17 +97,17 @@ fn what_a_grant_needs_stands_at_the_connection_for_whichever_profile_has_it() {
     let own = "username: u, password: p";
     assert_eq!(with(&format!("{own}, profiles: [{{name: x, grant: password}}]")), Ok(()));
     let unused = with(&format!("{own}, profiles: [{{name: x}}]")).unwrap_err();
-    assert!(unused.contains("connections[0].username: goes with `grant: password` alone"), "{unused}");
+    assert!(unused.contains("connections[0].username: applies only to `grant: password`"), "{unused}");
     let missing = with("profiles: [{name: x, grant: token_exchange}, {name: y, grant: token_exchange}]").unwrap_err();
     assert_eq!(missing.matches("connections[0].subject_token: `subject_token` is missing").count(), 1, "{missing}");
     let from_caller = "subject_token: {from: caller}, keep_warm: 1h, profiles: [{name: x, grant: token_exchange}]";
     assert_eq!(with(&format!("{from_caller}, routes: [{{host: a.test, existing: keep}}]")), Ok(()));
     let kept = with(&format!("{from_caller}, routes: [{{host: a.test, profile: x, existing: keep}}]")).unwrap_err();
-    assert!(kept.contains("`existing` stands against"), "{kept}");
+    assert!(kept.contains("`existing` contradicts"), "{kept}");
 }
 
 #[test]
-fn a_route_states_a_profile_that_exists() {
+fn a_route_must_name_an_existing_profile() {
     let route = |keys: &str| {
         let text = format!(
             "connections:\n- {{{GOOD}, profiles: [{{name: read-only}}], routes: [{{host: a.test, {keys}}}]}}\n"
@@ -121,7 +121,7 @@ fn a_route_states_a_profile_that_exists() {
             "routes[0].profile: the connection has no profile `read_only`; did you mean `read-only`?",
         ),
         ("profile: write", "the connection has no profile `write`; add it under `profiles` of the connection"),
-        ("profile: Read", "routes[0].profile: `Read` is not a name"),
+        ("profile: Read", "routes[0].profile: `Read` is not a valid name"),
         ("only_when_named: yes", "routes[0].only_when_named: `yes` is neither true nor false"),
     ] {
         let problems = route(keys).unwrap_err();
@@ -130,7 +130,7 @@ fn a_route_states_a_profile_that_exists() {
 }
 
 #[test]
-fn scopes_are_among_those_that_are_available() {
+fn scopes_must_be_among_available_scopes() {
     let keys = "available_scopes: {Read: api.read, Write all: [\"api write\", api.all], Both: \"api.read, api.x\"},";
     let text = format!(
         "connections:\n- {{{GOOD}, {keys} scopes: \"Read,Both\", profiles: [{{name: w, scopes: [Write all]}}, {{name: n}}]}}\n"
@@ -150,15 +150,15 @@ connections:
 ";
     let expected = [
         "5:40: connections[0].available_scopes.Write: stands for no scope",
-        "6:14: connections[0].scopes[0]: `Raed` is not among `available_scopes`; did you mean `Read`?",
-        "6:20: connections[0].scopes[1]: `api.read` is not among `available_scopes`; write its name there: Read",
-        "7:34: connections[0].profiles[0].scopes: `Other` is not among `available_scopes`; add it",
+        "6:14: connections[0].scopes[0]: `Raed` is not in `available_scopes`; did you mean `Read`?",
+        "6:20: connections[0].scopes[1]: `api.read` is not in `available_scopes`; use its name: Read",
+        "7:34: connections[0].profiles[0].scopes: `Other` is not in `available_scopes`; add it",
     ];
     check(text, &expected);
 }
 
 #[test]
-fn routes_that_wait_for_a_name_meet_only_those_of_the_same_name() {
+fn only_when_named_routes_conflict_only_within_a_connection_and_profile() {
     /// Two routes of one connection, then one of another, for the same host.
     #[track_caller]
     fn conflicts(routes: [&str; 3]) -> Vec<String> {
@@ -174,14 +174,15 @@ fn routes_that_wait_for_a_name_meet_only_those_of_the_same_name() {
     let named = ", only_when_named: true";
     assert_eq!(conflicts(["", named, named]), none);
     assert_eq!(conflicts([", only_when_named: true, profile: p", ", only_when_named: true, profile: q", ""]), none);
-    let meet = |at: &str, with: &str, line: u32| format!("{at} takes the same requests as {with} (a.yaml:{line})");
+    let conflict =
+        |at: &str, with: &str, line: u32| format!("{at} matches the same requests as {with} (a.yaml:{line})");
     let (first, second) = ("connections[0].routes[0]", "connections[0].routes[1]");
     for stated in
         [[named, named], [", only_when_named: true, profile: p", named], [named, ", only_when_named: true, profile: p"]]
     {
-        assert_eq!(conflicts([stated[0], stated[1], ""]), [meet(second, first, 3)], "{stated:?}");
+        assert_eq!(conflicts([stated[0], stated[1], ""]), [conflict(second, first, 3)], "{stated:?}");
     }
-    // What waits for no name meets all of its kind, whatever profiles they state.
-    let plain = [meet(second, first, 3), meet("connections[1].routes[0]", first, 3)];
+    // Routes without `only_when_named` conflict whatever their profiles are.
+    let plain = [conflict(second, first, 3), conflict("connections[1].routes[0]", first, 3)];
     assert_eq!(conflicts([", profile: p", ", profile: q", ""]), plain);
 }

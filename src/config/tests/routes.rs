@@ -1,4 +1,4 @@
-//! Routes with mistakes, and routes that take the same requests.
+//! Mistakes in routes, and routes that match the same requests.
 
 use super::*;
 
@@ -12,11 +12,11 @@ fn each_key_of_a_route_is_checked() {
     check_route("mount: /a", "4:0: connections[0].routes[0].upstream: `upstream` is missing");
     check_route(
         "host: a.test, upstream: \"https://a.test\"",
-        "4:25: connections[0].routes[0].upstream: `upstream` goes with",
+        "4:25: connections[0].routes[0].upstream: `upstream` applies only to",
     );
     check_route(
         "mount: /a, upstream: \"http://a.test\"",
-        "4:22: connections[0].routes[0].upstream: sends the token in the clear",
+        "4:22: connections[0].routes[0].upstream: would send the token in the clear",
     );
     check_route(
         "mount: /a, upstream: \"https://a.test\", upstream_tls: false",
@@ -24,60 +24,69 @@ fn each_key_of_a_route_is_checked() {
     );
     check_route(
         "mount: /a, upstream: \"https://a.test\", path: /b",
-        "4:46: connections[0].routes[0].path: `path` goes with",
+        "4:46: connections[0].routes[0].path: `path` applies only to",
     );
     check_route(
         "mount: a, upstream: \"https://a.test\"",
         "4:8: connections[0].routes[0].mount: `a` is not a plain path",
     );
     check_route("host: a.test, path: /a/../b", "4:21: connections[0].routes[0].path: `/a/../b` is not a plain path");
-    check_route("host: a.test, methods: [get]", "4:25: connections[0].routes[0].methods[0]: `get` is in small");
+    check_route("host: a.test, methods: [get]", "4:25: connections[0].routes[0].methods[0]: `get` is in lower case");
     check_route("host: a.test, methods: [TRACE]", "4:25: connections[0].routes[0].methods[0]: `TRACE` never");
-    check_route("host: a.test, methods: []", "4:24: connections[0].routes[0].methods: names no method");
-    check_route("host: a.test, inject: []", "4:23: connections[0].routes[0].inject: names no place");
-    check_route("host: a.test, inject: [none]", "4:24: connections[0].routes[0].inject[0]: is `none` within a list");
+    check_route("host: a.test, methods: []", "4:24: connections[0].routes[0].methods: is an empty list");
+    check_route("host: a.test, inject: []", "4:23: connections[0].routes[0].inject: is an empty list");
+    check_route(
+        "host: a.test, inject: [none]",
+        "4:24: connections[0].routes[0].inject[0]: `none` is not allowed in a list",
+    );
     check_route(
         "host: a.test, inject: [{query: t}, {query: t, connection: b}]",
-        "4:36: connections[0].routes[0].inject[1]: is the place of two tokens",
+        "4:36: connections[0].routes[0].inject[1]: two tokens share this injection point",
     );
     check_route(
         "host: a.test, inject: [{query: t}, {header: X-A}]",
-        "4:36: connections[0].routes[0].inject[1]: is a second place for the connection's own token",
+        "4:36: connections[0].routes[0].inject[1]: is a second injection point for the connection's own token",
     );
     check_route(
         "host: a.test, inject: [{query: t, connection: absent}]",
-        "4:0: connections[0].routes[0]: `inject` names the connection `absent`, which is not there",
+        "4:0: connections[0].routes[0]: `inject` names the connection `absent`, which does not exist",
     );
     check_route(
         "host: a.test, inject: {query: t, connection: b}",
-        "4:46: connections[0].routes[0].inject.connection: only an item of a list may say whose token it is",
+        "4:46: connections[0].routes[0].inject.connection: `connection` is allowed only in a list",
     );
     check_route(
         "host: a.test, inject: {query: t, scheme: x}",
-        "4:42: connections[0].routes[0].inject.scheme: stands beside `query`",
+        "4:42: connections[0].routes[0].inject.scheme: cannot be combined with `query`",
     );
     check_route(
         "host: a.test, inject: {query: a&b}",
-        "4:31: connections[0].routes[0].inject.query: `a&b` is no name of a parameter",
+        "4:31: connections[0].routes[0].inject.query: `a&b` is not a parameter name",
     );
     check_route(
         "host: a.test, strip: all",
-        "4:22: connections[0].routes[0].strip: `all` is not known here; write `known`, or a list of names",
+        "4:22: connections[0].routes[0].strip: `all` is not a valid value; write `known`, or a list of names",
     );
-    check_route("host: a.test, strip: []", "4:22: connections[0].routes[0].strip: names no credential");
+    check_route("host: a.test, strip: []", "4:22: connections[0].routes[0].strip: is an empty list");
     check_route(
         "host: a.test, strip: [known, \"X Y\"]",
-        "4:30: connections[0].routes[0].strip[1]: `X Y` is no name of a credential",
+        "4:30: connections[0].routes[0].strip[1]: `X Y` is not a header or parameter name",
     );
-    check_route("host: a.test, strip: [\"?a&b\"]", "4:23: connections[0].routes[0].strip[0]: `?a&b` is no name");
-    check_route("host: a.test, strip: [Host]", "4:23: connections[0].routes[0].strip[0]: `Host` is no name");
+    check_route(
+        "host: a.test, strip: [\"?a&b\"]",
+        "4:23: connections[0].routes[0].strip[0]: `?a&b` is not a header or parameter name",
+    );
+    check_route(
+        "host: a.test, strip: [Host]",
+        "4:23: connections[0].routes[0].strip[0]: `Host` is not a header or parameter name",
+    );
     check_route(
         "host: a.test, strip: [authorization_]",
-        "4:23: connections[0].routes[0].strip[0]: is where the token goes; remove it: `existing` says",
+        "4:23: connections[0].routes[0].strip[0]: is an injection point of the route; remove it: `existing` decides",
     );
     check_route(
         "host: a.test, inject: {query: key}, strip: [\"?key\"]",
-        "4:45: connections[0].routes[0].strip[0]: is where the token goes",
+        "4:45: connections[0].routes[0].strip[0]: is an injection point of the route",
     );
     check_route(
         "host: a.test, set_headers: {Host: x}",
@@ -85,11 +94,11 @@ fn each_key_of_a_route_is_checked() {
     );
     check_route(
         "host: a.test, set_headers: {authorization: x}",
-        "4:29: connections[0].routes[0].set_headers.authorization: the token goes into `authorization`",
+        "4:29: connections[0].routes[0].set_headers.authorization: the token is injected into `authorization`",
     );
     check_route(
         "host: a.test, set_headers: {X-A: \"a\\r\\nb\"}",
-        "4:34: connections[0].routes[0].set_headers.X-A: holds what no header can hold",
+        "4:34: connections[0].routes[0].set_headers.X-A: contains characters that headers do not allow",
     );
     check_route("host: a.test, inject: {header: Host}", "4:32: connections[0].routes[0].inject.header: `Host` cannot");
     check_route(
@@ -115,11 +124,11 @@ fn two_routes(first: &str, second: &str) -> String {
 }
 
 #[test]
-fn equal_routes_for_one_caller_are_refused() {
+fn equal_routes_for_one_caller_are_a_problem() {
     let clash = |first: &str, second: &str| {
         check(
             &two_routes(first, second),
-            &["5:14: connections[1].routes[0]: takes the same requests as connections[0].routes[0] (a.yaml:3)"],
+            &["5:14: connections[1].routes[0]: matches the same requests as connections[0].routes[0] (a.yaml:3)"],
         )
     };
     let apart = |first: &str, second: &str| drop(accept(&two_routes(first, second)));

@@ -1,4 +1,4 @@
-//! `store.redis`: what it takes, and what it refuses without showing a password.
+//! `store.redis`: valid and invalid values. Problems never quote a password.
 
 use super::*;
 use crate::model::{RedisAt, RedisKind, RedisSettings, StoreKind};
@@ -13,7 +13,7 @@ fn redis(keys: &str) -> RedisSettings {
 }
 
 #[test]
-fn urls_name_a_server_a_socket_the_sentinels_or_nodes_of_a_cluster() {
+fn urls_name_a_server_a_socket_sentinels_or_cluster_nodes() {
     let at = |host: &str, port| RedisAt::Tcp { host: host.to_owned(), port };
     let plain = redis("url: redis://r.test");
     assert_eq!((plain.servers, plain.tls, plain.database), (vec![at("r.test", 6379)], false, 0));
@@ -32,39 +32,42 @@ fn urls_name_a_server_a_socket_the_sentinels_or_nodes_of_a_cluster() {
 }
 
 #[test]
-fn what_is_no_store_in_redis_is_refused_with_its_place() {
+fn each_mistake_in_a_redis_store_is_reported() {
     let at = |keys: &str| format!("store: {{redis: {{{keys}}}, {KEY}}}\n");
     check(
         &at("url: \"redis://kb:s3cr3t@r.test\""),
-        &["1:22: store.redis.url: the URL holds credentials; write them as `username`"],
+        &["1:22: store.redis.url: the URL contains credentials; write them as `username`"],
     );
     check(
         &at("url: http://r.test"),
-        &["1:22: store.redis.url: the URL is none of Redis; write rediss://HOST:PORT/DATABASE"],
+        &["1:22: store.redis.url: the URL is not a Redis URL; write rediss://HOST:PORT/DATABASE"],
     );
-    check(&at("url: redis://r.test/x"), &["1:22: store.redis.url: the URL names no database by its number"]);
-    check(&at("url: \"redis://r.test?a=b\""), &["1:22: store.redis.url: the URL holds more than a place"]);
+    check(&at("url: redis://r.test/x"), &["1:22: store.redis.url: the URL has a path that is not a database number"]);
+    check(&at("url: \"redis://r.test?a=b\""), &["1:22: store.redis.url: the URL has a query or a fragment"]);
     check(
         &at("url: [redis://a, redis://b]"),
-        &["1:22: store.redis.url: names 2 servers; write one URL; with `sentinel_primary"],
+        &["1:22: store.redis.url: lists 2 servers; write one URL; a list needs `sentinel_primary"],
     );
     let mixed = "url: [redis://a, rediss://b], sentinel_primary: main";
-    check(&at(mixed), &["1:22: store.redis.url: names servers in different ways"]);
+    check(&at(mixed), &["1:22: store.redis.url: the URLs differ in scheme or database"]);
     check(
         &at("url: redis://a, cluster: true, sentinel_primary: main"),
-        &["1:42: store.redis.cluster: a cluster has no sentinels; keep one of"],
+        &["1:42: store.redis.cluster: `cluster` and `sentinel_primary` exclude each other; keep one of"],
     );
     check(
         &at("url: redis://a/1, cluster: true"),
-        &["1:22: store.redis.url: names no node of a cluster; write rediss://"],
+        &["1:22: store.redis.url: is not the URL of a cluster node; write rediss://"],
     );
     check(&at("username: kb"), &["1:16: store.redis.url: `url` is missing; write rediss://HOST:PORT/DATABASE"]);
-    check(&at("url: redis://a, key_prefix: \"{a}\""), &["1:45: store.redis.key_prefix: `{a}` is no prefix of keys"]);
+    check(
+        &at("url: redis://a, key_prefix: \"{a}\""),
+        &["1:45: store.redis.key_prefix: `{a}` is not a valid key prefix"],
+    );
     let unsealed = "store: {redis: {url: redis://a}}\n";
     check(
         unsealed,
-        &["1:16: store.redis: replicas share this store, and `seal_key` is missing; write `seal_key: {file: PATH}`"],
+        &["1:16: store.redis: `seal_key` is missing, and the replicas that share this store need one; write"],
     );
     let both = format!("store: {{redis: {{url: redis://a}}, embedded: {{}}, {KEY}}}\n");
-    check(&both, &["1:8: store: names several stores; keep one of `embedded`, `redis` and `memory`"]);
+    check(&both, &["1:8: store: more than one store is configured; keep one of `embedded`, `redis` and `memory`"]);
 }

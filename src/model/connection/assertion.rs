@@ -2,7 +2,7 @@
 
 use crate::model::secret::Secret;
 
-/// How a JWT is signed (RFC 7518 §3.1, RFC 8037 §3.1).
+/// JWT signature algorithms (RFC 7518 §3.1, RFC 8037 §3.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Algorithm {
     RS256,
@@ -52,7 +52,7 @@ impl Algorithm {
         }
     }
 
-    /// Is the key a secret that both sides know?
+    /// True if the key is a shared secret.
     pub fn is_symmetric(self) -> bool {
         match self {
             Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512 => true,
@@ -69,19 +69,19 @@ impl Algorithm {
     }
 }
 
-/// A key that signs JWTs, and how their header names it.
+/// A key that signs JWTs, and how the JWT header identifies it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AssertionKey {
-    /// PEM; it fits the algorithm.
+    /// PEM; fits the algorithm.
     pub pem: Secret,
     pub algorithm: Algorithm,
     /// `kid`
     pub key_id: Option<String>,
-    /// Of its certificate, with the value in base64url.
+    /// Thumbprint of the key's certificate, in base64url.
     pub thumbprint: Option<(Thumbprint, String)>,
 }
 
-/// How a certificate is named in the header of a JWT (RFC 7515 §4.1.7, §4.1.8).
+/// The JWT header parameter that identifies a certificate (RFC 7515 §4.1.7, §4.1.8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Thumbprint {
     /// `x5t`
@@ -90,7 +90,7 @@ pub enum Thumbprint {
     Sha256,
 }
 
-/// Whom an assertion is made for: its `aud`.
+/// The `aud` claim of an assertion.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Audience {
     #[default]

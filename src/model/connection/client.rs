@@ -1,4 +1,4 @@
-//! How the client proves who it is, and how the authorization server is reached.
+//! Client authentication, and how the authorization server is reached.
 
 use std::time::Duration;
 
@@ -8,18 +8,18 @@ use super::assertion::{Algorithm, AssertionKey, Audience};
 use crate::model::Roots;
 use crate::model::secret::Secret;
 
-/// RFC 6749 §2.3. Several secrets while one is being rotated: tried in order.
+/// Client authentication (RFC 6749 §2.3). During a rotation there are several secrets, tried in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClientAuth {
     /// `client_secret_post`
     Body(Vec<Secret>),
     /// `client_secret_basic`
     Basic(Vec<Secret>, BasicEncoding),
-    /// RFC 7523 §2.2, signed with the client's own key.
+    /// RFC 7523 §2.2, signed with the client's private key.
     PrivateKeyJwt(AssertionKey, Audience),
     /// RFC 7523 §2.2, with a MAC under the client's secret.
     ClientSecretJwt(Vec<Secret>, Algorithm, Audience),
-    /// RFC 8705 §2: the certificate of the TLS connection says it all.
+    /// RFC 8705 §2: the client certificate of the TLS connection is enough.
     Tls,
     /// A public client: only its identifier, in the body.
     None,
@@ -38,7 +38,7 @@ impl ClientAuth {
         }
     }
 
-    /// Is all that it sends in the `Authorization` header, so that the form does not name the client?
+    /// True if the credentials are in the `Authorization` header, and the form has no `client_id`.
     pub fn is_in_header(&self) -> bool {
         match self {
             ClientAuth::Basic(..) => true,
@@ -69,12 +69,12 @@ pub enum BasicEncoding {
     Raw,
 }
 
-/// A certificate by which we are known in TLS, with its key.
+/// A certificate that this program presents in TLS, with its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientCertificate {
     /// The leaf first.
     pub chain: Roots,
-    /// PEM; it belongs to the leaf.
+    /// PEM; matches the leaf.
     pub key: Secret,
 }
 
@@ -84,26 +84,26 @@ pub struct AuthorizationServer {
     /// In place of the global roots.
     pub trust: Option<Roots>,
     pub proxy: ServerProxy,
-    /// A whole call, from the dial to the last byte of the answer.
+    /// Timeout of a whole call, from dialling to the last byte of the response.
     pub timeout: Duration,
 }
 
-/// Through which proxy OAuth endpoints are reached.
+/// The egress proxy for OAuth endpoints.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum ServerProxy {
-    /// The one of `egress`, if there is one.
+    /// `egress.proxy`, if there is one.
     #[default]
     Inherit,
     Direct,
     Own(ForwardProxy),
 }
 
-/// A proxy on the way out.
+/// An egress proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForwardProxy {
-    /// http or https, with a host and a port and nothing else.
+    /// http or https, with only a host and a port.
     pub url: Url,
     pub credentials: Option<(String, Secret)>,
-    /// For the proxy's own certificate, in place of the global roots.
+    /// Roots for the proxy's own certificate, in place of the global roots.
     pub trust: Option<Roots>,
 }

@@ -1,19 +1,19 @@
-//! The home of a grant: how the first token of a connection is obtained, and what sets one grant apart from another.
+//! The grants: how the first token of a connection is acquired, and every property that differs between grants.
 //!
-//! To add a grant, add a line to `grant_kinds!` and a variant to [`Grant`]; the compiler names the rest: the methods here,
-//! `config/connection/grant` (its keys), `oauth/grant` (its request, and its signer if it has one). One that needs a person also gets a
-//! [`ConsentFlow`], and with it a flow in `admin/consent`. A grant is matched in these files alone, exhaustively; others ask
-//! the methods here.
+//! To add a grant, add a line to `grant_kinds!` and a variant to [`Grant`]. The compiler then points to the rest: the
+//! methods here, `config/connection/grant` (its keys), `oauth/grant` (its request, and its signer, if any). A grant
+//! that needs a person also needs a [`ConsentFlow`], and a flow in `admin/consent`. Only these files match on grants,
+//! exhaustively; others call the methods here.
 
 use std::time::Duration;
 
 use super::assertion::{AssertionKey, Audience};
 use crate::model::secret::Secret;
 
-/// One line for each grant: its name in the configuration, in labels and in the log, and its `grant_type` on the wire.
+/// One line per grant: its name in the configuration, in labels and in the log; its `grant_type` on the wire.
 macro_rules! grant_kinds {
     ($($kind:ident $name:literal $wire:literal,)+) => {
-        /// A grant without what it needs.
+        /// A grant without its parameters.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum GrantKind {
             $($kind,)+
@@ -28,7 +28,7 @@ macro_rules! grant_kinds {
                 }
             }
 
-            /// `grant_type`, unless the connection has its own.
+            /// The default `grant_type`.
             pub fn wire_name(self) -> &'static str {
                 match self {
                     $(GrantKind::$kind => $wire,)+
@@ -51,36 +51,36 @@ grant_kinds! {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Grant {
     ClientCredentials,
-    /// RFC 6749 §4.3
+    /// RFC 6749 §4.3.
     Password {
         username: String,
         password: Secret,
     },
     /// RFC 7523 §2.1: a JWT that we sign.
     JwtBearer(JwtAssertion),
-    /// RFC 7522 §2.1: an assertion that another party has signed.
+    /// RFC 7522 §2.1: an assertion that another party signed.
     Saml2Bearer {
         assertion: Secret,
     },
-    /// RFC 8693
+    /// RFC 8693.
     TokenExchange(TokenExchange),
-    /// RFC 6749 §4.1: a person is needed for the first token.
+    /// RFC 6749 §4.1: the first token needs a person.
     AuthorizationCode,
-    /// RFC 8628: the same, where the person has a browser elsewhere.
+    /// RFC 8628: the first token needs a person, with a browser on any device.
     DeviceCode,
 }
 
-/// How a person is asked (RFC 6749 §4.1.1).
+/// Settings of the authorization request (RFC 6749 §4.1.1).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Authorization {
-    /// As written, since servers compare it as a text; `None`: `<public_url>/oauth/callback`.
+    /// As written, since servers compare it as text; `None`: `<public_url>/oauth/callback`.
     pub redirect_url: Option<String>,
     pub pkce: Pkce,
     /// Extra parameters of the authorization request.
     pub params: Vec<(String, String)>,
 }
 
-/// How the code is bound to whoever asked for it (RFC 7636).
+/// PKCE method: how the authorization code is bound to the client that requested it (RFC 7636).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Pkce {
     #[default]
@@ -90,7 +90,7 @@ pub enum Pkce {
 }
 
 impl Pkce {
-    /// As the configuration writes it.
+    /// The name in the configuration.
     pub fn as_str(self) -> &'static str {
         match self {
             Pkce::S256 => "S256",
@@ -100,7 +100,7 @@ impl Pkce {
     }
 }
 
-/// What the JWT of a [`Grant::JwtBearer`] says (RFC 7523 §3).
+/// The JWT of a [`Grant::JwtBearer`] (RFC 7523 §3).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JwtAssertion {
     pub key: AssertionKey,
@@ -110,7 +110,7 @@ pub struct JwtAssertion {
     pub subject: Option<String>,
     pub audience: Audience,
     pub lifetime: Duration,
-    /// Further claims; those of RFC 7523 §3 win over them.
+    /// Further claims; the claims of RFC 7523 §3 take precedence.
     pub claims: serde_json::Map<String, serde_json::Value>,
 }
 
@@ -124,8 +124,8 @@ pub struct TokenExchange {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SubjectToken {
-    /// The bearer token that the caller's own request carries.
-    OfCaller,
+    /// The bearer token of the caller's own request.
+    FromCaller,
     Given(Secret),
 }
 
@@ -135,26 +135,26 @@ pub struct Actor {
     pub token_type: String,
 }
 
-/// How a person gives the first token.
+/// How a person authorizes the first token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConsentFlow {
-    /// In the browser that confirms (RFC 6749 §4.1).
+    /// In the browser that opened the confirmation page (RFC 6749 §4.1).
     AuthorizationCode,
-    /// With a code that is typed on any device (RFC 8628).
+    /// With a user code on any device (RFC 8628).
     DeviceCode,
 }
 
-/// What the authorization server bases a token on. Tokens with the same basis may be one grant there, and then revoking one
-/// of them revokes the others (RFC 7009 §2.1).
+/// What the authorization server bases a token on. Tokens with the same basis may belong to one grant at the server;
+/// then revoking one revokes the others (RFC 7009 §2.1).
 #[derive(Debug, PartialEq, Eq)]
 pub enum Basis<'a> {
     /// The client's own credentials: each token response is a grant by itself.
     Client,
-    /// The user name, or the subject of the assertion that we sign, as far as the configuration names it.
+    /// The user name, or the subject of the assertion that we sign, if it is configured.
     Owner(Option<&'a str>),
     Assertion(&'a Secret),
     SubjectToken(&'a SubjectToken),
-    /// A person whom the server alone knows.
+    /// A person whom only the server knows.
     Person,
 }
 
@@ -189,7 +189,7 @@ impl Grant {
         }
     }
 
-    /// Can only a person give the first token?
+    /// True if the first token needs a person.
     pub fn needs_person(&self) -> bool {
         self.consent_flow().is_some()
     }
@@ -205,7 +205,7 @@ impl Grant {
         }
     }
 
-    /// Whose token it is, where the configuration says so. Part of a stored identity.
+    /// The owner of the token, if it is configured. Part of a stored identity.
     pub fn owner(&self) -> Option<&str> {
         match self.basis() {
             Basis::Owner(owner) => owner,
@@ -213,7 +213,7 @@ impl Grant {
         }
     }
 
-    /// The resource owner's name, where the grant sends it with a password.
+    /// The resource owner's name, if the grant sends it with a password.
     pub fn username(&self) -> Option<&str> {
         match self {
             Grant::Password { username, .. } => Some(username),
@@ -226,11 +226,11 @@ impl Grant {
         }
     }
 
-    /// Does each caller's own token make a token of its own?
-    pub fn takes_callers_token(&self) -> bool {
+    /// True if each caller's own token is exchanged for its own token.
+    pub fn exchanges_caller_token(&self) -> bool {
         match self.basis() {
             Basis::SubjectToken(token) => match token {
-                SubjectToken::OfCaller => true,
+                SubjectToken::FromCaller => true,
                 SubjectToken::Given(_) => false,
             },
             Basis::Client | Basis::Owner(_) | Basis::Assertion(_) | Basis::Person => false,

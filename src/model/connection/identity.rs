@@ -1,14 +1,15 @@
-//! What a token belongs to, beside the origins that it was granted for.
+//! The identity of a token: everything that it belongs to, except the origins that it was granted for.
 
 use aws_lc_rs::digest;
 
 use super::Connection;
 
-/// The digest of what a token belongs to, beside its origins: with another identity the old token is never sent again.
+/// A digest of everything that a token belongs to, except its origins. A token with another identity is never sent
+/// again.
 #[derive(Debug, Clone, Copy)]
 pub struct Identity {
     digest: [u8; 32],
-    /// Of the part that decides where and in whose name the token is revoked: server, client, grant and owner.
+    /// A digest of what decides where and for whom the token is revoked: server, client, grant and owner.
     grant: Option<[u8; 32]>,
 }
 
@@ -17,7 +18,7 @@ impl Identity {
         Identity { digest, grant: None }
     }
 
-    /// `grant` as of [`Identity::grant_bytes`]; records of before have none.
+    /// Sets the value of [`Identity::grant_bytes`]; records of older versions have none.
     pub fn with_grant(self, grant: Option<[u8; 32]>) -> Identity {
         Identity { grant, ..self }
     }
@@ -30,7 +31,7 @@ impl Identity {
         self.grant.as_ref()
     }
 
-    /// Are server, client, grant and owner known to be the same, whatever else differs?
+    /// True if server, client, grant and owner are known to be equal.
     pub fn is_of_same_grant(&self, other: &Identity) -> bool {
         self.grant.is_some() && self.grant == other.grant
     }
@@ -45,8 +46,8 @@ impl PartialEq for Identity {
 impl Eq for Identity {}
 
 impl Connection {
-    /// Token URL (or issuer), client, grant, scopes in any order, audience, resource and owner; secrets, margins, callers and
-    /// paths are no part of it. It is stored: what is digested here never changes but with the store's format.
+    /// Digests token URL (or issuer), client, grant, scopes in any order, audience, resource and owner, but not
+    /// secrets, margins, callers or paths. The digest is stored: its input may change only with the store's format.
     pub fn identity(&self) -> Identity {
         let mut scopes: Vec<&str> = self.scopes.iter().map(String::as_str).collect();
         scopes.sort_unstable();
@@ -68,7 +69,7 @@ impl Connection {
 fn sha256(parts: &[Option<&str>]) -> [u8; 32] {
     let mut context = digest::Context::new(&digest::SHA256);
     for part in parts {
-        // Its length before each part: two different lists never make one text.
+        // The length prefix keeps different lists from having the same encoding.
         let length = part.map_or(u64::MAX, |part| part.len() as u64);
         context.update(&length.to_be_bytes());
         context.update(part.unwrap_or_default().as_bytes());
@@ -87,7 +88,7 @@ mod tests {
     use crate::model::secret::Secret;
 
     #[test]
-    fn an_identity_is_what_a_token_belongs_to_and_nothing_else() {
+    fn an_identity_covers_exactly_what_a_token_belongs_to() {
         let changed = |change: fn(&mut Connection)| {
             let mut connection = Connection::sample("crm");
             connection.scopes = vec!["a".to_owned(), "b".to_owned()];
@@ -114,7 +115,7 @@ mod tests {
         }
         let rescoped = changed(|c| c.scopes.truncate(1));
         assert!(rescoped.is_of_same_grant(&own) && own.is_of_same_grant(&rescoped));
-        assert!(!rescoped.with_grant(None).is_of_same_grant(&own.with_grant(None)), "it is not known");
+        assert!(!rescoped.with_grant(None).is_of_same_grant(&own.with_grant(None)), "unknown grants are not equal");
         for other in [
             changed(|c| c.endpoints.server = "https://as.test/other".parse().unwrap()),
             changed(|c| c.client_id = "other".to_owned()),

@@ -1,4 +1,4 @@
-//! Where a route puts its tokens, and what becomes of the credential that the caller sent there.
+//! The injection points of a route, and what happens to a credential that the caller sent there.
 
 use std::borrow::Cow;
 
@@ -11,25 +11,25 @@ use crate::model::Name;
 /// The query parameter that carries a bearer token (RFC 6750 §2.3).
 pub const ACCESS_TOKEN: &str = "access_token";
 
-/// Where the token is put.
+/// An injection point.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Inject {
     /// `<header>: <scheme> <token>`; an empty scheme is the token alone.
     Header { header: HeaderName, scheme: String },
-    /// `?<name>=<token>`, for APIs that take it nowhere else.
+    /// `?<name>=<token>`, for APIs that accept it only there.
     Query { name: String },
-    /// A route that forwards without a token.
+    /// None: the route forwards without a token.
     Nothing,
 }
 
-/// A token of another connection, and where it is put.
+/// A token of another connection, with its injection point.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OtherToken {
     pub connection: Name,
     pub inject: Inject,
 }
 
-/// What becomes of what the caller sent in the token's place.
+/// What happens to a credential that the caller sent at an injection point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Existing {
     #[default]
@@ -38,23 +38,24 @@ pub enum Existing {
     Refuse,
 }
 
-/// The other way in which a caller may send a bearer token of its own: a request carries one (RFC 6750 §2).
+/// The other method by which a caller may send a bearer token. A request must use only one (RFC 6750 §2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OtherBearer {
-    /// `Authorization: Bearer`, where the route's token goes into the query parameter.
+    /// `Authorization: Bearer`, if the route injects into the query parameter.
     Header,
     /// `?access_token=`
     Parameter,
 }
 
 impl Route {
-    /// Where its tokens go: the connection's own first.
+    /// The injection points; the connection's own first.
     pub fn injection_points(&self) -> impl Iterator<Item = &Inject> {
         let all = std::iter::once(&self.inject).chain(self.others.iter().map(|other| &other.inject));
         all.filter(|inject| **inject != Inject::Nothing)
     }
 
-    /// The bearer token that would travel beside the route's; it counts as sent in the place of the route's first token.
+    /// A bearer token of the caller's that would be sent in addition to the route's. It is treated as if it were sent
+    /// at the route's first injection point.
     pub fn other_bearer(&self) -> Option<OtherBearer> {
         self.injection_points().next()?;
         let has = |point: fn(&Inject) -> bool| self.injection_points().any(point);
@@ -68,7 +69,7 @@ impl Route {
     }
 }
 
-/// A header's name in lower case as lenient servers compare it: they read `X_Api_Key` as `X-Api-Key`.
+/// Canonical form of a lower-case header name for lenient servers, which read `X_Api_Key` as `X-Api-Key`.
 pub fn canonical_header(name: &str) -> Cow<'_, str> {
     match name.contains('_') {
         true => name.trim_end_matches('_').replace('_', "-").into(),
@@ -78,7 +79,7 @@ pub fn canonical_header(name: &str) -> Cow<'_, str> {
 
 #[cfg(test)]
 impl Route {
-    /// All requests for a host, for the tests of other rooms.
+    /// A route without a token, for tests of other modules.
     pub fn sample(matches: super::RouteMatch) -> Route {
         Route {
             matches,

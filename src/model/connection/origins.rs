@@ -1,14 +1,14 @@
-//! Where the token of a connection, or of one of its profiles, may go, as it is compared, stored and shown.
+//! The origins that a token may be sent to, in a form that can be compared, stored and shown.
 
 use super::{Connection, HostPattern, Inject, PortRule, Route, RouteMatch};
 use crate::model::origin::{Host, Origin, Scheme};
 use crate::model::token::default_profile;
 
-/// The origins that a definition's token may go to: those of the routes that carry it.
+/// The origins that a definition's token may be sent to: those of the routes that inject it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OriginSet(Vec<RouteOrigin>);
 
-/// The origins that a route leads to.
+/// The origins that a route forwards to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouteOrigin {
     pub pattern: HostPattern,
@@ -33,27 +33,27 @@ impl Route {
 
 impl Connection {
     pub fn origins(&self) -> OriginSet {
-        let carrying = |route: &&Route| route.inject != Inject::Nothing && route.carries(&self.profile);
-        let own = self.routes.iter().filter(carrying).map(Route::origin);
-        // Other connections' routes carry the token of no profile.
-        let lent = self.lent.iter().filter(|_| self.profile == default_profile());
-        OriginSet(own.chain(lent.cloned()).collect())
+        let injects = |route: &&Route| route.inject != Inject::Nothing && route.carries(&self.profile);
+        let own = self.routes.iter().filter(injects).map(Route::origin);
+        // Other connections' routes never inject the token of a profile.
+        let extra = self.extra_origins.iter().filter(|_| self.profile == default_profile());
+        OriginSet(own.chain(extra.cloned()).collect())
     }
 }
 
 impl OriginSet {
-    /// Is everything that `other` permits permitted here too?
+    /// True if this set contains every origin of `other`.
     pub fn covers(&self, other: &OriginSet) -> bool {
         other.0.iter().all(|origin| self.0.contains(origin))
     }
 
-    /// One line for each origin, for the store.
+    /// One line per origin, for the store.
     pub fn lines(&self) -> impl Iterator<Item = String> {
         self.0.iter().map(|RouteOrigin { pattern, port, tls_only }| {
             let tls = if *tls_only { "tls" } else { "plain" };
             let pattern = match pattern {
                 HostPattern::Exact(host) => host.to_string(),
-                HostPattern::Below(host) => format!("*.{host}"),
+                HostPattern::Subdomains(host) => format!("*.{host}"),
             };
             match port {
                 PortRule::Default => format!("{tls} {pattern}"),
@@ -63,7 +63,7 @@ impl OriginSet {
         })
     }
 
-    /// Reads what [`OriginSet::lines`] wrote; `None` for anything else.
+    /// Parses the output of [`OriginSet::lines`].
     pub fn from_lines<'a>(lines: impl IntoIterator<Item = &'a str>) -> Option<OriginSet> {
         let origin = |line: &str| {
             let mut parts = line.split(' ');
@@ -74,7 +74,7 @@ impl OriginSet {
             };
             let pattern = parts.next()?;
             let pattern = match pattern.strip_prefix("*.") {
-                Some(suffix) => HostPattern::Below(Host::parse(suffix).ok()?),
+                Some(suffix) => HostPattern::Subdomains(Host::parse(suffix).ok()?),
                 None => HostPattern::Exact(Host::parse(pattern).ok()?),
             };
             let port = match (parts.next(), parts.next()) {
@@ -88,7 +88,7 @@ impl OriginSet {
         lines.into_iter().map(origin).collect::<Option<_>>().map(OriginSet)
     }
 
-    /// May a token go to this origin, which is about to be dialled?
+    /// True if the token may be sent to `origin`, which is about to be dialled.
     pub fn permits(&self, origin: &Origin) -> bool {
         self.0.iter().any(|RouteOrigin { pattern, port, tls_only }| {
             let port = match port {
@@ -96,7 +96,7 @@ impl OriginSet {
                 PortRule::Stated(port) => origin.port == *port,
                 PortRule::Any => true,
             };
-            port && (!tls_only || origin.scheme == Scheme::Https) && pattern.holds(&origin.host)
+            port && (!tls_only || origin.scheme == Scheme::Https) && pattern.matches(&origin.host)
         })
     }
 }
@@ -108,10 +108,11 @@ mod tests {
     use crate::model::origin::Authority;
 
     #[test]
-    fn a_token_goes_only_to_the_origins_of_its_routes() {
+    fn only_the_origins_of_a_tokens_routes_are_permitted() {
         let set = |pattern: &str, port, tls_only| {
             let host = Host::parse(pattern.trim_start_matches("*.")).unwrap();
-            let pattern = if pattern.starts_with('*') { HostPattern::Below(host) } else { HostPattern::Exact(host) };
+            let pattern =
+                if pattern.starts_with('*') { HostPattern::Subdomains(host) } else { HostPattern::Exact(host) };
             OriginSet(vec![RouteOrigin { pattern, port, tls_only }])
         };
         let origin = |scheme, text: &str| Origin::new(scheme, Authority::parse(text).unwrap());
@@ -127,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_profile_goes_where_its_routes_lead_and_the_connection_where_the_others_do() {
+    fn a_profile_has_the_origins_of_its_routes_and_the_connection_those_of_the_others() {
         let own = |profile: Option<&str>, only_when_named, port| Route {
             inject: Inject::Header { header: http::header::AUTHORIZATION, scheme: String::new() },
             profile: profile.map(|name| Name::parse(name).unwrap()),
@@ -142,7 +143,7 @@ mod tests {
             own(None, true, PortRule::Stated(4)),
             own(Some("default"), true, PortRule::Stated(5)),
         ];
-        connection.lent = vec![own(None, false, PortRule::Stated(6)).origin()];
+        connection.extra_origins = vec![own(None, false, PortRule::Stated(6)).origin()];
         let mut lines = |profile: &str| {
             connection.profile = Name::parse(profile).unwrap();
             connection.origins().lines().map(|line| line.replace("plain a.test ", "")).collect::<Vec<_>>()
@@ -153,12 +154,12 @@ mod tests {
     }
 
     #[test]
-    fn origins_are_read_as_they_are_written() {
+    fn origins_survive_formatting_and_parsing() {
         let host = |text: &str| Host::parse(text).unwrap();
         let origin = |pattern, port, tls_only| RouteOrigin { pattern, port, tls_only };
         let set = OriginSet(vec![
             origin(HostPattern::Exact(host("a.test")), PortRule::Default, true),
-            origin(HostPattern::Below(host("b.test")), PortRule::Any, false),
+            origin(HostPattern::Subdomains(host("b.test")), PortRule::Any, false),
             origin(HostPattern::Exact(host("[::1]")), PortRule::Stated(8443), true),
         ]);
         let lines: Vec<_> = set.lines().collect();

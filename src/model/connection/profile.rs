@@ -1,4 +1,4 @@
-//! The definitions of one connection: itself, and a profile for each other way to ask its server for a token.
+//! The definitions of a connection: the connection itself, and its profiles.
 //!
 //! Not here: which requests name a profile (`router`).
 
@@ -14,28 +14,28 @@ impl Connection {
         std::iter::once(self).chain(&self.profiles)
     }
 
-    /// Those of the connection itself and of its profiles.
+    /// The grants of the connection itself and of its profiles.
     pub fn grants(&self) -> impl Iterator<Item = &Grant> {
         std::iter::once(&self.grant).chain(self.profiles.iter().map(|own| &own.grant))
     }
 
-    /// Can only a person give some first token?
+    /// True if the first token of some definition needs a person.
     pub fn needs_person(&self) -> bool {
         self.grants().any(Grant::needs_person)
     }
 
-    /// The key of this definition's token; without a subject of the one for everybody.
+    /// The key of this definition's token; without a subject, of the shared token.
     pub fn token_key(&self, subject: Option<Subject>) -> TokenKey {
         TokenKey { connection: self.name.clone(), profile: self.profile.clone(), subject }
     }
 }
 
 impl Route {
-    /// May it carry a token of this profile?
+    /// True if the route may inject a token of this profile.
     pub fn carries(&self, profile: &Name) -> bool {
         match &self.profile {
             Some(stated) => stated == profile,
-            // A request may name any profile where none is stated.
+            // A request may name any profile if the route states none.
             None => self.only_when_named || *profile == default_profile(),
         }
     }

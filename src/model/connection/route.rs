@@ -1,4 +1,4 @@
-//! Which requests get the connection's token, and how they leave.
+//! Routes: which requests get the connection's token, and how they are forwarded.
 
 use http::{HeaderName, HeaderValue, Method};
 
@@ -8,30 +8,30 @@ use super::strip::Strip;
 use crate::model::origin::{Host, Origin, Scheme};
 use crate::model::{Name, Roots};
 
-/// Which requests get the connection's token, and how.
+/// Matches requests, and decides how they are forwarded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     pub matches: RouteMatch,
-    /// Requests below this path; `/` is every path.
+    /// Matches this path and below; `/` is every path.
     pub path: PathPrefix,
     /// `None`: all methods.
     pub methods: Option<Vec<Method>>,
     pub tls: UpstreamTls,
-    /// Where the connection's own token goes.
+    /// Injection point of the connection's own token.
     pub inject: Inject,
-    /// Tokens of other connections that the request carries too.
+    /// Tokens of other connections that are injected, too.
     pub others: Vec<OtherToken>,
-    /// Set on each request, whatever the caller sent there; the values may be secrets.
+    /// Headers that override the caller's; the values may be secrets.
     pub set_headers: Vec<(HeaderName, HeaderValue)>,
     pub existing: Existing,
-    /// Credentials that the caller brings and the upstream never sees.
+    /// Credentials of the caller that are removed.
     pub strip: Strip,
     pub without_token: WithoutToken,
-    /// Whose token it carries, as written.
+    /// The profile whose token is injected, as written.
     pub profile: Option<Name>,
-    /// Takes part only if the request names the connection.
+    /// Matches only requests that name the connection.
     pub only_when_named: bool,
-    /// Where there is a CA, TLS inside a tunnel to its host is opened.
+    /// If there is a CA, TLS inside a tunnel to the host is intercepted.
     pub intercept: bool,
 }
 
@@ -46,20 +46,20 @@ pub enum RouteMatch {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum HostPattern {
     Exact(Host),
-    /// One or more labels before this suffix (`*.a.com` holds `a.com`), never the suffix itself.
-    Below(Host),
+    /// One or more labels before this suffix (`a.com` for `*.a.com`), never the suffix itself.
+    Subdomains(Host),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PortRule {
-    /// No port was written: 443, and http requests for port 80 leave for it over TLS. Without upstream TLS: 80.
+    /// No port is written: 443, to which http requests for port 80 are forwarded over TLS. Without upstream TLS: 80.
     Default,
     Stated(u16),
     /// `:*`
     Any,
 }
 
-/// A path with all that lies below it, on segment boundaries: `/v1` holds `/v1` and `/v1/x`, not `/v10`.
+/// A path prefix that ends at a segment boundary: `/v1` matches `/v1` and `/v1/x`, not `/v10`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PathPrefix(String);
 
@@ -68,7 +68,7 @@ impl PathPrefix {
         PathPrefix(String::new())
     }
 
-    /// `None` unless the text is an absolute path in plain segments: no query, no escapes, no `.` or `..`, no `//`.
+    /// Accepts an absolute path of plain segments: no query, no escapes, no `.` or `..`, no `//`.
     pub fn parse(text: &str) -> Option<PathPrefix> {
         let body = text.strip_prefix('/')?.trim_end_matches('/');
         if body.is_empty() {
@@ -88,42 +88,42 @@ impl PathPrefix {
         self.0.is_empty()
     }
 
-    /// Is `path` the prefix itself or below it? The root holds `*`, too, which is about the whole server.
-    pub fn holds(&self, path: &[u8]) -> bool {
+    /// True if `path` is the prefix or below it. The root also matches `*`, the target for the whole server.
+    pub fn matches(&self, path: &[u8]) -> bool {
         let rest = path.strip_prefix(self.0.as_bytes());
         self.is_root() || rest.is_some_and(|rest| matches!(rest, [] | [b'/', ..]))
     }
 }
 
-/// How the upstream is reached.
+/// TLS settings of the upstream.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct UpstreamTls {
-    /// Plain http requests leave over TLS. An https request always does.
+    /// Forwards http requests over TLS, as https requests always are.
     pub upgrade: bool,
     /// In place of the global roots.
     pub trust: Option<Roots>,
-    /// The name in SNI and in the certificate, in place of the host.
+    /// Name for SNI and certificate verification, in place of the host.
     pub server_name: Option<Host>,
-    /// Shown to the upstream, for tokens that are bound to it (RFC 8705 §3).
+    /// Client certificate for the upstream, for tokens that are bound to it (RFC 8705 §3).
     pub certificate: Option<ClientCertificate>,
 }
 
 impl UpstreamTls {
-    /// Where a request for `asked` really goes, by a route with this port: over TLS where the route says so, and then to
-    /// 443 where the request's port was only http's own.
-    pub fn leave_for(&self, port: PortRule, asked: &Origin) -> Origin {
-        let upgraded = self.upgrade && asked.scheme == Scheme::Http;
-        let scheme = if upgraded { Scheme::Https } else { asked.scheme };
+    /// The origin to which a request for `requested` is forwarded by a route with this port: over TLS if the route
+    /// upgrades, and then to port 443 if the requested port is http's default.
+    pub fn upstream_origin(&self, port: PortRule, requested: &Origin) -> Origin {
+        let upgraded = self.upgrade && requested.scheme == Scheme::Http;
+        let scheme = if upgraded { Scheme::Https } else { requested.scheme };
         let port = match port {
             PortRule::Stated(port) => port,
-            PortRule::Default | PortRule::Any if upgraded && asked.port == 80 => 443,
-            PortRule::Default | PortRule::Any => asked.port,
+            PortRule::Default | PortRule::Any if upgraded && requested.port == 80 => 443,
+            PortRule::Default | PortRule::Any => requested.port,
         };
-        Origin { scheme, host: asked.host.clone(), port }
+        Origin { scheme, host: requested.host.clone(), port }
     }
 }
 
-/// What becomes of a request for which there is no usable token.
+/// What happens to a request without a usable token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WithoutToken {
     #[default]
@@ -132,13 +132,13 @@ pub enum WithoutToken {
 }
 
 impl HostPattern {
-    pub fn holds(&self, host: &Host) -> bool {
+    pub fn matches(&self, host: &Host) -> bool {
         match (self, host) {
             (HostPattern::Exact(own), host) => own == host,
-            (HostPattern::Below(Host::Name(suffix)), Host::Name(name)) => {
+            (HostPattern::Subdomains(Host::Name(suffix)), Host::Name(name)) => {
                 name.strip_suffix(&**suffix).is_some_and(|labels| labels.ends_with('.'))
             }
-            (HostPattern::Below(_), _) => false,
+            (HostPattern::Subdomains(_), _) => false,
         }
     }
 }
@@ -149,42 +149,45 @@ mod tests {
     use crate::model::origin::Authority;
 
     #[test]
-    fn requests_leave_for_the_port_and_scheme_of_the_route() {
+    fn requests_are_forwarded_to_the_port_and_scheme_of_the_route() {
         let origin = |text: &str| {
             let (scheme, authority) = text.split_once("://").unwrap();
             let scheme = if scheme == "https" { Scheme::Https } else { Scheme::Http };
             Origin::new(scheme, Authority::parse(authority).unwrap())
         };
         #[track_caller]
-        fn check(leave: Origin, expected: Origin) {
-            assert_eq!(leave, expected);
+        fn check(upstream: Origin, expected: Origin) {
+            assert_eq!(upstream, expected);
         }
         let tls = UpstreamTls { upgrade: true, ..UpstreamTls::default() };
         let plain = UpstreamTls::default();
-        check(tls.leave_for(PortRule::Default, &origin("http://a.test")), origin("https://a.test"));
-        check(tls.leave_for(PortRule::Default, &origin("https://a.test")), origin("https://a.test"));
-        check(tls.leave_for(PortRule::Stated(9443), &origin("http://a.test:9443")), origin("https://a.test:9443"));
-        check(tls.leave_for(PortRule::Any, &origin("http://a.test")), origin("https://a.test"));
-        check(tls.leave_for(PortRule::Any, &origin("http://a.test:81")), origin("https://a.test:81"));
-        check(plain.leave_for(PortRule::Default, &origin("http://a.test")), origin("http://a.test"));
-        check(plain.leave_for(PortRule::Any, &origin("https://a.test")), origin("https://a.test"));
+        check(tls.upstream_origin(PortRule::Default, &origin("http://a.test")), origin("https://a.test"));
+        check(tls.upstream_origin(PortRule::Default, &origin("https://a.test")), origin("https://a.test"));
+        check(
+            tls.upstream_origin(PortRule::Stated(9443), &origin("http://a.test:9443")),
+            origin("https://a.test:9443"),
+        );
+        check(tls.upstream_origin(PortRule::Any, &origin("http://a.test")), origin("https://a.test"));
+        check(tls.upstream_origin(PortRule::Any, &origin("http://a.test:81")), origin("https://a.test:81"));
+        check(plain.upstream_origin(PortRule::Default, &origin("http://a.test")), origin("http://a.test"));
+        check(plain.upstream_origin(PortRule::Any, &origin("https://a.test")), origin("https://a.test"));
     }
 
     #[test]
-    fn a_prefix_ends_at_a_segment() {
+    fn a_prefix_matches_whole_segments() {
         let v1 = PathPrefix::parse("/v1/").unwrap();
         assert_eq!(v1, PathPrefix::parse("/v1").unwrap());
         for path in ["/v1", "/v1/", "/v1/x"] {
-            assert!(v1.holds(path.as_bytes()), "{path}");
+            assert!(v1.matches(path.as_bytes()), "{path}");
         }
         for path in ["/v10", "/v1x", "/v1%20", "/V1/x", "/", ""] {
-            assert!(!v1.holds(path.as_bytes()), "{path}");
+            assert!(!v1.matches(path.as_bytes()), "{path}");
         }
-        assert!(PathPrefix::root().holds(b"/x") && PathPrefix::root().holds(b"*") && !v1.holds(b"*"));
+        assert!(PathPrefix::root().matches(b"/x") && PathPrefix::root().matches(b"*") && !v1.matches(b"*"));
     }
 
     #[test]
-    fn a_prefix_is_written_plainly() {
+    fn a_prefix_has_only_plain_segments() {
         for bad in ["", "v1", "/a//b", "/a/../b", "/.", "/a%2fb", "/a?b", "/a;b", "/a\\b", "//", "/a//"] {
             assert!(PathPrefix::parse(bad).is_none(), "{bad}");
         }

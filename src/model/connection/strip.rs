@@ -1,4 +1,4 @@
-//! `strip`: the caller's own credentials that a route removes, because they could make the request act for another
+//! `strip`: the caller's own credentials that a route removes, since they could make the request act for another
 //! account.
 
 use std::collections::HashSet;
@@ -8,7 +8,7 @@ use http::HeaderName;
 use super::Route;
 use super::inject::{ACCESS_TOKEN, Inject, OtherBearer, canonical_header};
 
-/// What stands for the two lists below.
+/// The keyword for the two lists below.
 pub const KNOWN: &str = "known";
 
 /// Headers that `known` stands for; `docs/routing.md` lists them.
@@ -51,7 +51,7 @@ pub const KNOWN_HEADERS: [&str; 36] = [
     "x-vault-token",
 ];
 
-/// The same of query parameters. Not `key` and `token`, which mean other things to many APIs.
+/// Query parameters that `known` stands for. Not `key` and `token`, which mean other things to many APIs.
 pub const KNOWN_PARAMETERS: [&str; 13] = [
     ACCESS_TOKEN,
     "api-key",
@@ -68,7 +68,7 @@ pub const KNOWN_PARAMETERS: [&str; 13] = [
     "x-api-key",
 ];
 
-/// As written; nothing is stripped by default.
+/// The `strip` key as written; by default nothing is removed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Strip {
     pub known: bool,
@@ -83,16 +83,16 @@ pub enum StripName {
     Parameter(String),
 }
 
-/// What a route removes from each request. Places of its own tokens are none of it: `existing` decides about them.
+/// The names that a route removes from each request. Its injection points are excluded, since `existing` decides there.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Stripped {
-    /// Canonical names.
+    /// Canonical names ([`canonical_header`]).
     headers: HashSet<String>,
     parameters: HashSet<String>,
 }
 
 impl Stripped {
-    /// `None`: nothing.
+    /// `None` if the route removes nothing.
     pub fn of(route: &Route) -> Option<Stripped> {
         let Strip { known, names } = &route.strip;
         if !known && names.is_empty() {
@@ -165,12 +165,12 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_stripped_unless_it_is_written() {
+    fn nothing_is_stripped_by_default() {
         assert_eq!(Stripped::of(&route(header("authorization"), Vec::new(), Strip::default())), None);
     }
 
     #[test]
-    fn the_places_of_tokens_are_left_to_existing() {
+    fn injection_points_are_not_stripped() {
         #[track_caller]
         fn check(inject: Inject, others: Vec<Inject>, headers: [bool; 3], parameters: [bool; 3]) {
             let stripped = Stripped::of(&route(inject, others, known())).unwrap();
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_compared_as_servers_do() {
+    fn names_are_compared_like_lenient_servers_do() {
         let names = vec![
             StripName::HeaderOrParameter("x-own".parse().unwrap(), "X-Own".to_owned()),
             StripName::Parameter("sig".to_owned()),

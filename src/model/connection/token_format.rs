@@ -1,4 +1,4 @@
-//! How a connection's token requests are written and its answers read, where a server has ways of its own.
+//! Formats of token requests and token responses, for servers that deviate from RFC 6749.
 
 use http::{HeaderName, StatusCode};
 
@@ -7,41 +7,41 @@ use crate::model::secret::Secret;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TokenRequestFormat {
     pub encoding: RequestEncoding,
-    /// In the order of the configuration. A value may be a secret.
+    /// In configuration order. A value may be a secret.
     pub headers: Vec<(HeaderName, Secret)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum RequestEncoding {
-    /// RFC 6749 §4
+    /// RFC 6749 §4.
     #[default]
     Form,
-    /// A JSON object of texts.
+    /// A JSON object with string members.
     Json,
-    /// The parameters in the URL, and no body.
+    /// Parameters in the URL, no body.
     Query,
 }
 
-/// Where the members of a token answer are (RFC 6749 §5).
+/// Where the members of a token response are (RFC 6749 §5).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenResponseFormat {
     pub encoding: ResponseEncoding,
     pub access_token: Pointer,
     pub refresh_token: Pointer,
-    /// `None`: whatever it says, the token is a bearer token.
+    /// `None`: not checked; the token is a bearer token.
     pub token_type: Option<Pointer>,
     pub scope: Pointer,
     pub expires_in: Pointer,
     pub expires_in_unit: TimeUnit,
-    /// An absolute time: Unix seconds or milliseconds, RFC 3339, or an HTTP date. It goes before `expires_in`.
+    /// An absolute time: Unix seconds or milliseconds, RFC 3339, or an HTTP date. Takes precedence over `expires_in`.
     pub expires_at: Option<Pointer>,
     /// Seconds.
     pub refresh_token_expires_in: Pointer,
     pub error: Pointer,
     pub error_description: Pointer,
-    /// A member that says that a 200 is none.
+    /// A member that marks a 2xx response as a failure.
     pub failure: Option<MemberIs>,
-    /// Error responses by which this server refuses a refresh token, beside those that every server has.
+    /// Error responses by which this server refuses a refresh token, in addition to the standard ones.
     pub refresh_refused: Vec<RefusalSign>,
 }
 
@@ -68,10 +68,10 @@ impl Default for TokenResponseFormat {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ResponseEncoding {
-    /// Whatever its content type says.
+    /// Whatever the content type is.
     #[default]
     Json,
-    /// `application/x-www-form-urlencoded`; its members are at the top.
+    /// `application/x-www-form-urlencoded`; all members are at the top level.
     Form,
 }
 
@@ -93,12 +93,12 @@ impl TimeUnit {
     }
 }
 
-/// A place in a JSON document (RFC 6901): the names, or the numbers of items, on the way there.
+/// A JSON pointer (RFC 6901), as its member names and item indices.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pointer(Vec<String>);
 
 impl Pointer {
-    /// `None` unless the text begins with `/`, or is empty: the whole document.
+    /// Accepts a text that starts with `/`; an empty text is the whole document.
     pub fn parse(text: &str) -> Option<Pointer> {
         if text.is_empty() {
             return Some(Pointer(Vec::new()));
@@ -112,34 +112,34 @@ impl Pointer {
     }
 }
 
-/// A member with a certain value, compared as text.
+/// A condition: a member has this value, compared as text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemberIs {
     pub pointer: Pointer,
     pub equals: String,
 }
 
-/// An error response that refuses the refresh token: everything that is given has to match.
+/// An error response that refuses the refresh token: every condition that is set must match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefusalSign {
     pub status: Option<StatusCode>,
     /// The value at the `error` pointer.
     pub error: Option<String>,
-    /// A part of the text at the `error_description` pointer, in any case.
+    /// A substring of the value at the `error_description` pointer, ignoring case.
     pub description_contains: Option<String>,
 }
 
-/// What an expired token looks like at the API: all of it together.
+/// A response by which the API rejects a token: every condition that is set must match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RejectionSign {
     pub status: StatusCode,
-    /// A field that holds a text, whatever its case.
+    /// A header that contains a text, ignoring case.
     pub header: Option<(HeaderName, String)>,
-    /// A member of a JSON body, which is looked at as far as [`SIGN_BYTES_MAX`].
+    /// A member of a JSON body of at most [`SIGN_BYTES_MAX`].
     pub body: Option<MemberIs>,
 }
 
-/// A longer body is no sign of anything.
+/// Maximum size of a body that is searched for a sign.
 pub const SIGN_BYTES_MAX: usize = 64 * 1024;
 
 impl RejectionSign {
@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pointer_is_read_as_rfc_6901_says() {
+    fn a_pointer_is_parsed_as_in_rfc_6901() {
         let parts = |text: &str| Pointer::parse(text).map(|pointer| pointer.0);
         assert_eq!(parts("/data/token"), Some(vec!["data".to_owned(), "token".to_owned()]));
         assert_eq!(parts("/a~1b/~0c/0"), Some(vec!["a/b".to_owned(), "~c".to_owned(), "0".to_owned()]));

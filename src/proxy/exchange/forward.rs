@@ -42,7 +42,7 @@ impl<'a> Forward<'a> {
     pub fn by_route(bound: &'a BoundRoute, target: &Target, rest: &str) -> Result<Forward<'a>, Fault> {
         let (origin, path) = match (&bound.route.matches, target) {
             (RoutePlace::Host { port, .. }, Target::Absolute(origin, path)) => {
-                (bound.route.tls.leave_for(*port, origin), path.clone())
+                (bound.route.tls.upstream_origin(*port, origin), path.clone())
             }
             (RoutePlace::Mount { upstream, base, .. }, Target::Origin(_, path)) => {
                 let slash = if rest.is_empty() && base.is_root() { "/" } else { "" };

@@ -221,7 +221,7 @@ fn rules() -> [PathPrefix; 3] {
 }
 
 fn rule_of(path: &[u8]) -> Option<usize> {
-    rules().iter().position(|rule| rule.holds(path))
+    rules().iter().position(|rule| rule.matches(path))
 }
 
 proptest! {
@@ -262,7 +262,7 @@ proptest! {
             let normal = String::from_utf8(normalized(mapped.as_bytes())).unwrap();
             for server in servers::ALL {
                 let read = server(&normal);
-                prop_assert!(base.holds(read.as_bytes()), "{} is read as {}", mapped, read);
+                prop_assert!(base.matches(read.as_bytes()), "{} is read as {}", mapped, read);
             }
         }
     }

@@ -155,7 +155,7 @@ fn an_invalid_ca_is_rejected_and_debug_output_redacts_the_key() {
         read("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", &key_pem),
         Err(CaError::Certificate)
     );
-    assert_eq!(read(include_str!("../../config/tests/over.pem"), &key_pem), Err(CaError::NotCa));
+    assert_eq!(read(include_str!("../../config/tests/expired.pem"), &key_pem), Err(CaError::NotCa));
     assert_eq!(read(&certificate_pem, &Secret::new("x")), Err(CaError::Key));
     assert_eq!(read(&certificate_pem, &make_ca("x", &[], wall()).unwrap().key_pem), Err(CaError::Pair));
     let made = read_ca(certificate_pem.as_bytes(), key_pem.clone()).unwrap();

@@ -92,7 +92,7 @@ async fn each_callers_token_is_exchanged_for_one_of_its_own_and_none_is_kept() {
     let (tasks, metrics) = (Tasks::default(), Metrics::new().unwrap());
     let cache = TokenCache::new(store.clone(), clock.clone(), tasks, metrics, Events::default(), Audit::default());
     let exchange = TokenExchange {
-        subject_token: SubjectToken::OfCaller,
+        subject_token: SubjectToken::FromCaller,
         subject_token_type: "urn:x".to_owned(),
         requested_token_type: None,
         actor: Some(Actor { token: Secret::new("a"), token_type: "urn:x".to_owned() }),

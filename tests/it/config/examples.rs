@@ -18,52 +18,61 @@ const COMMANDS: [&str; 2] = ["cargo run --release -- demo", "tests/run"];
 
 #[tokio::test]
 async fn every_configuration_under_config_loads_without_a_problem() {
-    // In a copy, since a header may say how the files beside it are made.
-    let dir = copied(&root().join("config"));
+    // In a copy, since a header may contain commands that create files.
+    let dir = copy_folder(&root().join("config"));
     let files = yaml_files(dir.path());
     assert!(files.len() >= 5, "{files:?}");
     for file in files {
         let text = std::fs::read_to_string(&file).expect("a readable file");
-        make(&text, file.parent().expect("a folder"));
+        run_header_commands(&text, file.parent().expect("a folder"));
         let report = check(&file, &exported(&text)).await;
         let none = Value::Array(vec![]);
         assert_eq!((&report["problems"], &report["warnings"]), (&none, &none), "{}", file.display());
     }
 }
 
-/// An example before a token endpoint that answers `answer`, with one request to `path` sent through it.
-struct Driven {
-    answer: RawResponse,
-    /// What the API received, and what the token endpoint.
+/// The result of one request through the proxy with an example configuration.
+struct Exchange {
+    response: RawResponse,
     upstream: Scripted,
-    server: Scripted,
+    token_endpoint: Scripted,
 }
 
-async fn drive(example: &str, script: &str, (host, path): (&str, &str), answer: &'static str) -> Driven {
+/// Runs an example with its script and a token endpoint that responds `token_response`, and sends a request to `path`.
+async fn send_request(
+    example: &str,
+    script: &str,
+    (host, path): (&str, &str),
+    token_response: &'static str,
+) -> Exchange {
     let folder = root().join("config/examples");
     let read = |name: &str| std::fs::read_to_string(folder.join(name)).expect("a readable file");
     let upstream = Scripted::upstream().await;
-    let server = Scripted::start(move |_, _| Reply::text(200, "text/plain", answer)).await;
+    let token_endpoint = Scripted::start(move |_, _| Reply::text(200, "text/plain", token_response)).await;
     let mut text = read(example);
     for (name, value) in exported(&text) {
         text = text.replace(&format!("{{env: {name}}}"), &value);
     }
     let text = text.replace("listeners: {proxy: 127.0.0.1:8080, admin: 127.0.0.1:8081}\n", "");
-    let text = text.replace(&format!("token_url: https://{host}"), &format!("token_url: http://{}", server.address));
+    let text =
+        text.replace(&format!("token_url: https://{host}"), &format!("token_url: http://{}", token_endpoint.address));
     let text = text.replace(&format!("- host: {host}"), &format!("- upstream_tls: false\n        host: {host}"));
     let text = format!("hosts: {{{host}: \"{}\"}}\n{text}", upstream.address);
     let sidecar = Sidecar::start_with(&text, &[(script, &read(script))]).await;
-    let answer = raw::get_through(sidecar.proxy(), &format!("http://{host}{path}"), "").await;
-    Driven { answer, upstream, server }
+    let response = raw::get_through(sidecar.proxy(), &format!("http://{host}{path}"), "").await;
+    Exchange { response, upstream, token_endpoint }
 }
 
 #[tokio::test]
-async fn the_script_that_signs_keeps_the_secret_to_itself() {
-    let answer = r#"{"access_token": "t", "token_type": "Bearer", "expires_in": 600}"#;
-    let place = ("payments.example.com", "/v2/balance");
-    let driven = drive("script-signed-request.yaml", "signed-request.rhai", place, answer).await;
-    assert_eq!((driven.answer.status, driven.upstream.received()[0].values("authorization")), (200, vec!["Bearer t"]));
-    let request = driven.server.received().remove(0);
+async fn the_signing_script_does_not_send_the_secret() {
+    let token_response = r#"{"access_token": "t", "token_type": "Bearer", "expires_in": 600}"#;
+    let target = ("payments.example.com", "/v2/balance");
+    let exchange = send_request("script-signed-request.yaml", "signed-request.rhai", target, token_response).await;
+    assert_eq!(
+        (exchange.response.status, exchange.upstream.received()[0].values("authorization")),
+        (200, vec!["Bearer t"])
+    );
+    let request = exchange.token_endpoint.received().remove(0);
     let form = String::from_utf8(request.body.clone()).expect("a form");
     assert!(form.contains("merchant=acme") && !form.contains("secret"), "{form}");
     let time = request.values("x-timestamp")[0].to_owned();
@@ -75,30 +84,30 @@ async fn the_script_that_signs_keeps_the_secret_to_itself() {
 }
 
 #[tokio::test]
-async fn the_script_that_reads_xml_finds_the_token_or_says_what_is_missing() {
-    let drive = async |answer| {
-        drive("script-xml-answer.yaml", "xml-answer.rhai", ("archive.example.com", "/api/x"), answer).await
+async fn the_xml_script_extracts_the_token_or_names_the_missing_element() {
+    let send = async |token_response| {
+        let target = ("archive.example.com", "/api/x");
+        send_request("script-xml-answer.yaml", "xml-answer.rhai", target, token_response).await
     };
-    let good = drive("<?xml version=\"1.0\"?><session><token>abc</token><minutes>30</minutes></session>").await;
-    assert_eq!((good.answer.status, good.upstream.received()[0].values("x-session")), (200, vec!["abc"]));
-    let bad = drive("<session><minutes>30</minutes></session>").await;
-    assert_eq!((bad.answer.status, bad.answer.code()), (424, "script_failed"));
-    assert!(bad.answer.text().contains("the answer has no <token>"), "{}", bad.answer.text());
+    let good = send("<?xml version=\"1.0\"?><session><token>abc</token><minutes>30</minutes></session>").await;
+    assert_eq!((good.response.status, good.upstream.received()[0].values("x-session")), (200, vec!["abc"]));
+    let bad = send("<session><minutes>30</minutes></session>").await;
+    assert_eq!((bad.response.status, bad.response.code()), (424, "script_failed"));
+    assert!(bad.response.text().contains("the answer has no <token>"), "{}", bad.response.text());
 }
 
 #[tokio::test]
-async fn the_script_that_finds_failures_in_a_success_tells_them_apart() {
-    let drive = async |answer| {
-        let place = ("chat.example.com", "/api/x");
-        drive("script-failure-in-success.yaml", "failure-in-success.rhai", place, answer).await
+async fn the_script_for_failures_in_success_responses_tells_retryable_from_permanent() {
+    let send = async |token_response| {
+        let target = ("chat.example.com", "/api/x");
+        send_request("script-failure-in-success.yaml", "failure-in-success.rhai", target, token_response).await
     };
-    let good =
-        drive(r#"{"ok": true, "authed_user": {"access_token": "x", "token_type": "user", "expires_in": 43200}}"#);
+    let good = send(r#"{"ok": true, "authed_user": {"access_token": "x", "token_type": "user", "expires_in": 43200}}"#);
     let good = good.await;
-    assert_eq!((good.answer.status, good.upstream.received()[0].values("authorization")), (200, vec!["Bearer x"]));
-    let later = drive(r#"{"ok": false, "error": "ratelimited"}"#).await.answer;
+    assert_eq!((good.response.status, good.upstream.received()[0].values("authorization")), (200, vec!["Bearer x"]));
+    let later = send(r#"{"ok": false, "error": "ratelimited"}"#).await.response;
     assert_eq!((later.status, later.code()), (503, "token_unavailable"), "{}", later.text());
-    let refused = drive(r#"{"ok": false, "error": "invalid_client_id"}"#).await.answer;
+    let refused = send(r#"{"ok": false, "error": "invalid_client_id"}"#).await.response;
     assert_eq!((refused.status, refused.code()), (424, "token_refused"), "{}", refused.text());
     assert!(refused.text().contains("invalid_client_id"), "{}", refused.text());
 }
@@ -114,7 +123,7 @@ async fn every_configuration_in_readme_and_docs_loads_without_a_problem() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let file = dir.path().join("keybearer.yaml");
         std::fs::write(&file, whole(&block)).expect("a file");
-        make(&block, dir.path());
+        run_header_commands(&block, dir.path());
         let variables: Vec<_> = named_variables(&block).into_iter().map(|name| (name, "x".to_owned())).collect();
         let report = check(&file, &variables).await;
         assert_eq!(report["problems"], Value::Array(vec![]), "{page}, in:\n{}", whole(&block));
@@ -175,7 +184,7 @@ fn the_docs_have_a_row_and_a_section_for_each_error() {
     assert!(rows > 15, "only {rows} rows");
 }
 
-/// A list of connections or of routes becomes a whole configuration; anything else is one already.
+/// Wraps a list of connections or routes in a whole configuration; returns anything else unchanged.
 fn whole(block: &str) -> String {
     let indented = |by: &str| block.lines().map(|line| format!("{by}{line}\n")).collect::<String>();
     let first = block.lines().find(|line| !line.starts_with('#')).unwrap_or_default();
@@ -190,22 +199,22 @@ fn whole(block: &str) -> String {
     }
 }
 
-/// `{env: NAME}` and `${env:NAME}`, wherever they stand; `X` is what `whole` needs.
+/// The names in `{env: NAME}` and `${env:NAME}`, and `X`, which `whole` uses.
 fn named_variables(block: &str) -> Vec<String> {
     let name = |rest: &str| rest.trim_start().chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
     block.split("{env:").skip(1).map(name).chain(["X".to_owned()]).collect()
 }
 
-/// The variables that a file asks for in its header: `# export NAME=value …`.
+/// The variables in the header of a file: `# export NAME=value …`.
 fn exported(text: &str) -> Vec<(String, String)> {
     let exports = text.lines().filter_map(|line| line.strip_prefix("# export "));
     let pairs = exports.flat_map(str::split_whitespace).filter_map(|word| word.split_once('='));
     pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
-/// Runs what a header says of the files that it needs: `# $ command`.
-fn make(text: &str, folder: &Path) {
-    // The built program is in PATH, as it is for a reader who follows the header.
+/// Runs the commands in the header of a file, which create the files that it needs: `# $ command`.
+fn run_header_commands(text: &str, folder: &Path) {
+    // The program under test is in PATH, as for a reader who follows the header.
     let own = Path::new(env!("CARGO_BIN_EXE_keybearer")).parent().expect("a folder").to_owned();
     let usual = std::env::var_os("PATH").unwrap_or_default();
     let path = std::env::join_paths(std::iter::once(own).chain(std::env::split_paths(&usual))).expect("a PATH");
@@ -217,8 +226,8 @@ fn make(text: &str, folder: &Path) {
     }
 }
 
-/// A copy of `from` and of the folders in it.
-fn copied(from: &Path) -> tempfile::TempDir {
+/// Copies `from` recursively.
+fn copy_folder(from: &Path) -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let output = std::process::Command::new("cp").arg("-R").arg(from.join(".")).arg(dir.path()).output();
     assert!(output.expect("cp").status.success());
@@ -251,7 +260,7 @@ fn shell_lines() -> Vec<String> {
     blocks.flat_map(|block| block.lines().map(str::to_owned).collect::<Vec<_>>()).collect()
 }
 
-/// The text of every fenced block of a language.
+/// The text of each fenced code block in `language`.
 fn blocks(text: &str, language: &str) -> Vec<String> {
     let open = format!("```{language}");
     let mut found = Vec::new();

@@ -1,7 +1,7 @@
-//! Broken configurations: every problem with its place, in the same words wherever one is refused.
+//! Invalid configurations: each problem with its position, in the same words from `check`, `run` and a reload.
 //!
-//! `corpus/*.yaml` begin with comments: `# LINE:COLUMN: …`, the beginning of each problem, and `# schema: good` where no
-//! schema could see what is wrong.
+//! `corpus/*.yaml` start with comments: `# LINE:COLUMN: …`, the beginning of each problem, and `# schema: good` if the
+//! schema cannot detect the problem.
 
 use std::path::Path;
 use std::process::{Output, Stdio};
@@ -16,7 +16,7 @@ use crate::rig::{peers, raw};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Ten problems, each of a kind of its own.
+/// Ten problems of different kinds.
 const MAIN: &str = "\
 listeners: {proxy: \"127.0.0.1:0\", admin: \"127.0.0.1:0\"}
 workers: 0
@@ -37,7 +37,7 @@ connections:
     client_secret: {env: SECRET}
     token_url: https://login.test/token
 ";
-/// Five more, the first three in one connection.
+/// Five more problems, the first three in one connection.
 const MORE: &str = "\
 connections:
   - name: Maps
@@ -50,7 +50,7 @@ connections:
 ";
 
 #[tokio::test]
-async fn fifteen_problems_of_fifteen_kinds_are_fifteen_lines() {
+async fn each_problem_is_one_line_with_its_position_and_hint() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let (main, more) = (dir.path().join("keybearer.yaml"), dir.path().join("more/one.yaml"));
     std::fs::create_dir(dir.path().join("more")).expect("a directory");
@@ -61,17 +61,17 @@ async fn fifteen_problems_of_fifteen_kinds_are_fifteen_lines() {
         (&main, 3, 30, "readiness.wait_for_tokens", "`5` has no unit"),
         (&main, 5, 8, "trust", "must be a list"),
         (&main, 6, 17, "hosts[\"a.test\"]", "`localhost` is not an address"),
-        (&main, 7, 21, "egress.unmatched", "`drop` is not known here"),
+        (&main, 7, 21, "egress.unmatched", "`drop` is not a valid value"),
         (&main, 9, 5, "callers[0]", "the caller has no condition"),
         (&main, 10, 16, "limits.head", "`1GiB` is out of range"),
         (&main, 11, 7, "log.colour", "unknown key `colour`"),
-        (&main, 12, 1, "log", "the key stands here a second time (first in line 11)"),
+        (&main, 12, 1, "log", "duplicate key (first on line 11)"),
         (&main, 13, 1, "require_header", "`require_header` is not built yet"),
         (&more, 2, 5, "connections[0].client_id", "`client_id` is missing"),
-        (&more, 2, 11, "connections[0].name", "`Maps` is not a name"),
+        (&more, 2, 11, "connections[0].name", "`Maps` is not a valid name"),
         (&more, 3, 27, "connections[0].client_secret.file", "cannot be read (no such file)"),
         (&more, 5, 11, "connections[1].name", "another connection is named `crm`"),
-        (&more, 8, 16, "connections[1].token_url", "sends the client's secret in the clear"),
+        (&more, 8, 16, "connections[1].token_url", "would send the client secret in the clear"),
     ];
     let output = check(&main, &[]).await;
     let lines = lines(&output.stdout);
@@ -82,20 +82,20 @@ async fn fifteen_problems_of_fifteen_kinds_are_fifteen_lines() {
     assert_eq!(report["problems"].as_array().map(Vec::len), Some(15), "{report:#}");
     for (index, (file, line, column, path, message)) in expected.into_iter().enumerate() {
         let (shown, problem) = (&lines[index], &report["problems"][index]);
-        let place = format!("{}:{line}:{column}: {path}: ", file.display());
-        let said = shown.strip_prefix(&place).unwrap_or_else(|| panic!("{shown}\n  is not at {place}"));
-        assert!(said.contains(message), "{shown}\n  does not say {message}");
+        let position = format!("{}:{line}:{column}: {path}: ", file.display());
+        let text = shown.strip_prefix(&position).unwrap_or_else(|| panic!("{shown}\n  is not at {position}"));
+        assert!(text.contains(message), "{shown}\n  does not contain {message}");
         let field = |key: &str| problem[key].as_str().unwrap_or_default();
         assert_eq!((problem["line"].as_u64(), problem["column"].as_u64()), (Some(line), Some(column)), "{problem}");
         assert_eq!((Path::new(field("file")), field("path")), (file.as_path(), path), "{problem}");
-        assert_eq!(said, format!("{}; {}", field("message"), field("hint")));
-        assert!(!field("hint").is_empty(), "{shown} has no way out");
+        assert_eq!(text, format!("{}; {}", field("message"), field("hint")));
+        assert!(!field("hint").is_empty(), "{shown} has no hint");
     }
 }
 
-/// Keys and certificates as people paste them, with what is wrong and what to do.
+/// Common mistakes in pasted keys and certificates.
 #[tokio::test]
-async fn a_key_or_certificate_that_cannot_be_read_has_its_cause_and_remedy() {
+async fn an_unreadable_key_or_certificate_is_reported_with_cause_and_remedy() {
     const KEY: &str = include_str!("../../../src/jwt/tests/rsa-pkcs8.pem");
     const VERSION_1: &str = include_str!("../../../src/config/tests/version-1.pem");
     let dir = tempfile::tempdir().expect("a temporary directory");
@@ -108,30 +108,27 @@ async fn a_key_or_certificate_that_cannot_be_read_has_its_cause_and_remedy() {
         std::fs::write(dir.path().join(name), text).expect("a file");
     }
     let signed = |key: &str| format!("send_credentials: private_key_jwt, client_assertion: {{key: {key}}}");
-    let shown =
+    let presented =
         |certificate: &str, key: &str| format!("mutual_tls: {{certificate: {certificate}, key: {{file: {key}}}}}");
-    let lines_lost = "the key has the two characters `\\n` in place of line breaks; write line breaks in their place, as `printf '%b'";
-    for (keys, path, said) in [
-        (signed("{env: SIGNING_KEY}"), "client_assertion.key", lines_lost),
+    let no_line_breaks =
+        "the key has the two characters `\\n` instead of line breaks; restore them, for example with `printf '%b'";
+    for (keys, path, expected) in [
+        (signed("{env: SIGNING_KEY}"), "client_assertion.key", no_line_breaks),
+        (signed("{file: json}"), "client_assertion.key", "the key is JSON with the PEM in a member; extract the PEM"),
+        ("grant: jwt_bearer, assertion: {key: {file: escaped}}".to_owned(), "assertion.key", no_line_breaks),
+        (presented("v1", "escaped"), "mutual_tls.key", no_line_breaks),
         (
-            signed("{file: json}"),
-            "client_assertion.key",
-            "the key is JSON that holds PEM in a member; take the PEM out",
+            presented("flat", "key"),
+            "mutual_tls.certificate",
+            "flat has the two characters `\\n` instead of line breaks",
         ),
-        ("grant: jwt_bearer, assertion: {key: {file: escaped}}".to_owned(), "assertion.key", lines_lost),
-        (shown("v1", "escaped"), "mutual_tls.key", lines_lost),
-        (shown("flat", "key"), "mutual_tls.certificate", "flat has the two characters `\\n` in place of line breaks"),
         (
-            shown("v1", "key"),
+            presented("v1", "key"),
             "mutual_tls.certificate",
             "v1 holds a certificate of X.509 version 1, which TLS here cannot",
         ),
-        (shown("v1", "key"), "mutual_tls.certificate", "; have it issued again as version 3"),
-        (
-            "authorization_server: {trust: [flat]}".to_owned(),
-            "authorization_server.trust[0]",
-            "in place of line breaks",
-        ),
+        (presented("v1", "key"), "mutual_tls.certificate", "; reissue it as version 3"),
+        ("authorization_server: {trust: [flat]}".to_owned(), "authorization_server.trust[0]", "instead of line breaks"),
     ] {
         let file = dir.path().join("keybearer.yaml");
         let text =
@@ -139,20 +136,20 @@ async fn a_key_or_certificate_that_cannot_be_read_has_its_cause_and_remedy() {
         std::fs::write(&file, text).expect("a file");
         let mut command = program();
         command.args(["check", "--config"]).arg(&file).env("SIGNING_KEY", &escaped);
-        let output = ended(command).await;
+        let output = run_to_end(command).await;
         let lines = lines(&output.stdout);
         assert_eq!((output.status.code(), lines.len()), (Some(2), 1), "{keys}: {lines:#?}");
-        assert!(lines[0].contains(&format!(": connections[0].{path}: ")) && lines[0].contains(said), "{lines:#?}");
+        assert!(lines[0].contains(&format!(": connections[0].{path}: ")) && lines[0].contains(expected), "{lines:#?}");
         assert!(!lines[0].contains("PRIVATE KEY"), "{lines:#?}");
     }
-    // A root of version 1 is one.
+    // A root may be of version 1.
     let file = dir.path().join("keybearer.yaml");
     std::fs::write(&file, "trust: [v1]\nconnections: []\n").expect("a file");
     assert_eq!(check(&file, &[]).await.status.code(), Some(0));
 }
 
 #[tokio::test]
-async fn a_terminal_shows_the_line_and_marks_the_place() {
+async fn a_terminal_shows_the_line_with_carets() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let file = dir.path().join("keybearer.yaml");
     let broken = "egress: {unmatched: drop}\nconnections:\n  - {name: crm, client_id: a, client_secret: hunter2, colour: \
@@ -163,7 +160,7 @@ async fn a_terminal_shows_the_line_and_marks_the_place() {
     let script = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
     let mut command = Command::new(peers::python());
     command.args(["-c", script, env!("CARGO_BIN_EXE_keybearer"), "check", "--config"]).arg(&file);
-    let output = ended(command).await;
+    let output = run_to_end(command).await;
     let shown = text(&output.stdout).replace("\r\n", "\n");
     assert_eq!(output.status.code(), Some(2), "{shown}\n{}", text(&output.stderr));
     let expected = [
@@ -182,14 +179,14 @@ async fn a_terminal_shows_the_line_and_marks_the_place() {
 }
 
 #[tokio::test]
-async fn a_broken_file_is_refused_in_the_same_words_by_check_run_and_reload() {
+async fn check_run_and_reload_report_the_same_problems() {
     let good = "connections:\n- {name: crm, active: false, client_id: a, token_url: \"http://127.0.0.1:1/token\", \
                 routes: [{host: api.test}]}\n";
     let sidecar = Sidecar::start(good).await;
     let file = sidecar.dir.path().join("keybearer.yaml");
     let good = std::fs::read(&file).expect("the configuration");
     for (name, broken, expected) in corpus() {
-        let begun = sidecar.log().lines().count();
+        let log_lines_before = sidecar.log().lines().count();
         std::fs::write(&file, &broken).expect("a file");
         sidecar.signal("HUP");
         let output = bounded("check", &file).await;
@@ -197,60 +194,60 @@ async fn a_broken_file_is_refused_in_the_same_words_by_check_run_and_reload() {
         assert_eq!(output.status.code(), Some(2), "{name}: {problems:#?}\n{}", text(&output.stderr));
         assert_eq!(problems.len(), expected.len(), "{name}: {problems:#?}");
         for (problem, expected) in problems.iter().zip(&expected) {
-            let place = format!("{}:{expected}", file.display());
-            assert!(problem.starts_with(&place), "{name}: {problem}\n  is not {place}");
+            let expected = format!("{}:{expected}", file.display());
+            assert!(problem.starts_with(&expected), "{name}: {problem}\n  is not {expected}");
         }
         assert!(!problems.concat().contains("hunter2}"), "{name}: {problems:#?}");
 
         let output = bounded("run", &file).await;
-        let said = lines(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{name}: {said:#?}");
-        let (_, before) = said.split_last().expect("the number of problems");
+        let stderr = lines(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{name}: {stderr:#?}");
+        let (_, before) = stderr.split_last().expect("the number of problems");
         let refused: Vec<_> = before.iter().filter(|line| !line.starts_with("warning: ")).collect();
         assert_eq!(refused, problems.iter().collect::<Vec<_>>(), "{name}");
-        assert!(!said.concat().contains("listening"), "{name}: {said:#?}");
+        assert!(!stderr.concat().contains("listening"), "{name}: {stderr:#?}");
 
         let refused = async {
-            while !refusals(&sidecar, begun).contains(&problems) {
+            while !refusals(&sidecar, log_lines_before).contains(&problems) {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        let told = timeout(PATIENCE, refused).await;
-        assert!(told.is_ok(), "{name}: the log does not say\n{problems:#?}\nbut\n{}", sidecar.log());
+        let logged = timeout(PATIENCE, refused).await;
+        assert!(logged.is_ok(), "{name}: the log does not contain\n{problems:#?}\nbut\n{}", sidecar.log());
         assert_eq!(sidecar.metric("keybearer_config_last_reload_successful").await, 0.0, "{name}");
         let answer = raw::get_through(sidecar.proxy(), "http://api.test/", "").await;
-        assert_eq!(answer.code(), "connection_inactive", "{name}: the configuration before is not in force");
+        assert_eq!(answer.code(), "connection_inactive", "{name}: the previous configuration is not in force");
     }
     std::fs::write(&file, good).expect("a file");
     sidecar.until_metric("keybearer_config_last_reload_successful", |value| value == 1.0).await;
 }
 
-/// Names, contents, and how the problems begin: the files of `corpus`, and what is better made than kept.
+/// Name, content, and the beginning of each problem: the files of `corpus`, and generated ones.
 fn corpus() -> Vec<(String, Vec<u8>, Vec<String>)> {
     let mut all = Vec::new();
     for (name, text) in files() {
         let notes = text.lines().map_while(|line| line.strip_prefix("# "));
         let begins = |note: &&str| note.starts_with(|c: char| c.is_ascii_digit());
         let expected: Vec<_> = notes.filter(begins).map(str::to_owned).collect();
-        assert!(!expected.is_empty(), "{name} does not say what is wrong with it");
+        assert!(!expected.is_empty(), "{name} has no expected problem");
         all.push((name, text.into_bytes(), expected));
     }
     let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n".to_owned();
     for level in 1..20 {
         bomb += &format!("a{level}: &a{level} [{}]\n", format!("*a{}, ", level - 1).repeat(9));
     }
-    let made = [
+    let generated = [
         ("an alias bomb", bomb.into_bytes(), "6:40: a5[6]: the document has more than"),
-        ("10,000 deep", b"[".repeat(10_000), "1:256: is not YAML: recursion limit exceeded"),
-        ("10,000 maps deep", b"{a: ".repeat(10_000), "1:1021: is not YAML: recursion limit exceeded"),
+        ("10,000 deep", b"[".repeat(10_000), "1:256: is not valid YAML: recursion limit exceeded"),
+        ("10,000 maps deep", b"{a: ".repeat(10_000), "1:1021: is not valid YAML: recursion limit exceeded"),
         ("a large file", b"# x\n".repeat(1 << 20 | 1), "1:1: cannot be read (larger than"),
         ("not UTF-8", b"workers: 2\nlog: \xff\n".to_vec(), "2:6: is not UTF-8"),
     ];
-    all.extend(made.map(|(name, text, expected)| (name.to_owned(), text, vec![expected.to_owned()])));
+    all.extend(generated.map(|(name, text, expected)| (name.to_owned(), text, vec![expected.to_owned()])));
     all
 }
 
-/// The files of `corpus` by name.
+/// The files of `corpus`, sorted by name.
 pub fn files() -> Vec<(String, String)> {
     let mut files: Vec<_> = std::fs::read_dir(root().join("tests/it/corpus")).expect("the corpus").collect();
     assert!(files.len() >= 15, "{files:?}");
@@ -262,10 +259,10 @@ pub fn files() -> Vec<(String, String)> {
     files.into_iter().map(read).collect()
 }
 
-/// The problems of each refused reload since line `begun` of the log.
-fn refusals(sidecar: &Sidecar, begun: usize) -> Vec<Vec<String>> {
+/// The problems of each refused reload after the first `skip` lines of the log.
+fn refusals(sidecar: &Sidecar, skip: usize) -> Vec<Vec<String>> {
     let (mut all, mut problems) = (Vec::new(), Vec::new());
-    for line in sidecar.log().lines().skip(begun) {
+    for line in sidecar.log().lines().skip(skip) {
         let event: Value = serde_json::from_str(line).unwrap_or_default();
         match &event["problem"] {
             Value::String(problem) => problems.push(problem.clone()),
@@ -279,18 +276,18 @@ fn refusals(sidecar: &Sidecar, begun: usize) -> Vec<Vec<String>> {
 async fn check(file: &Path, more: &[&str]) -> Output {
     let mut command = program();
     command.args(["check", "--config"]).arg(file).args(more).env("SECRET", "x");
-    ended(command).await
+    run_to_end(command).await
 }
 
-/// With at most one second of work and 512 MiB of address space.
+/// Runs the program with at most one second of CPU time and 512 MiB of address space.
 async fn bounded(command: &str, file: &Path) -> Output {
     let mut shell = Command::new("sh");
     shell.args(["-c", "ulimit -t 1; ulimit -v 524288; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_keybearer"), command]);
     shell.arg("--config").arg(file).env_remove("KEYBEARER_CONFIG");
-    ended(shell).await
+    run_to_end(shell).await
 }
 
-async fn ended(mut command: Command) -> Output {
+async fn run_to_end(mut command: Command) -> Output {
     let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
     timeout(PATIENCE, output).await.expect("it ends in time").expect("it runs")
 }

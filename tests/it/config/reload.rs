@@ -1,4 +1,4 @@
-//! A changed configuration goes into force whole or not at all, and nothing in flight notices.
+//! Reload: a changed configuration takes effect completely or not at all, and requests in flight are unaffected.
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -29,7 +29,7 @@ fn config(server: &Scripted, upstream: &Scripted, more: &str) -> String {
     format!("{LISTENERS}hosts: {{api.test: \"{}\"}}\nconnections:\n{}", upstream.address, connection(server, more))
 }
 
-/// Puts a file in place at once, as a careful editor does.
+/// Replaces a file atomically, as careful editors do.
 fn replace(path: &Path, text: &str) {
     let next = path.with_extension("next");
     std::fs::write(&next, text).unwrap();
@@ -50,7 +50,7 @@ impl Sidecar {
     }
 }
 
-/// An upstream that answers with the Authorization that it received.
+/// An upstream that responds with the Authorization that it received.
 async fn echo() -> Scripted {
     Scripted::start(|request, _| {
         Reply::text(200, "text/plain", request.values("authorization").first().unwrap_or(&"none"))
@@ -59,7 +59,7 @@ async fn echo() -> Scripted {
 }
 
 #[tokio::test]
-async fn a_changed_file_is_noticed_and_sighup_reads_it_at_once() {
+async fn a_changed_file_is_reloaded_and_sighup_reloads_at_once() {
     let (server, upstream) = (Scripted::tokens(600).await, echo().await);
     let config = |more| format!("log: {{level: debug}}\n{}", config(&server, &upstream, more));
     let sidecar = Sidecar::start(&config("")).await;
@@ -70,40 +70,40 @@ async fn a_changed_file_is_noticed_and_sighup_reads_it_at_once() {
     sidecar.write(&config(""));
     sidecar.signal("HUP");
     sidecar.reloaded(2.0).await;
-    assert_eq!((sidecar.token().await.as_str(), server.count()), ("Bearer token-1", 1), "the store had kept it");
+    assert_eq!((sidecar.token().await.as_str(), server.count()), ("Bearer token-1", 1), "the token was in the store");
     sidecar.signal("HUP");
     let line = sidecar.logged("configuration unchanged").await;
     assert!(line.contains("DEBUG"), "{line}");
     assert_eq!(sidecar.metric(APPLIED).await, 2.0);
 }
 
-/// The store, the audit and a log are in the folder that is watched for the configuration's sake.
+/// The store, the audit file and a log are in the watched folder of the configuration.
 #[tokio::test]
-async fn what_else_is_written_in_the_folder_causes_no_reload() {
+async fn other_files_written_in_the_folder_cause_no_reload() {
     let (server, upstream) = (Scripted::tokens(1).await, echo().await);
     let own = "log: {level: debug}\nstate_dir: .\naudit: {to: {file: audit.jsonl}}\ninclude: [included]\n";
     let text = |more| format!("{own}{}", config(&server, &upstream, more));
     let sidecar = Sidecar::start_with(&text(""), &[("included/.keep", ""), ("secret", "s")]).await;
     let folder = sidecar.dir.path();
     for round in 0..10 {
-        // Longer than what has to be quiet before a change is acted on.
+        // Longer than the debounce interval of the watcher.
         sleep(Duration::from_millis(300)).await;
         std::fs::write(folder.join("keybearer.log"), format!("{round}")).unwrap();
         std::fs::write(folder.join("included/crm.yaml.bak"), format!("{round}")).unwrap();
         sidecar.token().await;
     }
     assert!(folder.join("tokens.redb").exists() && folder.join("audit.jsonl").exists() && server.count() > 1);
-    // At most once: if the configuration itself was written just before it was read.
+    // At most one: if the configuration itself was written just before it was read.
     let reloads = sidecar.log().lines().filter(|line| line.contains("configuration unchanged")).count();
     assert!(reloads <= 1, "{reloads} reloads\n{}", sidecar.log());
-    // All the while a change is noticed.
+    // A change is still noticed.
     sidecar.write(&text(", comments: changed"));
     sidecar.reloaded(1.0).await;
 }
 
-/// What a refused configuration lacks is noticed when it comes, wherever that is.
+/// A file that a refused configuration lacks is watched for, wherever it is.
 #[tokio::test]
-async fn a_missing_file_that_comes_is_noticed() {
+async fn a_missing_file_that_appears_causes_a_reload() {
     let (server, upstream) = (Scripted::tokens(600).await, echo().await);
     let elsewhere = tempfile::tempdir().unwrap();
     let sidecar = Sidecar::start(&config(&server, &upstream, "")).await;
@@ -115,7 +115,7 @@ async fn a_missing_file_that_comes_is_noticed() {
 }
 
 #[tokio::test]
-async fn secrets_and_margins_keep_the_token_and_the_next_request_uses_them() {
+async fn a_changed_secret_keeps_the_token_and_is_used_by_the_next_token_request() {
     let (server, upstream) = (Scripted::tokens(600).await, echo().await);
     let more = ", client_secret: {file: secret}";
     let sidecar = Sidecar::start_with(&config(&server, &upstream, more), &[("secret", "first")]).await;
@@ -123,7 +123,7 @@ async fn secrets_and_margins_keep_the_token_and_the_next_request_uses_them() {
     replace(&sidecar.dir.path().join("secret"), "second\n");
     sidecar.reloaded(1.0).await;
     assert_eq!((sidecar.token().await.as_str(), server.count()), ("Bearer token-1", 1));
-    // Another audience is another token, asked for with the secret that now stands in the file.
+    // Another audience needs another token, which is requested with the new secret.
     sidecar.write(&config(&server, &upstream, &format!("{more}, audience: new")));
     sidecar.reloaded(2.0).await;
     assert_eq!(sidecar.token().await, "Bearer token-2");
@@ -133,7 +133,7 @@ async fn secrets_and_margins_keep_the_token_and_the_next_request_uses_them() {
 }
 
 #[tokio::test]
-async fn a_token_never_goes_to_an_origin_that_it_was_not_granted_for() {
+async fn a_token_is_never_sent_to_an_origin_that_it_was_not_granted_for() {
     let (server, upstream, other) = (Scripted::tokens(600).await, echo().await, echo().await);
     let sidecar = Sidecar::start(&config(&server, &upstream, "")).await;
     assert_eq!(sidecar.token().await, "Bearer token-1");
@@ -145,11 +145,11 @@ async fn a_token_never_goes_to_an_origin_that_it_was_not_granted_for() {
     assert_eq!(raw::get_through(sidecar.proxy(), "http://other.test/", "").await.text(), "Bearer token-2");
     sidecar.write(&config(&server, &upstream, ""));
     sidecar.reloaded(2.0).await;
-    assert_eq!(sidecar.token().await, "Bearer token-2", "fewer origins keep it");
+    assert_eq!(sidecar.token().await, "Bearer token-2", "fewer origins keep the token");
 }
 
 #[tokio::test]
-async fn a_broken_configuration_changes_nothing_and_says_so() {
+async fn an_invalid_configuration_changes_nothing_and_is_reported() {
     let (server, upstream) = (Scripted::tokens(600).await, echo().await);
     let good = config(&server, &upstream, "");
     let sidecar = Sidecar::start(&good).await;
@@ -157,18 +157,18 @@ async fn a_broken_configuration_changes_nothing_and_says_so() {
     sidecar.write(&good.replace("client_id", "clint_id"));
     sidecar.until_metric(SUCCESSFUL, |value| value == 0.0).await;
     sidecar.logged("did you mean `client_id`?").await;
-    // As it is for a moment while an editor writes it in place.
+    // As for a moment while an editor writes the file in place.
     sidecar.write("");
-    sidecar.logged("is empty; if it is not just being written").await;
+    sidecar.logged("is empty; write `connections: []`").await;
     assert_eq!(sidecar.token().await, "Bearer token-1");
     assert_eq!(raw::get(sidecar.admin(), "/readyz?verbose").await.text(), configured);
     sidecar.write(&good);
     sidecar.until_metric(SUCCESSFUL, |value| value == 1.0).await;
-    assert_eq!(sidecar.metric(APPLIED).await, 0.0, "what is in force already is not applied again");
+    assert_eq!(sidecar.metric(APPLIED).await, 0.0, "a configuration in force is not applied again");
 }
 
 #[tokio::test]
-async fn what_is_fixed_at_start_is_named_and_the_rest_applied() {
+async fn settings_that_need_a_restart_are_named_and_the_rest_is_applied() {
     let (server, upstream) = (Scripted::tokens(600).await, echo().await);
     let sidecar = Sidecar::start(&config(&server, &upstream, "")).await;
     let changed = config(&server, &upstream, ", active: false").replace("127.0.0.1:0", "127.0.0.1:1") + "workers: 3\n";
@@ -183,7 +183,7 @@ async fn what_is_fixed_at_start_is_named_and_the_rest_applied() {
     sidecar.until_metric("keybearer_config_restart_required", |value| value == 0.0).await;
 }
 
-/// What the kubelet does with a mounted ConfigMap: a new directory, and `..data` swapped to it by a rename.
+/// Updates a mounted ConfigMap as the kubelet does: creates a new directory, and renames a symlink over `..data`.
 fn swap(mount: &Path, version: usize, text: &str) {
     let versioned = format!("..version_{version}");
     std::fs::create_dir(mount.join(&versioned)).unwrap();
@@ -198,7 +198,7 @@ fn swap(mount: &Path, version: usize, text: &str) {
 }
 
 #[tokio::test]
-async fn every_swap_of_a_config_map_is_noticed() {
+async fn every_update_of_a_config_map_is_applied() {
     let (server, upstream) = (Scripted::tokens(600).await, echo().await);
     let config = format!("include: [mounted]\nhosts: {{api.test: \"{}\"}}\n", upstream.address);
     let sidecar = Sidecar::start_with(&config, &[("mounted/.keep", "")]).await;
@@ -211,7 +211,7 @@ async fn every_swap_of_a_config_map_is_noticed() {
     }
 }
 
-/// Requests on kept connections, until told to stop: how many, and what went wrong.
+/// Sends requests on keep-alive connections until `stop`; returns their number and the unexpected responses.
 async fn load(sidecar: &Sidecar, connections: usize, stop: Arc<AtomicBool>) -> JoinSet<(usize, Vec<String>)> {
     let mut callers = JoinSet::new();
     for _ in 0..connections {
@@ -236,9 +236,9 @@ async fn load(sidecar: &Sidecar, connections: usize, stop: Arc<AtomicBool>) -> J
     callers
 }
 
-/// A server and an upstream that belong together: the upstream takes this server's tokens alone.
-async fn pair(name: &'static str, answer_after: Duration) -> (Scripted, Scripted) {
-    let token = move |_: &_, before| Reply::token(&format!("{name}-{before}"), 600).late(answer_after);
+/// A token endpoint, and an upstream that accepts only its tokens.
+async fn pair(name: &'static str, delay: Duration) -> (Scripted, Scripted) {
+    let token = move |_: &_, before| Reply::token(&format!("{name}-{before}"), 600).late(delay);
     let server = Scripted::start(token).await;
     let mine = format!("Bearer {name}-");
     let upstream = Scripted::start(move |request, _| {
@@ -250,7 +250,7 @@ async fn pair(name: &'static str, answer_after: Duration) -> (Scripted, Scripted
 }
 
 #[tokio::test]
-async fn a_thousand_requests_a_second_notice_nothing_of_a_reload_every_100_ms() {
+async fn a_reload_every_100_ms_fails_none_of_a_thousand_requests_per_second() {
     let ((server_a, upstream_a), (server_b, upstream_b)) =
         (pair("a", Duration::ZERO).await, pair("b", Duration::ZERO).await);
     let secret = ", client_secret: {file: secret}";
@@ -292,7 +292,7 @@ async fn a_thousand_requests_a_second_notice_nothing_of_a_reload_every_100_ms() 
 }
 
 #[tokio::test]
-async fn a_request_that_waits_for_its_token_is_served_though_reloads_overtake_it() {
+async fn a_request_waiting_for_its_token_survives_reloads() {
     let slow = Duration::from_millis(250);
     let ((server_a, upstream_a), (server_b, upstream_b)) = (pair("a", slow).await, pair("b", slow).await);
     let configs = [config(&server_a, &upstream_a, ""), config(&server_b, &upstream_b, "")];
@@ -308,5 +308,5 @@ async fn a_request_that_waits_for_its_token_is_served_though_reloads_overtake_it
     let results = callers.join_all().await;
     let wrong: Vec<_> = results.iter().flat_map(|(_, wrong)| wrong).collect();
     assert!(wrong.is_empty(), "{}: {:?}", wrong.len(), &wrong[..wrong.len().min(5)]);
-    assert!(server_a.count() + server_b.count() > 4, "a reload means another token");
+    assert!(server_a.count() + server_b.count() > 4, "each reload needs another token");
 }

@@ -78,7 +78,7 @@ async fn check_warns_of_an_expired_certificate() {
     assert_eq!(warning["path"], "trust[1]");
     let message = warning["message"].as_str().unwrap_or_default();
     assert!(
-        message.contains("expired.pem holds a certificate that expired on ") && message.ends_with(" GMT"),
+        message.contains("expired.pem contains a certificate that expired on ") && message.ends_with(" GMT"),
         "{warning}"
     );
 }

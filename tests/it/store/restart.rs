@@ -125,7 +125,7 @@ async fn without_a_place_for_it_tokens_are_in_memory_unless_a_person_is_needed()
         let output = run(dir.path(), &[command], "").await;
         assert_eq!(output.status.code(), Some(2), "{}", printed(&output));
         assert!(
-            printed(&output).contains("cannot be written, and a connection needs a person"),
+            printed(&output).contains("is not writable, but a connection needs a person's consent to be stored"),
             "{}",
             printed(&output)
         );

@@ -1,4 +1,4 @@
-//! Keys of the parts of a connection that are about the client and the authorization server.
+//! Keys of the sections for the client and the authorization server.
 
 use schemars::JsonSchema;
 use serde::Deserialize;

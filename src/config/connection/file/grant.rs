@@ -1,12 +1,12 @@
-//! Keys of the parts of a connection that a grant needs.
+//! Keys of the sections that a grant needs.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::super::words::{FromCaller, SigningAlgorithm};
+use super::super::keywords::{FromCaller, SigningAlgorithm};
 use crate::config::reading::{Field, Keys, shape};
 
-/// Claims that have a key of their own, or that each assertion gets anew.
+/// Claims that have their own key, or that are generated for each assertion.
 pub const OWN_CLAIMS: [&str; 6] = ["iss", "sub", "aud", "exp", "iat", "jti"];
 
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -1,9 +1,9 @@
-//! Keys of a route and of its parts.
+//! Keys of a route and of its sections.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::super::words::{Known, Nowhere};
+use super::super::keywords::{Known, Nowhere};
 use crate::config::reading::{Field, Keys, shape};
 use crate::model::connection::{Existing, WithoutToken};
 

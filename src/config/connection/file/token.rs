@@ -1,4 +1,4 @@
-//! Keys of the parts of a connection that are about token requests, their responses, and rejected tokens.
+//! Keys of the sections for token requests, token responses and rejected tokens.
 
 use schemars::JsonSchema;
 use serde::Deserialize;

@@ -1,4 +1,4 @@
-//! Tables of what is read and what is refused.
+//! Accepted and rejected values.
 
 use super::*;
 
@@ -27,7 +27,7 @@ fn durations_are_integers_with_units() {
     for long in ["3651d", "99999999999999999999d", "18446744073709551615h", "3650d1ms"] {
         check(duration(long), Err("ten years"));
     }
-    check(wait("0ms0s"), Err("zero"));
+    check(positive_duration("0ms0s"), Err("zero"));
 }
 
 #[test]
@@ -52,18 +52,18 @@ fn integers_are_digits() {
 }
 
 #[test]
-fn networks_are_prefixes() {
+fn networks_have_a_prefix_length_and_no_host_bits() {
     check(network("10.0.0.0/8"), Ok("10.0.0.0/8".parse().unwrap()));
     check(network("10.0.0.1"), Err("no prefix length"));
-    check(network("10.0.0.1/8"), Err("bits beyond"));
+    check(network("10.0.0.1/8"), Err("host bits"));
     check(network("10/8"), Err("not a network"));
     check(network("10.0.0.0/33"), Err("not a network"));
 }
 
 #[test]
-fn addresses_are_numbers() {
+fn addresses_are_ip_addresses_not_names() {
     check(listen_address("[::1]:0"), Ok("[::1]:0".parse().unwrap()));
-    check(listen_address("unix:/run/k.sock"), Err("only a proxy listener may be"));
+    check(listen_address("unix:/run/k.sock"), Err("only a proxy listener can use"));
     for bad in ["localhost:80", ":80", "127.0.0.1", "8080", "127.1:80"] {
         check(listen_address(bad), Err("not an address"));
     }

@@ -1,4 +1,4 @@
-//! What commands look up in a configuration without loading all of it.
+//! Reads the few keys that a command needs, without loading the whole configuration.
 //!
 //! Not here: the commands (`cli`).
 
@@ -13,31 +13,31 @@ use super::{caller, listener, load, store};
 use crate::model::secret::{Secret, Vault};
 use crate::model::{Name, StoreSettings};
 
-/// Where the instance of a configuration is found, and where it keeps its token.
+/// Where the instance that runs a configuration listens, and where it keeps its admin token.
 #[derive(Debug)]
-pub struct Whereabouts {
-    /// Port 0: only the instance's log knows.
+pub struct InstanceLocation {
+    /// With port 0, only the instance's log has the real port.
     pub admin: SocketAddr,
-    /// Where health is asked for.
+    /// The listener with `/readyz`.
     pub health: SocketAddr,
     pub state_dir: PathBuf,
 }
 
-/// Reads what it can: the command may lack the secrets that the configuration refers to.
-pub fn whereabouts(file: &Path) -> Whereabouts {
+/// Ignores problems: the command may have no access to the secrets that the configuration refers to.
+pub fn locate_instance(file: &Path) -> InstanceLocation {
     let mut sink = Sink::default();
     let source = load::read(file, &mut sink);
-    let top = source.as_ref().and_then(|source| source.root()?.unit::<TopFile>(&mut sink));
+    let top = source.as_ref().and_then(|source| source.root()?.section::<TopFile>(&mut sink));
     let listeners = top.as_ref().and_then(|top| top.get(top.keys.listeners));
     let listeners = listener::listeners(listeners, true, true, &mut sink).map(|(listeners, _)| listeners);
-    let standard = SocketAddr::from((Ipv4Addr::LOCALHOST, listener::ADMIN_PORT));
-    let admin = listeners.as_ref().map_or(standard, |listeners| listeners.admin.address);
+    let default = SocketAddr::from((Ipv4Addr::LOCALHOST, listener::ADMIN_PORT));
+    let admin = listeners.as_ref().map_or(default, |listeners| listeners.admin.address);
     let health = listeners.and_then(|listeners| listeners.telemetry).map_or(admin, |telemetry| telemetry.address);
     let state_dir = state_dir(top.as_ref().and_then(|top| top.get(top.keys.state_dir)), &mut sink);
-    Whereabouts { admin: reachable(admin), health: reachable(health), state_dir }
+    InstanceLocation { admin: reachable(admin), health: reachable(health), state_dir }
 }
 
-/// A listener on the unspecified address is reachable on loopback too.
+/// The address to connect to: loopback for a listener on the unspecified address.
 fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -47,29 +47,29 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-/// The store of a configuration and its state directory, whatever else it holds.
+/// The store and the state directory of a configuration; problems of other keys are ignored.
 ///
 /// # Errors
 /// The problems of those two keys, and of the file as a whole.
 pub fn store_of(path: &Path) -> Result<(StoreSettings, PathBuf), Problems> {
     let mut sink = Sink::default();
     let source = load::read(path, &mut sink);
-    let top = source.as_ref().and_then(|source| source.root()?.unit::<TopFile>(&mut sink));
+    let top = source.as_ref().and_then(|source| source.root()?.section::<TopFile>(&mut sink));
     let state_dir = state_dir(top.as_ref().and_then(|top| top.get(top.keys.state_dir)), &mut sink);
     let store = top.as_ref().and_then(|top| top.get(top.keys.store));
     let settings = store::settings(store, &state_dir, &mut sink);
     sink.finish(path).map(|_| (settings, state_dir))
 }
 
-/// What the caller `name` proves itself with; `None` where nothing is asked of it.
+/// The secret with which the caller `name` authenticates; `None` if it has none.
 ///
 /// # Errors
-/// The problems of that secret, such as one of which the configuration has a digest alone.
+/// The problems of that secret; a secret that is configured as a digest is one.
 pub fn caller_secret(path: &Path, name: &Name, vault: Arc<dyn Vault>) -> Result<Option<Secret>, Problems> {
     let mut sink = Sink::default();
     sink.vault = Some(vault);
     let source = load::read(path, &mut sink);
-    let top = source.as_ref().and_then(|source| source.root()?.unit::<TopFile>(&mut sink));
+    let top = source.as_ref().and_then(|source| source.root()?.section::<TopFile>(&mut sink));
     let secret = top.and_then(|top| {
         let state_dir = state_dir(top.get(top.keys.state_dir), &mut sink);
         let store = store::settings(top.get(top.keys.store), &state_dir, &mut sink);
@@ -79,18 +79,18 @@ pub fn caller_secret(path: &Path, name: &Name, vault: Arc<dyn Vault>) -> Result<
     sink.finish(path).map(|_| secret)
 }
 
-/// The admin token that the environment holds, for commands that ask a running instance.
+/// The admin token from the environment, for commands that query a running instance.
 pub fn presented_token() -> Option<Secret> {
     let text = variable("KEYBEARER_ADMIN_TOKEN").and_then(|value| String::from_utf8(value).ok());
     text.map(reference::without_line_break).filter(|token| !token.is_empty()).map(Secret::new)
 }
 
-/// Is there a desktop on which a link can be opened?
+/// True if there is a desktop on which a link can be opened.
 pub fn has_desktop() -> bool {
     cfg!(target_os = "macos") || ["DISPLAY", "WAYLAND_DISPLAY"].into_iter().any(|name| variable(name).is_some())
 }
 
-/// The admin token that a file holds, or why not.
+/// Reads the admin token from a file. The error is a phrase for parentheses, such as `no such file`.
 pub fn read_token(file: &Path, bytes_max: usize) -> Result<Secret, String> {
     let bytes = reference::read_bounded(file, bytes_max)?;
     let text = String::from_utf8(bytes).map_err(|_| "not UTF-8".to_owned())?;

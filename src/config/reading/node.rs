@@ -1,7 +1,7 @@
-//! A place in a configuration file: its value, its path, and where a problem with it points.
+//! A value in a configuration file with its path and position, to which problems refer.
 //!
-//! A map becomes a [`Unit`]: its marks in a serde twin. Before that, every key is looked up in the twin's own
-//! field list, so all bad keys of a unit are reported, each at its line, and serde never meets one.
+//! A map is read as a [`Section`]: the entries of its keys in a serde twin. Each key is first looked up in the twin's
+//! field list, so every unknown key of a section is reported at its line, and serde never sees one.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,7 +15,7 @@ use serde::de::{self, DeserializeOwned, Deserializer, Visitor, value};
 use super::document::{self, Document, Flaw, Kind, Node};
 use super::problem::{Problem, Sink, suggest};
 
-/// One file: its tree, and the directory that its paths are relative to.
+/// One file: its path, to which paths in it are relative, and its tree.
 #[derive(Debug)]
 pub struct Source {
     pub path: PathBuf,
@@ -23,11 +23,18 @@ pub struct Source {
 }
 
 impl Source {
-    /// Parses `text`; flaws go to the sink, and without a tree there is no source.
+    /// Parses `text`, and reports flaws to the sink. `None` if there is no tree.
     pub fn parse(text: &str, path: &Path, sink: &mut Sink) -> Option<Source> {
         let report = |flaw: Flaw, sink: &mut Sink| {
-            let Flaw { line, column, path: within, message, hint } = flaw;
-            sink.problem(Problem { file: path.to_owned(), line, column, path: within, message, hint: hint.to_owned() });
+            let Flaw { line, column, path: yaml_path, message, hint } = flaw;
+            sink.problem(Problem {
+                file: path.to_owned(),
+                line,
+                column,
+                path: yaml_path,
+                message,
+                hint: hint.to_owned(),
+            });
         };
         match Document::parse(text) {
             Ok((document, flaws)) => {
@@ -41,21 +48,21 @@ impl Source {
         }
     }
 
-    pub fn root(&self) -> Option<Spot<'_>> {
+    pub fn root(&self) -> Option<NodeRef<'_>> {
         let number = self.document.root()?;
         let Node { line, column, .. } = self.document.node(number);
-        Some(Spot { source: self, number, line: *line, column: *column, path: String::new() })
+        Some(NodeRef { source: self, number, line: *line, column: *column, path: String::new() })
     }
 
-    /// A path as written in this file.
+    /// Resolves a path relative to this file.
     pub fn resolve(&self, path: &str) -> PathBuf {
         self.path.parent().unwrap_or(Path::new("")).join(path)
     }
 }
 
-/// A value with its address.
+/// A reference to a value, with its path and position.
 #[derive(Debug, Clone)]
-pub struct Spot<'a> {
+pub struct NodeRef<'a> {
     pub source: &'a Source,
     number: usize,
     pub line: usize,
@@ -63,10 +70,10 @@ pub struct Spot<'a> {
     pub path: String,
 }
 
-impl<'a> Spot<'a> {
-    fn child(&self, number: usize, path: String) -> Spot<'a> {
+impl<'a> NodeRef<'a> {
+    fn child(&self, number: usize, path: String) -> NodeRef<'a> {
         let Node { line, column, .. } = self.source.document.node(number);
-        Spot { source: self.source, number, line: *line, column: *column, path }
+        NodeRef { source: self.source, number, line: *line, column: *column, path }
     }
 
     pub fn kind(&self) -> &'a Kind {
@@ -90,7 +97,7 @@ impl<'a> Spot<'a> {
         matches!(self.kind(), Kind::Map(_))
     }
 
-    /// The text as written, references unfilled; `None` for lists and maps.
+    /// The text as written, with references unresolved; `None` for lists and maps.
     pub fn written(&self) -> Option<&'a str> {
         match self.kind() {
             Kind::Scalar { text, .. } => Some(text),
@@ -98,39 +105,39 @@ impl<'a> Spot<'a> {
         }
     }
 
-    fn report(&self, message: impl Into<String>, hint: impl Into<String>) -> Problem {
-        let Spot { line, column, ref path, .. } = *self;
+    fn to_problem(&self, message: impl Into<String>, hint: impl Into<String>) -> Problem {
+        let NodeRef { line, column, ref path, .. } = *self;
         let file = self.source.path.clone();
         Problem { file, line, column, path: path.clone(), message: message.into(), hint: hint.into() }
     }
 
     pub fn problem(&self, sink: &mut Sink, message: impl Into<String>, hint: impl Into<String>) {
-        sink.problem(self.report(message, hint));
+        sink.problem(self.to_problem(message, hint));
     }
 
     pub fn warning(&self, sink: &mut Sink, message: impl Into<String>, hint: impl Into<String>) {
-        sink.warning(self.report(message, hint));
+        sink.warning(self.to_problem(message, hint));
     }
 
-    /// `FILE:LINE`, for a message about another place.
-    pub fn place(&self) -> String {
+    /// `FILE:LINE`, for a message at another position.
+    pub fn location(&self) -> String {
         format!("{}:{}", self.source.path.display(), self.line)
     }
 
-    /// The items of a list, which must not be empty places.
-    pub fn items(&self, sink: &mut Sink) -> Option<Vec<Spot<'a>>> {
+    /// The items of a list; a null item is a problem.
+    pub fn items(&self, sink: &mut Sink) -> Option<Vec<NodeRef<'a>>> {
         let Kind::List(numbers) = self.kind() else {
             self.problem(sink, "must be a list", "write the items in brackets: [a, b]");
             return None;
         };
         let item = |(index, number): (usize, &usize)| self.child(*number, format!("{}[{index}]", self.path));
-        let (empty, items): (Vec<_>, Vec<_>) = numbers.iter().enumerate().map(item).partition(Spot::is_null);
+        let (empty, items): (Vec<_>, Vec<_>) = numbers.iter().enumerate().map(item).partition(NodeRef::is_null);
         empty.iter().for_each(|item| item.problem(sink, "the item is empty", "write a value or remove the item"));
         Some(items)
     }
 
-    /// The keys of a map whose names are the user's own: each key, its place, and the value unless it is null.
-    pub fn pairs(&self, sink: &mut Sink) -> Vec<(&'a str, Spot<'a>, Option<Spot<'a>>)> {
+    /// The entries of a map with free keys: each key, its node, and its value unless that is null.
+    pub fn pairs(&self, sink: &mut Sink) -> Vec<(&'a str, NodeRef<'a>, Option<NodeRef<'a>>)> {
         let Kind::Map(range) = self.kind() else {
             self.problem(sink, "must be a map", "write it as `key: value` lines");
             return Vec::new();
@@ -138,44 +145,44 @@ impl<'a> Spot<'a> {
         range.clone().map(|entry| self.pair(entry)).collect()
     }
 
-    /// The value of one key of a map that was looked through before; `None` where it is absent or null.
-    pub fn value_of(&self, key: &str) -> Option<Spot<'a>> {
+    /// The value of one key of a map; `None` if it is absent or null, or this is not a map.
+    pub fn value_of(&self, key: &str) -> Option<NodeRef<'a>> {
         let Kind::Map(range) = self.kind() else { return None };
         let entry = range.clone().find(|entry| self.source.document.entry(*entry).key == key)?;
         self.pair(entry).2
     }
 
-    fn pair(&self, entry: usize) -> (&'a str, Spot<'a>, Option<Spot<'a>>) {
+    fn pair(&self, entry: usize) -> (&'a str, NodeRef<'a>, Option<NodeRef<'a>>) {
         let entry = self.source.document.entry(entry);
         let value = self.child(entry.value, document::join(&self.path, &entry.key));
-        let key = Spot { line: entry.line, column: entry.column, ..value.clone() };
+        let key = NodeRef { line: entry.line, column: entry.column, ..value.clone() };
         (&entry.key, key, Some(value).filter(|value| !value.is_null()))
     }
 
-    /// The map as a unit; every key that does not belong there is a problem.
-    pub fn unit<T: Keys>(&self, sink: &mut Sink) -> Option<Unit<'a, T>> {
+    /// Reads a map as a section. Every unknown key is a problem.
+    pub fn section<T: Keys>(&self, sink: &mut Sink) -> Option<Section<'a, T>> {
         let Kind::Map(range) = self.kind() else {
             self.problem(sink, "must be a map", "write it as `key: value` lines");
             return None;
         };
         let known = field_names::<T>();
-        let mut marks = serde_yaml::Mapping::new();
+        let mut entries = serde_yaml::Mapping::new();
         for entry in range.clone() {
-            let (key, spot, _) = self.pair(entry);
+            let (key, node, _) = self.pair(entry);
             if known.contains(&key) {
-                marks.insert(key.into(), entry.into());
+                entries.insert(key.into(), entry.into());
             } else if T::NOT_BUILT.contains(&key) {
-                spot.problem(sink, format!("`{key}` is not built yet"), "remove it");
+                node.problem(sink, format!("`{key}` is not built yet"), "remove it");
             } else if T::SECRET {
-                self.problem(sink, "holds an unknown key", format!("a secret has one of {}", known.join(", ")));
+                self.problem(sink, "contains an unknown key", format!("use one of {}", known.join(", ")));
             } else {
                 let all = known.iter().chain(T::NOT_BUILT).copied();
                 let hint = suggest(key, all, "remove it");
-                spot.problem(sink, format!("unknown key `{}`", key.chars().take(80).collect::<String>()), hint);
+                node.problem(sink, format!("unknown key `{}`", key.chars().take(80).collect::<String>()), hint);
             }
         }
-        match serde_yaml::from_value(serde_yaml::Value::Mapping(marks)) {
-            Ok(keys) => Some(Unit { keys, spot: self.clone() }),
+        match serde_yaml::from_value(serde_yaml::Value::Mapping(entries)) {
+            Ok(keys) => Some(Section { keys, node: self.clone() }),
             Err(error) => {
                 self.problem(sink, format!("cannot be read: {error}"), "");
                 None
@@ -184,10 +191,10 @@ impl<'a> Spot<'a> {
     }
 }
 
-/// Where a key of a twin is: the number of its entry. `T` is the shape that its value has in the schema.
+/// The index of a key's entry. `T` is the shape of its value in the schema.
 pub struct Mark<T>(usize, PhantomData<fn() -> T>);
 
-/// A key of a twin: present (perhaps null) or not.
+/// A key of a twin: `Some` if it is present, even with a null value.
 pub type Field<T> = Option<Mark<T>>;
 
 impl<T> Clone for Mark<T> {
@@ -224,49 +231,49 @@ impl<T: JsonSchema> JsonSchema for Mark<T> {
     }
 }
 
-/// A serde twin: a struct of [`Field`]s named as the keys of a map.
+/// A serde twin: a struct of [`Field`]s with the names of a map's keys.
 pub trait Keys: DeserializeOwned {
-    /// Keys of the contract that this version refuses by name.
+    /// Planned keys, which this version rejects by name.
     const NOT_BUILT: &'static [&'static str] = &[];
-    /// An unknown key might be the secret itself, so it is not repeated.
+    /// True if an unknown key might be the secret itself, and must not be quoted.
     const SECRET: bool = false;
 }
 
-/// A map whose keys have been looked up.
+/// A map whose keys have been looked up in a twin.
 #[derive(Debug)]
-pub struct Unit<'a, T> {
+pub struct Section<'a, T> {
     pub keys: T,
-    pub spot: Spot<'a>,
+    pub node: NodeRef<'a>,
 }
 
-impl<'a, T: Keys> Unit<'a, T> {
-    /// Whether `key` is one of the twin's.
+impl<'a, T: Keys> Section<'a, T> {
+    /// True if the twin has `key`.
     pub fn knows(&self, key: &str) -> bool {
         field_names::<T>().contains(&key)
     }
 
-    /// The key's value; `None` where it is absent or null.
-    pub fn get<S>(&self, field: Field<S>) -> Option<Spot<'a>> {
-        self.spot.pair(field?.0).2
+    /// The value of a key; `None` if it is absent or null.
+    pub fn get<S>(&self, field: Field<S>) -> Option<NodeRef<'a>> {
+        self.node.pair(field?.0).2
     }
 
-    /// The same with a problem instead of `None`.
-    pub fn require<S>(&self, field: Field<S>, key: &str, hint: &str, sink: &mut Sink) -> Option<Spot<'a>> {
+    /// The value of a key; a problem if it is absent or null.
+    pub fn require<S>(&self, field: Field<S>, key: &str, hint: &str, sink: &mut Sink) -> Option<NodeRef<'a>> {
         let found = self.get(field);
         if found.is_none() {
-            let place = field.map_or_else(|| self.at(key), |mark| self.spot.pair(mark.0).1);
-            place.problem(sink, format!("`{key}` is missing"), hint);
+            let at = field.map_or_else(|| self.at(key), |mark| self.node.pair(mark.0).1);
+            at.problem(sink, format!("`{key}` is missing"), hint);
         }
         found
     }
 
-    /// The unit's own place under the path of a key that it lacks.
-    pub fn at(&self, key: &str) -> Spot<'a> {
-        Spot { path: document::join(&self.spot.path, key), ..self.spot.clone() }
+    /// The position of the section, with the path of an absent key.
+    pub fn at(&self, key: &str) -> NodeRef<'a> {
+        NodeRef { path: document::join(&self.node.path, key), ..self.node.clone() }
     }
 }
 
-/// The field names of a twin, as its derived `Deserialize` lists them.
+/// The field names of a twin, from its derived `Deserialize`.
 fn field_names<T: DeserializeOwned>() -> &'static [&'static str] {
     struct Names<'n>(&'n mut &'static [&'static str]);
     impl<'de> Deserializer<'de> for Names<'_> {
@@ -312,16 +319,16 @@ mod tests {
     }
 
     #[test]
-    fn a_twin_tells_its_keys_and_every_bad_key_is_reported() {
+    fn every_unknown_and_missing_key_of_a_section_is_reported() {
         assert_eq!(field_names::<Pet>(), ["name", "legs"]);
         let mut sink = Sink::default();
         let text = "pet:\n  nmae: a\n  wings: 2\n  legs:\n  colour: red\n";
         let source = Source::parse(text, Path::new("a.yaml"), &mut sink).unwrap();
         let pet = source.root().unwrap().pairs(&mut sink).remove(0).2.unwrap();
-        let unit = pet.unit::<Pet>(&mut sink).unwrap();
-        assert!(unit.keys.name.is_none() && unit.keys.legs.is_some() && unit.get(unit.keys.legs).is_none());
-        unit.require(unit.keys.legs, "legs", "count them", &mut sink);
-        unit.require(unit.keys.name, "name", "call it", &mut sink);
+        let section = pet.section::<Pet>(&mut sink).unwrap();
+        assert!(section.keys.name.is_none() && section.keys.legs.is_some() && section.get(section.keys.legs).is_none());
+        section.require(section.keys.legs, "legs", "count them", &mut sink);
+        section.require(section.keys.name, "name", "call it", &mut sink);
         let lines: Vec<_> =
             sink.finish(Path::new("a.yaml")).unwrap_err().problems.iter().map(|p| p.to_string()).collect();
         let expected = [

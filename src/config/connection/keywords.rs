@@ -1,10 +1,10 @@
-//! The words of keys whose value is one of a few.
+//! Keywords of the keys whose value is one of a fixed set.
 
-use crate::config::reading::Words;
+use crate::config::reading::Keyword;
 use crate::model::connection::*;
 
-impl Words for GrantKind {
-    fn words() -> Vec<(&'static str, GrantKind)> {
+impl Keyword for GrantKind {
+    fn keywords() -> Vec<(&'static str, GrantKind)> {
         GrantKind::ALL.iter().map(|kind| (kind.as_str(), *kind)).collect()
     }
 }
@@ -19,8 +19,8 @@ pub enum SendCredentials {
     None,
 }
 
-impl Words for SendCredentials {
-    fn words() -> Vec<(&'static str, SendCredentials)> {
+impl Keyword for SendCredentials {
+    fn keywords() -> Vec<(&'static str, SendCredentials)> {
         vec![
             ("body", SendCredentials::Body),
             ("basic", SendCredentials::Basic),
@@ -34,7 +34,7 @@ impl Words for SendCredentials {
 
 impl SendCredentials {
     pub fn name(self) -> &'static str {
-        Self::words().into_iter().find(|(_, send)| *send == self).map_or("", |(name, _)| name)
+        Self::keywords().into_iter().find(|(_, send)| *send == self).map_or("", |(name, _)| name)
     }
 
     pub fn has_secret(self) -> bool {
@@ -52,69 +52,69 @@ impl SendCredentials {
     }
 }
 
-impl Words for BasicEncoding {
-    fn words() -> Vec<(&'static str, BasicEncoding)> {
+impl Keyword for BasicEncoding {
+    fn keywords() -> Vec<(&'static str, BasicEncoding)> {
         vec![("form", BasicEncoding::Form), ("raw", BasicEncoding::Raw)]
     }
 }
 
-impl Words for Pkce {
-    fn words() -> Vec<(&'static str, Pkce)> {
+impl Keyword for Pkce {
+    fn keywords() -> Vec<(&'static str, Pkce)> {
         vec![("S256", Pkce::S256), ("plain", Pkce::Plain), ("none", Pkce::None)]
     }
 }
 
-impl Words for RequestEncoding {
-    fn words() -> Vec<(&'static str, RequestEncoding)> {
+impl Keyword for RequestEncoding {
+    fn keywords() -> Vec<(&'static str, RequestEncoding)> {
         vec![("form", RequestEncoding::Form), ("json", RequestEncoding::Json), ("query", RequestEncoding::Query)]
     }
 }
 
-impl Words for ResponseEncoding {
-    fn words() -> Vec<(&'static str, ResponseEncoding)> {
+impl Keyword for ResponseEncoding {
+    fn keywords() -> Vec<(&'static str, ResponseEncoding)> {
         vec![("json", ResponseEncoding::Json), ("form", ResponseEncoding::Form)]
     }
 }
 
-impl Words for TimeUnit {
-    fn words() -> Vec<(&'static str, TimeUnit)> {
+impl Keyword for TimeUnit {
+    fn keywords() -> Vec<(&'static str, TimeUnit)> {
         vec![("s", TimeUnit::Seconds), ("m", TimeUnit::Minutes), ("ms", TimeUnit::Milliseconds)]
     }
 }
 
-impl Words for Tokens {
-    fn words() -> Vec<(&'static str, Tokens)> {
+impl Keyword for Tokens {
+    fn keywords() -> Vec<(&'static str, Tokens)> {
         vec![("shared", Tokens::Shared), ("per_subject", Tokens::PerSubject)]
     }
 }
 
-impl Words for Existing {
-    fn words() -> Vec<(&'static str, Existing)> {
+impl Keyword for Existing {
+    fn keywords() -> Vec<(&'static str, Existing)> {
         vec![("overwrite", Existing::Overwrite), ("keep", Existing::Keep), ("refuse", Existing::Refuse)]
     }
 }
 
-impl Words for WithoutToken {
-    fn words() -> Vec<(&'static str, WithoutToken)> {
+impl Keyword for WithoutToken {
+    fn keywords() -> Vec<(&'static str, WithoutToken)> {
         vec![("fail", WithoutToken::Fail), ("forward", WithoutToken::Forward)]
     }
 }
 
-impl Words for Thumbprint {
-    fn words() -> Vec<(&'static str, Thumbprint)> {
+impl Keyword for Thumbprint {
+    fn keywords() -> Vec<(&'static str, Thumbprint)> {
         vec![("x5t", Thumbprint::Sha1), ("x5t#S256", Thumbprint::Sha256)]
     }
 }
 
-/// Beside the URL of a proxy.
-impl Words for ServerProxy {
-    fn words() -> Vec<(&'static str, ServerProxy)> {
+/// In addition to the URL of a proxy.
+impl Keyword for ServerProxy {
+    fn keywords() -> Vec<(&'static str, ServerProxy)> {
         vec![("inherit", ServerProxy::Inherit), ("none", ServerProxy::Direct)]
     }
 }
 
-impl Words for Algorithm {
-    fn words() -> Vec<(&'static str, Algorithm)> {
+impl Keyword for Algorithm {
+    fn keywords() -> Vec<(&'static str, Algorithm)> {
         Algorithm::ALL.into_iter().map(|algorithm| (algorithm.as_str(), algorithm)).collect()
     }
 }
@@ -123,21 +123,21 @@ impl Words for Algorithm {
 #[derive(Debug, Clone, Copy)]
 pub struct SigningAlgorithm(pub Algorithm);
 
-impl Words for SigningAlgorithm {
-    fn words() -> Vec<(&'static str, SigningAlgorithm)> {
-        let all = Algorithm::words().into_iter().filter(|(_, algorithm)| !algorithm.is_symmetric());
-        all.map(|(word, algorithm)| (word, SigningAlgorithm(algorithm))).collect()
+impl Keyword for SigningAlgorithm {
+    fn keywords() -> Vec<(&'static str, SigningAlgorithm)> {
+        let all = Algorithm::keywords().into_iter().filter(|(_, algorithm)| !algorithm.is_symmetric());
+        all.map(|(keyword, algorithm)| (keyword, SigningAlgorithm(algorithm))).collect()
     }
 }
 
-/// An algorithm whose key is a secret that both sides have.
+/// An algorithm whose key is a shared secret.
 #[derive(Debug, Clone, Copy)]
 pub struct MacAlgorithm(pub Algorithm);
 
-impl Words for MacAlgorithm {
-    fn words() -> Vec<(&'static str, MacAlgorithm)> {
-        let all = Algorithm::words().into_iter().filter(|(_, algorithm)| algorithm.is_symmetric());
-        all.map(|(word, algorithm)| (word, MacAlgorithm(algorithm))).collect()
+impl Keyword for MacAlgorithm {
+    fn keywords() -> Vec<(&'static str, MacAlgorithm)> {
+        let all = Algorithm::keywords().into_iter().filter(|(_, algorithm)| algorithm.is_symmetric());
+        all.map(|(keyword, algorithm)| (keyword, MacAlgorithm(algorithm))).collect()
     }
 }
 
@@ -145,8 +145,8 @@ impl Words for MacAlgorithm {
 #[derive(Debug, Clone, Copy)]
 pub struct FromCaller;
 
-impl Words for FromCaller {
-    fn words() -> Vec<(&'static str, FromCaller)> {
+impl Keyword for FromCaller {
+    fn keywords() -> Vec<(&'static str, FromCaller)> {
         vec![("caller", FromCaller)]
     }
 }
@@ -155,8 +155,8 @@ impl Words for FromCaller {
 #[derive(Debug, Clone, Copy)]
 pub struct Nowhere;
 
-impl Words for Nowhere {
-    fn words() -> Vec<(&'static str, Nowhere)> {
+impl Keyword for Nowhere {
+    fn keywords() -> Vec<(&'static str, Nowhere)> {
         vec![("none", Nowhere)]
     }
 }
@@ -165,8 +165,8 @@ impl Words for Nowhere {
 #[derive(Debug, Clone, Copy)]
 pub struct Known;
 
-impl Words for Known {
-    fn words() -> Vec<(&'static str, Known)> {
+impl Keyword for Known {
+    fn keywords() -> Vec<(&'static str, Known)> {
         vec![(KNOWN, Known)]
     }
 }
