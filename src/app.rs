@@ -1,7 +1,7 @@
-//! The only wiring place: a checked configuration becomes listeners, slots, workers and the admin side.
+//! Composition root: turns a validated configuration into listeners, slots, workers and the admin API.
 //!
-//! `App::build` binds every listener, so that real addresses are known before anything runs; `App::serve` runs until it is
-//! told to end, then drains.
+//! `App::build` binds every listener, so that actual addresses are known before anything runs; `App::serve` runs until
+//! shutdown is requested, then drains.
 
 use std::io;
 use std::net::TcpListener;
@@ -31,44 +31,43 @@ use crate::telemetry::system;
 use crate::token::TokenCache;
 use crate::token::slot::TokenSlot;
 
-/// Why the program could not start.
+/// Why Keybearer could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
-    #[error(
-        "the listener {name} cannot be opened at {address}: {source}; free the port, or give another address under listeners"
-    )]
+    #[error("listener {name} cannot bind {address}: {source}; free the port, or set another address under listeners")]
     Bind { name: String, address: String, source: io::Error },
     #[error(transparent)]
     Store(#[from] OpenError),
     #[error(transparent)]
     Wiring(#[from] WiringError),
-    #[error("the metrics cannot be set up: {0}")]
+    #[error("setting up metrics failed: {0}")]
     Metrics(#[from] prometheus::Error),
-    #[error("a thread or socket cannot be started: {0}")]
+    #[error("creating a thread or socket failed: {0}")]
     System(#[from] io::Error),
 }
 
-/// A token request that is under way at the end has at least so long: its answer may hold a refresh token that nobody has
-/// yet.
-const REST: Duration = Duration::from_secs(2);
-/// Reloads that may wait for one under way.
+/// Minimum grace period of token requests at shutdown: the response may carry a refresh token that is stored nowhere
+/// else.
+const TOKEN_REQUEST_GRACE_PERIOD: Duration = Duration::from_secs(2);
+/// Maximum number of queued reload requests.
 const RELOADS_WAITING_MAX: usize = 8;
 /// Retry interval while the store is unreachable at startup.
 const STORE_RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long the collector of traces may hold up the end of the program.
-const TRACES_FLUSH: Duration = Duration::from_secs(2);
-/// How long the workers take at most to drop what they serve.
-const STOP_WAIT: Duration = Duration::from_secs(1);
-/// The last records may take so long to reach their file.
-const AUDIT_WAIT: Duration = Duration::from_secs(5);
-/// The file to reload, and what a reload works with.
+/// Timeout for flushing traces at shutdown.
+const TRACES_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+/// Timeout for the workers to drop the remaining requests at shutdown.
+const STOP_TIMEOUT: Duration = Duration::from_secs(1);
+/// Timeout for flushing the audit at shutdown.
+const AUDIT_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The configuration file to reload, and the logging that a reload changes.
 pub struct Source {
     pub path: PathBuf,
     pub logging: Logging,
 }
 
-/// Everything bound, nothing running yet.
+/// All listeners are bound, nothing runs yet.
 pub struct App {
     loaded: Loaded,
     opener: Arc<StoreOpener>,
@@ -78,14 +77,14 @@ pub struct App {
     admin: TcpListener,
     telemetry: Option<TcpListener>,
     public: Option<TcpListener>,
-    /// Name and real address of each listener that has one.
+    /// Name and actual address of each TCP listener.
     pub listeners: Vec<Listener>,
-    /// All of them, as the log names them.
+    /// Name and address of every listener, as logged.
     opened: Vec<(Name, String)>,
 }
 
 impl App {
-    /// `source` is the file that `loaded` came from, if its changes are to be followed.
+    /// `source` is the file that `loaded` was read from; `None` disables reloads.
     pub fn build(
         loaded: Loaded,
         opener: Arc<StoreOpener>,
@@ -124,10 +123,10 @@ impl App {
         Ok(App { loaded, opener, source, tasks, proxy, admin, telemetry, public, listeners, opened })
     }
 
-    /// Runs on the current (control) runtime until `end` completes, then drains and stops.
-    pub async fn serve(self, end: impl Future<Output = ()>) -> Result<(), AppError> {
+    /// Runs on the current (control) runtime until `shutdown` completes, then drains and stops.
+    pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), AppError> {
         let started = self.start()?;
-        end.await;
+        shutdown.await;
         started.drain().await;
         Ok(())
     }
@@ -143,7 +142,7 @@ impl App {
         let (events, audit) = (Events::default(), Audit::default());
         let store = store::open(&loaded.model, &self.opener, &metrics)?;
         let seal = Arc::new(store::sealer(&loaded.model)?);
-        // Not sooner: without its store nobody is served.
+        // Logged only now: without the store, no request is served.
         for (name, at) in &self.opened {
             tracing::info!(listener = %name, address = %at, "listening");
         }
@@ -210,7 +209,7 @@ impl App {
             head_budget: Arc::default(),
         });
         let threads = proxy::start(shared.clone(), loaded.model.workers, self.proxy)?;
-        // Before anybody hears that we are ready, and may send SIGHUP.
+        // Before readiness is reported, so that an early SIGHUP is handled.
         if let Some(Source { path, logging }) = self.source {
             tasks.spawn("reload", Reloader::new((path, self.opener), &loaded, wiring, logging, reloads)?.run());
         }
@@ -219,7 +218,7 @@ impl App {
     }
 }
 
-/// Readiness follows the first answers, or the end of the wait for them, and the store.
+/// Reports readiness once the slots have made their first attempt, or `wait` is over, and the store is reachable.
 async fn settle(slots: Vec<Arc<TokenSlot>>, wait: Duration, cache: Arc<TokenCache>, health: Arc<Health>) {
     let all = async {
         for slot in &slots {
@@ -255,25 +254,25 @@ struct Running {
 }
 
 impl Running {
-    /// Nothing new; what is in flight may finish within `timeouts.drain`.
+    /// Graceful shutdown: accepts nothing new; requests in flight may finish within `timeouts.drain`.
     async fn drain(self) {
         tracing::info!("draining");
         system::stopping();
         self.health.set_draining();
         self.tasks.enter(Phase::Drain);
-        let end = Instant::now() + self.shared.snapshot.load().timeouts.drain;
-        if tokio::time::timeout_at(end, all_finished(&self.threads)).await.is_err() {
-            tracing::warn!("timeouts.drain has passed; what is still in flight is cut off");
+        let deadline = Instant::now() + self.shared.snapshot.load().timeouts.drain;
+        if tokio::time::timeout_at(deadline, all_finished(&self.threads)).await.is_err() {
+            tracing::warn!("drain timeout; dropping requests in flight");
         }
-        self.cache.drain(end.saturating_duration_since(Instant::now()).max(REST)).await;
+        self.cache.drain(deadline.saturating_duration_since(Instant::now()).max(TOKEN_REQUEST_GRACE_PERIOD)).await;
         let tracer = self.shared.snapshot.load().tracer.clone();
-        tracer.flush(TRACES_FLUSH).await;
+        tracer.flush(TRACES_FLUSH_TIMEOUT).await;
         self.tasks.enter(Phase::Stop);
-        // What was cut off just now has a record too.
-        let _ = tokio::time::timeout(STOP_WAIT, all_finished(&self.threads)).await;
+        // Dropped requests still write their audit records.
+        let _ = tokio::time::timeout(STOP_TIMEOUT, all_finished(&self.threads)).await;
         let writers = self.shared.audit.close();
-        if tokio::time::timeout(AUDIT_WAIT, all_finished(&writers)).await.is_err() {
-            tracing::error!("audit file not written in time; the last records are lost");
+        if tokio::time::timeout(AUDIT_FLUSH_TIMEOUT, all_finished(&writers)).await.is_err() {
+            tracing::error!("audit flush timed out; records may be lost");
         }
         tracing::info!("stopped");
     }

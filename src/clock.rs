@@ -1,8 +1,9 @@
 //! The two clocks: time since boot, suspension included, and wall time.
 //!
-//! A token's life is kept on both: the wall clock may be set, and a virtual machine may freeze the boot clock.
-//! Invariant: what is due or over on either clock is due or over.
-//! Not here: the types of a moment and their arithmetic (`model::time`).
+//! A token's lifetime is measured on both: the wall clock may be stepped, and a virtual machine may freeze the boot
+//! clock.
+//! Invariant: a deadline has passed once it has passed on either clock.
+//! Not here: the time types and their arithmetic (`model::time`).
 
 use std::time::{Duration, SystemTime};
 
@@ -10,7 +11,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::model::time::{BootTime, WallTime};
 
-/// One moment on both clocks.
+/// An instant on both clocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Now {
     pub boot: BootTime,
@@ -18,29 +19,29 @@ pub struct Now {
 }
 
 impl Now {
-    /// Later than any moment that either clock shows.
+    /// Later than any instant that either clock returns.
     pub const NEVER: Now = Now { boot: BootTime::MAX, wall: WallTime::MAX };
 
     pub fn plus(self, span: Duration) -> Now {
         Now { boot: self.boot + span, wall: self.wall + span }
     }
 
-    /// The later of two moments, on each clock.
+    /// The later of two instants, per clock.
     pub fn later(self, other: Now) -> Now {
         Now { boot: self.boot.max(other.boot), wall: self.wall.max(other.wall) }
     }
 
-    /// The earlier of two moments, on each clock.
+    /// The earlier of two instants, per clock.
     pub fn earlier(self, other: Now) -> Now {
         Now { boot: self.boot.min(other.boot), wall: self.wall.min(other.wall) }
     }
 
-    /// True once either clock shows `moment` or later.
+    /// Whether `moment` has passed on either clock.
     pub fn reached(self, moment: Now) -> bool {
         self.boot >= moment.boot || self.wall >= moment.wall
     }
 
-    /// The span until `moment`, on the clock that reaches it first.
+    /// Time until `moment`, on the clock that reaches it first.
     pub fn until(self, moment: Now) -> Duration {
         moment.boot.since(self.boot).min(moment.wall.since(self.wall))
     }
@@ -76,7 +77,7 @@ fn wall_now() -> WallTime {
 
 #[cfg(test)]
 mod simulated {
-    //! A clock that follows tokio's (paused) time, on a machine that can be suspended and whose wall clock can be set.
+    //! A clock over tokio's (paused) time, for a machine that can be suspended and whose wall clock can be stepped.
 
     use std::sync::atomic::{AtomicI64, Ordering};
     use std::sync::{Arc, Mutex};
@@ -110,12 +111,12 @@ mod simulated {
             Clock { simulated: Some(Arc::new(simulated)) }
         }
 
-        /// Sets the wall clock forwards or backwards.
+        /// Steps the wall clock forwards or backwards.
         pub fn step_wall(&self, seconds: i64) {
             self.simulated.as_ref().unwrap().wall_offset_seconds.fetch_add(seconds, Ordering::Relaxed);
         }
 
-        /// The machine sleeps: both clocks go on, timers do not.
+        /// Suspends the machine: both clocks advance, timers do not.
         pub fn suspend(&self, span: Duration) {
             *self.simulated.as_ref().unwrap().suspended.lock().unwrap() += span;
         }
@@ -127,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn either_clock_ends_a_life() {
+    fn a_deadline_passes_on_either_clock() {
         let now = Clock::system().now();
         let end = now.plus(Duration::from_secs(10));
         assert!(!now.reached(end));

@@ -1,8 +1,8 @@
-//! From an origin to an open connection: resolve, check the address, connect to the address that was checked.
+//! Dials an origin: resolves the name, checks the addresses, connects to an address that was checked.
 //!
-//! Serves upstreams and token endpoints alike. Not here: TLS with either (`tls`), pools (`proxy::upstream`).
-//! Holds: only an address that [`AddressPolicy`] permits is dialled, and it is the very one that was checked, so a name
-//! whose answer changes in between reaches nothing.
+//! Used for upstreams and token endpoints. Not here: TLS (`tls`), connection pools (`proxy::upstream`).
+//! Invariant: only an address that [`AddressPolicy`] permits is dialled, and it is the very address that was checked,
+//! so DNS rebinding cannot bypass the policy.
 
 mod names;
 mod policy;
@@ -27,48 +27,48 @@ use names::{Class, Names};
 pub use policy::{AddressPolicy, Denied};
 pub use proxy::{Conduit, EgressProxy, Forwarding};
 
-/// What `localhost` names.
+/// Addresses of `localhost`.
 const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-/// Addresses of one name that are tried at most.
+/// Maximum number of addresses tried per name.
 const ADDRESSES_MAX: usize = 8;
-/// How long an attempt runs alone before the next address is tried beside it (RFC 8305 §5).
+/// Connection Attempt Delay: head start of an attempt before the next address is tried in parallel (RFC 8305 §5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
-/// Attempts of all dials that run beside others: each has a socket that no budget of connections counts.
-const ATTEMPTS_BESIDE_MAX: usize = 32;
+/// Maximum number of parallel attempts across all dials: the descriptor budget does not count their sockets.
+const PARALLEL_ATTEMPTS_MAX: usize = 32;
 
-/// What a configuration says of the network.
-pub struct Reach<'a> {
+/// The network settings of a configuration.
+pub struct NetworkSettings<'a> {
     pub hosts: &'a [HostOverride],
     pub policy: AddressPolicy,
-    pub way_out: Option<EgressProxy>,
+    pub egress_proxy: Option<EgressProxy>,
 }
 
 /// Resolves and connects; cloned freely.
 #[derive(Debug, Clone)]
 pub struct Dialer {
-    /// Dialers of one number reach the same places: a connection made by one is good for another.
+    /// Dialers with equal numbers have equal rules, so they can share connections.
     pub number: usize,
     rules: Arc<Rules>,
     names: Names,
-    attempts_beside: Arc<Semaphore>,
+    parallel_attempts: Arc<Semaphore>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Rules {
     hosts: HashMap<Host, (IpAddr, Option<u16>)>,
     policy: AddressPolicy,
-    way_out: Option<EgressProxy>,
-    /// For the proxy on the way out alone: its name may be private.
-    policy_of_proxy: AddressPolicy,
+    egress_proxy: Option<EgressProxy>,
+    /// For dialling the egress proxy alone: it may have a private address.
+    proxy_policy: AddressPolicy,
 }
 
-/// The listener of ours to which an authority leads, as far as `hosts` or the authority itself shows it.
+/// Which of our own listeners an authority resolves to, as far as `hosts` or a literal address shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OwnListener {
-    /// The one that the connection came in by.
+    /// The listener that accepted the downstream connection.
     This,
     Another,
-    /// `hosts` sends it elsewhere.
+    /// `hosts` maps the authority to another address.
     No,
     Unknown,
 }
@@ -77,90 +77,95 @@ pub enum OwnListener {
 pub enum DialError {
     #[error("{host} has the address {address}, which is {denied}")]
     Denied { host: Host, address: IpAddr, denied: Denied },
-    #[error("the name {host} cannot be resolved")]
+    #[error("the host name {host} cannot be resolved")]
     Resolve { host: Host, source: io::Error },
-    #[error("no connection to {host} port {port}")]
+    #[error("connecting to {host} port {port} failed")]
     Connect { host: Host, port: u16, source: io::Error },
-    #[error("no way through the egress proxy {proxy}")]
+    #[error("the egress proxy {proxy} failed")]
     Proxy { proxy: String, source: io::Error },
-    #[error("the egress proxy {proxy} refused with status {status}")]
+    #[error("the egress proxy {proxy} responded with status {status}")]
     ProxyRefused { proxy: String, status: u16 },
 }
 
 impl Dialer {
-    /// The dialer for these rules: `before`, if it has the same ones, else one with the next number.
-    pub fn new(Reach { hosts, policy, way_out }: Reach<'_>, tasks: &Tasks, before: Option<&Dialer>) -> Dialer {
+    /// The dialer for these rules: the `previous` one if its rules are equal, else a new one with the next number.
+    pub fn new(
+        NetworkSettings { hosts, policy, egress_proxy }: NetworkSettings<'_>,
+        tasks: &Tasks,
+        previous: Option<&Dialer>,
+    ) -> Dialer {
         let hosts = hosts.iter().map(|entry| (entry.host.clone(), (entry.address, entry.port))).collect();
-        let name = way_out.iter().map(|way| way.place().host.clone());
-        let policy_of_proxy = name.fold(policy.clone(), AddressPolicy::naming);
-        let rules = Rules { hosts, policy, way_out, policy_of_proxy };
-        match before {
-            Some(before) if *before.rules == rules => before.clone(),
-            before => {
-                let number = before.map_or(1, |before| before.number + 1);
-                // What names mean does not change with the rules.
-                let names = before.map_or_else(|| Names::of_system(tasks), |before| before.names.clone());
-                let attempts_beside = match before {
-                    Some(before) => before.attempts_beside.clone(),
-                    None => Arc::new(Semaphore::new(ATTEMPTS_BESIDE_MAX)),
+        let name = egress_proxy.iter().map(|proxy| proxy.origin().host.clone());
+        let proxy_policy = name.fold(policy.clone(), AddressPolicy::permitting_private);
+        let rules = Rules { hosts, policy, egress_proxy, proxy_policy };
+        match previous {
+            Some(previous) if *previous.rules == rules => previous.clone(),
+            previous => {
+                let number = previous.map_or(1, |previous| previous.number + 1);
+                // The DNS cache does not depend on the rules.
+                let names = previous.map_or_else(|| Names::system(tasks), |previous| previous.names.clone());
+                let parallel_attempts = match previous {
+                    Some(previous) => previous.parallel_attempts.clone(),
+                    None => Arc::new(Semaphore::new(PARALLEL_ATTEMPTS_MAX)),
                 };
-                Dialer { number, rules: Arc::new(rules), names, attempts_beside }
+                Dialer { number, rules: Arc::new(rules), names, parallel_attempts }
             }
         }
     }
 
-    /// The same with one more name that may be private.
-    pub fn naming(&self, host: Host) -> Dialer {
-        let Rules { hosts, policy, way_out, policy_of_proxy } = (*self.rules).clone();
-        let policy = policy.naming(host);
-        let rules = Arc::new(Rules { hosts, policy, way_out, policy_of_proxy });
+    /// The same dialer, for which `host` may have a private address.
+    pub fn permitting_private(&self, host: Host) -> Dialer {
+        let Rules { hosts, policy, egress_proxy, proxy_policy } = (*self.rules).clone();
+        let policy = policy.permitting_private(host);
+        let rules = Arc::new(Rules { hosts, policy, egress_proxy, proxy_policy });
         Dialer { rules, ..self.clone() }
     }
 
-    /// Does the policy permit `origin`? The same is checked again when it is dialled. Names are looked up in the caller's
-    /// `turn`. The caller sets the deadline.
+    /// Checks whether the policy permits `origin`; dialling checks again. Names are looked up in the caller's `turn`.
+    /// The caller sets the deadline.
     pub async fn permit(&self, origin: &Origin, turn: &Turn) -> Result<(), DialError> {
-        match self.way_out(origin)? {
+        match self.egress_proxy(origin)? {
             Some(_) => Ok(()),
             None => self.permitted(&origin.host, origin.port, &self.rules.policy, turn).await.map(drop),
         }
     }
 
-    /// A stream to `origin`, through the proxy on the way out where there is one. The caller sets the deadline.
+    /// Connects to `origin`, by a CONNECT tunnel if an egress proxy applies. The caller sets the deadline.
     pub async fn connect(&self, origin: &Origin, turn: &Turn) -> Result<Conduit, DialError> {
-        match self.way_out(origin)? {
-            None => self.reach(origin, &self.rules.policy, turn).await.map(Conduit::Direct),
-            Some(way) => way.tunnel(self.reach(way.place(), &self.rules.policy_of_proxy, turn).await?, origin).await,
+        match self.egress_proxy(origin)? {
+            None => self.dial(origin, &self.rules.policy, turn).await.map(Conduit::Direct),
+            Some(proxy) => proxy.tunnel(self.dial(proxy.origin(), &self.rules.proxy_policy, turn).await?, origin).await,
         }
     }
 
-    /// The same for requests in clear, which such a proxy takes as they are.
+    /// Connects for cleartext requests, which an egress proxy forwards without a tunnel.
     pub async fn connect_for_requests(
         &self,
         origin: &Origin,
         turn: &Turn,
     ) -> Result<(Conduit, Option<Forwarding>), DialError> {
-        match self.way_out(origin)? {
-            None => Ok((Conduit::Direct(self.reach(origin, &self.rules.policy, turn).await?), None)),
-            Some(way) => {
-                let stream = self.reach(way.place(), &self.rules.policy_of_proxy, turn).await?;
-                Ok((way.reach(stream).await?, Some(way.forwarding())))
+        match self.egress_proxy(origin)? {
+            None => Ok((Conduit::Direct(self.dial(origin, &self.rules.policy, turn).await?), None)),
+            Some(proxy) => {
+                let stream = self.dial(proxy.origin(), &self.rules.proxy_policy, turn).await?;
+                Ok((proxy.handshake(stream).await?, Some(proxy.forwarding())))
             }
         }
     }
 
-    /// The proxy on the way out, if there is one.
+    /// The configured egress proxy.
     pub fn proxy(&self) -> Option<&ForwardProxy> {
-        self.rules.way_out.as_ref().map(|way| &way.proxy)
+        self.rules.egress_proxy.as_ref().map(|proxy| &proxy.proxy)
     }
 
-    /// The proxy by which this host is reached, for whoever dials by itself.
+    /// The egress proxy that applies to this host, for clients that dial on their own.
     pub fn proxy_for(&self, host: &Host, port: u16) -> Option<&ForwardProxy> {
-        let way = self.rules.way_out.as_ref()?;
-        (!self.rules.hosts.contains_key(host) && way.takes(host, port)).then_some(&way.proxy)
+        let proxy = self.rules.egress_proxy.as_ref()?;
+        (!self.rules.hosts.contains_key(host) && proxy.applies_to(host, port)).then_some(&proxy.proxy)
     }
 
-    /// The listener of ours to which `origin` leads, seen from a connection with the own address `local` (`None`: a Unix socket).
+    /// Which of our own listeners `origin` resolves to, seen from a connection accepted at `local` (`None`: a Unix
+    /// socket).
     pub fn own_listener(&self, origin: &Origin, local: Option<SocketAddr>) -> OwnListener {
         let Rules { hosts, policy, .. } = &*self.rules;
         let by_hosts = hosts.get(&origin.host).map(|(ip, port)| SocketAddr::new(*ip, port.unwrap_or(origin.port)));
@@ -179,21 +184,21 @@ impl Dialer {
         }
     }
 
-    /// A host under `hosts` is where that says, and nowhere behind a proxy; a literal address is checked here, since the
-    /// proxy knows nothing of the rules.
-    fn way_out(&self, origin: &Origin) -> Result<Option<&EgressProxy>, DialError> {
+    /// The egress proxy that applies to `origin`. A host under `hosts` is always dialled directly; a literal address is
+    /// checked here, since the proxy does not know the policy.
+    fn egress_proxy(&self, origin: &Origin) -> Result<Option<&EgressProxy>, DialError> {
         if self.proxy_for(&origin.host, origin.port).is_none() {
             return Ok(None);
         }
         if let Host::Ip(address) = origin.host {
             self.check(&origin.host, SocketAddr::new(address, origin.port), &self.rules.policy)?;
         }
-        Ok(self.rules.way_out.as_ref())
+        Ok(self.rules.egress_proxy.as_ref())
     }
 
-    async fn reach(&self, origin: &Origin, policy: &AddressPolicy, turn: &Turn) -> Result<TcpStream, DialError> {
+    async fn dial(&self, origin: &Origin, policy: &AddressPolicy, turn: &Turn) -> Result<TcpStream, DialError> {
         let addresses = self.permitted(&origin.host, origin.port, policy, turn).await?;
-        let stream = race(&addresses, &self.attempts_beside, TcpStream::connect).await;
+        let stream = race(&addresses, &self.parallel_attempts, TcpStream::connect).await;
         if let (Err(_), Host::Name(name)) = (&stream, &origin.host) {
             self.names.forget(name);
         }
@@ -223,8 +228,8 @@ impl Dialer {
         policy.check(host, address).map_err(denied)
     }
 
-    /// For the program itself: the permitted addresses of a host, in the order in which they are tried. One forbidden address among them
-    /// denies the host: an honest name does not point there.
+    /// The permitted addresses of a host in dialling order, for requests of Keybearer itself. One forbidden address
+    /// denies the host: an honest name has none.
     pub async fn addresses(&self, host: &Host, port: u16) -> Result<Vec<SocketAddr>, DialError> {
         self.permitted(host, port, &self.rules.policy, &Turn::Own).await
     }
@@ -248,7 +253,7 @@ impl Dialer {
     }
 }
 
-/// Alternates the address families, the resolver's first choice first (RFC 8305 §4).
+/// Interleaves the address families, starting with the resolver's first choice (RFC 8305 §4).
 fn interleave(addresses: &mut Vec<SocketAddr>) {
     let Some(first) = addresses.first().copied() else { return };
     let (same, other): (Vec<_>, Vec<_>) = addresses.drain(..).partition(|a| a.is_ipv4() == first.is_ipv4());
@@ -262,9 +267,9 @@ fn interleave(addresses: &mut Vec<SocketAddr>) {
     }
 }
 
-/// Happy Eyeballs: the next address joins when the ones before have failed or been silent for [`ATTEMPT_DELAY`]. Without a place
-/// in `beside` it takes theirs instead.
-async fn race<T, F>(addresses: &[SocketAddr], beside: &Semaphore, connect: impl Fn(SocketAddr) -> F) -> io::Result<T>
+/// Happy Eyeballs (RFC 8305): starts the next attempt when the previous ones have failed, or after [`ATTEMPT_DELAY`].
+/// Without a permit of `parallel`, it replaces the running attempts.
+async fn race<T, F>(addresses: &[SocketAddr], parallel: &Semaphore, connect: impl Fn(SocketAddr) -> F) -> io::Result<T>
 where
     F: Future<Output = io::Result<T>>,
 {
@@ -273,13 +278,13 @@ where
     let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
     loop {
         if let Some(address) = waiting.next() {
-            let place = if attempts.is_empty() { None } else { beside.try_acquire().ok() };
-            if place.is_none() {
+            let permit = if attempts.is_empty() { None } else { parallel.try_acquire().ok() };
+            if permit.is_none() {
                 attempts.clear();
             }
             let attempt = connect(*address);
             attempts.push(async move {
-                let _place = place;
+                let _permit = permit;
                 attempt.await
             });
         } else if attempts.is_empty() {
@@ -294,7 +299,8 @@ where
     }
 }
 
-/// For the token endpoints' client, which dials by itself: the same overrides and the same check.
+/// Resolver for the token endpoints' HTTP client, which dials on its own: applies the same overrides and the same
+/// policy.
 impl reqwest::dns::Resolve for Dialer {
     fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
         let dialer = self.clone();

@@ -1,11 +1,12 @@
-//! A bounded number of places, shared by all threads, and a queue in which callers take turns.
+//! Gate: a semaphore shared by all threads, with a bounded queue that serves callers round-robin.
 //!
-//! Bounds the requests in flight to one origin, the connections in use, tunnels, callers' connections, and lookups of names.
-//! Invariants: without waiters, and where places are shared fairly within the first half of them, entering and leaving is one
-//! atomic operation; with waiters, places change hands
-//! under the lock alone, so a place that is given back goes to exactly one waiter; no newcomer overtakes a waiter that
-//! may enter; callers take turns (round robin), and the requests of one caller keep their order. Where places are shared
-//! fairly, from 15 places on one caller never holds the last ones, so another finds a place although the first gives none back.
+//! Bounds the requests in flight to one origin, the upstream connections in use, tunnels, downstream connections and
+//! name lookups.
+//! Invariants: without waiters, entering and leaving is one atomic operation (under fair sharing, only for the first
+//! half of the permits); with waiters, permits change hands under the lock alone, so a released permit goes to exactly
+//! one waiter; no newcomer overtakes a waiter that may enter; callers are served round-robin, and the requests of one
+//! caller in FIFO order. Under fair sharing, from 15 permits on, one caller never holds the last ones, so another
+//! caller gets a permit even if the first releases none.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -19,81 +20,82 @@ use tokio::sync::oneshot;
 use crate::model::Name;
 use crate::sync::lock;
 
-/// In a gate's state: there are waiters.
+/// Flag in [`Gate::state`]: there are waiters.
 const WAITING: usize = 1;
-/// In a gate's state: one place is taken.
-const PLACE: usize = 2;
-/// Where places are shared fairly, a caller gets one of their second half only while it holds fewer than this many of them for
-/// each free one: alone it gets all but a sixteenth of all places, and each further caller finds some.
-const HELD_PER_FREE_PLACE: usize = 7;
+/// Unit of [`Gate::state`]: one permit is taken.
+const PERMIT: usize = 2;
+/// Under fair sharing, a caller gets a permit of the second half only while it holds fewer than this many of that half
+/// per free permit. A single caller gets all but a sixteenth of the permits, and each further caller still finds some.
+const HELD_PER_FREE_PERMIT: usize = 7;
 
-/// Whose turn a request waits for: the caller's, or that of where it comes from.
+/// Round-robin key: the queue serves keys in turn, and fair sharing counts the permits of each. The caller, or its
+/// origin.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Turn {
     Caller(Name),
     Address(IpAddr),
-    /// By a Unix socket.
+    /// The user at the other end of a Unix socket.
     User(u32),
-    /// The program itself, for no caller.
+    /// Keybearer itself, on behalf of no caller.
     Own,
 }
 
-/// How many may be inside, how many may wait, and what one caller may take of the places.
+/// Number of permits, length of the queue, and how many permits one caller may take.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
-    pub places: usize,
+    pub permits: usize,
     pub queued: usize,
     pub sharing: Sharing,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum Sharing {
-    /// One caller may take all places.
+    /// One caller may take all permits.
     #[default]
     Unbounded,
-    /// One caller leaves places to others, if there are enough: see `HELD_PER_FREE_PLACE`.
+    /// One caller leaves permits to others, if there are enough: see `HELD_PER_FREE_PERMIT`.
     Fair,
 }
 
 impl Bounds {
-    /// Taken by the fast path, which does not count by caller.
+    /// Number of permits that the fast path hands out, which does not count by caller.
     fn uncounted(self) -> usize {
         match self.sharing {
-            Sharing::Unbounded => self.places,
-            Sharing::Fair => self.places / 2,
+            Sharing::Unbounded => self.permits,
+            Sharing::Fair => self.permits / 2,
         }
     }
 
-    /// May a caller get another place while `inside` are taken? Of those, `own` are counted as its own, and `counted` as any
-    /// caller's: beyond the first half it holds its part of what is there.
+    /// Whether a caller may get another permit while `inside` are taken, `counted` of them on the slow path and `own`
+    /// of those by this caller. The second half of the permits is attributed in proportion.
     fn admit(self, inside: usize, own: usize, counted: usize) -> bool {
-        let free = self.places.saturating_sub(inside);
-        let beyond = inside.saturating_sub(self.places / 2).min(counted);
-        let is_within_share = own * beyond < HELD_PER_FREE_PLACE * free * counted.max(1);
+        let free = self.permits.saturating_sub(inside);
+        let beyond = inside.saturating_sub(self.permits / 2).min(counted);
+        let is_within_share = own * beyond < HELD_PER_FREE_PERMIT * free * counted.max(1);
         free > 0 && (self.sharing == Sharing::Unbounded || is_within_share)
     }
 }
 
 #[derive(Debug, Default)]
 pub struct Gate {
-    /// Places taken, in units of `PLACE`, and `WAITING`.
+    /// Permits taken, in units of [`PERMIT`], plus [`WAITING`].
     state: AtomicUsize,
     queue: Mutex<Queue>,
 }
 
-/// Both the places and the queue are full.
+/// No permit is free and the queue is full.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Full;
 
-/// A place inside; given back on drop.
+/// Released on drop.
 #[derive(Debug)]
 pub struct Permit {
     gate: Arc<Gate>,
-    /// Counted as a place of this caller's.
+    /// Set if the permit is counted as this caller's.
     counted: Option<Turn>,
 }
 
-/// The outcome of asking for a place.
+/// Outcome of [`Gate::enter_or_queue`].
 #[derive(Debug)]
 pub enum Entered {
     Inside(Permit),
@@ -101,14 +103,15 @@ pub enum Entered {
 }
 
 impl Gate {
-    /// Enters if there is room and no waiter. Where places are shared fairly, the second half is not for this.
+    /// Fast path: enters if a permit is free and there are no waiters. Under fair sharing, only the first half is
+    /// available.
     pub fn try_enter(self: &Arc<Gate>, bounds: Bounds) -> Option<Permit> {
-        let enter = |state| (state & WAITING == 0 && state / PLACE < bounds.uncounted()).then_some(state + PLACE);
+        let enter = |state| (state & WAITING == 0 && state / PERMIT < bounds.uncounted()).then_some(state + PERMIT);
         let entered = self.state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, enter);
         entered.ok().map(|_| Permit { gate: self.clone(), counted: None })
     }
 
-    /// Enters, or joins the queue. The bounds are those of the moment: a raised one lets others in, too.
+    /// Enters, or joins the queue. The new bounds take effect at once: a raised one admits waiters too.
     pub fn enter_or_queue(self: &Arc<Gate>, bounds: Bounds, turn: &Turn) -> Result<Entered, Full> {
         let mut queue = self.lock();
         queue.bounds = Some(bounds);
@@ -119,9 +122,9 @@ impl Gate {
         entry
     }
 
-    /// Enters, if that is possible without waiting.
-    pub fn enter_now(self: &Arc<Gate>, places: usize, sharing: Sharing, turn: &Turn) -> Option<Permit> {
-        let bounds = Bounds { places, queued: 0, sharing };
+    /// Enters, unless that needs waiting.
+    pub fn enter_now(self: &Arc<Gate>, permits: usize, sharing: Sharing, turn: &Turn) -> Option<Permit> {
+        let bounds = Bounds { permits, queued: 0, sharing };
         if let Some(permit) = self.try_enter(bounds) {
             return Some(permit);
         }
@@ -142,27 +145,27 @@ impl Gate {
         self.state.load(Ordering::SeqCst) & WAITING != 0
     }
 
-    /// To be called after `admit`: who still waits then may not enter.
+    /// Called after `admit`, so that the remaining waiters may not enter.
     fn take_or_join(self: &Arc<Gate>, queue: &mut Queue, bounds: Bounds, turn: &Turn) -> Result<Entered, Full> {
-        let may_enter = |state| queue.may_enter(bounds, state / PLACE, turn);
-        // Marked as waiting in the same step in which there is no room: a place that is given back later is ours.
-        let take_or_mark = |state| Some(if may_enter(state) { state + PLACE } else { state | WAITING });
+        let may_enter = |state| queue.may_enter(bounds, state / PERMIT, turn);
+        // The flag is set in the same step that finds no permit, so a permit released later is ours.
+        let take_or_mark = |state| Some(if may_enter(state) { state + PERMIT } else { state | WAITING });
         let before = self.state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take_or_mark);
         if before.is_ok_and(may_enter) {
             return Ok(Entered::Inside(self.permit(queue, turn)));
         }
         let joined = queue.join(turn, bounds.queued);
         self.unmark_if_empty(queue);
-        let (id, place) = joined.ok_or(Full)?;
-        Ok(Entered::Queued(Waiting { gate: self.clone(), turn: turn.clone(), id, place }))
+        let (id, permit) = joined.ok_or(Full)?;
+        Ok(Entered::Queued(Waiting { gate: self.clone(), turn: turn.clone(), id, permit }))
     }
 
-    /// Hands free places to those whose turn it is. What it returns must be dropped without the lock: places of waiters that
-    /// are just going away.
+    /// Hands free permits to the next waiters. Returns the permits of waiters that are being dropped; the caller must
+    /// drop them after releasing the lock.
     fn admit(self: &Arc<Gate>, queue: &mut Queue) -> Vec<Permit> {
         let mut unclaimed = Vec::new();
         while let Some((turn, waiter)) = queue.next(self.inside()) {
-            self.state.fetch_add(PLACE, Ordering::SeqCst);
+            self.state.fetch_add(PERMIT, Ordering::SeqCst);
             if let Err(permit) = waiter.send(self.permit(queue, &turn)) {
                 unclaimed.push(permit);
             }
@@ -171,13 +174,13 @@ impl Gate {
         unclaimed
     }
 
-    /// For a place that was just taken.
+    /// Wraps a permit that was just taken.
     fn permit(self: &Arc<Gate>, queue: &mut Queue, turn: &Turn) -> Permit {
         Permit { gate: self.clone(), counted: queue.count(turn) }
     }
 
     fn leave(self: &Arc<Gate>, counted: Option<Turn>) {
-        let leave = |state| (state & WAITING == 0).then_some(state - PLACE);
+        let leave = |state| (state & WAITING == 0).then_some(state - PERMIT);
         if counted.is_none() && self.state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, leave).is_ok() {
             return;
         }
@@ -185,7 +188,7 @@ impl Gate {
         if let Some(turn) = counted {
             queue.discount(&turn);
         }
-        self.state.fetch_sub(PLACE, Ordering::SeqCst);
+        self.state.fetch_sub(PERMIT, Ordering::SeqCst);
         let unclaimed = self.admit(&mut queue);
         drop(queue);
         drop(unclaimed);
@@ -198,7 +201,7 @@ impl Gate {
     }
 
     fn inside(&self) -> usize {
-        self.state.load(Ordering::SeqCst) / PLACE
+        self.state.load(Ordering::SeqCst) / PERMIT
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -212,21 +215,21 @@ impl Drop for Permit {
     }
 }
 
-/// A request in the queue, until it has a place; it leaves the queue on drop.
+/// A queued request; resolves to its permit, and leaves the queue on drop.
 #[derive(Debug)]
 pub struct Waiting {
     gate: Arc<Gate>,
     turn: Turn,
     id: u64,
-    place: oneshot::Receiver<Permit>,
+    permit: oneshot::Receiver<Permit>,
 }
 
 impl Future for Waiting {
     type Output = Result<Permit, Full>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        // Without a place its sender is dropped where another caller's request took its place in the queue.
-        Poll::Ready(ready!(Pin::new(&mut self.place).poll(cx)).map_err(|_| Full))
+        // The sender is dropped without a permit if another caller's request took this slot of the queue.
+        Poll::Ready(ready!(Pin::new(&mut self.permit).poll(cx)).map_err(|_| Full))
     }
 }
 
@@ -235,25 +238,25 @@ impl Drop for Waiting {
         let mut queue = self.gate.lock();
         queue.leave(&self.turn, self.id);
         self.gate.unmark_if_empty(&queue);
-        // A place that has come meanwhile is given back with `place`, after the lock.
+        // A permit that has just arrived is released with `permit`, after the lock.
     }
 }
 
-/// Who waits. There are few lines: each has at least one of the requests that may wait.
+/// The waiters, one line per caller. Lines are never empty, so the queue bound limits their number.
 #[derive(Debug, Default)]
 struct Queue {
-    /// As the last one to come knew them.
+    /// As passed by the last request.
     bounds: Option<Bounds>,
-    /// Places of each caller, of those that are counted, and their sum.
+    /// Counted permits by caller, and their sum.
     held: HashMap<Turn, usize>,
     counted: usize,
-    /// The next turn is that of the first.
+    /// In round-robin order.
     lines: VecDeque<Line>,
     waiting: usize,
     next_id: u64,
 }
 
-/// The requests of one caller, in their order; never empty.
+/// The queued requests of one caller, in FIFO order; never empty.
 #[derive(Debug)]
 struct Line {
     turn: Turn,
@@ -280,7 +283,7 @@ impl Queue {
         Some((id, receiver))
     }
 
-    /// A caller that fills the queue loses its last request to one that has fewer in it.
+    /// Makes room in a full queue: evicts the last request of the caller with the most, if `turn` has fewer.
     fn make_room(&mut self, turn: &Turn) -> bool {
         let own = self.lines.iter().find(|line| line.turn == *turn).map_or(0, |line| line.waiters.len());
         let longest = self.lines.iter_mut().max_by_key(|line| line.waiters.len());
@@ -290,9 +293,9 @@ impl Queue {
         true
     }
 
-    /// The next waiter that may enter while `inside` places are taken.
+    /// Pops the next waiter that may enter while `inside` permits are taken.
     fn next(&mut self, inside: usize) -> Option<(Turn, oneshot::Sender<Permit>)> {
-        let bounds = self.bounds.filter(|bounds| inside < bounds.places)?;
+        let bounds = self.bounds.filter(|bounds| inside < bounds.permits)?;
         let at = self.lines.iter().position(|line| self.may_enter(bounds, inside, &line.turn))?;
         let mut line = self.lines.remove(at)?;
         let (_, waiter) = line.waiters.pop_front()?;
@@ -308,7 +311,7 @@ impl Queue {
         bounds.admit(inside, self.held.get(turn).copied().unwrap_or(0), self.counted)
     }
 
-    /// Counts a place of this caller's, where that matters.
+    /// Counts a permit as this caller's, under fair sharing.
     fn count(&mut self, turn: &Turn) -> Option<Turn> {
         self.bounds.filter(|bounds| bounds.sharing == Sharing::Fair)?;
         *self.held.entry(turn.clone()).or_default() += 1;
@@ -329,8 +332,8 @@ impl Queue {
     fn leave(&mut self, turn: &Turn, id: u64) {
         let Some(at) = self.lines.iter().position(|line| line.turn == *turn) else { return };
         let line = &mut self.lines[at];
-        let Ok(place) = line.waiters.binary_search_by_key(&id, |(id, _)| *id) else { return };
-        line.waiters.remove(place);
+        let Ok(index) = line.waiters.binary_search_by_key(&id, |(id, _)| *id) else { return };
+        line.waiters.remove(index);
         self.waiting -= 1;
         if line.waiters.is_empty() {
             self.lines.remove(at);

@@ -1,8 +1,9 @@
-//! JWTs that we sign (RFC 7519): private keys and shared secrets, read and checked; jsonwebtoken signs.
+//! Signing of JWTs (RFC 7519): reads and checks private keys and shared secrets; jsonwebtoken signs.
 //!
-//! Not here: which claims a grant or a client assertion has, and reading the JWTs of others.
-//! Invariants: a key fits its algorithm (kind, curve, size) before it is used; no key is in a `Debug` or an error, and its
-//! bytes are wiped on drop. jsonwebtoken parses the key for each signature, about a millisecond for RSA.
+//! Not here: the claims of a grant or client assertion; verifying the JWTs of others.
+//! Invariants: a key is checked against its algorithm (type, curve, size) before use; no key appears in `Debug` output
+//! or an error, and its bytes are wiped on drop. jsonwebtoken parses the key for each signature: about a millisecond
+//! for RSA.
 
 mod certificate;
 #[cfg(test)]
@@ -27,7 +28,7 @@ use crate::model::secret::Secret;
 
 pub use certificate::{CertificateError, certificate_matches};
 
-/// What kind of key an algorithm needs.
+/// Key type that an algorithm needs.
 enum KeyKind {
     Rsa,
     Ecdsa(&'static EcdsaSigningAlgorithm),
@@ -36,7 +37,7 @@ enum KeyKind {
 }
 
 impl Algorithm {
-    /// The algorithm in the library's words, and the key that it needs.
+    /// The library's constant for the algorithm, and the key type that it needs.
     fn signing(self) -> (jsonwebtoken::Algorithm, KeyKind) {
         use jsonwebtoken::Algorithm as Library;
         match self {
@@ -55,7 +56,7 @@ impl Algorithm {
         }
     }
 
-    /// The kind of key, for messages.
+    /// The key type, for messages.
     fn key_kind(self) -> &'static str {
         match self {
             Algorithm::RS256
@@ -72,14 +73,14 @@ impl Algorithm {
     }
 }
 
-/// Why a key cannot be used: the end of a sentence that begins with where the key is.
+/// Why a key cannot be used. The message completes a sentence that starts with the location of the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     #[error("holds no private key in PEM")]
     NotPem,
     #[error("is encrypted")]
     Encrypted,
-    #[error("is no {} key, which {} needs", .0.key_kind(), .0.as_str())]
+    #[error("is not the {} key that {} needs", .0.key_kind(), .0.as_str())]
     Kind(Algorithm),
     #[error("is an RSA key shorter than 2048 bits")]
     ShortRsa,
@@ -91,27 +92,27 @@ pub enum KeyError {
     Empty,
 }
 
-/// A text that nobody has used before: 128 random bits in hexadecimal digits.
+/// A unique identifier: 128 random bits in hexadecimal.
 pub fn unique_id() -> String {
     let mut bytes = [0; 16];
-    // It fails only where the system has no randomness, and then nothing would be secret.
-    aws_lc_rs::rand::fill(&mut bytes).expect("the system gives random bytes");
+    // Fails only without a source of randomness, and then no secret would be safe.
+    aws_lc_rs::rand::fill(&mut bytes).expect("the system has a source of randomness");
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The key did not sign: out of memory, or of randomness.
+/// Signing failed: out of memory or randomness.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the key cannot sign")]
 pub struct SignError;
 
-/// How the header of a JWT names its key (RFC 7515 §4.1.4, §4.1.7, §4.1.8).
+/// Key identification in the header of a JWT (RFC 7515 §4.1.4, §4.1.7, §4.1.8).
 #[derive(Debug, Clone, Default)]
 pub struct KeyHint {
     pub key_id: Option<String>,
     pub thumbprint: Option<(Thumbprint, String)>,
 }
 
-/// A key and the algorithm that it signs with. Clones share it.
+/// A key with its algorithm. Clones share the key.
 #[derive(Clone)]
 pub struct SigningKey {
     algorithm: Algorithm,
@@ -120,7 +121,7 @@ pub struct SigningKey {
 
 struct Key {
     signs: EncodingKey,
-    /// As a certificate holds it (`subjectPublicKey`); `None` for a shared secret.
+    /// Public key as in a certificate's `subjectPublicKey`; `None` for a shared secret.
     public: Option<Vec<u8>>,
 }
 
@@ -128,7 +129,7 @@ impl SigningKey {
     /// The first private key of `pem`: PKCS#8, PKCS#1 (RSA) or SEC1 (elliptic curves).
     ///
     /// # Errors
-    /// No such key, an encrypted one, or one that `algorithm` cannot use.
+    /// No private key, an encrypted one, or one that does not fit `algorithm`.
     pub fn from_pem(pem: &Secret, algorithm: Algorithm) -> Result<SigningKey, KeyError> {
         let text = pem.expose();
         // RFC 7468 §11, and RFC 1421 §4.6.1.1 as OpenSSL writes it.
@@ -165,10 +166,10 @@ impl SigningKey {
         self.algorithm
     }
 
-    /// A JWT in compact serialization (RFC 7515 §3.1) with `typ: JWT` and the key's own `alg`.
+    /// Signs a JWT in compact serialization (RFC 7515 §3.1), with `typ: JWT` and the key's `alg`.
     ///
     /// # Errors
-    /// The system has no memory or no randomness.
+    /// Out of memory or randomness.
     pub fn sign(&self, hint: &KeyHint, claims: &Map<String, Value>) -> Result<Secret, SignError> {
         let mut header = Header::new(self.algorithm.signing().0);
         header.kid.clone_from(&hint.key_id);
@@ -180,7 +181,7 @@ impl SigningKey {
         jsonwebtoken::encode(&header, claims, &self.key.signs).map(Secret::new).map_err(|_| SignError)
     }
 
-    /// What a certificate has as its subject's public key; `None` for a shared secret.
+    /// Public key as in a certificate's `subjectPublicKey`; `None` for a shared secret.
     fn public_key(&self) -> Option<&[u8]> {
         self.key.public.as_deref()
     }
@@ -197,9 +198,9 @@ enum RsaFault {
     Other,
 }
 
-/// jsonwebtoken signs with PKCS#1.
+/// jsonwebtoken expects RSA keys in PKCS#1.
 fn rsa(der: &PrivateKeyDer<'_>) -> Result<Key, RsaFault> {
-    // aws-lc-rs has no other way to tell.
+    // aws-lc-rs reports the reason only as text.
     let fault = |error: aws_lc_rs::error::KeyRejected| match error.to_string() == "TooSmall" {
         true => RsaFault::TooShort,
         false => RsaFault::Other,
@@ -218,7 +219,7 @@ fn rsa(der: &PrivateKeyDer<'_>) -> Result<Key, RsaFault> {
     Ok(Key { signs, public: public(&pair) })
 }
 
-/// RFC 5958 §2: the PKCS#1 key is the octet string behind version and algorithm.
+/// RFC 5958 §2: the PKCS#1 key is the octet string after version and algorithm.
 fn rsa_inside_pkcs8(der: &[u8]) -> Option<EncodingKey> {
     let (_, pkcs8) = Sequence::from_der(der).ok()?;
     let (rest, _version) = Any::from_der(&pkcs8.content).ok()?;
@@ -227,7 +228,7 @@ fn rsa_inside_pkcs8(der: &[u8]) -> Option<EncodingKey> {
     Some(EncodingKey::from_rsa_der(key.as_ref()))
 }
 
-/// jsonwebtoken signs with PKCS#8.
+/// jsonwebtoken expects EC keys in PKCS#8.
 fn ecdsa(der: &PrivateKeyDer<'_>, curve: &'static EcdsaSigningAlgorithm) -> Option<Key> {
     let pair = match der {
         PrivateKeyDer::Pkcs8(der) => EcdsaKeyPair::from_pkcs8(curve, der.secret_pkcs8_der()).ok()?,

@@ -1,8 +1,8 @@
 //! Keybearer: a proxy that injects fresh OAuth tokens, so that services hold no secret.
 //!
-//! `ARCHITECTURE.md` tells the house rules; the modules below stand in reading order, ground last.
+//! `ARCHITECTURE.md` describes layout and rules; the modules below are in reading order, foundations last.
 #![forbid(unsafe_code)]
-// No input may end the program; tests say what they expect by failing.
+// No input may cause a panic; tests may unwrap.
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
 
 pub mod cli;

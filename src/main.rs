@@ -1,4 +1,4 @@
-//! The program: parse arguments, call the command, turn its result into an exit code.
+//! The binary; see `keybearer::cli`.
 
 use std::process::ExitCode;
 

@@ -1,6 +1,6 @@
-//! Files that are nobody else's to read: mode 0600, in a directory made 0700, and no link followed to them.
+//! Files readable by their owner alone: mode 0600, in a directory created with 0700; symbolic links are not followed.
 //!
-//! Not here: what stands in them (the manager's token, the seal key, the store).
+//! Not here: their contents (the manager's token, the seal key, the store).
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read as _, Write as _};
@@ -10,15 +10,15 @@ use std::path::Path;
 use rustix::fs::OFlags;
 use zeroize::Zeroizing;
 
-/// Makes the directory that `path` lies in, and those above, where they are missing.
+/// Creates the parent directories of `path` that are missing.
 pub fn make_directory_of(path: &Path) -> io::Result<()> {
     let Some(directory) = path.parent() else { return Ok(()) };
     DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
 
-/// Opens a regular file; whoever else could read it cannot from now on, and `what` it is stands in the warning.
+/// Opens a regular file. If others can read it, restricts its mode and logs a warning that names `what` the file is.
 pub fn open(options: &mut OpenOptions, path: &Path, what: &str) -> io::Result<File> {
-    // Opening a pipe would wait for its other end.
+    // NONBLOCK: opening a FIFO would block until its other end is opened.
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = options.mode(0o600).custom_flags(flags.bits().cast_signed()).open(path)?;
     let metadata = file.metadata()?;
@@ -26,41 +26,41 @@ pub fn open(options: &mut OpenOptions, path: &Path, what: &str) -> io::Result<Fi
         return Err(io::Error::other("not a regular file"));
     }
     if metadata.mode() & 0o077 != 0 {
-        tracing::warn!(path = %path.display(), "others could read the {what}; delete it for a new one if they did");
-        // A mounted file may refuse it; the warning stands.
+        tracing::warn!(path = %path.display(), "{what} was readable by others; if leaked, delete it to get a new one");
+        // Fails on a read-only mount; the warning is enough.
         let _ = file.set_permissions(std::fs::Permissions::from_mode(0o600));
     }
     Ok(file)
 }
 
-/// The text of a file of at most `length_max` bytes.
+/// Reads the text of a file of at most `length_max` bytes.
 pub fn read(path: &Path, length_max: usize, what: &str) -> io::Result<Zeroizing<String>> {
     let file = open(OpenOptions::new().read(true), path, what)?;
     let mut text = Zeroizing::new(String::with_capacity(length_max + 1));
     file.take(length_max as u64 + 1).read_to_string(&mut text)?;
     if text.len() > length_max {
-        return Err(io::Error::new(ErrorKind::InvalidData, "it is too long"));
+        return Err(io::Error::new(ErrorKind::InvalidData, "the file is too long"));
     }
     Ok(text)
 }
 
-/// Makes a file that was not there, with a line of text that outlasts a crash.
+/// Creates a new file with one line of text, durably.
 pub fn create(path: &Path, line: &str) -> io::Result<()> {
     let mut file = create_empty(path)?;
     let written = writeln!(file, "{line}").and_then(|()| file.sync_all()).and_then(|()| sync_directory_of(path));
     if written.is_err() {
-        // Half a secret would stand in the way of every later start.
+        // A partial secret would break every later start.
         let _ = std::fs::remove_file(path);
     }
     written
 }
 
-/// Makes a file that was not there, to be written to.
+/// Creates a new, empty file for writing.
 pub fn create_empty(path: &Path) -> io::Result<File> {
     open(OpenOptions::new().write(true).create_new(true), path, "file")
 }
 
-/// A file that was made or renamed in the directory of `path` outlasts a crash.
+/// Syncs the directory of `path`, so that a created or renamed file survives a crash.
 pub fn sync_directory_of(path: &Path) -> io::Result<()> {
     let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
     File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_made_once_and_read_within_its_length() {
+    fn a_file_is_created_once_and_read_up_to_its_maximum_length() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b/file");
         make_directory_of(&path).unwrap();
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_or_a_directory_is_no_file_and_a_readable_one_is_closed() {
+    fn links_and_directories_are_rejected_and_the_mode_is_restricted() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         create(&at("file"), "text").unwrap();

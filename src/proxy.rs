@@ -91,7 +91,7 @@ fn run_worker(state: Arc<ProxyState>, number: usize, mut inbox: mpsc::Receiver<A
         let worker = Rc::new(Worker::new(state.clone(), number));
         state.tasks.spawn_local(sweep_idle(worker.clone()));
         let closing = worker.clone();
-        state.tasks.spawn_local(async move { closing.pool.close_when_asked().await });
+        state.tasks.spawn_local(async move { closing.pool.close_on_demand().await });
         let mut stop = state.tasks.watch();
         let serve = async {
             while let Some(accepted) = inbox.recv().await {

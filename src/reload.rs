@@ -1,8 +1,9 @@
-//! A changed configuration goes into force whole, or not at all.
+//! Reload: applies a changed configuration as a whole, or not at all.
 //!
-//! Load → ensure slots → swap the snapshot → forget old slots. Asked for by SIGHUP, by changed files and by the API.
-//! Not here: what is valid (`config`). Holds: one reload at a time, the last one wins; a refused configuration changes
-//! nothing and is told in log and metrics; what is fixed at start is named in `restart_required`, the rest is applied.
+//! Load → ensure slots → swap the snapshot → forget old slots. Triggered by SIGHUP, by changed files and by the API.
+//! Not here: validation (`config`). Invariants: one reload runs at a time, and the last one wins; a refused
+//! configuration changes nothing and is reported in log and metrics; `restart_required` names changed settings that are
+//! fixed at startup, the rest is applied.
 //! Metrics: `keybearer_config_*`.
 
 mod watch;
@@ -26,19 +27,19 @@ use watch::Watch;
 use wiring::Differences;
 pub use wiring::{Parts, Wiring, WiringError};
 
-/// What a running program cannot change.
+/// Settings that need a restart.
 #[derive(Debug, PartialEq, Eq)]
-struct Fixed {
+struct RestartSettings {
     listeners: Listeners,
     workers: usize,
     state_dir: PathBuf,
     store: StoreSettings,
 }
 
-impl Fixed {
-    fn of(loaded: &Loaded) -> Fixed {
+impl RestartSettings {
+    fn of(loaded: &Loaded) -> RestartSettings {
         let model = &loaded.model;
-        Fixed {
+        RestartSettings {
             listeners: model.listeners.clone(),
             workers: model.workers,
             state_dir: model.state_dir.clone(),
@@ -46,8 +47,8 @@ impl Fixed {
         }
     }
 
-    /// The keys by which `other` differs.
-    fn differing(&self, other: &Fixed) -> Vec<&'static str> {
+    /// The keys whose settings differ in `other`.
+    fn changed_keys(&self, other: &RestartSettings) -> Vec<&'static str> {
         let keys = [
             ("listeners", self.listeners != other.listeners),
             ("workers", self.workers != other.workers),
@@ -58,21 +59,21 @@ impl Fixed {
     }
 }
 
-/// What came of a reload.
+/// Outcome of a reload.
 #[derive(Debug)]
 enum Outcome {
-    /// In force; the keys named need a restart.
+    /// In force, except for the keys that need a restart.
     Applied {
         restart_required: Vec<&'static str>,
         differences: Differences,
     },
-    /// The files hold what is in force already.
+    /// The files are the configuration already in force.
     Unchanged,
     Refused(Problems),
     Failed(WiringError),
 }
 
-/// What asked for a reload.
+/// Trigger of a reload.
 #[derive(Debug)]
 enum Cause {
     Signal,
@@ -81,88 +82,88 @@ enum Cause {
 }
 
 impl Cause {
-    /// The person who wants it, if one does; a signal does not say who sent it.
+    /// The person who triggered the reload, if any; a signal does not identify its sender.
     fn by(&self) -> Option<Person> {
         match self {
             Cause::Signal => Some(Person { user: None, from: None }),
-            Cause::Person(asked) => Some(asked.by.clone()),
+            Cause::Person(request) => Some(request.by.clone()),
             Cause::File => None,
         }
     }
 }
 
-/// Reloads one configuration file with all that belongs to it.
+/// Reloads one configuration file with the files that it refers to.
 pub struct Reloader {
     path: PathBuf,
     /// The store that is open.
     vault: Arc<dyn Vault>,
     wiring: Wiring,
     logging: Logging,
-    fixed: Fixed,
-    /// Of the configuration in force.
+    fixed: RestartSettings,
+    /// Fingerprint of the configuration in force.
     fingerprint: String,
-    /// What it was read from.
+    /// Files and directories that the configuration was read from.
     files: Vec<PathBuf>,
     watch: Watch,
     hangup: Signal,
-    /// Those that ask through the API.
-    asked: mpsc::Receiver<ReloadRequest>,
-    /// Of the configuration in force, but not followed yet.
+    /// Reload requests of the API.
+    requests: mpsc::Receiver<ReloadRequest>,
+    /// Audit of the new configuration, prepared but not yet in use.
     audit: Option<Prepared>,
 }
 
 impl Reloader {
-    /// For the configuration at `path`, of which `loaded` is in force. From here on SIGHUP is heard; before, it would end
-    /// the program.
+    /// Creates the reloader of the configuration at `path`, of which `loaded` is in force. Installs the SIGHUP handler;
+    /// until then, SIGHUP terminates the process.
     pub fn new(
         (path, vault): (PathBuf, Arc<dyn Vault>),
         loaded: &Loaded,
         wiring: Wiring,
         logging: Logging,
-        asked: mpsc::Receiver<ReloadRequest>,
+        requests: mpsc::Receiver<ReloadRequest>,
     ) -> io::Result<Reloader> {
-        let (fixed, fingerprint) = (Fixed::of(loaded), loaded.fingerprint.clone());
+        let (fixed, fingerprint) = (RestartSettings::of(loaded), loaded.fingerprint.clone());
         let files = watched(loaded);
         let watch = Watch::new(files.clone());
         let hangup = signal(SignalKind::hangup())?;
-        Ok(Reloader { path, vault, wiring, logging, fixed, fingerprint, files, watch, hangup, asked, audit: None })
+        Ok(Reloader { path, vault, wiring, logging, fixed, fingerprint, files, watch, hangup, requests, audit: None })
     }
 
-    /// Reloads on SIGHUP, when the files change and when the API is asked to, until the task is stopped.
+    /// Reloads on SIGHUP, on changed files and on requests of the API. Never returns.
     pub async fn run(mut self) {
-        // What changed between the first load and the start of the watch would not be noticed otherwise.
+        // Catches changes between the first load and the start of the watch.
         let outcome = self.reload().await;
         if !matches!(outcome, Outcome::Unchanged) {
-            tell(&outcome);
+            log_outcome(&outcome);
             self.record(&outcome, &Cause::File);
         }
         loop {
             let cause = tokio::select! {
                 _ = self.hangup.recv() => Cause::Signal,
                 () = self.watch.changed() => Cause::File,
-                Some(asked) = self.asked.recv() => Cause::Person(asked),
+                Some(request) = self.requests.recv() => Cause::Person(request),
             };
             system::reloading();
             let cache = self.wiring.parts.cache.clone();
-            let asked = cause.by().map(|by| (by, cache.failing()));
+            let retry = cause.by().map(|by| (by, cache.failing()));
             let outcome = self.reload().await;
-            if let Some((by, failing)) = asked {
+            if let Some((by, failing)) = retry {
                 cache.retry_now(&failing, &by);
             }
-            tell(&outcome);
-            self.announce(&outcome);
+            log_outcome(&outcome);
+            self.publish_event(&outcome);
             self.record(&outcome, &cause);
             system::ready();
             match cause {
-                // Whoever asked may have gone.
-                Cause::Person(asked) => drop(asked.reply.send(outcome.into())),
+                // The admin client may have disconnected.
+                Cause::Person(request) => drop(request.reply.send(outcome.into())),
                 Cause::Signal => self.wiring.parts.audit.reopen_if_moved(),
                 Cause::File => {}
             }
         }
     }
 
-    fn announce(&self, outcome: &Outcome) {
+    fn publish_event(&self, outcome: &Outcome) {
         let event = match outcome {
             Outcome::Applied { restart_required, .. } => {
                 Event::ConfigurationReloaded { restart_required: restart_required.clone() }
@@ -174,7 +175,8 @@ impl Reloader {
         self.wiring.parts.events.publish(self.wiring.parts.clock.now().wall, event);
     }
 
-    /// In the audit as it was, and in the new one where that goes elsewhere: nobody switches it off unseen.
+    /// Records the reload in the current audit, and in the new one if it differs, so that switching audits leaves a
+    /// trace.
     fn record(&mut self, outcome: &Outcome, cause: &Cause) {
         let none = Differences::default();
         let (word, differences, keys, problems) = match outcome {
@@ -186,7 +188,7 @@ impl Reloader {
         let (cause, person) = match cause {
             Cause::Signal => ("signal", None),
             Cause::File => ("file", None),
-            Cause::Person(asked) => ("api", Some(&asked.by)),
+            Cause::Person(request) => ("api", Some(&request.by)),
         };
         let change = Change {
             outcome: word,
@@ -209,13 +211,13 @@ impl Reloader {
 
     async fn reload(&mut self) -> Outcome {
         let (path, vault) = (self.path.clone(), self.vault.clone());
-        // What changes from here on is noticed again.
-        self.watch.look_again();
+        // Changes from here on trigger another reload.
+        self.watch.record_stamps();
         let loaded = match self.wiring.parts.tasks.blocking(move || config::load(&path, vault)).await {
             Some(Ok(loaded)) => loaded,
             Some(Err(problems)) => {
                 self.wiring.parts.metrics.reload_refused();
-                // What was missing may come in a place that was not watched so far.
+                // A missing file may appear in a directory that is not watched yet.
                 self.watch.follow(self.files.iter().chain(&problems.files).cloned().collect());
                 return Outcome::Refused(problems);
             }
@@ -226,7 +228,7 @@ impl Reloader {
         };
         self.files = watched(&loaded);
         self.watch.follow(self.files.clone());
-        let restart_required = self.fixed.differing(&Fixed::of(&loaded));
+        let restart_required = self.fixed.changed_keys(&RestartSettings::of(&loaded));
         let unchanged = loaded.fingerprint == self.fingerprint;
         let mut differences = Differences::default();
         if !unchanged {
@@ -258,14 +260,14 @@ impl From<Outcome> for ReloadOutcome {
     }
 }
 
-fn tell(outcome: &Outcome) {
+fn log_outcome(outcome: &Outcome) {
     match outcome {
         Outcome::Applied { restart_required, .. } if restart_required.is_empty() => {
             tracing::info!("configuration reloaded");
         }
         Outcome::Applied { restart_required, .. } => {
             let keys = restart_required.join(" ");
-            tracing::warn!(restart_required = keys, "configuration reloaded, but for what needs a restart");
+            tracing::warn!(restart_required = keys, "configuration reloaded; some changes need a restart");
         }
         Outcome::Unchanged => tracing::debug!("configuration unchanged"),
         Outcome::Refused(problems) => {
@@ -273,13 +275,13 @@ fn tell(outcome: &Outcome) {
                 tracing::error!(%problem, "configuration refused");
             }
             let count = problems.problems.len();
-            tracing::error!(problems = count, "configuration refused; the one before stays in force");
+            tracing::error!(problems = count, "configuration refused; the previous one stays in force");
         }
-        Outcome::Failed(error) => tracing::error!(%error, "configuration refused; the one before stays in force"),
+        Outcome::Failed(error) => tracing::error!(%error, "configuration refused; the previous one stays in force"),
     }
 }
 
-/// Files and directories whose change may be a change of the configuration.
+/// Files and directories whose change triggers a reload.
 fn watched(loaded: &Loaded) -> Vec<PathBuf> {
     loaded.files.iter().chain(&loaded.directories).cloned().collect()
 }

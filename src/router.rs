@@ -1,9 +1,9 @@
-//! Which route takes a request: `find(origin, path, method, caller, named)`.
+//! Route matching: `find(origin, path, method, caller, named)`.
 //!
-//! Knows nothing of tokens: `T` is whatever the caller binds to a route. A request may name a connection, and then only
-//! what has that label takes part. The order is the contract's: exact host, longer
-//! wildcard, stated port, longer path, stated methods. Invariant: matching happens on the one parsed origin; where a
-//! prefix decides, a path is refused unless every reading of it (`path`) leads to the same route.
+//! Independent of tokens: `T` is the value bound to a route. If a request names a connection, only routes with that
+//! label match. Precedence is the contract's: exact host, longer wildcard, stated port, longer path, stated methods.
+//! Invariants: matching uses the one parsed origin; where a path prefix decides, a path is refused unless every reading
+//! of it (`path`) matches the same route.
 
 mod path;
 
@@ -19,7 +19,7 @@ use crate::model::token::default_profile;
 use path::Readings;
 pub use path::stays_below;
 
-/// A caller's place in the list of callers.
+/// Index of a caller in the configuration's list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CallerId(pub u32);
 
@@ -31,7 +31,7 @@ pub enum Callers {
 }
 
 impl Callers {
-    /// Those whom both permit.
+    /// The intersection.
     pub fn both(self, other: Callers) -> Callers {
         match (self, other) {
             (Callers::All, rest) | (rest, Callers::All) => rest,
@@ -49,39 +49,39 @@ impl Callers {
     }
 }
 
-/// By which names a request may ask for a route.
+/// The names by which a request may select a route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Label {
     pub connection: Name,
     pub profile: Name,
-    /// Also without the name of the profile.
+    /// Whether the connection's name alone selects the route, without a profile.
     pub bare: bool,
 }
 
-/// The connection that a request names, and perhaps one of its profiles.
+/// The connection that a request names, optionally with a profile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Named<'n> {
     pub connection: &'n str,
     pub profile: Option<&'n str>,
 }
 
-/// What the routes say to a request.
+/// Result of matching a request against the routes.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Found<'a, T> {
     Route(&'a T),
-    /// A route fits, but not for this caller.
+    /// A route matches, but not for this caller.
     NotAllowed(&'a T),
-    /// Some route names the place, but none takes this path and method.
+    /// Some route matches the origin or mount, but none this path and method.
     NoRoute,
-    /// A server may read the path in a way that another route takes, or none.
+    /// The path has a reading that matches another route, or none.
     AmbiguousPath,
-    /// No route names the place.
+    /// No route matches the origin or mount.
     Unmatched,
 }
 
 #[derive(Debug)]
 struct Entry<T> {
-    /// Of a mount's route; else the root.
+    /// Prefix of a mount; the root for a host route.
     mount: PathPrefix,
     port: PortRule,
     upgrade: bool,
@@ -93,7 +93,7 @@ struct Entry<T> {
     bound: T,
 }
 
-/// Entries of one host pattern or of one mount, best first.
+/// Entries of one host pattern or mount, in order of precedence.
 #[derive(Debug)]
 struct Group<T> {
     entries: Vec<Entry<T>>,
@@ -103,14 +103,14 @@ struct Group<T> {
 #[derive(Debug)]
 pub struct Router<T> {
     exact: HashMap<Host, Group<T>>,
-    /// By the suffix that `*.` stands before.
+    /// Wildcards, by the suffix after `*.`.
     below: HashMap<Host, Group<T>>,
     /// Longest prefix first.
     mounts: Vec<(PathPrefix, Group<T>)>,
 }
 
 impl<T> Router<T> {
-    /// Takes the routes in any order. Two routes of equal rank stand in the order given; the validator refuses them.
+    /// Accepts the routes in any order. Routes of equal precedence keep the given order; the validator rejects them.
     pub fn new(routes: impl IntoIterator<Item = (Route, Label, Callers, T)>) -> Router<T> {
         let mut router = Router { exact: HashMap::new(), below: HashMap::new(), mounts: Vec::new() };
         let mut mounts: HashMap<PathPrefix, Group<T>> = HashMap::new();
@@ -143,7 +143,7 @@ impl<T> Router<T> {
         router
     }
 
-    /// The route of a request whose target names `origin`; `path` is without its query.
+    /// Finds the route of a request to `origin`; `path` excludes the query.
     pub fn find(
         &self,
         origin: &Origin,
@@ -155,32 +155,32 @@ impl<T> Router<T> {
         let exact = self.exact.get(&origin.host);
         let mut best = Found::Unmatched;
         for group in exact.into_iter().chain(self.wildcards(&origin.host)) {
-            let find = |path: &[u8]| group.find(|entry| entry.takes_port(origin), path, method, (caller, named));
-            let found = if group.by_path { agreed(path, find) } else { find(path.as_bytes()) };
+            let find = |path: &[u8]| group.find(|entry| entry.matches_port(origin), path, method, (caller, named));
+            let found = if group.by_path { unambiguous(path, find) } else { find(path.as_bytes()) };
             match found {
                 route @ (Found::Route(_) | Found::AmbiguousPath) => return route.bound(),
                 Found::Unmatched => {}
-                refused => best = better(best, refused),
+                refused => best = stronger_refusal(best, refused),
             }
         }
         best.bound()
     }
 
-    /// The best route for `origin` of those that the caller may use, whatever the path; where it may use none, of all.
-    pub fn place(&self, origin: &Origin, caller: Option<CallerId>) -> Option<&T> {
-        let routes = || self.places(origin, caller);
+    /// The best route for `origin` that the caller may use, regardless of path; if it may use none, the best of all.
+    pub fn best_route(&self, origin: &Origin, caller: Option<CallerId>) -> Option<&T> {
+        let routes = || self.routes_for(origin, caller);
         let best = routes().find(|(_, permitted)| *permitted).or_else(|| routes().next());
         best.map(|(bound, _)| bound)
     }
 
-    /// The routes for `origin`, best first, whatever the path; and may the caller use each of them?
-    pub fn places<'a>(&'a self, origin: &Origin, caller: Option<CallerId>) -> impl Iterator<Item = (&'a T, bool)> {
+    /// The routes for `origin` in order of precedence, regardless of path, each with whether the caller may use it.
+    pub fn routes_for<'a>(&'a self, origin: &Origin, caller: Option<CallerId>) -> impl Iterator<Item = (&'a T, bool)> {
         let groups = self.exact.get(&origin.host).into_iter().chain(self.wildcards(&origin.host));
-        let entries = groups.flat_map(|group| &group.entries).filter(|entry| entry.takes_port(origin));
+        let entries = groups.flat_map(|group| &group.entries).filter(|entry| entry.matches_port(origin));
         entries.map(move |entry| (&entry.bound, entry.callers.permit(caller)))
     }
 
-    /// The route of an origin-form request, and what follows its mount in `path`, as it was written.
+    /// Finds the route of an origin-form request; returns it with the rest of `path` after the mount, as written.
     pub fn find_mount<'a>(
         &self,
         path: &'a str,
@@ -188,12 +188,12 @@ impl<T> Router<T> {
         caller: Option<CallerId>,
         named: Option<Named<'_>>,
     ) -> (Found<'_, T>, &'a str) {
-        let found = agreed(path, |path| {
+        let found = unambiguous(path, |path| {
             let mut best = Found::Unmatched;
             for (_, group) in self.mounts.iter().filter(|(prefix, _)| prefix.matches(path)) {
                 match group.find(|_| true, path, method, (caller, named)) {
                     route @ Found::Route(_) => return route,
-                    refused => best = better(best, refused),
+                    refused => best = stronger_refusal(best, refused),
                 }
             }
             best
@@ -205,7 +205,7 @@ impl<T> Router<T> {
         (found.bound(), rest.unwrap_or(path))
     }
 
-    /// The wildcard groups that hold `host`, longest suffix first.
+    /// The wildcard groups that match `host`, longest suffix first.
     fn wildcards<'a>(&'a self, host: &Host) -> impl Iterator<Item = &'a Group<T>> {
         let name = match host {
             Host::Name(name) if !self.below.is_empty() => name.clone(),
@@ -216,8 +216,8 @@ impl<T> Router<T> {
     }
 }
 
-/// What `find` says to all readings of `path`, if that is the same.
-fn agreed<'a, T>(path: &str, find: impl Fn(&[u8]) -> Found<'a, Entry<T>>) -> Found<'a, Entry<T>> {
+/// The result of `find` if it is the same for all readings of `path`, else [`Found::AmbiguousPath`].
+fn unambiguous<'a, T>(path: &str, find: impl Fn(&[u8]) -> Found<'a, Entry<T>>) -> Found<'a, Entry<T>> {
     let readings = match path::readings(path) {
         Readings::One => return find(path.as_bytes()),
         Readings::Several(readings) => readings,
@@ -250,7 +250,7 @@ impl<'a, T> Found<'a, Entry<T>> {
     }
 }
 
-fn better<'a, T>(a: Found<'a, T>, b: Found<'a, T>) -> Found<'a, T> {
+fn stronger_refusal<'a, T>(a: Found<'a, T>, b: Found<'a, T>) -> Found<'a, T> {
     match (&a, &b) {
         (Found::NotAllowed(_), _) | (Found::NoRoute, Found::Unmatched) => a,
         _ => b,
@@ -273,7 +273,7 @@ impl<T> Group<T> {
                 PortRule::Default => 1,
                 PortRule::Any => 2,
             };
-            // Among equals a name alone means the connection itself, and what waits for its name goes first.
+            // Among equals, the connection itself precedes its profiles, and `only_when_named` precedes other routes.
             let unstated = (entry.label.profile != default, !entry.only_when_named);
             (port, std::cmp::Reverse(entry.path.as_str().len()), entry.methods.is_none(), unstated)
         });
@@ -281,29 +281,30 @@ impl<T> Group<T> {
 
     fn find(
         &self,
-        takes_port: impl Fn(&Entry<T>) -> bool,
+        matches_port: impl Fn(&Entry<T>) -> bool,
         path: &[u8],
         method: &Method,
         (caller, named): (Option<CallerId>, Option<Named<'_>>),
     ) -> Found<'_, Entry<T>> {
-        let mut here = self.entries.iter().filter(|entry| takes_port(entry)).peekable();
+        let mut here = self.entries.iter().filter(|entry| matches_port(entry)).peekable();
         if here.peek().is_none() {
             return Found::Unmatched;
         }
         let mut refused = Found::NoRoute;
-        for entry in here.filter(|entry| entry.takes(path, method) && entry.is_meant(named)) {
+        for entry in here.filter(|entry| entry.matches(path, method) && entry.is_selected_by(named)) {
             if entry.callers.permit(caller) {
                 return Found::Route(entry);
             }
-            refused = better(refused, Found::NotAllowed(entry));
+            refused = stronger_refusal(refused, Found::NotAllowed(entry));
         }
         refused
     }
 }
 
 impl<T> Entry<T> {
-    /// `host: a.com` is port 443, and http requests for port 80, which leave for 443; without upstream TLS it is port 80.
-    fn takes_port(&self, origin: &Origin) -> bool {
+    /// `host: a.com` matches port 443, and http requests for port 80, which are sent to 443; without upstream TLS, port
+    /// 80.
+    fn matches_port(&self, origin: &Origin) -> bool {
         let http_on_80 = origin.scheme == Scheme::Http && origin.port == 80;
         match (self.port, self.upgrade) {
             (PortRule::Any, _) => true,
@@ -313,15 +314,15 @@ impl<T> Entry<T> {
         }
     }
 
-    /// Is it this entry that a request with this name, or with none, asks for?
-    fn is_meant(&self, named: Option<Named<'_>>) -> bool {
+    /// Whether a request with this name, or with none, selects this entry.
+    fn is_selected_by(&self, named: Option<Named<'_>>) -> bool {
         let Some(Named { connection, profile }) = named else { return !self.only_when_named };
         let label = &self.label;
         label.connection.as_str() == connection
             && profile.map_or(label.bare, |profile| label.profile.as_str() == profile)
     }
 
-    fn takes(&self, path: &[u8], method: &Method) -> bool {
+    fn matches(&self, path: &[u8], method: &Method) -> bool {
         self.path.matches(path) && self.methods.as_ref().is_none_or(|methods| methods.contains(method))
     }
 }

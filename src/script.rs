@@ -1,8 +1,8 @@
-//! A connection's script: what it may change of a request to the authorization server, and how it reads the answer.
+//! Scripts of connections: hooks that change requests to the authorization server and interpret its responses.
 //!
-//! Not here: when a hook is called and on which thread (a call may block for [`CALL_TIME_MAX`]), and who waits for it.
-//! Holds: a script reads and writes nothing but its arguments; its time, depth and memory have the bounds of `sandbox`;
-//! no failure and no `Debug` shows what the data held, except for a text that the script throws itself.
+//! Not here: when and on which thread a hook is called (a call may block for [`CALL_TIME_MAX`]).
+//! Invariants: a script accesses nothing but its arguments; `sandbox` bounds its time, depth and memory; no failure or
+//! `Debug` output shows data, except for a text that the script itself throws.
 
 mod failure;
 mod functions;
@@ -28,14 +28,14 @@ use crate::model::time::WallTime;
 use sandbox::Sandbox;
 use value::{entry, text};
 
-/// The most bytes of a script's source.
+/// Maximum size of a script's source.
 pub const SOURCE_BYTES_MAX: usize = 64 * 1024;
 
 const AUTHORIZATION_REQUEST: &str = "authorization_request";
 const TOKEN_REQUEST: &str = "token_request";
 const TOKEN_RESPONSE: &str = "token_response";
 
-/// The three hooks and the one count of parameters that they take.
+/// The hooks, and their number of parameters.
 const HOOKS: [&str; 3] = [AUTHORIZATION_REQUEST, TOKEN_REQUEST, TOKEN_RESPONSE];
 const HOOK_PARAMETERS: usize = 2;
 
@@ -46,7 +46,7 @@ pub struct Script {
     sandbox: Sandbox,
 }
 
-/// What a script may know beside its first argument.
+/// The second argument of every hook.
 #[derive(Debug, Clone, Default)]
 pub struct Context {
     pub connection: String,
@@ -54,16 +54,16 @@ pub struct Context {
     pub subject: Option<String>,
     pub grant: String,
     pub variables: Vec<(String, Secret)>,
-    /// For `now()`.
+    /// Returned by `now()`.
     pub now: WallTime,
 }
 
 impl Script {
     /// # Errors
-    /// The first thing that is wrong with `source`, with its place where there is one.
+    /// The first problem of `source`, with its position if known.
     pub fn compile(source: &str) -> Result<Script, ScriptError> {
         if source.len() > SOURCE_BYTES_MAX {
-            return Err(ScriptError::nowhere(format!("is longer than {SOURCE_BYTES_MAX} bytes")));
+            return Err(ScriptError::without_position(format!("is longer than {SOURCE_BYTES_MAX} bytes")));
         }
         let sandbox = Sandbox::new();
         let ast = sandbox.compile(source)?;
@@ -71,13 +71,14 @@ impl Script {
             let given = function.params.len();
             if given != HOOK_PARAMETERS {
                 let name = function.name;
-                let message = format!("{name} takes {HOOK_PARAMETERS} parameters, (what it changes, ctx), not {given}");
+                let message =
+                    format!("{name} takes {HOOK_PARAMETERS} parameters, (request or response, ctx), not {given}");
                 return Err(ScriptError { line: line_of(source, name), column: None, message });
             }
         }
         let script = Script { ast: Arc::new(ast), sandbox };
         if !HOOKS.iter().any(|hook| script.has(hook)) {
-            return Err(ScriptError::nowhere(format!("has none of the functions {}", HOOKS.join(", "))));
+            return Err(ScriptError::without_position(format!("defines none of the functions {}", HOOKS.join(", "))));
         }
         Ok(script)
     }
@@ -94,7 +95,7 @@ impl Script {
         self.has(TOKEN_RESPONSE)
     }
 
-    /// The authorization request as the script wants it; as it was where the script has no such hook.
+    /// Applies the authorization request hook; without one, returns the request unchanged.
     ///
     /// # Errors
     /// As [`Script::token_request`].
@@ -102,15 +103,15 @@ impl Script {
         self.change_request(AUTHORIZATION_REQUEST, request, context)
     }
 
-    /// The token request as the script wants it; as it was where the script has no such hook.
+    /// Applies the token request hook; without one, returns the request unchanged.
     ///
     /// # Errors
-    /// What the script threw, a bound that it met, or a result that is no request.
+    /// An exception of the script, an exceeded bound, or a result that is not a request.
     pub fn token_request(&self, request: Request, context: &Context) -> Result<Request, Failure> {
         self.change_request(TOKEN_REQUEST, request, context)
     }
 
-    /// What stands for the answer from here on; the answer itself where the script has no such hook.
+    /// Applies the token response hook; without one, returns the response unchanged.
     ///
     /// # Errors
     /// As [`Script::token_request`].
@@ -164,7 +165,7 @@ impl Context {
     }
 }
 
-/// The line (from 1) on which the function `name` begins.
+/// The line (from 1) on which the function `name` starts.
 fn line_of(source: &str, name: &str) -> Option<usize> {
     let defines = |line: &str| {
         let line = line.trim_start();

@@ -1,7 +1,6 @@
-//! All that a request may know of the configuration: routes bound to token slots, callers, limits.
+//! The configuration as requests see it: routes bound to token slots, callers, TLS profiles, limits.
 //!
-//! Built whole, swapped whole, immutable in between. Holds: a request loads it once, so it never sees two
-//! configurations.
+//! Immutable; a reload replaces it as a whole. Invariant: a request loads it once, so it never sees two configurations.
 
 mod links;
 
@@ -27,14 +26,14 @@ pub use links::Links;
 
 #[derive(Debug)]
 pub struct Snapshot {
-    /// In the order of the configuration.
+    /// In configuration order.
     pub connections: Vec<BoundConnection>,
     pub router: Router<BoundRoute>,
     pub callers: CallerTable,
     pub egress: Egress,
-    /// Opens TLS inside tunnels; `None`: it is relayed.
+    /// Intercepts TLS in tunnels; `None`: TLS is relayed.
     pub authority: Option<Arc<Authority>>,
-    /// For requests that no route takes.
+    /// TLS profile of requests that match no route.
     pub plain: Arc<TlsProfile>,
     pub dialer: Dialer,
     pub timeouts: Timeouts,
@@ -42,24 +41,24 @@ pub struct Snapshot {
     pub log_requests: LogRequests,
     pub tracer: Tracer,
     pub links: Links,
-    /// How the listeners speak TLS that do, by name.
+    /// TLS configurations of the listeners that speak TLS, by name.
     pub listener_tls: HashMap<Name, Arc<ServerConfig>>,
 }
 
-/// What an active connection obtains its tokens with.
+/// Token slots and token endpoint of an active connection's definition.
 #[derive(Clone)]
 pub struct Live {
     pub slots: Slots,
     pub endpoint: Arc<TokenEndpoint>,
 }
 
-/// A connection as it is in force, for whoever asks about it.
+/// A connection in force, as the admin API shows it.
 #[derive(Debug)]
 pub struct BoundConnection {
     pub connection: Arc<Connection>,
     /// The connection itself first, then its profiles.
     pub definitions: Vec<BoundDefinition>,
-    /// Of its routes, in their order.
+    /// TLS profiles of its routes, in configuration order.
     pub tls: Vec<Arc<TlsProfile>>,
 }
 
@@ -69,103 +68,102 @@ impl BoundConnection {
     }
 }
 
-/// A connection, or a profile of one, with its tokens.
+/// A connection by one of its profiles, with its tokens. `slots` and `endpoint` are `None` if the connection is
+/// inactive.
 #[derive(Debug, Clone)]
 pub struct BoundDefinition {
     pub connection: Arc<Connection>,
-    /// `None`: the connection is inactive.
     pub slots: Option<Slots>,
-    /// The same.
     pub endpoint: Option<Arc<TokenEndpoint>>,
 }
 
-/// A route with everything that serving it takes.
+/// A route, with everything needed to serve it.
 #[derive(Debug)]
 pub struct BoundRoute {
-    /// The definition whose token the route carries here.
+    /// The definition that the route serves.
     pub connection: Arc<Connection>,
     pub route: Route,
-    /// The tokens that requests carry here.
+    /// The tokens injected into requests of this route.
     pub tokens: Vec<BoundToken>,
-    /// `None`: what callers bring beside the token is theirs to bring.
+    /// `None`: credentials that callers send are passed on.
     pub stripping: Option<Stripping>,
-    /// Fields that the proxy alone sets or removes.
+    /// Header fields that only the proxy sets or removes.
     pub reserved: Arc<[HeaderName]>,
     pub tls: Arc<TlsProfile>,
 }
 
-/// What a route strips from requests.
+/// Credentials that a route strips from requests.
 #[derive(Debug)]
 pub struct Stripping {
     pub stripped: Stripped,
-    /// Credentials so far, of the whole connection.
+    /// Number of stripped credentials, per connection.
     pub removed: IntCounter,
 }
 
 impl BoundRoute {
-    /// A connection of the route that is switched off.
+    /// The first inactive connection of the route.
     pub fn inactive(&self) -> Option<&Arc<Connection>> {
         let others = self.tokens.iter().map(|token| &token.connection);
         std::iter::once(&self.connection).chain(others).find(|connection| !connection.active)
     }
 }
 
-/// A token that requests carry by a route, and where.
+/// A token that a route injects, with its injection point.
 #[derive(Debug)]
 pub struct BoundToken {
     pub connection: Arc<Connection>,
     pub inject: Inject,
-    /// What counts as sent in its place, too.
+    /// A further injection point, at which the caller may have sent its own token.
     pub other_bearer: Option<OtherBearer>,
     /// `None`: the connection is inactive.
     pub slots: Option<Slots>,
     pub injections: InjectionCounters,
 }
 
-/// How TLS upstreams are verified. Connections of one profile are never used for another.
+/// TLS settings for upstreams. Pooled connections are never shared between profiles.
 #[derive(Debug)]
 pub struct TlsProfile {
     pub id: usize,
-    /// HTTP/2 where the upstream speaks it, else HTTP/1.1.
+    /// Offers HTTP/2 and HTTP/1.1 by ALPN.
     pub any: Arc<ClientConfig>,
-    /// HTTP/1.1 alone.
+    /// Offers HTTP/1.1 only.
     pub http1: Arc<ClientConfig>,
 }
 
-/// The TLS profiles in use. An id is given once and never means other roots, whatever is reloaded.
+/// The TLS profiles in use. An ID is never reused, so it identifies the same roots across reloads.
 #[derive(Debug, Default)]
 pub struct TlsProfiles {
-    made: Vec<(Roots, UpstreamTls, Arc<TlsProfile>)>,
-    given: usize,
+    profiles: Vec<(Roots, UpstreamTls, Arc<TlsProfile>)>,
+    last_id: usize,
 }
 
 impl TlsProfiles {
-    /// The profile over the shared roots with `extra`, or over those of `tls` in their place, with its certificate.
+    /// The profile for the roots and client certificate of `tls`; without own roots, for the platform's plus `extra`.
     fn get(&mut self, trust: &Trust, extra: &Roots, tls: &UpstreamTls) -> Arc<TlsProfile> {
         let (own, shown) = (tls.trust.as_ref(), tls.certificate.as_ref());
-        let same = |made: &&(Roots, UpstreamTls, Arc<TlsProfile>)| {
-            let alike = made.1.trust.as_ref() == own && made.1.certificate.as_ref() == shown;
-            alike && (own.is_some() || made.0 == *extra)
+        let same = |entry: &&(Roots, UpstreamTls, Arc<TlsProfile>)| {
+            let same_settings = entry.1.trust.as_ref() == own && entry.1.certificate.as_ref() == shown;
+            same_settings && (own.is_some() || entry.0 == *extra)
         };
-        if let Some((.., profile)) = self.made.iter().find(same) {
+        if let Some((.., profile)) = self.profiles.iter().find(same) {
             return profile.clone();
         }
-        self.given += 1;
+        self.last_id += 1;
         let http1 = trust.client_config(own, shown);
         let mut any = ClientConfig::clone(&http1);
         any.alpn_protocols.insert(0, b"h2".to_vec());
-        let profile = Arc::new(TlsProfile { id: self.given, any: Arc::new(any), http1 });
-        self.made.push((extra.clone(), tls.clone(), profile.clone()));
+        let profile = Arc::new(TlsProfile { id: self.last_id, any: Arc::new(any), http1 });
+        self.profiles.push((extra.clone(), tls.clone(), profile.clone()));
         profile
     }
 
-    /// Forgets what no snapshot uses.
+    /// Drops the profiles that no snapshot uses.
     pub fn sweep(&mut self) {
-        self.made.retain(|(.., profile)| Arc::strong_count(profile) > 1);
+        self.profiles.retain(|(.., profile)| Arc::strong_count(profile) > 1);
     }
 }
 
-/// The callers, by place and by name.
+/// The callers, by index and by name.
 #[derive(Debug, Default)]
 pub struct CallerTable {
     list: Vec<Caller>,
@@ -173,7 +171,7 @@ pub struct CallerTable {
 }
 
 impl Snapshot {
-    /// `live` gives what an active connection's definition has.
+    /// `live` returns the slots and endpoint of an active connection's definition.
     pub fn build(
         model: &Model,
         trust: &Trust,
@@ -193,10 +191,10 @@ impl Snapshot {
                 BoundDefinition { connection: own.clone(), slots, endpoint }
             };
             let definitions: Vec<_> = connection.definitions().map(bind).collect();
-            let mut profiles_of_routes = Vec::new();
+            let mut route_profiles = Vec::new();
             for route in &connection.routes {
                 let tls = profiles.get(trust, &model.trust, &route.tls);
-                profiles_of_routes.push(tls.clone());
+                route_profiles.push(tls.clone());
                 let carried = |definition: &&BoundDefinition| route.carries(&definition.connection.profile);
                 for definition in definitions.iter().filter(carried) {
                     let connection = definition.connection.clone();
@@ -221,7 +219,7 @@ impl Snapshot {
                         let removed = metrics.stripped.with_label_values(&[connection.name.as_str()]);
                         Stripping { stripped, removed }
                     });
-                    // Who may not use one of the connections may not use the route.
+                    // A caller may use the route only if it may use all of its connections.
                     let of = |other: &Arc<Connection>| callers.permitted(other.accessible_from.as_deref());
                     let all = others.iter().map(|(other, _)| of(other)).fold(permitted.clone(), Callers::both);
                     let reserved = reserved(route, stripping.as_ref());
@@ -230,7 +228,7 @@ impl Snapshot {
                     routes.push((bound.route.clone(), label, all, bound));
                 }
             }
-            connections.push(BoundConnection { connection: connection.clone(), definitions, tls: profiles_of_routes });
+            connections.push(BoundConnection { connection: connection.clone(), definitions, tls: route_profiles });
         }
         Snapshot {
             connections,
@@ -250,7 +248,7 @@ impl Snapshot {
     }
 }
 
-/// Fields that a request gets from the proxy, or does not keep.
+/// Header fields that the proxy sets on a request, or strips from it.
 fn reserved(route: &Route, stripping: Option<&Stripping>) -> Arc<[HeaderName]> {
     let injected = route.injection_points().filter_map(|inject| match inject {
         Inject::Header { header, .. } => Some(header.clone()),

@@ -1,10 +1,11 @@
-//! Locks of the standard library, for critical sections that leave the data whole even if a panic ends them.
+//! Standard library locks that ignore poisoning, for critical sections that keep the data consistent even if they
+//! panic.
 //!
-//! Not here: locks that are held across an await; there are none.
+//! Not here: locks held across an await; there are none.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Locks `mutex`, also after a panic of another holder: that fault has ended its own task and must not end others.
+/// Locks `mutex`, ignoring poisoning: a panic has ended its own task and must not end others.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,7 +1,7 @@
-//! Every task and thread of the program starts here, with a name, and ends with the phases.
+//! Owner of every task and thread: starts them with a name, and ends them with the process's phases.
 //!
-//! Phases only go forward: `Serve` (normal), `Drain` (nothing new, what is in flight may finish), `Stop` (end now).
-//! Holds: a task that panics is logged by the panic hook and ends alone.
+//! Phases only advance: `Serve` (normal), `Drain` (accept nothing new, finish requests in flight), `Stop` (end now).
+//! Invariant: a panic ends only its own task; the panic hook logs it.
 
 use std::future::Future;
 use std::io;
@@ -18,7 +18,7 @@ pub enum Phase {
     Stop,
 }
 
-/// The owner of all tasks; cloned freely.
+/// Handle for starting tasks and following phases; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Tasks {
     phase: Arc<watch::Sender<Phase>>,
@@ -39,7 +39,7 @@ impl Tasks {
         self.spawn_on(&Handle::current(), name, future);
     }
 
-    /// The same on another runtime.
+    /// Like [`Tasks::spawn`], on another runtime.
     #[allow(clippy::disallowed_methods, reason = "this is the owner of every task")]
     pub fn spawn_on<F>(&self, runtime: &Handle, name: &'static str, future: F)
     where
@@ -64,7 +64,7 @@ impl Tasks {
         tokio::task::spawn_local(future);
     }
 
-    /// Runs `work` where it may block; `None` if it panicked.
+    /// Runs `work` on a thread that may block; `None` if it panicked.
     #[allow(clippy::disallowed_methods, reason = "this is the owner of every task")]
     pub async fn blocking<T, F>(&self, work: F) -> Option<T>
     where
@@ -74,7 +74,7 @@ impl Tasks {
         tokio::task::spawn_blocking(work).await.ok()
     }
 
-    /// Starts a thread; its name shows in `top -H` and in panics.
+    /// Starts a named thread; the name appears in `top -H` and in panic messages.
     pub fn thread<F>(&self, name: String, body: F) -> io::Result<JoinHandle<()>>
     where
         F: FnOnce() + Send + 'static,
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn phases_only_go_forward() {
+    async fn phases_only_advance() {
         let tasks = Tasks::default();
         let mut watch = tasks.watch();
         tasks.enter(Phase::Drain);

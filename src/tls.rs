@@ -1,7 +1,7 @@
 //! Trust anchors, client certificates and TLS client configurations; the interception CA (`authority`).
 //!
-//! Not here: who is dialled (`dial`), which roots a connection or a route names (`config`).
-//! Holds: certificates are always verified; nothing in the configuration can switch that off.
+//! Not here: dialling (`dial`), the roots that a connection or route configures (`config`).
+//! Invariant: certificates are always verified; no configuration can disable that.
 
 pub mod authority;
 mod proxied;
@@ -27,18 +27,18 @@ use crate::model::san::San;
 use crate::model::secret::Secret;
 use crate::model::time::WallTime;
 use crate::model::{ListenerTls, Roots};
-use proxied::ByName;
+use proxied::ProxiedVerifier;
 use verifier::{Anchors, ServerVerifier};
 
-/// The roots that vouch where neither a connection nor a route names its own.
+/// The global trust anchors, used where neither a connection nor a route configures its own.
 #[derive(Clone)]
 pub struct Trust {
     anchors: Anchors,
-    shared: Arc<ClientConfig>,
+    default_config: Arc<ClientConfig>,
 }
 
 impl Trust {
-    /// The platform's roots (Mozilla's where the platform has none), with `extra` beside them.
+    /// The platform's roots (Mozilla's if the platform has none) plus `extra`.
     pub fn new(extra: &Roots) -> Trust {
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(platform_roots());
@@ -47,16 +47,16 @@ impl Trust {
         }
         roots.add_parsable_certificates(extra.iter().cloned());
         let anchors = Anchors { roots: Arc::new(roots), named: extra.clone() };
-        Trust { shared: Arc::new(client_config(&anchors)), anchors }
+        Trust { default_config: Arc::new(client_config(&anchors)), anchors }
     }
 
-    /// A client configuration over the shared roots, or over `own` in their place, which shows `certificate` to a server
-    /// that asks for one.
+    /// A client configuration that trusts the global roots, or `own` instead, and presents `certificate` to servers
+    /// that request one.
     pub fn client_config(&self, own: Option<&Roots>, certificate: Option<&ClientCertificate>) -> Arc<ClientConfig> {
         self.client_config_through(own, certificate, None)
     }
 
-    /// The same, for servers behind a proxy that speaks TLS itself.
+    /// The same, for servers behind an egress proxy that speaks TLS itself.
     pub fn client_config_through(
         &self,
         own: Option<&Roots>,
@@ -64,14 +64,14 @@ impl Trust {
         proxied: Option<Proxied>,
     ) -> Arc<ClientConfig> {
         if own.is_none() && certificate.is_none() && proxied.is_none() {
-            return self.shared.clone();
+            return self.default_config.clone();
         }
         let anchors = own.map_or_else(|| self.anchors.clone(), Anchors::of);
         let mut config = client_config(&anchors);
-        if let Some(shown) = certificate.and_then(|certificate| certified_key(certificate).ok()) {
-            config.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(shown));
+        if let Some(certified) = certificate.and_then(|certificate| certified_key(certificate).ok()) {
+            config.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(certified));
         }
-        let verifier = proxied.and_then(|proxied| ByName::new(proxied, &anchors, &self.anchors));
+        let verifier = proxied.and_then(|proxied| ProxiedVerifier::new(proxied, &anchors, &self.anchors));
         if let Some(verifier) = verifier {
             config.dangerous().set_certificate_verifier(Arc::new(verifier));
         }
@@ -79,12 +79,12 @@ impl Trust {
     }
 }
 
-/// The roots that the platform trusts; none where it has no store.
+/// The platform's trusted roots; empty if it has no certificate store.
 pub fn platform_roots() -> Vec<CertificateDer<'static>> {
     rustls_native_certs::load_native_certs().certs
 }
 
-/// Certificates in PEM, each once.
+/// Encodes certificates as PEM, without duplicates.
 pub fn to_pem<'c>(certificates: impl IntoIterator<Item = &'c CertificateDer<'static>>) -> String {
     let (mut seen, mut pem) = (HashSet::new(), String::new());
     for certificate in certificates.into_iter().filter(|certificate| seen.insert(*certificate)) {
@@ -100,7 +100,7 @@ pub fn to_pem<'c>(certificates: impl IntoIterator<Item = &'c CertificateDer<'sta
     pem
 }
 
-/// A certificate with its chain, and the key that belongs to it, each in PEM.
+/// Reads a certificate chain and its private key, each in PEM.
 pub fn read_client_certificate(pem: &[u8], key: Secret) -> Result<ClientCertificate, ClientCertificateError> {
     let chain = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().map_err(|_| RootsError::Pem)?;
     if chain.is_empty() {
@@ -123,7 +123,7 @@ fn certified_key(certificate: &ClientCertificate) -> Result<CertifiedKey, Client
     }
 }
 
-/// Without extensions (RFC 5280 §4.1.2.1); OpenSSL makes such ones unless it is given some.
+/// X.509 version 1 has no extensions (RFC 5280 §4.1.2.1); OpenSSL issues it unless extensions are given.
 fn is_version_1(certificate: &CertificateDer<'_>) -> bool {
     x509_parser::parse_x509_certificate(certificate)
         .is_ok_and(|(_, certificate)| certificate.version() == X509Version::V1)
@@ -133,9 +133,9 @@ fn is_version_1(certificate: &CertificateDer<'_>) -> bool {
 pub enum ClientCertificateError {
     #[error(transparent)]
     Certificate(#[from] RootsError),
-    #[error("is no unencrypted private key in PEM")]
+    #[error("is not an unencrypted private key in PEM")]
     NoKey,
-    #[error("is of a kind that TLS does not take")]
+    #[error("is of a type that TLS does not support")]
     Kind,
     #[error("does not belong to the certificate")]
     Pair,
@@ -149,7 +149,7 @@ fn client_config(anchors: &Anchors) -> ClientConfig {
         .expect("aws-lc-rs supports the default protocol versions");
     let builder = match ServerVerifier::new(anchors) {
         Some(verifier) => builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)),
-        // Without a root no server is accepted.
+        // Without a root, no server certificate is accepted.
         None => builder.with_root_certificates(anchors.roots.clone()),
     };
     let mut config = builder.with_no_client_auth();
@@ -157,7 +157,7 @@ fn client_config(anchors: &Anchors) -> ClientConfig {
     config
 }
 
-/// How a listener speaks TLS (1.2 and 1.3; HTTP/2 or HTTP/1.1 by ALPN).
+/// TLS server configuration of a listener: TLS 1.2 and 1.3; HTTP/2 or HTTP/1.1 by ALPN.
 pub fn server_config(listener: &ListenerTls) -> Result<Arc<ServerConfig>, rustls::Error> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
@@ -168,13 +168,13 @@ pub fn server_config(listener: &ListenerTls) -> Result<Arc<ServerConfig>, rustls
             builder.with_client_cert_verifier(verifier.map_err(|error| rustls::Error::General(error.to_string()))?)
         }
     };
-    let shown = certified_key(&listener.certificate).map_err(|error| rustls::Error::General(error.to_string()))?;
-    let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(shown)));
+    let certified = certified_key(&listener.certificate).map_err(|error| rustls::Error::General(error.to_string()))?;
+    let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }
 
-/// The names in a certificate's subjectAltName (RFC 5280 §4.2.1.6): DNS, URI, mail and IP addresses.
+/// The names in a certificate's subjectAltName (RFC 5280 §4.2.1.6): DNS names, URIs, mail and IP addresses.
 pub fn names(certificate: &CertificateDer<'_>) -> Vec<San> {
     let Ok((_, certificate)) = x509_parser::parse_x509_certificate(certificate) else { return Vec::new() };
     let Ok(Some(names)) = certificate.subject_alternative_name() else { return Vec::new() };
@@ -191,7 +191,7 @@ pub fn names(certificate: &CertificateDer<'_>) -> Vec<San> {
     names.value.general_names.iter().filter_map(san).collect()
 }
 
-/// Reads PEM certificates that are to be trust anchors: at least one, each of them usable.
+/// Reads trust anchors in PEM: at least one certificate, all of them usable.
 pub fn read_roots(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, RootsError> {
     let certificates = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
     let certificates = certificates.map_err(|_| RootsError::Pem)?;
@@ -205,22 +205,22 @@ pub fn read_roots(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, RootsError
     Ok(certificates)
 }
 
-/// The end of a certificate's validity (RFC 5280 §4.1.2.5); `None` where it cannot be read.
+/// The end of a certificate's validity (RFC 5280 §4.1.2.5); `None` if the certificate cannot be parsed.
 pub fn expiry(certificate: &CertificateDer<'_>) -> Option<WallTime> {
     let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
-    // Before 1970 is over, too.
+    // A date before 1970 has expired as well.
     Some(WallTime::from_secs(certificate.validity().not_after.timestamp().try_into().unwrap_or(0)))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RootsError {
-    #[error("holds broken PEM")]
+    #[error("holds malformed PEM")]
     Pem,
     #[error("holds no certificate")]
     Empty,
     #[error("holds a certificate that cannot be used")]
     Certificate,
-    #[error("holds a certificate of X.509 version 1, which TLS here cannot show")]
+    #[error("holds a certificate of X.509 version 1, which cannot be presented over TLS")]
     Version1,
 }
 

@@ -1,15 +1,15 @@
-//! Resolved names, cached for a moment.
+//! DNS cache, and the bounded queue of lookups behind it.
 //!
-//! `getaddrinfo` resolves, so that `/etc/hosts`, search domains and the machine's own order hold. It reports no TTL: an
-//! answer is fresh for [`FRESH`], then served stale for up to [`STALE`] while a new lookup runs (RFC 8767). A failure is
-//! cached for [`FAILURE_TTL`], and a name is looked up again once its addresses turn out to be dead.
+//! `getaddrinfo` resolves, so that `/etc/hosts`, search domains and the system's address order apply. It reports no
+//! TTL: an answer is fresh for [`FRESH`], then served stale for up to [`STALE`] while a new lookup runs (RFC 8767). A
+//! failure is cached for [`FAILURE_TTL`], and a name is looked up again once connecting to its addresses has failed.
 //!
-//! Invariants: one lookup of a name runs at a time. It occupies a thread until `getaddrinfo` returns, even if its waiters
-//! have left; [`LOOKUPS_MAX`] bounds the threads of each [`Class`], [`ZONES`] those of a zone, so that a silent name server
-//! delays only names of its own zone. Each bound is shared fairly: callers take turns, and one that asks for names in many
-//! silent zones leaves threads to the others. A lookup that still waits for its turn is dropped with its last waiter.
-//! A zone is here what the last labels of a name say; the list of public suffixes is not worth its weight, and not needed:
-//! names of one public suffix have 16 threads, those of one owner below it 8.
+//! Invariants: one lookup per name runs at a time. It occupies a thread until `getaddrinfo` returns, even if its
+//! waiters are gone; [`LOOKUPS_MAX`] bounds the threads of each [`Class`] and [`ZONES`] those of a zone, so that an
+//! unresponsive name server delays only names of its own zone. Each bound is shared fairly: callers are served
+//! round-robin, and a caller that looks up names in many unresponsive zones leaves threads to the others. A queued
+//! lookup is dropped with its last waiter. A zone is approximated by the last labels of a name. The public suffix list
+//! is not worth its weight: names below one public suffix have 16 threads, names of one owner below it 8.
 
 #[cfg(test)]
 mod tests;
@@ -32,20 +32,20 @@ use crate::gate::{Bounds, Full, Gate, Permit, Sharing, Turn};
 use crate::sync::lock;
 use crate::tasks::Tasks;
 
-/// An answer this young is served without another lookup; shorter than the TTLs of cloud services.
+/// TTL of a fresh answer, served without another lookup; shorter than the TTLs of cloud services.
 const FRESH: Duration = Duration::from_secs(10);
-/// The oldest answer that is served while a new lookup runs or fails.
+/// TTL of a stale answer, served while a new lookup runs or fails.
 const STALE: Duration = Duration::from_secs(600);
-/// How long a failed lookup is not repeated.
+/// Negative TTL: a failed lookup is not repeated earlier.
 const FAILURE_TTL: Duration = Duration::from_secs(1);
 /// Cached names; the least recently used is evicted.
 const NAMES_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("more than none");
 /// Concurrent lookups of each class.
 const LOOKUPS_MAX: usize = 32;
-/// Concurrent lookups of the names with the same last labels, in one class: how many labels, how many lookups. The owner of
-/// `co.uk` has many customers, that of `slow.co.uk` is one of them.
+/// Concurrent lookups of names with the same last labels, per class: (labels, lookups). Two labels may be a public
+/// suffix with many owners (`co.uk`), three have one owner (`slow.co.uk`).
 const ZONES: [(usize, usize); 2] = [(3, 8), (2, 16)];
-/// Lookups that may wait for a thread or for their zone; beyond them the caller with the most loses its last one.
+/// Maximum length of each queue, for a thread or for a zone; beyond it, the caller with the most loses its last lookup.
 const LOOKUPS_QUEUED_MAX: usize = NAMES_MAX.get();
 
 type Resolve = dyn Fn(Arc<str>) -> Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>> + Send + Sync;
@@ -53,19 +53,19 @@ type Resolve = dyn Fn(Arc<str>) -> Pin<Box<dyn Future<Output = io::Result<Vec<Ip
 /// Lookups in progress by zone.
 type Zones = HashMap<Zone, Arc<Gate>>;
 
-/// A zone of one class: how many labels, and the labels.
+/// A zone of one class: number of labels, and the labels.
 type Zone = (Class, usize, Arc<str>);
 
-/// Whose name it is. Each class has threads of its own, so that names chosen by callers delay no connection.
+/// Source of a name. Each class has its own threads, so that names chosen by callers do not delay configured ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Class {
     /// The configuration contains the name.
     Configured,
-    /// A request brought it.
+    /// The name comes from a request.
     Requested,
 }
 
-/// The cache and its lookups; cloned freely.
+/// The DNS cache; clones share it.
 #[derive(Clone)]
 pub struct Names(Arc<Inner>);
 
@@ -78,22 +78,22 @@ struct Inner {
     tasks: Tasks,
 }
 
-/// What is known of one name.
+/// Cache entry of one name.
 #[derive(Default)]
 struct Entry {
-    /// The last success.
+    /// The last answer, and when it arrived.
     answer: Option<(Vec<IpAddr>, Instant)>,
     /// Why the last lookup failed, if it did.
     failure: Option<(String, Instant)>,
-    /// A search in progress; its end drops the sender.
+    /// A search in progress; dropping it wakes its waiters.
     search: Option<Search>,
 }
 
-/// The search for the addresses of one name: each caller that wants them has a lookup in the queue, in its own turn, until
-/// one of these runs.
+/// The search for the addresses of one name: each caller that waits for them has a lookup in the queue, in its own
+/// turn, until one of these starts.
 struct Search {
     waiters: watch::Sender<()>,
-    /// Dropped once a lookup runs, which ends the others.
+    /// Dropped once a lookup starts, which cancels the others.
     queued: Option<Queued>,
 }
 
@@ -102,10 +102,10 @@ struct Queued {
     turns: Vec<Turn>,
 }
 
-enum Found {
+enum CacheResult {
     Addresses(Vec<IpAddr>),
     Failure(String),
-    /// Ends with the search in progress.
+    /// Resolves when the search in progress ends.
     Wait(watch::Receiver<()>),
 }
 
@@ -117,8 +117,8 @@ impl fmt::Debug for Names {
 
 impl Names {
     /// Over the system's resolver.
-    pub fn of_system(tasks: &Tasks) -> Names {
-        Names::over(tasks, |name| {
+    pub fn system(tasks: &Tasks) -> Names {
+        Names::with_resolver(tasks, |name| {
             Box::pin(async move {
                 let found = tokio::net::lookup_host((&*name, 0)).await?;
                 Ok(found.map(|address| address.ip()).collect())
@@ -127,7 +127,7 @@ impl Names {
     }
 
     /// Over `lookup`.
-    pub(super) fn over<F>(tasks: &Tasks, lookup: F) -> Names
+    pub(super) fn with_resolver<F>(tasks: &Tasks, lookup: F) -> Names
     where
         F: Fn(Arc<str>) -> Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>> + Send + Sync + 'static,
     {
@@ -145,47 +145,48 @@ impl Names {
     pub async fn addresses(&self, name: &str, class: Class, turn: &Turn) -> io::Result<Vec<IpAddr>> {
         loop {
             let mut search = match self.find(name, class, turn) {
-                Found::Addresses(addresses) => return Ok(addresses),
-                Found::Failure(why) => return Err(io::Error::other(why)),
-                Found::Wait(search) => search,
+                CacheResult::Addresses(addresses) => return Ok(addresses),
+                CacheResult::Failure(why) => return Err(io::Error::other(why)),
+                CacheResult::Wait(search) => search,
             };
-            // Nothing is ever sent: the end of the search ends the wait.
+            // Nothing is ever sent: the search ends by dropping the sender.
             let _ = search.changed().await;
         }
     }
 
-    /// Drops the answer for a name whose addresses refuse connections, so that the next request waits for a new one.
+    /// Drops the answer for a name whose addresses could not be connected to, so that the next request waits for a new
+    /// lookup.
     pub fn forget(&self, name: &str) {
         if let Some(entry) = self.cache().get_mut(name) {
             (entry.answer, entry.failure) = (None, None);
         }
     }
 
-    fn find(&self, name: &str, class: Class, turn: &Turn) -> Found {
+    fn find(&self, name: &str, class: Class, turn: &Turn) -> CacheResult {
         let now = Instant::now();
         let mut cache = self.cache();
         if !cache.contains(name) {
             cache.put(name.into(), Entry::default());
         }
-        let Some(entry) = cache.get_mut(name) else { return Found::Failure("the cache is full".to_owned()) };
+        let Some(entry) = cache.get_mut(name) else { return CacheResult::Failure("the cache is full".to_owned()) };
         let answer = entry.answer.as_ref().filter(|(_, at)| now < *at + STALE);
         let failure = entry.failure.as_ref().filter(|(_, at)| now < *at + FAILURE_TTL);
         match (answer, failure) {
-            (Some((addresses, at)), _) if now < *at + FRESH => Found::Addresses(addresses.clone()),
+            (Some((addresses, at)), _) if now < *at + FRESH => CacheResult::Addresses(addresses.clone()),
             (Some((addresses, _)), failure) => {
-                let found = Found::Addresses(addresses.clone());
+                let found = CacheResult::Addresses(addresses.clone());
                 if failure.is_none() {
                     self.join(name, class, turn, entry, true);
                 }
                 found
             }
-            (None, Some((why, _))) => Found::Failure(why.clone()),
-            (None, None) => Found::Wait(self.join(name, class, turn, entry, false)),
+            (None, Some((why, _))) => CacheResult::Failure(why.clone()),
+            (None, None) => CacheResult::Wait(self.join(name, class, turn, entry, false)),
         }
     }
 
-    /// Waits for the addresses; queues a lookup, unless one of this turn is in the queue or any runs. One that is not for the
-    /// `background` ends with the last waiter if its turn has not come by then.
+    /// Subscribes to the search; queues a lookup, unless one of this turn is queued or any runs. Unless it is for the
+    /// `background`, a queued lookup is cancelled with its last waiter.
     fn join(&self, name: &str, class: Class, turn: &Turn, entry: &mut Entry, background: bool) -> watch::Receiver<()> {
         let search = entry.search.get_or_insert_with(|| Search {
             waiters: watch::Sender::default(),
@@ -216,14 +217,15 @@ impl Names {
     }
 }
 
-/// One lookup, from the queue to its result. Dropping the last one of a search ends the wait of all who wait for it.
+/// One lookup, from the queue to its result. Dropping the last lookup of a search ends the search and wakes its
+/// waiters.
 struct Lookup {
     names: Names,
     name: Arc<str>,
     class: Class,
     turn: Turn,
     waiters: watch::Sender<()>,
-    /// It is the one of its search that was started.
+    /// This is the lookup that the search has started.
     runs: bool,
 }
 
@@ -242,7 +244,7 @@ impl Lookup {
             return;
         }
         let found = (self.names.0.lookup)(self.name.clone()).await.and_then(|mut found| {
-            // In the resolver's order; it may repeat itself.
+            // In the resolver's order, without duplicates.
             let mut seen = HashSet::new();
             found.retain(|address| seen.insert(*address));
             found.truncate(ADDRESSES_MAX);
@@ -258,7 +260,7 @@ impl Lookup {
         }
     }
 
-    /// Ends the other lookups of the search. False: one of them runs, or the name has been evicted meanwhile.
+    /// Cancels the other lookups of the search. Returns false if one of them runs, or the name has been evicted.
     fn start(&mut self) -> bool {
         let queued = self.names.cache().peek_mut(&self.name).and_then(|entry| self.search(entry)?.queued.take());
         self.runs = queued.is_some();
@@ -269,22 +271,22 @@ impl Lookup {
         if let Some(entry) = self.names.cache().peek_mut(&self.name)
             && self.search(entry).is_some_and(|search| search.queued.as_ref().is_some_and(|own| own.turns.len() == 1))
         {
-            entry.failure = Some(("too many lookups wait for a name server".to_owned(), Instant::now()));
+            entry.failure = Some(("too many lookups are queued".to_owned(), Instant::now()));
         }
     }
 
-    /// The zones', then a thread's: a lookup that waits for its zone keeps none from the others.
+    /// Waits for the permits of the zones, then of a thread: a lookup that waits for its zone must not block a thread.
     async fn permits(&self) -> Result<Vec<Permit>, Full> {
         let mut permits = Vec::with_capacity(ZONES.len() + 1);
         for (labels, lookups_max) in ZONES {
             let gate = self.names.zones().entry(self.zone(labels)).or_default().clone();
-            permits.push(gate.enter(shared_fairly(lookups_max), &self.turn).await?);
+            permits.push(gate.enter(fair_bounds(lookups_max), &self.turn).await?);
         }
         let threads = match self.class {
             Class::Configured => &self.names.0.configured,
             Class::Requested => &self.names.0.requested,
         };
-        permits.push(threads.enter(shared_fairly(LOOKUPS_MAX), &self.turn).await?);
+        permits.push(threads.enter(fair_bounds(LOOKUPS_MAX), &self.turn).await?);
         Ok(permits)
     }
 
@@ -294,14 +296,14 @@ impl Lookup {
         (self.class, labels, self.name[from..].into())
     }
 
-    /// The search that this is a part of, unless another one has begun.
+    /// The search that this lookup belongs to, unless a new one has begun.
     fn search<'e>(&self, entry: &'e mut Entry) -> Option<&'e mut Search> {
         entry.search.as_mut().filter(|search| search.waiters.same_channel(&self.waiters))
     }
 }
 
-fn shared_fairly(places: usize) -> Bounds {
-    Bounds { places, queued: LOOKUPS_QUEUED_MAX, sharing: Sharing::Fair }
+fn fair_bounds(permits: usize) -> Bounds {
+    Bounds { permits, queued: LOOKUPS_QUEUED_MAX, sharing: Sharing::Fair }
 }
 
 impl Drop for Lookup {

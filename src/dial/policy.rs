@@ -1,9 +1,10 @@
-//! Which addresses may be dialled.
+//! Egress policy: which addresses may be dialled.
 //!
-//! Private networks only for names that the configuration names, or inside `egress.allow_private`; link-local, metadata,
-//! unspecified and multicast addresses and our own listeners only where a route names that very address. An address that
-//! stands in a route or a URL is open at the port that stands there, and for who asks for it literally. An address that embeds
-//! others (IPv4-mapped, NAT64, 6to4, Teredo) is judged by each of them, since that is where its packets go.
+//! A private address needs a host that the configuration names, or a network in `egress.allow_private`. Link-local,
+//! metadata, unspecified and multicast addresses and our own listeners need a route that names that very address. A
+//! literal address in a route or URL is permitted at that port alone, and only to requests that name the address
+//! literally. An address that embeds others (IPv4-mapped, NAT64, 6to4, Teredo) is judged by each of them, since its
+//! packets are sent there.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -14,7 +15,7 @@ use crate::model::connection::{HostPattern, PortRule, Route, RouteOrigin};
 use crate::model::origin::Host;
 use crate::model::{Listener, Model};
 
-/// Why an address is not dialled.
+/// Why the policy denies an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
     #[error("private, and neither the name is in a route nor the network in egress.allow_private")]
@@ -28,11 +29,11 @@ pub enum Denied {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AddressPolicy {
     allow_private: Vec<IpNet>,
-    /// What stands in `hosts`, and names that stand exactly in a route or in a URL of a connection.
+    /// Hosts under `hosts`, and names that appear exactly in a route or in a URL of a connection.
     named: HashSet<Host>,
     /// Addresses that a route names literally, with the port; `None`: all ports.
     routed: HashSet<(IpAddr, Option<u16>)>,
-    /// Addresses in the URLs of a connection: they may be private, and nothing else.
+    /// Literal addresses in the URLs of connections. They may be private, but not special.
     endpoints: HashSet<(IpAddr, u16)>,
     own: Vec<SocketAddr>,
 }
@@ -84,31 +85,31 @@ impl AddressPolicy {
         AddressPolicy { own, ..AddressPolicy::default() }
     }
 
-    /// The same with one more host that may be private, at whatever port.
-    pub fn naming(mut self, host: Host) -> AddressPolicy {
+    /// The same policy, under which `host` may have a private address, at any port.
+    pub fn permitting_private(mut self, host: Host) -> AddressPolicy {
         self.named.insert(host);
         self
     }
 
-    /// Does the configuration contain this very host?
+    /// Whether the configuration names exactly this host.
     pub fn names(&self, host: &Host) -> bool {
         self.named.contains(host)
     }
 
     pub fn is_own_listener(&self, address: SocketAddr) -> bool {
-        let is_own = |ip: &IpAddr| self.own.iter().any(|own| own.port() == address.port() && reaches(own.ip(), *ip));
-        reached(address.ip().to_canonical()).iter().any(is_own)
+        let is_own = |ip: &IpAddr| self.own.iter().any(|own| own.port() == address.port() && accepts_at(own.ip(), *ip));
+        delivered_to(address.ip().to_canonical()).iter().any(is_own)
     }
 
-    /// Does one listener of ours answer both at `address` and at `local`?
+    /// Whether one of our listeners accepts connections at both `address` and `local`.
     pub fn is_same_listener(&self, address: SocketAddr, local: SocketAddr) -> bool {
         let (ports, local_ip) = ((address.port(), local.port()), local.ip().to_canonical());
-        let here = self.own.iter().filter(|own| ports == (own.port(), own.port()) && reaches(own.ip(), local_ip));
-        let reached = reached(address.ip().to_canonical());
-        here.into_iter().any(|own| reached.iter().any(|ip| reaches(own.ip(), *ip)))
+        let here = self.own.iter().filter(|own| ports == (own.port(), own.port()) && accepts_at(own.ip(), local_ip));
+        let targets = delivered_to(address.ip().to_canonical());
+        here.into_iter().any(|own| targets.iter().any(|ip| accepts_at(own.ip(), *ip)))
     }
 
-    /// May `host`, which resolved to `address`, be dialled?
+    /// Checks whether `host`, which resolved to `address`, may be dialled.
     pub fn check(&self, host: &Host, address: SocketAddr) -> Result<(), Denied> {
         let (ip, port) = (address.ip().to_canonical(), address.port());
         let literal = matches!(host, Host::Ip(_));
@@ -116,29 +117,30 @@ impl AddressPolicy {
         if routed(Some(port)) {
             return Ok(());
         }
-        let reached = reached(ip);
+        let targets = delivered_to(ip);
         if self.is_own_listener(address) {
             return Err(Denied::OwnListener);
         }
         if routed(None) {
             return Ok(());
         }
-        if reached.iter().any(is_special) {
+        if targets.iter().any(is_special) {
             return Err(Denied::Special);
         }
         let named = self.named.contains(host) || literal && self.endpoints.contains(&(ip, port));
         let is_allowed = |ip: &IpAddr| !is_private(ip) || self.allow_private.iter().any(|network| network.contains(ip));
-        if named || reached.iter().all(is_allowed) { Ok(()) } else { Err(Denied::Private) }
+        if named || targets.iter().all(is_allowed) { Ok(()) } else { Err(Denied::Private) }
     }
 }
 
-/// Does a listener bound to `own` answer at `ip`? One on every address answers at each of this machine's.
-fn reaches(own: IpAddr, ip: IpAddr) -> bool {
+/// Whether a listener bound to `own` accepts connections at `ip`. A wildcard listener does at every address of this
+/// machine.
+fn accepts_at(own: IpAddr, ip: IpAddr) -> bool {
     own.to_canonical() == ip || (own.is_unspecified() && UdpSocket::bind((ip, 0)).is_ok())
 }
 
-/// Where packets to a canonical address go: to the IPv4 addresses that it embeds, else to itself.
-fn reached(ip: IpAddr) -> [IpAddr; 2] {
+/// Where packets to a canonical address are delivered: to the IPv4 addresses that it embeds, else to itself.
+fn delivered_to(ip: IpAddr) -> [IpAddr; 2] {
     let IpAddr::V6(v6) = ip else { return [ip; 2] };
     let v4 = |high: u16, low: u16| IpAddr::from(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)));
     match v6.segments() {
@@ -159,7 +161,7 @@ fn is_private(ip: &IpAddr) -> bool {
             ip.is_loopback() || ip.is_private() || (a == 100 && b & 0xc0 == 64)
         }
         IpAddr::V6(ip) => {
-            // NAT64 within a network (RFC 8215); where the IPv4 address lies in it is that network's own business.
+            // Local-use NAT64 (RFC 8215); the position of the embedded IPv4 address is up to the network.
             let local_nat64 = ip.segments()[..3] == [0x64, 0xff9b, 1];
             ip.is_loopback() || ip.is_unique_local() || local_nat64
         }
@@ -167,7 +169,7 @@ fn is_private(ip: &IpAddr) -> bool {
 }
 
 fn is_special(ip: &IpAddr) -> bool {
-    /// Metadata and host services of clouds outside the link-local ranges: Azure, Oracle and Alibaba.
+    /// Metadata and host services outside the link-local ranges: Azure, Oracle Cloud and Alibaba Cloud.
     const METADATA_V4: [Ipv4Addr; 3] =
         [Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(192, 0, 0, 192), Ipv4Addr::new(100, 100, 100, 200)];
     /// AWS and Google.
@@ -221,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn private_networks_need_a_name_or_a_permission() {
+    fn a_private_address_needs_a_configured_host_or_network() {
         for private in ["127.0.0.1:1", "10.2.0.1:1", "172.16.0.1:1", "192.168.1.1:1", "100.64.0.1:1", "[::1]:1"] {
             check("other.test", private, Err(Denied::Private));
             check("named.test", private, Ok(()));
@@ -239,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_judged_by_those_that_it_embeds() {
+    fn an_address_is_judged_by_the_addresses_that_it_embeds() {
         // 10.2.0.1 is private, 10.1.0.1 is in allow_private, 192.0.2.1 is public; a Teredo client is written inverted.
         for (address, expected) in [
             ("[::ffff:192.0.2.1]:1", Ok(())),
@@ -272,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn special_addresses_need_a_route_that_names_them() {
+    fn a_special_address_needs_a_route_that_names_it() {
         let special = [
             "169.254.169.254:80",
             "0.0.0.0:80",
@@ -307,13 +309,17 @@ mod tests {
         let check = |host: &str, address: &str| policy.check(&Host::parse(host).unwrap(), address.parse().unwrap());
         assert_eq!(check("[2002:a9fe:101::]", "[2002:a9fe:101::]:80"), Ok(()));
         assert_eq!(check("169.254.1.1", "169.254.1.1:80"), Err(Denied::Special));
-        assert_eq!(check("a.test", "100.100.100.200:80"), Err(Denied::Special), "whatever allow_private says");
+        assert_eq!(
+            check("a.test", "100.100.100.200:80"),
+            Err(Denied::Special),
+            "allow_private does not permit metadata addresses"
+        );
         assert_eq!(check("a.test", "100.100.100.201:80"), Ok(()));
         assert_eq!(check("a.test", "[fd20:ce::254]:80"), Err(Denied::Special));
     }
 
     #[test]
-    fn an_address_that_is_named_is_open_at_its_port_for_who_asks_for_it() {
+    fn a_configured_address_is_permitted_at_its_port_to_requests_that_name_it() {
         check("127.0.0.2", "127.0.0.2:1", Ok(()));
         check("[::ffff:127.0.0.2]", "[::ffff:127.0.0.2]:1", Ok(()));
         check("other.test", "127.0.0.2:1", Err(Denied::Private));
@@ -323,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_listeners_are_closed() {
+    fn our_own_listeners_are_denied() {
         check("named.test", "127.0.0.1:8080", Err(Denied::OwnListener));
         check("named.test", "127.0.0.1:8082", Err(Denied::OwnListener));
         check("named.test", "127.0.0.1:8081", Ok(()));

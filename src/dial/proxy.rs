@@ -1,7 +1,7 @@
-//! The way out through a forward proxy: a tunnel for what is to stay unread, absolute form for the rest.
+//! Egress through a forward proxy: CONNECT for TLS and tunnels, absolute form for cleartext requests.
 //!
-//! Holds: names go to the proxy unresolved; its credentials go to it alone; its answer to CONNECT is bounded, and not a byte
-//! behind that answer is taken from the tunnel.
+//! Invariants: names are sent to the proxy unresolved; its credentials are sent to it alone; its response to CONNECT is
+//! bounded, and no byte after that response is consumed.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -24,52 +24,52 @@ use crate::model::egress::Bypass;
 use crate::model::origin::{Host, Origin, Scheme};
 use crate::tls::Trust;
 
-/// The longest head of a proxy's answer, in bytes.
-const ANSWER_BYTES_MAX: usize = 16 * 1024;
+/// Maximum length of the head of a response to CONNECT.
+const RESPONSE_HEAD_BYTES_MAX: usize = 16 * 1024;
 
-/// A stream to an upstream, or to the proxy in front of it.
+/// A stream to an upstream, or to the egress proxy in front of it.
 pub enum Conduit {
     Direct(TcpStream),
-    /// The proxy speaks TLS; within may be TLS again.
+    /// TLS to the egress proxy; may carry a second TLS session, to the upstream.
     Secured(Box<TlsStream<TcpStream>>),
 }
 
-/// Requests on this stream go to a proxy, in absolute form.
+/// Marks a stream that ends at an egress proxy: requests are sent in absolute form.
 #[derive(Debug, Clone)]
 pub struct Forwarding {
-    /// What the proxy wants to see with each of them.
+    /// `Proxy-Authorization` of every request.
     pub authorization: Option<HeaderValue>,
 }
 
-/// The proxy on the way out, and what goes around it.
+/// The egress proxy, and the hosts that bypass it.
 #[derive(Debug, Clone)]
 pub struct EgressProxy {
     pub proxy: ForwardProxy,
-    pub around: Vec<Bypass>,
-    address: Origin,
+    pub no_proxy: Vec<Bypass>,
+    origin: Origin,
     tls: Option<Arc<ClientConfig>>,
-    /// The shared roots beside the platform's, where those vouch for the proxy.
-    shared: Option<Roots>,
+    /// The configured roots that extend the platform's, if the proxy is verified against those.
+    extra_roots: Option<Roots>,
     authorization: Option<HeaderValue>,
 }
 
-/// Equal ways lead to the same place as the same user, and the same roots vouch for it.
+/// Equal if URL, credentials, bypass rules and trust anchors are.
 impl PartialEq for EgressProxy {
     fn eq(&self, other: &EgressProxy) -> bool {
-        self.proxy == other.proxy && self.around == other.around && self.shared == other.shared
+        self.proxy == other.proxy && self.no_proxy == other.no_proxy && self.extra_roots == other.extra_roots
     }
 }
 
 impl Eq for EgressProxy {}
 
 impl EgressProxy {
-    /// `extra` are the roots of `trust` that the configuration names. `None` for a URL without a host, which no
-    /// configuration has.
-    pub fn new(proxy: &ForwardProxy, around: &[Bypass], trust: &Trust, extra: &Roots) -> Option<EgressProxy> {
+    /// `extra` are the roots of `trust` that the configuration names. `None` for a URL without a host, which the
+    /// validator rejects.
+    pub fn new(proxy: &ForwardProxy, no_proxy: &[Bypass], trust: &Trust, extra: &Roots) -> Option<EgressProxy> {
         let secure = proxy.url.scheme() == "https";
         let host = Host::parse(proxy.url.host_str()?).ok()?;
         let scheme = if secure { Scheme::Https } else { Scheme::Http };
-        let address = Origin { scheme, host, port: proxy.url.port_or_known_default()? };
+        let origin = Origin { scheme, host, port: proxy.url.port_or_known_default()? };
         let authorization = proxy.credentials.as_ref().and_then(|(username, password)| {
             let pair = format!("{username}:{}", password.expose());
             let mut value = HeaderValue::try_from(format!("Basic {}", BASE64_STANDARD.encode(pair))).ok()?;
@@ -77,81 +77,82 @@ impl EgressProxy {
             Some(value)
         });
         let tls = secure.then(|| trust.client_config(proxy.trust.as_ref(), None));
-        let shared = (secure && proxy.trust.is_none()).then(|| extra.clone());
-        Some(EgressProxy { proxy: proxy.clone(), around: around.to_vec(), address, tls, shared, authorization })
+        let extra_roots = (secure && proxy.trust.is_none()).then(|| extra.clone());
+        Some(EgressProxy { proxy: proxy.clone(), no_proxy: no_proxy.to_vec(), origin, tls, extra_roots, authorization })
     }
 
-    pub fn takes(&self, host: &Host, port: u16) -> bool {
-        !self.around.iter().any(|entry| entry.matches(host, port))
+    pub fn applies_to(&self, host: &Host, port: u16) -> bool {
+        !self.no_proxy.iter().any(|entry| entry.matches(host, port))
     }
 
-    /// Where the proxy itself stands.
-    pub fn place(&self) -> &Origin {
-        &self.address
+    /// The proxy's own origin.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
     }
 
     pub fn forwarding(&self) -> Forwarding {
         Forwarding { authorization: self.authorization.clone() }
     }
 
-    /// The proxy itself, at the other end of `stream`.
-    pub async fn reach(&self, stream: TcpStream) -> Result<Conduit, DialError> {
+    /// Performs the TLS handshake with the proxy, if it speaks TLS.
+    pub async fn handshake(&self, stream: TcpStream) -> Result<Conduit, DialError> {
         let Some(tls) = &self.tls else { return Ok(Conduit::Direct(stream)) };
-        let name = match &self.address.host {
+        let name = match &self.origin.host {
             Host::Ip(address) => Ok(ServerName::from(*address)),
             Host::Name(name) => ServerName::try_from(name.to_string()).map_err(io::Error::other),
         };
-        let failed = |source| DialError::Proxy { proxy: self.address.authority(), source };
+        let failed = |source| DialError::Proxy { proxy: self.origin.authority(), source };
         let stream = TlsConnector::from(tls.clone()).connect(name.map_err(failed)?, stream).await;
         Ok(Conduit::Secured(Box::new(stream.map_err(failed)?)))
     }
 
-    /// A tunnel through the proxy to `origin`.
+    /// Opens a tunnel to `origin` with CONNECT.
     pub async fn tunnel(&self, stream: TcpStream, origin: &Origin) -> Result<Conduit, DialError> {
-        let mut conduit = self.reach(stream).await?;
+        let mut conduit = self.handshake(stream).await?;
         let target = format!("{}:{}", origin.host, origin.port);
-        let mut ask = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n").into_bytes();
+        let mut request = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n").into_bytes();
         if let Some(authorization) = &self.authorization {
-            ask.extend_from_slice(b"Proxy-Authorization: ");
-            ask.extend_from_slice(authorization.as_bytes());
-            ask.extend_from_slice(b"\r\n");
+            request.extend_from_slice(b"Proxy-Authorization: ");
+            request.extend_from_slice(authorization.as_bytes());
+            request.extend_from_slice(b"\r\n");
         }
-        ask.extend_from_slice(b"\r\n");
-        let failed = |source| DialError::Proxy { proxy: self.address.authority(), source };
-        match exchange(&mut conduit, &ask).await.map_err(failed)? {
+        request.extend_from_slice(b"\r\n");
+        let failed = |source| DialError::Proxy { proxy: self.origin.authority(), source };
+        match send_connect(&mut conduit, &request).await.map_err(failed)? {
             200..=299 => Ok(conduit),
-            status => Err(DialError::ProxyRefused { proxy: self.address.authority(), status }),
+            status => Err(DialError::ProxyRefused { proxy: self.origin.authority(), status }),
         }
     }
 }
 
-/// The status of the answer. Read byte by byte: what follows the head belongs to the tunnel.
-async fn exchange(conduit: &mut Conduit, ask: &[u8]) -> io::Result<u16> {
-    conduit.write_all(ask).await?;
+/// Sends CONNECT and returns the status of the response. Reads byte by byte: what follows the head belongs to the
+/// tunnel.
+async fn send_connect(conduit: &mut Conduit, request: &[u8]) -> io::Result<u16> {
+    conduit.write_all(request).await?;
     conduit.flush().await?;
     let mut head = Vec::with_capacity(256);
     while !head.ends_with(b"\r\n\r\n") {
-        if head.len() == ANSWER_BYTES_MAX {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "its answer is too long"));
+        if head.len() == RESPONSE_HEAD_BYTES_MAX {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the head of its response is too long"));
         }
         head.push(conduit.read_u8().await?);
     }
     let status = head.strip_prefix(b"HTTP/1.").and_then(|rest| rest.get(2..5));
     let status = status.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
-    status.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "its answer is not HTTP"))
+    status.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "its response is not HTTP/1.x"))
 }
 
 impl Conduit {
-    /// Returns once something may be read, without reading it.
+    /// Waits until the stream is readable, without reading.
     pub async fn readable(&self) {
-        // A failure shows in the next read.
+        // The next read reports a failure.
         let _ = self.socket().readable().await;
     }
 
-    /// Closing sends RST from here on.
+    /// Makes closing send RST.
     pub fn set_resets(&self) {
         if let Err(error) = self.socket().set_zero_linger() {
-            tracing::debug!(%error, "SO_LINGER of a connection to an upstream is not set");
+            tracing::debug!(%error, "setting SO_LINGER on an upstream connection failed");
         }
     }
 
@@ -163,7 +164,7 @@ impl Conduit {
     }
 }
 
-/// The same call on whichever stream it is.
+/// Delegates a call to the stream of either variant.
 macro_rules! on {
     ($this:ident, $stream:ident => $call:expr) => {
         match $this.get_mut() {

@@ -1,4 +1,4 @@
-//! Addresses as names resolve to them, and the race of attempts to connect.
+//! Resolved addresses against the policy, and the race of connection attempts.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -11,19 +11,19 @@ use super::*;
 use crate::model::origin::{Authority, Scheme};
 
 #[test]
-fn families_alternate() {
+fn address_families_alternate() {
     let parse = |list: &str| list.split(' ').map(|a| a.parse().unwrap()).collect::<Vec<SocketAddr>>();
     let mut addresses = parse("[2001:db8::1]:1 [2001:db8::2]:1 192.0.2.1:1");
     interleave(&mut addresses);
     assert_eq!(addresses, parse("[2001:db8::1]:1 192.0.2.1:1 [2001:db8::2]:1"));
 }
 
-/// A dialer without rules, whose names have the addresses that `lookup` gives for each lookup in turn.
+/// A dialer without rules, whose successive lookups return `lookups`.
 fn resolving(lookups: impl IntoIterator<Item = Vec<IpAddr>>) -> Dialer {
     let tasks = Tasks::default();
-    let reach = Reach { hosts: &[], policy: AddressPolicy::default(), way_out: None };
+    let reach = NetworkSettings { hosts: &[], policy: AddressPolicy::default(), egress_proxy: None };
     let lookups = Mutex::new(lookups.into_iter().collect::<VecDeque<_>>());
-    let names = Names::over(&tasks, move |_| {
+    let names = Names::with_resolver(&tasks, move |_| {
         let found = lookups.lock().unwrap().pop_front();
         Box::pin(async move { found.ok_or_else(|| io::Error::other("no more lookups")) })
     });
@@ -50,7 +50,7 @@ async fn a_name_with_a_public_and_a_private_address_is_not_dialled() {
         let by_reqwest = Resolve::resolve(&dialer(), "mixed.test".parse().unwrap()).await;
         assert!(by_reqwest.is_err(), "{addresses:?}");
     }
-    // It was public when it was permitted, and is private when it is dialled.
+    // DNS rebinding: public when checked, private when dialled.
     let rebound = resolving([vec![public], vec![private]]);
     assert!(rebound.permit(&origin, &Turn::Own).await.is_ok());
     rebound.names.forget("mixed.test");
@@ -59,7 +59,7 @@ async fn a_name_with_a_public_and_a_private_address_is_not_dialled() {
 }
 
 #[test]
-fn hosts_may_send_a_name_to_our_own_listener() {
+fn hosts_may_map_a_name_to_our_own_listener() {
     let model_hosts = ["own.test 127.0.0.1 8080", "port.test 127.0.0.1 -", "other.test 127.0.0.1 9000"].map(|line| {
         let mut words = line.split(' ');
         let mut word = || words.next().unwrap();
@@ -67,7 +67,8 @@ fn hosts_may_send_a_name_to_our_own_listener() {
     });
     let own = ["127.0.0.1:8080", "127.0.0.1:8081", "127.0.0.9:8080"].map(|text| text.parse().unwrap());
     let policy = AddressPolicy::with_own(own.to_vec());
-    let dialer = Dialer::new(Reach { hosts: &model_hosts, policy, way_out: None }, &Tasks::default(), None);
+    let dialer =
+        Dialer::new(NetworkSettings { hosts: &model_hosts, policy, egress_proxy: None }, &Tasks::default(), None);
     let check = |authority: &str, local: Option<&str>, expected: OwnListener| {
         let origin = Origin::new(Scheme::Http, Authority::parse(authority).unwrap());
         let local = local.map(|text| text.parse().unwrap());
@@ -82,7 +83,7 @@ fn hosts_may_send_a_name_to_our_own_listener() {
     check("port.test:8081", proxy, Another);
     check("port.test", proxy, No);
     check("x.test:8080", proxy, Unknown);
-    // Without `hosts`, what the authority itself shows.
+    // Without an entry in `hosts`, only a literal or loopback authority shows it.
     check("127.0.0.1:8080", proxy, This);
     check("[::ffff:127.0.0.1]:8081", proxy, Another);
     check("localhost:8080", proxy, This);
@@ -98,16 +99,16 @@ fn hosts_may_send_a_name_to_our_own_listener() {
 async fn a_dead_address_does_not_hide_a_live_one() {
     let live = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let beside = Semaphore::new(1);
-    let stream = race(&[dead, live.local_addr().unwrap()], &beside, TcpStream::connect).await.unwrap();
+    let parallel = Semaphore::new(1);
+    let stream = race(&[dead, live.local_addr().unwrap()], &parallel, TcpStream::connect).await.unwrap();
     assert_eq!(stream.peer_addr().unwrap(), live.local_addr().unwrap());
-    assert!(race(&[dead], &beside, TcpStream::connect).await.is_err());
+    assert!(race(&[dead], &parallel, TcpStream::connect).await.is_err());
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_next_address_is_tried_after_a_failure_or_a_silence() {
+async fn the_next_address_is_tried_after_a_failure_or_a_delay() {
     let address = |last| SocketAddr::from(([192, 0, 2, last], 1));
-    // The last number says what becomes of an attempt.
+    // The last octet determines the outcome of an attempt.
     let connect = |to: SocketAddr| async move {
         match to.to_string().as_str() {
             "192.0.2.1:1" => std::future::pending().await,
@@ -117,7 +118,7 @@ async fn the_next_address_is_tried_after_a_failure_or_a_silence() {
         }
         Ok(to)
     };
-    for (beside, tried, wins, after_ms) in [
+    for (parallel, tried, wins, after_ms) in [
         (8, &[4, 1][..], 4, 0),
         (8, &[1, 4], 4, 250),
         (8, &[2, 4], 4, 0),
@@ -125,18 +126,18 @@ async fn the_next_address_is_tried_after_a_failure_or_a_silence() {
         (8, &[1, 1, 4], 4, 500),
         (8, &[3, 1, 4], 3, 300),
         (8, &[1, 3], 3, 550),
-        // One that is slow is given up where there is no place beside it.
+        // Without a permit for a parallel attempt, the slow one is abandoned.
         (0, &[3, 4], 4, 250),
         (1, &[3, 1, 4], 3, 300),
         (1, &[1, 1, 4], 4, 500),
         (1, &[1, 3], 3, 550),
     ] {
-        let beside = Semaphore::new(beside);
+        let parallel = Semaphore::new(parallel);
         let started = tokio::time::Instant::now();
         let addresses: Vec<_> = tried.iter().map(|last| address(*last)).collect();
-        assert_eq!(race(&addresses, &beside, connect).await.unwrap(), address(wins), "{tried:?}");
+        assert_eq!(race(&addresses, &parallel, connect).await.unwrap(), address(wins), "{tried:?}");
         let took = started.elapsed().as_millis();
-        // The timer counts whole milliseconds.
+        // The timer has millisecond resolution.
         assert!((after_ms..after_ms + 5).contains(&took), "{tried:?}: {took} ms");
     }
 }

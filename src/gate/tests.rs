@@ -1,4 +1,4 @@
-//! A gate as its waiters see it, alone and under many threads.
+//! Gates from a waiter's point of view, single-threaded and under load from many threads.
 
 use std::future::poll_fn;
 use std::sync::atomic::AtomicBool;
@@ -10,16 +10,16 @@ use futures_util::future::join_all;
 use super::*;
 use crate::tasks::Tasks;
 
-const fn bounds(places: usize, queued: usize) -> Bounds {
-    Bounds { places, queued, sharing: Sharing::Unbounded }
+const fn bounds(permits: usize, queued: usize) -> Bounds {
+    Bounds { permits, queued, sharing: Sharing::Unbounded }
 }
 
 fn caller(name: &str) -> Turn {
     Turn::Caller(Name::parse(name).unwrap())
 }
 
-fn enter(gate: &Arc<Gate>, places: usize, queued: usize) -> Result<Entered, Full> {
-    gate.enter_or_queue(bounds(places, queued), &caller("a"))
+fn enter(gate: &Arc<Gate>, permits: usize, queued: usize) -> Result<Entered, Full> {
+    gate.enter_or_queue(bounds(permits, queued), &caller("a"))
 }
 
 #[track_caller]
@@ -39,7 +39,7 @@ fn queued(entry: Result<Entered, Full>) -> Waiting {
 }
 
 #[test]
-fn places_and_queue_are_bounded() {
+fn permits_and_queue_are_bounded() {
     let gate = Arc::new(Gate::default());
     let first = inside(enter(&gate, 1, 1));
     assert!(gate.try_enter(bounds(1, 0)).is_none());
@@ -55,7 +55,7 @@ fn places_and_queue_are_bounded() {
 }
 
 #[test]
-fn each_release_lets_one_in_though_nobody_has_looked_yet() {
+fn each_release_admits_one_waiter_before_any_is_polled() {
     let gate = Arc::new(Gate::default());
     let held = [inside(enter(&gate, 2, 8)), inside(enter(&gate, 2, 8))];
     let waiting = [queued(enter(&gate, 2, 8)), queued(enter(&gate, 2, 8)), queued(enter(&gate, 2, 8))];
@@ -69,18 +69,18 @@ fn each_release_lets_one_in_though_nobody_has_looked_yet() {
 }
 
 #[test]
-fn nobody_overtakes_those_who_wait() {
+fn no_newcomer_overtakes_a_waiter() {
     let gate = Arc::new(Gate::default());
     let first = inside(enter(&gate, 1, 8));
     let waiting = queued(enter(&gate, 1, 8));
     drop(first);
-    assert!(gate.try_enter(bounds(1, 0)).is_none(), "the place is the waiter's, though it has not looked yet");
+    assert!(gate.try_enter(bounds(1, 0)).is_none(), "the permit is the waiter's, although it has not been polled yet");
     drop(waiting.now_or_never().unwrap());
     assert!(gate.try_enter(bounds(1, 0)).is_some());
 }
 
 #[test]
-fn who_leaves_the_queue_leaves_its_place_to_the_next() {
+fn a_dropped_waiter_passes_its_permit_to_the_next() {
     let gate = Arc::new(Gate::default());
     let first = inside(enter(&gate, 1, 2));
     let gone = queued(enter(&gate, 1, 2));
@@ -89,13 +89,13 @@ fn who_leaves_the_queue_leaves_its_place_to_the_next() {
     let last = queued(enter(&gate, 1, 2));
     drop(first);
     drop(next);
-    let last = last.now_or_never().expect("a place that came too late is passed on").unwrap();
+    let last = last.now_or_never().expect("a permit that arrived too late is passed on").unwrap();
     drop(last);
     assert_eq!(gate.state.load(Ordering::SeqCst), 0);
 }
 
 #[test]
-fn callers_take_turns_and_each_keeps_its_order() {
+fn callers_are_served_round_robin_and_each_in_fifo_order() {
     let gate = Arc::new(Gate::default());
     let mut holder = inside(enter(&gate, 1, 8));
     let names = ["a", "a", "a", "b", "c", "b"];
@@ -108,7 +108,7 @@ fn callers_take_turns_and_each_keeps_its_order() {
             .iter_mut()
             .enumerate()
             .find_map(|(at, waiter)| Some((at, waiter.as_mut()?.now_or_never()?.unwrap())))
-            .expect("a release lets one in");
+            .expect("a release admits one");
         waiting[at] = None;
         order.push(at);
         holder = permit;
@@ -117,14 +117,18 @@ fn callers_take_turns_and_each_keeps_its_order() {
 }
 
 #[test]
-fn a_caller_that_fills_the_queue_makes_room_for_the_others() {
+fn a_caller_that_fills_the_queue_loses_its_last_request_to_another() {
     let gate = Arc::new(Gate::default());
     let first = inside(enter(&gate, 1, 3));
     let mut greedy: Vec<_> = (0..3).map(|_| queued(enter(&gate, 1, 3))).collect();
-    assert_eq!(enter(&gate, 1, 3).err(), Some(Full), "not for itself");
+    assert_eq!(enter(&gate, 1, 3).err(), Some(Full), "its own request evicts none");
     let other = queued(gate.enter_or_queue(bounds(1, 3), &caller("b")));
-    assert_eq!(greedy.pop().unwrap().now_or_never().map(|place| place.err()), Some(Some(Full)), "its last one");
-    assert_eq!(gate.enter_or_queue(bounds(1, 3), &caller("b")).err(), Some(Full), "half of the queue is its own");
+    assert_eq!(
+        greedy.pop().unwrap().now_or_never().map(|outcome| outcome.err()),
+        Some(Some(Full)),
+        "its last request is evicted"
+    );
+    assert_eq!(gate.enter_or_queue(bounds(1, 3), &caller("b")).err(), Some(Full), "b has as much of the queue as a");
     drop(first);
     let first = greedy.remove(0).now_or_never().unwrap().unwrap();
     drop(first);
@@ -132,12 +136,12 @@ fn a_caller_that_fills_the_queue_makes_room_for_the_others() {
 }
 
 #[test]
-fn changed_bounds_hold_from_the_next_request_on() {
+fn changed_bounds_apply_from_the_next_request_on() {
     let gate = Arc::new(Gate::default());
     let held = [inside(enter(&gate, 2, 8)), inside(enter(&gate, 2, 8))];
     let mut waiting = queued(enter(&gate, 2, 8));
     let raised = inside(enter(&gate, 4, 8));
-    let waited = (&mut waiting).now_or_never().expect("a raised bound lets in who waits, first").unwrap();
+    let waited = (&mut waiting).now_or_never().expect("a raised bound admits the waiter first").unwrap();
     let mut waiting = queued(enter(&gate, 1, 8));
     drop((held, raised));
     assert!((&mut waiting).now_or_never().is_none(), "one is still inside");
@@ -145,53 +149,53 @@ fn changed_bounds_hold_from_the_next_request_on() {
     assert!(waiting.now_or_never().unwrap().is_ok());
 }
 
-/// What `turn` gets of fairly shared places until it must wait.
-fn take_all(gate: &Arc<Gate>, places: usize, turn: &Turn) -> Vec<Permit> {
-    std::iter::from_fn(|| gate.enter_now(places, Sharing::Fair, turn)).collect()
+/// Takes fairly shared permits as `turn` until it would have to wait.
+fn take_all(gate: &Arc<Gate>, permits: usize, turn: &Turn) -> Vec<Permit> {
+    std::iter::from_fn(|| gate.enter_now(permits, Sharing::Fair, turn)).collect()
 }
 
 #[test]
-fn one_caller_leaves_places_to_others() {
-    for (places, first, second) in [(1, 1, 0), (2, 2, 0), (8, 8, 0), (16, 15, 1), (100, 94, 6), (200, 188, 11)] {
+fn one_caller_leaves_permits_to_others() {
+    for (permits, first, second) in [(1, 1, 0), (2, 2, 0), (8, 8, 0), (16, 15, 1), (100, 94, 6), (200, 188, 11)] {
         let gate = Arc::new(Gate::default());
-        let greedy = take_all(&gate, places, &caller("a"));
-        assert_eq!(greedy.len(), first, "of {places}");
-        assert_eq!(take_all(&gate, places, &caller("b")).len(), second, "beside {first} of {places}");
-        // Whichever of its places it gives back, it gets another one for it.
+        let greedy = take_all(&gate, permits, &caller("a"));
+        assert_eq!(greedy.len(), first, "of {permits}");
+        assert_eq!(take_all(&gate, permits, &caller("b")).len(), second, "next to {first} of {permits}");
+        // Whichever permit it releases, it gets another one in exchange.
         let mut greedy = std::collections::VecDeque::from(greedy);
-        for number in 0..2 * places {
+        for number in 0..2 * permits {
             drop(greedy.pop_front());
-            let again = gate.enter_now(places, Sharing::Fair, &caller("a"));
-            greedy.push_back(again.unwrap_or_else(|| panic!("place {number} of {places} again")));
+            let again = gate.enter_now(permits, Sharing::Fair, &caller("a"));
+            greedy.push_back(again.unwrap_or_else(|| panic!("permit {number} of {permits} again")));
         }
         drop(greedy);
-        assert_eq!((gate.state.load(Ordering::SeqCst), gate.lock().held.len()), (0, 0), "all are given back");
-        assert_eq!(take_all(&gate, places, &caller("b")).len(), first, "of {places}");
+        assert_eq!((gate.state.load(Ordering::SeqCst), gate.lock().held.len()), (0, 0), "all are released");
+        assert_eq!(take_all(&gate, permits, &caller("b")).len(), first, "of {permits}");
     }
 }
 
 #[test]
-fn a_caller_at_its_share_waits_and_is_overtaken_by_others() {
+fn a_caller_at_its_share_waits_and_others_overtake_it() {
     let gate = Arc::new(Gate::default());
-    let bounds = Bounds { places: 16, queued: 8, sharing: Sharing::Fair };
+    let bounds = Bounds { permits: 16, queued: 8, sharing: Sharing::Fair };
     let mut greedy = take_all(&gate, 16, &caller("a"));
     let mut waiting = queued(gate.enter_or_queue(bounds, &caller("a")));
     let other = inside(gate.enter_or_queue(bounds, &caller("b")));
     let mut behind = queued(gate.enter_or_queue(bounds, &caller("b")));
     drop(other);
-    assert!((&mut waiting).now_or_never().is_none(), "the last place is not for the first");
-    let other = (&mut behind).now_or_never().expect("it is for the second").unwrap();
+    assert!((&mut waiting).now_or_never().is_none(), "a must not take the last permit");
+    let other = (&mut behind).now_or_never().expect("the last permit is for b").unwrap();
     drop(greedy.pop());
-    drop(waiting.now_or_never().expect("the first may take what it gives back").unwrap());
+    drop(waiting.now_or_never().expect("a may take what it has released").unwrap());
     drop((greedy, other));
     assert_eq!((gate.state.load(Ordering::SeqCst), gate.lock().held.len()), (0, 0));
 }
 
-/// Threads as the workers are, each with many requests that enter, stay for some turns of its loop, leave, or give up.
+/// Threads like the workers, each with many requests that enter, hold a permit for some polls, leave, or give up.
 #[test]
-fn no_place_is_lost_or_given_twice_under_many_threads() {
+fn no_permit_is_lost_or_granted_twice_under_many_threads() {
     storm(bounds(3, 64));
-    storm(Bounds { places: 16, queued: 64, sharing: Sharing::Fair });
+    storm(Bounds { permits: 16, queued: 64, sharing: Sharing::Fair });
 }
 
 fn storm(bounds: Bounds) {
@@ -213,7 +217,7 @@ fn storm(bounds: Bounds) {
                             let mut entering = std::pin::pin!(gate.enter(bounds, &turn));
                             let mut polls_left = random.usize(..12);
                             let gives_up = random.bool();
-                            // Gives up after some turns of the loop, or waits for as long as it takes.
+                            // Gives up after some polls, or waits for as long as it takes.
                             let entered = poll_fn(|cx| {
                                 let polled = entering.as_mut().poll(cx).map(Some);
                                 polls_left = polls_left.saturating_sub(usize::from(gives_up));
@@ -233,7 +237,7 @@ fn storm(bounds: Bounds) {
                             let permit = permit.expect("the queue is long enough");
                             let now = inside.fetch_add(1, Ordering::SeqCst) + 1;
                             most.fetch_max(now, Ordering::SeqCst);
-                            over.fetch_or(now > bounds.places, Ordering::SeqCst);
+                            over.fetch_or(now > bounds.permits, Ordering::SeqCst);
                             for _ in 0..random.usize(..3) {
                                 tokio::task::yield_now().await;
                             }
@@ -247,10 +251,10 @@ fn storm(bounds: Bounds) {
         })
         .collect();
     threads.into_iter().for_each(|thread| thread.join().unwrap());
-    assert!(!over.load(Ordering::SeqCst), "never more inside than there are places");
+    assert!(!over.load(Ordering::SeqCst), "never more inside than there are permits");
     if bounds.sharing == Sharing::Unbounded {
-        assert_eq!(most.load(Ordering::SeqCst), bounds.places, "all places are used");
+        assert_eq!(most.load(Ordering::SeqCst), bounds.permits, "all permits are used");
     }
-    assert_eq!(gate.state.load(Ordering::SeqCst), 0, "all places are given back, and nobody waits");
+    assert_eq!(gate.state.load(Ordering::SeqCst), 0, "all permits are released, and none waits");
     assert!(gate.lock().is_empty());
 }

@@ -1,6 +1,6 @@
-//! The certificate that goes with a signing key: its thumbprint, and whether it is the key's.
+//! The certificate of a signing key: its thumbprint, and whether it matches the key.
 //!
-//! Not here: whether it is valid or trusted; the authorization server decides that.
+//! Not here: validity and trust; the authorization server checks them.
 
 use aws_lc_rs::digest;
 use base64::Engine as _;
@@ -11,12 +11,12 @@ use rustls::pki_types::pem::PemObject as _;
 use super::SigningKey;
 use crate::model::connection::Thumbprint;
 
-/// Why a certificate cannot be used: the end of a sentence that begins with where it is.
+/// Why a certificate cannot be used. The message completes a sentence that starts with its location.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CertificateError {
     #[error("holds no certificate in PEM")]
     NotPem,
-    #[error("holds a certificate that cannot be read")]
+    #[error("holds a certificate that cannot be parsed")]
     Unreadable,
 }
 
@@ -24,10 +24,10 @@ impl Thumbprint {
     /// The thumbprint of the first certificate of `pem`, in base64url.
     ///
     /// # Errors
-    /// There is none.
+    /// If there is none.
     pub fn of(self, pem: &[u8]) -> Result<(Thumbprint, String), CertificateError> {
         let algorithm = match self {
-            // The header that some servers ask for; nothing here rests on its strength.
+            // Some servers require `x5t`. It only selects a certificate, so SHA-1 is strong enough.
             Thumbprint::Sha1 => &digest::SHA1_FOR_LEGACY_USE_ONLY,
             Thumbprint::Sha256 => &digest::SHA256,
         };
@@ -36,10 +36,10 @@ impl Thumbprint {
     }
 }
 
-/// Whether the first certificate of `pem` is about `key`. It never is about a shared secret.
+/// Whether the first certificate of `pem` is for `key`; always false for a shared secret.
 ///
 /// # Errors
-/// There is none, or it cannot be read.
+/// If there is none, or it cannot be parsed.
 pub fn certificate_matches(key: &SigningKey, pem: &[u8]) -> Result<bool, CertificateError> {
     let certificate = first(pem)?;
     let (_, certificate) =

@@ -1,4 +1,4 @@
-//! What is signed is checked with what OpenSSL made of the same keys; keys and certificates that do not fit are named.
+//! Signatures are verified with public keys that OpenSSL derived; mismatched keys and certificates are reported.
 
 use aws_lc_rs::hmac;
 use aws_lc_rs::signature::{self, UnparsedPublicKey, VerificationAlgorithm};
@@ -10,7 +10,7 @@ use x509_parser::x509::SubjectPublicKeyInfo;
 
 use super::*;
 
-// Made with OpenSSL 3 for these tests alone; the public keys and certificates are what it made of the private ones.
+// Generated with OpenSSL 3 for these tests only, including the public keys and certificates.
 const RSA_PKCS8: &str = include_str!("tests/rsa-pkcs8.pem");
 const RSA_PKCS1: &str = include_str!("tests/rsa-pkcs1.pem");
 const RSA_PUBLIC: &str = include_str!("tests/rsa-public.pem");
@@ -44,7 +44,7 @@ fn signed(key: &SigningKey) -> Secret {
     key.sign(&hint, &object(r#"{"iss":"us","exp":7}"#)).unwrap()
 }
 
-/// The parts of a token: what is signed, header, claims, signature.
+/// The parts of a JWT: signing input, header, claims, signature.
 fn parts(token: &Secret) -> (String, Value, Value, Vec<u8>) {
     let (message, signature) = token.expose().rsplit_once('.').unwrap();
     let (header, claims) = message.split_once('.').unwrap();
@@ -67,12 +67,12 @@ fn check_signed(pem: &str, algorithm: Algorithm, public: &str, verification: &'s
     assert_eq!(header, serde_json::from_str::<Value>(&expected).unwrap());
     assert_eq!(claims, serde_json::json!({"iss": "us", "exp": 7}));
     let key = UnparsedPublicKey::new(verification, public_bits(public));
-    key.verify(message.as_bytes(), &signature).expect("the signature is the key's");
-    key.verify(b"another message", &signature).expect_err("and over this message");
+    key.verify(message.as_bytes(), &signature).expect("the signature verifies with the public key");
+    key.verify(b"another message", &signature).expect_err("the signature covers the message");
 }
 
 #[test]
-fn every_algorithm_signs_what_openssls_public_key_verifies() {
+fn signatures_of_every_algorithm_verify_with_openssls_public_key() {
     for pem in [RSA_PKCS8, RSA_PKCS1] {
         check_signed(pem, Algorithm::RS256, RSA_PUBLIC, &signature::RSA_PKCS1_2048_8192_SHA256);
         check_signed(pem, Algorithm::RS384, RSA_PUBLIC, &signature::RSA_PKCS1_2048_8192_SHA384);
@@ -106,7 +106,7 @@ fn shared_secrets_sign_with_hmac() {
 }
 
 #[test]
-fn signatures_of_elliptic_curves_are_two_raw_numbers() {
+fn ecdsa_signatures_have_fixed_length() {
     // RFC 7518 §3.4: 32 bytes each for P-256, 48 for P-384.
     for (pem, algorithm, bytes) in [(P256_SEC1, Algorithm::ES256, 64), (P384_SEC1, Algorithm::ES384, 96)] {
         assert_eq!(parts(&signed(&from_pem(pem, algorithm).unwrap())).3.len(), bytes);
@@ -128,13 +128,13 @@ fn the_header_names_key_and_certificate() {
 }
 
 #[test]
-fn a_key_is_found_behind_other_blocks() {
+fn the_first_private_key_of_a_pem_file_is_used() {
     let text = format!("{RSA_CERTIFICATE}{RSA_PKCS8}{P256_PKCS8}");
     signed(&from_pem(&text, Algorithm::RS256).unwrap());
 }
 
 #[test]
-fn a_key_that_does_not_fit_is_named() {
+fn a_key_that_does_not_fit_its_algorithm_is_reported() {
     #[track_caller]
     fn check(pem: &str, algorithm: Algorithm, expected: &str) {
         assert_eq!(from_pem(pem, algorithm).unwrap_err().to_string(), expected);
@@ -144,17 +144,17 @@ fn a_key_that_does_not_fit_is_named() {
     check(RSA_CERTIFICATE, Algorithm::RS256, "holds no private key in PEM");
     check(ENCRYPTED_PKCS8, Algorithm::ES256, "is encrypted");
     check(ENCRYPTED_PKCS1, Algorithm::RS256, "is encrypted");
-    check(P256_PKCS8, Algorithm::RS256, "is no RSA key, which RS256 needs");
-    check(P256_SEC1, Algorithm::PS512, "is no RSA key, which PS512 needs");
-    check(ED25519, Algorithm::RS384, "is no RSA key, which RS384 needs");
+    check(P256_PKCS8, Algorithm::RS256, "is not the RSA key that RS256 needs");
+    check(P256_SEC1, Algorithm::PS512, "is not the RSA key that PS512 needs");
+    check(ED25519, Algorithm::RS384, "is not the RSA key that RS384 needs");
     check(RSA_1024, Algorithm::RS256, "is an RSA key shorter than 2048 bits");
-    check(RSA_PKCS8, Algorithm::ES256, "is no P-256 key, which ES256 needs");
-    check(RSA_PKCS1, Algorithm::ES256, "is no P-256 key, which ES256 needs");
-    check(P384_PKCS8, Algorithm::ES256, "is no P-256 key, which ES256 needs");
-    check(P384_SEC1, Algorithm::ES256, "is no P-256 key, which ES256 needs");
-    check(P256_SEC1, Algorithm::ES384, "is no P-384 key, which ES384 needs");
-    check(RSA_PKCS8, Algorithm::EdDSA, "is no Ed25519 key, which EdDSA needs");
-    check(P256_SEC1, Algorithm::EdDSA, "is no Ed25519 key, which EdDSA needs");
+    check(RSA_PKCS8, Algorithm::ES256, "is not the P-256 key that ES256 needs");
+    check(RSA_PKCS1, Algorithm::ES256, "is not the P-256 key that ES256 needs");
+    check(P384_PKCS8, Algorithm::ES256, "is not the P-256 key that ES256 needs");
+    check(P384_SEC1, Algorithm::ES256, "is not the P-256 key that ES256 needs");
+    check(P256_SEC1, Algorithm::ES384, "is not the P-384 key that ES384 needs");
+    check(RSA_PKCS8, Algorithm::EdDSA, "is not the Ed25519 key that EdDSA needs");
+    check(P256_SEC1, Algorithm::EdDSA, "is not the Ed25519 key that EdDSA needs");
     check(RSA_PKCS8, Algorithm::HS256, "is a private key, and HS256 needs a shared secret");
     let from_secret = |text: &str, algorithm| SigningKey::from_secret(&Secret::new(text), algorithm).unwrap_err();
     assert_eq!(from_secret("", Algorithm::HS256).to_string(), "is empty");
@@ -163,12 +163,12 @@ fn a_key_that_does_not_fit_is_named() {
 }
 
 #[test]
-fn debug_shows_nothing() {
+fn debug_output_redacts_the_key() {
     assert_eq!(format!("{:?}", from_pem(RSA_PKCS8, Algorithm::RS256).unwrap()), "***");
 }
 
 #[test]
-fn thumbprints_are_those_that_openssl_computes() {
+fn thumbprints_equal_openssls() {
     let of = |thumbprint: Thumbprint| thumbprint.of(P256_CERTIFICATE.as_bytes()).unwrap();
     assert_eq!(of(Thumbprint::Sha1), (Thumbprint::Sha1, "VNaLwqwHW5lLEODDNLoq7MVghi4".into()));
     assert_eq!(of(Thumbprint::Sha256), (Thumbprint::Sha256, "kilGO9Nioeu_ejePwKUUYAmJCo5DyU3tYQ9oJjQk7EY".into()));
@@ -177,7 +177,7 @@ fn thumbprints_are_those_that_openssl_computes() {
 }
 
 #[test]
-fn a_certificate_of_another_key_is_seen() {
+fn a_certificate_of_another_key_does_not_match() {
     let keys = [
         (RSA_PKCS1, Algorithm::RS256, RSA_CERTIFICATE),
         (P256_SEC1, Algorithm::ES256, P256_CERTIFICATE),

@@ -113,7 +113,8 @@ impl HttpClients {
         };
         let proxy_host = proxy.and_then(|proxy| Host::parse(proxy.url.host_str()?).ok());
         // The proxy's own name may resolve to a private address, for this client alone: callers cannot reach it that way.
-        let dialer = proxy_host.iter().fold(self.dialer.clone(), |dialer, host| dialer.naming(host.clone()));
+        let dialer =
+            proxy_host.iter().fold(self.dialer.clone(), |dialer, host| dialer.permitting_private(host.clone()));
         let proxied = proxy.filter(|proxy| proxy.url.scheme() == "https");
         let proxied = proxied.and_then(|proxy| Proxied::new(proxy.url.host_str()?, proxy.trust.as_ref()));
         let tls = self.trust.client_config_through(settings.roots.as_ref(), settings.certificate.as_ref(), proxied);

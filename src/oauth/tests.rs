@@ -13,7 +13,7 @@ use base64::prelude::BASE64_STANDARD;
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::dial::{AddressPolicy, Dialer, Reach};
+use crate::dial::{AddressPolicy, Dialer, NetworkSettings};
 use crate::model::connection::ClientCertificate;
 use crate::model::connection::{AuthorizationServer, BasicEncoding, ClientAuth, Endpoints, ServerProxy};
 use crate::model::origin::Host;
@@ -45,11 +45,11 @@ fn connection(token_url: &str, client_auth: ClientAuth, trust: Option<Roots>) ->
 
 fn clients() -> HttpClients {
     let names = ["idp.test", "other.test", "localhost"].map(|name| Host::parse(name).unwrap());
-    let policy = names.iter().cloned().fold(AddressPolicy::default(), AddressPolicy::naming);
+    let policy = names.iter().cloned().fold(AddressPolicy::default(), AddressPolicy::permitting_private);
     let hosts = names.map(|host| HostOverride { host, address: Ipv4Addr::LOCALHOST.into(), port: None });
     HttpClients::new(
         Trust::new(&Roots::from([])),
-        Dialer::new(Reach { hosts: &hosts, policy, way_out: None }, &Tasks::default(), None),
+        Dialer::new(NetworkSettings { hosts: &hosts, policy, egress_proxy: None }, &Tasks::default(), None),
     )
 }
 

@@ -237,7 +237,7 @@ impl Acceptor {
     async fn receive<T: Detach>(self: &Rc<Self>, stream: T, from: PeerAddress) -> Result<(), NoWorkers> {
         let (turn, descriptors) = (from.turn(None), &self.state.descriptors);
         let bounds = Bounds {
-            places: descriptors.downstream_max(&self.state.snapshot.load().limits),
+            permits: descriptors.downstream_max(&self.state.snapshot.load().limits),
             queued: descriptors.refused_max(),
             sharing: Sharing::Fair,
         };

@@ -175,7 +175,7 @@ mod tests {
         Turn::Caller(Name::parse(name).unwrap())
     }
 
-    const BOUNDS: Bounds = Bounds { places: 4, queued: 4, sharing: Sharing::Fair };
+    const BOUNDS: Bounds = Bounds { permits: 4, queued: 4, sharing: Sharing::Fair };
 
     #[track_caller]
     fn admitted(limiter: &Arc<ConnectionLimiter>, name: &str) -> (ConnectionPermit, Arc<Watch>) {

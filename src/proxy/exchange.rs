@@ -28,7 +28,7 @@ use super::peer::Peer;
 use super::report::{Report, ResponseReport};
 use super::target::{self, Target};
 use super::upgrade::{self, WebSocketRequest, WebSocketTunnel};
-use super::upstream::{Checkout, Destination, Protocol, Wanted};
+use super::upstream::{Checkout, CheckoutContext, Destination, Protocol};
 use super::worker::Worker;
 use crate::dial::OwnListener;
 use crate::gate::{Permit, Turn};
@@ -138,9 +138,9 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    fn wanted<'w>(&'w self, destination: &'w Destination) -> Wanted<'w> {
+    fn checkout_context<'w>(&'w self, destination: &'w Destination) -> CheckoutContext<'w> {
         let caller = self.peer.activity.presence();
-        Wanted { snapshot: self.snapshot, destination, turn: &self.turn, caller }
+        CheckoutContext { snapshot: self.snapshot, destination, turn: &self.turn, caller }
     }
 
     /// Turns the upstream's response into the outcome: a response or an upgrade.
@@ -209,7 +209,7 @@ impl<'a> Exchange<'a> {
             other => return Ok(other),
         };
         let Snapshot { router, dialer, .. } = self.snapshot;
-        if router.place(&origin, None).is_some() {
+        if router.best_route(&origin, None).is_some() {
             return Ok(Target::Absolute(origin, path));
         }
         // No mount matches `*`.

@@ -135,7 +135,7 @@ async fn admit(
         .map_err(|_| ProxyError::CallerUnknown { mount: false })?;
     report.set_caller(caller.and_then(|id| snapshot.callers.name(id)));
     let origin = |scheme| Origin { scheme, host: host.clone(), port };
-    let named = |scheme| snapshot.router.place(&origin(scheme), caller);
+    let named = |scheme| snapshot.router.best_route(&origin(scheme), caller);
     let (secure, plain) = (named(Scheme::Https), named(Scheme::Http));
     let matched = secure.or(plain).is_some();
     if !matched {
@@ -152,7 +152,7 @@ async fn admit(
         _ => match check_access(&snapshot, &requested, caller) {
             Ok(()) => {
                 let started = Instant::now();
-                let dialed = worker.pool.reach(&snapshot, &requested, &turn).await;
+                let dialed = worker.pool.dial_tunnel(&snapshot, &requested, &turn).await;
                 report.add_wait(started.elapsed());
                 TlsAction::Relay(dialed?)
             }
@@ -177,7 +177,7 @@ fn check_access<'s>(
     caller: Option<CallerId>,
 ) -> Result<(), (ProxyError, &'s Arc<Connection>)> {
     let mut refused = Ok(());
-    for (bound, permitted) in snapshot.router.places(origin, caller) {
+    for (bound, permitted) in snapshot.router.routes_for(origin, caller) {
         match bound.inactive() {
             None if permitted => return Ok(()),
             Some(inactive) if permitted => refused = Err((ProxyError::ConnectionInactive, inactive)),
@@ -191,7 +191,7 @@ fn check_access<'s>(
 /// May the tunnel carry cleartext HTTP? Then it is opened, and each request inside gets its own error response, which
 /// the caller can read.
 fn may_carry_http(snapshot: &Snapshot, origin: &Origin, caller: Option<CallerId>) -> bool {
-    let mut routes = snapshot.router.places(origin, caller);
+    let mut routes = snapshot.router.routes_for(origin, caller);
     routes.any(|(bound, permitted)| !bound.route.tls.upgrade || permitted && bound.inactive().is_none())
 }
 

@@ -1,8 +1,8 @@
 //! The worker's pool of upstream connections, keyed by origin, TLS profile and protocol, over `hyper::client::conn`.
 //!
-//! Holds: the origin of the key is the origin that is dialled, named in SNI and checked in the certificate; a connection
-//! is used again only when it is ready again; requests in flight to one origin, and open connections to all of them, are
-//! bounded over all workers; nothing is kept of an origin before the egress policy has permitted it.
+//! Invariants: the key's origin is the one that is dialled, sent in SNI and checked in the certificate; a connection is
+//! reused only once it is ready; requests in flight to one origin, and open connections to all origins, are bounded
+//! across all workers; no state is kept for an origin before the egress policy has permitted it.
 //! Metrics: `keybearer_upstream_connections`.
 
 mod connections;
@@ -11,7 +11,7 @@ mod destination;
 mod entry;
 mod failure;
 mod gates;
-mod heard;
+mod counting;
 mod checkout;
 mod http2;
 
@@ -34,26 +34,27 @@ use super::error::{Fault, ProxyError, Unreachable};
 use super::headers::FIELDS_MAX;
 use super::io::Presence;
 use crate::dial::Forwarding;
-use crate::gate::{Bounds, Full, Permit, Sharing, Turn};
-use crate::model::Limits;
+use crate::gate::{Permit, Turn};
 use crate::model::origin::{Origin, Scheme};
 use crate::snapshot::Snapshot;
 use crate::tasks::Tasks;
 use crate::telemetry::metrics::Metrics;
 pub use checkout::Checkout;
-use connections::{Connections, Held};
+use connections::{Connections, EntryRef};
+use counting::CountingStream;
+use descriptors::or_overloaded;
 pub use descriptors::{Descriptors, Dialed};
 use destination::Key;
 pub use destination::{Destination, Protocol};
-use entry::{Counted, Link, Sender};
+use entry::{Conn, ConnGauge, Http1Conn};
 use failure::{SendError, dial_fault, is_other_protocol, tls_fault};
 pub use gates::Gates;
-use heard::Counting;
+use gates::{origin_bounds, wait_for_permit};
 use http2::Http2Conn;
 
-/// What a connection is wanted for: the configuration that holds for it, in whose turn it waits, and for whom.
+/// Context of a checkout: the configuration in force, the destination, the queue turn and the downstream connection.
 #[derive(Clone, Copy)]
-pub struct Wanted<'a> {
+pub struct CheckoutContext<'a> {
     pub snapshot: &'a Snapshot,
     pub destination: &'a Destination,
     pub turn: &'a Turn,
@@ -69,7 +70,6 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// That of the worker of this number.
     pub fn new(
         tasks: Tasks,
         gates: Arc<Gates>,
@@ -83,115 +83,125 @@ impl Pool {
         Pool { tasks, connections, descriptors, idle, active }
     }
 
-    /// A connection to the destination: an idle one, or a new one.
-    pub async fn checkout(&self, wanted: Wanted<'_>) -> Result<Checkout, Fault> {
-        let entry = self.entry(wanted).await?;
-        wanted.caller.set_gate(entry.gate());
-        let permit = match entry.gate().try_enter(bounds_of_origin(&wanted.snapshot.limits)) {
+    /// Checks out a connection to the destination: a pooled one, or a new one.
+    pub async fn checkout(&self, ctx: CheckoutContext<'_>) -> Result<Checkout, Fault> {
+        let entry = self.entry(ctx).await?;
+        ctx.caller.set_gate(entry.gate());
+        let permit = match entry.gate().try_enter(origin_bounds(&ctx.snapshot.limits)) {
             Some(permit) => permit,
-            None => Box::pin(wait_for_place(wanted, &entry)).await?,
+            None => Box::pin(wait_for_permit(ctx, entry.gate())).await?,
         };
-        let (link, reused) = self.link(wanted, &entry, None).await?;
-        Ok(Checkout::new(link, permit, entry, reused))
+        let (conn, reused) = self.checkout_conn(ctx, &entry, None).await?;
+        Ok(Checkout::new(conn, permit, entry, reused))
     }
 
-    /// The same place with another connection, for one that turned out to be dead: a new one, or one that is shared.
-    pub async fn renew(&self, wanted: Wanted<'_>, dead: Checkout) -> Result<Checkout, Fault> {
-        let (link, _) = self.link(wanted, dead.entry(), Some(dead.link())).await?;
-        Ok(dead.with(link))
+    /// Replaces a dead connection and keeps its permit: with a new connection, or with a stream on a live HTTP/2 one.
+    pub async fn replace_dead(&self, ctx: CheckoutContext<'_>, dead: Checkout) -> Result<Checkout, Fault> {
+        let (conn, _) = self.checkout_conn(ctx, dead.entry(), Some(dead.conn())).await?;
+        Ok(dead.with_conn(conn))
     }
 
-    /// A stream to `origin` without TLS, for a tunnel.
-    pub async fn reach(&self, snapshot: &Snapshot, origin: &Origin, turn: &Turn) -> Result<Dialed, Fault> {
-        let in_use = self.in_use(snapshot, turn).await?;
-        let descriptor = self.descriptor(snapshot, turn).await?;
+    /// Dials `origin` without TLS, for a tunnel.
+    pub async fn dial_tunnel(&self, snapshot: &Snapshot, origin: &Origin, turn: &Turn) -> Result<Dialed, Fault> {
+        let in_use = self.take_use_permit(snapshot, turn).await?;
+        let descriptor = self.take_descriptor(snapshot, turn).await?;
         match timeout(snapshot.timeouts.connect, snapshot.dialer.connect(origin, turn)).await {
-            Ok(result) => Ok(Dialed::new(result.map_err(dial_fault)?, descriptor).used_by(in_use)),
-            Err(_) => Err(late()),
+            Ok(result) => Ok(Dialed::new(result.map_err(dial_fault)?, descriptor).holding(in_use)),
+            Err(_) => Err(connect_timed_out()),
         }
     }
 
-    async fn entry(&self, wanted: Wanted<'_>) -> Result<Held, Fault> {
-        let Wanted { snapshot, destination, turn, .. } = wanted;
+    async fn entry(&self, ctx: CheckoutContext<'_>) -> Result<EntryRef, Fault> {
+        let CheckoutContext { snapshot, destination, turn, .. } = ctx;
         let key = destination.key(&snapshot.dialer);
         if let Some(entry) = self.connections.find(&key) {
             return Ok(entry);
         }
         match timeout(snapshot.timeouts.connect, snapshot.dialer.permit(&destination.origin, turn)).await {
             Ok(permitted) => permitted.map_err(dial_fault)?,
-            Err(_) => return Err(late()),
+            Err(_) => return Err(connect_timed_out()),
         }
         Ok(self.connections.find_or_add(key))
     }
 
-    /// A connection, and whether it has served before.
-    async fn link(&self, wanted: Wanted<'_>, entry: &Held, dead: Option<&Link>) -> Result<(Link, bool), Fault> {
-        let link = self.take_or_open(wanted, entry, dead).await;
-        if link.is_err() && entry.spoken.get() == Some(Version::HTTP_2) {
-            entry.spoken.set(None);
+    /// Returns a connection, and whether it has served a request before.
+    async fn checkout_conn(
+        &self,
+        ctx: CheckoutContext<'_>,
+        entry: &EntryRef,
+        dead: Option<&Conn>,
+    ) -> Result<(Conn, bool), Fault> {
+        let conn = self.reuse_or_dial(ctx, entry, dead).await;
+        if conn.is_err() && entry.last_version.get() == Some(Version::HTTP_2) {
+            entry.last_version.set(None);
         }
-        link
+        conn
     }
 
-    async fn take_or_open(&self, wanted: Wanted<'_>, entry: &Held, dead: Option<&Link>) -> Result<(Link, bool), Fault> {
-        let timeouts = &wanted.snapshot.timeouts;
+    async fn reuse_or_dial(
+        &self,
+        ctx: CheckoutContext<'_>,
+        entry: &EntryRef,
+        dead: Option<&Conn>,
+    ) -> Result<(Conn, bool), Fault> {
+        let timeouts = &ctx.snapshot.timeouts;
         let deadline = Instant::now() + timeouts.connect;
-        // A dead connection is no longer in use; waiting for another permit beside its own could wait for itself.
-        let (mut waited, mut in_use) = (false, dead.and_then(Link::reclaim));
+        // Reuse the permit of a dead connection: waiting for a second one could deadlock on the first.
+        let (mut waited, mut in_use) = (false, dead.and_then(Conn::reclaim_permit));
         let (_dialing, in_use) = loop {
-            if let Some(stream) = not_dead(entry, dead).find_map(|shared| shared.join()) {
-                return Ok((Link::Http2(stream), true));
+            if let Some(stream) = live_http2_conns(entry, dead).find_map(|conn| conn.try_join()) {
+                return Ok((Conn::Http2(stream), true));
             }
-            let at_once = || self.descriptors.try_use_one(&wanted.snapshot.limits);
+            let at_once = || self.descriptors.try_take_use_permit(&ctx.snapshot.limits);
             let Some(permit) = in_use.take().or_else(at_once) else {
                 tokio::select! {
-                    permit = self.in_use(wanted.snapshot, wanted.turn) => in_use = Some(permit?),
-                    // A connection may have become one that this request can share.
+                    permit = self.take_use_permit(ctx.snapshot, ctx.turn) => in_use = Some(permit?),
+                    // An HTTP/2 connection may now have room for this request.
                     () = entry.changed() => {}
                 }
                 if deadline <= Instant::now() {
-                    return Err(late());
+                    return Err(connect_timed_out());
                 }
                 continue;
             };
             let permit = match self.take_idle(entry, timeouts.keep_alive, dead, permit) {
-                Ok(link) => return Ok((link, true)),
+                Ok(conn) => return Ok((conn, true)),
                 Err(permit) => permit,
             };
             if waited && deadline <= Instant::now() {
-                return Err(late());
+                return Err(connect_timed_out());
             }
-            if let Some(dialing) = entry.dial(waited) {
+            if let Some(dialing) = entry.try_dial(waited) {
                 break (dialing, permit);
             }
-            // Another caller may need it for the dial that this request waits for.
+            // The dial that this request waits for may need the permit.
             drop(permit);
-            timeout_at(deadline, entry.changed()).await.map_err(|_| late())?;
+            timeout_at(deadline, entry.changed()).await.map_err(|_| connect_timed_out())?;
             waited = true;
         };
-        let opened = timeout_at(deadline, Box::pin(self.open(wanted, entry, in_use))).await;
-        Ok((opened.map_err(|_| late())??, false))
+        let opened = timeout_at(deadline, Box::pin(self.open(ctx, entry, in_use))).await;
+        Ok((opened.map_err(|_| connect_timed_out())??, false))
     }
 
-    /// A connection that no request uses. Where one was `dead`, those that were idle with it may be so, too.
+    /// Takes an idle connection. After a `dead` one, idle HTTP/1.1 connections are not trusted: they may be dead too.
     fn take_idle(
         &self,
-        entry: &Held,
+        entry: &EntryRef,
         keep_alive: Duration,
-        dead: Option<&Link>,
+        dead: Option<&Conn>,
         mut in_use: Permit,
-    ) -> Result<Link, Permit> {
+    ) -> Result<Conn, Permit> {
         if dead.is_none()
-            && let Some(sender) = entry.take_idle(keep_alive)
+            && let Some(conn) = entry.take_idle(keep_alive)
         {
-            sender.counted.become_used(&self.active, in_use);
-            return Ok(Link::Http1(sender));
+            conn.gauge.set_active(&self.active, in_use);
+            return Ok(Conn::Http1(conn));
         }
-        for shared in not_dead(entry, dead) {
-            match shared.wake(in_use) {
+        for conn in live_http2_conns(entry, dead) {
+            match conn.reuse_idle(in_use) {
                 Ok(stream) => {
-                    entry.announce();
-                    return Ok(Link::Http2(stream));
+                    entry.wake_waiters();
+                    return Ok(Conn::Http2(stream));
                 }
                 Err(permit) => in_use = permit,
             }
@@ -199,150 +209,136 @@ impl Pool {
         Err(in_use)
     }
 
-    async fn open(&self, wanted: Wanted<'_>, entry: &Held, in_use: Permit) -> Result<Link, Fault> {
-        let Wanted { snapshot, destination, turn, .. } = wanted;
+    async fn open(&self, ctx: CheckoutContext<'_>, entry: &EntryRef, in_use: Permit) -> Result<Conn, Fault> {
+        let CheckoutContext { snapshot, destination, turn, .. } = ctx;
         let (dialer, origin) = (&snapshot.dialer, &destination.origin);
         if origin.scheme == Scheme::Http && destination.protocol == Protocol::Any {
-            let descriptor = self.descriptor(snapshot, turn).await?;
+            let descriptor = self.take_descriptor(snapshot, turn).await?;
             let (conduit, forwarding) = dialer.connect_for_requests(origin, turn).await.map_err(dial_fault)?;
-            return self.alone(Dialed::new(conduit, descriptor), snapshot, entry, (in_use, forwarding)).await;
+            return self.handshake_http1(Dialed::new(conduit, descriptor), snapshot, entry, (in_use, forwarding)).await;
         }
         if origin.scheme == Scheme::Http {
-            let stream = self.dial(wanted).await?;
+            let stream = self.dial(ctx).await?;
             return match destination.protocol {
-                Protocol::Http2 => self.among(stream, snapshot, entry, in_use).await,
-                Protocol::Any | Protocol::WebSocket => self.alone(stream, snapshot, entry, (in_use, None)).await,
+                Protocol::Http2 => self.handshake_http2(stream, snapshot, entry, in_use).await,
+                Protocol::Any | Protocol::WebSocket => {
+                    self.handshake_http1(stream, snapshot, entry, (in_use, None)).await
+                }
             };
         }
         let tls = &destination.tls;
-        let websocket = destination.protocol == Protocol::WebSocket && entry.spoken.get() != Some(Version::HTTP_2);
+        let websocket =
+            destination.protocol == Protocol::WebSocket && entry.last_version.get() != Some(Version::HTTP_2);
         let config = if websocket { &tls.http1 } else { &tls.any };
-        let mut secured = self.secure(wanted, config).await?;
+        let mut secured = self.connect_tls(ctx, config).await?;
         if websocket && secured.as_ref().is_err_and(is_other_protocol) {
-            secured = self.secure(wanted, &tls.any).await?;
+            secured = self.connect_tls(ctx, &tls.any).await?;
         }
         let stream = secured.map_err(|error| {
             tls_fault(&error).unwrap_or_else(|| ProxyError::UpstreamUnreachable(Unreachable::Handshake).because(error))
         })?;
         match stream.get_ref().1.alpn_protocol() {
-            Some(b"h2") => self.among(stream, snapshot, entry, in_use).await,
-            _ => self.alone(stream, snapshot, entry, (in_use, None)).await,
+            Some(b"h2") => self.handshake_http2(stream, snapshot, entry, in_use).await,
+            _ => self.handshake_http1(stream, snapshot, entry, (in_use, None)).await,
         }
     }
 
-    async fn dial(&self, wanted: Wanted<'_>) -> Result<Dialed, Fault> {
-        let descriptor = self.descriptor(wanted.snapshot, wanted.turn).await?;
-        let conduit =
-            wanted.snapshot.dialer.connect(&wanted.destination.origin, wanted.turn).await.map_err(dial_fault)?;
+    async fn dial(&self, ctx: CheckoutContext<'_>) -> Result<Dialed, Fault> {
+        let descriptor = self.take_descriptor(ctx.snapshot, ctx.turn).await?;
+        let conduit = ctx.snapshot.dialer.connect(&ctx.destination.origin, ctx.turn).await.map_err(dial_fault)?;
         Ok(Dialed::new(conduit, descriptor))
     }
 
-    /// TLS to the destination, or what became of the handshake.
-    async fn secure(
+    /// Dials and performs the TLS handshake; the inner result is the handshake's.
+    async fn connect_tls(
         &self,
-        wanted: Wanted<'_>,
+        ctx: CheckoutContext<'_>,
         config: &Arc<ClientConfig>,
     ) -> Result<io::Result<TlsStream<Dialed>>, Fault> {
-        let name = wanted.destination.server_name()?;
-        let stream = self.dial(wanted).await?;
+        let name = ctx.destination.server_name()?;
+        let stream = self.dial(ctx).await?;
         Ok(TlsConnector::from(config.clone()).connect(name, stream).await)
     }
 
-    /// The right to use a connection. Waiting for it leaves time to dial before the same `timeouts.connect` is over.
-    async fn in_use(&self, snapshot: &Snapshot, turn: &Turn) -> Result<Permit, Fault> {
-        unless_full(snapshot, self.descriptors.use_one(&snapshot.limits, turn)).await
+    /// Waits for a permit to use a connection, for half of `timeouts.connect`, so that the rest is left for the dial.
+    async fn take_use_permit(&self, snapshot: &Snapshot, turn: &Turn) -> Result<Permit, Fault> {
+        or_overloaded(snapshot, self.descriptors.take_use_permit(&snapshot.limits, turn)).await
     }
 
-    /// The descriptor for a dial.
-    async fn descriptor(&self, snapshot: &Snapshot, turn: &Turn) -> Result<Permit, Fault> {
-        unless_full(snapshot, self.descriptors.take(&snapshot.limits, turn)).await
+    /// Waits for the file descriptor of a dial, for half of `timeouts.connect`.
+    async fn take_descriptor(&self, snapshot: &Snapshot, turn: &Turn) -> Result<Permit, Fault> {
+        or_overloaded(snapshot, self.descriptors.take_descriptor(&snapshot.limits, turn)).await
     }
 
-    /// A connection over HTTP/2, and a stream on it.
-    async fn among<T>(&self, stream: T, snapshot: &Snapshot, entry: &Held, in_use: Permit) -> Result<Link, Fault>
+    /// Performs the HTTP/2 handshake and opens the first stream.
+    async fn handshake_http2<T>(
+        &self,
+        stream: T,
+        snapshot: &Snapshot,
+        entry: &EntryRef,
+        in_use: Permit,
+    ) -> Result<Conn, Fault>
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let gauges = (&self.idle, &self.active);
-        let home = (entry.home(), in_use);
-        let opened = Http2Conn::open(stream, snapshot.limits.head_bytes, &self.tasks, gauges, home).await;
-        let opened = opened.map_err(|error| SendError { error, unsent: true, heard: false }.fault())?;
-        let closed = || ProxyError::UpstreamUnreachable(Unreachable::ClosedUnsent).because("closed at once");
+        let entry_and_permit = (entry.downgrade(), in_use);
+        let opened = Http2Conn::open(stream, snapshot.limits.head_bytes, &self.tasks, gauges, entry_and_permit).await;
+        let opened = opened.map_err(|error| SendError { error, unsent: true, received_bytes: false }.fault())?;
+        let closed = || ProxyError::UpstreamUnreachable(Unreachable::ClosedUnsent).because("closed before SETTINGS");
         let stream = opened.ok_or_else(closed)?;
-        entry.spoken.set(Some(Version::HTTP_2));
-        entry.shared.borrow_mut().push(stream.shared().clone());
-        Ok(Link::Http2(stream))
+        entry.last_version.set(Some(Version::HTTP_2));
+        entry.http2_conns.borrow_mut().push(stream.conn().clone());
+        Ok(Conn::Http2(stream))
     }
 
-    /// One over HTTP/1.1, perhaps to a proxy.
-    async fn alone<T>(
+    /// Performs the HTTP/1.1 handshake, with the upstream or with an egress proxy.
+    async fn handshake_http1<T>(
         &self,
         stream: T,
         snapshot: &Snapshot,
-        entry: &Held,
+        entry: &EntryRef,
         (in_use, forwarding): (Permit, Option<Forwarding>),
-    ) -> Result<Link, Fault>
+    ) -> Result<Conn, Fault>
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let (stream, heard) = Counting::new(stream);
+        let (stream, bytes_read) = CountingStream::new(stream);
         let mut builder = http1::Builder::new();
         builder.max_buf_size(snapshot.limits.head_bytes).max_headers(FIELDS_MAX);
-        let handshake = builder.handshake(TokioIo::new(stream)).await;
-        let (request, connection) = handshake.map_err(|error| ProxyError::UpstreamProtocol.because(error))?;
-        let home = entry.home();
+        let (sender, connection) = builder
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| ProxyError::UpstreamProtocol.because(error))?;
+        let entry_ref = entry.downgrade();
         self.tasks.spawn_local(async move {
             if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%error, "upstream connection ended");
             }
-            home.has_ended();
+            entry_ref.on_closed();
         });
-        entry.spoken.set(Some(Version::HTTP_11));
-        Ok(Link::Http1(Sender { request, forwarding, heard, counted: Counted::in_use(&self.active, in_use) }))
+        entry.last_version.set(Some(Version::HTTP_11));
+        Ok(Conn::Http1(Http1Conn { sender, forwarding, bytes_read, gauge: ConnGauge::active(&self.active, in_use) }))
     }
 
-    /// Closes what has been idle for too long.
+    /// Closes connections that have been idle for `keep_alive`.
     pub fn sweep(&self, keep_alive: Duration) {
         self.connections.close_expired(keep_alive);
     }
 
-    /// Closes idle connections when dials need their descriptors, for as long as the worker runs.
-    pub async fn close_when_asked(&self) {
-        self.connections.close_when_asked().await;
+    /// Closes idle connections whenever dials need their descriptors. Never returns.
+    pub async fn close_on_demand(&self) {
+        self.connections.close_on_demand().await;
     }
 }
 
-async fn wait_for_place(wanted: Wanted<'_>, entry: &Held) -> Result<Permit, Fault> {
-    let bounds = bounds_of_origin(&wanted.snapshot.limits);
-    match timeout(wanted.snapshot.timeouts.connect, entry.gate().enter(bounds, wanted.turn)).await {
-        Ok(Ok(permit)) => Ok(permit),
-        Ok(Err(Full)) => Err(ProxyError::Overloaded.because("limits.queued_per_upstream is reached")),
-        Err(_) => Err(ProxyError::Overloaded.because("no place below limits.per_upstream became free")),
-    }
-}
-
-/// The connections of `entry` that requests may share.
-fn not_dead(entry: &Held, dead: Option<&Link>) -> impl Iterator<Item = Rc<Http2Conn>> {
-    let shared = entry.shared.borrow();
-    let others: Vec<_> = shared.iter().filter(|shared| !dead.is_some_and(|dead| dead.is_on(shared))).cloned().collect();
+/// HTTP/2 connections of `entry`, without the dead one.
+fn live_http2_conns(entry: &EntryRef, dead: Option<&Conn>) -> impl Iterator<Item = Rc<Http2Conn>> {
+    let conns = entry.http2_conns.borrow();
+    let others: Vec<_> = conns.iter().filter(|conn| !dead.is_some_and(|dead| dead.is_on(conn))).cloned().collect();
     others.into_iter()
 }
 
-async fn unless_full(snapshot: &Snapshot, taking: impl Future<Output = Result<Permit, Full>>) -> Result<Permit, Fault> {
-    match timeout(snapshot.timeouts.connect / 2, taking).await {
-        Ok(Ok(permit)) => Ok(permit),
-        Ok(Err(Full)) | Err(_) => {
-            let why = "no file descriptor is free for a connection to the upstream, or this caller has its share of them; \
-                       raise the limit of open files";
-            Err(ProxyError::Overloaded.because(why))
-        }
-    }
-}
-
-fn bounds_of_origin(limits: &Limits) -> Bounds {
-    Bounds { places: limits.per_upstream, queued: limits.queued_per_upstream, sharing: Sharing::Fair }
-}
-
-fn late() -> Fault {
+fn connect_timed_out() -> Fault {
     ProxyError::UpstreamUnreachable(Unreachable::Timeout).because("timeouts.connect has passed")
 }

@@ -41,8 +41,8 @@ pub struct ProxyState {
 impl ProxyState {
     /// Acquires a tunnel permit under `limits.tunnels`.
     pub fn tunnel_permit(&self, limits: &Limits, turn: &Turn) -> Result<Permit, Fault> {
-        let places = self.descriptors.tunnels_max(limits);
-        let permit = self.tunnels.enter_now(places, Sharing::Fair, turn);
+        let permits = self.descriptors.tunnels_max(limits);
+        let permit = self.tunnels.enter_now(permits, Sharing::Fair, turn);
         permit
             .ok_or_else(|| ProxyError::Overloaded.because("limits.tunnels, or this caller's share of it, is exhausted"))
     }

@@ -1,8 +1,8 @@
-//! Notices that files of the configuration have changed: by their directories, because editors and Kubernetes replace
-//! files, and by a look now and then where no notice comes (network file systems).
+//! Detects changes of the configuration files: watches their directories, because editors and Kubernetes replace files,
+//! and polls, because network file systems send no notifications.
 //!
-//! Invariant: whatever else is written in those directories (logs, the store) is no change: a notice only makes the files be
-//! looked at, and what differs from when they were last read is a change.
+//! Invariant: other writes in those directories (logs, the store) are not changes: a notification only triggers a
+//! comparison of the files with their state when they were last read.
 
 use std::collections::{BTreeSet, HashMap};
 use std::os::unix::fs::MetadataExt as _;
@@ -17,20 +17,20 @@ use crate::clock::Clock;
 use crate::config;
 use crate::model::time::WallTime;
 
-/// A change is acted on when nothing has happened for this long, so that a half-written file is not read.
-const QUIET: Duration = Duration::from_millis(200);
-/// … or when it has gone on for this long.
-const QUIET_WAIT_MAX: Duration = Duration::from_secs(2);
-/// How often the files are looked at without a notice.
-const LOOK_EVERY: Duration = Duration::from_secs(30);
-/// Two changes within the resolution of a file system's clock may look the same.
+/// Debounce: a change is reported after this much silence, so that no half-written file is read.
+const DEBOUNCE: Duration = Duration::from_millis(200);
+/// Maximum debounce delay, if changes keep coming.
+const DEBOUNCE_MAX: Duration = Duration::from_secs(2);
+/// Poll interval of the files, in case notifications are lost or not supported.
+const POLL_INTERVAL: Duration = Duration::from_secs(30);
+/// Two changes within the resolution of a file system's timestamps may be indistinguishable.
 const CLOCK_RESOLUTION_MAX: Duration = Duration::from_millis(100);
 
-/// How a path looks; equal for what has not changed.
+/// State of a path; equal if it has not changed.
 #[derive(PartialEq, Eq)]
-enum Look {
-    Nothing,
-    /// What a symbolic link leads to, in the end.
+enum Stamp {
+    Missing,
+    /// A regular file; symbolic links are followed.
     File {
         device_and_inode: (u64, u64),
         bytes: u64,
@@ -38,17 +38,17 @@ enum Look {
         modified: (i64, i64),
         changed: (i64, i64),
     },
-    /// The files that a configuration includes from it.
+    /// A directory, by the files that a configuration includes from it.
     Directory(Vec<PathBuf>),
 }
 
-impl Look {
-    fn at(path: &Path) -> Look {
-        let Ok(metadata) = std::fs::metadata(path) else { return Look::Nothing };
+impl Stamp {
+    fn at(path: &Path) -> Stamp {
+        let Ok(metadata) = std::fs::metadata(path) else { return Stamp::Missing };
         if metadata.is_dir() {
-            return config::included_files(path).map_or(Look::Nothing, Look::Directory);
+            return config::included_files(path).map_or(Stamp::Missing, Stamp::Directory);
         }
-        Look::File {
+        Stamp::File {
             device_and_inode: (metadata.dev(), metadata.ino()),
             bytes: metadata.len(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
@@ -56,9 +56,9 @@ impl Look {
         }
     }
 
-    /// Could a change just after this look go unseen? `wall`: when it was taken.
+    /// Whether a change just after this stamp, taken at `wall`, could go unnoticed.
     fn is_recent(&self, wall: WallTime) -> bool {
-        let Look::File { changed: (seconds, nanoseconds), .. } = *self else { return false };
+        let Stamp::File { changed: (seconds, nanoseconds), .. } = *self else { return false };
         let seconds = WallTime::from_secs(seconds.try_into().unwrap_or(0));
         let changed = seconds + Duration::from_nanos(nanoseconds.try_into().unwrap_or(0));
         changed + CLOCK_RESOLUTION_MAX >= wall
@@ -67,37 +67,37 @@ impl Look {
 
 pub struct Watch {
     files: Vec<PathBuf>,
-    /// How they looked when they were last read; what has been read for the first time was not looked at before.
-    seen: HashMap<PathBuf, Look>,
-    /// One of them had changed only just.
+    /// Stamps from when the files were last read. Files read for the first time have none yet.
+    stamps: HashMap<PathBuf, Stamp>,
+    /// One of the files had changed within the clock resolution.
     recent: bool,
     watcher: Option<RecommendedWatcher>,
     directories: BTreeSet<PathBuf>,
-    notices: mpsc::Receiver<()>,
+    notifications: mpsc::Receiver<()>,
 }
 
 impl Watch {
     pub fn new(files: Vec<PathBuf>) -> Watch {
-        // One waiting notice is as good as many. Reading the files is no change of them.
-        let (notice, notices) = mpsc::channel(1);
+        // One pending notification is enough. Reading a file is not a change.
+        let (notification, notifications) = mpsc::channel(1);
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             if !event.is_ok_and(|event| event.kind.is_access()) {
-                let _ = notice.try_send(());
+                let _ = notification.try_send(());
             }
         });
         let watcher = watcher.inspect_err(|error| {
-            tracing::warn!(%error, "files cannot be watched; changes are noticed within half a minute");
+            tracing::warn!(%error, "configuration files cannot be watched; polling instead");
         });
         let mut watch = Watch {
             files: Vec::new(),
-            seen: HashMap::new(),
+            stamps: HashMap::new(),
             recent: false,
             watcher: watcher.ok(),
             directories: BTreeSet::new(),
-            notices,
+            notifications,
         };
         watch.follow(files);
-        watch.look_again();
+        watch.record_stamps();
         watch
     }
 
@@ -107,34 +107,34 @@ impl Watch {
         let directories: BTreeSet<PathBuf> = self.files.iter().map(|file| directory(file)).collect();
         let Some(watcher) = &mut self.watcher else { return };
         for gone in self.directories.difference(&directories) {
-            // It may have been deleted, and its watch with it.
+            // Fails if the directory was deleted, and its watch with it.
             let _ = watcher.unwatch(gone);
         }
         for new in directories.difference(&self.directories) {
             if let Err(error) = watcher.watch(new, RecursiveMode::NonRecursive) {
-                tracing::warn!(directory = %new.display(), %error, "a directory cannot be watched");
+                tracing::warn!(directory = %new.display(), %error, "directory cannot be watched; polling");
             }
         }
         self.directories = directories;
     }
 
-    /// What the files hold now is about to be read.
-    pub fn look_again(&mut self) {
+    /// Called before the files are read: records their stamps.
+    pub fn record_stamps(&mut self) {
         let wall = Clock::system().now().wall;
-        self.seen = self.files.iter().map(|file| (file.clone(), Look::at(file))).collect();
-        self.recent = self.seen.values().any(|look| look.is_recent(wall));
+        self.stamps = self.files.iter().map(|file| (file.clone(), Stamp::at(file))).collect();
+        self.recent = self.stamps.values().any(|stamp| stamp.is_recent(wall));
     }
 
-    /// Returns when the files may have changed and have come to rest.
+    /// Returns once the files may have changed and the changes have settled.
     pub async fn changed(&mut self) {
         loop {
-            match timeout(LOOK_EVERY, self.notices.recv()).await {
+            match timeout(POLL_INTERVAL, self.notifications.recv()).await {
                 Ok(Some(())) => {
-                    let rest = async { while let Ok(Some(())) = timeout(QUIET, self.notices.recv()).await {} };
-                    let _ = timeout(QUIET_WAIT_MAX, rest).await;
+                    let rest = async { while let Ok(Some(())) = timeout(DEBOUNCE, self.notifications.recv()).await {} };
+                    let _ = timeout(DEBOUNCE_MAX, rest).await;
                 }
-                // Without a watcher only the looks are left.
-                Ok(None) => tokio::time::sleep(LOOK_EVERY).await,
+                // Without a watcher, only polling is left.
+                Ok(None) => tokio::time::sleep(POLL_INTERVAL).await,
                 Err(_) => {}
             }
             if self.differs() {
@@ -144,7 +144,7 @@ impl Watch {
     }
 
     fn differs(&self) -> bool {
-        self.recent || self.files.iter().any(|file| self.seen.get(file) != Some(&Look::at(file)))
+        self.recent || self.files.iter().any(|file| self.stamps.get(file) != Some(&Stamp::at(file)))
     }
 }
 
@@ -168,13 +168,13 @@ mod tests {
 
     fn watch(dir: &Path, names: &[&str]) -> Watch {
         let mut watch = Watch::new(names.iter().map(|name| dir.join(name)).collect());
-        // Whatever the clock says, nothing was changed just now.
+        // Independent of the clock, treat the files as not recently changed.
         watch.recent = false;
         watch
     }
 
     #[test]
-    fn what_the_configuration_was_read_from_is_a_change_and_nothing_else() {
+    fn only_changes_of_the_configuration_files_are_detected() {
         let dir = tempfile::tempdir().unwrap();
         let (at, write) = (
             |name: &str| dir.path().join(name),
@@ -201,36 +201,36 @@ mod tests {
         check("a read", &|| drop(fs::read(at("main.yaml"))), false);
         check("another length", &|| write("main.yaml", "ab"), true);
         check("a file that was missing", &|| write("gone", "x"), true);
-        check("a file that goes", &|| fs::remove_file(at("gone")).unwrap(), true);
+        check("a removed file", &|| fs::remove_file(at("gone")).unwrap(), true);
         check("an included file", &|| write("included/crm.yaml", "x"), true);
-        check("an included file that goes", &|| fs::remove_file(at("included/crm.yaml")).unwrap(), true);
+        check("a removed included file", &|| fs::remove_file(at("included/crm.yaml")).unwrap(), true);
         let replaced = || {
             write("next", "cd");
             fs::rename(at("next"), at("main.yaml")).unwrap();
         };
-        check("a file in its place", &replaced, true);
+        check("a replaced file", &replaced, true);
         let swapped = || {
             fs::create_dir(at("..v2")).unwrap();
             write("..v2/secret", "two");
             symlink("..v2", at("..data_tmp")).unwrap();
             fs::rename(at("..data_tmp"), at("..data")).unwrap();
         };
-        check("what a link leads to", &swapped, true);
+        check("another target of a link", &swapped, true);
     }
 
     #[test]
-    fn a_file_that_had_just_changed_is_looked_at_once_more() {
+    fn a_recently_changed_file_is_read_again() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("main.yaml"), "a").unwrap();
         let mut watch = Watch::new(vec![dir.path().join("main.yaml")]);
-        assert!(watch.differs(), "another change within the same tick would look the same");
-        let look = watch.seen.values().next().unwrap();
+        assert!(watch.differs(), "another change within the same tick would go unnoticed");
+        let stamp = watch.stamps.values().next().unwrap();
         let wall = Clock::system().now().wall;
-        assert!(look.is_recent(wall) && !look.is_recent(wall + CLOCK_RESOLUTION_MAX * 100));
+        assert!(stamp.is_recent(wall) && !stamp.is_recent(wall + CLOCK_RESOLUTION_MAX * 100));
         watch.recent = false;
         watch.follow(vec![dir.path().join("main.yaml"), dir.path().join("other")]);
-        assert!(watch.differs(), "what is followed anew was not looked at before it was read");
-        watch.look_again();
+        assert!(watch.differs(), "a newly watched file has no stamp from before it was read");
+        watch.record_stamps();
         watch.recent = false;
         assert!(!watch.differs());
     }

@@ -1,4 +1,4 @@
-//! From a checked model to a snapshot in force, at the start and at every reload.
+//! Builds a snapshot from a validated model and puts it in force, at startup and at every reload.
 
 use std::collections::HashMap;
 use std::io;
@@ -9,7 +9,7 @@ use url::Url;
 
 use crate::admin::Access;
 use crate::clock::Clock;
-use crate::dial::{AddressPolicy, Dialer, EgressProxy, Reach};
+use crate::dial::{AddressPolicy, Dialer, EgressProxy, NetworkSettings};
 use crate::model::connection::Connection;
 use crate::model::origin::Host;
 use crate::model::time::WallTime;
@@ -30,7 +30,7 @@ use crate::tls::{self, Trust};
 use crate::token::slot::TokenSlot;
 use crate::token::{Slots, TokenCache};
 
-/// Why a valid configuration could not be put into force.
+/// Why a valid configuration could not be put in force.
 #[derive(Debug, thiserror::Error)]
 pub enum WiringError {
     #[error("connection {connection}: {source}")]
@@ -41,13 +41,13 @@ pub enum WiringError {
     Tracing(#[from] TracingError),
     #[error("interception: {0}")]
     Interception(#[from] AuthorityError),
-    #[error("the audit cannot be opened: {0}; give another file under audit.to")]
+    #[error("opening the audit file failed: {0}; set another file under audit.to")]
     Audit(#[from] io::Error),
-    #[error("the configuration could not be read to its end; this is a bug")]
+    #[error("reading the configuration panicked; this is a bug, please report it")]
     Panicked,
 }
 
-/// Why nothing can be sent to a collector.
+/// Why traces cannot be exported to the collector.
 #[derive(Debug, thiserror::Error)]
 pub enum TracingError {
     #[error(transparent)]
@@ -56,7 +56,7 @@ pub enum TracingError {
     Exporter(#[from] traces::BuildError),
 }
 
-/// What every configuration is put into force with.
+/// The parts that outlive a configuration.
 pub struct Parts {
     pub clock: Clock,
     pub tasks: Tasks,
@@ -66,13 +66,13 @@ pub struct Parts {
     pub access: Arc<Access>,
     pub events: Events,
     pub audit: Audit,
-    /// Seals what is handed out and comes back.
+    /// Seals links and sessions, which are handed out and come back.
     pub seal: Arc<Keyring>,
-    /// Real addresses of our listeners.
+    /// Actual addresses of our listeners.
     pub listeners: Vec<Listener>,
 }
 
-/// The parts, and the snapshot that is in force.
+/// The parts, and the snapshot in force.
 pub struct Wiring {
     pub parts: Parts,
     pub snapshot: Arc<ArcSwap<Snapshot>>,
@@ -80,7 +80,7 @@ pub struct Wiring {
 }
 
 impl Wiring {
-    /// Puts the first configuration into force; also gives the shared slots of its active connections.
+    /// Puts the first configuration in force; also returns the shared slots of its active connections.
     pub fn start(parts: Parts, model: &Model) -> Result<(Wiring, Vec<Arc<TokenSlot>>), WiringError> {
         let mut profiles = TlsProfiles::default();
         let audit = parts.audit(model)?;
@@ -92,29 +92,30 @@ impl Wiring {
         Ok((Wiring { parts, snapshot, profiles: Mutex::new(profiles) }, shared))
     }
 
-    /// Puts another one into force, all but its audit, which is given back. Requests that have begun end under the old one.
+    /// Puts a new configuration in force, except for its audit, which is returned. Requests in flight finish under the
+    /// old one.
     pub fn apply(&self, model: &Model) -> Result<(Differences, Prepared), WiringError> {
         let mut profiles = lock(&self.profiles);
-        let before = self.snapshot.load_full();
+        let previous = self.snapshot.load_full();
         let audit = self.parts.audit(model)?;
-        let (snapshot, slots) = self.parts.build(model, &mut profiles, Some(&before))?;
+        let (snapshot, slots) = self.parts.build(model, &mut profiles, Some(&previous))?;
         self.snapshot.store(Arc::new(snapshot));
         self.parts.cache.retain(&slots.into_keys().collect());
         self.parts.access.apply(model);
         self.parts.metrics.set_certificates(&certificates(model));
         profiles.sweep();
-        let before = before.connections.iter().map(|bound| &bound.connection);
-        Ok((Differences::of(before, &model.connections), audit))
+        let previous = previous.connections.iter().map(|bound| &bound.connection);
+        Ok((Differences::of(previous, &model.connections), audit))
     }
 
-    /// Tells what is in force.
+    /// Reports the configuration in force in health and metrics.
     pub fn in_force(&self, fingerprint: &str, restart_required: bool) {
         self.parts.health.set_configuration(fingerprint);
         self.parts.metrics.configuration_applied(self.parts.clock.now().wall, restart_required);
     }
 }
 
-/// Names of connections by which two configurations differ.
+/// Names of the connections that differ between two configurations.
 #[derive(Debug, Default)]
 pub struct Differences {
     pub added: Vec<String>,
@@ -123,18 +124,18 @@ pub struct Differences {
 }
 
 impl Differences {
-    fn of<'a>(before: impl Iterator<Item = &'a Arc<Connection>>, after: &[Arc<Connection>]) -> Differences {
-        let mut before: HashMap<&Name, &Arc<Connection>> =
-            before.map(|connection| (&connection.name, connection)).collect();
+    fn of<'a>(previous: impl Iterator<Item = &'a Arc<Connection>>, after: &[Arc<Connection>]) -> Differences {
+        let mut previous: HashMap<&Name, &Arc<Connection>> =
+            previous.map(|connection| (&connection.name, connection)).collect();
         let mut differences = Differences::default();
         for connection in after {
-            match before.remove(&connection.name) {
+            match previous.remove(&connection.name) {
                 None => differences.added.push(connection.name.to_string()),
                 Some(old) if old != connection => differences.changed.push(connection.name.to_string()),
                 Some(_) => {}
             }
         }
-        differences.removed = before.into_keys().map(Name::to_string).collect();
+        differences.removed = previous.into_keys().map(Name::to_string).collect();
         differences.removed.sort_unstable();
         differences
     }
@@ -149,20 +150,20 @@ impl Parts {
         &self,
         model: &Model,
         profiles: &mut TlsProfiles,
-        before: Option<&Snapshot>,
+        previous: Option<&Snapshot>,
     ) -> Result<(Snapshot, HashMap<TokenKey, Slots>), WiringError> {
         let trust = Trust::new(&model.trust);
         let policy = AddressPolicy::new(model, &self.listeners);
         let egress = &model.egress;
-        let way = |proxy| EgressProxy::new(proxy, &egress.no_proxy, &trust, &model.trust);
-        let way_out = egress.proxy.as_ref().and_then(way);
-        let reach = Reach { hosts: &model.hosts, policy, way_out };
-        let dialer = Dialer::new(reach, &self.tasks, before.map(|before| &before.dialer));
-        let authority = authority(model, before)?;
+        let egress_proxy = |proxy| EgressProxy::new(proxy, &egress.no_proxy, &trust, &model.trust);
+        let egress_proxy = egress.proxy.as_ref().and_then(egress_proxy);
+        let settings = NetworkSettings { hosts: &model.hosts, policy, egress_proxy };
+        let dialer = Dialer::new(settings, &self.tasks, previous.map(|previous| &previous.dialer));
+        let authority = authority(model, previous)?;
         let tracer = self.tracer(model, &trust)?;
         let mut clients = HttpClients::new(trust.clone(), dialer.clone());
         clients.tracer = tracer.clone();
-        // All clients first: what can fail fails before anything has changed.
+        // All fallible steps first: a failure must leave the cache unchanged.
         let secure = |(name, tls): (&Name, _)| {
             let failed = |source| WiringError::Listener { listener: name.clone(), source };
             Ok((name.clone(), tls::server_config(tls).map_err(failed)?))
@@ -181,15 +182,15 @@ impl Parts {
         let live: HashMap<TokenKey, Live> = endpoints.into_iter().map(ensure).collect();
         let of = |connection: &Connection| live.get(&connection.token_key(None)).cloned();
         let links = Links::new(self.seal.clone(), self.public_base(model));
-        // A listener that has left the configuration stands until the restart that this takes.
-        let mut listener_tls = before.map(|before| before.listener_tls.clone()).unwrap_or_default();
+        // A listener removed from the configuration stays open until the restart.
+        let mut listener_tls = previous.map(|previous| previous.listener_tls.clone()).unwrap_or_default();
         listener_tls.extend(secured);
         let parts = (&self.metrics, tracer, links);
         let snapshot = Snapshot::build(model, &trust, profiles, dialer, parts, (listener_tls, authority), of);
         Ok((snapshot, live.into_iter().map(|(key, live)| (key, live.slots)).collect()))
     }
 
-    /// Where people's browsers reach us: as configured, else where they are served, if that is on loopback.
+    /// Public base URL for browsers: as configured, else the address of the listener, if that is on loopback.
     fn public_base(&self, model: &Model) -> Option<Url> {
         let listener = |name: &Listener| self.listeners.iter().find(|own| own.name == name.name);
         let served = model.listeners.public.as_ref().unwrap_or(&model.listeners.admin);
@@ -199,14 +200,15 @@ impl Parts {
         model.public_url.clone().or_else(default)
     }
 
-    /// A new tracer with each configuration: the one before ends with the last request that uses it.
+    /// Creates a new tracer per configuration; the previous one stops with the last request that uses it.
     fn tracer(&self, model: &Model, trust: &Trust) -> Result<Tracer, TracingError> {
         let Some(Tracing { collector, sample }) = &model.tracing else { return Ok(Tracer::default()) };
-        // The collector's name may be private, for this client alone: callers do not get there by it.
+        // The collector may have a private address, for this client alone: callers cannot reach it through us.
         let host = collector.host_str().and_then(|host| Host::parse(host).ok());
         let policy = AddressPolicy::new(model, &self.listeners);
-        let policy = host.into_iter().fold(policy, AddressPolicy::naming);
-        let dialer = Dialer::new(Reach { hosts: &model.hosts, policy, way_out: None }, &self.tasks, None);
+        let policy = host.into_iter().fold(policy, AddressPolicy::permitting_private);
+        let dialer =
+            Dialer::new(NetworkSettings { hosts: &model.hosts, policy, egress_proxy: None }, &self.tasks, None);
         let client = HttpClients::new(trust.clone(), dialer).standard()?;
         let (tracer, exporter) = traces::start(client, collector, *sample)?;
         self.tasks.spawn("traces", exporter.run());
@@ -214,19 +216,19 @@ impl Parts {
     }
 }
 
-/// The one before where its CA is the same: what it has made is kept.
-fn authority(model: &Model, before: Option<&Snapshot>) -> Result<Option<Arc<Authority>>, AuthorityError> {
+/// Reuses the previous interception CA with its cached leaves if its configuration is unchanged.
+fn authority(model: &Model, previous: Option<&Snapshot>) -> Result<Option<Arc<Authority>>, AuthorityError> {
     let Some(interception) = &model.interception else { return Ok(None) };
-    let kept = before.and_then(|before| before.authority.as_ref()).filter(|kept| kept.is_of(interception));
-    kept.cloned().map_or_else(|| Authority::new(interception).map(Arc::new), Ok).map(Some)
+    let reused = previous.and_then(|previous| previous.authority.as_ref()).filter(|reused| reused.is_of(interception));
+    reused.cloned().map_or_else(|| Authority::new(interception).map(Arc::new), Ok).map(Some)
 }
 
-/// Of each bundle of certificates in the configuration the first end.
+/// The earliest expiry of each certificate bundle in the configuration.
 fn certificates(model: &Model) -> Vec<(CertificateUse, String, WallTime)> {
     let mut found = Vec::new();
     let mut add = |r#use, name: &str, roots: &mut dyn Iterator<Item = &Roots>| {
-        let ends = roots.flat_map(|roots| roots.iter()).filter_map(tls::expiry);
-        found.extend(ends.min().map(|first| (r#use, name.to_owned(), first)));
+        let expiries = roots.flat_map(|roots| roots.iter()).filter_map(tls::expiry);
+        found.extend(expiries.min().map(|first| (r#use, name.to_owned(), first)));
     };
     add(CertificateUse::Trust, "", &mut std::iter::once(&model.trust));
     for (name, listener) in &model.listener_tls {

@@ -1,30 +1,31 @@
-//! How servers may read a path, and what follows a prefix in it. Pure.
+//! Readings of a path: every path that a server may take it for. Pure functions.
 //!
-//! A server may decode escapes (some twice) and overlong UTF-8, take `\` for `/`, drop `;parameters`, trim white space, merge
-//! `//`, resolve `.` and `..`, and stop at a NUL, `?` or `#` that was escaped, in whatever order. Invariant: what such a server
-//! arrives at is among [`readings`], or the path has more readings than are worth looking at.
+//! A server may decode escapes (some twice) and overlong UTF-8, treat `\` as `/`, drop `;parameters`, trim white space,
+//! merge `//`, resolve `.` and `..`, and stop at an escaped NUL, `?` or `#`, in any order. Invariant: the path that
+//! such a server arrives at is among [`readings`], or the path has more readings than the bounds allow.
 
 use std::ops::ControlFlow;
 
 use crate::model::connection::PathPrefix;
 
-/// How often a server may decode escapes.
+/// Maximum number of times that a server decodes escapes.
 const DECODINGS_MAX: usize = 2;
-/// Bounds on the work for one path; beyond them it counts as ambiguous.
+/// Bounds on the work per path; a path beyond them is treated as ambiguous.
 const READINGS_MAX: usize = 64;
 const READINGS_BYTES_MAX: usize = 256 * 1024;
 
-/// In what ways a path may be read.
+/// The readings of a path.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Readings {
-    /// As it is written, by every server.
+    /// Every server reads the path as written.
     One,
     /// The first is the path with its unreserved characters decoded.
     Several(Vec<Vec<u8>>),
     TooMany,
 }
 
-/// Reads `path` (without its query) as servers may. A path without special characters costs one look at each byte.
+/// Computes the readings of `path` (without its query). A path without special characters costs one pass over its
+/// bytes.
 pub fn readings(path: &str) -> Readings {
     if is_plain(path.as_bytes()) {
         return Readings::One;
@@ -36,7 +37,7 @@ pub fn readings(path: &str) -> Readings {
     }
 }
 
-/// What follows `prefix` in `path`, as it was written, where unreserved characters may be escaped.
+/// The rest of `path` after `prefix`, as written. Unreserved characters of the prefix may be escaped.
 pub fn rest<'p>(prefix: &PathPrefix, path: &'p str) -> Option<&'p str> {
     let mut rest = path;
     for wanted in prefix.as_str().bytes() {
@@ -53,7 +54,7 @@ pub fn rest<'p>(prefix: &PathPrefix, path: &'p str) -> Option<&'p str> {
     (rest.is_empty() || rest.starts_with('/')).then_some(rest)
 }
 
-/// Is every reading of `path` at or below `prefix`?
+/// Whether every reading of `path` is at or below `prefix`.
 pub fn stays_below(prefix: &PathPrefix, path: &str) -> bool {
     if prefix.is_root() {
         return true;
@@ -65,7 +66,7 @@ pub fn stays_below(prefix: &PathPrefix, path: &str) -> bool {
     }
 }
 
-/// Nothing in it has a second meaning: no `%`, `;` or `\`, no empty segment and none that begins with a dot.
+/// Whether the path has one reading: no `%`, `;` or `\`, no empty segment and none that starts with a dot.
 fn is_plain(path: &[u8]) -> bool {
     let mut after_slash = false;
     path.iter().all(|byte| {
@@ -79,7 +80,7 @@ fn is_plain(path: &[u8]) -> bool {
     })
 }
 
-/// One thing that a server may do with a path.
+/// One normalization step of a server.
 type Step = fn(&[u8]) -> Vec<u8>;
 
 struct TooMany;
@@ -90,7 +91,7 @@ struct Collected {
 }
 
 impl Collected {
-    /// All that the steps make of `path`, decoding it at most [`DECODINGS_MAX`] times.
+    /// Collects all results of the steps on `path`, decoding it at most [`DECODINGS_MAX`] times.
     fn collect(&mut self, path: Vec<u8>) -> ControlFlow<TooMany> {
         const STEPS: [Step; 7] = [
             with_slashes,
@@ -134,7 +135,7 @@ impl Collected {
     }
 }
 
-/// With unreserved characters decoded, which means the same to every server (RFC 3986 §6.2.2.2).
+/// Decodes unreserved characters, which is equivalent for every server (RFC 3986 §6.2.2.2).
 fn normalized(path: &[u8]) -> Vec<u8> {
     decode(path, unreserved)
 }
@@ -143,7 +144,7 @@ fn decoded(path: &[u8]) -> Vec<u8> {
     decode(path, |high, low| Some(hex(high)? << 4 | hex(low)?))
 }
 
-/// Replaces the escapes for which `byte_of` the two digits has a byte.
+/// Replaces each escape for whose two digits `byte_of` returns a byte.
 fn decode(text: &[u8], byte_of: impl Fn(u8, u8) -> Option<u8>) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;
@@ -158,7 +159,7 @@ fn decode(text: &[u8], byte_of: impl Fn(u8, u8) -> Option<u8>) -> Vec<u8> {
     bytes
 }
 
-/// The unreserved character that an escape with these digits stands for (RFC 3986 §2.3).
+/// The unreserved character that these two digits escape (RFC 3986 §2.3).
 fn unreserved(high: u8, low: u8) -> Option<u8> {
     let byte = hex(high)? << 4 | hex(low)?;
     (byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)).then_some(byte)
@@ -168,7 +169,7 @@ fn hex(digit: u8) -> Option<u8> {
     u8::try_from(char::from(digit).to_digit(16)?).ok()
 }
 
-/// `\` is `/` to IIS, and to what resolves a path as a browser does.
+/// IIS, and URL parsers that follow browsers, treat `\` as `/`.
 fn with_slashes(path: &[u8]) -> Vec<u8> {
     path.iter().map(|byte| if *byte == b'\\' { b'/' } else { *byte }).collect()
 }
@@ -179,7 +180,7 @@ fn without_parameters(path: &[u8]) -> Vec<u8> {
     segments.join(&b'/')
 }
 
-/// Without white space, and other control characters as Java's `trim` has it, around each segment.
+/// Trims white space and control characters (like Java's `trim`) around each segment.
 fn with_trimmed_segments(path: &[u8]) -> Vec<u8> {
     let is_space = |byte: &u8| *byte <= b' ';
     let trimmed = |segment: &[u8]| {
@@ -190,7 +191,7 @@ fn with_trimmed_segments(path: &[u8]) -> Vec<u8> {
     path.split(|byte| *byte == b'/').map(trimmed).collect::<Vec<_>>().join(&b'/')
 }
 
-/// With ASCII in place of its overlong encodings (RFC 3629 §10), which a lenient decoder takes for it.
+/// Replaces overlong encodings by the ASCII character that a lenient decoder takes them for (RFC 3629 §10).
 fn with_shortest_utf8(path: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(path.len());
     let mut rest = path;
@@ -215,7 +216,7 @@ fn with_merged_slashes(path: &[u8]) -> Vec<u8> {
     merged
 }
 
-/// With `.` and `..` resolved, never above the root (RFC 3986 §5.2.4).
+/// Resolves `.` and `..`, never above the root (RFC 3986 §5.2.4).
 fn without_dot_segments(path: &[u8]) -> Vec<u8> {
     let Some(path) = path.strip_prefix(b"/") else { return path.to_vec() };
     let mut kept: Vec<&[u8]> = vec![b""];
@@ -234,7 +235,7 @@ fn without_dot_segments(path: &[u8]) -> Vec<u8> {
     kept.join(&b'/')
 }
 
-/// What was escaped may end it when it is read again: a NUL, or what begins a query or a fragment.
+/// Truncates at a decoded NUL, `?` or `#`, which ends the path for a server that parses it again.
 fn up_to_its_end(path: &[u8]) -> Vec<u8> {
     before(path, b"\0?#").to_vec()
 }

@@ -1,4 +1,4 @@
-//! The order of routes and the ways past them, as tables.
+//! Precedence of routes, and attempts to bypass them, as tables.
 
 mod named;
 
@@ -14,7 +14,7 @@ struct Rule {
     callers: &'static [u32],
     upgrade: bool,
     connection: &'static str,
-    /// As stated, and as served; none is served bare as the connection itself.
+    /// `profile` as stated by the route. `serves` as bound to it: without either, the connection itself.
     profile: Option<&'static str>,
     serves: Option<&'static str>,
     only_when_named: bool,
@@ -46,7 +46,7 @@ fn host_match(text: &str) -> RouteMatch {
 }
 
 fn route(rule: &Rule) -> (Route, Label, Callers, &'static str) {
-    let place = match PathPrefix::parse(rule.host) {
+    let matches = match PathPrefix::parse(rule.host) {
         Some(prefix) => RouteMatch::Mount {
             prefix,
             upstream: Origin::new(Scheme::Https, Authority::parse("up.test").unwrap()),
@@ -60,7 +60,7 @@ fn route(rule: &Rule) -> (Route, Label, Callers, &'static str) {
         tls: UpstreamTls { upgrade: rule.upgrade, ..UpstreamTls::default() },
         profile: rule.profile.and_then(Name::parse),
         only_when_named: rule.only_when_named,
-        ..Route::sample(place)
+        ..Route::sample(matches)
     };
     let callers = match rule.callers {
         [] => Callers::All,
@@ -82,7 +82,7 @@ fn found_by(rules: &[Rule], method: Method, url: &str, caller: Option<u32>) -> S
     found_as(rules, (method, url), caller, None)
 }
 
-/// `named` as in the request's header.
+/// `named` as in the request header: `connection` or `connection/profile`.
 fn found_as(rules: &[Rule], (method, url): (Method, &str), caller: Option<u32>, named: Option<&str>) -> String {
     let router = Router::new(rules.iter().map(route));
     let (scheme, rest) = url.split_once("://").unwrap();
@@ -110,7 +110,7 @@ fn check(rules: &[Rule], table: &[(&str, &str)]) {
 }
 
 #[test]
-fn a_host_is_matched_at_label_boundaries_and_in_its_one_spelling() {
+fn a_host_matches_at_label_boundaries_in_its_canonical_form() {
     let rules = [Rule { host: "good.test", ..RULE }, Rule { host: "*.wild.test", ..RULE }];
     let table = [
         ("https://good.test/", "good.test"),
@@ -157,7 +157,7 @@ fn ports_follow_the_contract() {
 }
 
 #[test]
-fn the_narrower_route_wins() {
+fn the_more_specific_route_wins() {
     let rules = [
         Rule { host: "*.test", ..RULE },
         Rule { host: "*.a.test", ..RULE },
@@ -175,7 +175,7 @@ fn the_narrower_route_wins() {
 }
 
 #[test]
-fn stated_methods_win_and_a_method_that_none_takes_has_no_route() {
+fn a_method_that_no_route_states_has_no_route() {
     let rules = [
         Rule { host: "a.test", path: "/v1", ..RULE },
         Rule { host: "a.test", path: "/v1/deep", methods: &[Method::POST], ..RULE },
@@ -189,7 +189,7 @@ fn stated_methods_win_and_a_method_that_none_takes_has_no_route() {
 }
 
 #[test]
-fn of_two_equal_routes_the_one_that_states_methods_takes_those() {
+fn stated_methods_win_over_an_equal_route_without() {
     let write = [Method::POST, Method::PATCH];
     for host in ["a.test", "*.test", "/api"] {
         let all = Rule { host, ..RULE };
@@ -213,7 +213,7 @@ fn of_two_equal_routes_the_one_that_states_methods_takes_those() {
 }
 
 #[test]
-fn a_path_is_refused_only_if_a_server_could_read_it_as_one_of_another_route() {
+fn a_path_is_ambiguous_only_if_a_server_could_read_it_as_one_of_another_route() {
     let rules = [
         Rule { host: "a.test", path: "/v1", ..RULE },
         Rule { host: "b.test", path: "/v1", ..RULE },
@@ -249,7 +249,7 @@ fn a_path_is_refused_only_if_a_server_could_read_it_as_one_of_another_route() {
 }
 
 #[test]
-fn two_callers_have_their_own_routes_for_one_host() {
+fn callers_have_separate_routes_for_one_host() {
     let rules = [
         Rule { host: "a.test", path: "/", callers: &[1], ..RULE },
         Rule { host: "a.test:443", callers: &[2], ..RULE },
@@ -263,7 +263,7 @@ fn two_callers_have_their_own_routes_for_one_host() {
 }
 
 #[test]
-fn a_mount_is_the_longest_prefix_and_never_climbs() {
+fn the_longest_mount_prefix_wins_and_dot_segments_never_leave_it() {
     let rules = [Rule { host: "/crm", ..RULE }, Rule { host: "/crm/eu", ..RULE }];
     let router = Router::new(rules.iter().map(route));
     let find = |path| router.find_mount(path, &Method::GET, None, None);
@@ -283,9 +283,8 @@ fn a_mount_is_the_longest_prefix_and_never_climbs() {
     }
 }
 
-/// The name in the header, and the route's host as written.
 #[test]
-fn a_tunnel_is_judged_by_the_best_route_of_its_place() {
+fn a_tunnel_uses_the_best_route_of_its_origin() {
     let rules = [
         Rule { host: "*.a.test", ..RULE },
         Rule { host: "b.a.test", path: "/v1", callers: &[1], ..RULE },
@@ -293,17 +292,17 @@ fn a_tunnel_is_judged_by_the_best_route_of_its_place() {
         Rule { host: "c.test:9443", callers: &[1], ..RULE },
     ];
     let router = Router::new(rules.iter().map(route));
-    let place = |authority: &str, caller: u32| {
+    let best = |authority: &str, caller: u32| {
         let origin = Origin::new(Scheme::Https, Authority::parse(authority).unwrap());
-        router.place(&origin, Some(CallerId(caller))).copied()
+        router.best_route(&origin, Some(CallerId(caller))).copied()
     };
-    assert_eq!(place("b.a.test", 1), Some("b.a.test"), "whatever its path");
-    assert_eq!(place("b.a.test", 2), Some("b.a.test:*"), "of those that the caller may use");
-    assert_eq!(place("b.a.test", 3), Some("*.a.test"));
-    assert_eq!(place("x.a.test", 3), Some("*.a.test"));
-    assert_eq!(place("c.test:9443", 3), Some("c.test:9443"), "of all, where it may use none");
-    assert_eq!((place("c.test", 1), place("a.test", 1)), (None, None));
+    assert_eq!(best("b.a.test", 1), Some("b.a.test"), "regardless of path");
+    assert_eq!(best("b.a.test", 2), Some("b.a.test:*"), "the best that the caller may use");
+    assert_eq!(best("b.a.test", 3), Some("*.a.test"));
+    assert_eq!(best("x.a.test", 3), Some("*.a.test"));
+    assert_eq!(best("c.test:9443", 3), Some("c.test:9443"), "the best of all, since the caller may use none");
+    assert_eq!((best("c.test", 1), best("a.test", 1)), (None, None));
     let origin = Origin::new(Scheme::Https, Authority::parse("b.a.test").unwrap());
-    let all: Vec<_> = router.places(&origin, Some(CallerId(2))).map(|(host, may)| (*host, may)).collect();
+    let all: Vec<_> = router.routes_for(&origin, Some(CallerId(2))).map(|(host, may)| (*host, may)).collect();
     assert_eq!(all, [("b.a.test", false), ("b.a.test:*", true), ("*.a.test", true)]);
 }

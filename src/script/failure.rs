@@ -1,7 +1,7 @@
-//! Why a script is refused, and why a call of it gave nothing.
+//! Errors of compiling and of calling a script.
 //!
-//! Holds: a message is at most [`MESSAGE_CHARS_MAX`] printable ASCII characters; it names identifiers and types, never
-//! a value, unless the script itself threw that text.
+//! Invariants: a message has at most [`MESSAGE_CHARS_MAX`] printable ASCII characters; it names identifiers and types,
+//! never values, except for a text that the script itself threw.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use rhai::{Dynamic, EvalAltResult, LexError, Map, ParseError, ParseErrorType, Po
 
 use super::value::kind;
 
-/// The most characters of a message.
+/// Maximum length of a message.
 pub const MESSAGE_CHARS_MAX: usize = 300;
-/// The longest wait that a script may ask for.
+/// Longest wait that a script may request.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
 
-/// Why a source is no script. The place counts from 1.
+/// Why a script was rejected. Line and column count from 1.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct ScriptError {
@@ -23,22 +23,22 @@ pub struct ScriptError {
     pub message: String,
 }
 
-/// Why a call gave nothing. Places count from 1.
+/// Why a call failed. Line and column count from 1.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
     /// `throw "text"`.
     #[error("the script threw: {message}")]
     Thrown { message: String, line: Option<usize>, column: Option<usize> },
     /// `throw #{retry_after: seconds}`.
-    #[error("the script asks to wait for {} s", after.as_secs_f32())]
+    #[error("the script requested a retry after {} s", after.as_secs_f32())]
     RetryLater { after: Duration, message: Option<String> },
-    /// Anything else: an error in the script, a bound, a result that cannot be used.
+    /// Anything else: an error in the script, an exceeded bound, an unusable result.
     #[error("the script failed: {message}")]
     Error { message: String, line: Option<usize>, column: Option<usize> },
 }
 
 impl ScriptError {
-    pub(super) fn nowhere(message: impl AsRef<str>) -> ScriptError {
+    pub(super) fn without_position(message: impl AsRef<str>) -> ScriptError {
         ScriptError::at(Position::NONE, message)
     }
 
@@ -50,13 +50,13 @@ impl ScriptError {
 impl From<ParseError> for ScriptError {
     fn from(ParseError(kind, at): ParseError) -> ScriptError {
         let message = match *kind {
-            ParseErrorType::BadInput(LexError::UnterminatedString) => "a string does not end".into(),
+            ParseErrorType::BadInput(LexError::UnterminatedString) => "a string is not terminated".into(),
             ParseErrorType::BadInput(LexError::StringTooLong(_)) => "a string is too long".into(),
-            // Disabled and reserved words are among these.
+            // Includes disabled and reserved words.
             ParseErrorType::BadInput(LexError::ImproperSymbol(word, _)) if is_word(&word) => {
                 format!("`{word}` is not available here")
             }
-            // These quote what the source says.
+            // The other errors quote the source.
             ParseErrorType::BadInput(_) => "a literal or a symbol that Rhai does not know".into(),
             ParseErrorType::DuplicatedProperty(_) => "a map has the same key twice".into(),
             known => known.to_string(),
@@ -66,7 +66,7 @@ impl From<ParseError> for ScriptError {
 }
 
 impl Failure {
-    /// With no place in the script.
+    /// Without a position in the script.
     pub(super) fn error(message: impl AsRef<str>) -> Failure {
         Failure::error_at(Position::NONE, message)
     }
@@ -79,22 +79,22 @@ impl Failure {
         let error = error.unwrap_inner();
         match error {
             EvalAltResult::ErrorRuntime(thrown, at) => Failure::thrown(thrown, *at),
-            _ => Failure::error_at(error.position(), described(error)),
+            _ => Failure::error_at(error.position(), describe(error)),
         }
     }
 
     fn thrown(thrown: &Dynamic, at: Position) -> Failure {
-        let mut said = thrown.as_immutable_string_ref().ok().map(|text| printable(&text));
+        let mut message = thrown.as_immutable_string_ref().ok().map(|text| printable(&text));
         if let Ok(map) = thrown.as_map_ref() {
-            said = message_of(&map);
+            message = message_of(&map);
             if let Some(seconds) = map.get("retry_after") {
                 return match retry_after(seconds) {
-                    Some(after) => Failure::RetryLater { after, message: said },
-                    None => Failure::error_at(at, "threw a retry_after that is no number of seconds from 0"),
+                    Some(after) => Failure::RetryLater { after, message },
+                    None => Failure::error_at(at, "threw a retry_after that is not a non-negative number of seconds"),
                 };
             }
         }
-        let message = said.unwrap_or_else(|| format!("{} instead of a text", kind(thrown)));
+        let message = message.unwrap_or_else(|| format!("{} instead of a string", kind(thrown)));
         Failure::Thrown { message, line: at.line(), column: at.position() }
     }
 }
@@ -106,20 +106,20 @@ fn message_of(thrown: &Map) -> Option<String> {
 fn retry_after(seconds: &Dynamic) -> Option<Duration> {
     let after = match (seconds.as_int(), seconds.as_float()) {
         (Ok(seconds), _) => Duration::from_secs(u64::try_from(seconds).ok()?),
-        // Far too many seconds for a `Duration` are the cap, too.
+        // Values too large for a `Duration` are capped as well.
         (_, Ok(seconds)) if seconds >= 0.0 => Duration::try_from_secs_f64(seconds).unwrap_or(RETRY_AFTER_MAX),
         _ => return None,
     };
     Some(after.min(RETRY_AFTER_MAX))
 }
 
-/// The error in words, with identifiers and types and without values.
-fn described(error: &EvalAltResult) -> String {
+/// Describes the error by identifiers and types, without values.
+fn describe(error: &EvalAltResult) -> String {
     use EvalAltResult as E;
     match error {
         E::ErrorTooManyOperations(_) => "too many operations".into(),
         E::ErrorTerminated(..) => format!("runs longer than {} ms", super::CALL_TIME_MAX.as_millis()),
-        E::ErrorStackOverflow(_) => "too many calls inside each other".into(),
+        E::ErrorStackOverflow(_) => "too many nested calls".into(),
         E::ErrorTooManyVariables(_) => "too many variables".into(),
         E::ErrorDataTooLarge(what, _) => format!("{what} too large"),
         E::ErrorVariableNotFound(name, _) => format!("no variable {name}"),
@@ -132,14 +132,14 @@ fn described(error: &EvalAltResult) -> String {
         E::ErrorMismatchDataType(wanted, given, _) | E::ErrorMismatchOutputType(wanted, given, _) => {
             match (wanted.as_str(), given.as_str()) {
                 (wanted, "") => format!("expects {wanted}"),
-                ("", given) => format!("does not take {given}"),
+                ("", given) => format!("does not accept {given}"),
                 (wanted, given) => format!("expects {wanted}, not {given}"),
             }
         }
-        E::ErrorFor(_) => "`for` needs something with items".into(),
-        // Its text quotes the numbers and strings that it is about.
+        E::ErrorFor(_) => "`for` needs an iterable value".into(),
+        // The message of this error quotes its operands.
         E::ErrorArithmetic(..) => "arithmetic error".into(),
-        E::ErrorDotExpr(..) => "a `.` where it means nothing".into(),
+        E::ErrorDotExpr(..) => "a misplaced `.`".into(),
         _ => "an error in the script".into(),
     }
 }

@@ -1,7 +1,8 @@
-//! A request to the authorization server, as a script sees it and gives it back.
+//! A request to the authorization server, as passed to a script and as returned by it.
 //!
 //! Not here: the call (`sandbox`).
-//! Holds: the URL stays; names and values of headers are valid HTTP; what frames a message is not the script's.
+//! Invariants: a script cannot change the URL, set an invalid header, or set a header that frames or routes the
+//! message.
 
 use std::fmt;
 
@@ -11,10 +12,11 @@ use rhai::{Array, Dynamic, Map};
 use super::failure::Failure;
 use super::value::{entry, kind, text};
 
-/// Headers that say where a message goes and how long it is; `Proxy-*` are such, too.
-const OURS: [&str; 7] = ["host", "content-length", "transfer-encoding", "connection", "te", "trailer", "upgrade"];
+/// Framing and routing headers, which a script must not set; neither may it set `Proxy-*`.
+const RESERVED_HEADERS: [&str; 7] =
+    ["host", "content-length", "transfer-encoding", "connection", "te", "trailer", "upgrade"];
 
-/// Scripts see the names of headers in lower case, and a name that is there more than once as an array.
+/// Scripts see header names in lower case, and a repeated name as an array of values.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Request {
     /// Read-only.
@@ -39,13 +41,13 @@ impl Request {
         ])
     }
 
-    /// This request with what the script `returned`.
+    /// Applies the map that the script `returned`.
     pub(super) fn changed(self, mut returned: Map) -> Result<Request, Failure> {
         let url = returned.remove("url");
         if url.is_some_and(|url| url.as_immutable_string_ref().map_or(true, |url| url.as_str() != self.url)) {
-            return Err(Failure::error("the returned `url` is not the one it got; the destination cannot be changed"));
+            return Err(Failure::error("the returned `url` differs; the destination cannot be changed"));
         }
-        let headers = one_spelling(take_map(&mut returned, "headers")?);
+        let headers = merge_case(take_map(&mut returned, "headers")?);
         let form = take_map(&mut returned, "form")?;
         if let Some(unknown) = returned.keys().next() {
             return Err(Failure::error(format!("the returned request has an unknown key `{unknown}`")));
@@ -61,26 +63,26 @@ impl Request {
 
 fn check_header(name: &str, value: &str, unchanged: bool) -> Result<(), Failure> {
     if HeaderName::from_bytes(name.as_bytes()).is_err() {
-        return Err(Failure::error(format!("`headers.{name}` is no name of an HTTP header")));
+        return Err(Failure::error(format!("`headers.{name}` is not a valid HTTP header name")));
     }
     if HeaderValue::from_str(value).is_err() {
-        return Err(Failure::error(format!("the value of `headers.{name}` is not valid in HTTP")));
+        return Err(Failure::error(format!("the value of `headers.{name}` is not a valid HTTP header value")));
     }
-    if !unchanged && (OURS.contains(&name) || name.starts_with("proxy-")) {
+    if !unchanged && (RESERVED_HEADERS.contains(&name) || name.starts_with("proxy-")) {
         return Err(Failure::error(format!("`headers.{name}` cannot be set by a script")));
     }
     Ok(())
 }
 
-/// A header that the script spelled in its own way takes the place of the lower-case one that it got.
-fn one_spelling(headers: Map) -> Map {
+/// Merges header names by case: one that the script wrote with capitals overrides its lower-case form.
+fn merge_case(headers: Map) -> Map {
     let is_lower = |name: &str| !name.bytes().any(|byte| byte.is_ascii_uppercase());
     let (lower, own): (Vec<_>, Vec<_>) = headers.into_iter().partition(|(name, _)| is_lower(name));
     let own = own.into_iter().map(|(name, value)| (name.to_ascii_lowercase().into(), value));
     lower.into_iter().chain(own).collect()
 }
 
-/// The fields of `returned`: those of `given` in their order, then the new ones.
+/// The fields of `returned`: those also in `given` in their original order, then the new ones.
 fn merge(part: &str, given: &[(String, String)], returned: Map) -> Result<Vec<(String, String)>, Failure> {
     let mut left = Vec::with_capacity(returned.len());
     for (name, value) in returned {
@@ -103,7 +105,7 @@ fn merge(part: &str, given: &[(String, String)], returned: Map) -> Result<Vec<(S
     Ok(fields)
 }
 
-/// The texts of one returned value, or the kind that has none.
+/// The strings of a returned value, or the name of its unsupported type.
 fn values(value: &Dynamic) -> Result<Vec<String>, &'static str> {
     if value.is_unit() {
         return Ok(Vec::new());

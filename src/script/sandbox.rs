@@ -1,9 +1,9 @@
-//! The engine that scripts run in, and its bounds.
+//! The engine that runs scripts, and its resource bounds.
 //!
-//! Not here: what a hook gets and returns (`request`, `response`), the functions we offer (`functions`).
-//! Holds: no I/O, no `eval`, no `import`, no output; a call ends at [`CALL_TIME_MAX`] and at each bound below, without a
-//! way to catch that; no panic of the engine gets out. A value that could hide others from the size checks (a
-//! closure's captured variable, a curried argument) cannot be made.
+//! Not here: arguments and results of a hook (`request`, `response`), the functions offered (`functions`).
+//! Invariants: no I/O, no `eval`, no `import`, no output; a call ends at [`CALL_TIME_MAX`] and at each bound below,
+//! which a script cannot catch; a panic of the engine is contained. A script cannot create a value that hides others
+//! from the size checks (a captured variable of a closure, a curried argument).
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,30 +22,30 @@ use super::functions;
 use super::value::STRING_BYTES_MAX;
 use crate::model::time::WallTime;
 
-/// The longest time of one call.
+/// Time limit of one call.
 pub const CALL_TIME_MAX: Duration = Duration::from_millis(250);
-/// The most operations of one call; Rhai counts about one for each node of an expression.
+/// Maximum number of operations per call; Rhai counts about one per expression node.
 const OPERATIONS_MAX: u64 = 100_000;
-/// The most script functions that wait for each other.
+/// Maximum depth of nested function calls.
 const CALL_DEPTH_MAX: usize = 16;
-/// The most levels of one expression, inside a function and outside.
+/// Maximum nesting of an expression, inside a function and outside.
 const EXPRESSION_DEPTH_MAX: usize = 32;
-/// The most items of the arrays and bytes of the blobs in one value, all together.
+/// Maximum total of array items and blob bytes in one value.
 const ARRAY_ITEMS_MAX: usize = 1024;
-/// The most entries of the maps in one value, all together.
+/// Maximum total of map entries in one value.
 const MAP_ENTRIES_MAX: usize = 256;
-/// The most variables of one function.
+/// Maximum number of variables per function.
 const VARIABLES_MAX: usize = 64;
-/// The most functions of a script.
+/// Maximum number of functions per script.
 const FUNCTIONS_MAX: usize = 64;
 
-/// The most bytes of all variables of one function, counted every [`WEIGHED_EVERY`] uses of a variable.
+/// Maximum total size of a function's variables, checked every [`VARIABLE_USES_PER_CHECK`] variable accesses.
 const VARIABLES_BYTES_MAX: usize = 4 * 1024 * 1024;
-const WEIGHED_EVERY: u32 = 16;
-/// What a value counts beside the bytes that it holds.
+const VARIABLE_USES_PER_CHECK: u32 = 16;
+/// Overhead per value, in addition to the bytes that it holds.
 const VALUE_BYTES: usize = 64;
 
-/// What every call's engine is made of: an engine lives for one call, since its clocks are the call's.
+/// Builds one engine per call, since deadline and `now()` differ per call.
 #[derive(Clone)]
 pub struct Sandbox {
     library: Arc<[Arc<Module>]>,
@@ -65,19 +65,19 @@ impl Sandbox {
             BasicBlobPackage::new().as_shared_module(),
             BasicMapPackage::new().as_shared_module(),
             MoreStringPackage::new().as_shared_module(),
-            // The last one registered is asked first, so ours take the place of some above.
+            // The module registered last has precedence, so ours override some of the above.
             Arc::new(functions::module()),
         ];
         Sandbox { library: library.into() }
     }
 
     /// # Errors
-    /// What does not parse, goes over a bound, or stands outside of a function.
+    /// A syntax error, an exceeded bound, or a statement outside of a function.
     pub fn compile(&self, source: &str) -> Result<AST, ScriptError> {
         let mut engine = self.engine();
         let compiled = catch_unwind(AssertUnwindSafe(|| engine.compile(source)));
-        let ast = compiled.map_err(|_| ScriptError::nowhere("cannot be compiled"))??;
-        // The first statement at top level ends at its first operation, and nothing else has one.
+        let ast = compiled.map_err(|_| ScriptError::without_position("cannot be compiled"))??;
+        // Any operation now aborts the run, and only a top-level statement has one.
         engine.on_progress(|_| Some(Dynamic::UNIT));
         let ran = catch_unwind(AssertUnwindSafe(|| engine.run_ast(&ast)));
         let at = match ran {
@@ -85,14 +85,14 @@ impl Sandbox {
             Ok(Err(error)) => error.position(),
             Err(_) => rhai::Position::NONE,
         };
-        let message = "has a statement outside of its functions; move it into one (a constant: `fn name() { value }`)";
+        let message = "has a statement outside of a function; move it into one (a constant: `fn name() { value }`)";
         Err(ScriptError::at(at, message))
     }
 
-    /// Calls `function` of `ast`; `now` is what the script's `now()` returns, in seconds.
+    /// Calls `function` of `ast`; the script's `now()` returns `now` in seconds.
     ///
     /// # Errors
-    /// What the script threw, what went wrong in it, and the bound that it met.
+    /// An exception or error of the script, or an exceeded bound.
     pub fn call(
         &self,
         ast: &AST,
@@ -104,7 +104,7 @@ impl Sandbox {
             let mut engine = self.engine();
             let deadline = Instant::now() + CALL_TIME_MAX;
             engine.on_progress(move |_| (Instant::now() >= deadline).then_some(Dynamic::UNIT));
-            weigh_variables(&mut engine);
+            limit_variable_size(&mut engine);
             let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
             engine.register_fn("now", move || now);
             let options = CallFnOptions::new().eval_ast(false);
@@ -136,16 +136,16 @@ impl Sandbox {
     }
 }
 
-/// Rhai checks the size of what is assigned to `map[key]` or `array[index]`, and not of the whole: a loop would fill the
-/// memory before its time is over.
-#[expect(deprecated, reason = "marked as volatile, not as going away")]
-fn weigh_variables(engine: &mut Engine) {
+/// Rhai checks the size of a value assigned to `map[key]` or `array[index]`, not of the whole container: a loop could
+/// exhaust memory before the time limit.
+#[expect(deprecated, reason = "the deprecation marks an unstable API, not one to be removed")]
+fn limit_variable_size(engine: &mut Engine) {
     let uses = AtomicU32::new(0);
     engine.on_var(move |_, _, context| {
-        if uses.fetch_add(1, Ordering::Relaxed).is_multiple_of(WEIGHED_EVERY) {
+        if uses.fetch_add(1, Ordering::Relaxed).is_multiple_of(VARIABLE_USES_PER_CHECK) {
             let mut left = VARIABLES_BYTES_MAX;
-            let fits = context.scope().iter_raw().all(|(_, _, value)| weigh(value, &mut left));
-            if !fits || context.this_ptr().is_some_and(|value| !weigh(value, &mut left)) {
+            let fits = context.scope().iter_raw().all(|(_, _, value)| charge_size(value, &mut left));
+            if !fits || context.this_ptr().is_some_and(|value| !charge_size(value, &mut left)) {
                 let what = "The variables of a function are".into();
                 return Err(EvalAltResult::ErrorDataTooLarge(what, rhai::Position::NONE).into());
             }
@@ -154,19 +154,19 @@ fn weigh_variables(engine: &mut Engine) {
     });
 }
 
-/// Takes the bytes of `value` off `left`; false when there are too few, or an array or a map has grown over its bound.
-fn weigh(value: &Dynamic, left: &mut usize) -> bool {
+/// Subtracts the size of `value` from `left`; false if `left` is too small, or an array or map exceeds its bound.
+fn charge_size(value: &Dynamic, left: &mut usize) -> bool {
     let own =
         value.as_immutable_string_ref().map_or(0, |text| text.len()) + value.as_blob_ref().map_or(0, |blob| blob.len());
     let Some(rest) = left.checked_sub(VALUE_BYTES + own) else { return false };
     *left = rest;
     let fits_array = value
         .as_array_ref()
-        .map_or(true, |items| items.len() <= ARRAY_ITEMS_MAX && items.iter().all(|item| weigh(item, left)));
+        .map_or(true, |items| items.len() <= ARRAY_ITEMS_MAX && items.iter().all(|item| charge_size(item, left)));
     fits_array
         && value
             .as_map_ref()
-            .map_or(true, |map| map.len() <= MAP_ENTRIES_MAX && map.values().all(|item| weigh(item, left)))
+            .map_or(true, |map| map.len() <= MAP_ENTRIES_MAX && map.values().all(|item| charge_size(item, left)))
 }
 
 impl fmt::Debug for Sandbox {

@@ -1,6 +1,6 @@
-//! What scripts may change and return, and how they fail.
+//! What hooks may change and return, and how they fail.
 //!
-//! Not here: bombs (`bombs`), sources that are refused (`refused`), what the functions compute (`functions`).
+//! Not here: resource exhaustion (`bombs`), rejected sources (`refused`), the functions offered (`functions`).
 
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ fn on_request(body: &str) -> Result<Request, Failure> {
 fn on_response(body: &str, text: &str) -> Result<(u16, String), Failure> {
     let source = format!("fn token_response(response, ctx) {{ {body} }}");
     let script = Script::compile(&source).expect("it compiles");
-    script.token_response(response(text), &context()).map(|answered| (answered.status, answered.body))
+    script.token_response(response(text), &context()).map(|response| (response.status, response.body))
 }
 
 #[track_caller]
@@ -61,7 +61,7 @@ fn check_headers(body: &str, expected: &[(&str, &str)]) {
     assert_eq!(on_request(&format!("{body}; request")).unwrap().headers, fields(expected), "after {body}");
 }
 
-/// The message of a failure that is none of the script's own throws.
+/// The message of a failure that the script did not throw itself.
 #[track_caller]
 fn message(failure: Failure) -> String {
     let Failure::Error { message, .. } = failure else { panic!("{failure:?}") };
@@ -91,7 +91,7 @@ fn fields_keep_their_order_and_new_ones_follow() {
 }
 
 #[test]
-fn headers_are_named_in_lower_case_and_matched_without_it() {
+fn header_names_are_in_lower_case_and_match_any_case() {
     check_headers("()", &[("accept", "application/json"), ("host", "as.test")]);
     check_headers("request.headers.accept = ()", &[("host", "as.test")]);
     check_headers("request.headers.Accept = \"x\"", &[("accept", "x"), ("host", "as.test")]);
@@ -103,12 +103,12 @@ fn headers_are_named_in_lower_case_and_matched_without_it() {
 }
 
 #[test]
-fn a_result_that_cannot_be_used_is_named() {
+fn an_unusable_result_is_reported() {
     check_failed("request.form.scope = 1.5; request", "`form.scope` is a float");
     check_failed("request.form.scope = #{}; request", "`form.scope` is a map");
     check_failed("request.form.scope = [[]]; request", "`form.scope` is an array with another value");
-    check_failed("request.headers[\"a b\"] = \"\"; request", "`headers.a b` is no name");
-    check_failed("request.headers.x = \"a\\nb\"; request", "value of `headers.x` is not valid");
+    check_failed("request.headers[\"a b\"] = \"\"; request", "`headers.a b` is not a valid");
+    check_failed("request.headers.x = \"a\\nb\"; request", "value of `headers.x` is not a valid");
     for name in ["Host", "content-length", "Transfer-Encoding", "connection", "te", "Trailer", "Upgrade", "Proxy-X"] {
         let set = format!("request.headers[\"{name}\"] = \"x\"; request");
         check_failed(&set, &format!("`headers.{}` cannot be set", name.to_lowercase()));
@@ -120,11 +120,11 @@ fn a_result_that_cannot_be_used_is_named() {
     check_failed("request.headers = 1; request", "`headers` is an integer");
     check_failed("request.form = 1; request", "`form` is an integer");
     check_failed("request.form.a = 1;", "returned (), not a map");
-    assert!(on_request("#{headers: #{}, form: #{}}").is_ok(), "the URL need not come back");
+    assert!(on_request("#{headers: #{}, form: #{}}").is_ok(), "the URL may be omitted");
 }
 
 #[test]
-fn an_answer_is_what_the_script_makes_of_it() {
+fn a_script_replaces_the_token_response() {
     let given = r#"{"data": {"token": "t"},  "n": 1e2}"#;
     #[track_caller]
     fn check(body: &str, text: &str, status: u16, expected: &str) {
@@ -143,7 +143,7 @@ fn an_answer_is_what_the_script_makes_of_it() {
         r#"{"access_token":"t","expires_in":60}"#,
     );
     check("#{access_token: `${response.json == ()}`}", "no json", 200, r#"{"access_token":"true"}"#);
-    // An integer beyond the script's is no change of the answer.
+    // An integer beyond the script's range does not count as a change.
     check("response", r#"{"id": 18446744073709551615}"#, 201, r#"{"id": 18446744073709551615}"#);
     #[track_caller]
     fn refused(body: &str, expected: &str) {
@@ -159,7 +159,7 @@ fn an_answer_is_what_the_script_makes_of_it() {
 }
 
 #[test]
-fn a_long_answer_is_whole_although_its_text_is_cut() {
+fn a_long_response_stays_whole_although_its_text_is_truncated() {
     let token = "a".repeat(61_440);
     let long = format!("{{\"access_token\":\"{token}\",\"refresh_token\":\"{}\"}}", "ä".repeat(4_000));
     let (status, unchanged) = on_response("response", &long).unwrap();
@@ -170,11 +170,11 @@ fn a_long_answer_is_whole_although_its_text_is_cut() {
 }
 
 #[test]
-fn a_script_throws_a_text_or_a_wait() {
+fn a_script_throws_a_message_or_a_retry_delay() {
     let thrown =
         |message: &str, column| Failure::Thrown { message: message.into(), line: Some(1), column: Some(column) };
     assert_eq!(on_request("throw \"no such account\""), Err(thrown("no such account", 34)));
-    assert_eq!(on_request("throw 42"), Err(thrown("an integer instead of a text", 34)));
+    assert_eq!(on_request("throw 42"), Err(thrown("an integer instead of a string", 34)));
     assert_eq!(on_request("throw #{message: \"m\"}"), Err(thrown("m", 34)));
     let later = |after: f64, message: Option<&str>| {
         Err(Failure::RetryLater { after: Duration::from_secs_f64(after), message: message.map(String::from) })
@@ -184,7 +184,7 @@ fn a_script_throws_a_text_or_a_wait() {
     assert_eq!(on_request("throw #{retry_after: 301}"), later(300.0, None));
     assert_eq!(on_request("throw #{retry_after: 1e300}"), later(300.0, None));
     for wrong in ["-1", "-0.1", "\"30\"", "0.0 / 0.0"] {
-        check_failed(&format!("throw #{{retry_after: {wrong}}}"), "no number of seconds");
+        check_failed(&format!("throw #{{retry_after: {wrong}}}"), "not a non-negative number of seconds");
     }
     let long = on_request("let long = \"\\u00e9\\n\"; long.pad(1000, \"a\"); throw long").unwrap_err();
     let Failure::Thrown { message, .. } = long else { panic!("{long:?}") };
@@ -192,7 +192,7 @@ fn a_script_throws_a_text_or_a_wait() {
 }
 
 #[test]
-fn an_error_has_its_place_and_no_value() {
+fn an_error_has_a_position_and_shows_no_value() {
     let source =
         "fn helper(x) {\n  parse_int(x)\n}\nfn token_request(request, ctx) {\n  helper(request.form.grant_type)\n}";
     let failure = Script::compile(source).unwrap().token_request(request(), &context()).unwrap_err();
@@ -206,12 +206,12 @@ fn an_error_has_its_place_and_no_value() {
 }
 
 #[test]
-fn without_a_hook_all_stays_as_it_is() {
+fn without_a_hook_requests_and_responses_are_unchanged() {
     let script = Script::compile("fn authorization_request(request, ctx) { request.form.x = 1; request }").unwrap();
     assert!(script.has_authorization_request() && !script.has_token_request() && !script.has_token_response());
     assert_eq!(script.token_request(request(), &context()), Ok(request()));
-    let answered = script.token_response(response("text"), &context()).unwrap();
-    assert_eq!((answered.status, answered.body.as_str()), (201, "text"));
+    let unchanged = script.token_response(response("text"), &context()).unwrap();
+    assert_eq!((unchanged.status, unchanged.body.as_str()), (201, "text"));
     assert_eq!(
         script.authorization_request(request(), &context()).unwrap().form.last(),
         Some(&("x".into(), "1".into()))
@@ -219,7 +219,7 @@ fn without_a_hook_all_stays_as_it_is() {
 }
 
 #[test]
-fn debug_shows_no_source_and_no_data() {
+fn debug_output_shows_no_source_and_no_data() {
     let script = Script::compile("fn token_request(request, ctx) { \"s3cret\" }").unwrap();
     let shown = format!("{script:?} {:?} {:?}", request(), response("s3cret"));
     assert!(shown.contains("token_request") && !shown.contains("s3cret") && !shown.contains("password"), "{shown}");

@@ -1,17 +1,17 @@
-//! Between the script's values and JSON.
+//! Conversion between script values and JSON.
 //!
-//! Holds: nesting is at most [`DEPTH_MAX`] levels; an integer beyond 64 bits with sign becomes a float.
+//! Invariants: nesting is at most [`DEPTH_MAX`] levels; an integer beyond 64 bits (signed) becomes a float.
 
 use rhai::{Array, Dynamic, Map};
 use serde_json::{Number, Value};
 
-/// The most levels of a JSON value; serde_json reads no more than these.
+/// Maximum nesting of a JSON value; equal to serde_json's limit.
 const DEPTH_MAX: usize = 128;
 
-/// The most bytes of the strings in one value, all together.
+/// Maximum total bytes of the strings in one value.
 pub const STRING_BYTES_MAX: usize = 256 * 1024;
 
-/// What a value is called in a message.
+/// Name of a value's type, for messages.
 pub fn kind(value: &Dynamic) -> &'static str {
     if value.is_unit() {
         "()"
@@ -32,7 +32,7 @@ pub fn kind(value: &Dynamic) -> &'static str {
     } else if value.is_char() {
         "a character"
     } else {
-        "a value of another kind"
+        "a value of another type"
     }
 }
 
@@ -65,7 +65,7 @@ fn map_from_json(entries: &serde_json::Map<String, Value>) -> Map {
 }
 
 /// # Errors
-/// The kind of a value that JSON has no word for.
+/// The type of a value that JSON cannot represent.
 pub fn to_json(value: &Dynamic) -> Result<Value, &'static str> {
     to_json_below(value, DEPTH_MAX)
 }
@@ -77,7 +77,7 @@ pub fn map_to_json(map: &Map) -> Result<Value, &'static str> {
 }
 
 fn to_json_below(value: &Dynamic, levels: usize) -> Result<Value, &'static str> {
-    let Some(below) = levels.checked_sub(1) else { return Err("a value that is nested too deep") };
+    let Some(below) = levels.checked_sub(1) else { return Err("a value that is nested too deeply") };
     if value.is_unit() {
         Ok(Value::Null)
     } else if let Ok(bool) = value.as_bool() {
@@ -85,7 +85,7 @@ fn to_json_below(value: &Dynamic, levels: usize) -> Result<Value, &'static str> 
     } else if let Ok(integer) = value.as_int() {
         Ok(integer.into())
     } else if let Ok(float) = value.as_float() {
-        Number::from_f64(float).map(Value::Number).ok_or("a float that is no number")
+        Number::from_f64(float).map(Value::Number).ok_or("a float that is not a finite number")
     } else if let Ok(character) = value.as_char() {
         Ok(character.to_string().into())
     } else if let Ok(string) = value.as_immutable_string_ref() {

@@ -1,8 +1,8 @@
-//! Links that people follow to connect a connection.
+//! Links that people open to connect a connection to their account.
 //!
-//! Not here: what happens when one is opened (`admin::consent`).
-//! Holds: a link for one subject is sealed to connection, profile and subject, and good for ten minutes; any replica with
-//! the same key opens it.
+//! Not here: what opening a link does (`admin::consent`).
+//! Invariants: a link for a subject is sealed to connection, profile and subject, and valid for ten minutes; any
+//! replica with the same key can open it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,15 +16,15 @@ use crate::model::time::WallTime;
 use crate::model::token::TokenKey;
 use crate::store::{Keyring, SealedIn};
 
-/// How long a link for a subject is good for.
-const LINK_LIFE: Duration = Duration::from_secs(10 * 60);
-const PLACE: SealedIn<'static> = SealedIn { table: "links", name: b"connect" };
-/// Longest sealed link that is looked at.
+/// Lifetime of a link for a subject.
+const LINK_TTL: Duration = Duration::from_secs(10 * 60);
+const SEALED_IN: SealedIn<'static> = SealedIn { table: "links", name: b"connect" };
+/// Longer sealed links are rejected unread.
 const SEALED_CHARS_MAX: usize = 1024;
 
 pub struct Links {
     seal: Arc<Keyring>,
-    /// Where browsers reach us; `None`: nobody has said.
+    /// Public base URL; `None` if it is not known.
     base: Option<Url>,
 }
 
@@ -43,17 +43,17 @@ impl Links {
         self.base.as_ref()
     }
 
-    /// Where authorization servers send browsers back to.
+    /// The redirect URI for authorization servers.
     pub fn callback(&self) -> Option<String> {
-        self.at(&["oauth", "callback"]).map(String::from)
+        self.url(&["oauth", "callback"]).map(String::from)
     }
 
-    /// Where a token is connected; for a subject's, without signing in.
+    /// The link that connects a token; for a subject's token, it needs no sign-in.
     pub fn connect(&self, key: &TokenKey, wall: WallTime) -> Option<String> {
-        let mut url = self.of_connection(key)?;
+        let mut url = self.connection_url(key)?;
         if key.subject.is_some() {
-            let ends = (wall + LINK_LIFE).as_secs();
-            let sealed = self.seal.seal(PLACE, ends, key.to_string().as_bytes()).ok()?;
+            let expires_at = (wall + LINK_TTL).as_secs();
+            let sealed = self.seal.seal(SEALED_IN, expires_at, key.to_string().as_bytes()).ok()?;
             url.set_query(Some(&format!("for={}", BASE64_URL_SAFE_NO_PAD.encode(sealed))));
         } else if key.profile.as_str() != "default" {
             url.set_query(Some(&format!("profile={}", key.profile)));
@@ -61,26 +61,26 @@ impl Links {
         Some(url.into())
     }
 
-    /// The same for an authorization that somebody has begun; `secret` alone opens it.
+    /// The link of a started authorization; the `secret` alone opens it.
     pub fn of_authorization(&self, key: &TokenKey, secret: &str) -> Option<String> {
-        let mut url = self.of_connection(key)?;
+        let mut url = self.connection_url(key)?;
         url.set_query(Some(&format!("flow={secret}")));
         Some(url.into())
     }
 
-    /// Which token a sealed link is for; `None`: it is not ours, or its time is over.
+    /// The token that a sealed link is for; `None` if the seal is not ours, or the link has expired.
     pub fn open(&self, sealed: &str, wall: WallTime) -> Option<TokenKey> {
         let sealed = (sealed.len() <= SEALED_CHARS_MAX).then(|| BASE64_URL_SAFE_NO_PAD.decode(sealed).ok())??;
-        let (ends, text) = self.seal.open(PLACE, &sealed).ok()?;
+        let (expires_at, text) = self.seal.open(SEALED_IN, &sealed).ok()?;
         let key = TokenKey::parse(std::str::from_utf8(&text).ok()?)?;
-        (wall < WallTime::from_secs(ends)).then_some(key)
+        (wall < WallTime::from_secs(expires_at)).then_some(key)
     }
 
-    fn of_connection(&self, key: &TokenKey) -> Option<Url> {
-        self.at(&["connect", key.connection.as_str()])
+    fn connection_url(&self, key: &TokenKey) -> Option<Url> {
+        self.url(&["connect", key.connection.as_str()])
     }
 
-    fn at(&self, path: &[&str]) -> Option<Url> {
+    fn url(&self, path: &[&str]) -> Option<Url> {
         let mut url = self.base.clone()?;
         url.path_segments_mut().ok()?.pop_if_empty().extend(path);
         Some(url)
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_leads_to_one_token_for_ten_minutes() {
+    fn a_link_is_valid_for_one_token_for_ten_minutes() {
         let crm = TokenKey::of_connection(Name::parse("crm").unwrap());
         let other = TokenKey { profile: Name::parse("other").unwrap(), ..crm.clone() };
         let ann = TokenKey { subject: Subject::parse("ann@acme.test"), ..other.clone() };
@@ -113,8 +113,8 @@ mod tests {
         let sealed = link.strip_prefix(&format!("{base}?for=")).unwrap();
         assert!(!link.contains("ann"));
         assert_eq!(own.open(sealed, now), Some(ann.clone()));
-        assert_eq!(own.open(sealed, now + LINK_LIFE - Duration::from_secs(1)), Some(ann));
-        assert_eq!(own.open(sealed, now + LINK_LIFE), None);
+        assert_eq!(own.open(sealed, now + LINK_TTL - Duration::from_secs(1)), Some(ann));
+        assert_eq!(own.open(sealed, now + LINK_TTL), None);
         let mut changed = sealed.to_owned().into_bytes();
         changed[40] ^= 1;
         for bad in ["", "x", &sealed[1..], std::str::from_utf8(&changed).unwrap(), &sealed.repeat(9)] {

@@ -1,8 +1,9 @@
-//! The interception CA: a certificate for whatever host a tunnel leads to, made when it is first asked for.
+//! The interception CA: issues a leaf certificate for the host of an intercepted tunnel, on first use.
 //!
-//! Not here: which tunnels are opened (`proxy::tunnel`), how a CA comes about (`ca`). Holds: a leaf names its host in SAN
-//! alone, is good for a few days and never longer than its CA; its key is one for the process and lies nowhere else; what
-//! was made is kept, but never more than `MADE_MAX` of it; making happens off the threads that serve requests.
+//! Not here: which tunnels are intercepted (`proxy::tunnel`), creating and reading a CA (`ca`).
+//! Invariants: a leaf names its host in SAN alone, is valid for a few days and never longer than its CA; all leaves use
+//! one key, which exists only in this process; at most `LEAVES_MAX` leaves are cached; issuing runs off the worker
+//! threads.
 
 mod ca;
 
@@ -30,23 +31,23 @@ use crate::tasks::Tasks;
 pub use ca::{CaError, NewCa, make_ca, read_ca, read_certificates};
 use ca::{key_pair, moment, serial};
 
-/// Hosts whose certificates are kept; the least recently used leave.
-const MADE_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("more than none");
-/// Certificates that are being made at once.
-const MAKING_MAX: usize = 4;
-/// From `not_before` to `not_after`.
-const LEAF_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
-/// A leaf with less left is made anew.
-const LEAF_LEFT_MIN: Duration = Duration::from_secs(24 * 3600);
-/// Callers' clocks may be late by as much.
+/// Maximum number of cached leaves; the least recently used is evicted.
+const LEAVES_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("more than none");
+/// Maximum number of leaves issued concurrently.
+const CONCURRENT_ISSUES_MAX: usize = 4;
+/// Validity of a leaf, from `not_before` to `not_after`.
+const LEAF_VALIDITY: Duration = Duration::from_secs(7 * 24 * 3600);
+/// A leaf with less remaining validity is reissued.
+const LEAF_REISSUE_BEFORE: Duration = Duration::from_secs(24 * 3600);
+/// `not_before` is earlier by this much, for callers whose clock is slow.
 const CLOCK_SKEW: Duration = Duration::from_secs(3600);
 
 pub struct Authority {
     interception: Interception,
-    maker: Arc<Maker>,
-    /// A cell for each host: who comes first makes, the others wait for it.
-    made: Mutex<LruCache<Host, Arc<OnceCell<Made>>>>,
-    places: Semaphore,
+    leaf_issuer: Arc<LeafIssuer>,
+    /// LRU cache with one cell per host: the first request issues the leaf, concurrent ones wait for it.
+    leaves: Mutex<LruCache<Host, Arc<OnceCell<Leaf>>>>,
+    permits: Semaphore,
 }
 
 impl fmt::Debug for Authority {
@@ -56,18 +57,18 @@ impl fmt::Debug for Authority {
 }
 
 #[derive(Clone)]
-struct Made {
+struct Leaf {
     config: Arc<ServerConfig>,
-    renew_at: WallTime,
+    reissue_at: WallTime,
 }
 
-/// What every leaf is made with.
-struct Maker {
+/// Issues leaves; the parts that all leaves share.
+struct LeafIssuer {
     issuer: Issuer<'static, KeyPair>,
-    /// The CA's certificate and those above it, roots left out.
+    /// The CA's certificate and its issuers, without roots.
     chain: Roots,
-    /// The CA's end.
-    ends: WallTime,
+    /// End of the CA's validity.
+    expires_at: WallTime,
     leaf_key: KeyPair,
     signing_key: Arc<dyn SigningKey>,
     provider: Arc<CryptoProvider>,
@@ -77,49 +78,49 @@ struct Maker {
 pub enum AuthorityError {
     #[error(transparent)]
     Ca(#[from] CaError),
-    #[error("no certificate could be made: {0}")]
-    Make(#[from] rcgen::Error),
-    #[error("the certificate cannot be served: {0}")]
-    Serve(#[from] rustls::Error),
-    #[error("the interception CA's certificate has ended")]
-    Ended,
-    #[error("the program is about to end")]
-    Stopped,
+    #[error("issuing a certificate failed: {0}")]
+    Issue(#[from] rcgen::Error),
+    #[error("the certificate cannot be used for TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    #[error("the interception CA's certificate has expired")]
+    Expired,
+    #[error("Keybearer is shutting down")]
+    ShuttingDown,
 }
 
 impl Authority {
     /// # Errors
-    /// Only for a CA that [`read_ca`] would refuse, or where there are no random bytes.
+    /// Only for a CA that [`read_ca`] would reject, or without a source of randomness.
     pub fn new(interception: &Interception) -> Result<Authority, AuthorityError> {
         let certificate = interception.chain.first().ok_or(CaError::Certificate)?;
-        let ends = super::expiry(certificate).ok_or(CaError::Certificate)?;
+        let expires_at = super::expiry(certificate).ok_or(CaError::Certificate)?;
         let issuer = Issuer::from_ca_cert_der(certificate, key_pair(&interception.key)?)?;
         let leaf_key = KeyPair::generate()?;
         let der = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(leaf_key.serialized_der()));
         let signing_key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&der)?;
-        let maker = Maker {
+        let leaf_issuer = LeafIssuer {
             issuer,
             chain: interception.chain.iter().filter(|certificate| !ca::is_root(certificate)).cloned().collect(),
-            ends,
+            expires_at,
             leaf_key,
             signing_key,
             provider: Arc::new(rustls::crypto::aws_lc_rs::default_provider()),
         };
-        let made = Mutex::new(LruCache::new(MADE_MAX));
+        let leaves = Mutex::new(LruCache::new(LEAVES_MAX));
         Ok(Authority {
             interception: interception.clone(),
-            maker: Arc::new(maker),
-            made,
-            places: Semaphore::new(MAKING_MAX),
+            leaf_issuer: Arc::new(leaf_issuer),
+            leaves,
+            permits: Semaphore::new(CONCURRENT_ISSUES_MAX),
         })
     }
 
-    /// Is it made of this very CA?
+    /// Whether this authority uses exactly this CA.
     pub fn is_of(&self, interception: &Interception) -> bool {
         self.interception == *interception
     }
 
-    /// How TLS is opened in the place of `host`.
+    /// The TLS configuration that impersonates `host`.
     pub async fn server_config(
         &self,
         tasks: &Tasks,
@@ -127,52 +128,52 @@ impl Authority {
         wall: WallTime,
     ) -> Result<Arc<ServerConfig>, AuthorityError> {
         let cell = self.cell(host, wall);
-        let made = cell.get_or_try_init(|| self.make(tasks, host, wall)).await?;
-        Ok(made.config.clone())
+        let leaf = cell.get_or_try_init(|| self.issue(tasks, host, wall)).await?;
+        Ok(leaf.config.clone())
     }
 
-    /// Where what is made for a host is kept; an empty one where there is nothing, or nothing that lasts.
-    fn cell(&self, host: &Host, wall: WallTime) -> Arc<OnceCell<Made>> {
-        let mut made = lock(&self.made);
-        let kept = made.get(host).filter(|cell| cell.get().is_none_or(|made| wall < made.renew_at));
-        if let Some(cell) = kept {
+    /// The cache cell of a host; an empty one if there is none, or if its leaf is due to be reissued.
+    fn cell(&self, host: &Host, wall: WallTime) -> Arc<OnceCell<Leaf>> {
+        let mut leaves = lock(&self.leaves);
+        let cached = leaves.get(host).filter(|cell| cell.get().is_none_or(|leaf| wall < leaf.reissue_at));
+        if let Some(cell) = cached {
             return cell.clone();
         }
         let cell = Arc::new(OnceCell::new());
-        made.put(host.clone(), cell.clone());
+        leaves.put(host.clone(), cell.clone());
         cell
     }
 
-    async fn make(&self, tasks: &Tasks, host: &Host, wall: WallTime) -> Result<Made, AuthorityError> {
-        let _place = self.places.acquire().await.map_err(|_| AuthorityError::Stopped)?;
-        let (maker, host) = (self.maker.clone(), host.clone());
-        tasks.blocking(move || maker.make(&host, wall)).await.ok_or(AuthorityError::Stopped)?
+    async fn issue(&self, tasks: &Tasks, host: &Host, wall: WallTime) -> Result<Leaf, AuthorityError> {
+        let _permit = self.permits.acquire().await.map_err(|_| AuthorityError::ShuttingDown)?;
+        let (leaf_issuer, host) = (self.leaf_issuer.clone(), host.clone());
+        tasks.blocking(move || leaf_issuer.issue(&host, wall)).await.ok_or(AuthorityError::ShuttingDown)?
     }
 }
 
-impl Maker {
-    fn make(&self, host: &Host, wall: WallTime) -> Result<Made, AuthorityError> {
+impl LeafIssuer {
+    fn issue(&self, host: &Host, wall: WallTime) -> Result<Leaf, AuthorityError> {
         let begin = wall - CLOCK_SKEW;
-        let end = (begin + LEAF_LIFE).min(self.ends);
+        let end = (begin + LEAF_VALIDITY).min(self.expires_at);
         if end <= wall {
-            return Err(AuthorityError::Ended);
+            return Err(AuthorityError::Expired);
         }
-        let chain = std::iter::once(self.leaf(host, begin, end)?).chain(self.chain.iter().cloned()).collect();
-        let shown = CertifiedKey::new(chain, self.signing_key.clone());
-        // TLS 1.2 and 1.3, and of both what RFC 9325 recommends: rustls has nothing else.
+        let chain = std::iter::once(self.sign_leaf(host, begin, end)?).chain(self.chain.iter().cloned()).collect();
+        let certified = CertifiedKey::new(chain, self.signing_key.clone());
+        // TLS 1.2 and 1.3, with what RFC 9325 recommends: rustls implements nothing else.
         let mut config = ServerConfig::builder_with_provider(self.provider.clone())
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
-            .with_cert_resolver(Arc::new(SingleCertAndKey::from(shown)));
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        // Sessions kept for each host would multiply the bound on hosts by theirs.
+        // A session cache per host would multiply the memory bound.
         config.session_storage = Arc::new(NoServerSessionStorage {});
-        // The CA's own end cannot be moved by making another leaf.
-        let renew_at = if end == self.ends { end } else { end - LEAF_LEFT_MIN };
-        Ok(Made { config: Arc::new(config), renew_at })
+        // Reissuing cannot extend a leaf beyond the CA's own expiry.
+        let reissue_at = if end == self.expires_at { end } else { end - LEAF_REISSUE_BEFORE };
+        Ok(Leaf { config: Arc::new(config), reissue_at })
     }
 
-    fn leaf(&self, host: &Host, begin: WallTime, end: WallTime) -> Result<CertificateDer<'static>, rcgen::Error> {
+    fn sign_leaf(&self, host: &Host, begin: WallTime, end: WallTime) -> Result<CertificateDer<'static>, rcgen::Error> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = vec![match host {

@@ -1,6 +1,6 @@
-//! Two sets of roots in one client: a proxy's own certificate, and those of the servers behind it.
+//! Certificate verification with two sets of roots: one for an egress proxy, one for the servers behind it.
 //!
-//! Holds: each certificate is verified as strictly as without a proxy; roots for the one vouch for nobody else.
+//! Invariant: each certificate is verified as strictly as without a proxy, and only against its own set of roots.
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -9,14 +9,14 @@ use rustls::{DigitallySignedStruct, Error, SignatureScheme};
 use super::verifier::{Anchors, ServerVerifier};
 use crate::model::Roots;
 
-/// A proxy that speaks TLS: its name, and whom it is vouched for by, in place of the shared roots.
+/// An egress proxy that speaks TLS: its name, and the trust anchors that replace the global ones.
 pub struct Proxied {
     name: ServerName<'static>,
     anchors: Option<Anchors>,
 }
 
 impl Proxied {
-    /// `None` for a name that no certificate can have.
+    /// `None` if `host` is not valid as a certificate name.
     pub fn new(host: &str, trust: Option<&Roots>) -> Option<Proxied> {
         let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned()).ok()?;
         Some(Proxied { name, anchors: trust.map(Anchors::of) })
@@ -24,20 +24,20 @@ impl Proxied {
 }
 
 #[derive(Debug)]
-pub(super) struct ByName {
+pub(super) struct ProxiedVerifier {
     proxy: ServerName<'static>,
-    of_proxy: ServerVerifier,
-    of_others: ServerVerifier,
+    proxy_verifier: ServerVerifier,
+    server_verifier: ServerVerifier,
 }
 
-impl ByName {
-    pub fn new(proxied: Proxied, others: &Anchors, shared: &Anchors) -> Option<ByName> {
-        let of_proxy = ServerVerifier::new(proxied.anchors.as_ref().unwrap_or(shared))?;
-        Some(ByName { proxy: proxied.name, of_proxy, of_others: ServerVerifier::new(others)? })
+impl ProxiedVerifier {
+    pub fn new(proxied: Proxied, others: &Anchors, shared: &Anchors) -> Option<ProxiedVerifier> {
+        let proxy_verifier = ServerVerifier::new(proxied.anchors.as_ref().unwrap_or(shared))?;
+        Some(ProxiedVerifier { proxy: proxied.name, proxy_verifier, server_verifier: ServerVerifier::new(others)? })
     }
 }
 
-impl ServerCertVerifier for ByName {
+impl ServerCertVerifier for ProxiedVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -46,7 +46,7 @@ impl ServerCertVerifier for ByName {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let verifier = if *server_name == self.proxy { &self.of_proxy } else { &self.of_others };
+        let verifier = if *server_name == self.proxy { &self.proxy_verifier } else { &self.server_verifier };
         verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
     }
 
@@ -56,7 +56,7 @@ impl ServerCertVerifier for ByName {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.of_others.verify_tls12_signature(message, certificate, signature)
+        self.server_verifier.verify_tls12_signature(message, certificate, signature)
     }
 
     fn verify_tls13_signature(
@@ -65,10 +65,10 @@ impl ServerCertVerifier for ByName {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.of_others.verify_tls13_signature(message, certificate, signature)
+        self.server_verifier.verify_tls13_signature(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.of_others.supported_verify_schemes()
+        self.server_verifier.supported_verify_schemes()
     }
 }

@@ -1,7 +1,8 @@
-//! Which server certificates are accepted: those that a root vouches for, and those that `trust` itself holds.
+//! Server certificate verification: accepts certificates that chain to a root, and certificates that are listed in
+//! `trust`.
 //!
-//! The second kind is what `openssl req -x509` makes: a server's own certificate that says CA:TRUE, which WebPKI refuses and
-//! OpenSSL and Go accept. Invariant: names (by type, RFC 6125 §6.4), dates and purpose are checked in either case.
+//! The second kind is what `openssl req -x509` creates: a server's own certificate with CA:TRUE, which WebPKI rejects
+//! and OpenSSL and Go accept. Invariant: names (by type, RFC 6125 §6.4), dates and purpose are checked in either case.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,11 +16,11 @@ use x509_parser::time::ASN1Time;
 
 use crate::model::Roots;
 
-/// Who vouches for a server.
+/// Trust anchors for server certificates.
 #[derive(Debug, Clone)]
 pub struct Anchors {
     pub roots: Arc<RootCertStore>,
-    /// The certificates among them that the configuration names.
+    /// The certificates among the roots that the configuration lists.
     pub named: Roots,
 }
 
@@ -38,7 +39,7 @@ pub struct ServerVerifier {
 }
 
 impl ServerVerifier {
-    /// `None`: there is no root.
+    /// `None` if there is no root.
     pub fn new(anchors: &Anchors) -> Option<ServerVerifier> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let by_roots = WebPkiServerVerifier::builder_with_provider(anchors.roots.clone(), provider).build().ok()?;
@@ -86,9 +87,9 @@ impl ServerCertVerifier for ServerVerifier {
     }
 }
 
-/// All that is to be checked of a certificate that needs no issuer.
+/// Checks everything but the issuer.
 fn verify_named(end_entity: &CertificateDer<'_>, server_name: &ServerName<'_>, now: UnixTime) -> Result<(), Error> {
-    // Refuses critical extensions that it does not know.
+    // Rejects unknown critical extensions.
     let parsed = ParsedCertificate::try_from(end_entity)?;
     let bad = |_| CertificateError::BadEncoding;
     let (_, certificate) =
@@ -107,7 +108,7 @@ fn verify_named(end_entity: &CertificateDer<'_>, server_name: &ServerName<'_>, n
     verify_server_name(&parsed, server_name)
 }
 
-/// Before 1970 is 1970.
+/// Clamps dates before 1970 to the epoch.
 fn moment(time: ASN1Time) -> UnixTime {
     UnixTime::since_unix_epoch(Duration::from_secs(time.timestamp().try_into().unwrap_or(0)))
 }
@@ -121,13 +122,13 @@ mod tests {
 
     use super::*;
 
-    /// Of 2026 alone.
+    /// A self-signed certificate, valid in 2026.
     fn certificate(names: &[SanType], change: impl Fn(&mut CertificateParams)) -> CertificateDer<'static> {
         let mut params = CertificateParams::default();
         params.subject_alt_names = names.to_vec();
         params.not_before = date_time_ymd(2026, 1, 1);
         params.not_after = date_time_ymd(2026, 12, 31);
-        // As `openssl req -x509` has it.
+        // Like `openssl req -x509`.
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         change(&mut params);
         params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().clone()
@@ -145,7 +146,7 @@ mod tests {
     const IN_2025: u64 = 1_750_000_000;
     const IN_2027: u64 = 1_800_000_000;
 
-    /// A server shows `shown`, and `trust` holds `named`.
+    /// Verifies the server certificate `shown` while `trust` lists `named`.
     fn verify(
         named: &CertificateDer<'static>,
         shown: &CertificateDer<'static>,
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_servers_own_certificate_in_trust_is_accepted_for_its_names_and_dates() {
+    fn a_server_certificate_listed_in_trust_is_accepted_for_its_names_and_dates() {
         let own = certificate(&[dns("api.test"), ip("127.0.0.1")], |_| {});
         assert_eq!(verify(&own, &own, "api.test", IN_2026), Ok(()));
         assert_eq!(verify(&own, &own, "127.0.0.1", IN_2026), Ok(()));
@@ -171,7 +172,7 @@ mod tests {
         assert_eq!(refused(verify(&own, &own, "api.test", IN_2025)), "NotValidYetContext");
         assert_eq!(refused(verify(&own, &own, "api.test", IN_2027)), "ExpiredContext");
         let other = certificate(&[dns("api.test")], |_| {});
-        assert!(verify(&own, &other, "api.test", IN_2026).is_err(), "one like it, with another key");
+        assert!(verify(&own, &other, "api.test", IN_2026).is_err(), "the same names with another key");
         let client = certificate(&[dns("api.test")], |params| {
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         });
@@ -181,7 +182,7 @@ mod tests {
             params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         });
-        assert_eq!(verify(&leaf, &leaf, "api.test", IN_2026), Ok(()), "one that is no CA");
+        assert_eq!(verify(&leaf, &leaf, "api.test", IN_2026), Ok(()), "a certificate without CA:TRUE");
     }
 
     #[test]
@@ -191,7 +192,7 @@ mod tests {
             let ca = certificate(names, |_| {});
             assert_eq!(verify(&ca, &ca, name, IN_2026).is_ok(), expected, "{names:?} {name}");
             let leaf = certificate(names, |params| params.is_ca = IsCa::ExplicitNoCa);
-            assert_eq!(verify(&leaf, &leaf, name, IN_2026).is_ok(), expected, "no CA: {names:?} {name}");
+            assert_eq!(verify(&leaf, &leaf, name, IN_2026).is_ok(), expected, "leaf: {names:?} {name}");
         }
         check(&[ip("127.0.0.1")], "127.0.0.1", true);
         check(&[ip("::1")], "::1", true);

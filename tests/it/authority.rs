@@ -1,10 +1,10 @@
-//! `keybearer ca`: what it writes and prints, read by OpenSSL.
+//! `keybearer ca`: its files and output, read by OpenSSL.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-/// An empty folder that commands run in.
+/// A temporary working directory for commands.
 struct Folder(tempfile::TempDir);
 
 impl Folder {
@@ -30,7 +30,7 @@ impl Folder {
         self.run(env!("CARGO_BIN_EXE_keybearer"), arguments)
     }
 
-    /// A CA in `ca.pem` and `ca.key`, made with further arguments.
+    /// Creates a CA in `ca.pem` and `ca.key`, with further arguments.
     fn init(&self, more: &[&str]) -> Output {
         self.keybearer(&[&["ca", "init", "--certificate", "ca.pem", "--key", "ca.key"], more].concat())
     }
@@ -42,7 +42,7 @@ impl Folder {
         stdout(&output)
     }
 
-    /// A leaf for one name, signed by the CA in `ca.pem`.
+    /// Creates a leaf certificate for one name, signed by the CA in `ca.pem`.
     fn sign(&self, name: &str, san: &str) {
         let subject = format!("/CN={name}");
         let (key, request, leaf) = (format!("{name}.key"), format!("{name}.csr"), format!("{name}.pem"));
@@ -99,7 +99,7 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[test]
-fn a_ca_is_made_that_signs_leaves_alone() {
+fn ca_init_creates_a_ca_that_may_sign_leaf_certificates_only() {
     let folder = Folder::new();
     let output = folder.init(&[]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
@@ -123,15 +123,15 @@ fn a_ca_is_made_that_signs_leaves_alone() {
     );
     folder.sign("any.test", "DNS:any.test,IP:10.1.2.3");
     assert!(folder.verifies("any.test"));
-    let told = stdout(&output);
-    assert!(told.contains("interception: {ca_certificate: ca.pem, ca_key: {file: ca.key}}"), "{told}");
+    let printed = stdout(&output);
+    assert!(printed.contains("interception: {ca_certificate: ca.pem, ca_key: {file: ca.key}}"), "{printed}");
     let secret = folder.read("ca.key");
     let secret = secret.lines().nth(1).expect("a line of the key");
-    assert!(!told.contains(secret) && !stderr(&output).contains(secret));
+    assert!(!printed.contains(secret) && !stderr(&output).contains(secret));
 }
 
 #[test]
-fn a_constrained_ca_vouches_for_the_hosts_of_routes_alone() {
+fn a_constrained_ca_is_valid_only_for_the_hosts_of_routes() {
     let folder = Folder::new();
     let config = "connections:\n- {name: crm, client_id: a, token_url: \"https://idp.test/token\", routes: [{host: api.acme.test}, \
                   {host: \"*.wild.test:8443\"}, {mount: /x, upstream: \"https://mounted.test\"}]}\n";
@@ -168,7 +168,7 @@ fn a_constrained_ca_vouches_for_the_hosts_of_routes_alone() {
 }
 
 #[test]
-fn nothing_is_overwritten_and_half_a_ca_is_not_left() {
+fn ca_init_overwrites_nothing_and_leaves_no_partial_ca() {
     for there in ["ca.pem", "ca.key"] {
         let folder = Folder::new();
         std::fs::write(folder.path(there), "mine").expect("a file");
@@ -184,10 +184,10 @@ fn nothing_is_overwritten_and_half_a_ca_is_not_left() {
 }
 
 #[test]
-fn the_certificate_is_exported_alone_or_before_the_systems_roots() {
+fn ca_export_writes_the_certificate_optionally_with_the_systems_roots() {
     let folder = Folder::new();
     folder.init(&[]);
-    // A file that holds the key, too, gives the certificate alone.
+    // Only the certificate of a file that also holds the key is exported.
     std::fs::write(folder.path("both.pem"), folder.read("ca.key") + &folder.read("ca.pem")).expect("a file");
     let alone = folder.keybearer(&["ca", "export", "--certificate", "both.pem"]);
     assert_eq!((alone.status.code(), stdout(&alone)), (Some(0), folder.read("ca.pem")));
@@ -195,7 +195,7 @@ fn the_certificate_is_exported_alone_or_before_the_systems_roots() {
     assert!(bundle.starts_with(&folder.read("ca.pem")));
     let count = bundle.matches("BEGIN CERTIFICATE").count();
     assert!(count > 50, "{count} certificates");
-    // OpenSSL reads the bundle to its end, and finds a root of the system in it.
+    // OpenSSL reads the whole bundle, and finds a root of the system in it.
     std::fs::write(folder.path("bundle.pem"), &bundle).expect("a file");
     let read = folder.openssl(&["crl2pkcs7", "-nocrl", "-certfile", "bundle.pem"]);
     std::fs::write(folder.path("bundle.p7"), read).expect("a file");

@@ -1,4 +1,5 @@
-//! What may be reached: private addresses only by name or leave, special ones and our own listeners never.
+//! Egress policy: private addresses need a configured name or permission; special ones and our own listeners are
+//! denied.
 
 mod destination;
 mod proxy;
@@ -12,7 +13,7 @@ use crate::rig::sidecar::Sidecar;
 use crate::rig::stage::Stage;
 
 #[tokio::test]
-async fn private_addresses_are_closed_unless_they_are_named() {
+async fn private_and_special_addresses_are_denied_by_default() {
     let stage = Stage::start("").await;
     let port = stage.evil.address.port();
     for host in [
@@ -53,7 +54,7 @@ async fn private_addresses_are_closed_unless_they_are_named() {
 }
 
 #[tokio::test]
-async fn allow_private_opens_networks_but_never_our_own_listeners() {
+async fn allow_private_permits_networks_but_never_our_own_listeners() {
     let (proxy, admin) = (free_port().await, free_port().await);
     let stage = Stage::start(&format!(
         "listeners: {{proxy: \"127.0.0.1:{proxy}\", admin: \"127.0.0.1:{admin}\"}}\n\
@@ -68,8 +69,12 @@ async fn allow_private_opens_networks_but_never_our_own_listeners() {
     for metadata in
         ["169.254.169.254", "100.100.100.200", "[64:ff9b::6464:64c8]", "[2002:a83f:8110::1]", "[fd20:ce::254]"]
     {
-        let said = stage.exchange(get(&format!("http://{metadata}/"), "x", "")).await;
-        assert_eq!((said.status(), said.code().as_str()), (403, "egress_denied"), "{metadata} stays closed");
+        let transcript = stage.exchange(get(&format!("http://{metadata}/"), "x", "")).await;
+        assert_eq!(
+            (transcript.status(), transcript.code().as_str()),
+            (403, "egress_denied"),
+            "{metadata} stays denied"
+        );
     }
     for (listener, own) in [("proxy", stage.sidecar.proxy()), ("admin", stage.sidecar.admin())] {
         for host in ["127.0.0.1", "localhost"].iter().chain(&wrapped) {
@@ -80,13 +85,13 @@ async fn allow_private_opens_networks_but_never_our_own_listeners() {
     }
 }
 
-/// A port without a listener at this moment.
+/// A currently free port.
 async fn free_port() -> u16 {
     tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
 }
 
 #[tokio::test]
-async fn an_address_in_a_route_opens_its_own_port_alone() {
+async fn an_address_in_a_route_permits_only_its_own_port() {
     let (api, tokens, other) = (Scripted::upstream().await, Scripted::tokens(3600).await, Scripted::upstream().await);
     let (proxy, admin) = (free_port().await, free_port().await);
     let ports = format!("{}, {}, {proxy}, {admin}", other.address.port(), api.address.port());
@@ -102,31 +107,36 @@ async fn an_address_in_a_route_opens_its_own_port_alone() {
     assert_eq!((mounted.status, api.count()), (200, 1), "the token endpoint is reached too: {}", sidecar.log());
     assert_eq!(raw::get_through(proxy, &format!("http://{}/2", api.address), "").await.status, 200);
     let me = [format!("127.0.0.1:{admin}"), format!("me.test:{admin}"), proxy.to_string()];
-    for place in me.iter().chain([&other.address.to_string(), &format!("127.0.0.2:{}", api.address.port())]) {
-        let answer = raw::get_through(proxy, &format!("http://{place}/livez"), "").await;
-        assert_eq!((answer.status, answer.code()), (403, "egress_denied"), "{place}: {}", answer.text());
+    for authority in me.iter().chain([&other.address.to_string(), &format!("127.0.0.2:{}", api.address.port())]) {
+        let response = raw::get_through(proxy, &format!("http://{authority}/livez"), "").await;
+        assert_eq!((response.status, response.code()), (403, "egress_denied"), "{authority}: {}", response.text());
     }
-    for place in [&me[0], &me[1], &other.address.to_string()] {
+    for authority in [&me[0], &me[1], &other.address.to_string()] {
         let mut conn = Conn::open(proxy).await;
-        conn.write(format!("CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n\r\n").as_bytes()).await;
-        assert_eq!(conn.read_response().await.status, 403, "{place} by CONNECT");
+        conn.write(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n").as_bytes()).await;
+        assert_eq!(conn.read_response().await.status, 403, "{authority} by CONNECT");
     }
-    let answer = raw::get(proxy, "/me/livez").await;
-    assert_eq!((answer.status, answer.code()), (403, "egress_denied"), "our own name at a mount: {}", answer.text());
+    let response = raw::get(proxy, "/me/livez").await;
+    assert_eq!(
+        (response.status, response.code()),
+        (403, "egress_denied"),
+        "our own name at a mount: {}",
+        response.text()
+    );
     assert_eq!(other.count(), 0);
 }
 
 #[tokio::test]
-async fn with_deny_only_routes_are_reached() {
+async fn unmatched_deny_permits_only_routes() {
     let stage = Stage::start("egress: {unmatched: deny}\n").await;
     check(&stage, "matched", &get("http://good.test/", "x", ""), 200, "", Good).await;
     check(&stage, "unmatched", &get("http://evil.test/", "x", ""), 403, "egress_denied", Nowhere).await;
     check(&stage, "other port", &get("http://good.test:81/", "x", ""), 403, "egress_denied", Nowhere).await;
 }
 
-/// Against the machine's own resolver, in namespaces of their own: see the script.
+/// Uses the system's resolver in separate namespaces; see the script.
 #[tokio::test]
-async fn a_silent_name_server_delays_no_other_name_and_holds_few_threads() {
+async fn an_unresponsive_name_server_delays_no_other_name_and_occupies_few_threads() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let mut script = tokio::process::Command::new("unshare");
     script.args(["--map-root-user", "--mount", "--net"]).arg(peers::python()).arg(peers::peers_path("silent_dns.py"));
@@ -136,12 +146,12 @@ async fn a_silent_name_server_delays_no_other_name_and_holds_few_threads() {
     let seen: serde_json::Value = serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
     assert_eq!(seen["status"], 204, "{seen}");
-    // Eight lookups of the silent zone, and what a program has without any.
+    // Eight lookups of the unresponsive zone, and the threads of an idle sidecar.
     assert!(seen["threads"].as_u64().expect("a number") < 40, "{seen}");
 }
 
 #[tokio::test]
-async fn connect_ports_are_those_of_http_and_https_or_those_listed_in_their_place() {
+async fn connect_ports_default_to_those_of_http_and_https() {
     for (egress, open, closed) in [
         ("egress: {unmatched: forward}\n", [80, 443], [81, 8443]),
         ("egress: {connect_ports: [8443, 81]}\n", [81, 8443], [80, 443]),
@@ -149,21 +159,21 @@ async fn connect_ports_are_those_of_http_and_https_or_those_listed_in_their_plac
         let stage = Stage::start(egress).await;
         for (ports, status) in [(open, 200), (closed, 403)] {
             for port in ports {
-                let place = format!("evil.test:{port}");
+                let authority = format!("evil.test:{port}");
                 let mut conn = Conn::open(stage.sidecar.proxy()).await;
-                conn.write(format!("CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n\r\n").as_bytes()).await;
+                conn.write(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n").as_bytes()).await;
                 let head = crate::rig::tunnel_client::read_connect_head(&mut conn).await;
-                assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{egress} CONNECT {place}: {head}");
+                assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{egress} CONNECT {authority}: {head}");
                 let (code, goes) = if status == 200 { ("", Evil) } else { ("egress_denied", Nowhere) };
-                let row = format!("{egress} GET {place}");
-                check(&stage, &row, &get(&format!("http://{place}/"), &place, ""), status, code, goes).await;
+                let row = format!("{egress} GET {authority}");
+                check(&stage, &row, &get(&format!("http://{authority}/"), &authority, ""), status, code, goes).await;
             }
         }
     }
 }
 
 #[tokio::test]
-async fn unmatched_hosts_are_reached_on_connect_ports_alone_by_tunnel_or_not() {
+async fn unmatched_hosts_are_reached_on_connect_ports_only_with_or_without_a_tunnel() {
     const APPLIED: &str = "keybearer_config_reloads_total{outcome=\"applied\"}";
     let stage = Stage::start("egress: {connect_ports: [81]}\n").await;
     for (row, url, status, code, goes) in [
@@ -178,9 +188,9 @@ async fn unmatched_hosts_are_reached_on_connect_ports_alone_by_tunnel_or_not() {
     ] {
         check(&stage, row, &get(url, "x", ""), status, code, goes).await;
     }
-    let said = stage.exchange(get("http://evil.test/", "x", "")).await;
-    assert!(said.body().contains("egress.connect_ports"), "{}", said.text());
-    // What is inside a tunnel is bound by what is in force when it is asked for.
+    let transcript = stage.exchange(get("http://evil.test/", "x", "")).await;
+    assert!(transcript.body().contains("egress.connect_ports"), "{}", transcript.text());
+    // Requests inside an open tunnel obey the configuration in force when they are sent.
     let mut tunnel = stage.open_tunnel("evil.test:81", "").await;
     tunnel.write(b"GET /inside HTTP/1.1\r\nHost: evil.test:81\r\n\r\n").await;
     assert_eq!(tunnel.read_response().await.status, 200);
@@ -190,7 +200,7 @@ async fn unmatched_hosts_are_reached_on_connect_ports_alone_by_tunnel_or_not() {
     stage.sidecar.signal("HUP");
     stage.sidecar.until_metric(APPLIED, |applied| applied >= 1.0).await;
     tunnel.write(b"GET /inside HTTP/1.1\r\nHost: evil.test:81\r\n\r\n").await;
-    let answer = tunnel.read_response().await;
-    assert_eq!((answer.status, answer.code()), (403, "egress_denied"), "{}", answer.text());
+    let response = tunnel.read_response().await;
+    assert_eq!((response.status, response.code()), (403, "egress_denied"), "{}", response.text());
     assert_eq!(stage.evil.received().iter().filter(|seen| seen.head.contains("/inside")).count(), 1);
 }

@@ -1,18 +1,18 @@
-//! Holds the layers: a room (top-level module) of `src/` uses only the floors below its own; a test file uses `rig` and its
-//! own folder. Holds the length of files.
+//! Enforces the layers: a top-level module of `src/` uses only lower layers; a test file uses `rig` and its own folder.
+//! Also enforces the length of files.
 //!
-//! Not here: circles among the files of a room (`circles`), how paths are found in the source (`tokens`). Not seen: what a
-//! macro of another crate expands to. Tests (`#[cfg(test)]`, `tests.rs`) may use any room.
+//! Not here: import cycles within a module (`cycles`), finding paths in the source (`tokens`). Not detected: what a
+//! macro of another crate expands to. Tests (`#[cfg(test)]`, `tests.rs`) may use any module.
 
-mod circles;
+mod cycles;
 mod tokens;
 
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// From the ground up. Rooms on one floor never use each other.
-const FLOORS: [&[&str]; 13] = [
+/// From the lowest up. Modules of one layer never use each other.
+const LAYERS: [&[&str]; 13] = [
     &["model", "sync"],
     &["clock", "telemetry", "tasks", "private_file", "gate"],
     &["tls", "router", "script", "jwt"],
@@ -32,7 +32,7 @@ const SRC_LINES_MAX: usize = 350;
 const TESTS_LINES_MAX: usize = 500;
 
 #[test]
-fn every_room_uses_only_the_floors_below() {
+fn every_module_uses_only_lower_layers() {
     let mut problems = Vec::new();
     for (file, source) in sources("src") {
         problems.extend(violations(&file, &source));
@@ -41,21 +41,22 @@ fn every_room_uses_only_the_floors_below() {
 }
 
 #[test]
-fn every_file_says_what_it_is_and_stays_short() {
+fn every_file_has_a_header_and_is_short() {
     let mut problems = Vec::new();
     for (root, most) in [("src", SRC_LINES_MAX), ("tests/it", TESTS_LINES_MAX)] {
         for (file, source) in sources(root) {
             let lines = source.lines().count();
             if lines > most {
-                problems.push(format!("{root}/{file}: {lines} lines, at most {most}; split it by what it decides"));
+                problems.push(format!("{root}/{file}: {lines} lines, at most {most}; split it by responsibility"));
             }
             if !source.starts_with("//!") {
                 problems.push(format!(
-                    "{root}/{file}: opens without `//!`; say what it is, what is not here, what it holds"
+                    "{root}/{file}: has no `//!` header; describe its purpose, what is not here, its invariants"
                 ));
             }
             if file.ends_with("mod.rs") {
-                problems.push(format!("{root}/{file}: a folder has a file of its own name beside it, never a mod.rs"));
+                problems
+                    .push(format!("{root}/{file}: name the file after its folder and put it next to it, not mod.rs"));
             }
         }
     }
@@ -63,7 +64,7 @@ fn every_file_says_what_it_is_and_stays_short() {
 }
 
 #[test]
-fn every_test_file_uses_the_rig_and_its_own_folder_alone() {
+fn every_test_file_uses_only_the_rig_and_its_own_folder() {
     let mut problems = Vec::new();
     for (file, source) in sources("tests/it") {
         problems.extend(foreign_topics(&file, &source));
@@ -71,7 +72,7 @@ fn every_test_file_uses_the_rig_and_its_own_folder_alone() {
     assert!(problems.is_empty(), "{}", listed(&problems));
 }
 
-/// The paths of a test file that lead to another topic's tests.
+/// The paths of a test file that refer to another topic's tests.
 fn foreign_topics(file: &str, source: &str) -> Vec<String> {
     let mut module: Vec<&str> = file.trim_end_matches(".rs").split('/').collect();
     let topic = module[0];
@@ -80,8 +81,7 @@ fn foreign_topics(file: &str, source: &str) -> Vec<String> {
     }
     let foreign = |(line, path): (usize, Vec<String>)| {
         let used = path.first()?;
-        let problem =
-            || format!("tests/it/{file}:{line}: `{}`: move what topics share to tests/it/rig", path.join("::"));
+        let problem = || format!("tests/it/{file}:{line}: `{}`: move shared helpers to tests/it/rig", path.join("::"));
         (used != topic && used != "rig").then(problem)
     };
     tokens::paths(&module, source).into_iter().filter_map(foreign).collect()
@@ -100,7 +100,7 @@ fn listed(problems: &[impl fmt::Display]) -> String {
     problems.iter().map(|problem| format!("\n  {problem}")).collect()
 }
 
-/// Every file of Rust below `root`: its path from there, with `/`, and its text.
+/// Every Rust file below `root`: its relative path, with `/`, and its text.
 fn sources(root: &str) -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(root);
     let mut folders: Vec<PathBuf> = vec![root.clone()];
@@ -128,7 +128,7 @@ struct Violation {
     file: String,
     line: usize,
     what: String,
-    /// The room that is used; empty where the path names no room.
+    /// The used module; empty if the path names none.
     used: String,
 }
 
@@ -138,10 +138,10 @@ impl fmt::Display for Violation {
     }
 }
 
-/// What one file uses and may not.
+/// The forbidden uses of one file.
 fn violations(file: &str, source: &str) -> Vec<Violation> {
     let mut module: Vec<&str> = file.trim_end_matches(".rs").split('/').collect();
-    let room = module[0];
+    let top_module = module[0];
     if module == ["main"] || module == ["lib"] {
         module.clear();
     }
@@ -149,24 +149,24 @@ fn violations(file: &str, source: &str) -> Vec<Violation> {
     if module.last() == Some(&"tests") {
         return Vec::new();
     }
-    let Some(own) = floor(room) else {
-        return vec![violation(1, room, unknown(room))];
+    let Some(own) = layer(top_module) else {
+        return vec![violation(1, top_module, unknown(top_module))];
     };
     let mut found = Vec::new();
     for (line, path) in tokens::paths(&module, source) {
         let Some(used) = path.first().filter(|first| *first != "*") else {
-            let what = "takes the whole crate under one name, which hides the rooms it uses; name them".into();
+            let what = "imports the whole crate, which hides the modules it uses; name them".into();
             found.push(violation(line, "", what));
             continue;
         };
         let text = path.join("::");
-        match floor(used) {
-            _ if used == room => {}
+        match layer(used) {
+            _ if used == top_module => {}
             None => found.push(violation(line, used, format!("`{text}`: {}", unknown(used)))),
             Some(theirs) if theirs >= own => {
                 let what = format!(
-                    "`{room}` (floor {own}) uses `{text}` of `{used}` (floor {theirs}), and may use lower floors only; \
-                     hand the value in, or move it down"
+                    "`{top_module}` (layer {own}) uses `{text}` of `{used}` (layer {theirs}), but may use lower layers only; \
+                     pass the value in, or move it down"
                 );
                 found.push(violation(line, used, what));
             }
@@ -176,15 +176,15 @@ fn violations(file: &str, source: &str) -> Vec<Violation> {
     found
 }
 
-fn floor(room: &str) -> Option<usize> {
-    FLOORS.iter().position(|rooms| rooms.contains(&room))
+fn layer(top_module: &str) -> Option<usize> {
+    LAYERS.iter().position(|modules| modules.contains(&top_module))
 }
 
-fn unknown(room: &str) -> String {
-    format!("`{room}` is no room; a new one gets its floor in FLOORS (tests/it/layers.rs) and in ARCHITECTURE.md")
+fn unknown(top_module: &str) -> String {
+    format!("`{top_module}` has no layer; add a new module to LAYERS (tests/it/layers.rs) and to ARCHITECTURE.md")
 }
 
-/// The rooms that `source`, as the file `file`, uses and may not.
+/// Checks which modules `source`, as the file `file`, uses although it must not.
 #[track_caller]
 fn check(file: &str, source: &str, expected: &[&str]) {
     let found: Vec<_> = violations(file, source).into_iter().map(|violation| violation.used).collect();
@@ -192,7 +192,7 @@ fn check(file: &str, source: &str, expected: &[&str]) {
 }
 
 #[test]
-fn a_room_may_use_lower_floors_and_itself() {
+fn a_module_may_use_lower_layers_and_itself() {
     check("token.rs", "use crate::oauth::TokenEndpoint; use crate::model;", &[]);
     check("token/slot.rs", "use super::schedule; use super::super::clock::Now; use self::inner::X;", &[]);
     check("proxy/lane/head.rs", "fn f() { super::super::headers::strip(); crate::proxy::target::parse() }", &[]);
@@ -202,7 +202,7 @@ fn a_room_may_use_lower_floors_and_itself() {
 }
 
 #[test]
-fn a_higher_floor_is_found_however_it_is_written() {
+fn a_use_of_a_higher_layer_is_found_in_every_notation() {
     check("model.rs", "use crate::token::TokenCache;", &["token"]);
     check("model/origin.rs", "use super::super::dial::Dialer;", &["dial"]);
     check("tls.rs", "use super::{oauth, model::Name};", &["oauth"]);
@@ -219,7 +219,7 @@ fn a_higher_floor_is_found_however_it_is_written() {
 }
 
 #[test]
-fn the_same_floor_is_found() {
+fn a_use_of_the_same_layer_is_found() {
     check("proxy/exchange.rs", "use crate::admin::Page;", &["admin"]);
     check("admin/api.rs", "use crate::proxy;", &["proxy"]);
     check("store/redis.rs", "use crate::dial::connect;", &["dial"]);
@@ -227,23 +227,23 @@ fn the_same_floor_is_found() {
 }
 
 #[test]
-fn a_room_without_a_floor_is_found() {
+fn a_module_without_a_layer_is_found() {
     check("utils/strings.rs", "", &["utils"]);
     check("proxy.rs", "use crate::common::X;", &["common"]);
     check("main.rs", "use keybearer::helpers;", &["helpers"]);
     let hint = violations("utils.rs", "")[0].to_string();
-    assert!(hint.contains("FLOORS") && hint.starts_with("src/utils.rs:1:"), "{hint}");
+    assert!(hint.contains("LAYERS") && hint.starts_with("src/utils.rs:1:"), "{hint}");
 }
 
 #[test]
-fn the_crate_under_one_name_is_found() {
-    check("tls.rs", "use crate as house;", &[""]);
+fn an_import_of_the_whole_crate_is_found() {
+    check("tls.rs", "use crate as all;", &[""]);
     check("tls.rs", "use super::*;", &[""]);
-    check("tls/authority.rs", "use super::*; use crate::{self as house};", &[""]);
+    check("tls/authority.rs", "use super::*; use crate::{self as all};", &[""]);
 }
 
 #[test]
-fn comments_strings_and_tests_use_what_they_like() {
+fn comments_strings_and_tests_are_ignored() {
     check("tls.rs", "//! [`crate::token`]\n/* crate::token /* super::token */ crate::token */ fn f() {}", &[]);
     check("tls.rs", "const A: &str = \"see crate::token::slot\"; const B: &str = r#\"\"crate::token::x\"#;", &[]);
     check("tls.rs", "#[cfg(test)]\nmod tests {\n use crate::token::X; fn f() { if a { b } }\n}\nfn g() {}", &[]);

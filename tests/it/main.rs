@@ -1,8 +1,8 @@
-//! End-to-end tests: the built binary with real servers and real clients.
-#![allow(clippy::disallowed_methods, reason = "tests do not follow the shutdown phases")]
+//! Integration tests: the built binary with real servers and real clients.
+#![allow(clippy::disallowed_methods, reason = "tests do not follow the process's phases")]
 
 mod rig {
-    //! Peers on port 0: authorization servers, upstreams, clients, a browser, and the sidecar itself.
+    //! Test harness, all on port 0: authorization servers, upstreams, clients, a browser, and the sidecar itself.
     pub mod arrival;
     pub mod browser;
     pub mod command;

@@ -1,4 +1,4 @@
-//! The upstream side: connections, TLS, and what becomes of responses.
+//! Upstream connections, TLS with upstreams, and forwarding of their responses.
 
 mod connections;
 mod responses;
@@ -7,7 +7,7 @@ mod tls;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
-/// The head of the next request, read to its end; `None` if the connection ends before.
+/// Reads the head of the next message; `None` if the connection ends before it is complete.
 async fn next_head(stream: &mut TcpStream) -> Option<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {

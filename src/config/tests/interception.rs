@@ -56,11 +56,11 @@ fn a_ca_that_expires_soon_is_a_warning_and_an_expired_one_is_a_problem() {
 #[test]
 fn a_wrong_certificate_or_key_of_the_ca_is_a_problem() {
     for (keys, path, message) in [
-        ("ca_certificate: leaf.pem, ca_key: {file: ca.key}", "ca_certificate", "is not a CA's"),
+        ("ca_certificate: leaf.pem, ca_key: {file: ca.key}", "ca_certificate", "is not a CA certificate"),
         ("ca_certificate: s, ca_key: {file: ca.key}", "ca_certificate", "holds no certificate"),
         ("ca_certificate: nowhere, ca_key: {file: ca.key}", "ca_certificate", "cannot be read (no such file)"),
         ("ca_certificate: ca.pem, ca_key: {file: other.key}", "ca_key", "does not belong to the certificate"),
-        ("ca_certificate: ca.pem, ca_key: {file: s}", "ca_key", "is no unencrypted private key"),
+        ("ca_certificate: ca.pem, ca_key: {file: s}", "ca_key", "is not an unencrypted private key"),
         ("ca_certificate: ca.pem", "ca_key", "`ca_key` is missing"),
     ] {
         let problems = folder(&format!("interception: {{{keys}}}\n{}", routes("")), 31 * DAY).problems();

@@ -14,7 +14,7 @@ async fn a_worker_that_has_exited_is_skipped() {
     drop(gone);
     let inboxes = [dead, live];
     let limiter = Arc::<ConnectionLimiter>::default();
-    let permit = || match limiter.admit(Bounds { places: 1, queued: 0, sharing: Sharing::Fair }, &Turn::User(0)) {
+    let permit = || match limiter.admit(Bounds { permits: 1, queued: 0, sharing: Sharing::Fair }, &Turn::User(0)) {
         Ok(Admission::Admitted(permit)) => permit,
         _ => panic!("not admitted"),
     };

@@ -77,7 +77,7 @@ impl<'a> Forward<'a> {
         progress: Rc<Progress>,
         trace: Option<&Propagation>,
     ) -> Result<Request<RequestBody>, Fault> {
-        if self.destination.protocol == Protocol::WebSocket && !checkout.takes_websocket() {
+        if self.destination.protocol == Protocol::WebSocket && !checkout.supports_websocket() {
             return Err(ProxyError::UpstreamProtocol
                 .because("the upstream speaks only HTTP/2, and does not accept WebSocket over it"));
         }

@@ -63,7 +63,7 @@ impl Exchange<'_> {
         trace: Option<&Propagation>,
     ) -> Result<(Response<UpstreamBody>, Checkout), Fault> {
         let pool = &self.worker.pool;
-        let mut checkout = pool.checkout(self.wanted(&forward.destination)).await?;
+        let mut checkout = pool.checkout(self.checkout_context(&forward.destination)).await?;
         loop {
             let progress = Progress::new();
             let mut request = forward.request(head, &checkout, tokens, source, progress.clone(), trace)?;
@@ -110,7 +110,7 @@ impl Exchange<'_> {
             if !checkout.reused || !(error.unsent || (is_safe || error.is_refused()) && source.rewind()) {
                 return Err(error.fault());
             }
-            checkout = pool.renew(self.wanted(&forward.destination), checkout).await?;
+            checkout = pool.replace_dead(self.checkout_context(&forward.destination), checkout).await?;
         }
     }
 

@@ -1,7 +1,7 @@
-//! The upstream connections of one worker, by destination; the idle ones also by their age.
+//! Upstream connections of one worker, indexed by destination; idle ones also by age.
 //!
-//! Invariants: an entry exists while a request uses it or it has a connection, so an origin that is not used takes no
-//! memory; the oldest idle connection of all entries is found at once, however many there are.
+//! Invariants: an entry exists only while a request uses it or it has a connection, so an unused origin costs no
+//! memory; the oldest idle connection across all entries is found in logarithmic time.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
@@ -15,18 +15,18 @@ use tokio::time::Instant;
 
 use super::descriptors::Descriptors;
 use super::destination::Key;
-use super::entry::{Entry, Idle, IdleId, Sender};
+use super::entry::{Entry, Http1Conn, Idle, IdleId};
 use super::gates::Gates;
 use super::http2::Http2Conn;
 
 pub struct Connections {
     entries: RefCell<HashMap<Key, Rc<Entry>>>,
-    /// The longest idle first.
+    /// Ordered by idle time, longest first.
     idle: RefCell<BTreeMap<IdleId, (Instant, Rc<Entry>)>>,
     next_id: Cell<IdleId>,
     gates: Arc<Gates>,
     descriptors: Arc<Descriptors>,
-    /// This worker's number.
+    /// Index of this worker.
     worker: usize,
     idle_gauge: IntGauge,
 }
@@ -44,27 +44,26 @@ impl Connections {
         }
     }
 
-    /// The entry of `key`, if there is one.
-    pub fn find(self: &Rc<Self>, key: &Key) -> Option<Held> {
+    pub fn find(self: &Rc<Self>, key: &Key) -> Option<EntryRef> {
         let entry = self.entries.borrow().get(key).cloned()?;
         Some(self.hold(entry))
     }
 
-    /// The entry of `key`, made if there is none. The destination must be one that may be reached.
-    pub fn find_or_add(self: &Rc<Self>, key: Key) -> Held {
+    /// Returns the entry of `key`, creating it if missing. The egress policy must have permitted the destination.
+    pub fn find_or_add(self: &Rc<Self>, key: Key) -> EntryRef {
         if let Some(held) = self.find(&key) {
             return held;
         }
-        // One bound for the origin, whatever is spoken.
-        let gate = self.gates.of(key.of_any_protocol());
+        // One bound for the origin, across protocols.
+        let gate = self.gates.get(key.of_any_protocol());
         let entry = Rc::new(Entry::new(key.clone(), gate));
         self.entries.borrow_mut().insert(key, entry.clone());
         self.hold(entry)
     }
 
-    fn hold(self: &Rc<Self>, entry: Rc<Entry>) -> Held {
+    fn hold(self: &Rc<Self>, entry: Rc<Entry>) -> EntryRef {
         entry.users.set(entry.users.get() + 1);
-        Held { entry, connections: self.clone() }
+        EntryRef { entry, connections: self.clone() }
     }
 
     fn remove_if_unused(&self, entry: &Rc<Entry>) {
@@ -76,7 +75,7 @@ impl Connections {
         }
     }
 
-    /// Notes that a connection of `entry` has become idle.
+    /// Records that a connection of `entry` has become idle.
     fn note_idle(&self, entry: &Rc<Entry>, now: Instant) -> IdleId {
         let id = self.next_id.get();
         self.next_id.set(id + 1);
@@ -85,7 +84,7 @@ impl Connections {
         id
     }
 
-    /// Notes that a connection is no longer idle, or no longer there.
+    /// Records that a connection is no longer idle, or has closed.
     fn note_used(&self, id: IdleId) {
         self.idle.borrow_mut().remove(&id);
         self.publish();
@@ -97,7 +96,7 @@ impl Connections {
         self.descriptors.publish(self.worker, idle.len(), oldest);
     }
 
-    /// Closes the connection that has been idle for longest; false: none is idle.
+    /// Closes the connection that has been idle longest. Returns false if none is idle.
     fn close_oldest(&self) -> bool {
         let oldest = self.idle.borrow_mut().pop_first();
         self.publish();
@@ -107,14 +106,14 @@ impl Connections {
         true
     }
 
-    /// After a connection has become idle: dials that wait come first, of whatever worker they are.
+    /// Called after a connection has become idle: dials waiting on any worker take precedence over keeping it.
     fn yield_descriptor(&self) {
-        if self.descriptors.are_wanted() {
+        if self.descriptors.has_waiting_dials() {
             self.close_oldest();
         }
     }
 
-    /// Closes what has been idle for too long.
+    /// Closes connections that have been idle for `keep_alive`.
     pub fn close_expired(&self, keep_alive: Duration) {
         let now = Instant::now();
         let is_over = |since: Instant| now.duration_since(since) >= keep_alive;
@@ -123,58 +122,58 @@ impl Connections {
         }
     }
 
-    /// Closes idle connections when dials of any worker need their descriptors, for as long as this worker runs.
-    pub async fn close_when_asked(&self) {
+    /// Closes idle connections whenever dials of any worker need their descriptors. Never returns.
+    pub async fn close_on_demand(&self) {
         loop {
-            let asked = self.descriptors.asked_of(self.worker).await;
-            let closed = (0..asked).take_while(|_| self.close_oldest()).count();
-            for _ in closed..asked {
-                self.descriptors.ask_for_one();
+            let requested = self.descriptors.close_requests(self.worker).await;
+            let closed = (0..requested).take_while(|_| self.close_oldest()).count();
+            for _ in closed..requested {
+                self.descriptors.request_close();
             }
         }
     }
 }
 
-/// An entry in use.
-pub struct Held {
+/// A reference to an entry, which keeps it in the pool.
+pub struct EntryRef {
     entry: Rc<Entry>,
     connections: Rc<Connections>,
 }
 
-impl Held {
-    /// A connection of ours that is ready for another request, the one that was used last.
-    pub fn take_idle(&self, keep_alive: Duration) -> Option<Sender> {
+impl EntryRef {
+    /// Takes the most recently used idle connection that is ready for another request.
+    pub fn take_idle(&self, keep_alive: Duration) -> Option<Http1Conn> {
         let now = Instant::now();
         let mut idle = self.entry.idle.borrow_mut();
         for at in (0..idle.len()).rev() {
             let is_over = idle[at].is_over(now, keep_alive);
-            if is_over || idle[at].sender.request.is_ready() {
+            if is_over || idle[at].conn.sender.is_ready() {
                 let taken = idle.remove(at);
                 self.connections.note_used(taken.id);
                 if !is_over {
-                    return Some(taken.sender);
+                    return Some(taken.conn);
                 }
             }
         }
         None
     }
 
-    /// Keeps a connection for the next request.
-    pub fn put_idle(&self, sender: Sender) {
-        sender.counted.become_idle(&self.connections.idle_gauge);
+    /// Returns a connection to the pool.
+    pub fn put_idle(&self, conn: Http1Conn) {
+        conn.gauge.set_idle(&self.connections.idle_gauge);
         let since = Instant::now();
         let id = self.connections.note_idle(&self.entry, since);
-        self.entry.idle.borrow_mut().push(Idle { sender, since, id });
+        self.entry.idle.borrow_mut().push(Idle { conn, since, id });
         self.connections.yield_descriptor();
     }
 
-    /// For what has to know when a connection becomes idle, or ends.
-    pub fn home(&self) -> Home {
-        Home { entry: Rc::downgrade(&self.entry), connections: Rc::downgrade(&self.connections) }
+    /// A weak reference, through which a connection reports that it has become idle or has closed.
+    pub fn downgrade(&self) -> WeakEntryRef {
+        WeakEntryRef { entry: Rc::downgrade(&self.entry), connections: Rc::downgrade(&self.connections) }
     }
 }
 
-impl Deref for Held {
+impl Deref for EntryRef {
     type Target = Entry;
 
     fn deref(&self) -> &Entry {
@@ -182,38 +181,38 @@ impl Deref for Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for EntryRef {
     fn drop(&mut self) {
         self.entry.users.set(self.entry.users.get() - 1);
         self.connections.remove_if_unused(&self.entry);
     }
 }
 
-/// Where a connection belongs, which does not keep that in memory.
+/// A weak reference from a connection to its entry.
 #[derive(Clone)]
-pub struct Home {
+pub struct WeakEntryRef {
     entry: Weak<Entry>,
     connections: Weak<Connections>,
 }
 
-impl Home {
-    /// A connection over HTTP/2 has no request left.
-    pub fn has_become_idle(&self, shared: &Http2Conn) {
+impl WeakEntryRef {
+    /// An HTTP/2 connection has no stream left.
+    pub fn on_idle(&self, conn: &Http2Conn) {
         if let (Some(entry), Some(connections)) = (self.entry.upgrade(), self.connections.upgrade()) {
-            shared.idle.set(Some(connections.note_idle(&entry, Instant::now())));
+            conn.idle.set(Some(connections.note_idle(&entry, Instant::now())));
             connections.yield_descriptor();
         }
     }
 
-    /// A connection over HTTP/2 is not idle, or no longer there.
-    pub fn is_not_idle(&self, shared: &Http2Conn) {
-        if let (Some(id), Some(connections)) = (shared.idle.take(), self.connections.upgrade()) {
+    /// An HTTP/2 connection is no longer idle, or has closed.
+    pub fn on_not_idle(&self, conn: &Http2Conn) {
+        if let (Some(id), Some(connections)) = (conn.idle.take(), self.connections.upgrade()) {
             connections.note_used(id);
         }
     }
 
-    /// A connection has ended: it is forgotten if it was idle, and so is its entry if it was the last one.
-    pub fn has_ended(&self) {
+    /// A connection has closed: removes it, and its entry if that is now unused.
+    pub fn on_closed(&self) {
         if let (Some(entry), Some(connections)) = (self.entry.upgrade(), self.connections.upgrade()) {
             for id in entry.remove_closed() {
                 connections.note_used(id);
@@ -230,17 +229,17 @@ mod tests {
     use crate::telemetry::system::OpenFiles;
 
     #[test]
-    fn a_destination_is_kept_while_it_is_used_and_no_longer() {
+    fn an_entry_is_removed_with_its_last_user() {
         let (gates, descriptors) = (Arc::<Gates>::default(), Arc::new(Descriptors::new(OpenFiles::of(600), 1)));
         let gauge = IntGauge::new("idle", "idle").unwrap();
         let connections = Rc::new(Connections::new(gates.clone(), descriptors, 0, gauge));
         let key = |host| Key::of_origin(Origin::new(Scheme::Http, Authority::parse(host).unwrap()));
         let first = connections.find_or_add(key("a.test"));
-        let again = connections.find(&key("a.test")).expect("it is used");
+        let again = connections.find(&key("a.test")).expect("the entry is in use");
         let other = connections.find_or_add(key("b.test"));
         assert!(Rc::ptr_eq(&first.entry, &again.entry) && !Rc::ptr_eq(&first.entry, &other.entry));
         drop(first);
-        assert!(connections.find(&key("a.test")).is_some(), "it is still used");
+        assert!(connections.find(&key("a.test")).is_some(), "the entry is still in use");
         drop((again, other));
         assert!(connections.find(&key("a.test")).is_none());
         assert_eq!((connections.entries.borrow().len(), gates.count()), (0, 0));

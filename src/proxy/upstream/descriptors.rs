@@ -1,8 +1,8 @@
-//! The file descriptors that connections to upstreams may take, over all origins and workers.
+//! File descriptor budget of upstream connections, across all origins and workers.
 //!
-//! Invariants: a dial has its descriptor before it opens a socket, and gives it back when the socket is closed. Where none is
-//! left, the oldest idle connection is closed, whichever worker it belongs to; dials wait for that in a queue in which
-//! callers take turns. From 15 connections on, one caller never has all of them in use.
+//! Invariants: a dial reserves a descriptor before it opens a socket, and releases it when the socket is closed. When
+//! none is left, the oldest idle connection of any worker is closed; dials wait for that in a queue that serves callers
+//! round-robin. From a budget of 15 connections on, one caller never has all of them in use.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -12,62 +12,64 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
+use super::super::error::{Fault, ProxyError};
 use crate::dial::Conduit;
 use crate::gate::{Bounds, Entered, Full, Gate, Permit, Sharing, Turn};
 use crate::model::Limits;
+use crate::snapshot::Snapshot;
 use crate::telemetry::system::OpenFiles;
 
-/// Requests that may wait for a connection, and dials for a descriptor.
+/// Queue bound, both of requests that wait for a connection and of dials that wait for a descriptor.
 const DIALS_QUEUED_MAX: usize = 1024;
 
-/// A worker's `oldest_ms` that has no idle connection.
+/// `oldest_ms` of a worker without idle connections.
 const NONE_IDLE: u64 = u64::MAX;
 
 pub struct Descriptors {
     files: OpenFiles,
     /// Open connections.
     open: Arc<Gate>,
-    /// Those of them that are not idle, by the caller who took or dialled them.
+    /// Open connections that are not idle, by the caller that took or dialled them.
     in_use: Arc<Gate>,
-    workers: Box<[IdleOf]>,
+    workers: Box<[WorkerIdle]>,
     epoch: Instant,
 }
 
-/// What the others know of one worker's idle connections, and what they ask of it.
-struct IdleOf {
+/// One worker's idle connections as other workers see them, and their requests to close some.
+struct WorkerIdle {
     count: AtomicUsize,
-    /// When its oldest one became idle, in milliseconds since `epoch`.
+    /// When the oldest became idle, in milliseconds since `epoch`.
     oldest_ms: AtomicU64,
-    /// How many it shall close.
-    asked: AtomicUsize,
+    /// Connections that the worker has been asked to close.
+    requested: AtomicUsize,
     bell: Notify,
 }
 
 impl Descriptors {
     pub fn new(files: OpenFiles, workers: usize) -> Descriptors {
-        let idle_of = |_| IdleOf {
+        let worker_idle = |_| WorkerIdle {
             count: AtomicUsize::new(0),
             oldest_ms: AtomicU64::new(NONE_IDLE),
-            asked: AtomicUsize::new(0),
+            requested: AtomicUsize::new(0),
             bell: Notify::new(),
         };
-        let workers = (0..workers).map(idle_of).collect();
+        let workers = (0..workers).map(worker_idle).collect();
         Descriptors { files, open: Arc::default(), in_use: Arc::default(), workers, epoch: Instant::now() }
     }
 
-    /// Connections from callers.
+    /// Maximum number of downstream connections.
     pub fn downstream_max(&self, limits: &Limits) -> usize {
         self.files.downstream_max(limits.downstream_connections)
     }
 
-    /// Connections from callers that are told that there is no place for them.
+    /// Maximum number of surplus downstream connections that are kept open to receive an error response.
     pub fn refused_max(&self) -> usize {
         self.files.refused_max()
     }
 
-    /// Tunnels: they last, so requests keep half of the connections to upstreams.
+    /// Maximum number of tunnels. They are long-lived, so half of the upstream connections are reserved for requests.
     pub fn tunnels_max(&self, limits: &Limits) -> usize {
         limits.tunnels.min(self.upstream_max(limits) / 2)
     }
@@ -77,25 +79,25 @@ impl Descriptors {
     }
 
     fn bounds(&self, limits: &Limits, sharing: Sharing) -> Bounds {
-        Bounds { places: self.upstream_max(limits), queued: DIALS_QUEUED_MAX, sharing }
+        Bounds { permits: self.upstream_max(limits), queued: DIALS_QUEUED_MAX, sharing }
     }
 
-    /// The right to use one connection, idle or yet to be dialled, while no caller needs to wait for its share.
-    pub fn try_use_one(&self, limits: &Limits) -> Option<Permit> {
+    /// Takes a permit to use one connection, idle or new, if that needs no waiting.
+    pub fn try_take_use_permit(&self, limits: &Limits) -> Option<Permit> {
         self.in_use.try_enter(self.bounds(limits, Sharing::Fair))
     }
 
-    /// The same in the caller's turn. The caller sets the deadline.
-    pub async fn use_one(&self, limits: &Limits, turn: &Turn) -> Result<Permit, Full> {
+    /// Waits for a permit to use one connection, in the caller's turn. The caller sets the deadline.
+    pub async fn take_use_permit(&self, limits: &Limits, turn: &Turn) -> Result<Permit, Full> {
         self.in_use.enter(self.bounds(limits, Sharing::Fair), turn).await
     }
 
-    /// A descriptor for one dial. The caller sets the deadline.
-    pub async fn take(&self, limits: &Limits, turn: &Turn) -> Result<Permit, Full> {
-        // Here, since what is dialled will be idle one day.
+    /// Waits for the descriptor of one dial. The caller sets the deadline.
+    pub async fn take_descriptor(&self, limits: &Limits, turn: &Turn) -> Result<Permit, Full> {
+        // Checked at the dial, since every new connection becomes idle eventually.
         let idle: usize = self.workers.iter().map(|idle| idle.count.load(Ordering::Relaxed)).sum();
         if idle >= self.files.idle_max(limits.downstream_connections) {
-            self.ask_for_one();
+            self.request_close();
         }
         let bounds = self.bounds(limits, Sharing::Unbounded);
         if let Some(permit) = self.open.try_enter(bounds) {
@@ -104,39 +106,39 @@ impl Descriptors {
         match self.open.enter_or_queue(bounds, turn)? {
             Entered::Inside(permit) => Ok(permit),
             Entered::Queued(waiting) => {
-                // Asked by those in the queue alone, so that what is closed comes to them.
-                self.ask_for_one();
+                // Requested only once queued, so that the freed descriptor goes to the queue.
+                self.request_close();
                 waiting.await
             }
         }
     }
 
-    /// Dials wait: a connection that has just become idle is worth less than its descriptor.
-    pub fn are_wanted(&self) -> bool {
+    /// Whether dials wait for a descriptor; if so, a connection that becomes idle is closed.
+    pub fn has_waiting_dials(&self) -> bool {
         self.open.has_waiters()
     }
 
     /// Asks the worker with the oldest idle connection to close it.
-    pub fn ask_for_one(&self) {
+    pub fn request_close(&self) {
         let oldest = self.workers.iter().min_by_key(|idle| idle.oldest_ms.load(Ordering::SeqCst));
         if let Some(idle) = oldest.filter(|idle| idle.oldest_ms.load(Ordering::SeqCst) != NONE_IDLE) {
-            idle.asked.fetch_add(1, Ordering::Relaxed);
+            idle.requested.fetch_add(1, Ordering::Relaxed);
             idle.bell.notify_one();
         }
     }
 
-    /// Returns how many idle connections this worker shall close, once it is asked to.
-    pub async fn asked_of(&self, worker: usize) -> usize {
+    /// Waits until the worker is asked to close idle connections; returns how many.
+    pub async fn close_requests(&self, worker: usize) -> usize {
         let idle = &self.workers[worker];
         loop {
-            match idle.asked.swap(0, Ordering::Relaxed) {
+            match idle.requested.swap(0, Ordering::Relaxed) {
                 0 => idle.bell.notified().await,
-                asked => return asked,
+                requested => return requested,
             }
         }
     }
 
-    /// How many idle connections a worker has, and when the oldest became idle.
+    /// Publishes how many idle connections a worker has, and when the oldest became idle.
     pub fn publish(&self, worker: usize, count: usize, oldest: Option<Instant>) {
         let since = |since: Instant| u64::try_from(since.duration_since(self.epoch).as_millis()).unwrap_or(NONE_IDLE);
         self.workers[worker].count.store(count, Ordering::Relaxed);
@@ -144,11 +146,26 @@ impl Descriptors {
     }
 }
 
-/// An open connection to an upstream, and its descriptor.
+/// Waits for a permit, for at most half of `timeouts.connect`.
+pub async fn or_overloaded(
+    snapshot: &Snapshot,
+    waiting: impl Future<Output = Result<Permit, Full>>,
+) -> Result<Permit, Fault> {
+    match timeout(snapshot.timeouts.connect / 2, waiting).await {
+        Ok(Ok(permit)) => Ok(permit),
+        Ok(Err(Full)) | Err(_) => {
+            let why = "no file descriptor is free for an upstream connection, or this caller has used up its share; \
+                       raise the open file limit";
+            Err(ProxyError::Overloaded.because(why))
+        }
+    }
+}
+
+/// An open connection to an upstream, with its descriptor.
 pub struct Dialed {
     conduit: Conduit,
     _descriptor: Permit,
-    /// Of a tunnel, which uses its connection as long as that is open.
+    /// Set for a tunnel, which uses its connection for as long as it is open.
     _in_use: Option<Permit>,
 }
 
@@ -157,17 +174,17 @@ impl Dialed {
         Dialed { conduit, _descriptor: descriptor, _in_use: None }
     }
 
-    /// The same, in use to its end.
-    pub fn used_by(self, in_use: Permit) -> Dialed {
+    /// Holds the permit until the connection is closed.
+    pub fn holding(self, in_use: Permit) -> Dialed {
         Dialed { _in_use: Some(in_use), ..self }
     }
 
-    /// Returns once something may be read, without reading it.
+    /// Waits until the connection is readable, without reading.
     pub async fn readable(&self) {
         self.conduit.readable().await;
     }
 
-    /// Closing sends RST from here on.
+    /// Makes closing send RST.
     pub fn set_resets(&self) {
         self.conduit.set_resets();
     }

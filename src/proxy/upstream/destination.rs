@@ -1,4 +1,4 @@
-//! Where a request goes, and what makes two connections interchangeable.
+//! Destination of a request, and the pool key: what makes two connections interchangeable.
 
 use std::sync::Arc;
 
@@ -9,28 +9,28 @@ use crate::dial::Dialer;
 use crate::model::origin::{Host, Origin, Scheme};
 use crate::snapshot::TlsProfile;
 
-/// Where a request goes, and how TLS is verified there.
+/// Origin, TLS settings and protocol of a request.
 #[derive(Debug, Clone)]
 pub struct Destination {
     pub origin: Origin,
     pub tls: Arc<TlsProfile>,
-    /// In SNI and in the certificate, in place of the host.
+    /// Replaces the host in SNI and in certificate verification.
     pub server_name: Option<Host>,
     pub protocol: Protocol,
 }
 
-/// What a request may be sent by.
+/// Protocol that a request needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Protocol {
-    /// What TLS agrees on; HTTP/1.1 without TLS.
+    /// Negotiated by ALPN; HTTP/1.1 without TLS.
     Any,
-    /// WebSocket: HTTP/1.1, or HTTP/2 where the upstream refuses the former.
+    /// WebSocket: HTTP/1.1, or HTTP/2 if the upstream refuses HTTP/1.1.
     WebSocket,
-    /// HTTP/2, without TLS by prior knowledge: gRPC.
+    /// gRPC: HTTP/2, with prior knowledge if without TLS.
     Http2,
 }
 
-/// Connections of one key are interchangeable.
+/// Pool key: connections with equal keys are interchangeable.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Key {
     pub origin: Origin,
@@ -51,7 +51,7 @@ impl Destination {
         Key { origin, dialer: dialer.number, tls, server_name, protocol }
     }
 
-    /// In SNI and in the certificate.
+    /// The name for SNI and for certificate verification.
     pub fn server_name(&self) -> Result<ServerName<'static>, Fault> {
         match self.server_name.as_ref().unwrap_or(&self.origin.host) {
             Host::Ip(address) => Ok(ServerName::from(*address)),
@@ -62,12 +62,12 @@ impl Destination {
 }
 
 impl Key {
-    /// The same for whatever is spoken there.
+    /// The same key, regardless of protocol.
     pub fn of_any_protocol(&self) -> Key {
         Key { protocol: Protocol::Any, ..self.clone() }
     }
 
-    /// In clear, directly.
+    /// Cleartext, without an egress proxy.
     #[cfg(test)]
     pub fn of_origin(origin: Origin) -> Key {
         Key { origin, dialer: 0, tls: 0, server_name: None, protocol: Protocol::Any }
@@ -77,7 +77,7 @@ impl Key {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dial::{AddressPolicy, Reach};
+    use crate::dial::{AddressPolicy, NetworkSettings};
     use crate::model::origin::Authority;
     use crate::tasks::Tasks;
 
@@ -95,17 +95,21 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_is_shared_only_where_all_that_its_handshake_has_checked_is_equal() {
-        let reach = Reach { hosts: &[], policy: AddressPolicy::default(), way_out: None };
+    fn a_connection_is_shared_only_if_everything_that_its_handshake_checked_is_equal() {
+        let reach = NetworkSettings { hosts: &[], policy: AddressPolicy::default(), egress_proxy: None };
         let dialer = Dialer::new(reach, &Tasks::default(), None);
         let key = |scheme, tls, name| destination(scheme, tls, name).key(&dialer);
         let https = |tls, name| key(Scheme::Https, tls, name);
         assert_eq!(https(1, Some("one.test")), https(1, Some("one.test")));
-        assert_ne!(https(1, Some("one.test")), https(1, Some("two.test")), "another name in the certificate");
+        assert_ne!(
+            https(1, Some("one.test")),
+            https(1, Some("two.test")),
+            "the certificate is checked against another name"
+        );
         assert_ne!(https(1, Some("one.test")), https(1, None), "the host's own name");
         assert_ne!(https(1, None), https(2, None), "other roots or another client certificate");
         assert_eq!(key(Scheme::Http, 1, None), key(Scheme::Http, 2, None), "there is no handshake");
         let named = key(Scheme::Https, 1, None);
-        assert_ne!(Key { dialer: named.dialer + 1, ..named.clone() }, named, "other rules for addresses");
+        assert_ne!(Key { dialer: named.dialer + 1, ..named.clone() }, named, "another address policy");
     }
 }

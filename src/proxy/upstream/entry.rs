@@ -1,4 +1,5 @@
-//! What a worker has of one destination: idle connections, shared ones, and what is known of it.
+//! One worker's pool entry for one destination: idle HTTP/1.1 connections, HTTP/2 connections, and the last protocol
+//! seen.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -12,72 +13,72 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::super::body::RequestBody;
+use super::counting::BytesRead;
 use super::destination::{Key, Protocol};
-use super::gates::GateOf;
-use super::heard::Heard;
-use super::http2::{Http2Conn, Stream};
+use super::gates::OriginGate;
+use super::http2::{Http2Conn, Http2Stream};
 use crate::dial::Forwarding;
 use crate::gate::{Gate, Permit};
 use crate::model::origin::Scheme;
 
-/// Dials under way to one destination, for each worker, while it is not known whether requests may share a connection there.
+/// Concurrent dials per worker to one destination while it is not known whether it speaks HTTP/2.
 const DIALS_MAX: usize = 4;
 
-/// Names an idle connection of a worker; the longer idle, the smaller.
+/// Identifies an idle connection of a worker. IDs ascend, so the smallest has been idle longest.
 pub type IdleId = u64;
 
 pub struct Entry {
     pub key: Key,
-    gate: GateOf,
-    /// Requests that use it.
+    gate: OriginGate,
+    /// Requests that hold this entry.
     pub users: Cell<usize>,
     pub idle: RefCell<Vec<Idle>>,
-    pub shared: RefCell<Vec<Rc<Http2Conn>>>,
-    /// What the last connection spoke; `None`: not known yet, or the last attempt failed.
-    pub spoken: Cell<Option<Version>>,
+    pub http2_conns: RefCell<Vec<Rc<Http2Conn>>>,
+    /// HTTP version of the last connection; `None`: unknown, or the last attempt failed.
+    pub last_version: Cell<Option<Version>>,
     dials: Cell<usize>,
     changed: Notify,
 }
 
 pub struct Idle {
-    pub sender: Sender,
+    pub conn: Http1Conn,
     pub since: Instant,
     pub id: IdleId,
 }
 
-/// A connection over HTTP/1.1.
-pub struct Sender {
-    pub request: SendRequest<RequestBody>,
-    /// It leads to a proxy.
+/// An HTTP/1.1 connection.
+pub struct Http1Conn {
+    pub sender: SendRequest<RequestBody>,
+    /// Set if the connection ends at an egress proxy.
     pub forwarding: Option<Forwarding>,
-    pub heard: Heard,
-    pub counted: Counted,
+    pub bytes_read: BytesRead,
+    pub gauge: ConnGauge,
 }
 
-/// Counts a connection while it is open, as idle or as in use.
-pub struct Counted {
+/// Counts an open connection in the gauge, as idle or active.
+pub struct ConnGauge {
     gauge: RefCell<IntGauge>,
-    /// Held while the connection is in use.
+    /// Held while the connection is active.
     in_use: RefCell<Option<Permit>>,
 }
 
-impl Counted {
-    pub fn in_use(active: &IntGauge, permit: Permit) -> Counted {
+impl ConnGauge {
+    pub fn active(active: &IntGauge, permit: Permit) -> ConnGauge {
         active.inc();
-        Counted { gauge: RefCell::new(active.clone()), in_use: RefCell::new(Some(permit)) }
+        ConnGauge { gauge: RefCell::new(active.clone()), in_use: RefCell::new(Some(permit)) }
     }
 
-    pub fn become_used(&self, active: &IntGauge, permit: Permit) {
+    pub fn set_active(&self, active: &IntGauge, permit: Permit) {
         self.move_to(active);
         self.in_use.replace(Some(permit));
     }
 
-    pub fn become_idle(&self, idle: &IntGauge) {
+    pub fn set_idle(&self, idle: &IntGauge) {
         self.move_to(idle);
         self.in_use.take();
     }
 
-    pub fn reclaim(&self) -> Option<Permit> {
+    pub fn reclaim_permit(&self) -> Option<Permit> {
         self.in_use.take()
     }
 
@@ -87,42 +88,42 @@ impl Counted {
     }
 }
 
-impl Drop for Counted {
+impl Drop for ConnGauge {
     fn drop(&mut self) {
         self.gauge.borrow().dec();
     }
 }
 
-/// What one exchange has of a connection.
-pub enum Link {
-    Http1(Sender),
-    Http2(Stream),
+/// A connection as one exchange uses it: a whole HTTP/1.1 connection, or a stream on an HTTP/2 one.
+pub enum Conn {
+    Http1(Http1Conn),
+    Http2(Http2Stream),
 }
 
-impl Link {
-    pub fn heard(&self) -> &Heard {
+impl Conn {
+    pub fn bytes_read(&self) -> &BytesRead {
         match self {
-            Link::Http1(sender) => &sender.heard,
-            Link::Http2(stream) => stream.heard(),
+            Conn::Http1(conn) => &conn.bytes_read,
+            Conn::Http2(stream) => stream.bytes_read(),
         }
     }
 
-    /// The right to use the connection, of one that is dead; for the first request that asks.
-    pub fn reclaim(&self) -> Option<Permit> {
+    /// Takes back the permit of a dead connection. The first request to call this gets it.
+    pub fn reclaim_permit(&self) -> Option<Permit> {
         match self {
-            Link::Http1(sender) => sender.counted.reclaim(),
-            Link::Http2(stream) => stream.reclaim(),
+            Conn::Http1(conn) => conn.gauge.reclaim_permit(),
+            Conn::Http2(stream) => stream.reclaim_permit(),
         }
     }
 
-    pub fn is_on(&self, shared: &Rc<Http2Conn>) -> bool {
-        matches!(self, Link::Http2(stream) if stream.is_on(shared))
+    pub fn is_on(&self, conn: &Rc<Http2Conn>) -> bool {
+        matches!(self, Conn::Http2(stream) if stream.is_on(conn))
     }
 }
 
 impl Entry {
-    pub fn new(key: Key, gate: GateOf) -> Entry {
-        let spoken = match (key.origin.scheme, key.protocol) {
+    pub fn new(key: Key, gate: OriginGate) -> Entry {
+        let last_version = match (key.origin.scheme, key.protocol) {
             (Scheme::Http, Protocol::Any) | (_, Protocol::WebSocket) => Some(Version::HTTP_11),
             _ => None,
         };
@@ -131,53 +132,54 @@ impl Entry {
             gate,
             users: Cell::new(0),
             idle: RefCell::default(),
-            shared: RefCell::default(),
-            spoken: Cell::new(spoken),
+            http2_conns: RefCell::default(),
+            last_version: Cell::new(last_version),
             dials: Cell::new(0),
             changed: Notify::new(),
         }
     }
 
-    /// Bounds the requests in flight to the origin, over all workers.
+    /// Bounds the requests in flight to the origin, across all workers.
     pub fn gate(&self) -> &Arc<Gate> {
         &self.gate.gate
     }
 
     pub fn is_unused(&self) -> bool {
-        self.users.get() == 0 && self.idle.borrow().is_empty() && self.shared.borrow().is_empty()
+        self.users.get() == 0 && self.idle.borrow().is_empty() && self.http2_conns.borrow().is_empty()
     }
 
-    /// Is there a connection that no request uses?
+    /// Whether any connection is idle.
     pub fn has_idle(&self) -> bool {
-        !self.idle.borrow().is_empty() || self.shared.borrow().iter().any(|shared| shared.idle.get().is_some())
+        !self.idle.borrow().is_empty() || self.http2_conns.borrow().iter().any(|conn| conn.idle.get().is_some())
     }
 
     /// Closes one idle connection.
     pub fn close(&self, id: IdleId) {
         self.idle.borrow_mut().retain(|idle| idle.id != id);
-        self.shared.borrow_mut().retain(|shared| shared.idle.get() != Some(id));
+        self.http2_conns.borrow_mut().retain(|conn| conn.idle.get() != Some(id));
     }
 
-    /// Forgets the connections that are closed; those of them that were idle.
+    /// Removes closed connections; returns the IDs of those that were idle.
     pub fn remove_closed(&self) -> Vec<IdleId> {
         let mut closed = Vec::new();
         self.idle.borrow_mut().retain(|idle| {
-            let is_closed = idle.sender.request.is_closed();
+            let is_closed = idle.conn.sender.is_closed();
             closed.extend(is_closed.then_some(idle.id));
             !is_closed
         });
-        self.shared.borrow_mut().retain(|shared| {
-            let is_closed = shared.is_closed();
-            closed.extend(shared.idle.get().filter(|_| is_closed));
+        self.http2_conns.borrow_mut().retain(|conn| {
+            let is_closed = conn.is_closed();
+            closed.extend(conn.idle.get().filter(|_| is_closed));
             !is_closed
         });
         closed
     }
 
-    /// A turn to dial. Where requests may share a connection, the first of them dials and the others wait for the outcome,
-    /// not each for its own dial; a few dial side by side where that outcome (`waited`) told nothing.
-    pub fn dial(&self, waited: bool) -> Option<Dialing<'_>> {
-        let dials_max = match self.spoken.get() {
+    /// Starts a dial, unless enough are in progress. Where the destination may speak HTTP/2, one request dials and the
+    /// others wait for it; once that wait (`waited`) has failed to reveal the protocol, up to [`DIALS_MAX`] dial
+    /// concurrently.
+    pub fn try_dial(&self, waited: bool) -> Option<Dialing<'_>> {
+        let dials_max = match self.last_version.get() {
             Some(Version::HTTP_11) => usize::MAX,
             None if waited => DIALS_MAX,
             _ => 1,
@@ -189,29 +191,29 @@ impl Entry {
         })
     }
 
-    /// Returns when a dial has ended, or a shared connection is in use again.
+    /// Returns when a dial has ended, or an idle HTTP/2 connection is active again.
     pub async fn changed(&self) {
         self.changed.notified().await;
     }
 
-    /// Wakes the requests that wait for a change.
-    pub fn announce(&self) {
+    /// Wakes the requests that wait in [`Entry::changed`].
+    pub fn wake_waiters(&self) {
         self.changed.notify_waiters();
     }
 }
 
-/// A dial under way; at its end the others look again.
+/// A dial in progress; its end wakes the waiting requests.
 pub struct Dialing<'a>(&'a Entry);
 
 impl Drop for Dialing<'_> {
     fn drop(&mut self) {
         self.0.dials.set(self.0.dials.get() - 1);
-        self.0.announce();
+        self.0.wake_waiters();
     }
 }
 
 impl Idle {
     pub fn is_over(&self, now: Instant, keep_alive: Duration) -> bool {
-        self.sender.request.is_closed() || now.duration_since(self.since) >= keep_alive
+        self.conn.sender.is_closed() || now.duration_since(self.since) >= keep_alive
     }
 }

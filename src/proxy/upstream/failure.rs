@@ -1,4 +1,4 @@
-//! Why a request got no answer, and whether it may be sent again.
+//! Why a request got no response, and whether it may be retried.
 
 use std::error::Error;
 
@@ -7,24 +7,24 @@ use rustix::io::Errno;
 use super::super::error::{Fault, ProxyError, TlsFault, Unreachable};
 use crate::dial::{Denied, DialError};
 
-/// Why a request got no answer.
+/// Why a request got no response.
 #[derive(Debug)]
 pub struct SendError {
     pub error: hyper::Error,
-    /// Not a byte of it was written.
+    /// No byte of the request was written.
     pub unsent: bool,
-    /// Bytes have come on the connection since it was sent.
-    pub heard: bool,
+    /// The connection has delivered bytes since the request was sent.
+    pub received_bytes: bool,
 }
 
 impl SendError {
-    /// The connection was lost, and nothing had come on it.
+    /// The connection was lost before any byte of a response arrived.
     pub fn is_lost(&self) -> bool {
-        self.is_closed() && !self.heard
+        self.is_closed() && !self.received_bytes
     }
 
-    /// The upstream says that it has not processed it (RFC 9113 §8.7): it refuses the stream, or goes away and names an
-    /// earlier one as its last; h2 tells no other stream of that.
+    /// The upstream guarantees that it has not processed the request (RFC 9113 §8.7): REFUSED_STREAM, or a GOAWAY whose
+    /// last stream ID is lower; h2 reports GOAWAY to no other stream.
     pub fn is_refused(&self) -> bool {
         http2_error(&self.error).is_some_and(|error| {
             let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
@@ -61,10 +61,10 @@ impl SendError {
 pub fn dial_fault(error: DialError) -> Fault {
     let why = match &error {
         DialError::Denied { denied: Denied::Private, .. } => {
-            "the host has a private address; name it exactly in a route or under hosts, or its network in egress.allow_private"
+            "the address is private; name the host in a route or under hosts, or add its network to egress.allow_private"
         }
         DialError::Denied { denied: Denied::Special, .. } => {
-            "the host has a link-local, metadata, multicast or reserved address; only a route that names the address opens it"
+            "the address is link-local, metadata, multicast or reserved; only a route that names the address permits it"
         }
         DialError::Denied { denied: Denied::OwnListener, .. } => "the host is this proxy itself",
         DialError::Resolve { .. } => {
@@ -84,13 +84,13 @@ fn is_out_of_descriptors(error: &std::io::Error) -> bool {
     [Errno::MFILE, Errno::NFILE].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-/// `None`: the error is not one of TLS.
+/// `None` if it is not a TLS error.
 pub fn tls_fault(error: &std::io::Error) -> Option<Fault> {
     let fault = TlsFault::of(error)?;
     Some(ProxyError::UpstreamTls(fault).because(fault.cause(&error.to_string())))
 }
 
-/// The upstream speaks none of the protocols that it was asked for (RFC 7301 §3.2).
+/// The upstream supports none of the offered ALPN protocols (RFC 7301 §3.2).
 pub fn is_other_protocol(error: &std::io::Error) -> bool {
     let refused = rustls::Error::AlertReceived(rustls::AlertDescription::NoApplicationProtocol);
     error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).is_some_and(|error| *error == refused)
@@ -104,7 +104,7 @@ fn http2_error(error: &hyper::Error) -> Option<&h2::Error> {
     error.source()?.downcast_ref()
 }
 
-/// An error with its causes, for the log.
+/// Formats an error with its causes, for the log.
 fn describe(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

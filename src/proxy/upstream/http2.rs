@@ -1,7 +1,7 @@
-//! A connection over HTTP/2, shared by as many requests as its upstream takes at once (RFC 9113 §5.1.2).
+//! An upstream HTTP/2 connection, multiplexed across the requests of one worker (RFC 9113 §5.1.2).
 //!
-//! Holds: a request is put on a connection only while there is room for its stream; until the upstream has said how much
-//! room there is, there is none.
+//! Invariant: a request is sent only while the peer's MAX_CONCURRENT_STREAMS allows another stream; before the peer's
+//! SETTINGS frame has arrived, none is.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -18,40 +18,41 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::super::body::RequestBody;
 use super::super::headers::FIELDS_MAX;
-use super::connections::Home;
-use super::entry::{Counted, IdleId};
-use super::heard::{Counting, Heard};
+use super::connections::WeakEntryRef;
+use super::counting::{BytesRead, CountingStream};
+use super::entry::{ConnGauge, IdleId};
 use crate::gate::Permit;
 use crate::tasks::Tasks;
 
-/// Streams on one connection; beyond them another connection is better.
+/// Concurrent streams per connection; beyond that, another connection is opened.
 const STREAMS_MAX: usize = 100;
-/// Flow control windows, in bytes: what a stalled download holds is bounded by the stream's; the connection's has as much for
-/// each stream, so that one stalled caller does not stop the others.
+/// Flow control windows, in bytes. The stream window bounds what a stalled download buffers; the connection window has
+/// room for every stream's, so that one stalled caller does not block the others.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = STREAMS_MAX as u32 * STREAM_WINDOW;
-/// For which HTTP/2 counts fields larger than `limits.head` does: 32 bytes for each (RFC 9113 §6.5.2).
+/// HTTP/2 counts 32 bytes per field on top of its name and value (RFC 9113 §6.5.2); `limits.head` does not.
 const HEADER_LIST_EXTRA_BYTES: usize = 32 * FIELDS_MAX;
-/// A connection in use on which nothing comes for so long is asked whether it lives, and given so long to answer.
+/// HTTP/2 keep-alive: ping after this much silence; close the connection if no ack arrives within `PING_TIMEOUT`.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Spawns on the worker's own runtime.
+/// Spawns hyper's tasks on the worker's own runtime.
 #[derive(Clone)]
-struct Local {
+struct LocalExecutor {
     tasks: Tasks,
-    /// Woken after each step of what it runs, once: hyper reads frames in a task of its own, and tells no one of settings.
-    stepped: Rc<RefCell<Option<Waker>>>,
+    /// Woken after the next poll of a spawned task: hyper reads frames in its own task and does not wake_waiters
+    /// SETTINGS.
+    poll_waker: Rc<RefCell<Option<Waker>>>,
 }
 
-impl<F: Future + 'static> Executor<F> for Local {
+impl<F: Future + 'static> Executor<F> for LocalExecutor {
     fn execute(&self, future: F) {
-        let stepped = self.stepped.clone();
+        let poll_waker = self.poll_waker.clone();
         self.tasks.spawn_local(async move {
             let mut future = pin!(future);
             poll_fn(|cx| {
                 let step = future.as_mut().poll(cx);
-                if let Some(waker) = stepped.take() {
+                if let Some(waker) = poll_waker.take() {
                     waker.wake();
                 }
                 step
@@ -61,44 +62,44 @@ impl<F: Future + 'static> Executor<F> for Local {
     }
 }
 
-/// What the upstream has said that it takes.
+/// Limits announced in the upstream's SETTINGS frame.
 #[derive(Clone, Copy, Default)]
 struct PeerSettings {
-    /// Streams at once.
-    streams: usize,
-    /// WebSocket (RFC 8441).
-    websocket: bool,
+    /// MAX_CONCURRENT_STREAMS, capped at [`STREAMS_MAX`].
+    max_concurrent_streams: usize,
+    /// ENABLE_CONNECT_PROTOCOL: WebSocket over HTTP/2 (RFC 8441).
+    extended_connect: bool,
 }
 
 pub struct Http2Conn {
-    request: SendRequest<RequestBody>,
-    heard: Heard,
+    sender: SendRequest<RequestBody>,
+    bytes_read: BytesRead,
     peer_settings: Rc<Cell<PeerSettings>>,
     in_flight: Cell<usize>,
-    /// Its name among the idle connections while it is one.
+    /// Set while the connection is idle.
     pub idle: Cell<Option<IdleId>>,
-    home: Home,
-    counted: Counted,
+    entry: WeakEntryRef,
+    gauge: ConnGauge,
     idle_gauge: IntGauge,
     active_gauge: IntGauge,
 }
 
 impl Http2Conn {
-    /// One in use, and its first stream, once the upstream has said how many streams it takes; `None`: it has closed instead. The
-    /// caller sets the deadline.
+    /// Opens a connection and its first stream, once the upstream's SETTINGS frame has arrived. `None`: the upstream
+    /// closed the connection first. The caller sets the deadline.
     pub async fn open<T>(
         stream: T,
         head_bytes_max: usize,
         tasks: &Tasks,
         (idle_gauge, active_gauge): (&IntGauge, &IntGauge),
-        (home, in_use): (Home, Permit),
-    ) -> hyper::Result<Option<Stream>>
+        (entry, in_use): (WeakEntryRef, Permit),
+    ) -> hyper::Result<Option<Http2Stream>>
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let (stream, heard) = Counting::new(stream);
-        let stepped = Rc::<RefCell<Option<Waker>>>::default();
-        let (request, connection) = Builder::new(Local { tasks: tasks.clone(), stepped: stepped.clone() })
+        let (stream, bytes_read) = CountingStream::new(stream);
+        let poll_waker = Rc::<RefCell<Option<Waker>>>::default();
+        let (sender, connection) = Builder::new(LocalExecutor { tasks: tasks.clone(), poll_waker: poll_waker.clone() })
             .timer(TokioTimer::new())
             .initial_max_send_streams(0)
             .initial_stream_window_size(STREAM_WINDOW)
@@ -110,116 +111,115 @@ impl Http2Conn {
             .await?;
         let peer_settings = Rc::new(Cell::new(PeerSettings::default()));
         let mut connection = Box::pin(connection);
-        let told = peer_settings.clone();
-        let mut driving = Box::pin(poll_fn(move |cx| {
+        let settings = peer_settings.clone();
+        let mut driver = Box::pin(poll_fn(move |cx| {
             let end = connection.as_mut().poll(cx);
-            told.set(PeerSettings {
-                streams: connection.current_max_send_streams().min(STREAMS_MAX),
-                websocket: connection.is_extended_connect_protocol_enabled(),
+            settings.set(PeerSettings {
+                max_concurrent_streams: connection.current_max_send_streams().min(STREAMS_MAX),
+                extended_connect: connection.is_extended_connect_protocol_enabled(),
             });
             end
         }));
-        let settled = poll_fn(|cx| match driving.as_mut().poll(cx) {
+        let first_settings = poll_fn(|cx| match driver.as_mut().poll(cx) {
             Poll::Ready(end) => Poll::Ready(Some(end)),
-            Poll::Pending if peer_settings.get().streams > 0 => Poll::Ready(None),
+            Poll::Pending if peer_settings.get().max_concurrent_streams > 0 => Poll::Ready(None),
             Poll::Pending => {
-                stepped.replace(Some(cx.waker().clone()));
+                poll_waker.replace(Some(cx.waker().clone()));
                 Poll::Pending
             }
         });
-        if let Some(end) = settled.await {
+        if let Some(end) = first_settings.await {
             return end.map(|()| None);
         }
-        let ended = home.clone();
+        let entry_ref = entry.clone();
         tasks.spawn_local(async move {
-            if let Err(error) = driving.await {
+            if let Err(error) = driver.await {
                 tracing::debug!(%error, "upstream connection ended");
             }
-            ended.has_ended();
+            entry_ref.on_closed();
         });
-        Ok(Some(Stream(Rc::new(Http2Conn {
-            request,
-            heard,
+        Ok(Some(Http2Stream(Rc::new(Http2Conn {
+            sender,
+            bytes_read,
             peer_settings,
             in_flight: Cell::new(1),
             idle: Cell::new(None),
-            home,
-            counted: Counted::in_use(active_gauge, in_use),
+            entry,
+            gauge: ConnGauge::active(active_gauge, in_use),
             idle_gauge: idle_gauge.clone(),
             active_gauge: active_gauge.clone(),
         }))))
     }
 
-    /// A place for one more request beside others, if there is room.
-    pub fn join(self: &Rc<Http2Conn>) -> Option<Stream> {
+    /// Adds a stream to a connection in use, if there is room.
+    pub fn try_join(self: &Rc<Http2Conn>) -> Option<Http2Stream> {
         (self.in_flight.get() > 0 && self.has_room()).then(|| self.add())
     }
 
-    /// A place for the first request, where there is none.
-    pub fn wake(self: &Rc<Http2Conn>, in_use: Permit) -> Result<Stream, Permit> {
+    /// Opens a stream on an idle connection. Returns the permit if it is not idle or has no room.
+    pub fn reuse_idle(self: &Rc<Http2Conn>, in_use: Permit) -> Result<Http2Stream, Permit> {
         if self.in_flight.get() > 0 || !self.has_room() {
             return Err(in_use);
         }
-        self.home.is_not_idle(self);
-        self.counted.become_used(&self.active_gauge, in_use);
+        self.entry.on_not_idle(self);
+        self.gauge.set_active(&self.active_gauge, in_use);
         Ok(self.add())
     }
 
     fn has_room(&self) -> bool {
-        !self.is_closed() && self.in_flight.get() < self.peer_settings.get().streams
+        !self.is_closed() && self.in_flight.get() < self.peer_settings.get().max_concurrent_streams
     }
 
-    fn add(self: &Rc<Http2Conn>) -> Stream {
+    fn add(self: &Rc<Http2Conn>) -> Http2Stream {
         self.in_flight.set(self.in_flight.get() + 1);
-        Stream(self.clone())
+        Http2Stream(self.clone())
     }
 
     pub fn is_closed(&self) -> bool {
-        self.request.is_closed()
+        self.sender.is_closed()
     }
 }
 
-/// One request's place on a shared connection.
-pub struct Stream(Rc<Http2Conn>);
+/// One request's stream on an HTTP/2 connection.
+pub struct Http2Stream(Rc<Http2Conn>);
 
-impl Stream {
+impl Http2Stream {
     pub fn sender(&self) -> SendRequest<RequestBody> {
-        self.0.request.clone()
+        self.0.sender.clone()
     }
 
-    /// The connection that it is on.
-    pub fn shared(&self) -> &Rc<Http2Conn> {
+    pub fn conn(&self) -> &Rc<Http2Conn> {
         &self.0
     }
 
-    pub fn is_on(&self, shared: &Rc<Http2Conn>) -> bool {
-        Rc::ptr_eq(&self.0, shared)
+    pub fn is_on(&self, conn: &Rc<Http2Conn>) -> bool {
+        Rc::ptr_eq(&self.0, conn)
     }
 
-    /// The right to use the connection, of one that is dead; for the first of its streams that asks.
-    pub fn reclaim(&self) -> Option<Permit> {
-        self.0.counted.reclaim()
+    /// Takes back the permit of a dead connection. The first of its streams to call this gets it.
+    pub fn reclaim_permit(&self) -> Option<Permit> {
+        self.0.gauge.reclaim_permit()
     }
 
-    /// What comes for other requests counts, too.
-    pub fn heard(&self) -> &Heard {
-        &self.0.heard
+    /// Bytes read from the whole connection, those for other streams included.
+    pub fn bytes_read(&self) -> &BytesRead {
+        &self.0.bytes_read
     }
 
-    /// The upstream takes WebSocket on it.
-    pub fn takes_websocket(&self) -> bool {
-        self.0.peer_settings.get().websocket
+    /// Whether the upstream supports WebSocket over HTTP/2 (RFC 8441).
+    pub fn supports_websocket(&self) -> bool {
+        self.0.peer_settings.get().extended_connect
     }
 }
 
-impl Drop for Stream {
+impl Drop for Http2Stream {
     fn drop(&mut self) {
         let left = self.0.in_flight.get() - 1;
         self.0.in_flight.set(left);
         if left == 0 {
-            self.0.counted.become_idle(&self.0.idle_gauge);
+            self.0.gauge.set_idle(&self.0.idle_gauge);
             if !self.0.is_closed() {
-                self.0.home.has_become_idle(&self.0);
+                self.0.entry.on_idle(&self.0);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Readings as a table; whatever a server does with a path is one of them.
+//! Readings as a table, and property tests against models of real servers.
 
 use proptest::prelude::*;
 
@@ -22,7 +22,7 @@ fn check(path: &str, expected: &[&str]) {
 }
 
 #[test]
-fn a_path_has_the_readings_that_servers_give_it() {
+fn a_path_has_the_readings_of_real_servers() {
     check("/v1/a.b..c", &["/v1/a.b..c"]);
     check("/%61dm%69n", &["/admin"]);
     check("/.well-known/x", &["/.well-known/x"]);
@@ -52,7 +52,7 @@ fn a_path_has_the_readings_that_servers_give_it() {
 }
 
 #[test]
-fn overlong_utf8_may_be_read_as_what_it_hides() {
+fn overlong_utf8_is_also_read_as_ascii() {
     #[track_caller]
     fn check(path: &str, hidden: &str, expected: bool) {
         assert_eq!(all(path).iter().any(|reading| reading == hidden), expected, "{path}");
@@ -76,7 +76,7 @@ fn the_first_reading_is_the_normalized_path() {
 }
 
 #[test]
-fn the_work_for_one_path_is_bounded() {
+fn the_work_per_path_is_bounded() {
     let many = "/a//b;c/%255C..%252e%3B/%2500/../d\\..//%252F;/./%3f";
     assert_eq!(readings(many), Readings::TooMany);
     let long = format!("/v1/{}//..;/%252F", "x".repeat(60 * 1024));
@@ -85,7 +85,7 @@ fn the_work_for_one_path_is_bounded() {
 }
 
 #[test]
-fn what_follows_a_prefix_is_given_as_it_was_written() {
+fn the_rest_after_a_prefix_is_returned_as_written() {
     #[track_caller]
     fn check(prefix: &str, path: &str, expected: Option<&str>) {
         assert_eq!(rest(&PathPrefix::parse(prefix).unwrap(), path), expected, "{prefix} {path}");
@@ -101,7 +101,7 @@ fn what_follows_a_prefix_is_given_as_it_was_written() {
     check("/", "/x", Some("/x"));
 }
 
-/// Servers as they are, each written down on its own: what they take a path for.
+/// Models of real servers, independent of each other: the path that each serves.
 mod servers {
     fn decode(path: &str) -> String {
         let mut bytes = Vec::new();
@@ -150,17 +150,17 @@ mod servers {
         path.split('/').map(|segment| segment.split(';').next().unwrap_or("")).collect::<Vec<_>>().join("/")
     }
 
-    /// Decodes, merges slashes, resolves.
+    /// Decodes, merges slashes, resolves dot segments.
     pub fn nginx(path: &str) -> String {
         resolve(&merge(&decode(path)))
     }
 
-    /// Drops parameters, decodes, takes `\` for `/`, merges, resolves.
+    /// Drops parameters, decodes, treats `\` as `/`, merges slashes, resolves dot segments.
     pub fn tomcat(path: &str) -> String {
         resolve(&merge(&decode(&strip(path)).replace('\\', "/")))
     }
 
-    /// Tomcat, and a filter behind it that drops parameters once more.
+    /// Tomcat with a filter behind it that drops parameters once more.
     pub fn spring(path: &str) -> String {
         resolve(&strip(&decode(&strip(path))))
     }
@@ -169,17 +169,17 @@ mod servers {
         resolve(&decode(path).replace('\\', "/"))
     }
 
-    /// A proxy that decodes and resolves, then a server that does so again.
+    /// A proxy that decodes and resolves, and a server that does so again.
     pub fn behind_a_decoding_proxy(path: &str) -> String {
         nginx(&nginx(path))
     }
 
-    /// Cleans the path by redirect, merged and resolved, without decoding.
+    /// Redirects to the clean path: merged and resolved, not decoded.
     pub fn go(path: &str) -> String {
         resolve(&merge(path))
     }
 
-    /// Routes on what was sent, decodes parameters later.
+    /// Routes on the raw path, decodes parameters later.
     pub fn express(path: &str) -> String {
         path.to_owned()
     }
@@ -190,13 +190,13 @@ mod servers {
         resolve(decoded.split('\0').next().unwrap_or_default())
     }
 
-    /// Trims the white space of each segment once it is decoded.
+    /// Decodes, then trims the white space of each segment.
     pub fn trimming(path: &str) -> String {
         let decoded = decode(path);
         resolve(&decoded.split('/').map(|segment| segment.trim_matches(|c| c <= ' ')).collect::<Vec<_>>().join("/"))
     }
 
-    /// Takes overlong UTF-8 for what it hides.
+    /// Decodes overlong UTF-8.
     pub fn lenient(path: &str) -> String {
         resolve(&decode(&path.replace("%c0%ae", ".").replace("%c0%af", "/")))
     }
@@ -228,7 +228,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1024) })]
 
     #[test]
-    fn no_server_takes_an_agreed_path_for_one_of_another_rule(path in path()) {
+    fn no_server_reads_an_unambiguous_path_as_one_of_another_rule(path in path()) {
         let readings = match readings(&path) {
             Readings::One => vec![path.clone().into_bytes()],
             Readings::Several(all) => all,
@@ -237,7 +237,7 @@ proptest! {
         let rule = rule_of(&readings[0]);
         if readings.iter().all(|reading| rule_of(reading) == rule) {
             for (number, server) in servers::ALL.iter().enumerate() {
-                // Unreserved characters mean the same escaped: a server that compares bytes alone is given them decoded.
+                // Escaped unreserved characters are equivalent: they are decoded for servers that compare bytes.
                 let normal = String::from_utf8(normalized(path.as_bytes())).unwrap();
                 let read = server(&normal);
                 prop_assert_eq!(rule_of(read.as_bytes()), rule, "server {} reads {} as {}", number, path, read);
@@ -255,7 +255,7 @@ proptest! {
     }
 
     #[test]
-    fn what_stays_below_a_prefix_does_so_at_every_server(path in path()) {
+    fn a_path_that_stays_below_a_prefix_does_so_at_every_server(path in path()) {
         let base = PathPrefix::parse("/v1").unwrap();
         let mapped = format!("/v1{path}");
         if stays_below(&base, &mapped) {

@@ -1,4 +1,4 @@
-//! Requests that name their connection.
+//! Requests that name a connection.
 
 use super::*;
 
@@ -10,7 +10,7 @@ fn check_named(rules: &[Rule], url: &str, table: &[(Option<&str>, &str)]) {
 }
 
 #[test]
-fn what_waits_for_its_name_takes_part_only_then() {
+fn an_only_when_named_route_matches_only_requests_that_name_it() {
     let own = Rule { host: "a.test", ..RULE };
     let read = Rule { host: "a.test:443", profile: Some("read"), only_when_named: true, ..RULE };
     let erp = Rule { host: "a.test:*", connection: "erp", only_when_named: true, ..RULE };
@@ -32,10 +32,10 @@ fn what_waits_for_its_name_takes_part_only_then() {
 }
 
 #[test]
-fn a_name_alone_means_the_connection_itself_where_it_stands() {
+fn a_name_without_profile_selects_the_connection_itself_first() {
     let own = Rule { host: "*.a.test", ..RULE };
     let read = Rule { host: "*.a.test:443", profile: Some("read"), ..RULE };
-    // A route that states no profile serves each that is named.
+    // A route that states no profile serves every profile by name.
     let named = |serves| Rule { host: "*.a.test", serves, path: "/named", only_when_named: true, ..RULE };
     let rules = [read, own, named(None), named(Some("read"))];
     let url = "https://x.a.test/named/y";
@@ -60,7 +60,7 @@ fn a_name_alone_means_the_connection_itself_where_it_stands() {
 }
 
 #[test]
-fn a_name_is_no_way_around_who_may_use_a_connection() {
+fn naming_a_connection_does_not_bypass_its_permitted_callers() {
     let rules = [
         Rule { host: "a.test", callers: &[1], ..RULE },
         Rule { host: "a.test:443", connection: "erp", callers: &[2], only_when_named: true, ..RULE },
@@ -73,7 +73,7 @@ fn a_name_is_no_way_around_who_may_use_a_connection() {
 }
 
 #[test]
-fn mounts_are_named_alike() {
+fn mounts_are_selected_by_name_too() {
     let rules = [
         Rule { host: "/api", ..RULE },
         Rule { host: "/api", profile: Some("read"), only_when_named: true, ..RULE },

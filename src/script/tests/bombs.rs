@@ -1,13 +1,13 @@
-//! Scripts that would take all time or memory.
+//! Scripts that would exhaust time or memory.
 
 use std::time::Instant;
 
 use super::*;
 
-/// The most bytes that a call may add to the most that the process ever used; other tests run beside it.
+/// Maximum growth of the process's peak memory during a call, with room for tests that run in parallel.
 const GROWTH_BYTES_MAX: u64 = 200 * 1024 * 1024;
 
-/// The body ends as an error that contains one of `expected`, within a second.
+/// Checks that `body` fails within a second, with an error that contains one of `expected`.
 #[track_caller]
 fn check(helpers: &str, body: &str, expected: &[&str]) {
     let source = format!("{helpers} fn token_request(request, ctx) {{ {body} }}");
@@ -22,7 +22,7 @@ fn check(helpers: &str, body: &str, expected: &[&str]) {
     assert!(growth < GROWTH_BYTES_MAX, "{body}: {growth} bytes");
 }
 
-/// The highest use of memory that the process ever had (proc_pid_status(5), VmHWM).
+/// Peak resident memory of the process (proc_pid_status(5), VmHWM).
 fn peak_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -32,7 +32,7 @@ fn peak_bytes() -> u64 {
 const TIME: &[&str] = &["too many operations", "runs longer"];
 
 #[test]
-fn endless_loops_end() {
+fn endless_loops_are_stopped() {
     check("", "loop { }", TIME);
     check("", "while true { let x = 1; }", TIME);
     check("", "loop { try { throw 1 } catch { } }", TIME);
@@ -45,18 +45,18 @@ fn endless_loops_end() {
 }
 
 #[test]
-fn recursion_ends() {
-    check("fn f(x) { f(x + 1) }", "f(1)", &["too many calls"]);
-    check("fn f(x) { try { f(x) } catch { f(x) } }", "f(1)", &["too many calls"]);
-    check("fn f(x) { f(x); f(x) }", "f(1)", &["too many calls"]);
-    check("fn f(x) { [x, x].map(|y| f(y)) }", "f(1)", &["too many calls"]);
-    // As deep as both bounds allow, on the stack of a test's thread (2 MiB, as a blocking one has).
+fn recursion_is_stopped() {
+    check("fn f(x) { f(x + 1) }", "f(1)", &["too many nested calls"]);
+    check("fn f(x) { try { f(x) } catch { f(x) } }", "f(1)", &["too many nested calls"]);
+    check("fn f(x) { f(x); f(x) }", "f(1)", &["too many nested calls"]);
+    check("fn f(x) { [x, x].map(|y| f(y)) }", "f(1)", &["too many nested calls"]);
+    // As deep as both bounds allow, on a test thread's stack (2 MiB, like a blocking thread's).
     let deep = format!("fn f(x) {{ {}f(x){} }}", "[".repeat(8), "]".repeat(8));
-    check(&deep, "f(1)", &["too many calls"]);
+    check(&deep, "f(1)", &["too many nested calls"]);
 }
 
 #[test]
-fn growth_ends() {
+fn growth_is_stopped() {
     const SIZE: &[&str] = &["too large", "runs longer", "too many operations"];
     check("", "let s = \"x\"; loop { s += s; }", &["too large"]);
     check("", "let s = \"x\"; loop { s = s + s; }", &["too large"]);
@@ -88,7 +88,7 @@ fn growth_ends() {
     check("", &variables, &["too many variables"]);
 }
 
-/// Many values, each as large as may be: the time ends it.
+/// Many values, each of maximum size: the time limit stops it.
 #[test]
 fn wide_growth_stays_bounded() {
     let big = "let s = \"\"; s.pad(260000, \"x\"); let a = []; a.pad(1024, 1);";

@@ -1,4 +1,4 @@
-//! What the functions compute, and what a script knows of its connection.
+//! The functions that scripts can use, and the contents of `ctx`.
 
 use super::*;
 
@@ -24,7 +24,7 @@ fn digests_and_encodings() {
 }
 
 #[test]
-fn json_goes_both_ways() {
+fn json_is_encoded_and_parsed() {
     check("json(response.json)", r#"{"b":[1,2.5,null]}"#);
     check("json(\"a\\\"\\n\")", r#""a\"\n""#);
     check("json(#{a: true, c: 'x', d: ()})", r#"{"a":true,"c":"x","d":null}"#);
@@ -33,7 +33,7 @@ fn json_goes_both_ways() {
 }
 
 #[test]
-fn the_context_is_known() {
+fn a_script_sees_its_context() {
     check(
         "json(ctx)",
         concat!(

@@ -1,10 +1,10 @@
-//! Sources that are no scripts.
+//! Sources that are rejected.
 
 use super::*;
 
 #[track_caller]
 fn check(source: &str, line: Option<usize>, expected: &str) {
-    let error = Script::compile(source).expect_err("it is refused");
+    let error = Script::compile(source).expect_err("the source is rejected");
     assert!(error.message.contains(expected), "{source:.200}: {error:?}");
     assert_eq!(error.line, line, "{source:.200}: {error:?}");
     assert!(!error.message.contains("s3cret"), "{error:?}");
@@ -14,9 +14,9 @@ fn check(source: &str, line: Option<usize>, expected: &str) {
 const HOOK: &str = "fn token_request(r, c) { r }\n";
 
 #[test]
-fn what_does_not_parse_has_its_place() {
+fn a_syntax_error_has_a_position() {
     check("fn token_request(r, c) {\n  r +\n}", Some(3), "");
-    check("fn token_request(r, c) {\n let a = \"s3cret", Some(2), "a string does not end");
+    check("fn token_request(r, c) {\n let a = \"s3cret", Some(2), "a string is not terminated");
     check("fn token_request(r, c) {\n let a = 's3cret'; r }", Some(2), "a literal or a symbol");
     check("fn token_request(r, c) { #{s3cret: 1, s3cret: 2} }", Some(1), "the same key twice");
     check("fn token_request(r, c) {\n unknown }", Some(2), "Undefined variable: unknown");
@@ -25,7 +25,7 @@ fn what_does_not_parse_has_its_place() {
 }
 
 #[test]
-fn hooks_are_there_and_take_two() {
+fn a_script_needs_a_hook_with_two_parameters() {
     check("", None, "none of the functions");
     check("fn other(a, b) { a }", None, "none of the functions");
     check("fn helper() { 1 }\nfn token_request(r) { r }", Some(2), "token_request takes 2 parameters");
@@ -34,17 +34,17 @@ fn hooks_are_there_and_take_two() {
 }
 
 #[test]
-fn nothing_stands_outside_of_functions() {
+fn a_statement_outside_of_a_function_is_rejected() {
     for statement in
         ["const X = 1;", "let x = 1;", "1 + 1;", "42", "\"s3cret\"", "helper();", "{ 1 }", "loop { }", "if true { }"]
     {
-        check(&format!("{HOOK}{statement}"), Some(2), "a statement outside of its functions");
+        check(&format!("{HOOK}{statement}"), Some(2), "a statement outside of a function");
     }
     assert!(Script::compile(&format!("// comment\n{HOOK};;\n/* more */")).is_ok());
 }
 
 #[test]
-fn no_door_leads_out() {
+fn eval_import_and_curry_are_rejected() {
     let inside = |body: &str| format!("fn token_request(r, c) {{\n{body} }}");
     check(&inside("eval(\"s3cret\")"), Some(2), "eval");
     check(&inside("import \"s3cret\" as x;"), Some(2), "import");
@@ -53,7 +53,7 @@ fn no_door_leads_out() {
 }
 
 #[test]
-fn a_source_has_bounds() {
+fn the_size_of_a_source_is_bounded() {
     check(&format!("{HOOK}//{}", "x".repeat(SOURCE_BYTES_MAX)), None, "longer than 65536 bytes");
     let functions: String = (0..64).map(|n| format!("fn f{n}() {{ {n} }}\n")).collect();
     check(&format!("{HOOK}{functions}"), Some(65), "functions");
@@ -61,9 +61,9 @@ fn a_source_has_bounds() {
     check(&format!("fn token_request(r, c) {{ [{items}] }}"), Some(1), "exceeds the maximum");
 }
 
-/// However deep the source goes, the parser's own stack does not end (a test's thread has 2 MiB, as a blocking one has).
+/// Deep nesting does not overflow the parser's stack (a test thread has 2 MiB, like a blocking thread).
 #[test]
-fn depth_is_refused_and_not_followed() {
+fn deep_nesting_is_rejected_without_a_stack_overflow() {
     let nested = |open: &str, inner: &str, close: &str| {
         let times = (SOURCE_BYTES_MAX - 100) / (open.len() + close.len());
         format!("fn token_request(r, c) {{ {}{inner}{} }}", open.repeat(times), close.repeat(times))
@@ -93,7 +93,7 @@ fn depth_is_refused_and_not_followed() {
         let error = Script::compile(&source).expect_err(&source[..60]);
         assert!(error.message.len() <= 300, "{error:?}");
     }
-    // Long and not deep: these may be taken, and then run.
+    // Long but not deep: these may compile, and then run.
     for source in [
         nested("", "r", ".a"),
         nested("", "r", "[0]"),

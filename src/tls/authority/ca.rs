@@ -1,4 +1,5 @@
-//! A CA that may sign leaves alone: made for `ca init`, read for the configuration.
+//! The interception CA itself, which may sign leaf certificates only: creates it for `ca init`, reads it for the
+//! configuration.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -18,25 +19,25 @@ use crate::model::secret::Secret;
 use crate::model::time::WallTime;
 use crate::model::{Interception, Roots};
 
-const CA_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+const CA_VALIDITY: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// Why something is no CA.
+/// Why a CA was rejected. The messages complete a sentence that starts with the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CaError {
-    #[error("holds no certificate in PEM that can be read")]
+    #[error("holds no certificate in valid PEM")]
     Certificate,
-    #[error("is not a CA's: its basic constraints do not say so, or its key may not sign certificates")]
+    #[error("is not a CA certificate: its basic constraints lack CA:TRUE, or its key usage excludes signing")]
     NotCa,
-    #[error("is no unencrypted private key in PEM that can sign certificates")]
+    #[error("is not an unencrypted private key in PEM that can sign certificates")]
     Key,
     #[error("does not belong to the certificate")]
     Pair,
 }
 
-/// A CA's certificate, those above it behind it, and its key, each in PEM.
+/// Reads a CA's certificate, followed by its issuers, and its key, each in PEM.
 ///
 /// # Errors
-/// The first two are about the certificate, the others about the key.
+/// [`CaError::Certificate`] and [`CaError::NotCa`] concern the certificate, the others the key.
 pub fn read_ca(certificate: &[u8], key: Secret) -> Result<Interception, CaError> {
     let chain = read_certificates(certificate)?;
     let (_, parsed) = parse_x509_certificate(&chain[0]).map_err(|_| CaError::Certificate)?;
@@ -50,15 +51,15 @@ pub(super) fn key_pair(key: &Secret) -> Result<KeyPair, CaError> {
     KeyPair::from_pem(key.expose()).map_err(|_| CaError::Key)
 }
 
-/// A client that trusts it has it already.
+/// Roots are not sent: a TLS client that trusts one has it already.
 pub(super) fn is_root(certificate: &CertificateDer<'_>) -> bool {
     parse_x509_certificate(certificate).is_ok_and(|(_, parsed)| parsed.subject() == parsed.issuer())
 }
 
-/// Certificates in PEM, of a file that may hold other things beside them.
+/// Reads PEM certificates from a file that may contain other items.
 ///
 /// # Errors
-/// [`CaError::Certificate`], for none or a broken one; [`CaError::NotCa`], if the first is not a CA's.
+/// [`CaError::Certificate`] if there is none or a malformed one; [`CaError::NotCa`] if the first is not a CA certificate.
 pub fn read_certificates(pem: &[u8]) -> Result<Roots, CaError> {
     let chain = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
     let chain = chain.map_err(|_| CaError::Certificate)?;
@@ -71,24 +72,24 @@ pub fn read_certificates(pem: &[u8]) -> Result<Roots, CaError> {
     Ok(chain.into())
 }
 
-/// What `ca init` writes.
+/// A new CA, as `ca init` writes it.
 #[derive(Debug)]
 pub struct NewCa {
     pub certificate_pem: String,
     pub key_pem: Secret,
 }
 
-/// A CA called `name`: for any host, or for `hosts` and what is below them alone.
+/// Creates a CA with the common name `name`, for any host, or constrained to `hosts` and their subdomains.
 ///
 /// # Errors
-/// Where the system gives no random bytes.
+/// Without a source of randomness.
 pub fn make_ca(name: &str, hosts: &[Host], wall: WallTime) -> Result<NewCa, rcgen::Error> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
     params.not_before = moment(wall - CLOCK_SKEW);
-    params.not_after = moment(wall + CA_LIFE);
+    params.not_after = moment(wall + CA_VALIDITY);
     params.serial_number = Some(serial()?);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -99,7 +100,7 @@ pub fn make_ca(name: &str, hosts: &[Host], wall: WallTime) -> Result<NewCa, rcge
     Ok(NewCa { certificate_pem, key_pem: Secret::new(key.serialize_pem()) })
 }
 
-/// A kind of name of which none is permitted is not constrained at all (RFC 5280 §4.2.1.10), so it is excluded whole.
+/// A name type without a permitted subtree is unconstrained (RFC 5280 §4.2.1.10), so it is excluded as a whole.
 fn constraints(hosts: &[Host]) -> NameConstraints {
     let mut excluded_subtrees = Vec::new();
     if !hosts.iter().any(|host| matches!(host, Host::Ip(_))) {

@@ -1,4 +1,4 @@
-//! What is made, as another library reads it.
+//! Issued certificates, parsed by another library.
 
 use std::collections::HashSet;
 
@@ -12,7 +12,7 @@ use crate::model::time::WallTime;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 fn wall() -> WallTime {
-    // Certificates tell whole seconds.
+    // Certificates have a resolution of seconds.
     WallTime::from_secs(Clock::system().now().wall.as_secs())
 }
 
@@ -30,7 +30,7 @@ fn seconds(time: ASN1Time) -> WallTime {
 }
 
 #[test]
-fn a_ca_signs_leaves_alone() {
+fn a_ca_may_sign_leaf_certificates_only() {
     let now = wall();
     let made = ca(now);
     let (_, ca) = parse_x509_certificate(&made.chain[0]).unwrap();
@@ -56,15 +56,15 @@ fn check_constraints(hosts: &[&str], permitted: &[&str], excluded: &[&str]) {
     let (_, ca) = parse_x509_certificate(&made.chain[0]).unwrap();
     let constraints = ca.name_constraints().unwrap().unwrap();
     assert!(constraints.critical);
-    let told = |trees: &Option<Vec<GeneralSubtree<'_>>>| {
+    let text = |trees: &Option<Vec<GeneralSubtree<'_>>>| {
         trees.iter().flatten().map(|tree| tree.base.to_string()).collect::<Vec<_>>()
     };
-    assert_eq!(told(&constraints.value.permitted_subtrees), permitted);
-    assert_eq!(told(&constraints.value.excluded_subtrees), excluded);
+    assert_eq!(text(&constraints.value.permitted_subtrees), permitted);
+    assert_eq!(text(&constraints.value.excluded_subtrees), excluded);
 }
 
 #[test]
-fn a_constrained_ca_names_its_hosts() {
+fn a_constrained_ca_permits_its_hosts_only() {
     // An address and its mask.
     let every_address = [4, 16].map(|bytes| format!("IPAddress({})", vec!["00"; 2 * bytes].join(":")));
     let every_address = every_address.each_ref().map(String::as_str);
@@ -74,10 +74,10 @@ fn a_constrained_ca_names_its_hosts() {
 }
 
 #[test]
-fn a_leaf_names_its_host_and_nothing_else() {
+fn a_leaf_names_only_its_host() {
     let now = wall();
     let made = ca(now - DAY);
-    let maker = Authority::new(&made).unwrap().maker;
+    let leaf_issuer = Authority::new(&made).unwrap().leaf_issuer;
     let (_, ca) = parse_x509_certificate(&made.chain[0]).unwrap();
     let mut serials = HashSet::new();
     for (name, expected) in [
@@ -86,11 +86,11 @@ fn a_leaf_names_its_host_and_nothing_else() {
         ("10.1.2.3", GeneralName::IPAddress(&[10, 1, 2, 3])),
         ("[::1]", GeneralName::IPAddress(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1])),
     ] {
-        let leaf = maker.leaf(&host(name), now, now + DAY).unwrap();
+        let leaf = leaf_issuer.sign_leaf(&host(name), now, now + DAY).unwrap();
         let (_, leaf) = parse_x509_certificate(&leaf).unwrap();
         assert_eq!(leaf.subject().iter().count(), 0, "{name}");
         let names = leaf.subject_alternative_name().unwrap().unwrap();
-        // RFC 5280 §4.2.1.6: the only name there is.
+        // RFC 5280 §4.2.1.6: critical, since the subject is empty.
         assert!(names.critical, "{name}");
         assert_eq!(names.value.general_names, [expected], "{name}");
         let usage = leaf.key_usage().unwrap().unwrap().value;
@@ -104,7 +104,7 @@ fn a_leaf_names_its_host_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_leaf_ends_in_a_week_or_with_its_ca_and_is_made_anew_before() {
+async fn a_leaf_expires_in_a_week_or_with_its_ca_and_is_reissued_before() {
     let now = wall();
     let (authority, tasks, name) = (Authority::new(&ca(now)).unwrap(), Tasks::default(), host("a.test"));
     let first = authority.server_config(&tasks, &name, now).await.unwrap();
@@ -113,37 +113,41 @@ async fn a_leaf_ends_in_a_week_or_with_its_ca_and_is_made_anew_before() {
         let again = authority.server_config(&tasks, &name, now + after).await.unwrap();
         assert_eq!(Arc::ptr_eq(&first, &again), same, "{after:?}");
     }
-    let maker = &authority.maker;
-    assert_eq!(maker.make(&name, now).unwrap().renew_at, now + life - DAY);
-    let ends = maker.ends;
-    assert_eq!(maker.make(&name, ends - DAY / 2).unwrap().renew_at, ends, "never longer than the CA");
-    assert!(matches!(authority.server_config(&tasks, &name, ends).await, Err(AuthorityError::Ended)));
+    let leaf_issuer = &authority.leaf_issuer;
+    assert_eq!(leaf_issuer.issue(&name, now).unwrap().reissue_at, now + life - DAY);
+    let expires_at = leaf_issuer.expires_at;
+    assert_eq!(
+        leaf_issuer.issue(&name, expires_at - DAY / 2).unwrap().reissue_at,
+        expires_at,
+        "a leaf never outlives its CA"
+    );
+    assert!(matches!(authority.server_config(&tasks, &name, expires_at).await, Err(AuthorityError::Expired)));
 }
 
 #[tokio::test]
-async fn ten_thousand_names_leave_a_thousand() {
+async fn the_leaf_cache_evicts_the_least_recently_used() {
     let now = wall();
     let (authority, tasks) = (Authority::new(&ca(now)).unwrap(), Tasks::default());
     let first = authority.server_config(&tasks, &host("n0.test"), now).await.unwrap();
     for number in 1..10_000 {
         authority.server_config(&tasks, &host(&format!("n{number}.test")), now).await.unwrap();
     }
-    assert_eq!(authority.made.lock().unwrap().len(), MADE_MAX.get());
+    assert_eq!(authority.leaves.lock().unwrap().len(), LEAVES_MAX.get());
     let again = authority.server_config(&tasks, &host("n0.test"), now).await.unwrap();
-    assert!(!Arc::ptr_eq(&first, &again), "the least recently used have left");
+    assert!(!Arc::ptr_eq(&first, &again), "the least recently used leaf was evicted");
 }
 
 #[tokio::test]
-async fn many_who_ask_at_once_get_one() {
+async fn concurrent_requests_for_a_host_share_one_leaf() {
     let (authority, tasks, name) = (Authority::new(&ca(wall())).unwrap(), Tasks::default(), host("a.test"));
-    let asked = (0..50).map(|_| authority.server_config(&tasks, &name, wall()));
-    let got = futures_util::future::join_all(asked).await;
-    let first = got[0].as_ref().unwrap();
-    assert!(got.iter().all(|made| Arc::ptr_eq(made.as_ref().unwrap(), first)));
+    let requests = (0..50).map(|_| authority.server_config(&tasks, &name, wall()));
+    let leaves = futures_util::future::join_all(requests).await;
+    let first = leaves[0].as_ref().unwrap();
+    assert!(leaves.iter().all(|made| Arc::ptr_eq(made.as_ref().unwrap(), first)));
 }
 
 #[test]
-fn what_is_no_ca_is_refused_and_no_key_is_shown() {
+fn an_invalid_ca_is_rejected_and_debug_output_redacts_the_key() {
     let NewCa { certificate_pem, key_pem } = make_ca("x", &[], wall()).unwrap();
     let read = |pem: &str, key: &Secret| read_ca(pem.as_bytes(), key.clone()).map(drop);
     assert_eq!(read("", &key_pem), Err(CaError::Certificate));
@@ -155,7 +159,7 @@ fn what_is_no_ca_is_refused_and_no_key_is_shown() {
     assert_eq!(read(&certificate_pem, &Secret::new("x")), Err(CaError::Key));
     assert_eq!(read(&certificate_pem, &make_ca("x", &[], wall()).unwrap().key_pem), Err(CaError::Pair));
     let made = read_ca(certificate_pem.as_bytes(), key_pem.clone()).unwrap();
-    let told = format!("{made:?} {:?}", Authority::new(&made).unwrap());
+    let text = format!("{made:?} {:?}", Authority::new(&made).unwrap());
     let line = key_pem.expose().lines().nth(1).unwrap();
-    assert!(!told.contains(line) && !told.contains("PRIVATE"), "{told}");
+    assert!(!text.contains(line) && !text.contains("PRIVATE"), "{text}");
 }

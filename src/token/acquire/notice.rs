@@ -19,7 +19,11 @@ const REJECTED: &str = "token_rejected";
 const WAIT_MIN: Duration = Duration::from_millis(100);
 
 /// The notice of another replica, if it applies to this attempt.
-pub fn applicable(put_off: Option<&AnnouncedBackoff>, definition_age: Duration, cause: &Cause) -> Option<AnnouncedBackoff> {
+pub fn applicable(
+    put_off: Option<&AnnouncedBackoff>,
+    definition_age: Duration,
+    cause: &Cause,
+) -> Option<AnnouncedBackoff> {
     let put_off = put_off.filter(|put_off| put_off.error != REJECTED && cause.person().is_none())?;
     let is_older = put_off.age > definition_age;
     (!put_off.permanent || !is_older).then(|| put_off.clone())

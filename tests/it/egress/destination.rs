@@ -1,6 +1,7 @@
-//! One destination: whatever a request says, its token goes to the origin that its route names, or nowhere.
+//! One destination: no request can send a token anywhere but to the origin of its route.
 //!
-//! Rows are named as in the table of hostile peers (TC, HP-15, HP-16); after each the invariants of `rig::stage` hold.
+//! Row names refer to the catalogue of hostile peers (TC, HP-15, HP-16); after each row, the invariants of `rig::stage`
+//! hold.
 
 use crate::rig::arrival::Arrival::*;
 use crate::rig::arrival::{check, get};
@@ -10,7 +11,7 @@ use crate::rig::sidecar::Sidecar;
 use crate::rig::stage::{Stage, TOKEN};
 
 #[tokio::test]
-async fn the_target_alone_names_the_destination() {
+async fn the_request_target_alone_determines_the_destination() {
     let stage = Stage::start("").await;
     let plain = |target| get(target, "good.test", "");
     for (row, bytes, status, code, goes) in [
@@ -86,9 +87,9 @@ async fn the_target_alone_names_the_destination() {
     }
 }
 
-/// Bytes that are no HTTP get a bare 400 from the parser, all others the proxy's own.
+/// Bytes that are not HTTP get a bare 400 from the parser, all others a 400 of the proxy.
 #[tokio::test]
-async fn what_could_name_two_places_is_refused() {
+async fn an_ambiguous_destination_is_refused() {
     let stage = Stage::start("").await;
     let mut rows: Vec<(String, String)> = Vec::new();
     for target in [
@@ -131,15 +132,15 @@ async fn what_could_name_two_places_is_refused() {
     }
     for (row, bytes) in rows {
         let before = (stage.good.count(), stage.evil.count());
-        let said = stage.exchange(&bytes).await;
-        assert_eq!(said.status(), 400, "{row}: {}", said.text());
+        let transcript = stage.exchange(&bytes).await;
+        assert_eq!(transcript.status(), 400, "{row}: {}", transcript.text());
         assert_eq!((stage.good.count(), stage.evil.count()), before, "{row}");
-        stage.assert_invariants(&row, &said).await;
+        stage.assert_invariants(&row, &transcript).await;
     }
 }
 
 #[tokio::test]
-async fn a_path_rule_cannot_be_slipped_past() {
+async fn a_path_rule_cannot_be_bypassed() {
     let stage = Stage::start("").await;
     for path in [
         "/v1/../x",
@@ -201,7 +202,7 @@ async fn a_path_rule_cannot_be_slipped_past() {
         "/v1/a%20b",
         "/v1/a%20/%20b%0a",
         "/v1/%c3%ae/%e2%82%ac/%c0%ae/%c0",
-        // What every server takes for a path below /v1 goes there as it was written.
+        // A path that every server reads as below /v1 is forwarded as written.
         "/%761/x",
         "/v%31/%61",
         "/v1/projects/group%2Fproject/a%2eb",
@@ -228,7 +229,7 @@ async fn a_path_rule_cannot_be_slipped_past() {
 }
 
 #[tokio::test]
-async fn a_mount_leads_below_its_upstream_path_only() {
+async fn a_mount_reaches_only_paths_below_its_upstream_path() {
     let stage = Stage::start("").await;
     for (path, expected) in [
         ("/api/x?q=1", "/base/x?q=1"),
@@ -255,14 +256,18 @@ async fn a_mount_leads_below_its_upstream_path_only() {
         "/api/..;/x",
         "/api/%252e%252e/x",
         "/%61pi/../x",
-        // Back below the mount, but at the upstream beside its path.
+        // Resolves below the mount, but outside the upstream's path.
         "/api/../api/x",
         "/api/..%2Fapi/x",
     ] {
         let before = stage.good.count();
-        let said = stage.exchange(get(path, "keybearer", "")).await;
+        let transcript = stage.exchange(get(path, "keybearer", "")).await;
         let expected = [(400, "bad_request_target"), (404, "no_mount")];
-        assert!(expected.contains(&(said.status(), said.code().as_str())), "TC-28 {path}: {}", said.text());
+        assert!(
+            expected.contains(&(transcript.status(), transcript.code().as_str())),
+            "TC-28 {path}: {}",
+            transcript.text()
+        );
         assert_eq!(stage.good.count(), before, "TC-28 {path}");
     }
     for path in ["/apix", "/ap", "/", "/API/x", "/x/api/"] {
@@ -271,7 +276,7 @@ async fn a_mount_leads_below_its_upstream_path_only() {
 }
 
 #[tokio::test]
-async fn whatever_the_caller_sends_in_its_place_exactly_one_token_arrives() {
+async fn exactly_one_token_arrives_whatever_the_caller_sends_at_its_injection_point() {
     let stage = Stage::start("").await;
     for (row, host, lines) in [
         ("TC-16 one", "good.test", "Authorization: Bearer mine\r\n"),
@@ -304,13 +309,15 @@ async fn whatever_the_caller_sends_in_its_place_exactly_one_token_arrives() {
 }
 
 #[tokio::test]
-async fn redirects_are_passed_on_and_never_followed() {
+async fn redirects_are_forwarded_and_never_followed() {
     let stage = Stage::answering("", |request, _| {
         let Some(status) = request.request_line().split("/to/").nth(1).and_then(|rest| rest.get(..3)) else {
             return Reply::ok();
         };
-        let place = if status == "308" { "http://good.test:81/" } else { "http://evil.test/stolen" };
-        Reply::Bytes(format!("HTTP/1.1 {status} Moved\r\nLocation: {place}\r\nContent-Length: 0\r\n\r\n").into_bytes())
+        let location = if status == "308" { "http://good.test:81/" } else { "http://evil.test/stolen" };
+        Reply::Bytes(
+            format!("HTTP/1.1 {status} Moved\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n").into_bytes(),
+        )
     })
     .await;
     for status in [301, 302, 303, 307, 308] {
@@ -320,21 +327,21 @@ async fn redirects_are_passed_on_and_never_followed() {
 }
 
 #[tokio::test]
-async fn a_route_that_upgrades_never_speaks_in_the_clear() {
+async fn a_route_with_upstream_tls_never_sends_cleartext() {
     let stage = Stage::start("").await;
     for target in ["http://secure.test/", "https://secure.test/"] {
-        let said = stage.exchange(get(target, "secure.test", "")).await;
-        assert_eq!(said.status(), 502, "TC-23: {}", said.text());
+        let transcript = stage.exchange(get(target, "secure.test", "")).await;
+        assert_eq!(transcript.status(), 502, "TC-23: {}", transcript.text());
         assert_eq!(stage.good.received().iter().filter(|r| r.head.contains("secure.test")).count(), 0, "TC-23");
-        stage.assert_invariants("TC-23", &said).await;
+        stage.assert_invariants("TC-23", &transcript).await;
     }
 }
 
 #[tokio::test]
-async fn a_request_that_comes_back_is_a_loop() {
+async fn a_request_that_returns_to_the_proxy_is_a_loop() {
     let stage = Stage::start("").await;
-    let answer = raw::get_through(stage.sidecar.proxy(), "http://good.test/", "").await;
-    assert_eq!(answer.status, 200);
+    let response = raw::get_through(stage.sidecar.proxy(), "http://good.test/", "").await;
+    assert_eq!(response.status, 200);
     let via = stage.good.received()[0].values("via")[0].to_owned();
     for line in [format!("Via: {via}\r\n"), format!("Via: 1.0 fred, {via}\r\nVia: 1.1 x\r\n")] {
         check(&stage, "loop", &get("http://good.test/", "x", &line), 508, "loop_detected", Nowhere).await;
@@ -343,9 +350,9 @@ async fn a_request_that_comes_back_is_a_loop() {
     check(&stage, "another's Via", &get("http://good.test/", "x", "Via: 1.1 keybearer-other\r\n"), 200, "", Good).await;
 }
 
-/// TC-26: connections of two connections to one origin may be shared, tokens never.
+/// TC-26: two connections with the same origin may share pooled connections, but never tokens.
 #[tokio::test]
-async fn one_upstream_connection_carries_each_request_s_own_token() {
+async fn requests_on_one_upstream_connection_carry_their_own_tokens() {
     let tokens = Scripted::start(|request, _| {
         let who = if String::from_utf8_lossy(&request.body).contains("client-a") { "of-a" } else { "of-b" };
         Reply::token(&format!("token-{who}"), 3600)
@@ -367,11 +374,11 @@ async fn one_upstream_connection_carries_each_request_s_own_token() {
     );
     let sidecar = Sidecar::start(&config).await;
     for name in ["a", "b", "a", "b"] {
-        let answer = raw::get_through(sidecar.proxy(), &format!("http://api.test/{name}/x"), "").await;
-        assert_eq!(answer.status, 200);
+        let response = raw::get_through(sidecar.proxy(), &format!("http://api.test/{name}/x"), "").await;
+        assert_eq!(response.status, 200);
         let received = upstream.received();
         let last = received.last().expect("a request");
         assert_eq!(last.values("authorization"), [format!("Bearer token-of-{name}")]);
-        assert_eq!(last.from, received[0].from, "the connection is used again");
+        assert_eq!(last.from, received[0].from, "the connection is reused");
     }
 }

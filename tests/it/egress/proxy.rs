@@ -1,4 +1,4 @@
-//! The way out through a forward proxy: Debian's tinyproxy, with stunnel before it where the proxy itself speaks TLS.
+//! Egress through a forward proxy: Debian's tinyproxy, with stunnel in front of it if the proxy speaks TLS.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -16,7 +16,7 @@ use crate::rig::sidecar::Sidecar;
 
 const APPLIED: &str = "keybearer_config_reloads_total{outcome=\"applied\"}";
 
-/// A program that listens at a port of its own while this lives.
+/// A program that listens on its own port; killed on drop.
 struct Program {
     _child: Child,
     port: u16,
@@ -24,7 +24,7 @@ struct Program {
 }
 
 impl Program {
-    /// `config` is made from a free port and a directory, and `arguments` from its path.
+    /// Starts `name` with `arguments` and the path of a file with `config(port, directory)`.
     async fn start(name: &str, arguments: &[&str], config: impl Fn(u16, &str) -> String) -> Program {
         let free = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = free.local_addr().expect("an address").port();
@@ -61,7 +61,7 @@ impl Program {
         .await
     }
 
-    /// The request lines that tinyproxy has seen, and whatever else it says.
+    /// tinyproxy's log, with the request lines that it has received.
     fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
@@ -78,12 +78,12 @@ struct Stage {
     tokens: Scripted,
 }
 
-/// Routes to `localhost` by both schemes, and a token endpoint there, by this way out.
+/// A sidecar with these egress settings, routes to `localhost` by both schemes, and a token endpoint there.
 async fn start(egress: &str) -> Stage {
     start_with(egress, "").await
 }
 
-/// The same with further configuration, whole lines.
+/// The same with further lines of configuration.
 async fn start_with(egress: &str, top: &str) -> Stage {
     let (plain, tokens) = (Scripted::upstream().await, Scripted::tokens(3600).await);
     let secure = Http2Server::start(json!({})).await;
@@ -101,9 +101,9 @@ async fn start_with(egress: &str, top: &str) -> Stage {
 }
 
 impl Stage {
-    async fn ask(&self, url: String) -> (u16, String) {
-        let answer = raw::get_through(self.sidecar.proxy(), &url, "").await;
-        (answer.status, answer.code().to_owned())
+    async fn get(&self, url: String) -> (u16, String) {
+        let response = raw::get_through(self.sidecar.proxy(), &url, "").await;
+        (response.status, response.code().to_owned())
     }
 
     fn plain(&self) -> String {
@@ -116,7 +116,7 @@ impl Stage {
 }
 
 #[tokio::test]
-async fn everything_leaves_through_the_proxy() {
+async fn all_requests_use_the_egress_proxy() {
     let proxy = Program::tinyproxy().await;
     let front = Program::stunnel(proxy.port).await;
     let free = Scripted::upstream().await;
@@ -129,7 +129,7 @@ async fn everything_leaves_through_the_proxy() {
         let ports = free.address.port();
         let stage = start(&format!("proxy: {{{url}, {credentials}}}, connect_ports: [{ports}]")).await;
         assert_eq!(
-            stage.ask(format!("http://{}/x?q=1", stage.plain())).await,
+            stage.get(format!("http://{}/x?q=1", stage.plain())).await,
             (200, String::new()),
             "{row}: {}",
             stage.sidecar.log()
@@ -141,35 +141,35 @@ async fn everything_leaves_through_the_proxy() {
         assert_eq!(arrived.values("host"), [stage.plain()], "{row}");
 
         assert_eq!(
-            stage.ask(format!("https://{}/echo", stage.secure())).await.0,
+            stage.get(format!("https://{}/echo", stage.secure())).await.0,
             200,
             "{row}: {}",
             stage.sidecar.log()
         );
         assert_eq!(proxy.saw(&format!("CONNECT {} ", stage.secure())), 1, "{row}: {}", proxy.log());
-        assert_eq!(stage.ask(format!("https://{}/echo", stage.secure())).await.0, 200, "{row}");
-        assert_eq!(proxy.saw(&format!("CONNECT {} ", stage.secure())), 1, "{row}: one connection, and HTTP/2 inside");
+        assert_eq!(stage.get(format!("https://{}/echo", stage.secure())).await.0, 200, "{row}");
+        assert_eq!(proxy.saw(&format!("CONNECT {} ", stage.secure())), 1, "{row}: one connection, with HTTP/2 inside");
 
         let token = format!("POST http://localhost:{}/token", stage.tokens.address.port());
         assert_eq!(proxy.saw(&token), 1, "{row}: {}", proxy.log());
 
         let mut conn = Conn::open(stage.sidecar.proxy()).await;
-        let place = format!("localhost:{}", free.address.port());
-        let before = proxy.saw(&format!("CONNECT {place} "));
-        conn.write(format!("CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n\r\n").as_bytes()).await;
+        let target = format!("localhost:{}", free.address.port());
+        let before = proxy.saw(&format!("CONNECT {target} "));
+        conn.write(format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n").as_bytes()).await;
         assert!(
             crate::rig::tunnel_client::read_connect_head(&mut conn).await.starts_with("HTTP/1.1 200"),
             "{row}: {}",
             stage.sidecar.log()
         );
-        assert_eq!(proxy.saw(&format!("CONNECT {place} ")), before + 1, "{row}");
+        assert_eq!(proxy.saw(&format!("CONNECT {target} ")), before + 1, "{row}");
         assert!(!stage.sidecar.log().contains("s3cr-pw") && !stage.sidecar.log().contains("dTpzM2NyLXB3"), "{row}");
     }
-    assert!(!proxy.log().contains("token-1"), "what goes over TLS is unread");
+    assert!(!proxy.log().contains("token-1"), "the proxy sees no token inside TLS");
 }
 
 #[tokio::test]
-async fn what_is_opened_inside_a_tunnel_leaves_through_it_too() {
+async fn intercepted_requests_use_the_egress_proxy_too() {
     let proxy = Program::tinyproxy().await;
     let url = format!("proxy: {{url: \"http://127.0.0.1:{}\", username: u, password: {{file: pw}}}}", proxy.port);
     let stage = start_with(&url, &interception()).await;
@@ -177,13 +177,17 @@ async fn what_is_opened_inside_a_tunnel_leaves_through_it_too() {
     curl.args(["-q", "-sS", "-w", "%{http_code}", "--noproxy", "", "-x", &stage.sidecar.proxy_url(), "--cacert"]);
     curl.arg(&interception_ca().0).arg(format!("https://{}/echo", stage.secure()));
     let output = curl.env_clear().stdin(Stdio::null()).output().await.expect("curl runs");
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(said.ends_with("200") && said.contains("Bearer token-1"), "{said}\n{}", stage.sidecar.log());
+    let transcript = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        transcript.ends_with("200") && transcript.contains("Bearer token-1"),
+        "{transcript}\n{}",
+        stage.sidecar.log()
+    );
     assert_eq!(proxy.saw(&format!("CONNECT {} ", stage.secure())), 1, "{}", proxy.log());
 }
 
 #[tokio::test]
-async fn changed_roots_count_for_a_proxy_that_speaks_tls() {
+async fn changed_roots_apply_to_a_proxy_that_speaks_tls() {
     let proxy = Program::tinyproxy().await;
     let front = Program::stunnel(proxy.port).await;
     let plain = Scripted::upstream().await;
@@ -209,48 +213,48 @@ async fn changed_roots_count_for_a_proxy_that_speaks_tls() {
             sidecar.signal("HUP");
             sidecar.until_metric(APPLIED, |applied| applied > before).await;
         }
-        let answer = raw::get_through(sidecar.proxy(), &url, "").await;
-        assert_eq!(answer.status, status, "{row}: {}\n{}", answer.text(), sidecar.log());
+        let response = raw::get_through(sidecar.proxy(), &url, "").await;
+        assert_eq!(response.status, status, "{row}: {}\n{}", response.text(), sidecar.log());
     }
     assert_eq!(plain.count(), 2);
 }
 
 #[tokio::test]
-async fn what_is_listed_goes_around_it() {
+async fn no_proxy_hosts_bypass_the_egress_proxy() {
     let proxy = Program::tinyproxy().await;
     let url = format!("proxy: {{url: \"http://127.0.0.1:{}\", username: u, password: {{file: pw}}}}", proxy.port);
     let stage = start(&format!("{url}, no_proxy: [.localhost, 10.0.0.0/8]")).await;
-    assert_eq!(stage.ask(format!("http://{}/x", stage.plain())).await.0, 200);
-    assert_eq!(stage.ask(format!("https://{}/echo", stage.secure())).await.0, 200);
+    assert_eq!(stage.get(format!("http://{}/x", stage.plain())).await.0, 200);
+    assert_eq!(stage.get(format!("https://{}/echo", stage.secure())).await.0, 200);
     assert_eq!((proxy.saw("localhost"), stage.tokens.count()), (0, 1), "{}", proxy.log());
-    // An address in a URL is judged here, before the proxy hears of it.
-    assert_eq!(stage.ask("http://169.254.169.254/latest".to_owned()).await, (403, "egress_denied".to_owned()));
-    assert_eq!(stage.ask("http://192.168.77.1/".to_owned()).await, (403, "egress_denied".to_owned()));
+    // A literal address is checked before the proxy is contacted.
+    assert_eq!(stage.get("http://169.254.169.254/latest".to_owned()).await, (403, "egress_denied".to_owned()));
+    assert_eq!(stage.get("http://192.168.77.1/".to_owned()).await, (403, "egress_denied".to_owned()));
     assert_eq!(proxy.saw("169.254"), 0);
 }
 
 #[tokio::test]
-async fn a_proxy_that_refuses_or_is_away_is_named() {
+async fn a_proxy_that_refuses_or_is_down_is_reported() {
     let proxy = Program::tinyproxy().await;
     let port = proxy.port;
     let url = format!("proxy: {{url: \"http://127.0.0.1:{port}\", username: u, password: {{file: wrong}}}}");
     let stage = start(&url).await;
-    assert_eq!(stage.ask(format!("https://{}/x", stage.secure())).await, (503, "token_unavailable".to_owned()));
+    assert_eq!(stage.get(format!("https://{}/x", stage.secure())).await, (503, "token_unavailable".to_owned()));
     let stage = start_with_reachable_tokens(&url).await;
-    let answer = stage.ask(format!("https://{}/echo", stage.secure())).await;
-    assert_eq!(answer, (502, "upstream_unreachable".to_owned()), "{}", stage.sidecar.log());
-    // tinyproxy says 401 where others say 407.
-    stage.sidecar.logged("refused with status 401").await;
+    let response = stage.get(format!("https://{}/echo", stage.secure())).await;
+    assert_eq!(response, (502, "upstream_unreachable".to_owned()), "{}", stage.sidecar.log());
+    // tinyproxy responds with 401 instead of 407.
+    stage.sidecar.logged("responded with status 401").await;
     assert!(!stage.sidecar.log().contains("guess-pw"));
 
     let stage = start_with_reachable_tokens(&format!("proxy: \"http://127.0.0.1:{port}\"")).await;
     for url in [format!("http://{}/x", stage.plain()), format!("https://{}/echo", stage.secure())] {
-        assert_eq!(stage.ask(url).await, (502, "upstream_unreachable".to_owned()), "{}", stage.sidecar.log());
-        stage.sidecar.logged("refused with status 407").await;
+        assert_eq!(stage.get(url).await, (502, "upstream_unreachable".to_owned()), "{}", stage.sidecar.log());
+        stage.sidecar.logged("responded with status 407").await;
     }
     drop(proxy);
     for url in [format!("http://{}/x", stage.plain()), format!("https://{}/echo", stage.secure())] {
-        assert_eq!(stage.ask(url).await, (502, "upstream_unreachable".to_owned()));
+        assert_eq!(stage.get(url).await, (502, "upstream_unreachable".to_owned()));
     }
     assert_eq!(stage.plain.count(), 0);
 }

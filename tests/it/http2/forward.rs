@@ -1,4 +1,4 @@
-//! HTTP/2 at a proxy listener: a request is for a host, for a mount or for neither by its scheme and authority alone.
+//! HTTP/2 at a proxy listener: scheme and authority alone decide whether a request is for a host, a mount or neither.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use crate::rig::scripted::Scripted;
 use crate::rig::sidecar::Sidecar;
 use crate::rig::stage::{Stage, TOKEN, Transcript};
 
-/// One request: its scheme, authority, path and further fields.
+/// A request with this scheme, authority, path and further fields.
 fn request(scheme: &str, authority: &str, path: &str, more: &[(&str, &str)]) -> Value {
     let mut headers = json!({ ":scheme": scheme, ":authority": authority });
     for (name, value) in more {
@@ -17,20 +17,21 @@ fn request(scheme: &str, authority: &str, path: &str, more: &[(&str, &str)]) -> 
     json!({ "path": path, "headers": headers })
 }
 
-/// All of `requests` on one session with `origin`, which speaks TLS where it is https.
+/// Sends all `requests` on one session with `origin`, over TLS if it is https.
 async fn session(origin: &str, requests: Vec<Value>) -> Vec<Value> {
     let ca = origin.starts_with("https").then(|| Peers::certs().ca.clone());
     let options = json!({ "origin": origin, "ca": ca, "requests": requests });
     match run_script(node(), "clients/h2.mjs", &[&options.to_string()], &[]).await {
-        Value::Array(answers) => answers,
+        Value::Array(responses) => responses,
         other => panic!("{other}"),
     }
 }
 
-/// What becomes of a request: who gets it, with which request line, and whether with the token; or status and code.
+/// Outcome of a request: the upstream that receives it, its request line, and whether with the token; or status and
+/// code.
 type Expected<'a> = Result<(&'a str, &'a str, bool), (u64, &'a str)>;
 
-/// Sends all at once, and compares what becomes of each.
+/// Sends all requests at once, and compares the outcome of each.
 async fn check(stage: &Stage, origin: &str, rows: &[(&str, Value, Expected<'_>)]) {
     let mut requests = Vec::new();
     for (row, request, _) in rows {
@@ -38,10 +39,10 @@ async fn check(stage: &Stage, origin: &str, rows: &[(&str, Value, Expected<'_>)]
         request["headers"]["x-row"] = json!(row);
         requests.push(request);
     }
-    let answers = session(origin, requests).await;
+    let responses = session(origin, requests).await;
     let (good, evil) = (stage.good.received(), stage.evil.received());
     let all: Vec<_> = good.iter().map(|request| ("good", request)).chain(evil.iter().map(|r| ("evil", r))).collect();
-    for ((row, _, expected), answer) in rows.iter().zip(&answers) {
+    for ((row, _, expected), response) in rows.iter().zip(&responses) {
         let of_row = all.iter().filter(|(_, request)| request.values("x-row") == [*row]);
         let arrived: Vec<_> = of_row
             .map(|(at, request)| {
@@ -49,22 +50,22 @@ async fn check(stage: &Stage, origin: &str, rows: &[(&str, Value, Expected<'_>)]
                 (*at, request.request_line().to_owned(), with)
             })
             .collect();
-        let shown = format!("{row}: {answer} {arrived:?}\n{}", stage.sidecar.log());
+        let shown = format!("{row}: {response} {arrived:?}\n{}", stage.sidecar.log());
         match *expected {
             Ok((at, line, with)) => {
-                assert_eq!(answer["status"], 200, "{shown}");
+                assert_eq!(response["status"], 200, "{shown}");
                 assert_eq!(arrived, [(at, format!("{line} HTTP/1.1"), with)], "{shown}");
             }
             Err((status, code)) => {
-                let told = (&answer["status"], &answer["headers"]["keybearer-error"]);
-                assert_eq!(told, (&json!(status), &json!(code)), "{shown}");
+                let observed = (&response["status"], &response["headers"]["keybearer-error"]);
+                assert_eq!(observed, (&json!(status), &json!(code)), "{shown}");
                 assert_eq!(arrived, [], "{shown}");
             }
         }
     }
 }
 
-/// Further lines of configuration: a listener `fleet` with TLS beside `proxy`.
+/// Configuration lines that add a TLS listener `fleet` to the listener `proxy`.
 fn fleet() -> String {
     let (certificate, key) = Peers::certs().leaf("server");
     let tls = format!("{{certificate: \"{}\", key: {{file: \"{}\"}}}}", certificate.display(), key.display());
@@ -75,7 +76,7 @@ fn fleet() -> String {
 }
 
 #[tokio::test]
-async fn scheme_and_authority_say_for_whom_a_request_is() {
+async fn scheme_and_authority_decide_between_host_and_mount() {
     let stage = Stage::start("").await;
     let (origin, own) = (stage.sidecar.proxy_url(), stage.sidecar.proxy());
     let (here, port) = (own.to_string(), own.port());
@@ -93,14 +94,14 @@ async fn scheme_and_authority_say_for_whom_a_request_is() {
         ("another port", get("good.test:81", "/x"), Ok(("good", "GET /x", false))),
         ("a wildcard", get("a.wild.test", "/"), Ok(("good", "GET /", true))),
         ("a path rule", get("scoped.test", "/v1/a%2Fb"), Ok(("good", "GET /v1/a%2Fb", true))),
-        ("beside a path rule", get("scoped.test", "/v2"), Err((403, "no_route"))),
+        ("outside a path rule", get("scoped.test", "/v2"), Err((403, "no_route"))),
         ("no route", get("evil.test", "/x"), Ok(("evil", "GET /x", false))),
         ("no route, a mount's path", get("evil.test", "/api/x"), Ok(("evil", "GET /api/x", false))),
         ("the listener, a mount", get(&here, "/api/x"), Ok(("good", "GET /base/x", true))),
         ("the listener, no mount", get(&here, "/x"), Err((404, "no_mount"))),
         ("localhost", get(&localhost, "/api/x"), Ok(("good", "GET /base/x", true))),
         ("a published port", get("localhost:9", "/api/x"), Ok(("good", "GET /base/x", true))),
-        ("a name that leads here", get(&service, "/api/x"), Ok(("good", "GET /base/x", true))),
+        ("a name that resolves here", get(&service, "/api/x"), Ok(("good", "GET /base/x", true))),
         ("another listener of ours", get(&admin, "/livez"), Err((403, "egress_denied"))),
         ("another listener of ours, a mount's path", get(&admin, "/api/x"), Err((403, "egress_denied"))),
         ("the same by name", get(&admin_by_name, "/api/x"), Err((403, "egress_denied"))),
@@ -132,7 +133,7 @@ async fn scheme_and_authority_say_for_whom_a_request_is() {
 }
 
 #[tokio::test]
-async fn what_no_route_names_obeys_the_egress_rules() {
+async fn unmatched_requests_obey_the_egress_policy() {
     let stage = Stage::start("egress: {unmatched: deny}\n").await;
     let (origin, here) = (stage.sidecar.proxy_url(), stage.sidecar.proxy().to_string());
     let get = |authority: &str, path: &str| request("http", authority, path, &[]);
@@ -147,7 +148,7 @@ async fn what_no_route_names_obeys_the_egress_rules() {
 }
 
 #[tokio::test]
-async fn each_kind_of_request_has_its_own_field_for_the_callers_credential() {
+async fn host_and_mount_requests_carry_the_callers_credential_in_different_fields() {
     let stage = Stage::start("callers: [{name: billing, secret: s3cret}]\n").await;
     let (origin, here) = (stage.sidecar.proxy_url(), stage.sidecar.proxy().to_string());
     let with = |authority: &str, path: &str, field: &str| request("http", authority, path, &[(field, "Bearer s3cret")]);
@@ -157,7 +158,7 @@ async fn each_kind_of_request_has_its_own_field_for_the_callers_credential() {
         ("a host, the other field", with("good.test", "/x", mount), Err((407, "caller_unknown"))),
         ("a mount", with(&here, "/api/x", mount), Ok(("good", "GET /base/x", true))),
         ("a mount, the other field", with(&here, "/api/x", forward), Err((401, "caller_unknown"))),
-        // Behind a service's port the name alone does not tell.
+        // Behind a service's port, the name alone does not decide.
         ("a mount under any name", with("keybearer.prod.svc", "/api/x", mount), Ok(("good", "GET /base/x", true))),
         ("no route", with("evil.test", "/api/x", forward), Ok(("evil", "GET /api/x", false))),
     ];
@@ -165,7 +166,7 @@ async fn each_kind_of_request_has_its_own_field_for_the_callers_credential() {
 }
 
 #[tokio::test]
-async fn a_listener_with_tls_is_known_by_the_name_that_the_caller_asked_it_for() {
+async fn a_tls_listener_recognizes_itself_by_sni() {
     let stage = Stage::start(&fleet()).await;
     let port = stage.sidecar.address("fleet").port();
     let origin = format!("https://localhost:{port}");
@@ -182,9 +183,9 @@ async fn a_listener_with_tls_is_known_by_the_name_that_the_caller_asked_it_for()
     check(&stage, &origin, &rows).await;
 }
 
-/// curl's way, where its build has it.
+/// Skipped if curl was built without `--proxy-http2`.
 #[tokio::test]
-async fn curl_forwards_over_http2_where_it_can() {
+async fn curl_forwards_over_http2_if_supported() {
     let help = std::process::Command::new("curl").args(["--help", "all"]).output().expect("curl runs");
     if !String::from_utf8_lossy(&help.stdout).contains("--proxy-http2") {
         return;
@@ -195,23 +196,27 @@ async fn curl_forwards_over_http2_where_it_can() {
     curl.args(["-sS", "--max-time", "20", "--proxy-http2", "--proxy-cacert"]).arg(&Peers::certs().ca);
     curl.args(["-x", &proxy, "-w", "%{http_code} %{http_version}", "http://good.test/x"]).env_clear();
     let output = curl.output().await.expect("curl runs");
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(said == "ok200 2" || said == "ok200 1.1", "{said} {}", String::from_utf8_lossy(&output.stderr));
+    let transcript = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        transcript == "ok200 2" || transcript == "ok200 1.1",
+        "{transcript} {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     assert_eq!(stage.good.received()[0].values("authorization"), [format!("Bearer {TOKEN}")]);
 }
 
-/// `GET path` by extended CONNECT (RFC 8441) at `authority`: what `tests/peers/h2_probe.py` sees.
+/// Opens a WebSocket by extended CONNECT (RFC 8441); returns what `tests/peers/h2_probe.py` observed.
 async fn websocket(sidecar: &Sidecar, authority: &str, path: &str) -> Value {
     let options = json!({ "port": sidecar.proxy().port(), "authority": authority, "path": path, "probe": "websocket" });
     run_script(python(), "h2_probe.py", &[&options.to_string()], &[]).await
 }
 
 #[tokio::test]
-async fn websocket_goes_to_a_host_too() {
+async fn websocket_over_http2_reaches_a_host() {
     let server = WebSocketServer::start(json!({ "token": "token-1" })).await;
     let tokens = Scripted::tokens(3600).await;
     let crm = Connection::at("crm", &tokens).plain("ws.test");
     let sidecar = Sidecar::start(Config::new().host("ws.test", local(server.port())).connection(crm)).await;
-    let told = websocket(&sidecar, "ws.test", "/echo").await;
-    assert_eq!((&told["status"], &told["code"]), (&json!(200), &json!(4001)), "{told}\n{}", sidecar.log());
+    let observed = websocket(&sidecar, "ws.test", "/echo").await;
+    assert_eq!((&observed["status"], &observed["code"]), (&json!(200), &json!(4001)), "{observed}\n{}", sidecar.log());
 }

@@ -1,12 +1,13 @@
-//! Rust source as tokens, and the paths in it that start at the crate.
+//! Tokenizes Rust source and finds its paths within the crate.
 //!
-//! Resolves every path that starts with `crate`, `super`, `self` or, in `main.rs`, `keybearer`. Not here: which of them
+//! Resolves every path that starts with `crate`, `super`, `self` or, in `main.rs`, `keybearer`. Not here: which paths
 //! are allowed (`layers`).
 
-/// A word, `::`, or one sign. Comments and literals are gone, lifetimes too.
+/// A word, `::`, or a single character, with its line. Comments, literals and lifetimes are dropped.
 type Token = (usize, String);
 
-/// Every path outside tests that starts at the crate, with its line, from the crate's root on. `module` is the file's own.
+/// Every path outside tests that refers to the crate, with its line, relative to the crate root. `module` is the file's
+/// path.
 pub fn paths(module: &[&str], source: &str) -> Vec<(usize, Vec<String>)> {
     let tokens = &without_tests(tokens(source));
     let mut found = Vec::new();
@@ -68,14 +69,14 @@ fn tokens(source: &str) -> Vec<Token> {
             '/' if at(i + 1) == '*' => i = block_comment(&text, i),
             '"' => {
                 i = quoted(&text, i, '"');
-                // `#[serde(with = "crate::config::…")]` is a path all the same.
+                // `#[serde(with = "crate::config::…")]` is a path as well.
                 let inside: String = text[start + 1..i.saturating_sub(1).max(start + 1)].iter().collect();
                 let rooted = ["crate::", "super::", "self::"].iter().any(|root| inside.starts_with(root));
                 if rooted && inside.chars().all(|c| word(c) || c == ':') {
                     found.extend(tokens(&inside).into_iter().map(|(_, token)| (first_line, token)));
                 }
             }
-            // A character, or the tick of a lifetime or label.
+            // A character literal, or the tick of a lifetime or label.
             '\'' if at(i + 1) == '\\' || at(i + 2) == '\'' => i = quoted(&text, i, '\''),
             '\'' => i = end_of(&text, i + 1, |c| !word(c)),
             c if word(c) => {
@@ -138,7 +139,7 @@ fn raw_string(text: &[char], from: usize, hashes: usize) -> usize {
     (from..text.len()).find(ends).map_or(text.len(), |i| i + 1 + hashes)
 }
 
-/// Without the items, statements and fields that carry `#[cfg(test)]`.
+/// Drops the items, statements and fields with `#[cfg(test)]`.
 fn without_tests(tokens: Vec<Token>) -> Vec<Token> {
     let mut kept = Vec::new();
     let mut i = 0;
@@ -157,7 +158,8 @@ fn is(tokens: &[Token], from: usize, expected: &[&str]) -> bool {
     expected.iter().enumerate().all(|(i, text)| tokens.get(from + i).is_some_and(|token| token.1 == *text))
 }
 
-/// Past the `;` or the closing brace of the item at `from`; at a comma or a foreign brace where it is a field or a variant.
+/// The index after the `;` or closing brace of the item at `from`; for a field or variant, of the comma or enclosing
+/// brace.
 fn end_of_item(tokens: &[Token], from: usize) -> usize {
     const ITEMS: [&str; 13] =
         ["mod", "fn", "impl", "use", "struct", "enum", "trait", "const", "static", "type", "async", "unsafe", "extern"];
@@ -182,7 +184,7 @@ fn is_name(token: &str) -> bool {
     token.starts_with(|c: char| c == '_' || c.is_alphabetic())
 }
 
-/// The leaves of the `use` tree at `i`, which moves past it.
+/// Collects the leaves of the `use` tree at `i`, and advances `i` past it.
 fn use_tree(tokens: &[Token], i: &mut usize, prefix: &[String], found: &mut Vec<(usize, Vec<String>)>) {
     let mut path = prefix.to_vec();
     while let Some((line, token)) = tokens.get(*i) {
@@ -216,11 +218,11 @@ fn use_tree(tokens: &[Token], i: &mut usize, prefix: &[String], found: &mut Vec<
     }
 }
 
-/// From the crate's root on; `None` for a path of another crate or of a child. Empty: the root itself.
+/// Resolves a path relative to the crate root; `None` for a path into another crate or a child. Empty: the root itself.
 fn resolve(here: &[String], path: &[String]) -> Option<Vec<String>> {
     let mut resolved = match path.first()?.as_str() {
         "crate" => Vec::new(),
-        // Only `main.rs` meets the library under its own name.
+        // Only `main.rs` refers to the library by its name.
         "keybearer" if here.is_empty() => Vec::new(),
         "self" => here.to_vec(),
         "super" => here[..here.len().saturating_sub(1)].to_vec(),

@@ -46,7 +46,8 @@ async fn secrets_are_set_listed_used_and_removed_with_and_without_an_instance() 
     let missing = run(dir.path(), &["check"], "").await;
     assert_eq!(missing.status.code(), Some(2));
     assert!(
-        printed(&missing).contains("the store has no secret `crm/secret`; add it with `keybearer secret set crm/secret`")
+        printed(&missing)
+            .contains("the store has no secret `crm/secret`; add it with `keybearer secret set crm/secret`")
     );
     assert!(!dir.path().join("state/tokens.redb").exists(), "check creates nothing");
 

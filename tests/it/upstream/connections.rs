@@ -1,5 +1,4 @@
-//! Upstream connections that are kept for the next request: which requests share one, and what becomes of a request on
-//! one that has died meanwhile.
+//! Pooled upstream connections: which requests share one, and what happens to a request on one that has died.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -16,11 +15,11 @@ use crate::rig::stage::{GET, Stage, Transcript, until};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-/// An upstream that restarts has closed all of them, so after a dead one no other idle one is tried.
+/// A restarted upstream has closed all of its connections, so after a dead one no other idle one is tried.
 #[tokio::test]
-async fn a_request_survives_the_end_of_all_idle_connections() {
+async fn a_request_survives_the_close_of_all_idle_connections() {
     let (stage, listener) = Stage::with_raw_good("workers: 1\n").await;
-    let ask = async || raw::send(stage.sidecar.proxy(), GET).await;
+    let get = async || raw::send(stage.sidecar.proxy(), GET).await;
     let upstream = async {
         let (mut first, _) = listener.accept().await.expect("a connection");
         let (mut second, _) = listener.accept().await.expect("another one, while the first is busy");
@@ -28,33 +27,33 @@ async fn a_request_survives_the_end_of_all_idle_connections() {
             assert!(next_head(stream).await.is_some());
         }
         for stream in [&mut first, &mut second] {
-            stream.write_all(OK).await.expect("it reads");
+            stream.write_all(OK).await.expect("a writable stream");
         }
         [first, second]
     };
-    let (kept, first, second) = tokio::join!(upstream, ask(), ask());
+    let (kept, first, second) = tokio::join!(upstream, get(), get());
     assert_eq!((first.status, second.status), (200, 200));
     stage.sidecar.until_metric("keybearer_upstream_connections{state=\"idle\"}", |idle| idle == 2.0).await;
 
     let dies = async |mut stream: TcpStream| {
         let _ = next_head(&mut stream).await.is_some();
     };
-    let answers = async move {
+    let respond = async move {
         let (mut new, _) = listener.accept().await.expect("a new connection");
         assert!(next_head(&mut new).await.is_some());
-        new.write_all(OK).await.expect("it reads");
+        new.write_all(OK).await.expect("a writable stream");
         new
     };
     let [first, second] = kept;
-    let upstream = tokio::spawn(async move { tokio::join!(dies(first), dies(second), answers) });
-    let answer = ask().await;
-    assert_eq!((answer.status, answer.text().as_str()), (200, "ok"), "{}", stage.sidecar.log());
+    let upstream = tokio::spawn(async move { tokio::join!(dies(first), dies(second), respond) });
+    let response = get().await;
+    assert_eq!((response.status, response.text().as_str()), (200, "ok"), "{}", stage.sidecar.log());
     upstream.abort();
 }
 
-/// The name in TLS is a part of what a connection is: a server may serve each name from another tenant.
+/// The server name is part of the pool key: a server may select the tenant by SNI.
 #[tokio::test]
-async fn routes_that_differ_in_server_name_alone_share_no_connection() {
+async fn routes_with_different_server_names_share_no_connection() {
     let own = SelfSigned::for_names("DNS:api.test,DNS:one.test,DNS:two.test");
     let (upstream, tokens) = (Scripted::upstream().await, Scripted::tokens(3600).await);
     let front = Front::start(&own, upstream.address).await;
@@ -68,17 +67,17 @@ async fn routes_that_differ_in_server_name_alone_share_no_connection() {
     let mut conn = Conn::open(sidecar.proxy()).await;
     for path in ["/one", "/two", "/own", "/one", "/two", "/own"] {
         conn.write(format!("GET https://api.test{path} HTTP/1.1\r\nHost: api.test\r\n\r\n").as_bytes()).await;
-        let answer = conn.read_response().await;
-        assert_eq!(answer.status, 200, "{path}: {}\n{}", answer.text(), sidecar.log());
+        let response = conn.read_response().await;
+        assert_eq!(response.status, 200, "{path}: {}\n{}", response.text(), sidecar.log());
     }
     let from: Vec<u16> = upstream.received().iter().map(|request| request.from).collect();
-    assert_eq!(from[..3], from[3..], "a connection is used again by the route that opened it");
+    assert_eq!(from[..3], from[3..], "a connection is reused by the route that opened it");
     assert!(from[0] != from[1] && from[1] != from[2] && from[0] != from[2], "{from:?}");
 }
 
-/// A connection is used again; when the upstream closes it, a GET is sent once more, and no more often, and a POST is not.
+/// When the upstream closes a reused connection, a GET is retried exactly once, and a POST not at all.
 #[tokio::test]
-async fn a_kept_connection_that_dies_doubles_no_post_and_trebles_no_get() {
+async fn on_a_dead_reused_connection_a_get_is_retried_once_and_a_post_never() {
     for (method, expected) in [("GET", 2), ("POST", 1)] {
         let stage = Stage::answering("workers: 1\n", |request, _| match request.request_line() {
             line if line.contains("/first") || line.contains("/after") => Reply::ok(),
@@ -91,23 +90,23 @@ async fn a_kept_connection_that_dies_doubles_no_post_and_trebles_no_get() {
             assert_eq!(conn.read_response().await.status, 200);
         }
         let received = stage.good.received();
-        assert_eq!(received[0].from, received[1].from, "the connection is used again");
+        assert_eq!(received[0].from, received[1].from, "the connection is reused");
         let body = if method == "POST" { "Content-Length: 2\r\n\r\nhi" } else { "\r\n" };
         conn.write(format!("{method} http://good.test/dies HTTP/1.1\r\nHost: x\r\n{body}").as_bytes()).await;
-        let answer = conn.read_response().await;
+        let response = conn.read_response().await;
         let copies: Vec<u16> =
             stage.good.received().iter().filter(|r| r.request_line().contains("/dies")).map(|r| r.from).collect();
-        // This upstream closes on every copy, so even the GET ends in 502, after exactly one more try.
-        assert_eq!((answer.status, answer.code()), (502, "upstream_unreachable"), "HP-32 {method}");
+        // This upstream closes on every attempt, so even the GET ends in 502, after exactly one retry.
+        assert_eq!((response.status, response.code()), (502, "upstream_unreachable"), "HP-32 {method}");
         assert_eq!(copies.len(), expected, "HP-32 {method}");
-        assert!(copies.windows(2).all(|pair| pair[0] != pair[1]), "HP-32 {method}: on a connection of its own");
-        stage.assert_invariants(method, &Transcript(answer.body)).await;
+        assert!(copies.windows(2).all(|pair| pair[0] != pair[1]), "HP-32 {method}: the retry uses a new connection");
+        stage.assert_invariants(method, &Transcript(response.body)).await;
     }
 }
 
-/// The upstream has the end of a kept connection already behind it: the request is processed once, and answered.
+/// The upstream closes a reused connection without processing the request: the retry succeeds.
 #[tokio::test]
-async fn a_request_survives_the_end_of_a_kept_connection() {
+async fn a_request_survives_the_close_of_a_reused_connection() {
     for (method, body) in [("GET", "\r\n"), ("PUT", "Content-Length: 2\r\n\r\nhi")] {
         let gone = AtomicBool::new(false);
         let stage = Stage::answering("workers: 1\n", move |request, _| {
@@ -125,27 +124,27 @@ async fn a_request_survives_the_end_of_a_kept_connection() {
         assert!(from.len() == 3 && from[0] == from[1] && from[1] != from[2], "HP-32 {method}: {from:?}");
         assert_eq!(received[1].body, received[2].body, "HP-32 {method}");
     }
-    // It closes while no request is under way.
+    // The upstream closes while no request is in flight.
     let (stage, listener) = Stage::with_raw_good("workers: 1\n").await;
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     for _ in 0..5 {
         let upstream = async {
             let (mut stream, _) = listener.accept().await.expect("a connection");
             next_head(&mut stream).await.expect("a request");
-            stream.write_all(OK).await.expect("it reads");
+            stream.write_all(OK).await.expect("a writable stream");
         };
         let caller = async {
             conn.write(b"GET http://good.test/ HTTP/1.1\r\nHost: x\r\n\r\n").await;
             conn.read_response().await
         };
-        let ((), answer) = tokio::join!(upstream, caller);
-        assert_eq!((answer.status, answer.text().as_str()), (200, "ok"), "HP-32 idle");
+        let ((), response) = tokio::join!(upstream, caller);
+        assert_eq!((response.status, response.text().as_str()), (200, "ok"), "HP-32 idle");
     }
 }
 
-/// An upstream that had begun to answer may have done what was asked: nothing is sent again.
+/// An upstream that has started to respond may have processed the request, so it is not retried.
 #[tokio::test]
-async fn a_request_that_was_answered_in_part_is_not_sent_again() {
+async fn a_request_with_a_partial_response_is_not_retried() {
     for method in ["GET", "DELETE"] {
         let stage = Stage::answering("workers: 1\n", |request, _| match request.request_line().contains("/part") {
             true => Reply::BytesThenClose(b"HTTP/1.1 200 OK\r\nX-A: b".to_vec()),
@@ -156,15 +155,14 @@ async fn a_request_that_was_answered_in_part_is_not_sent_again() {
         conn.write(b"GET http://good.test/first HTTP/1.1\r\nHost: x\r\n\r\n").await;
         assert_eq!(conn.read_response().await.status, 200);
         conn.write(format!("{method} http://good.test/part HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await;
-        let answer = conn.read_response().await;
-        assert_eq!((answer.status, answer.code()), (502, "upstream_unreachable"), "HP-32 {method}");
+        let response = conn.read_response().await;
+        assert_eq!((response.status, response.code()), (502, "upstream_unreachable"), "HP-32 {method}");
         let received = stage.good.received();
         assert_eq!((received.len(), received[0].from), (2, received[1].from), "HP-32 {method}");
     }
 }
 
-/// TL-19: an upstream that refuses the token before it has read the body gets the body again from its first byte, or not
-/// at all.
+/// TL-19: an upstream that rejects the token before it has read the body gets the whole body again, or none.
 #[tokio::test]
 async fn a_replay_sends_the_whole_body_or_none() {
     const TOTAL: usize = 1 << 20;
@@ -176,7 +174,7 @@ async fn a_replay_sends_the_whole_body_or_none() {
     let upstream = async {
         let (mut first, _) = listener.accept().await.expect("a connection");
         assert!(next_head(&mut first).await.expect("a request").contains("token-1"));
-        first.write_all(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n").await.expect("it reads");
+        first.write_all(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n").await.expect("a writable stream");
         let drain = async { drop(tokio::io::copy(&mut first, &mut tokio::io::sink()).await) };
         let second = async {
             let (mut second, _) = listener.accept().await.expect("a second connection");
@@ -188,7 +186,10 @@ async fn a_replay_sends_the_whole_body_or_none() {
                         body.iter().enumerate().all(|(at, byte)| *byte == (at / 1000) as u8),
                         "TL-19: another body"
                     );
-                    second.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.expect("it reads");
+                    second
+                        .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                        .await
+                        .expect("a writable stream");
                 }
                 Err(_) => drop(second),
             }
@@ -206,7 +207,7 @@ async fn a_replay_sends_the_whole_body_or_none() {
         conn.read_response().await
     };
     tokio::pin!(caller);
-    // Where nothing is sent again, the upstream waits in vain.
-    let answer = tokio::select! { answer = &mut caller => answer, _ = upstream => caller.await };
-    assert!([200, 401].contains(&answer.status), "TL-19: {answer:?}");
+    // Without a replay, the upstream waits in vain.
+    let response = tokio::select! { response = &mut caller => response, _ = upstream => caller.await };
+    assert!([200, 401].contains(&response.status), "TL-19: {response:?}");
 }

@@ -1,7 +1,7 @@
-//! Responses: an upstream's pass as they came and as they come, a broken one never looks whole, and the proxy's own name
-//! their author.
+//! Responses: an upstream's are forwarded unchanged and unbuffered, a broken one never looks complete, and the proxy's
+//! own identify their author.
 //!
-//! Rows are named as in the table of hostile peers (HP, RS).
+//! Row names refer to the catalogue of hostile peers (HP, RS).
 
 use std::time::Duration;
 
@@ -16,8 +16,9 @@ use crate::rig::stage::{Stage, Transcript};
 
 const OK: &str = "HTTP/1.1 200 OK\r\n";
 
-/// *good* answers `/row/N` with the N-th text and closes or keeps the connection, everything else with `ok`.
-async fn answering(rows: Vec<(Vec<u8>, bool)>) -> Stage {
+/// *good* responds to `/row/N` with the bytes of row N, and closes the connection if the row says so; to others with
+/// `ok`.
+async fn respond_with(rows: Vec<(Vec<u8>, bool)>) -> Stage {
     Stage::answering("timeouts: {response_head: 3s, idle: 3s}\n", move |request, _| {
         let path = request.request_line().split("/row/").nth(1);
         let number = path.and_then(|rest| rest.split(' ').next()?.parse::<usize>().ok());
@@ -31,7 +32,7 @@ async fn answering(rows: Vec<(Vec<u8>, bool)>) -> Stage {
 }
 
 #[tokio::test]
-async fn what_is_no_response_becomes_502() {
+async fn an_invalid_response_becomes_502() {
     let long = |count: usize| format!("{OK}{}\r\n", format!("X: {}\r\n", "a".repeat(1000)).repeat(count));
     let rows = [
         ("HP-26 two lengths", format!("{OK}Content-Length: 4\r\nContent-Length: 5\r\n\r\nabcde")),
@@ -48,33 +49,33 @@ async fn what_is_no_response_becomes_502() {
         ("HP-29 unsolicited 101", "HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n".to_owned()),
         ("nothing", String::new()),
     ];
-    let stage = answering(rows.iter().map(|(_, bytes)| (bytes.clone().into_bytes(), true)).collect()).await;
+    let stage = respond_with(rows.iter().map(|(_, bytes)| (bytes.clone().into_bytes(), true)).collect()).await;
     for (number, (row, _)) in rows.iter().enumerate() {
-        let said = stage
+        let transcript = stage
             .exchange(format!("GET http://good.test/row/{number} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
             .await;
-        let code = said.code();
+        let code = transcript.code();
         assert!(
-            said.status() == 502 && ["upstream_protocol", "upstream_unreachable"].contains(&code.as_str()),
+            transcript.status() == 502 && ["upstream_protocol", "upstream_unreachable"].contains(&code.as_str()),
             "{row}: {}",
-            said.text()
+            transcript.text()
         );
-        assert_eq!(said.statuses().len(), 1, "{row}: {}", said.text());
-        stage.assert_invariants(row, &said).await;
+        assert_eq!(transcript.statuses().len(), 1, "{row}: {}", transcript.text());
+        stage.assert_invariants(row, &transcript).await;
     }
 }
 
-/// Is the answer shown as whole, by its own framing?
-fn is_whole(said: &Transcript) -> bool {
-    let body = said.body();
-    match said.header("content-length").and_then(|length| length.parse::<usize>().ok()) {
+/// Whether the response is complete by its own framing.
+fn is_complete(transcript: &Transcript) -> bool {
+    let body = transcript.body();
+    match transcript.header("content-length").and_then(|length| length.parse::<usize>().ok()) {
         Some(length) => body.len() == length,
-        None => said.header("transfer-encoding").is_some() && body.ends_with("0\r\n\r\n"),
+        None => transcript.header("transfer-encoding").is_some() && body.ends_with("0\r\n\r\n"),
     }
 }
 
 #[tokio::test]
-async fn a_broken_body_is_never_shown_as_whole() {
+async fn a_broken_body_never_looks_complete() {
     let rows = [
         ("HP-26 bad chunk", format!("{OK}Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nxyz\r\n0\r\n\r\n")),
         (
@@ -86,17 +87,17 @@ async fn a_broken_body_is_never_shown_as_whole() {
         ("HP-27 cut within a chunk", format!("{OK}Transfer-Encoding: chunked\r\n\r\na\r\nabc")),
         ("HP-27 cut between chunks", format!("{OK}Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")),
     ];
-    let stage = answering(rows.iter().map(|(_, bytes)| (bytes.clone().into_bytes(), true)).collect()).await;
+    let stage = respond_with(rows.iter().map(|(_, bytes)| (bytes.clone().into_bytes(), true)).collect()).await;
     for (number, (row, _)) in rows.iter().enumerate() {
-        let said = stage.exchange(format!("GET http://good.test/row/{number} HTTP/1.1\r\nHost: x\r\n\r\n")).await;
-        assert!(said.status() == 502 || !is_whole(&said), "{row}: {}", said.text());
-        assert!(said.statuses().len() <= 1, "{row}: {}", said.text());
-        stage.assert_invariants(row, &said).await;
+        let transcript = stage.exchange(format!("GET http://good.test/row/{number} HTTP/1.1\r\nHost: x\r\n\r\n")).await;
+        assert!(transcript.status() == 502 || !is_complete(&transcript), "{row}: {}", transcript.text());
+        assert!(transcript.statuses().len() <= 1, "{row}: {}", transcript.text());
+        stage.assert_invariants(row, &transcript).await;
     }
 }
 
 #[tokio::test]
-async fn a_response_passes_as_it_came() {
+async fn a_response_is_forwarded_unchanged() {
     let interim = "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n".repeat(5);
     let rows: Vec<(&str, Vec<u8>, u16, &str)> = vec![
         (
@@ -111,7 +112,7 @@ async fn a_response_passes_as_it_came() {
             200,
             "hello",
         ),
-        ("a few interim answers", format!("{interim}{OK}Content-Length: 5\r\n\r\nhello").into(), 200, "hello"),
+        ("a few interim responses", format!("{interim}{OK}Content-Length: 5\r\n\r\nhello").into(), 200, "hello"),
         ("no reason phrase", "HTTP/1.1 200 \r\nContent-Length: 5\r\n\r\nhello".into(), 200, "hello"),
         ("HTTP/1.0 until the end", "HTTP/1.0 200 OK\r\n\r\nhello".into(), 200, "hello"),
         ("until the end", format!("{OK}\r\nhello").into(), 200, "hello"),
@@ -121,44 +122,49 @@ async fn a_response_passes_as_it_came() {
         ("HP-28 obs-fold", format!("{OK}X: a\r\n b\r\nContent-Length: 5\r\n\r\nhello").into(), 200, "hello"),
         ("HP-31 obs-text", [OK.as_bytes(), b"X: \xe4\xff\r\nContent-Length: 5\r\n\r\nhello"].concat(), 200, "hello"),
     ];
-    let stage = answering(rows.iter().map(|(_, bytes, ..)| (bytes.clone(), true)).collect()).await;
+    let stage = respond_with(rows.iter().map(|(_, bytes, ..)| (bytes.clone(), true)).collect()).await;
     for (number, (row, _, status, body)) in rows.iter().enumerate() {
         let mut conn = Conn::open(stage.sidecar.proxy()).await;
         conn.write(format!("GET http://good.test/row/{number} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await;
-        let answer = conn.read_response().await;
-        let refused = *row == "HP-28 obs-fold" && answer.status == 502;
+        let response = conn.read_response().await;
+        let refused = *row == "HP-28 obs-fold" && response.status == 502;
         assert!(
-            refused || (answer.status, answer.text().as_str(), answer.complete) == (*status, *body, true),
-            "{row}: {answer:?}"
+            refused || (response.status, response.text().as_str(), response.complete) == (*status, *body, true),
+            "{row}: {response:?}"
         );
-        let framing = (answer.header("content-length").is_some(), answer.header("transfer-encoding").is_some());
-        assert_ne!(framing, (true, true), "{row}: {answer:?}");
-        stage.assert_invariants(row, &Transcript(answer.body)).await;
+        let framing = (response.header("content-length").is_some(), response.header("transfer-encoding").is_some());
+        assert_ne!(framing, (true, true), "{row}: {response:?}");
+        stage.assert_invariants(row, &Transcript(response.body)).await;
     }
-    let said = stage.exchange("GET http://good.test/row/10 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
-    assert!(said.0.windows(2).any(|pair| pair == b"\xe4\xff"), "HP-31: bytes above ASCII in a field pass");
+    let transcript =
+        stage.exchange("GET http://good.test/row/10 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
+    assert!(transcript.0.windows(2).any(|pair| pair == b"\xe4\xff"), "HP-31: non-ASCII bytes in a field are forwarded");
 }
 
 #[tokio::test]
-async fn fields_of_a_response_are_kept_but_for_those_of_the_hop_and_ours() {
+async fn hop_by_hop_fields_and_keybearer_fields_are_removed_from_a_response() {
     let text = format!(
         "{OK}Set-Cookie: a=1\r\nSet-Cookie: b=2\r\nKeybearer-Error: no_route\r\nConnection: X-Hop\r\nX-Hop: 1\r\n\
          Keep-Alive: timeout=9\r\nProxy-Authenticate: Basic\r\nContent-Encoding: gzip\r\nProxy-Status: up; error=x\r\nContent-Length: 3\r\n\r\n\x1f\x0b!"
     );
-    let stage = answering(vec![(text.into_bytes(), false)]).await;
-    let answer = raw::get_through(stage.sidecar.proxy(), "http://good.test/row/0", "").await;
+    let stage = respond_with(vec![(text.into_bytes(), false)]).await;
+    let response = raw::get_through(stage.sidecar.proxy(), "http://good.test/row/0", "").await;
     let cookies: Vec<&str> =
-        answer.headers.iter().filter(|(name, _)| name == "set-cookie").map(|(_, value)| value.as_str()).collect();
+        response.headers.iter().filter(|(name, _)| name == "set-cookie").map(|(_, value)| value.as_str()).collect();
     assert_eq!(cookies, ["a=1", "b=2"], "HP-31");
     for name in ["keybearer-error", "x-hop", "keep-alive", "proxy-authenticate"] {
-        assert_eq!(answer.header(name), None, "{name}");
+        assert_eq!(response.header(name), None, "{name}");
     }
-    assert_eq!((answer.header("content-encoding"), answer.body.as_slice()), (Some("gzip"), &b"\x1f\x0b!"[..]), "RS-09");
+    assert_eq!(
+        (response.header("content-encoding"), response.body.as_slice()),
+        (Some("gzip"), &b"\x1f\x0b!"[..]),
+        "RS-09"
+    );
 }
 
 #[tokio::test]
 async fn a_response_to_head_has_its_fields_and_no_body() {
-    let stage = answering(vec![
+    let stage = respond_with(vec![
         (format!("{OK}Content-Length: 1234\r\n\r\n").into_bytes(), false),
         (format!("{OK}Transfer-Encoding: chunked\r\n\r\n").into_bytes(), false),
     ])
@@ -166,15 +172,15 @@ async fn a_response_to_head_has_its_fields_and_no_body() {
     let head = |row: u8| format!("HEAD http://good.test/row/{row} HTTP/1.1\r\nHost: x\r\n\r\n");
     let then = "GET http://good.test/next HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
     for (row, length) in [(0, Some("1234")), (1, None)] {
-        let said = stage.exchange(head(row) + then).await;
-        assert_eq!(said.statuses(), [200, 200], "HEAD {row}: {}", said.text());
-        assert_eq!(said.header("content-length").as_deref(), length, "HEAD {row}: {}", said.text());
-        stage.assert_invariants("HEAD", &said).await;
+        let transcript = stage.exchange(head(row) + then).await;
+        assert_eq!(transcript.statuses(), [200, 200], "HEAD {row}: {}", transcript.text());
+        assert_eq!(transcript.header("content-length").as_deref(), length, "HEAD {row}: {}", transcript.text());
+        stage.assert_invariants("HEAD", &transcript).await;
     }
 }
 
 #[tokio::test]
-async fn the_proxys_own_responses_name_their_author_and_the_remedy() {
+async fn the_proxys_own_responses_identify_author_and_action() {
     let stage = Stage::start("").await;
     let (gone, _) = raw_address().await;
     for (row, target, status, code, action, connection) in [
@@ -185,11 +191,20 @@ async fn the_proxys_own_responses_name_their_author_and_the_remedy() {
         ("method", "http://good.test/", 405, "method_refused", "fix_request", None),
     ] {
         let method = if row == "method" { "TRACE" } else { "GET" };
-        let said = stage.exchange(format!("{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")).await;
-        assert_eq!((said.status(), said.code().as_str()), (status, code), "HP-33 {row}: {}", said.text());
-        assert_eq!(said.header("content-type").as_deref(), Some("application/problem+json"), "HP-33 {row}");
-        assert!(said.header("proxy-status").is_some_and(|value| value.starts_with("keybearer; error=")), "HP-33 {row}");
-        let problem: serde_json::Value = serde_json::from_str(&said.body()).expect("JSON");
+        let transcript =
+            stage.exchange(format!("{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")).await;
+        assert_eq!(
+            (transcript.status(), transcript.code().as_str()),
+            (status, code),
+            "HP-33 {row}: {}",
+            transcript.text()
+        );
+        assert_eq!(transcript.header("content-type").as_deref(), Some("application/problem+json"), "HP-33 {row}");
+        assert!(
+            transcript.header("proxy-status").is_some_and(|value| value.starts_with("keybearer; error=")),
+            "HP-33 {row}"
+        );
+        let problem: serde_json::Value = serde_json::from_str(&transcript.body()).expect("JSON");
         assert_eq!(problem["type"], format!("urn:keybearer:error:{code}"), "HP-33 {row}");
         assert_eq!((&problem["code"], &problem["action"]), (&code.into(), &action.into()), "HP-33 {row}");
         assert_eq!(problem["connection"].as_str(), connection, "HP-33 {row}");
@@ -197,12 +212,12 @@ async fn the_proxys_own_responses_name_their_author_and_the_remedy() {
             assert!(problem.get(member).is_some(), "HP-33 {row}: {member} is missing: {problem}");
         }
         assert!(!problem["request_id"].as_str().unwrap_or_default().is_empty(), "HP-33 {row}");
-        assert!(!said.text().contains(&gone), "HP-33 {row}: internals");
-        stage.assert_invariants(row, &said).await;
+        assert!(!transcript.text().contains(&gone), "HP-33 {row}: internals");
+        stage.assert_invariants(row, &transcript).await;
     }
 }
 
-/// The loopback address as an internal detail that no answer may show, and a free port.
+/// A loopback address, an internal detail that no response may show, and its port.
 async fn raw_address() -> (String, u16) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("an address").port();
@@ -210,23 +225,23 @@ async fn raw_address() -> (String, u16) {
 }
 
 #[tokio::test]
-async fn parts_of_a_response_arrive_as_they_are_sent() {
+async fn a_response_is_streamed_unbuffered() {
     let (stage, listener) = Stage::with_raw_good("").await;
-    // The upstream says the next part once the caller has read the one before.
-    let (read, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    // The upstream sends the next part once the caller has read the previous one.
+    let (read, mut part_read) = tokio::sync::mpsc::unbounded_channel();
     let upstream = async {
         let (mut stream, _) = listener.accept().await.expect("a connection");
         next_head(&mut stream).await.expect("a request");
-        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTrailer: X-Sum, Keybearer-Error\r\nTransfer-Encoding: chunked\r\n\r\n").await.expect("it reads");
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTrailer: X-Sum, Keybearer-Error\r\nTransfer-Encoding: chunked\r\n\r\n").await.expect("a writable stream");
         for part in ["a", "b", "c", "d"] {
-            stream.write_all(format!("7\r\ndata: {part}\r\n").as_bytes()).await.expect("it reads");
-            let heard = tokio::time::timeout(Duration::from_secs(10), heard.recv()).await;
-            assert!(heard.is_ok(), "HP-31: the caller does not hear {part}");
+            stream.write_all(format!("7\r\ndata: {part}\r\n").as_bytes()).await.expect("a writable stream");
+            let received = tokio::time::timeout(Duration::from_secs(10), part_read.recv()).await;
+            assert!(received.is_ok(), "HP-31: the caller does not receive {part}");
         }
         stream
             .write_all(b"0\r\nX-Sum: 7\r\nSet-Cookie: x=y\r\nKeybearer-Error: no_route\r\n\r\n")
             .await
-            .expect("it reads");
+            .expect("a writable stream");
         stream
     };
     let caller = async {
@@ -234,7 +249,7 @@ async fn parts_of_a_response_arrive_as_they_are_sent() {
         stream
             .write_all(b"GET http://good.test/ HTTP/1.1\r\nHost: x\r\nTE: trailers\r\nConnection: TE, close\r\n\r\n")
             .await
-            .expect("it reads");
+            .expect("a writable stream");
         let (mut text, mut buffer) = (String::new(), vec![0; 4096]);
         let mut parts = 0;
         loop {
@@ -252,19 +267,19 @@ async fn parts_of_a_response_arrive_as_they_are_sent() {
     let (_, text) = tokio::join!(upstream, caller);
     assert_eq!(text.matches("data: ").count(), 4, "HP-31: {text}");
     assert!(text.to_lowercase().contains("x-sum: 7") && !text.contains("x=y"), "HP-31 trailers: {text}");
-    assert!(!text.contains("no_route"), "HP-31 only the proxy says that: {text}");
+    assert!(!text.contains("no_route"), "HP-31 only the proxy sets Keybearer-Error: {text}");
 }
 
-/// Each is read by the caller before the next is said.
+/// The caller reads each interim response before the next is sent.
 #[tokio::test]
-async fn interim_responses_pass_as_they_are_sent() {
+async fn interim_responses_are_forwarded_at_once() {
     let (stage, listener) = Stage::with_raw_good("").await;
     let tunnel = "CONNECT good.test:80 HTTP/1.1\r\nHost: good.test:80\r\n\r\n";
     for (row, before, target) in [("absolute form", "", "http://good.test/"), ("inside a tunnel", tunnel, "/")] {
         let mut caller = TcpStream::connect(stage.sidecar.proxy()).await.expect("a connection");
         if !before.is_empty() {
-            caller.write_all(before.as_bytes()).await.expect("it reads");
-            assert!(next_head(&mut caller).await.expect("an answer").starts_with("HTTP/1.1 200"), "{row}");
+            caller.write_all(before.as_bytes()).await.expect("a writable stream");
+            assert!(next_head(&mut caller).await.expect("a response").starts_with("HTTP/1.1 200"), "{row}");
         }
         let mut upstream = None;
         for _ in 0..2 {
@@ -273,27 +288,33 @@ async fn interim_responses_pass_as_they_are_sent() {
                     format!("POST {target} HTTP/1.1\r\nHost: good.test\r\nContent-Length: 2\r\n\r\nhi").as_bytes(),
                 )
                 .await
-                .expect("it reads");
+                .expect("a writable stream");
             if upstream.is_none() {
                 upstream = Some(listener.accept().await.expect("a connection").0);
             }
             let stream = upstream.as_mut().expect("a connection");
             assert!(next_head(stream).await.expect("a request").starts_with("POST"), "{row}");
             stream.read_exact(&mut [0; 2]).await.expect("the body");
-            for said in ["103 Early Hints", "102 Processing", "103 Early Hints"] {
+            for interim in ["103 Early Hints", "102 Processing", "103 Early Hints"] {
                 let fields = "Link: </x>\r\nKeybearer-Error: no_route\r\nConnection: X-Hop\r\nX-Hop: 1\r\n";
-                stream.write_all(format!("HTTP/1.1 {said}\r\n{fields}\r\n").as_bytes()).await.expect("it reads");
+                stream
+                    .write_all(format!("HTTP/1.1 {interim}\r\n{fields}\r\n").as_bytes())
+                    .await
+                    .expect("a writable stream");
                 let head =
                     timeout(Duration::from_secs(10), next_head(&mut caller)).await.expect("at once").expect("a head");
                 assert!(
-                    head.starts_with(&format!("HTTP/1.1 {said}\r\n")) && head.contains("link: </x>\r\n"),
+                    head.starts_with(&format!("HTTP/1.1 {interim}\r\n")) && head.contains("link: </x>\r\n"),
                     "{row}: {head}"
                 );
                 assert!(!head.contains("keybearer-error") && !head.contains("x-hop"), "{row}: {head}");
             }
-            // 100 is for a caller that expects it; one sent together with the response comes before it.
+            // 100 is forwarded only to a caller that expects it; a 103 sent with the final response precedes it.
             let last = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\n\r\n";
-            stream.write_all(format!("{last}{OK}Content-Length: 2\r\n\r\nok").as_bytes()).await.expect("it reads");
+            stream
+                .write_all(format!("{last}{OK}Content-Length: 2\r\n\r\nok").as_bytes())
+                .await
+                .expect("a writable stream");
             assert!(next_head(&mut caller).await.expect("a head").starts_with("HTTP/1.1 103"), "{row}");
             assert!(next_head(&mut caller).await.expect("a head").starts_with("HTTP/1.1 200"), "{row}");
             let mut body = [0; 2];
@@ -304,7 +325,7 @@ async fn interim_responses_pass_as_they_are_sent() {
 }
 
 #[tokio::test]
-async fn interim_responses_are_bounded_and_not_for_every_caller() {
+async fn interim_responses_are_bounded_and_omitted_for_old_callers() {
     let interim = |count: usize, more: &str| {
         format!("HTTP/1.1 103 Early Hints\r\nLink: </x>{more}\r\n\r\n").repeat(count)
             + OK
@@ -312,14 +333,25 @@ async fn interim_responses_are_bounded_and_not_for_every_caller() {
     };
     let large = "x".repeat(9000);
     let rows = [(3000, ""), (1, large.as_str()), (3, "")];
-    let stage = answering(rows.iter().map(|(count, more)| (interim(*count, more).into_bytes(), true)).collect()).await;
+    let stage =
+        respond_with(rows.iter().map(|(count, more)| (interim(*count, more).into_bytes(), true)).collect()).await;
     for row in [0, 1] {
-        let answer = raw::get_through(stage.sidecar.proxy(), &format!("http://good.test/row/{row}"), "").await;
-        assert_eq!((answer.status, answer.code()), (502, "upstream_protocol"), "HP-29, RS-16 {row}: {}", answer.text());
-        stage.assert_invariants("RS-16", &Transcript(answer.body)).await;
+        let response = raw::get_through(stage.sidecar.proxy(), &format!("http://good.test/row/{row}"), "").await;
+        assert_eq!(
+            (response.status, response.code()),
+            (502, "upstream_protocol"),
+            "HP-29, RS-16 {row}: {}",
+            response.text()
+        );
+        stage.assert_invariants("RS-16", &Transcript(response.body)).await;
     }
-    let said = stage.exchange("GET http://good.test/row/2 HTTP/1.0\r\nHost: x\r\n\r\n").await;
-    assert_eq!((said.statuses(), said.body().as_str()), (vec![200], "ok"), "HTTP/1.0: {}", said.text());
+    let transcript = stage.exchange("GET http://good.test/row/2 HTTP/1.0\r\nHost: x\r\n\r\n").await;
+    assert_eq!(
+        (transcript.statuses(), transcript.body().as_str()),
+        (vec![200], "ok"),
+        "HTTP/1.0: {}",
+        transcript.text()
+    );
     let mut curl = tokio::process::Command::new("curl");
     let url = format!("http://{}/api/row/2", stage.sidecar.proxy());
     let output = curl.args(["-q", "-sS", "--http2-prior-knowledge", "--max-time", "20", &url]).output().await;
@@ -327,9 +359,9 @@ async fn interim_responses_are_bounded_and_not_for_every_caller() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), "ok", "HTTP/2: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// HP-27: with a reset in place of an end.
+/// HP-27, with a reset instead of FIN.
 #[tokio::test]
-async fn a_response_that_is_reset_never_looks_whole() {
+async fn a_response_that_is_reset_never_looks_complete() {
     let (stage, listener) = Stage::with_raw_good("").await;
     for (row, body) in [
         ("within a length", "Content-Length: 10\r\n\r\nabc"),
@@ -339,28 +371,28 @@ async fn a_response_that_is_reset_never_looks_whole() {
         let upstream = async {
             let (mut stream, _) = listener.accept().await.expect("a connection");
             next_head(&mut stream).await.expect("a request");
-            stream.write_all(format!("{OK}{body}").as_bytes()).await.expect("it reads");
+            stream.write_all(format!("{OK}{body}").as_bytes()).await.expect("a writable stream");
             stream
         };
         let caller = async {
             let mut caller = TcpStream::connect(stage.sidecar.proxy()).await.expect("a connection");
-            caller.write_all(b"GET http://good.test/ HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("it reads");
+            caller.write_all(b"GET http://good.test/ HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("a writable stream");
             caller
         };
         let (stream, mut caller) = tokio::join!(upstream, caller);
-        let mut said = Vec::new();
-        while !said.windows(3).any(|part| part == b"abc") {
-            said.push(caller.read_u8().await.expect("what was said before the reset"));
+        let mut transcript = Vec::new();
+        while !transcript.windows(3).any(|part| part == b"abc") {
+            transcript.push(caller.read_u8().await.expect("the bytes before the reset"));
         }
         stream.set_zero_linger().expect("an option");
         drop(stream);
-        // The caller may be told by a reset, too.
-        let _ = timeout(Duration::from_secs(10), caller.read_to_end(&mut said)).await.expect("an end in time");
-        assert!(!is_whole(&Transcript(said.clone())), "HP-27 {row}: {}", String::from_utf8_lossy(&said));
+        // The caller's connection may be reset, too.
+        let _ = timeout(Duration::from_secs(10), caller.read_to_end(&mut transcript)).await.expect("an end in time");
+        assert!(!is_complete(&Transcript(transcript.clone())), "HP-27 {row}: {}", String::from_utf8_lossy(&transcript));
     }
 }
 
-/// RS-08: what a slow reader does not take stays at the upstream.
+/// RS-08: backpressure from a slow reader reaches the upstream.
 #[tokio::test]
 async fn a_slow_reader_keeps_memory_flat() {
     const TOTAL: usize = 256 << 20;
@@ -368,10 +400,10 @@ async fn a_slow_reader_keeps_memory_flat() {
     let upstream = async {
         let (mut stream, _) = listener.accept().await.expect("a connection");
         next_head(&mut stream).await.expect("a request");
-        stream.write_all(format!("{OK}Content-Length: {TOTAL}\r\n\r\n").as_bytes()).await.expect("it reads");
+        stream.write_all(format!("{OK}Content-Length: {TOTAL}\r\n\r\n").as_bytes()).await.expect("a writable stream");
         let block = vec![b'x'; 1 << 20];
         for _ in 0..TOTAL >> 20 {
-            stream.write_all(&block).await.expect("it reads");
+            stream.write_all(&block).await.expect("a writable stream");
         }
         stream
     };
@@ -381,9 +413,9 @@ async fn a_slow_reader_keeps_memory_flat() {
         stream
             .write_all(b"GET http://good.test/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             .await
-            .expect("it reads");
+            .expect("a writable stream");
         let (mut total, mut highest, mut buffer) = (0, 0, vec![0; 1 << 20]);
-        // It reads nothing for a second, in which all 256 MiB would fit into the proxy.
+        // Reads nothing for a second, long enough for the proxy to buffer all 256 MiB.
         tokio::time::sleep(Duration::from_secs(1)).await;
         loop {
             highest = highest.max(stage.sidecar.resident_kib());

@@ -1,4 +1,4 @@
-//! TLS with upstreams: what is accepted as a server's certificate, and how a failure is told.
+//! TLS with upstreams: accepted server certificates, and how failures are reported.
 
 use std::process::Stdio;
 
@@ -14,12 +14,12 @@ use crate::rig::redis::Redis;
 use crate::rig::scripted::Scripted;
 use crate::rig::sidecar::Sidecar;
 
-/// A route for each of `hosts` (name, and where it is); `tls` is its `upstream_tls`.
+/// A configuration with a route for each of `hosts` (name, port); `tls` is its `upstream_tls`.
 fn config(top: &str, hosts: &[(&str, u16)], tls: &str, token_url: &str, server: &str) -> String {
-    let places: String = hosts.iter().map(|(name, port)| format!("{name}: \"127.0.0.1:{port}\", ")).collect();
+    let addresses: String = hosts.iter().map(|(name, port)| format!("{name}: \"127.0.0.1:{port}\", ")).collect();
     let routes: String = hosts.iter().map(|(name, _)| format!("{{host: {name}, upstream_tls: {tls}}}, ")).collect();
     format!(
-        "hosts: {{{places}}}\n{top}connections:\n- {{name: crm, client_id: a, client_secret: b, token_url: \"{token_url}\", {server}\
+        "hosts: {{{addresses}}}\n{top}connections:\n- {{name: crm, client_id: a, client_secret: b, token_url: \"{token_url}\", {server}\
          routes: [{routes}]}}\n"
     )
 }
@@ -29,7 +29,7 @@ async fn get(sidecar: &Sidecar, url: &str) -> RawResponse {
 }
 
 #[tokio::test]
-async fn a_servers_own_certificate_in_trust_is_accepted_wherever_trust_is() {
+async fn a_server_certificate_listed_in_trust_is_accepted_at_every_trust_setting() {
     let own = SelfSigned::for_names("DNS:own.test,DNS:idp.test,DNS:localhost,IP:127.0.0.1");
     let other = SelfSigned::for_names("DNS:own.test");
     let files = [("own.pem", own.certificate.as_str()), ("other.pem", other.certificate.as_str())];
@@ -61,15 +61,25 @@ async fn a_servers_own_certificate_in_trust_is_accepted_wherever_trust_is() {
         ("store.redis.trust", redis.as_str(), "{trust: [own.pem]}", plain.clone(), ""),
     ] {
         let sidecar = Sidecar::start_with(&config(top, &hosts, tls, &token_url, server), &files).await;
-        let answer = get(&sidecar, "https://own.test/").await;
-        assert_eq!((answer.status, answer.text().as_str()), (200, "ok"), "{row}: {}\n{}", answer.text(), sidecar.log());
-        let carried = upstream.received().last().expect("a request").values("authorization").join(" ");
-        assert!(carried.starts_with("Bearer token-"), "{row}: {carried}");
-        let answer = get(&sidecar, "https://else.test/").await;
-        assert_eq!((answer.status, answer.code()), (502, "upstream_tls"), "{row}: a name that is not in it");
-        assert_eq!(answer.header("proxy-status"), Some("keybearer; error=tls_certificate_error"), "{row}");
+        let response = get(&sidecar, "https://own.test/").await;
+        assert_eq!(
+            (response.status, response.text().as_str()),
+            (200, "ok"),
+            "{row}: {}\n{}",
+            response.text(),
+            sidecar.log()
+        );
+        let authorization = upstream.received().last().expect("a request").values("authorization").join(" ");
+        assert!(authorization.starts_with("Bearer token-"), "{row}: {authorization}");
+        let response = get(&sidecar, "https://else.test/").await;
+        assert_eq!(
+            (response.status, response.code()),
+            (502, "upstream_tls"),
+            "{row}: a name that the certificate lacks"
+        );
+        assert_eq!(response.header("proxy-status"), Some("keybearer; error=tls_certificate_error"), "{row}");
     }
-    // The same for a proxy on the way out, which takes requests in clear inside its own TLS.
+    // The same for an egress proxy, which receives cleartext requests inside its own TLS.
     let proxy = Front::start(&own, upstream.address).await;
     let top = format!(
         "egress: {{proxy: {{url: \"https://localhost:{}\", trust: [own.pem]}}, no_proxy: [127.0.0.1]}}\n",
@@ -80,15 +90,15 @@ async fn a_servers_own_certificate_in_trust_is_accepted_wherever_trust_is() {
                           upstream_tls: false}}]}}\n"
     );
     let sidecar = Sidecar::start_with(&routes, &files).await;
-    let answer = get(&sidecar, "http://far.test/").await;
-    assert_eq!(answer.status, 200, "egress.proxy: {}\n{}", answer.text(), sidecar.log());
-    // One with the same name and another key is no reason to trust it.
+    let response = get(&sidecar, "http://far.test/").await;
+    assert_eq!(response.status, 200, "egress.proxy: {}\n{}", response.text(), sidecar.log());
+    // A trusted certificate with the same name and another key does not count.
     let sidecar = Sidecar::start_with(&config("", &hosts, "{trust: [other.pem]}", &plain, ""), &files).await;
     assert_eq!(get(&sidecar, "https://own.test/").await.code(), "upstream_tls");
 }
 
 #[tokio::test]
-async fn a_name_in_a_certificate_counts_for_its_own_type_alone() {
+async fn certificate_names_match_by_type() {
     let upstream = Scripted::upstream().await;
     let tokens = Scripted::tokens(3600).await;
     for (names, url, accepted) in [
@@ -106,16 +116,16 @@ async fn a_name_in_a_certificate_counts_for_its_own_type_alone() {
             .route(format_args!("host: \"127.0.0.1:{port}\", upstream_tls: true"));
         let config = Config::new().top("trust: [own.pem]\n").host("own.test", local(port)).connection(crm);
         let sidecar = Sidecar::start_with(config, &[("own.pem", &own.certificate)]).await;
-        let answer = get(&sidecar, &format!("{url}:{port}/")).await;
-        let status = answer.header("proxy-status").unwrap_or_default().to_owned();
+        let response = get(&sidecar, &format!("{url}:{port}/")).await;
+        let status = response.header("proxy-status").unwrap_or_default().to_owned();
         match accepted {
-            true => assert_eq!(answer.status, 200, "{names} {url}: {}", answer.text()),
-            false => assert_eq!(status, "keybearer; error=tls_certificate_error", "{names} {url}: {}", answer.text()),
+            true => assert_eq!(response.status, 200, "{names} {url}: {}", response.text()),
+            false => assert_eq!(status, "keybearer; error=tls_certificate_error", "{names} {url}: {}", response.text()),
         }
     }
 }
 
-/// OpenSSL's own server, which answers with a page about the connection.
+/// `openssl s_server -www`, which responds with a page about the connection.
 struct OpenSsl {
     _child: Child,
     port: u16,
@@ -138,7 +148,7 @@ impl OpenSsl {
                 break;
             }
         }
-        // It goes on writing.
+        // Drain its output.
         tokio::spawn(async move {
             let mut rest = Vec::new();
             let _ = lines.into_inner().read_to_end(&mut rest).await;
@@ -148,7 +158,7 @@ impl OpenSsl {
 }
 
 #[tokio::test]
-async fn an_alert_is_reported_by_its_name_and_is_no_certificate_error() {
+async fn an_alert_is_reported_by_name_and_not_as_a_certificate_error() {
     let own = SelfSigned::for_names("DNS:own.test");
     let tokens = Scripted::tokens(3600).await;
     let dir = tempfile::tempdir().expect("a directory");
@@ -184,18 +194,18 @@ async fn an_alert_is_reported_by_its_name_and_is_no_certificate_error() {
         let plain = format!("http://{}/token", tokens.address);
         let text = config("trust: [own.pem]\n", &[("own.test", server.port)], "true", &plain, "");
         let sidecar = Sidecar::start_with(&text, &[("own.pem", &own.certificate)]).await;
-        let answer = get(&sidecar, "https://own.test/").await;
-        assert_eq!((answer.status, answer.code()), (502, "upstream_tls"), "{row}: {}", answer.text());
+        let response = get(&sidecar, "https://own.test/").await;
+        assert_eq!((response.status, response.code()), (502, "upstream_tls"), "{row}: {}", response.text());
         let expected = format!("keybearer; error=tls_alert_received; alert-id={id}; alert-message=\"{alert}\"");
-        assert_eq!(answer.header("proxy-status"), Some(expected.as_str()), "{row}");
-        let detail = answer.json()["detail"].as_str().expect("a detail").to_owned();
+        assert_eq!(response.header("proxy-status"), Some(expected.as_str()), "{row}");
+        let detail = response.json()["detail"].as_str().expect("a detail").to_owned();
         assert!(detail.contains(alert) && detail.contains(remedy), "{row}: {detail}");
-        assert_eq!(answer.json()["action"], "fix_configuration", "{row}");
+        assert_eq!(response.json()["action"], "fix_configuration", "{row}");
         let line = sidecar.logged("upstream_tls").await;
         let event: Value = serde_json::from_str(&line).expect("JSON");
         assert!(event["cause"].as_str().is_some_and(|cause| cause.contains(alert)), "{row}: {line}");
     }
-    // What does not speak TLS at all sends no alert.
+    // A server that does not speak TLS sends no alert.
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("an address").port();
     tokio::spawn(async move {
@@ -206,14 +216,14 @@ async fn an_alert_is_reported_by_its_name_and_is_no_certificate_error() {
     });
     let plain = format!("http://{}/token", tokens.address);
     let sidecar = Sidecar::start(&config("", &[("own.test", port)], "true", &plain, "")).await;
-    let answer = get(&sidecar, "https://own.test/").await;
-    assert_eq!((answer.status, answer.code()), (502, "upstream_tls"), "{}", answer.text());
-    assert_eq!(answer.header("proxy-status"), Some("keybearer; error=tls_protocol_error"));
+    let response = get(&sidecar, "https://own.test/").await;
+    assert_eq!((response.status, response.code()), (502, "upstream_tls"), "{}", response.text());
+    assert_eq!(response.header("proxy-status"), Some("keybearer; error=tls_protocol_error"));
 }
 
-/// What was not sent has not been processed, and the detail must not say that it may have been.
+/// A request that was not sent was not processed, and the detail must not claim that it may have been.
 #[tokio::test]
-async fn an_upstream_that_closes_before_the_request_is_sent_is_told_as_that() {
+async fn an_upstream_that_closes_before_the_request_is_sent_is_reported_as_such() {
     let tokens = Scripted::tokens(3600).await;
     let plain = format!("http://{}/token", tokens.address);
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -230,16 +240,16 @@ async fn an_upstream_that_closes_before_the_request_is_sent_is_told_as_that() {
                 let _ = stream.read_to_end(&mut Vec::new()).await;
             }
         };
-        let (answer, ()) = tokio::join!(get(&sidecar, "https://own.test/"), upstream);
-        assert_eq!((answer.status, answer.code()), (502, "upstream_unreachable"), "{row}: {}", answer.text());
-        assert_eq!(answer.header("proxy-status"), Some("keybearer; error=connection_terminated"), "{row}");
-        details.push(answer.json()["detail"].as_str().expect("a detail").to_owned());
+        let (response, ()) = tokio::join!(get(&sidecar, "https://own.test/"), upstream);
+        assert_eq!((response.status, response.code()), (502, "upstream_unreachable"), "{row}: {}", response.text());
+        assert_eq!(response.header("proxy-status"), Some("keybearer; error=connection_terminated"), "{row}");
+        details.push(response.json()["detail"].as_str().expect("a detail").to_owned());
     }
     for detail in &details {
         assert!(detail.contains("closed the connection during the TLS handshake"), "{detail}");
         assert!(!detail.contains("may have been processed"), "{detail}");
     }
-    // The same before the settings of HTTP/2, which come before any request.
+    // The same before the HTTP/2 SETTINGS frame, which precedes any request.
     let own = SelfSigned::for_names("DNS:own.test");
     let front = Front::start_http2(&own, listener.local_addr().expect("an address")).await;
     let text = config("trust: [own.pem]\n", &[("own.test", front.address.port())], "true", &plain, "");
@@ -249,7 +259,7 @@ async fn an_upstream_that_closes_before_the_request_is_sent_is_told_as_that() {
         stream.read_exact(&mut [0; 24]).await.expect("a preface");
         stream.shutdown().await.expect("an end");
     };
-    let (answer, ()) = tokio::join!(get(&sidecar, "https://own.test/"), upstream);
-    assert_eq!((answer.status, answer.code()), (502, "upstream_unreachable"), "{}", answer.text());
-    assert!(answer.text().contains("before the request was sent"), "{}", answer.text());
+    let (response, ()) = tokio::join!(get(&sidecar, "https://own.test/"), upstream);
+    assert_eq!((response.status, response.code()), (502, "upstream_unreachable"), "{}", response.text());
+    assert!(response.text().contains("before the request was sent"), "{}", response.text());
 }

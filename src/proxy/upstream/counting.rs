@@ -1,4 +1,4 @@
-//! Whether anything has come from an upstream since a request was sent to it; and how much is read at once.
+//! Counts the bytes read from an upstream connection, and bounds each read.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -8,43 +8,43 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
 
-/// The longest read: hyper makes room for twice as much, and a download that its caller stalls keeps it.
+/// Longest read: hyper allocates twice as much, and keeps it while the caller stalls a download.
 const READ_BYTES_MAX: u64 = 16 * 1024;
 
-/// How many bytes have come on a connection.
+/// Number of bytes read from a connection.
 #[derive(Clone, Default)]
-pub struct Heard(Arc<AtomicUsize>);
+pub struct BytesRead(Arc<AtomicUsize>);
 
-impl Heard {
-    pub fn bytes(&self) -> usize {
+impl BytesRead {
+    pub fn get(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// A stream that counts what is read from it.
-pub struct Counting<T> {
+/// A stream that counts the bytes read from it.
+pub struct CountingStream<T> {
     stream: Take<T>,
-    heard: Heard,
+    bytes_read: BytesRead,
 }
 
-impl<T: AsyncRead> Counting<T> {
-    pub fn new(stream: T) -> (Counting<T>, Heard) {
-        let heard = Heard::default();
-        (Counting { stream: stream.take(READ_BYTES_MAX), heard: heard.clone() }, heard)
+impl<T: AsyncRead> CountingStream<T> {
+    pub fn new(stream: T) -> (CountingStream<T>, BytesRead) {
+        let bytes_read = BytesRead::default();
+        (CountingStream { stream: stream.take(READ_BYTES_MAX), bytes_read: bytes_read.clone() }, bytes_read)
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Counting<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for CountingStream<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         self.stream.set_limit(READ_BYTES_MAX);
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
-        self.heard.0.fetch_add(buffer.filled().len() - before, Ordering::Relaxed);
+        self.bytes_read.0.fetch_add(buffer.filled().len() - before, Ordering::Relaxed);
         Poll::Ready(Ok(()))
     }
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Counting<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for CountingStream<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(self.stream.get_mut()).poll_write(cx, bytes)
     }

@@ -1,48 +1,48 @@
-//! Holds that the files of a folder never import each other in a circle, directly or round about.
+//! Enforces that the files of a folder do not import each other in a cycle, directly or indirectly.
 //!
-//! Not here: what a file and those of its own folder share; a parent may hold types that its files use.
+//! Not here: cycles between a file and its own folder; a parent may define types that its submodules use.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{listed, sources, tokens};
 
-/// Folders whose files import each other in a circle: which files, and why. A folder leaves this list with its last circle.
-const CIRCLES: [(&str, &[&str], &str); 2] = [
+/// Folders with an import cycle: which files, and why. Remove a folder together with its last cycle.
+const CYCLES: [(&str, &[&str], &str); 2] = [
     (
         "proxy",
         &["dispatch", "downstream", "exchange", "report", "tunnel", "upgrade"],
-        "the inside of a tunnel is served as a connection is, and an upgraded request becomes a relay",
+        "the inside of a tunnel is served like a downstream connection, and an upgraded request becomes a relay",
     ),
     (
         "proxy/upstream",
         &["connections", "entry", "http2"],
-        "an entry holds its connections, and each returns to its entry",
+        "an entry owns its connections, and each connection refers to its entry",
     ),
 ];
 
-/// Which files (or folders) of a folder each of them imports.
+/// For each file (or folder) of a folder, its imports within the folder.
 type Imports = BTreeMap<String, BTreeSet<String>>;
 
 #[test]
-fn the_files_of_a_folder_import_each_other_one_way() {
-    let found = circles(&sources("src"));
+fn the_files_of_a_folder_import_each_other_without_cycles() {
+    let found = cycles(&sources("src"));
     let is_excused = |(folder, files): &&(String, Vec<String>)| {
-        CIRCLES.iter().any(|(excused, members, _)| excused == folder && members.iter().eq(files))
+        CYCLES.iter().any(|(excused, members, _)| excused == folder && members.iter().eq(files))
     };
     let (excused, new): (Vec<_>, Vec<_>) = found.iter().partition(is_excused);
     let hint = |(folder, files): &(String, Vec<String>)| {
         format!(
-            "src/{folder}: {} import each other in a circle; move what they share into a file of its own",
+            "src/{folder}: {} import each other in a cycle; move what they share to a separate file",
             files.join(", ")
         )
     };
     let problems: Vec<_> = new.into_iter().map(hint).collect();
     assert!(problems.is_empty(), "{}", listed(&problems));
-    assert_eq!(excused.len(), CIRCLES.len(), "a folder of CIRCLES has none any more; remove it there");
+    assert_eq!(excused.len(), CYCLES.len(), "a folder in CYCLES has no cycle any more; remove it from the list");
 }
 
-/// Each folder with a circle, and the files in it.
-fn circles(sources: &[(String, String)]) -> Vec<(String, Vec<String>)> {
+/// Each folder with a cycle, and the files in the cycle.
+fn cycles(sources: &[(String, String)]) -> Vec<(String, Vec<String>)> {
     let modules: Vec<(Vec<&str>, &str)> = sources
         .iter()
         .map(|(file, source)| (file.trim_end_matches(".rs").split('/').collect::<Vec<_>>(), source.as_str()))
@@ -62,11 +62,11 @@ fn circles(sources: &[(String, String)]) -> Vec<(String, Vec<String>)> {
             }
         }
     }
-    let circle = |(folder, imports)| Some((folder, members(imports))).filter(|(_, members)| !members.is_empty());
-    folders.into_iter().filter_map(circle).collect()
+    let cycle = |(folder, imports)| Some((folder, members(imports))).filter(|(_, members)| !members.is_empty());
+    folders.into_iter().filter_map(cycle).collect()
 }
 
-/// The files that import themselves by way of others.
+/// The files that import themselves through others.
 fn members(imports: Imports) -> Vec<String> {
     let reaches_itself = |start: &&String| {
         let mut seen = BTreeSet::new();
@@ -84,7 +84,7 @@ fn members(imports: Imports) -> Vec<String> {
 #[track_caller]
 fn check(files: &[(&str, &str)], expected: &[(&str, &[&str])]) {
     let sources: Vec<_> = files.iter().map(|(file, source)| (file.to_string(), source.to_string())).collect();
-    let found = circles(&sources);
+    let found = cycles(&sources);
     let found: Vec<_> = found.iter().map(|(folder, files)| (folder.as_str(), files.as_slice())).collect();
     let expected: Vec<_> = expected
         .iter()
@@ -94,7 +94,7 @@ fn check(files: &[(&str, &str)], expected: &[(&str, &[&str])]) {
 }
 
 #[test]
-fn a_circle_is_found_however_long() {
+fn a_cycle_of_any_length_is_found() {
     check(&[("a/x.rs", "use super::y::Y;"), ("a/y.rs", "use crate::a::x;")], &[("a", &["x", "y"])]);
     let long =
         [("a/x.rs", "use super::{y, z};"), ("a/y.rs", "use super::z::Z;"), ("a/z.rs", "fn f() { super::x::f() }")];
@@ -104,7 +104,7 @@ fn a_circle_is_found_however_long() {
 }
 
 #[test]
-fn arrows_that_run_one_way_are_no_circle() {
+fn acyclic_imports_are_accepted() {
     check(&[("a.rs", "use x::X;"), ("a/x.rs", "use super::{A, y::Y};"), ("a/y.rs", "use super::A;")], &[]);
     check(&[("a/x.rs", "use super::y; use crate::b::x;"), ("b/x.rs", ""), ("a/y.rs", "")], &[]);
     check(&[("a/x.rs", "use super::y;"), ("a/y/tests.rs", "use super::super::x;"), ("a/y.rs", "")], &[]);
