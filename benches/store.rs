@@ -40,11 +40,11 @@ fn main() {
     let sizes: &[usize] =
         if has_flag("--full") { &[1_000, 10_000, 100_000, 1_000_000] } else { &[1_000, 10_000, 100_000] };
     if !has_flag("--redis") {
-        let all: Vec<_> = sizes.iter().map(|subjects| measure(*subjects).expect("the store works")).collect();
+        let all: Vec<_> = sizes.iter().map(|subjects| measure(*subjects).expect("the store call succeeds")).collect();
         print_table("file, MiB", &all);
         println!();
     }
-    let all: Vec<_> = sizes.iter().map(|subjects| measure_redis(*subjects).expect("the store works")).collect();
+    let all: Vec<_> = sizes.iter().map(|subjects| measure_redis(*subjects).expect("the store call succeeds")).collect();
     print_table("Redis's memory, MiB", &all);
 }
 
