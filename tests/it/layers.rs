@@ -111,7 +111,7 @@ fn sources(root: &str) -> Vec<(String, String)> {
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let below = path.strip_prefix(&root).expect("it is below the root").to_str().expect("names are text");
+                let below = path.strip_prefix(&root).expect("a path below the root").to_str().expect("UTF-8");
                 let source = fs::read_to_string(&path).expect("a source file can be read");
                 found.push((below.replace('\\', "/"), source));
             }

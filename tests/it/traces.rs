@@ -260,7 +260,7 @@ async fn an_unavailable_collector_delays_no_request() {
     let mut stages = Vec::new();
     for (url, error) in &rows {
         let stage = stage(&format!("tracing: {{otlp: \"{url}\"}}\n")).await;
-        assert!(stage.sidecar.logged(LOST).await.contains(error), "{}", stage.sidecar.log());
+        assert!(stage.sidecar.wait_for_log(LOST).await.contains(error), "{}", stage.sidecar.log());
         stages.push(stage);
     }
     let mut hung = stage(&format!("tracing: {{otlp: \"{}\"}}\n", hanging.url())).await;
@@ -310,7 +310,7 @@ async fn a_reload_changes_the_collector() {
         stage.sidecar.signal("HUP");
         stage
             .sidecar
-            .until_metric("keybearer_config_reloads_total{outcome=\"applied\"}", |count| count == applied)
+            .wait_for_metric("keybearer_config_reloads_total{outcome=\"applied\"}", |count| count == applied)
             .await;
     };
     reload(&format!("tracing: {{otlp: \"{}\", sample: 0}}\n", second.url()), 1.0).await;

@@ -107,7 +107,7 @@ async fn bytes_that_are_not_http_close_the_tunnel() {
     let mut conn = stage.open_tunnel("good.test:80", "").await;
     conn.write(b"\x16\x03\x01\x00\x05hello").await;
     assert!(conn.is_closed().await, "TLS");
-    stage.sidecar.logged("only http routes of this host and port").await;
+    stage.sidecar.wait_for_log("only http routes of this host and port").await;
     let mut conn = stage.open_tunnel("good.test:80", "").await;
     conn.write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n").await;
     let mut rest = Vec::new();
@@ -232,7 +232,7 @@ async fn a_refused_connect_over_http2_ends_only_its_stream() {
     let stage = Stage::start("callers: [{name: billing, secret: s3cret}]\n").await;
     let connect = |lines: serde_json::Value| {
         let mut headers = json!({ ":authority": "good.test:80" });
-        headers.as_object_mut().expect("an object").extend(lines.as_object().expect("an object").clone());
+        headers.as_object_mut().expect("a JSON object").extend(lines.as_object().expect("a JSON object").clone());
         let body_bytes = if headers.get("content-length").is_some() { 0 } else { 1000 };
         json!({ "method": "CONNECT", "headers": headers, "body_bytes": body_bytes })
     };
@@ -295,14 +295,14 @@ async fn callers_that_authenticate_after_407_get_their_tunnel() {
         ("Java's HttpClient", java(&[])),
         ("Java's URLConnection", java(&["URLConnection"])),
     ] {
-        let output = client.stdin(Stdio::null()).kill_on_drop(true).output().await.expect("a client runs");
+        let output = client.stdin(Stdio::null()).kill_on_drop(true).output().await.expect("the command starts");
         let status = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         assert_eq!(status, "200", "{row}: {}\n{}", String::from_utf8_lossy(&output.stderr), sidecar.log());
     }
 }
 
 #[tokio::test]
-async fn the_credential_of_connect_holds_for_its_tunnel() {
+async fn the_credential_of_connect_applies_to_the_whole_tunnel() {
     let stage = Stage::start("callers: [{name: billing, secret: s3cret}, {name: home, cidr: [10.0.0.0/8]}]\n").await;
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     let connect = "CONNECT good.test:80 HTTP/1.1\r\nHost: good.test:80\r\n";

@@ -14,7 +14,7 @@ use crate::rig::stage::{Stage, TOKEN};
 async fn the_request_target_alone_determines_the_destination() {
     let stage = Stage::start("").await;
     let plain = |target| get(target, "good.test", "");
-    for (row, bytes, status, code, goes) in [
+    for (row, bytes, status, code, arrival) in [
         ("TC-01", plain("http://good.test/x"), 200, "", Good),
         ("TC-02 other host", plain("http://evil.test/"), 200, "", Evil),
         ("TC-02 other port", plain("http://good.test:81/"), 200, "", GoodWithoutToken),
@@ -83,7 +83,7 @@ async fn the_request_target_alone_determines_the_destination() {
             Evil,
         ),
     ] {
-        check(&stage, row, &bytes, status, code, goes).await;
+        check(&stage, row, &bytes, status, code, arrival).await;
     }
 }
 
@@ -310,7 +310,7 @@ async fn exactly_one_token_arrives_whatever_the_caller_sends_at_its_injection_po
 
 #[tokio::test]
 async fn redirects_are_forwarded_and_never_followed() {
-    let stage = Stage::answering("", |request, _| {
+    let stage = Stage::with_reply("", |request, _| {
         let Some(status) = request.request_line().split("/to/").nth(1).and_then(|rest| rest.get(..3)) else {
             return Reply::ok();
         };

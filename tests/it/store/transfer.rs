@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use serde_json::json;
 
 use super::{Kept, NEW_KEY, OLD_KEY};
-use crate::rig::command::{printed, run};
+use crate::rig::command::{output_text, run};
 use crate::rig::crm::get;
 use crate::rig::redis::Redis;
 use crate::rig::sidecar::Sidecar;
@@ -19,12 +19,12 @@ async fn an_export_is_imported_by_another_store() {
     let (dir, addresses, _) = sidecar.crash().await;
     let file = dir.path().join("export.jsonl");
     let export = run(dir.path(), &["store", "export", file.to_str().unwrap()], "").await;
-    assert_eq!(export.status.code(), Some(0), "{}", printed(&export));
+    assert_eq!(export.status.code(), Some(0), "{}", output_text(&export));
     assert_eq!(fs::metadata(&file).expect("an export").mode() & 0o777, 0o600);
     fs::remove_dir_all(dir.path().join("state")).expect("the old machine is gone");
     let import = run(dir.path(), &["store", "import", file.to_str().unwrap()], "").await;
-    assert_eq!(import.status.code(), Some(0), "{}", printed(&import));
-    assert!(printed(&import).contains("2 records imported"), "{}", printed(&import));
+    assert_eq!(import.status.code(), Some(0), "{}", output_text(&import));
+    assert!(output_text(&import).contains("2 records imported"), "{}", output_text(&import));
     let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
     assert_eq!((get(&sidecar, "").await.status, kept.token_requests()), (200, 2), "{}", sidecar.log());
 }
@@ -47,8 +47,8 @@ async fn tokens_and_secrets_move_between_file_and_redis_and_to_another_key() {
     let export = dir.path().join("export.jsonl").display().to_string();
     let ran = async |arguments: &[&str], input: &str| {
         let output = run(dir.path(), arguments, input).await;
-        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", printed(&output));
-        printed(&output)
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", output_text(&output));
+        output_text(&output)
     };
     let served = async |requests: usize| {
         let copy = tempfile::tempdir().expect("a directory");
@@ -119,7 +119,7 @@ async fn an_export_from_redis_is_complete_while_replicas_write() {
     });
     for _ in 0..5 {
         let output = run(dir.path(), &["store", "export", &export], "").await;
-        assert_eq!(output.status.code(), Some(0), "{}", printed(&output));
+        assert_eq!(output.status.code(), Some(0), "{}", output_text(&output));
         let lines = fs::read_to_string(&export).expect("an export");
         let count = lines.lines().count() - 1;
         assert!(lines.starts_with("{\"keybearer_store\"") && lines.contains(&format!("\"count\":{count}")), "{count}");

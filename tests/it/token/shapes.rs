@@ -197,7 +197,7 @@ async fn large_tokens_are_imported_and_stored_in_both_stores() {
 }
 
 #[tokio::test]
-async fn such_tokens_of_callers_can_be_exchanged() {
+async fn unusual_and_large_caller_tokens_can_be_exchanged() {
     let upstream = Scripted::upstream().await;
     let tokens = Scripted::start(|_, before| Reply::token(&format!("exchanged-{before}"), 3600)).await;
     let config = format!(
@@ -258,7 +258,7 @@ async fn a_script_passes_a_large_response_unchanged() {
         let response = raw::get_through(sidecar.proxy(), &format!("http://api.test/{number}"), "").await;
         assert_eq!(response.status, 200, "{number}: {}\n{}", response.text(), sidecar.log());
         let arrived: Vec<String> =
-            upstream.received().iter().map(|seen| seen.values("authorization").concat()).collect();
+            upstream.received().iter().map(|request| request.values("authorization").concat()).collect();
         assert!(arrived.last() == Some(&format!("Bearer {token}")), "{number}");
     }
 }
