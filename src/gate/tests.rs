@@ -74,7 +74,7 @@ fn no_newcomer_overtakes_a_waiter() {
     let first = inside(enter(&gate, 1, 8));
     let waiting = queued(enter(&gate, 1, 8));
     drop(first);
-    assert!(gate.try_enter(bounds(1, 0)).is_none(), "the permit is the waiter's, although it has not been polled yet");
+    assert!(gate.try_enter(bounds(1, 0)).is_none(), "the permit belongs to the waiter even before it is polled");
     drop(waiting.now_or_never().unwrap());
     assert!(gate.try_enter(bounds(1, 0)).is_some());
 }

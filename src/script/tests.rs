@@ -1,6 +1,6 @@
 //! What hooks may change and return, and how they fail.
 //!
-//! Not here: resource exhaustion (`bombs`), rejected sources (`refused`), the functions offered (`functions`).
+//! Not here: resource exhaustion (`bombs`), rejected sources (`refused`), the available functions (`functions`).
 
 use std::time::Duration;
 

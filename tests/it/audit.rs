@@ -201,10 +201,10 @@ async fn every_event(audit: &str) {
         let (host, path) = url[7..].split_once('/').expect("a path");
         expected.push(request("denial", host, &format!("/{path}"), status, denied(code, connection)));
     }
-    let stranger = raw::get_through(scene.sidecar.proxy(), "http://user:hidden@api.test/a?key=hidden", "").await;
-    assert_eq!(stranger.code(), "bad_request_target", "{}", stranger.text());
-    let stranger = raw::get_through(scene.sidecar.proxy(), "http://api.test/a?key=hidden", "").await;
-    assert_eq!(stranger.code(), "caller_unknown");
+    let response = raw::get_through(scene.sidecar.proxy(), "http://user:hidden@api.test/a?key=hidden", "").await;
+    assert_eq!(response.code(), "bad_request_target", "{}", response.text());
+    let response = raw::get_through(scene.sidecar.proxy(), "http://api.test/a?key=hidden", "").await;
+    assert_eq!(response.code(), "caller_unknown");
     let mut record = request("denial", "api.test", "/a", 407, denied("caller_unknown", None));
     record.as_object_mut().expect("a map").remove("caller");
     expected.push(record);

@@ -1,4 +1,4 @@
-//! Caller authentication: a credential decides alone, and no caller gets another caller's token.
+//! Caller authentication: a credential alone identifies its caller, and no caller gets another caller's token.
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use http::Version;

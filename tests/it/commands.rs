@@ -222,7 +222,10 @@ async fn demo(arguments: &[&str]) -> Output {
 
 async fn run(arguments: &[&str]) -> Output {
     let output = program().args(arguments).env("SECRET", "x").stdin(Stdio::null()).output();
-    timeout(TIMEOUT, output).await.unwrap_or_else(|_| panic!("{arguments:?} does not end")).expect("the command starts")
+    timeout(TIMEOUT, output)
+        .await
+        .unwrap_or_else(|_| panic!("{arguments:?} does not exit"))
+        .expect("the command starts")
 }
 
 fn used_port() -> (TcpListener, SocketAddr) {

@@ -1,16 +1,16 @@
 //! Consent end to end: a real browser goes from the proxy's error to a token, at real authorization servers.
 //!
-//! Not here: expiry of flows and links (unit tests, `people::unfinished`), the login pages of Authlib and oidc-provider
+//! Not here: expiry of flows and links (unit tests, `people::pending`), the login pages of Authlib and oidc-provider
 //! (`tests/peers`).
 
-mod again;
+mod reconsent;
 mod confirmation;
-mod endings;
+mod outcomes;
 mod people;
 mod refusals;
 mod secrets;
 mod variants;
-mod walk;
+mod end_to_end;
 
 use serde_json::{Value, json};
 

@@ -180,7 +180,7 @@ async fn unmatched_hosts_are_reached_on_connect_ports_only_with_or_without_a_tun
     for (row, url, status, code, arrival) in [
         ("a listed port", "http://evil.test:81/", 200, "", Evil),
         ("http's own port", "http://evil.test/", 403, "egress_denied", Nowhere),
-        ("written out", "http://evil.test:80/", 403, "egress_denied", Nowhere),
+        ("an explicit port", "http://evil.test:80/", 403, "egress_denied", Nowhere),
         ("https", "https://evil.test/", 403, "egress_denied", Nowhere),
         ("another port", "http://evil.test:82/", 403, "egress_denied", Nowhere),
         ("a host with routes at another port", "http://good.test:443/", 403, "egress_denied", Nowhere),

@@ -1,9 +1,9 @@
 //! Replicas that share a Redis: one token for all, no refresh token spent twice, none lost.
 //!
-//! Not here: the simulation of larger fleets (`src/token/tests/fleet`), a failing Redis (`fleet::trouble`).
+//! Not here: the simulation of larger fleets (`src/token/tests/fleet`), a failing Redis (`fleet::outages`).
 
 mod cluster;
-mod trouble;
+mod outages;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -108,7 +108,7 @@ async fn a_replica_that_lost_its_lease_writes_nothing() {
     paused.signal("STOP");
     let other = Sidecar::start(&config).await;
     assert_eq!((get(&other, "").await.status, sent().as_deref()), (200, Some("Bearer t-0")));
-    // It waits for the lease to expire, although its token expires earlier.
+    // It waits for the lease to expire, even though its token expires earlier.
     wait_until("the other refreshes", || server.count() == 3).await;
     wait_until_served(&other, Duration::from_secs(5)).await;
     assert_eq!(sent().as_deref(), Some("Bearer t-2"));

@@ -90,9 +90,9 @@ fn foreign_topics(file: &str, source: &str) -> Vec<String> {
 #[test]
 fn a_test_file_that_uses_another_topic_is_found() {
     assert_eq!(foreign_topics("fleet.rs", "use crate::rig::raw; use crate::fleet::x;"), [""; 0]);
-    assert_eq!(foreign_topics("fleet/trouble.rs", "use super::x; use super::super::rig::raw;"), [""; 0]);
+    assert_eq!(foreign_topics("fleet/outages.rs", "use super::x; use super::super::rig::raw;"), [""; 0]);
     for source in ["use crate::store::run;", "use super::super::store;", "fn f() { crate::store::run() }"] {
-        assert_eq!(foreign_topics("fleet/trouble.rs", source).len(), 1, "{source}");
+        assert_eq!(foreign_topics("fleet/outages.rs", source).len(), 1, "{source}");
     }
 }
 

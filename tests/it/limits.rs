@@ -1,7 +1,7 @@
 //! Every limit at a small value: what exceeds it gets an error response, and other callers are unaffected.
 
 mod deadlines;
-mod departures;
+mod disconnects;
 mod descriptors;
 mod shares;
 

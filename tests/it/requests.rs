@@ -23,7 +23,8 @@ async fn assert_refused(stage: &Stage, row: &str, bytes: impl AsRef<[u8]>) {
 
 const SMUGGLED: &str = "GET http://evil.test/smuggled HTTP/1.1\r\nHost: evil.test\r\n\r\n";
 
-/// Asserts that, whatever the response, the upstream receives clean framing and no request smuggled in or after the message.
+/// Asserts that the upstream receives clean framing and no request smuggled in or after the message, whether or not the
+/// proxy refuses the message.
 async fn assert_harmless(stage: &Stage, row: &str, bytes: impl AsRef<[u8]>) {
     let before = stage.good.count();
     let transcript = stage.exchange(&bytes).await;
@@ -81,7 +82,7 @@ async fn ambiguous_framing_smuggles_no_second_request() {
         ("HP-06 two fields", "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n"),
         ("HP-06 space before the colon", "Transfer-Encoding : chunked\r\n"),
         ("HP-06 folded", "Transfer-Encoding:\r\n chunked\r\n"),
-        ("HP-06 behind a bare CR", "X: a\rTransfer-Encoding: chunked\r\n"),
+        ("HP-06 after a bare CR", "X: a\rTransfer-Encoding: chunked\r\n"),
     ] {
         assert_refused(&stage, row, post(lines, &chunk)).await;
     }
@@ -191,7 +192,7 @@ async fn a_broken_request_body_gets_400() {
             transcript.text()
         );
         assert!(transcript.body().contains("the request body"), "{row}: {}", transcript.text());
-        assert_eq!(stage.good.count(), 0, "{row}: it never arrives as complete");
+        assert_eq!(stage.good.count(), 0, "{row}: the body never arrives as complete");
     }
     stage.assert_invariants("HP-09", &Transcript(Vec::new())).await;
     for code in ["upstream_protocol", "upstream_unreachable"] {
@@ -335,7 +336,7 @@ async fn a_get_body_and_expect_100_continue_are_handled() {
 }
 
 #[tokio::test]
-async fn trailers_are_forwarded_without_fields_of_a_head() {
+async fn trailers_are_forwarded_without_head_fields() {
     let (stage, listener) = Stage::with_raw_good("").await;
     let upstream = async {
         let (mut stream, _) = listener.accept().await.expect("a connection");

@@ -30,7 +30,7 @@ async fn cleartext_http_inside_is_served_with_the_token() {
     let mut conn = stage.open_tunnel("good.test:80", "").await;
     for (row, target, host) in [
         ("origin form", "/1", "good.test"),
-        ("port written out", "/2", "good.test:80"),
+        ("explicit port", "/2", "good.test:80"),
         ("capitals", "/3", "GOOD.test"),
         ("absolute form", "http://good.test/4", "good.test"),
         ("absolute form with port", "http://good.test:80/5", "good.test"),
@@ -116,7 +116,7 @@ async fn bytes_that_are_not_http_close_the_tunnel() {
     assert_eq!(stage.good.count(), 0, "CI-12");
     let mut conn = stage.open_tunnel("good.test:80", "").await;
     conn.stream.shutdown().await.expect("a half-close");
-    assert!(conn.is_closed().await, "nothing inside");
+    assert!(conn.is_closed().await, "an empty tunnel");
     stage.assert_invariants("CI-12", &Transcript(rest)).await;
 }
 
@@ -189,13 +189,13 @@ async fn a_refused_connect_closes_its_connection_and_discards_early_data() {
         ("no credential", "good.test:80", "", 407),
         ("a wrong credential", "good.test:80", "Proxy-Authorization: Bearer x\r\n", 407),
         ("gRPC", "good.test:80", "Content-Type: application/grpc\r\n", 407),
-        ("gRPC to a closed address", "127.0.0.1:443", &format!("{known}Content-Type: application/grpc+proto\r\n"), 403),
+        ("gRPC to a denied address", "127.0.0.1:443", &format!("{known}Content-Type: application/grpc+proto\r\n"), 403),
         ("a body", "good.test:80", &format!("{known}Content-Length: {}\r\n", early.len()), 400),
         ("an empty body", "good.test:80", &format!("{known}Content-Length: 0\r\n"), 400),
         ("a chunked body", "good.test:80", &format!("{known}Transfer-Encoding: chunked\r\n"), 400),
         ("no port", "good.test", &known, 400),
-        ("a closed address", "127.0.0.1:443", &known, 403),
-        ("another port than connect_ports", "evil.test:22", &known, 403),
+        ("a denied address", "127.0.0.1:443", &known, 403),
+        ("a port not in connect_ports", "evil.test:22", &known, 403),
         ("a head that is too large", "good.test:80", &long, 431),
     ] {
         let connect = format!("CONNECT {authority} HTTP/1.1\r\nHost: good.test\r\n{lines}\r\n");
@@ -217,7 +217,7 @@ async fn a_refused_connect_closes_its_connection_and_discards_early_data() {
         assert_eq!(stage.good.count(), 0, "{row}: early data reached good");
     }
     let many = format!("CONNECT good.test:80 HTTP/1.1\r\nHost: x\r\n\r\n{}", early.repeat(500));
-    assert_eq!(stage.exchange(many).await.statuses(), [407], "much early data, and the response still arrives");
+    assert_eq!(stage.exchange(many).await.statuses(), [407], "the response arrives despite much early data");
     let mut conn = stage.open_tunnel("good.test:80", &known).await;
     conn.write(
         format!("CONNECT good.test:80 HTTP/1.1\r\nHost: good.test:80\r\n\r\n{}", get("/early", "good.test")).as_bytes(),
@@ -264,7 +264,7 @@ async fn callers_that_authenticate_after_407_get_their_tunnel() {
     let store = sidecar.dir.path().join("trust.p12").display().to_string();
     let mut keytool = Command::new("keytool");
     keytool.args(["-importcert", "-noprompt", "-alias", "ca", "-storetype", "PKCS12", "-storepass", "changeit"]);
-    let made = keytool.args(["-file", &ca, "-keystore", &store]).output().await.expect("keytool runs");
+    let made = keytool.args(["-file", &ca, "-keystore", &store]).output().await.expect("keytool is installed");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let java = |more: &[&str]| {
         let mut java = Command::new("java");

@@ -1,4 +1,4 @@
-//! Tests against a real Redis: conformance, and behaviour of this store alone.
+//! Tests against a real Redis: conformance, and behaviour specific to this store.
 //!
 //! Not here: fleets of replicas (`tests/it/fleet`).
 

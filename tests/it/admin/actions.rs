@@ -127,7 +127,7 @@ async fn a_reload_responds_with_its_outcome() {
     std::fs::write(&path, format!("workers: 7\n{fewer}")).expect("written");
     let applied = reload().await;
     let outcome = applied.json()["outcome"].clone();
-    // The file watch may have been first.
+    // The file watch may have applied the change first.
     assert!(applied.status == 200 && (outcome == "applied" || outcome == "unchanged"), "{}", applied.text());
     wait_until(&mut events, "\"restart_required\":[\"workers\"]").await;
     assert_eq!(stage.call("post", "/api/v1/connections/crm/refresh", OPERATOR, None).await.status, 403);

@@ -60,7 +60,7 @@ async fn connections_and_tokens_are_shown_without_a_secret() {
 }
 
 #[tokio::test]
-async fn no_response_holds_a_token_or_a_secret() {
+async fn no_response_contains_a_token_or_a_secret() {
     let stage = Stage::start().await;
     let admin = stage.sidecar.admin();
     let mut events = stage.open_events().await;

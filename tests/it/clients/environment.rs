@@ -1,4 +1,4 @@
-//! `keybearer exec` and `env`: HTTP libraries configured by these alone.
+//! `keybearer exec` and `env`: HTTP libraries configured only by these commands.
 
 use std::collections::HashMap;
 use std::os::unix::process::ExitStatusExt as _;
@@ -206,7 +206,7 @@ async fn a_callers_secret_is_in_the_proxy_url_if_it_is_readable() {
     let output = run(&["--caller", "sealed"]).await;
     assert_eq!(output.status.code(), Some(2));
     assert!(
-        text(&output.stderr).contains("callers[1].secret.sha256: a digest cannot be sent"),
+        text(&output.stderr).contains("callers[1].secret.sha256: this secret is sent, so a digest is not enough"),
         "{}",
         text(&output.stderr)
     );

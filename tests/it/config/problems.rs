@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use crate::rig::sidecar::{Sidecar, program, root};
 use crate::rig::{peers, raw};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Ten problems of different kinds.
 const MAIN: &str = "\
@@ -212,7 +212,7 @@ async fn check_run_and_reload_report_the_same_problems() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        let logged = timeout(PATIENCE, refused).await;
+        let logged = timeout(TIMEOUT, refused).await;
         assert!(logged.is_ok(), "{name}: the log does not contain\n{problems:#?}\nbut\n{}", sidecar.log());
         assert_eq!(sidecar.metric("keybearer_config_last_reload_successful").await, 0.0, "{name}");
         let response = raw::get_through(sidecar.proxy(), "http://api.test/", "").await;
@@ -289,7 +289,7 @@ async fn bounded(command: &str, file: &Path) -> Output {
 
 async fn run_to_end(mut command: Command) -> Output {
     let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
-    timeout(PATIENCE, output).await.expect("exits before the timeout").expect("the command starts")
+    timeout(TIMEOUT, output).await.expect("exits before the timeout").expect("the command starts")
 }
 
 fn lines(bytes: &[u8]) -> Vec<String> {

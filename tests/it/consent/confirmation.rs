@@ -87,8 +87,13 @@ async fn a_device_code_is_requested_when_a_person_confirms_and_shown_only_in_tha
         let page = fixture.visit("GET", &location, &cookies).await;
         assert!(page.text().contains("<code>") && page.text().contains(&fixture.server.issuer()), "{}", page.text());
     }
-    let stranger = fixture.visit("GET", &location, "").await;
-    assert_eq!((stranger.status, stranger.text().contains("<code>")), (404, false), "{}", stranger.text());
+    let other_browser = fixture.visit("GET", &location, "").await;
+    assert_eq!(
+        (other_browser.status, other_browser.text().contains("<code>")),
+        (404, false),
+        "{}",
+        other_browser.text()
+    );
     assert_eq!(device_requests().await, 1);
 }
 

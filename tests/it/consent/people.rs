@@ -1,11 +1,11 @@
 //! People connect accounts at a real server: one account for each subject, once, and again after a withdrawn consent.
 //!
-//! Not here: behavior in a real browser (`consent`).
+//! Not here: behaviour in a real browser (`consent`).
 
 mod accounts;
 mod pages;
 mod terminal;
-mod unfinished;
+mod pending;
 
 use std::time::Duration;
 

@@ -106,12 +106,12 @@ async fn an_invalid_callback_is_refused_and_leaves_the_flow_pending() {
     }
     fixture.check_pages(&other.page().await);
     // Another browser, with its own cookies or with none.
-    let stranger = fixture.browser.tab("b", "1");
-    stranger.open(&link).await;
-    super::sign_in(stranger).await;
-    let page = stranger.wait_until("/connect/crm", "Connect an account?").await;
+    let other_browser = fixture.browser.tab("b", "1");
+    other_browser.open(&link).await;
+    super::sign_in(other_browser).await;
+    let page = other_browser.wait_until("/connect/crm", "Connect an account?").await;
     assert!(cookies(&page).contains("keybearer_browser="), "{}", cookies(&page));
-    refused!(stranger.open(&callback).await, "nother browser");
+    refused!(other_browser.open(&callback).await, "nother browser");
     assert_eq!(fixture.visit("GET", &callback, "").await.status, 400);
     for method in ["HEAD", "POST", "PUT"] {
         let response = fixture.visit(method, &callback, &own).await;

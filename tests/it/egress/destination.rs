@@ -33,7 +33,7 @@ async fn the_request_target_alone_determines_the_destination() {
         ("TC-07 no label boundary", plain("http://evilwild.test/"), 200, "", Evil),
         ("TC-08 upper case", plain("http://GOOD.TeST/"), 200, "", Good),
         ("TC-08 trailing dot", plain("http://good.test./"), 200, "", Good),
-        ("TC-08 port written out", plain("http://good.test:80/"), 200, "", Good),
+        ("TC-08 explicit port", plain("http://good.test:80/"), 200, "", Good),
         ("TC-08 scheme in capitals", plain("HTTP://good.test/"), 200, "", Good),
         ("a query and no path", plain("http://good.test?x=1"), 200, "", Good),
         ("a query and no path, evil", plain("http://evil.test?x=/v1@good.test"), 200, "", Evil),

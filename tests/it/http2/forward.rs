@@ -90,7 +90,7 @@ async fn scheme_and_authority_decide_between_host_and_mount() {
     let any = |authority: &str| json!({ "path": "*", "method": "OPTIONS", "headers": { ":scheme": "http", ":authority": authority } });
     let rows = [
         ("a host route", get("good.test", "/x?q=1"), Ok(("good", "GET /x?q=1", true))),
-        ("its port written out", get("good.test:80", "/x"), Ok(("good", "GET /x", true))),
+        ("an explicit port", get("good.test:80", "/x"), Ok(("good", "GET /x", true))),
         ("another port", get("good.test:81", "/x"), Ok(("good", "GET /x", false))),
         ("a wildcard", get("a.wild.test", "/"), Ok(("good", "GET /", true))),
         ("a path rule", get("scoped.test", "/v1/a%2Fb"), Ok(("good", "GET /v1/a%2Fb", true))),

@@ -1,6 +1,6 @@
 //! Fair sharing: a caller that takes all it can and releases nothing leaves capacity to others.
 //!
-//! Not here: queue order (`departures`), the file descriptor budget (`descriptors`).
+//! Not here: queue order (`disconnects`), the file descriptor budget (`descriptors`).
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! An HTTP/2 upstream that responds with given frames (RFC 9113 §4.1), for what no library sends.
+//! An HTTP/2 upstream that responds with given frames (RFC 9113 §4.1), including ones that no library sends.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -40,7 +40,7 @@ pub enum Reply {
     /// Closes the connection without a response.
     Close,
     /// Sends the bytes after a delay and keeps the connection open.
-    Late(Duration, Vec<u8>),
+    Delayed(Duration, Vec<u8>),
     /// Sends nothing and keeps the connection open.
     Silence,
 }
@@ -64,7 +64,7 @@ impl Reply {
     /// The same bytes, sent after `delay`.
     pub fn delayed(self, delay: Duration) -> Reply {
         match self {
-            Reply::Bytes(bytes) => Reply::Late(delay, bytes),
+            Reply::Bytes(bytes) => Reply::Delayed(delay, bytes),
             other => other,
         }
     }
@@ -138,7 +138,7 @@ where
         let (bytes, close) = match reply(&request, before) {
             Reply::Bytes(bytes) => (bytes, false),
             Reply::BytesThenClose(bytes) => (bytes, true),
-            Reply::Late(wait, bytes) => {
+            Reply::Delayed(wait, bytes) => {
                 tokio::time::sleep(wait).await;
                 (bytes, false)
             }

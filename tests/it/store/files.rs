@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
-use super::{Kept, NEW_KEY, OLD_KEY, state};
+use super::{NEW_KEY, OLD_KEY, StoreFixture, state};
 use crate::rig::command::{output_text, run};
 use crate::rig::crm::{connection, get, person};
 use crate::rig::manager::import_refresh_token;
@@ -17,8 +17,8 @@ use crate::rig::sidecar::Sidecar;
 
 #[tokio::test]
 async fn no_written_file_contains_a_secret() {
-    let kept = Kept::start().await;
-    let sidecar = Sidecar::start(&kept.config("log: {level: trace}\n")).await;
+    let fixture = StoreFixture::start().await;
+    let sidecar = Sidecar::start(&fixture.config("log: {level: trace}\n")).await;
     assert_eq!(get(&sidecar, "").await.status, 200);
     let admin = format!("http://{}", sidecar.admin());
     let set = run(sidecar.dir.path(), &["secret", "set", "vault", "--admin", &admin], "canary-stored\n").await;
@@ -51,8 +51,8 @@ fn canaries(directory: &Path) -> Vec<String> {
 
 #[tokio::test]
 async fn seal_keys_are_rotated_and_a_wrong_key_prevents_the_start() {
-    let kept = Kept::start().await;
-    let config = |keys: &str| kept.config(&format!("store: {{embedded: {{}}, seal_key: {keys}}}\n"));
+    let fixture = StoreFixture::start().await;
+    let config = |keys: &str| fixture.config(&format!("store: {{embedded: {{}}, seal_key: {keys}}}\n"));
     let sidecar = Sidecar::start(&config(&format!("\"{OLD_KEY}\""))).await;
     let (dir, addresses, _) = sidecar.crash().await;
     let (path, file) = (dir.path().join("keybearer.yaml"), dir.path().join("state/tokens.redb"));
@@ -71,7 +71,7 @@ async fn seal_keys_are_rotated_and_a_wrong_key_prevents_the_start() {
 
     write(&format!("[\"{NEW_KEY}\", \"{OLD_KEY}\"]"));
     let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
-    assert_eq!((get(&sidecar, "").await.status, kept.token_requests()), (200, 2), "{}", sidecar.log());
+    assert_eq!((get(&sidecar, "").await.status, fixture.token_requests()), (200, 2), "{}", sidecar.log());
     let (dir, addresses, _) = sidecar.crash().await;
 
     write(&format!("\"{NEW_KEY}\""));
@@ -82,14 +82,14 @@ async fn seal_keys_are_rotated_and_a_wrong_key_prevents_the_start() {
     assert_eq!(reseal.status.code(), Some(0), "{}", output_text(&reseal));
     write(&format!("\"{NEW_KEY}\""));
     let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
-    assert_eq!((get(&sidecar, "").await.status, kept.token_requests()), (200, 2), "{}", sidecar.log());
+    assert_eq!((get(&sidecar, "").await.status, fixture.token_requests()), (200, 2), "{}", sidecar.log());
 }
 
 /// Damages the store's file in many ways and starts the program on it.
 #[tokio::test]
 async fn a_damaged_file_is_refused_or_affects_one_connection_and_never_panics() {
-    let kept = Kept::start().await;
-    let sidecar = Sidecar::start(&kept.config("")).await;
+    let fixture = StoreFixture::start().await;
+    let sidecar = Sidecar::start(&fixture.config("")).await;
     let (mut dir, addresses, _) = sidecar.crash().await;
     let file = dir.path().join("state/tokens.redb");
     let good = fs::read(&file).expect("a readable file");
@@ -137,9 +137,9 @@ async fn a_damaged_file_is_refused_or_affects_one_connection_and_never_panics() 
 
 #[tokio::test]
 async fn a_symbolic_link_to_the_store_or_its_key_is_refused() {
-    let kept = Kept::start().await;
+    let fixture = StoreFixture::start().await;
     for name in ["tokens.redb", "seal-key"] {
-        let sidecar = Sidecar::start(&kept.config("")).await;
+        let sidecar = Sidecar::start(&fixture.config("")).await;
         let (dir, _, _) = sidecar.crash().await;
         let path = dir.path().join("state").join(name);
         fs::rename(&path, dir.path().join("elsewhere")).expect("moved");

@@ -110,7 +110,7 @@ async fn requests_inside_get_the_token_on_one_keep_alive_connection() {
     let mut conn = stage.open("api.test").await;
     for (row, target, host) in [
         ("CI-01", "/x", "api.test"),
-        ("port written out", "/x", "api.test:443"),
+        ("explicit port", "/x", "api.test:443"),
         ("capitals", "/x", "API.test"),
         ("absolute form", "https://api.test/x", "api.test"),
         ("absolute form with port", "https://api.test:443/x", "api.test"),

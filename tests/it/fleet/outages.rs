@@ -79,15 +79,15 @@ async fn requests_survive_a_redis_that_restarts_empty() {
     assert_eq!(fleet.count("rotations").await, 2);
 }
 
-/// Asserts that during `trouble` no request fails and no refresh token is spent, that both tokens are refreshed again
+/// Asserts that during `outage` no request fails and no refresh token is spent, that both tokens are refreshed again
 /// after `remedy`, and that the log contains `logged`.
-async fn check_recovery(row: &str, trouble: impl AsyncFn(&Fleet), remedy: impl AsyncFn(&Fleet), logged: &str) {
+async fn check_recovery(row: &str, outage: impl AsyncFn(&Fleet), remedy: impl AsyncFn(&Fleet), logged: &str) {
     // Both tokens are due after 8 s and usable for 15 s.
     let fleet = Fleet::start_with(1, 16, "usable_margin: 1s, ").await;
     let one = &fleet.replicas[0];
     fleet.connect().await;
     let traffic = [API, MACHINE].map(|url| Traffic::through(one, url));
-    trouble(&fleet).await;
+    outage(&fleet).await;
     let rotations = fleet.count("rotations").await;
     let machine = fleet.server.token_requests("machine").await;
     fleet.wait_for_token_requests("machine", machine).await;

@@ -72,7 +72,7 @@ async fn a_disconnected_caller_releases_its_permit_while_the_upstream_is_silent(
         }
         assert_permit_is_free(&format!("{row}, reset: {resets}"), &stage, within).await;
     }
-    // The requests are counted although they got no response.
+    // The requests are counted even though they got no response.
     let served = stage.sidecar.metric(
         "keybearer_requests_total{connection=\"good\",profile=\"default\",caller=\"\",origin=\"proxy\",status_class=\"4xx\"}",
     );

@@ -16,8 +16,8 @@ async fn a_pending_flow_survives_a_restart() {
     let upstream = Upstream::start(&server).await;
     let sidecar = Sidecar::start(&connection(&server, &upstream, "", "p-web", &web(&server))).await;
     let flow = call(sidecar.admin(), "POST", "/connections/crm/authorize", &json!({})).await.json();
-    let flow = flow["authorization_url"].as_str().expect("a link").to_owned();
-    let back = act_as_person(&flow, "ann", &["--stop-before-callback"]).await;
+    let link = flow["authorization_url"].as_str().expect("a link");
+    let back = act_as_person(link, "ann", &["--stop-before-callback"]).await;
     let (dir, addresses, _) = sidecar.crash().await;
     let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
     let callback = back["callback"].as_str().expect("a callback");
@@ -25,8 +25,13 @@ async fn a_pending_flow_survives_a_restart() {
     let path = format!("/oauth/callback?{query}");
     let (admin, cookies) = (sidecar.admin(), back["cookies"].as_str().expect("cookies"));
     let request = |cookie: &str| format!("GET {path} HTTP/1.1\r\nHost: {admin}\r\n{cookie}Connection: close\r\n\r\n");
-    let stranger = raw::send(admin, request("").as_bytes()).await;
-    assert_eq!((stranger.status, stranger.text().contains("Another browser")), (400, true), "{}", stranger.text());
+    let other_browser = raw::send(admin, request("").as_bytes()).await;
+    assert_eq!(
+        (other_browser.status, other_browser.text().contains("Another browser")),
+        (400, true),
+        "{}",
+        other_browser.text()
+    );
     let response = raw::send(admin, request(&format!("Cookie: {cookies}\r\n")).as_bytes()).await;
     assert_eq!(response.status, 303, "{}\n{}", response.text(), sidecar.log());
     assert!(!response.header("location").expect("a location").contains("code"), "{response:?}");
