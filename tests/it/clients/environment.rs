@@ -172,7 +172,7 @@ async fn exec_sets_only_the_needed_variables() {
     let output = end(command).await;
     let files = stage.files().display().to_string();
     assert_eq!(text(&output.stdout), format!("/mine:{files}/interception-php\n"));
-    let replaced = format!("{files}/interception-wgetrc takes the place of /etc/mine");
+    let replaced = format!("{files}/interception-wgetrc replaces /etc/mine");
     assert!(text(&output.stderr).contains(&replaced), "{}", text(&output.stderr));
     let trusting = stage.variables(&[]).await;
     let own = std::fs::read_to_string(&interception_ca().0).expect("a certificate");
@@ -206,7 +206,7 @@ async fn a_callers_secret_is_in_the_proxy_url_if_it_is_readable() {
     let output = run(&["--caller", "sealed"]).await;
     assert_eq!(output.status.code(), Some(2));
     assert!(
-        text(&output.stderr).contains("callers[1].secret.sha256: a digest cannot be sent"),
+        text(&output.stderr).contains("callers[1].secret.sha256: this secret is sent, so a digest is not enough"),
         "{}",
         text(&output.stderr)
     );
