@@ -108,7 +108,7 @@ pub enum TransferError {
     #[error("{} has format {found}, written by a newer keybearer; use that version", path.display())]
     NewerFormat { path: PathBuf, found: u32 },
     #[error(
-        "{} is sealed under {sealed_under}, and `store.seal_key` has {configured}; add a key of the export behind the first",
+        "{} is sealed under {sealed_under}, and `store.seal_key` has {configured}; add the key of the export after the first",
         path.display()
     )]
     WrongKey { path: PathBuf, sealed_under: String, configured: String },

@@ -45,7 +45,7 @@ pub async fn authorize(
     };
     record::change(&admin, (Some(&user.name), user.from), (&Method::POST, &path), &key, (StatusCode::CREATED, None));
     tracing::info!(user = %user.name, connection = %key.connection, profile = %key.profile,
-        subject = key.subject.as_ref().map(Subject::as_str), "authorization begun");
+        subject = key.subject.as_ref().map(Subject::as_str), "authorization started");
     Ok((StatusCode::CREATED, Json(response)))
 }
 

@@ -315,7 +315,7 @@ async fn a_seal_key_that_other_replicas_lack_is_reported_and_overwrites_nothing(
     let before = dump(&fleet.redis).await;
     let odd = store(fleet.redis.port).replace(SEAL_KEY, "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=");
     let sidecar = Sidecar::spawn(&config(&fleet.server, &fleet.upstream, &odd), &[]).await;
-    sidecar.wait_for_log("add that key behind the first").await;
+    sidecar.wait_for_log("add that key after the first").await;
     assert_eq!(raw::get_through(sidecar.proxy(), MACHINE, "").await.status, 200, "{}", sidecar.log());
     assert_eq!(raw::get_through(sidecar.proxy(), API, "").await.status, 503, "{}", sidecar.log());
     sidecar.wait_for_log("not ready: store unreachable").await;
