@@ -92,7 +92,7 @@ fn equal_lengths_are_merged() {
 }
 
 #[test]
-fn trailers_cannot_set_fields_of_a_head() {
+fn trailers_cannot_set_head_fields() {
     let sent = map(&[
         ("authorization", "Bearer x"),
         ("host", "x"),

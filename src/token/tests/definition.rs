@@ -45,7 +45,7 @@ async fn a_changed_identity_gets_a_new_token_and_the_old_one_is_no_longer_refres
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fixed_definition_does_not_wait_for_the_next_probe() {
+async fn a_corrected_definition_does_not_wait_for_the_next_probe() {
     let engine = engine(60 * SECOND, Duration::ZERO, [refused()]);
     assert!(engine.token().await.is_err());
     let fixed = changed(|connection| connection.client_auth = ClientAuth::Body(vec![Secret::new("right")]));

@@ -1,4 +1,4 @@
-//! Fleets on simulated time: many replicas, each the real token cache, with a model of the shared store and of a server
+//! Fleets on simulated time: many replicas run the real token cache against models of the shared store and of a server
 //! that rotates refresh tokens and revokes the grant when one is reused.
 //!
 //! Property: no refresh token is sent twice, none is lost, and every replica that reaches the store has a token. Tested
@@ -10,7 +10,8 @@
 //! loses records. No client survives a server that rotates and whose response is lost: the old refresh token is then
 //! sent once more after the access token has expired.
 //! Larger fleets: a schedule has one lease, one record and one mark, however many replicas wait. Each further replica
-//! adds one load, at most one attempt to take the lease, and one message per rotation (`what_grows_with_the_fleet`).
+//! adds one load, at most one attempt to take the lease, and one message per rotation
+//! (`a_larger_fleet_adds_only_bounded_store_load`).
 
 mod model;
 
@@ -21,7 +22,7 @@ use model::{Handle, Odds, ROLLBACK_MAX, SimulatedEndpoint, SimulatedStore, World
 
 /// Lifetime of an access token. A refresh is due after 300 to 330 s; the token is usable for 595 s.
 const LIFETIME: Duration = Duration::from_secs(600);
-/// Maximum pause of a replica. Shorter than the time from the latest due time to the end of use, minus an outage of
+/// Maximum pause of a replica. Shorter than the time for which a due token stays usable, minus an outage of
 /// half this length, the maximum backoff, a lease term and the longest call.
 const PAUSE_MAX: Duration = Duration::from_secs(110);
 /// Maximum time that a healthy replica may lack a token: two consecutive lost token requests.
@@ -164,12 +165,12 @@ impl Fleet {
         let newest = Refresh::Token(RefreshToken::parse(&format!("r{}", server.current)).unwrap());
         let stored = world.record().map(|record| record.refresh.clone());
         assert_eq!(stored, Some(newest), "seed {seed}: a refresh token was lost");
-        assert!(server.requests <= server.rotations + server.lost, "seed {seed}: useless token requests");
+        assert!(server.requests <= server.rotations + server.lost, "seed {seed}: unnecessary token requests");
         assert!(server.rotations >= 5, "seed {seed}: only {} rotations", server.rotations);
         for (_, slot) in &self.replicas {
             let state = slot.state();
             let token = state.token.as_ref().unwrap_or_else(|| panic!("seed {seed}: {:?}", state.last_failure));
-            assert!(server.is_alive(token.access_token.expose()), "seed {seed}: a dead token is in use");
+            assert!(server.is_alive(token.access_token.expose()), "seed {seed}: a revoked token is in use");
         }
     }
 }
@@ -246,12 +247,12 @@ async fn an_unsaved_token_is_saved_once_the_store_is_reachable_again() {
 async fn after_a_gateways_504_no_replica_reuses_the_refresh_token_while_the_token_is_usable() {
     let fleet = Fleet::start(1, 3);
     lock(&fleet.world).odds.gateway = 1.0;
-    let begun = Instant::now();
+    let started = Instant::now();
     while lock(&fleet.world).server.requests == 0 {
         sleep(SECOND / 10).await;
     }
-    assert!(begun.elapsed() < Duration::from_secs(340), "{:?}", begun.elapsed());
-    sleep(Duration::from_secs(590).saturating_sub(begun.elapsed())).await;
+    assert!(started.elapsed() < Duration::from_secs(340), "{:?}", started.elapsed());
+    sleep(Duration::from_secs(590).saturating_sub(started.elapsed())).await;
     let server = &lock(&fleet.world).server;
     assert_eq!((server.requests, server.spent_twice), (1, 0));
 }
@@ -277,9 +278,9 @@ async fn a_revocation_reaches_every_replica_within_the_poll_interval_without_not
     assert!(lock(&fleet.world).record().is_none(), "no replica writes it back");
 }
 
-/// Evidence for the argument about larger fleets.
+/// Checks the claim about larger fleets in this file's header.
 #[test]
-fn what_grows_with_the_fleet() {
+fn a_larger_fleet_adds_only_bounded_store_load() {
     let count = |replicas: usize| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
@@ -299,7 +300,7 @@ fn what_grows_with_the_fleet() {
     for replicas in [3, 10, 50, 200] {
         let (steps, messages) = count(replicas);
         println!("{replicas} replicas: {steps:.1} steps and {messages:.2} messages for each rotation and replica");
-        // One poll a minute and one per notification, the lease holder's steps, and attempts to take the lease.
+        // One poll a minute and one per notification, the steps under the lease, and attempts to take it.
         assert!(steps < 20.0 && messages <= 1.0, "{replicas}: {steps} {messages}");
     }
 }

@@ -38,7 +38,7 @@ async fn all_call_types_work_through_a_mount_and_through_a_tunnel() {
         assert_eq!(calls["fail"][0], "RESOURCE_EXHAUSTED", "{row}");
         assert_eq!(
             (&calls["fail"][1], &calls["fail"][2]["x-left"]),
-            (&json!("zwölf sind genug"), &json!("7")),
+            (&json!("the café is full"), &json!("7")),
             "{row}"
         );
     }

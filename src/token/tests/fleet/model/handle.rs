@@ -17,8 +17,8 @@ pub struct Handle {
     pub(super) news: broadcast::Sender<News>,
     paused_until: Mutex<Instant>,
     cut_until: Mutex<Instant>,
-    /// The next pause begins no earlier.
-    rested_at: Mutex<Instant>,
+    /// Earliest start of the next pause.
+    next_pause_at: Mutex<Instant>,
     breaks: Mutex<u64>,
     pub(super) reconnected_at: Mutex<Option<Instant>>,
     /// When the last outage or pause of this replica ended.
@@ -34,7 +34,7 @@ impl Handle {
             news: broadcast::Sender::new(64),
             paused_until: Mutex::new(now),
             cut_until: Mutex::new(now),
-            rested_at: Mutex::new(now),
+            next_pause_at: Mutex::new(now),
             breaks: Mutex::new(breaks),
             reconnected_at: Mutex::default(),
             healthy_since: Mutex::new(now),
@@ -46,9 +46,9 @@ impl Handle {
     /// Pauses the replica, unless it has paused recently.
     pub fn pause(&self, span: Duration) {
         let now = Instant::now();
-        let mut rested_at = lock(&self.rested_at);
-        if now >= *rested_at {
-            *rested_at = now + span + 2 * lock(&self.world).pause_max;
+        let mut next_pause_at = lock(&self.next_pause_at);
+        if now >= *next_pause_at {
+            *next_pause_at = now + span + 2 * lock(&self.world).pause_max;
             *lock(&self.paused_until) = now + span;
             *lock(&self.healthy_since) = now + span;
         }
@@ -130,8 +130,8 @@ impl Handle {
         done.await.is_ok()
     }
 
-    /// Around a token request, the store may lose all records or its last writes.
-    fn may_lose(&self) {
+    /// Called around a token request: the store may lose all records or its last writes.
+    fn maybe_lose_records(&self) {
         let world = self.world.clone();
         let mut now = lock(&self.world);
         let odds = now.odds.loss;
@@ -147,8 +147,8 @@ impl Handle {
         }
     }
 
-    /// Around a token request, a replica may pause.
-    pub(super) fn may_pause(&self) {
+    /// Called around a token request: the replica may pause.
+    pub(super) fn maybe_pause(&self) {
         let span = {
             let mut world = lock(&self.world);
             let (odds, most) = (world.odds.pause, world.pause_max.as_millis() as u64);
@@ -174,7 +174,7 @@ impl TokenSource for SimulatedEndpoint {
     ) -> crate::token::TokenFuture<'a> {
         Box::pin(async move {
             let own = &self.0;
-            own.may_pause();
+            own.maybe_pause();
             own.wait_while_paused().await;
             if context.send_deadline.is_some_and(|before| self.1.now().boot >= before) {
                 return Err(Failure::Retryable { reason: Reason::NotSent, retry_after: None, detail: None });
@@ -196,8 +196,8 @@ impl TokenSource for SimulatedEndpoint {
             if refused {
                 return failed(Reason::Unreachable);
             }
-            own.may_pause();
-            own.may_lose();
+            own.maybe_pause();
+            own.maybe_lose_records();
             sleep(request_delay).await;
             let number = token.expose()[1..].parse().expect("a number");
             let response = lock(&own.world).server.spend(number);

@@ -36,7 +36,7 @@ impl Lease for SimulatedLease {
             });
             let lost = Err(StoreError::LeaseLost { key: self.key.clone() });
             let renewed = renewed.await?;
-            self.handle.may_pause();
+            self.handle.maybe_pause();
             if renewed { Ok(()) } else { lost }
         })
     }
@@ -130,7 +130,7 @@ impl TokenStore for SimulatedStore {
             });
             let (fence, replaces, in_doubt) =
                 taken.await?.ok_or_else(|| StoreError::LeaseTimeout { key: key.clone() })?;
-            own.may_pause();
+            own.maybe_pause();
             Ok(Box::new(SimulatedLease { handle: own.clone(), key: key.clone(), fence, replaces, term, in_doubt })
                 as Box<dyn Lease>)
         })
@@ -140,7 +140,7 @@ impl TokenStore for SimulatedStore {
         Box::pin(async move {
             let fence = lease.fence().expect("a lease of this store");
             let own = &self.0;
-            own.may_pause();
+            own.maybe_pause();
             let version = fence.version.max(token.version + 1);
             let saved = own.step(|world| {
                 let spent = world.state.spending.as_ref() == Some(&fence.holder);
