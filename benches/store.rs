@@ -11,15 +11,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use keybearer::clock::Clock;
-use keybearer::model::connection::{Identity, OriginSet};
-use keybearer::model::secret::SealKey;
-use keybearer::model::token::{AccessToken, RefreshToken, Subject, TokenKey};
-use keybearer::model::{Name, RedisAt, RedisKind, RedisSettings};
-use keybearer::store::{
-    EmbeddedStore, Keyring, RedisStore, Refresh, SecretsInUse, StoreError, StoredToken, TokenStore as _,
+use keybearer::bench::{
+    AccessToken, Clock, EmbeddedStore, Identity, Keyring, Name, OriginSet, RedisAt, RedisKind, RedisSettings,
+    RedisStore, Refresh, RefreshToken, SealKey, SecretsInUse, StoreError, StoredToken, Subject, Tasks, TokenKey,
+    TokenStore as _,
 };
-use keybearer::tasks::Tasks;
 use rustix::fs::{Advice, fadvise};
 
 const BATCH: usize = 5_000;

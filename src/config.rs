@@ -80,7 +80,7 @@ pub fn load(path: &Path, vault: Arc<dyn Vault>) -> Result<Loaded, Problems> {
 /// up secrets in.
 ///
 /// # Errors
-/// As [`load()`].
+/// Every problem of the text.
 pub fn load_text(text: &str, path: &Path) -> Result<Loaded, Problems> {
     let mut sink = Sink::default();
     match Source::parse(text, path, &mut sink) {

@@ -32,7 +32,7 @@ use secret::{Secret, SecretDigest};
 use token::Subject;
 
 pub use access::{AdminAccess, Role, User};
-pub use egress::{Egress, Unmatched};
+pub use egress::Egress;
 pub use listener::{ListenAt, Listener, ListenerTls, Listeners, ProxyListener};
 pub use store::{RedisAt, RedisKind, RedisSettings, StoreKind, StoreSettings};
 
@@ -249,10 +249,12 @@ pub enum Audit {
 pub struct Name(Arc<str>);
 
 impl Name {
+    /// `None` if the text does not match the pattern.
     pub fn parse(text: &str) -> Option<Name> {
         Name::is_name(text).then(|| Name(text.into()))
     }
 
+    /// Whether [`Name::parse`] accepts the text.
     pub fn is_name(text: &str) -> bool {
         let bytes = text.as_bytes();
         let plain = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
@@ -261,6 +263,7 @@ impl Name {
         first && rest && bytes.len() <= 63
     }
 
+    /// The text as in the configuration.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -46,7 +46,7 @@ use discovery::{Discovery, Metadata};
 use form::{Fields, field};
 use verdict::Sent;
 
-pub use authorization::{BrowserAuthorization, DeviceAuthorization};
+pub use authorization::DeviceAuthorization;
 pub use clients::{ClientError, HttpClients};
 pub use failure::{Failure, Outcome, Reason, Refusal};
 pub use redact::sanitize_error;
@@ -61,9 +61,11 @@ const LATE_RESPONSE_GRACE: Duration = Duration::from_millis(100);
 /// What one token request depends on besides the connection.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TokenRequestContext<'a> {
+    /// The person or account that the token acts for; `None`: a shared token.
     pub subject: Option<&'a Subject>,
     /// The caller's own token, to be exchanged (RFC 8693).
     pub caller_token: Option<&'a Secret>,
+    /// The result of a person's consent; `None` for grants that need none.
     pub consent_grant: Option<&'a ConsentGrant>,
     /// A request that has not left by then is abandoned, because another process may then have the right to send it.
     pub send_deadline: Option<BootTime>,

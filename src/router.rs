@@ -26,7 +26,9 @@ pub struct CallerId(pub u32);
 /// Who may use a route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Callers {
+    /// Every caller, identified or not.
     All,
+    /// These identified callers; empty: none.
     Only(Vec<CallerId>),
 }
 
@@ -52,7 +54,9 @@ impl Callers {
 /// The names by which a request may select a route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Label {
+    /// Selects the route together with `profile`, or alone if `bare` is set.
     pub connection: Name,
+    /// `default` for the connection itself.
     pub profile: Name,
     /// Whether the connection's name alone selects the route, without a profile.
     pub bare: bool,
@@ -100,6 +104,7 @@ struct Group<T> {
     by_path: bool,
 }
 
+/// Matches requests to routes; `T` is what the caller of the router attaches to each route.
 #[derive(Debug)]
 pub struct Router<T> {
     exact: HashMap<Host, Group<T>>,

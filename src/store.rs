@@ -53,7 +53,7 @@ pub use memory::MemoryStore;
 pub use no_store::NoStore;
 pub use opener::{StoreOpener, open};
 pub use redis::{RedisStore, SecretsInUse};
-pub use seal::{KeyId, Keyring, SealedIn};
+pub use seal::{Keyring, SealedIn};
 pub use stored::{Refresh, RefreshLife, StoredToken};
 
 pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
@@ -64,6 +64,10 @@ impl<T: TokenStore + SecretStore + NoteStore> Store for T {}
 
 /// Records of tokens, and the leases under which they are written.
 pub trait TokenStore: Send + Sync {
+    /// The record of `key`; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] if this record cannot be opened; others are unaffected.
     fn load<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, Option<StoredToken>>;
 
     /// Waits at most `wait` for the lease of `key`. In a shared store it expires after `term` unless renewed.

@@ -72,8 +72,6 @@ pub struct TokenCache {
 #[derive(Clone)]
 struct Services {
     store: Arc<dyn Store>,
-    /// Other replicas use the same store.
-    shared: bool,
     clock: Clock,
     tasks: Tasks,
     /// Runs the refreshers, regardless of which runtime requests a token.
@@ -155,22 +153,22 @@ impl SlotFactory {
     fn create(&self, key: TokenKey, caller_token: Option<Secret>) -> Arc<TokenSlot> {
         let services = &self.services;
         // A token obtained in exchange for a caller's token is useless after this process ends, so it is not stored.
-        let (store, shared) = match caller_token {
-            Some(_) => (Arc::new(NoStore) as Arc<dyn TokenStore>, false),
-            None => (services.store.clone() as Arc<dyn TokenStore>, services.shared),
+        let store: Arc<dyn TokenStore> = match caller_token {
+            Some(_) => Arc::new(NoStore),
+            None => services.store.clone(),
         };
         let slot = Arc::new(TokenSlot::new(key, caller_token));
         let acquirer = Acquirer {
             slot: slot.clone(),
             definition: self.definition.clone(),
             superseded: self.superseded.clone(),
+            shared: store.shared().is_some(),
             store,
             limiter: self.limiter.clone(),
             polls: services.polls.clone(),
             clock: services.clock.clone(),
             metrics: services.metrics.clone(),
             audit: services.audit.clone(),
-            shared,
             record_cache: Mutex::default(),
         };
         let refresher = Refresher {
@@ -204,7 +202,6 @@ impl TokenCache {
             superseded: SupersededDefinitions::default(),
             subjects: SubjectCache::new(SUBJECT_SLOTS_MAX),
             services: Services {
-                shared: store.shared().is_some(),
                 store,
                 clock,
                 tasks,
@@ -269,18 +266,14 @@ impl TokenCache {
     /// Closes all slots except those of `kept`; no new request reaches a closed slot.
     pub fn retain(&self, kept: &HashSet<TokenKey>) {
         lock(&self.replaced_slots).drain(..).for_each(|slots| slots.close());
-        lock(&self.entries).retain(|key, entry| {
-            let keep = kept.contains(key);
-            if !keep {
-                self.superseded.keep(entry.definition.load_full());
-                entry.slots.close();
-                let labels = [key.connection.as_str(), key.profile.as_str()];
-                // A slot that never had a token has no gauge.
-                let _ = self.services.metrics.token_expiry.remove_label_values(&labels);
-                let _ = self.services.metrics.refresh_token_expiry.remove_label_values(&labels);
-            }
-            keep
-        });
+        for (key, entry) in lock(&self.entries).extract_if(|key, _| !kept.contains(key)) {
+            self.superseded.keep(entry.definition.load_full());
+            entry.slots.close();
+            let labels = [key.connection.as_str(), key.profile.as_str()];
+            // A slot that never had a token has no gauge.
+            let _ = self.services.metrics.token_expiry.remove_label_values(&labels);
+            let _ = self.services.metrics.refresh_token_expiry.remove_label_values(&labels);
+        }
     }
 
     /// Lets attempts in flight finish and save within `timeout`, and starts no new ones.
@@ -332,6 +325,7 @@ impl TokenCache {
         }
     }
 
+    /// The store of the tokens; also holds secrets and notes.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.services.store
     }

@@ -8,6 +8,7 @@ use rustls::pki_types::SubjectPublicKeyInfoDer;
 use x509_parser::prelude::FromDer as _;
 use x509_parser::x509::SubjectPublicKeyInfo;
 
+use super::certificate::CertificateError;
 use super::*;
 
 // Generated with OpenSSL 3 for these tests only, including the public keys and certificates.

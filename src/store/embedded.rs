@@ -41,6 +41,7 @@ use queue::Queue;
 
 const DAMAGED: &str = "it is in a damaged part of the store's file";
 
+/// A store in one sealed file, which one process at a time has open.
 pub struct EmbeddedStore {
     path: PathBuf,
     queue: Queue,
@@ -84,6 +85,7 @@ impl EmbeddedStore {
         Ok(EmbeddedStore { path, queue, codec, leases: ProcessLeases::default() })
     }
 
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }

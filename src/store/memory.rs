@@ -26,6 +26,7 @@ const SWEEP_AT_MIN: usize = 1024;
 const NO_SECRETS: StoreError =
     StoreError::Unsupported("the memory store holds no secrets; configure `store: {embedded: {}}`");
 
+/// A store that loses everything when the process ends. It holds tokens and notes, but no secrets.
 #[derive(Debug, Default)]
 pub struct MemoryStore {
     records: Mutex<BTreeMap<TokenKey, StoredToken>>,

@@ -58,6 +58,7 @@ const LEASE_POLL_INTERVAL: Duration = Duration::from_millis(50);
 const SAVES_PER_INDEX_CHECK: u8 = 4;
 const INDEX_SAMPLE: usize = 16;
 
+/// A store in Redis or Valkey, shared by replicas; records are sealed before they leave the process.
 pub struct RedisStore {
     backend: Arc<Backend>,
     leases: ProcessLeases,

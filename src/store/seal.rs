@@ -130,6 +130,10 @@ impl From<Unspecified> for SealError {
 }
 
 impl Keyring {
+    /// `others` open records sealed under an earlier key, during a rotation.
+    ///
+    /// # Errors
+    /// Only if key derivation fails.
     pub fn new(first: &SealKey, others: &[SealKey]) -> Result<Keyring, SealError> {
         let others = others.iter().map(Key::new).collect::<Result<_, _>>()?;
         Ok(Keyring { first: Key::new(first)?, others })
@@ -140,6 +144,7 @@ impl Keyring {
         self.keys().map(|key| key.id)
     }
 
+    /// ID of the key that seals.
     pub fn sealing(&self) -> KeyId {
         self.first.id
     }
@@ -148,6 +153,11 @@ impl Keyring {
         std::iter::once(&self.first).chain(&self.others)
     }
 
+    /// Seals `text` under a random nonce. `version` and `sealed_in` are authenticated: a record that was moved or
+    /// relabelled does not open.
+    ///
+    /// # Errors
+    /// No randomness, or a text beyond the length limit of the cipher.
     pub fn seal(&self, sealed_in: SealedIn<'_>, version: u64, text: &[u8]) -> Result<Vec<u8>, SealError> {
         let info = sealed_in.info();
         let mut sealed = Vec::with_capacity(TEXT_AT + text.len() + TAG_BYTES);

@@ -10,19 +10,24 @@ use crate::model::connection::{Connection, Identity, OriginSet};
 use crate::model::time::WallTime;
 use crate::model::token::{AccessToken, RefreshToken};
 
+/// A token with what decides when, where and for which definition it is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredToken {
     /// Identity of the definition that the token was granted for; the token is never used under another one.
     pub identity: Identity,
     /// Origins that the token may be sent to.
     pub origins: Arc<OriginSet>,
+    /// In plain text only in memory; the store seals the record.
     pub access_token: AccessToken,
     /// When the token request was sent.
     pub obtained: Now,
+    /// Counted from `obtained`. As stated in the token response, else the connection's default.
     pub lifetime: Duration,
     /// Scopes as granted; `None`: as requested.
     pub scopes: Option<Vec<String>>,
+    /// The refresh token, or why there is none.
     pub refresh: Refresh,
+    /// Expected lifetime of the refresh token.
     pub refresh_life: RefreshLife,
     /// Set by the save; later saves have higher versions. Before the save: the version of the record, or of the
     /// removal, that this token will replace; 0: neither.
@@ -63,9 +68,11 @@ pub struct RefreshLife {
 pub enum Refresh {
     /// The server gave no refresh token.
     None,
+    /// Sent in the next refresh (RFC 6749 §6).
     Token(RefreshToken),
     /// The server refused the refresh token with this error code; it is never sent again.
     Refused {
+        /// RFC 6749 §5.2, such as `invalid_grant`.
         error: String,
     },
 }

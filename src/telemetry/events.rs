@@ -46,11 +46,13 @@ impl Default for Events {
 }
 
 impl Events {
+    /// Never blocks. `at` is when the event happened.
     pub fn publish(&self, at: WallTime, event: Event) {
         // There may be no subscriber.
         let _ = self.0.send((at, event));
     }
 
+    /// Receives events published from now on. `Lagged` reports how many a slow subscriber has missed.
     pub fn subscribe(&self) -> broadcast::Receiver<(WallTime, Event)> {
         self.0.subscribe()
     }

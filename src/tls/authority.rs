@@ -28,7 +28,7 @@ use crate::model::time::WallTime;
 use crate::model::{Interception, Roots};
 use crate::sync::lock;
 use crate::tasks::Tasks;
-pub use ca::{CaError, NewCa, make_ca, read_ca, read_certificates};
+pub use ca::{CaError, make_ca, read_ca, read_certificates};
 use ca::{key_pair, moment, serial};
 
 /// Maximum number of cached leaves; the least recently used is evicted.

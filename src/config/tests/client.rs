@@ -89,6 +89,11 @@ fn client_authentication_needs_matching_keys() {
             "client_assertion.certificate",
             "holds no certificate",
         ),
+        (
+            "send_credentials: private_key_jwt, client_assertion: {key: {file: rsa.key}, certificate: expired.pem}",
+            "client_assertion.certificate",
+            "the certificate does not belong to the key",
+        ),
         ("send_credentials: tls", "mutual_tls", "`mutual_tls` is missing"),
         ("mutual_tls: {certificate: cert.pem}", "mutual_tls.key", "`key` is missing"),
         (

@@ -14,6 +14,7 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// An identity without a grant digest. `digest` is SHA-256.
     pub fn new(digest: [u8; 32]) -> Identity {
         Identity { digest, grant: None }
     }
@@ -23,10 +24,12 @@ impl Identity {
         Identity { grant, ..self }
     }
 
+    /// The digest of everything that the token belongs to.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.digest
     }
 
+    /// The digest of server, client, grant and owner; `None` in records of older versions.
     pub fn grant_bytes(&self) -> Option<&[u8; 32]> {
         self.grant.as_ref()
     }

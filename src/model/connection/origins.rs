@@ -32,6 +32,8 @@ impl Route {
 }
 
 impl Connection {
+    /// The origins of all routes that inject the token of this definition, in configuration order; those of other
+    /// connections last.
     pub fn origins(&self) -> OriginSet {
         let injects = |route: &&Route| route.inject != Inject::Nothing && route.carries(&self.profile);
         let own = self.routes.iter().filter(injects).map(Route::origin);
