@@ -275,9 +275,9 @@ fn log_outcome(outcome: &Outcome) {
                 tracing::error!(%problem, "configuration refused");
             }
             let count = problems.problems.len();
-            tracing::error!(problems = count, "configuration refused; the previous one stays in force");
+            tracing::error!(problems = count, "configuration refused; keeping the previous one");
         }
-        Outcome::Failed(error) => tracing::error!(%error, "configuration refused; the previous one stays in force"),
+        Outcome::Failed(error) => tracing::error!(%error, "configuration refused; keeping the previous one"),
     }
 }
 

@@ -83,7 +83,7 @@ pub async fn list(
     let wanted = filter.profile.as_deref().map(|profile| definition(bound, Some(profile))).transpose()?;
     let cursor = |text: &str| {
         let cursor = Cursor::parse(text, bound).filter(|_| subject.is_none());
-        cursor.ok_or_else(|| bad_request("`cursor` is not one of this list".to_owned()))
+        cursor.ok_or_else(|| bad_request("`cursor` does not belong to this list; start again without it".to_owned()))
     };
     let mut cursor = filter.cursor.as_deref().map(cursor).transpose()?;
     let mut found: Vec<TokenItem> = Vec::new();

@@ -146,7 +146,7 @@ impl Discovery {
         }
         let members = Json::object(&response.body).map_err(|reason| LocationError::Unavailable(reason.to_string()))?;
         if text(&members, "issuer") != Some(self.issuer.as_str()) {
-            let description = Some("the metadata names another issuer than the configured one".to_owned());
+            let description = Some("the metadata names a different issuer than the configured one".to_owned());
             let refusal = Refusal { description, ..Refusal::from_code("issuer_mismatch") };
             return Err(LocationError::Unusable(Failure::Permanent(refusal)));
         }

@@ -150,7 +150,7 @@ impl<'a> Exchange<'a> {
             if status.is_success() && self.upgrade.as_ref().is_some_and(|(websocket, _)| websocket.is_extended_connect)
             {
                 let why = format!(
-                    "status {} instead of 101, which the caller would take for an open WebSocket",
+                    "status {} instead of 101, which the caller would mistake for an open WebSocket",
                     status.as_u16()
                 );
                 return Err(ProxyError::UpstreamProtocol.because(why));

@@ -340,5 +340,5 @@ fn live_http2_conns(entry: &EntryRef, dead: Option<&Conn>) -> impl Iterator<Item
 }
 
 fn connect_timed_out() -> Fault {
-    ProxyError::UpstreamUnreachable(Unreachable::Timeout).because("timeouts.connect has passed")
+    ProxyError::UpstreamUnreachable(Unreachable::Timeout).because("timeouts.connect exceeded")
 }

@@ -159,16 +159,13 @@ impl Metrics {
             reloads: counter("keybearer_config_reloads_total", "Attempts to reload the configuration.", &["outcome"])?,
             last_reload_successful: register(
                 &registry,
-                IntGauge::new(
-                    "keybearer_config_last_reload_successful",
-                    "1 if the last reload succeeded: the current configuration is in force.",
-                )?,
+                IntGauge::new("keybearer_config_last_reload_successful", "1 if the last reload succeeded.")?,
             )?,
             last_reload_success: register(
                 &registry,
                 Gauge::new(
                     "keybearer_config_last_reload_success_timestamp_seconds",
-                    "Time at which the configuration in force was loaded.",
+                    "Time at which the current configuration was loaded.",
                 )?,
             )?,
             restart_required: register(

@@ -59,7 +59,7 @@ async fn handle_return(admin: &Admin, visit: &Visit) -> Result<Response, Page> {
     match returned.definition.endpoint.is_from_issuer(issuer.as_deref()).await {
         Ok(true) => {}
         Ok(false) => {
-            tracing::warn!(connection = %returned.key.connection, from = %visit.from, "callback names another issuer");
+            tracing::warn!(connection = %returned.key.connection, from = %visit.from, "callback names a different issuer");
             return Err(Page::refused("This response comes from another server")
                 .text("It does not name the authorization server of this connection, so it was rejected.")
                 .note("Start again with a new link. If it happens again, ask an administrator."));
@@ -97,7 +97,7 @@ async fn returned_flow(admin: &Admin, visit: &Visit, state: Option<&str>) -> Res
         return Err(page);
     }
     if !flow.is_bound_to(Browser::digest_of(admin, visit).as_deref()) {
-        tracing::warn!(from = %visit.from, "callback from another browser than the one that confirmed");
+        tracing::warn!(from = %visit.from, "callback from a different browser than the one that confirmed");
         return Err(Page::refused("Another browser confirmed this link")
             .text("The account can be connected only in the browser that confirmed the link, with its cookies.")
             .note("Open the link again in the browser in which you log in."));

@@ -49,7 +49,7 @@ pub fn server_failed(failure: &Failure) -> Page {
 fn reason(failure: &Failure) -> String {
     match failure {
         Failure::Permanent(refusal) => format!("It refused: {refusal}"),
-        Failure::Retryable { reason, .. } => format!("It gave no usable response: {reason}"),
+        Failure::Retryable { reason, .. } => format!("It sent no usable response: {reason}"),
         Failure::Script { message, .. } => format!("The connection's script failed: {message}"),
     }
 }

@@ -43,7 +43,7 @@ fn pkce(node: &NodeRef<'_>, sink: &mut Sink) -> Option<Pkce> {
     let required = section.get(section.keys.required).map(|at| (at.boolean(sink), at));
     let Some(at) = section.get(section.keys.method) else {
         if let Some((Some(false), at)) = required {
-            at.warning(sink, "PKCE is used anyway", "write `method: none` to turn it off");
+            at.warning(sink, "does not turn PKCE off", "write `method: none` as well");
         }
         return Some(Pkce::S256);
     };
