@@ -1,4 +1,4 @@
-//! Listeners of the control plane: health, metrics, the API and the pages for consent.
+//! Listeners of the control plane: health, metrics, the API and the consent pages.
 //!
 //! Invariants: these listeners keep serving while the proxy drains, so that `/readyz` can report it; a connection has a
 //! timeout for each request head, and the number of connections is bounded; the API shows nothing without a user's token.
@@ -64,17 +64,17 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Outcome of a requested reload.
 #[derive(Debug)]
 pub enum ReloadOutcome {
-    /// In force; changes to the named keys need a restart.
+    /// Applied; changes to the named keys need a restart.
     Applied {
         restart_required: Vec<&'static str>,
     },
-    /// The files equal the configuration in force.
+    /// The files match the current configuration.
     Unchanged,
     Refused(Vec<Problem>),
     Failed(String),
 }
 
-/// A reload that a person requests.
+/// A reload requested by a user.
 #[derive(Debug)]
 pub struct ReloadRequest {
     pub by: Person,

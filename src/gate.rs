@@ -66,7 +66,7 @@ impl Bounds {
         }
     }
 
-    /// Whether a caller may get another permit while `inside` are taken, `counted` of them on the slow path and `own`
+    /// True if a caller may get another permit while `inside` are taken, `counted` of them on the slow path and `own`
     /// of those by this caller. The second half of the permits is attributed in proportion.
     fn admit(self, inside: usize, own: usize, counted: usize) -> bool {
         let free = self.permits.saturating_sub(inside);
@@ -242,10 +242,10 @@ impl Drop for Waiting {
     }
 }
 
-/// The waiters, one line per caller. Lines are never empty, so the queue bound limits their number.
+/// The waiters, one FIFO line per caller. Lines are never empty, so the queue bound limits their number.
 #[derive(Debug, Default)]
 struct Queue {
-    /// As passed by the last request.
+    /// Bounds that the last request passed.
     bounds: Option<Bounds>,
     /// Counted permits by caller, and their sum.
     held: HashMap<Turn, usize>,

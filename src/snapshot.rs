@@ -52,7 +52,7 @@ pub struct Live {
     pub endpoint: Arc<TokenEndpoint>,
 }
 
-/// A connection in force, as the admin API shows it.
+/// A current connection, as the admin API shows it.
 #[derive(Debug)]
 pub struct BoundConnection {
     pub connection: Arc<Connection>,
@@ -138,7 +138,8 @@ pub struct TlsProfiles {
 }
 
 impl TlsProfiles {
-    /// The profile for the roots and client certificate of `tls`; without own roots, for the platform's plus `extra`.
+    /// The profile for the roots and client certificate of `tls`; without configured roots, for the platform's plus
+    /// `extra`.
     fn get(&mut self, trust: &Trust, extra: &Roots, tls: &UpstreamTls) -> Arc<TlsProfile> {
         let (own, shown) = (tls.trust.as_ref(), tls.certificate.as_ref());
         let same = |entry: &&(Roots, UpstreamTls, Arc<TlsProfile>)| {

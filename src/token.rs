@@ -323,9 +323,9 @@ impl TokenCache {
         let Some(mut news) = self.services.store.shared().map(|shared| shared.news()) else { return };
         loop {
             match news.recv().await {
-                Ok(News::Changed(key)) => self.get(&key).iter().for_each(|slot| slot.note_store_change()),
+                Ok(News::Changed(key)) => self.get(&key).iter().for_each(|slot| slot.record_store_change()),
                 Ok(News::Missed) | Err(RecvError::Lagged(_)) => {
-                    self.list().iter().for_each(|slot| slot.note_store_change())
+                    self.list().iter().for_each(|slot| slot.record_store_change())
                 }
                 Err(RecvError::Closed) => return,
             }

@@ -38,7 +38,7 @@ pub fn is_from_own_page(base: Option<&Url>, headers: &HeaderMap) -> bool {
     let Some(origin) = Url::parse(text).ok().filter(|url| url.origin().ascii_serialization() == text) else {
         return false;
     };
-    // Under another host than that of `public_url` the scheme is not known: a reverse proxy may terminate TLS.
+    // Under a host other than that of `public_url`, the scheme is not known: a reverse proxy may terminate TLS.
     base.is_some_and(|base| base.origin() == origin.origin())
         || !names_host_of(base, headers) && names_host_of(Some(&origin), headers)
 }

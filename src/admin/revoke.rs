@@ -1,7 +1,7 @@
 //! Revokes a token at its authorization server and forgets it here.
 //!
-//! Invariant: a grant that another connection or profile also uses, by the present definition or a superseded one, is not
-//! revoked at the server.
+//! Invariant: a grant that another connection or profile also uses, by the current definition or a superseded one, is
+//! not revoked at the server.
 
 use std::time::Duration;
 

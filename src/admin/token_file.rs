@@ -24,7 +24,7 @@ pub fn read_or_create(path: &Path) -> io::Result<Secret> {
     }
     private_file::make_directory_of(path)?;
     match create(path) {
-        // Another instance was first.
+        // Another instance created it first.
         Err(error) if error.kind() == ErrorKind::AlreadyExists => read(path),
         other => other,
     }

@@ -1,7 +1,7 @@
 //! `POST test`: sends one request with the connection's token and reports the status.
 //!
-//! Invariants: the URL matches a route of the connection and is dialed as the proxy would dial it; the token is sent only
-//! to an origin that it was granted for; no redirect is followed, no body is sent or shown.
+//! Invariants: the URL matches a route of the connection and is dialled as the proxy would dial it; the token is sent
+//! only to an origin that it was granted for; no redirect is followed, no body is sent or shown.
 //! Not here: the proxy, which the request does not pass through.
 
 use std::time::Duration;
@@ -51,7 +51,7 @@ pub struct TrialRequest {
 pub struct Trial<'a> {
     url: Url,
     method: Method,
-    /// The origin that is dialed.
+    /// The origin that is dialled.
     origin: Origin,
     route: &'a Route,
     tls: &'a TlsProfile,

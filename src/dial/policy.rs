@@ -91,7 +91,7 @@ impl AddressPolicy {
         self
     }
 
-    /// Whether the configuration names exactly this host.
+    /// True if the configuration names exactly this host.
     pub fn names(&self, host: &Host) -> bool {
         self.named.contains(host)
     }
@@ -101,7 +101,7 @@ impl AddressPolicy {
         delivered_to(address.ip().to_canonical()).iter().any(is_own)
     }
 
-    /// Whether one of our listeners accepts connections at both `address` and `local`.
+    /// True if one of our listeners accepts connections at both `address` and `local`.
     pub fn is_same_listener(&self, address: SocketAddr, local: SocketAddr) -> bool {
         let (ports, local_ip) = ((address.port(), local.port()), local.ip().to_canonical());
         let here = self.own.iter().filter(|own| ports == (own.port(), own.port()) && accepts_at(own.ip(), local_ip));
@@ -133,7 +133,7 @@ impl AddressPolicy {
     }
 }
 
-/// Whether a listener bound to `own` accepts connections at `ip`. A wildcard listener does at every address of this
+/// True if a listener bound to `own` accepts connections at `ip`. A wildcard listener does at every address of this
 /// machine.
 fn accepts_at(own: IpAddr, ip: IpAddr) -> bool {
     own.to_canonical() == ip || (own.is_unspecified() && UdpSocket::bind((ip, 0)).is_ok())

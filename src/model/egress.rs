@@ -1,4 +1,4 @@
-//! Which hosts may be reached, and through which egress proxy.
+//! Egress settings: the hosts that may be reached, and the egress proxy.
 
 use ipnet::IpNet;
 

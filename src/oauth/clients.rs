@@ -31,7 +31,7 @@ pub struct HttpClients {
     pub tracer: Tracer,
 }
 
-/// What discovery depends on besides the HTTP client's settings.
+/// Discovery settings, in addition to the HTTP client's.
 #[derive(PartialEq, Eq, Hash)]
 struct DiscoveryKey {
     issuer: String,
@@ -42,7 +42,7 @@ struct DiscoveryKey {
 }
 type Discoveries = HashMap<DiscoveryKey, Vec<(ClientSettings, Arc<Discovery>)>>;
 
-/// What one HTTP client is built from.
+/// Settings of one HTTP client.
 #[derive(Clone, PartialEq, Eq)]
 struct ClientSettings {
     roots: Option<Roots>,

@@ -70,9 +70,9 @@ struct CachedMetadata {
     metadata: OnceCell<(Arc<Metadata>, BootTime)>,
 }
 
-/// Why one well-known location gave no metadata.
+/// Why one well-known location yielded no metadata.
 enum LocationError {
-    /// No metadata there, or none at present.
+    /// There is no metadata, or it is temporarily unavailable.
     Unavailable(String),
     /// Metadata that must not be used.
     Unusable(Failure),
@@ -196,7 +196,7 @@ fn text<'a>(members: &'a Members, name: &str) -> Option<&'a str> {
     members.get(name).and_then(Json::as_text).filter(|text| !text.is_empty())
 }
 
-/// The metadata lacks what is needed, or what it has must not be used: a permanent failure.
+/// The metadata lacks a member, or has one that must not be used: a permanent failure.
 pub fn incomplete(why: &str) -> Failure {
     let description = Some(format!("the issuer {why}"));
     Failure::Permanent(Refusal { description, ..Refusal::from_code("discovery_failed") })

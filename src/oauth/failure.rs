@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::redact::Redactor;
 use crate::script;
 
-/// Why a request gave no token.
+/// Why a request yielded no token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
     /// Retry later, not before `retry_after`.

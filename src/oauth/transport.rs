@@ -115,7 +115,7 @@ impl Body for Timely {
     }
 }
 
-/// Sends one request and reads its complete response. The caller sets the timeout.
+/// Sends one request and reads its complete response. Sets no timeout itself.
 pub async fn send(client: &reqwest::Client, mut request: reqwest::Request) -> Result<TokenResponse, TransportError> {
     request.headers_mut().entry(header::ACCEPT_ENCODING).or_insert(HeaderValue::from_static("identity"));
     let mut response = client.execute(request).await?;

@@ -205,7 +205,7 @@ mod tests {
         let third = limiter.track(permit, &of("b"));
         let watch = Arc::new(Watch::new(None));
         third.set_watch(&watch);
-        // Both addresses have two connections, so `b` loses its own.
+        // Both addresses have two connections, so `b` loses one of its own.
         let Ok(Admission::Queued(_waiting)) = limiter.admit(BOUNDS, &of("b")) else { panic!("the limit is reached") };
         assert!(is_evicted(&other.0) && !is_evicted(&second.0));
         drop((serving, busy, other, second, third));

@@ -131,7 +131,7 @@ impl ProxyError {
         self.row().0
     }
 
-    /// Is this an audit denial: a request that is not permitted, as opposed to one that failed?
+    /// True for an audit denial: a request that is not permitted, as opposed to one that failed.
     pub fn is_denial(&self) -> bool {
         use ProxyError::*;
         match self {

@@ -1,7 +1,7 @@
 //! Injects the token at the route's injection point, and removes the caller's own value there. Pure.
 //!
 //! Invariants: `inject` is the only function that writes a token into a request, and it compares the origin that is
-//! about to be dialed with the origins of the token. It runs last, so nothing that the caller sent can remove or
+//! about to be dialled with the origins of the token. It runs last, so nothing that the caller sent can remove or
 //! duplicate the token. A request never has the route's bearer token by one method of RFC 6750 and the caller's by
 //! another.
 

@@ -59,7 +59,7 @@ pub struct Report {
     pub spans: Spans,
     injected: bool,
     grpc: bool,
-    /// Was the outcome reported?
+    /// True once the outcome has been reported.
     is_finished: bool,
 }
 
@@ -225,7 +225,7 @@ struct Refusal {
 struct Outcome {
     status: StatusCode,
     refusal: Option<Refusal>,
-    /// Is the response the upstream's, as opposed to the proxy's own?
+    /// True if the response is the upstream's, not the proxy's own.
     from_upstream: bool,
 }
 

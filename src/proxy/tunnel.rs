@@ -152,9 +152,9 @@ async fn admit(
         _ => match check_access(&snapshot, &requested, caller) {
             Ok(()) => {
                 let started = Instant::now();
-                let dialed = worker.pool.dial_tunnel(&snapshot, &requested, &turn).await;
+                let dialled = worker.pool.dial_tunnel(&snapshot, &requested, &turn).await;
                 report.add_wait(started.elapsed());
-                TlsAction::Relay(dialed?)
+                TlsAction::Relay(dialled?)
             }
             Err(_) if may_carry_http(&snapshot, &origin(Scheme::Http), caller) => TlsAction::Refuse,
             Err((error, connection)) => {
@@ -169,8 +169,8 @@ async fn admit(
     Ok(Admitted { context, matched, tls, permit })
 }
 
-/// May the caller use one of the routes of this origin, if it has any? A relay is not inspected, so the tunnel is
-/// refused for the reason that each request would be.
+/// Checks that the caller may use one of the routes of this origin, if it has any. A relay is not inspected, so the
+/// tunnel is refused for the reason that each request would be.
 fn check_access<'s>(
     snapshot: &'s Snapshot,
     origin: &Origin,
@@ -188,8 +188,8 @@ fn check_access<'s>(
     refused
 }
 
-/// May the tunnel carry cleartext HTTP? Then it is opened, and each request inside gets its own error response, which
-/// the caller can read.
+/// True if the tunnel may carry cleartext HTTP. Then it is opened, and each request inside gets its own error response,
+/// which the caller can read.
 fn may_carry_http(snapshot: &Snapshot, origin: &Origin, caller: Option<CallerId>) -> bool {
     let mut routes = snapshot.router.routes_for(origin, caller);
     routes.any(|(bound, permitted)| !bound.route.tls.upgrade || permitted && bound.inactive().is_none())
@@ -214,7 +214,7 @@ async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, upgrade: OnUpgrade, admitted:
     let io = io.rewatched(first.freeze());
     match (protocol, tls) {
         (InnerProtocol::Http, tls) => {
-            // Requests use the pool; closes the connection that was dialed for a relay.
+            // Requests use the pool; closes the connection that was dialled for a relay.
             drop(tls);
             serve_inside(worker, &peer, io, context).await;
         }

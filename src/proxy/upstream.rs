@@ -52,7 +52,7 @@ pub use gates::Gates;
 use gates::{origin_bounds, wait_for_permit};
 use http2::Http2Conn;
 
-/// Context of a checkout: the configuration in force, the destination, the queue turn and the downstream connection.
+/// Context of a checkout: the current configuration, the destination, the queue turn and the downstream connection.
 #[derive(Clone, Copy)]
 pub struct CheckoutContext<'a> {
     pub snapshot: &'a Snapshot,
@@ -148,7 +148,7 @@ impl Pool {
         let deadline = Instant::now() + timeouts.connect;
         // Reuse the permit of a dead connection: waiting for a second one could deadlock on the first.
         let (mut waited, mut in_use) = (false, dead.and_then(Conn::reclaim_permit));
-        let (_dialing, in_use) = loop {
+        let (_dialling, in_use) = loop {
             if let Some(stream) = live_http2_conns(entry, dead).find_map(|conn| conn.try_join()) {
                 return Ok((Conn::Http2(stream), true));
             }
@@ -171,8 +171,8 @@ impl Pool {
             if waited && deadline <= Instant::now() {
                 return Err(connect_timed_out());
             }
-            if let Some(dialing) = entry.try_dial(waited) {
-                break (dialing, permit);
+            if let Some(dialling) = entry.try_dial(waited) {
+                break (dialling, permit);
             }
             // The dial that this request waits for may need the permit.
             drop(permit);

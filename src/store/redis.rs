@@ -48,7 +48,7 @@ use scripts::Scripts;
 pub use secrets_in_use::SecretsInUse;
 use ttl::{TOMBSTONE_TTL, ms};
 
-/// Most records read in one call.
+/// Maximum number of records read in one call.
 const PAGE_MAX: usize = 256;
 /// Poll interval of a lease that another replica holds.
 const LEASE_POLL_INTERVAL: Duration = Duration::from_millis(50);

@@ -220,7 +220,7 @@ impl Metrics {
         self.registry.register(Box::new(DroppedLines { zero: DroppedLines::counter()?, dropped }))
     }
 
-    /// Records that a configuration has been in force since `wall`.
+    /// Records that a configuration was applied at `wall`.
     pub fn configuration_applied(&self, wall: WallTime, restart_required: bool) {
         self.last_reload_successful.set(1);
         self.last_reload_success.set(wall.as_secs_f64());
@@ -239,7 +239,7 @@ impl Metrics {
         self.reloads.with_label_values(&["applied"]).inc();
     }
 
-    /// The new configuration was refused; the previous one stays in force.
+    /// The new configuration was refused; the previous one stays active.
     pub fn reload_refused(&self) {
         self.reloads.with_label_values(&["refused"]).inc();
         self.last_reload_successful.set(0);

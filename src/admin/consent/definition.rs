@@ -1,4 +1,4 @@
-//! A connection's definition in force, with what connecting an account needs.
+//! A connection's current definition, with what connecting an account needs.
 
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ impl Definition {
         self.slots.slot(key.subject.as_ref()).filter(|slot| slot.key == *key)
     }
 
-    /// The host on which a person logs in, as far as the configuration shows it.
+    /// The host on which a person logs in, if the configuration reveals it.
     pub fn login_host(&self) -> &str {
         let endpoints = &self.connection.endpoints;
         endpoints.authorization.as_ref().unwrap_or(&endpoints.server).host_str().unwrap_or_default()

@@ -41,7 +41,7 @@ const ROUND_PAUSE_MIN: Duration = Duration::from_millis(50);
 const POLLS_MAX: usize = 64;
 /// Grace period of a poll beyond the timeout of its request.
 const POLL_GRACE: Duration = Duration::from_secs(2);
-/// The time of the next poll if there is none.
+/// Time of the next poll when none is scheduled.
 const NEVER: u64 = u64::MAX;
 /// Recheck interval of an ended flow: another replica may have begun a new one and then stopped.
 const ENDED_RECHECK_INTERVAL: Duration = Duration::from_secs(60);

@@ -28,7 +28,7 @@ pub use notes::{begin, change, devices, latest, load, put, summary};
 
 /// Lifetime of a pending flow.
 pub const FLOW_LIFETIME: Duration = Duration::from_secs(10 * 60);
-/// How long the outcome of an ended flow stays available.
+/// Retention of the outcome of an ended flow.
 const OUTCOME_RETENTION: Duration = Duration::from_secs(3600);
 /// Ended flows that are remembered for a token; the oldest is dropped.
 const EARLIER_MAX: usize = 8;
@@ -121,7 +121,7 @@ pub struct Device {
     pub next_poll_ms: u64,
 }
 
-/// What is remembered of a flow once the next one of its token has begun.
+/// The part of a flow that is kept once the next one of its token has begun.
 #[derive(Clone, Serialize, Deserialize)]
 struct Ended {
     id: FlowId,
@@ -188,7 +188,7 @@ impl Flow {
         self.browser = Some(browser);
     }
 
-    /// True if another browser than this one has confirmed it.
+    /// True if a different browser has confirmed it.
     pub fn is_bound_elsewhere(&self, browser: Option<&str>) -> bool {
         self.browser.as_deref().is_some_and(|own| !browser.is_some_and(|browser| constant_time_eq(own, browser)))
     }
@@ -212,7 +212,7 @@ impl Flow {
         self.by.as_deref().and_then(Name::parse)
     }
 
-    /// True if its token would belong to the present definition of the connection.
+    /// True if its token would belong to the current definition of the connection.
     pub fn is_for(&self, connection: &Connection) -> bool {
         connection.identity() == Identity::new(self.identity)
     }

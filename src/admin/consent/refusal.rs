@@ -61,7 +61,7 @@ pub fn changed() -> Page {
         .note("Start again with a new link.")
 }
 
-/// The system gave no random bytes, or a cookie could not be built.
+/// The system returned no random bytes, or a cookie could not be built.
 pub fn internal_error() -> Page {
     Page::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal error").text("Something went wrong. Try again.")
 }

@@ -11,7 +11,7 @@ use crate::model::token::default_profile;
 use crate::store::{OpenError, Store, StoreError, StoreOpener};
 use crate::token::slot::{NEEDS_CONSENT_AGAIN, needs_consent_again};
 
-/// Most subjects checked per connection. A changed definition matches none of them, so a sample suffices.
+/// Maximum number of subjects checked per connection. A changed definition matches none of them, so a sample suffices.
 const SUBJECTS_MAX: usize = 1000;
 
 pub fn notes(model: &Model, opener: &StoreOpener) -> Vec<String> {

@@ -1,15 +1,15 @@
-//! The identity of a token: everything that it belongs to, except the origins that it was granted for.
+//! The identity of a token: the settings that it was granted under, other than its origins.
 
 use aws_lc_rs::digest;
 
 use super::Connection;
 
-/// A digest of everything that a token belongs to, except its origins. A token with another identity is never sent
-/// again.
+/// A digest of the settings that a token was granted under, other than its origins. A stored token with a different
+/// identity is never sent.
 #[derive(Debug, Clone, Copy)]
 pub struct Identity {
     digest: [u8; 32],
-    /// A digest of what decides where and for whom the token is revoked: server, client, grant and owner.
+    /// A digest of the settings that revocation depends on: server, client, grant and owner.
     grant: Option<[u8; 32]>,
 }
 

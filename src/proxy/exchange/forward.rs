@@ -35,7 +35,7 @@ pub struct Forward<'a> {
     pub bound: Option<&'a BoundRoute>,
     pub destination: Destination,
     pub path: PathAndQuery,
-    /// Does the caller accept trailers?
+    /// True if the caller accepts trailers.
     pub trailers: bool,
 }
 

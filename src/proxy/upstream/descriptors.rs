@@ -87,12 +87,12 @@ impl Descriptors {
         self.in_use.try_enter(self.bounds(limits, Sharing::Fair))
     }
 
-    /// Waits for a permit to use one connection, in the caller's turn. The caller sets the deadline.
+    /// Waits for a permit to use one connection, in the caller's turn. Sets no deadline itself.
     pub async fn take_use_permit(&self, limits: &Limits, turn: &Turn) -> Result<Permit, Full> {
         self.in_use.enter(self.bounds(limits, Sharing::Fair), turn).await
     }
 
-    /// Waits for the descriptor of one dial. The caller sets the deadline.
+    /// Waits for the descriptor of one dial. Sets no deadline itself.
     pub async fn take_descriptor(&self, limits: &Limits, turn: &Turn) -> Result<Permit, Full> {
         // Checked at the dial, since every new connection becomes idle eventually.
         let idle: usize = self.workers.iter().map(|idle| idle.count.load(Ordering::Relaxed)).sum();
@@ -113,12 +113,12 @@ impl Descriptors {
         }
     }
 
-    /// Whether dials wait for a descriptor; if so, a connection that becomes idle is closed.
+    /// True if dials wait for a descriptor; if so, a connection that becomes idle is closed.
     pub fn has_waiting_dials(&self) -> bool {
         self.open.has_waiters()
     }
 
-    /// Asks the worker with the oldest idle connection to close it.
+    /// Requests that the worker with the oldest idle connection close it.
     pub fn request_close(&self) {
         let oldest = self.workers.iter().min_by_key(|idle| idle.oldest_ms.load(Ordering::SeqCst));
         if let Some(idle) = oldest.filter(|idle| idle.oldest_ms.load(Ordering::SeqCst) != NONE_IDLE) {

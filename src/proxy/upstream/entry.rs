@@ -148,7 +148,7 @@ impl Entry {
         self.users.get() == 0 && self.idle.borrow().is_empty() && self.http2_conns.borrow().is_empty()
     }
 
-    /// Whether any connection is idle.
+    /// True if any connection is idle.
     pub fn has_idle(&self) -> bool {
         !self.idle.borrow().is_empty() || self.http2_conns.borrow().iter().any(|conn| conn.idle.get().is_some())
     }

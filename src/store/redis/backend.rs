@@ -30,7 +30,7 @@ pub struct Backend {
     pub instance: String,
 }
 
-/// Does an import respect the tombstone of a record that was removed on purpose?
+/// How an import treats the tombstone of a record that was removed on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removal {
     Undone,

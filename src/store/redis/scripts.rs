@@ -80,7 +80,7 @@ return 0
 ";
 
 /// KEYS: lease, token, index, spending, removed, backoff. ARGV: instance, term. Returns nothing if another instance has
-/// the lease, else: holder, version of its first write, version of the present record or removal, 1 if the outcome of
+/// the lease, else: holder, version of its first write, version of the current record or removal, 1 if the outcome of
 /// the last refresh is unknown, remaining and elapsed milliseconds of the backoff, and its text. An instance that
 /// already has the lease gets it again: the reply to its first call was lost.
 const ACQUIRE: &str = r"
@@ -211,14 +211,14 @@ local function secret_version(key, name)
 end
 ";
 
-/// Compare and swap. KEYS: token. ARGV: present record, resealed record.
+/// Compare and swap. KEYS: token. ARGV: current record, resealed record.
 const REPLACE: &str = r"
 if not is(KEYS[1], 'string') or redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
 return 1
 ";
 
-/// Compare and swap. KEYS: secrets. ARGV: present record, resealed record, name.
+/// Compare and swap. KEYS: secrets. ARGV: current record, resealed record, name.
 const REPLACE_SECRET: &str = r"
 if redis.call('HGET', KEYS[1], ARGV[3]) ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], ARGV[3], ARGV[2])

@@ -44,7 +44,7 @@ pub(super) struct Forced {
 }
 
 impl Forced {
-    /// Notes that the attempt has ended.
+    /// Records that the attempt has ended.
     pub(super) fn end(&mut self) {
         self.pending = None;
     }
