@@ -130,9 +130,9 @@ impl TokenEndpoint {
         })
     }
 
-    /// Requests a token by the connection's own grant. A grant that needs a person fails without a request unless there is
-    /// a `consent_grant`. The next of several client secrets is tried only if the server refuses the client itself. All
-    /// attempts share one `authorization_server.timeout`.
+    /// Requests a token by the connection's own grant. A grant that needs a person fails without a request unless there
+    /// is a `consent_grant`. The next of several client secrets is tried only if the server refuses the client itself.
+    /// All attempts share one `authorization_server.timeout`.
     pub async fn first_grant(&self, context: TokenRequestContext<'_>) -> Result<TokenSet, Failure> {
         grant::first(self, context).await
     }

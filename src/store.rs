@@ -141,12 +141,12 @@ pub trait SharedStore: Send + Sync {
     fn reconnected_at(&self) -> Option<Instant>;
 
     /// Subscribes to changes made by other processes.
-    fn news(&self) -> broadcast::Receiver<News>;
+    fn subscribe(&self) -> broadcast::Receiver<Notification>;
 }
 
 /// A change notification.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum News {
+pub enum Notification {
     /// Another process has changed the record of this key.
     Changed(TokenKey),
     /// Notifications may have been lost; any record may have changed.

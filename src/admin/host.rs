@@ -45,12 +45,12 @@ pub fn is_from_own_page(base: Option<&Url>, headers: &HeaderMap) -> bool {
 
 /// True if `named` is the listener's address `local`, or is in `admin.hosts`.
 fn accepts(access: &AdminAccess, named: &Authority, local: SocketAddr) -> bool {
-    let own = match &named.host {
+    let is_ours = match &named.host {
         Host::Ip(address) => address.to_canonical() == local.ip().to_canonical(),
         Host::Name(name) => &**name == "localhost" && local.ip().to_canonical().is_loopback(),
     };
     let listed = |host: &Authority| host.host == named.host && (host.port.is_none() || host.port == named.port);
-    own && named.port.unwrap_or(80) == local.port() || access.hosts.iter().any(listed)
+    is_ours && named.port.unwrap_or(80) == local.port() || access.hosts.iter().any(listed)
 }
 
 fn is_listed(access: &AdminAccess, uri: &Uri, headers: &HeaderMap, local: SocketAddr) -> bool {

@@ -13,7 +13,7 @@ use crate::model::secret::Secret;
 use crate::private_file;
 
 const TOKEN_BYTES: usize = 32;
-/// Length of a token that an operator wrote.
+/// Accepted lengths of a token that an operator wrote to the file.
 const TOKEN_CHARS: std::ops::RangeInclusive<usize> = 32..=512;
 
 /// Reads the token in `path`, or creates it together with its directory.

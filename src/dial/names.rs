@@ -269,7 +269,9 @@ impl Lookup {
 
     fn fail_unless_others_wait(&self) {
         if let Some(entry) = self.names.cache().peek_mut(&self.name)
-            && self.search(entry).is_some_and(|search| search.queued.as_ref().is_some_and(|own| own.turns.len() == 1))
+            && self
+                .search(entry)
+                .is_some_and(|search| search.queued.as_ref().is_some_and(|queued| queued.turns.len() == 1))
         {
             entry.failure = Some(("too many lookups are queued".to_owned(), Instant::now()));
         }

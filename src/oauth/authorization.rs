@@ -1,5 +1,5 @@
-//! Requests that start a person's consent: the authorization request with PKCE (RFC 6749 §4.1.1, RFC 7636), pushed if the
-//! server requires it (RFC 9126), and the device authorization request (RFC 8628 §3.1).
+//! Requests that start a person's consent: the authorization request with PKCE (RFC 6749 §4.1.1, RFC 7636), pushed if
+//! the server requires it (RFC 9126), and the device authorization request (RFC 8628 §3.1).
 //!
 //! Invariants: PKCE follows the configuration, never the server's metadata; the query of the authorization URL is kept,
 //! except for names that the request sets (`query`); if the server requires pushed requests, the browser carries only

@@ -1,9 +1,9 @@
 //! Discovery: authorization server metadata (RFC 8414) or an OpenID provider's configuration.
 //!
-//! Invariants: metadata fills what the configuration leaves open and overrides nothing; its `issuer` equals the configured
-//! one byte for byte (RFC 8414 §3.3); an endpoint is https unless the configuration permits http, and its address passes
-//! the same rules as every other, checked when the endpoint is used; a failure at one well-known location never keeps the
-//! next from being tried; metadata is cached for a day.
+//! Invariants: metadata fills what the configuration leaves open and overrides nothing; its `issuer` equals the
+//! configured one byte for byte (RFC 8414 §3.3); an endpoint is https unless the configuration permits http, and its
+//! address passes the same rules as every other, checked when the endpoint is used; a failure at one well-known
+//! location never keeps the next from being tried; metadata is cached for a day.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -41,7 +41,8 @@ pub struct Metadata {
 }
 
 impl Metadata {
-    /// The endpoint of this member name. With a client certificate, its mutual-TLS alias (RFC 8705 §5) takes precedence.
+    /// The endpoint of this member name. With a client certificate, its mutual-TLS alias (RFC 8705 §5) takes
+    /// precedence.
     ///
     /// # Errors
     /// This endpoint must not be used; the others are not affected.

@@ -118,8 +118,8 @@ mod tests {
         }
     }
 
-    /// Expected verdicts for the connection's own grant, for a refresh token that the own grant can replace, and for one
-    /// that only a person can replace.
+    /// Expected verdicts for the connection's own grant, for a refresh token that the own grant can replace, and for
+    /// one that only a person can replace.
     #[track_caller]
     fn check(response: ErrorResponse<'_>, expected: [&str; 3]) {
         assert_eq!([Sent::Grant, MACHINE, PERSON].map(|sent| word(response, sent)), expected, "{response:?}");

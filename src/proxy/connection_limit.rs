@@ -106,7 +106,7 @@ impl TrackedConnections {
         if self.search_after.is_some_and(|after| now < after) {
             return;
         }
-        let most = self.by_turn.iter().max_by_key(|(own, connections)| (connections.len(), *own == turn));
+        let most = self.by_turn.iter().max_by_key(|(address, connections)| (connections.len(), *address == turn));
         let candidates = most.into_iter().flat_map(|(_, connections)| connections.values());
         let longest_idle = candidates
             .filter_map(|connection| Some((connection.idle_since()?, connection)))

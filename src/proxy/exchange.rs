@@ -214,7 +214,7 @@ impl<'a> Exchange<'a> {
         }
         // No mount matches `*`.
         let server_wide = path.as_str() == "*";
-        let own = match dialer.own_listener(&origin, self.peer.arrival.local) {
+        let is_for_us = match dialer.own_listener(&origin, self.peer.arrival.local) {
             OwnListener::Another => false,
             _ if head.headers.contains_key("keybearer-authorization") => true,
             OwnListener::This => true,
@@ -228,7 +228,7 @@ impl<'a> Exchange<'a> {
                 Addressee::Other => false,
             },
         };
-        match own {
+        match is_for_us {
             false => Ok(Target::Absolute(origin, path)),
             true if server_wide => Err(ProxyError::BadRequestTarget(target::SERVER_WIDE)),
             true => {

@@ -213,9 +213,9 @@ pub fn caller_request_id(headers: &HeaderMap) -> Option<&HeaderValue> {
 
 /// True if the message has already passed through this proxy instance, in any HTTP version.
 pub fn is_loop(headers: &HeaderMap, via: &Via) -> bool {
-    let own = via.of(Version::HTTP_11).as_bytes();
+    let ours = via.of(Version::HTTP_11).as_bytes();
     let mut hops = headers.get_all(VIA).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
-    hops.any(|hop| hop.trim_ascii().get(4..) == own.get(4..))
+    hops.any(|hop| hop.trim_ascii().get(4..) == ours.get(4..))
 }
 
 /// Removes `name` and its spellings with underscores, which some servers read as the same field.

@@ -192,7 +192,7 @@ impl Parts {
 
     /// Public base URL for browsers: as configured, else the address of the listener, if that is on loopback.
     fn public_base(&self, model: &Model) -> Option<Url> {
-        let listener = |name: &Listener| self.listeners.iter().find(|own| own.name == name.name);
+        let listener = |name: &Listener| self.listeners.iter().find(|bound| bound.name == name.name);
         let served = model.listeners.public.as_ref().unwrap_or(&model.listeners.admin);
         let address = listener(served).unwrap_or(served).address;
         let local = address.ip().to_canonical().is_loopback();

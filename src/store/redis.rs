@@ -12,7 +12,7 @@ mod lease;
 mod link;
 
 mod names;
-mod news;
+mod notifications;
 mod notes;
 mod records;
 mod scripts;
@@ -72,16 +72,17 @@ impl RedisStore {
         tasks: &Tasks,
         secrets_in_use: SecretsInUse,
     ) -> RedisStore {
-        let (names, news) = (Names::new(&settings.key_prefix), broadcast::Sender::new(news::QUEUE_MAX));
+        let (names, notifications) =
+            (Names::new(&settings.key_prefix), broadcast::Sender::new(notifications::QUEUE_MAX));
         let keyring = Arc::new(keyring);
         let check_record = CheckRecord::new(names.check_record(), keyring.clone(), scripts::check_record());
         let backend = Backend {
-            link: Link::new(settings, tasks.clone(), names.probe(), check_record, news.clone()),
+            link: Link::new(settings, tasks.clone(), names.probe(), check_record, notifications.clone()),
             names,
             scripts: Scripts::new(),
             codec: RecordCodec::new(keyring, clock),
             secrets_in_use,
-            news,
+            notifications,
             instance: format!("{:016x}", fastrand::u64(..)),
         };
         RedisStore { backend: Arc::new(backend), leases: ProcessLeases::default() }
@@ -89,8 +90,8 @@ impl RedisStore {
 
     /// Subscribes to the changes of other replicas and reconnects after outages, until the program exits.
     pub fn follow(&self, tasks: &Tasks) {
-        tasks.spawn("store news", news::follow(self.backend.clone()));
-        tasks.spawn("store link", news::reconnect(self.backend.clone()));
+        tasks.spawn("store notifications", notifications::follow(self.backend.clone()));
+        tasks.spawn("store link", notifications::reconnect(self.backend.clone()));
     }
 
     /// Applies `settings` from the next connection on; a password may have changed.
@@ -142,7 +143,7 @@ impl TokenStore for RedisStore {
                 call.key(name);
             }
             call.arg(&fence.holder).arg(fence.version).arg(sealed).arg(ms(ttl));
-            call.arg(names::member(key)).arg(names.news()).arg(self.backend.news_of(key));
+            call.arg(names::member(key)).arg(names.notifications()).arg(self.backend.notification_for(key));
             let saved: bool = link.run(&call).await?;
             if !saved {
                 return Err(lost());
@@ -166,7 +167,7 @@ impl TokenStore for RedisStore {
                 call.key(name);
             }
             call.arg(&fence.holder).arg(fence.version).arg(ms(TOMBSTONE_TTL)).arg(names::member(key));
-            call.arg(names.news()).arg(self.backend.news_of(key));
+            call.arg(names.notifications()).arg(self.backend.notification_for(key));
             match link.run(&call).await? {
                 true => Ok(()),
                 false => Err(lost()),

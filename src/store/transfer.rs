@@ -65,7 +65,7 @@ pub trait Records {
     fn reseal(&self, table: Table, after: Option<&[u8]>) -> Result<(Option<Vec<u8>>, Tally), StoreError>;
 
     /// Called when every record is sealed under the first key.
-    fn resealed(&self) -> Result<(), StoreError>;
+    fn finish_reseal(&self) -> Result<(), StoreError>;
 }
 
 /// A record in plaintext.
@@ -319,6 +319,6 @@ pub fn reseal(store: &dyn Records, progress: Progress<'_>) -> Result<Tally, Tran
             progress(tally.written + tally.kept + tally.unopened, total);
         }
     }
-    store.resealed()?;
+    store.finish_reseal()?;
     if tally.unopened > 0 { Err(TransferError::Unopened(tally)) } else { Ok(tally) }
 }

@@ -1,8 +1,8 @@
 //! `/oauth/callback`: the browser returns from the authorization server and sees the outcome.
 //!
-//! Invariants: state and cookie are checked first, then the issuer if the response names one. Only the callback that claims
-//! the flow sends the code to the token endpoint, and it finishes even if the browser disconnects. The URL with the code
-//! does not stay in the browser's history.
+//! Invariants: state and cookie are checked first, then the issuer if the response names one. Only the callback that
+//! claims the flow sends the code to the token endpoint, and it finishes even if the browser disconnects. The URL with
+//! the code does not stay in the browser's history.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -117,11 +117,11 @@ async fn exchange(admin: &Admin, visit: &Visit, returned: ReturnedFlow, code: Se
     let location = format!("../connect/{}/result?of={}", returned.key.connection, returned.id.as_str());
     let location = HeaderValue::try_from(location).map_err(|_| changed())?;
     let (sender, receiver) = oneshot::channel();
-    let (own, from) = (admin.clone(), visit.from);
+    let (task_admin, from) = (admin.clone(), visit.from);
     // Bounded: one task for each verified callback of a pending flow.
     admin.tasks.spawn("consent", async move {
         // The browser may have disconnected.
-        let _ = sender.send(exchange_code(&own, from, returned, code).await);
+        let _ = sender.send(exchange_code(&task_admin, from, returned, code).await);
     });
     // After a timeout or a shutdown, the page at `location` shows the outcome.
     if let Ok(Ok(outcome)) = timeout(BROWSER_WAIT, receiver).await {

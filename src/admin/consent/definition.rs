@@ -18,9 +18,9 @@ pub struct Definition {
 
 impl Definition {
     pub fn of(bound: &BoundConnection, key: &TokenKey) -> Option<Definition> {
-        let own = bound.definition(key.profile.as_str())?;
-        let (endpoint, slots) = own.endpoint.clone().zip(own.slots.clone())?;
-        Some(Definition { connection: own.connection.clone(), endpoint, slots })
+        let definition = bound.definition(key.profile.as_str())?;
+        let (endpoint, slots) = definition.endpoint.clone().zip(definition.slots.clone())?;
+        Some(Definition { connection: definition.connection.clone(), endpoint, slots })
     }
 
     pub fn slot(&self, key: &TokenKey) -> Option<Arc<TokenSlot>> {

@@ -99,10 +99,10 @@ mod tests {
             username: username.to_owned(),
             password: Secret::new(password),
         };
-        let own = changed(|_| {});
-        assert_eq!(changed(|c| c.scopes.reverse()), own);
-        assert_eq!(changed(|c| c.client_auth = ClientAuth::Body(vec![Secret::new("x")])), own);
-        assert_eq!(changed(|c| c.lifetimes.keep_warm = Some(Duration::from_secs(1))), own);
+        let unchanged = changed(|_| {});
+        assert_eq!(changed(|c| c.scopes.reverse()), unchanged);
+        assert_eq!(changed(|c| c.client_auth = ClientAuth::Body(vec![Secret::new("x")])), unchanged);
+        assert_eq!(changed(|c| c.lifetimes.keep_warm = Some(Duration::from_secs(1))), unchanged);
         for other in [
             changed(|c| c.endpoints.server = "https://as.test/other".parse().unwrap()),
             changed(|c| c.client_id = "other".to_owned()),
@@ -111,18 +111,21 @@ mod tests {
             changed(|c| c.audience = Some(String::new())),
             changed(|c| c.resource = Some(String::new())),
         ] {
-            assert_ne!(other, own);
+            assert_ne!(other, unchanged);
         }
         let rescoped = changed(|c| c.scopes.truncate(1));
-        assert!(rescoped.is_of_same_grant(&own) && own.is_of_same_grant(&rescoped));
-        assert!(!rescoped.with_grant(None).is_of_same_grant(&own.with_grant(None)), "unknown grants are not equal");
+        assert!(rescoped.is_of_same_grant(&unchanged) && unchanged.is_of_same_grant(&rescoped));
+        assert!(
+            !rescoped.with_grant(None).is_of_same_grant(&unchanged.with_grant(None)),
+            "unknown grants are not equal"
+        );
         for other in [
             changed(|c| c.endpoints.server = "https://as.test/other".parse().unwrap()),
             changed(|c| c.client_id = "other".to_owned()),
             changed(|c| c.grant = Grant::AuthorizationCode),
             changed(|c| c.grant_type = Some("own".to_owned())),
         ] {
-            assert!(!other.is_of_same_grant(&own));
+            assert!(!other.is_of_same_grant(&unchanged));
         }
         let mut connection = Connection::sample("crm");
         let mut of = |grant| {

@@ -1,7 +1,7 @@
 //! Token lifetimes in every form in which a token response states them. Pure, apart from log warnings.
 //!
-//! Invariants: a lifetime that is unreadable or not positive, or an end in the past, counts as absent; no lifetime exceeds
-//! ten years.
+//! Invariants: a lifetime that is unreadable or not positive, or an end in the past, counts as absent; no lifetime
+//! exceeds ten years.
 
 use std::time::Duration;
 

@@ -71,10 +71,10 @@ impl Presence {
 
     /// Records the gate at which the request holds a permit or waits for one.
     pub fn set_gate(&self, gate: &Arc<Gate>) {
-        let mut own = lock(&self.gate);
+        let mut current = lock(&self.gate);
         // Usually unchanged since the last request.
-        if own.as_ptr() != Arc::as_ptr(gate) {
-            *own = Arc::downgrade(gate);
+        if current.as_ptr() != Arc::as_ptr(gate) {
+            *current = Arc::downgrade(gate);
         }
     }
 

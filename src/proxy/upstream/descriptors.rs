@@ -162,21 +162,21 @@ pub async fn or_overloaded(
 }
 
 /// An open connection to an upstream, with its descriptor.
-pub struct Dialed {
+pub struct Dialled {
     conduit: Conduit,
     _descriptor: Permit,
     /// Set for a tunnel, which uses its connection for as long as it is open.
     _in_use: Option<Permit>,
 }
 
-impl Dialed {
-    pub fn new(conduit: Conduit, descriptor: Permit) -> Dialed {
-        Dialed { conduit, _descriptor: descriptor, _in_use: None }
+impl Dialled {
+    pub fn new(conduit: Conduit, descriptor: Permit) -> Dialled {
+        Dialled { conduit, _descriptor: descriptor, _in_use: None }
     }
 
     /// Holds the permit until the connection is closed.
-    pub fn holding(self, in_use: Permit) -> Dialed {
-        Dialed { _in_use: Some(in_use), ..self }
+    pub fn holding(self, in_use: Permit) -> Dialled {
+        Dialled { _in_use: Some(in_use), ..self }
     }
 
     /// Waits until the connection is readable, without reading.
@@ -190,13 +190,13 @@ impl Dialed {
     }
 }
 
-impl AsyncRead for Dialed {
+impl AsyncRead for Dialled {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.conduit).poll_read(cx, buffer)
     }
 }
 
-impl AsyncWrite for Dialed {
+impl AsyncWrite for Dialled {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.conduit).poll_write(cx, bytes)
     }

@@ -294,28 +294,28 @@ pub struct Scripts {
 impl Scripts {
     pub fn new() -> Scripts {
         let script = |parts: &[&str]| Script::new(&parts.concat());
-        let own = VERSION_OF.replace("MOST", &VALUE_BYTES_MAX.to_string());
+        let version_of = VERSION_OF.replace("MOST", &VALUE_BYTES_MAX.to_string());
         Scripts {
             get: script(&[GET, GET_ONE]),
             get_many: script(&[GET, GET_MANY]),
             field: script(&[FIELD]),
-            acquire: script(&[&own, ACQUIRE]),
-            doubt: script(&[&own, DOUBT]),
-            removed: script(&[&own, REMOVED]),
-            renew: script(&[&own, RENEW]),
-            backoff: script(&[&own, ANNOUNCE_BACKOFF]),
-            release: script(&[&own, RELEASE]),
-            save: script(&[&own, INDEX, SAVE]),
-            forget: script(&[&own, FORGET]),
-            import: script(&[&own, INDEX, IMPORT]),
-            replace: script(&[&own, REPLACE]),
+            acquire: script(&[&version_of, ACQUIRE]),
+            doubt: script(&[&version_of, DOUBT]),
+            removed: script(&[&version_of, REMOVED]),
+            renew: script(&[&version_of, RENEW]),
+            backoff: script(&[&version_of, ANNOUNCE_BACKOFF]),
+            release: script(&[&version_of, RELEASE]),
+            save: script(&[&version_of, INDEX, SAVE]),
+            forget: script(&[&version_of, FORGET]),
+            import: script(&[&version_of, INDEX, IMPORT]),
+            replace: script(&[&version_of, REPLACE]),
             replace_secret: script(&[REPLACE_SECRET]),
-            import_secret: script(&[&own, SECRET_VERSION, IMPORT_SECRET]),
-            put_secret: script(&[&own, PUT_SECRET]),
-            remove_secret: script(&[&own, SECRET_VERSION, REMOVE_SECRET]),
-            restore_secret: script(&[&own, SECRET_VERSION, RESTORE_SECRET]),
-            put_note: script(&[&own, PUT_NOTE]),
-            note_connection: script(&[&own, NOTE_CONNECTION]),
+            import_secret: script(&[&version_of, SECRET_VERSION, IMPORT_SECRET]),
+            put_secret: script(&[&version_of, PUT_SECRET]),
+            remove_secret: script(&[&version_of, SECRET_VERSION, REMOVE_SECRET]),
+            restore_secret: script(&[&version_of, SECRET_VERSION, RESTORE_SECRET]),
+            put_note: script(&[&version_of, PUT_NOTE]),
+            note_connection: script(&[&version_of, NOTE_CONNECTION]),
         }
     }
 }

@@ -63,7 +63,7 @@ impl StorageBackend for Opened {
     }
 }
 
-fn over(disk: &Arc<Disk>) -> EmbeddedStore {
+fn store_on(disk: &Arc<Disk>) -> EmbeddedStore {
     disk.good_writes.store(usize::MAX, Ordering::SeqCst);
     let keyring = Arc::new(ring(1, &[]));
     let path = Path::new("disk");
@@ -93,7 +93,7 @@ async fn loaded_again(store: &EmbeddedStore) -> StoredToken {
 #[tokio::test]
 async fn a_full_disk_loses_nothing_and_recovers() {
     let disk = Arc::new(Disk::default());
-    let store = over(&disk);
+    let store = store_on(&disk);
     save(&store, &key("crm", "a"), token("first")).await.unwrap();
     let mut failed = 0;
     for good in 0..40 {
@@ -116,7 +116,7 @@ async fn a_full_disk_loses_nothing_and_recovers() {
 #[tokio::test]
 async fn a_panic_of_the_database_is_an_error() {
     let disk = Arc::new(Disk::default());
-    let store = over(&disk);
+    let store = store_on(&disk);
     save(&store, &key("crm", "a"), token("a")).await.unwrap();
     disk.panics.store(true, Ordering::SeqCst);
     let failed = save(&store, &key("crm", "a"), token("b")).await;
@@ -129,7 +129,7 @@ async fn a_panic_of_the_database_is_an_error() {
 #[tokio::test]
 async fn queued_writes_are_committed_together() {
     let disk = Arc::new(Disk::default());
-    let store = over(&disk);
+    let store = store_on(&disk);
     let before = disk.commits.load(Ordering::SeqCst);
     save(&store, &key("crm", "a"), token("a")).await.unwrap();
     let alone = disk.commits.load(Ordering::SeqCst) - before;
