@@ -88,7 +88,7 @@ mod tests {
     use crate::model::secret::Secret;
 
     #[test]
-    fn an_identity_covers_exactly_what_a_token_belongs_to() {
+    fn an_identity_covers_exactly_the_settings_of_a_grant() {
         let changed = |change: fn(&mut Connection)| {
             let mut connection = Connection::sample("crm");
             connection.scopes = vec!["a".to_owned(), "b".to_owned()];
