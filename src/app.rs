@@ -180,7 +180,7 @@ impl App {
             reload: self.source.is_some().then_some(reload),
         };
         let api = admin.clone().api();
-        tasks.spawn("news", cache.clone().follow_store_changes());
+        tasks.spawn("store notifications", cache.clone().follow_store_changes());
         tasks.spawn("devices", admin.clone().poll_devices());
         let mut inside = api;
         let connections_max =

@@ -36,7 +36,7 @@ impl Now {
         Now { boot: self.boot.min(other.boot), wall: self.wall.min(other.wall) }
     }
 
-    /// Whether `moment` has passed on either clock.
+    /// True if `moment` has passed on either clock.
     pub fn reached(self, moment: Now) -> bool {
         self.boot >= moment.boot || self.wall >= moment.wall
     }

@@ -119,7 +119,7 @@ impl Caller {
     pub fn may_act_for(&self, subject: &Subject) -> bool {
         let Some(subjects) = &self.subjects else { return subject.as_str() == self.name.as_str() };
         subjects.iter().any(|pattern| match pattern {
-            SubjectPattern::Exact(own) => own == subject,
+            SubjectPattern::Exact(expected) => expected == subject,
             SubjectPattern::Prefix(prefix) => subject.as_str().starts_with(prefix.as_str()),
         })
     }

@@ -58,7 +58,7 @@ pub struct Label {
     pub connection: Name,
     /// `default` for the connection itself.
     pub profile: Name,
-    /// Whether the connection's name alone selects the route, without a profile.
+    /// True if the connection's name alone selects the route, without a profile.
     pub bare: bool,
 }
 
@@ -75,7 +75,7 @@ pub enum Found<'a, T> {
     Route(&'a T),
     /// A route matches, but not for this caller.
     NotAllowed(&'a T),
-    /// Some route matches the origin or mount, but none this path and method.
+    /// A route matches the origin or mount, but none matches this path and method.
     NoRoute,
     /// The path has a reading that matches another route, or none.
     AmbiguousPath,
@@ -319,7 +319,7 @@ impl<T> Entry<T> {
         }
     }
 
-    /// Whether a request with this name, or with none, selects this entry.
+    /// True if a request with this name, or with none, selects this entry.
     fn is_selected_by(&self, named: Option<Named<'_>>) -> bool {
         let Some(Named { connection, profile }) = named else { return !self.only_when_named };
         let label = &self.label;

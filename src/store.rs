@@ -127,10 +127,11 @@ pub trait NoteStore: Send + Sync {
 
 /// Operations of a store that several processes use at once, and that may lose data while they run.
 pub trait SharedStore: Send + Sync {
-    /// Was the record of version `after`, or a later one, removed on purpose rather than lost?
+    /// True if the record of version `after`, or a later one, was removed on purpose rather than lost.
     fn was_removed<'a>(&'a self, key: &'a TokenKey, after: u64) -> StoreFuture<'a, bool>;
 
-    /// Has a holder announced that it would spend the refresh token ([`Lease::renew`]) and not saved the outcome?
+    /// True if a holder announced that it would spend the refresh token ([`Lease::renew`]) and has not saved the
+    /// outcome.
     fn is_in_doubt<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, bool>;
 
     /// Writes back a record that the store has lost, under its own version, unless the store has that version or a
@@ -144,12 +145,12 @@ pub trait SharedStore: Send + Sync {
     fn reconnected_at(&self) -> Option<Instant>;
 
     /// Subscribes to changes made by other processes.
-    fn news(&self) -> broadcast::Receiver<News>;
+    fn subscribe(&self) -> broadcast::Receiver<Notification>;
 }
 
 /// A change notification.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum News {
+pub enum Notification {
     /// Another process has changed the record of this key.
     Changed(TokenKey),
     /// Notifications may have been lost; any record may have changed.
@@ -165,7 +166,7 @@ pub trait Lease: Send + Sync {
     /// [`StoreError::LeaseLost`] if the lease has ended, or the record has changed.
     fn renew(&self, spends: Option<u64>) -> StoreFuture<'_, ()>;
 
-    /// Has an earlier holder announced that it would spend a refresh token and not saved the outcome?
+    /// True if an earlier holder announced that it would spend a refresh token and has not saved the outcome.
     fn is_in_doubt(&self) -> bool;
 
     /// Version of the record, or of its removal, when the lease was acquired; 0: there was neither.

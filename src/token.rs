@@ -1,9 +1,9 @@
 //! The token cache: one slot and one refresher task per token key.
 //!
-//! Lifecycle of a token: `ensure` → publish the stored token if usable → else take the lease, read again, send the refresh
-//! token or the connection's own grant → save → publish, waiters wake → sleep until due or on demand → repeat. A retryable
-//! failure keeps the token and backs off; a permanent one blocks until the next probe, or until a person acts.
-//! Start with: `slot` (what a request sees), `refresher` (the loop), `schedule` (when), `acquire` (how).
+//! Lifecycle of a token: `ensure` → publish the stored token if usable → else take the lease, read again, send the
+//! refresh token or the connection's own grant → save → publish, waiters wake → sleep until due or on demand → repeat.
+//! A retryable failure keeps the token and backs off; a permanent one blocks until the next probe, or until a person
+//! acts. Start with `slot` (what a request sees), `refresher` (the loop), `schedule` (when), `acquire` (how).
 
 mod acquire;
 pub mod deadlines;
@@ -32,7 +32,7 @@ use crate::clock::Clock;
 use crate::model::connection::{Connection, Identity, OriginSet, Tokens};
 use crate::model::secret::Secret;
 use crate::model::token::{Subject, TokenKey};
-use crate::store::{News, NoStore, Store, TokenStore};
+use crate::store::{NoStore, Notification, Store, TokenStore};
 use crate::sync::lock;
 use crate::tasks::Tasks;
 use crate::telemetry::audit::{Audit, Cause, Person};
@@ -111,8 +111,7 @@ impl Slots {
         }
     }
 
-    /// The slot of `subject`'s token; `None` if a required subject is missing, or if slots are keyed by the caller's
-    /// token.
+    /// The slot of `subject`'s token; `None` without a required subject, or if slots are keyed by caller token.
     pub fn slot(&self, subject: Option<&Subject>) -> Option<Arc<TokenSlot>> {
         match self {
             Slots::Shared(slot) => Some(slot.clone()),
@@ -313,12 +312,12 @@ impl TokenCache {
 
     /// Wakes slots whose record another replica changed, until the store closes the notification channel.
     pub async fn follow_store_changes(self: Arc<Self>) {
-        let Some(mut news) = self.services.store.shared().map(|shared| shared.news()) else { return };
+        let Some(mut notifications) = self.services.store.shared().map(|shared| shared.subscribe()) else { return };
         loop {
-            match news.recv().await {
-                Ok(News::Changed(key)) => self.get(&key).iter().for_each(|slot| slot.note_store_change()),
-                Ok(News::Missed) | Err(RecvError::Lagged(_)) => {
-                    self.list().iter().for_each(|slot| slot.note_store_change())
+            match notifications.recv().await {
+                Ok(Notification::Changed(key)) => self.get(&key).iter().for_each(|slot| slot.record_store_change()),
+                Ok(Notification::Missed) | Err(RecvError::Lagged(_)) => {
+                    self.list().iter().for_each(|slot| slot.record_store_change())
                 }
                 Err(RecvError::Closed) => return,
             }

@@ -49,7 +49,7 @@ pub fn forward_proxy(node: &NodeRef<'_>, sink: &mut Sink) -> Option<ForwardProxy
             username.zip(secret::secret(&password, sink))
         }
         (Some(one), None) | (None, Some(one)) => {
-            one.problem(sink, "`username` and `password` go together", "write both, or neither");
+            one.problem(sink, "`username` and `password` must be set together", "write both, or neither");
             None
         }
     };

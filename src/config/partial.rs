@@ -13,7 +13,7 @@ use super::{caller, listener, load, store};
 use crate::model::secret::{Secret, Vault};
 use crate::model::{Name, StoreSettings};
 
-/// Where the instance that runs a configuration listens, and where it keeps its admin token.
+/// Admin addresses of the instance that runs a configuration, and the directory with its admin token.
 #[derive(Debug)]
 pub struct InstanceLocation {
     /// With port 0, only the instance's log has the real port.

@@ -182,7 +182,7 @@ fn redis_kind(section: &Section<'_, RedisFile>, sink: &mut Sink) -> RedisKind {
         (None, false) => RedisKind::Server,
         (primary, true) => {
             if let Some(node) = cluster.filter(|_| primary.is_some()) {
-                node.problem(sink, "`cluster` and `sentinel_primary` exclude each other", "keep one of the two");
+                node.problem(sink, "`cluster` and `sentinel_primary` are mutually exclusive", "keep one of the two");
             }
             RedisKind::Cluster
         }

@@ -34,7 +34,7 @@ pub use token_format::*;
 pub struct Connection {
     /// Unique among all connections; the label `connection` of metrics.
     pub name: Name,
-    /// Which definition this is: `default`, or one of `profiles`.
+    /// Name of this definition: `default`, or one of `profiles`.
     pub profile: Name,
     /// Other definitions of the same client, in configuration order; their own `profiles` are empty.
     pub profiles: Vec<Arc<Connection>>,
@@ -117,7 +117,7 @@ pub struct ScriptSource {
     pub text: String,
 }
 
-/// Who shares the tokens of a connection.
+/// Whether callers share the token of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Tokens {
     /// One token for all callers of the connection.

@@ -71,7 +71,7 @@ impl Json {
             Json::Null => text == "null",
             Json::Bool(value) => text == if *value { "true" } else { "false" },
             Json::Number(number) => text.parse::<f64>() == Ok(*number),
-            Json::Text(own) => own.as_str() == text,
+            Json::Text(value) => value.as_str() == text,
             Json::List(_) | Json::Object(_) => false,
         }
     }

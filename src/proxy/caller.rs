@@ -96,8 +96,10 @@ pub fn subject(callers: &CallerTable, caller: Option<CallerId>, headers: &Header
     let caller = caller.and_then(|id| callers.get(id));
     let subject = match (named.next(), named.next()) {
         (None, _) => {
-            let own = caller.map(|caller| Subject::of_caller(&caller.name));
-            own.ok_or(ProxyError::SubjectRequired("the connection has one token per subject; send Keybearer-Subject"))?
+            let default = caller.map(|caller| Subject::of_caller(&caller.name));
+            default.ok_or(ProxyError::SubjectRequired(
+                "the connection has one token per subject; send Keybearer-Subject",
+            ))?
         }
         (Some(value), None) => value
             .to_str()

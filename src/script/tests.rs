@@ -1,4 +1,4 @@
-//! What hooks may change and return, and how they fail.
+//! Hooks: what they may change and return, and how they fail.
 //!
 //! Not here: resource exhaustion (`bombs`), rejected sources (`refused`), the available functions (`functions`).
 
@@ -38,13 +38,13 @@ fn response(text: &str) -> Response {
     Response { status: 201, headers: fields(&[("X-Id", "7"), ("X-Id", "8")]), text: text.into() }
 }
 
-/// Runs `body` as the token request's hook.
+/// Runs `body` as the token request hook.
 fn on_request(body: &str) -> Result<Request, Failure> {
     let source = format!("fn token_request(request, ctx) {{ {body} }}");
     Script::compile(&source).expect("the script compiles").token_request(request(), &context())
 }
 
-/// Runs `body` as the token response's hook.
+/// Runs `body` as the token response hook.
 fn on_response(body: &str, text: &str) -> Result<(u16, String), Failure> {
     let source = format!("fn token_response(response, ctx) {{ {body} }}");
     let script = Script::compile(&source).expect("the script compiles");

@@ -19,7 +19,7 @@ pub use shared::shared_store;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Does the store hold secrets?
+/// How the store treats secrets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Secrets {
     Kept,

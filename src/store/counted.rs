@@ -11,7 +11,7 @@ use tokio::sync::broadcast;
 use tokio::time::Instant;
 
 use super::{
-    Lease, News, Note, NoteStore, Page, SecretStore, SharedStore, Store, StoreError, StoreFuture, StoredToken,
+    Lease, Note, NoteStore, Notification, Page, SecretStore, SharedStore, Store, StoreError, StoreFuture, StoredToken,
     TokenStore,
 };
 use crate::model::Name;
@@ -160,8 +160,8 @@ impl SharedStore for CountedShared {
         self.store.reconnected_at()
     }
 
-    fn news(&self) -> broadcast::Receiver<News> {
-        self.store.news()
+    fn subscribe(&self) -> broadcast::Receiver<Notification> {
+        self.store.subscribe()
     }
 }
 

@@ -181,11 +181,11 @@ fn get(transaction: &ReadTransaction, table: Table, name: &[u8]) -> Result<Optio
 fn put(
     table: &mut RecordTable<'_>,
     keyring: &Keyring,
-    (own, name): (Table, &[u8]),
+    (kind, name): (Table, &[u8]),
     wall: u64,
     text: &[u8],
 ) -> Result<u64, redb::Error> {
-    let sealed_in = sealed_in(&own, name);
+    let sealed_in = sealed_in(&kind, name);
     // The version of a record that does not open is not trusted.
     let before = table.get(name)?.and_then(|sealed| Some(keyring.open(sealed_in, sealed.value()).ok()?.0));
     let version = before.map_or(wall, |before| before.saturating_add(1).max(wall));

@@ -58,7 +58,7 @@ pub enum OpenError {
     )]
     WrongKey { path: PathBuf, sealed_under: KeyId, configured: Vec<KeyId> },
     #[error(
-        "{} has format {found}, written by a newer keybearer; use that version, or another file",
+        "{} has format {found}, written by a newer version of Keybearer; use that version, or another file",
         path.display()
     )]
     NewerFormat { path: PathBuf, found: u32 },

@@ -109,9 +109,9 @@ impl TokenStore for MemoryStore {
     fn list<'a>(&'a self, connection: &'a Name, after: Option<&'a TokenKey>, limit: usize) -> StoreFuture<'a, Page> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let records = self.records();
-        let own =
+        let matching =
             records.range::<TokenKey, _>((from, Bound::Unbounded)).filter(|(key, _)| key.connection == *connection);
-        let page = own.take(limit).map(|(key, token)| (key.clone(), Ok(token.clone()))).collect();
+        let page = matching.take(limit).map(|(key, token)| (key.clone(), Ok(token.clone()))).collect();
         Box::pin(async move { Ok(page) })
     }
 

@@ -88,7 +88,7 @@ impl Header {
 pub enum UnsealError {
     #[error("it is truncated")]
     Torn,
-    #[error("a newer version of keybearer wrote it; upgrade, or restore a backup")]
+    #[error("a newer version of Keybearer wrote it; upgrade, or restore a backup")]
     Newer,
     #[error("it is sealed under a key that is not configured; add that key to `store.seal_key`")]
     Key(KeyId),
@@ -100,7 +100,7 @@ impl UnsealError {
     pub fn why(self) -> &'static str {
         match self {
             UnsealError::Torn => "it is truncated",
-            UnsealError::Newer => "a newer version of keybearer wrote it; upgrade, or restore a backup",
+            UnsealError::Newer => "a newer version of Keybearer wrote it; upgrade, or restore a backup",
             UnsealError::Key(_) => "it is sealed under a key that is not configured; add that key to `store.seal_key`",
             UnsealError::Changed => "it was changed, or moved from another record",
         }

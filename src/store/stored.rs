@@ -35,17 +35,17 @@ pub struct StoredToken {
 }
 
 impl StoredToken {
-    /// Was the token granted for this definition of the connection?
+    /// True if the token was granted for this definition of the connection.
     pub fn matches(&self, connection: &Connection) -> bool {
         self.identity == connection.identity() && self.origins.covers(&connection.origins())
     }
 
-    /// Has a refresh left the refresh token unchanged? Then the server does not rotate it.
+    /// True if a refresh left the refresh token unchanged: the server does not rotate it.
     pub fn has_reusable_refresh_token(&self) -> bool {
         self.refresh_life.since.is_some_and(|since| since < self.obtained.wall)
     }
 
-    /// Has the access token expired on both clocks, with no refresh token left to keep? A refresh token is kept until
+    /// True if the access token has expired on both clocks and no refresh token is left. A refresh token is kept until
     /// the server refuses it, whatever lifetime was stated.
     pub fn is_disposable(&self, now: Now) -> bool {
         let end = self.obtained.plus(self.lifetime);
@@ -66,7 +66,7 @@ pub struct RefreshLife {
 /// How the next token is acquired.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refresh {
-    /// The server gave no refresh token.
+    /// The server issued no refresh token.
     None,
     /// Sent in the next refresh (RFC 6749 §6).
     Token(RefreshToken),

@@ -25,11 +25,11 @@ pub enum Event {
         error: String,
         retry: Option<WallTime>,
     },
-    /// The new configuration is in force, except for the keys that need a restart.
+    /// The new configuration was applied, except for the keys that need a restart.
     ConfigurationReloaded {
         restart_required: Vec<&'static str>,
     },
-    /// The previous configuration stays in force.
+    /// The previous configuration stays active.
     ConfigurationRefused {
         problems: usize,
     },

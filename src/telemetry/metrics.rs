@@ -175,16 +175,13 @@ impl Metrics {
             reloads: counter("keybearer_config_reloads_total", "Attempts to reload the configuration.", &["outcome"])?,
             last_reload_successful: register(
                 &registry,
-                IntGauge::new(
-                    "keybearer_config_last_reload_successful",
-                    "1 if the last reload succeeded: the current configuration is in force.",
-                )?,
+                IntGauge::new("keybearer_config_last_reload_successful", "1 if the last reload succeeded.")?,
             )?,
             last_reload_success: register(
                 &registry,
                 Gauge::new(
                     "keybearer_config_last_reload_success_timestamp_seconds",
-                    "Time at which the configuration in force was loaded.",
+                    "Time at which the current configuration was loaded.",
                 )?,
             )?,
             restart_required: register(
@@ -240,7 +237,7 @@ impl Metrics {
         self.registry.register(Box::new(DroppedLines::new(dropped)?))
     }
 
-    /// Records that a configuration has been in force since `wall`.
+    /// Records that a configuration was applied at `wall`.
     pub fn configuration_applied(&self, wall: WallTime, restart_required: bool) {
         self.last_reload_successful.set(1);
         self.last_reload_success.set(wall.as_secs_f64());
@@ -260,7 +257,7 @@ impl Metrics {
         self.reloads.with_label_values(&["applied"]).inc();
     }
 
-    /// The new configuration was refused; the previous one stays in force.
+    /// The new configuration was refused; the previous one stays active.
     pub fn reload_refused(&self) {
         self.reloads.with_label_values(&["refused"]).inc();
         self.last_reload_successful.set(0);

@@ -115,7 +115,7 @@ impl Authority {
         })
     }
 
-    /// Whether this authority uses exactly this CA.
+    /// True if this authority uses exactly this CA.
     pub fn is_of(&self, interception: &Interception) -> bool {
         self.interception == *interception
     }

@@ -1,7 +1,8 @@
 //! The HTML of the pages: what happened, and what to do next.
 //!
-//! Invariants: every text that is not a literal of ours is escaped; a page loads no resource, runs no script, is not cached
-//! and sends no Referer to other sites. Our own site gets the Referer: without it Chromium sends `Origin: null` with a form.
+//! Invariants: every text that is not a literal of ours is escaped; a page loads no resource, runs no script, is not
+//! cached and sends no Referer to other sites. Our own site gets the Referer: without it Chromium sends `Origin: null`
+//! with a form.
 
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};

@@ -157,7 +157,7 @@ fn rejection_sign(section: &Section<'_, TokenRejectedFile>, sink: &mut Sink) -> 
         (None, None) => None,
         (Some(a), Some(b)) => Some((a, b)),
         (Some(a), None) | (None, Some(a)) => {
-            a.problem(sink, format!("`{}` and `{}` go together", one.1, other.1), hint);
+            a.problem(sink, format!("`{}` and `{}` must be set together", one.1, other.1), hint);
             None
         }
     };

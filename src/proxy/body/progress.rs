@@ -56,7 +56,7 @@ impl Progress {
         }
     }
 
-    /// Was the whole body handed to the upstream connection?
+    /// True if the whole body was handed to the upstream connection.
     pub fn is_done(&self) -> bool {
         matches!(self.sending.get(), Sending::Done(_))
     }

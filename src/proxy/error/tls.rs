@@ -120,7 +120,7 @@ impl TlsFault {
 }
 
 fn alert_name(id: u8) -> Option<&'static str> {
-    ALERTS.iter().find(|(own, _)| *own == id).map(|(_, name)| *name)
+    ALERTS.iter().find(|(number, _)| *number == id).map(|(_, name)| *name)
 }
 
 /// Name and number; the number alone if the alert is not registered.

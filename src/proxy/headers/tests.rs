@@ -1,4 +1,4 @@
-//! Which fields are removed, added and read.
+//! Header fields that are removed, added and read.
 
 use super::*;
 

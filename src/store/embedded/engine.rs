@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::store::error::OpenError;
 
-/// Most requests between two commits.
+/// Maximum number of requests between two commits.
 const BATCH_MAX: usize = 256;
 /// Retry interval of opening the file.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
@@ -35,7 +35,7 @@ pub type Reopen = Box<dyn Fn() -> Result<Database, OpenError> + Send>;
 
 /// Work inside a transaction.
 pub trait Job<Tx>: Send {
-    /// Is the caller still waiting?
+    /// True if the caller is still waiting.
     fn has_waiter(&self) -> bool;
 
     /// May run again, in another transaction, if this one fails.

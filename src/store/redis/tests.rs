@@ -11,7 +11,7 @@ use crate::model::connection::{Identity, OriginSet};
 use crate::model::secret::SealKey;
 use crate::model::token::{AccessToken, RefreshToken, Subject};
 use crate::model::{RedisAt, RedisKind};
-use crate::store::{News, Refresh, conformance};
+use crate::store::{Notification, Refresh, conformance};
 use rig::Redis;
 
 #[path = "../../../tests/it/rig/redis.rs"]
@@ -206,15 +206,15 @@ async fn a_lost_secret_is_written_back_unless_it_was_removed_or_replaced() {
 async fn replicas_are_notified_of_changes_and_interruptions() {
     let mut redis = Redis::start().await;
     let ((one, _t), (other, tasks)) = (open(&redis, 1), open(&redis, 1));
-    let mut news = other.backend.news();
+    let mut notifications = other.backend.subscribe();
     other.follow(&tasks);
-    assert_eq!(timeout(5 * SECOND, news.recv()).await.expect("no timeout"), Ok(News::Missed));
+    assert_eq!(timeout(5 * SECOND, notifications.recv()).await.expect("no timeout"), Ok(Notification::Missed));
     let key = key("crm", Some("ann"));
     // A replica is not notified of its own changes.
     save(&other, &key, rotating("own")).await.expect("save succeeds");
     save(&one, &key, rotating("t")).await.expect("save succeeds");
-    assert_eq!(timeout(SECOND, news.recv()).await.expect("no timeout"), Ok(News::Changed(key)));
+    assert_eq!(timeout(SECOND, notifications.recv()).await.expect("no timeout"), Ok(Notification::Changed(key)));
     redis.stop().await;
     redis.start_again().await;
-    assert_eq!(timeout(5 * SECOND, news.recv()).await.expect("no timeout"), Ok(News::Missed));
+    assert_eq!(timeout(5 * SECOND, notifications.recv()).await.expect("no timeout"), Ok(Notification::Missed));
 }

@@ -70,7 +70,7 @@ impl Fleet {
             let (events, audit) = (Events::default(), Audit::default());
             let cache = TokenCache::new(store, clock.clone(), tasks.clone(), metrics.clone(), events, audit);
             let slot = shared(cache.ensure(&connection, Box::new(SimulatedEndpoint(handle.clone(), clock.clone()))));
-            tasks.spawn("news", Arc::new(cache).follow_store_changes());
+            tasks.spawn("store notifications", Arc::new(cache).follow_store_changes());
             (handle, slot)
         };
         let replicas = (0..count).map(join).collect();
@@ -81,32 +81,33 @@ impl Fleet {
         pick(lock(&self.world).random())
     }
 
-    fn span(&self, least: Duration, most: Duration) -> Duration {
-        Duration::from_millis(self.random(|random| random.u64(least.as_millis() as u64..=most.as_millis() as u64)))
+    fn random_span(&self, min: Duration, max: Duration) -> Duration {
+        Duration::from_millis(self.random(|random| random.u64(min.as_millis() as u64..=max.as_millis() as u64)))
     }
 
     async fn inject_fault(&self, fault: Fault) {
-        let one = |fleet: &Fleet| fleet.replicas[fleet.random(|random| random.usize(..fleet.replicas.len()))].0.clone();
+        let any_replica =
+            |fleet: &Fleet| fleet.replicas[fleet.random(|random| random.usize(..fleet.replicas.len()))].0.clone();
         match (fault, self.random(|random| random.u8(..4))) {
             (Fault::Silence, _) => {}
             (Fault::Absence, 0) => {
-                let span = self.span(SECOND, PAUSE_MAX / 2);
+                let span = self.random_span(SECOND, PAUSE_MAX / 2);
                 lock(&self.world).take_down(span);
                 self.replicas.iter().for_each(|(handle, _)| handle.cut(span));
                 sleep(span).await;
                 lock(&self.world).reconnect();
             }
             (Fault::Absence, 1) => {
-                let (handle, span) = (one(self), self.span(SECOND, PAUSE_MAX));
+                let (handle, span) = (any_replica(self), self.random_span(SECOND, PAUSE_MAX));
                 handle.cut(span);
                 self.tasks.spawn("reconnect", async move {
                     sleep(span).await;
                     handle.reconnect().await;
                 });
             }
-            (Fault::Absence, _) => one(self).pause(self.span(SECOND, PAUSE_MAX)),
+            (Fault::Absence, _) => any_replica(self).pause(self.random_span(SECOND, PAUSE_MAX)),
             (Fault::Loss, kind) => {
-                let back = self.span(Duration::ZERO, ROLLBACK_MAX);
+                let back = self.random_span(Duration::ZERO, ROLLBACK_MAX);
                 lock(&self.world).lose_records((kind < 2).then_some(back));
                 lock(&self.world).reconnect();
             }
@@ -119,14 +120,14 @@ impl Fleet {
         let (faults_end, end) = (Instant::now() + 3 * LIFETIME, Instant::now() + 4 * LIFETIME + LIFETIME / 2);
         {
             let mut world = lock(&self.world);
-            world.odds = Odds { store: 0.01, news: 0.02, refused: 0.02, ..Odds::default() };
+            world.odds = Odds { store: 0.01, notification: 0.02, refused: 0.02, ..Odds::default() };
             match fault {
                 Fault::Absence => (world.odds.pause, world.pause_max) = (0.05, PAUSE_MAX),
                 Fault::Loss => world.odds.loss = 0.1,
                 Fault::Silence => world.odds.lost = 0.1,
             }
         }
-        let mut next = Instant::now() + self.span(Duration::ZERO, LIFETIME / 4);
+        let mut next = Instant::now() + self.random_span(Duration::ZERO, LIFETIME / 4);
         while Instant::now() < end {
             sleep(5 * SECOND).await;
             self.check_replicas(&mut without_token);
@@ -134,10 +135,10 @@ impl Fleet {
                 lock(&self.world).odds = Odds::default();
             } else if Instant::now() > next {
                 self.inject_fault(fault).await;
-                next = Instant::now() + self.span(LIFETIME / 20, LIFETIME / 2);
+                next = Instant::now() + self.random_span(LIFETIME / 20, LIFETIME / 2);
             }
         }
-        // No rotation is under way at the end.
+        // Wait for a rotation in progress.
         while lock(&self.world).is_held() {
             sleep(SECOND / 10).await;
         }
@@ -151,8 +152,8 @@ impl Fleet {
             let serves = state.token.as_ref().is_some_and(|token| token.is_usable(self.clock.now()));
             *without_token = if serves { None } else { without_token.or(Some(now)) };
             let since = without_token.map(|since| since.max(healthy_since));
-            let lack = since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-            assert!(lack <= UNAVAILABLE_MAX, "seed {}: no token for {lack:?}: {:?}", self.seed, state.last_failure);
+            let gap = since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+            assert!(gap <= UNAVAILABLE_MAX, "seed {}: no token for {gap:?}: {:?}", self.seed, state.last_failure);
         }
     }
 
@@ -190,8 +191,8 @@ fn run_schedules(fault: Fault, replicas: usize, seeds: std::ops::Range<u64>) {
     let fails = |seed: &u64| std::panic::catch_unwind(|| run(*seed)).is_err();
     let failed: Vec<u64> = std::thread::scope(|scope| {
         let halves = [0, 1].map(|odd| {
-            let own = seeds.clone().filter(move |seed| seed % 2 == odd);
-            scope.spawn(move || own.filter(fails).collect::<Vec<_>>())
+            let half = seeds.clone().filter(move |seed| seed % 2 == odd);
+            scope.spawn(move || half.filter(fails).collect::<Vec<_>>())
         });
         halves.into_iter().flat_map(|half| half.join().unwrap()).collect()
     });
@@ -261,7 +262,7 @@ async fn after_a_gateways_504_no_replica_reuses_the_refresh_token_while_the_toke
 #[tokio::test(start_paused = true)]
 async fn a_revocation_reaches_every_replica_within_the_poll_interval_without_notifications() {
     let fleet = Fleet::start(1, 3);
-    lock(&fleet.world).odds.news = 1.0;
+    lock(&fleet.world).odds.notification = 1.0;
     sleep(SECOND).await;
     let serving = || {
         let serves = |slot: &TokenSlot| slot.state().token.is_some();

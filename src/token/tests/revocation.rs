@@ -111,9 +111,9 @@ async fn each_callers_token_is_exchanged_once_and_not_stored() {
         panic!("slots of another kind")
     };
     let mut tokens = Vec::new();
-    for own in ["one", "other", "one"] {
-        let slot = slots.slot_of_token(&Secret::new(own));
-        assert!(!slot.key.to_string().contains(own));
+    for caller_token in ["one", "other", "one"] {
+        let slot = slots.slot_of_token(&Secret::new(caller_token));
+        assert!(!slot.key.to_string().contains(caller_token));
         let token = slot.token(&clock, Instant::now() + SECOND).await.unwrap();
         tokens.push(token.access_token.expose().to_owned());
     }

@@ -261,7 +261,7 @@ async fn values_of_other_programs_are_neither_read_nor_kept() {
     assert!(traffic.end(one).await > 100);
     fleet.assert_no_token_spent_twice().await;
     assert_eq!(redis.cli(&["ZCARD", "keybearer:{crm}:tokens"]).await, "1");
-    assert!(one.log().contains("is larger than any keybearer record"), "{}", one.log());
+    assert!(one.log().contains("is larger than any Keybearer record"), "{}", one.log());
 }
 
 #[tokio::test]

@@ -71,7 +71,7 @@ async fn resealing_keeps_concurrent_changes() {
 
     // A third replica has the new key only.
     let records = new.records(tokio::runtime::Handle::current());
-    tasks.blocking(move || records.resealed()).await.expect("the task completes").expect("Redis replies");
+    tasks.blocking(move || records.finish_reseal()).await.expect("the task completes").expect("Redis replies");
     let (store, _v) = open(&redis, 2);
     let text = async |key: &TokenKey| {
         store.load(key).await.expect("load succeeds").map(|held| held.access_token.expose().to_owned())

@@ -1,7 +1,7 @@
 //! Change notifications between replicas (pub/sub), and reconnecting after an outage.
 //!
 //! Invariants: a notification names only the record and the replica that changed it; after each interruption any record
-//! may have changed ([`News::Missed`]).
+//! may have changed ([`Notification::Missed`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::backend::Backend;
 use crate::model::time::WallTime;
 use crate::model::token::TokenKey;
-use crate::store::{News, StoreError};
+use crate::store::{Notification, StoreError};
 
 /// Notifications queued for a slow receiver.
 pub const QUEUE_MAX: usize = 4096;
@@ -54,7 +54,7 @@ pub async fn reconnect(backend: Arc<Backend>) {
     }
 }
 
-/// Forwards notifications to [`crate::store::SharedStore::news`].
+/// Forwards notifications to [`crate::store::SharedStore::subscribe`].
 pub async fn follow(backend: Arc<Backend>) {
     loop {
         if let Err(error) = listen(&backend).await {
@@ -67,22 +67,25 @@ pub async fn follow(backend: Arc<Backend>) {
 async fn listen(backend: &Backend) -> Result<(), StoreError> {
     let failed = |error| backend.link.unavailable(&error);
     let late = || StoreError::Unavailable("Redis: the reply timed out".to_owned());
-    let send = |news| {
+    let send = |notification| {
         // There may be no receiver.
-        let _ = backend.news.send(news);
+        let _ = backend.notifications.send(notification);
     };
     let (info, stream) = backend.link.dial().await?;
     let mut pubsub = timeout(REPLY_TIMEOUT, PubSub::new(&info, stream)).await.map_err(|_| late())?.map_err(failed)?;
-    timeout(REPLY_TIMEOUT, pubsub.subscribe(backend.names.news())).await.map_err(|_| late())?.map_err(failed)?;
+    timeout(REPLY_TIMEOUT, pubsub.subscribe(backend.names.notifications()))
+        .await
+        .map_err(|_| late())?
+        .map_err(failed)?;
     let (mut sink, mut messages) = pubsub.split();
     backend.compare_clocks().await;
     backend.restore_secrets().await?;
-    send(News::Missed);
+    send(Notification::Missed);
     loop {
         match timeout(PING_INTERVAL, messages.next()).await {
             Ok(Some(message)) => {
                 if let Some(key) = backend.parse_news(message.get_payload_bytes()) {
-                    send(News::Changed(key));
+                    send(Notification::Changed(key));
                 }
             }
             Ok(None) => return Ok(()),
