@@ -162,7 +162,7 @@ async fn run_names_an_address_that_is_in_use() {
     let output = run(&["run", "--config", file.name()]).await;
     let text = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.contains(&format!("the listener proxy cannot be opened at {address}")), "{text}");
+    assert!(text.contains(&format!("listener proxy cannot bind {address}")), "{text}");
 }
 
 #[tokio::test]

@@ -125,7 +125,7 @@ async fn an_unreadable_key_or_certificate_is_reported_with_cause_and_remedy() {
         (
             presented("v1", "key"),
             "mutual_tls.certificate",
-            "v1 holds a certificate of X.509 version 1, which TLS here cannot",
+            "v1 holds a certificate of X.509 version 1, which cannot be presented over TLS",
         ),
         (presented("v1", "key"), "mutual_tls.certificate", "; reissue it as version 3"),
         ("authorization_server: {trust: [flat]}".to_owned(), "authorization_server.trust[0]", "instead of line breaks"),
