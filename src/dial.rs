@@ -58,7 +58,7 @@ struct Rules {
     hosts: HashMap<Host, (IpAddr, Option<u16>)>,
     policy: AddressPolicy,
     egress_proxy: Option<EgressProxy>,
-    /// For dialling the egress proxy alone: it may have a private address.
+    /// Only for dialling the egress proxy: it may have a private address.
     proxy_policy: AddressPolicy,
 }
 

@@ -3,7 +3,7 @@
 //! Bounds the requests in flight to one origin, the upstream connections in use, tunnels, downstream connections and
 //! name lookups.
 //! Invariants: without waiters, entering and leaving is one atomic operation (under fair sharing, only for the first
-//! half of the permits); with waiters, permits change hands under the lock alone, so a released permit goes to exactly
+//! half of the permits); with waiters, permits change hands only under the lock, so a released permit goes to exactly
 //! one waiter; no newcomer overtakes a waiter that may enter; callers are served round-robin, and the requests of one
 //! caller in FIFO order. Under fair sharing, from 15 permits on, one caller never holds the last ones, so another
 //! caller gets a permit even if the first releases none.

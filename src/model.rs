@@ -36,7 +36,7 @@ pub use egress::Egress;
 pub use listener::{ListenAt, Listener, ListenerTls, Listeners, ProxyListener};
 pub use store::{RedisAt, RedisKind, RedisSettings, StoreKind, StoreSettings};
 
-/// Root certificates, in addition to the platform's or in place of them.
+/// Root certificates, in addition to the platform's or instead of them.
 pub type Roots = Arc<[CertificateDer<'static>]>;
 
 /// The whole configuration, with references resolved and defaults filled in.
@@ -66,7 +66,7 @@ pub struct Model {
     pub timeouts: Timeouts,
     pub limits: Limits,
     pub log: Log,
-    /// `None`: no traces.
+    /// `None`: no traces are exported.
     pub tracing: Option<Tracing>,
     pub audit: Audit,
     pub connections: Vec<Arc<Connection>>,
@@ -195,7 +195,7 @@ pub struct Log {
     pub requests: LogRequests,
 }
 
-/// Where traces go.
+/// Trace export.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tracing {
     /// The full URL for OTLP over HTTP.
@@ -227,7 +227,7 @@ pub enum LogFormat {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LogRequests {
     Off,
-    /// Requests for which the proxy itself responded with an error.
+    /// Requests that the proxy itself answered with an error, and those whose response the upstream cut off.
     #[default]
     Errors,
     All,

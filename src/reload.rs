@@ -1,4 +1,4 @@
-//! Reload: applies a changed configuration as a whole, or not at all.
+//! Reload: applies a changed configuration completely or not at all.
 //!
 //! Load → ensure slots → swap the snapshot → forget old slots. Triggered by SIGHUP, by changed files and by the API.
 //! Not here: validation (`config`). Invariants: one reload runs at a time, and the last one wins; a refused

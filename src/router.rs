@@ -51,7 +51,7 @@ impl Callers {
     }
 }
 
-/// The names by which a request may select a route.
+/// The names that a request may use to select a route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Label {
     /// Selects the route together with `profile`, or alone if `bare` is set.

@@ -1,6 +1,6 @@
 //! The configuration as requests see it: routes bound to token slots, callers, TLS profiles, limits.
 //!
-//! Immutable; a reload replaces it as a whole. Invariant: a request loads it once, so it never sees two configurations.
+//! Immutable; a reload replaces all of it. Invariant: a request loads it once, so it never sees two configurations.
 
 mod links;
 

@@ -62,7 +62,7 @@ fn url_refused(detail: impl Into<String>) -> Problem {
 }
 
 impl<'a> Trial<'a> {
-    /// Checks the request against the routes that carry the token of this `definition`.
+    /// Checks the request against the routes that inject the token of this `definition`.
     pub fn new(
         bound: &'a BoundConnection,
         definition: &Connection,

@@ -50,7 +50,7 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 /// The store and the state directory of a configuration; problems of other keys are ignored.
 ///
 /// # Errors
-/// The problems of those two keys, and of the file as a whole.
+/// The problems of those two keys, and of the whole file.
 pub fn store_of(path: &Path) -> Result<(StoreSettings, PathBuf), Problems> {
     let mut sink = Sink::default();
     let source = load::read(path, &mut sink);

@@ -70,7 +70,7 @@ impl Subject {
         Subject(name.as_str().into())
     }
 
-    /// Safe in a log; a digest if the subject stands for a caller's token.
+    /// Safe to log; the digest of the token if the subject was derived from a caller's token.
     pub fn as_str(&self) -> &str {
         &self.0
     }

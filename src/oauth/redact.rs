@@ -28,7 +28,7 @@ impl Redactor {
         Redactor::from_parts(secrets, values.map(|(_, value)| value.clone()).chain([client_id.to_owned()]).collect())
     }
 
-    /// A text with any part of a secret is dropped; `values` are masked where they occur as a whole.
+    /// A text with any part of a secret is dropped; `values` are masked where they occur in full.
     pub fn from_parts(secrets: Vec<Secret>, mut values: Vec<String>) -> Redactor {
         values.retain(|value| value.len() >= MASKED_BYTES_MIN);
         // The longest first, so that masking a shorter one does not split a longer one.

@@ -25,7 +25,7 @@ use crate::model::time::BootTime;
 const RESPONSE_BYTES_MAX: usize = 1024 * 1024;
 const DETAIL_CHARS_MAX: usize = 300;
 
-/// The response of any endpoint of an authorization server, as a whole.
+/// The complete response of any endpoint of an authorization server.
 pub struct TokenResponse {
     pub status: StatusCode,
     pub headers: HeaderMap,

@@ -1,6 +1,6 @@
 //! Identifies the caller, its subject and the connection that it names. Pure.
 //!
-//! Invariants: a credential decides alone; a wrong one is never excused by the caller's address. All callers are
+//! Invariants: a credential takes precedence; the caller's address never excuses a wrong one. All callers are
 //! compared in full, so the time taken reveals nothing about a secret.
 
 use base64::prelude::{BASE64_STANDARD, Engine};

@@ -1,4 +1,4 @@
-//! Links that people open to connect a connection to their account.
+//! Links that people open to connect their accounts.
 //!
 //! Not here: what opening a link does (`admin::consent`).
 //! Invariants: a link for a subject is sealed to connection, profile and subject, and valid for ten minutes; any

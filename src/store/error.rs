@@ -21,7 +21,7 @@ pub enum StoreError {
         /// The token whose record was not written.
         key: TokenKey,
     },
-    /// The store as a whole failed: a full disk, a missing file, no connection. Retryable.
+    /// The whole store failed: a full disk, a missing file, no connection. Retryable.
     #[error("store unavailable: {0}")]
     Unavailable(String),
     /// One record is truncated, tampered with, or sealed under a key that is not configured.

@@ -93,7 +93,7 @@ pub struct Granted {
     pub refresh_token_ends: Option<WallTime>,
 }
 
-/// The slot's value, replaced as a whole.
+/// The slot's value, always replaced in one step.
 #[derive(Debug, Clone, Default)]
 pub struct SlotState {
     pub token: Option<Arc<InjectedToken>>,

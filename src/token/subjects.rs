@@ -18,7 +18,7 @@ use crate::model::token::{Subject, TokenKey};
 use crate::store::StoredToken;
 use crate::sync::lock;
 
-/// LRU cache of subjects' slots, over all connections.
+/// LRU cache of subjects' slots, shared by all connections.
 #[derive(Debug, Clone)]
 pub(super) struct SubjectCache(Arc<Mutex<LruCache<TokenKey, Arc<TokenSlot>>>>);
 

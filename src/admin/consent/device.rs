@@ -37,7 +37,7 @@ const POLL_INTERVAL_MAX: Duration = Duration::from_secs(60);
 const STORE_POLL_INTERVAL: Duration = Duration::from_secs(15);
 /// Minimum pause between two rounds of polls.
 const ROUND_PAUSE_MIN: Duration = Duration::from_millis(50);
-/// Maximum of concurrent polls over all flows.
+/// Maximum number of concurrent polls, all flows together.
 const POLLS_MAX: usize = 64;
 /// Grace period of a poll beyond the timeout of its request.
 const POLL_GRACE: Duration = Duration::from_secs(2);

@@ -40,7 +40,7 @@ fn exchange_timeout(connection: &Connection) -> Duration {
     connection.authorization_server.timeout * 2 + EXCHANGE_GRACE
 }
 
-/// Claims the exchange for this request alone.
+/// Claims the exchange exclusively for this request.
 pub async fn claim(admin: &Admin, id: &FlowId, connection: &Connection) -> Result<(), ClaimError> {
     let until = admin.clock.now().wall + exchange_timeout(connection) + SAVE_TIMEOUT;
     advance(admin, id, &Status::Exchanging { until: until.as_secs() }).await

@@ -123,7 +123,7 @@ fn alert_name(id: u8) -> Option<&'static str> {
     ALERTS.iter().find(|(number, _)| *number == id).map(|(_, name)| *name)
 }
 
-/// Name and number; the number alone if the alert is not registered.
+/// Name and number; only the number if the alert is not registered.
 fn describe(id: u8) -> String {
     alert_name(id).map_or_else(|| id.to_string(), |name| format!("{name} ({id})"))
 }

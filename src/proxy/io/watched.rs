@@ -88,7 +88,7 @@ impl Watched {
         }
     }
 
-    /// The socket, if it carries this stream alone; `None` inside HTTP/2.
+    /// The socket, if it carries only this stream; `None` inside HTTP/2.
     pub fn own_socket(&self) -> Option<Socket> {
         self.watch.presence.socket().filter(|_| !self.is_inside_http2()).cloned()
     }

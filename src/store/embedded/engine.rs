@@ -23,7 +23,7 @@ const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
 /// Why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
-    /// The store as a whole failed; retryable.
+    /// The whole store failed; retryable.
     Unavailable(String),
     /// The part of the file that the request needs is damaged.
     Damaged,
@@ -131,7 +131,7 @@ impl Engine {
         self.close();
     }
 
-    /// Commits all jobs together; if the file is damaged, each by itself.
+    /// Commits all jobs in one transaction; if the file is damaged, one transaction per job.
     fn write(&mut self, mut jobs: Vec<Box<dyn Job<WriteTransaction>>>) {
         if jobs.is_empty() {
             return;

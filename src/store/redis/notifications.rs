@@ -26,7 +26,7 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
 const CLOCK_SKEW_MAX: Duration = Duration::from_secs(3);
 
 impl Backend {
-    /// Warns of clock skew: a stored token ages by the clock of the replica that obtained it.
+    /// Warns of clock skew: the expiry of a stored token depends on the clock of the replica that acquired it.
     async fn compare_clocks(&self) {
         let Ok((seconds, micros)) = self.link.query::<(u64, u64)>(&redis::cmd("TIME")).await else { return };
         let (its, ours) = (WallTime::from_secs(seconds) + Duration::from_micros(micros), self.codec.wall());
@@ -46,7 +46,7 @@ impl Backend {
     }
 }
 
-/// Reconnects after outages, even while there are no calls.
+/// Reconnects after outages, even if no call needs the connection.
 pub async fn reconnect(backend: Arc<Backend>) {
     loop {
         tokio::time::sleep(RETRY_INTERVAL).await;
