@@ -79,7 +79,7 @@ pub struct RefreshRefusedFile {
     /// Error code, as the server sends it.
     #[schemars(extend("examples" = ["unauthorized_client"]))]
     pub error: Field<shape::Text>,
-    /// Text in the error description, in any case.
+    /// Text in the error description, ignoring case.
     #[schemars(extend("examples" = ["refresh_token"]))]
     pub description_contains: Field<shape::Text>,
 }
@@ -130,7 +130,7 @@ pub struct TokenRejectedFile {
     /// Header of the response.
     #[schemars(extend("examples" = ["WWW-Authenticate"]))]
     pub header: Field<shape::Text>,
-    /// Text in the header, in any case.
+    /// Text in the header, ignoring case.
     #[schemars(extend("examples" = ["invalid_token"]))]
     pub contains: Field<shape::Text>,
     /// JSON pointer (RFC 6901) into a JSON body of at most 64 KiB.
