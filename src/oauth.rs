@@ -104,7 +104,7 @@ pub struct TokenEndpoint {
     preferred: AtomicUsize,
 }
 
-/// Shows the name alone: the fields may hold secrets.
+/// Shows only the name: the fields may hold secrets.
 impl fmt::Debug for TokenEndpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "TokenEndpoint({})", self.connection.name)

@@ -1,8 +1,8 @@
 //! Egress policy: which addresses may be dialled.
 //!
 //! A private address needs a host that the configuration names, or a network in `egress.allow_private`. Link-local,
-//! metadata, unspecified and multicast addresses and our own listeners need a route that names that very address. A
-//! literal address in a route or URL is permitted at that port alone, and only to requests that name the address
+//! metadata, unspecified and multicast addresses and our own listeners need a route that names exactly that address. A
+//! literal address in a route or URL is permitted only at that port, and only to requests that name the address
 //! literally. An address that embeds others (IPv4-mapped, NAT64, 6to4, Teredo) is judged by each of them, since its
 //! packets are sent there.
 

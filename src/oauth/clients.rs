@@ -114,8 +114,8 @@ impl HttpClients {
             ServerProxy::Own(proxy) => Some(proxy),
         };
         let proxy_host = proxy.and_then(|proxy| Host::parse(proxy.url.host_str()?).ok());
-        // The proxy's own name may resolve to a private address, for this client alone: callers cannot reach it that
-        // way.
+        // The proxy's own name may resolve to a private address, which only this client may dial: callers cannot reach
+        // it.
         let dialer =
             proxy_host.iter().fold(self.dialer.clone(), |dialer, host| dialer.permitting_private(host.clone()));
         let proxied = proxy.filter(|proxy| proxy.url.scheme() == "https");

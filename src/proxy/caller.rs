@@ -1,7 +1,7 @@
 //! Identifies the caller, its subject and the connection that it names. Pure.
 //!
-//! Invariants: a credential decides alone; a wrong one is never excused by the caller's address. All callers are
-//! compared in full, so the time taken reveals nothing about a secret.
+//! Invariants: if a request has a credential, only that identifies the caller; a wrong one is refused whatever the
+//! caller's address. All callers are compared in full, so the time taken reveals nothing about a secret.
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use http::{HeaderMap, HeaderValue, header};

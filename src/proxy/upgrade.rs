@@ -37,7 +37,7 @@ pub struct WebSocketRequest {
     pub is_extended_connect: bool,
 }
 
-/// Takes the upgrade out of a request for WebSocket, and for WebSocket alone.
+/// Takes the upgrade out of a request for WebSocket; `None` for any other protocol.
 pub fn take_websocket_request(head: &mut Parts) -> Option<WebSocketRequest> {
     let is_extended_connect = head.extensions.remove::<ExtendedConnect>().is_some();
     let can_upgrade = head.method == Method::GET && (head.version == Version::HTTP_11 || is_extended_connect);

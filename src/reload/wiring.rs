@@ -203,7 +203,7 @@ impl Parts {
     /// Creates a new tracer per configuration; the previous one stops with the last request that uses it.
     fn tracer(&self, model: &Model, trust: &Trust) -> Result<Tracer, TracingError> {
         let Some(Tracing { collector, sample }) = &model.tracing else { return Ok(Tracer::default()) };
-        // The collector may have a private address, for this client alone: callers cannot reach it through us.
+        // The collector may have a private address, which only this client may dial: callers cannot reach it.
         let host = collector.host_str().and_then(|host| Host::parse(host).ok());
         let policy = AddressPolicy::new(model, &self.listeners);
         let policy = host.into_iter().fold(policy, AddressPolicy::permitting_private);

@@ -119,7 +119,7 @@ pub enum Prepared {
 }
 
 impl Audit {
-    /// The target in force. A reload may replace it, so load it anew for each record.
+    /// The target in force. A reload may replace it, so load it for each record.
     pub fn now(&self) -> Guard<Arc<Target>> {
         self.target.load()
     }

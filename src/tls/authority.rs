@@ -1,7 +1,7 @@
 //! The interception CA: issues a leaf certificate for the host of an intercepted tunnel, on first use.
 //!
 //! Not here: which tunnels are intercepted (`proxy::tunnel`), creating and reading a CA (`ca`).
-//! Invariants: a leaf names its host in SAN alone, is valid for a few days and never longer than its CA; all leaves use
+//! Invariants: a leaf names its host only in SAN, is valid for a few days and never longer than its CA; all leaves use
 //! one key, which exists only in this process; at most `LEAVES_MAX` leaves are cached; issuing runs off the worker
 //! threads.
 

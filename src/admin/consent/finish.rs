@@ -24,7 +24,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 const BUSY_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// Attempts with a new slot: an unused subject's slot may be evicted at any time.
 const SLOT_ATTEMPTS_MAX: usize = 5;
-/// Deadline for saving the outcome, retries included.
+/// Deadline for saving the outcome, including retries.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(15);
 const SAVE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -40,7 +40,7 @@ fn exchange_timeout(connection: &Connection) -> Duration {
     connection.authorization_server.timeout * 2 + EXCHANGE_GRACE
 }
 
-/// Claims the exchange for this request alone.
+/// Claims the exchange, so that no other request can perform it.
 pub async fn claim(admin: &Admin, id: &FlowId, connection: &Connection) -> Result<(), ClaimError> {
     let until = admin.clock.now().wall + exchange_timeout(connection) + SAVE_TIMEOUT;
     advance(admin, id, &Status::Exchanging { until: until.as_secs() }).await

@@ -26,7 +26,7 @@ pub struct Page {
     status: StatusCode,
     title: String,
     body: String,
-    /// The URL that the browser loads by itself, and the delay in seconds.
+    /// The URL that the browser loads automatically, and the delay in seconds.
     next: Option<(u32, String)>,
 }
 

@@ -14,7 +14,7 @@ pub const ACCESS_TOKEN: &str = "access_token";
 /// An injection point.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Inject {
-    /// `<header>: <scheme> <token>`; an empty scheme is the token alone.
+    /// `<header>: <scheme> <token>`; an empty scheme is the bare token.
     Header { header: HeaderName, scheme: String },
     /// `?<name>=<token>`, for APIs that accept it only there.
     Query { name: String },

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// State of sending a request body, and since when.
+/// State of sending a request body, and when it began.
 #[derive(Debug, Clone, Copy)]
 pub enum Sending {
     /// Waiting for more bytes from the caller.
@@ -48,7 +48,7 @@ impl Progress {
         matches!(self.sending.get(), Sending::AwaitingCaller(_))
     }
 
-    /// Since when the upstream has not taken more of the body.
+    /// Time at which the upstream stopped taking more of the body.
     pub fn stalled_since(&self) -> Option<Instant> {
         match self.sending.get() {
             Sending::AwaitingUpstream(since) => Some(since),

@@ -1,6 +1,6 @@
 //! The upstream request: its route, destination and path, and how it is built.
 //!
-//! Invariant: the token is injected last, by `inject::inject` alone.
+//! Invariant: the token is injected last, and only by `inject::inject`.
 
 use std::rc::Rc;
 use std::sync::Arc;

@@ -55,7 +55,7 @@ pub struct Watch {
     begun: AtomicBool,
     /// True once this connection has served a request.
     served: AtomicBool,
-    /// Since when writes have been blocked because the caller does not read; 0: not blocked.
+    /// When writes became blocked because the caller does not read; 0: not blocked.
     blocked_since_ms: AtomicU64,
     /// Wakes the response body that waits for the caller to read again.
     unblocked: AtomicWaker,
@@ -110,7 +110,7 @@ impl Watch {
 
     /// The next deadline and its timeout; `None` while a request is being served.
     pub fn next_deadline(&self, timeouts: &Timeouts) -> Option<(Instant, TimeoutKind)> {
-        // Checked first: the last bytes of a response may be blocked when no request is being served any more.
+        // Checked first: the last bytes of a response may be blocked even when no request is being served.
         let blocked = self.blocked_since_ms.load(Ordering::Relaxed);
         if blocked > 0 {
             return Some((self.at(blocked) + timeouts.idle, TimeoutKind::Stalled));
@@ -130,7 +130,7 @@ impl Watch {
         })
     }
 
-    /// Since when the connection has been idle: no request in flight, and no byte of the next one. `None`: not idle.
+    /// When the connection became idle: no request in flight, and no byte of the next one. `None`: not idle.
     pub fn idle_since(&self) -> Option<Instant> {
         let is_set = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
         let has_bytes = |count: &AtomicUsize| count.load(Ordering::Relaxed) > 0;

@@ -131,7 +131,7 @@ impl Engine {
         self.close();
     }
 
-    /// Commits all jobs together; if the file is damaged, each by itself.
+    /// Commits all jobs together; if the file is damaged, each on its own.
     fn write(&mut self, mut jobs: Vec<Box<dyn Job<WriteTransaction>>>) {
         if jobs.is_empty() {
             return;
