@@ -1,7 +1,7 @@
 //! Dials an origin: resolves the name, checks the addresses, connects to an address that was checked.
 //!
 //! Used for upstreams and token endpoints. Not here: TLS (`tls`), connection pools (`proxy::upstream`).
-//! Invariant: only an address that [`AddressPolicy`] permits is dialled, and it is the very address that was checked,
+//! Invariant: only an address that [`AddressPolicy`] permits is dialled, and exactly the one that was checked,
 //! so DNS rebinding cannot bypass the policy.
 
 mod names;

@@ -5,7 +5,7 @@
 //! Invariants: without waiters, entering and leaving is one atomic operation (under fair sharing, only for the first
 //! half of the permits); with waiters, permits change hands only under the lock, so a released permit goes to exactly
 //! one waiter; no newcomer overtakes a waiter that may enter; callers are served round-robin, and the requests of one
-//! caller in FIFO order. Under fair sharing, from 15 permits on, one caller never holds the last ones, so another
+//! caller in FIFO order. Under fair sharing of at least 15 permits, one caller never holds the last ones, so another
 //! caller gets a permit even if the first releases none.
 
 use std::collections::{HashMap, VecDeque};
@@ -122,7 +122,7 @@ impl Gate {
         entry
     }
 
-    /// Enters, unless that needs waiting.
+    /// Enters if a permit is free for this caller; never waits.
     pub fn enter_now(self: &Arc<Gate>, permits: usize, sharing: Sharing, turn: &Turn) -> Option<Permit> {
         let bounds = Bounds { permits, queued: 0, sharing };
         if let Some(permit) = self.try_enter(bounds) {
@@ -145,7 +145,7 @@ impl Gate {
         self.state.load(Ordering::SeqCst) & WAITING != 0
     }
 
-    /// Called after `admit`, so that the remaining waiters may not enter.
+    /// Takes a permit or joins the queue. Call it only after `admit`, when no remaining waiter may enter.
     fn take_or_join(self: &Arc<Gate>, queue: &mut Queue, bounds: Bounds, turn: &Turn) -> Result<Entered, Full> {
         let may_enter = |state| queue.may_enter(bounds, state / PERMIT, turn);
         // The flag is set in the same step that finds no permit, so a permit released later is ours.
@@ -245,7 +245,7 @@ impl Drop for Waiting {
 /// The waiters, one FIFO line per caller. Lines are never empty, so the queue bound limits their number.
 #[derive(Debug, Default)]
 struct Queue {
-    /// Bounds that the last request passed.
+    /// Bounds given by the most recent request.
     bounds: Option<Bounds>,
     /// Counted permits by caller, and their sum.
     held: HashMap<Turn, usize>,

@@ -98,7 +98,7 @@ impl Tasks {
         *self.phase.borrow()
     }
 
-    /// Follows the phases, from the current one on.
+    /// Follows the phases, starting with the current one.
     pub fn watch(&self) -> PhaseWatch {
         PhaseWatch(self.phase.subscribe())
     }

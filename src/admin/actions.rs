@@ -1,4 +1,4 @@
-//! API operations that act: refresh, import, test, reload.
+//! API operations with side effects: refresh, import, test, reload.
 //!
 //! Invariant: the log names the user of each.
 //! Not here: the request of a test (`trial`), the reload itself (`reload`).

@@ -1,7 +1,8 @@
 //! The API: one table of operations, the source of the router and of the OpenAPI description.
 //!
 //! Invariant: an operation is reachable only through the table, with the role given there.
-//! Not here: authentication (`auth`), operations that act (`actions`), JSON of connections and tokens (`view`).
+//! Not here: authentication (`auth`), operations with side effects (`actions`), the JSON of connections and tokens
+//! (`view`).
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -231,7 +232,7 @@ const OPERATIONS: &[Operation] = &[
         method: "get",
         path: "/events",
         role: Role::Viewer,
-        summary: "Server-sent events of tokens and reloads",
+        summary: "Server-sent events about tokens and reloads",
         responses: &[(200, "text/event-stream"), (503, "too many event streams are open")],
         members: &[],
         handler: || get(events::events),

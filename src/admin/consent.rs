@@ -1,8 +1,9 @@
 //! Pages on which a person connects an account: `/connect/{name}` asks for confirmation and starts a flow,
-//! `/oauth/callback` ends it.
+//! `/oauth/callback` completes it.
 //!
 //! Invariants: a GET starts nothing, so neither another site nor a link scanner can. A POST is accepted only from our
-//! own pages. Only the browser that confirmed, with its own state, ends a flow; a code is exchanged once.
+//! own pages. Only the browser that confirmed a flow can complete it, and only with the flow's `state`. A code is
+//! exchanged once.
 //! Not here: resolving a link (`link`), the confirmation (`confirm`), the flow in the store (`flow`), the HTML
 //! (`pages`, `refusal`), device codes (`device`), the API (`api`).
 

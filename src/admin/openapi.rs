@@ -11,7 +11,7 @@ pub const BASE: &str = "/api/v1";
 /// One method of one path.
 pub struct Operation {
     pub method: &'static str,
-    /// Below [`BASE`].
+    /// Relative to [`BASE`].
     pub path: &'static str,
     /// The lowest role that may use it.
     pub role: Role,

@@ -79,7 +79,7 @@ pub fn bound<'a>(snapshot: &'a Snapshot, name: &str) -> Result<&'a BoundConnecti
     found.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "connection_unknown", "no connection has this name"))
 }
 
-/// Finds the definition of this profile; absent: the default profile.
+/// Finds the definition of this profile; `None`: of the default profile.
 pub fn definition<'a>(bound: &'a BoundConnection, profile: Option<&str>) -> Result<&'a BoundDefinition, Problem> {
     let default = default_profile();
     bound.definition(profile.unwrap_or(default.as_str())).ok_or_else(|| {

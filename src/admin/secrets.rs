@@ -46,7 +46,7 @@ pub async fn put(
         return Err(invalid("`value` is missing or empty"));
     }
     admin.cache.store().put_secret(&name, Secret::new(value.as_str())).await.map_err(store_problem)?;
-    tracing::info!(user = %user.name, secret = name, "secret put into the store");
+    tracing::info!(user = %user.name, secret = name, "secret stored");
     admin.request_reload(&user);
     Ok(Json(json!({ "name": name })))
 }
@@ -59,7 +59,7 @@ pub async fn remove(
     if !admin.cache.store().remove_secret(&name).await.map_err(store_problem)? {
         return Err(Problem::new(StatusCode::NOT_FOUND, "secret_unknown", "the store has no secret of this name"));
     }
-    tracing::info!(user = %user.name, secret = name, "secret removed from the store");
+    tracing::info!(user = %user.name, secret = name, "secret removed");
     admin.request_reload(&user);
     Ok(Json(json!({ "name": name })))
 }

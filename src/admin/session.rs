@@ -86,7 +86,7 @@ pub fn begin(admin: &Admin, user: &User, headers: &HeaderMap) -> Result<NewSessi
     Ok(NewSession { cookie, value, ends })
 }
 
-/// The user who is signed in with this browser. An unsafe method needs the CSRF token.
+/// The user of this browser's session, if it is valid. An unsafe method also requires the CSRF token.
 pub fn authenticate(
     admin: &Admin,
     method: &Method,

@@ -1,6 +1,6 @@
 //! The manager's token in the state directory, for an instance without configured users.
 //!
-//! Invariants: only the owner can read the file, no symbolic link is followed, and the token is in no log.
+//! Invariants: only the owner can read the file, no symbolic link is followed, and the token is never logged.
 
 use std::io::{self, ErrorKind};
 use std::path::Path;

@@ -2,7 +2,7 @@
 //!
 //! Invariants: the URL matches a route of the connection and is dialled as the proxy would dial it; the token is sent
 //! only to an origin that it was granted for; no redirect is followed, no body is sent or shown.
-//! Not here: the proxy, which the request does not pass through.
+//! Not here: the data plane (`proxy`); the request bypasses it.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ use crate::snapshot::{BoundConnection, Snapshot, TlsProfile};
 use crate::token::Slots;
 use crate::token::slot::{InjectedToken, TokenSlot};
 
-/// Timeout of the whole test, the wait for a token included.
+/// Timeout of the whole test, including the wait for a token.
 const TEST_TIMEOUT: Duration = Duration::from_secs(10);
 const USER_AGENT: &str = concat!("keybearer/", env!("CARGO_PKG_VERSION"));
 
@@ -261,7 +261,7 @@ where
     tokio::select! {
         biased;
         response = &mut response => response.map(|response| response.status()).map_err(failed),
-        // The connection may end in the very poll that reads the response head.
+        // One poll may both read the response head and end the connection.
         _ = &mut connection => response.await.map(|response| response.status()).map_err(failed),
     }
 }
@@ -282,7 +282,7 @@ fn origin(url: &Url) -> Result<Origin, Problem> {
     Ok(Origin::new(scheme, Authority { host, port: url.port() }))
 }
 
-/// The route as a host route: a mount becomes one of its upstream.
+/// Converts the route to a host route: a mount becomes a route for the host of its upstream.
 fn as_host_route(route: &Route) -> Option<Route> {
     let RouteMatch::Mount { upstream, base, .. } = &route.matches else { return Some(route.clone()) };
     let mut host_route = route.clone();

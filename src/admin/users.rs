@@ -1,4 +1,4 @@
-//! The users of the admin API, and the one who is authenticated by a request.
+//! The users of the admin API, and the user that a request authenticates.
 //!
 //! Invariants: a token is compared with that of every user, in constant time; the response to a wrong token is delayed.
 //! Not here: authentication of a request (`auth`, `session`), the file with the manager's token (`token_file`).
@@ -111,7 +111,7 @@ pub fn user_unknown() -> Problem {
     Problem::new(StatusCode::UNAUTHORIZED, USER_UNKNOWN, detail)
 }
 
-/// Slows down guessing of tokens.
+/// Slows down token guessing.
 pub async fn delay_after_wrong_token() {
     tokio::time::sleep(WRONG_TOKEN_DELAY).await;
 }

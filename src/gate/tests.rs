@@ -191,7 +191,7 @@ fn a_caller_at_its_share_waits_and_others_overtake_it() {
     assert_eq!((gate.state.load(Ordering::SeqCst), gate.lock().held.len()), (0, 0));
 }
 
-/// Threads like the workers, each with many requests that enter, hold a permit for some polls, leave, or give up.
+/// Several threads, like the workers. Each runs many requests that hold a permit for a few polls, or give up waiting.
 #[test]
 fn no_permit_is_lost_or_granted_twice_under_many_threads() {
     storm(bounds(3, 64));
@@ -217,7 +217,7 @@ fn storm(bounds: Bounds) {
                             let mut entering = std::pin::pin!(gate.enter(bounds, &turn));
                             let mut polls_left = random.usize(..12);
                             let gives_up = random.bool();
-                            // Gives up after some polls, or waits for as long as it takes.
+                            // Gives up after a few polls, or waits until it gets a permit.
                             let entered = poll_fn(|cx| {
                                 let polled = entering.as_mut().poll(cx).map(Some);
                                 polls_left = polls_left.saturating_sub(usize::from(gives_up));
@@ -251,7 +251,7 @@ fn storm(bounds: Bounds) {
         })
         .collect();
     threads.into_iter().for_each(|thread| thread.join().unwrap());
-    assert!(!over.load(Ordering::SeqCst), "never more inside than there are permits");
+    assert!(!over.load(Ordering::SeqCst), "never more requests inside than permits");
     if bounds.sharing == Sharing::Unbounded {
         assert_eq!(most.load(Ordering::SeqCst), bounds.permits, "all permits are used");
     }

@@ -105,7 +105,7 @@ pub struct Endpoints {
     pub device_authorization: Option<Url>,
     /// As written, since it is compared as text (RFC 8414 §3.3).
     pub issuer: Option<String>,
-    /// Permits http for endpoints from the issuer's metadata, too.
+    /// Also permits http for endpoints from the issuer's metadata.
     pub allow_cleartext: bool,
 }
 

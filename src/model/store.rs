@@ -54,7 +54,7 @@ pub struct RedisSettings {
     pub servers: Vec<RedisAt>,
     /// Topology; decides what `servers` lists.
     pub kind: RedisKind,
-    /// TLS on connections to every server, sentinels included.
+    /// TLS on connections to every server, including sentinels.
     pub tls: bool,
     /// In place of the platform's roots.
     pub trust: Option<Roots>,

@@ -20,7 +20,7 @@ pub enum Failure {
         /// The library's error text or the remedy, redacted, for the log and the operator.
         detail: Option<String>,
     },
-    /// The server refused: only a change of the configuration, or at the server, helps.
+    /// The server refused: only a change in the configuration or at the server can fix this.
     #[error("token endpoint refused the grant: {0}")]
     Permanent(Refusal),
     /// The connection's script failed, before the request was sent or, with `after_response`, after.
@@ -61,7 +61,7 @@ impl Failure {
     }
 
     /// The server may have granted the token although we did not receive it: no response, an unreadable one, or one of
-    /// a gateway or a server that failed half-way (any 5xx except 503).
+    /// a gateway or a server that failed midway (any 5xx except 503).
     pub fn may_have_been_granted(&self) -> bool {
         match self {
             Failure::Permanent(_) => false,
@@ -181,7 +181,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// The configuration key that helps if the server always behaves like this.
+    /// The configuration key to set if the server always behaves like this.
     pub fn remedy(self) -> Option<&'static str> {
         match self {
             Reason::TokenType => Some(

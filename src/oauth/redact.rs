@@ -1,4 +1,4 @@
-//! Redaction: keeps what was sent, secrets above all, out of error texts, and makes untrusted text safe to log.
+//! Redaction: keeps what was sent, especially secrets, out of error texts, and makes untrusted text safe to log.
 
 use std::collections::HashSet;
 

@@ -62,7 +62,7 @@ pub fn scripted(
     ))
 }
 
-/// Reads the response of a revocation endpoint (RFC 7009 §2.2); it reports success for an unknown token, too.
+/// Reads the response of a revocation endpoint (RFC 7009 §2.2); it reports success even for an unknown token.
 pub fn revoked(response: &TokenResponse, redactor: &Redactor) -> Result<(), Failure> {
     if response.status.is_success() {
         return Ok(());
@@ -129,7 +129,7 @@ fn matches(sign: &RefusalSign, status: StatusCode, error: Option<&Json>, descrip
         && sign.description_contains.as_deref().is_none_or(contains)
 }
 
-/// The failure by the verdict on the response, with its error redacted.
+/// Judges an error response, and returns the failure with the server's error redacted.
 fn failure(response: ErrorResponse<'_>, description: Option<&str>, sent: Sent, redactor: &Redactor) -> Failure {
     let refusal = || Refusal::new(response.status, response.error, description, redactor);
     match verdict::judge(response, sent) {
@@ -165,7 +165,7 @@ fn token_set(members: &Members, format: &TokenResponseFormat, response: &TokenRe
     })
 }
 
-/// A refresh token that no form could send back counts as absent: the previous one, if any, stays in use.
+/// A refresh token that cannot be sent in a form counts as absent: the previous one, if any, stays in use.
 fn refresh_token(value: &Json) -> Option<RefreshToken> {
     let token = value.as_text().and_then(RefreshToken::parse);
     if token.is_none() {

@@ -95,7 +95,7 @@ impl RedisStore {
         tasks.spawn("store link", notifications::reconnect(self.backend.clone()));
     }
 
-    /// Applies `settings` from the next connection on; a password may have changed.
+    /// Applies `settings` to the next connection; a password may have changed.
     pub fn reconfigure(&self, settings: RedisSettings) {
         self.backend.link.reconfigure(settings);
     }

@@ -36,7 +36,7 @@ pub struct Metrics {
     pub stripped: IntCounterVec,
     /// `keybearer_token_requests_total`; `outcome` is `ok` or that of the failure.
     pub token_requests: IntCounterVec,
-    /// `keybearer_token_request_duration_seconds`, failures included.
+    /// `keybearer_token_request_duration_seconds`, including failures.
     pub token_request_duration: HistogramVec,
     /// `keybearer_token_expiry_timestamp_seconds`: Unix time; shared tokens only.
     pub token_expiry: GaugeVec,

@@ -27,7 +27,7 @@ pub fn of(obtained: Now, lifetime: Duration, lifetimes: &Lifetimes, jitter: f64)
     }
 }
 
-/// The token is never injected from this time on.
+/// The token is not injected at or after this time.
 pub fn usable_until(obtained: Now, lifetime: Duration, lifetimes: &Lifetimes) -> Now {
     obtained.plus(lifetime - usable_margin(lifetime, lifetimes))
 }

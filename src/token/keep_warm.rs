@@ -25,7 +25,7 @@ const WALKS: u32 = 4;
 const WALK_INTERVAL_MIN: Duration = Duration::from_secs(1);
 const WALK_INTERVAL_MAX: Duration = Duration::from_secs(3600);
 /// Fraction of `keep_warm` after which a token is refreshed. The remainder is time for the walk: a million subjects
-/// whose tokens were issued at once take ten hours at 200 ms a call, which fits into a `keep_warm` of one day.
+/// whose tokens were issued at once take ten hours at 200 ms a call, which fits within a `keep_warm` of one day.
 const DUE_FRACTION: f64 = 0.5;
 /// Timeout per subject; a hanging subject delays the walk.
 const SUBJECT_TIMEOUT: Duration = Duration::from_secs(30);

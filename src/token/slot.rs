@@ -73,10 +73,10 @@ pub struct InjectedToken {
     /// The origins that the token was granted for; it is never sent elsewhere.
     origins: Arc<OriginSet>,
     pub granted: Granted,
-    /// The token is never injected from this time on.
+    /// The token is not injected at or after this time.
     pub usable_until: Now,
     pub expires: Now,
-    /// A refresh is due from this time on.
+    /// Time at which a refresh becomes due.
     pub refresh_at: Now,
     /// True: the upstream's acceptance of this token resets the rejection backoff. False in the common case, so that it
     /// takes no lock.

@@ -16,7 +16,7 @@ pub type RevocationFuture<'a> = Pin<Box<dyn Future<Output = Result<Revocation, F
 /// Outcome of a revocation request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Revocation {
-    /// The server accepted the request; it does so for an unknown token, too (RFC 7009 §2.2).
+    /// The server accepted the request; it also accepts an unknown token (RFC 7009 §2.2).
     Revoked,
     /// The server has no revocation endpoint.
     NoEndpoint,

@@ -17,10 +17,10 @@ use crate::rig::peers::{AuthorizationServer, ClientKind, Upstream, run_client};
 use crate::rig::sidecar::{Sidecar, duration_factor};
 
 const LIFETIME_S: u32 = 3;
-/// Three lifetimes and a bit.
+/// A little more than three token lifetimes.
 const SPAN_S: u32 = 10;
 const PAUSE_MS: u32 = 100;
-/// The number that the slowest client (one process per request) achieves on a busy machine.
+/// Even the slowest client (one process per request) sends this many on a busy machine.
 const REQUESTS_MIN: u64 = 20;
 
 #[tokio::test]

@@ -133,7 +133,7 @@ impl Fixture {
         page.held().pop().unwrap_or_else(|| panic!("no callback: {} {}", page.url(), page.text()))
     }
 
-    /// Token requests with a code, refused ones included.
+    /// Token requests with a code, including refused ones.
     async fn exchanges(&self) -> u64 {
         self.server.token_requests_by_grant(self.client, CODE).await
     }

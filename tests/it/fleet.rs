@@ -42,7 +42,7 @@ async fn three_replicas_request_each_token_once() {
     assert!(machine <= 9 * u64::from(duration_factor()), "{machine}");
 }
 
-/// The same while replicas are killed, stopped past the term of a lease, and partitioned from Redis.
+/// The same while replicas are killed, suspended for longer than a lease lasts, and partitioned from Redis.
 #[tokio::test]
 async fn no_request_fails_while_replicas_come_and_go() {
     const API: &str = "http://api.test/x";
@@ -64,7 +64,7 @@ async fn no_request_fails_while_replicas_come_and_go() {
         zero_traffic.end(zero).await;
         two_traffic.end(two).await;
 
-        // Two seconds for the token request, five more for the lease.
+        // A lease lasts 7 s: 2 s for the token request, and 5 s more.
         two.signal("STOP");
         let killed = fleet.replicas.remove(0);
         let (dir, addresses, _) = killed.crash().await;
@@ -81,7 +81,7 @@ async fn no_request_fails_while_replicas_come_and_go() {
     fleet.assert_no_token_spent_twice().await;
 }
 
-/// ST-12: a replica is stopped past its lease while another replica rotates the refresh token.
+/// ST-12: a replica is suspended until its lease has expired, and another replica rotates the refresh token.
 #[tokio::test]
 async fn a_replica_that_lost_its_lease_writes_nothing() {
     let server = Scripted::start(|_, before| {
@@ -108,12 +108,12 @@ async fn a_replica_that_lost_its_lease_writes_nothing() {
     paused.signal("STOP");
     let other = Sidecar::start(&config).await;
     assert_eq!((get(&other, "").await.status, sent().as_deref()), (200, Some("Bearer t-0")));
-    // It waits for the lease to expire, even though its token expires earlier.
+    // The other replica waits for the lease to expire, even though its token expires earlier.
     wait_until("the other refreshes", || server.count() == 3).await;
     wait_until_served(&other, Duration::from_secs(5)).await;
     assert_eq!(sent().as_deref(), Some("Bearer t-2"));
     paused.signal("CONT");
-    // It reads the response, and its write is rejected.
+    // The resumed replica reads its response, but Redis rejects its write.
     paused.wait_for_log("the lease of crm/default was lost").await;
     wait_until_served(&paused, Duration::from_secs(2)).await;
     wait_until("a replica refreshes", || server.count() >= 4).await;
@@ -129,14 +129,14 @@ async fn a_replica_that_lost_its_lease_writes_nothing() {
     }
 }
 
-/// A connection `crm` of a machine at a scripted token endpoint.
+/// A configuration with the connection `crm`, whose token endpoint is scripted.
 fn machine(server: &Scripted, upstream: &Scripted, redis: &Redis, keys: &str) -> String {
     let crm = Connection::at("crm", server).keys(keys).plain("api.test");
     let config = Config::new().top(store(redis.port)).manager().host("api.test", upstream.address);
     config.connection(crm).to_string()
 }
 
-/// TL-05 and TL-07: the other replicas learn a failure from the store, not from the server.
+/// TL-05 and TL-07: the other replicas learn of a failure from the store, not from the server.
 #[tokio::test]
 async fn one_replica_retries_a_failing_server_for_all() {
     let times = Arc::new(std::sync::Mutex::new(Vec::new()));
@@ -157,20 +157,20 @@ async fn one_replica_retries_a_failing_server_for_all() {
     for _ in 0..3 {
         replicas.push(Sidecar::start(&config).await);
     }
-    wait_until("the pause is over", || server.count() == 3).await;
+    wait_until("Retry-After has passed", || server.count() == 3).await;
     let times = times.lock().unwrap().clone();
     assert!(times[2] - times[1] >= Duration::from_secs(3), "{times:?}");
     for replica in &replicas {
         wait_until_served(replica, Duration::from_secs(2)).await;
     }
-    // A permanent failure: every replica reports it, and one received it from the server.
+    // A permanent failure: every replica reports it, but only one received it from the server.
     for replica in &replicas {
         replica.wait_for_log("\"error\":\"invalid_client\"").await;
     }
     assert_eq!(server.count(), 4, "{}", replicas[0].log());
     let informed = replicas.iter().filter(|replica| replica.log().contains("another replica got this response"));
     assert!(informed.count() >= 2);
-    // A replica that starts may have another secret, so it sends one request.
+    // A replica that has just started may have another secret, so it sends one request of its own.
     let _late = Sidecar::start(&config).await;
     wait_until("it sends one request", || server.count() == 5).await;
 }
@@ -196,7 +196,7 @@ async fn a_revocation_that_outlasts_its_lease_still_forgets_the_token() {
     let (one, other) = (Sidecar::start(&config).await, Sidecar::start(&config).await);
     assert_eq!(import_refresh_token(&one, "r-given", None).await.status, 200, "{}", one.log());
     wait_until_served(&other, Duration::from_secs(1)).await;
-    // Two calls of 6 s each, and a lease of 11 s.
+    // Two revocation requests time out after 6 s each; the lease lasts 11 s.
     let revoked = call(one.admin(), "POST", "/connections/crm/revoke", &json!({})).await;
     assert_eq!(revoked.status, 200, "{}\n{}", revoked.text(), one.log());
     for replica in [&one, &other] {
@@ -283,7 +283,7 @@ async fn redis_keys_are_readable_and_values_are_sealed_and_expire() {
     let record = fleet.upstream.records().await.pop().expect("a request");
     let token = record["headers"].as_array().expect("fields").iter().filter_map(Value::as_str);
     let token = token.filter_map(|value| value.strip_prefix("Bearer ")).next().expect("a token").to_owned();
-    // Other kinds of keys.
+    // Create the other kinds of keys.
     let (one, admin) = (&fleet.replicas[0], fleet.replicas[0].admin());
     fleet.server.control(json!({ "status": 503, "times": 1 })).await;
     call(admin, "POST", "/connections/crm/refresh", &json!({})).await;
@@ -338,12 +338,12 @@ async fn revocation_rejection_and_consent_apply_to_all_replicas() {
     fleet.connect().await;
     fleet.assert_no_token_spent_twice().await;
 
-    // The token of both replicas is no longer accepted.
+    // The upstream no longer accepts the token that both replicas hold.
     let before = fleet.count("rotations").await;
     fleet.server.control(json!({ "revoke_all": true })).await;
     wait_until_served(one, Duration::from_secs(5)).await;
     wait_until_served(other, Duration::from_secs(5)).await;
-    assert_eq!(fleet.count("rotations").await, before + 1, "one refresh fixes both");
+    assert_eq!(fleet.count("rotations").await, before + 1, "one refresh serves both");
 
     let revoked = call(one.admin(), "POST", "/connections/crm/revoke", &json!({})).await;
     assert_eq!(revoked.status, 200, "{}", revoked.text());

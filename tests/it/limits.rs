@@ -308,7 +308,7 @@ async fn heads_and_targets_over_the_limit_get_431_and_414() {
         }
         stage.assert_invariants(row, &transcript).await;
     }
-    // The limit applies to heads alone: a body after a small head may have any size.
+    // The limit applies only to heads: a body after a small head may have any size.
     let body = "b".repeat(100_000);
     let transcript = stage
         .exchange(format!(

@@ -1,6 +1,6 @@
 //! The sealed store of the built program: what it survives, what it refuses, and what it never shows.
 //!
-//! Not here: crashes under rotation (`crash`), the store by itself (`src/store`).
+//! Not here: crashes under rotation (`crash`), the store alone (`src/store`).
 
 mod crash;
 mod files;

@@ -1,4 +1,4 @@
-//! CONNECT: cleartext HTTP inside is served for the tunnel's authority alone. Not here: relayed tunnels (`relay`).
+//! CONNECT: cleartext HTTP inside is served only for the tunnel's authority. Not here: relayed tunnels (`relay`).
 
 mod intercept;
 mod relay;

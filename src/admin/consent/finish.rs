@@ -24,7 +24,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 const BUSY_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// Attempts with a new slot: an unused subject's slot may be evicted at any time.
 const SLOT_ATTEMPTS_MAX: usize = 5;
-/// Deadline for saving the outcome, retries included.
+/// Deadline for saving the outcome, including retries.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(15);
 const SAVE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 

@@ -216,7 +216,7 @@ impl Flow {
         connection.identity() == Identity::new(self.identity)
     }
 
-    /// The status at `wall`, expiry included.
+    /// The status at `wall`, taking the expiry of the flow or of its exchange into account.
     pub fn status_at(&self, wall: WallTime) -> Status {
         match &self.status {
             Status::Pending if wall >= WallTime::from_secs(self.ends) => Status::Expired,
@@ -264,7 +264,7 @@ impl Flow {
         Ok(())
     }
 
-    /// The ended flows that the next flow of the token remembers, this one included.
+    /// The ended flows that the token's next flow remembers, including this one.
     fn remembered(&self, wall: WallTime) -> Vec<Ended> {
         let status = match self.status_at(wall) {
             Status::Pending => Status::Replaced,

@@ -1,8 +1,8 @@
 //! Finds connections that need consent again: the stored token was granted for another definition, and only a person
 //! can obtain the next one.
 //!
-//! Invariant: the store is read and never changed. A store that cannot be read gets a note; it is not a problem of the
-//! configuration.
+//! Invariant: the store is read and never changed. A store that cannot be read gets a note, because that is not a
+//! configuration problem.
 
 use crate::cli::run::control_runtime;
 use crate::model::Model;

@@ -1,4 +1,4 @@
-//! Collects the origins of routes that inject tokens of other connections, to which those tokens may also be sent.
+//! A route may inject tokens of other connections. Each of these tokens may then also be sent to the route's origin.
 
 use super::draft::Draft;
 use crate::config::reading::Sink;

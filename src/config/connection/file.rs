@@ -1,6 +1,6 @@
 //! The keys of a connection and of a profile; the keys of their sections are in the folder.
 //!
-//! Separate from the readers, each of which needs several keys of the connection.
+//! Not here: the readers, because each of them needs several keys of the connection.
 
 mod client;
 mod grant;

@@ -19,7 +19,7 @@ pub struct Route {
     pub tls: UpstreamTls,
     /// Injection point of the connection's own token.
     pub inject: Inject,
-    /// Tokens of other connections that are injected, too.
+    /// Tokens of other connections to inject as well.
     pub others: Vec<OtherToken>,
     /// Headers that override the caller's; the values may be secrets.
     pub set_headers: Vec<(HeaderName, HeaderValue)>,

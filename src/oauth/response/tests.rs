@@ -108,7 +108,7 @@ fn an_absolute_expiry_time_is_relative_to_the_servers_clock() {
         let format = TokenResponseFormat { expires_at: Pointer::parse("/until"), ..TokenResponseFormat::default() };
         let redactor = Redactor::new("", &Vec::new(), Vec::new());
         let set = read(&response, &format, Sent::Grant, &redactor).expect("a token set");
-        // An end in the past is ignored, and `expires_in` applies.
+        // An expiry time in the past is ignored, and `expires_in` applies.
         let expected = expected.unwrap_or(60);
         assert_eq!(set.expires_in, Some(Duration::from_secs(expected)), "{date:?} {end}");
     }

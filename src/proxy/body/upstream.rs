@@ -20,7 +20,7 @@ use super::progress::Progress;
 use super::received::{ReceiveError, Received};
 use crate::model::connection::{RejectionSign, SIGN_BYTES_MAX};
 
-/// A body that takes longer to arrive counts as a stream, not as a sign of rejection.
+/// Timeout for peeking at a body. A body that takes longer counts as a stream, not as a sign of rejection.
 const PEEK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Peeked frames, and the failure after them.
@@ -31,7 +31,7 @@ pub struct UpstreamBody {
     /// `None`: nothing was peeked at, as for nearly every response.
     peeked: Option<Box<Peeked>>,
     incoming: Received,
-    /// Progress of the request, whose body may not be sent completely yet.
+    /// Progress of the request, whose body may still be on its way to the upstream.
     progress: Rc<Progress>,
 }
 
@@ -40,7 +40,7 @@ impl UpstreamBody {
         UpstreamBody { peeked: None, incoming, progress }
     }
 
-    /// Peeks at the frame that arrived together with the head. No effect over HTTP/1.1, where it cannot be known yet.
+    /// Peeks at the frame that arrived together with the head. Over HTTP/1.1, no frame is available yet: no effect.
     ///
     /// # Errors
     /// The stream was reset before any byte of the body.
@@ -56,7 +56,7 @@ impl UpstreamBody {
         Ok(())
     }
 
-    /// When the request's own body last moved.
+    /// When the request body last made progress.
     pub fn request_moved_at(&self) -> Instant {
         self.progress.moved_at()
     }

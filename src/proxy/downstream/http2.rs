@@ -93,7 +93,7 @@ pub async fn serve(worker: Rc<Worker>, io: Watched, peer: Rc<Peer>) {
             }
         }
     }
-    // GOAWAY tells a caller that sends a request at this moment that it was not served. After an excessive head nothing
+    // GOAWAY reports to a caller that a request sent at this moment was not served. After an excessive head nothing
     // more is read.
     Pin::new(&mut connection).graceful_shutdown();
     let _ = timeout(GOAWAY_TIMEOUT, &mut connection).await;
@@ -127,7 +127,7 @@ async fn serve_one(
     Ok(response.map(|inner| StallTrackedBody { inner, stall }))
 }
 
-/// Copies `:authority` to Host, as HTTP/1.1 has it. A differing Host field stays as a second one, and two Host fields
+/// Copies `:authority` to Host, as in HTTP/1.1. A differing Host field stays as a second one, and two Host fields
 /// are refused.
 fn add_host(request: &mut Request<Incoming>) {
     let authority = request.uri().authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());

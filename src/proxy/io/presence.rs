@@ -1,6 +1,6 @@
 //! Probes that find out whether the caller of an HTTP/1.1 request is still connected.
 //!
-//! Not here: when to probe after a FIN (`disconnect`). HTTP/2 needs neither, because hyper reads it continuously.
+//! Not here: when to probe after a FIN (`disconnect`). HTTP/2 needs no probes, because hyper reads it continuously.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -16,11 +16,12 @@ use crate::sync::lock;
 /// An interim response that a live caller ignores; a closed socket replies with RST (RFC 9110 §15.2.1).
 const PROBE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// Silence of the upstream after which a caller is probed. Doubles with each probe, up to `PROBE_INTERVAL_MAX`.
+/// Silence of the upstream after which a caller is first probed. The interval doubles with each probe, up to
+/// `PROBE_INTERVAL_MAX`.
 pub(super) const SILENCE_MAX: Duration = Duration::from_secs(2);
 pub(super) const PROBE_INTERVAL_MAX: Duration = Duration::from_secs(16);
 
-/// Probe state of one connection. Atomics for the same reason as in `Watch`.
+/// Probe state of one connection. Uses atomics for the same reason as `Watch`.
 #[derive(Debug)]
 pub struct Presence {
     /// The connection's socket; `None` for a tunnel inside HTTP/2.
@@ -29,13 +30,13 @@ pub struct Presence {
     writes: AtomicU64,
     /// True while an interim response may be sent.
     accepts_interim: AtomicBool,
-    /// True if a requested probe is not written yet.
+    /// True from the request for a probe until the probe is written.
     probe_requested: AtomicBool,
     /// True if the current request was sent to its upstream.
     sent: AtomicBool,
     /// True once a request of the connection was accepted: authenticated, routed and within its limits.
     proven: AtomicBool,
-    /// Gate of the origin of the current request, or of the one before it.
+    /// Gate of the origin of the current request, or of the previous one.
     gate: Mutex<Weak<Gate>>,
 }
 

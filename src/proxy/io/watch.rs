@@ -110,7 +110,7 @@ impl Watch {
 
     /// The next deadline and its timeout; `None` while a request is being served.
     pub fn next_deadline(&self, timeouts: &Timeouts) -> Option<(Instant, TimeoutKind)> {
-        // Checked first: the last bytes of a response may be blocked when no request is being served any more.
+        // Checked first: the last bytes of a response may be blocked even when no request is being served.
         let blocked = self.blocked_since_ms.load(Ordering::Relaxed);
         if blocked > 0 {
             return Some((self.at(blocked) + timeouts.idle, TimeoutKind::Stalled));

@@ -2,7 +2,7 @@
 //!
 //! Invariants: a dial reserves a descriptor before it opens a socket, and releases it when the socket is closed. When
 //! none is left, the oldest idle connection of any worker is closed; dials wait for that in a queue that serves callers
-//! round-robin. From a budget of 15 connections on, one caller never has all of them in use.
+//! round-robin. With a budget of at least 15, one caller never has all connections in use.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;

@@ -200,7 +200,7 @@ impl Http2Stream {
         self.0.gauge.reclaim_permit()
     }
 
-    /// Bytes read from the whole connection, those for other streams included.
+    /// Bytes read from the whole connection, including those for other streams.
     pub fn bytes_read(&self) -> &BytesRead {
         &self.0.bytes_read
     }

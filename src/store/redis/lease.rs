@@ -73,7 +73,7 @@ impl RedisLease {
             if backend.release(&key, &holder, settled).await {
                 return;
             }
-            // The lease would expire by itself, but a leftover marker delays all replicas until the current token
+            // The lease would expire on its own, but a leftover marker delays all replicas until the current token
             // expires.
             let retrying = backend.clone();
             backend.link.spawn("lease", async move {

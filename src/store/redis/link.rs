@@ -61,7 +61,7 @@ impl Link {
         Link { endpoint, check_record, tasks, runtime: Handle::current(), state, probe, notifications, reconnected_at }
     }
 
-    /// Applies from the next connection on.
+    /// Takes effect with the next connection.
     pub fn reconfigure(&self, settings: RedisSettings) {
         self.endpoint.store(Arc::new(Endpoint::new(settings)));
     }

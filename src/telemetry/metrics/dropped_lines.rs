@@ -8,7 +8,7 @@ use prometheus::{Error, IntCounter};
 use tracing_appender::non_blocking::ErrorCounter;
 
 pub struct DroppedLines {
-    /// Provides the description.
+    /// Supplies the descriptor; its value stays 0.
     zero: IntCounter,
     dropped: ErrorCounter,
 }

@@ -84,7 +84,7 @@ impl TokenSlot {
         self.changed.receiver_count() > 0 && matches!(self.state.load().decide(now), Decision::Acquire)
     }
 
-    /// For the refresher, before it sends a request: returns once no caller waits for a subject's token any more.
+    /// For the refresher, before it sends a request: returns once no caller still waits for a subject's token.
     pub(in crate::token) async fn abandoned(&self, clock: &Clock) {
         loop {
             self.waiter_left.notified().await;

@@ -1,4 +1,4 @@
-//! Operations that act: refresh, test, reload, and their request bodies.
+//! Operations with side effects (refresh, test, reload), and their request bodies.
 
 use serde_json::{Value, json};
 

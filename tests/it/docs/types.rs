@@ -54,7 +54,7 @@ impl Types {
         let plain: Vec<_> = alternatives.iter().filter(|one| !one["items"].is_object()).collect();
         let mut names = Vec::new();
         for one in alternatives {
-            // One or many of what the alternatives before it are.
+            // This alternative is a list of the plain ones, as in a key that takes one item or several.
             let repeats =
                 one["items"]["anyOf"].as_array().is_some_and(|items| items.iter().all(|item| plain.contains(&item)));
             match one["enum"].as_array() {

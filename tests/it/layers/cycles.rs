@@ -38,7 +38,7 @@ fn the_files_of_a_folder_import_each_other_without_cycles() {
     };
     let problems: Vec<_> = new.into_iter().map(hint).collect();
     assert!(problems.is_empty(), "{}", listed(&problems));
-    assert_eq!(excused.len(), CYCLES.len(), "a folder in CYCLES has no cycle any more; remove it from the list");
+    assert_eq!(excused.len(), CYCLES.len(), "a folder in CYCLES no longer has a cycle; remove it from the list");
 }
 
 /// Each folder with a cycle, and the files in the cycle.
@@ -66,7 +66,7 @@ fn cycles(sources: &[(String, String)]) -> Vec<(String, Vec<String>)> {
     folders.into_iter().filter_map(cycle).collect()
 }
 
-/// The files that import themselves through others.
+/// The files that import themselves, directly or through others.
 fn members(imports: Imports) -> Vec<String> {
     let reaches_itself = |start: &&String| {
         let mut seen = BTreeSet::new();

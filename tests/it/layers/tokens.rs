@@ -139,7 +139,7 @@ fn raw_string(text: &[char], from: usize, hashes: usize) -> usize {
     (from..text.len()).find(ends).map_or(text.len(), |i| i + 1 + hashes)
 }
 
-/// Drops the items, statements and fields with `#[cfg(test)]`.
+/// Drops the items, statements and fields marked `#[cfg(test)]`.
 fn without_tests(tokens: Vec<Token>) -> Vec<Token> {
     let mut kept = Vec::new();
     let mut i = 0;

@@ -1,6 +1,6 @@
 //! A real browser: Chromium, driven by `tests/peers/browser.mjs`, which documents the commands and a page's state.
 //!
-//! Not here: the authorization servers' pages (`Tab::sign_in`, `approve` and `deny` only know their buttons).
+//! Not here: the authorization servers' pages (`Tab::sign_in`, `approve` and `deny` only press their buttons).
 //! Invariants: the browser is killed with its handle; each `context` has its own cookies.
 
 #![allow(dead_code, reason = "the rig offers more than the current tests use")]

@@ -32,7 +32,7 @@ async fn sum(sidecar: &Sidecar, metric: &str, connection: &str) -> f64 {
     lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
 }
 
-/// Tokens of a connection in memory, attempts in progress included.
+/// Tokens of a connection in memory, including attempts in progress.
 async fn in_memory(sidecar: &Sidecar, connection: &str) -> f64 {
     sum(sidecar, "keybearer_tokens", connection).await
 }

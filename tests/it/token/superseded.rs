@@ -110,14 +110,14 @@ async fn a_token_of_an_unknown_definition_is_not_sent_and_the_outcome_reports_it
         assert!(reason.contains("earlier definition") && reason.contains("revoke it at that server"), "{outcome}");
     }
     assert_eq!((revocations(&one).len(), two.count()), (0, 0));
-    assert_eq!(revoke(&sidecar).await["refresh_token"]["outcome"], "none", "it is forgotten in any case");
+    assert_eq!(revoke(&sidecar).await["refresh_token"]["outcome"], "none", "it is forgotten regardless");
 }
 
 #[tokio::test]
 async fn a_token_of_the_same_server_and_client_is_revoked_after_a_restart() {
     let (server, upstream) = (server().await, Scripted::upstream().await);
     let sidecar = connected(&upstream, &definition(&server, OLD)).await;
-    // Other scopes and a rotated secret.
+    // Only the scopes and the secret change.
     let other = "client_id: old, client_secret: rotated-secret, scopes: [more]";
     let sidecar = restart(sidecar, &config(&upstream, &definition(&server, other))).await;
     assert_eq!(get(&sidecar, "").await.code(), "consent_required");

@@ -386,7 +386,7 @@ async fn a_response_that_is_reset_never_looks_complete() {
         }
         stream.set_zero_linger().expect("the socket option is set");
         drop(stream);
-        // The caller's connection may be reset, too.
+        // The caller's connection may also be reset.
         let _ = timeout(Duration::from_secs(10), caller.read_to_end(&mut transcript))
             .await
             .expect("closes before the timeout");

@@ -35,7 +35,7 @@ async fn a_stated_lifetime_lengthens_the_ttl_and_never_shortens_it() {
     for key in keys {
         assert_eq!(days(key).await, 1000, "{key}");
     }
-    // A later save with a shorter TTL shortens the TTL of neither the index nor the set of connections.
+    // A later save with a shorter TTL does not shorten the TTL of the index or of the set of connections.
     save(&store, &key("crm", Some("ann")), rotating("t")).await.expect("save succeeds");
     assert_eq!(days(keys[0]).await, 1000);
     assert_eq!((days(keys[1]).await, days(keys[2]).await), (1000, 1000));

@@ -90,12 +90,12 @@ impl AuthorizationServer {
         self.peer.get("/__stats").await
     }
 
-    /// Token requests of one client, refused ones included.
+    /// Token requests of one client, including refused ones.
     pub async fn token_requests(&self, client_id: &str) -> u64 {
         self.stats().await["token_requests"][client_id].as_u64().unwrap_or(0)
     }
 
-    /// Token requests of one client by one grant type, refused ones included.
+    /// Token requests of one client by one grant type, including refused ones.
     pub async fn token_requests_by_grant(&self, client_id: &str, grant_type: &str) -> u64 {
         self.stats().await["requests_by_grant"][client_id][grant_type].as_u64().unwrap_or(0)
     }
@@ -136,7 +136,7 @@ impl AuthorizationServer {
         self.peer.post("/__control", change).await
     }
 
-    /// Suspends the process: connections open but get no response, `stats` and `control` included.
+    /// Suspends the process: connections open but get no response, not even for `stats` and `control`.
     pub fn pause(&self) {
         self.peer.pause();
     }

@@ -77,7 +77,7 @@ async fn discovery_supplies_missing_endpoints_and_overrides_none() {
     assert!(response.text().contains("discovery_failed"), "{}", response.text());
 }
 
-/// Metadata is found at the second well-known location, whatever the first one responds.
+/// Metadata is found at the second well-known location, whatever the first one returns.
 #[tokio::test]
 async fn a_failing_well_known_location_does_not_prevent_the_next() {
     let upstream = Scripted::upstream().await;
