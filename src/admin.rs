@@ -9,6 +9,7 @@ mod actions;
 mod api;
 mod auth;
 mod body;
+mod connections;
 mod consent;
 mod cookie;
 mod events;

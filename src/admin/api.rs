@@ -3,16 +3,14 @@
 //! Invariant: an operation is reachable only through the table, with the role given there.
 //! Not here: authentication (`auth`), operations that act (`actions`), JSON of connections and tokens (`view`).
 
-use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
-use serde_json::{Value, json};
 
 use super::openapi::Operation;
-use super::problem::{Problem, bound};
-use super::{Admin, actions, auth, consent, events, openapi, revoke, secrets, session, tokens, view};
+use super::problem::Problem;
+use super::{Admin, actions, auth, connections, consent, events, openapi, revoke, secrets, session, tokens};
 use crate::model::Role;
 
 const SUBJECT: (&str, &str) =
@@ -47,10 +45,15 @@ const OPERATIONS: &[Operation] = &[
         method: "get",
         path: "/connections",
         role: Role::Viewer,
-        summary: "All connections with their state",
-        responses: &[(200, "{items: [connection]}")],
-        members: &[],
-        handler: || get(connections),
+        summary: "A page of the connections by name, each with its state; optionally filtered by text and state",
+        responses: &[(200, "{items: [short connection], cursor}"), (400, "the query is invalid")],
+        members: &[
+            ("q", "text in the name, the comments, a host or the client ID; case does not matter"),
+            ("state", "a state of connections"),
+            ("limit", "items on the page, 1 to 200; absent: 50"),
+            ("cursor", "the cursor of the previous page"),
+        ],
+        handler: || get(connections::list),
     },
     Operation {
         method: "get",
@@ -59,7 +62,7 @@ const OPERATIONS: &[Operation] = &[
         summary: "One connection with its state",
         responses: &[(200, "the connection"), UNKNOWN],
         members: &[],
-        handler: || get(connection),
+        handler: || get(connections::get),
     },
     Operation {
         method: "get",
@@ -67,7 +70,13 @@ const OPERATIONS: &[Operation] = &[
         role: Role::Viewer,
         summary: "State of its tokens, optionally filtered by `profile`, `subject` and `state`; never a token",
         responses: &[(200, "{items: [token], cursor}"), (400, "the query is invalid"), UNKNOWN],
-        members: &[],
+        members: &[
+            PROFILE,
+            SUBJECT,
+            ("state", "a state of tokens"),
+            ("limit", "items on the page, 1 to 1000; absent: 100"),
+            ("cursor", "the cursor of the previous page"),
+        ],
         handler: || get(tokens::list),
     },
     Operation {
@@ -256,15 +265,4 @@ pub fn router(admin: Admin) -> Router {
         })
         .layer(from_fn_with_state(admin.clone(), auth::guard))
         .with_state(admin)
-}
-
-async fn connections(State(admin): State<Admin>) -> Json<Value> {
-    let (snapshot, now) = (admin.snapshot.load_full(), admin.clock.now());
-    let items: Vec<_> = snapshot.connections.iter().map(|bound| view::connection(bound, now)).collect();
-    Json(json!({ "items": items }))
-}
-
-async fn connection(State(admin): State<Admin>, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
-    let snapshot = admin.snapshot.load_full();
-    Ok(Json(view::connection(bound(&snapshot, &name)?, admin.clock.now())))
 }

@@ -3,6 +3,7 @@
 mod access;
 mod actions;
 mod commands;
+mod connections;
 mod sessions;
 mod views;
 
