@@ -10,7 +10,7 @@ use axum::{Json, Router};
 
 use super::openapi::Operation;
 use super::problem::Problem;
-use super::{Admin, actions, auth, connections, consent, events, openapi, revoke, secrets, session, tokens};
+use super::{Admin, actions, auth, connections, consent, events, openapi, preflight, revoke, secrets, session, tokens};
 use crate::model::Role;
 
 const SUBJECT: (&str, &str) =
@@ -142,6 +142,21 @@ const OPERATIONS: &[Operation] = &[
             SUBJECT,
         ],
         handler: || post(actions::test),
+    },
+    Operation {
+        method: "post",
+        path: "/connections/{name}/preflight",
+        role: Role::Operator,
+        summary: "Checks the connection against its authorization server: DNS, TLS, clock, metadata, client authentication",
+        responses: &[
+            (200, "{checks: [{name, outcome, detail, remedy}]}; outcome is ok, warning, failed or skipped"),
+            UNKNOWN,
+            (409, "the connection is inactive"),
+            (422, "the definition of a connection that is not in force cannot be checked yet"),
+            (503, "too many preflights are in progress"),
+        ],
+        members: &[],
+        handler: || post(preflight::preflight),
     },
     Operation {
         method: "post",
