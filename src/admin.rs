@@ -10,11 +10,13 @@ mod actions;
 mod api;
 mod auth;
 mod body;
+mod connections;
 mod consent;
 mod cookie;
 mod events;
 mod host;
 mod openapi;
+mod preflight;
 mod problem;
 mod record;
 mod revoke;
@@ -58,6 +60,7 @@ use crate::token::TokenCache;
 
 pub use consent::device::DeviceNotifier;
 pub use events::EVENT_STREAMS_MAX;
+pub use preflight::PREFLIGHTS_MAX;
 pub use users::Access;
 
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -100,6 +103,8 @@ pub struct Admin {
     pub device_notifier: DeviceNotifier,
     /// Permits for `GET events`.
     pub event_streams: Arc<Semaphore>,
+    /// Permits for `POST preflight`.
+    pub preflights: Arc<Semaphore>,
     /// `None`: there is no file to reload.
     pub reload: Option<mpsc::Sender<ReloadRequest>>,
 }

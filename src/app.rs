@@ -174,6 +174,7 @@ impl App {
             events,
             audit: audit.clone(),
             event_streams: Arc::new(Semaphore::new(admin::EVENT_STREAMS_MAX)),
+            preflights: Arc::new(Semaphore::new(admin::PREFLIGHTS_MAX)),
             seal,
             tasks: tasks.clone(),
             device_notifier: DeviceNotifier::default(),

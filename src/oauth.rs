@@ -16,6 +16,7 @@ mod form;
 mod grant;
 mod json;
 mod oauth2_adapter;
+mod preflight;
 mod query;
 mod redact;
 mod response;
@@ -34,6 +35,7 @@ use std::time::Duration;
 use url::Url;
 
 use crate::clock::Clock;
+use crate::dial::Dialer;
 use crate::model::connection::Connection;
 use crate::model::secret::Secret;
 use crate::model::time::BootTime;
@@ -49,6 +51,7 @@ use verdict::Sent;
 pub use authorization::DeviceAuthorization;
 pub use clients::{ClientError, HttpClients};
 pub use failure::{Failure, Outcome, Reason, Refusal};
+pub use preflight::{Check, CheckOutcome};
 pub use redact::sanitize_error;
 
 /// Error code of a connection that waits for a person's consent.
@@ -93,6 +96,8 @@ enum TokenRequestKind {
 pub struct TokenEndpoint {
     connection: Arc<Connection>,
     http: reqwest::Client,
+    /// Resolves names for `http`.
+    dialer: Dialer,
     oauth: grant::Client,
     discovery: Option<Arc<Discovery>>,
     credentials: Vec<ClientCredential>,
@@ -121,6 +126,7 @@ impl TokenEndpoint {
         let script = connection.script.as_ref().and_then(|source| Script::compile(&source.text).ok());
         Ok(TokenEndpoint {
             http,
+            dialer: clients.dialer.clone(),
             oauth,
             discovery,
             credentials: client_auth::credentials(&connection),

@@ -4,6 +4,7 @@
 //! Invariant: certificates are always verified; no configuration can disable that.
 
 pub mod authority;
+mod presented;
 mod proxied;
 mod verifier;
 
@@ -20,6 +21,7 @@ use rustls::{ClientConfig, InconsistentKeys, RootCertStore, ServerConfig};
 use x509_parser::extensions::GeneralName;
 use x509_parser::x509::X509Version;
 
+pub use presented::presented_issuer;
 pub use proxied::Proxied;
 
 use crate::model::connection::ClientCertificate;

@@ -196,6 +196,6 @@ fn subject_slot(bound: &BoundDefinition, subject: Option<&str>) -> Result<Arc<To
         .ok_or_else(|| wrong_subject("the connection has a token for each subject; name one in `subject`"))
 }
 
-fn inactive() -> Problem {
+pub fn inactive() -> Problem {
     Problem::new(StatusCode::CONFLICT, "connection_inactive", "the connection is inactive; remove its `active: false`")
 }

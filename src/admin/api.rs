@@ -4,16 +4,14 @@
 //! Not here: authentication (`auth`), operations with side effects (`actions`), the JSON of connections and tokens
 //! (`view`).
 
-use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
-use serde_json::{Value, json};
 
 use super::openapi::Operation;
-use super::problem::{Problem, bound};
-use super::{Admin, actions, auth, consent, events, openapi, revoke, secrets, session, tokens, view};
+use super::problem::Problem;
+use super::{Admin, actions, auth, connections, consent, events, openapi, preflight, revoke, secrets, session, tokens};
 use crate::model::Role;
 
 const SUBJECT: (&str, &str) =
@@ -48,10 +46,15 @@ const OPERATIONS: &[Operation] = &[
         method: "get",
         path: "/connections",
         role: Role::Viewer,
-        summary: "All connections with their state",
-        responses: &[(200, "{items: [connection]}")],
-        members: &[],
-        handler: || get(connections),
+        summary: "A page of the connections by name, each with its state; optionally filtered by text and state",
+        responses: &[(200, "{items: [short connection], cursor}"), (400, "the query is invalid")],
+        members: &[
+            ("q", "text in the name, the comments, a host or the client ID; case does not matter"),
+            ("state", "a state of connections"),
+            ("limit", "items on the page, 1 to 200; absent: 50"),
+            ("cursor", "the cursor of the previous page"),
+        ],
+        handler: || get(connections::list),
     },
     Operation {
         method: "get",
@@ -60,7 +63,7 @@ const OPERATIONS: &[Operation] = &[
         summary: "One connection with its state",
         responses: &[(200, "the connection"), UNKNOWN],
         members: &[],
-        handler: || get(connection),
+        handler: || get(connections::get),
     },
     Operation {
         method: "get",
@@ -68,7 +71,13 @@ const OPERATIONS: &[Operation] = &[
         role: Role::Viewer,
         summary: "State of its tokens, optionally filtered by `profile`, `subject` and `state`; never a token",
         responses: &[(200, "{items: [token], cursor}"), (400, "the query is invalid"), UNKNOWN],
-        members: &[],
+        members: &[
+            PROFILE,
+            SUBJECT,
+            ("state", "a state of tokens"),
+            ("limit", "items on the page, 1 to 1000; absent: 100"),
+            ("cursor", "the cursor of the previous page"),
+        ],
         handler: || get(tokens::list),
     },
     Operation {
@@ -134,6 +143,21 @@ const OPERATIONS: &[Operation] = &[
             SUBJECT,
         ],
         handler: || post(actions::test),
+    },
+    Operation {
+        method: "post",
+        path: "/connections/{name}/preflight",
+        role: Role::Operator,
+        summary: "Checks the connection against its authorization server: DNS, TLS, clock, metadata, client authentication",
+        responses: &[
+            (200, "{checks: [{name, outcome, detail, remedy}]}; outcome is ok, warning, failed or skipped"),
+            UNKNOWN,
+            (409, "the connection is inactive"),
+            (422, "the definition of a connection that is not in force cannot be checked yet"),
+            (503, "too many preflights are in progress"),
+        ],
+        members: &[],
+        handler: || post(preflight::preflight),
     },
     Operation {
         method: "post",
@@ -257,15 +281,4 @@ pub fn router(admin: Admin) -> Router {
         })
         .layer(from_fn_with_state(admin.clone(), auth::guard))
         .with_state(admin)
-}
-
-async fn connections(State(admin): State<Admin>) -> Json<Value> {
-    let (snapshot, now) = (admin.snapshot.load_full(), admin.clock.now());
-    let items: Vec<_> = snapshot.connections.iter().map(|bound| view::connection(bound, now)).collect();
-    Json(json!({ "items": items }))
-}
-
-async fn connection(State(admin): State<Admin>, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
-    let snapshot = admin.snapshot.load_full();
-    Ok(Json(view::connection(bound(&snapshot, &name)?, admin.clock.now())))
 }

@@ -18,7 +18,7 @@ pub struct Operation {
     pub summary: &'static str,
     /// Responses in addition to those of every operation.
     pub responses: &'static [(u16, &'static str)],
-    /// Members of the JSON body.
+    /// Members of the JSON body; of a GET, parameters of the query.
     pub members: &'static [(&'static str, &'static str)],
     pub handler: fn() -> MethodRouter<Admin>,
 }
@@ -69,20 +69,29 @@ fn describe(operation: &Operation) -> Value {
         "x-role": operation.role.as_str(),
         "responses": responses,
     });
-    let parameters =
+    let mut parameters = Vec::new();
+    let in_path =
         [("name", "^[a-z0-9][a-z0-9_-]{0,62}$"), ("secret", "^[A-Za-z0-9._/-]{1,200}$"), ("id", "^[A-Za-z0-9_-]{23}$")];
-    for (name, pattern) in parameters {
+    for (name, pattern) in in_path {
         if operation.path.contains(&format!("{{{name}}}")) {
             let schema = json!({ "type": "string", "pattern": pattern });
-            description["parameters"] = json!([{ "name": name, "in": "path", "required": true, "schema": schema }]);
+            parameters.push(json!({ "name": name, "in": "path", "required": true, "schema": schema }));
         }
     }
-    if !operation.members.is_empty() {
+    if operation.method == "get" {
+        parameters.extend(operation.members.iter().map(|(name, what)| {
+            let kind = if *name == "limit" { "integer" } else { "string" };
+            json!({ "name": name, "in": "query", "description": what, "schema": { "type": kind } })
+        }));
+    } else if !operation.members.is_empty() {
         let member =
             |(name, what): &(&str, &str)| ((*name).to_owned(), json!({ "type": "string", "description": what }));
         let members: Map<_, _> = operation.members.iter().map(member).collect();
         let schema = json!({ "type": "object", "additionalProperties": false, "properties": members });
         description["requestBody"] = json!({ "content": { "application/json": { "schema": schema } } });
+    }
+    if !parameters.is_empty() {
+        description["parameters"] = parameters.into();
     }
     description
 }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use axum::http::{Method, StatusCode};
 
 use super::Admin;
+use super::users::AuthenticatedUser;
 use crate::model::Name;
 use crate::model::token::{Subject, TokenKey};
 use crate::telemetry::audit::{self, Kind};
@@ -24,6 +25,24 @@ pub fn denial(
         ..audit::Request::new(from, method.as_str(), path, status.as_u16())
     };
     admin.audit.now().admin(admin.clock.now().wall, Kind::Denial, &record);
+}
+
+/// Records an operation of a user on a connection that changes nothing.
+pub fn operation(
+    admin: &Admin,
+    user: &AuthenticatedUser,
+    (method, path): (&Method, &str),
+    key: &TokenKey,
+    status: StatusCode,
+) {
+    let record = audit::Request {
+        user: Some(user.name.as_str()),
+        listener: Some("admin"),
+        connection: Some(key.connection.as_str()),
+        profile: Some(key.profile.as_str()),
+        ..audit::Request::new(user.from, method.as_str(), path, status.as_u16())
+    };
+    admin.audit.now().admin(admin.clock.now().wall, Kind::Use, &record);
 }
 
 /// Records a change of a token by a user or by a person with a link; `code`: why it failed.

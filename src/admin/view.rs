@@ -2,6 +2,8 @@
 //!
 //! Invariant: no token and no secret is shown; a value that may hold one (a parameter, a query) is shown by name only.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 use url::Url;
 
@@ -11,21 +13,37 @@ use crate::model::time::rfc3339;
 use crate::model::token::TokenKey;
 use crate::snapshot::BoundConnection;
 use crate::store::{Refresh, StoreError, StoredToken};
-use crate::token::slot::{Consent, RevocationOutcome, Revoked, SlotState, TokenSlot, needs_consent_again};
+use crate::token::slot::{
+    Consent, InjectedToken, RevocationOutcome, Revoked, SlotState, TokenSlot, needs_consent_again,
+};
 
-pub fn connection(bound: &BoundConnection, now: Now) -> Value {
-    let connection = &bound.connection;
-    let shared: Vec<_> =
-        bound.definitions.iter().filter_map(|definition| definition.slots.as_ref()?.shared()).collect();
-    let states = shared.iter().map(|slot| slot.state());
+/// States of a connection: `inactive`, else the worst of its shared tokens; `idle` without any.
+pub const CONNECTION_STATES: [&str; 8] =
+    ["inactive", "starting", "fresh", "due", "expired", "reauthorize", "misconfigured", "idle"];
+
+/// The state of a connection, with that of the token that determines it.
+pub fn connection_state(bound: &BoundConnection, now: Now) -> (&'static str, Option<Arc<SlotState>>) {
+    let states = bound.definitions.iter().filter_map(|definition| Some(definition.slots.as_ref()?.shared()?.state()));
     // The worst one; the first of several.
     let state = states.rev().max_by_key(|state| severity(state.name(now)));
     let word = match &state {
-        _ if !connection.active => "inactive",
+        _ if !bound.connection.active => "inactive",
         Some(state) => state.name(now),
         // A connection with a token for each subject has no state of its own.
         None => "idle",
     };
+    (word, state)
+}
+
+/// The end of a token.
+pub fn expiry(token: &InjectedToken) -> String {
+    rfc3339(token.expires.wall)
+}
+
+pub fn connection(bound: &BoundConnection, now: Now) -> Value {
+    let connection = &bound.connection;
+    let shared: Vec<_> = bound.definitions.iter().filter_map(|own| own.slots.as_ref()?.shared()).collect();
+    let (word, state) = connection_state(bound, now);
     let current = state.as_ref().and_then(|state| state.token.as_ref());
     let secret = !connection.client_auth.secrets().is_empty();
     let set = |set: bool| set.then(|| json!({ "set": true }));
@@ -42,7 +60,7 @@ pub fn connection(bound: &BoundConnection, now: Now) -> Value {
         "name": connection.name.as_str(),
         "active": connection.active,
         "state": word,
-        "expires_at": current.map(|token| rfc3339(token.expires.wall)),
+        "expires_at": current.map(|token| expiry(token)),
         "last_attempt": state.as_ref().map(|state| last_attempt(state)),
         "comments": connection.comments,
         "grant": connection.grant.as_str(),
@@ -106,6 +124,15 @@ fn without_credentials(url: &Url) -> String {
     url.set_query(None);
     url.set_fragment(None);
     url.into()
+}
+
+/// What a route matches, as one word: the host or the mount, and the path.
+pub fn route_match(route: &Route) -> String {
+    let base = match &route.matches {
+        RouteMatch::Host { pattern, port } => host(pattern, *port),
+        RouteMatch::Mount { prefix, .. } => slashed(prefix).to_owned(),
+    };
+    if route.path.is_root() { base } else { base + route.path.as_str() }
 }
 
 fn route(route: &Route) -> Value {
@@ -271,7 +298,7 @@ pub fn revoked(revoked: &Revoked) -> Value {
     })
 }
 
-fn last_attempt(state: &SlotState) -> Value {
+pub fn last_attempt(state: &SlotState) -> Value {
     if let Some(failure) = &state.last_failure {
         return json!({
             "at": rfc3339(failure.at.wall),
@@ -293,7 +320,6 @@ fn last_attempt(state: &SlotState) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;

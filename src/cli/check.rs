@@ -1,8 +1,9 @@
 //! `keybearer check`: reports every problem in one run; on a terminal with an excerpt of the file.
 //!
-//! Not here: stored tokens that no longer match the configuration (`consent`).
+//! Not here: stored tokens that no longer match the configuration (`consent`), what the servers respond (`online`).
 
 mod consent;
+mod online;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -26,6 +27,9 @@ pub struct CheckArguments {
     /// Print one JSON object, for programs
     #[arg(long)]
     json: bool,
+    /// Also check each connection against its authorization server: DNS, TLS, clock, metadata, client and secret
+    #[arg(long)]
+    online: bool,
 }
 
 pub fn check(arguments: &CheckArguments) -> ExitCode {
@@ -33,13 +37,26 @@ pub fn check(arguments: &CheckArguments) -> ExitCode {
     let opener = Arc::new(StoreOpener::new(Clock::system(), Tasks::default()));
     let result = config::load(&path, opener.clone());
     let notes = result.as_ref().map(|loaded| notes(&loaded.model, &opener)).unwrap_or_default();
+    let checked = result.as_ref().ok().filter(|_| arguments.online).map(|loaded| online::checks(&loaded.model));
+    let checked = match checked.transpose() {
+        Ok(checked) => checked,
+        Err(why) => {
+            eprintln!("{why}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let refused = checked.as_ref().is_some_and(|checked| online::has_failure(checked));
     if arguments.json {
         let (problems, warnings) = match &result {
             Ok(loaded) => (&[][..], &loaded.warnings),
             Err(problems) => (&problems.problems[..], &problems.warnings),
         };
-        println!("{}", json!({ "file": path, "problems": problems, "warnings": warnings, "notes": notes }));
-        return ExitCode::from(if result.is_ok() { 0 } else { MISCONFIGURED });
+        let mut report = json!({ "file": path, "problems": problems, "warnings": warnings, "notes": notes });
+        if let Some(checked) = &checked {
+            report["connections"] = online::json(checked);
+        }
+        println!("{report}");
+        return ExitCode::from(if result.is_ok() && !refused { 0 } else { MISCONFIGURED });
     }
     match result {
         Err(problems) => {
@@ -61,7 +78,10 @@ pub fn check(arguments: &CheckArguments) -> ExitCode {
             for note in &notes {
                 println!("note: {note}");
             }
-            ExitCode::SUCCESS
+            if let Some(checked) = &checked {
+                println!("{}", online::table(checked));
+            }
+            ExitCode::from(if refused { MISCONFIGURED } else { 0 })
         }
     }
 }

@@ -25,6 +25,10 @@ use crate::tls::Trust;
 const CALL_TIMEOUT: Duration = Duration::from_secs(45);
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 const RESPONSE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// The largest page that the instance sends.
+const CONNECTIONS_PER_PAGE: &str = "200";
+/// Ends the walk through the pages of a peer that never sends the last one.
+const PAGES_MAX: usize = 5000;
 const TOKEN_BYTES_MAX: usize = 4 * 1024;
 const SECRET_BYTES_MAX: u64 = 64 * 1024;
 
@@ -85,7 +89,26 @@ pub enum CallError {
 }
 
 pub fn connections(arguments: &InstanceArguments) -> ExitCode {
-    finish(arguments, arguments.call(Method::GET, &["connections"], None), table::connections)
+    finish(arguments, all_connections(arguments), table::connections)
+}
+
+/// Reads every page of the list.
+fn all_connections(arguments: &InstanceArguments) -> Result<Value, CallError> {
+    let instance = arguments.instance()?;
+    let (mut items, mut cursor) = (Vec::new(), None);
+    for _ in 0..PAGES_MAX {
+        let mut query = vec![("limit", CONNECTIONS_PER_PAGE)];
+        query.extend(cursor.as_deref().map(|cursor| ("cursor", cursor)));
+        let mut page = instance.call(Method::GET, &["connections"], &query, None)?;
+        if let Value::Array(more) = page["items"].take() {
+            items.extend(more);
+        }
+        match page["cursor"].as_str() {
+            Some(next) => cursor = Some(next.to_owned()),
+            None => return Ok(json!({ "items": items })),
+        }
+    }
+    Err(CallError::Local(format!("the instance's list of connections has more than {PAGES_MAX} pages")))
 }
 
 pub fn refresh(arguments: &RefreshArguments) -> ExitCode {
@@ -237,17 +260,41 @@ impl InstanceArguments {
         })
     }
 
-    /// Calls the API; `Err` also if the instance refuses.
-    pub fn call(&self, method: Method, path: &[&str], body: Option<Value>) -> Result<Value, CallError> {
+    pub fn instance(&self) -> Result<Instance, CallError> {
         let found = self.location();
-        let base = self.base_url(found.admin)?;
-        let token = self.token(&found)?;
-        let path = [&["api", "v1"], path].concat();
-        let mut request = reqwest::Request::new(method, join(&base, &path)?);
+        Ok(Instance { base: self.base_url(found.admin)?, token: self.token(&found)? })
+    }
+
+    /// Calls the API once; `Err` also if the instance refuses.
+    pub fn call(&self, method: Method, path: &[&str], body: Option<Value>) -> Result<Value, CallError> {
+        self.instance()?.call(method, path, &[], body)
+    }
+}
+
+/// A running instance, and the token to present to it.
+pub struct Instance {
+    base: Url,
+    token: Secret,
+}
+
+impl Instance {
+    /// Calls the API; `Err` also if the instance refuses.
+    pub fn call(
+        &self,
+        method: Method,
+        path: &[&str],
+        query: &[(&str, &str)],
+        body: Option<Value>,
+    ) -> Result<Value, CallError> {
+        let Instance { base, token } = self;
+        let mut url = join(base, &[&["api", "v1"], path].concat())?;
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        let mut request = reqwest::Request::new(method, url);
         let value = http::HeaderValue::try_from(format!("Bearer {}", token.expose()));
-        let mut value = value.map_err(|_| {
-            CallError::Local("the admin token contains characters that are not allowed in a header".to_owned())
-        })?;
+        let invalid = "the admin token contains characters that are not allowed in a header";
+        let mut value = value.map_err(|_| CallError::Local(invalid.to_owned()))?;
         value.set_sensitive(true);
         request.headers_mut().insert(http::header::AUTHORIZATION, value);
         if let Some(body) = body {
@@ -255,15 +302,14 @@ impl InstanceArguments {
             request.headers_mut().insert(http::header::CONTENT_TYPE, json);
             *request.body_mut() = Some(body.to_string().into());
         }
-        let (status, bytes) = send(&base, request, CALL_TIMEOUT)?;
+        let (status, bytes) = send(base, request, CALL_TIMEOUT)?;
         let response: Value = serde_json::from_slice(&bytes).unwrap_or_default();
         match (200..300).contains(&status) {
             true if response.is_object() => Ok(response),
             false if response["code"].is_string() => Err(CallError::Refused(response)),
-            _ => {
-                let text = format!("{base} is not a Keybearer instance (status {status}); set another --admin");
-                Err(CallError::Local(text))
-            }
+            _ => Err(CallError::Local(format!(
+                "{base} is not a Keybearer instance (status {status}); set another --admin"
+            ))),
         }
     }
 }

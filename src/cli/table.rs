@@ -5,7 +5,7 @@
 use serde_json::Value;
 
 /// Aligns columns, each as wide as its widest cell.
-fn aligned(rows: &[Vec<String>]) -> String {
+pub fn aligned(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let wide = |at: usize| rows.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count()).max();
     let widths: Vec<usize> = (0..columns).map(|at| wide(at).unwrap_or(0)).collect();
@@ -32,27 +32,28 @@ pub fn connections(response: &Value) -> String {
     let mut rows = vec![["NAME", "STATE", "GRANT", "EXPIRES", "ROUTES", "LAST ERROR"].map(str::to_owned).to_vec()];
     for item in items {
         rows.push(connection(item));
-        let tokens = item["shared_tokens"].as_array().map(Vec::as_slice).unwrap_or_default();
-        // The connection's own row covers a single token.
-        rows.extend(tokens.iter().filter(|_| tokens.len() > 1).map(|token| profile(item, token)));
+        let profiles = item["profiles"].as_array().map(Vec::as_slice).unwrap_or_default();
+        rows.extend(profiles.iter().map(profile));
     }
     aligned(&rows)
 }
 
 fn connection(item: &Value) -> Vec<String> {
     let routes = item["routes"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let routes: Vec<_> = routes.iter().map(route_match).collect();
-    let routes = if routes.is_empty() { "-".to_owned() } else { routes.join(",") };
+    let mut shown: Vec<_> = routes.iter().map(text).collect();
+    let more = item["route_count"].as_u64().unwrap_or(0).saturating_sub(routes.len() as u64);
+    if more > 0 {
+        shown.push(format!("and {more} more"));
+    }
+    let routes = if shown.is_empty() { "-".to_owned() } else { shown.join(",") };
     let error = last_error(item);
     vec![text(&item["name"]), text(&item["state"]), text(&item["grant"]), text(&item["expires_at"]), routes, error]
 }
 
 /// The row of one profile's token, below the row of its connection.
-fn profile(item: &Value, token: &Value) -> Vec<String> {
-    let profiles = item["profiles"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let own = profiles.iter().find(|own| own["name"] == token["profile"]).unwrap_or(item);
+fn profile(token: &Value) -> Vec<String> {
     let (name, error) = (format!("  {}", text(&token["profile"])), last_error(token));
-    vec![name, text(&token["state"]), text(&own["grant"]), text(&token["expires_at"]), String::new(), error]
+    vec![name, text(&token["state"]), text(&token["grant"]), text(&token["expires_at"]), String::new(), error]
 }
 
 /// The last error of a connection or a token; with its description if a person has to act.
@@ -62,12 +63,6 @@ fn last_error(item: &Value) -> String {
         Some(description) => format!("{}: {}", text(&attempt["error"]), clean(description)),
         None => text(&attempt["error"]),
     }
-}
-
-fn route_match(route: &Value) -> String {
-    let base = if route["host"].is_string() { &route["host"] } else { &route["mount"] };
-    let path = route["path"].as_str().filter(|path| *path != "/").unwrap_or_default();
-    format!("{}{}", text(base), clean(path))
 }
 
 pub fn refreshed(name: &str, token: &Value) -> String {
@@ -104,16 +99,15 @@ mod tests {
 
     #[test]
     fn columns_are_aligned_and_control_characters_replaced() {
-        let route = json!({"host": "api.test", "path": "/v1"});
         let attempt = json!({"error": "bad\u{1b}[31m\nthing"});
         let crm = json!({"name": "crm", "state": "fresh", "grant": "client_credentials", "expires_at": null,
-            "routes": [route, {"host": null, "mount": "/m", "path": "/"}], "last_attempt": attempt});
+            "routes": ["api.test/v1", "/m"], "route_count": 5, "last_attempt": attempt});
         let response =
             json!({"items": [crm, {"name": "longer-name", "state": "inactive", "grant": "g", "routes": []}]});
         let expected = "\
-NAME         STATE     GRANT               EXPIRES  ROUTES          LAST ERROR
-crm          fresh     client_credentials  -        api.test/v1,/m  bad?[31m?thing
-longer-name  inactive  g                   -        -               -";
+NAME         STATE     GRANT               EXPIRES  ROUTES                     LAST ERROR
+crm          fresh     client_credentials  -        api.test/v1,/m,and 3 more  bad?[31m?thing
+longer-name  inactive  g                   -        -                          -";
         assert_eq!(connections(&response), expected);
     }
 
@@ -127,11 +121,11 @@ longer-name  inactive  g                   -        -               -";
 
     #[test]
     fn profiles_are_listed_below_their_connection() {
-        let tokens = json!([{"profile": "default", "state": "fresh", "expires_at": "soon", "last_attempt": {"error": null}},
-            {"profile": "all", "state": "misconfigured", "expires_at": null, "last_attempt": {"error": "invalid_scope"}}]);
+        let profiles = json!([{"profile": "default", "grant": "client_credentials", "state": "fresh", "expires_at": "soon",
+            "last_attempt": {"error": null}}, {"profile": "all", "grant": "password", "state": "misconfigured",
+            "expires_at": null, "last_attempt": {"error": "invalid_scope"}}]);
         let crm = json!({"name": "crm", "state": "misconfigured", "grant": "client_credentials", "expires_at": null,
-            "routes": [{"host": "a.test", "path": "/"}], "last_attempt": {"error": "invalid_scope"},
-            "profiles": [{"name": "all", "grant": "password"}], "shared_tokens": tokens});
+            "routes": ["a.test"], "route_count": 1, "last_attempt": {"error": "invalid_scope"}, "profiles": profiles});
         let expected = "\
 NAME       STATE          GRANT               EXPIRES  ROUTES  LAST ERROR
 crm        misconfigured  client_credentials  -        a.test  invalid_scope

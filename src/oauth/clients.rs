@@ -26,7 +26,7 @@ const POOL_IDLE_CONNECTIONS_MAX: usize = 8;
 /// Clients are built on first use, which takes 10 ms, then shared.
 pub struct HttpClients {
     trust: Trust,
-    dialer: Dialer,
+    pub dialer: Dialer,
     clients: Mutex<Vec<(ClientSettings, reqwest::Client)>>,
     discoveries: Mutex<Discoveries>,
     /// Traces the requests that are sent over these clients.

@@ -38,6 +38,32 @@ pub struct Metadata {
     pub requires_pushed_requests: bool,
     /// Authorization responses carry `iss` (RFC 9207 §3).
     pub sends_iss_parameter: bool,
+    pub announced: Announced,
+}
+
+/// What the issuer supports, as far as it announces it (RFC 8414 §2).
+#[derive(Debug, Default)]
+pub struct Announced {
+    pub grants: Option<Vec<String>>,
+    /// At the token endpoint.
+    pub authentication_methods: Option<Vec<String>>,
+    pub code_challenge_methods: Option<Vec<String>>,
+    pub scopes: Option<Vec<String>>,
+}
+
+impl Announced {
+    fn read(members: &Members) -> Announced {
+        let list = |name: &str| match members.get(name) {
+            Some(Json::List(items)) => Some(items.iter().filter_map(Json::as_text).map(str::to_owned).collect()),
+            _ => None,
+        };
+        Announced {
+            grants: list("grant_types_supported"),
+            authentication_methods: list("token_endpoint_auth_methods_supported"),
+            code_challenge_methods: list("code_challenge_methods_supported"),
+            scopes: list("scopes_supported"),
+        }
+    }
 }
 
 impl Metadata {
@@ -109,7 +135,8 @@ impl Discovery {
         self.cache.store(Arc::default());
     }
 
-    async fn fetch(&self) -> Result<Metadata, Failure> {
+    /// Requests the metadata anew, past the cache, which stays as it is.
+    pub async fn fetch(&self) -> Result<Metadata, Failure> {
         let (mut unavailable_because, mut unusable) = (Vec::new(), None);
         for url in well_known_urls(&self.issuer) {
             let mut request = reqwest::Request::new(Method::GET, url);
@@ -168,6 +195,7 @@ impl Discovery {
             endpoints,
             requires_pushed_requests: is_true("require_pushed_authorization_requests"),
             sends_iss_parameter: is_true("authorization_response_iss_parameter_supported"),
+            announced: Announced::read(&members),
         })
     }
 

@@ -53,7 +53,7 @@ impl From<reqwest::Error> for TransportError {
         let error = error.without_url();
         let reason = if causes(&error).any(|cause| cause.is::<TooLate>()) {
             Reason::NotSent
-        } else if causes(&error).any(is_tls) {
+        } else if tls_cause(&error).is_some() {
             Reason::Tls
         } else if error.is_connect() {
             Reason::Unreachable
@@ -71,10 +71,15 @@ fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn
     std::iter::successors(Some(error), |cause: &&'a (dyn Error + 'static)| (*cause).source())
 }
 
+/// Why TLS failed, if it did.
+pub fn tls_cause(error: &reqwest::Error) -> Option<&rustls::Error> {
+    causes(error).find_map(as_tls)
+}
+
 /// An I/O error hides what it wraps from `source`: look inside.
-fn is_tls(error: &(dyn Error + 'static)) -> bool {
-    let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-    error.is::<rustls::Error>() || wrapped.is_some_and(|inner| is_tls(inner))
+fn as_tls<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    let wrapped = || error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    error.downcast_ref().or_else(|| as_tls(wrapped()?))
 }
 
 /// A request body that is sent before a deadline or not at all: the process may be suspended between the decision to

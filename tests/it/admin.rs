@@ -3,6 +3,7 @@
 mod access;
 mod actions;
 mod commands;
+mod connections;
 mod sessions;
 mod views;
 
@@ -26,7 +27,7 @@ const ACCESS_TOKEN: &str = "very-secret-access-token";
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Every operation: the statuses for no token, a wrong one, viewer, operator, manager.
-const ROWS: [(&str, &str, [u16; 5]); 18] = [
+const ROWS: [(&str, &str, [u16; 5]); 19] = [
     ("get", "/api/v1/openapi.json", [401, 401, 200, 200, 200]),
     ("get", "/api/v1/connections", [401, 401, 200, 200, 200]),
     ("get", "/api/v1/connections/{name}", [401, 401, 200, 200, 200]),
@@ -42,6 +43,7 @@ const ROWS: [(&str, &str, [u16; 5]); 18] = [
     // The operator has just forced a refresh.
     ("post", "/api/v1/connections/{name}/refresh", [401, 401, 403, 200, 409]),
     ("post", "/api/v1/connections/{name}/test", [401, 401, 403, 200, 200]),
+    ("post", "/api/v1/connections/{name}/preflight", [401, 401, 403, 200, 200]),
     // The grant needs no person; there is no such authorization.
     ("post", "/api/v1/connections/{name}/authorize", [401, 401, 403, 409, 409]),
     ("get", "/api/v1/authorizations/{id}", [401, 401, 404, 404, 404]),

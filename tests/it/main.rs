@@ -42,6 +42,7 @@ mod http2;
 mod layers;
 mod limits;
 mod listeners;
+mod preflight;
 mod prometheus;
 mod requests;
 mod service;

@@ -1,9 +1,9 @@
 //! The grants: how the first token of a connection is acquired, and every property that differs between grants.
 //!
 //! To add a grant, add a line to `grant_kinds!` and a variant to [`Grant`]. The compiler then points to the rest: the
-//! methods here, `config/connection/grant` (its keys), `oauth/grant` (its request, and its signer, if any). A grant
-//! that needs a person also needs a [`ConsentFlow`], and a flow in `admin/consent`. Only these files match on grants,
-//! exhaustively; others call the methods here.
+//! methods here, `config/connection/grant` (its keys), `oauth/grant` (its request, and its signer, if any),
+//! `oauth/preflight/client` (how to probe the client). A grant that needs a person also needs a [`ConsentFlow`], and a
+//! flow in `admin/consent`. Only these files match on grants, exhaustively; others call the methods here.
 
 use std::time::Duration;
 

@@ -1,0 +1,153 @@
+//! `GET connections`: a page of short items, with search and filters; `GET connections/{name}`: one connection as a whole.
+//!
+//! Invariants: items are ordered by name, and a cursor names the last item of its page, so that a connection that appears
+//! or disappears between two pages neither repeats nor skips another; no item holds a secret.
+//! Not here: the JSON of a whole connection and of a token (`view`).
+
+use axum::Json;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::problem::{Problem, bound};
+use super::{Admin, view};
+use crate::clock::Now;
+use crate::model::Name;
+use crate::model::connection::{Connection, Route, RouteMatch};
+use crate::snapshot::{BoundConnection, BoundDefinition};
+
+/// Default number of items on a page.
+const LIMIT_DEFAULT: usize = 50;
+const LIMIT_MAX: usize = 200;
+const QUERY_CHARS_MAX: usize = 200;
+/// Routes that an item lists; `route_count` is the total.
+const ROUTES_MAX: usize = 8;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConnectionsQuery {
+    q: Option<String>,
+    state: Option<String>,
+    limit: Option<usize>,
+    cursor: Option<String>,
+}
+
+/// The checked query.
+struct Filter {
+    /// In lower case; empty: all.
+    text: String,
+    state: Option<String>,
+    limit: usize,
+    after: Option<Name>,
+}
+
+fn bad_request(detail: String) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "bad_request", detail)
+}
+
+impl Filter {
+    fn parse(query: Result<Query<ConnectionsQuery>, QueryRejection>) -> Result<Filter, Problem> {
+        let Query(query) = query.map_err(|error| bad_request(error.body_text()))?;
+        let limit = query.limit.unwrap_or(LIMIT_DEFAULT);
+        if !(1..=LIMIT_MAX).contains(&limit) {
+            return Err(bad_request(format!("`limit` must be between 1 and {LIMIT_MAX}")));
+        }
+        let text = query.q.unwrap_or_default();
+        if text.chars().count() > QUERY_CHARS_MAX {
+            return Err(bad_request(format!("`q` must have at most {QUERY_CHARS_MAX} characters")));
+        }
+        if query.state.as_deref().is_some_and(|state| !view::CONNECTION_STATES.contains(&state)) {
+            return Err(bad_request(format!("`state` must be one of {}", view::CONNECTION_STATES.join(", "))));
+        }
+        let after = |text: &str| {
+            let name = BASE64_URL_SAFE_NO_PAD.decode(text).ok().and_then(|name| String::from_utf8(name).ok());
+            let name = name.and_then(|name| Name::parse(&name));
+            name.ok_or_else(|| bad_request("`cursor` is not one of this list".to_owned()))
+        };
+        let after = query.cursor.as_deref().map(after).transpose()?;
+        Ok(Filter { text: text.to_lowercase(), state: query.state, limit, after })
+    }
+
+    fn matches(&self, bound: &BoundConnection, now: Now) -> bool {
+        let Connection { name, comments, client_id, routes, .. } = &*bound.connection;
+        let holds = |text: &str| text.to_lowercase().contains(&self.text);
+        self.after.as_ref().is_none_or(|after| name > after)
+            && (self.text.is_empty()
+                || holds(name.as_str())
+                || holds(client_id)
+                || comments.as_deref().is_some_and(holds)
+                || routes.iter().any(|route| hosts(route).any(|host| holds(&host))))
+            && self.state.as_deref().is_none_or(|state| view::connection_state(bound, now).0 == state)
+    }
+}
+
+/// The host or the mount that a route matches, and the upstream of a mount.
+fn hosts(route: &Route) -> impl Iterator<Item = String> {
+    let upstream = match &route.matches {
+        RouteMatch::Host { .. } => None,
+        RouteMatch::Mount { upstream, .. } => Some(upstream.to_string()),
+    };
+    std::iter::once(view::route_match(route)).chain(upstream)
+}
+
+/// Finds a page in one pass over all connections.
+pub async fn list(
+    State(admin): State<Admin>,
+    query: Result<Query<ConnectionsQuery>, QueryRejection>,
+) -> Result<Json<Value>, Problem> {
+    let filter = Filter::parse(query)?;
+    let (snapshot, now) = (admin.snapshot.load_full(), admin.clock.now());
+    let mut found: Vec<_> = snapshot.connections.iter().filter(|bound| filter.matches(bound, now)).collect();
+    found.sort_unstable_by(|one, other| one.connection.name.cmp(&other.connection.name));
+    let page = &found[..found.len().min(filter.limit)];
+    let last = page.last().filter(|_| found.len() > page.len());
+    let cursor = last.map(|last| BASE64_URL_SAFE_NO_PAD.encode(last.connection.name.as_str()));
+    let items: Vec<_> = page.iter().map(|bound| item(bound, now)).collect();
+    Ok(Json(json!({ "items": items, "cursor": cursor })))
+}
+
+pub async fn get(State(admin): State<Admin>, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
+    let snapshot = admin.snapshot.load_full();
+    Ok(Json(view::connection(bound(&snapshot, &name)?, admin.clock.now())))
+}
+
+fn item(bound: &BoundConnection, now: Now) -> Value {
+    let connection = &bound.connection;
+    let (state, slot_state) = view::connection_state(bound, now);
+    let current = slot_state.as_ref().and_then(|state| state.token.as_ref());
+    let routes: Vec<_> = connection.routes.iter().take(ROUTES_MAX).map(view::route_match).collect();
+    // The item itself shows the state of a single token.
+    let profiles: Vec<_> = match bound.definitions.as_slice() {
+        [_] => Vec::new(),
+        several => several.iter().filter_map(|own| profile(own, now)).collect(),
+    };
+    json!({
+        "name": connection.name.as_str(),
+        "active": connection.active,
+        "state": state,
+        "grant": connection.grant.as_str(),
+        "client_id": connection.client_id,
+        "comments": connection.comments,
+        "expires_at": current.map(|token| view::expiry(token)),
+        "last_attempt": slot_state.as_ref().map(|state| view::last_attempt(state)),
+        "profiles": profiles,
+        "routes": routes,
+        "route_count": connection.routes.len(),
+    })
+}
+
+/// The shared token of one of several profiles.
+fn profile(own: &BoundDefinition, now: Now) -> Option<Value> {
+    let state = own.slots.as_ref()?.shared()?.state();
+    Some(json!({
+        "profile": own.connection.profile.as_str(),
+        "grant": own.connection.grant.as_str(),
+        "state": state.name(now),
+        "expires_at": state.token.as_ref().map(|token| view::expiry(token)),
+        "last_attempt": view::last_attempt(&state),
+    }))
+}
