@@ -18,7 +18,7 @@ use crate::model::time::WallTime;
 #[derive(Debug, Clone)]
 pub struct Metrics {
     registry: Registry,
-    requests: IntCounterVec,
+    pub requests: IntCounterVec,
     pub errors: IntCounterVec,
     pub in_flight: IntGauge,
     pub duration: HistogramVec,
