@@ -8,12 +8,11 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Admin;
-use super::problem::Problem;
+use super::problem::{Problem, bad_request};
 use crate::model::Name;
 use crate::model::time::{parse_rfc3339, rfc3339};
 use crate::telemetry::activity::{Counts, MINUTE};
@@ -31,10 +30,6 @@ pub struct ActivityQuery {
     event: Option<String>,
     since: Option<String>,
     cursor: Option<String>,
-}
-
-fn bad_request(detail: impl Into<String>) -> Problem {
-    Problem::new(StatusCode::BAD_REQUEST, "bad_request", detail)
 }
 
 /// Reads the counters at the end of each minute, so that a minute shows only what happened in it.
