@@ -7,6 +7,7 @@
 //! Metrics: `keybearer_tokens`, computed at each scrape.
 
 mod actions;
+mod activity;
 mod api;
 mod auth;
 mod body;
@@ -52,6 +53,7 @@ use crate::config::Problem;
 use crate::snapshot::Snapshot;
 use crate::store::Keyring;
 use crate::tasks::Tasks;
+use crate::telemetry::activity::Activity;
 use crate::telemetry::audit::{Audit, Person};
 use crate::telemetry::events::Events;
 use crate::telemetry::health::Health;
@@ -96,6 +98,7 @@ pub struct Admin {
     pub access: Arc<Access>,
     pub events: Events,
     pub audit: Audit,
+    pub activity: Arc<Activity>,
     /// Seals session cookies and confirmations.
     pub seal: Arc<Keyring>,
     pub tasks: Tasks,
@@ -151,6 +154,11 @@ impl Admin {
     /// Polls token endpoints for pending device authorizations, until shutdown.
     pub async fn poll_devices(self) {
         consent::device::poll_all(self).await;
+    }
+
+    /// Counts the requests of each minute, until shutdown.
+    pub async fn count_activity(self) {
+        activity::count(self).await;
     }
 
     /// Everything below `/api/v1`.

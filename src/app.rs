@@ -173,6 +173,7 @@ impl App {
             access,
             events,
             audit: audit.clone(),
+            activity: Arc::default(),
             event_streams: Arc::new(Semaphore::new(admin::EVENT_STREAMS_MAX)),
             preflights: Arc::new(Semaphore::new(admin::PREFLIGHTS_MAX)),
             seal,
@@ -182,6 +183,7 @@ impl App {
         };
         let api = admin.clone().api();
         tasks.spawn("store notifications", cache.clone().follow_store_changes());
+        tasks.spawn("activity", admin.clone().count_activity());
         tasks.spawn("devices", admin.clone().poll_devices());
         let mut inside = api;
         let connections_max =

@@ -205,7 +205,8 @@ impl Reloader {
         let at = clock.now().wall;
         audit.now().change(at, &change);
         if self.audit.take().is_some_and(|next| audit.apply(next)) {
-            audit.now().change(at, &change);
+            // The records in memory have it once.
+            audit.now().target.change(at, &change);
         }
     }
 

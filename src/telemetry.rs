@@ -5,6 +5,7 @@
 //! to one writer thread; when the queue is full, lines are dropped and counted.
 //! Metrics: `keybearer_log_lines_dropped_total`.
 
+pub mod activity;
 pub mod audit;
 pub mod events;
 pub mod health;

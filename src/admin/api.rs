@@ -11,7 +11,9 @@ use axum::{Json, Router};
 
 use super::openapi::Operation;
 use super::problem::Problem;
-use super::{Admin, actions, auth, connections, consent, events, openapi, preflight, revoke, secrets, session, tokens};
+use super::{
+    Admin, actions, activity, auth, connections, consent, events, openapi, preflight, revoke, secrets, session, tokens,
+};
 use crate::model::Role;
 
 const SUBJECT: (&str, &str) =
@@ -251,6 +253,20 @@ const OPERATIONS: &[Operation] = &[
         responses: &[(200, "{name}"), (404, "the store has no secret of this name"), (503, "the store is unavailable")],
         members: &[],
         handler: || delete(secrets::remove),
+    },
+    Operation {
+        method: "get",
+        path: "/activity",
+        role: Role::Viewer,
+        summary: "The latest audit records of this replica, and one-minute counts of the last hour for each active connection",
+        responses: &[(200, "{items: [record], cursor, minutes}"), (400, "the query is invalid")],
+        members: &[
+            ("connection", "the name of a connection"),
+            ("event", "use, denial, refresh or change"),
+            ("since", "a time; no earlier record is shown"),
+            ("cursor", "the cursor of the previous page"),
+        ],
+        handler: || get(activity::list),
     },
     Operation {
         method: "get",

@@ -7,13 +7,12 @@
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::problem::{Problem, bound};
+use super::problem::{Problem, bad_request, bound};
 use super::{Admin, view};
 use crate::clock::Now;
 use crate::model::Name;
@@ -43,10 +42,6 @@ struct Filter {
     state: Option<String>,
     limit: usize,
     after: Option<Name>,
-}
-
-fn bad_request(detail: String) -> Problem {
-    Problem::new(StatusCode::BAD_REQUEST, "bad_request", detail)
 }
 
 impl Filter {

@@ -73,6 +73,11 @@ impl IntoResponse for Problem {
     }
 }
 
+/// The request's query or body is invalid.
+pub fn bad_request(detail: impl Into<String>) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "bad_request", detail)
+}
+
 /// Finds the connection of this name.
 pub fn bound<'a>(snapshot: &'a Snapshot, name: &str) -> Result<&'a BoundConnection, Problem> {
     let found = snapshot.connections.iter().find(|bound| bound.connection.name.as_str() == name);

@@ -309,8 +309,8 @@ impl Report {
         }
     }
 
-    fn record(&self, audit: &audit::Target, kind: Kind, outcome: &Outcome, complete: bool) {
-        audit.request(|| {
+    fn record(&self, audit: &audit::Recorder<'_>, kind: Kind, outcome: &Outcome, complete: bool) {
+        audit.request(kind, self.started, self.names().0, || {
             let (used, id, host) = (kind == Kind::Use, self.id(), self.host());
             let (connection, profile) = self.names();
             let record = audit::Request {

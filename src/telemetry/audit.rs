@@ -1,11 +1,12 @@
 //! The audit log: one record per use of a connection, denial, token request or configuration change.
 //!
-//! Not here: the file and its writer (`file`), the log line of each request (`proxy::report`).
+//! Not here: the file and its writer (`file`), the records kept in memory (`recent`), the log line of each request (`proxy::report`).
 //! Invariants: a record contains names, addresses and escaped text, never a query string, a token or a secret;
-//! recording never blocks, and records that do not fit the queue are counted and reported; no record is formatted if
-//! the audit is off.
+//! recording never blocks, and records that do not fit the queue are counted and reported; if the audit is off, a request's
+//! record is formatted only for `recent`, at a bounded rate.
 
 mod file;
+mod recent;
 mod record;
 
 use std::io;
@@ -13,12 +14,15 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use arc_swap::{ArcSwap, Guard};
+use tokio::time::Instant;
 
 use crate::model;
 use crate::model::time::WallTime;
 use crate::sync::lock;
 use file::Queue;
 pub use file::check_can_open;
+pub use recent::Entry;
+use recent::Recent;
 use record::line;
 pub use record::{Cause, Change, Kind, Person, Refresh, Request};
 
@@ -35,21 +39,8 @@ pub enum Target {
 }
 
 impl Target {
-    /// Value of the field `audit` of a log line, if audit records go to the log.
-    pub fn in_log(&self, kind: Kind) -> Option<&'static str> {
-        matches!(self, Target::Log).then(|| kind.as_str())
-    }
-
-    /// Records a request, to the file only: the log has its own line for each request.
-    pub fn request(&self, line: impl FnOnce() -> (WallTime, String)) {
-        if let Target::File(queue) = self {
-            let (at, line) = line();
-            queue.push(at, line);
-        }
-    }
-
     /// Records a request to the admin side.
-    pub fn admin(&self, at: WallTime, kind: Kind, record: &Request<'_>) {
+    fn admin(&self, at: WallTime, kind: Kind, record: &Request<'_>) {
         match self {
             Target::Off => {}
             Target::File(queue) => queue.push(at, line(at, kind.as_str(), record)),
@@ -75,7 +66,7 @@ impl Target {
         }
     }
 
-    pub fn refresh(&self, at: WallTime, record: &Refresh<'_>) {
+    fn refresh(&self, at: WallTime, record: &Refresh<'_>) {
         match self {
             Target::Off => {}
             Target::File(queue) => queue.push(at, line(at, Kind::Refresh.as_str(), record)),
@@ -107,7 +98,63 @@ impl Target {
 #[derive(Debug, Clone, Default)]
 pub struct Audit {
     target: Arc<ArcSwap<Target>>,
+    recent: Arc<Recent>,
     writers: Arc<Mutex<Vec<JoinHandle<()>>>>,
+}
+
+/// Records to the target in force, and to memory.
+pub struct Recorder<'a> {
+    pub target: Guard<Arc<Target>>,
+    recent: &'a Recent,
+}
+
+impl Recorder<'_> {
+    /// Value of the field `audit` of a log line, if audit records go to the log.
+    pub fn in_log(&self, kind: Kind) -> Option<&'static str> {
+        matches!(**self.target, Target::Log).then(|| kind.as_str())
+    }
+
+    /// Records a request of the proxy that began at `started`. It is not logged here: the log has its own line for each
+    /// request.
+    pub fn request(
+        &self,
+        kind: Kind,
+        started: Instant,
+        connection: Option<&str>,
+        line: impl FnOnce() -> (WallTime, String),
+    ) {
+        let kept = self.recent.admits_request(started);
+        let queue = match &**self.target {
+            Target::File(queue) => Some(queue),
+            Target::Off | Target::Log => None,
+        };
+        if !kept && queue.is_none() {
+            return;
+        }
+        let (at, line) = line();
+        if kept {
+            self.recent.push(at, kind, connection, &line);
+        }
+        if let Some(queue) = queue {
+            queue.push(at, line);
+        }
+    }
+
+    /// Records a request to the admin side.
+    pub fn admin(&self, at: WallTime, kind: Kind, record: &Request<'_>) {
+        self.recent.push(at, kind, record.connection, &line(at, kind.as_str(), record));
+        self.target.admin(at, kind, record);
+    }
+
+    pub fn refresh(&self, at: WallTime, record: &Refresh<'_>) {
+        self.recent.push(at, Kind::Refresh, Some(record.connection), &line(at, Kind::Refresh.as_str(), record));
+        self.target.refresh(at, record);
+    }
+
+    pub fn change(&self, at: WallTime, record: &Change<'_>) {
+        self.recent.push(at, Kind::Change, None, &line(at, Kind::Change.as_str(), record));
+        self.target.change(at, record);
+    }
 }
 
 /// A target that is ready to be applied.
@@ -119,9 +166,14 @@ pub enum Prepared {
 }
 
 impl Audit {
-    /// The target in force. A reload may replace it, so load it again for each record.
-    pub fn now(&self) -> Guard<Arc<Target>> {
-        self.target.load()
+    /// Records to the target in force. A reload may replace it, so call this again for each record.
+    pub fn now(&self) -> Recorder<'_> {
+        Recorder { target: self.target.load(), recent: &self.recent }
+    }
+
+    /// The latest records of this process.
+    pub fn recent(&self) -> &Recent {
+        &self.recent
     }
 
     /// Opens the target that `audit` configures. `start` runs a writer on a thread, which ends with its queue.

@@ -20,7 +20,8 @@ use dropped_lines::DroppedLines;
 #[derive(Debug, Clone)]
 pub struct Metrics {
     registry: Registry,
-    requests: IntCounterVec,
+    /// `keybearer_requests_total`; counted once, when the response ends.
+    pub requests: IntCounterVec,
     /// `keybearer_errors_total`; the code is one of `docs/errors.md`.
     pub errors: IntCounterVec,
     /// `keybearer_requests_in_flight`, over the same span as `duration`.

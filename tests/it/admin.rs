@@ -2,6 +2,7 @@
 
 mod access;
 mod actions;
+mod activity;
 mod commands;
 mod connections;
 mod sessions;
@@ -27,7 +28,7 @@ const ACCESS_TOKEN: &str = "very-secret-access-token";
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Every operation: the statuses for no token, a wrong one, viewer, operator, manager.
-const ROWS: [(&str, &str, [u16; 5]); 19] = [
+const ROWS: [(&str, &str, [u16; 5]); 20] = [
     ("get", "/api/v1/openapi.json", [401, 401, 200, 200, 200]),
     ("get", "/api/v1/connections", [401, 401, 200, 200, 200]),
     ("get", "/api/v1/connections/{name}", [401, 401, 200, 200, 200]),
@@ -51,6 +52,7 @@ const ROWS: [(&str, &str, [u16; 5]); 19] = [
     ("post", "/api/v1/session", [401, 401, 401, 401, 401]),
     ("delete", "/api/v1/session", [401, 401, 204, 204, 204]),
     ("post", "/api/v1/reload", [401, 401, 403, 403, 200]),
+    ("get", "/api/v1/activity", [401, 401, 200, 200, 200]),
     ("get", "/api/v1/events", [401, 401, 200, 200, 200]),
 ];
 

@@ -14,7 +14,7 @@ use crate::telemetry::Clean;
 /// Kind of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A request served by a route, or a test run by a person.
+    /// A request served by a route, or a test or a preflight run by a person.
     Use,
     Denial,
     /// A request to a token endpoint.
