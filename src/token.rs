@@ -324,6 +324,8 @@ impl TokenCache {
         loop {
             match news.recv().await {
                 Ok(News::Changed(key)) => self.get(&key).iter().for_each(|slot| slot.note_store_change()),
+                // Definitions are no tokens: a change of them reaches the slots as a new configuration.
+                Ok(News::Definitions) => {}
                 Ok(News::Missed) | Err(RecvError::Lagged(_)) => {
                     self.list().iter().for_each(|slot| slot.note_store_change())
                 }

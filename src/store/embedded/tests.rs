@@ -65,7 +65,7 @@ async fn save(store: &EmbeddedStore, key: &TokenKey, token: StoredToken) -> Resu
 #[tokio::test]
 async fn the_embedded_store_conforms() {
     let (_dir, _path, store) = store();
-    conformance::every_store(&store, conformance::Secrets::Kept).await;
+    conformance::every_store(&store, conformance::SecretsAndDefinitions::Kept).await;
 }
 
 #[tokio::test]

@@ -74,7 +74,7 @@ async fn the_redis_store_conforms_as_a_shared_store() {
     let redis = Redis::start().await;
     let ((one, _t), (other, tasks)) = (open(&redis, 1), open(&redis, 1));
     other.follow(&tasks);
-    conformance::every_store(&one, conformance::Secrets::Kept).await;
+    conformance::every_store(&one, conformance::SecretsAndDefinitions::Kept).await;
     conformance::shared_store(&one, &other).await;
 }
 
