@@ -4,6 +4,7 @@
 //! with two handles on the same store, like two replicas.
 //! Not here: tests of a single store (next to the store), fleets of replicas (`tests/it/fleet`).
 
+pub mod crash;
 mod definitions;
 mod shared;
 

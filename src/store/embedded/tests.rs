@@ -1,6 +1,7 @@
 //! Tests of the embedded store on real files.
 
 mod damage;
+mod definitions;
 mod failure;
 mod moved;
 mod sweep;
@@ -13,6 +14,7 @@ use super::*;
 use crate::model::connection::Connection;
 use crate::model::secret::SealKey;
 use crate::model::token::{AccessToken, RefreshToken, Subject};
+use crate::store::transfer::Records;
 use crate::store::{Refresh, conformance};
 
 const SECOND: Duration = Duration::from_secs(1);

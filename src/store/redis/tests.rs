@@ -2,6 +2,7 @@
 //!
 //! Not here: fleets of replicas (`tests/it/fleet`).
 
+mod definitions;
 mod kept;
 
 use tokio::time::{sleep, timeout};
@@ -25,9 +26,13 @@ fn open(redis: &Redis, key: u8) -> (RedisStore, Tasks) {
 }
 
 fn open_with(redis: &Redis, keyring: Keyring) -> (RedisStore, Tasks) {
+    open_as(redis.port, RedisKind::Server, keyring)
+}
+
+fn open_as(port: u16, kind: RedisKind, keyring: Keyring) -> (RedisStore, Tasks) {
     let settings = RedisSettings {
-        servers: vec![RedisAt::Tcp { host: "127.0.0.1".to_owned(), port: redis.port }],
-        kind: RedisKind::Server,
+        servers: vec![RedisAt::Tcp { host: "127.0.0.1".to_owned(), port }],
+        kind,
         tls: false,
         trust: None,
         database: 0,
