@@ -31,6 +31,8 @@ const SEALED_CATALOG_BYTES_MAX: usize = CATALOG_BYTES_MAX + 1024;
 const CHUNK_BYTES: usize = 1 << 20;
 /// Most records read in one call.
 const READ_MAX: usize = 256;
+/// Attempts to write back a catalog while replicas write back older ones.
+const WRITE_BACK_ATTEMPTS: usize = 5;
 /// Age of a pending revision whose writer has given up, or was killed.
 const ABANDONED_AGE: Duration = Duration::from_secs(3600);
 /// Interval between comparisons of the catalog in Redis with the one in use; catches lost notifications and lost data.
@@ -55,18 +57,18 @@ impl Backend {
 
     /// Reads the catalog; writes the one in use back first if Redis has lost it.
     pub async fn present_catalog(&self) -> Result<Present, StoreError> {
-        let present = self.read_catalog().await?;
-        let Some(in_use) = self.definitions_in_use.newer_than(present.catalog.generation) else { return Ok(present) };
-        if self.write_back(&present, &in_use).await? {
-            let (generation, definitions) = (in_use.catalog.generation, in_use.records.len());
-            tracing::warn!(generation, definitions, "definitions in use missing from the store; written back");
+        for _ in 0..WRITE_BACK_ATTEMPTS {
+            let present = self.read_catalog().await?;
+            let Some(in_use) = self.definitions_in_use.newer_than(present.catalog.generation) else {
+                return Ok(present);
+            };
+            if self.write_back(&present, &in_use).await? {
+                let (generation, definitions) = (in_use.catalog.generation, in_use.records.len());
+                tracing::warn!(generation, definitions, "definitions in use missing from the store; written back");
+            }
         }
-        let present = self.read_catalog().await?;
-        if present.catalog.generation < in_use.catalog.generation {
-            let why = "Redis: it has lost definitions, which replicas are writing back; try again".to_owned();
-            return Err(StoreError::Unavailable(why));
-        }
-        Ok(present)
+        let why = "Redis: it has lost definitions, which replicas are writing back; try again".to_owned();
+        Err(StoreError::Unavailable(why))
     }
 
     async fn read_catalog(&self) -> Result<Present, StoreError> {
