@@ -81,6 +81,9 @@ async fn the_redis_store_conforms_as_a_shared_store() {
     other.follow(&tasks);
     conformance::every_store(&one, conformance::SecretsAndDefinitions::Kept).await;
     conformance::shared_store(&one, &other).await;
+    let named = one.catalog().await.expect("a catalog").entries.len();
+    assert_eq!(redis.cli(&["HLEN", "keybearer:{definitions}:definitions"]).await, named.to_string());
+    assert_eq!(redis.cli(&["EXISTS", "keybearer:{definitions}:pending"]).await, "0", "lost changes left nothing");
 }
 
 #[tokio::test]

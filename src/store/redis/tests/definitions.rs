@@ -74,22 +74,29 @@ async fn changes_definitions_until_killed() {
     crash::change_until_killed(&store).await;
 }
 
-/// Two replicas, one with a slow connection, change the same catalog.
 #[tokio::test]
 async fn a_change_that_loses_leaves_no_revision_in_redis() {
     let redis = Redis::start().await;
     let ((one, _t), (other, _u)) = (open(&redis, 1), open(&redis, 1));
     change(&one, put(&[("crm", "1"), ("erp", "1")])).await;
-    // The other has read the catalog, and stages its revisions while one changes the catalog.
-    let present = other.backend.present_catalog().await.expect("a catalog");
-    let late = definitions::Swap::of_change(&present.catalog, put(&[("crm", "late"), ("late", "late")]), 7);
-    let next = change(&one, put(&[("crm", "2")])).await;
-    let lost = other.backend.put_swap(&present, late.expect("within bounds")).await;
-    assert_eq!(lost, Ok(None));
-    assert_eq!(count(&redis, "HLEN", REVISIONS).await, 2);
-    assert_eq!(count(&redis, "EXISTS", PENDING).await, 0);
-    assert_eq!(other.catalog().await, Ok(next));
-    assert!(!redis.cli(&["HGETALL", REVISIONS]).await.contains("late"));
+    for staged in [false, true] {
+        let present = other.backend.present_catalog().await.expect("a catalog");
+        let late = put(&[("crm", "late"), ("late", "late")]);
+        let late = definitions::Swap::of_change(&present.catalog, late, 7).expect("within bounds");
+        if staged {
+            for record in &late.put {
+                let record = String::from_utf8_lossy(&record.name);
+                redis.cli(&["HSET", REVISIONS, &record, "staged before the other change"]).await;
+                redis.cli(&["ZADD", PENDING, "9999999999", &record]).await;
+            }
+        }
+        let next = change(&one, put(&[("crm", "2")])).await;
+        assert_eq!(other.backend.put_swap(&present, late).await, Ok(None));
+        assert_eq!(count(&redis, "HLEN", REVISIONS).await, 2, "staged: {staged}");
+        assert_eq!(count(&redis, "EXISTS", PENDING).await, 0, "staged: {staged}");
+        assert_eq!(other.catalog().await, Ok(next));
+    }
+    assert!(!redis.cli(&["HKEYS", REVISIONS]).await.contains("late"));
 }
 
 #[tokio::test]
